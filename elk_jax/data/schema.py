@@ -1,0 +1,62 @@
+"""The records that flow from a data source to a model.
+
+Shapes: H, W image size in pixels; N lesions of one image; B batch; M padded lesions of an image in a batch.
+Boxes are xyxy, absolute pixels, float32, everywhere; the pixel grid's origin is the top left CORNER of the first pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What is known of an image without decoding it. `meta` keeps other per-image fields of the source."""
+
+    image_id: str
+    patient_id: str
+    width: int
+    height: int
+    boxes: np.ndarray  # [N, 4] float32
+    labels: np.ndarray  # [N] int32, 0-based class
+    ignore: np.ndarray  # [N] bool: neither a lesion to find nor a false positive when found
+    split: str = ""
+    file_name: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One decoded image with its lesions."""
+
+    info: ImageInfo
+    image: np.ndarray  # [H, W, 1] float32 in [0, 1]
+
+
+class Source(Protocol):
+    """A random-access collection of images: what every loader, split and evaluation is built on."""
+
+    name: str
+    classes: tuple[str, ...]
+    infos: tuple[ImageInfo, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class Batch(TypedDict):
+    """One padded batch, a plain dict of arrays. Images lie at the top left of their canvas."""
+
+    image: np.ndarray  # [B, H, W, 1] float32 in [0, 1], zero outside image_size
+    image_size: np.ndarray  # [B, 2] float32 (height, width) of the part that is image
+    gt_boxes: np.ndarray  # [B, M, 4] float32, in the coordinates of the resized image
+    gt_labels: np.ndarray  # [B, M] int32
+    gt_valid: np.ndarray  # [B, M] bool
+    gt_ignore: np.ndarray  # [B, M] bool, subset of gt_valid
+    scale: np.ndarray  # [B, 2] float32 (x, y): boxes / scale = boxes in the source's own pixels
+    index: np.ndarray  # [B] int32 position in the source (or in the concatenation of mixed sources)
+    valid: np.ndarray  # [B] bool, False for examples that only fill the last batch

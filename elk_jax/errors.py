@@ -1,0 +1,47 @@
+"""The one way a wrong input reaches the user: a single line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right: says what is wrong, where, and what to do, in one line."""
+
+    def __init__(self, what: str, *, where: object = "", todo: str = ""):
+        parts = [what.strip().rstrip(".")]
+        if where:
+            parts[0] += f" ({where})"
+        if todo:
+            parts.append(todo.strip().rstrip("."))
+        super().__init__(" ".join(". ".join(parts).split()))
+
+
+def from_os_error(error: OSError, where: object = "") -> UserError:
+    """Turn an operating-system error met while reading or writing `where` into one the user can act on."""
+    where = where or error.filename or ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError("the disk is full", where=where, todo="free some space and start the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError("permission denied", where=where, todo="choose another folder or change its permissions")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return UserError("no such file or folder", where=where, todo="check the path")
+    return UserError(os.strerror(error.errno) if error.errno else str(error), where=where)
+
+
+def run_main(main: Callable[..., object], *args: object) -> None:
+    """Call `main(*args)` and exit: 0 when it returns, 2 with one line on stderr for a user's error, 130 on Ctrl-C."""
+    try:
+        main(*args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {from_os_error(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: start the same command again to go on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,60 @@
+"""Files that are either whole or not there, and folders that can be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from elk_jax.errors import UserError, from_os_error
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Create `path` with its parents and prove that it can be written; raises UserError otherwise."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except FileExistsError as error:
+        raise UserError("a file stands where a folder is needed", where=path, todo="choose another folder") from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    return path
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file atomically: a reader, or a crash, sees the old content or the new one and nothing between."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise from_os_error(error, path) from error
+
+
+def write_text(path: str | os.PathLike, content: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write JSON atomically, indented, with a newline at the end. NaN and infinities are refused (ValueError)."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read JSON; a missing, unreadable or malformed file is a UserError that names it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    except ValueError as error:
+        raise UserError(f"not valid JSON: {error}", where=path, todo="repair or replace the file") from error
