@@ -1,0 +1,93 @@
+"""What the launch scripts share: flags that explain themselves, and errors of one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # config files import their shared parts as `configs.*`
+    sys.path.insert(0, str(ROOT))
+
+from elk_jax.errors import UserError, run_main  # noqa: E402
+
+
+def run(main: Callable[[], object], doc: str) -> None:
+    """Parse the flags of the calling script, then call `main()`. `doc` is what `--help` prints above the flags."""
+    run_main(_parse_and_call, main, doc)
+
+
+def _parse_and_call(main: Callable[[], object], doc: str) -> None:
+    if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
+        print(doc.strip() + "\n\nFlags:" + _flag_help())
+        return
+    try:
+        rest = flags.FLAGS(sys.argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+        raise _explain(error) from error
+    if rest:
+        raise UserError(f"unexpected argument '{rest[0]}'", todo="flags are written --name=value; see --help")
+    main()
+
+
+def _flag_help() -> str:
+    """The flags that the script itself defines, without those of the libraries."""
+    lines = flags.FLAGS.module_help(sys.modules["__main__"]).splitlines()[2:]
+    return "\n" + "\n".join(line for line in lines if not line.strip().startswith("(a ") and "override" not in line)
+
+
+def _explain(error: Exception) -> UserError:
+    """Turn what absl and ml_collections raise on bad flags into a line with the nearest right name."""
+    text = str(error.args[0]) if error.args else str(error)
+    override = next((a for a in sys.argv[1:] if a.startswith("--config.") and _key_of(a) in text), None)
+    unknown = re.search(r"[Kk]ey '?\"?([\w.]+)'?\"? (?:does not exist|not found)", text) or re.search(r'"(\w+)" not found', text)
+    if override is None:
+        override = next((a for a in sys.argv[1:] if a.startswith("--config.")), None) if unknown else None
+    if override and (unknown or "not exist" in text or "has no attribute" in text):
+        key = _key_of(override)
+        close = difflib.get_close_matches(key, _all_config_keys(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}" if close else "see config.json of a run for all keys"
+        return UserError(f"unknown config key '{key}'", where=override, todo=hint)
+    if override:
+        return UserError(f"bad value for config key '{_key_of(override)}': {text}", where=override)
+    return UserError(text.replace("FATAL Flags parsing error: ", ""), todo="see --help")
+
+
+def _key_of(override: str) -> str:
+    return override.removeprefix("--config.").split("=", 1)[0]
+
+
+def _all_config_keys() -> list[str]:
+    """Dotted names of every leaf of the configuration that --config names, if it can be loaded at all."""
+    path = next((a.split("=", 1)[1] for a in sys.argv[1:] if a.startswith("--config=")), None)
+    if path is None:
+        return []
+    try:
+        config = load_config(path)
+    except Exception:  # only a hint is at stake
+        return []
+
+    def walk(node: object, prefix: str) -> list[str]:
+        if not hasattr(node, "items"):
+            return [prefix]
+        return [name for key, child in node.items() for name in walk(child, f"{prefix}.{key}" if prefix else key)]
+
+    return walk(config, "")
+
+
+def load_config(path: str):
+    """Load `configs/NAME.py[:variant]` without flags."""
+    import importlib.util
+
+    file, _, variant = path.partition(":")
+    spec = importlib.util.spec_from_file_location("elk_jax_config", file)
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise UserError("no such configuration", where=file, todo="name a file of configs/")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant or None)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# One experiment on several GPU machines under SLURM: sbatch launch/slurm.sh --config=configs/cem_mixed.py:paper
+# One process a machine, which uses all its GPUs; the processes find each other through SLURM's own variables.
+# The run folder must lie on storage that all machines share. A job that is cut off goes on when it is queued again.
+#SBATCH --job-name=elk_jax
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=16
+#SBATCH --time=12:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+# Once, before the first job, on a machine with network: bash launch/setup.sh cuda12
+exec srun --kill-on-bad-exit=1 .venv/bin/python launch/train.py --distributed \
+  --workdir="${ELK_JAX_WORKDIR:-runs/slurm-${SLURM_JOB_ID:-0}}" "$@"

@@ -1,0 +1,38 @@
+"""Run an experiment: train its models, evaluate them, write the report.
+
+  python launch/train.py --config=configs/cem_mixed.py                     the embedded data set, minutes on a CPU
+  python launch/train.py --config=configs/cem_real.py:paper --workdir=runs/paper \\
+      --config.data.real.spec=coco:/data/cdd_cesm/cem.json                 your own images, the published recipe
+  python launch/train.py --config=configs/cem_mixed.py --stages=evaluate   one stage of it again
+
+A configuration is configs/NAME.py with an optional variant: tiny (seconds), quick (default), paper, fewshot.
+Every key can be set on the command line: --config.detector.steps=2000. The run folder then holds config.json,
+metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Stopped at any moment, the same
+command goes on where it was; finished stages are not repeated.
+
+Several GPUs of one machine are used by themselves. Several machines: start the same command on each under SLURM
+or Kubernetes (launch/slurm.sh, launch/kubernetes.yaml).
+"""
+
+from __future__ import annotations
+
+import command_line
+from absl import flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:variant].")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run folder. Default: runs/NAME.")
+STAGES = flags.DEFINE_list("stages", None, "Run only these stages, in the experiment's own order. Default: all.")
+
+
+def main() -> None:
+    if CONFIG.value is None:
+        raise command_line.UserError("no --config given", todo="try --config=configs/cem_mixed.py, or --help")
+    from elk_jax import experiment  # after the flags: importing JAX takes seconds
+
+    config = CONFIG.value
+    experiment.run(config, workdir=WORKDIR.value or f"runs/{config.name}", stages=STAGES.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")
