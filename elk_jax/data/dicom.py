@@ -1,0 +1,325 @@
+"""DICOM mammograms -> grey images as a workstation would show them.
+
+Shapes: H, W image size in pixels; F frames.
+
+The order is that of the standard's grey-scale pipeline (PS3.4 Annex N.2): stored values -> modality LUT or
+rescale -> VOI LUT or window -> presentation (MONOCHROME1 inverted). Attributes are looked up in the frame's
+functional groups first, then in the shared ones, then at the top level, so enhanced multi-frame objects
+(tomosynthesis) work like classic ones.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder, pixel_array
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from elk_jax.errors import UserError
+
+_GROUPS = (
+    "PixelMeasuresSequence",
+    "FrameVOILUTSequence",
+    "PixelValueTransformationSequence",
+    "FrameAnatomySequence",
+)
+_ATTRIBUTES = (
+    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "BitsStored", "PixelRepresentation"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("PixelSpacing", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor"),
+    *("FrameLaterality", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence"),
+)
+
+
+def looks_like_dicom(data: bytes) -> bool:
+    """True when the 128-byte preamble is followed by DICM."""
+    return data[128:132] == b"DICM"
+
+
+def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Decode the content of a DICOM file.
+
+    Args:
+      data: the file's bytes.
+      name: what to call it in an error message.
+      frame: which frame of a multi-frame object, 0-based; None accepts objects of one frame only.
+
+    Returns:
+      image [H, W] float32 in [0, 1], 1 is white, and a dict: `format` "dicom"; `bit_depth` bits stored;
+      `pixel_spacing` (row, column) mm in the breast plane, or None; `laterality` "L", "R" or None;
+      `laterality_header` what the header says; `view` "CC", "MLO", ... or ""; `patient_id`; `frames` F;
+      `photometric`; `voi` which of "lut", "window" or "full" was applied.
+
+    Raises:
+      UserError: damaged, without pixels, colour, a missing decoder (naming the package to install), a frame that
+        is not there.
+    """
+    try:
+        return _decode(_read(data, name), name, frame)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header makes pydicom raise almost anything; all mean the same here
+        raise UserError(f"damaged DICOM file: {error}", where=name, todo="fetch the file again") from error
+
+
+def _decode(dataset: Dataset, name: object, frame: int | None) -> tuple[np.ndarray, dict[str, Any]]:
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frame is None and frames > 1:
+        raise UserError(
+            f"{frames} frames in one file", where=name, todo="say which frame, or export single frames"
+        )
+    if frame is not None and not 0 <= frame < frames:
+        raise UserError(
+            f"no frame {frame}: the file has {frames}", where=name, todo=f"choose 0 to {frames - 1}"
+        )
+    attributes = _frame_attributes(dataset, frame or 0)
+    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        what = f"photometric interpretation {photometric or 'missing'}: not a grey image"
+        raise UserError(what, where=name, todo="export it as MONOCHROME1 or MONOCHROME2")
+
+    stored = _stored_values(dataset, frame or 0, name)
+    image, voi = _presented(stored, attributes, name)
+    if photometric == "MONOCHROME1":
+        image = 1 - image
+    image[_padding(stored, dataset)] = 0
+
+    header = _header_laterality(attributes)
+    spacing = _pixel_spacing(attributes)
+    return np.ascontiguousarray(image, np.float32), {
+        "format": "dicom",
+        "bit_depth": int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize),
+        "pixel_spacing": spacing,
+        "laterality": breast_side(image) or header,
+        "laterality_header": header,
+        "view": _view(attributes),
+        "patient_id": str(dataset.get("PatientID", "")).strip(),
+        "frames": frames,
+        "photometric": photometric,
+        "voi": voi,
+    }
+
+
+def breast_side(image: np.ndarray) -> str | None:
+    """Laterality from pixels [H, W]: a left breast touches the image's left edge, a right one its right edge.
+
+    "L", "R", or None where both sides look alike (no breast, a frame-filling close-up). This is the hanging
+    that vendors store; headers are wrong often enough (BCS-DBT's reading code trusts the pixels too) that pixels
+    win where they are clear.
+    """
+    breast = image > image.min() + 0.05 * np.ptp(image)
+    strip = max(1, image.shape[1] // 20)
+    left, right = breast[:, :strip].mean(), breast[:, -strip:].mean()
+    if max(left, right) < 0.05 or min(left, right) > 0.5 * max(left, right):
+        return None
+    return "L" if left > right else "R"
+
+
+def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """VOI window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3); function LINEAR, LINEAR_EXACT or SIGMOID."""
+    values = values.astype(np.float64)
+    if function == "SIGMOID" and width > 0:
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
+    if function == "LINEAR_EXACT" and width > 0:
+        return np.clip((values - center) / width + 0.5, 0, 1)
+    if function == "LINEAR" and width == 1:
+        return (values > center - 0.5).astype(np.float64)
+    if function == "LINEAR" and width > 1:
+        return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+    raise UserError(
+        f"window function {function} with width {width} is not defined", todo="repair the DICOM header"
+    )
+
+
+def _read(data: bytes, name: object) -> Dataset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+            found = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
+            complete = "Rows" in dataset and "Columns" in dataset
+    except Exception as error:  # pydicom raises many kinds on damaged input, all of which mean the same here
+        raise UserError(f"damaged DICOM file: {error}", where=name, todo="fetch the file again") from error
+    if not found and not complete:
+        raise UserError(
+            "not a DICOM image, or cut off before its pixels", where=name, todo="fetch the file again"
+        )
+    if not found:
+        raise UserError(
+            "DICOM file without pixels, or cut off before them", where=name, todo="fetch the file again"
+        )
+    if not complete:
+        raise UserError("DICOM header without Rows or Columns", where=name, todo="export the image again")
+    dataset.ensure_file_meta()
+    if "TransferSyntaxUID" not in dataset.file_meta:  # old files without a preamble
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = explicit if implicit is False else ImplicitVRLittleEndian
+    return dataset
+
+
+def _frame_attributes(dataset: Dataset, frame: int) -> Dataset:
+    """One flat dataset: top level, overlaid with the shared and then the frame's own functional groups."""
+    flat = Dataset()
+    flat.file_meta = dataset.file_meta  # says in which byte order look-up tables are stored
+    for key in _ATTRIBUTES:
+        if key in dataset:
+            flat[key] = dataset[key]
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    for group in [*shared[:1], *per_frame[frame : frame + 1]]:
+        for sequence in _GROUPS:
+            for item in (group.get(sequence) or [])[:1]:
+                if "WindowCenter" in item and "VOILUTSequence" in flat:
+                    del flat["VOILUTSequence"]  # the more specific place wins, whatever its form
+                flat.update(item)
+    return flat
+
+
+def _stored_values(dataset: Dataset, frame: int, name: object) -> np.ndarray:
+    """[H, W] integers (or floats) as stored, of one frame."""
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise UserError(f"transfer syntax {syntax.name} is not supported", where=name,
+                        todo="convert the file to an uncompressed transfer syntax") from error  # fmt: skip
+    missing_decoder = UserError(
+        f"no decoder for {syntax.name} is installed",
+        where=name,
+        todo=f"run: pip install {_decoder_package(syntax)}",
+    )
+    if not decoder.is_available:
+        raise missing_decoder
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = pixel_array(dataset, index=frame)
+    except (RuntimeError, NotImplementedError) as error:
+        if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
+            raise missing_decoder from error
+        raise UserError(
+            f"damaged or unsupported pixel data: {error}", where=name, todo=_todo(syntax)
+        ) from error
+    except Exception as error:
+        cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
+        what = "truncated pixel data" if cut else f"damaged pixel data: {error}"
+        raise UserError(what, where=name, todo="fetch the file again") from error
+    if stored.ndim != 2:
+        raise UserError(
+            f"pixels of shape {stored.shape}: not one grey image",
+            where=name,
+            todo="export it as a grey image",
+        )
+    if not np.isfinite(stored).all():
+        raise UserError("pixel values are NaN or infinite", where=name, todo="export the image again")
+    return stored
+
+
+def _todo(syntax: UID) -> str:
+    if not syntax.is_compressed:
+        return "fetch the file again"
+    return f"fetch the file again, or try another decoder: pip install {_decoder_package(syntax)}"
+
+
+def _decoder_package(syntax: UID) -> str:
+    """What to install for a compressed transfer syntax."""
+    if "2000" in syntax.name:  # JPEG 2000 and its high-throughput form
+        return "pylibjpeg pylibjpeg-openjpeg"
+    if "JPEG-LS" in syntax.name:
+        return "pyjpegls"
+    return "pylibjpeg pylibjpeg-libjpeg"
+
+
+def _presented(stored: np.ndarray, attributes: Dataset, name: object) -> tuple[np.ndarray, str]:
+    """Modality LUT or rescale, then VOI LUT, window or full range: [H, W] float64 in [0, 1], and which it was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = apply_modality_lut(stored, attributes)
+        if attributes.get("VOILUTSequence"):
+            entries, first, bits = attributes.VOILUTSequence[0].LUTDescriptor
+            indices = np.rint(np.minimum(values, first + (entries or 65536) - 1)).astype(np.int64)
+            return np.clip(apply_voi(indices, attributes) / (2.0**bits - 1), 0, 1), "lut"
+    center, width = _first(attributes.get("WindowCenter")), _first(attributes.get("WindowWidth"))
+    if center is not None and width is not None:
+        function = str(attributes.get("VOILUTFunction") or "LINEAR").strip().upper()
+        try:
+            return window(values, center, width, function), "window"
+        except UserError as error:
+            raise UserError(str(error), where=name) from error
+    black, white = _full_range(stored, values, attributes)
+    return np.clip((values.astype(np.float64) - black) / (white - black), 0, 1), "full"
+
+
+def _full_range(stored: np.ndarray, values: np.ndarray, attributes: Dataset) -> tuple[float, float]:
+    """Smallest and largest value that the modality step can put out."""
+    if attributes.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** attributes.ModalityLUTSequence[0].LUTDescriptor[2] - 1
+    if stored.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        return low, high if high > low else low + 1
+    bits, signed = int(attributes.get("BitsStored") or 16), int(attributes.get("PixelRepresentation") or 0)
+    ends = np.array([-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0.0, 2.0**bits - 1])
+    if "RescaleSlope" in attributes and "RescaleIntercept" in attributes:
+        ends = ends * float(attributes.RescaleSlope) + float(attributes.RescaleIntercept)
+    low, high = float(ends.min()), float(ends.max())
+    return low, high if high > low else low + 1
+
+
+def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """[H, W] bool: pixels that hold no image (PS3.3 C.7.5.1.1.2), which are shown black."""
+    value = dataset.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return np.zeros(stored.shape, bool)
+    limit = dataset.get("PixelPaddingRangeLimit")
+    limit = limit if isinstance(limit, int) else value
+    return (stored >= min(value, limit)) & (stored <= max(value, limit))
+
+
+def _header_laterality(attributes: Dataset) -> str | None:
+    for key in ("FrameLaterality", "ImageLaterality", "Laterality"):
+        value = str(attributes.get(key) or "").strip().upper()
+        if value in ("L", "R"):
+            return value
+    return None
+
+
+_VIEW_CODES = {  # SNOMED CT and SNOMED RT codes
+    **{"399162004": "CC", "399368009": "MLO", "399260004": "ML", "399352003": "LM"},
+    **{"R-10242": "CC", "R-10226": "MLO", "R-10224": "ML", "R-10228": "LM"},
+}
+
+
+def _view(attributes: Dataset) -> str:
+    """View position, or the meaning of the SNOMED view code."""
+    position = str(attributes.get("ViewPosition") or "").strip().upper()
+    if position:
+        return position
+    codes = [str(item.get("CodeValue", "")) for item in attributes.get("ViewCodeSequence") or []]
+    return _VIEW_CODES.get(codes[0], "") if codes else ""
+
+
+def _pixel_spacing(attributes: Dataset) -> tuple[float, float] | None:
+    """(row, column) mm. PixelSpacing is calibrated; ImagerPixelSpacing holds at the detector."""
+    for key in ("PixelSpacing", "ImagerPixelSpacing"):
+        value = attributes.get(key)
+        if value is None or isinstance(value, str | float) or len(value) != 2:
+            continue
+        row, column = float(value[0]), float(value[1])
+        if row > 0 and column > 0:
+            magnification = _first(attributes.get("EstimatedRadiographicMagnificationFactor")) or 1.0
+            divide_by = magnification if key == "ImagerPixelSpacing" and magnification > 0 else 1.0
+            return row / divide_by, column / divide_by
+    return None
+
+
+def _first(value: Any) -> float | None:
+    """First of a multi-valued number, or None."""
+    if value is None or value == "":
+        return None
+    return float(value[0] if isinstance(value, list | tuple | pydicom.multival.MultiValue) else value)
