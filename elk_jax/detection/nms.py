@@ -1,0 +1,127 @@
+"""Non-maximum suppression: exactly the boxes that the greedy algorithm keeps, with static shapes.
+
+Greedy: take boxes by falling score; drop every later box whose IoU with a kept one is above the threshold.
+Here: sort, then iterate keep[j] <- not any_i<j (overlap[i, j] and keep[i]) from "all kept" until nothing
+changes. The first j positions are right after j passes at the latest, so the fixed point IS the greedy
+result; in practice 2-10 passes.
+
+N boxes, K outputs; one image (map over the batch).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from elk_jax.detection import boxes as box_ops
+from elk_jax.precision import at_least_float32
+
+DENSE_LIMIT = 2000
+"""Up to so many boxes one [N, N] table is built; above, tiles of TILE boxes against all: [N, TILE] at a
+time.
+"""
+TILE = 512
+
+
+def nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    iou_threshold: float,
+    max_outputs: int,
+    valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Indices[K] int32 of the boxes[N, 4] that survive, by falling scores[N], and valid[K]; K =
+    `max_outputs`.
+
+    A box is dropped when its IoU with a kept box of higher score is greater than `iou_threshold` (as
+    torchvision; equal is kept). Equal scores: the lower index goes first. Boxes that are not in valid[N],
+    whose score is NaN or whose coordinates are not finite neither survive nor suppress. Slots without a box
+    have index 0 and valid False; K may exceed N. Coordinates may be negative. No gradient flows through.
+    """
+    return batched_nms(boxes, scores, None, iou_threshold, max_outputs, valid)
+
+
+def batched_nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    groups: jax.Array | None,
+    iou_threshold: float,
+    max_outputs: int,
+    valid: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`nms` in which a box suppresses only boxes of its own group: groups[N] int, for example classes or
+    levels.
+    """
+    boxes, scores = jax.lax.stop_gradient((at_least_float32(boxes), scores))
+    num = boxes.shape[0]
+    if num == 0:
+        return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
+    usable = ~jnp.isnan(scores) & jnp.isfinite(boxes).all(-1)
+    if valid is not None:
+        usable = usable & valid
+    order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True)
+    boxes = jnp.where(usable[:, None], boxes, 0)[order]
+    groups = jnp.zeros(num, jnp.int32) if groups is None else groups[order]
+    if num <= DENSE_LIMIT:
+        keep = _settle(_suppresses(boxes, groups, boxes, groups, iou_threshold), usable[order])
+    else:
+        keep = _tiled(boxes, groups, usable[order], iou_threshold, max_outputs)
+    (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=num)
+    filled = kept < num
+    indices = jnp.where(filled, order.at[kept].get(mode="clip"), 0)
+    return indices.astype(jnp.int32), filled
+
+
+def _suppresses(
+    boxes: jax.Array, groups: jax.Array, others: jax.Array, other_groups: jax.Array, iou_threshold: float
+) -> jax.Array:
+    """[N, M] bool: would boxes[N] suppress others[M], were they kept and of higher score."""
+    return (box_ops.iou(boxes, others) > iou_threshold) & (groups[:, None] == other_groups[None, :])
+
+
+def _settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Greedy survivors [T] bool among candidates[T], sorted by score, from suppresses[T, T]."""
+    suppresses = jnp.triu(suppresses, k=1)
+
+    def refine(state):
+        keep, _ = state
+        refined = candidates & ~(suppresses & keep[:, None]).any(0)
+        return refined, (refined != keep).any()
+
+    # Starts from a value that shares the candidates' type in every respect (also under shard_map).
+    keep, _ = jax.lax.while_loop(lambda state: state[1], refine, refine((candidates, None)))
+    return keep
+
+
+def _tiled(
+    boxes: jax.Array, groups: jax.Array, candidates: jax.Array, iou_threshold: float, max_outputs: int
+) -> jax.Array:
+    """As `_settle`, TILE boxes at a time, in O(N * TILE) memory; stops when `max_outputs` boxes are kept.
+
+    Tiles come by falling score, so what a tile loses to earlier tiles is final before its own fixed point is
+    sought, and boxes of tiles that were not reached (all False) would not be among the first `max_outputs`.
+    """
+    num = boxes.shape[0]
+    padding = -num % TILE
+    boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
+    groups = jnp.pad(groups, (0, padding))
+    candidates = jnp.pad(candidates, (0, padding))
+
+    def take(array, tile):
+        return jax.lax.dynamic_slice_in_dim(array, tile * TILE, TILE)
+
+    def settle_tile(state):
+        tile, keep = state
+        tile_boxes, tile_groups = take(boxes, tile), take(groups, tile)
+        # `keep` is still False from this tile on.
+        lost = (_suppresses(boxes, groups, tile_boxes, tile_groups, iou_threshold) & keep[:, None]).any(0)
+        inside = _suppresses(tile_boxes, tile_groups, tile_boxes, tile_groups, iou_threshold)
+        settled = _settle(inside, take(candidates, tile) & ~lost)
+        return tile + 1, jax.lax.dynamic_update_slice_in_dim(keep, settled, tile * TILE, 0)
+
+    def unfinished(state):
+        tile, keep = state
+        return (tile < (num + padding) // TILE) & (keep.sum() < max_outputs)
+
+    _, keep = jax.lax.while_loop(unfinished, settle_tile, (0, candidates & False))
+    return keep[:num]
