@@ -1,0 +1,162 @@
+"""Normalisation layers without mutable state, and the convolution that carries one.
+
+Shapes: B batch, H W C. All layers keep the shape of their input.
+
+A `Norm` is a factory: `norm(dtype=..., name=...)` gives a module. Which one a network uses is handed in from
+outside (`norm_from_name` at the border), so no layer asks for names. No layer here keeps running statistics:
+batch statistics are read from a pre-trained network and never change, which makes every network fit for
+per-example gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
+
+Initializer = Callable[..., jax.Array]
+Norm = Callable[..., nn.Module]
+
+STATISTICS = r"/norm/(mean|var)$"
+"""Parameter paths of batch statistics: constants, whatever else is trained."""
+
+he_normal_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""Kaiming normal initialisation by output fan, as torchvision's ResNets (He et al. 2015)."""
+
+xavier_uniform_fan_in: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+"""Uniform with variance 1/fan_in, as detectron2 and torchvision start their pyramids."""
+
+
+def param_dtype(dtype: Any) -> Any:
+    """Type of the parameters of a layer that computes in `dtype`: float32, or wider where that is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with constant statistics, folded into one multiply-add.
+
+    Parameters scale, bias, mean, var [C]. None of them is trained (FrozenBatchNorm2d of detectron2 and
+    torchvision), unless `train_affine`, which lets gradients through to scale and bias.
+    """
+
+    eps: float = 1e-5
+    train_affine: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, kept = (x.shape[-1],), param_dtype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, shape, kept)
+        bias = self.param("bias", nn.initializers.zeros, shape, kept)
+        mean = lax.stop_gradient(self.param("mean", nn.initializers.zeros, shape, kept))
+        var = lax.stop_gradient(self.param("var", nn.initializers.ones, shape, kept))
+        if not self.train_affine:
+            scale, bias = lax.stop_gradient((scale, bias))
+        factor = scale * lax.rsqrt(var + self.eps)
+        return (at_least_float32(x) * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018), statistics in float32 or wider, as one multiply-add per image.
+
+    Parameters scale, bias [C]. `groups` must divide the number of channels (UserError).
+    """
+
+    groups: int = 32
+    eps: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels, kept = x.shape[-1], param_dtype(self.dtype)
+        if channels % self.groups:
+            raise UserError(
+                f"{channels} channels cannot be split into {self.groups} groups",
+                where="/".join(self.path),
+                todo="set the number of groups of the normalisation to a divisor of every width",
+            )
+        scale = self.param("scale", self.scale_init, (channels,), kept)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
+        wide = at_least_float32(x)
+
+        def group_mean(per_channel: jax.Array) -> jax.Array:  # [B, C] -> [B, C], equal within a group
+            grouped = per_channel.reshape(*per_channel.shape[:-1], self.groups, channels // self.groups)
+            mean = jnp.mean(grouped, axis=-1, keepdims=True)
+            return jnp.broadcast_to(mean, grouped.shape).reshape(per_channel.shape)
+
+        # One pass over the activations gives both moments; everything after it is [B, C].
+        mean = group_mean(jnp.mean(wide, axis=(-3, -2)))
+        second = group_mean(jnp.mean(jnp.square(wide), axis=(-3, -2)))
+        var = jnp.maximum(second - jnp.square(mean), 0.0)
+        factor = scale * lax.rsqrt(var + self.eps)
+        shift = bias - mean * factor
+        return (wide * factor[..., None, None, :] + shift[..., None, None, :]).astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution with PyTorch's padding (kernel // 2 on each side), then a norm; without norm a bias.
+
+    Parameters kernel [k, k, C_in, features], and bias [features] or norm/*.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    norm: Norm | None = None
+    kernel_init: Initializer = he_normal_fan_out
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        k, pad, kept = self.kernel_size, self.kernel_size // 2, param_dtype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), kept)
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.norm is None:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
+            return y + bias.astype(self.dtype)
+        return self.norm(dtype=self.dtype, name="norm")(y)
+
+
+def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5) -> Norm | None:
+    """The norm factory called `name`; raises UserError for an unknown one.
+
+    'frozen_bn': nothing trained; 'affine_bn': constant statistics, trained scale and bias; 'gn': GroupNorm;
+    'none': no norm.
+    """
+    norms: dict[str, Norm | None] = {
+        "frozen_bn": partial(FrozenBatchNorm, eps=eps),
+        "affine_bn": partial(FrozenBatchNorm, eps=eps, train_affine=True),
+        "gn": partial(GroupNorm, groups=groups, eps=eps),
+        "none": None,
+    }
+    if name not in norms:
+        raise UserError(f"unknown normalisation {name!r}", todo=f"choose one of {', '.join(norms)}")
+    return norms[name]
+
+
+def zero_residual_norm(norm: Norm | None) -> Norm | None:
+    """The norm that ends a residual branch: GroupNorm starts at scale 0 (Goyal et al. 2017), others as they are."""
+    if isinstance(norm, partial) and norm.func is GroupNorm:
+        return partial(norm, scale_init=nn.initializers.zeros)
+    return norm
+
+
+def frozen_patterns(name: str, prefixes: Sequence[str] = ("",)) -> tuple[str, ...]:
+    """Regular expressions of the parameters under `prefixes` that norm `name` never trains."""
+    names = {"frozen_bn": "scale|bias|mean|var", "affine_bn": "mean|var"}.get(name)
+    return tuple(f"^{prefix}.*/norm/({names})$" for prefix in prefixes) if names else ()

@@ -1,0 +1,124 @@
+"""Residual networks (He et al. 2016) as feature extractors: 18, 34, 50 and 101 layers.
+
+Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^l), ceil(W/2^l), C].
+
+Parameters: stem/conv, res{2..5}_{block}/conv{1,2,3} and /shortcut, each a ConvNorm (kernel, norm/*).
+Padding is PyTorch's, so weights of torchvision and detectron2 give their features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elk_jax.backbones.norms import ConvNorm, Norm
+from elk_jax.errors import UserError
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+"""Residual blocks of the stages res2..res5, by depth."""
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 2, ReLU, max-pool of stride 2: [B, H, W, C_in] -> [B, H/4, W/4, width]."""
+
+    width: int
+    norm: Norm | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(ConvNorm(self.width, 7, 2, self.norm, dtype=self.dtype, name="conv")(x))
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pads with -inf
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [B, H, W, C_in] -> [B, H/stride, W/stride, width]."""
+
+    width: int
+    stride: int
+    norm: Norm | None
+    last_norm: Norm | None
+    stride_in_1x1: bool
+    dtype: Any
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nn.relu(ConvNorm(self.width, 3, self.stride, self.norm, dtype=self.dtype, name="conv1")(x))
+        y = ConvNorm(self.width, 3, 1, self.last_norm, dtype=self.dtype, name="conv2")(y)
+        return nn.relu(y + shortcut(self, x, self.width))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut: [B, H, W, C_in] -> [B, H/stride, W/stride, 4 width].
+
+    The stride sits in the first 1x1 (the original network, detectron2) or in the 3x3 (torchvision).
+    """
+
+    width: int
+    stride: int
+    norm: Norm | None
+    last_norm: Norm | None
+    stride_in_1x1: bool
+    dtype: Any
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        stride1, stride3 = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+        y = nn.relu(ConvNorm(self.width, 1, stride1, self.norm, dtype=self.dtype, name="conv1")(x))
+        y = nn.relu(ConvNorm(self.width, 3, stride3, self.norm, dtype=self.dtype, name="conv2")(y))
+        y = ConvNorm(4 * self.width, 1, 1, self.last_norm, dtype=self.dtype, name="conv3")(y)
+        return nn.relu(y + shortcut(self, x, 4 * self.width))
+
+
+def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax.Array:
+    """The input itself, or its 1x1 projection where the block changes its size or channels."""
+    if block.stride == 1 and x.shape[-1] == features:
+        return x
+    return ConvNorm(features, 1, block.stride, block.norm, dtype=block.dtype, name="shortcut")(x)
+
+
+class ResNet(nn.Module):
+    """Image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32.
+
+    depth: 18, 34, 50 or 101. width: channels of the stem (fewer than 64 for tests).
+    norm: factory of all norms; None: convolutions with biases.
+    last_norm: norm that ends each residual branch (`norms.zero_residual_norm(norm)`); None: same as `norm`.
+    remat: recompute the activations inside the blocks of these stages (2..5) in the backward pass.
+    """
+
+    depth: int = 50
+    width: int = 64
+    norm: Norm | None = None
+    last_norm: Norm | None = None
+    stride_in_1x1: bool = False
+    remat: Sequence[int] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> tuple[jax.Array, ...]:
+        if self.depth not in BLOCKS:
+            choices = ", ".join(map(str, BLOCKS))
+            raise UserError(f"no ResNet with {self.depth} layers", todo=f"choose one of {choices}")
+        block_type = Bottleneck if self.depth >= 50 else BasicBlock
+        x = Stem(self.width, self.norm, self.dtype, name="stem")(image)
+        stages = []
+        for stage, blocks in enumerate(BLOCKS[self.depth], start=2):
+            make_block = nn.remat(block_type) if stage in self.remat else block_type
+            for i in range(blocks):
+                x = make_block(
+                    width=self.width * 2 ** (stage - 2),
+                    stride=2 if i == 0 and stage > 2 else 1,
+                    norm=self.norm,
+                    last_norm=self.last_norm or self.norm,
+                    stride_in_1x1=self.stride_in_1x1,
+                    dtype=self.dtype,
+                    name=f"res{stage}_{i}",
+                )(x)
+            stages.append(x)
+        return tuple(stages)
