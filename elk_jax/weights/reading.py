@@ -1,0 +1,130 @@
+"""Foreign weights files as named arrays, whoever wrote them; PyTorch is not needed and no pickle is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from elk_jax.errors import UserError, from_os_error
+from elk_jax.weights import pickles, torch_files
+
+Tensors = dict[str, np.ndarray]
+
+STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
+
+_SAFETENSORS_TYPES = {
+    "F64": pickles.ElementType(np.dtype("f8")),
+    "F32": pickles.ElementType(np.dtype("f4")),
+    "F16": pickles.ElementType(np.dtype("f2")),
+    "BF16": pickles.BFLOAT16,
+    "I64": pickles.ElementType(np.dtype("i8")),
+    "I32": pickles.ElementType(np.dtype("i4")),
+    "I16": pickles.ElementType(np.dtype("i2")),
+    "I8": pickles.ElementType(np.dtype("i1")),
+    "U8": pickles.ElementType(np.dtype("u1")),
+    "BOOL": pickles.ElementType(np.dtype("?")),
+}
+
+
+def read_tensors(path: str | os.PathLike) -> Tensors:
+    """Name -> array of a detectron2 or Detectron .pkl, a PyTorch .pth (either format), a .safetensors file.
+
+    The kind is told from the content, not from the file's name. Arrays are contiguous, in native byte order
+    and of the stored type; bfloat16 comes as float32 (exact). The state dict may lie at the top of the file
+    or under one of STATE_DICT_KEYS. Raises UserError: missing, truncated, of another kind, refused.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError("a folder, not a weights file", where=path, todo="give the file in it")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+            if head[:2] == b"PK":
+                return state_dict(torch_files.read_zip(path), path)
+            if path.suffix == ".safetensors" or head[5:9] == b"\0\0\0{":
+                return read_safetensors(path)
+            _refuse_other_kinds(head, path)
+            file.seek(0)
+            first, _ = pickles.load(file, path)
+            if first == torch_files.LEGACY_MAGIC:
+                return state_dict(torch_files.read_legacy(file, path), path)
+            return state_dict(pickles.to_arrays(first, _no_storage(path), path), path)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
+def read_safetensors(path: str | os.PathLike) -> Tensors:
+    """Name -> array of a .safetensors file; raises UserError when it is missing or damaged."""
+    try:
+        content = safetensors.deserialize(Path(path).read_bytes())
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    except Exception as error:  # the library's own exception derives from Exception alone
+        raise pickles.damaged(path, f"broken safetensors file, {error}") from error
+    tensors = {}
+    for name, view in content:
+        element = _SAFETENSORS_TYPES.get(view["dtype"])
+        if element is None:
+            kind = view["dtype"]
+            raise UserError(f"tensor {name} is of type {kind}", where=path, todo="save it as float32")
+        tensors[name] = element.to_array(view["data"]).reshape(view["shape"])
+    return tensors
+
+
+def state_dict(content: Any, path: object) -> Tensors:
+    """The one mapping of names to arrays in a checkpoint; the rest (optimizer, epoch, author) is left out.
+
+    Raises UserError when there is none, or several and none of them under one of STATE_DICT_KEYS.
+    """
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise UserError(
+            f"holds a {kind}, no named tensors", where=path, todo="save the model's state_dict()"
+        )
+    found = {str(key): tensors for key, value in content.items() if (tensors := _tensors_only(value))}
+    for tensors in (_tensors_only(content), *(found.get(key, {}) for key in STATE_DICT_KEYS)):
+        if tensors:
+            return tensors
+    if len(found) == 1:
+        return next(iter(found.values()))
+    keys = ", ".join(sorted(map(str, content))[:8]) or "nothing"
+    raise UserError(f"no state dict among its entries: {keys}", where=path, todo="store it under 'model'")
+
+
+def _tensors_only(value: Any) -> Tensors:
+    """`value` when it is a mapping of names to arrays, else {}.
+
+    Notes such as __author__ and matching_heuristics, and Detectron's optimizer state *_momentum, are dropped.
+    """
+    if not isinstance(value, Mapping):
+        return {}
+    named = {str(key): item for key, item in value.items()}
+    tensors = {
+        key: item
+        for key, item in named.items()
+        if not (key.startswith("__") or key.endswith("_momentum") or key == "matching_heuristics")
+    }
+    return tensors if all(isinstance(item, np.ndarray) for item in tensors.values()) else {}
+
+
+def _refuse_other_kinds(head: bytes, path: Path) -> None:
+    if not head:
+        raise UserError("the file is empty", where=path, todo="download or copy it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError("a Git LFS pointer, not the weights", where=path, todo="fetch them: git lfs pull")
+    if head.lstrip()[:1] == b"<":
+        raise UserError("a web page, not the weights", where=path, todo="download the file again")
+    if not head.startswith((b"\x80", b"(", b"}", b"]", b"c")):
+        raise UserError("not a weights file", where=path, todo="give a .pkl, .pth or .safetensors file")
+
+
+def _no_storage(path: object) -> Callable[[pickles.StorageRef], np.ndarray]:
+    def read_storage(storage: pickles.StorageRef) -> np.ndarray:
+        raise pickles.damaged(path, "a tensor without its storage")
+
+    return read_storage

@@ -1,0 +1,344 @@
+"""The readers against files that PyTorch and NumPy wrote, and against damaged, wrong and hostile ones."""
+
+import collections
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elk_jax.errors import UserError
+from elk_jax.weights import pickles
+from elk_jax.weights.reading import read_tensors
+
+FILES = (
+    Path(__file__).parent.parent / "golden" / "torch_files"
+)  # written by tests/golden/make_torch_files.py
+
+WRITTEN_BY_TORCH = {
+    "contiguous": np.arange(6, dtype="f4").reshape(2, 3),
+    "transposed": np.arange(6, dtype="f4").reshape(3, 2).T,
+    "channels_last": np.arange(24, dtype="f4").reshape(1, 2, 3, 4),
+    "shared_head": np.arange(4, dtype="f4"),
+    "shared_tail": np.array([[4, 6], [8, 10]], "f4"),
+    "expanded": np.full(3, 7, "f4"),
+    "parameter": np.arange(4, dtype="f4"),
+    "half": np.arange(5, dtype="f2"),
+    "bfloat16": np.array([1.0, -2.5, 3.140625], "f4"),
+    "double": np.arange(3, dtype="f8"),
+    "long": np.array(41, "i8"),
+    "int": np.arange(3, dtype="i4"),
+    "uint8": np.arange(3, dtype="u1"),
+    "bool": np.array([True, False]),
+    "empty": np.zeros((0, 4), "f4"),
+}
+
+
+def assert_one_line(error: pytest.ExceptionInfo, *parts: object) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
+def test_both_torch_formats(name):
+    tensors = read_tensors(FILES / name)
+    assert list(tensors) == list(WRITTEN_BY_TORCH)
+    for key, expected in WRITTEN_BY_TORCH.items():
+        assert tensors[key].dtype == expected.dtype and tensors[key].flags.c_contiguous, key
+        np.testing.assert_array_equal(tensors[key], expected, err_msg=key)
+
+
+def test_training_checkpoint_gives_its_model_alone():
+    tensors = read_tensors(FILES / "checkpoint.pth")
+    assert sorted(tensors) == sorted(
+        [
+            "0.weight",
+            "0.bias",
+            "1.weight",
+            "1.bias",
+            "1.running_mean",
+            "1.running_var",
+            "1.num_batches_tracked",
+        ]
+    )
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_detectron2_pickle(protocol):
+    tensors = read_tensors(FILES / f"detectron2_protocol{protocol}.pkl")
+    expected = np.arange(6, dtype="f4").reshape(2, 3)
+    assert set(tensors) == {"stem.conv1.weight", "fortran", "scalar"}
+    np.testing.assert_array_equal(tensors["stem.conv1.weight"], expected)
+    np.testing.assert_array_equal(tensors["fortran"], expected)
+    assert tensors["scalar"] == np.float32(2.5)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8", "<i8", "|u1", "|b1"])
+def test_numpy_pickles_round_trip(tmp_path, protocol, dtype):
+    whole = np.arange(6).reshape(2, 3).astype(dtype)
+    arrays = {"a": whole, "b": whole[:0], "c": whole[1, 0:1].reshape(())}
+    path = tmp_path / "flat.pkl"
+    path.write_bytes(pickle.dumps(collections.OrderedDict(arrays), protocol))
+    tensors = read_tensors(path)
+    for name, expected in arrays.items():
+        np.testing.assert_array_equal(tensors[name], expected)
+        assert tensors[name].dtype == expected.dtype.newbyteorder("=")
+        assert tensors[name].shape == expected.shape
+
+
+class _Python2Array:
+    """Pickles as Python 2 pickled an array: the bytes as a `str`, which `latin1` turns into text."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __reduce__(self):
+        state = (1, self.array.shape, self.array.dtype, False, self.array.tobytes().decode("latin1"))
+        return np.ndarray, ((0,), np.dtype("f4")), state
+
+
+def test_python2_strings(tmp_path):
+    array = np.array([1.5, -2.0], "<f4")
+    path = tmp_path / "R-50.pkl"
+    blobs = {"conv1_w": _Python2Array(array), "lr": np.float32(1), "conv1_w_momentum": array}
+    path.write_bytes(pickle.dumps({"blobs": blobs, "cfg": "x"}, 2))
+    tensors = read_tensors(path)
+    assert sorted(tensors) == ["conv1_w", "lr"]
+    np.testing.assert_array_equal(tensors["conv1_w"], array)
+
+
+def test_safetensors_with_bfloat16(tmp_path):
+    path = tmp_path / "model.safetensors"
+    bits = (np.array([1.0, -2.5], "f4").view("u4") >> 16).astype("u2")
+    header = json.dumps(
+        {
+            "w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+            "h": {"dtype": "BF16", "shape": [2], "data_offsets": [16, 20]},
+        }
+    ).encode()
+    whole = len(header).to_bytes(8, "little") + header + np.arange(4, dtype="f4").tobytes() + bits.tobytes()
+    path.write_bytes(whole)
+    tensors = read_tensors(path)
+    np.testing.assert_array_equal(tensors["w"], np.arange(4, dtype="f4").reshape(2, 2))
+    np.testing.assert_array_equal(tensors["h"], np.array([1.0, -2.5], "f4"))
+    shutil.copy(path, tmp_path / "renamed.bin")  # told from the content
+    assert set(read_tensors(tmp_path / "renamed.bin")) == {"w", "h"}
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="broken safetensors"):
+        read_tensors(path)
+
+
+class _Hostile:
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+def _zip_of(pickled: bytes, path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        for name, content in members.items():
+            archive.writestr(f"archive/data/{name}", content)
+    return path
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("kind", ["pkl", "zip", "legacy"])
+def test_hostile_pickle_is_refused_and_not_run(tmp_path, kind, protocol):
+    trap = tmp_path / "trap"
+    hostile = pickle.dumps({"model": {"w": _Hostile(os.system, f"touch {trap}")}}, protocol)
+    path = tmp_path / "weights"
+    if kind == "pkl":
+        path.write_bytes(hostile)
+    elif kind == "zip":
+        _zip_of(hostile, path)
+    else:
+        head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+        path.write_bytes(b"".join(head) + hostile)
+    with pytest.raises(UserError) as error:
+        read_tensors(path)
+    assert_one_line(error, "refused", "posix.system", path)
+    assert not trap.exists()
+    pickle.loads(hostile)  # the trap is a real one
+    assert trap.exists()
+
+
+@pytest.mark.parametrize(
+    "function, args",
+    [
+        (eval, ("1",)),
+        (getattr, ("", "join")),
+        (subprocess.Popen, (["true"],)),
+        (open, ("x", "w")),
+        (complex, (1,)),
+    ],
+)
+def test_other_globals_are_named(tmp_path, function, args):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps([_Hostile(function, *args)], 2))
+    with pytest.raises(UserError) as error:
+        read_tensors(path)
+    assert_one_line(error, f".{function.__name__},", path)
+
+
+def test_object_arrays_are_refused(tmp_path):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"w": np.array([None, {}], object)}, 2))
+    with pytest.raises(UserError, match=r"numpy dtype 'O8'"):
+        read_tensors(path)
+
+
+def test_attributes_of_stand_ins_cannot_be_set(tmp_path):
+    # GLOBAL torch._utils._rebuild_tensor_v2, then BUILD with the state (None, {"function": 1})
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00functionK\x01s\x86b.")
+    with pytest.raises(UserError, match="state given"):
+        read_tensors(path)
+    assert read_tensors(FILES / "zip.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["zip.pth", "legacy.pth", *(f"detectron2_protocol{n}.pkl" for n in (2, 4, 5))]
+)
+def test_every_truncation_is_one_clear_line(tmp_path, name):
+    whole = (FILES / name).read_bytes()
+    path = tmp_path / name
+    for length in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError) as error:
+            read_tensors(path)
+        assert_one_line(error, path)
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "detectron2_protocol2.pkl"])
+def test_flipped_bytes_never_escape_as_other_errors(tmp_path, name):
+    whole = bytearray((FILES / name).read_bytes())
+    rng = np.random.default_rng(0)
+    path = tmp_path / name
+    for position in rng.integers(0, len(whole), 150):
+        damaged = bytearray(whole)
+        damaged[position] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            read_tensors(path)  # flipped bits of a number leave a readable file
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+def _tensor(numel=4, offset=0, shape=(2, 2), strides=(2, 1), key="0"):
+    """A pickle, put together by hand, of {"w": a float tensor} with these sizes."""
+    storage = _text("storage") + b"ctorch\nFloatStorage\n" + _text(key) + _text("cpu") + _int(numel)
+    tensor = b"((" + storage + b"tQ" + _int(offset) + _tuple(shape) + _tuple(strides) + b"\x89NtR"
+    return b"\x80\x02}" + _text("w") + b"ctorch._utils\n_rebuild_tensor_v2\n" + tensor + b"s."
+
+
+def _text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def _int(value):
+    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+
+def _tuple(values):
+    return b"(" + b"".join(map(_int, values)) + b"t"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": 1},
+        {"offset": -1},
+        {"strides": (1000000, 1)},
+        {"strides": (-2, 1)},
+        {"shape": (3, 2)},
+        {"shape": (1 << 30, 1 << 30), "strides": (0, 0)},
+        {"shape": (2,)},
+        {"numel": 5},
+        {"numel": -4},
+        {"numel": 1 << 60},
+        {"key": "1"},
+        {"key": "../data.pkl"},
+    ],
+)
+def test_tensors_cannot_reach_outside_their_storage(tmp_path, change):
+    stored = {"0": np.arange(4, dtype="f4").tobytes()}
+    path = _zip_of(_tensor(), tmp_path / "good.pth", **stored)
+    np.testing.assert_array_equal(read_tensors(path)["w"], [[0, 1], [2, 3]])
+    path = _zip_of(_tensor(**change), tmp_path / "bad.pth", **stored)
+    with pytest.raises(UserError) as error:
+        read_tensors(path)
+    assert_one_line(error, path)
+
+
+def test_containers_within_themselves(tmp_path):
+    loop: list = []
+    loop += [loop, loop]
+    shared: list = [np.zeros(1)]
+    for _ in range(60):  # 2^60 leaves when walked without noticing what is shared
+        shared = [shared, shared]
+    for content in ({"w": loop}, {"w": shared}):
+        path = tmp_path / "a.pkl"
+        path.write_bytes(pickle.dumps(content, 2))
+        with pytest.raises(UserError):
+            read_tensors(path)
+
+
+def test_compressed_zip_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({}, 2))
+    with pytest.raises(UserError, match="compressed"):
+        read_tensors(path)
+
+
+def test_wrong_files(tmp_path):
+    def check(content, *parts, name="file.pth"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError) as error:
+            read_tensors(tmp_path / name)
+        assert_one_line(error, tmp_path / name, *parts)
+
+    check(b"", "empty")
+    check(b"<!DOCTYPE html><html>", "web page")
+    check(b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS")
+    check(b"\x89PNG\r\n\x1a\n" + bytes(40), "not a weights file")
+    check(pickle.dumps([1, 2], 2), "holds a list")
+    check(pickle.dumps({"epoch": 3, "best": 0.5}, 2), "no state dict", "best, epoch")
+    check(pickle.dumps({"a": {"w": np.zeros(2)}, "b": {"w": np.zeros(2)}}, 2), "no state dict")
+    check(b"not safetensors at all", "safetensors", name="x.safetensors")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    check(buffer.getvalue(), "zip archive")
+    with pytest.raises(UserError, match="folder"):
+        read_tensors(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        read_tensors(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match=r"torch\.nn\.modules\.container\.Sequential"):
+        read_tensors(FILES / "whole_module.pth")
+
+
+def test_reading_imports_no_torch():
+    code = f"""import sys
+from elk_jax.weights.reading import read_tensors
+read_tensors({str(FILES / "zip.pth")!r})
+sys.exit("torch" in sys.modules)"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_storage_type_of_the_table_has_a_numpy_type():
+    for name, element in pickles.STORAGE_TYPES.items():
+        assert element.to_array(bytes(8 * element.dtype.itemsize)).shape == (8,), name
