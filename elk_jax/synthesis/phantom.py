@@ -1,0 +1,167 @@
+"""Phantom contrast-enhanced mammograms: an endless, free data set that behaves like the real one.
+
+`sample(seed, index, config)` draws one view of one patient: a low-energy image and the subtracted (recombined) image of
+the same compression, pixel by pixel aligned, with the lesions' extents. Sizes, counts, contrasts and grey values follow
+the malignant images of CDD-CESM (Khaled et al., Scientific Data 2022), padded to a square. It is drawn from noise and
+curves alone; no real image enters.
+
+Patients have four views: index // 4 is the patient, index % 4 the view (left CC, left MLO, right CC, right MLO). All
+views of a patient share density and character, both views of a breast its lesions. So a split by `patient_id` is natural.
+
+Shapes: H rows and W columns of the image; U columns of the breast's own canvas; N lesions. Boxes are xyxy in pixels,
+origin at the corner of the first pixel. Grey values are float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.synthesis import phantom_distractors, phantom_lesions, phantom_tissue
+from elk_jax.synthesis.phantom_shape import Shape, make_shape, smooth_step
+
+VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
+LESION_MODELS = ("realistic", "blobs")
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """What kind of phantoms to draw. Raises UserError for values that make no sense."""
+
+    size: int = 512  # H
+    square: bool = True  # pad the breast to H x H (in the middle, black), else W is the breast's own width
+    healthy_fraction: float = 0.3  # of the breasts
+    lesions: str = "realistic"  # or "blobs": plain Gaussian ellipses
+    max_lesions: int = 11
+    contrast: float = 1.0  # factor on the lesions' enhancement: below 1 is harder
+
+    def __post_init__(self) -> None:
+        if not 64 <= self.size <= 4096:
+            raise UserError(f"phantom size {self.size} is out of range", todo="choose 64 to 4096 pixels")
+        if not 0 <= self.healthy_fraction <= 1:
+            raise UserError(f"healthy_fraction {self.healthy_fraction} is no fraction", todo="choose 0 to 1")
+        if self.lesions not in LESION_MODELS:
+            raise UserError(f"unknown lesion model {self.lesions!r}", todo=f"choose one of {', '.join(LESION_MODELS)}")
+        if not 1 <= self.max_lesions <= 11:
+            raise UserError(f"max_lesions {self.max_lesions} is out of range", todo="choose 1 to 11")
+        if not self.contrast > 0:
+            raise UserError(f"contrast {self.contrast} is not positive", todo="choose a positive factor, 1 is normal")
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One view of one phantom patient."""
+
+    low_energy: np.ndarray  # [H, W] float32
+    subtracted: np.ndarray  # [H, W] float32
+    boxes: np.ndarray  # [N, 4] float32, tight around each lesion's visible extent
+    lesion_map: np.ndarray  # [H, W] uint8: 0 background, k + 1 the lesion of boxes[k]
+    breast: np.ndarray  # [H, W] bool
+    lesion_kinds: tuple[str, ...]  # N
+    patient_id: str
+    laterality: str  # L or R
+    view: str  # CC or MLO
+    density: str  # ACR class a, b, c or d
+
+    @property
+    def masks(self) -> np.ndarray:
+        """[N, H, W] bool, one extent per lesion."""
+        return self.lesion_map[None] == np.arange(1, len(self.boxes) + 1, dtype=np.uint8)[:, None, None]
+
+
+def is_healthy(seed: int, breast: int, fraction: float) -> bool:
+    """Whether a breast has no lesion; evenly spread (golden-ratio sequence), so that small sets keep the fraction."""
+    start = np.random.default_rng([seed, 11]).random()
+    return (start + breast * 0.6180339887498949) % 1.0 < fraction
+
+
+def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
+    """Draw view `index` of the endless data set `seed`; the same arguments give the same phantom.
+
+    `seed` and `index` are not negative (UserError). Changing `config.size` gives the same breast at another resolution,
+    changing `config.lesions` the same breast with lesions of the other model at the same places.
+    """
+    if seed < 0 or index < 0:
+        raise UserError(f"phantom seed {seed} and index {index} must not be negative", todo="count from 0")
+    patient, breast = index // 4, index // 2
+    laterality, view = VIEWS[index % 4]
+    character = phantom_tissue.make_character(np.random.default_rng([seed, 1, patient]))
+    plans: list[phantom_lesions.Plan] = []
+    if not is_healthy(seed, breast, config.healthy_fraction):
+        rng = np.random.default_rng([seed, 2, breast])
+        plans = phantom_lesions.plan_lesions(rng, config.max_lesions, config.contrast)
+
+    shape = make_shape(np.random.default_rng([seed, 3, index]), view, config.size)
+    tissue = phantom_tissue.make_tissue([seed, 4, index], character, shape)
+    rng = np.random.default_rng([seed, 5, index])
+    placed = phantom_lesions.place(rng, plans, shape, tissue.gland)
+    drawn = [phantom_lesions.draw(plan, x, y, config.size, config.lesions) for plan, x, y in placed]
+
+    rng = np.random.default_rng([seed, 6, index])
+    low_energy = phantom_tissue.low_energy_background(rng, character, shape, tissue)
+    for lesion in drawn:
+        phantom_lesions.add_patch(low_energy, lesion.density, lesion.row, lesion.column)
+    subtracted = phantom_tissue.subtracted_background(rng, character, shape, tissue, low_energy)
+    for lesion in drawn:
+        phantom_lesions.add_patch(subtracted, lesion.enhancement, lesion.row, lesion.column)
+    rng = np.random.default_rng([seed, 7, index])
+    phantom_distractors.draw_distractors(rng, shape, view, low_energy, subtracted)
+    low_energy, subtracted = _expose(np.random.default_rng([seed, 8, index]), shape, low_energy, subtracted)
+    phantom_distractors.draw_nipple(np.random.default_rng([seed, 9, index]), shape, low_energy, subtracted)
+
+    lesion_map = _label(drawn, shape)
+    layers = [np.clip(low_energy, 0, 1), np.clip(subtracted, 0, 1), lesion_map, shape.breast]
+    layers = [_lay_out(layer, config, laterality) for layer in layers]
+    boxes = [_tight_box(layers[2] == k + 1) for k in range(len(drawn))]
+    return Phantom(
+        low_energy=layers[0],
+        subtracted=layers[1],
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        lesion_map=layers[2],
+        breast=layers[3],
+        lesion_kinds=tuple(plan.kind if config.lesions == "realistic" else "blob" for plan, _, _ in placed),
+        patient_id=f"S{seed}P{patient:05d}",
+        laterality=laterality,
+        view=view,
+        density=character.density,
+    )
+
+
+def _expose(
+    rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Detector grain, display window and the black background."""
+    edge = smooth_step(shape.depth / np.float32(0.004)) * shape.breast
+    columns = shape.depth.shape[1]
+    grain = rng.standard_normal((shape.depth.shape[0], columns), dtype=np.float32)
+    grain = 0.6 * grain + 0.8 * cv2.GaussianBlur(grain, (3, 3), 0.8)
+    low_energy = np.clip(low_energy + 0.008 * grain, 0, None) ** np.float32(rng.uniform(1.0, 1.35))
+    low_energy *= np.float32(np.exp(rng.normal(0.05, 0.12)))
+    gain = np.exp(rng.normal(0, 0.12))
+    subtracted = gain * (subtracted + np.float32(rng.uniform(0.006, 0.018)) * grain)
+    return (low_energy * edge).astype(np.float32), (subtracted * edge).astype(np.float32)
+
+
+def _label(drawn: list[phantom_lesions.Lesion], shape: Shape) -> np.ndarray:
+    """The lesions' visible extents as a label map [H, U] uint8; smaller lesions lie on top."""
+    labels = np.zeros(shape.depth.shape, np.uint8)
+    for k, lesion in enumerate(drawn):
+        view, profile = phantom_lesions.window(labels, lesion.profile, lesion.row, lesion.column)
+        inside, _ = phantom_lesions.window(shape.breast, lesion.profile, lesion.row, lesion.column)
+        view[(profile >= phantom_lesions.VISIBLE) & inside] = k + 1
+    return labels
+
+
+def _lay_out(layer: np.ndarray, config: PhantomConfig, laterality: str) -> np.ndarray:
+    """Pad a canvas layer to the image's width and mirror it for the right breast."""
+    spare = max(config.size - layer.shape[1], 0) if config.square else 0
+    layer = np.pad(layer, ((0, 0), (spare // 2, spare - spare // 2)))
+    return np.ascontiguousarray(layer[:, ::-1] if laterality == "R" else layer)
+
+
+def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
