@@ -1,0 +1,295 @@
+"""Checkpoints: parameters, optimiser, place in the data and what else a run must know, whole or not there at
+all.
+
+One checkpoint is one folder `<step>/` with the items `params`, `optimizer`, `ema_params` (where kept),
+`step`-independent JSON `meta` (data-iterator states by process, and what the loop adds) and, after an
+evaluation, the metric that chooses the best. Orbax writes it under a temporary name and renames it when it
+is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from elk_jax import files
+from elk_jax.errors import UserError, from_os_error
+from elk_jax.training.state import TrainState
+from elk_jax.training.task import Params
+
+SCORE = "score"
+"""A checkpoint's key for what the best one is chosen by: the metric, negated where less is better."""
+
+ITEMS = ("params", "optimizer", "ema_params")
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last `keep` and the best one, by the metric given to `save`.
+
+    Every process of a run makes one and calls its methods in the same order.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, best_mode: str = "max"):
+        if best_mode not in ("max", "min"):
+            raise UserError(f"best_mode is {best_mode!r}", where="best_mode", todo="use max or min")
+        self.folder = Path(folder).absolute()
+        if jax.process_index() == 0:
+            files.make_folder(self.folder)
+        self._sign = 1.0 if best_mode == "max" else -1.0
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_score,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(max(keep, 1)),
+                    checkpoint_managers.BestN(
+                        get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        with _user_errors(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
+
+    def latest(self) -> int | None:
+        """Step of the last complete checkpoint."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """Step of the checkpoint with the best metric, the last one where none has a metric."""
+        return self._manager.best_step()
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data_state: Any,
+        meta: Mapping[str, Any],
+        metric: float | None = None,
+    ) -> None:
+        """Write a checkpoint. Returns once the arrays are copied; the writing goes on beside the training.
+
+        data_state: what `get_state()` of this process's data iterator returned (JSON or bytes), or None.
+        meta: JSON. metric: finite or NaN (which never is the best). A failed earlier write is raised here.
+        """
+        content = dict(meta) | {"data_states": _gather(_data_to_text(data_state))}
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave(state.opt_state),
+            "meta": ocp.args.JsonSave(content),
+        }
+        if state.ema_params is not None:
+            items["ema_params"] = ocp.args.StandardSave(state.ema_params)
+        # without an evaluation the score is -inf: Orbax wants one with every checkpoint, and of equals it
+        # takes the last
+        metrics = {SCORE: -math.inf if metric is None or math.isnan(metric) else self._sign * metric}
+        with _user_errors(self.folder):
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+    def restore(self, target: TrainState, step: int | None = None) -> tuple[TrainState, Any, dict[str, Any]]:
+        """(state, data state of this process, meta) of `step`, the last one by default.
+
+        target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays come back laid out so, on any
+        number of devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf
+        that differs.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise UserError("no checkpoint to restore", where=self.folder)
+        wanted = {"params": target.params, "optimizer": target.opt_state}
+        if target.ema_params is not None:
+            wanted["ema_params"] = target.ema_params
+        where = self.folder / str(step)
+        with _user_errors(where):
+            saved = self._manager.item_metadata(step)
+            for name, tree in wanted.items():
+                _check_tree(name, saved[name], tree, where)
+            items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+            items["meta"] = ocp.args.JsonRestore()
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        meta = dict(restored["meta"])
+        texts = meta.pop("data_states")
+        count = jax.process_count()
+        if len(texts) != count and len(set(texts)) > 1:
+            raise UserError(
+                f"the data was read by {len(texts)} processes and now there are {count}",
+                where=where,
+                todo="go on with the same number of processes",
+            )
+        text = texts[jax.process_index()] if len(texts) == count else texts[0]
+        # the step counter is the folder's name; an explicit dtype keeps it int32 under x64 as well
+        counter = jax.make_array_from_callback((), target.step.sharding, lambda _: np.asarray(step, np.int32))
+        state = TrainState(
+            step=counter,
+            params=restored["params"],
+            opt_state=restored["optimizer"],
+            ema_params=restored["ema_params"] if target.ema_params is not None else None,
+        )
+        return state, _data_from_text(text), meta
+
+    def wait(self) -> None:
+        """Return when the last `save` is on disk; raises UserError if it failed."""
+        with _user_errors(self.folder):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Wait and release the threads."""
+        with _user_errors(self.folder):
+            self._manager.close()
+
+
+def load_params(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> Params:
+    """The parameters of a run as nested dicts of NumPy arrays: the smoothed ones where kept, else the raw
+    ones.
+
+    folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the
+    last); else the last. step overrides both. Raises UserError where there is no such checkpoint.
+    """
+    folder = Path(folder).absolute()
+    todo = "train this stage first, or name the folder that holds the numbered checkpoints"
+    if not folder.is_dir():
+        raise UserError("no such folder of checkpoints", where=folder, todo=todo)
+    options = ocp.CheckpointManagerOptions(best_fn=_score, create=False)
+    with _user_errors(folder):
+        manager = ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
+        try:
+            steps = manager.all_steps()
+            if not steps or (step is not None and step not in steps):
+                raise UserError(
+                    f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo
+                )
+            if step is None:
+                step = manager.best_step() if best else max(steps)
+            saved = manager.item_metadata(step)
+            name = "ema_params" if saved.get("ema_params") is not None else "params"
+            target = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _metadata_tree(saved[name])
+            )
+            restored = manager.restore(
+                step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
+            )
+        finally:
+            manager.close()
+    return jax.tree.map(np.asarray, restored[name])
+
+
+def tree_difference(saved: Any, wanted: Any) -> str | None:
+    """The first leaf (by path) in which two trees of shaped things differ, in words; None when they agree."""
+    have, want = _leaves(saved), _leaves(wanted)
+    for path in sorted(have.keys() | want.keys()):
+        if path not in have:
+            return f"{path} {_shape(want[path])} is missing in the checkpoint"
+        if path not in want:
+            return f"{path} {_shape(have[path])} of the checkpoint is not in this model"
+        if _shape(have[path]) != _shape(want[path]):
+            return f"{path} is {_shape(have[path])} in the checkpoint and {_shape(want[path])} in this model"
+    return None
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in flat
+        if hasattr(leaf, "shape")
+    }
+
+
+def _shape(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _check_tree(name: str, saved: Any, wanted: Any, where: Path) -> None:
+    difference = (
+        "it is missing in the checkpoint" if saved is None else tree_difference(_metadata_tree(saved), wanted)
+    )
+    if difference:
+        raise UserError(
+            f"the checkpoint does not fit ({name}): {difference}",
+            where=where,
+            todo="go on with the configuration that made it, or choose another workdir",
+        )
+
+
+def _metadata_tree(saved: Any) -> Any:
+    return saved.tree if hasattr(saved, "tree") else saved
+
+
+def _handlers() -> dict[str, Any]:
+    return {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return float(metrics[SCORE])
+
+
+def _data_to_text(data_state: Any) -> str:
+    """A data iterator's state as text: JSON, or the bytes some iterators give (which hold text)."""
+    if isinstance(data_state, bytes):
+        return json.dumps({"bytes": data_state.decode("latin-1")})
+    return json.dumps({"json": data_state})
+
+
+def _data_from_text(text: str) -> Any:
+    content = json.loads(text)
+    return content["bytes"].encode("latin-1") if "bytes" in content else content["json"]
+
+
+def _gather(text: str) -> list[str]:
+    """The texts of all processes, on every process."""
+    if jax.process_count() == 1:
+        return [text]
+    raw = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray(raw.size, np.int32)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: raw.size] = raw
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
+
+
+class _user_errors:
+    """Turns what Orbax and TensorStore raise about the disk into UserErrors."""
+
+    def __init__(self, where: Path):
+        self.where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        seen = error
+        while seen is not None and not isinstance(seen, UserError):
+            if isinstance(seen, OSError) and seen.errno is not None:
+                raise from_os_error(seen, self.where) from error
+            text = str(seen)
+            if "No space left" in text or "Disk quota" in text:
+                raise UserError(
+                    "the disk is full",
+                    where=self.where,
+                    todo="free some space and start the same command again",
+                ) from error
+            if "Permission denied" in text or "Read-only file system" in text:
+                raise UserError(
+                    "permission denied", where=self.where, todo="choose another folder"
+                ) from error
+            seen = seen.__cause__ or seen.__context__
+        if isinstance(error, (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError)):
+            raise UserError(
+                f"the checkpoint cannot be read or written: {error}",
+                where=self.where,
+                todo="remove this checkpoint to go on from an earlier one",
+            ) from error

@@ -1,0 +1,162 @@
+"""Devices as a mesh ("data", "fsdp"): where parameters and batches lie, and per-image stages that stay on
+their shard.
+
+The batch is split over both axes; parameters are split over "fsdp" alone (ZeRO-3 style: the compiler gathers
+a layer's parameters where they are used). With fsdp=1 this is plain data parallelism.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from elk_jax.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+SMALL = 2**16
+"""Parameters of fewer elements are replicated: gathering them would cost more than it saves."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A mesh over all devices of all processes; `data=-1` takes what `fsdp` leaves."""
+    count = jax.device_count()
+    if fsdp < 1 or count % fsdp:
+        raise UserError(
+            f"fsdp={fsdp} does not divide the {count} devices", where="mesh.fsdp", todo="choose a divisor"
+        )
+    data = count // fsdp if data == -1 else data
+    if data * fsdp != count:
+        raise UserError(
+            f"data={data} times fsdp={fsdp} is not the {count} devices", where="mesh", todo="set mesh.data=-1"
+        )
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over all devices."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def leaf_spec(shape: tuple[int, ...], fsdp: int, small: int = SMALL) -> P:
+    """Split the largest axis that `fsdp` divides (the last of equals); replicate small and indivisible
+    leaves."""
+    divisible = [axis for axis, size in enumerate(shape) if size and size % fsdp == 0]
+    if fsdp == 1 or not divisible or int(np.prod(shape)) < small:
+        return P()
+    axis = max(divisible, key=lambda axis: (shape[axis], axis))
+    return P(*(["fsdp" if i == axis else None for i in range(axis + 1)]))
+
+
+def tree_shardings(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
+    """A NamedSharding for every leaf (array or abstract shape) by `leaf_spec`: parameters, optimiser state
+    and all."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, mesh.shape["fsdp"], small)), tree)
+
+
+def init_sharded(init: Callable[..., Any], *args: Any, mesh: Mesh, small: int = SMALL) -> Any:
+    """`init(*args)` laid out by `tree_shardings`.
+
+    With fsdp > 1 the tree is born sharded (shapes -> rules -> jit with out_shardings), so it never has to
+    fit on one device; otherwise `init` runs eagerly, which spares the compilation of one large program, and
+    is replicated.
+    """
+    if mesh.shape["fsdp"] > 1:
+        shardings = tree_shardings(jax.eval_shape(init, *args), mesh, small)
+        return jax.jit(init, out_shardings=shardings)(*args)
+    return place(init(*args), mesh, small)
+
+
+def place(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
+    """Lay out a tree that every process holds in full (arrays of any kind). The result owns its buffers."""
+
+    def put(x, sharding):
+        host = np.asarray(x)
+        if jax.process_count() == 1:
+            return jax.device_put(host, sharding, may_alias=False)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, tree_shardings(tree, mesh, small))
+
+
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Move a host batch onto the devices, split along its leading axis.
+
+    Every process passes its own part; the global batch is their concatenation in process order.
+    """
+    sharding = batch_sharding(mesh)
+    local_devices = mesh.local_mesh.devices.size
+
+    def put(path, x):
+        x = np.asarray(x)
+        if x.ndim == 0 or x.shape[0] % local_devices:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"{name} of shape {x.shape} does not divide over {local_devices} devices",
+                where="batch",
+                todo="choose a batch size that is a multiple of the number of devices",
+            )
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    return jax.tree_util.tree_map_with_path(put, dict(batch))
+
+
+def shard_map_images(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A drop-in for `jax.vmap` of per-image functions that never moves data between devices.
+
+    `shard_map_images(mesh)(fn)(*args)`: every leaf of args and of the result has the batch as leading axis,
+    a multiple of the number of devices. Each device maps `fn` over its own images. Under plain jit a
+    batch-sharded `lax.top_k` (JAX 0.10) gathers the whole batch on every device first. `fn` may close over
+    constants, not over sharded arrays.
+    """
+
+    def map_images(fn: Callable[..., Any]) -> Callable[..., Any]:
+        # Loop carries inside fn start from constants; the check of varying axes would refuse them, and there
+        # is no collective in fn that it could protect.
+        return jax.shard_map(
+            jax.vmap(fn), mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False
+        )
+
+    return map_images
+
+
+def initialize_distributed(
+    coordinator: str = "",
+    num_processes: int = 0,
+    process_id: int = -1,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Join the other processes of this run; does nothing for a run of one process. Call before any other use
+    of JAX.
+
+    Explicit values win; else the SLURM variables of a multi-task step (JAX derives the coordinator from
+    them); else ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests).
+    """
+    coordinator = coordinator or environment.get("ELK_COORDINATOR", "")
+    try:
+        num_processes = num_processes or int(environment.get("ELK_NUM_PROCESSES", "0"))
+        process_id = process_id if process_id >= 0 else int(environment.get("ELK_PROCESS_ID", "-1"))
+        if coordinator or num_processes > 1:
+            if not coordinator or num_processes < 1 or process_id < 0:
+                raise UserError(
+                    "a run of several processes needs a coordinator, their number and this process's id",
+                    where="ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID",
+                )
+            jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
+        elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"could not join the other processes: {error}", where=coordinator or "SLURM"
+        ) from error

@@ -1,0 +1,176 @@
+"""From a configuration to one optax transformation: decay, learning rates and freezing by regular expression.
+
+Expressions are matched with `re.search` against parameter paths such as `backbone/stem/conv/kernel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from elk_jax.errors import UserError
+from elk_jax.training.task import Params
+
+NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(^|/)[^/]*(norm|bn|gn|ln)\d*(/|$)")
+"""What weight decay leaves alone by default: biases, and every parameter of a normalisation layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """name: `sgd` (torch's and detectron2's: the decay is added to the gradient, then momentum) or `adamw`
+    (decoupled).
+
+    clip_norm: the gradient over all trainable parameters is scaled down to this L2 norm; 0 switches it off.
+    no_decay: expressions of the parameters that weight decay spares. An expression here may match nothing.
+    multipliers: (expression, factor) pairs on the learning rate; the first that matches a parameter counts.
+    frozen: expressions of the parameters that are not trained: no update, no decay, no optimiser state, not
+    in the norm.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0
+    no_decay: tuple[str, ...] = NORMS_AND_BIASES
+    multipliers: tuple[tuple[str, float], ...] = ()
+    frozen: tuple[str, ...] = ()
+
+
+def parse(config: OptimizerConfig | Mapping[str, Any]) -> OptimizerConfig:
+    """An OptimizerConfig from a mapping of some of its fields; unknown fields and names are UserErrors."""
+    if isinstance(config, OptimizerConfig):
+        return config
+    known = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    values = dict(config)
+    for key in values:
+        if key not in known:
+            raise UserError(
+                f"the optimizer has no setting {key!r}",
+                where=f"optimizer.{key}",
+                todo=f"use {', '.join(sorted(known))}",
+            )
+    for key in ("no_decay", "frozen"):
+        if key in values:
+            values[key] = (values[key],) if isinstance(values[key], str) else tuple(values[key])
+    if "multipliers" in values:
+        values["multipliers"] = tuple(
+            (str(pattern), float(factor)) for pattern, factor in values["multipliers"]
+        )
+    parsed = OptimizerConfig(**values)
+    if parsed.name not in ("sgd", "adamw"):
+        raise UserError(f"unknown optimizer {parsed.name!r}", where="optimizer.name", todo="use sgd or adamw")
+    return parsed
+
+
+def paths(params: Params) -> Any:
+    """The tree of `params` with each leaf replaced by its path, `a/b/c`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params
+    )
+
+
+def matches(params: Params, patterns: Iterable[str], where: str, *, may_miss: bool = False) -> Any:
+    """Tree of bools: does any of `patterns` match the leaf's path?
+
+    Raises UserError for a malformed expression, and for one that matches no parameter unless `may_miss`.
+    """
+    names = paths(params)
+    flat = jax.tree.leaves(names)
+    compiled = [compile_pattern(pattern, where) for pattern in patterns]
+    for expression in compiled:
+        if not may_miss and not any(expression.search(name) for name in flat):
+            raise UserError(
+                f"the expression {expression.pattern!r} matches no parameter",
+                where=where,
+                todo=f"parameters are called like {', '.join(_examples(flat))}",
+            )
+    return jax.tree.map(lambda name: any(expression.search(name) for expression in compiled), names)
+
+
+def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
+    """`re.compile` whose error is a UserError."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"not a regular expression: {pattern!r} ({error})", where=where) from error
+
+
+def trainable_mask(
+    params: Params, config: OptimizerConfig | Mapping[str, Any], frozen: Iterable[str] = ()
+) -> Any:
+    """Tree of bools, True where a parameter is trained. `frozen` are the task's own expressions beside the
+    config's."""
+    config = parse(config)
+    by_task = matches(params, frozen, "the task's frozen parameters", may_miss=True)
+    by_config = matches(params, config.frozen, "optimizer.frozen")
+    trainable = jax.tree.map(lambda a, b: not (a or b), by_task, by_config)
+    if not any(jax.tree.leaves(trainable)):
+        raise UserError("every parameter is frozen: nothing is left to train", where="optimizer.frozen")
+    return trainable
+
+
+def build(
+    config: OptimizerConfig | Mapping[str, Any],
+    schedule: optax.Schedule,
+    params: Params,
+    frozen: Iterable[str] = (),
+) -> optax.GradientTransformation:
+    """The transformation for `params` (arrays or abstract shapes; only their paths are read).
+
+    Order: clip the global norm -> (sgd) add decay, momentum | (adamw) Adam, add decay -> learning rate ->
+    multipliers.
+    """
+    config = parse(config)
+    trainable = trainable_mask(params, config, frozen)
+    spared = matches(params, config.no_decay, "optimizer.no_decay", may_miss=True)
+    decayed = jax.tree.map(lambda spare: not spare, spared)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_inside(decayed, trainable))
+    parts: list[optax.GradientTransformation] = []
+    if config.clip_norm:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.name == "sgd":
+        parts += [decay, optax.trace(config.momentum, config.nesterov)]
+    else:
+        parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
+    parts.append(optax.scale_by_learning_rate(schedule))
+    parts += _scales(params, config.multipliers, trainable)
+    return optax.partition(
+        {True: optax.chain(*parts), False: optax.set_to_zero()}, jax.tree.map(bool, trainable)
+    )
+
+
+def _scales(params: Params, multipliers, trainable: Any) -> list[optax.GradientTransformation]:
+    """One masked scale per distinct factor; every parameter follows the first pair that matches it."""
+    for pattern, _ in multipliers:
+        matches(params, (pattern,), "optimizer.multipliers")
+
+    def factor(name: str) -> float:
+        return next((value for pattern, value in multipliers if re.search(pattern, name)), 1.0)
+
+    factors = jax.tree.map(factor, paths(params))
+    distinct = sorted({value for value in jax.tree.leaves(factors) if value != 1.0})
+    return [
+        optax.masked(optax.scale(value), _inside(jax.tree.map(lambda f, v=value: f == v, factors), trainable))
+        for value in distinct
+    ]
+
+
+def _inside(mask: Any, trainable: Any) -> Any:
+    """`mask` as seen within the partition, where frozen leaves are MaskedNodes."""
+    return jax.tree.map(lambda m, t: m if t else optax.MaskedNode(), mask, trainable)
+
+
+def _examples(names: list[str], count: int = 5) -> list[str]:
+    """A few names spread over the whole list."""
+    picks = np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).astype(int))
+    return [names[i] for i in picks]

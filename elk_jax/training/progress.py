@@ -1,0 +1,119 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import IO, Any
+
+import jax
+
+
+class Progress:
+    """`with Progress("training", total=3000, unit="step") as bar: bar.update(step, "loss 0.41")`.
+
+    On a terminal a live bar; in a log file one line at most every `every` seconds, and one at the end. Only
+    process 0 shows anything. `start` is where the work goes on from: it counts as done, not towards the rate.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        start: int = 0,
+        unit: str = "step",
+        every: float = 15.0,
+        stream: IO[str] | None = None,
+    ):
+        self.title, self.total, self.start, self.unit, self.every = title, total, start, unit, every
+        self.stream = sys.stderr if stream is None else stream
+        self.done = start
+        self._note = ""
+        self._show = jax.process_index() == 0
+        self._bar: Any = None
+        self._task: Any = None
+        self._began = self._spoke = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._began = self._spoke = time.monotonic()
+        if self._show and self.stream.isatty():
+            self._bar = _rich_bar(self.stream)
+            self._task = self._bar.add_task(
+                self.title, total=self.total, completed=self.start, rate="", note=""
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._show and self.done > self.start:
+            self._line()
+
+    def update(self, done: int, note: str | None = None) -> None:
+        """`done` units are finished; `note` (kept until the next one) is shown behind the bar."""
+        self.done = done
+        self._note = self._note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, rate=self._rate_text(), note=self._note)
+        elif self._show and time.monotonic() - self._spoke >= self.every:
+            self._line()
+
+    def say(self, text: str) -> None:
+        """A line of text that does not break the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self._show:
+            print(text, file=self.stream, flush=True)
+
+    def _rate(self) -> float:
+        return (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
+
+    def _rate_text(self) -> str:
+        rate = self._rate()
+        return f"{rate:.1f} {self.unit}s/s" if rate >= 1 or rate == 0 else f"{1 / rate:.1f} s/{self.unit}"
+
+    def _line(self) -> None:
+        self._spoke = time.monotonic()
+        rate = self._rate()
+        left = f", {clock((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        note = f", {self._note}" if self._note else ""
+        elapsed = clock(time.monotonic() - self._began)
+        print(
+            f"{self.title}: {self.done}/{self.total} {self.unit}s in {elapsed}{left}, "
+            f"{self._rate_text()}{note}",
+            file=self.stream,
+            flush=True,
+        )
+
+
+def clock(seconds: float) -> str:
+    """12:05 or 1:02:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _rich_bar(stream: IO[str]) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[note]}"),
+        console=Console(file=stream),
+    )

@@ -1,0 +1,47 @@
+"""What a training run carries from step to step: one plain pytree."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from elk_jax.training.task import Params
+
+
+class TrainState(NamedTuple):
+    """step: int32 scalar, updates done so far. ema_params: smoothed parameters, or None when smoothing is
+    off."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    ema_params: Params | None
+
+    @property
+    def evaluation_params(self) -> Params:
+        """The parameters to evaluate and to ship: the smoothed ones where they are kept."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def create(params: Params, tx: optax.GradientTransformation, ema: bool) -> TrainState:
+    """A state at step 0. The smoothed parameters start as a copy (their own buffers: the step donates them
+    all)."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+    )
+
+
+def update_ema(ema_params: Params, params: Params, step: jax.Array, decay: float) -> Params:
+    """Exponential moving average with warm-up: the decay at step t (from 0) is min(decay, (1 + t) / (10 +
+    t)).
+
+    Written so that a parameter that never changes (frozen) keeps exactly its value.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: (e + rate.astype(p.dtype) * (p - e)).astype(e.dtype), ema_params, params)

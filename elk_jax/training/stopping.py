@@ -1,0 +1,40 @@
+"""Stopping a run from outside: SIGTERM and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class StopSignal:
+    """Notes SIGTERM and Ctrl-C so that the loop can stop between two steps; a second Ctrl-C acts at once."""
+
+    def __init__(self) -> None:
+        self._seen = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        try:
+            # several processes: JAX's own service catches SIGTERM and finds a step common to all
+            signals = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+            for number in signals if jax.process_count() == 1 else ():
+                self._previous[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread: signals are somebody else's business
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._seen = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def requested(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._seen

@@ -1,0 +1,110 @@
+"""What a run writes down as it goes: metrics.jsonl, and TensorBoard files for curves and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from elk_jax import files
+from elk_jax.errors import from_os_error
+
+
+class Writer:
+    """Writes under `folder`: `metrics.jsonl`, one object `{"step": ..., ...}` a line, and `tensorboard/`.
+
+    Only process 0 writes. `resume_step` is the step a run goes on from (0 for a new one): what an earlier
+    attempt wrote for later steps is dropped, so that the file ends up as that of an uninterrupted run,
+    except for keys that begin with `time/`: wall-clock measurements go there and nowhere else.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0, tensorboard: bool = True):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self._path = files.make_folder(folder) / "metrics.jsonl"
+        drop_after(self._path, resume_step)
+        try:
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+        except OSError as error:
+            raise from_os_error(error, self._path) from error
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            # events of steps >= purge_step are hidden; a fresh run has nothing to hide
+            purge = resume_step + 1 if resume_step else None
+            self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=purge)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl (a non-finite value becomes null) and one point per curve."""
+        if not self._active:
+            return
+        values = {key: _plain(value) for key, value in scalars.items()}
+        try:
+            self._file.write(json.dumps({"step": int(step)} | values, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise from_os_error(error, self._path) from error
+        if self._board is not None:
+            for key, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(key, value, int(step))
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """images: name -> [H, W], [H, W, 1] or [H, W, 3], float in [0, 1] or uint8."""
+        if self._active and self._board is not None:
+            for name, image in images.items():
+                image = image[..., None] if image.ndim == 2 else image
+                self._board.add_image(name, np.asarray(image), int(step), dataformats="HWC")
+
+    def write_text(self, step: int, texts: Mapping[str, str]) -> None:
+        if self._active and self._board is not None:
+            for name, text in texts.items():
+                self._board.add_text(name, text, int(step))
+
+    def close(self) -> None:
+        if self._active:
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut off by a crash is left out. [] where there is no file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    return list(_parsed(lines))
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Remove the lines of later steps than `step` (and a broken one) from a metrics.jsonl, atomically."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] <= step and step > 0]
+    files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            yield record
+
+
+def _plain(value: Any) -> float | int | None:
+    number = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else None
