@@ -1,0 +1,110 @@
+"""Intervals and comparisons by resampling PATIENTS: images of one patient depend on each other, stay
+together.
+
+A metric is given as a *statistic*: a function of patient weights [R, P] (how often each of the P patients was
+drawn in each of R resamples) that returns [R] values per name. So a metric sorts its predictions once, and a
+resample is a product of matrices; a row of ones is the sample itself. NaN stands for "not defined in this
+resample".
+
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile intervals, chapter 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Estimate = dict[str, float | None]
+
+CHUNK = 250  # resamples worked on at once: bounds the memory of large data sets
+
+
+def draw_weights(patients: int, resamples: int, seed: int) -> np.ndarray:
+    """Patient weights [R, P] of `resamples` draws with replacement; rows sum to P. Deterministic by seed."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(patients, np.full(patients, 1.0 / patients), size=resamples).astype(np.float32)
+
+
+def evaluate(statistic: Statistic, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The statistic for all rows of `weights`, some rows at a time; values [R] or [R, ...] by name."""
+    chunks = [statistic(weights[start : start + CHUNK]) for start in range(0, len(weights), CHUNK)]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def estimate(
+    statistic: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, Estimate]:
+    """Value and percentile interval of every metric: {"value", "low", "high"} by name.
+
+    Low and high are None with fewer than two patients or no resamples; value is None where the metric is not
+    defined. Resamples in which a metric is not defined (no lesion drawn) are left out of its interval.
+    """
+    values = statistic(np.ones((1, max(patients, 1)), np.float32)) if patients else statistic(np.ones((1, 0)))
+    draws = _draw(statistic, patients, resamples, seed)
+    return {
+        name: {"value": _number(value[0]), **interval(draws.get(name), level, _number(value[0]))}
+        for name, value in values.items()
+    }
+
+
+def compare(
+    first: Statistic,
+    second: Statistic,
+    patients: int,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, dict[str, float | None]]:
+    """Paired bootstrap of two runs over the same patients in the same order: second minus first.
+
+    Returns by name {"first", "second", "difference", "low", "high", "p_value"}. The p-value is two-sided for
+    "no difference": twice the smaller share of resampled differences on either side of 0 (ties on both),
+    counted with the sample itself, so that it is never 0.
+    """
+    ones = np.ones((1, patients), np.float32)
+    a, b = first(ones), second(ones)
+    draws_a, draws_b = _draw(first, patients, resamples, seed), _draw(second, patients, resamples, seed)
+    compared = {}
+    for name in [name for name in a if name in b]:
+        difference = _number(b[name][0] - a[name][0])
+        draws = draws_b[name] - draws_a[name] if name in draws_a and name in draws_b else None
+        bounds = interval(draws, level, difference)
+        compared[name] = {
+            "first": _number(a[name][0]),
+            "second": _number(b[name][0]),
+            "difference": difference,
+            **bounds,
+            "p_value": None if bounds["low"] is None or draws is None else _two_sided(draws),
+        }
+    return compared
+
+
+def interval(draws: np.ndarray | None, level: float, value: float | None) -> Estimate:
+    """Percentile interval {"low", "high"} of resampled values; None where there are none."""
+    if draws is None or value is None:
+        return {"low": None, "high": None}
+    defined = draws[np.isfinite(draws)]
+    if len(defined) == 0:
+        return {"low": None, "high": None}
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return {"low": float(low), "high": float(high)}
+
+
+def _draw(statistic: Statistic, patients: int, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    if patients < 2 or resamples < 1:
+        return {}
+    return evaluate(statistic, draw_weights(patients, resamples, seed))
+
+
+def _two_sided(draws: np.ndarray) -> float:
+    defined = draws[np.isfinite(draws)]
+    # Two runs with equal predictions differ by rounding at most; that is a tie, not a difference.
+    below, above = (defined <= 1e-12).sum(), (defined >= -1e-12).sum()
+    return float(min(1.0, 2.0 * (1 + min(below, above)) / (1 + len(defined))))
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,176 @@
+"""Average precision as COCO defines it, at any IoU threshold, and fast enough to bootstrap.
+
+The definition is that of pycocotools' `COCOeval` for boxes: per image and class the 100 best-scoring
+predictions go, best first, each to the free lesion of largest IoU >= threshold; boxes to be ignored are
+COCO's "crowd" (overlap is measured against the prediction's own area, any number of predictions may go there
+and none of them counts); precision is made monotone and read off at 101 recalls; classes are averaged. Equal
+scores keep the order of images.
+
+Precision can only be largest just after a hit, so those corners are all that is kept (P patients, J hits, R
+weightings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.hits import intersection, iou
+
+COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
+RECALLS = np.linspace(0.0, 1.0, 101)
+MAX_DETECTIONS = 100
+ALL_AREAS = (0.0, 1e10)  # square pixels; COCO's small: (0, 32**2), medium: (32**2, 96**2)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sufficient statistics of one class at one IoU threshold."""
+
+    hits: np.ndarray  # [P, J] hits of each patient up to and including the j-th best-scoring hit of all
+    false_positives: np.ndarray  # [P, J] false positives of each patient that come before it
+    lesions: np.ndarray  # [P]
+
+
+def match_image(
+    boxes: np.ndarray,
+    gt_boxes: np.ndarray,
+    crowd: np.ndarray,
+    outside: np.ndarray,
+    thresholds: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's greedy matching of one image and class.
+
+    Args:
+      boxes: [K, 4] predictions, best first.
+      gt_boxes: [N, 4].
+      crowd: [N] bool, boxes to be ignored that any number of predictions may go to.
+      outside: [N] bool, lesions outside the area range: ignored too, but each takes one prediction only.
+      thresholds: T values of IoU.
+
+    Returns (hit [T, K] bool: goes to a lesion that counts; ignored [T, K] bool: goes to a box that does not).
+    """
+    limits = np.asarray(thresholds, float)[:, None]
+    hit = np.zeros((len(limits), len(boxes)), bool)
+    ignored = np.zeros_like(hit)
+    if len(boxes) == 0 or len(gt_boxes) == 0:
+        return hit, ignored
+    own_area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)[:, None]
+    shared = intersection(boxes, gt_boxes)
+    of_own = np.divide(shared, own_area, out=np.zeros_like(shared), where=own_area > 0)
+    overlaps = np.where(crowd[None], of_own, iou(boxes, gt_boxes))
+    counts = ~(crowd | outside)
+    free = np.ones((len(limits), len(gt_boxes)), bool)
+    for k in np.flatnonzero(overlaps.max(axis=1) >= limits.min()):
+        fits = (overlaps[k][None] >= limits) & (free | crowd[None])
+        lesion, lesion_fits = _best(overlaps[k], fits & counts[None])
+        other, other_fits = _best(overlaps[k], fits & ~counts[None])
+        hit[:, k] = lesion_fits
+        ignored[:, k] = other_fits & ~lesion_fits
+        for rows, chosen in ((hit[:, k], lesion), (ignored[:, k], other)):
+            free[rows, chosen[rows]] = False
+    return hit, ignored
+
+
+def _best(overlaps: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per threshold the fitting box of largest overlap (of equals the last, as COCOeval); is there one?"""
+    masked = np.where(fits, overlaps[None], -1.0)[:, ::-1]
+    return fits.shape[1] - 1 - np.argmax(masked, axis=1), np.any(fits, axis=1)
+
+
+def count(
+    results: Sequence[ImageResult],
+    thresholds: Sequence[float],
+    patients: Sequence[str] | None = None,
+    *,
+    area: tuple[float, float] = ALL_AREAS,
+    max_detections: int = MAX_DETECTIONS,
+) -> dict[float, list[Counts]]:
+    """Match all images once. Returns for each IoU threshold the counts of every class with a lesion to find.
+
+    Args:
+      patients: their order in the first axis of the counts. Default: order of appearance.
+      area: lesions outside this range of box areas are ignored, and so are unmatched predictions outside it.
+      max_detections: per image and class.
+    """
+    patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
+    row_of = {patient: row for row, patient in enumerate(patients)}
+    classes = np.unique(np.concatenate([np.zeros(0, int), *(r.gt_labels[~r.gt_ignore] for r in results)]))
+    by_threshold: dict[float, list[Counts]] = {float(threshold): [] for threshold in thresholds}
+    for label in classes:
+        scores: list[np.ndarray] = []
+        rows: list[np.ndarray] = []
+        hits: list[np.ndarray] = []
+        ignored: list[np.ndarray] = []
+        lesions = np.zeros(len(patients), np.float32)
+        for result in results:
+            own, truth = result.labels == label, result.gt_labels == label
+            best = np.argsort(-result.scores[own], kind="stable")[:max_detections]
+            boxes, gt_boxes, crowd = result.boxes[own][best], result.gt_boxes[truth], result.gt_ignore[truth]
+            outside = ~_inside(gt_boxes, area)
+            hit, no_matter = match_image(boxes, gt_boxes, crowd, outside, thresholds)
+            row = row_of[result.patient_id]
+            lesions[row] += (~(crowd | outside)).sum()
+            scores.append(result.scores[own][best])
+            rows.append(np.full(len(best), row))
+            hits.append(hit)
+            ignored.append(no_matter | (~hit & ~_inside(boxes, area)[None]))
+        if lesions.sum() == 0:
+            continue
+        order = np.argsort(-np.concatenate(scores), kind="stable")
+        all_rows = np.concatenate(rows)[order]
+        all_hits, all_ignored = (np.concatenate(of, axis=1)[:, order] for of in (hits, ignored))
+        for position, threshold in enumerate(thresholds):
+            by_threshold[float(threshold)].append(
+                _counts(all_rows, all_hits[position], all_ignored[position], lesions)
+            )
+    return by_threshold
+
+
+def _counts(rows: np.ndarray, hit: np.ndarray, ignored: np.ndarray, lesions: np.ndarray) -> Counts:
+    places = np.cumsum(hit) - hit  # how many hits come before each prediction
+    columns = int(hit.sum())
+
+    def running(chosen: np.ndarray) -> np.ndarray:
+        table = np.zeros((len(lesions), columns + 1), np.float32)
+        np.add.at(table, (rows[chosen], places[chosen]), 1)
+        return np.cumsum(table[:, :-1], axis=1)
+
+    return Counts(hits=running(hit), false_positives=running(~hit & ~ignored), lesions=lesions)
+
+
+def average_precision(counts: Counts, weights: np.ndarray) -> np.ndarray:
+    """AP of one class at one IoU threshold per weighting of patients [R, P] -> [R]; NaN without lesions."""
+    weights = np.asarray(weights, np.float32)
+    total = (weights @ counts.lesions).astype(float)
+    hits = (weights @ counts.hits).astype(float)
+    wrong = (weights @ counts.false_positives).astype(float)
+    if hits.shape[1] == 0:
+        return np.where(total > 0, 0.0, np.nan)
+    precision = hits / np.maximum(hits + wrong, 1.0)
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    recall = hits / np.maximum(total, 1.0)[:, None]
+    reached = np.searchsorted(RECALLS, recall, side="right")  # how many of the 101 recalls lie at or below
+    new = np.diff(reached, axis=1, prepend=0)
+    return np.where(total > 0, (new * precision).sum(axis=1) / len(RECALLS), np.nan)
+
+
+def mean_over_classes(
+    counts: Mapping[float, Sequence[Counts]], thresholds: Sequence[float], weights: np.ndarray
+) -> np.ndarray:
+    """COCO's AP: mean over thresholds and over the classes with lesions -> [R]; NaN where there are none."""
+    values = [average_precision(one, weights) for t in thresholds for one in counts[float(t)]]
+    if not values:
+        return np.full(len(weights), np.nan)
+    stacked = np.stack(values)
+    defined = np.isfinite(stacked)
+    total = np.where(defined, stacked, 0.0).sum(axis=0)
+    return np.where(defined.any(axis=0), total / np.maximum(defined.sum(axis=0), 1), np.nan)
+
+
+def _inside(boxes: np.ndarray, area: tuple[float, float]) -> np.ndarray:
+    sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
+    return (sizes >= area[0]) & (sizes <= area[1])

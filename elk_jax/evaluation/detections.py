@@ -1,0 +1,277 @@
+"""Detections beside the truth, image by image, on the host: what every detection metric is computed from.
+
+Shapes: N lesions and K predictions of one image. Boxes are xyxy in the source's own pixels.
+Files: COCO results, a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from elk_jax.data.schema import ImageInfo
+from elk_jax.errors import UserError
+from elk_jax.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The predictions of one image, in any order."""
+
+    boxes: np.ndarray  # [K, 4]
+    scores: np.ndarray  # [K]
+    labels: np.ndarray  # [K] 0-based class
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image: its lesions and what was predicted there."""
+
+    image_id: str
+    patient_id: str
+    width: int
+    height: int
+    gt_boxes: np.ndarray  # [N, 4]
+    gt_labels: np.ndarray  # [N]
+    gt_ignore: np.ndarray  # [N] bool: neither a lesion to find nor a false positive when found
+    boxes: np.ndarray  # [K, 4]
+    scores: np.ndarray  # [K]
+    labels: np.ndarray  # [K]
+
+    @property
+    def has_lesions(self) -> bool:
+        """Whether there is a lesion to find. False also where every annotated box is to be ignored."""
+        return bool((~self.gt_ignore).any())
+
+    @property
+    def is_lesion_free(self) -> bool:
+        """Whether nothing at all is annotated; an image with ignored boxes only is neither."""
+        return len(self.gt_boxes) == 0
+
+
+NO_DETECTIONS = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+
+
+def join(infos: Sequence[ImageInfo], detections: Mapping[str, Detections]) -> list[ImageResult]:
+    """Put truth and predictions side by side, in the order of `infos`; images without predictions stay.
+
+    Raises UserError where an image id recurs in `infos`, or where `detections` holds ids that `infos` does
+    not.
+    """
+    seen: set[str] = set()
+    results = []
+    for info in infos:
+        if info.image_id in seen:
+            raise UserError(
+                f"image id {info.image_id!r} occurs twice in the data", todo="give every image its own id"
+            )
+        seen.add(info.image_id)
+        found = detections.get(info.image_id, NO_DETECTIONS)
+        results.append(
+            ImageResult(
+                image_id=info.image_id,
+                patient_id=info.patient_id,
+                width=info.width,
+                height=info.height,
+                gt_boxes=np.asarray(info.boxes, float).reshape(-1, 4),
+                gt_labels=np.asarray(info.labels, int).reshape(-1),
+                gt_ignore=np.asarray(info.ignore, bool).reshape(-1),
+                boxes=np.asarray(found.boxes, float).reshape(-1, 4),
+                scores=np.asarray(found.scores, float).reshape(-1),
+                labels=np.asarray(found.labels, int).reshape(-1),
+            )
+        )
+    unknown = sorted(set(detections) - seen)
+    if unknown:
+        raise UserError(
+            f"predictions for {len(unknown)} images that are not in the data, such as {unknown[0]!r}",
+            todo="evaluate on the data and split that the predictions were made for",
+        )
+    return results
+
+
+def join_batches(
+    infos: Sequence[ImageInfo],
+    outputs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    score_floor: float = 0.0,
+) -> list[ImageResult]:
+    """Bring a detector's padded outputs back to the source's pixels and join them with the truth.
+
+    Args:
+      infos: those of the source that the loader read; `batch["index"]` counts in it.
+      outputs: pairs of a Batch (`index`, `scale`, `valid` are read) and predictions with leading axis B:
+        boxes [B, K, 4] in the resized image, scores [B, K], labels [B, K], valid [B, K].
+      score_floor: predictions that score less are dropped.
+
+    Images that no batch held are left out; an image seen twice (a padded last batch) counts once. Raises
+    UserError where a score or box is not finite.
+    """
+    detections: dict[int, Detections] = {}
+    for batch, predictions in outputs:
+        index, valid = np.asarray(batch["index"]), np.asarray(batch["valid"], bool)
+        scale = np.asarray(batch["scale"], float)
+        boxes = np.asarray(predictions["boxes"], float)
+        scores = np.asarray(predictions["scores"], float)
+        labels = np.asarray(predictions["labels"], int)
+        keep = np.asarray(predictions["valid"], bool) & (np.isnan(scores) | (scores >= score_floor))
+        for row in np.flatnonzero(valid):
+            info = infos[int(index[row])]
+            chosen = keep[row]
+            own = boxes[row, chosen] / np.tile(scale[row], 2)
+            if not (np.isfinite(own).all() and np.isfinite(scores[row, chosen]).all()):
+                raise UserError(
+                    "the model predicts boxes or scores that are not finite",
+                    where=f"image {info.image_id}",
+                    todo="take an earlier checkpoint, or lower the learning rate and train again",
+                )
+            limit = np.array([info.width, info.height] * 2, float)
+            detections[int(index[row])] = Detections(
+                boxes=np.clip(own, 0.0, limit), scores=scores[row, chosen], labels=labels[row, chosen]
+            )
+    order = sorted(detections)
+    return join([infos[i] for i in order], {infos[i].image_id: detections[i] for i in order})
+
+
+def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResult]:
+    """The same images with only the predictions that score at least `score_floor`."""
+    kept = []
+    for result in results:
+        chosen = result.scores >= score_floor
+        kept.append(
+            replace(
+                result,
+                boxes=result.boxes[chosen],
+                scores=result.scores[chosen],
+                labels=result.labels[chosen],
+            )
+        )
+    return kept
+
+
+def only_label(results: Sequence[ImageResult], label: int) -> list[ImageResult]:
+    """The same images with only the lesions and predictions of one class: metrics of a class by itself."""
+    kept = []
+    for result in results:
+        truth, found = result.gt_labels == label, result.labels == label
+        kept.append(
+            replace(
+                result,
+                gt_boxes=result.gt_boxes[truth],
+                gt_labels=result.gt_labels[truth],
+                gt_ignore=result.gt_ignore[truth],
+                boxes=result.boxes[found],
+                scores=result.scores[found],
+                labels=result.labels[found],
+            )
+        )
+    return kept
+
+
+def to_coco(
+    results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids int."""
+    entries = []
+    for result in results:
+        for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
+            x0, y0, x1, y1 = (float(v) for v in box)
+            entries.append(
+                {
+                    "image_id": _plain_id(result.image_id),
+                    "category_id": int(label) + 1 if category_ids is None else int(category_ids[label]),
+                    "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+                    "score": float(score),
+                }
+            )
+    return entries
+
+
+def write_coco(
+    path: str | os.PathLike, results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
+) -> None:
+    """Write `predictions.json`; see to_coco."""
+    write_json(path, to_coco(results, category_ids))
+
+
+def read_coco(
+    path: str | os.PathLike, infos: Sequence[ImageInfo], category_ids: Sequence[int] = (1,)
+) -> dict[str, Detections]:
+    """Read COCO results, made here or elsewhere, for the images of `infos`.
+
+    Args:
+      category_ids: the category of each class, in label order.
+
+    Raises UserError, naming the file and the entry, for anything that is not a COCO result of these images:
+    unknown image or category, a score that is no finite number, a box that is not four finite numbers with
+    sizes >= 0.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(
+            "not a list of COCO results",
+            where=path,
+            todo='write a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}',
+        )
+    known = {info.image_id for info in infos}
+    labels = {int(category): label for label, category in enumerate(category_ids)}
+    rows: dict[str, list[tuple[list[float], float, int]]] = {}
+    for position, entry in enumerate(entries):
+        image_id, row = _read_entry(entry, labels, known, f"{path}, entry {position}")
+        rows.setdefault(image_id, []).append(row)
+    return {
+        image_id: Detections(
+            boxes=np.array([box for box, _, _ in found], float).reshape(-1, 4),
+            scores=np.array([score for _, score, _ in found], float),
+            labels=np.array([label for _, _, label in found], int),
+        )
+        for image_id, found in rows.items()
+    }
+
+
+def _read_entry(
+    entry: Any, labels: Mapping[int, int], known: set[str], where: str
+) -> tuple[str, tuple[list[float], float, int]]:
+    if not isinstance(entry, dict):
+        raise UserError("a COCO result must be an object", where=where, todo="see the COCO results format")
+    missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in entry]
+    if missing:
+        raise UserError(f"the COCO result lacks {', '.join(missing)}", where=where, todo="add it")
+    image_id = str(entry["image_id"])
+    if image_id not in known:
+        raise UserError(
+            f"unknown image id {entry['image_id']!r}",
+            where=where,
+            todo="use the image ids of the data and split that you evaluate on",
+        )
+    category = entry["category_id"]
+    if not isinstance(category, int) or category not in labels:
+        raise UserError(
+            f"unknown category id {category!r}",
+            where=where,
+            todo=f"use one of {sorted(labels)}, as in the data",
+        )
+    score = entry["score"]
+    if not _is_finite(score):
+        raise UserError(f"the score {score!r} is not a finite number", where=where, todo="mend it")
+    bbox = entry["bbox"]
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)) or min(bbox[2:]) < 0:
+        raise UserError(
+            f"the box {bbox!r} is not [x, y, width, height] with finite numbers and sizes >= 0",
+            where=where,
+            todo="repair the predictions",
+        )
+    x, y, width, height = (float(v) for v in bbox)
+    return image_id, ([x, y, x + width, y + height], float(score), labels[category])
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain_id(image_id: str) -> int | str:
+    return int(image_id) if image_id.isdecimal() and str(int(image_id)) == image_id else image_id

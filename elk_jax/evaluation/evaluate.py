@@ -1,0 +1,323 @@
+"""All detection metrics of a run, with intervals over patients: the content of `evaluation.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.evaluation import bootstrap, coco, froc
+from elk_jax.evaluation.detections import ImageResult, above
+from elk_jax.evaluation.hits import Criterion, iou_at_least
+
+RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
+AREA_LIMITS = (1.0, 2.0, 3.0)
+AP_THRESHOLDS = {"ap": coco.COCO_THRESHOLDS, "ap50": (0.5,), "ap10": (0.1,), "ap30": (0.3,)}
+CURVE_GRID = tuple(np.round(np.linspace(0.0, 4.0, 81), 6))
+
+FrocImages = Literal["with_lesions", "all"]
+
+
+class DetectionStatistic:
+    """The metrics of one run as a function of patient weights (see bootstrap.py). Predictions are sorted
+    once.
+
+    Attributes: patients (their order), froc_counts, thresholds (score of the operating point of each rate, or
+      None).
+    """
+
+    def __init__(
+        self,
+        results: Sequence[ImageResult],
+        *,
+        criterion: Criterion,
+        froc_images: FrocImages = "with_lesions",
+        rates: Sequence[float] = RATES,
+        area_limits: Sequence[float] = AREA_LIMITS,
+    ):
+        self.rates, self.area_limits = tuple(rates), tuple(area_limits)
+        self.patients = sorted({result.patient_id for result in results})
+        chosen = results if froc_images == "all" else [r for r in results if r.has_lesions]
+        self.froc_counts = froc.count(chosen, criterion, self.patients)
+        self.thresholds = [froc.threshold_at(self.froc_counts, rate) for rate in self.rates]
+        iou_thresholds = sorted({float(t) for ts in AP_THRESHOLDS.values() for t in ts})
+        self._ap_counts = coco.count(results, iou_thresholds, self.patients)
+        lesion_free = [result for result in results if result.is_lesion_free]
+        self._free_images, self._free_positives = _lesion_free_counts(
+            lesion_free, self.patients, self.thresholds
+        )
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        x, y = froc.curves(self.froc_counts, weights)
+        at_rates = froc.sensitivity_at(x, y, self.rates)
+        areas = froc.area_up_to(x, y, self.area_limits)
+        values = {"mean_sensitivity": at_rates.mean(axis=1)}
+        values |= {f"sensitivity_at/{rate:g}": at_rates[:, i] for i, rate in enumerate(self.rates)}
+        values |= {f"aufroc_{limit:g}": areas[:, i] for i, limit in enumerate(self.area_limits)}
+        for name, thresholds in AP_THRESHOLDS.items():
+            values[name] = coco.mean_over_classes(self._ap_counts, thresholds, weights)
+        free = _ratio(weights @ self._free_positives, (weights @ self._free_images)[:, None])
+        for i, rate in enumerate(self.rates):
+            values[f"false_positives_per_lesion_free_image/{rate:g}"] = free[:, i]
+        return values | self._operating_points(weights)
+
+    def curve(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Sensitivity on CURVE_GRID, {"sensitivity": [R, grid]}: the band around the curve."""
+        return {
+            "sensitivity": froc.sensitivity_at(*froc.curves(self.froc_counts, weights), rates=CURVE_GRID),
+        }
+
+    def _operating_points(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """What the thresholds chosen on the whole sample give: thresholds stay, patients vary."""
+        counts, values = self.froc_counts, {}
+        images, lesions = weights @ counts.images, weights @ counts.lesions
+        for rate, threshold in zip(self.rates, self.thresholds, strict=True):
+            if threshold is None:
+                continue
+            column = int(np.flatnonzero(counts.scores == threshold)[0])
+            values[f"at_threshold/{rate:g}/sensitivity"] = _ratio(weights @ counts.found[:, column], lesions)
+            values[f"at_threshold/{rate:g}/false_positives_per_image"] = _ratio(
+                weights @ counts.at_least[:, column], images
+            )
+        return values
+
+
+def evaluate_detections(
+    results: Sequence[ImageResult],
+    *,
+    criterion: Criterion | None = None,
+    score_floor: float = 0.01,
+    froc_images: FrocImages = "with_lesions",
+    rates: Sequence[float] = RATES,
+    area_limits: Sequence[float] = AREA_LIMITS,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything that is measured of a detector on one split, ready for JSON.
+
+    Args:
+      criterion: what a hit is, for FROC (AP always uses IoU). Default: ELK's IoU >= 0.3.
+      score_floor: predictions that score less are dropped first (ELK: 0.01 in the test, 0.1 to choose
+        checkpoints).
+      froc_images: ELK's FROC counts false positives on images with lesions only; "all" counts every image.
+      rates: false positives per image at which sensitivity is read; `mean_sensitivity` is their mean.
+      area_limits: AUFROC is computed up to each.
+      resamples: of patients, for 95 % percentile intervals; 0 for none (quick, while training).
+
+    Returns a dict; a metric is {"value", "low", "high"} with None for what is not defined, explained in
+      "notes": mean_sensitivity, sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10,
+      ap30, false_positives_per_lesion_free_image {"0.5": ...} at the thresholds of the operating points,
+      operating_points [{rate, threshold, sensitivity, false_positives_per_image,
+        false_positives_per_lesion_free_image}],
+      curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and how it was
+      computed.
+    """
+    criterion = criterion or iou_at_least(0.3)
+    kept = above(results, score_floor)
+    statistic = DetectionStatistic(
+        kept, criterion=criterion, froc_images=froc_images, rates=rates, area_limits=area_limits
+    )
+    patients = len(statistic.patients)
+    estimates = bootstrap.estimate(statistic, patients, resamples=resamples, seed=seed)
+    flat = {name: value for name, value in estimates.items() if "/" not in name}
+    by_rate = {
+        group: {f"{rate:g}": estimates[f"{group}/{rate:g}"] for rate in rates}
+        for group in ("sensitivity_at", "false_positives_per_lesion_free_image")
+    }
+    return {
+        **{"mean_sensitivity": flat.pop("mean_sensitivity"), **by_rate, **flat},
+        "operating_points": _operating_points(statistic, estimates),
+        "curve": _curve(statistic, resamples, seed),
+        "counts": _count_all(kept),
+        "criterion": criterion.name,
+        "froc_images": froc_images,
+        "score_floor": score_floor,
+        "bootstrap": {"over": "patients", "resamples": resamples, "seed": seed, "level": 0.95},
+        "notes": _notes(kept, statistic, resamples),
+    }
+
+
+def compare_detections(
+    first: Sequence[ImageResult],
+    second: Sequence[ImageResult],
+    *,
+    criterion: Criterion | None = None,
+    score_floor: float = 0.01,
+    froc_images: FrocImages = "with_lesions",
+    rates: Sequence[float] = RATES,
+    area_limits: Sequence[float] = AREA_LIMITS,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, dict[str, float | None]]:
+    """Paired bootstrap of two runs over the same patients: second minus first, by metric.
+
+    Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with names as `scalars` gives
+    them. Raises UserError where the runs were not evaluated on the same images and lesions.
+    """
+    _same_images(first, second)
+    criterion = criterion or iou_at_least(0.3)
+
+    def statistic(run: Sequence[ImageResult]) -> DetectionStatistic:
+        return DetectionStatistic(
+            above(run, score_floor),
+            criterion=criterion,
+            froc_images=froc_images,
+            rates=rates,
+            area_limits=area_limits,
+        )
+
+    a, b = statistic(first), statistic(second)
+    compared = bootstrap.compare(a, b, len(a.patients), resamples=resamples, seed=seed)
+    return {
+        _scalar_name(name): value for name, value in compared.items() if not name.startswith("at_threshold/")
+    }
+
+
+def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The defined values of an evaluation as a flat dict, `sensitivity_at_0.5`, `ap50` ...: for logs."""
+    flat: dict[str, float] = {}
+    for name, entry in evaluation.items():
+        if not isinstance(entry, dict):
+            continue
+        named = {name: entry} if "value" in entry else {f"{name}_{key}": sub for key, sub in entry.items()}
+        for key, estimate in named.items():
+            if isinstance(estimate, dict) and estimate.get("value") is not None:
+                flat[key] = estimate["value"]
+    return flat
+
+
+def image_outcomes(
+    results: Sequence[ImageResult], criterion: Criterion | None = None, threshold: float = 0.0
+) -> list[dict[str, Any]]:
+    """Each image at one threshold: {"image_id", "lesions", "found", "missed", "false_positives"}."""
+    criterion = criterion or iou_at_least(0.3)
+    outcomes = []
+    for result in results:
+        scores = froc.image_scores(result, criterion)
+        found = int((scores.lesions >= threshold).sum())
+        outcomes.append(
+            {
+                "image_id": result.image_id,
+                "lesions": len(scores.lesions),
+                "found": found,
+                "missed": len(scores.lesions) - found,
+                "false_positives": int((scores.false_positives >= threshold).sum()),
+            }
+        )
+    return outcomes
+
+
+def _lesion_free_counts(
+    results: Sequence[ImageResult], patients: Sequence[str], thresholds: Sequence[float | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per patient: lesion-free images [P], predictions there from each threshold up [P, T] (None: NaN)."""
+    row_of = {patient: row for row, patient in enumerate(patients)}
+    images = np.zeros(len(patients))
+    positives = np.zeros((len(patients), len(thresholds)))
+    limits = np.array([np.nan if threshold is None else threshold for threshold in thresholds], float)
+    for result in results:
+        images[row_of[result.patient_id]] += 1
+        positives[row_of[result.patient_id]] += (result.scores[:, None] >= limits[None]).sum(axis=0)
+    positives[:, np.isnan(limits)] = np.nan
+    return images, positives
+
+
+def _operating_points(
+    statistic: DetectionStatistic, estimates: dict[str, bootstrap.Estimate]
+) -> list[dict[str, Any]]:
+    nothing: bootstrap.Estimate = {"value": None, "low": None, "high": None}
+    return [
+        {
+            "rate": rate,
+            "threshold": threshold,
+            "sensitivity": estimates.get(f"at_threshold/{rate:g}/sensitivity", nothing),
+            "false_positives_per_image": estimates.get(
+                f"at_threshold/{rate:g}/false_positives_per_image", nothing
+            ),
+            "false_positives_per_lesion_free_image": estimates[
+                f"false_positives_per_lesion_free_image/{rate:g}"
+            ],
+        }
+        for rate, threshold in zip(statistic.rates, statistic.thresholds, strict=True)
+    ]
+
+
+def _curve(statistic: DetectionStatistic, resamples: int, seed: int) -> dict[str, list[float] | None]:
+    """The curve's corners up to the end of the grid, and the band on the grid (None without intervals)."""
+    patients = len(statistic.patients)
+    empty: dict[str, list[float] | None] = {
+        "false_positives_per_image": [],
+        "sensitivity": [],
+        "band_at": None,
+        "low": None,
+        "high": None,
+    }
+    if statistic.froc_counts.total_lesions == 0:
+        return empty
+    x, y = froc.curves(statistic.froc_counts, np.ones((1, patients)))
+    shown = x[0] <= CURVE_GRID[-1]
+    end = CURVE_GRID[-1]
+    curve = empty | {
+        "false_positives_per_image": [*x[0][shown].tolist(), end],
+        "sensitivity": [*y[0][shown].tolist(), float(np.interp(end, x[0], y[0]))],
+    }
+    if patients < 2 or resamples < 1:
+        return curve
+    weights = bootstrap.draw_weights(patients, resamples, seed)
+    band = bootstrap.evaluate(statistic.curve, weights)["sensitivity"]
+    low, high = np.nanquantile(band, [0.025, 0.975], axis=0)
+    return curve | {"band_at": list(CURVE_GRID), "low": low.tolist(), "high": high.tolist()}
+
+
+def _count_all(results: Sequence[ImageResult]) -> dict[str, int]:
+    return {
+        "patients": len({result.patient_id for result in results}),
+        "images": len(results),
+        "images_with_lesions": sum(result.has_lesions for result in results),
+        "lesion_free_images": sum(result.is_lesion_free for result in results),
+        "lesions": int(sum((~result.gt_ignore).sum() for result in results)),
+        "ignored_boxes": int(sum(result.gt_ignore.sum() for result in results)),
+        "predictions": int(sum(len(result.scores) for result in results)),
+    }
+
+
+def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int) -> list[str]:
+    notes = []
+    if statistic.froc_counts.total_lesions == 0:
+        notes.append("no lesion to find: sensitivity, AUFROC and AP are not defined")
+    if not any(len(result.scores) for result in results):
+        notes.append("there are no predictions at or above the score floor")
+    if not any(result.is_lesion_free for result in results):
+        notes.append("no lesion-free image: false positives on lesion-free images are not defined")
+    if resamples and len(statistic.patients) < 2:
+        notes.append("fewer than two patients: no intervals")
+    missing = [f"{r:g}" for r, t in zip(statistic.rates, statistic.thresholds, strict=True) if t is None]
+    if missing and statistic.froc_counts.total_lesions:
+        notes.append(
+            f"no lesion is found within {', '.join(missing)} false positives per image: no threshold"
+        )
+    return notes
+
+
+def _same_images(first: Sequence[ImageResult], second: Sequence[ImageResult]) -> None:
+    def truth(run: Sequence[ImageResult]) -> dict[str, tuple[str, bytes, bytes]]:
+        return {r.image_id: (r.patient_id, r.gt_boxes.tobytes(), r.gt_ignore.tobytes()) for r in run}
+
+    a, b = truth(first), truth(second)
+    differing = sorted(i for i in a.keys() | b.keys() if a.get(i) != b.get(i))
+    if differing:
+        raise UserError(
+            f"the two runs differ in {len(differing)} images or their lesions, such as {differing[0]!r}",
+            todo="compare runs that were evaluated on the same data and split",
+        )
+
+
+def _scalar_name(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(denominator > 0, np.asarray(numerator, float) / denominator, np.nan)

@@ -1,0 +1,98 @@
+"""When does a prediction hit a lesion? Criteria as functions of boxes: FROC can use any of them.
+
+Shapes: K predictions, N lesions of one image; boxes xyxy in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from elk_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A rule with its name; call it as `criterion(boxes[K, 4], gt_boxes[N, 4]) -> hits[K, N] bool`."""
+
+    name: str
+    rule: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    def __call__(self, boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
+        return self.rule(boxes, gt_boxes)
+
+
+def iou_at_least(threshold: float = 0.3) -> Criterion:
+    """Intersection over union of at least `threshold`; 0.3 is ELK's rule."""
+    return Criterion(f"IoU >= {threshold:g}", lambda boxes, gt_boxes: iou(boxes, gt_boxes) >= threshold)
+
+
+def centre_in_box() -> Criterion:
+    """The centre of the prediction lies in the lesion's box (borders included)."""
+    return Criterion("centre in box", _centre_in_box)
+
+
+def centre_distance(pixels: float = 100.0, diagonals: float = 0.5) -> Criterion:
+    """Centres no further apart than max(`diagonals` x the lesion box's diagonal, `pixels`): DBTex, in plane.
+
+    Like there, a prediction that fits several lesions hits only the nearest one.
+    """
+
+    def rule(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
+        distance = np.linalg.norm(_centres(boxes)[:, None] - _centres(gt_boxes)[None], axis=-1)
+        limit = np.maximum(diagonals * np.linalg.norm(gt_boxes[:, 2:] - gt_boxes[:, :2], axis=-1), pixels)
+        fits = distance <= limit[None]
+        if gt_boxes.shape[0] == 0:
+            return fits
+        nearest = np.argmin(np.where(fits, distance, np.inf), axis=1)
+        return fits & (np.arange(len(gt_boxes))[None] == nearest[:, None])
+
+    return Criterion(f"centre distance <= max({diagonals:g} diagonal, {pixels:g} px)", rule)
+
+
+def criterion_from_text(text: str) -> Criterion:
+    """`iou:0.3`, `centre_in_box` or `centre_distance:100:0.5` (pixels, diagonals) -> a criterion."""
+    makers: dict[str, Callable[..., Criterion]] = {
+        "iou": iou_at_least,
+        "centre_in_box": centre_in_box,
+        "centre_distance": centre_distance,
+    }
+    name, *values = text.split(":")
+    try:
+        numbers = [float(value) for value in values]
+        if any(not np.isfinite(number) or number < 0 for number in numbers):
+            raise ValueError(text)
+        return makers[name](*numbers)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"unknown hit criterion {text!r}", todo="use iou:0.3, centre_in_box or centre_distance:100:0.5"
+        ) from error
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union [K, N] of boxes a [K, 4] and b [N, 4]; 0 where both are empty."""
+    shared = intersection(a, b)
+    union = _area(a)[:, None] + _area(b)[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Area of overlap [K, N] of boxes a [K, 4] and b [N, 4]."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.prod(np.clip(high - low, 0.0, None), axis=-1)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=-1)
+
+
+def _centres(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+def _centre_in_box(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
+    centres = _centres(boxes)[:, None]
+    return np.all((centres >= gt_boxes[None, :, :2]) & (centres <= gt_boxes[None, :, 2:]), axis=-1)
