@@ -1,7 +1,7 @@
 """The records that flow from a data source to a model.
 
 Shapes: H, W image size in pixels; N lesions of one image; B batch; M padded lesions of an image in a batch.
-Boxes are xyxy, absolute pixels, float32, everywhere; the pixel grid's origin is the top left CORNER of the first pixel.
+Boxes are xyxy, absolute pixels, float32, everywhere; origin = top left CORNER of the first pixel.
 """
 
 from __future__ import annotations
@@ -39,9 +39,14 @@ class Record:
 class Source(Protocol):
     """A random-access collection of images: what every loader, split and evaluation is built on."""
 
-    name: str
-    classes: tuple[str, ...]
-    infos: tuple[ImageInfo, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def infos(self) -> tuple[ImageInfo, ...]: ...
 
     def __len__(self) -> int: ...
 

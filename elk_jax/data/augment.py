@@ -1,0 +1,130 @@
+"""From a record to an example of a batch: augmentation for training, resizing for evaluation.
+
+Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
+
+Order of `augment`: copy-paste, rotation, choice of scale, window that keeps lesions, resize, flips, grey
+values. Scale and window are chosen before pixels are touched, so a pixel is interpolated once (twice with a
+small rotation).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from elk_jax.data.paste import paste_lesions
+from elk_jax.data.schema import Record
+from elk_jax.data.transforms import (
+    Example,
+    change_greys,
+    crop,
+    example_of,
+    flip_horizontal,
+    flip_vertical,
+    lesion_window,
+    resize_to,
+    rotate,
+    rotate_quarter,
+    scaled_size,
+    short_side_scale,
+)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How large images become.
+
+    short_sides: one is drawn at random (one entry: no choice); detectron2's rule "ResizeShortestEdge".
+    max_long_side: the scale is lowered where the longer side would exceed this. 0: no limit.
+    jitter: (low, high) or empty. Instead of the short side: the scale that just fits the image into its
+        canvas, times a number drawn log-uniformly from [low, high]; what sticks out of the canvas is cut off
+        (large-scale jitter, Ghiasi et al. 2021).
+    """
+
+    short_sides: tuple[int, ...] = (512,)
+    max_long_side: int = 0
+    jitter: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is changed at random. The default of each field changes nothing, except for the horizontal flip.
+
+    horizontal_flip, vertical_flip, rotate90: probabilities.
+    rotation: largest angle in degrees, either way; the image keeps its size.
+    crop, crop_sides: probability of a crop, and (low, high) of the share of each side that is kept.
+    min_visible: a box of which less than this share of the area is left becomes an ignore box.
+    gain, gamma, noise: grey value x -> x^exp(u(-gamma, gamma)) * exp(u(-gain, gain)) + normal * u(0, noise);
+        pixels that are 0 stay 0.
+    copy_paste: probability that lesions of another record are pasted in (`paste.py`); the loader supplies the
+        other.
+    """
+
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    rotate90: float = 0.0
+    rotation: float = 0.0
+    crop: float = 0.0
+    crop_sides: tuple[float, float] = (0.6, 1.0)
+    min_visible: float = 0.5
+    gain: float = 0.0
+    gamma: float = 0.0
+    noise: float = 0.0
+    copy_paste: float = 0.0
+
+
+NO_AUGMENTATION = Augmentation(horizontal_flip=0.0)
+
+
+def augment(
+    record: Record,
+    augmentation: Augmentation,
+    resize: Resize,
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    donor: Record | None = None,
+) -> Example:
+    """One random training example that fits `canvas` (height, width); `donor` gives lesions to copy-paste."""
+    example = example_of(record)
+    if donor is not None and rng.random() < augmentation.copy_paste:
+        example = paste_lesions(example, donor, rng)
+    if rng.random() < augmentation.rotate90:
+        example = rotate_quarter(example, int(rng.integers(1, 4)))
+    if augmentation.rotation > 0:
+        angle = rng.uniform(-augmentation.rotation, augmentation.rotation)
+        example = rotate(example, angle, augmentation.min_visible)
+
+    size = example.image.shape[:2]
+    if resize.jitter:
+        fit_scale = min(canvas[0] / size[0], canvas[1] / size[1])
+        scale = fit_scale * math.exp(rng.uniform(math.log(resize.jitter[0]), math.log(resize.jitter[1])))
+    else:
+        scale = short_side_scale(size, int(rng.choice(resize.short_sides)), resize.max_long_side)
+    share = np.ones(2)
+    if rng.random() < augmentation.crop:
+        share = rng.uniform(*augmentation.crop_sides, size=2)
+    largest = ((canvas[0] + 0.49) / scale, (canvas[1] + 0.49) / scale)
+    window = lesion_window(example, share, largest, rng)
+    example = crop(example, window, augmentation.min_visible)
+    example = resize_to(example, scaled_size(example.image.shape[:2], scale, canvas))
+
+    if rng.random() < augmentation.horizontal_flip:
+        example = flip_horizontal(example)
+    if rng.random() < augmentation.vertical_flip:
+        example = flip_vertical(example)
+    gamma = math.exp(rng.uniform(-augmentation.gamma, augmentation.gamma))
+    gain = math.exp(rng.uniform(-augmentation.gain, augmentation.gain))
+    noise = rng.uniform(0.0, augmentation.noise)
+    return replace(example, image=change_greys(example.image, gamma, gain, noise, rng))
+
+
+def resize_only(record: Record, resize: Resize, canvas: tuple[int, int]) -> Example:
+    """Without randomness, for evaluation: the last of `short_sides`, or with jitter what fits the canvas."""
+    size = record.image.shape[:2]
+    if resize.jitter:
+        scale = min(canvas[0] / size[0], canvas[1] / size[1])
+    else:
+        scale = short_side_scale(size, resize.short_sides[-1], resize.max_long_side)
+    return resize_to(example_of(record), scaled_size(size, scale, canvas))

@@ -1,0 +1,288 @@
+"""Opening, filtering and joining image collections: every function here returns an `ImageSource`.
+
+A source is opened by a short text: `coco:FILE.json`, `tfds:DIR`, `phantom:OPTIONS`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from elk_jax.data import checks
+from elk_jax.data.cleaning import clean_info
+from elk_jax.data.coco import image_folder, read_coco
+from elk_jax.data.images import decode_image
+from elk_jax.data.phantom import read_phantom
+from elk_jax.data.schema import ImageInfo, Record, Source
+from elk_jax.errors import UserError
+
+OnError = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A `schema.Source` made of plain data and `read(position) -> image [H, W, 1] float32 in [0, 1]`.
+
+    skipped: (image id, reason) of the images left out when the source was opened with on_error="skip".
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    infos: tuple[ImageInfo, ...]
+    read: Callable[[int], np.ndarray]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __getitem__(self, index: int) -> Record:
+        """Decode one image. UserError if it is missing, damaged, not finite, or of another size."""
+        info = self.infos[index]
+        image = self.read(index)
+        checks.check_pixels(
+            image, info.width, info.height, f"{self.name}, image {info.image_id} ({info.file_name})"
+        )
+        return Record(info, image)
+
+
+def open_source(
+    spec: str,
+    split: str = "",
+    where: Mapping[str, Any] | None = None,
+    clean: bool = False,
+    on_error: OnError = "stop",
+) -> ImageSource:
+    """Open a data source.
+
+    spec: `coco:FILE.json`, `tfds:DIR` or `phantom:KEY=VALUE,...`.
+    split: only images of this split; "" takes all.
+    where: only images whose fields have these values; a list or tuple of values means any of them.
+    clean: merge overlapping boxes as ELK does (`cleaning.py`).
+    on_error: "stop" raises at a missing file now, at an unreadable one when it is read; "skip" decodes every
+        image once now, leaves the unreadable ones out and lists them in `.skipped`, so that what follows is
+        as deterministic as without them.
+
+    UserError: unknown kind of source, split or field; nothing left; a patient in two splits; any bad
+    annotation.
+    """
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"on_error is '{on_error}'", todo="use stop or skip")
+    kind, _, place = spec.partition(":")
+    if kind not in _OPENERS:
+        raise UserError(f"unknown data source '{spec}'", todo="write coco:FILE.json, tfds:DIR or phantom:")
+    source = _OPENERS[kind](place, split)
+    checks.check_no_patient_in_two_splits(source.infos, where=source.name)
+    source = _in_split(source, split)
+    if where:
+        source = _where(source, where)
+    if clean:
+        source = replace(source, infos=tuple(clean_info(info) for info in source.infos))
+    if on_error == "skip":
+        return without_unreadable(source)
+    if kind == "coco":
+        checks.check_files(source.infos, image_folder(place), source.name)
+    return source
+
+
+def _open_coco(path: str, split: str) -> ImageSource:
+    infos, classes = read_coco(path)
+    names = tuple(info.file_name for info in infos)
+    return ImageSource(path, classes, infos, partial(_read_file, image_folder(path), names))
+
+
+def _open_tfds(path: str, split: str) -> ImageSource:
+    from elk_jax.data import tfds
+
+    infos, classes, read = tfds.read_tfds(path)
+    return ImageSource(path, classes, infos, read)
+
+
+def _open_phantom(options: str, split: str) -> ImageSource:
+    infos, classes, read = read_phantom(options, split)
+    return ImageSource(f"phantom:{options}", classes, infos, read)
+
+
+_OPENERS: dict[str, Callable[[str, str], ImageSource]] = {
+    "coco": _open_coco,
+    "tfds": _open_tfds,
+    "phantom": _open_phantom,
+}
+
+
+def subset(source: Source, positions: Sequence[int] | np.ndarray) -> ImageSource:
+    """The records at `positions`, in that order."""
+    chosen = tuple(int(position) for position in positions)
+    infos = tuple(source.infos[position] for position in chosen)
+    skipped = getattr(source, "skipped", ())
+    return ImageSource(source.name, source.classes, infos, partial(_read_at, source, chosen), skipped)
+
+
+def fewshot(source: Source, patients: int, seed: int = 0) -> ImageSource:
+    """All images of `patients` random patients. With one seed, fewer patients are a subset of more."""
+    names = sorted({info.patient_id for info in source.infos})
+    if not 1 <= patients <= len(names):
+        raise UserError(
+            f"{patients} patients wanted, the source has {len(names)}",
+            where=source.name,
+            todo="choose a number between",
+        )
+    order = np.random.default_rng(seed).permutation(len(names))
+    chosen = {names[position] for position in order[:patients]}
+    return subset(source, [i for i, info in enumerate(source.infos) if info.patient_id in chosen])
+
+
+def concatenate(sources: Sequence[Source]) -> ImageSource:
+    """Several sources as one, in order. `meta["part"]` and `meta["origin"]` tell where a record came from.
+
+    UserError if the sources name different classes.
+    """
+    if not sources:
+        raise UserError("no source to join")
+    for source in sources[1:]:
+        if source.classes != sources[0].classes:
+            raise UserError(
+                f"classes differ: {', '.join(sources[0].classes)} against {', '.join(source.classes)}",
+                where=f"{sources[0].name} and {source.name}",
+                todo="rename the categories of one of them",
+            )
+    infos: list[ImageInfo] = []
+    places: list[tuple[int, int]] = []
+    for part, source in enumerate(sources):
+        for position, info in enumerate(source.infos):
+            infos.append(replace(info, meta=info.meta | {"part": part, "origin": source.name}))
+            places.append((part, position))
+    skipped = tuple(entry for source in sources for entry in getattr(source, "skipped", ()))
+    name = " + ".join(source.name for source in sources)
+    read = partial(_read_part, tuple(sources), tuple(places))
+    return ImageSource(name, sources[0].classes, tuple(infos), read, skipped)
+
+
+def cached(source: Source, max_bytes: int = 4 << 30) -> ImageSource:
+    """Keep decoded images in memory, up to `max_bytes`: 8 bits per pixel where that is exact, else 16 (error
+    < 1e-5).
+
+    A record has the same pixels whether it was in memory or not.
+    """
+    return ImageSource(
+        source.name, source.classes, source.infos, _Cache(source, max_bytes), getattr(source, "skipped", ())
+    )
+
+
+def without_unreadable(source: Source) -> ImageSource:
+    """Decode every image once; those that fail are left out and listed with their reason in `.skipped`."""
+    good, bad = [], []
+    for position, info in enumerate(source.infos):
+        try:
+            source[position]
+            good.append(position)
+        except UserError as error:
+            bad.append((info.image_id, str(error)))
+    if not good:
+        raise UserError(f"none of {len(bad)} images can be read; the first: {bad[0][1]}", where=source.name)
+    return replace(subset(source, good), skipped=(*getattr(source, "skipped", ()), *bad))
+
+
+def summary(infos: Iterable[ImageInfo]) -> dict[str, int]:
+    """Counts for logs and reports; `lesions` leaves out ignore boxes."""
+    infos = list(infos)
+    lesions = [int((~info.ignore).sum()) for info in infos]
+    return {
+        "images": len(infos),
+        "patients": len({info.patient_id for info in infos}),
+        "lesions": sum(lesions),
+        "lesion_free": lesions.count(0),
+    }
+
+
+def _in_split(source: ImageSource, split: str) -> ImageSource:
+    if not source.infos:
+        raise UserError("the source has no image", where=source.name)
+    if not split:
+        return source
+    counts = Counter(info.split for info in source.infos)
+    if not counts[split]:
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()) if name)
+        raise UserError(
+            f"no image in split '{split}'",
+            where=source.name,
+            todo=f"choose one of: {named}"
+            if named
+            else "add a field `split` to the images, or take all (split='')",
+        )
+    return subset(source, [i for i, info in enumerate(source.infos) if info.split == split])
+
+
+def _where(source: ImageSource, where: Mapping[str, Any]) -> ImageSource:
+    for key in where:
+        if not any(key in info.meta for info in source.infos):
+            known = sorted({name for info in source.infos for name in info.meta})
+            raise UserError(
+                f"no image has the field '{key}'", where=source.name, todo=f"use one of: {', '.join(known)}"
+            )
+
+    def fits(info: ImageInfo) -> bool:
+        return all(
+            info.meta.get(key) in wanted if isinstance(wanted, tuple | list) else info.meta.get(key) == wanted
+            for key, wanted in where.items()
+        )
+
+    positions = [i for i, info in enumerate(source.infos) if fits(info)]
+    if not positions:
+        values = {key: sorted({str(info.meta.get(key)) for info in source.infos})[:8] for key in where}
+        raise UserError(f"no image fits {dict(where)}", where=source.name, todo=f"values present: {values}")
+    return subset(source, positions)
+
+
+# The functions below are module-level, so that sources can be sent to worker processes.
+
+
+def _read_file(folder: Path, names: tuple[str, ...], position: int) -> np.ndarray:
+    return decode_image(folder / names[position])[0]
+
+
+def _read_at(source: Source, positions: tuple[int, ...], position: int) -> np.ndarray:
+    return source[positions[position]].image
+
+
+def _read_part(sources: tuple[Source, ...], places: tuple[tuple[int, int], ...], position: int) -> np.ndarray:
+    part, inner = places[position]
+    return sources[part][inner].image
+
+
+class _Cache:
+    """read() of a cached source."""
+
+    def __init__(self, source: Source, max_bytes: int):
+        self.source, self.max_bytes = source, max_bytes
+        self.kept: dict[int, np.ndarray] = {}
+        self.bytes = 0
+
+    def __call__(self, position: int) -> np.ndarray:
+        packed = self.kept.get(position)
+        if packed is None:
+            packed = _pack(self.source[position].image)
+            if self.bytes + packed.nbytes <= self.max_bytes:
+                self.kept[position] = packed
+                self.bytes += packed.nbytes
+        return _unpack(packed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "max_bytes": self.max_bytes, "kept": {}, "bytes": 0}
+
+
+def _pack(image: np.ndarray) -> np.ndarray:
+    eight = np.round(image * 255).astype(np.uint8)
+    if np.array_equal(_unpack(eight), image):
+        return eight
+    return np.round(image * 65535).astype(np.uint16)
+
+
+def _unpack(packed: np.ndarray) -> np.ndarray:
+    white = 255 if packed.dtype == np.uint8 else 65535
+    return (packed.astype(np.float32) * np.float32(1.0 / white)).clip(0, 1)

@@ -1,0 +1,187 @@
+"""Transforms of an image together with its boxes: pure functions of (example, parameters, random generator).
+
+Shapes: H, W image size, N boxes, all of one example. Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from elk_jax.data.schema import Record
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record on its way into a batch; `scale` (x, y) is the product of all resizing so far."""
+
+    image: np.ndarray  # [H, W, 1] float32
+    boxes: np.ndarray  # [N, 4] float32
+    labels: np.ndarray  # [N] int32
+    ignore: np.ndarray  # [N] bool
+    scale: tuple[float, float] = (1.0, 1.0)
+
+
+def example_of(record: Record) -> Example:
+    """The unchanged record."""
+    info = record.info
+    return Example(record.image, info.boxes, info.labels, info.ignore)
+
+
+def short_side_scale(size: tuple[int, int], short_side: int, max_long_side: int = 0) -> float:
+    """Scale that makes the shorter side of `size` (height, width) `short_side` px, the longer within its limit."""
+    scale = short_side / min(size)
+    if max_long_side and scale * max(size) > max_long_side:
+        scale = max_long_side / max(size)
+    return scale
+
+
+def scaled_size(
+    size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(height, width) after scaling: int(x + 0.5) as in detectron2, at least 1, never beyond the canvas."""
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return (height, width) if canvas is None else (min(height, canvas[0]), min(width, canvas[1]))
+
+
+def lesion_window(
+    example: Example, share: np.ndarray, largest: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Choose a window (left, top, right, bottom), whole px, that keeps one lesion whole if there is one.
+
+    share: (height, width) of the window as a share of the image. The window grows where the chosen lesion
+        needs it.
+    largest: upper limit of (height, width); it wins over the lesion (only a lesion larger than the canvas is
+        cut).
+    """
+    size = np.array(example.image.shape[:2])
+    limit = np.maximum(np.minimum(size, np.floor(np.asarray(largest) + 1e-6)), 1).astype(int)
+    length = np.clip(np.round(size * np.asarray(share)).astype(int), 1, limit)
+    low, high = np.zeros(2, int), size - length
+    lesions = np.flatnonzero(~example.ignore)
+    if len(lesions) and (length < size).any():
+        first = np.maximum(np.floor(example.boxes[:, 1::-1]).astype(int), 0)  # (top, left)
+        last = np.minimum(np.ceil(example.boxes[:, 3:1:-1]).astype(int), size)
+        fitting = lesions[(last - first <= limit)[lesions].all(axis=1)]
+        lesion = rng.choice(fitting if len(fitting) else lesions)
+        length = np.minimum(np.maximum(length, last[lesion] - first[lesion]), limit)
+        ends = np.stack([last[lesion] - length, first[lesion]])  # the window's start lies between these two
+        low, high = np.maximum(ends.min(0), 0), np.minimum(ends.max(0), size - length)
+    top, left = (int(rng.integers(a, b + 1)) for a, b in zip(low, high))
+    return left, top, left + int(length[1]), top + int(length[0])
+
+
+def crop(example: Example, window: tuple[int, int, int, int], min_visible: float = 0.5) -> Example:
+    """Cut out `window` (left, top, right, bottom; whole px inside the image).
+
+    Boxes are cut with it; those with less than `min_visible` of their area left become ignore, those without
+    any go.
+    """
+    left, top, right, bottom = window
+    boxes = example.boxes - np.array([left, top, left, top], np.float32)
+    example = replace(example, image=example.image[top:bottom, left:right], boxes=boxes)
+    return _clip_boxes(example, min_visible)
+
+
+def resize_to(example: Example, size: tuple[int, int]) -> Example:
+    """Resize to (height, width): area mean where both sides shrink, else linear; corners stay aligned."""
+    height, width = example.image.shape[:2]
+    if size == (height, width):
+        return example
+    shrinks = size[0] <= height and size[1] <= width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    image = cv2.resize(np.ascontiguousarray(example.image[..., 0]), size[::-1], interpolation=method)
+    x, y = size[1] / width, size[0] / height
+    boxes = (example.boxes * np.array([x, y, x, y])).astype(np.float32)
+    return replace(
+        example, image=image[..., None], boxes=boxes, scale=(example.scale[0] * x, example.scale[1] * y)
+    )
+
+
+def flip_horizontal(example: Example) -> Example:
+    """Mirror left and right."""
+    x1, y1, x2, y2 = example.boxes.T
+    width = np.float32(example.image.shape[1])
+    return replace(
+        example, image=example.image[:, ::-1], boxes=np.stack([width - x2, y1, width - x1, y2], axis=1)
+    )
+
+
+def flip_vertical(example: Example) -> Example:
+    """Mirror top and bottom."""
+    x1, y1, x2, y2 = example.boxes.T
+    height = np.float32(example.image.shape[0])
+    return replace(
+        example, image=example.image[::-1], boxes=np.stack([x1, height - y2, x2, height - y1], axis=1)
+    )
+
+
+def rotate_quarter(example: Example, turns: int) -> Example:
+    """Turn by `turns` x 90 degrees counter-clockwise; exact."""
+    image, boxes, (x, y) = example.image, example.boxes, example.scale
+    for _ in range(turns % 4):
+        x1, y1, x2, y2 = boxes.T
+        width = np.float32(image.shape[1])
+        boxes = np.stack([y1, width - x2, y2, width - x1], axis=1)
+        image, x, y = np.rot90(image), y, x
+    return replace(example, image=image, boxes=boxes, scale=(x, y))
+
+
+def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Example:
+    """Turn counter-clockwise about the centre by a small angle; the size stays, what comes in is 0.
+
+    A box becomes the bounding box of the turned ELLIPSE inscribed in it: lesions are round, and the bounding
+    box of the turned rectangle would grow by half at 15 degrees.
+    """
+    height, width = example.image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    image = cv2.warpAffine(
+        np.ascontiguousarray(example.image[..., 0]), matrix, (width, height), flags=cv2.INTER_LINEAR
+    )
+    radians = math.radians(degrees)
+    cos, sin = math.cos(radians), math.sin(radians)
+    boxes = example.boxes.astype(np.float64)
+    x = (boxes[:, 0] + boxes[:, 2]) / 2 - width / 2
+    y = (boxes[:, 1] + boxes[:, 3]) / 2 - height / 2
+    half_x, half_y = (boxes[:, 2] - boxes[:, 0]) / 2, (boxes[:, 3] - boxes[:, 1]) / 2
+    new_x, new_y = x * cos + y * sin + width / 2, -x * sin + y * cos + height / 2
+    reach_x, reach_y = np.hypot(half_x * cos, half_y * sin), np.hypot(half_x * sin, half_y * cos)
+    turned = np.stack([new_x - reach_x, new_y - reach_y, new_x + reach_x, new_y + reach_y], axis=1)
+    return _clip_boxes(replace(example, image=image[..., None], boxes=turned.astype(np.float32)), min_visible)
+
+
+def change_greys(
+    image: np.ndarray, gamma: float, gain: float, noise: float, rng: np.random.Generator
+) -> np.ndarray:
+    """x -> x^gamma * gain + normal * noise, within [0, 1]; pixels that are 0 (air, padding) stay 0."""
+    if gamma == 1.0 and gain == 1.0 and noise == 0.0:
+        return image
+    tissue = image > 0
+    changed = cv2.pow(np.ascontiguousarray(image), gamma).reshape(image.shape) * np.float32(gain)
+    if noise > 0:
+        changed += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(noise)
+    return np.clip(changed, 0.0, 1.0) * tissue
+
+
+def pad_to(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Put the image at the top left of a canvas (height, width) of zeros."""
+    padded = np.zeros((*canvas, 1), np.float32)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
+def _clip_boxes(example: Example, min_visible: float) -> Example:
+    """Boxes cut at the border of the image; see `crop`."""
+    height, width = example.image.shape[:2]
+    boxes = np.clip(example.boxes, 0, np.array([width, height, width, height], np.float32))
+    visible = _area(boxes) / np.maximum(_area(example.boxes), 1e-9)
+    left = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    ignore = example.ignore | (visible < min_visible)
+    return replace(example, boxes=boxes[left], labels=example.labels[left], ignore=ignore[left])
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
