@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from elk_jax.evaluation import bootstrap
+
+
+def proportion(successes, trials):
+    """Statistic: pooled share of successes over patients that each contribute some trials."""
+    successes, trials = np.asarray(successes, float), np.asarray(trials, float)
+    return lambda weights: {"share": (weights @ successes) / np.maximum(weights @ trials, 1e-9)}
+
+
+def test_weights_are_draws_with_replacement():
+    weights = bootstrap.draw_weights(7, 5000, seed=3)
+    assert weights.shape == (5000, 7)
+    assert (weights.sum(axis=1) == 7).all() and (weights >= 0).all() and (weights == np.round(weights)).all()
+    np.testing.assert_allclose(weights.mean(axis=0), 1.0, atol=0.05)
+    np.testing.assert_allclose(weights.var(axis=0), 6 / 7, atol=0.06)  # binomial(7, 1/7)
+
+
+def test_deterministic_by_seed():
+    statistic = proportion([1, 0, 1, 1], [1, 1, 2, 1])
+    first, again, other = (bootstrap.estimate(statistic, 4, resamples=99, seed=s) for s in (1, 1, 2))
+    assert first == again
+    assert first["share"]["value"] == other["share"]["value"] == 3 / 5
+    assert np.any(bootstrap.draw_weights(4, 99, 1) != bootstrap.draw_weights(4, 99, 2))
+
+
+def test_chunks_do_not_change_the_values(monkeypatch):
+    statistic = proportion(np.arange(9), np.full(9, 10))
+    whole = bootstrap.estimate(statistic, 9, resamples=100)
+    monkeypatch.setattr(bootstrap, "CHUNK", 7)
+    assert bootstrap.estimate(statistic, 9, resamples=100) == whole
+
+
+def test_interval_covers_a_binomial_share():
+    # 95 % intervals of 300 simulated samples: between 90 and 98.5 % of them must hold the truth.
+    rng = np.random.default_rng(0)
+    covered, widths = 0, []
+    for seed in range(300):
+        successes = rng.binomial(3, 0.6, 40)
+        found = bootstrap.estimate(proportion(successes, np.full(40, 3)), 40, resamples=300, seed=seed)[
+            "share"
+        ]
+        covered += found["low"] <= 0.6 <= found["high"]
+        widths.append(found["high"] - found["low"])
+    assert 0.90 <= covered / 300 <= 0.985
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(0.6 * 0.4 / 120), rel=0.1)
+
+
+def test_patients_not_images_are_drawn():
+    # Ten images that always agree carry the information of one: the interval must not shrink with them.
+    one = bootstrap.estimate(proportion([1, 0] * 10, [1] * 20), 20)["share"]
+    ten = bootstrap.estimate(proportion([10, 0] * 10, [10] * 20), 20)["share"]
+    assert one == ten
+
+
+@pytest.mark.parametrize("patients, resamples", [(1, 100), (4, 0)])
+def test_no_interval(patients, resamples):
+    found = bootstrap.estimate(proportion([1] * patients, [2] * patients), patients, resamples=resamples)
+    assert found["share"] == {"value": 0.5, "low": None, "high": None}
+
+
+def test_resamples_where_it_is_not_defined_are_left_out():
+    def statistic(weights):
+        with np.errstate(invalid="ignore"):
+            return {"share": weights[:, 0] / weights[:, 0], "never": np.full(len(weights), np.nan)}
+
+    found = bootstrap.estimate(statistic, 3, resamples=200)
+    assert found["share"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["never"] == {"value": None, "low": None, "high": None}
+
+
+def test_equal_runs_have_no_difference():
+    statistic = proportion([1, 0, 1, 1], [1, 1, 2, 1])
+    assert bootstrap.compare(statistic, statistic, 4)["share"] == {
+        "first": 0.6,
+        "second": 0.6,
+        "difference": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "p_value": 1.0,
+    }
+
+
+def test_pairing_sees_a_small_constant_gain():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 1, 40)
+    compared = bootstrap.compare(proportion(base, np.ones(40)), proportion(base + 0.02, np.ones(40)), 40)[
+        "share"
+    ]
+    assert compared["difference"] == pytest.approx(0.02)
+    assert compared["low"] == pytest.approx(0.02, abs=1e-6)
+    assert compared["p_value"] < 0.01
+    back = bootstrap.compare(proportion(base + 0.02, np.ones(40)), proportion(base, np.ones(40)), 40)["share"]
+    assert back["difference"] == pytest.approx(-0.02) and back["p_value"] == compared["p_value"]
+
+
+def test_p_value_is_uniform_enough_under_no_difference():
+    rng = np.random.default_rng(1)
+    p_values = []
+    for seed in range(200):
+        a, b = rng.normal(0, 1, (2, 30))
+        ones = np.ones(30)
+        p_values.append(
+            bootstrap.compare(proportion(a, ones), proportion(b, ones), 30, resamples=300, seed=seed)[
+                "share"
+            ]["p_value"]
+        )
+    assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.12
+    assert 0.4 <= np.mean(p_values) <= 0.6

@@ -1,0 +1,173 @@
+"""Joining predictions with the truth; COCO results in and out; predictions made elsewhere."""
+
+import json
+
+import numpy as np
+import pytest
+
+from elk_jax.data.schema import ImageInfo
+from elk_jax.errors import UserError
+from elk_jax.evaluation.detections import (
+    Detections,
+    above,
+    join,
+    join_batches,
+    only_label,
+    read_coco,
+    to_coco,
+    write_coco,
+)
+
+
+def info(image_id="7", boxes=((10, 10, 50, 60),), patient="p1", width=200, height=100):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return ImageInfo(
+        image_id=image_id,
+        patient_id=patient,
+        width=width,
+        height=height,
+        boxes=boxes,
+        labels=np.zeros(len(boxes), np.int32),
+        ignore=np.zeros(len(boxes), bool),
+    )
+
+
+def detections(boxes, scores, labels=None):
+    labels = np.zeros(len(scores), int) if labels is None else np.array(labels)
+    return Detections(np.array(boxes, float).reshape(-1, 4), np.array(scores, float), labels)
+
+
+def test_join_keeps_images_without_predictions():
+    results = join([info("a"), info("b", boxes=())], {"a": detections([[1, 2, 3, 4]], [0.5])})
+    assert [len(result.scores) for result in results] == [1, 0]
+    assert [result.has_lesions for result in results] == [True, False]
+    assert [result.is_lesion_free for result in results] == [False, True]
+
+
+def test_join_refuses_unknown_and_repeated_images():
+    with pytest.raises(UserError, match="1 images that are not in the data, such as 'b'"):
+        join([info("a")], {"b": detections([], [])})
+    with pytest.raises(UserError, match="'a' occurs twice"):
+        join([info("a"), info("a")], {})
+
+
+def test_coco_results_come_back(tmp_path):
+    infos = [info("7"), info("P1_R_CC"), info("007")]
+    results = join(
+        infos,
+        {
+            "7": detections([[10.5, 20, 30.25, 41], [0, 0, 5, 5]], [0.9, 0.125], [0, 1]),
+            "P1_R_CC": detections([[1, 2, 3, 4]], [0.3]),
+            "007": detections([[1, 2, 3, 4]], [0.2]),
+        },
+    )
+    path = tmp_path / "predictions.json"
+    write_coco(path, results, category_ids=(3, 8))
+    entries = json.loads(path.read_text())
+    assert entries[0] == {"image_id": 7, "category_id": 3, "bbox": [10.5, 20.0, 19.75, 21.0], "score": 0.9}
+    assert [entry["image_id"] for entry in entries] == [7, 7, "P1_R_CC", "007"]
+    back = join(infos, read_coco(path, infos, category_ids=(3, 8)))
+    for one, other in zip(results, back, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_array_equal(one.scores, other.scores)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_default_categories_start_at_one():
+    assert to_coco(join([info()], {"7": detections([[1, 2, 3, 4]], [0.5])}))[0]["category_id"] == 1
+
+
+GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"image_id": 8}, "unknown image id 8"),
+        ({"category_id": 2}, "unknown category id 2"),
+        ({"category_id": "1"}, "unknown category id '1'"),
+        ({"score": float("nan")}, "score nan is not a finite number"),
+        ({"score": "high"}, "score 'high'"),
+        ({"score": True}, "score True"),
+        ({"bbox": [1, 2, 3]}, "box"),
+        ({"bbox": [1, 2, -3, 4]}, "box"),
+        ({"bbox": [1, 2, float("inf"), 4]}, "box"),
+        ({"bbox": "1 2 3 4"}, "box"),
+        ({"bbox": None}, "box"),
+    ],
+)
+def test_bad_entries_name_file_and_entry(tmp_path, change, says):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([GOOD, GOOD | change]))
+    with pytest.raises(UserError, match=says) as raised:
+        read_coco(path, [info("7")])
+    assert f"{path}, entry 1" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ('{"annotations": []}', "not a list"),
+        ("[[1, 2]]", "must be an object"),
+        ("[{}]", "lacks image_id, category_id, bbox, score"),
+        ("[{", "not valid JSON"),
+    ],
+)
+def test_bad_files(tmp_path, content, says):
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=says):
+        read_coco(path, [info("7")])
+    with pytest.raises(UserError, match="no such file"):
+        read_coco(tmp_path / "absent.json", [info("7")])
+
+
+def test_empty_results_are_fine(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    assert read_coco(path, [info("7")]) == {}
+
+
+def batch_and_predictions(scores=(0.9, 0.2, 0.8)):
+    batch = {
+        "index": np.array([1, 0, 0]),
+        "valid": np.array([True, True, False]),
+        "scale": np.array([[2.0, 4.0], [0.5, 0.5], [0.5, 0.5]], np.float32),
+    }
+    predictions = {
+        "boxes": np.tile(np.array([[20.0, 40, 60, 80], [0, 0, 999, 999], [1, 1, 2, 2]]), (3, 1, 1)),
+        "scores": np.tile(np.array(scores), (3, 1)),
+        "labels": np.zeros((3, 3), int),
+        "valid": np.tile(np.array([True, True, False]), (3, 1)),
+    }
+    return batch, predictions
+
+
+def test_batches_return_to_the_pixels_of_the_source():
+    infos = [info("a"), info("b", width=100, height=50), info("unseen")]
+    results = join_batches(infos, [batch_and_predictions()])
+    assert [result.image_id for result in results] == [
+        "a",
+        "b",
+    ]  # in the order of the source, padding dropped
+    np.testing.assert_allclose(results[1].boxes, [[10, 10, 30, 20], [0, 0, 100, 50]])  # clipped to the image
+    np.testing.assert_allclose(results[0].boxes[0], [40, 80, 120, 100])
+    np.testing.assert_allclose(results[0].scores, [0.9, 0.2])
+    floored = join_batches(infos, [batch_and_predictions()], score_floor=0.5)
+    assert [len(result.scores) for result in floored] == [1, 1]
+
+
+def test_batches_with_nan_are_refused():
+    with pytest.raises(UserError, match=r"not finite \(image b\)"):
+        join_batches([info("a"), info("b")], [batch_and_predictions((0.9, np.nan, 0.1))])
+    join_batches(
+        [info("a"), info("b")], [batch_and_predictions((0.9, 0.2, np.nan))]
+    )  # padding may hold anything
+
+
+def test_score_floor_is_inclusive_and_labels_select(make):
+    result = make("1", [[0, 0, 9, 9]], [[0, 0, 9, 9]] * 3, [0.1, 0.2, 0.3], labels=[0, 1, 0], gt_labels=[1])
+    assert above([result], 0.2)[0].scores.tolist() == [0.2, 0.3]
+    assert only_label([result], 0)[0].scores.tolist() == [0.1, 0.3]
+    assert len(only_label([result], 0)[0].gt_boxes) == 0

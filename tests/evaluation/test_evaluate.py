@@ -1,0 +1,168 @@
+"""The whole evaluation: keys, edge cases, comparison of two runs."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from elk_jax.errors import UserError
+from elk_jax.evaluation.evaluate import compare_detections, evaluate_detections, image_outcomes, scalars
+from elk_jax.evaluation.hits import centre_in_box
+
+A, B = [0, 0, 100, 100], [200, 200, 300, 300]
+ELSEWHERE = [300, 0, 380, 80]
+METRICS = ("mean_sensitivity", "aufroc_1", "aufroc_2", "aufroc_3", "ap", "ap50", "ap10", "ap30")
+NOTHING = {"value": None, "low": None, "high": None}
+
+
+def perfect(results):
+    return [
+        dataclasses.replace(
+            r, boxes=r.gt_boxes, labels=r.gt_labels, scores=np.linspace(0.9, 0.8, len(r.gt_boxes))
+        )
+        for r in results
+    ]
+
+
+def test_keys_and_json(random):
+    evaluation = evaluate_detections(random(0), resamples=50)
+    json.dumps(evaluation, allow_nan=False)
+    for name in METRICS:
+        assert set(evaluation[name]) == {"value", "low", "high"}
+        assert 0 <= evaluation[name]["low"] <= evaluation[name]["high"] <= 1
+    for group in ("sensitivity_at", "false_positives_per_lesion_free_image"):
+        assert list(evaluation[group]) == ["0.5", "1", "2", "3"]
+    mean = np.mean([entry["value"] for entry in evaluation["sensitivity_at"].values()])
+    assert evaluation["mean_sensitivity"]["value"] == pytest.approx(mean)
+    assert [point["rate"] for point in evaluation["operating_points"]] == [0.5, 1, 2, 3]
+    for point in evaluation["operating_points"]:
+        assert point["false_positives_per_image"]["value"] <= point["rate"] + 1e-6
+    curve = evaluation["curve"]
+    assert len(curve["band_at"]) == len(curve["low"]) == len(curve["high"])
+    assert (np.diff(curve["sensitivity"]) >= 0).all()
+    assert evaluation == evaluate_detections(random(0), resamples=50)
+    flat = scalars(evaluation)
+    assert flat["sensitivity_at_0.5"] == evaluation["sensitivity_at"]["0.5"]["value"]
+    assert set(METRICS) <= set(flat) and all(isinstance(value, float) for value in flat.values())
+
+
+def test_perfect_run(random):
+    evaluation = evaluate_detections(perfect(random(1)), resamples=50)
+    for name in METRICS:
+        assert evaluation[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert evaluation["false_positives_per_lesion_free_image"]["1"]["value"] == 0
+
+
+def test_counts_and_false_positives_on_lesion_free_images(make):
+    results = [
+        make("1", [A], [A, ELSEWHERE], [0.9, 0.5], patient="x"),
+        make("2", [], [ELSEWHERE, A, B], [0.95, 0.6, 0.9], patient="x"),
+        make("3", [], [], [], patient="y"),
+        make("4", [B], [B], [0.9], ignore=[True], patient="z"),
+    ]
+    evaluation = evaluate_detections(results, resamples=20)
+    assert evaluation["counts"] == {
+        "patients": 3,
+        "images": 4,
+        "images_with_lesions": 1,
+        "lesion_free_images": 2,
+        "lesions": 1,
+        "ignored_boxes": 1,
+        "predictions": 6,
+    }
+    assert evaluation["operating_points"][0]["threshold"] == 0.9
+    # At 0.9: two of the three predictions on the two lesion-free images.
+    assert evaluation["false_positives_per_lesion_free_image"]["0.5"]["value"] == pytest.approx(1.0)
+    # With all images in the FROC, the 0.95 comes first: 1 false positive over 4 images.
+    every = evaluate_detections(results, resamples=0, froc_images="all")
+    assert every["operating_points"][0]["false_positives_per_image"]["value"] == pytest.approx(2 / 4)
+    assert evaluation["operating_points"][0]["false_positives_per_image"]["value"] == 0
+
+
+def test_no_lesions_at_all(make):
+    evaluation = evaluate_detections([make(str(i), [], [A], [0.5]) for i in range(3)], resamples=20)
+    assert all(evaluation[name] == NOTHING for name in METRICS)
+    assert evaluation["curve"]["sensitivity"] == []
+    assert any("no lesion to find" in note for note in evaluation["notes"])
+    json.dumps(evaluation, allow_nan=False)
+    assert scalars(evaluation) == {}
+
+
+def test_no_images():
+    evaluation = evaluate_detections([], resamples=20)
+    assert all(evaluation[name] == NOTHING for name in METRICS)
+
+
+def test_no_predictions(make):
+    evaluation = evaluate_detections([make("1", [A]), make("2", [B])], resamples=20)
+    assert all(evaluation[name] == {"value": 0.0, "low": 0.0, "high": 0.0} for name in METRICS)
+    assert evaluation["operating_points"][0]["threshold"] is None
+    assert any("no predictions" in note for note in evaluation["notes"])
+
+
+def test_one_patient_has_no_interval(make):
+    results = [make("1", [A], [A], [0.9], patient="x"), make("2", [B], [], [], patient="x")]
+    evaluation = evaluate_detections(results, resamples=20)
+    assert evaluation["mean_sensitivity"] == {"value": 0.5, "low": None, "high": None}
+    assert evaluation["curve"]["band_at"] is None
+    assert any("no intervals" in note for note in evaluation["notes"])
+
+
+def test_all_scores_equal(make):
+    results = [make(str(i), [A], [A, ELSEWHERE], [0.5, 0.5]) for i in range(4)]
+    evaluation = evaluate_detections(results, resamples=20)
+    assert evaluation["sensitivity_at"]["0.5"]["value"] == pytest.approx(0.5)  # half way up the only segment
+    assert evaluation["sensitivity_at"]["1"]["value"] == pytest.approx(1.0)
+    assert evaluation["operating_points"][0]["threshold"] is None  # no threshold keeps within 0.5
+    assert evaluation["operating_points"][1]["threshold"] == 0.5
+
+
+def test_score_floor_drops_predictions(make):
+    results = [make("1", [A], [A], [0.05]), make("2", [A], [A], [0.5])]
+    assert evaluate_detections(results, resamples=0)["mean_sensitivity"]["value"] == 1.0
+    assert evaluate_detections(results, resamples=0, score_floor=0.1)["mean_sensitivity"]["value"] == 0.5
+
+
+def test_criterion_and_rates_are_the_caller_s(make):
+    results = [make("1", [A], [[40, 40, 60, 60], ELSEWHERE], [0.9, 0.95])]
+    evaluation = evaluate_detections(
+        results, criterion=centre_in_box(), rates=(1, 4), area_limits=(4,), resamples=0
+    )
+    assert evaluation["criterion"] == "centre in box"
+    assert {k: v["value"] for k, v in evaluation["sensitivity_at"].items()} == {"1": 1.0, "4": 1.0}
+    assert evaluation["aufroc_4"]["value"] == pytest.approx(0.75)
+    assert evaluate_detections(results, resamples=0)["mean_sensitivity"]["value"] == 0.0
+
+
+def test_equal_runs_do_not_differ(random):
+    compared = compare_detections(random(2), random(2), resamples=50)
+    assert set(METRICS) <= set(compared) and "sensitivity_at_0.5" in compared
+    for name in METRICS:
+        entry = compared[name]
+        assert entry["difference"] == entry["low"] == entry["high"] == 0.0 and entry["p_value"] == 1.0
+
+
+def test_better_run_is_seen_in_any_order_of_images(random):
+    results = random(3)
+    compared = compare_detections(results, perfect(results)[::-1], resamples=200)["mean_sensitivity"]
+    assert compared["second"] == 1.0 and compared["first"] < 1.0
+    assert compared["low"] > 0 and compared["p_value"] < 0.02
+
+
+def test_runs_on_other_images_are_refused(random):
+    results = random(4)
+    with pytest.raises(UserError, match="differ in 1 images"):
+        compare_detections(results, results[:-1])
+    chosen = next(result for result in results if result.has_lesions)
+    moved = [dataclasses.replace(r, gt_boxes=r.gt_boxes + 1) if r is chosen else r for r in results]
+    with pytest.raises(UserError, match=f"such as '{chosen.image_id}'"):
+        compare_detections(results, moved)
+
+
+def test_image_outcomes(make):
+    results = [make("1", [A, B], [A, ELSEWHERE, B], [0.9, 0.8, 0.2]), make("2", [], [A], [0.1])]
+    assert image_outcomes(results, threshold=0.5) == [
+        {"image_id": "1", "lesions": 2, "found": 1, "missed": 1, "false_positives": 1},
+        {"image_id": "2", "lesions": 0, "found": 0, "missed": 0, "false_positives": 0},
+    ]

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from elk_jax.errors import UserError
+from elk_jax.evaluation.hits import (
+    centre_distance,
+    centre_in_box,
+    criterion_from_text,
+    intersection,
+    iou,
+    iou_at_least,
+)
+
+SQUARE = np.array([[0.0, 0, 10, 10]])
+
+
+def test_iou_and_intersection_by_hand():
+    boxes = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [2, 2, 4, 7], [3, 3, 3, 3]])
+    np.testing.assert_allclose(iou(boxes, SQUARE)[:, 0], [1, 50 / 150, 0, 10 / 100, 0])
+    np.testing.assert_allclose(intersection(boxes, SQUARE)[:, 0], [100, 50, 0, 10, 0])
+
+
+def test_iou_of_empty_boxes_is_zero():
+    empty = np.array([[5.0, 5, 5, 5]])
+    assert iou(empty, empty)[0, 0] == 0.0
+
+
+def test_iou_threshold_is_inclusive():
+    half = np.array([[0.0, 0, 10, 5]])
+    assert iou_at_least(0.5)(half, SQUARE)[0, 0]
+    assert not iou_at_least(0.5001)(half, SQUARE)[0, 0]
+
+
+def test_centre_in_box():
+    boxes = np.array([[8.0, 8, 12, 12], [8, 8, 13, 13], [4, 4, 6, 6], [-90, -90, 100, 100]])
+    assert centre_in_box()(boxes, SQUARE)[:, 0].tolist() == [True, False, True, True]
+
+
+def test_centre_distance_takes_the_larger_of_pixels_and_half_diagonal():
+    gt = np.array([[0.0, 0, 30, 40]])  # centre (15, 20), diagonal 50
+    boxes = np.array([[30.0, 40, 30, 40], [31, 41, 31, 41]])  # 25 px away, and a little more
+    assert centre_distance(pixels=5)(boxes, gt)[:, 0].tolist() == [True, False]
+    assert centre_distance(pixels=100)(boxes, gt)[:, 0].tolist() == [True, True]
+    assert centre_distance(pixels=5, diagonals=0.2)(boxes, gt)[:, 0].tolist() == [False, False]
+
+
+def test_centre_distance_goes_to_the_nearest_lesion_only():
+    gt = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10], [900, 900, 910, 910]])
+    boxes = np.array([[8.0, 0, 18, 10], [14, 0, 24, 10], [500, 500, 510, 510]])
+    assert centre_distance()(boxes, gt).tolist() == [
+        [True, False, False],
+        [False, True, False],
+        [False, False, False],
+    ]
+
+
+@pytest.mark.parametrize("criterion", [iou_at_least(), centre_in_box(), centre_distance()])
+@pytest.mark.parametrize("predicted, lesions", [(0, 0), (3, 0), (0, 2)])
+def test_empty_sides(criterion, predicted, lesions):
+    hits = criterion(np.zeros((predicted, 4)), np.zeros((lesions, 4)))
+    assert hits.shape == (predicted, lesions)
+    assert hits.dtype == bool
+
+
+def test_criterion_from_text():
+    assert criterion_from_text("iou:0.25").name == "IoU >= 0.25"
+    assert criterion_from_text("centre_in_box").name == "centre in box"
+    assert criterion_from_text("centre_distance:80:0.4").name == "centre distance <= max(0.4 diagonal, 80 px)"
+    for wrong in ("giou:0.5", "iou:many", "iou:nan", "iou:-1", "centre_in_box:1", "iou:0.3:0.4", ""):
+        with pytest.raises(UserError, match="criterion"):
+            criterion_from_text(wrong)
