@@ -150,7 +150,8 @@ def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5) -> Norm | 
 
 
 def zero_residual_norm(norm: Norm | None) -> Norm | None:
-    """The norm that ends a residual branch: GroupNorm starts at scale 0 (Goyal et al. 2017), others as they are."""
+    """The norm that ends a residual branch: GroupNorm starts at scale 0 (Goyal et al. 2017), others
+    unchanged."""
     if isinstance(norm, partial) and norm.func is GroupNorm:
         return partial(norm, scale_init=nn.initializers.zeros)
     return norm

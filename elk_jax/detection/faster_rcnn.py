@@ -1,0 +1,383 @@
+"""Faster R-CNN with a feature pyramid (Ren et al. 2015, Lin et al. 2017): parameters, losses, predictions.
+
+Shape legend: B batch, H W size of the padded images, L levels P2..P6, A anchors over all levels, M padded
+ground truth, P proposals, S sampled RoIs, K detections, Q classes, h w pooled size, C channels.
+
+The modules only turn arrays into arrays; everything else is a chain of public steps, each usable alone:
+
+    normalise -> features -> rpn_outputs -> proposals -> (training: roi_samples) -> pooled -> box_outputs
+
+`loss` and `predict` are that chain and nothing more. Per-image steps are written for one image and mapped by
+`map_images` (jax.vmap, or the same inside shard_map, so that no top-k ever sees a sharded batch).
+
+A batch is a mapping with the keys of `data.schema.Batch`: image [B, H, W, 1 or C], image_size [B, 2],
+gt_boxes [B, M, 4], gt_labels, gt_valid, gt_ignore [B, M], and optionally valid [B] (images that count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.backbones.fpn import FPN
+from elk_jax.backbones.norms import frozen_patterns, norm_from_name, zero_residual_norm
+from elk_jax.backbones.resnet import ResNet
+from elk_jax.detection.anchors import pyramid_anchors
+from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig, detectron2, torchvision, torchvision_v2
+from elk_jax.detection.roi_align import multilevel_roi_align
+from elk_jax.detection.roi_heads import (
+    BoxHead,
+    BoxOutputs,
+    RoISamples,
+    box_loss_sums,
+    sample_rois,
+    select_detections,
+)
+from elk_jax.detection.rpn import Proposals, RPNHead, RPNOutputs, RPNSums, rpn_loss_sums, select_proposals
+from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
+
+__all__ = ["FasterRCNN", "FasterRCNNConfig", "detectron2", "torchvision", "torchvision_v2"]
+
+STRIDES = (4, 8, 16, 32, 64)
+"""Pixels per cell of P2..P6. Regions are pooled from P2..P5."""
+
+Params = Any
+Batch = Mapping[str, jax.Array]
+MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class FasterRCNN(nn.Module):
+    """The network: backbone, fpn, rpn and box_head, the four top-level names of its parameters."""
+
+    config: FasterRCNNConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+
+        def norm(name: str):
+            return norm_from_name(name, groups=c.norm_groups, eps=c.norm_eps)
+
+        self.backbone = ResNet(
+            depth=c.depth,
+            width=c.width,
+            norm=norm(c.norm),
+            last_norm=zero_residual_norm(norm(c.norm)),
+            stride_in_1x1=c.stride_in_1x1,
+            remat=c.remat,
+            dtype=dtype,
+        )
+        self.fpn = FPN(c.fpn_channels, norm(c.fpn_norm), dtype=dtype)
+        self.rpn = RPNHead(len(c.anchor_sizes[0]) * len(c.anchor_ratios), c.rpn_conv_depth, dtype)
+        self.box_head = BoxHead(
+            num_classes=c.num_classes,
+            background=c.background,
+            convs=c.box_convs,
+            conv_channels=c.box_conv_channels,
+            norm=norm(c.box_norm),
+            fcs=c.box_fcs,
+            fc_width=c.box_fc_width,
+            dtype=dtype,
+        )
+
+    def __call__(self, image: jax.Array) -> tuple[RPNOutputs, BoxOutputs]:
+        """Touch every parameter once, for `init`: image [B, H, W, C] normalised; the region is made up."""
+        features = self.features(image)
+        size = self.config.roi_size
+        finest = features[0]
+        region = jnp.broadcast_to(finest[:, :1, None, :1], (len(image), 1, size, size, finest.shape[-1]))
+        return self.rpn_outputs(features), self.box_outputs(region)
+
+    def features(self, image: jax.Array) -> tuple[jax.Array, ...]:
+        """Normalised image [B, H, W, C] -> P2..P6 [B, H_l, W_l, C]."""
+        return self.fpn(self.backbone(image))
+
+    def rpn_outputs(self, features: Sequence[jax.Array]) -> RPNOutputs:
+        """Logits and deltas of every anchor, per level."""
+        return self.rpn(features)
+
+    def box_outputs(self, pooled: jax.Array) -> BoxOutputs:
+        """Class logits, box deltas and embedding of pooled regions [B, S, h, w, C]."""
+        return self.box_head(pooled)
+
+
+def init(model: FasterRCNN, rng: jax.Array) -> Params:
+    """Fresh parameters, a nested dict. Works under `jax.eval_shape` and `jit` with out_shardings.
+
+    Jitted, so that XLA drops the forward pass and compiles only the random numbers. A key of another
+    generator, jax.random.key(seed, impl="unsafe_rbg"), halves the compile time.
+    """
+    _check(model.config)
+    image = jnp.zeros((1, 32, 32, len(model.config.pixel_mean)))
+    return jax.jit(lambda key: model.init(key, image)["params"])(rng)
+
+
+def frozen(config: FasterRCNNConfig) -> tuple[str, ...]:
+    """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
+    parts = {"backbone/": config.norm, "fpn/": config.fpn_norm, "box_head/": config.box_norm}
+    return tuple(pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
+
+
+def _check(config: FasterRCNNConfig) -> None:
+    if len(config.anchor_sizes) != len(STRIDES) or len({len(sizes) for sizes in config.anchor_sizes}) != 1:
+        raise UserError(
+            f"anchor_sizes {config.anchor_sizes} do not fit the pyramid",
+            todo=f"give {len(STRIDES)} tuples of equal length, one for each of P2..P6",
+        )
+    if len(config.pixel_mean) != len(config.pixel_std):
+        raise UserError("pixel_mean and pixel_std differ in length", todo="give one number per input channel")
+
+
+# The steps.
+
+
+def _apply(model: FasterRCNN, params: Params, method: str, *inputs: Any) -> Any:
+    return model.apply({"params": params}, *inputs, method=method)
+
+
+def normalise(config: FasterRCNNConfig, image: jax.Array, image_size: jax.Array) -> jax.Array:
+    """Image [B, H, W, 1 or C] in [0, 1] -> network input [B, H, W, C], 0 outside image_size [B, 2]."""
+    image = at_least_float32(image)
+    mean, std = (jnp.asarray(v, image.dtype) for v in (config.pixel_mean, config.pixel_std))
+    rows = jnp.arange(image.shape[1])[None, :] < image_size[:, :1]
+    columns = jnp.arange(image.shape[2])[None, :] < image_size[:, 1:]
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    return jnp.where(inside, (image * config.pixel_scale - mean) / std, 0)
+
+
+def features(model: FasterRCNN, params: Params, batch: Batch) -> tuple[jax.Array, ...]:
+    """P2..P6 [B, H_l, W_l, C] of a batch's images."""
+    image = normalise(model.config, batch["image"], batch["image_size"])
+    return _apply(model, params, "features", image)
+
+
+def rpn_outputs(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array]) -> RPNOutputs:
+    """Objectness logits [B, A_l] and deltas [B, A_l, 4] per level."""
+    return _apply(model, params, "rpn_outputs", pyramid)
+
+
+def box_outputs(model: FasterRCNN, params: Params, regions: jax.Array) -> BoxOutputs:
+    """Class logits [B, S, Q + 1] (background last), box deltas [B, S, Q, 4] of regions [B, S, h, w, C]."""
+    return _apply(model, params, "box_outputs", regions)
+
+
+def anchors(config: FasterRCNNConfig, height: int, width: int) -> tuple[np.ndarray, ...]:
+    """Anchors [A_l, 4] of every level for padded images of this size: constants."""
+    return pyramid_anchors(
+        (height, width),
+        STRIDES,
+        config.anchor_sizes,
+        config.anchor_ratios,
+        config.anchor_offset,
+        config.anchor_rounded,
+    )
+
+
+def proposals(
+    config: FasterRCNNConfig,
+    outputs: RPNOutputs,
+    batch: Batch,
+    *,
+    training: bool,
+    map_images: MapImages = jax.vmap,
+) -> Proposals:
+    """Proposals [B, P, ...] from the RPN's outputs, within the limits for training or for testing."""
+    levels = anchors(config, *batch["image"].shape[1:3])
+
+    def of_image(logits, deltas, image_size):
+        return select_proposals(
+            logits,
+            deltas,
+            levels,
+            image_size,
+            pre_nms=config.rpn_pre_nms_train if training else config.rpn_pre_nms_test,
+            post_nms=config.rpn_post_nms_train if training else config.rpn_post_nms_test,
+            nms_iou=config.rpn_nms_iou,
+            min_size=config.rpn_min_size,
+        )
+
+    return map_images(of_image)(outputs.objectness_logits, outputs.deltas, batch["image_size"])
+
+
+def rpn_sums(
+    config: FasterRCNNConfig,
+    outputs: RPNOutputs,
+    batch: Batch,
+    rngs: jax.Array,
+    map_images: MapImages = jax.vmap,
+) -> RPNSums:
+    """Sums [B] over the sampled anchors of every image. rngs: one key per image."""
+    all_anchors = np.concatenate(anchors(config, *batch["image"].shape[1:3]))
+
+    def of_image(rng, logits, deltas, gt_boxes, gt_valid, gt_ignore):
+        return rpn_loss_sums(
+            rng,
+            jnp.concatenate(logits),
+            jnp.concatenate(deltas),
+            all_anchors,
+            gt_boxes,
+            gt_valid,
+            gt_ignore,
+            low=config.rpn_low,
+            high=config.rpn_high,
+            samples=config.rpn_samples,
+            positive_fraction=config.rpn_positive_fraction,
+            beta=config.rpn_smooth_l1_beta,
+        )
+
+    return map_images(of_image)(
+        rngs,
+        outputs.objectness_logits,
+        outputs.deltas,
+        batch["gt_boxes"],
+        batch["gt_valid"],
+        batch["gt_ignore"],
+    )
+
+
+def roi_samples(
+    config: FasterRCNNConfig,
+    proposed: Proposals,
+    batch: Batch,
+    rngs: jax.Array,
+    map_images: MapImages = jax.vmap,
+) -> RoISamples:
+    """Regions [B, S, ...] that the box head learns from. rngs: one key per image."""
+
+    def of_image(rng, proposed, gt_boxes, gt_labels, gt_valid, gt_ignore):
+        return sample_rois(
+            rng,
+            proposed,
+            gt_boxes,
+            gt_labels,
+            gt_valid,
+            gt_ignore,
+            num_classes=config.num_classes,
+            iou=config.roi_iou,
+            samples=config.roi_samples,
+            positive_fraction=config.roi_positive_fraction,
+            append_gt=config.roi_append_gt,
+        )
+
+    truth = (batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore"))
+    return map_images(of_image)(rngs, proposed, *truth)
+
+
+def pooled(
+    config: FasterRCNNConfig,
+    pyramid: Sequence[jax.Array],
+    boxes: jax.Array,
+    valid: jax.Array,
+    map_images: MapImages = jax.vmap,
+) -> jax.Array:
+    """Features [B, S, h, w, C] of boxes [B, S, 4], each from its level of P2..P5; 0 where valid [B, S] is
+    False."""
+
+    def of_image(levels, boxes, valid):
+        return multilevel_roi_align(
+            levels,
+            boxes,
+            config.roi_size,
+            STRIDES[: len(levels)],
+            config.roi_sampling_ratio,
+            config.roi_aligned,
+            valid=valid,
+            max_adaptive_samples=config.roi_max_samples,
+        )
+
+    return map_images(of_image)(tuple(pyramid[:4]), boxes, valid)
+
+
+# The two chains.
+
+
+def loss(
+    model: FasterRCNN, params: Params, batch: Batch, rng: jax.Array, map_images: MapImages = jax.vmap
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum of the four losses, and metrics: each loss, and mean counts per image.
+
+    The RPN's losses are divided by the number of sampled anchors, the box head's by the number of sampled
+    regions, background included, both of the whole batch (as detectron2 and torchvision when all slots are
+    filled). Images without a lesion teach background. Images with batch["valid"] False count for nothing.
+    """
+    config = model.config
+    counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
+    rng_rpn, rng_roi = (jax.random.split(key, len(counts)) for key in jax.random.split(rng))
+
+    pyramid = features(model, params, batch)
+    outputs = rpn_outputs(model, params, pyramid)
+    first = rpn_sums(config, outputs, batch, rng_rpn, map_images)
+    first = jax.tree.map(lambda per_image: jnp.where(counts, per_image, 0).sum(), first)
+
+    proposed = proposals(config, outputs, batch, training=True, map_images=map_images)
+    samples = roi_samples(config, proposed, batch, rng_roi, map_images)
+    samples = samples._replace(
+        valid=samples.valid & counts[:, None], is_positive=samples.is_positive & counts[:, None]
+    )
+    regions = pooled(config, pyramid, samples.boxes, samples.valid, map_images)
+    judged = box_outputs(model, params, regions)
+    second = box_loss_sums(judged, samples, weights=config.box_weights, beta=config.box_smooth_l1_beta)
+
+    anchors_seen, regions_seen = (jnp.maximum(sums.samples, 1) for sums in (first, second))
+    losses = {
+        "loss_rpn_objectness": first.objectness / anchors_seen,
+        "loss_rpn_box": first.box / anchors_seen,
+        "loss_class": second.classes / regions_seen,
+        "loss_box": second.box / regions_seen,
+    }
+    images = jnp.maximum(counts.sum(), 1)
+    per_image = {
+        "rpn_positives": first.positives / images,
+        "roi_positives": second.positives / images,
+        "proposals": (proposed.valid & counts[:, None]).sum() / images,
+    }
+    return jnp.stack(list(losses.values())).sum(), {**losses, **per_image}
+
+
+def predict(
+    model: FasterRCNN, params: Params, batch: Batch, map_images: MapImages = jax.vmap
+) -> dict[str, jax.Array]:
+    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels,
+    valid [B, K].
+
+    Needs only image and image_size of the batch. No gradient flows through the choice of boxes.
+    """
+    config = model.config
+    pyramid = features(model, params, batch)
+    outputs = rpn_outputs(model, params, pyramid)
+    proposed = proposals(config, outputs, batch, training=False, map_images=map_images)
+    regions = pooled(config, pyramid, proposed.boxes, proposed.valid, map_images)
+    return detections(config, box_outputs(model, params, regions), proposed, batch, map_images)
+
+
+def detections(
+    config: FasterRCNNConfig,
+    outputs: BoxOutputs,
+    proposed: Proposals,
+    batch: Batch,
+    map_images: MapImages = jax.vmap,
+) -> dict[str, jax.Array]:
+    """The last step of `predict`: boxes [B, K, 4], scores, labels, valid [B, K] from the head's outputs."""
+
+    def of_image(class_logits, box_deltas, proposed, image_size):
+        return select_detections(
+            class_logits,
+            box_deltas,
+            proposed,
+            image_size,
+            weights=config.box_weights,
+            score_floor=config.score_floor,
+            nms_iou=config.detection_nms_iou,
+            detections=config.detections,
+            min_size=config.detection_min_size,
+            candidates=config.detection_candidates,
+        )
+
+    found = map_images(of_image)(outputs.class_logits, outputs.box_deltas, proposed, batch["image_size"])
+    return dict(found._asdict())

@@ -1,0 +1,158 @@
+"""Every number of a Faster R-CNN, grouped by stage, and the sets of them that published weights expect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class FasterRCNNConfig:
+    """Faster R-CNN with a ResNet-FPN. The defaults are ELK's: detectron2's R-101-FPN, one class."""
+
+    num_classes: int = 1
+    """Q, background not counted."""
+
+    # Input: image * pixel_scale, grey repeated over the channels, minus mean, over std; then 0 outside
+    # image_size.
+    pixel_scale: float = 255.0
+    pixel_mean: tuple[float, ...] = (103.530, 116.280, 123.675)
+    """One per input channel, in the channel order of the weights (blue, green, red here). Its length is the
+    number of channels the network takes; colour images must come in the same order."""
+    pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    # Backbone.
+    depth: int = 101
+    """18, 34, 50 or 101."""
+    width: int = 64
+    """Channels of the stem; every other width of the ResNet follows from it."""
+    norm: str = "frozen_bn"
+    """'frozen_bn', 'affine_bn' (constant statistics, trained scale and bias), 'gn' or 'none'."""
+    norm_groups: int = 32
+    """Groups of every 'gn': must divide all widths."""
+    norm_eps: float = 1e-5
+    stride_in_1x1: bool = True
+    """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution
+    (torchvision)."""
+    remat: tuple[int, ...] = ()
+    """Stages (2..5) whose activations are recomputed in the backward pass: less memory, more time."""
+    dtype: str = "float32"
+    """Of the convolutions and dense layers: 'float32', 'bfloat16' or 'float64'. Boxes and losses never below
+    float32."""
+
+    # Feature pyramid, P2..P6.
+    fpn_channels: int = 256
+    fpn_norm: str = "none"
+
+    # Anchors.
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    """Per level P2..P6, pixels of the resized image; every level has equally many."""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height / width."""
+    anchor_offset: float = 0.0
+    anchor_rounded: bool = False
+    """torchvision's whole-pixel anchors (see `anchors.pyramid_anchors`)."""
+
+    # Region proposal network.
+    rpn_conv_depth: int = 1
+    rpn_high: float = 0.7
+    """IoU from which an anchor is positive (the best anchor of every lesion is so too)."""
+    rpn_low: float = 0.3
+    """IoU below which an anchor is negative."""
+    rpn_samples: int = 256
+    rpn_positive_fraction: float = 0.5
+    rpn_smooth_l1_beta: float = 0.0
+    rpn_pre_nms_train: int = 2000
+    """Best anchors of each level that are decoded."""
+    rpn_pre_nms_test: int = 1000
+    rpn_post_nms_train: int = 1000
+    """P: proposals of an image, best first, all levels together."""
+    rpn_post_nms_test: int = 1000
+    rpn_nms_iou: float = 0.7
+    rpn_min_size: float = 0.0
+    """Proposals must be larger than this on both sides, after clipping to the image."""
+
+    # RoI sampling and pooling.
+    roi_iou: float = 0.5
+    roi_samples: int = 512
+    """S of an image."""
+    roi_positive_fraction: float = 0.25
+    roi_append_gt: bool = True
+    roi_size: int = 7
+    roi_sampling_ratio: int = 0
+    """Sampling points per bin and axis; 0: as many as the region has pixels per bin."""
+    roi_max_samples: int = 4
+    """Of those where roi_sampling_ratio is 0: memory and time of the pooling grow with its square."""
+    roi_aligned: bool = True
+    """Half-pixel shift (detectron2's ROIAlignV2) or not (torchvision)."""
+
+    # Box head.
+    box_convs: int = 0
+    box_conv_channels: int = 256
+    box_norm: str = "none"
+    """Of the head's convolutions."""
+    box_fcs: int = 2
+    box_fc_width: int = 1024
+    background: Literal["first", "last"] = "last"
+    """Index of the background class in the head's weights: 0 (torchvision; it has box deltas too) or Q
+    (detectron2)."""
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    box_smooth_l1_beta: float = 0.0
+
+    # Detections.
+    score_floor: float = 0.01
+    """Detections must score more than this."""
+    detection_nms_iou: float = 0.5
+    detections: int = 100
+    """K of an image."""
+    detection_min_size: float = 0.0
+    detection_candidates: int = 2000
+    """Best (proposal, class) pairs that enter the NMS; exact as long as no more of them exceed the score
+    floor."""
+
+
+def detectron2(**changes: Any) -> FasterRCNNConfig:
+    """For weights of detectron2's R-50/R-101-FPN (caffe ResNets, BGR in 0..255), and `changes`: ELK's own."""
+    return FasterRCNNConfig(**changes)
+
+
+def torchvision(**changes: Any) -> FasterRCNNConfig:
+    """For weights of torchvision's fasterrcnn_resnet50_fpn (RGB in 0..1), and `changes`.
+
+    Its published COCO_V1 weights were trained with norm_eps=0.
+    """
+    settings: dict[str, Any] = {
+        "pixel_scale": 1.0,
+        "pixel_mean": (0.485, 0.456, 0.406),
+        "pixel_std": (0.229, 0.224, 0.225),
+        "depth": 50,
+        "stride_in_1x1": False,
+        "anchor_rounded": True,
+        "rpn_smooth_l1_beta": 1 / 9,
+        "rpn_post_nms_train": 2000,
+        "rpn_min_size": 1e-3,
+        "roi_sampling_ratio": 2,
+        "roi_aligned": False,
+        "background": "first",
+        "box_smooth_l1_beta": 1 / 9,
+        "score_floor": 0.05,
+        "detection_min_size": 1e-2,
+    }
+    return FasterRCNNConfig(**{**settings, **changes})
+
+
+def torchvision_v2(**changes: Any) -> FasterRCNNConfig:
+    """For weights of torchvision's fasterrcnn_resnet50_fpn_v2 (Li et al. 2021), and `changes`.
+
+    Batch norms everywhere, here with constant statistics; two RPN convolutions; box head of four convolutions
+    and one dense layer.
+    """
+    settings: dict[str, Any] = {
+        "norm": "affine_bn",
+        "fpn_norm": "affine_bn",
+        "rpn_conv_depth": 2,
+        "box_convs": 4,
+        "box_norm": "affine_bn",
+        "box_fcs": 1,
+    }
+    return torchvision(**{**settings, **changes})
