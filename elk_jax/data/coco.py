@@ -66,7 +66,7 @@ def read_coco(path: str | Path) -> tuple[tuple[ImageInfo, ...], tuple[str, ...]]
 
 
 def image_folder(path: str | Path) -> Path:
-    """Where the images of a COCO file lie: in `images/` beside it if there is such a folder, else beside it."""
+    """Where the images of a COCO file lie: `images/` beside it if that exists, else beside it."""
     folder = Path(path).parent / "images"
     return folder if folder.is_dir() else folder.parent
 

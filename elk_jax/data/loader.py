@@ -89,7 +89,7 @@ def eval_batches(
 
 
 def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int = 0) -> int:
-    """M for these records: `max_boxes` if given and enough, else their need (plus `pasted`), rounded up to 8s."""
+    """M for these records: `max_boxes` if given and enough, else the need, a multiple of 8."""
     most = max(infos, key=lambda info: len(info.boxes))
     need = len(most.boxes) + pasted
     if not max_boxes:

@@ -20,6 +20,7 @@ from elk_jax.data.coco import image_folder, read_coco
 from elk_jax.data.images import decode_image
 from elk_jax.data.phantom import read_phantom
 from elk_jax.data.schema import ImageInfo, Record, Source
+from elk_jax.data.tfds import read_tfds
 from elk_jax.errors import UserError
 
 OnError = Literal["stop", "skip"]
@@ -62,7 +63,8 @@ def open_source(
 
     spec: `coco:FILE.json`, `tfds:DIR` or `phantom:KEY=VALUE,...`.
     split: only images of this split; "" takes all.
-    where: only images whose fields have these values; a list or tuple of values means any of them.
+    where: only images whose fields have these values, or are written like them (`true`, `5`); a list or tuple
+        means any of its entries.
     clean: merge overlapping boxes as ELK does (`cleaning.py`).
     on_error: "stop" raises at a missing file now, at an unreadable one when it is read; "skip" decodes every
         image once now, leaves the unreadable ones out and lists them in `.skipped`, so that what follows is
@@ -97,9 +99,7 @@ def _open_coco(path: str, split: str) -> ImageSource:
 
 
 def _open_tfds(path: str, split: str) -> ImageSource:
-    from elk_jax.data import tfds
-
-    infos, classes, read = tfds.read_tfds(path)
+    infos, classes, read = read_tfds(path, split)
     return ImageSource(path, classes, infos, read)
 
 
@@ -226,17 +226,22 @@ def _where(source: ImageSource, where: Mapping[str, Any]) -> ImageSource:
                 f"no image has the field '{key}'", where=source.name, todo=f"use one of: {', '.join(known)}"
             )
 
-    def fits(info: ImageInfo) -> bool:
-        return all(
-            info.meta.get(key) in wanted if isinstance(wanted, tuple | list) else info.meta.get(key) == wanted
-            for key, wanted in where.items()
-        )
-
-    positions = [i for i, info in enumerate(source.infos) if fits(info)]
+    positions = [
+        i
+        for i, info in enumerate(source.infos)
+        if all(_fits(info.meta.get(key), wanted) for key, wanted in where.items())
+    ]
     if not positions:
         values = {key: sorted({str(info.meta.get(key)) for info in source.infos})[:8] for key in where}
         raise UserError(f"no image fits {dict(where)}", where=source.name, todo=f"values present: {values}")
     return subset(source, positions)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a field has the wanted value, or is written like it; of a list or tuple one entry is enough."""
+    if isinstance(wanted, tuple | list):
+        return any(_fits(value, one) for one in wanted)
+    return value == wanted or str(value).lower() == str(wanted).lower()
 
 
 # The functions below are module-level, so that sources can be sent to worker processes.

@@ -32,7 +32,7 @@ def example_of(record: Record) -> Example:
 
 
 def short_side_scale(size: tuple[int, int], short_side: int, max_long_side: int = 0) -> float:
-    """Scale that makes the shorter side of `size` (height, width) `short_side` px, the longer within its limit."""
+    """Scale that makes the shorter side of `size` `short_side` px and keeps the longer within its limit."""
     scale = short_side / min(size)
     if max_long_side and scale * max(size) > max_long_side:
         scale = max_long_side / max(size)
