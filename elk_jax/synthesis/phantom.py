@@ -134,14 +134,14 @@ def _expose(
     rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Detector grain, display window and the black background."""
-    edge = smooth_step(shape.depth / np.float32(0.004)) * shape.breast
+    edge = smooth_step(shape.depth / np.float32(0.003)) * shape.breast
     columns = shape.depth.shape[1]
     grain = rng.standard_normal((shape.depth.shape[0], columns), dtype=np.float32)
     grain = 0.6 * grain + 0.8 * cv2.GaussianBlur(grain, (3, 3), 0.8)
-    low_energy = np.clip(low_energy + 0.008 * grain, 0, None) ** np.float32(rng.uniform(1.0, 1.35))
-    low_energy *= np.float32(np.exp(rng.normal(0.05, 0.12)))
-    gain = np.exp(rng.normal(0, 0.12))
-    subtracted = gain * (subtracted + np.float32(rng.uniform(0.006, 0.018)) * grain)
+    low_energy = np.clip(low_energy + 0.008 * grain, 0, None) ** np.float32(rng.uniform(1.0, 1.3))
+    low_energy *= np.float32(np.exp(rng.normal(0.08, 0.12)))
+    gain = np.float32(np.exp(rng.normal(0, 0.13)))
+    subtracted = gain * (subtracted + np.float32(rng.uniform(0.013, 0.031)) * grain)
     return (low_energy * edge).astype(np.float32), (subtracted * edge).astype(np.float32)
 
 

@@ -41,21 +41,20 @@ def _inside(rng: np.random.Generator, shape: Shape, margin: float) -> tuple[floa
     return None
 
 
-def draw_nipple(rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray) -> None:
-    """A bright cap beyond the skin, with the dark crescent that the subtraction leaves beside it."""
+def draw_nipple(
+    rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray
+) -> None:
+    """A bright cap at the skin, with the dark patch that the subtraction leaves behind it."""
     size = shape.depth.shape[0]
     x, y = shape.nipple
-    radius, out = rng.uniform(0.010, 0.02), rng.uniform(-0.012, 0.008)
-    turn, bright, dim = rng.normal(0, 0.25), rng.uniform(0.15, 0.9), rng.uniform(0.15, 0.5)
-    shadow = rng.uniform(0.0, 0.14)
-    r, row, column = _spot(size, x - radius * 1.4, y + rng.normal(0, 0.01), radius * 1.9, 0.6, turn)
+    radius, turn, shadow = rng.uniform(0.009, 0.02), rng.normal(0, 0.5), rng.uniform(0.0, 0.16)
+    r, row, column = _spot(size, x - radius * 1.2, y + rng.normal(0, 0.012), radius * 1.7, 0.6, turn)
     _add(subtracted, -shadow * np.exp(-(r**2)), row, column)
-    r, row, column = _spot(size, x + out, y, radius, 0.7, turn)
-    body = smooth_step((1 - r) / 0.5 + 0.5)
-    view, part = window(subtracted, body, row, column)
-    view[...] = np.maximum(view, part * (0.2 + bright))
-    view, part = window(low_energy, body, row, column)
-    view[...] = np.maximum(view, part * (0.2 + dim))
+    x, y = x + rng.uniform(-0.006, 0.012), y + rng.normal(0, 0.004)
+    for image, level in ((subtracted, rng.uniform(0.1, 1.1)), (low_energy, rng.uniform(0.1, 0.5))):
+        r, row, column = _spot(size, x, y, radius, rng.uniform(0.4, 0.8), turn)
+        inside, body = window(shape.breast, level * smooth_step((1 - r) / 0.8 + 0.5), row, column)
+        _add(image, body * inside, max(row, 0), max(column, 0))
 
 
 def draw_distractors(rng: np.random.Generator, shape: Shape, view: str, low_energy: np.ndarray, subtracted: np.ndarray) -> None:
@@ -106,5 +105,5 @@ def draw_distractors(rng: np.random.Generator, shape: Shape, view: str, low_ener
         # bright corners at the chest wall, where the paddle ends
         r, row, column = _spot(size, 0.0, y, reach, rng.uniform(0.5, 1.2))
         _add(subtracted, strength * np.exp(-2 * r**2), row, column)
-    wall, dark = rng.uniform(0.004, 0.02), rng.uniform(0.0, 0.1)
+    wall, dark = rng.uniform(0.004, 0.02), max(rng.uniform(-0.1, 0.25), 0.0)
     subtracted -= np.float32(dark) * np.exp(-shape.x / np.float32(wall))

@@ -55,14 +55,14 @@ def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) ->
     plans = []
     for _ in range(count):
         radius = float(np.clip(0.068 * base * np.exp(rng.normal(0, 0.5)), 0.017, 0.17))
-        peak = float(np.clip(0.19 * np.exp(rng.normal(0, 0.5)), 0.08, 0.6))
+        peak = float(np.clip(0.135 * np.exp(rng.normal(0, 0.65)), 0.06, 0.7))
         plans.append(
             Plan(
                 kind=KINDS[int(np.searchsorted(np.cumsum(KIND_WEIGHTS), rng.random() * 0.999))],
                 radius=radius,
                 aspect=float(np.exp(rng.normal(0, 0.2))),
                 contrast=peak * contrast,
-                density=float(rng.uniform(0.03, 0.3)),
+                density=float(rng.uniform(0.04, 0.32)),
                 distance=float(rng.uniform(0.2, 0.95)),
                 seed=int(rng.integers(2**31)),
             )
@@ -123,7 +123,7 @@ def _core(rng: np.random.Generator, kind: str, r: np.ndarray, theta: np.ndarray)
         "irregular": rng.uniform(0.05, 0.17, 9) * np.linspace(1, 0.35, 9),
         "spiculated": rng.uniform(0.03, 0.1, 9) * np.linspace(1, 0.5, 9),
     }[kind]
-    softness = rng.uniform(0.18, 0.5) if kind != "round" else rng.uniform(0.12, 0.35)
+    softness = rng.uniform(0.2, 0.6) if kind != "round" else rng.uniform(0.15, 0.45)
     return smooth_step((1 - r / _star(rng, theta, amplitudes)) / softness + 0.5)
 
 

@@ -81,13 +81,15 @@ def make_shape(rng: np.random.Generator, view: str, size: int) -> Shape:
         edge = np.maximum(edge - notch, flap).astype(np.float32)
         line = flap_height + 0.02 + 0.15 * (flap_width - x) * (x < flap_width)
         fold = np.exp(-(((y - line) / 0.012) ** 2)) * smooth_step((x - 0.35 * flap_width) / (0.4 * flap_width))
+    edge = cv2.GaussianBlur(edge, (0, 0), 0.006 * size, borderType=cv2.BORDER_REPLICATE)
+    edge = edge + np.float32(rng.uniform(-0.005, 0.022)) * np.exp(-(((y - nipple_y) / rng.uniform(0.012, 0.022)) ** 4))
     breast = x < edge
     depth = cv2.distanceTransform(breast.astype(np.uint8), cv2.DIST_L2, 5) / np.float32(size)
 
     muscle_depth = np.full((size, columns), -1, np.float32)
     pectoral = np.zeros((size, columns), np.float32)
     muscle_x, muscle_y = rng.uniform(0.25, 0.6) * width, rng.uniform(0.4, 0.8)
-    bulge, softness = rng.uniform(0.0, 0.06), rng.uniform(0.004, 0.015)
+    bulge, softness = rng.uniform(0.0, 0.06), rng.uniform(0.006, 0.03)
     if view == "MLO":
         norm = np.hypot(1 / muscle_x, 1 / muscle_y)
         plane = (1 - x / muscle_x - y / muscle_y) / norm

@@ -34,7 +34,8 @@ class Tissue:
     """Layers of one view, float32 [H, U]."""
 
     gland: np.ndarray  # 0..1 amount of fibroglandular tissue
-    web: np.ndarray  # 0..1 bright ridges of the fibrous network
+    web: np.ndarray  # 0..1 bright lines of the fibrous network
+    rough: np.ndarray  # mean 0, sd about 1, power-law noise along the fibres
     vessels: np.ndarray  # 0..1
     clouds: np.ndarray  # mean 0, sd 1, low frequencies
     mottle: np.ndarray  # mean 0, sd 1, middle frequencies
@@ -45,11 +46,11 @@ def make_character(rng: np.random.Generator) -> Character:
     low, high = {"a": (0.05, 0.12), "b": (0.12, 0.3), "c": (0.3, 0.5), "d": (0.5, 0.7)}[density]
     return Character(
         density=density,
-        gland_fraction=rng.uniform(low, high),
+        gland_fraction=float(rng.uniform(low, high)),
         strands=rng.uniform(0.6, 1.3),
-        enhancement=max(rng.gamma(1.0, 0.05) - 0.02, 0.0),
+        enhancement=max(rng.gamma(0.9, 0.1) - 0.02, 0.0),
         shelf=rng.uniform(0.05, 0.12),
-        glow=rng.gamma(1.5, 0.04),
+        glow=min(rng.gamma(1.8, 0.06), 0.35),
         vessels=int(rng.integers(2, 8)),
     )
 
@@ -57,9 +58,9 @@ def make_character(rng: np.random.Generator) -> Character:
 def noise_field(rng: np.random.Generator, size: int, columns: int, cells: int) -> np.ndarray:
     """White noise on a grid of `cells` per image height (a multiple of 5), interpolated to [size, columns]."""
     grid = rng.standard_normal((cells, round(cells * MAX_WIDTH)), dtype=np.float32)
-    width = round(size * MAX_WIDTH)
-    field = cv2.resize(grid, (width, size), interpolation=cv2.INTER_CUBIC if cells <= size else cv2.INTER_AREA)
-    return field[:, :columns]
+    grid = grid[:, : int(np.ceil(columns * cells / size)) + 1]
+    width = round(grid.shape[1] * size / cells)
+    return cv2.resize(grid, (width, size), interpolation=cv2.INTER_CUBIC)[:, :columns]
 
 
 def octaves(seed: list[int], size: int, columns: int, cells: list[int], gains: list[float]) -> np.ndarray:
@@ -76,36 +77,43 @@ def ridges(noise: np.ndarray, sharpness: float) -> np.ndarray:
     return np.float32(1) / (np.float32(1) + (noise * np.float32(sharpness)) ** 2)
 
 
-def _web(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> np.ndarray:
-    """The fibrous network: ridged noise whose cells are drawn out towards a point before the nipple.
+def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fibrous structure that runs towards the nipple: (rough, web), [H, U].
 
-    The noise lives in log-polar coordinates about that point, where the ducts meet.
+    `rough` is power-law noise (mean 0, sd about 1), `web` thin bright lines (0..1) along zero crossings of the same noise.
+    The noise lives in log-polar coordinates about a point before the nipple, where the ducts meet, and its cells are
+    drawn out along the radius.
     """
-    columns = shape.depth.shape[1]
-    cx, cy = np.float32(shape.nipple[0] + 0.06), np.float32(shape.nipple[1])
-    dx, dy = np.broadcast_to(cx - shape.x, shape.depth.shape), np.broadcast_to(shape.y - cy, shape.depth.shape)
-    r, theta = cv2.cartToPolar(np.ascontiguousarray(dx), np.ascontiguousarray(dy))
-    theta = np.where(theta > np.pi, theta - np.float32(2 * np.pi), theta)  # seam before the nipple, outside the breast
-    log_r = np.log(np.maximum(r, 0.02)) + 0.10 * warp
-    theta = theta + 0.12 * np.roll(warp, size // 7, axis=0)
-    total = np.zeros((size, columns), np.float32)
-    side = min(size, 512)
-    for k, (n, elongation, gain) in enumerate([(25, 1.6, 0.5), (50, 2.0, 0.6), (100, 2.2, 0.45), (200, 2.4, 0.3)]):
-        if n > size:
+    dx = np.repeat(np.float32(shape.nipple[0] + 0.08) - shape.x, size, axis=0)
+    dy = np.repeat(shape.y - np.float32(shape.nipple[1]), shape.depth.shape[1], axis=1)
+    r, theta = cv2.cartToPolar(dx, dy)
+    theta[theta > np.pi] -= np.float32(2 * np.pi)  # the seam lies before the nipple, outside the breast
+    side = min(size, 1024)
+    # log r of -3.0 .. 0.5 lies over the tile's columns, theta of -1.7 .. 1.7 over its rows
+    column = (cv2.log(cv2.max(r, 0.05)) + 3.0 + 0.06 * warp) * np.float32(side / 3.5)
+    row = (theta + 1.7 + 0.06 * np.roll(warp, size // 7, axis=0)) * np.float32(side / 3.4)
+    rough, web = np.zeros_like(r), np.zeros_like(r)
+    # cells over the angle, gain of the noise, thinness and brightness of the lines
+    layers = [(14, 0.6, 8, 0.3), (28, 0.5, 6, 0.55), (56, 0.4, 4.5, 0.6), (100, 0.35, 3, 0.4), (180, 0.25, 2.5, 0.25)]
+    for k, (cells, gain, thinness, brightness) in enumerate(layers):
+        if cells > size:
             continue
-        rng = np.random.default_rng([*seed, 50 + k])
-        grid = rng.standard_normal((n, max(int(n / elongation), 4)), dtype=np.float32)
+        rng = np.random.default_rng([*seed, k])
+        grid = rng.standard_normal((cells, max(round(cells / 1.9), 4)), dtype=np.float32)
         tile = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
-        # theta -1.7 .. 1.7 over the rows, log r -3.9 .. 0.4 over the columns
-        field = cv2.remap(tile, (log_r + 3.9) * np.float32(side / 4.3), (theta + 1.7) * np.float32(side / 3.4),
-                          cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)  # fmt: skip
-        total += np.float32(gain) * ridges(field, 3.0)
-    for k, (n, gain) in enumerate([(40, 0.35), (80, 0.35), (160, 0.25)]):
-        if n <= size:
-            total += np.float32(gain) * ridges(
-                noise_field(np.random.default_rng([*seed, 70 + k]), size, columns, n), 3.0
-            )
-    return total / 1.6
+        noise = cv2.remap(tile, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        lit = np.clip(0.6 + 0.4 * np.roll(noise, size // 9, axis=0), 0.1, 1.3)  # lines end: no closed loops
+        web += ridges(noise, thinness) * lit * np.float32(brightness)
+        rough += np.float32(gain) * noise
+    # Ligaments run across: lines without a direction, in image coordinates.
+    for k, (cells, thinness, brightness) in enumerate([(25, 6, 0.45), (50, 4.5, 0.5), (100, 3, 0.4), (200, 2.5, 0.15)]):
+        if cells > size:
+            continue
+        noise = noise_field(np.random.default_rng([*seed, 20 + k]), size, r.shape[1], cells)
+        lit = np.clip(0.6 + 0.4 * np.roll(noise, size // 9, axis=0), 0.1, 1.3)
+        web += ridges(noise, thinness) * lit * np.float32(brightness)
+        rough += np.float32(0.2) * noise
+    return rough, 0.6 * web
 
 
 def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarray:
@@ -116,8 +124,8 @@ def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarr
         start_x, start_y = rng.uniform(0, 0.25) * shape.width, rng.uniform(0.12, 0.9)
         heading = np.arctan2(shape.nipple[1] - start_y, shape.nipple[0] - start_x) + rng.normal(0, 0.35)
         width, level = rng.uniform(0.0022, 0.0055), rng.uniform(0.4, 1.0)
-        steps = int(rng.integers(30, 90))
-        turns = cv2.GaussianBlur(rng.normal(0, 0.22, (steps + 8, 1)).astype(np.float64), (1, 7), 1.5)[:, 0]
+        steps = int(rng.integers(30, 100))
+        turns = cv2.GaussianBlur(rng.normal(0, 0.13, (steps + 8, 1)).astype(np.float64), (1, 7), 1.5)[:, 0]
         for branch in range(2):
             angle = heading + np.cumsum(turns[: steps if branch == 0 else steps // 2]) * (1 if branch == 0 else -1.3)
             path_x, path_y = start_x + np.cumsum(0.009 * np.cos(angle)), start_y + np.cumsum(0.009 * np.sin(angle))
@@ -136,18 +144,19 @@ def make_tissue(seed: list[int], character: Character, shape: Shape) -> Tissue:
     size, columns = shape.depth.shape
     clouds = octaves([*seed, 1], size, columns, [5, 10, 20], [1.0, 0.7, 0.4])
     mottle = octaves([*seed, 2], size, columns, [40, 80, 160], [0.8, 0.5, 0.35])
-    fine = octaves([*seed, 3], size, columns, [20, 40, 80], [0.55, 0.4, 0.25])
+    rough, web = _fibres([*seed, 5], size, shape, 0.6 * clouds)
     rng = np.random.default_rng([*seed, 4])
     # Gland: a cone behind the nipple, roughened, cut at the level that leaves the wanted share of the breast.
     reach = shape.width * rng.uniform(0.5, 0.75)
     cx, cy = shape.nipple[0] - reach * rng.uniform(0.7, 0.95), shape.nipple[1] - rng.uniform(0.0, 0.1)
-    bump = -(((shape.x - cx) / reach) ** 2) - ((shape.y - cy) / (0.3 + 0.1 * character.gland_fraction)) ** 2
-    field = 1.1 * bump + 0.42 * clouds + 0.3 * fine - 2.5 * (1 - smooth_step(shape.depth / 0.07)) - 2 * shape.pectoral
+    along = ((shape.x - np.float32(cx)) / np.float32(reach)) ** 2
+    across = ((shape.y - np.float32(cy)) / np.float32(0.3 + 0.1 * character.gland_fraction)) ** 2
+    field = 0.4 * clouds + 0.16 * rough + 0.2 * web - 1.2 * (along + across)
+    field -= 2.0 * (1 - smooth_step(shape.depth / 0.08)) + 1.5 * shape.pectoral
     probe = field[::8, ::8][shape.breast[::8, ::8]]
     level = np.quantile(probe, 1 - character.gland_fraction)
-    gland = smooth_step((field - np.float32(level)) / 0.9 + 0.42) * shape.breast
-    web = _web([*seed, 5], size, shape, 0.6 * clouds + 0.5 * fine)
-    return Tissue(gland, web, draw_vessels(rng, character.vessels, shape), clouds, mottle)
+    gland = smooth_step((field - np.float32(level)) / np.float32(rng.uniform(1.3, 2.4)) + 0.42) * shape.breast
+    return Tissue(gland, web, rough, draw_vessels(rng, character.vessels, shape), clouds, mottle)
 
 
 def skin(shape: Shape, width: float) -> np.ndarray:
@@ -155,17 +164,21 @@ def skin(shape: Shape, width: float) -> np.ndarray:
     return np.exp(-((shape.depth / np.float32(width)) ** 2)) * shape.breast
 
 
-def low_energy_background(rng: np.random.Generator, character: Character, shape: Shape, tissue: Tissue) -> np.ndarray:
-    """The low-energy image without lesions, linear in density, [H, U]."""
-    strands = tissue.web * (0.10 + 0.28 * tissue.gland) * np.float32(character.strands)
-    image = 0.17 + 0.22 * tissue.gland * (0.85 + 0.25 * tissue.clouds) + strands
-    image += 0.012 * tissue.mottle + 0.03 * tissue.clouds
-    image += 0.16 * tissue.vessels
-    image *= 0.72 + 0.28 * smooth_step(shape.depth / np.float32(character.shelf))
-    streaks = 0.5 + 0.5 * np.sin(shape.muscle_depth * np.float32(rng.uniform(60, 160)) + 2 * tissue.clouds)
-    muscle = rng.uniform(0.12, 0.3) + 0.4 * np.clip(shape.muscle_depth, 0, 0.3) + 0.04 * streaks
+def low_energy_background(
+    rng: np.random.Generator, character: Character, shape: Shape, tissue: Tissue
+) -> np.ndarray:
+    """The low-energy image without lesions, [H, U]."""
+    strands = (tissue.web - 0.45) * (0.26 + 0.22 * tissue.gland) * np.float32(character.strands)
+    strands *= 1 - 0.6 * shape.pectoral
+    image = 0.25 + 0.36 * tissue.gland * np.clip(0.8 + 0.16 * tissue.clouds + 0.12 * tissue.rough, 0.2, 2) + strands
+    image += 0.020 * tissue.mottle + 0.025 * tissue.clouds
+    image += np.float32(rng.uniform(0.03, 0.12)) * tissue.vessels
+    image *= 0.68 + 0.32 * smooth_step(shape.depth / np.float32(character.shelf))
+    streaks = np.sin(shape.muscle_depth * np.float32(rng.uniform(60, 160)) + 2 * tissue.clouds)
+    fade = np.clip(1.15 - shape.y, 0, 1)
+    muscle = fade * np.float32(rng.uniform(0.03, 0.22)) + 0.35 * np.clip(shape.muscle_depth, 0, 0.25) + 0.015 * streaks
     image += shape.pectoral * muscle
-    image += rng.uniform(0.05, 0.4) * skin(shape, rng.uniform(0.004, 0.010))
+    image += np.float32(rng.uniform(0.05, 0.4)) * skin(shape, rng.uniform(0.004, 0.010))
     return image * (1 - 0.55 * shape.fold)
 
 
@@ -174,28 +187,36 @@ def subtracted_background(
 ) -> np.ndarray:
     """The subtracted image without lesions, [H, U].
 
-    What the subtraction leaves: the compression shelf, skin, imperfectly cancelled tissue, the relief of motion between
-    the two exposures, vessels and enhancing parenchyma.
+    What the subtraction leaves: the compression shelf, skin, imperfectly cancelled tissue, the relief of motion
+    between the two exposures, vessels and enhancing parenchyma.
     """
-    size = shape.depth.shape[0]
+    size, columns = shape.depth.shape
     taper = 0.55 + 0.45 * np.minimum(shape.x / np.float32(0.5 * shape.width), 1)
-    line = np.float32(character.shelf) * taper * (1 + 0.1 * tissue.clouds)
-    inside = smooth_step((shape.depth - line) / 0.035 + 0.5)
-    fading = np.exp(-np.maximum(shape.depth - line, 0) / np.float32(rng.uniform(0.08, 0.25)))
-    image = 0.185 + inside * (rng.uniform(0.0, 0.05) + character.glow * fading)
-    image += 0.010 * tissue.clouds + 0.006 * tissue.mottle
-    image += rng.normal(0, 0.06) * (cv2.GaussianBlur(low_energy, (0, 0), 0.02 * size) - 0.3)
-    image -= rng.uniform(0.0, 0.06) * (tissue.web - 0.5) * tissue.gland
+    line = np.float32(character.shelf) * taper * (1 + 0.08 * tissue.clouds)
+    coarse = cv2.resize(shape.depth, (max(columns * 24 // size, 2), 24), interpolation=cv2.INTER_AREA)
+    within = cv2.resize(coarse, (columns, size), interpolation=cv2.INTER_CUBIC) - line  # rounder than the skin
+    inside = smooth_step(within / np.float32(rng.uniform(0.012, 0.05)) + 0.5)
+    fading = np.exp(-np.maximum(within, 0) / np.float32(rng.uniform(0.06, 0.22)))
+    step = max(rng.uniform(-0.02, 0.09), 0.0)
+    image = np.float32(0.135) + inside * (np.float32(step) + np.float32(character.glow) * fading)
+    image += 0.008 * tissue.mottle + np.float32(0.010) * tissue.clouds * (1 + 1.5 * (1 - inside))
+    image += np.float32(rng.normal(0, 0.08)) * (cv2.GaussianBlur(low_energy, (0, 0), 0.02 * size) - 0.3)
+    image -= np.float32(rng.normal(0.03, 0.05)) * (tissue.web - 0.45)
 
-    # Motion: what moved leaves a bright and a dark edge.
-    shift, direction = rng.uniform(0.002, 0.006), rng.normal(np.pi / 2, 0.6)
-    matrix = np.float32([[1, 0, shift * size * np.cos(direction)], [0, 1, shift * size * np.sin(direction)]])
-    moved = cv2.warpAffine(low_energy, matrix, low_energy.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    where = 0.25 + smooth_step(0.4 + 0.5 * np.roll(tissue.clouds, size // 3, axis=0))
-    image += np.float32(min(rng.gamma(1.2, 0.11), 0.6)) * where * (low_energy - moved) * smooth_step(shape.depth / 0.02)
+    # Motion: what moved leaves a bright and a dark edge, where it moved.
+    shift, direction = rng.uniform(0.0025, 0.006), rng.normal(np.pi / 2, 0.6)
+    matrix = np.array([[1, 0, shift * size * np.cos(direction)], [0, 1, shift * size * np.sin(direction)]])
+    moved = cv2.warpAffine(low_energy, matrix, (columns, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    where = 0.3 + smooth_step(0.5 + 0.4 * np.roll(tissue.clouds, size // 3, axis=0))
+    relief = np.float32(min(rng.gamma(1.3, 0.34), 1.2)) * where * (low_energy - moved)
+    image += np.clip(relief, -0.25, 0.25) * smooth_step(shape.depth / 0.02)
 
-    image += np.float32(character.enhancement) * tissue.gland * np.clip(0.6 + 0.5 * tissue.clouds + 0.5 * tissue.mottle, 0, 3)
-    image += np.float32(rng.uniform(0.02, 0.12)) * tissue.vessels
-    image += shape.pectoral * rng.normal(0, 0.015)
-    image += rng.gamma(1.5, 0.1) * skin(shape, rng.uniform(0.002, 0.006)) * smooth_step(0.6 + 0.4 * tissue.clouds)
+    # Parenchyma enhances in soft patches, most where the breast is thickest behind the shelf.
+    patches = cv2.GaussianBlur(tissue.gland, (0, 0), 0.008 * size)
+    patches = patches * np.clip(0.5 + 0.4 * tissue.clouds + 0.35 * tissue.rough + 0.25 * tissue.mottle, 0, 2.5)
+    image += np.float32(character.enhancement) * patches * (0.3 + 0.7 * inside)
+    image += np.float32(rng.uniform(0.02, 0.10)) * tissue.vessels
+    image += shape.pectoral * np.float32(rng.normal(0, 0.012))
+    rim = rng.gamma(1.2, 0.14) * smooth_step(0.5 + 0.5 * tissue.clouds)
+    image += rim * skin(shape, rng.uniform(0.002, 0.006))
     return image * (1 - 0.5 * shape.fold)
