@@ -1,0 +1,266 @@
+"""The official annotation tables of CDD-CESM -> one plain record per image, with ELK's filter and boxes.
+
+Shapes: N regions or boxes of one image, xyxy, px of the published image; origin = corner of the first pixel.
+
+Two tables: `Radiology-manual-annotations` (one row per image; XLSX, sheet `all`, or the same as CSV) and
+`Radiology_hand_drawn_segmentations_v2.csv` (one row per region, as the VGG Image Annotator exports them). Image names
+carry stray spaces in the first and none in the second; density is given in the low-energy rows only.
+Source: Khaled et al., Scientific Data 2022; filter and cleaning: Montoya-del-Angel et al. 2024.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+
+from elk_jax.data.cleaning import keep_clean_boxes
+from elk_jax.errors import UserError, from_os_error
+
+Filter = Literal["elk", "all_masses", "none"]
+Cleaning = Literal["published", "strict", "none"]
+
+_IMAGE_COLUMNS = (
+    *("Image_name", "Patient_ID", "Side", "Type", "Breast density (ACR)", "BIRADS", "Findings", "View", "Tags"),
+    "Pathology Classification/ Follow up",
+)
+_REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
+_MODALITIES = {"CESM": "subtracted", "DM": "low_energy"}
+_EXCLUDED_FINDINGS = ("non enhancement", "focus enhancement", "rim enhancement")
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image as the tables describe it."""
+
+    name: str  # "P3_L_CM_MLO", the file name without its ending
+    patient_id: str
+    side: str  # "L" or "R"
+    view: str  # "CC" or "MLO"
+    modality: str  # "subtracted" or "low_energy"
+    density: str  # ACR "A" to "D", "" if not given
+    birads: str  # as in the table: "5", or "4$2" where several findings are graded
+    findings: str
+    tags: str
+    pathology: str  # "Malignant", "Benign" or "Normal"
+    boxes: np.ndarray  # [N, 4] float32, one per region that has an area, in the order of the table
+    points: int  # regions that are mere points
+
+
+def read_tables(folder: str | Path) -> tuple[ImageRow, ...]:
+    """Find and read both tables anywhere below `folder`; UserError if one is missing, ambiguous or malformed."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("no such folder", where=folder, todo="give the folder that holds the images and tables of CDD-CESM")
+    images = _find(folder, "Radiology", "manual", "annotations", endings=(".xlsx", ".csv"))
+    regions = _find(folder, "Radiology", "segmentations", endings=(".csv",))
+    rows = _read_xlsx(images) if images.suffix == ".xlsx" else _read_csv(images)
+    return join_tables(_checked(rows, _IMAGE_COLUMNS, images), images, _checked(_read_csv(regions), _REGION_COLUMNS, regions), regions)
+
+
+def join_tables(
+    image_rows: list[dict[str, str]], images: Path, region_rows: list[dict[str, str]], regions: Path
+) -> tuple[ImageRow, ...]:
+    """Rows of both tables, as text, to records in the order of the first one. The paths serve error messages."""
+    boxes: dict[str, list] = defaultdict(list)
+    points: Counter[str] = Counter()
+    for line, row in enumerate(region_rows, start=2):
+        name = squeeze(row["#filename"])
+        name = name.rsplit(".", 1)[0] if "." in name else name
+        box = region_box(row["region_shape_attributes"], f"{regions}, line {line}, {row['#filename']}")
+        if box is None:
+            points[name] += 1
+        else:
+            boxes[name].append(box)
+    density = {}  # of a breast, from its low-energy images
+    for row in image_rows:
+        grade = row["Breast density (ACR)"].strip().upper()
+        if grade in ("A", "B", "C", "D"):
+            density[row["Patient_ID"].strip(), row["Side"].strip()] = grade
+    result: dict[str, ImageRow] = {}
+    for line, row in enumerate(image_rows, start=2):
+        name, patient, side = squeeze(row["Image_name"]), row["Patient_ID"].strip(), row["Side"].strip().upper()
+        where = f"{images}, line {line}, {name or 'no name'}"
+        kind = row["Type"].strip().upper()
+        if kind not in _MODALITIES or side not in ("L", "R") or not patient or not name:
+            raise UserError(f"patient '{patient}', side '{side}', type '{kind}'", where=where,
+                            todo="wanted a name, a patient, L or R, and DM or CESM")  # fmt: skip
+        if name in result:
+            raise UserError("the image occurs twice", where=where, todo="keep one of the rows")
+        result[name] = ImageRow(
+            name=name,
+            patient_id=patient,
+            side=side,
+            view=row["View"].strip().upper(),
+            modality=_MODALITIES[kind],
+            density=density.get((patient, side), ""),
+            birads=row["BIRADS"].strip(),
+            findings=row["Findings"].strip(),
+            tags=row["Tags"].strip(),
+            pathology=row["Pathology Classification/ Follow up"].strip(),
+            boxes=np.array(boxes.pop(name, []), np.float32).reshape(-1, 4),
+            points=points[name],
+        )
+    if boxes:
+        raise UserError(f"regions of {len(boxes)} images that the table of images does not list, first {min(boxes)}",
+                        where=regions, todo="use both tables of one release")  # fmt: skip
+    return tuple(result.values())
+
+
+def region_box(attributes: str, where: str) -> tuple[float, float, float, float] | None:
+    """Bounding rectangle (xyxy, px) of the filled mask of one region, or None for a region without an area.
+
+    attributes: JSON of the annotator: polygon, polyline (filled likewise), ellipse (centre and RADII, `theta` in
+    radians), circle, rect, point. A pixel belongs to the mask if its index lies inside or on the outline, so the
+    rectangle of a polygon with corners 10 and 20 is 10 to 21. Negative coordinates are cut off at the image's edge.
+    """
+    try:
+        shape = json.loads(attributes)
+        name = shape["name"]
+        if name in ("polygon", "polyline"):
+            xs, ys = shape["all_points_x"], shape["all_points_y"]
+            if len(xs) != len(ys) or not xs:
+                raise ValueError(f"{len(xs)} x against {len(ys)} y coordinates")
+            edges = [min(xs), min(ys), max(xs), max(ys)]
+        elif name == "rect":
+            edges = [shape["x"], shape["y"], shape["x"] + shape["width"] - 1, shape["y"] + shape["height"] - 1]
+        elif name in ("ellipse", "circle"):
+            rx, ry = (shape["r"], shape["r"]) if name == "circle" else (shape["rx"], shape["ry"])
+            if rx <= 0 or ry <= 0:
+                return None
+            angle = shape.get("theta", 0.0)
+            half_width = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
+            half_height = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
+            cx, cy = shape["cx"], shape["cy"]
+            edges = [math.ceil(cx - half_width), math.ceil(cy - half_height)]
+            edges += [max(edges[0], math.floor(cx + half_width)), max(edges[1], math.floor(cy + half_height))]
+        elif name == "point":
+            return None
+        else:
+            raise ValueError(f"unknown shape '{name}'")
+        if not all(math.isfinite(edge) for edge in edges):
+            raise ValueError("a coordinate is NaN or infinite")
+    except (ValueError, KeyError, TypeError) as error:
+        missing = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"not a region: {missing}", where=where, todo="correct the row, or fetch the table again") from error
+    left, top = max(0, math.floor(edges[0])), max(0, math.floor(edges[1]))
+    right, bottom = math.floor(edges[2]) + 1, math.floor(edges[3]) + 1
+    return (left, top, right, bottom) if right > left and bottom > top else None
+
+
+def passes(row: ImageRow, rule: Filter) -> bool:
+    """Does the image belong to the data set? `elk` is the published rule, `all_masses` leaves its findings out."""
+    if rule == "none":
+        return True
+    tags, findings = row.tags.lower(), row.findings.lower()
+    if "non mass" in tags or "mass" not in tags:
+        return False
+    return rule == "all_masses" or not any(excluded in findings for excluded in _EXCLUDED_FINDINGS)
+
+
+def is_healthy(row: ImageRow) -> bool:
+    """Normal in every column and without a region: a canvas for synthetic lesions, or a lesion-free image."""
+    tags = [tag.strip() for tag in row.tags.lower().split(",")]
+    return "normal" in tags and row.pathology.lower() == "normal" and len(row.boxes) + row.points == 0
+
+
+def kept_boxes(boxes: np.ndarray, rule: Cleaning) -> np.ndarray:
+    """Mask [N] of the boxes of one image that remain. See `published_cleaning`; `strict` is `cleaning.keep_clean_boxes`."""
+    if rule == "published":
+        return published_cleaning(boxes)
+    return keep_clean_boxes(boxes) if rule == "strict" else np.ones(len(boxes), bool)
+
+
+def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
+    """Mask [N] of the boxes in the published list of 555: boxes inside others go, and the smaller of IoU > `max_iou`.
+
+    Two habits of that list differ from the stated rule. A box also goes if it overlaps one that is dropped itself
+    (2 boxes), and where an image lost a box, every box comes back whose left and top edges both occur among the kept
+    ones: in effect exact duplicates (4 boxes in 3 images). The bare rule gives 551, `strict` cleaning 553.
+    """
+    order = np.argsort(-_areas(boxes), kind="stable")
+    inside = np.zeros(len(boxes), bool)
+    similar = np.zeros(len(boxes), bool)
+    for place, index in enumerate(order):
+        larger = boxes[order[:place]]
+        inside[index] = ((larger[:, :2] <= boxes[index, :2]) & (larger[:, 2:] >= boxes[index, 2:])).all(1).any()
+    for place, index in enumerate(order):
+        larger = boxes[[i for i in order[:place] if not inside[i]]].reshape(-1, 4)
+        corner = np.minimum(larger[:, 2:], boxes[index, 2:]) - np.maximum(larger[:, :2], boxes[index, :2])
+        overlap = np.prod(np.maximum(corner, 0), axis=1)
+        similar[index] = (overlap > max_iou * (_areas(larger) + _areas(boxes[index : index + 1]) - overlap)).any()
+    keep = ~inside & ~similar
+    if not keep.all():
+        keep = np.isin(boxes[:, 0], boxes[keep, 0]) & np.isin(boxes[:, 1], boxes[keep, 1])
+    return keep
+
+
+def squeeze(name: str) -> str:
+    """A name without its stray spaces."""
+    return "".join(name.split())
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(boxes[:, 2:].astype(np.float64) - boxes[:, :2], axis=1)
+
+
+def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
+    """The one file below `folder` whose name holds all words; of several endings the first that occurs."""
+    for ending in endings:
+        found = sorted(
+            path
+            for path in folder.rglob(f"*{ending}")
+            if all(word.lower() in path.name.lower() for word in words) and not path.name.startswith((".", "~"))
+        )
+        if len(found) > 1:
+            raise UserError(f"{len(found)} tables look alike: {found[0].name} and {found[1].name}", where=folder,
+                            todo="keep one of them")  # fmt: skip
+        if found:
+            return found[0]
+    raise UserError(f"no table *{'*'.join(words)}*{' or '.join(endings)}", where=folder,
+                    todo="put the tables of CDD-CESM there (they come with the images)")  # fmt: skip
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return [{str(key): value or "" for key, value in row.items()} for row in csv.DictReader(file)]
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    except (csv.Error, UnicodeDecodeError, TypeError) as error:
+        raise UserError(f"not a CSV table: {error}", where=path, todo="fetch it again") from error
+
+
+def _read_xlsx(path: Path) -> list[dict[str, str]]:
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    except (BadZipFile, KeyError, ValueError, openpyxl.utils.exceptions.InvalidFileException) as error:
+        raise UserError(f"not an XLSX table: {error}", where=path, todo="fetch it again") from error
+    if "all" not in book.sheetnames:
+        raise UserError("the sheet 'all' is missing", where=path, todo=f"found: {', '.join(book.sheetnames)}")
+    lines = [["" if cell is None else str(cell) for cell in line] for line in book["all"].iter_rows(values_only=True)]
+    header = lines[0] if lines else []
+    return [dict(zip(header, line)) for line in lines[1:] if any(line)]
+
+
+def _checked(rows: list[dict[str, Any]], columns: Iterable[str], path: Path) -> list[dict[str, str]]:
+    """The rows with the columns that are needed, names compared without regard to spaces around them."""
+    if not rows:
+        raise UserError("the table is empty", where=path, todo="fetch it again")
+    names = {name.strip(): name for name in rows[0]}
+    for column in columns:
+        if column not in names:
+            raise UserError(f"the column '{column}' is missing", where=path, todo=f"found: {', '.join(names)}")
+    return [{column: row.get(names[column]) or "" for column in columns} for row in rows]
