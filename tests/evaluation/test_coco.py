@@ -92,6 +92,30 @@ def test_more_than_100_predictions_equal_pycocotools(random):
     assert ours(results, (0.5,)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_only_the_100_best_predictions_count(make):
+    boxes, scores = [[120, 0, 180, 60]] * 100 + [A], np.linspace(0.9, 0.1, 101)
+    assert ours([make("1", [A], boxes, scores)], (0.5,)) == 0.0
+    assert ours([make("1", [A], boxes, scores)], (0.5,), max_detections=101) == pytest.approx(1 / 101)
+
+
+def test_of_equal_overlaps_the_last_lesion_is_taken(make):
+    # The first prediction overlaps both lesions by one half and takes the last; the second finds nothing left.
+    left, right, over_both = [0, 0, 10, 10], [10, 0, 20, 10], [0, 0, 20, 10]
+    results = [make("1", [left, right], [over_both, right], [0.9, 0.8])]
+    assert ours(results, (0.5,)) == pytest.approx(51 / 101)
+    assert ours(results, (0.5,)) == pytest.approx(mean_where_defined(reference(results, 1)[2, ..., 0]))
+
+
+def test_a_prediction_on_a_lesion_leaves_the_lesion_outside_the_area_range_free():
+    predicted = np.array([[0.0, 0, 20, 10], [10, 0, 20, 10]])
+    lesions = np.array([[0.0, 0, 10, 10], [10, 0, 20, 10]])
+    hit, ignored = coco.match_image(
+        predicted, lesions, np.zeros(2, bool), np.array([False, True]), thresholds=(0.5,)
+    )
+    assert hit.tolist() == [[True, False]]
+    assert ignored.tolist() == [[False, True]]
+
+
 def test_by_hand(make):
     # hit, false positive, hit: precision 1 up to recall 1/2, 2/3 after: 51 recalls of 1, 50 of 2/3.
     results = [make("1", [A, B], [A, [120, 0, 180, 60], B], [0.9, 0.8, 0.7])]

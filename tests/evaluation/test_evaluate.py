@@ -59,7 +59,7 @@ def test_counts_and_false_positives_on_lesion_free_images(make):
         make("1", [A], [A, ELSEWHERE], [0.9, 0.5], patient="x"),
         make("2", [], [ELSEWHERE, A, B], [0.95, 0.6, 0.9], patient="x"),
         make("3", [], [], [], patient="y"),
-        make("4", [B], [B], [0.9], ignore=[True], patient="z"),
+        make("4", [B], [B, B], [0.9, 0.9], ignore=[True], patient="z"),
     ]
     evaluation = evaluate_detections(results, resamples=20)
     assert evaluation["counts"] == {
@@ -69,7 +69,7 @@ def test_counts_and_false_positives_on_lesion_free_images(make):
         "lesion_free_images": 2,
         "lesions": 1,
         "ignored_boxes": 1,
-        "predictions": 6,
+        "predictions": 7,
     }
     assert evaluation["operating_points"][0]["threshold"] == 0.9
     # At 0.9: two of the three predictions on the two lesion-free images.
