@@ -99,14 +99,14 @@ def test_only_the_100_best_predictions_count(make):
 
 
 def test_of_equal_overlaps_the_last_lesion_is_taken(make):
-    # The first prediction overlaps both lesions by one half and takes the last; the second finds nothing left.
+    # The first prediction overlaps both lesions by half, takes the last; the second finds nothing.
     left, right, over_both = [0, 0, 10, 10], [10, 0, 20, 10], [0, 0, 20, 10]
     results = [make("1", [left, right], [over_both, right], [0.9, 0.8])]
     assert ours(results, (0.5,)) == pytest.approx(51 / 101)
     assert ours(results, (0.5,)) == pytest.approx(mean_where_defined(reference(results, 1)[2, ..., 0]))
 
 
-def test_a_prediction_on_a_lesion_leaves_the_lesion_outside_the_area_range_free():
+def test_a_prediction_on_a_lesion_leaves_one_outside_the_area_range_free():
     predicted = np.array([[0.0, 0, 20, 10], [10, 0, 20, 10]])
     lesions = np.array([[0.0, 0, 10, 10], [10, 0, 20, 10]])
     hit, ignored = coco.match_image(
