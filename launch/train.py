@@ -29,7 +29,9 @@ def main() -> None:
     if CONFIG.value is None:
         raise command_line.UserError("no --config given", todo="try --config=configs/cem_mixed.py, or --help")
     from elk_jax import experiment  # after the flags: importing JAX takes seconds
+    from elk_jax.training.mesh import initialize_distributed
 
+    initialize_distributed()
     config = CONFIG.value
     experiment.run(config, workdir=WORKDIR.value or f"runs/{config.name}", stages=STAGES.value)
 

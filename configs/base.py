@@ -1,0 +1,241 @@
+"""What the detection experiments share. An experiment file overrides only what differs.
+
+Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several are joined by commas):
+  quick     default: ResNet-18-FPN with GroupNorm from scratch on the embedded data, minutes on 2 CPU cores
+  tiny      seconds, for tests
+  paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333 (GPU; start it from imported weights)
+  fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from elk_jax.detection import faster_rcnn_config
+
+VARIANTS = ("quick", "tiny", "paper", "fewshot")
+
+
+def parse(variant: str | None) -> tuple[str, bool]:
+    """'paper,fewshot' -> ('paper', True). Raises ValueError for a word that is no variant."""
+    words = [word for word in (variant or "quick").split(",") if word]
+    unknown = [word for word in words if word not in VARIANTS]
+    if unknown:
+        raise ValueError(f"no variant '{unknown[0]}'; there are {', '.join(VARIANTS)}")
+    sizes = [word for word in words if word != "fewshot"] or ["quick"]
+    if len(sizes) > 1:
+        raise ValueError(f"'{sizes[0]}' and '{sizes[1]}' exclude each other")
+    return sizes[0], "fewshot" in words
+
+
+def experiment(name: str, **parts) -> ConfigDict:
+    """The frame of every experiment; `parts` are its data, recipes and stages, kept in the order given."""
+    return _ordered(
+        {
+            "name": name,
+            "seed": 42,
+            "mesh": {"data": -1, "fsdp": 1},  # devices along each axis; -1: all that are left
+            **parts,
+        }
+    )
+
+
+def _ordered(value):
+    """Nested dicts as ConfigDicts that keep their order: stages run in it."""
+    if not isinstance(value, dict):
+        return value
+    return ConfigDict({key: _ordered(child) for key, child in value.items()}, sort_keys=False)
+
+
+def source(spec: str, **overrides) -> dict:
+    """One data source; see elk_jax/data/sources.py for the specs."""
+    return {
+        "spec": spec,  # coco:FILE.json, tfds:DIR, phantom:key=value,...
+        "where": "",  # keep images whose field has a value: is_mass=true,view=MLO
+        "clean_boxes": False,  # ELK's cleaning: boxes inside others and doubles
+        "patients": 0,  # training patients to keep, 0 for all
+        **overrides,
+    }
+
+
+def phantom(size: str, lesions: str, seed: int, modality: str = "subtracted") -> str:
+    """The embedded data set at the size of a variant."""
+    pixels, count = {"tiny": (128, 24), "quick": (256, 240), "paper": (1024, 800)}[size]
+    return f"phantom:size={pixels},count={count},lesions={lesions},seed={seed},modality={modality}"
+
+
+def model(**changes) -> dict:
+    """All fields of a Faster R-CNN: detectron2's conventions and ELK's values, and `changes`."""
+    return dataclasses.asdict(faster_rcnn_config.detectron2(**changes))
+
+
+def detector(size: str) -> dict:
+    """The recipe of a detector: model, input, augmentation, optimisation. Everything a train stage reads."""
+    recipe = {
+        "model": model(  # every field of elk_jax/detection/faster_rcnn_config.py
+            depth=18,
+            norm="gn",
+            stride_in_1x1=False,
+            pixel_mean=(60.0,),  # one channel: about the mean and spread of a mammogram on black
+            pixel_std=(60.0,),
+            fpn_channels=128,
+            rpn_pre_nms_train=500,
+            rpn_pre_nms_test=500,
+            rpn_post_nms_train=300,
+            rpn_post_nms_test=300,
+            roi_samples=64,
+            roi_sampling_ratio=2,
+            box_fc_width=512,
+            detections=50,
+            detection_candidates=300,
+        ),
+        "plan_anchors": True,  # one size per level from the lesions of the training split; False: model.anchor_sizes
+        "loader": {  # elk_jax/data/loader.py
+            "batch_size": 4,  # over all devices and hosts
+            "buckets": ((256, 256),),  # (height, width) of the padded batches; one compilation each
+            "resize": {"short_sides": (256,), "max_long_side": 256, "jitter": (0.8, 1.25)},
+            "augmentation": {
+                "horizontal_flip": 0.5,
+                "vertical_flip": 0.5,
+                "rotate90": 0.0,
+                "rotation": 0.0,
+                "crop": 0.0,
+                "gain": 0.1,
+                "gamma": 0.1,
+                "noise": 0.0,
+                "copy_paste": 0.0,
+            },
+            "max_boxes": 0,  # 0: as many as the data needs
+            "weights": (),  # share of each of train_on in a mix; (): by size
+            "lesion_share": 0.75,  # of images with lesions in an epoch; -1: as they come
+            "threads": 2,
+            "workers": 0,
+            "prefetch": 4,
+        },
+        "test_resize": {"short_sides": (256,), "max_long_side": 256},
+        "steps": 300,
+        "accumulate": 1,
+        "optimizer": {
+            "name": "adamw",
+            "weight_decay": 0.05,
+            "clip_norm": 1.0,
+            "multipliers": (),  # (regular expression, factor on the learning rate)
+            "frozen": (),  # regular expressions
+        },
+        "schedule": {"name": "warmup_cosine", "base": 4e-4, "warmup_steps": 30},
+        "ema_decay": 0.0,  # 0: none
+        "log_every": 10,
+        "checkpoint_every": 100,
+        "eval_every": 100,
+        "best_metric": "mean_sensitivity",
+        "score_floor": 0.01,
+        "choose_score_floor": 0.1,  # while choosing checkpoints
+        "bootstrap": 2000,
+    }
+    if size == "tiny":
+        _merge(recipe, tiny())
+    if size == "paper":
+        _merge(recipe, published())
+    return recipe
+
+
+def tiny() -> dict:
+    """What a test changes: 128 px, a few channels, four steps."""
+    return {
+        "model": {
+            "width": 8, "norm_groups": 8, "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
+            "rpn_pre_nms_train": 64, "rpn_pre_nms_test": 64, "rpn_post_nms_train": 32, "rpn_post_nms_test": 32,
+            "detection_candidates": 32,
+        },
+        "loader": {
+            "batch_size": 2,
+            "buckets": ((128, 128),),
+            "resize": {"short_sides": (128,), "max_long_side": 128},
+        },
+        "test_resize": {"short_sides": (128,), "max_long_side": 128},
+        "steps": 4,
+        "schedule": {"base": 1e-3, "warmup_steps": 1},
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "eval_every": 2,
+        "choose_score_floor": 0.0,
+        "bootstrap": 50,
+    }  # fmt: skip
+
+
+def _merge(recipe: dict, changes: dict) -> None:
+    """Change a nested dict in place; a section that names another kind (`name`) replaces the old one."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(recipe.get(key), dict) and "name" not in value:
+            _merge(recipe[key], value)
+        else:
+            recipe[key] = value
+
+
+def published() -> dict:
+    """ELK's detector as published: detectron2's R-101-FPN, SGD, 800 x 1333. A GPU with 16 GB or more.
+
+    It is fine-tuned, never trained from scratch: give --config.stages.STAGE.init_from=DIR, made by launch/import_weights.py.
+    """
+    return {
+        "model": model(dtype="bfloat16"),
+        "plan_anchors": False,
+        "loader": {
+            "batch_size": 2,
+            "buckets": ((1344, 800), (800, 1344), (1344, 1344)),
+            "resize": {"short_sides": (640, 672, 704, 736, 768, 800), "max_long_side": 1333, "jitter": ()},
+            "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.0, "gain": 0.0, "gamma": 0.0},
+            "lesion_share": -1.0,
+            "threads": 8,
+        },
+        "test_resize": {"short_sides": (800,), "max_long_side": 1333},
+        "steps": 3000,
+        "optimizer": {
+            "name": "sgd",
+            "weight_decay": 1e-4,
+            "clip_norm": 0.0,
+            "multipliers": (),
+            "frozen": (r"backbone/stem", r"backbone/res2"),
+        },
+        "schedule": {"name": "warmup_multistep", "base": 2.5e-4, "warmup_steps": 1000, "warmup_factor": 1e-3},
+        "log_every": 20,
+        "checkpoint_every": 250,
+        "eval_every": 250,
+    }
+
+
+def few(size: str, fewshot: bool) -> int:
+    """Training patients of the few-shot variant: ELK's 26, fewer where the embedded data is small."""
+    return (2 if size == "tiny" else 26 if size == "paper" else 8) if fewshot else 0
+
+
+def train_detector(*train_on: str, validate_on: str = "", init_from: str = "") -> dict:
+    """Stage: train the recipe `detector` on the training split of some data sources.
+
+    The best checkpoint on the validation split of `validate_on` (default: the first of `train_on`) becomes
+    WORKDIR/STAGE/model. init_from: an earlier stage's name, or a folder with a model (another run's STAGE/model, or
+    what launch/import_weights.py wrote); its weights are taken where name and shape agree.
+    """
+    return {
+        "kind": "train",
+        "task": "detection",
+        "recipe": "detector",
+        "train_on": train_on,
+        "validate_on": validate_on or train_on[0],
+        "init_from": init_from,
+    }
+
+
+def evaluate_detectors(*models: str, on: str = "real", split: str = "test") -> dict:
+    """Stage: evaluate trained stages on one split; with several, compare the first with each other one (paired)."""
+    return {
+        "kind": "evaluate",
+        "task": "detection",
+        "recipe": "detector",
+        "models": models,
+        "on": on,
+        "split": split,
+        "criterion": "iou:0.3",  # what counts as found, for FROC; or centre_in_box, centre_distance:100:0.5
+    }

@@ -1,0 +1,170 @@
+"""An experiment is an ordered list of stages; this runs them inside a run folder.
+
+Run folder:
+  config.json      the whole configuration         versions.json   libraries, hardware, git state
+  <stage>/         what a stage writes: config.json (what it depends on), metrics.jsonl, checkpoints/, ...
+  <stage>/finished.json   written last: the stage is not repeated
+  report.html      everything at a glance
+A stage reads what earlier stages wrote, by stage name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from elk_jax import files
+from elk_jax.errors import UserError
+from elk_jax.tasks import detection_stages
+from elk_jax.tasks.run import Run
+from elk_jax.training import mesh as meshes
+
+STAGES = {
+    ("train", "detection"): detection_stages.train,
+    ("evaluate", "detection"): detection_stages.evaluate,
+}
+"""What each (kind, task) of a stage runs: (run, stage name) -> a JSON-able summary."""
+
+
+def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run an experiment's stages in order and write the report.
+
+    config: see configs/. workdir: the run folder, made when absent; an interrupted run in it goes on.
+    stages: names of the stages to run; all when None. Named evaluation stages are repeated even when finished.
+    Returns the summaries of all stages that are finished, by stage name. Raises UserError for what the user can mend.
+    """
+    check(config, stages)
+    folder = files.make_folder(workdir)
+    this = Run(config, folder, meshes.make_mesh(config.mesh.data, config.mesh.fsdp))
+    if this.is_main:
+        files.write_json(folder / "config.json", plain(config))
+        files.write_json(folder / "versions.json", versions())
+    this.say(f"{config.name}: run folder {folder}")
+    for name in config.stages:
+        if stages is None or name in stages:
+            _run_stage(this, name, repeat=stages is not None)
+    summaries = {
+        name: files.read_json(folder / name / "finished.json")["summary"]
+        for name in config.stages
+        if (folder / name / "finished.json").exists()
+    }
+    return summaries
+
+
+def _run_stage(this: Run, name: str, repeat: bool) -> None:
+    stage = this.config.stages[name]
+    folder = this.folder / name
+    depends = {"seed": this.config.seed, "data": plain(this.config.data), "stage": plain(stage)}
+    if "recipe" in stage:
+        depends["recipe"] = plain(this.config[stage.recipe])
+    finished = folder / "finished.json"
+    if stage.kind == "train" and (folder / "config.json").exists():
+        _same_or_error(files.read_json(folder / "config.json"), depends, name, this.folder)
+    if finished.exists() and not (repeat and stage.kind != "train"):
+        before = files.read_json(folder / "config.json")
+        if json.loads(json.dumps(depends)) == before:
+            this.say(f"stage {name}: finished before, not repeated")
+            return
+    if this.is_main:
+        files.make_folder(folder)
+        finished.unlink(missing_ok=True)
+        files.write_json(folder / "config.json", depends)
+    this.say(f"stage {name}: {stage.kind} {stage.task}")
+    started = time.time()
+    summary = STAGES[stage.kind, stage.task](this, name)
+    if this.is_main:
+        files.write_json(finished, {"summary": summary, "seconds": round(time.time() - started, 1)})
+
+
+def check(config: ConfigDict, stages: Sequence[str] | None = None) -> None:
+    """Raise UserError for stages that do not exist, cannot run or refer to what is not there."""
+    for name in stages or ():
+        if name not in config.stages:
+            raise UserError(
+                f"no stage '{name}' in {config.name}", where=f"--stages={name}", todo=f"it has {', '.join(config.stages)}"
+            )
+    for name, stage in config.stages.items():
+        where = f"config.stages.{name}"
+        if (stage.kind, stage.task) not in STAGES:
+            known = ", ".join(f"{kind} {task}" for kind, task in STAGES)
+            raise UserError(f"no stage of kind '{stage.kind} {stage.task}'", where=where, todo=f"known: {known}")
+        if "recipe" in stage and stage.recipe not in config:
+            raise UserError(f"recipe '{stage.recipe}' is not in the configuration", where=where)
+        for source in (*stage.get("train_on", ()), *(stage[k] for k in ("validate_on", "on") if k in stage)):
+            if source not in config.data:
+                raise UserError(f"data source '{source}' is not in config.data", where=where)
+
+
+def plain(config: Any) -> Any:
+    """A ConfigDict as plain JSON-able dicts and lists, in the order of the configuration."""
+    if isinstance(config, ConfigDict):
+        return {key: plain(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [plain(value) for value in config]
+    return config
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of JSON-able data that does not depend on key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _same_or_error(before: dict, now: dict, stage: str, folder: Path) -> None:
+    differences = _differences(before, json.loads(json.dumps(now)))
+    if differences:
+        raise UserError(
+            f"stage {stage} was started here with other settings: {'; '.join(differences[:3])}",
+            where=folder,
+            todo="name another --workdir, or give the same settings",
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            text
+            for name in {**before, **now}
+            for text in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if before == now else [f"{key} was {before!r} and is {now!r}"]
+
+
+def versions() -> dict[str, Any]:
+    """Libraries, hardware and git state, for the run folder and the report."""
+    names = ("elk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    devices = jax.devices()
+    return {
+        "python": sys.version.split()[0],
+        **found,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": jax.process_count(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> str:
+    root = Path(__file__).resolve().parent.parent
+    try:
+        call = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10).stdout.strip()
+        commit = call("rev-parse", "--short=12", "HEAD")
+        return f"{commit}{' with uncommitted changes' if call('status', '--porcelain') else ''}" if commit else "no git"
+    except (OSError, subprocess.SubprocessError):
+        return "no git"

@@ -1,0 +1,253 @@
+"""The stages of a detection experiment: train a detector, evaluate trained detectors.
+
+A train stage leaves `model/` (weights, architecture, classes, input size, operating points): all that evaluation,
+prediction and the fine-tuning of another stage need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from elk_jax import files
+from elk_jax.data import loader, plan
+from elk_jax.data.sources import ImageSource, summary
+from elk_jax.detection.faster_rcnn import FasterRCNNConfig
+from elk_jax.errors import UserError
+from elk_jax.evaluation import detections, evaluate as metrics
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.tasks import detection
+from elk_jax.tasks.run import Run
+from elk_jax.training import mesh as meshes
+from elk_jax.training.loop import train as train_loop
+from elk_jax.training.progress import Progress
+from elk_jax.weights import store
+
+CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
+"""Layers whose shape follows from the number of classes: started anew where it differs."""
+
+
+def train(run: Run, name: str) -> dict[str, Any]:
+    """Train one detector and write `<stage>/model/`. Returns a summary for the report."""
+    config, stage = run.config, run.config.stages[name]
+    recipe = config[stage.recipe]
+    folder = run.folder / name
+
+    # ---- Data ------------------------------------------------------------------------------------------------
+    source = detection.open_data(config.data, stage.train_on, "train", config.seed)
+    validation = detection.open_data(config.data, (stage.validate_on,), "val", config.seed)
+    if source.classes != validation.classes:
+        raise UserError(
+            f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {name}"
+        )
+    training_loader, test_loader = detection.loader_config(recipe.loader), detection.test_loader_config(recipe)
+    batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
+    run.say(f"  train {_counts(source)}; validation {_counts(validation)}; {batches.per_epoch} batches per epoch")
+    _say_skipped(run, source, validation)
+
+    # ---- Model -----------------------------------------------------------------------------------------------
+    changes: dict[str, Any] = {"num_classes": len(source.classes), "score_floor": recipe.score_floor}
+    if recipe.plan_anchors:
+        changes["anchor_sizes"] = detection.planned_anchor_sizes(source.infos, test_loader.resize, levels=5)
+        run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in changes['anchor_sizes'])} px")
+    model = detection.model_config(recipe.model, **changes)
+    task = detection.build_task(model, run.mesh)
+    initial = _initial_params(run, stage.init_from, task, config.seed)
+
+    # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
+    predictor = detection.compile_predictor(task, run.mesh)
+
+    def evaluate_params(params, step) -> dict[str, float]:
+        floor = recipe.choose_score_floor
+        results = _detect(run, predictor, params, validation, test_loader, floor, show=False)
+        scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
+        # before the first hit a metric is not defined: nothing was found
+        return {recipe.best_metric: 0.0, **scores}
+
+    result = train_loop(
+        task,
+        workdir=folder,
+        data_iterator=batches,
+        total_steps=recipe.steps,
+        optimizer=recipe.optimizer.to_dict(),
+        schedule=recipe.schedule.to_dict(),
+        mesh=run.mesh,
+        seed=config.seed,
+        ema_decay=recipe.ema_decay or None,
+        accumulate=recipe.accumulate,
+        initial_params=initial,
+        log_every=recipe.log_every,
+        checkpoint_every=recipe.checkpoint_every,
+        eval_every=recipe.eval_every,
+        evaluate=evaluate_params,
+        best_metric=recipe.best_metric,
+        identity={"model": _hash(dataclasses.asdict(model)), "validation split": _hash(_split(validation))},
+        buckets=len(batches.canvases),
+        title=f"{name}",
+    )
+
+    # ---- The model with its operating points -------------------------------------------------------------------
+    results = _detect(run, predictor, result.best_params, validation, test_loader, recipe.score_floor)
+    evaluation = metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
+    if run.is_main:
+        description = {
+            "architecture": "faster_rcnn",
+            "model": dataclasses.asdict(model),
+            "classes": list(source.classes),
+            "input": {"resize": dataclasses.asdict(test_loader.resize), "buckets": list(test_loader.buckets)},
+            "operating_points": [
+                {"false_positives_per_image": point["rate"], "threshold": point["threshold"]}
+                for point in evaluation["operating_points"]
+            ],
+            "trained": {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from},
+        }
+        store.save_params(folder / "model", jax.device_get(result.best_params), description)
+    run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {_best(result, recipe.best_metric)} on validation")
+    return {
+        "kind": "train",
+        "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
+        "draws_per_epoch": plan.describe(_strata(source, training_loader, batches), source.infos),
+        "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
+        "parameters": int(sum(np.prod(x.shape) for x in jax.tree.leaves(result.params))),
+        "best_step": result.best_step,
+        "best": {key: value for key, value in result.best_metrics.items()},
+    }
+
+
+def evaluate(run: Run, name: str) -> dict[str, Any]:
+    """Evaluate trained stages on one split; with several, compare each with the first. Writes evaluation.json."""
+    config, stage = run.config, run.config.stages[name]
+    recipe = config[stage.recipe]
+    source = detection.open_data(config.data, (stage.on,), stage.split, config.seed)
+    run.say(f"  {stage.split} {_counts(source)}")
+    _say_skipped(run, source)
+    criterion = criterion_from_text(stage.criterion)
+    floor = recipe.score_floor
+    results: dict[str, list[ImageResult]] = {}
+    evaluations: dict[str, Any] = {}
+    for trained in stage.models:
+        results[trained] = detect_with(run, run.folder / trained / "model", source, floor)
+        evaluations[trained] = metrics.evaluate_detections(
+            results[trained], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
+        )
+        if run.is_main:
+            detections.write_coco(files.make_folder(run.folder / name / trained) / "predictions.json", results[trained])
+            files.write_json(run.folder / name / trained / "evaluation.json", evaluations[trained])
+    first = stage.models[0]
+    comparisons = {
+        other: metrics.compare_detections(
+            results[first], results[other], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
+        )
+        for other in stage.models[1:]
+    }
+    if run.is_main and comparisons:
+        files.write_json(run.folder / name / "comparisons.json", {f"{o} minus {first}": c for o, c in comparisons.items()})
+    return {
+        "kind": "evaluate",
+        "on": stage.on,
+        "split": stage.split,
+        "data": summary(source.infos),
+        "skipped": [list(entry) for entry in source.skipped],
+        "models": list(stage.models),
+    }
+
+
+def detect_with(run: Run, model: Path, source: ImageSource, score_floor: float = 0.0) -> list[ImageResult]:
+    """Load a model folder and run it over a source, at the input size it was trained for."""
+    config, params, description = load_model(model)
+    if tuple(description["classes"]) != source.classes:
+        raise UserError(
+            f"the model knows the classes {description['classes']}, the data has {list(source.classes)}", where=source.name
+        )
+    task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), run.mesh)
+    batches = test_loader_of(description, jax.device_count())
+    predictor = detection.compile_predictor(task, run.mesh)
+    return _detect(run, predictor, meshes.place(params, run.mesh), source, batches, score_floor)
+
+
+def load_model(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
+    """A model folder as (architecture, params, the whole description). Raises UserError when it is none."""
+    params, description = store.load_params(folder)
+    if description.get("architecture") != "faster_rcnn":
+        raise UserError("not a Faster R-CNN", where=folder, todo="name the model folder of a detection stage")
+    return detection.model_config(description["model"]), params, description
+
+
+def test_loader_of(description: dict[str, Any], devices: int) -> loader.LoaderConfig:
+    """How a trained model wants its images."""
+    entry = description["input"]
+    buckets = tuple((int(height), int(width)) for height, width in entry["buckets"])
+    return loader.LoaderConfig(
+        batch_size=max(2, devices),
+        resize=detection.resize_config(entry["resize"]),
+        augmentation=loader.NO_AUGMENTATION,
+        buckets=buckets,
+    )
+
+
+# ---- Parts ----------------------------------------------------------------------------------------------------------
+
+
+def _initial_params(run: Run, init_from: str, task, seed: int):
+    """Weights to start from, None for fresh ones. `init_from`: a stage of this run or a model folder."""
+    if not init_from:
+        return None
+    folder = run.folder / init_from / "model" if init_from in run.config.stages else Path(init_from)
+    loaded, description = store.load_params(folder)
+    template = jax.device_get(task.init(jax.random.key(seed)))
+    params = store.restore_into(template, loaded, drop=(CLASS_LAYERS,))
+    run.say(f"  starts from {folder} ({description.get('architecture', 'weights')})")
+    return params
+
+
+def _detect(
+    run: Run, predictor, params, source: ImageSource, config: loader.LoaderConfig, floor: float, show: bool = True
+) -> list[ImageResult]:
+    """Detections on a whole source; `show` a progress bar of its own."""
+    batches = loader.eval_batches(source, config, jax.process_index(), jax.process_count())
+    if not show:
+        return detection.detect(predictor, params, batches, source.infos, run.mesh, floor)
+    with Progress("  detecting", len(source), unit="image") as bar:
+
+        def advance(images: int) -> None:
+            bar.update(bar.done + images)
+
+        return detection.detect(predictor, params, batches, source.infos, run.mesh, floor, advance)
+
+
+def _counts(source: ImageSource) -> str:
+    counts = summary(source.infos)
+    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items())
+
+
+def _say_skipped(run: Run, *opened: ImageSource) -> None:
+    for source in opened:
+        for image_id, reason in source.skipped:
+            run.say(f"  skipped image {image_id}: {reason}")
+
+
+def _strata(source: ImageSource, config: loader.LoaderConfig, batches: loader.TrainBatches):
+    buckets = plan.assign_buckets(source.infos, batches.canvases, config.resize, config.augmentation)
+    return plan.plan_strata(source.infos, buckets, config.batch_size, config.weights, config.lesion_share)
+
+
+def _split(source: ImageSource) -> list:
+    return [[info.image_id, info.patient_id, info.boxes.tolist()] for info in source.infos]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _best(result, metric: str) -> str:
+    value = result.best_metrics.get(metric)
+    return "not measured" if value is None else f"{value:.3f}"

@@ -1,0 +1,28 @@
+"""What a stage is given: the configuration, the run folder and the devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Run:
+    """One started experiment. Only the main process (`is_main`) writes files and prints."""
+
+    config: ConfigDict
+    folder: Path
+    mesh: jax.sharding.Mesh
+    console: Console = Console(highlight=False, soft_wrap=True)
+
+    @property
+    def is_main(self) -> bool:
+        return jax.process_index() == 0
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            self.console.print(text, markup=False)
