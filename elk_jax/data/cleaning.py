@@ -20,7 +20,7 @@ def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
     From the largest box to the smallest: a box is dropped if a larger box that was KEPT contains it or
     overlaps it that much. The result therefore does not depend on the order of the boxes (of two equal ones
     the first stays), and a box is never lost to one that is itself dropped.
-    Source: Montoya-del-Angel et al. 2024 (595 boxes of CDD-CESM become 555).
+    Source: Montoya-del-Angel et al. 2024; the two rules are published, the order is ours.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

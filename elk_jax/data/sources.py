@@ -19,11 +19,13 @@ from elk_jax.data.cleaning import clean_info
 from elk_jax.data.coco import image_folder, read_coco
 from elk_jax.data.images import decode_image
 from elk_jax.data.phantom import read_phantom
-from elk_jax.data.schema import ImageInfo, Record, Source
+from elk_jax.data.schema import ImageInfo, Record
 from elk_jax.data.tfds import read_tfds
 from elk_jax.errors import UserError
 
 OnError = Literal["stop", "skip"]
+Read = Callable[[int], np.ndarray]
+"""Position -> image [H, W, 1] float32 in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ImageSource:
     name: str
     classes: tuple[str, ...]
     infos: tuple[ImageInfo, ...]
-    read: Callable[[int], np.ndarray]
+    read: Read
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -99,7 +101,7 @@ def _open_coco(path: str, split: str) -> ImageSource:
 
 
 def _open_tfds(path: str, split: str) -> ImageSource:
-    infos, classes, read = read_tfds(path, split)
+    infos, classes, read = read_tfds(path)
     return ImageSource(path, classes, infos, read)
 
 
@@ -115,15 +117,16 @@ _OPENERS: dict[str, Callable[[str, str], ImageSource]] = {
 }
 
 
-def subset(source: Source, positions: Sequence[int] | np.ndarray) -> ImageSource:
+def subset(source: ImageSource, positions: Sequence[int] | np.ndarray) -> ImageSource:
     """The records at `positions`, in that order."""
     chosen = tuple(int(position) for position in positions)
     infos = tuple(source.infos[position] for position in chosen)
-    skipped = getattr(source, "skipped", ())
-    return ImageSource(source.name, source.classes, infos, partial(_read_at, source, chosen), skipped)
+    return ImageSource(
+        source.name, source.classes, infos, partial(_read_at, source.read, chosen), source.skipped
+    )
 
 
-def fewshot(source: Source, patients: int, seed: int = 0) -> ImageSource:
+def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
     """All images of `patients` random patients. With one seed, fewer patients are a subset of more."""
     names = sorted({info.patient_id for info in source.infos})
     if not 1 <= patients <= len(names):
@@ -137,7 +140,7 @@ def fewshot(source: Source, patients: int, seed: int = 0) -> ImageSource:
     return subset(source, [i for i, info in enumerate(source.infos) if info.patient_id in chosen])
 
 
-def concatenate(sources: Sequence[Source]) -> ImageSource:
+def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     """Several sources as one, in order. `meta["part"]` and `meta["origin"]` tell where a record came from.
 
     UserError if the sources name different classes.
@@ -157,24 +160,21 @@ def concatenate(sources: Sequence[Source]) -> ImageSource:
         for position, info in enumerate(source.infos):
             infos.append(replace(info, meta=info.meta | {"part": part, "origin": source.name}))
             places.append((part, position))
-    skipped = tuple(entry for source in sources for entry in getattr(source, "skipped", ()))
+    skipped = tuple(entry for source in sources for entry in source.skipped)
     name = " + ".join(source.name for source in sources)
-    read = partial(_read_part, tuple(sources), tuple(places))
+    read = partial(_read_part, tuple(source.read for source in sources), tuple(places))
     return ImageSource(name, sources[0].classes, tuple(infos), read, skipped)
 
 
-def cached(source: Source, max_bytes: int = 4 << 30) -> ImageSource:
-    """Keep decoded images in memory, up to `max_bytes`: 8 bits per pixel where that is exact, else 16 (error
-    < 1e-5).
+def cached(source: ImageSource, max_bytes: int = 4 << 30) -> ImageSource:
+    """Keep decoded images in memory, up to `max_bytes`: 8 bits per pixel where exact, else 16 (error < 1e-5).
 
     A record has the same pixels whether it was in memory or not.
     """
-    return ImageSource(
-        source.name, source.classes, source.infos, _Cache(source, max_bytes), getattr(source, "skipped", ())
-    )
+    return replace(source, read=_Cache(source.read, max_bytes))
 
 
-def without_unreadable(source: Source) -> ImageSource:
+def without_unreadable(source: ImageSource) -> ImageSource:
     """Decode every image once; those that fail are left out and listed with their reason in `.skipped`."""
     good, bad = [], []
     for position, info in enumerate(source.infos):
@@ -185,7 +185,7 @@ def without_unreadable(source: Source) -> ImageSource:
             bad.append((info.image_id, str(error)))
     if not good:
         raise UserError(f"none of {len(bad)} images can be read; the first: {bad[0][1]}", where=source.name)
-    return replace(subset(source, good), skipped=(*getattr(source, "skipped", ()), *bad))
+    return replace(subset(source, good), skipped=(*source.skipped, *bad))
 
 
 def summary(infos: Iterable[ImageInfo]) -> dict[str, int]:
@@ -251,43 +251,44 @@ def _read_file(folder: Path, names: tuple[str, ...], position: int) -> np.ndarra
     return decode_image(folder / names[position])[0]
 
 
-def _read_at(source: Source, positions: tuple[int, ...], position: int) -> np.ndarray:
-    return source[positions[position]].image
+def _read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray:
+    return read(positions[position])
 
 
-def _read_part(sources: tuple[Source, ...], places: tuple[tuple[int, int], ...], position: int) -> np.ndarray:
+def _read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], position: int) -> np.ndarray:
     part, inner = places[position]
-    return sources[part][inner].image
+    return reads[part](inner)
 
 
 class _Cache:
-    """read() of a cached source."""
+    """`read` of a cached source. A worker process starts with an empty one."""
 
-    def __init__(self, source: Source, max_bytes: int):
-        self.source, self.max_bytes = source, max_bytes
+    def __init__(self, read: Read, max_bytes: int):
+        self.read, self.max_bytes = read, max_bytes
         self.kept: dict[int, np.ndarray] = {}
-        self.bytes = 0
 
     def __call__(self, position: int) -> np.ndarray:
         packed = self.kept.get(position)
         if packed is None:
-            packed = _pack(self.source[position].image)
-            if self.bytes + packed.nbytes <= self.max_bytes:
+            packed = _pack(self.read(position))
+            if sum(image.nbytes for image in list(self.kept.values())) + packed.nbytes <= self.max_bytes:
                 self.kept[position] = packed
-                self.bytes += packed.nbytes
         return _unpack(packed)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "max_bytes": self.max_bytes, "kept": {}, "bytes": 0}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Cache, (self.read, self.max_bytes)
 
 
 def _pack(image: np.ndarray) -> np.ndarray:
+    """uint8 where exact, else uint16; what is not within [0, 1] stays as it is, for the checks to find."""
+    if not (image.min() >= 0 and image.max() <= 1):
+        return image
     eight = np.round(image * 255).astype(np.uint8)
-    if np.array_equal(_unpack(eight), image):
-        return eight
-    return np.round(image * 65535).astype(np.uint16)
+    return eight if np.array_equal(_unpack(eight), image) else np.round(image * 65535).astype(np.uint16)
 
 
 def _unpack(packed: np.ndarray) -> np.ndarray:
+    if packed.dtype == np.float32:
+        return packed
     white = 255 if packed.dtype == np.uint8 else 65535
     return (packed.astype(np.float32) * np.float32(1.0 / white)).clip(0, 1)

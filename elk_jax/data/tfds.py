@@ -68,33 +68,26 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
     }
 
 
-def read_tfds(
-    folder: str, split: str = ""
-) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
+def read_tfds(folder: str) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
     """Open a built data set: (infos, class names, read). The splits of TFDS are the splits of the records.
 
-    folder: the one that holds `dataset_info.json`. split: "" reads all, in the order train, val, test,
-    others. UserError: no data set there, no such split, a record whose boxes are no boxes of its image.
+    folder: the one that holds `dataset_info.json`. Records come in the order train, val, test, other splits.
+    UserError: no data set there, a record whose boxes are no boxes of its image.
     """
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder_from_directory(folder)
         names = sorted(builder.info.splits, key=lambda name: (_order(name), name))
-        wanted = [name for name in names if split in ("", name)]
         stores = {
             name: builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
-            for name in wanted
+            for name in names
         }
         classes = tuple(builder.info.features["objects"]["label"].names)
-    except UserError:
-        raise
     except Exception as error:  # TFDS raises many kinds for a folder that is none of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "give the folder that holds dataset_info.json"
         raise UserError(f"no readable TFDS data set: {reason}", where=folder, todo=todo) from error
-    if not wanted:
-        raise UserError(f"no split '{split}'", where=folder, todo=f"choose one of: {', '.join(names)}")
     infos: list[ImageInfo] = []
     places: list[tuple[str, int]] = []
     for name, store in stores.items():

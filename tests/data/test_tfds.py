@@ -1,0 +1,82 @@
+"""A TFDS data set built and read without TensorFlow holds the same records as its origin."""
+
+import sys
+
+import numpy as np
+import pytest
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+from elk_jax.data.images import encode_png  # noqa: E402
+from elk_jax.data.sources import open_source  # noqa: E402
+from elk_jax.data.tfds import example, features  # noqa: E402
+from elk_jax.errors import UserError  # noqa: E402
+
+
+def build(folder, infos_by_split, pixels, bits):
+    class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "small"
+
+        def _info(self):
+            layout = features(("mass", "calcification"), bits, view=tfds.features.Text(), is_mass=np.bool_)
+            return tfds.core.DatasetInfo(builder=self, features=layout)
+
+        def _split_generators(self, download_manager):
+            return {split: self._generate_examples(infos) for split, infos in infos_by_split.items()}
+
+        def _generate_examples(self, infos):
+            for info in infos:
+                yield info.image_id, example(info, encode_png(pixels[info.image_id]))
+
+    builder = Small(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_dir
+
+
+@pytest.fixture
+def collection(make_info):
+    def make(kind):
+        rng = np.random.default_rng(0)
+        infos, pixels = {"val": [], "train": []}, {}
+        for number in range(6):
+            boxes = [[1, 2, 9.5, 12], [20, 20, 40, 41]][: number % 3]
+            labels = np.arange(len(boxes), dtype=np.int32)
+            meta = {"view": "MLO", "is_mass": number % 2 == 0}
+            split = "train" if number < 4 else "val"
+            ignore = [False, True][: len(boxes)]
+            infos[split].append(make_info(number, boxes, labels=labels, ignore=ignore, meta=meta))
+            pixels[str(number)] = rng.integers(0, np.iinfo(kind).max + 1, (48, 64)).astype(kind)
+        return infos, pixels
+
+    return make
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(np.uint8, 8), (np.uint16, 16)])
+def test_records_survive(tmp_path, collection, kind, bits):
+    infos, pixels = collection(kind)
+    spec = f"tfds:{build(tmp_path, infos, pixels, bits)}"
+    source = open_source(spec)
+    assert source.classes == ("mass", "calcification")
+    assert [info.split for info in source.infos] == ["train"] * 4 + ["val"] * 2
+    originals = {info.image_id: info for infos_of_split in infos.values() for info in infos_of_split}
+    for index, info in enumerate(source.infos):
+        old = originals[info.image_id]
+        np.testing.assert_array_equal(info.boxes, old.boxes)
+        assert info.boxes.shape == old.boxes.shape and info.boxes.dtype == np.float32
+        assert info.labels.tolist() == old.labels.tolist() and info.ignore.tolist() == old.ignore.tolist()
+        assert (info.patient_id, info.file_name, info.meta) == (old.patient_id, old.file_name, old.meta)
+        np.testing.assert_allclose(source[index].image[..., 0] * (2**bits - 1), pixels[info.image_id], atol=1e-2)
+    assert len(open_source(spec, "train", {"is_mass": True})) == 2
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(UserError, match=r"no image in split 'test'.*train \(4\), val \(2\)"):
+        open_source(spec, "test")
+
+
+def test_a_patient_in_two_splits(tmp_path, collection, make_info):
+    infos, pixels = collection(np.uint8)
+    infos["val"].append(make_info(7, [], patient_id="P0", meta={"view": "CC", "is_mass": True}))
+    pixels["7"] = pixels["0"]
+    folder = build(tmp_path, infos, pixels, 8)
+    with pytest.raises(UserError, match="patient P0 is in two splits"):
+        open_source(f"tfds:{folder}", "train")
