@@ -1,15 +1,16 @@
 """Phantom contrast-enhanced mammograms: an endless, free data set that behaves like the real one.
 
-`sample(seed, index, config)` draws one view of one patient: a low-energy image and the subtracted (recombined) image of
-the same compression, pixel by pixel aligned, with the lesions' extents. Sizes, counts, contrasts and grey values follow
-the malignant images of CDD-CESM (Khaled et al., Scientific Data 2022), padded to a square. It is drawn from noise and
-curves alone; no real image enters.
+`sample(seed, index, config)` draws one view of one patient: a low-energy image and the subtracted
+(recombined) image of the same compression, pixel by pixel aligned, with the lesions' extents. Sizes,
+counts, contrasts and grey values follow the malignant images of CDD-CESM (Khaled et al., Scientific Data
+2022), padded to a square. It is drawn from noise and curves alone; no real image enters.
 
-Patients have four views: index // 4 is the patient, index % 4 the view (left CC, left MLO, right CC, right MLO). All
-views of a patient share density and character, both views of a breast its lesions. So a split by `patient_id` is natural.
+Patients have four views: index // 4 is the patient, index % 4 the view (left CC, left MLO, right CC, right
+MLO). All views of a patient share density and character, both views of a breast its lesions. So a split by
+`patient_id` is natural.
 
-Shapes: H rows and W columns of the image; U columns of the breast's own canvas; N lesions. Boxes are xyxy in pixels,
-origin at the corner of the first pixel. Grey values are float32 in [0, 1].
+Shapes: H rows and W columns of the image; U columns of the breast's own canvas; N lesions. Boxes are xyxy
+in pixels, origin at the corner of the first pixel. Grey values are float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.synthesis import phantom_distractors, phantom_lesions, phantom_tissue
+from elk_jax.synthesis.phantom_lesions import LESION_MODELS
 from elk_jax.synthesis.phantom_shape import Shape, make_shape, smooth_step
 
 VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
-LESION_MODELS = ("realistic", "blobs")
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,15 @@ class PhantomConfig:
         if not 0 <= self.healthy_fraction <= 1:
             raise UserError(f"healthy_fraction {self.healthy_fraction} is no fraction", todo="choose 0 to 1")
         if self.lesions not in LESION_MODELS:
-            raise UserError(f"unknown lesion model {self.lesions!r}", todo=f"choose one of {', '.join(LESION_MODELS)}")
+            raise UserError(
+                f"unknown lesion model {self.lesions!r}", todo=f"choose one of {', '.join(LESION_MODELS)}"
+            )
         if not 1 <= self.max_lesions <= 11:
             raise UserError(f"max_lesions {self.max_lesions} is out of range", todo="choose 1 to 11")
         if not self.contrast > 0:
-            raise UserError(f"contrast {self.contrast} is not positive", todo="choose a positive factor, 1 is normal")
+            raise UserError(
+                f"contrast {self.contrast} is not positive", todo="choose a positive factor, 1 is normal"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Phantom:
 
 
 def is_healthy(seed: int, breast: int, fraction: float) -> bool:
-    """Whether a breast has no lesion; evenly spread (golden-ratio sequence), so that small sets keep the fraction."""
+    """Whether a breast has no lesion. A golden-ratio sequence: small sets keep the fraction, too."""
     start = np.random.default_rng([seed, 11]).random()
     return (start + breast * 0.6180339887498949) % 1.0 < fraction
 
@@ -81,8 +86,9 @@ def is_healthy(seed: int, breast: int, fraction: float) -> bool:
 def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     """Draw view `index` of the endless data set `seed`; the same arguments give the same phantom.
 
-    `seed` and `index` are not negative (UserError). Changing `config.size` gives the same breast at another resolution,
-    changing `config.lesions` the same breast with lesions of the other model at the same places.
+    `seed` and `index` are not negative (UserError). Changing `config.size` gives the same breast at another
+    resolution, changing `config.lesions` the same breast with lesions of the other model at the same
+    places.
     """
     if seed < 0 or index < 0:
         raise UserError(f"phantom seed {seed} and index {index} must not be negative", todo="count from 0")
@@ -96,8 +102,7 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
 
     shape = make_shape(np.random.default_rng([seed, 3, index]), view, config.size)
     tissue = phantom_tissue.make_tissue([seed, 4, index], character, shape)
-    rng = np.random.default_rng([seed, 5, index])
-    placed = phantom_lesions.place(rng, plans, shape, tissue.gland)
+    placed = phantom_lesions.place([seed, 5, index], plans, shape, tissue.gland)
     drawn = [phantom_lesions.draw(plan, x, y, config.size, config.lesions) for plan, x, y in placed]
 
     rng = np.random.default_rng([seed, 6, index])
@@ -135,13 +140,12 @@ def _expose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Detector grain, display window and the black background."""
     edge = smooth_step(shape.depth / np.float32(0.003)) * shape.breast
-    columns = shape.depth.shape[1]
-    grain = rng.standard_normal((shape.depth.shape[0], columns), dtype=np.float32)
+    gamma, brightness = rng.uniform(1.0, 1.3), np.exp(rng.normal(0.08, 0.12))
+    noise, gain = rng.uniform(0.013, 0.031), np.exp(rng.normal(0, 0.13))
+    grain = rng.standard_normal(shape.depth.shape, dtype=np.float32)  # last: its amount depends on the size
     grain = 0.6 * grain + 0.8 * cv2.GaussianBlur(grain, (3, 3), 0.8)
-    low_energy = np.clip(low_energy + 0.008 * grain, 0, None) ** np.float32(rng.uniform(1.0, 1.3))
-    low_energy *= np.float32(np.exp(rng.normal(0.08, 0.12)))
-    gain = np.float32(np.exp(rng.normal(0, 0.13)))
-    subtracted = gain * (subtracted + np.float32(rng.uniform(0.013, 0.031)) * grain)
+    low_energy = np.float32(brightness) * np.clip(low_energy + 0.008 * grain, 0, None) ** np.float32(gamma)
+    subtracted = np.float32(gain) * (subtracted + np.float32(noise) * grain)
     return (low_energy * edge).astype(np.float32), (subtracted * edge).astype(np.float32)
 
 

@@ -1,18 +1,21 @@
-"""Bright things in a phantom that are no lesions: nipple, calcifications, cysts, lymph nodes, foci, folds, corners.
+"""Bright things in a phantom that are no lesions: nipple, calcifications, cysts, lymph nodes, foci, folds,
+corners.
 
-Shapes: H rows and U columns of the drawing canvas; both images are changed in place. Lengths are in units of H.
-A detector that takes every bright spot for a lesion is punished by these.
+Shapes: H rows and U columns of the drawing canvas; both images are changed in place. Lengths are in units
+of H. A detector that takes every bright spot for a lesion is punished by these.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from elk_jax.synthesis.phantom_lesions import window
+from elk_jax.synthesis.phantom_lesions import add_patch, window
 from elk_jax.synthesis.phantom_shape import Shape, smooth_step
 
 
-def _spot(size: int, x: float, y: float, radius: float, aspect: float = 1.0, turn: float = 0.0) -> tuple[np.ndarray, int, int]:
+def _spot(
+    size: int, x: float, y: float, radius: float, aspect: float = 1.0, turn: float = 0.0
+) -> tuple[np.ndarray, int, int]:
     """Elliptical distance r (1 on the rim) on a patch around (x, y), with the patch's row and column."""
     reach = 2.2 * radius * max(aspect, 1 / aspect) ** 0.5 + 1.5 / size
     row, column, span = int((y - reach) * size), int((x - reach) * size), int(2 * reach * size) + 2
@@ -25,20 +28,13 @@ def _spot(size: int, x: float, y: float, radius: float, aspect: float = 1.0, tur
     return np.hypot(u, v).astype(np.float32), row, column
 
 
-def _add(image: np.ndarray, patch: np.ndarray, row: int, column: int) -> None:
-    view, part = window(image, patch, row, column)
-    view += part
-
-
 def _inside(rng: np.random.Generator, shape: Shape, margin: float) -> tuple[float, float] | None:
     """A random point in the breast, `margin` below the skin, or None."""
     size, columns = shape.depth.shape
-    for _ in range(20):
-        x, y = rng.uniform(0.01, columns / size), rng.uniform(0.05, 0.97)
-        row, column = int(y * size), min(int(x * size), columns - 1)
-        if shape.depth[row, column] > margin:
-            return x, y
-    return None
+    x, y = rng.uniform(0.01, columns / size, 20), rng.uniform(0.05, 0.97, 20)
+    row, column = (y * size).astype(int), np.minimum((x * size).astype(int), columns - 1)
+    fits = np.flatnonzero(shape.depth[row, column] > margin)
+    return (float(x[fits[0]]), float(y[fits[0]])) if len(fits) else None
 
 
 def draw_nipple(
@@ -49,22 +45,24 @@ def draw_nipple(
     x, y = shape.nipple
     radius, turn, shadow = rng.uniform(0.009, 0.02), rng.normal(0, 0.5), rng.uniform(0.0, 0.16)
     r, row, column = _spot(size, x - radius * 1.2, y + rng.normal(0, 0.012), radius * 1.7, 0.6, turn)
-    _add(subtracted, -shadow * np.exp(-(r**2)), row, column)
+    add_patch(subtracted, -shadow * np.exp(-(r**2)), row, column)
     x, y = x + rng.uniform(-0.006, 0.012), y + rng.normal(0, 0.004)
     for image, level in ((subtracted, rng.uniform(0.1, 1.1)), (low_energy, rng.uniform(0.1, 0.5))):
         r, row, column = _spot(size, x, y, radius, rng.uniform(0.4, 0.8), turn)
         inside, body = window(shape.breast, level * smooth_step((1 - r) / 0.8 + 0.5), row, column)
-        _add(image, body * inside, max(row, 0), max(column, 0))
+        add_patch(image, body * inside, max(row, 0), max(column, 0))
 
 
-def draw_distractors(rng: np.random.Generator, shape: Shape, view: str, low_energy: np.ndarray, subtracted: np.ndarray) -> None:
+def draw_distractors(
+    rng: np.random.Generator, shape: Shape, view: str, low_energy: np.ndarray, subtracted: np.ndarray
+) -> None:
     """Scatter what is bright and no lesion over both images."""
     size = shape.depth.shape[0]
     for _ in range(rng.poisson(1.2)):  # enhancing foci, well below the smallest lesion
         point, radius, level = _inside(rng, shape, 0.02), rng.uniform(0.002, 0.0055), rng.uniform(0.1, 0.45)
         if point:
             r, row, column = _spot(size, *point, radius)
-            _add(subtracted, level * min(radius * size / 0.5, 1) ** 2 * np.exp(-(r**2)), row, column)
+            add_patch(subtracted, level * min(radius * size / 0.5, 1) ** 2 * np.exp(-(r**2)), row, column)
     clusters = rng.poisson(0.35)
     for _ in range(clusters):  # calcifications: white in low energy, black-and-white when subtracted
         point, spread, residue = _inside(rng, shape, 0.03), rng.uniform(0.004, 0.02), rng.normal(0, 0.25)
@@ -74,8 +72,8 @@ def draw_distractors(rng: np.random.Generator, shape: Shape, view: str, low_ener
             if point:
                 r, row, column = _spot(size, point[0] + dx, point[1] + dy, radius)
                 dot = level * min(radius * size / 0.5, 1) ** 2 * np.exp(-(r**2))
-                _add(low_energy, dot, row, column)
-                _add(subtracted, residue * dot, row, column)
+                add_patch(low_energy, dot, row, column)
+                add_patch(subtracted, residue * dot, row, column)
     for _ in range(rng.poisson(0.12)):  # one coarse calcification
         point, radius = _inside(rng, shape, 0.03), rng.uniform(0.005, 0.02)
         grain, sign = rng.normal(0, 0.9, (6, 6)), rng.choice([-0.12, 0.25])
@@ -83,27 +81,28 @@ def draw_distractors(rng: np.random.Generator, shape: Shape, view: str, low_ener
             r, row, column = _spot(size, *point, radius, rng.uniform(0.8, 1.3))
             rows, columns = np.indices(r.shape) * 6 // r.shape[0]
             body = smooth_step((1 - r) / 0.25 + 0.5)
-            _add(low_energy, 0.6 * body, row, column)
-            _add(subtracted, sign * body * (1 + 0.8 * grain[rows, columns]), row, column)
+            add_patch(low_energy, 0.6 * body, row, column)
+            add_patch(subtracted, sign * body * (1 + 0.8 * grain[rows, columns]), row, column)
     for _ in range(rng.poisson(0.3)):  # cysts: a mass in low energy, dark with a faint rim when subtracted
         point, radius, aspect = _inside(rng, shape, 0.05), rng.uniform(0.012, 0.035), rng.uniform(0.75, 1.3)
         density, dark, rim = rng.uniform(0.05, 0.2), rng.uniform(0.02, 0.07), rng.uniform(0.0, 0.05)
         if point:
             r, row, column = _spot(size, *point, radius, aspect)
             body = smooth_step((1 - r) / 0.25 + 0.5)
-            _add(low_energy, density * body, row, column)
-            _add(subtracted, rim * np.exp(-(((r - 1.05) / 0.14) ** 2)) - dark * body, row, column)
+            add_patch(low_energy, density * body, row, column)
+            add_patch(subtracted, rim * np.exp(-(((r - 1.05) / 0.14) ** 2)) - dark * body, row, column)
     nodes = int(rng.integers(0, 4)) if view == "MLO" else 0
     for _ in range(nodes):  # axillary lymph nodes, in the muscle's corner; lesions are never drawn there
         x, y, radius = rng.uniform(0.02, 0.2), rng.uniform(0.01, 0.09), rng.uniform(0.008, 0.022)
         turn, density, level = rng.uniform(0, np.pi), rng.uniform(0.1, 0.35), rng.uniform(0.0, 0.12)
         r, row, column = _spot(size, x, y, radius, 1.5, turn)
-        body = smooth_step((1 - r) / 0.3 + 0.5) * (1 - 0.5 * np.exp(-((r / 0.4) ** 2)))
-        _add(low_energy, density * body, row, column)
-        _add(subtracted, level * body, row, column)
+        hilum = np.roll(r, int(0.6 * radius * size), axis=1)  # fat, off the middle
+        body = smooth_step((1 - r) / 0.3 + 0.5) * (1 - 0.5 * np.exp(-((hilum / 0.5) ** 2)))
+        add_patch(low_energy, density * body, row, column)
+        add_patch(subtracted, level * body, row, column)
     for y, strength, reach in [(0.0, rng.gamma(0.5, 0.25), 0.05), (1.0, rng.gamma(0.5, 0.25), 0.05)]:
         # bright corners at the chest wall, where the paddle ends
         r, row, column = _spot(size, 0.0, y, reach, rng.uniform(0.5, 1.2))
-        _add(subtracted, strength * np.exp(-2 * r**2), row, column)
+        add_patch(subtracted, strength * np.exp(-2 * r**2), row, column)
     wall, dark = rng.uniform(0.004, 0.02), max(rng.uniform(-0.1, 0.25), 0.0)
     subtracted -= np.float32(dark) * np.exp(-shape.x / np.float32(wall))

@@ -1,10 +1,11 @@
 """Enhancing lesions of a phantom: plans (what, how large, where) and their rendering.
 
-Shapes: H rows and U columns of the drawing canvas, N lesions, h w a lesion's patch. Lengths are in units of H.
-Two lesion models share plans and placement, so that a set drawn with one can stand in for generated images beside a set
-drawn with the other:
+Shapes: H rows and U columns of the drawing canvas, N lesions, h w a lesion's patch. Lengths are in units of
+H. Two lesion models share plans and placement, so that a set drawn with one can stand in for generated
+images beside a set drawn with the other:
 
-- `realistic`: round, lobulated, irregular, spiculated, rim-enhancing and clustered masses, heterogeneous inside;
+- `realistic`: round, lobulated, irregular, spiculated, rim-enhancing and clustered masses, heterogeneous
+  inside;
 - `blobs`: plain Gaussian ellipses.
 """
 
@@ -19,6 +20,7 @@ from elk_jax.synthesis.phantom_shape import Shape, smooth_step
 
 KINDS = ("round", "lobulated", "irregular", "spiculated", "rim", "clustered")
 KIND_WEIGHTS = (0.16, 0.22, 0.24, 0.2, 0.08, 0.1)
+LESION_MODELS = ("realistic", "blobs")
 # Lesions per image of the CDD-CESM mass images (1, 2, 3, ...).
 COUNT_WEIGHTS = np.array([71, 24, 20, 9, 11, 6, 2, 7, 0, 0, 1]) / 151
 VISIBLE = 0.4  # of a lesion's profile: its extent ends here
@@ -49,7 +51,7 @@ class Lesion:
 
 
 def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) -> list[Plan]:
-    """Draw the lesions of one breast that has any: number, sizes and contrasts as in the CDD-CESM mass images."""
+    """Draw the lesions of one breast that has any: number, sizes and contrasts as in CDD-CESM."""
     count = min(1 + int(np.searchsorted(np.cumsum(COUNT_WEIGHTS), rng.random())), max_lesions, 11)
     base = 1.05 * count**-0.2  # many lesions are smaller ones
     plans = []
@@ -70,15 +72,19 @@ def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) ->
     return sorted(plans, key=lambda plan: -plan.radius)  # the large ones find their place first
 
 
-def place(rng: np.random.Generator, plans: list[Plan], shape: Shape, gland: np.ndarray) -> list[tuple[Plan, float, float]]:
+def place(
+    seed: list[int], plans: list[Plan], shape: Shape, gland: np.ndarray
+) -> list[tuple[Plan, float, float]]:
     """Find a centre (x, y) for every plan: inside the breast, outside muscle and axilla, preferably in gland.
 
-    Of several candidates at about the planned distance from the nipple the one in the densest tissue wins. A plan that
-    finds no room is drawn smaller, and in the end left out: (plan, x, y) of the others are returned.
+    Of several candidates at about the planned distance from the nipple the one in the densest tissue wins.
+    A plan that finds no room is drawn smaller, and in the end left out: (plan, x, y) of the others are
+    returned.
     """
     size, columns = shape.depth.shape
     placed: list[tuple[Plan, float, float]] = []
     for plan in plans:
+        rng = np.random.default_rng([*seed, plan.seed])
         extent = plan.radius * max(plan.aspect, 1 / plan.aspect) ** 0.5 * 1.15
         for shrink in (1.0, 0.8, 0.6, 0.45):
             angle = rng.uniform(-1.35, 1.35, 40)
@@ -103,7 +109,8 @@ def place(rng: np.random.Generator, plans: list[Plan], shape: Shape, gland: np.n
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> np.ndarray:
     grid = rng.standard_normal((cells, cells), dtype=np.float32)
-    return cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    finer = cells > min(shape)
+    return cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_AREA if finer else cv2.INTER_CUBIC)
 
 
 def _star(rng: np.random.Generator, theta: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
@@ -119,16 +126,18 @@ def _core(rng: np.random.Generator, kind: str, r: np.ndarray, theta: np.ndarray)
     amplitudes = {
         "round": np.array([0.06, 0.03, 0.02]),
         "rim": np.array([0.08, 0.05, 0.03]),
-        "lobulated": rng.uniform(0.04, 0.16, 5) * np.array([0.8, 1, 1, 0.7, 0.4]),
-        "irregular": rng.uniform(0.05, 0.17, 9) * np.linspace(1, 0.35, 9),
+        "lobulated": rng.uniform(0.03, 0.12, 5) * np.array([0.8, 1, 1, 0.7, 0.4]),
+        "irregular": rng.uniform(0.03, 0.11, 9) * np.linspace(1, 0.35, 9),
         "spiculated": rng.uniform(0.03, 0.1, 9) * np.linspace(1, 0.5, 9),
     }[kind]
     softness = rng.uniform(0.2, 0.6) if kind != "round" else rng.uniform(0.15, 0.45)
     return smooth_step((1 - r / _star(rng, theta, amplitudes)) / softness + 0.5)
 
 
-def _realistic(rng: np.random.Generator, plan: Plan, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(profile, enhancement, density) on coordinates u, v in units of the lesion's radius; peaks at about 1."""
+def _realistic(
+    rng: np.random.Generator, plan: Plan, u: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(profile, enhancement, density) on coordinates u, v in units of the lesion's radius; peaks near 1."""
     r, theta = cv2.cartToPolar(u, v)
     theta = np.minimum(theta, np.float32(2 * np.pi - 1e-4))
     if plan.kind == "clustered":
@@ -143,9 +152,13 @@ def _realistic(rng: np.random.Generator, plan: Plan, u: np.ndarray, v: np.ndarra
         bridge = 0.45 * smooth_step((1 - r) / 0.5 + 0.3)  # the clumps are one region
         profile, core = np.maximum(profile, bridge), np.maximum(weights, 0.7 * bridge)
     else:
-        profile = core = _core(rng, plan.kind, r, theta)
+        fray = {"round": 0.03, "rim": 0.05, "lobulated": 0.04, "irregular": 0.07, "spiculated": 0.06}[
+            plan.kind
+        ]
+        frayed = r * (1 + fray * (_noise(rng, u.shape, 11) + 0.7 * _noise(rng, u.shape, 23)))
+        profile = core = _core(rng, plan.kind, frayed, theta)
     texture = _noise(rng, u.shape, 7) + 0.6 * _noise(rng, u.shape, 16)
-    enhancement = core * np.clip(1 + rng.uniform(0.08, 0.28) * texture, 0.35, 1.5)
+    enhancement = core * np.clip(1 + rng.uniform(0.12, 0.36) * texture, 0.3, 1.6)
     if plan.kind == "rim":
         ring = np.exp(-(((r - 0.78) / 0.22) ** 2))
         enhancement = enhancement * (rng.uniform(0.3, 0.55) + (1 - 0.3) * ring)
@@ -161,7 +174,12 @@ def _realistic(rng: np.random.Generator, plan: Plan, u: np.ndarray, v: np.ndarra
             table = np.maximum(table, rng.uniform(0.3, 1.0) * np.exp(-((gap / rng.uniform(0.03, 0.09)) ** 2)))
         bend = theta + 0.12 * _noise(rng, u.shape, 5)
         spikes = table.astype(np.float32)[((bend % (2 * np.pi)) * (720 / (2 * np.pi))).astype(np.int32)]
-        spikes = spikes * np.exp(-np.maximum(r - 0.85, 0) / 0.3) * smooth_step((r - 0.3) * 2) * smooth_step((1.9 - r) * 2)
+        spikes = (
+            spikes
+            * np.exp(-np.maximum(r - 0.85, 0) / 0.3)
+            * smooth_step((r - 0.3) * 2)
+            * smooth_step((1.9 - r) * 2)
+        )
         profile = np.maximum(profile, 0.75 * spikes)
         enhancement = np.maximum(enhancement, 0.6 * spikes)
         density = np.maximum(density, 0.9 * spikes)
@@ -169,7 +187,7 @@ def _realistic(rng: np.random.Generator, plan: Plan, u: np.ndarray, v: np.ndarra
 
 
 def draw(plan: Plan, x: float, y: float, size: int, model: str) -> Lesion:
-    """Render a plan centred at (x, y) with the lesion model `realistic` or `blobs` on a canvas of `size` rows."""
+    """Render a plan centred at (x, y) with a lesion model (LESION_MODELS) on a canvas of `size` rows."""
     rng = np.random.default_rng([plan.seed, 7])
     reach = 2.0 * plan.radius * max(plan.aspect, 1 / plan.aspect) ** 0.5
     row, column = int((y - reach) * size), int((x - reach) * size)

@@ -1,8 +1,8 @@
 """The outline of a phantom breast: skin, nipple, pectoral muscle, axillary fold.
 
-Shapes: H rows and U columns of the drawing canvas, which is the breast's bounding box. Everything is drawn as a left
-breast: chest wall at column 0, nipple on the right. Lengths are in units of H, so that one breast looks alike at every
-resolution.
+Shapes: H rows and U columns of the drawing canvas, which is the breast's bounding box. Everything is drawn
+as a left breast: chest wall at column 0, nipple on the right. Lengths are in units of H, so that one breast
+looks alike at every resolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_WIDTH = 0.8  # of H; no breast is wider, see outline()
 
 @dataclass(frozen=True)
 class Shape:
-    """Geometry of one view. Masks and distances are float32 [H, U]; points (x, y) and lengths in units of H."""
+    """Geometry of one view: float32 [H, U] masks and distances, points (x, y), lengths in units of H."""
 
     breast: np.ndarray  # bool
     depth: np.ndarray  # distance to the skin; image borders (chest wall, cut axilla) do not count as skin
@@ -39,7 +39,8 @@ def smooth_step(x: np.ndarray) -> np.ndarray:
 def outline(rng: np.random.Generator, view: str) -> tuple[np.ndarray, np.ndarray, float, float]:
     """The skin line as x(y): (y [n], x [n], nipple height, width), in units of H.
 
-    Widths follow CDD-CESM: a breast is 0.37 to 0.74 as wide as it is high (5 to 95 %), and fills the image's height.
+    Widths follow CDD-CESM: a breast is 0.37 to 0.74 as wide as it is high (5 to 95 %), and fills the
+    image's height.
     """
     y = np.linspace(0, 1, 257)
     upper, lower = rng.uniform(1.6, 2.4, 2)
@@ -77,12 +78,16 @@ def make_shape(rng: np.random.Generator, view: str, size: int) -> Shape:
     flap_height, flap_width = rng.uniform(0.1, 0.22), rng.uniform(0.6, 0.95) * width
     if view == "MLO" and has_flap:
         flap = flap_width * np.clip(1 - np.clip(y / flap_height, 0, 1) ** 6, 0, 1) ** 0.3
-        notch = 0.12 * width * np.exp(-(((y - flap_height - 0.02) / 0.03) ** 2))
+        notch = rng.uniform(0.1, 0.3) * width * np.exp(-(((y - flap_height - 0.02) / 0.025) ** 2))
         edge = np.maximum(edge - notch, flap).astype(np.float32)
         line = flap_height + 0.02 + 0.15 * (flap_width - x) * (x < flap_width)
-        fold = np.exp(-(((y - line) / 0.012) ** 2)) * smooth_step((x - 0.35 * flap_width) / (0.4 * flap_width))
+        fold = np.exp(-(((y - line) / rng.uniform(0.008, 0.016)) ** 2)) * smooth_step(
+            (x - 0.35 * flap_width) / (0.4 * flap_width)
+        )
     edge = cv2.GaussianBlur(edge, (0, 0), 0.006 * size, borderType=cv2.BORDER_REPLICATE)
-    edge = edge + np.float32(rng.uniform(-0.005, 0.022)) * np.exp(-(((y - nipple_y) / rng.uniform(0.012, 0.022)) ** 4))
+    edge = edge + np.float32(rng.uniform(-0.005, 0.022)) * np.exp(
+        -(((y - nipple_y) / rng.uniform(0.012, 0.022)) ** 4)
+    )
     breast = x < edge
     depth = cv2.distanceTransform(breast.astype(np.uint8), cv2.DIST_L2, 5) / np.float32(size)
 

@@ -1,9 +1,10 @@
-"""Tissue of a phantom breast: gland, strands, vessels, lymph nodes, calcifications and the two images' backgrounds.
+"""Tissue of a phantom breast: gland, strands, vessels, lymph nodes, calcifications and the two images'
+backgrounds.
 
 Shapes: H rows and U columns of the drawing canvas. Lengths are in units of H; grey values 0..1.
 
-Noise is drawn on grids whose size does not depend on the resolution, one random stream per octave, and octaves finer
-than the pixels are left out: one (seed, index) is the same breast at every size.
+Noise is drawn on grids whose size does not depend on the resolution, one random stream per octave, and
+octaves finer than the pixels are left out: one (seed, index) is the same breast at every size.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ def make_character(rng: np.random.Generator) -> Character:
         density=density,
         gland_fraction=float(rng.uniform(low, high)),
         strands=rng.uniform(0.6, 1.3),
-        enhancement=max(rng.gamma(0.9, 0.1) - 0.02, 0.0),
+        enhancement=min(max(rng.gamma(0.8, 0.14) - 0.02, 0.0), 0.4),
         shelf=rng.uniform(0.05, 0.12),
-        glow=min(rng.gamma(1.8, 0.06), 0.35),
+        glow=min(rng.gamma(1.5, 0.09), 0.4),
         vessels=int(rng.integers(2, 8)),
     )
 
 
 def noise_field(rng: np.random.Generator, size: int, columns: int, cells: int) -> np.ndarray:
-    """White noise on a grid of `cells` per image height (a multiple of 5), interpolated to [size, columns]."""
+    """White noise, `cells` (a multiple of 5) per image height, interpolated to [size, columns]."""
     grid = rng.standard_normal((cells, round(cells * MAX_WIDTH)), dtype=np.float32)
     grid = grid[:, : int(np.ceil(columns * cells / size)) + 1]
     width = round(grid.shape[1] * size / cells)
@@ -72,46 +73,54 @@ def octaves(seed: list[int], size: int, columns: int, cells: list[int], gains: l
     return total
 
 
-def ridges(noise: np.ndarray, sharpness: float) -> np.ndarray:
-    """Bright curves along the zero crossings of a noise field, 0..1."""
-    return np.float32(1) / (np.float32(1) + (noise * np.float32(sharpness)) ** 2)
+def _lines(noise: np.ndarray, thinness: float) -> np.ndarray:
+    """Bright curves along the zero crossings of a noise field, 0..1; they fade in and out, so no loop closes."""
+    lit = np.clip(0.6 + 0.4 * np.roll(noise, noise.shape[0] // 9, axis=0), 0.1, 1.3)
+    return lit / (np.float32(1) + (noise * np.float32(thinness)) ** 2)
 
 
 def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fibrous structure that runs towards the nipple: (rough, web), [H, U].
 
-    `rough` is power-law noise (mean 0, sd about 1), `web` thin bright lines (0..1) along zero crossings of the same noise.
-    The noise lives in log-polar coordinates about a point before the nipple, where the ducts meet, and its cells are
-    drawn out along the radius.
+    `rough` is power-law noise (mean 0, sd about 1), `web` thin bright lines (0..1) along zero crossings of
+    the same noise. The noise lives in log-polar coordinates about a point before the nipple, where the
+    ducts meet, and its cells are drawn out along the radius.
     """
     dx = np.repeat(np.float32(shape.nipple[0] + 0.08) - shape.x, size, axis=0)
     dy = np.repeat(shape.y - np.float32(shape.nipple[1]), shape.depth.shape[1], axis=1)
     r, theta = cv2.cartToPolar(dx, dy)
-    theta[theta > np.pi] -= np.float32(2 * np.pi)  # the seam lies before the nipple, outside the breast
+    theta = np.where(theta > np.pi, theta - np.float32(2 * np.pi), theta)  # the seam lies outside the breast
     side = min(size, 1024)
     # log r of -3.0 .. 0.5 lies over the tile's columns, theta of -1.7 .. 1.7 over its rows
-    column = (cv2.log(cv2.max(r, 0.05)) + 3.0 + 0.06 * warp) * np.float32(side / 3.5)
+    column = (np.log(np.maximum(r, np.float32(0.05))) + 3.0 + 0.06 * warp) * np.float32(side / 3.5)
     row = (theta + 1.7 + 0.06 * np.roll(warp, size // 7, axis=0)) * np.float32(side / 3.4)
-    rough, web = np.zeros_like(r), np.zeros_like(r)
+    rough, web = np.zeros(shape.depth.shape, np.float32), np.zeros(shape.depth.shape, np.float32)
     # cells over the angle, gain of the noise, thinness and brightness of the lines
-    layers = [(14, 0.6, 8, 0.3), (28, 0.5, 6, 0.55), (56, 0.4, 4.5, 0.6), (100, 0.35, 3, 0.4), (180, 0.25, 2.5, 0.25)]
+    layers = [
+        (14, 0.6, 8, 0.3),
+        (28, 0.5, 6, 0.55),
+        (56, 0.4, 4.5, 0.6),
+        (100, 0.35, 3, 0.4),
+        (180, 0.25, 2.5, 0.25),
+    ]
     for k, (cells, gain, thinness, brightness) in enumerate(layers):
         if cells > size:
+            web += 0.6 * np.float32(brightness) / (1 + np.float32(0.5 * thinness))  # about the lines' mean
             continue
         rng = np.random.default_rng([*seed, k])
         grid = rng.standard_normal((cells, max(round(cells / 1.9), 4)), dtype=np.float32)
         tile = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
         noise = cv2.remap(tile, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        lit = np.clip(0.6 + 0.4 * np.roll(noise, size // 9, axis=0), 0.1, 1.3)  # lines end: no closed loops
-        web += ridges(noise, thinness) * lit * np.float32(brightness)
+        web += _lines(noise.astype(np.float32), thinness) * np.float32(brightness)
         rough += np.float32(gain) * noise
     # Ligaments run across: lines without a direction, in image coordinates.
-    for k, (cells, thinness, brightness) in enumerate([(25, 6, 0.45), (50, 4.5, 0.5), (100, 3, 0.4), (200, 2.5, 0.15)]):
+    across = [(25, 6, 0.45), (50, 4.5, 0.5), (100, 3, 0.4), (200, 2.5, 0.15)]
+    for k, (cells, thinness, brightness) in enumerate(across):
         if cells > size:
+            web += 0.6 * np.float32(brightness) / (1 + np.float32(0.5 * thinness))
             continue
         noise = noise_field(np.random.default_rng([*seed, 20 + k]), size, r.shape[1], cells)
-        lit = np.clip(0.6 + 0.4 * np.roll(noise, size // 9, axis=0), 0.1, 1.3)
-        web += ridges(noise, thinness) * lit * np.float32(brightness)
+        web += _lines(noise, thinness) * np.float32(brightness)
         rough += np.float32(0.2) * noise
     return rough, 0.6 * web
 
@@ -127,8 +136,13 @@ def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarr
         steps = int(rng.integers(30, 100))
         turns = cv2.GaussianBlur(rng.normal(0, 0.13, (steps + 8, 1)).astype(np.float64), (1, 7), 1.5)[:, 0]
         for branch in range(2):
-            angle = heading + np.cumsum(turns[: steps if branch == 0 else steps // 2]) * (1 if branch == 0 else -1.3)
-            path_x, path_y = start_x + np.cumsum(0.009 * np.cos(angle)), start_y + np.cumsum(0.009 * np.sin(angle))
+            angle = heading + np.cumsum(turns[: steps if branch == 0 else steps // 2]) * (
+                1 if branch == 0 else -1.3
+            )
+            path_x, path_y = (
+                start_x + np.cumsum(0.009 * np.cos(angle)),
+                start_y + np.cumsum(0.009 * np.sin(angle)),
+            )
             points = np.stack([path_x, path_y], 1) * size * 16
             pixels = width * size
             cv2.polylines(canvas, [points.astype(np.int32)], False, int(255 * level * min(pixels, 1)),
@@ -168,18 +182,26 @@ def low_energy_background(
     rng: np.random.Generator, character: Character, shape: Shape, tissue: Tissue
 ) -> np.ndarray:
     """The low-energy image without lesions, [H, U]."""
-    strands = (tissue.web - 0.45) * (0.26 + 0.22 * tissue.gland) * np.float32(character.strands)
+    strands = (tissue.web - 0.45) * (0.31 + 0.15 * tissue.gland) * np.float32(character.strands)
     strands *= 1 - 0.6 * shape.pectoral
-    image = 0.25 + 0.36 * tissue.gland * np.clip(0.8 + 0.16 * tissue.clouds + 0.12 * tissue.rough, 0.2, 2) + strands
+    image = (
+        0.24
+        + 0.35 * tissue.gland * np.clip(0.8 + 0.16 * tissue.clouds + 0.12 * tissue.rough, 0.2, 2)
+        + strands
+    )
     image += 0.020 * tissue.mottle + 0.025 * tissue.clouds
     image += np.float32(rng.uniform(0.03, 0.12)) * tissue.vessels
     image *= 0.68 + 0.32 * smooth_step(shape.depth / np.float32(character.shelf))
     streaks = np.sin(shape.muscle_depth * np.float32(rng.uniform(60, 160)) + 2 * tissue.clouds)
     fade = np.clip(1.15 - shape.y, 0, 1)
-    muscle = fade * np.float32(rng.uniform(0.03, 0.22)) + 0.35 * np.clip(shape.muscle_depth, 0, 0.25) + 0.015 * streaks
+    muscle = (
+        fade * np.float32(rng.uniform(0.03, 0.22))
+        + 0.35 * np.clip(shape.muscle_depth, 0, 0.25)
+        + 0.015 * streaks
+    )
     image += shape.pectoral * muscle
     image += np.float32(rng.uniform(0.05, 0.4)) * skin(shape, rng.uniform(0.004, 0.010))
-    return image * (1 - 0.55 * shape.fold)
+    return image * (1 - 0.75 * shape.fold)
 
 
 def subtracted_background(
@@ -187,16 +209,19 @@ def subtracted_background(
 ) -> np.ndarray:
     """The subtracted image without lesions, [H, U].
 
-    What the subtraction leaves: the compression shelf, skin, imperfectly cancelled tissue, the relief of motion
-    between the two exposures, vessels and enhancing parenchyma.
+    What the subtraction leaves: the compression shelf, skin, imperfectly cancelled tissue, the relief of
+    motion between the two exposures, vessels and enhancing parenchyma.
     """
     size, columns = shape.depth.shape
     taper = 0.55 + 0.45 * np.minimum(shape.x / np.float32(0.5 * shape.width), 1)
     line = np.float32(character.shelf) * taper * (1 + 0.08 * tissue.clouds)
     coarse = cv2.resize(shape.depth, (max(columns * 24 // size, 2), 24), interpolation=cv2.INTER_AREA)
-    within = cv2.resize(coarse, (columns, size), interpolation=cv2.INTER_CUBIC) - line  # rounder than the skin
-    inside = smooth_step(within / np.float32(rng.uniform(0.012, 0.05)) + 0.5)
-    fading = np.exp(-np.maximum(within, 0) / np.float32(rng.uniform(0.06, 0.22)))
+    within = (
+        cv2.resize(coarse, (columns, size), interpolation=cv2.INTER_CUBIC) - line
+    )  # rounder than the skin
+    inside = smooth_step(within / np.float32(rng.uniform(0.015, 0.08)) + 0.5)
+    front = np.float32(0.35) + np.float32(0.65) * smooth_step(shape.x / np.float32(0.75 * shape.width))
+    fading = front * np.exp(-np.maximum(within, 0) / np.float32(rng.uniform(0.06, 0.22)))
     step = max(rng.uniform(-0.02, 0.09), 0.0)
     image = np.float32(0.135) + inside * (np.float32(step) + np.float32(character.glow) * fading)
     image += 0.008 * tissue.mottle + np.float32(0.010) * tissue.clouds * (1 + 1.5 * (1 - inside))
@@ -204,19 +229,23 @@ def subtracted_background(
     image -= np.float32(rng.normal(0.03, 0.05)) * (tissue.web - 0.45)
 
     # Motion: what moved leaves a bright and a dark edge, where it moved.
-    shift, direction = rng.uniform(0.0025, 0.006), rng.normal(np.pi / 2, 0.6)
+    shift, direction = rng.uniform(0.0025, 0.009), rng.normal(np.pi / 2, 0.6)
     matrix = np.array([[1, 0, shift * size * np.cos(direction)], [0, 1, shift * size * np.sin(direction)]])
-    moved = cv2.warpAffine(low_energy, matrix, (columns, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    moved = cv2.warpAffine(
+        low_energy, matrix, (columns, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
     where = 0.3 + smooth_step(0.5 + 0.4 * np.roll(tissue.clouds, size // 3, axis=0))
     relief = np.float32(min(rng.gamma(1.3, 0.34), 1.2)) * where * (low_energy - moved)
     image += np.clip(relief, -0.25, 0.25) * smooth_step(shape.depth / 0.02)
 
     # Parenchyma enhances in soft patches, most where the breast is thickest behind the shelf.
     patches = cv2.GaussianBlur(tissue.gland, (0, 0), 0.008 * size)
-    patches = patches * np.clip(0.5 + 0.4 * tissue.clouds + 0.35 * tissue.rough + 0.25 * tissue.mottle, 0, 2.5)
+    patches = patches * np.clip(
+        0.5 + 0.4 * tissue.clouds + 0.35 * tissue.rough + 0.25 * tissue.mottle, 0, 2.5
+    )
     image += np.float32(character.enhancement) * patches * (0.3 + 0.7 * inside)
     image += np.float32(rng.uniform(0.02, 0.10)) * tissue.vessels
     image += shape.pectoral * np.float32(rng.normal(0, 0.012))
     rim = rng.gamma(1.2, 0.14) * smooth_step(0.5 + 0.5 * tissue.clouds)
     image += rim * skin(shape, rng.uniform(0.002, 0.006))
-    return image * (1 - 0.5 * shape.fold)
+    return image * (1 - 0.75 * shape.fold)
