@@ -30,6 +30,7 @@ from elk_jax.data.transforms import (
     scaled_size,
     short_side_scale,
 )
+from elk_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,20 @@ class Resize:
     short_sides: tuple[int, ...] = (512,)
     max_long_side: int = 0
     jitter: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.jitter and (not self.short_sides or min(self.short_sides) < 1):
+            raise UserError(
+                f"resize.short_sides is {self.short_sides}", todo="give one or more sizes of at least 1 px"
+            )
+        if self.max_long_side < 0:
+            raise UserError(
+                f"resize.max_long_side is {self.max_long_side}", todo="give a size in px, or 0 for no limit"
+            )
+        if self.jitter and (len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1]):
+            raise UserError(
+                f"resize.jitter is {self.jitter}", todo="give (low, high) with 0 < low <= high, or ()"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,17 @@ class Augmentation:
     gamma: float = 0.0
     noise: float = 0.0
     copy_paste: float = 0.0
+
+    def __post_init__(self) -> None:
+        chances = ("horizontal_flip", "vertical_flip", "rotate90", "crop", "min_visible", "copy_paste")
+        for name in (*chances, "gain", "gamma", "noise", "rotation"):
+            value = getattr(self, name)
+            limit = 1.0 if name in chances else 45.0 if name == "rotation" else math.inf
+            if not 0 <= value <= limit:
+                raise UserError(f"augmentation.{name} is {value}", todo=f"give a number from 0 to {limit:g}")
+        low, high = self.crop_sides
+        if not 0 < low <= high <= 1:
+            raise UserError(f"augmentation.crop_sides is {self.crop_sides}", todo="give 0 < low <= high <= 1")
 
 
 NO_AUGMENTATION = Augmentation(horizontal_flip=0.0)

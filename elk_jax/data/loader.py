@@ -47,6 +47,20 @@ class LoaderConfig:
     workers: int = 0
     prefetch: int = 4
 
+    def __post_init__(self) -> None:
+        for name, least in {
+            "batch_size": 1,
+            "max_boxes": 0,
+            "threads": 1,
+            "workers": 0,
+            "prefetch": 1,
+        }.items():
+            if getattr(self, name) < least:
+                raise UserError(f"loader.{name} is {getattr(self, name)}", todo=f"give at least {least}")
+        for canvas in self.buckets:
+            if len(canvas) != 2 or min(canvas) < 1:
+                raise UserError(f"loader.buckets has {canvas}", todo="give pairs (height, width) in px")
+
 
 def train_batches(
     source: Source, config: LoaderConfig, seed: int, process_index: int = 0, process_count: int = 1
@@ -85,7 +99,7 @@ def eval_batches(
     rows = host_rows(config.batch_size, process_index, process_count)
     max_boxes = find_max_boxes(source.infos, config.max_boxes)
     loader = _Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
-    return iter(_read_ahead(loader, 0, len(batches), config))
+    return _closing(iter(_read_ahead(loader, 0, len(batches), config)))
 
 
 def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int = 0) -> int:
@@ -123,7 +137,7 @@ class TrainBatches(Iterator[Batch]):
         self.max_boxes = loader.max_boxes
         self._loader, self._config, self._digest = loader, config, digest
         self._next = 0
-        self._stream: Iterator[Batch] | None = None
+        self._stream: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
         if self._stream is None:
@@ -143,19 +157,33 @@ class TrainBatches(Iterator[Batch]):
                 "the checkpoint was made with other data, another data configuration or another seed",
                 todo="restore the old configuration, or start in a new workdir",
             )
+        self.close()
         self._next = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Stop reading ahead; the next batch starts it again."""
+        if self._stream is not None:
+            self._stream.close()
         self._stream = None
 
 
 _ENDLESS = 1 << 40
 
 
+def _closing(stream: grain.DatasetIterator) -> Iterator[Batch]:
+    """Hand on the batches; reading ahead stops when the caller is done, also early."""
+    try:
+        yield from stream
+    finally:
+        stream.close()
+
+
 def _read_ahead(loader: _Batches, start: int, count: int, config: LoaderConfig) -> grain.IterDataset:
     """Batches start, start+1, ... in order, read ahead."""
-    cv2.setNumThreads(0)  # several of its threads per reading thread only fight for the cores
+    _one_thread()
     dataset = grain.MapDataset.source(_Numbers(start, count)).map(loader)
     if config.workers == 0:
-        return dataset.to_iter_dataset(grain.ReadOptions(max(1, config.threads), max(1, config.prefetch)))
+        return dataset.to_iter_dataset(grain.ReadOptions(config.threads, config.prefetch))
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -163,7 +191,11 @@ def _read_ahead(loader: _Batches, start: int, count: int, config: LoaderConfig) 
     options = grain.MultiprocessingOptions(
         config.workers, per_worker_buffer_size=max(1, config.prefetch // config.workers)
     )
-    return dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options)
+    return dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options, worker_init_fn=_one_thread)
+
+
+def _one_thread(*_: object) -> None:
+    cv2.setNumThreads(0)  # several of OpenCV's threads for each reading thread only fight for the cores
 
 
 @dataclass(frozen=True)

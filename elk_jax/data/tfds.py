@@ -104,7 +104,7 @@ def _order(split: str) -> int:
 
 
 def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
-    image_id = _text(record["image_id"])
+    image_id = _plain(record["image_id"])
     width, height = int(record["width"]), int(record["height"])
     objects = record["objects"]
     where = f"{folder}, split {split}, image {image_id}"
@@ -114,15 +114,15 @@ def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
     ]
     return ImageInfo(
         image_id=image_id,
-        patient_id=_text(record["patient_id"]),
+        patient_id=_plain(record["patient_id"]),
         width=width,
         height=height,
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         labels=np.array(objects["label"], np.int32),
         ignore=np.array(objects["ignore"], bool),
         split=split,
-        file_name=_text(record.get("file_name", "")),
-        meta={key: _text(value) for key, value in record.items() if key not in _FIXED},
+        file_name=_plain(record.get("file_name", "")),
+        meta={key: _plain(value) for key, value in record.items() if key not in _FIXED},
     )
 
 
@@ -133,8 +133,10 @@ def _read(
     return decode_image(stores[split][inner]["image"], name=names[position])[0]
 
 
-def _text(value: Any) -> Any:
-    """Bytes as text, numpy scalars as Python's, arrays as lists; the rest as it is."""
+def _plain(value: Any) -> Any:
+    """Bytes as text, numpy scalars as Python's, arrays as lists, NaN (unknown) as None; the rest as it is."""
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, np.ndarray | np.floating | float) and np.isnan(value).any():
+        return None
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -71,7 +71,7 @@ def make_record() -> Callable[..., Record]:
 
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Write a good COCO folder of 6 images (3 patients, splits train/train/val...) changed by `change(content)`."""
+    """Write a good COCO folder of 6 images, its content changed by `change`; returns the JSON file."""
 
     def write(change: Callable[[dict], object] = lambda content: None) -> Path:
         splits = ["train", "train", "train", "train", "val", "test"]
@@ -87,7 +87,9 @@ def coco_folder(tmp_path: Path) -> Callable[..., Path]:
             pixels = rng.integers(0, 256, (40, 60), dtype=np.uint8)
             cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), pixels)
             entry = {"id": number, "file_name": f"{number}.png", "width": 60, "height": 40, "split": split}
-            content["images"].append(entry | {"patient_id": patient, "is_mass": number % 2 == 1, "birads": "5"})
+            content["images"].append(
+                entry | {"patient_id": patient, "is_mass": number % 2 == 1, "birads": "5"}
+            )
             content["annotations"].append(
                 {"id": 10 + number, "image_id": number, "category_id": 3, "bbox": [5, 6, 20 + number, 10]}
             )

@@ -5,6 +5,7 @@ from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment,
 from elk_jax.data.paste import paste_lesions
 from elk_jax.data.schema import Record
 from elk_jax.data.transforms import example_of
+from elk_jax.errors import UserError
 
 EVERYTHING = Augmentation(
     horizontal_flip=0.5,
@@ -81,11 +82,31 @@ def test_resize_only(make_record):
     assert resize_only(record, Resize(jitter=(0.1, 5)), (96, 200)).image.shape == (96, 128, 1)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Resize(()), "short_sides"),
+        (lambda: Resize((0,)), "short_sides"),
+        (lambda: Resize((64,), -1), "max_long_side"),
+        (lambda: Resize(jitter=(0.0, 1.0)), "jitter"),
+        (lambda: Resize(jitter=(2.0, 1.0)), "jitter"),
+        (lambda: Augmentation(horizontal_flip=1.5), "horizontal_flip is 1.5"),
+        (lambda: Augmentation(noise=-0.1), "noise is -0.1"),
+        (lambda: Augmentation(gain=float("nan")), "gain is nan"),
+        (lambda: Augmentation(crop_sides=(0.5, 1.2)), "crop_sides"),
+    ],
+)
+def test_bad_settings(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
 def test_sizes_are_drawn_from_the_list(make_record):
     rng = np.random.default_rng(0)
     record = make_record([])
     heights = {
-        augment(record, NO_AUGMENTATION, Resize((24, 36, 48)), (64, 64), rng).image.shape[0] for _ in range(40)
+        augment(record, NO_AUGMENTATION, Resize((24, 36, 48)), (64, 64), rng).image.shape[0]
+        for _ in range(40)
     }
     assert heights == {24, 36, 48}
 
@@ -108,7 +129,12 @@ def test_paste(make_record):
         assert example.image[(y1 + y2) // 2, (x1 + x2) // 2, 0] == pytest.approx(0.6, abs=0.02)
         changed = np.abs(example.image - target.image)[..., 0] > 1e-6
         rows, columns = np.nonzero(changed)
-        assert rows.min() >= y1 - 4 and rows.max() < y2 + 4 and columns.min() >= x1 - 4 and columns.max() < x2 + 4
+        assert (
+            rows.min() >= y1 - 4
+            and rows.max() < y2 + 4
+            and columns.min() >= x1 - 4
+            and columns.max() < x2 + 4
+        )
         assert not example.ignore.any() and example.labels.tolist() == [0, 0]
     assert pasted >= 15
 

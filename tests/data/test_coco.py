@@ -13,7 +13,9 @@ from elk_jax.errors import UserError
 def test_reads_boxes_labels_and_fields(coco_folder):
     def change(content):
         content["categories"].append({"id": 1, "name": "calcification"})
-        content["annotations"].append({"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60.4, 3], "iscrowd": 1})
+        content["annotations"].append(
+            {"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60.4, 3], "iscrowd": 1}
+        )
 
     infos, classes = read_coco(coco_folder(change))
     assert classes == ("calcification", "mass")  # by id
@@ -50,7 +52,10 @@ def set_box(box):
         (set_box([5, 6, 4, float("inf")]), ["NaN or infinite", "annotation 13"]),
         (set_box([5, 6, 4]), ["four numbers", "annotation 13"]),
         (set_box("5 6 4 4"), ["four numbers", "annotation 13"]),
-        (lambda c: c["annotations"][0].update(category_id=8), ["unknown category 8", "image 1", "annotation 11", "3 (mass)"]),
+        (
+            lambda c: c["annotations"][0].update(category_id=8),
+            ["unknown category 8", "image 1", "annotation 11", "3 (mass)"],
+        ),
         (lambda c: c["annotations"][0].update(image_id=77), ["image 77", "annotation 11"]),
         (lambda c: c["annotations"][0].pop("bbox"), ["'bbox' is missing", "annotation 11"]),
         (lambda c: c["annotations"][1].update(id=11), ["annotation id 11 occurs 2 times"]),
@@ -83,7 +88,9 @@ def test_bad_files(tmp_path):
 
 def test_write_and_read_again(tmp_path, make_info):
     infos = [
-        make_info(0, [[1.25, 2, 30.5, 40]], image_id="S1_L_CC", split="train", meta={"view": "CC", "n": np.int64(3)}),
+        make_info(
+            0, [[1.25, 2, 30.5, 40]], image_id="S1_L_CC", split="train", meta={"view": "CC", "n": np.int64(3)}
+        ),
         make_info(5, [], image_id="S2_R_CC"),
         make_info(6, [[0, 0, 5, 5], [3, 3, 9, 9]], ignore=[True, False], labels=np.array([0, 1], np.int32)),
     ]

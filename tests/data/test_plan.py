@@ -52,7 +52,9 @@ def test_pure_function_of_seed_and_epoch(infos):
     strata = plan.plan_strata(infos, np.zeros(21, int), 4)
 
     def order(seed, epoch):
-        return np.concatenate([batch.positions for batch in plan.epoch_batches(strata, 4, seed, epoch)]).tolist()
+        return np.concatenate(
+            [batch.positions for batch in plan.epoch_batches(strata, 4, seed, epoch)]
+        ).tolist()
 
     assert order(1, 3) == order(1, 3)
     assert order(1, 3) != order(1, 4) and order(1, 3) != order(2, 3)
@@ -83,9 +85,13 @@ def test_ignore_boxes_are_no_lesions(make_info):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"weights": (1,)}, "1 mixing weights"), ({"weights": (0, 0)}, "not all 0"), ({"weights": (1, -1)}, ">= 0"),
-     ({"lesion_share": 1.5}, "lesion_share is 1.5")],
-)  # fmt: skip
+    [
+        ({"weights": (1,)}, "1 mixing weights"),
+        ({"weights": (0, 0)}, "not all 0"),
+        ({"weights": (1, -1)}, ">= 0"),
+        ({"lesion_share": 1.5}, "lesion_share is 1.5"),
+    ],
+)
 def test_bad_plans(infos, arguments, words):
     with pytest.raises(UserError, match=words):
         plan.plan_strata(infos, np.zeros(21, int), 2, **arguments)

@@ -5,7 +5,15 @@ import cv2
 import numpy as np
 import pytest
 
-from elk_jax.data.sources import cached, concatenate, fewshot, open_source, subset, summary, without_unreadable
+from elk_jax.data.sources import (
+    cached,
+    concatenate,
+    fewshot,
+    open_source,
+    subset,
+    summary,
+    without_unreadable,
+)
 from elk_jax.errors import UserError
 
 
@@ -85,7 +93,12 @@ def break_nan(folder):
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(break_missing, "missing"), (break_truncated, "truncated"), (break_size, "58 x 40 px"), (break_nan, "NaN")],
+    [
+        (break_missing, "missing"),
+        (break_truncated, "truncated"),
+        (break_size, "58 x 40 px"),
+        (break_nan, "NaN"),
+    ],
 )
 def test_one_unreadable_image(coco_folder, tmp_path, damage, reason):
     spec = f"coco:{coco_folder()}"
@@ -151,7 +164,9 @@ def test_concatenate(make_source, make_info):
 @pytest.mark.parametrize("levels", [255, 65535])
 def test_cached(make_source, make_info, levels):
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, levels + 1, (48, 64, 1)).astype(np.float32) * np.float32(1 / levels) for _ in range(3)]
+    images = [
+        rng.integers(0, levels + 1, (48, 64, 1)).astype(np.float32) * np.float32(1 / levels) for _ in range(3)
+    ]
     images = [image.clip(0, 1) for image in images]
     reads = []
     source = replace(

@@ -16,7 +16,9 @@ def ellipse(width, height, box):
     """A white ellipse inscribed in `box`, painted with 8 x 8 samples per pixel."""
     x1, y1, x2, y2 = box
     y, x = (np.arange(8 * side) / 8 + 1 / 16 for side in (height, width))
-    inside = ((x[None] - (x1 + x2) / 2) / ((x2 - x1) / 2)) ** 2 + ((y[:, None] - (y1 + y2) / 2) / ((y2 - y1) / 2)) ** 2 < 1
+    inside = ((x[None] - (x1 + x2) / 2) / ((x2 - x1) / 2)) ** 2 + (
+        (y[:, None] - (y1 + y2) / 2) / ((y2 - y1) / 2)
+    ) ** 2 < 1
     return inside.reshape(height, 8, width, 8).mean((1, 3), dtype=np.float32)[..., None]
 
 
@@ -69,7 +71,9 @@ def test_resize_keeps_corners_aligned(make_record):
 @pytest.mark.parametrize("degrees", [-20, -5, 0, 7, 15])
 def test_rotation(degrees):
     box = [40.0, 30.0, 70.0, 45.0]
-    example = t.Example(ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool))
+    example = t.Example(
+        ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool)
+    )
     turned = t.rotate(example, degrees)
     assert turned.image.shape == example.image.shape
     np.testing.assert_allclose(turned.boxes[0], seen_box(turned.image, 0.5), atol=1.0)
@@ -77,14 +81,21 @@ def test_rotation(degrees):
 
 def test_rotation_turns_counter_clockwise():
     box = [80.0, 40.0, 90.0, 50.0]  # right of the centre, so it moves up
-    example = t.Example(ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool))
+    example = t.Example(
+        ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool)
+    )
     assert t.rotate(example, 20).boxes[0, 1] < 35
 
 
 @pytest.mark.parametrize(
     ("size", "short", "longest", "expected"),
     [
-        ((480, 640), 800, 1333, (800, 1067)),  # detectron2's ResizeShortestEdge, by hand: 640 * 800/480 = 1066.67
+        (
+            (480, 640),
+            800,
+            1333,
+            (800, 1067),
+        ),  # detectron2's ResizeShortestEdge, by hand: 640 * 800/480 = 1066.67
         ((640, 480), 800, 1333, (1067, 800)),
         ((300, 900), 800, 1333, (444, 1333)),  # 800 would make 2400: the long side decides
         ((512, 512), 640, 1333, (640, 640)),
