@@ -2,14 +2,16 @@
 
   python data_prep/cdd_cesm.py --input=CDD-CESM --output=data/cdd_cesm
   python data_prep/cdd_cesm.py --input=CDD-CESM --table_only               counts from the tables alone
-  python data_prep/cdd_cesm.py --input=CDD-CESM --output=data/low_energy --modality=low_energy --filter=all_masses
+  python data_prep/cdd_cesm.py --input=CDD-CESM --output=data/mammo --modality=low_energy --filter=all_masses
 
-The input is the download from TCIA: the folders "Low energy images of CDD-CESM" and "Subtracted images of CDD-CESM",
-the table of images (XLSX or CSV) and the table of hand-drawn regions (CSV), anywhere below --input. Images may be JPG,
-PNG, TIFF or DICOM. Images that the tables name and the folder lacks are counted and listed.
+The input is the download from TCIA: the folders "Low energy images of CDD-CESM" and "Subtracted images of
+CDD-CESM", the table of images (XLSX or CSV) and the table of hand-drawn regions (CSV), anywhere below
+--input. Images may be JPG, PNG, TIFF or DICOM. Images that the tables name and the folder lacks are counted
+and listed.
 
 The output then trains a detector:
-  python launch/train.py --config=configs/cem_real.py --config.data.real.spec=coco:data/cdd_cesm/coco/cdd_cesm.json
+  python launch/train.py --config=configs/cem_real.py \\
+      --config.data.real.spec=coco:data/cdd_cesm/coco/cdd_cesm.json
   (or tfds:data/cdd_cesm/tfds)
 """
 
@@ -23,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cdd_split import extended_split, published_split, stratified_split
-from cdd_tables import ImageRow, is_healthy, kept_boxes, passes, read_tables, squeeze
+from cdd_plan import PUBLISHED, SPLITS, Options, Plan, Planned, counts, make_plan
+from cdd_tables import passes, read_tables, squeeze
 from folders import new_folder
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,110 +35,33 @@ from tfds_writer import write_tfds
 
 from elk_jax.data.coco import write_coco
 from elk_jax.data.dicom import breast_side
-from elk_jax.data.images import SUFFIXES, decode_pixels, encode_png
+from elk_jax.data.images import SUFFIXES, as_integers, decode_pixels, encode_png
 from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 
 NAME = "cdd_cesm"
 CLASSES = ("lesion",)
-SPLITS = ("train", "val", "test")
-DESCRIPTION = "CDD-CESM, contrast-enhanced spectral mammography with hand-drawn lesions (Khaled et al. 2022), CC BY 4.0"
-CITATION = (
-    "Khaled R. et al., Categorized contrast enhanced mammography dataset for diagnostic and artificial intelligence "
-    "research, Scientific Data 9:122, 2022, doi:10.7937/29kw-ae92"
+DESCRIPTION = (
+    "CDD-CESM, contrast-enhanced spectral mammography with hand-drawn lesions (Khaled et al. 2022), CC BY 4.0"
 )
-PUBLISHED = {  # patients, images, lesions
-    **{"train": (80, 150, 312), "val": (19, 37, 103), "test": (32, 56, 140)},
-    **{"all": (131, 243, 555), "few-shot": (26, "-", 104)},
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What shapes the data set; everything else on the command line says where it lies."""
-
-    filter: str = "elk"
-    modality: str = "subtracted"
-    cleaning: str = "published"
-    split: str = "published"
-    split_seed: int = 42
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One image of the data set before its pixels are seen."""
-
-    row: ImageRow
-    boxes: np.ndarray  # [N, 4] float32 xyxy, cleaned, not yet clipped to the image
-    split: str
-    fewshot: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The data set as the tables define it."""
-
-    images: tuple[Planned, ...]  # with lesions; with filter "none" the healthy ones too
-    canvases: tuple[Planned, ...]  # healthy images of training patients
-    filtered: tuple[ImageRow, ...]  # what the filter lets through, before images without a region are left out
-    unannotated: tuple[str, ...]  # not healthy, yet without a region: neither lesions to learn nor a lesion-free image
-
-
-def make_plan(rows: tuple[ImageRow, ...], options: Options) -> Plan:
-    """Filter, clean and split. The split is made from the ELK images, whatever the filter: a patient's never changes."""
-    modalities = ("subtracted", "low_energy") if options.modality == "both" else (options.modality,)
-    elk_lesions: Counter[str] = Counter()
-    for row in rows:
-        if row.modality == "subtracted" and passes(row, "elk") and len(row.boxes):
-            elk_lesions[row.patient_id] += int(kept_boxes(row.boxes, "published").sum())
-    rule = published_split if options.split == "published" else stratified_split
-    split, fewshot = rule(elk_lesions, options.split_seed) if len(elk_lesions) >= 8 else ({}, frozenset())
-    regions: Counter[str] = Counter()
-    for row in rows:
-        regions[row.patient_id] += len(row.boxes)
-    split = extended_split(split, regions, options.split_seed)
-
-    def planned(row: ImageRow) -> Planned:
-        boxes = row.boxes[kept_boxes(row.boxes, options.cleaning)]  # type: ignore[arg-type]
-        return Planned(row, boxes, split[row.patient_id], row.patient_id in fewshot)
-
-    chosen = [row for row in rows if row.modality in modalities]
-    filtered = tuple(row for row in chosen if passes(row, options.filter))  # type: ignore[arg-type]
-    healthy = [row for row in chosen if is_healthy(row)]
-    names = {row.name for row in healthy}
-    return Plan(
-        images=tuple(planned(row) for row in filtered if len(row.boxes) or row.name in names),
-        canvases=tuple(planned(row) for row in healthy if split[row.patient_id] == "train"),
-        filtered=filtered,
-        unannotated=tuple(row.name for row in filtered if not len(row.boxes) and row.name not in names),
-    )
-
-
-def counts(images: list[Planned] | tuple[Planned, ...]) -> dict[str, dict[str, int]]:
-    """Per split, for all, and for the few-shot part: patients, images, lesions, lesion-free images."""
-    groups = {name: [image for image in images if image.split == name] for name in SPLITS}
-    groups |= {"all": list(images), "few-shot": [image for image in images if image.fewshot and image.split == "train"]}
-    return {
-        name: {
-            "patients": len({image.row.patient_id for image in group}),
-            "images": len(group),
-            "lesions": sum(len(image.boxes) for image in group),
-            "lesion_free": sum(not len(image.boxes) for image in group),
-        }
-        for name, group in groups.items()
-    }
+CITATION = (
+    "Khaled R. et al., Categorized contrast enhanced mammography dataset for diagnostic and artificial "
+    "intelligence research, Scientific Data 9:122, 2022, doi:10.7937/29kw-ae92"
+)
 
 
 def find_images(folder: Path, wanted: set[str]) -> dict[str, Path]:
-    """Name -> file below `folder`, for the wanted names; endings and stray spaces do not count. UserError on doubles."""
+    """Name -> file below `folder`, whatever its ending and stray spaces. UserError if a name has two files."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = squeeze(path.stem)
         if path.suffix.lower() not in SUFFIXES or name not in wanted or path.name.startswith("."):
             continue
         if name in found:
-            raise UserError(f"two files for image {name}: {found[name]} and {path}", todo="remove one of them")
+            raise UserError(
+                f"two files for image {name}: {found[name]} and {path}", todo="remove one of them"
+            )
         found[name] = path
     return found
 
@@ -154,7 +79,9 @@ def main(argv: list[str]) -> None:
     plan = make_plan(rows, options)
     print_filter(console, plan)
     if not plan.images:
-        raise UserError("no image passes the filter", where=flags.input, todo="choose another --filter or --modality")
+        raise UserError(
+            "no image passes the filter", where=flags.input, todo="choose another --filter or --modality"
+        )
     in_tables = counts(plan.images)
     if flags.table_only:
         print_counts(console, options, {"in the tables": in_tables})
@@ -297,11 +224,6 @@ def to_info(image: Planned, pixels: np.ndarray, meta: dict[str, Any], file_name:
     )
 
 
-def as_integers(pixels: np.ndarray) -> np.ndarray:
-    """uint8 and uint16 as they are; float32 in [0, 1] (DICOM) as uint16."""
-    return np.round(pixels * 65535).astype(np.uint16) if pixels.dtype == np.float32 else pixels
-
-
 def print_filter(console: Console, plan: Plan) -> None:
     pathology = Counter(row.pathology or "unknown" for row in plan.filtered)
     parts = ", ".join(f"{number} {name.lower()}" for name, number in pathology.most_common())
@@ -310,8 +232,12 @@ def print_filter(console: Console, plan: Plan) -> None:
     points = sum(row.points for row in plan.filtered)
     kept = sum(len(image.boxes) for image in plan.images)
     console.print(f"filter:    {len(plan.filtered)} images ({parts}) of {patients} patients")
-    console.print(f"boxes:     {drawn} drawn{f' ({points} points skipped)' if points else ''}, {kept} after cleaning")
-    console.print(f"left out:  {len(plan.unannotated)} images without a region {' '.join(plan.unannotated[:6])}")
+    console.print(
+        f"boxes:     {drawn} drawn{f' ({points} points skipped)' if points else ''}, {kept} after cleaning"
+    )
+    console.print(
+        f"left out:  {len(plan.unannotated)} images without a region {' '.join(plan.unannotated[:6])}"
+    )
     console.print(f"canvases:  {len(plan.canvases)} healthy images of training patients")
 
 
@@ -319,17 +245,27 @@ def print_counts(console: Console, options: Options, columns: dict[str, Any]) ->
     table = Table(title="patients / images / lesions")
     table.add_column("split")
     if options == Options():
-        columns = {**columns, "published": {k: dict(zip(("patients", "images", "lesions"), v)) for k, v in PUBLISHED.items()}}
+        columns = {
+            **columns,
+            "published": {k: dict(zip(("patients", "images", "lesions"), v)) for k, v in PUBLISHED.items()},
+        }
     for name in columns:
         table.add_column(name, justify="right")
     for split in (*SPLITS, "all", "few-shot"):
         cells = [counted[split] for counted in columns.values()]
-        table.add_row(split, *(f"{cell['patients']} / {cell['images']} / {cell['lesions']}" for cell in cells))
+        table.add_row(
+            split, *(f"{cell['patients']} / {cell['images']} / {cell['lesions']}" for cell in cells)
+        )
     console.print(table)
 
 
 def print_remarks(console: Console, summary: dict[str, Any], canvases: int, output: str) -> None:
-    for key in ("missing_images", "unreadable_images", "boxes_outside_their_image", "other_side_than_the_table"):
+    for key in (
+        "missing_images",
+        "unreadable_images",
+        "boxes_outside_their_image",
+        "other_side_than_the_table",
+    ):
         names = list(summary[key])
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -340,26 +276,32 @@ def print_remarks(console: Console, summary: dict[str, Any], canvases: int, outp
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="cdd_cesm.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="cdd_cesm.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--input", required=True, help="folder with the images and tables of CDD-CESM")
     parser.add_argument("--output", help="folder to build; it appears when it is complete")
     parser.add_argument("--formats", default="coco,tfds", help="coco, tfds or both (default: %(default)s)")
     parser.add_argument("--filter", default="elk", choices=("elk", "all_masses", "none"),
-                        help="elk: the published rule; all_masses: without its exclusion of weak enhancement; none: every "
-                        "annotated image, and the healthy ones as lesion-free images (default: %(default)s)")  # fmt: skip
+                        help="elk: the published rule; all_masses: without its exclusion of weak enhancement; "
+                        "none: every annotated image, and the healthy ones as lesion-free images "
+                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--modality", default="subtracted", choices=("subtracted", "low_energy", "both"),
                         help="(default: %(default)s)")  # fmt: skip
     parser.add_argument("--cleaning", default="published", choices=("published", "strict", "none"),
-                        help="published: the 555 boxes of the paper, among them 4 exact duplicates; strict: the rule as "
-                        "stated, 553 boxes; none: all 595 (default: %(default)s)")  # fmt: skip
+                        help="published: the 555 boxes of the paper, among them 4 exact duplicates; strict: "
+                        "the rule as stated, 553 boxes; none: all 595 (default: %(default)s)")  # fmt: skip
     parser.add_argument("--split", default="published", choices=("published", "stratified"),
-                        help="published: the paper's patients; stratified: the same sizes, dealt by the number of lesions "
-                        "(default: %(default)s)")  # fmt: skip
+                        help="published: the paper's patients; stratified: the same sizes, dealt out by the "
+                        "number of lesions (default: %(default)s)")  # fmt: skip
     parser.add_argument("--split_seed", type=int, default=42, help="(default: %(default)s)")
     parser.add_argument("--table_only", action="store_true", help="print the counts and write nothing")
     parser.add_argument("--on_error", default="stop", choices=("stop", "skip"), help="at an unreadable image")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output folder when the new one is complete")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the output folder when the new one is complete"
+    )
     return parser.parse_args(argv)
 
 

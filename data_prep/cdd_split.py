@@ -1,11 +1,11 @@
 """Patients of CDD-CESM into train, val and test, so that the published split comes out.
 
-The published split of 131 patients (80 / 19 / 32) was dealt by a stratified group K-fold, seed 42: 4 folds, the first
-is the test split; the rest into 5 folds, the first that holds over 10 % of all patients is the validation split;
-the training patients into 3 folds, the first is the few-shot subset. Boxes carry as class the number of lesions of their
-patient. In the release that was used the shuffle detached the patients from their lesion counts, so the split is in
-fact random in the number of lesions; `stratified` folds do what was meant. Sizes agree to the last lesion with
-`published`.
+The published split of 131 patients (80 / 19 / 32) was dealt by a stratified group K-fold, seed 42: 4 folds,
+the first is the test split; the rest into 5 folds, the first that holds over 10 % of all patients is the
+validation split; the training patients into 3 folds, the first is the few-shot subset. Boxes carry as class
+the number of lesions of their patient. In the release that was used the shuffle detached the patients from
+their lesion counts, so the split is in fact random in the number of lesions; `stratified_split` does what was
+meant. `published_split` gives the published sizes to the last lesion.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PUBLISHED_SHARES = {"train": 80, "val": 19, "test": 32}
 
 
 def published_split(lesions: Mapping[str, int], seed: int = 42) -> tuple[dict[str, str], frozenset[str]]:
-    """Patient id -> split, and the few-shot training patients. lesions: patient id -> number of boxes, all > 0."""
+    """Patient id -> split, and the few-shot training patients. lesions: patient id -> number of boxes > 0."""
     everyone = dict(lesions)
     fold_of = group_folds(everyone, 4, seed)
     test = {patient for patient, fold in fold_of.items() if fold == 0}
@@ -43,26 +43,36 @@ def stratified_split(lesions: Mapping[str, int], seed: int = 42) -> tuple[dict[s
 
 
 def extended_split(split: Mapping[str, str], others: Mapping[str, int], seed: int = 42) -> dict[str, str]:
-    """`split` plus the patients of `others` (id -> regions) in the same proportions: one map for every filter and
-    modality, so that a model pretrained on low-energy images has never seen a test patient of the subtracted ones."""
+    """`split` plus the patients of `others` (id -> regions), dealt out in the same proportions.
+
+    One map serves every filter and modality, so a model pretrained on low-energy images has never seen a test
+    patient of the subtracted ones.
+    """
     rest = {patient: count for patient, count in others.items() if patient not in split}
-    return dict(split) | (split_patients(rest, PUBLISHED_SHARES, seed) if len(rest) >= 3 else dict.fromkeys(rest, "train"))
+    return dict(split) | (
+        split_patients(rest, PUBLISHED_SHARES, seed) if len(rest) >= 3 else dict.fromkeys(rest, "train")
+    )
 
 
 def group_folds(lesions: Mapping[str, int], folds: int, seed: int) -> dict[str, int]:
     """Patient id -> fold: greedy stratified grouping, with shuffled counts (see above).
 
-    Groups are taken from the most to the least uneven class histogram, each into the fold that leaves the mean, over
-    classes, of the standard deviation over folds of the class's share smallest; of equals the emptier fold.
-    Source: scikit-learn's StratifiedGroupKFold, version 1.3, described in its user guide.
+    Groups are taken from the most to the least uneven class histogram, each into the fold that leaves the
+    mean, over classes, of the standard deviation over folds of the class's share smallest; of equals the
+    emptier fold. Source: StratifiedGroupKFold of scikit-learn, as its
+    user guide describes it.
     """
-    patients = sorted(lesions, key=lambda patient: (len(patient), patient) if patient.isdecimal() else (1 << 30, patient))
+    patients = sorted(
+        lesions, key=lambda patient: (len(patient), patient) if patient.isdecimal() else (1 << 30, patient)
+    )
     counts = np.array([lesions[patient] for patient in patients])
     classes, class_of = np.unique(counts, return_inverse=True)
     histogram = np.zeros((len(patients), len(classes)))
     histogram[np.arange(len(patients)), class_of] = counts
     totals = histogram.sum(0)
-    np.random.RandomState(seed).shuffle(histogram)  # rows only: this is what detaches them from their patients
+    np.random.RandomState(seed).shuffle(
+        histogram
+    )  # rows only: this is what detaches them from their patients
     filled = np.zeros((folds, len(classes)))
     fold_of = {}
     for index in np.argsort(-histogram.std(axis=1), kind="stable"):

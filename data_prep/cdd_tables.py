@@ -3,9 +3,9 @@
 Shapes: N regions or boxes of one image, xyxy, px of the published image; origin = corner of the first pixel.
 
 Two tables: `Radiology-manual-annotations` (one row per image; XLSX, sheet `all`, or the same as CSV) and
-`Radiology_hand_drawn_segmentations_v2.csv` (one row per region, as the VGG Image Annotator exports them). Image names
-carry stray spaces in the first and none in the second; density is given in the low-energy rows only.
-Source: Khaled et al., Scientific Data 2022; filter and cleaning: Montoya-del-Angel et al. 2024.
+`Radiology_hand_drawn_segmentations_v2.csv` (one row per region, as the VGG Image Annotator exports them).
+Image names carry stray spaces in the first and none in the second; density is given in the low-energy rows
+only. Source: Khaled et al., Scientific Data 2022; filter and cleaning: Montoya-del-Angel et al. 2024.
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ Filter = Literal["elk", "all_masses", "none"]
 Cleaning = Literal["published", "strict", "none"]
 
 _IMAGE_COLUMNS = (
-    *("Image_name", "Patient_ID", "Side", "Type", "Breast density (ACR)", "BIRADS", "Findings", "View", "Tags"),
+    *(
+        "Image_name",
+        "Patient_ID",
+        "Side",
+        "Type",
+        "Breast density (ACR)",
+        "BIRADS",
+        "Findings",
+        "View",
+        "Tags",
+    ),
     "Pathology Classification/ Follow up",
 )
 _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
@@ -56,20 +66,29 @@ class ImageRow:
 
 
 def read_tables(folder: str | Path) -> tuple[ImageRow, ...]:
-    """Find and read both tables anywhere below `folder`; UserError if one is missing, ambiguous or malformed."""
+    """Find and read both tables anywhere below `folder`. UserError: missing, ambiguous or malformed."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError("no such folder", where=folder, todo="give the folder that holds the images and tables of CDD-CESM")
+        raise UserError(
+            "no such folder",
+            where=folder,
+            todo="give the folder that holds the images and tables of CDD-CESM",
+        )
     images = _find(folder, "Radiology", "manual", "annotations", endings=(".xlsx", ".csv"))
     regions = _find(folder, "Radiology", "segmentations", endings=(".csv",))
     rows = _read_xlsx(images) if images.suffix == ".xlsx" else _read_csv(images)
-    return join_tables(_checked(rows, _IMAGE_COLUMNS, images), images, _checked(_read_csv(regions), _REGION_COLUMNS, regions), regions)
+    return join_tables(
+        _checked(rows, _IMAGE_COLUMNS, images),
+        images,
+        _checked(_read_csv(regions), _REGION_COLUMNS, regions),
+        regions,
+    )
 
 
 def join_tables(
     image_rows: list[dict[str, str]], images: Path, region_rows: list[dict[str, str]], regions: Path
 ) -> tuple[ImageRow, ...]:
-    """Rows of both tables, as text, to records in the order of the first one. The paths serve error messages."""
+    """Rows of both tables, as text, to records in the order of the first. Paths serve error messages."""
     boxes: dict[str, list] = defaultdict(list)
     points: Counter[str] = Counter()
     for line, row in enumerate(region_rows, start=2):
@@ -87,7 +106,11 @@ def join_tables(
             density[row["Patient_ID"].strip(), row["Side"].strip()] = grade
     result: dict[str, ImageRow] = {}
     for line, row in enumerate(image_rows, start=2):
-        name, patient, side = squeeze(row["Image_name"]), row["Patient_ID"].strip(), row["Side"].strip().upper()
+        name, patient, side = (
+            squeeze(row["Image_name"]),
+            row["Patient_ID"].strip(),
+            row["Side"].strip().upper(),
+        )
         where = f"{images}, line {line}, {name or 'no name'}"
         kind = row["Type"].strip().upper()
         if kind not in _MODALITIES or side not in ("L", "R") or not patient or not name:
@@ -110,17 +133,18 @@ def join_tables(
             points=points[name],
         )
     if boxes:
-        raise UserError(f"regions of {len(boxes)} images that the table of images does not list, first {min(boxes)}",
-                        where=regions, todo="use both tables of one release")  # fmt: skip
+        what = f"regions of {len(boxes)} images that the table of images does not list, first {min(boxes)}"
+        raise UserError(what, where=regions, todo="use both tables of one release")
     return tuple(result.values())
 
 
 def region_box(attributes: str, where: str) -> tuple[float, float, float, float] | None:
     """Bounding rectangle (xyxy, px) of the filled mask of one region, or None for a region without an area.
 
-    attributes: JSON of the annotator: polygon, polyline (filled likewise), ellipse (centre and RADII, `theta` in
-    radians), circle, rect, point. A pixel belongs to the mask if its index lies inside or on the outline, so the
-    rectangle of a polygon with corners 10 and 20 is 10 to 21. Negative coordinates are cut off at the image's edge.
+    attributes: JSON of the annotator: polygon, polyline (filled likewise), ellipse (centre and RADII,
+    `theta` in radians), circle, rect, point. A pixel belongs to the mask if its index lies inside or on the
+    outline, so the rectangle of a polygon with corners 10 and 20 is 10 to 21. Negative coordinates are cut
+    off at the image's edge.
     """
     try:
         shape = json.loads(attributes)
@@ -131,7 +155,12 @@ def region_box(attributes: str, where: str) -> tuple[float, float, float, float]
                 raise ValueError(f"{len(xs)} x against {len(ys)} y coordinates")
             edges = [min(xs), min(ys), max(xs), max(ys)]
         elif name == "rect":
-            edges = [shape["x"], shape["y"], shape["x"] + shape["width"] - 1, shape["y"] + shape["height"] - 1]
+            edges = [
+                shape["x"],
+                shape["y"],
+                shape["x"] + shape["width"] - 1,
+                shape["y"] + shape["height"] - 1,
+            ]
         elif name in ("ellipse", "circle"):
             rx, ry = (shape["r"], shape["r"]) if name == "circle" else (shape["rx"], shape["ry"])
             if rx <= 0 or ry <= 0:
@@ -150,14 +179,16 @@ def region_box(attributes: str, where: str) -> tuple[float, float, float, float]
             raise ValueError("a coordinate is NaN or infinite")
     except (ValueError, KeyError, TypeError) as error:
         missing = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"not a region: {missing}", where=where, todo="correct the row, or fetch the table again") from error
+        raise UserError(
+            f"not a region: {missing}", where=where, todo="correct the row, or fetch the table again"
+        ) from error
     left, top = max(0, math.floor(edges[0])), max(0, math.floor(edges[1]))
     right, bottom = math.floor(edges[2]) + 1, math.floor(edges[3]) + 1
     return (left, top, right, bottom) if right > left and bottom > top else None
 
 
 def passes(row: ImageRow, rule: Filter) -> bool:
-    """Does the image belong to the data set? `elk` is the published rule, `all_masses` leaves its findings out."""
+    """Does the image belong to the data set? `elk`: the published rule; `all_masses`: without its findings."""
     if rule == "none":
         return True
     tags, findings = row.tags.lower(), row.findings.lower()
@@ -173,30 +204,36 @@ def is_healthy(row: ImageRow) -> bool:
 
 
 def kept_boxes(boxes: np.ndarray, rule: Cleaning) -> np.ndarray:
-    """Mask [N] of the boxes of one image that remain. See `published_cleaning`; `strict` is `cleaning.keep_clean_boxes`."""
+    """Mask [N] of the boxes of one image that remain; `strict` is `elk_jax.data.cleaning`."""
     if rule == "published":
         return published_cleaning(boxes)
     return keep_clean_boxes(boxes) if rule == "strict" else np.ones(len(boxes), bool)
 
 
 def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
-    """Mask [N] of the boxes in the published list of 555: boxes inside others go, and the smaller of IoU > `max_iou`.
+    """Mask [N] of the boxes in the published list of 555: none inside another, of two with IoU > `max_iou` the
+    larger one.
 
-    Two habits of that list differ from the stated rule. A box also goes if it overlaps one that is dropped itself
-    (2 boxes), and where an image lost a box, every box comes back whose left and top edges both occur among the kept
-    ones: in effect exact duplicates (4 boxes in 3 images). The bare rule gives 551, `strict` cleaning 553.
+    Two habits of that list differ from the stated rule. A box also goes if it overlaps one that is dropped
+    itself (2 boxes), and where an image lost a box, every box comes back whose left and top edges both
+    occur among the kept ones: in effect exact duplicates (4 boxes in 3 images). The bare rule gives 551,
+    `strict` cleaning 553.
     """
     order = np.argsort(-_areas(boxes), kind="stable")
     inside = np.zeros(len(boxes), bool)
     similar = np.zeros(len(boxes), bool)
     for place, index in enumerate(order):
         larger = boxes[order[:place]]
-        inside[index] = ((larger[:, :2] <= boxes[index, :2]) & (larger[:, 2:] >= boxes[index, 2:])).all(1).any()
+        inside[index] = (
+            ((larger[:, :2] <= boxes[index, :2]) & (larger[:, 2:] >= boxes[index, 2:])).all(1).any()
+        )
     for place, index in enumerate(order):
         larger = boxes[[i for i in order[:place] if not inside[i]]].reshape(-1, 4)
         corner = np.minimum(larger[:, 2:], boxes[index, 2:]) - np.maximum(larger[:, :2], boxes[index, :2])
         overlap = np.prod(np.maximum(corner, 0), axis=1)
-        similar[index] = (overlap > max_iou * (_areas(larger) + _areas(boxes[index : index + 1]) - overlap)).any()
+        similar[index] = (
+            overlap > max_iou * (_areas(larger) + _areas(boxes[index : index + 1]) - overlap)
+        ).any()
     keep = ~inside & ~similar
     if not keep.all():
         keep = np.isin(boxes[:, 0], boxes[keep, 0]) & np.isin(boxes[:, 1], boxes[keep, 1])
@@ -218,11 +255,12 @@ def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
         found = sorted(
             path
             for path in folder.rglob(f"*{ending}")
-            if all(word.lower() in path.name.lower() for word in words) and not path.name.startswith((".", "~"))
+            if all(word.lower() in path.name.lower() for word in words)
+            and not path.name.startswith((".", "~"))
         )
         if len(found) > 1:
-            raise UserError(f"{len(found)} tables look alike: {found[0].name} and {found[1].name}", where=folder,
-                            todo="keep one of them")  # fmt: skip
+            what = f"{len(found)} tables look alike: {found[0].name} and {found[1].name}"
+            raise UserError(what, where=folder, todo="keep one of them")
         if found:
             return found[0]
     raise UserError(f"no table *{'*'.join(words)}*{' or '.join(endings)}", where=folder,
@@ -250,7 +288,10 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
         raise UserError(f"not an XLSX table: {error}", where=path, todo="fetch it again") from error
     if "all" not in book.sheetnames:
         raise UserError("the sheet 'all' is missing", where=path, todo=f"found: {', '.join(book.sheetnames)}")
-    lines = [["" if cell is None else str(cell) for cell in line] for line in book["all"].iter_rows(values_only=True)]
+    lines = [
+        ["" if cell is None else str(cell) for cell in line]
+        for line in book["all"].iter_rows(values_only=True)
+    ]
     header = lines[0] if lines else []
     return [dict(zip(header, line)) for line in lines[1:] if any(line)]
 
@@ -262,5 +303,7 @@ def _checked(rows: list[dict[str, Any]], columns: Iterable[str], path: Path) -> 
     names = {name.strip(): name for name in rows[0]}
     for column in columns:
         if column not in names:
-            raise UserError(f"the column '{column}' is missing", where=path, todo=f"found: {', '.join(names)}")
+            raise UserError(
+                f"the column '{column}' is missing", where=path, todo=f"found: {', '.join(names)}"
+            )
     return [{column: row.get(names[column]) or "" for column in columns} for row in rows]

@@ -56,11 +56,13 @@ def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple
       `photometric`; `voi` which of "lut", "window" or "full" was applied.
 
     Raises:
-      UserError: damaged, without pixels, colour, a missing decoder (naming the package to install), a frame that
-        is not there.
+      UserError: damaged, without pixels, colour, a missing decoder (naming the package to install), a frame
+        that is not there.
     """
     try:
-        return _decode(_read(data, name), name, frame)
+        with warnings.catch_warnings():  # what matters is raised; the rest is about values that are not used
+            warnings.simplefilter("ignore")
+            return _decode(_read(data, name), name, frame)
     except UserError:
         raise
     except Exception as error:  # a damaged header makes pydicom raise almost anything; all mean the same here
@@ -109,8 +111,8 @@ def breast_side(image: np.ndarray) -> str | None:
     """Laterality from pixels [H, W]: a left breast touches the image's left edge, a right one its right edge.
 
     "L", "R", or None where both sides look alike (no breast, a frame-filling close-up). This is the hanging
-    that vendors store; headers are wrong often enough (BCS-DBT's reading code trusts the pixels too) that pixels
-    win where they are clear.
+    that vendors store; headers are wrong often enough (BCS-DBT's reading code trusts the pixels too) that
+    pixels win where they are clear.
     """
     breast = image > image.min() + 0.05 * np.ptp(image)
     strip = max(1, image.shape[1] // 20)
@@ -137,14 +139,9 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
 
 
 def _read(data: bytes, name: object) -> Dataset:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-            found = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
-            complete = "Rows" in dataset and "Columns" in dataset
-    except Exception as error:  # pydicom raises many kinds on damaged input, all of which mean the same here
-        raise UserError(f"damaged DICOM file: {error}", where=name, todo="fetch the file again") from error
+    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+    found = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
+    complete = "Rows" in dataset and "Columns" in dataset
     if not found and not complete:
         raise UserError(
             "not a DICOM image, or cut off before its pixels", where=name, todo="fetch the file again"
@@ -197,9 +194,7 @@ def _stored_values(dataset: Dataset, frame: int, name: object) -> np.ndarray:
     if not decoder.is_available:
         raise missing_decoder
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stored = pixel_array(dataset, index=frame)
+        stored = pixel_array(dataset, index=frame)
     except (RuntimeError, NotImplementedError) as error:
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
             raise missing_decoder from error
@@ -237,14 +232,12 @@ def _decoder_package(syntax: UID) -> str:
 
 
 def _presented(stored: np.ndarray, attributes: Dataset, name: object) -> tuple[np.ndarray, str]:
-    """Modality LUT or rescale, then VOI LUT, window or full range: [H, W] float64 in [0, 1], and which it was."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        values = apply_modality_lut(stored, attributes)
-        if attributes.get("VOILUTSequence"):
-            entries, first, bits = attributes.VOILUTSequence[0].LUTDescriptor
-            indices = np.rint(np.minimum(values, first + (entries or 65536) - 1)).astype(np.int64)
-            return np.clip(apply_voi(indices, attributes) / (2.0**bits - 1), 0, 1), "lut"
+    """Modality LUT or rescale, then VOI LUT, window or full range: [H, W] in [0, 1], and which it was."""
+    values = apply_modality_lut(stored, attributes)
+    if attributes.get("VOILUTSequence"):
+        entries, first, bits = attributes.VOILUTSequence[0].LUTDescriptor
+        indices = np.rint(np.minimum(values, first + (entries or 65536) - 1)).astype(np.int64)
+        return np.clip(apply_voi(indices, attributes) / (2.0**bits - 1), 0, 1), "lut"
     center, width = _first(attributes.get("WindowCenter")), _first(attributes.get("WindowWidth"))
     if center is not None and width is not None:
         function = str(attributes.get("VOILUTFunction") or "LINEAR").strip().upper()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def decode_image(
         16-bit PNG); None takes the container's. Not for DICOM, which says it itself.
 
     Returns:
-      image [H, W, 1] float32 in [0, 1], 1 is white; and a dict with `format` ("png", "jpeg", "tiff", "dicom"),
-      `bit_depth` (of the file), `pixel_spacing` ((row, column) mm in the breast plane where the file says it,
-      else None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
+      image [H, W, 1] float32 in [0, 1], 1 is white; and a dict with `format` ("png", "jpeg", "tiff",
+      "dicom"), `bit_depth` (of the file), `pixel_spacing` ((row, column) mm in the breast plane where the
+      file says it, else None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
 
     Raises:
       UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
@@ -62,14 +63,16 @@ def decode_image(
 def decode_pixels(
     source: str | os.PathLike | bytes, *, name: object = "", frame: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Like `decode_image`, but [H, W] uint8 or uint16 as stored, or float32 in [0, 1] for DICOM and float TIFF."""
+    """Like `decode_image`, but [H, W] uint8 or uint16 as stored; float32 in [0, 1] for DICOM, float TIFF."""
     where = _label(source, name)
     data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise UserError("empty image file", where=where, todo="fetch the file again")
     if dicom.looks_like_dicom(data) or Path(str(where)).suffix.lower() in (".dcm", ".dicom"):
         return dicom.decode(data, name=where, frame=frame)
-    pixels, kind = _decode_raster(data, where)
+    with warnings.catch_warnings():  # of damaged metadata, which is not used
+        warnings.simplefilter("ignore")
+        pixels, kind = _decode_raster(data, where)
     if pixels.dtype == np.float32 and not (
         np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1
     ):
@@ -79,6 +82,11 @@ def decode_pixels(
         )
     depth = 32 if pixels.dtype == np.float32 else 8 * pixels.dtype.itemsize
     return pixels, {"format": kind, "bit_depth": depth, "pixel_spacing": None, "laterality": None}
+
+
+def as_integers(pixels: np.ndarray) -> np.ndarray:
+    """uint8 and uint16 as they are; float32 in [0, 1] (DICOM) as uint16, where 65535 is white."""
+    return np.round(pixels * 65535).astype(np.uint16) if pixels.dtype == np.float32 else pixels
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -113,7 +121,7 @@ def _decode_raster(data: bytes, where: object) -> tuple[np.ndarray, str]:
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise UserError(f"damaged image: {error}", where=where, todo="fetch the file again") from error
     kind = (image.format or "").lower()
-    # Decoders fill in silently what is missing when a file ends between two rows of blocks: look for its end mark.
+    # Decoders silently fill in what is missing when a file ends between two rows of blocks: look for its end.
     if kind == "jpeg" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise truncated
     if kind == "png" and b"IEND\xaeB`\x82" not in data:

@@ -1,0 +1,77 @@
+"""Any COCO folder -> a TFDS data set (ArrayRecord), every annotation of an image in one record.
+
+  python data_prep/coco_to_tfds.py --input=mine/annotations.json --output=mine/tfds --name=mine
+
+Images lie in `images/` beside the JSON file, as PNG, JPG, TIFF or DICOM. Per image, `patient_id` and
+`split` are honoured and all other fields are kept. The result is read by tfds:mine/tfds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+
+import numpy as np
+from folders import new_folder
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tfds_writer import write_tfds
+
+from elk_jax.data.checks import check_no_patient_in_two_splits
+from elk_jax.data.coco import image_folder, read_coco
+from elk_jax.data.images import as_integers, decode_pixels
+from elk_jax.errors import UserError, run_main
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="coco_to_tfds.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, help="the COCO file")
+    parser.add_argument("--output", required=True, help="folder to build; it appears when it is complete")
+    parser.add_argument("--name", default="detection", help="of the data set (default: %(default)s)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the output folder when the new one is complete"
+    )
+    flags = parser.parse_args(argv)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", flags.name):
+        raise UserError(
+            f"--name={flags.name} is no name for a data set", todo="use lower case letters, digits and _"
+        )
+    infos, classes = read_coco(flags.input)
+    folder = image_folder(flags.input)
+    if not infos:
+        raise UserError("the file lists no image", where=flags.input)
+    check_no_patient_in_two_splits(infos, where=flags.input)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        new_folder(flags.output, flags.overwrite) as built,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        wide = [  # read all images before building anything: errors show early, and the bit depth is known
+            decode_pixels(folder / info.file_name)[0].dtype != np.uint8
+            for info in progress.track(infos, description="reading images")
+        ]
+        task = progress.add_task("writing TFDS", total=len(infos))
+        write_tfds(
+            built / "tfds",
+            flags.name,
+            infos,
+            classes,
+            lambda info: as_integers(decode_pixels(folder / info.file_name)[0]),
+            bits=16 if any(wide) else 8,
+            on_image=lambda: progress.advance(task),
+        )
+        for path in (built / "tfds").iterdir():
+            os.replace(path, built / path.name)
+        (built / "tfds").rmdir()
+    lesions = sum(len(info.boxes) for info in infos)
+    print(
+        f"built {flags.output}: {len(infos)} images, {lesions} boxes, {16 if any(wide) else 8} bits a pixel"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main, sys.argv[1:])
