@@ -1,0 +1,131 @@
+"""Norms and the convolution against plain NumPy, and what must not be trained."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.backbones.norms import (
+    ConvNorm,
+    FrozenBatchNorm,
+    GroupNorm,
+    frozen_patterns,
+    norm_from_name,
+    zero_residual_norm,
+)
+from elk_jax.errors import UserError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def convolve(x, kernel, stride):
+    """Plain loops with k // 2 zeros on every side: [H, W, C_in] and [k, k, C_in, C_out]."""
+    k = kernel.shape[0]
+    padded = np.pad(x, ((k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    rows = range(0, padded.shape[0] - k + 1, stride)
+    columns = range(0, padded.shape[1] - k + 1, stride)
+    return np.array([[np.tensordot(padded[y : y + k, x : x + k], kernel, 3) for x in columns] for y in rows])
+
+
+@pytest.mark.parametrize("size", [(8, 7), (9, 12)])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 2), (3, 1), (3, 2), (7, 2)])
+def test_convolution_pads_like_torch(rng, size, kernel_size, stride):
+    x = rng.normal(size=(1, *size, 2)).astype(np.float32)
+    layer = ConvNorm(3, kernel_size, stride)
+    params = layer.init(jax.random.key(0), x)["params"]
+    params["bias"] = jnp.array([1.0, -2.0, 0.5])
+    expected = convolve(x[0], np.asarray(params["kernel"]), stride) + np.array([1.0, -2.0, 0.5])
+    np.testing.assert_allclose(layer.apply({"params": params}, x)[0], expected, atol=1e-5)
+
+
+def test_frozen_batch_norm_is_the_formula(rng):
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    params = {name: rng.uniform(0.5, 2, 5).astype(np.float32) for name in ("scale", "bias", "mean", "var")}
+    found = FrozenBatchNorm(eps=1e-3).apply({"params": params}, x)
+    expected = (x - params["mean"]) / np.sqrt(params["var"] + 1e-3) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("train_affine", "trained"), [(False, set()), (True, {"scale", "bias"})])
+def test_gradients_of_a_batch_norm_reach_only_what_is_trained(rng, train_affine, trained):
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    layer = FrozenBatchNorm(train_affine=train_affine)
+    params = layer.init(jax.random.key(0), x)["params"]
+    gradients, of_input = jax.grad(lambda p, x: (layer.apply({"params": p}, x) ** 2).sum(), (0, 1))(params, x)
+    assert {name for name, g in gradients.items() if np.any(g != 0)} == trained
+    assert np.all(of_input != 0)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_is_the_formula(rng, groups):
+    x = rng.normal(3, 2, size=(2, 4, 5, 6)).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 6)).astype(np.float32)
+    found = GroupNorm(groups).apply({"params": {"scale": scale, "bias": bias}}, x)
+    split = x.reshape(2, 4, 5, groups, 6 // groups)
+    mean, var = split.mean((1, 2, 4), keepdims=True), split.var((1, 2, 4), keepdims=True)
+    expected = ((split - mean) / np.sqrt(var + 1e-5)).reshape(x.shape) * scale + bias
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_group_norm_of_bfloat16_has_float32_statistics(rng):
+    # A mean of bfloat16 numbers around 100, summed in bfloat16, would be off by whole units.
+    x = jnp.asarray(rng.normal(100, 1, size=(1, 32, 32, 8)), jnp.bfloat16)
+    found = GroupNorm(2, dtype=jnp.bfloat16)
+    params = found.init(jax.random.key(0), x)["params"]
+    y = found.apply({"params": params}, x)
+    assert y.dtype == jnp.bfloat16
+    assert params["scale"].dtype == jnp.float32
+    assert abs(float(y.astype(jnp.float32).mean())) < 1e-2
+
+
+def test_a_constant_image_is_finite_with_finite_gradients():
+    x = jnp.full((1, 4, 4, 4), 7.0)
+    layer = GroupNorm(2)
+    params = layer.init(jax.random.key(0), x)["params"]
+    value, gradient = jax.value_and_grad(lambda x: layer.apply({"params": params}, x).sum())(x)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(UserError, match="6 channels cannot be split into 4 groups"):
+        GroupNorm(4).init(jax.random.key(0), jnp.zeros((1, 2, 2, 6)))
+
+
+def test_unknown_norm_is_refused():
+    with pytest.raises(UserError, match="frozen_bn"):
+        norm_from_name("batch_norm")
+
+
+def test_only_a_trained_norm_ends_a_residual_branch_at_zero():
+    x = jnp.ones((1, 2, 2, 4))
+
+    def first_scale(name):
+        layer = zero_residual_norm(norm_from_name(name, groups=2))()
+        return layer.init(jax.random.key(0), x)["params"]["scale"]
+
+    assert np.all(first_scale("gn") == 0)
+    assert np.all(first_scale("frozen_bn") == 1)
+    assert zero_residual_norm(None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "never_trained"),
+    [
+        ("frozen_bn", {"scale", "bias", "mean", "var"}),
+        ("affine_bn", {"mean", "var"}),
+        ("gn", set()),
+        ("none", set()),
+    ],
+)
+def test_frozen_patterns(name, never_trained):
+    patterns = frozen_patterns(name, ("backbone/",))
+    paths = [f"backbone/res2_0/conv1/norm/{leaf}" for leaf in ("scale", "bias", "mean", "var")]
+    paths += ["backbone/res2_0/conv1/kernel", "backbone/stem/conv/bias", "fpn/lateral2/norm/mean"]
+    matched = {path for path in paths if any(re.search(pattern, path) for pattern in patterns)}
+    assert matched == {f"backbone/res2_0/conv1/norm/{leaf}" for leaf in never_trained}

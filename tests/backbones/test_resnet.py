@@ -1,0 +1,91 @@
+"""ResNets: parameter counts of the published networks, strides, blocks by identities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.backbones.norms import norm_from_name, zero_residual_norm
+from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from elk_jax.errors import UserError
+
+CHECKPOINT = jax.make_jaxpr(jax.checkpoint(lambda x: x * 2))(1.0).eqns[0].primitive.name
+GROUPS = norm_from_name("gn", groups=2)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(0).normal(size=(1, 32, 48, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("depth", "published"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160)]
+)
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_parameter_counts_are_those_of_torchvision(depth, published, stride_in_1x1):
+    network = ResNet(depth, norm=norm_from_name("affine_bn"), stride_in_1x1=stride_in_1x1)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    count = sum(leaf.size for path, leaf in leaves if path[-1].key not in ("mean", "var"))
+    final_layer = (512 if depth < 50 else 2048) * 1000 + 1000
+    assert count == published - final_layer
+    assert all(leaf.dtype == jnp.float32 for _, leaf in leaves)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 33)])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_stages_have_strides_4_to_32_rounded_up(depth, size):
+    network = ResNet(depth, width=4, norm=GROUPS)
+    image = jnp.zeros((2, *size, 1))
+    stages = jax.eval_shape(lambda key: network.init_with_output(key, image)[0], jax.random.key(0))
+    expansion = 1 if depth == 18 else 4
+    for level, stage in enumerate(stages, start=2):
+        assert stage.shape[:3] == (2, -(-size[0] // 2**level), -(-size[1] // 2**level))
+        assert stage.shape[3] == expansion * 2**level
+
+
+def test_unknown_depth_is_refused():
+    with pytest.raises(UserError, match="20 layers"):
+        ResNet(20).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def block(kind, **options):
+    settings = {"width": 4, "stride": 1, "norm": GROUPS, "last_norm": GROUPS, "stride_in_1x1": False}
+    return kind(**{**settings, "dtype": jnp.float32, **options})
+
+
+def test_a_stride_in_the_1x1_is_a_smaller_input(image):
+    """A strided 1x1 convolution reads every second pixel: the block does the same on that smaller image."""
+    in_1x1 = block(Bottleneck, stride=2, stride_in_1x1=True)
+    variables = jax.jit(in_1x1.init)(jax.random.key(0), image)
+    found = jax.jit(in_1x1.apply)(variables, image)
+    expected = jax.jit(block(Bottleneck).apply)(variables, image[:, ::2, ::2])
+    in_3x3 = jax.jit(block(Bottleneck, stride=2).apply)(variables, image)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.shape == in_3x3.shape == (1, 16, 24, 16)
+    assert not np.allclose(found, in_3x3, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
+def test_a_residual_branch_that_ends_at_zero_leaves_the_shortcut(kind):
+    x = np.random.default_rng(0).normal(size=(1, 6, 6, 4 * kind.expansion)).astype(np.float32)
+    silent = block(kind, last_norm=zero_residual_norm(GROUPS))
+    variables = jax.jit(silent.init)(jax.random.key(0), x)
+    np.testing.assert_array_equal(jax.jit(silent.apply)(variables, x), np.maximum(x, 0))
+    speaking = jax.tree.map(lambda leaf: leaf + (leaf == 0), variables)
+    assert not np.allclose(jax.jit(silent.apply)(speaking, x), np.maximum(x, 0))
+
+
+def test_remat_is_of_the_named_stages_and_keeps_the_names():
+    image = jnp.zeros((1, 32, 32, 3))
+
+    def trace(stages):
+        network = ResNet(18, width=2, norm=GROUPS, remat=stages)
+        variables = jax.eval_shape(network.init, jax.random.key(0), image)
+        jaxpr = jax.make_jaxpr(lambda v: network.apply(v, image))(variables)
+        return jax.tree.structure(variables), [e.primitive.name for e in jaxpr.eqns].count(CHECKPOINT)
+
+    plain, none = trace(())
+    saving, two_blocks_each = trace((3, 5))
+    assert plain == saving
+    assert (none, two_blocks_each) == (0, 4)
