@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -207,6 +207,32 @@ def image_outcomes(
             }
         )
     return outcomes
+
+
+def best_and_worst(
+    outcomes: Sequence[Mapping[str, Any]], number: int
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Of image_outcomes: the `number` images that went worst, worst first, and those that went best.
+
+    Worst: most lesions missed and false positives, together. Best: fewest of them, then most lesions found; only images
+    with lesions. No image is in both lists.
+    """
+
+    def errors(outcome: Mapping[str, Any]) -> int:
+        return outcome["missed"] + outcome["false_positives"]
+
+    ranked = sorted(outcomes, key=lambda o: (-errors(o), -o["missed"], o["image_id"]))
+    worst = [outcome for outcome in ranked if errors(outcome)][:number]
+    rest = [outcome for outcome in outcomes if outcome["found"] and outcome not in worst]
+    best = sorted(rest, key=lambda o: (errors(o), -o["found"], o["image_id"]))[:number]
+    return worst, best
+
+
+def describe_outcome(outcome: Mapping[str, Any]) -> str:
+    """'2 of 3 lesions found, 1 false positive'."""
+    wrong = outcome["false_positives"]
+    found = f"{outcome['found']} of {outcome['lesions']} lesion{'s' * (outcome['lesions'] != 1)} found"
+    return f"{found if outcome['lesions'] else 'lesion-free'}, {wrong or 'no'} false positive{'s' * (wrong != 1)}"
 
 
 def _lesion_free_counts(

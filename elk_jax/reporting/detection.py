@@ -1,0 +1,417 @@
+"""The report of a detection experiment, from plain data: evaluation.json, metrics.jsonl, the run folder.
+
+"evaluations" maps a model's name to the content of its evaluation.json; "comparisons" maps a model's name to
+its paired comparison with the first model. Models keep their colour through the page: their order there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elk_jax.reporting import html
+from elk_jax.reporting.figures import Series, interval_bar, line_chart
+from elk_jax.reporting.pictures import Picture, boxes_key, gallery
+from elk_jax.reporting.report import Report, Section
+
+Evaluations = Mapping[str, Mapping[str, Any]]
+Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+
+MAIN = "mean_sensitivity"
+METRIC_NAMES = {
+    "mean_sensitivity": "Mean sensitivity",
+    "aufroc": "AUFROC up to",
+    "ap": "AP, IoU 0.50 to 0.95",
+    "ap50": "AP at IoU 0.5",
+    "ap30": "AP at IoU 0.3",
+    "ap10": "AP at IoU 0.1",
+}
+FIRST_CURVES = ("train/loss", "eval/mean_sensitivity", "eval/aufroc_3", "eval/ap50")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A model's gallery. `threshold`: the score from which predictions are shown."""
+
+    model: str
+    worst: Sequence[Picture] = ()
+    best: Sequence[Picture] = ()
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class DetectionRun:
+    """Everything a detection report can show; what is empty is left out."""
+
+    name: str
+    title: str = ""
+    evaluations: Evaluations = field(default_factory=dict)
+    comparisons: Comparisons = field(default_factory=dict)
+    evaluated_on: str = ""  # "test split of ..."
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(
+        default_factory=dict
+    )  # lines of metrics.jsonl
+    chosen_steps: Mapping[str, int] = field(
+        default_factory=dict
+    )  # by model: the step whose weights were kept
+    pictures: Sequence[Pictures] = ()
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # counts by split
+    skipped: Sequence[tuple[str, str]] = ()  # image, reason
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
+    more: Sequence[Section] = ()  # sections of other tasks, placed before the configuration
+
+
+def detection_report(run: DetectionRun) -> Report:
+    """Put the page together."""
+    sections = []
+    if run.evaluations:
+        sections.append(results_section(run.evaluations, run.comparisons))
+        sections.append(froc_section(run.evaluations))
+        sections.append(operating_points_section(run.evaluations))
+    sections += [gallery_section(pictures) for pictures in run.pictures]
+    if any(run.histories.values()):
+        colours = {name: index for index, name in enumerate({**run.evaluations, **run.histories})}
+        sections.append(training_section(run.histories, run.chosen_steps, colours))
+    if run.data or run.skipped:
+        sections.append(data_section(run.data, run.skipped))
+    sections += run.more
+    if run.config:
+        sections.append(config_section(run.config))
+    if run.versions or run.seconds:
+        sections.append(environment_section(run.versions, run.seconds))
+    return Report(
+        title=run.title or run.name,
+        kicker=f"Lesion detection · {run.name}" if run.title else "Lesion detection",
+        summary=verdict(run.evaluations, run.comparisons),
+        facts=_facts(run),
+        sections=sections,
+        footer=f"elk_jax {run.versions.get('elk_jax', '')}".strip(),
+    )
+
+
+def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
+    """The result in plain words."""
+    found = []
+    for name, evaluation in evaluations.items():
+        bounds = html.interval(evaluation[MAIN])
+        found.append(f"{name} {html.number(evaluation[MAIN]['value'])}{f' ({bounds})' if bounds else ''}")
+    if not found:
+        return ""
+    said = f"Mean sensitivity: {', '.join(found)}."
+    if comparisons:
+        judged = [
+            f"{name}: {_judgement(comparison.get(MAIN, {}))[0]}" for name, comparison in comparisons.items()
+        ]
+        said += f" Against {next(iter(evaluations))}, {'; '.join(judged)}."
+    return said
+
+
+def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Section:
+    """Cards with the main number of every model, and the table of all metrics with differences."""
+    first = next(iter(evaluations))
+    cards, differences = [], []
+    for index, (name, evaluation) in enumerate(evaluations.items()):
+        entry = evaluation[MAIN]
+        bounds = html.interval(entry) or "no interval"
+        cards.append(
+            f'<div class="card {html.colour(index)}"><div class="name">{html.text(name)}</div>'
+            f'<div class="big">{html.number(entry["value"])}</div>{interval_bar(entry, index)}'
+            f'<div class="what">mean sensitivity, {bounds}</div></div>'
+        )
+    for name, comparison in comparisons.items():
+        differences.append(
+            _difference_card(first, name, comparison.get(MAIN, {}), list(evaluations).index(name))
+        )
+    head = ["Metric", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(evaluations))]
+    head += [f"{html.text(name)} − {html.text(first)}" for name in comparisons]
+    rows = []
+    for key in metric_keys(evaluations[first]):
+        cells = [html.text(metric_label(key))]
+        cells += [html.estimate_cell(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
+        cells += [_difference_cell(comparison.get(key, {})) for comparison in comparisons.values()]
+        rows.append(html.row(cells, style="main" if key == MAIN else ""))
+    evaluation = evaluations[first]
+    resamples = evaluation.get("bootstrap", {}).get("resamples")
+    how = (
+        f"A lesion is found where {evaluation.get('criterion', '')} with a prediction. "
+        if "criterion" in evaluation
+        else ""
+    )
+    how += f"Intervals: 95 %, from {resamples} resamples of patients. " if resamples else ""
+    how += "Differences are paired: the same resamples for both." if comparisons else ""
+    notes = {note: None for e in evaluations.values() for note in e.get("notes", ())}
+    remarks = "".join(html.paragraph(f"Note: {note}.", "soft small") for note in notes)
+    return Section(
+        "Results", f'<div class="cards">{"".join(cards)}</div>{html.table(head, rows)}{remarks}', how.strip()
+    )
+
+
+def froc_section(evaluations: Evaluations) -> Section:
+    """The FROC curves with their bands, and dots at the rates that make up the mean sensitivity."""
+    series = []
+    rates: list[float] = []
+    for index, (name, evaluation) in enumerate(evaluations.items()):
+        curve = evaluation.get("curve", {})
+        at = evaluation["sensitivity_at"]
+        rates = [float(rate) for rate in at]
+        known = [(float(rate), entry["value"]) for rate, entry in at.items() if entry["value"] is not None]
+        band = (curve["band_at"], curve["low"], curve["high"]) if curve.get("band_at") else None
+        series.append(
+            Series(
+                name,
+                curve.get("false_positives_per_image", ()),
+                curve.get("sensitivity", ()),
+                index,
+                band=band,
+                dots=([x for x, _ in known], [y for _, y in known]),
+            )
+        )
+    end = max([4.0, *rates])
+    chart = line_chart(
+        series,
+        x_label="false positives per image",
+        y_label="sensitivity",
+        x_range=(0.0, end),
+        y_range=(0.0, 1.0),
+        rules=rates,
+    )
+    where = (
+        "images with lesions" if _first(evaluations).get("froc_images") == "with_lesions" else "all images"
+    )
+    note = f"Share of lesions found against false positives per image, over {where}; band: 95 % interval."
+    return Section("FROC", f'<div class="wide">{chart}{html.legend(evaluations)}</div>', note)
+
+
+def operating_points_section(evaluations: Evaluations) -> Section:
+    """For every model and rate: the score threshold and what it gives."""
+    head = [
+        "False positives per image, at most",
+        "Score threshold",
+        "Sensitivity",
+        "False positives per image",
+    ]
+    head.append("False positives per lesion-free image")
+    rows = []
+    for index, (name, evaluation) in enumerate(evaluations.items()):
+        rows.append(html.group_row(name, len(head), index))
+        for point in evaluation.get("operating_points", ()):
+            rows.append(
+                html.row(
+                    [
+                        f"{point['rate']:g}",
+                        html.number(point["threshold"]),
+                        html.estimate_cell(point["sensitivity"]),
+                        html.estimate_cell(point["false_positives_per_image"], 2),
+                        html.estimate_cell(point["false_positives_per_lesion_free_image"], 2),
+                    ]
+                )
+            )
+    note = (
+        "Thresholds chosen on these images; predictions that score at least as much are shown to the reader."
+    )
+    return Section("Operating points", html.table(head, rows), note)
+
+
+def gallery_section(pictures: Pictures) -> Section:
+    """Worst and best images of one model."""
+    ignored = any(p.gt_ignore is not None and p.gt_ignore.any() for p in (*pictures.worst, *pictures.best))
+    parts = [boxes_key(ignored)]
+    for heading, chosen in (("Worst", pictures.worst), ("Best", pictures.best)):
+        if chosen:
+            parts.append(f"<h3>{heading}</h3>{gallery(chosen)}")
+    shown = (
+        f"Predictions that score at least {pictures.threshold:.3f}." if pictures.threshold is not None else ""
+    )
+    return Section(f"Images: {pictures.model}", "".join(parts), shown)
+
+
+def training_section(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    chosen_steps: Mapping[str, int],
+    colours: Mapping[str, int],
+) -> Section:
+    """One small chart for every key of metrics.jsonl, all trained models in each."""
+    keys = {key: None for lines in histories.values() for line in lines for key in line if key != "step"}
+    charts: dict[str, str] = {}
+    for key in keys:
+        series = []
+        for name, lines in histories.items():
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            if points:
+                x, y = zip(*points)
+                mark = chosen_steps.get(name) if key.startswith("eval/") else None
+                smoothing = 0.05 if key.startswith("train/") else 0.0
+                series.append(Series(name, x, y, colours.get(name, 0), smoothing=smoothing, mark=mark))
+        if series:
+            charts[key] = line_chart(series, title=_curve_title(key), size=(330, 210))
+    first = [key for key in FIRST_CURVES if key in charts] or list(charts)[:4]
+    names = sorted(histories, key=lambda name: colours.get(name, 0))
+    swatches = "".join(f"<span>{html.swatch(colours.get(n, 0))}{html.text(n)}</span>" for n in names)
+    parts = [f'<div class="legend">{swatches}</div>', _multiples(charts[key] for key in first)]
+    groups = {"Losses and rates": "train/", "Validation": "eval/", "Time": "time/"}
+    for title, prefix in groups.items():
+        rest = [charts[key] for key in sorted(charts) if key.startswith(prefix) and key not in first]
+        if rest:
+            parts.append(html.folded(f"{title} ({len(rest)} more)", _multiples(rest)))
+    other = [charts[k] for k in sorted(charts) if k not in first and not k.startswith(tuple(groups.values()))]
+    if other:
+        parts.append(html.folded(f"Others ({len(other)})", _multiples(other)))
+    chosen = "; ".join(f"{name} {step}" for name, step in chosen_steps.items())
+    note = (
+        f"Over training steps. Weights kept (dashed line): step {chosen}."
+        if chosen
+        else "Over training steps."
+    )
+    return Section("Training", "".join(parts), note)
+
+
+def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[str, str]]) -> Section:
+    """Counts of every split, and the images that could not be used with the reason."""
+    parts = []
+    columns = list({key: None for counts in data.values() for key in counts})
+    if columns:
+        head = ["Split", *(html.text(column.replace("_", " ")) for column in columns)]
+        rows = [
+            html.row([html.text(name), *(html.text(counts.get(c, html.ABSENT)) for c in columns)])
+            for name, counts in data.items()
+        ]
+        parts.append(html.table(head, rows))
+    if skipped:
+        listed = [
+            html.row([html.text(image), html.text(reason)], numeric_from=2) for image, reason in skipped
+        ]
+        parts.append(f"<h3>Skipped images ({len(skipped)})</h3>{html.table(['Image', 'Reason'], listed, 2)}")
+    return Section("Data", "".join(parts), "" if skipped else "No image was skipped.")
+
+
+def config_section(config: Mapping[str, Any]) -> Section:
+    """The configuration by dotted key, folded."""
+    plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    parts = [html.folded("General", _code_values(plain))] if plain else []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            parts.append(html.folded(str(key), _code_values(html.flatten(value, str(key)))))
+    return Section("Configuration", "".join(parts), "Each key can be set as --config.KEY=VALUE.")
+
+
+def environment_section(versions: Mapping[str, Any], seconds: Mapping[str, float]) -> Section:
+    """Software, hardware and time."""
+    parts = []
+    if seconds:
+        rows = [html.row([html.text(name), html.duration(value)]) for name, value in seconds.items()]
+        if len(seconds) > 1:
+            rows.append(html.row(["<b>all</b>", f"<b>{html.duration(sum(seconds.values()))}</b>"]))
+        parts.append(html.table(["Stage", "Time"], rows))
+    if versions:
+        parts.append(html.folded("Versions and hardware", html.key_values(versions), is_open=True))
+    return Section("Environment", "".join(parts))
+
+
+def metric_label(key: str) -> str:
+    """A metric's name in words."""
+    if key.startswith("aufroc_"):
+        return f"{METRIC_NAMES['aufroc']} {key.removeprefix('aufroc_')}"
+    if key.startswith("sensitivity_at_"):
+        return f"Sensitivity at {key.removeprefix('sensitivity_at_')} false positives per image"
+    if key.startswith("false_positives_per_lesion_free_image_"):
+        rate = key.removeprefix("false_positives_per_lesion_free_image_")
+        return f"False positives per lesion-free image, at {rate}"
+    return METRIC_NAMES.get(key, key.replace("_", " "))
+
+
+def metric_keys(evaluation: Mapping[str, Any]) -> list[str]:
+    """The metrics of a table in the order to be shown, named as in a comparison."""
+    keys = [MAIN, *(f"sensitivity_at_{rate}" for rate in evaluation.get("sensitivity_at", ()))]
+    keys += [key for key in evaluation if key.startswith("aufroc_")]
+    return keys + [key for key in ("ap", "ap50", "ap30", "ap10") if key in evaluation]
+
+
+def estimate_of(evaluation: Mapping[str, Any], key: str) -> Mapping[str, float | None]:
+    """The estimate of a metric by its key; `sensitivity_at_0.5` lies in `sensitivity_at`."""
+    if key in evaluation:
+        return evaluation[key]
+    group, _, rate = key.rpartition("_")
+    return evaluation[group][rate]
+
+
+def _difference_cell(entry: Mapping[str, float | None]) -> str:
+    if entry.get("difference") is None:
+        return html.ABSENT
+    _, style = _judgement(entry)
+    bounds = html.interval(entry, write=html.signed)
+    beneath = (
+        f'<br><span class="range">{bounds}, {html.p_value(entry.get("p_value"))}</span>' if bounds else ""
+    )
+    return f'<b class="{style}">{html.signed(entry["difference"])}</b>{beneath}'
+
+
+def _difference_card(first: str, name: str, entry: Mapping[str, float | None], index: int) -> str:
+    said, style = _judgement(entry)
+    shown = {"value": entry.get("difference"), "low": entry.get("low"), "high": entry.get("high")}
+    reach = max([0.1, *(abs(v) * 1.15 for v in shown.values() if v is not None)])
+    bounds = html.interval(shown, write=html.signed) or "no interval"
+    p = html.p_value(entry.get("p_value"))
+    title = f"{html.text(name)} − {html.text(first)}"
+    return (
+        f'<div class="card {html.colour(index)}"><div class="name">{title}</div>'
+        f'<div class="big">{html.signed(shown["value"])}</div>{interval_bar(shown, index, (-reach, reach))}'
+        f'<div class="what">{bounds}{f", {p}" if p else ""}</div>'
+        f'<div class="verdict small {style}">{html.text(said[0].upper() + said[1:])}</div></div>'
+    )
+
+
+def _judgement(entry: Mapping[str, float | None]) -> tuple[str, str]:
+    """What a difference in sensitivity means, and the style that says so."""
+    low, high, difference = entry.get("low"), entry.get("high"), entry.get("difference")
+    if difference is None:
+        return "the difference is not defined", ""
+    if low is None or high is None:
+        return f"{html.signed(difference)}, without an interval", ""
+    if low > 0:
+        return f"better by {html.number(difference)}", "good"
+    if high < 0:
+        return f"worse by {html.number(-difference)}", "bad"
+    return "no clear difference", ""
+
+
+def _facts(run: DetectionRun) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if run.evaluated_on:
+        facts["Evaluated on"] = run.evaluated_on
+    if run.evaluations:
+        counts = _first(run.evaluations).get("counts", {})
+        for key in ("patients", "images", "lesions"):
+            if key in counts:
+                facts[key.capitalize()] = str(counts[key])
+    if run.seconds:
+        facts["Time"] = html.duration(sum(run.seconds.values()))
+    if "devices" in run.versions:
+        facts["Hardware"] = str(run.versions["devices"])
+    if run.skipped:
+        facts["Skipped images"] = str(len(run.skipped))
+    return facts
+
+
+def _first(evaluations: Evaluations) -> Mapping[str, Any]:
+    return next(iter(evaluations.values()))
+
+
+def _curve_title(key: str) -> str:
+    prefix, _, name = key.rpartition("/")
+    words = metric_label(name) if prefix == "eval" else name.replace("_", " ")
+    return f"{ {'eval': 'Validation: ', 'time': 'Time: '}.get(prefix, '') }{words}"
+
+
+def _multiples(charts) -> str:
+    return f'<div class="multiples">{"".join(charts)}</div>'
+
+
+def _code_values(pairs: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row"><code>{html.text(k)}</code></th><td><code>{html.text(v)}</code></td></tr>'
+        for k, v in pairs.items()
+    )
+    return f'<table class="keys"><tbody>{rows}</tbody></table>'

@@ -1,0 +1,96 @@
+"""Images with their boxes for a report: a small JPEG in the page, the boxes drawn over it as SVG.
+
+Shapes: N lesions, K predictions of one image; boxes xyxy in the image's own pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from elk_jax.reporting.html import text
+
+LONG_SIDE = 480  # pixels of an embedded image
+QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a gallery."""
+
+    image: np.ndarray  # [H, W], [H, W, 1] or [H, W, 3]; float in [0, 1] or uint8
+    title: str
+    caption: str = ""
+    gt_boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # [N, 4]
+    gt_ignore: np.ndarray | None = None  # [N] bool
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # [K, 4]
+    scores: np.ndarray | None = None  # [K]
+
+
+def figure(picture: Picture) -> str:
+    """The picture as a <figure> with caption."""
+    height, width = picture.image.shape[:2]
+    ignore = np.zeros(len(picture.gt_boxes), bool) if picture.gt_ignore is None else picture.gt_ignore
+    shapes = [
+        _rectangle(box, "ignored" if skip else "gt")
+        for box, skip in zip(picture.gt_boxes, ignore, strict=True)
+    ]
+    shapes += [_rectangle(box, "pred") for box in picture.boxes]
+    letter = 0.036 * max(height, width)
+    for box, score in zip(picture.boxes, picture.scores if picture.scores is not None else ()):
+        inside = float(box[1]) < 1.2 * letter  # no room above the box
+        y = float(box[1]) + 1.1 * letter if inside else float(box[1]) - 0.3 * letter
+        x = min(max(float(box[0]), 0.0), width - 2.2 * letter)
+        shapes.append(f'<text x="{x:.1f}" y="{y:.1f}" style="font-size:{letter:.1f}px">{score:.2f}</text>')
+    caption = f"<br>{text(picture.caption)}" if picture.caption else ""
+    frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
+    return (
+        f'<figure><div class="picture"><img alt="{text(picture.title)}" src="{data_uri(picture.image)}">'
+        f"{frame}{''.join(shapes)}</svg>"
+        f"</div><figcaption><b>{text(picture.title)}</b>{caption}</figcaption></figure>"
+    )
+
+
+def gallery(pictures: Sequence[Picture]) -> str:
+    """Pictures in a grid."""
+    return f'<div class="gallery">{"".join(figure(picture) for picture in pictures)}</div>'
+
+
+def boxes_key(with_ignored: bool = False) -> str:
+    """What the colours of the boxes mean."""
+    items = [
+        '<span><i class="key"></i>lesion</span>',
+        '<span><i class="key pred"></i>prediction, score</span>',
+    ]
+    if with_ignored:
+        items.append('<span><i class="key ignored"></i>not counted</span>')
+    return f'<div class="legend">{"".join(items)}</div>'
+
+
+def data_uri(image: np.ndarray, long_side: int = LONG_SIDE) -> str:
+    """An image as a JPEG data URI, made smaller where its long side exceeds `long_side`."""
+    pixels = image if image.dtype == np.uint8 else _to_bytes(image)
+    scale = long_side / max(pixels.shape[:2])
+    if scale < 1:
+        size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        pixels = pixels[..., ::-1]
+    encoded = cv2.imencode(".jpg", np.ascontiguousarray(pixels), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+
+
+def _to_bytes(image: np.ndarray) -> np.ndarray:
+    return (np.clip(np.nan_to_num(image), 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+
+
+def _rectangle(box: np.ndarray, style: str) -> str:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return (
+        f'<rect class="{style}" x="{x0:.1f}" y="{y0:.1f}" width="{max(x1 - x0, 0):.1f}" '
+        f'height="{max(y1 - y0, 0):.1f}"/>'
+    )

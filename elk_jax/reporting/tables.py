@@ -1,0 +1,51 @@
+"""The table of results that a run ends with in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from elk_jax.reporting import html
+from elk_jax.reporting.detection import MAIN, Comparisons, Evaluations, estimate_of, metric_keys, metric_label
+
+SHORT = {"Sensitivity at": "Sens. at", "false positives per image": "FP/image"}
+
+
+def results_table(evaluations: Evaluations, comparisons: Comparisons | None = None, title: str = "") -> Table:
+    """Metrics as rows, models as columns with intervals, then the paired differences from the first model.
+
+    Print it with `rich.console.Console().print(table)`.
+    """
+    comparisons = comparisons or {}
+    first = next(iter(evaluations), "")
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("metric", no_wrap=True)
+    for name in (*evaluations, *(f"{name} - {first}" for name in comparisons)):
+        table.add_column(Text(name), justify="right")
+    for key in metric_keys(evaluations[first]) if evaluations else ():
+        label = metric_label(key)
+        for long, short in SHORT.items():
+            label = label.replace(long, short)
+        cells = [_estimate(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
+        cells += [_difference(comparison.get(key, {})) for comparison in comparisons.values()]
+        table.add_row(label, *cells, style="bold" if key == MAIN else "")
+    return table
+
+
+def _estimate(entry: Mapping[str, Any]) -> Text:
+    text = Text(html.number(entry.get("value")))
+    bounds = html.interval(entry, 2)
+    return text.append(f"  {bounds}", "dim") if bounds else text
+
+
+def _difference(entry: Mapping[str, Any]) -> Text:
+    if entry.get("difference") is None:
+        return Text(html.ABSENT)
+    bounds = html.interval(entry, 2, html.signed)
+    clear = bounds and (entry["low"] > 0 or entry["high"] < 0)
+    style = ("green" if entry["difference"] > 0 else "red") if clear else ""
+    text = Text(html.signed(entry["difference"]), style)
+    return text.append(f"  {bounds}  {html.p_value(entry.get('p_value'))}", "dim") if bounds else text
