@@ -190,4 +190,7 @@ def _padded(extent: tuple[float, float]) -> tuple[float, float]:
 def _tick(value: float) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
+    if 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.1e}".partition("e")
+        return f"{float(digits):g}e{int(power)}".replace("-", "−")
     return f"{value:.6g}".replace("-", "−")

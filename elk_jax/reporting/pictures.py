@@ -14,7 +14,7 @@ import numpy as np
 
 from elk_jax.reporting.html import text
 
-LONG_SIDE = 480  # pixels of an embedded image
+LONG_SIDE = 560  # pixels of an embedded image
 QUALITY = 82
 
 
@@ -32,7 +32,7 @@ class Picture:
 
 
 def figure(picture: Picture) -> str:
-    """The picture as a <figure> with caption."""
+    """The picture as a <figure> with caption; a click makes it larger."""
     height, width = picture.image.shape[:2]
     ignore = np.zeros(len(picture.gt_boxes), bool) if picture.gt_ignore is None else picture.gt_ignore
     shapes = [
@@ -49,9 +49,10 @@ def figure(picture: Picture) -> str:
     caption = f"<br>{text(picture.caption)}" if picture.caption else ""
     frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">'
     return (
-        f'<figure><div class="picture"><img alt="{text(picture.title)}" src="{data_uri(picture.image)}">'
+        f'<figure><label class="picture"><input type="checkbox" aria-label="enlarge">'
+        f'<img alt="{text(picture.title)}" src="{data_uri(picture.image)}">'
         f"{frame}{''.join(shapes)}</svg>"
-        f"</div><figcaption><b>{text(picture.title)}</b>{caption}</figcaption></figure>"
+        f"</label><figcaption><b>{text(picture.title)}</b>{caption}</figcaption></figure>"
     )
 
 

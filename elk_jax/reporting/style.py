@@ -86,7 +86,6 @@ svg .dot { fill: var(--card); stroke: var(--c); stroke-width: 2.2; } svg .mark {
 svg .bar { stroke: var(--c); stroke-width: 5; stroke-linecap: round; opacity: .32; }
   svg .point { fill: var(--c); }
 svg .track { stroke: var(--line); stroke-width: 2; stroke-linecap: round; }
-.s1 .line { stroke-dasharray: none; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: .9rem; margin: 8px 0 2px; }
 .multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px 24px;
   margin: 14px 0; }
@@ -104,6 +103,9 @@ figure { margin: 0; break-inside: avoid; }
 .picture text { fill: #ffd27a; font-weight: 600; paint-order: stroke; stroke: rgba(0,0,0,.75);
   stroke-width: .28em;
   stroke-linejoin: round; }
+figure:has(:checked) { grid-column: span 2; grid-row: span 2; }
+label.picture { display: block; cursor: zoom-in; } figure:has(:checked) .picture { cursor: zoom-out; }
+.picture input { position: absolute; opacity: 0; } .picture:focus-within { outline: 2px solid var(--accent); }
 figcaption { font-size: .85rem; line-height: 1.4; margin-top: 6px; }
   figcaption b { overflow-wrap: anywhere; }
 .key { display: inline-block; width: 1.5em; border-top: 2.5px solid #1fa869; vertical-align: middle;

@@ -11,11 +11,10 @@ from rich.text import Text
 from elk_jax.reporting import html
 from elk_jax.reporting.detection import MAIN, Comparisons, Evaluations, estimate_of, metric_keys, metric_label
 
-SHORT = {"Sensitivity at": "Sens. at", "false positives per image": "FP/image"}
-
 
 def results_table(evaluations: Evaluations, comparisons: Comparisons | None = None, title: str = "") -> Table:
-    """Metrics as rows, models as columns with intervals, then the paired differences from the first model.
+    """Metrics as rows, models as columns with intervals, then the paired differences from the first model:
+    green or red where the interval excludes 0.
 
     Print it with `rich.console.Console().print(table)`.
     """
@@ -26,12 +25,9 @@ def results_table(evaluations: Evaluations, comparisons: Comparisons | None = No
     for name in (*evaluations, *(f"{name} - {first}" for name in comparisons)):
         table.add_column(Text(name), justify="right")
     for key in metric_keys(evaluations[first]) if evaluations else ():
-        label = metric_label(key)
-        for long, short in SHORT.items():
-            label = label.replace(long, short)
         cells = [_estimate(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
         cells += [_difference(comparison.get(key, {})) for comparison in comparisons.values()]
-        table.add_row(label, *cells, style="bold" if key == MAIN else "")
+        table.add_row(metric_label(key), *cells, style="bold" if key == MAIN else "")
     return table
 
 
@@ -48,4 +44,4 @@ def _difference(entry: Mapping[str, Any]) -> Text:
     clear = bounds and (entry["low"] > 0 or entry["high"] < 0)
     style = ("green" if entry["difference"] > 0 else "red") if clear else ""
     text = Text(html.signed(entry["difference"]), style)
-    return text.append(f"  {bounds}  {html.p_value(entry.get('p_value'))}", "dim") if bounds else text
+    return text.append(f"  {bounds}", "dim") if bounds else text

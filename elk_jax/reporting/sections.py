@@ -1,0 +1,130 @@
+"""Sections that every experiment's report can have: training curves, data, configuration, environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from elk_jax.reporting import html
+from elk_jax.reporting.figures import Series, line_chart
+from elk_jax.reporting.report import Section
+
+METRIC_NAMES = {
+    "mean_sensitivity": "Mean sensitivity",
+    "aufroc": "AUFROC up to",
+    "ap": "AP, IoU 0.50 to 0.95",
+    "ap50": "AP at IoU 0.5",
+    "ap30": "AP at IoU 0.3",
+    "ap10": "AP at IoU 0.1",
+}
+FIRST_CURVES = ("train/loss", "eval/mean_sensitivity", "eval/aufroc_3")
+
+
+def training_section(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    chosen_steps: Mapping[str, int],
+    colours: Mapping[str, int],
+) -> Section:
+    """One small chart for every key of metrics.jsonl, all trained models in each."""
+    keys = {key: None for lines in histories.values() for line in lines for key in line if key != "step"}
+    charts: dict[str, str] = {}
+    for key in keys:
+        series = []
+        for name, lines in histories.items():
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            if points:
+                x, y = zip(*points)
+                mark = chosen_steps.get(name) if key.startswith("eval/") else None
+                smoothing = 0.05 if key.startswith("train/") else 0.0
+                series.append(Series(name, x, y, colours.get(name, 0), smoothing=smoothing, mark=mark))
+        if series:
+            charts[key] = line_chart(series, title=_curve_title(key), size=(330, 210))
+    first = [key for key in FIRST_CURVES if key in charts] or list(charts)[:4]
+    names = sorted(histories, key=lambda name: colours.get(name, 0))
+    swatches = "".join(f"<span>{html.swatch(colours.get(n, 0))}{html.text(n)}</span>" for n in names)
+    parts = [f'<div class="legend">{swatches}</div>', _multiples(charts[key] for key in first)]
+    groups = {"Losses and rates": "train/", "Validation": "eval/", "Time": "time/"}
+    for title, prefix in groups.items():
+        rest = [charts[key] for key in sorted(charts) if key.startswith(prefix) and key not in first]
+        if rest:
+            parts.append(html.folded(f"{title} ({len(rest)} more)", _multiples(rest)))
+    other = [charts[k] for k in sorted(charts) if k not in first and not k.startswith(tuple(groups.values()))]
+    if other:
+        parts.append(html.folded(f"Others ({len(other)})", _multiples(other)))
+    note = "Over training steps."
+    if chosen_steps:
+        kept = ", ".join(f"{name} at step {step}" for name, step in chosen_steps.items())
+        note += f" Weights were kept where the dashed lines are: {kept}."
+    return Section("Training", "".join(parts), note)
+
+
+def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[str, str]]) -> Section:
+    """Counts of every split, and the images that could not be used with the reason."""
+    parts = []
+    columns = list({key: None for counts in data.values() for key in counts})
+    if columns:
+        head = ["Split", *(html.text(column.replace("_", " ")) for column in columns)]
+        rows = [
+            html.row([html.text(name), *(html.text(counts.get(c, html.ABSENT)) for c in columns)])
+            for name, counts in data.items()
+        ]
+        parts.append(html.table(head, rows))
+    if skipped:
+        listed = [
+            html.row([html.text(image), html.text(reason)], numeric_from=2) for image, reason in skipped
+        ]
+        parts.append(f"<h3>Skipped images ({len(skipped)})</h3>{html.table(['Image', 'Reason'], listed, 2)}")
+    return Section("Data", "".join(parts), "" if skipped else "No image was skipped.")
+
+
+def config_section(config: Mapping[str, Any]) -> Section:
+    """The configuration by dotted key, folded."""
+    plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    parts = [html.folded("General", _code_values(plain))] if plain else []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            parts.append(html.folded(str(key), _code_values(html.flatten(value, str(key)))))
+    return Section("Configuration", "".join(parts), "Each key can be set as --config.KEY=VALUE.")
+
+
+def environment_section(versions: Mapping[str, Any], seconds: Mapping[str, float]) -> Section:
+    """Software, hardware and time."""
+    parts = []
+    if seconds:
+        rows = [html.row([html.text(name), html.duration(value)]) for name, value in seconds.items()]
+        if len(seconds) > 1:
+            rows.append(html.row(["<b>all</b>", f"<b>{html.duration(sum(seconds.values()))}</b>"]))
+        parts.append(html.table(["Stage", "Time"], rows))
+    if versions:
+        parts.append(html.folded("Versions and hardware", html.key_values(versions), is_open=True))
+    return Section("Environment", "".join(parts))
+
+
+def metric_label(key: str) -> str:
+    """A metric's name in words."""
+    if key.startswith("aufroc_"):
+        return f"{METRIC_NAMES['aufroc']} {key.removeprefix('aufroc_')}"
+    if key.startswith("sensitivity_at_"):
+        return f"Sensitivity at {key.removeprefix('sensitivity_at_')} FP per image"
+    if key.startswith("false_positives_per_lesion_free_image_"):
+        rate = key.removeprefix("false_positives_per_lesion_free_image_")
+        return f"False positives per lesion-free image, at {rate}"
+    return METRIC_NAMES.get(key, key.replace("_", " "))
+
+
+def _curve_title(key: str) -> str:
+    prefix, _, name = key.rpartition("/")
+    words = metric_label(name) if prefix == "eval" else name.replace("_", " ")
+    return f"{words[:1].upper()}{words[1:]}{', validation' if prefix == 'eval' else ''}"
+
+
+def _multiples(charts: Iterable[str]) -> str:
+    return f'<div class="multiples">{"".join(charts)}</div>'
+
+
+def _code_values(pairs: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row"><code>{html.text(k)}</code></th><td><code>{html.text(v)}</code></td></tr>'
+        for k, v in pairs.items()
+    )
+    return f'<table class="keys"><tbody>{rows}</tbody></table>'
