@@ -3,7 +3,8 @@
 Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several are joined by commas):
   quick     default: ResNet-18-FPN with GroupNorm from scratch on the embedded data, minutes on 2 CPU cores
   tiny      seconds, for tests
-  paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333 (GPU; start it from imported weights)
+  small     ResNet-18-FPN at 384 px for a few hundred real images: about half an hour on 2 CPU cores
+  paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333; for a GPU and imported weights
   fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions)
 """
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from elk_jax.detection import faster_rcnn_config
 
-VARIANTS = ("quick", "tiny", "paper", "fewshot")
+VARIANTS = ("quick", "tiny", "small", "paper", "fewshot")
 
 
 def parse(variant: str | None) -> tuple[str, bool]:
@@ -62,7 +63,9 @@ def source(spec: str, **overrides) -> dict:
 
 def phantom(size: str, lesions: str, seed: int, modality: str = "subtracted") -> str:
     """The embedded data set at the size of a variant."""
-    pixels, count = {"tiny": (128, 24), "quick": (256, 240), "paper": (1024, 800)}[size]
+    pixels, count = {
+        "tiny": (128, 24), "quick": (256, 400), "small": (512, 400), "paper": (1024, 800)
+    }[size]  # fmt: skip
     return f"phantom:size={pixels},count={count},lesions={lesions},seed={seed},modality={modality}"
 
 
@@ -136,6 +139,8 @@ def detector(size: str) -> dict:
     }
     if size == "tiny":
         _merge(recipe, tiny())
+    if size == "small":
+        _merge(recipe, small())
     if size == "paper":
         _merge(recipe, published())
     return recipe
@@ -165,6 +170,26 @@ def tiny() -> dict:
     }  # fmt: skip
 
 
+def small() -> dict:
+    """For real images in their hundreds, from scratch or from another modality's weights."""
+    return {
+        "loader": {
+            "batch_size": 4,
+            "buckets": ((384, 384),),
+            "resize": {"short_sides": (384,), "max_long_side": 384, "jitter": (0.7, 1.4)},
+            "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 15.0, "gain": 0.2, "gamma": 0.2},
+            "lesion_share": -1.0,
+        },
+        "test_resize": {"short_sides": (384,), "max_long_side": 384},
+        "steps": 1200,
+        "schedule": {"base": 3e-4, "warmup_steps": 100},
+        "ema_decay": 0.995,
+        "log_every": 20,
+        "checkpoint_every": 200,
+        "eval_every": 200,
+    }
+
+
 def _merge(recipe: dict, changes: dict) -> None:
     """Change a nested dict in place; a section that names another kind (`name`) replaces the old one."""
     for key, value in changes.items():
@@ -177,7 +202,8 @@ def _merge(recipe: dict, changes: dict) -> None:
 def published() -> dict:
     """ELK's detector as published: detectron2's R-101-FPN, SGD, 800 x 1333. A GPU with 16 GB or more.
 
-    It is fine-tuned, never trained from scratch: give --config.stages.STAGE.init_from=DIR, made by launch/import_weights.py.
+    It is fine-tuned, never trained from scratch: give --config.stages.STAGE.init_from=DIR, which
+    launch/import_weights.py makes.
     """
     return {
         "model": model(dtype="bfloat16"),

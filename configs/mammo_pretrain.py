@@ -1,4 +1,4 @@
-"""A detector on low-energy mammograms, whose weights then start the fine-tuning on contrast-enhanced ones (ELK's transfer).
+"""ELK's transfer: a detector on low-energy mammograms, whose weights then start the fine-tuning on enhanced ones.
 
   python launch/train.py --config=configs/mammo_pretrain.py --workdir=runs/mammo
   python launch/train.py --config=configs/cem_real.py --config.stages.real.init_from=runs/mammo/mammo/model

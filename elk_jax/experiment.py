@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection_stages
+from elk_jax.tasks import detection_report, detection_stages
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
 
@@ -59,6 +59,8 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
         for name in config.stages
         if (folder / name / "finished.json").exists()
     }
+    if this.is_main:
+        this.say(f"report: {detection_report.write(this, summaries)}")
     return summaries
 
 
@@ -92,7 +94,9 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None) -> None:
     for name in stages or ():
         if name not in config.stages:
             raise UserError(
-                f"no stage '{name}' in {config.name}", where=f"--stages={name}", todo=f"it has {', '.join(config.stages)}"
+                f"no stage '{name}' in {config.name}",
+                where=f"--stages={name}",
+                todo=f"it has {', '.join(config.stages)}",
             )
     for name, stage in config.stages.items():
         where = f"config.stages.{name}"
@@ -142,7 +146,17 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
 
 def versions() -> dict[str, Any]:
     """Libraries, hardware and git state, for the run folder and the report."""
-    names = ("elk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+    names = (
+        "elk_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "numpy",
+        "opencv-python-headless",
+    )
     found = {}
     for name in names:
         try:
@@ -163,7 +177,9 @@ def versions() -> dict[str, Any]:
 def _git_state() -> str:
     root = Path(__file__).resolve().parent.parent
     try:
-        call = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10).stdout.strip()
+        call = lambda *a: subprocess.run(
+            ["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
         commit = call("rev-parse", "--short=12", "HEAD")
         return f"{commit}{' with uncommitted changes' if call('status', '--porcelain') else ''}" if commit else "no git"
     except (OSError, subprocess.SubprocessError):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -16,10 +18,22 @@ if str(ROOT) not in sys.path:  # config files import their shared parts as `conf
 
 from elk_jax.errors import UserError, run_main  # noqa: E402
 
+_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError)
+"""What absl, ml_collections and a configuration file raise while flags are read."""
+
 
 def run(main: Callable[[], object], doc: str) -> None:
     """Parse the flags of the calling script, then call `main()`. `doc` is what `--help` prints above the flags."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "elk_jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))  # the same program is compiled once
     run_main(_parse_and_call, main, doc)
+
+
+def required(flag: flags.FlagHolder, example: str = "") -> Any:
+    """The value of a flag that must be given."""
+    if not flag.value:
+        raise UserError(f"no --{flag.name} given", todo=f"try --{flag.name}={example}" if example else "see --help")
+    return flag.value
 
 
 def _parse_and_call(main: Callable[[], object], doc: str) -> None:
@@ -28,7 +42,7 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
         return
     try:
         rest = flags.FLAGS(sys.argv)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
+    except _FLAG_ERRORS as error:
         raise _explain(error) from error
     if rest:
         raise UserError(f"unexpected argument '{rest[0]}'", todo="flags are written --name=value; see --help")
@@ -45,7 +59,8 @@ def _explain(error: Exception) -> UserError:
     """Turn what absl and ml_collections raise on bad flags into a line with the nearest right name."""
     text = str(error.args[0]) if error.args else str(error)
     override = next((a for a in sys.argv[1:] if a.startswith("--config.") and _key_of(a) in text), None)
-    unknown = re.search(r"[Kk]ey '?\"?([\w.]+)'?\"? (?:does not exist|not found)", text) or re.search(r'"(\w+)" not found', text)
+    missing_key = r"""[Kk]ey ['"]?([\w.]+)['"]? (?:does not exist|not found)|"(\w+)" not found"""
+    unknown = re.search(missing_key, text)
     if override is None:
         override = next((a for a in sys.argv[1:] if a.startswith("--config.")), None) if unknown else None
     if override and (unknown or "not exist" in text or "has no attribute" in text):

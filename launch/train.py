@@ -26,13 +26,11 @@ STAGES = flags.DEFINE_list("stages", None, "Run only these stages, in the experi
 
 
 def main() -> None:
-    if CONFIG.value is None:
-        raise command_line.UserError("no --config given", todo="try --config=configs/cem_mixed.py, or --help")
+    config = command_line.required(CONFIG, "configs/cem_mixed.py")
     from elk_jax import experiment  # after the flags: importing JAX takes seconds
     from elk_jax.training.mesh import initialize_distributed
 
     initialize_distributed()
-    config = CONFIG.value
     experiment.run(config, workdir=WORKDIR.value or f"runs/{config.name}", stages=STAGES.value)
 
 

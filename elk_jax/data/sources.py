@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from elk_jax.data.schema import ImageInfo, Record
 from elk_jax.data.tfds import read_tfds
 from elk_jax.errors import UserError
 
-OnError = Literal["stop", "skip"]
+
 Read = Callable[[int], np.ndarray]
 """Position -> image [H, W, 1] float32 in [0, 1]."""
 
@@ -59,7 +59,7 @@ def open_source(
     split: str = "",
     where: Mapping[str, Any] | None = None,
     clean: bool = False,
-    on_error: OnError = "stop",
+    on_error: str = "stop",
 ) -> ImageSource:
     """Open a data source.
 

@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from elk_jax.data import loader, sources
 from elk_jax.data.augment import Augmentation, Resize
-from elk_jax.data.schema import Batch, ImageInfo
+from elk_jax.data.schema import ImageInfo
 from elk_jax.data.transforms import short_side_scale
 from elk_jax.detection import anchors, faster_rcnn
 from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult, join_batches
 from elk_jax.training import mesh as meshes
+from elk_jax.training.progress import Progress
 from elk_jax.training.task import Params, Task
 
 
@@ -45,7 +46,9 @@ def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfi
     values = {**settings, **changes}
     unknown = sorted(values.keys() - known)
     if unknown:
-        raise UserError(f"the detector has no setting '{unknown[0]}'", where="model", todo=f"it has {', '.join(sorted(known))}")
+        raise UserError(
+            f"the detector has no setting '{unknown[0]}'", where="model", todo=f"it has {', '.join(sorted(known))}"
+        )
     choices = {
         "depth": (18, 34, 50, 101),
         "norm": ("frozen_bn", "affine_bn", "gn", "none"),
@@ -61,7 +64,8 @@ def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfi
 def planned_anchor_sizes(infos: Sequence[ImageInfo], resize: Resize, levels: int) -> tuple[tuple[float], ...]:
     """Anchor sizes from the lesions of `infos` at the size that images have in the network."""
     boxes = [
-        info.boxes[~info.ignore] * short_side_scale((info.height, info.width), resize.short_sides[0], resize.max_long_side)
+        info.boxes[~info.ignore]
+        * short_side_scale((info.height, info.width), resize.short_sides[0], resize.max_long_side)
         for info in infos
     ]
     return anchors.plan_sizes(np.concatenate(boxes), levels)
@@ -100,7 +104,9 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
     for name in names:
         entry = data[name]
         if not entry.spec:
-            raise UserError(f"data source '{name}' is not set", where=f"config.data.{name}.spec", todo="give coco:FILE.json")
+            raise UserError(
+                f"data source '{name}' is not set", where=f"config.data.{name}.spec", todo="give coco:FILE.json"
+            )
         source = sources.open_source(entry.spec, split, parse_where(entry.where), entry.clean_boxes, data.on_error)
         if entry.patients and split == "train":
             source = sources.fewshot(source, entry.patients, seed)
@@ -157,7 +163,7 @@ def compile_predictor(task: Task, mesh: Mesh) -> Predictor:
 def detect(
     predictor: Predictor,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Iterable[Mapping[str, Any]],
     infos: Sequence[ImageInfo],
     mesh: Mesh,
     score_floor: float = 0.0,
@@ -185,3 +191,22 @@ def detect(
         return host["batch"], host["predictions"]
 
     return join_batches(infos, outputs(), score_floor)
+
+
+def detect_all(
+    predictor: Predictor,
+    params: Params,
+    source: sources.ImageSource,
+    config: loader.LoaderConfig,
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    show: bool = True,
+) -> list[ImageResult]:
+    """`detect` over a whole source, with a progress bar of its own unless `show` is False."""
+    batches = loader.eval_batches(source, config, jax.process_index(), jax.process_count())
+    if not show:
+        return detect(predictor, params, batches, source.infos, mesh, score_floor)
+    with Progress("  detecting", len(source), unit="image") as bar:
+        return detect(
+            predictor, params, batches, source.infos, mesh, score_floor, lambda images: bar.update(bar.done + images)
+        )

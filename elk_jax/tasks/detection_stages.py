@@ -1,7 +1,7 @@
 """The stages of a detection experiment: train a detector, evaluate trained detectors.
 
-A train stage leaves `model/` (weights, architecture, classes, input size, operating points): all that evaluation,
-prediction and the fine-tuning of another stage need.
+A train stage leaves `model/` (see detection_model.py): all that evaluation, prediction and the fine-tuning of another
+stage need. An evaluate stage leaves `<model>/predictions.json`, `<model>/evaluation.json` and `comparisons.json`.
 """
 
 from __future__ import annotations
@@ -9,27 +9,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data import loader, plan
 from elk_jax.data.sources import ImageSource, summary
-from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections, evaluate as metrics
+from elk_jax.evaluation import detections
+from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.tasks import detection
+from elk_jax.tasks import detection, detection_model, detection_report
 from elk_jax.tasks.run import Run
-from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import train as train_loop
-from elk_jax.training.progress import Progress
 from elk_jax.weights import store
 
 CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
@@ -58,7 +54,9 @@ def train(run: Run, name: str) -> dict[str, Any]:
     changes: dict[str, Any] = {"num_classes": len(source.classes), "score_floor": recipe.score_floor}
     if recipe.plan_anchors:
         changes["anchor_sizes"] = detection.planned_anchor_sizes(source.infos, test_loader.resize, levels=5)
-        run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in changes['anchor_sizes'])} px")
+        run.say(
+            f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in changes['anchor_sizes'])} px"
+        )
     model = detection.model_config(recipe.model, **changes)
     task = detection.build_task(model, run.mesh)
     initial = _initial_params(run, stage.init_from, task, config.seed)
@@ -68,7 +66,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
 
     def evaluate_params(params, step) -> dict[str, float]:
         floor = recipe.choose_score_floor
-        results = _detect(run, predictor, params, validation, test_loader, floor, show=False)
+        results = detection.detect_all(predictor, params, validation, test_loader, run.mesh, floor, show=False)
         scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
         # before the first hit a metric is not defined: nothing was found
         return {recipe.best_metric: 0.0, **scores}
@@ -96,22 +94,15 @@ def train(run: Run, name: str) -> dict[str, Any]:
     )
 
     # ---- The model with its operating points -------------------------------------------------------------------
-    results = _detect(run, predictor, result.best_params, validation, test_loader, recipe.score_floor)
+    results = detection.detect_all(predictor, result.best_params, validation, test_loader, run.mesh, recipe.score_floor)
     evaluation = metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
     if run.is_main:
-        description = {
-            "architecture": "faster_rcnn",
-            "model": dataclasses.asdict(model),
-            "classes": list(source.classes),
-            "input": {"resize": dataclasses.asdict(test_loader.resize), "buckets": list(test_loader.buckets)},
-            "operating_points": [
-                {"false_positives_per_image": point["rate"], "threshold": point["threshold"]}
-                for point in evaluation["operating_points"]
-            ],
-            "trained": {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from},
-        }
+        description = detection_model.describe(model, source.classes, test_loader, evaluation)
+        description["trained"] = {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from}
         store.save_params(folder / "model", jax.device_get(result.best_params), description)
-    run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {_best(result, recipe.best_metric)} on validation")
+    run.say(
+        f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {_best(result, recipe.best_metric)} on validation"
+    )
     return {
         "kind": "train",
         "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
@@ -119,7 +110,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
         "parameters": int(sum(np.prod(x.shape) for x in jax.tree.leaves(result.params))),
         "best_step": result.best_step,
-        "best": {key: value for key, value in result.best_metrics.items()},
+        "best": dict(result.best_metrics),
     }
 
 
@@ -135,7 +126,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     results: dict[str, list[ImageResult]] = {}
     evaluations: dict[str, Any] = {}
     for trained in stage.models:
-        results[trained] = detect_with(run, run.folder / trained / "model", source, floor)
+        results[trained] = detection_model.detect_with(run.folder / trained / "model", source, run.mesh, floor)
         evaluations[trained] = metrics.evaluate_detections(
             results[trained], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
         )
@@ -149,8 +140,15 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         )
         for other in stage.models[1:]
     }
-    if run.is_main and comparisons:
-        files.write_json(run.folder / name / "comparisons.json", {f"{o} minus {first}": c for o, c in comparisons.items()})
+    if run.is_main:
+        files.write_json(run.folder / name / "comparisons.json", comparisons)
+        files.write_json(
+            run.folder / name / "gallery.json",
+            {m: detection_report.choose_pictures(results[m], criterion, evaluations[m]) for m in stage.models},
+        )
+        run.console.print(
+            detection_report.results_table(evaluations, comparisons, f"{stage.split} split of {stage.on}")
+        )
     return {
         "kind": "evaluate",
         "on": stage.on,
@@ -159,39 +157,6 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         "skipped": [list(entry) for entry in source.skipped],
         "models": list(stage.models),
     }
-
-
-def detect_with(run: Run, model: Path, source: ImageSource, score_floor: float = 0.0) -> list[ImageResult]:
-    """Load a model folder and run it over a source, at the input size it was trained for."""
-    config, params, description = load_model(model)
-    if tuple(description["classes"]) != source.classes:
-        raise UserError(
-            f"the model knows the classes {description['classes']}, the data has {list(source.classes)}", where=source.name
-        )
-    task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), run.mesh)
-    batches = test_loader_of(description, jax.device_count())
-    predictor = detection.compile_predictor(task, run.mesh)
-    return _detect(run, predictor, meshes.place(params, run.mesh), source, batches, score_floor)
-
-
-def load_model(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
-    """A model folder as (architecture, params, the whole description). Raises UserError when it is none."""
-    params, description = store.load_params(folder)
-    if description.get("architecture") != "faster_rcnn":
-        raise UserError("not a Faster R-CNN", where=folder, todo="name the model folder of a detection stage")
-    return detection.model_config(description["model"]), params, description
-
-
-def test_loader_of(description: dict[str, Any], devices: int) -> loader.LoaderConfig:
-    """How a trained model wants its images."""
-    entry = description["input"]
-    buckets = tuple((int(height), int(width)) for height, width in entry["buckets"])
-    return loader.LoaderConfig(
-        batch_size=max(2, devices),
-        resize=detection.resize_config(entry["resize"]),
-        augmentation=loader.NO_AUGMENTATION,
-        buckets=buckets,
-    )
 
 
 # ---- Parts ----------------------------------------------------------------------------------------------------------
@@ -207,21 +172,6 @@ def _initial_params(run: Run, init_from: str, task, seed: int):
     params = store.restore_into(template, loaded, drop=(CLASS_LAYERS,))
     run.say(f"  starts from {folder} ({description.get('architecture', 'weights')})")
     return params
-
-
-def _detect(
-    run: Run, predictor, params, source: ImageSource, config: loader.LoaderConfig, floor: float, show: bool = True
-) -> list[ImageResult]:
-    """Detections on a whole source; `show` a progress bar of its own."""
-    batches = loader.eval_batches(source, config, jax.process_index(), jax.process_count())
-    if not show:
-        return detection.detect(predictor, params, batches, source.infos, run.mesh, floor)
-    with Progress("  detecting", len(source), unit="image") as bar:
-
-        def advance(images: int) -> None:
-            bar.update(bar.done + images)
-
-        return detection.detect(predictor, params, batches, source.infos, run.mesh, floor, advance)
 
 
 def _counts(source: ImageSource) -> str:

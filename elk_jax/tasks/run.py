@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -17,7 +17,7 @@ class Run:
     config: ConfigDict
     folder: Path
     mesh: jax.sharding.Mesh
-    console: Console = Console(highlight=False, soft_wrap=True)
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
 
     @property
     def is_main(self) -> bool:

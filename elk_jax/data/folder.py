@@ -1,0 +1,57 @@
+"""Image files that come without annotations: what prediction runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from elk_jax.data.images import SUFFIXES, decode_image
+from elk_jax.data.schema import ImageInfo
+from elk_jax.data.sources import ImageSource
+from elk_jax.errors import UserError
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+    """Files as given and, for folders, every image below them by name. UserError for what is not there or empty."""
+    found: list[Path] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            below = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not below:
+                raise UserError("no image in the folder", where=entry, todo=f"images end in {', '.join(SUFFIXES)}")
+            found += below
+        elif entry.is_file():
+            found.append(entry)
+        else:
+            raise UserError("no such file or folder", where=entry, todo="check the path")
+    return list(dict.fromkeys(found))
+
+
+def open_files(paths: Sequence[Path], classes: tuple[str, ...], on_error: str = "stop") -> ImageSource:
+    """Image files as a source without lesions; the image id is the path. Every file is decoded once now, for its size.
+
+    on_error: "stop" raises at the first unreadable file, "skip" leaves it out and lists it in `.skipped`.
+    """
+    infos, kept, skipped = [], [], []
+    for path in paths:
+        try:
+            image, meta = decode_image(path)
+        except UserError as error:
+            if on_error == "stop":
+                raise
+            skipped.append((str(path), str(error)))
+            continue
+        height, width = image.shape[:2]
+        none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+        infos.append(ImageInfo(str(path), str(path), width, height, *none, file_name=str(path), meta=meta))
+        kept.append(path)
+    if not infos:
+        raise UserError(f"none of the {len(paths)} images can be read: {skipped[0][1]}")
+    return ImageSource("files", classes, tuple(infos), partial(_read, tuple(kept)), tuple(skipped))
+
+
+def _read(paths: tuple[Path, ...], position: int) -> np.ndarray:
+    return decode_image(paths[position])[0]

@@ -1,0 +1,102 @@
+"""A trained detector as a folder: weights, architecture, classes, input size and operating points in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from elk_jax import files
+from elk_jax.data import loader
+from elk_jax.data.sources import ImageSource
+from elk_jax.detection.faster_rcnn import FasterRCNNConfig
+from elk_jax.errors import UserError
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.tasks import detection
+from elk_jax.training import mesh as meshes
+from elk_jax.weights import store
+
+
+def describe(
+    model: FasterRCNNConfig, classes: Sequence[str], test_loader: loader.LoaderConfig, evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `model.json` says. `evaluation` is that of the validation split: thresholds are chosen there."""
+    return {
+        "architecture": "faster_rcnn",
+        "model": dataclasses.asdict(model),
+        "classes": list(classes),
+        "input": {"resize": dataclasses.asdict(test_loader.resize), "buckets": list(test_loader.buckets)},
+        "operating_points": [
+            {"false_positives_per_image": point["rate"], "threshold": point["threshold"]}
+            for point in evaluation["operating_points"]
+        ],
+    }
+
+
+def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
+    """A model folder as (architecture, params, the whole description). Raises UserError when it is none."""
+    params, description = store.load_params(folder)
+    if description.get("architecture") != "faster_rcnn" or "input" not in description:
+        raise UserError(
+            "not a trained Faster R-CNN",
+            where=folder,
+            todo="name the model folder of a detection stage: RUN/STAGE/model",
+        )
+    return detection.model_config(description["model"]), params, description
+
+
+def find(workdir: Path, stage: str | None = None) -> Path:
+    """The model folder that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
+    if (workdir / store.CONFIG).is_file():
+        return workdir
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            "neither a run folder nor a model folder", where=workdir, todo="train first: see launch/train.py"
+        )
+    stages = files.read_json(workdir / "config.json")["stages"]
+    trained = [name for name in stages if (workdir / name / "model" / store.CONFIG).is_file()]
+    if not trained:
+        raise UserError("no stage of this run has finished training", where=workdir, todo="start launch/train.py again")
+    if stage is not None and stage not in trained:
+        raise UserError(f"no trained stage '{stage}'", where=workdir, todo=f"there is {', '.join(trained)}")
+    return workdir / (stage or trained[-1]) / "model"
+
+
+def test_loader(description: Mapping[str, Any], infos: Sequence) -> loader.LoaderConfig:
+    """How a trained model wants its images; a canvas of its own for images that fit none of the training's."""
+    entry = description["input"]
+    resize = detection.resize_config(entry["resize"])
+    buckets = tuple((int(height), int(width)) for height, width in entry["buckets"])
+    return loader.LoaderConfig(
+        batch_size=max(2, jax.device_count()),
+        resize=resize,
+        augmentation=loader.NO_AUGMENTATION,
+        buckets=buckets if _all_fit(infos, buckets, resize) else (),
+    )
+
+
+def _all_fit(infos: Sequence, buckets: Sequence[tuple[int, int]], resize) -> bool:
+    try:
+        loader.plan.assign_buckets(infos, buckets, resize, loader.NO_AUGMENTATION)
+    except UserError:
+        return False
+    return bool(buckets)
+
+
+def detect_with(folder: Path, source: ImageSource, mesh: Mesh, score_floor: float = 0.0) -> list[ImageResult]:
+    """Run a model folder over a source, at the input size it was trained for."""
+    config, params, description = load(folder)
+    if tuple(description["classes"]) != source.classes:
+        raise UserError(
+            f"the model knows the classes {description['classes']}, the data has {list(source.classes)}",
+            where=source.name,
+            todo="evaluate on data with the classes of the training",
+        )
+    task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), mesh)
+    predictor = detection.compile_predictor(task, mesh)
+    batches = test_loader(description, source.infos)
+    return detection.detect_all(predictor, meshes.place(params, mesh), source, batches, mesh, score_floor)

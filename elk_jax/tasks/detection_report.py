@@ -1,0 +1,126 @@
+"""From a run folder to `report.html`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.schema import Source
+from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.hits import Criterion
+from elk_jax.reporting.detection import DetectionRun, Pictures, detection_report
+from elk_jax.reporting.pictures import Picture
+from elk_jax.reporting.report import write_report
+from elk_jax.reporting.tables import results_table
+from elk_jax.tasks import detection
+from elk_jax.tasks.run import Run
+
+__all__ = ["choose_pictures", "results_table", "write"]
+
+SHOWN = 6
+"""Best and worst images of each model."""
+SHOWN_RATE = 1.0
+"""The gallery's threshold is the operating point with this many false positives per image."""
+
+
+def write(run: Run, summaries: Mapping[str, Any]) -> Path:
+    """Write RUN/report.html from what the finished stages left behind."""
+    folder, config = run.folder, run.config
+    trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
+    report = DetectionRun(
+        name=config.name,
+        title=config.name.replace("_", " "),
+        histories={name: _lines(folder / name / "metrics.jsonl") for name in trained},
+        chosen_steps={name: s["best_step"] for name, s in trained.items()},
+        data={
+            f"{name}, {split}": counts
+            for name, s in summaries.items()
+            for split, counts in (s["data"].items() if s["kind"] == "train" else {s["split"]: s["data"]}.items())
+        },
+        skipped=[tuple(entry) for s in summaries.values() for entry in s["skipped"]],
+        config=files.read_json(folder / "config.json"),
+        versions=files.read_json(folder / "versions.json"),
+        seconds={name: files.read_json(folder / name / "finished.json")["seconds"] for name in summaries},
+        **_evaluated(run, summaries),
+    )
+    path = folder / "report.html"
+    write_report(path, detection_report(report))
+    return path
+
+
+def _evaluated(run: Run, summaries: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of the report that the last finished evaluation stage gives."""
+    evaluated = [name for name, summary in summaries.items() if summary["kind"] == "evaluate"]
+    if not evaluated:
+        return {}
+    summary, folder = summaries[evaluated[-1]], run.folder / evaluated[-1]
+    source = detection.open_data(run.config.data, (summary["on"],), summary["split"], run.config.seed)
+    chosen = files.read_json(folder / "gallery.json")
+    return {
+        "evaluations": {m: files.read_json(folder / m / "evaluation.json") for m in summary["models"]},
+        "comparisons": files.read_json(folder / "comparisons.json"),
+        "evaluated_on": f"{summary['split']} split of {summary['on']}",
+        "pictures": [pictures(m, chosen[m], source) for m in summary["models"]],
+    }
+
+
+def choose_pictures(
+    results: Sequence[ImageResult], criterion: Criterion, evaluation: Mapping[str, Any], count: int = SHOWN
+) -> dict[str, Any]:
+    """The best and worst images at the operating point of one false positive per image, as JSON-able data.
+
+    Worst: most missed lesions, then most false positives. Best: fewest missed, then most found, then fewest false
+    positives.
+    """
+    threshold = next((p["threshold"] for p in evaluation["operating_points"] if p["rate"] == SHOWN_RATE), None)
+    limit = 0.5 if threshold is None else threshold
+    outcomes = metrics.image_outcomes(results, criterion, limit)
+    entries = [_entry(result, outcome, limit) for result, outcome in zip(results, outcomes)]
+    by_fault = sorted(entries, key=lambda e: (-e["missed"], -e["false_positives"], e["image_id"]))
+    by_merit = sorted(entries, key=lambda e: (e["missed"], -e["found"], e["false_positives"], e["image_id"]))
+    worst = [e for e in by_fault if e["missed"] or e["false_positives"]][:count]
+    shown = {e["image_id"] for e in worst}
+    best = [e for e in by_merit if e["found"] and e["image_id"] not in shown][:count]
+    return {"threshold": limit, "worst": worst, "best": best}
+
+
+def _entry(result: ImageResult, outcome: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    kept = result.scores >= threshold
+    return {
+        **outcome,
+        "gt_boxes": np.asarray(result.gt_boxes, float).tolist(),
+        "gt_ignore": np.asarray(result.gt_ignore, bool).tolist(),
+        "boxes": result.boxes[kept].tolist(),
+        "scores": result.scores[kept].tolist(),
+    }
+
+
+def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
+    """The chosen images with their pixels."""
+    position = {info.image_id: i for i, info in enumerate(source.infos)}
+
+    def draw(entry: Mapping[str, Any]) -> Picture:
+        record = source[position[entry["image_id"]]]
+        said = [f"{entry['found']} of {entry['lesions']} found", f"{entry['false_positives']} false"]
+        return Picture(
+            image=record.image,
+            title=record.info.file_name or entry["image_id"],
+            caption=", ".join(said),
+            gt_boxes=np.reshape(np.asarray(entry["gt_boxes"], float), (-1, 4)),
+            gt_ignore=np.asarray(entry["gt_ignore"], bool),
+            boxes=np.reshape(np.asarray(entry["boxes"], float), (-1, 4)),
+            scores=np.asarray(entry["scores"], float),
+        )
+
+    kinds = {kind: [draw(entry) for entry in chosen[kind]] for kind in ("worst", "best")}
+    return Pictures(model=model, threshold=chosen["threshold"], **kinds)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

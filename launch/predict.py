@@ -1,0 +1,46 @@
+"""Find lesions in image files: PNG, JPEG, TIFF or DICOM, 8 or 16 bit.
+
+  python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found
+  python launch/predict.py --workdir=runs/cem_mixed --stage=real --input=a.dcm,b.png --output=found --threshold=0.4
+
+Writes predictions.json (boxes in each file's own pixels, with scores), predictions.csv, and one picture an image with
+the boxes that reach the threshold. Without --threshold the pictures use the operating point of one false positive per
+image that the training chose on its validation split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import command_line
+from absl import flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
+STAGE = flags.DEFINE_string("stage", None, "Which trained stage of the run. Default: the last one.")
+INPUT = flags.DEFINE_list("input", None, "Image files or folders, separated by commas.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
+THRESHOLD = flags.DEFINE_float("threshold", None, "Score from which a box is drawn and marked in the CSV.")
+FLOOR = flags.DEFINE_float("score_floor", 0.01, "Predictions that score less are not written at all.")
+PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
+ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
+
+
+def main() -> None:
+    workdir = Path(command_line.required(WORKDIR, "runs/cem_mixed"))
+    inputs = command_line.required(INPUT, "FOLDER")
+    output = Path(command_line.required(OUTPUT, "FOLDER"))
+    from elk_jax.tasks import detection_model, detection_predict
+
+    detection_predict.predict_files(
+        model=detection_model.find(workdir, STAGE.value),
+        inputs=inputs,
+        output=output,
+        threshold=THRESHOLD.value,
+        score_floor=FLOOR.value,
+        pictures=PICTURES.value,
+        on_error=ON_ERROR.value,
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")
