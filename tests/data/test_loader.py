@@ -98,6 +98,16 @@ def test_seeds_and_epochs_differ(source):
     assert not all(np.array_equal(a, b) for a, b in pairs)  # another draw in every epoch
 
 
+def test_every_example_has_its_own_randomness(make_source, make_info):
+    """Of equal images no two examples are equal: not within a batch, nor between batches, nor between epochs."""
+    source = make_source([make_info(n, []) for n in range(6)])
+    source = replace(source, read=lambda position: np.full((48, 64, 1), 0.5, np.float32))
+    noise = Augmentation(horizontal_flip=0.0, noise=0.1)
+    config = LoaderConfig(batch_size=2, resize=Resize((48,)), augmentation=noise)
+    batches = take(train_batches(source, config, seed=0), 9)  # three epochs
+    assert len({image.tobytes() for batch in batches for image in batch["image"]}) == 18
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_are_one(source, hosts):
     whole = take(train_batches(source, CONFIG, seed=3), 5)

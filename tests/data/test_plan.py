@@ -60,6 +60,12 @@ def test_pure_function_of_seed_and_epoch(infos):
     assert order(1, 3) != order(1, 4) and order(1, 3) != order(2, 3)
 
 
+def test_buckets_alternate_in_another_order_in_every_epoch(infos):
+    strata = plan.plan_strata(infos, np.array([0] * 17 + [1] * 4), 1)
+    orders = {tuple(batch.bucket for batch in plan.epoch_batches(strata, 1, 0, epoch)) for epoch in range(6)}
+    assert len(orders) > 1 and all(sorted(order) == [0] * 17 + [1] * 4 for order in orders)
+
+
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9, 1.0])
 def test_lesion_share(infos, share):
     strata = plan.plan_strata(infos, np.zeros(21, int), 1, lesion_share=share)
