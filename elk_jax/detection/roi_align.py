@@ -84,9 +84,7 @@ def roi_align_einsum(
     compute = jnp.promote_types(features.dtype, y.weight.dtype)
 
     def matrix(taps: _Taps, extent: int) -> jax.Array:  # [S, bins, extent]
-        return jnp.einsum(
-            "sbt,sbte->sbe", taps.weight, jax.nn.one_hot(taps.pixel, extent, dtype=taps.weight.dtype)
-        )
+        return jnp.einsum("sbt,sbte->sbe", taps.weight, jax.nn.one_hot(taps.pixel, extent, dtype=taps.weight.dtype))
 
     rows = jnp.einsum("yxc,shy->shxc", features.astype(compute), matrix(y, height), precision="highest")
     pooled = jnp.einsum("shxc,swx->shwc", rows, matrix(x, width), precision="highest")
@@ -221,22 +219,22 @@ def _axis_taps(
     )
 
 
-def _weighted_sum(table: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
+@jax.custom_vjp
+def _pool(table: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
     """Weighted sums of the rows y.pixel + x.pixel of table[R, C]: [S, h, w, C] in the table's type.
 
     One term per pair of taps: XLA fuses the gathers and the sum into one loop, and no [S, h, w, T, T, C] is
-    ever stored.
+    ever stored. (The program, and so its compile time, grows with T x T: 16 terms for two samples per bin and
+    axis, 64 for four.)
     """
     pooled = jnp.zeros((), jnp.promote_types(table.dtype, y.weight.dtype))
     for a in range(y.pixel.shape[-1]):
         for b in range(x.pixel.shape[-1]):
             rows = y.pixel[:, :, None, a] + x.pixel[:, None, :, b]
             weights = y.weight[:, :, None, a] * x.weight[:, None, :, b]
-            pooled = pooled + weights[..., None] * table.at[rows].get(mode="clip").astype(pooled.dtype)
+            read = jnp.take(table, rows, axis=0, mode="clip")
+            pooled = pooled + weights[..., None] * read.astype(pooled.dtype)
     return pooled.astype(table.dtype)
-
-
-_pool = jax.custom_vjp(_weighted_sum)
 
 
 def _pool_forward(table: jax.Array, y: _Taps, x: _Taps) -> tuple[jax.Array, tuple[jax.Array, _Taps, _Taps]]:
@@ -244,39 +242,42 @@ def _pool_forward(table: jax.Array, y: _Taps, x: _Taps) -> tuple[jax.Array, tupl
 
 
 def _pool_backward(saved: tuple[jax.Array, _Taps, _Taps], grad: jax.Array) -> tuple[jax.Array, _Taps, _Taps]:
-    """Gradients of the table and of the weights; the latter cost nothing where nobody asks for them.
+    """Gradients of the table and, free of cost where nobody asks for them, of the weights.
 
-    The table's gradient is a scatter-add of S h w T T rows. In chunks of RoIs it is three times as fast on a
-    CPU as in one piece and needs a sixth of the memory; its sums are float32 at least also for a bfloat16
-    table.
+    The table's gradient is a scatter-add of S h w T T rows. In chunks of RoIs it is several times as fast on
+    a CPU as in one piece, and its memory is bounded. Sums are float32 at least also for a bfloat16 table.
     """
     table, y, x = saved
-
-    def of_weights(y_weight, x_weight):
-        return _weighted_sum(table, y._replace(weight=y_weight), x._replace(weight=x_weight))
-
-    _, pull_back = jax.vjp(of_weights, y.weight, x.weight)
-    y_grad, x_grad = pull_back(grad)
-
-    chunk = max(1, UPDATES_PER_CHUNK // (y.pixel.shape[-1] * x.pixel.shape[-1]))
+    compute = jnp.promote_types(table.dtype, y.weight.dtype)
     num = grad.shape[0]
-    padding = -num % chunk
+    chunk = max(1, UPDATES_PER_CHUNK // (y.pixel.shape[-1] * x.pixel.shape[-1]))
 
-    def in_chunks(array):  # padding: row 0 with weight 0
-        array = jnp.pad(array, ((0, padding),) + ((0, 0),) * (array.ndim - 1))
+    def in_chunks(array: jax.Array) -> jax.Array:  # padding: row 0 with weight 0
+        array = jnp.pad(array, ((0, -num % chunk),) + ((0, 0),) * (array.ndim - 1))
         return array.reshape(-1, chunk, *array.shape[1:])
 
-    compute = jnp.promote_types(table.dtype, y.weight.dtype)
+    def rows_of(y: _Taps, x: _Taps) -> jax.Array:
+        return y.pixel[:, :, None, :, None] + x.pixel[:, None, :, None, :]  # [chunk, h, w, T, T]
 
-    def add_chunk(total, chunk_of):
+    def add_to_table(total, chunk_of):
         y, x, grad = chunk_of
-        rows = y.pixel[:, :, None, :, None] + x.pixel[:, None, :, None, :]  # [chunk, h, w, T, T]
         weights = y.weight[:, :, None, :, None] * x.weight[:, None, :, None, :]
-        return total.at[rows].add(weights[..., None] * grad[:, :, :, None, None, :].astype(compute)), None
+        updates = weights[..., None] * grad[:, :, :, None, None, :].astype(compute)
+        return total.at[rows_of(y, x)].add(updates), None
 
+    def weight_grads(chunk_of):
+        y, x, grad = chunk_of
+        read = jnp.take(table, rows_of(y, x), axis=0, mode="clip").astype(compute)
+        product = jnp.einsum("shwyxc,shwc->shwyx", read, grad.astype(compute), precision="highest")
+        y_grad = jnp.einsum("shwyx,swx->shy", product, x.weight, precision="highest")
+        x_grad = jnp.einsum("shwyx,shy->swx", product, y.weight, precision="highest")
+        return y_grad, x_grad
+
+    chunks = jax.tree.map(in_chunks, (y, x, grad))
     # "+ 0 * integer": under shard_map the zeros must vary over the devices as what is added to them does.
     zeros = jnp.zeros(table.shape, compute) + (0 * y.pixel.sum()).astype(compute)
-    total, _ = jax.lax.scan(add_chunk, zeros, jax.tree.map(in_chunks, (y, x, grad)))
+    total, _ = jax.lax.scan(add_to_table, zeros, chunks)
+    y_grad, x_grad = jax.tree.map(lambda g: g.reshape(-1, *g.shape[2:])[:num], jax.lax.map(weight_grads, chunks))
     return total.astype(table.dtype), _Taps(None, y_grad), _Taps(None, x_grad)  # type: ignore[arg-type]
 
 

@@ -33,11 +33,13 @@ def sample(
     if valid is not None:
         positive, negative = positive & valid, negative & valid
     size = labels.shape[0]
+    if size == 0:
+        return Samples(jnp.zeros(num, jnp.int32), jnp.zeros(num, bool), jnp.zeros(num, bool))
     cap = min(int(num * positive_fraction), size)
     # Random keys in [0, 1); boxes of the other kind get -1 and so come last. float32 keys whatever the boxes'
     # type.
     keys = jax.random.uniform(rng, (size,), jnp.float32)
-    _, drawn_positive = jax.lax.top_k(jnp.where(positive, keys, -1), cap)
+    _, drawn_positive = jax.lax.top_k(jnp.where(positive, keys, -1), max(cap, 1))
     _, drawn_negative = jax.lax.top_k(jnp.where(negative, keys, -1), min(num, size))
     num_positive = jnp.minimum(positive.sum(), cap)
     num_negative = jnp.minimum(negative.sum(), num - num_positive)
@@ -45,7 +47,7 @@ def sample(
     slot = jnp.arange(num)
     is_positive = slot < num_positive
     filled = slot < num_positive + num_negative
-    from_positive = drawn_positive.at[slot].get(mode="fill", fill_value=0)
+    from_positive = drawn_positive.at[slot].get(mode="clip")
     from_negative = drawn_negative.at[slot - num_positive].get(mode="clip")
     indices = jnp.where(filled, jnp.where(is_positive, from_positive, from_negative), 0)
     return Samples(indices.astype(jnp.int32), is_positive, filled)
