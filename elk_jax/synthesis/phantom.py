@@ -45,15 +45,11 @@ class PhantomConfig:
         if not 0 <= self.healthy_fraction <= 1:
             raise UserError(f"healthy_fraction {self.healthy_fraction} is no fraction", todo="choose 0 to 1")
         if self.lesions not in LESION_MODELS:
-            raise UserError(
-                f"unknown lesion model {self.lesions!r}", todo=f"choose one of {', '.join(LESION_MODELS)}"
-            )
+            raise UserError(f"unknown lesion model {self.lesions!r}", todo=f"choose one of {', '.join(LESION_MODELS)}")
         if not 1 <= self.max_lesions <= 11:
             raise UserError(f"max_lesions {self.max_lesions} is out of range", todo="choose 1 to 11")
         if not self.contrast > 0:
-            raise UserError(
-                f"contrast {self.contrast} is not positive", todo="choose a positive factor, 1 is normal"
-            )
+            raise UserError(f"contrast {self.contrast} is not positive", todo="choose a positive factor, 1 is normal")
 
 
 @dataclass(frozen=True)
@@ -139,9 +135,9 @@ def _expose(
     rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Detector grain, display window and the black background."""
-    edge = smooth_step(shape.depth / np.float32(0.003)) * shape.breast
+    edge = smooth_step(shape.depth / np.float32(0.003)) * shape.edge
     gamma, brightness = rng.uniform(1.0, 1.3), np.exp(rng.normal(0.08, 0.12))
-    noise, gain = rng.uniform(0.013, 0.031), np.exp(rng.normal(0, 0.13))
+    noise, gain = rng.uniform(0.014, 0.036), np.exp(rng.normal(0, 0.13))
     grain = rng.standard_normal(shape.depth.shape, dtype=np.float32)  # last: its amount depends on the size
     grain = 0.6 * grain + 0.8 * cv2.GaussianBlur(grain, (3, 3), 0.8)
     low_energy = np.float32(brightness) * np.clip(low_energy + 0.008 * grain, 0, None) ** np.float32(gamma)

@@ -37,9 +37,7 @@ def _inside(rng: np.random.Generator, shape: Shape, margin: float) -> tuple[floa
     return (float(x[fits[0]]), float(y[fits[0]])) if len(fits) else None
 
 
-def draw_nipple(
-    rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray
-) -> None:
+def draw_nipple(rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray) -> None:
     """A bright cap at the skin, with the dark patch that the subtraction leaves behind it."""
     size = shape.depth.shape[0]
     x, y = shape.nipple

@@ -57,7 +57,7 @@ def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) ->
     plans = []
     for _ in range(count):
         radius = float(np.clip(0.068 * base * np.exp(rng.normal(0, 0.5)), 0.017, 0.17))
-        peak = float(np.clip(0.135 * np.exp(rng.normal(0, 0.65)), 0.06, 0.7))
+        peak = float(np.clip(0.12 * np.exp(rng.normal(0, 0.7)), 0.055, 0.7))
         plans.append(
             Plan(
                 kind=KINDS[int(np.searchsorted(np.cumsum(KIND_WEIGHTS), rng.random() * 0.999))],
@@ -72,9 +72,7 @@ def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) ->
     return sorted(plans, key=lambda plan: -plan.radius)  # the large ones find their place first
 
 
-def place(
-    seed: list[int], plans: list[Plan], shape: Shape, gland: np.ndarray
-) -> list[tuple[Plan, float, float]]:
+def place(seed: list[int], plans: list[Plan], shape: Shape, gland: np.ndarray) -> list[tuple[Plan, float, float]]:
     """Find a centre (x, y) for every plan: inside the breast, outside muscle and axilla, preferably in gland.
 
     Of several candidates at about the planned distance from the nipple the one in the densest tissue wins.
@@ -152,9 +150,7 @@ def _realistic(
         bridge = 0.45 * smooth_step((1 - r) / 0.5 + 0.3)  # the clumps are one region
         profile, core = np.maximum(profile, bridge), np.maximum(weights, 0.7 * bridge)
     else:
-        fray = {"round": 0.03, "rim": 0.05, "lobulated": 0.04, "irregular": 0.07, "spiculated": 0.06}[
-            plan.kind
-        ]
+        fray = {"round": 0.03, "rim": 0.05, "lobulated": 0.04, "irregular": 0.07, "spiculated": 0.06}[plan.kind]
         frayed = r * (1 + fray * (_noise(rng, u.shape, 11) + 0.7 * _noise(rng, u.shape, 23)))
         profile = core = _core(rng, plan.kind, frayed, theta)
     texture = _noise(rng, u.shape, 7) + 0.6 * _noise(rng, u.shape, 16)
@@ -175,10 +171,7 @@ def _realistic(
         bend = theta + 0.12 * _noise(rng, u.shape, 5)
         spikes = table.astype(np.float32)[((bend % (2 * np.pi)) * (720 / (2 * np.pi))).astype(np.int32)]
         spikes = (
-            spikes
-            * np.exp(-np.maximum(r - 0.85, 0) / 0.3)
-            * smooth_step((r - 0.3) * 2)
-            * smooth_step((1.9 - r) * 2)
+            spikes * np.exp(-np.maximum(r - 0.85, 0) / 0.3) * smooth_step((r - 0.3) * 2) * smooth_step((1.9 - r) * 2)
         )
         profile = np.maximum(profile, 0.75 * spikes)
         enhancement = np.maximum(enhancement, 0.6 * spikes)

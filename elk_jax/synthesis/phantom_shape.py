@@ -20,6 +20,7 @@ class Shape:
     """Geometry of one view: float32 [H, U] masks and distances, points (x, y), lengths in units of H."""
 
     breast: np.ndarray  # bool
+    edge: np.ndarray  # 0..1, falls to 0 within one pixel of the skin: a smooth outline
     depth: np.ndarray  # distance to the skin; image borders (chest wall, cut axilla) do not count as skin
     x: np.ndarray  # [1, U] pixel centres
     y: np.ndarray  # [H, 1]
@@ -85,9 +86,7 @@ def make_shape(rng: np.random.Generator, view: str, size: int) -> Shape:
             (x - 0.35 * flap_width) / (0.4 * flap_width)
         )
     edge = cv2.GaussianBlur(edge, (0, 0), 0.006 * size, borderType=cv2.BORDER_REPLICATE)
-    edge = edge + np.float32(rng.uniform(-0.005, 0.022)) * np.exp(
-        -(((y - nipple_y) / rng.uniform(0.012, 0.022)) ** 4)
-    )
+    edge = edge + np.float32(rng.uniform(-0.005, 0.022)) * np.exp(-(((y - nipple_y) / rng.uniform(0.012, 0.022)) ** 4))
     breast = x < edge
     depth = cv2.distanceTransform(breast.astype(np.uint8), cv2.DIST_L2, 5) / np.float32(size)
 
@@ -102,6 +101,7 @@ def make_shape(rng: np.random.Generator, view: str, size: int) -> Shape:
         pectoral = smooth_step(muscle_depth / softness + 0.5) * breast
     return Shape(
         breast=breast,
+        edge=np.clip((edge - x) * size, 0, 1),
         depth=depth,
         x=x,
         y=y,

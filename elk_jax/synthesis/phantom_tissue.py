@@ -74,7 +74,7 @@ def octaves(seed: list[int], size: int, columns: int, cells: list[int], gains: l
 
 
 def _lines(noise: np.ndarray, thinness: float) -> np.ndarray:
-    """Bright curves along the zero crossings of a noise field, 0..1; they fade in and out, so no loop closes."""
+    """Bright curves along the zero crossings of noise, 0..1; they fade in and out: no closed loops."""
     lit = np.clip(0.6 + 0.4 * np.roll(noise, noise.shape[0] // 9, axis=0), 0.1, 1.3)
     return lit / (np.float32(1) + (noise * np.float32(thinness)) ** 2)
 
@@ -136,9 +136,7 @@ def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarr
         steps = int(rng.integers(30, 100))
         turns = cv2.GaussianBlur(rng.normal(0, 0.13, (steps + 8, 1)).astype(np.float64), (1, 7), 1.5)[:, 0]
         for branch in range(2):
-            angle = heading + np.cumsum(turns[: steps if branch == 0 else steps // 2]) * (
-                1 if branch == 0 else -1.3
-            )
+            angle = heading + np.cumsum(turns[: steps if branch == 0 else steps // 2]) * (1 if branch == 0 else -1.3)
             path_x, path_y = (
                 start_x + np.cumsum(0.009 * np.cos(angle)),
                 start_y + np.cumsum(0.009 * np.sin(angle)),
@@ -178,29 +176,19 @@ def skin(shape: Shape, width: float) -> np.ndarray:
     return np.exp(-((shape.depth / np.float32(width)) ** 2)) * shape.breast
 
 
-def low_energy_background(
-    rng: np.random.Generator, character: Character, shape: Shape, tissue: Tissue
-) -> np.ndarray:
+def low_energy_background(rng: np.random.Generator, character: Character, shape: Shape, tissue: Tissue) -> np.ndarray:
     """The low-energy image without lesions, [H, U]."""
-    strands = (tissue.web - 0.45) * (0.31 + 0.15 * tissue.gland) * np.float32(character.strands)
+    strands = (tissue.web - 0.45) * (0.27 + 0.06 * tissue.gland) * np.float32(character.strands)
     strands *= 1 - 0.6 * shape.pectoral
-    image = (
-        0.24
-        + 0.35 * tissue.gland * np.clip(0.8 + 0.16 * tissue.clouds + 0.12 * tissue.rough, 0.2, 2)
-        + strands
-    )
-    image += 0.020 * tissue.mottle + 0.025 * tissue.clouds
+    image = 0.24 + 0.35 * tissue.gland * np.clip(0.8 + 0.16 * tissue.clouds + 0.10 * tissue.rough, 0.2, 2) + strands
+    image += 0.020 * tissue.mottle + 0.025 * tissue.clouds + tissue.rough * (0.028 + 0.05 * tissue.gland)
     image += np.float32(rng.uniform(0.03, 0.12)) * tissue.vessels
     image *= 0.68 + 0.32 * smooth_step(shape.depth / np.float32(character.shelf))
     streaks = np.sin(shape.muscle_depth * np.float32(rng.uniform(60, 160)) + 2 * tissue.clouds)
     fade = np.clip(1.15 - shape.y, 0, 1)
-    muscle = (
-        fade * np.float32(rng.uniform(0.03, 0.22))
-        + 0.35 * np.clip(shape.muscle_depth, 0, 0.25)
-        + 0.015 * streaks
-    )
+    muscle = fade * np.float32(rng.uniform(0.03, 0.22)) + 0.35 * np.clip(shape.muscle_depth, 0, 0.25) + 0.015 * streaks
     image += shape.pectoral * muscle
-    image += np.float32(rng.uniform(0.05, 0.4)) * skin(shape, rng.uniform(0.004, 0.010))
+    image += np.float32(rng.uniform(0.05, 0.45)) * skin(shape, rng.uniform(0.004, 0.016))
     return image * (1 - 0.75 * shape.fold)
 
 
@@ -216,9 +204,7 @@ def subtracted_background(
     taper = 0.55 + 0.45 * np.minimum(shape.x / np.float32(0.5 * shape.width), 1)
     line = np.float32(character.shelf) * taper * (1 + 0.08 * tissue.clouds)
     coarse = cv2.resize(shape.depth, (max(columns * 24 // size, 2), 24), interpolation=cv2.INTER_AREA)
-    within = (
-        cv2.resize(coarse, (columns, size), interpolation=cv2.INTER_CUBIC) - line
-    )  # rounder than the skin
+    within = cv2.resize(coarse, (columns, size), interpolation=cv2.INTER_CUBIC) - line  # rounder than the skin
     inside = smooth_step(within / np.float32(rng.uniform(0.015, 0.08)) + 0.5)
     front = np.float32(0.35) + np.float32(0.65) * smooth_step(shape.x / np.float32(0.75 * shape.width))
     fading = front * np.exp(-np.maximum(within, 0) / np.float32(rng.uniform(0.06, 0.22)))
@@ -229,23 +215,19 @@ def subtracted_background(
     image -= np.float32(rng.normal(0.03, 0.05)) * (tissue.web - 0.45)
 
     # Motion: what moved leaves a bright and a dark edge, where it moved.
-    shift, direction = rng.uniform(0.0025, 0.009), rng.normal(np.pi / 2, 0.6)
+    shift, direction = rng.uniform(0.0025, 0.007), rng.normal(np.pi / 2, 0.6)
     matrix = np.array([[1, 0, shift * size * np.cos(direction)], [0, 1, shift * size * np.sin(direction)]])
-    moved = cv2.warpAffine(
-        low_energy, matrix, (columns, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-    )
+    moved = cv2.warpAffine(low_energy, matrix, (columns, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     where = 0.3 + smooth_step(0.5 + 0.4 * np.roll(tissue.clouds, size // 3, axis=0))
-    relief = np.float32(min(rng.gamma(1.3, 0.34), 1.2)) * where * (low_energy - moved)
+    relief = np.float32(min(rng.gamma(1.3, 0.38), 1.3)) * where * (low_energy - moved)
     image += np.clip(relief, -0.25, 0.25) * smooth_step(shape.depth / 0.02)
 
     # Parenchyma enhances in soft patches, most where the breast is thickest behind the shelf.
     patches = cv2.GaussianBlur(tissue.gland, (0, 0), 0.008 * size)
-    patches = patches * np.clip(
-        0.5 + 0.4 * tissue.clouds + 0.35 * tissue.rough + 0.25 * tissue.mottle, 0, 2.5
-    )
+    patches = patches * np.clip(0.5 + 0.4 * tissue.clouds + 0.35 * tissue.rough + 0.25 * tissue.mottle, 0, 2.5)
     image += np.float32(character.enhancement) * patches * (0.3 + 0.7 * inside)
     image += np.float32(rng.uniform(0.02, 0.10)) * tissue.vessels
     image += shape.pectoral * np.float32(rng.normal(0, 0.012))
-    rim = rng.gamma(1.2, 0.14) * smooth_step(0.5 + 0.5 * tissue.clouds)
-    image += rim * skin(shape, rng.uniform(0.002, 0.006))
+    rim = rng.gamma(1.2, 0.2) * smooth_step(0.5 + 0.5 * tissue.clouds)
+    image += rim * skin(shape, rng.uniform(0.002, 0.009))
     return image * (1 - 0.75 * shape.fold)
