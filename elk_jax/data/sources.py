@@ -23,7 +23,6 @@ from elk_jax.data.schema import ImageInfo, Record
 from elk_jax.data.tfds import read_tfds
 from elk_jax.errors import UserError
 
-
 Read = Callable[[int], np.ndarray]
 """Position -> image [H, W, 1] float32 in [0, 1]."""
 
