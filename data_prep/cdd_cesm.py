@@ -42,9 +42,7 @@ from elk_jax.files import make_folder, write_bytes, write_json
 
 NAME = "cdd_cesm"
 CLASSES = ("lesion",)
-DESCRIPTION = (
-    "CDD-CESM, contrast-enhanced spectral mammography with hand-drawn lesions (Khaled et al. 2022), CC BY 4.0"
-)
+DESCRIPTION = "CDD-CESM, contrast-enhanced spectral mammography with hand-drawn lesions (Khaled et al. 2022), CC BY 4.0"
 CITATION = (
     "Khaled R. et al., Categorized contrast enhanced mammography dataset for diagnostic and artificial "
     "intelligence research, Scientific Data 9:122, 2022, doi:10.7937/29kw-ae92"
@@ -52,16 +50,14 @@ CITATION = (
 
 
 def find_images(folder: Path, wanted: set[str]) -> dict[str, Path]:
-    """Name -> file below `folder`, whatever its ending and stray spaces. UserError if a name has two files."""
+    """Name -> file below `folder`, whatever its ending and stray spaces. UserError if one has two files."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = squeeze(path.stem)
         if path.suffix.lower() not in SUFFIXES or name not in wanted or path.name.startswith("."):
             continue
         if name in found:
-            raise UserError(
-                f"two files for image {name}: {found[name]} and {path}", todo="remove one of them"
-            )
+            raise UserError(f"two files for image {name}: {found[name]} and {path}", todo="remove one of them")
         found[name] = path
     return found
 
@@ -79,9 +75,7 @@ def main(argv: list[str]) -> None:
     plan = make_plan(rows, options)
     print_filter(console, plan)
     if not plan.images:
-        raise UserError(
-            "no image passes the filter", where=flags.input, todo="choose another --filter or --modality"
-        )
+        raise UserError("no image passes the filter", where=flags.input, todo="choose another --filter or --modality")
     in_tables = counts(plan.images)
     if flags.table_only:
         print_counts(console, options, {"in the tables": in_tables})
@@ -232,12 +226,8 @@ def print_filter(console: Console, plan: Plan) -> None:
     points = sum(row.points for row in plan.filtered)
     kept = sum(len(image.boxes) for image in plan.images)
     console.print(f"filter:    {len(plan.filtered)} images ({parts}) of {patients} patients")
-    console.print(
-        f"boxes:     {drawn} drawn{f' ({points} points skipped)' if points else ''}, {kept} after cleaning"
-    )
-    console.print(
-        f"left out:  {len(plan.unannotated)} images without a region {' '.join(plan.unannotated[:6])}"
-    )
+    console.print(f"boxes:     {drawn} drawn{f' ({points} points skipped)' if points else ''}, {kept} after cleaning")
+    console.print(f"left out:  {len(plan.unannotated)} images without a region {' '.join(plan.unannotated[:6])}")
     console.print(f"canvases:  {len(plan.canvases)} healthy images of training patients")
 
 
@@ -253,9 +243,7 @@ def print_counts(console: Console, options: Options, columns: dict[str, Any]) ->
         table.add_column(name, justify="right")
     for split in (*SPLITS, "all", "few-shot"):
         cells = [counted[split] for counted in columns.values()]
-        table.add_row(
-            split, *(f"{cell['patients']} / {cell['images']} / {cell['lesions']}" for cell in cells)
-        )
+        table.add_row(split, *(f"{cell['patients']} / {cell['images']} / {cell['lesions']}" for cell in cells))
     console.print(table)
 
 
@@ -285,7 +273,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", help="folder to build; it appears when it is complete")
     parser.add_argument("--formats", default="coco,tfds", help="coco, tfds or both (default: %(default)s)")
     parser.add_argument("--filter", default="elk", choices=("elk", "all_masses", "none"),
-                        help="elk: the published rule; all_masses: without its exclusion of weak enhancement; "
+                        help="elk: the published rule; all_masses: weakly enhancing ones too; "
                         "none: every annotated image, and the healthy ones as lesion-free images "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--modality", default="subtracted", choices=("subtracted", "low_energy", "both"),

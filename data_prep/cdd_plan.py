@@ -46,18 +46,14 @@ class Plan:
 
     images: tuple[Planned, ...]  # with lesions; with filter "none" the healthy ones too
     canvases: tuple[Planned, ...]  # healthy images of training patients
-    filtered: tuple[
-        ImageRow, ...
-    ]  # what the filter lets through, before images without a region are left out
-    unannotated: tuple[
-        str, ...
-    ]  # not healthy, yet without a region: neither lesions to learn nor a lesion-free image
+    filtered: tuple[ImageRow, ...]  # what the filter lets through, before images without a region are left out
+    unannotated: tuple[str, ...]  # not healthy, yet without a region: neither lesions to learn nor a lesion-free image
 
 
 def make_plan(rows: tuple[ImageRow, ...], options: Options) -> Plan:
     """Filter, clean and split.
 
-    The split is made from the published selection whatever the filter and modality, so a patient's never changes.
+    The split is made from the published one whatever the filter and modality: a patient's never changes.
     """
     modalities = ("subtracted", "low_energy") if options.modality == "both" else (options.modality,)
     elk_lesions: Counter[str] = Counter()

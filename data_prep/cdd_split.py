@@ -70,9 +70,7 @@ def group_folds(lesions: Mapping[str, int], folds: int, seed: int) -> dict[str, 
     histogram = np.zeros((len(patients), len(classes)))
     histogram[np.arange(len(patients)), class_of] = counts
     totals = histogram.sum(0)
-    np.random.RandomState(seed).shuffle(
-        histogram
-    )  # rows only: this is what detaches them from their patients
+    np.random.RandomState(seed).shuffle(histogram)  # rows only: this is what detaches them from their patients
     filled = np.zeros((folds, len(classes)))
     fold_of = {}
     for index in np.argsort(-histogram.std(axis=1), kind="stable"):

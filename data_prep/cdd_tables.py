@@ -188,7 +188,7 @@ def region_box(attributes: str, where: str) -> tuple[float, float, float, float]
 
 
 def passes(row: ImageRow, rule: Filter) -> bool:
-    """Does the image belong to the data set? `elk`: the published rule; `all_masses`: without its findings."""
+    """Does the image belong to the data set? `elk`: the published rule; `all_masses`: by its tags only."""
     if rule == "none":
         return True
     tags, findings = row.tags.lower(), row.findings.lower()
@@ -211,9 +211,9 @@ def kept_boxes(boxes: np.ndarray, rule: Cleaning) -> np.ndarray:
 
 
 def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
-    """Mask [N] of the boxes in the published list of 555: none inside another, of two with IoU > `max_iou` the
-    larger one.
+    """Mask [N] of the boxes in the published list of 555.
 
+    The rule as stated: none inside another, and of two with IoU > `max_iou` the larger one.
     Two habits of that list differ from the stated rule. A box also goes if it overlaps one that is dropped
     itself (2 boxes), and where an image lost a box, every box comes back whose left and top edges both
     occur among the kept ones: in effect exact duplicates (4 boxes in 3 images). The bare rule gives 551,
@@ -224,16 +224,12 @@ def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
     similar = np.zeros(len(boxes), bool)
     for place, index in enumerate(order):
         larger = boxes[order[:place]]
-        inside[index] = (
-            ((larger[:, :2] <= boxes[index, :2]) & (larger[:, 2:] >= boxes[index, 2:])).all(1).any()
-        )
+        inside[index] = ((larger[:, :2] <= boxes[index, :2]) & (larger[:, 2:] >= boxes[index, 2:])).all(1).any()
     for place, index in enumerate(order):
         larger = boxes[[i for i in order[:place] if not inside[i]]].reshape(-1, 4)
         corner = np.minimum(larger[:, 2:], boxes[index, 2:]) - np.maximum(larger[:, :2], boxes[index, :2])
         overlap = np.prod(np.maximum(corner, 0), axis=1)
-        similar[index] = (
-            overlap > max_iou * (_areas(larger) + _areas(boxes[index : index + 1]) - overlap)
-        ).any()
+        similar[index] = (overlap > max_iou * (_areas(larger) + _areas(boxes[index : index + 1]) - overlap)).any()
     keep = ~inside & ~similar
     if not keep.all():
         keep = np.isin(boxes[:, 0], boxes[keep, 0]) & np.isin(boxes[:, 1], boxes[keep, 1])
@@ -255,8 +251,7 @@ def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
         found = sorted(
             path
             for path in folder.rglob(f"*{ending}")
-            if all(word.lower() in path.name.lower() for word in words)
-            and not path.name.startswith((".", "~"))
+            if all(word.lower() in path.name.lower() for word in words) and not path.name.startswith((".", "~"))
         )
         if len(found) > 1:
             what = f"{len(found)} tables look alike: {found[0].name} and {found[1].name}"
@@ -288,10 +283,7 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
         raise UserError(f"not an XLSX table: {error}", where=path, todo="fetch it again") from error
     if "all" not in book.sheetnames:
         raise UserError("the sheet 'all' is missing", where=path, todo=f"found: {', '.join(book.sheetnames)}")
-    lines = [
-        ["" if cell is None else str(cell) for cell in line]
-        for line in book["all"].iter_rows(values_only=True)
-    ]
+    lines = [["" if cell is None else str(cell) for cell in line] for line in book["all"].iter_rows(values_only=True)]
     header = lines[0] if lines else []
     return [dict(zip(header, line)) for line in lines[1:] if any(line)]
 
@@ -303,7 +295,5 @@ def _checked(rows: list[dict[str, Any]], columns: Iterable[str], path: Path) -> 
     names = {name.strip(): name for name in rows[0]}
     for column in columns:
         if column not in names:
-            raise UserError(
-                f"the column '{column}' is missing", where=path, todo=f"found: {', '.join(names)}"
-            )
+            raise UserError(f"the column '{column}' is missing", where=path, todo=f"found: {', '.join(names)}")
     return [{column: row.get(names[column]) or "" for column in columns} for row in rows]

@@ -37,9 +37,7 @@ def main(argv: list[str]) -> None:
     )
     flags = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", flags.name):
-        raise UserError(
-            f"--name={flags.name} is no name for a data set", todo="use lower case letters, digits and _"
-        )
+        raise UserError(f"--name={flags.name} is no name for a data set", todo="use lower case letters, digits and _")
     infos, classes = read_coco(flags.input)
     folder = image_folder(flags.input)
     if not infos:
@@ -68,9 +66,7 @@ def main(argv: list[str]) -> None:
             os.replace(path, built / path.name)
         (built / "tfds").rmdir()
     lesions = sum(len(info.boxes) for info in infos)
-    print(
-        f"built {flags.output}: {len(infos)} images, {lesions} boxes, {16 if any(wide) else 8} bits a pixel"
-    )
+    print(f"built {flags.output}: {len(infos)} images, {lesions} boxes, {16 if any(wide) else 8} bits a pixel")
 
 
 if __name__ == "__main__":

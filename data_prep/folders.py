@@ -23,9 +23,7 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise UserError("a file stands where a folder is needed", where=path, todo="choose another folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise UserError(
-            "the output folder is not empty", where=path, todo="choose another one, or add --overwrite"
-        )
+        raise UserError("the output folder is not empty", where=path, todo="choose another one, or add --overwrite")
     make_folder(path.parent)
     hidden = make_folder(path.with_name(f".{path.name}.{os.getpid()}.partial"))
     old = path.with_name(f".{path.name}.{os.getpid()}.old")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.data import tfds as layout
+from elk_jax.data.checks import check_unique
 from elk_jax.data.images import encode_png
 from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError, from_os_error
@@ -55,6 +56,7 @@ def write_tfds(
     """
     import tensorflow_datasets as tfds
 
+    check_unique((info.image_id for info in infos), "image id", folder)
     metas, extra = meta_features([info.meta for info in infos])
     features = layout.features(classes, bits, **extra)
     splits: dict[str, list[ImageInfo]] = {}
@@ -66,7 +68,7 @@ def write_tfds(
             yield info.image_id, layout.example(info, encode_png(_fitting(read(info), info, bits)))
             on_image()
 
-    class ListBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class ListBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -93,8 +95,6 @@ def write_tfds(
         raise
     except OSError as error:
         raise from_os_error(error, folder) from error
-    except tfds.core.DuplicatedKeysError as error:
-        raise UserError(f"two images share an id: {error}".splitlines()[0], where=folder) from error
     except Exception as error:  # ArrayRecord reports a failed write in words only
         if not any(words in str(error) for words in ("No space left", "File too large", "quota")):
             raise
@@ -120,9 +120,7 @@ def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]]
             features[key] = tfds.features.Tensor(shape=(2,), dtype=np.float32)
             continue
         for kinds, feature in ((bool, np.bool_), (int, np.int64), (int | float, np.float64)):
-            if all(
-                isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool) for value in values
-            ):
+            if all(isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool) for value in values):
                 columns[key], features[key] = values, feature
                 break
         else:

@@ -1,0 +1,148 @@
+"""Any list of annotated images as a TFDS data set, and any COCO folder."""
+
+from __future__ import annotations
+
+import coco_to_tfds
+import numpy as np
+import pytest
+import tfds_writer
+from folders import new_folder
+
+from elk_jax.data.coco import write_coco
+from elk_jax.data.images import encode_png
+from elk_jax.data.schema import ImageInfo
+from elk_jax.data.sources import open_source
+from elk_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+PIXELS = {f"i{n}": RNG.integers(0, 65536, (20 + n, 30), dtype=np.uint16) for n in range(4)}
+
+
+def info(name: str, boxes=(), split="train", **meta) -> ImageInfo:
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    height, width = PIXELS[name].shape
+    labels = np.arange(len(boxes), dtype=np.int32) % 2
+    return ImageInfo(name, f"p{name}", width, height, boxes, labels, labels == 1, split, f"{name}.png", meta)
+
+
+INFOS = [
+    info("i0", [[1, 2, 10.5, 12], [3, 4, 8, 9]], view="CC", age=50, score=1, dense=True),
+    info("i1", view="MLO", age=61, score=0.5, dense=False, pixel_spacing=[0.1, 0.2], codes=[1, 2]),
+    info("i2", [[0, 0, 30, 22]], split="odd", view="CC", age=70, score=2.5, dense=False),
+]
+
+
+def test_round_trip(tmp_path):
+    import tensorflow_datasets as tfds
+
+    seen = []
+    tfds_writer.write_tfds(
+        tmp_path / "set",
+        "toy",
+        INFOS,
+        ("mass", "other"),
+        lambda i: PIXELS[i.image_id],
+        bits=16,
+        on_image=lambda: seen.append(1),
+    )
+    assert len(seen) == 3 and [path.name for path in tmp_path.iterdir()] == ["set"]
+    builder = tfds.builder_from_directory(tmp_path / "set")
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 2, "odd": 1}
+    (record,) = builder.as_data_source("odd")
+    np.testing.assert_array_equal(record["image"][..., 0], PIXELS["i2"])
+    source = open_source(f"tfds:{tmp_path / 'set'}")
+    assert source.classes == ("mass", "other")
+    for position, found in enumerate(source.infos):
+        (wanted,) = [i for i in INFOS if i.image_id == found.image_id]
+        np.testing.assert_array_equal(found.boxes, wanted.boxes)
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+        np.testing.assert_array_equal(found.ignore, wanted.ignore)
+        assert (found.patient_id, found.split, found.width) == (wanted.patient_id, wanted.split, wanted.width)
+        assert all(found.meta[key] == wanted.meta[key] for key in ("view", "age", "score", "dense"))
+        np.testing.assert_allclose(source[position].image[..., 0], PIXELS[found.image_id] / 65535, atol=1e-7)
+    (one,) = [i for i in source.infos if i.image_id == "i1"]
+    assert one.meta["codes"] == "[1, 2]" and one.meta["pixel_spacing"] == pytest.approx([0.1, 0.2])
+
+
+def test_meta_features_keep_kinds():
+    import tensorflow_datasets as tfds
+
+    metas, features = tfds_writer.meta_features(
+        [{"a": True, "b": 1, "c": 1, "d": "x", "e": 1}, {"a": False, "b": 2, "c": 0.5}]
+    )
+    assert (features["a"], features["b"], features["c"]) == (np.bool_, np.int64, np.float64)
+    assert isinstance(features["d"], tfds.features.Text) and isinstance(features["e"], tfds.features.Text)
+    assert metas == [{"a": True, "b": 1, "c": 1, "d": "x", "e": "1"}, {"a": False, "b": 2, "c": 0.5, "d": "", "e": ""}]
+    assert tfds_writer.meta_features([]) == ([], {})
+    mixed, features = tfds_writer.meta_features([{"a": True}, {"a": 3}])
+    assert isinstance(features["a"], tfds.features.Text) and mixed == [{"a": "true"}, {"a": "3"}]
+
+
+def test_eight_bit_images_are_widened_in_a_sixteen_bit_set(tmp_path):
+    narrow = (PIXELS["i0"] >> 8).astype(np.uint8)
+    tfds_writer.write_tfds(tmp_path / "set", "toy", INFOS[:1], ("a", "b"), lambda i: narrow, bits=16)
+    np.testing.assert_allclose(open_source(f"tfds:{tmp_path / 'set'}")[0].image[..., 0], narrow / 255, atol=1e-6)
+
+
+def test_bad_images_leave_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"30 x 21 px, its entry says 30 x 20 \(i0\.png\)"):
+        tfds_writer.write_tfds(tmp_path / "set", "toy", INFOS, ("a", "b"), lambda i: PIXELS["i1"], bits=16)
+    with pytest.raises(UserError, match="image id i0 occurs 2 times"):
+        tfds_writer.write_tfds(tmp_path / "set", "toy", [INFOS[0]] * 2, ("a", "b"), lambda i: PIXELS["i0"], bits=16)
+    assert not list(tmp_path.iterdir())
+
+
+def coco_folder(folder):
+    (folder / "images").mkdir(parents=True)
+    for each in INFOS:
+        (folder / "images" / each.file_name).write_bytes(encode_png(PIXELS[each.image_id]))
+    write_coco(folder / "mine.json", INFOS, ("mass", "other"))
+    return folder / "mine.json"
+
+
+def test_any_coco_folder(tmp_path, capsys):
+    path = coco_folder(tmp_path / "in")
+    coco_to_tfds.main([f"--input={path}", f"--output={tmp_path / 'out'}", "--name=mine"])
+    assert "3 images, 3 boxes, 16 bits" in capsys.readouterr().out
+    one, other = open_source(f"coco:{path}"), open_source(f"tfds:{tmp_path / 'out'}")
+    place = {each.image_id: position for position, each in enumerate(other.infos)}
+    for position, each in enumerate(one.infos):
+        same = other[place[each.image_id]]
+        np.testing.assert_array_equal(one[position].image, same.image)
+        np.testing.assert_array_equal(each.boxes, same.info.boxes)
+        assert each.split == same.info.split and each.patient_id == same.info.patient_id
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_coco_to_tfds_reports_what_is_wrong(tmp_path):
+    path = coco_folder(tmp_path / "in")
+    out = f"--output={tmp_path / 'out'}"
+    with pytest.raises(UserError, match="no name for a data set"):
+        coco_to_tfds.main([f"--input={path}", out, "--name=My Set"])
+    with pytest.raises(UserError, match="no such file"):
+        coco_to_tfds.main([f"--input={tmp_path / 'gone.json'}", out])
+    (tmp_path / "in" / "images" / "i1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"not a PNG.*i1\.png"):
+        coco_to_tfds.main([f"--input={path}", out])
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_new_folder_appears_only_when_complete(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError), new_folder(target) as folder:
+        (folder / "half").write_text("written")
+        raise RuntimeError
+    assert not target.exists() and not list(target.parent.iterdir())
+    with new_folder(target) as folder:
+        (folder / "a").write_text("whole")
+        assert not target.exists()
+    assert (target / "a").read_text() == "whole"
+    with pytest.raises(KeyboardInterrupt), new_folder(target, overwrite=True):
+        raise KeyboardInterrupt
+    assert [path.name for path in target.iterdir()] == ["a"]
+    with new_folder(target, overwrite=True) as folder:
+        (folder / "b").touch()
+    assert [path.name for path in target.parent.rglob("*")] == ["out", "b"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="a file stands where"), new_folder(tmp_path / "file"):
+        pass
