@@ -161,30 +161,24 @@ def load_params(folder: str | os.PathLike, *, best: bool = True, step: int | Non
     """
     folder = Path(folder).absolute()
     todo = "train this stage first, or name the folder that holds the numbered checkpoints"
-    if not folder.is_dir():
-        raise UserError("no such folder of checkpoints", where=folder, todo=todo)
-    options = ocp.CheckpointManagerOptions(best_fn=_score, create=False)
-    with _user_errors(folder):
-        manager = ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
-        try:
-            steps = manager.all_steps()
-            if not steps or (step is not None and step not in steps):
-                raise UserError(
-                    f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo
-                )
-            if step is None:
-                step = manager.best_step() if best else max(steps)
-            saved = manager.item_metadata(step)
-            name = "ema_params" if saved.get("ema_params") is not None else "params"
-            target = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _metadata_tree(saved[name])
-            )
-            restored = manager.restore(
-                step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
-            )
-        finally:
-            manager.close()
-    return jax.tree.map(np.asarray, restored[name])
+    # Read without a CheckpointManager: one process of several may call this alone.
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
+    if step is None:
+        step = max(steps, key=lambda s: (_saved_score(folder / str(s)), s)) if best else steps[-1]
+    item = folder / str(step) / "ema_params"
+    item = item if item.is_dir() else item.with_name("params")
+    handler = ocp.PyTreeCheckpointHandler()
+    with _user_errors(item):
+        tree = _metadata_tree(handler.metadata(item))
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return handler.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def _saved_score(checkpoint: Path) -> float:
+    """What Orbax keeps beside a checkpoint to choose the best by."""
+    return _score(files.read_json(checkpoint / "metrics" / "metrics"))
 
 
 def tree_difference(saved: Any, wanted: Any) -> str | None:

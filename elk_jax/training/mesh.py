@@ -8,7 +8,7 @@ a layer's parameters where they are used). With fsdp=1 this is plain data parall
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,9 +23,10 @@ SMALL = 2**16
 """Parameters of fewer elements are replicated: gathering them would cost more than it saves."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; `data=-1` takes what `fsdp` leaves."""
-    count = jax.device_count()
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices of all processes (or the given ones); `data=-1` takes what `fsdp` leaves."""
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if fsdp < 1 or count % fsdp:
         raise UserError(
             f"fsdp={fsdp} does not divide the {count} devices", where="mesh.fsdp", todo="choose a divisor"
@@ -35,7 +36,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         raise UserError(
             f"data={data} times fsdp={fsdp} is not the {count} devices", where="mesh", todo="set mesh.data=-1"
         )
-    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

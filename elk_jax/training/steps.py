@@ -76,11 +76,11 @@ def gradient_step(
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = update_ema(ema_params, params, state.step, ema_decay)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         metrics = metrics | {
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(select(params, trainable)),
-            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.tree.norm(select(params, trainable)),
+            "update_norm": optax.tree.norm(updates),
             "finite": (jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)).astype(jnp.int32),
         }
         if schedule is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Any
 
 import jax
@@ -17,13 +18,11 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        try:
-            # several processes: JAX's own service catches SIGTERM and finds a step common to all
-            signals = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
-            for number in signals if jax.process_count() == 1 else ():
+        # With several processes JAX's own service catches SIGTERM and finds a step common to all of them.
+        # Outside the main thread signals are somebody else's business.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread: signals are somebody else's business
-            pass
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,16 +11,18 @@ from elk_jax.training.task import Task
 FEATURES = 12
 
 
-def task(dtype=jnp.float32, frozen: tuple[str, ...] = (), nan_at: int | None = None) -> Task:
+def task(
+    dtype=jnp.float32, frozen: tuple[str, ...] = (), nan_at: int | None = None, hidden: int = 32
+) -> Task:
     """Two layers with noise on the hidden units (so that the step's rng matters). The `step` column of a batch lets the
     loss turn into NaN at a chosen step."""
 
     def init(rng):
         a, b = jax.random.split(rng)
         return {
-            "stem": {"kernel": jax.random.normal(a, (FEATURES, 32), dtype) / 4, "bias": jnp.zeros(32, dtype)},
-            "norm": {"scale": jnp.ones(32, dtype)},
-            "head": {"kernel": jax.random.normal(b, (32, 1), dtype) / 6, "bias": jnp.zeros(1, dtype)},
+            "stem": {"kernel": jax.random.normal(a, (FEATURES, hidden), dtype) / 4, "bias": jnp.zeros(hidden, dtype)},
+            "norm": {"scale": jnp.ones(hidden, dtype)},
+            "head": {"kernel": jax.random.normal(b, (hidden, 1), dtype) / np.sqrt(hidden), "bias": jnp.zeros(1, dtype)},
         }
 
     def predict(params, batch):
@@ -40,29 +42,44 @@ def task(dtype=jnp.float32, frozen: tuple[str, ...] = (), nan_at: int | None = N
     return Task(init=init, loss=loss, predict=predict, frozen=frozen)
 
 
-class Batches:
-    """Endless batches, each made from (seed, number) alone; `rows` is the part of the batch this process reads."""
+class Crash(Exception):
+    """A run that dies."""
 
-    def __init__(self, size: int = 16, seed: int = 0, dtype=np.float32, rows: slice = slice(None)):
-        self.size, self.seed, self.dtype, self.rows, self.number = size, seed, dtype, rows, 0
+
+class Batches:
+    """Batches without end, each made from (seed, number) alone.
+
+    rows: the part of each batch that this process reads. before: called with the number of each batch to come.
+    """
+
+    def __init__(self, size=16, seed=0, dtype=np.float32, rows=slice(None), before=lambda number: None):
+        self.size, self.seed, self.dtype, self.rows, self.before, self.number = size, seed, dtype, rows, before, 0
 
     def __next__(self):
+        self.before(self.number + 1)
         self.number += 1
         rng = np.random.default_rng([self.seed, self.number])
         x = rng.normal(size=(self.size, FEATURES))
         y = np.sin(x[:, :1]) + 0.5 * x[:, 1:2]
         step = np.full(self.size, self.number, np.int32)
-        return {
-            "x": x.astype(self.dtype)[self.rows],
-            "y": y.astype(self.dtype)[self.rows],
-            "step": step[self.rows],
-        }
+        x, y = x.astype(self.dtype), y.astype(self.dtype)
+        return {"x": x[self.rows], "y": y[self.rows], "step": step[self.rows]}
 
     def get_state(self):
         return {"number": self.number}
 
     def set_state(self, state):
         self.number = state["number"]
+
+
+def crash_at(number):
+    """For `Batches(before=...)`: the run dies when it asks for this batch."""
+
+    def before(now):
+        if now == number:
+            raise Crash
+
+    return before
 
 
 def settings(**changes):

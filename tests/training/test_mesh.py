@@ -1,0 +1,194 @@
+"""Layouts by rule here; what needs several devices or processes runs in `devices.py`, once for all tests."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from elk_jax.errors import UserError
+from elk_jax.training import mesh as meshes
+from tests.training import hlo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(folder, *arguments, **environment):
+    command = [sys.executable, "-m", "tests.training.devices", str(folder), *map(str, arguments)]
+    log = open(folder / f"log{'-'.join(map(str, arguments))}", "w")  # noqa: SIM115 (the child keeps it)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
+
+
+def finish(folder, processes, seconds):
+    """Wait, never leave a process behind, and return what was seen."""
+    try:
+        codes = [process.wait(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("log*"))
+    assert codes == [0] * len(codes), logs
+    return json.loads((folder / "seen.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eight")
+    return finish(folder, [start(folder, XLA_FLAGS="--xla_force_host_platform_device_count=8")], 300)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    return finish(folder, [start(folder, i, port, JAX_NUM_CPU_DEVICES="2") for i in range(2)], 300)
+
+
+# ---- 8 devices ----
+
+
+@pytest.mark.parametrize(
+    "layout, tolerance", [("float64-data", 1e-7), ("float64-fsdp", 1e-7), ("float32-data", 1e-3)]
+)
+def test_eight_devices_follow_one(eight, layout, tolerance):
+    wanted = eight["losses"][f"{layout.split('-')[0]}-one"]
+    assert len(wanted) == 5 and len(set(wanted)) == 5
+    assert eight["losses"][layout] == pytest.approx(wanted, rel=tolerance)
+    assert eight["difference"][layout] < tolerance
+
+
+def test_a_run_of_eight_devices_is_finished_by_one(eight):
+    assert eight["difference"]["moved"] < 1e-7
+
+
+def test_fsdp_splits_large_parameters_with_their_averages_and_momentum(eight):
+    split = {name for name, share in eight["share"]["fsdp"].items() if share == 1 / 8}
+    assert {"params/stem/kernel", "ema_params/stem/kernel"} < split
+    assert any("trace/stem/kernel" in name for name in split)
+    assert all(share == 1 for name, share in eight["share"]["fsdp"].items() if "stem/kernel" not in name)
+    assert all(share == 1 for share in eight["share"]["data"].values())
+
+
+def test_per_image_stages_move_nothing_between_devices(eight):
+    by_shard, by_compiler = eight["collectives"]["shard"], eight["collectives"]["vmap"]
+    assert by_shard["gathers"] == []
+    assert by_compiler["gathers"] != []  # else this test could not fail: see shard_map_images
+    assert {k: v for k, v in by_shard.items() if k != "gathers"} == {
+        k: v for k, v in by_compiler.items() if k != "gathers"
+    }
+
+
+# ---- 2 processes ----
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-7), ("float32", 1e-3)])
+def test_two_processes_follow_one(eight, two, dtype, tolerance):
+    assert two["losses"][dtype] == pytest.approx(eight["losses"][f"{dtype}-one"], rel=tolerance)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_a_checkpoint(two):
+    step = int(two["stopped"].removeprefix("stopped at step "))
+    assert 4 <= step < 400 and two["stop_steps"] == [step]
+    assert two["saved_leaves"] == 5
+
+
+# ---- rules, on one device ----
+
+
+@pytest.mark.parametrize(
+    "shape, fsdp, spec",
+    [
+        ((3, 3, 256, 512), 8, P(None, None, None, "fsdp")),
+        ((1024, 12544), 8, P(None, "fsdp")),
+        ((12544, 1024), 8, P("fsdp")),
+        ((512, 512), 8, P(None, "fsdp")),
+        ((513, 512), 8, P(None, "fsdp")),  # the largest axis is not divisible
+        ((513, 511), 8, P()),
+        ((64,), 8, P()),  # small
+        ((), 8, P()),
+        ((0, 1 << 20), 8, P()),
+        ((1024, 1024), 1, P()),
+    ],
+)
+def test_rule_for_splitting(shape, fsdp, spec):
+    assert meshes.leaf_spec(shape, fsdp) == spec
+
+
+def test_mesh_axes_and_wrong_sizes():
+    mesh = meshes.make_mesh()
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1}
+    with pytest.raises(UserError, match="mesh.fsdp"):
+        meshes.make_mesh(fsdp=jax.device_count() + 1)
+    with pytest.raises(UserError, match="data=3"):
+        meshes.make_mesh(data=3 * jax.device_count())
+
+
+def test_put_batch_keeps_types_and_names_what_does_not_divide():
+    mesh = meshes.make_mesh()
+    batch = {"image": np.ones((2, 3), np.float32), "valid": np.array([True, False])}
+    placed = meshes.put_batch(batch, mesh)
+    assert {k: (v.dtype, v.shape) for k, v in placed.items()} == {
+        "image": (jnp.float32, (2, 3)),
+        "valid": (jnp.bool_, (2,)),
+    }
+    with pytest.raises(UserError, match="nested/scale"):
+        meshes.put_batch({"nested": {"scale": np.float32(1.0)}}, mesh)
+
+
+def test_map_images_is_a_drop_in_for_vmap():
+    def one(image, boxes, rng):
+        return {"mean": image.mean() + boxes["a"].sum(), "draw": jax.random.uniform(rng)}, boxes["b"]
+
+    images, keys = jnp.arange(12.0).reshape(4, 3), jax.random.split(jax.random.key(0), 4)
+    boxes = {"a": jnp.ones((4, 2)), "b": jnp.arange(4)}
+    wanted = jax.vmap(one)(images, boxes, keys)
+    got = jax.jit(meshes.shard_map_images(meshes.make_mesh())(one))(images, boxes, keys)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def test_map_images_takes_loops_that_start_from_constants():
+    def one(row):
+        return jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] + row), (0, jnp.zeros(3)))[1]
+
+    rows = jnp.arange(6.0).reshape(2, 3)
+    np.testing.assert_array_equal(meshes.shard_map_images(meshes.make_mesh())(one)(rows), 3 * rows)
+
+
+def test_placed_tree_owns_its_buffers():
+    source = np.ones((4, 4), np.float32)
+    placed = meshes.place({"w": source}, meshes.make_mesh())
+    source[:] = 7
+    np.testing.assert_array_equal(placed["w"], 1)
+
+
+def test_one_process_needs_no_initialisation():
+    meshes.initialize_distributed(environment={"SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
+    assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"ELK_COORDINATOR": "host:1"}, {"ELK_NUM_PROCESSES": "2"}, {"ELK_NUM_PROCESSES": "two"}],
+)
+def test_half_a_description_of_the_processes_is_refused(environment):
+    with pytest.raises(UserError):
+        meshes.initialize_distributed(environment=environment)
+
+
+def test_collectives_are_found_in_program_text():
+    text = """
+  %x = f32[16,300]{1,0} all-gather(%p), channel_id=1, metadata={op_name="jit(f)/top_k"}
+  ROOT %y = (f32[2]{0}, f32[8,4]{1,0}) all-reduce-start(%q), channel_id=2
+  %z = f32[4]{0} fusion(%all-gather.3), kind=kLoop
+"""
+    assert hlo.collectives(text) == [("all-gather", 4800, "jit(f)/top_k"), ("all-reduce", 32, "")]
+    assert [c.kind for c in hlo.gathers(text)] == ["all-gather"]

@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+
+from elk_jax.errors import UserError
+from elk_jax.training.writer import Writer, read_metrics
+
+
+def write(folder, steps, **options):
+    writer = Writer(folder, tensorboard=False, **options)
+    for step in steps:
+        writer.write_scalars(step, {"train/loss": 1 / step, "time/step_seconds": 0.1})
+    writer.close()
+
+
+def test_resumed_file_has_every_step_once(tmp_path):
+    write(tmp_path, [2, 4, 6, 8])
+    write(tmp_path, [6, 8, 10], resume_step=5)
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8, 10]
+
+
+def test_floats_survive_the_rewriting_exactly(tmp_path):
+    write(tmp_path, [3, 7])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    write(tmp_path, [], resume_step=7)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_new_run_starts_with_an_empty_file(tmp_path):
+    write(tmp_path, [1, 2])
+    write(tmp_path, [])
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
+    write(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 3, "train/lo')
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
+    write(tmp_path, [3], resume_step=2)
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+
+
+def test_nonfinite_values_stay_valid_json(tmp_path):
+    writer = Writer(tmp_path, tensorboard=False)
+    writer.write_scalars(1, {"eval/ap": float("nan"), "eval/n": np.int64(3), "eval/x": np.float32(0.5)})
+    writer.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "eval/ap": None, "eval/n": 3, "eval/x": 0.5}
+
+
+def test_tensorboard_files_hold_scalars_images_and_text(tmp_path):
+    writer = Writer(tmp_path)
+    writer.write_scalars(1, {"train/loss": 0.25})
+    writer.write_images(1, {"grey": np.zeros((4, 5), np.float32), "rgb": np.zeros((4, 5, 3), np.uint8)})
+    writer.write_text(1, {"note": "hello"})
+    writer.close()
+    content = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    for part in (b"train/loss", b"grey", b"rgb", b"hello"):
+        assert part in content
+
+
+def test_a_file_in_the_way_is_a_users_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="run"):
+        Writer(tmp_path / "run", tensorboard=False)
+
+
+def test_a_full_disk_is_a_users_error(tmp_path):
+    writer = Writer(tmp_path, tensorboard=False)
+    writer._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(UserError, match="disk is full"):
+        writer.write_scalars(1, {"a": 1.0})
