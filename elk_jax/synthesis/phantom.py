@@ -136,7 +136,7 @@ def _expose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Detector grain, display window and the black background."""
     edge = smooth_step(shape.depth / np.float32(0.003)) * shape.edge
-    gamma, brightness = rng.uniform(1.0, 1.3), np.exp(rng.normal(0.08, 0.12))
+    gamma, brightness = rng.uniform(1.0, 1.3), np.exp(rng.normal(0.06, 0.12))
     noise, gain = rng.uniform(0.014, 0.036), np.exp(rng.normal(0, 0.13))
     grain = rng.standard_normal(shape.depth.shape, dtype=np.float32)  # last: its amount depends on the size
     grain = 0.6 * grain + 0.8 * cv2.GaussianBlur(grain, (3, 3), 0.8)

@@ -75,7 +75,7 @@ def octaves(seed: list[int], size: int, columns: int, cells: list[int], gains: l
 
 def _lines(noise: np.ndarray, thinness: float) -> np.ndarray:
     """Bright curves along the zero crossings of noise, 0..1; they fade in and out: no closed loops."""
-    lit = np.clip(0.6 + 0.4 * np.roll(noise, noise.shape[0] // 9, axis=0), 0.1, 1.3)
+    lit = np.clip(0.6 + 0.4 * noise[::-1, ::-1], 0.1, 1.3)
     return lit / (np.float32(1) + (noise * np.float32(thinness)) ** 2)
 
 
@@ -93,7 +93,7 @@ def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple
     side = min(size, 1024)
     # log r of -3.0 .. 0.5 lies over the tile's columns, theta of -1.7 .. 1.7 over its rows
     column = (np.log(np.maximum(r, np.float32(0.05))) + 3.0 + 0.06 * warp) * np.float32(side / 3.5)
-    row = (theta + 1.7 + 0.06 * np.roll(warp, size // 7, axis=0)) * np.float32(side / 3.4)
+    row = (theta + 1.7 + 0.06 * warp[::-1, ::-1]) * np.float32(side / 3.4)
     rough, web = np.zeros(shape.depth.shape, np.float32), np.zeros(shape.depth.shape, np.float32)
     # cells over the angle, gain of the noise, thinness and brightness of the lines
     layers = [
@@ -218,7 +218,7 @@ def subtracted_background(
     shift, direction = rng.uniform(0.0025, 0.007), rng.normal(np.pi / 2, 0.6)
     matrix = np.array([[1, 0, shift * size * np.cos(direction)], [0, 1, shift * size * np.sin(direction)]])
     moved = cv2.warpAffine(low_energy, matrix, (columns, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    where = 0.3 + smooth_step(0.5 + 0.4 * np.roll(tissue.clouds, size // 3, axis=0))
+    where = 0.3 + smooth_step(0.5 + 0.4 * tissue.clouds[::-1, ::-1])
     relief = np.float32(min(rng.gamma(1.3, 0.38), 1.3)) * where * (low_energy - moved)
     image += np.clip(relief, -0.25, 0.25) * smooth_step(shape.depth / 0.02)
 

@@ -14,7 +14,7 @@ from elk_jax.synthesis.phantom_lesions import KINDS
 
 SMALL = PhantomConfig(size=160)
 SEED, COUNT = 3, 24
-GOLDEN_GREY = [0.1738, 0.18, 0.16796, 0.18181]
+GOLDEN_GREY = [0.16854, 0.17473, 0.16689, 0.18056]
 GOLDEN_BOXES = [[103.0, 113.0, 191.0, 214.0]]
 
 
