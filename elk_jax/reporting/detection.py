@@ -134,7 +134,7 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
     evaluation = evaluations[first]
     resamples = evaluation.get("bootstrap", {}).get("resamples")
     how = (
-        [f"A lesion is found where {evaluation['criterion']} with a prediction."]
+        [f"What counts as a hit: {evaluation['criterion'].replace('>=', '≥').replace('<=', '≤')}."]
         if "criterion" in evaluation
         else []
     )
@@ -208,9 +208,7 @@ def operating_points_section(evaluations: Evaluations) -> Section:
                     ]
                 )
             )
-    note = (
-        "Thresholds chosen on these images; predictions that score at least as much are shown to the reader."
-    )
+    note = "The lowest threshold at which a lesion is found within the rate, on these same images."
     return Section("Operating points", html.table(head, rows), note)
 
 

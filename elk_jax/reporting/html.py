@@ -70,7 +70,7 @@ def folded(summary: str, html: str, is_open: bool = False) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """0.742, -0.031 with a real minus sign; a dash for None."""
-    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", "−")
+    return ABSENT if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:

@@ -125,6 +125,9 @@ _PAPER = """
   nav { display: none; }
   section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: 16px 0;
   overflow: visible; }
+  .gallery { grid-template-columns: repeat(4, 1fr); gap: 10px; }
+  .cards { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
+  .card { padding: 10px 14px; } .multiples { grid-template-columns: repeat(3, 1fr); gap: 8px; }
   h2, h3 { break-after: avoid; } tr, .card, svg { break-inside: avoid; }
   .picture { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   details::details-content { content-visibility: visible; display: block; height: auto; }

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from elk_jax.errors import UserError
-from elk_jax.evaluation.evaluate import compare_detections, evaluate_detections, image_outcomes, scalars
+from elk_jax.evaluation.evaluate import (
+    best_and_worst,
+    compare_detections,
+    describe_outcome,
+    evaluate_detections,
+    image_outcomes,
+    scalars,
+)
 from elk_jax.evaluation.hits import centre_in_box
 
 A, B = [0, 0, 100, 100], [200, 200, 300, 300]
@@ -166,3 +173,37 @@ def test_image_outcomes(make):
         {"image_id": "1", "lesions": 2, "found": 1, "missed": 1, "false_positives": 1},
         {"image_id": "2", "lesions": 0, "found": 0, "missed": 0, "false_positives": 0},
     ]
+
+
+def outcome(image_id, found, missed, wrong):
+    return {
+        "image_id": image_id,
+        "lesions": found + missed,
+        "found": found,
+        "missed": missed,
+        "false_positives": wrong,
+    }
+
+
+def test_best_and_worst():
+    outcomes = [
+        outcome("clean", 2, 0, 0),
+        outcome("healthy", 0, 0, 0),
+        outcome("noisy", 1, 0, 3),
+        outcome("blind", 0, 3, 0),
+        outcome("half", 1, 1, 0),
+        outcome("rich", 5, 0, 0),
+    ]
+    worst, best = best_and_worst(outcomes, 2)
+    assert [o["image_id"] for o in worst] == ["blind", "noisy"]
+    assert [o["image_id"] for o in best] == ["rich", "clean"]
+    worst, best = best_and_worst(outcomes, 10)
+    assert [o["image_id"] for o in worst] == ["blind", "noisy", "half"]
+    assert [o["image_id"] for o in best] == ["rich", "clean"]
+    assert best_and_worst([], 3) == ([], [])
+
+
+def test_describe_outcome():
+    assert describe_outcome(outcome("a", 2, 1, 1)) == "2 of 3 lesions found, 1 false positive"
+    assert describe_outcome(outcome("a", 0, 1, 0)) == "0 of 1 lesion found, no false positives"
+    assert describe_outcome(outcome("a", 0, 0, 2)) == "lesion-free, 2 false positives"

@@ -1,0 +1,214 @@
+"""The page: from plain data, harmless, self-contained; and as a browser sees it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import cv2
+import pytest
+
+from elk_jax.reporting.detection import DetectionRun, detection_report, verdict
+from elk_jax.reporting.report import Report, Section, build_report, write_report
+
+VOID = {"meta", "link", "img", "br", "input", "line", "circle", "rect", "path"}
+
+
+class Balance(HTMLParser):
+    """Collects tags that were not closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.fixture(scope="module")
+def page(detection_run) -> str:
+    return build_report(detection_report(detection_run))
+
+
+def test_is_well_formed(page):
+    balance = Balance()
+    balance.feed(page)
+    assert not balance.open and not balance.wrong
+
+
+def test_names_nothing_outside_itself(page):
+    addresses = re.findall(r'(?:src|href|action|data|poster)="([^"]*)"', page) + re.findall(
+        r"url\(([^)]*)\)", page
+    )
+    assert addresses
+    assert all(address.startswith(("#", "data:image/")) for address in addresses)
+    assert "<script" not in page and "@import" not in page
+
+
+def test_text_of_the_data_is_not_obeyed(page):
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "Real &amp; &lt;synthetic&gt;" in page
+
+
+def test_is_a_pure_function(page, detection_run):
+    assert page == build_report(detection_report(detection_run))
+
+
+def test_sections_in_order(page):
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles == [
+        "Results",
+        "FROC",
+        "Operating points",
+        "Images: mixed",
+        "Training",
+        "Data",
+        "Synthesis",
+        "Configuration",
+        "Environment",
+    ]
+    for anchor in re.findall(r"<nav.*?</nav>", page, re.S)[0].split('href="#')[1:]:
+        assert f'<section id="{anchor.split(chr(34))[0]}">' in page
+
+
+def test_says_what_was_measured(page):
+    for expected in (
+        "detector.optimizer.kind",
+        "truncated",
+        "P012_L_CM_CC",
+        "13 min 32 s",
+        "0.600",
+        "+0.100",
+        "p = 0.12",
+        "No clear difference",
+        "Worse by 0.100",
+        "no lesion-free image",
+        "What counts as a hit: IoU ≥ 0.3.",
+        "real at step 40",
+    ):
+        assert expected in page, expected
+
+
+def test_verdict_in_words(detection_run):
+    said = verdict(detection_run.evaluations, detection_run.comparisons)
+    assert said == (
+        "Mean sensitivity: real 0.600 (0.500 – 0.700), mixed 0.700 (0.600 – 0.800), synthetic 0.500 (0.400 – 0.600). "
+        "Against real, mixed: no clear difference; synthetic: worse by 0.100."
+    )
+    better = {"mixed": {"mean_sensitivity": {"difference": 0.1, "low": 0.01, "high": 0.2, "p_value": 0.01}}}
+    assert "mixed: better by 0.100" in verdict(detection_run.evaluations, better)
+
+
+def test_nothing_measured_yet():
+    report = detection_report(DetectionRun(name="empty"))
+    assert report.sections == [] and report.summary == ""
+    assert "<h1>empty</h1>" in build_report(report)
+
+
+def test_undefined_metrics_and_missing_comparisons(detection_run):
+    nothing = {"value": None, "low": None, "high": None}
+    evaluation = {
+        **detection_run.evaluations["real"],
+        "mean_sensitivity": nothing,
+        "sensitivity_at": {"1": nothing},
+        "curve": {
+            "false_positives_per_image": [],
+            "sensitivity": [],
+            "band_at": None,
+            "low": None,
+            "high": None,
+        },
+    }
+    page = build_report(
+        detection_report(
+            DetectionRun(name="x", evaluations={"a": evaluation, "b": evaluation}, comparisons={"b": {}})
+        )
+    )
+    assert "None" not in page and "nan" not in page
+
+
+def test_equal_titles_get_different_anchors():
+    page = build_report(Report("t", sections=[Section("A b", "1"), Section("A b", "2"), Section("!", "3")]))
+    assert re.findall(r'<section id="([^"]*)">', page) == ["a-b", "a-b--2", "section"]
+
+
+def test_write(tmp_path, page, detection_run):
+    write_report(tmp_path / "report.html", detection_report(detection_run))
+    assert (tmp_path / "report.html").read_text() == page
+
+
+# ---- In a browser ------------------------------------------------------------------------------------------
+
+
+def chromium(folder, page: str, *options: str) -> subprocess.CompletedProcess:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine to open the report in")
+    file = folder / "page.html"
+    file.write_text(page)
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --window-size=1200,900"
+    )
+    command = [program, *flags.split(), f"--user-data-dir={folder / 'profile'}", *options, file.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const images = [...document.images], box = e => e.getBoundingClientRect();
+  document.title = JSON.stringify({
+    images: images.length,
+    broken: images.filter(i => !i.complete || i.naturalWidth === 0).length,
+    sections: document.querySelectorAll("section").length,
+    charts: [...document.querySelectorAll("section svg[role=img]")].filter(e => box(e).height > 5).length,
+    overflow: document.documentElement.scrollWidth > innerWidth,
+    overlay: Math.max(...images.map(i => Math.abs(box(i).height - box(i.nextElementSibling).height))),
+    family: getComputedStyle(document.querySelector("h1")).fontWeight,
+  });
+});
+</script>"""
+
+
+def test_in_a_browser_everything_is_there(tmp_path, page):
+    # The page itself allows no script, so the probe goes into a copy without that rule.
+    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace(
+        "</body>", f"{PROBE}</body>"
+    )
+    result = chromium(tmp_path, probed, "--dump-dom")
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", result.stdout, re.S).group(1)))
+    assert found["images"] == 2 and found["broken"] == 0
+    assert found["sections"] == 9
+    assert found["charts"] >= 8
+    assert not found["overflow"]
+    assert found["overlay"] < 1.0  # boxes lie exactly over their image
+    assert found["family"] == "680"  # the style sheet was understood
+    assert "CONSOLE" not in result.stderr
+
+
+def test_in_a_browser_the_page_itself_breaks_no_rule_of_its_own(tmp_path, page):
+    result = chromium(tmp_path, page, f"--screenshot={tmp_path / 'shot.png'}")
+    assert "CONSOLE" not in result.stderr
+    shot = cv2.imread(str(tmp_path / "shot.png"))
+    assert shot.shape[:2] == (900, 1200)
+    assert shot.std() > 10  # something is drawn
+
+
+def test_in_a_browser_outside_content_is_refused(tmp_path):
+    outside = Section("s", '<img src="https://example.invalid/x.png"><script>document.title = "run"</script>')
+    result = chromium(tmp_path, build_report(Report("quiet", sections=[outside])), "--dump-dom")
+    assert "CONSOLE" in result.stderr and "Content Security Policy" in result.stderr
+    assert "<title>quiet</title>" in result.stdout
