@@ -51,9 +51,7 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [
                     checkpoint_managers.LatestN(max(keep, 1)),
-                    checkpoint_managers.BestN(
-                        get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-                    ),
+                    checkpoint_managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
                 ]
             ),
             cleanup_tmp_directories=True,
@@ -106,6 +104,7 @@ class Checkpoints:
         number of devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf
         that differs.
         """
+        self.wait()
         step = self.latest() if step is None else step
         if step is None:
             raise UserError("no checkpoint to restore", where=self.folder)
@@ -116,7 +115,7 @@ class Checkpoints:
         with _user_errors(where):
             saved = self._manager.item_metadata(step)
             for name, tree in wanted.items():
-                _check_tree(name, saved[name], tree, where)
+                _check_tree(name, dict(saved).get(name), tree, where)
             items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
             items["meta"] = ocp.args.JsonRestore()
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -197,9 +196,7 @@ def tree_difference(saved: Any, wanted: Any) -> str | None:
 def _leaves(tree: Any) -> dict[str, Any]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in flat
-        if hasattr(leaf, "shape")
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat if hasattr(leaf, "shape")
     }
 
 
@@ -208,9 +205,7 @@ def _shape(leaf: Any) -> str:
 
 
 def _check_tree(name: str, saved: Any, wanted: Any, where: Path) -> None:
-    difference = (
-        "it is missing in the checkpoint" if saved is None else tree_difference(_metadata_tree(saved), wanted)
-    )
+    difference = "it is missing in the checkpoint" if saved is None else tree_difference(_metadata_tree(saved), wanted)
     if difference:
         raise UserError(
             f"the checkpoint does not fit ({name}): {difference}",
@@ -277,9 +272,7 @@ class _user_errors:
                     todo="free some space and start the same command again",
                 ) from error
             if "Permission denied" in text or "Read-only file system" in text:
-                raise UserError(
-                    "permission denied", where=self.where, todo="choose another folder"
-                ) from error
+                raise UserError("permission denied", where=self.where, todo="choose another folder") from error
             seen = seen.__cause__ or seen.__context__
         if isinstance(error, (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError)):
             raise UserError(

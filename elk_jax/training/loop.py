@@ -139,9 +139,7 @@ def train(
             if difference:
                 raise UserError(f"the initial weights do not fit: {difference}", where="initial_params")
             params = meshes.place(initial_params, mesh)
-        state = jax.jit(lambda params: create(params, tx, ema_decay is not None), out_shardings=layout)(
-            params
-        )
+        state = jax.jit(lambda params: create(params, tx, ema_decay is not None), out_shardings=layout)(params)
         del params
     start = int(state.step)
 
@@ -181,9 +179,7 @@ def train(
                     with timer.compiling():
                         compiled[key] = update.lower(state, placed).compile()
                     if len(compiled) > buckets:
-                        bar.say(
-                            f"warning: {len(compiled)} compilations of the step for {buckets} batch shape(s)"
-                        )
+                        bar.say(f"warning: {len(compiled)} compilations of the step for {buckets} batch shape(s)")
                 state, metrics = compiled[key](state, placed)
                 window.add(step, metrics)
                 timer.count(step, len(jax.tree.leaves(placed)[0]))

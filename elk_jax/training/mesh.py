@@ -28,9 +28,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if fsdp < 1 or count % fsdp:
-        raise UserError(
-            f"fsdp={fsdp} does not divide the {count} devices", where="mesh.fsdp", todo="choose a divisor"
-        )
+        raise UserError(f"fsdp={fsdp} does not divide the {count} devices", where="mesh.fsdp", todo="choose a divisor")
     data = count // fsdp if data == -1 else data
     if data * fsdp != count:
         raise UserError(
@@ -125,9 +123,7 @@ def shard_map_images(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[...,
     def map_images(fn: Callable[..., Any]) -> Callable[..., Any]:
         # Loop carries inside fn start from constants; the check of varying axes would refuse them, and there
         # is no collective in fn that it could protect.
-        return jax.shard_map(
-            jax.vmap(fn), mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False
-        )
+        return jax.shard_map(jax.vmap(fn), mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False)
 
     return map_images
 
@@ -158,6 +154,4 @@ def initialize_distributed(
         elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
             jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"could not join the other processes: {error}", where=coordinator or "SLURM"
-        ) from error
+        raise UserError(f"could not join the other processes: {error}", where=coordinator or "SLURM") from error

@@ -63,9 +63,7 @@ def parse(config: OptimizerConfig | Mapping[str, Any]) -> OptimizerConfig:
         if key in values:
             values[key] = (values[key],) if isinstance(values[key], str) else tuple(values[key])
     if "multipliers" in values:
-        values["multipliers"] = tuple(
-            (str(pattern), float(factor)) for pattern, factor in values["multipliers"]
-        )
+        values["multipliers"] = tuple((str(pattern), float(factor)) for pattern, factor in values["multipliers"])
     parsed = OptimizerConfig(**values)
     if parsed.name not in ("sgd", "adamw"):
         raise UserError(f"unknown optimizer {parsed.name!r}", where="optimizer.name", todo="use sgd or adamw")
@@ -105,9 +103,7 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
         raise UserError(f"not a regular expression: {pattern!r} ({error})", where=where) from error
 
 
-def trainable_mask(
-    params: Params, config: OptimizerConfig | Mapping[str, Any], frozen: Iterable[str] = ()
-) -> Any:
+def trainable_mask(params: Params, config: OptimizerConfig | Mapping[str, Any], frozen: Iterable[str] = ()) -> Any:
     """Tree of bools, True where a parameter is trained. `frozen` are the task's own expressions beside the
     config's."""
     config = parse(config)
@@ -144,9 +140,7 @@ def build(
         parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
     parts.append(optax.scale_by_learning_rate(schedule))
     parts += _scales(params, config.multipliers, trainable)
-    return optax.partition(
-        {True: optax.chain(*parts), False: optax.set_to_zero()}, jax.tree.map(bool, trainable)
-    )
+    return optax.partition({True: optax.chain(*parts), False: optax.set_to_zero()}, jax.tree.map(bool, trainable))
 
 
 def _scales(params: Params, multipliers, trainable: Any) -> list[optax.GradientTransformation]:

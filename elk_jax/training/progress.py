@@ -39,9 +39,7 @@ class Progress:
         self._began = self._spoke = time.monotonic()
         if self._show and self.stream.isatty():
             self._bar = _rich_bar(self.stream)
-            self._task = self._bar.add_task(
-                self.title, total=self.total, completed=self.start, rate="", note=""
-            )
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.start, rate="", note="")
             self._bar.start()
         return self
 
@@ -81,8 +79,7 @@ class Progress:
         note = f", {self._note}" if self._note else ""
         elapsed = clock(time.monotonic() - self._began)
         print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s in {elapsed}{left}, "
-            f"{self._rate_text()}{note}",
+            f"{self.title}: {self.done}/{self.total} {self.unit}s in {elapsed}{left}, {self._rate_text()}{note}",
             file=self.stream,
             flush=True,
         )

@@ -30,9 +30,7 @@ def warmup_multistep(
     `factor` (constant); from warmup_steps on it is 1. Milestones decay the rate during warm-up too.
     """
     if list(milestones) != sorted(milestones):
-        raise UserError(
-            f"milestones must be increasing, got {tuple(milestones)}", where="schedule.milestones"
-        )
+        raise UserError(f"milestones must be increasing, got {tuple(milestones)}", where="schedule.milestones")
     edges = jnp.asarray(sorted(milestones), jnp.int32)
 
     def schedule(step):
@@ -44,9 +42,7 @@ def warmup_multistep(
     return schedule
 
 
-def warmup_cosine(
-    base: float, warmup_steps: int, total_steps: int, end_factor: float = 0.0
-) -> optax.Schedule:
+def warmup_cosine(base: float, warmup_steps: int, total_steps: int, end_factor: float = 0.0) -> optax.Schedule:
     """Linear from 0 to `base` in `warmup_steps`, then half a cosine down to `base * end_factor` at
     `total_steps`.
 
@@ -85,9 +81,7 @@ def build(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     arguments = dict(config)
     name = arguments.pop("name", "")
     if name not in builders:
-        raise UserError(
-            f"unknown schedule {name!r}", where="schedule.name", todo=f"use one of {', '.join(builders)}"
-        )
+        raise UserError(f"unknown schedule {name!r}", where="schedule.name", todo=f"use one of {', '.join(builders)}")
     builder, known = builders[name]
     if "base" not in arguments:
         raise UserError("the schedule has no learning rate", where="schedule.base", todo="set schedule.base")

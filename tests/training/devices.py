@@ -1,7 +1,7 @@
 """What needs several devices, or several processes: run as a program, it writes what it saw as JSON.
 
-    python -m tests.training.devices OUT              on 8 simulated devices
-    python -m tests.training.devices OUT I PORT       as process I of 2, with 2 devices each
+python -m tests.training.devices OUT              on 8 simulated devices
+python -m tests.training.devices OUT I PORT       as process I of 2, with 2 devices each
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def eight_devices(out: Path) -> dict:
         "fsdp": meshes.make_mesh(fsdp=8),
     }
     seen: dict = {"losses": {}, "difference": {}, "share": {}}
+    wanted = None
     for dtype, names in (("float32", ("one", "data")), ("float64", ("one", "data", "fsdp"))):
         jax.config.update("jax_enable_x64", dtype == "float64")
         for name in names:

@@ -56,9 +56,7 @@ def two(tmp_path_factory):
 # ---- 8 devices ----
 
 
-@pytest.mark.parametrize(
-    "layout, tolerance", [("float64-data", 1e-7), ("float64-fsdp", 1e-7), ("float32-data", 1e-3)]
-)
+@pytest.mark.parametrize("layout, tolerance", [("float64-data", 1e-7), ("float64-fsdp", 1e-7), ("float32-data", 1e-3)])
 def test_eight_devices_follow_one(eight, layout, tolerance):
     wanted = eight["losses"][f"{layout.split('-')[0]}-one"]
     assert len(wanted) == 5 and len(set(wanted)) == 5
@@ -126,7 +124,7 @@ def test_rule_for_splitting(shape, fsdp, spec):
 def test_mesh_axes_and_wrong_sizes():
     mesh = meshes.make_mesh()
     assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1}
-    with pytest.raises(UserError, match="mesh.fsdp"):
+    with pytest.raises(UserError, match=r"mesh\.fsdp"):
         meshes.make_mesh(fsdp=jax.device_count() + 1)
     with pytest.raises(UserError, match="data=3"):
         meshes.make_mesh(data=3 * jax.device_count())

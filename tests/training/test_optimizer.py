@@ -64,7 +64,9 @@ def test_default_no_decay_matches(path):
     assert any(optimizer.compile_pattern(p, "").search(path) for p in optimizer.NORMS_AND_BIASES)
 
 
-@pytest.mark.parametrize("path", ["conv/kernel", "biased/kernel", "scaled/kernel", "fpn/lateral2/kernel", "design/kernel"])
+@pytest.mark.parametrize(
+    "path", ["conv/kernel", "biased/kernel", "scaled/kernel", "fpn/lateral2/kernel", "design/kernel"]
+)
 def test_default_no_decay_leaves_kernels(path):
     assert not any(optimizer.compile_pattern(p, "").search(path) for p in optimizer.NORMS_AND_BIASES)
 

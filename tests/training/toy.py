@@ -11,9 +11,7 @@ from elk_jax.training.task import Task
 FEATURES = 12
 
 
-def task(
-    dtype=jnp.float32, frozen: tuple[str, ...] = (), nan_at: int | None = None, hidden: int = 32
-) -> Task:
+def task(dtype=jnp.float32, frozen: tuple[str, ...] = (), nan_at: int | None = None, hidden: int = 32) -> Task:
     """Two layers with noise on the hidden units (so that the step's rng matters). The `step` column of a batch lets the
     loss turn into NaN at a chosen step."""
 
@@ -26,9 +24,7 @@ def task(
         }
 
     def predict(params, batch):
-        hidden = (
-            jnp.tanh(batch["x"] @ params["stem"]["kernel"] + params["stem"]["bias"]) * params["norm"]["scale"]
-        )
+        hidden = jnp.tanh(batch["x"] @ params["stem"]["kernel"] + params["stem"]["bias"]) * params["norm"]["scale"]
         return {"y": hidden @ params["head"]["kernel"] + params["head"]["bias"]}
 
     def loss(params, batch, rng):
@@ -84,13 +80,13 @@ def crash_at(number):
 
 def settings(**changes):
     """Arguments of `train` for a short run."""
-    defaults = dict(
-        total_steps=12,
-        optimizer={"name": "sgd", "clip_norm": 1.0},
-        schedule={"name": "warmup_multistep", "base": 0.05, "warmup_steps": 3, "milestones": (8,)},
-        ema_decay=0.9,
-        log_every=2,
-        checkpoint_every=5,
-        tensorboard=False,
-    )
+    defaults = {
+        "total_steps": 12,
+        "optimizer": {"name": "sgd", "clip_norm": 1.0},
+        "schedule": {"name": "warmup_multistep", "base": 0.05, "warmup_steps": 3, "milestones": (8,)},
+        "ema_decay": 0.9,
+        "log_every": 2,
+        "checkpoint_every": 5,
+        "tensorboard": False,
+    }
     return defaults | changes

@@ -1,0 +1,31 @@
+"""A training run for `test_loop`, which kills it: python -m tests.training.killed WORKDIR STEPS [SECONDS_PER_BATCH]"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import jax
+import numpy as np
+
+from elk_jax.training.loop import train
+from tests.training import toy
+
+
+def evaluate(params, step):
+    """Best at step 20; reads the parameters, as a real evaluation would."""
+    size = float(sum(np.abs(np.asarray(leaf)).sum() for leaf in jax.tree.leaves(params)))
+    return {"score": -abs(step - 20) + 1e-6 * size, "size": size}
+
+
+def run(workdir, steps, before=lambda number: None, **changes):
+    arguments = toy.settings(
+        total_steps=steps, evaluate=evaluate, eval_every=5, best_metric="score", log_every=3, checkpoint_every=7
+    )
+    arguments |= changes
+    return train(toy.task(), workdir=workdir, data_iterator=toy.Batches(before=before), **arguments)
+
+
+if __name__ == "__main__":
+    pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    run(sys.argv[1], int(sys.argv[2]), before=lambda number: time.sleep(pause))

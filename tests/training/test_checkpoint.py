@@ -1,0 +1,188 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from elk_jax.errors import UserError
+from elk_jax.training import checkpoint, mesh, state
+
+TX = optax.adam(0.1)
+
+
+def make(value=1.0, ema=False, **extra):
+    params = {"a": {"kernel": jnp.full((4, 3), value)}, "b": jnp.arange(3.0) * value} | extra
+    return state.create(params, TX, ema)
+
+
+def abstract(tree):
+    shardings = mesh.tree_shardings(tree, mesh.make_mesh())
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def save_all(folder, scores, keep=2, mode="max"):
+    saver = checkpoint.Checkpoints(folder, keep=keep, best_mode=mode)
+    for step, score in scores.items():
+        saver.save(step, make(float(step)), {"next": step}, {"clock": 0.5 * step}, score)
+    saver.wait()
+    return saver
+
+
+def test_everything_comes_back(tmp_path):
+    saver = checkpoint.Checkpoints(tmp_path)
+    saved = make(0.1, ema=True)
+    saver.save(7, saved, {"place": [1, 2]}, {"clock": 1 / 3, "best": {"score": 0.1}})
+    restored, data_state, meta = saver.restore(abstract(saved))
+    jax.tree.map(np.testing.assert_array_equal, restored, saved._replace(step=jnp.array(7)))
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    assert restored.step.dtype == jnp.int32
+    assert data_state == {"place": [1, 2]} and meta == {"clock": 1 / 3, "best": {"score": 0.1}}
+    saver.close()
+
+
+@pytest.mark.parametrize("data_state", [None, b'{"a": 1}\xff', {"n": 1}, [1, "x"]])
+def test_state_of_any_data_iterator_comes_back(tmp_path, data_state):
+    saver = checkpoint.Checkpoints(tmp_path)
+    saver.save(1, make(), data_state, {})
+    assert saver.restore(abstract(make()))[1] == data_state
+    saver.close()
+
+
+@pytest.mark.parametrize(
+    "scores, mode, kept, best",
+    [
+        ({1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.2}, "max", [2, 4, 5], 2),
+        ({1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.2}, "min", [3, 4, 5], 3),
+        ({1: 0.2, 2: None, 3: None, 4: None}, "max", [1, 3, 4], 1),
+        ({1: None, 2: None, 3: None}, "max", [2, 3], 3),
+        ({1: 0.5, 2: 0.5, 3: None, 4: None}, "max", [2, 3, 4], 2),
+        ({1: 0.5, 2: float("nan"), 3: None, 4: None}, "max", [1, 3, 4], 1),
+    ],
+)
+def test_the_last_ones_and_the_best_one_are_kept(tmp_path, scores, mode, kept, best):
+    saver = save_all(tmp_path, scores, mode=mode)
+    assert (saver.steps(), saver.latest(), saver.best()) == (kept, max(scores), best)
+    saver.close()
+    assert checkpoint.load_params(tmp_path)["b"][1] == best
+    assert checkpoint.load_params(tmp_path, best=False)["b"][1] == max(scores)
+    assert checkpoint.load_params(tmp_path, step=kept[0])["b"][1] == kept[0]
+    again = checkpoint.Checkpoints(tmp_path, best_mode=mode)
+    assert again.best() == best
+    again.close()
+
+
+def test_loaded_parameters_are_the_smoothed_ones_as_numpy(tmp_path):
+    saver = checkpoint.Checkpoints(tmp_path)
+    saver.save(1, make(ema=True)._replace(ema_params=make(5.0).params), None, {})
+    saver.close()
+    params = checkpoint.load_params(tmp_path)
+    assert type(params) is dict and type(params["a"]["kernel"]) is np.ndarray
+    np.testing.assert_array_equal(params["a"]["kernel"], np.full((4, 3), 5.0, np.float32))
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (make(b=jnp.zeros(4)), r"params\): b is float32\[3\] in the checkpoint and float32\[4\] in this model"),
+        (make(c=jnp.zeros(2)), r"params\): c float32\[2\] is missing in the checkpoint"),
+        (state.create({"b": jnp.zeros(3)}, TX, False), r"a/kernel float32\[4, 3\] of the checkpoint is not in"),
+        (make(ema=True), r"ema_params\): it is missing in the checkpoint"),
+        (state.create(make().params, optax.sgd(0.1, 0.9), False), r"\(optimizer\): 0/"),
+        (jax.tree.map(lambda x: x.astype(jnp.bfloat16), make()), r"a/kernel is float32\[4, 3\] .* bfloat16"),
+    ],
+)
+def test_another_model_is_refused_naming_the_first_difference(tmp_path, other, message):
+    saver = save_all(tmp_path, {1: None})
+    with pytest.raises(UserError, match=message):
+        saver.restore(abstract(other))
+    saver.close()
+
+
+def test_an_unfinished_write_is_not_a_checkpoint(tmp_path):
+    save_all(tmp_path, {1: None}).close()
+    partial = tmp_path / "2.orbax-checkpoint-tmp-1"
+    (partial / "params").mkdir(parents=True)
+    assert checkpoint.load_params(tmp_path)["b"][1] == 1
+    saver = checkpoint.Checkpoints(tmp_path)
+    assert saver.latest() == 1
+    saver.save(2, make(2.0), None, {})
+    saver.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_damaged_checkpoint_is_a_users_error(tmp_path):
+    save_all(tmp_path, {1: None}).close()
+    for path in (tmp_path / "1" / "params").rglob("*"):
+        if path.is_file() and "METADATA" not in path.name:
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load_params(tmp_path)
+    saver = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        saver.restore(abstract(make()))
+    saver.close()
+
+
+def test_nothing_to_load_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint.*train this stage first"):
+        checkpoint.load_params(tmp_path / "absent")
+    save_all(tmp_path, {3: None}).close()
+    with pytest.raises(UserError, match="no checkpoint of step 4"):
+        checkpoint.load_params(tmp_path, step=4)
+
+
+def test_a_file_in_the_way_is_a_users_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="run"):
+        checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_full_disk_is_a_users_error_and_the_last_checkpoint_stays(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        saver = checkpoint.Checkpoints(disk / "checkpoints")
+        saver.save(1, make(), None, {})
+        saver.wait()
+        large = make(c=jax.random.normal(jax.random.key(0), (1 << 20,)))
+        with pytest.raises(UserError, match="disk is full"):
+            saver.save(2, large, None, {})
+            saver.wait()
+        assert checkpoint.load_params(disk / "checkpoints")["b"][1] == 1
+        del saver
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_a_users_error(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="permission"):
+        checkpoint.Checkpoints(tmp_path / "checkpoints")
+
+
+def test_disk_errors_of_the_storage_library_are_translated(tmp_path):
+    text = "RESOURCE_EXHAUSTED: Error writing 'x': No space left on device"
+    with pytest.raises(UserError, match="disk is full"), checkpoint._user_errors(tmp_path):
+        raise ValueError(text)
+    with pytest.raises(UserError, match="permission denied"), checkpoint._user_errors(tmp_path):
+        try:
+            raise OSError(13, "Permission denied")
+        except OSError as error:
+            raise RuntimeError("writer thread") from error
+
+
+def test_meta_is_json_that_people_can_read(tmp_path):
+    saver = checkpoint.Checkpoints(tmp_path)
+    saver.save(1, make(), {"next": 3}, {"identity": {"config": "abc"}})
+    saver.close()
+    content = json.loads((Path(tmp_path) / "1" / "meta" / "metadata").read_text())
+    assert content["identity"] == {"config": "abc"}
