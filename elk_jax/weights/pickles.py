@@ -226,9 +226,7 @@ def load(file: BinaryIO, where: object) -> tuple[Any, list[StorageRef]]:
         raise
     except Exception as error:  # a damaged pickle is a program of arbitrary bytes: it can fail in any way
         early = isinstance(error, EOFError) or "truncated" in str(error)
-        raise damaged(
-            where, "it ends too early" if early else str(error) or type(error).__name__
-        ) from error
+        raise damaged(where, "it ends too early" if early else str(error) or type(error).__name__) from error
 
 
 def damaged(where: object, reason: str) -> UserError:
@@ -286,8 +284,6 @@ def strided(storage: np.ndarray, tensor: TensorRef, where: object) -> np.ndarray
     for size, stride in zip(shape, strides):
         elements, last = elements * size, last + (size - 1) * stride
     if last >= storage.size or elements > storage.size + MAX_EXPANDED:
-        raise damaged(
-            where, f"a tensor of shape {shape} reaches outside its {storage.size} stored elements"
-        )
+        raise damaged(where, f"a tensor of shape {shape} reaches outside its {storage.size} stored elements")
     steps = tuple(stride * storage.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False).copy(order="C")

@@ -83,9 +83,7 @@ def state_dict(content: Any, path: object) -> Tensors:
     """
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise UserError(
-            f"holds a {kind}, no named tensors", where=path, todo="save the model's state_dict()"
-        )
+        raise UserError(f"holds a {kind}, no named tensors", where=path, todo="save the model's state_dict()")
     found = {str(key): tensors for key, value in content.items() if (tensors := _tensors_only(value))}
     for tensors in (_tensors_only(content), *(found.get(key, {}) for key in STATE_DICT_KEYS)):
         if tensors:

@@ -1,67 +1,135 @@
-"""Our own model folder: `params.safetensors` (flat names a/b/c, float32) beside `model.json` (what they are for)."""
+"""Our own weights on disk: a folder with `params.safetensors` (flat a/b/c names, float32) and `model.json`.
+
+This is what an import writes, what a trained model is kept as, and what `init_from` of a training stage reads.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+import safetensors.numpy
 
 from elk_jax import files
 from elk_jax.errors import UserError
+from elk_jax.weights.reading import read_safetensors
 
-PARAMS, CONFIG = "params.safetensors", "model.json"
+PARAMS = "params.safetensors"
+CONFIG = "model.json"
+
+Params = Any
+"""A nested dict of arrays."""
 
 
-def save_params(folder: str | os.PathLike, params: Any, config: Mapping[str, Any]) -> None:
-    """Write a model folder: nested dict of arrays, and JSON-able facts about them. model.json is written last."""
+def save_params(folder: str | os.PathLike, params: Params, config: Mapping[str, Any]) -> None:
+    """Write `params` (nested dict of arrays, kept as float32) and `config` (plain JSON values) into `folder`.
+
+    Both files are written atomically, model.json last: a folder that has one is whole. Raises UserError when the
+    folder cannot be written or the disk is full.
+    """
     folder = files.make_folder(folder)
-    flat = {name: np.ascontiguousarray(value) for name, value in flatten_dict(params, sep="/").items()}
-    files.write_bytes(folder / PARAMS, save(flat))
-    files.write_json(folder / CONFIG, dict(config))
+    flat = {name: np.array(leaf, np.float32, order="C") for name, leaf in flatten(params).items()}
+    (folder / CONFIG).unlink(missing_ok=True)
+    files.write_bytes(folder / PARAMS, safetensors.numpy.save(flat))
+    files.write_json(folder / CONFIG, config)
 
 
-def load_params(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a model folder as (nested dict of arrays, config). Raises UserError when it is none or is damaged."""
+def load_params(folder: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
+    """(params, config) as `save_params` wrote them; raises UserError when the folder is none of its."""
     folder = Path(folder)
-    if not (folder / CONFIG).is_file() or not (folder / PARAMS).is_file():
+    if not folder.is_dir():
+        raise UserError("no such model folder", where=folder, todo="give a folder that holds model.json")
+    if not (folder / CONFIG).is_file():
         raise UserError(
-            "no model here",
+            f"no {CONFIG} in this folder",
             where=folder,
-            todo=f"name a folder with {PARAMS} and {CONFIG}: RUN/STAGE/model, or what launch/import_weights.py wrote",
+            todo="give a trained stage's model folder, or make one with launch/import_weights.py",
         )
     config = files.read_json(folder / CONFIG)
-    try:
-        return unflatten_dict(load_file(folder / PARAMS), sep="/"), config
-    except SafetensorError as error:
-        raise UserError(f"damaged weights: {error}", where=folder / PARAMS, todo="make the model again") from error
-
-
-def restore_into(template: Any, loaded: Any, drop: Sequence[str] = ()) -> Any:
-    """The tree of `template` with the values of `loaded`.
-
-    drop: regular expressions of parameters that keep the template's value where `loaded` has another shape or none.
-    Raises UserError, naming tensors and shapes, for anything else that is missing, left over or of another shape.
-    """
-    wanted, given = flatten_dict(template, sep="/"), flatten_dict(loaded, sep="/")
-    problems = [f"{name} is left over" for name in given if name not in wanted]
-    result = {}
-    for name, value in wanted.items():
-        fits = name in given and given[name].shape == value.shape
-        if not fits and not any(re.search(pattern, name) for pattern in drop):
-            have = f"has shape {tuple(given[name].shape)} and not" if name in given else "is missing, of shape"
-            problems.append(f"{name} {have} {tuple(value.shape)}")
-        result[name] = np.asarray(given[name], value.dtype) if fits else value
-    if problems:
+    if not isinstance(config, dict):
         raise UserError(
-            f"the weights do not fit the model: {'; '.join(problems[:3])}"
-            + (f" and {len(problems) - 3} more" if len(problems) > 3 else ""),
-            todo="use the settings of the model that the weights come from (its model.json)",
+            "not the description of a model", where=folder / CONFIG, todo="write the folder again"
         )
-    return unflatten_dict(result, sep="/")
+    return nest(read_safetensors(folder / PARAMS)), config
+
+
+def restore_into(template: Params, loaded: Params, drop: Sequence[str] = ()) -> Params:
+    """`template` with its leaves replaced by those of `loaded` of the same name, in the template's types.
+
+    drop: regular expressions (re.search on a/b/c names). Parameters that match keep the template's fresh values
+    where `loaded` has none of the same shape (another number of classes, a backbone without a detector), and may
+    be left over in `loaded`. All others must agree: a name that is missing or left over, or another shape, is a
+    UserError with names and shapes.
+    """
+    wanted, given = flatten(template), flatten(loaded)
+    patterns = compile_patterns(drop)
+    required = [name for name in wanted if not matches(patterns, name)]
+    shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
+    todo = "use a model of the same architecture, or name what shall start afresh in `drop`"
+    missing = [f"{name} {tuple(wanted[name].shape)}" for name in required if name not in given]
+    if missing:
+        raise UserError(f"the weights lack {first_few(missing)}", todo=todo)
+    left_over = [f"{n} {shapes[n]}" for n in given if n not in wanted and not matches(patterns, n)]
+    if left_over:
+        raise UserError(f"the model has no place for {first_few(left_over)}", todo=todo)
+    other = [
+        f"{name} is {shapes[name]} in the weights and {tuple(wanted[name].shape)} in the model"
+        for name in required
+        if shapes[name] != tuple(wanted[name].shape)
+    ]
+    if other:
+        raise UserError(f"shapes differ: {first_few(other)}", todo=todo)
+    return nest(
+        {
+            name: np.asarray(given[name], leaf.dtype) if shapes.get(name) == tuple(leaf.shape) else leaf
+            for name, leaf in wanted.items()
+        }
+    )
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested dict -> {'a/b/c': leaf}, in the order of the dict."""
+    return dict(_leaves("", params))
+
+
+def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield prefix, node
+        return
+    for name, child in node.items():
+        yield from _leaves(f"{prefix}/{name}" if prefix else str(name), child)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{'a/b/c': leaf} -> nested dict."""
+    nested: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return nested
+
+
+def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern]:
+    """Regular expressions from the user; a broken one is a UserError."""
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise UserError(f"not a regular expression: {error.pattern!r}, {error}", todo="repair it") from error
+
+
+def matches(patterns: Sequence[re.Pattern], name: str) -> bool:
+    """Whether any of the patterns is found in `name`."""
+    return any(pattern.search(name) for pattern in patterns)
+
+
+def first_few(items: Sequence[str], most: int = 4) -> str:
+    """'a, b, c, d and 7 more'."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -1,0 +1,245 @@
+"""From another library's named tensors to our parameters, by rules; nothing is left over or missing unsaid.
+
+A format (detectron2, torchvision) is data: rules `foreign name -> our path, layout`, names that carry no weight, and
+values for parameters that a format does not store. `convert` applies them and accounts for every tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.weights import store
+from elk_jax.weights.reading import Tensors
+
+Layout = Callable[[np.ndarray], np.ndarray]
+
+
+def as_is(x: np.ndarray) -> np.ndarray:
+    """Vectors, such as biases and norms."""
+    return x
+
+
+def oihw_to_hwio(x: np.ndarray) -> np.ndarray:
+    """Kernels of convolutions [out, in, h, w] -> [h, w, in, out]."""
+    return x.transpose(2, 3, 1, 0)
+
+
+def out_in_to_in_out(x: np.ndarray) -> np.ndarray:
+    """Kernels of dense layers [out, in] -> [in, out]."""
+    return x.transpose(1, 0)
+
+
+@dataclass(frozen=True)
+class chw_to_hwc:
+    """Kernels of the dense layer behind a pooled region: [out, C h w] -> [h w C, out], for h = w = `size`."""
+
+    size: int
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        outputs = x.shape[0]
+        x = x.reshape(outputs, -1, self.size, self.size)
+        return x.transpose(2, 3, 1, 0).reshape(-1, outputs)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A foreign name (regular expression, whole name) and where its tensor goes; \\1 etc. refer to its groups."""
+
+    pattern: str
+    target: str
+    layout: Layout = as_is
+
+
+@dataclass(frozen=True)
+class Format:
+    """All that is known of a foreign format. `ignored`, `constants`: regular expressions of whole names.
+
+    ignored: foreign tensors that hold no weight. constants: (our path, value) of parameters that the file leaves out.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+    constants: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the name map."""
+
+    foreign: str
+    foreign_shape: tuple[int, ...]
+    path: str
+    shape: tuple[int, ...]
+    layout: str
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """What became of every tensor of the file and where every parameter comes from."""
+
+    rows: tuple[Row, ...]
+    ignored: tuple[str, ...]  # foreign names
+    filled: tuple[tuple[str, float], ...]  # (path, constant)
+    dropped: tuple[str, ...]  # paths that start afresh
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A foreign file understood: its tensors under one set of names, their format, and what they are of.
+
+    preset: 'detectron2', 'torchvision' or 'torchvision_v2', the conventions the weights were trained with.
+    settings: fields of the model's configuration that the shapes tell. backbone_only: no detector in the file.
+    """
+
+    tensors: Tensors
+    format: Format
+    preset: str
+    settings: dict[str, Any]
+    backbone_only: bool
+
+
+def layer(pattern: str, target: str, kernel: Layout) -> tuple[Rule, ...]:
+    """Rules of a layer's weight and bias."""
+    return (
+        Rule(rf"{pattern}\.weight", f"{target}/kernel", kernel),
+        Rule(rf"{pattern}\.bias", f"{target}/bias"),
+    )
+
+
+def norm(pattern: str, target: str) -> tuple[Rule, ...]:
+    """Rules of a normalisation layer: scale and bias, and statistics where it has them."""
+    parts = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return tuple(Rule(rf"{pattern}\.{theirs}", f"{target}/norm/{ours}") for theirs, ours in parts.items())
+
+
+def convert(
+    tensors: Tensors,
+    fmt: Format,
+    target_shapes: Mapping[str, tuple[int, ...]],
+    drop: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> tuple[store.Params, NameMap]:
+    """Our parameters (nested, float32) for exactly the paths of `target_shapes`, and the name map.
+
+    drop: regular expressions (re.search) of our paths that shall start afresh; they are left out of the result.
+    ignore: of foreign names to leave out beside the format's own. Raises UserError when any other tensor is
+    left over, a parameter is missing, given twice, of another shape, or holds numbers that are not finite.
+    """
+    dropped, also_ignored = store.compile_patterns(drop), store.compile_patterns(ignore)
+    wanted = {path: shape for path, shape in target_shapes.items() if not store.matches(dropped, path)}
+    rows: dict[str, Row] = {}
+    params: dict[str, np.ndarray] = {}
+    ignored, left_over, mismatched, infinite = [], [], [], []
+    for name, tensor in tensors.items():
+        if any(re.fullmatch(pattern, name) for pattern in fmt.ignored) or store.matches(also_ignored, name):
+            ignored.append(name)
+            continue
+        path, layout = _place(name, fmt.rules)
+        if store.matches(dropped, path) and path in target_shapes:
+            continue
+        if path not in wanted:
+            left_over.append(f"{name} {tensor.shape}")
+            continue
+        if path in rows:
+            raise UserError(
+                f"{name} and {rows[path].foreign} are both {path}", todo="remove one from the file"
+            )
+        value = _lay_out(tensor, layout)
+        if value is None or value.shape != tuple(wanted[path]):
+            given = tensor.shape if value is None else value.shape
+            mismatched.append(f"{name} gives {path} {given}, the model has {tuple(wanted[path])}")
+            continue
+        if not np.isfinite(value).all():
+            infinite.append(name)
+        params[path] = value
+        rows[path] = Row(name, tensor.shape, path, value.shape, getattr(layout, "__name__", str(layout)))
+    filled = _constants([path for path in wanted if path not in params], fmt)
+    params |= {path: np.full(wanted[path], number, np.float32) for path, number in filled}
+    missing = [f"{path} {tuple(shape)}" for path, shape in wanted.items() if path not in params]
+    _complain(left_over, mismatched, missing, infinite)
+    ordered = {path: params[path] for path in wanted}
+    afresh = tuple(path for path in target_shapes if path not in wanted)
+    kept = tuple(rows[path] for path in wanted if path in rows)
+    return store.nest(ordered), NameMap(kept, tuple(ignored), filled, afresh)
+
+
+def _constants(paths: Sequence[str], fmt: Format) -> tuple[tuple[str, float], ...]:
+    return tuple((path, v) for path in paths for pattern, v in fmt.constants if re.fullmatch(pattern, path))
+
+
+def _place(name: str, rules: Sequence[Rule]) -> tuple[str, Layout]:
+    for rule in rules:
+        if match := re.fullmatch(rule.pattern, name):
+            return match.expand(rule.target), rule.layout
+    return "", as_is
+
+
+def _lay_out(tensor: np.ndarray, layout: Layout) -> np.ndarray | None:
+    """The tensor in our layout, contiguous float32; None where it has not the axes that the layout moves."""
+    try:
+        return np.array(layout(tensor), np.float32, order="C")
+    except ValueError:
+        return None
+
+
+def _complain(left_over: list[str], mismatched: list[str], missing: list[str], infinite: list[str]) -> None:
+    architecture = "check --format and the model's settings"
+    if mismatched:
+        raise UserError(f"shapes differ: {store.first_few(mismatched)}", todo=architecture)
+    if left_over:
+        raise UserError(
+            f"no place for {store.first_few(left_over)}",
+            todo=f"{architecture}, or leave tensors out with --ignore=REGEX",
+        )
+    if missing:
+        raise UserError(
+            f"the file lacks {store.first_few(missing)}",
+            todo=f"{architecture}, or let parameters start afresh with --drop=REGEX",
+        )
+    if infinite:
+        raise UserError(f"NaN or infinity in {store.first_few(infinite)}", todo="use another file")
+
+
+def strip_module(tensors: Tensors) -> Tensors:
+    """Without the `module.` that PyTorch's data-parallel wrapper puts before every name."""
+    if tensors and all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def find(tensors: Tensors, name: str) -> np.ndarray:
+    """The tensor that tells something of the architecture; a UserError says that the file is of another kind."""
+    if name not in tensors:
+        few = store.first_few([f"{key} {value.shape}" for key, value in tensors.items()], 3)
+        raise UserError(f"no tensor {name} in the file, but {few}", todo="check --format and --input")
+    return tensors[name]
+
+
+def indices(tensors: Tensors, pattern: str) -> list[int]:
+    """Sorted numbers that the group of `pattern` (whole name) takes among the names: counts repeated layers."""
+    found = (re.fullmatch(pattern, name) for name in tensors)
+    return sorted({int(match.group(1)) for match in found if match})
+
+
+def resnet_depth(blocks: Sequence[int], bottleneck: bool) -> int:
+    """18, 34, 50 or 101 for the number of blocks of each stage; raises UserError for other ResNets."""
+    known = {
+        (2, 2, 2, 2, False): 18,
+        (3, 4, 6, 3, False): 34,
+        (3, 4, 6, 3, True): 50,
+        (3, 4, 23, 3, True): 101,
+    }
+    key = (*blocks, bottleneck)
+    if key not in known:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise UserError(
+            f"no known ResNet has {list(blocks)} {kind} blocks",
+            todo="use weights of a ResNet-18, 34, 50 or 101",
+        )
+    return known[key]

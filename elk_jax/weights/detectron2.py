@@ -1,0 +1,154 @@
+"""Names of detectron2's Faster R-CNN with a ResNet-FPN, and of the backbones it starts from.
+
+Full detectors: `backbone.bottom_up.*`, `backbone.fpn_*`, `proposal_generator.*`, `roi_heads.*`. Backbones alone: the
+same names without `backbone.bottom_up.` (detectron2's conversions of other libraries), or Caffe2's (`conv1_w`,
+`res2_0_branch2a_w`, `res2_0_branch2a_bn_s`), whose batch statistics are folded into scale and bias.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from elk_jax.weights.convert import (
+    Foreign,
+    Format,
+    Rule,
+    chw_to_hwc,
+    find,
+    indices,
+    layer,
+    norm,
+    oihw_to_hwio,
+    out_in_to_in_out,
+    resnet_depth,
+    strip_module,
+)
+from elk_jax.weights.reading import Tensors
+
+BODY = "backbone.bottom_up."
+_BODY = re.escape(BODY)
+RPN, ROI = "proposal_generator", "roi_heads"
+EPS = 1e-5  # of the model's norms: variance 1 - EPS makes a folded norm exact
+
+IGNORED = (
+    r"pixel_(mean|std)",
+    r"proposal_generator\.anchor_generator\.cell_anchors\.\d+",
+    r".*\.num_batches_tracked",
+    rf"({_BODY})?(stem\.)?(linear|fc)\.(weight|bias)",  # the classifier of a backbone
+    rf"({_BODY})?(fc1000|pred)_[wb]",
+)
+
+
+def interpret(tensors: Tensors, roi_size: int = 7) -> Foreign:
+    """What a file's tensors are; `roi_size`: pooled size, which orders the first dense layer.
+
+    Raises UserError when they are of no ResNet in detectron2's or Caffe2's names.
+    """
+    tensors = strip_module(tensors)
+    caffe2 = "conv1_w" in tensors
+    if caffe2:
+        tensors = _from_caffe2(tensors)
+    if "stem.conv1.weight" in tensors:
+        tensors = {BODY + name: tensor for name, tensor in tensors.items()}
+    backbone_only = not any(name.startswith((f"{RPN}.", f"{ROI}.", "backbone.fpn_")) for name in tensors)
+    settings = _backbone_settings(tensors, caffe2) | ({} if backbone_only else _detector_settings(tensors))
+    folded = caffe2 and not any(name.endswith(".running_mean") for name in tensors)
+    constants = ((r".*/norm/mean", 0.0), (r".*/norm/var", 1.0 - EPS)) if folded else ()
+    return Foreign(
+        tensors, Format(_rules(roi_size), IGNORED, constants), "detectron2", settings, backbone_only
+    )
+
+
+def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:
+    find(tensors, f"{BODY}res2.0.conv1.weight")
+    blocks = [len(indices(tensors, rf"{_BODY}res{stage}\.(\d+)\.conv1\.weight")) for stage in (2, 3, 4, 5)]
+    norm_name = "none"
+    if f"{BODY}stem.conv1.norm.weight" in tensors:
+        constant = caffe2 or f"{BODY}stem.conv1.norm.running_mean" in tensors
+        norm_name = "frozen_bn" if constant else "gn"
+    return {
+        "depth": resnet_depth(blocks, f"{BODY}res2.0.conv3.weight" in tensors),
+        "width": find(tensors, f"{BODY}stem.conv1.weight").shape[0],
+        "norm": norm_name,
+    }
+
+
+def _detector_settings(tensors: Tensors) -> dict[str, Any]:
+    def norm_of(name: str) -> str:
+        if f"{name}.norm.weight" not in tensors:
+            return "none"
+        return "affine_bn" if f"{name}.norm.running_mean" in tensors else "gn"
+
+    convs = indices(tensors, r"roi_heads\.box_head\.conv(\d)\.weight")
+    fcs = indices(tensors, r"roi_heads\.box_head\.fc(\d)\.weight")
+    settings = {
+        "fpn_channels": find(tensors, "backbone.fpn_lateral2.weight").shape[0],
+        "fpn_norm": norm_of("backbone.fpn_lateral2"),
+        "rpn_conv_depth": max(
+            1, len(indices(tensors, r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight"))
+        ),
+        "box_convs": len(convs),
+        "box_norm": norm_of("roi_heads.box_head.conv1"),
+        "box_fcs": len(fcs),
+        "num_classes": find(tensors, "roi_heads.box_predictor.cls_score.weight").shape[0] - 1,
+    }
+    if convs:
+        settings["box_conv_channels"] = tensors["roi_heads.box_head.conv1.weight"].shape[0]
+    if fcs:
+        settings["box_fc_width"] = tensors["roi_heads.box_head.fc1.weight"].shape[0]
+    return settings
+
+
+def _from_caffe2(tensors: Tensors) -> Tensors:
+    """Caffe2's names of a ResNet as detectron2's, the first convolution's bias folded into its norm."""
+    renamed = {_caffe2_name(name): tensor for name, tensor in tensors.items()}
+    bias = renamed.pop("stem.conv1.bias", None)
+    if bias is not None and "stem.conv1.norm.bias" in renamed:
+        scale = find(renamed, "stem.conv1.norm.weight")
+        renamed["stem.conv1.norm.bias"] = renamed["stem.conv1.norm.bias"] + scale * bias
+    return renamed
+
+
+def _caffe2_name(name: str) -> str:
+    kind = {
+        "w": "weight",
+        "b": "bias",
+        "bn_s": "norm.weight",
+        "bn_b": "norm.bias",
+        "bn_rm": "norm.running_mean",
+        "bn_riv": "norm.running_var",
+    }
+    if match := re.fullmatch(r"(?:res_)?conv1_(w|b|bn_s|bn_b|bn_rm|bn_riv)", name):
+        return f"stem.conv1.{kind[match[1]]}"
+    if match := re.fullmatch(r"res(\d)_(\d+)_branch(1|2a|2b|2c)_(w|b|bn_s|bn_b|bn_rm|bn_riv)", name):
+        part = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}[match[3]]
+        return f"res{match[1]}.{match[2]}.{part}.{kind[match[4]]}"
+    return name
+
+
+def _rules(roi_size: int) -> tuple[Rule, ...]:
+    return (
+        *layer(_BODY + r"stem\.conv1", "backbone/stem/conv", oihw_to_hwio),
+        *norm(_BODY + r"stem\.conv1\.norm", "backbone/stem/conv"),
+        *layer(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/res\1_\2/\3", oihw_to_hwio),
+        *norm(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)\.norm", r"backbone/res\1_\2/\3"),
+        *layer(r"backbone\.fpn_(lateral|output)(\d)", r"fpn/\1\2", oihw_to_hwio),
+        *norm(r"backbone\.fpn_(lateral|output)(\d)\.norm", r"fpn/\1\2"),
+        *layer(r"proposal_generator\.rpn_head\.conv", "rpn/conv1", oihw_to_hwio),
+        *(
+            rule
+            for i in range(8)
+            for rule in layer(
+                rf"proposal_generator\.rpn_head\.conv\.conv{i}", f"rpn/conv{i + 1}", oihw_to_hwio
+            )
+        ),
+        *layer(r"proposal_generator\.rpn_head\.objectness_logits", "rpn/objectness", oihw_to_hwio),
+        *layer(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas", oihw_to_hwio),
+        *layer(r"roi_heads\.box_head\.conv(\d)", r"box_head/conv\1", oihw_to_hwio),
+        *norm(r"roi_heads\.box_head\.conv(\d)\.norm", r"box_head/conv\1"),
+        *layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", chw_to_hwc(roi_size)),
+        *layer(r"roi_heads\.box_head\.fc(\d)", r"box_head/fc\1", out_in_to_in_out),
+        *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
+        *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
+    )

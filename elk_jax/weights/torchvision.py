@@ -1,0 +1,153 @@
+"""Names of torchvision's Faster R-CNN with a ResNet-FPN (v1 and v2), and of plain ResNets (torchvision, timm).
+
+Full detectors: `backbone.body.*`, `backbone.fpn.*`, `rpn.head.*`, `roi_heads.*`, in the names since 0.13 and in the
+older ones (`inner_blocks.0.weight`, `rpn.head.conv.weight`). Backbones alone: `conv1.weight`, `bn1.*`, `layer1.0.*`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.weights.convert import (
+    Foreign,
+    Format,
+    Rule,
+    chw_to_hwc,
+    find,
+    indices,
+    layer,
+    norm,
+    oihw_to_hwio,
+    out_in_to_in_out,
+    resnet_depth,
+    strip_module,
+)
+from elk_jax.weights.reading import Tensors
+
+BODY = "backbone.body."
+_BODY = re.escape(BODY)
+IGNORED = (r".*\.num_batches_tracked", rf"{_BODY}fc\.(weight|bias)")
+EPS = 1e-5  # of the model's norms
+
+
+def interpret(tensors: Tensors, roi_size: int = 7, norm_eps: float = EPS) -> Foreign:
+    """What a file's tensors are; `roi_size`: pooled size, which orders the first dense layer.
+
+    norm_eps: epsilon of the batch norms the weights were trained with (0 for torchvision's published COCO_V1
+    detector); the model's own is EPS, and another one is folded into the scales. Raises UserError when they are
+    of no ResNet in torchvision's names.
+    """
+    tensors = strip_module(tensors)
+    if "conv1.weight" in tensors:
+        tensors = {BODY + name: tensor for name, tensor in tensors.items()}
+    backbone_only = not any(name.startswith(("rpn.", "roi_heads.", "backbone.fpn.")) for name in tensors)
+    settings = _backbone_settings(tensors) | ({} if backbone_only else _detector_settings(tensors))
+    v2 = settings.get("box_convs", 0) > 0
+    preset = "torchvision_v2" if v2 else "torchvision"
+    # A detector of the second version trains its norms; those of the first, and backbones, are constants.
+    settings["norm"] = "affine_bn" if v2 else "frozen_bn"
+    if norm_eps != EPS:
+        tensors = fold_eps(tensors, norm_eps)
+    return Foreign(tensors, Format(_rules(roi_size), IGNORED), preset, settings, backbone_only)
+
+
+def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
+    """Scales of batch norms changed so that they act with epsilon EPS as they did with `norm_eps`.
+
+    scale / sqrt(var + norm_eps) = scale' / sqrt(var + EPS).
+    """
+    folded = dict(tensors)
+    for name, var in tensors.items():
+        if name.endswith(".running_var"):
+            scale = name.removesuffix("running_var") + "weight"
+            with np.errstate(divide="ignore", invalid="ignore"):  # var 0: convert() tells of the infinity
+                ratio = np.sqrt((var.astype(np.float64) + EPS) / (var.astype(np.float64) + norm_eps))
+            folded[scale] = find(tensors, scale) * ratio
+    return folded
+
+
+def _backbone_settings(tensors: Tensors) -> dict[str, Any]:
+    find(tensors, f"{BODY}layer1.0.conv1.weight")
+    blocks = [len(indices(tensors, rf"{_BODY}layer{stage}\.(\d+)\.conv1\.weight")) for stage in (1, 2, 3, 4)]
+    return {
+        "depth": resnet_depth(blocks, f"{BODY}layer1.0.conv3.weight" in tensors),
+        "width": find(tensors, f"{BODY}conv1.weight").shape[0],
+    }
+
+
+def _detector_settings(tensors: Tensors) -> dict[str, Any]:
+    names = [f"backbone.fpn.inner_blocks.0{suffix}.weight" for suffix in ("", ".0")]
+    lateral = next((tensors[name] for name in names if name in tensors), None)
+    if lateral is None:
+        raise UserError(
+            "no feature pyramid in the file", todo="use a Faster R-CNN with an FPN, or a plain ResNet"
+        )
+    has_norm = "backbone.fpn.inner_blocks.0.1.running_mean" in tensors
+    classes = find(tensors, "roi_heads.box_predictor.cls_score.weight")
+    convs = indices(tensors, r"roi_heads\.box_head\.(\d)\.0\.weight")
+    settings = {
+        "fpn_channels": lateral.shape[0],
+        "fpn_norm": "affine_bn" if has_norm else "none",
+        "rpn_conv_depth": max(1, len(indices(tensors, r"rpn\.head\.conv\.(\d)\.0\.weight"))),
+        "box_convs": len(convs),
+        "box_norm": "affine_bn" if "roi_heads.box_head.0.1.running_mean" in tensors else "none",
+        "box_fcs": 1 if convs else 2,
+        "box_fc_width": classes.shape[1],
+        "num_classes": classes.shape[0] - 1,
+    }
+    if convs:
+        settings["box_conv_channels"] = tensors["roi_heads.box_head.0.0.weight"].shape[0]
+    return settings
+
+
+def _rules(roi_size: int) -> tuple[Rule, ...]:
+    return (
+        *layer(_BODY + r"conv1", "backbone/stem/conv", oihw_to_hwio),
+        *norm(_BODY + r"bn1", "backbone/stem/conv"),
+        *(rule for stage in (1, 2, 3, 4) for rule in _stage(stage)),
+        *(rule for level in (0, 1, 2, 3) for rule in _level(level)),
+        *layer(r"rpn\.head\.conv", "rpn/conv1", oihw_to_hwio),
+        *(
+            rule
+            for i in range(8)
+            for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)
+        ),
+        *layer(r"rpn\.head\.cls_logits", "rpn/objectness", oihw_to_hwio),
+        *layer(r"rpn\.head\.bbox_pred", "rpn/deltas", oihw_to_hwio),
+        *(rule for i in range(8) for rule in _box_conv(i)),
+        *layer(r"roi_heads\.box_head\.(?:fc6|\d)", "box_head/fc1", chw_to_hwc(roi_size)),
+        *layer(r"roi_heads\.box_head\.fc7", "box_head/fc2", out_in_to_in_out),
+        *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
+        *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
+    )
+
+
+def _stage(stage: int) -> tuple[Rule, ...]:
+    block, ours = rf"{_BODY}layer{stage}\.(\d+)\.", rf"backbone/res{stage + 1}_\1/"
+    return (
+        *layer(block + r"conv(\d)", ours + r"conv\2", oihw_to_hwio),
+        *norm(block + r"bn(\d)", ours + r"conv\2"),
+        *layer(block + r"downsample\.0", ours + "shortcut", oihw_to_hwio),
+        *norm(block + r"downsample\.1", ours + "shortcut"),
+    )
+
+
+def _level(level: int) -> tuple[Rule, ...]:
+    parts = (("inner", f"fpn/lateral{level + 2}"), ("layer", f"fpn/output{level + 2}"))
+    return tuple(
+        rule
+        for theirs, ours in parts
+        for rule in (
+            *layer(rf"backbone\.fpn\.{theirs}_blocks\.{level}(?:\.0)?", ours, oihw_to_hwio),
+            *norm(rf"backbone\.fpn\.{theirs}_blocks\.{level}\.1", ours),
+        )
+    )
+
+
+def _box_conv(i: int) -> tuple[Rule, ...]:
+    theirs, ours = rf"roi_heads\.box_head\.{i}", f"box_head/conv{i + 1}"
+    return (*layer(rf"{theirs}\.0", ours, oihw_to_hwio), *norm(rf"{theirs}\.1", ours))
