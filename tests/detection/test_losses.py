@@ -21,6 +21,7 @@ def test_smooth_l1_by_hand():
 def test_cross_entropies_equal_optaxs():
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(6, 5, 3)) * 4, random.integers(0, 3, (6, 5))
+    logits = logits.astype(np.float32)
     reference = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     np.testing.assert_allclose(losses.softmax_cross_entropy(logits, labels), reference, rtol=1e-5, atol=1e-6)
     targets = random.uniform(size=logits.shape)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,28 +35,35 @@ def chosen(result) -> list[int]:
     return indices[valid].tolist()
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def many(boxes, scores, threshold, max_outputs):
-    """Several sets of boxes at once: [T, N, 4] -> [T, K]."""
-    return jax.vmap(lambda b, s: nms(b, s, threshold, max_outputs))(boxes, scores)
+def compiled():
+    """`batched_nms` as its own compiled function: (boxes, scores, groups, threshold, max_outputs, valid)."""
+    return jax.jit(
+        lambda boxes, scores, groups, threshold, num, valid=None: batched_nms(
+            boxes, scores, groups, threshold, num, valid
+        ),
+        static_argnums=4,
+    )
 
 
-@pytest.fixture(params=["dense", "tiled"])
-def algorithm(request, monkeypatch):
-    """Both algorithms on the same few boxes; compiled functions of the one must not serve the other."""
-    if request.param == "tiled":
-        monkeypatch.setattr(nms_module, "DENSE_LIMIT", 0)
-        monkeypatch.setattr(nms_module, "TILE", 32)
-    jax.clear_caches()
-    yield request.param
-    jax.clear_caches()
+run = compiled()
+
+
+@pytest.fixture(scope="module", params=["dense", "tiled"])
+def algorithm(request):
+    """Both algorithms on the same few boxes."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "tiled":
+            patch.setattr(nms_module, "DENSE_LIMIT", 0)
+            patch.setattr(nms_module, "TILE", 32)
+        yield compiled()
 
 
 def test_equals_greedy_at_every_threshold(algorithm, random_boxes):
-    boxes = np.stack([random_boxes(150, seed) for seed in range(6)])
-    scores = np.random.default_rng(9).uniform(size=(6, 150)).astype(np.float32)
+    together = jax.jit(jax.vmap(lambda b, s, threshold: algorithm(b, s, None, threshold, 100), (0, 0, None)))
+    boxes = np.stack([random_boxes(100, seed) for seed in range(6)])
+    scores = np.random.default_rng(9).uniform(size=(6, 100)).astype(np.float32)
     for threshold in THRESHOLDS:
-        indices, valid = many(boxes, scores, threshold, 150)
+        indices, valid = together(boxes, scores, threshold)
         for trial in range(6):
             expected = greedy(boxes[trial], scores[trial], threshold)
             assert chosen((indices[trial], valid[trial])) == expected, (threshold, trial)
@@ -67,26 +72,26 @@ def test_equals_greedy_at_every_threshold(algorithm, random_boxes):
 def test_long_chains_of_suppression(algorithm):
     # Each box overlaps its neighbours only: every second one stays, however long the chain; and it crosses
     # tiles.
-    starts = np.arange(70, dtype=np.float32) * 4
+    starts = np.arange(100, dtype=np.float32) * 4
     boxes = np.stack([starts, 0 * starts, starts + 10, 0 * starts + 10], axis=1)
-    scores = np.linspace(1, 0, 70, dtype=np.float32)
-    assert chosen(nms(boxes, scores, 0.4, 70)) == list(range(0, 70, 2))
+    scores = np.linspace(1, 0, 100, dtype=np.float32)
+    assert chosen(algorithm(boxes, scores, None, 0.4, 100)) == list(range(0, 100, 2))
 
 
 def test_fewer_outputs_are_the_first_of_all(algorithm, random_boxes):
-    boxes, scores = random_boxes(150, 0), np.random.default_rng(1).uniform(size=150).astype(np.float32)
+    boxes, scores = random_boxes(100, 0), np.random.default_rng(1).uniform(size=100).astype(np.float32)
     expected = greedy(boxes, scores, 0.3)
-    assert len(expected) > 20
-    for num in (1, 20):
-        assert chosen(nms(boxes, scores, 0.3, num)) == expected[:num]
-    indices, valid = nms(boxes, scores, 0.3, 200)
-    assert indices.shape == (200,) and chosen((indices, valid)) == expected
+    assert len(expected) > 15
+    for num in (1, 15):
+        assert chosen(algorithm(boxes, scores, None, 0.3, num)) == expected[:num]
+    indices, valid = algorithm(boxes, scores, None, 0.3, 120)
+    assert indices.shape == (120,) and chosen((indices, valid)) == expected
 
 
 def test_groups_do_not_see_each_other(algorithm, random_boxes):
-    boxes, scores = random_boxes(150, 0), np.random.default_rng(1).uniform(size=150).astype(np.float32)
-    groups = np.random.default_rng(2).integers(0, 3, 150)
-    assert chosen(batched_nms(boxes, scores, groups, 0.2, 150)) == greedy(boxes, scores, 0.2, groups)
+    boxes, scores = random_boxes(100, 0), np.random.default_rng(1).uniform(size=100).astype(np.float32)
+    groups = np.random.default_rng(2).integers(0, 3, 100)
+    assert chosen(algorithm(boxes, scores, groups, 0.2, 100)) == greedy(boxes, scores, 0.2, groups)
 
 
 def test_invalid_nan_and_infinite_boxes_neither_survive_nor_suppress(algorithm, random_boxes):
@@ -100,40 +105,41 @@ def test_invalid_nan_and_infinite_boxes_neither_survive_nor_suppress(algorithm, 
     spoiled_scores[20:30], spoiled_boxes[30:40, 1], spoiled_scores[30:40] = np.nan, np.inf, 7
     left = np.arange(40, 100)
     expected = left[greedy(boxes[left], scores[left], 0.3)].tolist()
-    assert chosen(nms(spoiled_boxes, spoiled_scores, 0.3, 100, valid)) == expected
-    assert chosen(nms(boxes, scores, 0.3, 10, np.zeros(100, bool))) == []
+    assert chosen(algorithm(spoiled_boxes, spoiled_scores, None, 0.3, 100, valid)) == expected
+    assert chosen(algorithm(boxes, scores, None, 0.3, 100, np.zeros(100, bool))) == []
 
 
 def test_large_input_takes_the_tiled_path(random_boxes):
     boxes = random_boxes(nms_module.DENSE_LIMIT + 200, 0, 2, 8)
     scores = np.random.default_rng(1).permutation(len(boxes)).astype(np.float32)
     for threshold in (0.05, 0.3):
-        assert chosen(nms(boxes, scores, threshold, 400)) == greedy(boxes, scores, threshold)[:400]
+        assert chosen(run(boxes, scores, None, threshold, 400)) == greedy(boxes, scores, threshold)[:400]
 
 
 def test_equals_torchvisions(golden):
     boxes, scores = golden["nms_boxes"], golden["nms_scores"]
     for threshold in (0.05, 0.1, 0.3, 0.5, 0.7):
-        assert chosen(nms(boxes, scores, threshold, 300)) == golden[f"nms_{threshold}"].tolist()
-        grouped = batched_nms(boxes, scores, golden["nms_groups"], threshold, 300)
+        assert chosen(run(boxes, scores, None, threshold, 300)) == golden[f"nms_{threshold}"].tolist()
+        grouped = run(boxes, scores, golden["nms_groups"], threshold, 300)
         assert chosen(grouped) == golden[f"batched_nms_{threshold}"].tolist()
 
 
 def test_ties_go_to_the_lower_index_and_equality_is_kept():
     box = [0.0, 0, 10, 10]
-    assert chosen(nms(jnp.array([box, box, box]), jnp.array([0.5, 0.5, 0.5]), 0.5, 3)) == [0]
+
+    def of_three(boxes, scores, threshold):
+        return chosen(run(jnp.array(boxes, jnp.float32), jnp.array(scores), None, threshold, 3))
+
+    assert of_three([box] * 3, [0.5, 0.5, 0.5], 0.5) == [0]
     # IoU 0.5 exactly: not greater than 0.5.
-    pair = jnp.array([box, [0, 0, 10, 5]])
-    assert chosen(nms(pair, jnp.array([0.5, 0.5]), 0.5, 2)) == [0, 1]
-    assert chosen(nms(pair, jnp.array([0.5, 0.6]), 0.49, 2)) == [1]
+    pair = [box, [0, 0, 10, 5], [90, 0, 91, 1]]
+    assert of_three(pair, [0.5, 0.5, 0.1], 0.5) == [0, 1, 2]
+    assert of_three(pair, [0.5, 0.6, 0.1], 0.49) == [1, 2]
     # -0.0 and 0.0 tie too, and minus infinity is a score like any other.
-    apart = jnp.array([box, [20, 0, 30, 10], [40, 0, 50, 10]])
-    assert chosen(nms(apart, jnp.array([-jnp.inf, -0.0, 0.0]), 0.5, 3)) == [1, 2, 0]
-
-
-def test_boxes_without_area_are_kept_apart_from_all_others():
-    boxes = jnp.array([[5.0, 5, 5, 5], [5, 5, 5, 5], [0, 0, 10, 10]])
-    assert chosen(nms(boxes, jnp.array([3.0, 2, 1]), 0.1, 3)) == [0, 1, 2]
+    apart = [box, [20, 0, 30, 10], [40, 0, 50, 10]]
+    assert of_three(apart, [-jnp.inf, -0.0, 0.0], 0.5) == [1, 2, 0]
+    # Boxes without area overlap nothing.
+    assert of_three([[5, 5, 5, 5], [5, 5, 5, 5], box], [3.0, 2, 1], 0.1) == [0, 1, 2]
 
 
 def test_no_boxes():
@@ -142,8 +148,8 @@ def test_no_boxes():
 
 
 def test_coordinates_may_all_be_negative(random_boxes):
-    boxes, scores = random_boxes(60, 0) - 1000, np.random.default_rng(1).uniform(size=60).astype(np.float32)
-    assert chosen(nms(boxes, scores, 0.3, 60)) == greedy(boxes, scores, 0.3)
+    boxes, scores = random_boxes(100, 0) - 1000, np.random.default_rng(1).uniform(size=100).astype(np.float32)
+    assert chosen(run(boxes, scores, None, 0.3, 100)) == greedy(boxes, scores, 0.3)
 
 
 def test_no_gradient_and_float64(random_boxes):
@@ -153,9 +159,9 @@ def test_no_gradient_and_float64(random_boxes):
         indices, valid = nms(boxes, scores, 0.3, 5)
         return jnp.where(valid, scores[indices], 0).sum()
 
-    grads = jax.grad(loss, (0, 1))(boxes, scores)
+    grads = jax.jit(jax.grad(loss, (0, 1)))(boxes, scores)
     np.testing.assert_array_equal(grads[0], 0)
     assert set(np.unique(grads[1])) == {0.0, 1.0}
     with jax.enable_x64(True):
-        indices, _ = nms(jnp.asarray(boxes, jnp.float64), jnp.asarray(scores, jnp.float64), 0.3, 5)
-        assert indices.dtype == jnp.int32
+        wide = jax.ShapeDtypeStruct((20, 4), jnp.float64), jax.ShapeDtypeStruct((20,), jnp.float64)
+        assert jax.eval_shape(lambda b, s: nms(b, s, 0.3, 5), *wide)[0].dtype == jnp.int32
