@@ -1,0 +1,116 @@
+"""Five training steps of a tiny Faster R-CNN on several devices: run as a program, it writes what it saw as JSON.
+
+    python -m tests.training.detector_devices OUT              on 8 simulated devices
+    python -m tests.training.detector_devices OUT I PORT       as process I of 2, with 2 devices each
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from elk_jax.detection import faster_rcnn
+from elk_jax.training import mesh as meshes
+from elk_jax.training import state as states
+from elk_jax.training.steps import gradient_step
+from tests.training import hlo
+
+STEPS, BATCH, SIZE = 5, 8, 64
+
+
+def model(dtype: str) -> faster_rcnn.FasterRCNN:
+    return faster_rcnn.FasterRCNN(
+        faster_rcnn.FasterRCNNConfig(
+            num_classes=2,
+            pixel_scale=1.0,
+            pixel_mean=(0.5,),
+            pixel_std=(0.25,),
+            depth=18,
+            width=4,
+            norm="gn",
+            norm_groups=2,
+            fpn_channels=8,
+            anchor_sizes=((8,), (16,), (32,), (64,), (128,)),
+            rpn_pre_nms_train=40,
+            rpn_post_nms_train=40,
+            rpn_samples=32,
+            roi_samples=24,
+            roi_size=3,
+            roi_sampling_ratio=1,
+            box_fc_width=16,
+            dtype=dtype,
+        )
+    )
+
+
+def batch(number: int, dtype: str, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    """Noise with a bright lesion in every image but the first; the last is a filler."""
+    rng = np.random.default_rng(number)
+    image = rng.uniform(0, 0.3, (BATCH, SIZE, SIZE, 1))
+    corner = rng.integers(2, 30, (BATCH, 2))
+    extent = rng.integers(10, 30, (BATCH, 2))
+    gt_boxes = np.zeros((BATCH, 2, 4))
+    gt_boxes[:, 0] = np.concatenate([corner, corner + extent], axis=1)
+    for i, (x1, y1, x2, y2) in enumerate(gt_boxes[:, 0].astype(int)):
+        image[i, y1:y2, x1:x2] += 0.6
+    made = {
+        "image": image.astype(dtype),
+        "image_size": np.full((BATCH, 2), SIZE, dtype),
+        "gt_boxes": gt_boxes.astype(dtype),
+        "gt_labels": rng.integers(0, 2, (BATCH, 2)).astype(np.int32),
+        "gt_valid": np.arange(BATCH)[:, None] * np.array([[1, 0]]) > 0,
+        "gt_ignore": np.zeros((BATCH, 2), bool),
+        "valid": np.arange(BATCH) < BATCH - 1,
+    }
+    return {key: value[rows] for key, value in made.items()}
+
+
+def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
+    """The metrics of five steps, and what the compiled step sends around."""
+    net = model(dtype)
+    map_images = meshes.shard_map_images(mesh)
+    tx = optax.sgd(0.02, momentum=0.9)
+    params = meshes.init_sharded(lambda rng: faster_rcnn.init(net, rng), jax.random.key(0), mesh=mesh)
+    make = jax.jit(lambda params: states.create(params, tx, False), out_shardings=meshes.replicated(mesh))
+    state = make(jax.tree.map(lambda x: x.astype(dtype), params))
+    step = gradient_step(
+        lambda params, batch, rng: faster_rcnn.loss(net, params, batch, rng, map_images=map_images),
+        tx,
+        out_shardings=meshes.replicated(mesh),
+    )
+    first = meshes.put_batch(batch(0, dtype, rows), mesh)
+    step = step.lower(state, first).compile()
+    seen: list[dict[str, float]] = []
+    for number in range(STEPS):
+        state, metrics = step(state, meshes.put_batch(batch(number, dtype, rows), mesh))
+        seen.append({key: float(value) for key, value in metrics.items()})
+    gathers = [list(c) for c in hlo.gathers(step.as_text())]
+    return {"metrics": seen, "gathers": gathers, "collectives": len(hlo.collectives(step.as_text()))}
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    if len(sys.argv) == 2:
+        layouts = {"one": meshes.make_mesh(devices=jax.devices()[:1]), "eight": meshes.make_mesh()}
+        dtypes, rows = ("float64", "float32"), slice(None)
+    else:
+        index = int(sys.argv[2])
+        meshes.initialize_distributed(f"localhost:{sys.argv[3]}", num_processes=2, process_id=index)
+        layouts = {"two": meshes.make_mesh()}
+        dtypes, rows = ("float64",), slice(index * BATCH // 2, (index + 1) * BATCH // 2)
+    seen = {}
+    for dtype in dtypes:
+        jax.config.update("jax_enable_x64", dtype == "float64")
+        for name, mesh in layouts.items():
+            seen[f"{dtype}-{name}"] = run(mesh, dtype, rows)
+    if jax.process_index() == 0:
+        (out / "seen.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()
