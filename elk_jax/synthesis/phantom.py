@@ -151,7 +151,8 @@ def _label(drawn: list[phantom_lesions.Lesion], shape: Shape) -> np.ndarray:
     for k, lesion in enumerate(drawn):
         view, profile = phantom_lesions.window(labels, lesion.profile, lesion.row, lesion.column)
         inside, _ = phantom_lesions.window(shape.breast, lesion.profile, lesion.row, lesion.column)
-        view[(profile >= phantom_lesions.VISIBLE) & inside] = k + 1
+        visible = min(phantom_lesions.VISIBLE, profile.max(initial=0))  # at least one pixel, however coarse
+        view[(profile >= visible) & inside] = k + 1
     return labels
 
 

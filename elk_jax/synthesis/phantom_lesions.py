@@ -11,7 +11,7 @@ images beside a set drawn with the other:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -99,7 +99,7 @@ def place(seed: list[int], plans: list[Plan], shape: Shape, gland: np.ndarray) -
                 score = np.where(fits, gland[row, column] + rng.uniform(0, 0.5, 40), -1)
                 best = int(np.argmax(score))
                 if shrink < 1:
-                    plan = Plan(**{**plan.__dict__, "radius": max(plan.radius * shrink, 0.015)})
+                    plan = replace(plan, radius=max(plan.radius * shrink, 0.015))
                 placed.append((plan, float(x[best]), float(y[best])))
                 break
     return placed
