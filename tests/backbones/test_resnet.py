@@ -1,12 +1,13 @@
 """ResNets: parameter counts of the published networks, strides, blocks by identities."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from elk_jax.backbones.norms import norm_from_name, zero_residual_norm
-from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet, max_pool
 from elk_jax.errors import UserError
 
 CHECKPOINT = jax.make_jaxpr(jax.checkpoint(lambda x: x * 2))(1.0).eqns[0].primitive.name
@@ -47,6 +48,19 @@ def test_stages_have_strides_4_to_32_rounded_up(depth, size):
 def test_unknown_depth_is_refused():
     with pytest.raises(UserError, match="20 layers"):
         ResNet(20).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize("size", [(6, 9), (1, 2), (7, 3)])
+def test_max_pool_is_the_windowed_maximum_of_its_values_and_gradients(size):
+    x = np.random.default_rng(0).permutation(2 * size[0] * size[1] * 3).astype(np.float32) - 50
+    x = x.reshape(2, *size, 3)  # no two equal, some windows all negative
+
+    def windowed(x):
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    np.testing.assert_array_equal(max_pool(x), windowed(x))
+    found, expected = (jax.jit(jax.grad(lambda x, f=f: (f(x) ** 2).sum()))(x) for f in (max_pool, windowed))
+    np.testing.assert_array_equal(found, expected)
 
 
 def block(kind, **options):
