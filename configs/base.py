@@ -152,10 +152,12 @@ def tiny() -> dict:
         "model": {
             "width": 8, "norm_groups": 8, "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
             "rpn_pre_nms_train": 64, "rpn_pre_nms_test": 64, "rpn_post_nms_train": 32, "rpn_post_nms_test": 32,
-            "detection_candidates": 32,
+            "detection_candidates": 32, "anchor_sizes": ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,)),
         },
+        "plan_anchors": False,
         "loader": {
             "batch_size": 2,
+            "max_boxes": 16,
             "buckets": ((128, 128),),
             "resize": {"short_sides": (128,), "max_long_side": 128},
         },

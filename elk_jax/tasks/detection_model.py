@@ -51,13 +51,14 @@ def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
 
 def find(workdir: Path, stage: str | None = None) -> Path:
     """The model folder that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    if (workdir / store.CONFIG).is_file():
-        return workdir
-    if not (workdir / "config.json").is_file():
+    for folder in (workdir, workdir / "model"):
+        if (folder / store.CONFIG).is_file():
+            return folder
+    stages = files.read_json(workdir / "config.json").get("stages") if (workdir / "config.json").is_file() else None
+    if stages is None:
         raise UserError(
             "neither a run folder nor a model folder", where=workdir, todo="train first: see launch/train.py"
         )
-    stages = files.read_json(workdir / "config.json")["stages"]
     trained = [name for name in stages if (workdir / name / "model" / store.CONFIG).is_file()]
     if not trained:
         raise UserError("no stage of this run has finished training", where=workdir, todo="start launch/train.py again")

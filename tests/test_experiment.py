@@ -1,0 +1,161 @@
+"""The whole system through its real entry points, in its smallest size: every stage, file and second start."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elk_jax import experiment, files
+from elk_jax.errors import UserError
+from elk_jax.tasks import detection_evaluate, detection_model, detection_predict
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from configs import cem_mixed, cem_real, cem_synthetic, mammo_pretrain  # noqa: E402
+
+CONFIGS = {"cem_mixed": cem_mixed, "cem_real": cem_real, "cem_synthetic": cem_synthetic, "mammo": mammo_pretrain}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    """A finished run of cem_mixed:tiny."""
+    folder = tmp_path_factory.mktemp("runs") / "mixed"
+    experiment.run(cem_mixed.get_config("tiny"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("variant", [None, "tiny", "small", "paper", "fewshot", "paper,fewshot"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_variant_of_every_experiment_is_well_formed(name, variant):
+    config = CONFIGS[name].get_config(variant)
+    experiment.check(config)
+    for stage in config.stages.values():
+        assert set(stage.get("train_on", ())) <= set(config.data)
+    json.dumps(experiment.plain(config))
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="there are quick"):
+        cem_real.get_config("huge")
+    with pytest.raises(ValueError, match="exclude each other"):
+        cem_real.get_config("tiny,paper")
+
+
+def test_the_paper_variant_is_the_published_recipe():
+    recipe = cem_real.get_config("paper").detector
+    assert (recipe.steps, recipe.loader.batch_size, recipe.schedule.base) == (3000, 2, 2.5e-4)
+    assert (recipe.model.depth, recipe.model.norm, recipe.model.stride_in_1x1) == (101, "frozen_bn", True)
+    assert recipe.model.anchor_sizes == ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)) and not recipe.plan_anchors
+    assert recipe.optimizer.frozen == ("backbone/stem", "backbone/res2")
+    assert recipe.loader.resize.short_sides == (640, 672, 704, 736, 768, 800)
+
+
+def test_a_run_leaves_everything_behind(mixed):
+    assert {"config.json", "versions.json", "report.html"} <= {p.name for p in mixed.iterdir()}
+    for stage in ("real", "mixed"):
+        lines = [json.loads(line) for line in (mixed / stage / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["train/loss"] for line in lines if "train/loss" in line]
+        assert len(losses) == 2 and np.isfinite(losses).all()
+        assert any("eval/mean_sensitivity" in line for line in lines)
+        assert list((mixed / stage / "tensorboard").iterdir()) and (mixed / stage / "checkpoints").is_dir()
+        evaluation = files.read_json(mixed / "evaluate" / stage / "evaluation.json")
+        assert {"mean_sensitivity", "sensitivity_at", "aufroc_1", "aufroc_3", "ap50"} <= evaluation.keys()
+        assert isinstance(files.read_json(mixed / "evaluate" / stage / "predictions.json"), list)
+    html = (mixed / "report.html").read_text()
+    assert "mixed" in html and "data:image/jpeg" in html
+
+
+def test_the_model_says_what_it_is(mixed):
+    config, params, description = detection_model.load(detection_model.find(mixed))
+    assert detection_model.find(mixed) == mixed / "mixed" / "model"
+    assert detection_model.find(mixed, "real") == detection_model.find(mixed / "real") == mixed / "real" / "model"
+    assert config.num_classes == 1 and description["trained"]["on"] == ["real", "synthetic"]
+    assert all(np.isfinite(leaf).all() for leaf in _leaves(params))
+    with pytest.raises(UserError, match=r"no trained stage 'other'.*real, mixed"):
+        detection_model.find(mixed, "other")
+    with pytest.raises(UserError, match="neither a run folder nor a model folder"):
+        detection_model.find(mixed / "evaluate")
+
+
+def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(mixed):
+    before = (mixed / "real" / "finished.json").read_text(), (mixed / "real" / "metrics.jsonl").stat().st_mtime_ns
+    experiment.run(cem_mixed.get_config("tiny"), mixed)
+    assert before == (
+        (mixed / "real" / "finished.json").read_text(),
+        (mixed / "real" / "metrics.jsonl").stat().st_mtime_ns,
+    )
+    other = cem_mixed.get_config("tiny")
+    other.detector.steps = 6
+    with pytest.raises(UserError, match=r"stage real was started here with other settings: recipe\.steps was 4 and is 6"):
+        experiment.run(other, mixed)
+
+
+def test_predictions_evaluated_from_their_file_give_the_same_numbers(mixed, tmp_path):
+    config = files.read_json(mixed / "config.json")
+    own = files.read_json(mixed / "evaluate" / "real" / "evaluation.json")
+    again = detection_evaluate.evaluate_source(
+        data=config["data"]["real"]["spec"],
+        split="test",
+        model=None,
+        predictions=str(mixed / "evaluate" / "real" / "predictions.json"),
+        output=tmp_path / "again",
+        resamples=50,
+    )
+    for name in ("mean_sensitivity", "aufroc_3", "ap50", "ap10"):
+        assert again[name]["value"] == pytest.approx(own[name]["value"], abs=1e-3)
+    assert (tmp_path / "again" / "report.html").exists()
+
+
+def test_prediction_on_files_of_any_kind(mixed, tmp_path):
+    import cv2
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), rng.integers(0, 65535, (150, 90), dtype=np.uint16))
+    cv2.imwrite(str(tmp_path / "in" / "b.jpg"), rng.integers(0, 255, (64, 200), dtype=np.uint8))
+    (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    model = detection_model.find(mixed)
+    with pytest.raises(UserError, match=r"broken\.png"):
+        detection_predict.predict_files(model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out")
+    assert not (tmp_path / "out" / "predictions.json").exists()
+    results = detection_predict.predict_files(
+        model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out", on_error="skip", threshold=0.0
+    )
+    assert [Path(r.image_id).name for r in results] == ["a.png", "b.jpg"]
+    entries = files.read_json(tmp_path / "out" / "predictions.json")
+    assert len(entries) == sum(len(r.scores) for r in results) and all(e["finding"] for e in entries)
+    for result, (height, width) in zip(results, [(150, 90), (64, 200)]):
+        assert (result.boxes >= 0).all() and (result.boxes <= [width, height, width, height]).all()
+    assert len(list((tmp_path / "out" / "pictures").iterdir())) == 2
+    assert (tmp_path / "out" / "predictions.csv").read_text().startswith("file,class,x0")
+
+
+def test_weights_of_another_modality_start_a_detector(mixed, tmp_path):
+    """The transfer: the first evaluation of a run of no learning equals the weights that it started from."""
+    config = cem_real.get_config("tiny")
+    config.stages.real.init_from = str(mixed / "mixed" / "model")
+    config.detector.schedule.base = 0.0
+    experiment.run(config, tmp_path / "run", stages=["real"])
+    started, ended = (detection_model.load(f)[1] for f in (mixed / "mixed" / "model", tmp_path / "run" / "real" / "model"))
+    for a, b in zip(_leaves(started), _leaves(ended), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_wrong_references_are_named():
+    config = cem_real.get_config("tiny")
+    with pytest.raises(UserError, match=r"no stage 'train' in cem_real.*it has real, evaluate"):
+        experiment.check(config, ["train"])
+    config.stages.real.train_on = ("imaginary",)
+    with pytest.raises(UserError, match=r"'imaginary' is not in config\.data.*config\.stages\.real"):
+        experiment.check(config)
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
