@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -182,7 +182,7 @@ def train(
                         bar.say(f"warning: {len(compiled)} compilations of the step for {buckets} batch shape(s)")
                 state, metrics = compiled[key](state, placed)
                 window.add(step, metrics)
-                timer.count(step, len(jax.tree.leaves(placed)[0]))
+                timer.count(len(jax.tree.leaves(placed)[0]))
                 in_flight.append(metrics["loss"])
                 if len(in_flight) > IN_FLIGHT:
                     in_flight.popleft().block_until_ready()
@@ -220,11 +220,8 @@ def train(
         checkpoints.wait()
     finally:
         writer.close()
-        try:
+        with contextlib.suppress(UserError):  # a failed write was raised by `wait`; any other error matters more
             checkpoints.close()
-        except UserError:
-            if sys.exc_info()[1] is None:
-                raise
 
     # ---- Result ----
     params = state.evaluation_params

@@ -20,7 +20,7 @@ class Timer:
     def clock(self) -> float:
         return self._before + time.monotonic() - self._began
 
-    def count(self, step: int, images: int) -> None:
+    def count(self, images: int) -> None:
         self._steps, self._images = self._steps + 1, self._images + images
 
     def waiting_for_data(self) -> _Span:
