@@ -204,7 +204,8 @@ def train(
                 if evaluating:
                     assert evaluate is not None
                     with timer.paused():
-                        memory.last = evaluate(state.evaluation_params, step)
+                        found = evaluate(state.evaluation_params, step)
+                        memory.last = {name: float(value) for name, value in found.items()}
                     writer.write_scalars(step, {f"eval/{k}": v for k, v in memory.last.items()})
                     metric = chosen(memory.last, best_metric)
                     if better(metric, memory.best.get(best_metric), best_mode):

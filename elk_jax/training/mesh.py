@@ -79,9 +79,9 @@ def place(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
     """Lay out a tree that every process holds in full (arrays of any kind). The result owns its buffers."""
 
     def put(x, sharding):
-        host = np.asarray(x)
+        host = np.array(x)  # a copy: on a CPU the device array may share its memory
         if jax.process_count() == 1:
-            return jax.device_put(host, sharding, may_alias=False)
+            return jax.device_put(host, sharding)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree, tree_shardings(tree, mesh, small))

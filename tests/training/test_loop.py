@@ -177,7 +177,7 @@ def test_evaluation_sees_the_smoothed_weights(tmp_path):
 
     def evaluate(params, step):
         seen.append(jax.tree.map(np.asarray, params))
-        return {"score": 0.0}
+        return {"score": np.float32(0.0)}
 
     settings = toy.settings(total_steps=4, evaluate=evaluate, best_metric="score")
     result = loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)

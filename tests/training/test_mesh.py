@@ -162,10 +162,11 @@ def test_map_images_takes_loops_that_start_from_constants():
 
 
 def test_placed_tree_owns_its_buffers():
-    source = np.ones((4, 4), np.float32)
-    placed = meshes.place({"w": source}, meshes.make_mesh())
-    source[:] = 7
-    np.testing.assert_array_equal(placed["w"], 1)
+    sources = [np.ones((n, 64), np.float32) for n in range(1, 40)]  # some of them aligned, so that JAX could share
+    placed = meshes.place(sources, meshes.make_mesh())
+    for source in sources:
+        source[:] = 7
+    assert all((np.asarray(x) == 1).all() for x in placed)
 
 
 def test_one_process_needs_no_initialisation():
