@@ -34,7 +34,7 @@ SET = flags.DEFINE_multi_string(
     "set", [], "A setting of the model that shapes cannot tell, as name=JSON: stride_in_1x1=false, pixel_std=[57,57,58]"
 )
 NORM_EPS = flags.DEFINE_float(
-    "norm_eps", None, "Epsilon of the file's batch norms (torchvision): 0 for its published COCO_V1 detector, else 1e-5."
+    "norm_eps", None, "Epsilon of the file's batch norms: 0 for torchvision's published COCO_V1 detector, else 1e-5."
 )
 
 

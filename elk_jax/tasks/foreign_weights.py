@@ -153,5 +153,5 @@ def summary(foreign: convert.Foreign, imported: Imported) -> list[str]:
     frozen = "backbone.body.bn1.running_var" in foreign.tensors
     tracked = any(name.endswith("num_batches_tracked") for name in foreign.tensors)
     if foreign.preset == "torchvision" and not foreign.backbone_only and frozen and not tracked:
-        lines.append("note: torchvision's published COCO_V1 detector was trained with --norm_eps=0: give it for that file")
+        lines.append("note: torchvision's published COCO_V1 detector was trained with norms of epsilon 0: --norm_eps=0")
     return lines

@@ -41,13 +41,11 @@ def save_params(folder: str | os.PathLike, params: Params, config: Mapping[str, 
 def load_params(folder: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
     """(params, config) as `save_params` wrote them; raises UserError when the folder is none of its."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError("no such model folder", where=folder, todo="give a folder that holds model.json")
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file() or not (folder / PARAMS).is_file():
         raise UserError(
-            f"no {CONFIG} in this folder",
+            "no model here",
             where=folder,
-            todo="give a trained stage's model folder, or make one with launch/import_weights.py",
+            todo=f"name a folder with {PARAMS} and {CONFIG}: RUN/STAGE/model, or what launch/import_weights.py wrote",
         )
     config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict):

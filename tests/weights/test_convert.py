@@ -1,0 +1,273 @@
+"""Name maps on small detectors whose tensors are made here under each library's names."""
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from elk_jax.backbones.norms import ConvNorm, FrozenBatchNorm
+from elk_jax.errors import UserError
+from elk_jax.tasks import foreign_weights
+from elk_jax.weights import convert, store, torchvision
+
+WIDTH, FPN, CLASSES, FC = 4, 6, 2, 5
+
+
+def backbone_shapes(stem, norm_of_stem, block, conv, norm, shortcut, shortcut_norm):
+    """Shapes of a ResNet-18 of width 4 under the names that these templates give; norms are marked by None."""
+    shapes = {stem: (WIDTH, 3, 7, 7), norm_of_stem: None}
+    for stage in range(4):
+        for i in range(2):
+            out = WIDTH * 2**stage
+            first = out if i or not stage else out // 2
+            at = block.format(stage=stage + 1, caffe=stage + 2, i=i)
+            for n, inputs in ((1, first), (2, out)):
+                shapes[at + conv.format(n=n)] = (out, inputs, 3, 3)
+                shapes[at + norm.format(n=n)] = None
+            if first != out:
+                shapes[at + shortcut] = (out, first, 1, 1)
+                shapes[at + shortcut_norm] = None
+    return shapes
+
+
+def fill(shapes, parts=("weight", "bias", "running_mean", "running_var")):
+    """Random tensors; a norm (None) becomes its parts, as wide as the convolution before it."""
+    random, tensors, width = np.random.default_rng(0), {}, 0
+    for name, shape in shapes.items():
+        if shape is not None:
+            tensors[name], width = random.normal(size=shape).astype("f4"), shape[0]
+            continue
+        for part in parts:
+            tensors[f"{name}.{part}"] = random.uniform(0.5, 1.5, width).astype("f4")
+    return tensors
+
+
+def heads(shapes):
+    """Weights and biases of layers without norm."""
+    return {f"{n}.{k}": s if k == "weight" else s[:1] for n, s in shapes.items() for k in ("weight", "bias")}
+
+
+def torchvision_backbone(prefix=""):
+    return backbone_shapes(
+        f"{prefix}conv1.weight", f"{prefix}bn1", prefix + "layer{stage}.{i}.", "conv{n}.weight", "bn{n}",
+        "downsample.0.weight", "downsample.1",
+    )  # fmt: skip
+
+
+def detectron2_backbone(prefix=""):
+    return backbone_shapes(
+        f"{prefix}stem.conv1.weight", f"{prefix}stem.conv1.norm", prefix + "res{caffe}.{i}.", "conv{n}.weight",
+        "conv{n}.norm", "shortcut.weight", "shortcut.norm",
+    )  # fmt: skip
+
+
+def torchvision_detector(old=False):
+    level = "" if old else ".0"
+    shapes = {}
+    for i in range(4):
+        shapes[f"backbone.fpn.inner_blocks.{i}{level}"] = (FPN, WIDTH * 2**i, 1, 1)
+        shapes[f"backbone.fpn.layer_blocks.{i}{level}"] = (FPN, FPN, 3, 3)
+    shapes["rpn.head.conv" + ("" if old else ".0.0")] = (FPN, FPN, 3, 3)
+    shapes |= {"rpn.head.cls_logits": (3, FPN, 1, 1), "rpn.head.bbox_pred": (12, FPN, 1, 1)}
+    shapes |= {"roi_heads.box_head.fc6": (FC, FPN * 49), "roi_heads.box_head.fc7": (FC, FC)}
+    shapes["roi_heads.box_predictor.cls_score"] = (CLASSES + 1, FC)
+    shapes["roi_heads.box_predictor.bbox_pred"] = (4 * CLASSES + 4, FC)
+    return fill({**torchvision_backbone("backbone.body."), **heads(shapes)})
+
+
+def detectron2_detector():
+    shapes = {}
+    for i in range(4):
+        shapes[f"backbone.fpn_lateral{i + 2}"] = (FPN, WIDTH * 2**i, 1, 1)
+        shapes[f"backbone.fpn_output{i + 2}"] = (FPN, FPN, 3, 3)
+    rpn = "proposal_generator.rpn_head."
+    shapes |= {rpn + "conv": (FPN, FPN, 3, 3), rpn + "objectness_logits": (3, FPN, 1, 1)}
+    shapes |= {rpn + "anchor_deltas": (12, FPN, 1, 1)}
+    shapes |= {"roi_heads.box_head.fc1": (FC, FPN * 49), "roi_heads.box_head.fc2": (FC, FC)}
+    shapes["roi_heads.box_predictor.cls_score"] = (CLASSES + 1, FC)
+    shapes["roi_heads.box_predictor.bbox_pred"] = (4 * CLASSES, FC)
+    tensors = fill({**detectron2_backbone("backbone.bottom_up."), **heads(shapes)})
+    buffers = ("pixel_mean", "proposal_generator.anchor_generator.cell_anchors.0")
+    return tensors | {name: np.zeros(3, "f4") for name in buffers}
+
+
+def run(tensors, file_format, changes=None, drop=(), ignore=(), norm_eps=None):
+    foreign = foreign_weights.understand(tensors, file_format, norm_eps)
+    return foreign_weights.convert_foreign(foreign, changes, drop, ignore)
+
+
+def assert_equal_trees(a, b):
+    a, b = store.flatten(a), store.flatten(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def from_torchvision():
+    return run(torchvision_detector(), "torchvision")
+
+
+@pytest.fixture(scope="module")
+def from_detectron2():
+    return run(detectron2_detector(), "detectron2")
+
+
+def test_what_is_inferred(from_torchvision, from_detectron2):
+    for imported in (from_torchvision, from_detectron2):
+        model = imported.model
+        assert (model.depth, model.width, model.fpn_channels, model.num_classes) == (18, WIDTH, FPN, CLASSES)
+        assert (model.box_fc_width, model.box_fcs, model.box_convs, model.norm) == (FC, 2, 0, "frozen_bn")
+        assert imported.absent == ()
+    assert (from_torchvision.model.background, from_torchvision.model.roi_aligned) == ("first", False)
+    assert (from_detectron2.model.background, from_detectron2.model.roi_aligned) == ("last", True)
+    assert sorted(from_detectron2.name_map.ignored) == [
+        "pixel_mean",
+        "proposal_generator.anchor_generator.cell_anchors.0",
+    ]
+
+
+def test_older_torchvision_names_and_data_parallel_prefix(from_torchvision):
+    assert_equal_trees(run(torchvision_detector(old=True), "torchvision").params, from_torchvision.params)
+    prefixed = {f"module.{name}": tensor for name, tensor in torchvision_detector().items()}
+    assert_equal_trees(run(prefixed, "torchvision").params, from_torchvision.params)
+
+
+def test_layouts_mean_the_same_layer():
+    random = np.random.default_rng(1)
+    kernel = random.normal(size=(5, 3 * 2 * 2))
+    region = random.normal(size=(2, 2, 3))  # h w C
+    ours = region.reshape(-1) @ convert.chw_to_hwc(2)(kernel)
+    np.testing.assert_allclose(ours, kernel @ region.transpose(2, 0, 1).reshape(-1), rtol=1e-12)
+    kernel = random.normal(size=(4, 3, 5, 2))
+    assert convert.oihw_to_hwio(kernel)[1, 0, 2, 3] == kernel[3, 2, 1, 0]
+    assert convert.out_in_to_in_out(kernel[:, :, 0, 0])[2, 3] == kernel[3, 2, 0, 0]
+
+
+def test_backbones_alone(from_detectron2, from_torchvision):
+    for file_format, tensors, whole in (
+        ("torchvision", fill(torchvision_backbone()), from_torchvision),
+        ("detectron2", fill(detectron2_backbone()), from_detectron2),
+    ):
+        tensors |= {"fc.weight": np.zeros((10, 32)), "fc.bias": np.zeros(10), "bn1.num_batches_tracked": np.array(3)}
+        imported = run(tensors, file_format)
+        assert_equal_trees(imported.params, {"backbone": whole.params["backbone"]})
+        assert imported.absent == ("^(fpn|rpn|box_head)/",) and len(imported.name_map.ignored) == 3
+        fresh = {name: np.full(shape, 7.0) for name, shape in foreign_weights.parameter_shapes(whole.model).items()}
+        restored = store.restore_into(store.nest(fresh), imported.params, imported.absent)
+        assert (restored["rpn"]["conv1"]["bias"] == 7).all()
+        assert (restored["backbone"]["stem"]["conv"]["kernel"] != 7).all()
+
+
+def caffe2_backbone():
+    shapes = backbone_shapes(
+        "conv1_w", "res_conv1_bn", "res{caffe}_{i}_", "branch2{n}_w", "branch2{n}_bn", "branch1_w", "branch1_bn"
+    )
+    letters = {"branch21": "branch2a", "branch22": "branch2b", ".scale": "_s", ".bias": "_b"}
+    tensors = {}
+    for name, tensor in fill(shapes, ("scale", "bias")).items():
+        for old, new in letters.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor
+    return tensors | {"fc1000_w": np.zeros((10, 32)), "fc1000_b": np.zeros(10)}
+
+
+def test_caffe2_backbone_with_folded_statistics():
+    tensors = caffe2_backbone()
+    imported = run(tensors, "detectron2")
+    norms = [path for path, _ in imported.name_map.filled]
+    assert len(norms) == 2 * 20 and all(path.endswith(("/mean", "/var")) for path in norms)
+    layer = imported.params["backbone"]["res3_0"]["shortcut"]["norm"]
+    x = np.random.default_rng(0).normal(size=(1, 2, 2, 2 * WIDTH)).astype("f4")
+    expected = x * tensors["res3_0_branch1_bn_s"] + tensors["res3_0_branch1_bn_b"]
+    np.testing.assert_allclose(FrozenBatchNorm().apply({"params": layer}, x), expected, atol=1e-6)
+
+
+def test_caffe2_bias_of_the_first_convolution_is_folded():
+    tensors = caffe2_backbone()
+    bias = np.arange(WIDTH, dtype="f4")
+    stem = run(tensors | {"conv1_b": bias}, "detectron2").params["backbone"]["stem"]["conv"]
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype("f4")
+    kernel = tensors["conv1_w"].transpose(2, 3, 1, 0)
+    plain = nn.Conv(WIDTH, (7, 7), (2, 2), padding=3).apply({"params": {"kernel": kernel, "bias": bias}}, image)
+    expected = plain * tensors["res_conv1_bn_s"] + tensors["res_conv1_bn_b"]
+    ours = ConvNorm(WIDTH, 7, 2, norm=FrozenBatchNorm).apply({"params": stem}, image)
+    np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_other_epsilon_is_folded():
+    tensors = {"a.weight": np.float32([2, 3]), "a.running_var": np.float32([0.5, 1e-4])}
+    folded = torchvision.fold_eps(tensors, 0.0)
+    ours = folded["a.weight"] / np.sqrt(tensors["a.running_var"].astype("f8") + torchvision.EPS)
+    np.testing.assert_allclose(ours, tensors["a.weight"] / np.sqrt(tensors["a.running_var"].astype("f8")), rtol=1e-6)
+    dead = torchvision_detector()
+    dead["backbone.body.bn1.running_var"][0] = 0.0
+    with pytest.raises(UserError, match=r"NaN or infinity in backbone\.body\.bn1\.weight"):
+        run(dead, "torchvision", norm_eps=0.0)
+
+
+def changed(remove=(), add=None, rename=None):
+    tensors = {name: tensor for name, tensor in torchvision_detector().items() if name not in remove}
+    tensors |= add or {}
+    return {(rename or {}).get(name, name): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "tensors, parts",
+    [
+        (changed(remove=["rpn.head.conv.0.0.bias"]), ["the file lacks rpn/conv1/bias (6,)", "--drop"]),
+        (changed(add={"mask.weight": np.zeros((2, 3))}), ["no place for mask.weight (2, 3)", "--ignore"]),
+        (
+            changed(add={"rpn.head.cls_logits.bias": np.zeros(4, "f4")}),
+            ["shapes differ", "rpn.head.cls_logits.bias gives rpn/objectness/bias (4,)", "(3,)"],
+        ),
+        (changed(add={"rpn.head.cls_logits.weight": np.zeros(4, "f4")}), ["rpn/objectness/kernel (4,)"]),
+        (changed(add={"rpn.head.conv.bias": np.zeros(FPN, "f4")}), ["are both rpn/conv1/bias"]),
+        (changed(add={"rpn.head.cls_logits.bias": np.float32([0, np.nan, 0])}), ["NaN", "rpn.head.cls_logits.bias"]),
+        (changed(remove=["backbone.body.layer4.1.conv1.weight"]), ["ResNet", "[2, 2, 2, 1]"]),
+        ({"a": np.zeros(3)}, ["no tensor backbone.body.layer1.0.conv1.weight", "a (3,)"]),
+        ({}, ["no tensor"]),
+    ],
+)
+def test_nothing_is_left_over_or_missing_silently(tensors, parts):
+    with pytest.raises(UserError) as error:
+        run(tensors, "torchvision")
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_wrong_format_is_said():
+    with pytest.raises(UserError, match=r"no tensor backbone\.bottom_up.*check --format"):
+        run(torchvision_detector(), "detectron2")
+    with pytest.raises(UserError, match=r"no tensor backbone\.body.*check --format"):
+        run(detectron2_detector(), "torchvision")
+    with pytest.raises(UserError, match="norm_eps"):
+        run(detectron2_detector(), "detectron2", norm_eps=0.0)
+
+
+def test_wrong_depth_is_said(from_torchvision):
+    with pytest.raises(UserError, match=r"the file lacks backbone/res2_2/conv1/kernel \(3, 3, 4, 4\)"):
+        run(torchvision_detector(), "torchvision", {"depth": 34})
+    with pytest.raises(UserError, match="no setting"):
+        run(torchvision_detector(), "torchvision", {"colour": 3})
+
+
+def test_drop_and_ignore(from_torchvision):
+    tensors = torchvision_detector() | {"roi_heads.mask_head.weight": np.zeros(3)}
+    drop, ignore = ["box_head/(class_logits|box_deltas)"], [r"^roi_heads\.mask_head"]
+    imported = run(tensors, "torchvision", {"num_classes": 5}, drop, ignore)
+    assert len(imported.name_map.dropped) == 4 and imported.absent == tuple(drop)
+    assert "roi_heads.mask_head.weight" in imported.name_map.ignored
+    assert set(imported.params["box_head"]) == {"fc1", "fc2"}
+    assert_equal_trees(imported.params["backbone"], from_torchvision.params["backbone"])
+
+
+def test_group_norm_and_convolutions_in_heads():
+    whole = detectron2_detector()
+    tensors = {name: t for name, t in whole.items() if "running_" not in name and "box_head" not in name}
+    for i in (1, 2):
+        tensors[f"roi_heads.box_head.conv{i}.weight"] = np.ones((FPN, FPN, 3, 3), "f4")
+        tensors |= {f"roi_heads.box_head.conv{i}.norm.{k}": np.ones(FPN, "f4") for k in ("weight", "bias")}
+    tensors["roi_heads.box_head.fc1.weight"] = np.ones((FC, FPN * 49), "f4")
+    tensors["roi_heads.box_head.fc1.bias"] = np.ones(FC, "f4")
+    model = run(tensors, "detectron2", {"norm_groups": 2}).model
+    assert (model.norm, model.box_norm, model.box_convs, model.box_fcs) == ("gn", "gn", 2, 1)

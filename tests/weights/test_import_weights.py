@@ -1,0 +1,110 @@
+"""launch/import_weights.py from end to end on a small file."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from rich.console import Console
+
+from elk_jax.errors import UserError
+from elk_jax.tasks import foreign_weights
+from elk_jax.weights import store
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "torch_files"
+
+
+def tiny_resnet():
+    """A ResNet-18 of width 2 in torchvision's names."""
+    tensors = {"conv1.weight": np.ones((2, 3, 7, 7), "f4")} | _norm("bn1", 2)
+    for stage in range(4):
+        out = 2 * 2**stage
+        for i in range(2):
+            inputs = out if i or not stage else out // 2
+            at = f"layer{stage + 1}.{i}."
+            tensors |= {f"{at}conv1.weight": np.ones((out, inputs, 3, 3), "f4")} | _norm(f"{at}bn1", out)
+            tensors |= {f"{at}conv2.weight": np.ones((out, out, 3, 3), "f4")} | _norm(f"{at}bn2", out)
+            if inputs != out:
+                tensors |= {f"{at}downsample.0.weight": np.ones((out, inputs, 1, 1), "f4")}
+                tensors |= _norm(f"{at}downsample.1", out)
+    return tensors
+
+
+def _norm(name, width):
+    return {f"{name}.{part}": np.ones(width, "f4") for part in ("weight", "bias", "running_mean", "running_var")}
+
+
+def command(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    line = [sys.executable, str(ROOT / "launch" / "import_weights.py"), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_command_writes_a_model_folder(tmp_path):
+    safetensors.numpy.save_file(tiny_resnet() | {"fc.bias": np.zeros(3, "f4")}, tmp_path / "r18.safetensors")
+    out = tmp_path / "model"
+    done = command("--format=torchvision", f"--input={tmp_path / 'r18.safetensors'}", f"--output={out}", "--depth=18")
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "layer1.0.conv1.weight",
+        "backbone/res2_0/conv1/kernel",
+        "2x2x3x3",
+        "3x3x2x2",
+        "oihw_to_hwio",
+        "(ignored)",
+        "ResNet-18",
+        "nothing left over or missing",
+    ):
+        assert part in done.stdout
+    params, description = store.load_params(out)
+    assert description["architecture"] == "resnet" and description["model"]["depth"] == 18
+    assert description["absent"] == ["^(fpn|rpn|box_head)/"] and len(description["source"]["sha256"]) == 64
+    assert params["backbone"]["stem"]["conv"]["kernel"].shape == (7, 7, 3, 2)
+
+
+def test_command_ends_in_one_line(tmp_path):
+    trap = tmp_path / "trap"
+
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {trap}",)
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Hostile()}, 2))
+    out = tmp_path / "out"
+    failed = command("--format=detectron2", f"--input={tmp_path / 'evil.pth'}", f"--output={out}")
+    assert failed.returncode == 2 and failed.stderr.startswith("error: refused")
+    assert failed.stderr.count("\n") == 1 and "evil.pth" in failed.stderr and "Traceback" not in failed.stderr
+    assert not trap.exists() and not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (("--help",), ["--input", "norm_eps", "torchvision"]),
+        ((), ["no --format"]),
+        (("--format=caffe",), ["caffe"]),
+        (("--format=detectron2",), ["no --input"]),
+        (("--format=detectron2", "--input=x", "--output=y", "--set=depth"), ["--set=depth has no value"]),
+    ],
+)
+def test_flags(arguments, parts):
+    done = command(*arguments)
+    assert done.returncode == (0 if arguments == ("--help",) else 2)
+    for part in parts:
+        assert part in done.stdout + done.stderr
+
+
+def test_wrong_weights_leave_nothing_behind(tmp_path):
+    console = Console(quiet=True)
+    with pytest.raises(UserError, match=r"no tensor backbone\.bottom_up"):
+        foreign_weights.import_file(GOLDEN / "zip.pth", "detectron2", tmp_path / "out", console=console)
+    pickled = tmp_path / "r18.pkl"
+    pickled.write_bytes(pickle.dumps(tiny_resnet() | {"conv1.weight": np.ones((2, 4, 7, 7), "f4")}))
+    with pytest.raises(UserError, match=r"backbone/stem/conv/kernel \(7, 7, 4, 2\), the model has \(7, 7, 3, 2\)"):
+        foreign_weights.import_file(pickled, "torchvision", tmp_path / "out", console=console)
+    assert not (tmp_path / "out").exists()
