@@ -16,6 +16,9 @@ from ml_collections import ConfigDict
 
 from elk_jax.detection import faster_rcnn_config
 
+FIT = {"short_sides": (), "max_long_side": 0, "jitter": (1.0, 1.0)}
+"""Resize: as large as the canvas allows."""
+
 VARIANTS = ("quick", "tiny", "small", "paper", "fewshot")
 
 
@@ -95,10 +98,11 @@ def detector(size: str) -> dict:
             detection_candidates=300,
         ),
         "plan_anchors": True,  # one size per level from the lesions of the training split; False: model.anchor_sizes
+        "crop_to_breast": True,  # cut the air away first
         "loader": {  # elk_jax/data/loader.py
             "batch_size": 4,  # over all devices and hosts
-            "buckets": ((256, 256),),  # (height, width) of the padded batches; one compilation each
-            "resize": {"short_sides": (256,), "max_long_side": 256, "jitter": (0.8, 1.25)},
+            "buckets": ((256, 160),),  # (height, width) of the padded batches; one compilation each
+            "resize": {"short_sides": (), "max_long_side": 0, "jitter": (0.8, 1.25)},
             "augmentation": {
                 "horizontal_flip": 0.5,
                 "vertical_flip": 0.5,
@@ -117,7 +121,7 @@ def detector(size: str) -> dict:
             "workers": 0,
             "prefetch": 4,
         },
-        "test_resize": {"short_sides": (256,), "max_long_side": 256},
+        "test_resize": dict(FIT),
         "steps": 300,
         "accumulate": 1,
         "optimizer": {
@@ -158,10 +162,8 @@ def tiny() -> dict:
         "loader": {
             "batch_size": 2,
             "max_boxes": 16,
-            "buckets": ((128, 128),),
-            "resize": {"short_sides": (128,), "max_long_side": 128},
+            "buckets": ((128, 96),),
         },
-        "test_resize": {"short_sides": (128,), "max_long_side": 128},
         "steps": 4,
         "schedule": {"base": 1e-3, "warmup_steps": 1},
         "log_every": 2,
@@ -177,12 +179,11 @@ def small() -> dict:
     return {
         "loader": {
             "batch_size": 4,
-            "buckets": ((384, 384),),
-            "resize": {"short_sides": (384,), "max_long_side": 384, "jitter": (0.7, 1.4)},
+            "buckets": ((384, 256),),
+            "resize": {"jitter": (0.7, 1.4)},
             "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 15.0, "gain": 0.2, "gamma": 0.2},
             "lesion_share": -1.0,
         },
-        "test_resize": {"short_sides": (384,), "max_long_side": 384},
         "steps": 1200,
         "schedule": {"base": 3e-4, "warmup_steps": 100},
         "ema_decay": 0.995,
@@ -210,6 +211,7 @@ def published() -> dict:
     return {
         "model": model(dtype="bfloat16"),
         "plan_anchors": False,
+        "crop_to_breast": False,
         "loader": {
             "batch_size": 2,
             "buckets": ((1344, 800), (800, 1344), (1344, 1344)),
@@ -218,7 +220,7 @@ def published() -> dict:
             "lesion_share": -1.0,
             "threads": 8,
         },
-        "test_resize": {"short_sides": (800,), "max_long_side": 1333},
+        "test_resize": {"short_sides": (800,), "max_long_side": 1333, "jitter": ()},
         "steps": 3000,
         "optimizer": {
             "name": "sgd",

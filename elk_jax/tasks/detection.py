@@ -61,13 +61,19 @@ def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfi
     return FasterRCNNConfig(**{key: _as_tuples(value) for key, value in values.items()})
 
 
-def planned_anchor_sizes(infos: Sequence[ImageInfo], resize: Resize, levels: int) -> tuple[tuple[float], ...]:
-    """Anchor sizes from the lesions of `infos` at the size that images have in the network."""
-    boxes = [
-        info.boxes[~info.ignore]
-        * short_side_scale((info.height, info.width), resize.short_sides[0], resize.max_long_side)
-        for info in infos
-    ]
+def planned_anchor_sizes(
+    infos: Sequence[ImageInfo], config: loader.LoaderConfig, levels: int
+) -> tuple[tuple[float], ...]:
+    """Anchor sizes from the lesions of `infos` at the size that images have in the network (`config`: testing's)."""
+    canvases = config.buckets or loader.plan.choose_buckets(infos, config.resize, config.augmentation)
+    buckets = loader.plan.assign_buckets(infos, canvases, config.resize, config.augmentation)
+
+    def scale(info: ImageInfo, canvas: tuple[int, int]) -> float:
+        if config.resize.jitter:
+            return min(canvas[0] / info.height, canvas[1] / info.width)
+        return short_side_scale((info.height, info.width), config.resize.short_sides[-1], config.resize.max_long_side)
+
+    boxes = [info.boxes[~info.ignore] * scale(info, canvases[bucket]) for info, bucket in zip(infos, buckets)]
     return anchors.plan_sizes(np.concatenate(boxes), levels)
 
 
@@ -207,6 +213,5 @@ def detect_all(
     if not show:
         return detect(predictor, params, batches, source.infos, mesh, score_floor)
     with Progress("  detecting", len(source), unit="image") as bar:
-        return detect(
-            predictor, params, batches, source.infos, mesh, score_floor, lambda images: bar.update(bar.done + images)
-        )
+        advance = lambda images: bar.update(bar.done + images)
+        return detect(predictor, params, batches, source.infos, mesh, score_floor, advance)

@@ -8,28 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from elk_jax import files
-from elk_jax.data import loader
+from elk_jax.data import breast, loader
+from elk_jax.data.schema import ImageInfo
 from elk_jax.data.sources import ImageSource
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
-from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.detections import Detections, ImageResult, join
 from elk_jax.tasks import detection
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import store
 
 
 def describe(
-    model: FasterRCNNConfig, classes: Sequence[str], test_loader: loader.LoaderConfig, evaluation: Mapping[str, Any]
+    model: FasterRCNNConfig,
+    classes: Sequence[str],
+    test_loader: loader.LoaderConfig,
+    crop_to_breast: bool,
+    evaluation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `model.json` says. `evaluation` is that of the validation split: thresholds are chosen there."""
     return {
         "architecture": "faster_rcnn",
         "model": dataclasses.asdict(model),
         "classes": list(classes),
-        "input": {"resize": dataclasses.asdict(test_loader.resize), "buckets": list(test_loader.buckets)},
+        "input": {
+            "crop_to_breast": crop_to_breast,
+            "resize": dataclasses.asdict(test_loader.resize),
+            "buckets": list(test_loader.buckets),
+        },
         "operating_points": [
             {"false_positives_per_image": point["rate"], "threshold": point["threshold"]}
             for point in evaluation["operating_points"]
@@ -98,6 +108,19 @@ def detect_with(folder: Path, source: ImageSource, mesh: Mesh, score_floor: floa
             todo="evaluate on data with the classes of the training",
         )
     task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), mesh)
-    predictor = detection.compile_predictor(task, mesh)
-    batches = test_loader(description, source.infos)
-    return detection.detect_all(predictor, meshes.place(params, mesh), source, batches, mesh, score_floor)
+    predictor, params = detection.compile_predictor(task, mesh), meshes.place(params, mesh)
+    seen, windows = source, None
+    if description["input"].get("crop_to_breast"):
+        seen, windows = breast.crop_to_breast(source)
+    batches = test_loader(description, seen.infos)
+    results = detection.detect_all(predictor, params, seen, batches, mesh, score_floor)
+    return results if windows is None else _uncut(results, source.infos, windows)
+
+
+def _uncut(
+    results: Sequence[ImageResult], infos: Sequence[ImageInfo], windows: Sequence[breast.Window]
+) -> list[ImageResult]:
+    """Results on breasts cut out of their images, in the pixels of the whole images."""
+    origin = {info.image_id: np.array([*window[:2], *window[:2]], float) for info, window in zip(infos, windows)}
+    found = {r.image_id: Detections(r.boxes + origin[r.image_id], r.scores, r.labels) for r in results}
+    return join(infos, found)

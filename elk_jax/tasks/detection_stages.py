@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from elk_jax import files
-from elk_jax.data import loader, plan
+from elk_jax.data import breast, loader, plan
 from elk_jax.data.sources import ImageSource, summary
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
@@ -45,15 +45,17 @@ def train(run: Run, name: str) -> dict[str, Any]:
         raise UserError(
             f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {name}"
         )
+    run.say(f"  train {_counts(source)}; validation {_counts(validation)}")
+    _say_skipped(run, source, validation)
+    if recipe.crop_to_breast:
+        (source, _), (validation, _) = breast.crop_to_breast(source), breast.crop_to_breast(validation)
     training_loader, test_loader = detection.loader_config(recipe.loader), detection.test_loader_config(recipe)
     batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
-    run.say(f"  train {_counts(source)}; validation {_counts(validation)}; {batches.per_epoch} batches per epoch")
-    _say_skipped(run, source, validation)
 
     # ---- Model -----------------------------------------------------------------------------------------------
     changes: dict[str, Any] = {"num_classes": len(source.classes), "score_floor": recipe.score_floor}
     if recipe.plan_anchors:
-        changes["anchor_sizes"] = detection.planned_anchor_sizes(source.infos, test_loader.resize, levels=5)
+        changes["anchor_sizes"] = detection.planned_anchor_sizes(source.infos, test_loader, levels=5)
         run.say(
             f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in changes['anchor_sizes'])} px"
         )
@@ -97,7 +99,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     results = detection.detect_all(predictor, result.best_params, validation, test_loader, run.mesh, recipe.score_floor)
     evaluation = metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
     if run.is_main:
-        description = detection_model.describe(model, source.classes, test_loader, evaluation)
+        description = detection_model.describe(model, source.classes, test_loader, recipe.crop_to_breast, evaluation)
         description["trained"] = {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from}
         store.save_params(folder / "model", jax.device_get(result.best_params), description)
     run.say(

@@ -1,0 +1,59 @@
+"""Cutting away the air beside the breast: in mammograms padded to a square it is half of the pixels and of the time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import cv2
+import numpy as np
+
+from elk_jax.data.schema import Source
+from elk_jax.data.sources import ImageSource
+
+Window = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+
+AIR = 0.02
+"""Grey values up to this are air (after a 3 x 3 median)."""
+
+
+def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
+    """The rectangle around the largest bright component of image [H, W, 1], `margin` of the long side wider all round.
+
+    The whole image when nothing in it is brighter than air.
+    """
+    height, width = image.shape[:2]
+    grey = (np.clip(image[..., 0], 0, 1) * 255).astype(np.uint8)
+    bright = (cv2.medianBlur(grey, 3) > AIR * 255).astype(np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=4)
+    if count < 2:
+        return 0, 0, width, height
+    x, y, w, h, _ = (int(v) for v in stats[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))])
+    pad = round(margin * max(height, width))
+    return max(x - pad, 0), max(y - pad, 0), min(x + w + pad, width), min(y + h + pad, height)
+
+
+def crop_to_breast(source: Source) -> tuple[ImageSource, tuple[Window, ...]]:
+    """`source` with every image cut to its breast, and the windows in the pixels of `source`.
+
+    Decodes every image once. A window is widened to hold all annotated boxes, so that none is lost.
+    """
+    windows, infos = [], []
+    for position, info in enumerate(source.infos):
+        x0, y0, x1, y1 = breast_window(source[position].image)
+        if len(info.boxes):
+            low, high = np.floor(info.boxes[:, :2].min(0)), np.ceil(info.boxes[:, 2:].max(0))
+            x0, y0 = min(x0, int(low[0])), min(y0, int(low[1]))
+            x1, y1 = max(x1, int(high[0])), max(y1, int(high[1]))
+        windows.append((x0, y0, x1, y1))
+        shift = np.array([x0, y0, x0, y0], np.float32)
+        infos.append(replace(info, width=x1 - x0, height=y1 - y0, boxes=info.boxes - shift))
+    skipped = getattr(source, "skipped", ())
+    read = partial(_read, source, tuple(windows))
+    return ImageSource(source.name, source.classes, tuple(infos), read, skipped), tuple(windows)
+
+
+def _read(source: Source, windows: tuple[Window, ...], position: int) -> np.ndarray:
+    x0, y0, x1, y1 = windows[position]
+    return source[position].image[y0:y1, x0:x1]
