@@ -171,7 +171,7 @@ def _initial_params(run: Run, init_from: str, task, seed: int):
     folder = run.folder / init_from / "model" if init_from in run.config.stages else Path(init_from)
     loaded, description = store.load_params(folder)
     template = jax.device_get(task.init(jax.random.key(seed)))
-    params = store.restore_into(template, loaded, drop=(CLASS_LAYERS,))
+    params = store.restore_into(template, loaded, drop=(CLASS_LAYERS, *description.get("absent", ())))
     run.say(f"  starts from {folder} ({description.get('architecture', 'weights')})")
     return params
 
