@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.norms import ConvNorm, Norm, xavier_uniform_fan_in
+from elk_jax.backbones.conv import ConvNorm, xavier_uniform_fan_in
+from elk_jax.backbones.norms import Norm
 
 
 def upsample_to(x: jax.Array, height: int, width: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Normalisation layers without mutable state, and the convolution that carries one.
+"""Normalisation layers without mutable state.
 
 Shapes: B batch, H W C. All layers keep the shape of their input.
 
@@ -24,15 +24,6 @@ from elk_jax.precision import at_least_float32
 
 Initializer = Callable[..., jax.Array]
 Norm = Callable[..., nn.Module]
-
-STATISTICS = r"/norm/(mean|var)$"
-"""Parameter paths of batch statistics: constants, whatever else is trained."""
-
-he_normal_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""Kaiming normal initialisation by output fan, as torchvision's ResNets (He et al. 2015)."""
-
-xavier_uniform_fan_in: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-"""Uniform with variance 1/fan_in, as detectron2 and torchvision start their pyramids."""
 
 
 def param_dtype(dtype: Any) -> Any:
@@ -100,36 +91,6 @@ class GroupNorm(nn.Module):
         factor = scale * lax.rsqrt(var + self.eps)
         shift = bias - mean * factor
         return (wide * factor[..., None, None, :] + shift[..., None, None, :]).astype(self.dtype)
-
-
-class ConvNorm(nn.Module):
-    """Convolution with PyTorch's padding (kernel // 2 on each side), then a norm; without norm a bias.
-
-    Parameters kernel [k, k, C_in, features], and bias [features] or norm/*.
-    """
-
-    features: int
-    kernel_size: int = 3
-    stride: int = 1
-    norm: Norm | None = None
-    kernel_init: Initializer = he_normal_fan_out
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        k, pad, kept = self.kernel_size, self.kernel_size // 2, param_dtype(self.dtype)
-        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), kept)
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        if self.norm is None:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
-            return y + bias.astype(self.dtype)
-        return self.norm(dtype=self.dtype, name="norm")(y)
 
 
 def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5) -> Norm | None:

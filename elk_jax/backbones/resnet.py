@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.norms import ConvNorm, Norm
+from elk_jax.backbones.conv import ConvNorm
+from elk_jax.backbones.norms import Norm
 from elk_jax.errors import UserError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}

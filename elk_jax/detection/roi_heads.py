@@ -16,7 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.norms import ConvNorm, Norm, param_dtype, xavier_uniform_fan_in
+from elk_jax.backbones.conv import ConvNorm, xavier_uniform_fan_in
+from elk_jax.backbones.norms import Norm, param_dtype
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.losses import smooth_l1, softmax_cross_entropy
 from elk_jax.detection.matching import match

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elk_jax.backbones.norms import ConvNorm
+from elk_jax.backbones.conv import ConvNorm
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.losses import sigmoid_cross_entropy, smooth_l1
 from elk_jax.detection.matching import match

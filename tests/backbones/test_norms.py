@@ -1,4 +1,4 @@
-"""Norms and the convolution against plain NumPy, and what must not be trained."""
+"""Norms against plain NumPy, and what must not be trained."""
 
 import re
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from elk_jax.backbones.norms import (
-    ConvNorm,
     FrozenBatchNorm,
     GroupNorm,
     frozen_patterns,
@@ -21,26 +20,6 @@ from elk_jax.errors import UserError
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-def convolve(x, kernel, stride):
-    """Plain loops with k // 2 zeros on every side: [H, W, C_in] and [k, k, C_in, C_out]."""
-    k = kernel.shape[0]
-    padded = np.pad(x, ((k // 2, k // 2), (k // 2, k // 2), (0, 0)))
-    rows = range(0, padded.shape[0] - k + 1, stride)
-    columns = range(0, padded.shape[1] - k + 1, stride)
-    return np.array([[np.tensordot(padded[y : y + k, x : x + k], kernel, 3) for x in columns] for y in rows])
-
-
-@pytest.mark.parametrize("size", [(8, 7), (9, 12)])
-@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 2), (3, 1), (3, 2), (7, 2)])
-def test_convolution_pads_like_torch(rng, size, kernel_size, stride):
-    x = rng.normal(size=(1, *size, 2)).astype(np.float32)
-    layer = ConvNorm(3, kernel_size, stride)
-    params = layer.init(jax.random.key(0), x)["params"]
-    params["bias"] = jnp.array([1.0, -2.0, 0.5])
-    expected = convolve(x[0], np.asarray(params["kernel"]), stride) + np.array([1.0, -2.0, 0.5])
-    np.testing.assert_allclose(layer.apply({"params": params}, x)[0], expected, atol=1e-5)
 
 
 def test_frozen_batch_norm_is_the_formula(rng):

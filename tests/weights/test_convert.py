@@ -4,7 +4,8 @@ import flax.linen as nn
 import numpy as np
 import pytest
 
-from elk_jax.backbones.norms import ConvNorm, FrozenBatchNorm
+from elk_jax.backbones.conv import ConvNorm
+from elk_jax.backbones.norms import FrozenBatchNorm
 from elk_jax.errors import UserError
 from elk_jax.tasks import foreign_weights
 from elk_jax.weights import convert, store, torchvision
