@@ -1,0 +1,119 @@
+"""Runs our detector as the reference scripts run theirs, and compares."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.detection import faster_rcnn
+from elk_jax.detection.faster_rcnn import FasterRCNN
+from elk_jax.tasks import foreign_weights
+
+GOLDEN = Path(__file__).parent
+
+
+def facts(name):
+    """How the fixture `name` was made: versions, names and shapes of the tensors, counts."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def load(name, seeded):
+    """(tensors of the seeded reference model, what the reference said)."""
+    made = facts(name)
+    with np.load(GOLDEN / f"{name}.npz") as stored:
+        expected = dict(stored)
+    return seeded.state_dict(made["shapes"], made["gains"], made["added"]), expected
+
+
+def golden_batch(seeded, lesion_free=None):
+    """The seeded images with their lesions, padded to 4; image `lesion_free` without."""
+    count = len(seeded.SIZES)
+    boxes, labels, valid = np.zeros((count, 4, 4), "f4"), np.zeros((count, 4), "i4"), np.zeros((count, 4), bool)
+    for i, (image_boxes, image_labels) in enumerate(zip(seeded.BOXES, seeded.LABELS)):
+        n = len(image_boxes)
+        boxes[i, :n], labels[i, :n], valid[i, :n] = image_boxes, image_labels, i != lesion_free
+    return {
+        "image": seeded.images(),
+        "image_size": np.array(seeded.SIZES, "f4"),
+        "gt_boxes": boxes,
+        "gt_labels": labels,
+        "gt_valid": valid,
+        "gt_ignore": np.zeros_like(valid),
+    }
+
+
+def run_chain(config, params, seeded):
+    """Everything the fixtures store, from one compiled program."""
+    model = FasterRCNN(config)
+    batch = {key: jnp.asarray(value) for key, value in golden_batch(seeded).items()}
+    lesion_free = {key: jnp.asarray(value) for key, value in golden_batch(seeded, lesion_free=1).items()}
+    truth = {key: jnp.stack([batch[key], lesion_free[key]]) for key in batch if key.startswith("gt_")}
+
+    @jax.jit
+    def chain(params, batch, truth):
+        image = faster_rcnn.normalise(config, batch["image"], batch["image_size"])
+        c5 = model.apply({"params": params}, image, method=lambda m, x: m.backbone(x)[-1])
+        pyramid = faster_rcnn.features(model, params, batch)
+        outputs = faster_rcnn.rpn_outputs(model, params, pyramid)
+        proposed = faster_rcnn.proposals(config, outputs, batch, training=False)
+        regions = faster_rcnn.pooled(config, pyramid, proposed.boxes, proposed.valid)
+        judged = faster_rcnn.box_outputs(model, params, regions)
+        found = faster_rcnn.detections(config, judged, proposed, batch)
+        losses = jax.vmap(lambda t: faster_rcnn.loss(model, params, {**batch, **t}, jax.random.key(0))[1])(truth)
+        return c5, pyramid, outputs, proposed, judged, found, losses
+
+    c5, pyramid, outputs, proposed, judged, found, losses = jax.device_get(chain(params, batch, truth))
+    four = np.stack([losses[f"loss_{name}"] for name in ("rpn_objectness", "rpn_box", "class", "box")], 1)
+    ours = {
+        "c5": seeded.project(c5),
+        **{f"p{level}": seeded.project(x) for level, x in enumerate(pyramid, start=2)},
+        "objectness": np.concatenate(outputs.objectness_logits, 1),
+        "deltas": np.concatenate(outputs.deltas, 1)[:, :: seeded.STRIDE_OF_DELTAS],
+        "proposals": proposed.boxes,
+        "class_logits": judged.class_logits,
+        "box_deltas": judged.box_deltas,
+        **{f"detected_{key}": found[key] for key in ("boxes", "scores", "labels")},
+        "counts": np.array([proposed.valid.sum(1), found["valid"].sum(1)]),
+        "losses": four[0],
+        "losses_lesion_free": four[1],
+    }
+    return {key: np.array(value) for key, value in ours.items()}
+
+
+def worst_differences(expected, ours, seeded):
+    """Largest difference of everything, after pairing off proposals and detections (equal scores come in any
+    order)."""
+    seeded.pair_rows(expected, ours)
+    return {key: float(np.abs(expected[key] - ours[key]).max()) for key in expected}
+
+
+SAMPLING = {  # a slot for each of the 14,328 anchors and for each of 62 proposals and 4 lesions: all are sampled
+    "rpn_pre_nms_train": 400,
+    "rpn_pre_nms_test": 400,
+    "rpn_post_nms_train": 62,
+    "rpn_post_nms_test": 62,
+    "rpn_samples": 14400,
+    "rpn_positive_fraction": 1.0,
+    "roi_samples": 66,
+    "roi_positive_fraction": 1.0,
+    "detections": 40,
+    "score_floor": 0.05,
+}
+
+
+def with_reference(name, file_format, seeded, **changes):
+    """(largest differences, the import) for the detector of a fixture, its weights converted."""
+    tensors, expected = load(name, seeded)
+    foreign = foreign_weights.understand(tensors, file_format)
+    imported = foreign_weights.convert_foreign(foreign, {**SAMPLING, **changes})
+    ours = run_chain(imported.model, imported.params, seeded)
+    deltas = expected["box_deltas"].reshape(*expected["box_deltas"].shape[:2], -1, 4)
+    if imported.model.background == "first":  # ours: background last and without a box
+        deltas = deltas[:, :, 1:]
+        expected["class_logits"] = np.roll(expected["class_logits"], -1, axis=-1)
+        expected["detected_labels"] = np.maximum(expected["detected_labels"] - 1, 0)
+    expected["box_deltas"] = deltas
+    np.testing.assert_array_equal(ours["counts"], expected["counts"])
+    return worst_differences(expected, ours, seeded), imported

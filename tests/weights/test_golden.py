@@ -1,0 +1,71 @@
+"""Converted weights of torchvision and detectron2 give their features, proposals, losses and detections.
+
+Both sides make the same weights and images from their names; the reference's answers are stored in tests/golden,
+where the scripts that asked for them lie. Tolerances are about ten times what was seen (float32, CPU).
+"""
+
+import math
+
+import pytest
+
+from elk_jax.detection.faster_rcnn import detectron2, torchvision, torchvision_v2
+from elk_jax.tasks.foreign_weights import parameter_shapes
+
+TOLERANCES = {
+    "c5": 2e-4,  # features are of size 1 to 10
+    **{f"p{level}": 2e-4 for level in (2, 3, 4, 5, 6)},
+    "objectness": 3e-4,
+    "deltas": 1e-4,
+    "proposals": 0.01,  # pixels
+    "class_logits": 5e-4,
+    "box_deltas": 1e-3,
+    "detected_boxes": 0.01,
+    "detected_scores": 1e-4,
+    "detected_labels": 0.0,
+    "losses": 1e-5,
+    "losses_lesion_free": 1e-5,
+    "counts": 0.0,
+}
+
+MODELS = {
+    "torchvision_v1": ("torchvision", {}),
+    "torchvision_v2": ("torchvision", {}),
+    # No region has more than 10 pixels per bin: exactly detectron2's adaptive sampling.
+    "detectron2_r101": ("detectron2", {"roi_max_samples": 10}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_as_the_reference(name, compare, seeded):
+    file_format, changes = MODELS[name]
+    worst, imported = compare.with_reference(name, file_format, seeded, **changes)
+    print(name, {key: float(f"{value:.2g}") for key, value in worst.items()})
+    assert set(worst) == set(TOLERANCES)
+    for key, tolerance in TOLERANCES.items():
+        assert worst[key] <= tolerance, (key, worst[key])
+    assert not imported.name_map.filled and not imported.name_map.dropped
+    assert all(ignored.endswith("num_batches_tracked") for ignored in imported.name_map.ignored)
+    assert imported.model.num_classes == seeded.NUM_CLASSES
+    assert imported.model.depth == (101 if file_format == "detectron2" else 50)
+
+
+def _count(shapes, *, norms):
+    """Parameters, with the norms or without."""
+    return sum(math.prod(shape) for path, shape in shapes.items() if norms or "/norm/" not in path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_counts(name, compare):
+    facts = compare.facts(name)
+    if name == "detectron2_r101":  # its frozen norms are buffers
+        shapes = parameter_shapes(detectron2(num_classes=80))
+        assert _count(shapes, norms=False) == facts["parameters_with_80_classes"] == 60_639_840
+        assert _count(shapes, norms=True) == 60_639_840 + facts["buffers_with_80_classes"]
+        return
+    preset = torchvision if name == "torchvision_v1" else torchvision_v2
+    shapes = parameter_shapes(preset(num_classes=90))  # torchvision counts the background: 91
+    assert _count(shapes, norms=True) == facts["parameters_with_91_classes"] + facts["buffers_with_91_classes"]
+    if name == "torchvision_v1":  # published with frozen norms, which are buffers
+        assert _count(shapes, norms=False) == 41_755_286
+    else:
+        assert facts["parameters_with_91_classes"] == 43_712_278
