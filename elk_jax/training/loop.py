@@ -207,9 +207,10 @@ def train(
                         found = evaluate(state.evaluation_params, step)
                         memory.last = {name: float(value) for name, value in found.items()}
                     writer.write_scalars(step, {f"eval/{k}": v for k, v in memory.last.items()})
-                    metric = chosen(memory.last, best_metric)
-                    if better(metric, memory.best.get(best_metric), best_mode):
+                    score = chosen(memory.last, best_metric)
+                    if better(score, memory.best.get(best_metric), best_mode):
                         memory.best, memory.best_step, saving = memory.last, step, True
+                        metric = score  # kept with a new best alone: of equals the first is the best, and stays
                 if saving:
                     with timer.paused():
                         save(step, metric)

@@ -196,6 +196,17 @@ def test_less_may_be_better_and_nan_never_is(tmp_path):
     assert_same(load_params(tmp_path / "checkpoints"), result.best_params)
 
 
+def test_of_equal_evaluations_the_first_is_the_best_and_is_kept(tmp_path):
+    values = {2: 0.5, 4: 0.5, 6: 0.4, 8: 0.5, 10: 0.3}
+    settings = toy.settings(
+        total_steps=10, eval_every=2, evaluate=lambda p, s: {"score": values[s]}, best_metric="score"
+    )
+    settings["checkpoint_every"] = 2
+    result = loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)
+    assert (result.best_step, result.best_metrics) == (2, {"score": 0.5})
+    assert_same(load_params(tmp_path / "checkpoints"), result.best_params)
+
+
 def test_more_batch_shapes_than_announced_are_reported(tmp_path, capsys):
     class Growing(toy.Batches):
         def __next__(self):
