@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.backbones.conv import ConvNorm
+from elk_jax.backbones.conv import BAND, ConvNorm, convolve, weight_gradient
 
 
 def plain(x, kernel, stride):
@@ -27,3 +27,40 @@ def test_convolution_pads_like_torch(size, kernel_size, stride):
     params["bias"] = jnp.array([1.0, -2.0, 0.5])
     expected = plain(x[0], np.asarray(params["kernel"]), stride) + np.array([1.0, -2.0, 0.5])
     np.testing.assert_allclose(layer.apply({"params": params}, x)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "rows"), [(3, 1, 2), (3, 1, 9), (3, 2, 2), (7, 2, 3)])
+def test_weight_gradient_in_bands_is_that_of_the_whole(kernel_size, stride, rows):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 9, 8, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 4))
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(lambda kernel: convolve(jnp.asarray(x), kernel, stride), jnp.asarray(kernel))
+        gradient = jnp.asarray(rng.normal(size=y.shape))
+        like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+        banded = weight_gradient(jnp.asarray(x), gradient, like=like, stride=stride, rows=rows)
+        np.testing.assert_allclose(banded, pull(gradient)[0], rtol=1e-10, atol=1e-10)
+        # The convolution is linear in its kernel: <gradient, y(kernel)> = <gradient of the kernel, kernel>.
+        np.testing.assert_allclose((gradient * y).sum(), (banded * kernel).sum(), rtol=1e-10)
+
+
+def test_gradients_of_large_maps_under_jit_and_per_example():
+    """Large enough to go in bands; per-example gradients by vmap sum to those of the batch."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 40, 128, 128)).astype(np.float32)
+    assert x[0].size > BAND
+    kernel = (rng.normal(size=(3, 3, 128, 2)) * 0.1).astype(np.float32)
+
+    def loss(kernel, x):
+        return (convolve(x, kernel) ** 2).sum()
+
+    def reference(kernel, x):
+        layer = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        return (jax.lax.conv_general_dilated(x, kernel, **layer) ** 2).sum()
+
+    expected = jax.jit(jax.grad(reference, (0, 1)))(kernel, x)
+    found = jax.jit(jax.grad(loss, (0, 1)))(kernel, x)
+    each = jax.jit(jax.vmap(lambda x: jax.grad(loss)(kernel, x[None])))(x)
+    scale = np.abs(expected[0]).max()
+    np.testing.assert_allclose(found[0] / scale, expected[0] / scale, atol=1e-4)
+    np.testing.assert_allclose(each.sum(0) / scale, expected[0] / scale, atol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-3)
