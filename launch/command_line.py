@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,19 +56,21 @@ def _flag_help() -> str:
 
 def _explain(error: Exception) -> UserError:
     """Turn what absl and ml_collections raise on bad flags into a line with the nearest right name."""
-    text = str(error.args[0]) if error.args else str(error)
-    override = next((a for a in sys.argv[1:] if a.startswith("--config.") and _key_of(a) in text), None)
-    missing_key = r"""[Kk]ey ['"]?([\w.]+)['"]? (?:does not exist|not found)|"(\w+)" not found"""
-    unknown = re.search(missing_key, text)
-    if override is None:
-        override = next((a for a in sys.argv[1:] if a.startswith("--config.")), None) if unknown else None
-    if override and (unknown or "not exist" in text or "has no attribute" in text):
+    text = str(error.args[0] if error.args else error)
+    if "Traceback (most recent call last)" in text:  # of a configuration file: its last line says what is wrong
+        text = text.strip().splitlines()[-1].partition("Error: ")[2] or text
+    overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
+    known = _all_config_keys() if overrides else []
+    for override in overrides:
         key = _key_of(override)
-        close = difflib.get_close_matches(key, _all_config_keys(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}" if close else "see config.json of a run for all keys"
-        return UserError(f"unknown config key '{key}'", where=override, todo=hint)
-    if override:
-        return UserError(f"bad value for config key '{_key_of(override)}': {text}", where=override)
+        if known and not any(name == key or name.startswith(f"{key}.") for name in known):
+            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}" if close else "see config.json of a run for all keys"
+            return UserError(f"unknown config key '{key}'", where=override, todo=hint)
+    wrong = next((a for a in overrides if f"{_key_of(a)}=" in text), None)
+    if wrong:
+        reason = text.rpartition(f"{wrong}: ")[2]
+        return UserError(f"bad value for config key '{_key_of(wrong)}': {reason}", where=wrong)
     return UserError(text.replace("FATAL Flags parsing error: ", ""), todo="see --help")
 
 

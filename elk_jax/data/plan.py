@@ -56,7 +56,16 @@ def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> C
 def choose_buckets(
     infos: Sequence[ImageInfo], resize: Resize, augmentation: Augmentation, multiple: int = 32
 ) -> tuple[Canvas, ...]:
-    """One canvas that holds every record, sides rounded up to `multiple`."""
+    """One canvas that holds every record, sides rounded up to `multiple`.
+
+    UserError where jitter fits images to their canvas: then only the configuration can say how large it is.
+    """
+    if resize.jitter:
+        raise UserError(
+            "resize.jitter scales images to fit their canvas, and no canvas is given",
+            where="loader.buckets",
+            todo="give one or more (height, width), or use short_sides with jitter=()",
+        )
     sizes = np.array([worst_size(info, resize, augmentation) for info in infos])
     height, width = (np.ceil(sizes.max(axis=0) / multiple) * multiple).astype(int).tolist()
     return ((height, width),)
@@ -100,11 +109,11 @@ def plan_strata(
 ) -> tuple[Stratum, ...]:
     """Divide the records into strata and say how often each is drawn in an epoch of about len(infos) draws.
 
-    weights: share of the draws for each part of a mix (`meta["part"]`), any positive scale; () draws by size.
+    weights: share of the draws for each part of a mix (`meta["mix_part"]`), any positive scale; () draws by size.
     lesion_share: share of the draws, within each part, that shows a lesion (ignore boxes do not count); None:
     as is. The draws of a bucket are rounded up to whole batches.
     """
-    parts = np.array([int(info.meta.get("part", 0)) for info in infos])
+    parts = np.array([int(info.meta.get("mix_part", 0)) for info in infos])
     lesion = np.array([bool((~info.ignore).any()) for info in infos])
     if len(infos) == 0:
         raise UserError("the source has no image to train on")
@@ -188,7 +197,7 @@ def describe(strata: Sequence[Stratum], infos: Sequence[ImageInfo]) -> dict[str,
     for stratum in strata:
         info = infos[stratum.positions[0]]
         kind = "with lesion" if (~info.ignore).any() else "without lesion"
-        counts[f"{info.meta.get('origin', 'all')} {kind}"] += stratum.draws
+        counts[f"{info.meta.get('mix_origin', 'all')} {kind}"] += stratum.draws
     return dict(counts)
 
 

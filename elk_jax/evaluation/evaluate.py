@@ -15,6 +15,12 @@ from elk_jax.evaluation.hits import Criterion, iou_at_least
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
 AREA_LIMITS = (1.0, 2.0, 3.0)
 AP_THRESHOLDS = {"ap": coco.COCO_THRESHOLDS, "ap50": (0.5,), "ap10": (0.1,), "ap30": (0.3,)}
+METRIC_NAMES = (  # where more is better, as `scalars` calls them: what a checkpoint can be chosen by
+    "mean_sensitivity",
+    *(f"sensitivity_at_{rate:g}" for rate in RATES),
+    *(f"aufroc_{limit:g}" for limit in AREA_LIMITS),
+    *AP_THRESHOLDS,
+)
 CURVE_GRID = tuple(np.round(np.linspace(0.0, 4.0, 81), 6))
 
 FrocImages = Literal["with_lesions", "all"]

@@ -37,6 +37,12 @@ def train(run: Run, name: str) -> dict[str, Any]:
     config, stage = run.config, run.config.stages[name]
     recipe = config[stage.recipe]
     folder = run.folder / name
+    if recipe.best_metric not in metrics.METRIC_NAMES:
+        raise UserError(
+            f"no metric '{recipe.best_metric}' to choose a checkpoint by",
+            where=f"config.{stage.recipe}.best_metric",
+            todo=f"choose one of {', '.join(metrics.METRIC_NAMES)}",
+        )
 
     # ---- Data ------------------------------------------------------------------------------------------------
     source = detection.open_data(config.data, stage.train_on, "train", config.seed)
@@ -102,9 +108,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
         description = detection_model.describe(model, source.classes, test_loader, recipe.crop_to_breast, evaluation)
         description["trained"] = {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from}
         store.save_params(folder / "model", jax.device_get(result.best_params), description)
-    run.say(
-        f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {_best(result, recipe.best_metric)} on validation"
-    )
+    value = _best(result, recipe.best_metric)
+    run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {value} on validation")
     return {
         "kind": "train",
         "data": {"train": summary(source.infos), "validation": summary(validation.infos)},

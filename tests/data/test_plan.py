@@ -14,9 +14,9 @@ PLAIN = Augmentation()
 def infos(make_info):
     """10 portrait images with lesions, 7 without, 4 landscape with; parts 0 and 1 of a mix."""
     box = [[5, 5, 20, 20]]
-    made = [make_info(n, box, 48, 64, meta={"part": n % 2, "origin": f"part {n % 2}"}) for n in range(10)]
-    made += [make_info(n, [], 48, 64, meta={"part": 0, "origin": "part 0"}) for n in range(10, 17)]
-    made += [make_info(n, box, 64, 48, meta={"part": 1, "origin": "part 1"}) for n in range(17, 21)]
+    made = [make_info(n, box, 48, 64, meta={"mix_part": n % 2, "mix_origin": f"part {n % 2}"}) for n in range(10)]
+    made += [make_info(n, [], 48, 64, meta={"mix_part": 0, "mix_origin": "part 0"}) for n in range(10, 17)]
+    made += [make_info(n, box, 64, 48, meta={"mix_part": 1, "mix_origin": "part 1"}) for n in range(17, 21)]
     return made
 
 
@@ -70,7 +70,7 @@ def test_buckets_alternate_in_another_order_in_every_epoch(infos):
 def test_lesion_share(infos, share):
     strata = plan.plan_strata(infos, np.zeros(21, int), 1, lesion_share=share)
     _, counts = draws(strata, 1, epochs=20)
-    part_0 = {p: n for p, n in counts.items() if infos[p].meta["part"] == 0}
+    part_0 = {p: n for p, n in counts.items() if infos[p].meta["mix_part"] == 0}
     shown = sum(n for p, n in part_0.items() if len(infos[p].boxes)) / sum(part_0.values())
     assert shown == pytest.approx(share, abs=0.05)
 
@@ -79,7 +79,7 @@ def test_lesion_share(infos, share):
 def test_mixing_weights(infos, weights):
     strata = plan.plan_strata(infos, np.array([0] * 17 + [1] * 4), 1, weights=weights)
     _, counts = draws(strata, 1, epochs=20)
-    first = sum(n for p, n in counts.items() if infos[p].meta["part"] == 0) / sum(counts.values())
+    first = sum(n for p, n in counts.items() if infos[p].meta["mix_part"] == 0) / sum(counts.values())
     assert first == pytest.approx(weights[0] / sum(weights), abs=0.05)
 
 
@@ -117,6 +117,8 @@ def test_buckets(infos):
     assert {canvases[b] for b in turned} == {(128, 128)}
     assert plan.choose_buckets(infos, resize, PLAIN) == ((128, 128),)
     assert plan.choose_buckets(infos[:17], resize, PLAIN) == ((128, 96),)
+    with pytest.raises(UserError, match=r"no canvas is given.*loader\.buckets"):
+        plan.choose_buckets(infos, Resize(short_sides=(), jitter=(0.5, 2.0)), PLAIN)
     with pytest.raises(UserError, match=r"image 17 becomes 90 x 120 px.*fits no bucket"):
         plan.assign_buckets(infos, [(128, 96)], resize, PLAIN)
 
@@ -135,6 +137,12 @@ def test_ordered_batches(batch_size):
     assert shown == [0, 2, 3, 5, 6, 1, 4]
     assert all(len(batch.positions) == batch_size for batch in batches)
     assert all((buckets[batch.positions] == batch.bucket).all() for batch in batches)
+
+
+def test_fields_of_the_users_own_do_not_look_like_a_mix(make_info):
+    infos = [make_info(n, [[5, 5, 20, 20]], 48, 64, meta={"part": "left", "origin": "here"}) for n in range(4)]
+    strata = plan.plan_strata(infos, np.zeros(4, int), 2)
+    assert [stratum.draws for stratum in strata] == [4]
 
 
 def test_describe(infos):

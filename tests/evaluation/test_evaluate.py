@@ -8,6 +8,7 @@ import pytest
 
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import (
+    METRIC_NAMES,
     best_and_worst,
     compare_detections,
     describe_outcome,
@@ -51,7 +52,7 @@ def test_keys_and_json(random):
     assert evaluation == evaluate_detections(random(0), resamples=50)
     flat = scalars(evaluation)
     assert flat["sensitivity_at_0.5"] == evaluation["sensitivity_at"]["0.5"]["value"]
-    assert set(METRICS) <= set(flat) and all(isinstance(value, float) for value in flat.values())
+    assert set(METRICS) <= set(METRIC_NAMES) <= set(flat) and all(isinstance(value, float) for value in flat.values())
 
 
 def test_perfect_run(random):

@@ -46,7 +46,10 @@ def test_help_teaches(script):
         (["--config=configs/none.py"], ["configs/none.py"]),
         (["--config=configs/cem_real.py:enormous"], ["no variant 'enormous'", "tiny"]),
         (["--config=configs/cem_real.py:tiny", "--config.detector.stepps=3"], ["detector.stepps", "detector.steps"]),
-        (["--config=configs/cem_real.py:tiny", "--config.detector.steps=many"], ["detector.steps"]),
+        (["--config=configs/cem_real.py:tiny", "--config.detectr.steps=3"], ["detectr.steps", "detector.steps"]),
+        (["--config=configs/cem_real.py:tiny", "--config.detector.optimizer.magic=1"], ["unknown config key", "magic"]),
+        (["--config=configs/cem_real.py:tiny", "--config.detector.steps.more=1"], ["unknown config key", "steps.more"]),
+        (["--config=configs/cem_real.py:tiny", "--config.detector.steps=many"], ["bad value", "detector.steps"]),
         (["--config=configs/cem_real.py:tiny", "--colour=red"], ["colour"]),
         (["--config=configs/cem_real.py:tiny", "stray"], ["stray"]),
     ],
@@ -62,6 +65,8 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(tmp_path):
         "--config.data.real.spec=ftp:images": ["unknown data source"],
         "--config.detector.model.depth=77": ["model.depth", "101"],
         "--config.detector.optimizer.name=magic": ["magic", "adamw"],
+        "--config.detector.loader.buckets=()": ["loader.buckets", "canvas"],
+        "--config.detector.best_metric=aufroc3": ["aufroc3", "aufroc_3"],
         "--config.stages.real.init_from=/nowhere": ["no model here", "/nowhere"],
     }
     for argument, words in cases.items():
@@ -83,5 +88,6 @@ def test_workdirs_that_cannot_be_written(tmp_path):
 
 def test_evaluate_and_predict_say_what_is_missing(tmp_path):
     assert_one_line(start("evaluate", "--workdir=x"), "--data")
-    assert_one_line(start("evaluate", f"--workdir={tmp_path}", "--data=phantom:count=8,size=64"), "neither a run folder")
+    done = start("evaluate", f"--workdir={tmp_path}", "--data=phantom:count=8,size=64")
+    assert_one_line(done, "neither a run folder")
     assert_one_line(start("predict", f"--workdir={tmp_path}", "--input=x"), "--output")
