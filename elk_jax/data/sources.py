@@ -140,7 +140,7 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
 
 
 def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
-    """Several sources as one, in order. `meta["part"]` and `meta["origin"]` tell where a record came from.
+    """Several sources as one, in order. `meta["mix_part"]` and `meta["mix_origin"]` tell where a record came from.
 
     UserError if the sources name different classes.
     """
@@ -157,7 +157,7 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     places: list[tuple[int, int]] = []
     for part, source in enumerate(sources):
         for position, info in enumerate(source.infos):
-            infos.append(replace(info, meta=info.meta | {"part": part, "origin": source.name}))
+            infos.append(replace(info, meta=info.meta | {"mix_part": part, "mix_origin": source.name}))
             places.append((part, position))
     skipped = tuple(entry for source in sources for entry in source.skipped)
     name = " + ".join(source.name for source in sources)

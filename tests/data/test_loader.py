@@ -161,7 +161,7 @@ def test_mixed_sources(make_source, make_info):
     config = replace(CONFIG, buckets=((64, 64),), weights=(0.5, 0.5))
     index = np.concatenate([batch["index"] for batch in take(train_batches(mixed, config, 0), 8)])
     assert (index < 4).mean() == pytest.approx(0.5)
-    assert {mixed.infos[i].meta["origin"] for i in index} == {"real", "synthetic"}
+    assert {mixed.infos[i].meta["mix_origin"] for i in index} == {"real", "synthetic"}
 
 
 def test_max_boxes(source, make_info):
