@@ -214,7 +214,7 @@ def published() -> dict:
         "crop_to_breast": False,
         "loader": {
             "batch_size": 2,
-            "buckets": ((1344, 800), (800, 1344), (1344, 1344)),
+            "buckets": ((800, 800), (1344, 800), (800, 1344)),  # square, upright, lying
             "resize": {"short_sides": (640, 672, 704, 736, 768, 800), "max_long_side": 1333, "jitter": ()},
             "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.0, "gain": 0.0, "gamma": 0.0},
             "lesion_share": -1.0,
@@ -224,12 +224,21 @@ def published() -> dict:
         "steps": 3000,
         "optimizer": {
             "name": "sgd",
+            "momentum": 0.9,
             "weight_decay": 1e-4,
+            "no_decay": (r"/norm/",),  # biases decay like all other weights
             "clip_norm": 0.0,
             "multipliers": (),
             "frozen": (r"backbone/stem", r"backbone/res2"),
         },
-        "schedule": {"name": "warmup_multistep", "base": 2.5e-4, "warmup_steps": 1000, "warmup_factor": 1e-3},
+        "schedule": {
+            "name": "warmup_multistep",
+            "base": 2.5e-4,
+            "warmup_steps": 1000,
+            "warmup_factor": 1e-3,
+            "milestones": (),  # steps at which the rate is multiplied by gamma
+            "gamma": 0.1,
+        },
         "log_every": 20,
         "checkpoint_every": 250,
         "eval_every": 250,
