@@ -33,27 +33,25 @@ def read_coco(path: str | Path) -> tuple[tuple[ImageInfo, ...], tuple[str, ...]]
     """
     path = Path(path)
     content = _read(path)
-    categories = sorted(content["categories"], key=lambda category: category.get("id", 0))
-    check_unique((_field(c, "id", f"{path}, categories") for c in categories), "category id", path)
+    categories = sorted(content["categories"], key=lambda c: _category_number(c, path))
+    check_unique((category["id"] for category in categories), "category id", path)
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     classes = tuple(str(category.get("name", category["id"])) for category in categories)
     if not classes:
         raise UserError("the list of categories is empty", where=path, todo="name at least one class")
     images = content["images"]
-    check_unique((_field(image, "id", f"{path}, images") for image in images), "image id", path)
-    check_unique(
-        (_field(a, "id", f"{path}, annotations") for a in content["annotations"]), "annotation id", path
-    )
+    check_unique((str(_id(image, "id", f"{path}, images")) for image in images), "image id", path)
+    check_unique((_id(a, "id", f"{path}, annotations") for a in content["annotations"]), "annotation id", path)
 
     annotations: dict[Any, list[dict]] = {image["id"]: [] for image in images}
     for annotation in content["annotations"]:
         where = f"{path}, annotation {annotation['id']}"
-        image_id = _field(annotation, "image_id", where)
+        image_id = _id(annotation, "image_id", where)
         if image_id not in annotations:
             raise UserError(
                 f"the annotation belongs to image {image_id}, which the file does not list", where=where
             )
-        if _field(annotation, "category_id", where) not in label_of:
+        if _id(annotation, "category_id", where) not in label_of:
             known = ", ".join(f"{key} ({classes[label]})" for key, label in label_of.items())
             raise UserError(
                 f"unknown category {annotation['category_id']}",
@@ -63,6 +61,11 @@ def read_coco(path: str | Path) -> tuple[tuple[ImageInfo, ...], tuple[str, ...]]
         annotations[image_id].append(annotation)
     infos = tuple(_info(image, annotations[image["id"]], label_of, path) for image in images)
     return infos, classes
+
+
+def category_ids(path: str | Path) -> tuple[int, ...]:
+    """The file's own id of every class, in the order of the labels."""
+    return tuple(sorted(_category_number(category, path) for category in _read(Path(path))["categories"]))
 
 
 def image_folder(path: str | Path) -> Path:
@@ -191,18 +194,32 @@ def _xyxy(bbox: Any, where: str) -> list[float]:
         or not all(isinstance(value, int | float) for value in bbox)
     ):
         raise UserError(f"bbox must be four numbers (left, top, width, height), got {bbox}", where=where)
-    if not all(math.isfinite(value) for value in bbox):
+    if not all(abs(value) < math.inf for value in bbox):
         raise UserError(
             f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it"
         )
-    x, y, width, height = bbox
-    return [x, y, x + width, y + height]
+    x, y, width, height = (min(max(value, -1e30), 1e30) for value in bbox)  # whole numbers know no bound
+    return [float(x), float(y), float(x + width), float(y + height)]
 
 
 def _field(entry: dict, name: str, where: object) -> Any:
     if name not in entry:
         raise UserError(f"the field '{name}' is missing", where=where, todo="add it")
     return entry[name]
+
+
+def _id(entry: dict, name: str, where: object) -> int | str:
+    value = _field(entry, name, where)
+    if not isinstance(value, int | str):
+        raise UserError(f"'{name}' is {value}, neither a number nor a text", where=where, todo="correct it")
+    return value
+
+
+def _category_number(category: dict, path: object) -> int:
+    number = _id(category, "id", f"{path}, categories")
+    if not isinstance(number, int):
+        raise UserError(f"category id '{number}' is not a whole number", where=path, todo="number the categories")
+    return number
 
 
 def _plain(value: Any) -> Any:

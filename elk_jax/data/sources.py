@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from elk_jax.data import checks
+from elk_jax.data import checks, coco
 from elk_jax.data.cleaning import clean_info
-from elk_jax.data.coco import image_folder, read_coco
 from elk_jax.data.images import decode_image
 from elk_jax.data.phantom import read_phantom
 from elk_jax.data.schema import ImageInfo, Record
@@ -89,14 +88,20 @@ def open_source(
     if on_error == "skip":
         return without_unreadable(source)
     if kind == "coco":
-        checks.check_files(source.infos, image_folder(place), source.name)
+        checks.check_files(source.infos, coco.image_folder(place), source.name)
     return source
 
 
+def category_ids(spec: str) -> tuple[int, ...] | None:
+    """The id that a COCO file gives to each class, in label order; None for sources that number no classes."""
+    kind, _, place = spec.partition(":")
+    return coco.category_ids(place) if kind == "coco" else None
+
+
 def _open_coco(path: str, split: str) -> ImageSource:
-    infos, classes = read_coco(path)
+    infos, classes = coco.read_coco(path)
     names = tuple(info.file_name for info in infos)
-    return ImageSource(path, classes, infos, partial(_read_file, image_folder(path), names))
+    return ImageSource(path, classes, infos, partial(_read_file, coco.image_folder(path), names))
 
 
 def _open_tfds(path: str, split: str) -> ImageSource:

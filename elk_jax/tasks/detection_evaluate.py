@@ -41,6 +41,7 @@ def evaluate_source(
     """
     rule = criterion_from_text(criterion)
     source = sources.open_source(data, split, detection.parse_where(where), clean_boxes, on_error)
+    categories = sources.category_ids(data)
     output = files.make_folder(output)
     if model is not None:
         name = model.parent.name if model.name == "model" else model.name
@@ -48,12 +49,12 @@ def evaluate_source(
     else:
         assert predictions is not None
         name = Path(predictions).stem
-        found = detections.read_coco(predictions, source.infos, tuple(range(1, len(source.classes) + 1)))
+        found = detections.read_coco(predictions, source.infos, categories or range(1, len(source.classes) + 1))
         results = detections.join(source.infos, found)
     evaluation = metrics.evaluate_detections(
         results, criterion=rule, score_floor=score_floor, froc_images=froc_images, resamples=resamples
     )
-    detections.write_coco(output / "predictions.json", results)
+    detections.write_coco(output / "predictions.json", results, categories)
     files.write_json(output / "evaluation.json", evaluation)
     shown = reports.choose_pictures(results, rule, evaluation)
     place = f"{split or 'every'} split of {data}"

@@ -111,10 +111,20 @@ def detect_with(folder: Path, source: ImageSource, mesh: Mesh, score_floor: floa
     predictor, params = detection.compile_predictor(task, mesh), meshes.place(params, mesh)
     seen, windows = source, None
     if description["input"].get("crop_to_breast"):
-        seen, windows = breast.crop_to_breast(source)
+        seen, windows = breast.crop_to_breast(without_truth(source))
     batches = test_loader(description, seen.infos)
     results = detection.detect_all(predictor, params, seen, batches, mesh, score_floor)
     return results if windows is None else _uncut(results, source.infos, windows)
+
+
+def without_truth(source: ImageSource) -> ImageSource:
+    """The same images as if nothing were known of them: the truth must not decide what a detector is shown."""
+    none: dict[str, Any] = {
+        "boxes": np.zeros((0, 4), np.float32),
+        "labels": np.zeros(0, np.int32),
+        "ignore": np.zeros(0, bool),
+    }
+    return dataclasses.replace(source, infos=tuple(dataclasses.replace(info, **none) for info in source.infos))
 
 
 def _uncut(

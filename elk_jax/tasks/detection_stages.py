@@ -17,7 +17,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data import breast, loader, plan
-from elk_jax.data.sources import ImageSource, summary
+from elk_jax.data.sources import ImageSource, category_ids, summary
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
@@ -138,7 +138,8 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
             results[trained], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
         )
         if run.is_main:
-            detections.write_coco(files.make_folder(run.folder / name / trained) / "predictions.json", results[trained])
+            place = files.make_folder(run.folder / name / trained) / "predictions.json"
+            detections.write_coco(place, results[trained], category_ids(config.data[stage.on].spec))
             files.write_json(run.folder / name / trained / "evaluation.json", evaluations[trained])
     first = stage.models[0]
     comparisons = {
