@@ -62,16 +62,17 @@ def _spatial_forward(x: jax.Array, kernel: jax.Array, stride: int):
 def _spatial_backward(stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
     x, kernel = saved
     (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, stride), x)(gradient)
-    like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
-    row = max(math.prod(x.shape[2:]), math.prod(gradient.shape[2:]))
-    rows = gradient.shape[1] if row * x.shape[1] <= BAND else max(BAND // row, 1)
-    of_kernel = lax.platform_dependent(
-        x,
-        gradient,
-        cpu=partial(weight_gradient, like=like, stride=stride, rows=rows),
-        default=partial(weight_gradient, like=like, stride=stride, rows=gradient.shape[1]),
+    whole = partial(
+        weight_gradient,
+        like=jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+        stride=stride,
+        rows=gradient.shape[1],
     )
-    return of_x, of_kernel
+    row = max(math.prod(x.shape[2:]), math.prod(gradient.shape[2:]))
+    if row * x.shape[1] <= BAND:
+        return of_x, whole(x, gradient)
+    in_bands = partial(whole, rows=max(BAND // row, 1))
+    return of_x, lax.platform_dependent(x, gradient, cpu=in_bands, default=whole)
 
 
 def weight_gradient(
