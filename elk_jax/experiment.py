@@ -10,7 +10,6 @@ A stage reads what earlier stages wrote, by stage name.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -47,13 +46,16 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
     check(config, stages)
     folder = files.make_folder(workdir)
     this = Run(config, folder, meshes.make_mesh(config.mesh.data, config.mesh.fsdp))
+    chosen = [name for name in config.stages if stages is None or name in stages]
+    for name in chosen:
+        _same_as_before_or_error(this, name)
+    this.meet("settings compared")
     if this.is_main:
         files.write_json(folder / "config.json", plain(config))
         files.write_json(folder / "versions.json", versions())
     this.say(f"{config.name}: run folder {folder}")
-    for name in config.stages:
-        if stages is None or name in stages:
-            _run_stage(this, name, repeat=stages is not None)
+    for name in chosen:
+        _run_stage(this, name, repeat=stages is not None)
     summaries = {
         name: files.read_json(folder / name / "finished.json")["summary"]
         for name in config.stages
@@ -67,17 +69,12 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
 def _run_stage(this: Run, name: str, repeat: bool) -> None:
     stage = this.config.stages[name]
     folder = this.folder / name
-    depends = {"seed": this.config.seed, "data": plain(this.config.data), "stage": plain(stage)}
-    if "recipe" in stage:
-        depends["recipe"] = plain(this.config[stage.recipe])
-    finished = folder / "finished.json"
-    if stage.kind == "train" and (folder / "config.json").exists():
-        _same_or_error(files.read_json(folder / "config.json"), depends, name, this.folder)
-    if finished.exists() and not (repeat and stage.kind != "train"):
-        before = files.read_json(folder / "config.json")
-        if json.loads(json.dumps(depends)) == before:
-            this.say(f"stage {name}: finished before, not repeated")
-            return
+    finished, depends = folder / "finished.json", _depends(this, name)
+    done = finished.exists() and files.read_json(folder / "config.json") == depends
+    this.meet(f"{name}: looked")  # before the main process changes what the others look at
+    if done and not (repeat and stage.kind != "train"):
+        this.say(f"stage {name}: finished before, not repeated")
+        return
     if this.is_main:
         files.make_folder(folder)
         finished.unlink(missing_ok=True)
@@ -87,6 +84,30 @@ def _run_stage(this: Run, name: str, repeat: bool) -> None:
     summary = STAGES[stage.kind, stage.task](this, name)
     if this.is_main:
         files.write_json(finished, {"summary": summary, "seconds": round(time.time() - started, 1)})
+    this.meet(f"{name}: finished")  # the next stage reads on all processes what the main one wrote
+
+
+def _depends(this: Run, name: str) -> dict[str, Any]:
+    """The settings that a stage's result follows from, as they come back from JSON."""
+    stage = this.config.stages[name]
+    depends = {"seed": this.config.seed, "data": plain(this.config.data), "stage": plain(stage)}
+    if "recipe" in stage:
+        depends["recipe"] = plain(this.config[stage.recipe])
+    return json.loads(json.dumps(depends))
+
+
+def _same_as_before_or_error(this: Run, name: str) -> None:
+    """Refuse to go on with a training under other settings than it was started with."""
+    before = this.folder / name / "config.json"
+    if this.config.stages[name].kind != "train" or not before.exists():
+        return
+    differences = _differences(files.read_json(before), _depends(this, name))
+    if differences:
+        raise UserError(
+            f"stage {name} was started here with other settings: {'; '.join(differences[:3])}",
+            where=this.folder,
+            todo="name another --workdir, or give the same settings",
+        )
 
 
 def check(config: ConfigDict, stages: Sequence[str] | None = None) -> None:
@@ -117,21 +138,6 @@ def plain(config: Any) -> Any:
     if isinstance(config, (list, tuple)):
         return [plain(value) for value in config]
     return config
-
-
-def fingerprint(value: Any) -> str:
-    """A short hash of JSON-able data that does not depend on key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _same_or_error(before: dict, now: dict, stage: str, folder: Path) -> None:
-    differences = _differences(before, json.loads(json.dumps(now)))
-    if differences:
-        raise UserError(
-            f"stage {stage} was started here with other settings: {'; '.join(differences[:3])}",
-            where=folder,
-            todo="name another --workdir, or give the same settings",
-        )
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def test_the_paper_variant_is_the_published_recipe():
     assert (recipe.model.depth, recipe.model.norm, recipe.model.stride_in_1x1) == (101, "frozen_bn", True)
     assert recipe.model.anchor_sizes == ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)) and not recipe.plan_anchors
     assert recipe.optimizer.frozen == ("backbone/stem", "backbone/res2")
+    (spared,) = recipe.optimizer.no_decay  # detectron2 spares norms alone from weight decay
+    assert re.search(spared, "fpn/output2/norm/bias") and not re.search(spared, "fpn/output2/bias")
     assert recipe.loader.resize.short_sides == (640, 672, 704, 736, 768, 800)
 
 
@@ -91,8 +94,9 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(mixed):
     )
     other = cem_mixed.get_config("tiny")
     other.detector.steps = 6
-    with pytest.raises(UserError, match=r"stage real was started here with other settings: recipe\.steps was 4 and is 6"):
+    with pytest.raises(UserError, match=r"stage real was started .* other settings: recipe\.steps was 4 and is 6"):
         experiment.run(other, mixed)
+    assert files.read_json(mixed / "config.json")["detector"]["steps"] == 4, "a refused start leaves no trace"
 
 
 def test_predictions_evaluated_from_their_file_give_the_same_numbers(mixed, tmp_path):
@@ -141,7 +145,8 @@ def test_weights_of_another_modality_start_a_detector(mixed, tmp_path):
     config.stages.real.init_from = str(mixed / "mixed" / "model")
     config.detector.schedule.base = 0.0
     experiment.run(config, tmp_path / "run", stages=["real"])
-    started, ended = (detection_model.load(f)[1] for f in (mixed / "mixed" / "model", tmp_path / "run" / "real" / "model"))
+    folders = mixed / "mixed" / "model", tmp_path / "run" / "real" / "model"
+    started, ended = (detection_model.load(folder)[1] for folder in folders)
     for a, b in zip(_leaves(started), _leaves(ended), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from elk_jax.reporting.report import write_report
 from elk_jax.reporting.tables import results_table
 from elk_jax.tasks import detection
 from elk_jax.tasks.run import Run
+from elk_jax.training.writer import read_metrics
 
 __all__ = ["choose_pictures", "results_table", "write"]
 
@@ -36,7 +36,7 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
     report = DetectionRun(
         name=config.name,
         title=config.name.replace("_", " "),
-        histories={name: _lines(folder / name / "metrics.jsonl") for name in trained},
+        histories={name: read_metrics(folder / name / "metrics.jsonl") for name in trained},
         chosen_steps={name: s["best_step"] for name, s in trained.items()},
         data={
             f"{name}, {split}": counts
@@ -120,7 +120,3 @@ def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
 
     kinds = {kind: [draw(entry) for entry in chosen[kind]] for kind in ("worst", "best")}
     return Pictures(model=model, threshold=chosen["threshold"], **kinds)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

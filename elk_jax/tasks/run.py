@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -26,3 +27,8 @@ class Run:
     def say(self, text: str) -> None:
         if self.is_main:
             self.console.print(text, markup=False)
+
+    def meet(self, what: str) -> None:
+        """Wait until every process of the run is here; `what` names the place, the same on all of them."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(what)
