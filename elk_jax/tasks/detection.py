@@ -56,7 +56,7 @@ def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfi
         "background": ("first", "last"),
     }
     for field, allowed in choices.items():
-        if values[field] not in allowed:
+        if field in values and values[field] not in allowed:
             raise UserError(f"{field} is {values[field]!r}", where=f"model.{field}", todo=f"choose one of {allowed}")
     return FasterRCNNConfig(**{key: _as_tuples(value) for key, value in values.items()})
 

@@ -50,7 +50,8 @@ def describe(
 def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
     """A model folder as (architecture, params, the whole description). Raises UserError when it is none."""
     params, description = store.load_params(folder)
-    if description.get("architecture") != "faster_rcnn" or "input" not in description:
+    parts = ("model", "classes", "input")
+    if description.get("architecture") != "faster_rcnn" or not all(part in description for part in parts):
         raise UserError(
             "not a trained Faster R-CNN",
             where=folder,
@@ -64,8 +65,9 @@ def find(workdir: Path, stage: str | None = None) -> Path:
     for folder in (workdir, workdir / "model"):
         if (folder / store.CONFIG).is_file():
             return folder
-    stages = files.read_json(workdir / "config.json").get("stages") if (workdir / "config.json").is_file() else None
-    if stages is None:
+    config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else None
+    stages = config.get("stages") if isinstance(config, dict) else None
+    if not isinstance(stages, dict):
         raise UserError(
             "neither a run folder nor a model folder", where=workdir, todo="train first: see launch/train.py"
         )

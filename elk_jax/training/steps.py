@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from elk_jax.errors import UserError
 from elk_jax.training.state import TrainState, update_ema
 
 Metrics = dict[str, jax.Array]
@@ -94,7 +95,11 @@ def split_batch(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] -> [parts, B / parts, ...]. Example i goes to part i % parts: on a batch that is sharded
     along B every device keeps its own examples."""
     if x.shape[0] % parts:
-        raise ValueError(f"a batch of {x.shape[0]} does not divide into {parts} micro-batches")
+        raise UserError(
+            f"a batch of {x.shape[0]} does not divide into {parts} micro-batches",
+            where="accumulate",
+            todo="choose a batch size that is a multiple of it",
+        )
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
 

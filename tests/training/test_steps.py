@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from elk_jax.errors import UserError
 from elk_jax.training import optimizer, state, steps
 from tests.training import toy
 
@@ -62,7 +63,7 @@ def test_accumulation_draws_other_numbers_for_each_micro_batch():
 
 def test_batch_that_does_not_divide_is_refused():
     start, step = make(plain_loss, accumulate=3)
-    with pytest.raises(ValueError, match="16 does not divide into 3"):
+    with pytest.raises(UserError, match="16 does not divide into 3"):
         step(start, next(toy.Batches(16)))
 
 
