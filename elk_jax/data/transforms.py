@@ -166,13 +166,6 @@ def change_greys(
     return np.clip(changed, 0.0, 1.0) * tissue
 
 
-def pad_to(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Put the image at the top left of a canvas (height, width) of zeros."""
-    padded = np.zeros((*canvas, 1), np.float32)
-    padded[: image.shape[0], : image.shape[1]] = image
-    return padded
-
-
 def _clip_boxes(example: Example, min_visible: float) -> Example:
     """Boxes cut at the border of the image; see `crop`."""
     height, width = example.image.shape[:2]

@@ -19,12 +19,11 @@ class Task:
     init:     rng -> params.
     loss:     (params, batch, rng) -> (scalar, metrics: dict of scalars). Means are over the GLOBAL batch.
     predict:  (params, batch) -> dict of arrays with leading axis B.
-    frozen:   regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the config says.
-    evaluate: (list of (batch, predictions) on the host, source) -> flat dict of metrics; used to choose checkpoints.
+    frozen:   regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the
+              configuration says.
     """
 
     init: Callable[[jax.Array], Params]
     loss: Callable[[Params, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
     predict: Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
     frozen: tuple[str, ...] = ()
-    evaluate: Callable[[list, Any], dict[str, float]] | None = None
