@@ -1,0 +1,208 @@
+"""How fast the detector trains and detects, beside torchvision's on the same machine, images and weights.
+
+    python benchmarks/detector.py --size=800x1333 --depth=50 --torch_python=/usr/bin/python3
+
+The last line of the output is one JSON object; benchmarks/README.md explains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torchvision's process
+
+import jax  # noqa: E402
+
+from benchmarks import measure, rival, workload  # noqa: E402
+from elk_jax.detection import faster_rcnn_config  # noqa: E402
+from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig  # noqa: E402
+from elk_jax.errors import UserError, run_main  # noqa: E402
+from elk_jax.tasks import foreign_weights  # noqa: E402
+from elk_jax.training import mesh as meshes  # noqa: E402
+from elk_jax.training.timing import peak_memory  # noqa: E402
+from elk_jax.weights import reading  # noqa: E402
+
+TRAINABLE_STAGES = 3
+"""Of the backbone, from the top; `workload.OPTIMIZER` freezes the others."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    size = workload.parse_size(options.size)
+    python = {"auto": rival.default_python(), "none": ""}.get(options.torch_python, options.torch_python)
+    jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
+    config = faster_rcnn_config.torchvision(depth=options.depth, dtype=options.dtype, num_classes=1)
+    result = benchmark(
+        config,
+        size,
+        options.batch,
+        repetitions=options.repetitions,
+        loop_steps=options.loop_steps,
+        python=python,
+        channels_last={"auto": None, "channels_last": True, "contiguous": False}[options.torch_layout],
+        least_seconds=options.least_seconds,
+    )
+    print(json.dumps(result, allow_nan=False))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="512x512", help="image height x width, as 512x512 or 800x1333")
+    parser.add_argument("--depth", type=int, default=50, choices=(18, 34, 50, 101), help="layers of the ResNet")
+    parser.add_argument("--batch", type=int, default=2, help="images of a step")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds; every round times each program once")
+    parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
+    parser.add_argument("--loop_steps", type=int, default=10, help="steps of the real loop; 0: leave it out")
+    parser.add_argument("--torch_python", default="auto", help="a Python with torch and torchvision; or auto, none")
+    parser.add_argument("--torch_layout", default="auto", choices=("auto", "channels_last", "contiguous"),
+                        help="memory format of torch; auto: channels_last on a GPU, contiguous on a CPU")  # fmt: skip
+    options = parser.parse_args(arguments)
+    for name in ("batch", "repetitions"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}", todo="give at least 1")
+    return options
+
+
+def benchmark(
+    config: FasterRCNNConfig,
+    size: tuple[int, int],
+    batch_size: int,
+    *,
+    repetitions: int,
+    loop_steps: int,
+    python: str = "",
+    channels_last: bool | None = None,
+    least_seconds: float = 0.5,
+) -> dict[str, Any]:
+    """Everything that the JSON line holds. python: where torchvision is; '' measures this project alone."""
+    accelerator = jax.default_backend() != "cpu"
+    surroundings = measure.surroundings()
+    data = workload.phantom_data(size, batch_size, threads=max(2, min(8, (os.cpu_count() or 2) // 2)))
+    layout = accelerator if channels_last is None else channels_last
+    with rival.start(python, rival_settings(config, accelerator, layout), data.batch) as other:
+        params = None if other is None else rival_weights(other, config)
+        subject = workload.Subject(config, data, meshes.make_mesh(devices=jax.devices()[:1]), params)
+        jax.block_until_ready(subject.step())
+        first_loss = float(subject.metrics["loss"])
+        ours = {"train": subject.step, "infer": subject.infer}
+        calls = {name: measure.calls_for(call, least_seconds) for name, call in ours.items()}
+        times: dict[str, list[float]] = {name: [] for name in ours}
+        their_times: dict[str, list[float]] = {name: [] for name in ours}
+        their_calls: dict[str, int] = {}
+        comparison: dict[str, Any] | None = None
+        if other is not None:
+            comparison = {**other.description, "first_loss": other.ask("loss")["loss"]}
+            comparison["detections"] = other.ask("detections")["detections"]
+            for name in ours:
+                other.seconds(name, 1)
+                their_calls[name] = max(1, min(200, round(least_seconds / other.seconds(name, 1))))
+        for _ in range(repetitions):
+            for name, call in ours.items():
+                times[name].append(measure.seconds_per_call(call, calls[name]))
+                if other is not None:
+                    their_times[name].append(other.seconds(name, their_calls[name]))
+        if other is not None and comparison is not None:
+            comparison["peak_memory_bytes"] = other.ask("memory")["bytes"]
+            comparison |= {
+                label: timing(their_times[name], batch_size, their_calls[name])
+                for name, label in (("train", "train"), ("infer", "inference"))
+            }
+    finite = bool(subject.metrics["finite"])
+    detections = jax.device_get(subject.infer())["valid"].sum(1).tolist()
+    peak = peak_memory()
+    loop = workload.run_loop(subject, data, loop_steps) if loop_steps else None
+    result = {
+        "benchmark": "detector",
+        "settings": {
+            "size": list(size),
+            "canvas": list(data.config.buckets[0]),
+            "batch": batch_size,
+            "depth": config.depth,
+            "dtype": config.dtype,
+            "conventions": "torchvision",
+            "repetitions": repetitions,
+        },
+        **surroundings,
+        "train": timing(times["train"], batch_size, calls["train"], subject.train_cost),
+        "inference": timing(times["infer"], batch_size, calls["infer"], subject.inference_cost),
+        "compile_seconds": subject.compile_seconds,
+        "compilations": loop["compilations"] if loop else None,
+        "data_wait_share": loop["data_wait_share"] if loop else None,
+        "loop": loop,
+        "peak_memory_bytes": peak,
+        "peak_memory_of": "device" if jax.devices()[0].memory_stats() else "process",
+        "step_memory_bytes": subject.step_memory,
+        "first_loss": first_loss,
+        "finite": finite,
+        "detections": detections,
+        "torchvision": comparison,
+        "ratio": None,
+    }
+    if comparison is not None:
+        result["ratio"] = {
+            "train": measure.ratios(their_times["train"], times["train"]),
+            "inference": measure.ratios(their_times["infer"], times["infer"]),
+        }
+    return result
+
+
+def timing(seconds: list[float], batch_size: int, calls: int, cost: Any = None) -> dict[str, Any]:
+    """Time of one step or batch; with XLA's cost analysis also the arithmetic that the model does in it."""
+    times = measure.spread(seconds)
+    values: dict[str, Any] = {
+        "seconds": times,
+        "calls_per_repetition": calls,
+        "images_per_second": batch_size / times["median"],
+    }
+    operations = measure.flops(cost)
+    if operations is not None:
+        peak = measure.peak_bf16(jax.devices()[0].device_kind)
+        values["model_flops"] = operations
+        values["model_flops_per_second"] = operations / times["median"]
+        values["share_of_bf16_peak"] = operations / times["median"] / peak if peak else None
+    return values
+
+
+def rival_settings(config: FasterRCNNConfig, accelerator: bool, channels_last: bool) -> dict[str, Any]:
+    """The same detector in torchvision's words."""
+    return {
+        "depth": config.depth,
+        "dtype": config.dtype,
+        "accelerator": accelerator,
+        "channels_last": channels_last,
+        "trainable_layers": TRAINABLE_STAGES,
+        "optimizer": {
+            "rate": workload.SCHEDULE["base"],
+            "momentum": workload.OPTIMIZER["momentum"],
+            "weight_decay": workload.OPTIMIZER["weight_decay"],
+        },
+        "detector": {
+            "rpn_pre_nms_top_n_train": config.rpn_pre_nms_train,
+            "rpn_pre_nms_top_n_test": config.rpn_pre_nms_test,
+            "rpn_post_nms_top_n_train": config.rpn_post_nms_train,
+            "rpn_post_nms_top_n_test": config.rpn_post_nms_test,
+            "rpn_batch_size_per_image": config.rpn_samples,
+            "box_batch_size_per_image": config.roi_samples,
+            "box_score_thresh": config.score_floor,
+            "box_detections_per_img": config.detections,
+        },
+    }
+
+
+def rival_weights(other: rival.Rival, config: FasterRCNNConfig) -> Any:
+    """torchvision's random weights as ours: both sides do the same work."""
+    foreign = foreign_weights.understand(reading.read_tensors(other.weights), "torchvision")
+    return foreign_weights.convert_foreign(foreign, {"dtype": config.dtype}).params
+
+
+if __name__ == "__main__":
+    run_main(main)

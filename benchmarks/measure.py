@@ -1,0 +1,107 @@
+"""Time, spread and surroundings: what every benchmark says beside its own numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+LIBRARIES = ("elk_jax", "jax", "jaxlib", "flax", "optax", "grain", "numpy")
+
+PEAK_BF16 = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+"""Dense bfloat16 FLOP/s that the maker states, by a part of the device's name; the first that fits counts."""
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and extremes."""
+    if len(values) > 1:
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    else:
+        first = third = values[0]
+    return {
+        "median": statistics.median(values),
+        "quartile_1": first,
+        "quartile_3": third,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """Spread of theirs / ours over repetitions that were measured side by side: above 1, ours is faster."""
+    return spread([a / b for a, b in zip(theirs, ours, strict=True)])
+
+
+def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
+    """Mean time of `calls` calls in a row; what they return is waited for at the end."""
+    start = time.perf_counter()
+    result = None
+    for _ in range(calls):
+        result = call()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / calls
+
+
+def calls_for(call: Callable[[], Any], least_seconds: float, most: int = 200) -> int:
+    """How many calls in a row take `least_seconds` (after one to warm up)."""
+    seconds_per_call(call, 1)
+    return max(1, min(most, round(least_seconds / max(seconds_per_call(call, 1), 1e-6))))
+
+
+def surroundings() -> dict[str, Any]:
+    """Hardware, versions, and the load of the machine: a busy one measures something else."""
+    device = jax.devices()[0]
+    return {
+        "hardware": {
+            "platform": device.platform,
+            "device": device.device_kind,
+            "cpu": _cpu_name(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "load_average": round(os.getloadavg()[0], 2),
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "environment": {k: v for k, v in os.environ.items() if k.startswith(("XLA_", "JAX_", "OMP_"))},
+    }
+
+
+def peak_bf16(device_kind: str) -> float | None:
+    return next((peak for name, peak in PEAK_BF16.items() if name in device_kind), None)
+
+
+def flops(cost: Mapping[str, float] | Sequence[Mapping[str, float]] | None) -> float | None:
+    """Floating-point operations of XLA's cost analysis; None where it gives none."""
+    first = cost[0] if isinstance(cost, (list, tuple)) and cost else cost
+    value = first.get("flops") if isinstance(first, Mapping) else None
+    return value if value and value > 0 else None
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

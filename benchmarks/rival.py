@@ -1,0 +1,91 @@
+"""The other side of a comparison: torchvision's Faster R-CNN in a process of its own (torchvision_side.py)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from elk_jax.errors import UserError
+
+SCRIPT = Path(__file__).with_name("torchvision_side.py")
+
+
+class Rival:
+    """Answers of torchvision_side.py; see there."""
+
+    def __init__(self, process: subprocess.Popen, folder: Path):
+        self._process, self.folder = process, folder
+        self.description = self._read()
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.pth"
+
+    def seconds(self, what: str, calls: int) -> float:
+        """Mean time of `calls` calls in a row of 'train' (one update) or 'infer' (one batch)."""
+        return self.ask(f"{what} {calls}")["seconds"]
+
+    def ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the reason is read below
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            lines = (self.folder / "errors.txt").read_text().strip().splitlines()
+            raise UserError(
+                f"torchvision's side failed: {lines[-1] if lines else 'it said nothing'}",
+                where="--torch_python",
+                todo="give a Python with torch and torchvision, or --torch_python=none",
+            )
+        return json.loads(line)
+
+
+def default_python() -> str:
+    """This Python where it has torch and torchvision, else ''."""
+    found = all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+    return sys.executable if found else ""
+
+
+@contextmanager
+def start(python: str, settings: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> Iterator[Rival | None]:
+    """torchvision ready to be timed in `python`, on this batch; None where `python` is ''."""
+    if not python:
+        yield None
+        return
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "settings.json").write_text(json.dumps(settings))
+        np.savez(folder / "batch.npz", allow_pickle=False, **batch)
+        with open(folder / "errors.txt", "w") as errors:
+            try:
+                process = subprocess.Popen(
+                    [python, str(SCRIPT), name],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
+            except OSError as error:
+                raise UserError(f"cannot start {python}: {error.strerror}", where="--torch_python") from error
+            try:
+                yield Rival(process, folder)
+            finally:
+                process.kill()
+                process.communicate()

@@ -1,0 +1,22 @@
+"""The benchmarks of a detector of a few channels on 64 px, measured once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    from elk_jax.detection.faster_rcnn_config import torchvision
+
+    return torchvision(
+        depth=18, width=8, fpn_channels=16, box_fc_width=32, roi_samples=16, detections=10, rpn_samples=32,
+        rpn_pre_nms_train=64, rpn_pre_nms_test=64, rpn_post_nms_train=32, rpn_post_nms_test=32,
+    )  # fmt: skip

@@ -1,0 +1,112 @@
+"""The detector's benchmark says what it promises. How fast it is, no test asserts."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from elk_jax.errors import UserError
+
+SPREAD = {"median", "quartile_1", "quartile_3", "min", "max"}
+
+
+@pytest.fixture(scope="module")
+def result(tiny_config):
+    from benchmarks import detector
+
+    found = detector.benchmark(tiny_config, (64, 64), 2, repetitions=3, loop_steps=4, least_seconds=0.01)
+    return json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_says_what_ran_where(result):
+    assert result["benchmark"] == "detector"
+    assert result["settings"] | {"size": [64, 64], "batch": 2, "depth": 18, "repetitions": 3} == result["settings"]
+    assert {"platform", "device", "cpu", "cores", "load_average"} <= result["hardware"].keys()
+    assert {"python", "jax", "jaxlib", "flax"} <= result["versions"].keys()
+
+
+@pytest.mark.parametrize("part", ["train", "inference"])
+def test_times_with_their_spread(result, part):
+    seconds = result[part]["seconds"]
+    assert seconds.keys() == SPREAD
+    assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+    assert result[part]["images_per_second"] == pytest.approx(2 / seconds["median"])
+    assert result[part]["model_flops_per_second"] == pytest.approx(result[part]["model_flops"] / seconds["median"])
+    assert result[part]["share_of_bf16_peak"] is None  # a CPU has no entry in the table
+    assert result["compile_seconds"][part] > 0
+
+
+def test_a_step_does_one_to_four_times_the_work_of_inference(result):
+    # Forward and two products backward are three times; frozen stages take less, more RoIs than in inference more.
+    assert 1 < result["train"]["model_flops"] / result["inference"]["model_flops"] < 4
+
+
+def test_one_compilation_for_batches_with_and_without_lesions(result):
+    assert result["loop"]["lesion_free_images"] > 0
+    assert result["compilations"] == {"64x64": 1}
+    assert 0 <= result["data_wait_share"] <= 1
+
+
+def test_the_step_really_trains(result):
+    assert result["finite"] and result["first_loss"] > 0
+    assert result["step_memory_bytes"] > 0 and result["peak_memory_bytes"] > 0
+    assert len(result["detections"]) == 2
+
+
+def test_without_torchvision_nothing_is_compared(result):
+    assert result["torchvision"] is None and result["ratio"] is None
+
+
+def test_beside_torchvision():
+    """On the same weights and batch both find a loss of the same size: they do the same work."""
+    python = os.environ.get("ELK_JAX_TORCH_PYTHON", "")
+    if not python:
+        pytest.skip("set ELK_JAX_TORCH_PYTHON to a Python with torch and torchvision")
+    from benchmarks import detector
+    from elk_jax.detection.faster_rcnn_config import torchvision
+
+    config = torchvision(depth=18, num_classes=1)
+    found = detector.benchmark(config, (64, 64), 2, repetitions=2, loop_steps=0, python=python, least_seconds=0.01)
+    theirs = found["torchvision"]
+    assert theirs["train"]["seconds"].keys() == SPREAD and theirs["peak_memory_bytes"] > 0
+    assert found["ratio"]["train"].keys() == found["ratio"]["inference"].keys() == SPREAD
+    assert theirs["first_loss"] == pytest.approx(found["first_loss"], rel=0.2)  # each draws its own samples
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--size=512"], "512x512"),
+        (["--size=8x512"], "64 or more"),
+        (["--repetitions=0"], "--repetitions is 0"),
+        (["--batch=-1"], "--batch is -1"),
+    ],
+)
+def test_bad_arguments(arguments, says):
+    from benchmarks import detector
+
+    with pytest.raises(UserError, match=says):
+        detector.main(arguments)
+
+
+def test_a_python_without_torchvision_is_one_line(tmp_path):
+    from benchmarks import rival
+
+    with pytest.raises(UserError, match="cannot start"), rival.start(str(tmp_path / "python"), {}, {}):
+        pass
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'ModuleNotFoundError: no torch' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.raises(UserError, match=r"no torch.*--torch_python=none"), rival.start(str(broken), {}, {}):
+        pass
+
+
+def test_the_other_side_needs_nothing_of_the_project():
+    """It runs in a Python that has torch, and perhaps neither jax nor this package."""
+    from benchmarks import rival
+
+    text = rival.SCRIPT.read_text()
+    assert "elk_jax" not in text and "import jax" not in text
+    compile(text, rival.SCRIPT, "exec")

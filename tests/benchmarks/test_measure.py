@@ -1,0 +1,50 @@
+"""Numbers about numbers, worked out by hand."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def measure():
+    from benchmarks import measure
+
+    return measure
+
+
+def test_spread(measure):
+    assert measure.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == {
+        "median": 3, "quartile_1": 2, "quartile_3": 4, "min": 1, "max": 5
+    }  # fmt: skip
+    assert set(measure.spread([7.0]).values()) == {7.0}
+
+
+def test_ratio_is_of_neighbours_and_above_one_when_ours_is_faster(measure):
+    found = measure.ratios(theirs=[2.0, 30.0, 6.0], ours=[1.0, 10.0, 1.5])
+    assert (found["min"], found["median"], found["max"]) == (2, 3, 4)
+
+
+def test_seconds_per_call_counts_every_call(measure):
+    calls = []
+
+    def call():
+        calls.append(1)
+        time.sleep(0.01)
+
+    seconds = measure.seconds_per_call(call, 3)
+    assert len(calls) == 3 and seconds >= 0.01
+
+
+def test_peak_of_known_devices(measure):
+    assert measure.peak_bf16("NVIDIA H200") == measure.peak_bf16("NVIDIA H100 80GB HBM3") == 989e12
+    assert measure.peak_bf16("NVIDIA A100-SXM4-80GB") == 312e12
+    assert measure.peak_bf16("cpu") is None
+
+
+@pytest.mark.parametrize(
+    "cost, flops", [({"flops": 5.0}, 5), ([{"flops": 5.0}], 5), ({}, None), (None, None), ([], None)]
+)
+def test_flops_of_every_form_of_cost_analysis(measure, cost, flops):
+    assert measure.flops(cost) == flops
