@@ -98,8 +98,9 @@ def train(run: Run, name: str) -> dict[str, Any]:
         best_metric=recipe.best_metric,
         identity={"model": _hash(dataclasses.asdict(model)), "validation split": _hash(_split(validation))},
         buckets=len(batches.canvases),
-        title=f"{name}",
+        title=name,
     )
+    batches.close()  # reading ahead stops here, not at the end of the experiment
 
     # ---- The model with its operating points -------------------------------------------------------------------
     results = detection.detect_all(predictor, result.best_params, validation, test_loader, run.mesh, recipe.score_floor)
