@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from elk_jax.data.checks import check_unique, checked_box
-from elk_jax.data.schema import ImageInfo, Source
+from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
-from elk_jax.files import make_folder, read_json, write_bytes, write_json
+from elk_jax.files import read_json, write_json
 
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split"}
 
@@ -128,24 +126,6 @@ def write_coco(
             "annotations": annotations,
         },
     )
-
-
-def write_coco_folder(
-    folder: str | Path, source: Source, bits: int = 8, description: str = "", name: str = "coco"
-) -> Path:
-    """Write all records as PNG under `folder/images/`, then `folder/<name>.json`; returns the JSON's path."""
-    folder = make_folder(folder)
-    make_folder(folder / "images")
-    infos = []
-    for index in range(len(source)):
-        record = source[index]
-        file_name = f"{Path(record.info.file_name or record.info.image_id).stem}.png"
-        pixels = np.round(record.image[..., 0] * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
-        write_bytes(folder / "images" / file_name, cv2.imencode(".png", pixels)[1].tobytes())
-        infos.append(replace(record.info, file_name=file_name))
-    check_unique((info.file_name for info in infos), "file name", folder)
-    write_coco(folder / f"{name}.json", infos, source.classes, description)
-    return folder / f"{name}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -153,26 +153,7 @@ def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResul
     return kept
 
 
-def only_label(results: Sequence[ImageResult], label: int) -> list[ImageResult]:
-    """The same images with only the lesions and predictions of one class: metrics of a class by itself."""
-    kept = []
-    for result in results:
-        truth, found = result.gt_labels == label, result.labels == label
-        kept.append(
-            replace(
-                result,
-                gt_boxes=result.gt_boxes[truth],
-                gt_labels=result.gt_labels[truth],
-                gt_ignore=result.gt_ignore[truth],
-                boxes=result.boxes[found],
-                scores=result.scores[found],
-                labels=result.labels[found],
-            )
-        )
-    return kept
-
-
-def to_coco(
+def to_entries(
     results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids int."""
@@ -191,14 +172,14 @@ def to_coco(
     return entries
 
 
-def write_coco(
+def write_results(
     path: str | os.PathLike, results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
 ) -> None:
-    """Write `predictions.json`; see to_coco."""
-    write_json(path, to_coco(results, category_ids))
+    """Write `predictions.json`; see to_entries."""
+    write_json(path, to_entries(results, category_ids))
 
 
-def read_coco(
+def read_results(
     path: str | os.PathLike, infos: Sequence[ImageInfo], category_ids: Sequence[int] = (1,)
 ) -> dict[str, Detections]:
     """Read COCO results, made here or elsewhere, for the images of `infos`.

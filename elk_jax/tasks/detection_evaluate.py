@@ -49,12 +49,12 @@ def evaluate_source(
     else:
         assert predictions is not None
         name = Path(predictions).stem
-        found = detections.read_coco(predictions, source.infos, categories or range(1, len(source.classes) + 1))
+        found = detections.read_results(predictions, source.infos, categories or range(1, len(source.classes) + 1))
         results = detections.join(source.infos, found)
     evaluation = metrics.evaluate_detections(
         results, criterion=rule, score_floor=score_floor, froc_images=froc_images, resamples=resamples
     )
-    detections.write_coco(output / "predictions.json", results, categories)
+    detections.write_results(output / "predictions.json", results, categories)
     files.write_json(output / "evaluation.json", evaluation)
     shown = reports.choose_pictures(results, rule, evaluation)
     place = f"{split or 'every'} split of {data}"

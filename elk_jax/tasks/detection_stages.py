@@ -140,7 +140,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         )
         if run.is_main:
             place = files.make_folder(run.folder / name / trained) / "predictions.json"
-            detections.write_coco(place, results[trained], category_ids(config.data[stage.on].spec))
+            detections.write_results(place, results[trained], category_ids(config.data[stage.on].spec))
             files.write_json(run.folder / name / trained / "evaluation.json", evaluations[trained])
     first = stage.models[0]
     comparisons = {

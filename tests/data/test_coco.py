@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from elk_jax.data.coco import read_coco, write_coco, write_coco_folder
-from elk_jax.data.sources import open_source
+from elk_jax.data.coco import read_coco, write_coco
 from elk_jax.errors import UserError
 
 
@@ -115,13 +114,3 @@ def test_write_and_read_again(tmp_path, make_info):
 def test_write_keeps_whole_number_ids(tmp_path, make_info):
     write_coco(tmp_path / "a.json", [make_info(7, []), make_info(3, [])], ("mass",))
     assert [image["id"] for image in json.loads((tmp_path / "a.json").read_text())["images"]] == [7, 3]
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_folder_keeps_pixels(tmp_path, coco_folder, bits):
-    source = open_source(f"coco:{coco_folder()}")
-    path = write_coco_folder(tmp_path / "copy", source, bits)
-    copy = open_source(f"coco:{path}")
-    assert [info.split for info in copy.infos] == [info.split for info in source.infos]
-    for index in range(len(source)):
-        np.testing.assert_allclose(copy[index].image, source[index].image, atol=1e-6)

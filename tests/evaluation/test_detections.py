@@ -12,10 +12,9 @@ from elk_jax.evaluation.detections import (
     above,
     join,
     join_batches,
-    only_label,
-    read_coco,
-    to_coco,
-    write_coco,
+    read_results,
+    to_entries,
+    write_results,
 )
 
 
@@ -62,11 +61,11 @@ def test_coco_results_come_back(tmp_path):
         },
     )
     path = tmp_path / "predictions.json"
-    write_coco(path, results, category_ids=(3, 8))
+    write_results(path, results, category_ids=(3, 8))
     entries = json.loads(path.read_text())
     assert entries[0] == {"image_id": 7, "category_id": 3, "bbox": [10.5, 20.0, 19.75, 21.0], "score": 0.9}
     assert [entry["image_id"] for entry in entries] == [7, 7, "P1_R_CC", "007"]
-    back = join(infos, read_coco(path, infos, category_ids=(3, 8)))
+    back = join(infos, read_results(path, infos, category_ids=(3, 8)))
     for one, other in zip(results, back, strict=True):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
         np.testing.assert_array_equal(one.scores, other.scores)
@@ -74,7 +73,7 @@ def test_coco_results_come_back(tmp_path):
 
 
 def test_default_categories_start_at_one():
-    assert to_coco(join([info()], {"7": detections([[1, 2, 3, 4]], [0.5])}))[0]["category_id"] == 1
+    assert to_entries(join([info()], {"7": detections([[1, 2, 3, 4]], [0.5])}))[0]["category_id"] == 1
 
 
 GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -100,7 +99,7 @@ def test_bad_entries_name_file_and_entry(tmp_path, change, says):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([GOOD, GOOD | change]))
     with pytest.raises(UserError, match=says) as raised:
-        read_coco(path, [info("7")])
+        read_results(path, [info("7")])
     assert f"{path}, entry 1" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -118,15 +117,15 @@ def test_bad_files(tmp_path, content, says):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(UserError, match=says):
-        read_coco(path, [info("7")])
+        read_results(path, [info("7")])
     with pytest.raises(UserError, match="no such file"):
-        read_coco(tmp_path / "absent.json", [info("7")])
+        read_results(tmp_path / "absent.json", [info("7")])
 
 
 def test_empty_results_are_fine(tmp_path):
     path = tmp_path / "results.json"
     path.write_text("[]")
-    assert read_coco(path, [info("7")]) == {}
+    assert read_results(path, [info("7")]) == {}
 
 
 def batch_and_predictions(scores=(0.9, 0.2, 0.8)):
@@ -166,8 +165,6 @@ def test_batches_with_nan_are_refused():
     )  # padding may hold anything
 
 
-def test_score_floor_is_inclusive_and_labels_select(make):
-    result = make("1", [[0, 0, 9, 9]], [[0, 0, 9, 9]] * 3, [0.1, 0.2, 0.3], labels=[0, 1, 0], gt_labels=[1])
+def test_score_floor_is_inclusive(make):
+    result = make("1", [[0, 0, 9, 9]], [[0, 0, 9, 9]] * 3, [0.1, 0.2, 0.3])
     assert above([result], 0.2)[0].scores.tolist() == [0.2, 0.3]
-    assert only_label([result], 0)[0].scores.tolist() == [0.1, 0.3]
-    assert len(only_label([result], 0)[0].gt_boxes) == 0
