@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, and TensorBoard files for curves and pictures."""
+"""What a run writes down as it goes: metrics.jsonl, and TensorBoard files for curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from elk_jax import files
 from elk_jax.errors import from_os_error
@@ -56,18 +55,6 @@ class Writer:
             for key, value in values.items():
                 if value is not None:
                     self._board.add_scalar(key, value, int(step))
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """images: name -> [H, W], [H, W, 1] or [H, W, 3], float in [0, 1] or uint8."""
-        if self._active and self._board is not None:
-            for name, image in images.items():
-                image = image[..., None] if image.ndim == 2 else image
-                self._board.add_image(name, np.asarray(image), int(step), dataformats="HWC")
-
-    def write_text(self, step: int, texts: Mapping[str, str]) -> None:
-        if self._active and self._board is not None:
-            for name, text in texts.items():
-                self._board.add_text(name, text, int(step))
 
     def close(self) -> None:
         if self._active:

@@ -40,7 +40,7 @@ def numbers(workdir: Path) -> list[dict]:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_and_started_again_equals_uninterrupted(tmp_path):
-    quiet = dict(cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = subprocess.run(command(whole), timeout=600, **quiet)
     assert done.returncode == 0, done.stderr

@@ -50,15 +50,12 @@ def test_nonfinite_values_stay_valid_json(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "eval/ap": None, "eval/n": 3, "eval/x": 0.5}
 
 
-def test_tensorboard_files_hold_scalars_images_and_text(tmp_path):
+def test_tensorboard_files_hold_the_scalars(tmp_path):
     writer = Writer(tmp_path)
     writer.write_scalars(1, {"train/loss": 0.25})
-    writer.write_images(1, {"grey": np.zeros((4, 5), np.float32), "rgb": np.zeros((4, 5, 3), np.uint8)})
-    writer.write_text(1, {"note": "hello"})
     writer.close()
     content = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
-    for part in (b"train/loss", b"grey", b"rgb", b"hello"):
-        assert part in content
+    assert b"train/loss" in content
 
 
 def test_a_file_in_the_way_is_a_users_error(tmp_path):
