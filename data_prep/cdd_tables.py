@@ -22,6 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from elk_jax.data.boxes import area, iou
 from elk_jax.data.cleaning import keep_clean_boxes
 from elk_jax.errors import UserError, from_os_error
 
@@ -219,7 +220,8 @@ def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
     occur among the kept ones: in effect exact duplicates (4 boxes in 3 images). The bare rule gives 551,
     `strict` cleaning 553.
     """
-    order = np.argsort(-_areas(boxes), kind="stable")
+    boxes = np.asarray(boxes, np.float64)
+    order = np.argsort(-area(boxes), kind="stable")
     inside = np.zeros(len(boxes), bool)
     similar = np.zeros(len(boxes), bool)
     for place, index in enumerate(order):
@@ -227,9 +229,7 @@ def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
         inside[index] = ((larger[:, :2] <= boxes[index, :2]) & (larger[:, 2:] >= boxes[index, 2:])).all(1).any()
     for place, index in enumerate(order):
         larger = boxes[[i for i in order[:place] if not inside[i]]].reshape(-1, 4)
-        corner = np.minimum(larger[:, 2:], boxes[index, 2:]) - np.maximum(larger[:, :2], boxes[index, :2])
-        overlap = np.prod(np.maximum(corner, 0), axis=1)
-        similar[index] = (overlap > max_iou * (_areas(larger) + _areas(boxes[index : index + 1]) - overlap)).any()
+        similar[index] = (iou(larger, boxes[[index]]) > max_iou).any()
     keep = ~inside & ~similar
     if not keep.all():
         keep = np.isin(boxes[:, 0], boxes[keep, 0]) & np.isin(boxes[:, 1], boxes[keep, 1])
@@ -239,10 +239,6 @@ def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
 def squeeze(name: str) -> str:
     """A name without its stray spaces."""
     return "".join(name.split())
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return np.prod(boxes[:, 2:].astype(np.float64) - boxes[:, :2], axis=1)
 
 
 def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = {"errors", "files", "precision", "data.schema"}
+COMMON = {"errors", "files", "precision", "data.schema", "data.boxes"}
 ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import (its own folder always)
     "errors": set(),
     "precision": set(),

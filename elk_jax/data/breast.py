@@ -8,20 +8,18 @@ from functools import partial
 import cv2
 import numpy as np
 
+from elk_jax.data.images import AIR
 from elk_jax.data.schema import Source
 from elk_jax.data.sources import ImageSource
 
 Window = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
 
-AIR = 0.02
-"""Grey values up to this are air (after a 3 x 3 median)."""
-
 
 def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
     """The rectangle around the largest bright component of image [H, W, 1], `margin` of the long side wider all round.
 
-    The whole image when nothing in it is brighter than air.
+    Bright: more than air after a 3 x 3 median. The whole image where nothing is.
     """
     height, width = image.shape[:2]
     grey = (np.clip(image[..., 0], 0, 1) * 255).astype(np.uint8)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from elk_jax.data.boxes import area, iou
 from elk_jax.data.schema import ImageInfo
 
 MAX_IOU = 0.3
@@ -23,16 +24,12 @@ def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
     Source: Montoya-del-Angel et al. 2024; the two rules are published, the order is ours.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -areas))
+    order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -area(boxes)))
     keep = np.zeros(len(boxes), bool)
     for index in order:
         kept = boxes[keep]
-        corner = np.minimum(kept[:, 2:], boxes[index, 2:]) - np.maximum(kept[:, :2], boxes[index, :2])
-        overlap = np.prod(np.maximum(corner, 0.0), axis=1)
-        iou = overlap / np.maximum(areas[keep] + areas[index] - overlap, 1e-12)
         inside = (kept[:, :2] <= boxes[index, :2]).all(1) & (kept[:, 2:] >= boxes[index, 2:]).all(1)
-        keep[index] = not (inside | (iou > max_iou)).any()
+        keep[index] = not (inside | (iou(kept, boxes[[index]])[:, 0] > max_iou)).any()
     return keep
 
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from elk_jax.data.images import AIR
 from elk_jax.data.schema import Record
 from elk_jax.data.transforms import Example
 
 MAX_PASTED = 2
 MARGIN = 0.25  # of the box's sides, on each side: the ring in which the lesion fades into the breast
 TRIES = 12
-AIR = 0.02  # grey value up to which a pixel is air
 BREAST_SHARE = 0.95  # of the pixels of the pasted patch must be breast
 
 

@@ -82,8 +82,8 @@ class FasterRCNNConfig:
     roi_sampling_ratio: int = 0
     """Sampling points per bin and axis; 0: as many as the region has pixels per bin."""
     roi_max_samples: int = 8
-    """Of those where roi_sampling_ratio is 0. Regions with longer bins are sampled coarser than by detectron2: at 8, those
-    longer than 56 cells of their level, at least four times as long as wide. Time grows with its square."""
+    """Of those where roi_sampling_ratio is 0. Regions with longer bins are sampled coarser than by detectron2: at 8,
+    those longer than 56 cells of their level, at least four times as long as wide. Time grows with its square."""
     roi_aligned: bool = True
     """Half-pixel shift (detectron2's ROIAlignV2) or not (torchvision)."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elk_jax.data.boxes import iou
 from elk_jax.errors import UserError
 
 
@@ -69,24 +70,6 @@ def criterion_from_text(text: str) -> Criterion:
         raise UserError(
             f"unknown hit criterion {text!r}", todo="use iou:0.3, centre_in_box or centre_distance:100:0.5"
         ) from error
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union [K, N] of boxes a [K, 4] and b [N, 4]; 0 where both are empty."""
-    shared = intersection(a, b)
-    union = _area(a)[:, None] + _area(b)[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Area of overlap [K, N] of boxes a [K, 4] and b [N, 4]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.prod(np.clip(high - low, 0.0, None), axis=-1)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=-1)
 
 
 def _centres(boxes: np.ndarray) -> np.ndarray:

@@ -6,23 +6,10 @@ from elk_jax.evaluation.hits import (
     centre_distance,
     centre_in_box,
     criterion_from_text,
-    intersection,
-    iou,
     iou_at_least,
 )
 
 SQUARE = np.array([[0.0, 0, 10, 10]])
-
-
-def test_iou_and_intersection_by_hand():
-    boxes = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [2, 2, 4, 7], [3, 3, 3, 3]])
-    np.testing.assert_allclose(iou(boxes, SQUARE)[:, 0], [1, 50 / 150, 0, 10 / 100, 0])
-    np.testing.assert_allclose(intersection(boxes, SQUARE)[:, 0], [100, 50, 0, 10, 0])
-
-
-def test_iou_of_empty_boxes_is_zero():
-    empty = np.array([[5.0, 5, 5, 5]])
-    assert iou(empty, empty)[0, 0] == 0.0
 
 
 def test_iou_threshold_is_inclusive():

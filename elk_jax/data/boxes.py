@@ -1,0 +1,27 @@
+"""Overlaps of boxes on the host, in NumPy. On the device: `detection/boxes.py`.
+
+Shapes: N and M boxes, xyxy, px.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def area(boxes: np.ndarray) -> np.ndarray:
+    """Areas [N] of boxes [N, 4]; 0 for inverted ones."""
+    return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=-1)
+
+
+def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Area of the common part [N, M] of boxes a [N, 4] and b [M, 4]."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.prod(np.clip(high - low, 0.0, None), axis=-1)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union [N, M] of boxes a [N, 4] and b [M, 4]; 0 where both are empty."""
+    shared = intersection(a, b)
+    union = area(a)[:, None] + area(b)[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
