@@ -10,6 +10,7 @@ A stage reads what earlier stages wrote, by stage name.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -33,7 +34,9 @@ STAGES = {
     ("train", "detection"): detection_stages.train,
     ("evaluate", "detection"): detection_stages.evaluate,
 }
-"""What each (kind, task) of a stage runs: (run, stage name) -> a JSON-able summary."""
+"""What each (kind, task) of a stage runs: (run, stage name) -> a JSON-able summary.
+
+`seconds_before` in a summary: what earlier, interrupted attempts of the stage took."""
 
 
 def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
     stages: names of the stages to run; all when None. Named evaluation stages are repeated even when finished.
     Returns the summaries of all stages that are finished, by stage name. Raises UserError for what the user can mend.
     """
-    check(config, stages)
+    check(config, stages, Path(workdir))
     folder = files.make_folder(workdir)
     this = Run(config, folder, meshes.make_mesh(config.mesh.data, config.mesh.fsdp))
     chosen = [name for name in config.stages if stages is None or name in stages]
@@ -69,7 +72,7 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
 def _run_stage(this: Run, name: str, repeat: bool) -> None:
     stage = this.config.stages[name]
     folder = this.folder / name
-    finished, depends = folder / "finished.json", _depends(this, name)
+    finished, depends = folder / "finished.json", _depends(this, name) | _models(this, name)
     done = finished.exists() and files.read_json(folder / "config.json") == depends
     this.meet(f"{name}: looked")  # before the main process changes what the others look at
     if done and not (repeat and stage.kind != "train"):
@@ -83,17 +86,47 @@ def _run_stage(this: Run, name: str, repeat: bool) -> None:
     started = time.time()
     summary = STAGES[stage.kind, stage.task](this, name)
     if this.is_main:
-        files.write_json(finished, {"summary": summary, "seconds": round(time.time() - started, 1)})
+        seconds = time.time() - started + summary.get("seconds_before", 0.0)
+        files.write_json(finished, {"summary": summary, "seconds": round(seconds, 1)})
     this.meet(f"{name}: finished")  # the next stage reads on all processes what the main one wrote
 
 
 def _depends(this: Run, name: str) -> dict[str, Any]:
-    """The settings that a stage's result follows from, as they come back from JSON."""
+    """The settings that a stage's result follows from, as they come back from JSON.
+
+    Of the data only the sources that it names; what an unreadable image does (`data.on_error`) may change on the way.
+    """
     stage = this.config.stages[name]
-    depends = {"seed": this.config.seed, "data": plain(this.config.data), "stage": plain(stage)}
+    depends = {
+        "seed": this.config.seed,
+        "data": {source: plain(this.config.data[source]) for source in _sources(stage)},
+        "stage": plain(stage),
+    }
     if "recipe" in stage:
         depends["recipe"] = plain(this.config[stage.recipe])
     return json.loads(json.dumps(depends))
+
+
+def _models(this: Run, name: str) -> dict[str, Any]:
+    """Fingerprints of the models that a stage evaluates: it is repeated when one of them was trained again."""
+    models = this.config.stages[name].get("models", ())
+    return {"models": {model: _fingerprint(this.folder / model / "model") for model in models}} if models else {}
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the content of every file in `folder`; "" when it is not there."""
+    digest = hashlib.sha256()
+    paths = sorted(path for path in folder.glob("*") if path.is_file())
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+    return digest.hexdigest()[:16] if paths else ""
+
+
+def _sources(stage: ConfigDict) -> list[str]:
+    """The data sources that a stage names, each once."""
+    named = (*stage.get("train_on", ()), *(stage[key] for key in ("validate_on", "on") if key in stage))
+    return list(dict.fromkeys(named))
 
 
 def _same_as_before_or_error(this: Run, name: str) -> None:
@@ -110,8 +143,11 @@ def _same_as_before_or_error(this: Run, name: str) -> None:
         )
 
 
-def check(config: ConfigDict, stages: Sequence[str] | None = None) -> None:
-    """Raise UserError for stages that do not exist, cannot run or refer to what is not there."""
+def check(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path | None = None) -> None:
+    """Raise UserError for stages that do not exist, cannot run or refer to what is not there.
+
+    folder: a run folder; what was trained in it under another name of a stage may be evaluated too.
+    """
     for name in stages or ():
         if name not in config.stages:
             raise UserError(
@@ -119,6 +155,7 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None) -> None:
                 where=f"--stages={name}",
                 todo=f"it has {', '.join(config.stages)}",
             )
+    earlier: list[str] = []  # train stages before this one
     for name, stage in config.stages.items():
         where = f"config.stages.{name}"
         if (stage.kind, stage.task) not in STAGES:
@@ -126,9 +163,41 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None) -> None:
             raise UserError(f"no stage of kind '{stage.kind} {stage.task}'", where=where, todo=f"known: {known}")
         if "recipe" in stage and stage.recipe not in config:
             raise UserError(f"recipe '{stage.recipe}' is not in the configuration", where=where)
-        for source in (*stage.get("train_on", ()), *(stage[k] for k in ("validate_on", "on") if k in stage)):
+        for source in _sources(stage):
             if source not in config.data:
                 raise UserError(f"data source '{source}' is not in config.data", where=where)
+        _check_models(name, stage, earlier, config, folder)
+        if stage.kind == "train":
+            earlier.append(name)
+
+
+def _check_models(name: str, stage: ConfigDict, earlier: list[str], config: ConfigDict, folder: Path | None) -> None:
+    """The models that a stage reads come from train stages before it, or lie in the run folder already."""
+    where, known = f"config.stages.{name}", ", ".join(earlier) or "none"
+    if stage.kind == "train" and not stage.train_on:
+        raise UserError("no data to train on", where=f"{where}.train_on", todo="name data sources of config.data")
+    initial = stage.get("init_from", "")
+    if initial in config.stages and initial not in earlier:
+        raise UserError(
+            f"'{initial}' is no train stage before '{name}'",
+            where=f"{where}.init_from",
+            todo=f"train stages before it: {known}; or give a model folder",
+        )
+    if "models" not in stage:
+        return
+    if not stage.models:
+        raise UserError("no model to evaluate", where=f"{where}.models", todo=f"train stages before it: {known}")
+    for model in stage.models:
+        if model not in earlier and not _is_trained(folder, model):
+            raise UserError(
+                f"'{model}' is no train stage before '{name}' and no trained stage of the run folder",
+                where=f"{where}.models",
+                todo=f"train stages before it: {known}",
+            )
+
+
+def _is_trained(folder: Path | None, name: str) -> bool:
+    return folder is not None and Path(name).name == name and (folder / name / "model" / "model.json").is_file()
 
 
 def plain(config: Any) -> Any:

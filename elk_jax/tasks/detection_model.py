@@ -111,12 +111,40 @@ def detect_with(folder: Path, source: ImageSource, mesh: Mesh, score_floor: floa
         )
     task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), mesh)
     predictor, params = detection.compile_predictor(task, mesh), meshes.place(params, mesh)
-    seen, windows = source, None
-    if description["input"].get("crop_to_breast"):
-        seen, windows = breast.crop_to_breast(without_truth(source))
-    batches = test_loader(description, seen.infos)
-    results = detection.detect_all(predictor, params, seen, batches, mesh, score_floor)
-    return results if windows is None else _uncut(results, source.infos, windows)
+    shown = show(source, bool(description["input"].get("crop_to_breast")))
+    batches = test_loader(description, shown.source.infos)
+    return detect_shown(predictor, params, shown, batches, mesh, score_floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a detector sees of a source, and how it comes back: the same in training's validation as in testing."""
+
+    source: ImageSource
+    whole: tuple[ImageInfo, ...]
+    windows: tuple[breast.Window, ...] | None  # of `source` in the whole images; None where these are shown
+
+
+def show(source: ImageSource, crop_to_breast: bool) -> Shown:
+    """`source` as a detector sees it; decodes every image once where breasts are cut out."""
+    if not crop_to_breast:
+        return Shown(source, source.infos, None)
+    seen, windows = breast.crop_to_breast(without_truth(source))
+    return Shown(seen, source.infos, windows)
+
+
+def detect_shown(
+    predictor: detection.Predictor,
+    params: Any,
+    shown: Shown,
+    config: loader.LoaderConfig,
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    progress: bool = True,
+) -> list[ImageResult]:
+    """Detections and truth in the pixels of the whole images."""
+    results = detection.detect_all(predictor, params, shown.source, config, mesh, score_floor, progress)
+    return results if shown.windows is None else _uncut(results, shown.whole, shown.windows)
 
 
 def without_truth(source: ImageSource) -> ImageSource:

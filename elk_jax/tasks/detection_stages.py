@@ -54,7 +54,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
     run.say(f"  train {_counts(source)}; validation {_counts(validation)}")
     _say_skipped(run, source, validation)
     if recipe.crop_to_breast:
-        (source, _), (validation, _) = breast.crop_to_breast(source), breast.crop_to_breast(validation)
+        source, _ = breast.crop_to_breast(source)
+    shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window
     training_loader, test_loader = detection.loader_config(recipe.loader), detection.test_loader_config(recipe)
     batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
 
@@ -74,7 +75,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
 
     def evaluate_params(params, step) -> dict[str, float]:
         floor = recipe.choose_score_floor
-        results = detection.detect_all(predictor, params, validation, test_loader, run.mesh, floor, show=False)
+        results = detection_model.detect_shown(predictor, params, shown, test_loader, run.mesh, floor, progress=False)
         scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
         # before the first hit a metric is not defined: nothing was found
         return {recipe.best_metric: 0.0, **scores}
@@ -103,8 +104,9 @@ def train(run: Run, name: str) -> dict[str, Any]:
     batches.close()  # reading ahead stops here, not at the end of the experiment
 
     # ---- The model with its operating points -------------------------------------------------------------------
-    results = detection.detect_all(predictor, result.best_params, validation, test_loader, run.mesh, recipe.score_floor)
-    evaluation = metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
+    floor = recipe.score_floor
+    results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor)
+    evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
     if run.is_main:
         description = detection_model.describe(model, source.classes, test_loader, recipe.crop_to_breast, evaluation)
         description["trained"] = {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from}
@@ -119,6 +121,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         "parameters": int(sum(np.prod(x.shape) for x in jax.tree.leaves(result.params))),
         "best_step": result.best_step,
         "best": dict(result.best_metrics),
+        "seconds_before": result.seconds_before,
     }
 
 
@@ -200,7 +203,10 @@ def _strata(source: ImageSource, config: loader.LoaderConfig, batches: loader.Tr
 
 
 def _split(source: ImageSource) -> list:
-    return [[info.image_id, info.patient_id, info.boxes.tolist()] for info in source.infos]
+    return [
+        [info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist()]
+        for info in source.infos
+    ]
 
 
 def _hash(value: Any) -> str:

@@ -47,6 +47,7 @@ class TrainResult(NamedTuple):
     where kept).
 
     metrics, best_metrics: of the last and of the best evaluation; empty without one. best_step: where it was.
+    seconds_before: of training in earlier attempts, up to the checkpoint that this one went on from.
     """
 
     state: TrainState
@@ -55,6 +56,7 @@ class TrainResult(NamedTuple):
     metrics: dict[str, float]
     best_metrics: dict[str, float]
     best_step: int
+    seconds_before: float
 
 
 def train(
@@ -86,7 +88,9 @@ def train(
     """Train `task` for `total_steps` updates, or go on from the last checkpoint in `workdir/checkpoints`.
 
     A run that was stopped at any moment and started again with the same arguments ends with the same metrics
-    and the same weights, to the bit, as one that was not (same number of devices).
+    and the same weights, to the bit, as one that was not (same number of devices). On a GPU to the bit only
+    where its operations are deterministic, which costs speed: XLA_FLAGS=--xla_gpu_deterministic_ops=true in
+    the environment. Without it sums may be taken in another order from run to run, stopped or not.
 
     evaluate:   (params on the devices, step) -> metrics; every `eval_every` steps and at the end.
                 `best_metric` names the one that decides, `best_mode` whether more (`max`) or less (`min`) is
@@ -141,7 +145,7 @@ def train(
             params = meshes.place(initial_params, mesh)
         state = jax.jit(lambda params: create(params, tx, ema_decay is not None), out_shardings=layout)(params)
         del params
-    start = int(state.step)
+    start, seconds_before = int(state.step), memory.clock
 
     # ---- The loop ----
     writer = Writer(workdir, resume_step=start, tensorboard=tensorboard)
@@ -231,7 +235,7 @@ def train(
     if memory.best_step not in (0, total_steps):
         best_params = meshes.place(load_params(checkpoints.folder, step=memory.best_step), mesh)
     best_step = memory.best_step or total_steps
-    return TrainResult(state, params, best_params, memory.last, memory.best, best_step)
+    return TrainResult(state, params, best_params, memory.last, memory.best, best_step, seconds_before)
 
 
 class Memory:
