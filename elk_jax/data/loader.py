@@ -310,6 +310,9 @@ def fill(batch: Batch, row: int, example: Example, index: int, valid: bool = Tru
 def _digest(source: Source, config: LoaderConfig, seed: int) -> str:
     """Fingerprint of everything the training stream depends on (not: threads, workers, hosts)."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("threads", "workers", "prefetch")}
-    records = [(info.image_id, info.patient_id, info.boxes.tolist()) for info in source.infos]
-    text = json.dumps([settings, seed, records])
+    records = [
+        (info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist())
+        for info in source.infos
+    ]
+    text = json.dumps([settings, seed, source.classes, records])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

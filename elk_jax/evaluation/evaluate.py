@@ -334,8 +334,10 @@ def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamp
 
 
 def _same_images(first: Sequence[ImageResult], second: Sequence[ImageResult]) -> None:
-    def truth(run: Sequence[ImageResult]) -> dict[str, tuple[str, bytes, bytes]]:
-        return {r.image_id: (r.patient_id, r.gt_boxes.tobytes(), r.gt_ignore.tobytes()) for r in run}
+    def truth(run: Sequence[ImageResult]) -> dict[str, tuple[str, list, list, list]]:
+        return {
+            r.image_id: (r.patient_id, r.gt_boxes.tolist(), r.gt_labels.tolist(), r.gt_ignore.tolist()) for r in run
+        }
 
     a, b = truth(first), truth(second)
     differing = sorted(i for i in a.keys() | b.keys() if a.get(i) != b.get(i))

@@ -130,6 +130,29 @@ def test_state_of_one_host_serves_another_number_of_hosts(source):
     assert np.array_equal(next(half)["index"], next(stream)["index"][2:])
 
 
+def test_a_state_is_refused_where_anything_in_the_batches_would_be_another(source):
+    state = train_batches(source, CONFIG, 3).get_state()
+    lesion = next(i for i, info in enumerate(source.infos) if len(info.boxes))
+    old = source.infos[lesion]
+
+    def changed(**fields):
+        infos = (*source.infos[:lesion], replace(old, **fields), *source.infos[lesion + 1 :])
+        return replace(source, infos=infos)
+
+    others = [
+        changed(boxes=old.boxes + 1),
+        changed(labels=old.labels + 1),
+        changed(ignore=~old.ignore),
+        replace(source, classes=("mass",)),
+    ]
+    for other in others:
+        with pytest.raises(UserError, match="other data"):
+            train_batches(other, CONFIG, 3).set_state(state)
+    with pytest.raises(UserError, match="another seed"):
+        train_batches(source, CONFIG, 4).set_state(state)
+    train_batches(changed(), replace(CONFIG, threads=1), 3).set_state(state)
+
+
 def test_worker_processes_give_the_same_batches(coco_folder):
     from elk_jax.data.sources import open_source
 

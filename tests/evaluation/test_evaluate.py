@@ -166,6 +166,9 @@ def test_runs_on_other_images_are_refused(random):
     moved = [dataclasses.replace(r, gt_boxes=r.gt_boxes + 1) if r is chosen else r for r in results]
     with pytest.raises(UserError, match=f"such as '{chosen.image_id}'"):
         compare_detections(results, moved)
+    other = [dataclasses.replace(r, gt_labels=r.gt_labels + 1) if r is chosen else r for r in results]
+    with pytest.raises(UserError, match=f"such as '{chosen.image_id}'"):
+        compare_detections(results, other)
 
 
 def test_image_outcomes(make):
