@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from elk_jax.data.images import AIR
+from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.schema import Source
 from elk_jax.data.sources import ImageSource
 
@@ -32,14 +33,14 @@ def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
     return max(x - pad, 0), max(y - pad, 0), min(x + w + pad, width), min(y + h + pad, height)
 
 
-def crop_to_breast(source: Source) -> tuple[ImageSource, tuple[Window, ...]]:
+def crop_to_breast(source: Source, watch: Watch = unwatched) -> tuple[ImageSource, tuple[Window, ...]]:
     """`source` with every image cut to its breast, and the windows in the pixels of `source`.
 
     Decodes every image once. A window is widened to hold all annotated boxes, so that none is lost.
     """
+    breasts = for_each(lambda position: breast_window(source[position].image), len(source), watch)
     windows, infos = [], []
-    for position, info in enumerate(source.infos):
-        x0, y0, x1, y1 = breast_window(source[position].image)
+    for info, (x0, y0, x1, y1) in zip(source.infos, breasts):
         if len(info.boxes):
             low, high = np.floor(info.boxes[:, :2].min(0)), np.ceil(info.boxes[:, 2:].max(0))
             x0, y0 = min(x0, int(low[0])), min(y0, int(low[1]))

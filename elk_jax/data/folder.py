@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from elk_jax.data.images import SUFFIXES, decode_image
+from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.schema import ImageInfo
-from elk_jax.data.sources import ImageSource
+from elk_jax.data.sources import KEPT_BYTES, Cache, ImageSource, read_at
 from elk_jax.errors import UserError
 
 
@@ -30,27 +31,39 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def open_files(paths: Sequence[Path], classes: tuple[str, ...], on_error: str = "stop") -> ImageSource:
+def open_files(
+    paths: Sequence[Path],
+    classes: tuple[str, ...],
+    on_error: str = "stop",
+    keep_bytes: int = KEPT_BYTES,
+    watch: Watch = unwatched,
+) -> ImageSource:
     """Image files as a source without lesions; the image id is the path. Every file is decoded once now, for its size.
 
     on_error: "stop" raises at the first unreadable file, "skip" leaves it out and lists it in `.skipped`.
+    keep_bytes: of the images decoded now, kept in memory for when they are read again; see `sources.cached`.
     """
-    infos, kept, skipped = [], [], []
-    for path in paths:
+    kept = Cache(partial(_read, tuple(paths)), keep_bytes)
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+
+    def opened(position: int) -> ImageInfo | str:
+        name = str(paths[position])
         try:
-            image, meta = decode_image(path)
+            image, meta = decode_image(paths[position])
         except UserError as error:
             if on_error == "stop":
                 raise
-            skipped.append((str(path), str(error)))
-            continue
+            return str(error)
+        kept.put(position, image)
         height, width = image.shape[:2]
-        none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
-        infos.append(ImageInfo(str(path), str(path), width, height, *none, file_name=str(path), meta=meta))
-        kept.append(path)
+        return ImageInfo(name, name, width, height, *none, file_name=name, meta=meta)
+
+    results = for_each(opened, len(paths), watch)
+    infos = {position: result for position, result in enumerate(results) if isinstance(result, ImageInfo)}
+    skipped = tuple((str(path), result) for path, result in zip(paths, results) if isinstance(result, str))
     if not infos:
         raise UserError(f"none of the {len(paths)} images can be read: {skipped[0][1]}")
-    return ImageSource("files", classes, tuple(infos), partial(_read, tuple(kept)), tuple(skipped))
+    return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
 
 
 def _read(paths: tuple[Path, ...], position: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from elk_jax.data import checks, coco
 from elk_jax.data.cleaning import clean_info
 from elk_jax.data.images import decode_image
+from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.phantom import read_phantom
 from elk_jax.data.schema import ImageInfo, Record
 from elk_jax.data.tfds import read_tfds
@@ -24,6 +26,9 @@ from elk_jax.errors import UserError
 
 Read = Callable[[int], np.ndarray]
 """Position -> image [H, W, 1] float32 in [0, 1]."""
+
+KEPT_BYTES = 1 << 30
+"""Of decoded images that `cached` keeps in memory: 4000 of 512 x 512 px, or 80 full mammograms of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ def open_source(
     where: Mapping[str, Any] | None = None,
     clean: bool = False,
     on_error: str = "stop",
+    keep_bytes: int = 0,
+    watch: Watch = unwatched,
 ) -> ImageSource:
     """Open a data source.
 
@@ -68,12 +75,15 @@ def open_source(
     clean: merge overlapping boxes as ELK does (`cleaning.py`).
     on_error: "stop" raises at a missing file now, at an unreadable one when it is read; "skip" decodes every
         image once now, leaves the unreadable ones out and lists them in `.skipped`, so that what follows is
-        as deterministic as without them.
+        as deterministic as without them; "late" looks at no file now: for a few images of a source that was
+        opened as a whole before.
+    keep_bytes: of decoded images, kept in memory for when they are read again; see `cached`.
+    watch: shows how far the decoding of "skip" is.
 
     UserError: unknown kind of source, split or field; nothing left; a patient in two splits; any bad
     annotation.
     """
-    if on_error not in ("stop", "skip"):
+    if on_error not in ("stop", "skip", "late"):
         raise UserError(f"on_error is '{on_error}'", todo="use stop or skip")
     kind, _, place = spec.partition(":")
     if kind not in _OPENERS:
@@ -85,9 +95,11 @@ def open_source(
         source = _where(source, where)
     if clean:
         source = replace(source, infos=tuple(clean_info(info) for info in source.infos))
+    if keep_bytes:
+        source = cached(source, keep_bytes)
     if on_error == "skip":
-        return without_unreadable(source)
-    if kind == "coco":
+        return without_unreadable(source, watch)
+    if kind == "coco" and on_error == "stop":
         checks.check_files(source.infos, coco.image_folder(place), source.name)
     return source
 
@@ -126,7 +138,7 @@ def subset(source: ImageSource, positions: Sequence[int] | np.ndarray) -> ImageS
     chosen = tuple(int(position) for position in positions)
     infos = tuple(source.infos[position] for position in chosen)
     return ImageSource(
-        source.name, source.classes, infos, partial(_read_at, source.read, chosen), source.skipped
+        source.name, source.classes, infos, partial(read_at, source.read, chosen), source.skipped
     )
 
 
@@ -170,23 +182,27 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     return ImageSource(name, sources[0].classes, tuple(infos), read, skipped)
 
 
-def cached(source: ImageSource, max_bytes: int = 4 << 30) -> ImageSource:
+def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:
     """Keep decoded images in memory, up to `max_bytes`: 8 bits per pixel where exact, else 16 (error < 1e-5).
 
     A record has the same pixels whether it was in memory or not.
     """
-    return replace(source, read=_Cache(source.read, max_bytes))
+    return replace(source, read=Cache(source.read, max_bytes))
 
 
-def without_unreadable(source: ImageSource) -> ImageSource:
+def without_unreadable(source: ImageSource, watch: Watch = unwatched) -> ImageSource:
     """Decode every image once; those that fail are left out and listed with their reason in `.skipped`."""
-    good, bad = [], []
-    for position, info in enumerate(source.infos):
+
+    def failure(position: int) -> str:
         try:
             source[position]
-            good.append(position)
+            return ""
         except UserError as error:
-            bad.append((info.image_id, str(error)))
+            return str(error)
+
+    failures = for_each(failure, len(source), watch)
+    good = [position for position, reason in enumerate(failures) if not reason]
+    bad = [(info.image_id, reason) for info, reason in zip(source.infos, failures) if reason]
     if not good:
         raise UserError(f"none of {len(bad)} images can be read; the first: {bad[0][1]}", where=source.name)
     return replace(subset(source, good), skipped=(*source.skipped, *bad))
@@ -255,7 +271,8 @@ def _read_file(folder: Path, names: tuple[str, ...], position: int) -> np.ndarra
     return decode_image(folder / names[position])[0]
 
 
-def _read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray:
+def read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray:
+    """`read` of the images at `positions` alone."""
     return read(positions[position])
 
 
@@ -264,23 +281,31 @@ def _read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], pos
     return reads[part](inner)
 
 
-class _Cache:
-    """`read` of a cached source. A worker process starts with an empty one."""
+class Cache:
+    """`read` of a cached source, for any number of threads. A worker process starts with an empty one."""
 
-    def __init__(self, read: Read, max_bytes: int):
+    def __init__(self, read: Read, max_bytes: int = KEPT_BYTES):
         self.read, self.max_bytes = read, max_bytes
         self.kept: dict[int, np.ndarray] = {}
+        self._room, self._lock = max_bytes, Lock()
 
     def __call__(self, position: int) -> np.ndarray:
         packed = self.kept.get(position)
-        if packed is None:
-            packed = _pack(self.read(position))
-            if sum(image.nbytes for image in list(self.kept.values())) + packed.nbytes <= self.max_bytes:
+        return _unpack(self._keep(position, _pack(self.read(position))) if packed is None else packed)
+
+    def put(self, position: int, image: np.ndarray) -> None:
+        """Keep an image that was decoded for another reason, where there is room for it."""
+        self._keep(position, _pack(image))
+
+    def _keep(self, position: int, packed: np.ndarray) -> np.ndarray:
+        with self._lock:
+            if position not in self.kept and packed.nbytes <= self._room:
                 self.kept[position] = packed
-        return _unpack(packed)
+                self._room -= packed.nbytes
+        return packed
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Cache, (self.read, self.max_bytes)
+        return Cache, (self.read, self.max_bytes)
 
 
 def _pack(image: np.ndarray) -> np.ndarray:

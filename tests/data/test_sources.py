@@ -179,6 +179,31 @@ def test_cached(make_source, make_info, levels):
     assert reads.count(0) == 1 and reads.count(1) == 1 and reads.count(2) == 3
 
 
+def test_kept_images_are_not_decoded_again(coco_folder, tmp_path):
+    spec = f"coco:{coco_folder()}"
+    break_truncated(tmp_path)
+    plain = open_source(spec, "train", on_error="skip")
+    kept = open_source(spec, "train", on_error="skip", keep_bytes=1 << 20)
+    images = [plain[i].image for i in range(3)]
+    for number in (1, 2, 4):
+        (tmp_path / "images" / f"{number}.png").unlink()
+    for image, record in zip(images, (kept[i] for i in range(3))):
+        assert np.array_equal(record.image, image)
+    with pytest.raises(UserError, match=r"1\.png"):
+        plain[0]
+
+
+def test_opened_late_nothing_is_looked_at_before_it_is_read(coco_folder, tmp_path):
+    spec = f"coco:{coco_folder()}"
+    break_missing(tmp_path)
+    with pytest.raises(UserError, match=r"3\.png"):
+        open_source(spec)
+    source = open_source(spec, on_error="late")
+    assert len(source) == 6 and source[0].info.image_id == "1"
+    with pytest.raises(UserError, match=r"3\.png"):
+        source[2]
+
+
 def test_sources_can_be_sent_to_workers(coco_folder):
     source = open_source(f"coco:{coco_folder()}", "train", {"is_mass": True}, clean=True)
     mixed = cached(concatenate([source, source]))

@@ -1,0 +1,30 @@
+"""The window around the breast."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from elk_jax.data.breast import breast_window, crop_to_breast
+
+
+def test_window_is_that_of_the_largest_bright_part_with_a_margin():
+    image = np.zeros((100, 200, 1), np.float32)
+    image[20:80, 0:50] = 0.5
+    image[5:9, 180:190] = 1.0  # a label
+    image[50, 120] = 1.0  # a speck, which the median removes
+    assert breast_window(image, margin=0.0) == (0, 20, 50, 80)
+    assert breast_window(image, margin=0.02) == (0, 16, 54, 84)
+    assert breast_window(image * 0) == (0, 0, 200, 100)
+
+
+def test_crop_moves_the_boxes_and_loses_none(make_source, make_info):
+    # 48 x 64 px: the first breast is the left third, its second lesion lies outside; the second image is all air
+    infos = [make_info(0, [[4, 6, 12, 20], [30, 2, 40, 10]]), make_info(1, [])]
+    pixels = np.zeros((48, 64, 1), np.float32)
+    pixels[4:40, :20] = 0.6
+    source = replace(make_source(infos), read=lambda position: pixels * (1 - position))
+    cut, windows = crop_to_breast(source)
+    assert windows == ((0, 2, 40, 41), (0, 0, 64, 48))
+    assert [(info.width, info.height) for info in cut.infos] == [(40, 39), (64, 48)]
+    np.testing.assert_array_equal(cut.infos[0].boxes, [[4, 4, 12, 18], [30, 0, 40, 8]])
+    np.testing.assert_array_equal(cut[0].image, pixels[2:41, :40])
