@@ -1,11 +1,12 @@
 """Find lesions in image files: PNG, JPEG, TIFF or DICOM, 8 or 16 bit.
 
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found
-  python launch/predict.py --workdir=runs/cem_mixed --stage=real --input=a.dcm,b.png --output=found --threshold=0.4
+  python launch/predict.py --workdir=runs/cem_mixed --stage=real --input=a.dcm --input=b.png --output=found
+  python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found --threshold=0.4
 
-Writes predictions.json (boxes in each file's own pixels, with scores), predictions.csv, and one picture an image with
-the boxes that reach the threshold. Without --threshold the pictures use the operating point of one false positive per
-image that the training chose on its validation split.
+Writes findings.json (boxes in each file's own pixels, with scores), findings.csv, and one picture an image with the
+boxes that reach the threshold. Without --threshold the pictures use the operating point of one false positive per image
+that the training chose on its validation split.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "Which trained stage of the run. Default: the last one.")
-INPUT = flags.DEFINE_list("input", None, "Image files or folders, separated by commas.")
+INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of images; can be given several times.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 THRESHOLD = flags.DEFINE_float("threshold", None, "Score from which a box is drawn and marked in the CSV.")
 FLOOR = flags.DEFINE_float("score_floor", 0.01, "Predictions that score less are not written at all.")

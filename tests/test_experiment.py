@@ -143,17 +143,17 @@ def test_prediction_on_files_of_any_kind(mixed, tmp_path):
     model = detection_model.find(mixed)
     with pytest.raises(UserError, match=r"broken\.png"):
         detection_predict.predict_files(model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out")
-    assert not (tmp_path / "out" / "predictions.json").exists()
+    assert not (tmp_path / "out" / "findings.json").exists()
     results = detection_predict.predict_files(
         model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out", on_error="skip", threshold=0.0
     )
     assert [Path(r.image_id).name for r in results] == ["a.png", "b.jpg"]
-    entries = files.read_json(tmp_path / "out" / "predictions.json")
+    entries = files.read_json(tmp_path / "out" / "findings.json")
     assert len(entries) == sum(len(r.scores) for r in results) and all(e["finding"] for e in entries)
     for result, (height, width) in zip(results, [(150, 90), (64, 200)]):
         assert (result.boxes >= 0).all() and (result.boxes <= [width, height, width, height]).all()
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 2
-    assert (tmp_path / "out" / "predictions.csv").read_text().startswith("file,class,x0")
+    assert (tmp_path / "out" / "findings.csv").read_text().startswith("file,class,x0")
 
 
 def test_weights_of_another_modality_start_a_detector(mixed, tmp_path):

@@ -19,6 +19,7 @@ from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import Detections, ImageResult, join
 from elk_jax.tasks import detection
+from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import store
 
@@ -129,7 +130,7 @@ def show(source: ImageSource, crop_to_breast: bool) -> Shown:
     """`source` as a detector sees it; decodes every image once where breasts are cut out."""
     if not crop_to_breast:
         return Shown(source, source.infos, None)
-    seen, windows = breast.crop_to_breast(without_truth(source))
+    seen, windows = breast.crop_to_breast(without_truth(source), watched("  finding the breasts"))
     return Shown(seen, source.infos, windows)
 
 

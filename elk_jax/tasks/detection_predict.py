@@ -16,6 +16,7 @@ from elk_jax import files
 from elk_jax.data import folder
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.tasks import detection_model
+from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
 CHOSEN_RATE = 1.0
@@ -33,16 +34,17 @@ def predict_files(
     pictures: bool = True,
     on_error: str = "stop",
 ) -> list[ImageResult]:
-    """Write predictions.json, predictions.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
+    """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
     _, _, description = detection_model.load(model)
-    source = folder.open_files(folder.find_images(inputs), tuple(description["classes"]), on_error)
+    paths, classes = folder.find_images(inputs), tuple(description["classes"])
+    source = folder.open_files(paths, classes, on_error, watch=watched("  decoding"))
     output = files.make_folder(output)
     threshold = chosen_threshold(description) if threshold is None else threshold
     results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor)
     files.write_json(
-        output / "predictions.json", [entry for r in results for entry in _entries(r, description, threshold)]
+        output / "findings.json", [entry for r in results for entry in _entries(r, description, threshold)]
     )
-    files.write_text(output / "predictions.csv", _csv(results, description["classes"], threshold))
+    files.write_text(output / "findings.csv", _csv(results, description["classes"], threshold))
     if pictures:
         picture_folder = files.make_folder(output / "pictures")
         for index, result in enumerate(results):

@@ -25,6 +25,7 @@ from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.tasks import detection, detection_model, detection_report
 from elk_jax.tasks.run import Run
+from elk_jax.tasks.watching import watched
 from elk_jax.training.loop import train as train_loop
 from elk_jax.weights import store
 
@@ -54,7 +55,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     run.say(f"  train {_counts(source)}; validation {_counts(validation)}")
     _say_skipped(run, source, validation)
     if recipe.crop_to_breast:
-        source, _ = breast.crop_to_breast(source)
+        source, _ = breast.crop_to_breast(source, watched("  finding the breasts"))
     shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window
     training_loader, test_loader = detection.loader_config(recipe.loader), detection.test_loader_config(recipe)
     batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
