@@ -5,7 +5,9 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
   tiny      seconds, for tests
   small     ResNet-18-FPN at 384 px for a few hundred real images: about half an hour on 2 CPU cores
   paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333; for a GPU and imported weights
-  fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions)
+  fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. Data with
+            a subset of its own, such as ELK's, which data_prep marks: take paper without fewshot, and
+            --config.data.real.train_where=fewshot=true
 """
 
 from __future__ import annotations
@@ -18,6 +20,16 @@ from elk_jax.detection import faster_rcnn_config
 
 FIT = {"short_sides": (), "max_long_side": 0, "jitter": (1.0, 1.0)}
 """Resize: as large as the canvas allows."""
+
+OPTIMIZER = {
+    "momentum": 0.9,  # of sgd, like nesterov
+    "nesterov": False,
+    "b1": 0.9,  # of adamw, like b2 and eps
+    "b2": 0.999,
+    "eps": 1e-8,
+    "no_decay": (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)"),  # biases and norms
+}
+"""What elk_jax/training/optimizer.py has by default: here, so that it can be set on the command line."""
 
 VARIANTS = ("quick", "tiny", "small", "paper", "fewshot")
 
@@ -57,9 +69,10 @@ def source(spec: str, **overrides) -> dict:
     """One data source; see elk_jax/data/sources.py for the specs."""
     return {
         "spec": spec,  # coco:FILE.json, tfds:DIR, phantom:key=value,...
-        "where": "",  # keep images whose field has a value: is_mass=true,view=MLO
+        "where": "",  # keep images whose field has a value: is_mass=true,view=MLO|CC
+        "train_where": "",  # the same, beside `where`, for the training split alone
         "clean_boxes": False,  # ELK's cleaning: boxes inside others and doubles
-        "patients": 0,  # training patients to keep, 0 for all
+        "patients": 0,  # random training patients to keep, 0 for all
         **overrides,
     }
 
@@ -109,6 +122,8 @@ def detector(size: str) -> dict:
                 "rotate90": 0.0,
                 "rotation": 0.0,
                 "crop": 0.0,
+                "crop_sides": (0.6, 1.0),
+                "min_visible": 0.5,
                 "gain": 0.1,
                 "gamma": 0.1,
                 "noise": 0.0,
@@ -126,6 +141,7 @@ def detector(size: str) -> dict:
         "accumulate": 1,
         "optimizer": {
             "name": "adamw",
+            **OPTIMIZER,
             "weight_decay": 0.05,
             "clip_norm": 1.0,
             "multipliers": (),  # (regular expression, factor on the learning rate)
@@ -224,7 +240,7 @@ def published() -> dict:
         "steps": 3000,
         "optimizer": {
             "name": "sgd",
-            "momentum": 0.9,
+            **OPTIMIZER,
             "weight_decay": 1e-4,
             "no_decay": (r"/norm/",),  # biases decay like all other weights
             "clip_norm": 0.0,

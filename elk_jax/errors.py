@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -42,6 +43,25 @@ def run_main(main: Callable[..., object], *args: object) -> None:
     except OSError as error:
         print(f"error: {from_os_error(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: {_from_out_of_memory(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: start the same command again to go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether JAX ran out of device memory. By name: this module must not wait for JAX to be imported."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"JaxRuntimeError", "XlaRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _from_out_of_memory(error: BaseException) -> UserError:
+    wanted = re.search(r"allocat\w*\s+(\d[\d.]*\s?\w+)", str(error))
+    return UserError(
+        f"out of device memory{f' while asking for {wanted[1]}' if wanted else ''}",
+        todo="lower loader.batch_size or loader.buckets, or set model.remat=(2,3) in the recipe",
+    )

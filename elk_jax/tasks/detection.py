@@ -20,6 +20,7 @@ from elk_jax.detection import anchors, faster_rcnn
 from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult, join_batches
+from elk_jax.tasks.detection_checks import check_model
 from elk_jax.training import mesh as meshes
 from elk_jax.training.progress import Progress
 from elk_jax.training.task import Params, Task
@@ -49,16 +50,9 @@ def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfi
         raise UserError(
             f"the detector has no setting '{unknown[0]}'", where="model", todo=f"it has {', '.join(sorted(known))}"
         )
-    choices = {
-        "depth": (18, 34, 50, 101),
-        "norm": ("frozen_bn", "affine_bn", "gn", "none"),
-        "dtype": ("float32", "bfloat16", "float64"),
-        "background": ("first", "last"),
-    }
-    for field, allowed in choices.items():
-        if field in values and values[field] not in allowed:
-            raise UserError(f"{field} is {values[field]!r}", where=f"model.{field}", todo=f"choose one of {allowed}")
-    return FasterRCNNConfig(**{key: _as_tuples(value) for key, value in values.items()})
+    config = FasterRCNNConfig(**{key: _as_tuples(value) for key, value in values.items()})
+    check_model(config)
+    return config
 
 
 def planned_anchor_sizes(
@@ -105,7 +99,7 @@ def test_loader_config(recipe: Mapping[str, Any]) -> loader.LoaderConfig:
 
 
 def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> sources.ImageSource:
-    """The named sources of `config.data` as one. Training patients are limited where `patients` says so."""
+    """The named sources of `config.data` as one. Those for training hold what `train_where` and `patients` leave."""
     opened = []
     for name in names:
         entry = data[name]
@@ -113,7 +107,8 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
             raise UserError(
                 f"data source '{name}' is not set", where=f"config.data.{name}.spec", todo="give coco:FILE.json"
             )
-        source = sources.open_source(entry.spec, split, parse_where(entry.where), entry.clean_boxes, data.on_error)
+        where = parse_where(f"{entry.where},{entry.train_where}" if split == "train" else entry.where)
+        source = sources.open_source(entry.spec, split, where, entry.clean_boxes, data.on_error)
         if entry.patients and split == "train":
             source = sources.fewshot(source, entry.patients, seed)
         opened.append(dataclasses.replace(source, name=name))
@@ -127,6 +122,8 @@ def parse_where(text: str) -> dict[str, Any]:
         key, equals, value = condition.partition("=")
         if not equals or not key:
             raise UserError(f"'{condition}' is no condition", where="where", todo="write field=value,field=value")
+        if key in found:
+            raise UserError(f"the field '{key}' is named twice", where="where", todo="write field=value|value")
         values = tuple(_json_or_text(v) for v in value.split("|"))
         found[key] = values if len(values) > 1 else values[0]
     return found
