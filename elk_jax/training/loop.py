@@ -180,6 +180,7 @@ def train(
                 # 2. update: compiled once per batch shape; runs while the host goes on
                 key = jax.tree.structure(placed), tuple((x.shape, x.dtype) for x in jax.tree.leaves(placed))
                 if key not in compiled:
+                    meshes.check_micro_batches(len(jax.tree.leaves(placed)[0]), accumulate, mesh)
                     with timer.compiling():
                         compiled[key] = update.lower(state, placed).compile()
                     if len(compiled) > buckets:

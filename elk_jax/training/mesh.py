@@ -111,6 +111,16 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return jax.tree_util.tree_map_with_path(put, dict(batch))
 
 
+def check_micro_batches(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raise UserError where a global batch cut into `accumulate` parts does not give every device whole examples."""
+    if batch_size % (accumulate * mesh.size):
+        raise UserError(
+            f"a batch of {batch_size} in {accumulate} micro-batches does not divide over {mesh.size} devices",
+            where="accumulate",
+            todo=f"choose a batch size that is a multiple of {accumulate * mesh.size}, or accumulate less",
+        )
+
+
 def shard_map_images(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A drop-in for `jax.vmap` of per-image functions that never moves data between devices.
 

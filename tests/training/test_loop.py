@@ -235,6 +235,12 @@ def test_wrong_use_is_named(whole, tmp_path):
         killed.run(tmp_path / "c", 4)
 
 
+def test_a_batch_that_does_not_divide_is_named_before_anything_is_compiled(tmp_path):
+    settings = toy.settings(accumulate=3)
+    with pytest.raises(UserError, match=r"a batch of 16 in 3 micro-batches does not divide .*accumulate"):
+        loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)
+
+
 def test_data_that_ends_is_named(tmp_path):
     def before(number):
         if number == 3:

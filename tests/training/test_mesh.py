@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -191,3 +192,13 @@ def test_collectives_are_found_in_program_text():
 """
     assert hlo.collectives(text) == [("all-gather", 4800, "jit(f)/top_k"), ("all-reduce", 32, "")]
     assert [c.kind for c in hlo.gathers(text)] == ["all-gather"]
+
+
+def test_every_device_gets_whole_examples_of_every_micro_batch():
+    four = SimpleNamespace(size=4)
+    meshes.check_micro_batches(16, 4, four)
+    meshes.check_micro_batches(4, 1, four)
+    for batch_size, accumulate in ((8, 4), (16, 3), (4, 2)):
+        words = f"a batch of {batch_size} in {accumulate} micro-batches .* 4 devices .*multiple of {accumulate * 4}"
+        with pytest.raises(UserError, match=words):
+            meshes.check_micro_batches(batch_size, accumulate, four)
