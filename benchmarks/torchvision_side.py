@@ -109,6 +109,17 @@ class Side:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def matmul_rate(device, rows=512, inner=4096, columns=1024):
+    """FLOP/s of a float32 matrix product like the box head's: tells a torch that was built on a slow BLAS."""
+    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * inner * columns / best
+
+
 def main():
     folder = Path(sys.argv[1])
     settings = json.loads((folder / "settings.json").read_text())
@@ -124,6 +135,7 @@ def main():
         threads=torch.get_num_threads(),
         memory_format="channels_last" if settings["channels_last"] else "contiguous",
         precision="bfloat16 autocast" if side.bfloat16 else "float32",
+        matmul_flops_per_second=matmul_rate(device),
         compiled=False,  # torch.compile does not take torchvision's detectors as a whole
     )
     for line in sys.stdin:
