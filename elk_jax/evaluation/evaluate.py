@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -192,53 +192,6 @@ def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
             if isinstance(estimate, dict) and estimate.get("value") is not None:
                 flat[key] = estimate["value"]
     return flat
-
-
-def image_outcomes(
-    results: Sequence[ImageResult], criterion: Criterion | None = None, threshold: float = 0.0
-) -> list[dict[str, Any]]:
-    """Each image at one threshold: {"image_id", "lesions", "found", "missed", "false_positives"}."""
-    criterion = criterion or iou_at_least(0.3)
-    outcomes = []
-    for result in results:
-        scores = froc.image_scores(result, criterion)
-        found = int((scores.lesions >= threshold).sum())
-        outcomes.append(
-            {
-                "image_id": result.image_id,
-                "lesions": len(scores.lesions),
-                "found": found,
-                "missed": len(scores.lesions) - found,
-                "false_positives": int((scores.false_positives >= threshold).sum()),
-            }
-        )
-    return outcomes
-
-
-def best_and_worst(
-    outcomes: Sequence[Mapping[str, Any]], number: int
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Of image_outcomes: the `number` images that went worst, worst first, and those that went best.
-
-    Worst: most lesions missed and false positives, together. Best: fewest of them, then most lesions found; only images
-    with lesions. No image is in both lists.
-    """
-
-    def errors(outcome: Mapping[str, Any]) -> int:
-        return outcome["missed"] + outcome["false_positives"]
-
-    ranked = sorted(outcomes, key=lambda o: (-errors(o), -o["missed"], o["image_id"]))
-    worst = [outcome for outcome in ranked if errors(outcome)][:number]
-    rest = [outcome for outcome in outcomes if outcome["found"] and outcome not in worst]
-    best = sorted(rest, key=lambda o: (errors(o), -o["found"], o["image_id"]))[:number]
-    return worst, best
-
-
-def describe_outcome(outcome: Mapping[str, Any]) -> str:
-    """'2 of 3 lesions found, 1 false positive'."""
-    wrong = outcome["false_positives"]
-    found = f"{outcome['found']} of {outcome['lesions']} lesion{'s' * (outcome['lesions'] != 1)} found"
-    return f"{found if outcome['lesions'] else 'lesion-free'}, {wrong or 'no'} false positive{'s' * (wrong != 1)}"
 
 
 def _lesion_free_counts(

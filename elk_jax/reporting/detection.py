@@ -1,13 +1,14 @@
 """The report of a detection experiment, from plain data: evaluation.json, metrics.jsonl, the run folder.
 
 "evaluations" maps a model's name to the content of its evaluation.json; "comparisons" maps a model's name to
-its paired comparison with the first model. Models keep their colour through the page: their order there.
+its paired comparison with the first model. A model's colour is its order in the evaluation, and in the training
+curves its order in the first evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elk_jax.reporting import html
@@ -39,21 +40,28 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """Models on one split of one source."""
+
+    on: str  # "test split of ..."
+    evaluations: Evaluations
+    comparisons: Comparisons = field(default_factory=dict)
+    pictures: Sequence[Pictures] = ()
+
+
+@dataclass(frozen=True)
 class DetectionRun:
     """Everything a detection report can show; what is empty is left out."""
 
     name: str
     title: str = ""
-    evaluations: Evaluations = field(default_factory=dict)
-    comparisons: Comparisons = field(default_factory=dict)
-    evaluated_on: str = ""  # "test split of ..."
+    evaluated: Sequence[Evaluated] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(
         default_factory=dict
     )  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(
         default_factory=dict
     )  # by model: the step whose weights were kept
-    pictures: Sequence[Pictures] = ()
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # counts by split
     skipped: Sequence[tuple[str, str]] = ()  # image, reason
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -65,13 +73,11 @@ class DetectionRun:
 def detection_report(run: DetectionRun) -> Report:
     """Put the page together."""
     sections = []
-    if run.evaluations:
-        sections.append(results_section(run.evaluations, run.comparisons))
-        sections.append(froc_section(run.evaluations))
-        sections.append(operating_points_section(run.evaluations))
-    sections += [gallery_section(pictures) for pictures in run.pictures]
+    for evaluated in run.evaluated:
+        sections += _named(evaluated_sections(evaluated), evaluated.on if len(run.evaluated) > 1 else "")
     if any(run.histories.values()):
-        colours = {name: index for index, name in enumerate({**run.evaluations, **run.histories})}
+        first = run.evaluated[0].evaluations if run.evaluated else {}
+        colours = {name: index for index, name in enumerate({**first, **run.histories})}
         sections.append(training_section(run.histories, run.chosen_steps, colours))
     if run.data or run.skipped:
         sections.append(data_section(run.data, run.skipped))
@@ -83,11 +89,30 @@ def detection_report(run: DetectionRun) -> Report:
     return Report(
         title=run.title or run.name,
         kicker=f"Lesion detection · {run.name}" if run.title else "Lesion detection",
-        summary=verdict(run.evaluations, run.comparisons),
+        summary=" ".join(_verdicts(run.evaluated)),
         facts=_facts(run),
         sections=sections,
         footer=f"elk_jax {run.versions.get('elk_jax', '')}".strip(),
     )
+
+
+def evaluated_sections(evaluated: Evaluated) -> list[Section]:
+    """Results, curves, operating points and galleries of one evaluation."""
+    return [
+        results_section(evaluated.evaluations, evaluated.comparisons),
+        froc_section(evaluated.evaluations),
+        operating_points_section(evaluated.evaluations),
+        *(gallery_section(pictures) for pictures in evaluated.pictures),
+    ]
+
+
+def _named(sections: Sequence[Section], where: str) -> list[Section]:
+    return [replace(s, title=f"{s.title}: {where}") for s in sections] if where else list(sections)
+
+
+def _verdicts(evaluated: Sequence[Evaluated]) -> list[str]:
+    said = [verdict(one.evaluations, one.comparisons) for one in evaluated]
+    return [f"{one.on}: {text}" for one, text in zip(evaluated, said)] if len(said) > 1 else said
 
 
 def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
@@ -282,10 +307,10 @@ def _judgement(entry: Mapping[str, float | None]) -> tuple[str, str]:
 
 def _facts(run: DetectionRun) -> dict[str, str]:
     facts: dict[str, str] = {}
-    if run.evaluated_on:
-        facts["Evaluated on"] = run.evaluated_on
-    if run.evaluations:
-        counts = _first(run.evaluations).get("counts", {})
+    if run.evaluated:
+        facts["Evaluated on"] = ", ".join(dict.fromkeys(one.on for one in run.evaluated))
+    if len(run.evaluated) == 1:
+        counts = _first(run.evaluated[0].evaluations).get("counts", {})
         for key in ("patients", "images", "lesions"):
             if key in counts:
                 facts[key.capitalize()] = str(counts[key])

@@ -12,10 +12,11 @@ from elk_jax.data import sources
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.reporting.detection import DetectionRun, detection_report
+from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_report
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks import detection, detection_model
 from elk_jax.tasks import detection_report as reports
+from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
 
@@ -40,7 +41,10 @@ def evaluate_source(
     launch/evaluate.py.
     """
     rule = criterion_from_text(criterion)
-    source = sources.open_source(data, split, detection.parse_where(where), clean_boxes, on_error)
+    chosen = detection.parse_where(where)
+    source = sources.open_source(
+        data, split, chosen, clean_boxes, on_error, keep_bytes=sources.KEPT_BYTES, watch=watched("  decoding")
+    )
     categories = sources.category_ids(data)
     output = files.make_folder(output)
     if model is not None:
@@ -61,9 +65,7 @@ def evaluate_source(
     run = DetectionRun(
         name=name,
         title=f"{name} on {place}",
-        evaluations={name: evaluation},
-        evaluated_on=place,
-        pictures=[reports.pictures(name, shown, source)],
+        evaluated=[Evaluated(place, {name: evaluation}, pictures=[reports.pictures(name, shown, source)])],
         data={split or "all": sources.summary(source.infos)},
         skipped=source.skipped,
     )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data.schema import Source
-from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation import outcomes
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import Criterion
-from elk_jax.reporting.detection import DetectionRun, Pictures, detection_report
+from elk_jax.reporting.detection import DetectionRun, Evaluated, Pictures, detection_report
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.tables import results_table
@@ -36,6 +37,7 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
     report = DetectionRun(
         name=config.name,
         title=config.name.replace("_", " "),
+        evaluated=[_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"],
         histories={name: read_metrics(folder / name / "metrics.jsonl") for name in trained},
         chosen_steps={name: s["best_step"] for name, s in trained.items()},
         data={
@@ -47,47 +49,36 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
         config=files.read_json(folder / "config.json"),
         versions=files.read_json(folder / "versions.json"),
         seconds={name: files.read_json(folder / name / "finished.json")["seconds"] for name in summaries},
-        **_evaluated(run, summaries),
     )
     path = folder / "report.html"
     write_report(path, detection_report(report))
     return path
 
 
-def _evaluated(run: Run, summaries: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of the report that the last finished evaluation stage gives."""
-    evaluated = [name for name, summary in summaries.items() if summary["kind"] == "evaluate"]
-    if not evaluated:
-        return {}
-    summary, folder = summaries[evaluated[-1]], run.folder / evaluated[-1]
-    source = detection.open_data(run.config.data, (summary["on"],), summary["split"], run.config.seed)
+def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
+    """What a finished evaluation stage found."""
+    folder, data = run.folder / name, ConfigDict(run.config.data)
+    data.on_error = "late"  # the stage has looked at every image; here only those of the gallery are decoded
+    source = detection.open_data(data, (summary["on"],), summary["split"], run.config.seed)
     chosen = files.read_json(folder / "gallery.json")
-    return {
-        "evaluations": {m: files.read_json(folder / m / "evaluation.json") for m in summary["models"]},
-        "comparisons": files.read_json(folder / "comparisons.json"),
-        "evaluated_on": f"{summary['split']} split of {summary['on']}",
-        "pictures": [pictures(m, chosen[m], source) for m in summary["models"]],
-    }
+    return Evaluated(
+        on=f"{summary['split']} split of {summary['on']}",
+        evaluations={m: files.read_json(folder / m / "evaluation.json") for m in summary["models"]},
+        comparisons=files.read_json(folder / "comparisons.json"),
+        pictures=[pictures(m, chosen[m], source) for m in summary["models"]],
+    )
 
 
 def choose_pictures(
     results: Sequence[ImageResult], criterion: Criterion, evaluation: Mapping[str, Any], count: int = SHOWN
 ) -> dict[str, Any]:
-    """The best and worst images at the operating point of one false positive per image, as JSON-able data.
-
-    Worst: most missed lesions, then most false positives. Best: fewest missed, then most found, then fewest false
-    positives.
-    """
+    """The best and worst images at the operating point of one false positive per image, as JSON-able data."""
     threshold = next((p["threshold"] for p in evaluation["operating_points"] if p["rate"] == SHOWN_RATE), None)
     limit = 0.5 if threshold is None else threshold
-    outcomes = metrics.image_outcomes(results, criterion, limit)
-    entries = [_entry(result, outcome, limit) for result, outcome in zip(results, outcomes)]
-    by_fault = sorted(entries, key=lambda e: (-e["missed"], -e["false_positives"], e["image_id"]))
-    by_merit = sorted(entries, key=lambda e: (e["missed"], -e["found"], e["false_positives"], e["image_id"]))
-    worst = [e for e in by_fault if e["missed"] or e["false_positives"]][:count]
-    shown = {e["image_id"] for e in worst}
-    best = [e for e in by_merit if e["found"] and e["image_id"] not in shown][:count]
-    return {"threshold": limit, "worst": worst, "best": best}
+    by_id = {result.image_id: result for result in results}
+    best, worst = outcomes.best_and_worst(outcomes.image_outcomes(results, criterion, limit), count)
+    entries = lambda chosen: [_entry(by_id[o["image_id"]], o, limit) for o in chosen]
+    return {"threshold": limit, "worst": entries(worst), "best": entries(best)}
 
 
 def _entry(result: ImageResult, outcome: Mapping[str, Any], threshold: float) -> dict[str, Any]:
@@ -107,11 +98,10 @@ def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
 
     def draw(entry: Mapping[str, Any]) -> Picture:
         record = source[position[entry["image_id"]]]
-        said = [f"{entry['found']} of {entry['lesions']} found", f"{entry['false_positives']} false"]
         return Picture(
             image=record.image,
             title=record.info.file_name or entry["image_id"],
-            caption=", ".join(said),
+            caption=outcomes.describe_outcome(entry),
             gt_boxes=np.reshape(np.asarray(entry["gt_boxes"], float), (-1, 4)),
             gt_ignore=np.asarray(entry["gt_ignore"], bool),
             boxes=np.reshape(np.asarray(entry["boxes"], float), (-1, 4)),

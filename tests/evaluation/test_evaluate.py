@@ -9,11 +9,8 @@ import pytest
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import (
     METRIC_NAMES,
-    best_and_worst,
     compare_detections,
-    describe_outcome,
     evaluate_detections,
-    image_outcomes,
     scalars,
 )
 from elk_jax.evaluation.hits import centre_in_box
@@ -169,45 +166,3 @@ def test_runs_on_other_images_are_refused(random):
     other = [dataclasses.replace(r, gt_labels=r.gt_labels + 1) if r is chosen else r for r in results]
     with pytest.raises(UserError, match=f"such as '{chosen.image_id}'"):
         compare_detections(results, other)
-
-
-def test_image_outcomes(make):
-    results = [make("1", [A, B], [A, ELSEWHERE, B], [0.9, 0.8, 0.2]), make("2", [], [A], [0.1])]
-    assert image_outcomes(results, threshold=0.5) == [
-        {"image_id": "1", "lesions": 2, "found": 1, "missed": 1, "false_positives": 1},
-        {"image_id": "2", "lesions": 0, "found": 0, "missed": 0, "false_positives": 0},
-    ]
-
-
-def outcome(image_id, found, missed, wrong):
-    return {
-        "image_id": image_id,
-        "lesions": found + missed,
-        "found": found,
-        "missed": missed,
-        "false_positives": wrong,
-    }
-
-
-def test_best_and_worst():
-    outcomes = [
-        outcome("clean", 2, 0, 0),
-        outcome("healthy", 0, 0, 0),
-        outcome("noisy", 1, 0, 3),
-        outcome("blind", 0, 3, 0),
-        outcome("half", 1, 1, 0),
-        outcome("rich", 5, 0, 0),
-    ]
-    worst, best = best_and_worst(outcomes, 2)
-    assert [o["image_id"] for o in worst] == ["blind", "noisy"]
-    assert [o["image_id"] for o in best] == ["rich", "clean"]
-    worst, best = best_and_worst(outcomes, 10)
-    assert [o["image_id"] for o in worst] == ["blind", "noisy", "half"]
-    assert [o["image_id"] for o in best] == ["rich", "clean"]
-    assert best_and_worst([], 3) == ([], [])
-
-
-def test_describe_outcome():
-    assert describe_outcome(outcome("a", 2, 1, 1)) == "2 of 3 lesions found, 1 false positive"
-    assert describe_outcome(outcome("a", 0, 1, 0)) == "0 of 1 lesion found, no false positives"
-    assert describe_outcome(outcome("a", 0, 0, 2)) == "lesion-free, 2 false positives"

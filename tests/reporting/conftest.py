@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elk_jax.reporting.detection import DetectionRun, Pictures
+from elk_jax.reporting.detection import DetectionRun, Evaluated, Pictures
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import Section
 
@@ -76,15 +76,19 @@ def detection_run() -> DetectionRun:
     return DetectionRun(
         name="cem_mixed",
         title="Real & <synthetic>",
-        evaluations={"real": evaluation(0.6), "mixed": evaluation(0.7), "synthetic": evaluation(0.5)},
-        comparisons={
-            "mixed": {"mean_sensitivity": difference(0.1, -0.02, 0.2, 0.12)},
-            "synthetic": {"mean_sensitivity": difference(-0.1, -0.2, -0.01, 0.03)},
-        },
-        evaluated_on="phantom, test split",
+        evaluated=[
+            Evaluated(
+                on="phantom, test split",
+                evaluations={"real": evaluation(0.6), "mixed": evaluation(0.7), "synthetic": evaluation(0.5)},
+                comparisons={
+                    "mixed": {"mean_sensitivity": difference(0.1, -0.02, 0.2, 0.12)},
+                    "synthetic": {"mean_sensitivity": difference(-0.1, -0.2, -0.01, 0.03)},
+                },
+                pictures=[Pictures("mixed", [picture("P1", "1 of 2")], [picture("P2")], threshold=0.5)],
+            )
+        ],
         histories={"real": lines, "mixed": lines[:30]},
         chosen_steps={"real": 40},
-        pictures=[Pictures("mixed", [picture("P1", "1 of 2")], [picture("P2")], threshold=0.5)],
         data={"train": {"images": 150, "lesions": 312}, "test": {"images": 56}},
         skipped=[("P012_L_CM_CC", "truncated <script>alert(1)</script>")],
         config={"seed": 42, "detector": {"optimizer": {"kind": "sgd"}, "empty": {}}},

@@ -5,12 +5,13 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
 import pytest
 
-from elk_jax.reporting.detection import DetectionRun, detection_report, verdict
+from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_report, verdict
 from elk_jax.reporting.report import Report, Section, build_report, write_report
 
 VOID = {"meta", "link", "img", "br", "input", "line", "circle", "rect", "path"}
@@ -103,13 +104,14 @@ def test_says_what_was_measured(page):
 
 
 def test_verdict_in_words(detection_run):
-    said = verdict(detection_run.evaluations, detection_run.comparisons)
+    (evaluated,) = detection_run.evaluated
+    said = verdict(evaluated.evaluations, evaluated.comparisons)
     assert said == (
         "Mean sensitivity: real 0.600 (0.500 – 0.700), mixed 0.700 (0.600 – 0.800), synthetic 0.500 (0.400 – 0.600). "
         "Against real, mixed: no clear difference; synthetic: worse by 0.100."
     )
     better = {"mixed": {"mean_sensitivity": {"difference": 0.1, "low": 0.01, "high": 0.2, "p_value": 0.01}}}
-    assert "mixed: better by 0.100" in verdict(detection_run.evaluations, better)
+    assert "mixed: better by 0.100" in verdict(evaluated.evaluations, better)
 
 
 def test_nothing_measured_yet():
@@ -121,7 +123,7 @@ def test_nothing_measured_yet():
 def test_undefined_metrics_and_missing_comparisons(detection_run):
     nothing = {"value": None, "low": None, "high": None}
     evaluation = {
-        **detection_run.evaluations["real"],
+        **detection_run.evaluated[0].evaluations["real"],
         "mean_sensitivity": nothing,
         "sensitivity_at": {"1": nothing},
         "curve": {
@@ -132,12 +134,23 @@ def test_undefined_metrics_and_missing_comparisons(detection_run):
             "high": None,
         },
     }
-    page = build_report(
-        detection_report(
-            DetectionRun(name="x", evaluations={"a": evaluation, "b": evaluation}, comparisons={"b": {}})
-        )
-    )
+    evaluated = Evaluated("", {"a": evaluation, "b": evaluation}, {"b": {}})
+    page = build_report(detection_report(DetectionRun(name="x", evaluated=[evaluated])))
     assert "None" not in page and "nan" not in page
+
+
+def test_every_evaluation_is_shown_under_its_own_name(detection_run):
+    (first,) = detection_run.evaluated
+    second = Evaluated("val split of clinic", {"mixed": first.evaluations["mixed"]})
+    report = detection_report(replace(detection_run, evaluated=[first, second]))
+    titles = [section.title for section in report.sections]
+    assert titles[:4] == [
+        f"{title}: phantom, test split" for title in ("Results", "FROC", "Operating points", "Images: mixed")
+    ]
+    assert titles[4:7] == [f"{title}: val split of clinic" for title in ("Results", "FROC", "Operating points")]
+    assert "val split of clinic: Mean sensitivity: mixed 0.700" in report.summary
+    assert report.facts["Evaluated on"] == "phantom, test split, val split of clinic"
+    assert build_report(report)
 
 
 def test_equal_titles_get_different_anchors():

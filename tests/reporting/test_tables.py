@@ -10,7 +10,8 @@ def printed(table, width=160) -> str:
 
 
 def test_models_side_by_side_with_intervals(detection_run):
-    text = printed(results_table(detection_run.evaluations, detection_run.comparisons, "cem_mixed"))
+    (evaluated,) = detection_run.evaluated
+    text = printed(results_table(evaluated.evaluations, evaluated.comparisons, "cem_mixed"))
     lines = [line for line in text.splitlines() if "Mean sensitivity" in line]
     assert len(lines) == 1
     assert "0.600  0.50 – 0.70" in lines[0] and "0.700  0.60 – 0.80" in lines[0]
@@ -26,13 +27,14 @@ def test_models_side_by_side_with_intervals(detection_run):
 
 
 def test_clear_differences_are_coloured(detection_run):
+    (evaluated,) = detection_run.evaluated
     console = Console(width=200, record=True, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
-    console.print(results_table(detection_run.evaluations, detection_run.comparisons))
+    console.print(results_table(evaluated.evaluations, evaluated.comparisons))
     markup = console.export_html()
     assert "#800000" in markup  # red: synthetic is clearly worse
     assert "#008000" not in markup  # mixed is not clearly better
 
 
 def test_without_comparisons_or_models(detection_run):
-    assert "–" in printed(results_table({"real": detection_run.evaluations["real"]}))
+    assert "–" in printed(results_table({"real": detection_run.evaluated[0].evaluations["real"]}))
     printed(results_table({}))

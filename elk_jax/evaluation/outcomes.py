@@ -1,0 +1,54 @@
+"""How a detector did on each image at one threshold, and which images to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elk_jax.evaluation import froc
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.hits import Criterion, iou_at_least
+
+Outcome = Mapping[str, Any]
+
+
+def image_outcomes(
+    results: Sequence[ImageResult], criterion: Criterion | None = None, threshold: float = 0.0
+) -> list[dict[str, Any]]:
+    """Each image at one threshold: {"image_id", "lesions", "found", "missed", "false_positives"}."""
+    criterion = criterion or iou_at_least(0.3)
+    outcomes = []
+    for result in results:
+        scores = froc.image_scores(result, criterion)
+        found = int((scores.lesions >= threshold).sum())
+        outcomes.append(
+            {
+                "image_id": result.image_id,
+                "lesions": len(scores.lesions),
+                "found": found,
+                "missed": len(scores.lesions) - found,
+                "false_positives": int((scores.false_positives >= threshold).sum()),
+            }
+        )
+    return outcomes
+
+
+def best_and_worst(outcomes: Sequence[Outcome], number: int) -> tuple[list[Outcome], list[Outcome]]:
+    """Of image_outcomes: the `number` images that went best, best first, and those that went worst, worst first.
+
+    Worst: most missed lesions, then most false positives; only images with either. Best: fewest missed, then most
+    found, then fewest false positives; only images where something was found. No image is in both lists.
+    """
+    by_fault = sorted(outcomes, key=lambda o: (-o["missed"], -o["false_positives"], o["image_id"]))
+    worst = [o for o in by_fault if o["missed"] or o["false_positives"]][:number]
+    shown = {o["image_id"] for o in worst}
+    by_merit = sorted(outcomes, key=lambda o: (o["missed"], -o["found"], o["false_positives"], o["image_id"]))
+    best = [o for o in by_merit if o["found"] and o["image_id"] not in shown][:number]
+    return best, worst
+
+
+def describe_outcome(outcome: Mapping[str, Any]) -> str:
+    """'2 of 3 lesions found, 1 false positive'."""
+    wrong = outcome["false_positives"]
+    found = f"{outcome['found']} of {outcome['lesions']} lesion{'s' * (outcome['lesions'] != 1)} found"
+    return f"{found if outcome['lesions'] else 'lesion-free'}, {wrong or 'no'} false positive{'s' * (wrong != 1)}"
