@@ -95,7 +95,7 @@ def open_source(
         source = _where(source, where)
     if clean:
         source = replace(source, infos=tuple(clean_info(info) for info in source.infos))
-    if keep_bytes:
+    if keep_bytes and kind != "phantom":  # phantoms are in memory anyway
         source = cached(source, keep_bytes)
     if on_error == "skip":
         return without_unreadable(source, watch)

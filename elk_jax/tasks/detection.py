@@ -21,6 +21,7 @@ from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult, join_batches
 from elk_jax.tasks.detection_checks import check_model
+from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.training.progress import Progress
 from elk_jax.training.task import Params, Task
@@ -108,7 +109,8 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
                 f"data source '{name}' is not set", where=f"config.data.{name}.spec", todo="give coco:FILE.json"
             )
         where = parse_where(f"{entry.where},{entry.train_where}" if split == "train" else entry.where)
-        source = sources.open_source(entry.spec, split, where, entry.clean_boxes, data.on_error)
+        keep, watch = sources.KEPT_BYTES, watched("  decoding")
+        source = sources.open_source(entry.spec, split, where, entry.clean_boxes, data.on_error, keep, watch)
         if entry.patients and split == "train":
             source = sources.fewshot(source, entry.patients, seed)
         opened.append(dataclasses.replace(source, name=name))
