@@ -55,13 +55,13 @@ def test_pictures_go_from_the_clearest_case_to_the_least_clear():
 
 def test_pictures_show_what_reaches_the_threshold_of_one_false_positive_per_image():
     results = [image("faint", 2, 1, 1, score=0.4)]
-    found, best, worst = chosen(results, 0.3)
+    found, *_ = chosen(results, 0.3)
     (entry,) = found["worst"] + found["best"]
     assert entry["boxes"] == [LESIONS[0], ELSEWHERE[0]] and entry["scores"] == [0.4, 0.4]
     assert (entry["lesions"], entry["found"], entry["missed"], entry["false_positives"]) == (2, 1, 1, 1)
     assert entry["gt_boxes"] == LESIONS[:2] and entry["gt_ignore"] == [False, False]
     for threshold in (0.45, None):  # None: no threshold reaches the rate, and 0.5 is taken
-        found, best, worst = chosen(results, threshold)
+        found, *_ = chosen(results, threshold)
         (entry,) = found["worst"]
         assert entry["boxes"] == [] and entry["missed"] == 2 and found["threshold"] == (threshold or 0.5)
 
