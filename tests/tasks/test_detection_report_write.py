@@ -24,7 +24,7 @@ NAMES = [str(i) for i in range(1, 13)]
 
 @pytest.fixture
 def run(tmp_path):
-    """Two finished evaluation stages on twelve images of one lesion; image 12 is missing, in image 2 nothing is found."""
+    """Two finished evaluation stages on twelve images of one lesion; 12 is missing, and in 2 nothing is found."""
     (tmp_path / "images").mkdir()
     for name in NAMES[:-1]:
         cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.full((48, 64), 100, np.uint8))
