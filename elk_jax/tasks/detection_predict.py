@@ -35,9 +35,9 @@ def predict_files(
     on_error: str = "stop",
 ) -> list[ImageResult]:
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
+    paths = folder.find_images(inputs)
     _, _, description = detection_model.load(model)
-    paths, classes = folder.find_images(inputs), tuple(description["classes"])
-    source = folder.open_files(paths, classes, on_error, watch=watched("  decoding"))
+    source = folder.open_files(paths, tuple(description["classes"]), on_error, watch=watched("  decoding"))
     output = files.make_folder(output)
     threshold = chosen_threshold(description) if threshold is None else threshold
     results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor)

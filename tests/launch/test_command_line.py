@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def start(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, f"launch/{script}.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **environment},
-    )
+def start(script: str, *arguments: str) -> SimpleNamespace:
+    """Start a launch script as a user does."""
+    command = [sys.executable, f"launch/{script}.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return SimpleNamespace(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
-def assert_one_line(done: subprocess.CompletedProcess, *words: str) -> None:
+@pytest.fixture(scope="module")
+def quick_start():
+    """`start` in a process that has imported the libraries before (starts.py)."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    command = [sys.executable, "tests/launch/starts.py"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def start_there(script: str, *arguments: str) -> SimpleNamespace:
+            process.stdin.write(json.dumps([script, *arguments]) + "\n")
+            process.stdin.flush()
+            return SimpleNamespace(**json.loads(process.stdout.readline()))
+
+        yield start_there
+        process.stdin.close()
+
+
+def assert_one_line(done: SimpleNamespace, *words: str) -> None:
     error = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
     assert error[-1].startswith("error: ") and "Traceback" not in done.stderr, done.stderr
@@ -40,54 +55,79 @@ def test_help_teaches(script):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    "arguments, word",
     [
-        ([], ["no --config given"]),
-        (["--config=configs/none.py"], ["configs/none.py"]),
-        (["--config=configs/cem_real.py:enormous"], ["no variant 'enormous'", "tiny"]),
-        (["--config=configs/cem_real.py:tiny", "--config.detector.stepps=3"], ["detector.stepps", "detector.steps"]),
-        (["--config=configs/cem_real.py:tiny", "--config.detectr.steps=3"], ["detectr.steps", "detector.steps"]),
-        (["--config=configs/cem_real.py:tiny", "--config.detector.optimizer.magic=1"], ["unknown config key", "magic"]),
-        (["--config=configs/cem_real.py:tiny", "--config.detector.steps.more=1"], ["unknown config key", "steps.more"]),
-        (["--config=configs/cem_real.py:tiny", "--config.detector.steps=many"], ["bad value", "detector.steps"]),
-        (["--config=configs/cem_real.py:tiny", "--colour=red"], ["colour"]),
-        (["--config=configs/cem_real.py:tiny", "stray"], ["stray"]),
+        (["train"], "no --config given"),
+        (["evaluate", "--workdir=x"], "no --data given"),
+        (["predict", "--workdir=x", "--input=x"], "no --output given"),
+        (["import_weights"], "no --"),
     ],
 )
-def test_wrong_flags_end_in_one_line(arguments, words):
-    assert_one_line(start("train", *arguments), *words)
+def test_what_is_missing_ends_in_one_line(arguments, word):
+    assert_one_line(start(*arguments), word)
 
 
-def test_wrong_values_end_in_one_line_and_leave_nothing(tmp_path):
-    folder = tmp_path / "run"
-    cases = {
-        "--config.data.real.spec=coco:/nowhere/cem.json": ["/nowhere/cem.json"],
-        "--config.data.real.spec=ftp:images": ["unknown data source"],
-        "--config.detector.model.depth=77": ["model.depth", "101"],
-        "--config.detector.optimizer.name=magic": ["magic", "adamw"],
-        "--config.detector.loader.buckets=()": ["loader.buckets", "canvas"],
-        "--config.detector.best_metric=aufroc3": ["aufroc3", "aufroc_3"],
-        "--config.stages.real.init_from=/nowhere": ["no model here", "/nowhere"],
-    }
-    for argument, words in cases.items():
-        done = start("train", "--config=configs/cem_real.py:tiny", f"--workdir={folder}", argument)
-        assert_one_line(done, *words)
-        assert not (folder / "real" / "checkpoints").exists() and not (folder / "real" / "finished.json").exists()
-        for file in folder.rglob("*.json"):
-            file.unlink()  # the next case has other settings
+TINY = "--config=configs/cem_real.py:tiny"
 
 
-@pytest.mark.skipif(os.name != "posix" or not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_workdirs_that_cannot_be_written(tmp_path):
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--config=configs/none.py"], ["configs/none.py"]),
+        (["--config=configs/cem_real.py:enormous"], ["no variant 'enormous'", "tiny"]),
+        ([TINY, "--config.detector.stepps=3"], ["detector.stepps", "detector.steps"]),
+        ([TINY, "--config.detectr.steps=3"], ["detectr.steps", "detector.steps"]),
+        ([TINY, "--config.detector.optimizer.magic=1"], ["unknown config key", "magic"]),
+        ([TINY, "--config.detector.steps.more=1"], ["unknown config key", "steps.more"]),
+        ([TINY, "--config.detector.steps=many"], ["bad value", "detector.steps"]),
+        ([TINY, "--colour=red"], ["colour"]),
+        ([TINY, "stray"], ["stray"]),
+    ],
+)
+def test_wrong_flags_end_in_one_line(quick_start, arguments, words):
+    assert_one_line(quick_start("train", *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--config.data.real.spec=coco:/nowhere/cem.json", ["/nowhere/cem.json"]),
+        ("--config.data.real.spec=ftp:images", ["unknown data source"]),
+        ("--config.detector.model.depth=77", ["model.depth", "101"]),
+        ("--config.detector.optimizer.name=magic", ["magic", "adamw"]),
+        ("--config.detector.loader.buckets=()", ["loader.buckets", "canvas"]),
+        ("--config.detector.best_metric=aufroc3", ["aufroc3", "aufroc_3"]),
+        ("--config.stages.real.init_from=/nowhere", ["no model here", "/nowhere"]),
+    ],
+)
+def test_wrong_values_end_in_one_line_and_leave_nothing(quick_start, tmp_path, argument, words):
+    assert_one_line(quick_start("train", TINY, f"--workdir={tmp_path}", argument), *words)
+    assert not (tmp_path / "real" / "checkpoints").exists() and not (tmp_path / "real" / "finished.json").exists()
+
+
+def test_folders_that_are_none_end_in_one_line(quick_start, tmp_path):
     (tmp_path / "file").write_text("")
-    done = start("train", "--config=configs/cem_real.py:tiny", f"--workdir={tmp_path / 'file' / 'run'}")
-    assert_one_line(done, "folder")
-    done = start("train", "--config=configs/cem_real.py:tiny", "--workdir=/proc/elk")
-    assert_one_line(done, "/proc/elk")
-
-
-def test_evaluate_and_predict_say_what_is_missing(tmp_path):
-    assert_one_line(start("evaluate", "--workdir=x"), "--data")
-    done = start("evaluate", f"--workdir={tmp_path}", "--data=phantom:count=8,size=64")
+    assert_one_line(quick_start("train", TINY, f"--workdir={tmp_path / 'file' / 'run'}"), "folder")
+    if Path("/proc/self").exists():
+        assert_one_line(quick_start("train", TINY, "--workdir=/proc/elk"), "/proc/elk")
+    done = quick_start("evaluate", f"--workdir={tmp_path}", "--data=phantom:count=8,size=64")
     assert_one_line(done, "neither a run folder")
-    assert_one_line(start("predict", f"--workdir={tmp_path}", "--input=x"), "--output")
+    done = quick_start("predict", f"--workdir={tmp_path}", "--input=x.png", f"--output={tmp_path}")
+    assert_one_line(done, "neither a run folder")
+
+
+def test_inputs_of_a_prediction_are_paths_as_they_stand(quick_start, tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "a,b.png").write_text("")
+    inputs = [f"--input={tmp_path / name}" for name in ("a,b.png", "c,d.png")]
+    done = quick_start("predict", f"--workdir={tmp_path}", *inputs, f"--output={tmp_path / 'out'}")
+    assert_one_line(done, f"no such file or folder ({tmp_path / 'c,d.png'})")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quick_start_is_a_start(quick_start):
+    """The shared process hides nothing: success is success, and the flags of one start do not reach the next."""
+    helped = quick_start("train", "--help")
+    assert (helped.returncode, helped.stdout) == (0, start("train", "--help").stdout)
+    assert quick_start("train", TINY, "stray").stderr == start("train", TINY, "stray").stderr
+    assert quick_start("train").stderr == start("train").stderr
