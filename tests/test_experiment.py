@@ -12,7 +12,7 @@ import pytest
 
 from elk_jax import experiment, files
 from elk_jax.errors import UserError
-from elk_jax.evaluation.evaluate import evaluate_detections
+from elk_jax.evaluation.evaluate import evaluate_detections, scalars
 from elk_jax.tasks import detection, detection_evaluate, detection_model, detection_predict
 from elk_jax.training.mesh import make_mesh
 
@@ -101,19 +101,20 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(mixed):
     assert files.read_json(mixed / "config.json")["detector"]["steps"] == 4, "a refused start leaves no trace"
 
 
-def test_the_saved_thresholds_are_those_of_the_model_s_own_detections(mixed):
-    """Training validates as testing tests: breasts are cut out without a look at the truth."""
+def test_training_validates_as_testing_tests(mixed):
+    """Breasts are cut out without a look at the truth: the model's own detections give what chose the checkpoint."""
     config = cem_mixed.get_config("tiny")
-    assert config.detector.crop_to_breast
+    recipe, folder = config.detector, mixed / "real" / "model"
+    assert recipe.crop_to_breast
     validation = detection.open_data(config.data, ("real",), "val", config.seed)
-    folder, floor = mixed / "real" / "model", config.detector.score_floor
-    results = detection_model.detect_with(folder, validation, make_mesh(), floor)
-    evaluation = evaluate_detections(results, score_floor=floor, resamples=0)
-    saved = detection_model.load(folder)[2]["operating_points"]
-    again = [(point["rate"], point["threshold"]) for point in evaluation["operating_points"]]
-    assert [(p["false_positives_per_image"], p["threshold"]) for p in saved] == [
-        (rate, threshold if threshold is None else pytest.approx(threshold, abs=1e-5)) for rate, threshold in again
-    ]
+    results = detection_model.detect_with(folder, validation, make_mesh(), recipe.score_floor)
+    evaluation = evaluate_detections(results, score_floor=recipe.choose_score_floor, resamples=0)
+    chosen = files.read_json(mixed / "real" / "finished.json")["summary"]["best"]
+    assert any(chosen.values()) and scalars(evaluation) == pytest.approx(chosen, abs=1e-6)
+    points = detection_model.load(folder)[2]["operating_points"]
+    saved = [(p["false_positives_per_image"], p["threshold"]) for p in points]
+    evaluation = evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
+    assert saved == [(p["rate"], p["threshold"]) for p in evaluation["operating_points"]]
 
 
 def test_predictions_evaluated_from_their_file_give_the_same_numbers(mixed, tmp_path):
