@@ -72,6 +72,7 @@ def source(spec: str, **overrides) -> dict:
         "where": "",  # keep images whose field has a value: is_mass=true,view=MLO|CC
         "train_where": "",  # the same, beside `where`, for the training split alone
         "clean_boxes": False,  # ELK's cleaning: boxes inside others and doubles
+        "ignore_over": 0.0,  # boxes of more than this share of the image are neither lesion nor background; 0: none
         "patients": 0,  # random training patients to keep, 0 for all
         **overrides,
     }

@@ -1,4 +1,4 @@
-"""Box cleaning of ELK: several hand-drawn regions of one lesion become one box.
+"""Box cleaning: several hand-drawn regions of one lesion become one box (ELK), regions of a whole breast are set aside.
 
 Shapes: N boxes of one image, xyxy, px.
 """
@@ -31,6 +31,15 @@ def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
         inside = (kept[:, :2] <= boxes[index, :2]).all(1) & (kept[:, 2:] >= boxes[index, 2:]).all(1)
         keep[index] = not (inside | (iou(kept, boxes[[index]])[:, 0] > max_iou)).any()
     return keep
+
+
+def ignore_large(info: ImageInfo, share: float) -> ImageInfo:
+    """Boxes that cover more than `share` of the image become ignore boxes: they outline a breast, not a lesion.
+
+    Do it before the cleaning, which would drop every lesion inside such a box in its favour.
+    """
+    large = area(np.asarray(info.boxes, np.float64).reshape(-1, 4)) > share * info.width * info.height
+    return replace(info, ignore=info.ignore | large)
 
 
 def clean_info(info: ImageInfo, max_iou: float = MAX_IOU) -> ImageInfo:

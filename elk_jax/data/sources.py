@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.data import checks, coco
-from elk_jax.data.cleaning import clean_info
+from elk_jax.data.cleaning import clean_info, ignore_large
 from elk_jax.data.images import decode_image
 from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.phantom import read_phantom
@@ -65,6 +65,7 @@ def open_source(
     on_error: str = "stop",
     keep_bytes: int = 0,
     watch: Watch = unwatched,
+    ignore_over: float = 0.0,
 ) -> ImageSource:
     """Open a data source.
 
@@ -73,6 +74,7 @@ def open_source(
     where: only images whose fields have these values, or are written like them (`true`, `5`); a list or tuple
         means any of its entries.
     clean: merge overlapping boxes as ELK does (`cleaning.py`).
+    ignore_over: boxes that cover more than this share of the image become ignore boxes; 0 for none.
     on_error: "stop" raises at a missing file now, at an unreadable one when it is read; "skip" decodes every
         image once now, leaves the unreadable ones out and lists them in `.skipped`, so that what follows is
         as deterministic as without them; "late" looks at no file now: for a few images of a source that was
@@ -93,6 +95,10 @@ def open_source(
     source = _in_split(source, split)
     if where:
         source = _where(source, where)
+    if not 0 <= ignore_over <= 1:
+        raise UserError(f"ignore_over is {ignore_over}", todo="give a share of the image, 0 to 1; 0 ignores no box")
+    if ignore_over:
+        source = replace(source, infos=tuple(ignore_large(info, ignore_over) for info in source.infos))
     if clean:
         source = replace(source, infos=tuple(clean_info(info) for info in source.infos))
     if keep_bytes and kind != "phantom":  # phantoms are in memory anyway

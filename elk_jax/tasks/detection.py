@@ -110,7 +110,9 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
             )
         where = parse_where(f"{entry.where},{entry.train_where}" if split == "train" else entry.where)
         keep, watch = sources.KEPT_BYTES, watched("  decoding")
-        source = sources.open_source(entry.spec, split, where, entry.clean_boxes, data.on_error, keep, watch)
+        source = sources.open_source(
+            entry.spec, split, where, entry.clean_boxes, data.on_error, keep, watch, entry.ignore_over
+        )
         if entry.patients and split == "train":
             source = sources.fewshot(source, entry.patients, seed)
         opened.append(dataclasses.replace(source, name=name))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elk_jax.data.cleaning import clean_info, keep_clean_boxes
+from elk_jax.data.cleaning import clean_info, ignore_large, keep_clean_boxes
 
 
 def brute_iou(a, b):
@@ -56,3 +56,12 @@ def test_classes_and_ignore_boxes_are_kept_apart(make_info):
     assert cleaned.boxes.tolist() == [boxes[0], boxes[2], boxes[3]]
     assert cleaned.labels.tolist() == [0, 1, 0]
     assert cleaned.ignore.tolist() == [False, False, True]
+
+
+def test_a_box_around_the_whole_breast_is_set_aside_and_swallows_no_lesion(make_info):
+    info = make_info(0, [[0, 0, 60, 60], [10, 10, 20, 20], [30, 30, 45, 45]], width=100, height=100)
+    assert clean_info(info).boxes.tolist() == [[0, 0, 60, 60]]
+    aside = ignore_large(info, 0.25)
+    assert aside.ignore.tolist() == [True, False, False]
+    assert clean_info(aside).boxes.tolist() == info.boxes.tolist()
+    assert ignore_large(info, 0.36).ignore.tolist() == [False] * 3  # exactly the share is not more
