@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         python=python,
         channels_last={"auto": None, "channels_last": True, "contiguous": False}[options.torch_layout],
         least_seconds=options.least_seconds,
+        clock=options.clock,
     )
     print(json.dumps(result, allow_nan=False))
 
@@ -65,6 +67,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and torchvision; or auto, none")
     parser.add_argument("--torch_layout", default="auto", choices=("auto", "channels_last", "contiguous"),
                         help="memory format of torch; auto: channels_last on a GPU, contiguous on a CPU")  # fmt: skip
+    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
+                        help="cpu: processor time of all threads, for a CPU that is not free")  # fmt: skip
     options = parser.parse_args(arguments)
     for name in ("batch", "repetitions"):
         if getattr(options, name) < 1:
@@ -82,13 +86,14 @@ def benchmark(
     python: str = "",
     channels_last: bool | None = None,
     least_seconds: float = 0.5,
+    clock: str = "wall",
 ) -> dict[str, Any]:
     """Everything that the JSON line holds. python: where torchvision is; '' measures this project alone."""
     accelerator = jax.default_backend() != "cpu"
     surroundings = measure.surroundings()
     data = workload.phantom_data(size, batch_size, threads=max(2, min(8, (os.cpu_count() or 2) // 2)))
     layout = accelerator if channels_last is None else channels_last
-    with rival.start(python, rival_settings(config, accelerator, layout), data.batch) as other:
+    with rival.start(python, rival_settings(config, accelerator, layout, clock), data.batch) as other:
         params = None if other is None else rival_weights(other, config)
         subject = workload.Subject(config, data, meshes.make_mesh(devices=jax.devices()[:1]), params)
         jax.block_until_ready(subject.step())
@@ -103,11 +108,10 @@ def benchmark(
             comparison = {**other.description, "first_loss": other.ask("loss")["loss"]}
             comparison["detections"] = other.ask("detections")["detections"]
             for name in ours:
-                other.seconds(name, 1)
-                their_calls[name] = max(1, min(200, round(least_seconds / other.seconds(name, 1))))
+                their_calls[name] = measure.calls_of_seconds(partial(other.seconds, name, 1), least_seconds)
         for _ in range(repetitions):
             for name, call in ours.items():
-                times[name].append(measure.seconds_per_call(call, calls[name]))
+                times[name].append(measure.seconds_per_call(call, calls[name], clock))
                 if other is not None:
                     their_times[name].append(other.seconds(name, their_calls[name]))
         if other is not None and comparison is not None:
@@ -130,6 +134,7 @@ def benchmark(
             "dtype": config.dtype,
             "conventions": "torchvision",
             "repetitions": repetitions,
+            "clock": clock,
         },
         **surroundings,
         "train": timing(times["train"], batch_size, calls["train"], subject.train_cost),
@@ -172,11 +177,14 @@ def timing(seconds: list[float], batch_size: int, calls: int, cost: Any = None) 
     return values
 
 
-def rival_settings(config: FasterRCNNConfig, accelerator: bool, channels_last: bool) -> dict[str, Any]:
+def rival_settings(
+    config: FasterRCNNConfig, accelerator: bool, channels_last: bool, clock: str
+) -> dict[str, Any]:
     """The same detector in torchvision's words."""
     return {
         "depth": config.depth,
         "dtype": config.dtype,
+        "clock": clock,
         "accelerator": accelerator,
         "channels_last": channels_last,
         "trainable_layers": TRAINABLE_STAGES,

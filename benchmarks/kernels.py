@@ -59,16 +59,22 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
+    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS), help="see detector.py")
     options = parser.parse_args(arguments)
     config = CONVENTIONS[options.conventions](depth=options.depth, dtype=options.dtype)
     size = workload.parse_size(options.size)
-    result = benchmark(config, size, options.batch, options.repetitions, options.least_seconds)
+    result = benchmark(config, size, options.batch, options.repetitions, options.least_seconds, options.clock)
     result["settings"]["conventions"] = options.conventions
     print(json.dumps(result, allow_nan=False))
 
 
 def benchmark(
-    config: FasterRCNNConfig, size: tuple[int, int], batch_size: int, repetitions: int, least_seconds: float = 0.5
+    config: FasterRCNNConfig,
+    size: tuple[int, int],
+    batch_size: int,
+    repetitions: int,
+    least_seconds: float = 0.5,
+    clock: str = "wall",
 ) -> dict[str, Any]:
     """Everything that the JSON line holds."""
     surroundings = measure.surroundings()
@@ -84,7 +90,7 @@ def benchmark(
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(repetitions):
         for name, call in programs.items():
-            times[name].append(measure.seconds_per_call(call, calls[name]))
+            times[name].append(measure.seconds_per_call(call, calls[name], clock))
     return {
         "benchmark": "kernels",
         "settings": {
@@ -94,6 +100,7 @@ def benchmark(
             "depth": config.depth,
             "dtype": config.dtype,
             "repetitions": repetitions,
+            "clock": clock,
         },
         **surroundings,
         **shares(times),

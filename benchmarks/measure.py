@@ -50,20 +50,32 @@ def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(theirs, ours, strict=True)])
 
 
-def seconds_per_call(call: Callable[[], Any], calls: int) -> float:
-    """Mean time of `calls` calls in a row; what they return is waited for at the end."""
-    start = time.perf_counter()
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""cpu: processor time of all threads. On a CPU that others use too it still tells the work of a program."""
+
+
+def seconds_per_call(call: Callable[[], Any], calls: int, clock: str = "wall") -> float:
+    """Mean time of `calls` calls in a row by one of CLOCKS; what they return is waited for at the end."""
+    now = CLOCKS[clock]
+    start = now()
     result = None
     for _ in range(calls):
         result = call()
     jax.block_until_ready(result)
-    return (time.perf_counter() - start) / calls
+    return (now() - start) / calls
 
 
 def calls_for(call: Callable[[], Any], least_seconds: float, most: int = 200) -> int:
-    """How many calls in a row take `least_seconds` (after one to warm up)."""
-    seconds_per_call(call, 1)
-    return max(1, min(most, round(least_seconds / max(seconds_per_call(call, 1), 1e-6))))
+    """How many calls in a row take `least_seconds`. Warms up with one call, or two of those that are short."""
+    return calls_of_seconds(lambda: seconds_per_call(call, 1), least_seconds, most)
+
+
+def calls_of_seconds(seconds: Callable[[], float], least_seconds: float, most: int = 200) -> int:
+    """As `calls_for`, for a function that makes one call itself and tells how long it took."""
+    first = seconds()
+    if first > 4 * least_seconds:
+        return 1
+    return max(1, min(most, round(least_seconds / max(seconds(), 1e-6))))
 
 
 def surroundings() -> dict[str, Any]:
