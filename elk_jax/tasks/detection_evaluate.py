@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from elk_jax import files
 from elk_jax.data import sources
 from elk_jax.evaluation import detections
@@ -16,6 +14,7 @@ from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_repor
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks import detection, detection_model
 from elk_jax.tasks import detection_report as reports
+from elk_jax.tasks.run import new_console
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
@@ -70,7 +69,7 @@ def evaluate_source(
         skipped=source.skipped,
     )
     write_report(output / "report.html", detection_report(run))
-    console = Console(highlight=False, soft_wrap=True)
+    console = new_console()
     console.print(reports.results_table({name: evaluation}, {}, place))
     for note in evaluation["notes"]:
         console.print(f"note: {note}", markup=False)

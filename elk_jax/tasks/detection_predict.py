@@ -10,12 +10,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
 
 from elk_jax import files
 from elk_jax.data import folder
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.tasks import detection_model
+from elk_jax.tasks.run import new_console
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
@@ -51,7 +51,7 @@ def predict_files(
             drawn = draw(source[index].image, result, threshold)
             name = f"{index:04d}_{Path(result.image_id).stem}.png"
             files.write_bytes(picture_folder / name, cv2.imencode(".png", drawn)[1].tobytes())
-    say = Console(highlight=False, soft_wrap=True).print
+    say = new_console().print
     marked = sum(int((r.scores >= threshold).sum()) for r in results)
     for path, reason in source.skipped:
         say(f"skipped {path}: {reason}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 
+def new_console() -> Console:
+    """As wide as the terminal; wide enough for a table of results where there is none."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
 @dataclass(frozen=True)
 class Run:
     """One started experiment. Only the main process (`is_main`) writes files and prints."""
@@ -18,7 +24,7 @@ class Run:
     config: ConfigDict
     folder: Path
     mesh: jax.sharding.Mesh
-    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+    console: Console = field(default_factory=new_console)
 
     @property
     def is_main(self) -> bool:
