@@ -35,8 +35,9 @@ def run(tmp_path):
         "categories": [{"id": 1, "name": "mass"}],
     }
     (tmp_path / "data.json").write_text(json.dumps(content))
-    entry = {"spec": f"coco:{tmp_path / 'data.json'}", "where": "", "train_where": "", "clean_boxes": False, "ignore_over": 0.0}
-    config = ConfigDict({"name": "two", "seed": 0, "data": {"real": entry | {"patients": 0}, "on_error": "skip"}})
+    entry = {"spec": f"coco:{tmp_path / 'data.json'}", "where": "", "train_where": ""}
+    entry |= {"clean_boxes": False, "ignore_over": 0.0, "patients": 0}
+    config = ConfigDict({"name": "two", "seed": 0, "data": {"real": entry, "on_error": "skip"}})
 
     truth = np.array([LESION]), np.zeros(1, int), np.zeros(1, bool)
     found = Detections(truth[0], np.array([0.9]), np.zeros(1, int))
