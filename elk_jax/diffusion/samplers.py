@@ -1,0 +1,316 @@
+"""From noise to an image: DDIM and DPM-Solver++ (2M) as one `lax.scan`, and classifier-free guidance.
+
+Shapes: B batch, N sampling steps, T time steps of training. Images and latents are [B, ...].
+
+Every step of both samplers is linear in what is known, so a sampler is a table of numbers (`plan`, NumPy, float64) and
+the scan only multiplies and adds:
+
+    x0    <- model output, x, signal, noise_rate
+    x     <- keep x + clean x0 + before x0_of_the_step_before + epsilon eps + fresh noise
+
+References: Song et al. 2021, arXiv 2010.02502 (DDIM, eq. 12 and 16); Lu et al. 2022, arXiv 2211.01095, algorithm 2
+(DPM-Solver++ 2M, midpoint); Karras et al. 2022, arXiv 2206.00364, eq. 5 (noise levels); Ho and Salimans 2022,
+arXiv 2207.12598 (guidance); Lin et al. 2024, arXiv 2305.08891 (spacing, rescaled guidance). Time steps and the order
+of the last step follow diffusers' schedulers, so that a Stable Diffusion folder samples as it does there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.diffusion.schedule import Schedule, epsilon_of, x0_of
+from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+"""(x_t [B, ...], t int32 [B]) -> the model's output [B, ...]; closes over parameters and conditions."""
+Constrain = Callable[[jax.Array, jax.Array], jax.Array]
+"""(predicted x0 [B, ...], t int32 [B]) -> x0 that the step goes on with."""
+
+SAMPLERS = ("dpmpp_2m", "ddim")
+SPACINGS = ("linspace", "leading", "trailing")
+FINAL_SIGMAS = ("zero", "sigma_min")
+KARRAS_RHO = 7.0
+FEW_STEPS = 15
+"""Below so many steps the last one of DPM-Solver++ is of first order (`lower_order_final`)."""
+LEAST_LEFT = 2.0**-24
+"""Signal (squared) that DPM-Solver++ sees at a zero terminal SNR, where its log-SNR would be infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How to sample. eta: DDIM's share of fresh noise (0: none, 1: as much as DDPM).
+
+    spacing, steps_offset: which time steps of training are visited. karras: noise levels of Karras et al. (dpmpp_2m).
+    final_sigma: the last step ends at the clean image ("zero") or at the first training step's noise ("sigma_min"; for
+    DDIM, diffusers' set_alpha_to_one=False). lambda_min: dpmpp_2m starts no lower than this half log-SNR (-5.1 for
+    cosine schedules). clip: predicted images are cut to [-clip, clip] (pixel space; never for latents).
+    """
+
+    name: str = "dpmpp_2m"
+    steps: int = 50
+    spacing: str = "linspace"
+    steps_offset: int = 0
+    karras: bool = False
+    eta: float = 0.0
+    final_sigma: str = "zero"
+    lower_order_final: bool = True
+    lambda_min: float | None = None
+    clip: float | None = None
+
+
+class Plan(NamedTuple):
+    """One row per step: time step, rates of the image before it, coefficients of what the next image is made of."""
+
+    t: np.ndarray
+    signal: np.ndarray
+    noise_rate: np.ndarray
+    keep: np.ndarray
+    clean: np.ndarray
+    before: np.ndarray
+    epsilon: np.ndarray
+    fresh: np.ndarray
+
+
+def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
+    """The sampler's table, float64 [N] each (t int32). Raises UserError for settings that do not go together."""
+    _check_config(schedule, config)
+    table = _plan_ddim(schedule, config) if config.name == "ddim" else _plan_dpmpp_2m(schedule, config)
+    if table.t.min() < 0 or table.t.max() >= schedule.steps:
+        raise UserError(
+            f"sampling would visit step {table.t.max()} of a schedule of {schedule.steps}",
+            where="sampler.steps_offset",
+            todo="use fewer steps or a smaller offset",
+        )
+    return table
+
+
+def sample(
+    denoise: Denoise,
+    schedule: Schedule,
+    config: SamplerConfig,
+    shape_or_noise: Sequence[int] | jax.Array,
+    rng: jax.Array | None = None,
+    constrain: Constrain | None = None,
+) -> jax.Array:
+    """The image x0 [B, ...] that the model makes of noise; at least float32, whatever the model computes in.
+
+    shape_or_noise: starting noise [B, ...], or its shape to draw it. rng: for the noise; one key, or B keys, so that an
+    image depends on its own key alone. Not needed where noise is given and eta is 0. constrain: corrects the predicted
+    x0 of every step, e.g. `known_region`. Runs under jit, vmap and grad; jit it, and the N steps are one program.
+    """
+    return _run(denoise, schedule, config, shape_or_noise, rng, constrain, path=False)[0]
+
+
+def sample_path(
+    denoise: Denoise,
+    schedule: Schedule,
+    config: SamplerConfig,
+    shape_or_noise: Sequence[int] | jax.Array,
+    rng: jax.Array | None = None,
+    constrain: Constrain | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As `sample`, with what lies between: (x after every step [N, B, ...], predicted x0 of every step [N, B, ...])."""
+    return _run(denoise, schedule, config, shape_or_noise, rng, constrain, path=True)[1]
+
+
+def step(
+    prediction: str,
+    row: Plan,
+    x: jax.Array,
+    output: jax.Array,
+    x0_before: jax.Array,
+    fresh: jax.Array | None = None,
+    *,
+    clip: float | None = None,
+    correct: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(x of the next step, predicted x0), of a row of the plan (scalars) and the model's output for x.
+
+    A corrected x0 brings its own noise with it (that which explains x); a clipped one keeps the model's.
+    """
+    x0 = x0_of(prediction, output, x, row.signal, row.noise_rate)
+    if clip is not None:
+        x0 = jnp.clip(x0, -clip, clip)
+    if correct is not None:
+        x0 = at_least_float32(correct(x0))
+        noise = (x - row.signal * x0) / row.noise_rate
+    else:
+        noise = epsilon_of(prediction, output, x, row.signal, row.noise_rate)
+    x = row.keep * x + row.clean * x0 + row.before * x0_before + row.epsilon * noise
+    return (x if fresh is None else x + row.fresh * fresh), x0
+
+
+def classifier_free(
+    denoise: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    condition: Any,
+    negative: Any,
+    scale: float | jax.Array,
+    rescale: float = 0.0,
+) -> Denoise:
+    """A denoiser guided towards `condition` and away from `negative`, both in one batch of 2 B.
+
+    denoise(x, t, condition); condition, negative: pytrees of arrays [B, ...] of equal shapes (what differs: the prompt;
+    negative is the empty prompt's embedding, or a negative prompt's). output = negative + scale (condition - negative);
+    a Python scale of 1 runs the condition alone. rescale: share of the correction that brings the spread of the output
+    of each image back to that of the conditional one (Lin et al., section 3.4; 0.7 there).
+    """
+    if isinstance(scale, (int, float)) and scale == 1:
+        return lambda x, t: denoise(x, t, condition)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), negative, condition)
+
+    def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+        output = at_least_float32(denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both))
+        without, wanted = jnp.split(output, 2)
+        result = without + scale * (wanted - without)
+        if rescale:
+            axes = tuple(range(1, x.ndim))
+            spread = wanted.std(axes, keepdims=True) / jnp.maximum(result.std(axes, keepdims=True), 1e-12)
+            result = result * (rescale * spread + 1 - rescale)
+        return result
+
+    return guided
+
+
+def known_region(known: jax.Array, mask: jax.Array) -> Constrain:
+    """Keeps what is known: predicted images are `known` [B, H, W, C] where mask [B, H, W, 1] is below 0.5.
+
+    For models that do not see the known region as an input. With final_sigma="zero" the pixels are kept exactly.
+    """
+    return lambda x0, t: jnp.where(mask >= 0.5, x0, known.astype(x0.dtype))
+
+
+def normal(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Standard normal noise [B, ...] of one key, or of B keys, each for its own image."""
+    keys = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
+    if not keys.ndim:
+        return jax.random.normal(keys, tuple(shape), dtype)
+    if keys.shape != (shape[0],):
+        raise ValueError(f"{keys.shape} random keys for a batch of {shape[0]}")
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape[1:]), dtype))(keys)
+
+
+def _run(denoise, schedule, config, shape_or_noise, rng, constrain, *, path):
+    """((x after the last step), (x, x0) of all steps or None)."""
+    table = plan(schedule, config)
+    draws = bool(np.any(table.fresh))
+    if rng is None and (draws or not hasattr(shape_or_noise, "dtype")):
+        raise ValueError("sampling draws noise and needs a random key: give rng")
+    keys = None
+    if rng is not None:
+        rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
+        split = jax.vmap(jax.random.split)(rng) if rng.ndim else jax.random.split(rng)
+        start_keys, keys = split[..., 0], split[..., 1]
+    x = shape_or_noise if hasattr(shape_or_noise, "dtype") else normal(start_keys, shape_or_noise)
+    x = at_least_float32(jnp.asarray(x))
+    rows = Plan(jnp.asarray(table.t), *(jnp.asarray(column, x.dtype) for column in table[1:]))
+    fold = jax.vmap(jax.random.fold_in, (0, None)) if keys is not None and keys.ndim else jax.random.fold_in
+
+    def body(carry, numbered):
+        x, x0_before = carry
+        index, row = numbered
+        t = jnp.full(x.shape[:1], row.t)
+        output = denoise(x, t)
+        fresh = normal(fold(keys, index), x.shape, x.dtype) if draws else None
+        correct = None if constrain is None else lambda x0: constrain(x0, t)
+        x, x0 = step(schedule.prediction, row, x, output, x0_before, fresh, clip=config.clip, correct=correct)
+        return (x, x0), ((x, x0) if path else None)
+
+    (x, _), between = jax.lax.scan(body, (x, jnp.zeros_like(x)), (jnp.arange(len(table.t)), rows))
+    return x, between
+
+
+def _plan_ddim(schedule: Schedule, config: SamplerConfig) -> Plan:
+    """Song et al., eq. 12, with sigma = eta times eq. 16."""
+    left, total, count = schedule.alphas_cumprod.astype(np.float64), schedule.steps, config.steps
+    if config.spacing == "linspace":
+        t = np.linspace(0, total - 1, count).round()[::-1]
+    elif config.spacing == "leading":
+        t = np.arange(count)[::-1] * (total // count) + config.steps_offset
+    else:
+        t = np.round(np.arange(total, 0, -total / count)) - 1
+    t = t.astype(np.int32)
+    now = left[np.minimum(t, total - 1)]
+    then_t = t - total // count  # as diffusers has it: for uneven spacings not exactly the next t
+    then = np.where(then_t >= 0, left[np.maximum(then_t, 0)], 1.0 if config.final_sigma == "zero" else left[0])
+    fresh = config.eta * np.sqrt((1 - then) / (1 - now) * (1 - now / then))
+    none = np.zeros(len(t))
+    epsilon = np.sqrt(np.maximum(1 - then - fresh**2, 0))
+    return Plan(t, np.sqrt(now), np.sqrt(1 - now), none, np.sqrt(then), none, epsilon, fresh)
+
+
+def _plan_dpmpp_2m(schedule: Schedule, config: SamplerConfig) -> Plan:
+    """Lu et al., algorithm 2, in noise levels s = noise_rate / signal = exp(-lambda)."""
+    left = schedule.alphas_cumprod.astype(np.float64)
+    left = np.where(left == 0, LEAST_LEFT, left)
+    levels = np.sqrt((1 - left) / left)
+    t, s = _dpmpp_levels(levels, schedule, config)
+    s = np.append(s, 0.0 if config.final_sigma == "zero" else levels[0])
+    signal = 1 / np.sqrt(s**2 + 1)
+    now, then = s[:-1], s[1:]
+    ratio = then / now  # exp(-h)
+    clean = signal[1:] * (1 - ratio)
+    before = np.zeros(len(t))
+    second = np.ones(len(t), bool)  # second order: from the second step on, but for the last
+    second[0] = False
+    if config.final_sigma == "zero" or (config.lower_order_final and len(t) < FEW_STEPS):
+        second[-1] = False
+    for i in np.flatnonzero(second):
+        slope = np.log(now[i] / then[i]) / np.log(now[i - 1] / now[i])  # h / h of the step before
+        before[i] = -0.5 * slope * clean[i]
+        clean[i] -= before[i]
+    keep = ratio * signal[1:] / signal[:-1]
+    none = np.zeros(len(t))
+    return Plan(t, signal[:-1], now * signal[:-1], keep, clean, before, none, none)
+
+
+def _dpmpp_levels(levels: np.ndarray, schedule: Schedule, config: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Time steps int32 [N] and noise levels [N] that are visited, falling."""
+    total, count = schedule.steps, config.steps
+    if config.karras:
+        ends = levels[-1] ** (1 / KARRAS_RHO), levels[0] ** (1 / KARRAS_RHO)
+        s = np.linspace(*ends, count) ** KARRAS_RHO
+        t = np.interp(np.log(s), np.log(levels), np.arange(total))
+        return (t if schedule.name == "cosine" else t.round()).astype(np.int32), s
+    last = total
+    if config.lambda_min is not None:
+        last -= int(np.searchsorted(-np.log(levels)[::-1], config.lambda_min))
+    if config.spacing == "linspace":
+        t = np.linspace(0, last - 1, count + 1).round()[:0:-1]
+    elif config.spacing == "leading":
+        t = np.arange(count, 0, -1) * (last // (count + 1)) + config.steps_offset
+    else:
+        t = np.arange(last, 0, -total / count).round() - 1
+    t = t.astype(np.int32)
+    return t, levels[np.clip(t, 0, total - 1)]
+
+
+def _check_config(schedule: Schedule, config: SamplerConfig) -> None:
+    for field, known in (("name", SAMPLERS), ("spacing", SPACINGS), ("final_sigma", FINAL_SIGMAS)):
+        if getattr(config, field) not in known:
+            raise UserError(
+                f"unknown {field} '{getattr(config, field)}'", where="sampler", todo=f"give one of {', '.join(known)}"
+            )
+    most = schedule.steps if config.name == "ddim" else schedule.steps - 1
+    if not 1 <= config.steps <= most:
+        raise UserError(
+            f"{config.steps} sampling steps of a schedule of {schedule.steps}",
+            where="sampler.steps",
+            todo=f"give 1 to {most}",
+        )
+    if config.name == "ddim" and config.karras:
+        raise UserError("DDIM has no Karras noise levels", where="sampler.karras", todo="use dpmpp_2m, or karras=False")
+    if config.name != "ddim" and config.eta:
+        raise UserError(
+            "DPM-Solver++ 2M adds no noise, so eta means nothing", where="sampler.eta", todo="use ddim, or eta=0"
+        )
+    if not 0 <= config.eta <= 1:
+        raise UserError(f"eta is {config.eta}", where="sampler.eta", todo="give 0 to 1")
+
+
