@@ -10,7 +10,6 @@ A stage reads what earlier stages wrote, by stage name.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -27,7 +26,7 @@ from ml_collections import ConfigDict
 from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.tasks import detection_report, detection_stages
-from elk_jax.tasks.run import Run
+from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 
 STAGES = {
@@ -73,6 +72,7 @@ def _run_stage(this: Run, name: str, repeat: bool) -> None:
     stage = this.config.stages[name]
     folder = this.folder / name
     finished, depends = folder / "finished.json", _depends(this, name) | _models(this, name)
+    _same_initial_weights_or_error(this, name, depends)
     done = finished.exists() and files.read_json(folder / "config.json") == depends
     this.meet(f"{name}: looked")  # before the main process changes what the others look at
     if done and not (repeat and stage.kind != "train"):
@@ -108,19 +108,31 @@ def _depends(this: Run, name: str) -> dict[str, Any]:
 
 
 def _models(this: Run, name: str) -> dict[str, Any]:
-    """Fingerprints of the models that a stage evaluates: it is repeated when one of them was trained again."""
-    models = this.config.stages[name].get("models", ())
-    return {"models": {model: _fingerprint(this.folder / model / "model") for model in models}} if models else {}
+    """Fingerprints of the models that a stage evaluates or starts from: they may be trained again.
+
+    One that is gone counts as unchanged: a finished stage needs it no more.
+    """
+    stage, written = this.config.stages[name], this.folder / name / "config.json"
+    folders = {model: this.folder / model / "model" for model in stage.get("models", ())}
+    if stage.get("init_from", ""):
+        folders[stage.init_from] = model_folder(this, stage.init_from)
+    before = files.read_json(written).get("models", {}) if written.exists() else {}
+    found = {model: files.fingerprint(folder) or before.get(model, "") for model, folder in folders.items()}
+    return {"models": found} if found else {}
 
 
-def _fingerprint(folder: Path) -> str:
-    """Of the content of every file in `folder`; "" when it is not there."""
-    digest = hashlib.sha256()
-    paths = sorted(path for path in folder.glob("*") if path.is_file())
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
-    return digest.hexdigest()[:16] if paths else ""
+def _same_initial_weights_or_error(this: Run, name: str, depends: dict[str, Any]) -> None:
+    """Refuse to go on with a training, or to call it finished, whose initial weights are not those it started from."""
+    before = this.folder / name / "config.json"
+    if this.config.stages[name].kind != "train" or not before.exists():
+        return
+    if files.read_json(before).get("models") != depends.get("models"):
+        raise UserError(
+            f"the model in {model_folder(this, this.config.stages[name].init_from)} has changed since stage {name} "
+            "started from it",
+            where=before.parent,
+            todo="remove that folder to train the stage again, or name another --workdir",
+        )
 
 
 def _sources(stage: ConfigDict) -> list[str]:
@@ -134,7 +146,8 @@ def _same_as_before_or_error(this: Run, name: str) -> None:
     before = this.folder / name / "config.json"
     if this.config.stages[name].kind != "train" or not before.exists():
         return
-    differences = _differences(files.read_json(before), _depends(this, name))
+    settings = {key: value for key, value in files.read_json(before).items() if key != "models"}
+    differences = _differences(settings, _depends(this, name))
     if differences:
         raise UserError(
             f"stage {name} was started here with other settings: {'; '.join(differences[:3])}",

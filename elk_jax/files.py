@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -58,3 +59,13 @@ def read_json(path: str | os.PathLike) -> Any:
         raise from_os_error(error, path) from error
     except ValueError as error:
         raise UserError(f"not valid JSON: {error}", where=path, todo="repair or replace the file") from error
+
+
+def fingerprint(folder: str | os.PathLike) -> str:
+    """Of the names and contents of all files in `folder`, 16 hex digits; "" where there is none."""
+    digest = hashlib.sha256()
+    paths = sorted(path for path in Path(folder).glob("*") if path.is_file())
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+    return digest.hexdigest()[:16] if paths else ""

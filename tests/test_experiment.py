@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -167,6 +168,21 @@ def test_weights_of_another_modality_start_a_detector(mixed, tmp_path):
     started, ended = (detection_model.load(folder)[1] for folder in folders)
     for a, b in zip(_leaves(started), _leaves(ended), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_fine_tuning_notices_that_its_initial_weights_were_trained_again(mixed, tmp_path, capsys):
+    first = shutil.copytree(mixed / "mixed" / "model", tmp_path / "first")
+    config = cem_real.get_config("tiny")
+    config.stages.real.init_from = str(first)
+    experiment.run(config, tmp_path / "run", stages=["real"])
+    description = files.read_json(first / "model.json")
+    files.write_json(first / "model.json", description | {"trained": "again"})
+    with pytest.raises(UserError, match=r"first has changed since stage real started from it.*run/real.*remove"):
+        experiment.run(config, tmp_path / "run", stages=["real"])
+    shutil.rmtree(first)  # a finished stage needs them no more
+    capsys.readouterr()
+    experiment.run(config, tmp_path / "run", stages=["real"])
+    assert "stage real: finished before" in capsys.readouterr().out
 
 
 def test_wrong_references_are_named():

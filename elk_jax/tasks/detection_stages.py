@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.tasks import detection, detection_model, detection_report
-from elk_jax.tasks.run import Run
+from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.watching import watched
 from elk_jax.training.loop import train as train_loop
 from elk_jax.weights import store
@@ -179,7 +178,7 @@ def _initial_params(run: Run, init_from: str, task, seed: int):
     """Weights to start from, None for fresh ones. `init_from`: a stage of this run or a model folder."""
     if not init_from:
         return None
-    folder = run.folder / init_from / "model" if init_from in run.config.stages else Path(init_from)
+    folder = model_folder(run, init_from)
     loaded, description = store.load_params(folder)
     template = jax.device_get(task.init(jax.random.key(seed)))
     params = store.restore_into(template, loaded, drop=(CLASS_LAYERS, *description.get("absent", ())))

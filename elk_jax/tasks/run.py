@@ -38,3 +38,8 @@ class Run:
         """Wait until every process of the run is here; `what` names the place, the same on all of them."""
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(what)
+
+
+def model_folder(run: Run, name: str) -> Path:
+    """Where a model lies: of a stage of this run by its name, or any model folder."""
+    return run.folder / name / "model" if name in run.config.stages else Path(name)
