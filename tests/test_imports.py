@@ -16,6 +16,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "backbones": {"errors", "precision"},
     "detection": {"errors", "precision", "backbones"},
     "synthesis": COMMON,
+    "diffusion": {"errors", "precision", "backbones"},
     "data": COMMON | {"synthesis"},
     "training": COMMON,
     "evaluation": COMMON,

@@ -1,0 +1,159 @@
+"""Attention, and the transformer blocks between the U-Net's convolutions.
+
+Shapes: B batch, T tokens (pixels of a map, H * W), S tokens attended to (T itself, or the text's), N heads, C channels,
+D channels of the text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elk_jax.backbones.norms import GroupNorm
+from elk_jax.diffusion.layers import conv, dense, layer_norm, lecun_normal, zeros
+from elk_jax.errors import UserError
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+
+def choose_implementation(requested: str, dtype: Any, head_size: int) -> str:
+    """'cudnn' (flash attention: memory in proportion to T, not T * S) or 'xla', of jax.nn.dot_product_attention.
+
+    'auto' takes cuDNN where it exists: on a GPU, in bfloat16 or float16, for heads whose size is a multiple of 8 and
+    at most 128 (256 from compute capability 9 on).
+    """
+    if requested != "auto":
+        return requested
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    if jax.default_backend() != "gpu" or not half or head_size % 8:
+        return "xla"
+    capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
+    try:
+        most = 256 if float(capability) >= 9 else 128
+    except ValueError:  # not one of NVIDIA's
+        return "xla"
+    return "cudnn" if head_size <= most else "xla"
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: str = "auto", causal: bool = False
+) -> jax.Array:
+    """softmax(q k^T / sqrt(size)) v for query [B, T, N, size], key and value [B, S, N, size] -> [B, T, N, size].
+
+    The softmax is in float32 or wider. causal: token t attends to tokens 0..t.
+    """
+    chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=chosen)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x Phi(x) (Hendrycks & Gimpel 2016), not its tanh approximation."""
+    return nn.gelu(x, approximate=False)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, T, C] to `context` [B, S, D], or to itself -> [B, T, C].
+
+    Parameters to_q, to_k, to_v (biased only if `qkv_bias`), to_out_0. `heads` must divide C (UserError).
+    """
+
+    heads: int
+    implementation: str
+    dtype: Any
+    qkv_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        channels = x.shape[-1]
+        if channels % self.heads:
+            raise UserError(
+                f"{channels} channels cannot be split into {self.heads} heads",
+                where="/".join(self.path),
+                todo="set attention_head_dim (the number of heads, in diffusers' naming) to a divisor of every width",
+            )
+
+        def project(name: str, tokens: jax.Array) -> jax.Array:
+            y = dense(channels, self.dtype, name, self.qkv_bias)(tokens)
+            return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
+
+        tokens = x if context is None else context
+        y = attend(project("to_q", x), project("to_k", tokens), project("to_v", tokens), self.implementation)
+        return dense(channels, self.dtype, "to_out_0")(y.reshape(x.shape))
+
+
+class GatedGelu(nn.Module):
+    """Two projections, one gated by the exact GELU of the other (GEGLU, Shazeer 2020): [..., C] -> [..., features]."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y, gate = jnp.split(dense(2 * self.features, self.dtype, "proj")(x), 2, axis=-1)
+        return y * gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """A gated layer four times as wide: [B, T, C] -> [B, T, C]."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        return dense(channels, self.dtype, "net_2")(GatedGelu(4 * channels, self.dtype, name="net_0")(x))
+
+
+class TransformerBlock(nn.Module):
+    """Attention to itself, attention to the text if there is one, and a gated layer, each behind a layer norm.
+
+    x [B, T, C], context [B, S, D] or None -> [B, T, C].
+    """
+
+    heads: int
+    implementation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None) -> jax.Array:
+        def attention(name: str) -> Attention:
+            return Attention(self.heads, self.implementation, self.dtype, name=name)
+
+        x = x + attention("attn1")(layer_norm(self.dtype, "norm1")(x))
+        if context is not None:
+            x = x + attention("attn2")(layer_norm(self.dtype, "norm2")(x), context)
+        return x + FeedForward(self.dtype, name="ff")(layer_norm(self.dtype, "norm3")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a map: x [B, H, W, C], context [B, S, D] or None -> [B, H, W, C].
+
+    linear: proj_in and proj_out are dense layers (Stable Diffusion 2), else 1x1 convolutions (1.x), which is the same
+    arithmetic with another shape of kernel.
+    """
+
+    heads: int
+    layers: int
+    groups: int
+    linear: bool
+    implementation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array | None) -> jax.Array:
+        batch, height, width, channels = x.shape
+
+        def project(name: str, y: jax.Array, kernel_init: Any = lecun_normal) -> jax.Array:
+            if self.linear:
+                return dense(channels, self.dtype, name, kernel_init=kernel_init)(y)
+            return conv(channels, self.dtype, name, 1, kernel_init)(y)
+
+        y = project("proj_in", GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="norm")(x))
+        y = y.reshape(batch, height * width, channels)
+        for i in range(self.layers):
+            block = TransformerBlock(self.heads, self.implementation, self.dtype, name=f"transformer_blocks_{i}")
+            y = block(y, context)
+        return x + project("proj_out", y.reshape(x.shape), zeros)

@@ -1,0 +1,59 @@
+"""A model's configuration from the JSON that diffusers or transformers wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from elk_jax.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def from_json(
+    kind: type[Config], settings: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]], where: str = ""
+) -> Config:
+    """The configuration `kind` (a dataclass) from `settings`: its fields by name, lists as tuples.
+
+    Every other setting must be None, False, private (_name) or one of its `accepted` values, i.e. ask for nothing
+    that the model does not do; `accepted` of () accepts any. Raises UserError for one that does, and for a value of
+    another type than the field's.
+    """
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in hints:
+            values[name] = tuple(value) if isinstance(value, list) else value
+            if not _fits(values[name], hints[name]):
+                todo = f"expected {_words(hints[name])}"
+                raise UserError(f"{name} = {value!r} is not supported", where=where, todo=todo)
+        elif not (value is None or value is False or name.startswith("_")):
+            allowed = accepted.get(name)
+            if allowed is None or (allowed and value not in allowed):
+                raise UserError(
+                    f"{name} = {value!r} is not supported", where=where, todo="use a Stable Diffusion 1.x or 2.x model"
+                )
+    return kind(**values)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """All fields of the dataclass `config` as JSON values: what `from_json` takes."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`: a plain type, tuple[type, ...] or a union of those."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _words(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

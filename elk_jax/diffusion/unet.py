@@ -1,0 +1,286 @@
+"""The denoising U-Net of Stable Diffusion 1.x and 2.x, and small ones without text (Rombach et al. 2022).
+
+Shapes: B batch, H W size of the sample (latents or pixels), C_in C_out its channels, S tokens of the text, D its
+channels, E = 4 * block_out_channels[0] channels of the time embedding.
+
+Parameters have diffusers' names, with dots as slashes and a number joined to its word by an underscore:
+`down_blocks.0.resnets.1.conv1.weight` is down_blocks_0/resnets_1/conv1/kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.backbones.norms import GroupNorm
+from elk_jax.diffusion import settings
+from elk_jax.diffusion.attention import IMPLEMENTATIONS, SpatialTransformer
+from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv, dense, zeros
+from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
+
+WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Fields as in diffusers' unet/config.json, defaults of Stable Diffusion 1.5, and three of our own at the end.
+
+    The upward half mirrors the downward half. With cross_attention_dim None there is no text: blocks "with attention"
+    attend to themselves alone.
+    """
+
+    sample_size: int = 64
+    """Side of the sample in training; the network takes others. For information."""
+    in_channels: int = 4
+    """4 latents; an inpainter has 9: 4 noisy latents, 1 mask, 4 latents of the masked image."""
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = (WITH_ATTENTION, WITH_ATTENTION, WITH_ATTENTION, WITHOUT)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    attention_head_dim: int | tuple[int, ...] = 8
+    """The NUMBER of heads, of all blocks or of each (diffusers' misnomer is in every published file)."""
+    cross_attention_dim: int | None = 768
+    transformer_layers_per_block: int = 1
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+
+    attention: str = "auto"
+    """'auto', 'xla' or 'cudnn': see attention.choose_implementation."""
+    remat: bool = False
+    """Recompute the activations inside every residual and attention block in the backward pass."""
+    dtype: str = "float32"
+    """Of the computation: 'float32', 'bfloat16' or 'float64'. Parameters, statistics and softmax never below
+    float32."""
+
+    def __post_init__(self) -> None:
+        blocks = len(self.block_out_channels)
+        if blocks == 0 or len(self.down_block_types) != blocks:
+            raise UserError(
+                f"{len(self.down_block_types)} down_block_types for {blocks} block_out_channels",
+                todo="name one type per block",
+            )
+        if unknown := set(self.down_block_types) - {WITH_ATTENTION, WITHOUT}:
+            raise UserError(f"unknown block {min(unknown)}", todo=f"choose {WITH_ATTENTION} or {WITHOUT}")
+        if isinstance(self.attention_head_dim, tuple) and len(self.attention_head_dim) != blocks:
+            raise UserError(f"attention_head_dim has {len(self.attention_head_dim)} entries for {blocks} blocks")
+        if self.attention not in IMPLEMENTATIONS:
+            raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Number of heads of every block."""
+        given = self.attention_head_dim
+        return given if isinstance(given, tuple) else (given,) * len(self.block_out_channels)
+
+    @property
+    def factor(self) -> int:
+        """What must divide the height and width of a sample."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+_ACCEPTED: dict[str, tuple[Any, ...]] = {  # settings with which diffusers does what is done here
+    "act_fn": ("silu", "swish"),
+    "attention_type": ("default",),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "downsample_padding": (1,),
+    "dropout": (0,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "resnet_out_scale_factor": (1,),
+    "resnet_time_scale_shift": ("default",),
+    "time_embedding_type": ("positional",),
+    "upcast_attention": (True,),  # the softmax is in float32 always
+    "up_block_types": (),  # compared below
+}
+
+
+def unet_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> UNetConfig:
+    """The configuration from diffusers' unet/config.json; `changes` (dtype, remat, ...) go over it.
+
+    Raises UserError for settings that this network does not have.
+    """
+    config = settings.from_json(UNetConfig, {**content, **changes}, _ACCEPTED, where)
+    mirrored = up_block_types(config)
+    given = content.get("up_block_types", mirrored)
+    if list(given) != mirrored:
+        raise UserError(f"up_block_types = {given} is not supported", where=where, todo=f"expected {mirrored}")
+    return config
+
+
+def up_block_types(config: UNetConfig) -> list[str]:
+    """diffusers' names of the upward half, which mirrors the downward half."""
+    return [kind.replace("Down", "Up") for kind in reversed(config.down_block_types)]
+
+
+def timestep_embedding(timesteps: jax.Array, features: int) -> jax.Array:
+    """Cosines, then sines, of the time [B], at wavelengths of 2 pi to 20000 pi -> [B, features] (Ho et al. 2020)."""
+    half = features // 2
+    exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    angles = at_least_float32(timesteps)[:, None] * np.exp(exponent)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two dense layers around a SiLU: [B, C] -> [B, features]."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return dense(self.features, self.dtype, "linear_2")(nn.silu(dense(self.features, self.dtype, "linear_1")(x)))
+
+
+def _resnet(config: UNetConfig, features: int, name: str) -> ResnetBlock:
+    kind = nn.remat(ResnetBlock) if config.remat else ResnetBlock
+    return kind(features, config.norm_num_groups, config.norm_eps, jnp.dtype(config.dtype), name=name)
+
+
+def _transformer(config: UNetConfig, heads: int, name: str) -> SpatialTransformer:
+    kind = nn.remat(SpatialTransformer) if config.remat else SpatialTransformer
+    return kind(
+        heads,
+        config.transformer_layers_per_block,
+        config.norm_num_groups,
+        config.use_linear_projection,
+        config.attention,
+        jnp.dtype(config.dtype),
+        name=name,
+    )
+
+
+class DownBlock(nn.Module):
+    """x [B, h, w, C] -> (x [B, h/2, w/2, features] or of the same size if `last`, its outputs kept for the way up)."""
+
+    config: UNetConfig
+    features: int
+    heads: int  # 0: no attention
+    last: bool
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, time: jax.Array, text: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        kept = []
+        for i in range(self.config.layers_per_block):
+            x = _resnet(self.config, self.features, f"resnets_{i}")(x, time)
+            if self.heads:
+                x = _transformer(self.config, self.heads, f"attentions_{i}")(x, text)
+            kept.append(x)
+        if not self.last:
+            x = Downsample((1, 1), jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
+            kept.append(x)
+        return x, tuple(kept)
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block: [B, h, w, C] -> the same shape."""
+
+    config: UNetConfig
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array, text: jax.Array | None) -> jax.Array:
+        x = _resnet(self.config, x.shape[-1], "resnets_0")(x, time)
+        x = _transformer(self.config, self.heads, "attentions_0")(x, text)
+        return _resnet(self.config, x.shape[-1], "resnets_1")(x, time)
+
+
+class UpBlock(nn.Module):
+    """x [B, h, w, C] and the outputs kept on the way down, last first -> [B, 2h, 2w, features], or [B, h, w, features]
+    if `last`. Has one residual block for each of `kept`."""
+
+    config: UNetConfig
+    features: int
+    heads: int  # 0: no attention
+    last: bool
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, kept: tuple[jax.Array, ...], time: jax.Array, text: jax.Array | None
+    ) -> jax.Array:
+        for i, skip in enumerate(kept):
+            x = _resnet(self.config, self.features, f"resnets_{i}")(jnp.concatenate([x, skip], axis=-1), time)
+            if self.heads:
+                x = _transformer(self.config, self.heads, f"attentions_{i}")(x, text)
+        return x if self.last else Upsample(jnp.dtype(self.config.dtype), name="upsamplers_0")(x)
+
+
+class UNet2DCondition(nn.Module):
+    """sample [B, H, W, C_in], timesteps [B] (numbers from 0 to 999), text [B, S, D] or None -> [B, H, W, C_out].
+
+    The output is float32 or wider. Raises UserError when the sample has other channels than the network, a size that
+    the blocks cannot halve, or when the text is missing, of another width, or given to a network without text.
+    """
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self, sample: jax.Array, timesteps: jax.Array, encoder_hidden_states: jax.Array | None = None
+    ) -> jax.Array:
+        c, text = self.config, encoder_hidden_states
+        _check(c, sample, text)
+        dtype = jnp.dtype(c.dtype)
+        text = None if text is None else text.astype(dtype)
+        widths, blocks = c.block_out_channels, len(c.block_out_channels)
+        heads = [n if kind == WITH_ATTENTION else 0 for n, kind in zip(c.heads, c.down_block_types)]
+
+        time = timestep_embedding(timesteps, widths[0])
+        time = TimestepEmbedding(4 * widths[0], dtype, name="time_embedding")(time.astype(dtype))
+        x = conv(widths[0], dtype, "conv_in")(sample.astype(dtype))
+        kept: tuple[jax.Array, ...] = (x,)
+        for i in range(blocks):
+            last = i == blocks - 1
+            x, more = DownBlock(c, widths[i], heads[i], last, name=f"down_blocks_{i}")(x, time, text)
+            kept += more
+        x = MidBlock(c, c.heads[-1], name="mid_block")(x, time, text)
+        for i in range(blocks):
+            j, last = blocks - 1 - i, i == blocks - 1
+            kept, mine = kept[: -(c.layers_per_block + 1)], kept[-(c.layers_per_block + 1) :]
+            x = UpBlock(c, widths[j], heads[j], last, name=f"up_blocks_{i}")(x, mine[::-1], time, text)
+        x = nn.silu(GroupNorm(c.norm_num_groups, c.norm_eps, dtype=dtype, name="conv_norm_out")(x))
+        return at_least_float32(conv(c.out_channels, dtype, "conv_out", kernel_init=zeros)(x))
+
+
+def _check(config: UNetConfig, sample: jax.Array, text: jax.Array | None) -> None:
+    _, height, width, channels = sample.shape
+    if channels != config.in_channels:
+        raise UserError(
+            f"{channels} channels for a U-Net of {config.in_channels}",
+            todo="an inpainter takes 9 (noisy latents, mask, latents of the masked image), text-to-image 4",
+        )
+    if height % config.factor or width % config.factor:
+        raise UserError(
+            f"a sample of {height} x {width} cannot be halved {len(config.block_out_channels) - 1} times",
+            todo=f"use multiples of {config.factor}",
+        )
+    expected, given = config.cross_attention_dim, None if text is None else text.shape[-1]
+    if expected != given:
+        raise UserError(
+            f"{_text(given)} for a U-Net that takes {_text(expected)}", todo="use the text encoder of the same model"
+        )
+
+
+def _text(channels: int | None) -> str:
+    return "no text" if channels is None else f"text of {channels} channels"
+
+
+def init(config: UNetConfig, rng: jax.Array) -> Any:
+    """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
+    side = config.factor
+    sample = jnp.zeros((1, side, side, config.in_channels))
+    text = None if config.cross_attention_dim is None else jnp.zeros((1, 1, config.cross_attention_dim))
+    return UNet2DCondition(config).init(rng, sample, jnp.zeros(1), text)["params"]
