@@ -5,32 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-import cv2
 import numpy as np
 
-from elk_jax.data.images import AIR
 from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.schema import Source
 from elk_jax.data.sources import ImageSource
-
-Window = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+from elk_jax.synthesis.breast import breast_mask
+from elk_jax.synthesis.windows import Window
 
 
 def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
-    """The rectangle around the largest bright component of image [H, W, 1], `margin` of the long side wider all round.
-
-    Bright: more than air after a 3 x 3 median. The whole image where nothing is.
+    """The rectangle around the breast (`synthesis/breast.py`) of image [H, W, 1], `margin` of the long side wider all
+    round. The whole image where there is no breast.
     """
     height, width = image.shape[:2]
-    grey = (np.clip(image[..., 0], 0, 1) * 255).astype(np.uint8)
-    bright = (cv2.medianBlur(grey, 3) > AIR * 255).astype(np.uint8)
-    count, _, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=4)
-    if count < 2:
+    breast = breast_mask(image)
+    if not breast.any():
         return 0, 0, width, height
-    x, y, w, h, _ = (int(v) for v in stats[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))])
+    rows, columns = np.flatnonzero(breast.any(1)), np.flatnonzero(breast.any(0))
+    x, y, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     pad = round(margin * max(height, width))
-    return max(x - pad, 0), max(y - pad, 0), min(x + w + pad, width), min(y + h + pad, height)
+    return max(x - pad, 0), max(y - pad, 0), min(x1 + pad, width), min(y1 + pad, height)
 
 
 def crop_to_breast(source: Source, watch: Watch = unwatched) -> tuple[ImageSource, tuple[Window, ...]]:

@@ -25,9 +25,6 @@ from elk_jax.errors import UserError, from_os_error
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 """File name endings that count as images when a folder is searched."""
 
-AIR = 0.02
-"""Grey value of a decoded image up to which a pixel is air."""
-
 
 def decode_image(
     source: str | os.PathLike | bytes,

@@ -1,0 +1,81 @@
+"""Healthy tissue to paint lesions into: of training patients only, inside the breast, clear of every annotated box.
+
+Shapes: H, W image size in pixels; S side of the square window; N boxes of one image, xyxy, px.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from elk_jax.data.schema import ImageInfo
+from elk_jax.errors import UserError
+from elk_jax.synthesis.windows import Window, blocked_by, count_covered, draw_corner
+
+BREAST_SHARE = 0.6
+"""Of the pixels of a window that must be breast. Whole-breast windows alone would never show skin and air."""
+
+
+def training_patients(infos: Sequence[ImageInfo], split: str = "train") -> frozenset[str]:
+    """Patients whose images are all in `split`. UserError if there is none, or if a patient is in another split too."""
+    splits = defaultdict(set)
+    for info in infos:
+        splits[info.patient_id].add(info.split)
+    patients = frozenset(patient for patient, found in splits.items() if split in found)
+    if not patients:
+        raise UserError(f"no patient in split '{split}'", todo="name the split that the inpainter was trained on")
+    mixed = sorted(patient for patient in patients if len(splits[patient]) > 1)
+    if mixed:
+        where = f"patient {mixed[0]}: {', '.join(sorted(splits[mixed[0]]))}"
+        raise UserError(f"{len(mixed)} patients are in more than one split", where=where, todo="split by patient")
+    return patients
+
+
+def canvas_positions(
+    infos: Sequence[ImageInfo], patients: Collection[str], size: int, lesion_free: bool = False
+) -> tuple[int, ...]:
+    """Positions of the images that can be canvases: of `patients`, and at least `size` pixels on both sides.
+
+    patients: those of the training split. A canvas of a test patient would carry that patient's tissue into training.
+    lesion_free: only images without any box (ignore boxes count); else lesions are only kept out of the windows.
+    UserError if nothing is left, saying why.
+    """
+    allowed = set(patients)
+    own = [position for position, info in enumerate(infos) if info.patient_id in allowed]
+    if not own:
+        raise UserError(
+            "no canvas is of a training patient", todo="give images of the patients that the inpainter was trained on"
+        )
+    healthy = [position for position in own if not (lesion_free and len(infos[position].boxes))]
+    if not healthy:
+        raise UserError(
+            f"none of the {len(own)} canvases is lesion-free", todo="allow windows beside the lesions, or add images"
+        )
+    wide = [position for position in healthy if min(infos[position].width, infos[position].height) >= size]
+    if not wide:
+        width, height = max(((infos[p].width, infos[p].height) for p in healthy), key=min)
+        raise UserError(
+            f"every canvas is smaller than the window of {size} px, the largest has {width} x {height} px",
+            todo="use larger images or a smaller window",
+        )
+    return tuple(wide)
+
+
+def healthy_window(
+    breast: np.ndarray, boxes: np.ndarray, size: int, rng: np.random.Generator, share: float = BREAST_SHARE
+) -> Window | None:
+    """A random window of `size` x `size` pixels, all that fit being equally likely; None where none fits.
+
+    breast: [H, W] bool. boxes: [N, 4] of every annotation, ignored ones too: none may touch the window.
+    share: of the window's pixels that must be breast.
+    UserError if the image is smaller than the window.
+    """
+    height, width = breast.shape
+    if min(height, width) < size:
+        raise UserError(f"the canvas of {width} x {height} px is smaller than the window of {size} px")
+    clear = count_covered(blocked_by(boxes, height, width), size, size) == 0
+    enough = count_covered(breast, size, size) >= share * size * size
+    corner = draw_corner(clear & enough, rng)
+    return None if corner is None else (*corner, corner[0] + size, corner[1] + size)

@@ -1,0 +1,143 @@
+"""Painted windows back into the canvas: grey level, feathered border, native depth.
+
+Shapes: H, W canvas in pixels; S side of the square window; R side of the model's picture.
+Canvases are raw pixels, [H, W] uint8, uint16 or float in [0, 1]; pictures of the model are float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.synthesis.windows import Window, box_mask, cut
+
+FEATHER = 0.12
+"""Of the shorter side of the box: how far inside its border a painted lesion fades in."""
+
+
+def white_of(pixels: np.ndarray) -> float:
+    """The value of white: 255, 65535, or 1 for float pixels."""
+    return float(np.iinfo(pixels.dtype).max) if np.issubdtype(pixels.dtype, np.integer) else 1.0
+
+
+def to_grey(pixels: np.ndarray) -> np.ndarray:
+    """Raw pixels -> float32 in [0, 1]."""
+    return (pixels.astype(np.float32) * np.float32(1 / white_of(pixels))).clip(0, 1)
+
+
+def to_model(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A window [S, S] in [0, 1] and its mask [S, S] bool at the model's size: float32 [R, R] and bool [R, R].
+
+    A model pixel is masked when any part of it is: nothing of what is to be painted over remains visible.
+    UserError for a mask without pixels.
+    """
+    if not mask.any():
+        raise UserError("a mask without pixels: nothing to paint", todo="give a box inside the window")
+    if image.shape == (size, size):
+        return image.astype(np.float32), mask.astype(bool)
+    share = _resize(mask.astype(np.float32), size)
+    return _resize(image.astype(np.float32), size).clip(0, 1), share > 1e-6
+
+
+def from_model(painted: np.ndarray, size: int) -> np.ndarray:
+    """A painted picture [R, R] in [0, 1] at the window's size: float32 [S, S]."""
+    return painted.astype(np.float32) if painted.shape == (size, size) else _resize(painted, size).clip(0, 1)
+
+
+def grey_shift(known: np.ndarray, painted: np.ndarray, region: np.ndarray) -> float:
+    """What to add to `painted` so that it agrees with `known`: the median difference in `region`; 0 where it is empty.
+
+    All [S, S]; region bool: breast pixels outside the box. Source: Montoya-del-Angel et al. 2024.
+    """
+    return float(np.median(known[region].astype(np.float64) - painted[region])) if region.any() else 0.0
+
+
+def feather_weights(mask: np.ndarray, inside: float, outside: float = 0.0) -> np.ndarray:
+    """How much of the painted picture shows: [S, S] float32, from 0 at `outside` px before the border of mask [S, S]
+    bool to 1 at `inside` px within it, smoothly.
+
+    Beyond the window there is canvas: the weight falls to 0 towards the window's edge in the same way. 0 and 0 is a
+    hard border.
+    """
+    framed = np.pad(mask, 1).astype(np.uint8)
+    depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    reach = inside + outside
+    if reach <= 0:
+        return mask.astype(np.float32)
+    height = cv2.distanceTransform(1 - framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    rows, columns = (np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5 for side in mask.shape)
+    from_edge = np.minimum(rows[:, None], columns[None])
+    # Distances are between pixel centres, the border lies half a pixel before the first one inside.
+    signed = np.where(mask, depth - 0.5, 0.5 - height)
+    ramp = np.minimum((signed + outside) / reach, from_edge / reach if outside > 0 else np.inf)
+    return _smooth(np.clip(ramp, 0, 1)).astype(np.float32)
+
+
+def paste(
+    canvas: np.ndarray, painted: np.ndarray, window: Window, weights: np.ndarray, shift: float = 0.0
+) -> np.ndarray:
+    """A copy of canvas [H, W] with the painted window blended in; pixels of weight 0 are exactly those of the canvas.
+
+    painted: [S, S] in [0, 1]. weights: [S, S] in [0, 1]. shift: added to painted first. The dtype is the canvas's;
+    integers are rounded, all values kept between black and white.
+    UserError if the window reaches beyond the canvas.
+    """
+    height, width = canvas.shape
+    x0, y0, x1, y1 = window
+    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+        raise UserError(f"the canvas of {width} x {height} px does not hold the window {x0}, {y0}, {x1}, {y1}")
+    white = white_of(canvas)
+    result = canvas.copy()
+    part = result[y0:y1, x0:x1]
+    known = part.astype(np.float64)
+    new = np.clip((painted.astype(np.float64) + shift) * white, 0, white)
+    blended = known + weights * (new - known)
+    if np.issubdtype(canvas.dtype, np.integer):
+        blended = np.round(blended)
+    part[...] = np.where(weights > 0, blended.astype(canvas.dtype), part)
+    return result
+
+
+def paste_lesion(
+    canvas: np.ndarray,
+    painted: np.ndarray,
+    window: Window,
+    box: Window,
+    breast: np.ndarray,
+    *,
+    feather: float = FEATHER,
+    whole_window: bool = False,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Paste a painted lesion into a canvas [H, W].
+
+    painted: [R, R] in [0, 1], the whole window at the model's size.
+    window: in the pixels of the canvas; box: in the pixels of the window.
+    breast: [H, W] bool, of the canvas.
+    feather: of the shorter side of the box, at least a pixel: the border inside the box in which the lesion fades in,
+        so that nothing outside the box changes.
+    whole_window: paste all of the window as the published system does, with the same correction and no feather.
+
+    Returns the new canvas and {"grey_shift": what was added to the painted picture, in shares of white}.
+    """
+    size = window[2] - window[0]
+    if window[3] - window[1] != size:
+        raise ValueError(f"the window {window} is not square")
+    mask = box_mask(np.array(box, np.float64), size, size)
+    picture = from_model(painted, size)
+    known = to_grey(cut(canvas, window))
+    shift = grey_shift(known, picture, cut(breast, window) & ~mask)
+    inside = max(1.0, feather * min(box[2] - box[0], box[3] - box[1]))
+    weights = np.ones((size, size), np.float32) if whole_window else feather_weights(mask, inside)
+    return paste(canvas, picture, window, weights, shift), {"grey_shift": shift}
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    """[S, S] float -> [size, size] float32: areas are averaged where it shrinks, a cubic drawn where it grows."""
+    shrinks = image.shape[0] > size
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image.astype(np.float32), (size, size), interpolation=method)
+
+
+def _smooth(t: np.ndarray) -> np.ndarray:
+    return t * t * (3 - 2 * t)

@@ -1,0 +1,160 @@
+"""Where a lesion is painted: a healthy window and a box in it, drawn like the lesions of the training split.
+
+Shapes: H, W image size in pixels; S side of the square window; N boxes, xyxy, px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from elk_jax.data.schema import ImageInfo
+from elk_jax.errors import UserError
+from elk_jax.synthesis.canvases import BREAST_SHARE, healthy_window
+from elk_jax.synthesis.windows import Window, blocked_by, count_covered, cut, draw_corner, shifted
+
+AREAS = ("free", "medium")
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class AreaRule:
+    """Sizes of painted lesions: box area (px^2) and height / width, each uniform between two bounds."""
+
+    area: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("area", self.area), ("ratio", self.ratio)):
+            if not (0 < low <= high and np.isfinite(high)):
+                raise UserError(f"lesion {name} from {low:g} to {high:g} makes no sense", todo="give 0 < low <= high")
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """(height, width) in whole pixels, at least 1."""
+        area, ratio = rng.uniform(*self.area), rng.uniform(*self.ratio)
+        return max(1, round(float(np.sqrt(area * ratio)))), max(1, round(float(np.sqrt(area / ratio))))
+
+
+def area_rule(training_boxes: np.ndarray, kind: str = "free", size: int | None = None) -> AreaRule:
+    """The rule that the lesions of the TRAINING split follow.
+
+    training_boxes: [N, 4], without ignore boxes.
+    kind: "free", area from the smallest to the largest box; or "medium", between the quartiles. The ratio
+        height / width lies within one standard deviation of its mean (not below the smallest one seen).
+    size: of the window in px: boxes that it cannot hold are left out, as in the training of the inpainter.
+    UserError if no box is left, a box is empty, or the kind is unknown.
+    Source: Montoya-del-Angel et al. 2024.
+    """
+    if kind not in AREAS:
+        raise UserError(f"unknown lesion area '{kind}'", todo=f"choose one of: {', '.join(AREAS)}")
+    boxes = np.asarray(training_boxes, np.float64).reshape(-1, 4)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    if len(boxes) and min(width.min(), height.min()) <= 0:
+        raise UserError("a training box has no area", todo="repair or remove it")
+    fits = np.ones(len(boxes), bool) if size is None else np.maximum(width, height) < size
+    if not fits.any():
+        least = f", the least needs {np.maximum(width, height).min():.0f} px" if len(boxes) else ""
+        raise UserError(
+            f"no training lesion to take sizes from: {len(boxes)} boxes, window {size or 'any'} px{least}",
+            todo="use a larger window, or a split with lesions",
+        )
+    area, ratio = (width * height)[fits], (height / width)[fits]
+    low, high = (area.min(), area.max()) if kind == "free" else np.quantile(area, [0.25, 0.75])
+    mean, spread = ratio.mean(), ratio.std()
+    return AreaRule((float(low), float(high)), (float(max(mean - spread, ratio.min())), float(mean + spread)))
+
+
+def find_box(
+    breast: np.ndarray,
+    boxes: np.ndarray,
+    rule: AreaRule,
+    rng: np.random.Generator,
+    tries: int = TRIES,
+    margin: int = 0,
+) -> Window | None:
+    """A box in a window, fully inside the breast and clear of known lesions; None if `tries` sizes find no place.
+
+    breast: [S, S] bool. boxes: [N, 4] in the window's pixels. margin: px kept between the box and the window's edge.
+    For each size drawn, all places that fit are equally likely.
+    """
+    rows, columns = breast.shape
+    blocked = ~breast | blocked_by(boxes, rows, columns)
+    inner = blocked[margin : rows - margin, margin : columns - margin]
+    for _ in range(tries):
+        height, width = rule.draw(rng)
+        corner = draw_corner(count_covered(inner, height, width) == 0, rng)
+        if corner is not None:
+            x, y = corner[0] + margin, corner[1] + margin
+            return x, y, x + width, y + height
+    return None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where lesion `index` of a set goes."""
+
+    position: int  # of the canvas among the images given
+    window: Window  # in the pixels of the canvas
+    box: Window  # in the pixels of the window
+    image_box: Window  # in the pixels of the canvas
+    provenance: dict  # canvas, patient_id, window, box (image_box), seed, index: plain values for the annotation file
+
+
+def plan_placement(
+    seed: int,
+    index: int,
+    infos: Sequence[ImageInfo],
+    positions: Sequence[int],
+    breast_of: Callable[[int], np.ndarray],
+    size: int,
+    rule: AreaRule,
+    *,
+    tries: int = TRIES,
+    windows: int = TRIES,
+    margin: int = 0,
+    share: float = BREAST_SHARE,
+) -> Placement:
+    """The placement of lesion `index`: a function of (seed, index) alone, so that an interrupted set can go on.
+
+    positions: the images that can be canvases (`canvases.canvas_positions`); one round of indices visits each once,
+        in a new order each round. An image without a healthy window gives way to a random other one.
+    breast_of: position -> breast mask [H, W] bool.
+    tries: sizes drawn per window. windows: windows drawn per image.
+    UserError if no image has a healthy window with room for a lesion.
+    """
+    count = len(positions)
+    if not count:
+        raise UserError("no canvas to paint on", todo="give images of training patients")
+    order = np.random.default_rng([seed, 1, index // count]).permutation(count)
+    rng = np.random.default_rng([seed, 2, index])
+    first = index % count
+    others = rng.permutation(np.delete(order, first))
+    healthy = False
+    for chosen in (order[first], *others):
+        position = int(positions[int(chosen)])
+        info, breast = infos[position], breast_of(position)
+        for _ in range(windows):
+            window = healthy_window(breast, info.boxes, size, rng, share)
+            if window is None:
+                break
+            healthy = True
+            box = find_box(cut(breast, window), np.zeros((0, 4)), rule, rng, tries, margin)
+            if box is not None:
+                image_box = shifted(box, window[0], window[1])
+                provenance = {
+                    "canvas": info.image_id,
+                    "patient_id": info.patient_id,
+                    "window": list(window),
+                    "box": list(image_box),
+                    "seed": seed,
+                    "index": index,
+                }
+                return Placement(position, window, box, image_box, provenance)
+    if healthy:
+        raise UserError(f"no window of {size} px has room for a lesion in the breast", todo="allow smaller lesions")
+    raise UserError(
+        f"no healthy window of {size} px found in {count} canvases", todo="use a smaller window or other images"
+    )
+
