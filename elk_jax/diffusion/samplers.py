@@ -66,16 +66,19 @@ class SamplerConfig:
 
 
 class Plan(NamedTuple):
-    """One row per step: time step, rates of the image before it, coefficients of what the next image is made of."""
+    """One row per step: time step, rates of the image before it, coefficients of what the next image is made of.
 
-    t: np.ndarray
-    signal: np.ndarray
-    noise_rate: np.ndarray
-    keep: np.ndarray
-    clean: np.ndarray
-    before: np.ndarray
-    epsilon: np.ndarray
-    fresh: np.ndarray
+    Columns are NumPy arrays [N] in `plan`, scalars of the device in `step`.
+    """
+
+    t: Any
+    signal: Any
+    noise_rate: Any
+    keep: Any
+    clean: Any
+    before: Any
+    epsilon: Any
+    fresh: Any
 
 
 def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
@@ -196,13 +199,23 @@ def normal(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> ja
     return jax.vmap(lambda key: jax.random.normal(key, tuple(shape[1:]), dtype))(keys)
 
 
-def _run(denoise, schedule, config, shape_or_noise, rng, constrain, *, path):
+def _run(
+    denoise: Denoise,
+    schedule: Schedule,
+    config: SamplerConfig,
+    shape_or_noise: Any,
+    rng: Any,
+    constrain: Constrain | None,
+    *,
+    path: bool,
+) -> tuple[jax.Array, Any]:
     """((x after the last step), (x, x0) of all steps or None)."""
     table = plan(schedule, config)
     draws = bool(np.any(table.fresh))
     if rng is None and (draws or not hasattr(shape_or_noise, "dtype")):
         raise ValueError("sampling draws noise and needs a random key: give rng")
-    keys = None
+    start_keys: Any = None
+    keys: Any = None
     if rng is not None:
         rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
         split = jax.vmap(jax.random.split)(rng) if rng.ndim else jax.random.split(rng)
@@ -229,6 +242,7 @@ def _run(denoise, schedule, config, shape_or_noise, rng, constrain, *, path):
 def _plan_ddim(schedule: Schedule, config: SamplerConfig) -> Plan:
     """Song et al., eq. 12, with sigma = eta times eq. 16."""
     left, total, count = schedule.alphas_cumprod.astype(np.float64), schedule.steps, config.steps
+    t: np.ndarray
     if config.spacing == "linspace":
         t = np.linspace(0, total - 1, count).round()[::-1]
     elif config.spacing == "leading":
@@ -276,11 +290,12 @@ def _dpmpp_levels(levels: np.ndarray, schedule: Schedule, config: SamplerConfig)
     if config.karras:
         ends = levels[-1] ** (1 / KARRAS_RHO), levels[0] ** (1 / KARRAS_RHO)
         s = np.linspace(*ends, count) ** KARRAS_RHO
-        t = np.interp(np.log(s), np.log(levels), np.arange(total))
-        return (t if schedule.name == "cosine" else t.round()).astype(np.int32), s
+        exact = np.interp(np.log(s), np.log(levels), np.arange(total))
+        return (exact if schedule.name == "cosine" else exact.round()).astype(np.int32), s
     last = total
     if config.lambda_min is not None:
         last -= int(np.searchsorted(-np.log(levels)[::-1], config.lambda_min))
+    t: np.ndarray
     if config.spacing == "linspace":
         t = np.linspace(0, last - 1, count + 1).round()[:0:-1]
     elif config.spacing == "leading":
