@@ -71,7 +71,8 @@ def lesion_closeup(
 
     boxes: [N, 4], all of the image. Source: Montoya-del-Angel et al. 2024.
     """
-    window = window_around(boxes[lesion], *pixels.shape[:2], size, rng)
+    height, width = pixels.shape[:2]
+    window = window_around(boxes[lesion], height, width, size, rng)
     return _closeup(pixels, boxes, window, np.asarray(boxes[lesion], np.float64))
 
 
