@@ -1,7 +1,6 @@
-"""From a source to batches: an endless, resumable stream for training, a finite ordered one for evaluation.
+"""From a source to a detector's batches: an endless stream for training, a finite ordered one for evaluation.
 
-Grain reads ahead in threads (or worker processes). What a batch holds follows from (seed, batch number)
-alone: threads, workers, hosts and restarts change nothing.
+What a batch holds follows from (seed, batch number) alone: threads, workers, hosts and restarts change nothing.
 """
 
 from __future__ import annotations
@@ -10,16 +9,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-import cv2
-import grain.python as grain
 import numpy as np
 
 from elk_jax.data import plan
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
 from elk_jax.data.paste import MAX_PASTED
 from elk_jax.data.schema import Batch, ImageInfo, Source
+from elk_jax.data.stream import Stream, finite
 from elk_jax.data.transforms import Example
 from elk_jax.errors import UserError
 
@@ -99,7 +96,7 @@ def eval_batches(
     rows = host_rows(config.batch_size, process_index, process_count)
     max_boxes = find_max_boxes(source.infos, config.max_boxes)
     loader = _Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
-    return _closing(iter(_read_ahead(loader, 0, len(batches), config)))
+    return finite(loader, len(batches), config.threads, config.workers, config.prefetch)
 
 
 def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int = 0) -> int:
@@ -128,88 +125,14 @@ def host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * share, (process_index + 1) * share)
 
 
-class TrainBatches(Iterator[Batch]):
-    """The training stream. `get_state()` is JSON; `set_state()` continues exactly there."""
+class TrainBatches(Stream[Batch]):
+    """The training stream of a detector. per_epoch: batches in one epoch."""
 
     def __init__(self, loader: _Batches, config: LoaderConfig, per_epoch: int, digest: str):
+        super().__init__(loader, digest, config.threads, config.workers, config.prefetch)
         self.per_epoch = per_epoch
         self.canvases = loader.canvases
         self.max_boxes = loader.max_boxes
-        self._loader, self._config, self._digest = loader, config, digest
-        self._next = 0
-        self._stream: grain.DatasetIterator | None = None
-
-    def __next__(self) -> Batch:
-        if self._stream is None:
-            self._stream = iter(_read_ahead(self._loader, self._next, _ENDLESS - self._next, self._config))
-        batch = next(self._stream)
-        self._next += 1
-        return batch
-
-    def get_state(self) -> dict[str, Any]:
-        """Number of the next batch, and what the stream depends on."""
-        return {"next_batch": self._next, "stream": self._digest}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue at `state`. UserError if it was taken from other data, another configuration or seed."""
-        if state.get("stream") != self._digest:
-            raise UserError(
-                "the checkpoint was made with other data, another data configuration or another seed",
-                todo="restore the old configuration, or start in a new workdir",
-            )
-        self.close()
-        self._next = int(state["next_batch"])
-
-    def close(self) -> None:
-        """Stop reading ahead; the next batch starts it again."""
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
-
-
-_ENDLESS = 1 << 40
-
-
-def _closing(stream: grain.DatasetIterator) -> Iterator[Batch]:
-    """Hand on the batches; reading ahead stops when the caller is done, also early."""
-    try:
-        yield from stream
-    finally:
-        stream.close()
-
-
-def _read_ahead(loader: _Batches, start: int, count: int, config: LoaderConfig) -> grain.IterDataset:
-    """Batches start, start+1, ... in order, read ahead."""
-    _one_thread()
-    dataset = grain.MapDataset.source(_Numbers(start, count)).map(loader)
-    if config.workers == 0:
-        return dataset.to_iter_dataset(grain.ReadOptions(config.threads, config.prefetch))
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers
-    options = grain.MultiprocessingOptions(
-        config.workers, per_worker_buffer_size=max(1, config.prefetch // config.workers)
-    )
-    return dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options, worker_init_fn=_one_thread)
-
-
-def _one_thread(*_: object) -> None:
-    cv2.setNumThreads(0)  # several of OpenCV's threads for each reading thread only fight for the cores
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """The whole numbers from `start` on, as a Grain source."""
-
-    start: int
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return self.start + int(index)
 
 
 class _TrainExamples:

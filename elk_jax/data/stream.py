@@ -1,0 +1,108 @@
+"""Batches read ahead by Grain, in threads or worker processes, from any function batch number -> batch.
+
+A batch is a function of its number alone, so the place in the stream is one number: threads, workers and restarts
+change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import cv2
+import grain.python as grain
+
+from elk_jax.errors import UserError
+
+T = TypeVar("T")
+
+_ENDLESS = 1 << 40
+
+
+class Stream(Iterator[T], Generic[T]):
+    """Endless batches make(0), make(1), ... `get_state()` is JSON; `set_state()` continues exactly there.
+
+    digest: fingerprint of everything that `make` depends on; a state taken under another one is refused.
+    threads, workers: reading threads of this process, or (workers > 0) worker processes instead; `make` is then sent
+    to them, so it must be picklable. prefetch: batches read ahead.
+    """
+
+    def __init__(self, make: Callable[[int], T], digest: str, threads: int = 2, workers: int = 0, prefetch: int = 4):
+        self._make, self._digest = make, digest
+        self._reading = threads, workers, prefetch
+        self._next = 0
+        self._stream: grain.DatasetIterator | None = None
+
+    def __next__(self) -> T:
+        if self._stream is None:
+            self._stream = iter(_read_ahead(self._make, self._next, _ENDLESS - self._next, *self._reading))
+        batch = next(self._stream)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Number of the next batch, and what the stream depends on."""
+        return {"next_batch": self._next, "stream": self._digest}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue at `state`. UserError if it was taken from other data, another configuration or seed."""
+        if state.get("stream") != self._digest:
+            raise UserError(
+                "the checkpoint was made with other data, another data configuration or another seed",
+                todo="restore the old configuration, or start in a new workdir",
+            )
+        self.close()
+        self._next = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Stop reading ahead; the next batch starts it again."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+
+def finite(make: Callable[[int], T], count: int, threads: int = 2, workers: int = 0, prefetch: int = 4) -> Iterator[T]:
+    """make(0), ..., make(count - 1), read ahead. Reading stops when the caller is done, also early."""
+    return _closing(iter(_read_ahead(make, 0, count, threads, workers, prefetch)))
+
+
+def _closing(stream: grain.DatasetIterator) -> Iterator[Any]:
+    try:
+        yield from stream
+    finally:
+        stream.close()
+
+
+def _read_ahead(
+    make: Callable[[int], Any], start: int, count: int, threads: int, workers: int, prefetch: int
+) -> grain.IterDataset:
+    """Batches start, start + 1, ... in order, read ahead."""
+    _one_thread()
+    dataset = grain.MapDataset.source(_Numbers(start, count)).map(make)
+    if workers == 0:
+        return dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch))
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch // workers))
+    return dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options, worker_init_fn=_one_thread)
+
+
+def _one_thread(*_: object) -> None:
+    cv2.setNumThreads(0)  # several of OpenCV's threads for each reading thread only fight for the cores
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The whole numbers from `start` on, as a Grain source."""
+
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return self.start + int(index)
