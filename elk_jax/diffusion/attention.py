@@ -54,34 +54,53 @@ def gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=False)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of x [B, T, C] to `context` [B, S, D], or to itself -> [B, T, C].
+def multi_head(
+    x: jax.Array, tokens: jax.Array, heads: int, implementation: str, dtype: Any, qkv_bias: bool = False
+) -> jax.Array:
+    """Attention of x [B, T, C] to `tokens` [B, S, D] -> [B, T, C], as layers of the module that calls it.
 
     Parameters to_q, to_k, to_v (biased only if `qkv_bias`), to_out_0. `heads` must divide C (UserError).
     """
+    channels = x.shape[-1]
+    if channels % heads:
+        raise UserError(
+            f"{channels} channels cannot be split into {heads} heads",
+            todo="set attention_head_dim (the number of heads, in diffusers' naming) to a divisor of every width",
+        )
+
+    def project(name: str, y: jax.Array) -> jax.Array:
+        y = dense(channels, dtype, name, qkv_bias)(y)
+        return y.reshape(*y.shape[:-1], heads, channels // heads)
+
+    y = attend(project("to_q", x), project("to_k", tokens), project("to_v", tokens), implementation)
+    return dense(channels, dtype, "to_out_0")(y.reshape(x.shape))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, T, C] to `context` [B, S, D], or to itself -> [B, T, C]."""
 
     heads: int
     implementation: str
     dtype: Any
-    qkv_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        channels = x.shape[-1]
-        if channels % self.heads:
-            raise UserError(
-                f"{channels} channels cannot be split into {self.heads} heads",
-                where="/".join(self.path),
-                todo="set attention_head_dim (the number of heads, in diffusers' naming) to a divisor of every width",
-            )
+        return multi_head(x, x if context is None else context, self.heads, self.implementation, self.dtype)
 
-        def project(name: str, tokens: jax.Array) -> jax.Array:
-            y = dense(channels, self.dtype, name, self.qkv_bias)(tokens)
-            return y.reshape(*y.shape[:-1], self.heads, channels // self.heads)
 
-        tokens = x if context is None else context
-        y = attend(project("to_q", x), project("to_k", tokens), project("to_v", tokens), self.implementation)
-        return dense(channels, self.dtype, "to_out_0")(y.reshape(x.shape))
+class MapAttention(nn.Module):
+    """Attention of the pixels of a map to each other: one head, group norm before, shortcut around it. [B, H, W, C]."""
+
+    groups: int
+    implementation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        y = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="group_norm")(x)
+        y = y.reshape(batch, height * width, channels)
+        return x + multi_head(y, y, 1, self.implementation, self.dtype, qkv_bias=True).reshape(x.shape)
 
 
 class GatedGelu(nn.Module):

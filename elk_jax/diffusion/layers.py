@@ -22,8 +22,10 @@ zeros = nn.initializers.zeros
 it (Ho et al. 2020, Dhariwal & Nichol 2021)."""
 
 
-def conv(features: int, dtype: Any, name: str, kernel_size: int = 3, kernel_init: Any = lecun_normal) -> ConvNorm:
-    """A convolution of stride 1 that keeps height and width: kernel, bias."""
+def conv(
+    features: int, dtype: Any, name: str | None, kernel_size: int = 3, kernel_init: Any = lecun_normal
+) -> ConvNorm:
+    """A convolution of stride 1 that keeps height and width: kernel, bias. name None: of the attribute in `setup`."""
     return ConvNorm(features, kernel_size, kernel_init=kernel_init, dtype=dtype, name=name)
 
 

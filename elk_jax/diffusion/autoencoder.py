@@ -1,0 +1,235 @@
+"""The autoencoder between pixels and latents (AutoencoderKL of Stable Diffusion; Rombach et al. 2022, section 3.1).
+
+Shapes: B batch, H W of the image, C its channels, h = H / factor, w = W / factor, Z latent channels.
+
+Parameters have diffusers' names (see unet.py): encoder/*, decoder/*, quant_conv, post_quant_conv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elk_jax.backbones.norms import GroupNorm
+from elk_jax.diffusion import settings
+from elk_jax.diffusion.attention import IMPLEMENTATIONS, MapAttention
+from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv
+from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
+
+EPS = 1e-6
+MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Fields as in diffusers' vae/config.json, defaults of Stable Diffusion 1.x and 2.x, and three of our own."""
+
+    sample_size: int = 512
+    """Side of the images in training; for information."""
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    """1 / standard deviation of the latents: see `to_latents`."""
+    mid_block_add_attention: bool = True
+
+    attention: str = "auto"
+    """'auto', 'xla' or 'cudnn': see attention.choose_implementation."""
+    remat: bool = False
+    """Recompute the activations inside every residual block in the backward pass."""
+    dtype: str = "float32"
+    """Of the computation: 'float32', 'bfloat16' or 'float64'."""
+
+    def __post_init__(self) -> None:
+        if not self.block_out_channels:
+            raise UserError("an autoencoder without blocks", todo="give block_out_channels")
+        if self.attention not in IMPLEMENTATIONS:
+            raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, in each direction."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+_ACCEPTED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "down_block_types": (),  # compared below
+    "up_block_types": (),
+    "force_upcast": (True,),  # advice to users of float16, which is not offered here
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+}
+
+
+def autoencoder_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> AutoencoderConfig:
+    """The configuration from diffusers' vae/config.json; `changes` (dtype, ...) go over it.
+
+    Raises UserError for settings that this network does not have.
+    """
+    config = settings.from_json(AutoencoderConfig, {**content, **changes}, _ACCEPTED, where)
+    for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        expected = [kind] * len(config.block_out_channels)
+        if list(content.get(name, expected)) != expected:
+            raise UserError(f"{name} = {content[name]} is not supported", where=where, todo=f"expected {expected}")
+    for name in ("use_quant_conv", "use_post_quant_conv"):
+        if content.get(name, True) is not True:
+            raise UserError(f"{name} = {content[name]} is not supported", where=where)
+    return config
+
+
+def _resnet(config: AutoencoderConfig, features: int, name: str) -> ResnetBlock:
+    kind = nn.remat(ResnetBlock) if config.remat else ResnetBlock
+    return kind(features, config.norm_num_groups, EPS, jnp.dtype(config.dtype), name=name)
+
+
+class Middle(nn.Module):
+    """Residual block, attention over all pixels, residual block: [B, h, w, C] -> the same shape."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, features = self.config, x.shape[-1]
+        x = _resnet(c, features, "resnets_0")(x)
+        if c.mid_block_add_attention:
+            x = MapAttention(c.norm_num_groups, c.attention, jnp.dtype(c.dtype), name="attentions_0")(x)
+        return _resnet(c, features, "resnets_1")(x)
+
+
+class EncoderBlock(nn.Module):
+    """Residual blocks, then half the size unless `last`: [B, H, W, C] -> [B, H/2, W/2, features]."""
+
+    config: AutoencoderConfig
+    features: int
+    last: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.config.layers_per_block):
+            x = _resnet(self.config, self.features, f"resnets_{i}")(x)
+        return x if self.last else Downsample((0, 1), jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
+
+
+class DecoderBlock(nn.Module):
+    """One residual block more than in the encoder, then twice the size unless `last`."""
+
+    config: AutoencoderConfig
+    features: int
+    last: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.config.layers_per_block + 1):
+            x = _resnet(self.config, self.features, f"resnets_{i}")(x)
+        return x if self.last else Upsample(jnp.dtype(self.config.dtype), name="upsamplers_0")(x)
+
+
+class Encoder(nn.Module):
+    """Image [B, H, W, C] -> moments [B, h, w, 2Z] before quant_conv."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        x = conv(c.block_out_channels[0], dtype, "conv_in")(x.astype(dtype))
+        for i, features in enumerate(c.block_out_channels):
+            last = i == len(c.block_out_channels) - 1
+            x = EncoderBlock(c, features, last, name=f"down_blocks_{i}")(x)
+        x = Middle(c, name="mid_block")(x)
+        x = nn.silu(GroupNorm(c.norm_num_groups, EPS, dtype=dtype, name="conv_norm_out")(x))
+        return conv(2 * c.latent_channels, dtype, "conv_out")(x)
+
+
+class Decoder(nn.Module):
+    """Latents [B, h, w, Z] behind post_quant_conv -> image [B, H, W, C]."""
+
+    config: AutoencoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        x = conv(c.block_out_channels[-1], dtype, "conv_in")(x.astype(dtype))
+        x = Middle(c, name="mid_block")(x)
+        for i, features in enumerate(reversed(c.block_out_channels)):
+            last = i == len(c.block_out_channels) - 1
+            x = DecoderBlock(c, features, last, name=f"up_blocks_{i}")(x)
+        x = nn.silu(GroupNorm(c.norm_num_groups, EPS, dtype=dtype, name="conv_norm_out")(x))
+        return conv(c.out_channels, dtype, "conv_out")(x)
+
+
+class AutoencoderKL(nn.Module):
+    """Images in [-1, 1] to a normal distribution over latents, and latents back to images.
+
+    `apply({"params": p}, images, method="encode")` and `apply({"params": p}, latents, method="decode")`.
+    """
+
+    config: AutoencoderConfig
+
+    def setup(self) -> None:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        self.encoder, self.decoder = Encoder(c), Decoder(c)
+        self.quant_conv = conv(2 * c.latent_channels, dtype, None, 1)
+        self.post_quant_conv = conv(c.latent_channels, dtype, None, 1)
+
+    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, H, W, C] -> mean and log variance [B, h, w, Z], float32 or wider, before scaling.
+
+        Raises UserError when the channels are others, or H or W is no multiple of `config.factor`.
+        """
+        c = self.config
+        _, height, width, channels = images.shape
+        if channels != c.in_channels:
+            raise UserError(f"an image of {channels} channels for an autoencoder of {c.in_channels}")
+        if height % c.factor or width % c.factor:
+            raise UserError(
+                f"an image of {height} x {width} for an autoencoder that divides by {c.factor}",
+                todo=f"use multiples of {c.factor}",
+            )
+        moments = at_least_float32(self.quant_conv(self.encoder(images)))
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """[B, h, w, Z], before scaling -> [B, H, W, C], float32 or wider, about -1 to 1 (not clipped)."""
+        return at_least_float32(self.decoder(self.post_quant_conv(latents)))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """The mean latents' images."""
+        return self.decode(self.encode(images)[0])
+
+
+def to_latents(
+    mean: jax.Array, logvar: jax.Array, config: AutoencoderConfig, rng: jax.Array | None = None
+) -> jax.Array:
+    """What the U-Net works on, [B, h, w, Z] of about unit variance: a draw from the encoder's distribution, or with rng
+    None its mean, times the scaling factor."""
+    if rng is not None:
+        mean = mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape, mean.dtype)
+    return mean * config.scaling_factor
+
+
+def from_latents(latents: jax.Array, config: AutoencoderConfig) -> jax.Array:
+    """Undoes the scaling of `to_latents`: what `decode` takes."""
+    return latents / config.scaling_factor
+
+
+def divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence [B] of the encoder's distribution from the standard normal, summed over latents."""
+    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
+
+
+def init(config: AutoencoderConfig, rng: jax.Array) -> Any:
+    """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
+    images = jnp.zeros((1, config.factor, config.factor, config.in_channels))
+    return AutoencoderKL(config).init(rng, images)["params"]

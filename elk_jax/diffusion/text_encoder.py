@@ -1,0 +1,173 @@
+"""The text encoder of CLIP (Radford et al. 2021): ViT-L/14's in Stable Diffusion 1.x, OpenCLIP's ViT-H in 2.x.
+
+Shapes: B batch, T tokens (at most 77), N heads, D channels.
+
+Parameters have the names of transformers' CLIPTextModel without `text_model.` (see unet.py on dots and numbers):
+embeddings/*, encoder/layers_0/self_attn/q_proj/kernel, final_layer_norm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elk_jax.backbones.norms import param_dtype
+from elk_jax.diffusion import settings
+from elk_jax.diffusion.attention import IMPLEMENTATIONS, attend, gelu
+from elk_jax.diffusion.layers import dense, layer_norm
+from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x), with which OpenAI trained CLIP."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Fields as in text_encoder/config.json, defaults of Stable Diffusion 1.5 (ViT-L/14), and three of our own.
+
+    Stable Diffusion 2: hidden_size 1024, intermediate_size 4096, num_hidden_layers 23 (the last of OpenCLIP's 24 is
+    left out of the published folder), num_attention_heads 16, hidden_act 'gelu'.
+    """
+
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    attention: str = "auto"
+    """'auto', 'xla' or 'cudnn': see attention.choose_implementation."""
+    remat: bool = False
+    """Recompute the activations inside every layer in the backward pass."""
+    dtype: str = "float32"
+    """Of the computation: 'float32', 'bfloat16' or 'float64'."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(f"hidden_act = {self.hidden_act!r} is not supported", todo=f"expected {list(ACTIVATIONS)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"{self.hidden_size} channels cannot be split into {self.num_attention_heads} heads")
+        if self.attention not in IMPLEMENTATIONS:
+            raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+
+
+def text_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> TextConfig:
+    """The configuration from transformers' text_encoder/config.json; `changes` (dtype, ...) go over it.
+
+    Raises UserError for a text encoder of another kind.
+    """
+    kind = content.get("model_type", "clip_text_model")
+    if kind != "clip_text_model":
+        raise UserError(f"a text encoder of type {kind!r}", where=where, todo="use a Stable Diffusion 1.x or 2.x model")
+    known = {field.name for field in dataclasses.fields(TextConfig)}
+    ours = {name: value for name, value in content.items() if name in known}  # the rest is of generation, dropout, ...
+    return settings.from_json(TextConfig, {**ours, **changes}, {}, where)
+
+
+class SelfAttention(nn.Module):
+    """Every token attends to itself and those before it: [B, T, D] -> [B, T, D]."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+
+        def project(name: str) -> jax.Array:
+            y = dense(c.hidden_size, dtype, name)(x)
+            return y.reshape(*y.shape[:-1], c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+
+        y = attend(project("q_proj"), project("k_proj"), project("v_proj"), c.attention, causal=True)
+        return dense(c.hidden_size, dtype, "out_proj")(y.reshape(x.shape))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers: [B, T, D] -> [B, T, D]."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        x = ACTIVATIONS[c.hidden_act](dense(c.intermediate_size, dtype, "fc1")(x))
+        return dense(c.hidden_size, dtype, "fc2")(x)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each behind a layer norm and around a shortcut: [B, T, D] -> [B, T, D]."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        x = x + SelfAttention(c, name="self_attn")(layer_norm(dtype, "layer_norm1", c.layer_norm_eps)(x))
+        return x + FeedForward(c, name="mlp")(layer_norm(dtype, "layer_norm2", c.layer_norm_eps)(x))
+
+
+class Embeddings(nn.Module):
+    """Token and place, summed: [B, T] -> [B, T, D]."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, token_ids: jax.Array) -> jax.Array:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+
+        def table(rows: int, name: str) -> nn.Embed:
+            start = nn.initializers.normal(0.02)
+            return nn.Embed(rows, c.hidden_size, dtype, param_dtype(dtype), embedding_init=start, name=name)
+
+        places = jnp.arange(token_ids.shape[1])
+        tokens = table(c.vocab_size, "token_embedding")(token_ids)
+        return tokens + table(c.max_position_embeddings, "position_embedding")(places)
+
+
+class Layers(nn.Module):
+    """All layers: [B, T, D] -> [B, T, D]."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kind = nn.remat(Layer) if self.config.remat else Layer
+        for i in range(self.config.num_hidden_layers):
+            x = kind(self.config, name=f"layers_{i}")(x)
+        return x
+
+
+class CLIPTextEncoder(nn.Module):
+    """token_ids [B, T] int32 -> last hidden state behind the final layer norm [B, T, D], float32 or wider.
+
+    Padding is not masked: in CLIP it is attended to like a word. Raises UserError for more tokens than places.
+    """
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, token_ids: jax.Array) -> jax.Array:
+        c = self.config
+        if token_ids.shape[1] > c.max_position_embeddings:
+            raise UserError(f"{token_ids.shape[1]} tokens for a text encoder of {c.max_position_embeddings}")
+        x = Layers(c, name="encoder")(Embeddings(c, name="embeddings")(token_ids))
+        return at_least_float32(layer_norm(jnp.dtype(c.dtype), "final_layer_norm", c.layer_norm_eps)(x))
+
+
+def init(config: TextConfig, rng: jax.Array) -> Any:
+    """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
+    return CLIPTextEncoder(config).init(rng, jnp.zeros((1, 2), jnp.int32))["params"]
