@@ -138,6 +138,7 @@ def detector(size: str) -> dict:
             "prefetch": 4,
         },
         "test_resize": dict(FIT),
+        "test_flips": (),  # of horizontal, vertical, both: mirrored views to detect in as well, fused
         "steps": 300,
         "accumulate": 1,
         "optimizer": {
@@ -176,6 +177,7 @@ def tiny() -> dict:
             "detection_candidates": 32, "anchor_sizes": ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,)),
         },
         "plan_anchors": False,
+        "test_flips": ("horizontal",),
         "loader": {
             "batch_size": 2,
             "max_boxes": 16,
@@ -201,6 +203,7 @@ def small() -> dict:
             "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 15.0, "gain": 0.2, "gamma": 0.2},
             "lesion_share": -1.0,
         },
+        "test_flips": ("horizontal", "vertical", "both"),
         "steps": 1200,
         "schedule": {"base": 3e-4, "warmup_steps": 100},
         "ema_decay": 0.995,

@@ -28,6 +28,9 @@ CRITERION = flags.DEFINE_string(
 FLOOR = flags.DEFINE_float("score_floor", 0.01, "Predictions that score less are dropped.")
 ALL_IMAGES = flags.DEFINE_bool("all_images", False, "Count false positives of lesion-free images in FROC too.")
 BOOTSTRAP = flags.DEFINE_integer("bootstrap", 2000, "Resamples of patients for the intervals, 0 for none.")
+FLIPS = flags.DEFINE_list(
+    "flips", None, "Detect in mirrored views too and fuse: horizontal, vertical, both. Default: as trained."
+)
 ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results. Default: WORKDIR/evaluation-SPLIT.")
 
@@ -52,6 +55,7 @@ def main() -> None:
         score_floor=FLOOR.value,
         froc_images="all" if ALL_IMAGES.value else "with_lesions",
         resamples=BOOTSTRAP.value,
+        flips=FLIPS.value,
         output=Path(output),
     )
 

@@ -168,8 +168,8 @@ def _example(
     return {
         "image": image[flip][..., None],
         "mask": mask[flip][..., None].astype(np.float32),
-        "lesion": np.float32(lesion),
-        "index": np.int32(position),
+        "lesion": np.asarray(lesion, np.float32),
+        "index": np.asarray(position, np.int32),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def evaluate_source(
     score_floor: float = 0.01,
     froc_images: metrics.FrocImages = "with_lesions",
     resamples: int = 2000,
+    flips: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Write evaluation.json, predictions.json and report.html into `output`, print the table, return the evaluation.
 
@@ -48,7 +50,7 @@ def evaluate_source(
     output = files.make_folder(output)
     if model is not None:
         name = model.parent.name if model.name == "model" else model.name
-        results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor)
+        results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor, flips)
     else:
         assert predictions is not None
         name = Path(predictions).stem

@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 
 from elk_jax import files
 from elk_jax.data import breast, loader
+from elk_jax.data.flips import check_flips, flip_boxes, flipped
 from elk_jax.data.schema import ImageInfo
 from elk_jax.data.sources import ImageSource
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
+from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
 from elk_jax.tasks import detection
 from elk_jax.tasks.watching import watched
@@ -29,6 +31,7 @@ def describe(
     classes: Sequence[str],
     test_loader: loader.LoaderConfig,
     crop_to_breast: bool,
+    flips: Sequence[str],
     evaluation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `model.json` says. `evaluation` is that of the validation split: thresholds are chosen there."""
@@ -40,6 +43,7 @@ def describe(
             "crop_to_breast": crop_to_breast,
             "resize": dataclasses.asdict(test_loader.resize),
             "buckets": list(test_loader.buckets),
+            "flips": list(flips),
         },
         "operating_points": [
             {"false_positives_per_image": point["rate"], "threshold": point["threshold"]}
@@ -101,8 +105,13 @@ def _all_fit(infos: Sequence, buckets: Sequence[tuple[int, int]], resize) -> boo
     return bool(buckets)
 
 
-def detect_with(folder: Path, source: ImageSource, mesh: Mesh, score_floor: float = 0.0) -> list[ImageResult]:
-    """Run a model folder over a source, at the input size it was trained for."""
+def detect_with(
+    folder: Path, source: ImageSource, mesh: Mesh, score_floor: float = 0.0, flips: Sequence[str] | None = None
+) -> list[ImageResult]:
+    """Run a model folder over a source, at the input size it was trained for.
+
+    flips: mirrored views to detect in as well; None for those that the model was described with.
+    """
     config, params, description = load(folder)
     if tuple(description["classes"]) != source.classes:
         raise UserError(
@@ -114,7 +123,8 @@ def detect_with(folder: Path, source: ImageSource, mesh: Mesh, score_floor: floa
     predictor, params = detection.compile_predictor(task, mesh), meshes.place(params, mesh)
     shown = show(source, bool(description["input"].get("crop_to_breast")))
     batches = test_loader(description, shown.source.infos)
-    return detect_shown(predictor, params, shown, batches, mesh, score_floor)
+    flips = check_flips(description["input"].get("flips", ()) if flips is None else flips)
+    return detect_shown(predictor, params, shown, batches, mesh, score_floor, flips)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +151,18 @@ def detect_shown(
     config: loader.LoaderConfig,
     mesh: Mesh,
     score_floor: float = 0.0,
+    flips: Sequence[str] = (),
     progress: bool = True,
 ) -> list[ImageResult]:
-    """Detections and truth in the pixels of the whole images."""
-    results = detection.detect_all(predictor, params, shown.source, config, mesh, score_floor, progress)
+    """Detections and truth in the pixels of the whole images.
+
+    flips: mirrored views, whose detections are fused with those of the images as they are.
+    """
+    detect = lambda source: detection.detect_all(predictor, params, source, config, mesh, score_floor, progress)
+    results = detect(shown.source)
+    if flips:
+        views = [_unflipped(detect(flipped(shown.source, flip)), flip) for flip in flips]
+        results = detections.above(fusion.fuse([results, *views]), score_floor)
     return results if shown.windows is None else _uncut(results, shown.whole, shown.windows)
 
 
@@ -156,6 +174,11 @@ def without_truth(source: ImageSource) -> ImageSource:
         "ignore": np.zeros(0, bool),
     }
     return dataclasses.replace(source, infos=tuple(dataclasses.replace(info, **none) for info in source.infos))
+
+
+def _unflipped(results: Sequence[ImageResult], flip: str) -> list[ImageResult]:
+    """Results of mirrored images, in the pixels of the images."""
+    return [dataclasses.replace(r, boxes=flip_boxes(r.boxes, r.width, r.height, flip)) for r in results]
 
 
 def _uncut(

@@ -16,6 +16,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data import breast, loader, plan
+from elk_jax.data.flips import check_flips
 from elk_jax.data.sources import ImageSource, category_ids, summary
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
@@ -43,6 +44,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
             where=f"config.{stage.recipe}.best_metric",
             todo=f"choose one of {', '.join(metrics.METRIC_NAMES)}",
         )
+
+    flips = check_flips(recipe.test_flips)
 
     # ---- Data ------------------------------------------------------------------------------------------------
     source = detection.open_data(config.data, stage.train_on, "train", config.seed)
@@ -105,10 +108,12 @@ def train(run: Run, name: str) -> dict[str, Any]:
 
     # ---- The model with its operating points -------------------------------------------------------------------
     floor = recipe.score_floor
-    results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor)
+    results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
     if run.is_main:
-        description = detection_model.describe(model, source.classes, test_loader, recipe.crop_to_breast, evaluation)
+        description = detection_model.describe(
+            model, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation
+        )
         description["trained"] = {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from}
         store.save_params(folder / "model", jax.device_get(result.best_params), description)
     value = _best(result, recipe.best_metric)

@@ -54,6 +54,27 @@ def test_a_detector_sees_the_breast_and_answers_in_the_whole_image(source, monke
     assert (result.width, result.height) == (100, 60)
 
 
+def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
+    """A detector that knows the left half of what it sees alone: each view tells of another part of the image."""
+
+    def detect_left(predictor, params, seen, *arguments):
+        image = seen[0].image[..., 0]
+        rows, columns = np.nonzero(image[:, : image.shape[1] // 2])
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        return join(seen.infos, {"1": Detections(np.array([box], float), np.array([0.8]), np.array([0]))})
+
+    monkeypatch.setattr(detection, "detect_all", detect_left)
+    shown = detection_model.show(source, crop_to_breast=False)
+    (plain,) = detection_model.detect_shown(None, None, shown, None, None)
+    (mirrored,) = detection_model.detect_shown(None, None, shown, None, None, flips=("horizontal",))
+    (both,) = detection_model.detect_shown(None, None, shown, None, None, flips=("horizontal", "vertical", "both"))
+    x0, y0, x1, y1 = BREAST
+    np.testing.assert_array_equal(plain.boxes, [[x0, y0, 50, y1]])
+    assert mirrored.boxes[0].tolist() == [x0, y0, 50, y1] and mirrored.scores[0] == pytest.approx(0.4)
+    assert both.boxes[0].tolist() == [x0, y0, 50, y1] and both.scores[0] == pytest.approx(0.4)
+    assert {tuple(box) for box in both.boxes} == {(x0, y0, 50, y1), (50, y0, x1, y1)}
+
+
 def test_a_whole_image_is_shown_as_it_is(source):
     shown = detection_model.show(source, crop_to_breast=False)
     assert shown.source is source and shown.windows is None

@@ -1,0 +1,46 @@
+"""Mirrored views of a source, for detecting in several of them: a breast may be seen from either side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from elk_jax.data.schema import ImageInfo
+from elk_jax.data.sources import ImageSource, Read
+from elk_jax.errors import UserError
+
+FLIPS = ("horizontal", "vertical", "both")
+
+
+def check_flips(flips: Sequence[str]) -> tuple[str, ...]:
+    """The same names, each once. UserError for an unknown one."""
+    for flip in flips:
+        if flip not in FLIPS:
+            raise UserError(f"no flip '{flip}'", todo=f"choose from {', '.join(FLIPS)}")
+    return tuple(dict.fromkeys(flips))
+
+
+def flip_boxes(boxes: np.ndarray, width: float, height: float, flip: str) -> np.ndarray:
+    """Boxes [N, 4] of an image of width x height px in its mirrored view. Twice the same flip changes nothing."""
+    x0, y0, x1, y1 = np.asarray(boxes).T
+    if flip in ("horizontal", "both"):
+        x0, x1 = width - x1, width - x0
+    if flip in ("vertical", "both"):
+        y0, y1 = height - y1, height - y0
+    return np.stack([x0, y0, x1, y1], axis=1)
+
+
+def flipped(source: ImageSource, flip: str) -> ImageSource:
+    """The source with every image, and its boxes, mirrored."""
+    mirror = lambda info: replace(info, boxes=flip_boxes(info.boxes, info.width, info.height, flip))
+    infos: tuple[ImageInfo, ...] = tuple(mirror(info) for info in source.infos)
+    return replace(source, infos=infos, read=partial(_read_flipped, source.read, flip))
+
+
+def _read_flipped(read: Read, flip: str, position: int) -> np.ndarray:
+    across = -1 if flip in ("horizontal", "both") else 1
+    down = -1 if flip in ("vertical", "both") else 1
+    return read(position)[::down, ::across]

@@ -1,0 +1,61 @@
+"""Detections of several views of one image, or of several models, as one list: weighted boxes fusion.
+
+Shapes: V views or models, K boxes. Source: Solovyev et al. 2021, arXiv 1910.13302, with one difference: a view counts
+once in a cluster, with its best box, so that a view that finds a lesion twice is no second witness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from elk_jax.data.boxes import iou
+from elk_jax.evaluation.detections import Detections, ImageResult
+
+SAME = 0.5
+"""Boxes of one class that overlap by this IoU are of one lesion."""
+
+
+def fuse(views: Sequence[Sequence[ImageResult]], same: float = SAME) -> list[ImageResult]:
+    """One list of results from V lists of the same images in the same order, all in the pixels of the source."""
+    fused = []
+    for results in zip(*views, strict=True):
+        if len({result.image_id for result in results}) != 1:
+            raise ValueError(f"views of different images: {', '.join(result.image_id for result in results)}")
+        found = fuse_boxes([Detections(r.boxes, r.scores, r.labels) for r in results], same)
+        fused.append(replace(results[0], boxes=found.boxes, scores=found.scores, labels=found.labels))
+    return fused
+
+
+def fuse_boxes(views: Sequence[Detections], same: float = SAME) -> Detections:
+    """The fused boxes of one image, best first.
+
+    Boxes are taken in the order of their scores; each joins the cluster of its class whose fused box it overlaps most,
+    by an IoU of at least `same`, or starts a new one. A cluster's box is the mean of its boxes, weighted with their
+    scores; its score is the mean over all V views of the best score that the view has in it, 0 where it has none.
+    """
+    boxes = np.concatenate([np.asarray(view.boxes, float).reshape(-1, 4) for view in views])
+    scores = np.concatenate([np.asarray(view.scores, float) for view in views])
+    labels = np.concatenate([np.asarray(view.labels, int) for view in views])
+    origin = np.repeat(np.arange(len(views)), [len(view.scores) for view in views])
+    centre = np.zeros((0, 4))  # fused box of every cluster
+    classes = np.zeros(0, int)
+    members: list[list[int]] = []
+    for i in np.argsort(-scores, kind="stable"):
+        overlap = np.where(classes == labels[i], iou(boxes[i : i + 1], centre)[0], -1.0)
+        if len(overlap) and overlap.max() >= same:
+            chosen = int(overlap.argmax())
+            members[chosen].append(int(i))
+            weights = np.maximum(scores[members[chosen]], 1e-12)
+            centre[chosen] = np.average(boxes[members[chosen]], axis=0, weights=weights)
+        else:
+            members.append([int(i)])
+            centre, classes = np.vstack([centre, boxes[i]]), np.append(classes, labels[i])
+    best = np.zeros((len(members), len(views)))
+    for cluster, inside in enumerate(members):
+        np.maximum.at(best[cluster], origin[inside], scores[inside])
+    fused = best.mean(axis=1)
+    order = np.argsort(-fused, kind="stable")
+    return Detections(centre[order], fused[order], classes[order])

@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+
+from elk_jax.data.flips import FLIPS, check_flips, flip_boxes, flipped
+from elk_jax.data.schema import ImageInfo
+from elk_jax.data.sources import ImageSource
+from elk_jax.errors import UserError
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_boxes_follow_the_pixels(flip):
+    image = np.zeros((20, 30, 1), np.float32)
+    image[4:9, 21:27] = 1
+    box = np.array([[21, 4, 27, 9]], np.float32)
+    info = ImageInfo("a", "p", 30, 20, box, np.zeros(1, int), np.zeros(1, bool))
+    view = flipped(ImageSource("one", ("mass",), (info,), lambda position: image), flip)
+    record = view[0]
+    rows, columns = np.nonzero(record.image[..., 0])
+    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_array_equal(record.info.boxes, [seen])
+    back = flip_boxes(record.info.boxes, 30, 20, flip)
+    np.testing.assert_array_equal(back, info.boxes)
+
+
+def test_unknown_flips_are_named_and_doubles_dropped():
+    assert check_flips(["both", "both"]) == ("both",)
+    with pytest.raises(UserError, match="no flip 'sideways'"):
+        check_flips(["sideways"])
