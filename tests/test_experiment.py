@@ -108,10 +108,12 @@ def test_training_validates_as_testing_tests(mixed):
     recipe, folder = config.detector, mixed / "real" / "model"
     assert recipe.crop_to_breast
     validation = detection.open_data(config.data, ("real",), "val", config.seed)
-    results = detection_model.detect_with(folder, validation, make_mesh(), recipe.score_floor)
+    results = detection_model.detect_with(folder, validation, make_mesh(), recipe.score_floor, flips=())
     evaluation = evaluate_detections(results, score_floor=recipe.choose_score_floor, resamples=0)
     chosen = files.read_json(mixed / "real" / "finished.json")["summary"]["best"]
     assert any(chosen.values()) and scalars(evaluation) == pytest.approx(chosen, abs=1e-6)
+    # operating points are of the detector as it will be used: with the mirrored views
+    results = detection_model.detect_with(folder, validation, make_mesh(), recipe.score_floor)
     points = detection_model.load(folder)[2]["operating_points"]
     saved = [(p["false_positives_per_image"], p["threshold"]) for p in points]
     evaluation = evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
