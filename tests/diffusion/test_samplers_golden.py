@@ -1,4 +1,4 @@
-"""Step by step the same images as diffusers' PyTorch schedulers; files from tests/golden/make_diffusion_schedulers.py."""
+"""Step by step the images of diffusers' PyTorch schedulers; made by tests/golden/make_diffusion_schedulers.py."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def ddim_cases():
     yield {**base, **LINEAR, **EPSILON, "clip_sample": True}, 10, 1.0
     yield {**base, **COSINE, **V, "timestep_spacing": "trailing"}, 10, 0.0
     yield {**base, **ZERO, **V, "timestep_spacing": "trailing"}, 10, 0.0
-    yield {**base, **ZERO, **SAMPLE, "timestep_spacing": "trailing"}, 10, 0.9  # at 1, its float32 leaves sqrt(1e-7) of 0
+    yield {**base, **ZERO, **SAMPLE, "timestep_spacing": "trailing"}, 10, 0.9  # 1: its 0 is sqrt(1e-7)
     yield {**base, **SD, **V, "num_train_timesteps": 100}, 100, 0.0
 
 

@@ -1,0 +1,92 @@
+"""Brownian bridge: ends, marginals, the paper's posterior, exact recovery."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.diffusion import bridge
+from elk_jax.diffusion.bridge import Bridge
+from elk_jax.errors import UserError
+
+SHAPE = (2, 4, 4, 1)
+X0, Y, NOISE = (jnp.asarray(np.random.RandomState(i).standard_normal(SHAPE), jnp.float32) for i in range(3))
+
+
+def test_variance_is_an_arch():
+    variance = Bridge(1000, 1.0).variance()
+    assert variance[0] == variance[-1] == 0 and variance.argmax() == 500 and variance.max() == pytest.approx(0.5)
+    assert np.all(np.diff(variance[:501]) > 0) and np.all(np.diff(variance[500:]) < 0)
+
+
+def test_the_bridge_begins_at_x0_and_ends_at_y():
+    ends = bridge.add_noise(Bridge(), X0, Y, NOISE, jnp.array([0, 1000]))
+    np.testing.assert_array_equal(ends[0], X0[0])
+    np.testing.assert_allclose(ends[1], Y[1], atol=1e-6)
+    t = jnp.array([250, 900])
+    x_t = bridge.add_noise(Bridge(), X0, Y, NOISE, t)
+    np.testing.assert_allclose(x_t[0], 0.75 * X0[0] + 0.25 * Y[0] + np.sqrt(2 * (0.25 - 0.0625)) * NOISE[0], atol=1e-6)
+    np.testing.assert_allclose(x_t - bridge.target(Bridge(), X0, Y, NOISE, t), X0, atol=1e-6)
+
+
+def test_the_plan_is_the_papers_posterior():
+    """Mean of p(x_{t-1} | x_t, x0, y), written as in eq. 8 and 9 of the paper."""
+    whole = Bridge(50, 0.7)
+    table = bridge.plan(whole, 50)
+    m, d = whole.mean_share(), whole.variance()
+    for row, t in enumerate(range(50, 0, -1)):
+        if t == 50:
+            continue  # d_T = 0
+        step = d[t] - d[t - 1] * (1 - m[t]) ** 2 / (1 - m[t - 1]) ** 2
+        assert table.keep[row] == pytest.approx(d[t - 1] / d[t] * (1 - m[t]) / (1 - m[t - 1]))
+        assert table.clean[row] == pytest.approx((1 - m[t - 1]) * step / d[t])
+        assert table.end[row] == pytest.approx(m[t - 1] - m[t] * (1 - m[t]) / (1 - m[t - 1]) * d[t - 1] / d[t])
+        assert table.fresh[row] == pytest.approx(np.sqrt(step * d[t - 1] / d[t]))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_every_step_has_the_bridges_marginals(eta):
+    whole = Bridge(100, 2.0)
+    table = bridge.plan(whole, 7, eta)
+    variance = 0.0
+    after = [*table.t[1:], 0]
+    for row in range(7):
+        m, m_next = whole.mean_share()[table.t[row]], whole.mean_share()[after[row]]
+        variance = table.keep[row] ** 2 * variance + table.fresh[row] ** 2
+        assert variance == pytest.approx(whole.variance()[after[row]], abs=1e-12)
+        assert table.keep[row] * (1 - m) + table.clean[row] == pytest.approx(1 - m_next)
+        assert table.keep[row] * m + table.end[row] == pytest.approx(m_next, abs=1e-12)
+
+
+def test_a_perfect_denoiser_gives_the_image_back():
+    make = jax.jit(lambda key: bridge.sample(lambda x, t: x - X0, Bridge(), Y, key, steps=20))
+    np.testing.assert_allclose(make(jax.random.key(0)), X0, atol=1e-5)
+
+
+def test_gaussian_pairs_come_out_with_their_mean_and_variance():
+    """x0 = 0.5 y + 0.3 e: the best answer is known, and so is the spread of what should come out."""
+    whole, deviation = Bridge(1000, 1.0), 0.3
+    y = jnp.full((4000, 1), 0.8)
+
+    def denoise(x, t):
+        share = jnp.asarray(whole.mean_share(), x.dtype)[t][:, None]
+        variance = jnp.asarray(whole.variance(), x.dtype)[t][:, None]
+        gain = (1 - share) * deviation**2 / ((1 - share) ** 2 * deviation**2 + variance + 1e-12)
+        return x - (0.5 * y + gain * (x - share * y - (1 - share) * 0.5 * y))
+
+    found = jax.jit(lambda key: bridge.sample(denoise, whole, y, key, steps=200))(jax.random.key(1))
+    assert float(found.mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(found.std()) == pytest.approx(deviation, abs=0.02)
+
+
+def test_bad_settings_are_said_in_one_line():
+    with pytest.raises(UserError, match="1 steps"):
+        Bridge(1)
+    with pytest.raises(UserError, match="variance -1"):
+        Bridge(10, -1)
+    with pytest.raises(UserError, match="11 sampling steps"):
+        bridge.plan(Bridge(10), 11)
+    with pytest.raises(UserError, match="eta"):
+        bridge.plan(Bridge(10), 5, 1.5)

@@ -1,0 +1,65 @@
+"""Inpainting: the order of the channels, the nearest mask, pixels that stay."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.diffusion import inpainting
+from elk_jax.errors import UserError
+
+RANDOM = np.random.RandomState(0)
+IMAGE, PAINTED = (jnp.asarray(RANDOM.uniform(-1, 1, (2, 16, 16, 3)), jnp.float32) for _ in range(2))
+MASK = np.zeros((2, 16, 16, 1), np.float32)
+MASK[0, 3:9, 8:12] = MASK[1, :, 15:] = 1
+
+
+def test_nine_channels_in_stable_diffusions_order():
+    noisy, masked, mask = jnp.ones((2, 4, 4, 4)), jnp.full((2, 4, 4, 4), 3.0), jnp.full((2, 4, 4, 1), 2.0)
+    seen = inpainting.unet_input(noisy, mask, masked)
+    assert seen.shape == (2, 4, 4, inpainting.INPUT_CHANNELS)
+    np.testing.assert_array_equal(seen[0, 0, 0], [1] * 4 + [2] + [3] * 4)
+    with pytest.raises(ValueError, match="latent_mask"):
+        inpainting.unet_input(noisy, jnp.ones((2, 32, 32, 1)), masked)
+
+
+def test_masks_shrink_by_nearest_pixel():
+    small = inpainting.latent_mask(jnp.asarray(MASK), 4)
+    assert small.shape == (2, 4, 4, 1)
+    np.testing.assert_array_equal(small[0, :, :, 0], [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    with pytest.raises(ValueError, match="shrink by 5"):
+        inpainting.latent_mask(jnp.asarray(MASK), 5)
+
+
+def test_masked_image_is_grey_inside_and_untouched_outside():
+    seen = inpainting.masked_image(IMAGE, MASK)
+    np.testing.assert_array_equal(seen, np.where(MASK > 0, 0, IMAGE))
+
+
+def test_known_pixels_stay_to_the_bit():
+    made = inpainting.keep_known(IMAGE, PAINTED, MASK)
+    np.testing.assert_array_equal(made, np.where(MASK > 0, PAINTED, IMAGE))
+    deep = np.arange(16 * 16, dtype=np.uint16).reshape(1, 16, 16, 1) * 257
+    made = inpainting.keep_known(jnp.asarray(deep), jnp.asarray(deep) * 0, MASK[:1])
+    np.testing.assert_array_equal(np.asarray(made)[MASK[:1] == 0], deep[MASK[:1] == 0])
+
+
+def test_masks_that_mark_nothing_are_refused():
+    inpainting.check_masks(MASK[:1], IMAGE[:1].shape, factor=4)
+    with pytest.raises(UserError, match="mask 1 has no pixels"):
+        inpainting.check_masks(np.stack([MASK[0], 0 * MASK[0]]), IMAGE.shape, factor=4)
+    with pytest.raises(UserError, match=r"scan\.png.*between the latents"):
+        inpainting.check_masks(MASK[1:], IMAGE[1:].shape, "scan.png", factor=4)
+    with pytest.raises(UserError, match="a mask"):
+        inpainting.check_masks(MASK, (2, 8, 8, 3))
+
+
+def test_new_input_channels_count_nothing():
+    kernel = RANDOM.standard_normal((3, 3, 4, 5)).astype(np.float32)
+    wide = inpainting.widen_input(kernel)
+    assert wide.shape == (3, 3, 9, 5)
+    np.testing.assert_array_equal(wide[:, :, :4], kernel)
+    assert not wide[:, :, 4:].any()
+    with pytest.raises(UserError, match="9 channels for 4"):
+        inpainting.widen_input(wide, 4)

@@ -1,0 +1,126 @@
+"""Noise schedules: known values, identities between the predictions, bad settings."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.diffusion import schedule
+from elk_jax.diffusion.schedule import make_schedule
+from elk_jax.diffusion.scheduler_config import read_scheduler_config, to_scheduler_config
+from elk_jax.errors import UserError
+
+T = jnp.array([0, 3, 500, 999])
+X0, NOISE = (np.random.RandomState(i).standard_normal((4, 2, 2, 3)) for i in (0, 1))
+
+
+@pytest.mark.parametrize("name", schedule.NAMES)
+@pytest.mark.parametrize("zero", [False, True])
+def test_schedules_fall_from_near_one_towards_zero(name, zero):
+    left = make_schedule(name, prediction="v", zero_terminal_snr=zero).alphas_cumprod
+    assert left.dtype == np.float32 and left.shape == (1000,)
+    assert 0.99 < left[0] < 1 and np.all(np.diff(left) < 0)
+    assert left[-1] == 0 if zero else 0 < left[-1] < 0.01
+
+
+def test_stable_diffusions_schedule_by_hand():
+    left = make_schedule().alphas_cumprod
+    assert left[0] == pytest.approx(1 - 0.00085) and left[-1] == pytest.approx(0.0047, abs=1e-4)
+    second = ((0.00085**0.5 * 998 + 0.012**0.5) / 999) ** 2
+    assert left[1] == pytest.approx((1 - 0.00085) * (1 - second), rel=1e-6)
+
+
+def test_zero_terminal_snr_keeps_the_first_step():
+    plain, zero = make_schedule(prediction="v"), make_schedule(prediction="v", zero_terminal_snr=True)
+    assert zero.alphas_cumprod[0] == plain.alphas_cumprod[0]
+    assert float(schedule.snr(zero, jnp.array(999))) == 0
+
+
+@pytest.mark.parametrize("prediction", schedule.PREDICTIONS)
+def test_the_true_answer_gives_image_and_noise_back(prediction):
+    training = make_schedule(prediction=prediction)
+    with jax.enable_x64(True):
+        x0, noise = jnp.asarray(X0), jnp.asarray(NOISE)
+        x_t = schedule.add_noise(training, x0, noise, T)
+        answer = schedule.target(training, x0, noise, T)
+        assert x_t.dtype == jnp.float64
+        np.testing.assert_allclose(schedule.to_x0(training, answer, x_t, T), X0, atol=1e-12)
+        np.testing.assert_allclose(schedule.to_epsilon(training, answer, x_t, T), NOISE, atol=1e-11)
+
+
+def test_noise_keeps_the_variance():
+    training = make_schedule()
+    signal, noise_rate = schedule.rates(training, T, jnp.asarray(X0, jnp.float32))
+    assert signal.shape == (4, 1, 1, 1)
+    np.testing.assert_allclose(signal**2 + noise_rate**2, 1, rtol=1e-6)
+    np.testing.assert_allclose(schedule.snr(training, T), jnp.squeeze(signal**2 / noise_rate**2), rtol=1e-5)
+
+
+def test_bfloat16_images_keep_float32_arithmetic():
+    training = make_schedule()
+    x0, noise = jnp.asarray(X0, jnp.bfloat16), jnp.asarray(NOISE, jnp.bfloat16)
+    x_t = jax.jit(lambda x, e: schedule.add_noise(training, x, e, T))(x0, noise)
+    assert x_t.dtype == jnp.float32
+    wide = schedule.add_noise(training, x0.astype(jnp.float32), noise.astype(jnp.float32), T)
+    np.testing.assert_allclose(x_t, wide, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"name": "quadratic"}, "unknown noise schedule 'quadratic'"),
+        ({"prediction": "score"}, "unknown prediction 'score'"),
+        ({"zero_terminal_snr": True}, "zero terminal SNR with epsilon prediction"),
+        ({"beta_end": 1.5}, "betas outside"),
+        ({"beta_start": -1.0}, "betas"),
+        ({"steps": 1}, "1 steps"),
+        ({"betas": [0.1, 2.0]}, "betas outside"),
+    ],
+)
+def test_bad_settings_are_said_in_one_line(settings, words):
+    with pytest.raises(UserError, match=words):
+        make_schedule(**settings)
+
+
+STABLE_DIFFUSION_15 = {  # its scheduler_config.json
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+
+
+def test_a_folder_with_another_scheduler_samples_with_dpm_solver():
+    training, sampler = read_scheduler_config(STABLE_DIFFUSION_15)
+    np.testing.assert_array_equal(training.alphas_cumprod, make_schedule().alphas_cumprod)
+    assert (sampler.name, sampler.steps, sampler.spacing, sampler.steps_offset) == ("dpmpp_2m", 50, "linspace", 1)
+
+
+def test_explicit_betas_survive_writing_and_reading():
+    training, sampler = read_scheduler_config({**STABLE_DIFFUSION_15, "trained_betas": [0.1, 0.2, 0.3]}, steps=2)
+    np.testing.assert_allclose(training.alphas_cumprod, [0.9, 0.72, 0.504], rtol=1e-6)
+    again, _ = read_scheduler_config(to_scheduler_config(training, sampler), steps=2)
+    np.testing.assert_allclose(again.alphas_cumprod, training.alphas_cumprod, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'"),
+        ({"thresholding": True}, "thresholding"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_beta_sigmas": True}, "use_beta_sigmas"),
+    ],
+)
+def test_unsupported_scheduler_configs_are_named(change, words):
+    with pytest.raises(UserError, match=words):
+        read_scheduler_config({**STABLE_DIFFUSION_15, **change})
