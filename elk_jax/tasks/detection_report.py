@@ -57,7 +57,7 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
 
 def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
     """What a finished evaluation stage found."""
-    folder, data = run.folder / name, ConfigDict(run.config.data)
+    folder, data = run.folder / name, ConfigDict(run.data)
     data.on_error = "late"  # the stage has looked at every image; here only those of the gallery are decoded
     source = detection.open_data(data, (summary["on"],), summary["split"], run.config.seed)
     chosen = files.read_json(folder / "gallery.json")

@@ -48,8 +48,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
     flips = check_flips(recipe.test_flips)
 
     # ---- Data ------------------------------------------------------------------------------------------------
-    source = detection.open_data(config.data, stage.train_on, "train", config.seed)
-    validation = detection.open_data(config.data, (stage.validate_on,), "val", config.seed)
+    source = detection.open_data(run.data, stage.train_on, "train", config.seed)
+    validation = detection.open_data(run.data, (stage.validate_on,), "val", config.seed)
     if source.classes != validation.classes:
         raise UserError(
             f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {name}"
@@ -134,7 +134,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     """Evaluate trained stages on one split; with several, compare each with the first. Writes evaluation.json."""
     config, stage = run.config, run.config.stages[name]
     recipe = config[stage.recipe]
-    source = detection.open_data(config.data, (stage.on,), stage.split, config.seed)
+    source = detection.open_data(run.data, (stage.on,), stage.split, config.seed)
     run.say(f"  {stage.split} {_counts(source)}")
     _say_skipped(run, source)
     criterion = criterion_from_text(stage.criterion)
@@ -148,7 +148,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         )
         if run.is_main:
             place = files.make_folder(run.folder / name / trained) / "predictions.json"
-            detections.write_results(place, results[trained], category_ids(config.data[stage.on].spec))
+            detections.write_results(place, results[trained], category_ids(run.data[stage.on].spec))
             files.write_json(run.folder / name / trained / "evaluation.json", evaluations[trained])
     first = stage.models[0]
     comparisons = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
+
+SYNTHETIC = "synthetic.json"
+"""The COCO file that a synthesis stage writes, with its images beside it."""
 
 
 def new_console() -> Console:
@@ -29,6 +33,15 @@ class Run:
     @property
     def is_main(self) -> bool:
         return jax.process_index() == 0
+
+    @property
+    def data(self) -> ConfigDict:
+        """The data sources; those that an earlier stage wrote (`stage:NAME`) as the COCO files they are."""
+        data = copy.deepcopy(self.config.data)
+        for entry in data.values():
+            if isinstance(entry, ConfigDict) and entry.spec.startswith("stage:"):
+                entry.spec = f"coco:{self.folder / entry.spec.removeprefix('stage:') / SYNTHETIC}"
+        return data
 
     def say(self, text: str) -> None:
         if self.is_main:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from elk_jax.errors import UserError
@@ -76,6 +77,7 @@ def train(
     checkpoint_every: int = 500,
     eval_every: int = 0,
     evaluate: Callable[[Params, int], dict[str, float]] | None = None,
+    draw: Callable[[Params, int], dict[str, np.ndarray]] | None = None,
     best_metric: str = "",
     best_mode: str = "max",
     keep: int = 2,
@@ -95,12 +97,13 @@ def train(
     evaluate:   (params on the devices, step) -> metrics; every `eval_every` steps and at the end.
                 `best_metric` names the one that decides, `best_mode` whether more (`max`) or less (`min`) is
                 better.
+    draw:       (params on the devices, step) -> pictures [H, W, 3] uint8 by name, with every evaluation.
     identity:   hashes of configuration and split, say; a checkpoint made under another identity is refused.
     buckets:    how many batch shapes the data has: more compilations than that are reported.
     Writes `workdir/checkpoints/`, `workdir/metrics.jsonl` (keys `train/`, `eval/`, `time/`),
-    `workdir/tensorboard/`. Raises UserError on a non-finite loss (naming step and term; the last good
-    checkpoint stays) and for everything a user can put right; KeyboardInterrupt after SIGTERM or Ctrl-C,
-    when the checkpoint is written.
+    `workdir/tensorboard/`, `workdir/pictures/`. Raises UserError on a non-finite loss (naming step and term; the
+    last good checkpoint stays) and for everything a user can put right; KeyboardInterrupt after SIGTERM or
+    Ctrl-C, when the checkpoint is written.
     """
     workdir = Path(workdir)
     mesh = meshes.make_mesh() if mesh is None else mesh
@@ -212,6 +215,9 @@ def train(
                         found = evaluate(state.evaluation_params, step)
                         memory.last = {name: float(value) for name, value in found.items()}
                     writer.write_scalars(step, {f"eval/{k}": v for k, v in memory.last.items()})
+                    if draw is not None:
+                        with timer.paused():
+                            writer.write_pictures(step, draw(state.evaluation_params, step))
                     score = chosen(memory.last, best_metric)
                     if better(score, memory.best.get(best_metric), best_mode):
                         memory.best, memory.best_step, saving = memory.last, step, True

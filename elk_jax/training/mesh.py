@@ -87,6 +87,13 @@ def place(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
     return jax.tree.map(put, tree, tree_shardings(tree, mesh, small))
 
 
+def on_host(tree: Any, mesh: Mesh) -> Any:
+    """The whole arrays of a tree on the devices, as NumPy, on every process; all of them must call this."""
+    if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.device_get(tree)
+
+
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Move a host batch onto the devices, split along its leading axis.
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, and TensorBoard files for curves."""
+"""What a run writes down as it goes: metrics.jsonl, pictures, and TensorBoard files of both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
+import numpy as np
 
 from elk_jax import files
 from elk_jax.errors import from_os_error
@@ -55,6 +57,17 @@ class Writer:
             for key, value in values.items():
                 if value is not None:
                     self._board.add_scalar(key, value, int(step))
+
+    def write_pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Pictures [H, W, 3] uint8, each as `pictures/NAME-STEP.png` and to TensorBoard."""
+        if not self._active:
+            return
+        folder = files.make_folder(self._path.parent / "pictures")
+        for name, pixels in pictures.items():
+            content = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+            files.write_bytes(folder / f"{name}-{step:06d}.png", content)
+            if self._board is not None:
+                self._board.add_image(name, pixels, int(step), dataformats="HWC")
 
     def close(self) -> None:
         if self._active:

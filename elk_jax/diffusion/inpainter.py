@@ -1,0 +1,270 @@
+"""An inpainter of grey images: a U-Net that paints a lesion where a mask lies, in pixels or in latents.
+
+Shapes: B batch, S side of the picture, p side of a patch, h = S / p (pixels) or S / factor (latents), T tokens.
+
+Two spaces, one interface:
+- latents of an autoencoder, as in Stable Diffusion: the U-Net sees 4 noisy latents, 1 mask, 4 latents of the masked
+  image, and a text tells what to paint;
+- pixels, for small models that are trained from scratch: every patch of p x p pixels is one place with p^2 channels
+  (its pixels, normalised), so that attention and convolutions run on h x h places. The U-Net sees the noisy patches,
+  the mask's, the masked image's, and one channel that says what to paint: 1 a lesion, 0 healthy tissue.
+
+Parameters: a dict with `unet`, and in latents `vae` and `text_encoder`.
+Source: Rombach et al. 2022, arXiv 2112.10752; Montoya-del-Angel et al. 2024 (ELK).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elk_jax.diffusion import autoencoder, inpainting, losses, schedule, text_encoder, unet
+from elk_jax.diffusion.autoencoder import AutoencoderConfig, AutoencoderKL
+from elk_jax.diffusion.samplers import SamplerConfig, classifier_free, sample
+from elk_jax.diffusion.schedule import Schedule
+from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
+from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
+from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
+
+Params = Any
+
+
+@dataclass(frozen=True)
+class InpainterConfig:
+    """What a model is made of. autoencoder, text: both, or (None) neither.
+
+    size: S. patch, mean, std: of pixel space; grey values in [0, 1] are normalised to (grey - mean) / std.
+    """
+
+    unet: UNetConfig
+    size: int = 512
+    autoencoder: AutoencoderConfig | None = None
+    text: TextConfig | None = None
+    patch: int = 4
+    mean: float = 0.2
+    std: float = 0.2
+
+    def __post_init__(self) -> None:
+        if (self.autoencoder is None) != (self.text is None):
+            raise UserError("an inpainter has an autoencoder and a text encoder, or neither", where="inpainter")
+        step = self.factor * self.unet.factor
+        if self.size % step:
+            raise UserError(f"a picture of {self.size} px", where="inpainter.size", todo=f"use a multiple of {step}")
+        if self.unet.in_channels != self.channels:
+            hint = "give a text-to-image model's U-Net new input channels when it is imported (--inpainting)"
+            raise UserError(
+                f"the U-Net has {self.unet.in_channels} input channels, an inpainter needs {self.channels}",
+                where="inpainter.unet.in_channels",
+                todo=hint if self.autoencoder else f"use {self.channels}",
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per place of the U-Net, in each direction."""
+        return self.autoencoder.factor if self.autoencoder else self.patch
+
+    @property
+    def depth(self) -> int:
+        """Channels of what is denoised."""
+        return self.autoencoder.latent_channels if self.autoencoder else self.patch**2
+
+    @property
+    def channels(self) -> int:
+        """Channels that the U-Net sees."""
+        return 2 * self.depth + 1 if self.autoencoder else 3 * self.patch**2 + 1
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What training minimises.
+
+    mask_outside: weight of the pixels outside the mask (1: as published, all alike; 0: the mask alone).
+    min_snr_gamma, noise_offset: 0 for none. prior_weight: of the healthy (prior) examples beside the lesions.
+    """
+
+    mask_outside: float = 1.0
+    min_snr_gamma: float = 0.0
+    noise_offset: float = 0.0
+    prior_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the text says, as token ids (each of the same length T). Empty in pixel space."""
+
+    lesion: tuple[int, ...] = ()
+    tissue: tuple[int, ...] = ()
+    negative: tuple[int, ...] = ()
+
+
+def init(config: InpainterConfig, rng: jax.Array) -> Params:
+    """Fresh parameters; under jax.eval_shape their shapes alone."""
+    keys = jax.random.split(rng, 3)
+    params = {"unet": unet.init(config.unet, keys[0])}
+    if config.autoencoder and config.text:
+        params["vae"] = autoencoder.init(config.autoencoder, keys[1])
+        params["text_encoder"] = text_encoder.init(config.text, keys[2])
+    return params
+
+
+# ---- The two spaces -------------------------------------------------------------------------------------------------
+
+
+def encode(config: InpainterConfig, params: Params, pictures: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+    """Grey pictures [B, S, S, 1] in [-1, 1] -> what is denoised [B, h, h, depth]. rng: draw latents; None: the mean."""
+    if config.autoencoder is None:
+        return to_patches(((pictures + 1) / 2 - config.mean) / config.std, config.patch)
+    colour = jnp.repeat(pictures, config.autoencoder.in_channels, axis=-1)
+    mean, logvar = _apply(AutoencoderKL(config.autoencoder), params["vae"], colour, method="encode")
+    return autoencoder.to_latents(mean, logvar, config.autoencoder, rng)
+
+
+def decode(config: InpainterConfig, params: Params, latents: jax.Array) -> jax.Array:
+    """[B, h, h, depth] -> grey pictures [B, S, S, 1], about -1 to 1."""
+    if config.autoencoder is None:
+        return 2 * (from_patches(latents, config.patch) * config.std + config.mean) - 1
+    unscaled = autoencoder.from_latents(latents, config.autoencoder)
+    colour = _apply(AutoencoderKL(config.autoencoder), params["vae"], unscaled, method="decode")
+    return colour.mean(axis=-1, keepdims=True)
+
+
+def small_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
+    """The mask [B, S, S, 1] as the U-Net sees it: [B, h, h, 1] by nearest pixel, or all its pixels in patches."""
+    if config.autoencoder is None:
+        return to_patches(at_least_float32(mask), config.patch)
+    return inpainting.latent_mask(mask, config.factor)
+
+
+def to_patches(x: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H / p, W / p, p p C]: the pixels of a patch become channels."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, patch * patch * channels)
+
+
+def from_patches(x: jax.Array, patch: int) -> jax.Array:
+    """Undoes `to_patches`."""
+    batch, height, width, depth = x.shape
+    channels = depth // patch**2
+    x = x.reshape(batch, height, width, patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * patch, width * patch, channels)
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------
+
+
+def loss(
+    config: InpainterConfig,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array,
+    noise: Schedule,
+    weights: LossConfig,
+    words: Words,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, metrics) of a batch of close-ups: `image`, `mask` [B, S, S, 1], `lesion`, `valid` [B].
+
+    Where the batch has `latents` and `masked_latents` [B, h, h, depth], they are taken instead of encoding the image.
+    """
+    rngs = jax.random.split(rng, 3)
+    mask, lesion = batch["mask"], batch["lesion"]
+    if "latents" in batch:
+        clean, masked = batch["latents"], batch["masked_latents"]
+    else:
+        pictures = 2 * batch["image"] - 1
+        clean = jax.lax.stop_gradient(encode(config, params, pictures, rngs[0]))
+        masked = jax.lax.stop_gradient(encode(config, params, inpainting.masked_image(pictures, mask)))
+    t = jax.random.randint(rngs[1], lesion.shape, 0, noise.steps)
+    epsilon = losses.draw_noise(rngs[2], clean.shape, weights.noise_offset, clean.dtype.type)
+    noisy, target = schedule.add_noise(noise, clean, epsilon, t), schedule.target(noise, clean, epsilon, t)
+    seen = small_mask(config, mask)
+    prediction = _denoise(config, params, noisy, t, seen, masked, _condition(config, params, lesion, words))
+
+    is_prior = lesion < 0.5
+    weight = losses.prior_weight(is_prior, weights.prior_weight)
+    # prior_weight gives two means their weights; together they are a mean again
+    weight = weight / (1 + weights.prior_weight * jnp.any(is_prior))
+    if weights.min_snr_gamma:
+        weight = weight * losses.min_snr_weight(noise, t, weights.min_snr_gamma)
+    pixels = None if weights.mask_outside == 1 else losses.mask_weight(seen, weights.mask_outside)
+    total, each = losses.denoising_loss(
+        prediction, target, weight=weight, pixel_weight=pixels, valid=batch.get("valid")
+    )
+    return total, {"error_lesion": _mean(each, ~is_prior), "error_tissue": _mean(each, is_prior)}
+
+
+def _mean(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    return jnp.where(chosen, values, 0).sum() / jnp.maximum(chosen.sum(), 1)
+
+
+def _condition(config: InpainterConfig, params: Params, lesion: jax.Array, words: Words) -> jax.Array:
+    """What to paint, by example: the text's states [B, T, D], or `lesion` itself [B]."""
+    if config.text is None:
+        return lesion
+    both = _states(config, params, words.lesion, words.tissue)
+    return jnp.where(lesion[:, None, None] >= 0.5, both[0], both[1])
+
+
+def _states(config: InpainterConfig, params: Params, *texts: tuple[int, ...]) -> jax.Array:
+    assert config.text is not None
+    tokens = jnp.asarray(texts, jnp.int32)
+    return _apply(CLIPTextEncoder(config.text), params["text_encoder"], tokens)
+
+
+def _denoise(config: InpainterConfig, params: Params, noisy, t, mask, masked, condition) -> jax.Array:
+    """The U-Net's output [B, h, h, depth]."""
+    model = UNet2DCondition(config.unet)
+    if config.text is not None:
+        seen = inpainting.unet_input(noisy, mask, masked.astype(noisy.dtype))
+        return _apply(model, params["unet"], seen, t, condition)
+    flag = jnp.broadcast_to(condition[:, None, None, None], (*noisy.shape[:-1], 1))
+    seen = jnp.concatenate([noisy, mask.astype(noisy.dtype), masked.astype(noisy.dtype), flag.astype(noisy.dtype)], -1)
+    return _apply(model, params["unet"], seen, t)
+
+
+def _apply(model: nn.Module, params: Params, *inputs: jax.Array, method: str = "__call__") -> Any:
+    return model.apply({"params": params}, *inputs, method=method)
+
+
+# ---- Painting -------------------------------------------------------------------------------------------------------
+
+
+def paint(
+    config: InpainterConfig,
+    params: Params,
+    image: jax.Array,
+    mask: jax.Array,
+    keys: jax.Array,
+    noise: Schedule,
+    sampler: SamplerConfig,
+    guidance: float,
+    words: Words,
+) -> jax.Array:
+    """Pictures [B, S, S, 1] in [0, 1] with a lesion under the mask; outside it the very pixels of `image`.
+
+    image [B, S, S, 1] in [0, 1]; mask [B, S, S, 1]. keys [B]: each picture depends on its own key alone. guidance: how
+    far away from healthy tissue (or the negative text) towards a lesion; 1 for none.
+    """
+    pictures = 2 * image - 1
+    seen, masked = small_mask(config, mask), encode(config, params, inpainting.masked_image(pictures, mask))
+    count = len(image)
+    if config.text is None:
+        wanted, unwanted = jnp.ones(count, masked.dtype), jnp.zeros(count, masked.dtype)
+    else:
+        both = _states(config, params, words.lesion, words.negative)
+        wanted, unwanted = (jnp.broadcast_to(one, (count, *one.shape)) for one in both)
+
+    def denoise(x, t, condition):
+        return _denoise(config, params, x, t, condition["mask"], condition["masked"], condition["what"])
+
+    known = {"mask": seen, "masked": masked}
+    guided = classifier_free(denoise, known | {"what": wanted}, known | {"what": unwanted}, guidance)
+    latents = sample(guided, noise, sampler, (count, *masked.shape[1:3], config.depth), keys)
+    painted = jnp.clip((decode(config, params, latents) + 1) / 2, 0, 1)
+    return inpainting.keep_known(image, painted, mask)
