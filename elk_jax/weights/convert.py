@@ -61,11 +61,13 @@ class Format:
     """All that is known of a foreign format. `ignored`, `constants`: regular expressions of whole names.
 
     ignored: foreign tensors that hold no weight. constants: (our path, value) of parameters that the file leaves out.
+    path: what a rule's target goes through, where names differ by their spelling.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     constants: tuple[tuple[str, float], ...] = ()
+    path: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def convert(
         if any(re.fullmatch(pattern, name) for pattern in fmt.ignored) or store.matches(also_ignored, name):
             ignored.append(name)
             continue
-        path, layout = _place(name, fmt.rules)
+        path, layout = _place(name, fmt)
         if store.matches(dropped, path) and path in target_shapes:
             continue
         if path not in wanted:
@@ -173,10 +175,10 @@ def _constants(paths: Sequence[str], fmt: Format) -> tuple[tuple[str, float], ..
     return tuple((path, v) for path in paths for pattern, v in fmt.constants if re.fullmatch(pattern, path))
 
 
-def _place(name: str, rules: Sequence[Rule]) -> tuple[str, Layout]:
-    for rule in rules:
+def _place(name: str, fmt: Format) -> tuple[str, Layout]:
+    for rule in fmt.rules:
         if match := re.fullmatch(rule.pattern, name):
-            return match.expand(rule.target), rule.layout
+            return fmt.path(match.expand(rule.target)), rule.layout
     return "", as_is
 
 

@@ -123,3 +123,22 @@ def check_stability(name, exact, other):
     print(name, {k: float(f"{v:.2g}") for k, v in worst.items()})
     assert worst["proposals"] < 0.03 and worst["detected_boxes"] < 0.03 and worst["detected_scores"] < 5e-4
     assert worst["detected_labels"] == 0
+
+
+def diffusion_tensors(shapes):
+    """name -> array for name -> shape of a network of Stable Diffusion: norms are told by their names."""
+    norms = {name.rpartition(".")[0] for name in shapes if "norm" in name.split(".")[-2]}
+    return {name: tensor(name, tuple(shape), norms, [(r"", 0.7, False)]) for name, shape in shapes.items()}
+
+
+def diffusion_inputs(channels, text_channels):
+    """A sample [2, 8, 12, channels] and text [2, 5, text_channels], or None for no text."""
+    text = None if text_channels is None else uniform("text", (2, 5, text_channels), -1, 1)
+    return uniform("sample", (2, 8, 12, channels), -1, 1), text
+
+
+def token_ids(vocabulary):
+    """[2, 77] tokens: all of them words, and a short prompt with padding."""
+    ids = (uniform("ids", (2, 77), 0, 1) * (vocabulary - 2)).astype(np.int64)
+    ids[:, 0], ids[0, -1], ids[1, 6:] = vocabulary - 2, vocabulary - 1, vocabulary - 1
+    return ids

@@ -1,0 +1,91 @@
+"""Names of diffusers' and transformers' networks of Stable Diffusion 1.x and 2.x, both ways.
+
+Our paths mirror theirs (diffusion/unet.py): dots are slashes, and a number is joined to its word by an underscore.
+`down_blocks.0.attentions.1.to_out.0.weight` is down_blocks_0/attentions_1/to_out_0/kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.weights import store
+from elk_jax.weights.convert import Format, Rule
+from elk_jax.weights.reading import Tensors
+
+PARTS = ("unet", "vae", "text_encoder")
+
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out_0"}
+"""Of the autoencoder before diffusers 0.18, and of every folder published then."""
+
+
+def to_path(name: str) -> str:
+    """A foreign name, its last word already ours, as our path."""
+    words = re.sub(r"\.(\d+)(?=[./])", r"_\1", name.removeprefix("text_model.")).replace(".", "/").split("/")
+    if len(words) > 2 and words[-3].startswith("attentions_"):
+        words[-2] = _OLD_ATTENTION.get(words[-2], words[-2])
+    return "/".join(words)
+
+
+def to_name(path: str) -> str:
+    """diffusers' name of our path: the inverse of the format's rules."""
+    *parents, last = path.split("/")
+    words = [word if word.startswith("linear_") else re.sub(r"_(\d+)$", r".\1", word) for word in parents]
+    return ".".join((*words, "bias" if last == "bias" else "weight"))
+
+
+def kernel(x: np.ndarray) -> np.ndarray:
+    """Kernels [out, in] -> [in, out], or [out, in, h, w] -> [h, w, in, out]."""
+    return x.transpose(1, 0) if x.ndim == 2 else x.transpose(2, 3, 1, 0)
+
+
+def dense_kernel(x: np.ndarray) -> np.ndarray:
+    """Kernels of dense layers, which the oldest folders hold as 1x1 convolutions: [out, in(, 1, 1)] -> [in, out]."""
+    return x.reshape(x.shape[:2]).transpose(1, 0)
+
+
+_ATTENTION_KERNEL = r"(.*\.attentions\.\d+\.(?:to_[qkv]|to_out\.0|query|key|value|proj_attn))\.weight"
+
+FORMAT = Format(
+    rules=(
+        Rule(r"((?:.*\.)?[^.]*norm[^.]*)\.weight", r"\1/scale"),
+        Rule(r"(.*\.(?:token|position)_embedding)\.weight", r"\1/embedding"),
+        Rule(_ATTENTION_KERNEL, r"\1/kernel", dense_kernel),
+        Rule(r"(.*)\.weight", r"\1/kernel", kernel),
+        Rule(r"(.*)\.bias", r"\1/bias"),
+    ),
+    ignored=(r"(text_model\.)?embeddings\.position_ids", r"text_projection\.weight"),
+    path=to_path,
+)
+"""Of all three networks. Ignored: the numbers 0..76, and the projection to CLIP's joint space, which is not used."""
+
+
+def to_tensors(params: store.Params, dtype: type = np.float32) -> Tensors:
+    """diffusers' names and layouts of the parameters of one network (nested dict)."""
+    tensors: Tensors = {}
+    for path, leaf in store.flatten(params).items():
+        x = np.asarray(leaf)
+        if path.endswith("/kernel"):
+            x = x.transpose(1, 0) if x.ndim == 2 else x.transpose(3, 2, 0, 1)
+        tensors[to_name(path)] = np.array(x, dtype, order="C")
+    return tensors
+
+
+def widen_input(tensors: Mapping[str, np.ndarray], channels: int, name: str = "conv_in.weight") -> Tensors:
+    """A U-Net's tensors with `channels` input channels: those it has, then zeros, which leave its output as it was.
+
+    From text-to-image (4 latents) to an inpainter (9: with mask and latents of the masked image). Raises UserError
+    when the U-Net has more channels already.
+    """
+    if name not in tensors:
+        raise UserError(f"no tensor {name} among the U-Net's", todo="give a Stable Diffusion 1.x or 2.x folder")
+    first = np.asarray(tensors[name])
+    if first.ndim != 4 or first.shape[1] > channels:
+        raise UserError(f"{name} {first.shape} cannot be given {channels} input channels")
+    added = np.zeros((first.shape[0], channels - first.shape[1], *first.shape[2:]), first.dtype)
+    return {**tensors, name: np.concatenate([first, added], axis=1)}
+
+
