@@ -6,7 +6,9 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -34,23 +36,49 @@ def from_os_error(error: OSError, where: object = "") -> UserError:
 
 
 def run_main(main: Callable[..., object], *args: object) -> None:
-    """Call `main(*args)` and exit: 0 when it returns, 2 with one line on stderr for a user's error, 130 on Ctrl-C."""
+    """Call `main(*args)` and exit: 0 when it returns, 2 with one line on stderr for a user's error, 130 on Ctrl-C.
+
+    An error in one of several processes ends it at once: JAX's own exit would wait minutes for the others, which wait
+    for this one.
+    """
     try:
         main(*args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {from_os_error(error)}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        print(f"error: {_from_out_of_memory(error)}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: start the same command again to go on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        line = _one_line(error)
+        if not line and not _has_peers():
+            raise
+        print(f"error: {line}" if line else traceback.format_exc(), file=sys.stderr)
+        _leave(2 if line else 1)
+
+
+def _one_line(error: Exception) -> str:
+    """What the user is told; "" for an error of ours, which needs its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(from_os_error(error))
+    if _is_out_of_memory(error):
+        return str(_from_out_of_memory(error))
+    if _has_peers() and re.search("closed by peer|reset by peer", str(error)):
+        return str(UserError("another process of this run has ended", todo="its own output says why"))
+    return ""
+
+
+def _leave(code: int) -> NoReturn:
+    if not _has_peers():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _has_peers() -> bool:
+    """Whether this process has joined others. Without JAX being imported it has not, and importing it takes seconds."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

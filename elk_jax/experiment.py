@@ -65,6 +65,7 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
     }
     if this.is_main:
         this.say(f"report: {detection_report.write(this, summaries)}")
+    this.meet("report written")  # none leaves while the main process writes: JAX waits minutes for it and no longer
     return summaries
 
 

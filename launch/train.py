@@ -10,8 +10,11 @@ Every key can be set on the command line: --config.detector.steps=2000. The run 
 metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Stopped at any moment, the same
 command goes on where it was; finished stages are not repeated.
 
-Several GPUs of one machine are used by themselves. Several machines: start the same command on each under SLURM
-or Kubernetes (launch/slurm.sh, launch/kubernetes.yaml).
+Several GPUs of one machine are used by themselves. Several machines: start the same command on each, with a run folder
+that all of them share. SLURM and Kubernetes say which is which (launch/slurm.sh, launch/kubernetes.yaml); by hand, on
+machine I of N from 0 on:
+  ELK_COORDINATOR=MACHINE0:8476 ELK_NUM_PROCESSES=N ELK_PROCESS_ID=I python launch/train.py --config=... --workdir=...
+The batch size is that of all together. An error on one of them ends all.
 """
 
 from __future__ import annotations

@@ -123,13 +123,21 @@ def two_processes(out: Path, index: int, port: str) -> dict:
         run(out / dtype, meshes.make_mesh(), dtype, rows=rows)
         seen["losses"][dtype] = losses(out / dtype)
 
+    mesh = meshes.make_mesh(fsdp=4)
+    large = np.arange(2.0 * meshes.SMALL, dtype=np.float32)
+    placed = meshes.place({"large": large, "small": large[:3]}, mesh)
+    back = meshes.on_host(placed, mesh)
+    seen["whole"] = {
+        "split": not placed["large"].is_fully_replicated,
+        "same": bool(np.array_equal(back["large"], large) and np.array_equal(back["small"], large[:3])),
+    }
+
     # SIGTERM reaches one process only; both stop at the same step, and the run goes on from there
     def terminate(number):
         if number == 4 and index == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
     batches = toy.Batches(rows=rows, before=terminate)
-    mesh = meshes.make_mesh(fsdp=4)
     arguments = toy.settings(total_steps=400, log_every=1, checkpoint_every=1000)
     try:
         train(toy.task(hidden=HIDDEN), workdir=out / "stop", data_iterator=batches, mesh=mesh, **arguments)

@@ -1,42 +1,56 @@
-"""The detector's training step on 8 devices is the single-device program: same numbers, nothing gathered.
-
-Two processes are compared in the same way, by hand, since their compilation would double the time of this module:
-start `tests/training/detector_devices.py` with its third form of arguments.
-"""
+"""The detector's training step on 8 devices, or of 2 processes, is the single-device program: same numbers, nothing
+gathered."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import processes
+
+DEVICES = ("-m", "tests.training.detector_devices")
 # most of the time goes into compilation: no optimisation beyond what the partitioner needs
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    " --xla_llvm_disable_expensive_passes=true"
-)
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 LOSSES = ("loss", "loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box")
+
+
+def seen_by(folder, started):
+    """What the programs saw, once they ended well."""
+    codes = processes.finish(started, 600)
+    assert codes == [0] * len(codes), processes.said(folder)
+    return json.loads((folder / "seen.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    out = tmp_path_factory.mktemp("detector")
-    command = [sys.executable, "-m", "tests.training.detector_devices", str(out)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": FLAGS}, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / "seen.json").read_text())
+    """By one device and by eight."""
+    folder = tmp_path_factory.mktemp("eight")
+    flags = f"--xla_force_host_platform_device_count=8 {FAST}"
+    return seen_by(folder, [processes.start([*DEVICES, folder], folder / "log", XLA_FLAGS=flags)])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """By two processes with a device each."""
+    folder, port = tmp_path_factory.mktemp("two"), processes.free_port()
+    started = [
+        processes.start([*DEVICES, folder, i, port], folder / f"log{i}", XLA_FLAGS=FAST, JAX_NUM_CPU_DEVICES="1")
+        for i in range(2)
+    ]
+    return seen_by(folder, started)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-7), ("float32", 1e-3)])
 def test_eight_devices_follow_one(seen, dtype, tolerance):
-    one, eight = seen[f"{dtype}-one"]["metrics"], seen[f"{dtype}-eight"]["metrics"]
+    same_steps(seen[f"{dtype}-one"]["metrics"], seen[f"{dtype}-eight"]["metrics"], tolerance)
+
+
+def test_two_processes_follow_one(seen, two):
+    same_steps(seen["float64-one"]["metrics"], two["float64-two"]["metrics"], 1e-7)
+
+
+def same_steps(one, many, tolerance):
     assert len(one) == 5 and len({step["loss"] for step in one}) == 5
-    for wanted, got in zip(one, eight, strict=True):
+    for wanted, got in zip(one, many, strict=True):
         assert got == pytest.approx(wanted, rel=tolerance, abs=tolerance)
         assert all(wanted[name] > 0 for name in LOSSES)  # every part of the detector took part
 
@@ -46,3 +60,7 @@ def test_no_collective_gathers_activations_anchors_or_proposals(seen, dtype):
     assert seen[f"{dtype}-one"]["collectives"] == 0
     assert seen[f"{dtype}-eight"]["collectives"] > 0  # the gradients' sum: else this test saw nothing
     assert seen[f"{dtype}-eight"]["gathers"] == []
+
+
+def test_nothing_is_gathered_from_another_process(two):
+    assert two["float64-two"]["collectives"] > 0 and two["float64-two"]["gathers"] == []

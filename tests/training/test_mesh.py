@@ -1,11 +1,6 @@
 """Layouts by rule here; what needs several devices or processes runs in `devices.py`, once for all tests."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,42 +11,33 @@ from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
 from elk_jax.training import mesh as meshes
+from tests import processes
 from tests.training import hlo
 
-ROOT = Path(__file__).resolve().parents[2]
+DEVICES = ("-m", "tests.training.devices")
 
 
-def start(folder, *arguments, **environment):
-    command = [sys.executable, "-m", "tests.training.devices", str(folder), *map(str, arguments)]
-    log = open(folder / f"log{'-'.join(map(str, arguments))}", "w")  # noqa: SIM115 (the child keeps it)
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log)
-
-
-def finish(folder, processes, seconds):
-    """Wait, never leave a process behind, and return what was seen."""
-    try:
-        codes = [process.wait(timeout=seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = "\n".join(path.read_text()[-3000:] for path in folder.glob("log*"))
-    assert codes == [0] * len(codes), logs
+def seen(folder, started):
+    """What the programs saw, once they ended well."""
+    codes = processes.finish(started, 300)
+    assert codes == [0] * len(codes), processes.said(folder)
     return json.loads((folder / "seen.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
-    return finish(folder, [start(folder, XLA_FLAGS="--xla_force_host_platform_device_count=8")], 300)
+    flags = "--xla_force_host_platform_device_count=8"
+    return seen(folder, [processes.start([*DEVICES, folder], folder / "log", XLA_FLAGS=flags)])
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    return finish(folder, [start(folder, i, port, JAX_NUM_CPU_DEVICES="2") for i in range(2)], 300)
+    folder, port = tmp_path_factory.mktemp("two"), processes.free_port()
+    started = [
+        processes.start([*DEVICES, folder, i, port], folder / f"log{i}", JAX_NUM_CPU_DEVICES="2") for i in range(2)
+    ]
+    return seen(folder, started)
 
 
 # ---- 8 devices ----
@@ -92,6 +78,10 @@ def test_per_image_stages_move_nothing_between_devices(eight):
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-7), ("float32", 1e-3)])
 def test_two_processes_follow_one(eight, two, dtype, tolerance):
     assert two["losses"][dtype] == pytest.approx(eight["losses"][f"{dtype}-one"], rel=tolerance)
+
+
+def test_parameters_split_over_processes_come_back_whole(two):
+    assert two["whole"] == {"split": True, "same": True}
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_at_a_checkpoint(two):
