@@ -26,6 +26,7 @@ from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.tasks import detection, detection_model, detection_report
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.watching import watched
+from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import train as train_loop
 from elk_jax.weights import store
 
@@ -110,12 +111,13 @@ def train(run: Run, name: str) -> dict[str, Any]:
     floor = recipe.score_floor
     results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
+    best_params = meshes.on_host(result.best_params, run.mesh)
     if run.is_main:
         description = detection_model.describe(
             model, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation
         )
         description["trained"] = {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from}
-        store.save_params(folder / "model", jax.device_get(result.best_params), description)
+        store.save_params(folder / "model", best_params, description)
     value = _best(result, recipe.best_metric)
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {value} on validation")
     return {

@@ -51,7 +51,7 @@ def test_two_processes_follow_one(seen, two):
 def same_steps(one, many, tolerance):
     assert len(one) == 5 and len({step["loss"] for step in one}) == 5
     for wanted, got in zip(one, many, strict=True):
-        assert got == pytest.approx(wanted, rel=tolerance, abs=tolerance)
+        assert got == pytest.approx(wanted, rel=tolerance, abs=0)
         assert all(wanted[name] > 0 for name in LOSSES)  # every part of the detector took part
 
 
