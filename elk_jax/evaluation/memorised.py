@@ -1,7 +1,8 @@
 """Does a generator repeat its training lesions? Every synthetic patch against every real one.
 
-Shapes: N training patches, K synthetic ones, S side of a patch in pixels. Patches are [S, S], all of one size, and should
-show what was painted and little else (`synthesis/closeups.box_patch`): a canvas shares tissue with training images.
+Shapes: N training patches, K synthetic ones, S side of a patch in pixels. Patches are [S, S], all of one size, and
+should show what was painted and little else (`synthesis/closeups.box_patch`): a canvas shares tissue with training
+images.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def nearest(
 ) -> Nearest:
     """Search patches [K, S, S] in training [N, S, S] by normalised correlation, over shifts and the four flips.
 
-    The patches are reduced to `side` pixels, and their middle, `shift` pixels in from each edge, is laid over every place
-    of the training patch. Contrast and brightness do not count. An even patch has similarity 0 to everything.
+    The patches are reduced to `side` pixels, and their middle, `shift` pixels in from each edge, is laid over every
+    place of the training patch. Contrast and brightness do not count. An even patch has similarity 0 to everything.
     groups, training_groups: patches of one group are not compared: views of one patient show the same lesion.
     """
     inner = side - 2 * shift
@@ -49,7 +50,7 @@ def nearest(
         raise ValueError(f"a shift of {shift} leaves nothing of {side} pixels")
     small = _reduce(patches, side)[:, shift : shift + inner, shift : shift + inner]
     turned = np.stack([small, small[:, :, ::-1], small[:, ::-1], small[:, ::-1, ::-1]], 1)
-    queries = _normalised(turned.reshape(len(patches) * 4, -1))
+    queries = _normalised(turned.reshape(-1, inner * inner))
     own, theirs = np.asarray(groups if groups is not None else []), np.asarray(training_groups)
     places = 2 * shift + 1
     best = np.full(len(patches), -np.inf)
@@ -60,10 +61,9 @@ def nearest(
         keys = _normalised(views.reshape(-1, inner * inner))
         found = (queries @ keys.T).reshape(len(patches), 4, len(reduced), places * places)
         if groups is not None:
-            found[(own[:, None] == theirs[None, start : start + CHUNK])[:, None, :, None] & np.ones((1, 4, 1, 1), bool)] = (
-                -np.inf
-            )
-        flat = found.reshape(len(patches), -1)
+            same = own[:, None] == theirs[None, start : start + CHUNK]
+            found = np.where(same[:, None, :, None], -np.inf, found)
+        flat = found.reshape(len(patches), 4 * len(reduced) * places * places)
         top = flat.argmax(1)
         value = flat[np.arange(len(patches)), top]
         flip, image, place = np.unravel_index(top, found.shape[1:])
