@@ -58,11 +58,3 @@ def check_masks(mask: np.ndarray, image_shape: tuple[int, ...], where: object = 
                 where=where,
                 todo=f"make it at least {factor} pixels wide and high",
             )
-
-
-def widen_input(kernel: np.ndarray, channels: int = INPUT_CHANNELS) -> np.ndarray:
-    """The first convolution [kh, kw, 4, C] of a text-to-image model for `channels` inputs: new ones count nothing."""
-    more = channels - kernel.shape[2]
-    if more < 0:
-        raise UserError(f"a first layer of {kernel.shape[2]} channels for {channels}", where="conv_in")
-    return np.concatenate([kernel, np.zeros((*kernel.shape[:2], more, kernel.shape[3]), kernel.dtype)], 2)

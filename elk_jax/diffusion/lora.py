@@ -100,5 +100,6 @@ def _add(kernel: Any, layer: str, factors: Mapping[str, Any], alpha: float | Non
     if shape is None or (math.prod(shape[:-1]), shape[-1]) != wanted or a.shape[1] != b.shape[0]:
         raise ValueError(f"an adapter {a.shape} x {b.shape} for {layer}, whose kernel is {shape or 'not there'}")
     strength = 1.0 if alpha is None else alpha / a.shape[1]
+    kernel = lib.asarray(kernel)
     sum_in = lib.promote_types(kernel.dtype, lib.float32)  # bfloat16 kernels: rounded once, at the end
     return (kernel.astype(sum_in) + strength * (a @ b).reshape(shape).astype(sum_in)).astype(kernel.dtype)

@@ -65,20 +65,23 @@ def test_a_perfect_denoiser_gives_the_image_back():
     np.testing.assert_allclose(make(jax.random.key(0)), X0, atol=1e-5)
 
 
-def test_gaussian_pairs_come_out_with_their_mean_and_variance():
-    """x0 = 0.5 y + 0.3 e: the best answer is known, and so is the spread of what should come out."""
-    whole, deviation = Bridge(1000, 1.0), 0.3
-    y = jnp.full((4000, 1), 0.8)
-
-    def denoise(x, t):
-        share = jnp.asarray(whole.mean_share(), x.dtype)[t][:, None]
-        variance = jnp.asarray(whole.variance(), x.dtype)[t][:, None]
-        gain = (1 - share) * deviation**2 / ((1 - share) ** 2 * deviation**2 + variance + 1e-12)
-        return x - (0.5 * y + gain * (x - share * y - (1 - share) * 0.5 * y))
-
-    found = jax.jit(lambda key: bridge.sample(denoise, whole, y, key, steps=200))(jax.random.key(1))
-    assert float(found.mean()) == pytest.approx(0.4, abs=0.02)
-    assert float(found.std()) == pytest.approx(deviation, abs=0.02)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_gaussian_pairs_come_out_with_their_mean_and_variance(eta):
+    """x0 = 0.5 y + 0.3 e: the best answer is linear, so mean and variance of what comes out follow from the plan."""
+    y, deviation = 0.8, 0.3
+    errors = []
+    for steps in (1000, 4000):
+        whole = Bridge(steps)
+        mean, variance = y, 0.0
+        for row in (bridge.BridgePlan(*columns) for columns in zip(*bridge.plan(whole, steps, eta))):
+            m, d = whole.mean_share()[row.t], whole.variance()[row.t]
+            gain = (1 - m) * deviation**2 / ((1 - m) ** 2 * deviation**2 + d) if m < 1 else 0.0
+            x0 = 0.5 * y + gain * (mean - (1 - m) * 0.5 * y - m * y)
+            mean = row.keep * mean + row.clean * x0 + row.end * y
+            variance = (row.keep + row.clean * gain) ** 2 * variance + row.fresh**2
+        assert mean == pytest.approx(0.5 * y, abs=1e-9)
+        errors.append(abs(np.sqrt(variance) - deviation))
+    assert errors[0] < 0.011 and errors[1] < errors[0] / 2.5
 
 
 def test_bad_settings_are_said_in_one_line():

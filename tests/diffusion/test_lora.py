@@ -95,7 +95,7 @@ def test_adapters_can_be_planned_from_shapes_alone():
 
 
 def test_mistakes_are_named(params, adapters):
-    with pytest.raises(UserError, match="no layer is called like 'to_k'.*attn1/to_q"):
+    with pytest.raises(UserError, match=r"no layer is called like 'to_k'.*attn1/to_q"):
         lora.init_lora(jax.random.key(0), params, 2, "to_k")
     with pytest.raises(UserError, match="no regular expression"):
         lora.init_lora(jax.random.key(0), params, 2, "to_(q")

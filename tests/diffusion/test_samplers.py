@@ -92,7 +92,7 @@ def test_dpm_solver_is_of_second_order():
             for row in (samplers.Plan(*columns) for columns in zip(*seen)):
                 gain = row.signal * deviation**2 / ((row.signal * deviation) ** 2 + row.noise_rate**2)
                 x0 = mean + gain * (x - row.signal * mean)
-                x = row.keep * x + ((row.clean + row.before) * x0 if order == 1 else row.clean * x0 + row.before * before)
+                x = row.keep * x + row.clean * x0 + row.before * (x0 if order == 1 else before)
                 before = x0
             left = float(training.alphas_cumprod[0])
             exact = np.sqrt(left) * mean + start * np.sqrt(left * deviation**2 + 1 - left)
