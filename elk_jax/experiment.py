@@ -25,13 +25,15 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection_report, detection_stages
+from elk_jax.tasks import detection_report, detection_stages, inpainting_stages
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 
 STAGES = {
     ("train", "detection"): detection_stages.train,
     ("evaluate", "detection"): detection_stages.evaluate,
+    ("train", "inpainting"): inpainting_stages.train,
+    ("synthesize", "inpainting"): inpainting_stages.synthesize,
 }
 """What each (kind, task) of a stage runs: (run, stage name) -> a JSON-able summary.
 
@@ -109,14 +111,19 @@ def _depends(this: Run, name: str) -> dict[str, Any]:
 
 
 def _models(this: Run, name: str) -> dict[str, Any]:
-    """Fingerprints of the models that a stage evaluates or starts from: they may be trained again.
+    """Fingerprints of what a stage reads of other stages (models, synthetic data): that may be made again.
 
     One that is gone counts as unchanged: a finished stage needs it no more.
     """
     stage, written = this.config.stages[name], this.folder / name / "config.json"
     folders = {model: this.folder / model / "model" for model in stage.get("models", ())}
-    if stage.get("init_from", ""):
-        folders[stage.init_from] = model_folder(this, stage.init_from)
+    for key in ("init_from", "model"):
+        if stage.get(key, ""):
+            folders[stage[key]] = model_folder(this, stage[key])
+    for source in _sources(stage):
+        wrote = _writing_stage(this.config, source)
+        if wrote:
+            folders[wrote] = this.folder / wrote
     before = files.read_json(written).get("models", {}) if written.exists() else {}
     found = {model: files.fingerprint(folder) or before.get(model, "") for model, folder in folders.items()}
     return {"models": found} if found else {}
@@ -127,18 +134,25 @@ def _same_initial_weights_or_error(this: Run, name: str, depends: dict[str, Any]
     before = this.folder / name / "config.json"
     if this.config.stages[name].kind != "train" or not before.exists():
         return
-    if files.read_json(before).get("models") != depends.get("models"):
+    known, now = files.read_json(before).get("models", {}), depends.get("models", {})
+    changed = [other for other in now if known.get(other) != now[other]]
+    if changed:
         raise UserError(
-            f"the model in {model_folder(this, this.config.stages[name].init_from)} has changed since stage {name} "
-            "started from it",
+            f"{changed[0]} has changed since stage {name} started from it",
             where=before.parent,
             todo="remove that folder to train the stage again, or name another --workdir",
         )
 
 
+def _writing_stage(config: ConfigDict, source: str) -> str:
+    """The stage that writes a data source, "" where none does."""
+    spec = config.data[source].spec
+    return spec.removeprefix("stage:") if spec.startswith("stage:") else ""
+
+
 def _sources(stage: ConfigDict) -> list[str]:
     """The data sources that a stage names, each once."""
-    named = (*stage.get("train_on", ()), *(stage[key] for key in ("validate_on", "on") if key in stage))
+    named = (*stage.get("train_on", ()), *(stage[key] for key in ("validate_on", "on", "canvases") if key in stage))
     return list(dict.fromkeys(named))
 
 
@@ -170,6 +184,7 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
                 todo=f"it has {', '.join(config.stages)}",
             )
     earlier: list[str] = []  # train stages before this one
+    written: list[str] = []  # synthesis stages before it
     for name, stage in config.stages.items():
         where = f"config.stages.{name}"
         if (stage.kind, stage.task) not in STAGES:
@@ -180,9 +195,18 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
         for source in _sources(stage):
             if source not in config.data:
                 raise UserError(f"data source '{source}' is not in config.data", where=where)
+            wrote = _writing_stage(config, source)
+            if wrote and wrote not in written:
+                raise UserError(
+                    f"'{wrote}' is no synthesis stage before '{name}'",
+                    where=f"config.data.{source}.spec",
+                    todo=f"synthesis stages before it: {', '.join(written) or 'none'}",
+                )
         _check_models(name, stage, earlier, config, folder)
         if stage.kind == "train":
             earlier.append(name)
+        if stage.kind == "synthesize":
+            written.append(name)
 
 
 def _check_models(name: str, stage: ConfigDict, earlier: list[str], config: ConfigDict, folder: Path | None) -> None:
@@ -190,13 +214,14 @@ def _check_models(name: str, stage: ConfigDict, earlier: list[str], config: Conf
     where, known = f"config.stages.{name}", ", ".join(earlier) or "none"
     if stage.kind == "train" and not stage.train_on:
         raise UserError("no data to train on", where=f"{where}.train_on", todo="name data sources of config.data")
-    initial = stage.get("init_from", "")
-    if initial in config.stages and initial not in earlier:
-        raise UserError(
-            f"'{initial}' is no train stage before '{name}'",
-            where=f"{where}.init_from",
-            todo=f"train stages before it: {known}; or give a model folder",
-        )
+    for key in ("init_from", "model"):
+        initial = stage.get(key, "")
+        if initial in config.stages and initial not in earlier:
+            raise UserError(
+                f"'{initial}' is no train stage before '{name}'",
+                where=f"{where}.{key}",
+                todo=f"train stages before it: {known}; or give a model folder",
+            )
     if "models" not in stage:
         return
     if not stage.models:

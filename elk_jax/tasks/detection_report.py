@@ -43,9 +43,10 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
         data={
             f"{name}, {split}": counts
             for name, s in summaries.items()
+            if "data" in s
             for split, counts in (s["data"].items() if s["kind"] == "train" else {s["split"]: s["data"]}.items())
         },
-        skipped=[tuple(entry) for s in summaries.values() for entry in s["skipped"]],
+        skipped=[tuple(entry) for s in summaries.values() for entry in s.get("skipped", ())],
         config=files.read_json(folder / "config.json"),
         versions=files.read_json(folder / "versions.json"),
         seconds={name: files.read_json(folder / name / "finished.json")["seconds"] for name in summaries},

@@ -1,0 +1,222 @@
+"""The inpainting task: a diffusion inpainter as a `Task`, and its parts from configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from elk_jax.data.closeup_batches import CloseupConfig
+from elk_jax.diffusion import inpainter, lora
+from elk_jax.diffusion.autoencoder import AutoencoderConfig
+from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
+from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.diffusion.schedule import Schedule, make_schedule
+from elk_jax.diffusion.text_encoder import TextConfig
+from elk_jax.diffusion.unet import UNetConfig
+from elk_jax.errors import UserError
+from elk_jax.training import mesh as meshes
+from elk_jax.training.task import Params, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of the whole model. rank: 0 for none. alpha: 0 for the rank (strength 1).
+
+    targets: regular expression of the layers, such as 'unet/.*attn\\d/to_(q|k|v|out_0)$'.
+    """
+
+    rank: int = 0
+    alpha: float = 0.0
+    targets: str = lora.ATTENTION
+
+
+@dataclasses.dataclass(frozen=True)
+class Inpainter:
+    """Everything that painting needs beside the parameters."""
+
+    model: InpainterConfig
+    noise: Schedule
+    sampler: SamplerConfig
+    guidance: float
+    words: Words
+
+
+def build_task(
+    parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_text: bool, base: Params | None
+) -> Task:
+    """An inpainter for the training loop.
+
+    With adapters the parameters are {"base": the model's, "lora": the adapters'}, and the base is never trained;
+    `base` is then the model to adapt. The autoencoder is never trained, the text encoder where `train_text`.
+    """
+    frozen = ("^vae/",) if train_text else ("^vae/", "^text_encoder/")
+    if not adapters.rank:
+        return Task(
+            init=lambda rng: inpainter.init(parts.model, rng),
+            loss=lambda params, batch, rng: inpainter.loss(
+                parts.model, params, batch, rng, parts.noise, loss, parts.words
+            ),
+            predict=lambda params, batch: {"image": _paint(parts, params, batch)},
+            frozen=frozen,
+        )
+    if base is None:
+        raise UserError("adapters of a model that is not there", where="lora.rank", todo="give init_from, or rank 0")
+
+    def init(rng: jax.Array) -> Params:
+        return {"base": inpainter.init(parts.model, rng), "lora": _nested(_init_adapters(parts, adapters, rng))}
+
+    def whole(params: Params) -> Params:
+        return lora.apply_lora(params["base"], _layers(params["lora"]), adapters.alpha or None)
+
+    return Task(
+        init=init,
+        loss=lambda params, batch, rng: inpainter.loss(
+            parts.model, whole(params), batch, rng, parts.noise, loss, parts.words
+        ),
+        predict=lambda params, batch: {"image": _paint(parts, whole(params), batch)},
+        frozen=("^base/",),
+    )
+
+
+def with_adapters(parts: Inpainter, adapters: LoraConfig, base: Params, seed: int) -> Params:
+    """The parameters that a training with adapters starts from: `base` and adapters that change nothing yet."""
+    return {"base": base, "lora": _nested(_init_adapters(parts, adapters, jax.random.key(seed)))}
+
+
+def merged(params: Params, adapters: LoraConfig) -> Params:
+    """The model's own parameters on the host, adapters merged into them."""
+    host = jax.device_get(params)
+    return lora.merge(host["base"], _layers(host["lora"]), adapters.alpha or None) if adapters.rank else host
+
+
+def _init_adapters(parts: Inpainter, adapters: LoraConfig, rng: jax.Array) -> lora.Lora:
+    shapes = jax.eval_shape(lambda rng: inpainter.init(parts.model, rng), rng)
+    return lora.init_lora(rng, shapes, adapters.rank, adapters.targets)
+
+
+def _nested(adapters: lora.Lora) -> Params:
+    flat = {f"{layer}/{part}": leaf for layer, factors in adapters.items() for part, leaf in factors.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _layers(nested: Params) -> lora.Lora:
+    layers: lora.Lora = {}
+    for name, leaf in traverse_util.flatten_dict(nested, sep="/").items():
+        layer, _, part = name.rpartition("/")
+        layers.setdefault(layer, {})[part] = leaf
+    return layers
+
+
+def _paint(parts: Inpainter, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(batch["seed"])
+    image, mask = batch["image"], batch["mask"]
+    p = parts
+    return inpainter.paint(p.model, params, image, mask, keys, p.noise, p.sampler, p.guidance, p.words)
+
+
+Painter = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]
+
+
+def compile_painter(task: Task, mesh: Mesh) -> Painter:
+    """(params, host batch) -> painted pictures [B, S, S, 1] on the host.
+
+    The batch holds `image`, `mask` [B, S, S, 1] and `seed` [B, 2] uint32: a picture follows from its own seed. B may be
+    any number; it is filled up to a multiple of the devices.
+    """
+    predict = jax.jit(task.predict, out_shardings=meshes.replicated(mesh))
+
+    def paint(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        count = len(batch["image"])
+        missing = -count % mesh.size
+        filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
+        # every process holds the whole batch, and lays it out over all devices
+        placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
+        return np.asarray(jax.device_get(predict(params, placed)["image"]))[:count]
+
+    return paint
+
+
+# ---- From configuration to plain values ---------------------------------------------------------------------------
+
+
+def pixel_model(settings: Mapping[str, Any], mean: float, std: float) -> InpainterConfig:
+    """`recipe.model` of a model in pixel space: size, patch, and the U-Net's settings."""
+    values = as_dict(settings)
+    patch = int(values.pop("patch"))
+    channels = {"in_channels": 3 * patch**2 + 1, "out_channels": patch**2, "cross_attention_dim": None}
+    size = int(values.pop("size"))
+    network = build(UNetConfig, values | channels | {"sample_size": size // patch}, "model")
+    return InpainterConfig(unet=network, size=size, patch=patch, mean=mean, std=std)
+
+
+def model_from_json(content: Mapping[str, Any], **changes: Any) -> InpainterConfig:
+    """The configuration as `dataclasses.asdict` and JSON left it; `changes` (dtype, remat, ...) go to all networks."""
+    values = dict(content)
+    for name, kind in (("unet", UNetConfig), ("autoencoder", AutoencoderConfig), ("text", TextConfig)):
+        if values.get(name) is not None:
+            values[name] = build(kind, {**values[name], **changes}, name)
+    return build(InpainterConfig, values, "model")
+
+
+def noise_schedule(settings: Mapping[str, Any]) -> Schedule:
+    """`recipe.noise`: name, steps, beta_start, beta_end, prediction, zero_terminal_snr."""
+    return make_schedule(**as_dict(settings))
+
+
+def describe_noise(noise: Schedule) -> dict[str, Any]:
+    """What `noise_schedule` makes the same schedule of."""
+    names = ("name", "beta_start", "beta_end", "prediction", "zero_terminal_snr")
+    return {"steps": noise.steps, **{name: getattr(noise, name) for name in names}}
+
+
+def sampler(settings: Mapping[str, Any]) -> SamplerConfig:
+    return build(SamplerConfig, settings, "sampler")
+
+
+def loss_config(settings: Mapping[str, Any]) -> LossConfig:
+    return build(LossConfig, settings, "loss")
+
+
+def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
+    return build(LoraConfig, settings, "lora")
+
+
+def closeup_config(settings: Mapping[str, Any], size: int) -> CloseupConfig:
+    """`recipe.closeups` for a model of pictures of `size` px."""
+    return build(CloseupConfig, {**settings, "size": size}, "closeups")
+
+
+def build(kind: type, settings: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping; lists become tuples. UserError for an unknown field."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    values = as_dict(settings)
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"no setting '{unknown[0]}'", where=where, todo=f"there are {', '.join(sorted(known))}")
+    return kind(**{key: _as_tuples(value) for key, value in values.items()})
+
+
+def as_dict(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def grid(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of pictures [B, S, S, 1] in [0, 1], one above the other, as one picture [H, W, 3] uint8."""
+    lines = [np.concatenate(list(row[..., 0]), axis=1) for row in rows]
+    grey = (np.clip(np.concatenate(lines, axis=0), 0, 1) * 255).round().astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def parameter_count(params: Params) -> int:
+    return int(sum(np.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)))

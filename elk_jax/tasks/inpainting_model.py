@@ -1,0 +1,93 @@
+"""A trained inpainter as a folder: weights, architecture, noise, sampler, words and lesion sizes in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elk_jax import files
+from elk_jax.errors import UserError
+from elk_jax.synthesis.placement import AreaRule
+from elk_jax.tasks import inpainting
+from elk_jax.tasks.inpainting import Inpainter
+from elk_jax.training.task import Params
+from elk_jax.weights import store
+
+ARCHITECTURE = "inpainter"
+
+
+def describe(
+    parts: Inpainter, prompts: Mapping[str, str], window: int, rules: Mapping[str, AreaRule], classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """What `model.json` says.
+
+    prompts: the texts of `parts.words`, by name. window: native pixels of a close-up. rules: sizes of the lesions of
+    the training split, by kind ('free', 'medium'). classes: of the data; lesions are painted as the first.
+    """
+    return {
+        "architecture": ARCHITECTURE,
+        "model": dataclasses.asdict(parts.model),
+        "noise": inpainting.describe_noise(parts.noise),
+        "sampler": dataclasses.asdict(parts.sampler),
+        "guidance": parts.guidance,
+        "words": dataclasses.asdict(parts.words),
+        "prompts": dict(prompts),
+        "window": window,
+        "areas": {kind: dataclasses.asdict(rule) for kind, rule in rules.items()},
+        "classes": list(classes),
+    }
+
+
+def load(folder: Path) -> tuple[Inpainter, Params, dict[str, Any]]:
+    """(what painting needs, parameters, the whole description). Raises UserError when the folder is no inpainter's."""
+    params, description = store.load_params(folder)
+    if description.get("architecture") != ARCHITECTURE:
+        raise UserError(
+            f"a model of '{description.get('architecture')}', not an inpainter",
+            where=folder,
+            todo="name the model folder of an inpainting stage: RUN/STAGE/model",
+        )
+    return parts_of(description), params, description
+
+
+def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:
+    """What painting needs, from model.json. changes: of the networks (dtype, remat, attention)."""
+    return Inpainter(
+        model=inpainting.model_from_json(description["model"], **changes),
+        noise=inpainting.noise_schedule(description["noise"]),
+        sampler=inpainting.sampler(description["sampler"]),
+        guidance=float(description["guidance"]),
+        words=inpainting.build(inpainting.Words, description["words"], "words"),
+    )
+
+
+def rule(description: Mapping[str, Any], kind: str) -> AreaRule:
+    """Sizes of the lesions to paint; `kind` is 'free' or 'medium'."""
+    areas = description.get("areas", {})
+    if kind not in areas:
+        known = ", ".join(areas) or "none: the model was imported, not trained on lesions"
+        raise UserError(f"the model knows no lesion area '{kind}'", where="area", todo=f"it knows {known}")
+    return AreaRule(tuple(areas[kind]["area"]), tuple(areas[kind]["ratio"]))
+
+
+def find(workdir: Path, stage: str | None = None) -> Path:
+    """The inpainter that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
+    for folder in (workdir, workdir / "model"):
+        if (folder / store.CONFIG).is_file():
+            return folder
+    config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else None
+    stages = config.get("stages") if isinstance(config, dict) else None
+    if not isinstance(stages, dict):
+        raise UserError("neither a run folder nor a model folder", where=workdir, todo="train first: launch/train.py")
+    trained = [name for name in stages if _is_inpainter(workdir / name / "model" / store.CONFIG)]
+    if not trained:
+        raise UserError("no inpainter of this run is trained", where=workdir, todo="start launch/train.py again")
+    if stage is not None and stage not in trained:
+        raise UserError(f"no trained inpainter '{stage}'", where=workdir, todo=f"there is {', '.join(trained)}")
+    return workdir / (stage or trained[-1]) / "model"
+
+
+def _is_inpainter(path: Path) -> bool:
+    return path.is_file() and files.read_json(path).get("architecture") == ARCHITECTURE

@@ -1,0 +1,203 @@
+"""The stages of lesion synthesis: train an inpainter, paint lesions into healthy breasts.
+
+A train stage leaves `model/` (inpainting_model.py) and `pictures/` of its progress; a synthesis stage a COCO folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from elk_jax.data import closeup_batches
+from elk_jax.data.sources import ImageSource, summary
+from elk_jax.errors import UserError
+from elk_jax.synthesis.placement import AREAS
+from elk_jax.tasks import detection, inpainting, inpainting_model, inpainting_synthesize
+from elk_jax.tasks.inpainting import Inpainter
+from elk_jax.tasks.run import Run, model_folder
+from elk_jax.training import mesh as meshes
+from elk_jax.training.loop import train as train_loop
+from elk_jax.training.task import Params, Task
+from elk_jax.weights import store
+
+VALIDATION_DRAWS = 4
+"""Noises and time steps at which every validation close-up is looked at."""
+
+
+def train(run: Run, name: str) -> dict[str, Any]:
+    """Train an inpainter and write `<stage>/model/`. Returns a summary for the report."""
+    config, stage = run.config, run.config.stages[name]
+    recipe = config[stage.recipe]
+    folder = run.folder / name
+
+    # ---- Data ----------------------------------------------------------------------------------------------------
+    source = detection.open_data(run.data, stage.train_on, "train", config.seed)
+    validation = detection.open_data(run.data, (stage.validate_on,), "val", config.seed)
+    parts, base, prompts = _model(run, stage.init_from, recipe, source)
+    closeups = inpainting.closeup_config(recipe.closeups, parts.model.size)
+    batches = closeup_batches.train_closeups(
+        source, closeups, config.seed, jax.process_index(), jax.process_count()
+    )
+    shown = list(closeup_batches.eval_closeups(validation, closeups, config.seed, recipe.validation_closeups))
+    usable = len(closeup_batches.usable_lesions(source.infos, closeups.window))
+    counts = summary(source.infos)
+    run.say(
+        f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
+        f"{closeups.window} px; model {inpainting.parameter_count(base or _shapes(parts)):,} parameters"
+    )
+
+    # ---- Train ---------------------------------------------------------------------------------------------------
+    adapters, loss = inpainting.lora_config(recipe.lora), inpainting.loss_config(recipe.loss)
+    task = inpainting.build_task(parts, loss, adapters, recipe.train_text_encoder, base)
+    initial = base
+    if base is not None and adapters.rank:
+        initial = inpainting.with_adapters(parts, adapters, base, config.seed)
+    result = train_loop(
+        task,
+        workdir=folder,
+        data_iterator=batches,
+        total_steps=recipe.steps,
+        optimizer=recipe.optimizer.to_dict(),
+        schedule=recipe.schedule.to_dict(),
+        mesh=run.mesh,
+        seed=config.seed,
+        ema_decay=recipe.ema_decay or None,
+        accumulate=recipe.accumulate,
+        initial_params=initial,
+        log_every=recipe.log_every,
+        checkpoint_every=recipe.checkpoint_every,
+        eval_every=recipe.eval_every,
+        evaluate=_validation(task, shown, run.mesh),
+        draw=_drawing(task, shown, config.seed, run.mesh),
+        best_metric="loss",
+        best_mode="min",
+        identity={"model": _hash(dataclasses.asdict(parts.model) | inpainting.describe_noise(parts.noise))},
+        title=name,
+    )
+    batches.close()
+
+    # ---- The model ----------------------------------------------------------------------------------------------
+    params = result.best_params if recipe.choose == "best" else result.params
+    if run.is_main:
+        rules = {kind: closeup_batches.training_rule(source, closeups.window, kind) for kind in AREAS}
+        description = inpainting_model.describe(parts, prompts, closeups.window, rules, source.classes)
+        step = result.best_step if recipe.choose == "best" else recipe.steps
+        description["trained"] = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from}
+        store.save_params(folder / "model", inpainting.merged(params, adapters), description)
+    return {
+        "kind": "train",
+        "task": "inpainting",
+        "data": {"train": counts, "validation": summary(validation.infos)},
+        "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
+        "parameters": inpainting.parameter_count(result.params),
+        "best_step": result.best_step,
+        "best": dict(result.best_metrics),
+        "seconds_before": result.seconds_before,
+    }
+
+
+def synthesize(run: Run, name: str) -> dict[str, Any]:
+    """Paint lesions into the training images of a source: a COCO folder in `<stage>/`."""
+    config, stage = run.config, run.config.stages[name]
+    canvases = detection.open_data(run.data, (stage.canvases,), "train", config.seed)
+    lesions = summary(canvases.infos)["lesions"]
+    count = stage.count or max(1, round(stage.share * lesions))
+    written = inpainting_synthesize.synthesize(
+        run,
+        model=model_folder(run, stage.model),
+        canvases=canvases,
+        count=count,
+        output=run.folder / name,
+        area=stage.area,
+        seed=config.seed,
+        batch_size=stage.batch_size,
+        lesion_free=stage.lesion_free,
+        whole_window=stage.whole_window,
+    )
+    return {"kind": "synthesize", "task": "inpainting", "count": written, "area": stage.area, "model": stage.model}
+
+
+# ---- Parts -------------------------------------------------------------------------------------------------------
+
+
+def _model(
+    run: Run, init_from: str, recipe: Mapping[str, Any], source: ImageSource
+) -> tuple[Inpainter, Params | None, dict[str, str]]:
+    """(what painting needs, the weights to start from or None, the texts by name)."""
+    if init_from:
+        params, description = store.load_params(model_folder(run, init_from))
+        run.say(f"  starts from {model_folder(run, init_from)}")
+        return inpainting_model.parts_of(description), params, description["prompts"]
+    if not recipe["model"]:
+        raise UserError("no model to start from", where="init_from", todo="name a folder of launch/import_weights.py")
+    mean, std = _grey_levels(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
+    parts = Inpainter(
+        model=inpainting.pixel_model(recipe["model"], mean, std),
+        noise=inpainting.noise_schedule(recipe["noise"]),
+        sampler=inpainting.sampler(recipe["sampler"]),
+        guidance=float(recipe["guidance"]),
+        words=inpainting.Words(),
+    )
+    return parts, None, {}
+
+
+def _grey_levels(source: ImageSource, closeups: closeup_batches.CloseupConfig) -> tuple[float, float]:
+    """Mean and standard deviation of the grey values of some training close-ups."""
+    found = np.concatenate([b["image"][b["valid"]] for b in closeup_batches.eval_closeups(source, closeups, 0, 64)])
+    return round(float(found.mean()), 4), round(max(float(found.std()), 1e-3), 4)
+
+
+def _validation(task: Task, shown: list, mesh: jax.sharding.Mesh):
+    """The loss on the validation close-ups, at the same noises and time steps every time."""
+    loss = lambda params, batch, rng: task.loss(params, batch, rng)[0]
+    measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        losses, counts = [], []
+        for number, batch in enumerate(shown):
+            placed = meshes.put_batch(_share(batch), mesh)
+            for draw in range(VALIDATION_DRAWS):
+                losses.append(measure(params, placed, jax.random.fold_in(jax.random.key(draw), number)))
+                counts.append(float(batch["valid"].sum()))
+        return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
+
+    return evaluate
+
+
+def _share(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """This process's part of a batch that all of them hold."""
+    part = len(batch["valid"]) // jax.process_count()
+    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+    return {key: value[rows] for key, value in batch.items()}
+
+
+def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
+    """The first validation close-ups, what is covered, and what is painted there, from the same noise every time."""
+    painter = inpainting.compile_painter(task, mesh)
+    first = shown[0]
+    keep = np.flatnonzero(first["valid"])[:8]
+    image, mask = first["image"][keep], first["mask"][keep]
+    seeds = np.stack([np.full(len(keep), seed), np.arange(len(keep))], axis=1).astype(np.uint32)
+
+    def draw(params: Params, step: int) -> dict[str, np.ndarray]:
+        painted = painter(params, {"image": image, "mask": mask, "seed": seeds})
+        covered = image * (1 - mask) + 0.5 * mask
+        return {"painted": inpainting.grid([image, covered, painted])}
+
+    return draw
+
+
+def _shapes(parts: Inpainter) -> Params:
+    return jax.eval_shape(lambda rng: inpainting.inpainter.init(parts.model, rng), jax.random.key(0))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+

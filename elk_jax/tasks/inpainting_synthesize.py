@@ -1,0 +1,200 @@
+"""Paint lesions into healthy breasts with a trained inpainter: a COCO folder, which goes on where it stopped.
+
+Output: `images/NAME.png`, `masks/NAME.png` (the painted region), `provenance/NAME.json` (written last: that lesion is
+done) and, when all are there, `synthetic.json`. Lesion `index` is a function of (seed, index), the model and the
+canvases alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data import coco
+from elk_jax.data.schema import ImageInfo
+from elk_jax.data.sources import ImageSource
+from elk_jax.errors import UserError
+from elk_jax.synthesis import canvases as healthy
+from elk_jax.synthesis.breast import breast_mask
+from elk_jax.synthesis.compositing import paste_lesion, to_model
+from elk_jax.synthesis.placement import Placement, plan_placement
+from elk_jax.synthesis.windows import box_mask, cut
+from elk_jax.tasks import inpainting, inpainting_model
+from elk_jax.tasks.run import SYNTHETIC, Run
+from elk_jax.training import mesh as meshes
+from elk_jax.training.progress import Progress
+
+SETTINGS = "synthesis.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A lesion to paint: where, on what, and what the model sees."""
+
+    name: str
+    placement: Placement
+    pixels: np.ndarray  # [H, W] the canvas, uint8 or uint16
+    breast: np.ndarray  # [H, W] bool
+    image: np.ndarray  # [S, S] float32
+    mask: np.ndarray  # [S, S] bool
+
+
+def synthesize(
+    run: Run,
+    *,
+    model: Path,
+    canvases: ImageSource,
+    count: int,
+    output: Path,
+    area: str = "free",
+    seed: int = 0,
+    batch_size: int = 8,
+    lesion_free: bool = False,
+    whole_window: bool = False,
+) -> int:
+    """Write `count` images, each with one painted lesion beside those that its canvas has. Returns how many there are.
+
+    canvases: images of TRAINING patients. lesion_free: only canvases without lesions; else windows clear of them.
+    whole_window: paste the whole window, as published, instead of the lesion with a feathered border.
+    Raises UserError for a folder that was begun with other settings, a model that is no inpainter, canvases without
+    room for a lesion.
+    """
+    if count < 1:
+        raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
+    parts, params, description = inpainting_model.load(model)
+    rule, window = inpainting_model.rule(description, area), int(description["window"])
+    patients = {info.patient_id for info in canvases.infos}
+    positions = healthy.canvas_positions(canvases.infos, patients, window, lesion_free)
+    settings = {
+        "model": files.fingerprint(model),
+        "canvases": canvases.name,
+        "area": area,
+        "seed": seed,
+        "lesion_free": lesion_free,
+        "whole_window": whole_window,
+    }
+    if run.is_main:
+        _begin(output, settings)
+    run.meet("synthesis begun")
+    masks: dict[int, np.ndarray] = {}
+
+    def breast_of(position: int) -> np.ndarray:
+        """Packed: a bit per pixel, since every canvas is asked for again."""
+        if position not in masks:
+            masks[position] = np.packbits(breast_mask(canvases[position].image), axis=None)
+        info = canvases.infos[position]
+        bits = np.unpackbits(masks[position], count=info.height * info.width)
+        return bits.reshape(info.height, info.width).astype(bool)
+
+    def planned(index: int) -> Planned:
+        place = plan_placement(seed, index, canvases.infos, positions, breast_of, window, rule)
+        pixels = _stored(canvases[place.position].image[..., 0])
+        box = np.array(place.box, np.float64)
+        grey = cut(canvases[place.position].image[..., 0], place.window)
+        image, mask = to_model(grey, box_mask(box, window, window), parts.model.size)
+        return Planned(f"{index:06d}", place, pixels, breast_of(place.position), image, mask)
+
+    todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
+    run.meet("synthesis counted")  # before the main process adds to what the others count
+    task = inpainting.build_task(parts, inpainting.LossConfig(), inpainting.LoraConfig(), False, None)
+    painter, placed = inpainting.compile_painter(task, run.mesh), meshes.place(params, run.mesh)
+    with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
+        for first in range(0, len(todo), batch_size):
+            indices = todo[first : first + batch_size]
+            chosen = [planned(index) for index in indices]
+            fill = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]  # one compilation
+            painted = painter(
+                placed,
+                {
+                    "image": np.stack([p.image for p in fill])[..., None],
+                    "mask": np.stack([p.mask for p in fill])[..., None].astype(np.float32),
+                    "seed": np.array([[seed, p.placement.provenance["index"]] for p in fill], np.uint32),
+                },
+            )
+            for plan, picture in zip(chosen, painted[..., 0]):
+                if run.is_main:
+                    _write(output, plan, picture, description, settings, whole_window)
+            bar.update(bar.done + len(chosen))
+    if run.is_main:
+        _finish(output, canvases, count)
+    return count
+
+
+def _stored(grey: np.ndarray) -> np.ndarray:
+    """Grey values [H, W] in [0, 1] as the integers of the file: 8 bits where that is exact, else 16."""
+    eight = np.round(grey * 255)
+    if np.array_equal((eight / 255).astype(np.float32), grey.astype(np.float32)):
+        return eight.astype(np.uint8)
+    return np.round(grey * 65535).astype(np.uint16)
+
+
+def _begin(output: Path, settings: dict[str, Any]) -> None:
+    """Make the folders, or refuse to go on in one that was begun otherwise."""
+    output = files.make_folder(output)
+    before = output / SETTINGS
+    if before.exists():
+        known = files.read_json(before)
+        differing = [key for key in settings if known.get(key) != settings[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"synthesis was begun here with {key} {known.get(key)!r}, and is {settings[key]!r} now",
+                where=output,
+                todo="name another --output, or remove the folder",
+            )
+    for name in ("images", "masks", "provenance"):
+        files.make_folder(output / name)
+    files.write_json(before, settings)
+
+
+def _write(
+    output: Path, plan: Planned, picture: np.ndarray, description: dict, settings: dict, whole_window: bool
+) -> None:
+    place = plan.placement
+    image, extra = paste_lesion(
+        plan.pixels, picture, place.window, place.box, plan.breast, whole_window=whole_window
+    )
+    height, width = plan.pixels.shape
+    mask = box_mask(np.array(place.image_box, np.float64), height, width).astype(np.uint8) * 255
+    files.write_bytes(output / "images" / f"{plan.name}.png", cv2.imencode(".png", image)[1].tobytes())
+    files.write_bytes(output / "masks" / f"{plan.name}.png", cv2.imencode(".png", mask)[1].tobytes())
+    record = {
+        **place.provenance,
+        **extra,
+        "prompt": description.get("prompts", {}).get("lesion", ""),
+        "checkpoint": settings["model"],
+        "trained": description.get("trained", {}),
+        "area": settings["area"],
+        "position": place.position,
+    }
+    files.write_json(output / "provenance" / f"{plan.name}.json", record)
+
+
+def _finish(output: Path, canvases: ImageSource, count: int) -> None:
+    """The COCO file of all that was painted: the new lesion, and what the canvas had."""
+    infos = []
+    for index in range(count):
+        name = f"{index:06d}"
+        record = files.read_json(output / "provenance" / f"{name}.json")
+        canvas = canvases.infos[record["position"]]
+        infos.append(_info(name, canvas, record))
+    coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description="Synthetic lesions in real breasts")
+
+
+def _info(name: str, canvas: ImageInfo, record: dict[str, Any]) -> ImageInfo:
+    box = np.array([record["box"]], np.float32)
+    return replace(
+        canvas,
+        image_id=name,
+        file_name=f"{name}.png",
+        boxes=np.concatenate([box, canvas.boxes]),
+        labels=np.concatenate([np.zeros(1, np.int32), canvas.labels]),
+        ignore=np.concatenate([np.zeros(1, bool), canvas.ignore]),
+        split="train",
+        meta={"synthetic": True, **{key: record[key] for key in ("canvas", "window", "box", "seed", "index")}},
+    )
