@@ -13,9 +13,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from ml_collections import ConfigDict
 
 from elk_jax import files
-from elk_jax.data import coco
+from elk_jax.data import coco, sources
 from elk_jax.data.schema import ImageInfo
 from elk_jax.data.sources import ImageSource
 from elk_jax.errors import UserError
@@ -24,8 +25,9 @@ from elk_jax.synthesis.breast import breast_mask
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
 from elk_jax.synthesis.windows import box_mask, cut
-from elk_jax.tasks import inpainting, inpainting_model
+from elk_jax.tasks import detection, inpainting, inpainting_model
 from elk_jax.tasks.run import SYNTHETIC, Run
+from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.training.progress import Progress
 
@@ -123,6 +125,21 @@ def synthesize(
     if run.is_main:
         _finish(output, canvases, count)
     return count
+
+
+def synthesize_source(
+    *, model: Path, canvases: str, split: str, where: str, on_error: str, count: int, output: Path, **settings: Any
+) -> None:
+    """`synthesize` into the images of a data source, for launch/synthesize.py."""
+    chosen = detection.parse_where(where)
+    source = sources.open_source(
+        canvases, split, chosen, on_error=on_error, keep_bytes=sources.KEPT_BYTES, watch=watched("  decoding")
+    )
+    run = Run(ConfigDict(), output, meshes.make_mesh())
+    for image_id, reason in source.skipped:
+        run.say(f"skipped image {image_id}: {reason}")
+    written = synthesize(run, model=model, canvases=source, count=count, output=output, **settings)
+    run.say(f"{written} synthetic lesions: {output / SYNTHETIC}")
 
 
 def _stored(grey: np.ndarray) -> np.ndarray:
