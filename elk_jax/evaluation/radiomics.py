@@ -38,6 +38,9 @@ LEFT_OUT = frozenset(
 )
 """Of the 82 published features: a distance would count them twice, or see size in them, which is compared elsewhere."""
 
+LIMIT = 6.0
+"""Standard deviations beyond which a feature counts no further in the robust distance."""
+
 
 def radiomics(patch: np.ndarray, mask: np.ndarray | None = None, count: int = LEVELS) -> Features:
     """All features of the region mask [H, W] bool (None: all) of patch [H, W]: finite floats, always the same names.
@@ -126,8 +129,8 @@ def texture(levels: np.ndarray, count: int) -> Features:
     }
 
 
-def standardise(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Feature tables [N, F] as deviations from the mean of `reference` in its standard deviations.
+def standardise(reference: np.ndarray, *others: np.ndarray, limit: float = np.inf) -> tuple[np.ndarray, ...]:
+    """Feature tables [N, F] as deviations from the mean of `reference` in its standard deviations, at most `limit`.
 
     Features that are not finite in any table, or constant in the reference, are left out of all.
     """
@@ -135,20 +138,24 @@ def standardise(reference: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray,
     spread = reference.std(0)
     kept = np.isfinite(np.concatenate(tables)).all(0) & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
     mean = reference[:, kept].mean(0)
-    return tuple((table[:, kept] - mean) / spread[kept] for table in tables)
+    return tuple(np.clip((table[:, kept] - mean) / spread[kept], -limit, limit) for table in tables)
 
 
 def frechet_radiomics(real: np.ndarray, synthetic: np.ndarray) -> dict[str, float | int | None]:
     """Frechet distance of feature tables [N, F] and [M, F], standardised by the real one.
 
-    Returns `distance` (squared), its natural logarithm `log_distance` (None at 0), and the counts: with fewer patches
-    than features the distance is biased upwards, so compare it with that of two real sets of the same size.
+    Returns `distance` (squared), its natural logarithm `log_distance` (None at 0), `robust_distance`, for which
+    deviations are limited to LIMIT (a single even or saturated patch lies a hundred standard deviations out in the
+    emphases of runs and zones, and then is most of `distance`), and the counts: with fewer patches than features all
+    are biased upwards, so compare them with those of two real sets of the same size (`frechet.compare_sets`).
     """
-    a, b = standardise(np.asarray(real, np.float64), np.asarray(synthetic, np.float64))
+    tables = np.asarray(real, np.float64), np.asarray(synthetic, np.float64)
+    a, b = standardise(*tables)
     distance = frechet.frechet_distance(a, b)
     return {
         "distance": distance,
         "log_distance": float(np.log(distance)) if distance > 0 else None,
+        "robust_distance": frechet.frechet_distance(*standardise(*tables, limit=LIMIT)),
         "real": len(a),
         "synthetic": len(b),
         "features": a.shape[1],

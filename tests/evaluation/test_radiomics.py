@@ -122,6 +122,7 @@ def test_standardise_uses_the_reference_alone():
     a, b = radiomics.standardise(reference, np.array([[4.0, 9, 1, 1.5]]))
     np.testing.assert_allclose(a, [[-1, -1], [1, 1]])
     np.testing.assert_allclose(b, [[3, 0]])
+    np.testing.assert_allclose(radiomics.standardise(reference, b[:, [0, 0, 0, 1]] * 9, limit=2)[1], [[2, -2]])
 
 
 def test_frechet_radiomics_sees_texture():
@@ -136,5 +137,10 @@ def test_frechet_radiomics_sees_texture():
     assert far["distance"] > 5 * near["distance"]
     assert near["log_distance"] == pytest.approx(np.log(near["distance"]))
     assert (near["real"], near["synthetic"]) == (15, 15) and 60 <= near["features"] <= 74
+    outlier = tables[1].copy()
+    outlier[0, 60] += 1e3 * tables[0][:, 60].std()
+    spoiled = radiomics.frechet_radiomics(tables[0], outlier)
+    assert spoiled["distance"] > 100 * near["distance"]
+    assert spoiled["robust_distance"] == pytest.approx(near["robust_distance"], rel=0.1)
     same = radiomics.frechet_radiomics(tables[0], tables[0])
     assert same["distance"] < 1e-8 and (same["log_distance"] is None or same["log_distance"] < -18)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from elk_jax.synthesis.breast import breast_mask
+from elk_jax.synthesis.phantom import PhantomConfig, sample
 
 
 def grey_breast() -> np.ndarray:
@@ -45,3 +46,10 @@ def test_stored_and_decoded_pixels_have_one_breast(shape):
 def test_breast_nowhere_and_everywhere():
     assert not breast_mask(np.zeros((30, 40), np.uint16)).any()
     assert breast_mask(np.full((30, 40), 0.5, np.float32)).all()
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_agrees_with_the_outline_of_a_phantom(index):
+    phantom = sample(3, index, PhantomConfig(size=128))
+    mask = breast_mask(phantom.low_energy)
+    assert (mask & phantom.breast).sum() / (mask | phantom.breast).sum() > 0.93
