@@ -1,4 +1,4 @@
-"""Turn weights of detectron2 or torchvision into a model folder that training can start from.
+"""Turn weights of detectron2, torchvision or diffusers into a model folder that training can start from.
 
   python launch/import_weights.py --format=detectron2 --input=model_final.pkl --output=weights/coco
   python launch/import_weights.py --format=torchvision --input=fasterrcnn_resnet50_fpn_coco.pth --norm_eps=0 \\
@@ -6,21 +6,26 @@
   python launch/import_weights.py --format=torchvision --input=resnet50.pth --output=weights/imagenet
   python launch/train.py --config=configs/cem_real.py:paper --config.stages.real.init_from=weights/coco
 
-Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet alone. Pickles are read, never
-run, and PyTorch is not needed. Depth, norms, heads and classes are inferred from the file. Every tensor is listed with
-its new name; one that is left over, missing or of another shape stops the import, and nothing is written.
+  python launch/import_weights.py --format=diffusers --input=stable-diffusion-inpainting --output=weights/sd
+  python launch/import_weights.py --format=diffusers --input=stable-diffusion-v1-5 --inpainting --output=weights/sd
+
+Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet alone: depth, norms, heads and
+classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
+text-to-image or inpainting. Pickles are read, never run, and PyTorch is not needed. Every tensor is listed with its
+new name; one that is left over, missing or of another shape stops the import, and nothing is written.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import command_line
 from absl import flags
 
-FORMAT = flags.DEFINE_enum("format", None, ["detectron2", "torchvision"], "Whose names the tensors have.")
-INPUT = flags.DEFINE_string("input", None, "The weights file.")
+FORMAT = flags.DEFINE_enum("format", None, ["detectron2", "torchvision", "diffusers"], "Whose names the tensors have.")
+INPUT = flags.DEFINE_string("input", None, "The weights file; of diffusers, the folder with model_index.json.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write: params.safetensors and model.json.")
 DEPTH = flags.DEFINE_integer("depth", None, "Layers of the ResNet: 18, 34, 50, 101. Default: inferred; else checked.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the file's classes, without background: mass,calcification")
@@ -36,6 +41,21 @@ SET = flags.DEFINE_multi_string(
 NORM_EPS = flags.DEFINE_float(
     "norm_eps", None, "Epsilon of the file's batch norms: 0 for torchvision's published COCO_V1 detector, else 1e-5."
 )
+INPAINTING = flags.DEFINE_bool(
+    "inpainting", False, "Of diffusers: make a text-to-image model an inpainter; its new input channels start at zero."
+)
+VARIANT = flags.DEFINE_string(
+    "variant", None, "Of diffusers: read the files with this word in their names: fp16. Default: without, else fp16."
+)
+_OF_DETECTORS = (DEPTH, CLASSES, DROP, SET, NORM_EPS)
+_OF_DIFFUSERS = (INPAINTING, VARIANT)
+
+
+def refuse(given: Sequence[flags.FlagHolder], file_format: str) -> None:
+    """Ends in an error when a flag of the other formats is set: it would change nothing."""
+    for flag in given:
+        if flag.value != flag.default:
+            raise command_line.UserError(f"--{flag.name} is not for --format={file_format}", todo="leave it out")
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:
@@ -56,6 +76,15 @@ def main() -> None:
     file_format = command_line.required(FORMAT, "detectron2")
     path = command_line.required(INPUT, "model_final.pkl")
     output = command_line.required(OUTPUT, "weights/coco")
+    if file_format == "diffusers":
+        refuse(_OF_DETECTORS, file_format)
+        from elk_jax.tasks import stable_diffusion
+
+        stable_diffusion.import_folder(
+            path, output, inpainting=INPAINTING.value, variant=VARIANT.value, ignore=IGNORE.value
+        )
+        return
+    refuse(_OF_DIFFUSERS, file_format)
     changes = settings(SET.value)
     if DEPTH.value is not None:
         changes["depth"] = DEPTH.value

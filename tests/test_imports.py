@@ -22,7 +22,8 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "evaluation": COMMON,
     "weights": COMMON,
     "reporting": COMMON | {"evaluation"},
-    "tasks": COMMON | {"backbones", "detection", "data", "training", "evaluation", "weights", "reporting", "synthesis"},
+    "tasks": COMMON
+    | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"},
     "experiment": COMMON | {"tasks", "data", "training", "reporting", "evaluation"},
 }
 NEVER = {

@@ -61,13 +61,15 @@ class Format:
     """All that is known of a foreign format. `ignored`, `constants`: regular expressions of whole names.
 
     ignored: foreign tensors that hold no weight. constants: (our path, value) of parameters that the file leaves out.
-    path: what a rule's target goes through, where names differ by their spelling.
+    path: what a rule's target goes through, where names differ by their spelling. partial: parameters that the file
+    lacks may start afresh.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     constants: tuple[tuple[str, float], ...] = ()
     path: Callable[[str], str] = str
+    partial: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,13 @@ def convert(
     target_shapes: Mapping[str, tuple[int, ...]],
     drop: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    where: object = "",
 ) -> tuple[store.Params, NameMap]:
     """Our parameters (nested, float32) for exactly the paths of `target_shapes`, and the name map.
 
     drop: regular expressions (re.search) of our paths that shall start afresh; they are left out of the result.
-    ignore: of foreign names to leave out beside the format's own. Raises UserError when any other tensor is
-    left over, a parameter is missing, given twice, of another shape, or holds numbers that are not finite.
+    ignore: of foreign names to leave out beside the format's own. where: the file, for errors. Raises UserError when
+    any other tensor is left over, a parameter is missing, given twice, of another shape, or not finite.
     """
     dropped, also_ignored = store.compile_patterns(drop), store.compile_patterns(ignore)
     wanted = {path: shape for path, shape in target_shapes.items() if not store.matches(dropped, path)}
@@ -149,9 +152,8 @@ def convert(
             left_over.append(f"{name} {tensor.shape}")
             continue
         if path in rows:
-            raise UserError(
-                f"{name} and {rows[path].foreign} are both {path}", todo="remove one from the file"
-            )
+            what = f"{name} and {rows[path].foreign} are both {path}"
+            raise UserError(what, where=where, todo="remove one from the file")
         value = _lay_out(tensor, layout)
         if value is None or value.shape != tuple(wanted[path]):
             given = tensor.shape if value is None else value.shape
@@ -164,7 +166,7 @@ def convert(
     filled = _constants([path for path in wanted if path not in params], fmt)
     params |= {path: np.full(wanted[path], number, np.float32) for path, number in filled}
     missing = [f"{path} {tuple(shape)}" for path, shape in wanted.items() if path not in params]
-    _complain(left_over, mismatched, missing, infinite)
+    _complain(left_over, mismatched, missing, infinite, where, fmt.partial)
     ordered = {path: params[path] for path in wanted}
     afresh = tuple(path for path in target_shapes if path not in wanted)
     kept = tuple(rows[path] for path in wanted if path in rows)
@@ -190,22 +192,26 @@ def _lay_out(tensor: np.ndarray, layout: Layout) -> np.ndarray | None:
         return None
 
 
-def _complain(left_over: list[str], mismatched: list[str], missing: list[str], infinite: list[str]) -> None:
+def _complain(
+    left_over: list[str], mismatched: list[str], missing: list[str], infinite: list[str], where: object, partial: bool
+) -> None:
     architecture = "check --format and the model's settings"
     if mismatched:
-        raise UserError(f"shapes differ: {store.first_few(mismatched)}", todo=architecture)
+        raise UserError(f"shapes differ: {store.first_few(mismatched)}", where=where, todo=architecture)
     if left_over:
         raise UserError(
             f"no place for {store.first_few(left_over)}",
+            where=where,
             todo=f"{architecture}, or leave tensors out with --ignore=REGEX",
         )
     if missing:
         raise UserError(
             f"the file lacks {store.first_few(missing)}",
-            todo=f"{architecture}, or let parameters start afresh with --drop=REGEX",
+            where=where,
+            todo=architecture + (", or let parameters start afresh with --drop=REGEX" if partial else ""),
         )
     if infinite:
-        raise UserError(f"NaN or infinity in {store.first_few(infinite)}", todo="use another file")
+        raise UserError(f"NaN or infinity in {store.first_few(infinite)}", where=where, todo="use another file")
 
 
 def strip_module(tensors: Tensors) -> Tensors:

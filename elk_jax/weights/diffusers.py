@@ -59,6 +59,7 @@ FORMAT = Format(
     ),
     ignored=(r"(text_model\.)?embeddings\.position_ids", r"text_projection\.weight"),
     path=to_path,
+    partial=False,
 )
 """Of all three networks. Ignored: the numbers 0..76, and the projection to CLIP's joint space, which is not used."""
 

@@ -1,0 +1,183 @@
+"""The folder of a Stable Diffusion pipeline as diffusers writes it, read and written without diffusers.
+
+    model_index.json                      which parts there are
+    unet/ vae/ text_encoder/              config.json and weights: .safetensors or .bin, whole or in shards with an
+                                          index, with or without a variant such as fp16 in the file's name
+    tokenizer/ scheduler/                 their own files
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from elk_jax import files
+from elk_jax.errors import UserError
+from elk_jax.weights import reading, store
+from elk_jax.weights.diffusers import PARTS, to_tensors
+from elk_jax.weights.tokenizer import Tokenizer, read_tokenizer, write_tokenizer
+
+INDEX = "model_index.json"
+TEXT_TO_IMAGE, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
+KNOWN = (TEXT_TO_IMAGE, INPAINT, "StableDiffusionInpaintPipelineLegacy", "StableDiffusionImg2ImgPipeline")
+_STEMS = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model", "pytorch_model"),
+}
+_FOREIGN_PIPELINE = "give the folder of a Stable Diffusion 1.x or 2.x pipeline"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A folder's content as it stands there. configs: PARTS and 'scheduler' -> JSON. tensors: PARTS -> name -> array.
+
+    files: PARTS -> the weights file, or index of shards, that was read, relative to the folder.
+    """
+
+    kind: str
+    configs: dict[str, dict[str, Any]]
+    tensors: dict[str, reading.Tensors]
+    tokenizer: Tokenizer
+    files: dict[str, str]
+
+
+def read_pipeline(folder: str | os.PathLike, variant: str | None = None) -> Pipeline:
+    """The parts of a Stable Diffusion 1.x or 2.x folder; safety checker and image encoder are left out.
+
+    variant: 'fp16', 'non_ema', ... for the files with that word in their names. Default: those without one, or where
+    a part has none of them, fp16. Raises UserError when something is missing, damaged or of another kind.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise UserError(what, where=folder, todo=_FOREIGN_PIPELINE)
+    if not (folder / INDEX).is_file():
+        raise UserError(f"no {INDEX} here", where=folder, todo=_FOREIGN_PIPELINE)
+    index = read_object(folder / INDEX)
+    kind = str(index.get("_class_name"))
+    if kind not in KNOWN or any(name not in index for name in PARTS):
+        raise UserError(f"a pipeline of type {kind}", where=folder / INDEX, todo=_FOREIGN_PIPELINE)
+    configs = {part: read_object(folder / part / "config.json") for part in PARTS}
+    configs["scheduler"] = read_object(folder / "scheduler" / "scheduler_config.json")
+    tokenizer = read_tokenizer(folder / "tokenizer")
+    weights = {part: find_weights(folder / part, _STEMS[part], variant) for part in PARTS}
+    tensors = {part: read_weights(path) for part, path in weights.items()}
+    names = {part: str(path.relative_to(folder)) for part, path in weights.items()}
+    return Pipeline(kind, configs, tensors, tokenizer, names)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file whose content is an object; UserError otherwise."""
+    content = files.read_json(path)
+    if not isinstance(content, dict):
+        raise UserError("not a JSON object", where=path, todo="download it again")
+    return content
+
+
+def find_weights(folder: Path, stems: tuple[str, ...], variant: str | None = None) -> Path:
+    """The weights file, or the index of its shards, to read in `folder`: safetensors before .bin.
+
+    `<stem>.safetensors` and `.bin`, `<stem>.safetensors.index.json`, and with a variant v `<stem>.v.safetensors`,
+    `<stem>.safetensors.index.v.json`. See `read_pipeline` on `variant`.
+    """
+    variants = ("", "fp16") if variant is None else (variant,)
+    looked_for = []
+    for word in (f".{v}" if v else "" for v in variants):
+        for kind in ("safetensors", "bin"):
+            for stem in stems:
+                for name in (f"{stem}{word}.{kind}", f"{stem}.{kind}.index{word}.json"):
+                    looked_for.append(name)
+                    if (folder / name).is_file():
+                        return folder / name
+    present = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".msgpack"))
+    has = f"but {store.first_few(present)}" if present else "and no other weights"
+    raise UserError(
+        f"no {looked_for[0]} {has}", where=folder, todo="download it, or name a variant of the files with --variant"
+    )
+
+
+def read_weights(path: Path) -> reading.Tensors:
+    """The tensors of a weights file, or of all shards that an index names; raises UserError when one is missing."""
+    if path.suffix != ".json":
+        return reading.read_tensors(path)
+    weight_map = read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError("no weight_map in the index of shards", where=path, todo="download it again")
+    tensors: reading.Tensors = {}
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name:
+            raise UserError(f"the index names a file elsewhere: {name}", where=path, todo="download it again")
+        tensors |= reading.read_tensors(path.parent / name)
+    absent = sorted(set(weight_map) - set(tensors))
+    if absent:
+        raise UserError(f"the shards lack {store.first_few(absent)}", where=path, todo="download them again")
+    return tensors
+
+
+def write_pipeline(
+    folder: str | os.PathLike,
+    params: Mapping[str, store.Params],
+    configs: Mapping[str, Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    dtype: str = "float32",
+) -> Path:
+    """A folder that diffusers loads. params: PARTS -> nested dict; configs: PARTS and 'scheduler' -> JSON.
+
+    dtype: 'float32' (exact) or 'float16', of the stored numbers. Raises UserError when the folder has files in it, or a
+    number is beyond float16. model_index.json is written last: a folder that has one is whole.
+    """
+    folder = files.make_folder(folder)
+    if any(folder.iterdir()):
+        raise UserError("the folder is not empty", where=folder, todo="name a new one")
+    for part in PARTS:
+        tensors = _in_type(to_tensors(params[part]), dtype, part)
+        if part == "text_encoder":  # the name of the model within the model: every version of transformers reads it so
+            tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+        stem = _STEMS[part][0]
+        inner = files.make_folder(folder / part)
+        files.write_json(inner / "config.json", dict(configs[part]))
+        files.write_bytes(inner / f"{stem}.safetensors", safetensors.numpy.save(tensors, {"format": "pt"}))
+    write_tokenizer(folder / "tokenizer", tokenizer)
+    scheduler = dict(configs["scheduler"])
+    files.write_json(files.make_folder(folder / "scheduler") / "scheduler_config.json", scheduler)
+    kind, sampler = pipeline_kind(params, configs), str(scheduler.get("_class_name", "PNDMScheduler"))
+    files.write_json(folder / INDEX, model_index(kind, sampler))
+    return folder
+
+
+def pipeline_kind(params: Mapping[str, store.Params], configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The class of diffusers that runs the model: its U-Net sees latents alone, or a mask and a masked image too."""
+    latents = configs["vae"].get("latent_channels", 4)
+    return INPAINT if params["unet"]["conv_in"]["kernel"].shape[2] > latents else TEXT_TO_IMAGE
+
+
+def _in_type(tensors: reading.Tensors, dtype: str, part: str) -> reading.Tensors:
+    with np.errstate(over="ignore"):
+        cast = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    beyond = [name for name, tensor in cast.items() if not np.isfinite(tensor).all()]
+    if beyond:
+        raise UserError(f"{part}: beyond {dtype}: {store.first_few(beyond)}", todo="export with --dtype=float32")
+    return cast
+
+
+def model_index(kind: str, scheduler: str) -> dict[str, Any]:
+    """The content of model_index.json."""
+    return {
+        "_class_name": kind,
+        "_diffusers_version": "0.21.0",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }

@@ -1,0 +1,137 @@
+"""CLIP's tokenizer: byte-level byte-pair encoding (Radford et al. 2021), from the files of a Stable Diffusion folder.
+
+    tokenizer = read_tokenizer("stable-diffusion/tokenizer")
+    ids = tokenizer.encode(["a mammogram with a mass lesion"])     # int32 [1, 77]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from elk_jax import files
+from elk_jax.errors import UserError, from_os_error
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+VOCAB, MERGES, WHOLE, SETTINGS = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
+_OTHER = "use the tokenizer of a Stable Diffusion folder"
+WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """vocab: token -> id. merges: pairs of tokens in order of priority. pad: the token behind the text.
+
+    `pad` is END in Stable Diffusion 1.x and "!" in 2.x. length: tokens of a text, START, END and padding counted.
+    """
+
+    vocab: Mapping[str, int]
+    merges: tuple[tuple[str, str], ...]
+    pad: str = END
+    length: int = 77
+
+    def __post_init__(self) -> None:
+        absent = [token for token in (START, END, self.pad) if token not in self.vocab]
+        if absent:
+            raise UserError(f"the vocabulary lacks {absent[0]!r}", todo=_OTHER)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids [len(texts), length] int32: START, the words, END, padding.
+
+        Warns (UserWarning) of a text that is too long, with the words that are cut off.
+        """
+        start, end = self.vocab[START], self.vocab[END]
+        ids = np.full((len(texts), self.length), self.vocab[self.pad], np.int32)
+        for row, text in zip(ids, texts):
+            found = self._words.encode(text, add_special_tokens=False)
+            kept = found.ids[: self.length - 2]
+            if len(kept) < len(found.ids):
+                cut = text[found.offsets[len(kept)][0] :]
+                message = f"a text of {len(found.ids)} tokens is cut to {len(kept)}, without: {cut.strip()!r}"
+                warnings.warn(message, stacklevel=2)
+            row[: len(kept) + 2] = [start, *kept, end]
+        return ids
+
+    @cached_property
+    def _words(self) -> tokenizers.Tokenizer:
+        try:
+            model = models.BPE(
+                vocab=dict(self.vocab), merges=list(self.merges), end_of_word_suffix="</w>", unk_token=END
+            )
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"broken tokenizer: {error}", todo=_OTHER) from error
+        words = tokenizers.Tokenizer(model)
+        space = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+        words.normalizer = normalizers.Sequence([normalizers.NFC(), space, normalizers.Lowercase()])  # type: ignore
+        split = pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="removed", invert=True)
+        words.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])  # type: ignore
+        words.add_special_tokens([START, END, self.pad])
+        return words
+
+
+def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """From vocab.json and merges.txt in `folder`, or from tokenizer.json; padding from tokenizer_config.json.
+
+    Raises UserError when they are missing or damaged.
+    """
+    folder = Path(folder)
+    if (folder / VOCAB).is_file() and (folder / MERGES).is_file():
+        vocab, merges = files.read_json(folder / VOCAB), _read_merges(folder / MERGES)
+    elif (folder / WHOLE).is_file():
+        model = files.read_json(folder / WHOLE)
+        model = model.get("model") if isinstance(model, dict) else None
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+            raise UserError("not a byte-pair encoding", where=folder / WHOLE, todo="use CLIP's tokenizer")
+        vocab, merges = model.get("vocab"), [_pair(line, folder / WHOLE) for line in model.get("merges", [])]
+    else:
+        raise UserError("no tokenizer here", where=folder, todo=f"it needs {VOCAB} and {MERGES}, or {WHOLE}")
+    if not isinstance(vocab, dict) or not all(isinstance(value, int) for value in vocab.values()):
+        raise UserError("not a vocabulary (token -> number)", where=folder, todo="download it again")
+    given = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    pad = _content(given.get("pad_token", END)) if isinstance(given, dict) else END
+    length = given.get("model_max_length", 77) if isinstance(given, dict) else 77
+    return Tokenizer(vocab, tuple(merges), pad, length if isinstance(length, int) and 2 < length < 1000 else 77)
+
+
+def write_tokenizer(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:
+    """vocab.json, merges.txt and the settings, as transformers' CLIPTokenizer reads them."""
+    folder = files.make_folder(folder)
+    files.write_text(folder / VOCAB, json.dumps(dict(tokenizer.vocab), ensure_ascii=False))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
+    files.write_text(folder / MERGES, "\n".join(lines) + "\n")
+    tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.pad}
+    files.write_json(folder / "special_tokens_map.json", tokens)
+    settings = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": tokenizer.length}
+    files.write_json(folder / SETTINGS, {**settings, **tokens})
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    except ValueError as error:
+        raise UserError("not a text file", where=path, todo="download it again") from error
+    return [_pair(line, path) for line in lines if line.strip() and not line.startswith("#version")]
+
+
+def _pair(line: Any, path: Path) -> tuple[str, str]:
+    parts = line.split() if isinstance(line, str) else line
+    if not isinstance(parts, list) or len(parts) != 2:
+        raise UserError(f"not a pair of tokens: {line!r}", where=path, todo="download it again")
+    return str(parts[0]), str(parts[1])
+
+
+def _content(token: Any) -> str:
+    """A token of tokenizer_config.json: a string, or a dict with its content."""
+    return str(token["content"] if isinstance(token, dict) and "content" in token else token)

@@ -1,0 +1,352 @@
+"""Folders of diffusers: every layout of them is read, one is written, and what does not fit is said."""
+
+import io
+import json
+import pickle
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from rich.console import Console
+
+from elk_jax.errors import UserError
+from elk_jax.tasks import stable_diffusion
+from elk_jax.weights import diffusers, diffusers_folder, store
+from elk_jax.weights.tokenizer import Tokenizer
+
+PARTS = ("unet", "vae", "text_encoder")
+STEM = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_parts, vocabulary):
+    """A small inpainter of random numbers, half of which float16 holds exactly."""
+    tokenizer = Tokenizer(vocabulary["vocab"], tuple(map(tuple, vocabulary["merges"])))
+    empty = stable_diffusion.StableDiffusion({}, tiny_parts, tokenizer)
+    configs = {"unet": empty.unet, "vae": empty.autoencoder, "text_encoder": empty.text}
+    random = np.random.RandomState(0)
+    params = {
+        part: store.nest({path: random.randint(-99, 99, shape) / np.float32(256) for path, shape in shapes.items()})
+        for part, shapes in stable_diffusion.parameter_shapes(configs).items()
+    }
+    return stable_diffusion.StableDiffusion(params, tiny_parts, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def written(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diffusers") / "sd"
+    return diffusers_folder.write_pipeline(folder, model.params, model.parts, model.tokenizer)
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(written, tmp_path / "sd")
+
+
+def read(path, **options):
+    variant = options.pop("variant", None)
+    return stable_diffusion.from_pipeline(diffusers_folder.read_pipeline(path, variant), where=path, **options)[0]
+
+
+def equal(one, other):
+    ours, theirs = store.flatten(one), store.flatten(other)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def weights_of(folder, part):
+    return folder / part / f"{STEM[part]}.safetensors"
+
+
+def change(folder, part, edit):
+    """The part's tensors, edited in place by `edit(tensors)`."""
+    path = weights_of(folder, part)
+    tensors = safetensors.numpy.load_file(path)
+    edit(tensors)
+    safetensors.numpy.save_file(tensors, path)
+
+
+def set_config(folder, part, **changes):
+    path = folder / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_round_trip_is_exact(model, written, tmp_path):
+    found = read(written)
+    assert equal(found.params, model.params)
+    assert found.parts == model.parts and found.tokenizer == model.tokenizer
+    stable_diffusion.save(tmp_path / "ours", found)
+    again = stable_diffusion.load(tmp_path / "ours")
+    assert equal(again.params, model.params) and again.parts == model.parts and again.tokenizer == model.tokenizer
+    exported = stable_diffusion.export_folder(tmp_path / "ours", tmp_path / "out", console=Console(quiet=True))
+    for path in (p for p in written.rglob("*") if p.is_file()):
+        assert (exported / path.relative_to(written)).read_bytes() == path.read_bytes()
+
+
+def test_written_names_are_diffusers_names(written):
+    names = {part: set(safetensors.numpy.load_file(weights_of(written, part))) for part in PARTS}
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0.weight" in names["unet"]
+    assert {"time_embedding.linear_1.bias", "up_blocks.1.attentions.1.norm.weight"} < names["unet"]
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.bias" in names["unet"]
+    assert {"encoder.mid_block.attentions.0.to_q.bias", "post_quant_conv.weight"} < names["vae"]
+    assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names["text_encoder"]
+    assert "text_model.embeddings.position_embedding.weight" in names["text_encoder"]
+
+
+def test_typed_configurations_describe_the_same_folder(model):
+    parts = stable_diffusion.describe(model.unet, model.autoencoder, model.text, model.parts["scheduler"])
+    again = stable_diffusion.StableDiffusion(model.params, json.loads(json.dumps(parts)), model.tokenizer)
+    assert (again.unet, again.autoencoder, again.text) == (model.unet, model.autoencoder, model.text)
+    assert parts["unet"]["up_block_types"] == ["UpBlock2D", "CrossAttnUpBlock2D"]
+
+
+# ---- Layouts of folders ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_convolutions", [False, True])
+def test_older_names_of_the_autoencoder(model, folder, as_convolutions):
+    def age(tensors):
+        for name in [name for name in tensors if ".attentions." in name]:
+            tensor = tensors.pop(name)
+            if as_convolutions and tensor.ndim == 2:
+                tensor = tensor[:, :, None, None]
+            for new, old in OLD.items():
+                name = name.replace(f".{new}.", f".{old}.")
+            tensors[name] = tensor
+
+    change(folder, "vae", age)
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in safetensors.numpy.load_file(weights_of(folder, "vae"))
+    assert equal(read(folder).params, model.params)
+
+
+def test_names_of_newer_transformers_and_numbers_of_places(model, folder):
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("text_model.")] = tensors.pop(name)
+        tensors["embeddings.position_ids"] = np.arange(77)[None]
+
+    change(folder, "text_encoder", rename)
+    assert equal(read(folder).params, model.params)
+
+
+def shard(folder, part, index_name, shard_name):
+    path = weights_of(folder, part)
+    tensors = safetensors.numpy.load_file(path)
+    path.unlink()
+    where = {name: shard_name.format(i % 2 + 1) for i, name in enumerate(sorted(tensors))}
+    for file in set(where.values()):
+        mine = {name: tensor for name, tensor in tensors.items() if where[name] == file}
+        safetensors.numpy.save_file(mine, folder / part / file)
+    (folder / part / index_name).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def test_shards(model, folder):
+    shard(
+        folder, "unet", "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model-0000{}-of-00002.safetensors",
+    )  # fmt: skip
+    shard(folder, "text_encoder", "model.safetensors.index.fp16.json", "model.fp16-0000{}-of-00002.safetensors")
+    assert equal(read(folder).params, model.params)
+    (folder / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no such file or folder .*00002-of-00002"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "weight_map, message",
+    [
+        ({"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}, "names a file elsewhere"),
+        ({"no.such.tensor": "part.safetensors"}, "the shards lack no.such.tensor"),
+        ({}, "no weight_map"),
+    ],
+)
+def test_broken_index_of_shards(folder, weight_map, message):
+    weights_of(folder, "unet").rename(folder / "unet" / "part.safetensors")
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=message):
+        read(folder)
+
+
+def test_half_precision_variants(model, folder):
+    for part in PARTS:
+        path = weights_of(folder, part)
+        half = {name: tensor.astype(np.float16) for name, tensor in safetensors.numpy.load_file(path).items()}
+        safetensors.numpy.save_file(half, path.with_name(f"{STEM[part]}.fp16.safetensors"))
+    pipeline = diffusers_folder.read_pipeline(folder)
+    assert pipeline.files["unet"] == "unet/diffusion_pytorch_model.safetensors"  # full precision first
+    assert diffusers_folder.read_pipeline(folder, "fp16").tensors["unet"]["conv_in.weight"].dtype == np.float16
+    for part in PARTS:
+        weights_of(folder, part).unlink()
+    found = read(folder)
+    assert equal(found.params, model.params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype(np.float32)}
+    with pytest.raises(UserError, match=r"no diffusion_pytorch_model.ema.safetensors but diffusion_pytorch_model.fp16"):
+        read(folder, variant="ema")
+
+
+def test_pickled_weights(model, folder, tmp_path):
+    path = weights_of(folder, "text_encoder")
+    tensors = safetensors.numpy.load_file(path)
+    path.unlink()
+    (folder / "text_encoder" / "pytorch_model.bin").write_bytes(pickle.dumps(tensors, 2))
+    assert equal(read(folder).params, model.params)
+
+    class Hostile:
+        def __reduce__(self):
+            return print, ("run",)
+
+    (folder / "text_encoder" / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Hostile()}, 2))
+    with pytest.raises(UserError, match="refused"):
+        read(folder)
+
+
+def test_float16_export(model, tmp_path):
+    out = diffusers_folder.write_pipeline(tmp_path / "half", model.params, model.parts, model.tokenizer, "float16")
+    assert safetensors.numpy.load_file(weights_of(out, "vae"))["quant_conv.bias"].dtype == np.float16
+    assert equal(read(out).params, model.params)
+    large = {**model.params, "unet": {**model.params["unet"], "conv_in": {"kernel": np.full((3, 3, 9, 8), 1e6)}}}
+    with pytest.raises(UserError, match=r"unet: beyond float16: conv_in.weight"):
+        diffusers_folder.write_pipeline(tmp_path / "large", large, model.parts, model.tokenizer, "float16")
+    assert not (tmp_path / "large" / "model_index.json").exists()
+    with pytest.raises(UserError, match="the folder is not empty"):
+        diffusers_folder.write_pipeline(out, model.params, model.parts, model.tokenizer)
+
+
+# ---- From text-to-image to inpainting -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text_to_image(folder):
+    def narrow(tensors):
+        tensors["conv_in.weight"] = np.ascontiguousarray(tensors["conv_in.weight"][:, :4])
+
+    change(folder, "unet", narrow)
+    set_config(folder, "unet", in_channels=4)
+    return folder
+
+
+def test_new_input_channels_change_nothing(text_to_image):
+    narrow, wide = read(text_to_image), read(text_to_image, inpainting=True)
+    assert (narrow.unet.in_channels, wide.unet.in_channels) == (4, 9)
+    kernel = wide.params["unet"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, :, :4], narrow.params["unet"]["conv_in"]["kernel"])
+    assert kernel.shape == (3, 3, 9, 8) and not kernel[:, :, 4:].any()
+    for tree in (narrow.params, wide.params):
+        del tree["unet"]["conv_in"]["kernel"]
+    assert equal(narrow.params, wide.params)
+
+
+def test_an_inpainter_stays_as_it_is(model, folder):
+    assert equal(read(folder, inpainting=True).params, model.params)
+
+
+def test_four_channels_called_nine(text_to_image):
+    set_config(text_to_image, "unet", in_channels=9)
+    with pytest.raises(UserError, match=r"conv_in.weight \(8, 4, 3, 3\) has 4 input channels.*says 9.*--inpainting"):
+        read(text_to_image)
+
+
+def test_input_that_is_no_unets():
+    with pytest.raises(UserError, match=r"no tensor conv_in.weight"):
+        diffusers.widen_input({"a": np.zeros(1)}, 9)
+    with pytest.raises(UserError, match=r"conv_in.weight \(8, 12, 3, 3\) cannot be given 9"):
+        diffusers.widen_input({"conv_in.weight": np.zeros((8, 12, 3, 3))}, 9)
+
+
+# ---- What does not fit ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "part, changes, message",
+    [
+        ("unet", {"cross_attention_dim": 20}, r"attn2.to_k.weight gives .*/to_k/kernel \(12, 8\).* has \(20, 8\)"),
+        ("vae", {"layers_per_block": 2}, r"the file lacks .*down_blocks_0/resnets_1/norm1/scale \(4,\).*sd/vae"),
+        ("unet", {"use_linear_projection": True}, r"proj_in/kernel \(1, 1, 8, 8\), the model has \(8, 8\)"),
+        ("unet", {"block_out_channels": [8, 24]}, r"shapes differ: .*\(16,\)"),
+        ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type = 'text_time' is not supported"),
+        ("unet", {"in_channels": "nine"}, "in_channels = 'nine' is not supported"),
+        ("unet", {"attention_head_dim": 3}, "8 channels cannot be split into 3 heads"),
+        ("unet", {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "unknown block AttnDownBlock2D"),
+        ("unet", {"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types = .* is not supported"),
+        ("vae", {"latent_channels": 16}, r"shapes differ: .*encoder.conv_out"),
+        ("vae", {"use_quant_conv": False}, "use_quant_conv = False is not supported"),
+        ("text_encoder", {"model_type": "t5"}, "a text encoder of type 't5'"),
+        ("text_encoder", {"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
+        ("text_encoder", {"num_hidden_layers": 0}, r"no place for text_model.encoder.layers.0"),
+        ("text_encoder", {"vocab_size": 5}, r"token_embedding"),
+    ],
+)
+def test_weights_of_another_architecture(folder, part, changes, message):
+    set_config(folder, part, **changes)
+    with pytest.raises(UserError, match=message):
+        read(folder)
+
+
+def test_parts_of_different_models(model, folder):
+    vocab = dict(model.tokenizer.vocab) | {"another": len(model.tokenizer.vocab)}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(UserError, match="a tokenizer of 535 tokens for a text encoder of 534"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "path, content, message",
+    [
+        ("model_index.json", None, "no model_index.json here .*sd"),
+        ("model_index.json", "{", "not valid JSON.*model_index.json"),
+        ("model_index.json", "[]", "not a JSON object .*model_index.json"),
+        ("model_index.json", '{"_class_name": "StableDiffusionXLPipeline"}', "of type StableDiffusionXLPipeline"),
+        ("vae/config.json", None, "no such file or folder .*vae/config.json"),
+        ("vae/config.json", '{"a": }', "not valid JSON.*vae/config.json"),
+        ("scheduler/scheduler_config.json", None, "no such file or folder .*scheduler_config.json"),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "wave"}', "'wave' is not supported"),
+        ("tokenizer/merges.txt", None, "no tokenizer here"),
+        ("vae/diffusion_pytorch_model.safetensors", None, "no diffusion_pytorch_model.safetensors and no other"),
+        ("vae/diffusion_pytorch_model.safetensors", "x", "diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_missing_and_damaged_files(folder, path, content, message):
+    (folder / path).unlink()
+    if content is not None:
+        (folder / path).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read(folder)
+
+
+def test_import_writes_nothing_on_error(folder, tmp_path):
+    change(folder, "vae", lambda tensors: tensors.pop("quant_conv.bias"))
+    with pytest.raises(UserError, match=r"the file lacks quant_conv/bias \(8,\) \(.*sd/vae\)"):
+        stable_diffusion.import_folder(folder, tmp_path / "out", console=Console(quiet=True))
+    change(folder, "vae", lambda tensors: tensors.update({"quant_conv.bias": np.full(8, np.nan, "f4")}))
+    with pytest.raises(UserError, match=r"NaN or infinity in quant_conv.bias"):
+        stable_diffusion.import_folder(folder, tmp_path / "out", console=Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="a file, not a folder"):
+        diffusers_folder.read_pipeline(folder / "model_index.json")
+
+
+def test_import_tells_what_became_of_every_tensor(folder, tmp_path):
+    change(folder, "text_encoder", lambda tensors: tensors.update({"logit_scale": np.ones((), "f4")}))
+    console = Console(width=200, record=True, quiet=True)
+    with pytest.raises(UserError, match=r"no place for logit_scale \(\)"):
+        stable_diffusion.import_folder(folder, tmp_path / "out", console=console)
+    console = Console(width=200, record=True, file=io.StringIO())
+    stable_diffusion.import_folder(folder, tmp_path / "out", ignore=["logit_scale"], console=console)
+    text = console.export_text()
+    for part in (
+        "unet: unet/diffusion_pytorch_model.safetensors",
+        "down_blocks.0.resnets.0.conv1.weight",
+        "down_blocks_0/resnets_0/conv1/kernel",
+        "logit_scale",
+        "(ignored)",
+        "nothing left over or missing",
+        "9 input channels, an inpainter; prediction epsilon",
+    ):
+        assert part in text, part
+    with pytest.raises(UserError, match="not a Stable Diffusion"):
+        store.save_params(tmp_path / "other", {"a": np.zeros(1)}, {"architecture": "resnet"})
+        stable_diffusion.load(tmp_path / "other")

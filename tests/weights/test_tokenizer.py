@@ -1,0 +1,72 @@
+"""Token ids are those of transformers' CLIPTokenizer (tests/golden/make_tokenizer.py)."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from elk_jax.errors import UserError
+from elk_jax.weights.tokenizer import END, Tokenizer, read_tokenizer, write_tokenizer
+
+
+def make(vocabulary, **changes):
+    return Tokenizer(vocabulary["vocab"], tuple(map(tuple, vocabulary["merges"])), **changes)
+
+
+@pytest.mark.parametrize("pad", [END, "!"])
+def test_ids(vocabulary, pad):
+    tokenizer = make(vocabulary, pad=pad)
+    with pytest.warns(UserWarning, match=r"a text of 100 tokens is cut to 75, without: 'mass mass"):
+        found = tokenizer.encode(vocabulary["texts"])
+    np.testing.assert_array_equal(found, vocabulary["ids"][pad])
+    assert found.dtype == np.int32
+
+
+def test_a_text_that_fits_gives_no_warning(vocabulary):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = make(vocabulary).encode(["mass " * 75])
+    assert (found[0, 1:76] == vocabulary["vocab"]["mass</w>"]).all() and found[0, 76] == vocabulary["vocab"][END]
+
+
+def test_the_warning_names_the_words_that_are_lost(vocabulary):
+    with pytest.warns(UserWarning, match=r"a text of 4 tokens is cut to 2, without: 'a MASS'"):
+        found = make(vocabulary, length=4).encode(["a mass a MASS"])
+    assert found.shape == (1, 4)
+
+
+def test_written_files_are_read_back(vocabulary, tmp_path):
+    tokenizer = make(vocabulary, pad="!", length=20)
+    write_tokenizer(tmp_path, tokenizer)
+    assert read_tokenizer(tmp_path) == tokenizer
+
+
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "strings"])
+def test_one_file_is_read_too(vocabulary, tmp_path, pairs):
+    merges = vocabulary["merges"] if pairs else [" ".join(pair) for pair in vocabulary["merges"]]
+    model = {"type": "BPE", "vocab": vocabulary["vocab"], "merges": merges}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "!"}}))
+    assert read_tokenizer(tmp_path) == make(vocabulary, pad="!")
+
+
+def test_bad_files(vocabulary, tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer here .*it needs vocab.json and merges.txt, or tokenizer.json"):
+        read_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, make(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
+    with pytest.raises(UserError, match=r"not a pair of tokens: 'a b c' .*merges.txt"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("a nothing\n")
+    with pytest.raises(UserError, match="broken tokenizer"):
+        read_tokenizer(tmp_path).encode(["a"])
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match=r"not valid JSON.*vocab.json"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('["a"]')
+    with pytest.raises(UserError, match="not a vocabulary"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match=r"the vocabulary lacks '<\|startoftext\|>'"):
+        read_tokenizer(tmp_path)
