@@ -1,0 +1,187 @@
+"""The inpainter in both spaces: what it sees, what it learns from, what it may change."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.diffusion import inpainter
+from elk_jax.diffusion.autoencoder import AutoencoderConfig
+from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
+from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.diffusion.schedule import make_schedule, target
+from elk_jax.diffusion.text_encoder import TextConfig
+from elk_jax.diffusion.unet import WITH_ATTENTION, UNetConfig
+from elk_jax.errors import UserError
+
+NOISE = make_schedule("cosine", steps=50, prediction="v")
+SAMPLER = SamplerConfig(steps=3)
+SMALL = {"down_block_types": (WITH_ATTENTION,), "block_out_channels": (8,), "layers_per_block": 1,
+         "attention_head_dim": 2, "norm_num_groups": 4}  # fmt: skip
+PIXELS = InpainterConfig(
+    UNetConfig(in_channels=13, out_channels=4, cross_attention_dim=None, **SMALL), size=8, patch=2, mean=0.3, std=0.2
+)
+LATENTS = InpainterConfig(
+    UNetConfig(in_channels=9, out_channels=4, cross_attention_dim=8, **SMALL),
+    size=8,
+    autoencoder=AutoencoderConfig(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2),
+    text=TextConfig(vocab_size=11, max_position_embeddings=5, hidden_size=8, intermediate_size=16,
+                    num_hidden_layers=1, num_attention_heads=2),
+)  # fmt: skip
+WORDS = Words(lesion=(1, 4, 5, 9, 9), tissue=(1, 4, 9, 9, 9), negative=(1, 9, 9, 9, 9))
+WEIGHTS = LossConfig(mask_outside=0.0, prior_weight=2.0)
+BOTH = pytest.mark.parametrize("config", [PIXELS, LATENTS], ids=["pixels", "latents"])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Parameters as after some training: nothing is zero any more. By configuration."""
+
+    def make(config):
+        params = inpainter.init(config, jax.random.key(0))
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        return jax.tree.unflatten(
+            tree, [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
+        )
+
+    return {config: jax.jit(make, static_argnums=0)(config) for config in (PIXELS, LATENTS)}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((3, 8, 8, 1), np.float32)
+    mask[:, 2:6, 3:7] = 1
+    return {
+        "image": rng.random((3, 8, 8, 1), dtype=np.float32),
+        "mask": mask,
+        "lesion": np.array([1, 0, 1], np.float32),
+        "valid": np.ones(3, bool),
+    }
+
+
+def painted(config, params, batch, keys, guidance=1.5):
+    run = jax.jit(inpainter.paint, static_argnums=(0, 5, 6, 7, 8))
+    return np.asarray(run(config, params, batch["image"], batch["mask"], keys, NOISE, SAMPLER, guidance, WORDS))
+
+
+@partial(jax.jit, static_argnums=0)
+def loss_and_gradient(config, params, batch):
+    loss = lambda params: inpainter.loss(config, params, batch, jax.random.key(0), NOISE, WEIGHTS, WORDS)
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def loss_of(config, params, batch):
+    return loss_and_gradient(config, params, batch)[0]
+
+
+def test_patches_are_the_pixels_and_come_back():
+    x = jnp.arange(2 * 4 * 6 * 1).reshape(2, 4, 6, 1)
+    patches = inpainter.to_patches(x, 2)
+    assert patches.shape == (2, 2, 3, 4)
+    np.testing.assert_array_equal(patches[0, 1, 2], x[0, 2:4, 4:6, 0].ravel())
+    np.testing.assert_array_equal(inpainter.from_patches(patches, 2), x)
+
+
+def test_pixel_space_is_exact_and_normalised(batch):
+    pictures = 2 * batch["image"] - 1
+    there = inpainter.encode(PIXELS, {}, pictures)
+    np.testing.assert_allclose(there.mean(), (batch["image"].mean() - 0.3) / 0.2, rtol=1e-5)
+    np.testing.assert_allclose(inpainter.decode(PIXELS, {}, there), pictures, atol=1e-6)
+
+
+@BOTH
+def test_only_what_is_masked_is_painted(config, trained, batch):
+    image = painted(config, trained[config], batch, jax.random.split(jax.random.key(0), 3))
+    inside = batch["mask"] > 0
+    np.testing.assert_array_equal(image[~inside], batch["image"][~inside])
+    assert image.min() >= 0 and image.max() <= 1
+    assert np.abs(image - batch["image"])[inside].mean() > 0.05
+
+
+@BOTH
+def test_what_is_under_the_mask_is_not_seen(config, trained, batch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    other = batch | {"image": np.where(batch["mask"] > 0, 0.9, batch["image"]).astype(np.float32)}
+    np.testing.assert_array_equal(
+        painted(config, trained[config], batch, keys), painted(config, trained[config], other, keys)
+    )
+
+
+@BOTH
+def test_a_picture_follows_from_its_own_key_whatever_stands_beside_it(config, trained, batch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = painted(config, trained[config], batch, keys)
+    turned = {key: value[::-1] for key, value in batch.items()}
+    np.testing.assert_allclose(painted(config, trained[config], turned, keys[::-1])[::-1], together, atol=1e-5)
+    other = painted(config, trained[config], batch, jax.random.split(jax.random.key(1), 3))
+    assert np.abs(other - together).max() > 1e-3
+
+
+def test_guidance_moves_away_from_what_is_not_wanted(trained, batch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    plain, guided = (painted(PIXELS, trained[PIXELS], batch, keys, guidance) for guidance in (1.0, 1.5))
+    assert np.abs(plain - guided).max() > 1e-4
+
+
+def test_an_untrained_network_says_zero_and_its_loss_is_the_target_squared(batch):
+    params = inpainter.init(PIXELS, jax.random.key(0))
+    everything_a_lesion = batch | {"lesion": np.ones(3, np.float32)}
+    total, metrics = loss_of(PIXELS, params, everything_a_lesion)
+    rngs = jax.random.split(jax.random.key(0), 3)
+    clean = inpainter.encode(PIXELS, {}, 2 * batch["image"] - 1)
+    t = jax.random.randint(rngs[1], (3,), 0, NOISE.steps)
+    wanted = target(NOISE, clean, jax.random.normal(rngs[2], clean.shape), t)
+    inside = inpainter.to_patches(batch["mask"], 2) > 0
+    expected = np.mean([np.mean(np.square(wanted)[i][inside[i]]) for i in range(3)])
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["error_lesion"], expected, rtol=1e-5)
+    assert metrics["error_tissue"] == 0
+
+
+@BOTH
+def test_weights_of_healthy_examples(config, trained, batch):
+    """loss = (mean over lesions + w mean over tissue) / (1 + w), and lesions alone count in full."""
+    weight = WEIGHTS.prior_weight
+    total, parts = loss_of(config, trained[config], batch)
+    expected = (parts["error_lesion"] + weight * parts["error_tissue"]) / (1 + weight)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    alone, parts = loss_of(config, trained[config], batch | {"lesion": np.ones(3, np.float32)})
+    np.testing.assert_allclose(alone, parts["error_lesion"], rtol=1e-5)
+
+
+def test_the_text_decides_between_lesion_and_tissue(trained, batch):
+    states = inpainter._condition(LATENTS, trained[LATENTS], jnp.asarray(batch["lesion"]), WORDS)
+    np.testing.assert_array_equal(states[0], states[2])
+    assert np.abs(states[0] - states[1]).max() > 1e-3
+
+
+def test_gradients_reach_the_text_encoder_but_not_the_autoencoder(trained, batch):
+    grads = loss_and_gradient(LATENTS, trained[LATENTS], batch)[1]
+    size = {name: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(tree)) for name, tree in grads.items()}
+    assert size["vae"] == 0 and size["unet"] > 0 and size["text_encoder"] > 0
+
+
+def test_latents_that_were_encoded_before_give_the_same_loss(trained, batch):
+    params, pictures = trained[LATENTS], 2 * batch["image"] - 1
+    rngs = jax.random.split(jax.random.key(0), 3)
+    cached = batch | {
+        "latents": inpainter.encode(LATENTS, params, pictures, rngs[0]),
+        "masked_latents": inpainter.encode(LATENTS, params, pictures * (1 - batch["mask"])),
+    }
+    np.testing.assert_allclose(
+        loss_of(LATENTS, params, cached)[0], loss_of(LATENTS, params, batch)[0], rtol=1e-5
+    )
+
+
+def test_models_that_cannot_be():
+    with pytest.raises(UserError, match=r"4 input channels, an inpainter needs 9.*--inpainting"):
+        replace(LATENTS, unet=replace(LATENTS.unet, in_channels=4))
+    with pytest.raises(UserError, match=r"a picture of 9 px.*multiple of 2"):
+        replace(PIXELS, size=9)
+    with pytest.raises(UserError, match="or neither"):
+        replace(LATENTS, text=None)
