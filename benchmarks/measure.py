@@ -105,6 +105,15 @@ def flops(cost: Mapping[str, float] | Sequence[Mapping[str, float]] | None) -> f
     return value if value and value > 0 else None
 
 
+def program_bytes(compiled: Any) -> int | None:
+    """Memory of one call by the compiler's account: arguments, results and temporaries; None where it gives none."""
+    sizes = compiled.memory_analysis()
+    if sizes is None:
+        return None
+    parts = (sizes.argument_size_in_bytes, sizes.output_size_in_bytes, sizes.temp_size_in_bytes)
+    return int(sum(parts) - sizes.alias_size_in_bytes)
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)

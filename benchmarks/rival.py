@@ -1,4 +1,4 @@
-"""The other side of a comparison: torchvision's Faster R-CNN in a process of its own (torchvision_side.py)."""
+"""The other side of a comparison, in a process of its own: torchvision_side.py, diffusers_side.py."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 
 from elk_jax.errors import UserError
 
-SCRIPT = Path(__file__).with_name("torchvision_side.py")
+HERE = Path(__file__).parent
 
 
 class Rival:
-    """Answers of torchvision_side.py; see there."""
+    """Answers of torchvision_side.py or diffusers_side.py; see there."""
 
-    def __init__(self, process: subprocess.Popen, folder: Path):
-        self._process, self.folder = process, folder
+    def __init__(self, process: subprocess.Popen, folder: Path, library: str):
+        self._process, self.folder, self._library = process, folder, library
         self.description = self._read()
 
     @property
@@ -50,22 +50,24 @@ class Rival:
             self._process.wait()
             lines = (self.folder / "errors.txt").read_text().strip().splitlines()
             raise UserError(
-                f"torchvision's side failed: {lines[-1] if lines else 'it said nothing'}",
+                f"{self._library}'s side failed: {lines[-1] if lines else 'it said nothing'}",
                 where="--torch_python",
-                todo="give a Python with torch and torchvision, or --torch_python=none",
+                todo=f"give a Python with torch and {self._library}, or --torch_python=none",
             )
         return json.loads(line)
 
 
-def default_python() -> str:
-    """This Python where it has torch and torchvision, else ''."""
-    found = all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
+def default_python(library: str = "torchvision") -> str:
+    """This Python where it has torch and the library, else ''."""
+    found = all(importlib.util.find_spec(name) for name in ("torch", library))
     return sys.executable if found else ""
 
 
 @contextmanager
-def start(python: str, settings: Mapping[str, Any], batch: Mapping[str, np.ndarray]) -> Iterator[Rival | None]:
-    """torchvision ready to be timed in `python`, on this batch; None where `python` is ''."""
+def start(
+    python: str, settings: Mapping[str, Any], batch: Mapping[str, np.ndarray], library: str = "torchvision"
+) -> Iterator[Rival | None]:
+    """LIBRARY_side.py ready to be timed in `python`, on this batch; None where `python` is ''."""
     if not python:
         yield None
         return
@@ -76,7 +78,7 @@ def start(python: str, settings: Mapping[str, Any], batch: Mapping[str, np.ndarr
         with open(folder / "errors.txt", "w") as errors:
             try:
                 process = subprocess.Popen(
-                    [python, str(SCRIPT), name],
+                    [python, str(HERE / f"{library}_side.py"), name],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,
@@ -85,7 +87,7 @@ def start(python: str, settings: Mapping[str, Any], batch: Mapping[str, np.ndarr
             except OSError as error:
                 raise UserError(f"cannot start {python}: {error.strerror}", where="--torch_python") from error
             try:
-                yield Rival(process, folder)
+                yield Rival(process, folder, library)
             finally:
                 process.kill()
                 process.communicate()

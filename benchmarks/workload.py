@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks import measure
 from configs import base
 from elk_jax.data import loader, sources
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
@@ -101,7 +102,7 @@ class Subject:
         self.compiled_predict = lowered_predict.compile()
         self.compile_seconds = {"train": middle - start, "inference": time.perf_counter() - middle}
         self.train_cost, self.inference_cost = lowered.cost_analysis(), lowered_predict.cost_analysis()
-        self.step_memory = _bytes(self.compiled_update)
+        self.step_memory = measure.program_bytes(self.compiled_update)
         self.metrics: dict[str, jax.Array] = {}
 
     def step(self) -> Any:
@@ -175,12 +176,3 @@ def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
         "lesion_free_images": lesion_free[0],
         "loss": last["train/loss"],
     }
-
-
-def _bytes(compiled: Any) -> int | None:
-    """Memory of one call: arguments, results and temporaries."""
-    sizes = compiled.memory_analysis()
-    if sizes is None:
-        return None
-    parts = (sizes.argument_size_in_bytes, sizes.output_size_in_bytes, sizes.temp_size_in_bytes)
-    return int(sum(parts) - sizes.alias_size_in_bytes)

@@ -1,0 +1,231 @@
+"""How fast an inpainting U-Net trains and paints, beside diffusers' on the same machine, weights and latents.
+
+    python benchmarks/diffusion.py --model=sd15 --size=512 --batch=8 --dtype=bfloat16 --remat      a GPU
+    python benchmarks/diffusion.py --model=small --size=256 --steps=10                             a CPU
+    python benchmarks/diffusion.py --memory --model=sd15 --size=512 --batch=8 --dtype=bfloat16 --remat --text_encoder
+
+The last line of the output is one JSON object; benchmarks/README.md explains it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torch's process
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks import measure, painter, rival  # noqa: E402
+from elk_jax.errors import UserError, run_main  # noqa: E402
+from elk_jax.training.timing import peak_memory  # noqa: E402
+from elk_jax.weights import diffusers, store  # noqa: E402
+from elk_jax.weights.convert import convert  # noqa: E402
+from elk_jax.weights.reading import read_safetensors  # noqa: E402
+
+MEMORY_LIMIT = 40e9
+"""Bytes of the accelerator that a full fine-tune should fit in."""
+UNET_FIELDS = (
+    "sample_size", "in_channels", "out_channels", "down_block_types", "block_out_channels", "layers_per_block",
+    "attention_head_dim", "cross_attention_dim", "norm_num_groups", "norm_eps", "use_linear_projection",
+)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
+    work = painter.Workload(
+        options.model,
+        options.size,
+        options.batch,
+        options.dtype,
+        options.remat,
+        options.attention,
+        options.steps,
+        options.guidance,
+        options.text_encoder,
+    )
+    if options.memory:
+        print(json.dumps(memory(work), allow_nan=False))
+        return
+    default = "" if work.with_text else rival.default_python("diffusers")
+    python = {"auto": default, "none": ""}.get(options.torch_python, options.torch_python)
+    if python and work.with_text:
+        raise UserError("diffusers' side trains the U-Net alone", where="--text_encoder", todo="--torch_python=none")
+    result = benchmark(
+        work,
+        repetitions=options.repetitions,
+        python=python,
+        compiled={"auto": None, "yes": True, "no": False}[options.torch_compile],
+        least_seconds=options.least_seconds,
+        clock=options.clock,
+    )
+    print(json.dumps(result, allow_nan=False))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="small", choices=sorted(painter.MODELS), help="sd15: Stable Diffusion 1.5")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels; latents are an eighth")
+    parser.add_argument("--batch", type=int, default=1, help="images of a step and of a sampling")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn"))
+    parser.add_argument("--steps", type=int, default=50, help="steps of a sampling")
+    parser.add_argument("--guidance", type=float, default=2.0, help="1: no doubled batch")
+    parser.add_argument("--text_encoder", action="store_true", help="train the text encoder too (ours alone)")
+    parser.add_argument("--memory", action="store_true", help="only what a training step needs; runs nothing")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds; every round times each program once")
+    parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
+    parser.add_argument("--torch_python", default="auto", help="a Python with torch and diffusers; or auto, none")
+    parser.add_argument("--torch_compile", default="auto", choices=("auto", "yes", "no"),
+                        help="auto: on a GPU, and on a CPU with a C++ compiler")  # fmt: skip
+    parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
+                        help="cpu: processor time of all threads, for a CPU that is not free")  # fmt: skip
+    options = parser.parse_args(arguments)
+    for name in ("batch", "repetitions", "steps"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}", todo="give at least 1")
+    return options
+
+
+def memory(work: painter.Workload) -> dict[str, Any]:
+    """The compiler's estimate for one full update, and whether it fits in MEMORY_LIMIT."""
+    found = painter.fine_tuning_memory(work)
+    total = found["total_bytes"]
+    return {
+        "benchmark": "diffusion_memory",
+        "settings": dataclasses.asdict(work),
+        **measure.surroundings(),
+        **found,
+        "limit_bytes": MEMORY_LIMIT,
+        "fits": None if total is None else total <= MEMORY_LIMIT,
+    }
+
+
+def benchmark(
+    work: painter.Workload,
+    *,
+    repetitions: int,
+    python: str = "",
+    compiled: bool | None = False,
+    least_seconds: float = 0.5,
+    clock: str = "wall",
+) -> dict[str, Any]:
+    """Everything that the JSON line holds. python: where diffusers is; '' measures this project alone."""
+    surroundings = measure.surroundings()
+    batch = painter.random_batch(work)
+    with rival.start(python, rival_settings(work, compiled, clock), batch, "diffusers") as other:
+        params = None if other is None else rival_weights(other, work)
+        subject = painter.Subject(work, batch, params)
+        comparison = None if other is None else {**other.description, **agreement(other, subject)}
+        jax.block_until_ready(subject.step())
+        first_loss = float(subject.metrics["loss"])
+        ours = {"train": subject.step, "infer": subject.infer}
+        calls = {name: measure.calls_for(call, least_seconds) for name, call in ours.items()}
+        times: dict[str, list[float]] = {name: [] for name in ours}
+        their_times: dict[str, list[float]] = {name: [] for name in ours}
+        their_calls = {}
+        if other is not None:
+            for name in ours:
+                their_calls[name] = measure.calls_of_seconds(partial(other.seconds, name, 1), least_seconds)
+        for _ in range(repetitions):
+            for name, call in ours.items():
+                times[name].append(measure.seconds_per_call(call, calls[name], clock))
+                if other is not None:
+                    their_times[name].append(other.seconds(name, their_calls[name]))
+        if other is not None and comparison is not None:
+            comparison["peak_memory_bytes"] = other.ask("memory")["bytes"]
+            for name, label in (("train", "train"), ("infer", "sampling")):
+                comparison[label] = timing(their_times[name], work.batch, their_calls[name])
+    work_done = painter.model_flops(work, batch)
+    result = {
+        "benchmark": "diffusion",
+        "settings": {**dataclasses.asdict(work), "repetitions": repetitions, "clock": clock},
+        **surroundings,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.state.params)),
+        "train": timing(times["train"], work.batch, calls["train"], work_done["train"]),
+        "sampling": timing(times["infer"], work.batch, calls["infer"], work_done["sampling"]),
+        "compile_seconds": subject.compile_seconds,
+        "program_bytes": subject.memory,
+        "peak_memory_bytes": peak_memory(),
+        "peak_memory_of": "device" if jax.devices()[0].memory_stats() else "process",
+        "first_loss": first_loss,
+        "finite": bool(subject.metrics["finite"]),
+        "diffusers": comparison,
+        "ratio": None,
+    }
+    if comparison is not None:
+        result["ratio"] = {
+            "train": measure.ratios(their_times["train"], times["train"]),
+            "sampling": measure.ratios(their_times["infer"], times["infer"]),
+        }
+    return result
+
+
+def agreement(other: rival.Rival, subject: painter.Subject) -> dict[str, Any]:
+    """Proof that both do the same work: the largest difference of the sampled latents, and their loss."""
+    theirs = np.load(other.ask("image")["path"])
+    ours = np.asarray(subject.infer(), np.float32)
+    return {
+        "largest_difference": float(np.abs(theirs - ours).max()),
+        "largest_latent": float(np.abs(theirs).max()),
+        "first_loss": other.ask("loss")["loss"],
+    }
+
+
+def timing(seconds: list[float], batch: int, calls: int, operations: float | None = None) -> dict[str, Any]:
+    """Time of one step or sampling; with the model's arithmetic also how much of the device it uses."""
+    times = measure.spread(seconds)
+    values: dict[str, Any] = {
+        "seconds": times,
+        "calls_per_repetition": calls,
+        "images_per_second": batch / times["median"],
+    }
+    if operations is not None:
+        peak = measure.peak_bf16(jax.devices()[0].device_kind)
+        values["model_flops"] = operations
+        values["model_flops_per_second"] = operations / times["median"]
+        values["share_of_bf16_peak"] = operations / times["median"] / peak if peak else None
+    return values
+
+
+def rival_settings(work: painter.Workload, compiled: bool | None, clock: str) -> dict[str, Any]:
+    """The same U-Net in diffusers' words."""
+    config = dataclasses.asdict(work.unet)
+    up = [name.replace("Down", "Up") for name in reversed(work.unet.down_block_types)]
+    accelerator = jax.default_backend() != "cpu"
+    return {
+        "unet": {**{name: config[name] for name in UNET_FIELDS}, "up_block_types": up},
+        "dtype": work.dtype,
+        "remat": work.remat,
+        "steps": work.steps,
+        "guidance": work.guidance,
+        "clock": clock,
+        "accelerator": accelerator,
+        "channels_last": accelerator,
+        "compile": compiled,
+        "optimizer": {"rate": painter.RATE, **painter.OPTIMIZER},
+    }
+
+
+def rival_weights(other: rival.Rival, work: painter.Workload) -> Any:
+    """diffusers' random weights as ours: both sides do the same work."""
+    tensors = read_safetensors(other.folder / "weights.safetensors")
+    abstract = jax.eval_shape(lambda key: painter.init(work, key), jax.random.key(0))["unet"]
+    shapes = {path: tuple(leaf.shape) for path, leaf in store.flatten(abstract).items()}
+    return {"unet": convert(tensors, diffusers.FORMAT, shapes)[0]}
+
+
+if __name__ == "__main__":
+    run_main(main)
