@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -170,5 +171,8 @@ def initialize_distributed(
             jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
         elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
             jax.distributed.initialize()
+        # Gloo gives the first collective 30 s to find the others, later ones any time: meet while all are here
+        if jax.distributed.is_initialized():
+            multihost_utils.sync_global_devices("joined")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the other processes: {error}", where=coordinator or "SLURM") from error

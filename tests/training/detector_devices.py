@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from elk_jax.detection import faster_rcnn
 from elk_jax.training import mesh as meshes
@@ -102,9 +101,6 @@ def main() -> None:
     else:
         index = int(sys.argv[2])
         meshes.initialize_distributed(f"localhost:{sys.argv[3]}", num_processes=2, process_id=index)
-        # Met once, they wait for each other as long as it takes; the first meeting is limited to 30 s, and one may
-        # compile for longer than the other.
-        multihost_utils.sync_global_devices("start")
         layouts = {"two": meshes.make_mesh()}
         dtypes, rows = ("float64",), slice(index * BATCH // 2, (index + 1) * BATCH // 2)
     seen = {}
