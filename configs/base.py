@@ -386,6 +386,23 @@ def synthesize(model: str, canvases: str, share: float = 1.0, area: str = "free"
     }
 
 
+def evaluate_lesions(
+    synthetic: str = "synthetic", on: str = "real", split: str = "train", features: str = ""
+) -> dict:
+    """Stage: compare the painted lesions of the source `synthetic` with the real ones of one split of `on`.
+
+    features: a detection stage before it, or a detector's model folder, whose features are compared beside radiomics.
+    """
+    return {
+        "kind": "evaluate",
+        "task": "inpainting",
+        "on": on,
+        "split": split,
+        "synthetic": synthetic,
+        "features": features,
+    }
+
+
 def few(size: str, fewshot: bool) -> int:
     """Training patients of the few-shot variant: ELK's 26, fewer where the embedded data is small."""
     return (2 if size == "tiny" else 26 if size == "paper" else 8) if fewshot else 0

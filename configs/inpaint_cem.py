@@ -1,4 +1,5 @@
-"""ELK's lesion synthesis alone: train an inpainter on close-ups of lesions, then paint lesions into healthy breasts.
+"""ELK's lesion synthesis alone: train an inpainter on close-ups of lesions, paint lesions into healthy breasts, and
+compare them with real ones.
 
   python launch/train.py --config=configs/inpaint_cem.py                      embedded data, minutes on 2 CPU cores
   python launch/train.py --config=configs/inpaint_cem.py:small --config.data.real.spec=coco:/data/cem/cem.json
@@ -17,10 +18,12 @@ def get_config(variant=None):
         data={
             "on_error": "stop",
             "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, fewshot)),
+            "synthetic": base.source("stage:lesions"),
         },
         inpainter=base.inpainter(size),
         stages={
             "inpainter": base.train_inpainter("real"),
             "lesions": base.synthesize("inpainter", "real"),
+            "evaluate": base.evaluate_lesions("synthetic", on="real"),
         },
     )

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection_report, detection_stages, inpainting_stages
+from elk_jax.tasks import detection_stages, inpainting_evaluate, inpainting_stages, report
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 
@@ -34,10 +34,17 @@ STAGES = {
     ("evaluate", "detection"): detection_stages.evaluate,
     ("train", "inpainting"): inpainting_stages.train,
     ("synthesize", "inpainting"): inpainting_stages.synthesize,
+    ("evaluate", "inpainting"): inpainting_evaluate.evaluate,
 }
 """What each (kind, task) of a stage runs: (run, stage name) -> a JSON-able summary.
 
 `seconds_before` in a summary: what earlier, interrupted attempts of the stage took."""
+
+SOURCE_KEYS = ("validate_on", "on", "canvases", "synthetic")
+"""Settings of a stage, beside `train_on`, that name a data source."""
+
+MODEL_KEYS = ("init_from", "model", "features")
+"""Settings that name a train stage or a model folder."""
 
 
 def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
         if (folder / name / "finished.json").exists()
     }
     if this.is_main:
-        this.say(f"report: {detection_report.write(this, summaries)}")
+        this.say(f"report: {report.write(this, summaries)}")
     this.meet("report written")  # none leaves while the main process writes: JAX waits minutes for it and no longer
     return summaries
 
@@ -117,7 +124,7 @@ def _models(this: Run, name: str) -> dict[str, Any]:
     """
     stage, written = this.config.stages[name], this.folder / name / "config.json"
     folders = {model: this.folder / model / "model" for model in stage.get("models", ())}
-    for key in ("init_from", "model"):
+    for key in MODEL_KEYS:
         if stage.get(key, ""):
             folders[stage[key]] = model_folder(this, stage[key])
     for source in _sources(stage):
@@ -152,7 +159,7 @@ def _writing_stage(config: ConfigDict, source: str) -> str:
 
 def _sources(stage: ConfigDict) -> list[str]:
     """The data sources that a stage names, each once."""
-    named = (*stage.get("train_on", ()), *(stage[key] for key in ("validate_on", "on", "canvases") if key in stage))
+    named = (*stage.get("train_on", ()), *(stage[key] for key in SOURCE_KEYS if key in stage))
     return list(dict.fromkeys(named))
 
 
@@ -214,7 +221,7 @@ def _check_models(name: str, stage: ConfigDict, earlier: list[str], config: Conf
     where, known = f"config.stages.{name}", ", ".join(earlier) or "none"
     if stage.kind == "train" and not stage.train_on:
         raise UserError("no data to train on", where=f"{where}.train_on", todo="name data sources of config.data")
-    for key in ("init_from", "model"):
+    for key in MODEL_KEYS:
         initial = stage.get(key, "")
         if initial in config.stages and initial not in earlier:
             raise UserError(

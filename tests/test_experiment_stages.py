@@ -33,7 +33,7 @@ def done(monkeypatch) -> list[str]:
 
     monkeypatch.setitem(experiment.STAGES, ("train", "detection"), train)
     monkeypatch.setitem(experiment.STAGES, ("evaluate", "detection"), evaluate)
-    monkeypatch.setattr(experiment.detection_report, "write", lambda run, summaries: "nowhere")
+    monkeypatch.setattr(experiment.report, "write", lambda run, summaries: "nowhere")
     return ran
 
 

@@ -1,4 +1,4 @@
-"""The report of a detection experiment, from plain data: evaluation.json, metrics.jsonl, the run folder.
+"""What a report says of detectors, from plain data: evaluation.json, metrics.jsonl, the run folder.
 
 "evaluations" maps a model's name to the content of its evaluation.json; "comparisons" maps a model's name to
 its paired comparison with the first model. A model's colour is its order in the evaluation, and in the training
@@ -14,14 +14,9 @@ from typing import Any
 from elk_jax.reporting import html
 from elk_jax.reporting.figures import Series, interval_bar, line_chart
 from elk_jax.reporting.pictures import Picture, boxes_key, gallery
-from elk_jax.reporting.report import Report, Section
-from elk_jax.reporting.sections import (
-    config_section,
-    data_section,
-    environment_section,
-    metric_label,
-    training_section,
-)
+from elk_jax.reporting.report import Section
+from elk_jax.reporting.run import Part
+from elk_jax.reporting.sections import metric_label, training_section
 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
@@ -51,49 +46,23 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class DetectionRun:
-    """Everything a detection report can show; what is empty is left out."""
+    """Everything that a report can show of detectors; what is empty is left out."""
 
-    name: str
-    title: str = ""
     evaluated: Sequence[Evaluated] = ()
-    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(
-        default_factory=dict
-    )  # lines of metrics.jsonl
-    chosen_steps: Mapping[str, int] = field(
-        default_factory=dict
-    )  # by model: the step whose weights were kept
-    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # counts by split
-    skipped: Sequence[tuple[str, str]] = ()  # image, reason
-    config: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
-    more: Sequence[Section] = ()  # sections of other tasks, placed before the configuration
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
+    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step whose weights were kept
 
 
-def detection_report(run: DetectionRun) -> Report:
-    """Put the page together."""
+def detection_part(run: DetectionRun) -> Part:
+    """What a report says of detectors: every evaluation, then the training."""
     sections = []
     for evaluated in run.evaluated:
         sections += _named(evaluated_sections(evaluated), evaluated.on if len(run.evaluated) > 1 else "")
     if any(run.histories.values()):
         first = run.evaluated[0].evaluations if run.evaluated else {}
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
-        sections.append(training_section(run.histories, run.chosen_steps, colours))
-    if run.data or run.skipped:
-        sections.append(data_section(run.data, run.skipped))
-    sections += run.more
-    if run.config:
-        sections.append(config_section(run.config))
-    if run.versions or run.seconds:
-        sections.append(environment_section(run.versions, run.seconds))
-    return Report(
-        title=run.title or run.name,
-        kicker=f"Lesion detection · {run.name}" if run.title else "Lesion detection",
-        summary=" ".join(_verdicts(run.evaluated)),
-        facts=_facts(run),
-        sections=sections,
-        footer=f"elk_jax {run.versions.get('elk_jax', '')}".strip(),
-    )
+        sections.append(training_section(run.histories, run.chosen_steps, colours, "Detector training"))
+    return Part("Lesion detection", " ".join(_verdicts(run.evaluated)), _facts(run), sections)
 
 
 def evaluated_sections(evaluated: Evaluated) -> list[Section]:
@@ -314,12 +283,6 @@ def _facts(run: DetectionRun) -> dict[str, str]:
         for key in ("patients", "images", "lesions"):
             if key in counts:
                 facts[key.capitalize()] = str(counts[key])
-    if run.seconds:
-        facts["Time"] = html.duration(sum(run.seconds.values()))
-    if "devices" in run.versions:
-        facts["Hardware"] = str(run.versions["devices"])
-    if run.skipped:
-        facts["Skipped images"] = str(len(run.skipped))
     return facts
 
 

@@ -1,5 +1,7 @@
 """Images with their boxes for a report: a small JPEG in the page, the boxes drawn over it as SVG.
 
+A `Picture` is an image of a gallery, a `Strip` a few close-ups of one lesion side by side.
+
 Shapes: N lesions, K predictions of one image; boxes xyxy in the image's own pixels.
 """
 
@@ -16,6 +18,7 @@ from elk_jax.reporting.html import text
 
 LONG_SIDE = 560  # pixels of an embedded image
 QUALITY = 82
+LEAST_SIDE = 256  # pixels of an embedded close-up; a browser that enlarges it would show the blocks of the JPEG
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,23 @@ class Picture:
     gt_ignore: np.ndarray | None = None  # [N] bool
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # [K, 4]
     scores: np.ndarray | None = None  # [K]
+
+
+@dataclass(frozen=True)
+class Closeup:
+    """A small image; the corners of `box` [4], in its own pixels, are marked."""
+
+    image: np.ndarray  # [H, W] float in [0, 1] or uint8
+    box: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Close-ups side by side under one caption."""
+
+    closeups: Sequence[Closeup]
+    title: str
+    caption: str = ""
 
 
 def figure(picture: Picture) -> str:
@@ -59,6 +79,46 @@ def figure(picture: Picture) -> str:
 def gallery(pictures: Sequence[Picture]) -> str:
     """Pictures in a grid."""
     return f'<div class="gallery">{"".join(figure(picture) for picture in pictures)}</div>'
+
+
+def strips(shown: Sequence[Strip]) -> str:
+    """Strips of as many close-ups each, in a grid."""
+    count = max((len(strip.closeups) for strip in shown), default=1)
+    return f'<div class="strips wide{min(count, 3)}">{"".join(_strip(strip) for strip in shown)}</div>'
+
+
+def _strip(strip: Strip) -> str:
+    cells = "".join(_closeup(closeup, strip.title) for closeup in strip.closeups)
+    caption = f"<br>{text(strip.caption)}" if strip.caption else ""
+    return (
+        f'<figure><label class="strip"><input type="checkbox" aria-label="enlarge">{cells}</label>'
+        f"<figcaption><b>{text(strip.title)}</b>{caption}</figcaption></figure>"
+    )
+
+
+def _closeup(closeup: Closeup, title: str) -> str:
+    height, width = closeup.image.shape[:2]
+    marks = "" if closeup.box is None else f'<path class="corner" d="{_corners(closeup.box)}"/>'
+    frame = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{marks}</svg>'
+    image = f'<img alt="{text(title)}" src="{data_uri(enlarged(closeup.image))}">'
+    return f'<span class="picture">{image}{frame}</span>'
+
+
+def _corners(box: np.ndarray) -> str:
+    """The corners of a box as an SVG path: the border itself stays free to be looked at."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    a, b = 0.2 * (x1 - x0), 0.2 * (y1 - y0)
+    lines = ((x0, y0, a, b), (x1, y0, -a, b), (x1, y1, -a, -b), (x0, y1, a, -b))
+    return "".join(f"M{x:.1f} {y + down:.1f}V{y:.1f}H{x + across:.1f}" for x, y, across, down in lines)
+
+
+def enlarged(image: np.ndarray, least: int = LEAST_SIDE) -> np.ndarray:
+    """An image [H, W, ...] whose long side has `least` pixels or more."""
+    scale = least / max(image.shape[:2])
+    if scale <= 1:
+        return image
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
 
 
 def boxes_key(with_ignored: bool = False) -> str:

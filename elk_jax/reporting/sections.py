@@ -17,13 +17,14 @@ METRIC_NAMES = {
     "ap30": "AP at IoU 0.3",
     "ap10": "AP at IoU 0.1",
 }
-FIRST_CURVES = ("train/loss", "eval/mean_sensitivity", "eval/aufroc_3")
+FIRST_CURVES = ("train/loss", "eval/loss", "eval/mean_sensitivity", "eval/aufroc_3")
 
 
 def training_section(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     chosen_steps: Mapping[str, int],
     colours: Mapping[str, int],
+    title: str = "Training",
 ) -> Section:
     """One small chart for every key of metrics.jsonl, all trained models in each."""
     keys = {key: None for lines in histories.values() for line in lines for key in line if key != "step"}
@@ -44,10 +45,10 @@ def training_section(
     swatches = "".join(f"<span>{html.swatch(colours.get(n, 0))}{html.text(n)}</span>" for n in names)
     parts = [f'<div class="legend">{swatches}</div>', _multiples(charts[key] for key in first)]
     groups = {"Losses and rates": "train/", "Validation": "eval/", "Time": "time/"}
-    for title, prefix in groups.items():
+    for group, prefix in groups.items():
         rest = [charts[key] for key in sorted(charts) if key.startswith(prefix) and key not in first]
         if rest:
-            parts.append(html.folded(f"{title} ({len(rest)} more)", _multiples(rest)))
+            parts.append(html.folded(f"{group} ({len(rest)} more)", _multiples(rest)))
     other = [charts[k] for k in sorted(charts) if k not in first and not k.startswith(tuple(groups.values()))]
     if other:
         parts.append(html.folded(f"Others ({len(other)})", _multiples(other)))
@@ -55,7 +56,7 @@ def training_section(
     if chosen_steps:
         kept = ", ".join(f"{name} at step {step}" for name, step in chosen_steps.items())
         note += f" Weights were kept where the dashed lines are: {kept}."
-    return Section("Training", "".join(parts), note)
+    return Section(title, "".join(parts), note)
 
 
 def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[str, str]]) -> Section:

@@ -106,6 +106,16 @@ figure { margin: 0; break-inside: avoid; }
 figure:has(:checked) { grid-column: span 2; grid-row: span 2; }
 label.picture { display: block; cursor: zoom-in; } figure:has(:checked) .picture { cursor: zoom-out; }
 .picture input { position: absolute; opacity: 0; } .picture:focus-within { outline: 2px solid var(--accent); }
+.strips { display: grid; gap: 18px; margin: 12px 0; grid-template-columns: repeat(auto-fill, minmax(135px, 1fr)); }
+.strips.wide2 { grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); }
+.strips.wide3 { grid-template-columns: repeat(auto-fill, minmax(430px, 1fr)); }
+.strip { display: flex; gap: 3px; position: relative; cursor: zoom-in; border-radius: 8px; overflow: hidden; }
+.strip .picture { flex: 1 1 0; min-width: 0; border-radius: 0; } .strip input { position: absolute; opacity: 0; }
+figure:has(:checked) .strip { cursor: zoom-out; } .strip:focus-within { outline: 2px solid var(--accent); }
+.picture .corner { fill: none; stroke: #39d98a; stroke-width: 2px; vector-effect: non-scaling-stroke; }
+.steps { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 16px; align-items: center;
+  margin: 12px 0; font-size: .9rem; max-width: 900px; }
+.steps img { display: block; max-width: 100%; max-height: 128px; background: #000; }
 figcaption { font-size: .85rem; line-height: 1.4; margin-top: 6px; }
   figcaption b { overflow-wrap: anywhere; }
 .key { display: inline-block; width: 1.5em; border-top: 2.5px solid #1fa869; vertical-align: middle;
@@ -126,6 +136,8 @@ _PAPER = """
   section { border: 0; border-top: 1px solid var(--line); border-radius: 0; padding: 16px 0;
   overflow: visible; }
   .gallery { grid-template-columns: repeat(4, 1fr); gap: 10px; }
+  .strips { grid-template-columns: repeat(6, 1fr); } .strips.wide2 { grid-template-columns: repeat(3, 1fr); }
+  .strips.wide3 { grid-template-columns: repeat(2, 1fr); }
   .cards { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
   .card { padding: 10px 14px; } .multiples { grid-template-columns: repeat(3, 1fr); gap: 8px; }
   h2, h3 { break-after: avoid; } tr, .card, svg { break-inside: avoid; }

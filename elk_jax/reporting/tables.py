@@ -1,4 +1,4 @@
-"""The table of results that a run ends with in the terminal."""
+"""The tables of results that a run ends with in the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from elk_jax.reporting import html
+from elk_jax.reporting import html, inpainting
 from elk_jax.reporting.detection import MAIN, Comparisons, Evaluations, estimate_of, metric_keys, metric_label
 
 
@@ -28,6 +28,22 @@ def results_table(evaluations: Evaluations, comparisons: Comparisons | None = No
         cells = [_estimate(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
         cells += [_difference(comparison.get(key, {})) for comparison in comparisons.values()]
         table.add_row(metric_label(key), *cells, style="bold" if key == MAIN else "")
+    return table
+
+
+def quality_table(evaluation: Mapping[str, Any], title: str = "") -> Table:
+    """How synthetic lesions compare with real ones (evaluation.json of lesion synthesis)."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("measure", no_wrap=True)
+    for name in ("synthetic", "real", "good is"):
+        table.add_column(name, justify="left" if name == "good is" else "right")
+    for measure in inpainting.measures(evaluation):
+        found = Text(measure.found).append(f"  {measure.bounds}" if measure.bounds else "", "dim")
+        table.add_row(measure.name, found, measure.yardstick, Text(measure.good, "dim"))
+    table.add_section()
+    for one in inpainting.compared(evaluation):
+        gap = Text(f"gap {html.number(one.gap, 2)}, chance {html.number(one.chance, 2)}", "dim")
+        table.add_row(one.name, html.number(one.synthetic, one.digits), html.number(one.real, one.digits), gap)
     return table
 
 

@@ -11,8 +11,9 @@ from elk_jax.data import sources
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_report
+from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_part
 from elk_jax.reporting.report import write_report
+from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks import detection, detection_model
 from elk_jax.tasks import detection_report as reports
 from elk_jax.tasks.run import new_console
@@ -63,14 +64,14 @@ def evaluate_source(
     files.write_json(output / "evaluation.json", evaluation)
     shown = reports.choose_pictures(results, rule, evaluation)
     place = f"{split or 'every'} split of {data}"
-    run = DetectionRun(
+    evaluated = Evaluated(place, {name: evaluation}, pictures=[reports.pictures(name, shown, source)])
+    run = RunRecord(
         name=name,
         title=f"{name} on {place}",
-        evaluated=[Evaluated(place, {name: evaluation}, pictures=[reports.pictures(name, shown, source)])],
         data={split or "all": sources.summary(source.infos)},
         skipped=source.skipped,
     )
-    write_report(output / "report.html", detection_report(run))
+    write_report(output / "report.html", run_report(run, [detection_part(DetectionRun([evaluated]))]))
     console = new_console()
     console.print(reports.results_table({name: evaluation}, {}, place))
     for note in evaluation["notes"]:

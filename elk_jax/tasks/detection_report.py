@@ -1,9 +1,8 @@
-"""From a run folder to `report.html`."""
+"""What a report says of detectors, from what their stages left in the run folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,15 @@ from elk_jax.data.schema import Source
 from elk_jax.evaluation import outcomes
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import Criterion
-from elk_jax.reporting.detection import DetectionRun, Evaluated, Pictures, detection_report
+from elk_jax.reporting.detection import DetectionRun, Evaluated, Pictures, detection_part
 from elk_jax.reporting.pictures import Picture
-from elk_jax.reporting.report import write_report
+from elk_jax.reporting.run import Part
 from elk_jax.reporting.tables import results_table
 from elk_jax.tasks import detection
 from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
 
-__all__ = ["choose_pictures", "results_table", "write"]
+__all__ = ["choose_pictures", "part", "pictures", "results_table"]
 
 SHOWN = 6
 """Best and worst images of each model."""
@@ -30,30 +29,16 @@ SHOWN_RATE = 1.0
 """The gallery's threshold is the operating point with this many false positives per image."""
 
 
-def write(run: Run, summaries: Mapping[str, Any]) -> Path:
-    """Write RUN/report.html from what the finished stages left behind."""
-    folder, config = run.folder, run.config
+def part(run: Run, summaries: Mapping[str, Any]) -> Part:
+    """What the finished stages of detection left behind."""
     trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
-    report = DetectionRun(
-        name=config.name,
-        title=config.name.replace("_", " "),
-        evaluated=[_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"],
-        histories={name: read_metrics(folder / name / "metrics.jsonl") for name in trained},
-        chosen_steps={name: s["best_step"] for name, s in trained.items()},
-        data={
-            f"{name}, {split}": counts
-            for name, s in summaries.items()
-            if "data" in s
-            for split, counts in (s["data"].items() if s["kind"] == "train" else {s["split"]: s["data"]}.items())
-        },
-        skipped=[tuple(entry) for s in summaries.values() for entry in s.get("skipped", ())],
-        config=files.read_json(folder / "config.json"),
-        versions=files.read_json(folder / "versions.json"),
-        seconds={name: files.read_json(folder / name / "finished.json")["seconds"] for name in summaries},
+    return detection_part(
+        DetectionRun(
+            evaluated=[_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"],
+            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
+            chosen_steps={name: s["best_step"] for name, s in trained.items()},
+        )
     )
-    path = folder / "report.html"
-    write_report(path, detection_report(report))
-    return path
 
 
 def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:

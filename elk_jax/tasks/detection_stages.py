@@ -122,6 +122,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {value} on validation")
     return {
         "kind": "train",
+        "task": "detection",
         "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
         "draws_per_epoch": plan.describe(_strata(source, training_loader, batches), source.infos),
         "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
@@ -170,6 +171,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         )
     return {
         "kind": "evaluate",
+        "task": "detection",
         "on": stage.on,
         "split": stage.split,
         "data": summary(source.infos),

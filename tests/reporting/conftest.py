@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elk_jax.reporting.detection import DetectionRun, Evaluated, Pictures
+from elk_jax.reporting.detection import DetectionRun, Evaluated, Pictures, detection_part
 from elk_jax.reporting.pictures import Picture
-from elk_jax.reporting.report import Section
+from elk_jax.reporting.report import Report, Section
+from elk_jax.reporting.run import Part, RunRecord, run_report
 
 
 def estimate(value, low=None, high=None):
@@ -74,8 +75,6 @@ def detection_run() -> DetectionRun:
     lines = [{"step": s, "train/loss": 2 / s, "train/rpn_box": 1 / s, "time/step": 0.1} for s in range(1, 60)]
     lines += [{"step": s, "eval/mean_sensitivity": s / 100, "eval/ap": None} for s in (20, 40)]
     return DetectionRun(
-        name="cem_mixed",
-        title="Real & <synthetic>",
         evaluated=[
             Evaluated(
                 on="phantom, test split",
@@ -89,10 +88,24 @@ def detection_run() -> DetectionRun:
         ],
         histories={"real": lines, "mixed": lines[:30]},
         chosen_steps={"real": 40},
+    )
+
+
+@pytest.fixture(scope="session")
+def run_record() -> RunRecord:
+    return RunRecord(
+        name="cem_mixed",
+        title="Real & <synthetic>",
         data={"train": {"images": 150, "lesions": 312}, "test": {"images": 56}},
         skipped=[("P012_L_CM_CC", "truncated <script>alert(1)</script>")],
         config={"seed": 42, "detector": {"optimizer": {"kind": "sgd"}, "empty": {}}},
         versions={"jax": "0.10.2", "devices": "1 x cpu", "elk_jax": "0.1.0"},
         seconds={"real": 812.2, "evaluate": 65.2},
-        more=[Section("Synthesis", "<p>Close-ups</p>", "of another task")],
     )
+
+
+@pytest.fixture(scope="session")
+def whole_report(detection_run, run_record) -> Report:
+    """Detection, and a part of another task."""
+    other = Part("lesion synthesis", "Painted well.", {"Lesions": "5"}, [Section("Synthesis", "<p>Close-ups</p>")])
+    return run_report(run_record, [detection_part(detection_run), other])

@@ -11,8 +11,9 @@ from html.parser import HTMLParser
 import cv2
 import pytest
 
-from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_report, verdict
+from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_part, verdict
 from elk_jax.reporting.report import Report, Section, build_report, write_report
+from elk_jax.reporting.run import RunRecord, run_report
 
 VOID = {"meta", "link", "img", "br", "input", "line", "circle", "rect", "path"}
 
@@ -40,8 +41,8 @@ class Balance(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(detection_run) -> str:
-    return build_report(detection_report(detection_run))
+def page(whole_report) -> str:
+    return build_report(whole_report)
 
 
 def test_is_well_formed(page):
@@ -64,8 +65,12 @@ def test_text_of_the_data_is_not_obeyed(page):
     assert "Real &amp; &lt;synthetic&gt;" in page
 
 
-def test_is_a_pure_function(page, detection_run):
-    assert page == build_report(detection_report(detection_run))
+def test_is_a_pure_function(page, detection_run, run_record, whole_report):
+    again = run_report(run_record, [detection_part(detection_run)])
+    assert page == build_report(whole_report) and build_report(again) == build_report(again)
+    assert again.kicker == "Lesion detection · cem_mixed"
+    assert whole_report.kicker == "Lesion detection and lesion synthesis · cem_mixed"
+    assert whole_report.summary == f"{again.summary} Painted well." and whole_report.facts["Lesions"] == "5"
 
 
 def test_sections_in_order(page):
@@ -75,9 +80,9 @@ def test_sections_in_order(page):
         "FROC",
         "Operating points",
         "Images: mixed",
-        "Training",
-        "Data",
+        "Detector training",
         "Synthesis",
+        "Data",
         "Configuration",
         "Environment",
     ]
@@ -115,7 +120,7 @@ def test_verdict_in_words(detection_run):
 
 
 def test_nothing_measured_yet():
-    report = detection_report(DetectionRun(name="empty"))
+    report = run_report(RunRecord("empty"), [detection_part(DetectionRun())])
     assert report.sections == [] and report.summary == ""
     assert "<h1>empty</h1>" in build_report(report)
 
@@ -135,14 +140,14 @@ def test_undefined_metrics_and_missing_comparisons(detection_run):
         },
     }
     evaluated = Evaluated("", {"a": evaluation, "b": evaluation}, {"b": {}})
-    page = build_report(detection_report(DetectionRun(name="x", evaluated=[evaluated])))
+    page = build_report(run_report(RunRecord("x"), [detection_part(DetectionRun([evaluated]))]))
     assert "None" not in page and "nan" not in page
 
 
 def test_every_evaluation_is_shown_under_its_own_name(detection_run):
     (first,) = detection_run.evaluated
     second = Evaluated("val split of clinic", {"mixed": first.evaluations["mixed"]})
-    report = detection_report(replace(detection_run, evaluated=[first, second]))
+    report = run_report(RunRecord("x"), [detection_part(replace(detection_run, evaluated=[first, second]))])
     titles = [section.title for section in report.sections]
     assert titles[:4] == [
         f"{title}: phantom, test split" for title in ("Results", "FROC", "Operating points", "Images: mixed")
@@ -158,8 +163,8 @@ def test_equal_titles_get_different_anchors():
     assert re.findall(r'<section id="([^"]*)">', page) == ["a-b", "a-b--2", "section"]
 
 
-def test_write(tmp_path, page, detection_run):
-    write_report(tmp_path / "report.html", detection_report(detection_run))
+def test_write(tmp_path, page, whole_report):
+    write_report(tmp_path / "report.html", whole_report)
     assert (tmp_path / "report.html").read_text() == page
 
 

@@ -15,7 +15,7 @@ from elk_jax.data.schema import ImageInfo
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import Detections, join
 from elk_jax.evaluation.hits import iou_at_least
-from elk_jax.tasks import detection_report
+from elk_jax.tasks import detection_report, report
 from elk_jax.tasks.run import Run
 
 LESION = [8.0, 8, 24, 24]
@@ -63,7 +63,7 @@ def test_every_evaluation_is_reported_and_only_its_pictures_are_decoded(run, mon
     monkeypatch.setattr(sources, "decode_image", decode)
     summary = {"kind": "evaluate", "on": "real", "split": "test", "data": {}, "skipped": [["12", "missing"]]}
     summaries = {stage: {**summary, "models": ["small"]} for stage in ("evaluate", "again")}
-    page = detection_report.write(run, summaries).read_text()
+    page = report.write(run, summaries).read_text()
     assert page.count("<h2>Results: test split of real</h2>") == page.count("<h2>Images: small: ") == 2
     assert "0 of 1 lesion found, no false positives" in page
     assert sorted(decoded) == sorted(["2.png", "1.png", "10.png"] * 2)
