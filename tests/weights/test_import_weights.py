@@ -90,6 +90,8 @@ def test_command_ends_in_one_line(tmp_path):
         (("--format=caffe",), ["caffe"]),
         (("--format=detectron2",), ["no --input"]),
         (("--format=detectron2", "--input=x", "--output=y", "--set=depth"), ["--set=depth has no value"]),
+        (("--format=diffusers", "--input=x", "--output=y", "--drop=a"), ["--drop is not for --format=diffusers"]),
+        (("--format=torchvision", "--input=x", "--output=y", "--inpainting"), ["--inpainting is not for"]),
     ],
 )
 def test_flags(arguments, parts):

@@ -1,0 +1,56 @@
+"""Which attention runs where, and that it attends."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.diffusion import attention
+
+
+class Device:
+    def __init__(self, capability):
+        self.compute_capability = capability
+
+
+@pytest.mark.parametrize(
+    "backend, capability, dtype, size, expected",
+    [
+        ("cpu", "", "bfloat16", 64, "xla"),
+        ("gpu", "8.0", "bfloat16", 64, "cudnn"),
+        ("gpu", "8.0", "float16", 40, "cudnn"),
+        ("gpu", "8.0", "float32", 64, "xla"),
+        ("gpu", "8.0", "bfloat16", 160, "xla"),
+        ("gpu", "9.0", "bfloat16", 160, "cudnn"),
+        ("gpu", "9.0", "bfloat16", 512, "xla"),
+        ("gpu", "9.0", "bfloat16", 20, "xla"),
+        ("gpu", "gfx90a", "bfloat16", 64, "xla"),
+    ],
+)
+def test_choice(monkeypatch, backend, capability, dtype, size, expected):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
+    assert attention.choose_implementation("auto", dtype, size) == expected
+    assert attention.choose_implementation("xla", dtype, size) == "xla"
+    assert attention.choose_implementation("cudnn", dtype, size) == "cudnn"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_by_hand(causal):
+    random = np.random.RandomState(0)
+    q, k, v = (random.randn(2, 5, 3, 4) for _ in range(3))
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / 2
+    if causal:
+        scores = np.where(np.tri(5, dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+    found = attention.attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), causal=causal)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_gelu_is_exact():
+    x = np.linspace(-4, 4, 33)
+    expected = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x]
+    np.testing.assert_allclose(attention.gelu(jnp.asarray(x, jnp.float32)), expected, atol=1e-6)

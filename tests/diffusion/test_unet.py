@@ -1,0 +1,146 @@
+"""The U-Net beside its outputs (tests/weights/test_diffusers_golden.py): sizes, precision, recomputation, bad input."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.diffusion import unet
+from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
+from elk_jax.errors import UserError
+
+TINY = UNetConfig(
+    in_channels=2,
+    out_channels=1,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    block_out_channels=(4, 8),
+    layers_per_block=1,
+    attention_head_dim=2,
+    cross_attention_dim=None,
+    norm_num_groups=2,
+)
+SD2 = {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024, "use_linear_projection": True}
+
+
+def shapes(config):
+    return jax.eval_shape(lambda rng: unet.init(config, rng), jax.random.key(0))
+
+
+def output(config, sample=(1, 8, 8, 2), text=None):
+    """Shape and type of the output, without computing it."""
+    make = lambda s, dtype=jnp.float32: None if s is None else jax.ShapeDtypeStruct(s, dtype)
+    apply = lambda p, *inputs: UNet2DCondition(config).apply({"params": p}, *inputs)
+    return jax.eval_shape(apply, shapes(config), make(sample), make(sample[:1], jnp.int32), make(text))
+
+
+@pytest.mark.parametrize("settings, count", [({}, 859_535_364), (SD2, 865_925_124)], ids=["sd1", "sd2"])
+def test_sizes_of_published_inpainters(settings, count):
+    leaves = jax.tree.leaves(shapes(UNetConfig(in_channels=9, **settings)))
+    assert len(leaves) == 686 and sum(math.prod(leaf.shape) for leaf in leaves) == count
+
+
+def test_defaults_are_the_published_text_to_image_model():
+    assert unet.unet_config({"_class_name": "UNet2DConditionModel", "sample_size": 64}) == UNetConfig()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Parameters away from their zeros, and inputs."""
+    leaves, tree = jax.tree.flatten(shapes(TINY))
+    random = np.random.RandomState(0)
+    params = jax.tree.unflatten(tree, [0.3 * random.randn(*leaf.shape).astype("f4") for leaf in leaves])
+    return params, random.randn(2, 4, 8, 2).astype("f4"), np.array([3, 700])
+
+
+def loss_and_gradient(config, tiny):
+    def loss(params, sample, times):
+        return jnp.mean(jnp.square(UNet2DCondition(config).apply({"params": params}, sample, times)))
+
+    return jax.jit(jax.value_and_grad(loss))(*tiny)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny):
+    return loss_and_gradient(TINY, tiny)
+
+
+def test_every_parameter_is_used(plain):
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[1]))
+
+
+def test_recomputing_activations_changes_nothing(tiny, plain):
+    again = loss_and_gradient(dataclasses.replace(TINY, remat=True), tiny)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), again, plain)
+
+
+def test_every_residual_and_attention_block_is_recomputed(tiny):
+    config = dataclasses.replace(TINY, remat=True)
+    program = str(jax.make_jaxpr(lambda p: UNet2DCondition(config).apply({"params": p}, *tiny[1:]))(tiny[0]))
+    assert program.count("checkpoint[") + program.count("remat2[") == 8 + 4  # residual blocks, attentions
+
+
+def test_bfloat16_computes_with_float32_parameters(tiny, plain):
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(config))} == {jnp.dtype(jnp.float32)}
+    assert output(config).dtype == jnp.float32
+    loss, gradient = loss_and_gradient(config, tiny)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
+    assert abs(loss / plain[0] - 1) < 0.05
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        config = dataclasses.replace(TINY, dtype="float64")
+        assert output(config).dtype == jnp.float64
+        assert {leaf.dtype for leaf in jax.tree.leaves(shapes(config))} == {jnp.dtype(jnp.float64)}
+
+
+def test_an_untrained_network_predicts_zero():
+    params = unet.init(dataclasses.replace(TINY, down_block_types=("DownBlock2D",) * 2), jax.random.key(0))
+    zero = ("conv2", "conv_out", "proj_out")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        if names[-1] == "kernel":
+            assert (np.abs(leaf).max() == 0) == any(name in zero for name in names), names
+
+
+def test_timestep_embedding():
+    found = unet.timestep_embedding(jnp.array([0, 10, 999]), 8)
+    rates = 10000.0 ** (-np.arange(4) / 4)
+    angles = np.array([0, 10, 999])[:, None] * rates
+    np.testing.assert_allclose(found, np.concatenate([np.cos(angles), np.sin(angles)], 1), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings, shape, text, message",
+    [
+        ({}, (1, 8, 8, 3), None, "3 channels for a U-Net of 2.*9"),
+        ({}, (1, 9, 8, 2), None, "9 x 8 cannot be halved 1 times. use multiples of 2"),
+        ({}, (1, 8, 8, 2), (1, 3, 5), "text of 5 channels for a U-Net that takes no text"),
+        ({"cross_attention_dim": 6}, (1, 8, 8, 2), None, "no text for a U-Net that takes text of 6 channels"),
+        ({"cross_attention_dim": 6}, (1, 8, 8, 2), (1, 3, 5), "text of 5 channels"),
+        ({"attention_head_dim": 3}, (1, 8, 8, 2), None, "8 channels cannot be split into 3 heads"),
+        ({"norm_num_groups": 3}, (1, 8, 8, 2), None, "4 channels cannot be split into 3 groups"),
+    ],
+)
+def test_bad_input(settings, shape, text, message):
+    with pytest.raises(UserError, match=message):
+        output(dataclasses.replace(TINY, **settings), shape, text)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"down_block_types": ("DownBlock2D",)}, "1 down_block_types for 2 block_out_channels"),
+        ({"down_block_types": (), "block_out_channels": ()}, "0 down_block_types"),
+        ({"down_block_types": ("DownBlock2D", "ResBlock")}, "unknown block ResBlock"),
+        ({"attention_head_dim": (1, 2, 3)}, "3 entries for 2 blocks"),
+        ({"attention": "flash"}, "unknown attention 'flash'"),
+    ],
+)
+def test_bad_configuration(settings, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TINY, **settings)
