@@ -17,10 +17,13 @@ import sys
 import time
 from pathlib import Path
 
-import diffusers
-import numpy as np
-import torch
-from safetensors.torch import save_file
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]  # kernels.py is not the library
+
+import diffusers  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 
 def load_batch(path, device):

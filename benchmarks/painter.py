@@ -51,8 +51,8 @@ MODELS = {
     "tiny": (  # for tests
         UNetConfig(
             in_channels=9,
-            down_block_types=(WITH_ATTENTION, WITHOUT),
-            block_out_channels=(16, 16),
+            down_block_types=(WITH_ATTENTION,),
+            block_out_channels=(8,),
             layers_per_block=1,
             attention_head_dim=2,
             cross_attention_dim=8,
