@@ -90,7 +90,7 @@ def test_bad_images(shape, message):
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types = .* is not supported"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv = False"),
         ({"shift_factor": 0.1}, "shift_factor = 0.1 is not supported"),
-        ({"scaling_factor": "large"}, "scaling_factor = 'large' is not supported .*vae. expected float"),
+        ({"scaling_factor": "large"}, "scaling_factor = 'large' is not supported \\(vae\\). expected float"),
     ],
 )
 def test_bad_configuration(content, message):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from elk_jax.diffusion import unet
+from elk_jax.diffusion.attention import SpatialTransformer
+from elk_jax.diffusion.layers import ResnetBlock
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
 
@@ -47,48 +49,42 @@ def test_defaults_are_the_published_text_to_image_model():
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """Parameters away from their zeros, and inputs."""
-    leaves, tree = jax.tree.flatten(shapes(TINY))
+def small():
+    """A network of one block with parameters away from their zeros, and inputs."""
+    config = dataclasses.replace(TINY, down_block_types=("CrossAttnDownBlock2D",), block_out_channels=(4,))
     random = np.random.RandomState(0)
-    params = jax.tree.unflatten(tree, [0.3 * random.randn(*leaf.shape).astype("f4") for leaf in leaves])
-    return params, random.randn(2, 4, 8, 2).astype("f4"), np.array([3, 700])
+    params = jax.tree.map(lambda leaf: 0.3 * random.randn(*leaf.shape).astype("f4"), shapes(config))
+    return config, params, (random.randn(2, 2, 4, 2).astype("f4"), np.array([3, 700]))
 
 
-def loss_and_gradient(config, tiny):
-    def loss(params, sample, times):
-        return jnp.mean(jnp.square(UNet2DCondition(config).apply({"params": params}, sample, times)))
-
-    return jax.jit(jax.value_and_grad(loss))(*tiny)
+def loss(config, params, inputs):
+    return jnp.mean(jnp.square(UNet2DCondition(config).apply({"params": params}, *inputs)))
 
 
-@pytest.fixture(scope="module")
-def plain(tiny):
-    return loss_and_gradient(TINY, tiny)
+def test_every_parameter_is_used_in_both_precisions(small):
+    config, params, inputs = small
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(config, p, inputs)))(params)
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    half = dataclasses.replace(config, dtype="bfloat16")
+    assert abs(jax.jit(lambda p: loss(half, p, inputs))(params) / value - 1) < 0.05
 
 
-def test_every_parameter_is_used(plain):
-    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[1]))
-
-
-def test_recomputing_activations_changes_nothing(tiny, plain):
-    again = loss_and_gradient(dataclasses.replace(TINY, remat=True), tiny)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), again, plain)
-
-
-def test_every_residual_and_attention_block_is_recomputed(tiny):
-    config = dataclasses.replace(TINY, remat=True)
-    program = str(jax.make_jaxpr(lambda p: UNet2DCondition(config).apply({"params": p}, *tiny[1:]))(tiny[0]))
-    assert program.count("checkpoint[") + program.count("remat2[") == 8 + 4  # residual blocks, attentions
-
-
-def test_bfloat16_computes_with_float32_parameters(tiny, plain):
-    config = dataclasses.replace(TINY, dtype="bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(config))} == {jnp.dtype(jnp.float32)}
+def test_bfloat16_computes_with_float32_parameters(small):
+    config = dataclasses.replace(small[0], dtype="bfloat16")
+    gradient = jax.eval_shape(jax.grad(lambda p: loss(config, p, small[2])), shapes(config))
+    for tree in (shapes(config), gradient):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.float32)}
     assert output(config).dtype == jnp.float32
-    loss, gradient = loss_and_gradient(config, tiny)
-    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
-    assert abs(loss / plain[0] - 1) < 0.05
+
+
+def test_every_residual_and_attention_block_is_recomputed(small):
+    config, params, inputs = small
+    programs = [
+        str(jax.make_jaxpr(lambda p, c=c: loss(c, p, inputs))(params))
+        for c in (config, dataclasses.replace(config, remat=True))
+    ]
+    counts = [program.count("= checkpoint[") + program.count("= remat2[") for program in programs]
+    assert counts == [0, 5 + 4]  # residual blocks, attentions
 
 
 def test_float64_stays_float64():
@@ -98,13 +94,14 @@ def test_float64_stays_float64():
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes(config))} == {jnp.dtype(jnp.float64)}
 
 
-def test_an_untrained_network_predicts_zero():
-    params = unet.init(dataclasses.replace(TINY, down_block_types=("DownBlock2D",) * 2), jax.random.key(0))
-    zero = ("conv2", "conv_out", "proj_out")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = [key.key for key in path]
-        if names[-1] == "kernel":
-            assert (np.abs(leaf).max() == 0) == any(name in zero for name in names), names
+def test_residual_branches_start_at_zero():
+    x = jnp.ones((1, 2, 2, 4))
+    block = ResnetBlock(4, 2, 1e-5, jnp.dtype("float32"))
+    transformer = SpatialTransformer(2, 1, 2, False, "xla", jnp.dtype("float32"))
+    for module, inputs, last in ((block, (x, jnp.ones((1, 3))), "conv2"), (transformer, (x, None), "proj_out")):
+        params = jax.jit(lambda rng, m=module, i=inputs: m.init(rng, *i))(jax.random.key(0))["params"]
+        zero = [name for name, layer in params.items() if "kernel" in layer and not np.any(layer["kernel"])]
+        assert zero == [last]
 
 
 def test_timestep_embedding():
