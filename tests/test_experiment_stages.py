@@ -13,7 +13,7 @@ from elk_jax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import cem_mixed, cem_real
+from configs import cem_mixed, cem_real, inpaint_cem
 
 
 @pytest.fixture
@@ -103,3 +103,16 @@ def test_initial_weights_come_from_an_earlier_stage_or_a_folder():
         config.stages[stage].init_from = initial
         with pytest.raises(UserError, match=rf"'{initial}' is no train stage before '{stage}'.*init_from"):
             experiment.check(config)
+
+
+def test_painted_lesions_are_painted_before_they_are_compared():
+    config = inpaint_cem.get_config("tiny")
+    experiment.check(config)
+    config.stages.evaluate.features = "evaluate"
+    with pytest.raises(UserError, match=r"'evaluate' is no train stage before 'evaluate'.*features"):
+        experiment.check(config)
+    config.stages.evaluate.features = "weights/detector"
+    experiment.check(config)
+    del config.stages["lesions"]
+    with pytest.raises(UserError, match="'lesions' is no synthesis stage before 'evaluate'"):
+        experiment.check(config)

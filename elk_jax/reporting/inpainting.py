@@ -34,8 +34,8 @@ STATISTICS = {  # name in evaluation.json -> (words, digits)
 }
 
 GOOD = (
-    "Good: distances close to those between real lesions, an AUC whose interval holds 0.5, no lesion more like a "
-    "training lesion than lesions of two patients are like each other, and gaps no larger than chance."
+    "Good: distances no larger than between real lesions, an AUC whose interval reaches down to 0.5, at most a lesion "
+    "or two more like a training lesion than lesions of different patients are like each other, and gaps within chance."
 )
 
 
@@ -158,7 +158,7 @@ def measures(evaluation: Evaluation) -> list[Measure]:
             "Too like a training lesion",
             f"{len(found['memorised'])} of {count}" if limit is not None else html.ABSENT,
             f"likeness over {html.number(limit, 2)}" if limit is not None else html.ABSENT,
-            "none",
+            "none, or one by chance",
             "more than any two training lesions of different patients are like each other",
         )
     )
@@ -218,7 +218,7 @@ def quality_section(quality: Quality, where: str = "") -> Section:
             f"radiomics; real ones from each other: {_written(distance['real_to_real'])}",
         ),
         _card(
-            2, "Too like a training lesion", likeness, "", f"of {len(found['similarity'])}; 0: none is a repetition"
+            2, "Too like a training lesion", likeness, "", f"of {len(found['similarity'])}; repetitions show here"
         ),
     ]
     rows = [
@@ -289,7 +289,7 @@ def painted_section(painted: PaintedSet, named: bool = False) -> Section:
 def pairs_section(quality: Quality, where: str = "") -> Section:
     """The synthetic lesions most like a training lesion."""
     limit = quality.evaluation["memorised"]["threshold"]
-    note = "The synthetic lesions most like a training lesion (left) and that lesion (right), in their own contrast."
+    note = "The synthetic lesions most like a training lesion (left) and that lesion (right), each in its own contrast."
     if limit is not None:
         note += f" Lesions of different patients reach a likeness of {html.number(limit, 2)}."
     return Section(_titled("Most like a training lesion", where), strips(quality.pairs), note)
@@ -316,7 +316,7 @@ def _distance(name: str, found: Mapping[str, Any]) -> Measure:
         name,
         _written(found["synthetic_to_real"] if known else found["distance"]),
         f"{_written(found['real_to_real'])}",
-        "close to it",
+        "not above it",
         "the yardstick: real from real" if known else "all lesions; no yardstick",
     )
 
@@ -324,7 +324,7 @@ def _distance(name: str, found: Mapping[str, Any]) -> Measure:
 def _auc(name: str, told: Mapping[str, float | None] | None) -> Measure:
     estimate = _estimate(told)
     bounds = html.interval(estimate, 2)
-    return Measure(name, html.number(estimate["value"], 2), "0.50", "0.50 in its interval", bounds=bounds)
+    return Measure(name, html.number(estimate["value"], 2), "0.50", "0.50 or less in it", bounds=bounds)
 
 
 def _estimate(told: Mapping[str, float | None] | None) -> dict[str, float | None]:

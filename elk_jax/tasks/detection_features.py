@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,8 +18,8 @@ POOLED = 4
 """Levels of the pyramid whose means are taken: P2 to P5, from which regions are pooled."""
 
 
-def closeup_features(folder: Path, closeups: np.ndarray) -> np.ndarray:
-    """Close-ups [N, S, S] in [0, 1] -> [N, D] float32: the means of the pyramid's levels P2 to P5, one after the other.
+def closeup_features(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """close-ups [N, S, S] in [0, 1] -> [N, D] float32: the means of the pyramid's levels P2 to P5, one after the other.
 
     folder: of a trained detector. S: a multiple of 64, so that no level is padded. Every process computes all of them.
     """
@@ -31,9 +32,12 @@ def closeup_features(folder: Path, closeups: np.ndarray) -> np.ndarray:
         levels = faster_rcnn.features(model, params, {"image": images, "image_size": size})
         return jnp.concatenate([level.mean((1, 2)) for level in levels[:POOLED]], -1).astype(jnp.float32)
 
-    found = []
-    for start in range(0, len(closeups), BATCH):
-        part = closeups[start : start + BATCH]
-        filled = np.concatenate([part, part[-1:].repeat(BATCH - len(part), 0)])  # one compilation
-        found.append(np.asarray(pooled(params, filled[..., None].astype(np.float32)))[: len(part)])
-    return np.concatenate(found)
+    def features(closeups: np.ndarray) -> np.ndarray:
+        found = []
+        for start in range(0, len(closeups), BATCH):
+            part = closeups[start : start + BATCH]
+            filled = np.concatenate([part, part[-1:].repeat(BATCH - len(part), 0)])  # one compilation
+            found.append(np.asarray(pooled(params, filled[..., None].astype(np.float32)))[: len(part)])
+        return np.concatenate(found)
+
+    return features

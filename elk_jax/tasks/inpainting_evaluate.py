@@ -77,8 +77,8 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     features = stage.get("features", "")
     seen = None
     if features:
-        folder = model_folder(run, features)
-        seen = closeup_features(folder, real.closeups), closeup_features(folder, synthetic.closeups)
+        see = closeup_features(model_folder(run, features))
+        seen = see(real.closeups), see(synthetic.closeups)
     evaluation = compare(real, synthetic, training, seen, config.seed)
     lesions = int(sum((~info.ignore).sum() for info in source.infos))
     evaluation["counts"] |= {"window": window, "left_out": lesions - len(real)}
@@ -246,12 +246,13 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     notes = []
     counts = evaluation["counts"]
     if counts["left_out"]:
-        notes.append(
-            f"{counts['left_out']} real lesions do not fit into the painted windows of {counts['window']} px and are "
-            "left out"
-        )
+        lesions = "1 real lesion is" if counts["left_out"] == 1 else f"{counts['left_out']} real lesions are"
+        notes.append(f"{lesions} left out, too large for the painted windows of {counts['window']} px")
+    half, features = evaluation["radiomics"]["half"], evaluation["frechet_radiomics"]["features"]
     if evaluation["radiomics"]["real_to_real"] is None:
         notes.append("too few real lesions or patients to compare real with real")
+    elif half < features:
+        notes.append(f"a half has {half} lesions, fewer than there are features ({features}): distances say little")
     if evaluation["real_or_synthetic"] is None:
         notes.append("one patient alone: whether real and synthetic can be told apart is not defined")
     if evaluation["memorised"]["threshold"] is None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data import sources
+from elk_jax.data.schema import ImageInfo
 from elk_jax.data.sources import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.reporting.inpainting import InpaintingRun, PaintedSet, Progress, Quality, Step, inpainting_part
@@ -20,7 +21,6 @@ from elk_jax.reporting.run import Part
 from elk_jax.synthesis.closeups import box_patch, lesion_closeup, usable_lesions
 from elk_jax.synthesis.windows import cut
 from elk_jax.tasks import detection
-from elk_jax.tasks.inpainting_evaluate import CONTEXT
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import store
@@ -79,15 +79,22 @@ def _quality(run: Run, name: str, summary: Mapping[str, Any]) -> Quality:
 def pair_strips(
     pairs: Sequence[Mapping[str, Any]], painted: ImageSource, training: ImageSource
 ) -> list[Strip]:
-    """Each synthetic lesion beside the training lesion, turned to lie as the synthetic one does."""
+    """Each synthetic lesion beside the training lesion, turned to lie as the synthetic one does.
+
+    Pairs whose images are not in the sources are left out: a set that was painted anew and not yet compared again.
+    """
     at = {info.image_id: i for i, info in enumerate(painted.infos)}
     known = {info.image_id: i for i, info in enumerate(training.infos)}
     shown = []
     for pair in pairs:
+        if pair["synthetic"] not in at or pair["training"] not in known:
+            continue
         left = _patch(painted, at[pair["synthetic"]], 0)
-        right = TURNS[pair["flip"]](_patch(training, known[pair["training"]], pair["lesion"]))
+        position = known[pair["training"]]
+        right = TURNS[pair["flip"]](_patch(training, position, pair["lesion"]))
         turned = f", mirrored {_turn(pair['flip'])}" if pair["flip"] else ""
-        caption = f"and lesion {pair['lesion'] + 1} of {pair['training']}{turned}; likeness {pair['similarity']:.2f}"
+        lesion = f"lesion {pair['lesion'] + 1} of {_name(training.infos[position])}"
+        caption = f"and {lesion}{turned}; likeness {pair['similarity']:.2f}"
         shown.append(Strip([Closeup(left), Closeup(right)], f"Synthetic {pair['synthetic']}", caption))
     return shown
 
@@ -112,9 +119,12 @@ def painted_strips(painted: ImageSource, canvases: ImageSource, count: int = PAI
         info = painted.infos[position]
         window, canvas = tuple(info.meta["window"]), info.meta["canvas"]
         box = np.array(info.meta["box"], float) - np.array([*window[:2], *window[:2]])
-        places = [(painted, position)] if canvas not in at else [(canvases, at[canvas]), (painted, position)]
+        places, name = [(painted, position)], canvas
+        if canvas in at:
+            places, name = [(canvases, at[canvas]), *places], _name(canvases.infos[at[canvas]])
         closeups = [Closeup(cut(source[i].image[..., 0], window), box) for source, i in places]
-        shown.append(Strip(closeups, info.image_id, f"in {canvas}, {box[2] - box[0]:.0f} × {box[3] - box[1]:.0f} px"))
+        sides = f"{box[2] - box[0]:.0f} × {box[3] - box[1]:.0f} px"
+        shown.append(Strip(closeups, f"Synthetic {info.image_id}", f"in {name}, {sides}"))
     return shown
 
 
@@ -131,15 +141,19 @@ def real_strips(source: ImageSource, size: int, seed: int, count: int = REAL) ->
         rng = np.random.default_rng([seed, i])
         closeup = lesion_closeup(source[position].image[..., 0], info.boxes, lesion, size, rng)
         x, y = closeup.window[:2]
-        shown.append(Strip([Closeup(closeup.image, info.boxes[lesion] - [x, y, x, y])], info.image_id))
+        shown.append(Strip([Closeup(closeup.image, info.boxes[lesion] - [x, y, x, y])], _name(info)))
     return shown
 
 
 def _patch(source: ImageSource, position: int, lesion: int) -> np.ndarray:
     """A lesion from its darkest to its brightest grey: likeness does not see contrast either."""
-    patch = box_patch(source[position].image[..., 0], source.infos[position].boxes[lesion], PATCH, CONTEXT)
+    patch = box_patch(source[position].image[..., 0], source.infos[position].boxes[lesion], PATCH)
     low, high = np.percentile(patch, [1, 99])
     return np.clip((patch - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _name(info: ImageInfo) -> str:
+    return Path(info.file_name).stem or info.image_id
 
 
 def _turn(flip: str) -> str:

@@ -1,6 +1,9 @@
-"""A small but complete detection run, as plain data."""
+"""A small but complete detection run, as plain data; a browser to open pages in."""
 
 from __future__ import annotations
+
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -109,3 +112,23 @@ def whole_report(detection_run, run_record) -> Report:
     """Detection, and a part of another task."""
     other = Part("lesion synthesis", "Painted well.", {"Lesions": "5"}, [Section("Synthesis", "<p>Close-ups</p>")])
     return run_report(run_record, [detection_part(detection_run), other])
+
+
+def open_in_chromium(folder, page: str, *options: str) -> subprocess.CompletedProcess:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine to open the report in")
+    file = folder / "page.html"
+    file.write_text(page)
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --window-size=1200,900"
+    )
+    command = [program, *flags.split(), f"--user-data-dir={folder / 'profile'}", *options, file.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """(folder for its files, page, options) -> the finished process."""
+    return open_in_chromium

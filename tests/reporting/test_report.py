@@ -3,8 +3,6 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -171,20 +169,6 @@ def test_write(tmp_path, page, whole_report):
 # ---- In a browser ------------------------------------------------------------------------------------------
 
 
-def chromium(folder, page: str, *options: str) -> subprocess.CompletedProcess:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine to open the report in")
-    file = folder / "page.html"
-    file.write_text(page)
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr --window-size=1200,900"
-    )
-    command = [program, *flags.split(), f"--user-data-dir={folder / 'profile'}", *options, file.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-
-
 PROBE = """<script>
 addEventListener("load", () => {
   const images = [...document.images], box = e => e.getBoundingClientRect();
@@ -201,7 +185,7 @@ addEventListener("load", () => {
 </script>"""
 
 
-def test_in_a_browser_everything_is_there(tmp_path, page):
+def test_in_a_browser_everything_is_there(tmp_path, page, chromium):
     # The page itself allows no script, so the probe goes into a copy without that rule.
     probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace(
         "</body>", f"{PROBE}</body>"
@@ -217,7 +201,7 @@ def test_in_a_browser_everything_is_there(tmp_path, page):
     assert "CONSOLE" not in result.stderr
 
 
-def test_in_a_browser_the_page_itself_breaks_no_rule_of_its_own(tmp_path, page):
+def test_in_a_browser_the_page_itself_breaks_no_rule_of_its_own(tmp_path, page, chromium):
     result = chromium(tmp_path, page, f"--screenshot={tmp_path / 'shot.png'}")
     assert "CONSOLE" not in result.stderr
     shot = cv2.imread(str(tmp_path / "shot.png"))
@@ -225,7 +209,7 @@ def test_in_a_browser_the_page_itself_breaks_no_rule_of_its_own(tmp_path, page):
     assert shot.std() > 10  # something is drawn
 
 
-def test_in_a_browser_outside_content_is_refused(tmp_path):
+def test_in_a_browser_outside_content_is_refused(tmp_path, chromium):
     outside = Section("s", '<img src="https://example.invalid/x.png"><script>document.title = "run"</script>')
     result = chromium(tmp_path, build_report(Report("quiet", sections=[outside])), "--dump-dom")
     assert "CONSOLE" in result.stderr and "Content Security Policy" in result.stderr
