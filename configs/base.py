@@ -281,6 +281,12 @@ def inpainter(size: str) -> dict:
             "attention_head_dim": 4,
             "norm_num_groups": 16,
         },
+        "networks": {"dtype": "float32", "remat": False, "attention": "auto"},  # of a model that init_from brings
+        "prompts": {  # of a model that reads text; also while painting
+            "lesion": "a mammogram with a mass lesion",
+            "tissue": "a mammogram",
+            "negative": "",
+        },
         "noise": {"name": "cosine", "steps": 1000, "prediction": "v"},
         "sampler": {"name": "dpmpp_2m", "steps": 30, "lambda_min": -5.1},
         "guidance": 1.0,
@@ -295,6 +301,7 @@ def inpainter(size: str) -> dict:
             "workers": 0,
             "prefetch": 4,
         },
+        "cached_windows": 0,  # encode every lesion in so many windows once, instead of a new one at every step
         "loss": {"mask_outside": 0.1, "min_snr_gamma": 5.0, "noise_offset": 0.0, "prior_weight": 0.5},
         "lora": {"rank": 0, "alpha": 0.0, "targets": r"attn\d*/to_(q|k|v|out_0)$"},
         "train_text_encoder": True,
@@ -330,13 +337,14 @@ def inpainter(size: str) -> dict:
         _merge(recipe, {"closeups": {"window": 128}, "steps": 3000})
     if size == "paper":
         _merge(recipe, published_inpainter())
+        recipe["model"] = {}  # init_from brings it
     return recipe
 
 
 def published_inpainter() -> dict:
     """ELK's fine-tuning of Stable Diffusion 1.5 inpainting. A GPU with 40 GB (bfloat16, remat)."""
     return {
-        "model": {},
+        "networks": {"dtype": "bfloat16", "remat": True, "attention": "auto"},
         "guidance": 2.0,
         "sampler": {"name": "dpmpp_2m", "steps": 50},
         "closeups": {

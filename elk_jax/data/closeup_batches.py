@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypedDict
 
@@ -87,6 +87,26 @@ def eval_closeups(source: Source, config: CloseupConfig, seed: int, count: int =
     chosen = np.linspace(0, len(lesions) - 1, min(count or len(lesions), len(lesions))).round().astype(int)
     make = _EvalCloseups(source, config, seed, tuple(lesions[i] for i in chosen))
     return finite(make, -(-len(chosen) // config.batch_size), config.threads, config.workers, config.prefetch)
+
+
+def kept_closeups(
+    examples: Mapping[str, np.ndarray], config: CloseupConfig, seed: int, process_index: int = 0, process_count: int = 1
+) -> Stream[dict[str, np.ndarray]]:
+    """Endless batches of examples that are in memory (arrays with a leading axis), in a new order every epoch."""
+    rows = host_rows(config.batch_size, process_index, process_count)
+    count = len(next(iter(examples.values())))
+
+    def make(number: int) -> dict[str, np.ndarray]:
+        slots = [number * config.batch_size + row for row in range(config.batch_size)[rows]]
+        epochs = {slot // count for slot in slots}
+        orders = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(count) for epoch in epochs}
+        chosen = [orders[slot // count][slot % count] for slot in slots]
+        return {key: values[chosen] for key, values in examples.items()}
+
+    digest = hashlib.sha256(json.dumps([asdict(config), seed]).encode())
+    for key in sorted(examples):
+        digest.update(np.ascontiguousarray(examples[key]).tobytes())
+    return Stream(make, digest.hexdigest()[:16], config.threads, 0, config.prefetch)
 
 
 def training_rule(source: Source, window: int, kind: str = "free") -> AreaRule:

@@ -186,17 +186,16 @@ def loss(
     seen = small_mask(config, mask)
     prediction = _denoise(config, params, noisy, t, seen, masked, _condition(config, params, lesion, words))
 
-    is_prior = lesion < 0.5
-    weight = losses.prior_weight(is_prior, weights.prior_weight)
+    valid = batch.get("valid", jnp.ones(lesion.shape, bool))
+    is_prior, is_lesion = (lesion < 0.5) & valid, (lesion >= 0.5) & valid
+    weight = losses.prior_weight(lesion < 0.5, weights.prior_weight, valid)
     # prior_weight gives two means their weights; together they are a mean again
     weight = weight / (1 + weights.prior_weight * jnp.any(is_prior))
     if weights.min_snr_gamma:
         weight = weight * losses.min_snr_weight(noise, t, weights.min_snr_gamma)
     pixels = None if weights.mask_outside == 1 else losses.mask_weight(seen, weights.mask_outside)
-    total, each = losses.denoising_loss(
-        prediction, target, weight=weight, pixel_weight=pixels, valid=batch.get("valid")
-    )
-    return total, {"error_lesion": _mean(each, ~is_prior), "error_tissue": _mean(each, is_prior)}
+    total, each = losses.denoising_loss(prediction, target, weight=weight, pixel_weight=pixels, valid=valid)
+    return total, {"error_lesion": _mean(each, is_lesion), "error_tissue": _mean(each, is_prior)}
 
 
 def _mean(values: jax.Array, chosen: jax.Array) -> jax.Array:

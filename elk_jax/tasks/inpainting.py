@@ -16,6 +16,7 @@ from elk_jax.data.closeup_batches import CloseupConfig
 from elk_jax.diffusion import inpainter, lora
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
 from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
+from elk_jax.diffusion.inpainting import masked_image
 from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.diffusion.schedule import Schedule, make_schedule
 from elk_jax.diffusion.text_encoder import TextConfig
@@ -90,9 +91,8 @@ def with_adapters(parts: Inpainter, adapters: LoraConfig, base: Params, seed: in
     return {"base": base, "lora": _nested(_init_adapters(parts, adapters, jax.random.key(seed)))}
 
 
-def merged(params: Params, adapters: LoraConfig) -> Params:
-    """The model's own parameters on the host, adapters merged into them."""
-    host = jax.device_get(params)
+def merged(host: Params, adapters: LoraConfig) -> Params:
+    """The model's own parameters, adapters merged into them. host: parameters of the training, as NumPy arrays."""
     return lora.merge(host["base"], _layers(host["lora"]), adapters.alpha or None) if adapters.rank else host
 
 
@@ -141,6 +141,30 @@ def compile_painter(task: Task, mesh: Mesh) -> Painter:
         return np.asarray(jax.device_get(predict(params, placed)["image"]))[:count]
 
     return paint
+
+
+def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[str, np.ndarray], int], dict]:
+    """(params, host batch of close-ups, number of the draw) -> its valid examples with `latents` and `masked_latents`
+    instead of the image."""
+
+    def encode(params: Params, image: jax.Array, mask: jax.Array, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pictures = 2 * image - 1
+        masked = masked_image(pictures, mask)
+        return (
+            inpainter.encode(parts.model, params, pictures, rng),
+            inpainter.encode(parts.model, params, masked),
+        )
+
+    compiled = jax.jit(encode, out_shardings=meshes.replicated(mesh))
+
+    def run(params: Params, batch: Mapping[str, np.ndarray], draw: int) -> dict[str, np.ndarray]:
+        rng = jax.random.fold_in(jax.random.key(draw), int(batch["index"][0]))
+        latents, masked = jax.device_get(compiled(params, batch["image"], batch["mask"], rng))
+        arrays = {key: np.asarray(batch[key]) for key in ("mask", "lesion", "valid")}
+        found = arrays | {"latents": latents, "masked_latents": masked}
+        return {key: value[np.asarray(batch["valid"])] for key, value in found.items()}
+
+    return run
 
 
 # ---- From configuration to plain values ---------------------------------------------------------------------------

@@ -43,13 +43,23 @@ def describe(
 def load(folder: Path) -> tuple[Inpainter, Params, dict[str, Any]]:
     """(what painting needs, parameters, the whole description). Raises UserError when the folder is no inpainter's."""
     params, description = store.load_params(folder)
+    return parts_of(checked(description, folder)), params, description
+
+
+def checked(description: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The description itself. Raises UserError when it is of another kind of model."""
     if description.get("architecture") != ARCHITECTURE:
         raise UserError(
             f"a model of '{description.get('architecture')}', not an inpainter",
             where=folder,
             todo="name the model folder of an inpainting stage: RUN/STAGE/model",
         )
-    return parts_of(description), params, description
+    return description
+
+
+def carried(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fine-tuned Stable Diffusion keeps of the one it came from, for launch/export_weights.py."""
+    return {"parts": description["parts"]} if "parts" in description else {}
 
 
 def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:

@@ -14,17 +14,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from elk_jax import files
 from elk_jax.data import closeup_batches
+from elk_jax.data.closeup_batches import CloseupConfig
 from elk_jax.data.sources import ImageSource, summary
+from elk_jax.data.stream import Stream
 from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AREAS
-from elk_jax.tasks import detection, inpainting, inpainting_model, inpainting_synthesize
+from elk_jax.tasks import detection, inpainting, inpainting_model, inpainting_synthesize, stable_diffusion
 from elk_jax.tasks.inpainting import Inpainter
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import train as train_loop
+from elk_jax.training.progress import Progress
 from elk_jax.training.task import Params, Task
-from elk_jax.weights import store
+from elk_jax.weights import store, tokenizer
+from elk_jax.weights.tokenizer import Tokenizer
 
 VALIDATION_DRAWS = 4
 """Noises and time steps at which every validation close-up is looked at."""
@@ -39,11 +44,15 @@ def train(run: Run, name: str) -> dict[str, Any]:
     # ---- Data ----------------------------------------------------------------------------------------------------
     source = detection.open_data(run.data, stage.train_on, "train", config.seed)
     validation = detection.open_data(run.data, (stage.validate_on,), "val", config.seed)
-    parts, base, prompts = _model(run, stage.init_from, recipe, source)
+    start = _start(run, stage.init_from, recipe, source)
+    parts, base = start.parts, start.params
     closeups = inpainting.closeup_config(recipe.closeups, parts.model.size)
-    batches = closeup_batches.train_closeups(
-        source, closeups, config.seed, jax.process_index(), jax.process_count()
-    )
+    if recipe.cached_windows:
+        batches = _cached(run, parts, base, source, closeups, recipe.cached_windows)
+    else:
+        batches = closeup_batches.train_closeups(
+            source, closeups, config.seed, jax.process_index(), jax.process_count()
+        )
     shown = list(closeup_batches.eval_closeups(validation, closeups, config.seed, recipe.validation_closeups))
     usable = len(closeup_batches.usable_lesions(source.infos, closeups.window))
     counts = summary(source.infos)
@@ -84,12 +93,16 @@ def train(run: Run, name: str) -> dict[str, Any]:
 
     # ---- The model ----------------------------------------------------------------------------------------------
     params = result.best_params if recipe.choose == "best" else result.params
+    whole = inpainting.merged(meshes.on_host(params, run.mesh), adapters)  # on all processes: it may be split over them
     if run.is_main:
         rules = {kind: closeup_batches.training_rule(source, closeups.window, kind) for kind in AREAS}
-        description = inpainting_model.describe(parts, prompts, closeups.window, rules, source.classes)
+        description = inpainting_model.describe(parts, start.prompts, closeups.window, rules, source.classes)
+        description |= start.carried
         step = result.best_step if recipe.choose == "best" else recipe.steps
         description["trained"] = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from}
-        store.save_params(folder / "model", inpainting.merged(params, adapters), description)
+        if start.tokenizer is not None:
+            tokenizer.write_tokenizer(files.make_folder(folder / "model"), start.tokenizer)
+        store.save_params(folder / "model", whole, description)
     return {
         "kind": "train",
         "task": "inpainting",
@@ -126,28 +139,77 @@ def synthesize(run: Run, name: str) -> dict[str, Any]:
 # ---- Parts -------------------------------------------------------------------------------------------------------
 
 
-def _model(
-    run: Run, init_from: str, recipe: Mapping[str, Any], source: ImageSource
-) -> tuple[Inpainter, Params | None, dict[str, str]]:
-    """(what painting needs, the weights to start from or None, the texts by name)."""
-    if init_from:
-        params, description = store.load_params(model_folder(run, init_from))
-        run.say(f"  starts from {model_folder(run, init_from)}")
-        return inpainting_model.parts_of(description), params, description["prompts"]
-    if not recipe["model"]:
-        raise UserError("no model to start from", where="init_from", todo="name a folder of launch/import_weights.py")
-    mean, std = _grey_levels(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
-    parts = Inpainter(
-        model=inpainting.pixel_model(recipe["model"], mean, std),
-        noise=inpainting.noise_schedule(recipe["noise"]),
-        sampler=inpainting.sampler(recipe["sampler"]),
-        guidance=float(recipe["guidance"]),
-        words=inpainting.Words(),
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a training starts from. params: None for fresh ones. carried: into model.json, beside the description."""
+
+    parts: Inpainter
+    params: Params | None = None
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+    carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _start(run: Run, init_from: str, recipe: Mapping[str, Any], source: ImageSource) -> Start:
+    """A fresh model in pixel space, an inpainter that was trained before, or Stable Diffusion as it was imported."""
+    if not init_from:
+        if not recipe["model"]:
+            todo = "name a folder of launch/import_weights.py --format=diffusers"
+            raise UserError("no model to start from", where="init_from", todo=todo)
+        mean, std = _grey_levels(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
+        model, words = inpainting.pixel_model(recipe["model"], mean, std), inpainting.Words()
+        noise, sampler = inpainting.noise_schedule(recipe["noise"]), inpainting.sampler(recipe["sampler"])
+        return Start(Inpainter(model, noise, sampler, float(recipe["guidance"]), words))
+    folder = model_folder(run, init_from)
+    params, description = store.load_params(folder)
+    run.say(f"  starts from {folder}")
+    networks = inpainting.as_dict(recipe["networks"])
+    if description.get("architecture") != stable_diffusion.ARCHITECTURE:
+        parts = inpainting_model.parts_of(inpainting_model.checked(description, folder), **networks)
+        carried = inpainting_model.carried(description)
+        words_of = tokenizer.read_tokenizer(folder) if carried else None
+        return Start(parts, params, description["prompts"], words_of, carried)
+    diffusion = stable_diffusion.load(folder)
+    texts = inpainting.as_dict(recipe["prompts"])
+    tokens = diffusion.tokenizer.encode([texts[name] for name in ("lesion", "tissue", "negative")])
+    with_settings = lambda config: dataclasses.replace(config, **networks)
+    model = inpainting.InpainterConfig(
+        unet=with_settings(diffusion.unet),
+        size=int(recipe["closeups"]["window"]),
+        autoencoder=with_settings(diffusion.autoencoder),
+        text=with_settings(diffusion.text),
     )
-    return parts, None, {}
+    words = inpainting.Words(*(tuple(int(token) for token in row) for row in tokens))
+    sampler = inpainting.sampler(recipe["sampler"])
+    parts = Inpainter(model, diffusion.schedule, sampler, float(recipe["guidance"]), words)
+    return Start(parts, diffusion.params, texts, diffusion.tokenizer, {"parts": diffusion.parts})
 
 
-def _grey_levels(source: ImageSource, closeups: closeup_batches.CloseupConfig) -> tuple[float, float]:
+def _cached(
+    run: Run, parts: Inpainter, params: Params | None, source: ImageSource, closeups: CloseupConfig, windows: int
+) -> Stream:
+    """Training batches of latents that are encoded once: every lesion in `windows` random windows."""
+    if params is None or parts.model.autoencoder is None or closeups.tissue_share:
+        raise UserError(
+            "latents are kept for lesions of a model with an autoencoder alone",
+            where="cached_windows",
+            todo="set cached_windows=0, or closeups.tissue_share=0 and init_from",
+        )
+    encode = inpainting.compile_encoder(parts, run.mesh)
+    found: list[dict[str, np.ndarray]] = []
+    lesions = len(closeup_batches.usable_lesions(source.infos, closeups.window))
+    with Progress("  encoding", windows * lesions, unit="window") as bar:
+        for window in range(windows):
+            for batch in closeup_batches.eval_closeups(source, closeups, run.config.seed + window):
+                found.append(encode(params, {**batch}, window))  # type: ignore[dict-item]
+                bar.update(bar.done + int(batch["valid"].sum()))
+    examples = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
+    return closeup_batches.kept_closeups(
+        examples, closeups, run.config.seed, jax.process_index(), jax.process_count()
+    )
+
+
+def _grey_levels(source: ImageSource, closeups: CloseupConfig) -> tuple[float, float]:
     """Mean and standard deviation of the grey values of some training close-ups."""
     found = np.concatenate([b["image"][b["valid"]] for b in closeup_batches.eval_closeups(source, closeups, 0, 64)])
     return round(float(found.mean()), 4), round(max(float(found.std()), 1e-3), 4)

@@ -176,7 +176,7 @@ def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str,
 def load(folder: str | os.PathLike) -> StableDiffusion:
     """What `save` wrote; raises UserError when it is another model or damaged."""
     params, description = store.load_params(folder)
-    if description.get("architecture") != ARCHITECTURE:
+    if description.get("architecture") != ARCHITECTURE and "parts" not in description:  # an inpainter made of one
         raise UserError(
             f"a model of type {description.get('architecture')}, not a Stable Diffusion",
             where=folder,

@@ -1,0 +1,122 @@
+"""A small Stable Diffusion through the whole of it: import, fine-tuning (all of it, or adapters), painting, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import inpaint_cem
+from elk_jax import experiment, files
+from elk_jax.diffusion.autoencoder import AutoencoderConfig
+from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.diffusion.schedule import make_schedule
+from elk_jax.diffusion.scheduler_config import to_scheduler_config
+from elk_jax.diffusion.text_encoder import TextConfig
+from elk_jax.diffusion.unet import WITH_ATTENTION, WITHOUT, UNetConfig
+from elk_jax.errors import UserError
+from elk_jax.tasks import inpainting_model, stable_diffusion
+from elk_jax.weights import diffusers_folder, store
+from elk_jax.weights.tokenizer import Tokenizer
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """What launch/import_weights.py --format=diffusers makes of a small folder of random numbers."""
+    words = json.loads((GOLDEN / "tokenizer.json").read_text())
+    tokenizer = Tokenizer(words["vocab"], tuple(map(tuple, words["merges"])), length=20)
+    unet = UNetConfig(
+        in_channels=9, down_block_types=(WITH_ATTENTION, WITHOUT), block_out_channels=(8, 8), layers_per_block=1,
+        attention_head_dim=2, cross_attention_dim=8, norm_num_groups=4,
+    )  # fmt: skip
+    vae = AutoencoderConfig(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2)
+    text = TextConfig(len(words["vocab"]), 20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                      num_attention_heads=2)  # fmt: skip
+    parts = stable_diffusion.describe(unet, vae, text, to_scheduler_config(make_schedule(), SamplerConfig()))
+    random = np.random.default_rng(0)
+    shapes = stable_diffusion.parameter_shapes({"unet": unet, "vae": vae, "text_encoder": text})
+    params = {
+        part: store.nest({path: random.normal(0, 0.1, shape).astype(np.float32) for path, shape in own.items()})
+        for part, own in shapes.items()
+    }
+    folder = tmp_path_factory.mktemp("sd")
+    diffusers_folder.write_pipeline(folder / "theirs", params, parts, tokenizer)
+    stable_diffusion.import_folder(folder / "theirs", folder / "ours")
+    return folder / "ours"
+
+
+def tiny(imported, **recipe):
+    config = inpaint_cem.get_config("tiny")
+    config.stages.inpainter.init_from = str(imported)
+    config.inpainter.closeups.window = 32
+    config.inpainter.closeups.batch_size = 2
+    config.inpainter.loss.mask_outside = 1.0
+    config.inpainter.guidance = 2.0
+    config.inpainter.sampler = {"name": "dpmpp_2m", "steps": 2}
+    config.inpainter.steps = config.inpainter.eval_every = config.inpainter.checkpoint_every = 2
+    config.inpainter.update(recipe)
+    config.stages.lesions.count = config.stages.lesions.batch_size = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def tuned(imported, tmp_path_factory):
+    """Fine-tuned with its text encoder, beside healthy tissue under the other prompt; two lesions painted."""
+    folder = tmp_path_factory.mktemp("tuned")
+    experiment.run(tiny(imported, closeups={"tissue_share": 0.5}), folder, stages=["inpainter", "lesions"])
+    return folder
+
+
+def moved(before, after):
+    """By network: the largest change of a parameter."""
+    old, new = (store.flatten(store.load_params(folder)[0]) for folder in (before, after))
+    assert old.keys() == new.keys()
+    change = {name: float(np.abs(old[name] - new[name]).max()) for name in old}
+    return {part: {n: c for n, c in change.items() if n.startswith(part)} for part in ("unet", "vae", "text_encoder")}
+
+
+def test_u_net_and_text_encoder_learn_and_the_autoencoder_stays(imported, tuned):
+    change = {part: max(values.values()) for part, values in moved(imported, tuned / "inpainter" / "model").items()}
+    assert change["vae"] == 0 and change["unet"] > 0 and change["text_encoder"] > 0
+
+
+def test_the_prompt_of_the_training_is_the_prompt_of_the_painting(tuned):
+    record = files.read_json(tuned / "lesions" / "provenance" / "000000.json")
+    assert record["prompt"] == "a mammogram with a mass lesion"
+    parts, _, description = inpainting_model.load(tuned / "inpainter" / "model")
+    tokens = stable_diffusion.load(tuned / "inpainter" / "model").tokenizer.encode([record["prompt"]])
+    assert parts.words.lesion == tuple(tokens[0]) and parts.guidance == 2.0
+    assert description["prompts"]["tissue"] == "a mammogram" and parts.words.tissue != parts.words.lesion
+
+
+def test_what_was_trained_goes_to_diffusers(tuned, tmp_path):
+    stable_diffusion.export_folder(tuned / "inpainter" / "model", tmp_path / "exported")
+    pipeline = diffusers_folder.read_pipeline(tmp_path / "exported")
+    again, _ = stable_diffusion.from_pipeline(pipeline)
+    ours = store.load_params(tuned / "inpainter" / "model")[0]
+    for part, tree in again.params.items():
+        for path, leaf in store.flatten(tree).items():
+            np.testing.assert_array_equal(leaf, store.flatten(ours[part])[path])
+
+
+def test_adapters_change_the_attention_alone_and_latents_are_encoded_once(imported, tmp_path):
+    config = tiny(imported, lora={"rank": 2}, cached_windows=2, closeups={"tissue_share": 0.0})
+    experiment.run(config, tmp_path, stages=["inpainter"])
+    change = moved(imported, tmp_path / "inpainter" / "model")
+    touched = {name for values in change.values() for name, value in values.items() if value > 0}
+    assert touched and all("/attn" in name and name.endswith("kernel") for name in touched)
+
+
+def test_a_training_from_nothing_is_refused(imported, tmp_path):
+    config = inpaint_cem.get_config("paper")
+    config.data.real = inpaint_cem.get_config("tiny").data.real
+    config.inpainter.closeups.window = 32
+    with pytest.raises(UserError, match=r"no model to start from.*import_weights"):
+        experiment.run(config, tmp_path, stages=["inpainter"])
+    config = tiny(imported, cached_windows=2, closeups={"tissue_share": 0.5})
+    with pytest.raises(UserError, match="latents are kept for lesions"):
+        experiment.run(config, tmp_path / "other", stages=["inpainter"])
