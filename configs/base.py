@@ -287,7 +287,7 @@ def inpainter(size: str) -> dict:
             "tissue": "a mammogram",
             "negative": "",
         },
-        "noise": {"name": "cosine", "steps": 1000, "prediction": "v"},
+        "noise": {"name": "cosine", "steps": 1000, "prediction": "x0"},
         "sampler": {"name": "dpmpp_2m", "steps": 30, "lambda_min": -5.1},
         "guidance": 1.0,
         "closeups": {  # elk_jax/data/closeup_batches.py
@@ -302,7 +302,7 @@ def inpainter(size: str) -> dict:
             "prefetch": 4,
         },
         "cached_windows": 0,  # encode every lesion in so many windows once, instead of a new one at every step
-        "loss": {"mask_outside": 0.1, "min_snr_gamma": 5.0, "noise_offset": 0.0, "prior_weight": 0.5},
+        "loss": {"mask_outside": 0.1, "min_snr_gamma": 0.0, "noise_offset": 0.0, "prior_weight": 0.5},
         "lora": {"rank": 0, "alpha": 0.0, "targets": r"attn\d*/to_(q|k|v|out_0)$"},
         "train_text_encoder": True,
         "steps": 1500,

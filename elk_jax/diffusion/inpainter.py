@@ -6,8 +6,9 @@ Two spaces, one interface:
 - latents of an autoencoder, as in Stable Diffusion: the U-Net sees 4 noisy latents, 1 mask, 4 latents of the masked
   image, and a text tells what to paint;
 - pixels, for small models that are trained from scratch: every patch of p x p pixels is one place with p^2 channels
-  (its pixels, normalised), so that attention and convolutions run on h x h places. The U-Net sees the noisy patches,
-  the mask's, the masked image's, and one channel that says what to paint: 1 a lesion, 0 healthy tissue.
+  (its pixels, normalised), so that attention and convolutions run on h x h places. Grey values are those above the
+  level of the tissue around the mask, so that a model need not learn how bright a breast is. The U-Net sees the noisy
+  patches, the mask's, the masked image's, and one channel that says what to paint: 1 a lesion, 0 healthy tissue.
 
 Parameters: a dict with `unet`, and in latents `vae` and `text_encoder`.
 Source: Rombach et al. 2022, arXiv 2112.10752; Montoya-del-Angel et al. 2024 (ELK).
@@ -34,12 +35,16 @@ from elk_jax.precision import at_least_float32
 
 Params = Any
 
+AIR = 0.02
+"""Grey value up to which a pixel is air, as in synthesis/breast.py."""
+
 
 @dataclass(frozen=True)
 class InpainterConfig:
     """What a model is made of. autoencoder, text: both, or (None) neither.
 
-    size: S. patch, mean, std: of pixel space; grey values in [0, 1] are normalised to (grey - mean) / std.
+    size: S. patch, std: of pixel space; grey values in [0, 1] are normalised to (grey - level) / std, where level is
+    that of the visible tissue of the picture (`tissue_level`).
     """
 
     unet: UNetConfig
@@ -47,7 +52,6 @@ class InpainterConfig:
     autoencoder: AutoencoderConfig | None = None
     text: TextConfig | None = None
     patch: int = 4
-    mean: float = 0.2
     std: float = 0.2
 
     def __post_init__(self) -> None:
@@ -116,22 +120,45 @@ def init(config: InpainterConfig, rng: jax.Array) -> Params:
 # ---- The two spaces -------------------------------------------------------------------------------------------------
 
 
-def encode(config: InpainterConfig, params: Params, pictures: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-    """Grey pictures [B, S, S, 1] in [-1, 1] -> what is denoised [B, h, h, depth]. rng: draw latents; None: the mean."""
+def encode(
+    config: InpainterConfig, params: Params, image: jax.Array, mask: jax.Array, rng: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(what is denoised, the same of the masked image), both [B, h, h, depth], of image, mask [B, S, S, 1], 0 to 1.
+
+    rng: draw the latents from the autoencoder's distribution; None: its mean.
+    """
     if config.autoencoder is None:
-        return to_patches(((pictures + 1) / 2 - config.mean) / config.std, config.patch)
+        seen = small_mask(config, mask)
+        clean = to_patches((image - tissue_level(image, mask)) / config.std, config.patch)
+        return clean, clean * (1 - seen)
+    pictures = 2 * image - 1
+    return _latents(config, params, pictures, rng), _latents(config, params, inpainting.masked_image(pictures, mask))
+
+
+def _latents(config: InpainterConfig, params: Params, pictures: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+    """Latents [B, h, h, Z] of grey pictures [B, S, S, 1] in [-1, 1]."""
+    assert config.autoencoder is not None
     colour = jnp.repeat(pictures, config.autoencoder.in_channels, axis=-1)
     mean, logvar = _apply(AutoencoderKL(config.autoencoder), params["vae"], colour, method="encode")
     return autoencoder.to_latents(mean, logvar, config.autoencoder, rng)
 
 
-def decode(config: InpainterConfig, params: Params, latents: jax.Array) -> jax.Array:
-    """[B, h, h, depth] -> grey pictures [B, S, S, 1], about -1 to 1."""
+def decode(
+    config: InpainterConfig, params: Params, latents: jax.Array, image: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """[B, h, h, depth] -> pictures [B, S, S, 1], about 0 to 1. Of image and mask only what is visible is used."""
     if config.autoencoder is None:
-        return 2 * (from_patches(latents, config.patch) * config.std + config.mean) - 1
+        return from_patches(latents, config.patch) * config.std + tissue_level(image, mask)
     unscaled = autoencoder.from_latents(latents, config.autoencoder)
     colour = _apply(AutoencoderKL(config.autoencoder), params["vae"], unscaled, method="decode")
-    return colour.mean(axis=-1, keepdims=True)
+    return (colour.mean(axis=-1, keepdims=True) + 1) / 2
+
+
+def tissue_level(image: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, 1, 1, 1]: mean grey value of what is visible and no air; 0 where nothing is."""
+    visible = (1 - mask) * (image > AIR)
+    total = visible.sum(axis=(1, 2, 3), keepdims=True)
+    return (image * visible).sum(axis=(1, 2, 3), keepdims=True) / jnp.maximum(total, 1)
 
 
 def small_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
@@ -177,9 +204,7 @@ def loss(
     if "latents" in batch:
         clean, masked = batch["latents"], batch["masked_latents"]
     else:
-        pictures = 2 * batch["image"] - 1
-        clean = jax.lax.stop_gradient(encode(config, params, pictures, rngs[0]))
-        masked = jax.lax.stop_gradient(encode(config, params, inpainting.masked_image(pictures, mask)))
+        clean, masked = jax.lax.stop_gradient(encode(config, params, batch["image"], mask, rngs[0]))
     t = jax.random.randint(rngs[1], lesion.shape, 0, noise.steps)
     epsilon = losses.draw_noise(rngs[2], clean.shape, weights.noise_offset, clean.dtype.type)
     noisy, target = schedule.add_noise(noise, clean, epsilon, t), schedule.target(noise, clean, epsilon, t)
@@ -250,8 +275,8 @@ def paint(
     image [B, S, S, 1] in [0, 1]; mask [B, S, S, 1]. keys [B]: each picture depends on its own key alone. guidance: how
     far away from healthy tissue (or the negative text) towards a lesion; 1 for none.
     """
-    pictures = 2 * image - 1
-    seen, masked = small_mask(config, mask), encode(config, params, inpainting.masked_image(pictures, mask))
+    visible = image * (1 - mask)  # nothing below may see more
+    seen, (_, masked) = small_mask(config, mask), encode(config, params, visible, mask)
     count = len(image)
     if config.text is None:
         wanted, unwanted = jnp.ones(count, masked.dtype), jnp.zeros(count, masked.dtype)
@@ -265,5 +290,5 @@ def paint(
     known = {"mask": seen, "masked": masked}
     guided = classifier_free(denoise, known | {"what": wanted}, known | {"what": unwanted}, guidance)
     latents = sample(guided, noise, sampler, (count, *masked.shape[1:3], config.depth), keys)
-    painted = jnp.clip((decode(config, params, latents) + 1) / 2, 0, 1)
+    painted = jnp.clip(decode(config, params, latents, visible, mask), 0, 1)
     return inpainting.keep_known(image, painted, mask)

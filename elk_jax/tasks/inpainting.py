@@ -16,7 +16,6 @@ from elk_jax.data.closeup_batches import CloseupConfig
 from elk_jax.diffusion import inpainter, lora
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
 from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
-from elk_jax.diffusion.inpainting import masked_image
 from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.diffusion.schedule import Schedule, make_schedule
 from elk_jax.diffusion.text_encoder import TextConfig
@@ -148,12 +147,7 @@ def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[s
     instead of the image."""
 
     def encode(params: Params, image: jax.Array, mask: jax.Array, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-        pictures = 2 * image - 1
-        masked = masked_image(pictures, mask)
-        return (
-            inpainter.encode(parts.model, params, pictures, rng),
-            inpainter.encode(parts.model, params, masked),
-        )
+        return inpainter.encode(parts.model, params, image, mask, rng)
 
     compiled = jax.jit(encode, out_shardings=meshes.replicated(mesh))
 
@@ -170,14 +164,14 @@ def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[s
 # ---- From configuration to plain values ---------------------------------------------------------------------------
 
 
-def pixel_model(settings: Mapping[str, Any], mean: float, std: float) -> InpainterConfig:
+def pixel_model(settings: Mapping[str, Any], std: float) -> InpainterConfig:
     """`recipe.model` of a model in pixel space: size, patch, and the U-Net's settings."""
     values = as_dict(settings)
     patch = int(values.pop("patch"))
     channels = {"in_channels": 3 * patch**2 + 1, "out_channels": patch**2, "cross_attention_dim": None}
     size = int(values.pop("size"))
     network = build(UNetConfig, values | channels | {"sample_size": size // patch}, "model")
-    return InpainterConfig(unet=network, size=size, patch=patch, mean=mean, std=std)
+    return InpainterConfig(unet=network, size=size, patch=patch, std=std)
 
 
 def model_from_json(content: Mapping[str, Any], **changes: Any) -> InpainterConfig:

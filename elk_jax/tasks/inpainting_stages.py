@@ -156,8 +156,8 @@ def _start(run: Run, init_from: str, recipe: Mapping[str, Any], source: ImageSou
         if not recipe["model"]:
             todo = "name a folder of launch/import_weights.py --format=diffusers"
             raise UserError("no model to start from", where="init_from", todo=todo)
-        mean, std = _grey_levels(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
-        model, words = inpainting.pixel_model(recipe["model"], mean, std), inpainting.Words()
+        std = _contrast(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
+        model, words = inpainting.pixel_model(recipe["model"], std), inpainting.Words()
         noise, sampler = inpainting.noise_schedule(recipe["noise"]), inpainting.sampler(recipe["sampler"])
         return Start(Inpainter(model, noise, sampler, float(recipe["guidance"]), words))
     folder = model_folder(run, init_from)
@@ -209,10 +209,13 @@ def _cached(
     )
 
 
-def _grey_levels(source: ImageSource, closeups: CloseupConfig) -> tuple[float, float]:
-    """Mean and standard deviation of the grey values of some training close-ups."""
-    found = np.concatenate([b["image"][b["valid"]] for b in closeup_batches.eval_closeups(source, closeups, 0, 64)])
-    return round(float(found.mean()), 4), round(max(float(found.std()), 1e-3), 4)
+def _contrast(source: ImageSource, closeups: CloseupConfig) -> float:
+    """Standard deviation of the grey values of some training close-ups around the level of their tissue."""
+    found = []
+    for batch in closeup_batches.eval_closeups(source, closeups, 0, 64):
+        image, mask = batch["image"][batch["valid"]], batch["mask"][batch["valid"]]
+        found.append(image - np.asarray(inpainting.inpainter.tissue_level(image, mask)))
+    return round(max(float(np.concatenate(found).std()), 1e-3), 4)
 
 
 def _validation(task: Task, shown: list, mesh: jax.sharding.Mesh):

@@ -39,7 +39,7 @@ def test_training_leaves_curves_pictures_and_a_model(run):
     picture = cv2.imread(str(run / "inpainter" / "pictures" / "painted-000004.png"))
     assert picture.shape[0] == 3 * 32 and picture.shape[1] % 32 == 0
     parts, params, description = inpainting_model.load(run / "inpainter" / "model")
-    assert parts.model.size == 32 and parts.noise.prediction == "v"
+    assert parts.model.size == 32 and parts.noise.prediction == "x0"
     assert description["window"] == 48 and set(description["areas"]) == {"free", "medium"}
     assert description["areas"]["free"]["area"][0] < description["areas"]["medium"]["area"][0]
     assert set(params) == {"unet"}
