@@ -8,6 +8,8 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
   fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. Data with
             a subset of its own, such as ELK's, which data_prep marks: take paper without fewshot, and
             --config.data.real.train_where=fewshot=true
+  medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
+  double    two painted lesions for each real one (ELK's 200 %)
 """
 
 from __future__ import annotations
@@ -31,19 +33,24 @@ OPTIMIZER = {
 }
 """What elk_jax/training/optimizer.py has by default: here, so that it can be set on the command line."""
 
-VARIANTS = ("quick", "tiny", "small", "paper", "fewshot")
+SIZES = ("quick", "tiny", "small", "paper")
+EXTRAS = ("fewshot", "medium", "double")
 
 
-def parse(variant: str | None) -> tuple[str, bool]:
-    """'paper,fewshot' -> ('paper', True). Raises ValueError for a word that is no variant."""
+def parse(variant: str | None, extras: tuple[str, ...] = ("fewshot",)) -> tuple[str, frozenset[str]]:
+    """'paper,fewshot' -> ('paper', {'fewshot'}). extras: those that the experiment knows.
+
+    Raises ValueError for a word that is no variant of it.
+    """
     words = [word for word in (variant or "quick").split(",") if word]
-    unknown = [word for word in words if word not in VARIANTS]
+    known = (*SIZES, *extras)
+    unknown = [word for word in words if word not in known]
     if unknown:
-        raise ValueError(f"no variant '{unknown[0]}'; there are {', '.join(VARIANTS)}")
-    sizes = [word for word in words if word != "fewshot"] or ["quick"]
+        raise ValueError(f"no variant '{unknown[0]}'; there are {', '.join(known)}")
+    sizes = [word for word in words if word in SIZES] or ["quick"]
     if len(sizes) > 1:
         raise ValueError(f"'{sizes[0]}' and '{sizes[1]}' exclude each other")
-    return sizes[0], "fewshot" in words
+    return sizes[0], frozenset(words) & frozenset(extras)
 
 
 def experiment(name: str, **parts) -> ConfigDict:
@@ -74,6 +81,7 @@ def source(spec: str, **overrides) -> dict:
         "clean_boxes": False,  # ELK's cleaning: boxes inside others and doubles
         "ignore_over": 0.0,  # boxes of more than this share of the image are neither lesion nor background; 0: none
         "patients": 0,  # random training patients to keep, 0 for all
+        "split_shares": (),  # 0.7,0.15,0.15 deals patients out to train, val, test where images name no split
         **overrides,
     }
 
@@ -160,11 +168,11 @@ def detector(size: str) -> dict:
         "bootstrap": 2000,
     }
     if size == "tiny":
-        _merge(recipe, tiny())
+        merge(recipe, tiny())
     if size == "small":
-        _merge(recipe, small())
+        merge(recipe, small())
     if size == "paper":
-        _merge(recipe, published())
+        merge(recipe, published())
     return recipe
 
 
@@ -213,11 +221,11 @@ def small() -> dict:
     }
 
 
-def _merge(recipe: dict, changes: dict) -> None:
+def merge(recipe: dict, changes: dict) -> None:
     """Change a nested dict in place; a section that names another kind (`name`) replaces the old one."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(recipe.get(key), dict) and "name" not in value:
-            _merge(recipe[key], value)
+            merge(recipe[key], value)
         else:
             recipe[key] = value
 
@@ -265,155 +273,9 @@ def published() -> dict:
     }
 
 
-def inpainter(size: str) -> dict:
-    """The recipe of a lesion inpainter: everything that its train stage reads (elk_jax/tasks/inpainting_stages.py).
-
-    A small model in pixel space, trained from scratch; `paper`: Stable Diffusion 1.5 inpainting, fine-tuned as
-    published, which init_from brings (launch/import_weights.py --format=diffusers).
-    """
-    recipe = {
-        "model": {  # of the training from scratch; with init_from the model comes from there
-            "size": 64,  # side of the model's picture
-            "patch": 4,  # pixels of one place of the U-Net, in each direction
-            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "block_out_channels": (64, 128),
-            "layers_per_block": 1,
-            "attention_head_dim": 4,
-            "norm_num_groups": 16,
-        },
-        "networks": {"dtype": "float32", "remat": False, "attention": "auto"},  # of a model that init_from brings
-        "prompts": {  # of a model that reads text; also while painting
-            "lesion": "a mammogram with a mass lesion",
-            "tissue": "a mammogram",
-            "negative": "",
-        },
-        "noise": {"name": "cosine", "steps": 1000, "prediction": "x0"},
-        "sampler": {"name": "dpmpp_2m", "steps": 30, "lambda_min": -5.1},
-        "guidance": 1.0,
-        "closeups": {  # elk_jax/data/closeup_batches.py
-            "window": 64,  # native pixels
-            "batch_size": 16,
-            "tissue_share": 0.3,  # healthy tissue under the mask: what the model knows beside lesions
-            "horizontal_flip": 0.5,
-            "vertical_flip": 0.5,
-            "gain": 0.1,
-            "threads": 2,
-            "workers": 0,
-            "prefetch": 4,
-        },
-        "cached_windows": 0,  # encode every lesion in so many windows once, instead of a new one at every step
-        "loss": {"mask_outside": 0.1, "min_snr_gamma": 0.0, "noise_offset": 0.0, "prior_weight": 0.5},
-        "lora": {"rank": 0, "alpha": 0.0, "targets": r"attn\d*/to_(q|k|v|out_0)$"},
-        "train_text_encoder": True,
-        "steps": 1500,
-        "accumulate": 1,
-        "optimizer": {
-            "name": "adamw", **OPTIMIZER, "weight_decay": 0.01, "clip_norm": 1.0, "multipliers": (), "frozen": (),
-        },
-        "schedule": {"name": "warmup_cosine", "base": 1e-3, "warmup_steps": 100},
-        "ema_decay": 0.99,
-        "validation_closeups": 32,
-        "choose": "last",  # or best: by the loss on the validation close-ups
-        "log_every": 20,
-        "checkpoint_every": 500,
-        "eval_every": 500,
-    }
-    if size == "tiny":
-        _merge(
-            recipe,
-            {
-                "model": {"size": 32, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 2},
-                "sampler": {"steps": 2},
-                "closeups": {"window": 48, "batch_size": 4},
-                "steps": 4,
-                "schedule": {"warmup_steps": 1},
-                "validation_closeups": 4,
-                "log_every": 2,
-                "checkpoint_every": 2,
-                "eval_every": 2,
-            },
-        )
-    if size == "small":
-        _merge(recipe, {"closeups": {"window": 128}, "steps": 3000})
-    if size == "paper":
-        _merge(recipe, published_inpainter())
-        recipe["model"] = {}  # init_from brings it
-    return recipe
-
-
-def published_inpainter() -> dict:
-    """ELK's fine-tuning of Stable Diffusion 1.5 inpainting. A GPU with 40 GB (bfloat16, remat)."""
-    return {
-        "networks": {"dtype": "bfloat16", "remat": True, "attention": "auto"},
-        "guidance": 2.0,
-        "sampler": {"name": "dpmpp_2m", "steps": 50},
-        "closeups": {
-            "window": 512, "batch_size": 8, "tissue_share": 0.0, "vertical_flip": 0.0, "horizontal_flip": 0.0,
-            "gain": 0.0, "threads": 8,
-        },
-        "loss": {"mask_outside": 1.0, "min_snr_gamma": 0.0, "prior_weight": 1.0},
-        "steps": 2400,
-        "schedule": {"name": "constant", "base": 1e-6},
-        "ema_decay": 0.0,
-        "eval_every": 200,
-        "checkpoint_every": 400,
-    }  # fmt: skip
-
-
-def train_inpainter(*train_on: str, validate_on: str = "", init_from: str = "") -> dict:
-    """Stage: train the recipe `inpainter` on close-ups of lesions of the training split; leaves WORKDIR/STAGE/model.
-
-    init_from: a model folder (another run's STAGE/model, or what launch/import_weights.py wrote).
-    """
-    return {
-        "kind": "train",
-        "task": "inpainting",
-        "recipe": "inpainter",
-        "train_on": train_on,
-        "validate_on": validate_on or train_on[0],
-        "init_from": init_from,
-    }
-
-
-def synthesize(model: str, canvases: str, share: float = 1.0, area: str = "free") -> dict:
-    """Stage: paint lesions into training images of the source `canvases`; `stage:NAME` is then a data source.
-
-    share: painted lesions for each real one (ELK: 1.0 and 2.0). area: free or medium, sizes of the training lesions.
-    """
-    return {
-        "kind": "synthesize",
-        "task": "inpainting",
-        "model": model,
-        "canvases": canvases,
-        "share": share,
-        "count": 0,  # instead of share
-        "area": area,
-        "batch_size": 8,
-        "lesion_free": False,  # only canvases without any lesion; else windows clear of them
-        "whole_window": False,  # paste the whole window, as published, instead of the lesion with a feathered border
-    }
-
-
-def evaluate_lesions(
-    synthetic: str = "synthetic", on: str = "real", split: str = "train", features: str = ""
-) -> dict:
-    """Stage: compare the painted lesions of the source `synthetic` with the real ones of one split of `on`.
-
-    features: a detection stage before it, or a detector's model folder, whose features are compared beside radiomics.
-    """
-    return {
-        "kind": "evaluate",
-        "task": "inpainting",
-        "on": on,
-        "split": split,
-        "synthetic": synthetic,
-        "features": features,
-    }
-
-
-def few(size: str, fewshot: bool) -> int:
+def few(size: str, extras: frozenset[str]) -> int:
     """Training patients of the few-shot variant: ELK's 26, fewer where the embedded data is small."""
-    return (2 if size == "tiny" else 26 if size == "paper" else 8) if fewshot else 0
+    return (2 if size == "tiny" else 26 if size == "paper" else 8) if "fewshot" in extras else 0
 
 
 def train_detector(*train_on: str, validate_on: str = "", init_from: str = "") -> dict:

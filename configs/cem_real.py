@@ -10,12 +10,12 @@ from configs import base
 
 
 def get_config(variant=None):
-    size, fewshot = base.parse(variant)
+    size, extras = base.parse(variant)
     return base.experiment(
         "cem_real",
         data={
             "on_error": "stop",  # or skip: leave unreadable images out, count and list them
-            "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, fewshot)),
+            "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
         },
         detector=base.detector(size),
         stages={

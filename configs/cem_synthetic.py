@@ -1,26 +1,29 @@
-"""ELK's other baseline: trained on synthetic lesions alone, tested on real images.
+"""ELK's other baseline: a detector trained on painted lesions alone, tested on real images.
 
   python launch/train.py --config=configs/cem_synthetic.py
   python launch/train.py --config=configs/cem_synthetic.py:paper --config.data.real.spec=coco:/data/cem/cem.json \\
-      --config.data.synthetic.spec=coco:/data/synthetic/synthetic.json --config.stages.synthetic.init_from=weights/dbt
-Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.58 to 0.62. The embedded stand-in for
-synthetic images is a phantom with a cruder lesion model.
+      --config.stages.inpainter.init_from=weights/sd15_inpainting --config.stages.synthetic.init_from=weights/dbt
+With a set that was painted before: --config.data.synthetic.spec=coco:FILE.json --stages=synthetic,evaluate
+Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.58 to 0.62.
+Variants beside the size: fewshot, medium, double.
 """
 
-from configs import base
+from configs import base, base_inpainting
 
 
 def get_config(variant=None):
-    size, fewshot = base.parse(variant)
+    size, extras = base.parse(variant, base.EXTRAS)
     return base.experiment(
         "cem_synthetic",
         data={
             "on_error": "stop",
-            "real": base.source(base.phantom(size, "realistic", seed=1)),
-            "synthetic": base.source(base.phantom(size, "blobs", seed=2), patients=base.few(size, fewshot)),
+            "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
+            "synthetic": base.source("stage:lesions"),
         },
+        inpainter=base_inpainting.inpainter(size),
         detector=base.detector(size),
         stages={
+            **base_inpainting.paint_lesions(extras),
             "synthetic": base.train_detector("synthetic", validate_on="real"),
             "evaluate": base.evaluate_detectors("synthetic"),
         },

@@ -9,11 +9,11 @@ from configs import base
 
 
 def get_config(variant=None):
-    size, fewshot = base.parse(variant)
+    size, extras = base.parse(variant)
     spec = base.phantom(size, "realistic", seed=3, modality="low_energy")
     return base.experiment(
         "mammo_pretrain",
-        data={"on_error": "stop", "mammo": base.source(spec, patients=base.few(size, fewshot))},
+        data={"on_error": "stop", "mammo": base.source(spec, patients=base.few(size, extras))},
         detector=base.detector(size),
         stages={
             "mammo": base.train_detector("mammo"),

@@ -20,9 +20,15 @@ from elk_jax.training.mesh import make_mesh
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from configs import cem_mixed, cem_real, cem_synthetic, mammo_pretrain  # noqa: E402
+from configs import cem_mixed, cem_real, cem_synthetic, inpaint_cem, mammo_pretrain  # noqa: E402
 
-CONFIGS = {"cem_mixed": cem_mixed, "cem_real": cem_real, "cem_synthetic": cem_synthetic, "mammo": mammo_pretrain}
+CONFIGS = {
+    "cem_mixed": cem_mixed,
+    "cem_real": cem_real,
+    "cem_synthetic": cem_synthetic,
+    "inpaint_cem": inpaint_cem,
+    "mammo": mammo_pretrain,
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,15 @@ def test_an_unknown_variant_is_refused():
         cem_real.get_config("huge")
     with pytest.raises(ValueError, match="exclude each other"):
         cem_real.get_config("tiny,paper")
+    with pytest.raises(ValueError, match="no variant 'medium'"):
+        cem_real.get_config("medium")
+
+
+def test_variants_of_the_painted_lesions():
+    for variant, share, area in (("tiny", 1, "free"), ("tiny,double", 2, "free"), ("medium,fewshot", 1, "medium")):
+        config = cem_mixed.get_config(variant)
+        assert (config.stages.lesions.share, config.stages.lesions.area) == (share, area)
+    assert config.data.real.patients == 8
 
 
 def test_the_paper_variant_is_the_published_recipe():
@@ -63,7 +78,7 @@ def test_the_paper_variant_is_the_published_recipe():
 
 def test_a_run_leaves_everything_behind(mixed):
     assert {"config.json", "versions.json", "report.html"} <= {p.name for p in mixed.iterdir()}
-    for stage in ("real", "mixed"):
+    for stage in ("real", "synthetic", "mixed"):
         lines = [json.loads(line) for line in (mixed / stage / "metrics.jsonl").read_text().splitlines()]
         losses = [line["train/loss"] for line in lines if "train/loss" in line]
         assert len(losses) == 2 and np.isfinite(losses).all()
@@ -82,7 +97,7 @@ def test_the_model_says_what_it_is(mixed):
     assert detection_model.find(mixed, "real") == detection_model.find(mixed / "real") == mixed / "real" / "model"
     assert config.num_classes == 1 and description["trained"]["on"] == ["real", "synthetic"]
     assert all(np.isfinite(leaf).all() for leaf in _leaves(params))
-    with pytest.raises(UserError, match=r"no trained stage 'other'.*real, mixed"):
+    with pytest.raises(UserError, match=r"no trained detector 'other'.*real, synthetic, mixed"):
         detection_model.find(mixed, "other")
     with pytest.raises(UserError, match="neither a run folder nor a model folder"):
         detection_model.find(mixed / "evaluate")

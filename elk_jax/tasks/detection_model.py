@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elk_jax import files
 from elk_jax.data import breast, loader
 from elk_jax.data.flips import check_flips, flip_boxes, flipped
 from elk_jax.data.schema import ImageInfo
@@ -20,10 +19,12 @@ from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
-from elk_jax.tasks import detection
+from elk_jax.tasks import detection, trained
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import store
+
+ARCHITECTURE = "faster_rcnn"
 
 
 def describe(
@@ -36,7 +37,7 @@ def describe(
 ) -> dict[str, Any]:
     """What `model.json` says. `evaluation` is that of the validation split: thresholds are chosen there."""
     return {
-        "architecture": "faster_rcnn",
+        "architecture": ARCHITECTURE,
         "model": dataclasses.asdict(model),
         "classes": list(classes),
         "input": {
@@ -56,7 +57,7 @@ def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
     """A model folder as (architecture, params, the whole description). Raises UserError when it is none."""
     params, description = store.load_params(folder)
     parts = ("model", "classes", "input")
-    if description.get("architecture") != "faster_rcnn" or not all(part in description for part in parts):
+    if description.get("architecture") != ARCHITECTURE or not all(part in description for part in parts):
         raise UserError(
             "not a trained Faster R-CNN",
             where=folder,
@@ -66,22 +67,8 @@ def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
 
 
 def find(workdir: Path, stage: str | None = None) -> Path:
-    """The model folder that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    for folder in (workdir, workdir / "model"):
-        if (folder / store.CONFIG).is_file():
-            return folder
-    config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else None
-    stages = config.get("stages") if isinstance(config, dict) else None
-    if not isinstance(stages, dict):
-        raise UserError(
-            "neither a run folder nor a model folder", where=workdir, todo="train first: see launch/train.py"
-        )
-    trained = [name for name in stages if (workdir / name / "model" / store.CONFIG).is_file()]
-    if not trained:
-        raise UserError("no stage of this run has finished training", where=workdir, todo="start launch/train.py again")
-    if stage is not None and stage not in trained:
-        raise UserError(f"no trained stage '{stage}'", where=workdir, todo=f"there is {', '.join(trained)}")
-    return workdir / (stage or trained[-1]) / "model"
+    """The detector that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
+    return trained.find(workdir, stage, ARCHITECTURE, "detector")
 
 
 def test_loader(description: Mapping[str, Any], infos: Sequence) -> loader.LoaderConfig:

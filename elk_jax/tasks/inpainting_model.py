@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AreaRule
-from elk_jax.tasks import inpainting
+from elk_jax.tasks import inpainting, trained
 from elk_jax.tasks.inpainting import Inpainter
 from elk_jax.training.task import Params
 from elk_jax.weights import store
@@ -84,20 +83,4 @@ def rule(description: Mapping[str, Any], kind: str) -> AreaRule:
 
 def find(workdir: Path, stage: str | None = None) -> Path:
     """The inpainter that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    for folder in (workdir, workdir / "model"):
-        if (folder / store.CONFIG).is_file():
-            return folder
-    config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else None
-    stages = config.get("stages") if isinstance(config, dict) else None
-    if not isinstance(stages, dict):
-        raise UserError("neither a run folder nor a model folder", where=workdir, todo="train first: launch/train.py")
-    trained = [name for name in stages if _is_inpainter(workdir / name / "model" / store.CONFIG)]
-    if not trained:
-        raise UserError("no inpainter of this run is trained", where=workdir, todo="start launch/train.py again")
-    if stage is not None and stage not in trained:
-        raise UserError(f"no trained inpainter '{stage}'", where=workdir, todo=f"there is {', '.join(trained)}")
-    return workdir / (stage or trained[-1]) / "model"
-
-
-def _is_inpainter(path: Path) -> bool:
-    return path.is_file() and files.read_json(path).get("architecture") == ARCHITECTURE
+    return trained.find(workdir, stage, ARCHITECTURE, "inpainter")
