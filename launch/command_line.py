@@ -35,6 +35,14 @@ def required(flag: flags.FlagHolder, example: str = "") -> Any:
     return flag.value
 
 
+def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
+    """The value of a flag that is a list of numbers."""
+    try:
+        return tuple(float(text) for text in flag.value)
+    except ValueError as error:
+        raise UserError(f"--{flag.name}={','.join(flag.value)} is no list of numbers", todo="see --help") from error
+
+
 def _parse_and_call(main: Callable[[], object], doc: str) -> None:
     if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
         print(doc.strip() + "\n\nFlags:" + _flag_help())

@@ -19,6 +19,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, o
 STAGE = flags.DEFINE_string("stage", None, "Which trained stage of the run. Default: the last one.")
 DATA = flags.DEFINE_string("data", None, "coco:FILE.json, tfds:DIR or phantom:key=value,...")
 SPLIT = flags.DEFINE_string("split", "test", "Which split of it; empty for all images.")
+SPLIT_SHARES = flags.DEFINE_list(
+    "split_shares", [], "As in the training (config.data.NAME.split_shares), where images name no split: 0.7,0.15,0.15"
+)
 WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: is_mass=true,view=MLO")
 CLEAN = flags.DEFINE_bool("clean_boxes", False, "Drop boxes inside others and doubles first, as ELK does.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "COCO results to evaluate instead of a model.")
@@ -46,6 +49,7 @@ def main() -> None:
     detection_evaluate.evaluate_source(
         data=data,
         split=SPLIT.value,
+        split_shares=command_line.numbers(SPLIT_SHARES),
         where=WHERE.value,
         clean_boxes=CLEAN.value,
         on_error=ON_ERROR.value,

@@ -21,6 +21,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, o
 STAGE = flags.DEFINE_string("stage", None, "Which trained inpainter of the run. Default: the last one.")
 CANVASES = flags.DEFINE_string("canvases", None, "Images to paint on: coco:FILE.json, tfds:DIR, phantom:...")
 SPLIT = flags.DEFINE_string("split", "train", "Which split of them; empty for all images.")
+SPLIT_SHARES = flags.DEFINE_list(
+    "split_shares", [], "As in the training (config.data.NAME.split_shares), where images name no split: 0.7,0.15,0.15"
+)
 WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: view=MLO")
 COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one an image.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
@@ -42,6 +45,7 @@ def main() -> None:
         model=inpainting_model.find(workdir, STAGE.value),
         canvases=canvases,
         split=SPLIT.value,
+        split_shares=command_line.numbers(SPLIT_SHARES),
         where=WHERE.value,
         on_error=ON_ERROR.value,
         count=count,

@@ -21,6 +21,7 @@ from elk_jax.data.images import decode_image
 from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.phantom import read_phantom
 from elk_jax.data.schema import ImageInfo, Record
+from elk_jax.data.splits import draw_splits
 from elk_jax.data.tfds import read_tfds
 from elk_jax.errors import UserError
 
@@ -66,6 +67,7 @@ def open_source(
     keep_bytes: int = 0,
     watch: Watch = unwatched,
     ignore_over: float = 0.0,
+    split_shares: Sequence[float] = (),
 ) -> ImageSource:
     """Open a data source.
 
@@ -81,6 +83,8 @@ def open_source(
         opened as a whole before.
     keep_bytes: of decoded images, kept in memory for when they are read again; see `cached`.
     watch: shows how far the decoding of "skip" is.
+    split_shares: of train, val and test, for images that name no split: patients are dealt out, the same at every
+        opening (`splits.draw_splits`). () for none.
 
     UserError: unknown kind of source, split or field; nothing left; a patient in two splits; any bad
     annotation.
@@ -90,7 +94,9 @@ def open_source(
     kind, _, place = spec.partition(":")
     if kind not in _OPENERS:
         raise UserError(f"unknown data source '{spec}'", todo="write coco:FILE.json, tfds:DIR or phantom:")
-    source = _OPENERS[kind](place, split)
+    source = _OPENERS[kind](place, "" if split_shares else split)
+    if split_shares:
+        source = replace(source, infos=draw_splits(source.infos, split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)
     source = _in_split(source, split)
     if where:
@@ -239,7 +245,7 @@ def _in_split(source: ImageSource, split: str) -> ImageSource:
             where=source.name,
             todo=f"choose one of: {named}"
             if named
-            else "add a field `split` to the images, or take all (split='')",
+            else "add a field `split` to the images, or set split_shares=0.7,0.15,0.15 to have patients dealt out",
         )
     return subset(source, [i for i, info in enumerate(source.infos) if info.split == split])
 

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def draw_splits(infos: Sequence[ImageInfo], shares: Sequence[float], where: object = "") -> tuple[ImageInfo, ...]:
+    """The same images with splits drawn for their patients; see split_patients.
+
+    shares: of SPLITS, in this order. They are drawn over all images and by a seed of their own: what is later filtered,
+    and the seed of a training, move no patient. UserError if the images name several splits already.
+    """
+    if len(shares) != len(SPLITS) or not all(isinstance(share, int | float) for share in shares):
+        todo = f"give three numbers, of {', '.join(SPLITS)}: 0.7,0.15,0.15"
+        raise UserError(f"split_shares is {tuple(shares)}", where=where, todo=todo)
+    named = sorted({info.split for info in infos} - {""})
+    if len(named) > 1:
+        todo = "leave split_shares out, or the field `split`"
+        raise UserError(f"the images name their splits already: {', '.join(named)}", where=where, todo=todo)
+    lesions: Counter[str] = Counter()
+    for info in infos:
+        lesions[info.patient_id] += int((~info.ignore).sum())
+    drawn = split_patients(lesions, dict(zip(SPLITS, shares)))
+    return tuple(replace(info, split=drawn[info.patient_id]) for info in infos)
 
 
 def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed: int = 42) -> dict[str, str]:

@@ -111,7 +111,15 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
         where = parse_where(f"{entry.where},{entry.train_where}" if split == "train" else entry.where)
         keep, watch = sources.KEPT_BYTES, watched("  decoding")
         source = sources.open_source(
-            entry.spec, split, where, entry.clean_boxes, data.on_error, keep, watch, entry.ignore_over
+            entry.spec,
+            split,
+            where,
+            entry.clean_boxes,
+            data.on_error,
+            keep,
+            watch,
+            entry.ignore_over,
+            entry.get("split_shares", ()),  # a run folder of before there was the key lacks it
         )
         if entry.patients and split == "train":
             source = sources.fewshot(source, entry.patients, seed)

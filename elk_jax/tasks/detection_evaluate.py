@@ -29,6 +29,7 @@ def evaluate_source(
     predictions: str | None,
     output: Path,
     where: str = "",
+    split_shares: Sequence[float] = (),
     clean_boxes: bool = False,
     on_error: str = "stop",
     criterion: str = "iou:0.3",
@@ -45,7 +46,14 @@ def evaluate_source(
     rule = criterion_from_text(criterion)
     chosen = detection.parse_where(where)
     source = sources.open_source(
-        data, split, chosen, clean_boxes, on_error, keep_bytes=sources.KEPT_BYTES, watch=watched("  decoding")
+        data,
+        split,
+        chosen,
+        clean_boxes,
+        on_error,
+        keep_bytes=sources.KEPT_BYTES,
+        watch=watched("  decoding"),
+        split_shares=split_shares,
     )
     categories = sources.category_ids(data)
     output = files.make_folder(output)

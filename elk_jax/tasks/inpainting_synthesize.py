@@ -7,6 +7,7 @@ canvases alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,27 @@ def synthesize(
 
 
 def synthesize_source(
-    *, model: Path, canvases: str, split: str, where: str, on_error: str, count: int, output: Path, **settings: Any
+    *,
+    model: Path,
+    canvases: str,
+    split: str,
+    where: str,
+    on_error: str,
+    count: int,
+    output: Path,
+    split_shares: Sequence[float] = (),
+    **settings: Any,
 ) -> None:
     """`synthesize` into the images of a data source, for launch/synthesize.py."""
     chosen = detection.parse_where(where)
     source = sources.open_source(
-        canvases, split, chosen, on_error=on_error, keep_bytes=sources.KEPT_BYTES, watch=watched("  decoding")
+        canvases,
+        split,
+        chosen,
+        on_error=on_error,
+        keep_bytes=sources.KEPT_BYTES,
+        watch=watched("  decoding"),
+        split_shares=split_shares,
     )
     run = Run(ConfigDict(), output, meshes.make_mesh())
     for image_id, reason in source.skipped:

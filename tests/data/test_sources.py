@@ -1,4 +1,5 @@
 import pickle
+from collections import Counter
 from dataclasses import replace
 
 import cv2
@@ -63,12 +64,38 @@ def test_bad_specs(tmp_path, coco_folder):
         for image in content["images"]:
             del image["split"]
 
-    with pytest.raises(UserError, match="add a field `split`"):
+    with pytest.raises(UserError, match=r"add a field `split`.*or set split_shares=0\.7,0\.15,0\.15"):
         open_source(f"coco:{coco_folder(no_splits)}", "train")
     with pytest.raises(UserError, match="has no image"):
         open_source(f"coco:{coco_folder(lambda c: c.update(images=[], annotations=[]))}")
     with pytest.raises(UserError, match="patient A is in two splits"):
         open_source(f"coco:{coco_folder(lambda c: c['images'][4].update(patient_id='A'))}", "train")
+
+
+def test_images_without_splits_are_dealt_out_by_patient(coco_folder):
+    def no_splits(content):
+        for image in content["images"]:
+            del image["split"]
+
+    spec, shares = f"coco:{coco_folder(no_splits)}", (0.5, 0.25, 0.25)
+    split_of = lambda **wanted: {
+        info.image_id: split
+        for split in ("train", "val", "test")
+        for info in open_source(spec, split, split_shares=shares, **wanted).infos
+    }
+    drawn = split_of()
+    assert sorted(drawn) == ["1", "2", "3", "4", "5", "6"], "every image in one split"
+    assert drawn["1"] == drawn["2"] and drawn["3"] == drawn["4"], "patients stay together"
+    assert sorted(Counter(drawn[image] for image in "1356").values()) == [1, 1, 2]
+    assert split_of() == drawn
+    everything = open_source(spec, split_shares=shares, where={"is_mass": True})
+    assert {info.image_id: info.split for info in everything.infos} == {i: drawn[i] for i in "135"}, "filters move none"
+    with pytest.raises(UserError, match=r"split_shares is \(0\.7, 0\.3\).*three numbers"):
+        open_source(spec, split_shares=(0.7, 0.3))
+    with pytest.raises(UserError, match="name their splits already: test, train, val"):
+        open_source(f"coco:{coco_folder()}", "train", split_shares=shares)
+    with pytest.raises(UserError, match="name their splits already"):
+        open_source("phantom:size=64,count=12", "train", split_shares=shares)
 
 
 def break_missing(folder):
