@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401  before all that imports elk_jax
 import numpy as np
 from cdd_plan import PUBLISHED, SPLITS, Options, Plan, Planned, counts, make_plan
 from cdd_tables import passes, read_tables, squeeze

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 
+import checkout  # noqa: F401  before all that imports elk_jax
 import numpy as np
 from folders import new_folder
 from rich.console import Console

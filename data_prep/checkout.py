@@ -1,0 +1,10 @@
+"""Imported first by the scripts of this folder: elk_jax is that of this checkout, installed or not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
