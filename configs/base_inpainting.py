@@ -15,6 +15,7 @@ def inpainter(size: str) -> dict:
         "model": {  # of the training from scratch; with init_from the model comes from there
             "size": 64,  # side of the model's picture
             "patch": 4,  # pixels of one place of the U-Net, in each direction
+            "scale": 0.3,  # standard deviation of the images, beside noise of 1
             "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "block_out_channels": (64, 128),
             "layers_per_block": 1,
@@ -32,7 +33,7 @@ def inpainter(size: str) -> dict:
         "guidance": 1.0,
         "closeups": {  # elk_jax/data/closeup_batches.py
             "window": 64,  # native pixels
-            "batch_size": 16,
+            "batch_size": 8,
             "tissue_share": 0.3,  # healthy tissue under the mask: what the model knows beside lesions
             "horizontal_flip": 0.5,
             "vertical_flip": 0.5,
@@ -51,7 +52,7 @@ def inpainter(size: str) -> dict:
             "name": "adamw", **OPTIMIZER, "weight_decay": 0.01, "clip_norm": 1.0, "multipliers": (), "frozen": (),
         },
         "schedule": {"name": "warmup_cosine", "base": 1e-3, "warmup_steps": 100},
-        "ema_decay": 0.99,
+        "ema_decay": 0.98,
         "validation_closeups": 32,
         "choose": "last",  # or best: by the loss on the validation close-ups
         "log_every": 20,

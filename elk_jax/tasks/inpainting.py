@@ -164,9 +164,15 @@ def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[s
 # ---- From configuration to plain values ---------------------------------------------------------------------------
 
 
-def pixel_model(settings: Mapping[str, Any], std: float) -> InpainterConfig:
-    """`recipe.model` of a model in pixel space: size, patch, and the U-Net's settings."""
+def pixel_model(settings: Mapping[str, Any], contrast: float) -> InpainterConfig:
+    """`recipe.model` of a model in pixel space: size, patch, scale, and the U-Net's settings.
+
+    contrast: standard deviation of the grey values. scale: what it becomes beside noise of 1. Neighbouring pixels are
+    alike, so that an image of scale 1 shows its shapes through nearly every noise, and a model learns little of what
+    shapes there are (Hoogeboom et al. 2023, arXiv 2301.11093; Chen 2023, arXiv 2301.10972).
+    """
     values = as_dict(settings)
+    std = contrast / float(values.pop("scale"))
     patch = int(values.pop("patch"))
     channels = {"in_channels": 3 * patch**2 + 1, "out_channels": patch**2, "cross_attention_dim": None}
     size = int(values.pop("size"))

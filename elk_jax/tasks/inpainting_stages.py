@@ -156,8 +156,8 @@ def _start(run: Run, init_from: str, recipe: Mapping[str, Any], source: ImageSou
         if not recipe["model"]:
             todo = "name a folder of launch/import_weights.py --format=diffusers"
             raise UserError("no model to start from", where="init_from", todo=todo)
-        std = _contrast(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
-        model, words = inpainting.pixel_model(recipe["model"], std), inpainting.Words()
+        contrast = _contrast(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
+        model, words = inpainting.pixel_model(recipe["model"], contrast), inpainting.Words()
         noise, sampler = inpainting.noise_schedule(recipe["noise"]), inpainting.sampler(recipe["sampler"])
         return Start(Inpainter(model, noise, sampler, float(recipe["guidance"]), words))
     folder = model_folder(run, init_from)
