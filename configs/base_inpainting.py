@@ -131,6 +131,7 @@ def synthesize(model: str, canvases: str, share: float = 1.0, area: str = "free"
         "area": area,
         "batch_size": 8,
         "lesion_free": False,  # only canvases without any lesion; else windows clear of them
+        "grain": True,  # give lesions that are smoother than the tissue around them its grain
         "whole_window": False,  # paste the whole window, as published, instead of the lesion with a feathered border
     }
 

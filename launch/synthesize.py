@@ -32,6 +32,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Another seed, another set.", lower_bound
 BATCH = flags.DEFINE_integer("batch_size", 8, "Lesions painted at once.", lower_bound=1)
 LESION_FREE = flags.DEFINE_bool("lesion_free", False, "Only canvases without lesions; else windows clear of them.")
 WHOLE_WINDOW = flags.DEFINE_bool("whole_window", False, "Paste the whole window, not the lesion with a soft border.")
+GRAIN = flags.DEFINE_bool("grain", True, "Give lesions that are smoother than the tissue around them its grain.")
 ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
 
 
@@ -55,6 +56,7 @@ def main() -> None:
         batch_size=BATCH.value,
         lesion_free=LESION_FREE.value,
         whole_window=WHOLE_WINDOW.value,
+        grain=GRAIN.value,
     )
 
 

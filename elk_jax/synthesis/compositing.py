@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.synthesis.grain import match_grain
 from elk_jax.synthesis.windows import Window, box_mask, cut
 
 FEATHER = 0.12
@@ -108,6 +109,7 @@ def paste_lesion(
     *,
     feather: float = FEATHER,
     whole_window: bool = False,
+    grain: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Paste a painted lesion into a canvas [H, W].
 
@@ -117,6 +119,7 @@ def paste_lesion(
     feather: of the shorter side of the box, at least a pixel: the border inside the box in which the lesion fades in,
         so that nothing outside the box changes.
     whole_window: paste all of the window as the published system does, with the same correction and no feather.
+    grain: where to draw from the fine texture that a smooth lesion is given (`grain.match_grain`); None: it stays.
 
     Returns the new canvas and {"grey_shift": what was added to the painted picture, in shares of white}.
     """
@@ -126,6 +129,8 @@ def paste_lesion(
     mask = box_mask(np.array(box, np.float64), size, size)
     picture = from_model(painted, size)
     known = to_grey(cut(canvas, window))
+    if grain is not None:
+        picture = match_grain(picture, known, mask, cut(breast, window), grain)
     shift = grey_shift(known, picture, cut(breast, window) & ~mask)
     inside = max(1.0, feather * min(box[2] - box[0], box[3] - box[1]))
     weights = np.ones((size, size), np.float32) if whole_window else feather_weights(mask, inside)

@@ -79,6 +79,11 @@ def is_healthy(seed: int, breast: int, fraction: float) -> bool:
     return (start + breast * 0.6180339887498949) % 1.0 < fraction
 
 
+def patient_id(seed: int, index: int) -> str:
+    """Of the phantom `sample(seed, index)`: another seed, other patients."""
+    return f"S{seed}P{index // len(VIEWS):05d}"
+
+
 def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     """Draw view `index` of the endless data set `seed`; the same arguments give the same phantom.
 
@@ -124,7 +129,7 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
         lesion_map=layers[2],
         breast=layers[3],
         lesion_kinds=tuple(plan.kind if config.lesions == "realistic" else "blob" for plan, _, _ in placed),
-        patient_id=f"S{seed}P{patient:05d}",
+        patient_id=patient_id(seed, index),
         laterality=laterality,
         view=view,
         density=character.density,

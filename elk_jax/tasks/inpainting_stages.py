@@ -132,6 +132,7 @@ def synthesize(run: Run, name: str) -> dict[str, Any]:
         batch_size=stage.batch_size,
         lesion_free=stage.lesion_free,
         whole_window=stage.whole_window,
+        grain=stage.grain,
     )
     return {"kind": "synthesize", "task": "inpainting", "count": written, "area": stage.area, "model": stage.model}
 

@@ -59,11 +59,13 @@ def synthesize(
     batch_size: int = 8,
     lesion_free: bool = False,
     whole_window: bool = False,
+    grain: bool = True,
 ) -> int:
     """Write `count` images, each with one painted lesion beside those that its canvas has. Returns how many there are.
 
     canvases: images of TRAINING patients. lesion_free: only canvases without lesions; else windows clear of them.
     whole_window: paste the whole window, as published, instead of the lesion with a feathered border.
+    grain: give a lesion that is smoother than the tissue around it the grain of that tissue.
     Raises UserError for a folder that was begun with other settings, a model that is no inpainter, canvases without
     room for a lesion.
     """
@@ -80,6 +82,7 @@ def synthesize(
         "seed": seed,
         "lesion_free": lesion_free,
         "whole_window": whole_window,
+        "grain": grain,
     }
     if run.is_main:
         _begin(output, settings)
@@ -121,7 +124,7 @@ def synthesize(
             )
             for plan, picture in zip(chosen, painted[..., 0]):
                 if run.is_main:
-                    _write(output, plan, picture, description, settings, whole_window)
+                    _write(output, plan, picture, description, settings)
             bar.update(bar.done + len(chosen))
     if run.is_main:
         _finish(output, canvases, count)
@@ -186,11 +189,12 @@ def _begin(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _write(
-    output: Path, plan: Planned, picture: np.ndarray, description: dict, settings: dict, whole_window: bool
+    output: Path, plan: Planned, picture: np.ndarray, description: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     place = plan.placement
+    rng = np.random.default_rng([settings["seed"], 8, place.provenance["index"]]) if settings["grain"] else None
     image, extra = paste_lesion(
-        plan.pixels, picture, place.window, place.box, plan.breast, whole_window=whole_window
+        plan.pixels, picture, place.window, place.box, plan.breast, whole_window=settings["whole_window"], grain=rng
     )
     height, width = plan.pixels.shape
     mask = box_mask(np.array(place.image_box, np.float64), height, width).astype(np.uint8) * 255

@@ -1,0 +1,58 @@
+"""The fine texture of tissue, for painted regions that lack it: a small model paints shapes before it paints grain.
+
+Shapes: S side of the square window; all arrays [S, S].
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from elk_jax.synthesis.windows import count_covered, draw_corner
+
+FINE = 1.0
+"""Standard deviation, px, of the blur that separates grain from shape."""
+BORDER = 3
+"""Pixels kept between donor tissue and the mask, and the skin: there what is fine is an edge, not grain."""
+SIDES = (48, 32, 24, 16, 8)
+
+
+def fine_part(image: np.ndarray) -> np.ndarray:
+    """What a slight blur takes away, float32."""
+    image = image.astype(np.float32)
+    return image - cv2.GaussianBlur(image, (0, 0), FINE)
+
+
+def match_grain(
+    picture: np.ndarray, known: np.ndarray, mask: np.ndarray, breast: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """`picture` with as much grain under the mask as the visible tissue has; unchanged where it has enough.
+
+    picture: the painted window. known: the window of the canvas. mask, breast: bool. The grain is that of a random
+    square of the visible tissue, repeated in mirror images, with the strength that is missing. Unchanged too where no
+    square of tissue is to be seen, or the mask is too narrow to tell grain from its border.
+    """
+    reach = np.ones((2 * BORDER + 1, 2 * BORDER + 1), np.uint8)
+    near = cv2.dilate((mask | ~breast).astype(np.uint8), reach) > 0
+    inner = cv2.erode(mask.astype(np.uint8), reach) > 0
+    corner, side = _donor(near, rng)
+    if corner is None or not inner.any():
+        return picture
+    x, y = corner
+    grain = fine_part(known)[y : y + side, x : x + side]
+    wanted, there = float(grain.std()), float(fine_part(picture)[inner].std())
+    if there >= wanted:
+        return picture
+    grain = (grain - grain.mean()) * (np.sqrt(wanted**2 - there**2) / wanted)
+    size = len(picture)
+    spread = np.pad(grain, ((0, max(size - side, 0)),) * 2, mode="symmetric")[:size, :size]
+    return np.where(mask, picture + spread, picture).astype(np.float32)
+
+
+def _donor(blocked: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int] | None, int]:
+    """Corner and side of a random square without blocked pixels, as large as there is one."""
+    for side in SIDES:
+        corner = draw_corner(count_covered(blocked, side, side) == 0, rng)
+        if corner is not None:
+            return corner, side
+    return None, 0
