@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection_stages, inpainting_evaluate, inpainting_stages, report
+from elk_jax.experiment_checks import MODEL_KEYS, check_inputs, writing_stage
+from elk_jax.tasks import detection_stages, inpainting_evaluate, inpainting_stages, recipe_checks, report
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 
@@ -43,9 +44,6 @@ STAGES = {
 SOURCE_KEYS = ("validate_on", "on", "canvases", "synthetic")
 """Settings of a stage, beside `train_on`, that name a data source."""
 
-MODEL_KEYS = ("init_from", "model", "features")
-"""Settings that name a train stage or a model folder."""
-
 
 def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
     """Run an experiment's stages in order and write the report.
@@ -54,12 +52,15 @@ def run(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = 
     stages: names of the stages to run; all when None. Named evaluation stages are repeated even when finished.
     Returns the summaries of all stages that are finished, by stage name. Raises UserError for what the user can mend.
     """
-    check(config, stages, Path(workdir))
-    folder = files.make_folder(workdir)
+    folder = Path(workdir)
+    check(config, stages, folder)
+    _same_experiment_or_error(config, folder)
     this = Run(config, folder, meshes.make_mesh(config.mesh.data, config.mesh.fsdp))
     chosen = [name for name in config.stages if stages is None or name in stages]
     for name in chosen:
         _same_as_before_or_error(this, name)
+    check_inputs(this, [name for name in chosen if not _looks_finished(this, name, repeat=stages is not None)])
+    files.make_folder(folder)
     this.meet("settings compared")
     if this.is_main:
         files.write_json(folder / "config.json", plain(config))
@@ -128,7 +129,7 @@ def _models(this: Run, name: str) -> dict[str, Any]:
         if stage.get(key, ""):
             folders[stage[key]] = model_folder(this, stage[key])
     for source in _sources(stage):
-        wrote = _writing_stage(this.config, source)
+        wrote = writing_stage(this.config, source)
         if wrote:
             folders[wrote] = this.folder / wrote
     before = files.read_json(written).get("models", {}) if written.exists() else {}
@@ -139,7 +140,7 @@ def _models(this: Run, name: str) -> dict[str, Any]:
 def _same_initial_weights_or_error(this: Run, name: str, depends: dict[str, Any]) -> None:
     """Refuse to go on with a training, or to call it finished, whose initial weights are not those it started from."""
     before = this.folder / name / "config.json"
-    if this.config.stages[name].kind != "train" or not before.exists():
+    if this.config.stages[name].kind != "train" or not _has_something_to_lose(before.parent):
         return
     known, now = files.read_json(before).get("models", {}), depends.get("models", {})
     changed = [other for other in now if known.get(other) != now[other]]
@@ -151,12 +152,6 @@ def _same_initial_weights_or_error(this: Run, name: str, depends: dict[str, Any]
         )
 
 
-def _writing_stage(config: ConfigDict, source: str) -> str:
-    """The stage that writes a data source, "" where none does."""
-    spec = config.data[source].spec
-    return spec.removeprefix("stage:") if spec.startswith("stage:") else ""
-
-
 def _sources(stage: ConfigDict) -> list[str]:
     """The data sources that a stage names, each once."""
     named = (*stage.get("train_on", ()), *(stage[key] for key in SOURCE_KEYS if key in stage))
@@ -166,7 +161,7 @@ def _sources(stage: ConfigDict) -> list[str]:
 def _same_as_before_or_error(this: Run, name: str) -> None:
     """Refuse to go on with a training under other settings than it was started with."""
     before = this.folder / name / "config.json"
-    if this.config.stages[name].kind != "train" or not before.exists():
+    if this.config.stages[name].kind != "train" or not _has_something_to_lose(before.parent):
         return
     settings = {key: value for key, value in files.read_json(before).items() if key != "models"}
     differences = _differences(settings, _depends(this, name))
@@ -178,11 +173,40 @@ def _same_as_before_or_error(this: Run, name: str) -> None:
         )
 
 
+def _has_something_to_lose(stage_folder: Path) -> bool:
+    """Whether a training got so far that other settings must not replace it: to a checkpoint, or to its end."""
+    checkpoints = any(path.name.isdigit() for path in stage_folder.glob("checkpoints/*"))
+    return (stage_folder / "config.json").exists() and (checkpoints or (stage_folder / "finished.json").exists())
+
+
+def _looks_finished(this: Run, name: str, repeat: bool) -> bool:
+    """As `_run_stage` will find it, but for models that are made again."""
+    folder = this.folder / name
+    if not (folder / "finished.json").exists() or (repeat and this.config.stages[name].kind != "train"):
+        return False
+    before = files.read_json(folder / "config.json")
+    return {key: value for key, value in before.items() if key != "models"} == _depends(this, name)
+
+
+def _same_experiment_or_error(config: ConfigDict, folder: Path) -> None:
+    """Refuse a run folder in which another experiment was started."""
+    path = folder / "config.json"
+    found = files.read_json(path) if path.is_file() else {"name": config.name}
+    known = found.get("name") if isinstance(found, dict) else None
+    if known != config.name:
+        what = f"the experiment {known}" if known else "something else"
+        raise UserError(f"the folder of {what}, not of {config.name}", where=folder, todo="name another --workdir")
+
+
 def check(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path | None = None) -> None:
-    """Raise UserError for stages that do not exist, cannot run or refer to what is not there.
+    """Raise UserError for stages that do not exist, cannot run, refer to what is not there, or for impossible values.
 
     folder: a run folder; what was trained in it under another name of a stage may be evaluated too.
     """
+    if stages is not None and not stages:
+        raise UserError(
+            "no stage to run", where="--stages=", todo=f"name some of {', '.join(config.stages)}, or leave the flag out"
+        )
     for name in stages or ():
         if name not in config.stages:
             raise UserError(
@@ -197,12 +221,15 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
         if (stage.kind, stage.task) not in STAGES:
             known = ", ".join(f"{kind} {task}" for kind, task in STAGES)
             raise UserError(f"no stage of kind '{stage.kind} {stage.task}'", where=where, todo=f"known: {known}")
-        if "recipe" in stage and stage.recipe not in config:
-            raise UserError(f"recipe '{stage.recipe}' is not in the configuration", where=where)
+        recipe_checks.check_stage(stage, where)
+        if "recipe" in stage:
+            if stage.recipe not in config:
+                raise UserError(f"recipe '{stage.recipe}' is not in the configuration", where=where)
+            recipe_checks.check_recipe(stage.task, config[stage.recipe], f"config.{stage.recipe}")
         for source in _sources(stage):
             if source not in config.data:
                 raise UserError(f"data source '{source}' is not in config.data", where=where)
-            wrote = _writing_stage(config, source)
+            wrote = writing_stage(config, source)
             if wrote and wrote not in written:
                 raise UserError(
                     f"'{wrote}' is no synthesis stage before '{name}'",

@@ -26,6 +26,19 @@ def make_folder(path: str | os.PathLike) -> Path:
     return path
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise UserError unless the folder `path` can be written, or made; makes nothing."""
+    path = Path(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there):
+            pass
+    except NotADirectoryError as error:
+        raise UserError("a file stands where a folder is needed", where=there, todo="choose another folder") from error
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Write a file atomically: a reader, or a crash, sees the old content or the new one and nothing between."""
     path = Path(path)

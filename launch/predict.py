@@ -20,8 +20,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, o
 STAGE = flags.DEFINE_string("stage", None, "Which trained stage of the run. Default: the last one.")
 INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of images; can be given several times.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
-THRESHOLD = flags.DEFINE_float("threshold", None, "Score from which a box is drawn and marked in the CSV.")
-FLOOR = flags.DEFINE_float("score_floor", 0.01, "Predictions that score less are not written at all.")
+THRESHOLD = flags.DEFINE_float(
+    "threshold", None, "Score from which a box is drawn and marked in the CSV.", lower_bound=0, upper_bound=1
+)
+FLOOR = flags.DEFINE_float(
+    "score_floor", 0.01, "Predictions that score less are not written at all.", lower_bound=0, upper_bound=1
+)
 PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
 ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
 

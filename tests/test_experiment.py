@@ -162,7 +162,7 @@ def test_prediction_on_files_of_any_kind(mixed, tmp_path):
     model = detection_model.find(mixed)
     with pytest.raises(UserError, match=r"broken\.png"):
         detection_predict.predict_files(model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out")
-    assert not (tmp_path / "out" / "findings.json").exists()
+    assert not (tmp_path / "out").exists()
     results = detection_predict.predict_files(
         model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out", on_error="skip", threshold=0.0
     )

@@ -53,6 +53,16 @@ def test_folder_under_a_file_is_refused(tmp_path):
         files.make_folder(tmp_path / "file" / "below")
 
 
+def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path):
+    files.check_writable(tmp_path / "a" / "b")
+    files.check_writable(tmp_path)
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"a file stands where a folder is needed \(.*/file\)"):
+            files.check_writable(path)
+
+
 @pytest.mark.parametrize("number, text", [(errno.EACCES, "permission denied"), (errno.EROFS, "permission denied")])
 def test_operating_system_errors_say_what_to_do(number, text):
     assert text in str(from_os_error(OSError(number, "x"), "/some/where"))

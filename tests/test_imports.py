@@ -24,7 +24,8 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"},
-    "experiment": COMMON | {"tasks", "data", "training", "reporting", "evaluation"},
+    "experiment_checks": COMMON | {"tasks", "data", "weights"},
+    "experiment": COMMON | {"tasks", "data", "training", "reporting", "evaluation", "experiment_checks"},
 }
 NEVER = {
     "torch",

@@ -102,5 +102,14 @@ def check_no_patient_in_two_splits(infos: Iterable[ImageInfo], where: object = "
             )
 
 
+def no_lesions(split: str, where: object) -> UserError:
+    """For images of which none has a lesion where some are needed."""
+    return UserError(
+        f"no lesion in the images of the split '{split}'",
+        where=where,
+        todo="check the annotations and which images are chosen (split, where; ignored boxes are no lesions)",
+    )
+
+
 def _text(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values.ravel()[:8]) + ")"

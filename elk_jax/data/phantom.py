@@ -18,11 +18,12 @@ import numpy as np
 from elk_jax.data.schema import ImageInfo
 from elk_jax.data.splits import largest_remainder
 from elk_jax.errors import UserError
-from elk_jax.synthesis.phantom import VIEWS, PhantomConfig, sample
+from elk_jax.synthesis.phantom import VIEWS, PhantomConfig, patient_id, sample
 
 SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
 _SPACE = 1_000_000  # indices reserved for one split: the phantoms of a split do not change when `count` grows
 MODALITIES = ("subtracted", "low_energy")
+CLASSES = ("lesion",)
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ def read_phantom(
     options: str, split: str = ""
 ) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
     """Draw the phantoms of one split ("" for all): (infos, class names, read). UserError for a bad option."""
-    chosen = parse_options(options)
-    if split and split not in SPLITS:
-        raise UserError(f"a phantom has no split '{split}'", todo=f"choose one of: {', '.join(SPLITS)}")
+    chosen, jobs = parse_options(options), _jobs(options, split)
     config = PhantomConfig(
         size=chosen.size,
         lesions=chosen.lesions,
@@ -59,11 +58,16 @@ def read_phantom(
         max_lesions=chosen.max_lesions,
         contrast=chosen.contrast,
     )
-    jobs = [(name, index) for name, index in _indices(chosen.count) if split in ("", name)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         drawn = list(pool.map(lambda job: _draw(chosen, config, *job), jobs))
     infos = tuple(info for info, _ in drawn)
-    return infos, ("lesion",), partial(_read, tuple(image for _, image in drawn))
+    return infos, CLASSES, partial(_read, tuple(image for _, image in drawn))
+
+
+def patients(options: str, split: str = "") -> dict[str, str]:
+    """Patient id -> split of what `read_phantom` would draw. UserError for a bad option."""
+    seed = parse_options(options).seed
+    return {patient_id(seed, index): name for name, index in _jobs(options, split)}
 
 
 def parse_options(text: str) -> PhantomOptions:
@@ -91,6 +95,13 @@ def parse_options(text: str) -> PhantomOptions:
             todo=f"choose {len(VIEWS) * len(SPLITS)} (a patient per split) to {_SPACE}",
         )
     return options
+
+
+def _jobs(options: str, split: str) -> list[tuple[str, int]]:
+    """(split, phantom index) of the images of one split, "" for all."""
+    if split and split not in SPLITS:
+        raise UserError(f"a phantom has no split '{split}'", todo=f"choose one of: {', '.join(SPLITS)}")
+    return [job for job in _indices(parse_options(options).count) if split in ("", job[0])]
 
 
 def _indices(count: int) -> list[tuple[str, int]]:

@@ -38,9 +38,10 @@ def predict_files(
     paths = folder.find_images(inputs)
     _, _, description = detection_model.load(model)
     source = folder.open_files(paths, tuple(description["classes"]), on_error, watch=watched("  decoding"))
-    output = files.make_folder(output)
+    files.check_writable(output)
     threshold = chosen_threshold(description) if threshold is None else threshold
     results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor)
+    files.make_folder(output)
     files.write_json(
         output / "findings.json", [entry for r in results for entry in _entries(r, description, threshold)]
     )

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from elk_jax import files
-from elk_jax.data import breast, loader, plan
+from elk_jax.data import breast, checks, loader, plan
 from elk_jax.data.flips import check_flips
 from elk_jax.data.sources import ImageSource, category_ids, summary
 from elk_jax.errors import UserError
@@ -39,13 +39,6 @@ def train(run: Run, name: str) -> dict[str, Any]:
     config, stage = run.config, run.config.stages[name]
     recipe = config[stage.recipe]
     folder = run.folder / name
-    if recipe.best_metric not in metrics.METRIC_NAMES:
-        raise UserError(
-            f"no metric '{recipe.best_metric}' to choose a checkpoint by",
-            where=f"config.{stage.recipe}.best_metric",
-            todo=f"choose one of {', '.join(metrics.METRIC_NAMES)}",
-        )
-
     flips = check_flips(recipe.test_flips)
 
     # ---- Data ------------------------------------------------------------------------------------------------
@@ -57,6 +50,10 @@ def train(run: Run, name: str) -> dict[str, Any]:
         )
     run.say(f"  train {_counts(source)}; validation {_counts(validation)}")
     _say_skipped(run, source, validation)
+    if not summary(source.infos)["lesions"]:
+        raise checks.no_lesions("train", source.name)
+    if not summary(validation.infos)["lesions"]:
+        run.say("  warning: no lesion in validation: checkpoints cannot be told apart, the first one is kept")
     if recipe.crop_to_breast:
         source, _ = breast.crop_to_breast(source, watched("  finding the breasts"))
     shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window
@@ -190,7 +187,7 @@ def _initial_params(run: Run, init_from: str, task, seed: int):
     folder = model_folder(run, init_from)
     loaded, description = store.load_params(folder)
     template = jax.device_get(task.init(jax.random.key(seed)))
-    params = store.restore_into(template, loaded, drop=(CLASS_LAYERS, *description.get("absent", ())))
+    params = store.restore_into(template, loaded, (CLASS_LAYERS, *description.get("absent", ())), where=folder)
     run.say(f"  starts from {folder} ({description.get('architecture', 'weights')})")
     return params
 

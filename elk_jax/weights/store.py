@@ -42,11 +42,7 @@ def load_params(folder: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
     """(params, config) as `save_params` wrote them; raises UserError when the folder is none of its."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / PARAMS).is_file():
-        raise UserError(
-            "no model here",
-            where=folder,
-            todo=f"name a folder with {PARAMS} and {CONFIG}: RUN/STAGE/model, or what launch/import_weights.py wrote",
-        )
+        raise no_model(folder)
     config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise UserError(
@@ -55,32 +51,44 @@ def load_params(folder: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
     return nest(read_safetensors(folder / PARAMS)), config
 
 
-def restore_into(template: Params, loaded: Params, drop: Sequence[str] = ()) -> Params:
+def no_model(folder: Path) -> UserError:
+    """For a folder that is none of ours."""
+    return UserError(
+        "no model here",
+        where=folder,
+        todo=f"name a folder with {PARAMS} and {CONFIG}: RUN/STAGE/model, or what launch/import_weights.py wrote",
+    )
+
+
+def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), where: object = "") -> Params:
     """`template` with its leaves replaced by those of `loaded` of the same name, in the template's types.
 
     drop: regular expressions (re.search on a/b/c names). Parameters that match keep the template's fresh values
     where `loaded` has none of the same shape (another number of classes, a backbone without a detector), and may
     be left over in `loaded`. All others must agree: a name that is missing or left over, or another shape, is a
-    UserError with names and shapes.
+    UserError with names and shapes. where: the folder of `loaded`, for that error.
     """
     wanted, given = flatten(template), flatten(loaded)
     patterns = compile_patterns(drop)
     required = [name for name in wanted if not matches(patterns, name)]
     shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
-    todo = "use a model of the same architecture, or name what shall start afresh in `drop`"
+    todo = (
+        "start from weights of the same architecture, or set the recipe's `model` (--config.RECIPE.model.KEY=VALUE) "
+        f"to what {CONFIG} beside the weights says"
+    )
     missing = [f"{name} {tuple(wanted[name].shape)}" for name in required if name not in given]
     if missing:
-        raise UserError(f"the weights lack {first_few(missing)}", todo=todo)
+        raise UserError(f"the weights lack {first_few(missing)}", where=where, todo=todo)
     left_over = [f"{n} {shapes[n]}" for n in given if n not in wanted and not matches(patterns, n)]
     if left_over:
-        raise UserError(f"the model has no place for {first_few(left_over)}", todo=todo)
+        raise UserError(f"the model has no place for {first_few(left_over)}", where=where, todo=todo)
     other = [
         f"{name} is {shapes[name]} in the weights and {tuple(wanted[name].shape)} in the model"
         for name in required
         if shapes[name] != tuple(wanted[name].shape)
     ]
     if other:
-        raise UserError(f"shapes differ: {first_few(other)}", todo=todo)
+        raise UserError(f"shapes differ: {first_few(other)}", where=where, todo=todo)
     return nest(
         {
             name: np.asarray(given[name], leaf.dtype) if shapes.get(name) == tuple(leaf.shape) else leaf

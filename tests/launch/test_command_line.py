@@ -80,6 +80,7 @@ TINY = "--config=configs/cem_real.py:tiny"
         ([TINY, "--config.detector.optimizer.magic=1"], ["unknown config key", "magic"]),
         ([TINY, "--config.detector.steps.more=1"], ["unknown config key", "steps.more"]),
         ([TINY, "--config.detector.steps=many"], ["bad value", "detector.steps"]),
+        ([TINY, "--stages="], ["no stage to run", "real, evaluate"]),
         ([TINY, "--colour=red"], ["colour"]),
         ([TINY, "stray"], ["stray"]),
     ],
@@ -88,9 +89,16 @@ def test_wrong_flags_end_in_one_line(quick_start, arguments, words):
     assert_one_line(quick_start("train", *arguments), *words)
 
 
+@pytest.mark.parametrize("script", ["evaluate", "predict"])
+@pytest.mark.parametrize("argument", ["--bootstrap=-3", "--score_floor=1.5", "--score_floor=-1", "--threshold=2"])
+def test_numbers_out_of_range_end_in_one_line(quick_start, script, argument):
+    assert_one_line(quick_start(script, "--workdir=x", argument), argument[2:].split("=")[0])
+
+
 @pytest.mark.parametrize(
     "argument, words",
     [
+        ("--config.detector.steps=0", ["config.detector.steps", "at least 1"]),
         ("--config.data.real.spec=coco:/nowhere/cem.json", ["/nowhere/cem.json"]),
         ("--config.data.real.spec=ftp:images", ["unknown data source"]),
         ("--config.detector.model.depth=77", ["model.depth", "101"]),
@@ -103,6 +111,7 @@ def test_wrong_flags_end_in_one_line(quick_start, arguments, words):
 def test_wrong_values_end_in_one_line_and_leave_nothing(quick_start, tmp_path, argument, words):
     assert_one_line(quick_start("train", TINY, f"--workdir={tmp_path}", argument), *words)
     assert not (tmp_path / "real" / "checkpoints").exists() and not (tmp_path / "real" / "finished.json").exists()
+    assert argument.endswith("buckets=()") or not list(tmp_path.iterdir())
 
 
 def test_folders_that_are_none_end_in_one_line(quick_start, tmp_path):

@@ -1,0 +1,164 @@
+"""What is looked at before the first stage of an experiment: that its data are there, and no patient on both sides.
+
+A patient is on both sides when a model is trained on images of it (or on lesions painted into them, or starts from
+weights that were), and its checkpoint is chosen, or it is tested, on others.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+from elk_jax.data import checks, phantom
+from elk_jax.errors import UserError
+from elk_jax.tasks import detection
+from elk_jax.tasks.run import Run, model_folder
+from elk_jax.weights import store
+
+MODEL_KEYS = ("init_from", "model", "features")
+"""Settings of a stage that name a train stage or a model folder."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is known of one split of a source without looking at its pixels.
+
+    patients: (patient, split that the image names). lesions: None for phantoms, which would have to be drawn.
+    """
+
+    classes: tuple[str, ...]
+    patients: frozenset[tuple[str, str]]
+    lesions: int | None
+
+
+Open = Callable[[str, str], Opened]
+"""(name of a data source, split) -> what is known of it. UserError where it cannot be opened."""
+
+
+def check_inputs(run: Run, names: Sequence[str]) -> None:
+    """Raise UserError for the first of the stages `names` that could not do its work with the data and weights given.
+
+    names: stages that will run, in order. What they are to write themselves (painted images, weights) is not there yet.
+    """
+    config, open_split = run.config, functools.cache(functools.partial(_open, run))
+    for name in names:
+        stage = config.stages[name]
+        _check_weights(run, name, names)
+        for source, split in _reads(stage):
+            if not writing_stage(config, source):
+                open_split(source, split)
+        if stage.kind == "train":
+            _check_lesions(config, name, open_split)
+        for judged in _judged(config, name):
+            _check_apart(config, name, judged, open_split)
+
+
+def writing_stage(config: ConfigDict, source: str) -> str:
+    """The stage that writes a data source, "" where none does."""
+    spec = config.data[source].spec
+    return spec.removeprefix("stage:") if spec.startswith("stage:") else ""
+
+
+def training_sources(config: ConfigDict, name: str) -> list[str]:
+    """The data sources, each once, from whose training patients something reached a train or synthesis stage."""
+    stage = config.stages[name]
+    found: list[str] = []
+    for source in stage.get("train_on", ()) or (stage.canvases,):
+        wrote = writing_stage(config, source)
+        found += training_sources(config, wrote) if wrote else [source]
+    for key in ("init_from", "model"):
+        if stage.get(key, "") in config.stages:
+            found += training_sources(config, stage[key])
+    return list(dict.fromkeys(found))
+
+
+def _reads(stage: ConfigDict) -> list[tuple[str, str]]:
+    """(data source, split) of all that a stage opens, the training data of a train stage first."""
+    if stage.kind == "train":
+        return [*((source, "train") for source in stage.train_on), (stage.validate_on, "val")]
+    if stage.kind == "synthesize":
+        return [(stage.canvases, "train")]
+    painted = [(stage.synthetic, "train")] if "synthetic" in stage else []
+    return [_held_out(stage), *painted]
+
+
+def _held_out(stage: ConfigDict) -> tuple[str, str]:
+    """(data source, split) that a train stage chooses its checkpoint on, or that an evaluation tests on."""
+    return (stage.validate_on, "val") if stage.kind == "train" else (stage.on, stage.get("split", "train"))
+
+
+def _judged(config: ConfigDict, name: str) -> list[str]:
+    """The train and synthesis stages whose work is judged in a stage, be it to choose a checkpoint."""
+    stage = config.stages[name]
+    if stage.kind == "evaluate":
+        wrote = writing_stage(config, stage.synthetic) if "synthetic" in stage else ""
+        return [judged for judged in (*stage.get("models", ()), wrote) if judged in config.stages]
+    return [name] if stage.kind == "train" else []
+
+
+def _open(run: Run, source: str, split: str) -> Opened:
+    data = run.data
+    kind, _, options = data[source].spec.partition(":")
+    if kind == "phantom":
+        return Opened(phantom.CLASSES, frozenset(phantom.patients(options, split).items()), None)
+    if data.on_error == "skip":
+        data.on_error = "late"  # every image is decoded once, but when a stage opens the source
+    opened = detection.open_data(data, (source,), split, run.config.seed)
+    lesions = sum(int((~info.ignore).sum()) for info in opened.infos)
+    return Opened(opened.classes, frozenset((info.patient_id, info.split) for info in opened.infos), lesions)
+
+
+def _check_weights(run: Run, name: str, names: Sequence[str]) -> None:
+    """The models that a stage reads lie there, or are trained before it."""
+    stage = run.config.stages[name]
+    folders = {model: run.folder / model / "model" for model in stage.get("models", ())}
+    folders |= {stage[key]: model_folder(run, stage[key]) for key in MODEL_KEYS if stage.get(key, "")}
+    for model, folder in folders.items():
+        if model not in names and not (folder / store.CONFIG).is_file():
+            raise store.no_model(folder)
+
+
+def _check_lesions(config: ConfigDict, name: str, open_split: Open) -> None:
+    stage = config.stages[name]
+    if not any(writing_stage(config, source) for source in stage.train_on):
+        known = [open_split(source, "train").lesions for source in stage.train_on]
+        if not any(lesions is None or lesions > 0 for lesions in known):
+            raise checks.no_lesions("train", f"stage {name}, data {', '.join(stage.train_on)}")
+    if stage.task != "inpainting" or writing_stage(config, stage.validate_on):
+        return
+    if open_split(stage.validate_on, "val").lesions == 0:
+        raise checks.no_lesions("val", f"stage {name}, data {stage.validate_on}")
+
+
+def _check_apart(config: ConfigDict, name: str, judged: str, open_split: Open) -> None:
+    """What is judged was trained on data of the same classes, and on none of the patients that judge it."""
+    stage, (on, split) = config.stages[name], _held_out(config.stages[name])
+    if writing_stage(config, on):
+        return
+    held_out = open_split(on, split)
+    split_of = {patient: own for patient, own in held_out.patients if own != "train"}
+    for source in training_sources(config, judged):
+        try:
+            trained = open_split(source, "train")
+        except UserError:
+            continue  # of a stage that is finished, or it were opened before: its data may be elsewhere by now
+        own = stage.task == "detection" and source in config.stages[judged].train_on
+        if own and trained.classes != held_out.classes:
+            raise UserError(
+                f"'{source}' has the classes {', '.join(trained.classes)}, '{on}' has {', '.join(held_out.classes)}",
+                where=f"stage {name}",
+                todo="rename the categories of one of them",
+            )
+        both = sorted({patient for patient, _ in trained.patients} & split_of.keys())
+        if both:
+            others = f" and {len(both) - 1} more are" if len(both) > 1 else " is"
+            raise UserError(
+                f"patient {both[0]}{others} in the training split of '{source}' and in the split "
+                f"'{split_of[both[0]]}' of '{on}': {judged} would be judged on what it is trained on",
+                where=f"stage {name}",
+                todo="leave them out of one of the two; if they are different people who are numbered alike, make the "
+                "field patient_id distinct (an image without it is a patient of its own, with the image's id)",
+            )
