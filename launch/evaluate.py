@@ -28,9 +28,13 @@ PREDICTIONS = flags.DEFINE_string("predictions", None, "COCO results to evaluate
 CRITERION = flags.DEFINE_string(
     "criterion", "iou:0.3", "A hit: iou:T, centre_in_box or centre_distance:PIXELS:DIAGONALS."
 )
-FLOOR = flags.DEFINE_float("score_floor", 0.01, "Predictions that score less are dropped.")
+FLOOR = flags.DEFINE_float(
+    "score_floor", 0.01, "Predictions that score less are dropped.", lower_bound=0, upper_bound=1
+)
 ALL_IMAGES = flags.DEFINE_bool("all_images", False, "Count false positives of lesion-free images in FROC too.")
-BOOTSTRAP = flags.DEFINE_integer("bootstrap", 2000, "Resamples of patients for the intervals, 0 for none.")
+BOOTSTRAP = flags.DEFINE_integer(
+    "bootstrap", 2000, "Resamples of patients for the intervals, 0 for none.", lower_bound=0
+)
 FLIPS = flags.DEFINE_list(
     "flips", None, "Detect in mirrored views too and fuse: horizontal, vertical, both. Default: as trained."
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from elk_jax import files
 from elk_jax.data import sources
+from elk_jax.data.flips import check_flips
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.hits import criterion_from_text
@@ -44,6 +45,7 @@ def evaluate_source(
     launch/evaluate.py.
     """
     rule = criterion_from_text(criterion)
+    check_flips(flips or ())
     chosen = detection.parse_where(where)
     source = sources.open_source(
         data,
@@ -56,7 +58,7 @@ def evaluate_source(
         split_shares=split_shares,
     )
     categories = sources.category_ids(data)
-    output = files.make_folder(output)
+    files.check_writable(output)
     if model is not None:
         name = model.parent.name if model.name == "model" else model.name
         results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor, flips)
@@ -68,6 +70,7 @@ def evaluate_source(
     evaluation = metrics.evaluate_detections(
         results, criterion=rule, score_floor=score_floor, froc_images=froc_images, resamples=resamples
     )
+    files.make_folder(output)
     detections.write_results(output / "predictions.json", results, categories)
     files.write_json(output / "evaluation.json", evaluation)
     shown = reports.choose_pictures(results, rule, evaluation)
