@@ -82,6 +82,7 @@ def source(spec: str, **overrides) -> dict:
         "ignore_over": 0.0,  # boxes of more than this share of the image are neither lesion nor background; 0: none
         "patients": 0,  # random training patients to keep, 0 for all
         "split_shares": (),  # 0.7,0.15,0.15 deals patients out to train, val, test where images name no split
+        "bit_depth": 0,  # 12: of values in 16-bit files that use no more; 0: as the files say
         **overrides,
     }
 

@@ -3,7 +3,8 @@
   python data_prep/coco_to_tfds.py --input=mine/annotations.json --output=mine/tfds --name=mine
 
 Images lie in `images/` beside the JSON file, as PNG, JPG, TIFF or DICOM. Per image, `patient_id` and
-`split` are honoured and all other fields are kept. The result is read by tfds:mine/tfds.
+`split` are honoured and all other fields are kept; with `bit_depth` (significant bits of a 16-bit file that holds
+fewer) the values are spread over all 16 bits. The result is read by tfds:mine/tfds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 import checkout  # noqa: F401  before all that imports elk_jax
 import numpy as np
@@ -22,8 +24,16 @@ from tfds_writer import write_tfds
 
 from elk_jax.data.checks import check_no_patient_in_two_splits
 from elk_jax.data.coco import image_folder, read_coco
-from elk_jax.data.images import as_integers, decode_pixels
+from elk_jax.data.images import as_integers, check_bit_depth, decode_image, decode_pixels
 from elk_jax.errors import UserError, run_main
+
+
+def stored(path: Path, bit_depth: int | None) -> np.ndarray:
+    """The pixels of a file, [H, W] uint8 or uint16, where white is the largest value of its type."""
+    pixels = decode_pixels(path)[0]
+    if bit_depth and pixels.dtype == np.uint16:
+        pixels = decode_image(path, bit_depth=bit_depth)[0][..., 0]
+    return as_integers(pixels)
 
 
 def main(argv: list[str]) -> None:
@@ -41,6 +51,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--name={flags.name} is no name for a data set", todo="use lower case letters, digits and _")
     infos, classes = read_coco(flags.input)
     folder = image_folder(flags.input)
+    depth_of = {info.image_id: info.meta.pop("bit_depth", None) for info in infos}
+    for image_id, depth in depth_of.items():
+        check_bit_depth(depth, f"{flags.input}, image {image_id}")
     if not infos:
         raise UserError("the file lists no image", where=flags.input)
     check_no_patient_in_two_splits(infos, where=flags.input)
@@ -59,7 +72,7 @@ def main(argv: list[str]) -> None:
             flags.name,
             infos,
             classes,
-            lambda info: as_integers(decode_pixels(folder / info.file_name)[0]),
+            lambda info: stored(folder / info.file_name, depth_of[info.image_id]),
             bits=16 if any(wide) else 8,
             on_image=lambda: progress.advance(task),
         )

@@ -3,9 +3,11 @@
   python launch/evaluate.py --workdir=runs/cem_mixed --data=coco:/data/cem/cem.json --split=test
   python launch/evaluate.py --workdir=runs/cem_mixed --stage=real --data=tfds:/data/cem_tfds --split=test
   python launch/evaluate.py --predictions=theirs.json --data=coco:/data/cem/cem.json --split=test --output=theirs
+  python launch/evaluate.py --workdir=runs/b --against=runs/a --data=coco:/data/cem/cem.json --split=test
 
 Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % interval over patients; operating points;
-false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table.
+false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table. With
+--against also the differences from another run on the same images, by a paired bootstrap: comparisons.json.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ SPLIT = flags.DEFINE_string("split", "test", "Which split of it; empty for all i
 SPLIT_SHARES = flags.DEFINE_list(
     "split_shares", [], "As in the training (config.data.NAME.split_shares), where images name no split: 0.7,0.15,0.15"
 )
+BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
 WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: is_mass=true,view=MLO")
 CLEAN = flags.DEFINE_bool("clean_boxes", False, "Drop boxes inside others and doubles first, as ELK does.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "COCO results to evaluate instead of a model.")
+AGAINST = flags.DEFINE_string("against", None, "Compare with this: COCO results, a run folder or a model folder.")
 CRITERION = flags.DEFINE_string(
     "criterion", "iou:0.3", "A hit: iou:T, centre_in_box or centre_distance:PIXELS:DIAGONALS."
 )
@@ -54,6 +58,7 @@ def main() -> None:
         data=data,
         split=SPLIT.value,
         split_shares=command_line.numbers(SPLIT_SHARES),
+        bit_depth=BIT_DEPTH.value,
         where=WHERE.value,
         clean_boxes=CLEAN.value,
         on_error=ON_ERROR.value,
@@ -65,6 +70,7 @@ def main() -> None:
         resamples=BOOTSTRAP.value,
         flips=FLIPS.value,
         output=Path(output),
+        against=Path(AGAINST.value) if AGAINST.value else None,
     )
 
 

@@ -26,6 +26,7 @@ THRESHOLD = flags.DEFINE_float(
 FLOOR = flags.DEFINE_float(
     "score_floor", 0.01, "Predictions that score less are not written at all.", lower_bound=0, upper_bound=1
 )
+BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
 PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
 ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
 
@@ -43,6 +44,7 @@ def main() -> None:
         threshold=THRESHOLD.value,
         score_floor=FLOOR.value,
         pictures=PICTURES.value,
+        bit_depth=BIT_DEPTH.value,
         on_error=ON_ERROR.value,
     )
 

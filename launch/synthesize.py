@@ -24,6 +24,7 @@ SPLIT = flags.DEFINE_string("split", "train", "Which split of them; empty for al
 SPLIT_SHARES = flags.DEFINE_list(
     "split_shares", [], "As in the training (config.data.NAME.split_shares), where images name no split: 0.7,0.15,0.15"
 )
+BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
 WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: view=MLO")
 COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one an image.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
@@ -47,6 +48,7 @@ def main() -> None:
         canvases=canvases,
         split=SPLIT.value,
         split_shares=command_line.numbers(SPLIT_SHARES),
+        bit_depth=BIT_DEPTH.value,
         where=WHERE.value,
         on_error=ON_ERROR.value,
         count=count,

@@ -37,19 +37,21 @@ def open_files(
     on_error: str = "stop",
     keep_bytes: int = KEPT_BYTES,
     watch: Watch = unwatched,
+    bit_depth: int = 0,
 ) -> ImageSource:
     """Image files as a source without lesions; the image id is the path. Every file is decoded once now, for its size.
 
     on_error: "stop" raises at the first unreadable file, "skip" leaves it out and lists it in `.skipped`.
     keep_bytes: of the images decoded now, kept in memory for when they are read again; see `sources.cached`.
+    bit_depth: significant bits of 16-bit files that hold fewer; see `images.decode_image`.
     """
-    kept = Cache(partial(_read, tuple(paths)), keep_bytes)
+    kept = Cache(partial(_read, tuple(paths), bit_depth), keep_bytes)
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
 
     def opened(position: int) -> ImageInfo | str:
         name = str(paths[position])
         try:
-            image, meta = decode_image(paths[position])
+            image, meta = decode_image(paths[position], bit_depth=bit_depth)
         except UserError as error:
             if on_error == "stop":
                 raise
@@ -66,5 +68,5 @@ def open_files(
     return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
 
 
-def _read(paths: tuple[Path, ...], position: int) -> np.ndarray:
-    return decode_image(paths[position])[0]
+def _read(paths: tuple[Path, ...], bit_depth: int, position: int) -> np.ndarray:
+    return decode_image(paths[position], bit_depth=bit_depth)[0]

@@ -9,10 +9,12 @@ missing bytes (grey blocks, black rows) looks like tissue to a detector.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import warnings
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import cv2
@@ -24,6 +26,12 @@ from elk_jax.errors import UserError, from_os_error
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 """File name endings that count as images when a folder is searched."""
+
+DARK = 1 / 8
+"""Share of the range of 16 bits: an image that stays below probably holds fewer bits than its file has."""
+
+_WARNED = Lock()
+"""Taken at the first image that is suspiciously dark and not given back: one warning a process says enough."""
 
 
 def decode_image(
@@ -40,7 +48,8 @@ def decode_image(
       name: what to call bytes in an error message.
       frame: which frame of a multi-frame DICOM; None accepts single-frame files only.
       bit_depth: significant bits where the file stores fewer than its container has (12-bit values in a
-        16-bit PNG); None takes the container's. Not for DICOM, which says it itself.
+        16-bit PNG); None takes the container's, and warns once where 16 bits seem to be too many. Not for
+        DICOM, which says it itself, and without a meaning for containers of fewer bits.
 
     Returns:
       image [H, W, 1] float32 in [0, 1], 1 is white; and a dict with `format` ("png", "jpeg", "tiff",
@@ -53,7 +62,9 @@ def decode_image(
     pixels, meta = decode_pixels(source, name=name, frame=frame)
     if pixels.dtype == np.float32:
         return pixels[..., None], meta
-    white = 2 ** (bit_depth or meta["bit_depth"]) - 1
+    white = 2 ** min(bit_depth or 16, meta["bit_depth"]) - 1
+    if not bit_depth and pixels.dtype == np.uint16:
+        _warn_if_dark(int(pixels.max(initial=0)), _label(source, name))
     if bit_depth and pixels.max(initial=0) > white:
         what = f"pixel value {pixels.max()} does not fit in {bit_depth} bits"
         raise UserError(what, where=_label(source, name), todo="give the right bit depth, or none")
@@ -94,6 +105,23 @@ def encode_png(pixels: np.ndarray) -> bytes:
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 2:
         raise ValueError(f"a [H, W] uint8 or uint16 array is needed, not {pixels.shape} {pixels.dtype}")
     return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def check_bit_depth(bit_depth: object, where: object = "") -> None:
+    """Raise UserError unless it is a number of bits that a pixel can have here, or 0 or None: the file's own."""
+    whole = isinstance(bit_depth, int) and not isinstance(bit_depth, bool)
+    if bit_depth is not None and not (whole and 0 <= bit_depth <= 16):  # type: ignore[operator]
+        raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, as 12; 0: as the file says")
+
+
+def _warn_if_dark(brightest: int, where: object) -> None:
+    if 0 < brightest < DARK * 65536 and _WARNED.acquire(blocking=False):
+        bits = brightest.bit_length()
+        logging.getLogger(__name__).warning(
+            f"no value of the 16-bit image {where} is above {brightest}: it is nearly black. If such files hold fewer "
+            f"bits, say it: bit_depth={bits + bits % 2}, perhaps (--bit_depth, config.data.NAME.bit_depth, or a field "
+            "of the COCO image). If they are meant so: bit_depth=16"
+        )
 
 
 def _label(source: str | os.PathLike | bytes, name: object) -> object:

@@ -17,7 +17,7 @@ import numpy as np
 
 from elk_jax.data import checks, coco
 from elk_jax.data.cleaning import clean_info, ignore_large
-from elk_jax.data.images import decode_image
+from elk_jax.data.images import check_bit_depth, decode_image
 from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.phantom import read_phantom
 from elk_jax.data.schema import ImageInfo, Record
@@ -68,6 +68,7 @@ def open_source(
     watch: Watch = unwatched,
     ignore_over: float = 0.0,
     split_shares: Sequence[float] = (),
+    bit_depth: int = 0,
 ) -> ImageSource:
     """Open a data source.
 
@@ -85,6 +86,8 @@ def open_source(
     watch: shows how far the decoding of "skip" is.
     split_shares: of train, val and test, for images that name no split: patients are dealt out, the same at every
         opening (`splits.draw_splits`). () for none.
+    bit_depth: significant bits of 16-bit files that hold fewer (12); 0: all. A field `bit_depth` of a COCO image
+        says it for that image.
 
     UserError: unknown kind of source, split or field; nothing left; a patient in two splits; any bad
     annotation.
@@ -94,7 +97,8 @@ def open_source(
     kind, _, place = spec.partition(":")
     if kind not in _OPENERS:
         raise UserError(f"unknown data source '{spec}'", todo="write coco:FILE.json, tfds:DIR or phantom:")
-    source = _OPENERS[kind](place, "" if split_shares else split)
+    check_bit_depth(bit_depth, spec)
+    source = _OPENERS[kind](place, "" if split_shares else split, bit_depth)
     if split_shares:
         source = replace(source, infos=draw_splits(source.infos, split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)
@@ -122,23 +126,25 @@ def category_ids(spec: str) -> tuple[int, ...] | None:
     return coco.category_ids(place) if kind == "coco" else None
 
 
-def _open_coco(path: str, split: str) -> ImageSource:
+def _open_coco(path: str, split: str, bit_depth: int) -> ImageSource:
     infos, classes = coco.read_coco(path)
-    names = tuple(info.file_name for info in infos)
-    return ImageSource(path, classes, infos, partial(_read_file, coco.image_folder(path), names))
+    files = tuple((info.file_name, info.meta.get("bit_depth") or bit_depth) for info in infos)
+    for info, (_, depth) in zip(infos, files):
+        check_bit_depth(depth, f"{path}, image {info.image_id}")
+    return ImageSource(path, classes, infos, partial(_read_file, coco.image_folder(path), files))
 
 
-def _open_tfds(path: str, split: str) -> ImageSource:
-    infos, classes, read = read_tfds(path)
+def _open_tfds(path: str, split: str, bit_depth: int) -> ImageSource:
+    infos, classes, read = read_tfds(path, bit_depth)
     return ImageSource(path, classes, infos, read)
 
 
-def _open_phantom(options: str, split: str) -> ImageSource:
+def _open_phantom(options: str, split: str, bit_depth: int) -> ImageSource:
     infos, classes, read = read_phantom(options, split)
     return ImageSource(f"phantom:{options}", classes, infos, read)
 
 
-_OPENERS: dict[str, Callable[[str, str], ImageSource]] = {
+_OPENERS: dict[str, Callable[[str, str, int], ImageSource]] = {
     "coco": _open_coco,
     "tfds": _open_tfds,
     "phantom": _open_phantom,
@@ -279,8 +285,9 @@ def _fits(value: Any, wanted: Any) -> bool:
 # The functions below are module-level, so that sources can be sent to worker processes.
 
 
-def _read_file(folder: Path, names: tuple[str, ...], position: int) -> np.ndarray:
-    return decode_image(folder / names[position])[0]
+def _read_file(folder: Path, files: tuple[tuple[str, int], ...], position: int) -> np.ndarray:
+    name, bit_depth = files[position]
+    return decode_image(folder / name, bit_depth=bit_depth)[0]
 
 
 def read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray:

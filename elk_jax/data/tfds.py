@@ -68,20 +68,23 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
     }
 
 
-def read_tfds(folder: str) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
+def read_tfds(
+    folder: str, bit_depth: int = 0
+) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
     """Open a built data set: (infos, class names, read). The splits of TFDS are the splits of the records.
 
-    folder: the one that holds `dataset_info.json`. Records come in the order train, val, test, other splits.
+    folder: the one that holds `dataset_info.json`. bit_depth: see `images.decode_image`. Records come in the order
+    train, val, test, other splits.
     UserError: no data set there, a record whose boxes are no boxes of its image.
     """
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder_from_directory(folder)
-        names = sorted(builder.info.splits, key=lambda name: (_order(name), name))
+        splits = sorted(builder.info.splits, key=lambda name: (_order(name), name))
         stores = {
             name: builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
-            for name in names
+            for name in splits
         }
         classes = tuple(builder.info.features["objects"]["label"].names)
     except Exception as error:  # TFDS raises many kinds for a folder that is none of its own
@@ -94,7 +97,8 @@ def read_tfds(folder: str) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Call
         for position in range(len(store)):
             infos.append(_info(store[position], name, folder))
             places.append((name, position))
-    read = partial(_read, stores, tuple(places), tuple(info.file_name or info.image_id for info in infos))
+    names = tuple(info.file_name or info.image_id for info in infos)
+    read = partial(_read, stores, tuple(places), names, bit_depth)
     return tuple(infos), classes, read
 
 
@@ -127,10 +131,10 @@ def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
 
 
 def _read(
-    stores: dict[str, Any], places: tuple[tuple[str, int], ...], names: tuple[str, ...], position: int
+    stores: dict[str, Any], places: tuple[tuple[str, int], ...], names: tuple[str, ...], bit_depth: int, position: int
 ) -> np.ndarray:
     split, inner = places[position]
-    return decode_image(stores[split][inner]["image"], name=names[position])[0]
+    return decode_image(stores[split][inner]["image"], name=names[position], bit_depth=bit_depth)[0]
 
 
 def _plain(value: Any) -> Any:

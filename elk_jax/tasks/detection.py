@@ -119,7 +119,8 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
             keep,
             watch,
             entry.ignore_over,
-            entry.get("split_shares", ()),  # a run folder of before there was the key lacks it
+            entry.get("split_shares", ()),  # a run folder of before there were these keys lacks them
+            entry.get("bit_depth", 0),
         )
         if entry.patients and split == "train":
             source = sources.fewshot(source, entry.patients, seed)

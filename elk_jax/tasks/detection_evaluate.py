@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from elk_jax import files
 from elk_jax.data import sources
 from elk_jax.data.flips import check_flips
+from elk_jax.data.sources import ImageSource
+from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_part
 from elk_jax.reporting.report import write_report
@@ -22,6 +27,22 @@ from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model folder, or COCO results made elsewhere."""
+
+    place: Path
+    is_model: bool
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of the path, without what says nothing: the last ones name the subject."""
+        path = self.place.absolute()
+        if self.is_model:
+            return (path.parent if path.name == "model" else path).parts
+        return path.with_suffix("").parts
+
+
 def evaluate_source(
     *,
     data: str,
@@ -31,6 +52,7 @@ def evaluate_source(
     output: Path,
     where: str = "",
     split_shares: Sequence[float] = (),
+    bit_depth: int = 0,
     clean_boxes: bool = False,
     on_error: str = "stop",
     criterion: str = "iou:0.3",
@@ -38,12 +60,20 @@ def evaluate_source(
     froc_images: metrics.FrocImages = "with_lesions",
     resamples: int = 2000,
     flips: Sequence[str] | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Write evaluation.json, predictions.json and report.html into `output`, print the table, return the evaluation.
 
     Exactly one of `model` (a model folder) and `predictions` (COCO results) is given; the other fields are the flags of
     launch/evaluate.py.
+    against: a run or model folder, or COCO results, to compare with on the same images: comparisons.json holds the
+        paired differences, in the report and the table too.
     """
+    subject = Subject(model, True) if model is not None else Subject(Path(predictions or ""), False)
+    other = None
+    if against is not None:
+        other = Subject(detection_model.find(against), True) if against.is_dir() else Subject(against, False)
+    name, other_name = _names(subject, other)
     rule = criterion_from_text(criterion)
     check_flips(flips or ())
     chosen = detection.parse_where(where)
@@ -56,26 +86,37 @@ def evaluate_source(
         keep_bytes=sources.KEPT_BYTES,
         watch=watched("  decoding"),
         split_shares=split_shares,
+        bit_depth=bit_depth,
     )
     categories = sources.category_ids(data)
     files.check_writable(output)
-    if model is not None:
-        name = model.parent.name if model.name == "model" else model.name
-        results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor, flips)
-    else:
-        assert predictions is not None
-        name = Path(predictions).stem
-        found = detections.read_results(predictions, source.infos, categories or range(1, len(source.classes) + 1))
-        results = detections.join(source.infos, found)
-    evaluation = metrics.evaluate_detections(
-        results, criterion=rule, score_floor=score_floor, froc_images=froc_images, resamples=resamples
+    subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
+    found = {one: _detect(one, source, categories, score_floor, flips) for one in subjects}
+    results, notes = found[subject]
+    measure = partial(
+        metrics.evaluate_detections,
+        criterion=rule,
+        score_floor=score_floor,
+        froc_images=froc_images,
+        resamples=resamples,
     )
+    evaluation = measure(results)
+    evaluation["notes"] += notes
+    evaluations, comparisons = {name: evaluation}, {}
+    if other is not None:
+        theirs, notes = found[other]
+        evaluations = {other_name: measure(theirs), name: evaluation}  # what is compared with comes first
+        evaluations[other_name]["notes"] += notes
+        comparisons[name] = metrics.compare_detections(
+            theirs, results, criterion=rule, score_floor=score_floor, froc_images=froc_images, resamples=resamples
+        )
     files.make_folder(output)
     detections.write_results(output / "predictions.json", results, categories)
     files.write_json(output / "evaluation.json", evaluation)
+    files.write_json(output / "comparisons.json", comparisons)
     shown = reports.choose_pictures(results, rule, evaluation)
     place = f"{split or 'every'} split of {data}"
-    evaluated = Evaluated(place, {name: evaluation}, pictures=[reports.pictures(name, shown, source)])
+    evaluated = Evaluated(place, evaluations, comparisons, [reports.pictures(name, shown, source)])
     run = RunRecord(
         name=name,
         title=f"{name} on {place}",
@@ -84,8 +125,39 @@ def evaluate_source(
     )
     write_report(output / "report.html", run_report(run, [detection_part(DetectionRun([evaluated]))]))
     console = new_console()
-    console.print(reports.results_table({name: evaluation}, {}, place))
-    for note in evaluation["notes"]:
+    console.print(reports.results_table(evaluations, comparisons, place))
+    for note in dict.fromkeys(note for one in evaluations.values() for note in one["notes"]):
         console.print(f"note: {note}", markup=False)
     console.print(f"report: {output / 'report.html'}", markup=False)
     return evaluation
+
+
+def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:
+    """What they are called: as few of the last parts of their paths as tell them apart."""
+    own = subject.parts
+    if other is None:
+        return own[-1], ""
+    theirs = other.parts
+    if own == theirs:
+        raise UserError("--against names what is evaluated", where=other.place, todo="name another run or file")
+    alike = next(i for i in range(len(own) + 1) if own[-1 - i :] != theirs[-1 - i :])
+    return "/".join(own[-1 - alike :]), "/".join(theirs[-1 - alike :])
+
+
+def _detect(
+    subject: Subject,
+    source: ImageSource,
+    categories: Sequence[int] | None,
+    score_floor: float,
+    flips: Sequence[str] | None,
+) -> tuple[list[ImageResult], list[str]]:
+    """(its detections beside the truth, notes). One class of a model and one of the data are taken for the same."""
+    if not subject.is_model:
+        numbers = categories or range(1, len(source.classes) + 1)
+        found = detections.read_results(subject.place, source.infos, numbers)
+        return detections.join(source.infos, found), []
+    known, notes = tuple(detection_model.load(subject.place)[2]["classes"]), []
+    if len(known) == len(source.classes) == 1 and known != source.classes:
+        notes = [f"the class '{known[0]}' of the model is taken for '{source.classes[0]}' of the data"]
+        source = replace(source, classes=known)
+    return detection_model.detect_with(subject.place, source, meshes.make_mesh(), score_floor, flips), notes

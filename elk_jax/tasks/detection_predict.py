@@ -33,11 +33,13 @@ def predict_files(
     score_floor: float = 0.01,
     pictures: bool = True,
     on_error: str = "stop",
+    bit_depth: int = 0,
 ) -> list[ImageResult]:
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
     paths = folder.find_images(inputs)
     _, _, description = detection_model.load(model)
-    source = folder.open_files(paths, tuple(description["classes"]), on_error, watch=watched("  decoding"))
+    classes = tuple(description["classes"])
+    source = folder.open_files(paths, classes, on_error, watch=watched("  decoding"), bit_depth=bit_depth)
     files.check_writable(output)
     threshold = chosen_threshold(description) if threshold is None else threshold
     results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor)

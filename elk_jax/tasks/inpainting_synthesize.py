@@ -141,6 +141,7 @@ def synthesize_source(
     count: int,
     output: Path,
     split_shares: Sequence[float] = (),
+    bit_depth: int = 0,
     **settings: Any,
 ) -> None:
     """`synthesize` into the images of a data source, for launch/synthesize.py."""
@@ -153,6 +154,7 @@ def synthesize_source(
         keep_bytes=sources.KEPT_BYTES,
         watch=watched("  decoding"),
         split_shares=split_shares,
+        bit_depth=bit_depth,
     )
     run = Run(ConfigDict(), output, meshes.make_mesh())
     for image_id, reason in source.skipped:

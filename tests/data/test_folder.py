@@ -44,11 +44,18 @@ def test_a_damaged_file_stops_or_is_left_out(images):
         folder.open_files(paths[1:2], ("mass",), on_error="skip")
 
 
+def test_twelve_bits(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 30), 4095, np.uint16))
+    source = folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12, keep_bytes=0)
+    assert source[0].image.min() == 1.0
+    assert folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12)[0].image.min() == pytest.approx(1, abs=1e-5)
+
+
 def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):
     paths = [path for path in folder.find_images([images]) if path.name != "broken.png"]
     decoded = []
     decode = folder.decode_image
-    monkeypatch.setattr(folder, "decode_image", lambda path: decoded.append(path.name) or decode(path))
+    monkeypatch.setattr(folder, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
     source = folder.open_files(paths, ("mass",))
     for _ in range(3):
         for position, path in enumerate(paths):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from threading import Lock
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from elk_jax.data import images
 from elk_jax.data.images import as_integers, decode_image, decode_pixels, encode_png
 from elk_jax.errors import UserError
 
@@ -94,6 +96,26 @@ def test_twelve_bits_in_a_sixteen_bit_file():
     np.testing.assert_allclose(image.ravel(), [0, 2048 / 4095, 1])
     with pytest.raises(UserError, match=r"4095 does not fit in 10 bits \(scan\)"):
         decode_image(encode_png(pixels), name="scan", bit_depth=10)
+
+
+def test_a_bit_depth_is_of_wider_files_alone():
+    """A folder of 12-bit PNGs may hold JPEGs of 8 bits too."""
+    image, _ = decode_image(encode_png(np.array([[0, 255]], np.uint8)), bit_depth=12)
+    assert image.ravel().tolist() == [0.0, 1.0]
+
+
+def test_one_warning_of_images_that_are_nearly_black(caplog, monkeypatch):
+    monkeypatch.setattr(images, "_WARNED", Lock())
+    dark, bright = np.array([[0, 3000]], np.uint16), np.array([[0, 8192]], np.uint16)
+    decode_image(encode_png(bright))
+    decode_image(encode_png(dark), bit_depth=12)
+    decode_image(encode_png(dark), bit_depth=16)
+    decode_image(encode_png(np.zeros((1, 2), np.uint16)))
+    assert not caplog.records
+    decode_image(encode_png(dark), name="a.png")
+    decode_image(encode_png(dark), name="b.png")
+    (record,) = caplog.records
+    assert "16-bit image a.png is above 3000" in record.message and "bit_depth=12, perhaps" in record.message
 
 
 def test_float_tiff():

@@ -98,6 +98,19 @@ def test_images_without_splits_are_dealt_out_by_patient(coco_folder):
         open_source("phantom:size=64,count=12", "train", split_shares=shares)
 
 
+def test_twelve_bits_of_a_source_and_of_an_image(coco_folder, tmp_path):
+    path = coco_folder(lambda content: content["images"][1].update(bit_depth=14))
+    for number, brightest in ((1, 4095), (2, 16383)):
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), np.full((40, 60), brightest, np.uint16))
+    source = open_source(f"coco:{path}", bit_depth=12)
+    assert [source[i].image.max() for i in range(2)] == [1.0, 1.0]
+    assert 0.9 < source[2].image.max() <= 1, "one of 8 bits"
+    with pytest.raises(UserError, match=r"bit_depth is 40 .*give 1 to 16"):
+        open_source(f"coco:{path}", bit_depth=40)
+    with pytest.raises(UserError, match=r"bit_depth is 'twelve' .*image 1\)"):
+        open_source(f"coco:{coco_folder(lambda content: content['images'][0].update(bit_depth='twelve'))}")
+
+
 def break_missing(folder):
     (folder / "images" / "3.png").unlink()
 

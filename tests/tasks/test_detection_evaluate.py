@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from elk_jax.data import breast, sources
+from elk_jax.errors import UserError
+from elk_jax.evaluation import detections
 from elk_jax.tasks import detection_evaluate, detection_model
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
@@ -52,3 +54,66 @@ def test_the_window_that_a_detector_sees_does_not_follow_the_annotations(coco):
     assert len(set(windows)) == 1  # equal pixels, though one lesion reaches out of the breast
     _, wide = breast.crop_to_breast(source)
     assert wide[1][2] > windows[1][2], "in training the window is widened to hold all lesions"
+
+
+# ---- Against another run ---------------------------------------------------------------------------------------------
+
+
+def results(path, scores: dict[int, float]):
+    """COCO results with the true box of some images, at these scores."""
+    path.parent.mkdir(exist_ok=True)
+    entries = [{"image_id": i, "category_id": CATEGORY[i], "bbox": BOXES[i], "score": s} for i, s in scores.items()]
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def compare(coco, tmp_path, own, other, **changes):
+    return detection_evaluate.evaluate_source(
+        data=f"coco:{coco}", split="test", output=tmp_path / "out", resamples=20, against=other,
+        **{"model": None, "predictions": str(own), **changes},
+    )  # fmt: skip
+
+
+def test_the_difference_from_another_run_is_paired_and_in_the_report(coco, tmp_path, capsys):
+    both, one = results(tmp_path / "b" / "p.json", {10: 0.9, 11: 0.8}), results(tmp_path / "a" / "p.json", {10: 0.9})
+    evaluation = compare(coco, tmp_path, both, one)
+    assert evaluation["mean_sensitivity"]["value"] == 1.0
+    comparisons = json.loads((tmp_path / "out" / "comparisons.json").read_text())
+    difference = comparisons["b/p"]["mean_sensitivity"]
+    assert (difference["first"], difference["second"], difference["difference"]) == (0.5, 1.0, 0.5)
+    assert difference["low"] <= 0.5 <= difference["high"] and difference["p_value"] is not None
+    assert "b/p - a/p" in capsys.readouterr().out
+    assert "Against a/p" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_cannot_be_compared_is_refused(coco, tmp_path):
+    own = results(tmp_path / "own.json", {10: 0.9})
+    with pytest.raises(UserError, match="--against names what is evaluated"):
+        compare(coco, tmp_path, own, own)
+    with pytest.raises(UserError, match="neither a run folder nor a model folder"):
+        compare(coco, tmp_path, own, tmp_path / "images")
+    with pytest.raises(UserError, match=r"no such file.*gone\.json"):
+        compare(coco, tmp_path, own, tmp_path / "gone.json")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_class_is_taken_for_one_class_and_several_must_agree(coco, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detection_model, "load", lambda folder: (None, None, {"classes": ["lesion"]}))
+    with pytest.raises(UserError, match=r"the model knows the classes \['lesion'\], the data has \['mass', 'calc"):
+        compare(coco, tmp_path, None, None, model=tmp_path / "model", predictions=None)
+
+    def detect_with(folder, source, *arguments):
+        assert source.classes == ("lesion",)
+        return detections.join(source.infos, {})
+
+    monkeypatch.setattr(detection_model, "detect_with", detect_with)
+    content = json.loads(coco.read_text())
+    content["categories"], content["annotations"] = [{"id": 0, "name": "mass"}], content["annotations"][:1]
+    coco.write_text(json.dumps(content))
+    evaluation = compare(coco, tmp_path, None, None, model=tmp_path / "model", predictions=None)
+    note = "the class 'lesion' of the model is taken for 'mass' of the data"
+    assert note in evaluation["notes"] and f"note: {note}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "comparisons.json").read_text()) == {}

@@ -59,7 +59,7 @@ def run(tmp_path):
 
 def test_every_evaluation_is_reported_and_only_its_pictures_are_decoded(run, monkeypatch):
     decoded = []
-    decode = lambda path: decoded.append(path.name) or images.decode_image(path)
+    decode = lambda path, **kw: decoded.append(path.name) or images.decode_image(path, **kw)
     monkeypatch.setattr(sources, "decode_image", decode)
     summary = {"kind": "evaluate", "on": "real", "split": "test", "data": {}, "skipped": [["12", "missing"]]}
     summaries = {stage: {**summary, "models": ["small"]} for stage in ("evaluate", "again")}
