@@ -1,4 +1,4 @@
-"""Find lesions in image files: PNG, JPEG, TIFF or DICOM, 8 or 16 bit.
+"""Find lesions in image files: PNG, JPEG, TIFF or DICOM (with any name), 8 or 16 bit.
 
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found
   python launch/predict.py --workdir=runs/cem_mixed --stage=real --input=a.dcm --input=b.png --output=found

@@ -36,9 +36,13 @@ _ATTRIBUTES = (
 )
 
 
+PREFIX = 132
+"""Bytes from which a DICOM file is known: a preamble of 128, and DICM."""
+
+
 def looks_like_dicom(data: bytes) -> bool:
     """True when the 128-byte preamble is followed by DICM."""
-    return data[128:132] == b"DICM"
+    return data[128:PREFIX] == b"DICM"
 
 
 def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:

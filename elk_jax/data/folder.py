@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elk_jax.data import dicom
 from elk_jax.data.images import SUFFIXES, decode_image
 from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.schema import ImageInfo
@@ -15,20 +16,37 @@ from elk_jax.data.sources import KEPT_BYTES, Cache, ImageSource, read_at
 from elk_jax.errors import UserError
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """Files as given and, for folders, every image below them by name. UserError for what is not there or empty."""
+def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """(images, files left out): files as given and, for folders, every file below them by name.
+
+    An image has one of SUFFIXES, or is DICOM whatever it is called (DICOMDIR, the index of an export, is none).
+    UserError for what is not there, and for a folder without an image.
+    """
     found: list[Path] = []
+    left_out: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
-            below = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not below:
-                raise UserError("no image in the folder", where=entry, todo=f"images end in {', '.join(SUFFIXES)}")
-            found += below
+            below = sorted(path for path in entry.rglob("*") if path.is_file())
+            images = [path for path in below if path.suffix.lower() in SUFFIXES or _is_dicom(path)]
+            if not images:
+                todo = f"images are DICOM files, or end in {', '.join(SUFFIXES)}"
+                raise UserError("no image in the folder", where=entry, todo=todo)
+            found += images
+            left_out += sorted(set(below) - set(images))
         elif entry.is_file():
             found.append(entry)
         else:
             raise UserError("no such file or folder", where=entry, todo="check the path")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), list(dict.fromkeys(left_out))
+
+
+def _is_dicom(path: Path) -> bool:
+    """By the content of the file: exports have names such as IM0001 or 1.2.840.113."""
+    try:
+        with path.open("rb") as file:
+            return path.name.upper() != "DICOMDIR" and dicom.looks_like_dicom(file.read(dicom.PREFIX))
+    except OSError:
+        return False
 
 
 def open_files(

@@ -36,7 +36,7 @@ def predict_files(
     bit_depth: int = 0,
 ) -> list[ImageResult]:
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
-    paths = folder.find_images(inputs)
+    paths, left_out = folder.find_images(inputs)
     _, _, description = detection_model.load(model)
     classes = tuple(description["classes"])
     source = folder.open_files(paths, classes, on_error, watch=watched("  decoding"), bit_depth=bit_depth)
@@ -56,6 +56,8 @@ def predict_files(
             files.write_bytes(picture_folder / name, cv2.imencode(".png", drawn)[1].tobytes())
     say = new_console().print
     marked = sum(int((r.scores >= threshold).sum()) for r in results)
+    if left_out:
+        say(f"{len(left_out)} files are no images and were left out, such as {left_out[0]}", markup=False)
     for path, reason in source.skipped:
         say(f"skipped {path}: {reason}", markup=False)
     say(f"{marked} findings at or above {threshold:.3f} in {len(results)} images: {output}", markup=False)

@@ -21,10 +21,11 @@ def images(tmp_path):
 
 
 def test_images_are_found_by_name_once(images):
-    found = folder.find_images([images, images / "a.png"])
+    found, left_out = folder.find_images([images, images / "a.png"])
     assert [path.name for path in found] == ["a.png", "broken.png", "c.png"]
+    assert left_out == [images / "notes.txt"]
     (images / "with,comma.png").write_bytes((images / "a.png").read_bytes())
-    assert folder.find_images([str(images / "with,comma.png")]) == [images / "with,comma.png"]
+    assert folder.find_images([str(images / "with,comma.png")]) == ([images / "with,comma.png"], [])
     with pytest.raises(UserError, match="no such file"):
         folder.find_images(["/nowhere/x.png"])
     (images / "empty").mkdir()
@@ -32,8 +33,17 @@ def test_images_are_found_by_name_once(images):
         folder.find_images([images / "empty"])
 
 
+def test_dicom_is_found_by_its_content(images):
+    for name in ("IM0001", "1.2.840.113", "b/DICOMDIR"):
+        (images / name).write_bytes(bytes(128) + b"DICM")
+    (images / "short").write_bytes(b"DICM")
+    found, left_out = folder.find_images([images])
+    assert [path.name for path in found] == ["1.2.840.113", "IM0001", "a.png", "broken.png", "c.png"]
+    assert [path.name for path in left_out] == ["DICOMDIR", "notes.txt", "short"]
+
+
 def test_a_damaged_file_stops_or_is_left_out(images):
-    paths = folder.find_images([images])
+    paths, _ = folder.find_images([images])
     with pytest.raises(UserError, match=r"broken\.png"):
         folder.open_files(paths, ("mass",))
     source = folder.open_files(paths, ("mass",), on_error="skip")
@@ -52,7 +62,7 @@ def test_twelve_bits(tmp_path):
 
 
 def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):
-    paths = [path for path in folder.find_images([images]) if path.name != "broken.png"]
+    paths = [path for path in folder.find_images([images])[0] if path.name != "broken.png"]
     decoded = []
     decode = folder.decode_image
     monkeypatch.setattr(folder, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
