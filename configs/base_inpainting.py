@@ -34,7 +34,7 @@ def inpainter(size: str) -> dict:
         "closeups": {  # elk_jax/data/closeup_batches.py
             "window": 64,  # native pixels
             "batch_size": 8,
-            "tissue_share": 0.3,  # healthy tissue under the mask: what the model knows beside lesions
+            "tissue_share": 0.2,  # healthy tissue under the mask: what the model knows beside lesions
             "horizontal_flip": 0.5,
             "vertical_flip": 0.5,
             "gain": 0.1,
@@ -46,7 +46,7 @@ def inpainter(size: str) -> dict:
         "loss": {"mask_outside": 0.1, "min_snr_gamma": 0.0, "noise_offset": 0.0, "prior_weight": 0.5},
         "lora": {"rank": 0, "alpha": 0.0, "targets": r"attn\d*/to_(q|k|v|out_0)$"},
         "train_text_encoder": True,
-        "steps": 1500,
+        "steps": 1200,
         "accumulate": 1,
         "optimizer": {
             "name": "adamw", **OPTIMIZER, "weight_decay": 0.01, "clip_norm": 1.0, "multipliers": (), "frozen": (),

@@ -28,9 +28,10 @@ def match_grain(
 ) -> np.ndarray:
     """`picture` with as much grain under the mask as the visible tissue has; unchanged where it has enough.
 
-    picture: the painted window. known: the window of the canvas. mask, breast: bool. The grain is that of a random
-    square of the visible tissue, repeated in mirror images, with the strength that is missing. Unchanged too where no
-    square of tissue is to be seen, or the mask is too narrow to tell grain from its border.
+    picture: the painted window. known: the window of the canvas. mask, breast: bool. The grain is Gaussian, with the
+    correlations of a random square of the visible tissue (Galerne et al. 2011: white noise convolved with it) and the
+    strength that is missing. Unchanged too where no square of tissue is to be seen, or the mask is too narrow to tell
+    grain from its border.
     """
     reach = np.ones((2 * BORDER + 1, 2 * BORDER + 1), np.uint8)
     near = cv2.dilate((mask | ~breast).astype(np.uint8), reach) > 0
@@ -44,8 +45,8 @@ def match_grain(
     if there >= wanted:
         return picture
     grain = (grain - grain.mean()) * (np.sqrt(wanted**2 - there**2) / wanted)
-    size = len(picture)
-    spread = np.pad(grain, ((0, max(size - side, 0)),) * 2, mode="symmetric")[:size, :size]
+    noise = rng.standard_normal(picture.shape)
+    spread = np.fft.irfft2(np.fft.rfft2(noise) * np.fft.rfft2(grain, picture.shape), picture.shape) / side
     return np.where(mask, picture + spread, picture).astype(np.float32)
 
 
