@@ -47,6 +47,9 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
     if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in sys.argv[1:]):
         print(doc.strip() + "\n\nFlags:" + _flag_help())
         return
+    file = _config_argument().partition(":")[0]
+    if file and "config" in flags.FLAGS and not Path(file).is_file():
+        raise _no_config(file)
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except _FLAG_ERRORS as error:
@@ -86,10 +89,21 @@ def _key_of(override: str) -> str:
     return override.removeprefix("--config.").split("=", 1)[0]
 
 
+def _config_argument() -> str:
+    """FILE[:VARIANT] as --config names it, "" where it is not given."""
+    return next((a.split("=", 1)[1] for a in sys.argv[1:] if a.startswith("--config=")), "")
+
+
+def _no_config(file: str) -> UserError:
+    files = sorted((ROOT / "configs").glob("*.py"))
+    known = ", ".join(f"configs/{path.name}" for path in files if "def get_config" in path.read_text())
+    return UserError("no such configuration", where=file, todo=f"there are {known}")
+
+
 def _all_config_keys() -> list[str]:
     """Dotted names of every leaf of the configuration that --config names, if it can be loaded at all."""
-    path = next((a.split("=", 1)[1] for a in sys.argv[1:] if a.startswith("--config=")), None)
-    if path is None:
+    path = _config_argument()
+    if not path:
         return []
     try:
         config = load_config(path)
@@ -111,7 +125,7 @@ def load_config(path: str):
     file, _, variant = path.partition(":")
     spec = importlib.util.spec_from_file_location("elk_jax_config", file)
     if spec is None or spec.loader is None or not Path(file).is_file():
-        raise UserError("no such configuration", where=file, todo="name a file of configs/")
+        raise _no_config(file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant or None)

@@ -5,7 +5,8 @@
       --config.data.real.spec=coco:/data/cdd_cesm/cem.json                 your own images, the published recipe
   python launch/train.py --config=configs/cem_mixed.py --stages=evaluate   one stage of it again
 
-A configuration is configs/NAME.py with an optional variant: tiny (seconds), quick (default), paper, fewshot.
+A configuration is configs/NAME.py with an optional variant: quick (default, embedded data), tiny (seconds, for tests),
+small (hundreds of real images, a CPU or any GPU), paper (as published); and, after a comma, fewshot: small,fewshot.
 Every key can be set on the command line: --config.detector.steps=2000. The run folder then holds config.json,
 metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Stopped at any moment, the same
 command goes on where it was; finished stages are not repeated.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,8 @@ TINY = "--config=configs/cem_real.py:tiny"
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--config=configs/none.py"], ["configs/none.py"]),
+        (["--config=configs/none.py:tiny"], ["configuration (configs/none.py). there are configs/cem_mixed.py, "]),
+        (["--config=configs/base"], ["no such configuration (configs/base)"]),
         (["--config=configs/cem_real.py:enormous"], ["no variant 'enormous'", "tiny"]),
         ([TINY, "--config.detector.stepps=3"], ["detector.stepps", "detector.steps"]),
         ([TINY, "--config.detectr.steps=3"], ["detectr.steps", "detector.steps"]),
@@ -123,6 +125,28 @@ def test_folders_that_are_none_end_in_one_line(quick_start, tmp_path):
     assert_one_line(done, "neither a run folder")
     done = quick_start("predict", f"--workdir={tmp_path}", "--input=x.png", f"--output={tmp_path}")
     assert_one_line(done, "neither a run folder")
+
+
+def test_wrong_flags_of_an_evaluation_end_in_one_line(quick_start, tmp_path):
+    common = ("evaluate", f"--workdir={tmp_path}", "--data=phantom:size=64,count=12")
+    assert_one_line(quick_start(*common, "--split_shares=most,some,few"), "--split_shares=most,some,few is no list of")
+    assert_one_line(quick_start(*common, "--bit_depth=99"), "bit_depth", "99")
+
+
+def test_the_help_names_the_variants(quick_start):
+    refused = quick_start("train", "--config=configs/cem_real.py:huge").stderr
+    variants = refused.partition("there are ")[2].partition(".")[0].split(", ")
+    assert {"quick", "small", "fewshot"} <= set(variants)
+    text = quick_start("train", "--help").stdout
+    assert [name for name in variants if not re.search(rf"\b{name}\b[ :]", text)] == []
+
+
+def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):
+    common = ("evaluate", "--data=phantom:size=64,count=12", f"--output={tmp_path / 'out'}")
+    assert_one_line(quick_start(*common, f"--predictions={tmp_path / 'none.json'}"), "none.json")
+    (tmp_path / "theirs.json").write_text('[{"image_id": 77}]')
+    assert_one_line(quick_start(*common, f"--predictions={tmp_path / 'theirs.json'}"), "theirs.json")
+    assert not (tmp_path / "out").exists()
 
 
 def test_inputs_of_a_prediction_are_paths_as_they_stand(quick_start, tmp_path):
