@@ -8,7 +8,8 @@ Two spaces, one interface:
 - pixels, for small models that are trained from scratch: every patch of p x p pixels is one place with p^2 channels
   (its pixels, normalised), so that attention and convolutions run on h x h places. Grey values are those above the
   level of the tissue around the mask, so that a model need not learn how bright a breast is. The U-Net sees the noisy
-  patches, the mask's, the masked image's, and one channel that says what to paint: 1 a lesion, 0 healthy tissue.
+  patches, the mask's, how far each pixel is from the middle of the mask, the masked image's, and one channel that says
+  what to paint: 1 a lesion, 0 healthy tissue.
 
 Parameters: a dict with `unet`, and in latents `vae` and `text_encoder`.
 Source: Rombach et al. 2022, arXiv 2112.10752; Montoya-del-Angel et al. 2024 (ELK).
@@ -81,7 +82,7 @@ class InpainterConfig:
     @property
     def channels(self) -> int:
         """Channels that the U-Net sees."""
-        return 2 * self.depth + 1 if self.autoencoder else 3 * self.patch**2 + 1
+        return 2 * self.depth + 1 if self.autoencoder else 4 * self.patch**2 + 1
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,32 @@ def small_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
     return inpainting.latent_mask(mask, config.factor)
 
 
+def seen_of_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
+    """What the U-Net sees of the mask: `small_mask`, and in pixel space `centredness` beside it."""
+    if config.autoencoder is None:
+        return to_patches(jnp.concatenate([at_least_float32(mask), centredness(mask)], axis=-1), config.patch)
+    return small_mask(config, mask)
+
+
+def centredness(mask: jax.Array) -> jax.Array:
+    """[B, S, S, 1]: in the mask 1 in the middle, 0 on the ellipse that touches the sides of a box, -1 in its corners.
+
+    A lesion fills about the ellipse in its box; a small model that is told need not find it out.
+    """
+    mask = at_least_float32(mask)
+    total = jnp.maximum(mask.sum(axis=(1, 2, 3), keepdims=True), 1)
+    far = jnp.zeros_like(mask)
+    for axis in (1, 2):
+        shape = [1, 1, 1, 1]
+        shape[axis] = mask.shape[axis]
+        places = jnp.arange(mask.shape[axis], dtype=mask.dtype).reshape(shape)
+        middle = (mask * places).sum(axis=(1, 2, 3), keepdims=True) / total
+        variance = (mask * (places - middle) ** 2).sum(axis=(1, 2, 3), keepdims=True) / total
+        # n places in a row have the variance (n^2 - 1) / 12; 3 times it, and a quarter, is (n / 2)^2
+        far += (places - middle) ** 2 / (3 * variance + 0.25)
+    return mask * (1 - far)
+
+
 def to_patches(x: jax.Array, patch: int) -> jax.Array:
     """[B, H, W, C] -> [B, H / p, W / p, p p C]: the pixels of a patch become channels."""
     batch, height, width, channels = x.shape
@@ -209,7 +236,8 @@ def loss(
     epsilon = losses.draw_noise(rngs[2], clean.shape, weights.noise_offset, clean.dtype.type)
     noisy, target = schedule.add_noise(noise, clean, epsilon, t), schedule.target(noise, clean, epsilon, t)
     seen = small_mask(config, mask)
-    prediction = _denoise(config, params, noisy, t, seen, masked, _condition(config, params, lesion, words))
+    guide = seen_of_mask(config, mask)
+    prediction = _denoise(config, params, noisy, t, guide, masked, _condition(config, params, lesion, words))
 
     valid = batch.get("valid", jnp.ones(lesion.shape, bool))
     is_prior, is_lesion = (lesion < 0.5) & valid, (lesion >= 0.5) & valid
@@ -276,7 +304,7 @@ def paint(
     far away from healthy tissue (or the negative text) towards a lesion; 1 for none.
     """
     visible = image * (1 - mask)  # nothing below may see more
-    seen, (_, masked) = small_mask(config, mask), encode(config, params, visible, mask)
+    seen, (_, masked) = seen_of_mask(config, mask), encode(config, params, visible, mask)
     count = len(image)
     if config.text is None:
         wanted, unwanted = jnp.ones(count, masked.dtype), jnp.zeros(count, masked.dtype)

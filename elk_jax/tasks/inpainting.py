@@ -174,7 +174,7 @@ def pixel_model(settings: Mapping[str, Any], contrast: float) -> InpainterConfig
     values = as_dict(settings)
     std = contrast / float(values.pop("scale"))
     patch = int(values.pop("patch"))
-    channels = {"in_channels": 3 * patch**2 + 1, "out_channels": patch**2, "cross_attention_dim": None}
+    channels = {"in_channels": 4 * patch**2 + 1, "out_channels": patch**2, "cross_attention_dim": None}
     size = int(values.pop("size"))
     network = build(UNetConfig, values | channels | {"sample_size": size // patch}, "model")
     return InpainterConfig(unet=network, size=size, patch=patch, std=std)

@@ -22,7 +22,7 @@ SAMPLER = SamplerConfig(steps=3)
 SMALL = {"down_block_types": (WITH_ATTENTION,), "block_out_channels": (8,), "layers_per_block": 1,
          "attention_head_dim": 2, "norm_num_groups": 4}  # fmt: skip
 PIXELS = InpainterConfig(
-    UNetConfig(in_channels=13, out_channels=4, cross_attention_dim=None, **SMALL), size=8, patch=2, std=0.2
+    UNetConfig(in_channels=17, out_channels=4, cross_attention_dim=None, **SMALL), size=8, patch=2, std=0.2
 )
 LATENTS = InpainterConfig(
     UNetConfig(in_channels=9, out_channels=4, cross_attention_dim=8, **SMALL),
@@ -98,6 +98,17 @@ def test_pixel_space_is_exact_and_measured_from_the_visible_tissue(batch):
     assert (np.asarray(masked)[hidden] == 0).all()
     np.testing.assert_array_equal(np.asarray(masked)[~hidden], np.asarray(clean)[~hidden])
     assert inpainter.tissue_level(np.zeros((1, 4, 4, 1)), np.ones((1, 4, 4, 1))) == 0
+
+
+def test_the_middle_of_a_box_is_told_from_its_sides_and_corners():
+    mask = np.zeros((2, 16, 16, 1), np.float32)
+    mask[0, 3:12, 4:9] = 1  # 9 x 5 pixels around (7, 6)
+    mask[1, 8, 8] = 1  # a single pixel
+    told = np.asarray(inpainter.centredness(mask))
+    assert told[0, 7, 6, 0] == 1 and told[1, 8, 8, 0] == 1
+    np.testing.assert_allclose(told[0, 3, 6, 0], 1 - 4**2 / 4.5**2, atol=1e-5)  # the centre of the outermost pixel
+    np.testing.assert_allclose(told[0, 3, 4, 0], 1 - 4**2 / 4.5**2 - 2**2 / 2.5**2, atol=1e-5)
+    assert (told[mask == 0] == 0).all()
 
 
 @BOTH
