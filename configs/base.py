@@ -206,19 +206,19 @@ def small() -> dict:
     """For real images in their hundreds, from scratch or from another modality's weights."""
     return {
         "loader": {
-            "batch_size": 4,
+            "batch_size": 2,
             "buckets": ((384, 256),),
             "resize": {"jitter": (0.7, 1.4)},
             "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 15.0, "gain": 0.2, "gamma": 0.2},
             "lesion_share": -1.0,
         },
         "test_flips": ("horizontal", "vertical", "both"),
-        "steps": 1200,
+        "steps": 2400,
         "schedule": {"base": 3e-4, "warmup_steps": 100},
         "ema_decay": 0.995,
         "log_every": 20,
-        "checkpoint_every": 200,
-        "eval_every": 200,
+        "checkpoint_every": 400,
+        "eval_every": 400,
     }
 
 
