@@ -15,6 +15,7 @@ from elk_jax import experiment, files
 from elk_jax.errors import UserError
 from elk_jax.experiment_checks import training_sources
 from elk_jax.synthesis import phantom
+from elk_jax.tasks import detection
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -178,6 +179,24 @@ def test_without_lesions_nothing_is_trained(ran, coco, tmp_path):
     assert ran == ["real", "evaluate"]
     config = on_files(inpaint_cem, real=coco("unknown", lesions=("train",)))
     assert_refused(config, tmp_path / "painting", r"no lesion in the images of the split 'val'")
+
+
+def test_what_only_the_stage_can_see_is_refused_there(coco, monkeypatch, tmp_path, capsys):
+    healthy = on_files(cem_real, real="phantom:size=64,count=12,healthy_fraction=1.0")
+    with pytest.raises(UserError, match=r"no lesion in the images of the split 'train' \(real\)"):
+        experiment.run(healthy, tmp_path / "healthy")
+    config = on_files(inpaint_cem, real=coco("real"))  # boxes of 16 px
+    config.inpainter.closeups.window = 12
+    with pytest.raises(UserError, match=r"none of the 2 lesions fits into a close-up of 12 px"):
+        experiment.run(config, tmp_path / "painting")
+
+    def enough(*arguments):
+        raise UserError("enough")
+
+    monkeypatch.setattr(detection, "build_task", enough)
+    with pytest.raises(UserError, match="enough"):
+        experiment.run(on_files(cem_real, real=coco("unknown", lesions=("train",))), tmp_path / "unknown")
+    assert "warning: no lesion in validation" in capsys.readouterr().out
 
 
 # ---- Values --------------------------------------------------------------------------------------------------------
