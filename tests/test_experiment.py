@@ -91,6 +91,24 @@ def test_a_run_leaves_everything_behind(mixed):
     assert "mixed" in html and "data:image/jpeg" in html
 
 
+def test_a_detector_of_painted_lesions_alone(mixed, tmp_path):
+    """With a set that was painted before: the stages of the inpainter are those of cem_mixed."""
+    config = cem_synthetic.get_config("tiny")
+    config.data.synthetic.spec = f"coco:{mixed / 'lesions' / 'synthetic.json'}"
+    summaries = experiment.run(config, tmp_path / "run", stages=["synthetic", "evaluate"])
+    assert summaries.keys() == {"synthetic", "evaluate"}
+    again, before = (files.read_json(folder / "evaluate" / "synthetic" / "evaluation.json") for folder in
+                     (tmp_path / "run", mixed))  # fmt: skip
+    assert scalars(again) == pytest.approx(scalars(before)), "the same data, recipe and seed as in cem_mixed"
+
+
+def test_a_detector_of_low_energy_images_starts_one_of_enhanced_ones(tmp_path):
+    summaries = experiment.run(mammo_pretrain.get_config("tiny"), tmp_path / "mammo")
+    assert summaries["mammo"]["data"]["train"]["images"] > 0 and (tmp_path / "mammo" / "report.html").is_file()
+    evaluation = files.read_json(tmp_path / "mammo" / "evaluate" / "mammo" / "evaluation.json")
+    assert np.isfinite(list(scalars(evaluation).values())).all() and evaluation["counts"]["lesions"] > 0
+
+
 def test_the_model_says_what_it_is(mixed):
     config, params, description = detection_model.load(detection_model.find(mixed))
     assert detection_model.find(mixed) == mixed / "mixed" / "model"
@@ -145,13 +163,18 @@ def test_predictions_evaluated_from_their_file_give_the_same_numbers(mixed, tmp_
         predictions=str(mixed / "evaluate" / "real" / "predictions.json"),
         output=tmp_path / "again",
         resamples=50,
+        against=mixed,  # its last stage
     )
+    compared = files.read_json(tmp_path / "again" / "comparisons.json")["predictions"]["mean_sensitivity"]
+    theirs = files.read_json(mixed / "evaluate" / "mixed" / "evaluation.json")["mean_sensitivity"]["value"]
+    assert compared["first"] == pytest.approx(theirs, abs=1e-3)
+    assert compared["second"] == pytest.approx(own["mean_sensitivity"]["value"], abs=1e-3)
     for name in ("mean_sensitivity", "aufroc_3", "ap50", "ap10"):
         assert again[name]["value"] == pytest.approx(own[name]["value"], abs=1e-3)
     assert (tmp_path / "again" / "report.html").exists()
 
 
-def test_prediction_on_files_of_any_kind(mixed, tmp_path):
+def test_prediction_on_files_of_any_kind(mixed, tmp_path, capsys):
     import cv2
 
     rng = np.random.default_rng(0)
@@ -159,6 +182,7 @@ def test_prediction_on_files_of_any_kind(mixed, tmp_path):
     cv2.imwrite(str(tmp_path / "in" / "a.png"), rng.integers(0, 65535, (150, 90), dtype=np.uint16))
     cv2.imwrite(str(tmp_path / "in" / "b.jpg"), rng.integers(0, 255, (64, 200), dtype=np.uint8))
     (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "in" / "notes.txt").write_text("none")
     model = detection_model.find(mixed)
     with pytest.raises(UserError, match=r"broken\.png"):
         detection_predict.predict_files(model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out")
@@ -167,6 +191,7 @@ def test_prediction_on_files_of_any_kind(mixed, tmp_path):
         model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out", on_error="skip", threshold=0.0
     )
     assert [Path(r.image_id).name for r in results] == ["a.png", "b.jpg"]
+    assert "1 files are no images and were left out, such as" in capsys.readouterr().out
     entries = files.read_json(tmp_path / "out" / "findings.json")
     assert len(entries) == sum(len(r.scores) for r in results) and all(e["finding"] for e in entries)
     for result, (height, width) in zip(results, [(150, 90), (64, 200)]):
