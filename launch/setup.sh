@@ -18,6 +18,10 @@ case ",$extras," in *,cuda1[23],*) gpu=yes ;; *) gpu=no ;; esac
 stamp=.venv/.elk_jax-$(echo "$version $extras" | cat - pyproject.toml "$constraints" | sha256sum | cut -c1-16)
 if [ ! -f "$stamp" ]; then
   echo "setting up .venv (Python $version${extras:+, $extras}): about a minute"
+  if [ "$constraints" = /dev/null ]; then
+    tested=$(cd launch && echo constraints-*.txt | sed 's/constraints-//g; s/\.txt//g; s/ / and /g')
+    echo "note: no tested versions for Python $version, so the newest of all packages are taken (tested: Python $tested)"
+  fi
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   .venv/bin/python -m pip install -q --disable-pip-version-check -c "$constraints" -e ".${extras:+[$extras]}"
   touch "$stamp"

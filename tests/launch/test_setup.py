@@ -1,0 +1,47 @@
+"""The set-up script, with a Python that only says its version and makes an environment that installs nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def set_up(tmp_path):
+    """(version of Python) -> what the script says in a copy of the checkout's few files that it reads."""
+    (tmp_path / "launch").mkdir()
+    for name in ("pyproject.toml", "launch/setup.sh", *(f"launch/{p.name}" for p in ROOT.glob("launch/constraints-*"))):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def start(version: str) -> str:
+        stub = tmp_path / "python"
+        stub.write_text(
+            '#!/bin/sh\ncase "$*" in *print*) echo '
+            f"{version};; *venv*) mkdir -p .venv/bin; cp $0 .venv/bin/python;; *) echo $* >>calls;; esac\n"
+        )
+        stub.chmod(0o755)
+        environment = {**os.environ, "PYTHON": str(stub)}
+        command = ["bash", str(tmp_path / "launch" / "setup.sh")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return start
+
+
+def test_a_python_without_tested_versions_is_said_once(set_up, tmp_path):
+    said = set_up("3.99")
+    assert "no tested versions for Python 3.99" in said and "(tested: Python 3.11 and 3" in said
+    assert "-c /dev/null" in (tmp_path / "calls").read_text()
+    assert "note: no tested" not in set_up("3.99"), "set up already"
+
+
+def test_tested_versions_are_taken(set_up, tmp_path):
+    assert "no tested versions" not in set_up("3.12")
+    assert "-c launch/constraints-3.12.txt" in (tmp_path / "calls").read_text()
