@@ -197,7 +197,7 @@ def _complain(
 ) -> None:
     architecture = "check --format and the model's settings"
     if mismatched:
-        raise UserError(f"shapes differ: {store.first_few(mismatched)}", where=where, todo=architecture)
+        raise UserError(f"shapes differ: {store.first_few(sorted(mismatched))}", where=where, todo=architecture)
     if left_over:
         raise UserError(
             f"no place for {store.first_few(left_over)}",

@@ -41,14 +41,11 @@ def trained():
     """Parameters as after some training: nothing is zero any more. By configuration."""
 
     def make(config):
-        params = inpainter.init(config, jax.random.key(0))
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        return jax.tree.unflatten(
-            tree, [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]
-        )
+        random = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: inpainter.init(config, jax.random.key(0)))
+        return jax.tree.map(lambda leaf: random.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
 
-    return {config: jax.jit(make, static_argnums=0)(config) for config in (PIXELS, LATENTS)}
+    return {config: make(config) for config in (PIXELS, LATENTS)}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +143,9 @@ def test_guidance_moves_away_from_what_is_not_wanted(trained, batch):
 
 
 def test_an_untrained_network_says_zero_and_its_loss_is_the_target_squared(batch):
-    params = inpainter.init(PIXELS, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: inpainter.init(PIXELS, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    params["unet"]["conv_out"] = jax.tree.map(np.zeros_like, params["unet"]["conv_out"])  # as `init` makes it
     everything_a_lesion = batch | {"lesion": np.ones(3, np.float32)}
     total, metrics = loss_of(PIXELS, params, everything_a_lesion)
     rngs = jax.random.split(jax.random.key(0), 3)
