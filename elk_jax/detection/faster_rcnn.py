@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.backbones.fpn import FPN
+from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import frozen_patterns, norm_from_name, zero_residual_norm
 from elk_jax.backbones.resnet import ResNet
 from elk_jax.detection.anchors import pyramid_anchors
@@ -108,20 +109,9 @@ class FasterRCNN(nn.Module):
 
 
 def init(model: FasterRCNN, rng: jax.Array) -> Params:
-    """Fresh parameters, a nested dict. Works under `jax.eval_shape` and `jit` with out_shardings.
-
-    Jitted, so that XLA drops the forward pass and compiles only the random numbers. Those come from the "rbg"
-    generator, seeded by `rng` of whatever kind: a third of threefry's compile time for the many arrays of a
-    network, and numbers that do not depend on the sharding (they may on the kind of device).
-    """
+    """Fresh parameters, a nested dict; see `draw_params`."""
     _check(model.config)
-    image = jnp.zeros((1, 32, 32, len(model.config.pixel_mean)))
-
-    def draw(rng: jax.Array) -> Params:
-        key = jax.random.wrap_key_data(jax.random.bits(rng, (4,), jnp.uint32), impl="unsafe_rbg")
-        return model.init(key, image)["params"]
-
-    return jax.jit(draw)(rng)
+    return draw_params(model, rng, jnp.zeros((1, 32, 32, len(model.config.pixel_mean))))
 
 
 def frozen(config: FasterRCNNConfig) -> tuple[str, ...]:

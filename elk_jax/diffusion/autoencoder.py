@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import GroupNorm
 from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import IMPLEMENTATIONS, MapAttention
@@ -232,4 +233,4 @@ def divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
 def init(config: AutoencoderConfig, rng: jax.Array) -> Any:
     """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
     images = jnp.zeros((1, config.factor, config.factor, config.in_channels))
-    return AutoencoderKL(config).init(rng, images)["params"]
+    return draw_params(AutoencoderKL(config), rng, images)

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import param_dtype
 from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import IMPLEMENTATIONS, attend, gelu
@@ -170,4 +171,4 @@ class CLIPTextEncoder(nn.Module):
 
 def init(config: TextConfig, rng: jax.Array) -> Any:
     """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
-    return CLIPTextEncoder(config).init(rng, jnp.zeros((1, 2), jnp.int32))["params"]
+    return draw_params(CLIPTextEncoder(config), rng, jnp.zeros((1, 2), jnp.int32))

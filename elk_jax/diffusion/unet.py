@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import GroupNorm
 from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import IMPLEMENTATIONS, SpatialTransformer
@@ -283,4 +284,4 @@ def init(config: UNetConfig, rng: jax.Array) -> Any:
     side = config.factor
     sample = jnp.zeros((1, side, side, config.in_channels))
     text = None if config.cross_attention_dim is None else jnp.zeros((1, 1, config.cross_attention_dim))
-    return UNet2DCondition(config).init(rng, sample, jnp.zeros(1), text)["params"]
+    return draw_params(UNet2DCondition(config), rng, sample, jnp.zeros(1), text)
