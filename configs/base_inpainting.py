@@ -44,7 +44,11 @@ def inpainter(size: str) -> dict:
         },
         "cached_windows": 0,  # encode every lesion in so many windows once, instead of a new one at every step
         "loss": {"mask_outside": 0.1, "min_snr_gamma": 0.0, "noise_offset": 0.0, "prior_weight": 0.5},
-        "lora": {"rank": 0, "alpha": 0.0, "targets": r"attn\d*/to_(q|k|v|out_0)$"},
+        "lora": {  # adapters instead of the whole model; they want a rate of about 1e-4
+            "rank": 0,
+            "alpha": 0.0,
+            "targets": r"(attn\d*/to_(q|k|v|out_0)$)|(self_attn/(q|k|v|out)_proj$)",  # of U-Net and text encoder
+        },
         "train_text_encoder": True,
         "steps": 1200,
         "accumulate": 1,
@@ -132,7 +136,7 @@ def synthesize(model: str, canvases: str, share: float = 1.0, area: str = "free"
         "batch_size": 8,
         "lesion_free": False,  # only canvases without any lesion; else windows clear of them
         "grain": True,  # give lesions that are smoother than the tissue around them its grain
-        "whole_window": False,  # paste the whole window, as published, instead of the lesion with a feathered border
+        "whole_window": False,  # True: paste the whole window without grain, as published
     }
 
 

@@ -30,6 +30,9 @@ from elk_jax.tasks import detection_stages, inpainting_evaluate, inpainting_stag
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 
+PAINTED = "synth*.json"
+"""Of a synthesis stage: its data and the settings that they follow from."""
+
 STAGES = {
     ("train", "detection"): detection_stages.train,
     ("evaluate", "detection"): detection_stages.evaluate,
@@ -131,9 +134,12 @@ def _models(this: Run, name: str) -> dict[str, Any]:
     for source in _sources(stage):
         wrote = writing_stage(this.config, source)
         if wrote:
-            folders[wrote] = this.folder / wrote
+            folders[wrote] = this.folder / wrote / PAINTED  # the images follow from it
     before = files.read_json(written).get("models", {}) if written.exists() else {}
-    found = {model: files.fingerprint(folder) or before.get(model, "") for model, folder in folders.items()}
+    found = {}
+    for other, path in folders.items():
+        content = (path.parent, path.name) if path.name == PAINTED else (path,)
+        found[other] = files.fingerprint(*content) or before.get(other, "")
     return {"models": found} if found else {}
 
 

@@ -74,10 +74,10 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"not valid JSON: {error}", where=path, todo="repair or replace the file") from error
 
 
-def fingerprint(folder: str | os.PathLike) -> str:
-    """Of the names and contents of all files in `folder`, 16 hex digits; "" where there is none."""
+def fingerprint(folder: str | os.PathLike, pattern: str = "*") -> str:
+    """Of the names and contents of the files in `folder` that fit `pattern`, 16 hex digits; "" where there is none."""
     digest = hashlib.sha256()
-    paths = sorted(path for path in Path(folder).glob("*") if path.is_file())
+    paths = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
     for path in paths:
         with open(path, "rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())

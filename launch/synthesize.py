@@ -7,7 +7,8 @@
 Writes synthetic.json, images/, masks/ and provenance/ (of every image: canvas, window, box, seed, prompt, checkpoint).
 Sizes of the lesions are those of the training split (--area=medium: its middle half). Interrupted, the same command
 goes on where it stopped. Canvases are images of the split `train`: others would carry test patients into training.
-Then: python launch/train.py --config=configs/cem_mixed.py --config.data.synthetic.spec=coco:painted/synthetic.json
+Then: python launch/train.py --config=configs/cem_mixed.py --config.data.synthetic.spec=coco:painted/synthetic.json \\
+          --stages=real,synthetic,mixed,evaluate
 """
 
 from __future__ import annotations

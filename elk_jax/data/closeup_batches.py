@@ -68,7 +68,8 @@ class CloseupConfig:
 def train_closeups(
     source: Source, config: CloseupConfig, seed: int, process_index: int = 0, process_count: int = 1
 ) -> Stream[CloseupBatch]:
-    """Endless batches of random close-ups. Every lesion comes once an epoch, at a new place of a new window.
+    """Endless batches of random close-ups. Every lesion comes once an epoch, at a new place of a new window; where
+    healthy tissue is drawn (`tissue_share`), it takes the place of a lesion.
 
     UserError: no lesion fits into the window, no image has healthy tissue where some is wanted, batch size not
     divisible by the number of hosts, unreadable image (when it is reached).

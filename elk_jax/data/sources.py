@@ -310,11 +310,11 @@ class Cache:
 
     def __call__(self, position: int) -> np.ndarray:
         packed = self.kept.get(position)
-        return _unpack(self._keep(position, _pack(self.read(position))) if packed is None else packed)
+        return _unpack(self._keep(position, pack(self.read(position))) if packed is None else packed)
 
     def put(self, position: int, image: np.ndarray) -> None:
         """Keep an image that was decoded for another reason, where there is room for it."""
-        self._keep(position, _pack(image))
+        self._keep(position, pack(image))
 
     def _keep(self, position: int, packed: np.ndarray) -> np.ndarray:
         with self._lock:
@@ -327,7 +327,7 @@ class Cache:
         return Cache, (self.read, self.max_bytes)
 
 
-def _pack(image: np.ndarray) -> np.ndarray:
+def pack(image: np.ndarray) -> np.ndarray:
     """uint8 where exact, else uint16; what is not within [0, 1] stays as it is, for the checks to find."""
     if not (image.min() >= 0 and image.max() <= 1):
         return image

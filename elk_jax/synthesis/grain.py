@@ -44,9 +44,9 @@ def match_grain(
     wanted, there = float(grain.std()), float(fine_part(picture)[inner].std())
     if there >= wanted:
         return picture
-    grain = (grain - grain.mean()) * (np.sqrt(wanted**2 - there**2) / wanted)
     noise = rng.standard_normal(picture.shape)
-    spread = np.fft.irfft2(np.fft.rfft2(noise) * np.fft.rfft2(grain, picture.shape), picture.shape) / side
+    spread = np.fft.irfft2(np.fft.rfft2(noise) * np.fft.rfft2(grain - grain.mean(), picture.shape), picture.shape)
+    spread *= np.sqrt(wanted**2 - there**2) / max(float(fine_part(spread)[inner].std()), 1e-12)  # as it is measured
     return np.where(mask, picture + spread, picture).astype(np.float32)
 
 

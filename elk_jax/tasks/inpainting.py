@@ -34,7 +34,7 @@ class LoraConfig:
 
     rank: int = 0
     alpha: float = 0.0
-    targets: str = lora.ATTENTION
+    targets: str = f"({lora.ATTENTION})|({lora.TEXT_ATTENTION})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ def build_task(
     """An inpainter for the training loop.
 
     With adapters the parameters are {"base": the model's, "lora": the adapters'}, and the base is never trained;
-    `base` is then the model to adapt. The autoencoder is never trained, the text encoder where `train_text`.
+    `base` is then the model to adapt, and what is trained is what `adapters.targets` finds. The autoencoder is never
+    trained, without adapters the text encoder where `train_text`.
     """
     frozen = ("^vae/",) if train_text else ("^vae/", "^text_encoder/")
     if not adapters.rank:

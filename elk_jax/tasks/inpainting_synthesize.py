@@ -7,6 +7,8 @@ canvases alone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,12 +67,13 @@ def synthesize(
 
     canvases: images of TRAINING patients. lesion_free: only canvases without lesions; else windows clear of them.
     whole_window: paste the whole window, as published, instead of the lesion with a feathered border.
-    grain: give a lesion that is smoother than the tissue around it the grain of that tissue.
+    grain: give a lesion that is smoother than the tissue around it the grain of that tissue; not with whole_window.
     Raises UserError for a folder that was begun with other settings, a model that is no inpainter, canvases without
     room for a lesion.
     """
     if count < 1:
         raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
+    _of_training_or_error(canvases)
     parts, params, description = inpainting_model.load(model)
     rule, window = inpainting_model.rule(description, area), int(description["window"])
     patients = {info.patient_id for info in canvases.infos}
@@ -78,6 +81,7 @@ def synthesize(
     settings = {
         "model": files.fingerprint(model),
         "canvases": canvases.name,
+        "images": _digest(canvases),
         "area": area,
         "seed": seed,
         "lesion_free": lesion_free,
@@ -99,7 +103,7 @@ def synthesize(
 
     def planned(index: int) -> Planned:
         place = plan_placement(seed, index, canvases.infos, positions, breast_of, window, rule)
-        pixels = _stored(canvases[place.position].image[..., 0])
+        pixels = sources.pack(canvases[place.position].image[..., 0])
         box = np.array(place.box, np.float64)
         grey = cut(canvases[place.position].image[..., 0], place.window)
         image, mask = to_model(grey, box_mask(box, window, window), parts.model.size)
@@ -163,12 +167,22 @@ def synthesize_source(
     run.say(f"{written} synthetic lesions: {output / SYNTHETIC}")
 
 
-def _stored(grey: np.ndarray) -> np.ndarray:
-    """Grey values [H, W] in [0, 1] as the integers of the file: 8 bits where that is exact, else 16."""
-    eight = np.round(grey * 255)
-    if np.array_equal((eight / 255).astype(np.float32), grey.astype(np.float32)):
-        return eight.astype(np.uint8)
-    return np.round(grey * 65535).astype(np.uint16)
+def _of_training_or_error(canvases: ImageSource) -> None:
+    """Refuse canvases that name another split than training's: their patients would come into the training."""
+    others = sorted({info.split for info in canvases.infos} - {"train", ""})
+    if others:
+        raise UserError(
+            f"canvases of the split '{others[0]}': their patients would come into the training",
+            where=canvases.name,
+            todo="paint on images of the split 'train', or on images that name no split",
+        )
+
+
+def _digest(canvases: ImageSource) -> str:
+    """Fingerprint of what a painted set takes from its canvases."""
+    fields = lambda i: (i.image_id, i.patient_id, i.width, i.height, i.boxes.tolist(), i.ignore.tolist())
+    records = [fields(info) for info in canvases.infos]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:16]
 
 
 def _begin(output: Path, settings: dict[str, Any]) -> None:
@@ -194,7 +208,8 @@ def _write(
     output: Path, plan: Planned, picture: np.ndarray, description: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     place = plan.placement
-    rng = np.random.default_rng([settings["seed"], 8, place.provenance["index"]]) if settings["grain"] else None
+    grainy = settings["grain"] and not settings["whole_window"]
+    rng = np.random.default_rng([settings["seed"], 8, place.provenance["index"]]) if grainy else None
     image, extra = paste_lesion(
         plan.pixels, picture, place.window, place.box, plan.breast, whole_window=settings["whole_window"], grain=rng
     )
@@ -209,19 +224,17 @@ def _write(
         "checkpoint": settings["model"],
         "trained": description.get("trained", {}),
         "area": settings["area"],
-        "position": place.position,
     }
     files.write_json(output / "provenance" / f"{plan.name}.json", record)
 
 
 def _finish(output: Path, canvases: ImageSource, count: int) -> None:
     """The COCO file of all that was painted: the new lesion, and what the canvas had."""
-    infos = []
+    infos, by_id = [], {info.image_id: info for info in canvases.infos}
     for index in range(count):
         name = f"{index:06d}"
         record = files.read_json(output / "provenance" / f"{name}.json")
-        canvas = canvases.infos[record["position"]]
-        infos.append(_info(name, canvas, record))
+        infos.append(_info(name, by_id[record["canvas"]], record))
     coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description="Synthetic lesions in real breasts")
 
 

@@ -16,6 +16,8 @@ def find(workdir: Path, stage: str | None, architecture: str, called: str) -> Pa
     """
     for folder in (workdir, workdir / "model"):
         if (folder / store.CONFIG).is_file():
+            if stage is not None:
+                raise UserError(f"a model folder has no stage '{stage}'", where=folder, todo="leave --stage out")
             return folder
     config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else None
     stages = config.get("stages") if isinstance(config, dict) else None

@@ -108,7 +108,8 @@ def test_adapters_change_the_attention_alone_and_latents_are_encoded_once(import
     experiment.run(config, tmp_path, stages=["inpainter"])
     change = moved(imported, tmp_path / "inpainter" / "model")
     touched = {name for values in change.values() for name, value in values.items() if value > 0}
-    assert touched and all("/attn" in name and name.endswith("kernel") for name in touched)
+    assert touched and all("attn" in name and name.endswith("kernel") for name in touched)
+    assert {name.split("/")[0] for name in touched} == {"unet", "text_encoder"}
 
 
 def test_a_training_from_nothing_is_refused(imported, tmp_path):

@@ -60,6 +60,8 @@ def test_what_was_painted_is_a_data_source(run):
         np.testing.assert_allclose(info.boxes[1:], canvas.info.boxes, atol=1e-3)
         assert record["seed"] == 42 and record["index"] == i and record["checkpoint"]
         x0, y0, x1, y1 = record["box"]
+        stored = cv2.imread(str(run / "lesions" / "images" / info.file_name), cv2.IMREAD_UNCHANGED)
+        assert stored.dtype == np.uint8  # phantoms have 8 bits, and so has what is painted on them
         changed = np.abs(source[i].image - canvas.image)[..., 0] > 1e-6
         assert changed[y0:y1, x0:x1].any()
         changed[y0:y1, x0:x1] = False
@@ -141,6 +143,8 @@ def test_what_cannot_be_painted_is_said_and_leaves_nothing(run, deep, tmp_path):
         paint(run, tmp_path / "out", canvases=f"coco:{tmp_path / 'a.json'}")
     with pytest.raises(UserError, match=r"no split 'nowhere'"):
         paint(run, tmp_path / "out", split="nowhere")
+    with pytest.raises(UserError, match=r"canvases of the split 'test'"):
+        paint(run, tmp_path / "out", split="test")
     with pytest.raises(UserError, match=r"0 lesions to paint"):
         paint(run, tmp_path / "out", count=0)
     with pytest.raises(UserError, match=r"no lesion area 'huge'"):
