@@ -28,6 +28,7 @@ def inpainter(size: str) -> dict:
             "tissue": "a mammogram",
             "negative": "",
         },
+        # a model that init_from brings keeps its own
         "noise": {"name": "cosine", "steps": 1000, "prediction": "x0"},
         "sampler": {"name": "dpmpp_2m", "steps": 30, "lambda_min": -5.1},
         "guidance": 1.0,
@@ -120,7 +121,9 @@ def train_inpainter(*train_on: str, validate_on: str = "", init_from: str = "") 
     }
 
 
-def synthesize(model: str, canvases: str, share: float = 1.0, area: str = "free") -> dict:
+def synthesize(
+    model: str, canvases: str, share: float = 1.0, area: str = "free", whole_window: bool = False
+) -> dict:
     """Stage: paint lesions into training images of the source `canvases`; `stage:NAME` is then a data source.
 
     share: painted lesions for each real one (ELK: 1.0 and 2.0). area: free or medium, sizes of the training lesions.
@@ -135,17 +138,20 @@ def synthesize(model: str, canvases: str, share: float = 1.0, area: str = "free"
         "area": area,
         "batch_size": 8,
         "lesion_free": False,  # only canvases without any lesion; else windows clear of them
-        "grain": True,  # give lesions that are smoother than the tissue around them its grain
-        "whole_window": False,  # True: paste the whole window without grain, as published
+        "grain": True,  # give lesions that are smoother than the tissue around them its grain; not in whole windows
+        "whole_window": whole_window,  # paste the whole window, not the lesion alone with a soft border
     }
 
 
-def paint_lesions(extras: frozenset[str]) -> dict:
-    """Stages that lead from the source `real` to the source `synthetic` ('stage:lesions'): train, paint, look at it."""
+def paint_lesions(size: str, extras: frozenset[str]) -> dict:
+    """Stages that lead from the source `real` to the source `synthetic` ('stage:lesions'): train, paint, look at it.
+
+    `paper` pastes whole windows, as published; the others the lesion alone, with a soft border and grain.
+    """
     share, area = 2.0 if "double" in extras else 1.0, "medium" if "medium" in extras else "free"
     return {
         "inpainter": train_inpainter("real"),
-        "lesions": synthesize("inpainter", "real", share, area),
+        "lesions": synthesize("inpainter", "real", share, area, whole_window=size == "paper"),
         "lesion_quality": evaluate_lesions("synthetic", on="real"),
     }
 
@@ -165,6 +171,3 @@ def evaluate_lesions(
         "synthetic": synthetic,
         "features": features,
     }
-
-
-

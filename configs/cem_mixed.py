@@ -27,7 +27,7 @@ def get_config(variant=None):
         inpainter=base_inpainting.inpainter(size),
         detector=base.detector(size),
         stages={
-            **base_inpainting.paint_lesions(extras),
+            **base_inpainting.paint_lesions(size, extras),
             "real": base.train_detector("real"),
             "synthetic": base.train_detector("synthetic", validate_on="real"),
             "mixed": base.train_detector("real", "synthetic", validate_on="real"),

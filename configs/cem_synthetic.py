@@ -23,7 +23,7 @@ def get_config(variant=None):
         inpainter=base_inpainting.inpainter(size),
         detector=base.detector(size),
         stages={
-            **base_inpainting.paint_lesions(extras),
+            **base_inpainting.paint_lesions(size, extras),
             "synthetic": base.train_detector("synthetic", validate_on="real"),
             "evaluate": base.evaluate_detectors("synthetic"),
         },

@@ -21,5 +21,5 @@ def get_config(variant=None):
             "synthetic": base.source("stage:lesions"),
         },
         inpainter=base_inpainting.inpainter(size),
-        stages=base_inpainting.paint_lesions(extras),
+        stages=base_inpainting.paint_lesions(size, extras),
     )

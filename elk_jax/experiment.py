@@ -31,7 +31,7 @@ from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 
 PAINTED = "synth*.json"
-"""Of a synthesis stage: its data and the settings that they follow from."""
+"""Of a synthesis stage: the annotations and the settings, from which the images follow."""
 
 STAGES = {
     ("train", "detection"): detection_stages.train,
@@ -127,19 +127,16 @@ def _models(this: Run, name: str) -> dict[str, Any]:
     One that is gone counts as unchanged: a finished stage needs it no more.
     """
     stage, written = this.config.stages[name], this.folder / name / "config.json"
-    folders = {model: this.folder / model / "model" for model in stage.get("models", ())}
+    reads = {model: (this.folder / model / "model", "*") for model in stage.get("models", ())}
     for key in MODEL_KEYS:
         if stage.get(key, ""):
-            folders[stage[key]] = model_folder(this, stage[key])
+            reads[stage[key]] = model_folder(this, stage[key]), "*"
     for source in _sources(stage):
         wrote = writing_stage(this.config, source)
         if wrote:
-            folders[wrote] = this.folder / wrote / PAINTED  # the images follow from it
+            reads[wrote] = this.folder / wrote, PAINTED
     before = files.read_json(written).get("models", {}) if written.exists() else {}
-    found = {}
-    for other, path in folders.items():
-        content = (path.parent, path.name) if path.name == PAINTED else (path,)
-        found[other] = files.fingerprint(*content) or before.get(other, "")
+    found = {other: files.fingerprint(*place) or before.get(other, "") for other, place in reads.items()}
     return {"models": found} if found else {}
 
 

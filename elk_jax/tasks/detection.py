@@ -21,6 +21,7 @@ from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult, join_batches
 from elk_jax.tasks.detection_checks import check_model
+from elk_jax.tasks.settings import build
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.training.progress import Progress
@@ -44,14 +45,7 @@ def build_task(config: FasterRCNNConfig, mesh: Mesh) -> Task:
 
 def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfig:
     """`recipe.model` as a FasterRCNNConfig. Raises UserError for unknown fields and for values that cannot be."""
-    known = {field.name for field in dataclasses.fields(FasterRCNNConfig)}
-    values = {**settings, **changes}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise UserError(
-            f"the detector has no setting '{unknown[0]}'", where="model", todo=f"it has {', '.join(sorted(known))}"
-        )
-    config = FasterRCNNConfig(**{key: _as_tuples(value) for key, value in values.items()})
+    config = build(FasterRCNNConfig, {**settings, **changes}, "model")
     check_model(config)
     return config
 
@@ -73,17 +67,17 @@ def planned_anchor_sizes(
 
 
 def resize_config(settings: Mapping[str, Any]) -> Resize:
-    return _dataclass(Resize, settings, "resize")
+    return build(Resize, settings, "resize")
 
 
 def loader_config(settings: Mapping[str, Any]) -> loader.LoaderConfig:
     """`recipe.loader` as a LoaderConfig (`lesion_share` below 0: images with lesions are not preferred)."""
     values = dict(settings)
     values["resize"] = resize_config(values.get("resize", {}))
-    values["augmentation"] = _dataclass(Augmentation, values.get("augmentation", {}), "loader.augmentation")
+    values["augmentation"] = build(Augmentation, values.get("augmentation", {}), "loader.augmentation")
     if values.get("lesion_share", -1) < 0:
         values["lesion_share"] = None
-    return _dataclass(loader.LoaderConfig, values, "loader")
+    return build(loader.LoaderConfig, values, "loader")
 
 
 def test_loader_config(recipe: Mapping[str, Any]) -> loader.LoaderConfig:
@@ -147,18 +141,6 @@ def _json_or_text(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _dataclass(kind: type, settings: Mapping[str, Any], where: str) -> Any:
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise UserError(f"no setting '{unknown[0]}'", where=where, todo=f"there are {', '.join(sorted(known))}")
-    return kind(**{key: _as_tuples(value) for key, value in settings.items()})
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 # ---- Inference over a source --------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ stage need. An evaluate stage leaves `<model>/predictions.json`, `<model>/evalua
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from typing import Any
 
 import jax
@@ -23,11 +21,10 @@ from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.tasks import detection, detection_model, detection_report
+from elk_jax.tasks import detection, detection_model, detection_report, recipe_training
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
-from elk_jax.training.loop import train as train_loop
 from elk_jax.weights import store
 
 CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
@@ -81,28 +78,17 @@ def train(run: Run, name: str) -> dict[str, Any]:
         # before the first hit a metric is not defined: nothing was found
         return {recipe.best_metric: 0.0, **scores}
 
-    result = train_loop(
+    result = recipe_training.train(
+        run,
+        name,
         task,
-        workdir=folder,
-        data_iterator=batches,
-        total_steps=recipe.steps,
-        optimizer=recipe.optimizer.to_dict(),
-        schedule=recipe.schedule.to_dict(),
-        mesh=run.mesh,
-        seed=config.seed,
-        ema_decay=recipe.ema_decay or None,
-        accumulate=recipe.accumulate,
-        initial_params=initial,
-        log_every=recipe.log_every,
-        checkpoint_every=recipe.checkpoint_every,
-        eval_every=recipe.eval_every,
+        batches,
+        initial=initial,
         evaluate=evaluate_params,
         best_metric=recipe.best_metric,
-        identity={"model": _hash(dataclasses.asdict(model)), "validation split": _hash(_split(validation))},
+        identity={"model": dataclasses.asdict(model), "validation split": _split(validation)},
         buckets=len(batches.canvases),
-        title=name,
     )
-    batches.close()  # reading ahead stops here, not at the end of the experiment
 
     # ---- The model with its operating points -------------------------------------------------------------------
     floor = recipe.score_floor
@@ -213,10 +199,6 @@ def _split(source: ImageSource) -> list:
         [info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist()]
         for info in source.infos
     ]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _best(result, metric: str) -> str:

@@ -21,6 +21,7 @@ from elk_jax.diffusion.schedule import Schedule, make_schedule
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
+from elk_jax.tasks.settings import as_dict, build
 from elk_jax.training import mesh as meshes
 from elk_jax.training.task import Params, Task
 
@@ -143,8 +144,8 @@ def compile_painter(task: Task, mesh: Mesh) -> Painter:
     return paint
 
 
-def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[str, np.ndarray], int], dict]:
-    """(params, host batch of close-ups, number of the draw) -> its valid examples with `latents` and `masked_latents`
+def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[str, np.ndarray], jax.Array], dict]:
+    """(params, host batch of close-ups, key) -> its valid examples with `latents` and `masked_latents`
     instead of the image."""
 
     def encode(params: Params, image: jax.Array, mask: jax.Array, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -152,8 +153,7 @@ def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[s
 
     compiled = jax.jit(encode, out_shardings=meshes.replicated(mesh))
 
-    def run(params: Params, batch: Mapping[str, np.ndarray], draw: int) -> dict[str, np.ndarray]:
-        rng = jax.random.fold_in(jax.random.key(draw), int(batch["index"][0]))
+    def run(params: Params, batch: Mapping[str, np.ndarray], rng: jax.Array) -> dict[str, np.ndarray]:
         latents, masked = jax.device_get(compiled(params, batch["image"], batch["mask"], rng))
         arrays = {key: np.asarray(batch[key]) for key in ("mask", "lesion", "valid")}
         found = arrays | {"latents": latents, "masked_latents": masked}
@@ -216,24 +216,6 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
 def closeup_config(settings: Mapping[str, Any], size: int) -> CloseupConfig:
     """`recipe.closeups` for a model of pictures of `size` px."""
     return build(CloseupConfig, {**settings, "size": size}, "closeups")
-
-
-def build(kind: type, settings: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping; lists become tuples. UserError for an unknown field."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    values = as_dict(settings)
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UserError(f"no setting '{unknown[0]}'", where=where, todo=f"there are {', '.join(sorted(known))}")
-    return kind(**{key: _as_tuples(value) for key, value in values.items()})
-
-
-def as_dict(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def grid(rows: list[np.ndarray]) -> np.ndarray:

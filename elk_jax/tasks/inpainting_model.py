@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from elk_jax.diffusion.inpainter import Words
 from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AreaRule
 from elk_jax.tasks import inpainting, trained
 from elk_jax.tasks.inpainting import Inpainter
+from elk_jax.tasks.settings import build
 from elk_jax.training.task import Params
 from elk_jax.weights import store
 
@@ -56,11 +58,6 @@ def checked(description: dict[str, Any], folder: Path) -> dict[str, Any]:
     return description
 
 
-def carried(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fine-tuned Stable Diffusion keeps of the one it came from, for launch/export_weights.py."""
-    return {"parts": description["parts"]} if "parts" in description else {}
-
-
 def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:
     """What painting needs, from model.json. changes: of the networks (dtype, remat, attention)."""
     return Inpainter(
@@ -68,7 +65,7 @@ def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:
         noise=inpainting.noise_schedule(description["noise"]),
         sampler=inpainting.sampler(description["sampler"]),
         guidance=float(description["guidance"]),
-        words=inpainting.build(inpainting.Words, description["words"], "words"),
+        words=build(Words, description["words"], "words"),
     )
 
 

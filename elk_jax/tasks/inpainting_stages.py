@@ -6,26 +6,34 @@ A train stage leaves `model/` (inpainting_model.py) and `pictures/` of its progr
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data import closeup_batches
 from elk_jax.data.closeup_batches import CloseupConfig
 from elk_jax.data.sources import ImageSource, summary
 from elk_jax.data.stream import Stream
+from elk_jax.diffusion import inpainter
 from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AREAS
-from elk_jax.tasks import detection, inpainting, inpainting_model, inpainting_synthesize, stable_diffusion
+from elk_jax.tasks import (
+    detection,
+    inpainting,
+    inpainting_model,
+    inpainting_synthesize,
+    recipe_training,
+    stable_diffusion,
+)
 from elk_jax.tasks.inpainting import Inpainter
 from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.settings import as_dict
 from elk_jax.training import mesh as meshes
-from elk_jax.training.loop import train as train_loop
 from elk_jax.training.progress import Progress
 from elk_jax.training.task import Params, Task
 from elk_jax.weights import store, tokenizer
@@ -44,11 +52,11 @@ def train(run: Run, name: str) -> dict[str, Any]:
     # ---- Data ----------------------------------------------------------------------------------------------------
     source = detection.open_data(run.data, stage.train_on, "train", config.seed)
     validation = detection.open_data(run.data, (stage.validate_on,), "val", config.seed)
-    start = _start(run, stage.init_from, recipe, source)
+    start = starting_point(run, stage.init_from, recipe, source)
     parts, base = start.parts, start.params
     closeups = inpainting.closeup_config(recipe.closeups, parts.model.size)
     if recipe.cached_windows:
-        batches = _cached(run, parts, base, source, closeups, recipe.cached_windows)
+        batches: Stream = _cached(run, parts, model_folder(run, stage.init_from), base, source, recipe)
     else:
         batches = closeup_batches.train_closeups(
             source, closeups, config.seed, jax.process_index(), jax.process_count()
@@ -67,29 +75,18 @@ def train(run: Run, name: str) -> dict[str, Any]:
     initial = base
     if base is not None and adapters.rank:
         initial = inpainting.with_adapters(parts, adapters, base, config.seed)
-    result = train_loop(
+    result = recipe_training.train(
+        run,
+        name,
         task,
-        workdir=folder,
-        data_iterator=batches,
-        total_steps=recipe.steps,
-        optimizer=recipe.optimizer.to_dict(),
-        schedule=recipe.schedule.to_dict(),
-        mesh=run.mesh,
-        seed=config.seed,
-        ema_decay=recipe.ema_decay or None,
-        accumulate=recipe.accumulate,
-        initial_params=initial,
-        log_every=recipe.log_every,
-        checkpoint_every=recipe.checkpoint_every,
-        eval_every=recipe.eval_every,
+        batches,
+        initial=initial,
         evaluate=_validation(task, shown, run.mesh),
         draw=_drawing(task, shown, config.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        identity={"model": _hash(dataclasses.asdict(parts.model) | inpainting.describe_noise(parts.noise))},
-        title=name,
+        identity={"model": dataclasses.asdict(parts.model) | inpainting.describe_noise(parts.noise)},
     )
-    batches.close()
 
     # ---- The model ----------------------------------------------------------------------------------------------
     params = result.best_params if recipe.choose == "best" else result.params
@@ -151,62 +148,69 @@ class Start:
     carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _start(run: Run, init_from: str, recipe: Mapping[str, Any], source: ImageSource) -> Start:
-    """A fresh model in pixel space, an inpainter that was trained before, or Stable Diffusion as it was imported."""
+def starting_point(run: Run, init_from: str, recipe: ConfigDict, source: ImageSource) -> Start:
+    """A fresh model in pixel space, an inpainter that was trained before, or Stable Diffusion as it was imported.
+
+    Sampler, guidance and prompts are the recipe's; the noise schedule of a model that was trained before is its own.
+    """
+    sampler, guidance = inpainting.sampler(recipe.sampler), float(recipe.guidance)
     if not init_from:
-        if not recipe["model"]:
+        if not recipe.model:
             todo = "name a folder of launch/import_weights.py --format=diffusers"
             raise UserError("no model to start from", where="init_from", todo=todo)
-        contrast = _contrast(source, inpainting.closeup_config(recipe["closeups"], recipe["model"]["size"]))
-        model, words = inpainting.pixel_model(recipe["model"], contrast), inpainting.Words()
-        noise, sampler = inpainting.noise_schedule(recipe["noise"]), inpainting.sampler(recipe["sampler"])
-        return Start(Inpainter(model, noise, sampler, float(recipe["guidance"]), words))
-    folder = model_folder(run, init_from)
+        contrast = _contrast(source, inpainting.closeup_config(recipe.closeups, recipe.model.size))
+        model, noise = inpainting.pixel_model(recipe.model, contrast), inpainting.noise_schedule(recipe.noise)
+        return Start(Inpainter(model, noise, sampler, guidance, inpainter.Words()))
+    folder, networks = model_folder(run, init_from), as_dict(recipe.networks)
     params, description = store.load_params(folder)
     run.say(f"  starts from {folder}")
-    networks = inpainting.as_dict(recipe["networks"])
-    if description.get("architecture") != stable_diffusion.ARCHITECTURE:
+    if "parts" not in description:  # of pixel space, where no text is read
         parts = inpainting_model.parts_of(inpainting_model.checked(description, folder), **networks)
-        carried = inpainting_model.carried(description)
-        words_of = tokenizer.read_tokenizer(folder) if carried else None
-        return Start(parts, params, description["prompts"], words_of, carried)
+        return Start(dataclasses.replace(parts, sampler=sampler, guidance=guidance), params)
     diffusion = stable_diffusion.load(folder)
-    texts = inpainting.as_dict(recipe["prompts"])
+    texts = as_dict(recipe.prompts)
     tokens = diffusion.tokenizer.encode([texts[name] for name in ("lesion", "tissue", "negative")])
     with_settings = lambda config: dataclasses.replace(config, **networks)
-    model = inpainting.InpainterConfig(
+    model = inpainter.InpainterConfig(
         unet=with_settings(diffusion.unet),
-        size=int(recipe["closeups"]["window"]),
+        size=int(recipe.closeups.window),
         autoencoder=with_settings(diffusion.autoencoder),
         text=with_settings(diffusion.text),
     )
-    words = inpainting.Words(*(tuple(int(token) for token in row) for row in tokens))
-    sampler = inpainting.sampler(recipe["sampler"])
-    parts = Inpainter(model, diffusion.schedule, sampler, float(recipe["guidance"]), words)
+    words = inpainter.Words(*(tuple(int(token) for token in row) for row in tokens))
+    parts = Inpainter(model, diffusion.schedule, sampler, guidance, words)
     return Start(parts, diffusion.params, texts, diffusion.tokenizer, {"parts": diffusion.parts})
 
 
 def _cached(
-    run: Run, parts: Inpainter, params: Params | None, source: ImageSource, closeups: CloseupConfig, windows: int
+    run: Run, parts: Inpainter, start: Path, params: Params | None, source: ImageSource, recipe: ConfigDict
 ) -> Stream:
-    """Training batches of latents that are encoded once: every lesion in `windows` random windows."""
-    if params is None or parts.model.autoencoder is None or closeups.tissue_share:
+    """Training batches of latents that are encoded once: every lesion in `recipe.cached_windows` random windows."""
+    closeups = inpainting.closeup_config(recipe.closeups, parts.model.size)
+    changed = [k for k in ("tissue_share", "horizontal_flip", "vertical_flip", "gain") if getattr(closeups, k)]
+    if params is None or parts.model.autoencoder is None:
         raise UserError(
-            "latents are kept for lesions of a model with an autoencoder alone",
+            "only latents of an autoencoder are kept", where="cached_windows", todo="set it to 0, or give init_from"
+        )
+    if changed:
+        raise UserError(
+            f"close-ups that are encoded once cannot be changed by closeups.{changed[0]}",
             where="cached_windows",
-            todo="set cached_windows=0, or closeups.tissue_share=0 and init_from",
+            todo=f"set it to 0, or closeups.{changed[0]} to 0",
         )
     encode = inpainting.compile_encoder(parts, run.mesh)
     found: list[dict[str, np.ndarray]] = []
-    lesions = len(closeup_batches.usable_lesions(source.infos, closeups.window))
-    with Progress("  encoding", windows * lesions, unit="window") as bar:
+    seed, windows = run.config.seed, recipe.cached_windows
+    with Progress("  encoding", windows * len(closeup_batches.usable_lesions(source.infos, closeups.window))) as bar:
         for window in range(windows):
-            for batch in closeup_batches.eval_closeups(source, closeups, run.config.seed + window):
-                found.append(encode(params, {**batch}, window))  # type: ignore[dict-item]
+            for number, batch in enumerate(closeup_batches.eval_closeups(source, closeups, seed + window)):
+                rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), window), number)
+                found.append(encode(params, {**batch}, rng))  # type: ignore[dict-item]
                 bar.update(bar.done + int(batch["valid"].sum()))
     examples = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
+    origin = f"{closeup_batches.digest(source, closeups, seed)} {windows} {files.fingerprint(start)}"
     return closeup_batches.kept_closeups(
-        examples, closeups, run.config.seed, jax.process_index(), jax.process_count()
+        examples, closeups, origin, seed, jax.process_index(), jax.process_count()
     )
 
 
@@ -215,7 +219,7 @@ def _contrast(source: ImageSource, closeups: CloseupConfig) -> float:
     found = []
     for batch in closeup_batches.eval_closeups(source, closeups, 0, 64):
         image, mask = batch["image"][batch["valid"]], batch["mask"][batch["valid"]]
-        found.append(image - np.asarray(inpainting.inpainter.tissue_level(image, mask)))
+        found.append(image - np.asarray(inpainter.tissue_level(image, mask)))
     return round(max(float(np.concatenate(found).std()), 1e-3), 4)
 
 
@@ -260,10 +264,4 @@ def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
 
 
 def _shapes(parts: Inpainter) -> Params:
-    return jax.eval_shape(lambda rng: inpainting.inpainter.init(parts.model, rng), jax.random.key(0))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
+    return jax.eval_shape(lambda rng: inpainter.init(parts.model, rng), jax.random.key(0))

@@ -17,7 +17,9 @@ from elk_jax.diffusion.scheduler_config import to_scheduler_config
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import WITH_ATTENTION, WITHOUT, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.tasks import inpainting_model, stable_diffusion
+from elk_jax.tasks import inpainting_model, inpainting_stages, stable_diffusion
+from elk_jax.tasks.run import Run
+from elk_jax.training.mesh import make_mesh
 from elk_jax.weights import diffusers_folder, store
 from elk_jax.weights.tokenizer import Tokenizer
 
@@ -104,7 +106,8 @@ def test_what_was_trained_goes_to_diffusers(tuned, tmp_path):
 
 
 def test_adapters_change_the_attention_alone_and_latents_are_encoded_once(imported, tmp_path):
-    config = tiny(imported, lora={"rank": 2}, cached_windows=2, closeups={"tissue_share": 0.0})
+    unchanged = {"tissue_share": 0.0, "horizontal_flip": 0.0, "vertical_flip": 0.0, "gain": 0.0}
+    config = tiny(imported, lora={"rank": 2}, cached_windows=2, closeups=unchanged)
     experiment.run(config, tmp_path, stages=["inpainter"])
     change = moved(imported, tmp_path / "inpainter" / "model")
     touched = {name for values in change.values() for name, value in values.items() if value > 0}
@@ -118,6 +121,27 @@ def test_a_training_from_nothing_is_refused(imported, tmp_path):
     config.inpainter.closeups.window = 32
     with pytest.raises(UserError, match=r"no model to start from.*import_weights"):
         experiment.run(config, tmp_path, stages=["inpainter"])
+
+
+def test_latents_are_kept_only_of_close_ups_that_stay_as_they_are(imported, tmp_path):
     config = tiny(imported, cached_windows=2, closeups={"tissue_share": 0.5})
-    with pytest.raises(UserError, match="latents are kept for lesions"):
-        experiment.run(config, tmp_path / "other", stages=["inpainter"])
+    with pytest.raises(UserError, match=r"cannot be changed by closeups\.tissue_share"):
+        experiment.run(config, tmp_path / "changed", stages=["inpainter"])
+    config = inpaint_cem.get_config("tiny")
+    config.inpainter.cached_windows = 2
+    with pytest.raises(UserError, match="only latents of an autoencoder are kept"):
+        experiment.run(config, tmp_path / "pixels", stages=["inpainter"])
+
+
+def test_a_painter_that_learns_on_follows_the_recipe(tuned):
+    """Prompts, sampler and guidance are the recipe's, not those of the model that it starts from; networks stay."""
+    config = tiny(tuned, guidance=3.0)
+    config.inpainter.sampler.steps = 4
+    config.inpainter.prompts.lesion = "a lesion"
+    run = Run(config, tuned, make_mesh())
+    start = inpainting_stages.starting_point(run, str(tuned / "inpainter" / "model"), config.inpainter, source=())
+    before, _, description = inpainting_model.load(tuned / "inpainter" / "model")
+    assert (start.parts.guidance, start.parts.sampler.steps) == (3.0, 4)
+    assert start.prompts["lesion"] == "a lesion" and start.parts.words.lesion != before.words.lesion
+    assert start.parts.words.tissue == before.words.tissue
+    assert start.parts.model == before.model and start.carried == {"parts": description["parts"]}

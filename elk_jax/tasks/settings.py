@@ -1,0 +1,28 @@
+"""From a configuration's sections to the dataclasses that they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from elk_jax.errors import UserError
+
+
+def build(kind: type, settings: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping; lists become tuples. UserError for an unknown field. where: the section's name."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    values = as_dict(settings)
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"no setting '{unknown[0]}'", where=where, todo=f"there are {', '.join(sorted(known))}")
+    return kind(**{key: _as_tuples(value) for key, value in values.items()})
+
+
+def as_dict(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain dict, of a ConfigDict too."""
+    return settings.to_dict() if hasattr(settings, "to_dict") else dict(settings)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
