@@ -27,6 +27,10 @@ SPLIT_SHARES = flags.DEFINE_list(
 )
 BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
 WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: view=MLO")
+CLEAN = flags.DEFINE_bool("clean_boxes", False, "Drop boxes inside others and doubles first. As in the training.")
+IGNORE_OVER = flags.DEFINE_float(
+    "ignore_over", 0.0, "Boxes of more than this share of the image become ignore boxes. As in the training.", 0, 1
+)
 COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one an image.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 AREA = flags.DEFINE_enum("area", "free", ["free", "medium"], "Sizes of the lesions: all, or the middle half.")
@@ -51,6 +55,8 @@ def main() -> None:
         split_shares=command_line.numbers(SPLIT_SHARES),
         bit_depth=BIT_DEPTH.value,
         where=WHERE.value,
+        clean_boxes=CLEAN.value,
+        ignore_over=IGNORE_OVER.value,
         on_error=ON_ERROR.value,
         count=count,
         output=output,

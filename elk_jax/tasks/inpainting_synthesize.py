@@ -146,17 +146,21 @@ def synthesize_source(
     output: Path,
     split_shares: Sequence[float] = (),
     bit_depth: int = 0,
+    clean_boxes: bool = False,
+    ignore_over: float = 0.0,
     **settings: Any,
 ) -> None:
-    """`synthesize` into the images of a data source, for launch/synthesize.py."""
+    """`synthesize` into the images of a data source, for launch/synthesize.py; see `sources.open_source`."""
     chosen = detection.parse_where(where)
     source = sources.open_source(
         canvases,
         split,
         chosen,
-        on_error=on_error,
+        clean_boxes,
+        on_error,
         keep_bytes=sources.KEPT_BYTES,
         watch=watched("  decoding"),
+        ignore_over=ignore_over,
         split_shares=split_shares,
         bit_depth=bit_depth,
     )

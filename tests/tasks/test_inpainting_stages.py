@@ -133,6 +133,23 @@ def test_sixteen_bits_stay_sixteen_bits(run, deep, tmp_path):
     np.testing.assert_array_equal(image[outside], canvas[outside])
 
 
+def test_canvases_are_annotated_as_the_training_images_are(run, deep, tmp_path):
+    content = files.read_json(deep / "a.json")
+    content["annotations"] = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, box in enumerate([[10, 62, 60, 20], [20, 70, 6, 6], [21, 71, 4, 4]], start=1)
+    ]  # a region of the breast, a lesion in it, and that lesion once more
+    files.write_json(deep / "doubles.json", content)
+    for output, settings in (("as_they_are", {}), ("cleaned", {"clean_boxes": True, "ignore_over": 0.1})):
+        paint(run, tmp_path / output, canvases=f"coco:{deep / 'doubles.json'}", count=1, **settings)
+    (whole,), (cleaned,) = (coco.read_coco(tmp_path / o / SYNTHETIC)[0] for o in ("as_they_are", "cleaned"))
+    assert len(whole.boxes) == 4 and not whole.ignore.any()
+    np.testing.assert_array_equal(cleaned.boxes[1:], [[10, 62, 70, 82], [20, 70, 26, 76]])
+    assert cleaned.ignore.tolist() == [False, True, False]
+    with pytest.raises(UserError, match=r"begun here with images"):
+        paint(run, tmp_path / "cleaned", canvases=f"coco:{deep / 'doubles.json'}", count=1)
+
+
 def test_what_cannot_be_painted_is_said_and_leaves_nothing(run, deep, tmp_path):
     small = files.read_json(deep / "a.json")
     small["images"][0] |= {"width": 40, "height": 40}
