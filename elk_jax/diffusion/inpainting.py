@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from elk_jax.errors import UserError
 
 INPUT_CHANNELS = 9
 INSIDE = 0.5
@@ -26,11 +23,17 @@ def unet_input(noisy_latents: jax.Array, mask: jax.Array, masked_latents: jax.Ar
 
 
 def latent_mask(mask: jax.Array, factor: int = 8) -> jax.Array:
-    """The mask [B, H, W, 1] at the latents' size [B, H / factor, W / factor, 1] by nearest (top left) pixel."""
+    """The mask [B, H, W, 1] at the latents' size [B, H / factor, W / factor, 1] by nearest (top left) pixel.
+
+    A mask that falls between those pixels marks every latent that it touches: no lesion is too small to be painted.
+    """
     height, width = mask.shape[-3:-1]
     if height % factor or width % factor:
         raise ValueError(f"a mask of {height} x {width} pixels cannot shrink by {factor}")
-    return mask[..., ::factor, ::factor, :]
+    nearest = mask[..., ::factor, ::factor, :]
+    cells = mask.reshape(*mask.shape[:-3], height // factor, factor, width // factor, factor, mask.shape[-1])
+    touched = cells.max(axis=(-4, -2))
+    return jnp.where(nearest.max(axis=(-3, -2, -1), keepdims=True) >= INSIDE, nearest, touched)
 
 
 def masked_image(image: jax.Array, mask: jax.Array) -> jax.Array:
@@ -41,20 +44,3 @@ def masked_image(image: jax.Array, mask: jax.Array) -> jax.Array:
 def keep_known(image: jax.Array, painted: jax.Array, mask: jax.Array) -> jax.Array:
     """`painted` inside the mask, the very pixels of `image` outside; all [B, H, W, ...]."""
     return jnp.where(mask >= INSIDE, painted.astype(image.dtype), image)
-
-
-def check_masks(mask: np.ndarray, image_shape: tuple[int, ...], where: object = "mask", factor: int = 8) -> None:
-    """Host arrays. Raises UserError for a mask of another size, without pixels, or one that the latents do not see."""
-    mask = np.asarray(mask)
-    if mask.shape[:-1] != tuple(image_shape[:-1]) or mask.shape[-1] != 1:
-        raise UserError(f"a mask {mask.shape} for an image {tuple(image_shape)}", where=where, todo="give equal sizes")
-    for number, one in enumerate(mask.reshape(-1, *mask.shape[-3:])):
-        inside = one >= INSIDE
-        if not inside.any():
-            raise UserError(f"mask {number} has no pixels", where=where, todo="mark what to paint with 1")
-        if not np.asarray(latent_mask(inside, factor)).any():
-            raise UserError(
-                f"mask {number} falls between the latents' pixels",
-                where=where,
-                todo=f"make it at least {factor} pixels wide and high",
-            )

@@ -30,8 +30,6 @@ from elk_jax.precision import at_least_float32
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 """(x_t [B, ...], t int32 [B]) -> the model's output [B, ...]; closes over parameters and conditions."""
-Constrain = Callable[[jax.Array, jax.Array], jax.Array]
-"""(predicted x0 [B, ...], t int32 [B]) -> x0 that the step goes on with."""
 
 SAMPLERS = ("dpmpp_2m", "ddim")
 SPACINGS = ("linspace", "leading", "trailing")
@@ -100,27 +98,38 @@ def sample(
     config: SamplerConfig,
     shape_or_noise: Sequence[int] | jax.Array,
     rng: jax.Array | None = None,
-    constrain: Constrain | None = None,
 ) -> jax.Array:
     """The image x0 [B, ...] that the model makes of noise; at least float32, whatever the model computes in.
 
     shape_or_noise: starting noise [B, ...], or its shape to draw it. rng: for the noise; one key, or B keys, so that an
-    image depends on its own key alone. Not needed where noise is given and eta is 0. constrain: corrects the predicted
-    x0 of every step, e.g. `known_region`. Runs under jit, vmap and grad; jit it, and the N steps are one program.
+    image depends on its own key alone. Not needed where noise is given and eta is 0. Runs under jit, vmap and grad; jit
+    it, and the N steps are one program.
     """
-    return _run(denoise, schedule, config, shape_or_noise, rng, constrain, path=False)[0]
+    table = plan(schedule, config)
+    draws = bool(np.any(table.fresh))
+    if rng is None and (draws or not hasattr(shape_or_noise, "dtype")):
+        raise ValueError("sampling draws noise and needs a random key: give rng")
+    start_keys: Any = None
+    keys: Any = None
+    if rng is not None:
+        rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
+        split = jax.vmap(jax.random.split)(rng) if rng.ndim else jax.random.split(rng)
+        start_keys, keys = split[..., 0], split[..., 1]
+    x = shape_or_noise if hasattr(shape_or_noise, "dtype") else normal(start_keys, shape_or_noise)
+    x = at_least_float32(jnp.asarray(x))
+    rows = Plan(jnp.asarray(table.t), *(jnp.asarray(column, x.dtype) for column in table[1:]))
+    fold = jax.vmap(jax.random.fold_in, (0, None)) if keys is not None and keys.ndim else jax.random.fold_in
 
+    def body(carry, numbered):
+        x, x0_before = carry
+        index, row = numbered
+        t = jnp.full(x.shape[:1], row.t)
+        output = denoise(x, t)
+        fresh = normal(fold(keys, index), x.shape, x.dtype) if draws else None
+        return step(schedule.prediction, row, x, output, x0_before, fresh, clip=config.clip), None
 
-def sample_path(
-    denoise: Denoise,
-    schedule: Schedule,
-    config: SamplerConfig,
-    shape_or_noise: Sequence[int] | jax.Array,
-    rng: jax.Array | None = None,
-    constrain: Constrain | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """As `sample`, with what lies between: (x after every step [N, B, ...], predicted x0 of every step [N, B, ...])."""
-    return _run(denoise, schedule, config, shape_or_noise, rng, constrain, path=True)[1]
+    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), (jnp.arange(len(table.t)), rows))
+    return x
 
 
 def step(
@@ -132,20 +141,15 @@ def step(
     fresh: jax.Array | None = None,
     *,
     clip: float | None = None,
-    correct: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(x of the next step, predicted x0), of a row of the plan (scalars) and the model's output for x.
 
-    A corrected x0 brings its own noise with it (that which explains x); a clipped one keeps the model's.
+    A clipped x0 keeps the model's noise.
     """
     x0 = x0_of(prediction, output, x, row.signal, row.noise_rate)
     if clip is not None:
         x0 = jnp.clip(x0, -clip, clip)
-    if correct is not None:
-        x0 = at_least_float32(correct(x0))
-        noise = (x - row.signal * x0) / row.noise_rate
-    else:
-        noise = epsilon_of(prediction, output, x, row.signal, row.noise_rate)
+    noise = epsilon_of(prediction, output, x, row.signal, row.noise_rate)
     x = row.keep * x + row.clean * x0 + row.before * x0_before + row.epsilon * noise
     return (x if fresh is None else x + row.fresh * fresh), x0
 
@@ -181,14 +185,6 @@ def classifier_free(
     return guided
 
 
-def known_region(known: jax.Array, mask: jax.Array) -> Constrain:
-    """Keeps what is known: predicted images are `known` [B, H, W, C] where mask [B, H, W, 1] is below 0.5.
-
-    For models that do not see the known region as an input. With final_sigma="zero" the pixels are kept exactly.
-    """
-    return lambda x0, t: jnp.where(mask >= 0.5, x0, known.astype(x0.dtype))
-
-
 def normal(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Standard normal noise [B, ...] of one key, or of B keys, each for its own image."""
     keys = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
@@ -197,46 +193,6 @@ def normal(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> ja
     if keys.shape != (shape[0],):
         raise ValueError(f"{keys.shape} random keys for a batch of {shape[0]}")
     return jax.vmap(lambda key: jax.random.normal(key, tuple(shape[1:]), dtype))(keys)
-
-
-def _run(
-    denoise: Denoise,
-    schedule: Schedule,
-    config: SamplerConfig,
-    shape_or_noise: Any,
-    rng: Any,
-    constrain: Constrain | None,
-    *,
-    path: bool,
-) -> tuple[jax.Array, Any]:
-    """((x after the last step), (x, x0) of all steps or None)."""
-    table = plan(schedule, config)
-    draws = bool(np.any(table.fresh))
-    if rng is None and (draws or not hasattr(shape_or_noise, "dtype")):
-        raise ValueError("sampling draws noise and needs a random key: give rng")
-    start_keys: Any = None
-    keys: Any = None
-    if rng is not None:
-        rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
-        split = jax.vmap(jax.random.split)(rng) if rng.ndim else jax.random.split(rng)
-        start_keys, keys = split[..., 0], split[..., 1]
-    x = shape_or_noise if hasattr(shape_or_noise, "dtype") else normal(start_keys, shape_or_noise)
-    x = at_least_float32(jnp.asarray(x))
-    rows = Plan(jnp.asarray(table.t), *(jnp.asarray(column, x.dtype) for column in table[1:]))
-    fold = jax.vmap(jax.random.fold_in, (0, None)) if keys is not None and keys.ndim else jax.random.fold_in
-
-    def body(carry, numbered):
-        x, x0_before = carry
-        index, row = numbered
-        t = jnp.full(x.shape[:1], row.t)
-        output = denoise(x, t)
-        fresh = normal(fold(keys, index), x.shape, x.dtype) if draws else None
-        correct = None if constrain is None else lambda x0: constrain(x0, t)
-        x, x0 = step(schedule.prediction, row, x, output, x0_before, fresh, clip=config.clip, correct=correct)
-        return (x, x0), ((x, x0) if path else None)
-
-    (x, _), between = jax.lax.scan(body, (x, jnp.zeros_like(x)), (jnp.arange(len(table.t)), rows))
-    return x, between
 
 
 def _plan_ddim(schedule: Schedule, config: SamplerConfig) -> Plan:
@@ -327,5 +283,3 @@ def _check_config(schedule: Schedule, config: SamplerConfig) -> None:
         )
     if not 0 <= config.eta <= 1:
         raise UserError(f"eta is {config.eta}", where="sampler.eta", todo="give 0 to 1")
-
-

@@ -103,17 +103,11 @@ def test_dpm_solver_is_of_second_order():
 
 
 @pytest.mark.parametrize("name", ["dpm", "ddpm"])
-def test_path_ends_where_sample_does_and_the_loop_is_one_scan(name):
+def test_the_loop_is_one_scan(name):
     training, config = make_schedule(prediction="v"), CONFIGS[name]
-
-    def denoise(x, t):
-        return jnp.tanh(x) * (1 + t[:, None, None, None] / 1000)
-
-    key = jax.random.key(2)
-    x, x0 = samplers.sample_path(denoise, training, config, SHAPE, key)
-    assert x.shape == x0.shape == (config.steps, *SHAPE)
-    np.testing.assert_allclose(x[-1], sample(denoise, training, config, SHAPE, key), atol=1e-6)
-    text = str(jax.make_jaxpr(lambda k: sample(denoise, training, config, SHAPE, k))(key))
+    text = str(
+        jax.make_jaxpr(lambda k: sample(lambda x, t: jnp.tanh(x), training, config, SHAPE, k))(jax.random.key(2))
+    )
     assert text.count("tanh") == 1  # the model is traced once, whatever the number of steps
 
 
@@ -157,16 +151,6 @@ def test_gradients_and_vmap_run_through_the_scan():
     step = 1e-3
     numeric = (loss(0.9 + step) - loss(0.9 - step)) / (2 * step)
     assert float(gradients[1]) == pytest.approx(float(numeric), rel=1e-2)
-
-
-@pytest.mark.parametrize("name", ["dpm", "ddpm"])
-def test_a_known_region_is_kept_to_the_bit(name):
-    training, config = make_schedule(), CONFIGS[name]
-    mask = jnp.zeros(SHAPE).at[:, 1:3, 1:3].set(1)
-    hook = samplers.known_region(X0, mask)
-    found = sample(lambda x, t: jnp.tanh(x), training, config, SHAPE, jax.random.key(0), constrain=hook)
-    np.testing.assert_array_equal(np.where(mask < 0.5, found, 0), np.where(mask < 0.5, X0, 0))
-    assert float(jnp.abs(found - X0)[:, 1:3, 1:3].min()) > 0
 
 
 def test_clipping_bounds_what_a_bad_denoiser_makes():
