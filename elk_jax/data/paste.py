@@ -12,7 +12,7 @@ import numpy as np
 
 from elk_jax.data.schema import Record
 from elk_jax.data.transforms import Example
-from elk_jax.synthesis.breast import AIR
+from elk_jax.grey import AIR
 
 MAX_PASTED = 2
 MARGIN = 0.25  # of the box's sides, on each side: the ring in which the lesion fades into the breast

@@ -115,8 +115,8 @@ def sample(
         rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
         split = jax.vmap(jax.random.split)(rng) if rng.ndim else jax.random.split(rng)
         start_keys, keys = split[..., 0], split[..., 1]
-    x = shape_or_noise if hasattr(shape_or_noise, "dtype") else normal(start_keys, shape_or_noise)
-    x = at_least_float32(jnp.asarray(x))
+    drawn = shape_or_noise if hasattr(shape_or_noise, "dtype") else normal(start_keys, shape_or_noise)
+    x = at_least_float32(jnp.asarray(drawn))
     rows = Plan(jnp.asarray(table.t), *(jnp.asarray(column, x.dtype) for column in table[1:]))
     fold = jax.vmap(jax.random.fold_in, (0, None)) if keys is not None and keys.ndim else jax.random.fold_in
 

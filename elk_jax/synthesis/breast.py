@@ -8,8 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-AIR = 0.02
-"""Share of white up to which a pixel is air."""
+from elk_jax.grey import AIR
 
 CLOSING = 5
 

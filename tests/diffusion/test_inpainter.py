@@ -16,6 +16,7 @@ from elk_jax.diffusion.schedule import make_schedule, target
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import WITH_ATTENTION, UNetConfig
 from elk_jax.errors import UserError
+from elk_jax.grey import AIR
 
 NOISE = make_schedule("cosine", steps=50, prediction="v")
 SAMPLER = SamplerConfig(steps=3)
@@ -86,7 +87,7 @@ def test_patches_are_the_pixels_and_come_back():
 
 def test_pixel_space_is_exact_and_measured_from_the_visible_tissue(batch):
     image, mask = batch["image"], batch["mask"]
-    air = image <= inpainter.AIR
+    air = image <= AIR
     clean, masked = inpainter.encode(PIXELS, {}, image, mask)
     level = np.array([image[i][(mask[i] == 0) & ~air[i]].mean() for i in range(3)])
     np.testing.assert_allclose(clean[:, 0, 0, 0], (image[:, 0, 0, 0] - level) / 0.2, rtol=1e-4, atol=1e-5)
