@@ -26,7 +26,15 @@ from ml_collections import ConfigDict
 from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.experiment_checks import MODEL_KEYS, check_inputs, writing_stage
-from elk_jax.tasks import detection_stages, inpainting_evaluate, inpainting_stages, recipe_checks, report
+from elk_jax.tasks import (
+    detection_stages,
+    inpainting_evaluate,
+    inpainting_stages,
+    recipe_checks,
+    report,
+    translation_evaluate,
+    translation_stages,
+)
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 
@@ -39,6 +47,8 @@ STAGES = {
     ("train", "inpainting"): inpainting_stages.train,
     ("synthesize", "inpainting"): inpainting_stages.synthesize,
     ("evaluate", "inpainting"): inpainting_evaluate.evaluate,
+    ("train", "translation"): translation_stages.train,
+    ("evaluate", "translation"): translation_evaluate.evaluate,
 }
 """What each (kind, task) of a stage runs: (run, stage name) -> a JSON-able summary.
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from elk_jax.reporting import html, inpainting
+from elk_jax.reporting import html, inpainting, translation
 from elk_jax.reporting.detection import MAIN, Comparisons, Evaluations, estimate_of, metric_keys, metric_label
 
 
@@ -47,9 +47,21 @@ def quality_table(evaluation: Mapping[str, Any], title: str = "") -> Table:
     return table
 
 
-def _estimate(entry: Mapping[str, Any]) -> Text:
-    text = Text(html.number(entry.get("value")))
-    bounds = html.interval(entry, 2)
+def translation_table(evaluation: Mapping[str, Any], title: str = "") -> Table:
+    """How near translated images come to real ones (evaluation.json of translation)."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("", no_wrap=True)
+    for words, _ in translation.MEASURES.values():
+        table.add_column(words, justify="right")
+    for name, found in evaluation["measures"].items():
+        cells = [_estimate(found.get(key, {}), digits) for key, (_, digits) in translation.MEASURES.items()]
+        table.add_row(name, *cells, style="bold" if name in evaluation["models"] else "")
+    return table
+
+
+def _estimate(entry: Mapping[str, Any], digits: int = 3) -> Text:
+    text = Text(html.number(entry.get("value"), digits))
+    bounds = html.interval(entry, max(2, digits - 1))
     return text.append(f"  {bounds}", "dim") if bounds else text
 
 

@@ -12,7 +12,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.synthesis.placement import AREAS
-from elk_jax.tasks import detection, inpainting
+from elk_jax.tasks import detection, inpainting, translation
 from elk_jax.training import optimizer, schedules
 
 AT_LEAST = {
@@ -23,7 +23,8 @@ AT_LEAST = {
     "eval_every": 0,
     "bootstrap": 0,
     "cached_windows": 0,
-    "validation_closeups": 0,  # 0: all
+    "validation_closeups": 0,  # 0: all, like validation_pairs
+    "validation_pairs": 0,
     "count": 0,  # of a synthesis stage, like batch_size
     "batch_size": 1,
 }
@@ -36,7 +37,7 @@ def check_recipe(task: str, recipe: ConfigDict, where: str) -> None:
     _check_ranges(recipe, where)
     decay = recipe.ema_decay
     _require(0 <= decay < 1, f"{where}.ema_decay", decay, "give a number from 0 (none) to below 1")
-    for check in (_check_detection if task == "detection" else _check_inpainting, _check_optimisation):
+    for check in (CHECKS[task], _check_optimisation):
         _named(where, check, recipe)
 
 
@@ -78,6 +79,15 @@ def _check_inpainting(recipe: ConfigDict) -> None:
     inpainting.sampler(recipe.sampler)
     inpainting.loss_config(recipe.loss)
     inpainting.lora_config(recipe.lora)
+
+
+def _check_translation(recipe: ConfigDict) -> None:
+    _require(recipe.choose in CHECKPOINTS, "choose", recipe.choose, f"choose one of {', '.join(CHECKPOINTS)}")
+    translation.check_recipe(recipe)
+
+
+CHECKS = {"detection": _check_detection, "inpainting": _check_inpainting, "translation": _check_translation}
+"""By task."""
 
 
 def _check_optimisation(recipe: ConfigDict) -> None:

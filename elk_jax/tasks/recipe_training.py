@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from elk_jax.data.stream import Stream
 from elk_jax.tasks.run import Run
+from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import TrainResult
 from elk_jax.training.loop import train as train_loop
 from elk_jax.training.task import Params, Task
+
+VALIDATION_DRAWS = 4
+"""Noises and time steps at which every validation example of a diffusion model is looked at."""
 
 
 def train(
@@ -61,6 +66,32 @@ def train(
         )
     finally:
         batches.close()
+
+
+def fixed_loss(
+    task: Task, shown: Sequence[Mapping[str, Any]], mesh: jax.sharding.Mesh
+) -> Callable[[Params, int], dict[str, float]]:
+    """The loss of a diffusion model on the batches `shown`, at the same noises and time steps every time."""
+    loss = lambda params, batch, rng: task.loss(params, batch, rng)[0]
+    measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        losses, counts = [], []
+        for number, batch in enumerate(shown):
+            placed = meshes.put_batch(_share(batch), mesh)
+            for draw in range(VALIDATION_DRAWS):
+                losses.append(measure(params, placed, jax.random.fold_in(jax.random.key(draw), number)))
+                counts.append(float(batch["valid"].sum()))
+        return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
+
+    return evaluate
+
+
+def _share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """This process's part of a batch that all of them hold."""
+    part = len(batch["valid"]) // jax.process_count()
+    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+    return {key: value[rows] for key, value in batch.items()}
 
 
 def _hash(value: Any) -> str:

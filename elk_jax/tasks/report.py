@@ -9,10 +9,14 @@ from typing import Any
 from elk_jax import files
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks import detection_report, inpainting_report
+from elk_jax.tasks import detection_report, inpainting_report, translation_report
 from elk_jax.tasks.run import Run
 
-PARTS = {"detection": detection_report.part, "inpainting": inpainting_report.part}
+PARTS = {
+    "detection": detection_report.part,
+    "inpainting": inpainting_report.part,
+    "translation": translation_report.part,
+}
 """By task, in the order of the page: (run, summaries of its finished stages) -> reporting.run.Part."""
 
 

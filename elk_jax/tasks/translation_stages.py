@@ -1,0 +1,96 @@
+"""The stage that trains a translator: leaves `<stage>/model/` (translation_model.py) and `pictures/` on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from elk_jax.data import pairs
+from elk_jax.diffusion import translator
+from elk_jax.tasks import inpainting, recipe_training, translation, translation_model
+from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.translation import Translator
+from elk_jax.training import mesh as meshes
+from elk_jax.training.task import Params, Task
+from elk_jax.weights import store
+
+SHOWN = 6
+"""Validation pairs of the picture grid."""
+
+
+def train(run: Run, name: str) -> dict[str, Any]:
+    """Train a translator and write `<stage>/model/`. Returns a summary for the report."""
+    config, stage = run.config, run.config.stages[name]
+    recipe = config[stage.recipe]
+
+    # ---- Data ----------------------------------------------------------------------------------------------------
+    model = translation.model_config(recipe.model)
+    settings = translation.pair_config(recipe.pairs, model.size)
+    found = translation.open_pairs(run.data, stage.train_on, "train", config.seed, settings)
+    validation = translation.open_pairs(run.data, (stage.validate_on,), "val", config.seed, settings)
+    batches = pairs.train_pairs(found, settings, config.seed, jax.process_index(), jax.process_count())
+    shown = list(pairs.eval_pairs(validation, settings, recipe.validation_pairs))
+    parts = Translator(model, translation.sampler(recipe.sampler, model.bridge), translation.measure_greys(found))
+    shapes = jax.eval_shape(lambda rng: translator.init(model, rng), jax.random.key(0))
+    counts = translation.summary(found)
+    run.say(
+        f"  train {counts['tiles']} tiles of {model.size} px from {counts['images']} images of {counts['patients']} "
+        f"patients; model {inpainting.parameter_count(shapes):,} parameters"
+    )
+
+    # ---- Train ---------------------------------------------------------------------------------------------------
+    task = translation.build_task(parts, recipe.loss)
+    initial = None
+    if stage.init_from:
+        start = model_folder(run, stage.init_from)
+        run.say(f"  starts from {start}")
+        initial = store.restore_into(shapes, translation_model.load(start)[1], where=start)
+    result = recipe_training.train(
+        run,
+        name,
+        task,
+        batches,
+        initial=initial,
+        evaluate=recipe_training.fixed_loss(task, shown, run.mesh),
+        draw=_drawing(task, shown, config.seed, run.mesh),
+        best_metric="loss",
+        best_mode="min",
+        identity={"model": dataclasses.asdict(model)},
+    )
+
+    # ---- The model ----------------------------------------------------------------------------------------------
+    params = result.best_params if recipe.choose == "best" else result.params
+    whole = meshes.on_host(params, run.mesh)  # on all processes: it may be split over them
+    if run.is_main:
+        step = result.best_step if recipe.choose == "best" else recipe.steps
+        trained = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from}
+        description = translation_model.describe(parts) | {"trained": trained}
+        store.save_params(run.folder / name / "model", whole, description)
+    return {
+        "kind": "train",
+        "task": "translation",
+        "data": {"train": counts, "validation": translation.summary(validation)},
+        "skipped": [list(entry) for entry in (*found.skipped, *validation.skipped)],
+        "parameters": inpainting.parameter_count(result.params),
+        "best_step": result.best_step,
+        "best": dict(result.best_metrics),
+        "seconds_before": result.seconds_before,
+    }
+
+
+def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
+    """Some validation pairs, low energy above, real below, and between them the translation from fixed noise."""
+    draw_pictures = inpainting.compile_painter(task, mesh)
+    whole = {key: np.concatenate([batch[key][batch["valid"]] for batch in shown]) for key in shown[0]}
+    chosen = np.unique(np.linspace(0, len(whole["index"]) - 1, min(SHOWN, len(whole["index"]))).round().astype(int))
+    low, real = whole["low_energy"][chosen], whole["subtracted"][chosen]
+    noises = translation.seeds(seed, np.arange(len(chosen)))
+
+    def draw(params: Params, step: int) -> dict[str, np.ndarray]:
+        translated = draw_pictures(params, {"low_energy": low, "seed": noises})
+        return {"translated": inpainting.grid([low, translated, real])}
+
+    return draw
