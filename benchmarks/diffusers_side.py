@@ -2,28 +2,19 @@
 
     python diffusers_side.py FOLDER      FOLDER/settings.json, FOLDER/batch.npz -> FOLDER/weights.safetensors
 
-Started by diffusion.py; speaks as torchvision_side.py does: one JSON line about itself, then one for every line
-`train N`, `infer N` (sampling), `loss`, `image`, `memory` on its standard input. It needs nothing but torch, diffusers,
-safetensors and numpy.
+Started by diffusion.py; answers as `torch_side.serve` says (`infer` samples), and to `image` with the path of the
+sampled latents. It needs nothing but torch, diffusers, safetensors and numpy.
 """
 
-import contextlib
 import copy
-import json
 import os
-import resource
 import shutil
-import sys
-import time
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]  # kernels.py is not the library
-
-import diffusers  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import torch_side  # isort: skip  the path is in order before the library is looked for
+import diffusers
+import numpy as np
+import torch
+from safetensors.torch import save_file
 
 
 def load_batch(path, device):
@@ -34,10 +25,9 @@ def load_batch(path, device):
     }
 
 
-class Side:
+class Side(torch_side.Side):
     def __init__(self, settings, folder, device):
-        self.device, self.settings = device, settings
-        self.now = {"wall": time.perf_counter, "cpu": time.process_time}[settings["clock"]]
+        super().__init__(settings, device)
         torch.manual_seed(0)
         self.model = diffusers.UNet2DConditionModel(**settings["unet"])
         save_file(
@@ -47,7 +37,6 @@ class Side:
         self.model.to(device).train()
         if settings["remat"]:
             self.model.enable_gradient_checkpointing()
-        self.bfloat16 = settings["dtype"] == "bfloat16"
         self.light = copy.deepcopy(self.model).eval().requires_grad_(False)
         if self.bfloat16:
             self.light.to(torch.bfloat16)
@@ -71,9 +60,6 @@ class Side:
         if settings["compile"]:
             self.training_model = torch.compile(self.model)
             self.sampling_model = torch.compile(self.light)
-
-    def precision(self):
-        return torch.autocast(self.device, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
 
     def train(self):
         batch = self.batch
@@ -107,58 +93,21 @@ class Side:
             x = self.sampler.step(found, t, x, return_dict=False)[0]
         return x
 
-    def wait(self):
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, call, count):
-        self.wait()
-        start = self.now()
-        for _ in range(count):
-            call()
-        self.wait()
-        return (self.now() - start) / count
-
-    def peak_bytes(self):
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
 
 def main():
-    folder = Path(sys.argv[1])
-    settings = json.loads((folder / "settings.json").read_text())
-    device = "cuda" if settings["accelerator"] and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(cores)
+    folder, settings, device = torch_side.begin()
     if settings["compile"] is None:  # on a CPU torch.compile needs a C++ compiler
         settings["compile"] = device == "cuda" or bool(shutil.which(os.environ.get("CXX", "g++")))
-    torch.backends.cudnn.benchmark = True  # the shapes are fixed
     side = Side(settings, folder, device)
-    say(
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        versions={"torch": torch.__version__, "diffusers": diffusers.__version__},
-        threads=torch.get_num_threads(),
-        memory_format="channels_last" if settings["channels_last"] else "contiguous",
-        precision="bfloat16 autocast in training, bfloat16 weights in sampling" if side.bfloat16 else "float32",
-        compiled=settings["compile"],
-    )
-    for line in sys.stdin:
-        what, _, count = line.strip().partition(" ")
-        if what == "memory":
-            say(bytes=side.peak_bytes())
-        elif what == "loss":
-            say(loss=float(side.train()))
-        elif what == "image":
-            np.save(folder / "image.npy", side.infer().float().cpu().numpy().transpose(0, 2, 3, 1))
-            say(path=str(folder / "image.npy"))
-        else:
-            say(seconds=side.seconds({"train": side.train, "infer": side.infer}[what], int(count)))
+    precision = "bfloat16 autocast in training, bfloat16 weights in sampling" if side.bfloat16 else "float32"
 
+    def image():
+        path = folder / "image.npy"
+        np.save(path, side.infer().float().cpu().numpy().transpose(0, 2, 3, 1))
+        return {"path": str(path)}
 
-def say(**values):
-    print(json.dumps(values), flush=True)
+    about = {"precision": precision, "compiled": settings["compile"]}
+    torch_side.serve(side, {"diffusers": diffusers.__version__}, about, {"image": image})
 
 
 if __name__ == "__main__":

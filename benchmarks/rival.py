@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 class Rival:
-    """Answers of torchvision_side.py or diffusers_side.py; see there."""
+    """Answers of torchvision_side.py or diffusers_side.py; see torch_side.py."""
 
     def __init__(self, process: subprocess.Popen, folder: Path, library: str):
         self._process, self.folder, self._library = process, folder, library

@@ -2,19 +2,13 @@
 
     python torchvision_side.py FOLDER      FOLDER/settings.json, FOLDER/batch.npz -> FOLDER/weights.pth
 
-Started by detector.py. Says what it is in one JSON line, then answers every line `train N` or `infer N` on its
-standard input with one JSON line {"seconds": mean of N calls in a row}, and `memory` with {"bytes": peak}. Only one
+Started by detector.py; answers as `torch_side.serve` says, and to `detections` with how many an image has. Only one
 side works at a time, so both can use the whole machine. It needs nothing but torch, torchvision and numpy.
 """
 
-import contextlib
-import json
-import os
-import resource
-import sys
 import time
-from pathlib import Path
 
+import torch_side  # isort: skip  the path is in order before the library is looked for
 import numpy as np
 import torch
 import torchvision
@@ -56,10 +50,9 @@ def load_batch(path, device):
     return images, targets
 
 
-class Side:
+class Side(torch_side.Side):
     def __init__(self, settings, folder, device):
-        self.device = device
-        self.now = {"wall": time.perf_counter, "cpu": time.process_time}[settings["clock"]]
+        super().__init__(settings, device)
         self.model = build(settings, device)
         torch.save(self.model.state_dict(), folder / "weights.pth")
         if settings["channels_last"]:
@@ -73,10 +66,6 @@ class Side:
         self.optimizer = torch.optim.SGD(
             trainable, lr=optimizer["rate"], momentum=optimizer["momentum"], weight_decay=optimizer["weight_decay"]
         )
-        self.bfloat16 = settings["dtype"] == "bfloat16"
-
-    def precision(self):
-        return torch.autocast(self.device, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
 
     def train(self):
         self.model.train()
@@ -92,23 +81,6 @@ class Side:
         with torch.inference_mode(), self.precision():
             return self.model(self.images)
 
-    def wait(self):
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def seconds(self, call, count):
-        self.wait()
-        start = self.now()
-        for _ in range(count):
-            call()
-        self.wait()
-        return (self.now() - start) / count
-
-    def peak_bytes(self):
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
 
 def matmul_rate(device, rows=512, inner=4096, columns=1024):
     """FLOP/s of a float32 matrix product like the box head's: tells a torch that was built on a slow BLAS."""
@@ -122,37 +94,15 @@ def matmul_rate(device, rows=512, inner=4096, columns=1024):
 
 
 def main():
-    folder = Path(sys.argv[1])
-    settings = json.loads((folder / "settings.json").read_text())
-    device = "cuda" if settings["accelerator"] and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(cores)
-    torch.backends.cudnn.benchmark = True  # the shapes are fixed
+    folder, settings, device = torch_side.begin()
     side = Side(settings, folder, device)
-    say(
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
-        threads=torch.get_num_threads(),
-        memory_format="channels_last" if settings["channels_last"] else "contiguous",
-        precision="bfloat16 autocast" if side.bfloat16 else "float32",
-        matmul_flops_per_second=matmul_rate(device),
-        compiled=False,  # torch.compile does not take torchvision's detectors as a whole
-    )
-    for line in sys.stdin:
-        what, _, count = line.strip().partition(" ")
-        if what == "memory":
-            say(bytes=side.peak_bytes())
-        elif what == "loss":
-            say(loss=float(side.train()))
-        elif what == "detections":
-            say(detections=[len(found["boxes"]) for found in side.infer()])
-        else:
-            say(seconds=side.seconds({"train": side.train, "infer": side.infer}[what], int(count)))
-
-
-def say(**values):
-    print(json.dumps(values), flush=True)
+    about = {
+        "precision": "bfloat16 autocast" if side.bfloat16 else "float32",
+        "matmul_flops_per_second": matmul_rate(device),
+        "compiled": False,  # torch.compile does not take torchvision's detectors as a whole
+    }
+    count = lambda: {"detections": [len(found["boxes"]) for found in side.infer()]}
+    torch_side.serve(side, {"torchvision": torchvision.__version__}, about, {"detections": count})
 
 
 if __name__ == "__main__":

@@ -103,11 +103,11 @@ def test_a_python_without_torchvision_is_one_line(tmp_path):
         pass
 
 
-def test_the_other_side_needs_nothing_of_the_project():
+@pytest.mark.parametrize("name", ["torchvision_side.py", "diffusers_side.py", "torch_side.py"])
+def test_the_other_side_needs_nothing_of_the_project(name):
     """It runs in a Python that has torch, and perhaps neither jax nor this package."""
     from benchmarks import rival
 
-    script = rival.HERE / "torchvision_side.py"
-    text = script.read_text()
+    text = (rival.HERE / name).read_text()
     assert "elk_jax" not in text and "import jax" not in text
-    compile(text, script, "exec")
+    compile(text, name, "exec")

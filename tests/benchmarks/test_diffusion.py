@@ -53,14 +53,6 @@ def test_bad_sizes_are_said_in_one_line():
         tiny(model="large")
 
 
-def test_the_other_side_needs_nothing_of_the_project():
-    from benchmarks import rival
-
-    text = (rival.HERE / "diffusers_side.py").read_text()
-    assert "elk_jax" not in text and "import jax" not in text
-    compile(text, "diffusers_side.py", "exec")
-
-
 def test_beside_diffusers():
     """On the same weights and latents both find the same loss, and paint the same."""
     python = os.environ.get("ELK_JAX_DIFFUSERS_PYTHON", "")

@@ -1,0 +1,88 @@
+"""What torchvision_side.py and diffusers_side.py share: set-up, clock, and the conversation with the benchmark.
+
+Import it before the library: it takes this folder off the path, whose kernels.py is not the library that they look for.
+It needs nothing but torch.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != HERE]
+
+import torch  # noqa: E402
+
+
+class Side:
+    """A model ready to be timed. Subclasses add `train()`, one update, which returns the loss, and `infer()`."""
+
+    def __init__(self, settings, device):
+        self.settings, self.device = settings, device
+        self.bfloat16 = settings["dtype"] == "bfloat16"
+        self.now = {"wall": time.perf_counter, "cpu": time.process_time}[settings["clock"]]
+
+    def precision(self):
+        return torch.autocast(self.device, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
+
+    def wait(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, call, count):
+        """Mean time of `count` calls in a row."""
+        self.wait()
+        start = self.now()
+        for _ in range(count):
+            call()
+        self.wait()
+        return (self.now() - start) / count
+
+    def peak_bytes(self):
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def begin():
+    """(folder, settings, device) of this process; on a CPU torch has all cores that the process may use."""
+    folder = Path(sys.argv[1])
+    settings = json.loads((folder / "settings.json").read_text())
+    device = "cuda" if settings["accelerator"] and torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(cores)
+    torch.backends.cudnn.benchmark = True  # the shapes are fixed
+    return folder, settings, device
+
+
+def serve(side, versions, about, answers):
+    """Say what this side is in one JSON line, then answer every line of the standard input with one.
+
+    `train N`, `infer N`: {"seconds": mean of N calls in a row}; `memory`: {"bytes": peak}; `loss`: that of one update.
+    versions: of the library; about: what else the first line says; answers: word -> what the side says to it.
+    """
+    say(
+        device=torch.cuda.get_device_name() if side.device == "cuda" else "cpu",
+        versions={"torch": torch.__version__, **versions},
+        threads=torch.get_num_threads(),
+        memory_format="channels_last" if side.settings["channels_last"] else "contiguous",
+        **about,
+    )
+    answers = {
+        "memory": lambda: {"bytes": side.peak_bytes()},
+        "loss": lambda: {"loss": float(side.train())},
+        **answers,
+    }
+    calls = {"train": side.train, "infer": side.infer}
+    for line in sys.stdin:
+        what, _, count = line.strip().partition(" ")
+        say(**(answers[what]() if what in answers else {"seconds": side.seconds(calls[what], int(count))}))
+
+
+def say(**values):
+    print(json.dumps(values), flush=True)
