@@ -88,9 +88,6 @@ def synthesize(
         "whole_window": whole_window,
         "grain": grain,
     }
-    if run.is_main:
-        _begin(output, settings)
-    run.meet("synthesis begun")
     masks: dict[int, np.ndarray] = {}
 
     def breast_of(position: int) -> np.ndarray:
@@ -109,6 +106,10 @@ def synthesize(
         image, mask = to_model(grey, box_mask(box, window, window), parts.model.size)
         return Planned(f"{index:06d}", place, pixels, breast_of(place.position), image, mask)
 
+    planned(0)  # canvases without room for a lesion leave no folder behind
+    if run.is_main:
+        _begin(output, settings)
+    run.meet("synthesis begun")
     todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
     run.meet("synthesis counted")  # before the main process adds to what the others count
     task = inpainting.build_task(parts, inpainting.LossConfig(), inpainting.LoraConfig(), False, None)
