@@ -46,7 +46,7 @@ def bridge(size: str) -> dict:
             "remat": False,
         },
         "loss": "l1",  # or l2
-        "sampler": {"steps": 50, "eta": 1.0},
+        "sampler": {"steps": 20, "eta": 1.0},
         "pairs": {  # elk_jax/data/pairs.py
             "stride": 0,  # pixels from a tile to the next where images are larger; 0: side by side
             "max_black": 0.7,
@@ -57,18 +57,18 @@ def bridge(size: str) -> dict:
             "workers": 0,
             "prefetch": 4,
         },
-        "steps": 1000,
+        "steps": 400,
         "accumulate": 1,
         "optimizer": {
             "name": "adamw", **base.OPTIMIZER, "weight_decay": 0.0, "clip_norm": 1.0, "multipliers": (), "frozen": (),
         },
-        "schedule": {"name": "warmup_cosine", "base": 1e-3, "warmup_steps": 100},
+        "schedule": {"name": "warmup_cosine", "base": 1e-3, "warmup_steps": 50},
         "ema_decay": 0.99,
         "validation_pairs": 64,
         "choose": "last",  # or best: by the loss on the validation pairs
         "log_every": 20,
-        "checkpoint_every": 500,
-        "eval_every": 500,
+        "checkpoint_every": 200,
+        "eval_every": 200,
         "bootstrap": 2000,
     }  # fmt: skip
     if size == "tiny":
@@ -91,7 +91,7 @@ def bridge(size: str) -> dict:
             },
         )  # fmt: skip
     if size == "small":
-        base.merge(recipe, {"steps": 4000, "checkpoint_every": 500, "eval_every": 1000, "ema_decay": 0.995})
+        base.merge(recipe, {"steps": 1000, "checkpoint_every": 250, "eval_every": 250, "sampler": {"steps": 50}})
     if size == "paper":
         base.merge(recipe, published())
     return recipe

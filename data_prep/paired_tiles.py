@@ -190,8 +190,9 @@ def prepared(
         write_bytes(built / "overlays" / f"{name}.jpg", cv2.imencode(".jpg", picture)[1].tobytes())
     if alignment.failure:
         return Prepared(failure=alignment.failure, likeness=alignment.likeness)
-    white = np.iinfo(sources.pack(moving).dtype).max  # 8 bits stay 8 bits
-    moved, fixed = np.round(moved * white).astype(f"uint{8 if white == 255 else 16}"), sources.pack(fixed)
+    depth = sources.pack(moving).dtype  # 8 bits stay 8 bits
+    white = np.iinfo(depth).max
+    moved, fixed = np.round(moved * white).astype(depth), sources.pack(fixed)
     infos, black = [], 0
     for window in tiles.tile_windows(info.height, info.width, flags.tile, flags.stride):
         part = cut(moved, window)

@@ -59,12 +59,12 @@ class Translator:
 
 
 def build_task(parts: Translator, loss: str) -> Task:
-    """A translator for the training loop. `predict` takes `low_energy` [B, S, S, 1] and `seed` [B, 2]."""
+    """A translator for the training loop. `predict` takes `image` [B, S, S, 1], low-energy, and `seed` [B, 2]."""
 
     def predict(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(batch["seed"])
         sampler = parts.sampler
-        found = translator.translate(parts.model, params, batch["low_energy"], keys, sampler.steps, sampler.eta)
+        found = translator.translate(parts.model, params, batch["image"], keys, sampler.steps, sampler.eta)
         return {"image": found}
 
     return Task(

@@ -64,7 +64,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         with Progress(f"  translating with {model}", len(held_out), unit="tile") as bar:
             for batch in pairs.eval_pairs(held_out, settings):
                 noises = translation.seeds(config.seed, batch["index"])
-                images = draw(placed, {"low_energy": batch["low_energy"], "seed": noises})
+                images = draw(placed, {"image": batch["low_energy"], "seed": noises})
                 for row in np.flatnonzero(batch["valid"]):
                     index, low, real = int(batch["index"][row]), *_pair(batch, int(row))
                     image, mask = images[row, ..., 0], breast_mask(low)

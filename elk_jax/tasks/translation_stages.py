@@ -90,7 +90,7 @@ def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
     noises = translation.seeds(seed, np.arange(len(chosen)))
 
     def draw(params: Params, step: int) -> dict[str, np.ndarray]:
-        translated = draw_pictures(params, {"low_energy": low, "seed": noises})
+        translated = draw_pictures(params, {"image": low, "seed": noises})
         return {"translated": inpainting.grid([low, translated, real])}
 
     return draw

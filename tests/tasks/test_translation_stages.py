@@ -46,7 +46,7 @@ def test_the_evaluation_counts_every_tile_once(run):
     assert list(evaluation["measures"]) == ["translator", "low energy, matched", "mean", "real"]
     for name, found in evaluation["measures"].items():
         for key, estimate in found.items():
-            assert np.isfinite(estimate["value"]) and estimate["low"] <= estimate["value"] <= estimate["high"], (name, key)
+            assert estimate["low"] <= estimate["value"] <= estimate["high"], (name, key)
     # the mean everywhere has no lesions, and its error is what the greys of the training say
     mean = evaluation["measures"]["mean"]
     assert mean["lesion_contrast"]["value"] == 0 and evaluation["measures"]["real"]["lesion_contrast"]["value"] > 0

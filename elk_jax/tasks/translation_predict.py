@@ -1,0 +1,108 @@
+"""Translate whole image files: overlapping tiles, blended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data import folder, sources
+from elk_jax.data.images import encode_png
+from elk_jax.data.tiles import black_share, tile_windows
+from elk_jax.errors import UserError
+from elk_jax.synthesis.windows import Window, cut
+from elk_jax.tasks import inpainting, translation, translation_model
+from elk_jax.tasks.run import new_console
+from elk_jax.tasks.watching import watched
+from elk_jax.training import mesh as meshes
+from elk_jax.training.progress import Progress
+
+LEAST_WEIGHT = 0.01
+"""Of the border of a tile beside 1 in its middle."""
+
+Translate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(tiles [B, S, S, 1], their numbers [B]) -> translated tiles [B, S, S, 1]."""
+
+
+def translate_files(
+    *,
+    model: Path,
+    inputs: Sequence[str],
+    output: Path,
+    seed: int = 0,
+    batch_size: int = 8,
+    on_error: str = "stop",
+    bit_depth: int = 0,
+) -> list[Path]:
+    """Write a subtracted image NAME.png into `output` for every low-energy one; returns them. See launch/translate.py.
+
+    An image of 8 bits has one of 8, others of 16. UserError for two files of one name.
+    """
+    paths, left_out = folder.find_images(inputs)
+    twice = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
+    if twice:
+        raise UserError(f"two files are called {twice[0]}", where="--input", todo="translate them into two folders")
+    parts, params, _ = translation_model.load(model)
+    source = folder.open_files(paths, (), on_error, watch=watched("  decoding"), bit_depth=bit_depth)
+    files.make_folder(output)
+    mesh = meshes.make_mesh()
+    draw = inpainting.compile_painter(translation.build_task(parts, "l1"), mesh)
+    placed = meshes.place(params, mesh)
+
+    def translate(tiles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        return draw(placed, {"image": tiles, "seed": translation.seeds(seed, numbers)})
+
+    written = []
+    with Progress("  translating", len(source), unit="image") as bar:
+        for index, info in enumerate(source.infos):
+            image = source[index].image
+            whole = translated(image, translate, parts.model.size, batch_size)
+            depth = sources.pack(image).dtype
+            path = output / f"{Path(info.file_name).stem}.png"
+            files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
+            written.append(path)
+            bar.update(index + 1)
+    say = new_console().print
+    if left_out:
+        say(f"{len(left_out)} files are no images and were left out, such as {left_out[0]}", markup=False)
+    for name, reason in source.skipped:
+        say(f"skipped {name}: {reason}", markup=False)
+    say(f"{len(written)} translated images: {output}", markup=False)
+    return written
+
+
+def translated(image: np.ndarray, translate: Translate, size: int, batch_size: int) -> np.ndarray:
+    """[H, W, 1] -> [H, W, 1], both in [0, 1]: tiles that overlap by half, each fading into the next.
+
+    Smaller images are filled up with air. Where all is air, nothing is translated: the answer is air, 0.
+    """
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)))
+    windows = tile_windows(*padded.shape[:2], size, max(1, size // 2))
+    fade = blending_weight(size)
+    total, weights = np.zeros(padded.shape, np.float64), np.zeros(padded.shape, np.float64)
+    for chosen in _in_batches([w for w in windows if black_share(cut(padded, w)) < 1], batch_size):
+        tiles = np.stack([cut(padded, window) for _, window in chosen])
+        fill = [*range(len(chosen)), *[len(chosen) - 1] * (batch_size - len(chosen))]  # one compilation
+        found = translate(tiles[fill], np.array([chosen[i][0] for i in fill]))
+        for (_, (x0, y0, x1, y1)), tile in zip(chosen, found):
+            total[y0:y1, x0:x1] += fade * tile
+            weights[y0:y1, x0:x1] += fade
+    return (total / np.maximum(weights, LEAST_WEIGHT**2))[:height, :width].astype(np.float32).clip(0, 1)
+
+
+def blending_weight(size: int) -> np.ndarray:
+    """[S, S, 1]: 1 in the middle of a tile, falling like a cosine to nearly 0 at its border."""
+    line = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
+    line = LEAST_WEIGHT + (1 - LEAST_WEIGHT) * line
+    return (line[:, None] * line[None])[..., None]
+
+
+def _in_batches(windows: list[Window], size: int) -> Iterator[list[tuple[int, Window]]]:
+    """Numbered windows, at most `size` at once."""
+    numbered = list(enumerate(windows))
+    for first in range(0, len(numbered), size):
+        yield numbered[first : first + size]

@@ -1,0 +1,46 @@
+"""Translate low-energy mammograms into subtracted (contrast-enhanced) images with a trained translator.
+
+  python launch/translate.py --workdir=runs/bridge_le_to_cem --input=/data/mammograms --output=translated
+  python launch/translate.py --workdir=runs/bridge_le_to_cem --input=a.dcm --input=b.png --output=translated --seed=1
+
+Writes NAME.png for every image, in its own size and depth: overlapping tiles, blended. The images should have the
+resolution of those that the training's tiles were cut from. What is drawn is one likely answer, not a measurement: with
+another --seed comes another, and what the contrast agent alone shows cannot be known from a mammogram.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import command_line
+from absl import flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
+STAGE = flags.DEFINE_string("stage", None, "Which trained translator of the run. Default: the last one.")
+INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of images; can be given several times.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
+SEED = flags.DEFINE_integer("seed", 0, "Another seed, another answer.", lower_bound=0)
+BATCH = flags.DEFINE_integer("batch_size", 8, "Tiles translated at once.", lower_bound=1)
+BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12.", 0, 16)
+ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
+
+
+def main() -> None:
+    workdir = Path(command_line.required(WORKDIR, "runs/bridge_le_to_cem"))
+    inputs = command_line.required(INPUT, "FOLDER")
+    output = Path(command_line.required(OUTPUT, "FOLDER"))
+    from elk_jax.tasks import translation_model, translation_predict
+
+    translation_predict.translate_files(
+        model=translation_model.find(workdir, STAGE.value),
+        inputs=inputs,
+        output=output,
+        seed=SEED.value,
+        batch_size=BATCH.value,
+        on_error=ON_ERROR.value,
+        bit_depth=BIT_DEPTH.value,
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")

@@ -1,0 +1,140 @@
+"""From two COCO files of phantoms, the low-energy ones warped, to registered tiles."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import paired_tiles
+import pytest
+
+from elk_jax.data import pairs, sources
+from elk_jax.data.images import encode_png
+from elk_jax.data.pairs import PairConfig
+from elk_jax.errors import UserError
+from elk_jax.files import read_json, write_json
+from elk_jax.synthesis.phantom import PhantomConfig, sample
+
+SIDE, TILE = 160, 64
+SHIFT = np.array([[1.03, 0.0, -6.0], [0.01, 0.98, 4.0]])
+"""Of the low-energy images: pixel of the subtracted one -> pixel here."""
+
+
+def write_set(folder, kind, count=3, **changes):
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for index in range(count):
+        phantom = sample(5, 4 * index, PhantomConfig(size=SIDE, healthy_fraction=0.0))
+        pixels = phantom.subtracted if kind == "subtracted" else warped(phantom.low_energy)
+        if kind == "low_energy" and index == 2:
+            pixels = np.random.default_rng(0).random((SIDE, SIDE))  # what cannot be registered
+        name = f"{index}_{kind}.png"
+        (folder / "images" / name).write_bytes(encode_png(np.round(pixels * 255).astype(np.uint8)))
+        images.append(
+            {
+                "id": index + 1, "file_name": name, "width": SIDE, "height": SIDE, "patient_id": f"P{index}",
+                "laterality": phantom.laterality, "view": phantom.view, "split": "test" if index == 1 else "train",
+            }
+            | changes
+        )  # fmt: skip
+        x0, y0, x1, y1 = phantom.boxes[0].tolist()
+        annotations.append(
+            {"id": index + 1, "image_id": index + 1, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        )
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "lesion"}]}
+    write_json(folder / f"{kind}.json", content)
+    return folder / f"{kind}.json"
+
+
+def warped(image):
+    return cv2.warpAffine(image, SHIFT, (SIDE, SIDE), flags=cv2.INTER_CUBIC).clip(0, 1)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    return write_set(folder / "low", "low_energy"), write_set(folder / "subtracted", "subtracted")
+
+
+def prepare(sets, output, *more):
+    paired_tiles.main([f"--low_energy={sets[0]}", f"--subtracted={sets[1]}", f"--output={output}", *more])
+
+
+@pytest.fixture(scope="module")
+def built(sets, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "tiles"
+    prepare(sets, output, f"--tile={TILE}")
+    return output
+
+
+def test_tiles_are_aligned_pairs_that_the_reader_takes(built):
+    spec = f"coco:{built / 'tiles.json'}"
+    subtracted = sources.open_source(spec)
+    found = pairs.cut_pairs(pairs.pair_up(subtracted, spec), subtracted, PairConfig(size=TILE))
+    assert len(found) == len(subtracted) and {i.patient_id for i in found.infos} == {"P0", "P1"}
+    for i, info in enumerate(found.infos):
+        index = int(info.patient_id[1:])
+        phantom = sample(5, 4 * index, PhantomConfig(size=SIDE, healthy_fraction=0.0))
+        x, y = info.meta["position"]
+        low, contrast = (image[..., 0] for image in found[i])
+        np.testing.assert_allclose(contrast, phantom.subtracted[y : y + TILE, x : x + TILE], atol=0.5 / 255 + 1e-6)
+        assert info.split == ("test" if index == 1 else "train") and info.meta["likeness"] > 0.4
+        assert (low <= 0.02).mean() <= 0.7
+        true = phantom.low_energy[y : y + TILE, x : x + TILE]
+        shown = (low > 0.02) & (true > 0.02)
+        before = warped(phantom.low_energy)[y : y + TILE, x : x + TILE]
+        assert np.abs(low - true)[shown].mean() < 0.7 * np.abs(before - true)[shown].mean()
+
+
+def test_boxes_move_with_their_tile(built):
+    infos = sources.open_source(f"coco:{built / 'tiles.json'}").infos
+    phantom = sample(5, 0, PhantomConfig(size=SIDE, healthy_fraction=0.0))
+    box = phantom.boxes[0]
+    for info in infos:
+        if info.patient_id != "P0":
+            continue
+        x, y = info.meta["position"]
+        clipped = np.clip(box - [x, y, x, y], 0, TILE)
+        expected = clipped[None] if (clipped[2:] > clipped[:2]).all() else np.zeros((0, 4))
+        np.testing.assert_allclose(info.boxes, expected, atol=2e-3)
+
+
+def test_the_summary_counts_what_was_left_out(built):
+    summary = read_json(built / "summary.json")
+    index = read_json(built / "tiles.json")
+    assert summary["pairs"] == 2 and [name for name, _ in summary["not_registered"]] == ["2_subtracted.png"]
+    assert sum(summary["tiles"].values()) == len(index["images"]) and set(summary["tiles"]) == {"train", "test"}
+    # 160 px are 3 tiles of 64 a side, the last ending with the image
+    assert summary["black_tiles"] + len(index["images"]) == 2 * 9
+    assert {tuple(image["position"]) for image in index["images"]} <= {(x, y) for x in (0, 64, 96) for y in (0, 64, 96)}
+    assert len(list((built / "overlays").iterdir())) == 3
+
+
+def test_the_same_again_and_a_full_folder_is_refused(sets, built, tmp_path):
+    prepare(sets, tmp_path / "again", f"--tile={TILE}")
+    for path in sorted(built.rglob("*.png")) + [built / "tiles.json"]:
+        assert (tmp_path / "again" / path.relative_to(built)).read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match=r"the output folder is not empty.*--overwrite"):
+        prepare(sets, tmp_path / "again", f"--tile={TILE}")
+
+
+def test_sets_that_are_no_pairs_are_refused(sets, tmp_path):
+    out = tmp_path / "out"
+    other = write_set(tmp_path / "other", "low_energy", 1, view="ML")
+    with pytest.raises(UserError, match=r"no pair: no low-energy image has patient_id.*P0 L ML and P0 L CC"):
+        prepare((other, sets[1]), out)
+    bare = write_set(tmp_path / "bare", "low_energy", 1, view=None)
+    with pytest.raises(UserError, match=r"the field 'view' is missing.*0_low_energy\.png"):
+        prepare((bare, sets[1]), out)
+    split = write_set(tmp_path / "split", "low_energy", 1, split="val")
+    with pytest.raises(UserError, match=r"a pair in two splits: 0_low_energy\.png is in 'val'"):
+        prepare((split, sets[1]), out)
+    twice = write_set(tmp_path / "twice", "low_energy", 2, patient_id="P0", split="train")
+    with pytest.raises(UserError, match=r"a second image of P0 L CC, beside 0_low_energy\.png"):
+        prepare((twice, sets[1]), out)
+    with pytest.raises(UserError, match=r"tiles of 512 px in an image of 160 x 160 px.*at most 160"):
+        prepare(sets, out)
+    with pytest.raises(UserError, match=r"--max_black=2\.0"):
+        prepare(sets, out, "--max_black=2")
+    with pytest.raises(UserError, match=r"none of 3 pairs leaves a tile"):
+        prepare(sets, out, f"--tile={TILE}", "--max_black=0")
+    assert not out.exists() and not list(tmp_path.glob(".*"))
