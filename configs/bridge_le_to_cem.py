@@ -38,7 +38,7 @@ def bridge(size: str) -> dict:
             "condition": "source",  # the low-energy image is stacked onto the noisy one; none: it is the end alone
             "bridge": {"steps": 1000, "max_variance": 1.0},
             "down_block_types": ("DownBlock2D", "DownBlock2D"),  # attention in the middle alone
-            "block_out_channels": (64, 128),
+            "block_out_channels": (48, 96),
             "layers_per_block": 1,
             "attention_head_dim": 4,
             "norm_num_groups": 16,
@@ -57,7 +57,7 @@ def bridge(size: str) -> dict:
             "workers": 0,
             "prefetch": 4,
         },
-        "steps": 400,
+        "steps": 500,
         "accumulate": 1,
         "optimizer": {
             "name": "adamw", **base.OPTIMIZER, "weight_decay": 0.0, "clip_norm": 1.0, "multipliers": (), "frozen": (),
@@ -67,8 +67,8 @@ def bridge(size: str) -> dict:
         "validation_pairs": 64,
         "choose": "last",  # or best: by the loss on the validation pairs
         "log_every": 20,
-        "checkpoint_every": 200,
-        "eval_every": 200,
+        "checkpoint_every": 250,
+        "eval_every": 250,
         "bootstrap": 2000,
     }  # fmt: skip
     if size == "tiny":
@@ -91,7 +91,7 @@ def bridge(size: str) -> dict:
             },
         )  # fmt: skip
     if size == "small":
-        base.merge(recipe, {"steps": 1000, "checkpoint_every": 250, "eval_every": 250, "sampler": {"steps": 50}})
+        base.merge(recipe, {"steps": 2000, "checkpoint_every": 500, "eval_every": 500, "sampler": {"steps": 50}})
     if size == "paper":
         base.merge(recipe, published())
     return recipe
