@@ -1,14 +1,14 @@
 """CLIP's tokenizer: byte-level byte-pair encoding (Radford et al. 2021), from the files of a Stable Diffusion folder.
 
-    tokenizer = read_tokenizer("stable-diffusion/tokenizer")
-    ids = tokenizer.encode(["a mammogram with a mass lesion"])     # int32 [1, 77]
+tokenizer = read_tokenizer("stable-diffusion/tokenizer")
+ids = tokenizer.encode(["a mammogram with a mass lesion"])     # int32 [1, 77]
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +48,7 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids [len(texts), length] int32: START, the words, END, padding.
 
-        Warns (UserWarning) of a text that is too long, with the words that are cut off.
+        Logs a warning of a text that is too long, with the words that are cut off.
         """
         start, end = self.vocab[START], self.vocab[END]
         ids = np.full((len(texts), self.length), self.vocab[self.pad], np.int32)
@@ -57,8 +57,9 @@ class Tokenizer:
             kept = found.ids[: self.length - 2]
             if len(kept) < len(found.ids):
                 cut = text[found.offsets[len(kept)][0] :]
-                message = f"a text of {len(found.ids)} tokens is cut to {len(kept)}, without: {cut.strip()!r}"
-                warnings.warn(message, stacklevel=2)
+                logging.getLogger(__name__).warning(
+                    f"a text of {len(found.ids)} tokens is cut to {len(kept)}, without: {cut.strip()!r}"
+                )
             row[: len(kept) + 2] = [start, *kept, end]
         return ids
 
