@@ -100,7 +100,7 @@ def measures_section(one: Evaluated, named: bool = False) -> Section:
     note = (
         f"Means over {counts['tiles']} tiles of {counts['patients']} patients, inside the breast, grey values 0 to 1, "
         f"with 95 % intervals over patients; lesions are in {counts['with_lesions']} tiles. 'low energy, matched' has "
-        "the mean and deviation of the training's subtracted images, 'mean' is their mean everywhere."
+        "the mean and deviation of the training's subtracted images, 'mean grey' is their mean everywhere."
     )
     return Section(f"Translation: {one.title}" if named else "Translation", "".join(parts), note)
 

@@ -28,11 +28,11 @@ from elk_jax.training.progress import Progress
 
 BASELINES: dict[str, Callable[[Greys, np.ndarray], np.ndarray]] = {
     "low energy, matched": lambda greys, low: greys.matched(low),
-    "mean": lambda greys, low: np.full_like(low, greys.subtracted_mean),
+    "mean grey": lambda greys, low: np.full_like(low, greys.subtracted_mean),
 }
 """By name: (greys of the training, low-energy image) -> what it takes for the subtracted one."""
 
-REAL = "real"
+REAL = "real images"
 CONTRAST = "lesion_contrast"
 GALLERY = 12
 """Tiles in the gallery, from all over the split."""

@@ -43,22 +43,22 @@ def test_the_evaluation_counts_every_tile_once(run):
     evaluation = files.read_json(run / "evaluate" / "evaluation.json")
     counts = evaluation["counts"]
     assert counts["tiles"] == len(held_out) and counts["patients"] == len({i.patient_id for i in held_out.infos})
-    assert list(evaluation["measures"]) == ["translator", "low energy, matched", "mean", "real"]
+    assert list(evaluation["measures"]) == ["translator", "low energy, matched", "mean grey", "real images"]
     for name, found in evaluation["measures"].items():
         for key, estimate in found.items():
             assert estimate["low"] <= estimate["value"] <= estimate["high"], (name, key)
     # the mean everywhere has no lesions, and its error is what the greys of the training say
-    mean = evaluation["measures"]["mean"]
-    assert mean["lesion_contrast"]["value"] == 0 and evaluation["measures"]["real"]["lesion_contrast"]["value"] > 0
+    mean, real = evaluation["measures"]["mean grey"], evaluation["measures"]["real images"]
+    assert mean["lesion_contrast"]["value"] == 0 and real["lesion_contrast"]["value"] > 0
     level = translation_model.load(run / "translator" / "model")[0].greys.subtracted_mean
     errors = [
-        np.abs(real[mask] - np.float32(level)).mean()
-        for low, real in (held_out[i] for i in range(len(held_out)))
+        np.abs(contrast[mask] - np.float32(level)).mean()
+        for low, contrast in (held_out[i] for i in range(len(held_out)))
         for mask in [translation.breast_mask(low)]
     ]
     assert mean["mae"]["value"] == pytest.approx(np.mean(errors), abs=1e-6)
-    difference = evaluation["differences"]["translator"]["mean"]["mae"]
-    values = [evaluation["measures"][name]["mae"]["value"] for name in ("translator", "mean")]
+    difference = evaluation["differences"]["translator"]["mean grey"]["mae"]
+    values = [evaluation["measures"][name]["mae"]["value"] for name in ("translator", "mean grey")]
     assert difference["difference"] == pytest.approx(values[0] - values[1], abs=1e-9)
 
 
