@@ -34,3 +34,9 @@ def collectives(text: str) -> list[Collective]:
 def gathers(text: str) -> list[Collective]:
     """The collectives that carry whole arrays between devices: everything but reductions."""
     return [c for c in collectives(text) if c.kind not in ("all-reduce", "reduce-scatter")]
+
+
+def arithmetic(text: str, shape: tuple[int, ...]) -> int:
+    """How many operations of an optimiser work on arrays of this shape in optimised HLO."""
+    kinds = "add|subtract|multiply|divide|sqrt|rsqrt"
+    return len(re.findall(rf"= f32\[{','.join(map(str, shape))}\]\S* (?:{kinds})\(", text))
