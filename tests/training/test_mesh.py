@@ -1,6 +1,7 @@
 """Layouts by rule here; what needs several devices or processes runs in `devices.py`, once for all tests."""
 
 import json
+import signal
 from types import SimpleNamespace
 
 import jax
@@ -11,10 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
 from elk_jax.training import mesh as meshes
+from elk_jax.training.checkpoint import load_params
 from tests import processes
-from tests.training import hlo
+from tests.training import hlo, one_of_two
 
 DEVICES = ("-m", "tests.training.devices")
+ONE_OF_TWO = ("-m", "tests.training.one_of_two")
 
 
 def seen(folder, started):
@@ -88,6 +91,22 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_a_checkpoint(two):
     step = int(two["stopped"].removeprefix("stopped at step "))
     assert 4 <= step < 400 and two["stop_steps"] == [step]
     assert two["saved_leaves"] == 5
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(tmp_path, victim):
+    port = processes.free_port()
+    started = [
+        processes.start([*ONE_OF_TWO, tmp_path / "run", i, port, victim], tmp_path / f"log{i}", JAX_NUM_CPU_DEVICES="1")
+        for i in range(2)
+    ]
+    codes = processes.finish(started, 300)  # None for one that would have waited for ever
+    assert codes[victim] == -signal.SIGKILL, processes.said(tmp_path)
+    assert codes[1 - victim] not in (0, None), processes.said(tmp_path)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == [str(one_of_two.SAVED)]
+    assert len(jax.tree.leaves(load_params(checkpoints))) == 5
+    assert int(one_of_two.run(tmp_path / "run").state.step) == one_of_two.STEPS
 
 
 # ---- rules, on one device ----
