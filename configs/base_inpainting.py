@@ -12,8 +12,8 @@ def inpainter(size: str) -> dict:
     published, which init_from brings (launch/import_weights.py --format=diffusers).
     """
     recipe = {
-        "model": {  # of the training from scratch; with init_from the model comes from there
-            "size": 64,  # side of the model's picture
+        "model": {  # with init_from the model comes from there, all but the size
+            "size": 64,  # side of the model's picture; of Stable Diffusion it is closeups.window
             "patch": 4,  # pixels of one place of the U-Net, in each direction
             "scale": 0.3,  # standard deviation of the images, beside noise of 1
             "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

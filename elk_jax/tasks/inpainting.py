@@ -181,6 +181,12 @@ def pixel_model(settings: Mapping[str, Any], contrast: float) -> InpainterConfig
     return InpainterConfig(unet=network, size=size, patch=patch, std=std)
 
 
+def resized(model: InpainterConfig, size: int) -> InpainterConfig:
+    """The same networks, which take every size, for pictures of `size` pixels."""
+    unet = dataclasses.replace(model.unet, sample_size=model.unet.sample_size * size // model.size)
+    return dataclasses.replace(model, unet=unet, size=size)
+
+
 def model_from_json(content: Mapping[str, Any], **changes: Any) -> InpainterConfig:
     """The configuration as `dataclasses.asdict` and JSON left it; `changes` (dtype, remat, ...) go to all networks."""
     values = dict(content)

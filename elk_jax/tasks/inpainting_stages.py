@@ -39,9 +39,6 @@ from elk_jax.training.task import Params, Task
 from elk_jax.weights import store, tokenizer
 from elk_jax.weights.tokenizer import Tokenizer
 
-VALIDATION_DRAWS = 4
-"""Noises and time steps at which every validation close-up is looked at."""
-
 
 def train(run: Run, name: str) -> dict[str, Any]:
     """Train an inpainter and write `<stage>/model/`. Returns a summary for the report."""
@@ -81,7 +78,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         task,
         batches,
         initial=initial,
-        evaluate=_validation(task, shown, run.mesh),
+        evaluate=recipe_training.fixed_loss(task, shown, run.mesh),
         draw=_drawing(task, shown, config.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
@@ -151,7 +148,8 @@ class Start:
 def starting_point(run: Run, init_from: str, recipe: ConfigDict, source: ImageSource) -> Start:
     """A fresh model in pixel space, an inpainter that was trained before, or Stable Diffusion as it was imported.
 
-    Sampler, guidance and prompts are the recipe's; the noise schedule of a model that was trained before is its own.
+    Sampler, guidance, prompts and the picture's size are the recipe's; the networks and the noise schedule of a model
+    that was trained before are its own.
     """
     sampler, guidance = inpainting.sampler(recipe.sampler), float(recipe.guidance)
     if not init_from:
@@ -166,7 +164,8 @@ def starting_point(run: Run, init_from: str, recipe: ConfigDict, source: ImageSo
     run.say(f"  starts from {folder}")
     if "parts" not in description:  # of pixel space, where no text is read
         parts = inpainting_model.parts_of(inpainting_model.checked(description, folder), **networks)
-        return Start(dataclasses.replace(parts, sampler=sampler, guidance=guidance), params)
+        model = inpainting.resized(parts.model, int(recipe.model.get("size", parts.model.size)))
+        return Start(dataclasses.replace(parts, model=model, sampler=sampler, guidance=guidance), params)
     diffusion = stable_diffusion.load(folder)
     texts = as_dict(recipe.prompts)
     tokens = diffusion.tokenizer.encode([texts[name] for name in ("lesion", "tissue", "negative")])
@@ -221,30 +220,6 @@ def _contrast(source: ImageSource, closeups: CloseupConfig) -> float:
         image, mask = batch["image"][batch["valid"]], batch["mask"][batch["valid"]]
         found.append(image - np.asarray(inpainter.tissue_level(image, mask)))
     return round(max(float(np.concatenate(found).std()), 1e-3), 4)
-
-
-def _validation(task: Task, shown: list, mesh: jax.sharding.Mesh):
-    """The loss on the validation close-ups, at the same noises and time steps every time."""
-    loss = lambda params, batch, rng: task.loss(params, batch, rng)[0]
-    measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
-
-    def evaluate(params: Params, step: int) -> dict[str, float]:
-        losses, counts = [], []
-        for number, batch in enumerate(shown):
-            placed = meshes.put_batch(_share(batch), mesh)
-            for draw in range(VALIDATION_DRAWS):
-                losses.append(measure(params, placed, jax.random.fold_in(jax.random.key(draw), number)))
-                counts.append(float(batch["valid"].sum()))
-        return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
-
-    return evaluate
-
-
-def _share(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """This process's part of a batch that all of them hold."""
-    part = len(batch["valid"]) // jax.process_count()
-    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-    return {key: value[rows] for key, value in batch.items()}
 
 
 def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from configs import inpaint_cem
 from elk_jax import experiment, files
 from elk_jax.data import coco, sources
+from elk_jax.diffusion import inpainter
 from elk_jax.errors import UserError
-from elk_jax.tasks import inpainting_model, inpainting_synthesize
-from elk_jax.tasks.run import SYNTHETIC
+from elk_jax.tasks import inpainting_model, inpainting_stages, inpainting_synthesize
+from elk_jax.tasks.run import SYNTHETIC, Run
+from elk_jax.training.mesh import make_mesh
 from elk_jax.training.writer import read_metrics
 
 COUNT = 5
@@ -44,6 +47,18 @@ def test_training_leaves_curves_pictures_and_a_model(run):
     assert description["areas"]["free"]["area"][0] < description["areas"]["medium"]["area"][0]
     assert set(params) == {"unet"}
     assert inpainting_model.find(run) == run / "inpainter" / "model"
+
+
+def test_the_same_networks_learn_on_at_another_picture_size(run):
+    config = tiny()
+    config.inpainter.model.size = 48
+    this = Run(config, run, make_mesh())
+    start = inpainting_stages.starting_point(this, str(run / "inpainter" / "model"), config.inpainter, source=())
+    parts, params, _ = inpainting_model.load(run / "inpainter" / "model")
+    assert (start.parts.model.size, start.parts.model.unet.sample_size) == (48, 12)
+    assert start.parts.model.std == parts.model.std
+    fresh = jax.eval_shape(lambda rng: inpainter.init(start.parts.model, rng), jax.random.key(0))
+    assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, params)
 
 
 def test_what_was_painted_is_a_data_source(run):
