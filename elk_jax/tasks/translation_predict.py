@@ -81,7 +81,7 @@ def translated(image: np.ndarray, translate: Translate, size: int, batch_size: i
     """
     height, width = image.shape[:2]
     padded = np.pad(image, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)))
-    windows = tile_windows(*padded.shape[:2], size, max(1, size // 2))
+    windows = tile_windows(padded.shape[0], padded.shape[1], size, max(1, size // 2))
     fade = blending_weight(size)
     total, weights = np.zeros(padded.shape, np.float64), np.zeros(padded.shape, np.float64)
     for chosen in _in_batches([w for w in windows if black_share(cut(padded, w)) < 1], batch_size):
