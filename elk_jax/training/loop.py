@@ -156,6 +156,7 @@ def train(
     timer = Timer(memory.clock)
     compiled: dict[Any, Any] = {}
     in_flight: deque[jax.Array] = deque()
+    alone = False
     due = 0  # the step whose log line still waits for its numbers: they are fetched while the next step runs
 
     def log(step: int) -> str:
@@ -231,10 +232,14 @@ def train(
                     bar.say(f"stopped at step {step}: checkpoint written to {checkpoints.folder / str(step)}")
                     raise KeyboardInterrupt(f"stopped at step {step}")
         checkpoints.wait()
+    except jax.errors.JaxRuntimeError:
+        alone = jax.process_count() > 1  # another process may be gone: a checkpoint would wait for it
+        raise
     finally:
         writer.close()
-        with contextlib.suppress(UserError):  # a failed write was raised by `wait`; any other error matters more
-            checkpoints.close()
+        if not alone:
+            with contextlib.suppress(UserError):  # a failed write was raised by `wait`; any other error matters more
+                checkpoints.close()
 
     # ---- Result ----
     params = state.evaluation_params
