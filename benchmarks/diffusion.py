@@ -3,6 +3,7 @@
     python benchmarks/diffusion.py --model=sd15 --size=512 --batch=8 --dtype=bfloat16 --remat      a GPU
     python benchmarks/diffusion.py --model=small --size=256 --steps=10                             a CPU
     python benchmarks/diffusion.py --memory --model=sd15 --size=512 --batch=8 --dtype=bfloat16 --remat --text_encoder
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/diffusion.py --fsdp=8 --batch=8 --size=64
 
 The last line of the output is one JSON object; benchmarks/README.md explains it.
 """
@@ -26,7 +27,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shar
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks import measure, painter, rival  # noqa: E402
+from benchmarks import measure, painter, rival, sharded  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
 from elk_jax.weights import diffusers, store  # noqa: E402
@@ -58,6 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.memory:
         print(json.dumps(memory(work), allow_nan=False))
         return
+    if options.fsdp:
+        print(json.dumps(sharded.compare(work, options.fsdp, options.repetitions), allow_nan=False))
+        return
     default = "" if work.with_text else rival.default_python("diffusers")
     python = {"auto": default, "none": ""}.get(options.torch_python, options.torch_python)
     if python and work.with_text:
@@ -85,6 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=2.0, help="1: no doubled batch")
     parser.add_argument("--text_encoder", action="store_true", help="train the text encoder too (ours alone)")
     parser.add_argument("--memory", action="store_true", help="only what a training step needs; runs nothing")
+    parser.add_argument("--fsdp", type=int, default=0, help="split the state over N devices; losses beside one's")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; every round times each program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and diffusers; or auto, none")

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks import measure
 from elk_jax.diffusion import text_encoder, unet
@@ -24,6 +25,7 @@ from elk_jax.diffusion.schedule import Schedule, add_noise, make_schedule, targe
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
 from elk_jax.diffusion.unet import WITH_ATTENTION, WITHOUT, UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
+from elk_jax.training import mesh as meshes
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training import schedules
 from elk_jax.training.state import TrainState, create
@@ -103,9 +105,9 @@ class Workload:
         return make_schedule()
 
 
-def random_batch(work: Workload) -> dict[str, np.ndarray]:
+def random_batch(work: Workload, seed: int = 0) -> dict[str, np.ndarray]:
     """Latents, masks, noise, time steps and text for one step, the same for everyone who is measured."""
-    random, side = np.random.RandomState(0), work.size // FACTOR
+    random, side = np.random.RandomState(seed), work.size // FACTOR
     latents = (work.batch, side, side, 4)
     mask = np.zeros((*latents[:3], 1), np.float32)
     mask[:, side // 4 : side // 2, side // 4 : side // 2] = 1
@@ -154,13 +156,25 @@ def _apply(model: nn.Module, params: Any, *inputs: jax.Array) -> Any:
     return model.apply({"params": params}, *inputs)
 
 
-def training_step(work: Workload) -> tuple[Any, TrainState]:
-    """(the jitted update, its state as shapes alone)."""
-    rate = schedules.constant(RATE)
+def training_step(work: Workload, mesh: Mesh | None = None) -> tuple[Any, TrainState]:
+    """(the jitted update, its state as shapes alone), laid out as the training loop does it where there is a mesh."""
     abstract = jax.eval_shape(lambda key: init(work, key), jax.random.key(0))
-    tx = optimizers.build(OPTIMIZER, rate, abstract)
-    update = gradient_step(lambda params, batch, rng: loss(work, params, batch, rng), tx)
-    return update, jax.eval_shape(lambda params: create(params, tx, ema=False), abstract)
+    tx = optimizers.build(OPTIMIZER, schedules.constant(RATE), abstract)
+    state = jax.eval_shape(lambda params: create(params, tx, ema=False), abstract)
+    layout = None
+    if mesh is not None:
+        split = meshes.tree_shardings(state, mesh)
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, split)
+        layout = (split, meshes.replicated(mesh))
+    return gradient_step(lambda params, batch, rng: loss(work, params, batch, rng), tx, out_shardings=layout), state
+
+
+def new_state(params: Any, mesh: Mesh | None = None) -> TrainState:
+    """The state before the first update. It takes the buffers of `params`."""
+    tx = optimizers.build(OPTIMIZER, schedules.constant(RATE), params)
+    make = lambda params: create(params, tx, ema=False)
+    layout = None if mesh is None else meshes.tree_shardings(jax.eval_shape(make, params), mesh)
+    return jax.jit(make, donate_argnums=0, out_shardings=layout)(params)
 
 
 def fine_tuning_memory(work: Workload) -> dict[str, Any]:
@@ -192,11 +206,10 @@ class Subject:
         self.batch = {name: jnp.asarray(x) for name, x in batch.items()}
         made = init(work, jax.random.key(0)) if params is None else jax.tree.map(jnp.asarray, params)
         self.update, _ = training_step(work)
-        tx = optimizers.build(OPTIMIZER, schedules.constant(RATE), made)
         self.light = jax.tree.map(lambda leaf: leaf.astype(work.dtype), made["unet"])
         if work.dtype == "float32":  # the update takes the buffers that it is given
             self.light = jax.tree.map(jnp.copy, self.light)
-        self.state: TrainState = jax.jit(lambda params: create(params, tx, ema=False), donate_argnums=0)(made)
+        self.state = new_state(made)
         start = time.perf_counter()
         self.compiled_update = self.update.lower(self.state, self.batch).compile()
         middle = time.perf_counter()
