@@ -189,9 +189,9 @@ def test_latents_that_were_encoded_before_give_the_same_loss(trained, batch):
         LATENTS, params, batch["image"], batch["mask"], rngs[0]
     )
     cached = batch | {"latents": latents, "masked_latents": masked}
-    np.testing.assert_allclose(
-        loss_of(LATENTS, params, cached)[0], loss_of(LATENTS, params, batch)[0], rtol=1e-5
-    )
+    alone = jax.jit(inpainter.loss, static_argnums=(0, 4, 5, 6))  # without the gradient: half of it to compile
+    found = alone(LATENTS, params, cached, jax.random.key(0), NOISE, WEIGHTS, WORDS)
+    np.testing.assert_allclose(found[0], loss_of(LATENTS, params, batch)[0], rtol=1e-5)
 
 
 def test_models_that_cannot_be():
