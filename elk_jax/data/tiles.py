@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.synthesis.breast import AIR
+from elk_jax.grey import AIR
 from elk_jax.synthesis.windows import Window
 
 MAX_BLACK = 0.7
