@@ -36,6 +36,7 @@ def bridge(size: str) -> dict:
             "size": 128,  # side of a tile
             "patch": 4,  # pixels of one place of the U-Net, in each direction
             "condition": "source",  # the low-energy image is stacked onto the noisy one; none: it is the end alone
+            "answer": "clean",  # of the U-Net: the clean image; difference: of the noisy from it, as published
             "bridge": {"steps": 1000, "max_variance": 1.0},
             "down_block_types": ("DownBlock2D", "DownBlock2D"),  # attention in the middle alone
             "block_out_channels": (48, 96),
@@ -109,6 +110,7 @@ def published() -> dict:
     return {
         "model": {
             "size": 512,
+            "answer": "difference",
             "down_block_types": ("DownBlock2D", "DownBlock2D", "DownBlock2D"),
             "block_out_channels": (128, 512, 1024),
             "layers_per_block": 2,

@@ -8,6 +8,10 @@ Every patch of p x p pixels is one place of the U-Net with p^2 channels (1: pixe
 configurations both. Both is the default here too: half-way x_t is mostly noise, and the network would have to guess
 what it can be told.
 
+What the network answers (`answer`) is x_t - x0, as published ("difference"), or x0 itself ("clean"), of which x_t - x0
+follows. The loss is the same; but a small network that answers x_t - x0 spends itself on handing the noise of x_t on,
+pixel by pixel, and its images stay noisy.
+
 Parameters: a dict with `unet`.
 Reference: Li et al., "BBDM: Image-to-image translation with Brownian bridge diffusion models", CVPR 2023,
 arXiv 2205.07680.
@@ -33,24 +37,30 @@ from elk_jax.errors import UserError
 Params = Any
 
 CONDITIONS = ("source", "none")
+ANSWERS = ("difference", "clean")
 LOSSES = ("l1", "l2")
 
 
 @dataclass(frozen=True)
 class TranslatorConfig:
-    """What a model is made of. size: S of training. condition: "source" stacks y onto x_t, "none" leaves it out."""
+    """What a model is made of.
+
+    size: S of training. condition: "source" stacks y onto x_t, "none" leaves it out. answer: what the network's output
+    is, "difference" x_t - x0 or "clean" x0.
+    """
 
     unet: UNetConfig
     size: int = 512
     patch: int = 4
     condition: str = "source"
+    answer: str = "difference"
     bridge: Bridge = field(default_factory=Bridge)
 
     def __post_init__(self) -> None:
-        if self.condition not in CONDITIONS:
-            raise UserError(
-                f"condition is '{self.condition}'", where="translator", todo=f"choose one of {', '.join(CONDITIONS)}"
-            )
+        for name, known in (("condition", CONDITIONS), ("answer", ANSWERS)):
+            given = getattr(self, name)
+            if given not in known:
+                raise UserError(f"{name} is '{given}'", where="translator", todo=f"choose one of {', '.join(known)}")
         step = self.patch * self.unet.factor
         if self.size < 1 or self.size % step:
             raise UserError(f"tiles of {self.size} px", where="translator.size", todo=f"use a multiple of {step}")
@@ -115,7 +125,8 @@ def _to_bridge(config: TranslatorConfig, image: jax.Array) -> jax.Array:
 
 
 def _denoise(config: TranslatorConfig, params: Params, x_t: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    """What the model takes for x_t - x0."""
     seen = jnp.concatenate([x_t, y.astype(x_t.dtype)], axis=-1) if config.condition == "source" else x_t
     model: nn.Module = UNet2DCondition(config.unet)
     found: Any = model.apply({"params": params["unet"]}, seen, t)
-    return found
+    return x_t - found if config.answer == "clean" else found

@@ -121,9 +121,9 @@ def summary(found: Pairs) -> dict[str, int]:
 
 
 def model_config(settings: Mapping[str, Any]) -> TranslatorConfig:
-    """`recipe.model`: size, patch, condition, bridge, and the U-Net's settings. UserError for what cannot be."""
+    """`recipe.model`: size, patch, condition, answer, bridge, and the U-Net's. UserError for what cannot be."""
     values = as_dict(settings)
-    own = {name: values.pop(name) for name in ("size", "patch", "condition")}
+    own = {name: values.pop(name) for name in ("size", "patch", "condition", "answer")}
     bridge = build(Bridge, values.pop("bridge"), "model.bridge")
     depth = int(own["patch"]) ** 2
     channels = {

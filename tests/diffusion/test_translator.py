@@ -49,6 +49,13 @@ def test_an_untrained_model_answers_0_and_its_loss_is_the_mean_target(params):
     assert float(metrics["clean_error"]) == pytest.approx(np.abs(wanted)[:2].mean() / 2, rel=1e-5)
 
 
+def test_a_network_that_answers_the_clean_image_has_the_same_loss(params):
+    """Untrained it answers 0 for x0: the loss is mean |x0|, at any time and noise."""
+    pair, config = batch(), dataclasses.replace(CONFIG, answer="clean")
+    loss = translator.loss(config, params, pair, jax.random.key(3))[0]
+    assert float(loss) == pytest.approx(float(jnp.abs(2 * pair["subtracted"] - 1)[:2].mean()), rel=1e-5)
+
+
 def test_what_is_not_valid_does_not_matter(params):
     pair = batch()
     other = {**pair, "subtracted": pair["subtracted"].at[2].set(0.0)}
@@ -86,6 +93,8 @@ def test_a_bridge_without_noise_is_exact_for_a_model_that_knows():
 def test_configurations_that_cannot_be():
     with pytest.raises(UserError, match="condition is 'text'"):
         dataclasses.replace(CONFIG, condition="text")
+    with pytest.raises(UserError, match="answer is 'noise'"):
+        dataclasses.replace(CONFIG, answer="noise")
     with pytest.raises(UserError, match=r"tiles of 9 px.*multiple of 2"):
         dataclasses.replace(CONFIG, size=9)
     with pytest.raises(UserError, match=r"4 input channels, this translator needs 8"):

@@ -87,6 +87,7 @@ def test_an_interrupted_training_goes_on_to_the_same_model(run, tmp_path):
     ("key", "value", "words"),
     [
         ("model.condition", "text", "condition is 'text'"),
+        ("model.answer", "noise", "answer is 'noise'"),
         ("model.size", 30, "tiles of 30 px"),
         ("model.bridge.steps", 1, "a bridge of 1 steps"),
         ("sampler.steps", 5000, "5000 sampling steps"),
