@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.guidance,
         options.text_encoder,
     )
+    if options.memory and options.fsdp:
+        raise UserError("two questions at once", where="--memory --fsdp", todo="ask one of them")
     if options.memory:
         print(json.dumps(memory(work), allow_nan=False))
         return

@@ -18,7 +18,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ from elk_jax.data import sources, tiles
 from elk_jax.data.coco import write_coco
 from elk_jax.data.images import encode_png
 from elk_jax.data.many import for_each
+from elk_jax.data.pairs import PARTNER, tile_info
 from elk_jax.data.registration import register, warp
 from elk_jax.data.schema import ImageInfo
 from elk_jax.data.sources import ImageSource
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
-from elk_jax.synthesis.windows import boxes_in, cut
+from elk_jax.synthesis.windows import cut
 
 VIEW = ("laterality", "view")
 INDEX, SUMMARY = "tiles.json", "summary.json"
@@ -60,7 +61,8 @@ class Prepared:
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    low, subtracted = (sources.open_source(f"coco:{path}") for path in (flags.low_energy, flags.subtracted))
+    files = flags.low_energy, flags.subtracted
+    low, subtracted = (sources.open_source(f"coco:{path}", bit_depth=flags.bit_depth) for path in files)
     pairs, alone = matched(low, subtracted)
     check_sizes(subtracted, pairs, flags.tile, flags.stride)
     cv2.setNumThreads(0)  # pairs are done in threads
@@ -112,6 +114,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--low_energy", required=True, help="COCO file of the low-energy images")
     parser.add_argument("--subtracted", required=True, help="COCO file of the subtracted images")
     parser.add_argument("--output", required=True, help="folder to build; it appears when it is complete")
+    parser.add_argument("--bit_depth", type=int, default=0, help="bits of 16-bit files that hold fewer: 12")
     parser.add_argument("--tile", type=int, default=512, help="side in px (default: %(default)s)")
     parser.add_argument("--stride", type=int, default=0, help="px from a tile to the next; 0: side by side (default)")
     parser.add_argument(
@@ -184,7 +187,7 @@ def prepared(
     moving, fixed = low[i].image[..., 0], subtracted[j].image[..., 0]
     alignment = register(moving, fixed)
     moved = warp(moving, alignment.matrix, fixed.shape)
-    name = "_".join([info.patient_id, *(str(info.meta[field]) for field in VIEW)])
+    name = "_".join([info.patient_id, *(str(info.meta[field]) for field in VIEW)]).replace("/", "-")
     if shown:
         picture = overlay(moved, fixed, 1024)
         write_bytes(built / "overlays" / f"{name}.jpg", cv2.imencode(".jpg", picture)[1].tobytes())
@@ -202,25 +205,18 @@ def prepared(
         file = f"{name}_{window[0]:04d}_{window[1]:04d}.png"
         write_bytes(built / "images" / "low_energy" / file, encode_png(part))
         write_bytes(built / "images" / "subtracted" / file, encode_png(cut(fixed, window)))
-        infos.append(tile_info(info, window, file, alignment.likeness))
+        infos.append(index_entry(info, window, file, alignment.likeness))
     return Prepared(tuple(infos), likeness=alignment.likeness, black=black)
 
 
-def tile_info(info: ImageInfo, window: tuple[int, int, int, int], file: str, likeness: float) -> ImageInfo:
+def index_entry(info: ImageInfo, window: tuple[int, int, int, int], file: str, likeness: float) -> ImageInfo:
     """The entry of a tile in the index: the subtracted tile, its boxes, and where its partner lies."""
-    boxes, kept = boxes_in(info.boxes, window)
-    return ImageInfo(
+    return replace(
+        tile_info(info, window),
         image_id=Path(file).stem,
-        patient_id=info.patient_id,
-        width=window[2] - window[0],
-        height=window[3] - window[1],
-        boxes=boxes,
-        labels=info.labels[kept],
-        ignore=info.ignore[kept],
-        split=info.split,
         file_name=f"subtracted/{file}",
         meta={
-            "low_energy": f"low_energy/{file}",
+            PARTNER: f"low_energy/{file}",
             **{field: info.meta[field] for field in VIEW},
             "position": list(window[:2]),
             "cut_from": info.file_name,

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from elk_jax.data import checks, phantom
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection
+from elk_jax.tasks import detection, translation
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.weights import store
 
@@ -50,6 +50,9 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
         for source, split in _reads(stage):
             if not writing_stage(config, source):
                 open_split(source, split)
+                if stage.task == "translation":
+                    size = config[stage.recipe].model.size
+                    translation.check_pairs(run.data, source, split, config.seed, size)
         if stage.kind == "train" and stage.task != "translation":  # which needs none
             _check_lesions(config, name, open_split)
         for judged in _judged(config, name):

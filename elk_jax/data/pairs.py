@@ -35,6 +35,9 @@ from elk_jax.synthesis.windows import Window, boxes_in, cut
 PARTNER = "low_energy"
 """Field of an image that names the file of its low-energy partner."""
 
+LEAST_SHOWN = 1
+"""Pixels of a lesion, in each direction, that a tile must show: less is rounded away in a file."""
+
 
 class PairBatch(TypedDict):
     """One batch of pairs, a plain dict of arrays."""
@@ -138,15 +141,15 @@ def cut_pairs(
 ) -> Pairs:
     """Tiles of all images, as `config` says; every image is decoded once. low_energy: the partners, in the same order.
 
-    on_error: "stop" raises at the first partner that cannot be read or has another size, "skip" leaves it out.
-    UserError as well for a tile larger than an image, and when no tile is left.
+    on_error: "stop" raises at the first pair that cannot be read, differs in size or is smaller than a tile, "skip"
+    leaves it out. UserError as well when no tile is left.
     """
 
     def of_image(position: int) -> list[Window] | str:
         info = subtracted.infos[position]
         where = f"{subtracted.name}, {info.file_name}"
-        windows = tiles.tile_windows(info.height, info.width, config.size, config.stride, where)
         try:
+            windows = tiles.tile_windows(info.height, info.width, config.size, config.stride, where)
             image = low_energy[position].image
             subtracted[position]  # is read once now, too: it may be damaged
         except UserError as error:
@@ -164,7 +167,7 @@ def cut_pairs(
             where=subtracted.name,
             todo=f"raise pairs.max_black ({config.max_black}), or look at the images",
         )
-    infos = tuple(_tile(subtracted.infos[i], window) for i, window in places)
+    infos = tuple(tile_info(subtracted.infos[i], window) for i, window in places)
     known = (*subtracted.skipped, *skipped)
     return Pairs(subtracted.name, low_energy.read, subtracted.read, places, infos, known)
 
@@ -259,14 +262,19 @@ def _batch(examples: Sequence[dict[str, np.ndarray]], size: int) -> PairBatch:
 def _digest(pairs: Pairs, config: PairConfig, seed: int) -> str:
     """Fingerprint of everything the stream depends on (not: threads, workers, hosts)."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("threads", "workers", "prefetch")}
-    records = [(info.image_id, window) for info, (_, window) in zip(pairs.infos, pairs.places)]
+    records = [
+        (info.image_id, info.file_name, str(info.meta.get(PARTNER, "")), window)
+        for info, (_, window) in zip(pairs.infos, pairs.places)
+    ]
     return hashlib.sha256(json.dumps([settings, seed, records]).encode()).hexdigest()[:16]
 
 
-def _tile(info: ImageInfo, window: Window) -> ImageInfo:
-    """Of an image: what its tile shows."""
+def tile_info(info: ImageInfo, window: Window) -> ImageInfo:
+    """Of an image: what its tile shows. Of a lesion at the border at least LEAST_SHOWN pixels must be seen."""
     width, height = window[2] - window[0], window[3] - window[1]
     boxes, kept = boxes_in(info.boxes, window)
+    seen = (boxes[:, 2:] - boxes[:, :2] >= LEAST_SHOWN).all(axis=1)
+    boxes, kept = boxes[seen], kept[seen]
     return replace(
         info, width=width, height=height, boxes=boxes, labels=info.labels[kept], ignore=info.ignore[kept]
     )

@@ -69,7 +69,7 @@ def register(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     failure = ""
     if best < LEAST_LIKENESS:
         failure = f"edges agree by {best:.2f} only"
-    elif stretch[0] > MOST_STRETCH or stretch[1] < 1 / MOST_STRETCH:
+    elif stretch[0] > MOST_STRETCH or stretch[1] < 1 / MOST_STRETCH or np.linalg.det(found[:, :2]) < 0:
         failure = f"stretched by {stretch[0]:.2f} and {stretch[1]:.2f}"
     return Alignment(_at_full_size(found, factor), best, failure)
 
@@ -111,9 +111,11 @@ def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _ecc(
     moving: np.ndarray, fixed: np.ndarray, start: np.ndarray, mask: np.ndarray | None, smoothing: int = 5
 ) -> np.ndarray:
-    """The matrix that ECC finds from `start`, or `start` itself where it does not converge."""
+    """The matrix that ECC finds from `start`, or `start` itself where it does not converge. mask: of `fixed`."""
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 150, 1e-5)
-    where = np.ones(fixed.shape, np.uint8) if mask is None else mask
+    where: np.ndarray = np.ones(moving.shape, np.uint8)  # OpenCV's mask lies on the moving image
+    if mask is not None:
+        where = cv2.warpAffine(mask, start, (moving.shape[1], moving.shape[0]), flags=cv2.INTER_NEAREST)
     begin = start.astype(np.float32)
     try:
         found = cv2.findTransformECC(fixed, moving, begin, cv2.MOTION_AFFINE, criteria, where, smoothing)[1]

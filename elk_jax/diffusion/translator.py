@@ -61,6 +61,8 @@ class TranslatorConfig:
             given = getattr(self, name)
             if given not in known:
                 raise UserError(f"{name} is '{given}'", where="translator", todo=f"choose one of {', '.join(known)}")
+        if self.patch < 1:
+            raise UserError(f"patches of {self.patch} px", where="translator.patch", todo="give 1 or more")
         step = self.patch * self.unet.factor
         if self.size < 1 or self.size % step:
             raise UserError(f"tiles of {self.size} px", where="translator.size", todo=f"use a multiple of {step}")

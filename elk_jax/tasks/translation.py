@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from elk_jax.data import pairs
+from elk_jax.data import coco, pairs
+from elk_jax.data.checks import check_files
 from elk_jax.data.pairs import PairConfig, Pairs
+from elk_jax.data.tiles import tile_windows
 from elk_jax.diffusion import translator
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import LOSSES, TranslatorConfig
@@ -92,6 +94,20 @@ def open_pairs(data: ConfigDict, names: Sequence[str], split: str, seed: int, co
     return pairs.concatenate(opened)
 
 
+def check_pairs(data: ConfigDict, name: str, split: str, seed: int, size: int) -> None:
+    """Raise UserError where images have no partners, or are smaller than a tile. Decodes none, and draws no phantom."""
+    kind, _, place = data[name].spec.partition(":")
+    if kind == "phantom":
+        return
+    subtracted = detection.open_data(data, (name,), split, seed)
+    partners = pairs.pair_up(subtracted, data[name].spec)
+    if data.on_error != "stop":
+        return
+    for info in subtracted.infos:
+        tile_windows(info.height, info.width, size, where=f"{name}, {info.file_name}")
+    check_files(partners.infos, coco.image_folder(place), name)
+
+
 def measure_greys(found: Pairs, count: int = 256) -> Greys:
     """Of `count` tiles spread over the collection. UserError where none shows a breast."""
     chosen = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
@@ -130,7 +146,7 @@ def model_config(settings: Mapping[str, Any]) -> TranslatorConfig:
         "in_channels": depth * (2 if own["condition"] == "source" else 1),
         "out_channels": depth,
         "cross_attention_dim": None,
-        "sample_size": int(own["size"]) // int(own["patch"]),
+        "sample_size": int(own["size"]) // max(1, int(own["patch"])),
     }
     return TranslatorConfig(unet=build(UNetConfig, values | channels, "model"), bridge=bridge, **own)
 

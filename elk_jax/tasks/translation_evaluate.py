@@ -44,7 +44,7 @@ Columns = dict[str, list[float]]
 def evaluate(run: Run, name: str) -> dict[str, Any]:
     """Translate a split with each of the stage's models and compare. Returns a summary for the report."""
     config, stage = run.config, run.config.stages[name]
-    split = stage.get("split", "test")
+    split = stage.split
     found: dict[str, Columns] = {REAL: {}}
     patients: list[str] = []
     pictures: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data import folder, sources
-from elk_jax.data.images import encode_png
+from elk_jax.data.images import SUFFIXES, encode_png
 from elk_jax.data.tiles import black_share, tile_windows
 from elk_jax.errors import UserError
 from elk_jax.synthesis.windows import Window, cut
@@ -42,9 +42,14 @@ def translate_files(
     An image of 8 bits has one of 8, others of 16. UserError for two files of one name.
     """
     paths, left_out = folder.find_images(inputs)
-    twice = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
+    twice = [name for name, count in Counter(map(_answer_name, paths)).items() if count > 1]
     if twice:
-        raise UserError(f"two files are called {twice[0]}", where="--input", todo="translate them into two folders")
+        both = " and ".join([str(path) for path in paths if _answer_name(path) == twice[0]][:2])
+        raise UserError(f"two files would be {twice[0]}", where=both, todo="translate them into two folders")
+    taken = [path for path in paths if (output / _answer_name(path)).resolve() == path.resolve()]
+    if taken:
+        raise UserError("the answer would replace the image", where=taken[0], todo="give another --output")
+    files.check_writable(output)
     parts, params, _ = translation_model.load(model)
     source = folder.open_files(paths, (), on_error, watch=watched("  decoding"), bit_depth=bit_depth)
     files.make_folder(output)
@@ -61,7 +66,7 @@ def translate_files(
             image = source[index].image
             whole = translated(image, translate, parts.model.size, batch_size)
             depth = sources.pack(image).dtype
-            path = output / f"{Path(info.file_name).stem}.png"
+            path = output / _answer_name(Path(info.file_name))
             files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
             written.append(path)
             bar.update(index + 1)
@@ -76,6 +81,8 @@ def translate_files(
 
 def translated(image: np.ndarray, translate: Translate, size: int, batch_size: int) -> np.ndarray:
     """[H, W, 1] -> [H, W, 1], both in [0, 1]: tiles that overlap by half, each fading into the next.
+
+    Each tile is drawn from noise of its own, so that where two overlap the mean of two answers is smoother than either.
 
     Smaller images are filled up with air. Where all is air, nothing is translated: the answer is air, 0.
     """
@@ -92,6 +99,11 @@ def translated(image: np.ndarray, translate: Translate, size: int, batch_size: i
             total[y0:y1, x0:x1] += fade * tile
             weights[y0:y1, x0:x1] += fade
     return (total / np.maximum(weights, LEAST_WEIGHT**2))[:height, :width].astype(np.float32).clip(0, 1)
+
+
+def _answer_name(path: Path) -> str:
+    """NAME.png; dots of a name that ends in no kind of file, such as a DICOM UID, stay."""
+    return f"{path.stem if path.suffix.lower() in SUFFIXES else path.name}.png"
 
 
 def blending_weight(size: int) -> np.ndarray:

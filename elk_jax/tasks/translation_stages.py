@@ -10,6 +10,7 @@ import numpy as np
 
 from elk_jax.data import pairs
 from elk_jax.diffusion import translator
+from elk_jax.errors import UserError
 from elk_jax.tasks import inpainting, recipe_training, translation, translation_model
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.translation import Translator
@@ -47,7 +48,15 @@ def train(run: Run, name: str) -> dict[str, Any]:
     if stage.init_from:
         start = model_folder(run, stage.init_from)
         run.say(f"  starts from {start}")
-        initial = store.restore_into(shapes, translation_model.load(start)[1], where=start)
+        before, weights, _ = translation_model.load(start)
+        for setting in ("patch", "condition", "answer", "bridge"):
+            if getattr(before.model, setting) != getattr(model, setting):
+                raise UserError(
+                    f"its {setting} is {getattr(before.model, setting)}, the recipe's {getattr(model, setting)}",
+                    where=start,
+                    todo=f"set {stage.recipe}.model.{setting} as the model has it",
+                )
+        initial = store.restore_into(shapes, weights, where=start)
     result = recipe_training.train(
         run,
         name,

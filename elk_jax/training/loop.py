@@ -232,8 +232,9 @@ def train(
                     bar.say(f"stopped at step {step}: checkpoint written to {checkpoints.folder / str(step)}")
                     raise KeyboardInterrupt(f"stopped at step {step}")
         checkpoints.wait()
-    except jax.errors.JaxRuntimeError:
-        alone = jax.process_count() > 1  # another process may be gone: a checkpoint would wait for it
+    except jax.errors.JaxRuntimeError as error:
+        # another process may be gone, and a checkpoint would wait for it; one without memory is still there
+        alone = jax.process_count() > 1 and "RESOURCE_EXHAUSTED" not in str(error)
         raise
     finally:
         writer.close()

@@ -52,6 +52,16 @@ def test_a_known_warp_is_found_to_a_part_of_a_pixel(breast, scale, degrees, shif
     assert np.abs(back - low)[inside].mean() < 0.02  # grain, interpolated twice
 
 
+def test_images_of_different_sizes_are_aligned_as_well_as_others(breast):
+    """By their edges too, and not by the moments of the breasts alone."""
+    low, subtracted, mask = breast
+    moving = np.pad(low, ((12, 0), (0, 30)))
+    true = np.array([[1.0, 0, 0], [0, 1.0, 12]])
+    same, other = register(moving, low), register(moving, subtracted)
+    assert distances(same.matrix, true, mask).max() < 0.5
+    assert not other.failure and distances(other.matrix, true, mask).mean() < 0.8
+
+
 def test_the_same_warp_is_found_in_larger_images_of_different_sizes(breast):
     low, subtracted, mask = breast
     large = cv2.resize(low, (3 * SIDE, 3 * SIDE), interpolation=cv2.INTER_CUBIC).clip(0, 1)

@@ -74,7 +74,7 @@ TINY = "--config=configs/cem_real.py:tiny"
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--config=configs/none.py:tiny"], ["configuration (configs/none.py). there are configs/cem_mixed.py, "]),
+        (["--config=configs/none.py:tiny"], ["configuration (configs/none.py). there are ", "configs/cem_mixed.py, "]),
         (["--config=configs/base"], ["no such configuration (configs/base)"]),
         (["--config=configs/cem_real.py:enormous"], ["no variant 'enormous'", "tiny"]),
         ([TINY, "--config.detector.stepps=3"], ["detector.stepps", "detector.steps"]),

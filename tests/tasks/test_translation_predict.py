@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import jax
 import numpy as np
@@ -40,7 +42,9 @@ def test_tiles_fade_into_each_other_and_air_stays_air():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """An untrained translator in a model folder."""
-    config = translation.model_config(bridge_le_to_cem.get_config("tiny").bridge.model)
+    settings = bridge_le_to_cem.get_config("tiny").bridge.model
+    settings.answer = "difference"  # an untrained network's clean image would be grey, whatever the noise
+    config = translation.model_config(settings)
     parts = Translator(config, BridgeSampler(2, 1.0), Greys(0.3, 0.1, 0.2, 0.05))
     folder = tmp_path_factory.mktemp("model")
     params = jax.device_get(translator.init(config, jax.random.key(0)))
@@ -68,6 +72,19 @@ def test_two_files_of_one_name_are_refused(model, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "x.png"), np.full((40, 40), 90, np.uint8))
-    with pytest.raises(UserError, match="two files are called x"):
+    with pytest.raises(UserError, match=r"two files would be x\.png.*a/x\.png and .*b/x\.png"):
         translation_predict.translate_files(model=model, inputs=[str(tmp_path)], output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_image_is_replaced_by_its_answer(model, tmp_path):
+    cv2.imwrite(str(tmp_path / "x.png"), np.full((40, 40), 90, np.uint8))
+    before = (tmp_path / "x.png").read_bytes()
+    with pytest.raises(UserError, match=r"would replace the image.*x\.png"):
+        translation_predict.translate_files(model=model, inputs=[str(tmp_path)], output=tmp_path)
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+def test_a_name_with_dots_is_kept_whole():
+    names = [translation_predict._answer_name(Path(name)) for name in ("a.PNG", "1.2.840.1", "1.2.840.2", "b.c.dcm")]
+    assert names == ["a.png", "1.2.840.1.png", "1.2.840.2.png", "b.c.png"]

@@ -123,3 +123,38 @@ def test_data_without_pairs_and_another_model_are_refused(run, tmp_path):
     files.write_json(folder / "model.json", files.read_json(folder / "model.json") | {"architecture": "inpainter"})
     with pytest.raises(UserError, match="a model of 'inpainter', not a translator"):
         translation_model.load(folder)
+
+
+def test_weights_of_another_bridge_are_refused(run, tmp_path):
+    config = bridge_le_to_cem.get_config("tiny")
+    config.stages.translator.init_from = str(run / "translator" / "model")
+    config.bridge.model.bridge.max_variance = 0.5
+    with pytest.raises(UserError, match=r"its bridge is .*max_variance=1\.0.*, the recipe's .*max_variance=0\.5"):
+        experiment.run(config, tmp_path, stages=["translator"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"low_energy": None}, "the field 'low_energy' is missing"),
+        ({"low_energy": "low/gone.png"}, "gone.png of image 0 is missing"),
+        ({"width": 16, "height": 16}, "tiles of 32 px in an image of 16 x 16 px"),
+    ],
+)
+def test_pairs_are_looked_at_before_the_first_stage(tmp_path, change, words):
+    for name in ("low", "subtracted"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            cv2.imwrite(str(tmp_path / "images" / name / f"{i}.png"), np.full((32, 32), 90, np.uint8))
+    images = [
+        {"id": i, "file_name": f"subtracted/{i}.png", "low_energy": f"low/{i}.png", "width": 32, "height": 32,
+         "patient_id": f"P{i}", "split": split} | (change if split == "train" else {})
+        for i, split in enumerate(("train", "val", "test"))
+    ]  # fmt: skip
+    categories = [{"id": 1, "name": "lesion"}]
+    files.write_json(tmp_path / "tiles.json", {"images": images, "annotations": [], "categories": categories})
+    config = bridge_le_to_cem.get_config("tiny")
+    config.data.pairs.spec = f"coco:{tmp_path / 'tiles.json'}"
+    with pytest.raises(UserError, match=words):
+        experiment.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
