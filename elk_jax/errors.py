@@ -60,7 +60,7 @@ def _one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return str(from_os_error(error))
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return str(_from_out_of_memory(error))
     if _has_peers() and re.search("closed by peer|reset by peer", str(error)):
         return str(UserError("another process of this run has ended", todo="its own output says why"))
@@ -81,7 +81,7 @@ def _has_peers() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether JAX ran out of device memory. By name: this module must not wait for JAX to be imported."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"JaxRuntimeError", "XlaRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)

@@ -15,7 +15,7 @@ from elk_jax import files
 from elk_jax.data import folder
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.tasks import detection_model
-from elk_jax.tasks.run import new_console
+from elk_jax.tasks.run import new_console, say_left_out
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
@@ -54,13 +54,10 @@ def predict_files(
             drawn = draw(source[index].image, result, threshold)
             name = f"{index:04d}_{Path(result.image_id).stem}.png"
             files.write_bytes(picture_folder / name, cv2.imencode(".png", drawn)[1].tobytes())
-    say = new_console().print
+    say_left_out(left_out, source.skipped)
     marked = sum(int((r.scores >= threshold).sum()) for r in results)
-    if left_out:
-        say(f"{len(left_out)} files are no images and were left out, such as {left_out[0]}", markup=False)
-    for path, reason in source.skipped:
-        say(f"skipped {path}: {reason}", markup=False)
-    say(f"{marked} findings at or above {threshold:.3f} in {len(results)} images: {output}", markup=False)
+    told = f"{marked} findings at or above {threshold:.3f} in {len(results)} images: {output}"
+    new_console().print(told, markup=False)
     return results
 
 

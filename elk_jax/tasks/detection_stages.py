@@ -10,7 +10,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from elk_jax import files
 from elk_jax.data import breast, checks, loader, plan
@@ -24,7 +23,6 @@ from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.tasks import detection, detection_model, detection_report, recipe_training
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.watching import watched
-from elk_jax.training import mesh as meshes
 from elk_jax.weights import store
 
 CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
@@ -94,13 +92,12 @@ def train(run: Run, name: str) -> dict[str, Any]:
     floor = recipe.score_floor
     results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
-    best_params = meshes.on_host(result.best_params, run.mesh)
+    params, trained = recipe_training.kept(run, name, result)
     if run.is_main:
         description = detection_model.describe(
             model, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation
         )
-        description["trained"] = {"step": result.best_step, "on": list(stage.train_on), "init_from": stage.init_from}
-        store.save_params(folder / "model", best_params, description)
+        store.save_params(folder / "model", params, description | {"trained": trained})
     value = _best(result, recipe.best_metric)
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {value} on validation")
     return {
@@ -109,10 +106,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
         "draws_per_epoch": plan.describe(_strata(source, training_loader, batches), source.infos),
         "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
-        "parameters": int(sum(np.prod(x.shape) for x in jax.tree.leaves(result.params))),
-        "best_step": result.best_step,
-        "best": dict(result.best_metrics),
-        "seconds_before": result.seconds_before,
+        **recipe_training.outcome(result),
     }
 
 

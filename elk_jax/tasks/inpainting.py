@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -21,6 +20,7 @@ from elk_jax.diffusion.schedule import Schedule, make_schedule
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
+from elk_jax.tasks import drawing
 from elk_jax.tasks.settings import as_dict, build
 from elk_jax.training import mesh as meshes
 from elk_jax.training.task import Params, Task
@@ -116,32 +116,8 @@ def _layers(nested: Params) -> lora.Lora:
 
 
 def _paint(parts: Inpainter, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(batch["seed"])
-    image, mask = batch["image"], batch["mask"]
-    p = parts
+    keys, image, mask, p = drawing.keys_of(batch["seed"]), batch["image"], batch["mask"], parts
     return inpainter.paint(p.model, params, image, mask, keys, p.noise, p.sampler, p.guidance, p.words)
-
-
-Painter = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]
-
-
-def compile_painter(task: Task, mesh: Mesh) -> Painter:
-    """(params, host batch) -> painted pictures [B, S, S, 1] on the host.
-
-    The batch holds `image`, `mask` [B, S, S, 1] and `seed` [B, 2] uint32: a picture follows from its own seed. B may be
-    any number; it is filled up to a multiple of the devices.
-    """
-    predict = jax.jit(task.predict, out_shardings=meshes.replicated(mesh))
-
-    def paint(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        count = len(batch["image"])
-        missing = -count % mesh.size
-        filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
-        # every process holds the whole batch, and lays it out over all devices
-        placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
-        return np.asarray(jax.device_get(predict(params, placed)["image"]))[:count]
-
-    return paint
 
 
 def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[str, np.ndarray], jax.Array], dict]:
@@ -222,14 +198,3 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
 def closeup_config(settings: Mapping[str, Any], size: int) -> CloseupConfig:
     """`recipe.closeups` for a model of pictures of `size` px."""
     return build(CloseupConfig, {**settings, "size": size}, "closeups")
-
-
-def grid(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of pictures [B, S, S, 1] in [0, 1], one above the other, as one picture [H, W, 3] uint8."""
-    lines = [np.concatenate(list(row[..., 0]), axis=1) for row in rows]
-    grey = (np.clip(np.concatenate(lines, axis=0), 0, 1) * 255).round().astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)
-
-
-def parameter_count(params: Params) -> int:
-    return int(sum(np.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params)))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,9 +20,10 @@ from elk_jax.reporting.run import Part
 from elk_jax.synthesis.closeups import box_patch, lesion_closeup, usable_lesions
 from elk_jax.synthesis.windows import cut
 from elk_jax.tasks import detection
+from elk_jax.tasks.drawing import saved_grids
 from elk_jax.tasks.run import SYNTHETIC, Run
+from elk_jax.tasks.trained import kept_step
 from elk_jax.training.writer import read_metrics
-from elk_jax.weights import store
 
 PAINTED = 9
 """Painted lesions in the gallery, from all over the set."""
@@ -47,7 +47,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
             sets=[_painted(run, name, s) for name, s in summaries.items() if s["kind"] == "synthesize"],
             progress=[one for one in shown if one is not None],
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
-            chosen_steps={name: _kept_step(run.folder / name / "model", summaries[name]) for name in trained},
+            chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
         )
     )
 
@@ -57,10 +57,8 @@ def progress(folder: Path, name: str, count: int = STEPS) -> Progress | None:
 
     Their rows are (inpainting_stages.py): the close-ups, what is covered, what was painted.
     """
-    paths = sorted((folder / "pictures").glob("painted-*.png"))
-    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))]
-    grids = [(int(path.stem.rpartition("-")[2]), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) for path in chosen]
-    rows = [(step, np.split(grid, 3)) for step, grid in grids if grid is not None and len(grid) % 3 == 0]
+    grids = saved_grids(folder, "painted", count)
+    rows = [(step, np.split(grid, 3)) for step, grid in grids if len(grid) % 3 == 0]
     if not rows:
         return None
     real, covered, _ = rows[-1][1]
@@ -170,9 +168,3 @@ def _late(run: Run) -> ConfigDict:
     data = ConfigDict(run.data)
     data.on_error = "late"
     return data
-
-
-def _kept_step(model: Path, summary: Mapping[str, Any]) -> int:
-    """The step whose weights the model folder holds: the last or the best."""
-    description = files.read_json(model / store.CONFIG) if (model / store.CONFIG).is_file() else {}
-    return int(description.get("trained", {}).get("step", summary["best_step"]))

@@ -24,6 +24,7 @@ from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks import (
     detection,
+    drawing,
     inpainting,
     inpainting_model,
     inpainting_synthesize,
@@ -33,7 +34,6 @@ from elk_jax.tasks import (
 from elk_jax.tasks.inpainting import Inpainter
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.settings import as_dict
-from elk_jax.training import mesh as meshes
 from elk_jax.training.progress import Progress
 from elk_jax.training.task import Params, Task
 from elk_jax.weights import store, tokenizer
@@ -63,7 +63,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     counts = summary(source.infos)
     run.say(
         f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
-        f"{closeups.window} px; model {inpainting.parameter_count(base or _shapes(parts)):,} parameters"
+        f"{closeups.window} px; model {recipe_training.parameter_count(base or _shapes(parts)):,} parameters"
     )
 
     # ---- Train ---------------------------------------------------------------------------------------------------
@@ -86,26 +86,20 @@ def train(run: Run, name: str) -> dict[str, Any]:
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params = result.best_params if recipe.choose == "best" else result.params
-    whole = inpainting.merged(meshes.on_host(params, run.mesh), adapters)  # on all processes: it may be split over them
+    params, trained = recipe_training.kept(run, name, result)
     if run.is_main:
         rules = {kind: closeup_batches.training_rule(source, closeups.window, kind) for kind in AREAS}
         description = inpainting_model.describe(parts, start.prompts, closeups.window, rules, source.classes)
-        description |= start.carried
-        step = result.best_step if recipe.choose == "best" else recipe.steps
-        description["trained"] = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from}
+        description |= {**start.carried, "trained": trained}
         if start.tokenizer is not None:
             tokenizer.write_tokenizer(files.make_folder(folder / "model"), start.tokenizer)
-        store.save_params(folder / "model", whole, description)
+        store.save_params(folder / "model", inpainting.merged(params, adapters), description)
     return {
         "kind": "train",
         "task": "inpainting",
         "data": {"train": counts, "validation": summary(validation.infos)},
         "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
-        "parameters": inpainting.parameter_count(result.params),
-        "best_step": result.best_step,
-        "best": dict(result.best_metrics),
-        "seconds_before": result.seconds_before,
+        **recipe_training.outcome(result),
     }
 
 
@@ -224,16 +218,16 @@ def _contrast(source: ImageSource, closeups: CloseupConfig) -> float:
 
 def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
     """The first validation close-ups, what is covered, and what is painted there, from the same noise every time."""
-    painter = inpainting.compile_painter(task, mesh)
+    painter = drawing.compile_painter(task, mesh)
     first = shown[0]
     keep = np.flatnonzero(first["valid"])[:8]
     image, mask = first["image"][keep], first["mask"][keep]
-    seeds = np.stack([np.full(len(keep), seed), np.arange(len(keep))], axis=1).astype(np.uint32)
+    seeds = drawing.seeds(seed, np.arange(len(keep)))
 
     def draw(params: Params, step: int) -> dict[str, np.ndarray]:
         painted = painter(params, {"image": image, "mask": mask, "seed": seeds})
         covered = image * (1 - mask) + 0.5 * mask
-        return {"painted": inpainting.grid([image, covered, painted])}
+        return {"painted": drawing.grid([image, covered, painted])}
 
     return draw
 

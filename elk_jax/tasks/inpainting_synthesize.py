@@ -28,7 +28,7 @@ from elk_jax.synthesis.breast import breast_mask
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
 from elk_jax.synthesis.windows import box_mask, cut
-from elk_jax.tasks import detection, inpainting, inpainting_model
+from elk_jax.tasks import detection, drawing, inpainting, inpainting_model
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
@@ -113,7 +113,7 @@ def synthesize(
     todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
     run.meet("synthesis counted")  # before the main process adds to what the others count
     task = inpainting.build_task(parts, inpainting.LossConfig(), inpainting.LoraConfig(), False, None)
-    painter, placed = inpainting.compile_painter(task, run.mesh), meshes.place(params, run.mesh)
+    painter, placed = drawing.compile_painter(task, run.mesh), meshes.place(params, run.mesh)
     with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
         for first in range(0, len(todo), batch_size):
             indices = todo[first : first + batch_size]
@@ -124,7 +124,7 @@ def synthesize(
                 {
                     "image": np.stack([p.image for p in fill])[..., None],
                     "mask": np.stack([p.mask for p in fill])[..., None].astype(np.float32),
-                    "seed": np.array([[seed, p.placement.provenance["index"]] for p in fill], np.uint32),
+                    "seed": drawing.seeds(seed, [p.placement.provenance["index"] for p in fill]),
                 },
             )
             for plan, picture in zip(chosen, painted[..., 0]):

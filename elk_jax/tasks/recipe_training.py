@@ -87,6 +87,33 @@ def fixed_loss(
     return evaluate
 
 
+def kept(run: Run, name: str, result: TrainResult) -> tuple[Params, dict[str, Any]]:
+    """(the parameters that stage `name` keeps, on the host; what model.json says of their training, as `trained`).
+
+    The best, or the last where the recipe says so (`choose`). For all processes to call: they may hold a part each.
+    """
+    stage = run.config.stages[name]
+    recipe = run.config[stage.recipe]
+    best = recipe.get("choose", "best") == "best"
+    params, step = (result.best_params, result.best_step) if best else (result.params, recipe.steps)
+    trained = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from}
+    return meshes.on_host(params, run.mesh), trained
+
+
+def outcome(result: TrainResult) -> dict[str, Any]:
+    """What the summary of a train stage says of the training itself. best_step: on the validation data."""
+    return {
+        "parameters": parameter_count(result.params),
+        "best_step": result.best_step,
+        "best": dict(result.best_metrics),
+        "seconds_before": result.seconds_before,
+    }
+
+
+def parameter_count(params: Params) -> int:
+    return int(sum(np.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)))
+
+
 def _share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """This process's part of a batch that all of them hold."""
     part = len(batch["valid"]) // jax.process_count()

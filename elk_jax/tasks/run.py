@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,15 @@ SYNTHETIC = "synthetic.json"
 def new_console() -> Console:
     """As wide as the terminal; wide enough for a table of results where there is none."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
+def say_left_out(no_images: Sequence[Path], skipped: Sequence[tuple[str, str]]) -> None:
+    """Print what of the user's files was not worked on. skipped: (file, reason)."""
+    say = new_console().print
+    if no_images:
+        say(f"{len(no_images)} files are no images and were left out, such as {no_images[0]}", markup=False)
+    for name, reason in skipped:
+        say(f"skipped {name}: {reason}", markup=False)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which trained model a user means by a folder."""
+"""Trained models in their folders: which one a user means, and what it says of its training."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def find(workdir: Path, stage: str | None, architecture: str, called: str) -> Pa
     if stage is not None and stage not in trained:
         raise UserError(f"no trained {called} '{stage}'", where=workdir, todo=f"there is {', '.join(trained)}")
     return workdir / (stage or trained[-1]) / "model"
+
+
+def kept_step(model: Path, otherwise: int) -> int:
+    """The step whose weights a model folder holds, the last or the best; `otherwise` where the folder is gone."""
+    description = files.read_json(model / store.CONFIG) if (model / store.CONFIG).is_file() else {}
+    return int(description.get("trained", {}).get("step", otherwise))
 
 
 def _is(path: Path, architecture: str) -> bool:

@@ -20,7 +20,7 @@ from elk_jax.diffusion.translator import LOSSES, TranslatorConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.synthesis.breast import breast_mask
-from elk_jax.tasks import detection
+from elk_jax.tasks import detection, drawing
 from elk_jax.tasks.settings import as_dict, build
 from elk_jax.tasks.watching import watched
 from elk_jax.training.task import Params, Task
@@ -64,8 +64,7 @@ def build_task(parts: Translator, loss: str) -> Task:
     """A translator for the training loop. `predict` takes `image` [B, S, S, 1], low-energy, and `seed` [B, 2]."""
 
     def predict(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(batch["seed"])
-        sampler = parts.sampler
+        keys, sampler = drawing.keys_of(batch["seed"]), parts.sampler
         found = translator.translate(parts.model, params, batch["image"], keys, sampler.steps, sampler.eta)
         return {"image": found}
 
@@ -74,11 +73,6 @@ def build_task(parts: Translator, loss: str) -> Task:
         loss=lambda params, batch, rng: translator.loss(parts.model, params, batch, rng, loss),
         predict=predict,
     )
-
-
-def seeds(seed: int, indices: np.ndarray) -> np.ndarray:
-    """[B, 2] uint32: the seeds of the pictures `indices` [B], each its own."""
-    return np.stack([np.full(len(indices), seed), indices], axis=1).astype(np.uint32)
 
 
 # ---- Data ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import similarity
 from elk_jax.reporting.tables import translation_table
 from elk_jax.synthesis.breast import breast_mask
-from elk_jax.tasks import inpainting, translation, translation_model
+from elk_jax.tasks import drawing, translation, translation_model
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.translation import Greys
 from elk_jax.training import mesh as meshes
@@ -42,28 +42,31 @@ Columns = dict[str, list[float]]
 
 
 def evaluate(run: Run, name: str) -> dict[str, Any]:
-    """Translate a split with each of the stage's models and compare. Returns a summary for the report."""
+    """Translate a split with each of the stage's models and compare. Returns a summary for the report.
+
+    The baselines know the grey values that the first model was trained on.
+    """
     config, stage = run.config, run.config.stages[name]
     split = stage.split
+    models = {model: translation_model.load(run.folder / model / "model") for model in stage.models}
+    size, *others = {parts.model.size for parts, _, _ in models.values()}
+    if others:
+        todo = "evaluate models of one model.size in a stage"
+        raise UserError("models of tiles of different sizes", where=f"stage {name}", todo=todo)
+    settings = translation.pair_config(config[stage.recipe].pairs, size)
+    held_out = translation.open_pairs(run.data, (stage.on,), split, config.seed, settings)
+    patients = [info.patient_id for info in held_out.infos]
+    shown = {int(i) for i in np.linspace(0, len(held_out) - 1, min(GALLERY, len(held_out))).round()}
     found: dict[str, Columns] = {REAL: {}}
-    patients: list[str] = []
     pictures: list[dict[str, Any]] = []
-    for model in stage.models:
-        parts, params, _ = translation_model.load(run.folder / model / "model")
-        settings = translation.pair_config(config[stage.recipe].pairs, parts.model.size)
-        held_out = translation.open_pairs(run.data, (stage.on,), split, config.seed, settings)
-        if patients and patients != [info.patient_id for info in held_out.infos]:
-            todo = "evaluate models of one model.size in a stage"
-            raise UserError("models of tiles of different sizes", where=f"stage {name}", todo=todo)
-        patients = [info.patient_id for info in held_out.infos]
-        draw = inpainting.compile_painter(translation.build_task(parts, "l1"), run.mesh)
+    for model, (parts, params, _) in models.items():
+        draw = drawing.compile_painter(translation.build_task(parts, "l1"), run.mesh)
         placed = meshes.place(params, run.mesh)
-        shown = {int(i) for i in np.linspace(0, len(held_out) - 1, min(GALLERY, len(held_out))).round()}
         baselines = {key: make for key, make in BASELINES.items() if key not in found}
         first = not found[REAL]
         with Progress(f"  translating with {model}", len(held_out), unit="tile") as bar:
             for batch in pairs.eval_pairs(held_out, settings):
-                noises = translation.seeds(config.seed, batch["index"])
+                noises = drawing.seeds(config.seed, batch["index"])
                 images = draw(placed, {"image": batch["low_energy"], "seed": noises})
                 for row in np.flatnonzero(batch["valid"]):
                     index, low, real = int(batch["index"][row]), *_pair(batch, int(row))

@@ -14,8 +14,8 @@ from elk_jax.data.images import SUFFIXES, encode_png
 from elk_jax.data.tiles import black_share, tile_windows
 from elk_jax.errors import UserError
 from elk_jax.synthesis.windows import Window, cut
-from elk_jax.tasks import inpainting, translation, translation_model
-from elk_jax.tasks.run import new_console
+from elk_jax.tasks import drawing, translation, translation_model
+from elk_jax.tasks.run import new_console, say_left_out
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.training.progress import Progress
@@ -54,11 +54,11 @@ def translate_files(
     source = folder.open_files(paths, (), on_error, watch=watched("  decoding"), bit_depth=bit_depth)
     files.make_folder(output)
     mesh = meshes.make_mesh()
-    draw = inpainting.compile_painter(translation.build_task(parts, "l1"), mesh)
+    draw = drawing.compile_painter(translation.build_task(parts, "l1"), mesh)
     placed = meshes.place(params, mesh)
 
     def translate(tiles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        return draw(placed, {"image": tiles, "seed": translation.seeds(seed, numbers)})
+        return draw(placed, {"image": tiles, "seed": drawing.seeds(seed, numbers)})
 
     written = []
     with Progress("  translating", len(source), unit="image") as bar:
@@ -70,12 +70,8 @@ def translate_files(
             files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
             written.append(path)
             bar.update(index + 1)
-    say = new_console().print
-    if left_out:
-        say(f"{len(left_out)} files are no images and were left out, such as {left_out[0]}", markup=False)
-    for name, reason in source.skipped:
-        say(f"skipped {name}: {reason}", markup=False)
-    say(f"{len(written)} translated images: {output}", markup=False)
+    say_left_out(left_out, source.skipped)
+    new_console().print(f"{len(written)} translated images: {output}", markup=False)
     return written
 
 

@@ -13,7 +13,9 @@ from elk_jax import files
 from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.reporting.translation import Evaluated, Progress, TranslationRun, translation_part
+from elk_jax.tasks.drawing import saved_grids
 from elk_jax.tasks.run import Run
+from elk_jax.tasks.trained import kept_step
 from elk_jax.training.writer import read_metrics
 
 STEPS = 3
@@ -31,7 +33,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
             evaluated=[evaluated(run.folder / name) for name, s in summaries.items() if s["kind"] == "evaluate"],
             progress=[one for one in shown if one.steps],
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
-            chosen_steps={name: _kept_step(run.folder / name / "model") for name in trained},
+            chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
         )
     )
 
@@ -55,11 +57,4 @@ def evaluated(folder: Path) -> Evaluated:
 
 def progress(folder: Path, name: str, count: int = STEPS) -> Progress:
     """The grids `pictures/translated-*.png` of a training: the first, the last, and what lies evenly between."""
-    paths = sorted((folder / "pictures").glob("translated-*.png"))
-    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))]
-    grids = [(int(path.stem.rpartition("-")[2]), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)) for path in chosen]
-    return Progress(name, [(step, grid) for step, grid in grids if grid is not None])
-
-
-def _kept_step(model: Path) -> int:
-    return int(files.read_json(model / "model.json")["trained"]["step"])
+    return Progress(name, saved_grids(folder, "translated", count))

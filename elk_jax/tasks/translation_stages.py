@@ -11,10 +11,9 @@ import numpy as np
 from elk_jax.data import pairs
 from elk_jax.diffusion import translator
 from elk_jax.errors import UserError
-from elk_jax.tasks import inpainting, recipe_training, translation, translation_model
+from elk_jax.tasks import drawing, recipe_training, translation, translation_model
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.translation import Translator
-from elk_jax.training import mesh as meshes
 from elk_jax.training.task import Params, Task
 from elk_jax.weights import store
 
@@ -39,7 +38,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     counts = translation.summary(found)
     run.say(
         f"  train {counts['tiles']} tiles of {model.size} px from {counts['images']} images of {counts['patients']} "
-        f"patients; model {inpainting.parameter_count(shapes):,} parameters"
+        f"patients; model {recipe_training.parameter_count(shapes):,} parameters"
     )
 
     # ---- Train ---------------------------------------------------------------------------------------------------
@@ -71,35 +70,29 @@ def train(run: Run, name: str) -> dict[str, Any]:
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params = result.best_params if recipe.choose == "best" else result.params
-    whole = meshes.on_host(params, run.mesh)  # on all processes: it may be split over them
+    params, trained = recipe_training.kept(run, name, result)
     if run.is_main:
-        step = result.best_step if recipe.choose == "best" else recipe.steps
-        trained = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from}
         description = translation_model.describe(parts) | {"trained": trained}
-        store.save_params(run.folder / name / "model", whole, description)
+        store.save_params(run.folder / name / "model", params, description)
     return {
         "kind": "train",
         "task": "translation",
         "data": {"train": counts, "validation": translation.summary(validation)},
         "skipped": [list(entry) for entry in (*found.skipped, *validation.skipped)],
-        "parameters": inpainting.parameter_count(result.params),
-        "best_step": result.best_step,
-        "best": dict(result.best_metrics),
-        "seconds_before": result.seconds_before,
+        **recipe_training.outcome(result),
     }
 
 
 def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
     """Some validation pairs, low energy above, real below, and between them the translation from fixed noise."""
-    draw_pictures = inpainting.compile_painter(task, mesh)
+    draw_pictures = drawing.compile_painter(task, mesh)
     whole = {key: np.concatenate([batch[key][batch["valid"]] for batch in shown]) for key in shown[0]}
     chosen = np.unique(np.linspace(0, len(whole["index"]) - 1, min(SHOWN, len(whole["index"]))).round().astype(int))
     low, real = whole["low_energy"][chosen], whole["subtracted"][chosen]
-    noises = translation.seeds(seed, np.arange(len(chosen)))
+    noises = drawing.seeds(seed, np.arange(len(chosen)))
 
     def draw(params: Params, step: int) -> dict[str, np.ndarray]:
         translated = draw_pictures(params, {"image": low, "seed": noises})
-        return {"translated": inpainting.grid([low, translated, real])}
+        return {"translated": drawing.grid([low, translated, real])}
 
     return draw

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from elk_jax.errors import UserError
+from elk_jax.errors import UserError, is_out_of_memory
 from elk_jax.training import mesh as meshes
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training import schedules
@@ -234,7 +234,7 @@ def train(
         checkpoints.wait()
     except jax.errors.JaxRuntimeError as error:
         # another process may be gone, and a checkpoint would wait for it; one without memory is still there
-        alone = jax.process_count() > 1 and "RESOURCE_EXHAUSTED" not in str(error)
+        alone = jax.process_count() > 1 and not is_out_of_memory(error)
         raise
     finally:
         writer.close()
