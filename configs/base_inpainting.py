@@ -16,7 +16,7 @@ def inpainter(size: str) -> dict:
             "size": 64,  # side of the model's picture; of Stable Diffusion it is closeups.window
             "patch": 4,  # pixels of one place of the U-Net, in each direction
             "scale": 0.3,  # standard deviation of the images, beside noise of 1
-            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),  # attention on 8 x 8 places alone
             "block_out_channels": (64, 128),
             "layers_per_block": 1,
             "attention_head_dim": 4,
@@ -30,10 +30,11 @@ def inpainter(size: str) -> dict:
         },
         # a model that init_from brings keeps its own
         "noise": {"name": "cosine", "steps": 1000, "prediction": "x0"},
-        "sampler": {"name": "dpmpp_2m", "steps": 30, "lambda_min": -5.1},
+        "sampler": {"name": "dpmpp_2m", "steps": 20, "lambda_min": -5.1},
         "guidance": 1.0,
         "closeups": {  # elk_jax/data/closeup_batches.py
             "window": 64,  # native pixels
+            "margin": 0.15,  # of a lesion's sides: so far beyond its box it is painted over, so that it can fade out
             "batch_size": 8,
             "tissue_share": 0.2,  # healthy tissue under the mask: what the model knows beside lesions
             "horizontal_flip": 0.5,
@@ -51,7 +52,7 @@ def inpainter(size: str) -> dict:
             "targets": r"(attn\d*/to_(q|k|v|out_0)$)|(self_attn/(q|k|v|out)_proj$)",  # of U-Net and text encoder
         },
         "train_text_encoder": True,
-        "steps": 1200,
+        "steps": 1600,
         "accumulate": 1,
         "optimizer": {
             "name": "adamw", **OPTIMIZER, "weight_decay": 0.01, "clip_norm": 1.0, "multipliers": (), "frozen": (),
@@ -80,7 +81,9 @@ def inpainter(size: str) -> dict:
             },
         )
     if size == "small":
-        merge(recipe, {"closeups": {"window": 128}, "steps": 3000})
+        everywhere = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+        merge(recipe, {"model": {"down_block_types": everywhere}, "closeups": {"window": 128}})
+        merge(recipe, {"sampler": {"steps": 30}, "steps": 3000})
     if size == "paper":
         merge(recipe, published_inpainter())
         recipe["model"] = {}  # init_from brings it
@@ -94,8 +97,8 @@ def published_inpainter() -> dict:
         "guidance": 2.0,
         "sampler": {"name": "dpmpp_2m", "steps": 50},
         "closeups": {
-            "window": 512, "batch_size": 8, "tissue_share": 0.0, "vertical_flip": 0.0, "horizontal_flip": 0.0,
-            "gain": 0.0, "threads": 8,
+            "window": 512, "margin": 0.0, "batch_size": 8, "tissue_share": 0.0, "vertical_flip": 0.0,
+            "horizontal_flip": 0.0, "gain": 0.0, "threads": 8,
         },
         "loss": {"mask_outside": 1.0, "min_snr_gamma": 0.0, "prior_weight": 1.0},
         "steps": 2400,

@@ -30,12 +30,21 @@ BAND = 2**19
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """[B, H, W, C_in] -> [B, ceil(H/stride), ceil(W/stride), C_out], padded as by PyTorch: k // 2 zeros a side.
 
-    A 1x1 convolution is a matrix product over the pixels that the stride leaves, and is written as one: on CPU
-    its weight gradient is two to four times faster so.
+    A 1x1 convolution is a matrix product over the pixels that the stride leaves, and is written as one.
     """
     if kernel.shape[0] == 1:
-        return lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+        return matrix_product(x[:, ::stride, ::stride], kernel[0, 0])
     return _spatial(x, kernel, stride)
+
+
+def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, **options: Any) -> jax.Array:
+    """x [..., C_in] times kernel [C_in, C_out] -> [..., C_out]; also the `dot_general` of a dense layer.
+
+    The axes before the last are made one: on CPU, XLA's gradient of the kernel is up to four times faster so than over
+    several contracted axes.
+    """
+    flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int, pad_rows: bool = True) -> jax.Array:

@@ -38,7 +38,9 @@ class CloseupBatch(TypedDict):
 class CloseupConfig:
     """How a source becomes close-ups.
 
-    window: W, native pixels; lesions whose box is not smaller are left out. size: S.
+    window: W, native pixels. size: S.
+    margin: of a lesion's width and height, by which the mask reaches beyond its box on each side. Lesions that do not
+        fit into the window with it are left out.
     batch_size: of the GLOBAL batch, over all hosts.
     tissue_share: of the examples that show healthy tissue under the mask instead of a lesion.
     horizontal_flip, vertical_flip: probabilities. gain: grey values are multiplied by 1 - gain to 1 + gain.
@@ -47,6 +49,7 @@ class CloseupConfig:
 
     window: int = 512
     size: int = 512
+    margin: float = 0.0
     batch_size: int = 8
     tissue_share: float = 0.0
     horizontal_flip: float = 0.5
@@ -60,9 +63,14 @@ class CloseupConfig:
         for name in ("window", "size", "batch_size", "threads", "prefetch"):
             if getattr(self, name) < 1:
                 raise UserError(f"closeups.{name} is {getattr(self, name)}", todo="give at least 1")
-        for name in ("tissue_share", "horizontal_flip", "vertical_flip", "gain"):
+        for name in ("margin", "tissue_share", "horizontal_flip", "vertical_flip", "gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"closeups.{name} is {getattr(self, name)}", todo="give 0 to 1")
+
+    @property
+    def largest(self) -> int:
+        """Native pixels that both sides of a lesion's box must be below."""
+        return int(self.window / (1 + 2 * self.margin))
 
 
 def train_closeups(
@@ -84,7 +92,7 @@ def eval_closeups(source: Source, config: CloseupConfig, seed: int, count: int =
 
     Lesions are spread over the whole source. The last batch is filled with copies whose `valid` is False.
     """
-    lesions = usable_lesions(source.infos, config.window)
+    lesions = usable_lesions(source.infos, config.largest)
     chosen = np.linspace(0, len(lesions) - 1, min(count or len(lesions), len(lesions))).round().astype(int)
     make = _EvalCloseups(source, config, seed, tuple(lesions[i] for i in chosen))
     return finite(make, -(-len(chosen) // config.batch_size), config.threads, config.workers, config.prefetch)
@@ -116,10 +124,10 @@ def kept_closeups(
     return Stream(make, hashlib.sha256(origin.encode()).hexdigest()[:16], config.threads, 0, config.prefetch)
 
 
-def training_rule(source: Source, window: int, kind: str = "free") -> AreaRule:
-    """Sizes and shapes of the lesions of a training split that a window can hold; see `placement.area_rule`."""
+def training_rule(source: Source, largest: int, kind: str = "free") -> AreaRule:
+    """Sizes and shapes of the training lesions whose sides are below `largest` px; see `placement.area_rule`."""
     boxes = [info.boxes[~info.ignore] for info in source.infos]
-    return area_rule(np.concatenate(boxes), kind, window)
+    return area_rule(np.concatenate(boxes), kind, largest)
 
 
 class _TrainCloseups:
@@ -127,8 +135,8 @@ class _TrainCloseups:
 
     def __init__(self, source: Source, config: CloseupConfig, seed: int, rows: slice):
         self.source, self.config, self.seed, self.rows = source, config, seed, rows
-        self.lesions = usable_lesions(source.infos, config.window)
-        self.rule = training_rule(source, config.window)
+        self.lesions = usable_lesions(source.infos, config.largest)
+        self.rule = training_rule(source, config.largest)
 
     def __call__(self, number: int) -> CloseupBatch:
         slots = [number * self.config.batch_size + row for row in range(self.config.batch_size)[self.rows]]
@@ -143,7 +151,7 @@ class _TrainCloseups:
         order = np.random.default_rng([self.seed, 5, epoch]).permutation(len(self.lesions))
         position, lesion = self.lesions[order[place]]
         pixels, boxes = self.source[position].image[..., 0], self.source.infos[position].boxes
-        closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng)
+        closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng, self.config.margin)
         return _example(self.config, closeup, position, True, rng)
 
     def _tissue(self, rng: np.random.Generator) -> tuple[int, Closeup]:
@@ -154,7 +162,8 @@ class _TrainCloseups:
             if min(info.width, info.height) < window:
                 continue
             pixels = self.source[int(position)].image[..., 0]
-            closeup = tissue_closeup(pixels, breast_mask(pixels), info.boxes, window, self.rule, rng)
+            breast, margin = breast_mask(pixels), self.config.margin
+            closeup = tissue_closeup(pixels, breast, info.boxes, window, self.rule, rng, margin=margin)
             if closeup is not None:
                 return int(position), closeup
         raise UserError(
@@ -180,7 +189,7 @@ class _EvalCloseups:
         position, lesion = self.lesions[i]
         rng = np.random.default_rng([self.seed, 6, i])
         pixels, boxes = self.source[position].image[..., 0], self.source.infos[position].boxes
-        closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng)
+        closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng, self.config.margin)
         return _example(self.config, closeup, position, True, rng)
 
 

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.conv import ConvNorm, xavier_uniform_fan_in
+from elk_jax.backbones.conv import ConvNorm, matrix_product, xavier_uniform_fan_in
 from elk_jax.backbones.norms import Norm, param_dtype
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.losses import smooth_l1, softmax_cross_entropy
@@ -113,7 +113,9 @@ class BoxHead(nn.Module):
 
     def _dense(self, name: str, width: int, kernel_init: Any, dtype: Any) -> nn.Dense:
         kept = param_dtype(self.dtype)
-        return nn.Dense(width, kernel_init=kernel_init, dtype=dtype, param_dtype=kept, name=name)
+        return nn.Dense(
+            width, kernel_init=kernel_init, dtype=dtype, param_dtype=kept, dot_general=matrix_product, name=name
+        )
 
 
 def sample_rois(

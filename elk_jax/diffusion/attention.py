@@ -6,6 +6,7 @@ D channels of the text.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,9 @@ from elk_jax.diffusion.layers import conv, dense, layer_norm, lecun_normal, zero
 from elk_jax.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+QUERIES = 1024
+"""Queries at a time where attention has no kernel of its own: 1024 are a map of 32 x 32."""
 
 
 def choose_implementation(requested: str, dtype: Any, head_size: int) -> str:
@@ -43,10 +47,17 @@ def attend(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v for query [B, T, N, size], key and value [B, S, N, size] -> [B, T, N, size].
 
-    The softmax is in float32 or wider. causal: token t attends to tokens 0..t.
+    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. Without cuDNN large maps are worked off
+    QUERIES at a time, forward and backward, so that the whole T x S matrix is never there.
     """
     chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=chosen)
+    plain = partial(jax.nn.dot_product_attention, is_causal=causal, implementation=chosen)
+    batch, length, heads, size = query.shape
+    if chosen == "cudnn" or causal or length <= QUERIES or length % QUERIES:
+        return plain(query, key, value)
+    blocks = jnp.moveaxis(query.reshape(batch, length // QUERIES, QUERIES, heads, size), 1, 0)
+    answers = jax.lax.map(jax.checkpoint(lambda some: plain(some, key, value)), blocks)
+    return jnp.moveaxis(answers, 0, 1).reshape(query.shape)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.conv import ConvNorm
+from elk_jax.backbones.conv import ConvNorm, matrix_product
 from elk_jax.backbones.norms import GroupNorm, param_dtype
 
 lecun_normal = nn.initializers.lecun_normal()
@@ -32,7 +32,13 @@ def conv(
 def dense(features: int, dtype: Any, name: str, bias: bool = True, kernel_init: Any = lecun_normal) -> nn.Dense:
     """A dense layer over the last axis: kernel, bias."""
     return nn.Dense(
-        features, use_bias=bias, dtype=dtype, param_dtype=param_dtype(dtype), kernel_init=kernel_init, name=name
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        kernel_init=kernel_init,
+        dot_general=matrix_product,
+        name=name,
     )
 
 

@@ -15,7 +15,7 @@ from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
 from elk_jax.synthesis.canvases import BREAST_SHARE, healthy_window
 from elk_jax.synthesis.placement import AreaRule, find_box
-from elk_jax.synthesis.windows import Window, box_mask, boxes_in, covered, cut
+from elk_jax.synthesis.windows import Window, box_mask, boxes_in, covered, cut, widened
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Closeup:
     """A square piece of an image with the region to paint."""
 
     image: np.ndarray  # [S, S] in the image's own dtype, 0 beyond the image
-    mask: np.ndarray  # [S, S] bool, the filled box of the lesion
+    mask: np.ndarray  # [S, S] bool, the filled box of the lesion and its margin
     inside: np.ndarray  # [S, S] bool, False beyond the image
     boxes: np.ndarray  # [K, 4] float32, all annotated boxes seen in the window, clipped to it
     lesions: np.ndarray  # [K] which boxes of the image they are
@@ -65,15 +65,16 @@ def window_around(box: np.ndarray, height: int, width: int, size: int, rng: np.r
 
 
 def lesion_closeup(
-    pixels: np.ndarray, boxes: np.ndarray, lesion: int, size: int, rng: np.random.Generator
+    pixels: np.ndarray, boxes: np.ndarray, lesion: int, size: int, rng: np.random.Generator, margin: float = 0.0
 ) -> Closeup:
     """A close-up of box `lesion` of an image [H, W], the lesion at a random place in it.
 
-    boxes: [N, 4], all of the image. Source: Montoya-del-Angel et al. 2024.
+    boxes: [N, 4], all of the image. margin: of the box's sides, by which the mask is `widened`.
+    Source: Montoya-del-Angel et al. 2024.
     """
     height, width = pixels.shape[:2]
     window = window_around(boxes[lesion], height, width, size, rng)
-    return _closeup(pixels, boxes, window, np.asarray(boxes[lesion], np.float64))
+    return _closeup(pixels, boxes, window, np.asarray(boxes[lesion], np.float64), margin)
 
 
 def tissue_closeup(
@@ -84,18 +85,19 @@ def tissue_closeup(
     rule: AreaRule,
     rng: np.random.Generator,
     share: float = BREAST_SHARE,
+    margin: float = 0.0,
 ) -> Closeup | None:
     """A close-up of healthy tissue with the mask of a lesion that is not there; None where the image has no room.
 
-    breast: [H, W] bool. boxes: [N, 4], all of the image; none is in the window. UserError if the image is smaller
-    than the window.
+    breast: [H, W] bool. boxes: [N, 4], all of the image; none is in the window. margin: see `lesion_closeup`.
+    UserError if the image is smaller than the window.
     """
     window = healthy_window(breast, boxes, size, rng, share)
     box = None if window is None else find_box(cut(breast, window), np.zeros((0, 4)), rule, rng)
     if window is None or box is None:
         return None
     x, y = window[:2]
-    return _closeup(pixels, boxes, window, np.array(box, np.float64) + [x, y, x, y])
+    return _closeup(pixels, boxes, window, np.array(box, np.float64) + [x, y, x, y], margin)
 
 
 def box_patch(pixels: np.ndarray, box: np.ndarray, size: int, context: float = 0.0) -> np.ndarray:
@@ -114,11 +116,11 @@ def box_patch(pixels: np.ndarray, box: np.ndarray, size: int, context: float = 0
     return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _closeup(pixels: np.ndarray, boxes: np.ndarray, window: Window, box: np.ndarray) -> Closeup:
+def _closeup(pixels: np.ndarray, boxes: np.ndarray, window: Window, box: np.ndarray, margin: float) -> Closeup:
     x, y = window[:2]
     size = window[2] - x
     inside = cut(np.ones(pixels.shape[:2], bool), window)
-    mask = box_mask(box - [x, y, x, y], size, size) & inside
+    mask = box_mask(np.array(widened(box - [x, y, x, y], margin, size)), size, size) & inside
     shown, lesions = boxes_in(boxes, window)
     return Closeup(cut(pixels, window), mask, inside, shown, lesions, window)
 

@@ -114,7 +114,7 @@ def paste_lesion(
     """Paste a painted lesion into a canvas [H, W].
 
     painted: [R, R] in [0, 1], the whole window at the model's size.
-    window: in the pixels of the canvas; box: in the pixels of the window.
+    window: in the pixels of the canvas; box: what was painted over, in the pixels of the window.
     breast: [H, W] bool, of the canvas.
     feather: of the shorter side of the box, at least a pixel: the border inside the box in which the lesion fades in,
         so that nothing outside the box changes.
@@ -130,7 +130,12 @@ def paste_lesion(
     picture = from_model(painted, size)
     known = to_grey(cut(canvas, window))
     if grain is not None:
-        picture = match_grain(picture, known, mask, cut(breast, window), grain)
+        x0, y0, x1, y1 = window
+        reach = size // 2  # a large lesion leaves little tissue in its own window
+        around = (x0 - reach, y0 - reach, x1 + reach, y1 + reach)
+        visible = cut(breast, around)
+        visible[reach : reach + size, reach : reach + size] &= ~mask
+        picture = match_grain(picture, mask, to_grey(cut(canvas, around)), visible, grain)
     shift = grey_shift(known, picture, cut(breast, window) & ~mask)
     inside = max(1.0, feather * min(box[2] - box[0], box[3] - box[1]))
     weights = np.ones((size, size), np.float32) if whole_window else feather_weights(mask, inside)

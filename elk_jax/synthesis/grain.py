@@ -1,6 +1,6 @@
 """The fine texture of tissue, for painted regions that lack it: a small model paints shapes before it paints grain.
 
-Shapes: S side of the square window; all arrays [S, S].
+Shapes: S side of the square window, of arrays [S, S] unless they say otherwise; H, W what is seen around it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ def fine_part(image: np.ndarray) -> np.ndarray:
 
 
 def match_grain(
-    picture: np.ndarray, known: np.ndarray, mask: np.ndarray, breast: np.ndarray, rng: np.random.Generator
+    picture: np.ndarray, mask: np.ndarray, tissue: np.ndarray, visible: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """`picture` with as much grain under the mask as the visible tissue has; unchanged where it has enough.
 
-    picture: the painted window. known: the window of the canvas. mask, breast: bool. The grain is Gaussian, with the
+    picture, mask: the painted window, and where it was painted (bool). tissue [H, W]: what of the canvas lies around,
+    where visible [H, W] bool; breast that was not painted over. The grain is Gaussian, with the
     correlations of a random square of the visible tissue (Galerne et al. 2011: white noise convolved with it) and the
     strength that is missing. Unchanged too where no square of tissue is to be seen, or the mask is too narrow to tell
     grain from its border.
     """
     reach = np.ones((2 * BORDER + 1, 2 * BORDER + 1), np.uint8)
-    near = cv2.dilate((mask | ~breast).astype(np.uint8), reach) > 0
+    near = cv2.dilate((~visible).astype(np.uint8), reach) > 0
     inner = cv2.erode(mask.astype(np.uint8), reach) > 0
     corner, side = _donor(near, rng)
     if corner is None or not inner.any():
         return picture
     x, y = corner
-    grain = fine_part(known)[y : y + side, x : x + side]
+    grain = fine_part(tissue)[y : y + side, x : x + side]
     wanted, there = float(grain.std()), float(fine_part(picture)[inner].std())
     if there >= wanted:
         return picture

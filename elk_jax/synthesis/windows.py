@@ -13,6 +13,9 @@ from elk_jax.errors import UserError
 Window = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels, x1 and y1 exclusive. It may reach beyond the image where padding is meant."""
 
+RIM = 4
+"""Pixels at the border of a window that stay visible around what is painted over, where the lesion's box allows it."""
+
 
 def cut(pixels: np.ndarray, window: Window, fill: float = 0) -> np.ndarray:
     """The part of pixels [H, W, ...] under `window` as a copy, `fill` where the window reaches beyond the image."""
@@ -35,6 +38,25 @@ def covered(box: np.ndarray) -> Window:
     x0, y0 = np.floor(box[:2])
     x1, y1 = np.ceil(box[2:])
     return int(x0), int(y0), int(x1), int(y1)
+
+
+def widened(box: np.ndarray, margin: float, size: int, allowed: np.ndarray | None = None) -> Window:
+    """The pixels that a box [4] covers and, on each side, `margin` of its width or height more: what is painted over.
+
+    A lesion fades out beyond its box; painted within the box alone it would end at straight lines. A side stays where
+    it is when it comes nearer than RIM px to the border of the window of `size` px, or where allowed [size, size] bool
+    (the breast, say) does not hold what it would sweep over.
+    """
+    x0, y0, x1, y1 = covered(np.asarray(box, np.float64))
+    across, down = round(margin * (x1 - x0)), round(margin * (y1 - y0))
+    left, right = min(x0, max(x0 - across, RIM)), max(x1, min(x1 + across, size - RIM))
+    top, bottom = min(y0, max(y0 - down, RIM)), max(y1, min(y1 + down, size - RIM))
+    if allowed is not None:
+        left = left if allowed[y0:y1, left:x0].all() else x0
+        right = right if allowed[y0:y1, x1:right].all() else x1
+        top = top if allowed[top:y0, left:right].all() else y0
+        bottom = bottom if allowed[y1:bottom, left:right].all() else y1
+    return left, top, right, bottom
 
 
 def box_mask(box: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from elk_jax.data.closeup_batches import CloseupConfig
 from elk_jax.diffusion.inpainter import Words
 from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AreaRule
@@ -20,11 +21,15 @@ ARCHITECTURE = "inpainter"
 
 
 def describe(
-    parts: Inpainter, prompts: Mapping[str, str], window: int, rules: Mapping[str, AreaRule], classes: tuple[str, ...]
+    parts: Inpainter,
+    prompts: Mapping[str, str],
+    closeups: CloseupConfig,
+    rules: Mapping[str, AreaRule],
+    classes: tuple[str, ...],
 ) -> dict[str, Any]:
     """What `model.json` says.
 
-    prompts: the texts of `parts.words`, by name. window: native pixels of a close-up. rules: sizes of the lesions of
+    prompts: the texts of `parts.words`, by name. closeups: what the model learned from. rules: sizes of the lesions of
     the training split, by kind ('free', 'medium'). classes: of the data; lesions are painted as the first.
     """
     return {
@@ -35,7 +40,8 @@ def describe(
         "guidance": parts.guidance,
         "words": dataclasses.asdict(parts.words),
         "prompts": dict(prompts),
-        "window": window,
+        "window": closeups.window,
+        "margin": closeups.margin,
         "areas": {kind: dataclasses.asdict(rule) for kind, rule in rules.items()},
         "classes": list(classes),
     }

@@ -59,7 +59,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
             source, closeups, config.seed, jax.process_index(), jax.process_count()
         )
     shown = list(closeup_batches.eval_closeups(validation, closeups, config.seed, recipe.validation_closeups))
-    usable = len(closeup_batches.usable_lesions(source.infos, closeups.window))
+    usable = len(closeup_batches.usable_lesions(source.infos, closeups.largest))
     counts = summary(source.infos)
     run.say(
         f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
@@ -88,8 +88,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
     # ---- The model ----------------------------------------------------------------------------------------------
     params, trained = recipe_training.kept(run, name, result)
     if run.is_main:
-        rules = {kind: closeup_batches.training_rule(source, closeups.window, kind) for kind in AREAS}
-        description = inpainting_model.describe(parts, start.prompts, closeups.window, rules, source.classes)
+        rules = {kind: closeup_batches.training_rule(source, closeups.largest, kind) for kind in AREAS}
+        description = inpainting_model.describe(parts, start.prompts, closeups, rules, source.classes)
         description |= {**start.carried, "trained": trained}
         if start.tokenizer is not None:
             tokenizer.write_tokenizer(files.make_folder(folder / "model"), start.tokenizer)
@@ -194,7 +194,7 @@ def _cached(
     encode = inpainting.compile_encoder(parts, run.mesh)
     found: list[dict[str, np.ndarray]] = []
     seed, windows = run.config.seed, recipe.cached_windows
-    with Progress("  encoding", windows * len(closeup_batches.usable_lesions(source.infos, closeups.window))) as bar:
+    with Progress("  encoding", windows * len(closeup_batches.usable_lesions(source.infos, closeups.largest))) as bar:
         for window in range(windows):
             for number, batch in enumerate(closeup_batches.eval_closeups(source, closeups, seed + window)):
                 rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), window), number)

@@ -1,8 +1,8 @@
 """Paint lesions into healthy breasts with a trained inpainter: a COCO folder, which goes on where it stopped.
 
-Output: `images/NAME.png`, `masks/NAME.png` (the painted region), `provenance/NAME.json` (written last: that lesion is
-done) and, when all are there, `synthetic.json`. Lesion `index` is a function of (seed, index), the model and the
-canvases alone.
+Output: `images/NAME.png`, `masks/NAME.png` (the painted region: the lesion's box and its margin),
+`provenance/NAME.json` (written last: that lesion is done) and, when all are there, `synthetic.json`. Lesion `index` is
+a function of (seed, index), the model and the canvases alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from elk_jax.synthesis import canvases as healthy
 from elk_jax.synthesis.breast import breast_mask
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
-from elk_jax.synthesis.windows import box_mask, cut
+from elk_jax.synthesis.windows import Window, box_mask, cut, shifted, widened
 from elk_jax.tasks import detection, drawing, inpainting, inpainting_model
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.tasks.watching import watched
@@ -43,6 +43,7 @@ class Planned:
 
     name: str
     placement: Placement
+    region: Window  # what is painted over, in the pixels of the window: the box and its margin
     pixels: np.ndarray  # [H, W] the canvas, uint8 or uint16
     breast: np.ndarray  # [H, W] bool
     image: np.ndarray  # [S, S] float32
@@ -76,6 +77,7 @@ def synthesize(
     _of_training_or_error(canvases)
     parts, params, description = inpainting_model.load(model)
     rule, window = inpainting_model.rule(description, area), int(description["window"])
+    margin = float(description.get("margin", 0.0))
     patients = {info.patient_id for info in canvases.infos}
     positions = healthy.canvas_positions(canvases.infos, patients, window, lesion_free)
     settings = {
@@ -101,10 +103,11 @@ def synthesize(
     def planned(index: int) -> Planned:
         place = plan_placement(seed, index, canvases.infos, positions, breast_of, window, rule)
         pixels = sources.pack(canvases[place.position].image[..., 0])
-        box = np.array(place.box, np.float64)
+        breast = breast_of(place.position)
+        region = widened(np.array(place.box), margin, window, cut(breast, place.window))
         grey = cut(canvases[place.position].image[..., 0], place.window)
-        image, mask = to_model(grey, box_mask(box, window, window), parts.model.size)
-        return Planned(f"{index:06d}", place, pixels, breast_of(place.position), image, mask)
+        image, mask = to_model(grey, box_mask(np.array(region), window, window), parts.model.size)
+        return Planned(f"{index:06d}", place, region, pixels, breast, image, mask)
 
     planned(0)  # canvases without room for a lesion leave no folder behind
     if run.is_main:
@@ -216,15 +219,17 @@ def _write(
     grainy = settings["grain"] and not settings["whole_window"]
     rng = np.random.default_rng([settings["seed"], 8, place.provenance["index"]]) if grainy else None
     image, extra = paste_lesion(
-        plan.pixels, picture, place.window, place.box, plan.breast, whole_window=settings["whole_window"], grain=rng
+        plan.pixels, picture, place.window, plan.region, plan.breast, whole_window=settings["whole_window"], grain=rng
     )
     height, width = plan.pixels.shape
-    mask = box_mask(np.array(place.image_box, np.float64), height, width).astype(np.uint8) * 255
+    region = shifted(plan.region, *place.window[:2])
+    mask = box_mask(np.array(region), height, width).astype(np.uint8) * 255
     files.write_bytes(output / "images" / f"{plan.name}.png", cv2.imencode(".png", image)[1].tobytes())
     files.write_bytes(output / "masks" / f"{plan.name}.png", cv2.imencode(".png", mask)[1].tobytes())
     record = {
         **place.provenance,
         **extra,
+        "region": list(region),
         "prompt": description.get("prompts", {}).get("lesion", ""),
         "checkpoint": settings["model"],
         "trained": description.get("trained", {}),

@@ -262,6 +262,8 @@ class _user_errors:
     def __exit__(self, kind, error, traceback) -> None:
         seen = error
         while seen is not None and not isinstance(seen, UserError):
+            if isinstance(seen, jax.errors.JaxRuntimeError):  # of the devices or of another process, not of the disk
+                raise seen
             if isinstance(seen, OSError) and seen.errno is not None:
                 raise from_os_error(seen, self.where) from error
             text = str(seen)

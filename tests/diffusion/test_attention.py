@@ -50,6 +50,23 @@ def test_attention_by_hand(causal):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_queries_in_blocks_attend_as_all_at_once(monkeypatch):
+    random = np.random.RandomState(1)
+    q, k, v = (jnp.asarray(random.randn(2, 12, 2, 4), jnp.float32) for _ in range(3))
+
+    def both():
+        attended = lambda q, k, v: attention.attend(q, k, v)
+        value, back = jax.vjp(attended, q, k, v)
+        return jax.tree.leaves((value, back(jnp.cos(value)))), str(jax.make_jaxpr(attended)(q, k, v))
+
+    whole, program = both()
+    monkeypatch.setattr(attention, "QUERIES", 4)
+    in_blocks, blocked_program = both()
+    assert "scan" in blocked_program and "scan" not in program
+    for one, other in zip(in_blocks, whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_gelu_is_exact():
     x = np.linspace(-4, 4, 33)
     expected = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x]

@@ -66,6 +66,17 @@ def test_mask_boxes_and_pixels_agree():
         assert closeup.boxes.min() >= 0 and closeup.boxes.max() <= 20
 
 
+def test_the_mask_has_the_lesions_margin():
+    pixels, boxes = numbered(50, 60), np.array([[20, 20, 30, 26]])
+    closeup = lesion_closeup(pixels, boxes, 0, 32, np.random.default_rng(0), margin=0.5)
+    rows, columns = np.flatnonzero(closeup.mask.any(1)), np.flatnonzero(closeup.mask.any(0))
+    x, y = closeup.window[:2]
+    across = min(20 - x, max(15 - x, 4)), max(30 - x, min(35 - x, 28))
+    down = min(20 - y, max(17 - y, 4)), max(26 - y, min(29 - y, 28))
+    assert (columns[0], columns[-1] + 1, rows[0], rows[-1] + 1) == across + down
+    np.testing.assert_array_equal(closeup.boxes[0], boxes[0] - [x, y, x, y])  # the lesion's box is as it was
+
+
 def test_lesions_that_do_not_fit():
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match="30 x 4 px does not fit into a close-up of 30"):

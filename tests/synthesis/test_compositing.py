@@ -150,3 +150,14 @@ def test_no_seam_in_a_smooth_picture():
     steps = np.abs(np.diff(result.astype(float), axis=1))
     border = steps[:, [15, 47]]
     assert border.max() < 0.02 * steps.max()
+
+
+def test_grain_comes_from_beyond_a_window_that_a_lesion_fills():
+    rng = np.random.default_rng(0)
+    canvas = (0.4 + 0.03 * rng.standard_normal((96, 96))).astype(np.float32)
+    painted, breast = np.full((32, 32), 0.6, np.float32), np.ones(canvas.shape, bool)
+    window, box = (32, 32, 64, 64), (2, 2, 30, 30)
+    smooth, _ = compositing.paste_lesion(canvas, painted, window, box, breast)
+    grainy, _ = compositing.paste_lesion(canvas, painted, window, box, breast, grain=np.random.default_rng(1))
+    inner = (slice(40, 56), slice(40, 56))
+    assert smooth[inner].std() == 0 and grainy[inner].std() == pytest.approx(0.03, rel=0.3)

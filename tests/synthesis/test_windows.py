@@ -21,6 +21,22 @@ def test_box_mask_is_every_touched_pixel():
     assert windows.box_mask(np.array([-5, -5, 1, 1]), 4, 5).sum() == 1
 
 
+def test_a_widened_box_reaches_beyond_on_each_side():
+    assert windows.widened(np.array([20, 20, 30, 40]), 0.2, 64) == (18, 16, 32, 44)
+    assert windows.widened(np.array([20.5, 20, 29.5, 39.1]), 0.0, 64) == (20, 20, 30, 40)
+
+
+def test_a_widened_box_leaves_a_rim_where_the_box_does():
+    assert windows.widened(np.array([5, 1, 59, 62]), 0.2, 64) == (windows.RIM, 1, 64 - windows.RIM, 62)
+
+
+def test_a_widened_box_stays_in_what_is_allowed():
+    allowed = np.ones((64, 64), bool)
+    allowed[25, 31] = False  # to the right of the box
+    assert windows.widened(np.array([20, 20, 30, 40]), 0.2, 64, allowed) == (18, 16, 30, 44)
+    assert windows.widened(np.array([20, 20, 30, 40]), 0.2, 64, np.zeros((64, 64), bool)) == (20, 20, 30, 40)
+
+
 @pytest.mark.parametrize("box", [[2, 2, 2, 3], [9, 0, 12, 3], [-4, 0, 0, 3], [3, 3, 1, 1]])
 def test_a_mask_without_pixels(box):
     with pytest.raises(UserError, match="mask without pixels"):

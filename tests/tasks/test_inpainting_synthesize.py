@@ -39,7 +39,8 @@ def model(tmp_path_factory):
     shapes = jax.eval_shape(lambda: inpainter.init(parts.model, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("model")
-    store.save_params(folder, params, inpainting_model.describe(parts, {}, WINDOW, rules, ("mass",)))
+    description = inpainting_model.describe(parts, {}, CloseupConfig(window=WINDOW), rules, ("mass",))
+    store.save_params(folder, params, description)
     return folder
 
 

@@ -186,3 +186,11 @@ def test_meta_is_json_that_people_can_read(tmp_path):
     saver.close()
     content = json.loads((Path(tmp_path) / "1" / "meta" / "metadata").read_text())
     assert content["identity"] == {"config": "abc"}
+
+
+def test_a_lost_process_is_not_told_as_a_broken_checkpoint(tmp_path):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="UNAVAILABLE"), checkpoint._user_errors(tmp_path):
+        try:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: a peer is gone")
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError("saving failed") from error
