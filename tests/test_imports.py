@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = {"errors", "files", "precision", "grey", "data.schema", "data.boxes"}
+COMMON = {"errors", "fields", "files", "precision", "grey", "data.schema", "data.boxes"}
 ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import (its own folder always)
     "errors": set(),
     "precision": set(),
     "grey": set(),
+    "fields": {"errors"},
     "files": {"errors"},
     "backbones": {"errors", "precision"},
     "detection": {"errors", "precision", "backbones"},
     "synthesis": COMMON,
-    "diffusion": {"errors", "precision", "grey", "backbones"},
+    "diffusion": {"errors", "fields", "precision", "grey", "backbones"},
     "data": COMMON | {"synthesis"},
     "training": COMMON,
     "evaluation": COMMON,

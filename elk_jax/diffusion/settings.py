@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from elk_jax.errors import UserError
+from elk_jax.fields import described, fits
 
 Config = TypeVar("Config")
 
@@ -27,8 +27,8 @@ def from_json(
     for name, value in settings.items():
         if name in hints:
             values[name] = tuple(value) if isinstance(value, list) else value
-            if not _fits(values[name], hints[name]):
-                todo = f"expected {_words(hints[name])}"
+            if not fits(values[name], hints[name]):
+                todo = f"expected {described(hints[name])}"
                 raise UserError(f"{name} = {value!r} is not supported", where=where, todo=todo)
         elif not (value is None or value is False or name.startswith("_")):
             allowed = accepted.get(name)
@@ -42,18 +42,3 @@ def from_json(
 def to_json(config: Any) -> dict[str, Any]:
     """All fields of the dataclass `config` as JSON values: what `from_json` takes."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`: a plain type, tuple[type, ...] or a union of those."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-
-
-def _words(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

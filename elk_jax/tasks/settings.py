@@ -7,16 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from elk_jax.errors import UserError
+from elk_jax.fields import check_types
 
 
 def build(kind: type, settings: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping; lists become tuples. UserError for an unknown field. where: the section's name."""
+    """A dataclass from a mapping; lists become tuples. UserError for an unknown field and for a value of another type.
+
+    where: the section's name.
+    """
     known = {field.name for field in dataclasses.fields(kind)}
     values = as_dict(settings)
     unknown = sorted(set(values) - known)
     if unknown:
         raise UserError(f"no setting '{unknown[0]}'", where=where, todo=f"there are {', '.join(sorted(known))}")
-    return kind(**{key: _as_tuples(value) for key, value in values.items()})
+    values = {key: _as_tuples(value) for key, value in values.items()}
+    check_types(kind, values, where)
+    return kind(**values)
 
 
 def as_dict(settings: Mapping[str, Any]) -> dict[str, Any]:
