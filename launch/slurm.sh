@@ -17,5 +17,5 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 # Once, before the first job, on a machine with network: bash launch/setup.sh cuda12
-exec srun --kill-on-bad-exit=1 .venv/bin/python launch/train.py \
+exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" .venv/bin/python launch/train.py \
   --workdir="${ELK_JAX_WORKDIR:-runs/slurm-${SLURM_JOB_ID:-0}}" "$@"

@@ -155,8 +155,9 @@ def initialize_distributed(
     """Join the other processes of this run; does nothing for a run of one process. Call before any other use
     of JAX.
 
-    Explicit values win; else the SLURM variables of a multi-task step (JAX derives the coordinator from
-    them); else ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests).
+    Explicit values win; else ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests);
+    else the SLURM variables of a multi-task step (JAX derives the coordinator from them). Raises UserError where the
+    others cannot be joined, or only half of them is described.
     """
     coordinator = coordinator or environment.get("ELK_COORDINATOR", "")
     try:
@@ -168,11 +169,34 @@ def initialize_distributed(
                     "a run of several processes needs a coordinator, their number and this process's id",
                     where="ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID",
                 )
-            jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
+            jax.distributed.initialize(
+                coordinator,
+                num_processes=num_processes,
+                process_id=process_id,
+                local_device_ids=_local_device_ids(environment),
+                cluster_detection_method="deactivate",  # nothing is left to ask SLURM or Kubernetes for
+            )
         elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-            jax.distributed.initialize()
+            jax.distributed.initialize(
+                local_device_ids=_local_device_ids(environment), cluster_detection_method="slurm"
+            )
         # Gloo gives the first collective 30 s to find the others, later ones any time: meet while all are here
         if jax.distributed.is_initialized():
             multihost_utils.sync_global_devices("joined")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the other processes: {error}", where=coordinator or "SLURM") from error
+
+
+def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
+    """Which of the GPUs that it sees this process takes; [] for all.
+
+    All, but where SLURM started several tasks on a machine and shows every one of them all GPUs: then each task its
+    own. JAX by itself would take one under SLURM, however many tasks there are. None: JAX_LOCAL_DEVICE_IDS says it.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    tasks = int(environment.get("SLURM_NTASKS", "1"))
+    machines = int(environment.get("SLURM_STEP_NUM_NODES", tasks))  # absent: no step of srun, so no tasks beside it
+    if tasks <= machines or "SLURM_GPUS_PER_TASK" in environment:
+        return []
+    return [int(environment["SLURM_LOCALID"])]

@@ -3,6 +3,7 @@
 import json
 import signal
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +196,74 @@ def test_one_process_needs_no_initialisation():
 def test_half_a_description_of_the_processes_is_refused(environment):
     with pytest.raises(UserError):
         meshes.initialize_distributed(environment=environment)
+
+
+STEP = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2"}
+"""Of the second of two machines under `srun`, a task each."""
+FOUR = STEP | {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+"""Two tasks on each of them; the last one."""
+BY_HAND = {"ELK_COORDINATOR": "host:1", "ELK_NUM_PROCESSES": "4", "ELK_PROCESS_ID": "3"}
+BATCH = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+"""Of a batch script, outside srun."""
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """(environment) -> the keyword arguments with which JAX is told to join, the coordinator among them."""
+
+    def join(environment: dict[str, str]) -> dict:
+        calls = []
+        note = lambda coordinator=None, **given: calls.append({"coordinator": coordinator, **given})
+        monkeypatch.setattr(jax.distributed, "initialize", note)
+        meshes.initialize_distributed(environment=environment)
+        return calls[0]
+
+    return join
+
+
+@pytest.mark.parametrize(
+    "environment, taken",
+    [
+        (STEP, []),
+        (FOUR, [1]),
+        (FOUR | {"SLURM_GPUS_PER_TASK": "2"}, []),  # each sees its own alone
+        (FOUR | {"JAX_LOCAL_DEVICE_IDS": "2,3"}, None),
+        (BY_HAND, []),
+        (BY_HAND | STEP, []),
+        (BY_HAND | FOUR, [1]),
+        (BY_HAND | BATCH, []),
+        (BY_HAND | POD, []),
+    ],
+)
+def test_one_process_of_a_machine_takes_all_its_gpus_and_several_one_each(joined, environment, taken):
+    given = joined(environment)
+    assert given["local_device_ids"] == taken
+    if "ELK_COORDINATOR" in environment:
+        assert (given["coordinator"], given["num_processes"], given["process_id"]) == ("host:1", 4, 3)
+        assert given["cluster_detection_method"] == "deactivate"
+    else:
+        assert given["coordinator"] is None and given["cluster_detection_method"] == "slurm"
+
+
+@pytest.mark.parametrize("environment, visible", [(STEP, "all"), (BY_HAND | FOUR, "1"), (BY_HAND | POD, "all")])
+def test_jax_understands_which_gpus_are_meant(joined, monkeypatch, environment, visible):
+    """With stand-ins for the service and the client of JAX, beyond which nothing would come back."""
+    from jax._src import distributed
+
+    given = joined(environment)
+    for name, value in (environment | {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed._jax, "get_distributed_runtime_client", lambda *a, **k: mock.Mock())
+    monkeypatch.setattr(distributed.State, "initialize_preemption_sync_manager", lambda self: None)
+    updates = {}
+    monkeypatch.setattr(distributed, "config", SimpleNamespace(update=updates.__setitem__))
+    state = distributed.State()
+    state.initialize(given.pop("coordinator"), **given)
+    assert updates.get("jax_cuda_visible_devices", "all") == visible
+    assert (state.num_processes, state.process_id) == ((4, 3) if "ELK_COORDINATOR" in environment else (2, 1))
+    if "ELK_COORDINATOR" not in environment:
+        assert state.coordinator_address.startswith("node3:")
 
 
 def test_collectives_are_found_in_program_text():
