@@ -115,8 +115,14 @@ def _open(run: Run, source: str, split: str) -> Opened:
 
 
 def _check_weights(run: Run, name: str, names: Sequence[str]) -> None:
-    """The models that a stage reads lie there, or are trained before it."""
+    """The models that a stage reads are named, and lie there or are trained before it."""
     stage = run.config.stages[name]
+    if (stage.kind, stage.task) == ("train", "inpainting") and not (stage.init_from or run.config[stage.recipe].model):
+        raise UserError(
+            "no model to start from",
+            where=f"config.stages.{name}.init_from",
+            todo="name a folder of launch/import_weights.py --format=diffusers",
+        )
     folders = {model: run.folder / model / "model" for model in stage.get("models", ())}
     folders |= {stage[key]: model_folder(run, stage[key]) for key in MODEL_KEYS if stage.get(key, "")}
     for model, folder in folders.items():

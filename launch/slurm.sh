@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # One experiment on several GPU machines under SLURM:
-#   sbatch launch/slurm.sh --config=configs/cem_mixed.py:paper --config.detector.loader.batch_size=16 \
+#   sbatch launch/slurm.sh --config=configs/cem_real.py:paper --config.data.real.spec=coco:/data/cem/cem.json \
+#     --config.stages.real.init_from=weights/coco --config.detector.loader.batch_size=16 \
 #     --config.detector.schedule.base=2e-3
+# weights/coco is what launch/import_weights.py wrote; it and the data lie where all machines find them.
 # The batch is that of all machines together: a multiple of all GPUs (8 here), the learning rate in proportion.
 # One process a machine, which uses all its GPUs; the processes find each other through SLURM's own variables.
 # The run folder must lie on storage that all machines share. A job that is cut off goes on when it is queued again.

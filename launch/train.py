@@ -2,7 +2,8 @@
 
   python launch/train.py --config=configs/cem_mixed.py                     the embedded data set, minutes on a CPU
   python launch/train.py --config=configs/cem_real.py:paper --workdir=runs/paper \\
-      --config.data.real.spec=coco:/data/cdd_cesm/cem.json                 your own images, the published recipe
+      --config.data.real.spec=coco:/data/cdd_cesm/cem.json \\
+      --config.stages.real.init_from=weights/coco                          your own images, the published recipe
   python launch/train.py --config=configs/cem_mixed.py --stages=evaluate   one stage of it again
 
 A configuration is configs/NAME.py with an optional variant: quick (default, embedded data), tiny (seconds, for tests),

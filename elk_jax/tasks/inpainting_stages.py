@@ -147,9 +147,6 @@ def starting_point(run: Run, init_from: str, recipe: ConfigDict, source: ImageSo
     """
     sampler, guidance = inpainting.sampler(recipe.sampler), float(recipe.guidance)
     if not init_from:
-        if not recipe.model:
-            todo = "name a folder of launch/import_weights.py --format=diffusers"
-            raise UserError("no model to start from", where="init_from", todo=todo)
         contrast = _contrast(source, inpainting.closeup_config(recipe.closeups, recipe.model.size))
         model, noise = inpainting.pixel_model(recipe.model, contrast), inpainting.noise_schedule(recipe.noise)
         return Start(Inpainter(model, noise, sampler, guidance, inpainter.Words()))

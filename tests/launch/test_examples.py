@@ -1,0 +1,73 @@
+"""The commands of the documentation that start the published recipes: what can be checked of them without weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from elk_jax import experiment, files
+from elk_jax.experiment_checks import check_inputs
+from elk_jax.tasks.run import Run
+from elk_jax.training.mesh import make_mesh
+from elk_jax.weights import store
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
+PLACES += [path for path in sorted((ROOT / "launch").iterdir()) if path.suffix in (".py", ".sh", ".yaml")]
+COMMAND = re.compile(r"--config=configs/\w+\.py:paper\S*(?: --[\w.]+=\S+)*")
+PHANTOMS = "phantom:size=64,count=12"
+
+
+def commands(path: Path) -> list[str]:
+    """The arguments of every start of a published recipe in a file, lines that go on on the next one joined."""
+    joined = re.sub(r"\s*\\*\n\s*(?:# +|- )?(?=--)", " ", path.read_text())
+    return COMMAND.findall(joined)
+
+
+def parsed(arguments: str, monkeypatch) -> ConfigDict:
+    values, line = flags.FlagValues(), ["train.py", *arguments.split()]
+    monkeypatch.chdir(ROOT)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(line)
+    return values.config
+
+
+EXAMPLES = [pytest.param(text, id=f"{path.name}-{i}") for path in PLACES for i, text in enumerate(commands(path))]
+
+
+@pytest.mark.parametrize("arguments", EXAMPLES)
+def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_path):
+    config = parsed(arguments, monkeypatch)
+    for source in config.data.values():
+        if isinstance(source, ConfigDict) and source.spec.startswith("coco:"):
+            source.spec = PHANTOMS
+    for stage in config.stages.values():
+        if stage.get("init_from", ""):
+            stage.init_from = str(files.make_folder(tmp_path / "weights"))
+            files.write_json(tmp_path / "weights" / store.CONFIG, {})
+        elif stage.kind == "train":
+            assert not config[stage.recipe].optimizer.frozen, "of a fresh model nothing should stay as it is"
+    experiment.check(config)
+    check_inputs(Run(config, tmp_path / "run", make_mesh()), list(config.stages))
+
+
+@pytest.mark.parametrize(
+    "name, machines, gpus",
+    [
+        ("slurm.sh", r"--nodes=(\d+)", r"--gpus-per-node=(\d+)"),
+        ("kubernetes.yaml", r"completions: (\d+)", r"/gpu: (\d+)"),
+    ],
+)
+def test_the_batch_of_several_machines_divides_over_their_gpus(name, machines, gpus, monkeypatch):
+    place = ROOT / "launch" / name
+    (arguments,), text = commands(place), place.read_text()
+    devices = int(re.search(machines, text)[1]) * int(re.search(gpus, text)[1])
+    config, single = parsed(arguments, monkeypatch), parsed(arguments.split()[0], monkeypatch)
+    assert devices > 1 and config.detector.loader.batch_size % devices == 0
+    more = config.detector.loader.batch_size / single.detector.loader.batch_size
+    assert config.detector.schedule.base == pytest.approx(more * single.detector.schedule.base)
