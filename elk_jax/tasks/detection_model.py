@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,24 @@ from elk_jax.training import mesh as meshes
 from elk_jax.weights import store
 
 ARCHITECTURE = "faster_rcnn"
+
+CONVENTIONS = {
+    "pixel_scale": r"^backbone/stem/",
+    "pixel_mean": r"^backbone/stem/",
+    "pixel_std": r"^backbone/stem/",
+    "stride_in_1x1": r"^backbone/res\d_\d+/conv3/",  # of bottlenecks alone
+    "norm_groups": r"/norm/",
+    "norm_eps": r"/norm/",
+    "anchor_ratios": r"^rpn/(objectness|deltas)/",
+    "anchor_offset": r"^rpn/(objectness|deltas)/",
+    "anchor_rounded": r"^rpn/(objectness|deltas)/",
+    "roi_aligned": r"^box_head/(conv1|fc1)/",
+    "background": r"^box_head/class_logits/",
+    "box_weights": r"^box_head/box_deltas/",
+}
+"""Field -> the layers whose weights mean something else when it is changed, though their shapes stay.
+
+Not the sizes of anchors, which every training may plan for its own lesions."""
 
 
 def describe(
@@ -64,6 +83,18 @@ def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
             todo="name the model folder of a detection stage: RUN/STAGE/model",
         )
     return detection.model_config(description["model"]), params, description
+
+
+def settled_by(model: FasterRCNNConfig, taken: Iterable[str]) -> list[str]:
+    """The fields that are settled where a training starts from given weights. taken: names of those parameters."""
+    names = list(taken)
+    fields = [field for field, layers in CONVENTIONS.items() if any(re.search(layers, name) for name in names)]
+    free = set()
+    if len(model.pixel_mean) == 1:  # another contrast of the same grey values
+        free |= {"pixel_mean", "pixel_std"}
+    if "gn" not in (model.norm, model.fpn_norm, model.box_norm):
+        free |= {"norm_groups"}
+    return [field for field in fields if field not in free]
 
 
 def find(workdir: Path, stage: str | None = None) -> Path:

@@ -10,19 +10,22 @@ import dataclasses
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data import breast, checks, loader, plan
 from elk_jax.data.flips import check_flips
 from elk_jax.data.sources import ImageSource, category_ids, summary
+from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.tasks import detection, detection_model, detection_report, recipe_training
+from elk_jax.tasks import detection, detection_model, detection_report, recipe_training, trained
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.watching import watched
+from elk_jax.training.task import Task
 from elk_jax.weights import store
 
 CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
@@ -52,7 +55,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
     if recipe.crop_to_breast:
         source, _ = breast.crop_to_breast(source, watched("  finding the breasts"))
     shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window
-    training_loader, test_loader = detection.loader_config(recipe.loader), detection.test_loader_config(recipe)
+    training_loader = detection.loader_config(recipe.loader, stage.get("weights", ()))
+    test_loader = detection.test_loader_config(recipe)
     batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
 
     # ---- Model -----------------------------------------------------------------------------------------------
@@ -64,7 +68,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         )
     model = detection.model_config(recipe.model, **changes)
     task = detection.build_task(model, run.mesh)
-    initial = _initial_params(run, stage.init_from, task, config.seed)
+    initial = _initial_params(run, stage, model, task)
 
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
     predictor = detection.compile_predictor(task, run.mesh)
@@ -92,12 +96,12 @@ def train(run: Run, name: str) -> dict[str, Any]:
     floor = recipe.score_floor
     results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
-    params, trained = recipe_training.kept(run, name, result)
+    params, training = recipe_training.kept(run, name, result)
     if run.is_main:
         description = detection_model.describe(
             model, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation
         )
-        store.save_params(folder / "model", params, description | {"trained": trained})
+        store.save_params(folder / "model", params, description | {"trained": training})
     value = _best(result, recipe.best_metric)
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {value} on validation")
     return {
@@ -121,15 +125,15 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     floor = recipe.score_floor
     results: dict[str, list[ImageResult]] = {}
     evaluations: dict[str, Any] = {}
-    for trained in stage.models:
-        results[trained] = detection_model.detect_with(run.folder / trained / "model", source, run.mesh, floor)
-        evaluations[trained] = metrics.evaluate_detections(
-            results[trained], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
+    for model in stage.models:
+        results[model] = detection_model.detect_with(run.folder / model / "model", source, run.mesh, floor)
+        evaluations[model] = metrics.evaluate_detections(
+            results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
         )
         if run.is_main:
-            place = files.make_folder(run.folder / name / trained) / "predictions.json"
-            detections.write_results(place, results[trained], category_ids(run.data[stage.on].spec))
-            files.write_json(run.folder / name / trained / "evaluation.json", evaluations[trained])
+            place = files.make_folder(run.folder / name / model) / "predictions.json"
+            detections.write_results(place, results[model], category_ids(run.data[stage.on].spec))
+            files.write_json(run.folder / name / model / "evaluation.json", evaluations[model])
     first = stage.models[0]
     comparisons = {
         other: metrics.compare_detections(
@@ -160,14 +164,22 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
 # ---- Parts ----------------------------------------------------------------------------------------------------------
 
 
-def _initial_params(run: Run, init_from: str, task, seed: int):
-    """Weights to start from, None for fresh ones. `init_from`: a stage of this run or a model folder."""
-    if not init_from:
+def _initial_params(run: Run, stage: ConfigDict, model: FasterRCNNConfig, task: Task):
+    """Weights to start from, None for fresh ones. `stage.init_from`: a stage of this run or a model folder.
+
+    Raises UserError where they are of another architecture, or of conventions that `model` does not have.
+    """
+    if not stage.init_from:
         return None
-    folder = model_folder(run, init_from)
+    folder = model_folder(run, stage.init_from)
     loaded, description = store.load_params(folder)
-    template = jax.device_get(task.init(jax.random.key(seed)))
+    template = jax.device_get(task.init(jax.random.key(run.config.seed)))
     params = store.restore_into(template, loaded, (CLASS_LAYERS, *description.get("absent", ())), where=folder)
+    if "model" in description:
+        given, wanted = store.flatten(loaded), store.flatten(template)
+        taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
+        before = detection.model_config(description["model"])
+        trained.check_same(before, model, detection_model.settled_by(model, taken), folder, stage.recipe)
     run.say(f"  starts from {folder} ({description.get('architecture', 'weights')})")
     return params
 

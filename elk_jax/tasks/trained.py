@@ -1,8 +1,12 @@
-"""Trained models in their folders: which one a user means, and what it says of its training."""
+"""Trained models in their folders: which one a user means, what it says of its training, what may go on from it."""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from elk_jax import files
 from elk_jax.errors import UserError
@@ -37,6 +41,25 @@ def kept_step(model: Path, otherwise: int) -> int:
     """The step whose weights a model folder holds, the last or the best; `otherwise` where the folder is gone."""
     description = files.read_json(model / store.CONFIG) if (model / store.CONFIG).is_file() else {}
     return int(description.get("trained", {}).get("step", otherwise))
+
+
+def check_same(before: Any, now: Any, fields: Collection[str], where: Path, recipe: str) -> None:
+    """Raise UserError for the first of `fields` that a training changes in the model whose weights it starts from.
+
+    before, now: the model of the weights and that of the recipe, dataclasses of one kind. where: the folder of the
+    weights. The line also says how to set all that differ, by the recipe's name.
+    """
+    old, new = (store.flatten(dataclasses.asdict(model)) for model in (before, now))
+    differing = [key for key in new if key.split("/")[0] in fields and old[key] != new[key]]
+    if differing:
+        named = {key: key.replace("/", ".") for key in differing}
+        settings = [f"--config.{recipe}.model.{named[key]}={shlex.quote(str(old[key]))}" for key in differing]
+        first = differing[0]
+        raise UserError(
+            f"the weights were trained with {named[first]} {old[first]!r}, the recipe has {new[first]!r}",
+            where=where,
+            todo=f"set {' '.join(settings)}",
+        )
 
 
 def _is(path: Path, architecture: str) -> bool:

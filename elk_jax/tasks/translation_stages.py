@@ -10,8 +10,7 @@ import numpy as np
 
 from elk_jax.data import pairs
 from elk_jax.diffusion import translator
-from elk_jax.errors import UserError
-from elk_jax.tasks import drawing, recipe_training, translation, translation_model
+from elk_jax.tasks import drawing, recipe_training, trained, translation, translation_model
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.translation import Translator
 from elk_jax.training.task import Params, Task
@@ -48,13 +47,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         start = model_folder(run, stage.init_from)
         run.say(f"  starts from {start}")
         before, weights, _ = translation_model.load(start)
-        for setting in ("patch", "condition", "answer", "bridge"):
-            if getattr(before.model, setting) != getattr(model, setting):
-                raise UserError(
-                    f"its {setting} is {getattr(before.model, setting)}, the recipe's {getattr(model, setting)}",
-                    where=start,
-                    todo=f"set {stage.recipe}.model.{setting} as the model has it",
-                )
+        trained.check_same(before.model, model, ("patch", "condition", "answer", "bridge"), start, stage.recipe)
         initial = store.restore_into(shapes, weights, where=start)
     result = recipe_training.train(
         run,
@@ -70,9 +63,9 @@ def train(run: Run, name: str) -> dict[str, Any]:
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params, trained = recipe_training.kept(run, name, result)
+    params, training = recipe_training.kept(run, name, result)
     if run.is_main:
-        description = translation_model.describe(parts) | {"trained": trained}
+        description = translation_model.describe(parts) | {"trained": training}
         store.save_params(run.folder / name / "model", params, description)
     return {
         "kind": "train",
