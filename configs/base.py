@@ -143,7 +143,6 @@ def detector(size: str) -> dict:
                 "copy_paste": 0.0,
             },
             "max_boxes": 0,  # 0: as many as the data needs
-            "weights": (),  # share of each of train_on in a mix; (): by size
             "lesion_share": 0.75,  # of images with lesions in an epoch; -1: as they come
             "threads": 2,
             "workers": 0,
@@ -283,12 +282,15 @@ def few(size: str, extras: frozenset[str]) -> int:
     return (2 if size == "tiny" else 26 if size == "paper" else 8) if "fewshot" in extras else 0
 
 
-def train_detector(*train_on: str, validate_on: str = "", init_from: str = "") -> dict:
+def train_detector(
+    *train_on: str, validate_on: str = "", init_from: str = "", weights: tuple[float, ...] = ()
+) -> dict:
     """Stage: train the recipe `detector` on the training split of some data sources.
 
     The best checkpoint on the validation split of `validate_on` (default: the first of `train_on`) becomes
     WORKDIR/STAGE/model. init_from: an earlier stage's name, or a folder with a model (another run's STAGE/model, or
-    what launch/import_weights.py wrote); its weights are taken where name and shape agree.
+    what launch/import_weights.py wrote); its weights are taken where name and shape agree. weights: what share of the
+    draws each of `train_on` has, on any scale; () for shares by size.
     """
     return {
         "kind": "train",
@@ -297,6 +299,7 @@ def train_detector(*train_on: str, validate_on: str = "", init_from: str = "") -
         "train_on": train_on,
         "validate_on": validate_on or train_on[0],
         "init_from": init_from,
+        "weights": weights,
     }
 
 

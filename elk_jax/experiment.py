@@ -227,6 +227,8 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
                 where=f"--stages={name}",
                 todo=f"it has {', '.join(config.stages)}",
             )
+    if config.seed < 0:
+        raise UserError(f"seed is {config.seed}", where="config.seed", todo="give 0 or more")
     earlier: list[str] = []  # train stages before this one
     written: list[str] = []  # synthesis stages before it
     for name, stage in config.stages.items():
@@ -261,6 +263,8 @@ def _check_models(name: str, stage: ConfigDict, earlier: list[str], config: Conf
     where, known = f"config.stages.{name}", ", ".join(earlier) or "none"
     if stage.kind == "train" and not stage.train_on:
         raise UserError("no data to train on", where=f"{where}.train_on", todo="name data sources of config.data")
+    if stage.kind == "synthesize" and not stage.model:
+        raise UserError("no model to paint with", where=f"{where}.model", todo=f"train stages before it: {known}")
     for key in MODEL_KEYS:
         initial = stage.get(key, "")
         if initial in config.stages and initial not in earlier:

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from elk_jax import experiment, files
+from elk_jax.data import loader
 from elk_jax.errors import UserError
-from elk_jax.experiment_checks import training_sources
+from elk_jax.experiment_checks import foreign_models, training_sources
 from elk_jax.synthesis import phantom
-from elk_jax.tasks import detection
+from elk_jax.tasks import detection, trained
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configs import cem_mixed, cem_real, cem_synthetic, inpaint_cem, mammo_pretrain
+from configs import bridge_le_to_cem, cem_mixed, cem_real, cem_synthetic, inpaint_cem, mammo_pretrain
 
 PATIENTS = {"train": ("A", "B"), "val": ("C",), "test": ("D",)}
 
@@ -128,6 +129,35 @@ def test_what_a_model_was_trained_on_before_counts(ran, coco, tmp_path):
     assert_refused(config, tmp_path / "run", r"patient C is in the training split of 'canvases'.*stage synthetic")
 
 
+def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
+    model = files.make_folder(tmp_path / "theirs")
+
+    def trained_on(*patients: str) -> None:
+        files.write_json(model / "model.json", {"trained": {"patients": [trained.mark(name) for name in patients]}})
+
+    config = on_files(cem_real, real=coco("real"))
+    config.stages.real.init_from = str(model)
+    for patient, split in (("C", "val"), ("D", "test")):
+        trained_on("A", patient, "X")
+        words = rf"patient {patient} is in the training data of {model} and in the split '{split}' of 'real': real would"
+        assert_refused(config, tmp_path / "run", words)
+    trained_on("A", "X")
+    experiment.run(config, tmp_path / "run")
+    assert ran == ["real", "evaluate"]
+
+    config = cem_mixed.get_config("tiny")
+    config.data.real.spec = coco("real")
+    config.stages.inpainter.init_from = str(model)
+    assert foreign_models(config, "mixed") == foreign_models(config, "lesions") == [str(model)]
+    trained_on("D")
+    assert_refused(config, tmp_path / "mixed", r"patient D .*synthetic would be judged.*stage evaluate", ["evaluate"])
+
+    unnamed = on_files(cem_real, real=coco("unnamed", dict.fromkeys(PATIENTS, ("",))))
+    unnamed.stages.real.init_from = str(model)
+    trained_on("2", "3")  # as the images of many files are numbered
+    experiment.run(unnamed, tmp_path / "unnamed")
+
+
 def test_a_finished_training_is_judged_without_its_data(ran, coco, tmp_path):
     config = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
     experiment.run(config, tmp_path / "run")
@@ -186,8 +216,8 @@ def test_what_only_the_stage_can_see_is_refused_there(coco, monkeypatch, tmp_pat
     with pytest.raises(UserError, match=r"no lesion in the images of the split 'train' \(real\)"):
         experiment.run(healthy, tmp_path / "healthy")
     config = on_files(inpaint_cem, real=coco("real"))  # boxes of 16 px
-    config.inpainter.closeups.window = 12
-    with pytest.raises(UserError, match=r"none of the 2 lesions fits into a close-up of 12 px"):
+    config.inpainter.closeups.window = 12  # with a margin of 0.15 on each side
+    with pytest.raises(UserError, match=r"none of the 2 lesions fits into a close-up of 9 px"):
         experiment.run(config, tmp_path / "painting")
 
     def enough(*arguments):
@@ -225,14 +255,55 @@ def test_what_only_the_stage_can_see_is_refused_there(coco, monkeypatch, tmp_pat
         ("stages.lesions.count", -1),
         ("stages.lesions.share", -1.0),
         ("stages.evaluate.criterion", "iou:x"),
+        ("stages.lesions.model", ""),
+        ("stages.mixed.weights", (0.5,)),
+        ("stages.mixed.weights", (1.5, -0.5)),
+        ("stages.mixed.weights", ("half", "half")),
+        ("stages.real.weights", (0.5, 0.5)),
         ("detector.best_metric", "aufroc3"),
         ("detector.test_flips", ("diagonal",)),
         ("detector.model.depth", 77),
         ("detector.loader.batch_size", 0),
         ("detector.schedule.name", "magic"),
+        ("detector.schedule.base", -1e-3),
+        ("detector.schedule.warmup_steps", -1),
         ("detector.optimizer.name", "magic"),
+        ("detector.optimizer.multipliers", ("backbone", 0.1)),
+        ("detector.optimizer.multipliers", (("backbone", -0.1),)),
+        ("detector.optimizer.frozen", ("(",)),
+        ("detector.optimizer.frozen", (2,)),
+        ("detector.optimizer.eps", 0.0),
+        ("detector.optimizer.b2", 1.0),
+        ("detector.model.dtype", "foo"),
+        ("detector.loader.buckets", (384, 256)),
+        ("detector.loader.buckets", ()),  # its images are jittered in a canvas
+        ("detector.loader.lesion_share", 2.0),
+        ("detector.loader.resize.short_sides", ("large",)),
+        ("detector.loader.augmentation.crop_sides", (0.5,)),
         ("inpainter.optimizer.name", "magic"),
         ("inpainter.closeups.batch_size", 0),
+        ("inpainter.closeups.workers", -1),
+        ("inpainter.sampler.name", "euler"),
+        ("inpainter.sampler.steps", 0),
+        ("inpainter.sampler.steps", 2000),
+        ("inpainter.guidance", -1.0),
+        ("inpainter.noise.name", "quadratic"),
+        ("inpainter.noise.steps", 1),
+        ("inpainter.noise.prediction", "score"),
+        ("inpainter.model.size", 30),
+        ("inpainter.model.patch", 0),
+        ("inpainter.model.scale", 0.0),
+        ("inpainter.model.block_out_channels", (8, "16")),
+        ("inpainter.model.layers_per_block", 0),
+        ("inpainter.model.norm_num_groups", 3),
+        ("inpainter.model.attention_head_dim", 3),
+        ("inpainter.networks.dtype", "foo"),
+        ("inpainter.networks.attention", "flash"),
+        ("inpainter.loss.mask_outside", -1.0),
+        ("inpainter.loss.min_snr_gamma", -1.0),
+        ("inpainter.loss.noise_offset", float("nan")),
+        ("inpainter.lora.rank", -1),
+        ("inpainter.lora.targets", "("),
     ],
 )
 def test_values_that_cannot_be_are_named(ran, tmp_path, key, value):
@@ -241,6 +312,53 @@ def test_values_that_cannot_be_are_named(ran, tmp_path, key, value):
     section, name = key.split(".")[0], key.split(".")[-1]
     assert_refused(config, tmp_path / "run", rf"(?=.*config\.{section})(?=.*{name.removeprefix('test_').rstrip('s')})")
     assert not ran
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model.dtype", "foo"),
+        ("model.patch", 0),
+        ("model.norm_num_groups", 3),
+        ("model.down_block_types", ("DownBlock",)),
+        ("model.answer", "noise"),
+        ("sampler.steps", 2000),
+        ("pairs.workers", -1),
+        ("loss", "l3"),
+        ("optimizer.multipliers", (("unet",),)),
+    ],
+)
+def test_values_of_a_translator_that_cannot_be_are_named(ran, tmp_path, key, value):
+    config = bridge_le_to_cem.get_config("tiny")
+    config.update_from_flattened_dict({f"bridge.{key}": value})
+    assert_refused(config, tmp_path / "run", rf"config\.bridge: .*{key.split('.')[-1]}")
+    assert not ran
+
+
+def test_a_seed_is_not_negative(tmp_path):
+    config = cem_real.get_config("tiny")
+    config.seed = -1
+    assert_refused(config, tmp_path / "run", r"seed is -1 \(config\.seed\)")
+
+
+def test_every_stage_has_its_own_weights(coco, monkeypatch, tmp_path):
+    """The recipe serves stages of one source and of two; what it says of a mix itself is refused."""
+    seen = []
+
+    def enough(source, config, *arguments):
+        seen.append(config.weights)
+        raise UserError("enough")
+
+    monkeypatch.setattr(loader, "train_batches", enough)
+    config = on_files(cem_mixed, real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
+    config.stages.mixed.weights = (0.25, 0.75)
+    for name in ("real", "mixed"):
+        with pytest.raises(UserError, match="enough"):
+            experiment.run(config, tmp_path / name, [name])
+    assert seen == [(), (0.25, 0.75)]
+    with config.unlocked():
+        config.detector.loader.weights = (0.25, 0.75)
+    assert_refused(config, tmp_path / "old", r"config\.detector: .*loader\.weights.*config\.stages\.NAME\.weights")
 
 
 def test_limits_are_allowed():

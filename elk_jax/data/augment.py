@@ -49,7 +49,7 @@ class Resize:
     jitter: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.jitter and (not self.short_sides or min(self.short_sides) < 1):
+        if (not self.jitter and not self.short_sides) or any(side < 1 for side in self.short_sides):
             raise UserError(
                 f"resize.short_sides is {self.short_sides}", todo="give one or more sizes of at least 1 px"
             )

@@ -60,9 +60,9 @@ class CloseupConfig:
     prefetch: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("window", "size", "batch_size", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"closeups.{name} is {getattr(self, name)}", todo="give at least 1")
+        for name, least in {"window": 1, "size": 1, "batch_size": 1, "threads": 1, "prefetch": 1, "workers": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"closeups.{name} is {getattr(self, name)}", todo=f"give at least {least}")
         for name in ("margin", "tissue_share", "horizontal_flip", "vertical_flip", "gain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"closeups.{name} is {getattr(self, name)}", todo="give 0 to 1")

@@ -57,6 +57,9 @@ class LoaderConfig:
         for canvas in self.buckets:
             if len(canvas) != 2 or min(canvas) < 1:
                 raise UserError(f"loader.buckets has {canvas}", todo="give pairs (height, width) in px")
+        if not self.buckets:
+            plan.check_canvas_follows(self.resize)
+        plan.check_lesion_share(self.lesion_share)
 
 
 def train_batches(

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,17 +59,22 @@ def choose_buckets(
 ) -> tuple[Canvas, ...]:
     """One canvas that holds every record, sides rounded up to `multiple`.
 
-    UserError where jitter fits images to their canvas: then only the configuration can say how large it is.
+    UserError where it does not follow from the records: see `check_canvas_follows`.
     """
+    check_canvas_follows(resize)
+    sizes = np.array([worst_size(info, resize, augmentation) for info in infos])
+    height, width = (np.ceil(sizes.max(axis=0) / multiple) * multiple).astype(int).tolist()
+    return ((height, width),)
+
+
+def check_canvas_follows(resize: Resize) -> None:
+    """Raise UserError where jitter fits images to their canvas: then only the configuration can say how large it is."""
     if resize.jitter:
         raise UserError(
             "resize.jitter scales images to fit their canvas, and no canvas is given",
             where="loader.buckets",
             todo="give one or more (height, width), or use short_sides with jitter=()",
         )
-    sizes = np.array([worst_size(info, resize, augmentation) for info in infos])
-    height, width = (np.ceil(sizes.max(axis=0) / multiple) * multiple).astype(int).tolist()
-    return ((height, width),)
 
 
 def assign_buckets(
@@ -117,13 +123,8 @@ def plan_strata(
     lesion = np.array([bool((~info.ignore).any()) for info in infos])
     if len(infos) == 0:
         raise UserError("the source has no image to train on")
-    if weights and (len(weights) != parts.max() + 1 or min(weights) < 0 or sum(weights) <= 0):
-        raise UserError(
-            f"{len(weights)} mixing weights {list(weights)} for {parts.max() + 1} sources",
-            todo="give one number >= 0 per source, not all 0",
-        )
-    if lesion_share is not None and not 0 <= lesion_share <= 1:
-        raise UserError(f"lesion_share is {lesion_share}", todo="choose a number from 0 to 1")
+    check_weights(weights, int(parts.max()) + 1)
+    check_lesion_share(lesion_share)
     groups: list[tuple[np.ndarray, int, float]] = []
     for part in np.unique(parts):
         part_share = weights[part] / sum(weights) if weights else float((parts == part).mean())
@@ -148,6 +149,22 @@ def plan_strata(
             Stratum(positions, bucket, int(n)) for (positions, _, _), n in zip(members, draws) if n > 0
         ]
     return tuple(strata)
+
+
+def check_weights(weights: Sequence[float], sources: int) -> None:
+    """Raise UserError for weights of a mix of `sources` that cannot be. (): by size."""
+    numbers = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
+    if weights and not (numbers and len(weights) == sources and sum(weights) > 0):
+        raise UserError(
+            f"{len(weights)} mixing weights {list(weights)} for {sources} sources",
+            todo="give one number >= 0 per source, not all 0; or () for shares by size",
+        )
+
+
+def check_lesion_share(share: float | None) -> None:
+    """Raise UserError for a share that is none. None: as the lesions come."""
+    if share is not None and not 0 <= share <= 1:
+        raise UserError(f"lesion_share is {share}", todo="choose a number from 0 to 1")
 
 
 def batches_per_epoch(strata: Sequence[Stratum], batch_size: int) -> int:

@@ -21,7 +21,7 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import IMPLEMENTATIONS, MapAttention
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv
 from elk_jax.errors import UserError
-from elk_jax.precision import at_least_float32
+from elk_jax.precision import at_least_float32, check_dtype
 
 EPS = 1e-6
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
@@ -55,6 +55,7 @@ class AutoencoderConfig:
             raise UserError("an autoencoder without blocks", todo="give block_out_channels")
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+        check_dtype(self.dtype)
 
     @property
     def factor(self) -> int:

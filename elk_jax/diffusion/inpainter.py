@@ -17,6 +17,7 @@ Source: Rombach et al. 2022, arXiv 2112.10752; Montoya-del-Angel et al. 2024 (EL
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,11 @@ class InpainterConfig:
     def __post_init__(self) -> None:
         if (self.autoencoder is None) != (self.text is None):
             raise UserError("an inpainter has an autoencoder and a text encoder, or neither", where="inpainter")
+        for name in ("size", "patch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}", where=f"inpainter.{name}", todo="give 1 or more")
+        if not self.std > 0:
+            raise UserError(f"std is {self.std}", where="inpainter.std", todo="give a number above 0")
         step = self.factor * self.unet.factor
         if self.size % step:
             raise UserError(f"a picture of {self.size} px", where="inpainter.size", todo=f"use a multiple of {step}")
@@ -95,6 +101,11 @@ class LossConfig:
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
     prior_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value}", where=f"loss.{name}", todo="give 0 or more")
 
 
 @dataclass(frozen=True)

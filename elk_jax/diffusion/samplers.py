@@ -62,6 +62,28 @@ class SamplerConfig:
     lambda_min: float | None = None
     clip: float | None = None
 
+    def __post_init__(self) -> None:
+        for field, known in (("name", SAMPLERS), ("spacing", SPACINGS), ("final_sigma", FINAL_SIGMAS)):
+            given = getattr(self, field)
+            if given not in known:
+                raise UserError(
+                    f"unknown {field} '{given}'", where=f"sampler.{field}", todo=f"give one of {', '.join(known)}"
+                )
+        if self.steps < 1:
+            raise UserError(f"{self.steps} sampling steps", where="sampler.steps", todo="give 1 or more")
+        if self.name == "ddim" and self.karras:
+            raise UserError(
+                "DDIM has no Karras noise levels", where="sampler.karras", todo="use dpmpp_2m, or karras=False"
+            )
+        if self.name != "ddim" and self.eta:
+            raise UserError(
+                "DPM-Solver++ 2M adds no noise, so eta means nothing", where="sampler.eta", todo="use ddim, or eta=0"
+            )
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta is {self.eta}", where="sampler.eta", todo="give 0 to 1")
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"clip is {self.clip}", where="sampler.clip", todo="give a number above 0, or None")
+
 
 class Plan(NamedTuple):
     """One row per step: time step, rates of the image before it, coefficients of what the next image is made of.
@@ -80,8 +102,14 @@ class Plan(NamedTuple):
 
 
 def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
-    """The sampler's table, float64 [N] each (t int32). Raises UserError for settings that do not go together."""
-    _check_config(schedule, config)
+    """The sampler's table, float64 [N] each (t int32). UserError for one that does not fit the schedule."""
+    most = schedule.steps if config.name == "ddim" else schedule.steps - 1
+    if config.steps > most:
+        raise UserError(
+            f"{config.steps} sampling steps of a schedule of {schedule.steps}",
+            where="sampler.steps",
+            todo=f"give 1 to {most}",
+        )
     table = _plan_ddim(schedule, config) if config.name == "ddim" else _plan_dpmpp_2m(schedule, config)
     if table.t.min() < 0 or table.t.max() >= schedule.steps:
         raise UserError(
@@ -260,26 +288,3 @@ def _dpmpp_levels(levels: np.ndarray, schedule: Schedule, config: SamplerConfig)
         t = np.arange(last, 0, -total / count).round() - 1
     t = t.astype(np.int32)
     return t, levels[np.clip(t, 0, total - 1)]
-
-
-def _check_config(schedule: Schedule, config: SamplerConfig) -> None:
-    for field, known in (("name", SAMPLERS), ("spacing", SPACINGS), ("final_sigma", FINAL_SIGMAS)):
-        if getattr(config, field) not in known:
-            raise UserError(
-                f"unknown {field} '{getattr(config, field)}'", where="sampler", todo=f"give one of {', '.join(known)}"
-            )
-    most = schedule.steps if config.name == "ddim" else schedule.steps - 1
-    if not 1 <= config.steps <= most:
-        raise UserError(
-            f"{config.steps} sampling steps of a schedule of {schedule.steps}",
-            where="sampler.steps",
-            todo=f"give 1 to {most}",
-        )
-    if config.name == "ddim" and config.karras:
-        raise UserError("DDIM has no Karras noise levels", where="sampler.karras", todo="use dpmpp_2m, or karras=False")
-    if config.name != "ddim" and config.eta:
-        raise UserError(
-            "DPM-Solver++ 2M adds no noise, so eta means nothing", where="sampler.eta", todo="use ddim, or eta=0"
-        )
-    if not 0 <= config.eta <= 1:
-        raise UserError(f"eta is {config.eta}", where="sampler.eta", todo="give 0 to 1")

@@ -64,13 +64,14 @@ def make_schedule(
     zero_terminal_snr: shifted and scaled so that the last step is pure noise; x0 cannot be told from the noise there,
     so it needs prediction "v" or "x0". Raises UserError for unknown names and for betas outside (0, 1).
     """
-    _check(name in NAMES, f"unknown noise schedule '{name}'", f"one of {', '.join(NAMES)}")
-    _check(prediction in PREDICTIONS, f"unknown prediction '{prediction}'", f"one of {', '.join(PREDICTIONS)}")
-    _check(steps >= 2, f"a noise schedule of {steps} steps", "at least 2")
+    _check(name in NAMES, "name", f"unknown noise schedule '{name}'", f"one of {', '.join(NAMES)}")
+    known = ", ".join(PREDICTIONS)
+    _check(prediction in PREDICTIONS, "prediction", f"unknown prediction '{prediction}'", f"one of {known}")
+    _check(steps >= 2, "steps", f"a noise schedule of {steps} steps", "at least 2")
     if zero_terminal_snr and prediction == "epsilon":
         raise UserError(
             "zero terminal SNR with epsilon prediction: the last step is pure noise, which says nothing of the image",
-            where="schedule",
+            where="noise.zero_terminal_snr",
             todo="use prediction='v' (or 'x0'), or zero_terminal_snr=False",
         )
     if betas is not None:
@@ -78,12 +79,13 @@ def make_schedule(
     elif name == "linear":
         values = np.linspace(beta_start, beta_end, steps)
     elif name == "scaled_linear":
-        _check(min(beta_start, beta_end) > 0, f"betas {beta_start} to {beta_end}", "numbers between 0 and 1")
+        least = min(beta_start, beta_end)
+        _check(least > 0, "beta_start", f"betas {beta_start} to {beta_end}", "numbers between 0 and 1")
         values = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
     else:
         values = _cosine_betas(steps)
     inside = values.ndim == 1 and bool(((values > 0) & (values < 1)).all())
-    _check(inside, "betas outside (0, 1)", "numbers between 0 and 1")
+    _check(inside, "beta_end", "betas outside (0, 1)", "numbers between 0 and 1")
     alphas_cumprod = np.cumprod(1 - values)
     if zero_terminal_snr:
         alphas_cumprod = _to_zero_terminal_snr(alphas_cumprod)
@@ -167,6 +169,6 @@ def _to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
     return ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))) ** 2
 
 
-def _check(good: bool, what: str, todo: str) -> None:
+def _check(good: bool, key: str, what: str, todo: str) -> None:
     if not good:
-        raise UserError(what, where="schedule", todo=f"give {todo}")
+        raise UserError(what, where=f"noise.{key}", todo=f"give {todo}")

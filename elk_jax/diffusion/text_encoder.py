@@ -23,7 +23,7 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import IMPLEMENTATIONS, attend, gelu
 from elk_jax.diffusion.layers import dense, layer_norm
 from elk_jax.errors import UserError
-from elk_jax.precision import at_least_float32
+from elk_jax.precision import at_least_float32, check_dtype
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -65,6 +65,7 @@ class TextConfig:
             raise UserError(f"{self.hidden_size} channels cannot be split into {self.num_attention_heads} heads")
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+        check_dtype(self.dtype)
 
 
 def text_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> TextConfig:

@@ -25,9 +25,16 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import IMPLEMENTATIONS, SpatialTransformer
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv, dense, zeros
 from elk_jax.errors import UserError
-from elk_jax.precision import at_least_float32
+from elk_jax.precision import at_least_float32, check_dtype
 
 WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"
+LEAST = {
+    "block_out_channels": 1,
+    "layers_per_block": 1,
+    "attention_head_dim": 1,
+    "norm_num_groups": 1,
+    "transformer_layers_per_block": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,35 @@ class UNetConfig:
                 todo="name one type per block",
             )
         if unknown := set(self.down_block_types) - {WITH_ATTENTION, WITHOUT}:
-            raise UserError(f"unknown block {min(unknown)}", todo=f"choose {WITH_ATTENTION} or {WITHOUT}")
+            raise UserError(
+                f"unknown block {min(unknown)}", where="down_block_types", todo=f"choose {WITH_ATTENTION} or {WITHOUT}"
+            )
         if isinstance(self.attention_head_dim, tuple) and len(self.attention_head_dim) != blocks:
             raise UserError(f"attention_head_dim has {len(self.attention_head_dim)} entries for {blocks} blocks")
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+        check_dtype(self.dtype)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, least in LEAST.items():
+            given = getattr(self, name)
+            if min(given if isinstance(given, tuple) else (given,)) < least:
+                raise UserError(f"{name} is {given}", todo=f"give at least {least}")
+        kinds = (*self.down_block_types[:-1], WITH_ATTENTION)  # the middle attends, whatever the last block does
+        for channels, heads, kind in zip(self.block_out_channels, self.heads, kinds):
+            if channels % self.norm_num_groups:
+                raise UserError(
+                    f"{channels} channels cannot be split into {self.norm_num_groups} groups",
+                    where="norm_num_groups",
+                    todo="give a divisor of all block_out_channels",
+                )
+            if kind == WITH_ATTENTION and channels % heads:
+                raise UserError(
+                    f"{channels} channels cannot be split into {heads} heads",
+                    where="attention_head_dim",
+                    todo="give a divisor of all block_out_channels",
+                )
 
     @property
     def heads(self) -> tuple[int, ...]:

@@ -70,9 +70,14 @@ def resize_config(settings: Mapping[str, Any]) -> Resize:
     return build(Resize, settings, "resize")
 
 
-def loader_config(settings: Mapping[str, Any]) -> loader.LoaderConfig:
-    """`recipe.loader` as a LoaderConfig (`lesion_share` below 0: images with lesions are not preferred)."""
-    values = dict(settings)
+def loader_config(settings: Mapping[str, Any], weights: Sequence[float] = ()) -> loader.LoaderConfig:
+    """`recipe.loader` as a LoaderConfig (`lesion_share` below 0: images with lesions are not preferred).
+
+    weights: `stage.weights`, for a recipe serves stages of different mixes.
+    """
+    if "weights" in settings:
+        raise UserError("weights of a mix in a recipe", where="loader.weights", todo="set config.stages.NAME.weights")
+    values = dict(settings) | {"weights": weights}
     values["resize"] = resize_config(values.get("resize", {}))
     values["augmentation"] = build(Augmentation, values.get("augmentation", {}), "loader.augmentation")
     if values.get("lesion_share", -1) < 0:

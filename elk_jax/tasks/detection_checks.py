@@ -7,6 +7,7 @@ from typing import Any
 
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
+from elk_jax.precision import DTYPES
 
 LEVELS = 5  # P2..P6
 CHOICES = {
@@ -14,7 +15,7 @@ CHOICES = {
     "norm": ("frozen_bn", "affine_bn", "gn", "none"),
     "fpn_norm": ("frozen_bn", "affine_bn", "gn", "none"),
     "box_norm": ("frozen_bn", "affine_bn", "gn", "none"),
-    "dtype": ("float32", "bfloat16", "float64"),
+    "dtype": DTYPES,
     "background": ("first", "last"),
 }
 SWITCHES = ("stride_in_1x1", "anchor_rounded", "roi_append_gt", "roi_aligned")

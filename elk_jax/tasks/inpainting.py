@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from elk_jax.data.closeup_batches import CloseupConfig
 from elk_jax.diffusion import inpainter, lora
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
 from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
-from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.diffusion.samplers import SamplerConfig, plan
 from elk_jax.diffusion.schedule import Schedule, make_schedule
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
@@ -23,6 +24,7 @@ from elk_jax.errors import UserError
 from elk_jax.tasks import drawing
 from elk_jax.tasks.settings import as_dict, build
 from elk_jax.training import mesh as meshes
+from elk_jax.training.optimizer import compile_pattern
 from elk_jax.training.task import Params, Task
 
 
@@ -37,6 +39,12 @@ class LoraConfig:
     alpha: float = 0.0
     targets: str = f"({lora.ATTENTION})|({lora.TEXT_ATTENTION})"
 
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}", where=f"lora.{name}", todo="give 0 or more")
+        compile_pattern(self.targets, "lora.targets")
+
 
 @dataclasses.dataclass(frozen=True)
 class Inpainter:
@@ -47,6 +55,9 @@ class Inpainter:
     sampler: SamplerConfig
     guidance: float
     words: Words
+
+    def __post_init__(self) -> None:
+        check_drawing(self.noise, self.sampler, self.guidance)
 
 
 def build_task(
@@ -149,12 +160,12 @@ def pixel_model(settings: Mapping[str, Any], contrast: float) -> InpainterConfig
     shapes there are (Hoogeboom et al. 2023, arXiv 2301.11093; Chen 2023, arXiv 2301.10972).
     """
     values = as_dict(settings)
-    std = contrast / float(values.pop("scale"))
-    patch = int(values.pop("patch"))
+    scale, patch, size = values.pop("scale"), values.pop("patch"), values.pop("size")
+    if not scale > 0:
+        raise UserError(f"scale is {scale}", where="model.scale", todo="give a number above 0")
     channels = {"in_channels": 4 * patch**2 + 1, "out_channels": patch**2, "cross_attention_dim": None}
-    size = int(values.pop("size"))
-    network = build(UNetConfig, values | channels | {"sample_size": size // patch}, "model")
-    return InpainterConfig(unet=network, size=size, patch=patch, std=std)
+    network = build(UNetConfig, values | channels | {"sample_size": size // max(1, patch)}, "model")
+    return InpainterConfig(unet=network, size=size, patch=patch, std=contrast / scale)
 
 
 def resized(model: InpainterConfig, size: int) -> InpainterConfig:
@@ -170,6 +181,25 @@ def model_from_json(content: Mapping[str, Any], **changes: Any) -> InpainterConf
         if values.get(name) is not None:
             values[name] = build(kind, {**values[name], **changes}, name)
     return build(InpainterConfig, values, "model")
+
+
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """Raise UserError for the first value of an inpainting recipe that cannot be."""
+    size = recipe["model"].get("size", 1)
+    closeup_config(recipe["closeups"], size)
+    check_drawing(noise_schedule(recipe["noise"]), sampler(recipe["sampler"]), recipe["guidance"])
+    loss_config(recipe["loss"])
+    lora_config(recipe["lora"])
+    build(UNetConfig, recipe["networks"], "networks")
+    if recipe["model"]:
+        pixel_model(recipe["model"], contrast=1.0)
+
+
+def check_drawing(noise: Schedule, drawn_by: SamplerConfig, guidance: float) -> None:
+    """Raise UserError where nothing can be drawn: more steps than the noise has, a guidance that is no number."""
+    plan(noise, drawn_by)
+    if not 0 <= guidance < math.inf:
+        raise UserError(f"guidance is {guidance}", where="guidance", todo="give 0 or more; 1 for none")
 
 
 def noise_schedule(settings: Mapping[str, Any]) -> Schedule:

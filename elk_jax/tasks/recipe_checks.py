@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from elk_jax.data.flips import check_flips
+from elk_jax.data.plan import check_weights
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
@@ -48,6 +50,8 @@ def check_stage(stage: ConfigDict, where: str) -> None:
         _named(f"{where}.criterion", criterion_from_text, stage.criterion)
     if "area" in stage:
         _require(stage.area in AREAS, f"{where}.area", stage.area, f"choose one of {', '.join(AREAS)}")
+    if "weights" in stage:
+        _named(f"{where}.weights", partial(check_weights, sources=len(stage.train_on)), stage.weights)
     if "share" in stage:
         _require(stage.share > 0 or stage.count > 0, f"{where}.share", stage.share, "give a share above 0, or a count")
 
@@ -68,17 +72,14 @@ def _check_detection(recipe: ConfigDict) -> None:
             where="best_metric",
             todo=f"choose one of {', '.join(METRIC_NAMES)}",
         )
-    check_flips(recipe.test_flips)
+    _named("test_flips", check_flips, recipe.test_flips)
     detection.model_config(recipe.model, num_classes=1)
     detection.test_loader_config(recipe)
 
 
 def _check_inpainting(recipe: ConfigDict) -> None:
     _require(recipe.choose in CHECKPOINTS, "choose", recipe.choose, f"choose one of {', '.join(CHECKPOINTS)}")
-    inpainting.closeup_config(recipe.closeups, 1)
-    inpainting.sampler(recipe.sampler)
-    inpainting.loss_config(recipe.loss)
-    inpainting.lora_config(recipe.lora)
+    inpainting.check_recipe(recipe)
 
 
 def _check_translation(recipe: ConfigDict) -> None:
@@ -100,7 +101,7 @@ def _require(holds: bool, where: str, value: Any, todo: str) -> None:
         raise UserError(f"{where.rpartition('.')[2]} is {value!r}", where=where, todo=todo)
 
 
-def _named(where: str, check: Callable[[Any], Any], value: Mapping[str, Any] | str) -> None:
+def _named(where: str, check: Callable[[Any], Any], value: Any) -> None:
     """`check(value)`, whose error says where the value stands."""
     try:
         check(value)

@@ -6,6 +6,7 @@ Expressions are matched with `re.search` against parameter paths such as `backbo
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 import optax
 
 from elk_jax.errors import UserError
+from elk_jax.fields import check_types
 from elk_jax.training.task import Params
 
 NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)")
 """What weight decay leaves alone by default: biases, and every parameter of a normalisation layer."""
+NAMES = ("sgd", "adamw")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +48,29 @@ class OptimizerConfig:
     multipliers: tuple[tuple[str, float], ...] = ()
     frozen: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_types(OptimizerConfig, vars(self), "optimizer")
+        if self.name not in NAMES:
+            known = " or ".join(NAMES)
+            raise UserError(f"unknown optimizer {self.name!r}", where="optimizer.name", todo=f"use {known}")
+        for name in ("momentum", "b1", "b2"):
+            _require(0 <= getattr(self, name) < 1, self, name, "give a number from 0 to below 1")
+        for name in ("weight_decay", "clip_norm"):
+            _require(0 <= getattr(self, name) < math.inf, self, name, "give 0 or more")
+        _require(0 < self.eps < math.inf, self, "eps", "give a number above 0")
+        factors = [factor for _, factor in self.multipliers]
+        _require(all(0 <= factor < math.inf for factor in factors), self, "multipliers", "give factors of 0 or more")
+        for name, patterns in {
+            "no_decay": self.no_decay,
+            "frozen": self.frozen,
+            "multipliers": tuple(pattern for pattern, _ in self.multipliers),
+        }.items():
+            for pattern in patterns:
+                compile_pattern(pattern, f"optimizer.{name}")
+
 
 def parse(config: OptimizerConfig | Mapping[str, Any]) -> OptimizerConfig:
-    """An OptimizerConfig from a mapping of some of its fields; unknown fields and names are UserErrors."""
+    """An OptimizerConfig from a mapping of some of its fields; UserError for unknown fields and impossible values."""
     if isinstance(config, OptimizerConfig):
         return config
     known = {field.name for field in dataclasses.fields(OptimizerConfig)}
@@ -61,13 +84,19 @@ def parse(config: OptimizerConfig | Mapping[str, Any]) -> OptimizerConfig:
             )
     for key in ("no_decay", "frozen"):
         if key in values:
-            values[key] = (values[key],) if isinstance(values[key], str) else tuple(values[key])
+            values[key] = (values[key],) if isinstance(values[key], str) else _as_tuple(values[key])
     if "multipliers" in values:
-        values["multipliers"] = tuple((str(pattern), float(factor)) for pattern, factor in values["multipliers"])
-    parsed = OptimizerConfig(**values)
-    if parsed.name not in ("sgd", "adamw"):
-        raise UserError(f"unknown optimizer {parsed.name!r}", where="optimizer.name", todo="use sgd or adamw")
-    return parsed
+        values["multipliers"] = _as_tuple(values["multipliers"])
+    return OptimizerConfig(**values)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(one) for one in value) if isinstance(value, (list, tuple)) else value
+
+
+def _require(holds: bool, config: OptimizerConfig, name: str, todo: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {getattr(config, name)!r}", where=f"optimizer.{name}", todo=todo)
 
 
 def paths(params: Params) -> Any:

@@ -7,6 +7,7 @@ References: detectron2 `solver/lr_scheduler.py` (WarmupMultiStepLR); Loshchilov 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def build(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
 
     config: `name` (warmup_multistep, warmup_cosine or constant), `base` (learning rate) and the other
     arguments of that function. `warmup_steps` and `milestones` are steps, or, as floats below 1, shares of
-    `total_steps`. Raises UserError for an unknown name or argument.
+    `total_steps`. Raises UserError for an unknown name or argument, and for a value that cannot be.
     """
     builders: dict[str, tuple[Callable[..., optax.Schedule], tuple[str, ...]]] = {
         "warmup_multistep": (
@@ -92,6 +93,13 @@ def build(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
                 where=f"schedule.{key}",
                 todo=f"use {', '.join(('base', *known))}",
             )
+    for key in ("base", "warmup_steps", "warmup_factor", "gamma", "end_factor"):
+        value = arguments.get(key, 0)
+        if not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise UserError(f"{key} is {value!r}", where=f"schedule.{key}", todo="give 0 or more")
+    milestones = arguments.get("milestones", ())
+    if not all(isinstance(one, int | float) and one >= 0 for one in milestones):
+        raise UserError(f"milestones are {milestones}", where="schedule.milestones", todo="give steps, or shares")
     if "warmup_steps" in arguments:
         arguments["warmup_steps"] = _steps(arguments["warmup_steps"], total_steps)
     if "milestones" in arguments:
