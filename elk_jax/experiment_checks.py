@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from elk_jax.data import checks, phantom
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection, translation
+from elk_jax.tasks import detection, trained, translation
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.weights import store
 
@@ -26,11 +27,13 @@ MODEL_KEYS = ("init_from", "model", "features")
 class Opened:
     """What is known of one split of a source without looking at its pixels.
 
-    patients: (patient, split that the image names). lesions: None for phantoms, which would have to be drawn.
+    patients: (patient, split that the image names). named: those that are known by this name in other files too.
+    lesions: None for phantoms, which would have to be drawn.
     """
 
     classes: tuple[str, ...]
     patients: frozenset[tuple[str, str]]
+    named: frozenset[str]
     lesions: int | None
 
 
@@ -67,15 +70,24 @@ def writing_stage(config: ConfigDict, source: str) -> str:
 
 def training_sources(config: ConfigDict, name: str) -> list[str]:
     """The data sources, each once, from whose training patients something reached a train or synthesis stage."""
+    return list(dict.fromkeys(origin for origin, is_model in _origins(config, name) if not is_model))
+
+
+def foreign_models(config: ConfigDict, name: str) -> list[str]:
+    """The model folders from outside the run, each once, from which something reached a train or synthesis stage."""
+    return list(dict.fromkeys(origin for origin, is_model in _origins(config, name) if is_model))
+
+
+def _origins(config: ConfigDict, name: str) -> list[tuple[str, bool]]:
+    """(data source or model folder, whether it is a folder) that a train or synthesis stage goes back to."""
     stage = config.stages[name]
-    found: list[str] = []
+    found: list[tuple[str, bool]] = []
     for source in stage.get("train_on", ()) or (stage.canvases,):
         wrote = writing_stage(config, source)
-        found += training_sources(config, wrote) if wrote else [source]
-    for key in ("init_from", "model"):
-        if stage.get(key, "") in config.stages:
-            found += training_sources(config, stage[key])
-    return list(dict.fromkeys(found))
+        found += _origins(config, wrote) if wrote else [(source, False)]
+    for model in filter(None, (stage.get(key, "") for key in ("init_from", "model"))):
+        found += _origins(config, model) if model in config.stages else [(model, True)]
+    return found
 
 
 def _reads(stage: ConfigDict) -> list[tuple[str, str]]:
@@ -106,12 +118,14 @@ def _open(run: Run, source: str, split: str) -> Opened:
     data = run.data
     kind, _, options = data[source].spec.partition(":")
     if kind == "phantom":
-        return Opened(phantom.CLASSES, frozenset(phantom.patients(options, split).items()), None)
+        patients = phantom.patients(options, split)
+        return Opened(phantom.CLASSES, frozenset(patients.items()), frozenset(patients), None)
     if data.on_error == "skip":
         data.on_error = "late"  # every image is decoded once, but when a stage opens the source
     opened = detection.open_data(data, (source,), split, run.config.seed)
     lesions = sum(int((~info.ignore).sum()) for info in opened.infos)
-    return Opened(opened.classes, frozenset((info.patient_id, info.split) for info in opened.infos), lesions)
+    splits = frozenset((info.patient_id, info.split) for info in opened.infos)
+    return Opened(opened.classes, splits, frozenset(trained.named_patients(opened.infos)), lesions)
 
 
 def _check_weights(run: Run, name: str, names: Sequence[str]) -> None:
@@ -149,25 +163,30 @@ def _check_apart(config: ConfigDict, name: str, judged: str, open_split: Open) -
         return
     held_out = open_split(on, split)
     split_of = {patient: own for patient, own in held_out.patients if own != "train"}
-    for source in training_sources(config, judged):
-        try:
-            trained = open_split(source, "train")
-        except UserError:
-            continue  # of a stage that is finished, or it were opened before: its data may be elsewhere by now
-        own = stage.task == "detection" and source in config.stages[judged].train_on
-        if own and trained.classes != held_out.classes:
-            raise UserError(
-                f"'{source}' has the classes {', '.join(trained.classes)}, '{on}' has {', '.join(held_out.classes)}",
-                where=f"stage {name}",
-                todo="rename the categories of one of them",
-            )
-        both = sorted({patient for patient, _ in trained.patients} & split_of.keys())
+
+    def refuse(both: Sequence[str], other: str) -> None:
         if both:
             others = f" and {len(both) - 1} more are" if len(both) > 1 else " is"
             raise UserError(
-                f"patient {both[0]}{others} in the training split of '{source}' and in the split "
-                f"'{split_of[both[0]]}' of '{on}': {judged} would be judged on what it is trained on",
+                f"patient {both[0]}{others} in the training {other} and in the split '{split_of[both[0]]}' of '{on}': "
+                f"{judged} would be judged on what it is trained on",
                 where=f"stage {name}",
                 todo="leave them out of one of the two; if they are different people who are numbered alike, make the "
                 "field patient_id distinct (an image without it is a patient of its own, with the image's id)",
             )
+
+    for source in training_sources(config, judged):
+        try:
+            training = open_split(source, "train")
+        except UserError:
+            continue  # of a stage that is finished, or it were opened before: its data may be elsewhere by now
+        own = stage.task == "detection" and source in config.stages[judged].train_on
+        if own and training.classes != held_out.classes:
+            raise UserError(
+                f"'{source}' has the classes {', '.join(training.classes)}, '{on}' has {', '.join(held_out.classes)}",
+                where=f"stage {name}",
+                todo="rename the categories of one of them",
+            )
+        refuse(sorted({patient for patient, _ in training.patients} & split_of.keys()), f"split of '{source}'")
+    for model in foreign_models(config, judged):
+        refuse(trained.trained_on(Path(model), held_out.named & split_of.keys()), f"data of {model}")

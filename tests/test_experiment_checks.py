@@ -139,7 +139,7 @@ def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
     config.stages.real.init_from = str(model)
     for patient, split in (("C", "val"), ("D", "test")):
         trained_on("A", patient, "X")
-        words = rf"patient {patient} is in the training data of {model} and in the split '{split}' of 'real': real would"
+        words = rf"patient {patient} is in the training data of {model} and in the split '{split}' of 'real': real "
         assert_refused(config, tmp_path / "run", words)
     trained_on("A", "X")
     experiment.run(config, tmp_path / "run")
@@ -150,7 +150,7 @@ def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
     config.stages.inpainter.init_from = str(model)
     assert foreign_models(config, "mixed") == foreign_models(config, "lesions") == [str(model)]
     trained_on("D")
-    assert_refused(config, tmp_path / "mixed", r"patient D .*synthetic would be judged.*stage evaluate", ["evaluate"])
+    assert_refused(config, tmp_path / "mixed", r"patient D .*mixed would be judged.*stage evaluate")
 
     unnamed = on_files(cem_real, real=coco("unnamed", dict.fromkeys(PATIENTS, ("",))))
     unnamed.stages.real.init_from = str(model)

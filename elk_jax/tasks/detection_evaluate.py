@@ -20,7 +20,7 @@ from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_part
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks import detection, detection_model
+from elk_jax.tasks import detection, detection_model, trained
 from elk_jax.tasks import detection_report as reports
 from elk_jax.tasks.run import new_console
 from elk_jax.tasks.watching import watched
@@ -54,6 +54,7 @@ def evaluate_source(
     split_shares: Sequence[float] = (),
     bit_depth: int = 0,
     clean_boxes: bool = False,
+    ignore_over: float = 0.0,
     on_error: str = "stop",
     criterion: str = "iou:0.3",
     score_floor: float = 0.01,
@@ -85,6 +86,7 @@ def evaluate_source(
         on_error,
         keep_bytes=sources.KEPT_BYTES,
         watch=watched("  decoding"),
+        ignore_over=ignore_over,
         split_shares=split_shares,
         bit_depth=bit_depth,
     )
@@ -160,4 +162,11 @@ def _detect(
     if len(known) == len(source.classes) == 1 and known != source.classes:
         notes = [f"the class '{known[0]}' of the model is taken for '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)
+    patients = {info.patient_id for info in source.infos}
+    seen = trained.trained_on(subject.place, trained.named_patients(source.infos))
+    if seen:
+        notes.append(
+            f"{subject.parts[-1]} was trained on {len(seen)} of these {len(patients)} patients, such as {seen[0]}: of "
+            "others it may find less"
+        )
     return detection_model.detect_with(subject.place, source, meshes.make_mesh(), score_floor, flips), notes

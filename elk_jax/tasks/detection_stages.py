@@ -96,7 +96,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     floor = recipe.score_floor
     results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
-    params, training = recipe_training.kept(run, name, result)
+    params, training = recipe_training.kept(run, name, result, source.infos)
     if run.is_main:
         description = detection_model.describe(
             model, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation

@@ -86,7 +86,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params, trained = recipe_training.kept(run, name, result)
+    params, trained = recipe_training.kept(run, name, result, source.infos)
     if run.is_main:
         rules = {kind: closeup_batches.training_rule(source, closeups.largest, kind) for kind in AREAS}
         description = inpainting_model.describe(parts, start.prompts, closeups, rules, source.classes)

@@ -232,7 +232,7 @@ def _write(
         "region": list(region),
         "prompt": description.get("prompts", {}).get("lesion", ""),
         "checkpoint": settings["model"],
-        "trained": description.get("trained", {}),
+        "trained": {key: said for key, said in description.get("trained", {}).items() if key != "patients"},
         "area": settings["area"],
     }
     files.write_json(output / "provenance" / f"{plan.name}.json", record)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from elk_jax.data.schema import ImageInfo
 from elk_jax.data.stream import Stream
-from elk_jax.tasks.run import Run
+from elk_jax.tasks import trained
+from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import TrainResult
 from elk_jax.training.loop import train as train_loop
@@ -87,17 +90,30 @@ def fixed_loss(
     return evaluate
 
 
-def kept(run: Run, name: str, result: TrainResult) -> tuple[Params, dict[str, Any]]:
+def kept(run: Run, name: str, result: TrainResult, infos: Sequence[ImageInfo]) -> tuple[Params, dict[str, Any]]:
     """(the parameters that stage `name` keeps, on the host; what model.json says of their training, as `trained`).
 
     The best, or the last where the recipe says so (`choose`). For all processes to call: they may hold a part each.
+    infos: of the training images.
     """
     stage = run.config.stages[name]
     recipe = run.config[stage.recipe]
     best = recipe.get("choose", "best") == "best"
     params, step = (result.best_params, result.best_step) if best else (result.params, recipe.steps)
-    trained = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from}
-    return meshes.on_host(params, run.mesh), trained
+    patients = {trained.mark(patient) for patient in trained.named_patients(infos)}
+    for model in _came_from(run, name):
+        patients |= trained.patient_marks(model)
+    said = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from, "patients": sorted(patients)}
+    return meshes.on_host(params, run.mesh), said
+
+
+def _came_from(run: Run, name: str) -> list[Path]:
+    """The models that a train stage learned from: of its initial weights, and those that painted its images."""
+    stage = run.config.stages[name]
+    specs = [run.config.data[source].spec for source in stage.train_on]
+    painted = [spec.removeprefix("stage:") for spec in specs if spec.startswith("stage:")]
+    named = [stage.init_from, *(run.config.stages[painting].model for painting in painted)]
+    return [model_folder(run, model) for model in named if model]
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from elk_jax import files
+from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
 from elk_jax.weights import store
 
@@ -41,6 +43,29 @@ def kept_step(model: Path, otherwise: int) -> int:
     """The step whose weights a model folder holds, the last or the best; `otherwise` where the folder is gone."""
     description = files.read_json(model / store.CONFIG) if (model / store.CONFIG).is_file() else {}
     return int(description.get("trained", {}).get("step", otherwise))
+
+
+def named_patients(infos: Iterable[ImageInfo]) -> set[str]:
+    """The patients that images name; one that is called by its image's own number is known in no other file."""
+    return {info.patient_id for info in infos if info.patient_id not in (info.image_id, info.meta.get("canvas"))}
+
+
+def mark(patient_id: str) -> str:
+    """What model.json calls a patient: a short hash, by which those who know the patient find it again."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:12]
+
+
+def patient_marks(model: Path) -> frozenset[str]:
+    """The marks of all patients that a model was trained on; none of one that does not say."""
+    description = files.read_json(model / store.CONFIG) if (model / store.CONFIG).is_file() else {}
+    training = description.get("trained")
+    return frozenset(training.get("patients", ()) if isinstance(training, Mapping) else ())
+
+
+def trained_on(model: Path, patients: Iterable[str]) -> list[str]:
+    """Those of `patients` that a model was trained on."""
+    marks = patient_marks(model)
+    return sorted(patient for patient in patients if mark(patient) in marks)
 
 
 def check_same(before: Any, now: Any, fields: Collection[str], where: Path, recipe: str) -> None:

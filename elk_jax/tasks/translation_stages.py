@@ -63,7 +63,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params, training = recipe_training.kept(run, name, result)
+    params, training = recipe_training.kept(run, name, result, found.infos)
     if run.is_main:
         description = translation_model.describe(parts) | {"trained": training}
         store.save_params(run.folder / name / "model", params, description)

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
+from elk_jax import files
 from elk_jax.data import breast, sources
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
-from elk_jax.tasks import detection_evaluate, detection_model
+from elk_jax.tasks import detection_evaluate, detection_model, trained
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
 CATEGORY = {10: 0, 11: 1}  # of the one lesion of each image; numbers from 0, as many files have them
@@ -56,6 +57,14 @@ def test_the_window_that_a_detector_sees_does_not_follow_the_annotations(coco):
     assert wide[1][2] > windows[1][2], "in training the window is widened to hold all lesions"
 
 
+def test_large_boxes_are_no_lesions_where_the_training_ignored_them(coco, tmp_path):
+    nothing = results(tmp_path / "theirs.json", {})
+    share = {image: box[2] * box[3] / (64 * 48) for image, box in BOXES.items()}
+    for over, lesions in ((0.0, 2), ((share[10] + share[11]) / 2, 1)):
+        evaluation = compare(coco, tmp_path, nothing, None, ignore_over=over)
+        assert evaluation["counts"]["lesions"] == lesions
+
+
 # ---- Against another run ---------------------------------------------------------------------------------------------
 
 
@@ -95,6 +104,26 @@ def test_what_cannot_be_compared_is_refused(coco, tmp_path):
     with pytest.raises(UserError, match=r"no such file.*gone\.json"):
         compare(coco, tmp_path, own, tmp_path / "gone.json")
     assert not (tmp_path / "out").exists()
+
+
+# ---- Patients --------------------------------------------------------------------------------------------------------
+
+
+def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monkeypatch, capsys):
+    content = json.loads(coco.read_text())
+    for image, patient in zip(content["images"], ("A", "B")):
+        image["patient_id"] = patient
+    coco.write_text(json.dumps(content))
+    monkeypatch.setattr(detection_model, "load", lambda folder: (None, None, {"classes": ["mass", "calcification"]}))
+    monkeypatch.setattr(detection_model, "detect_with", lambda folder, source, *a: detections.join(source.infos, {}))
+    for patients, words in ((["B", "X"], "RUN was trained on 1 of these 2 patients, such as B"), (["X"], "")):
+        files.make_folder(tmp_path / "RUN" / "model")
+        said = {"trained": {"patients": [trained.mark(patient) for patient in patients]}}
+        files.write_json(tmp_path / "RUN" / "model" / "model.json", said)
+        notes = compare(coco, tmp_path, None, None, model=tmp_path / "RUN" / "model", predictions=None)["notes"]
+        said = capsys.readouterr().out
+        assert [note for note in notes if "trained" in note] == [f"{words}: of others it may find less"] * bool(words)
+        assert f"note: {words}" in said if words else "was trained on" not in said
 
 
 # ---- Classes ---------------------------------------------------------------------------------------------------------
