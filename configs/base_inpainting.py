@@ -81,9 +81,7 @@ def inpainter(size: str) -> dict:
             },
         )
     if size == "small":
-        everywhere = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
-        merge(recipe, {"model": {"down_block_types": everywhere}, "closeups": {"window": 128}})
-        merge(recipe, {"sampler": {"steps": 30}, "steps": 3000})
+        merge(recipe, {"closeups": {"window": 96}, "sampler": {"steps": 30}, "steps": 2500})
     if size == "paper":
         merge(recipe, published_inpainter())
         recipe["model"] = {}  # init_from brings it
