@@ -27,6 +27,9 @@ SPLIT_SHARES = flags.DEFINE_list(
 BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
 WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: is_mass=true,view=MLO")
 CLEAN = flags.DEFINE_bool("clean_boxes", False, "Drop boxes inside others and doubles first, as ELK does.")
+IGNORE_OVER = flags.DEFINE_float(
+    "ignore_over", 0.0, "Boxes of more than this share of the image become ignore boxes. As in the training.", 0, 1
+)
 PREDICTIONS = flags.DEFINE_string("predictions", None, "COCO results to evaluate instead of a model.")
 AGAINST = flags.DEFINE_string("against", None, "Compare with this: COCO results, a run folder or a model folder.")
 CRITERION = flags.DEFINE_string(
@@ -61,6 +64,7 @@ def main() -> None:
         bit_depth=BIT_DEPTH.value,
         where=WHERE.value,
         clean_boxes=CLEAN.value,
+        ignore_over=IGNORE_OVER.value,
         on_error=ON_ERROR.value,
         model=detection_model.find(workdir, STAGE.value) if workdir else None,
         predictions=PREDICTIONS.value,

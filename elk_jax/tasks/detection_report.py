@@ -79,7 +79,7 @@ def _entry(result: ImageResult, outcome: Mapping[str, Any], threshold: float) ->
 
 
 def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
-    """The chosen images with their pixels."""
+    """The chosen images with their pixels, but for those that the source has lost since they were evaluated."""
     position = {info.image_id: i for i, info in enumerate(source.infos)}
 
     def draw(entry: Mapping[str, Any]) -> Picture:
@@ -94,5 +94,6 @@ def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
             scores=np.asarray(entry["scores"], float),
         )
 
-    kinds = {kind: [draw(entry) for entry in chosen[kind]] for kind in ("worst", "best")}
+    there = lambda kind: [entry for entry in chosen[kind] if entry["image_id"] in position]
+    kinds = {kind: [draw(entry) for entry in there(kind)] for kind in ("worst", "best")}
     return Pictures(model=model, threshold=chosen["threshold"], **kinds)

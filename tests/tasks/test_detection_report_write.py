@@ -68,3 +68,13 @@ def test_every_evaluation_is_reported_and_only_its_pictures_are_decoded(run, mon
     assert "0 of 1 lesion found, no false positives" in page
     assert sorted(decoded) == sorted(["2.png", "1.png", "10.png"] * 2)
     assert run.config.data.on_error == "skip"
+
+
+def test_images_that_the_data_have_lost_are_left_out(run):
+    content = files.read_json(run.folder / "data.json")
+    content["images"] = [image for image in content["images"] if image["id"] != 2]
+    content["annotations"] = [annotation for annotation in content["annotations"] if annotation["image_id"] != 2]
+    files.write_json(run.folder / "data.json", content)
+    summary = {"kind": "evaluate", "on": "real", "split": "test", "data": {}, "skipped": [], "models": ["small"]}
+    page = report.write(run, {"evaluate": summary}).read_text()
+    assert "1 of 1 lesion found, no false positives" in page and "0 of 1 lesion found" not in page
