@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--conventions",
         default="torchvision",
         choices=sorted(CONVENTIONS),
-        help="among others: ROIAlign with 2 samples a bin (torchvision), or as many as it has pixels, up to 4",
+        help="among others: ROIAlign with 2 samples a bin (torchvision), or as many as it has pixels, up to 8",
     )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")

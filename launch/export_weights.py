@@ -1,6 +1,6 @@
 """Write a Stable Diffusion model, imported or trained here, as a folder that diffusers loads.
 
-  python launch/export_weights.py --model=runs/cem_inpaint/inpaint/model --output=exported
+  python launch/export_weights.py --model=runs/inpaint_cem/inpainter/model --output=exported
   python launch/export_weights.py --model=weights/sd --output=exported --dtype=float16
 
 Then, with diffusers: StableDiffusionInpaintPipeline.from_pretrained("exported").

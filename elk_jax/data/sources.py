@@ -167,7 +167,7 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
         raise UserError(
             f"{patients} patients wanted, the source has {len(names)}",
             where=source.name,
-            todo="choose a number between",
+            todo=f"choose a number from 1 to {len(names)}",
         )
     order = np.random.default_rng(seed).permutation(len(names))
     chosen = {names[position] for position in order[:patients]}

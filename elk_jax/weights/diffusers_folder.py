@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from elk_jax import files
-from elk_jax.errors import UserError
+from elk_jax.errors import UserError, from_os_error
 from elk_jax.weights import reading, store
 from elk_jax.weights.diffusers import PARTS, to_tensors
 from elk_jax.weights.tokenizer import Tokenizer, read_tokenizer, write_tokenizer
@@ -131,11 +132,32 @@ def write_pipeline(
     """A folder that diffusers loads. params: PARTS -> nested dict; configs: PARTS and 'scheduler' -> JSON.
 
     dtype: 'float32' (exact) or 'float16', of the stored numbers. Raises UserError when the folder has files in it, or a
-    number is beyond float16. model_index.json is written last: a folder that has one is whole.
+    number is beyond float16. The folder is there when all of it is written; until then it is called NAME.partial.
     """
-    folder = files.make_folder(folder)
-    if any(folder.iterdir()):
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError("the folder is not empty", where=folder, todo="name a new one")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
+    try:
+        _write_parts(files.make_folder(partial), params, configs, tokenizer, dtype)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_parts(
+    folder: Path,
+    params: Mapping[str, store.Params],
+    configs: Mapping[str, Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    dtype: str,
+) -> None:
     for part in PARTS:
         tensors = _in_type(to_tensors(params[part]), dtype, part)
         if part == "text_encoder":  # the name of the model within the model: every version of transformers reads it so
@@ -149,7 +171,6 @@ def write_pipeline(
     files.write_json(files.make_folder(folder / "scheduler") / "scheduler_config.json", scheduler)
     kind, sampler = pipeline_kind(params, configs), str(scheduler.get("_class_name", "PNDMScheduler"))
     files.write_json(folder / INDEX, model_index(kind, sampler))
-    return folder
 
 
 def pipeline_kind(params: Mapping[str, store.Params], configs: Mapping[str, Mapping[str, Any]]) -> str:

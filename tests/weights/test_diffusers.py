@@ -234,10 +234,13 @@ def test_float16_export(model, tmp_path):
     out = diffusers_folder.write_pipeline(tmp_path / "half", model.params, model.parts, model.tokenizer, "float16")
     assert safetensors.numpy.load_file(weights_of(out, "vae"))["quant_conv.bias"].dtype == np.float16
     assert equal(read(out).params, model.params)
-    large = {**model.params, "unet": {**model.params["unet"], "conv_in": {"kernel": np.full((3, 3, 9, 8), 1e6)}}}
-    with pytest.raises(UserError, match=r"unet: beyond float16: conv_in.weight"):
+    text = model.params["text_encoder"]  # the last part that is written
+    large = {**model.params, "text_encoder": jax.tree.map(lambda leaf: np.full(leaf.shape, 1e6), text)}
+    (tmp_path / "large.partial" / "unet").mkdir(parents=True)  # as a killed export leaves it
+    with pytest.raises(UserError, match=r"text_encoder: beyond float16"):
         diffusers_folder.write_pipeline(tmp_path / "large", large, model.parts, model.tokenizer, "float16")
-    assert not (tmp_path / "large" / "model_index.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half"]  # nothing half-written
+    diffusers_folder.write_pipeline(tmp_path / "large", large, model.parts, model.tokenizer)
     with pytest.raises(UserError, match="the folder is not empty"):
         diffusers_folder.write_pipeline(out, model.params, model.parts, model.tokenizer)
 
