@@ -127,13 +127,15 @@ def synthesize(
 ) -> dict:
     """Stage: paint lesions into training images of the source `canvases`; `stage:NAME` is then a data source.
 
-    share: painted lesions for each real one (ELK: 1.0 and 2.0). area: free or medium, sizes of the training lesions.
+    share: painted lesions for each real one (ELK: 1.0 and 2.0) of the training split of `share_of`, by default
+    `canvases`. area: free or medium, sizes of the training lesions.
     """
     return {
         "kind": "synthesize",
         "task": "inpainting",
         "model": model,
         "canvases": canvases,
+        "share_of": canvases,
         "share": share,
         "count": 0,  # instead of share
         "area": area,

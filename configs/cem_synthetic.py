@@ -19,6 +19,7 @@ def get_config(variant=None):
             "on_error": "stop",
             "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
             "synthetic": base.source("stage:lesions"),
+            "canvases": base.source(""),  # healthy images to paint on: with stages.lesions.canvases=canvases
         },
         inpainter=base_inpainting.inpainter(size),
         detector=base.detector(size),

@@ -54,7 +54,7 @@ STAGES = {
 
 `seconds_before` in a summary: what earlier, interrupted attempts of the stage took."""
 
-SOURCE_KEYS = ("validate_on", "on", "canvases", "synthetic")
+SOURCE_KEYS = ("validate_on", "on", "canvases", "share_of", "synthetic")
 """Settings of a stage, beside `train_on`, that name a data source."""
 
 

@@ -95,7 +95,7 @@ def _reads(stage: ConfigDict) -> list[tuple[str, str]]:
     if stage.kind == "train":
         return [*((source, "train") for source in stage.train_on), (stage.validate_on, "val")]
     if stage.kind == "synthesize":
-        return [(stage.canvases, "train")]
+        return [(source, "train") for source in dict.fromkeys((stage.canvases, stage.share_of))]
     painted = [(stage.synthetic, "train")] if "synthetic" in stage else []
     return [_held_out(stage), *painted]
 

@@ -107,7 +107,10 @@ def synthesize(run: Run, name: str) -> dict[str, Any]:
     """Paint lesions into the training images of a source: a COCO folder in `<stage>/`."""
     config, stage = run.config, run.config.stages[name]
     canvases = detection.open_data(run.data, (stage.canvases,), "train", config.seed)
-    lesions = summary(canvases.infos)["lesions"]
+    real = canvases
+    if stage.share_of != stage.canvases:
+        real = detection.open_data(run.data, (stage.share_of,), "train", config.seed)
+    lesions = summary(real.infos)["lesions"]
     count = stage.count or max(1, round(stage.share * lesions))
     written = inpainting_synthesize.synthesize(
         run,

@@ -90,6 +90,18 @@ def test_what_was_painted_is_a_data_source(run):
     assert wider >= COUNT // 2
 
 
+def test_on_other_canvases_as_many_lesions_are_painted_as_are_real(tmp_path, monkeypatch):
+    config = inpaint_cem.get_config("tiny")
+    config.data.canvases.spec = "phantom:size=128,count=12,seed=9"
+    config.stages.lesions.canvases = "canvases"
+    seen = {}
+    monkeypatch.setattr(inpainting_synthesize, "synthesize", lambda run, **given: seen.update(given) or given["count"])
+    inpainting_stages.synthesize(Run(config, tmp_path, make_mesh()), "lesions")
+    real = sources.open_source(config.data.real.spec, "train")
+    assert seen["canvases"].name == config.data.canvases.spec
+    assert seen["count"] == sources.summary(real.infos)["lesions"] > sources.summary(seen["canvases"].infos)["lesions"]
+
+
 def test_an_interrupted_synthesis_goes_on_where_it_stopped(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     lesions = copy / "lesions"
