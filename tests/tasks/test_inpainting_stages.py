@@ -98,7 +98,7 @@ def test_on_other_canvases_as_many_lesions_are_painted_as_are_real(tmp_path, mon
     monkeypatch.setattr(inpainting_synthesize, "synthesize", lambda run, **given: seen.update(given) or given["count"])
     inpainting_stages.synthesize(Run(config, tmp_path, make_mesh()), "lesions")
     real = sources.open_source(config.data.real.spec, "train")
-    assert seen["canvases"].name == config.data.canvases.spec
+    assert seen["canvases"].name == "canvases"
     assert seen["count"] == sources.summary(real.infos)["lesions"] > sources.summary(seen["canvases"].infos)["lesions"]
 
 
