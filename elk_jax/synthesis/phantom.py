@@ -15,6 +15,7 @@ in pixels, origin at the corner of the first pixel. Grey values are float32 in [
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -93,6 +94,7 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     """
     if seed < 0 or index < 0:
         raise UserError(f"phantom seed {seed} and index {index} must not be negative", todo="count from 0")
+    _keep_freed_memory()
     patient, breast = index // 4, index // 2
     laterality, view = VIEWS[index % 4]
     character = phantom_tissue.make_character(np.random.default_rng([seed, 1, patient]))
@@ -136,6 +138,16 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     )
 
 
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let the layers of one phantom lie in the memory of the one before, whose pages need not be fetched anew.
+
+    glibc gives free memory back to the system when it is more than twice the largest block that it ever unmapped
+    (it counts those up to 32 MB). One such block, freed unwritten, makes it keep 62 MB. Elsewhere this does nothing.
+    """
+    np.empty(31 << 20, np.uint8)
+
+
 def _expose(
     rng: np.random.Generator, shape: Shape, low_energy: np.ndarray, subtracted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -164,8 +176,10 @@ def _label(drawn: list[phantom_lesions.Lesion], shape: Shape) -> np.ndarray:
 def _lay_out(layer: np.ndarray, config: PhantomConfig, laterality: str) -> np.ndarray:
     """Pad a canvas layer to the image's width and mirror it for the right breast."""
     spare = max(config.size - layer.shape[1], 0) if config.square else 0
-    layer = np.pad(layer, ((0, 0), (spare // 2, spare - spare // 2)))
-    return np.ascontiguousarray(layer[:, ::-1] if laterality == "R" else layer)
+    left = spare - spare // 2 if laterality == "R" else spare // 2
+    image = np.zeros((layer.shape[0], layer.shape[1] + spare), layer.dtype)
+    image[:, left : left + layer.shape[1]] = layer[:, ::-1] if laterality == "R" else layer
+    return image
 
 
 def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:

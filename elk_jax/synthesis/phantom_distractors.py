@@ -14,13 +14,19 @@ from elk_jax.synthesis.phantom_shape import Shape, smooth_step
 
 
 def _spot(
-    size: int, x: float, y: float, radius: float, aspect: float = 1.0, turn: float = 0.0
+    size: int, x: float, y: float, radius: float, aspect: float = 1.0, turn: float = 0.0, whole: bool = True
 ) -> tuple[np.ndarray, int, int]:
-    """Elliptical distance r (1 on the rim) on a patch around (x, y), with the patch's row and column."""
+    """Elliptical distance r (1 on the rim) on a patch around (x, y), with the patch's row and column.
+
+    Not `whole`: without what lies above, below and left of the canvas.
+    """
     reach = 2.2 * radius * max(aspect, 1 / aspect) ** 0.5 + 1.5 / size
     row, column, span = int((y - reach) * size), int((x - reach) * size), int(2 * reach * size) + 2
-    dv = ((np.arange(row, row + span, dtype=np.float32) + 0.5) / size - np.float32(y))[:, None]
-    du = ((np.arange(column, column + span, dtype=np.float32) + 0.5) / size - np.float32(x))[None, :]
+    bottom, right = row + span, column + span
+    if not whole:
+        row, column, bottom = max(row, 0), max(column, 0), min(bottom, size)
+    dv = ((np.arange(row, bottom, dtype=np.float32) + 0.5) / size - np.float32(y))[:, None]
+    du = ((np.arange(column, right, dtype=np.float32) + 0.5) / size - np.float32(x))[None, :]
     c, s, stretch = np.cos(turn), np.sin(turn), aspect**0.5
     # A spot below one pixel keeps its mass: drawn one pixel wide and fainter.
     drawn = max(radius, 0.5 / size)
@@ -100,7 +106,7 @@ def draw_distractors(
         add_patch(subtracted, level * body, row, column)
     for y, strength, reach in [(0.0, rng.gamma(0.5, 0.25), 0.05), (1.0, rng.gamma(0.5, 0.25), 0.05)]:
         # bright corners at the chest wall, where the paddle ends
-        r, row, column = _spot(size, 0.0, y, reach, rng.uniform(0.5, 1.2))
+        r, row, column = _spot(size, 0.0, y, reach, rng.uniform(0.5, 1.2), whole=False)
         add_patch(subtracted, strength * np.exp(-2 * r**2), row, column)
     wall, dark = rng.uniform(0.004, 0.02), max(rng.uniform(-0.1, 0.25), 0.0)
     subtracted -= np.float32(dark) * np.exp(-shape.x / np.float32(wall))

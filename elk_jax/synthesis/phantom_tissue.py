@@ -75,8 +75,8 @@ def octaves(seed: list[int], size: int, columns: int, cells: list[int], gains: l
 
 def _lines(noise: np.ndarray, thinness: float) -> np.ndarray:
     """Bright curves along the zero crossings of noise, 0..1; they fade in and out: no closed loops."""
-    lit = np.clip(0.6 + 0.4 * noise[::-1, ::-1], 0.1, 1.3)
-    return lit / (np.float32(1) + (noise * np.float32(thinness)) ** 2)
+    lit = np.clip(0.6 + 0.4 * noise, 0.1, 1.3)
+    return lit[::-1, ::-1] / (np.float32(1) + (noise * np.float32(thinness)) ** 2)
 
 
 def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +89,7 @@ def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple
     dx = np.repeat(np.float32(shape.nipple[0] + 0.08) - shape.x, size, axis=0)
     dy = np.repeat(shape.y - np.float32(shape.nipple[1]), shape.depth.shape[1], axis=1)
     r, theta = cv2.cartToPolar(dx, dy)
-    theta = np.where(theta > np.pi, theta - np.float32(2 * np.pi), theta)  # the seam lies outside the breast
+    theta -= np.float32(2 * np.pi) * (theta > np.pi)  # the seam lies outside the breast
     side = min(size, 1024)
     # log r of -3.0 .. 0.5 lies over the tile's columns, theta of -1.7 .. 1.7 over its rows
     column = (np.log(np.maximum(r, np.float32(0.05))) + 3.0 + 0.06 * warp) * np.float32(side / 3.5)
@@ -111,7 +111,7 @@ def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple
         grid = rng.standard_normal((cells, max(round(cells / 1.9), 4)), dtype=np.float32)
         tile = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
         noise = cv2.remap(tile, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        web += _lines(noise.astype(np.float32), thinness) * np.float32(brightness)
+        web += _lines(noise, thinness) * np.float32(brightness)
         rough += np.float32(gain) * noise
     # Ligaments run across: lines without a direction, in image coordinates.
     across = [(25, 6, 0.45), (50, 4.5, 0.5), (100, 3, 0.4), (200, 2.5, 0.15)]
@@ -184,10 +184,12 @@ def low_energy_background(rng: np.random.Generator, character: Character, shape:
     image += 0.020 * tissue.mottle + 0.025 * tissue.clouds + tissue.rough * (0.028 + 0.05 * tissue.gland)
     image += np.float32(rng.uniform(0.03, 0.12)) * tissue.vessels
     image *= 0.68 + 0.32 * smooth_step(shape.depth / np.float32(character.shelf))
-    streaks = np.sin(shape.muscle_depth * np.float32(rng.uniform(60, 160)) + 2 * tissue.clouds)
-    fade = np.clip(1.15 - shape.y, 0, 1)
-    muscle = fade * np.float32(rng.uniform(0.03, 0.22)) + 0.35 * np.clip(shape.muscle_depth, 0, 0.25) + 0.015 * streaks
-    image += shape.pectoral * muscle
+    frequency, level = np.float32(rng.uniform(60, 160)), np.float32(rng.uniform(0.03, 0.22))
+    if shape.pectoral.any():  # in oblique views
+        streaks = np.sin(shape.muscle_depth * frequency + 2 * tissue.clouds)
+        fade = np.clip(1.15 - shape.y, 0, 1)
+        muscle = fade * level + 0.35 * np.clip(shape.muscle_depth, 0, 0.25) + 0.015 * streaks
+        image += shape.pectoral * muscle
     image += np.float32(rng.uniform(0.05, 0.45)) * skin(shape, rng.uniform(0.004, 0.016))
     return image * (1 - 0.75 * shape.fold)
 
