@@ -55,6 +55,27 @@ def test_help_teaches(script):
     assert f"python launch/{script}.py" in done.stdout and "--" in done.stdout
 
 
+@pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights"])
+def test_the_help_of_the_others_teaches(quick_start, script):
+    done = quick_start(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"python launch/{script}.py" in done.stdout and "--output" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("synthesize", ["--workdir={}/none", "--canvases=phantom:size=128,count=12", "--count=2"]),
+        ("translate", ["--workdir={}/none", "--input={}"]),
+        ("export_weights", ["--model={}/none"]),
+    ],
+)
+def test_without_a_model_there_is_one_line_and_no_folder(quick_start, tmp_path, script, arguments):
+    given = [argument.format(tmp_path) for argument in arguments]
+    assert_one_line(quick_start(script, *given, f"--output={tmp_path}/out"), "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "arguments, word",
     [
@@ -62,6 +83,9 @@ def test_help_teaches(script):
         (["evaluate", "--workdir=x"], "no --data given"),
         (["predict", "--workdir=x", "--input=x"], "no --output given"),
         (["import_weights"], "no --"),
+        (["synthesize", "--workdir=x"], "no --canvases given"),
+        (["translate", "--workdir=x"], "no --input given"),
+        (["export_weights"], "no --model given"),
     ],
 )
 def test_what_is_missing_ends_in_one_line(arguments, word):
