@@ -101,9 +101,10 @@ class Pairs:
         return cut(self.low_energy(position), window), cut(self.subtracted(position), window)
 
 
-def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0) -> ImageSource:
+def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, watch: Watch = unwatched) -> ImageSource:
     """The low-energy images of the subtracted ones that `sources.open_source` opened from `spec`, in their order.
 
+    watch: shows how far the drawing of phantoms is.
     UserError where `spec` has no pairs: an image without partner, a data set of another kind.
     """
     kind, _, place = spec.partition(":")
@@ -113,7 +114,7 @@ def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0) -> ImageSour
             raise UserError("pairs of phantoms of one modality", where=spec, todo=todo)
         splits = {info.split for info in subtracted.infos}
         split = splits.pop() if len(splits) == 1 else ""
-        infos, _, read = read_phantom(f"{place},modality={MODALITIES[1]}", split)
+        infos, _, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, watch)
         at = {info.image_id: position for position, info in enumerate(infos)}
         chosen = tuple(at[info.image_id] for info in subtracted.infos)
         return replace(subtracted, read=partial(sources.read_at, read, chosen))

@@ -6,15 +6,14 @@ Images [H, W, 1] float32 in [0, 1].
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from elk_jax.data.many import Watch, for_each, unwatched
 from elk_jax.data.schema import ImageInfo
 from elk_jax.data.splits import largest_remainder
 from elk_jax.errors import UserError
@@ -47,9 +46,12 @@ class PhantomOptions:
 
 
 def read_phantom(
-    options: str, split: str = ""
+    options: str, split: str = "", watch: Watch = unwatched
 ) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
-    """Draw the phantoms of one split ("" for all): (infos, class names, read). UserError for a bad option."""
+    """Draw the phantoms of one split ("" for all): (infos, class names, read). UserError for a bad option.
+
+    watch: shows how far the drawing is.
+    """
     chosen, jobs = parse_options(options), _jobs(options, split)
     config = PhantomConfig(
         size=chosen.size,
@@ -58,8 +60,7 @@ def read_phantom(
         max_lesions=chosen.max_lesions,
         contrast=chosen.contrast,
     )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        drawn = list(pool.map(lambda job: _draw(chosen, config, *job), jobs))
+    drawn = for_each(lambda position: _draw(chosen, config, *jobs[position]), len(jobs), watch)
     infos = tuple(info for info, _ in drawn)
     return infos, CLASSES, partial(_read, tuple(image for _, image in drawn))
 

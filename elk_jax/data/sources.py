@@ -83,7 +83,7 @@ def open_source(
         as deterministic as without them; "late" looks at no file now: for a few images of a source that was
         opened as a whole before.
     keep_bytes: of decoded images, kept in memory for when they are read again; see `cached`.
-    watch: shows how far the decoding of "skip" is.
+    watch: shows how far the reading of TFDS records, the drawing of phantoms, the decoding of "skip" is.
     split_shares: of train, val and test, for images that name no split: patients are dealt out, the same at every
         opening (`splits.draw_splits`). () for none.
     bit_depth: significant bits of 16-bit files that hold fewer (12); 0: all. A field `bit_depth` of a COCO image
@@ -98,7 +98,7 @@ def open_source(
     if kind not in _OPENERS:
         raise UserError(f"unknown data source '{spec}'", todo="write coco:FILE.json, tfds:DIR or phantom:")
     check_bit_depth(bit_depth, spec)
-    source = _OPENERS[kind](place, "" if split_shares else split, bit_depth)
+    source = _OPENERS[kind](place, "" if split_shares else split, bit_depth, watch)
     if split_shares:
         source = replace(source, infos=draw_splits(source.infos, split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)
@@ -126,7 +126,7 @@ def category_ids(spec: str) -> tuple[int, ...] | None:
     return coco.category_ids(place) if kind == "coco" else None
 
 
-def _open_coco(path: str, split: str, bit_depth: int) -> ImageSource:
+def _open_coco(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
     infos, classes = coco.read_coco(path)
     files = tuple((info.file_name, info.meta.get("bit_depth") or bit_depth) for info in infos)
     for info, (_, depth) in zip(infos, files):
@@ -134,17 +134,17 @@ def _open_coco(path: str, split: str, bit_depth: int) -> ImageSource:
     return ImageSource(path, classes, infos, partial(_read_file, coco.image_folder(path), files))
 
 
-def _open_tfds(path: str, split: str, bit_depth: int) -> ImageSource:
-    infos, classes, read = read_tfds(path, bit_depth)
+def _open_tfds(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
+    infos, classes, read = read_tfds(path, bit_depth, watch)
     return ImageSource(path, classes, infos, read)
 
 
-def _open_phantom(options: str, split: str, bit_depth: int) -> ImageSource:
-    infos, classes, read = read_phantom(options, split)
+def _open_phantom(options: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
+    infos, classes, read = read_phantom(options, split, watch)
     return ImageSource(f"phantom:{options}", classes, infos, read)
 
 
-_OPENERS: dict[str, Callable[[str, str, int], ImageSource]] = {
+_OPENERS: dict[str, Callable[[str, str, int, Watch], ImageSource]] = {
     "coco": _open_coco,
     "tfds": _open_tfds,
     "phantom": _open_phantom,

@@ -15,6 +15,7 @@ import numpy as np
 
 from elk_jax.data.checks import checked_box
 from elk_jax.data.images import decode_image
+from elk_jax.data.many import Watch, unwatched
 from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
 
@@ -69,11 +70,12 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
 
 
 def read_tfds(
-    folder: str, bit_depth: int = 0
+    folder: str, bit_depth: int = 0, watch: Watch = unwatched
 ) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
     """Open a built data set: (infos, class names, read). The splits of TFDS are the splits of the records.
 
-    folder: the one that holds `dataset_info.json`. bit_depth: see `images.decode_image`. Records come in the order
+    folder: the one that holds `dataset_info.json`. bit_depth: see `images.decode_image`. watch: shows how
+    far the reading of the records is. Records come in the order
     train, val, test, other splits.
     UserError: no data set there, a record whose boxes are no boxes of its image.
     """
@@ -91,12 +93,8 @@ def read_tfds(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "give the folder that holds dataset_info.json"
         raise UserError(f"no readable TFDS data set: {reason}", where=folder, todo=todo) from error
-    infos: list[ImageInfo] = []
-    places: list[tuple[str, int]] = []
-    for name, store in stores.items():
-        for position in range(len(store)):
-            infos.append(_info(store[position], name, folder))
-            places.append((name, position))
+    places = [(name, position) for name, store in stores.items() for position in range(len(store))]
+    infos = list(watch((_info(stores[name][position], name, folder) for name, position in places), len(places)))
     names = tuple(info.file_name or info.image_id for info in infos)
     read = partial(_read, stores, tuple(places), names, bit_depth)
     return tuple(infos), classes, read

@@ -108,7 +108,7 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
                 f"data source '{name}' is not set", where=f"config.data.{name}.spec", todo="give coco:FILE.json"
             )
         where = parse_where(f"{entry.where},{entry.train_where}" if split == "train" else entry.where)
-        keep, watch = sources.KEPT_BYTES, watched("  decoding")
+        keep, watch = sources.KEPT_BYTES, watched("  opening")
         source = sources.open_source(
             entry.spec,
             split,

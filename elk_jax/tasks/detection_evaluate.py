@@ -85,7 +85,7 @@ def evaluate_source(
         clean_boxes,
         on_error,
         keep_bytes=sources.KEPT_BYTES,
-        watch=watched("  decoding"),
+        watch=watched("  opening"),
         ignore_over=ignore_over,
         split_shares=split_shares,
         bit_depth=bit_depth,

@@ -163,7 +163,7 @@ def synthesize_source(
         clean_boxes,
         on_error,
         keep_bytes=sources.KEPT_BYTES,
-        watch=watched("  decoding"),
+        watch=watched("  opening"),
         ignore_over=ignore_over,
         split_shares=split_shares,
         bit_depth=bit_depth,

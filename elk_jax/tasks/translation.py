@@ -83,7 +83,7 @@ def open_pairs(data: ConfigDict, names: Sequence[str], split: str, seed: int, co
     opened = []
     for name in names:
         subtracted = detection.open_data(data, (name,), split, seed)
-        low = pairs.pair_up(subtracted, data[name].spec, data[name].get("bit_depth", 0))
+        low = pairs.pair_up(subtracted, data[name].spec, data[name].get("bit_depth", 0), watched("  opening"))
         opened.append(pairs.cut_pairs(low, subtracted, config, data.on_error, watched("  cutting tiles")))
     return pairs.concatenate(opened)
 

@@ -10,18 +10,15 @@ from elk_jax.training.progress import Progress
 
 T = TypeVar("T")
 
-MANY = 50
-"""Images from which on a bar is worth its line."""
+LONG = 2.0
+"""Seconds from which on work is worth a bar."""
 
 
 def watched(title: str) -> Watch:
-    """For `data.many.for_each`: a progress bar with this title, where there are many images."""
+    """For `data.many.for_each`: a progress bar with this title, where it takes long."""
 
     def watch(results: Iterable[T], total: int) -> Iterator[T]:
-        if total < MANY:
-            yield from results
-            return
-        with Progress(title, total, unit="image") as bar:
+        with Progress(title, total, unit="image", patience=LONG) as bar:
             for done, result in enumerate(results, start=1):
                 bar.update(done)
                 yield result

@@ -13,7 +13,8 @@ class Progress:
     """`with Progress("training", total=3000, unit="step") as bar: bar.update(step, "loss 0.41")`.
 
     On a terminal a live bar; in a log file one line at most every `every` seconds, and one at the end. Only
-    process 0 shows anything. `start` is where the work goes on from: it counts as done, not towards the rate.
+    process 0 shows anything, and nothing of work that ends within `patience` seconds.
+    `start` is where the work goes on from: it counts as done, not towards the rate.
     """
 
     def __init__(
@@ -24,9 +25,11 @@ class Progress:
         start: int = 0,
         unit: str = "step",
         every: float = 15.0,
+        patience: float = 0.0,
         stream: IO[str] | None = None,
     ):
         self.title, self.total, self.start, self.unit, self.every = title, total, start, unit, every
+        self.patience = patience
         self.stream = sys.stderr if stream is None else stream
         self.done = start
         self._note = ""
@@ -37,22 +40,22 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._began = self._spoke = time.monotonic()
-        if self._show and self.stream.isatty():
-            self._bar = _rich_bar(self.stream)
-            self._task = self._bar.add_task(self.title, total=self.total, completed=self.start, rate="", note="")
-            self._bar.start()
+        if self._terminal and not self.patience:
+            self._start_bar()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._show and self.done > self.start:
+        elif self._show and self.done > self.start and self._elapsed() >= self.patience:
             self._line()
 
     def update(self, done: int, note: str | None = None) -> None:
         """`done` units are finished; `note` (kept until the next one) is shown behind the bar."""
         self.done = done
         self._note = self._note if note is None else note
+        if self._terminal and self._bar is None and self._elapsed() >= self.patience:
+            self._start_bar()
         if self._bar is not None:
             self._bar.update(self._task, completed=done, rate=self._rate_text(), note=self._note)
         elif self._show and time.monotonic() - self._spoke >= self.every:
@@ -65,8 +68,20 @@ class Progress:
         elif self._show:
             print(text, file=self.stream, flush=True)
 
+    @property
+    def _terminal(self) -> bool:
+        return self._show and self.stream.isatty()
+
+    def _start_bar(self) -> None:
+        self._bar = _rich_bar(self.stream)
+        self._task = self._bar.add_task(self.title, total=self.total, completed=self.start, rate="", note="")
+        self._bar.start()
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
     def _rate(self) -> float:
-        return (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
+        return (self.done - self.start) / max(self._elapsed(), 1e-9)
 
     def _rate_text(self) -> str:
         rate = self._rate()
@@ -77,7 +92,7 @@ class Progress:
         rate = self._rate()
         left = f", {clock((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
         note = f", {self._note}" if self._note else ""
-        elapsed = clock(time.monotonic() - self._began)
+        elapsed = clock(self._elapsed())
         print(
             f"{self.title}: {self.done}/{self.total} {self.unit}s in {elapsed}{left}, {self._rate_text()}{note}",
             file=self.stream,

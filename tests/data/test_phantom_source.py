@@ -18,6 +18,17 @@ def test_splits_by_patient_and_growth():
     assert len(more) == 8 and np.array_equal(more[3].image, sources["val"][3].image)
 
 
+def test_the_drawing_is_watched():
+    seen = []
+
+    def watch(results, total):
+        for result in results:
+            seen.append(total)
+            yield result
+
+    assert len(open_source(SPEC, "val", watch=watch)) == 4 and seen == [4] * 4
+
+
 def test_records():
     source = open_source(SPEC, "train")
     assert source.classes == ("lesion",)

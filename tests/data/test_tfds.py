@@ -69,7 +69,9 @@ def collection(make_info):
 def test_records_survive(tmp_path, collection, kind, bits):
     infos, pixels = collection(kind)
     spec = f"tfds:{build(tmp_path, infos, pixels, bits)}"
-    source = open_source(spec)
+    watched = []
+    source = open_source(spec, watch=lambda results, total: watched.append(total) or results)
+    assert watched == [6]
     assert source.classes == ("mass", "calcification")
     assert [info.split for info in source.infos] == ["train"] * 4 + ["val"] * 2
     originals = {info.image_id: info for infos_of_split in infos.values() for info in infos_of_split}

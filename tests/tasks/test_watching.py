@@ -1,11 +1,14 @@
-"""A bar for many images, none for a few."""
+"""A bar for long work, none for short."""
 
 from elk_jax.data.many import for_each
-from elk_jax.tasks.watching import MANY, watched
+from elk_jax.tasks import watching
+from elk_jax.tasks.watching import watched
 
 
-def test_many_images_get_a_line_and_a_few_none(capsys):
-    assert for_each(abs, MANY - 1, watched("decoding")) == list(range(MANY - 1))
+def test_long_work_gets_a_line_and_short_none(capsys, monkeypatch):
+    monkeypatch.setattr(watching, "LONG", 1e9)
+    assert for_each(abs, 60, watched("decoding")) == list(range(60))
     assert capsys.readouterr().err == ""
-    assert for_each(abs, MANY, watched("decoding")) == list(range(MANY))
-    assert capsys.readouterr().err.startswith(f"decoding: {MANY}/{MANY} images in ")
+    monkeypatch.setattr(watching, "LONG", 1e-9)
+    assert for_each(abs, 60, watched("decoding")) == list(range(60))
+    assert capsys.readouterr().err.startswith("decoding: 60/60 images in ")

@@ -43,5 +43,17 @@ def test_a_terminal_gets_a_bar():
     assert "10/10" in shown and "loss 0.5" in shown and "a word [between]" in shown
 
 
+def test_short_work_shows_nothing_and_long_work_from_then_on():
+    for stream in (io.StringIO(), Terminal()):
+        with progress.Progress("opening", 10, patience=1e9, stream=stream) as bar:
+            bar.update(10)
+        assert stream.getvalue() == ""
+    stream = Terminal()
+    with progress.Progress("opening", 10, patience=1e-9, stream=stream) as bar:
+        assert stream.getvalue() == ""
+        bar.update(7)
+    assert "7/10" in stream.getvalue()
+
+
 def test_clock():
     assert [progress.clock(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
