@@ -88,7 +88,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
         initial=initial,
         evaluate=evaluate_params,
         best_metric=recipe.best_metric,
-        identity={"model": dataclasses.asdict(model), "validation split": _split(validation)},
+        model=dataclasses.asdict(model),
+        validation=validation.infos,
         buckets=len(batches.canvases),
     )
 
@@ -198,13 +199,6 @@ def _say_skipped(run: Run, *opened: ImageSource) -> None:
 def _strata(source: ImageSource, config: loader.LoaderConfig, batches: loader.TrainBatches):
     buckets = plan.assign_buckets(source.infos, batches.canvases, config.resize, config.augmentation)
     return plan.plan_strata(source.infos, buckets, config.batch_size, config.weights, config.lesion_share)
-
-
-def _split(source: ImageSource) -> list:
-    return [
-        [info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist()]
-        for info in source.infos
-    ]
 
 
 def _best(result, metric: str) -> str:

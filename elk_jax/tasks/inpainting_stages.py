@@ -82,7 +82,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
         draw=_drawing(task, shown, config.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        identity={"model": dataclasses.asdict(parts.model) | inpainting.describe_noise(parts.noise)},
+        model=dataclasses.asdict(parts.model) | inpainting.describe_noise(parts.noise),
+        validation=validation.infos,
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------

@@ -35,12 +35,14 @@ def train(
     best_metric: str,
     best_mode: str = "max",
     draw: Callable[[Params, int], dict[str, np.ndarray]] | None = None,
-    identity: Mapping[str, Any],
+    model: Mapping[str, Any],
+    validation: Sequence[ImageInfo],
     buckets: int = 1,
 ) -> TrainResult:
     """Train stage `name` by its recipe; reading ahead stops with it, however it ends. See `training.loop.train`.
 
-    identity: plain values that a checkpoint must agree in to be gone on from, by what to call them.
+    model, validation: the model as plain values, and the images that its checkpoints are chosen on; a checkpoint of
+    others is not gone on from.
     """
     recipe = run.config[run.config.stages[name].recipe]
     try:
@@ -63,7 +65,7 @@ def train(
             draw=draw,
             best_metric=best_metric,
             best_mode=best_mode,
-            identity={key: _hash(value) for key, value in identity.items()},
+            identity={"model": _hash(model), "validation split": _hash(_split(validation))},
             buckets=buckets,
             title=name,
         )
@@ -128,6 +130,13 @@ def outcome(result: TrainResult) -> dict[str, Any]:
 
 def parameter_count(params: Params) -> int:
     return int(sum(np.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)))
+
+
+def _split(infos: Sequence[ImageInfo]) -> list:
+    return [
+        [info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist()]
+        for info in infos
+    ]
 
 
 def _share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -59,7 +59,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
         draw=_drawing(task, shown, config.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        identity={"model": dataclasses.asdict(model)},
+        model=dataclasses.asdict(model),
+        validation=validation.infos,
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import cv2
 import jax
@@ -14,7 +15,7 @@ from elk_jax import experiment, files
 from elk_jax.data import coco, sources
 from elk_jax.diffusion import inpainter
 from elk_jax.errors import UserError
-from elk_jax.tasks import inpainting_model, inpainting_stages, inpainting_synthesize
+from elk_jax.tasks import detection, inpainting_model, inpainting_stages, inpainting_synthesize
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.training.mesh import make_mesh
 from elk_jax.training.writer import read_metrics
@@ -116,6 +117,20 @@ def test_an_interrupted_synthesis_goes_on_where_it_stopped(run, tmp_path):
     assert {path.name: path.read_bytes() for path in (lesions / "images").iterdir()} == whole
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len(coco.read_coco(lesions / SYNTHETIC)[0]) == COUNT
+
+
+def test_a_training_does_not_go_on_with_another_validation_split(run, tmp_path, monkeypatch):
+    copy, open_data = shutil.copytree(run, tmp_path / "run"), detection.open_data
+    (copy / "inpainter" / "finished.json").unlink()
+
+    def others(data, names, split, seed):
+        found = open_data(data, names, split, seed)
+        infos = (replace(found.infos[0], patient_id="P"), *found.infos[1:])
+        return replace(found, infos=infos) if split == "val" else found
+
+    monkeypatch.setattr(detection, "open_data", others)
+    with pytest.raises(UserError, match="made with another validation split"):
+        experiment.run(tiny(), copy, stages=["inpainter"])
 
 
 def paint(run, output, **changes):

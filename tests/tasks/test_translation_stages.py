@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -81,6 +82,20 @@ def test_an_interrupted_training_goes_on_to_the_same_model(run, tmp_path):
     whole, again = (store.flatten(store.load_params(f / "translator" / "model")[0]) for f in (run, copy))
     for name, leaf in whole.items():
         np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+
+
+def test_a_training_does_not_go_on_with_other_validation_pairs(run, tmp_path, monkeypatch):
+    copy, open_pairs = shutil.copytree(run, tmp_path / "run"), translation.open_pairs
+    (copy / "translator" / "finished.json").unlink()
+
+    def others(data, names, split, *rest):
+        found = open_pairs(data, names, split, *rest)
+        infos = (replace(found.infos[0], patient_id="P"), *found.infos[1:])
+        return replace(found, infos=infos) if split == "val" else found
+
+    monkeypatch.setattr(translation, "open_pairs", others)
+    with pytest.raises(UserError, match="made with another validation split"):
+        experiment.run(bridge_le_to_cem.get_config("tiny"), copy, stages=["translator"])
 
 
 @pytest.mark.parametrize(
