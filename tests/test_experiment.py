@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from elk_jax import experiment, files
+from elk_jax.data import coco, sources
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import evaluate_detections, scalars
 from elk_jax.tasks import detection, detection_evaluate, detection_model, detection_predict
@@ -198,6 +199,30 @@ def test_prediction_on_files_of_any_kind(mixed, tmp_path, capsys):
         assert (result.boxes >= 0).all() and (result.boxes <= [width, height, width, height]).all()
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 2
     assert (tmp_path / "out" / "findings.csv").read_text().startswith("file,class,x0")
+
+
+def test_an_unreadable_image_is_skipped_counted_and_listed(mixed, tmp_path, capsys):
+    """The phantoms of the other run, which compiled the same detector, as files; one of them is cut short."""
+    import cv2
+
+    config = cem_real.get_config("tiny")
+    phantoms = sources.open_source(config.data.real.spec)
+    images, broken = files.make_folder(tmp_path / "images"), phantoms.infos[0]
+    for i, info in enumerate(phantoms.infos):
+        cv2.imwrite(str(images / info.file_name), np.round(phantoms[i].image * 255).astype(np.uint8))
+    (images / broken.file_name).write_bytes((images / broken.file_name).read_bytes()[:200])
+    coco.write_coco(tmp_path / "data.json", phantoms.infos, phantoms.classes)
+
+    config.data.real.spec = f"coco:{tmp_path / 'data.json'}"
+    config.data.on_error = "skip"
+    summaries = experiment.run(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    of_split = sum(info.split == "train" for info in phantoms.infos)
+    assert f"train {of_split - 1} images" in said and said.count("skipped image ") == 1
+    ((_, reason),) = summaries["real"]["skipped"]
+    assert summaries["evaluate"]["skipped"] == [] and broken.file_name in reason
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Skipped images (1)" in page and page.count(broken.file_name) == 1
 
 
 def test_weights_of_another_modality_start_a_detector(mixed, tmp_path):
