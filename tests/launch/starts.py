@@ -2,10 +2,12 @@
 
   python tests/launch/starts.py
 
-Reads lines of JSON, [script, argument, ...], and answers each with one of {"returncode", "stdout", "stderr"}. A start
-runs the script's file as `__main__`, with its own sys.argv and flags, as the shell would start it.
+Reads lines of JSON, [script, instead, argument, ...], and answers each with one of {"returncode", "stdout", "stderr"}.
+A start runs the script's file as `__main__`, with its own sys.argv and flags, as the shell would start it. instead: ""
+or a function, `package.module.name`, that is not called: what it would have been given is printed as JSON.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -32,7 +34,13 @@ def call(script: str, arguments: list[str]) -> int:
     return 0
 
 
-def start(script: str, arguments: list[str]) -> dict:
+def stand_in(function: str) -> None:
+    """Put in the place of a function one that prints [arguments, keyword arguments]; a path is its text."""
+    module, _, name = function.rpartition(".")
+    setattr(importlib.import_module(module), name, lambda *a, **given: print(json.dumps([a, given], default=str)))
+
+
+def start(script: str, instead: str, arguments: list[str]) -> dict:
     """`call` in a child, with its output."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
@@ -41,6 +49,8 @@ def start(script: str, arguments: list[str]) -> dict:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
+            if instead:
+                stand_in(instead)
             code = call(script, arguments)
             sys.stdout.flush()
             sys.stderr.flush()
@@ -62,5 +72,5 @@ if __name__ == "__main__":
     from elk_jax.tasks import detection_evaluate, detection_predict  # noqa: F401
 
     for line in sys.stdin:
-        script, *arguments = json.loads(line)
-        print(json.dumps(start(script, arguments)), flush=True)
+        script, instead, *arguments = json.loads(line)
+        print(json.dumps(start(script, instead, arguments)), flush=True)

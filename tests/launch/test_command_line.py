@@ -30,8 +30,8 @@ def quick_start():
     command = [sys.executable, "tests/launch/starts.py"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
-        def start_there(script: str, *arguments: str) -> SimpleNamespace:
-            process.stdin.write(json.dumps([script, *arguments]) + "\n")
+        def start_there(script: str, *arguments: str, instead: str = "") -> SimpleNamespace:
+            process.stdin.write(json.dumps([script, instead, *arguments]) + "\n")
             process.stdin.flush()
             return SimpleNamespace(**json.loads(process.stdout.readline()))
 
@@ -180,6 +180,68 @@ def test_inputs_of_a_prediction_are_paths_as_they_stand(quick_start, tmp_path):
     done = quick_start("predict", f"--workdir={tmp_path}", *inputs, f"--output={tmp_path / 'out'}")
     assert_one_line(done, f"no such file or folder ({tmp_path / 'c,d.png'})")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder that passes for a model's until it is read."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "model.json").write_text("{}")
+    return folder
+
+
+SYNTHESIZE = {
+    "--canvases=coco:a.json": ("canvases", "coco:a.json"),
+    "--split=other": ("split", "other"),
+    "--split_shares=0.7,0.15,0.15": ("split_shares", [0.7, 0.15, 0.15]),
+    "--bit_depth=12": ("bit_depth", 12),
+    "--where=view=MLO": ("where", "view=MLO"),
+    "--clean_boxes": ("clean_boxes", True),
+    "--ignore_over=0.25": ("ignore_over", 0.25),
+    "--on_error=skip": ("on_error", "skip"),
+    "--count=7": ("count", 7),
+    "--output=out": ("output", "out"),
+    "--area=medium": ("area", "medium"),
+    "--seed=3": ("seed", 3),
+    "--batch_size=2": ("batch_size", 2),
+    "--lesion_free": ("lesion_free", True),
+    "--whole_window": ("whole_window", True),
+    "--nograin": ("grain", False),
+}
+TRANSLATE = {
+    "--input=a,b.png": ("inputs", ["a,b.png"]),
+    "--output=out": ("output", "out"),
+    "--seed=3": ("seed", 3),
+    "--batch_size=2": ("batch_size", 2),
+    "--bit_depth=12": ("bit_depth", 12),
+    "--on_error=skip": ("on_error", "skip"),
+}
+
+
+@pytest.mark.parametrize(
+    "script, function, flags",
+    [
+        ("synthesize", "elk_jax.tasks.inpainting_synthesize.synthesize_source", SYNTHESIZE),
+        ("translate", "elk_jax.tasks.translation_predict.translate_files", TRANSLATE),
+    ],
+)
+def test_every_flag_arrives(quick_start, model, script, function, flags):
+    done = quick_start(script, f"--workdir={model}", *flags, instead=function)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[], {"model": str(model), **dict(flags.values())}]
+    for flag in re.findall(r"^  --(?:\[no\])?(\w+)", quick_start(script, "--help").stdout, re.MULTILINE):
+        assert flag in ("workdir", "stage") or any(re.match(rf"--(no)?{flag}\b", given) for given in flags), flag
+
+
+def test_the_flags_of_weights_arrive(quick_start):
+    common, module = ("--input=theirs", "--output=ours"), "elk_jax.tasks.stable_diffusion"
+    given = ("--format=diffusers", "--inpainting", "--variant=fp16", "--ignore=a", "--ignore=b")
+    done = quick_start("import_weights", *common, *given, instead=f"{module}.import_folder")
+    settings = {"inpainting": True, "variant": "fp16", "ignore": ["a", "b"]}
+    assert json.loads(done.stdout) == [["theirs", "ours"], settings]
+    given = ("--model=ours", "--output=theirs", "--dtype=float16")
+    done = quick_start("export_weights", *given, instead=f"{module}.export_folder")
+    assert json.loads(done.stdout) == [["ours", "theirs", "float16"], {}]
 
 
 def test_a_quick_start_is_a_start(quick_start):
