@@ -95,7 +95,7 @@ def _reads(stage: ConfigDict) -> list[tuple[str, str]]:
     if stage.kind == "train":
         return [*((source, "train") for source in stage.train_on), (stage.validate_on, "val")]
     if stage.kind == "synthesize":
-        return [(source, "train") for source in dict.fromkeys((stage.canvases, stage.share_of))]
+        return [(source, "train") for source in dict.fromkeys((stage.canvases, stage.get("share_of", stage.canvases)))]
     painted = [(stage.synthetic, "train")] if "synthetic" in stage else []
     return [_held_out(stage), *painted]
 
@@ -171,8 +171,9 @@ def _check_apart(config: ConfigDict, name: str, judged: str, open_split: Open) -
                 f"patient {both[0]}{others} in the training {other} and in the split '{split_of[both[0]]}' of '{on}': "
                 f"{judged} would be judged on what it is trained on",
                 where=f"stage {name}",
-                todo="leave them out of one of the two; if they are different people who are numbered alike, make the "
-                "field patient_id distinct (an image without it is a patient of its own, with the image's id)",
+                todo=f"leave them out of one of the two (of the data alone, where weights have seen them); if they are "
+                f"different people who are numbered alike, make the field patient_id of '{on}' distinct (an image "
+                "without it is a patient of its own, with the image's id)",
             )
 
     for source in training_sources(config, judged):

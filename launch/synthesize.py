@@ -4,7 +4,7 @@
   python launch/synthesize.py --workdir=runs/inpaint_cem --canvases=coco:/data/normal.json --lesion_free --count=624 \\
       --area=medium --seed=1 --output=painted_medium
 
-Writes synthetic.json, images/, masks/ and provenance/ (of every image: canvas, window, box, seed, prompt, checkpoint).
+Writes synthetic.json, images/, masks/ and provenance/ (of every image: canvas, window, box, painted region, seed, ...).
 Sizes of the lesions are those of the training split (--area=medium: its middle half). Interrupted, the same command
 goes on where it stopped. Canvases are images of the split `train`: others would carry test patients into training.
 Then: python launch/train.py --config=configs/cem_mixed.py --config.data.synthetic.spec=coco:painted/synthetic.json \\

@@ -217,7 +217,7 @@ def test_what_only_the_stage_can_see_is_refused_there(coco, monkeypatch, tmp_pat
         experiment.run(healthy, tmp_path / "healthy")
     config = on_files(inpaint_cem, real=coco("real"))  # boxes of 16 px
     config.inpainter.closeups.window = 12  # with a margin of 0.15 on each side
-    with pytest.raises(UserError, match=r"none of the 2 lesions fits into a close-up of 9 px"):
+    with pytest.raises(UserError, match=r"none of the 2 lesions has sides below 9 px"):
         experiment.run(config, tmp_path / "painting")
 
     def enough(*arguments):

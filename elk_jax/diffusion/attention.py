@@ -19,8 +19,8 @@ from elk_jax.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
-QUERIES = 1024
-"""Queries at a time where attention has no kernel of its own: 1024 are a map of 32 x 32."""
+LARGEST = 2**22
+"""Scores (queries times keys) at a time where attention has no kernel of its own: 1024 queries to a map of 64 x 64."""
 
 
 def choose_implementation(requested: str, dtype: Any, head_size: int) -> str:
@@ -47,17 +47,23 @@ def attend(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v for query [B, T, N, size], key and value [B, S, N, size] -> [B, T, N, size].
 
-    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. Without cuDNN large maps are worked off
-    QUERIES at a time, forward and backward, so that the whole T x S matrix is never there.
+    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. Without cuDNN a large map that
+    attends to itself is worked off in blocks of queries, forward and backward: the whole T x S matrix is never there.
     """
     chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
     plain = partial(jax.nn.dot_product_attention, is_causal=causal, implementation=chosen)
     batch, length, heads, size = query.shape
-    if chosen == "cudnn" or causal or length <= QUERIES or length % QUERIES:
+    count = 1 if chosen == "cudnn" or causal else _blocks(length, key.shape[1])
+    if count == 1:
         return plain(query, key, value)
-    blocks = jnp.moveaxis(query.reshape(batch, length // QUERIES, QUERIES, heads, size), 1, 0)
+    blocks = jnp.moveaxis(query.reshape(batch, count, length // count, heads, size), 1, 0)
     answers = jax.lax.map(jax.checkpoint(lambda some: plain(some, key, value)), blocks)
     return jnp.moveaxis(answers, 0, 1).reshape(query.shape)
+
+
+def _blocks(queries: int, keys: int) -> int:
+    """Into how many equal blocks queries are cut, so that a block has at most LARGEST scores; 1: no need."""
+    return next(n for n in range(max(1, -(-queries * keys // LARGEST)), queries + 1) if queries % n == 0)
 
 
 def gelu(x: jax.Array) -> jax.Array:

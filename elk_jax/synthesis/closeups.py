@@ -44,9 +44,9 @@ def usable_lesions(infos: Sequence[ImageInfo], size: int) -> list[tuple[int, int
     if not found:
         count = sum(int((~info.ignore).sum()) for info in infos)
         raise UserError(
-            f"none of the {count} lesions fits into a close-up of {size} px",
+            f"none of the {count} lesions has sides below {size} px, as a close-up with its margin wants",
             where=f"{len(infos)} images",
-            todo="use a larger close-up" if count else "use a split with lesions",
+            todo="use a larger close-up, or less margin" if count else "use a split with lesions",
         )
     return found
 

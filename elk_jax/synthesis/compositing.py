@@ -49,7 +49,7 @@ def from_model(painted: np.ndarray, size: int) -> np.ndarray:
 def grey_shift(known: np.ndarray, painted: np.ndarray, region: np.ndarray) -> float:
     """What to add to `painted` so that it agrees with `known`: the median difference in `region`; 0 where it is empty.
 
-    All [S, S]; region bool: breast pixels outside the box. Source: Montoya-del-Angel et al. 2024.
+    All [S, S]; region bool: breast pixels outside what was painted. Source: Montoya-del-Angel et al. 2024.
     """
     return float(np.median(known[region].astype(np.float64) - painted[region])) if region.any() else 0.0
 

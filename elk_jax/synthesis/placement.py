@@ -43,7 +43,7 @@ def area_rule(training_boxes: np.ndarray, kind: str = "free", size: int | None =
     training_boxes: [N, 4], without ignore boxes.
     kind: "free", area from the smallest to the largest box; or "medium", between the quartiles. The ratio
         height / width lies within one standard deviation of its mean (not below the smallest one seen).
-    size: of the window in px: boxes that it cannot hold are left out, as in the training of the inpainter.
+    size: in px: boxes with a side that is not below it are left out, as in the training of the inpainter.
     UserError if no box is left, a box is empty, or the kind is unknown.
     Source: Montoya-del-Angel et al. 2024.
     """

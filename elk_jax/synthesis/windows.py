@@ -43,9 +43,9 @@ def covered(box: np.ndarray) -> Window:
 def widened(box: np.ndarray, margin: float, size: int, allowed: np.ndarray | None = None) -> Window:
     """The pixels that a box [4] covers and, on each side, `margin` of its width or height more: what is painted over.
 
-    A lesion fades out beyond its box; painted within the box alone it would end at straight lines. A side stays where
-    it is when it comes nearer than RIM px to the border of the window of `size` px, or where allowed [size, size] bool
-    (the breast, say) does not hold what it would sweep over.
+    A lesion fades out beyond its box; painted within the box alone it would end at straight lines. No side
+    comes nearer than RIM px to the border of the window of `size` px, but where the box does; and one stays where it is
+    if allowed [size, size] bool (the breast, say) does not hold all that it would sweep over.
     """
     x0, y0, x1, y1 = covered(np.asarray(box, np.float64))
     across, down = round(margin * (x1 - x0)), round(margin * (y1 - y0))

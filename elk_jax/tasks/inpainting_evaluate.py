@@ -134,7 +134,7 @@ def compare(
 
 
 def painted_places(source: ImageSource) -> tuple[list[Place], int]:
-    """The painted box of every image, and the side of the largest window that was painted in.
+    """The painted lesion's box of every image, and the side of the largest window that was painted in.
 
     UserError for images that do not say what was painted.
     """

@@ -103,7 +103,7 @@ def _painted(run: Run, name: str, summary: Mapping[str, Any]) -> PaintedSet:
     canvases = detection.open_data(data, (stage.canvases,), "train", run.config.seed)
     shown = painted_strips(painted, canvases)
     inpainter = run.config.stages.get(stage.model, {})
-    named = tuple(inpainter.get("train_on", (stage.canvases,)))
+    named = tuple(inpainter.get("train_on", (stage.get("share_of", stage.canvases),)))
     lesions = detection.open_data(data, named, "train", run.config.seed)
     size = len(shown[0].closeups[0].image) if shown else 0
     return PaintedSet(name, summary["count"], shown, real_strips(lesions, size, run.config.seed))

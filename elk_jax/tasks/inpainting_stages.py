@@ -108,9 +108,9 @@ def synthesize(run: Run, name: str) -> dict[str, Any]:
     """Paint lesions into the training images of a source: a COCO folder in `<stage>/`."""
     config, stage = run.config, run.config.stages[name]
     canvases = detection.open_data(run.data, (stage.canvases,), "train", config.seed)
-    real = canvases
-    if stage.share_of != stage.canvases:
-        real = detection.open_data(run.data, (stage.share_of,), "train", config.seed)
+    share_of = stage.get("share_of", stage.canvases)
+    same = share_of == stage.canvases
+    real = canvases if same else detection.open_data(run.data, (share_of,), "train", config.seed)
     lesions = summary(real.infos)["lesions"]
     count = stage.count or max(1, round(stage.share * lesions))
     written = inpainting_synthesize.synthesize(

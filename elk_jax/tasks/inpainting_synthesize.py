@@ -27,7 +27,7 @@ from elk_jax.synthesis import canvases as healthy
 from elk_jax.synthesis.breast import breast_mask
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
-from elk_jax.synthesis.windows import Window, box_mask, cut, shifted, widened
+from elk_jax.synthesis.windows import Window, blocked_by, box_mask, cut, shifted, widened
 from elk_jax.tasks import detection, drawing, inpainting, inpainting_model
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.tasks.watching import watched
@@ -45,7 +45,7 @@ class Planned:
     placement: Placement
     region: Window  # what is painted over, in the pixels of the window: the box and its margin
     pixels: np.ndarray  # [H, W] the canvas, uint8 or uint16
-    breast: np.ndarray  # [H, W] bool
+    breast: np.ndarray  # [H, W] bool, without the canvas's own lesions
     image: np.ndarray  # [S, S] float32
     mask: np.ndarray  # [S, S] bool
 
@@ -104,6 +104,7 @@ def synthesize(
         place = plan_placement(seed, index, canvases.infos, positions, breast_of, window, rule)
         pixels = sources.pack(canvases[place.position].image[..., 0])
         breast = breast_of(place.position)
+        breast &= ~blocked_by(canvases.infos[place.position].boxes, *breast.shape)
         region = widened(np.array(place.box), margin, window, cut(breast, place.window))
         grey = cut(canvases[place.position].image[..., 0], place.window)
         image, mask = to_model(grey, box_mask(np.array(region), window, window), parts.model.size)

@@ -51,7 +51,10 @@ def named_patients(infos: Iterable[ImageInfo]) -> set[str]:
 
 
 def mark(patient_id: str) -> str:
-    """What model.json calls a patient: a short hash, by which those who know the patient find it again."""
+    """What model.json calls a patient: a short hash, by which those who know the patient find it again.
+
+    So may those who try all numbers that a patient could have.
+    """
     return hashlib.sha256(patient_id.encode()).hexdigest()[:12]
 
 

@@ -98,7 +98,8 @@ def build(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
         if not (isinstance(value, int | float) and 0 <= value < math.inf):
             raise UserError(f"{key} is {value!r}", where=f"schedule.{key}", todo="give 0 or more")
     milestones = arguments.get("milestones", ())
-    if not all(isinstance(one, int | float) and one >= 0 for one in milestones):
+    plain = isinstance(milestones, list | tuple)
+    if not (plain and all(isinstance(one, int | float) and one >= 0 for one in milestones)):
         raise UserError(f"milestones are {milestones}", where="schedule.milestones", todo="give steps, or shares")
     if "warmup_steps" in arguments:
         arguments["warmup_steps"] = _steps(arguments["warmup_steps"], total_steps)

@@ -25,6 +25,7 @@ from elk_jax.weights.diffusers import PARTS, to_tensors
 from elk_jax.weights.tokenizer import Tokenizer, read_tokenizer, write_tokenizer
 
 INDEX = "model_index.json"
+PARTIAL = ".partial"
 TEXT_TO_IMAGE, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 KNOWN = (TEXT_TO_IMAGE, INPAINT, "StableDiffusionInpaintPipelineLegacy", "StableDiffusionImg2ImgPipeline")
 _STEMS = {
@@ -132,22 +133,27 @@ def write_pipeline(
     """A folder that diffusers loads. params: PARTS -> nested dict; configs: PARTS and 'scheduler' -> JSON.
 
     dtype: 'float32' (exact) or 'float16', of the stored numbers. Raises UserError when the folder has files in it, or a
-    number is beyond float16. The folder is there when all of it is written; until then it is called NAME.partial.
+    number is beyond float16. All is written into a folder PARTIAL within it first, and model_index.json is moved out of
+    that last: a folder that has one is whole, and after an error nothing is left.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = Path(folder)
+    made = not folder.exists()
+    partial = files.make_folder(folder) / PARTIAL
+    if any(path != partial for path in folder.iterdir()):
         raise UserError("the folder is not empty", where=folder, todo="name a new one")
-    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
     try:
         _write_parts(files.make_folder(partial), params, configs, tokenizer, dtype)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        raise from_os_error(error, folder) from error
-    finally:
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == INDEX):
+            path.rename(folder / path.name)
+        partial.rmdir()
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise from_os_error(error, folder) from error
+        raise
     return folder
 
 

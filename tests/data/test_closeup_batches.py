@@ -85,7 +85,7 @@ def test_evaluation_repeats_itself_and_fills_its_last_batch(source):
 
 
 def test_what_cannot_be_is_said(source):
-    with pytest.raises(UserError, match=r"none of the \d+ lesions fits into a close-up of 4 px"):
+    with pytest.raises(UserError, match=r"none of the \d+ lesions has sides below 4 px"):
         train_closeups(source, CloseupConfig(window=4), seed=0)
     with pytest.raises(UserError, match=r"closeups\.tissue_share is 2"):
         CloseupConfig(tissue_share=2)

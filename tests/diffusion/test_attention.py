@@ -50,9 +50,10 @@ def test_attention_by_hand(causal):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_queries_in_blocks_attend_as_all_at_once(monkeypatch):
+@pytest.mark.parametrize("queries, keys, blocks", [(12, 12, 4), (15, 12, 5), (12, 5, 2), (12, 3, 1)])
+def test_queries_in_blocks_attend_as_all_at_once(monkeypatch, queries, keys, blocks):
     random = np.random.RandomState(1)
-    q, k, v = (jnp.asarray(random.randn(2, 12, 2, 4), jnp.float32) for _ in range(3))
+    q, k, v = (jnp.asarray(random.randn(2, length, 2, 4), jnp.float32) for length in (queries, keys, keys))
 
     def both():
         attended = lambda q, k, v: attention.attend(q, k, v)
@@ -60,9 +61,9 @@ def test_queries_in_blocks_attend_as_all_at_once(monkeypatch):
         return jax.tree.leaves((value, back(jnp.cos(value)))), str(jax.make_jaxpr(attended)(q, k, v))
 
     whole, program = both()
-    monkeypatch.setattr(attention, "QUERIES", 4)
+    monkeypatch.setattr(attention, "LARGEST", 36)
     in_blocks, blocked_program = both()
-    assert "scan" in blocked_program and "scan" not in program
+    assert (f"length={blocks}" in blocked_program) == (blocks > 1) and "length=" not in program
     for one, other in zip(in_blocks, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 

@@ -17,7 +17,7 @@ def test_lesions_below_the_window_on_both_sides(make_info):
         make_info(2, [[1.5, 1, 4, 4]]),
     ]
     assert usable_lesions(infos, 32) == [(0, 0), (2, 0)]
-    with pytest.raises(UserError, match=r"none of the 4 lesions fits.*larger close-up"):
+    with pytest.raises(UserError, match=r"none of the 4 lesions has sides below 2 px.*larger close-up"):
         usable_lesions(infos, 2)
     with pytest.raises(UserError, match=r"none of the 0 lesions.*split with lesions"):
         usable_lesions(infos[1:2], 32)

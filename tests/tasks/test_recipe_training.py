@@ -51,7 +51,7 @@ def test_patients_of_the_images_the_initial_weights_and_the_painter_are_kept(run
     assert said(run, "synthetic", [])["patients"] == [trained.mark("C")]
 
 
-def test_a_mark_hides_the_name_and_is_the_same_everywhere():
+def test_a_mark_is_short_and_the_same_everywhere():
     assert trained.mark("P1") == "fbeae7c18667" != trained.mark("P2")
 
 

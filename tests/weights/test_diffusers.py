@@ -236,11 +236,12 @@ def test_float16_export(model, tmp_path):
     assert equal(read(out).params, model.params)
     text = model.params["text_encoder"]  # the last part that is written
     large = {**model.params, "text_encoder": jax.tree.map(lambda leaf: np.full(leaf.shape, 1e6), text)}
-    (tmp_path / "large.partial" / "unet").mkdir(parents=True)  # as a killed export leaves it
     with pytest.raises(UserError, match=r"text_encoder: beyond float16"):
         diffusers_folder.write_pipeline(tmp_path / "large", large, model.parts, model.tokenizer, "float16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half"]  # nothing half-written
-    diffusers_folder.write_pipeline(tmp_path / "large", large, model.parts, model.tokenizer)
+    (tmp_path / "large" / ".partial" / "unet").mkdir(parents=True)  # as a killed export leaves it
+    out = diffusers_folder.write_pipeline(tmp_path / "large", large, model.parts, model.tokenizer)
+    assert (out / "model_index.json").is_file() and not (out / ".partial").exists()
     with pytest.raises(UserError, match="the folder is not empty"):
         diffusers_folder.write_pipeline(out, model.params, model.parts, model.tokenizer)
 
