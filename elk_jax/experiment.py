@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.experiment_checks import MODEL_KEYS, check_inputs, writing_stage
+from elk_jax.experiment_checks import MODEL_KEYS, check_inputs
 from elk_jax.tasks import (
     detection_stages,
     inpainting_evaluate,
@@ -35,7 +35,7 @@ from elk_jax.tasks import (
     translation_evaluate,
     translation_stages,
 )
-from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.run import Run, model_folder, writing_stage
 from elk_jax.training import mesh as meshes
 
 PAINTED = "synth*.json"
@@ -256,6 +256,19 @@ def check(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
             earlier.append(name)
         if stage.kind == "synthesize":
             written.append(name)
+    _no_source_in_vain_or_error(config)
+
+
+def _no_source_in_vain_or_error(config: ConfigDict) -> None:
+    """Refuse a data source that is given and that no stage reads: healthy canvases, say, that no stage paints on."""
+    read = {source for stage in config.stages.values() for source in _sources(stage)}
+    for name, source in config.data.items():
+        if isinstance(source, ConfigDict) and source.spec and name not in read:
+            raise UserError(
+                f"no stage reads the data source '{name}'",
+                where=f"config.data.{name}.spec",
+                todo=f"name it in a stage, as in --config.stages.lesions.canvases={name}, or set it to ''",
+            )
 
 
 def _check_models(name: str, stage: ConfigDict, earlier: list[str], config: ConfigDict, folder: Path | None) -> None:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from elk_jax.data import checks, phantom
 from elk_jax.errors import UserError
 from elk_jax.tasks import detection, trained, translation
-from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.run import Run, model_folder, writing_stage
 from elk_jax.weights import store
 
 MODEL_KEYS = ("init_from", "model", "features")
@@ -60,12 +60,6 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
             _check_lesions(config, name, open_split)
         for judged in _judged(config, name):
             _check_apart(config, name, judged, open_split)
-
-
-def writing_stage(config: ConfigDict, source: str) -> str:
-    """The stage that writes a data source, "" where none does."""
-    spec = config.data[source].spec
-    return spec.removeprefix("stage:") if spec.startswith("stage:") else ""
 
 
 def training_sources(config: ConfigDict, name: str) -> list[str]:

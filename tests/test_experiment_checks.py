@@ -410,3 +410,12 @@ def test_settings_bind_from_the_first_checkpoint_on(ran, monkeypatch, tmp_path):
     shutil.rmtree(folder / "real" / "checkpoints")
     experiment.run(config, folder)
     assert ran[2:] == ["real", "evaluate"] and files.read_json(folder / "config.json")["detector"]["steps"] == 8
+
+
+def test_a_source_that_is_given_is_read(coco, tmp_path):
+    config = inpaint_cem.get_config("tiny")
+    config.data.canvases.spec = coco("healthy")
+    words = r"no stage reads the data source 'canvases'.*config.data.canvases.spec.*lesions.canvases=canvases"
+    assert_refused(config, tmp_path / "run", words)
+    config.stages.lesions.canvases = "canvases"
+    experiment.check(config)

@@ -22,7 +22,7 @@ from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks import drawing
-from elk_jax.tasks.settings import as_dict, build
+from elk_jax.tasks.settings import as_dict, build, named
 from elk_jax.training import mesh as meshes
 from elk_jax.training.optimizer import compile_pattern
 from elk_jax.training.task import Params, Task
@@ -185,14 +185,13 @@ def model_from_json(content: Mapping[str, Any], **changes: Any) -> InpainterConf
 
 def check_recipe(recipe: Mapping[str, Any]) -> None:
     """Raise UserError for the first value of an inpainting recipe that cannot be."""
-    size = recipe["model"].get("size", 1)
-    closeup_config(recipe["closeups"], size)
+    if recipe["model"]:
+        named("model", lambda model: pixel_model(model, contrast=1.0), recipe["model"])
+    closeup_config(recipe["closeups"], recipe["model"].get("size", 1))
     check_drawing(noise_schedule(recipe["noise"]), sampler(recipe["sampler"]), recipe["guidance"])
     loss_config(recipe["loss"])
     lora_config(recipe["lora"])
-    build(UNetConfig, recipe["networks"], "networks")
-    if recipe["model"]:
-        pixel_model(recipe["model"], contrast=1.0)
+    named("networks", lambda networks: build(UNetConfig, networks, "networks"), recipe["networks"])
 
 
 def check_drawing(noise: Schedule, drawn_by: SamplerConfig, guidance: float) -> None:

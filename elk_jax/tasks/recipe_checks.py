@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks import detection, inpainting, translation
+from elk_jax.tasks.settings import named
 from elk_jax.training import optimizer, schedules
 
 AT_LEAST = {
@@ -40,18 +40,18 @@ def check_recipe(task: str, recipe: ConfigDict, where: str) -> None:
     decay = recipe.ema_decay
     _require(0 <= decay < 1, f"{where}.ema_decay", decay, "give a number from 0 (none) to below 1")
     for check in (CHECKS[task], _check_optimisation):
-        _named(where, check, recipe)
+        named(where, check, recipe)
 
 
 def check_stage(stage: ConfigDict, where: str) -> None:
     """Raise UserError for the first value of a stage that cannot be. where: its key, `config.stages.NAME`."""
     _check_ranges(stage, where)
     if "criterion" in stage:
-        _named(f"{where}.criterion", criterion_from_text, stage.criterion)
+        named(f"{where}.criterion", criterion_from_text, stage.criterion)
     if "area" in stage:
         _require(stage.area in AREAS, f"{where}.area", stage.area, f"choose one of {', '.join(AREAS)}")
     if "weights" in stage:
-        _named(f"{where}.weights", partial(check_weights, sources=len(stage.train_on)), stage.weights)
+        named(f"{where}.weights", partial(check_weights, sources=len(stage.train_on)), stage.weights)
     if "share" in stage:
         _require(stage.share > 0 or stage.count > 0, f"{where}.share", stage.share, "give a share above 0, or a count")
 
@@ -72,7 +72,7 @@ def _check_detection(recipe: ConfigDict) -> None:
             where="best_metric",
             todo=f"choose one of {', '.join(METRIC_NAMES)}",
         )
-    _named("test_flips", check_flips, recipe.test_flips)
+    named("test_flips", check_flips, recipe.test_flips)
     detection.model_config(recipe.model, num_classes=1)
     detection.test_loader_config(recipe)
 
@@ -99,11 +99,3 @@ def _check_optimisation(recipe: ConfigDict) -> None:
 def _require(holds: bool, where: str, value: Any, todo: str) -> None:
     if not holds:
         raise UserError(f"{where.rpartition('.')[2]} is {value!r}", where=where, todo=todo)
-
-
-def _named(where: str, check: Callable[[Any], Any], value: Any) -> None:
-    """`check(value)`, whose error says where the value stands."""
-    try:
-        check(value)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error

@@ -14,7 +14,7 @@ import numpy as np
 from elk_jax.data.schema import ImageInfo
 from elk_jax.data.stream import Stream
 from elk_jax.tasks import trained
-from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.run import Run, model_folder, writing_stage
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import TrainResult
 from elk_jax.training.loop import train as train_loop
@@ -112,8 +112,7 @@ def kept(run: Run, name: str, result: TrainResult, infos: Sequence[ImageInfo]) -
 def _came_from(run: Run, name: str) -> list[Path]:
     """The models that a train stage learned from: of its initial weights, and those that painted its images."""
     stage = run.config.stages[name]
-    specs = [run.config.data[source].spec for source in stage.train_on]
-    painted = [spec.removeprefix("stage:") for spec in specs if spec.startswith("stage:")]
+    painted = filter(None, (writing_stage(run.config, source) for source in stage.train_on))
     named = [stage.init_from, *(run.config.stages[painting].model for painting in painted)]
     return [model_folder(run, model) for model in named if model]
 

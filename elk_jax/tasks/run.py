@@ -66,3 +66,9 @@ class Run:
 def model_folder(run: Run, name: str) -> Path:
     """Where a model lies: of a stage of this run by its name, or any model folder."""
     return run.folder / name / "model" if name in run.config.stages else Path(name)
+
+
+def writing_stage(config: ConfigDict, source: str) -> str:
+    """The stage that writes a data source, "" where none does."""
+    spec = config.data[source].spec
+    return spec.removeprefix("stage:") if spec.startswith("stage:") else ""

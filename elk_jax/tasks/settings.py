@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from elk_jax.errors import UserError
@@ -23,6 +23,14 @@ def build(kind: type, settings: Mapping[str, Any], where: str) -> Any:
     values = {key: _as_tuples(value) for key, value in values.items()}
     check_types(kind, values, where)
     return kind(**values)
+
+
+def named(where: str, check: Callable[[Any], Any], value: Any) -> None:
+    """`check(value)`, whose UserError says where the value stands."""
+    try:
+        check(value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def as_dict(settings: Mapping[str, Any]) -> dict[str, Any]:

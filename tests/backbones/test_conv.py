@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.backbones.conv import BAND, ConvNorm, convolve, weight_gradient
+from elk_jax.backbones.conv import BAND, ConvNorm, convolve, matrix_product, weight_gradient
 
 
 def plain(x, kernel, stride):
@@ -64,3 +64,15 @@ def test_gradients_of_large_maps_under_jit_and_per_example():
     np.testing.assert_allclose(found[0] / scale, expected[0] / scale, atol=1e-4)
     np.testing.assert_allclose(each.sum(0) / scale, expected[0] / scale, atol=1e-4)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("axes", [(), (5,), (2, 5), (2, 3, 5), (0, 5)])
+def test_a_matrix_product_is_over_the_last_axis_in_value_and_gradients(axes):
+    rng = np.random.default_rng(0)
+    x, kernel, pulled = rng.normal(size=(*axes, 4)), rng.normal(size=(4, 3)), rng.normal(size=(*axes, 3))
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(matrix_product, jnp.asarray(x), jnp.asarray(kernel))
+        of_x, of_kernel = pull(jnp.asarray(pulled))
+    np.testing.assert_allclose(y, x @ kernel, atol=1e-12)
+    np.testing.assert_allclose(of_x, pulled @ kernel.T, atol=1e-12)
+    np.testing.assert_allclose(of_kernel, np.einsum("nc,nd->cd", x.reshape(-1, 4), pulled.reshape(-1, 3)), atol=1e-12)
