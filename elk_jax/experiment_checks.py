@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from elk_jax.data import checks, phantom
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection, trained, translation
+from elk_jax.tasks import detection, detection_stages, trained, translation
 from elk_jax.tasks.run import Run, model_folder, writing_stage
 from elk_jax.weights import store
 
@@ -50,6 +50,8 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
     for name in names:
         stage = config.stages[name]
         _check_weights(run, name, names)
+        if (stage.kind, stage.task) == ("train", "detection"):
+            detection_stages.check_start(run, name)
         for source, split in _reads(stage):
             if not writing_stage(config, source):
                 open_split(source, split)

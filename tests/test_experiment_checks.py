@@ -17,6 +17,7 @@ from elk_jax.errors import UserError
 from elk_jax.experiment_checks import foreign_models, training_sources
 from elk_jax.synthesis import phantom
 from elk_jax.tasks import detection, trained
+from elk_jax.weights import store
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -130,10 +131,11 @@ def test_what_a_model_was_trained_on_before_counts(ran, coco, tmp_path):
 
 
 def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
-    model = files.make_folder(tmp_path / "theirs")
+    model = tmp_path / "theirs"
 
     def trained_on(*patients: str) -> None:
-        files.write_json(model / "model.json", {"trained": {"patients": [trained.mark(name) for name in patients]}})
+        said = {"absent": [".*"], "trained": {"patients": [trained.mark(name) for name in patients]}}
+        store.save_params(model, {}, said)
 
     config = on_files(cem_real, real=coco("real"))
     config.stages.real.init_from = str(model)
@@ -223,10 +225,33 @@ def test_what_only_the_stage_can_see_is_refused_there(coco, monkeypatch, tmp_pat
     def enough(*arguments):
         raise UserError("enough")
 
-    monkeypatch.setattr(detection, "build_task", enough)
+    monkeypatch.setattr(detection, "compile_predictor", enough)
     with pytest.raises(UserError, match="enough"):
         experiment.run(on_files(cem_real, real=coco("unknown", lesions=("train",))), tmp_path / "unknown")
     assert "warning: no lesion in validation" in capsys.readouterr().out
+
+
+def test_weights_and_layers_are_looked_at_first(ran, coco, tmp_path):
+    """Before the inpainter of cem_mixed learns for hours, that is."""
+    config = cem_mixed.get_config("tiny")
+    config.data.real.spec = coco("real")
+    config.stages.mixed.init_from = str(tmp_path / "theirs")
+    model = dict(detection.model_config(config.detector.model, pixel_scale=1.0).__dict__)
+    kernel = np.zeros((7, 7, 1, 8), np.float32)
+    said = {"model": model, "absent": [r"^(rpn|fpn|box_head|backbone/res|backbone/stem/conv/norm)"]}
+    store.save_params(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel}}}}, said)
+    words = r"trained with pixel_scale 1\.0, the recipe has 255\.0 .*--config\.detector\.model\.pixel_scale=1\.0"
+    assert_refused(config, tmp_path / "run", words)
+    store.save_params(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel[..., :4]}}}}, said)
+    assert_refused(config, tmp_path / "run", r"stem/conv/kernel is \(7, 7, 1, 4\) in the weights and \(7, 7, 1, 8\)")
+
+    config.stages.mixed.init_from = ""
+    for key, value in (("frozen", ("backbone/stm",)), ("multipliers", (("backbone/stm", 0.1),))):
+        config.detector.optimizer[key] = value
+        words = rf"config\.detector: the expression 'backbone/stm' matches no parameter \(optimizer\.{key}\)"
+        assert_refused(config, tmp_path / "run", words)
+        config.detector.optimizer[key] = ()
+    assert ran == []
 
 
 # ---- Values --------------------------------------------------------------------------------------------------------

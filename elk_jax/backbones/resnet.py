@@ -103,7 +103,8 @@ def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax
 class ResNet(nn.Module):
     """Image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32.
 
-    depth: 18, 34, 50 or 101. width: channels of the stem (fewer than 64 for tests).
+    depth: 18, 34, 50 or 101. width: of the convolutions in the blocks of C2, each later stage doubles it (fewer than
+    64 for narrow networks). stem_width: channels of the stem; 0: as `width`.
     norm: factory of all norms; None: convolutions with biases.
     last_norm: norm that ends each residual branch (`norms.zero_residual_norm(norm)`); None: same as `norm`.
     remat: recompute the activations inside the blocks of these stages (2..5) in the backward pass.
@@ -111,6 +112,7 @@ class ResNet(nn.Module):
 
     depth: int = 50
     width: int = 64
+    stem_width: int = 0
     norm: Norm | None = None
     last_norm: Norm | None = None
     stride_in_1x1: bool = False
@@ -123,7 +125,7 @@ class ResNet(nn.Module):
             choices = ", ".join(map(str, BLOCKS))
             raise UserError(f"no ResNet with {self.depth} layers", todo=f"choose one of {choices}")
         block_type = Bottleneck if self.depth >= 50 else BasicBlock
-        x = Stem(self.width, self.norm, self.dtype, name="stem")(image)
+        x = Stem(self.stem_width or self.width, self.norm, self.dtype, name="stem")(image)
         stages = []
         for stage, blocks in enumerate(BLOCKS[self.depth], start=2):
             make_block = nn.remat(block_type) if stage in self.remat else block_type

@@ -68,6 +68,7 @@ class FasterRCNN(nn.Module):
         self.backbone = ResNet(
             depth=c.depth,
             width=c.width,
+            stem_width=c.stem_width,
             norm=norm(c.norm),
             last_norm=zero_residual_norm(norm(c.norm)),
             stride_in_1x1=c.stride_in_1x1,

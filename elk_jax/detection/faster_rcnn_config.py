@@ -25,7 +25,9 @@ class FasterRCNNConfig:
     depth: int = 101
     """18, 34, 50 or 101."""
     width: int = 64
-    """Channels of the stem; every other width of the ResNet follows from it."""
+    """Channels of the convolutions in the first stage; every other width of the ResNet follows from it."""
+    stem_width: int = 0
+    """Channels of the stem; 0: as `width`. Half-width networks keep a whole stem of 64."""
     norm: str = "frozen_bn"
     """'frozen_bn', 'affine_bn' (constant statistics, trained scale and bias), 'gn' or 'none'."""
     norm_groups: int = 32

@@ -15,7 +15,6 @@ in pixels, origin at the corner of the first pixel. Grey values are float32 in [
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import cv2
@@ -94,7 +93,6 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     """
     if seed < 0 or index < 0:
         raise UserError(f"phantom seed {seed} and index {index} must not be negative", todo="count from 0")
-    _keep_freed_memory()
     patient, breast = index // 4, index // 2
     laterality, view = VIEWS[index % 4]
     character = phantom_tissue.make_character(np.random.default_rng([seed, 1, patient]))
@@ -136,16 +134,6 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
         view=view,
         density=character.density,
     )
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let the layers of one phantom lie in the memory of the one before, whose pages need not be fetched anew.
-
-    glibc gives free memory back to the system when it is more than twice the largest block that it ever unmapped
-    (it counts those up to 32 MB). One such block, freed unwritten, makes it keep 62 MB. Elsewhere this does nothing.
-    """
-    np.empty(31 << 20, np.uint8)
 
 
 def _expose(

@@ -24,7 +24,7 @@ COUNTS_FROM_ONE = (
     "rpn_post_nms_train", "rpn_post_nms_test", "roi_samples", "roi_size", "roi_max_samples", "box_conv_channels",
     "box_fc_width", "detections", "detection_candidates",
 )  # fmt: skip
-COUNTS_FROM_ZERO = ("rpn_conv_depth", "roi_sampling_ratio", "box_convs", "box_fcs")
+COUNTS_FROM_ZERO = ("stem_width", "rpn_conv_depth", "roi_sampling_ratio", "box_convs", "box_fcs")
 FRACTIONS = (
     "rpn_high", "rpn_low", "rpn_positive_fraction", "rpn_nms_iou", "roi_iou", "roi_positive_fraction", "score_floor",
     "detection_nms_iou",
@@ -76,9 +76,10 @@ def _check_tuples(config: FasterRCNNConfig) -> None:
 
 
 def _check_groups(config: FasterRCNNConfig) -> None:
-    """GroupNorm splits channels evenly. Every width of the ResNet is a multiple of the stem's."""
+    """GroupNorm splits channels evenly. Every width of the ResNet behind its stem is a multiple of `width`."""
     grouped = {
         "width": config.norm == "gn",
+        "stem_width": config.norm == "gn" and config.stem_width > 0,
         "fpn_channels": config.fpn_norm == "gn",
         "box_conv_channels": config.box_norm == "gn" and config.box_convs > 0,
     }

@@ -7,10 +7,12 @@ stage need. An evaluate stage leaves `<model>/predictions.json`, `<model>/evalua
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
+import optax
 
 from elk_jax import files
 from elk_jax.data import breast, checks, loader, plan
@@ -24,12 +26,30 @@ from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.tasks import detection, detection_model, detection_report, recipe_training, trained
 from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.settings import named
 from elk_jax.tasks.watching import watched
-from elk_jax.training.task import Task
+from elk_jax.training import optimizer as optimizers
+from elk_jax.training.task import Params
 from elk_jax.weights import store
 
 CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
 """Layers whose shape follows from the number of classes: started anew where it differs."""
+
+
+def check_start(run: Run, name: str) -> None:
+    """Raise UserError where the recipe of train stage `name` names layers that its model has not, or where the
+    weights that lie there already are not of that model. Nothing is computed: parameters are shapes."""
+    stage = run.config.stages[name]
+    recipe = run.config[stage.recipe]
+    changes = {"anchor_sizes": tuple(sizes[:1] for sizes in recipe.model.anchor_sizes)} if recipe.plan_anchors else {}
+    model = detection.model_config(recipe.model, **changes)
+    task = detection.build_task(model, run.mesh)
+    fresh = jax.eval_shape(task.init, jax.random.key(0))
+    settled = partial(optimizers.build, schedule=optax.constant_schedule(1.0), params=fresh, frozen=task.frozen)
+    named(f"config.{stage.recipe}", settled, recipe.optimizer)
+    weights = model_folder(run, stage.init_from) if stage.init_from else None
+    if weights and (weights / store.CONFIG).is_file():
+        _from_weights(weights, fresh, model, stage.recipe)
 
 
 def train(run: Run, name: str) -> dict[str, Any]:
@@ -68,7 +88,10 @@ def train(run: Run, name: str) -> dict[str, Any]:
         )
     model = detection.model_config(recipe.model, **changes)
     task = detection.build_task(model, run.mesh)
-    initial = _initial_params(run, stage, model, task)
+    initial = None
+    if stage.init_from:
+        fresh = jax.device_get(task.init(jax.random.key(config.seed)))
+        initial = _from_weights(model_folder(run, stage.init_from), fresh, model, stage.recipe)
 
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
     predictor = detection.compile_predictor(task, run.mesh)
@@ -165,23 +188,19 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
 # ---- Parts ----------------------------------------------------------------------------------------------------------
 
 
-def _initial_params(run: Run, stage: ConfigDict, model: FasterRCNNConfig, task: Task):
-    """Weights to start from, None for fresh ones. `stage.init_from`: a stage of this run or a model folder.
+def _from_weights(folder: Path, fresh: Params, model: FasterRCNNConfig, recipe: str) -> Params:
+    """`fresh`, parameters of `model` or their shapes, with the weights of a model folder where they agree.
 
-    Raises UserError where they are of another architecture, or of conventions that `model` does not have.
+    Raises UserError where they are of another architecture, or of conventions that `model` does not have. recipe: its
+    name, for the error.
     """
-    if not stage.init_from:
-        return None
-    folder = model_folder(run, stage.init_from)
     loaded, description = store.load_params(folder)
-    template = jax.device_get(task.init(jax.random.key(run.config.seed)))
-    params = store.restore_into(template, loaded, (CLASS_LAYERS, *description.get("absent", ())), where=folder)
+    params = store.restore_into(fresh, loaded, (CLASS_LAYERS, *description.get("absent", ())), where=folder)
     if "model" in description:
-        given, wanted = store.flatten(loaded), store.flatten(template)
+        given, wanted = store.flatten(loaded), store.flatten(fresh)
         taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
         before = detection.model_config(description["model"])
-        trained.check_same(before, model, detection_model.settled_by(model, taken), folder, stage.recipe)
-    run.say(f"  starts from {folder} ({description.get('architecture', 'weights')})")
+        trained.check_same(before, model, detection_model.settled_by(model, taken), folder, recipe)
     return params
 
 

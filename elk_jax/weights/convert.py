@@ -235,6 +235,12 @@ def indices(tensors: Tensors, pattern: str) -> list[int]:
     return sorted({int(match.group(1)) for match in found if match})
 
 
+def resnet_widths(stem: np.ndarray, first: np.ndarray) -> dict[str, int]:
+    """The widths of a ResNet from the kernels [out, in, h, w] of its stem and of the first convolution behind it."""
+    width, stem_width = first.shape[0], stem.shape[0]
+    return {"width": width, "stem_width": 0 if stem_width == width else stem_width}
+
+
 def resnet_depth(blocks: Sequence[int], bottleneck: bool) -> int:
     """18, 34, 50 or 101 for the number of blocks of each stage; raises UserError for other ResNets."""
     known = {

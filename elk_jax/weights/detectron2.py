@@ -22,6 +22,7 @@ from elk_jax.weights.convert import (
     oihw_to_hwio,
     out_in_to_in_out,
     resnet_depth,
+    resnet_widths,
     strip_module,
 )
 from elk_jax.weights.reading import Tensors
@@ -61,7 +62,7 @@ def interpret(tensors: Tensors, roi_size: int = 7) -> Foreign:
 
 
 def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:
-    find(tensors, f"{BODY}res2.0.conv1.weight")
+    first, stem = (find(tensors, BODY + name) for name in ("res2.0.conv1.weight", "stem.conv1.weight"))
     blocks = [len(indices(tensors, rf"{_BODY}res{stage}\.(\d+)\.conv1\.weight")) for stage in (2, 3, 4, 5)]
     norm_name = "none"
     if f"{BODY}stem.conv1.norm.weight" in tensors:
@@ -69,7 +70,7 @@ def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:
         norm_name = "frozen_bn" if constant else "gn"
     return {
         "depth": resnet_depth(blocks, f"{BODY}res2.0.conv3.weight" in tensors),
-        "width": find(tensors, f"{BODY}stem.conv1.weight").shape[0],
+        **resnet_widths(stem, first),
         "norm": norm_name,
     }
 

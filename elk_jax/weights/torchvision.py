@@ -24,6 +24,7 @@ from elk_jax.weights.convert import (
     oihw_to_hwio,
     out_in_to_in_out,
     resnet_depth,
+    resnet_widths,
     strip_module,
 )
 from elk_jax.weights.reading import Tensors
@@ -71,11 +72,11 @@ def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
 
 
 def _backbone_settings(tensors: Tensors) -> dict[str, Any]:
-    find(tensors, f"{BODY}layer1.0.conv1.weight")
+    first, stem = (find(tensors, BODY + name) for name in ("layer1.0.conv1.weight", "conv1.weight"))
     blocks = [len(indices(tensors, rf"{_BODY}layer{stage}\.(\d+)\.conv1\.weight")) for stage in (1, 2, 3, 4)]
     return {
         "depth": resnet_depth(blocks, f"{BODY}layer1.0.conv3.weight" in tensors),
-        "width": find(tensors, f"{BODY}conv1.weight").shape[0],
+        **resnet_widths(stem, first),
     }
 
 

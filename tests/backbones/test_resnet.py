@@ -45,6 +45,23 @@ def test_stages_have_strides_4_to_32_rounded_up(depth, size):
         assert stage.shape[3] == expansion * 2**level
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_stem_of_another_width_changes_the_stem_and_what_reads_it_alone(depth):
+    def shapes(**widths):
+        network = ResNet(depth, norm=GROUPS, **widths)
+        params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+    narrow, whole_stem, stated = shapes(width=4), shapes(width=4, stem_width=8), shapes(width=4, stem_width=4)
+    assert narrow == stated
+    assert whole_stem["stem/conv/kernel"] == (7, 7, 3, 8)
+    differing = {name.rsplit("/", 1)[0] for name in whole_stem if narrow.get(name) != whole_stem[name]}
+    assert {name for name in differing if not name.startswith("stem/")} <= {
+        "res2_0/conv1", "res2_0/shortcut", "res2_0/shortcut/norm"
+    }  # fmt: skip
+
+
 def test_unknown_depth_is_refused():
     with pytest.raises(UserError, match="20 layers"):
         ResNet(20).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

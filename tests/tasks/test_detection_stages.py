@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ from elk_jax.detection import faster_rcnn_config
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks import detection_stages
-from elk_jax.tasks.run import Run
-from elk_jax.training.mesh import make_mesh
 from elk_jax.weights import store
 
 
@@ -34,31 +32,18 @@ def params(classes: int, value: float) -> dict:
     }
 
 
-@pytest.fixture
-def run(tmp_path) -> Run:
-    config = base.experiment("e", stages={"first": base.train_detector("real"), "second": base.train_detector("real")})
-    return Run(config, tmp_path, make_mesh())
-
-
-def started(run: Run, init_from: str, classes: int, model: FasterRCNNConfig | None = None) -> dict:
+def started(folder: Path, classes: int, model: FasterRCNNConfig | None = None) -> dict:
     """Names and values (each leaf is constant) of what a model of so many classes starts from; a fresh one is 0."""
-    task = SimpleNamespace(init=lambda rng: params(classes, 0.0))
-    stage = run.config.stages.second
-    stage.init_from = init_from
-    initial = detection_stages._initial_params(run, stage, model or faster_rcnn_config.detectron2(), task)
-    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), initial, params(classes, 0.0))
+    fresh, model = params(classes, 0.0), model or faster_rcnn_config.detectron2()
+    initial = detection_stages._from_weights(folder, fresh, model, "detector")
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), initial, fresh)
     return {name: np.unique(leaf).item() for name, leaf in store.flatten(initial).items()}
 
 
-def test_nothing_given_starts_fresh(run):
-    model = faster_rcnn_config.detectron2()
-    assert detection_stages._initial_params(run, run.config.stages.first, model, SimpleNamespace()) is None
-
-
-def test_another_number_of_classes_starts_the_class_layers_alone_anew(run):
-    store.save_params(run.folder / "first" / "model", params(classes=1, value=7.0), {"architecture": "faster_rcnn"})
-    assert set(started(run, "first", classes=1).values()) == {7.0}
-    assert started(run, "first", classes=3) == {
+def test_another_number_of_classes_starts_the_class_layers_alone_anew(tmp_path):
+    store.save_params(tmp_path / "first", params(classes=1, value=7.0), {"architecture": "faster_rcnn"})
+    assert set(started(tmp_path / "first", classes=1).values()) == {7.0}
+    assert started(tmp_path / "first", classes=3) == {
         "backbone/stem/kernel": 7.0,
         "backbone/res2_0/conv3/norm/scale": 7.0,
         "rpn/deltas/kernel": 7.0,
@@ -69,42 +54,42 @@ def test_another_number_of_classes_starts_the_class_layers_alone_anew(run):
     }
 
 
-def test_a_folder_may_lack_what_it_says_is_absent(run, tmp_path):
+def test_a_folder_may_lack_what_it_says_is_absent(tmp_path):
     """As an imported backbone does."""
     backbone = {"backbone": params(classes=1, value=7.0)["backbone"]}
     store.save_params(tmp_path / "imported", backbone, {"absent": ["^(rpn|box_head)/"]})
-    found = started(run, str(tmp_path / "imported"), classes=1)
+    found = started(tmp_path / "imported", classes=1)
     assert {value for name, value in found.items() if name.startswith("backbone/")} == {7.0}
     assert {value for name, value in found.items() if not name.startswith("backbone/")} == {0.0}
     store.save_params(tmp_path / "half", backbone, {})
-    with pytest.raises(UserError, match=r"lack box_head/fc1/kernel.*, rpn/deltas/kernel"):
-        started(run, str(tmp_path / "half"), classes=1)
+    with pytest.raises(UserError, match=r"lack rpn/deltas/kernel.*, box_head/fc1/kernel"):
+        started(tmp_path / "half", classes=1)
 
 
-def test_other_layers_must_fit(run, tmp_path):
+def test_other_layers_must_fit(tmp_path):
     other = params(classes=1, value=7.0)
     other["backbone"]["stem"]["kernel"] = np.zeros((5, 2), np.float32)
     store.save_params(tmp_path / "other", other, {})
     words = r"backbone/stem/kernel is \(5, 2\) in the weights and \(3, 2\) .*/other\).*--config\.RECIPE\.model\.KEY"
     with pytest.raises(UserError, match=words) as error:
-        started(run, str(tmp_path / "other"), classes=1)
+        started(tmp_path / "other", classes=1)
     assert "`drop`" not in str(error.value)
     with pytest.raises(UserError, match="no model here"):
-        started(run, str(tmp_path / "nowhere"), classes=1)
+        started(tmp_path / "nowhere", classes=1)
 
 
 # ---- What the weights mean -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def kept(run):
-    """Writes the model that `second` starts from: (its configuration, number of classes, parts) -> what it started."""
+def kept(tmp_path):
+    """Writes the model that a stage starts from: (its configuration, number of classes, parts) -> what it started."""
 
     def start(before: FasterRCNNConfig, now: FasterRCNNConfig, classes: int = 1, parts=(), **said) -> dict:
         whole = params(classes, 7.0)
         description = {"architecture": "faster_rcnn", "model": dataclasses.asdict(before), **said}
-        store.save_params(run.folder / "first" / "model", {part: whole[part] for part in parts or whole}, description)
-        return started(run, "first", 1, now)
+        store.save_params(tmp_path / "first", {part: whole[part] for part in parts or whole}, description)
+        return started(tmp_path / "first", 1, now)
 
     return start
 
@@ -130,7 +115,7 @@ GREY = faster_rcnn_config.detectron2(pixel_mean=(60.0,), pixel_std=(60.0,))
 )
 def test_weights_are_not_trained_on_under_other_conventions(kept, field, value, todo):
     ours = faster_rcnn_config.detectron2()
-    words = rf"with {field} .*, the recipe has .*first/model\)\. set --config\.detector\.model\.{field}={todo}$"
+    words = rf"with {field} .*, the recipe has .*first\)\. set --config\.detector\.model\.{field}={todo}$"
     with pytest.raises(UserError, match=words):
         kept(dataclasses.replace(ours, **{field: value}), ours)
 

@@ -13,13 +13,13 @@ from elk_jax.weights import convert, store, torchvision
 WIDTH, FPN, CLASSES, FC = 4, 6, 2, 5
 
 
-def backbone_shapes(stem, norm_of_stem, block, conv, norm, shortcut, shortcut_norm):
+def backbone_shapes(stem, norm_of_stem, block, conv, norm, shortcut, shortcut_norm, stem_width=WIDTH):
     """Shapes of a ResNet-18 of width 4 under the names that these templates give; norms are marked by None."""
-    shapes = {stem: (WIDTH, 3, 7, 7), norm_of_stem: None}
+    shapes = {stem: (stem_width, 3, 7, 7), norm_of_stem: None}
     for stage in range(4):
         for i in range(2):
             out = WIDTH * 2**stage
-            first = out if i or not stage else out // 2
+            first = out if i else out // 2 if stage else stem_width
             at = block.format(stage=stage + 1, caffe=stage + 2, i=i)
             for n, inputs in ((1, first), (2, out)):
                 shapes[at + conv.format(n=n)] = (out, inputs, 3, 3)
@@ -47,17 +47,17 @@ def heads(shapes):
     return {f"{n}.{k}": s if k == "weight" else s[:1] for n, s in shapes.items() for k in ("weight", "bias")}
 
 
-def torchvision_backbone(prefix=""):
+def torchvision_backbone(prefix="", stem_width=WIDTH):
     return backbone_shapes(
         f"{prefix}conv1.weight", f"{prefix}bn1", prefix + "layer{stage}.{i}.", "conv{n}.weight", "bn{n}",
-        "downsample.0.weight", "downsample.1",
+        "downsample.0.weight", "downsample.1", stem_width,
     )  # fmt: skip
 
 
-def detectron2_backbone(prefix=""):
+def detectron2_backbone(prefix="", stem_width=WIDTH):
     return backbone_shapes(
         f"{prefix}stem.conv1.weight", f"{prefix}stem.conv1.norm", prefix + "res{caffe}.{i}.", "conv{n}.weight",
-        "conv{n}.norm", "shortcut.weight", "shortcut.norm",
+        "conv{n}.norm", "shortcut.weight", "shortcut.norm", stem_width,
     )  # fmt: skip
 
 
@@ -125,6 +125,17 @@ def test_what_is_inferred(from_torchvision, from_detectron2):
         "pixel_mean",
         "proposal_generator.anchor_generator.cell_anchors.0",
     ]
+
+
+@pytest.mark.parametrize(
+    "backbone, file_format", [(torchvision_backbone, "torchvision"), (detectron2_backbone, "detectron2")]
+)
+def test_a_stem_may_have_a_width_of_its_own(backbone, file_format):
+    """As half-width ResNets do, whose stem is whole."""
+    imported = run(fill(backbone(stem_width=6)), file_format)
+    assert (imported.model.width, imported.model.stem_width) == (WIDTH, 6)
+    stem = imported.params["backbone"]["stem"]["conv"]["kernel"]
+    assert stem.shape == (7, 7, 3, 6)
 
 
 def test_older_torchvision_names_and_data_parallel_prefix(from_torchvision):
