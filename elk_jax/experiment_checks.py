@@ -159,6 +159,7 @@ def _check_apart(config: ConfigDict, name: str, judged: str, open_split: Open) -
         return
     held_out = open_split(on, split)
     split_of = {patient: own for patient, own in held_out.patients if own != "train"}
+    known = held_out.named & split_of.keys()
 
     def refuse(both: Sequence[str], other: str) -> None:
         if both:
@@ -185,5 +186,7 @@ def _check_apart(config: ConfigDict, name: str, judged: str, open_split: Open) -
                 todo="rename the categories of one of them",
             )
         refuse(sorted({patient for patient, _ in training.patients} & split_of.keys()), f"split of '{source}'")
+        painted_by = trained.painter_marks(config.data[source].spec)
+        refuse(trained.those_marked(known, painted_by), f"data of the painter of '{source}'")
     for model in foreign_models(config, judged):
-        refuse(trained.trained_on(Path(model), held_out.named & split_of.keys()), f"data of {model}")
+        refuse(trained.those_marked(known, trained.patient_marks(Path(model))), f"data of {model}")

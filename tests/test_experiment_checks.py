@@ -160,6 +160,19 @@ def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
     experiment.run(unnamed, tmp_path / "unnamed")
 
 
+def test_what_the_painter_of_a_given_set_was_trained_on_counts(ran, coco, tmp_path):
+    painted = coco("painted")
+    path = Path(painted.removeprefix("coco:"))
+    content = files.read_json(path)
+    files.write_json(path, content | {"info": {"learned_from": [trained.mark("D"), trained.mark("A")]}})
+    config = on_files(real=coco("real"), synthetic=painted)
+    words = r"patient D is in the training data of the painter of 'synthetic' and in the split 'test' of 'real'"
+    assert_refused(config, tmp_path / "run", words)
+    files.write_json(path, content | {"info": {"learned_from": [trained.mark("A")]}})
+    experiment.run(config, tmp_path / "run")
+    assert ran == ["synthetic", "evaluate"]
+
+
 def test_a_finished_training_is_judged_without_its_data(ran, coco, tmp_path):
     config = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
     experiment.run(config, tmp_path / "run")

@@ -7,7 +7,7 @@ in `meta`. Boxes are xywh in the file and xyxy, px, everywhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,25 @@ def image_folder(path: str | Path) -> Path:
     return folder if folder.is_dir() else folder.parent
 
 
+def learned_from(path: str | Path) -> frozenset[str]:
+    """Marks (`trained.mark`) of the patients that the model behind a file of painted images was trained on."""
+    info = _read(Path(path)).get("info")
+    return frozenset(info.get("learned_from", ()) if isinstance(info, dict) else ())
+
+
 def write_coco(
     path: str | Path,
     infos: Iterable[ImageInfo],
     classes: Sequence[str],
     description: str = "",
     licence: str = "",
+    learned_from: Collection[str] = (),
 ) -> None:
     """Write a COCO file atomically; the images themselves are the caller's, under `images/` beside it.
 
     Image ids are numbers from 1 in the order of `infos`, unless every image_id is a whole number, which is
     then kept. `meta` fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
+    learned_from: marks of the patients that a model behind these images was trained on.
     """
     infos = list(infos)
     whole = all(info.image_id.isdecimal() for info in infos)
@@ -119,7 +127,7 @@ def write_coco(
     write_json(
         path,
         {
-            "info": {"description": description},
+            "info": {"description": description} | ({"learned_from": sorted(learned_from)} if learned_from else {}),
             "licenses": [{"id": 1, "name": licence}] if licence else [],
             "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
             "images": images,

@@ -163,7 +163,7 @@ def _detect(
         notes = [f"the class '{known[0]}' of the model is taken for '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)
     patients = {info.patient_id for info in source.infos}
-    seen = trained.trained_on(subject.place, trained.named_patients(source.infos))
+    seen = trained.those_marked(trained.named_patients(source.infos), trained.patient_marks(subject.place))
     if seen:
         notes.append(
             f"{subject.parts[-1]} was trained on {len(seen)} of these {len(patients)} patients, such as {seen[0]}: of "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from elk_jax.synthesis.breast import breast_mask
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
 from elk_jax.synthesis.windows import Window, blocked_by, box_mask, cut, shifted, widened
-from elk_jax.tasks import detection, drawing, inpainting, inpainting_model
+from elk_jax.tasks import detection, drawing, inpainting, inpainting_model, trained
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
@@ -136,7 +136,7 @@ def synthesize(
                     _write(output, plan, picture, description, settings)
             bar.update(bar.done + len(chosen))
     if run.is_main:
-        _finish(output, canvases, count)
+        _finish(output, canvases, count, trained.patient_marks(model))
     return count
 
 
@@ -239,14 +239,15 @@ def _write(
     files.write_json(output / "provenance" / f"{plan.name}.json", record)
 
 
-def _finish(output: Path, canvases: ImageSource, count: int) -> None:
+def _finish(output: Path, canvases: ImageSource, count: int, learned_from: Collection[str]) -> None:
     """The COCO file of all that was painted: the new lesion, and what the canvas had."""
     infos, by_id = [], {info.image_id: info for info in canvases.infos}
     for index in range(count):
         name = f"{index:06d}"
         record = files.read_json(output / "provenance" / f"{name}.json")
         infos.append(_info(name, by_id[record["canvas"]], record))
-    coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description="Synthetic lesions in real breasts")
+    description = "Synthetic lesions in real breasts"
+    coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description, learned_from=learned_from)
 
 
 def _info(name: str, canvas: ImageInfo, record: dict[str, Any]) -> ImageInfo:

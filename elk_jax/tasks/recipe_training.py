@@ -105,6 +105,8 @@ def kept(run: Run, name: str, result: TrainResult, infos: Sequence[ImageInfo]) -
     patients = {trained.mark(patient) for patient in trained.named_patients(infos)}
     for model in _came_from(run, name):
         patients |= trained.patient_marks(model)
+    for source in stage.train_on:
+        patients |= trained.painter_marks(run.config.data[source].spec)
     said = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from, "patients": sorted(patients)}
     return meshes.on_host(params, run.mesh), said
 

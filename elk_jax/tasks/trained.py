@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from elk_jax import files
+from elk_jax.data import coco
 from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
 from elk_jax.weights import store
@@ -65,9 +66,14 @@ def patient_marks(model: Path) -> frozenset[str]:
     return frozenset(training.get("patients", ()) if isinstance(training, Mapping) else ())
 
 
-def trained_on(model: Path, patients: Iterable[str]) -> list[str]:
-    """Those of `patients` that a model was trained on."""
-    marks = patient_marks(model)
+def painter_marks(spec: str) -> frozenset[str]:
+    """The marks of all patients that the painter of a data source was trained on; none of images as they were taken."""
+    kind, _, path = spec.partition(":")
+    return coco.learned_from(path) if kind == "coco" else frozenset()
+
+
+def those_marked(patients: Iterable[str], marks: Collection[str]) -> list[str]:
+    """Those of `patients` that are among `marks`."""
     return sorted(patient for patient in patients if mark(patient) in marks)
 
 

@@ -15,7 +15,7 @@ from elk_jax import experiment, files
 from elk_jax.data import coco, sources
 from elk_jax.diffusion import inpainter
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection, inpainting_model, inpainting_stages, inpainting_synthesize
+from elk_jax.tasks import detection, inpainting_model, inpainting_stages, inpainting_synthesize, trained
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.training.mesh import make_mesh
 from elk_jax.training.writer import read_metrics
@@ -64,6 +64,8 @@ def test_the_same_networks_learn_on_at_another_picture_size(run):
 
 def test_what_was_painted_is_a_data_source(run):
     source = sources.open_source(f"coco:{run / 'lesions' / SYNTHETIC}", "train")
+    learned_from = coco.learned_from(run / "lesions" / SYNTHETIC)
+    assert learned_from == trained.patient_marks(run / "inpainter" / "model") and learned_from
     canvases = sources.open_source(inpaint_cem.get_config("tiny").data.real.spec, "train")
     by_id = {info.image_id: i for i, info in enumerate(canvases.infos)}
     assert len(source) == COUNT

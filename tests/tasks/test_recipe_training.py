@@ -9,6 +9,7 @@ import pytest
 
 from configs import cem_mixed
 from elk_jax import files
+from elk_jax.data import coco
 from elk_jax.data.schema import ImageInfo
 from elk_jax.tasks import recipe_training, trained
 from elk_jax.tasks.run import Run
@@ -49,6 +50,9 @@ def test_patients_of_the_images_the_initial_weights_and_the_painter_are_kept(run
     run.config.stages.mixed.init_from = str(write_model(tmp_path / "theirs", "A", "D"))
     assert said(run, "mixed", infos)["patients"] == sorted(map(trained.mark, "ABCD"))
     assert said(run, "synthetic", [])["patients"] == [trained.mark("C")]
+    coco.write_coco(tmp_path / "painted.json", [], ["mass"], learned_from=[trained.mark("E")])  # in another run
+    run.config.data.synthetic.spec = f"coco:{tmp_path / 'painted.json'}"
+    assert said(run, "synthetic", [])["patients"] == [trained.mark("E")]
 
 
 def test_a_mark_is_short_and_the_same_everywhere():
@@ -58,4 +62,4 @@ def test_a_mark_is_short_and_the_same_everywhere():
 @pytest.mark.parametrize("description", [{}, {"trained": {}}, {"trained": {"step": 2}}, {"trained": "again"}])
 def test_models_that_do_not_say_have_seen_nobody(description, tmp_path):
     files.write_json(tmp_path / "model.json", description)
-    assert trained.trained_on(tmp_path, ["A"]) == trained.trained_on(tmp_path / "gone", ["A"]) == []
+    assert trained.patient_marks(tmp_path) == trained.patient_marks(tmp_path / "gone") == frozenset()
