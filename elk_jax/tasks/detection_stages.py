@@ -90,8 +90,9 @@ def train(run: Run, name: str) -> dict[str, Any]:
     task = detection.build_task(model, run.mesh)
     initial = None
     if stage.init_from:
-        fresh = jax.device_get(task.init(jax.random.key(config.seed)))
-        initial = _from_weights(model_folder(run, stage.init_from), fresh, model, stage.recipe)
+        weights, fresh = model_folder(run, stage.init_from), jax.device_get(task.init(jax.random.key(config.seed)))
+        initial = _from_weights(weights, fresh, model, stage.recipe)
+        run.say(f"  starts from {weights}")
 
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
     predictor = detection.compile_predictor(task, run.mesh)
