@@ -71,7 +71,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     if not summary(source.infos)["lesions"]:
         raise checks.no_lesions("train", source.name)
     if not summary(validation.infos)["lesions"]:
-        run.say("  warning: no lesion in validation: checkpoints cannot be told apart, the first one is kept")
+        run.say("  warning: no lesion in validation: checkpoints cannot be told apart, the last one is kept")
     if recipe.crop_to_breast:
         source, _ = breast.crop_to_breast(source, watched("  finding the breasts"))
     shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window

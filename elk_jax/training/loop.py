@@ -220,9 +220,9 @@ def train(
                         with timer.paused():
                             writer.write_pictures(step, draw(state.evaluation_params, step))
                     score = chosen(memory.last, best_metric)
-                    if better(score, memory.best.get(best_metric), best_mode):
+                    if as_good(score, memory.best.get(best_metric), best_mode):
                         memory.best, memory.best_step, saving = memory.last, step, True
-                        metric = score  # kept with a new best alone: of equals the first is the best, and stays
+                        metric = score  # written with a new best alone, so that it stays
                 if saving:
                     with timer.paused():
                         save(step, metric)
@@ -299,8 +299,12 @@ def chosen(metrics: Mapping[str, float], name: str) -> float:
     return float(metrics[name])
 
 
-def better(metric: float, best: float | None, mode: str) -> bool:
-    """NaN is never better, and anything else is better than nothing."""
+def as_good(metric: float, best: float | None, mode: str) -> bool:
+    """At least as good as the best so far: of equals the later wins, which has seen more, at lower rates.
+
+    Equals are common where few lesions validate, and all are equal where none does. NaN is never good, and anything
+    else is better than nothing.
+    """
     if math.isnan(metric):
         return False
-    return best is None or (metric > best if mode == "max" else metric < best)
+    return best is None or (metric >= best if mode == "max" else metric <= best)

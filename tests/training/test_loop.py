@@ -198,14 +198,15 @@ def test_less_may_be_better_and_nan_never_is(tmp_path):
     assert_same(load_params(tmp_path / "checkpoints"), result.best_params)
 
 
-def test_of_equal_evaluations_the_first_is_the_best_and_is_kept(tmp_path):
-    values = {2: 0.5, 4: 0.5, 6: 0.4, 8: 0.5, 10: 0.3}
+@pytest.mark.parametrize("mode, sign", [("max", 1), ("min", -1)])
+def test_of_equal_evaluations_the_last_is_the_best_and_is_kept(tmp_path, mode, sign):
+    values = {2: 0.5 * sign, 4: 0.5 * sign, 6: 0.4 * sign, 8: 0.5 * sign, 10: 0.3 * sign}
     settings = toy.settings(
-        total_steps=10, eval_every=2, evaluate=lambda p, s: {"score": values[s]}, best_metric="score"
+        total_steps=10, eval_every=2, evaluate=lambda p, s: {"score": values[s]}, best_metric="score", best_mode=mode
     )
     settings["checkpoint_every"] = 2
     result = loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)
-    assert (result.best_step, result.best_metrics) == (2, {"score": 0.5})
+    assert (result.best_step, result.best_metrics) == (8, {"score": 0.5 * sign})
     assert_same(load_params(tmp_path / "checkpoints"), result.best_params)
 
 
