@@ -17,7 +17,7 @@ from configs import base, base_inpainting
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant, base.EXTRAS)
+    size, extras = base.parse(variant, (*base.PAINTING_EXTRAS, "half"))
     return base.experiment(
         "cem_mixed",
         data={
@@ -27,7 +27,7 @@ def get_config(variant=None):
             "canvases": base.source(""),  # healthy images to paint on: with stages.lesions.canvases=canvases
         },
         inpainter=base_inpainting.inpainter(size),
-        detector=base.detector(size),
+        detector=base.detector(size, extras),
         stages={
             **base_inpainting.paint_lesions(size, extras),
             "real": base.train_detector("real"),

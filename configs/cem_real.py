@@ -17,7 +17,7 @@ def get_config(variant=None):
             "on_error": "stop",  # or skip: leave unreadable images out, count and list them
             "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
         },
-        detector=base.detector(size),
+        detector=base.detector(size, extras),
         stages={
             "real": base.train_detector("real"),
             "evaluate": base.evaluate_detectors("real"),

@@ -12,7 +12,7 @@ from configs import base, base_inpainting
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant, base.EXTRAS)
+    size, extras = base.parse(variant, (*base.PAINTING_EXTRAS, "half"))
     return base.experiment(
         "cem_synthetic",
         data={
@@ -22,7 +22,7 @@ def get_config(variant=None):
             "canvases": base.source(""),  # healthy images to paint on: with stages.lesions.canvases=canvases
         },
         inpainter=base_inpainting.inpainter(size),
-        detector=base.detector(size),
+        detector=base.detector(size, extras),
         stages={
             **base_inpainting.paint_lesions(size, extras),
             "synthetic": base.train_detector("synthetic", validate_on="real"),

@@ -12,7 +12,7 @@ from configs import base, base_inpainting
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant, base.EXTRAS)
+    size, extras = base.parse(variant, base.PAINTING_EXTRAS)
     return base.experiment(
         "inpaint_cem",
         data={

@@ -14,7 +14,7 @@ def get_config(variant=None):
     return base.experiment(
         "mammo_pretrain",
         data={"on_error": "stop", "mammo": base.source(spec, patients=base.few(size, extras))},
-        detector=base.detector(size),
+        detector=base.detector(size, extras),
         stages={
             "mammo": base.train_detector("mammo"),
             "evaluate": base.evaluate_detectors("mammo", on="mammo"),

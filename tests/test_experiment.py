@@ -50,6 +50,17 @@ def test_every_variant_of_every_experiment_is_well_formed(name, variant):
     json.dumps(experiment.plain(config))
 
 
+@pytest.mark.parametrize("name", ["cem_mixed", "cem_real", "cem_synthetic", "mammo"])
+def test_the_half_resnet50_is_that_of_the_weights_it_starts_from(name):
+    """A Caffe network, as detectron2's are: colours from blue to red, strides in the first 1x1 convolutions."""
+    config = CONFIGS[name].get_config("small,half")
+    experiment.check(config)
+    model = detection.model_config(config.detector.model)
+    assert (model.depth, model.width, model.stem_width, model.norm) == (50, 32, 64, "frozen_bn")
+    assert (model.stride_in_1x1, model.pixel_scale, model.pixel_mean) == (True, 255.0, (104.0, 117.0, 123.0))
+    assert config.detector.loader == CONFIGS[name].get_config("small").detector.loader
+
+
 def test_an_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="there are quick"):
         cem_real.get_config("huge")

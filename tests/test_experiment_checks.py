@@ -259,6 +259,12 @@ def test_weights_and_layers_are_looked_at_first(ran, coco, tmp_path):
     assert_refused(config, tmp_path / "run", r"stem/conv/kernel is \(7, 7, 1, 4\) in the weights and \(7, 7, 1, 8\)")
 
     config.stages.mixed.init_from = ""
+    config.detector.optimizer.frozen = ("backbone/stem",)
+    words = r"real starts from random weights, and backbone/stem would keep them .*optimizer\.frozen.*init_from=DIR"
+    assert_refused(config, tmp_path / "run", words)
+    for stage in ("real", "synthetic", "mixed"):
+        config.stages[stage].init_from = str(tmp_path / "theirs")
+    store.save_params(tmp_path / "theirs", {}, {"absent": [".*"]})
     for key, value in (("frozen", ("backbone/stm",)), ("multipliers", (("backbone/stm", 0.1),))):
         config.detector.optimizer[key] = value
         words = rf"config\.detector: the expression 'backbone/stm' matches no parameter \(optimizer\.{key}\)"

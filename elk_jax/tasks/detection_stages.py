@@ -37,10 +37,19 @@ CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
 
 
 def check_start(run: Run, name: str) -> None:
-    """Raise UserError where the recipe of train stage `name` names layers that its model has not, or where the
-    weights that lie there already are not of that model. Nothing is computed: parameters are shapes."""
+    """Raise UserError where the recipe of train stage `name` names layers that its model has not, freezes weights
+    that nothing has trained, or starts from weights, if they lie there already, that are not of its model.
+
+    Nothing is computed: parameters are shapes.
+    """
     stage = run.config.stages[name]
     recipe = run.config[stage.recipe]
+    if recipe.optimizer.frozen and not stage.init_from:
+        raise UserError(
+            f"stage {name} starts from random weights, and {', '.join(recipe.optimizer.frozen)} would keep them",
+            where=f"config.{stage.recipe}.optimizer.frozen",
+            todo=f"name weights to start from, --config.stages.{name}.init_from=DIR, or freeze nothing: '()'",
+        )
     changes = {"anchor_sizes": tuple(sizes[:1] for sizes in recipe.model.anchor_sizes)} if recipe.plan_anchors else {}
     model = detection.model_config(recipe.model, **changes)
     task = detection.build_task(model, run.mesh)
