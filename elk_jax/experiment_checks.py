@@ -1,4 +1,4 @@
-"""What is looked at before the first stage of an experiment: that its data are there, and no patient on both sides.
+"""What is looked at before the first stage of an experiment: its data, its weights, and no patient on both sides.
 
 A patient is on both sides when a model is trained on images of it (or on lesions painted into them, or starts from
 weights that were), and its checkpoint is chosen, or it is tested, on others.
@@ -28,13 +28,14 @@ class Opened:
     """What is known of one split of a source without looking at its pixels.
 
     patients: (patient, split that the image names). named: those that are known by this name in other files too.
-    lesions: None for phantoms, which would have to be drawn.
+    lesions: None for phantoms, which would have to be drawn. learned_from: of painted images, as in `ImageSource`.
     """
 
     classes: tuple[str, ...]
     patients: frozenset[tuple[str, str]]
     named: frozenset[str]
     lesions: int | None
+    learned_from: frozenset[str] = frozenset()
 
 
 Open = Callable[[str, str], Opened]
@@ -51,7 +52,7 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
         stage = config.stages[name]
         _check_weights(run, name, names)
         if (stage.kind, stage.task) == ("train", "detection"):
-            detection_stages.check_start(run, name)
+            detection_stages.check_start(run, name, names)
         for source, split in _reads(stage):
             if not writing_stage(config, source):
                 open_split(source, split)
@@ -121,7 +122,8 @@ def _open(run: Run, source: str, split: str) -> Opened:
     opened = detection.open_data(data, (source,), split, run.config.seed)
     lesions = sum(int((~info.ignore).sum()) for info in opened.infos)
     splits = frozenset((info.patient_id, info.split) for info in opened.infos)
-    return Opened(opened.classes, splits, frozenset(trained.named_patients(opened.infos)), lesions)
+    named = frozenset(trained.named_patients(opened.infos))
+    return Opened(opened.classes, splits, named, lesions, opened.learned_from)
 
 
 def _check_weights(run: Run, name: str, names: Sequence[str]) -> None:
@@ -186,7 +188,6 @@ def _check_apart(config: ConfigDict, name: str, judged: str, open_split: Open) -
                 todo="rename the categories of one of them",
             )
         refuse(sorted({patient for patient, _ in training.patients} & split_of.keys()), f"split of '{source}'")
-        painted_by = trained.painter_marks(config.data[source].spec)
-        refuse(trained.those_marked(known, painted_by), f"data of the painter of '{source}'")
+        refuse(trained.those_marked(known, training.learned_from), f"data of the painter of '{source}'")
     for model in foreign_models(config, judged):
         refuse(trained.those_marked(known, trained.patient_marks(Path(model))), f"data of {model}")

@@ -273,6 +273,22 @@ def test_weights_and_layers_are_looked_at_first(ran, coco, tmp_path):
     assert ran == []
 
 
+def test_what_is_trained_anew_or_follows_from_the_data_is_not_looked_at_before(ran, coco, tmp_path):
+    config = on_files(cem_mixed, real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
+    config.stages.mixed.init_from = "real"
+    folder, stem = tmp_path / "run", {"backbone": {"stem": {"conv": {"kernel": np.zeros((7, 7, 1, 4), np.float32)}}}}
+    store.save_params(folder / "real" / "model", stem, {})  # of a training with other settings, which starts again
+    experiment.run(config, folder)
+    assert ran == ["real", "synthetic", "mixed", "evaluate"]
+
+    theirs = detection.model_config(config.detector.model, background="first").__dict__
+    logits = {"box_head": {"class_logits": {"kernel": np.zeros((32, 2), np.float32)}}}  # one class, as the recipe says
+    said = {"model": theirs, "absent": [r"^(backbone|rpn|fpn|box_head/fc)"]}
+    store.save_params(tmp_path / "theirs", logits, said)
+    config.stages.mixed.init_from = str(tmp_path / "theirs")
+    experiment.run(config, tmp_path / "other")
+
+
 # ---- Values --------------------------------------------------------------------------------------------------------
 
 

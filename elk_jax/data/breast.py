@@ -28,7 +28,7 @@ def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
     return max(x - pad, 0), max(y - pad, 0), min(x1 + pad, width), min(y1 + pad, height)
 
 
-def crop_to_breast(source: Source, watch: Watch = unwatched) -> tuple[ImageSource, tuple[Window, ...]]:
+def crop_to_breast(source: ImageSource, watch: Watch = unwatched) -> tuple[ImageSource, tuple[Window, ...]]:
     """`source` with every image cut to its breast, and the windows in the pixels of `source`.
 
     Decodes every image once. A window is widened to hold all annotated boxes, so that none is lost.
@@ -43,9 +43,8 @@ def crop_to_breast(source: Source, watch: Watch = unwatched) -> tuple[ImageSourc
         windows.append((x0, y0, x1, y1))
         shift = np.array([x0, y0, x0, y0], np.float32)
         infos.append(replace(info, width=x1 - x0, height=y1 - y0, boxes=info.boxes - shift))
-    skipped = getattr(source, "skipped", ())
     read = partial(_read, source, tuple(windows))
-    return ImageSource(source.name, source.classes, tuple(infos), read, skipped), tuple(windows)
+    return replace(source, infos=tuple(infos), read=read), tuple(windows)
 
 
 def _read(source: Source, windows: tuple[Window, ...], position: int) -> np.ndarray:

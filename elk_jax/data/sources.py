@@ -37,6 +37,7 @@ class ImageSource:
     """A `schema.Source` made of plain data and `read(position) -> image [H, W, 1] float32 in [0, 1]`.
 
     skipped: (image id, reason) of the images left out when the source was opened with on_error="skip".
+    learned_from: of painted images, marks (`trained.mark`) of the patients that their painter was trained on.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ImageSource:
     infos: tuple[ImageInfo, ...]
     read: Read
     skipped: tuple[tuple[str, str], ...] = ()
+    learned_from: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -131,7 +133,8 @@ def _open_coco(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSour
     files = tuple((info.file_name, info.meta.get("bit_depth") or bit_depth) for info in infos)
     for info, (_, depth) in zip(infos, files):
         check_bit_depth(depth, f"{path}, image {info.image_id}")
-    return ImageSource(path, classes, infos, partial(_read_file, coco.image_folder(path), files))
+    read = partial(_read_file, coco.image_folder(path), files)
+    return ImageSource(path, classes, infos, read, learned_from=coco.learned_from(path))
 
 
 def _open_tfds(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
@@ -155,9 +158,7 @@ def subset(source: ImageSource, positions: Sequence[int] | np.ndarray) -> ImageS
     """The records at `positions`, in that order."""
     chosen = tuple(int(position) for position in positions)
     infos = tuple(source.infos[position] for position in chosen)
-    return ImageSource(
-        source.name, source.classes, infos, partial(read_at, source.read, chosen), source.skipped
-    )
+    return replace(source, infos=infos, read=partial(read_at, source.read, chosen))
 
 
 def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
@@ -197,7 +198,8 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     skipped = tuple(entry for source in sources for entry in source.skipped)
     name = " + ".join(source.name for source in sources)
     read = partial(_read_part, tuple(source.read for source in sources), tuple(places))
-    return ImageSource(name, sources[0].classes, tuple(infos), read, skipped)
+    learned_from = frozenset().union(*(source.learned_from for source in sources))
+    return ImageSource(name, sources[0].classes, tuple(infos), read, skipped, learned_from)
 
 
 def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:

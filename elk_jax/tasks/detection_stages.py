@@ -7,6 +7,8 @@ stage need. An evaluate stage leaves `<model>/predictions.json`, `<model>/evalua
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,12 @@ CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
 """Layers whose shape follows from the number of classes: started anew where it differs."""
 
 
-def check_start(run: Run, name: str) -> None:
+def check_start(run: Run, name: str, names: Collection[str]) -> None:
     """Raise UserError where the recipe of train stage `name` names layers that its model has not, freezes weights
-    that nothing has trained, or starts from weights, if they lie there already, that are not of its model.
+    that nothing has trained, or starts from weights that are not of its model.
 
-    Nothing is computed: parameters are shapes.
+    names: stages that will run; the weights of one of them are not there yet. Nothing is computed: parameters are
+    shapes. The class layers, which follow from the data, are left to the stage.
     """
     stage = run.config.stages[name]
     recipe = run.config[stage.recipe]
@@ -56,9 +59,9 @@ def check_start(run: Run, name: str) -> None:
     fresh = jax.eval_shape(task.init, jax.random.key(0))
     settled = partial(optimizers.build, schedule=optax.constant_schedule(1.0), params=fresh, frozen=task.frozen)
     named(f"config.{stage.recipe}", settled, recipe.optimizer)
-    weights = model_folder(run, stage.init_from) if stage.init_from else None
-    if weights and (weights / store.CONFIG).is_file():
-        _from_weights(weights, fresh, model, stage.recipe)
+    if stage.init_from and stage.init_from not in names:
+        layers = {path: shape for path, shape in store.flatten(fresh).items() if not re.search(CLASS_LAYERS, path)}
+        _from_weights(model_folder(run, stage.init_from), store.nest(layers), model, stage.recipe)
 
 
 def train(run: Run, name: str) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     floor = recipe.score_floor
     results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
-    params, training = recipe_training.kept(run, name, result, source.infos)
+    params, training = recipe_training.kept(run, name, result, source.infos, source.learned_from)
     if run.is_main:
         description = detection_model.describe(
             model, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation

@@ -87,7 +87,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params, trained = recipe_training.kept(run, name, result, source.infos)
+    params, trained = recipe_training.kept(run, name, result, source.infos, source.learned_from)
     if run.is_main:
         rules = {kind: closeup_batches.training_rule(source, closeups.largest, kind) for kind in AREAS}
         description = inpainting_model.describe(parts, start.prompts, closeups, rules, source.classes)

@@ -136,7 +136,7 @@ def synthesize(
                     _write(output, plan, picture, description, settings)
             bar.update(bar.done + len(chosen))
     if run.is_main:
-        _finish(output, canvases, count, trained.patient_marks(model))
+        _finish(output, canvases, count, canvases.learned_from | trained.patient_marks(model))
     return count
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from elk_jax.data.schema import ImageInfo
 from elk_jax.data.stream import Stream
 from elk_jax.tasks import trained
-from elk_jax.tasks.run import Run, model_folder, writing_stage
+from elk_jax.tasks.run import Run, model_folder
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import TrainResult
 from elk_jax.training.loop import train as train_loop
@@ -92,31 +91,23 @@ def fixed_loss(
     return evaluate
 
 
-def kept(run: Run, name: str, result: TrainResult, infos: Sequence[ImageInfo]) -> tuple[Params, dict[str, Any]]:
+def kept(
+    run: Run, name: str, result: TrainResult, infos: Sequence[ImageInfo], learned_from: Collection[str] = ()
+) -> tuple[Params, dict[str, Any]]:
     """(the parameters that stage `name` keeps, on the host; what model.json says of their training, as `trained`).
 
     The best, or the last where the recipe says so (`choose`). For all processes to call: they may hold a part each.
-    infos: of the training images.
+    infos: of the training images. learned_from: marks of the patients behind those that are painted.
     """
     stage = run.config.stages[name]
     recipe = run.config[stage.recipe]
     best = recipe.get("choose", "best") == "best"
     params, step = (result.best_params, result.best_step) if best else (result.params, recipe.steps)
-    patients = {trained.mark(patient) for patient in trained.named_patients(infos)}
-    for model in _came_from(run, name):
-        patients |= trained.patient_marks(model)
-    for source in stage.train_on:
-        patients |= trained.painter_marks(run.config.data[source].spec)
+    patients = {trained.mark(patient) for patient in trained.named_patients(infos)} | set(learned_from)
+    if stage.init_from:
+        patients |= trained.patient_marks(model_folder(run, stage.init_from))
     said = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from, "patients": sorted(patients)}
     return meshes.on_host(params, run.mesh), said
-
-
-def _came_from(run: Run, name: str) -> list[Path]:
-    """The models that a train stage learned from: of its initial weights, and those that painted its images."""
-    stage = run.config.stages[name]
-    painted = filter(None, (writing_stage(run.config, source) for source in stage.train_on))
-    named = [stage.init_from, *(run.config.stages[painting].model for painting in painted)]
-    return [model_folder(run, model) for model in named if model]
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from elk_jax import files
-from elk_jax.data import coco
 from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
 from elk_jax.weights import store
@@ -64,12 +63,6 @@ def patient_marks(model: Path) -> frozenset[str]:
     description = files.read_json(model / store.CONFIG) if (model / store.CONFIG).is_file() else {}
     training = description.get("trained")
     return frozenset(training.get("patients", ()) if isinstance(training, Mapping) else ())
-
-
-def painter_marks(spec: str) -> frozenset[str]:
-    """The marks of all patients that the painter of a data source was trained on; none of images as they were taken."""
-    kind, _, path = spec.partition(":")
-    return coco.learned_from(path) if kind == "coco" else frozenset()
 
 
 def those_marked(patients: Iterable[str], marks: Collection[str]) -> list[str]:
