@@ -9,8 +9,8 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
   fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. Data with
             a subset of its own, such as ELK's, which data_prep marks: take paper without fewshot, and
             --config.data.real.train_where=fewshot=true
-  half      a ResNet-50 of half the width, to start from weights of such a network (docs/open_nsfw_weights.py): as
-            fast as a ResNet-18 on a CPU, and better than one from scratch on real images
+  half      a ResNet-50 of half the width, to start from weights of such a network (docs/open_nsfw_weights.py):
+            faster than a ResNet-18 on a CPU
   medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
   double    two painted lesions for each real one (ELK's 200 %)
 """

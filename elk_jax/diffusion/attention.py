@@ -6,7 +6,7 @@ D channels of the text.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +19,12 @@ from elk_jax.errors import UserError
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
-LARGEST = 2**22
-"""Scores (queries times keys) at a time where attention has no kernel of its own: 1024 queries to a map of 64 x 64."""
+LARGEST = 2**25
+"""Scores (heads times queries times keys) of an image at a time, where attention has no kernel of its own."""
+LARGEST_OF_CPU = 2**18
+"""The same on a CPU: what its caches hold."""
+LEAST_ROWS = 64
+"""Of such a block: products of fewer rows are slow."""
 
 
 def choose_implementation(requested: str, dtype: Any, head_size: int) -> str:
@@ -47,23 +51,110 @@ def attend(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v for query [B, T, N, size], key and value [B, S, N, size] -> [B, T, N, size].
 
-    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. Without cuDNN a large map that
-    attends to itself is worked off in blocks of queries, forward and backward: the whole T x S matrix is never there.
+    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. The whole T x S matrix is never there,
+    forward or backward, but where attention is causal (of the tokens of a text).
     """
     chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
-    plain = partial(jax.nn.dot_product_attention, is_causal=causal, implementation=chosen)
-    batch, length, heads, size = query.shape
-    count = 1 if chosen == "cudnn" or causal else _blocks(length, key.shape[1])
+    if chosen == "cudnn" or causal:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=chosen)
+    return jnp.swapaxes(_attend_by_rows(*(jnp.swapaxes(x, 1, 2) for x in (query, key, value))), 1, 2)
+
+
+@jax.custom_vjp
+def _attend_by_rows(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """As `attend`, for query [B, N, T, size], key and value [B, N, S, size] -> [B, N, T, size].
+
+    Rows of the matrix are worked off block by block; what the gradient needs of it is a number per row (Dao et al.
+    2022, FlashAttention, algorithms 1 and 4). Sums of rows come out of the matrix products, by a column of ones: as
+    reductions of their own they take XLA's CPU three times as long.
+    """
+    return _attend_forward(query, key, value)[0]
+
+
+def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array):
+    answer, log_sum = _by_rows(_answer, query.shape[2], key.shape[2], (query,), (key, value))
+    answer = answer.astype(query.dtype)
+    return answer, (query, key, value, answer, log_sum)
+
+
+def _attend_backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
+    query, key, value, answer, log_sum = saved
+    pull, answer = _wide(gradient, answer)
+    pulled = jnp.concatenate([pull, -(pull * answer).sum(-1, keepdims=True)], -1)
+    ones = _with_ones(*_wide(value))
+    queries, keys = query.shape[2], key.shape[2]
+    (of_query,) = _by_rows(_gradient_of_query, queries, keys, (query, log_sum, pulled), (key, ones))
+    # the matrix once more, transposed: a product with its transpose is ten times slower on a CPU
+    of_key, of_value = _by_rows(_gradient_of_key, keys, queries, (key, ones), (query, log_sum, pulled))
+    return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype)
+
+
+_attend_by_rows.defvjp(_attend_forward, _attend_backward)
+
+
+def _answer(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(rows of the answer, logarithm of the sum of exp(scores) of each)."""
+    query, key, value = _scaled(query), *_wide(key, value)
+    scores = query @ _transposed(key)
+    largest = scores.max(-1, keepdims=True)
+    found = jnp.exp(scores - largest) @ _with_ones(value)
+    total = found[..., -1:]
+    return found[..., :-1] / total, largest + jnp.log(total)
+
+
+def _gradient_of_query(query: jax.Array, log_sum: jax.Array, pulled: jax.Array, key: jax.Array, ones: jax.Array):
+    (key,) = _wide(key)
+    weights = jnp.exp(_scaled(query) @ _transposed(key) - log_sum)
+    return (_scaled((weights * (pulled @ _transposed(ones))) @ key),)
+
+
+def _gradient_of_key(key: jax.Array, ones: jax.Array, query: jax.Array, log_sum: jax.Array, pulled: jax.Array):
+    """Of a block of keys and of their values."""
+    query, (key,) = _scaled(query), _wide(key)
+    weights = jnp.exp(key @ _transposed(query) - _transposed(log_sum))
+    return (weights * (ones @ _transposed(pulled))) @ query, weights @ pulled[..., :-1]
+
+
+def _by_rows(
+    function: Callable[..., tuple[jax.Array, ...]],
+    length: int,
+    others: int,
+    rows: tuple[jax.Array, ...],
+    fixed: tuple[jax.Array, ...],
+) -> tuple[jax.Array, ...]:
+    """`function(*rows, *fixed)` on blocks of the `length` rows [B, N, length, *], each of `others` scores a head."""
+    batch, heads = rows[0].shape[:2]
+    count = _blocks(length, heads * others)
     if count == 1:
-        return plain(query, key, value)
-    blocks = jnp.moveaxis(query.reshape(batch, count, length // count, heads, size), 1, 0)
-    answers = jax.lax.map(jax.checkpoint(lambda some: plain(some, key, value)), blocks)
-    return jnp.moveaxis(answers, 0, 1).reshape(query.shape)
+        return function(*rows, *fixed)
+    blocks = tuple(jnp.moveaxis(x.reshape(batch, heads, count, -1, x.shape[-1]), 2, 0) for x in rows)
+    found = jax.lax.map(lambda some: function(*some, *fixed), blocks)
+    return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, heads, length, -1) for x in found)
 
 
-def _blocks(queries: int, keys: int) -> int:
-    """Into how many equal blocks queries are cut, so that a block has at most LARGEST scores; 1: no need."""
-    return next(n for n in range(max(1, -(-queries * keys // LARGEST)), queries + 1) if queries % n == 0)
+def _blocks(rows: int, scores: int) -> int:
+    """Into how many equal blocks so many rows of `scores` numbers are cut; 1: no need."""
+    largest = LARGEST_OF_CPU if jax.default_backend() == "cpu" else LARGEST
+    fewest = max(1, min(-(-rows * scores // largest), rows // LEAST_ROWS))
+    return next(count for count in range(fewest, rows + 1) if rows % count == 0)
+
+
+def _scaled(query: jax.Array) -> jax.Array:
+    return _wide(query)[0] * query.shape[-1] ** -0.5
+
+
+def _wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """In float32 or wider."""
+    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays)
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _with_ones(x: jax.Array) -> jax.Array:
+    """A column of ones behind the last."""
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
 
 
 def gelu(x: jax.Array) -> jax.Array:

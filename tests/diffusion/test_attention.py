@@ -61,11 +61,32 @@ def test_queries_in_blocks_attend_as_all_at_once(monkeypatch, queries, keys, blo
         return jax.tree.leaves((value, back(jnp.cos(value)))), str(jax.make_jaxpr(attended)(q, k, v))
 
     whole, program = both()
-    monkeypatch.setattr(attention, "LARGEST", 36)
+    monkeypatch.setattr(attention, "LARGEST_OF_CPU", 72)
+    monkeypatch.setattr(attention, "LEAST_ROWS", 1)
     in_blocks, blocked_program = both()
     assert (f"length={blocks}" in blocked_program) == (blocks > 1) and "length=" not in program
     for one, other in zip(in_blocks, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def by_definition(q, k, v):
+    weights = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(q.shape[-1]), axis=-1)
+    return jnp.einsum("bnts,bsnh->btnh", weights, v)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 2e-6), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize("keys", [64, 7])
+def test_values_and_gradients_are_those_of_the_definition(dtype, tolerance, keys):
+    random = np.random.RandomState(2)
+    with jax.enable_x64(True):
+        shapes = (2, 64, 3, 8), (2, keys, 3, 8), (2, keys, 3, 8), (2, 64, 3, 8)
+        q, k, v, pulled = (jnp.asarray(3 * random.randn(*shape), dtype) for shape in shapes)
+        found, back = jax.vjp(attention.attend, q, k, v)
+        expected, plain_back = jax.vjp(by_definition, *(x.astype("float64") for x in (q, k, v)))
+        assert found.dtype == jnp.dtype(dtype)
+        for ours, theirs in zip((found, *back(pulled)), (expected, *plain_back(pulled.astype("float64")))):
+            scale = np.abs(theirs).max()
+            np.testing.assert_allclose(ours.astype("float64") / scale, theirs / scale, atol=tolerance)
 
 
 def test_gelu_is_exact():
