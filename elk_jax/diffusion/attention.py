@@ -52,8 +52,8 @@ def attend(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v for query [B, T, N, size], key and value [B, S, N, size] -> [B, T, N, size].
 
-    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. The whole T x S matrix is never there,
-    forward or backward, but where attention is causal (of the tokens of a text).
+    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. A large T x S matrix is never there as
+    a whole, forward or backward, but where attention is causal (of the tokens of a text).
     """
     chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
     if chosen == "cudnn" or causal:
