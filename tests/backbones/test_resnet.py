@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elk_jax.backbones.norms import norm_from_name, zero_residual_norm
-from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet, max_pool
+from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet, max_pool, rectified_sum
 from elk_jax.errors import UserError
 
 CHECKPOINT = jax.make_jaxpr(jax.checkpoint(lambda x: x * 2))(1.0).eqns[0].primitive.name
@@ -120,3 +120,38 @@ def test_remat_is_of_the_named_stages_and_keeps_the_names():
     saving, two_blocks_each = trace((3, 5))
     assert plain == saving
     assert (none, two_blocks_each) == (0, 4)
+
+
+def test_the_rectified_sum_and_its_gradient_are_those_of_relu():
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 40)).astype(np.float32)
+    b[0, :3] = -a[0, :3]  # sums of zero
+    a[1, 0] = np.nan
+    np.testing.assert_array_equal(rectified_sum(a, b), nn.relu(a + b))
+    cotangent = np.linspace(-1, 1, a.size, dtype=np.float32).reshape(a.shape)
+    found, expected = (jax.vjp(f, a, b)[1](cotangent) for f in (rectified_sum, lambda a, b: nn.relu(a + b)))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA's CPU compiler fuses")
+@pytest.mark.parametrize("block_type", [BasicBlock, Bottleneck])
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_no_block_works_out_the_blocks_before_it_again(block_type, differentiated):
+    """The longest computation of a program of eight blocks is that of a program of four."""
+    norm = norm_from_name("frozen_bn")
+    block = block_type(4, 1, norm, norm, False, jnp.float32)
+    x = jnp.ones((1, 8, 8, 4 * block_type.expansion))
+    params = block.init(jax.random.key(0), x)
+
+    def longest_computation(blocks):
+        def total(all_params, x):
+            for one in all_params:
+                x = block.apply(one, x)
+            return x.sum()
+
+        program = jax.grad(total) if differentiated else total
+        text = jax.jit(program).lower([params] * blocks, x).compile().as_text()
+        computations = text[: text.index("\nENTRY")].split("\n\n")
+        return max(computation.count("\n") for computation in computations)
+
+    assert longest_computation(8) == longest_computation(4)
