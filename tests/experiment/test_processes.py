@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import stat
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from configs import cem_real
 from elk_jax import experiment, files
 from tests import processes
-
-sys.path.insert(0, str(processes.ROOT))
-
-from configs import cem_real
 
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, which is most of it
 PRIVATE = 0o077  # the second process' umask: what it writes shows

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
+from configs import cem_mixed, cem_real, inpaint_cem
 from elk_jax import experiment, files
 from elk_jax.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from configs import cem_mixed, cem_real, inpaint_cem
 
 
 def two_detectors():
