@@ -58,22 +58,22 @@ def attend(
     chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
     if chosen == "cudnn" or causal:
         return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=chosen)
-    return jnp.swapaxes(_attend_by_rows(*(jnp.swapaxes(x, 1, 2) for x in (query, key, value))), 1, 2)
+    return jnp.swapaxes(_attend_in_blocks(*(jnp.swapaxes(x, 1, 2) for x in (query, key, value))), 1, 2)
 
 
 @jax.custom_vjp
-def _attend_by_rows(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _attend_in_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """As `attend`, for query [B, N, T, size], key and value [B, N, S, size] -> [B, N, T, size].
 
-    Rows of the matrix are worked off block by block; what the gradient needs of it is a number per row (Dao et al.
-    2022, FlashAttention, algorithms 1 and 4). Sums of rows come out of the matrix products, by a column of ones: as
-    reductions of their own they take XLA's CPU three times as long.
+    Heads and rows of the matrix are worked off block by block; what the gradient needs of it is a number per row
+    (Dao et al. 2022, FlashAttention, algorithms 1 and 4). Sums of rows come out of the matrix products, by a column of
+    ones: as reductions of their own they take XLA's CPU three times as long.
     """
     return _attend_forward(query, key, value)[0]
 
 
 def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array):
-    answer, log_sum = _by_rows(_answer, query.shape[2], key.shape[2], (query,), (key, value))
+    answer, log_sum = _in_blocks(_answer, (query,), (key, value))
     answer = answer.astype(query.dtype)
     return answer, (query, key, value, answer, log_sum)
 
@@ -83,14 +83,13 @@ def _attend_backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
     pull, answer = _wide(gradient, answer)
     pulled = jnp.concatenate([pull, -(pull * answer).sum(-1, keepdims=True)], -1)
     ones = _with_ones(*_wide(value))
-    queries, keys = query.shape[2], key.shape[2]
-    (of_query,) = _by_rows(_gradient_of_query, queries, keys, (query, log_sum, pulled), (key, ones))
+    (of_query,) = _in_blocks(_gradient_of_query, (query, log_sum, pulled), (key, ones))
     # the matrix once more, transposed: a product with its transpose is ten times slower on a CPU
-    of_key, of_value = _by_rows(_gradient_of_key, keys, queries, (key, ones), (query, log_sum, pulled))
+    of_key, of_value = _in_blocks(_gradient_of_key, (key, ones), (query, log_sum, pulled))
     return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype)
 
 
-_attend_by_rows.defvjp(_attend_forward, _attend_backward)
+_attend_in_blocks.defvjp(_attend_forward, _attend_backward)
 
 
 def _answer(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -116,28 +115,46 @@ def _gradient_of_key(key: jax.Array, ones: jax.Array, query: jax.Array, log_sum:
     return (weights * (ones @ _transposed(pulled))) @ query, weights @ pulled[..., :-1]
 
 
-def _by_rows(
-    function: Callable[..., tuple[jax.Array, ...]],
-    length: int,
-    others: int,
-    rows: tuple[jax.Array, ...],
-    fixed: tuple[jax.Array, ...],
+def _in_blocks(
+    function: Callable[..., tuple[jax.Array, ...]], rows: tuple[jax.Array, ...], fixed: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-    """`function(*rows, *fixed)` on blocks of the `length` rows [B, N, length, *], each of `others` scores a head."""
-    batch, heads = rows[0].shape[:2]
-    count = _blocks(length, heads * others)
-    if count == 1:
-        return function(*rows, *fixed)
-    blocks = tuple(jnp.moveaxis(x.reshape(batch, heads, count, -1, x.shape[-1]), 2, 0) for x in rows)
-    found = jax.lax.map(lambda some: function(*some, *fixed), blocks)
-    return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, heads, length, -1) for x in found)
+    """`function(*rows, *fixed)` for rows [B, N, T, *] and fixed [B, N, S, *], some heads and some rows at a time.
 
-
-def _blocks(rows: int, scores: int) -> int:
-    """Into how many equal blocks so many rows of `scores` numbers are cut; 1: no need."""
+    The images of a batch stay together: they may lie on several devices.
+    """
+    heads, length = rows[0].shape[1:3]
+    scores = fixed[0].shape[2]
     largest = LARGEST_OF_CPU if jax.default_backend() == "cpu" else LARGEST
-    fewest = max(1, min(-(-rows * scores // largest), rows // LEAST_ROWS))
-    return next(count for count in range(fewest, rows + 1) if rows % count == 0)
+    parts = _parts(heads, largest // (length * scores))
+    cuts = _parts(length, max(largest // scores, LEAST_ROWS)) if parts == heads else 1
+
+    def of_some_heads(both: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+        rows, fixed = both
+        return _mapped(lambda some: function(*some, *fixed), rows, axis=2, parts=cuts)
+
+    return _mapped(of_some_heads, (rows, fixed), axis=1, parts=parts)
+
+
+def _mapped(function: Callable[[Any], Any], arrays: Any, axis: int, parts: int) -> Any:
+    """`function(arrays)`, one after another on so many equal parts of `arrays` (a tree) along `axis`."""
+    if parts == 1:
+        return function(arrays)
+
+    def cut(x: jax.Array) -> jax.Array:
+        shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    def joined(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    found = jax.lax.map(function, jax.tree.map(cut, arrays))
+    return jax.tree.map(joined, found)
+
+
+def _parts(length: int, largest: int) -> int:
+    """Into how few equal parts of at most `largest` (but of one at least) so many are cut."""
+    return next(parts for parts in range(1, length + 1) if length % parts == 0 and length // parts <= max(largest, 1))
 
 
 def _scaled(query: jax.Array) -> jax.Array:
