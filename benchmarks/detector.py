@@ -23,6 +23,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shar
 import jax  # noqa: E402
 
 from benchmarks import measure, rival, workload  # noqa: E402
+from elk_jax import host_memory  # noqa: E402
 from elk_jax.detection import faster_rcnn_config  # noqa: E402
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     size = workload.parse_size(options.size)
     python = {"auto": rival.default_python(), "none": ""}.get(options.torch_python, options.torch_python)
+    host_memory.keep_freed()  # as the launch scripts do
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
     config = faster_rcnn_config.torchvision(depth=options.depth, dtype=options.dtype, num_classes=1)
     result = benchmark(

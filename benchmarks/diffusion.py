@@ -28,6 +28,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import measure, painter, rival, sharded  # noqa: E402
+from elk_jax import host_memory  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
 from elk_jax.weights import diffusers, store  # noqa: E402
@@ -44,6 +45,7 @@ UNET_FIELDS = (
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    host_memory.keep_freed()  # as the launch scripts do
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
     work = painter.Workload(
         options.model,

@@ -24,6 +24,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import measure, workload  # noqa: E402
+from elk_jax import host_memory  # noqa: E402
 from elk_jax.detection import boxes as box_ops  # noqa: E402
 from elk_jax.detection import faster_rcnn, faster_rcnn_config  # noqa: E402
 from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig  # noqa: E402
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = CONVENTIONS[options.conventions](depth=options.depth, dtype=options.dtype)
     size = workload.parse_size(options.size)
+    host_memory.keep_freed()  # as the launch scripts do
     result = benchmark(config, size, options.batch, options.repetitions, options.least_seconds, options.clock)
     result["settings"]["conventions"] = options.conventions
     print(json.dumps(result, allow_nan=False))

@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
 import cv2  # noqa: E402
 
 from benchmarks import measure  # noqa: E402
-from elk_jax.data.phantom import keep_freed_memory  # noqa: E402
+from elk_jax import host_memory  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.synthesis.phantom import PhantomConfig, sample  # noqa: E402
 
@@ -51,7 +51,7 @@ def benchmark(size: int, images: int, repetitions: int, clock: str = "cpu") -> d
     config, threads = PhantomConfig(size=size), cv2.getNumThreads()
     lesions: list[int] = []
     index = itertools.cycle(range(images))
-    keep_freed_memory()  # as a process that draws a data set does
+    host_memory.keep_freed()  # as the launch scripts do
     draw = lambda: lesions.append(len(sample(0, next(index), config).boxes))
     cv2.setNumThreads(1)
     try:

@@ -56,6 +56,9 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
         raise _explain(error) from error
     if rest:
         raise UserError(f"unexpected argument '{rest[0]}'", todo="flags are written --name=value; see --help")
+    from elk_jax import host_memory  # after the flags: importing JAX takes seconds
+
+    host_memory.keep_freed()
     main()
 
 

@@ -14,6 +14,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "precision": {"errors"},
     "grey": set(),
     "fields": {"errors"},
+    "host_memory": set(),
     "files": {"errors"},
     "backbones": {"errors", "precision"},
     "detection": {"errors", "precision", "backbones"},

@@ -60,20 +60,9 @@ def read_phantom(
         max_lesions=chosen.max_lesions,
         contrast=chosen.contrast,
     )
-    keep_freed_memory()
     drawn = for_each(lambda position: _draw(chosen, config, *jobs[position]), len(jobs), watch)
     infos = tuple(info for info, _ in drawn)
     return infos, CLASSES, partial(_read, tuple(image for _, image in drawn))
-
-
-def keep_freed_memory() -> None:
-    """Let the layers of one phantom lie in the memory of the one before, whose pages need not be fetched anew.
-
-    For a process that draws many: a third faster. glibc gives free memory back to the system when it is more than
-    twice the largest block that it ever unmapped (it counts those up to 32 MB): one such block, freed unwritten, makes
-    it keep 62 MB. Elsewhere this does nothing.
-    """
-    np.empty(31 << 20, np.uint8)
 
 
 def patients(options: str, split: str = "") -> dict[str, str]:

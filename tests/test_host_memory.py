@@ -1,0 +1,45 @@
+"""Freed memory is used again, by this process and by the programs that JAX compiles."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+
+FAULTS = """
+import resource, sys
+import jax, jax.numpy as jnp
+from elk_jax import host_memory
+
+if sys.argv[1] == "kept":
+    host_memory.keep_freed()
+
+@jax.jit
+def program(x):
+    return jnp.abs(jnp.ones((24 << 10, 8)) * x @ jnp.ones((8, 1 << 10)) * x).sum()  # of a product of 96 MB
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    program(2.0).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults(), faults()
+print(min(faults() for _ in range(3)))
+"""
+
+
+def page_faults(what: str) -> int:
+    run = subprocess.run([sys.executable, "-c", FAULTS, what], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
+
+
+def test_the_memory_of_a_program_is_that_of_its_last_call():
+    pages = (96 << 20) // 4096
+    if page_faults("given back") < pages // 2:
+        pytest.skip("pages of this system are large")
+    assert page_faults("kept") < pages // 20
