@@ -19,12 +19,14 @@ if sys.argv[1] == "kept":
     host_memory.keep_freed()
 
 @jax.jit
-def program(x):
-    return jnp.abs(jnp.ones((24 << 10, 8)) * x @ jnp.ones((8, 1 << 10)) * x).sum()  # of a product of 96 MB
+def program(x, y):
+    return (x @ y).T @ x  # of a product of 96 MB
+
+tall, wide = jnp.ones((24 << 10, 8)), jnp.ones((8, 1 << 10))
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    program(2.0).block_until_ready()
+    program(tall, wide).block_until_ready()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults(), faults()
