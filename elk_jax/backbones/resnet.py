@@ -54,11 +54,11 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def rectified_sum(branch: jax.Array, skipped: jax.Array) -> jax.Array:
-    """relu(branch + skipped), of one shape: the end of a residual block.
+    """relu(branch + skipped), of one shape and type: the end of a residual block.
 
     Written as a choice between two arrays, here and in its gradient. XLA's CPU compiler repeats cheap functions of one
     array in whatever uses them: a maximum with zero would be worked out again, with all the blocks before it, in every
-    block of a stage (a third more time for a forward pass of 101 layers, and half as much memory again).
+    block of a stage (a third more time and memory for 101 layers).
     """
     total = branch + skipped
     return jnp.where(total <= 0, jnp.zeros_like(total), total)  # a NaN stays one

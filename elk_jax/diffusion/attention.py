@@ -123,16 +123,31 @@ def _in_blocks(
     The images of a batch stay together: they may lie on several devices.
     """
     heads, length = rows[0].shape[1:3]
-    scores = fixed[0].shape[2]
     largest = LARGEST_OF_CPU if jax.default_backend() == "cpu" else LARGEST
-    parts = _parts(heads, largest // (length * scores))
-    cuts = _parts(length, max(largest // scores, LEAST_ROWS)) if parts == heads else 1
+    parts, cuts = plan_blocks(heads, length, fixed[0].shape[2], largest)
 
     def of_some_heads(both: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
-        rows, fixed = both
-        return _mapped(lambda some: function(*some, *fixed), rows, axis=2, parts=cuts)
+        mine, whole = both
+        return _mapped(lambda some: function(*some, *whole), mine, axis=2, parts=cuts)
 
     return _mapped(of_some_heads, (rows, fixed), axis=1, parts=parts)
+
+
+def plan_blocks(heads: int, rows: int, scores: int, largest: int) -> tuple[int, int]:
+    """(equal parts of the heads, equal parts of the rows of a head), as few as make blocks of at most `largest` scores.
+
+    rows: of a head, of so many `scores` each. Rows are cut where a single head is too large, and into blocks of no
+    fewer than LEAST_ROWS, which may then be larger than `largest`.
+    """
+    parts = next((n for n in _divisors(heads) if heads // n * rows * scores <= largest), heads)
+    if rows * scores <= largest:
+        return parts, 1
+    cuts = [n for n in _divisors(rows) if n == 1 or rows // n >= LEAST_ROWS]
+    return parts, next((n for n in cuts if rows // n * scores <= largest), cuts[-1])
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _mapped(function: Callable[[Any], Any], arrays: Any, axis: int, parts: int) -> Any:
@@ -150,11 +165,6 @@ def _mapped(function: Callable[[Any], Any], arrays: Any, axis: int, parts: int) 
 
     found = jax.lax.map(function, jax.tree.map(cut, arrays))
     return jax.tree.map(joined, found)
-
-
-def _parts(length: int, largest: int) -> int:
-    """Into how few equal parts of at most `largest` (but of one at least) so many are cut."""
-    return next(parts for parts in range(1, length + 1) if length % parts == 0 and length // parts <= max(largest, 1))
 
 
 def _scaled(query: jax.Array) -> jax.Array:

@@ -181,7 +181,7 @@ def train(
                 with timer.waiting_for_data():
                     batch = next_batch(data_iterator, step)
                 placed = meshes.put_batch(batch, mesh)
-                # 2. update: compiled once per batch shape; runs while the host goes on
+                # 2. update: compiled once per batch shape; on an accelerator it runs while the host goes on
                 key = jax.tree.structure(placed), tuple((x.shape, x.dtype) for x in jax.tree.leaves(placed))
                 if key not in compiled:
                     meshes.check_micro_batches(len(jax.tree.leaves(placed)[0]), accumulate, mesh)

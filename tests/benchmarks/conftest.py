@@ -20,3 +20,10 @@ def tiny_config():
         depth=18, width=8, fpn_channels=16, box_fc_width=32, roi_samples=16, detections=10, rpn_samples=32,
         rpn_pre_nms_train=64, rpn_pre_nms_test=64, rpn_post_nms_train=32, rpn_post_nms_test=32,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _memory_of_this_process_is_left_alone(monkeypatch):
+    from elk_jax import host_memory
+
+    monkeypatch.setattr(host_memory, "keep_freed", lambda: None)

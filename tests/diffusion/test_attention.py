@@ -52,13 +52,37 @@ def test_attention_by_hand(causal):
 
 
 @pytest.mark.parametrize(
-    "queries, keys, loops", [(12, 12, ["2", "2"]), (15, 12, ["2", "3"]), (12, 5, ["2"]), (12, 3, [])]
+    "heads, rows, scores, expected",
+    [
+        (4, 64, 64, (1, 1)),  # all at once
+        (4, 1024, 64, (1, 1)),  # just
+        (8, 1024, 64, (2, 1)),  # four heads at a time
+        (3, 1024, 200, (3, 1)),  # no two of three
+        (4, 1024, 1024, (4, 4)),
+        (1, 4096, 4096, (1, 64)),
+        (8, 4096, 8192, (8, 64)),  # twice as large, so that no block has fewer than 64 rows
+        (8, 77, 4096, (8, 1)),  # the keys of a text, in the gradient: 11 rows would be too few
+        (2, 4099, 4099, (2, 1)),  # a prime number
+    ],
 )
-def test_heads_and_queries_in_blocks_attend_as_all_at_once(monkeypatch, queries, keys, loops):
-    """Two heads, of 144, 180, 60 and 36 scores each."""
+def test_blocks_are_as_large_as_allowed(heads, rows, scores, expected):
+    assert attention.plan_blocks(heads, rows, scores, largest=2**18) == expected
 
+
+@pytest.mark.parametrize(
+    "heads, queries, keys, loops",
+    [
+        (2, 12, 12, ["2", "2"]),
+        (2, 15, 12, ["2", "3"]),
+        (2, 12, 5, ["2"]),
+        (2, 12, 3, []),
+        (4, 12, 3, ["2"]),  # two heads at a time
+        (1, 12, 12, ["2"]),  # as in the attention of maps
+    ],
+)
+def test_heads_and_queries_in_blocks_attend_as_all_at_once(monkeypatch, heads, queries, keys, loops):
     random = np.random.RandomState(1)
-    q, k, v = (jnp.asarray(random.randn(2, length, 2, 4), jnp.float32) for length in (queries, keys, keys))
+    q, k, v = (jnp.asarray(random.randn(2, length, heads, 4), jnp.float32) for length in (queries, keys, keys))
 
     def both():
         attended = lambda q, k, v: attention.attend(q, k, v)

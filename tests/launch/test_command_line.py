@@ -55,6 +55,13 @@ def test_help_teaches(script):
     assert f"python launch/{script}.py" in done.stdout and "--" in done.stdout
 
 
+@pytest.mark.parametrize("script", ["train", "import_weights"])
+def test_freed_memory_is_kept_before_anything_runs(quick_start, script):
+    done = quick_start(script, instead="elk_jax.host_memory.keep_freed")
+    assert done.stdout.startswith("[[], {}]\n")
+    assert_one_line(done, "given")
+
+
 @pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights"])
 def test_the_help_of_the_others_teaches(quick_start, script):
     done = quick_start(script, "--help")
