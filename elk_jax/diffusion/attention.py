@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from elk_jax.backbones.norms import GroupNorm
 from elk_jax.diffusion.layers import conv, dense, layer_norm, lecun_normal, zeros
 from elk_jax.errors import UserError
+from elk_jax.precision import at_least_float32
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
@@ -80,9 +81,9 @@ def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array):
 
 def _attend_backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
     query, key, value, answer, log_sum = saved
-    pull, answer = _wide(gradient, answer)
+    pull, answer = at_least_float32(gradient), at_least_float32(answer)
     pulled = jnp.concatenate([pull, -(pull * answer).sum(-1, keepdims=True)], -1)
-    ones = _with_ones(*_wide(value))
+    ones = _with_ones(at_least_float32(value))
     (of_query,) = _in_blocks(_gradient_of_query, (query, log_sum, pulled), (key, ones))
     # the matrix once more, transposed: a product with its transpose is ten times slower on a CPU
     of_key, of_value = _in_blocks(_gradient_of_key, (key, ones), (query, log_sum, pulled))
@@ -94,7 +95,7 @@ _attend_in_blocks.defvjp(_attend_forward, _attend_backward)
 
 def _answer(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(rows of the answer, logarithm of the sum of exp(scores) of each)."""
-    query, key, value = _scaled(query), *_wide(key, value)
+    query, key, value = _scaled(query), at_least_float32(key), at_least_float32(value)
     scores = query @ _transposed(key)
     largest = scores.max(-1, keepdims=True)
     found = jnp.exp(scores - largest) @ _with_ones(value)
@@ -103,14 +104,14 @@ def _answer(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Arr
 
 
 def _gradient_of_query(query: jax.Array, log_sum: jax.Array, pulled: jax.Array, key: jax.Array, ones: jax.Array):
-    (key,) = _wide(key)
+    key = at_least_float32(key)
     weights = jnp.exp(_scaled(query) @ _transposed(key) - log_sum)
     return (_scaled((weights * (pulled @ _transposed(ones))) @ key),)
 
 
 def _gradient_of_key(key: jax.Array, ones: jax.Array, query: jax.Array, log_sum: jax.Array, pulled: jax.Array):
     """Of a block of keys and of their values."""
-    query, (key,) = _scaled(query), _wide(key)
+    query, key = _scaled(query), at_least_float32(key)
     weights = jnp.exp(key @ _transposed(query) - _transposed(log_sum))
     return (weights * (ones @ _transposed(pulled))) @ query, weights @ pulled[..., :-1]
 
@@ -168,12 +169,7 @@ def _mapped(function: Callable[[Any], Any], arrays: Any, axis: int, parts: int) 
 
 
 def _scaled(query: jax.Array) -> jax.Array:
-    return _wide(query)[0] * query.shape[-1] ** -0.5
-
-
-def _wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """In float32 or wider."""
-    return tuple(x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays)
+    return at_least_float32(query) * query.shape[-1] ** -0.5
 
 
 def _transposed(x: jax.Array) -> jax.Array:
@@ -190,7 +186,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
     By erf, in float32 or wider, as PyTorch does: by erfc, as JAX does, it takes a CPU more than twice as long.
     """
-    (wide,) = _wide(x)
+    wide = at_least_float32(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
