@@ -27,9 +27,9 @@ from elk_jax import host_memory  # noqa: E402
 from elk_jax.detection import faster_rcnn_config  # noqa: E402
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
-from elk_jax.tasks import foreign_weights  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
+from elk_jax.weights import detectors as foreign_weights  # noqa: E402
 from elk_jax.weights import reading  # noqa: E402
 
 TRAINABLE_STAGES = 3

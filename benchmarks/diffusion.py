@@ -31,7 +31,8 @@ from benchmarks import measure, painter, rival, sharded  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
-from elk_jax.weights import diffusers, store  # noqa: E402
+from elk_jax.weights import diffusers  # noqa: E402
+from elk_jax.weights import model_folder as store  # noqa: E402
 from elk_jax.weights.convert import convert  # noqa: E402
 from elk_jax.weights.reading import read_safetensors  # noqa: E402
 

@@ -29,7 +29,7 @@ from elk_jax.training import mesh as meshes
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training import schedules
 from elk_jax.training.state import TrainState, create
-from elk_jax.training.steps import gradient_step
+from elk_jax.training.step.gradient import gradient_step
 
 FACTOR = 8
 """Pixels per latent."""

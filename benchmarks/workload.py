@@ -17,17 +17,18 @@ from jax.sharding import Mesh
 
 from benchmarks import measure
 from configs import base
-from elk_jax.data import loader, sources
+from elk_jax.data.batches import detection as loader
+from elk_jax.data.sources import source as sources
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection
+from elk_jax.tasks.detection import settings as detection
 from elk_jax.training import mesh as meshes
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training import schedules
 from elk_jax.training.loop import train
+from elk_jax.training.model import Params, Task
 from elk_jax.training.state import TrainState, create
-from elk_jax.training.steps import gradient_step
-from elk_jax.training.task import Params, Task
+from elk_jax.training.step.gradient import gradient_step
 from elk_jax.training.writer import read_metrics
 
 OPTIMIZER = {

@@ -77,7 +77,7 @@ def _ordered(value):
 
 
 def source(spec: str, **overrides) -> dict:
-    """One data source; see elk_jax/data/sources.py for the specs."""
+    """One data source; see elk_jax/data/sources/source.py for the specs."""
     return {
         "spec": spec,  # coco:FILE.json, tfds:DIR, phantom:key=value,...
         "where": "",  # keep images whose field has a value: is_mass=true,view=MLO|CC
@@ -128,7 +128,7 @@ def detector(size: str, extras: frozenset[str] = frozenset()) -> dict:
         ),
         "plan_anchors": True,  # one size per level from the lesions of the training split; False: model.anchor_sizes
         "crop_to_breast": True,  # cut the air away first
-        "loader": {  # elk_jax/data/loader.py
+        "loader": {  # elk_jax/data/batches/detection.py
             "batch_size": 4,  # over all devices and hosts
             "buckets": ((256, 160),),  # (height, width) of the padded batches; one compilation each
             "resize": {"short_sides": (), "max_long_side": 0, "jitter": (0.8, 1.25)},

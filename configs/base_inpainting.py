@@ -6,7 +6,7 @@ from configs.base import OPTIMIZER, merge
 
 
 def inpainter(size: str) -> dict:
-    """The recipe of a lesion inpainter: everything that its train stage reads (elk_jax/tasks/inpainting_stages.py).
+    """The recipe of a lesion inpainter: everything that its train stage reads (elk_jax/tasks/inpainting/train.py).
 
     A small model in pixel space, trained from scratch; `paper`: Stable Diffusion 1.5 inpainting, fine-tuned as
     published, which init_from brings (launch/import_weights.py --format=diffusers).
@@ -32,7 +32,7 @@ def inpainter(size: str) -> dict:
         "noise": {"name": "cosine", "steps": 1000, "prediction": "x0"},
         "sampler": {"name": "dpmpp_2m", "steps": 20, "lambda_min": -5.1},
         "guidance": 1.0,
-        "closeups": {  # elk_jax/data/closeup_batches.py
+        "closeups": {  # elk_jax/data/batches/crops.py
             "window": 64,  # native pixels
             "margin": 0.15,  # of a lesion's sides: so far beyond its box it is painted over, so that it can fade out
             "batch_size": 8,

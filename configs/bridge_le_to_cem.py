@@ -30,7 +30,7 @@ def phantom(size: str) -> str:
 
 
 def bridge(size: str) -> dict:
-    """The recipe of a translator: everything that its stages read (elk_jax/tasks/translation_stages.py)."""
+    """The recipe of a translator: everything that its stages read (elk_jax/tasks/translation/train.py)."""
     recipe = {
         "model": {
             "size": 128,  # side of a tile
@@ -48,7 +48,7 @@ def bridge(size: str) -> dict:
         },
         "loss": "l1",  # or l2
         "sampler": {"steps": 20, "eta": 1.0},
-        "pairs": {  # elk_jax/data/pairs.py
+        "pairs": {  # elk_jax/data/batches/pairs.py
             "stride": 0,  # pixels from a tile to the next where images are larger; 0: side by side
             "max_black": 0.7,
             "batch_size": 8,

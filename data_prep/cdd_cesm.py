@@ -34,12 +34,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tfds_writer import write_tfds
 
-from elk_jax.data.coco import write_coco
-from elk_jax.data.dicom import breast_side
-from elk_jax.data.images import SUFFIXES, as_integers, decode_pixels, encode_png
-from elk_jax.data.schema import ImageInfo
+from elk_jax.data.sources.coco import write_coco
+from elk_jax.data.sources.decode import SUFFIXES, as_integers, decode_pixels, encode_png
+from elk_jax.data.sources.dicom import breast_side
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
+from elk_jax.images.schema import ImageInfo
 
 NAME = "cdd_cesm"
 CLASSES = ("lesion",)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from elk_jax.data.splits import split_patients
+from elk_jax.data.sources.splits import split_patients
 
 PUBLISHED_SHARES = {"train": 80, "val": 19, "test": 32}
 

@@ -22,9 +22,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from elk_jax.data.boxes import area, iou
-from elk_jax.data.cleaning import keep_clean_boxes
+from elk_jax.data.sources.cleaning import keep_clean_boxes
 from elk_jax.errors import UserError, from_os_error
+from elk_jax.images.boxes import area, iou
 
 Filter = Literal["elk", "all_masses", "none"]
 Cleaning = Literal["published", "strict", "none"]

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tfds_writer import write_tfds
 
-from elk_jax.data.checks import check_no_patient_in_two_splits
-from elk_jax.data.coco import image_folder, read_coco
-from elk_jax.data.images import as_integers, check_bit_depth, decode_image, decode_pixels
+from elk_jax.data.sources.checks import check_no_patient_in_two_splits
+from elk_jax.data.sources.coco import image_folder, read_coco
+from elk_jax.data.sources.decode import as_integers, check_bit_depth, decode_image, decode_pixels
 from elk_jax.errors import UserError, run_main
 
 

@@ -29,17 +29,18 @@ from folders import new_folder
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from elk_jax.data import sources, tiles
-from elk_jax.data.coco import write_coco
-from elk_jax.data.images import encode_png
-from elk_jax.data.many import for_each
-from elk_jax.data.pairs import PARTNER, tile_info
+from elk_jax.data import tiles
+from elk_jax.data.batches.pairs import PARTNER, tile_info
 from elk_jax.data.registration import register, warp
-from elk_jax.data.schema import ImageInfo
-from elk_jax.data.sources import ImageSource
+from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.coco import write_coco
+from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
-from elk_jax.synthesis.windows import cut
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import cut
+from elk_jax.threads import for_each
 
 VIEW = ("laterality", "view")
 INDEX, SUMMARY = "tiles.json", "summary.json"

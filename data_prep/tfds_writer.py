@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from elk_jax.data import tfds as layout
-from elk_jax.data.checks import check_unique
-from elk_jax.data.images import encode_png
-from elk_jax.data.schema import ImageInfo
+from elk_jax.data.sources import tfds as layout
+from elk_jax.data.sources.checks import check_unique
+from elk_jax.data.sources.decode import encode_png
 from elk_jax.errors import UserError, from_os_error
+from elk_jax.images.schema import ImageInfo
 
 
 def write_tfds(

@@ -12,15 +12,20 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can put right: says what is wrong, where, and what to do, in one line."""
+    """Something the user can put right: `what` is wrong, `where`, and what to do (`todo`), in one line."""
 
     def __init__(self, what: str, *, where: object = "", todo: str = ""):
+        self.what, self.where, self.todo = what, str(where), todo
         parts = [what.strip().rstrip(".")]
         if where:
             parts[0] += f" ({where})"
         if todo:
             parts.append(todo.strip().rstrip("."))
         super().__init__(" ".join(". ".join(parts).split()))
+
+    def within(self, section: str) -> UserError:
+        """The same error of a field of `section`: `config.detector` and `steps` give `config.detector.steps`."""
+        return UserError(self.what, where=f"{section}.{self.where}" if self.where else section, todo=self.todo)
 
 
 def from_os_error(error: OSError, where: object = "") -> UserError:

@@ -1,48 +1,182 @@
-"""Whether the values of a dataclass are of the types that its fields name."""
+"""Settings as dataclasses: types, ranges and choices stand on the fields, and `build` checks a mapping against them.
+
+    @dataclass(frozen=True)
+    class Settings:
+        steps: Annotated[int, AtLeast(1)] = 300
+        flip: Annotated[float, SHARE] = 0.5
+        norm: Literal["gn", "none"] = "none"
+        sizes: tuple[Annotated[float, ABOVE_ZERO], ...] = ()
+
+What one field cannot say of itself (a divisor of another field, say) is raised by `__post_init__`, with the field's
+name as `where`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
 from elk_jax.errors import UserError
 
+T = TypeVar("T")
 
-def check_types(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for the first of `values` that is of another type than its field of the dataclass `kind`.
 
-    where: the section's name, such as `loader`. Values that are no fields are left to others.
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; `above`, `below`: without the end itself."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: Any) -> bool:
+        if not (isinstance(value, int | float) and math.isfinite(value)):
+            return value is None  # an optional number; its type says whether it may be absent
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = "" if self.low == -math.inf else f"{'above' if self.above else 'from'} {self.low:g}"
+        high = "" if self.high == math.inf else f"{'below' if self.below else 'up to'} {self.high:g}"
+        return f"{low} {high}".strip() if high else low.replace("from", "of at least")
+
+
+def AtLeast(low: float) -> Range:
+    return Range(low)
+
+
+def Between(low: float, high: float) -> Range:
+    return Range(low, high)
+
+
+SHARE = Range(0, 1)
+"""A share or a probability."""
+BELOW_ONE = Range(0, 1, below=True)
+ABOVE_ZERO = Range(0, above=True)
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """A tuple of at least one entry."""
+
+    def holds(self, value: Any) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "with at least one entry"
+
+
+NOT_EMPTY = NotEmpty()
+
+
+def build(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a mapping (a ConfigDict, or what JSON kept of one); lists become tuples.
+
+    Fields that are dataclasses, or unions of dataclasses told apart by their field `name`, are built as well.
+    where: the section's name, such as `config.detector`. UserError for an unknown field, and for a value of another
+    type or outside its range; its `where` is the dotted name of the field.
     """
-    hints = typing.get_type_hints(kind)
+    values = as_dict(settings, where)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    known = {field.name for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"no setting '{unknown[0]}'", where=where, todo=f"choose one of {', '.join(sorted(known))}")
+    for name, value in values.items():
+        section = _section(hints[name], value, f"{where}.{name}")
+        values[name] = _tuples(value) if section is None else build(section, value, f"{where}.{name}")
+    check_types(kind, values, where)
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise error.within(where) from error
+
+
+def check(settings: Any) -> None:
+    """For `__post_init__` of settings that are built by hand as well: UserError for the first impossible field."""
+    check_types(type(settings), {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:
+    """UserError for the first of `values` that is not of the type, or outside the range, of its field of `kind`."""
+    hints = typing.get_type_hints(kind, include_extras=True)
     for name, value in values.items():
         if name in hints and not fits(value, hints[name]):
-            raise UserError(f"{name} is {value!r}", where=f"{where}.{name}", todo=f"give {described(hints[name])}")
+            place = f"{where}.{name}" if where else name
+            raise UserError(f"{name} is {value!r}", where=place, todo=f"give {described(hints[name])}")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`: a plain type, a tuple, a Literal or a union of those. A bool is no int."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    """Whether `value` is of the type `hint`: a plain type, a tuple, a Literal, a union or an Annotated of those.
+
+    A bool is not an int, and a float is finite.
+    """
+    kind = typing.get_origin(hint)
+    if kind is Annotated:
+        inner, *limits = typing.get_args(hint)
+        return fits(value, inner) and all(limit.holds(value) for limit in limits)
+    if kind is types.UnionType or kind is typing.Union:
         return any(fits(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
+    if kind is typing.Literal:
+        return any(value == one and type(value) is type(one) for one in typing.get_args(hint))
+    if kind is tuple:
         return isinstance(value, tuple) and _fit(value, typing.get_args(hint))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is Any:
+        return True
+    return isinstance(value, kind or hint) and not (hint is int and isinstance(value, bool))
 
 
 def described(hint: Any) -> str:
-    """A type in words: `int`, `((int, int), ...)`, `float or None`."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    """A type in words: `int of at least 1`, `((int, int), ...)`, `float or None`."""
+    kind = typing.get_origin(hint)
+    if kind is Annotated:
+        inner, *limits = typing.get_args(hint)
+        return " ".join([described(inner), *map(str, limits)])
+    if kind is types.UnionType or kind is typing.Union:
         return " or ".join(described(one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
+    if kind is typing.Literal:
         return " or ".join(repr(one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
+    if kind is tuple:
         return f"({', '.join('...' if one is ... else described(one) for one in typing.get_args(hint))})"
     return "None" if hint is type(None) else hint.__name__
+
+
+def as_dict(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A plain dict, of a ConfigDict too, whose sections stay what they are. UserError for what is not a mapping."""
+    if not isinstance(settings, Mapping) and not hasattr(settings, "items"):
+        raise UserError(f"{settings!r} is not a section of settings", where=where)
+    return dict(settings.items())
+
+
+def _section(hint: Any, value: Any, where: str) -> type | None:
+    """The dataclass that a field's value describes; None for a plain value."""
+    if not (isinstance(value, Mapping) or hasattr(value, "items")):
+        return None
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    sections = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    if not sections:
+        return None
+    if len(sections) == 1:
+        return sections[0]  # type: ignore[return-value]
+    names = {typing.get_args(typing.get_type_hints(kind)["name"])[0]: kind for kind in sections}
+    name = value.get("name")
+    if name not in names:
+        raise UserError(f"name is {name!r}", where=f"{where}.name", todo=f"choose one of {', '.join(names)}")
+    return names[name]  # type: ignore[return-value]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 def _fit(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:

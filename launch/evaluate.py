@@ -55,7 +55,8 @@ def main() -> None:
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
         raise command_line.UserError("no --output given", todo="say where the results go")
-    from elk_jax.tasks import detection_evaluate, detection_model
+    from elk_jax.tasks.detection import evaluate as detection_evaluate
+    from elk_jax.tasks.detection import model as detection_model
 
     detection_evaluate.evaluate_source(
         data=data,

@@ -19,7 +19,7 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of t
 def main() -> None:
     model = command_line.required(MODEL, "weights/sd")
     output = command_line.required(OUTPUT, "exported")
-    from elk_jax.tasks import stable_diffusion
+    from elk_jax.weights import stable_diffusion
 
     stable_diffusion.export_folder(model, output, DTYPE.value)
 

@@ -78,7 +78,7 @@ def main() -> None:
     output = command_line.required(OUTPUT, "weights/coco")
     if file_format == "diffusers":
         refuse(_OF_DETECTORS, file_format)
-        from elk_jax.tasks import stable_diffusion
+        from elk_jax.weights import stable_diffusion
 
         stable_diffusion.import_folder(
             path, output, inpainting=INPAINTING.value, variant=VARIANT.value, ignore=IGNORE.value
@@ -88,7 +88,7 @@ def main() -> None:
     changes = settings(SET.value)
     if DEPTH.value is not None:
         changes["depth"] = DEPTH.value
-    from elk_jax.tasks import foreign_weights
+    from elk_jax.weights import detectors as foreign_weights
 
     foreign_weights.import_file(
         path,

@@ -35,7 +35,8 @@ def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/cem_mixed"))
     inputs = command_line.required(INPUT, "FOLDER")
     output = Path(command_line.required(OUTPUT, "FOLDER"))
-    from elk_jax.tasks import detection_model, detection_predict
+    from elk_jax.tasks.detection import model as detection_model
+    from elk_jax.tasks.detection import predict as detection_predict
 
     detection_predict.predict_files(
         model=detection_model.find(workdir, STAGE.value),

@@ -46,7 +46,8 @@ def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/inpaint_cem"))
     canvases = command_line.required(CANVASES, "coco:FILE.json")
     count, output = command_line.required(COUNT, "312"), Path(command_line.required(OUTPUT, "synthetic"))
-    from elk_jax.tasks import inpainting_model, inpainting_synthesize
+    from elk_jax.tasks.inpainting import model as inpainting_model
+    from elk_jax.tasks.inpainting import synthesize as inpainting_synthesize
 
     inpainting_synthesize.synthesize_source(
         model=inpainting_model.find(workdir, STAGE.value),

@@ -33,7 +33,7 @@ STAGES = flags.DEFINE_list("stages", None, "Run only these stages, in the experi
 
 def main() -> None:
     config = command_line.required(CONFIG, "configs/cem_mixed.py")
-    from elk_jax import experiment  # after the flags: importing JAX takes seconds
+    from elk_jax.experiments import experiment  # after the flags: importing JAX takes seconds
     from elk_jax.training.mesh import initialize_distributed
 
     initialize_distributed()

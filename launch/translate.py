@@ -29,7 +29,8 @@ def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/bridge_le_to_cem"))
     inputs = command_line.required(INPUT, "FOLDER")
     output = Path(command_line.required(OUTPUT, "FOLDER"))
-    from elk_jax.tasks import translation_model, translation_predict
+    from elk_jax.tasks.translation import model as translation_model
+    from elk_jax.tasks.translation import predict as translation_predict
 
     translation_predict.translate_files(
         model=translation_model.find(workdir, STAGE.value),

@@ -8,27 +8,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = {"errors", "fields", "files", "precision", "grey", "data.schema", "data.boxes"}
+COMMON = {"errors", "fields", "files", "precision", "progress", "threads", "images"}
 ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import (its own folder always)
     "errors": set(),
     "precision": {"errors"},
-    "grey": set(),
     "fields": {"errors"},
-    "host_memory": set(),
     "files": {"errors"},
+    "progress": {"threads"},
+    "threads": set(),
+    "host_memory": set(),
+    "images": {"errors"},
     "backbones": {"errors", "precision"},
-    "detection": {"errors", "precision", "backbones"},
+    "detection": {"errors", "fields", "precision", "backbones"},
+    "diffusion": {"errors", "fields", "precision", "images", "backbones"},
     "synthesis": COMMON,
-    "diffusion": {"errors", "fields", "precision", "grey", "backbones"},
     "data": COMMON | {"synthesis"},
     "training": COMMON,
     "evaluation": COMMON,
-    "weights": COMMON,
+    "weights": COMMON | {"detection", "diffusion"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"},
-    "experiment_checks": COMMON | {"tasks", "data", "weights"},
-    "experiment": COMMON | {"tasks", "data", "training", "reporting", "evaluation", "experiment_checks"},
+    "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
 }
 NEVER = {
     "torch",

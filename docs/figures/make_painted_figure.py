@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from elk_jax import files
-from elk_jax.synthesis.windows import cut
+from elk_jax.images.windows import cut
 
 ROWS, COLUMNS, SIDE = 2, 8, 96
 

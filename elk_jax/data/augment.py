@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from elk_jax.data.paste import paste_lesions
-from elk_jax.data.schema import Record
 from elk_jax.data.transforms import (
     Example,
     change_greys,
@@ -31,6 +30,7 @@ from elk_jax.data.transforms import (
     short_side_scale,
 )
 from elk_jax.errors import UserError
+from elk_jax.images.schema import Record
 
 
 @dataclass(frozen=True)

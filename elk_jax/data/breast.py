@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from elk_jax.data.many import Watch, for_each, unwatched
-from elk_jax.data.schema import Source
-from elk_jax.data.sources import ImageSource
-from elk_jax.synthesis.breast import breast_mask
-from elk_jax.synthesis.windows import Window
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.images.breast import breast_mask
+from elk_jax.images.schema import Source
+from elk_jax.images.windows import Window
+from elk_jax.threads import Watch, for_each, unwatched
 
 
 def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:

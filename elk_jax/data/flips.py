@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 
-from elk_jax.data.schema import ImageInfo
-from elk_jax.data.sources import ImageSource, Read
+from elk_jax.data.sources.source import ImageSource, Read
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
 
 FLIPS = ("horizontal", "vertical", "both")
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from elk_jax.data.schema import Record
 from elk_jax.data.transforms import Example
-from elk_jax.grey import AIR
+from elk_jax.images.grey import AIR
+from elk_jax.images.schema import Record
 
 MAX_PASTED = 2
 MARGIN = 0.25  # of the box's sides, on each side: the ring in which the lesion fades into the breast

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from elk_jax.synthesis.breast import breast_mask
+from elk_jax.images.breast import breast_mask
 
 WORKING_SIDE = 512
 """Long side, in pixels, at which images are compared; larger ones are made smaller first."""

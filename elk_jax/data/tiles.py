@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.grey import AIR
-from elk_jax.synthesis.windows import Window
+from elk_jax.images.grey import AIR
+from elk_jax.images.windows import Window
 
 MAX_BLACK = 0.7
 """Share of a tile that may be black (published: tiles of more than 70 % black are dropped)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from elk_jax.data.schema import Record
+from elk_jax.images.schema import Record
 
 
 @dataclass(frozen=True)

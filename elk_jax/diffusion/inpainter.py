@@ -33,7 +33,7 @@ from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.grey import AIR
+from elk_jax.images.grey import AIR
 from elk_jax.precision import at_least_float32
 
 Params = Any

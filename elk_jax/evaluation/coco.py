@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elk_jax.data.boxes import intersection, iou
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.images.boxes import intersection, iou
 
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
 RECALLS = np.linspace(0.0, 1.0, 101)

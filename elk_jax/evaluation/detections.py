@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
+from elk_jax.images.schema import ImageInfo
 
 
 @dataclass(frozen=True)

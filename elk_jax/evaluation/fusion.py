@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from elk_jax.data.boxes import iou
 from elk_jax.evaluation.detections import Detections, ImageResult
+from elk_jax.images.boxes import iou
 
 SAME = 0.5
 """Boxes of one class that overlap by this IoU are of one lesion."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elk_jax.data.boxes import iou
 from elk_jax.errors import UserError
+from elk_jax.images.boxes import iou
 
 
 @dataclass(frozen=True)

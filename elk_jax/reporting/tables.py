@@ -8,8 +8,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from elk_jax.reporting import html, inpainting, translation
-from elk_jax.reporting.detection import MAIN, Comparisons, Evaluations, estimate_of, metric_keys, metric_label
+from elk_jax.reporting import html
+from elk_jax.tasks.detection.page import MAIN, Comparisons, Evaluations, estimate_of, metric_keys, metric_label
+from elk_jax.tasks.inpainting import page as inpainting
+from elk_jax.tasks.translation import page as translation
 
 
 def results_table(evaluations: Evaluations, comparisons: Comparisons | None = None, title: str = "") -> Table:

@@ -10,9 +10,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
-from elk_jax.synthesis.windows import Window, blocked_by, count_covered, draw_corner
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import Window, blocked_by, count_covered, draw_corner
 
 BREAST_SHARE = 0.6
 """Of the pixels of a window that must be breast. Whole-breast windows alone would never show skin and air."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import Window, box_mask, boxes_in, covered, cut, widened
 from elk_jax.synthesis.canvases import BREAST_SHARE, healthy_window
 from elk_jax.synthesis.placement import AreaRule, find_box
-from elk_jax.synthesis.windows import Window, box_mask, boxes_in, covered, cut, widened
 
 
 @dataclass(frozen=True)

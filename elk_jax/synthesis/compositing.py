@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.images.windows import Window, box_mask, cut
 from elk_jax.synthesis.grain import match_grain
-from elk_jax.synthesis.windows import Window, box_mask, cut
 
 FEATHER = 0.12
 """Of the shorter side of the box: how far inside its border a painted lesion fades in."""

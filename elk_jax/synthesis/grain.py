@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from elk_jax.synthesis.windows import count_covered, draw_corner
+from elk_jax.images.windows import count_covered, draw_corner
 
 FINE = 1.0
 """Standard deviation, px, of the blur that separates grain from shape."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import Window, blocked_by, count_covered, cut, draw_corner, shifted
 from elk_jax.synthesis.canvases import BREAST_SHARE, healthy_window
-from elk_jax.synthesis.windows import Window, blocked_by, count_covered, cut, draw_corner, shifted
 
 AREAS = ("free", "medium")
 TRIES = 5

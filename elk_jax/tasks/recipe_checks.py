@@ -7,14 +7,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from elk_jax.data.batches.plan import check_weights
 from elk_jax.data.flips import check_flips
-from elk_jax.data.plan import check_weights
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.synthesis.placement import AREAS
-from elk_jax.tasks import detection, inpainting, translation
+from elk_jax.tasks.detection import settings as detection
+from elk_jax.tasks.inpainting import settings as inpainting
 from elk_jax.tasks.settings import named
+from elk_jax.tasks.translation import settings as translation
 from elk_jax.training import optimizer, schedules
 
 AT_LEAST = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from elk_jax import files
-from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
-from elk_jax.weights import store
+from elk_jax.images.schema import ImageInfo
+from elk_jax.weights import model_folder as store
 
 
 def find(workdir: Path, stage: str | None, architecture: str, called: str) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from elk_jax.data.many import Watch
-from elk_jax.training.progress import Progress
+from elk_jax.progress import Progress
+from elk_jax.threads import Watch
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
+from elk_jax.training.model import Params
 from elk_jax.training.state import TrainState
-from elk_jax.training.task import Params
 
 SCORE = "score"
 """A checkpoint's key for what the best one is chosen by: the metric, negated where less is better."""

@@ -14,15 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elk_jax.errors import UserError, is_out_of_memory
+from elk_jax.progress import Progress
 from elk_jax.training import mesh as meshes
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training import schedules
 from elk_jax.training.checkpoint import Checkpoints, load_params, tree_difference
-from elk_jax.training.progress import Progress
+from elk_jax.training.model import Params, Task
 from elk_jax.training.state import TrainState, create
-from elk_jax.training.steps import gradient_step
+from elk_jax.training.step.gradient import gradient_step
 from elk_jax.training.stopping import StopSignal
-from elk_jax.training.task import Params, Task
 from elk_jax.training.timing import Timer
 from elk_jax.training.window import Window
 from elk_jax.training.writer import Writer

@@ -17,7 +17,7 @@ import optax
 
 from elk_jax.errors import UserError
 from elk_jax.fields import check_types
-from elk_jax.training.task import Params
+from elk_jax.training.model import Params
 
 NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)")
 """What weight decay leaves alone by default: biases, and every parameter of a normalisation layer."""

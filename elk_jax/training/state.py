@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from elk_jax.training.task import Params
+from elk_jax.training.model import Params
 
 
 class TrainState(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.training.steps import first_nonfinite
+from elk_jax.training.step.gradient import first_nonfinite
 
 
 class Window:

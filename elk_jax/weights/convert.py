@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.weights import store
+from elk_jax.weights import model_folder as store
 from elk_jax.weights.reading import Tensors
 
 Layout = Callable[[np.ndarray], np.ndarray]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.weights import store
+from elk_jax.weights import model_folder as store
 from elk_jax.weights.convert import Format, Rule
 from elk_jax.weights.reading import Tensors
 

@@ -20,7 +20,8 @@ import safetensors.numpy
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
-from elk_jax.weights import reading, store
+from elk_jax.weights import model_folder as store
+from elk_jax.weights import reading
 from elk_jax.weights.diffusers import PARTS, to_tensors
 from elk_jax.weights.tokenizer import Tokenizer, read_tokenizer, write_tokenizer
 

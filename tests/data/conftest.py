@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from elk_jax.data.schema import ImageInfo, Record
-from elk_jax.data.sources import ImageSource
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.images.schema import ImageInfo, Record
 
 
 def _info(

@@ -3,9 +3,9 @@ import pytest
 
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
 from elk_jax.data.paste import paste_lesions
-from elk_jax.data.schema import Record
 from elk_jax.data.transforms import example_of
 from elk_jax.errors import UserError
+from elk_jax.images.schema import Record
 
 EVERYTHING = Augmentation(
     horizontal_flip=0.5,

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from elk_jax.data.flips import FLIPS, check_flips, flip_boxes, flipped
-from elk_jax.data.schema import ImageInfo
-from elk_jax.data.sources import ImageSource
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
 
 
 @pytest.mark.parametrize("flip", FLIPS)

@@ -17,7 +17,7 @@ from cdd_layout import breast, circle, image_row, write_tables
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from elk_jax.data.sources import open_source
+from elk_jax.data.sources.source import open_source
 from elk_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -7,9 +7,10 @@ import numpy as np
 import paired_tiles
 import pytest
 
-from elk_jax.data import pairs, sources
-from elk_jax.data.images import encode_png
-from elk_jax.data.pairs import PairConfig
+from elk_jax.data.batches import pairs
+from elk_jax.data.batches.pairs import PairConfig
+from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.decode import encode_png
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
 from elk_jax.synthesis.phantom import PhantomConfig, sample

@@ -10,11 +10,11 @@ import pytest
 import tfds_writer
 from folders import new_folder
 
-from elk_jax.data.coco import write_coco
-from elk_jax.data.images import encode_png
-from elk_jax.data.schema import ImageInfo
-from elk_jax.data.sources import open_source
+from elk_jax.data.sources.coco import write_coco
+from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.source import open_source
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
 
 RNG = np.random.default_rng(0)
 PIXELS = {f"i{n}": RNG.integers(0, 65536, (20 + n, 30), dtype=np.uint16) for n in range(4)}

@@ -16,7 +16,7 @@ from elk_jax.diffusion.schedule import make_schedule, target
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import WITH_ATTENTION, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.grey import AIR
+from elk_jax.images.grey import AIR
 
 NOISE = make_schedule("cosine", steps=50, prediction="v")
 SAMPLER = SamplerConfig(steps=3)

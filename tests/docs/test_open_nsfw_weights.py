@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from docs import open_nsfw_weights
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
-from elk_jax.tasks import foreign_weights
+from elk_jax.weights import detectors as foreign_weights
 
 WIDTH, STEM = 2, 4
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from elk_jax.data.schema import ImageInfo
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import (
     Detections,
@@ -16,6 +15,7 @@ from elk_jax.evaluation.detections import (
     to_entries,
     write_results,
 )
+from elk_jax.images.schema import ImageInfo
 
 
 def info(image_id="7", boxes=((10, 10, 50, 60),), patient="p1", width=200, height=100):

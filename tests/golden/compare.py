@@ -10,7 +10,7 @@ import numpy as np
 
 from elk_jax.detection import faster_rcnn
 from elk_jax.detection.faster_rcnn import FasterRCNN
-from elk_jax.tasks import foreign_weights
+from elk_jax.weights import detectors as foreign_weights
 
 GOLDEN = Path(__file__).parent
 

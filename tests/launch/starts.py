@@ -68,8 +68,8 @@ if __name__ == "__main__":
     sys.path.insert(1, str(LAUNCH.parent))
     from ml_collections import config_flags  # noqa: F401
 
-    from elk_jax import experiment  # noqa: F401
-    from elk_jax.tasks import detection_evaluate, detection_predict  # noqa: F401
+    from elk_jax.experiments import experiment  # noqa: F401
+    from elk_jax.tasks.detection import evaluate as detection_evaluate  # noqa: F401
 
     for line in sys.stdin:
         script, instead, *arguments = json.loads(line)

@@ -228,8 +228,8 @@ TRANSLATE = {
 @pytest.mark.parametrize(
     "script, function, flags",
     [
-        ("synthesize", "elk_jax.tasks.inpainting_synthesize.synthesize_source", SYNTHESIZE),
-        ("translate", "elk_jax.tasks.translation_predict.translate_files", TRANSLATE),
+        ("synthesize", "elk_jax.tasks.inpainting.synthesize.synthesize_source", SYNTHESIZE),
+        ("translate", "elk_jax.tasks.translation.predict.translate_files", TRANSLATE),
     ],
 )
 def test_every_flag_arrives(quick_start, model, script, function, flags):
@@ -241,7 +241,7 @@ def test_every_flag_arrives(quick_start, model, script, function, flags):
 
 
 def test_the_flags_of_weights_arrive(quick_start):
-    common, module = ("--input=theirs", "--output=ours"), "elk_jax.tasks.stable_diffusion"
+    common, module = ("--input=theirs", "--output=ours"), "elk_jax.weights.stable_diffusion"
     given = ("--format=diffusers", "--inpainting", "--variant=fp16", "--ignore=a", "--ignore=b")
     done = quick_start("import_weights", *common, *given, instead=f"{module}.import_folder")
     settings = {"inpainting": True, "variant": "fp16", "ignore": ["a", "b"]}

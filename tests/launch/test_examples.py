@@ -9,11 +9,11 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from elk_jax import experiment
-from elk_jax.experiment_checks import check_inputs
+from elk_jax.experiments import experiment
+from elk_jax.experiments.checks import check_inputs
 from elk_jax.tasks.run import Run
 from elk_jax.training.mesh import make_mesh
-from elk_jax.weights import store
+from elk_jax.weights import model_folder as store
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]

@@ -8,10 +8,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from elk_jax.reporting.detection import DetectionRun, Evaluated, Pictures, detection_part
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import Report, Section
 from elk_jax.reporting.run import Part, RunRecord, run_report
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
 
 
 def estimate(value, low=None, high=None):

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import cv2
 import pytest
 
-from elk_jax.reporting.detection import DetectionRun, Evaluated, detection_part, verdict
 from elk_jax.reporting.report import Report, Section, build_report, write_report
 from elk_jax.reporting.run import RunRecord, run_report
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, verdict
 
 VOID = {"meta", "link", "img", "br", "input", "line", "circle", "rect", "path"}
 

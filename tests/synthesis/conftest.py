@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elk_jax.data.schema import ImageInfo
+from elk_jax.images.schema import ImageInfo
 
 
 def _info(number: int, boxes=(), width: int = 64, height: int = 48, ignore=None, **changes: Any) -> ImageInfo:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from elk_jax.errors import UserError
+from elk_jax.images.windows import box_mask
 from elk_jax.synthesis import compositing
 from elk_jax.synthesis.grain import fine_part
-from elk_jax.synthesis.windows import box_mask
 
 
 def noise(dtype, height: int = 60, width: int = 70, seed: int = 0) -> np.ndarray:

@@ -1,8 +1,8 @@
 """A bar for long work, none for short."""
 
-from elk_jax.data.many import for_each
 from elk_jax.tasks import watching
 from elk_jax.tasks.watching import watched
+from elk_jax.threads import for_each
 
 
 def test_long_work_gets_a_line_and_short_none(capsys, monkeypatch):

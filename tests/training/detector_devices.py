@@ -17,7 +17,7 @@ import optax
 from elk_jax.detection import faster_rcnn
 from elk_jax.training import mesh as meshes
 from elk_jax.training import state as states
-from elk_jax.training.steps import gradient_step
+from elk_jax.training.step.gradient import gradient_step
 from tests.training import hlo
 
 STEPS, BATCH, SIZE = 5, 8, 64

@@ -14,7 +14,7 @@ import pytest
 from elk_jax.errors import UserError
 from elk_jax.training import loop
 from elk_jax.training.checkpoint import load_params
-from elk_jax.training.task import Task
+from elk_jax.training.model import Task
 from elk_jax.training.writer import read_metrics
 from tests.training import killed, toy
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elk_jax.training.task import Task
+from elk_jax.training.model import Task
 
 FEATURES = 12
 

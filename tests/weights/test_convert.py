@@ -7,8 +7,9 @@ import pytest
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
 from elk_jax.errors import UserError
-from elk_jax.tasks import foreign_weights
-from elk_jax.weights import convert, store, torchvision
+from elk_jax.weights import convert, torchvision
+from elk_jax.weights import detectors as foreign_weights
+from elk_jax.weights import model_folder as store
 
 WIDTH, FPN, CLASSES, FC = 4, 6, 2, 5
 

@@ -16,8 +16,8 @@ import safetensors.numpy
 from rich.console import Console
 
 from elk_jax.errors import UserError
-from elk_jax.tasks import stable_diffusion
-from elk_jax.weights import diffusers, diffusers_folder, store
+from elk_jax.weights import diffusers, diffusers_folder, stable_diffusion
+from elk_jax.weights import model_folder as store
 from elk_jax.weights.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent

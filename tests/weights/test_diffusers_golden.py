@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from elk_jax.diffusion import autoencoder, text_encoder, unet
-from elk_jax.weights import convert, diffusers, store
+from elk_jax.weights import convert, diffusers
+from elk_jax.weights import model_folder as store
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FACTS = json.loads((GOLDEN / "diffusion.json").read_text())

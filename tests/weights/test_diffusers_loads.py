@@ -7,8 +7,7 @@ import pytest
 from elk_jax.diffusion.autoencoder import AutoencoderKL
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder
 from elk_jax.diffusion.unet import UNet2DCondition
-from elk_jax.tasks import stable_diffusion
-from elk_jax.weights import diffusers_folder
+from elk_jax.weights import diffusers_folder, stable_diffusion
 from elk_jax.weights.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from elk_jax.detection.faster_rcnn import detectron2, torchvision, torchvision_v2
-from elk_jax.tasks.foreign_weights import parameter_shapes
+from elk_jax.weights.detectors import parameter_shapes
 
 TOLERANCES = {
     "c5": 2e-4,  # features are of size 1 to 10

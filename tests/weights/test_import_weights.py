@@ -12,8 +12,8 @@ import safetensors.numpy
 from rich.console import Console
 
 from elk_jax.errors import UserError
-from elk_jax.tasks import foreign_weights
-from elk_jax.weights import store
+from elk_jax.weights import detectors as foreign_weights
+from elk_jax.weights import model_folder as store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "torch_files"

@@ -1,0 +1,115 @@
+"""What a record must fulfil before it is used; every breach is one line that names file and ids.
+
+Shapes: N boxes of one image; H, W image size in pixels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+
+ROUNDING = 1.0
+"""Pixels by which a box may overhang its image (tables are rounded): it is clipped. More is an error."""
+
+
+def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np.ndarray:
+    """`box` (xyxy, px) as float32 [4], clipped to the image; UserError if it is no box of this image."""
+    values = np.asarray(box, np.float64)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise UserError(
+            f"the box {_text(values)} is not four finite numbers", where=where, todo="correct the annotation"
+        )
+    x1, y1, x2, y2 = values
+    if x2 <= x1 or y2 <= y1:
+        raise UserError(
+            f"the box is inverted or empty: left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}",
+            where=where,
+            todo="correct or remove the annotation",
+        )
+    overhang = max(-x1, -y1, x2 - width, y2 - height)
+    clipped = np.clip(values, 0.0, [width, height, width, height])
+    if overhang > ROUNDING or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        raise UserError(
+            f"the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies up to {overhang:g} px outside the image of "
+            f"{width} x {height} px",
+            where=where,
+            todo="correct the annotation or the image size",
+        )
+    return clipped.astype(np.float32)
+
+
+def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> None:
+    """Raise UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
+    if image.shape[:2] != (height, width):
+        raise UserError(
+            f"the image has {image.shape[1]} x {image.shape[0]} px, its record says {width} x {height}",
+            where=where,
+            todo="correct the record or replace the image",
+        )
+    if image.shape[2:] != (1,):
+        raise UserError(f"the image has shape {image.shape}, wanted one grey channel", where=where)
+    low, high = float(image.min()), float(image.max())  # both are NaN if one pixel is
+    if not (low >= 0.0 and high <= 1.0):
+        bad = int((~np.isfinite(image)).sum())
+        what = (
+            f"{bad} pixels are NaN or infinite"
+            if bad
+            else f"grey values reach from {low:g} to {high:g}, not 0 to 1"
+        )
+        raise UserError(what, where=where, todo="repair or remove the image, or set on_error=skip")
+
+
+def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None:
+    """Raise UserError that names the first image whose file is missing, and counts the others."""
+    missing = [info for info in infos if not (folder / info.file_name).is_file()]
+    if missing:
+        raise UserError(
+            f"the file {folder / missing[0].file_name} of image {missing[0].image_id} is missing"
+            + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            where=where,
+            todo="put the files there, or set on_error=skip",
+        )
+
+
+def check_unique(ids: Iterable[object], what: str, where: object) -> None:
+    """Raise UserError that names the first id which occurs twice."""
+    for key, count in Counter(ids).items():
+        if count > 1:
+            raise UserError(
+                f"{what} {key} occurs {count} times", where=where, todo="give every entry its own id"
+            )
+
+
+def check_no_patient_in_two_splits(infos: Iterable[ImageInfo], where: object = "") -> None:
+    """Raise UserError if images of one patient name different splits (images that name none do not count)."""
+    split_of: dict[str, ImageInfo] = {}
+    for info in infos:
+        if not info.split:
+            continue
+        first = split_of.setdefault(info.patient_id, info)
+        if first.split != info.split:
+            raise UserError(
+                f"patient {info.patient_id} is in two splits: image {first.image_id} in '{first.split}', "
+                f"image {info.image_id} in '{info.split}'",
+                where=where,
+                todo="put all images of a patient into one split",
+            )
+
+
+def no_lesions(split: str, where: object) -> UserError:
+    """For images of which none has a lesion where some are needed."""
+    return UserError(
+        f"no lesion in the images of the split '{split}'",
+        where=where,
+        todo="check the annotations and which images are chosen (split, where; ignored boxes are no lesions)",
+    )
+
+
+def _text(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values.ravel()[:8]) + ")"

@@ -1,0 +1,51 @@
+"""Box cleaning: several hand-drawn regions of one lesion become one box (ELK), regions of a whole breast are set aside.
+
+Shapes: N boxes of one image, xyxy, px.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from elk_jax.images.boxes import area, iou
+from elk_jax.images.schema import ImageInfo
+
+MAX_IOU = 0.3
+
+
+def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
+    """Mask [N] of the boxes to keep: none inside another, of two with IoU above `max_iou` the larger.
+
+    From the largest box to the smallest: a box is dropped if a larger box that was KEPT contains it or
+    overlaps it that much. The result therefore does not depend on the order of the boxes (of two equal ones
+    the first stays), and a box is never lost to one that is itself dropped.
+    Source: Montoya-del-Angel et al. 2024; the two rules are published, the order is ours.
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -area(boxes)))
+    keep = np.zeros(len(boxes), bool)
+    for index in order:
+        kept = boxes[keep]
+        inside = (kept[:, :2] <= boxes[index, :2]).all(1) & (kept[:, 2:] >= boxes[index, 2:]).all(1)
+        keep[index] = not (inside | (iou(kept, boxes[[index]])[:, 0] > max_iou)).any()
+    return keep
+
+
+def ignore_large(info: ImageInfo, share: float) -> ImageInfo:
+    """Boxes that cover more than `share` of the image become ignore boxes: they outline a breast, not a lesion.
+
+    Do it before the cleaning, which would drop every lesion inside such a box in its favour.
+    """
+    large = area(np.asarray(info.boxes, np.float64).reshape(-1, 4)) > share * info.width * info.height
+    return replace(info, ignore=info.ignore | large)
+
+
+def clean_info(info: ImageInfo, max_iou: float = MAX_IOU) -> ImageInfo:
+    """Clean the boxes of one image, each class for itself; `ignore` boxes are left alone and drop nothing."""
+    keep = info.ignore.copy()
+    for label in np.unique(info.labels):
+        group = np.flatnonzero((info.labels == label) & ~info.ignore)
+        keep[group] = keep_clean_boxes(info.boxes[group], max_iou)
+    return replace(info, boxes=info.boxes[keep], labels=info.labels[keep], ignore=info.ignore[keep])

@@ -1,0 +1,195 @@
+"""Any image file a mammogram comes in -> one grey image.
+
+Shapes: H, W image size in pixels. Grey images are [H, W, 1] float32 in [0, 1].
+
+8- and 16-bit PNG, JPEG, TIFF and DICOM. A file that is damaged is refused: what a decoder fills in for
+missing bytes (grey blocks, black rows) looks like tissue to a detector.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import struct
+import warnings
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from elk_jax.data.sources import dicom
+from elk_jax.errors import UserError, from_os_error
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+"""File name endings that count as images when a folder is searched."""
+
+DARK = 1 / 8
+"""Share of the range of 16 bits: an image that stays below probably holds fewer bits than its file has."""
+
+_WARNED = Lock()
+"""Taken at the first image that is suspiciously dark and not given back: one warning a process says enough."""
+
+
+def decode_image(
+    source: str | os.PathLike | bytes,
+    *,
+    name: object = "",
+    frame: int | None = None,
+    bit_depth: int | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Decode a file (or its bytes) to a grey image.
+
+    Args:
+      source: path, or the content of a file.
+      name: what to call bytes in an error message.
+      frame: which frame of a multi-frame DICOM; None accepts single-frame files only.
+      bit_depth: significant bits where the file stores fewer than its container has (12-bit values in a
+        16-bit PNG); None takes the container's, and warns once where 16 bits seem to be too many. Not for
+        DICOM, which says it itself, and without a meaning for containers of fewer bits.
+
+    Returns:
+      image [H, W, 1] float32 in [0, 1], 1 is white; and a dict with `format` ("png", "jpeg", "tiff",
+      "dicom"), `bit_depth` (of the file), `pixel_spacing` ((row, column) mm in the breast plane where the
+      file says it, else None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
+
+    Raises:
+      UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
+    """
+    pixels, meta = decode_pixels(source, name=name, frame=frame)
+    if pixels.dtype == np.float32:
+        return pixels[..., None], meta
+    white = 2 ** min(bit_depth or 16, meta["bit_depth"]) - 1
+    if not bit_depth and pixels.dtype == np.uint16:
+        _warn_if_dark(int(pixels.max(initial=0)), _label(source, name))
+    if bit_depth and pixels.max(initial=0) > white:
+        what = f"pixel value {pixels.max()} does not fit in {bit_depth} bits"
+        raise UserError(what, where=_label(source, name), todo="give the right bit depth, or none")
+    return (pixels.astype(np.float32) * np.float32(1.0 / white))[..., None].clip(0, 1), meta
+
+
+def decode_pixels(
+    source: str | os.PathLike | bytes, *, name: object = "", frame: int | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Like `decode_image`, but [H, W] uint8 or uint16 as stored; float32 in [0, 1] for DICOM, float TIFF."""
+    where = _label(source, name)
+    data = source if isinstance(source, bytes) else _read(source)
+    if not data:
+        raise UserError("empty image file", where=where, todo="fetch the file again")
+    if dicom.looks_like_dicom(data) or Path(str(where)).suffix.lower() in (".dcm", ".dicom"):
+        return dicom.decode(data, name=where, frame=frame)
+    with warnings.catch_warnings():  # of damaged metadata, which is not used
+        warnings.simplefilter("ignore")
+        pixels, kind = _decode_raster(data, where)
+    if pixels.dtype == np.float32 and not (
+        np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1
+    ):
+        problem = "out of [0, 1]" if np.isfinite(pixels).all() else "NaN or infinite"
+        raise UserError(
+            f"pixel values are {problem}", where=where, todo="write the image again with valid pixels"
+        )
+    depth = 32 if pixels.dtype == np.float32 else 8 * pixels.dtype.itemsize
+    return pixels, {"format": kind, "bit_depth": depth, "pixel_spacing": None, "laterality": None}
+
+
+def as_integers(pixels: np.ndarray) -> np.ndarray:
+    """uint8 and uint16 as they are; float32 in [0, 1] (DICOM) as uint16, where 65535 is white."""
+    return np.round(pixels * 65535).astype(np.uint16) if pixels.dtype == np.float32 else pixels
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """[H, W] uint8 or uint16 -> the bytes of a grey PNG."""
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 2:
+        raise ValueError(f"a [H, W] uint8 or uint16 array is needed, not {pixels.shape} {pixels.dtype}")
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def check_bit_depth(bit_depth: object, where: object = "") -> None:
+    """Raise UserError unless it is a number of bits that a pixel can have here, or 0 or None: the file's own."""
+    whole = isinstance(bit_depth, int) and not isinstance(bit_depth, bool)
+    if bit_depth is not None and not (whole and 0 <= bit_depth <= 16):  # type: ignore[operator]
+        raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, as 12; 0: as the file says")
+
+
+def _warn_if_dark(brightest: int, where: object) -> None:
+    if 0 < brightest < DARK * 65536 and _WARNED.acquire(blocking=False):
+        bits = brightest.bit_length()
+        logging.getLogger(__name__).warning(
+            f"no value of the 16-bit image {where} is above {brightest}: it is nearly black. If such files hold fewer "
+            f"bits, say it: bit_depth={bits + bits % 2}, perhaps (--bit_depth, config.data.NAME.bit_depth, or a field "
+            "of the COCO image). If they are meant so: bit_depth=16"
+        )
+
+
+def _label(source: str | os.PathLike | bytes, name: object) -> object:
+    return name or ("bytes" if isinstance(source, bytes) else source)
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
+def _decode_raster(data: bytes, where: object) -> tuple[np.ndarray, str]:
+    """PNG, JPEG or TIFF bytes -> [H, W] uint8, uint16 or float32 and the format's name."""
+    truncated = UserError("truncated image", where=where, todo="fetch the file again, or leave it out")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            "not a PNG, JPEG, TIFF or DICOM image", where=where, todo="convert it, or leave it out"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image too large: {error}", where=where, todo="leave it out") from error
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
+        raise UserError(f"damaged image: {error}", where=where, todo="fetch the file again") from error
+    kind = (image.format or "").lower()
+    # Decoders silently fill in what is missing when a file ends between two rows of blocks: look for its end.
+    if kind == "jpeg" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise truncated
+    if kind == "png" and b"IEND\xaeB`\x82" not in data:
+        raise truncated
+    if getattr(image, "n_frames", 1) > 1 and kind == "tiff":
+        raise UserError(
+            f"{getattr(image, 'n_frames', 0)} pages in one TIFF", where=where, todo="write one page per file"
+        )
+    try:
+        if kind == "png" and data[24] == 16 and data[25] in (2, 6):  # PIL cuts 16-bit colour down to 8 bits
+            image.load()
+            colours = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if colours is None:
+                raise OSError("colours could not be decoded")
+            return _mean_of_colours(colours), kind
+        image.draft("L", image.size)  # JPEG: decode the luma only, which is all there is in a grey picture
+        return _grey(image), kind
+    except OSError as error:
+        if "truncated" in str(error):
+            raise truncated from error
+        raise UserError(f"damaged image: {error}", where=where, todo="fetch the file again") from error
+    except (ValueError, SyntaxError, struct.error, EOFError) as error:
+        raise UserError(f"damaged image: {error}", where=where, todo="fetch the file again") from error
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """A loaded PIL image of any mode -> [H, W] uint8, uint16 or float32."""
+    if image.mode in ("L", "F"):
+        return np.array(image)
+    if image.mode.startswith("I"):  # 16-bit grey; PIL's 32-bit mode only ever carries 16 bits of a PNG
+        pixels = np.array(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("more than 16 bits per pixel")
+        return pixels.astype(np.uint16)
+    if image.mode in ("1", "LA", "La"):
+        return np.array(image.convert("L"))
+    return _mean_of_colours(np.array(image.convert("RGB")))
+
+
+def _mean_of_colours(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, 3 or 4] -> [H, W] in the same dtype; exact where the channels are equal, as in grey pictures."""
+    colours = pixels[..., :3].astype(np.uint32)
+    return ((colours.sum(-1) + 1) // 3).astype(pixels.dtype)

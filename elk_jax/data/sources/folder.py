@@ -1,0 +1,90 @@
+"""Image files that come without annotations: what prediction runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from elk_jax.data.sources import dicom
+from elk_jax.data.sources.decode import SUFFIXES, decode_image
+from elk_jax.data.sources.source import KEPT_BYTES, Cache, ImageSource, read_at
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.threads import Watch, for_each, unwatched
+
+
+def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """(images, files left out): files as given and, for folders, every file below them by name.
+
+    An image has one of SUFFIXES, or is DICOM whatever it is called (DICOMDIR, the index of an export, is none).
+    UserError for what is not there, and for a folder without an image.
+    """
+    found: list[Path] = []
+    left_out: list[Path] = []
+    for entry in map(Path, inputs):
+        if entry.is_dir():
+            below = sorted(path for path in entry.rglob("*") if path.is_file())
+            images = [path for path in below if path.suffix.lower() in SUFFIXES or _is_dicom(path)]
+            if not images:
+                todo = f"images are DICOM files, or end in {', '.join(SUFFIXES)}"
+                raise UserError("no image in the folder", where=entry, todo=todo)
+            found += images
+            left_out += sorted(set(below) - set(images))
+        elif entry.is_file():
+            found.append(entry)
+        else:
+            raise UserError("no such file or folder", where=entry, todo="check the path")
+    return list(dict.fromkeys(found)), list(dict.fromkeys(left_out))
+
+
+def _is_dicom(path: Path) -> bool:
+    """By the content of the file: exports have names such as IM0001 or 1.2.840.113."""
+    try:
+        with path.open("rb") as file:
+            return path.name.upper() != "DICOMDIR" and dicom.looks_like_dicom(file.read(dicom.PREFIX))
+    except OSError:
+        return False
+
+
+def open_files(
+    paths: Sequence[Path],
+    classes: tuple[str, ...],
+    on_error: str = "stop",
+    keep_bytes: int = KEPT_BYTES,
+    watch: Watch = unwatched,
+    bit_depth: int = 0,
+) -> ImageSource:
+    """Image files as a source without lesions; the image id is the path. Every file is decoded once now, for its size.
+
+    on_error: "stop" raises at the first unreadable file, "skip" leaves it out and lists it in `.skipped`.
+    keep_bytes: of the images decoded now, kept in memory for when they are read again; see `sources.cached`.
+    bit_depth: significant bits of 16-bit files that hold fewer; see `images.decode_image`.
+    """
+    kept = Cache(partial(_read, tuple(paths), bit_depth), keep_bytes)
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+
+    def opened(position: int) -> ImageInfo | str:
+        name = str(paths[position])
+        try:
+            image, meta = decode_image(paths[position], bit_depth=bit_depth)
+        except UserError as error:
+            if on_error == "stop":
+                raise
+            return str(error)
+        kept.put(position, image)
+        height, width = image.shape[:2]
+        return ImageInfo(name, name, width, height, *none, file_name=name, meta=meta)
+
+    results = for_each(opened, len(paths), watch)
+    infos = {position: result for position, result in enumerate(results) if isinstance(result, ImageInfo)}
+    skipped = tuple((str(path), result) for path, result in zip(paths, results) if isinstance(result, str))
+    if not infos:
+        raise UserError(f"none of the {len(paths)} images can be read: {skipped[0][1]}")
+    return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
+
+
+def _read(paths: tuple[Path, ...], bit_depth: int, position: int) -> np.ndarray:
+    return decode_image(paths[position], bit_depth=bit_depth)[0]

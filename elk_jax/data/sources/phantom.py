@@ -1,0 +1,147 @@
+"""The embedded phantom (`synthesis/phantom.py`) as a data source: `phantom:KEY=VALUE,KEY=VALUE`.
+
+The images are drawn when the source is opened (boxes are known only then) and kept as 8-bit arrays.
+Images [H, W, 1] float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from elk_jax.data.sources.splits import largest_remainder
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.synthesis.phantom import VIEWS, PhantomConfig, patient_id, sample
+from elk_jax.threads import Watch, for_each, unwatched
+
+SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
+_SPACE = 1_000_000  # indices reserved for one split: the phantoms of a split do not change when `count` grows
+MODALITIES = ("subtracted", "low_energy")
+CLASSES = ("lesion",)
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """What may be written after `phantom:`. The last five are those of `PhantomConfig`.
+
+    count: images over all splits, four views per patient, 60 / 15 / 25 % in train / val / test (whole
+        patients).
+    seed: another seed is another, disjoint set of patients.
+    modality: subtracted or low_energy; both of one seed show the same breasts and lesions.
+    """
+
+    count: int = 240
+    seed: int = 0
+    modality: str = "subtracted"
+    size: int = 512
+    lesions: str = "realistic"
+    healthy_fraction: float = 0.3
+    max_lesions: int = 11
+    contrast: float = 1.0
+
+
+def read_phantom(
+    options: str, split: str = "", watch: Watch = unwatched
+) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
+    """Draw the phantoms of one split ("" for all): (infos, class names, read). UserError for a bad option.
+
+    watch: shows how far the drawing is.
+    """
+    chosen, jobs = parse_options(options), _jobs(options, split)
+    config = PhantomConfig(
+        size=chosen.size,
+        lesions=chosen.lesions,
+        healthy_fraction=chosen.healthy_fraction,
+        max_lesions=chosen.max_lesions,
+        contrast=chosen.contrast,
+    )
+    drawn = for_each(lambda position: _draw(chosen, config, *jobs[position]), len(jobs), watch)
+    infos = tuple(info for info, _ in drawn)
+    return infos, CLASSES, partial(_read, tuple(image for _, image in drawn))
+
+
+def patients(options: str, split: str = "") -> dict[str, str]:
+    """Patient id -> split of what `read_phantom` would draw. UserError for a bad option."""
+    seed = parse_options(options).seed
+    return {patient_id(seed, index): name for name, index in _jobs(options, split)}
+
+
+def parse_options(text: str) -> PhantomOptions:
+    """`size=256,seed=3` -> options. UserError that names the key and what is known."""
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(PhantomOptions)}
+    values: dict[str, object] = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        key, equals, value = item.partition("=")
+        if key not in kinds or not equals:
+            raise UserError(
+                f"unknown phantom option '{item}'", todo=f"write KEY=VALUE with one of: {', '.join(kinds)}"
+            )
+        try:
+            values[key] = kinds[key](value)
+        except ValueError as error:
+            raise UserError(f"phantom option {key}: '{value}' is no {kinds[key].__name__}") from error
+    options = PhantomOptions(**values)  # type: ignore[arg-type]
+    if options.modality not in MODALITIES:
+        raise UserError(
+            f"unknown phantom modality '{options.modality}'", todo=f"choose one of: {', '.join(MODALITIES)}"
+        )
+    if not len(VIEWS) * len(SPLITS) <= options.count <= _SPACE:
+        raise UserError(
+            f"phantom count {options.count} is out of range",
+            todo=f"choose {len(VIEWS) * len(SPLITS)} (a patient per split) to {_SPACE}",
+        )
+    return options
+
+
+def _jobs(options: str, split: str) -> list[tuple[str, int]]:
+    """(split, phantom index) of the images of one split, "" for all."""
+    if split and split not in SPLITS:
+        raise UserError(f"a phantom has no split '{split}'", todo=f"choose one of: {', '.join(SPLITS)}")
+    return [job for job in _indices(parse_options(options).count) if split in ("", job[0])]
+
+
+def _indices(count: int) -> list[tuple[str, int]]:
+    """(split, phantom index) of every image."""
+    patients = largest_remainder(np.array(list(SPLITS.values())), count // len(VIEWS), at_least=1)
+    return [
+        (split, start * _SPACE + view)
+        for start, (split, number) in enumerate(zip(SPLITS, patients))
+        for view in range(number * len(VIEWS))
+    ]
+
+
+def _draw(
+    options: PhantomOptions, config: PhantomConfig, split: str, index: int
+) -> tuple[ImageInfo, np.ndarray]:
+    phantom = sample(options.seed, index, config)
+    image = phantom.subtracted if options.modality == "subtracted" else phantom.low_energy
+    name = f"{phantom.patient_id}_{phantom.laterality}_{phantom.view}"
+    count = len(phantom.boxes)
+    info = ImageInfo(
+        image_id=name,
+        patient_id=phantom.patient_id,
+        width=image.shape[1],
+        height=image.shape[0],
+        boxes=phantom.boxes,
+        labels=np.zeros(count, np.int32),
+        ignore=np.zeros(count, bool),
+        split=split,
+        file_name=f"{name}.png",
+        meta={
+            "laterality": phantom.laterality,
+            "view": phantom.view,
+            "density": phantom.density,
+            "modality": options.modality,
+            "lesion_kinds": list(phantom.lesion_kinds),
+        },
+    )
+    return info, np.round(image * 255).astype(np.uint8)
+
+
+def _read(images: tuple[np.ndarray, ...], position: int) -> np.ndarray:
+    return (images[position].astype(np.float32) * np.float32(1 / 255)).clip(0, 1)[..., None]

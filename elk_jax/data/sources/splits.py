@@ -1,0 +1,77 @@
+"""Patients into splits: all images of a patient on one side, lesion counts spread alike on every side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+
+SPLITS = ("train", "val", "test")
+
+
+def draw_splits(infos: Sequence[ImageInfo], shares: Sequence[float], where: object = "") -> tuple[ImageInfo, ...]:
+    """The same images with splits drawn for their patients; see split_patients.
+
+    shares: of SPLITS, in this order. They are drawn over all images and by a seed of their own: what is later filtered,
+    and the seed of a training, move no patient. UserError if the images name several splits already.
+    """
+    if len(shares) != len(SPLITS) or not all(isinstance(share, int | float) for share in shares):
+        todo = f"give three numbers, of {', '.join(SPLITS)}: 0.7,0.15,0.15"
+        raise UserError(f"split_shares is {tuple(shares)}", where=where, todo=todo)
+    named = sorted({info.split for info in infos} - {""})
+    if len(named) > 1:
+        todo = "leave split_shares out, or the field `split`"
+        raise UserError(f"the images name their splits already: {', '.join(named)}", where=where, todo=todo)
+    lesions: Counter[str] = Counter()
+    for info in infos:
+        lesions[info.patient_id] += int((~info.ignore).sum())
+    drawn = split_patients(lesions, dict(zip(SPLITS, shares)))
+    return tuple(replace(info, split=drawn[info.patient_id]) for info in infos)
+
+
+def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed: int = 42) -> dict[str, str]:
+    """Give every patient a split, stratified on the patient's number of lesions.
+
+    lesions: patient id -> number of lesions. shares: split name -> share (any positive numbers; {"train": 80,
+    "val": 19, "test": 32} gives exactly these sizes when there are 131 patients). Patients are ordered by
+    lesion count, ties shuffled by `seed`, and dealt out in that order to the split that lags furthest behind
+    its share. The result depends on the set of patients and the seed only, not on the order of `lesions`.
+    UserError if a split stays empty.
+    """
+    names = list(shares)
+    share = np.array([shares[name] for name in names], float)
+    if not names or (share <= 0).any():
+        raise UserError(f"shares of the splits must be positive, got {dict(shares)}")
+    patients = sorted(lesions)
+    if len(patients) < len(names):
+        raise UserError(
+            f"{len(patients)} patients cannot fill {len(names)} splits",
+            todo="add patients or use fewer splits",
+        )
+    sizes = largest_remainder(share, len(patients), at_least=1)
+    shuffled = np.random.default_rng(seed).permutation(len(patients))
+    order = sorted(range(len(patients)), key=lambda i: (lesions[patients[i]], shuffled[i]))
+    given = np.zeros(len(names))
+    result = {}
+    for rank, index in enumerate(order, start=1):
+        lag = sizes / len(patients) * rank - given
+        chosen = int(np.argmax(np.where(given < sizes, lag, -np.inf)))
+        given[chosen] += 1
+        result[patients[index]] = names[chosen]
+    return result
+
+
+def largest_remainder(shares: np.ndarray, total: int, at_least: int = 0) -> np.ndarray:
+    """Whole numbers proportional to `shares` with sum `total`, none below `at_least`."""
+    exact = shares / shares.sum() * total
+    counts = np.maximum(np.floor(exact), at_least).astype(int)
+    while counts.sum() < total:
+        counts[np.argmax(exact - counts)] += 1
+    while counts.sum() > total:
+        counts[np.argmax(np.where(counts > at_least, counts - exact, -np.inf))] -= 1
+    return counts

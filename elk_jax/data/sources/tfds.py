@@ -1,0 +1,144 @@
+"""TFDS data sets (ArrayRecord files) as a source, without TensorFlow. The layout of a record stands here
+alone.
+
+Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elk_jax.data.sources.checks import checked_box
+from elk_jax.data.sources.decode import decode_image
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.threads import Watch, unwatched
+
+_FIXED = ("image", "image_id", "patient_id", "split", "file_name", "width", "height", "objects")
+
+
+def features(classes: Sequence[str], bits: int = 8, **extra: Any) -> Any:
+    """The `tfds.features.FeaturesDict` of a detection data set; `extra` features become `meta` of the
+    records.
+
+    image: grey PNG, uint8 or uint16 (bits). objects: bbox xyxy in px, label, ignore.
+    """
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(
+                shape=(None, None, 1), dtype=np.uint8 if bits == 8 else np.uint16, encoding_format="png"
+            ),
+            "image_id": tfds.features.Text(),
+            "patient_id": tfds.features.Text(),
+            "file_name": tfds.features.Text(),
+            "width": np.int32,
+            "height": np.int32,
+            "objects": tfds.features.Sequence(
+                {
+                    "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+                    "label": tfds.features.ClassLabel(names=list(classes)),
+                    "ignore": np.bool_,
+                }
+            ),
+            **extra,
+        }
+    )
+
+
+def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
+    """What a builder yields for one image, in the layout of `features`; `meta` gives the extra features."""
+    boxes = zip(info.boxes, info.labels, info.ignore)
+    return {
+        "image": png,
+        "image_id": info.image_id,
+        "patient_id": info.patient_id,
+        "file_name": info.file_name,
+        "width": info.width,
+        "height": info.height,
+        "objects": [
+            {"bbox": box, "label": int(label), "ignore": bool(ignore)} for box, label, ignore in boxes
+        ],
+        **info.meta,
+    }
+
+
+def read_tfds(
+    folder: str, bit_depth: int = 0, watch: Watch = unwatched
+) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
+    """Open a built data set: (infos, class names, read). The splits of TFDS are the splits of the records.
+
+    folder: the one that holds `dataset_info.json`. bit_depth: see `images.decode_image`. watch: shows how
+    far the reading of the records is. Records come in the order
+    train, val, test, other splits.
+    UserError: no data set there, a record whose boxes are no boxes of its image.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        splits = sorted(builder.info.splits, key=lambda name: (_order(name), name))
+        stores = {
+            name: builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
+            for name in splits
+        }
+        classes = tuple(builder.info.features["objects"]["label"].names)
+    except Exception as error:  # TFDS raises many kinds for a folder that is none of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        todo = "give the folder that holds dataset_info.json"
+        raise UserError(f"no readable TFDS data set: {reason}", where=folder, todo=todo) from error
+    places = [(name, position) for name, store in stores.items() for position in range(len(store))]
+    infos = list(watch((_info(stores[name][position], name, folder) for name, position in places), len(places)))
+    names = tuple(info.file_name or info.image_id for info in infos)
+    read = partial(_read, stores, tuple(places), names, bit_depth)
+    return tuple(infos), classes, read
+
+
+def _order(split: str) -> int:
+    known = ("train", "val", "test")
+    return known.index(split) if split in known else len(known)
+
+
+def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
+    image_id = _plain(record["image_id"])
+    width, height = int(record["width"]), int(record["height"])
+    objects = record["objects"]
+    where = f"{folder}, split {split}, image {image_id}"
+    boxes = [
+        checked_box(box, width, height, f"{where}, box {number}")
+        for number, box in enumerate(objects["bbox"], start=1)
+    ]
+    return ImageInfo(
+        image_id=image_id,
+        patient_id=_plain(record["patient_id"]),
+        width=width,
+        height=height,
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(objects["label"], np.int32),
+        ignore=np.array(objects["ignore"], bool),
+        split=split,
+        file_name=_plain(record.get("file_name", "")),
+        meta={key: _plain(value) for key, value in record.items() if key not in _FIXED},
+    )
+
+
+def _read(
+    stores: dict[str, Any], places: tuple[tuple[str, int], ...], names: tuple[str, ...], bit_depth: int, position: int
+) -> np.ndarray:
+    split, inner = places[position]
+    return decode_image(stores[split][inner]["image"], name=names[position], bit_depth=bit_depth)[0]
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as text, numpy scalars as Python's, arrays as lists, NaN (unknown) as None; the rest as it is."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray | np.floating | float) and np.isnan(value).any():
+        return None
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,99 @@
+"""What a report says of detectors, from what their stages left in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from elk_jax import files
+from elk_jax.evaluation import outcomes
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.hits import Criterion
+from elk_jax.images.schema import Source
+from elk_jax.reporting.pictures import Picture
+from elk_jax.reporting.run import Part
+from elk_jax.reporting.tables import results_table
+from elk_jax.tasks.detection import settings as detection
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
+from elk_jax.tasks.run import Run
+from elk_jax.training.writer import read_metrics
+
+__all__ = ["choose_pictures", "part", "pictures", "results_table"]
+
+SHOWN = 6
+"""Best and worst images of each model."""
+SHOWN_RATE = 1.0
+"""The gallery's threshold is the operating point with this many false positives per image."""
+
+
+def part(run: Run, summaries: Mapping[str, Any]) -> Part:
+    """What the finished stages of detection left behind."""
+    trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
+    return detection_part(
+        DetectionRun(
+            evaluated=[_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"],
+            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
+            chosen_steps={name: s["best_step"] for name, s in trained.items()},
+        )
+    )
+
+
+def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
+    """What a finished evaluation stage found."""
+    folder, data = run.folder / name, ConfigDict(run.data)
+    data.on_error = "late"  # the stage has looked at every image; here only those of the gallery are decoded
+    source = detection.open_data(data, (summary["on"],), summary["split"], run.config.seed)
+    chosen = files.read_json(folder / "gallery.json")
+    return Evaluated(
+        on=f"{summary['split']} split of {summary['on']}",
+        evaluations={m: files.read_json(folder / m / "evaluation.json") for m in summary["models"]},
+        comparisons=files.read_json(folder / "comparisons.json"),
+        pictures=[pictures(m, chosen[m], source) for m in summary["models"]],
+    )
+
+
+def choose_pictures(
+    results: Sequence[ImageResult], criterion: Criterion, evaluation: Mapping[str, Any], count: int = SHOWN
+) -> dict[str, Any]:
+    """The best and worst images at the operating point of one false positive per image, as JSON-able data."""
+    threshold = next((p["threshold"] for p in evaluation["operating_points"] if p["rate"] == SHOWN_RATE), None)
+    limit = 0.5 if threshold is None else threshold
+    by_id = {result.image_id: result for result in results}
+    best, worst = outcomes.best_and_worst(outcomes.image_outcomes(results, criterion, limit), count)
+    entries = lambda chosen: [_entry(by_id[o["image_id"]], o, limit) for o in chosen]
+    return {"threshold": limit, "worst": entries(worst), "best": entries(best)}
+
+
+def _entry(result: ImageResult, outcome: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    kept = result.scores >= threshold
+    return {
+        **outcome,
+        "gt_boxes": np.asarray(result.gt_boxes, float).tolist(),
+        "gt_ignore": np.asarray(result.gt_ignore, bool).tolist(),
+        "boxes": result.boxes[kept].tolist(),
+        "scores": result.scores[kept].tolist(),
+    }
+
+
+def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
+    """The chosen images with their pixels, but for those that the source has lost since they were evaluated."""
+    position = {info.image_id: i for i, info in enumerate(source.infos)}
+
+    def draw(entry: Mapping[str, Any]) -> Picture:
+        record = source[position[entry["image_id"]]]
+        return Picture(
+            image=record.image,
+            title=record.info.file_name or entry["image_id"],
+            caption=outcomes.describe_outcome(entry),
+            gt_boxes=np.reshape(np.asarray(entry["gt_boxes"], float), (-1, 4)),
+            gt_ignore=np.asarray(entry["gt_ignore"], bool),
+            boxes=np.reshape(np.asarray(entry["boxes"], float), (-1, 4)),
+            scores=np.asarray(entry["scores"], float),
+        )
+
+    there = lambda kind: [entry for entry in chosen[kind] if entry["image_id"] in position]
+    kinds = {kind: [draw(entry) for entry in there(kind)] for kind in ("worst", "best")}
+    return Pictures(model=model, threshold=chosen["threshold"], **kinds)

@@ -1,0 +1,269 @@
+"""Paint lesions into healthy breasts with a trained inpainter: a COCO folder, which goes on where it stopped.
+
+Output: `images/NAME.png`, `masks/NAME.png` (the painted region: the lesion's box and its margin),
+`provenance/NAME.json` (written last: that lesion is done) and, when all are there, `synthetic.json`. Lesion `index` is
+a function of (seed, index), the model and the canvases alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+
+from elk_jax import files
+from elk_jax.data.sources import coco
+from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.errors import UserError
+from elk_jax.images.breast import breast_mask
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import Window, blocked_by, box_mask, cut, shifted, widened
+from elk_jax.progress import Progress
+from elk_jax.synthesis import canvases as healthy
+from elk_jax.synthesis.compositing import paste_lesion, to_model
+from elk_jax.synthesis.placement import Placement, plan_placement
+from elk_jax.tasks import sampling as drawing
+from elk_jax.tasks import trained
+from elk_jax.tasks.detection import settings as detection
+from elk_jax.tasks.inpainting import model as inpainting_model
+from elk_jax.tasks.inpainting import settings as inpainting
+from elk_jax.tasks.run import SYNTHETIC, Run
+from elk_jax.tasks.watching import watched
+from elk_jax.training import mesh as meshes
+
+SETTINGS = "synthesis.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A lesion to paint: where, on what, and what the model sees."""
+
+    name: str
+    placement: Placement
+    region: Window  # what is painted over, in the pixels of the window: the box and its margin
+    pixels: np.ndarray  # [H, W] the canvas, uint8 or uint16
+    breast: np.ndarray  # [H, W] bool, without the canvas's own lesions
+    image: np.ndarray  # [S, S] float32
+    mask: np.ndarray  # [S, S] bool
+
+
+def synthesize(
+    run: Run,
+    *,
+    model: Path,
+    canvases: ImageSource,
+    count: int,
+    output: Path,
+    area: str = "free",
+    seed: int = 0,
+    batch_size: int = 8,
+    lesion_free: bool = False,
+    whole_window: bool = False,
+    grain: bool = True,
+) -> int:
+    """Write `count` images, each with one painted lesion beside those that its canvas has. Returns how many there are.
+
+    canvases: images of TRAINING patients. lesion_free: only canvases without lesions; else windows clear of them.
+    whole_window: paste the whole window, as published, instead of the lesion with a feathered border.
+    grain: give a lesion that is smoother than the tissue around it the grain of that tissue; not with whole_window.
+    Raises UserError for a folder that was begun with other settings, a model that is no inpainter, canvases without
+    room for a lesion.
+    """
+    if count < 1:
+        raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
+    _of_training_or_error(canvases)
+    parts, params, description = inpainting_model.load(model)
+    rule, window = inpainting_model.rule(description, area), int(description["window"])
+    margin = float(description.get("margin", 0.0))
+    patients = {info.patient_id for info in canvases.infos}
+    positions = healthy.canvas_positions(canvases.infos, patients, window, lesion_free)
+    settings = {
+        "model": files.fingerprint(model),
+        "canvases": canvases.name,
+        "images": _digest(canvases),
+        "area": area,
+        "seed": seed,
+        "lesion_free": lesion_free,
+        "whole_window": whole_window,
+        "grain": grain,
+    }
+    masks: dict[int, np.ndarray] = {}
+
+    def breast_of(position: int) -> np.ndarray:
+        """Packed: a bit per pixel, since every canvas is asked for again."""
+        if position not in masks:
+            masks[position] = np.packbits(breast_mask(canvases[position].image), axis=None)
+        info = canvases.infos[position]
+        bits = np.unpackbits(masks[position], count=info.height * info.width)
+        return bits.reshape(info.height, info.width).astype(bool)
+
+    def planned(index: int) -> Planned:
+        place = plan_placement(seed, index, canvases.infos, positions, breast_of, window, rule)
+        pixels = sources.pack(canvases[place.position].image[..., 0])
+        breast = breast_of(place.position)
+        breast &= ~blocked_by(canvases.infos[place.position].boxes, *breast.shape)
+        region = widened(np.array(place.box), margin, window, cut(breast, place.window))
+        grey = cut(canvases[place.position].image[..., 0], place.window)
+        image, mask = to_model(grey, box_mask(np.array(region), window, window), parts.model.size)
+        return Planned(f"{index:06d}", place, region, pixels, breast, image, mask)
+
+    planned(0)  # canvases without room for a lesion leave no folder behind
+    if run.is_main:
+        _begin(output, settings)
+    run.meet("synthesis begun")
+    todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
+    run.meet("synthesis counted")  # before the main process adds to what the others count
+    task = inpainting.build_task(parts, inpainting.LossConfig(), inpainting.LoraConfig(), False, None)
+    painter, placed = drawing.compile_painter(task, run.mesh), meshes.place(params, run.mesh)
+    with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
+        for first in range(0, len(todo), batch_size):
+            indices = todo[first : first + batch_size]
+            chosen = [planned(index) for index in indices]
+            fill = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]  # one compilation
+            painted = painter(
+                placed,
+                {
+                    "image": np.stack([p.image for p in fill])[..., None],
+                    "mask": np.stack([p.mask for p in fill])[..., None].astype(np.float32),
+                    "seed": drawing.seeds(seed, [p.placement.provenance["index"] for p in fill]),
+                },
+            )
+            for plan, picture in zip(chosen, painted[..., 0]):
+                if run.is_main:
+                    _write(output, plan, picture, description, settings)
+            bar.update(bar.done + len(chosen))
+    if run.is_main:
+        _finish(output, canvases, count, canvases.learned_from | trained.patient_marks(model))
+    return count
+
+
+def synthesize_source(
+    *,
+    model: Path,
+    canvases: str,
+    split: str,
+    where: str,
+    on_error: str,
+    count: int,
+    output: Path,
+    split_shares: Sequence[float] = (),
+    bit_depth: int = 0,
+    clean_boxes: bool = False,
+    ignore_over: float = 0.0,
+    **settings: Any,
+) -> None:
+    """`synthesize` into the images of a data source, for launch/synthesize.py; see `sources.open_source`."""
+    chosen = detection.parse_where(where)
+    source = sources.open_source(
+        canvases,
+        split,
+        chosen,
+        clean_boxes,
+        on_error,
+        keep_bytes=sources.KEPT_BYTES,
+        watch=watched("  opening"),
+        ignore_over=ignore_over,
+        split_shares=split_shares,
+        bit_depth=bit_depth,
+    )
+    run = Run(ConfigDict(), output, meshes.make_mesh())
+    for image_id, reason in source.skipped:
+        run.say(f"skipped image {image_id}: {reason}")
+    written = synthesize(run, model=model, canvases=source, count=count, output=output, **settings)
+    run.say(f"{written} synthetic lesions: {output / SYNTHETIC}")
+
+
+def _of_training_or_error(canvases: ImageSource) -> None:
+    """Refuse canvases that name another split than training's: their patients would come into the training."""
+    others = sorted({info.split for info in canvases.infos} - {"train", ""})
+    if others:
+        raise UserError(
+            f"canvases of the split '{others[0]}': their patients would come into the training",
+            where=canvases.name,
+            todo="paint on images of the split 'train', or on images that name no split",
+        )
+
+
+def _digest(canvases: ImageSource) -> str:
+    """Fingerprint of what a painted set takes from its canvases."""
+    fields = lambda i: (i.image_id, i.patient_id, i.width, i.height, i.boxes.tolist(), i.ignore.tolist())
+    records = [fields(info) for info in canvases.infos]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()[:16]
+
+
+def _begin(output: Path, settings: dict[str, Any]) -> None:
+    """Make the folders, or refuse to go on in one that was begun otherwise."""
+    output = files.make_folder(output)
+    before = output / SETTINGS
+    if before.exists():
+        known = files.read_json(before)
+        differing = [key for key in settings if known.get(key) != settings[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"synthesis was begun here with {key} {known.get(key)!r}, and is {settings[key]!r} now",
+                where=output,
+                todo="name another --output, or remove the folder",
+            )
+    for name in ("images", "masks", "provenance"):
+        files.make_folder(output / name)
+    files.write_json(before, settings)
+
+
+def _write(
+    output: Path, plan: Planned, picture: np.ndarray, description: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    place = plan.placement
+    grainy = settings["grain"] and not settings["whole_window"]
+    rng = np.random.default_rng([settings["seed"], 8, place.provenance["index"]]) if grainy else None
+    image, extra = paste_lesion(
+        plan.pixels, picture, place.window, plan.region, plan.breast, whole_window=settings["whole_window"], grain=rng
+    )
+    height, width = plan.pixels.shape
+    region = shifted(plan.region, *place.window[:2])
+    mask = box_mask(np.array(region), height, width).astype(np.uint8) * 255
+    files.write_bytes(output / "images" / f"{plan.name}.png", cv2.imencode(".png", image)[1].tobytes())
+    files.write_bytes(output / "masks" / f"{plan.name}.png", cv2.imencode(".png", mask)[1].tobytes())
+    record = {
+        **place.provenance,
+        **extra,
+        "region": list(region),
+        "prompt": description.get("prompts", {}).get("lesion", ""),
+        "checkpoint": settings["model"],
+        "trained": {key: said for key, said in description.get("trained", {}).items() if key != "patients"},
+        "area": settings["area"],
+    }
+    files.write_json(output / "provenance" / f"{plan.name}.json", record)
+
+
+def _finish(output: Path, canvases: ImageSource, count: int, learned_from: Collection[str]) -> None:
+    """The COCO file of all that was painted: the new lesion, and what the canvas had."""
+    infos, by_id = [], {info.image_id: info for info in canvases.infos}
+    for index in range(count):
+        name = f"{index:06d}"
+        record = files.read_json(output / "provenance" / f"{name}.json")
+        infos.append(_info(name, by_id[record["canvas"]], record))
+    description = "Synthetic lesions in real breasts"
+    coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description, learned_from=learned_from)
+
+
+def _info(name: str, canvas: ImageInfo, record: dict[str, Any]) -> ImageInfo:
+    box = np.array([record["box"]], np.float32)
+    return replace(
+        canvas,
+        image_id=name,
+        file_name=f"{name}.png",
+        boxes=np.concatenate([box, canvas.boxes]),
+        labels=np.concatenate([np.zeros(1, np.int32), canvas.labels]),
+        ignore=np.concatenate([np.zeros(1, bool), canvas.ignore]),
+        split="train",
+        meta={"synthetic": True, **{key: record[key] for key in ("canvas", "window", "box", "seed", "index")}},
+    )

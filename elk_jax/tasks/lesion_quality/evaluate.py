@@ -1,0 +1,275 @@
+"""Is a synthetic set any good? Painted lesions against real ones; leaves `<stage>/evaluation.json`.
+
+Only what was painted counts as synthetic: an image's first box, which is also its field `box`. Lesions of the canvas
+are real, and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.errors import UserError
+from elk_jax.evaluation import frechet, lesion_statistics, memorised, radiomics
+from elk_jax.evaluation.real_or_synthetic import real_or_synthetic
+from elk_jax.images.breast import breast_mask
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import box_mask, covered, cut
+from elk_jax.progress import Progress
+from elk_jax.reporting.tables import quality_table
+from elk_jax.synthesis.closeups import box_patch, usable_lesions
+from elk_jax.tasks.detection import settings as detection
+from elk_jax.tasks.detection.features import closeup_features
+from elk_jax.tasks.run import Run, model_folder
+
+CONTEXT = 0.25
+"""Of a box's sides, on each side: tissue around a lesion that belongs to its close-up, so that a border shows."""
+
+CLOSEUP = 128
+"""Side, in pixels, of the close-ups that a detector is shown."""
+
+PAIRS = 6
+"""Synthetic lesions that the report shows beside the training lesion most like them."""
+
+Place = tuple[int, int]
+"""(image of a source, box of that image)."""
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """What is compared of N lesions."""
+
+    names: tuple[str, ...]  # of their images
+    patients: tuple[str, ...]
+    places: tuple[Place, ...]
+    statistics: tuple[dict[str, float], ...]
+    radiomics: np.ndarray  # [N, F]
+    patches: np.ndarray  # [N, SIDE, SIDE] float32, what is in the box
+    closeups: np.ndarray  # [N, CLOSEUP, CLOSEUP] float32, box and context
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def evaluate(run: Run, name: str) -> dict[str, Any]:
+    """Compare the painted lesions of one source with the real ones of another. Returns a summary for the report."""
+    config, stage = run.config, run.config.stages[name]
+    split = stage.get("split", "train")
+    source = detection.open_data(run.data, (stage.on,), split, config.seed)
+    painted_source = detection.open_data(run.data, (stage.synthetic,), "train", config.seed)
+    painted, window = painted_places(painted_source)
+    chosen = usable_lesions(source.infos, window)
+    counts = summary(source.infos)
+    run.say(f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {counts['patients']} patients")
+
+    real = describe(source, chosen, "  real lesions")
+    synthetic = describe(painted_source, painted, "  synthetic lesions")
+    training = real
+    if split != "train":  # a lesion is repeated from the training split, whatever it is compared with
+        known = detection.open_data(run.data, (stage.on,), "train", config.seed)
+        training = describe(known, usable_lesions(known.infos, window), "  training lesions")
+    features = stage.get("features", "")
+    seen = None
+    if features:
+        see = closeup_features(model_folder(run, features))
+        seen = see(real.closeups), see(synthetic.closeups)
+    evaluation = compare(real, synthetic, training, seen, config.seed)
+    lesions = int(sum((~info.ignore).sum() for info in source.infos))
+    evaluation["counts"] |= {"window": window, "left_out": lesions - len(real)}
+    evaluation["notes"] += _notes(evaluation)
+    if evaluation["detector_features"]:
+        evaluation["detector_features"]["model"] = features
+    if run.is_main:
+        files.write_json(run.folder / name / "evaluation.json", evaluation)
+        run.console.print(quality_table(evaluation, f"{stage.synthetic} against the {split} split of {stage.on}"))
+    return {
+        "kind": "evaluate",
+        "task": "inpainting",
+        "on": stage.on,
+        "split": split,
+        "synthetic": stage.synthetic,
+        "data": counts,
+        "skipped": [list(entry) for entry in (*source.skipped, *painted_source.skipped)],
+    }
+
+
+def compare(
+    real: Lesions,
+    synthetic: Lesions,
+    training: Lesions,
+    seen: tuple[np.ndarray, np.ndarray] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All measures, JSON-able. training: what the inpainter was trained on, which it might repeat.
+
+    seen: features [N, D] of the real and [M, D] of the synthetic lesions by a network, None to go without.
+    UserError for fewer than two lesions of a kind.
+    """
+    for lesions, what in ((real, "real"), (synthetic, "synthetic")):
+        if len(lesions) < 2:
+            raise UserError(f"{len(lesions)} {what} lesion to compare", todo="a distribution needs two at least")
+    limited = radiomics.standardise(real.radiomics, synthetic.radiomics, limit=radiomics.LIMIT)
+    repeated = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
+    return {
+        "counts": {
+            "real": len(real),
+            "real_patients": len(set(real.patients)),
+            "synthetic": len(synthetic),
+            "synthetic_patients": len(set(synthetic.patients)),
+        },
+        "radiomics": frechet.compare_sets(limited[0], limited[1], real.patients, seed),
+        "frechet_radiomics": radiomics.frechet_radiomics(real.radiomics, synthetic.radiomics),
+        "detector_features": None if seen is None else _compare_seen(real, synthetic, *seen, seed),
+        "real_or_synthetic": _told_apart(real, synthetic, real.radiomics, synthetic.radiomics, seed),
+        "memorised": {**repeated, "pairs": most_alike(synthetic, training, repeated, PAIRS)},
+        "statistics": lesion_statistics.compare_statistics(real.statistics, synthetic.statistics),
+        "notes": [],
+    }
+
+
+def painted_places(source: ImageSource) -> tuple[list[Place], int]:
+    """The painted lesion's box of every image, and the side of the largest window that was painted in.
+
+    UserError for images that do not say what was painted.
+    """
+    sides = []
+    for info in source.infos:
+        box: Any = info.meta.get("box")
+        window: Any = info.meta.get("window")
+        if not (_is_box(box) and _is_box(window)):
+            raise UserError(
+                f"image {info.image_id} does not say which lesion was painted: no field 'box' or 'window'",
+                where=source.name,
+                todo="name a set that a synthesis stage or launch/synthesize.py wrote",
+            )
+        if not len(info.boxes) or not np.allclose(info.boxes[0], box):
+            raise UserError(
+                f"the first box of image {info.image_id} is not the painted one, its field 'box'", where=source.name
+            )
+        sides.append(int(window[2] - window[0]))
+    if not sides:
+        raise UserError("no synthetic image", where=source.name)
+    return [(position, 0) for position in range(len(source))], max(sides)
+
+
+def describe(source: ImageSource, places: Sequence[Place], title: str = "") -> Lesions:
+    """Close-ups and numbers of lesions; every image is decoded once."""
+    by_image: dict[int, list[int]] = {}
+    for position, lesion in places:
+        by_image.setdefault(position, []).append(lesion)
+    rows: list[dict[str, Any]] = []
+    with Progress(title or "  lesions", len(places), unit="lesion") as bar:
+        for position, lesions in by_image.items():
+            pixels, info = source[position].image[..., 0], source.infos[position]
+            breast = breast_mask(pixels)
+            rows += [_row(pixels, breast, info, position, lesion) for lesion in lesions]
+            bar.update(len(rows))
+    return Lesions(
+        names=tuple(row["name"] for row in rows),
+        patients=tuple(row["patient"] for row in rows),
+        places=tuple(row["place"] for row in rows),
+        statistics=tuple(row["statistics"] for row in rows),
+        radiomics=np.array([list(row["radiomics"].values()) for row in rows]),
+        patches=np.array([row["patch"] for row in rows]),
+        closeups=np.array([row["closeup"] for row in rows]),
+    )
+
+
+def _row(pixels: np.ndarray, breast: np.ndarray, info: ImageInfo, position: int, lesion: int) -> dict[str, Any]:
+    box = info.boxes[lesion].astype(np.float64)
+    others = np.delete(info.boxes, lesion, axis=0)
+    window = covered(_widened(box, CONTEXT))
+    x0, y0, x1, y1 = max(window[0], 0), max(window[1], 0), min(window[2], info.width), min(window[3], info.height)
+    known = breast | box_mask(box, info.height, info.width)  # air around a lesion is no texture of it
+    side = max(box[2:] - box[:2]) * (0.5 + CONTEXT)
+    centre = (box[:2] + box[2:]) / 2
+    square = covered(np.concatenate([centre - side, centre + side]))
+    return {
+        "name": info.image_id,
+        "patient": info.patient_id,
+        "place": (position, lesion),
+        "statistics": lesion_statistics.describe_lesion(pixels, box, breast, others),
+        "radiomics": radiomics.radiomics(pixels[y0:y1, x0:x1], known[y0:y1, x0:x1]),
+        "patch": box_patch(pixels, box, memorised.SIDE),
+        "closeup": _resized(cut(pixels, square), CLOSEUP),
+    }
+
+
+def most_alike(
+    synthetic: Lesions, training: Lesions, report: Mapping[str, Any], count: int
+) -> list[dict[str, Any]]:
+    """The `count` synthetic lesions most like a training lesion, each with that one and how it must be turned."""
+    order = np.argsort(-np.array(report["similarity"]), kind="stable")
+    pairs = []
+    for k in order[:count]:
+        j = report["nearest"][k]
+        if j < 0:
+            continue
+        again = memorised.nearest(synthetic.patches[k : k + 1], training.patches[j : j + 1])
+        pairs.append(
+            {
+                "synthetic": synthetic.names[k],
+                "training": training.names[j],
+                "lesion": training.places[j][1],
+                "similarity": float(report["similarity"][k]),
+                "flip": memorised.FLIPS[int(again.flip[0])],
+            }
+        )
+    return pairs
+
+
+def _compare_seen(
+    real: Lesions, synthetic: Lesions, features: np.ndarray, painted_features: np.ndarray, seed: int
+) -> dict[str, Any]:
+    return {
+        **frechet.compare_sets(features, painted_features, real.patients, seed),
+        "real_or_synthetic": _told_apart(real, synthetic, features, painted_features, seed),
+    }
+
+
+def _told_apart(
+    real: Lesions, synthetic: Lesions, features: np.ndarray, painted_features: np.ndarray, seed: int
+) -> dict[str, float | int | None] | None:
+    """The AUC of telling real from synthetic; None with one patient alone."""
+    if len({*real.patients, *synthetic.patients}) < 2:
+        return None
+    return real_or_synthetic(features, painted_features, real.patients, synthetic.patients, seed=seed)
+
+
+def _notes(evaluation: Mapping[str, Any]) -> list[str]:
+    notes = []
+    counts = evaluation["counts"]
+    if counts["left_out"]:
+        lesions = "1 real lesion is" if counts["left_out"] == 1 else f"{counts['left_out']} real lesions are"
+        notes.append(f"{lesions} left out, too large for the painted windows of {counts['window']} px")
+    half, features = evaluation["radiomics"]["half"], evaluation["frechet_radiomics"]["features"]
+    if evaluation["radiomics"]["real_to_real"] is None:
+        notes.append("too few real lesions or patients to compare real with real")
+    elif half < features:
+        notes.append(f"a half has {half} lesions, fewer than there are features ({features}): distances say little")
+    if evaluation["real_or_synthetic"] is None:
+        notes.append("one patient alone: whether real and synthetic can be told apart is not defined")
+    if evaluation["memorised"]["threshold"] is None:
+        notes.append("one training patient alone: there is no yardstick for a repeated lesion")
+    return notes
+
+
+def _widened(box: np.ndarray, share: float) -> np.ndarray:
+    """A box with `share` of its sides added on each side."""
+    pad = share * (box[2:] - box[:2])
+    return np.concatenate([box[:2] - pad, box[2:] + pad])
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    method = cv2.INTER_AREA if len(image) > side else cv2.INTER_LINEAR
+    return cv2.resize(image, (side, side), interpolation=method)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)

@@ -1,0 +1,142 @@
+"""The training that a recipe describes: its keys as the loop's arguments, the same for every task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from elk_jax.data.batches.stream import Stream
+from elk_jax.images.schema import ImageInfo
+from elk_jax.tasks import trained
+from elk_jax.tasks.run import Run, model_folder
+from elk_jax.training import mesh as meshes
+from elk_jax.training.loop import TrainResult
+from elk_jax.training.loop import train as train_loop
+from elk_jax.training.model import Params, Task
+
+VALIDATION_DRAWS = 4
+"""Noises and time steps at which every validation example of a diffusion model is looked at."""
+
+
+def train(
+    run: Run,
+    name: str,
+    task: Task,
+    batches: Stream,
+    *,
+    initial: Params | None,
+    evaluate: Callable[[Params, int], dict[str, float]],
+    best_metric: str,
+    best_mode: str = "max",
+    draw: Callable[[Params, int], dict[str, np.ndarray]] | None = None,
+    model: Mapping[str, Any],
+    validation: Sequence[ImageInfo],
+    buckets: int = 1,
+) -> TrainResult:
+    """Train stage `name` by its recipe; reading ahead stops with it, however it ends. See `training.loop.train`.
+
+    model, validation: the model as plain values, and the images that its checkpoints are chosen on; a checkpoint of
+    others is not gone on from.
+    """
+    recipe = run.config[run.config.stages[name].recipe]
+    try:
+        return train_loop(
+            task,
+            workdir=run.folder / name,
+            data_iterator=batches,
+            total_steps=recipe.steps,
+            optimizer=recipe.optimizer.to_dict(),
+            schedule=recipe.schedule.to_dict(),
+            mesh=run.mesh,
+            seed=run.config.seed,
+            ema_decay=recipe.ema_decay or None,
+            accumulate=recipe.accumulate,
+            initial_params=initial,
+            log_every=recipe.log_every,
+            checkpoint_every=recipe.checkpoint_every,
+            eval_every=recipe.eval_every,
+            evaluate=evaluate,
+            draw=draw,
+            best_metric=best_metric,
+            best_mode=best_mode,
+            identity={"model": _hash(model), "validation split": _hash(_split(validation))},
+            buckets=buckets,
+            title=name,
+        )
+    finally:
+        batches.close()
+
+
+def fixed_loss(
+    task: Task, shown: Sequence[Mapping[str, Any]], mesh: jax.sharding.Mesh
+) -> Callable[[Params, int], dict[str, float]]:
+    """The loss of a diffusion model on the batches `shown`, at the same noises and time steps every time."""
+    loss = lambda params, batch, rng: task.loss(params, batch, rng)[0]
+    measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        losses, counts = [], []
+        for number, batch in enumerate(shown):
+            placed = meshes.put_batch(_share(batch), mesh)
+            for draw in range(VALIDATION_DRAWS):
+                losses.append(measure(params, placed, jax.random.fold_in(jax.random.key(draw), number)))
+                counts.append(float(batch["valid"].sum()))
+        return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
+
+    return evaluate
+
+
+def kept(
+    run: Run, name: str, result: TrainResult, infos: Sequence[ImageInfo], learned_from: Collection[str] = ()
+) -> tuple[Params, dict[str, Any]]:
+    """(the parameters that stage `name` keeps, on the host; what model.json says of their training, as `trained`).
+
+    The best, or the last where the recipe says so (`choose`). For all processes to call: they may hold a part each.
+    infos: of the training images. learned_from: marks of the patients behind those that are painted.
+    """
+    stage = run.config.stages[name]
+    recipe = run.config[stage.recipe]
+    best = recipe.get("choose", "best") == "best"
+    params, step = (result.best_params, result.best_step) if best else (result.params, recipe.steps)
+    patients = {trained.mark(patient) for patient in trained.named_patients(infos)} | set(learned_from)
+    if stage.init_from:
+        patients |= trained.patient_marks(model_folder(run, stage.init_from))
+    said = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from, "patients": sorted(patients)}
+    return meshes.on_host(params, run.mesh), said
+
+
+def outcome(result: TrainResult) -> dict[str, Any]:
+    """What the summary of a train stage says of the training itself. best_step: on the validation data."""
+    return {
+        "parameters": parameter_count(result.params),
+        "best_step": result.best_step,
+        "best": dict(result.best_metrics),
+        "seconds_before": result.seconds_before,
+    }
+
+
+def parameter_count(params: Params) -> int:
+    return int(sum(np.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params)))
+
+
+def _split(infos: Sequence[ImageInfo]) -> list:
+    return [
+        [info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist()]
+        for info in infos
+    ]
+
+
+def _share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """This process's part of a batch that all of them hold."""
+    part = len(batch["valid"]) // jax.process_count()
+    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+    return {key: value[rows] for key, value in batch.items()}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

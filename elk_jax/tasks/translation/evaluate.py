@@ -1,0 +1,154 @@
+"""Translated against real subtracted images, on pairs that no model was trained on; leaves `<stage>/evaluation.json`.
+
+All measures are inside the breast as the low-energy image shows it, so that what is measured does not depend on the
+answer. Beside the models stand two that know nothing of tissue: the low-energy image with the mean and deviation of the
+training's subtracted images, and their mean grey value everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.batches import pairs
+from elk_jax.data.batches.pairs import PairBatch, Pairs
+from elk_jax.errors import UserError
+from elk_jax.evaluation import similarity
+from elk_jax.images.breast import breast_mask
+from elk_jax.progress import Progress
+from elk_jax.reporting.tables import translation_table
+from elk_jax.tasks import sampling as drawing
+from elk_jax.tasks.run import Run
+from elk_jax.tasks.translation import model as translation_model
+from elk_jax.tasks.translation import settings as translation
+from elk_jax.tasks.translation.settings import Greys
+from elk_jax.training import mesh as meshes
+
+BASELINES: dict[str, Callable[[Greys, np.ndarray], np.ndarray]] = {
+    "low energy, matched": lambda greys, low: greys.matched(low),
+    "mean grey": lambda greys, low: np.full_like(low, greys.subtracted_mean),
+}
+"""By name: (greys of the training, low-energy image) -> what it takes for the subtracted one."""
+
+REAL = "real images"
+CONTRAST = "lesion_contrast"
+GALLERY = 12
+"""Tiles in the gallery, from all over the split."""
+
+Columns = dict[str, list[float]]
+"""Measures of every tile, by name."""
+
+
+def evaluate(run: Run, name: str) -> dict[str, Any]:
+    """Translate a split with each of the stage's models and compare. Returns a summary for the report.
+
+    The baselines know the grey values that the first model was trained on.
+    """
+    config, stage = run.config, run.config.stages[name]
+    split = stage.split
+    models = {model: translation_model.load(run.folder / model / "model") for model in stage.models}
+    size, *others = {parts.model.size for parts, _, _ in models.values()}
+    if others:
+        todo = "evaluate models of one model.size in a stage"
+        raise UserError("models of tiles of different sizes", where=f"stage {name}", todo=todo)
+    settings = translation.pair_config(config[stage.recipe].pairs, size)
+    held_out = translation.open_pairs(run.data, (stage.on,), split, config.seed, settings)
+    patients = [info.patient_id for info in held_out.infos]
+    shown = {int(i) for i in np.linspace(0, len(held_out) - 1, min(GALLERY, len(held_out))).round()}
+    found: dict[str, Columns] = {REAL: {}}
+    pictures: list[dict[str, Any]] = []
+    for model, (parts, params, _) in models.items():
+        draw = drawing.compile_painter(translation.build_task(parts, "l1"), run.mesh)
+        placed = meshes.place(params, run.mesh)
+        baselines = {key: make for key, make in BASELINES.items() if key not in found}
+        first = not found[REAL]
+        with Progress(f"  translating with {model}", len(held_out), unit="tile") as bar:
+            for batch in pairs.eval_pairs(held_out, settings):
+                noises = drawing.seeds(config.seed, batch["index"])
+                images = draw(placed, {"image": batch["low_energy"], "seed": noises})
+                for row in np.flatnonzero(batch["valid"]):
+                    index, low, real = int(batch["index"][row]), *_pair(batch, int(row))
+                    image, mask = images[row, ..., 0], breast_mask(low)
+                    answers = {model: image} | {key: make(parts.greys, low) for key, make in baselines.items()}
+                    for key, answer in answers.items():
+                        _add(found.setdefault(key, {}), similarity.similarity(answer, real, mask))
+                        _add(found[key], {CONTRAST: _contrast(held_out, index, answer, mask)})
+                    if first:
+                        _add(found[REAL], {CONTRAST: _contrast(held_out, index, real, mask)})
+                    if index in shown and run.is_main:
+                        pictures.append(_picture(run, name, model, held_out, index, (low, image, real)))
+                bar.update(bar.done + int(batch["valid"].sum()))
+    evaluation = compare(found, patients, stage.models, config[stage.recipe].bootstrap, config.seed)
+    evaluation |= {"on": stage.on, "split": split, "pictures": pictures}
+    if run.is_main:
+        files.write_json(run.folder / name / "evaluation.json", evaluation)
+        run.console.print(translation_table(evaluation, f"{split} split of {stage.on}"))
+    return {
+        "kind": "evaluate",
+        "task": "translation",
+        "on": stage.on,
+        "split": split,
+        "models": list(stage.models),
+        "data": translation.summary(held_out),
+        "skipped": [list(entry) for entry in held_out.skipped],
+    }
+
+
+def compare(
+    found: Mapping[str, Columns], patients: list[str], models: tuple[str, ...], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Means with intervals over patients, and paired differences of each model from each baseline; JSON-able."""
+    columns = {key: {m: np.array(values) for m, values in measures.items()} for key, measures in found.items()}
+    between = {
+        model: {
+            key: similarity.differences(columns[key], columns[model], patients, resamples, seed) for key in BASELINES
+        }
+        for model in models
+    }
+    rows = (*models, *BASELINES, REAL)
+    return {
+        "counts": {
+            "tiles": len(patients),
+            "patients": len(set(patients)),
+            "with_lesions": int(np.isfinite(columns[REAL][CONTRAST]).sum()),
+        },
+        "models": list(models),
+        "measures": {key: similarity.estimates(columns[key], patients, resamples, seed) for key in rows},
+        "differences": between,
+    }
+
+
+def _pair(batch: PairBatch, row: int) -> tuple[np.ndarray, np.ndarray]:
+    return batch["low_energy"][row, ..., 0], batch["subtracted"][row, ..., 0]
+
+
+def _contrast(held_out: Pairs, index: int, image: np.ndarray, mask: np.ndarray) -> float:
+    info = held_out.infos[index]
+    return similarity.lesion_contrast(image, info.boxes[~info.ignore], mask)
+
+
+def _add(columns: Columns, values: Mapping[str, float]) -> None:
+    for key, value in values.items():
+        columns.setdefault(key, []).append(value)
+
+
+def _picture(
+    run: Run, name: str, model: str, held_out: Pairs, index: int, panels: tuple[np.ndarray, ...]
+) -> dict[str, Any]:
+    """Write low energy, translated and real side by side; what the report says of it."""
+    file = f"{model}-{index:06d}.png"
+    folder = files.make_folder(run.folder / name / "pictures")
+    grey = (np.clip(np.concatenate(panels, axis=1), 0, 1) * 255).round().astype(np.uint8)
+    files.write_bytes(folder / file, cv2.imencode(".png", grey)[1].tobytes())
+    info, (_, window) = held_out.infos[index], held_out.places[index]
+    return {
+        "file": file,
+        "model": model,
+        "image": info.image_id,
+        "position": list(window[:2]),
+        "boxes": info.boxes.astype(float).round(2).tolist(),
+    }

@@ -1,0 +1,119 @@
+"""Translate whole image files: overlapping tiles, blended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.sources import folder
+from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.decode import SUFFIXES, encode_png
+from elk_jax.data.tiles import black_share, tile_windows
+from elk_jax.errors import UserError
+from elk_jax.images.windows import Window, cut
+from elk_jax.progress import Progress
+from elk_jax.tasks import sampling as drawing
+from elk_jax.tasks.run import new_console, say_left_out
+from elk_jax.tasks.translation import model as translation_model
+from elk_jax.tasks.translation import settings as translation
+from elk_jax.tasks.watching import watched
+from elk_jax.training import mesh as meshes
+
+LEAST_WEIGHT = 0.01
+"""Of the border of a tile beside 1 in its middle."""
+
+Translate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(tiles [B, S, S, 1], their numbers [B]) -> translated tiles [B, S, S, 1]."""
+
+
+def translate_files(
+    *,
+    model: Path,
+    inputs: Sequence[str],
+    output: Path,
+    seed: int = 0,
+    batch_size: int = 8,
+    on_error: str = "stop",
+    bit_depth: int = 0,
+) -> list[Path]:
+    """Write a subtracted image NAME.png into `output` for every low-energy one; returns them. See launch/translate.py.
+
+    An image of 8 bits has one of 8, others of 16. UserError for two files of one name.
+    """
+    paths, left_out = folder.find_images(inputs)
+    twice = [name for name, count in Counter(map(_answer_name, paths)).items() if count > 1]
+    if twice:
+        both = " and ".join([str(path) for path in paths if _answer_name(path) == twice[0]][:2])
+        raise UserError(f"two files would be {twice[0]}", where=both, todo="translate them into two folders")
+    taken = [path for path in paths if (output / _answer_name(path)).resolve() == path.resolve()]
+    if taken:
+        raise UserError("the answer would replace the image", where=taken[0], todo="give another --output")
+    files.check_writable(output)
+    parts, params, _ = translation_model.load(model)
+    source = folder.open_files(paths, (), on_error, watch=watched("  decoding"), bit_depth=bit_depth)
+    files.make_folder(output)
+    mesh = meshes.make_mesh()
+    draw = drawing.compile_painter(translation.build_task(parts, "l1"), mesh)
+    placed = meshes.place(params, mesh)
+
+    def translate(tiles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        return draw(placed, {"image": tiles, "seed": drawing.seeds(seed, numbers)})
+
+    written = []
+    with Progress("  translating", len(source), unit="image") as bar:
+        for index, info in enumerate(source.infos):
+            image = source[index].image
+            whole = translated(image, translate, parts.model.size, batch_size)
+            depth = sources.pack(image).dtype
+            path = output / _answer_name(Path(info.file_name))
+            files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
+            written.append(path)
+            bar.update(index + 1)
+    say_left_out(left_out, source.skipped)
+    new_console().print(f"{len(written)} translated images: {output}", markup=False)
+    return written
+
+
+def translated(image: np.ndarray, translate: Translate, size: int, batch_size: int) -> np.ndarray:
+    """[H, W, 1] -> [H, W, 1], both in [0, 1]: tiles that overlap by half, each fading into the next.
+
+    Each tile is drawn from noise of its own, so that where two overlap the mean of two answers is smoother than either.
+
+    Smaller images are filled up with air. Where all is air, nothing is translated: the answer is air, 0.
+    """
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)))
+    windows = tile_windows(padded.shape[0], padded.shape[1], size, max(1, size // 2))
+    fade = blending_weight(size)
+    total, weights = np.zeros(padded.shape, np.float64), np.zeros(padded.shape, np.float64)
+    for chosen in _in_batches([w for w in windows if black_share(cut(padded, w)) < 1], batch_size):
+        tiles = np.stack([cut(padded, window) for _, window in chosen])
+        fill = [*range(len(chosen)), *[len(chosen) - 1] * (batch_size - len(chosen))]  # one compilation
+        found = translate(tiles[fill], np.array([chosen[i][0] for i in fill]))
+        for (_, (x0, y0, x1, y1)), tile in zip(chosen, found):
+            total[y0:y1, x0:x1] += fade * tile
+            weights[y0:y1, x0:x1] += fade
+    return (total / np.maximum(weights, LEAST_WEIGHT**2))[:height, :width].astype(np.float32).clip(0, 1)
+
+
+def _answer_name(path: Path) -> str:
+    """NAME.png; dots of a name that ends in no kind of file, such as a DICOM UID, stay."""
+    return f"{path.stem if path.suffix.lower() in SUFFIXES else path.name}.png"
+
+
+def blending_weight(size: int) -> np.ndarray:
+    """[S, S, 1]: 1 in the middle of a tile, falling like a cosine to nearly 0 at its border."""
+    line = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
+    line = LEAST_WEIGHT + (1 - LEAST_WEIGHT) * line
+    return (line[:, None] * line[None])[..., None]
+
+
+def _in_batches(windows: list[Window], size: int) -> Iterator[list[tuple[int, Window]]]:
+    """Numbered windows, at most `size` at once."""
+    numbered = list(enumerate(windows))
+    for first in range(0, len(numbered), size):
+        yield numbered[first : first + size]

@@ -1,0 +1,158 @@
+"""Weights of other libraries as a model folder: read, converted, checked against the model and explained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from elk_jax import files
+from elk_jax.detection import faster_rcnn
+from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from elk_jax.errors import UserError
+from elk_jax.tasks.detection import settings as detection
+from elk_jax.weights import convert, detectron2, reading, torchvision
+from elk_jax.weights import model_folder as store
+
+FORMATS = ("detectron2", "torchvision")
+DETECTOR_PARTS = ("fpn", "rpn", "box_head")
+
+_PRESETS = {
+    "detectron2": faster_rcnn.detectron2,
+    "torchvision": faster_rcnn.torchvision,
+    "torchvision_v2": faster_rcnn.torchvision_v2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """Converted weights: params (nested), the model they fit, and what became of every tensor.
+
+    absent: regular expressions of parameters that are not in `params` and start afresh in training.
+    """
+
+    params: store.Params
+    model: FasterRCNNConfig
+    name_map: convert.NameMap
+    absent: tuple[str, ...]
+
+
+def understand(tensors: reading.Tensors, file_format: str, norm_eps: float | None = None) -> convert.Foreign:
+    """What `tensors` are, in one of FORMATS. norm_eps: see `torchvision.interpret`."""
+    if file_format == "torchvision":
+        return torchvision.interpret(tensors, norm_eps=torchvision.EPS if norm_eps is None else norm_eps)
+    if norm_eps is not None:
+        raise UserError("--norm_eps is of the torchvision format", todo="leave it out")
+    return detectron2.interpret(tensors)
+
+
+def convert_foreign(
+    foreign: convert.Foreign,
+    changes: Mapping[str, Any] | None = None,
+    drop: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+) -> Imported:
+    """The parameters of the model that `foreign` is of. `changes`: fields of FasterRCNNConfig, over what is inferred.
+
+    drop, ignore: see `convert.convert`. Raises UserError when file and model do not agree in every tensor.
+    """
+    preset = dataclasses.asdict(_PRESETS[foreign.preset]())
+    model = detection.model_config({**preset, **foreign.settings, **(changes or {})})
+    shapes = parameter_shapes(model)
+    if foreign.backbone_only:
+        shapes = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
+    params, name_map = convert.convert(foreign.tensors, foreign.format, shapes, drop, ignore)
+    parts = (f"^({'|'.join(DETECTOR_PARTS)})/",) if foreign.backbone_only else ()
+    return Imported(params, model, name_map, (*parts, *drop))
+
+
+def parameter_shapes(model: FasterRCNNConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter, without computing any."""
+    tree = jax.eval_shape(lambda rng: faster_rcnn.init(FasterRCNN(model), rng), jax.random.key(0))
+    return {path: tuple(leaf.shape) for path, leaf in store.flatten(tree).items()}
+
+
+def import_file(
+    path: str | os.PathLike,
+    file_format: str,
+    output: str | os.PathLike,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    norm_eps: float | None = None,
+    console: Console | None = None,
+) -> Imported:
+    """Read `path`, print the name map on `console` and write the model folder `output`. Nothing is written on error."""
+    console = console or Console()
+    foreign = understand(reading.read_tensors(path), file_format, norm_eps)
+    imported = convert_foreign(foreign, changes, drop, ignore)
+    names = list(classes) or [f"class {i}" for i in range(imported.model.num_classes)]
+    if not foreign.backbone_only and len(names) != imported.model.num_classes:
+        raise UserError(
+            f"{len(names)} names for {imported.model.num_classes} classes",
+            where="--classes",
+            todo="name every class of the file, without background",
+        )
+    folder = files.make_folder(output)
+    console.print(name_table(imported.name_map))
+    for line in summary(foreign, imported):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    description = {
+        "architecture": "resnet" if foreign.backbone_only else "faster_rcnn",
+        "model": dataclasses.asdict(imported.model),
+        "classes": [] if foreign.backbone_only else names,
+        "absent": list(imported.absent),
+        "source": {
+            "format": foreign.preset,
+            "file": Path(path).name,
+            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        },
+    }
+    store.save_params(folder, imported.params, description)
+    console.print(f"wrote {folder / store.PARAMS} and {store.CONFIG}", markup=False, highlight=False, soft_wrap=True)
+    return imported
+
+
+def name_table(name_map: convert.NameMap) -> Table:
+    """Foreign name and shape, our path and shape, layout: one row per tensor."""
+    table = Table(header_style="bold")
+    for title in ("in the file", "shape", "here", "shape", "layout"):
+        table.add_column(title, overflow="fold")
+    for row in name_map.rows:
+        shapes = ("x".join(map(str, shape)) or "1" for shape in (row.foreign_shape, row.shape))
+        theirs, ours = shapes
+        table.add_row(row.foreign, theirs, row.path, ours, row.layout if row.layout != "as_is" else "")
+    for path, value in name_map.filled:
+        table.add_row("(not in the file)", "", path, "", f"constant {value:g}")
+    for path in name_map.dropped:
+        table.add_row("(dropped)", "", path, "", "re-initialised in training")
+    for name in name_map.ignored:
+        table.add_row(name, "", "(ignored)", "", "")
+    return table
+
+
+def summary(foreign: convert.Foreign, imported: Imported) -> list[str]:
+    """Lines on what was found: model, counts, and what the user should know."""
+    model, name_map = imported.model, imported.name_map
+    count = sum(int(np.size(leaf)) for leaf in store.flatten(imported.params).values())
+    kind = "backbone alone" if foreign.backbone_only else f"Faster R-CNN, {model.num_classes} classes"
+    lines = [
+        f"{kind}: ResNet-{model.depth}, conventions of {foreign.preset}, norm {model.norm}",
+        f"{count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}, "
+        f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; nothing left over or missing",
+    ]
+    frozen = "backbone.body.bn1.running_var" in foreign.tensors
+    tracked = any(name.endswith("num_batches_tracked") for name in foreign.tensors)
+    if foreign.preset == "torchvision" and not foreign.backbone_only and frozen and not tracked:
+        lines.append("note: torchvision's published COCO_V1 detector was trained with norms of epsilon 0: --norm_eps=0")
+    return lines

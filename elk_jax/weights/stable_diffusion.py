@@ -1,0 +1,245 @@
+"""A Stable Diffusion model: read from a diffusers folder, kept in a model folder of ours, written for diffusers.
+
+Our folder: params.safetensors (unet/*, vae/*, text_encoder/*, float32), model.json (architecture ARCHITECTURE; under
+`parts` the four JSON files as diffusers writes them), and the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from elk_jax.diffusion import autoencoder, scheduler_config, settings, text_encoder, unet
+from elk_jax.diffusion.autoencoder import AutoencoderConfig
+from elk_jax.diffusion.schedule import Schedule
+from elk_jax.diffusion.text_encoder import TextConfig
+from elk_jax.diffusion.unet import UNetConfig
+from elk_jax.errors import UserError
+from elk_jax.weights import convert, diffusers, diffusers_folder, tokenizer
+from elk_jax.weights import detectors as foreign_weights
+from elk_jax.weights import model_folder as store
+from elk_jax.weights.diffusers import PARTS
+from elk_jax.weights.tokenizer import Tokenizer
+
+ARCHITECTURE = "stable_diffusion"
+INPAINTER_CHANNELS = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusion:
+    """params: dict of `unet`, `vae`, `text_encoder`, nested dicts of float32 arrays.
+
+    parts: 'unet', 'vae', 'text_encoder', 'scheduler' -> the JSON that diffusers reads. It is the source of the typed
+    configurations below, and carries what only diffusers needs.
+    """
+
+    params: dict[str, store.Params]
+    parts: dict[str, dict[str, Any]]
+    tokenizer: Tokenizer
+
+    @property
+    def unet(self) -> UNetConfig:
+        return unet.unet_config(self.parts["unet"], "unet/config.json")
+
+    @property
+    def autoencoder(self) -> AutoencoderConfig:
+        return autoencoder.autoencoder_config(self.parts["vae"], "vae/config.json")
+
+    @property
+    def text(self) -> TextConfig:
+        return text_encoder.text_config(self.parts["text_encoder"], "text_encoder/config.json")
+
+    @property
+    def schedule(self) -> Schedule:
+        return scheduler_config.read_schedule(self.parts["scheduler"])
+
+
+def describe(
+    unet_config: UNetConfig,
+    autoencoder_config: AutoencoderConfig,
+    text_config: TextConfig,
+    scheduler: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """`StableDiffusion.parts` of typed configurations: diffusers' JSON files. scheduler: see `to_scheduler_config`."""
+    ours = ("attention", "remat", "dtype")
+    as_json = [
+        {name: value for name, value in settings.to_json(config).items() if name not in ours}
+        for config in (unet_config, autoencoder_config, text_config)
+    ]
+    blocks = len(autoencoder_config.block_out_channels)
+    return {
+        "unet": {
+            "_class_name": "UNet2DConditionModel",
+            **as_json[0],
+            "up_block_types": unet.up_block_types(unet_config),
+        },
+        "vae": {
+            "_class_name": "AutoencoderKL",
+            **as_json[1],
+            "down_block_types": ["DownEncoderBlock2D"] * blocks,
+            "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        },
+        "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **as_json[2]},
+        "scheduler": dict(scheduler),
+    }
+
+
+def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """PARTS -> path -> shape of every parameter, without computing any. configs: PARTS -> typed configuration."""
+    modules: dict[str, Any] = {"unet": unet, "vae": autoencoder, "text_encoder": text_encoder}
+    return {part: _shapes(modules[part].init, configs[part]) for part in PARTS}
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(init: Callable[[Any, jax.Array], store.Params], config: Any) -> dict[str, tuple[int, ...]]:
+    tree = jax.eval_shape(lambda rng: init(config, rng), jax.random.key(0))
+    return {path: tuple(leaf.shape) for path, leaf in store.flatten(tree).items()}
+
+
+def from_pipeline(
+    pipeline: diffusers_folder.Pipeline, *, inpainting: bool = False, ignore: Sequence[str] = (), where: object = ""
+) -> tuple[StableDiffusion, dict[str, convert.NameMap]]:
+    """The model of a diffusers folder, and per part what became of every tensor.
+
+    inpainting: give a text-to-image U-Net (4 input channels) the 9 of an inpainter; the new ones start at zero, so that
+    mask and masked image change nothing until they are trained. Raises UserError when weights and configurations do
+    not agree in every tensor.
+    """
+    parts = {name: dict(content) for name, content in pipeline.configs.items()}
+    tensors = dict(pipeline.tensors)
+    model = StableDiffusion({}, parts, pipeline.tokenizer)
+    _check_input(tensors["unet"], model.unet.in_channels, where)
+    if inpainting:
+        tensors["unet"] = diffusers.widen_input(tensors["unet"], INPAINTER_CHANNELS)
+        parts["unet"]["in_channels"] = INPAINTER_CHANNELS
+    shapes = parameter_shapes({"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text})
+    _ = model.schedule  # of a kind that is known
+    params, maps = {}, {}
+    for part in PARTS:
+        at = Path(str(where)) / part
+        params[part], maps[part] = convert.convert(
+            tensors[part], diffusers.FORMAT, shapes[part], ignore=ignore, where=at
+        )
+    _check_together(model)
+    return dataclasses.replace(model, params=params), maps
+
+
+def _check_input(tensors: Mapping[str, np.ndarray], said: int, where: object) -> None:
+    """That the first convolution has the channels that the configuration says: the usual mix-up of 4 and 9."""
+    first = tensors.get("conv_in.weight")
+    if first is not None and first.ndim == 4 and first.shape[1] != said:
+        raise UserError(
+            f"conv_in.weight {first.shape} has {first.shape[1]} input channels, unet/config.json says {said}",
+            where=where,
+            todo=f"set in_channels to {first.shape[1]} there; with --inpainting 4 channels are then made "
+            f"{INPAINTER_CHANNELS}",
+        )
+
+
+def _check_together(model: StableDiffusion) -> None:
+    """That the parts fit each other."""
+    if model.unet.cross_attention_dim != model.text.hidden_size:
+        raise UserError(
+            f"text of {model.text.hidden_size} channels for a U-Net that takes {model.unet.cross_attention_dim}",
+            todo="use the text encoder of the same model",
+        )
+    if max(model.tokenizer.vocab.values()) >= model.text.vocab_size:
+        raise UserError(
+            f"a tokenizer of {len(model.tokenizer.vocab)} tokens for a text encoder of {model.text.vocab_size}",
+            todo="use the tokenizer of the same model",
+        )
+    if model.tokenizer.length > model.text.max_position_embeddings:
+        raise UserError(
+            f"texts of {model.tokenizer.length} tokens for a text encoder of {model.text.max_position_embeddings}",
+            todo="lower model_max_length in tokenizer_config.json",
+        )
+
+
+def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str, Any] | None = None) -> None:
+    """Write our model folder. source: where it is from, kept in model.json."""
+    description = {
+        "architecture": ARCHITECTURE,
+        "parts": model.parts,
+        "source": dict(source or {}),
+    }
+    tokenizer.write_tokenizer(folder, model.tokenizer)
+    store.save_params(folder, model.params, description)
+
+
+def load(folder: str | os.PathLike) -> StableDiffusion:
+    """What `save` wrote; raises UserError when it is another model or damaged."""
+    params, description = store.load_params(folder)
+    if description.get("architecture") != ARCHITECTURE and "parts" not in description:  # an inpainter made of one
+        raise UserError(
+            f"a model of type {description.get('architecture')}, not a Stable Diffusion",
+            where=folder,
+            todo="name what launch/import_weights.py --format=diffusers wrote, or a model that was trained from it",
+        )
+    parts = description.get("parts")
+    if not isinstance(parts, dict) or not all(isinstance(parts.get(name), dict) for name in (*PARTS, "scheduler")):
+        raise UserError("parts are missing", where=Path(folder) / store.CONFIG, todo="write the folder again")
+    return StableDiffusion(params, parts, tokenizer.read_tokenizer(folder))
+
+
+def import_folder(
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    inpainting: bool = False,
+    variant: str | None = None,
+    ignore: Sequence[str] = (),
+    console: Console | None = None,
+) -> StableDiffusion:
+    """Read the diffusers folder `path`, print the name map on `console`, write our model folder `output`.
+
+    Nothing is written on error. inpainting, ignore: see `from_pipeline`; variant: see `read_pipeline`.
+    """
+    console = console or Console()
+    pipeline = diffusers_folder.read_pipeline(path, variant)
+    model, maps = from_pipeline(pipeline, inpainting=inpainting, ignore=ignore, where=path)
+    for part in PARTS:
+        console.print(f"{part}: {pipeline.files[part]}", markup=False, highlight=False, soft_wrap=True)
+        console.print(foreign_weights.name_table(maps[part]))
+    for line in summary(pipeline, model, maps):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    save(output, model, {"format": "diffusers", "folder": Path(path).name, "files": pipeline.files})
+    wrote = f"wrote {Path(output) / store.PARAMS} and {store.CONFIG}"
+    console.print(wrote, markup=False, highlight=False, soft_wrap=True)
+    return model
+
+
+def summary(
+    pipeline: diffusers_folder.Pipeline, model: StableDiffusion, maps: Mapping[str, convert.NameMap]
+) -> list[str]:
+    """Lines on what was found: kinds, counts, and what the user should know."""
+    lines = []
+    for part, name_map in maps.items():
+        count = sum(int(np.prod(row.shape)) for row in name_map.rows)
+        lines.append(
+            f"{part}: {count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}; "
+            "nothing left over or missing"
+        )
+    had, has = pipeline.configs["unet"].get("in_channels", 4), model.unet.in_channels
+    kind = "an inpainter" if has == INPAINTER_CHANNELS else "text to image: --inpainting makes it an inpainter"
+    added = f", {has - had} of them new and zero" if has != had else ""
+    lines.append(f"{pipeline.kind}: {has} input channels{added}, {kind}; prediction {model.schedule.prediction}")
+    return lines
+
+
+def export_folder(
+    folder: str | os.PathLike, output: str | os.PathLike, dtype: str = "float32", console: Console | None = None
+) -> Path:
+    """Our model folder as one that diffusers loads; see `diffusers_folder.write_pipeline`."""
+    model = load(folder)
+    written = diffusers_folder.write_pipeline(output, model.params, model.parts, model.tokenizer, dtype)
+    line = f"wrote {written}: load it with {diffusers_folder.pipeline_kind(model.params, model.parts)}.from_pretrained"
+    (console or Console()).print(line, markup=False, highlight=False, soft_wrap=True)
+    return written

@@ -1,0 +1,96 @@
+"""Close-ups as batches: what is in them, and that they follow from (seed, number) alone."""
+
+import numpy as np
+import pytest
+
+from elk_jax.data.batches.crops import CloseupConfig, eval_closeups, train_closeups
+from elk_jax.data.sources import source as sources
+from elk_jax.errors import UserError
+
+CONFIG = CloseupConfig(window=48, size=32, batch_size=4, tissue_share=0.4, vertical_flip=0.5, gain=0.1, threads=1)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.open_source("phantom:size=128,count=24,seed=5", "train")
+
+
+@pytest.fixture(scope="module")
+def batches(source):
+    stream = train_closeups(source, CONFIG, seed=3)
+    found = [next(stream) for _ in range(12)]
+    stream.close()
+    return found
+
+
+def test_what_a_batch_holds(batches):
+    for batch in batches:
+        assert batch["image"].shape == batch["mask"].shape == (4, 32, 32, 1)
+        assert batch["image"].dtype == batch["mask"].dtype == batch["lesion"].dtype == np.float32
+        assert batch["image"].min() >= 0 and batch["image"].max() <= 1
+        assert set(np.unique(batch["mask"])) == {0, 1}
+        assert batch["mask"].sum((1, 2, 3)).min() > 0 and batch["valid"].all()
+
+
+def test_lesions_and_tissue_come_in_their_shares(batches):
+    lesion = np.concatenate([batch["lesion"] for batch in batches])
+    assert 0.35 < lesion.mean() < 0.85
+
+
+def test_lesions_are_brighter_than_their_surroundings_and_tissue_is_not(batches):
+    """Under the mask of a lesion the enhanced image is brighter than around it; under one of tissue it is not."""
+
+    def contrast(batch, row):
+        image, mask = batch["image"][row], batch["mask"][row] > 0
+        return image[mask].mean() - np.median(image[~mask & (image > 0.03)])
+
+    of = {
+        kind: [contrast(b, r) for b in batches for r in range(4) if b["lesion"][r] == kind] for kind in (0.0, 1.0)
+    }
+    assert np.median(of[1.0]) > 0.03 > abs(np.median(of[0.0]))
+
+
+def test_the_stream_goes_on_where_it_was_saved(source, batches):
+    stream = train_closeups(source, CONFIG, seed=3)
+    stream.set_state({**stream.get_state(), "next_batch": 7})
+    again = next(stream)
+    stream.close()
+    for key, value in batches[7].items():
+        np.testing.assert_array_equal(again[key], value)
+
+
+def test_hosts_share_a_batch(source, batches):
+    for process in range(2):
+        stream = train_closeups(source, CONFIG, seed=3, process_index=process, process_count=2)
+        half = next(stream)
+        stream.close()
+        np.testing.assert_array_equal(half["image"], batches[0]["image"][2 * process : 2 * process + 2])
+
+
+def test_every_lesion_comes_once_an_epoch(source):
+    config = CloseupConfig(window=48, size=32, batch_size=1, threads=1, horizontal_flip=0)
+    lesions = sum(int((info.boxes[:, 2:] - info.boxes[:, :2] < 48).all(axis=1).sum()) for info in source.infos)
+    stream = train_closeups(source, config, seed=0)
+    epochs = [[int(next(stream)["index"][0]) for _ in range(lesions)] for _ in range(2)]
+    stream.close()
+    assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+
+
+def test_evaluation_repeats_itself_and_fills_its_last_batch(source):
+    once, again = (list(eval_closeups(source, CONFIG, seed=1, count=6)) for _ in range(2))
+    assert [batch["valid"].tolist() for batch in once] == [[True] * 4, [True, True, False, False]]
+    for a, b in zip(once, again):
+        np.testing.assert_array_equal(a["image"], b["image"])
+    assert all(batch["lesion"].all() for batch in once)
+
+
+def test_what_cannot_be_is_said(source):
+    with pytest.raises(UserError, match=r"none of the \d+ lesions has sides below 4 px"):
+        train_closeups(source, CloseupConfig(window=4), seed=0)
+    with pytest.raises(UserError, match=r"closeups\.tissue_share is 2"):
+        CloseupConfig(tissue_share=2)
+    stream = train_closeups(source, CloseupConfig(window=120, batch_size=1, tissue_share=1.0, threads=1), seed=0)
+    with pytest.raises(UserError, match="no image has a healthy window of 120 px"):
+        next(stream)
+    with pytest.raises(UserError, match="another data configuration"):
+        stream.set_state({"next_batch": 0, "stream": "other"})

@@ -1,0 +1,116 @@
+"""COCO in and out; every bad annotation ends in one line that names file, image and annotation."""
+
+import json
+
+import numpy as np
+import pytest
+
+from elk_jax.data.sources.coco import read_coco, write_coco
+from elk_jax.errors import UserError
+
+
+def test_reads_boxes_labels_and_fields(coco_folder):
+    def change(content):
+        content["categories"].append({"id": 1, "name": "calcification"})
+        content["annotations"].append(
+            {"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60.4, 3], "iscrowd": 1}
+        )
+
+    infos, classes = read_coco(coco_folder(change))
+    assert classes == ("calcification", "mass")  # by id
+    assert infos[0].boxes.tolist() == [[5, 6, 26, 16], [0, 0, 60, 3]]  # an overhang below a pixel is clipped
+    assert infos[0].labels.tolist() == [1, 0]
+    assert infos[0].ignore.tolist() == [False, True]
+    assert (infos[0].image_id, infos[0].patient_id, infos[0].split) == ("1", "A", "train")
+    assert infos[0].meta == {"is_mass": True, "birads": "5"}
+
+
+def test_image_without_annotation_or_patient(coco_folder):
+    def change(content):
+        del content["images"][5]["patient_id"]
+        content["annotations"].pop()
+
+    info = read_coco(coco_folder(change))[0][5]
+    assert info.boxes.shape == (0, 4) and info.labels.dtype == np.int32 and info.ignore.dtype == bool
+    assert info.patient_id == "6"
+
+
+def set_box(box):
+    return lambda content: content["annotations"][2].update(bbox=box)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_box([5, 6, -4, 10]), ["inverted or empty", "image 3", "3.png", "annotation 13"]),
+        (set_box([5, 6, 0, 10]), ["inverted or empty", "annotation 13"]),
+        (set_box([5, 6, 57, 10]), ["outside the image of 60 x 40 px", "2 px", "annotation 13"]),
+        (set_box([-1.5, 6, 10, 10]), ["outside the image", "annotation 13"]),
+        (set_box([70, 6, 10, 10]), ["outside the image", "annotation 13"]),
+        (set_box([5, float("nan"), 4, 10]), ["NaN", "annotation 13"]),
+        (set_box([5, 6, 4, float("inf")]), ["NaN or infinite", "annotation 13"]),
+        (set_box([5, 6, 10**400, 4]), ["outside the image", "annotation 13"]),
+        (set_box([5, 6, 4]), ["four numbers", "annotation 13"]),
+        (set_box("5 6 4 4"), ["four numbers", "annotation 13"]),
+        (
+            lambda c: c["annotations"][0].update(category_id=8),
+            ["unknown category 8", "image 1", "annotation 11", "3 (mass)"],
+        ),
+        (lambda c: c["annotations"][0].update(image_id=77), ["image 77", "annotation 11"]),
+        (lambda c: c["annotations"][0].pop("bbox"), ["'bbox' is missing", "annotation 11"]),
+        (lambda c: c["annotations"][1].update(id=11), ["annotation id 11 occurs 2 times"]),
+        (lambda c: c["images"][1].update(id=1), ["image id 1 occurs 2 times"]),
+        (lambda c: c["images"][1].update(id="1"), ["image id 1 occurs 2 times"]),
+        (lambda c: c["images"][1].update(id=[1]), ["'id' is [1]", "images"]),
+        (lambda c: c["annotations"][0].update(image_id=[1]), ["'image_id' is [1]", "annotation 11"]),
+        (lambda c: c["annotations"][0].update(category_id={}), ["'category_id' is {}", "annotation 11"]),
+        (lambda c: c["categories"][0].update(id="mass"), ["category id 'mass' is not a whole number"]),
+        (lambda c: c["categories"].append({"id": 3, "name": "x"}), ["category id 3 occurs 2 times"]),
+        (lambda c: c["categories"].clear(), ["categories is empty"]),
+        (lambda c: c["images"][1].pop("width"), ["'width' is missing", "image 2"]),
+        (lambda c: c["images"][1].update(height=0), ["positive", "image 2"]),
+        (lambda c: c["images"][1].pop("file_name"), ["'file_name' is missing", "image 2"]),
+        (lambda c: c.pop("annotations"), ["not a COCO file"]),
+        (lambda c: c.update(images=[3]), ["not a COCO file"]),
+    ],
+)
+def test_bad_annotations(coco_folder, change, words):
+    path = coco_folder(change)
+    with pytest.raises(UserError) as error:
+        read_coco(path)
+    line = str(error.value)
+    assert all(word in line for word in [*words, str(path)]), line
+    assert "\n" not in line
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_coco(tmp_path / "none.json")
+    (tmp_path / "cut.json").write_text('{"images": [')
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_coco(tmp_path / "cut.json")
+
+
+def test_write_and_read_again(tmp_path, make_info):
+    infos = [
+        make_info(
+            0, [[1.25, 2, 30.5, 40]], image_id="S1_L_CC", split="train", meta={"view": "CC", "n": np.int64(3)}
+        ),
+        make_info(5, [], image_id="S2_R_CC"),
+        make_info(6, [[0, 0, 5, 5], [3, 3, 9, 9]], ignore=[True, False], labels=np.array([0, 1], np.int32)),
+    ]
+    write_coco(tmp_path / "a.json", infos, ("mass", "other"))
+    again, classes = read_coco(tmp_path / "a.json")
+    assert classes == ("mass", "other")
+    for old, new in zip(infos, again):
+        np.testing.assert_allclose(new.boxes, old.boxes, atol=2e-3)
+        assert new.labels.tolist() == old.labels.tolist()
+        assert new.ignore.tolist() == old.ignore.tolist()
+        assert (new.patient_id, new.split, new.file_name) == (old.patient_id, old.split, old.file_name)
+    assert again[0].meta == {"view": "CC", "n": 3}
+    assert [info.image_id for info in again] == ["1", "2", "3"]
+
+
+def test_write_keeps_whole_number_ids(tmp_path, make_info):
+    write_coco(tmp_path / "a.json", [make_info(7, []), make_info(3, [])], ("mass",))
+    assert [image["id"] for image in json.loads((tmp_path / "a.json").read_text())["images"]] == [7, 3]

@@ -1,0 +1,343 @@
+"""DICOM files written here, and those that pydicom brings, through the whole grey-scale pipeline."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
+
+from elk_jax.data.sources import dicom
+from elk_jax.data.sources.decode import decode_image
+from elk_jax.errors import UserError
+
+RAMP = np.arange(16, dtype=np.uint16).reshape(2, 8) * 273  # 0 to 4095
+
+
+def make(pixels=RAMP, syntax=ExplicitVRLittleEndian, bits=12, **attributes) -> bytes:
+    """A DICOM file with `pixels` [H, W] or [F, H, W] and whatever attributes are given; None removes one."""
+    dataset = Dataset()
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.PatientID = "P7 "
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.BitsAllocated = 8 * pixels.dtype.itemsize
+    dataset.BitsStored, dataset.HighBit = bits, bits - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    if pixels.ndim == 3:
+        dataset.NumberOfFrames = len(pixels)
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    dataset["PixelData"].VR = "OW"
+    for key, value in attributes.items():
+        if value is None:
+            delattr(dataset, key)
+        else:
+            setattr(dataset, key, value)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def item(**attributes) -> Dataset:
+    dataset = Dataset()
+    for key, value in attributes.items():
+        setattr(dataset, key, value)
+    return dataset
+
+
+def decoded(*args, frame=None, **attributes) -> np.ndarray:
+    return dicom.decode(make(*args, **attributes), frame=frame)[0]
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_full_range_without_a_window(syntax):
+    image, meta = dicom.decode(make(syntax=syntax))
+    np.testing.assert_allclose(image, RAMP / 4095, atol=1e-6)
+    assert image.dtype == np.float32
+    assert (meta["bit_depth"], meta["voi"], meta["patient_id"], meta["frames"]) == (12, "full", "P7", 1)
+
+
+def test_monochrome1_is_inverted_after_the_window():
+    window = {"WindowCenter": 1000, "WindowWidth": 501}
+    plain, inverted = decoded(**window), decoded(PhotometricInterpretation="MONOCHROME1", **window)
+    np.testing.assert_allclose(inverted, 1 - plain, atol=1e-6)
+    assert plain.min() == 0 and plain.max() == 1 and np.ptp(decoded()) > 0
+
+
+def test_windows_as_in_the_standard():
+    """PS3.3 C.11.2.1.2, by hand: center 2048, width 4096 maps 12-bit data linearly for LINEAR."""
+    values = np.array([0, 2047, 2048, 4095], np.float64)
+    np.testing.assert_allclose(dicom.window(values, 2048, 4096), [0, 2047 / 4095, 2048 / 4095, 1])
+    values = np.array([-10.0, 50.0, 100.0, 150.0, 300.0])
+    np.testing.assert_allclose(dicom.window(values, 100, 200, "LINEAR_EXACT"), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(
+        dicom.window(values, 100, 200, "SIGMOID"), 1 / (1 + np.exp(-4 * (values - 100) / 200))
+    )
+    np.testing.assert_array_equal(dicom.window(np.array([99.0, 99.5, 100.0]), 100, 1), [0, 0, 1])
+    with pytest.raises(UserError, match="LINEAR with width 0"):
+        dicom.window(values, 100, 0)
+    with pytest.raises(UserError, match="CUBIC"):
+        dicom.window(values, 100, 10, "CUBIC")
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_windows_agree_with_pydicom(function):
+    data = make(WindowCenter=[1800, 5], WindowWidth=[900, 7], VOILUTFunction=function)
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    reference = pydicom.pixels.apply_windowing(dataset.pixel_array, dataset) / 4095
+    np.testing.assert_allclose(dicom.decode(data)[0], reference, atol=1e-6)
+
+
+def test_bad_window_names_the_file(tmp_path):
+    path = tmp_path / "a.dcm"
+    path.write_bytes(make(WindowCenter=10, WindowWidth=0))
+    with pytest.raises(UserError, match=r"width 0.*a\.dcm"):
+        decode_image(path)
+
+
+def test_rescale_then_window():
+    image = decoded(
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+        WindowCenter=0,
+        WindowWidth=2000,
+        VOILUTFunction="LINEAR_EXACT",
+    )
+    np.testing.assert_allclose(image, np.clip((RAMP * 2.0 - 1000) / 2000 + 0.5, 0, 1), atol=1e-6)
+
+
+def test_rescale_alone_keeps_the_full_range_and_a_negative_slope_turns_it():
+    np.testing.assert_allclose(decoded(RescaleSlope=3, RescaleIntercept=-7), RAMP / 4095, atol=1e-6)
+    np.testing.assert_allclose(decoded(RescaleSlope=-1, RescaleIntercept=0), 1 - RAMP / 4095, atol=1e-6)
+
+
+def test_signed_pixels():
+    pixels = np.array([[-2048, -1, 0, 2047]], np.int16)
+    np.testing.assert_allclose(decoded(pixels), [[0, 2047 / 4095, 2048 / 4095, 1]], atol=1e-6)
+    windowed = decoded(pixels, WindowCenter=0, WindowWidth=4096, VOILUTFunction="LINEAR_EXACT")
+    np.testing.assert_allclose(windowed, (pixels + 2048) / 4096, atol=1e-6)
+
+
+def test_bits_stored_below_the_container():
+    pixels = np.array([[0, 512, 1023]], np.uint16)
+    np.testing.assert_allclose(decoded(pixels, bits=10), pixels / 1023, atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_voi_lut_sequence(syntax):
+    """Inverting table of 16 entries from value 1638 on; outside it, its first and its last entry hold."""
+    lut = item(LUTDescriptor=[16, 1638, 12], LUTData=[4095 - 273 * i for i in range(16)])
+    lut["LUTDescriptor"].VR = lut["LUTData"].VR = "US"
+    pixels = np.array([[0, 1638, 1639, 1653, 4095]], np.uint16)
+    image, meta = dicom.decode(make(pixels, syntax, VOILUTSequence=[lut], WindowCenter=5, WindowWidth=5))
+    np.testing.assert_allclose(image, [[1, 1, 1 - 273 / 4095, 0, 0]], atol=1e-6)
+    assert meta["voi"] == "lut"
+
+
+def test_modality_lut_sequence():
+    lut = item(LUTDescriptor=[4, 0, 8], LUTData=[0, 51, 102, 255])
+    lut["LUTDescriptor"].VR = lut["LUTData"].VR = "US"
+    lut.ModalityLUTType = "US"
+    image = decoded(np.array([[0, 1, 2, 3, 9]], np.uint16), ModalityLUTSequence=[lut])
+    np.testing.assert_allclose(image, [[0, 0.2, 0.4, 1, 1]], atol=1e-6)
+
+
+def test_functional_groups_shared_and_per_frame():
+    """Frame 0 takes the shared window, frame 1 its own; spacing and laterality come from the groups too."""
+    frames = np.stack([RAMP, RAMP])
+    shared = item(
+        FrameVOILUTSequence=[item(WindowCenter=1000, WindowWidth=2000, VOILUTFunction="LINEAR_EXACT")],
+        PixelMeasuresSequence=[item(PixelSpacing=[0.1, 0.2])],
+        FrameAnatomySequence=[item(FrameLaterality="R")],
+    )
+    own = item(FrameVOILUTSequence=[item(WindowCenter=3000, WindowWidth=2000, VOILUTFunction="LINEAR_EXACT")])
+    groups = {
+        "SharedFunctionalGroupsSequence": [shared],
+        "PerFrameFunctionalGroupsSequence": [Dataset(), own],
+    }
+    data = make(frames, WindowCenter=1, WindowWidth=1, **groups)
+    first, meta = dicom.decode(data, frame=0)
+    second, _ = dicom.decode(data, frame=1)
+    np.testing.assert_allclose(first, np.clip(RAMP / 2000, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(second, np.clip((RAMP - 2000.0) / 2000, 0, 1), atol=1e-6)
+    assert meta["pixel_spacing"] == (0.1, 0.2) and meta["laterality_header"] == "R" and meta["frames"] == 2
+
+
+def test_frames_are_chosen_or_refused():
+    frames = np.stack([RAMP, RAMP[::-1]])
+    np.testing.assert_allclose(decoded(frames, frame=1), RAMP[::-1] / 4095, atol=1e-6)
+    with pytest.raises(UserError, match=r"2 frames in one file \(dbt\)"):
+        dicom.decode(make(frames), name="dbt")
+    with pytest.raises(UserError, match="no frame 2: the file has 2"):
+        dicom.decode(make(frames), frame=2)
+    with pytest.raises(UserError, match="no frame 1: the file has 1"):
+        dicom.decode(make(), frame=1)
+
+
+def breast(side: str) -> np.ndarray:
+    """[40, 30] a half disc that touches one side."""
+    y, x = np.mgrid[:40, :30]
+    disc = ((y - 20) ** 2 + x**2 < 17**2).astype(np.uint16) * 2000
+    return disc if side == "L" else disc[:, ::-1]
+
+
+@pytest.mark.parametrize("side", ["L", "R"])
+@pytest.mark.parametrize("header", ["L", "R", "B", ""])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_laterality_from_pixels(side, header, photometric):
+    pixels = breast(side) if photometric == "MONOCHROME2" else 4095 - breast(side)
+    _, meta = dicom.decode(
+        make(np.ascontiguousarray(pixels), ImageLaterality=header, PhotometricInterpretation=photometric)
+    )
+    assert meta["laterality"] == side
+    assert meta["laterality_header"] == (header if header in ("L", "R") else None)
+
+
+def test_laterality_falls_back_to_the_header_where_pixels_do_not_tell():
+    flat = np.full((20, 20), 1000, np.uint16)
+    assert dicom.decode(make(flat, Laterality="R"))[1]["laterality"] == "R"
+    assert dicom.decode(make(flat))[1]["laterality"] is None
+    assert dicom.breast_side(np.pad(np.ones((10, 10)), 5)) is None
+
+
+def test_padding_is_black():
+    pixels = np.array([[0, 4095, 4000, 100]], np.uint16)
+    image = decoded(pixels, PixelPaddingValue=4000, PixelPaddingRangeLimit=4095)
+    np.testing.assert_allclose(image, [[0, 0, 0, 100 / 4095]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "spacing"),
+    [
+        ({"PixelSpacing": [0.07, 0.08]}, (0.07, 0.08)),
+        ({"ImagerPixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
+        ({"ImagerPixelSpacing": [0.1, 0.12], "EstimatedRadiographicMagnificationFactor": 2}, (0.05, 0.06)),
+        ({"PixelSpacing": [0.07, 0.07], "ImagerPixelSpacing": [0.1, 0.1]}, (0.07, 0.07)),
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
+        ({"PixelSpacing": []}, None),
+        ({}, None),
+    ],
+)
+def test_pixel_spacing(attributes, spacing):
+    found = dicom.decode(make(**attributes))[1]["pixel_spacing"]
+    assert found == pytest.approx(spacing) if spacing else found is None
+
+
+def test_view():
+    assert dicom.decode(make(ViewPosition="mlo"))[1]["view"] == "MLO"
+    assert dicom.decode(make(ViewCodeSequence=[item(CodeValue="R-10242")]))[1]["view"] == "CC"
+    assert dicom.decode(make())[1]["view"] == ""
+
+
+def test_rle_needs_no_package():
+    pixels = np.tile(RAMP, (4, 4))
+    dataset = pydicom.dcmread(io.BytesIO(make(pixels)))
+    dataset.compress(RLELossless)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    np.testing.assert_allclose(dicom.decode(buffer.getvalue())[0], pixels / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "package"),
+    [
+        ("1.2.840.10008.1.2.4.80", "pyjpegls"),
+        ("1.2.840.10008.1.2.4.70", "pylibjpeg-libjpeg"),
+        ("1.2.840.10008.1.2.4.90", "pylibjpeg-openjpeg"),
+    ],
+)
+def test_a_missing_decoder_names_its_package(syntax, package, monkeypatch):
+    """As on a machine without any plugin for compressed pixels."""
+    dataset = pydicom.dcmread(io.BytesIO(make()))
+    dataset.PixelData = encapsulate([b"\xff\xd8 not looked at"])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    monkeypatch.setattr(
+        type(pydicom.pixels.get_decoder(syntax)), "is_available", property(lambda self: False)
+    )
+    with pytest.raises(UserError, match=rf"no decoder for JPEG.*\(x\.dcm\).*pip install .*{package}"):
+        dicom.decode(buffer.getvalue(), name="x.dcm")
+
+
+def test_not_grey():
+    with pytest.raises(UserError, match="photometric interpretation RGB"):
+        decoded(PhotometricInterpretation="RGB")
+    with pytest.raises(UserError, match="photometric interpretation missing"):
+        decoded(PhotometricInterpretation=None)
+
+
+def test_every_cut_is_refused():
+    data = make(np.tile(RAMP, (8, 8)))
+    for length in [140, 200, 300, len(data) // 2, len(data) - 4]:
+        with pytest.raises(UserError, match=r"\(cut\.dcm\)"):
+            dicom.decode(data[:length], name="cut.dcm")
+
+
+def test_text_named_dcm_and_dicom_without_a_name(tmp_path):
+    path = tmp_path / "notes.dcm"
+    path.write_text("not a medical image " * 30)
+    with pytest.raises(UserError, match=r"notes\.dcm"):
+        decode_image(path)
+    (tmp_path / "IM0001").write_bytes(make())
+    image, meta = decode_image(tmp_path / "IM0001")
+    assert image.shape == (2, 8, 1) and meta["format"] == "dicom"
+
+
+def test_without_preamble(tmp_path):
+    """Files of old archives start right with the data set."""
+    dataset = pydicom.dcmread(io.BytesIO(make(syntax=ImplicitVRLittleEndian)))
+    del dataset.file_meta
+    path = tmp_path / "old.dcm"
+    pydicom.dcmwrite(path, dataset, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    np.testing.assert_allclose(decode_image(path)[0][..., 0], RAMP / 4095, atol=1e-6)
+
+
+BUNDLED = Path(pydicom.data.__file__).parent / "test_files"
+
+
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "image_dfl.dcm"]
+)
+def test_files_that_pydicom_brings(name):
+    path = BUNDLED / name
+    if not path.is_file():
+        pytest.skip("this pydicom comes without its test files")
+    image, _ = decode_image(path)
+    assert image.ndim == 3 and np.isfinite(image).all() and 0 <= image.min() < image.max() <= 1
+
+
+def test_any_bundled_file_is_an_image_or_one_line():
+    files = sorted(BUNDLED.rglob("*.dcm"))
+    if not files:
+        pytest.skip("this pydicom comes without its test files")
+    good = 0
+    for path in files:
+        try:
+            image, _ = decode_image(path, frame=0)
+        except UserError as error:
+            assert path.name in str(error) and "\n" not in str(error)
+        else:
+            good += 1
+            assert np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
+    assert good >= 10

@@ -1,0 +1,77 @@
+"""Image files without annotations: found, opened once, kept."""
+
+import cv2
+import numpy as np
+import pytest
+
+from elk_jax.data.sources import folder
+from elk_jax.errors import UserError
+
+
+@pytest.fixture
+def images(tmp_path):
+    """a.png (8 bit), b/c.png (16 bit), b/broken.png, and a text."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "b").mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), rng.integers(0, 256, (20, 30), np.uint8))
+    cv2.imwrite(str(tmp_path / "b" / "c.png"), rng.integers(0, 65536, (40, 10), np.uint16))
+    (tmp_path / "b" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "notes.txt").write_text("none")
+    return tmp_path
+
+
+def test_images_are_found_by_name_once(images):
+    found, left_out = folder.find_images([images, images / "a.png"])
+    assert [path.name for path in found] == ["a.png", "broken.png", "c.png"]
+    assert left_out == [images / "notes.txt"]
+    (images / "with,comma.png").write_bytes((images / "a.png").read_bytes())
+    assert folder.find_images([str(images / "with,comma.png")]) == ([images / "with,comma.png"], [])
+    with pytest.raises(UserError, match="no such file"):
+        folder.find_images(["/nowhere/x.png"])
+    (images / "empty").mkdir()
+    with pytest.raises(UserError, match="no image in the folder"):
+        folder.find_images([images / "empty"])
+
+
+def test_dicom_is_found_by_its_content(images):
+    for name in ("IM0001", "1.2.840.113", "b/DICOMDIR"):
+        (images / name).write_bytes(bytes(128) + b"DICM")
+    (images / "short").write_bytes(b"DICM")
+    found, left_out = folder.find_images([images])
+    assert [path.name for path in found] == ["1.2.840.113", "IM0001", "a.png", "broken.png", "c.png"]
+    assert [path.name for path in left_out] == ["DICOMDIR", "notes.txt", "short"]
+
+
+def test_a_damaged_file_stops_or_is_left_out(images):
+    paths, _ = folder.find_images([images])
+    with pytest.raises(UserError, match=r"broken\.png"):
+        folder.open_files(paths, ("mass",))
+    source = folder.open_files(paths, ("mass",), on_error="skip")
+    assert [(info.width, info.height) for info in source.infos] == [(30, 20), (10, 40)]
+    assert [source[i].image.shape for i in range(2)] == [(20, 30, 1), (40, 10, 1)]
+    assert [path for path, _ in source.skipped] == [str(images / "b" / "broken.png")]
+    with pytest.raises(UserError, match="none of the 1 images"):
+        folder.open_files(paths[1:2], ("mass",), on_error="skip")
+
+
+def test_twelve_bits(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 30), 4095, np.uint16))
+    source = folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12, keep_bytes=0)
+    assert source[0].image.min() == 1.0
+    assert folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12)[0].image.min() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):
+    paths = [path for path in folder.find_images([images])[0] if path.name != "broken.png"]
+    decoded = []
+    decode = folder.decode_image
+    monkeypatch.setattr(folder, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
+    source = folder.open_files(paths, ("mass",))
+    for _ in range(3):
+        for position, path in enumerate(paths):
+            np.testing.assert_array_equal(source[position].image, decode(path)[0])
+    assert sorted(decoded) == ["a.png", "c.png"]
+    decoded.clear()
+    source = folder.open_files(paths, ("mass",), keep_bytes=0)
+    _ = source[0], source[0]
+    assert sorted(decoded) == ["a.png", "a.png", "a.png", "c.png"]

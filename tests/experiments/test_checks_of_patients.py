@@ -1,0 +1,114 @@
+"""No model is judged on patients that it learned from, here or before; nothing is trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs import cem_mixed, cem_real
+from elk_jax import files
+from elk_jax.experiments import experiment
+from elk_jax.experiments.checks import foreign_models, training_sources
+from elk_jax.synthesis import phantom
+from elk_jax.tasks import trained
+from elk_jax.weights import model_folder as store
+from tests.experiments.checks import PATIENTS, assert_refused, on_files
+
+
+def test_a_patient_of_the_test_is_not_trained_on_in_another_file(ran, coco, tmp_path):
+    swapped = {"train": PATIENTS["test"], "test": PATIENTS["train"], "val": PATIENTS["val"]}
+    config = on_files(real=coco("real"), synthetic=coco("painted", swapped))
+    words = r"patient D is in the training split of 'synthetic' and in the split 'test' of 'real'.*evaluate.*distinct"
+    assert_refused(config, tmp_path / "run", words)
+    config.stages.evaluate.split = "train"  # to look at training images is no mistake
+    experiment.run(config, tmp_path / "run")
+    assert ran == ["synthetic", "evaluate"]
+
+
+def test_a_patient_of_the_validation_is_not_trained_on(ran, coco, tmp_path):
+    config = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E", "C")}))
+    assert_refused(config, tmp_path / "run", r"patient C is .*'val' of 'real'.*stage synthetic")
+    config.data.synthetic.spec = coco("painted", {"train": ("E", "A")})  # of the training patients, as painted ones are
+    experiment.run(config, tmp_path / "run")
+    assert ran == ["synthetic", "evaluate"]
+
+
+def test_images_without_patients_count_by_their_ids(coco, tmp_path):
+    unnamed = dict.fromkeys(PATIENTS, ("",))
+    config = on_files(real=coco("real", unnamed), synthetic=coco("painted", {"train": ("", "")}))
+    assert_refused(config, tmp_path / "run", r"patient 2 is .*'val'.*with the image's id")
+
+
+def test_what_a_model_was_trained_on_before_counts(ran, coco, tmp_path):
+    """Weights of an earlier stage, and canvases that lesions are painted into."""
+    config = on_files(cem_mixed, real=coco("real"), synthetic=coco("painted", {"train": ("D", "E")}))
+    config.stages.mixed.train_on = ("real",)
+    config.stages.mixed.init_from = "synthetic"
+    config.stages.evaluate.models = ("mixed",)
+    assert training_sources(config, "mixed") == ["real", "synthetic"]
+    assert_refused(config, tmp_path / "run", r"patient D .*'synthetic'.*mixed would be judged.*stage evaluate")
+
+    config = cem_mixed.get_config("tiny")
+    assert training_sources(config, "synthetic") == training_sources(config, "lesions") == ["real"]
+    config.data.canvases = dict(config.data.real.to_dict(), spec=coco("canvases", {"train": ("C",)}))
+    config.data.real.spec = coco("real")
+    config.stages.lesions.canvases = "canvases"
+    assert training_sources(config, "synthetic") == ["canvases", "real"]
+    assert_refused(config, tmp_path / "run", r"patient C is in the training split of 'canvases'.*stage synthetic")
+
+
+def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
+    model = tmp_path / "theirs"
+
+    def trained_on(*patients: str) -> None:
+        said = {"absent": [".*"], "trained": {"patients": [trained.mark(name) for name in patients]}}
+        store.save_params(model, {}, said)
+
+    config = on_files(cem_real, real=coco("real"))
+    config.stages.real.init_from = str(model)
+    for patient, split in (("C", "val"), ("D", "test")):
+        trained_on("A", patient, "X")
+        words = rf"patient {patient} is in the training data of {model} and in the split '{split}' of 'real': real "
+        assert_refused(config, tmp_path / "run", words)
+    trained_on("A", "X")
+    experiment.run(config, tmp_path / "run")
+    assert ran == ["real", "evaluate"]
+
+    config = cem_mixed.get_config("tiny")
+    config.data.real.spec = coco("real")
+    config.stages.inpainter.init_from = str(model)
+    assert foreign_models(config, "mixed") == foreign_models(config, "lesions") == [str(model)]
+    trained_on("D")
+    assert_refused(config, tmp_path / "mixed", r"patient D .*mixed would be judged.*stage evaluate")
+
+    unnamed = on_files(cem_real, real=coco("unnamed", dict.fromkeys(PATIENTS, ("",))))
+    unnamed.stages.real.init_from = str(model)
+    trained_on("2", "3")  # as the images of many files are numbered
+    experiment.run(unnamed, tmp_path / "unnamed")
+
+
+def test_what_the_painter_of_a_given_set_was_trained_on_counts(ran, coco, tmp_path):
+    painted = coco("painted")
+    path = Path(painted.removeprefix("coco:"))
+    content = files.read_json(path)
+    files.write_json(path, content | {"info": {"learned_from": [trained.mark("D"), trained.mark("A")]}})
+    config = on_files(real=coco("real"), synthetic=painted)
+    words = r"patient D is in the training data of the painter of 'synthetic' and in the split 'test' of 'real'"
+    assert_refused(config, tmp_path / "run", words)
+    files.write_json(path, content | {"info": {"learned_from": [trained.mark("A")]}})
+    experiment.run(config, tmp_path / "run")
+    assert ran == ["synthetic", "evaluate"]
+
+
+def test_a_finished_training_is_judged_without_its_data(ran, coco, tmp_path):
+    config = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
+    experiment.run(config, tmp_path / "run")
+    (tmp_path / "painted.json").unlink()
+    experiment.run(config, tmp_path / "run")
+    experiment.run(config, tmp_path / "run", ["evaluate"])
+    assert ran == ["synthetic", "evaluate", "evaluate"]
+
+
+def test_phantoms_of_other_seeds_are_other_patients():
+    small = phantom.PhantomConfig(size=64)
+    assert phantom.sample(1, 5, small).patient_id == phantom.patient_id(1, 5) == phantom.patient_id(1, 4)
+    assert len({phantom.patient_id(seed, index) for seed in (1, 2) for index in (0, 4)}) == 4

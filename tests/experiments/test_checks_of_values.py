@@ -1,0 +1,191 @@
+"""Settings that an experiment refuses, leaving nothing behind, and run folders; nothing is trained here."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from configs import bridge_le_to_cem, cem_mixed, cem_real, mammo_pretrain
+from elk_jax import files
+from elk_jax.data.batches import detection as loader
+from elk_jax.errors import UserError
+from elk_jax.experiments import experiment
+from tests.experiments.checks import assert_refused, on_files
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("detector.steps", 0),
+        ("detector.steps", -1),
+        ("detector.accumulate", 0),
+        ("detector.log_every", 0),
+        ("detector.checkpoint_every", -1),
+        ("detector.eval_every", -2),
+        ("detector.bootstrap", -3),
+        ("detector.ema_decay", 1.0),
+        ("detector.ema_decay", -0.5),
+        ("detector.score_floor", 1.5),
+        ("detector.choose_score_floor", float("nan")),
+        ("inpainter.steps", 0),
+        ("inpainter.accumulate", 0),
+        ("inpainter.ema_decay", 1.0),
+        ("inpainter.cached_windows", -1),
+        ("inpainter.choose", "first"),
+        ("stages.lesions.area", "huge"),
+        ("stages.lesions.count", -1),
+        ("stages.lesions.share", -1.0),
+        ("stages.evaluate.criterion", "iou:x"),
+        ("stages.lesions.model", ""),
+        ("stages.mixed.weights", (0.5,)),
+        ("stages.mixed.weights", (1.5, -0.5)),
+        ("stages.mixed.weights", ("half", "half")),
+        ("stages.real.weights", (0.5, 0.5)),
+        ("detector.best_metric", "aufroc3"),
+        ("detector.test_flips", ("diagonal",)),
+        ("detector.model.depth", 77),
+        ("detector.loader.batch_size", 0),
+        ("detector.schedule.name", "magic"),
+        ("detector.schedule.base", -1e-3),
+        ("detector.schedule.warmup_steps", -1),
+        ("detector.optimizer.name", "magic"),
+        ("detector.optimizer.multipliers", ("backbone", 0.1)),
+        ("detector.optimizer.multipliers", (("backbone", -0.1),)),
+        ("detector.optimizer.frozen", ("(",)),
+        ("detector.optimizer.frozen", (2,)),
+        ("detector.optimizer.eps", 0.0),
+        ("detector.optimizer.b2", 1.0),
+        ("detector.model.dtype", "foo"),
+        ("detector.loader.buckets", (384, 256)),
+        ("detector.loader.buckets", ()),  # its images are jittered in a canvas
+        ("detector.loader.lesion_share", 2.0),
+        ("detector.loader.resize.short_sides", ("large",)),
+        ("detector.loader.augmentation.crop_sides", (0.5,)),
+        ("inpainter.optimizer.name", "magic"),
+        ("inpainter.closeups.batch_size", 0),
+        ("inpainter.closeups.workers", -1),
+        ("inpainter.sampler.name", "euler"),
+        ("inpainter.sampler.steps", 0),
+        ("inpainter.sampler.steps", 2000),
+        ("inpainter.guidance", -1.0),
+        ("inpainter.noise.name", "quadratic"),
+        ("inpainter.noise.steps", 1),
+        ("inpainter.noise.prediction", "score"),
+        ("inpainter.model.size", 30),
+        ("inpainter.model.patch", 0),
+        ("inpainter.model.scale", 0.0),
+        ("inpainter.model.block_out_channels", (8, "16")),
+        ("inpainter.model.layers_per_block", 0),
+        ("inpainter.model.norm_num_groups", 3),
+        ("inpainter.model.attention_head_dim", 3),
+        ("inpainter.networks.dtype", "foo"),
+        ("inpainter.networks.attention", "flash"),
+        ("inpainter.loss.mask_outside", -1.0),
+        ("inpainter.loss.min_snr_gamma", -1.0),
+        ("inpainter.loss.noise_offset", float("nan")),
+        ("inpainter.lora.rank", -1),
+        ("inpainter.lora.targets", "("),
+    ],
+)
+def test_values_that_cannot_be_are_named(ran, tmp_path, key, value):
+    config = cem_mixed.get_config("tiny")
+    config.update_from_flattened_dict({key: value})
+    section, name = key.split(".")[0], key.split(".")[-1]
+    assert_refused(config, tmp_path / "run", rf"(?=.*config\.{section})(?=.*{name.removeprefix('test_').rstrip('s')})")
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model.dtype", "foo"),
+        ("model.patch", 0),
+        ("model.norm_num_groups", 3),
+        ("model.down_block_types", ("DownBlock",)),
+        ("model.answer", "noise"),
+        ("sampler.steps", 2000),
+        ("pairs.workers", -1),
+        ("loss", "l3"),
+        ("optimizer.multipliers", (("unet",),)),
+    ],
+)
+def test_values_of_a_translator_that_cannot_be_are_named(ran, tmp_path, key, value):
+    config = bridge_le_to_cem.get_config("tiny")
+    config.update_from_flattened_dict({f"bridge.{key}": value})
+    assert_refused(config, tmp_path / "run", rf"config\.bridge: .*{key.split('.')[-1]}")
+    assert not ran
+
+
+def test_a_seed_is_not_negative(tmp_path):
+    config = cem_real.get_config("tiny")
+    config.seed = -1
+    assert_refused(config, tmp_path / "run", r"seed is -1 \(config\.seed\)")
+
+
+def test_every_stage_has_its_own_weights(coco, monkeypatch, tmp_path):
+    """The recipe serves stages of one source and of two; what it says of a mix itself is refused."""
+    seen = []
+
+    def enough(source, config, *arguments):
+        seen.append(config.weights)
+        raise UserError("enough")
+
+    monkeypatch.setattr(loader, "train_batches", enough)
+    config = on_files(cem_mixed, real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
+    config.stages.mixed.weights = (0.25, 0.75)
+    for name in ("real", "mixed"):
+        with pytest.raises(UserError, match="enough"):
+            experiment.run(config, tmp_path / name, [name])
+    assert seen == [(), (0.25, 0.75)]
+    with config.unlocked():
+        config.detector.loader.weights = (0.25, 0.75)
+    assert_refused(config, tmp_path / "old", r"config\.detector: .*loader\.weights.*config\.stages\.NAME\.weights")
+
+
+def test_limits_are_allowed():
+    config = cem_mixed.get_config("tiny")
+    for recipe in (config.detector, config.inpainter):
+        recipe.update(steps=1, accumulate=1, log_every=1, checkpoint_every=0, eval_every=0, ema_decay=0.0)
+    config.detector.update(bootstrap=0, score_floor=0.0, choose_score_floor=1.0)
+    config.stages.lesions.update(share=0.0, count=3)
+    experiment.check(config)
+
+
+def test_some_stage_is_named(tmp_path):
+    assert_refused(cem_real.get_config("tiny"), tmp_path / "run", r"no stage to run \(--stages=\).*real, evaluate", [])
+
+
+def test_the_folder_of_another_experiment_is_left_alone(ran, tmp_path):
+    experiment.run(cem_real.get_config("tiny"), tmp_path / "run")
+    assert_refused(
+        mammo_pretrain.get_config("tiny"),
+        tmp_path / "run",
+        r"the folder of the experiment cem_real, not of mammo_pretrain \(.*run\)\. name another --workdir",
+    )
+    assert files.read_json(tmp_path / "run" / "config.json")["name"] == "cem_real"
+    assert_refused(cem_real.get_config("tiny"), tmp_path / "run" / "real", r"of something else, not of cem_real")
+
+
+def test_settings_bind_from_the_first_checkpoint_on(ran, monkeypatch, tmp_path):
+    config, folder = cem_real.get_config("tiny"), tmp_path / "run"
+    config.detector.best_metric = "aufroc3"
+    assert_refused(config, folder, "aufroc3")
+
+    def failing(run, name):
+        raise UserError("the model is too large")
+
+    config.detector.best_metric = "aufroc_3"
+    with monkeypatch.context() as patch:
+        patch.setitem(experiment.STAGES, ("train", "detection"), failing)
+        with pytest.raises(UserError, match="too large"):
+            experiment.run(config, folder)
+    config.detector.steps = 6
+    experiment.run(config, folder)
+    assert ran == ["real", "evaluate"] and files.read_json(folder / "real" / "config.json")["recipe"]["steps"] == 6
+    config.detector.steps = 8
+    (folder / "real" / "finished.json").unlink()
+    assert_refused(config, folder, r"recipe\.steps was 6 and is 8")
+    shutil.rmtree(folder / "real" / "checkpoints")
+    experiment.run(config, folder)
+    assert ran[2:] == ["real", "evaluate"] and files.read_json(folder / "config.json")["detector"]["steps"] == 8

@@ -1,0 +1,78 @@
+"""The variants of every experiment in configs/: well formed, and what their names promise; nothing is trained here."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from configs import cem_mixed, cem_real, cem_synthetic, inpaint_cem, mammo_pretrain
+from elk_jax.errors import UserError
+from elk_jax.experiments import experiment
+from elk_jax.tasks.detection import settings as detection
+
+CONFIGS = {
+    "cem_mixed": cem_mixed,
+    "cem_real": cem_real,
+    "cem_synthetic": cem_synthetic,
+    "inpaint_cem": inpaint_cem,
+    "mammo": mammo_pretrain,
+}
+
+
+@pytest.mark.parametrize("variant", [None, "tiny", "small", "paper", "fewshot", "paper,fewshot"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_variant_of_every_experiment_is_well_formed(name, variant):
+    config = CONFIGS[name].get_config(variant)
+    experiment.check(config)
+    for stage in config.stages.values():
+        assert set(stage.get("train_on", ())) <= set(config.data)
+    json.dumps(experiment.plain(config))
+
+
+@pytest.mark.parametrize("name", ["cem_mixed", "cem_real", "cem_synthetic", "mammo"])
+def test_the_half_resnet50_is_that_of_the_weights_it_starts_from(name):
+    """A Caffe network, as detectron2's are: colours from blue to red, strides in the first 1x1 convolutions."""
+    config = CONFIGS[name].get_config("small,half")
+    experiment.check(config)
+    model = detection.model_config(config.detector.model)
+    assert (model.depth, model.width, model.stem_width, model.norm) == (50, 32, 64, "frozen_bn")
+    assert (model.stride_in_1x1, model.pixel_scale, model.pixel_mean) == (True, 255.0, (104.0, 117.0, 123.0))
+    assert config.detector.loader == CONFIGS[name].get_config("small").detector.loader
+
+
+def test_an_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="there are quick"):
+        cem_real.get_config("huge")
+    with pytest.raises(ValueError, match="exclude each other"):
+        cem_real.get_config("tiny,paper")
+    with pytest.raises(ValueError, match="no variant 'medium'"):
+        cem_real.get_config("medium")
+
+
+def test_variants_of_the_painted_lesions():
+    for variant, share, area in (("tiny", 1, "free"), ("tiny,double", 2, "free"), ("medium,fewshot", 1, "medium")):
+        config = cem_mixed.get_config(variant)
+        assert (config.stages.lesions.share, config.stages.lesions.area) == (share, area)
+    assert config.data.real.patients == 8
+
+
+def test_the_paper_variant_is_the_published_recipe():
+    recipe = cem_real.get_config("paper").detector
+    assert (recipe.steps, recipe.loader.batch_size, recipe.schedule.base) == (3000, 2, 2.5e-4)
+    assert (recipe.model.depth, recipe.model.norm, recipe.model.stride_in_1x1) == (101, "frozen_bn", True)
+    assert recipe.model.anchor_sizes == ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)) and not recipe.plan_anchors
+    assert recipe.optimizer.frozen == ("backbone/stem", "backbone/res2")
+    (spared,) = recipe.optimizer.no_decay  # detectron2 spares norms alone from weight decay
+    assert re.search(spared, "fpn/output2/norm/bias") and not re.search(spared, "fpn/output2/bias")
+    assert recipe.loader.resize.short_sides == (640, 672, 704, 736, 768, 800)
+
+
+def test_wrong_references_are_named():
+    config = cem_real.get_config("tiny")
+    with pytest.raises(UserError, match=r"no stage 'train' in cem_real.*it has real, evaluate"):
+        experiment.check(config, ["train"])
+    config.stages.real.train_on = ("imaginary",)
+    with pytest.raises(UserError, match=r"'imaginary' is not in config\.data.*config\.stages\.real"):
+        experiment.check(config)

@@ -1,0 +1,129 @@
+"""Training an inpainter on one device and with its state split over eight: run as a program, it writes what it saw.
+
+python -m tests.tasks.inpainting.devices OUT        on 8 simulated devices
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
+from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.diffusion.schedule import make_schedule
+from elk_jax.diffusion.unet import WITH_ATTENTION, UNetConfig
+from elk_jax.tasks.inpainting import settings as inpainting
+from elk_jax.training import mesh as meshes
+from elk_jax.training.loop import train
+from elk_jax.training.model import Task
+from elk_jax.training.step.gradient import gradient_step
+from elk_jax.training.writer import read_metrics
+from tests.training import hlo
+
+STEPS, BATCH, SIZE, WIDTH = 4, 8, 8, 128  # as wide as the rule for splitting wants it, and small otherwise
+
+
+def task() -> Task:
+    """The inpainting task in pixel space."""
+    unet = UNetConfig(
+        in_channels=17,
+        out_channels=4,
+        cross_attention_dim=None,
+        down_block_types=(WITH_ATTENTION,),
+        block_out_channels=(WIDTH,),
+        layers_per_block=1,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    model = InpainterConfig(unet, size=SIZE, patch=2)
+    noise = make_schedule("cosine", steps=50, prediction="v")
+    parts = inpainting.Inpainter(model, noise, SamplerConfig(steps=2), 1.0, Words())
+    return inpainting.build_task(parts, LossConfig(), inpainting.LoraConfig(), False, None)
+
+
+class Closeups:
+    """Noise with a bright lesion under the mask, or healthy tissue, one batch after the other."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(self.number)
+        self.number += 1
+        image = rng.uniform(0.2, 0.4, (BATCH, SIZE, SIZE, 1))
+        mask = np.zeros_like(image)
+        mask[:, 2:6, 3:7] = 1
+        lesion = np.arange(BATCH) % 2
+        image += 0.5 * mask * lesion[:, None, None, None]
+        arrays = {"image": image, "mask": mask, "lesion": lesion}
+        return {key: x.astype(np.float32) for key, x in arrays.items()} | {"valid": np.ones(BATCH, bool)}
+
+    def get_state(self) -> int:
+        return self.number
+
+    def set_state(self, state: int) -> None:
+        self.number = state
+
+
+class Kept:
+    """A step builder that keeps the program that the loop compiled."""
+
+    def __call__(self, *arguments, **settings) -> Kept:
+        self.update = gradient_step(*arguments, **settings)
+        return self
+
+    def lower(self, state, batch) -> Kept:
+        self.lowered = self.update.lower(state, batch)
+        return self
+
+    def compile(self):
+        self.compiled = self.lowered.compile()
+        return self.compiled
+
+
+def run(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    """Losses of the real loop, where its state lies, and what its program does."""
+    kept = Kept()
+    result = train(
+        task(),
+        workdir=folder,
+        data_iterator=Closeups(),
+        total_steps=STEPS,
+        optimizer={"name": "adamw", "clip_norm": 1.0},
+        schedule={"name": "constant", "base": 1e-3},
+        mesh=mesh,
+        ema_decay=0.9,
+        log_every=1,
+        checkpoint_every=10**6,
+        step_builder=kept,
+        tensorboard=False,
+    )
+    text = kept.compiled.as_text()
+    return {
+        "losses": [record["train/loss"] for record in read_metrics(folder / "metrics.jsonl")],
+        "state": {name: leaves(getattr(result.state, name)) for name in ("params", "opt_state", "ema_params")},
+        "gathers": [c.elements for c in hlo.collectives(text) if c.kind == "all-gather"],
+        "reduced": [c.elements for c in hlo.collectives(text) if c.kind in ("all-reduce", "reduce-scatter")],
+        "arithmetic": hlo.arithmetic(text, (3, 3, WIDTH, WIDTH)),
+    }
+
+
+def leaves(tree: Any) -> list[tuple[int, float]]:
+    """(elements, share of it that one device holds) of every array."""
+    return [(x.size, x.addressable_shards[0].data.size / x.size) for x in jax.tree.leaves(tree)]
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    layouts = {"one": meshes.make_mesh(devices=jax.devices()[:1]), "eight": meshes.make_mesh(fsdp=8)}
+    seen = {name: run(out / name, mesh) for name, mesh in layouts.items()}
+    (out / "seen.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()
