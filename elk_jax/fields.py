@@ -17,7 +17,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -73,6 +73,22 @@ class NotEmpty:
 
 
 NOT_EMPTY = NotEmpty()
+
+
+@dataclass(frozen=True)
+class ByName:
+    """A section that says by its field `name` which dataclass it is: `Annotated[Any, ByName(kinds)]`.
+
+    kinds: a function of the module that returns the dataclasses by name; it is called when a section is built.
+    """
+
+    kinds: Callable[[], Mapping[str, type]]
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, tuple(self.kinds().values()))
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.kinds())}"
 
 
 def build(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
@@ -161,18 +177,24 @@ def _section(hint: Any, value: Any, where: str) -> type | None:
     if not (isinstance(value, Mapping) or hasattr(value, "items")):
         return None
     if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
+        hint, *limits = typing.get_args(hint)
+        for limit in limits:
+            if isinstance(limit, ByName):
+                return _named(limit.kinds(), value, where)
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     sections = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
     if not sections:
         return None
     if len(sections) == 1:
         return sections[0]  # type: ignore[return-value]
-    names = {typing.get_args(typing.get_type_hints(kind)["name"])[0]: kind for kind in sections}
+    return _named({typing.get_args(typing.get_type_hints(k)["name"])[0]: k for k in sections}, value, where)
+
+
+def _named(kinds: Mapping[str, type], value: Any, where: str) -> type:
     name = value.get("name")
-    if name not in names:
-        raise UserError(f"name is {name!r}", where=f"{where}.name", todo=f"choose one of {', '.join(names)}")
-    return names[name]  # type: ignore[return-value]
+    if name not in kinds:
+        raise UserError(f"name is {name!r}", where=f"{where}.name", todo=f"choose one of {', '.join(kinds)}")
+    return kinds[name]
 
 
 def _tuples(value: Any) -> Any:
