@@ -13,26 +13,31 @@ Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity real 0.
 real + 100 % synthetic 0.74, real + 200 % 0.72, real + medium area 0.70.
 """
 
-from configs import base, base_inpainting
+from configs import variants
+from configs.recipes.detector import detector
+from configs.recipes.inpainter import inpainter, painting_stages
+from configs.sources import few, phantom
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant, (*base.PAINTING_EXTRAS, "half"))
-    return base.experiment(
+    size, extras = variants.parse(variant, (*variants.PAINTING_EXTRAS, "half"))
+    return variants.experiment(
         "cem_mixed",
         data={
             "on_error": "stop",
-            "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
-            "synthetic": base.source("stage:lesions"),
-            "canvases": base.source(""),  # healthy images to paint on: with stages.lesions.canvases=canvases
+            "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
+            "synthetic": SourceSpec("stage:lesions"),
+            "canvases": SourceSpec(),  # healthy images to paint on: with stages.lesions.canvases=canvases
         },
-        inpainter=base_inpainting.inpainter(size),
-        detector=base.detector(size, extras),
+        inpainter=inpainter(size),
+        detector=detector(size, extras),
         stages={
-            **base_inpainting.paint_lesions(size, extras),
-            "real": base.train_detector("real"),
-            "synthetic": base.train_detector("synthetic", validate_on="real"),
-            "mixed": base.train_detector("real", "synthetic", validate_on="real"),
-            "evaluate": base.evaluate_detectors("real", "mixed", "synthetic"),
+            **painting_stages(size, extras),
+            "real": TrainDetectorStage(train_on=("real",), validate_on="real"),
+            "synthetic": TrainDetectorStage(train_on=("synthetic",), validate_on="real"),
+            "mixed": TrainDetectorStage(train_on=("real", "synthetic"), validate_on="real"),
+            "evaluate": EvaluateDetectorsStage(models=("real", "mixed", "synthetic"), on="real"),
         },
     )

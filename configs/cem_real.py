@@ -6,20 +6,24 @@
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.71, AUFROC to 2 FP 0.66.
 """
 
-from configs import base
+from configs import variants
+from configs.recipes.detector import detector
+from configs.sources import few, phantom
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant)
-    return base.experiment(
+    size, extras = variants.parse(variant)
+    return variants.experiment(
         "cem_real",
         data={
             "on_error": "stop",  # or skip: leave unreadable images out, count and list them
-            "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
+            "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
         },
-        detector=base.detector(size, extras),
+        detector=detector(size, extras),
         stages={
-            "real": base.train_detector("real"),
-            "evaluate": base.evaluate_detectors("real"),
+            "real": TrainDetectorStage(train_on=("real",), validate_on="real"),
+            "evaluate": EvaluateDetectorsStage(models=("real",), on="real"),
         },
     )

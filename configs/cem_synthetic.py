@@ -8,24 +8,29 @@ Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.58 to
 Variants beside the size: fewshot, medium, double, half.
 """
 
-from configs import base, base_inpainting
+from configs import variants
+from configs.recipes.detector import detector
+from configs.recipes.inpainter import inpainter, painting_stages
+from configs.sources import few, phantom
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant, (*base.PAINTING_EXTRAS, "half"))
-    return base.experiment(
+    size, extras = variants.parse(variant, (*variants.PAINTING_EXTRAS, "half"))
+    return variants.experiment(
         "cem_synthetic",
         data={
             "on_error": "stop",
-            "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
-            "synthetic": base.source("stage:lesions"),
-            "canvases": base.source(""),  # healthy images to paint on: with stages.lesions.canvases=canvases
+            "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
+            "synthetic": SourceSpec("stage:lesions"),
+            "canvases": SourceSpec(),  # healthy images to paint on: with stages.lesions.canvases=canvases
         },
-        inpainter=base_inpainting.inpainter(size),
-        detector=base.detector(size, extras),
+        inpainter=inpainter(size),
+        detector=detector(size, extras),
         stages={
-            **base_inpainting.paint_lesions(size, extras),
-            "synthetic": base.train_detector("synthetic", validate_on="real"),
-            "evaluate": base.evaluate_detectors("synthetic"),
+            **painting_stages(size, extras),
+            "synthetic": TrainDetectorStage(train_on=("synthetic",), validate_on="real"),
+            "evaluate": EvaluateDetectorsStage(models=("synthetic",), on="real"),
         },
     )

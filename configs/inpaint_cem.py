@@ -8,19 +8,22 @@ The painted set is RUN/lesions/synthetic.json, a data source for any experiment:
 Variants beside the size: fewshot, medium, double.
 """
 
-from configs import base, base_inpainting
+from configs import variants
+from configs.recipes.inpainter import inpainter, painting_stages
+from configs.sources import few, phantom
+from elk_jax.data.sources.spec import SourceSpec
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant, base.PAINTING_EXTRAS)
-    return base.experiment(
+    size, extras = variants.parse(variant, variants.PAINTING_EXTRAS)
+    return variants.experiment(
         "inpaint_cem",
         data={
             "on_error": "stop",
-            "real": base.source(base.phantom(size, "realistic", seed=1), patients=base.few(size, extras)),
-            "synthetic": base.source("stage:lesions"),
-            "canvases": base.source(""),  # healthy images to paint on: with stages.lesions.canvases=canvases
+            "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
+            "synthetic": SourceSpec("stage:lesions"),
+            "canvases": SourceSpec(),  # healthy images to paint on: with stages.lesions.canvases=canvases
         },
-        inpainter=base_inpainting.inpainter(size),
-        stages=base_inpainting.paint_lesions(size, extras),
+        inpainter=inpainter(size),
+        stages=painting_stages(size, extras),
     )

@@ -5,18 +5,22 @@
 With your own images: --config.data.mammo.spec=coco:/data/mammo/low_energy.json
 """
 
-from configs import base
+from configs import variants
+from configs.recipes.detector import detector
+from configs.sources import few, phantom
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
 
 
 def get_config(variant=None):
-    size, extras = base.parse(variant)
-    spec = base.phantom(size, "realistic", seed=3, modality="low_energy")
-    return base.experiment(
+    size, extras = variants.parse(variant)
+    spec = phantom(size, "realistic", seed=3, modality="low_energy")
+    return variants.experiment(
         "mammo_pretrain",
-        data={"on_error": "stop", "mammo": base.source(spec, patients=base.few(size, extras))},
-        detector=base.detector(size, extras),
+        data={"on_error": "stop", "mammo": SourceSpec(spec, patients=few(size, extras))},
+        detector=detector(size, extras),
         stages={
-            "mammo": base.train_detector("mammo"),
-            "evaluate": base.evaluate_detectors("mammo", on="mammo"),
+            "mammo": TrainDetectorStage(train_on=("mammo",), validate_on="mammo"),
+            "evaluate": EvaluateDetectorsStage(models=("mammo",), on="mammo"),
         },
     )

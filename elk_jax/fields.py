@@ -76,6 +76,19 @@ NOT_EMPTY = NotEmpty()
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """One of some names that are known at run time alone."""
+
+    names: tuple[str, ...]
+
+    def holds(self, value: Any) -> bool:
+        return value in self.names
+
+    def __str__(self) -> str:
+        return f"among {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
 class ByName:
     """A section that says by its field `name` which dataclass it is: `Annotated[Any, ByName(kinds)]`.
 

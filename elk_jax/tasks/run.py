@@ -1,20 +1,134 @@
-"""What a stage is given: the configuration, the run folder and the devices."""
+"""An experiment as types, and a run of it: the folder, the devices and the data sources that its stages share."""
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import jax
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 from rich.console import Console
+
+from elk_jax.data.sources.open import check_readable, list_source
+from elk_jax.data.sources.source import ImageSource, concatenate
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.fields import AtLeast
+from elk_jax.progress import progress_bar
+from elk_jax.tasks.stages import Data, Stage
 
 SYNTHETIC = "synthetic.json"
 """The COCO file that a synthesis stage writes, with its images beside it."""
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each axis; -1: all that are left. fsdp: parameters and optimiser state are split over so many."""
+
+    data: int = -1
+    fsdp: Annotated[int, AtLeast(1)] = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole configuration, parsed once (`experiments.experiment.parse`).
+
+    on_error: what to do with an unreadable image, stop or skip it. data: sources by name; those without a `spec` are
+    not there. recipes: those that a stage reads, by name. stages: in the order in which they run.
+    """
+
+    name: str
+    seed: Annotated[int, AtLeast(0)]
+    mesh: MeshSettings
+    on_error: Literal["stop", "skip"]
+    data: Mapping[str, SourceSpec]
+    recipes: Mapping[str, Any]
+    stages: Mapping[str, Stage]
+
+    def recipe_of(self, stage: Stage) -> Any:
+        """The recipe of a stage; None for a stage without one."""
+        return self.recipes[stage.recipe] if stage.recipe else None
+
+    @property
+    def writers(self) -> dict[str, str]:
+        """Data source -> the stage that writes it, of those that a stage writes (`stage:NAME`)."""
+        written = {name: spec.spec.partition(":") for name, spec in self.data.items()}
+        return {name: stage for name, (kind, _, stage) in written.items() if kind == "stage"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One started experiment. Only the main process (`is_main`) writes files and prints."""
+
+    experiment: Experiment
+    folder: Path
+    mesh: jax.sharding.Mesh
+    console: Console = field(default_factory=lambda: new_console())
+    _listed: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
+    _opened: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.seed
+
+    @property
+    def is_main(self) -> bool:
+        return is_main()
+
+    def spec(self, name: str) -> SourceSpec:
+        """The settings of a data source; one that a stage wrote is the COCO file that it is."""
+        spec, writer = self.experiment.data[name], self.experiment.writers.get(name)
+        return spec if writer is None else replace(spec, spec=f"coco:{self.folder / writer / SYNTHETIC}")
+
+    def list(self, sources: str | Sequence[str], split: str) -> ImageSource:
+        """One split of the named sources as one source, without looking at image files; annotations are read once."""
+        return _joined([self._list(Data(name, split)) for name in _names(sources)])
+
+    def open(self, sources: str | Sequence[str], split: str) -> ImageSource:
+        """One split of the named sources as one source, whose image files are there; each is opened once a run."""
+        return _joined([self._open(Data(name, split)) for name in _names(sources)])
+
+    def _list(self, place: Data) -> ImageSource:
+        if place not in self._listed:
+            name, split = place
+            found = list_source(self.spec(name), split, name=name, seed=self.seed, progress=progress_bar("  opening"))
+            self._listed[place] = found
+        return self._listed[place]
+
+    def _open(self, place: Data) -> ImageSource:
+        if place not in self._opened:
+            spec, on_error = self.spec(place.source), self.experiment.on_error
+            self._opened[place] = check_readable(self._list(place), spec, on_error, progress=progress_bar("  opening"))
+        return self._opened[place]
+
+    def model_folder(self, name: str) -> Path:
+        """Where a model lies: of a stage of this run by its name, or any model folder."""
+        return self.folder / name / "model" if name in self.experiment.stages else Path(name)
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            self.console.print(text, markup=False)
+
+
+def _names(sources: str | Sequence[str]) -> Sequence[str]:
+    return (sources,) if isinstance(sources, str) else sources
+
+
+def _joined(opened: Sequence[ImageSource]) -> ImageSource:
+    return opened[0] if len(opened) == 1 else concatenate(opened)
+
+
+def is_main() -> bool:
+    """Whether this process writes and prints."""
+    return jax.process_index() == 0
+
+
+def meet(place: str) -> None:
+    """Wait until every process of the run is here; `place` is the same text on all of them."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
 
 
 def new_console() -> Console:
@@ -22,53 +136,15 @@ def new_console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
-def say_left_out(no_images: Sequence[Path], skipped: Sequence[tuple[str, str]]) -> None:
-    """Print what of the user's files was not worked on. skipped: (file, reason)."""
+def report_skipped(not_images: Sequence[Path], unreadable: Sequence[tuple[str, str]]) -> None:
+    """Print which of the user's files were skipped. unreadable: (file, reason)."""
     say = new_console().print
-    if no_images:
-        say(f"{len(no_images)} files are no images and were left out, such as {no_images[0]}", markup=False)
-    for name, reason in skipped:
+    if not_images:
+        say(f"skipped {len(not_images)} files that are not images, for example {not_images[0]}", markup=False)
+    for name, reason in unreadable:
         say(f"skipped {name}: {reason}", markup=False)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One started experiment. Only the main process (`is_main`) writes files and prints."""
-
-    config: ConfigDict
-    folder: Path
-    mesh: jax.sharding.Mesh
-    console: Console = field(default_factory=new_console)
-
-    @property
-    def is_main(self) -> bool:
-        return jax.process_index() == 0
-
-    @property
-    def data(self) -> ConfigDict:
-        """The data sources; those that an earlier stage wrote (`stage:NAME`) as the COCO files they are."""
-        data = copy.deepcopy(self.config.data)
-        for entry in data.values():
-            if isinstance(entry, ConfigDict) and entry.spec.startswith("stage:"):
-                entry.spec = f"coco:{self.folder / entry.spec.removeprefix('stage:') / SYNTHETIC}"
-        return data
-
-    def say(self, text: str) -> None:
-        if self.is_main:
-            self.console.print(text, markup=False)
-
-    def meet(self, what: str) -> None:
-        """Wait until every process of the run is here; `what` names the place, the same on all of them."""
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(what)
-
-
-def model_folder(run: Run, name: str) -> Path:
-    """Where a model lies: of a stage of this run by its name, or any model folder."""
-    return run.folder / name / "model" if name in run.config.stages else Path(name)
-
-
-def writing_stage(config: ConfigDict, source: str) -> str:
-    """The stage that writes a data source, "" where none does."""
-    spec = config.data[source].spec
-    return spec.removeprefix("stage:") if spec.startswith("stage:") else ""
+def skipped_images(*sources: ImageSource) -> list[list[str]]:
+    """What a stage's summary says of the images that it skipped: [image id, reason]."""
+    return [list(entry) for source in sources for entry in source.skipped]

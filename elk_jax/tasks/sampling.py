@@ -1,19 +1,24 @@
-"""Pictures that diffusion models draw, each from a seed of its own, and grids of them as a training leaves them."""
+"""What the diffusion tasks share: pictures drawn from seeds, grids of them, and a loss that can be compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
-from elk_jax.training.model import Params, Task
+from elk_jax.training.model import Model, Params
 
-Painter = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]
+VALIDATION_DRAWS = 4
+"""Noises and time steps at which the loss of every validation example is measured."""
+
+Sampler = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]
 
 
 def seeds(seed: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -26,23 +31,56 @@ def keys_of(seeds: jax.Array) -> jax.Array:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(seeds)
 
 
-def compile_painter(task: Task, mesh: Mesh) -> Painter:
-    """(params, host batch) -> the pictures [B, S, S, 1] that `task.predict` draws, on the host.
+def compile_sampler(model: Model, mesh: Mesh) -> Sampler:
+    """(params, host batch) -> the pictures [B, S, S, 1] that `model.predict` draws, on the host.
 
-    The batch holds what `task.predict` takes: `image` [B, S, S, 1], `seed` [B, 2] uint32 (a picture follows from its
+    The batch holds what `model.predict` takes: `image` [B, S, S, 1], `seed` [B, 2] uint32 (a picture follows from its
     own), perhaps more. B may be any number; it is filled up to a multiple of the devices.
     """
-    predict = jax.jit(task.predict, out_shardings=meshes.replicated(mesh))
+    map_images = meshes.shard_map_images(mesh)
+    predict = jax.jit(
+        lambda params, constants, batch: model.predict(params, constants, batch, map_images),
+        out_shardings=meshes.replicated(mesh),
+    )
+    constants = meshes.place_constants(model.constants, mesh)
 
-    def paint(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def sample(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         count = len(batch["image"])
         missing = -count % mesh.size
         filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
         # every process holds the whole batch, and lays it out over all devices
         placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
-        return np.asarray(jax.device_get(predict(params, placed)["image"]))[:count]
+        return np.asarray(jax.device_get(predict(params, constants, placed)["image"]))[:count]
 
-    return paint
+    return sample
+
+
+def fixed_loss(
+    model: Model, batches: Sequence[Mapping[str, Any]], mesh: Mesh
+) -> Callable[[Params, int], dict[str, float]]:
+    """The loss of a diffusion model on these batches, at the same noises and time steps every time."""
+    map_images, constants = meshes.shard_map_images(mesh), meshes.place_constants(model.constants, mesh)
+    loss = lambda params, constants, batch, rng: model.loss(params, constants, batch, rng, map_images)[0]
+    measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        losses, counts = [], []
+        for number, batch in enumerate(batches):
+            placed = meshes.put_batch(_share(batch), mesh)
+            for draw in range(VALIDATION_DRAWS):
+                rng = jax.random.fold_in(jax.random.key(draw), number)
+                losses.append(measure(params, constants, placed, rng))
+                counts.append(float(batch["valid"].sum()))
+        return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
+
+    return evaluate
+
+
+def _share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """This process's part of a batch that all of them hold."""
+    part = len(batch["valid"]) // jax.process_count()
+    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+    return {key: value[rows] for key, value in batch.items()}
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -58,6 +96,6 @@ def saved_grids(folder: Path, name: str, count: int) -> list[tuple[int, np.ndarr
     Damaged ones are left out.
     """
     paths = sorted((folder / "pictures").glob(f"{name}-*.png"))
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
+    chosen = spread(len(paths), count)
     read = [(int(paths[i].stem.rpartition("-")[2]), cv2.imread(str(paths[i]), cv2.IMREAD_GRAYSCALE)) for i in chosen]
     return [(step, picture) for step, picture in read if picture is not None]

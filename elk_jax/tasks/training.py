@@ -1,113 +1,92 @@
-"""The training that a recipe describes: its keys as the loop's arguments, the same for every task."""
+"""The training of a stage by its recipe, the same for every task."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 
 from elk_jax.data.batches.stream import Stream
+from elk_jax.data.sources import patients
 from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks import trained
-from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.run import Run
+from elk_jax.tasks.stages import TrainStage
+from elk_jax.training import loop
 from elk_jax.training import mesh as meshes
-from elk_jax.training.loop import TrainResult
-from elk_jax.training.loop import train as train_loop
-from elk_jax.training.model import Params, Task
+from elk_jax.training.loop import Evaluation, Intervals, TrainResult
+from elk_jax.training.model import Model, Params
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.step.gradient import gradient
+from elk_jax.weights import model_folder
 
-VALIDATION_DRAWS = 4
-"""Noises and time steps at which every validation example of a diffusion model is looked at."""
+
+class TrainingData(Protocol):
+    """What is kept of a training's images: which they are, and which patients a model behind painted ones has seen."""
+
+    @property
+    def infos(self) -> tuple[ImageInfo, ...]: ...
+
+    @property
+    def seen_patients(self) -> frozenset[str]: ...
 
 
 def train(
     run: Run,
-    name: str,
-    task: Task,
+    stage: TrainStage,
+    recipe: TrainingRecipe,
+    model: Model,
     batches: Stream,
     *,
     initial: Params | None,
     evaluate: Callable[[Params, int], dict[str, float]],
     best_metric: str,
-    best_mode: str = "max",
+    best_mode: Literal["max", "min"] = "max",
     draw: Callable[[Params, int], dict[str, np.ndarray]] | None = None,
-    model: Mapping[str, Any],
+    settings: Any,
     validation: Sequence[ImageInfo],
     buckets: int = 1,
 ) -> TrainResult:
-    """Train stage `name` by its recipe; reading ahead stops with it, however it ends. See `training.loop.train`.
+    """Train a model by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
 
-    model, validation: the model as plain values, and the images that its checkpoints are chosen on; a checkpoint of
-    others is not gone on from.
+    settings, validation: the model's configuration (dataclasses, dicts, tuples of them), and the images that its
+    checkpoints are chosen on; a training is not resumed from a checkpoint of others.
     """
-    recipe = run.config[run.config.stages[name].recipe]
     try:
-        return train_loop(
-            task,
-            workdir=run.folder / name,
+        return loop.train(
+            gradient(model, recipe, run.mesh, run.seed),
+            workdir=run.folder / stage.name,
             data_iterator=batches,
             total_steps=recipe.steps,
-            optimizer=recipe.optimizer.to_dict(),
-            schedule=recipe.schedule.to_dict(),
             mesh=run.mesh,
-            seed=run.config.seed,
-            ema_decay=recipe.ema_decay or None,
-            accumulate=recipe.accumulate,
             initial_params=initial,
-            log_every=recipe.log_every,
-            checkpoint_every=recipe.checkpoint_every,
-            eval_every=recipe.eval_every,
-            evaluate=evaluate,
-            draw=draw,
-            best_metric=best_metric,
-            best_mode=best_mode,
-            identity={"model": _hash(model), "validation split": _hash(_split(validation))},
+            intervals=Intervals(recipe.log_every, recipe.checkpoint_every, recipe.eval_every),
+            evaluation=Evaluation(evaluate, best_metric, best_mode, draw),
+            identity={"model": _hash(settings), "validation split": _hash(_split(validation))},
             buckets=buckets,
-            title=name,
+            title=stage.name,
         )
     finally:
         batches.close()
 
 
-def fixed_loss(
-    task: Task, shown: Sequence[Mapping[str, Any]], mesh: jax.sharding.Mesh
-) -> Callable[[Params, int], dict[str, float]]:
-    """The loss of a diffusion model on the batches `shown`, at the same noises and time steps every time."""
-    loss = lambda params, batch, rng: task.loss(params, batch, rng)[0]
-    measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
-
-    def evaluate(params: Params, step: int) -> dict[str, float]:
-        losses, counts = [], []
-        for number, batch in enumerate(shown):
-            placed = meshes.put_batch(_share(batch), mesh)
-            for draw in range(VALIDATION_DRAWS):
-                losses.append(measure(params, placed, jax.random.fold_in(jax.random.key(draw), number)))
-                counts.append(float(batch["valid"].sum()))
-        return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
-
-    return evaluate
-
-
-def kept(
-    run: Run, name: str, result: TrainResult, infos: Sequence[ImageInfo], learned_from: Collection[str] = ()
+def kept_weights(
+    run: Run, stage: TrainStage, result: TrainResult, choose: Literal["best", "last"], data: TrainingData
 ) -> tuple[Params, dict[str, Any]]:
-    """(the parameters that stage `name` keeps, on the host; what model.json says of their training, as `trained`).
+    """(the parameters that a train stage keeps, on the host; `trained` of model.json: how they came about).
 
-    The best, or the last where the recipe says so (`choose`). For all processes to call: they may hold a part each.
-    infos: of the training images. learned_from: marks of the patients behind those that are painted.
+    For all processes to call: each may hold a part of the parameters.
     """
-    stage = run.config.stages[name]
-    recipe = run.config[stage.recipe]
-    best = recipe.get("choose", "best") == "best"
-    params, step = (result.best_params, result.best_step) if best else (result.params, recipe.steps)
-    patients = {trained.mark(patient) for patient in trained.named_patients(infos)} | set(learned_from)
+    params, step = (result.best_params, result.best_step) if choose == "best" else (result.params, int(result.state.step))
+    seen = {patients.patient_hash(patient) for patient in patients.named(data.infos)} | data.seen_patients
     if stage.init_from:
-        patients |= trained.patient_marks(model_folder(run, stage.init_from))
-    said = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from, "patients": sorted(patients)}
-    return meshes.on_host(params, run.mesh), said
+        seen |= model_folder.seen_patients(run.model_folder(stage.init_from))
+    trained = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from, "patients": sorted(seen)}
+    return meshes.on_host(params, run.mesh), trained
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:
@@ -131,12 +110,5 @@ def _split(infos: Sequence[ImageInfo]) -> list:
     ]
 
 
-def _share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """This process's part of a batch that all of them hold."""
-    part = len(batch["valid"]) // jax.process_count()
-    rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-    return {key: value[rows] for key, value in batch.items()}
-
-
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()[:16]

@@ -1,0 +1,20 @@
+"""Detection: a detector learns lesions with boxes, and is evaluated by FROC and AP."""
+
+from elk_jax.tasks.detection import evaluate, model, predict, recipe, report, train
+from elk_jax.tasks.task import Action, StageKind, Task
+
+TASK = Task(
+    name="detection",
+    recipe=recipe.DetectionRecipe,
+    stages={
+        "train": StageKind(
+            recipe.TrainDetectorStage, train.train, train.check_start, needs_lesions=("train",), learns_classes=True
+        ),
+        "evaluate": StageKind(recipe.EvaluateDetectorsStage, evaluate.evaluate),
+    },
+    report=report.part,
+    architectures=model.ARCHITECTURES,
+    model="detector",
+    evaluate=Action(evaluate.evaluate_source, evaluate.EvaluateSettings),
+    predict=Action(predict.predict_files, predict.PredictSettings),
+)

@@ -1,4 +1,7 @@
-"""Evaluate any detector, or predictions made elsewhere, on any data source."""
+"""Evaluate detectors: as a stage of an experiment, or any detector and predictions made elsewhere on any source.
+
+The stage leaves `<model>/predictions.json`, `<model>/evaluation.json`, `comparisons.json` and `gallery.json`.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,95 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from elk_jax import files
-from elk_jax.data.flips import check_flips
-from elk_jax.data.sources import source as sources
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.flips import Flip
+from elk_jax.data.sources import patients
+from elk_jax.data.sources.open import category_ids, open_source
+from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.fields import SHARE, AtLeast
+from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks import trained
-from elk_jax.tasks.detection import model as detection_model
-from elk_jax.tasks.detection import report as reports
-from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part
-from elk_jax.tasks.run import new_console
-from elk_jax.tasks.watching import watched
+from elk_jax.tasks.detection import predict, report
+from elk_jax.tasks.detection.model import ARCHITECTURES, load
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, results_table
+from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
+from elk_jax.tasks.detection.train import counts, say_skipped
+from elk_jax.tasks.run import Run, new_console, skipped_images
+from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
+from elk_jax.weights import model_folder
+
+# ---- As a stage ------------------------------------------------------------------------------------------------------
+
+
+def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> Summary:
+    """Evaluate trained stages on one split; with several, compare each with the first."""
+    source, folder = run.open(stage.on, stage.split), run.folder / stage.name
+    run.say(f"  {stage.split} {counts(source)}")
+    say_skipped(run, source)
+    criterion = criterion_from_text(stage.criterion)
+    floor = recipe.score_floor
+    results: dict[str, list[ImageResult]] = {}
+    evaluations: dict[str, Any] = {}
+    for model in stage.models:
+        results[model] = predict.detect_with(load(run.model_folder(model)), source, run.mesh, floor)
+        evaluations[model] = metrics.evaluate_detections(
+            results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
+        )
+        if run.is_main:
+            place = files.make_folder(folder / model)
+            detections.write_results(place / "predictions.json", results[model], category_ids(run.spec(stage.on)))
+            files.write_json(place / "evaluation.json", evaluations[model])
+    first = stage.models[0]
+    comparisons = {
+        other: metrics.compare_detections(
+            results[first], results[other], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
+        )
+        for other in stage.models[1:]
+    }
+    if run.is_main:
+        chosen = {model: report.choose_pictures(results[model], criterion, evaluations[model]) for model in results}
+        files.write_json(folder / "comparisons.json", comparisons)
+        files.write_json(folder / "gallery.json", chosen)
+        run.console.print(results_table(evaluations, comparisons, f"{stage.split} split of {stage.on}"))
+    return {
+        "kind": "evaluate",
+        "on": stage.on,
+        "split": stage.split,
+        "data": summary(source.infos),
+        "skipped": skipped_images(source),
+        "models": list(stage.models),
+    }
+
+
+# ---- On any source ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What launch/evaluate.py takes of detectors.
+
+    predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to compare
+    with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images count in
+    FROC too. bootstrap: resamples of patients. flips: mirrored views; None: those of the model's training.
+    """
+
+    predictions: str = ""
+    against: str = ""
+    criterion: str = "iou:0.3"
+    score_floor: Annotated[float, SHARE] = 0.01
+    all_images: bool = False
+    bootstrap: Annotated[int, AtLeast(0)] = 2000
+    flips: tuple[Flip, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +109,7 @@ class Subject:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Of the path, without what says nothing: the last ones name the subject."""
+        """Of the path, without what is the same for all; the last ones name the subject."""
         path = self.place.absolute()
         if self.is_model:
             return (path.parent if path.name == "model" else path).parts
@@ -47,128 +118,103 @@ class Subject:
 
 def evaluate_source(
     *,
-    data: str,
-    split: str,
     model: Path | None,
-    predictions: str | None,
+    data: SourceSpec,
+    split: str,
+    on_error: str,
     output: Path,
-    where: str = "",
-    split_shares: Sequence[float] = (),
-    bit_depth: int = 0,
-    clean_boxes: bool = False,
-    ignore_over: float = 0.0,
-    on_error: str = "stop",
-    criterion: str = "iou:0.3",
-    score_floor: float = 0.01,
-    froc_images: metrics.FrocImages = "with_lesions",
-    resamples: int = 2000,
-    flips: Sequence[str] | None = None,
-    against: Path | None = None,
+    settings: EvaluateSettings,
 ) -> dict[str, Any]:
     """Write evaluation.json, predictions.json and report.html into `output`, print the table, return the evaluation.
 
-    Exactly one of `model` (a model folder) and `predictions` (COCO results) is given; the other fields are the flags of
-    launch/evaluate.py.
-    against: a run or model folder, or COCO results, to compare with on the same images: comparisons.json holds the
-        paired differences, in the report and the table too.
+    model: a model folder; None to evaluate `settings.predictions`. With `settings.against`, comparisons.json holds the
+    paired differences; they are in the report and the table too.
     """
-    subject = Subject(model, True) if model is not None else Subject(Path(predictions or ""), False)
-    other = None
-    if against is not None:
-        other = Subject(detection_model.find(against), True) if against.is_dir() else Subject(against, False)
+    subject = Subject(Path(settings.predictions), False) if model is None else Subject(model, True)
+    other = _compared_with(settings.against) if settings.against else None
     name, other_name = _names(subject, other)
-    rule = criterion_from_text(criterion)
-    check_flips(flips or ())
-    chosen = detection.parse_where(where)
-    source = sources.open_source(
-        data,
-        split,
-        chosen,
-        clean_boxes,
-        on_error,
-        keep_bytes=sources.KEPT_BYTES,
-        watch=watched("  opening"),
-        ignore_over=ignore_over,
-        split_shares=split_shares,
-        bit_depth=bit_depth,
-    )
-    categories = sources.category_ids(data)
+    criterion = criterion_from_text(settings.criterion)
+    source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
+    categories = category_ids(data)
     files.check_writable(output)
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
-    found = {one: _detect(one, source, categories, score_floor, flips) for one in subjects}
+    found = {one: _detect(one, source, categories, settings) for one in subjects}
     results, notes = found[subject]
-    measure = partial(
-        metrics.evaluate_detections,
-        criterion=rule,
-        score_floor=score_floor,
-        froc_images=froc_images,
-        resamples=resamples,
-    )
+    how: dict[str, Any] = {
+        "criterion": criterion,
+        "score_floor": settings.score_floor,
+        "froc_images": "all" if settings.all_images else "with_lesions",
+        "resamples": settings.bootstrap,
+    }
+    measure = partial(metrics.evaluate_detections, **how)
     evaluation = measure(results)
     evaluation["notes"] += notes
     evaluations, comparisons = {name: evaluation}, {}
     if other is not None:
         theirs, notes = found[other]
-        evaluations = {other_name: measure(theirs), name: evaluation}  # what is compared with comes first
+        evaluations = {other_name: measure(theirs), name: evaluation}  # the first is compared with
         evaluations[other_name]["notes"] += notes
-        comparisons[name] = metrics.compare_detections(
-            theirs, results, criterion=rule, score_floor=score_floor, froc_images=froc_images, resamples=resamples
-        )
+        comparisons[name] = metrics.compare_detections(theirs, results, **how)
     files.make_folder(output)
     detections.write_results(output / "predictions.json", results, categories)
     files.write_json(output / "evaluation.json", evaluation)
     files.write_json(output / "comparisons.json", comparisons)
-    shown = reports.choose_pictures(results, rule, evaluation)
-    place = f"{split or 'every'} split of {data}"
-    evaluated = Evaluated(place, evaluations, comparisons, [reports.pictures(name, shown, source)])
-    run = RunRecord(
+    gallery = report.choose_pictures(results, criterion, evaluation)
+    place = f"{split or 'every'} split of {data.spec}"
+    evaluated = Evaluated(place, evaluations, comparisons, [report.pictures(name, gallery, source)])
+    record = RunRecord(
         name=name,
         title=f"{name} on {place}",
-        data={split or "all": sources.summary(source.infos)},
+        data={split or "all": summary(source.infos)},
         skipped=source.skipped,
     )
-    write_report(output / "report.html", run_report(run, [detection_part(DetectionRun([evaluated]))]))
+    write_report(output / "report.html", run_report(record, [detection_part(DetectionRun([evaluated]))]))
     console = new_console()
-    console.print(reports.results_table(evaluations, comparisons, place))
+    console.print(results_table(evaluations, comparisons, place))
     for note in dict.fromkeys(note for one in evaluations.values() for note in one["notes"]):
         console.print(f"note: {note}", markup=False)
     console.print(f"report: {output / 'report.html'}", markup=False)
     return evaluation
 
 
+def _compared_with(against: str) -> Subject:
+    place = Path(against)
+    return Subject(model_folder.find(place, None, ARCHITECTURES), True) if place.is_dir() else Subject(place, False)
+
+
 def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:
-    """What they are called: as few of the last parts of their paths as tell them apart."""
+    """What they are called: the fewest last parts of their paths that distinguish them."""
     own = subject.parts
     if other is None:
         return own[-1], ""
     theirs = other.parts
     if own == theirs:
-        raise UserError("--against names what is evaluated", where=other.place, todo="name another run or file")
+        raise UserError(
+            "the same model or file as the one that is evaluated", where="--against", todo="name another run or file"
+        )
     alike = next(i for i in range(len(own) + 1) if own[-1 - i :] != theirs[-1 - i :])
     return "/".join(own[-1 - alike :]), "/".join(theirs[-1 - alike :])
 
 
 def _detect(
-    subject: Subject,
-    source: ImageSource,
-    categories: Sequence[int] | None,
-    score_floor: float,
-    flips: Sequence[str] | None,
+    subject: Subject, source: ImageSource, categories: Sequence[int] | None, settings: EvaluateSettings
 ) -> tuple[list[ImageResult], list[str]]:
-    """(its detections beside the truth, notes). One class of a model and one of the data are taken for the same."""
+    """(its detections beside the truth, notes). One class of a model and one of the data count as the same class."""
     if not subject.is_model:
         numbers = categories or range(1, len(source.classes) + 1)
         found = detections.read_results(subject.place, source.infos, numbers)
         return detections.join(source.infos, found), []
-    known, notes = tuple(detection_model.load(subject.place)[2]["classes"]), []
+    trained, notes = load(subject.place), []
+    known = tuple(trained.description["classes"])
     if len(known) == len(source.classes) == 1 and known != source.classes:
-        notes = [f"the class '{known[0]}' of the model is taken for '{source.classes[0]}' of the data"]
+        notes = [f"the class '{known[0]}' of the model counts as '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)
-    patients = {info.patient_id for info in source.infos}
-    seen = trained.those_marked(trained.named_patients(source.infos), trained.patient_marks(subject.place))
+    everyone = {info.patient_id for info in source.infos}
+    seen = patients.among(patients.named(source.infos), model_folder.seen_patients(subject.place))
     if seen:
         notes.append(
-            f"{subject.parts[-1]} was trained on {len(seen)} of these {len(patients)} patients, such as {seen[0]}: of "
-            "others it may find less"
+            f"{subject.parts[-1]} was trained on {len(seen)} of these {len(everyone)} patients, for example {seen[0]}: "
+            "it may find fewer lesions of other patients"
         )
-    return detection_model.detect_with(subject.place, source, meshes.make_mesh(), score_floor, flips), notes
+    results = predict.detect_with(trained, source, meshes.make_mesh(), settings.score_floor, settings.flips)
+    return results, notes

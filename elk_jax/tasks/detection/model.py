@@ -1,65 +1,55 @@
-"""A trained detector as a folder: weights, architecture, classes, input size and operating points in one place."""
+"""A detector as a model to train, and as a folder: weights, architecture, classes, input size, operating points."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
-from elk_jax.data import breast
-from elk_jax.data.batches import detection as loader
-from elk_jax.data.flips import check_flips, flip_boxes, flipped
-from elk_jax.data.sources.source import ImageSource
-from elk_jax.detection.faster_rcnn import FasterRCNNConfig
+from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.detection import detector as detectors
+from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections, fusion
-from elk_jax.evaluation.detections import Detections, ImageResult, join
-from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks import trained
-from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.watching import watched
-from elk_jax.training import mesh as meshes
-from elk_jax.weights import model_folder as store
+from elk_jax.training.model import Model, Params
+from elk_jax.weights import model_folder
 
-ARCHITECTURE = "faster_rcnn"
+ARCHITECTURES = tuple(detectors.DETECTORS)
 
-CONVENTIONS = {
-    "pixel_scale": r"^backbone/stem/",
-    "pixel_mean": r"^backbone/stem/",
-    "pixel_std": r"^backbone/stem/",
-    "stride_in_1x1": r"^backbone/res\d_\d+/conv3/",  # of bottlenecks alone
-    "norm_groups": r"/norm/",
-    "norm_eps": r"/norm/",
-    "anchor_ratios": r"^rpn/(objectness|deltas)/",
-    "anchor_offset": r"^rpn/(objectness|deltas)/",
-    "anchor_rounded": r"^rpn/(objectness|deltas)/",
-    "roi_aligned": r"^box_head/(conv1|fc1)/",
-    "background": r"^box_head/class_logits/",
-    "box_weights": r"^box_head/box_deltas/",
-}
-"""Field -> the layers whose weights mean something else when it is changed, though their shapes stay.
 
-Not the sizes of anchors, which every training may plan for its own lesions."""
+def trainable(detector: Detector) -> Model:
+    """A detector for the training loop. Its loss divides by counts of the whole batch."""
+    return Model(
+        init=detector.init,
+        loss=lambda params, constants, batch, rng, map_images: detectors.loss(
+            detector, params, batch, rng, map_images
+        ),
+        predict=lambda params, constants, batch, map_images: detectors.predict(detector, params, batch, map_images),
+        frozen=detector.frozen,
+        per_example=False,
+    )
+
+
+class Trained(NamedTuple):
+    """A detector's model folder, read."""
+
+    detector: Detector
+    params: Params
+    description: dict[str, Any]  # the content of model.json
 
 
 def describe(
-    model: FasterRCNNConfig,
+    detector: Detector,
     classes: Sequence[str],
-    test_loader: loader.LoaderConfig,
+    test_loader: LoaderConfig,
     crop_to_breast: bool,
     flips: Sequence[str],
     evaluation: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `model.json` says. `evaluation` is that of the validation split: thresholds are chosen there."""
+    """The content of `model.json`. evaluation: of the validation split, which gives the operating points."""
     return {
-        "architecture": ARCHITECTURE,
-        "model": dataclasses.asdict(model),
+        "architecture": detector.name,
+        "model": dataclasses.asdict(detector.config),
         "classes": list(classes),
         "input": {
             "crop_to_breast": crop_to_breast,
@@ -74,137 +64,13 @@ def describe(
     }
 
 
-def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
-    """A model folder as (architecture, params, the whole description). Raises UserError when it is none."""
-    params, description = store.load_params(folder)
+def load(folder: Path) -> Trained:
+    """Read a detector's model folder. UserError for a folder of another kind."""
+    params, description = model_folder.load_params(folder)
     parts = ("model", "classes", "input")
-    if description.get("architecture") != ARCHITECTURE or not all(part in description for part in parts):
+    if description.get("architecture") not in ARCHITECTURES or not all(part in description for part in parts):
         raise UserError(
-            "not a trained Faster R-CNN",
-            where=folder,
-            todo="name the model folder of a detection stage: RUN/STAGE/model",
+            "not a trained detector", where=folder, todo="name the model folder of a detection stage: RUN/STAGE/model"
         )
-    return detection.model_config(description["model"]), params, description
-
-
-def settled_by(model: FasterRCNNConfig, taken: Iterable[str]) -> list[str]:
-    """The fields that are settled where a training starts from given weights. taken: names of those parameters."""
-    names = list(taken)
-    fields = [field for field, layers in CONVENTIONS.items() if any(re.search(layers, name) for name in names)]
-    free = set()
-    if len(model.pixel_mean) == 1:  # another contrast of the same grey values
-        free |= {"pixel_mean", "pixel_std"}
-    if "gn" not in (model.norm, model.fpn_norm, model.box_norm):
-        free |= {"norm_groups"}
-    return [field for field in fields if field not in free]
-
-
-def find(workdir: Path, stage: str | None = None) -> Path:
-    """The detector that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    return trained.find(workdir, stage, ARCHITECTURE, "detector")
-
-
-def test_loader(description: Mapping[str, Any], infos: Sequence) -> loader.LoaderConfig:
-    """How a trained model wants its images; a canvas of its own for images that fit none of the training's."""
-    entry = description["input"]
-    resize = detection.resize_config(entry["resize"])
-    buckets = tuple((int(height), int(width)) for height, width in entry["buckets"])
-    return loader.LoaderConfig(
-        batch_size=max(2, jax.device_count()),
-        resize=resize,
-        augmentation=loader.NO_AUGMENTATION,
-        buckets=buckets if _all_fit(infos, buckets, resize) else (),
-    )
-
-
-def _all_fit(infos: Sequence, buckets: Sequence[tuple[int, int]], resize) -> bool:
-    try:
-        loader.plan.assign_buckets(infos, buckets, resize, loader.NO_AUGMENTATION)
-    except UserError:
-        return False
-    return bool(buckets)
-
-
-def detect_with(
-    folder: Path, source: ImageSource, mesh: Mesh, score_floor: float = 0.0, flips: Sequence[str] | None = None
-) -> list[ImageResult]:
-    """Run a model folder over a source, at the input size it was trained for.
-
-    flips: mirrored views to detect in as well; None for those that the model was described with.
-    """
-    config, params, description = load(folder)
-    if tuple(description["classes"]) != source.classes:
-        raise UserError(
-            f"the model knows the classes {description['classes']}, the data has {list(source.classes)}",
-            where=source.name,
-            todo="evaluate on data with the classes of the training",
-        )
-    task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), mesh)
-    predictor, params = detection.compile_predictor(task, mesh), meshes.place(params, mesh)
-    shown = show(source, bool(description["input"].get("crop_to_breast")))
-    batches = test_loader(description, shown.source.infos)
-    flips = check_flips(description["input"].get("flips", ()) if flips is None else flips)
-    return detect_shown(predictor, params, shown, batches, mesh, score_floor, flips)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """What a detector sees of a source, and how it comes back: the same in training's validation as in testing."""
-
-    source: ImageSource
-    whole: tuple[ImageInfo, ...]
-    windows: tuple[breast.Window, ...] | None  # of `source` in the whole images; None where these are shown
-
-
-def show(source: ImageSource, crop_to_breast: bool) -> Shown:
-    """`source` as a detector sees it; decodes every image once where breasts are cut out."""
-    if not crop_to_breast:
-        return Shown(source, source.infos, None)
-    seen, windows = breast.crop_to_breast(without_truth(source), watched("  finding the breasts"))
-    return Shown(seen, source.infos, windows)
-
-
-def detect_shown(
-    predictor: detection.Predictor,
-    params: Any,
-    shown: Shown,
-    config: loader.LoaderConfig,
-    mesh: Mesh,
-    score_floor: float = 0.0,
-    flips: Sequence[str] = (),
-    progress: bool = True,
-) -> list[ImageResult]:
-    """Detections and truth in the pixels of the whole images.
-
-    flips: mirrored views, whose detections are fused with those of the images as they are.
-    """
-    detect = lambda source: detection.detect_all(predictor, params, source, config, mesh, score_floor, progress)
-    results = detect(shown.source)
-    if flips:
-        views = [_unflipped(detect(flipped(shown.source, flip)), flip) for flip in flips]
-        results = detections.above(fusion.fuse([results, *views]), score_floor)
-    return results if shown.windows is None else _uncut(results, shown.whole, shown.windows)
-
-
-def without_truth(source: ImageSource) -> ImageSource:
-    """The same images as if nothing were known of them: the truth must not decide what a detector is shown."""
-    none: dict[str, Any] = {
-        "boxes": np.zeros((0, 4), np.float32),
-        "labels": np.zeros(0, np.int32),
-        "ignore": np.zeros(0, bool),
-    }
-    return dataclasses.replace(source, infos=tuple(dataclasses.replace(info, **none) for info in source.infos))
-
-
-def _unflipped(results: Sequence[ImageResult], flip: str) -> list[ImageResult]:
-    """Results of mirrored images, in the pixels of the images."""
-    return [dataclasses.replace(r, boxes=flip_boxes(r.boxes, r.width, r.height, flip)) for r in results]
-
-
-def _uncut(
-    results: Sequence[ImageResult], infos: Sequence[ImageInfo], windows: Sequence[breast.Window]
-) -> list[ImageResult]:
-    """Results on breasts cut out of their images, in the pixels of the whole images."""
-    origin = {info.image_id: np.array([*window[:2], *window[:2]], float) for info, window in zip(infos, windows)}
-    found = {r.image_id: Detections(r.boxes + origin[r.image_id], r.scores, r.labels) for r in results}
-    return join(infos, found)
+    config = detectors.config_from(description["model"], f"{folder / model_folder.CONFIG}: model")
+    return Trained(detectors.build(config), params, description)

@@ -1,63 +1,260 @@
-"""Run a trained detector over image files."""
+"""Run a detector over the images of a source, as training validates and testing tests, or over image files."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from elk_jax import files
-from elk_jax.data.sources import folder
-from elk_jax.evaluation.detections import ImageResult
-from elk_jax.tasks.detection import model as detection_model
-from elk_jax.tasks.run import new_console, say_left_out
-from elk_jax.tasks.watching import watched
+from elk_jax.data import breast
+from elk_jax.data.augment import NO_AUGMENTATION, Resize
+from elk_jax.data.batches import detection as batches
+from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.flips import flip_boxes, flipped, unique_flips
+from elk_jax.data.sources import folder as image_files
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.errors import UserError
+from elk_jax.evaluation import detections, fusion
+from elk_jax.evaluation.detections import Detections, ImageResult, join
+from elk_jax.fields import SHARE, build
+from elk_jax.images.schema import ImageInfo
+from elk_jax.progress import Progress, progress_bar
+from elk_jax.tasks.detection.model import Trained, load, trainable
+from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.training import mesh as meshes
+from elk_jax.training.model import Model, Params
 
 CHOSEN_RATE = 1.0
-"""False positives per image, on the validation split, of the threshold that is taken when none is given."""
+"""False positives per image, on the validation split, of the threshold that is used when none is given."""
 COLOUR = (64, 196, 255)  # BGR
+
+Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
+
+
+# ---- Over a source -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """What a detector sees of a source: the images, or the breasts cut out of them.
+
+    whole: the source's own images. windows: of the breasts in them; None where the whole images are seen.
+    """
+
+    source: ImageSource
+    whole: tuple[ImageInfo, ...]
+    windows: tuple[breast.Window, ...] | None
+
+
+def view(source: ImageSource, crop_to_breast: bool) -> View:
+    """`source` as a detector sees it. Decodes every image once where breasts are cut out.
+
+    The truth does not decide where an image is cut.
+    """
+    if not crop_to_breast:
+        return View(source, source.infos, None)
+    seen, windows = breast.crop_to_breast(without_truth(source), progress_bar("  finding the breasts"))
+    return View(seen, source.infos, windows)
+
+
+def compile_predictor(model: Model, mesh: Mesh) -> Predictor:
+    """(params, placed batch) -> predictions, and the batch's own `index`, `scale`, `valid`, on every process."""
+    map_images = meshes.shard_map_images(mesh)
+
+    def predict(params, batch):
+        found = model.predict(params, model.constants, batch, map_images)
+        return {"predictions": found, "batch": {key: batch[key] for key in ("index", "scale", "valid")}}
+
+    return jax.jit(predict, out_shardings=meshes.replicated(mesh))
+
+
+def detect(
+    predictor: Predictor,
+    params: Params,
+    host_batches: Iterable[Mapping[str, Any]],
+    infos: Sequence[ImageInfo],
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    progress: Callable[[int], None] = lambda images: None,
+) -> list[ImageResult]:
+    """Run a detector over evaluation batches and join its detections with the truth, in the source's own pixels.
+
+    progress is called after every batch with the number of its images.
+    """
+    needed = ("image", "image_size", "index", "scale", "valid")
+
+    def outputs():
+        waiting = None  # fetch the result of a batch while the next one is computed
+        for batch in host_batches:
+            running = predictor(params, meshes.put_batch({key: batch[key] for key in needed}, mesh))
+            if waiting is not None:
+                yield fetch(waiting)
+            waiting = running
+        if waiting is not None:
+            yield fetch(waiting)
+
+    def fetch(result):
+        host = jax.device_get(result)
+        progress(int(host["batch"]["valid"].sum()))
+        return host["batch"], host["predictions"]
+
+    return detections.join_batches(infos, outputs(), score_floor)
+
+
+def detect_source(
+    predictor: Predictor,
+    params: Params,
+    source: ImageSource,
+    config: LoaderConfig,
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    progress: bool = True,
+) -> list[ImageResult]:
+    """`detect` over a whole source, with a progress bar."""
+    host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count())
+    if not progress:
+        return detect(predictor, params, host_batches, source.infos, mesh, score_floor)
+    with Progress("  detecting", len(source), unit="image") as bar:
+        advance = lambda images: bar.update(bar.done + images)
+        return detect(predictor, params, host_batches, source.infos, mesh, score_floor, advance)
+
+
+def detect_view(
+    predictor: Predictor,
+    params: Params,
+    seen: View,
+    config: LoaderConfig,
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    flips: Sequence[str] = (),
+    progress: bool = True,
+) -> list[ImageResult]:
+    """Detections and truth in the pixels of the whole images.
+
+    flips: mirrored views, whose detections are fused with those of the images as they are.
+    """
+    find = lambda source: detect_source(predictor, params, source, config, mesh, score_floor, progress)
+    results = find(seen.source)
+    if flips:
+        mirrored = [_unflipped(find(flipped(seen.source, flip)), flip) for flip in flips]
+        results = detections.above(fusion.fuse([results, *mirrored]), score_floor)
+    return results if seen.windows is None else _uncut(results, seen.whole, seen.windows)
+
+
+def detect_with(
+    trained: Trained, source: ImageSource, mesh: Mesh, score_floor: float = 0.0, flips: Sequence[str] | None = None
+) -> list[ImageResult]:
+    """Run a trained detector over a source, at the input size it was trained for.
+
+    flips: mirrored views to detect in as well; None for those of its training.
+    """
+    detector, params, description = trained
+    if tuple(description["classes"]) != source.classes:
+        raise UserError(
+            f"the model knows the classes {description['classes']}, the data has {list(source.classes)}",
+            where=source.name,
+            todo="evaluate on data with the classes of the training",
+        )
+    model = trainable(detector.replaced(score_floor=score_floor))
+    predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
+    seen = view(source, bool(description["input"].get("crop_to_breast")))
+    config = input_of(description, seen.source.infos)
+    flips = unique_flips(description["input"].get("flips", ()) if flips is None else flips)
+    return detect_view(predictor, placed, seen, config, mesh, score_floor, flips)
+
+
+def input_of(description: Mapping[str, Any], infos: Sequence[ImageInfo]) -> LoaderConfig:
+    """The input of a trained detector, by its model.json; one canvas of its own for images that fit none of it."""
+    entry = description["input"]
+    resize = build(Resize, entry["resize"], "model.json: input.resize")
+    buckets = tuple((int(height), int(width)) for height, width in entry["buckets"])
+    return LoaderConfig(
+        batch_size=max(2, jax.device_count()),
+        resize=resize,
+        augmentation=NO_AUGMENTATION,
+        buckets=buckets if _all_fit(infos, buckets, resize) else (),
+    )
+
+
+def without_truth(source: ImageSource) -> ImageSource:
+    """The same images as if nothing were known of them."""
+    none: dict[str, Any] = {
+        "boxes": np.zeros((0, 4), np.float32),
+        "labels": np.zeros(0, np.int32),
+        "ignore": np.zeros(0, bool),
+    }
+    return replace(source, infos=tuple(replace(info, **none) for info in source.infos))
+
+
+def _all_fit(infos: Sequence[ImageInfo], buckets: Sequence[tuple[int, int]], resize: Resize) -> bool:
+    try:
+        batches.plan.assign_buckets(infos, buckets, resize, NO_AUGMENTATION)
+    except UserError:
+        return False
+    return bool(buckets)
+
+
+def _unflipped(results: Sequence[ImageResult], flip: str) -> list[ImageResult]:
+    """Results of mirrored images, in the pixels of the images."""
+    return [replace(r, boxes=flip_boxes(r.boxes, r.width, r.height, flip)) for r in results]
+
+
+def _uncut(
+    results: Sequence[ImageResult], infos: Sequence[ImageInfo], windows: Sequence[breast.Window]
+) -> list[ImageResult]:
+    """Results on breasts cut out of their images, in the pixels of the whole images."""
+    origin = {info.image_id: np.array([*window[:2], *window[:2]], float) for info, window in zip(infos, windows)}
+    found = {r.image_id: Detections(r.boxes + origin[r.image_id], r.scores, r.labels) for r in results}
+    return join(infos, found)
+
+
+# ---- Over image files ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """threshold: score from which a box is a finding; None: the operating point of CHOSEN_RATE. score_floor: boxes
+    that score less are not written. pictures: write a picture of every image."""
+
+    threshold: Annotated[float, SHARE] | None = None
+    score_floor: Annotated[float, SHARE] = 0.01
+    pictures: bool = True
 
 
 def predict_files(
-    *,
-    model: Path,
-    inputs: Sequence[str],
-    output: Path,
-    threshold: float | None = None,
-    score_floor: float = 0.01,
-    pictures: bool = True,
-    on_error: str = "stop",
-    bit_depth: int = 0,
+    *, model: Path, inputs: Sequence[str], bit_depth: int, on_error: str, output: Path, settings: PredictSettings
 ) -> list[ImageResult]:
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
-    paths, left_out = folder.find_images(inputs)
-    _, _, description = detection_model.load(model)
+    paths, not_images = image_files.find_images(inputs)
+    trained = load(model)
+    description = trained.description
     classes = tuple(description["classes"])
-    source = folder.open_files(paths, classes, on_error, watch=watched("  decoding"), bit_depth=bit_depth)
+    source = image_files.open_files(paths, classes, on_error, progress=progress_bar("  decoding"), bit_depth=bit_depth)
     files.check_writable(output)
-    threshold = chosen_threshold(description) if threshold is None else threshold
-    results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor)
+    threshold = chosen_threshold(description) if settings.threshold is None else settings.threshold
+    results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)
     files.make_folder(output)
-    files.write_json(
-        output / "findings.json", [entry for r in results for entry in _entries(r, description, threshold)]
-    )
-    files.write_text(output / "findings.csv", _csv(results, description["classes"], threshold))
-    if pictures:
+    files.write_json(output / "findings.json", [entry for r in results for entry in _entries(r, classes, threshold)])
+    files.write_text(output / "findings.csv", _csv(results, classes, threshold))
+    if settings.pictures:
         picture_folder = files.make_folder(output / "pictures")
         for index, result in enumerate(results):
             drawn = draw(source[index].image, result, threshold)
             name = f"{index:04d}_{Path(result.image_id).stem}.png"
             files.write_bytes(picture_folder / name, cv2.imencode(".png", drawn)[1].tobytes())
-    say_left_out(left_out, source.skipped)
-    marked = sum(int((r.scores >= threshold).sum()) for r in results)
-    told = f"{marked} findings at or above {threshold:.3f} in {len(results)} images: {output}"
-    new_console().print(told, markup=False)
+    report_skipped(not_images, source.skipped)
+    count = sum(int((r.scores >= threshold).sum()) for r in results)
+    text = f"{count} findings at or above {threshold:.3f} in {len(results)} images: {output}"
+    new_console().print(text, markup=False)
     return results
 
 
@@ -82,11 +279,11 @@ def draw(image: np.ndarray, result: ImageResult, threshold: float) -> np.ndarray
     return canvas
 
 
-def _entries(result: ImageResult, description: Mapping[str, Any], threshold: float) -> list[dict[str, Any]]:
+def _entries(result: ImageResult, classes: Sequence[str], threshold: float) -> list[dict[str, Any]]:
     return [
         {
             "file": result.image_id,
-            "class": description["classes"][int(label)],
+            "class": classes[int(label)],
             "box_xyxy": [round(float(v), 2) for v in box],
             "score": round(float(score), 5),
             "finding": bool(score >= threshold),

@@ -1,4 +1,4 @@
-"""What a report says of detectors, from what their stages left in the run folder."""
+"""What a report shows of detectors, read from what their stages left in the run folder."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from elk_jax import files
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.evaluation import outcomes
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import Criterion
-from elk_jax.images.schema import Source
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.run import Part
-from elk_jax.reporting.tables import results_table
-from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
 from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
-
-__all__ = ["choose_pictures", "part", "pictures", "results_table"]
 
 SHOWN = 6
 """Best and worst images of each model."""
@@ -30,7 +25,7 @@ SHOWN_RATE = 1.0
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
-    """What the finished stages of detection left behind."""
+    """The part of the finished stages of detection. summaries: by stage."""
     trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
     return detection_part(
         DetectionRun(
@@ -42,10 +37,8 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 
 
 def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
-    """What a finished evaluation stage found."""
-    folder, data = run.folder / name, ConfigDict(run.data)
-    data.on_error = "late"  # the stage has looked at every image; here only those of the gallery are decoded
-    source = detection.open_data(data, (summary["on"],), summary["split"], run.config.seed)
+    """The results of a finished evaluation stage. Only the images of the gallery are decoded."""
+    folder, source = run.folder / name, run.list(summary["on"], summary["split"])
     chosen = files.read_json(folder / "gallery.json")
     return Evaluated(
         on=f"{summary['split']} split of {summary['on']}",
@@ -78,8 +71,8 @@ def _entry(result: ImageResult, outcome: Mapping[str, Any], threshold: float) ->
     }
 
 
-def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
-    """The chosen images with their pixels, but for those that the source has lost since they were evaluated."""
+def pictures(model: str, chosen: Mapping[str, Any], source: ImageSource) -> Pictures:
+    """The chosen images with their pixels, without those that have left the source since they were evaluated."""
     position = {info.image_id: i for i, info in enumerate(source.infos)}
 
     def draw(entry: Mapping[str, Any]) -> Picture:
@@ -94,6 +87,6 @@ def pictures(model: str, chosen: Mapping[str, Any], source: Source) -> Pictures:
             scores=np.asarray(entry["scores"], float),
         )
 
-    there = lambda kind: [entry for entry in chosen[kind] if entry["image_id"] in position]
-    kinds = {kind: [draw(entry) for entry in there(kind)] for kind in ("worst", "best")}
+    present = lambda kind: [entry for entry in chosen[kind] if entry["image_id"] in position]
+    kinds = {kind: [draw(entry) for entry in present(kind)] for kind in ("worst", "best")}
     return Pictures(model=model, threshold=chosen["threshold"], **kinds)

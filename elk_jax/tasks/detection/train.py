@@ -1,12 +1,7 @@
-"""The stages of a detection experiment: train a detector, evaluate trained detectors.
-
-A train stage leaves `model/` (see detection_model.py): all that evaluation, prediction and the fine-tuning of another
-stage need. An evaluate stage leaves `<model>/predictions.json`, `<model>/evaluation.json` and `comparisons.json`.
-"""
+"""Train a detector. The stage leaves `model/` (model.py): all that evaluation, prediction and fine-tuning need."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Collection
 from functools import partial
@@ -14,232 +9,185 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
-from elk_jax import files
 from elk_jax.data import breast
-from elk_jax.data.batches import detection as loader
+from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches import plan
-from elk_jax.data.flips import check_flips
+from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.flips import unique_flips
 from elk_jax.data.sources import checks
-from elk_jax.data.sources.source import ImageSource, category_ids, summary
-from elk_jax.detection.faster_rcnn import FasterRCNNConfig
+from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.data.transforms import short_side_scale
+from elk_jax.detection import anchors
+from elk_jax.detection import detector as detectors
+from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
-from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.tasks import trained
-from elk_jax.tasks import training as recipe_training
-from elk_jax.tasks.detection import model as detection_model
-from elk_jax.tasks.detection import report as detection_report
-from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.run import Run, model_folder
-from elk_jax.tasks.settings import named
-from elk_jax.tasks.watching import watched
+from elk_jax.images.schema import ImageInfo
+from elk_jax.progress import progress_bar
+from elk_jax.tasks import training
+from elk_jax.tasks.detection import predict
+from elk_jax.tasks.detection.model import describe, trainable
+from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.task import Summary
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Params
-from elk_jax.weights import model_folder as store
-
-CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
-"""Layers whose shape follows from the number of classes: started anew where it differs."""
+from elk_jax.weights import model_folder
 
 
-def check_start(run: Run, name: str, names: Collection[str]) -> None:
-    """Raise UserError where the recipe of train stage `name` names layers that its model has not, freezes weights
-    that nothing has trained, or starts from weights that are not of its model.
+def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
+    """Raise UserError where the recipe names layers that its detector does not have, freezes weights that nothing has
+    trained, or where the stage starts from weights of another detector.
 
     names: stages that will run; the weights of one of them are not there yet. Nothing is computed: parameters are
     shapes. The class layers, which follow from the data, are left to the stage.
     """
-    stage = run.config.stages[name]
-    recipe = run.config[stage.recipe]
     if recipe.optimizer.frozen and not stage.init_from:
         raise UserError(
-            f"stage {name} starts from random weights, and {', '.join(recipe.optimizer.frozen)} would keep them",
+            f"stage {stage.name} starts from random weights, and {', '.join(recipe.optimizer.frozen)} would keep them",
             where=f"config.{stage.recipe}.optimizer.frozen",
-            todo=f"name weights to start from, --config.stages.{name}.init_from=DIR, or freeze nothing: '()'",
+            todo=f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze nothing: '()'",
         )
-    changes = {"anchor_sizes": tuple(sizes[:1] for sizes in recipe.model.anchor_sizes)} if recipe.plan_anchors else {}
-    model = detection.model_config(recipe.model, **changes)
-    task = detection.build_task(model, run.mesh)
-    fresh = jax.eval_shape(task.init, jax.random.key(0))
-    settled = partial(optimizers.build, schedule=optax.constant_schedule(1.0), params=fresh, frozen=task.frozen)
-    named(f"config.{stage.recipe}", settled, recipe.optimizer)
+    detector = detectors.build(recipe.model)
+    if recipe.plan_anchors:
+        detector = detector.replaced(anchor_sizes=tuple(sizes[:1] for sizes in recipe.model.anchor_sizes))
+    fresh = jax.eval_shape(detector.init, jax.random.key(0))
+    try:
+        optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen)
+    except UserError as error:
+        raise error.within(f"config.{stage.recipe}") from error
     if stage.init_from and stage.init_from not in names:
-        layers = {path: shape for path, shape in store.flatten(fresh).items() if not re.search(CLASS_LAYERS, path)}
-        _from_weights(model_folder(run, stage.init_from), store.nest(layers), model, stage.recipe)
+        flat = model_folder.flatten(fresh)
+        layers = {path: shape for path, shape in flat.items() if not re.search(detector.class_layers, path)}
+        _from_weights(run.model_folder(stage.init_from), model_folder.nest(layers), detector, stage.recipe)
 
 
-def train(run: Run, name: str) -> dict[str, Any]:
-    """Train one detector and write `<stage>/model/`. Returns a summary for the report."""
-    config, stage = run.config, run.config.stages[name]
-    recipe = config[stage.recipe]
-    folder = run.folder / name
-    flips = check_flips(recipe.test_flips)
+def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
+    """Train one detector and write `<stage>/model/`."""
+    flips = unique_flips(recipe.test_flips)
 
     # ---- Data ------------------------------------------------------------------------------------------------
-    source = detection.open_data(run.data, stage.train_on, "train", config.seed)
-    validation = detection.open_data(run.data, (stage.validate_on,), "val", config.seed)
+    source = run.open(stage.train_on, "train")
+    validation = run.open(stage.validate_on, "val")
     if source.classes != validation.classes:
         raise UserError(
-            f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {name}"
+            f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {stage.name}"
         )
-    run.say(f"  train {_counts(source)}; validation {_counts(validation)}")
-    _say_skipped(run, source, validation)
+    run.say(f"  train {counts(source)}; validation {counts(validation)}")
+    say_skipped(run, source, validation)
     if not summary(source.infos)["lesions"]:
         raise checks.no_lesions("train", source.name)
     if not summary(validation.infos)["lesions"]:
-        run.say("  warning: no lesion in validation: checkpoints cannot be told apart, the last one is kept")
+        run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
     if recipe.crop_to_breast:
-        source, _ = breast.crop_to_breast(source, watched("  finding the breasts"))
-    shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window
-    training_loader = detection.loader_config(recipe.loader, stage.get("weights", ()))
-    test_loader = detection.test_loader_config(recipe)
-    batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
+        source, _ = breast.crop_to_breast(source, progress_bar("  finding the breasts"))
+    seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
+    test_loader = recipe.test_loader()
+    host_batches = batches.train_batches(
+        source, recipe.loader, run.seed, jax.process_index(), jax.process_count(), weights=stage.weights
+    )
 
     # ---- Model -----------------------------------------------------------------------------------------------
-    changes: dict[str, Any] = {"num_classes": len(source.classes), "score_floor": recipe.score_floor}
+    detector = detectors.build(recipe.model).replaced(
+        num_classes=len(source.classes), score_floor=recipe.score_floor
+    )
     if recipe.plan_anchors:
-        changes["anchor_sizes"] = detection.planned_anchor_sizes(source.infos, test_loader, levels=5)
-        run.say(
-            f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in changes['anchor_sizes'])} px"
-        )
-    model = detection.model_config(recipe.model, **changes)
-    task = detection.build_task(model, run.mesh)
+        sizes = planned_anchor_sizes(source.infos, test_loader, levels=len(detector.strides))
+        detector = detector.replaced(anchor_sizes=sizes)
+        run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
+    model = trainable(detector)
     initial = None
     if stage.init_from:
-        weights, fresh = model_folder(run, stage.init_from), jax.device_get(task.init(jax.random.key(config.seed)))
-        initial = _from_weights(weights, fresh, model, stage.recipe)
+        weights, fresh = run.model_folder(stage.init_from), jax.device_get(model.init(jax.random.key(run.seed)))
+        initial = _from_weights(weights, fresh, detector, stage.recipe)
         run.say(f"  starts from {weights}")
 
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
-    predictor = detection.compile_predictor(task, run.mesh)
+    predictor = predict.compile_predictor(model, run.mesh)
 
-    def evaluate_params(params, step) -> dict[str, float]:
+    def evaluate_params(params: Params, step: int) -> dict[str, float]:
         floor = recipe.choose_score_floor
-        results = detection_model.detect_shown(predictor, params, shown, test_loader, run.mesh, floor, progress=False)
+        results = predict.detect_view(predictor, params, seen, test_loader, run.mesh, floor, progress=False)
         scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
         # before the first hit a metric is not defined: nothing was found
         return {recipe.best_metric: 0.0, **scores}
 
-    result = recipe_training.train(
+    result = training.train(
         run,
-        name,
-        task,
-        batches,
+        stage,
+        recipe,
+        model,
+        host_batches,
         initial=initial,
         evaluate=evaluate_params,
         best_metric=recipe.best_metric,
-        model=dataclasses.asdict(model),
+        settings=detector.config,
         validation=validation.infos,
-        buckets=len(batches.canvases),
+        buckets=len(host_batches.canvases),
     )
 
     # ---- The model with its operating points -------------------------------------------------------------------
     floor = recipe.score_floor
-    results = detection_model.detect_shown(predictor, result.best_params, shown, test_loader, run.mesh, floor, flips)
+    results = predict.detect_view(predictor, result.best_params, seen, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
-    params, training = recipe_training.kept(run, name, result, source.infos, source.learned_from)
+    params, trained = training.kept_weights(run, stage, result, "best", source)
     if run.is_main:
-        description = detection_model.describe(
-            model, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation
-        )
-        store.save_params(folder / "model", params, description | {"trained": training})
-    value = _best(result, recipe.best_metric)
-    run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {value} on validation")
+        description = describe(detector, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation)
+        model_folder.save_params(run.folder / stage.name / "model", params, description | {"trained": trained})
+    value = result.best_metrics.get(recipe.best_metric)
+    written = "not measured" if value is None else f"{value:.3f}"
+    run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
     return {
         "kind": "train",
-        "task": "detection",
         "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
-        "draws_per_epoch": plan.describe(_strata(source, training_loader, batches), source.infos),
-        "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
-        **recipe_training.outcome(result),
+        "draws_per_epoch": plan.describe(host_batches.strata, source),
+        "skipped": skipped_images(source, validation),
+        **training.outcome(result),
     }
 
 
-def evaluate(run: Run, name: str) -> dict[str, Any]:
-    """Evaluate trained stages on one split; with several, compare each with the first. Writes evaluation.json."""
-    config, stage = run.config, run.config.stages[name]
-    recipe = config[stage.recipe]
-    source = detection.open_data(run.data, (stage.on,), stage.split, config.seed)
-    run.say(f"  {stage.split} {_counts(source)}")
-    _say_skipped(run, source)
-    criterion = criterion_from_text(stage.criterion)
-    floor = recipe.score_floor
-    results: dict[str, list[ImageResult]] = {}
-    evaluations: dict[str, Any] = {}
-    for model in stage.models:
-        results[model] = detection_model.detect_with(run.folder / model / "model", source, run.mesh, floor)
-        evaluations[model] = metrics.evaluate_detections(
-            results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
-        )
-        if run.is_main:
-            place = files.make_folder(run.folder / name / model) / "predictions.json"
-            detections.write_results(place, results[model], category_ids(run.data[stage.on].spec))
-            files.write_json(run.folder / name / model / "evaluation.json", evaluations[model])
-    first = stage.models[0]
-    comparisons = {
-        other: metrics.compare_detections(
-            results[first], results[other], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
-        )
-        for other in stage.models[1:]
-    }
-    if run.is_main:
-        files.write_json(run.folder / name / "comparisons.json", comparisons)
-        files.write_json(
-            run.folder / name / "gallery.json",
-            {m: detection_report.choose_pictures(results[m], criterion, evaluations[m]) for m in stage.models},
-        )
-        run.console.print(
-            detection_report.results_table(evaluations, comparisons, f"{stage.split} split of {stage.on}")
-        )
-    return {
-        "kind": "evaluate",
-        "task": "detection",
-        "on": stage.on,
-        "split": stage.split,
-        "data": summary(source.infos),
-        "skipped": [list(entry) for entry in source.skipped],
-        "models": list(stage.models),
-    }
+def planned_anchor_sizes(
+    infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int
+) -> tuple[tuple[float], ...]:
+    """Anchor sizes from the lesions of `infos` at the size that images have in the network (`config`: of testing)."""
+    canvases = config.buckets or plan.choose_buckets(infos, config.resize, config.augmentation)
+    buckets = plan.assign_buckets(infos, canvases, config.resize, config.augmentation)
+
+    def scale(info: ImageInfo, canvas: tuple[int, int]) -> float:
+        if config.resize.jitter:
+            return min(canvas[0] / info.height, canvas[1] / info.width)
+        return short_side_scale((info.height, info.width), config.resize.short_sides[-1], config.resize.max_long_side)
+
+    boxes = [info.boxes[~info.ignore] * scale(info, canvases[bucket]) for info, bucket in zip(infos, buckets)]
+    return anchors.plan_sizes(np.concatenate(boxes), levels)
 
 
-# ---- Parts ----------------------------------------------------------------------------------------------------------
+def counts(source: ImageSource) -> str:
+    """A source's counts in words."""
+    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in summary(source.infos).items())
 
 
-def _from_weights(folder: Path, fresh: Params, model: FasterRCNNConfig, recipe: str) -> Params:
-    """`fresh`, parameters of `model` or their shapes, with the weights of a model folder where they agree.
-
-    Raises UserError where they are of another architecture, or of conventions that `model` does not have. recipe: its
-    name, for the error.
-    """
-    loaded, description = store.load_params(folder)
-    params = store.restore_into(fresh, loaded, (CLASS_LAYERS, *description.get("absent", ())), where=folder)
-    if "model" in description:
-        given, wanted = store.flatten(loaded), store.flatten(fresh)
-        taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
-        before = detection.model_config(description["model"])
-        trained.check_same(before, model, detection_model.settled_by(model, taken), folder, recipe)
-    return params
-
-
-def _counts(source: ImageSource) -> str:
-    counts = summary(source.infos)
-    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in counts.items())
-
-
-def _say_skipped(run: Run, *opened: ImageSource) -> None:
+def say_skipped(run: Run, *opened: ImageSource) -> None:
     for source in opened:
         for image_id, reason in source.skipped:
             run.say(f"  skipped image {image_id}: {reason}")
 
 
-def _strata(source: ImageSource, config: loader.LoaderConfig, batches: loader.TrainBatches):
-    buckets = plan.assign_buckets(source.infos, batches.canvases, config.resize, config.augmentation)
-    return plan.plan_strata(source.infos, buckets, config.batch_size, config.weights, config.lesion_share)
+def _from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -> Params:
+    """`fresh`, parameters of the detector or their shapes, with the weights of a model folder where they agree.
 
-
-def _best(result, metric: str) -> str:
-    value = result.best_metrics.get(metric)
-    return "not measured" if value is None else f"{value:.3f}"
+    Raises UserError where they are of another architecture, or of conventions that the detector does not have.
+    recipe: its name, for the error.
+    """
+    loaded, description = model_folder.load_params(folder)
+    absent = (detector.class_layers, *description.get("absent", ()))
+    params = model_folder.restore_into(fresh, loaded, absent, where=folder)
+    if "model" in description:
+        given, wanted = model_folder.flatten(loaded), model_folder.flatten(fresh)
+        taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
+        before = detectors.config_from(description["model"], f"{folder / model_folder.CONFIG}: model")
+        model_folder.check_same(before, detector.config, detector.settled_by(taken), folder, recipe)
+    return params

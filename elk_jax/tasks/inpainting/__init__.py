@@ -1,0 +1,18 @@
+"""Inpainting: a diffusion model learns lesions from close-ups, and paints lesions into healthy tissue."""
+
+from elk_jax.tasks.inpainting import model, recipe, report, synthesize, train
+from elk_jax.tasks.task import StageKind, Task
+
+TASK = Task(
+    name="inpainting",
+    recipe=recipe.InpaintingRecipe,
+    stages={
+        "train": StageKind(
+            recipe.TrainInpainterStage, train.train, train.check_start, needs_lesions=("train", "val")
+        ),
+        "synthesize": StageKind(recipe.PaintStage, synthesize.synthesize),
+    },
+    report=report.part,
+    architectures=(model.ARCHITECTURE,),
+    model="inpainter",
+)

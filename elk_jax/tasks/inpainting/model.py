@@ -1,24 +1,156 @@
-"""A trained inpainter as a folder: weights, architecture, noise, sampler, words and lesion sizes in one place."""
+"""An inpainter as a model to train, and as a folder: weights, architecture, noise, sampler, words, lesion sizes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
 
 from elk_jax.data.batches.crops import CloseupConfig
-from elk_jax.diffusion.inpainter import Words
+from elk_jax.diffusion import inpainter, lora
+from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
+from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.diffusion.schedule import Schedule
 from elk_jax.errors import UserError
+from elk_jax.fields import build
 from elk_jax.synthesis.placement import AreaRule
-from elk_jax.tasks import trained
-from elk_jax.tasks.inpainting import settings as inpainting
-from elk_jax.tasks.inpainting.settings import Inpainter
-from elk_jax.tasks.settings import build
-from elk_jax.training.model import Params
-from elk_jax.weights import model_folder as store
+from elk_jax.tasks import sampling
+from elk_jax.tasks.inpainting.recipe import LoraConfig, NoiseSettings, check_drawing
+from elk_jax.training import mesh as meshes
+from elk_jax.training.model import Model, Params
+from elk_jax.weights import model_folder
 
 ARCHITECTURE = "inpainter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inpainter:
+    """Everything that painting needs beside the parameters."""
+
+    model: InpainterConfig
+    noise: Schedule
+    sampler: SamplerConfig
+    guidance: float
+    words: Words
+
+    def __post_init__(self) -> None:
+        check_drawing(self.noise, self.sampler, self.guidance)
+
+
+# ---- To train ------------------------------------------------------------------------------------------------------
+
+
+def trainable(
+    parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_text: bool, base: Params | None
+) -> Model:
+    """An inpainter for the training loop.
+
+    base: the weights to start from, None for random ones. What is not trained of them is constant: the autoencoder,
+    the text encoder without `train_text`, and with adapters everything; the parameters are then the adapters alone.
+    """
+    if adapters.rank and base is None:
+        raise UserError("adapters need a model to adapt", where="lora.rank", todo="give init_from, or rank 0")
+    untrained = ("vae",) if train_text else ("vae", "text_encoder")
+    constants = {name: part for name, part in (base or {}).items() if adapters.rank or name in untrained}
+
+    def init(rng: jax.Array) -> Params:
+        if adapters.rank:
+            return _nested(_init_adapters(parts, adapters, rng))
+        return {name: part for name, part in inpainter.init(parts.model, rng).items() if name not in constants}
+
+    def whole(params: Params, constants: Params) -> Params:
+        if adapters.rank:
+            return lora.apply_lora(constants, _layers(params), adapters.alpha or None)
+        return {**params, **constants}
+
+    return Model(
+        init=init,
+        loss=lambda params, constants, batch, rng, map_images: inpainter.loss(
+            parts.model, whole(params, constants), batch, rng, parts.noise, loss, parts.words
+        ),
+        predict=lambda params, constants, batch, map_images: {"image": _paint(parts, whole(params, constants), batch)},
+        frozen=tuple(f"^{name}/" for name in untrained),
+        constants=constants,
+        per_example=False,  # the prior is a mean over the healthy examples of the batch
+    )
+
+
+def initial_weights(model: Model, adapters: LoraConfig, base: Params | None) -> Params | None:
+    """The trained part of `base`; None where the training starts from `model.init`."""
+    if base is None or adapters.rank:
+        return None
+    return {name: part for name, part in base.items() if name not in model.constants}
+
+
+def merged(host: Params, model: Model, adapters: LoraConfig) -> Params:
+    """All parameters of the inpainter, adapters merged into them. host: those of the training, as NumPy arrays."""
+    if adapters.rank:
+        return lora.merge(model.constants, _layers(host), adapters.alpha or None)
+    return {**host, **model.constants}
+
+
+def resized(model: InpainterConfig, size: int) -> InpainterConfig:
+    """The same networks, which take every size, for pictures of `size` pixels."""
+    unet = dataclasses.replace(model.unet, sample_size=model.unet.sample_size * size // model.size)
+    return dataclasses.replace(model, unet=unet, size=size)
+
+
+def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[str, np.ndarray], jax.Array], dict]:
+    """(params, host batch of close-ups, key) -> its valid examples with `latents` and `masked_latents`
+    instead of the image."""
+
+    def encode(params: Params, image: jax.Array, mask: jax.Array, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return inpainter.encode(parts.model, params, image, mask, rng)
+
+    compiled = jax.jit(encode, out_shardings=meshes.replicated(mesh))
+
+    def run(params: Params, batch: Mapping[str, np.ndarray], rng: jax.Array) -> dict[str, np.ndarray]:
+        latents, masked = jax.device_get(compiled(params, batch["image"], batch["mask"], rng))
+        arrays = {key: np.asarray(batch[key]) for key in ("mask", "lesion", "valid")}
+        found = arrays | {"latents": latents, "masked_latents": masked}
+        return {key: value[np.asarray(batch["valid"])] for key, value in found.items()}
+
+    return run
+
+
+def _init_adapters(parts: Inpainter, adapters: LoraConfig, rng: jax.Array) -> lora.Lora:
+    shapes = jax.eval_shape(lambda rng: inpainter.init(parts.model, rng), rng)
+    return lora.init_lora(rng, shapes, adapters.rank, adapters.targets)
+
+
+def _nested(adapters: lora.Lora) -> Params:
+    flat = {f"{layer}/{part}": leaf for layer, factors in adapters.items() for part, leaf in factors.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _layers(nested: Params) -> lora.Lora:
+    layers: lora.Lora = {}
+    for name, leaf in traverse_util.flatten_dict(nested, sep="/").items():
+        layer, _, part = name.rpartition("/")
+        layers.setdefault(layer, {})[part] = leaf
+    return layers
+
+
+def _paint(parts: Inpainter, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+    keys, image, mask, p = sampling.keys_of(batch["seed"]), batch["image"], batch["mask"], parts
+    return inpainter.paint(p.model, params, image, mask, keys, p.noise, p.sampler, p.guidance, p.words)
+
+
+# ---- As a folder ---------------------------------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """An inpainter's model folder, read."""
+
+    parts: Inpainter
+    params: Params
+    description: dict[str, Any]  # the content of model.json
 
 
 def describe(
@@ -28,15 +160,15 @@ def describe(
     rules: Mapping[str, AreaRule],
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """What `model.json` says.
+    """The content of `model.json`.
 
-    prompts: the texts of `parts.words`, by name. closeups: what the model learned from. rules: sizes of the lesions of
-    the training split, by kind ('free', 'medium'). classes: of the data; lesions are painted as the first.
+    prompts: the texts of `parts.words`, by name. closeups: of the training. rules: sizes of the lesions of the training
+    split, by kind ('free', 'medium'). classes: of the data; lesions are painted as the first.
     """
     return {
         "architecture": ARCHITECTURE,
         "model": dataclasses.asdict(parts.model),
-        "noise": inpainting.describe_noise(parts.noise),
+        "noise": describe_noise(parts.noise),
         "sampler": dataclasses.asdict(parts.sampler),
         "guidance": parts.guidance,
         "words": dataclasses.asdict(parts.words),
@@ -48,14 +180,20 @@ def describe(
     }
 
 
-def load(folder: Path) -> tuple[Inpainter, Params, dict[str, Any]]:
-    """(what painting needs, parameters, the whole description). Raises UserError when the folder is no inpainter's."""
-    params, description = store.load_params(folder)
-    return parts_of(checked(description, folder)), params, description
+def describe_noise(noise: Schedule) -> dict[str, Any]:
+    """The settings that make the same schedule again."""
+    names = ("name", "beta_start", "beta_end", "prediction", "zero_terminal_snr")
+    return {"steps": noise.steps, **{name: getattr(noise, name) for name in names}}
+
+
+def load(folder: Path) -> Trained:
+    """Read an inpainter's model folder. UserError for a folder of another kind."""
+    params, description = model_folder.load_params(folder)
+    return Trained(parts_of(checked(description, folder)), params, description)
 
 
 def checked(description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The description itself. Raises UserError when it is of another kind of model."""
+    """The description itself. UserError for one of another kind of model."""
     if description.get("architecture") != ARCHITECTURE:
         raise UserError(
             f"a model of '{description.get('architecture')}', not an inpainter",
@@ -67,13 +205,20 @@ def checked(description: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:
     """What painting needs, from model.json. changes: of the networks (dtype, remat, attention)."""
+    where = model_folder.CONFIG
     return Inpainter(
-        model=inpainting.model_from_json(description["model"], **changes),
-        noise=inpainting.noise_schedule(description["noise"]),
-        sampler=inpainting.sampler(description["sampler"]),
+        model=_model_of(description["model"], **changes),
+        noise=build(NoiseSettings, description["noise"], f"{where}: noise").schedule(),
+        sampler=build(SamplerConfig, description["sampler"], f"{where}: sampler"),
         guidance=float(description["guidance"]),
-        words=build(Words, description["words"], "words"),
+        words=build(Words, description["words"], f"{where}: words"),
     )
+
+
+def _model_of(content: Mapping[str, Any], **changes: Any) -> InpainterConfig:
+    networks = [name for name in ("unet", "autoencoder", "text") if content.get(name) is not None]
+    values = {**content, **{name: {**content[name], **changes} for name in networks}}
+    return build(InpainterConfig, values, f"{model_folder.CONFIG}: model")
 
 
 def rule(description: Mapping[str, Any], kind: str) -> AreaRule:
@@ -83,8 +228,3 @@ def rule(description: Mapping[str, Any], kind: str) -> AreaRule:
         known = ", ".join(areas) or "none: the model was imported, not trained on lesions"
         raise UserError(f"the model knows no lesion area '{kind}'", where="area", todo=f"it knows {known}")
     return AreaRule(tuple(areas[kind]["area"]), tuple(areas[kind]["ratio"]))
-
-
-def find(workdir: Path, stage: str | None = None) -> Path:
-    """The inpainter that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    return trained.find(workdir, stage, ARCHITECTURE, "inpainter")

@@ -1,4 +1,4 @@
-"""Paint lesions into healthy breasts with a trained inpainter: a COCO folder, which goes on where it stopped.
+"""Paint lesions into healthy breasts with a trained inpainter: a COCO folder, which can be resumed.
 
 Output: `images/NAME.png`, `masks/NAME.png` (the painted region: the lesion's box and its margin),
 `provenance/NAME.json` (written last: that lesion is done) and, when all are there, `synthetic.json`. Lesion `index` is
@@ -9,35 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
 from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.diffusion.inpainter import LossConfig
 from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, blocked_by, box_mask, cut, shifted, widened
-from elk_jax.progress import Progress
+from elk_jax.progress import Progress, progress_bar
+from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis import canvases as healthy
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
-from elk_jax.tasks import sampling as drawing
-from elk_jax.tasks import trained
-from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.inpainting import model as inpainting_model
-from elk_jax.tasks.inpainting import settings as inpainting
-from elk_jax.tasks.run import SYNTHETIC, Run
-from elk_jax.tasks.watching import watched
+from elk_jax.tasks import sampling
+from elk_jax.tasks.inpainting import model as inpainters
+from elk_jax.tasks.inpainting.recipe import LoraConfig, PaintSettings, PaintStage
+from elk_jax.tasks.run import SYNTHETIC, Run, is_main, meet, new_console, skipped_images
+from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
+from elk_jax.weights import model_folder
 
 SETTINGS = "synthesis.json"
 
@@ -55,45 +58,64 @@ class Planned:
     mask: np.ndarray  # [S, S] bool
 
 
-def synthesize(
-    run: Run,
+def synthesize(run: Run, stage: PaintStage, recipe: None) -> Summary:
+    """Paint lesions into the training images of a source: a COCO folder in `<stage>/`."""
+    canvases, real = run.open(stage.canvases, "train"), run.open(stage.share_of or stage.canvases, "train")
+    count = stage.count or max(1, round(stage.share * summary(real.infos)["lesions"]))
+    model, output, settings = run.model_folder(stage.model), run.folder / stage.name, PaintSettings(**stage.settings())
+    paint_lesions(model, canvases, count, output, settings, run.seed, run.mesh)
+    return {
+        "kind": "synthesize",
+        "count": count,
+        "area": stage.area,
+        "model": stage.model,
+        "skipped": skipped_images(canvases),
+    }
+
+
+def synthesize_source(
     *,
     model: Path,
-    canvases: ImageSource,
+    canvases: SourceSpec,
+    split: str,
+    on_error: str,
     count: int,
     output: Path,
-    area: str = "free",
-    seed: int = 0,
-    batch_size: int = 8,
-    lesion_free: bool = False,
-    whole_window: bool = False,
-    grain: bool = True,
-) -> int:
-    """Write `count` images, each with one painted lesion beside those that its canvas has. Returns how many there are.
+    seed: int,
+    settings: PaintSettings,
+) -> None:
+    """Paint lesions into the images of a data source, for launch/synthesize.py."""
+    source = open_source(canvases, split, on_error=on_error, progress=progress_bar("  opening"))
+    say = new_console().print
+    for image_id, reason in source.skipped:
+        say(f"skipped image {image_id}: {reason}", markup=False)
+    paint_lesions(model, source, count, output, settings, seed, meshes.make_mesh())
+    say(f"{count} synthetic lesions: {output / SYNTHETIC}", markup=False)
 
-    canvases: images of TRAINING patients. lesion_free: only canvases without lesions; else windows clear of them.
-    whole_window: paste the whole window, as published, instead of the lesion with a feathered border.
-    grain: give a lesion that is smoother than the tissue around it the grain of that tissue; not with whole_window.
-    Raises UserError for a folder that was begun with other settings, a model that is no inpainter, canvases without
-    room for a lesion.
+
+def paint_lesions(
+    model: Path, canvases: ImageSource, count: int, output: Path, settings: PaintSettings, seed: int, mesh: Mesh
+) -> None:
+    """Write `count` images, each with one painted lesion beside those that its canvas has.
+
+    model: an inpainter's model folder. canvases: images of TRAINING patients. Raises UserError for a folder that was
+    begun with other settings, and for canvases without room for a lesion.
     """
     if count < 1:
         raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
     _of_training_or_error(canvases)
-    parts, params, description = inpainting_model.load(model)
-    rule, window = inpainting_model.rule(description, area), int(description["window"])
+    parts, params, description = inpainters.load(model)
+    rule, window = inpainters.rule(description, settings.area), int(description["window"])
     margin = float(description.get("margin", 0.0))
     patients = {info.patient_id for info in canvases.infos}
-    positions = healthy.canvas_positions(canvases.infos, patients, window, lesion_free)
-    settings = {
+    positions = healthy.canvas_positions(canvases.infos, patients, window, settings.lesion_free)
+    batch_size = settings.batch_size
+    begun = {
         "model": files.fingerprint(model),
         "canvases": canvases.name,
         "images": _digest(canvases),
-        "area": area,
         "seed": seed,
-        "lesion_free": lesion_free,
-        "whole_window": whole_window,
-        "grain": grain,
+        **{name: value for name, value in asdict(settings).items() if name != "batch_size"},
     }
     masks: dict[int, np.ndarray] = {}
 
@@ -116,69 +138,32 @@ def synthesize(
         return Planned(f"{index:06d}", place, region, pixels, breast, image, mask)
 
     planned(0)  # canvases without room for a lesion leave no folder behind
-    if run.is_main:
-        _begin(output, settings)
-    run.meet("synthesis begun")
+    if is_main():
+        _begin(output, begun)
+    meet("synthesis begun")
     todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
-    run.meet("synthesis counted")  # before the main process adds to what the others count
-    task = inpainting.build_task(parts, inpainting.LossConfig(), inpainting.LoraConfig(), False, None)
-    painter, placed = drawing.compile_painter(task, run.mesh), meshes.place(params, run.mesh)
+    meet("synthesis counted")  # before the main process adds to what the others count
+    painter = inpainters.trainable(parts, LossConfig(), LoraConfig(), False, None)
+    sample, placed = sampling.compile_sampler(painter, mesh), meshes.place(params, mesh)
     with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
         for first in range(0, len(todo), batch_size):
             indices = todo[first : first + batch_size]
             chosen = [planned(index) for index in indices]
             fill = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]  # one compilation
-            painted = painter(
+            painted = sample(
                 placed,
                 {
                     "image": np.stack([p.image for p in fill])[..., None],
                     "mask": np.stack([p.mask for p in fill])[..., None].astype(np.float32),
-                    "seed": drawing.seeds(seed, [p.placement.provenance["index"] for p in fill]),
+                    "seed": sampling.seeds(seed, [p.placement.provenance["index"] for p in fill]),
                 },
             )
             for plan, picture in zip(chosen, painted[..., 0]):
-                if run.is_main:
-                    _write(output, plan, picture, description, settings)
+                if is_main():
+                    _write(output, plan, picture, description, begun)
             bar.update(bar.done + len(chosen))
-    if run.is_main:
-        _finish(output, canvases, count, canvases.learned_from | trained.patient_marks(model))
-    return count
-
-
-def synthesize_source(
-    *,
-    model: Path,
-    canvases: str,
-    split: str,
-    where: str,
-    on_error: str,
-    count: int,
-    output: Path,
-    split_shares: Sequence[float] = (),
-    bit_depth: int = 0,
-    clean_boxes: bool = False,
-    ignore_over: float = 0.0,
-    **settings: Any,
-) -> None:
-    """`synthesize` into the images of a data source, for launch/synthesize.py; see `sources.open_source`."""
-    chosen = detection.parse_where(where)
-    source = sources.open_source(
-        canvases,
-        split,
-        chosen,
-        clean_boxes,
-        on_error,
-        keep_bytes=sources.KEPT_BYTES,
-        watch=watched("  opening"),
-        ignore_over=ignore_over,
-        split_shares=split_shares,
-        bit_depth=bit_depth,
-    )
-    run = Run(ConfigDict(), output, meshes.make_mesh())
-    for image_id, reason in source.skipped:
-        run.say(f"skipped image {image_id}: {reason}")
-    written = synthesize(run, model=model, canvases=source, count=count, output=output, **settings)
-    run.say(f"{written} synthetic lesions: {output / SYNTHETIC}")
+    if is_main():
+        _finish(output, canvases, count, canvases.seen_patients | model_folder.seen_patients(model))
 
 
 def _of_training_or_error(canvases: ImageSource) -> None:
@@ -200,7 +185,7 @@ def _digest(canvases: ImageSource) -> str:
 
 
 def _begin(output: Path, settings: dict[str, Any]) -> None:
-    """Make the folders, or refuse to go on in one that was begun otherwise."""
+    """Make the folders, or refuse to resume in one that was begun with other settings."""
     output = files.make_folder(output)
     before = output / SETTINGS
     if before.exists():
@@ -223,7 +208,7 @@ def _write(
 ) -> None:
     place = plan.placement
     grainy = settings["grain"] and not settings["whole_window"]
-    rng = np.random.default_rng([settings["seed"], 8, place.provenance["index"]]) if grainy else None
+    rng = generator(settings["seed"], Purpose.GRAIN, place.provenance["index"]) if grainy else None
     image, extra = paste_lesion(
         plan.pixels, picture, place.window, plan.region, plan.breast, whole_window=settings["whole_window"], grain=rng
     )
@@ -238,13 +223,13 @@ def _write(
         "region": list(region),
         "prompt": description.get("prompts", {}).get("lesion", ""),
         "checkpoint": settings["model"],
-        "trained": {key: said for key, said in description.get("trained", {}).items() if key != "patients"},
+        "trained": {key: value for key, value in description.get("trained", {}).items() if key != "patients"},
         "area": settings["area"],
     }
     files.write_json(output / "provenance" / f"{plan.name}.json", record)
 
 
-def _finish(output: Path, canvases: ImageSource, count: int, learned_from: Collection[str]) -> None:
+def _finish(output: Path, canvases: ImageSource, count: int, seen_patients: Collection[str]) -> None:
     """The COCO file of all that was painted: the new lesion, and what the canvas had."""
     infos, by_id = [], {info.image_id: info for info in canvases.infos}
     for index in range(count):
@@ -252,7 +237,7 @@ def _finish(output: Path, canvases: ImageSource, count: int, learned_from: Colle
         record = files.read_json(output / "provenance" / f"{name}.json")
         infos.append(_info(name, by_id[record["canvas"]], record))
     description = "Synthetic lesions in real breasts"
-    coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description, learned_from=learned_from)
+    coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients)
 
 
 def _info(name: str, canvas: ImageInfo, record: dict[str, Any]) -> ImageInfo:

@@ -1,4 +1,4 @@
-"""Is a synthetic set any good? Painted lesions against real ones; leaves `<stage>/evaluation.json`.
+"""Compare painted lesions with real ones; leaves `<stage>/evaluation.json`.
 
 Only what was painted counts as synthetic: an image's first box, which is also its field `box`. Lesions of the canvas
 are real, and left out.
@@ -6,8 +6,9 @@ are real, and left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,6 +16,8 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.detection import detector as detectors
+from elk_jax.detection.closeups import closeup_features
 from elk_jax.errors import UserError
 from elk_jax.evaluation import frechet, lesion_statistics, memorised, radiomics
 from elk_jax.evaluation.real_or_synthetic import real_or_synthetic
@@ -22,11 +25,12 @@ from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import box_mask, covered, cut
 from elk_jax.progress import Progress
-from elk_jax.reporting.tables import quality_table
 from elk_jax.synthesis.closeups import box_patch, usable_lesions
-from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.detection.features import closeup_features
-from elk_jax.tasks.run import Run, model_folder
+from elk_jax.tasks.lesion_quality.page import quality_table
+from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.task import Summary
+from elk_jax.weights import model_folder
 
 CONTEXT = 0.25
 """Of a box's sides, on each side: tissue around a lesion that belongs to its close-up, so that a border shows."""
@@ -57,12 +61,9 @@ class Lesions:
         return len(self.places)
 
 
-def evaluate(run: Run, name: str) -> dict[str, Any]:
-    """Compare the painted lesions of one source with the real ones of another. Returns a summary for the report."""
-    config, stage = run.config, run.config.stages[name]
-    split = stage.get("split", "train")
-    source = detection.open_data(run.data, (stage.on,), split, config.seed)
-    painted_source = detection.open_data(run.data, (stage.synthetic,), "train", config.seed)
+def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
+    """Compare the painted lesions of one source with the real ones of another."""
+    source, painted_source = run.open(stage.on, stage.split), run.open(stage.synthetic, "train")
     painted, window = painted_places(painted_source)
     chosen = usable_lesions(source.infos, window)
     counts = summary(source.infos)
@@ -71,32 +72,37 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     real = describe(source, chosen, "  real lesions")
     synthetic = describe(painted_source, painted, "  synthetic lesions")
     training = real
-    if split != "train":  # a lesion is repeated from the training split, whatever it is compared with
-        known = detection.open_data(run.data, (stage.on,), "train", config.seed)
+    if stage.split != "train":  # a lesion is repeated from the training split, whatever it is compared with
+        known = run.open(stage.on, "train")
         training = describe(known, usable_lesions(known.infos, window), "  training lesions")
-    features = stage.get("features", "")
     seen = None
-    if features:
-        see = closeup_features(model_folder(run, features))
-        seen = see(real.closeups), see(synthetic.closeups)
-    evaluation = compare(real, synthetic, training, seen, config.seed)
+    if stage.features:
+        features = _detector_features(run.model_folder(stage.features))
+        seen = features(real.closeups), features(synthetic.closeups)
+    evaluation = compare(real, synthetic, training, seen, run.seed)
     lesions = int(sum((~info.ignore).sum() for info in source.infos))
     evaluation["counts"] |= {"window": window, "left_out": lesions - len(real)}
     evaluation["notes"] += _notes(evaluation)
     if evaluation["detector_features"]:
-        evaluation["detector_features"]["model"] = features
+        evaluation["detector_features"]["model"] = stage.features
     if run.is_main:
-        files.write_json(run.folder / name / "evaluation.json", evaluation)
-        run.console.print(quality_table(evaluation, f"{stage.synthetic} against the {split} split of {stage.on}"))
+        files.write_json(run.folder / stage.name / "evaluation.json", evaluation)
+        run.console.print(quality_table(evaluation, f"{stage.synthetic} against the {stage.split} split of {stage.on}"))
     return {
         "kind": "evaluate",
-        "task": "inpainting",
         "on": stage.on,
-        "split": split,
+        "split": stage.split,
         "synthetic": stage.synthetic,
         "data": counts,
-        "skipped": [list(entry) for entry in (*source.skipped, *painted_source.skipped)],
+        "skipped": skipped_images(source, painted_source),
     }
+
+
+def _detector_features(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """close-ups [N, S, S] -> features [N, D] of the detector in a model folder."""
+    params, description = model_folder.load_params(folder)
+    config = detectors.config_from(description.get("model", {}), f"{folder / model_folder.CONFIG}: model")
+    return closeup_features(detectors.build(config), params)
 
 
 def compare(

@@ -1,0 +1,17 @@
+"""Translation: a diffusion bridge turns low-energy mammograms into subtracted (contrast-enhanced) images."""
+
+from elk_jax.tasks.task import Action, StageKind, Task
+from elk_jax.tasks.translation import evaluate, model, predict, recipe, report, train
+
+TASK = Task(
+    name="translation",
+    recipe=recipe.TranslationRecipe,
+    stages={
+        "train": StageKind(recipe.TrainTranslatorStage, train.train, train.check_pairs),
+        "evaluate": StageKind(recipe.EvaluateTranslatorsStage, evaluate.evaluate, train.check_pairs),
+    },
+    report=report.part,
+    architectures=(model.ARCHITECTURE,),
+    model="translator",
+    predict=Action(predict.translate_files, predict.TranslateSettings),
+)

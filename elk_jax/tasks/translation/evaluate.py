@@ -14,18 +14,21 @@ import cv2
 import numpy as np
 
 from elk_jax import files
-from elk_jax.data.batches import pairs
-from elk_jax.data.batches.pairs import PairBatch, Pairs
+from elk_jax.data.batches import pairs as batches
+from elk_jax.data.batches.pairs import PairBatch
+from elk_jax.data.pairs import Pairs
 from elk_jax.errors import UserError
 from elk_jax.evaluation import similarity
 from elk_jax.images.breast import breast_mask
 from elk_jax.progress import Progress
-from elk_jax.reporting.tables import translation_table
-from elk_jax.tasks import sampling as drawing
-from elk_jax.tasks.run import Run
-from elk_jax.tasks.translation import model as translation_model
-from elk_jax.tasks.translation import settings as translation
-from elk_jax.tasks.translation.settings import Greys
+from elk_jax.spread import spread
+from elk_jax.tasks import sampling
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.task import Summary
+from elk_jax.tasks.translation.model import Greys, load, trainable
+from elk_jax.tasks.translation.page import translation_table
+from elk_jax.tasks.translation.recipe import EvaluateTranslatorsStage, TranslationRecipe
+from elk_jax.tasks.translation.train import open_pairs, summary
 from elk_jax.training import mesh as meshes
 
 BASELINES: dict[str, Callable[[Greys, np.ndarray], np.ndarray]] = {
@@ -43,58 +46,54 @@ Columns = dict[str, list[float]]
 """Measures of every tile, by name."""
 
 
-def evaluate(run: Run, name: str) -> dict[str, Any]:
-    """Translate a split with each of the stage's models and compare. Returns a summary for the report.
+def evaluate(run: Run, stage: EvaluateTranslatorsStage, recipe: TranslationRecipe) -> Summary:
+    """Translate a split with each of the stage's models and compare.
 
     The baselines know the grey values that the first model was trained on.
     """
-    config, stage = run.config, run.config.stages[name]
-    split = stage.split
-    models = {model: translation_model.load(run.folder / model / "model") for model in stage.models}
-    size, *others = {parts.model.size for parts, _, _ in models.values()}
+    models = {name: load(run.model_folder(name)) for name in stage.models}
+    size, *others = {trained.parts.model.size for trained in models.values()}
     if others:
         todo = "evaluate models of one model.size in a stage"
-        raise UserError("models of tiles of different sizes", where=f"stage {name}", todo=todo)
-    settings = translation.pair_config(config[stage.recipe].pairs, size)
-    held_out = translation.open_pairs(run.data, (stage.on,), split, config.seed, settings)
+        raise UserError("models of tiles of different sizes", where=f"stage {stage.name}", todo=todo)
+    held_out = open_pairs(run, (stage.on,), stage.split, recipe.pairs, size)
     patients = [info.patient_id for info in held_out.infos]
-    shown = {int(i) for i in np.linspace(0, len(held_out) - 1, min(GALLERY, len(held_out))).round()}
+    shown = set(spread(len(held_out), GALLERY))
     found: dict[str, Columns] = {REAL: {}}
     pictures: list[dict[str, Any]] = []
-    for model, (parts, params, _) in models.items():
-        draw = drawing.compile_painter(translation.build_task(parts, "l1"), run.mesh)
+    for name, (parts, params, _) in models.items():
+        sample = sampling.compile_sampler(trainable(parts), run.mesh)
         placed = meshes.place(params, run.mesh)
         baselines = {key: make for key, make in BASELINES.items() if key not in found}
         first = not found[REAL]
-        with Progress(f"  translating with {model}", len(held_out), unit="tile") as bar:
-            for batch in pairs.eval_pairs(held_out, settings):
-                noises = drawing.seeds(config.seed, batch["index"])
-                images = draw(placed, {"image": batch["low_energy"], "seed": noises})
+        with Progress(f"  translating with {name}", len(held_out), unit="tile") as bar:
+            for batch in batches.eval_pairs(held_out, recipe.pairs):
+                noises = sampling.seeds(run.seed, batch["index"])
+                images = sample(placed, {"image": batch["low_energy"], "seed": noises})
                 for row in np.flatnonzero(batch["valid"]):
                     index, low, real = int(batch["index"][row]), *_pair(batch, int(row))
                     image, mask = images[row, ..., 0], breast_mask(low)
-                    answers = {model: image} | {key: make(parts.greys, low) for key, make in baselines.items()}
+                    answers = {name: image} | {key: make(parts.greys, low) for key, make in baselines.items()}
                     for key, answer in answers.items():
                         _add(found.setdefault(key, {}), similarity.similarity(answer, real, mask))
                         _add(found[key], {CONTRAST: _contrast(held_out, index, answer, mask)})
                     if first:
                         _add(found[REAL], {CONTRAST: _contrast(held_out, index, real, mask)})
                     if index in shown and run.is_main:
-                        pictures.append(_picture(run, name, model, held_out, index, (low, image, real)))
+                        pictures.append(_picture(run, stage.name, name, held_out, index, (low, image, real)))
                 bar.update(bar.done + int(batch["valid"].sum()))
-    evaluation = compare(found, patients, stage.models, config[stage.recipe].bootstrap, config.seed)
-    evaluation |= {"on": stage.on, "split": split, "pictures": pictures}
+    evaluation = compare(found, patients, stage.models, recipe.bootstrap, run.seed)
+    evaluation |= {"on": stage.on, "split": stage.split, "pictures": pictures}
     if run.is_main:
-        files.write_json(run.folder / name / "evaluation.json", evaluation)
-        run.console.print(translation_table(evaluation, f"{split} split of {stage.on}"))
+        files.write_json(run.folder / stage.name / "evaluation.json", evaluation)
+        run.console.print(translation_table(evaluation, f"{stage.split} split of {stage.on}"))
     return {
         "kind": "evaluate",
-        "task": "translation",
         "on": stage.on,
-        "split": split,
+        "split": stage.split,
         "models": list(stage.models),
-        "data": translation.summary(held_out),
-        "skipped": [list(entry) for entry in held_out.skipped],
+        "data": summary(held_out),
+        "skipped": skipped_images(held_out),
     }
 
 

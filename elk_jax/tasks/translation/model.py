@@ -1,24 +1,96 @@
-"""A trained translator as a folder: weights, architecture, bridge, sampler and the grey values of its training."""
+"""A translator as a model to train, and as a folder: weights, architecture, bridge, sampler, grey values."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from elk_jax.data.pairs import Pairs
+from elk_jax.diffusion import translator
+from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.errors import UserError
-from elk_jax.tasks import trained
-from elk_jax.tasks.settings import build
-from elk_jax.tasks.translation import settings as translation
-from elk_jax.tasks.translation.settings import Greys, Translator
-from elk_jax.training.model import Params
-from elk_jax.weights import model_folder as store
+from elk_jax.fields import build
+from elk_jax.images.breast import breast_mask
+from elk_jax.spread import spread
+from elk_jax.tasks import sampling
+from elk_jax.tasks.translation.recipe import BridgeSampler
+from elk_jax.training.model import Model, Params
+from elk_jax.weights import model_folder
 
 ARCHITECTURE = "translator"
+LEAST_DEVIATION = 1e-3
+
+
+@dataclass(frozen=True)
+class Greys:
+    """Grey values inside the breast, over pixels of training pairs: all that the plain baselines know."""
+
+    low_energy_mean: float
+    low_energy_std: float
+    subtracted_mean: float
+    subtracted_std: float
+
+    def matched(self, low_energy: np.ndarray) -> np.ndarray:
+        """The low-energy image with the mean and deviation of subtracted ones, in [0, 1]."""
+        scale = self.subtracted_std / max(self.low_energy_std, LEAST_DEVIATION)
+        return np.clip((low_energy - self.low_energy_mean) * scale + self.subtracted_mean, 0, 1)
+
+
+def measure_greys(found: Pairs, count: int = 256) -> Greys:
+    """Of `count` tiles spread over the collection. UserError where none shows a breast."""
+    low, subtracted = [], []
+    for index in spread(len(found), count):
+        images = found[index]
+        mask = breast_mask(images[0])
+        low.append(images[0][mask])
+        subtracted.append(images[1][mask])
+    greys = [np.concatenate(values).astype(np.float64) for values in (low, subtracted)]
+    if not greys[0].size:
+        raise UserError("the low-energy images show no breast", where=found.name, todo="look at the images")
+    return Greys(*(round(float(value), 6) for one in greys for value in (one.mean(), one.std())))
+
+
+@dataclass(frozen=True)
+class Translator:
+    """Everything that translating needs beside the parameters."""
+
+    model: TranslatorConfig
+    sampler: BridgeSampler
+    greys: Greys
+
+
+def trainable(parts: Translator, loss: str = "l1") -> Model:
+    """A translator for the training loop. `predict` takes `image` [B, S, S, 1], low-energy, and `seed` [B, 2]."""
+
+    def predict(params: Params, constants: Params, batch: Mapping[str, jax.Array], map_images: Any) -> dict[str, Any]:
+        keys, sampler = sampling.keys_of(batch["seed"]), parts.sampler
+        found = translator.translate(parts.model, params, batch["image"], keys, sampler.steps, sampler.eta)
+        return {"image": found}
+
+    return Model(
+        init=lambda rng: translator.init(parts.model, rng),
+        loss=lambda params, constants, batch, rng, map_images: translator.loss(parts.model, params, batch, rng, loss),
+        predict=predict,
+        per_example=True,
+    )
+
+
+class Trained(NamedTuple):
+    """A translator's model folder, read."""
+
+    parts: Translator
+    params: Params
+    description: dict[str, Any]  # the content of model.json
 
 
 def describe(parts: Translator) -> dict[str, Any]:
-    """What `model.json` says."""
+    """The content of `model.json`."""
     return {
         "architecture": ARCHITECTURE,
         "model": dataclasses.asdict(parts.model),
@@ -27,22 +99,19 @@ def describe(parts: Translator) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> tuple[Translator, Params, dict[str, Any]]:
-    """(what translating needs, parameters, the description). Raises UserError when the folder is no translator's."""
-    params, description = store.load_params(folder)
+def load(folder: Path) -> Trained:
+    """Read a translator's model folder. UserError for a folder of another kind."""
+    params, description = model_folder.load_params(folder)
     if description.get("architecture") != ARCHITECTURE:
         raise UserError(
             f"a model of '{description.get('architecture')}', not a translator",
             where=folder,
             todo="name the model folder of a translation stage: RUN/STAGE/model",
         )
-    model = translation.model_from_json(description["model"])
+    where = model_folder.CONFIG
     parts = Translator(
-        model, translation.sampler(description["sampler"], model.bridge), build(Greys, description["greys"], "greys")
+        build(TranslatorConfig, description["model"], f"{where}: model"),
+        build(BridgeSampler, description["sampler"], f"{where}: sampler"),
+        build(Greys, description["greys"], f"{where}: greys"),
     )
-    return parts, params, description
-
-
-def find(workdir: Path, stage: str | None = None) -> Path:
-    """The translator that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    return trained.find(workdir, stage, ARCHITECTURE, "translator")
+    return Trained(parts, params, description)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -14,13 +16,12 @@ from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.decode import SUFFIXES, encode_png
 from elk_jax.data.tiles import black_share, tile_windows
 from elk_jax.errors import UserError
+from elk_jax.fields import AtLeast
 from elk_jax.images.windows import Window, cut
-from elk_jax.progress import Progress
-from elk_jax.tasks import sampling as drawing
-from elk_jax.tasks.run import new_console, say_left_out
-from elk_jax.tasks.translation import model as translation_model
-from elk_jax.tasks.translation import settings as translation
-from elk_jax.tasks.watching import watched
+from elk_jax.progress import Progress, progress_bar
+from elk_jax.tasks import sampling
+from elk_jax.tasks.run import new_console, report_skipped
+from elk_jax.tasks.translation.model import load, trainable
 from elk_jax.training import mesh as meshes
 
 LEAST_WEIGHT = 0.01
@@ -30,21 +31,22 @@ Translate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(tiles [B, S, S, 1], their numbers [B]) -> translated tiles [B, S, S, 1]."""
 
 
+@dataclass(frozen=True)
+class TranslateSettings:
+    """seed: another seed, another likely answer. batch_size: tiles translated at once."""
+
+    seed: Annotated[int, AtLeast(0)] = 0
+    batch_size: Annotated[int, AtLeast(1)] = 8
+
+
 def translate_files(
-    *,
-    model: Path,
-    inputs: Sequence[str],
-    output: Path,
-    seed: int = 0,
-    batch_size: int = 8,
-    on_error: str = "stop",
-    bit_depth: int = 0,
+    *, model: Path, inputs: Sequence[str], bit_depth: int, on_error: str, output: Path, settings: TranslateSettings
 ) -> list[Path]:
     """Write a subtracted image NAME.png into `output` for every low-energy one; returns them. See launch/translate.py.
 
-    An image of 8 bits has one of 8, others of 16. UserError for two files of one name.
+    The answer to an image of 8 bits has 8 bits, to others 16. UserError for two files of one name.
     """
-    paths, left_out = folder.find_images(inputs)
+    paths, not_images = folder.find_images(inputs)
     twice = [name for name, count in Counter(map(_answer_name, paths)).items() if count > 1]
     if twice:
         both = " and ".join([str(path) for path in paths if _answer_name(path) == twice[0]][:2])
@@ -53,27 +55,27 @@ def translate_files(
     if taken:
         raise UserError("the answer would replace the image", where=taken[0], todo="give another --output")
     files.check_writable(output)
-    parts, params, _ = translation_model.load(model)
-    source = folder.open_files(paths, (), on_error, watch=watched("  decoding"), bit_depth=bit_depth)
+    parts, params, _ = load(model)
+    source = folder.open_files(paths, (), on_error, progress=progress_bar("  decoding"), bit_depth=bit_depth)
     files.make_folder(output)
     mesh = meshes.make_mesh()
-    draw = drawing.compile_painter(translation.build_task(parts, "l1"), mesh)
+    sample = sampling.compile_sampler(trainable(parts), mesh)
     placed = meshes.place(params, mesh)
 
     def translate(tiles: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        return draw(placed, {"image": tiles, "seed": drawing.seeds(seed, numbers)})
+        return sample(placed, {"image": tiles, "seed": sampling.seeds(settings.seed, numbers)})
 
     written = []
     with Progress("  translating", len(source), unit="image") as bar:
         for index, info in enumerate(source.infos):
             image = source[index].image
-            whole = translated(image, translate, parts.model.size, batch_size)
+            whole = translated(image, translate, parts.model.size, settings.batch_size)
             depth = sources.pack(image).dtype
             path = output / _answer_name(Path(info.file_name))
             files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
             written.append(path)
             bar.update(index + 1)
-    say_left_out(left_out, source.skipped)
+    report_skipped(not_images, source.skipped)
     new_console().print(f"{len(written)} translated images: {output}", markup=False)
     return written
 

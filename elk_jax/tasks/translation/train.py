@@ -1,96 +1,134 @@
-"""The stage that trains a translator: leaves `<stage>/model/` (translation_model.py) and `pictures/` on the way."""
+"""Train a translator. The stage leaves `model/` (model.py), and `pictures/` of its progress."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from elk_jax.data.batches import pairs
+from elk_jax.data import pairs
+from elk_jax.data.batches import pairs as batches
+from elk_jax.data.batches.pairs import PairConfig
+from elk_jax.data.pairs import Pairs
+from elk_jax.data.sources import coco
+from elk_jax.data.sources.checks import check_files
+from elk_jax.data.tiles import tile_windows
 from elk_jax.diffusion import translator
-from elk_jax.tasks import sampling as drawing
-from elk_jax.tasks import trained
-from elk_jax.tasks import training as recipe_training
-from elk_jax.tasks.run import Run, model_folder
-from elk_jax.tasks.translation import model as translation_model
-from elk_jax.tasks.translation import settings as translation
-from elk_jax.tasks.translation.settings import Translator
-from elk_jax.training.model import Params, Task
-from elk_jax.weights import model_folder as store
+from elk_jax.progress import progress_bar
+from elk_jax.spread import spread
+from elk_jax.tasks import sampling, training
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.stages import Stage
+from elk_jax.tasks.task import Summary
+from elk_jax.tasks.translation.model import Translator, describe, load, measure_greys, trainable
+from elk_jax.tasks.translation.recipe import TrainTranslatorStage, TranslationRecipe
+from elk_jax.training.model import Model, Params
+from elk_jax.weights import model_folder
 
 SHOWN = 6
 """Validation pairs of the picture grid."""
 
 
-def train(run: Run, name: str) -> dict[str, Any]:
-    """Train a translator and write `<stage>/model/`. Returns a summary for the report."""
-    config, stage = run.config, run.config.stages[name]
-    recipe = config[stage.recipe]
+def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collection[str]) -> None:
+    """Raise UserError where images have no partners, or are smaller than a tile. Decodes none, and draws no phantom."""
+    for source, split in stage.data():
+        spec = run.spec(source)
+        if spec.kind == "phantom" or source in run.experiment.writers:
+            continue
+        subtracted = run.list(source, split)
+        partners = pairs.pair_up(subtracted, spec)
+        if run.experiment.on_error == "stop":
+            for info in subtracted.infos:
+                tile_windows(info.height, info.width, recipe.model.size, where=f"{source}, {info.file_name}")
+            check_files(partners.infos, coco.image_folder(spec.place), source)
 
+
+def open_pairs(run: Run, sources: Sequence[str], split: str, settings: PairConfig, size: int) -> Pairs:
+    """The pairs of the named sources as one collection of tiles of `size` px."""
+    opened = []
+    for source in sources:
+        subtracted, on_error = run.open(source, split), run.experiment.on_error
+        low = pairs.pair_up(subtracted, run.spec(source), progress=progress_bar("  opening"))
+        progress = progress_bar("  cutting tiles")
+        opened.append(pairs.cut_pairs(low, subtracted, settings, size, on_error, progress=progress))
+    return pairs.concatenate(opened)
+
+
+def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> Summary:
+    """Train a translator and write `<stage>/model/`."""
     # ---- Data ----------------------------------------------------------------------------------------------------
-    model = translation.model_config(recipe.model)
-    settings = translation.pair_config(recipe.pairs, model.size)
-    found = translation.open_pairs(run.data, stage.train_on, "train", config.seed, settings)
-    validation = translation.open_pairs(run.data, (stage.validate_on,), "val", config.seed, settings)
-    batches = pairs.train_pairs(found, settings, config.seed, jax.process_index(), jax.process_count())
-    shown = list(pairs.eval_pairs(validation, settings, recipe.validation_pairs))
-    parts = Translator(model, translation.sampler(recipe.sampler, model.bridge), translation.measure_greys(found))
-    shapes = jax.eval_shape(lambda rng: translator.init(model, rng), jax.random.key(0))
-    counts = translation.summary(found)
+    config, settings = recipe.model.config(), recipe.pairs
+    found = open_pairs(run, stage.train_on, "train", settings, config.size)
+    validation = open_pairs(run, (stage.validate_on,), "val", settings, config.size)
+    host_batches = batches.train_pairs(found, settings, run.seed, jax.process_index(), jax.process_count())
+    shown = list(batches.eval_pairs(validation, settings, recipe.validation_pairs))
+    parts = Translator(config, recipe.sampler, measure_greys(found))
+    shapes = jax.eval_shape(lambda rng: translator.init(config, rng), jax.random.key(0))
+    counts = summary(found)
     run.say(
-        f"  train {counts['tiles']} tiles of {model.size} px from {counts['images']} images of {counts['patients']} "
-        f"patients; model {recipe_training.parameter_count(shapes):,} parameters"
+        f"  train {counts['tiles']} tiles of {config.size} px from {counts['images']} images of {counts['patients']} "
+        f"patients; model {training.parameter_count(shapes):,} parameters"
     )
 
     # ---- Train ---------------------------------------------------------------------------------------------------
-    task = translation.build_task(parts, recipe.loss)
+    model = trainable(parts, recipe.loss)
     initial = None
     if stage.init_from:
-        start = model_folder(run, stage.init_from)
-        run.say(f"  starts from {start}")
-        before, weights, _ = translation_model.load(start)
-        trained.check_same(before.model, model, ("patch", "condition", "answer", "bridge"), start, stage.recipe)
-        initial = store.restore_into(shapes, weights, where=start)
-    result = recipe_training.train(
+        folder = run.model_folder(stage.init_from)
+        run.say(f"  starts from {folder}")
+        before = load(folder)
+        conventions = ("patch", "condition", "answer", "bridge")
+        model_folder.check_same(before.parts.model, config, conventions, folder, stage.recipe)
+        initial = model_folder.restore_into(shapes, before.params, where=folder)
+    result = training.train(
         run,
-        name,
-        task,
-        batches,
+        stage,
+        recipe,
+        model,
+        host_batches,
         initial=initial,
-        evaluate=recipe_training.fixed_loss(task, shown, run.mesh),
-        draw=_drawing(task, shown, config.seed, run.mesh),
+        evaluate=sampling.fixed_loss(model, shown, run.mesh),
+        draw=_drawing(model, shown, run.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        model=dataclasses.asdict(model),
+        settings=config,
         validation=validation.infos,
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params, training = recipe_training.kept(run, name, result, found.infos)
+    params, trained = training.kept_weights(run, stage, result, recipe.choose, found)
     if run.is_main:
-        description = translation_model.describe(parts) | {"trained": training}
-        store.save_params(run.folder / name / "model", params, description)
+        model_folder.save_params(run.folder / stage.name / "model", params, describe(parts) | {"trained": trained})
     return {
         "kind": "train",
-        "task": "translation",
-        "data": {"train": counts, "validation": translation.summary(validation)},
-        "skipped": [list(entry) for entry in (*found.skipped, *validation.skipped)],
-        **recipe_training.outcome(result),
+        "data": {"train": counts, "validation": summary(validation)},
+        "skipped": skipped_images(found, validation),
+        **training.outcome(result),
     }
 
 
-def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
-    """Some validation pairs, low energy above, real below, and between them the translation from fixed noise."""
-    draw_pictures = drawing.compile_painter(task, mesh)
+def summary(found: Pairs) -> dict[str, int]:
+    """Counts for logs and reports."""
+    return {
+        "images": len({position for position, _ in found.places}),
+        "patients": len({info.patient_id for info in found.infos}),
+        "tiles": len(found),
+        "lesions": int(sum((~info.ignore).sum() for info in found.infos)),
+    }
+
+
+def _drawing(model: Model, shown: Sequence[Any], seed: int, mesh: jax.sharding.Mesh):
+    """Some validation pairs: low energy above, real below, and between them the translation from fixed noise."""
+    sample = sampling.compile_sampler(model, mesh)
     whole = {key: np.concatenate([batch[key][batch["valid"]] for batch in shown]) for key in shown[0]}
-    chosen = np.unique(np.linspace(0, len(whole["index"]) - 1, min(SHOWN, len(whole["index"]))).round().astype(int))
+    chosen = spread(len(whole["index"]), SHOWN)
     low, real = whole["low_energy"][chosen], whole["subtracted"][chosen]
-    noises = drawing.seeds(seed, np.arange(len(chosen)))
+    seeds = sampling.seeds(seed, np.arange(len(chosen)))
 
     def draw(params: Params, step: int) -> dict[str, np.ndarray]:
-        translated = draw_pictures(params, {"image": low, "seed": noises})
-        return {"translated": drawing.grid([low, translated, real])}
+        translated = sample(params, {"image": low, "seed": seeds})
+        return {"translated": sampling.grid([low, translated, real])}
 
     return draw

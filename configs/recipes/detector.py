@@ -1,0 +1,139 @@
+"""The recipe of a detector at the size of each variant. Every default stands in elk_jax/tasks/detection/recipe.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.variants import merge, settings
+from elk_jax.detection.faster_rcnn_config import detectron2
+from elk_jax.tasks.detection.recipe import DetectionRecipe
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.schedules import WarmupMultistep
+
+
+def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The recipe of a detector: model, input, augmentation, optimisation, evaluation."""
+    recipe = settings(DetectionRecipe(model=quick_model()))
+    merge(recipe, {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}[size])
+    if "half" in extras:
+        merge(recipe, half_resnet50())
+    return recipe
+
+
+def quick_model():
+    """A ResNet-18-FPN of half the width: as good on the embedded data, in half the time."""
+    return detectron2(
+        depth=18,
+        norm="gn",
+        norm_groups=16,
+        width=32,
+        stride_in_1x1=False,
+        pixel_mean=(60.0,),  # one channel: about the mean and spread of a mammogram on black
+        pixel_std=(60.0,),
+        fpn_channels=128,
+        rpn_pre_nms_train=500,
+        rpn_pre_nms_test=500,
+        rpn_post_nms_train=300,
+        rpn_post_nms_test=300,
+        roi_samples=64,
+        roi_sampling_ratio=2,
+        box_fc_width=512,
+        detections=50,
+        detection_candidates=300,
+    )
+
+
+def tiny() -> dict[str, Any]:
+    """For tests: 128 px, a few channels, four steps."""
+    return {
+        "model": {
+            "width": 8, "norm_groups": 8, "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
+            "rpn_pre_nms_train": 64, "rpn_pre_nms_test": 64, "rpn_post_nms_train": 32, "rpn_post_nms_test": 32,
+            "detection_candidates": 32, "anchor_sizes": ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,)),
+        },
+        "plan_anchors": False,
+        "test_flips": ("horizontal",),
+        "loader": {"batch_size": 2, "max_boxes": 16, "buckets": ((128, 96),)},
+        "steps": 4,
+        "schedule": {"base": 1e-3, "warmup_steps": 1},
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "eval_every": 2,
+        "choose_score_floor": 0.0,
+        "bootstrap": 50,
+    }  # fmt: skip
+
+
+def small() -> dict[str, Any]:
+    """For real images in their hundreds, from scratch or from another modality's weights."""
+    return {
+        "model": {"width": 64, "norm_groups": 32},
+        "loader": {
+            "batch_size": 2,
+            "buckets": ((384, 256),),
+            "resize": {"jitter": (0.7, 1.4)},
+            "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.5, "rotation": 15.0, "gain": 0.2, "gamma": 0.2},
+            "lesion_share": None,
+        },
+        "test_flips": ("horizontal", "vertical", "both"),
+        "steps": 2400,
+        "schedule": {"base": 3e-4, "warmup_steps": 100},
+        "ema_decay": 0.995,
+        "log_every": 20,
+        "checkpoint_every": 400,
+        "eval_every": 400,
+    }
+
+
+def half_resnet50() -> dict[str, Any]:
+    """The ResNet-50 of half the width that docs/open_nsfw_weights.py prepares, and what spares its weights."""
+    return {
+        "model": {
+            "depth": 50,
+            "width": 32,
+            "stem_width": 64,
+            "norm": "frozen_bn",
+            "stride_in_1x1": True,
+            "pixel_mean": (104.0, 117.0, 123.0),
+            "pixel_std": (1.0, 1.0, 1.0),
+        },
+        "optimizer": {
+            "frozen": (r"backbone/stem", r"backbone/res2"),
+            "multipliers": ((r"^backbone/", 0.3),),
+        },
+    }
+
+
+def published() -> dict[str, Any]:
+    """ELK's detector as published: detectron2's R-101-FPN, SGD, 800 x 1333. A GPU with 16 GB or more.
+
+    It is fine-tuned, never trained from scratch: give --config.stages.STAGE.init_from=DIR, which
+    launch/import_weights.py makes.
+    """
+    return {
+        "model": settings(detectron2(dtype="bfloat16")),
+        "plan_anchors": False,
+        "crop_to_breast": False,
+        "loader": {
+            "batch_size": 2,
+            "buckets": ((800, 800), (1344, 800), (800, 1344)),  # square, upright, lying
+            "resize": {"short_sides": (640, 672, 704, 736, 768, 800), "max_long_side": 1333, "jitter": ()},
+            "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.0, "gain": 0.0, "gamma": 0.0},
+            "lesion_share": None,
+            "threads": 8,
+        },
+        "test_resize": {"short_sides": (800,), "max_long_side": 1333, "jitter": ()},
+        "steps": 3000,
+        "optimizer": settings(
+            OptimizerConfig(
+                name="sgd",
+                weight_decay=1e-4,
+                no_decay=(r"/norm/",),  # biases decay like all other weights
+                frozen=(r"backbone/stem", r"backbone/res2"),
+            )
+        ),
+        "schedule": settings(WarmupMultistep(base=2.5e-4, warmup_steps=1000, warmup_factor=1e-3)),
+        "log_every": 20,
+        "checkpoint_every": 250,
+        "eval_every": 250,
+    }

@@ -1,0 +1,82 @@
+"""The recipe of an inpainter at the size of each variant, and the stages that lead to painted lesions.
+
+Every default stands in elk_jax/tasks/inpainting/recipe.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.variants import merge, settings
+from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, PaintStage, TrainInpainterStage
+from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
+from elk_jax.training.schedules import Constant
+
+
+def inpainter(size: str) -> dict[str, Any]:
+    """The recipe of a lesion inpainter.
+
+    A small model in pixel space, trained from scratch; `paper`: Stable Diffusion 1.5 inpainting, fine-tuned as
+    published, which init_from brings (launch/import_weights.py --format=diffusers).
+    """
+    changes = {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}
+    return merge(settings(InpaintingRecipe()), changes[size])
+
+
+def tiny() -> dict[str, Any]:
+    """For tests."""
+    return {
+        "model": {"size": 32, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 2},
+        "sampler": {"steps": 2},
+        "closeups": {"window": 48, "batch_size": 4},
+        "steps": 4,
+        "schedule": {"warmup_steps": 1},
+        "validation_closeups": 4,
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "eval_every": 2,
+    }
+
+
+def small() -> dict[str, Any]:
+    """For real images in their hundreds."""
+    return {"closeups": {"window": 96}, "sampler": {"steps": 30}, "steps": 2500}
+
+
+def published() -> dict[str, Any]:
+    """ELK's fine-tuning of Stable Diffusion 1.5 inpainting. A GPU with 40 GB (bfloat16, remat)."""
+    return {
+        "model": None,  # init_from brings it
+        "networks": {"dtype": "bfloat16", "remat": True, "attention": "auto"},
+        "guidance": 2.0,
+        "sampler": {"steps": 50, "lambda_min": None},
+        "closeups": {
+            "window": 512, "margin": 0.0, "batch_size": 8, "tissue_share": 0.0, "vertical_flip": 0.0,
+            "horizontal_flip": 0.0, "gain": 0.0, "threads": 8,
+        },
+        "loss": {"mask_outside": 1.0, "min_snr_gamma": 0.0, "prior_weight": 1.0},
+        "steps": 2400,
+        "schedule": settings(Constant(base=1e-6)),
+        "ema_decay": 0.0,
+        "eval_every": 200,
+        "checkpoint_every": 400,
+    }  # fmt: skip
+
+
+def painting_stages(size: str, extras: frozenset[str]) -> dict[str, Any]:
+    """Stages that lead from the source `real` to the source `synthetic` ('stage:lesions'): train, paint, compare.
+
+    `paper` pastes whole windows, as published; the others the lesion alone, with a soft border and grain.
+    """
+    return {
+        "inpainter": TrainInpainterStage(train_on=("real",), validate_on="real"),
+        "lesions": PaintStage(
+            model="inpainter",
+            canvases="real",
+            share_of="real",
+            share=2.0 if "double" in extras else 1.0,
+            area="medium" if "medium" in extras else "free",
+            whole_window=size == "paper",
+        ),
+        "lesion_quality": LesionQualityStage(synthetic="synthetic", on="real"),
+    }

@@ -1,0 +1,17 @@
+"""The data sources of the experiments: the embedded data set at the size of a variant."""
+
+from __future__ import annotations
+
+PHANTOMS = {"tiny": (128, 24), "quick": (256, 400), "small": (512, 400), "paper": (1024, 800)}
+"""Variant -> (pixels of a side, images)."""
+
+
+def phantom(size: str, lesions: str, seed: int, modality: str = "subtracted") -> str:
+    """The embedded data set at the size of a variant."""
+    pixels, count = PHANTOMS[size]
+    return f"phantom:size={pixels},count={count},lesions={lesions},seed={seed},modality={modality}"
+
+
+def few(size: str, extras: frozenset[str]) -> int:
+    """Training patients of the few-shot variant: ELK's 26, fewer where the embedded data is small; else 0, all."""
+    return (2 if size == "tiny" else 26 if size == "paper" else 8) if "fewshot" in extras else 0

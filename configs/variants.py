@@ -1,0 +1,75 @@
+"""The variants of the experiments, and the frame that they share. An experiment file overrides only what differs.
+
+Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several are joined by commas):
+  quick     default: ResNet-18-FPN of half the width, with GroupNorm, from scratch on the embedded data: minutes on 2
+            CPU cores
+  tiny      seconds, for tests
+  small     ResNet-18-FPN at 384 px for a few hundred real images: about half an hour on 2 CPU cores
+  paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333; for a GPU and imported weights
+  fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. Data with
+            a subset of its own, such as ELK's, which data_prep marks: take paper without fewshot, and
+            --config.data.real.train_where=fewshot=true
+  half      a ResNet-50 of half the width, to start from weights of such a network (docs/open_nsfw_weights.py):
+            faster than a ResNet-18 on a CPU
+  medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
+  double    two painted lesions for each real one (ELK's 200 %)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+SIZES = ("quick", "tiny", "small", "paper")
+DETECTOR_EXTRAS = ("fewshot", "half")
+PAINTING_EXTRAS = ("fewshot", "medium", "double")
+
+
+def parse(variant: str | None, extras: tuple[str, ...] = DETECTOR_EXTRAS) -> tuple[str, frozenset[str]]:
+    """'paper,fewshot' -> ('paper', {'fewshot'}). extras: those that the experiment knows.
+
+    Raises ValueError for a word that is not a variant of it.
+    """
+    words = [word for word in (variant or "quick").split(",") if word]
+    known = (*SIZES, *extras)
+    unknown = [word for word in words if word not in known]
+    if unknown:
+        raise ValueError(f"no variant '{unknown[0]}'; choose from {', '.join(known)}")
+    sizes = [word for word in words if word in SIZES] or ["quick"]
+    if len(sizes) > 1:
+        raise ValueError(f"'{sizes[0]}' and '{sizes[1]}' exclude each other")
+    return sizes[0], frozenset(words) & frozenset(extras)
+
+
+def experiment(name: str, **parts: Any) -> ConfigDict:
+    """The frame of every experiment; `parts` are its data, recipes and stages, kept in the order given.
+
+    Recipes and stages are dicts or dataclasses; a field that is a dataclass becomes a section.
+    """
+    return _sections({"name": name, "seed": 42, "mesh": {"data": -1, "fsdp": 1}, **parts})
+
+
+def settings(dataclass: Any) -> dict[str, Any]:
+    """The fields of a recipe as nested dicts, for `merge`."""
+    return dataclasses.asdict(dataclass)
+
+
+def merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Change a nested dict in place and return it; a section that names another kind (`name`) replaces the old one."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(recipe.get(key), dict) and "name" not in value:
+            merge(recipe[key], value)
+        else:
+            recipe[key] = value
+    return recipe
+
+
+def _sections(value: Any) -> Any:
+    """Nested dicts and dataclasses as ConfigDicts that keep their order: stages run in it. A stage's name is its key."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {key: child for key, child in dataclasses.asdict(value).items() if (key, child) != ("name", "")}
+    if not isinstance(value, dict):
+        return value
+    return ConfigDict({key: _sections(child) for key, child in value.items()}, sort_keys=False)

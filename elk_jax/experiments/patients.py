@@ -1,0 +1,120 @@
+"""No patient is on both sides: a model is not evaluated on patients that it was trained on.
+
+A model is trained on a patient when its images, or lesions painted into them, are among its training data, or when it
+starts from weights that were trained on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elk_jax.data.sources import patients, phantom
+from elk_jax.errors import UserError
+from elk_jax.experiments.parse import kind_of
+from elk_jax.tasks.run import Experiment, Run
+from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.weights import model_folder
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What is known of one split of a source without looking at its pixels.
+
+    patients: (patient, split that the image names). named: those that other files know by the same name.
+    lesions: None for phantoms, which would have to be drawn. seen_patients: of painted images, as in `ImageSource`.
+    """
+
+    classes: tuple[str, ...]
+    patients: frozenset[tuple[str, str]]
+    named: frozenset[str]
+    lesions: int | None
+    seen_patients: frozenset[str] = frozenset()
+
+
+Look = Callable[[str, str], Listed]
+"""(name of a data source, split) -> what is known of it. UserError where it cannot be opened."""
+
+
+def look(run: Run, source: str, split: str) -> Listed:
+    """What is known of one split of a source. Phantoms are not drawn."""
+    spec = run.spec(source)
+    if spec.kind == "phantom":
+        split_of = phantom.patients(spec.place, split)
+        return Listed(phantom.CLASSES, frozenset(split_of.items()), frozenset(split_of), None)
+    listed = run.list(source, split)
+    lesions = sum(int((~info.ignore).sum()) for info in listed.infos)
+    splits = frozenset((info.patient_id, info.split) for info in listed.infos)
+    return Listed(listed.classes, splits, frozenset(patients.named(listed.infos)), lesions, listed.seen_patients)
+
+
+def training_sources(experiment: Experiment, name: str) -> list[str]:
+    """The data sources, each once, whose training patients reached a train or synthesis stage."""
+    return list(dict.fromkeys(origin for origin, is_model in _origins(experiment, name) if not is_model))
+
+
+def foreign_models(experiment: Experiment, name: str) -> list[str]:
+    """The model folders from outside the run, each once, whose training patients reached a stage."""
+    return list(dict.fromkeys(origin for origin, is_model in _origins(experiment, name) if is_model))
+
+
+def _origins(experiment: Experiment, name: str) -> list[tuple[str, bool]]:
+    """(data source or model folder, whether it is a folder) that a train or synthesis stage goes back to."""
+    origin = experiment.stages[name].origin()
+    found: list[tuple[str, bool]] = []
+    for source in origin.sources:
+        writer = experiment.writers.get(source)
+        found += _origins(experiment, writer) if writer else [(source, False)]
+    for model in origin.models:
+        found += _origins(experiment, model) if model in experiment.stages else [(model, True)]
+    return found
+
+
+def check_apart(experiment: Experiment, stage: Stage, look: Look) -> None:
+    """Refuse a stage that evaluates a model, or chooses its checkpoint, on patients that the model was trained on, or
+    on other classes."""
+    held_out = stage.held_out()
+    if held_out is None or held_out.source in experiment.writers:
+        return
+    for model in stage.evaluated(experiment.writers):
+        if model in experiment.stages:
+            _check_apart(experiment, stage, model, look)
+
+
+def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -> None:
+    on, split = stage.held_out() or ("", "")
+    held_out = look(on, split)
+    split_of = {patient: own for patient, own in held_out.patients if own != "train"}
+    known = held_out.named & split_of.keys()
+
+    def refuse(both: Sequence[str], data: str) -> None:
+        if both:
+            others = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
+            raise UserError(
+                f"patient {both[0]}{others} is in both {data} and the '{split_of[both[0]]}' split of '{on}', so {model} "
+                "would be evaluated on its own training data",
+                where=f"stage {stage.name}",
+                todo=f"remove the patient from one of the two (from the data, where weights have seen it); if different "
+                f"people have the same ID, make the field patient_id of '{on}' distinct (an image without it is a "
+                "patient of its own, with the image's ID)",
+            )
+
+    trainer = experiment.stages[model]
+    for source in training_sources(experiment, model):
+        try:
+            training = look(source, "train")
+        except UserError:
+            continue  # of a finished stage, or it would have been opened before: its data may be elsewhere by now
+        own = isinstance(trainer, TrainStage) and kind_of(trainer).learns_classes and source in trainer.train_on
+        if own and training.classes != held_out.classes:
+            raise UserError(
+                f"'{source}' has the classes {', '.join(training.classes)}, '{on}' has {', '.join(held_out.classes)}",
+                where=f"stage {stage.name}",
+                todo="rename the categories of one of them",
+            )
+        both = sorted({patient for patient, _ in training.patients} & split_of.keys())
+        refuse(both, f"the training data '{source}'")
+        refuse(patients.among(known, training.seen_patients), f"the training data of the painter of '{source}'")
+    for folder in foreign_models(experiment, model):
+        refuse(patients.among(known, model_folder.seen_patients(Path(folder))), f"the training data of {folder}")

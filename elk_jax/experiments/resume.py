@@ -1,0 +1,118 @@
+"""Whether a stage is finished, and whether it may be resumed: its settings and inputs are those it was started with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from elk_jax import files
+from elk_jax.errors import UserError
+from elk_jax.tasks.run import Experiment, Run
+from elk_jax.tasks.stages import Stage, TrainStage
+
+PAINTED = "synth*.json"
+"""Of a synthesis stage: the annotations and the settings, from which the images follow."""
+
+
+def settings(run: Run, stage: Stage) -> dict[str, Any]:
+    """The settings that a stage's result depends on, as they come back from JSON.
+
+    Of the data only the sources that it reads. What to do with an unreadable image (`data.on_error`) may change.
+    """
+    experiment = run.experiment
+    found = {
+        "seed": experiment.seed,
+        "data": {name: dataclasses.asdict(experiment.data[name]) for name, _ in stage.data()},
+        "stage": dataclasses.asdict(stage),
+    }
+    if stage.recipe:
+        found["recipe"] = dataclasses.asdict(experiment.recipe_of(stage))
+    return json.loads(json.dumps(found))
+
+
+def inputs(run: Run, stage: Stage) -> dict[str, Any]:
+    """Fingerprints of what a stage reads of other stages (models, synthetic data), which may be made again.
+
+    One that is gone counts as unchanged: a finished stage needs it no longer.
+    """
+    written = run.folder / stage.name / "config.json"
+    places = {model: (run.folder / model / "model", "*") for model in stage.trained()}
+    places |= {model: (run.model_folder(model), "*") for model in stage.named_models().values()}
+    writers = (run.experiment.writers.get(data.source) for data in stage.data())
+    places |= {writer: (run.folder / writer, PAINTED) for writer in writers if writer}
+    before = files.read_json(written).get("models", {}) if written.exists() else {}
+    found = {name: files.fingerprint(*place) or before.get(name, "") for name, place in places.items()}
+    return {"models": found} if found else {}
+
+
+def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:
+    """Whether a stage need not run again, unless its inputs are made again. repeat: run evaluations anyway."""
+    folder = run.folder / stage.name
+    if not (folder / "finished.json").exists() or (repeat and not isinstance(stage, TrainStage)):
+        return False
+    return _without_inputs(files.read_json(folder / "config.json")) == settings(run, stage)
+
+
+def check_experiment(experiment: Experiment, folder: Path) -> None:
+    """Refuse a run folder in which another experiment was started."""
+    path = folder / "config.json"
+    found = files.read_json(path) if path.is_file() else {"name": experiment.name}
+    known = found.get("name") if isinstance(found, dict) else None
+    if known != experiment.name:
+        what = f"the experiment {known}" if known else "something else"
+        raise UserError(
+            f"this run folder belongs to {what}, not to {experiment.name}", where=folder, todo="name another --workdir"
+        )
+
+
+def check_settings(run: Run, stage: Stage) -> None:
+    """Refuse to resume a training under other settings than it was started with."""
+    if not _is_begun_training(run, stage):
+        return
+    before = _without_inputs(files.read_json(run.folder / stage.name / "config.json"))
+    differences = _differences(before, settings(run, stage))
+    if differences:
+        raise UserError(
+            f"stage {stage.name} was started here with other settings: {'; '.join(differences[:3])}",
+            where=run.folder,
+            todo="name another --workdir, or give the same settings",
+        )
+
+
+def check_inputs(run: Run, stage: Stage) -> None:
+    """Refuse to resume a training, or to call it finished, whose initial weights or painted images have changed."""
+    if not _is_begun_training(run, stage):
+        return
+    folder = run.folder / stage.name
+    known, now = files.read_json(folder / "config.json").get("models", {}), inputs(run, stage).get("models", {})
+    changed = [name for name in now if known.get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"{changed[0]} has changed since stage {stage.name} started from it",
+            where=folder,
+            todo="remove that folder to train the stage again, or name another --workdir",
+        )
+
+
+def _is_begun_training(run: Run, stage: Stage) -> bool:
+    """Whether a training got so far that other settings must not replace it: to a checkpoint, or to its end."""
+    folder = run.folder / stage.name
+    checkpoints = any(path.name.isdigit() for path in folder.glob("checkpoints/*"))
+    begun = (folder / "config.json").exists() and (checkpoints or (folder / "finished.json").exists())
+    return isinstance(stage, TrainStage) and begun
+
+
+def _without_inputs(written: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in written.items() if key != "models"}
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            text
+            for name in {**before, **now}
+            for text in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if before == now else [f"{key} was {before!r} and is {now!r}"]

@@ -1,0 +1,81 @@
+"""What can be set of detection: the recipe of a detector, and the stages that train and evaluate it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from elk_jax.data.augment import NO_AUGMENTATION, Resize
+from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.batches.plan import check_weights
+from elk_jax.data.flips import Flip
+from elk_jax.detection import detector
+from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
+from elk_jax.errors import UserError
+from elk_jax.evaluation.evaluate import METRIC_NAMES
+from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.fields import SHARE, AtLeast, ByName, OneOf
+from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
+from elk_jax.training.recipe import TrainingRecipe
+
+FIT = Resize(short_sides=(), max_long_side=0, jitter=(1.0, 1.0))
+"""As large as the canvas allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(TrainingRecipe):
+    """How a detector is trained, tested and evaluated.
+
+    model: the detector, chosen by its field `name` (`detection.detector.DETECTORS`).
+    plan_anchors: one anchor size per level from the lesions of the training split; False: those of `model`.
+    crop_to_breast: cut the air beside the breast away first.
+    test_resize: size of the images in testing, in the canvases of `loader`. test_flips: mirrored views to detect in as
+        well; the detections are fused. Checkpoints are chosen without them.
+    best_metric: of the validation split, chooses the checkpoint. choose_score_floor: detections that score less are
+        dropped while choosing; score_floor: in testing.
+    bootstrap: resamples of patients for the intervals; 0: no intervals.
+    """
+
+    model: Annotated[Any, ByName(detector.kinds)] = field(default_factory=FasterRCNNConfig)
+    plan_anchors: bool = True
+    crop_to_breast: bool = True
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    test_resize: Resize = FIT
+    test_flips: tuple[Flip, ...] = ()
+    best_metric: Annotated[str, OneOf(METRIC_NAMES)] = "mean_sensitivity"
+    score_floor: Annotated[float, SHARE] = 0.01
+    choose_score_floor: Annotated[float, SHARE] = 0.1
+    bootstrap: Annotated[int, AtLeast(0)] = 2000
+
+    def test_loader(self) -> LoaderConfig:
+        """The canvases and batch size of training, the fixed size of testing, nothing random."""
+        return replace(
+            self.loader, resize=self.test_resize, augmentation=NO_AUGMENTATION, lesion_share=None, max_boxes=0
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDetectorStage(TrainStage):
+    """Train a detector. weights: share of the draws of each of `train_on`, on any scale; () for shares by size."""
+
+    task: Literal["detection"] = "detection"
+    recipe: str = "detector"
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, len(self.train_on))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateDetectorsStage(EvaluateModelsStage):
+    """Evaluate detectors. criterion: what counts as found (`evaluation.hits.criterion_from_text`)."""
+
+    task: Literal["detection"] = "detection"
+    recipe: str = "detector"
+    criterion: str = "iou:0.3"
+
+    def __post_init__(self) -> None:
+        try:
+            criterion_from_text(self.criterion)
+        except UserError as error:
+            raise error.within("criterion") from error

@@ -1,0 +1,218 @@
+"""What can be set of lesion synthesis: the recipe of an inpainter, and the stages that train it and paint with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from elk_jax.data.batches.crops import CloseupConfig
+from elk_jax.diffusion import lora
+from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig
+from elk_jax.diffusion.samplers import SamplerConfig, plan
+from elk_jax.diffusion.schedule import Schedule, make_schedule
+from elk_jax.diffusion.unet import UNetConfig
+from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, AtLeast, OneOf, check
+from elk_jax.synthesis.placement import AREAS
+from elk_jax.tasks.stages import Data, Origin, SynthesizeStage, TrainStage
+from elk_jax.training.optimizer import OptimizerConfig, compile_pattern
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Schedule as RateSchedule
+from elk_jax.training.schedules import WarmupCosine
+
+
+@dataclass(frozen=True)
+class PixelModel:
+    """An inpainter in pixel space, trained from random weights: size, patch, scale, and settings of its U-Net.
+
+    size: side of the model's picture. patch: pixels of one place of the U-Net, in each direction.
+    scale: standard deviation of the images, beside noise of 1. Neighbouring pixels are alike, so that an image of scale
+    1 shows its shapes through nearly every noise level, and the model learns little about shapes (Hoogeboom et al.
+    2023, arXiv 2301.11093; Chen 2023, arXiv 2301.10972).
+    """
+
+    size: Annotated[int, AtLeast(1)] = 64
+    patch: Annotated[int, AtLeast(1)] = 4
+    scale: Annotated[float, ABOVE_ZERO] = 0.3
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D")  # attention on 8 x 8 places alone
+    block_out_channels: tuple[int, ...] = (64, 128)
+    layers_per_block: int = 1
+    attention_head_dim: int | tuple[int, ...] = 4
+    norm_num_groups: int = 16
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.config(contrast=1.0)
+
+    def config(self, contrast: float) -> InpainterConfig:
+        """The model for images of this contrast, the standard deviation of their grey values."""
+        network = UNetConfig(
+            sample_size=self.size // self.patch,
+            in_channels=4 * self.patch**2 + 1,
+            out_channels=self.patch**2,
+            cross_attention_dim=None,
+            down_block_types=self.down_block_types,
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            attention_head_dim=self.attention_head_dim,
+            norm_num_groups=self.norm_num_groups,
+        )
+        return InpainterConfig(unet=network, size=self.size, patch=self.patch, std=contrast / self.scale)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """How the networks of a model that init_from brings are computed."""
+
+    dtype: str = "float32"
+    remat: bool = False
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+        UNetConfig(dtype=self.dtype, remat=self.remat, attention=self.attention)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts for a model that reads text, in training and while painting."""
+
+    lesion: str = "a mammogram with a mass lesion"
+    tissue: str = "a mammogram"
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """A noise schedule (`diffusion.schedule.make_schedule`). A model that init_from brings keeps its own."""
+
+    name: str = "cosine"
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: str = "x0"
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        return make_schedule(**vars(self))
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters instead of the whole model; they want a learning rate of about 1e-4.
+
+    rank: 0 for none. alpha: 0 for the rank (strength 1). targets: regular expression of the layers, such as
+    'unet/.*attn\\d/to_(q|k|v|out_0)$'.
+    """
+
+    rank: Annotated[int, AtLeast(0)] = 0
+    alpha: Annotated[float, AtLeast(0)] = 0.0
+    targets: str = f"({lora.ATTENTION})|({lora.TEXT_ATTENTION})"
+
+    def __post_init__(self) -> None:
+        check(self)
+        compile_pattern(self.targets, "targets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintingRecipe(TrainingRecipe):
+    """How an inpainter is trained.
+
+    model: in pixel space; None where init_from brings a model. networks, prompts: of such a model.
+    guidance: strength of classifier-free guidance while painting; 1 for none.
+    cached_windows: encode every lesion in so many windows once, instead of a new window in every step; 0: do not.
+    train_text_encoder: of a model that has one. validation_closeups: lesions of the validation split; 0: all.
+    choose: the checkpoint to keep, the last, or the best by the loss on the validation close-ups.
+    """
+
+    model: PixelModel | None = field(default_factory=PixelModel)
+    networks: NetworkSettings = NetworkSettings()
+    prompts: Prompts = Prompts()
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    sampler: SamplerConfig = SamplerConfig(steps=20, lambda_min=-5.1)
+    guidance: Annotated[float, AtLeast(0)] = 1.0
+    closeups: CloseupConfig = field(default_factory=CloseupConfig)
+    cached_windows: Annotated[int, AtLeast(0)] = 0
+    loss: LossConfig = LossConfig(mask_outside=0.1, prior_weight=0.5)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train_text_encoder: bool = True
+    steps: Annotated[int, AtLeast(1)] = 1600
+    optimizer: OptimizerConfig = OptimizerConfig(name="adamw", weight_decay=0.01, clip_norm=1.0)
+    schedule: RateSchedule = WarmupCosine(base=1e-3, warmup_steps=100)
+    ema_decay: Annotated[float, AtLeast(0)] = 0.98
+    log_every: Annotated[int, AtLeast(1)] = 20
+    checkpoint_every: Annotated[int, AtLeast(0)] = 500
+    eval_every: Annotated[int, AtLeast(0)] = 500
+    validation_closeups: Annotated[int, AtLeast(0)] = 32
+    choose: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
+
+
+def check_drawing(noise: Schedule, sampler: SamplerConfig, guidance: float) -> None:
+    """Raise UserError where nothing can be drawn: more steps than the noise has, a guidance that is not a strength."""
+    plan(noise, sampler)
+    if not 0 <= guidance < math.inf:
+        raise UserError(f"guidance is {guidance}", where="guidance", todo="give 0 or more; 1 for none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainInpainterStage(TrainStage):
+    """Train an inpainter on close-ups of the lesions of the training split."""
+
+    task: Literal["inpainting"] = "inpainting"
+    recipe: str = "inpainter"
+
+
+@dataclass(frozen=True)
+class PaintSettings:
+    """How lesions are painted.
+
+    area: sizes of the lesions, by name of the rules that the inpainter's training left (`free`: all sizes).
+    lesion_free: use canvases without any lesion alone; else windows that are clear of lesions.
+    grain: give lesions that are smoother than the tissue around them its grain; not in whole windows.
+    whole_window: paste the whole window, as published, and not the lesion with a soft border.
+    """
+
+    area: Annotated[str, OneOf(AREAS)] = "free"
+    batch_size: Annotated[int, AtLeast(1)] = 8
+    lesion_free: bool = False
+    grain: bool = True
+    whole_window: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintStage(PaintSettings, SynthesizeStage):
+    """Paint lesions into training images of the source `canvases`.
+
+    share: painted lesions for each real one of the training split of `share_of` ("": of `canvases`; ELK: 1.0 and 2.0).
+    count: of painted lesions, instead of a share; 0: by the share.
+    """
+
+    task: Literal["inpainting"] = "inpainting"
+    canvases: str
+    share_of: str = ""
+    share: Annotated[float, AtLeast(0)] = 1.0
+    count: Annotated[int, AtLeast(0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.share and not self.count:
+            raise UserError(f"share is {self.share}", where="share", todo="give a share above 0, or a count")
+
+    def data(self) -> tuple[Data, ...]:
+        return tuple(Data(source, "train") for source in dict.fromkeys((self.canvases, self.share_of or self.canvases)))
+
+    def origin(self) -> Origin:
+        return Origin((self.canvases,), (self.model,))
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of PaintSettings."""
+        return {name: getattr(self, name) for name in PaintSettings.__dataclass_fields__}

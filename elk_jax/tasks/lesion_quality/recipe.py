@@ -1,0 +1,31 @@
+"""What can be set of the comparison of painted lesions with real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from elk_jax.tasks.stages import Data, EvaluateStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionQualityStage(EvaluateStage):
+    """Compare the painted lesions of the source `synthetic` with the real ones of one split of `on`.
+
+    features: a detector's train stage or model folder, whose features are compared beside radiomics; "": none.
+    """
+
+    task: Literal["lesion_quality"] = "lesion_quality"
+    split: str = "train"
+    synthetic: str
+    features: str = ""
+
+    def data(self) -> tuple[Data, ...]:
+        return Data(self.on, self.split), Data(self.synthetic, "train")
+
+    def named_models(self) -> Mapping[str, str]:
+        return {"features": self.features} if self.features else {}
+
+    def evaluated(self, writers: Mapping[str, str]) -> tuple[str, ...]:
+        return (writers[self.synthetic],) if self.synthetic in writers else ()

@@ -1,0 +1,66 @@
+"""What a report shows of the quality of painted lesions, read from what the stage left in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.images.schema import ImageInfo
+from elk_jax.reporting.pictures import Closeup, Strip
+from elk_jax.reporting.run import Part
+from elk_jax.synthesis.closeups import box_patch
+from elk_jax.tasks.lesion_quality.page import Quality, quality_part
+from elk_jax.tasks.run import Run
+
+PATCH = 192
+"""Side of a lesion in a pair, in pixels."""
+
+TURNS = {"": lambda p: p, "horizontal": np.fliplr, "vertical": np.flipud, "both": lambda p: np.flipud(np.fliplr(p))}
+
+
+def part(run: Run, summaries: Mapping[str, Any]) -> Part:
+    """The part of the finished comparisons. summaries: by stage."""
+    return quality_part([_quality(run, name, summary) for name, summary in summaries.items()])
+
+
+def _quality(run: Run, name: str, summary: Mapping[str, Any]) -> Quality:
+    evaluation = files.read_json(run.folder / name / "evaluation.json")
+    painted, training = run.list(summary["synthetic"], "train"), run.list(summary["on"], "train")
+    pairs = pair_strips(evaluation["memorised"]["pairs"], painted, training)
+    return Quality(f"{summary['split']} split of {summary['on']}", evaluation, pairs)
+
+
+def pair_strips(pairs: Sequence[Mapping[str, Any]], painted: ImageSource, training: ImageSource) -> list[Strip]:
+    """Each synthetic lesion beside the training lesion, turned as the synthetic one is.
+
+    Pairs whose images are not in the sources are left out: a set that was painted anew and not yet compared again.
+    """
+    at = {info.image_id: i for i, info in enumerate(painted.infos)}
+    known = {info.image_id: i for i, info in enumerate(training.infos)}
+    strips = []
+    for pair in pairs:
+        if pair["synthetic"] not in at or pair["training"] not in known:
+            continue
+        left = _patch(painted, at[pair["synthetic"]], 0)
+        position = known[pair["training"]]
+        right = TURNS[pair["flip"]](_patch(training, position, pair["lesion"]))
+        turned = f", mirrored {_turn(pair['flip'])}" if pair["flip"] else ""
+        lesion = f"lesion {pair['lesion'] + 1} of {training.infos[position].title}"
+        caption = f"and {lesion}{turned}; likeness {pair['similarity']:.2f}"
+        strips.append(Strip([Closeup(left), Closeup(right)], f"Synthetic {pair['synthetic']}", caption))
+    return strips
+
+
+def _patch(source: ImageSource, position: int, lesion: int) -> np.ndarray:
+    """A lesion from its darkest to its brightest grey: likeness does not see contrast either."""
+    patch = box_patch(source[position].image[..., 0], source.infos[position].boxes[lesion], PATCH)
+    low, high = np.percentile(patch, [1, 99])
+    return np.clip((patch - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _turn(flip: str) -> str:
+    return "both ways" if flip == "both" else f"{flip}ly"

@@ -1,0 +1,143 @@
+"""The stages of an experiment as types: what each of them reads, and which models and patients are involved.
+
+A task derives its own stages from the three kinds below; its fields are the settings of the stage in the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+from elk_jax.errors import UserError
+from elk_jax.fields import NOT_EMPTY
+
+
+class Data(NamedTuple):
+    """One split of a data source."""
+
+    source: str
+    split: str
+
+
+class Origin(NamedTuple):
+    """What a stage learns from: data sources (their training split), and models (a train stage, or a model folder)."""
+
+    sources: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage has.
+
+    name: of the stage in its experiment. kind, task: which function runs it, by the table `tasks.TASKS`. recipe: name
+    of the recipe in the configuration; "" for a stage without one.
+    """
+
+    name: str = ""
+    kind: str
+    task: str
+    recipe: str = ""
+
+    def data(self) -> tuple[Data, ...]:
+        """Everything that the stage opens, its training data first."""
+        return ()
+
+    def named_models(self) -> Mapping[str, str]:
+        """Setting -> the train stage or the model folder that it names; settings that name none are left out."""
+        return {}
+
+    def trained(self) -> tuple[str, ...]:
+        """The train stages of the run folder whose models are evaluated."""
+        return ()
+
+    def held_out(self) -> Data | None:
+        """What a checkpoint is chosen on, or a model is tested on."""
+        return None
+
+    def origin(self) -> Origin:
+        """Whose patients reach what the stage writes."""
+        return Origin((), ())
+
+    def evaluated(self, writers: Mapping[str, str]) -> tuple[str, ...]:
+        """The stages whose results are measured on `held_out`. writers: data source -> the stage that writes it."""
+        return self.trained()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(Stage):
+    """Train a model; leaves RUN/STAGE/model.
+
+    train_on: data sources, mixed. validate_on: the source whose validation split chooses the checkpoint. init_from: an
+    earlier train stage, or a model folder (of another run, or of launch/import_weights.py), to take the weights from.
+    """
+
+    kind: Literal["train"] = "train"
+    train_on: Annotated[tuple[str, ...], NOT_EMPTY]
+    validate_on: str
+    init_from: str = ""
+
+    def data(self) -> tuple[Data, ...]:
+        return *(Data(source, "train") for source in self.train_on), Data(self.validate_on, "val")
+
+    def named_models(self) -> Mapping[str, str]:
+        return {"init_from": self.init_from} if self.init_from else {}
+
+    def held_out(self) -> Data:
+        return Data(self.validate_on, "val")
+
+    def origin(self) -> Origin:
+        return Origin(self.train_on, tuple(self.named_models().values()))
+
+    def evaluated(self, writers: Mapping[str, str]) -> tuple[str, ...]:
+        return (self.name,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesizeStage(Stage):
+    """Make images with a trained model: RUN/STAGE becomes the data source `stage:STAGE`.
+
+    model: an earlier train stage, or a model folder.
+    """
+
+    kind: Literal["synthesize"] = "synthesize"
+    model: str
+
+    def __post_init__(self) -> None:
+        if self.name and not self.model:
+            raise UserError("no model to synthesize with", where="model", todo="name a train stage or a model folder")
+
+    def named_models(self) -> Mapping[str, str]:
+        return {"model": self.model}
+
+    def origin(self) -> Origin:
+        return Origin((), (self.model,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(Stage):
+    """Measure something on one split of a data source, `on`; leaves RUN/STAGE/evaluation.json or the like."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    on: str
+    split: str = "test"
+
+    def data(self) -> tuple[Data, ...]:
+        return (Data(self.on, self.split),)
+
+    def held_out(self) -> Data:
+        return Data(self.on, self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateModelsStage(EvaluateStage):
+    """Evaluate trained models, each on the same images.
+
+    models: train stages of the run folder. With several, the first is compared with each of the others.
+    """
+
+    models: Annotated[tuple[str, ...], NOT_EMPTY]
+
+    def trained(self) -> tuple[str, ...]:
+        return self.models

@@ -1,0 +1,71 @@
+"""A task as a value: its stages, its recipe, its part of the report, and what can be done with a model of it.
+
+Every task is a package of `elk_jax/tasks` whose `__init__.py` holds one `TASK`; `elk_jax/tasks/__init__.py` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elk_jax.reporting.run import Part
+from elk_jax.tasks.run import Run
+
+Summary = dict[str, Any]
+"""What a stage says of itself in finished.json, JSON-able. `data`: counts by split (train stages), or of the split
+(evaluation). `skipped`: images. `seconds_before`: what earlier, interrupted attempts took."""
+
+
+def no_check(run: Run, stage: Any, recipe: Any, names: Collection[str]) -> None:
+    """For stages whose settings and data say everything."""
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One kind of stage of a task.
+
+    settings: a dataclass derived from one of `stages`. run: (run, stage, recipe) -> its summary; the recipe is None
+    where the stage names none. check: (run, stage, recipe, names of the stages that will run), called before the first
+    stage runs; raises UserError for what only this task can see. needs_lesions: splits of the stage's data without a
+    lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training data.
+    """
+
+    settings: type
+    run: Callable[[Run, Any, Any], Summary]
+    check: Callable[[Run, Any, Any, Collection[str]], None] = no_check
+    needs_lesions: tuple[str, ...] = ()
+    learns_classes: bool = False
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a launch script does with a trained model. settings: the dataclass of the flags that are the task's own.
+
+    Evaluation: run(model, data, split, on_error, output, settings), with data a SourceSpec.
+    Prediction: run(model, inputs, bit_depth, on_error, output, settings), with inputs image files and folders.
+    Both are called by keyword.
+    """
+
+    run: Callable[..., object]
+    settings: type
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that the rest of elk_jax knows of a task.
+
+    name: in configurations. stages: by kind (train, synthesize, evaluate). report: (run, summaries of its finished
+    stages by name) -> its part of the page. recipe: the dataclass of its recipes; None where its stages read none.
+    architectures: of its models, as model.json names them. model: what to call one in a message.
+    evaluate, predict: what launch/evaluate.py and launch/predict.py do with its models; None where they do nothing.
+    """
+
+    name: str
+    stages: Mapping[str, StageKind]
+    report: Callable[[Run, Mapping[str, Summary]], Part]
+    recipe: type | None = None
+    architectures: tuple[str, ...] = ()
+    model: str = "model"
+    evaluate: Action | None = None
+    predict: Action | None = None
