@@ -16,8 +16,8 @@ from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.inpainting import settings as inpainting
 from elk_jax.tasks.settings import named
+from elk_jax.tasks.training import training_recipe
 from elk_jax.tasks.translation import settings as translation
-from elk_jax.training import optimizer, schedules
 
 AT_LEAST = {
     "steps": 1,
@@ -41,7 +41,7 @@ def check_recipe(task: str, recipe: ConfigDict, where: str) -> None:
     _check_ranges(recipe, where)
     decay = recipe.ema_decay
     _require(0 <= decay < 1, f"{where}.ema_decay", decay, "give a number from 0 (none) to below 1")
-    for check in (CHECKS[task], _check_optimisation):
+    for check in (CHECKS[task], training_recipe):
         named(where, check, recipe)
 
 
@@ -91,11 +91,6 @@ def _check_translation(recipe: ConfigDict) -> None:
 
 CHECKS = {"detection": _check_detection, "inpainting": _check_inpainting, "translation": _check_translation}
 """By task."""
-
-
-def _check_optimisation(recipe: ConfigDict) -> None:
-    optimizer.parse(recipe.optimizer.to_dict())
-    schedules.build(recipe.schedule.to_dict(), recipe.steps)
 
 
 def _require(holds: bool, where: str, value: Any, todo: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from elk_jax import fields
 from elk_jax.data.batches.stream import Stream
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks import trained
@@ -18,6 +20,7 @@ from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import TrainResult
 from elk_jax.training.loop import train as train_loop
 from elk_jax.training.model import Params, Task
+from elk_jax.training.recipe import TrainingRecipe
 
 VALIDATION_DRAWS = 4
 """Noises and time steps at which every validation example of a diffusion model is looked at."""
@@ -70,6 +73,12 @@ def train(
         )
     finally:
         batches.close()
+
+
+def training_recipe(recipe: Mapping[str, Any]) -> TrainingRecipe:
+    """What every recipe says, of one of a task. UserError for a value that cannot be."""
+    names = [field.name for field in dataclasses.fields(TrainingRecipe)]
+    return fields.build(TrainingRecipe, {name: recipe[name] for name in names}, "recipe")
 
 
 def fixed_loss(

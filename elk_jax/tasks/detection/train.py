@@ -65,7 +65,7 @@ def check_start(run: Run, name: str, names: Collection[str]) -> None:
     task = detection.build_task(model, run.mesh)
     fresh = jax.eval_shape(task.init, jax.random.key(0))
     settled = partial(optimizers.build, schedule=optax.constant_schedule(1.0), params=fresh, frozen=task.frozen)
-    named(f"config.{stage.recipe}", settled, recipe.optimizer)
+    named(f"config.{stage.recipe}", settled, recipe_training.training_recipe(recipe).optimizer)
     if stage.init_from and stage.init_from not in names:
         layers = {path: shape for path, shape in store.flatten(fresh).items() if not re.search(CLASS_LAYERS, path)}
         _from_weights(model_folder(run, stage.init_from), store.nest(layers), model, stage.recipe)
