@@ -11,6 +11,10 @@ from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import Schedule, WarmupCosine
 
 
+ADAMW = OptimizerConfig(name="adamw", weight_decay=0.05, clip_norm=1.0)
+COSINE = WarmupCosine(base=4e-4, warmup_steps=30)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """steps: updates of the whole training. accumulate: micro-batches that a batch is worked off in.
@@ -21,8 +25,8 @@ class TrainingRecipe:
 
     steps: Annotated[int, AtLeast(1)] = 300
     accumulate: Annotated[int, AtLeast(1)] = 1
-    optimizer: OptimizerConfig = OptimizerConfig(name="adamw", weight_decay=0.05, clip_norm=1.0)
-    schedule: Schedule = WarmupCosine(base=4e-4, warmup_steps=30)
+    optimizer: OptimizerConfig = ADAMW
+    schedule: Schedule = COSINE
     ema_decay: Annotated[float, BELOW_ONE] = 0.0
     log_every: Annotated[int, AtLeast(1)] = 10
     checkpoint_every: Annotated[int, AtLeast(0)] = 100

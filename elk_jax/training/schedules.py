@@ -1,6 +1,6 @@
 """Learning-rate schedules: functions from the step count (0 for the first update) to a rate, usable inside jit.
 
-References: detectron2 `solver/lr_scheduler.py` (WarmupMultiStepLR); Loshchilov & Hutter 2017, arXiv 1608.03983 (cosine).
+References: detectron2 `solver/lr_scheduler.py` (WarmupMultiStepLR); Loshchilov & Hutter 2017, arXiv 1608.03983.
 """
 
 from __future__ import annotations
