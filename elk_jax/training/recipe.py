@@ -10,7 +10,6 @@ from elk_jax.training import schedules
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import Schedule, WarmupCosine
 
-
 ADAMW = OptimizerConfig(name="adamw", weight_decay=0.05, clip_norm=1.0)
 COSINE = WarmupCosine(base=4e-4, warmup_steps=30)
 
