@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elk_jax.training import mesh as meshes
-from elk_jax.training.model import Params, Task
+from elk_jax.training.model import Model, Params
 
 Painter = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]
 
@@ -26,13 +26,15 @@ def keys_of(seeds: jax.Array) -> jax.Array:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(seeds)
 
 
-def compile_painter(task: Task, mesh: Mesh) -> Painter:
+def compile_painter(task: Model, mesh: Mesh) -> Painter:
     """(params, host batch) -> the pictures [B, S, S, 1] that `task.predict` draws, on the host.
 
     The batch holds what `task.predict` takes: `image` [B, S, S, 1], `seed` [B, 2] uint32 (a picture follows from its
     own), perhaps more. B may be any number; it is filled up to a multiple of the devices.
     """
-    predict = jax.jit(task.predict, out_shardings=meshes.replicated(mesh))
+    map_images, constants = meshes.shard_map_images(mesh), meshes.place_constants(task.constants, mesh)
+    predicted = lambda params, constants, batch: task.predict(params, constants, batch, map_images)
+    predict = jax.jit(predicted, out_shardings=meshes.replicated(mesh))
 
     def paint(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         count = len(batch["image"])
@@ -40,7 +42,7 @@ def compile_painter(task: Task, mesh: Mesh) -> Painter:
         filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
         # every process holds the whole batch, and lays it out over all devices
         placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
-        return np.asarray(jax.device_get(predict(params, placed)["image"]))[:count]
+        return np.asarray(jax.device_get(predict(params, constants, placed)["image"]))[:count]
 
     return paint
 

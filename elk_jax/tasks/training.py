@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,11 +16,12 @@ from elk_jax.data.batches.stream import Stream
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks import trained
 from elk_jax.tasks.run import Run, model_folder
+from elk_jax.training import loop
 from elk_jax.training import mesh as meshes
-from elk_jax.training.loop import TrainResult
-from elk_jax.training.loop import train as train_loop
-from elk_jax.training.model import Params, Task
+from elk_jax.training.loop import Evaluation, Intervals, TrainResult
+from elk_jax.training.model import Model, Params
 from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.step.gradient import gradient
 
 VALIDATION_DRAWS = 4
 """Noises and time steps at which every validation example of a diffusion model is looked at."""
@@ -29,13 +30,13 @@ VALIDATION_DRAWS = 4
 def train(
     run: Run,
     name: str,
-    task: Task,
+    task: Model,
     batches: Stream,
     *,
     initial: Params | None,
     evaluate: Callable[[Params, int], dict[str, float]],
     best_metric: str,
-    best_mode: str = "max",
+    best_mode: Literal["max", "min"] = "max",
     draw: Callable[[Params, int], dict[str, np.ndarray]] | None = None,
     model: Mapping[str, Any],
     validation: Sequence[ImageInfo],
@@ -46,27 +47,17 @@ def train(
     model, validation: the model as plain values, and the images that its checkpoints are chosen on; a checkpoint of
     others is not gone on from.
     """
-    recipe = run.config[run.config.stages[name].recipe]
+    recipe = training_recipe(run.config[run.config.stages[name].recipe])
     try:
-        return train_loop(
-            task,
+        return loop.train(
+            gradient(task, recipe, run.mesh, run.config.seed),
             workdir=run.folder / name,
             data_iterator=batches,
             total_steps=recipe.steps,
-            optimizer=recipe.optimizer.to_dict(),
-            schedule=recipe.schedule.to_dict(),
             mesh=run.mesh,
-            seed=run.config.seed,
-            ema_decay=recipe.ema_decay or None,
-            accumulate=recipe.accumulate,
             initial_params=initial,
-            log_every=recipe.log_every,
-            checkpoint_every=recipe.checkpoint_every,
-            eval_every=recipe.eval_every,
-            evaluate=evaluate,
-            draw=draw,
-            best_metric=best_metric,
-            best_mode=best_mode,
+            intervals=Intervals(recipe.log_every, recipe.checkpoint_every, recipe.eval_every),
+            evaluation=Evaluation(evaluate, best_metric, best_mode, draw),
             identity={"model": _hash(model), "validation split": _hash(_split(validation))},
             buckets=buckets,
             title=name,
@@ -82,10 +73,11 @@ def training_recipe(recipe: Mapping[str, Any]) -> TrainingRecipe:
 
 
 def fixed_loss(
-    task: Task, shown: Sequence[Mapping[str, Any]], mesh: jax.sharding.Mesh
+    task: Model, shown: Sequence[Mapping[str, Any]], mesh: jax.sharding.Mesh
 ) -> Callable[[Params, int], dict[str, float]]:
     """The loss of a diffusion model on the batches `shown`, at the same noises and time steps every time."""
-    loss = lambda params, batch, rng: task.loss(params, batch, rng)[0]
+    map_images, constants = meshes.shard_map_images(mesh), meshes.place_constants(task.constants, mesh)
+    loss = lambda params, constants, batch, rng: task.loss(params, constants, batch, rng, map_images)[0]
     measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
@@ -93,7 +85,7 @@ def fixed_loss(
         for number, batch in enumerate(shown):
             placed = meshes.put_batch(_share(batch), mesh)
             for draw in range(VALIDATION_DRAWS):
-                losses.append(measure(params, placed, jax.random.fold_in(jax.random.key(draw), number)))
+                losses.append(measure(params, constants, placed, jax.random.fold_in(jax.random.key(draw), number)))
                 counts.append(float(batch["valid"].sum()))
         return {"loss": float(np.average(np.asarray(jax.device_get(losses)), weights=counts))}
 

@@ -139,7 +139,7 @@ def detect_with(
             where=source.name,
             todo="evaluate on data with the classes of the training",
         )
-    task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), mesh)
+    task = detection.build_task(dataclasses.replace(config, score_floor=score_floor))
     predictor, params = detection.compile_predictor(task, mesh), meshes.place(params, mesh)
     shown = show(source, bool(description["input"].get("crop_to_breast")))
     batches = test_loader(description, shown.source.infos)

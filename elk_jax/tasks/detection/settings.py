@@ -1,4 +1,4 @@
-"""The detection task: a Faster R-CNN as a `Task`, its data by configuration, and inference over a whole source."""
+"""The detection task: a Faster R-CNN as a `Model`, its data by configuration, and inference over a whole source."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from elk_jax.tasks.detection.checks import check_model
 from elk_jax.tasks.settings import build
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
-from elk_jax.training.model import Params, Task
+from elk_jax.training.model import Model, Params
 
 
-def build_task(config: FasterRCNNConfig, mesh: Mesh) -> Task:
-    """A Faster R-CNN for the training loop; its per-image stages stay on their shard of the mesh."""
+def build_task(config: FasterRCNNConfig) -> Model:
+    """A Faster R-CNN for training."""
     model = FasterRCNN(config)
-    map_images = meshes.shard_map_images(mesh)
-    return Task(
+    return Model(
         init=lambda rng: faster_rcnn.init(model, rng),
-        loss=lambda params, batch, rng: faster_rcnn.loss(model, params, batch, rng, map_images),
-        predict=lambda params, batch: faster_rcnn.predict(model, params, batch, map_images),
+        loss=lambda params, _, batch, rng, map_images: faster_rcnn.loss(model, params, batch, rng, map_images),
+        predict=lambda params, _, batch, map_images: faster_rcnn.predict(model, params, batch, map_images),
+        per_example=False,  # divided by the anchors and RoIs that were sampled in the whole batch
         frozen=faster_rcnn.frozen(config),
     )
 
@@ -154,14 +154,17 @@ def _json_or_text(text: str) -> Any:
 Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 
-def compile_predictor(task: Task, mesh: Mesh) -> Predictor:
+def compile_predictor(task: Model, mesh: Mesh) -> Predictor:
     """(params, placed batch) -> predictions with the batch's own `index`, `scale`, `valid` beside, on every process."""
 
-    def predict(params, batch):
-        found = task.predict(params, batch)
+    map_images, constants = meshes.shard_map_images(mesh), meshes.place_constants(task.constants, mesh)
+
+    def predict(params, constants, batch):
+        found = task.predict(params, constants, batch, map_images)
         return {"predictions": found, "batch": {key: batch[key] for key in ("index", "scale", "valid")}}
 
-    return jax.jit(predict, out_shardings=meshes.replicated(mesh))
+    compiled = jax.jit(predict, out_shardings=meshes.replicated(mesh))
+    return lambda params, batch: compiled(params, constants, batch)
 
 
 def detect(

@@ -62,7 +62,7 @@ def check_start(run: Run, name: str, names: Collection[str]) -> None:
         )
     changes = {"anchor_sizes": tuple(sizes[:1] for sizes in recipe.model.anchor_sizes)} if recipe.plan_anchors else {}
     model = detection.model_config(recipe.model, **changes)
-    task = detection.build_task(model, run.mesh)
+    task = detection.build_task(model)
     fresh = jax.eval_shape(task.init, jax.random.key(0))
     settled = partial(optimizers.build, schedule=optax.constant_schedule(1.0), params=fresh, frozen=task.frozen)
     named(f"config.{stage.recipe}", settled, recipe_training.training_recipe(recipe).optimizer)
@@ -106,7 +106,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
             f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in changes['anchor_sizes'])} px"
         )
     model = detection.model_config(recipe.model, **changes)
-    task = detection.build_task(model, run.mesh)
+    task = detection.build_task(model)
     initial = None
     if stage.init_from:
         weights, fresh = model_folder(run, stage.init_from), jax.device_get(task.init(jax.random.key(config.seed)))

@@ -1,4 +1,4 @@
-"""The inpainting task: a diffusion inpainter as a `Task`, and its parts from configuration."""
+"""The inpainting task: a diffusion inpainter as a `Model`, and its parts from configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from elk_jax.errors import UserError
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.settings import as_dict, build, named
 from elk_jax.training import mesh as meshes
-from elk_jax.training.model import Params, Task
+from elk_jax.training.model import Model, Params
 from elk_jax.training.optimizer import compile_pattern
 
 
@@ -62,7 +62,7 @@ class Inpainter:
 
 def build_task(
     parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_text: bool, base: Params | None
-) -> Task:
+) -> Model:
     """An inpainter for the training loop.
 
     With adapters the parameters are {"base": the model's, "lora": the adapters'}, and the base is never trained;
@@ -71,13 +71,14 @@ def build_task(
     """
     frozen = ("^vae/",) if train_text else ("^vae/", "^text_encoder/")
     if not adapters.rank:
-        return Task(
+        return Model(
             init=lambda rng: inpainter.init(parts.model, rng),
-            loss=lambda params, batch, rng: inpainter.loss(
+            loss=lambda params, _, batch, rng, map_images: inpainter.loss(
                 parts.model, params, batch, rng, parts.noise, loss, parts.words
             ),
-            predict=lambda params, batch: {"image": _paint(parts, params, batch)},
+            predict=lambda params, _, batch, map_images: {"image": _paint(parts, params, batch)},
             frozen=frozen,
+            per_example=False,  # the weights of lesions and tissue depend on what else is in the batch
         )
     if base is None:
         raise UserError("adapters of a model that is not there", where="lora.rank", todo="give init_from, or rank 0")
@@ -88,13 +89,14 @@ def build_task(
     def whole(params: Params) -> Params:
         return lora.apply_lora(params["base"], _layers(params["lora"]), adapters.alpha or None)
 
-    return Task(
+    return Model(
         init=init,
-        loss=lambda params, batch, rng: inpainter.loss(
+        loss=lambda params, _, batch, rng, map_images: inpainter.loss(
             parts.model, whole(params), batch, rng, parts.noise, loss, parts.words
         ),
-        predict=lambda params, batch: {"image": _paint(parts, whole(params), batch)},
+        predict=lambda params, _, batch, map_images: {"image": _paint(parts, whole(params), batch)},
         frozen=("^base/",),
+        per_example=False,
     )
 
 

@@ -38,7 +38,7 @@ from elk_jax.tasks.inpainting import (
 from elk_jax.tasks.inpainting.settings import Inpainter
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.settings import as_dict
-from elk_jax.training.model import Params, Task
+from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder as store
 from elk_jax.weights import stable_diffusion, tokenizer
 from elk_jax.weights.tokenizer import Tokenizer
@@ -221,7 +221,7 @@ def _contrast(source: ImageSource, closeups: CloseupConfig) -> float:
     return round(max(float(np.concatenate(found).std()), 1e-3), 4)
 
 
-def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
+def _drawing(task: Model, shown: list, seed: int, mesh: jax.sharding.Mesh):
     """The first validation close-ups, what is covered, and what is painted there, from the same noise every time."""
     painter = drawing.compile_painter(task, mesh)
     first = shown[0]

@@ -1,4 +1,4 @@
-"""The translation task: a Brownian bridge as a `Task`, its pairs and its parts from configuration."""
+"""The translation task: a Brownian bridge as a `Model`, its pairs and its parts from configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.settings import as_dict, build
 from elk_jax.tasks.watching import watched
-from elk_jax.training.model import Params, Task
+from elk_jax.training.model import Batch, Constants, MapImages, Model, Params
 
 LEAST_DEVIATION = 1e-3
 
@@ -62,18 +62,19 @@ class Translator:
     greys: Greys
 
 
-def build_task(parts: Translator, loss: str) -> Task:
+def build_task(parts: Translator, loss: str) -> Model:
     """A translator for the training loop. `predict` takes `image` [B, S, S, 1], low-energy, and `seed` [B, 2]."""
 
-    def predict(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def predict(params: Params, _: Constants, batch: Batch, map_images: MapImages) -> dict[str, jax.Array]:
         keys, sampler = drawing.keys_of(batch["seed"]), parts.sampler
         found = translator.translate(parts.model, params, batch["image"], keys, sampler.steps, sampler.eta)
         return {"image": found}
 
-    return Task(
+    return Model(
         init=lambda rng: translator.init(parts.model, rng),
-        loss=lambda params, batch, rng: translator.loss(parts.model, params, batch, rng, loss),
+        loss=lambda params, _, batch, rng, map_images: translator.loss(parts.model, params, batch, rng, loss),
         predict=predict,
+        per_example=True,
     )
 
 

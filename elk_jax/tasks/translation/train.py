@@ -17,7 +17,7 @@ from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.translation import model as translation_model
 from elk_jax.tasks.translation import settings as translation
 from elk_jax.tasks.translation.settings import Translator
-from elk_jax.training.model import Params, Task
+from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder as store
 
 SHOWN = 6
@@ -81,7 +81,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
+def _drawing(task: Model, shown: list, seed: int, mesh: jax.sharding.Mesh):
     """Some validation pairs, low energy above, real below, and between them the translation from fixed noise."""
     draw_pictures = drawing.compile_painter(task, mesh)
     whole = {key: np.concatenate([batch[key][batch["valid"]] for batch in shown]) for key in shown[0]}
