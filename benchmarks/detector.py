@@ -33,7 +33,7 @@ from elk_jax.weights import detectors as foreign_weights  # noqa: E402
 from elk_jax.weights import reading  # noqa: E402
 
 TRAINABLE_STAGES = 3
-"""Of the backbone, from the top; `workload.OPTIMIZER` freezes the others."""
+"""Of the backbone, from the top; `workload.RECIPE` freezes the others."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -191,9 +191,9 @@ def rival_settings(
         "channels_last": channels_last,
         "trainable_layers": TRAINABLE_STAGES,
         "optimizer": {
-            "rate": workload.SCHEDULE["base"],
-            "momentum": workload.OPTIMIZER["momentum"],
-            "weight_decay": workload.OPTIMIZER["weight_decay"],
+            "rate": workload.RECIPE.schedule.base,
+            "momentum": workload.RECIPE.optimizer.momentum,
+            "weight_decay": workload.RECIPE.optimizer.weight_decay,
         },
         "detector": {
             "rpn_pre_nms_top_n_train": config.rpn_pre_nms_train,

@@ -225,7 +225,7 @@ def rival_settings(work: painter.Workload, compiled: bool | None, clock: str) ->
         "accelerator": accelerator,
         "channels_last": accelerator,
         "compile": compiled,
-        "optimizer": {"rate": painter.RATE, **painter.OPTIMIZER},
+        "optimizer": {"rate": painter.RECIPE.schedule.base, **dataclasses.asdict(painter.RECIPE.optimizer)},
     }
 
 

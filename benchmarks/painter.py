@@ -26,16 +26,19 @@ from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
 from elk_jax.diffusion.unet import WITH_ATTENTION, WITHOUT, UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.training import mesh as meshes
-from elk_jax.training import optimizer as optimizers
-from elk_jax.training import schedules
-from elk_jax.training.state import TrainState, create
-from elk_jax.training.step.gradient import gradient_step
+from elk_jax.training.model import Model
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Constant
+from elk_jax.training.step.gradient import gradient
+from elk_jax.training.step.step import Program, on_mesh
 
 FACTOR = 8
 """Pixels per latent."""
 TOKENS = 77
-RATE = 1e-6
-OPTIMIZER = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "clip_norm": 1.0}
+RECIPE = TrainingRecipe(
+    optimizer=OptimizerConfig(name="adamw", weight_decay=1e-2, clip_norm=1.0), schedule=Constant(base=1e-6)
+)
 """As ELK fine-tunes Stable Diffusion."""
 MODELS = {
     "sd15": (UNetConfig(in_channels=9), TextConfig()),
@@ -156,40 +159,33 @@ def _apply(model: nn.Module, params: Any, *inputs: jax.Array) -> Any:
     return model.apply({"params": params}, *inputs)
 
 
-def training_step(work: Workload, mesh: Mesh | None = None) -> tuple[Any, TrainState]:
-    """(the jitted update, its state as shapes alone), laid out as the training loop does it where there is a mesh."""
-    abstract = jax.eval_shape(lambda key: init(work, key), jax.random.key(0))
-    tx = optimizers.build(OPTIMIZER, schedules.constant(RATE), abstract)
-    state = jax.eval_shape(lambda params: create(params, tx, ema=False), abstract)
-    layout = None
-    if mesh is not None:
-        split = meshes.tree_shardings(state, mesh)
-        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, split)
-        layout = (split, meshes.replicated(mesh))
-    return gradient_step(lambda params, batch, rng: loss(work, params, batch, rng), tx, out_shardings=layout), state
-
-
-def new_state(params: Any, mesh: Mesh | None = None) -> TrainState:
-    """The state before the first update. It takes the buffers of `params`."""
-    tx = optimizers.build(OPTIMIZER, schedules.constant(RATE), params)
-    make = lambda params: create(params, tx, ema=False)
-    layout = None if mesh is None else meshes.tree_shardings(jax.eval_shape(make, params), mesh)
-    return jax.jit(make, donate_argnums=0, out_shardings=layout)(params)
+def training(work: Workload, mesh: Mesh | None = None) -> Program:
+    """The training of the loop on a mesh, by default of one device; nothing is computed."""
+    mesh = meshes.make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    model = Model(
+        init=lambda rng: init(work, rng),
+        loss=lambda params, _, batch, rng, map_images: loss(work, params, batch, rng),
+        predict=lambda params, _, batch, map_images: {"latents": paint(work, params["unet"], batch)},
+        per_example=True,
+    )
+    return on_mesh(gradient(model, RECIPE, mesh), mesh)
 
 
 def fine_tuning_memory(work: Workload) -> dict[str, Any]:
     """What one update needs, by the compiler's account for this kind of device; nothing is run or allocated."""
-    update, state = training_step(work)
+    program = training(work)
     batch = jax.eval_shape(lambda: {name: jnp.asarray(x) for name, x in random_batch(work).items()})
     start = time.perf_counter()
     # a CPU's compiler orders operations for many threads, a GPU's for little memory
     frugal = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    compiled = update.lower(state, batch).compile(frugal if jax.default_backend() == "cpu" else None)
+    lowered = program.update.lower(program.state, {}, batch)
+    compiled = lowered.compile(frugal if jax.default_backend() == "cpu" else None)
     sizes = compiled.memory_analysis()
-    count = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(p)) for name, p in state.params.items()}
+    parts = program.state.params.items()
+    count = {name: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part)) for name, part in parts}
     return {
         "parameters": count,
-        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state)),
         "temporary_bytes": None if sizes is None else int(sizes.temp_size_in_bytes),
         "total_bytes": measure.program_bytes(compiled),
         "compiled_for": jax.devices()[0].device_kind,
@@ -207,13 +203,13 @@ class Subject:
         self.work = work
         self.batch = {name: jnp.asarray(x) for name, x in batch.items()}
         made = init(work, jax.random.key(0)) if params is None else jax.tree.map(jnp.asarray, params)
-        self.update, _ = training_step(work)
+        program = training(work)
         self.light = jax.tree.map(lambda leaf: leaf.astype(work.dtype), made["unet"])
         if work.dtype == "float32":  # the update takes the buffers that it is given
             self.light = jax.tree.map(jnp.copy, self.light)
-        self.state = new_state(made)
+        self.state = program.init(made)
         start = time.perf_counter()
-        self.compiled_update = self.update.lower(self.state, self.batch).compile()
+        self.compiled_update = program.update.lower(self.state, {}, self.batch).compile()
         middle = time.perf_counter()
         painting = jax.jit(lambda params, batch: paint(work, params, batch))
         self.compiled_paint = painting.lower(self.light, self.batch).compile()
@@ -225,7 +221,7 @@ class Subject:
         self.metrics: dict[str, jax.Array] = {}
 
     def step(self) -> Any:
-        self.state, self.metrics = self.compiled_update(self.state, self.batch)
+        self.state, self.metrics = self.compiled_update(self.state, {}, self.batch)
         return self.state, self.metrics
 
     def infer(self) -> Any:

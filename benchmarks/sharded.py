@@ -34,7 +34,7 @@ def compare(work: painter.Workload, fsdp: int, steps: int) -> dict[str, Any]:
 
 def state_bytes(work: painter.Workload, mesh: Mesh) -> dict[str, int]:
     """Bytes of the training state that one device holds, by part, and of the whole; from shapes alone."""
-    _, state = painter.training_step(work, mesh)
+    state = painter.training(work, mesh).state
 
     def held(tree: Any) -> int:
         return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -44,13 +44,13 @@ def state_bytes(work: painter.Workload, mesh: Mesh) -> dict[str, int]:
 
 
 def _train(work: painter.Workload, mesh: Mesh, steps: int) -> dict[str, Any]:
-    update, shapes = painter.training_step(work, mesh)
+    program = painter.training(work, mesh)
     params = meshes.init_sharded(lambda key: painter.init(work, key), jax.random.key(0), mesh=mesh)
-    state = painter.new_state(params, mesh)
-    compiled = update.lower(shapes, meshes.put_batch(painter.random_batch(work), mesh)).compile()
+    state = program.init(params)
+    compiled = program.update.lower(state, {}, meshes.put_batch(painter.random_batch(work), mesh)).compile()
     losses = []
     for number in range(steps):
-        state, metrics = compiled(state, meshes.put_batch(painter.random_batch(work, seed=number), mesh))
+        state, metrics = compiled(state, {}, meshes.put_batch(painter.random_batch(work, seed=number), mesh))
         losses.append(float(metrics["loss"]))
     return {
         "losses": losses,

@@ -23,22 +23,25 @@ from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.training import mesh as meshes
-from elk_jax.training import optimizer as optimizers
-from elk_jax.training import schedules
-from elk_jax.training.loop import train
-from elk_jax.training.model import Params, Task
-from elk_jax.training.state import TrainState, create
-from elk_jax.training.step.gradient import gradient_step
+from elk_jax.training.loop import Intervals, train
+from elk_jax.training.model import Params
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import WarmupMultistep
+from elk_jax.training.state import TrainState
+from elk_jax.training.step.gradient import gradient
+from elk_jax.training.step.step import on_mesh
 from elk_jax.training.writer import read_metrics
 
-OPTIMIZER = {
-    "name": "sgd",
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "clip_norm": 0.0,
-    "frozen": (r"backbone/stem", r"backbone/res2"),  # torchvision's default: three trainable stages
-}
-SCHEDULE = {"name": "warmup_multistep", "base": 1e-4, "warmup_steps": 0}
+RECIPE = TrainingRecipe(
+    optimizer=OptimizerConfig(
+        name="sgd",
+        momentum=0.9,
+        weight_decay=1e-4,
+        frozen=(r"backbone/stem", r"backbone/res2"),  # torchvision's default: three trainable stages
+    ),
+    schedule=WarmupMultistep(base=1e-4, warmup_steps=0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,28 +81,19 @@ class Subject:
     """
 
     def __init__(self, config: FasterRCNNConfig, data: Data, mesh: Mesh, params: Params | None = None):
-        self.task: Task = detection.build_task(config, mesh)
-        self.mesh = mesh
+        model = detection.build_task(config)
+        self.mesh, self.training = mesh, gradient(model, RECIPE, mesh)
+        program = on_mesh(self.training, mesh)
         self.batch = meshes.put_batch(data.batch, mesh)
-        abstract = jax.eval_shape(self.task.init, jax.random.key(0))
-        rate = schedules.build(SCHEDULE, 10**6)
-        tx = optimizers.build(OPTIMIZER, rate, abstract, self.task.frozen)
-        self.params = meshes.place(self.task.init(jax.random.key(0)) if params is None else params, mesh)
-        state = create(self.params, tx, ema=False)
-        layout = meshes.tree_shardings(state, mesh)
-        self.state: TrainState = meshes.place(state, mesh)  # its own buffers: the step takes them
-        self.update = gradient_step(
-            self.task.loss,
-            tx,
-            schedule=rate,
-            trainable=optimizers.trainable_mask(abstract, OPTIMIZER, self.task.frozen),
-            out_shardings=(layout, meshes.replicated(mesh)),
-        )
+        self.params = meshes.place(model.init(jax.random.key(0)) if params is None else params, mesh)
+        self.state: TrainState = program.init(meshes.place(self.params, mesh))  # a copy: the step takes its buffers
         start = time.perf_counter()
-        lowered = self.update.lower(self.state, self.batch)
+        lowered = program.update.lower(self.state, {}, self.batch)
         self.compiled_update = lowered.compile()
         middle = time.perf_counter()
-        lowered_predict = jax.jit(self.task.predict).lower(self.params, self.batch)
+        map_images = meshes.shard_map_images(mesh)
+        predict = jax.jit(lambda params, batch: model.predict(params, {}, batch, map_images))
+        lowered_predict = predict.lower(self.params, self.batch)
         self.compiled_predict = lowered_predict.compile()
         self.compile_seconds = {"train": middle - start, "inference": time.perf_counter() - middle}
         self.train_cost, self.inference_cost = lowered.cost_analysis(), lowered_predict.cost_analysis()
@@ -107,28 +101,11 @@ class Subject:
         self.metrics: dict[str, jax.Array] = {}
 
     def step(self) -> Any:
-        self.state, self.metrics = self.compiled_update(self.state, self.batch)
+        self.state, self.metrics = self.compiled_update(self.state, {}, self.batch)
         return self.state, self.metrics
 
     def infer(self) -> Any:
         return self.compiled_predict(self.params, self.batch)
-
-
-class CountingBuilder:
-    """A `step_builder` for the loop: hands out the step that is compiled already, and counts what the loop compiles."""
-
-    def __init__(self, subject: Subject):
-        self.subject, self.compilations = subject, 0
-
-    def __call__(self, *_: Any, **__: Any) -> CountingBuilder:
-        return self
-
-    def lower(self, state: TrainState, batch: Any) -> Any:
-        self.compilations += 1
-        return self if self.compilations == 1 else self.subject.update.lower(state, batch)
-
-    def compile(self) -> Any:
-        return self.subject.compiled_update
 
 
 def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
@@ -136,7 +113,6 @@ def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
 
     The first `steps` steps warm up, the next `steps` count.
     """
-    builder = CountingBuilder(subject)
     batches = loader.train_batches(data.source, data.config, seed=1)
     lesion_free = [0]
 
@@ -150,18 +126,14 @@ def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            train(
-                subject.task,
+            result = train(
+                subject.training,
                 workdir=folder,
                 data_iterator=Watched(),
                 total_steps=2 * steps,
-                optimizer=OPTIMIZER,
-                schedule=SCHEDULE,
                 mesh=subject.mesh,
                 initial_params=subject.params,
-                log_every=steps,
-                checkpoint_every=10**9,
-                step_builder=builder,
+                intervals=Intervals(log=steps, checkpoint=0),
                 tensorboard=False,
                 title="real loop",
             )
@@ -173,7 +145,7 @@ def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
         "steps": steps,
         "data_wait_share": last["time/data_wait_share"],
         "images_per_second": last["time/images_per_second"],
-        "compilations": {f"{height}x{width}": builder.compilations},
+        "compilations": {f"{height}x{width}": result.compilations},
         "lesion_free_images": lesion_free[0],
         "loss": last["train/loss"],
     }

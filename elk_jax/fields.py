@@ -108,8 +108,8 @@ def build(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
     """A dataclass from a mapping (a ConfigDict, or what JSON kept of one); lists become tuples.
 
     Fields that are dataclasses, or unions of dataclasses told apart by their field `name`, are built as well.
-    where: the section's name, such as `config.detector`. UserError for an unknown field, and for a value of another
-    type or outside its range; its `where` is the dotted name of the field.
+    where: the section's name, such as `config.detector`. UserError for an unknown or a missing field, and for a value
+    of another type or outside its range; its `where` is the dotted name of the field.
     """
     values = as_dict(settings, where)
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -121,6 +121,11 @@ def build(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
         section = _section(hints[name], value, f"{where}.{name}")
         values[name] = _tuples(value) if section is None else build(section, value, f"{where}.{name}")
     check_types(kind, values, where)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.init and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(
+                f"{field.name} is missing", where=f"{where}.{field.name}", todo=f"give {described(hints[field.name])}"
+            )
     try:
         return kind(**values)
     except UserError as error:

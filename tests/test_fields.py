@@ -157,6 +157,16 @@ def test_an_impossible_section_is_named(mapping, where):
     assert error.value.where == where
 
 
+def test_a_missing_field_is_named():
+    @dataclass(frozen=True)
+    class Needy:
+        base: float
+
+    with pytest.raises(UserError) as error:
+        build(Needy, {}, "config.schedule")
+    assert error.value.where == "config.schedule.base" and "float" in error.value.todo
+
+
 def test_settings_that_are_built_by_hand_are_checked_as_well():
     with pytest.raises(UserError) as error:
         Inner(low=2.0, high=1.0)

@@ -1,10 +1,8 @@
-"""Checkpoints: parameters, optimiser, place in the data and what else a run must know, whole or not there at
-all.
+"""Checkpoints: parameters, optimiser, place in the data and what else a run must know, whole or not there at all.
 
-One checkpoint is one folder `<step>/` with the items `params`, `optimizer`, `ema_params` (where kept),
-`step`-independent JSON `meta` (data-iterator states by process, and what the loop adds) and, after an
-evaluation, the metric that chooses the best. Orbax writes it under a temporary name and renames it when it
-is complete.
+One checkpoint is one folder `<step>/` with the items `params`, `optimizer`, `ema_params` (where kept), the JSON `meta`
+(data-iterator states by process, and what the loop adds) and, after an evaluation, the metric that chooses the best.
+Orbax writes it under a temporary name and renames it when it is complete.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -24,7 +23,6 @@ from orbax.checkpoint import checkpoint_managers
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
-from elk_jax.training.model import Params
 from elk_jax.training.state import TrainState
 
 SCORE = "score"
@@ -151,9 +149,8 @@ class Checkpoints:
             self._manager.close()
 
 
-def load_params(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> Params:
-    """The parameters of a run as nested dicts of NumPy arrays: the smoothed ones where kept, else the raw
-    ones.
+def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> TrainState:
+    """What a run trained, as nested dicts of NumPy arrays, without the optimiser's part: `opt_state` is None.
 
     folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the
     last); else the last. step overrides both. Raises UserError where there is no such checkpoint.
@@ -166,13 +163,19 @@ def load_params(folder: str | os.PathLike, *, best: bool = True, step: int | Non
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
     if step is None:
         step = max(steps, key=lambda s: (_saved_score(folder / str(s)), s)) if best else steps[-1]
-    item = folder / str(step) / "ema_params"
-    item = item if item.is_dir() else item.with_name("params")
+    params, ema_params = (_load_item(folder / str(step) / name) for name in ("params", "ema_params"))
+    return TrainState(jnp.asarray(step, jnp.int32), params, None, ema_params)
+
+
+def _load_item(folder: Path) -> Any:
+    """None where a checkpoint has no such item."""
+    if not folder.is_dir():
+        return None
     handler = ocp.PyTreeCheckpointHandler()
-    with _user_errors(item):
-        tree = _metadata_tree(handler.metadata(item))
+    with _user_errors(folder):
+        tree = _metadata_tree(handler.metadata(folder))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return handler.restore(item, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _saved_score(checkpoint: Path) -> float:

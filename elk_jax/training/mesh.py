@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
+from elk_jax.training.model import MapImages
 
 BATCH_AXES = ("data", "fsdp")
 SMALL = 2**16
@@ -78,14 +79,23 @@ def init_sharded(init: Callable[..., Any], *args: Any, mesh: Mesh, small: int = 
 
 def place(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
     """Lay out a tree that every process holds in full (arrays of any kind). The result owns its buffers."""
+    return jax.tree.map(_put, tree, tree_shardings(tree, mesh, small))
+
+
+def place_constants(tree: Any, mesh: Mesh) -> Any:
+    """`place` for arrays that nothing donates: those that lie as they should are not copied."""
 
     def put(x, sharding):
-        host = np.array(x)  # a copy: on a CPU the device array may share its memory
-        if jax.process_count() == 1:
-            return jax.device_put(host, sharding)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return x if isinstance(x, jax.Array) and x.sharding == sharding else _put(x, sharding)
 
-    return jax.tree.map(put, tree, tree_shardings(tree, mesh, small))
+    return jax.tree.map(put, tree, tree_shardings(tree, mesh))
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    host = np.array(x)  # a copy: on a CPU the device array may share its memory
+    if jax.process_count() == 1:
+        return jax.device_put(host, sharding)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def on_host(tree: Any, mesh: Mesh) -> Any:
@@ -129,7 +139,7 @@ def check_micro_batches(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def shard_map_images(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def shard_map_images(mesh: Mesh) -> MapImages:
     """A drop-in for `jax.vmap` of per-image functions that never moves data between devices.
 
     `shard_map_images(mesh)(fn)(*args)`: every leaf of args and of the result has the batch as leading axis,

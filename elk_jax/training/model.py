@@ -1,29 +1,46 @@
-"""What the loop must know of one model family."""
+"""What a training step must know of one model family."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 Params = Any
-"""A pytree of float32 arrays. Models keep no other state (no running statistics), so every task can be made private."""
+"""A pytree of float32 arrays. Models keep no other state (no running statistics), so each can be trained privately."""
+Constants = Any
+"""A pytree of arrays that a loss or a prediction reads and nobody trains."""
+Batch = Mapping[str, jax.Array]
+"""Arrays with the examples along the leading axis, [B, ...]."""
+Metrics = dict[str, jax.Array]
+"""Scalars by name."""
+MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Maps a function of one image over a batch: `jax.vmap`, or `mesh.shard_map_images(mesh)`."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A model family as pure functions.
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model family as pure functions. Who calls them passes `constants`, and chooses `map_images`.
 
-    init:     rng -> params.
-    loss:     (params, batch, rng) -> (scalar, metrics: dict of scalars). Means are over the GLOBAL batch.
-    predict:  (params, batch) -> dict of arrays with leading axis B.
-    frozen:   regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the
-              configuration says.
+    init:        rng -> params.
+    loss:        (params, constants, batch, rng, map_images) -> (scalar, metrics). Means are over the GLOBAL batch.
+    predict:     (params, constants, batch, map_images) -> dict of arrays with leading axis B.
+    per_example: whether the loss of a batch is the sum or the mean of one term per valid example, where a term follows
+                 from its own example, params, constants and random numbers alone. Then the gradient is the sum or mean
+                 of per-example gradients, and these can be clipped one by one, as private training does. False where
+                 examples meet: a normaliser that is counted over the batch (a detector's sampled anchors and RoIs),
+                 statistics of the batch, weights that depend on which other examples are in it.
+    frozen:      regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the
+                 configuration says.
+    constants:   arrays that are read and never trained: a teacher, an autoencoder, the base of low-rank adapters. They
+                 are not averaged, not in checkpoints and not in the result of a training.
     """
 
     init: Callable[[jax.Array], Params]
-    loss: Callable[[Params, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-    predict: Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
+    loss: Callable[[Params, Constants, Batch, jax.Array, MapImages], tuple[jax.Array, Metrics]]
+    predict: Callable[[Params, Constants, Batch, MapImages], dict[str, jax.Array]]
+    per_example: bool
     frozen: tuple[str, ...] = ()
+    constants: Constants = field(default_factory=dict)

@@ -5,98 +5,52 @@ Expressions are matched with `re.search` against parameter paths such as `backbo
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import optax
 
 from elk_jax.errors import UserError
-from elk_jax.fields import check_types
+from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, check
 from elk_jax.training.model import Params
 
 NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)")
 """What weight decay leaves alone by default: biases, and every parameter of a normalisation layer."""
-NAMES = ("sgd", "adamw")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class OptimizerConfig:
-    """name: `sgd` (torch's and detectron2's: the decay is added to the gradient, then momentum) or `adamw`
-    (decoupled).
+    """name: `sgd` (torch's and detectron2's: the decay is added to the gradient, then momentum) or `adamw` (decoupled).
 
     clip_norm: the gradient over all trainable parameters is scaled down to this L2 norm; 0 switches it off.
     no_decay: expressions of the parameters that weight decay spares. An expression here may match nothing.
     multipliers: (expression, factor) pairs on the learning rate; the first that matches a parameter counts.
-    frozen: expressions of the parameters that are not trained: no update, no decay, no optimiser state, not
-    in the norm.
+    frozen: expressions of the parameters that are not trained: no update, no decay, no optimiser state, not in the
+    norm.
     """
 
-    name: str = "sgd"
-    momentum: float = 0.9
+    name: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, BELOW_ONE] = 0.9  # of sgd, like nesterov
     nesterov: bool = False
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-    clip_norm: float = 0.0
+    b1: Annotated[float, BELOW_ONE] = 0.9  # of adamw, like b2 and eps
+    b2: Annotated[float, BELOW_ONE] = 0.999
+    eps: Annotated[float, ABOVE_ZERO] = 1e-8
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-4
+    clip_norm: Annotated[float, AtLeast(0)] = 0.0
     no_decay: tuple[str, ...] = NORMS_AND_BIASES
-    multipliers: tuple[tuple[str, float], ...] = ()
+    multipliers: tuple[tuple[str, Annotated[float, AtLeast(0)]], ...] = ()
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_types(OptimizerConfig, vars(self), "optimizer")
-        if self.name not in NAMES:
-            known = " or ".join(NAMES)
-            raise UserError(f"unknown optimizer {self.name!r}", where="optimizer.name", todo=f"use {known}")
-        for name in ("momentum", "b1", "b2"):
-            _require(0 <= getattr(self, name) < 1, self, name, "give a number from 0 to below 1")
-        for name in ("weight_decay", "clip_norm"):
-            _require(0 <= getattr(self, name) < math.inf, self, name, "give 0 or more")
-        _require(0 < self.eps < math.inf, self, "eps", "give a number above 0")
-        factors = [factor for _, factor in self.multipliers]
-        _require(all(0 <= factor < math.inf for factor in factors), self, "multipliers", "give factors of 0 or more")
-        for name, patterns in {
-            "no_decay": self.no_decay,
-            "frozen": self.frozen,
-            "multipliers": tuple(pattern for pattern, _ in self.multipliers),
-        }.items():
+        check(self)
+        scaled = tuple(pattern for pattern, _ in self.multipliers)
+        for name, patterns in {"no_decay": self.no_decay, "frozen": self.frozen, "multipliers": scaled}.items():
             for pattern in patterns:
-                compile_pattern(pattern, f"optimizer.{name}")
-
-
-def parse(config: OptimizerConfig | Mapping[str, Any]) -> OptimizerConfig:
-    """An OptimizerConfig from a mapping of some of its fields; UserError for unknown fields and impossible values."""
-    if isinstance(config, OptimizerConfig):
-        return config
-    known = {field.name for field in dataclasses.fields(OptimizerConfig)}
-    values = dict(config)
-    for key in values:
-        if key not in known:
-            raise UserError(
-                f"the optimizer has no setting {key!r}",
-                where=f"optimizer.{key}",
-                todo=f"use {', '.join(sorted(known))}",
-            )
-    for key in ("no_decay", "frozen"):
-        if key in values:
-            values[key] = (values[key],) if isinstance(values[key], str) else _as_tuple(values[key])
-    if "multipliers" in values:
-        values["multipliers"] = _as_tuple(values["multipliers"])
-    return OptimizerConfig(**values)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(one) for one in value) if isinstance(value, (list, tuple)) else value
-
-
-def _require(holds: bool, config: OptimizerConfig, name: str, todo: str) -> None:
-    if not holds:
-        raise UserError(f"{name} is {getattr(config, name)!r}", where=f"optimizer.{name}", todo=todo)
+                compile_pattern(pattern, name)
 
 
 def paths(params: Params) -> Any:
@@ -132,20 +86,18 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
         raise UserError(f"not a regular expression: {pattern!r} ({error})", where=where) from error
 
 
-def trainable_mask(params: Params, config: OptimizerConfig | Mapping[str, Any], frozen: Iterable[str] = ()) -> Any:
-    """Tree of bools, True where a parameter is trained. `frozen` are the task's own expressions beside the
-    config's."""
-    config = parse(config)
-    by_task = matches(params, frozen, "the task's frozen parameters", may_miss=True)
+def trainable_mask(params: Params, config: OptimizerConfig, frozen: Iterable[str] = ()) -> Any:
+    """Tree of bools, True where a parameter is trained. `frozen`: the model's own expressions beside the config's."""
+    by_model = matches(params, frozen, "the model's frozen parameters", may_miss=True)
     by_config = matches(params, config.frozen, "optimizer.frozen")
-    trainable = jax.tree.map(lambda a, b: not (a or b), by_task, by_config)
+    trainable = jax.tree.map(lambda a, b: not (a or b), by_model, by_config)
     if not any(jax.tree.leaves(trainable)):
         raise UserError("every parameter is frozen: nothing is left to train", where="optimizer.frozen")
     return trainable
 
 
 def build(
-    config: OptimizerConfig | Mapping[str, Any],
+    config: OptimizerConfig,
     schedule: optax.Schedule,
     params: Params,
     frozen: Iterable[str] = (),
@@ -155,7 +107,6 @@ def build(
     Order: clip the global norm -> (sgd) add decay, momentum | (adamw) Adam, add decay -> learning rate ->
     multipliers.
     """
-    config = parse(config)
     trainable = trainable_mask(params, config, frozen)
     spared = matches(params, config.no_decay, "optimizer.no_decay", may_miss=True)
     decayed = jax.tree.map(lambda spare: not spare, spared)

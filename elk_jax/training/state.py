@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +12,25 @@ from elk_jax.training.model import Params
 
 
 class TrainState(NamedTuple):
-    """step: int32 scalar, updates done so far. ema_params: smoothed parameters, or None when smoothing is
-    off."""
+    """Of every kind of training: with several players, trees by player.
+
+    step: int32 scalar, updates done so far. params, opt_state: any trees. ema_params: smoothed parameters, perhaps of a
+    part alone; None when smoothing is off.
+    """
 
     step: jax.Array
     params: Params
-    opt_state: optax.OptState
+    opt_state: Any
     ema_params: Params | None
 
-    @property
-    def evaluation_params(self) -> Params:
-        """The parameters to evaluate and to ship: the smoothed ones where they are kept."""
-        return self.params if self.ema_params is None else self.ema_params
+
+def evaluation_params(state: TrainState) -> Params:
+    """The parameters to evaluate and to ship: the smoothed ones where they are kept."""
+    return state.params if state.ema_params is None else state.ema_params
 
 
 def create(params: Params, tx: optax.GradientTransformation, ema: bool) -> TrainState:
-    """A state at step 0. The smoothed parameters start as a copy (their own buffers: the step donates them
-    all)."""
+    """A state at step 0. The smoothed parameters start as a copy (their own buffers: the step donates them all)."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -38,8 +40,7 @@ def create(params: Params, tx: optax.GradientTransformation, ema: bool) -> Train
 
 
 def update_ema(ema_params: Params, params: Params, step: jax.Array, decay: float) -> Params:
-    """Exponential moving average with warm-up: the decay at step t (from 0) is min(decay, (1 + t) / (10 +
-    t)).
+    """Exponential moving average with warm-up: the decay at step t (from 0) is min(decay, (1 + t) / (10 + t)).
 
     Written so that a parameter that never changes (frozen) keeps exactly its value.
     """

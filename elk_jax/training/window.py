@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.training.step.gradient import first_nonfinite
 
 
 class Window:
@@ -50,3 +49,15 @@ class Window:
                     todo="lower the learning rate or clip the gradient (optimizer.clip_norm), and look at "
                     "the data; the last checkpoint is from before this step",
                 )
+
+
+def first_nonfinite(metrics: Mapping[str, float]) -> str | None:
+    """The name of the first non-finite value of a step that is not `finite`: loss terms, then their sum, then norms.
+
+    metrics: one step's, on the host. None for a finite step.
+    """
+    if metrics["finite"]:
+        return None
+    last = ("loss", "grad_norm", "update_norm", "param_norm")
+    order = [key for key in metrics if key not in last] + [key for key in last if key in metrics]
+    return next((key for key in order if not np.isfinite(metrics[key])), "loss")

@@ -54,7 +54,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path):
     assert not (broken / "real" / "finished.json").exists()
     done = subprocess.run(command(broken), timeout=600, **quiet)
     assert done.returncode == 0, done.stderr
-    assert "going on from the checkpoint of step" in done.stderr
+    assert "resuming from the checkpoint of step" in done.stderr
 
     assert numbers(broken) == numbers(whole)
     a, b = (load_file(folder / "real" / "model" / "params.safetensors") for folder in (whole, broken))

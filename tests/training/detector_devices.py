@@ -12,15 +12,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 
 from elk_jax.detection import faster_rcnn
 from elk_jax.training import mesh as meshes
-from elk_jax.training import state as states
-from elk_jax.training.step.gradient import gradient_step
+from elk_jax.training.model import Model
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Constant
+from elk_jax.training.step.gradient import gradient
+from elk_jax.training.step.step import fresh_params, on_mesh
 from tests.training import hlo
 
 STEPS, BATCH, SIZE = 5, 8, 64
+RECIPE = TrainingRecipe(optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), schedule=Constant(base=0.02))
 
 
 def model(dtype: str) -> faster_rcnn.FasterRCNN:
@@ -73,24 +77,23 @@ def batch(number: int, dtype: str, rows: slice = slice(None)) -> dict[str, np.nd
 def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
     """The metrics of five steps, and what the compiled step sends around."""
     net = model(dtype)
-    map_images = meshes.shard_map_images(mesh)
-    tx = optax.sgd(0.02, momentum=0.9)
-    params = meshes.init_sharded(lambda rng: faster_rcnn.init(net, rng), jax.random.key(0), mesh=mesh)
-    make = jax.jit(lambda params: states.create(params, tx, False), out_shardings=meshes.replicated(mesh))
-    state = make(jax.tree.map(lambda x: x.astype(dtype), params))
-    step = gradient_step(
-        lambda params, batch, rng: faster_rcnn.loss(net, params, batch, rng, map_images=map_images),
-        tx,
-        out_shardings=meshes.replicated(mesh),
+    detector = Model(
+        init=lambda rng: jax.tree.map(lambda x: x.astype(dtype), faster_rcnn.init(net, rng)),
+        loss=lambda params, _, batch, rng, map_images: faster_rcnn.loss(net, params, batch, rng, map_images),
+        predict=lambda params, _, batch, map_images: faster_rcnn.predict(net, params, batch, map_images),
+        per_example=False,
     )
+    step = gradient(detector, RECIPE, mesh)
+    program = on_mesh(step, mesh)
+    state = program.init(fresh_params(step, mesh))
     first = meshes.put_batch(batch(0, dtype, rows), mesh)
-    step = step.lower(state, first).compile()
+    update = program.update.lower(state, {}, first).compile()
     seen: list[dict[str, float]] = []
     for number in range(STEPS):
-        state, metrics = step(state, meshes.put_batch(batch(number, dtype, rows), mesh))
+        state, metrics = update(state, {}, meshes.put_batch(batch(number, dtype, rows), mesh))
         seen.append({key: float(value) for key, value in metrics.items()})
-    gathers = [list(c) for c in hlo.gathers(step.as_text())]
-    return {"metrics": seen, "gathers": gathers, "collectives": len(hlo.collectives(step.as_text()))}
+    gathers = [list(c) for c in hlo.gathers(update.as_text())]
+    return {"metrics": seen, "gathers": gathers, "collectives": len(hlo.collectives(update.as_text()))}
 
 
 def main() -> None:

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.training import mesh as meshes
-from elk_jax.training.checkpoint import load_params
-from elk_jax.training.loop import train
+from elk_jax.training.checkpoint import load_state
 from elk_jax.training.writer import read_metrics
 from tests.training import hlo, toy
 
@@ -29,12 +28,14 @@ HIDDEN = 8192  # large enough for the rule to split its parameters
 
 def run(folder, mesh, dtype="float32", **data):
     """Train the toy on `mesh` from `dtype` numbers."""
-    return train(
-        toy.task(jnp.dtype(dtype), hidden=HIDDEN),
-        workdir=folder,
-        data_iterator=toy.Batches(dtype=np.dtype(dtype), **data),
-        mesh=mesh,
-        **toy.settings(total_steps=STEPS, log_every=1, checkpoint_every=3),
+    return toy.train(
+        folder,
+        toy.model(jnp.dtype(dtype), hidden=HIDDEN),
+        toy.Batches(dtype=np.dtype(dtype), **data),
+        mesh,
+        steps=STEPS,
+        log_every=1,
+        checkpoint_every=3,
     )
 
 
@@ -132,21 +133,21 @@ def two_processes(out: Path, index: int, port: str) -> dict:
         "same": bool(np.array_equal(back["large"], large) and np.array_equal(back["small"], large[:3])),
     }
 
-    # SIGTERM reaches one process only; both stop at the same step, and the run goes on from there
+    # SIGTERM reaches one process only; both stop at the same step, and the run resumes from there
     def terminate(number):
         if number == 4 and index == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
     batches = toy.Batches(rows=rows, before=terminate)
-    arguments = toy.settings(total_steps=400, log_every=1, checkpoint_every=1000)
+    rare = {"steps": 400, "log_every": 1, "checkpoint_every": 1000}
     try:
-        train(toy.task(hidden=HIDDEN), workdir=out / "stop", data_iterator=batches, mesh=mesh, **arguments)
+        toy.train(out / "stop", toy.model(hidden=HIDDEN), batches, mesh, **rare)
         seen["stopped"] = "never"
     except KeyboardInterrupt as stop:
         seen["stopped"] = str(stop)
     steps = sorted(int(p.name) for p in (out / "stop" / "checkpoints").iterdir() if p.name.isdigit())
     seen["stop_steps"] = steps
-    seen["saved_leaves"] = len(jax.tree.leaves(load_params(out / "stop" / "checkpoints")))
+    seen["saved_leaves"] = len(jax.tree.leaves(load_state(out / "stop" / "checkpoints").ema_params))
     return seen
 
 

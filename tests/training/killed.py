@@ -8,22 +8,19 @@ import time
 import jax
 import numpy as np
 
-from elk_jax.training.loop import train
+from elk_jax.training.loop import Evaluation
 from tests.training import toy
 
 
-def evaluate(params, step):
+def measure(params, step):
     """Best at step 20; reads the parameters, as a real evaluation would."""
     size = float(sum(np.abs(np.asarray(leaf)).sum() for leaf in jax.tree.leaves(params)))
     return {"score": -abs(step - 20) + 1e-6 * size, "size": size}
 
 
 def run(workdir, steps, before=lambda number: None, **changes):
-    arguments = toy.settings(
-        total_steps=steps, evaluate=evaluate, eval_every=5, best_metric="score", log_every=3, checkpoint_every=7
-    )
-    arguments |= changes
-    return train(toy.task(), workdir=workdir, data_iterator=toy.Batches(before=before), **arguments)
+    arguments = {"log_every": 3, "checkpoint_every": 7, "eval_every": 5, "evaluation": Evaluation(measure, "score")}
+    return toy.train(workdir, batches=toy.Batches(before=before), steps=steps, **arguments | changes)
 
 
 if __name__ == "__main__":

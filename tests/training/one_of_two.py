@@ -13,20 +13,14 @@ from pathlib import Path
 
 from elk_jax.errors import run_main
 from elk_jax.training import mesh as meshes
-from elk_jax.training.loop import train
 from tests.training import toy
 
 STEPS, SAVED, ROWS = 8, 4, 8
 
 
 def run(workdir, rows=slice(None), before=lambda number: None):
-    return train(
-        toy.task(),
-        workdir=workdir,
-        data_iterator=toy.Batches(rows=rows, before=before),
-        mesh=meshes.make_mesh(),
-        **toy.settings(total_steps=STEPS, checkpoint_every=SAVED, log_every=1),
-    )
+    batches = toy.Batches(rows=rows, before=before)
+    return toy.train(workdir, batches=batches, steps=STEPS, checkpoint_every=SAVED, log_every=1)
 
 
 def main():

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from elk_jax.errors import UserError
-from elk_jax.training import loop
-from elk_jax.training.checkpoint import load_params
-from elk_jax.training.model import Task
+from elk_jax.training.checkpoint import load_state
+from elk_jax.training.loop import Evaluation
+from elk_jax.training.model import Model
+from elk_jax.training.schedules import Constant
+from elk_jax.training.state import evaluation_params
 from elk_jax.training.writer import read_metrics
 from tests.training import killed, toy
 
@@ -26,6 +28,11 @@ def records(workdir):
     """metrics.jsonl without what the clock decides."""
     lines = read_metrics(Path(workdir) / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def loaded(workdir, **choice):
+    """What is evaluated of a checkpoint."""
+    return evaluation_params(load_state(workdir / "checkpoints", **choice))
 
 
 def assert_same(a, b):
@@ -55,15 +62,13 @@ def test_a_run_learns_and_leaves_what_it_promises(whole):
     assert result.metrics["score"] < -19
     assert int(result.state.step) == STEPS
     assert_same(result.params, result.state.ema_params)
-    assert_same(load_params(folder / "checkpoints"), result.best_params)
-    assert_same(load_params(folder / "checkpoints", best=False), result.params)
+    assert_same(loaded(folder), result.best_params)
+    assert_same(loaded(folder, best=False), result.params)
 
 
 def test_logged_values_are_means_over_the_steps_between(tmp_path):
     for every in (1, 4):
-        loop.train(
-            toy.task(), workdir=tmp_path / str(every), data_iterator=toy.Batches(), **toy.settings(log_every=every)
-        )
+        toy.train(tmp_path / str(every), log_every=every)
     single = [line["train/loss"] for line in records(tmp_path / "1")]
     wanted = [np.mean(single[i : i + 4]) for i in (0, 4, 8)]
     assert [line["train/loss"] for line in records(tmp_path / "4")] == pytest.approx(wanted, rel=1e-12)
@@ -123,7 +128,7 @@ def test_a_signal_ends_in_a_checkpoint_and_the_run_goes_on_from_there(whole, tmp
     assert (tmp_path / "checkpoints" / "17").is_dir()
     assert "stopped at step 17: checkpoint written to" in capsys.readouterr().err
     again = killed.run(tmp_path, STEPS)
-    assert "going on from the checkpoint of step 17" in capsys.readouterr().err
+    assert "resuming from the checkpoint of step 17" in capsys.readouterr().err
     assert_same(again.state, result.state)
     assert records(tmp_path) == records(folder)
 
@@ -136,78 +141,78 @@ def test_a_finished_run_started_again_does_nothing(whole):
         raise AssertionError("a finished run reads no data")
 
     again = killed.run(folder, STEPS, before=no_data)
-    assert result.seconds_before == 0 and again.seconds_before > 0
-    assert_same(again._replace(seconds_before=0.0), result)
+    assert (result.seconds_before, result.compilations) == (0, 1)
+    assert again.seconds_before > 0 and again.compilations == 0
+    assert_same(again._replace(seconds_before=0.0, compilations=1), result)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_nan_stops_the_run_and_spares_the_last_checkpoint(tmp_path):
-    task = toy.task(nan_at=9)
-    with pytest.raises(UserError, match=r"step 9: fit is nan") as error:
-        loop.train(task, workdir=tmp_path, data_iterator=toy.Batches(), **toy.settings(checkpoint_every=4, log_every=5))
-    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="step 9: fit is nan") as error:
+        toy.train(tmp_path, toy.model(nan_at=9), checkpoint_every=4, log_every=5)
+    assert error.value.where == "training" and "\n" not in str(error.value)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path / "checkpoints")))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded(tmp_path)))
 
 
 @pytest.mark.parametrize("due", ["checkpoint_every", "eval_every"])
 def test_a_nan_at_the_very_step_of_a_checkpoint_is_not_saved(tmp_path, due):
     evaluated = []
 
-    def evaluate(params, step):
+    def measure(params, step):
         evaluated.append(step)
         return {"score": 1.0}
 
-    settings = toy.settings(checkpoint_every=100, log_every=100, evaluate=evaluate, best_metric="score")
+    rare = {"checkpoint_every": 100, "log_every": 100, "evaluation": Evaluation(measure, "score")}
     with pytest.raises(UserError, match="step 6: fit is nan"):
-        loop.train(toy.task(nan_at=6), workdir=tmp_path, data_iterator=toy.Batches(), **settings | {due: 6})
+        toy.train(tmp_path, toy.model(nan_at=6), **rare | {due: 6})
     assert list((tmp_path / "checkpoints").iterdir()) == [] and evaluated == []
 
 
 def test_initial_weights_are_used_and_checked(tmp_path):
-    params = toy.task().init(jax.random.key(99))
-    still = toy.settings(total_steps=1, schedule={"name": "constant", "base": 0.0}, ema_decay=None)
-    result = loop.train(toy.task(), workdir=tmp_path / "a", data_iterator=toy.Batches(), initial_params=params, **still)
+    params = toy.model().init(jax.random.key(99))
+    still = {"steps": 1, "schedule": Constant(base=0.0), "ema_decay": 0.0, "initial_params": params}
+    result = toy.train(tmp_path / "a", **still)
     assert_same(result.params, params)
     params["head"]["kernel"] = params["head"]["kernel"][:5]
-    with pytest.raises(UserError, match=r"head/kernel is float32\[5, 1\] .* float32\[32, 1\]"):
-        loop.train(toy.task(), workdir=tmp_path / "b", data_iterator=toy.Batches(), initial_params=params, **still)
+    with pytest.raises(UserError, match=r"head/kernel is float32\[5, 1\] .* float32\[32, 1\]") as error:
+        toy.train(tmp_path / "b", **still)
+    assert error.value.where == "initial_params"
 
 
 def test_evaluation_sees_the_smoothed_weights(tmp_path):
     seen = []
 
-    def evaluate(params, step):
+    def measure(params, step):
         seen.append(jax.tree.map(np.asarray, params))
         return {"score": np.float32(0.0)}
 
-    settings = toy.settings(total_steps=4, evaluate=evaluate, best_metric="score")
-    result = loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)
+    result = toy.train(tmp_path, steps=4, evaluation=Evaluation(measure, "score"))
     assert_same(seen[-1], result.state.ema_params)
     assert not np.array_equal(seen[-1]["head"]["kernel"], result.state.params["head"]["kernel"])
 
 
+def test_pictures_are_drawn_with_every_evaluation(tmp_path):
+    draw = lambda params, step: {"grid": np.full((2, 2, 3), step, np.uint8)}
+    toy.train(tmp_path, steps=4, eval_every=2, evaluation=Evaluation(lambda p, s: {"score": 0.0}, "score", draw=draw))
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["grid-000002.png", "grid-000004.png"]
+
+
 def test_less_may_be_better_and_nan_never_is(tmp_path):
     values = {2: 3.0, 4: float("nan"), 6: 1.0, 8: 2.0, 10: float("nan")}
-    settings = toy.settings(
-        total_steps=10, eval_every=2, evaluate=lambda p, s: {"error": values[s]}, best_metric="error", best_mode="min"
-    )
-    result = loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)
-    assert (result.best_step, result.best_metrics) == (6, {"error": 1.0})
+    result = toy.train(tmp_path, steps=10, eval_every=2, evaluation=toy.scores(values, best_mode="min"))
+    assert (result.best_step, result.best_metrics) == (6, {"score": 1.0})
     assert (tmp_path / "checkpoints" / "6").is_dir()
-    assert_same(load_params(tmp_path / "checkpoints"), result.best_params)
+    assert_same(loaded(tmp_path), result.best_params)
 
 
 @pytest.mark.parametrize("mode, sign", [("max", 1), ("min", -1)])
 def test_of_equal_evaluations_the_last_is_the_best_and_is_kept(tmp_path, mode, sign):
     values = {2: 0.5 * sign, 4: 0.5 * sign, 6: 0.4 * sign, 8: 0.5 * sign, 10: 0.3 * sign}
-    settings = toy.settings(
-        total_steps=10, eval_every=2, evaluate=lambda p, s: {"score": values[s]}, best_metric="score", best_mode=mode
-    )
-    settings["checkpoint_every"] = 2
-    result = loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)
+    evaluation = toy.scores(values, best_mode=mode)
+    result = toy.train(tmp_path, steps=10, eval_every=2, checkpoint_every=2, evaluation=evaluation)
     assert (result.best_step, result.best_metrics) == (8, {"score": 0.5 * sign})
-    assert_same(load_params(tmp_path / "checkpoints"), result.best_params)
+    assert_same(loaded(tmp_path), result.best_params)
 
 
 def test_more_batch_shapes_than_announced_are_reported(tmp_path, capsys):
@@ -216,30 +221,36 @@ def test_more_batch_shapes_than_announced_are_reported(tmp_path, capsys):
             self.size = 16 + 4 * (self.number % 2)
             return super().__next__()
 
-    settings = toy.settings(total_steps=4)
-    loop.train(toy.task(), workdir=tmp_path / "a", data_iterator=Growing(), **settings)
+    assert toy.train(tmp_path / "a", batches=Growing(), steps=4).compilations == 2
     assert "warning: 2 compilations of the step for 1 batch shape(s)" in capsys.readouterr().err
-    loop.train(toy.task(), workdir=tmp_path / "b", data_iterator=Growing(), buckets=2, **settings)
+    assert toy.train(tmp_path / "b", batches=Growing(), steps=4, buckets=2).compilations == 2
     assert "warning" not in capsys.readouterr().err
 
 
-def test_wrong_use_is_named(whole, tmp_path):
+def test_another_identity_is_refused(whole):
     folder, _ = whole
-    with pytest.raises(UserError, match="another config"):
+    with pytest.raises(UserError, match="config") as error:
         killed.run(folder, STEPS, identity={"config": "abc"})
-    with pytest.raises(UserError, match="best_metric"):
-        killed.run(tmp_path / "a", 2, best_metric="")
-    with pytest.raises(UserError, match=r"no 'auc'.*score, size"):
-        killed.run(tmp_path / "b", 2, best_metric="auc")
-    with pytest.raises(UserError, match=r"ema_params.*missing|missing.*ema_params"):
-        killed.run(tmp_path / "c", 2, ema_decay=None)
-        killed.run(tmp_path / "c", 4)
+    assert error.value.where == str(folder / "checkpoints")
+
+
+def test_a_metric_that_the_evaluation_does_not_give_is_named(tmp_path):
+    with pytest.raises(UserError, match="'auc'") as error:
+        killed.run(tmp_path, 2, evaluation=Evaluation(killed.measure, "auc"))
+    assert error.value.where == "best_metric" and "score, size" in error.value.todo
+
+
+def test_a_checkpoint_without_averages_is_not_resumed_with_them(tmp_path):
+    killed.run(tmp_path, 2, ema_decay=0.0)
+    with pytest.raises(UserError, match="ema_params") as error:
+        killed.run(tmp_path, 4)
+    assert error.value.where == str(tmp_path / "checkpoints" / "2")
 
 
 def test_a_batch_that_does_not_divide_is_named_before_anything_is_compiled(tmp_path):
-    settings = toy.settings(accumulate=3)
-    with pytest.raises(UserError, match=r"a batch of 16 in 3 micro-batches does not divide .*accumulate"):
-        loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(), **settings)
+    with pytest.raises(UserError, match="16 in 3 micro-batches") as error:
+        toy.train(tmp_path, accumulate=3)
+    assert error.value.where == "accumulate"
 
 
 def test_data_that_ends_is_named(tmp_path):
@@ -247,14 +258,15 @@ def test_data_that_ends_is_named(tmp_path):
         if number == 3:
             raise StopIteration
 
-    with pytest.raises(UserError, match="data ended before step 3"):
-        loop.train(toy.task(), workdir=tmp_path, data_iterator=toy.Batches(before=before), **toy.settings())
+    with pytest.raises(UserError, match="step 3") as error:
+        toy.train(tmp_path, batches=toy.Batches(before=before))
+    assert error.value.where == "data"
 
 
 def test_a_loss_without_terms_and_one_step(tmp_path):
-    def loss(params, batch, rng):
+    def loss(params, constants, batch, rng, map_images):
         return jnp.sum(params["w"] ** 2) * jnp.mean(batch["x"] ** 2), {}
 
-    task = Task(init=lambda rng: {"w": jnp.ones(3)}, loss=loss, predict=lambda params, batch: {})
-    result = loop.train(task, workdir=tmp_path, data_iterator=toy.Batches(), **toy.settings(total_steps=1))
+    model = Model(init=lambda rng: {"w": jnp.ones(3)}, loss=loss, predict=lambda *_: {}, per_example=False)
+    result = toy.train(tmp_path, model, steps=1)
     assert int(result.state.step) == 1 and result.best_step == 1 and result.best_metrics == {}

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
 from elk_jax.training import mesh as meshes
-from elk_jax.training.checkpoint import load_params
+from elk_jax.training.checkpoint import load_state
 from tests import processes
 from tests.training import hlo, one_of_two
 
@@ -110,7 +110,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_run_goes_on(
         assert codes[1] not in (0, None), processes.said(tmp_path)
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == [str(one_of_two.SAVED)]
-    assert len(jax.tree.leaves(load_params(checkpoints))) == 5
+    assert len(jax.tree.leaves(load_state(checkpoints).params)) == 5
     assert int(one_of_two.run(tmp_path / "run").state.step) == one_of_two.STEPS
 
 

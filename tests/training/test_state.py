@@ -33,5 +33,5 @@ def test_smoothed_copy_has_its_own_buffer():
     params = {"w": jnp.ones(3)}
     made = state.create(params, optax.sgd(0.1), ema=True)
     assert made.ema_params["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
-    assert made.evaluation_params is made.ema_params
-    assert state.create(params, optax.sgd(0.1), ema=False).evaluation_params is params
+    assert state.evaluation_params(made) is made.ema_params
+    assert state.evaluation_params(state.create(params, optax.sgd(0.1), ema=False)) is params

@@ -19,17 +19,26 @@ from elk_jax.diffusion.schedule import make_schedule
 from elk_jax.diffusion.unet import WITH_ATTENTION, UNetConfig
 from elk_jax.tasks.inpainting import settings as inpainting
 from elk_jax.training import mesh as meshes
-from elk_jax.training.loop import train
-from elk_jax.training.model import Task
-from elk_jax.training.step.gradient import gradient_step
+from elk_jax.training.loop import Intervals, train
+from elk_jax.training.model import Model
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Constant
+from elk_jax.training.step.gradient import gradient
+from elk_jax.training.step.step import on_mesh
 from elk_jax.training.writer import read_metrics
 from tests.training import hlo
 
 STEPS, BATCH, SIZE, WIDTH = 4, 8, 8, 128  # as wide as the rule for splitting wants it, and small otherwise
 
 
-def task() -> Task:
-    """The inpainting task in pixel space."""
+RECIPE = TrainingRecipe(
+    optimizer=OptimizerConfig(name="adamw", clip_norm=1.0), schedule=Constant(base=1e-3), ema_decay=0.9
+)
+
+
+def model() -> Model:
+    """An inpainter in pixel space."""
     unet = UNetConfig(
         in_channels=17,
         out_channels=4,
@@ -40,9 +49,9 @@ def task() -> Task:
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    model = InpainterConfig(unet, size=SIZE, patch=2)
+    config = InpainterConfig(unet, size=SIZE, patch=2)
     noise = make_schedule("cosine", steps=50, prediction="v")
-    parts = inpainting.Inpainter(model, noise, SamplerConfig(steps=2), 1.0, Words())
+    parts = inpainting.Inpainter(config, noise, SamplerConfig(steps=2), 1.0, Words())
     return inpainting.build_task(parts, LossConfig(), inpainting.LoraConfig(), False, None)
 
 
@@ -70,40 +79,20 @@ class Closeups:
         self.number = state
 
 
-class Kept:
-    """A step builder that keeps the program that the loop compiled."""
-
-    def __call__(self, *arguments, **settings) -> Kept:
-        self.update = gradient_step(*arguments, **settings)
-        return self
-
-    def lower(self, state, batch) -> Kept:
-        self.lowered = self.update.lower(state, batch)
-        return self
-
-    def compile(self):
-        self.compiled = self.lowered.compile()
-        return self.compiled
-
-
 def run(folder: Path, mesh: jax.sharding.Mesh) -> dict:
     """Losses of the real loop, where its state lies, and what its program does."""
-    kept = Kept()
+    step = gradient(model(), RECIPE, mesh)
     result = train(
-        task(),
+        step,
         workdir=folder,
         data_iterator=Closeups(),
         total_steps=STEPS,
-        optimizer={"name": "adamw", "clip_norm": 1.0},
-        schedule={"name": "constant", "base": 1e-3},
         mesh=mesh,
-        ema_decay=0.9,
-        log_every=1,
-        checkpoint_every=10**6,
-        step_builder=kept,
+        intervals=Intervals(log=1, checkpoint=0),
         tensorboard=False,
     )
-    text = kept.compiled.as_text()
+    batch = meshes.put_batch(next(Closeups()), mesh)
+    text = on_mesh(step, mesh).update.lower(result.state, {}, batch).compile().as_text()  # JAX kept what it compiled
     return {
         "losses": [record["train/loss"] for record in read_metrics(folder / "metrics.jsonl")],
         "state": {name: leaves(getattr(result.state, name)) for name in ("params", "opt_state", "ema_params")},

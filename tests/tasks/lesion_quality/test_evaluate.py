@@ -177,7 +177,7 @@ def detector(tmp_path_factory):
         depth=18, width=8, norm="gn", norm_groups=8, stride_in_1x1=False, pixel_mean=(60.0,), pixel_std=(60.0,),
         fpn_channels=16, box_fc_width=8,
     )  # fmt: skip
-    shapes = jax.eval_shape(detection.build_task(config, meshes.make_mesh()).init, jax.random.key(0))
+    shapes = jax.eval_shape(detection.build_task(config).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("detector")

@@ -1,0 +1,36 @@
+"""What every training recipe says; a task's recipe inherits from it and adds model and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from elk_jax.fields import BELOW_ONE, AtLeast, check
+from elk_jax.training import schedules
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.schedules import Schedule, WarmupCosine
+
+ADAMW = OptimizerConfig(name="adamw", weight_decay=0.05, clip_norm=1.0)
+COSINE = WarmupCosine(base=4e-4, warmup_steps=30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """steps: updates of the whole training. accumulate: micro-batches that a batch is worked off in.
+
+    ema_decay: of the smoothed parameters, which are then the ones that are evaluated and kept; 0 for none.
+    checkpoint_every, eval_every: in steps; 0: at the end alone.
+    """
+
+    steps: Annotated[int, AtLeast(1)] = 300
+    accumulate: Annotated[int, AtLeast(1)] = 1
+    optimizer: OptimizerConfig = ADAMW
+    schedule: Schedule = COSINE
+    ema_decay: Annotated[float, BELOW_ONE] = 0.0
+    log_every: Annotated[int, AtLeast(1)] = 10
+    checkpoint_every: Annotated[int, AtLeast(0)] = 100
+    eval_every: Annotated[int, AtLeast(0)] = 100
+
+    def __post_init__(self) -> None:
+        check(self)
+        schedules.build(self.schedule, self.steps)  # milestones in an order that only the number of steps shows
