@@ -40,7 +40,7 @@ from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
-from elk_jax.threads import for_each
+from elk_jax.threads import map_in_threads
 
 VIEW = ("laterality", "view")
 INDEX, SUMMARY = "tiles.json", "summary.json"
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         shown = {int(i) for i in np.linspace(0, len(pairs) - 1, OVERLAYS).round()}
         task = progress.add_task("registering pairs", total=len(pairs))
 
-        def watch(results: Iterable[Any], total: int) -> Iterator[Any]:
+        def advance(results: Iterable[Any], total: int) -> Iterator[Any]:
             for result in results:
                 progress.advance(task)
                 yield result
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
             i, j = pairs[number]
             return prepared(low, i, subtracted, j, flags, built, number in shown)
 
-        results = for_each(prepare, len(pairs), watch)
+        results = map_in_threads(prepare, len(pairs), advance)
         infos = [info for result in results for info in result.infos]
         if not infos:
             first = next((result.failure for result in results if result.failure), "all tiles are mostly black")

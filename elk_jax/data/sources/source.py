@@ -23,7 +23,7 @@ from elk_jax.data.sources.splits import draw_splits
 from elk_jax.data.sources.tfds import read_tfds
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo, Record
-from elk_jax.threads import Watch, for_each, unwatched
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 Read = Callable[[int], np.ndarray]
 """Position -> image [H, W, 1] float32 in [0, 1]."""
@@ -67,7 +67,7 @@ def open_source(
     clean: bool = False,
     on_error: str = "stop",
     keep_bytes: int = 0,
-    watch: Watch = unwatched,
+    progress: ProgressBar = no_bar,
     ignore_over: float = 0.0,
     split_shares: Sequence[float] = (),
     bit_depth: int = 0,
@@ -85,7 +85,7 @@ def open_source(
         as deterministic as without them; "late" looks at no file now: for a few images of a source that was
         opened as a whole before.
     keep_bytes: of decoded images, kept in memory for when they are read again; see `cached`.
-    watch: shows how far the reading of TFDS records, the drawing of phantoms, the decoding of "skip" is.
+    progress: shows how far the reading of TFDS records, the drawing of phantoms, the decoding of "skip" is.
     split_shares: of train, val and test, for images that name no split: patients are dealt out, the same at every
         opening (`splits.draw_splits`). () for none.
     bit_depth: significant bits of 16-bit files that hold fewer (12); 0: all. A field `bit_depth` of a COCO image
@@ -100,7 +100,7 @@ def open_source(
     if kind not in _OPENERS:
         raise UserError(f"unknown data source '{spec}'", todo="write coco:FILE.json, tfds:DIR or phantom:")
     check_bit_depth(bit_depth, spec)
-    source = _OPENERS[kind](place, "" if split_shares else split, bit_depth, watch)
+    source = _OPENERS[kind](place, "" if split_shares else split, bit_depth, progress)
     if split_shares:
         source = replace(source, infos=draw_splits(source.infos, split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)
@@ -116,7 +116,7 @@ def open_source(
     if keep_bytes and kind != "phantom":  # phantoms are in memory anyway
         source = cached(source, keep_bytes)
     if on_error == "skip":
-        return without_unreadable(source, watch)
+        return without_unreadable(source, progress)
     if kind == "coco" and on_error == "stop":
         checks.check_files(source.infos, coco.image_folder(place), source.name)
     return source
@@ -128,7 +128,7 @@ def category_ids(spec: str) -> tuple[int, ...] | None:
     return coco.category_ids(place) if kind == "coco" else None
 
 
-def _open_coco(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
+def _open_coco(path: str, split: str, bit_depth: int, progress: ProgressBar) -> ImageSource:
     infos, classes = coco.read_coco(path)
     files = tuple((info.file_name, info.meta.get("bit_depth") or bit_depth) for info in infos)
     for info, (_, depth) in zip(infos, files):
@@ -137,17 +137,17 @@ def _open_coco(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSour
     return ImageSource(path, classes, infos, read, learned_from=coco.learned_from(path))
 
 
-def _open_tfds(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
-    infos, classes, read = read_tfds(path, bit_depth, watch)
+def _open_tfds(path: str, split: str, bit_depth: int, progress: ProgressBar) -> ImageSource:
+    infos, classes, read = read_tfds(path, bit_depth, progress)
     return ImageSource(path, classes, infos, read)
 
 
-def _open_phantom(options: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
-    infos, classes, read = read_phantom(options, split, watch)
+def _open_phantom(options: str, split: str, bit_depth: int, progress: ProgressBar) -> ImageSource:
+    infos, classes, read = read_phantom(options, split, progress)
     return ImageSource(f"phantom:{options}", classes, infos, read)
 
 
-_OPENERS: dict[str, Callable[[str, str, int, Watch], ImageSource]] = {
+_OPENERS: dict[str, Callable[[str, str, int, ProgressBar], ImageSource]] = {
     "coco": _open_coco,
     "tfds": _open_tfds,
     "phantom": _open_phantom,
@@ -210,7 +210,7 @@ def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:
     return replace(source, read=Cache(source.read, max_bytes))
 
 
-def without_unreadable(source: ImageSource, watch: Watch = unwatched) -> ImageSource:
+def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> ImageSource:
     """Decode every image once; those that fail are left out and listed with their reason in `.skipped`."""
 
     def failure(position: int) -> str:
@@ -220,7 +220,7 @@ def without_unreadable(source: ImageSource, watch: Watch = unwatched) -> ImageSo
         except UserError as error:
             return str(error)
 
-    failures = for_each(failure, len(source), watch)
+    failures = map_in_threads(failure, len(source), progress)
     good = [position for position, reason in enumerate(failures) if not reason]
     bad = [(info.image_id, reason) for info, reason in zip(source.infos, failures) if reason]
     if not good:

@@ -17,7 +17,7 @@ from elk_jax.data.sources.checks import checked_box
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
-from elk_jax.threads import Watch, unwatched
+from elk_jax.threads import ProgressBar, no_bar
 
 _FIXED = ("image", "image_id", "patient_id", "split", "file_name", "width", "height", "objects")
 
@@ -70,11 +70,11 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
 
 
 def read_tfds(
-    folder: str, bit_depth: int = 0, watch: Watch = unwatched
+    folder: str, bit_depth: int = 0, progress: ProgressBar = no_bar
 ) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
     """Open a built data set: (infos, class names, read). The splits of TFDS are the splits of the records.
 
-    folder: the one that holds `dataset_info.json`. bit_depth: see `images.decode_image`. watch: shows how
+    folder: the one that holds `dataset_info.json`. bit_depth: see `images.decode_image`. progress: shows how
     far the reading of the records is. Records come in the order
     train, val, test, other splits.
     UserError: no data set there, a record whose boxes are no boxes of its image.
@@ -94,7 +94,7 @@ def read_tfds(
         todo = "give the folder that holds dataset_info.json"
         raise UserError(f"no readable TFDS data set: {reason}", where=folder, todo=todo) from error
     places = [(name, position) for name, store in stores.items() for position in range(len(store))]
-    infos = list(watch((_info(stores[name][position], name, folder) for name, position in places), len(places)))
+    infos = list(progress((_info(stores[name][position], name, folder) for name, position in places), len(places)))
     names = tuple(info.file_name or info.image_id for info in infos)
     read = partial(_read, stores, tuple(places), names, bit_depth)
     return tuple(infos), classes, read

@@ -17,6 +17,7 @@ from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks import trained
@@ -25,7 +26,6 @@ from elk_jax.tasks.detection import report as reports
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part
 from elk_jax.tasks.run import new_console
-from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
 
@@ -87,7 +87,7 @@ def evaluate_source(
         clean_boxes,
         on_error,
         keep_bytes=sources.KEPT_BYTES,
-        watch=watched("  opening"),
+        progress=progress_bar("  opening"),
         ignore_over=ignore_over,
         split_shares=split_shares,
         bit_depth=bit_depth,

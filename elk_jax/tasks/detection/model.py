@@ -21,9 +21,9 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
 from elk_jax.images.schema import ImageInfo
+from elk_jax.progress import progress_bar
 from elk_jax.tasks import trained
 from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder as store
 
@@ -160,7 +160,7 @@ def show(source: ImageSource, crop_to_breast: bool) -> Shown:
     """`source` as a detector sees it; decodes every image once where breasts are cut out."""
     if not crop_to_breast:
         return Shown(source, source.infos, None)
-    seen, windows = breast.crop_to_breast(without_truth(source), watched("  finding the breasts"))
+    seen, windows = breast.crop_to_breast(without_truth(source), progress_bar("  finding the breasts"))
     return Shown(seen, source.infos, windows)
 
 

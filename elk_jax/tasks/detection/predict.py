@@ -14,9 +14,9 @@ import numpy as np
 from elk_jax import files
 from elk_jax.data.sources import folder
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.progress import progress_bar
 from elk_jax.tasks.detection import model as detection_model
 from elk_jax.tasks.run import new_console, say_left_out
-from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
 CHOSEN_RATE = 1.0
@@ -39,7 +39,7 @@ def predict_files(
     paths, left_out = folder.find_images(inputs)
     _, _, description = detection_model.load(model)
     classes = tuple(description["classes"])
-    source = folder.open_files(paths, classes, on_error, watch=watched("  decoding"), bit_depth=bit_depth)
+    source = folder.open_files(paths, classes, on_error, progress=progress_bar("  decoding"), bit_depth=bit_depth)
     files.check_writable(output)
     threshold = chosen_threshold(description) if threshold is None else threshold
     results = detection_model.detect_with(model, source, meshes.make_mesh(), score_floor)

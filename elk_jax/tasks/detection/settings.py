@@ -21,10 +21,9 @@ from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult, join_batches
 from elk_jax.images.schema import ImageInfo
-from elk_jax.progress import Progress
+from elk_jax.progress import Progress, progress_bar
 from elk_jax.tasks.detection.checks import check_model
 from elk_jax.tasks.settings import build
-from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Params, Task
 
@@ -109,7 +108,7 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
                 f"data source '{name}' is not set", where=f"config.data.{name}.spec", todo="give coco:FILE.json"
             )
         where = parse_where(f"{entry.where},{entry.train_where}" if split == "train" else entry.where)
-        keep, watch = sources.KEPT_BYTES, watched("  opening")
+        keep, progress = sources.KEPT_BYTES, progress_bar("  opening")
         source = sources.open_source(
             entry.spec,
             split,
@@ -117,7 +116,7 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
             entry.clean_boxes,
             data.on_error,
             keep,
-            watch,
+            progress,
             entry.ignore_over,
             entry.get("split_shares", ()),  # a run folder of before there were these keys lacks them
             entry.get("bit_depth", 0),

@@ -29,6 +29,7 @@ from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.progress import progress_bar
 from elk_jax.tasks import trained
 from elk_jax.tasks import training as recipe_training
 from elk_jax.tasks.detection import model as detection_model
@@ -36,7 +37,6 @@ from elk_jax.tasks.detection import report as detection_report
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.settings import named
-from elk_jax.tasks.watching import watched
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Params
 from elk_jax.weights import model_folder as store
@@ -92,7 +92,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
     if not summary(validation.infos)["lesions"]:
         run.say("  warning: no lesion in validation: checkpoints cannot be told apart, the last one is kept")
     if recipe.crop_to_breast:
-        source, _ = breast.crop_to_breast(source, watched("  finding the breasts"))
+        source, _ = breast.crop_to_breast(source, progress_bar("  finding the breasts"))
     shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window
     training_loader = detection.loader_config(recipe.loader, stage.get("weights", ()))
     test_loader = detection.test_loader_config(recipe)

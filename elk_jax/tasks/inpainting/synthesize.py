@@ -26,7 +26,7 @@ from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, blocked_by, box_mask, cut, shifted, widened
-from elk_jax.progress import Progress
+from elk_jax.progress import Progress, progress_bar
 from elk_jax.synthesis import canvases as healthy
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
@@ -36,7 +36,6 @@ from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.inpainting import model as inpainting_model
 from elk_jax.tasks.inpainting import settings as inpainting
 from elk_jax.tasks.run import SYNTHETIC, Run
-from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
 SETTINGS = "synthesis.json"
@@ -169,7 +168,7 @@ def synthesize_source(
         clean_boxes,
         on_error,
         keep_bytes=sources.KEPT_BYTES,
-        watch=watched("  opening"),
+        progress=progress_bar("  opening"),
         ignore_over=ignore_over,
         split_shares=split_shares,
         bit_depth=bit_depth,

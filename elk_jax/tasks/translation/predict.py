@@ -15,12 +15,11 @@ from elk_jax.data.sources.decode import SUFFIXES, encode_png
 from elk_jax.data.tiles import black_share, tile_windows
 from elk_jax.errors import UserError
 from elk_jax.images.windows import Window, cut
-from elk_jax.progress import Progress
+from elk_jax.progress import Progress, progress_bar
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.run import new_console, say_left_out
 from elk_jax.tasks.translation import model as translation_model
 from elk_jax.tasks.translation import settings as translation
-from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 
 LEAST_WEIGHT = 0.01
@@ -54,7 +53,7 @@ def translate_files(
         raise UserError("the answer would replace the image", where=taken[0], todo="give another --output")
     files.check_writable(output)
     parts, params, _ = translation_model.load(model)
-    source = folder.open_files(paths, (), on_error, watch=watched("  decoding"), bit_depth=bit_depth)
+    source = folder.open_files(paths, (), on_error, progress=progress_bar("  decoding"), bit_depth=bit_depth)
     files.make_folder(output)
     mesh = meshes.make_mesh()
     draw = drawing.compile_painter(translation.build_task(parts, "l1"), mesh)

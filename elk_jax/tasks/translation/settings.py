@@ -21,10 +21,10 @@ from elk_jax.diffusion.translator import LOSSES, TranslatorConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
+from elk_jax.progress import progress_bar
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.settings import as_dict, build
-from elk_jax.tasks.watching import watched
 from elk_jax.training.model import Params, Task
 
 LEAST_DEVIATION = 1e-3
@@ -85,8 +85,8 @@ def open_pairs(data: ConfigDict, names: Sequence[str], split: str, seed: int, co
     opened = []
     for name in names:
         subtracted = detection.open_data(data, (name,), split, seed)
-        low = pairs.pair_up(subtracted, data[name].spec, data[name].get("bit_depth", 0), watched("  opening"))
-        opened.append(pairs.cut_pairs(low, subtracted, config, data.on_error, watched("  cutting tiles")))
+        low = pairs.pair_up(subtracted, data[name].spec, data[name].get("bit_depth", 0), progress_bar("  opening"))
+        opened.append(pairs.cut_pairs(low, subtracted, config, data.on_error, progress_bar("  cutting tiles")))
     return pairs.concatenate(opened)
 
 

@@ -21,12 +21,12 @@ def test_splits_by_patient_and_growth():
 def test_the_drawing_is_watched():
     seen = []
 
-    def watch(results, total):
+    def progress(results, total):
         for result in results:
             seen.append(total)
             yield result
 
-    assert len(open_source(SPEC, "val", watch=watch)) == 4 and seen == [4] * 4
+    assert len(open_source(SPEC, "val", progress=progress)) == 4 and seen == [4] * 4
 
 
 def test_records():

@@ -70,7 +70,7 @@ def test_records_survive(tmp_path, collection, kind, bits):
     infos, pixels = collection(kind)
     spec = f"tfds:{build(tmp_path, infos, pixels, bits)}"
     watched = []
-    source = open_source(spec, watch=lambda results, total: watched.append(total) or results)
+    source = open_source(spec, progress=lambda results, total: watched.append(total) or results)
     assert watched == [6]
     assert source.classes == ("mass", "calcification")
     assert [info.split for info in source.infos] == ["train"] * 4 + ["val"] * 2
