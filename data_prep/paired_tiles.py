@@ -35,7 +35,9 @@ from elk_jax.data.registration import register, warp
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
@@ -63,7 +65,8 @@ class Prepared:
 def main(argv: list[str]) -> None:
     flags = parse(argv)
     files = flags.low_energy, flags.subtracted
-    low, subtracted = (sources.open_source(f"coco:{path}", bit_depth=flags.bit_depth) for path in files)
+    specs = (SourceSpec(f"coco:{path}", bit_depth=flags.bit_depth) for path in files)
+    low, subtracted = (open_source(spec, keep_bytes=0) for spec in specs)
     pairs, alone = matched(low, subtracted)
     check_sizes(subtracted, pairs, flags.tile, flags.stride)
     cv2.setNumThreads(0)  # pairs are done in threads

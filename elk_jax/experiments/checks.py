@@ -13,10 +13,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from elk_jax import fields
 from elk_jax.data.sources import checks, phantom
+from elk_jax.data.sources.open import check_readable, list_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
+from elk_jax.progress import progress_bar
 from elk_jax.tasks import trained
-from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.detection import train as detection_stages
 from elk_jax.tasks.run import Run, model_folder, writing_stage
 from elk_jax.tasks.translation import settings as translation
@@ -120,9 +123,10 @@ def _open(run: Run, source: str, split: str) -> Opened:
     if kind == "phantom":
         patients = phantom.patients(options, split)
         return Opened(phantom.CLASSES, frozenset(patients.items()), frozenset(patients), None)
-    if data.on_error == "skip":
-        data.on_error = "late"  # every image is decoded once, but when a stage opens the source
-    opened = detection.open_data(data, (source,), split, run.config.seed)
+    spec = fields.build(SourceSpec, data[source], f"config.data.{source}")
+    opened = list_source(spec, split, name=source, seed=run.config.seed, progress=progress_bar("  opening"))
+    if data.on_error != "skip":  # else every image is decoded once, but when a stage opens the source
+        check_readable(opened, spec, data.on_error)
     lesions = sum(int((~info.ignore).sum()) for info in opened.infos)
     splits = frozenset((info.patient_id, info.split) for info in opened.infos)
     named = frozenset(trained.named_patients(opened.infos))

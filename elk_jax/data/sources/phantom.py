@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
@@ -43,6 +45,12 @@ class PhantomOptions:
     healthy_fraction: float = 0.3
     max_lesions: int = 11
     contrast: float = 1.0
+
+
+def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
+    """The phantoms of one split, "" for all; they are drawn now."""
+    infos, classes, read = read_phantom(spec.place, split, progress)
+    return ImageSource(f"phantom:{spec.place}", classes, infos, read)
 
 
 def read_phantom(

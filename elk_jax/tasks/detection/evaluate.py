@@ -11,7 +11,9 @@ from typing import Any
 from elk_jax import files
 from elk_jax.data.flips import check_flips
 from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
@@ -23,7 +25,6 @@ from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks import trained
 from elk_jax.tasks.detection import model as detection_model
 from elk_jax.tasks.detection import report as reports
-from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part
 from elk_jax.tasks.run import new_console
 from elk_jax.training import mesh as meshes
@@ -47,17 +48,12 @@ class Subject:
 
 def evaluate_source(
     *,
-    data: str,
+    data: SourceSpec,
     split: str,
     model: Path | None,
     predictions: str | None,
     output: Path,
-    where: str = "",
-    split_shares: Sequence[float] = (),
-    bit_depth: int = 0,
-    clean_boxes: bool = False,
-    ignore_over: float = 0.0,
-    on_error: str = "stop",
+    on_error: OnError = "stop",
     criterion: str = "iou:0.3",
     score_floor: float = 0.01,
     froc_images: metrics.FrocImages = "with_lesions",
@@ -79,23 +75,10 @@ def evaluate_source(
     name, other_name = _names(subject, other)
     rule = criterion_from_text(criterion)
     check_flips(flips or ())
-    chosen = detection.parse_where(where)
-    source = sources.open_source(
-        data,
-        split,
-        chosen,
-        clean_boxes,
-        on_error,
-        keep_bytes=sources.KEPT_BYTES,
-        progress=progress_bar("  opening"),
-        ignore_over=ignore_over,
-        split_shares=split_shares,
-        bit_depth=bit_depth,
-    )
-    categories = sources.category_ids(data)
+    source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
     files.check_writable(output)
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
-    found = {one: _detect(one, source, categories, score_floor, flips) for one in subjects}
+    found = {one: _detect(one, source, score_floor, flips) for one in subjects}
     results, notes = found[subject]
     measure = partial(
         metrics.evaluate_detections,
@@ -115,11 +98,11 @@ def evaluate_source(
             theirs, results, criterion=rule, score_floor=score_floor, froc_images=froc_images, resamples=resamples
         )
     files.make_folder(output)
-    detections.write_results(output / "predictions.json", results, categories)
+    detections.write_results(output / "predictions.json", results, source.category_ids)
     files.write_json(output / "evaluation.json", evaluation)
     files.write_json(output / "comparisons.json", comparisons)
     shown = reports.choose_pictures(results, rule, evaluation)
-    place = f"{split or 'every'} split of {data}"
+    place = f"{split or 'every'} split of {data.spec}"
     evaluated = Evaluated(place, evaluations, comparisons, [reports.pictures(name, shown, source)])
     run = RunRecord(
         name=name,
@@ -151,13 +134,12 @@ def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:
 def _detect(
     subject: Subject,
     source: ImageSource,
-    categories: Sequence[int] | None,
     score_floor: float,
     flips: Sequence[str] | None,
 ) -> tuple[list[ImageResult], list[str]]:
     """(its detections beside the truth, notes). One class of a model and one of the data are taken for the same."""
     if not subject.is_model:
-        numbers = categories or range(1, len(source.classes) + 1)
+        numbers = source.category_ids or range(1, len(source.classes) + 1)
         found = detections.read_results(subject.place, source.infos, numbers)
         return detections.join(source.infos, found), []
     known, notes = tuple(detection_model.load(subject.place)[2]["classes"]), []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from elk_jax import fields
 from elk_jax.data.augment import Augmentation, Resize
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.transforms import short_side_scale
 from elk_jax.detection import anchors, faster_rcnn
 from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
@@ -102,50 +104,10 @@ def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> 
     """The named sources of `config.data` as one. Those for training hold what `train_where` and `patients` leave."""
     opened = []
     for name in names:
-        entry = data[name]
-        if not entry.spec:
-            raise UserError(
-                f"data source '{name}' is not set", where=f"config.data.{name}.spec", todo="give coco:FILE.json"
-            )
-        where = parse_where(f"{entry.where},{entry.train_where}" if split == "train" else entry.where)
-        keep, progress = sources.KEPT_BYTES, progress_bar("  opening")
-        source = sources.open_source(
-            entry.spec,
-            split,
-            where,
-            entry.clean_boxes,
-            data.on_error,
-            keep,
-            progress,
-            entry.ignore_over,
-            entry.get("split_shares", ()),  # a run folder of before there were these keys lacks them
-            entry.get("bit_depth", 0),
-        )
-        if entry.patients and split == "train":
-            source = sources.fewshot(source, entry.patients, seed)
-        opened.append(dataclasses.replace(source, name=name))
+        spec = fields.build(SourceSpec, data[name], f"config.data.{name}")
+        progress = progress_bar("  opening")
+        opened.append(open_source(spec, split, on_error=data.on_error, name=name, seed=seed, progress=progress))
     return opened[0] if len(opened) == 1 else sources.concatenate(opened)
-
-
-def parse_where(text: str) -> dict[str, Any]:
-    """'is_mass=true,view=MLO|CC' -> {'is_mass': True, 'view': ('MLO', 'CC')}: values are JSON, else text."""
-    found: dict[str, Any] = {}
-    for condition in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = condition.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{condition}' is no condition", where="where", todo="write field=value,field=value")
-        if key in found:
-            raise UserError(f"the field '{key}' is named twice", where="where", todo="write field=value|value")
-        values = tuple(_json_or_text(v) for v in value.split("|"))
-        found[key] = values if len(values) > 1 else values[0]
-    return found
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 # ---- Inference over a source --------------------------------------------------------------------------------------

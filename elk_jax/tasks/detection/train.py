@@ -22,7 +22,7 @@ from elk_jax.data.batches import detection as loader
 from elk_jax.data.batches import plan
 from elk_jax.data.flips import check_flips
 from elk_jax.data.sources import checks
-from elk_jax.data.sources.source import ImageSource, category_ids, summary
+from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
@@ -176,7 +176,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         )
         if run.is_main:
             place = files.make_folder(run.folder / name / model) / "predictions.json"
-            detections.write_results(place, results[model], category_ids(run.data[stage.on].spec))
+            detections.write_results(place, results[model], source.category_ids)
             files.write_json(run.folder / name / model / "evaluation.json", evaluations[model])
     first = stage.models[0]
     comparisons = {

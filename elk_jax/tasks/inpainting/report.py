@@ -10,8 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from elk_jax import files
-from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import list_source
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
@@ -99,7 +100,7 @@ def pair_strips(
 
 def _painted(run: Run, name: str, summary: Mapping[str, Any]) -> PaintedSet:
     stage, data = run.config.stages[name], _late(run)
-    painted = sources.open_source(f"coco:{run.folder / name / SYNTHETIC}", on_error="late")
+    painted = list_source(SourceSpec(f"coco:{run.folder / name / SYNTHETIC}"))
     canvases = detection.open_data(data, (stage.canvases,), "train", run.config.seed)
     shown = painted_strips(painted, canvases)
     inpainter = run.config.stages.get(stage.model, {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from ml_collections import ConfigDict
 from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
@@ -32,7 +34,6 @@ from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks import trained
-from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.inpainting import model as inpainting_model
 from elk_jax.tasks.inpainting import settings as inpainting
 from elk_jax.tasks.run import SYNTHETIC, Run
@@ -147,32 +148,15 @@ def synthesize(
 def synthesize_source(
     *,
     model: Path,
-    canvases: str,
+    canvases: SourceSpec,
     split: str,
-    where: str,
-    on_error: str,
+    on_error: OnError,
     count: int,
     output: Path,
-    split_shares: Sequence[float] = (),
-    bit_depth: int = 0,
-    clean_boxes: bool = False,
-    ignore_over: float = 0.0,
     **settings: Any,
 ) -> None:
-    """`synthesize` into the images of a data source, for launch/synthesize.py; see `sources.open_source`."""
-    chosen = detection.parse_where(where)
-    source = sources.open_source(
-        canvases,
-        split,
-        chosen,
-        clean_boxes,
-        on_error,
-        keep_bytes=sources.KEPT_BYTES,
-        progress=progress_bar("  opening"),
-        ignore_over=ignore_over,
-        split_shares=split_shares,
-        bit_depth=bit_depth,
-    )
+    """`synthesize` into the images of a data source, for launch/synthesize.py; see `open_source`."""
+    source = open_source(canvases, split, on_error=on_error, progress=progress_bar("  opening"))
     run = Run(ConfigDict(), output, meshes.make_mesh())
     for image_id, reason in source.skipped:
         run.say(f"skipped image {image_id}: {reason}")
