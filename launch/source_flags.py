@@ -17,6 +17,7 @@ flags.disclaim_key_flags()  # they are listed in the help of the script that def
 
 OF_TRAINING = ("train_where", "patients")
 """Fields without a flag: they choose training images."""
+_HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(SourceSpec)}
 
 
 @dataclass(frozen=True)
@@ -42,28 +43,24 @@ def define(name: str, what: str) -> SourceFlags:
 
     what: the images, for the help of --NAME.
     """
-    places = next(field for field in dataclasses.fields(SourceSpec) if field.name == "spec").metadata["help"]
-    found = {"spec": flags.DEFINE_string(name, None, f"{what}: {places}")}
-    for field in dataclasses.fields(SourceSpec):
-        if field.name not in ("spec", *OF_TRAINING):
-            found[field.name] = define_field(field.name)
-    return SourceFlags(found)
+    found = {"spec": flags.DEFINE_string(name, None, f"{what}: {_HELP['spec']}")}
+    return SourceFlags(found | {field: define_field(field) for field in _HELP if field not in ("spec", *OF_TRAINING)})
 
 
 def define_field(name: str) -> flags.FlagHolder:
     """The flag of one field of SourceSpec."""
-    field = next(field for field in dataclasses.fields(SourceSpec) if field.name == name)
-    hint, text = typing.get_type_hints(SourceSpec, include_extras=True)[name], field.metadata["help"]
+    hint = typing.get_type_hints(SourceSpec, include_extras=True)[name]
+    default, text = getattr(SourceSpec(), name), _HELP[name]
     kind, *limits = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     if kind is str:
-        return flags.DEFINE_string(name, field.default, text)
+        return flags.DEFINE_string(name, default, text)
     if kind is bool:
-        return flags.DEFINE_bool(name, field.default, text)
+        return flags.DEFINE_bool(name, default, text)
     if kind in (int, float):
         low, high = (None if math.isinf(end) else end for end in (limits[0].low, limits[0].high))
         define_number = flags.DEFINE_integer if kind is int else flags.DEFINE_float
-        return define_number(name, field.default, text, low, high)
-    return flags.DEFINE_list(name, list(field.default), text)  # of numbers
+        return define_number(name, default, text, low, high)
+    return flags.DEFINE_list(name, list(default), text)  # of numbers
 
 
 def define_on_error() -> flags.FlagHolder:

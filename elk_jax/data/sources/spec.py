@@ -20,9 +20,9 @@ BitDepth = Annotated[int, Between(0, 16)]
 class SourceSpec:
     """A collection of images: where it lies, which images of it are used, and what is done with their boxes.
 
-    In an experiment, `spec` may also be stage:NAME (what an earlier stage wrote), or "" (not set). The help of a field is
-    that of its launch flag too. UserError for a value outside its range and for conditions that
-    cannot be parsed; its `where` is the field's name.
+    In an experiment, `spec` may also be stage:NAME (what an earlier stage wrote), or "" (not set). The help of a field
+    is that of its launch flag too. UserError for a value outside its range and for conditions that cannot be parsed;
+    its `where` is the field's name.
     """
 
     spec: str = field(default="", metadata={"help": "coco:FILE.json, tfds:DIR or phantom:KEY=VALUE,..."})
