@@ -19,6 +19,8 @@ from benchmarks import measure
 from configs import base
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import settings as detection
@@ -63,7 +65,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: int = 40) -> Data:
     """Phantoms of the shorter side, loaded as the recipes do; in the fixed batch all of `size` counts as image."""
-    source = sources.open_source(f"phantom:size={min(size)},count={images},seed=5", "train")
+    source = open_source(SourceSpec(f"phantom:size={min(size)},count={images},seed=5"), "train")
     canvas = tuple(-(-side // 32) * 32 for side in size)
     recipe = base.detector("quick")["loader"]
     config = detection.loader_config({**recipe, "batch_size": batch_size, "buckets": (canvas,), "threads": threads})

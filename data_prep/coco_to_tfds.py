@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", flags.name):
         raise UserError(f"--name={flags.name} is no name for a data set", todo="use lower case letters, digits and _")
-    infos, classes = read_coco(flags.input)
+    infos, classes, *_ = read_coco(flags.input)
     folder = image_folder(flags.input)
     depth_of = {info.image_id: info.meta.pop("bit_depth", None) for info in infos}
     for image_id, depth in depth_of.items():

@@ -35,12 +35,14 @@ from elk_jax.data.registration import register, warp
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
-from elk_jax.threads import for_each
+from elk_jax.threads import map_in_threads
 
 VIEW = ("laterality", "view")
 INDEX, SUMMARY = "tiles.json", "summary.json"
@@ -63,7 +65,8 @@ class Prepared:
 def main(argv: list[str]) -> None:
     flags = parse(argv)
     files = flags.low_energy, flags.subtracted
-    low, subtracted = (sources.open_source(f"coco:{path}", bit_depth=flags.bit_depth) for path in files)
+    specs = (SourceSpec(f"coco:{path}", bit_depth=flags.bit_depth) for path in files)
+    low, subtracted = (open_source(spec, keep_bytes=0) for spec in specs)
     pairs, alone = matched(low, subtracted)
     check_sizes(subtracted, pairs, flags.tile, flags.stride)
     cv2.setNumThreads(0)  # pairs are done in threads
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> None:
         shown = {int(i) for i in np.linspace(0, len(pairs) - 1, OVERLAYS).round()}
         task = progress.add_task("registering pairs", total=len(pairs))
 
-        def watch(results: Iterable[Any], total: int) -> Iterator[Any]:
+        def advance(results: Iterable[Any], total: int) -> Iterator[Any]:
             for result in results:
                 progress.advance(task)
                 yield result
@@ -86,7 +89,7 @@ def main(argv: list[str]) -> None:
             i, j = pairs[number]
             return prepared(low, i, subtracted, j, flags, built, number in shown)
 
-        results = for_each(prepare, len(pairs), watch)
+        results = map_in_threads(prepare, len(pairs), advance)
         infos = [info for result in results for info in result.infos]
         if not infos:
             first = next((result.failure for result in results if result.failure), "all tiles are mostly black")

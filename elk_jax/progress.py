@@ -1,20 +1,28 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar with rate and time left on a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import IO, Any
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, TypeVar
 
 import jax
+
+from elk_jax.threads import ProgressBar
+
+T = TypeVar("T")
+
+LONG = 2.0
+"""Seconds that work takes at least before `progress_bar` shows it."""
 
 
 class Progress:
     """`with Progress("training", total=3000, unit="step") as bar: bar.update(step, "loss 0.41")`.
 
-    On a terminal a live bar; in a log file one line at most every `every` seconds, and one at the end. Only
+    On a terminal it is a live bar; in a log file, at most one line every `every` seconds and one at the end. Only
     process 0 shows anything, and nothing of work that ends within `patience` seconds.
-    `start` is where the work goes on from: it counts as done, not towards the rate.
+    `start` is where the work is resumed: it counts as done, not towards the rate.
     """
 
     def __init__(
@@ -51,7 +59,7 @@ class Progress:
             self._line()
 
     def update(self, done: int, note: str | None = None) -> None:
-        """`done` units are finished; `note` (kept until the next one) is shown behind the bar."""
+        """`done` units are finished; `note` is shown behind the bar until the next one."""
         self.done = done
         self._note = self._note if note is None else note
         if self._terminal and self._bar is None and self._elapsed() >= self.patience:
@@ -98,6 +106,18 @@ class Progress:
             file=self.stream,
             flush=True,
         )
+
+
+def progress_bar(title: str) -> ProgressBar:
+    """A bar with this title over the results of `map_in_threads`, where they take long."""
+
+    def show(results: Iterable[T], total: int) -> Iterator[T]:
+        with Progress(title, total, unit="image", patience=LONG) as bar:
+            for done, result in enumerate(results, start=1):
+                bar.update(done)
+                yield result
+
+    return show
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The same work on many images: in threads, the results in order."""
+"""The same work on many images: in threads, with the results in order."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 
 
-class Watch(Protocol):
-    """(results one by one, their number) -> the same results: whoever hands them on can show how far it is."""
+class ProgressBar(Protocol):
+    """(results, their number) -> the same results one by one; shows how many have passed, as tqdm does."""
 
     def __call__(self, results: Iterable[T], total: int, /) -> Iterable[T]: ...
 
 
-def unwatched(results: Iterable[T], total: int) -> Iterable[T]:
-    """Nothing is shown."""
+def no_bar(results: Iterable[T], total: int) -> Iterable[T]:
+    """The ProgressBar that shows nothing."""
     return results
 
 
-def for_each(work: Callable[[int], T], count: int, watch: Watch = unwatched) -> list[T]:
-    """[work(0), ..., work(count - 1)], computed in threads: decoders let go of Python's lock.
+def map_in_threads(work: Callable[[int], T], count: int, progress: ProgressBar = no_bar) -> list[T]:
+    """[work(0), ..., work(count - 1)], computed in threads: decoders release Python's lock.
 
-    Of several failures the first by position is raised, and what has not begun by then never begins.
+    Of several failures the first by position is raised. Work that has not started by then is cancelled.
     """
 
     def results() -> Iterator[T]:
         with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:  # two: one reads while the other decodes
             yield from pool.map(work, range(count))
 
-    return list(watch(results(), count))
+    return list(progress(results(), count))

@@ -40,7 +40,7 @@ def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
     try:
         return tuple(float(text) for text in flag.value)
     except ValueError as error:
-        raise UserError(f"--{flag.name}={','.join(flag.value)} is no list of numbers", todo="see --help") from error
+        raise UserError(f"--{flag.name}={','.join(flag.value)} is not a list of numbers", todo="see --help") from error
 
 
 def _parse_and_call(main: Callable[[], object], doc: str) -> None:

@@ -8,6 +8,7 @@
 Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % interval over patients; operating points;
 false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table. With
 --against also the differences from another run on the same images, by a paired bootstrap: comparisons.json.
+The flags of the data source mean what config.data.NAME.FLAG means in the training: give the same values.
 """
 
 from __future__ import annotations
@@ -15,21 +16,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import command_line
+import source_flags
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "Which trained stage of the run. Default: the last one.")
-DATA = flags.DEFINE_string("data", None, "coco:FILE.json, tfds:DIR or phantom:key=value,...")
-SPLIT = flags.DEFINE_string("split", "test", "Which split of it; empty for all images.")
-SPLIT_SHARES = flags.DEFINE_list(
-    "split_shares", [], "As in the training (config.data.NAME.split_shares), where images name no split: 0.7,0.15,0.15"
-)
-BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
-WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: is_mass=true,view=MLO")
-CLEAN = flags.DEFINE_bool("clean_boxes", False, "Drop boxes inside others and doubles first, as ELK does.")
-IGNORE_OVER = flags.DEFINE_float(
-    "ignore_over", 0.0, "Boxes of more than this share of the image become ignore boxes. As in the training.", 0, 1
-)
+DATA = source_flags.define("data", "The images")
+SPLIT = flags.DEFINE_string("split", "test", "Which split of them; empty for all images.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "COCO results to evaluate instead of a model.")
 AGAINST = flags.DEFINE_string("against", None, "Compare with this: COCO results, a run folder or a model folder.")
 CRITERION = flags.DEFINE_string(
@@ -45,12 +38,12 @@ BOOTSTRAP = flags.DEFINE_integer(
 FLIPS = flags.DEFINE_list(
     "flips", None, "Detect in mirrored views too and fuse: horizontal, vertical, both. Default: as trained."
 )
-ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
+ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results. Default: WORKDIR/evaluation-SPLIT.")
 
 
 def main() -> None:
-    data = command_line.required(DATA, "coco:FILE.json")
+    data = DATA.read()
     workdir = Path(command_line.required(WORKDIR, "runs/cem_mixed")) if not PREDICTIONS.value else None
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
@@ -61,11 +54,6 @@ def main() -> None:
     detection_evaluate.evaluate_source(
         data=data,
         split=SPLIT.value,
-        split_shares=command_line.numbers(SPLIT_SHARES),
-        bit_depth=BIT_DEPTH.value,
-        where=WHERE.value,
-        clean_boxes=CLEAN.value,
-        ignore_over=IGNORE_OVER.value,
         on_error=ON_ERROR.value,
         model=detection_model.find(workdir, STAGE.value) if workdir else None,
         predictions=PREDICTIONS.value,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import command_line
+import source_flags
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
@@ -26,9 +27,9 @@ THRESHOLD = flags.DEFINE_float(
 FLOOR = flags.DEFINE_float(
     "score_floor", 0.01, "Predictions that score less are not written at all.", lower_bound=0, upper_bound=1
 )
-BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
+BIT_DEPTH = source_flags.define_field("bit_depth")
 PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
-ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
+ON_ERROR = source_flags.define_on_error()
 
 
 def main() -> None:

@@ -16,21 +16,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import command_line
+import source_flags
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "Which trained inpainter of the run. Default: the last one.")
-CANVASES = flags.DEFINE_string("canvases", None, "Images to paint on: coco:FILE.json, tfds:DIR, phantom:...")
+CANVASES = source_flags.define("canvases", "Images to paint on")
 SPLIT = flags.DEFINE_string("split", "train", "Which split of them; empty for all images.")
-SPLIT_SHARES = flags.DEFINE_list(
-    "split_shares", [], "As in the training (config.data.NAME.split_shares), where images name no split: 0.7,0.15,0.15"
-)
-BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12. As in the training.", 0, 16)
-WHERE = flags.DEFINE_string("where", "", "Only images whose fields have these values: view=MLO")
-CLEAN = flags.DEFINE_bool("clean_boxes", False, "Drop boxes inside others and doubles first. As in the training.")
-IGNORE_OVER = flags.DEFINE_float(
-    "ignore_over", 0.0, "Boxes of more than this share of the image become ignore boxes. As in the training.", 0, 1
-)
 COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one an image.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 AREA = flags.DEFINE_enum("area", "free", ["free", "medium"], "Sizes of the lesions: all, or the middle half.")
@@ -39,12 +31,12 @@ BATCH = flags.DEFINE_integer("batch_size", 8, "Lesions painted at once.", lower_
 LESION_FREE = flags.DEFINE_bool("lesion_free", False, "Only canvases without lesions; else windows clear of them.")
 WHOLE_WINDOW = flags.DEFINE_bool("whole_window", False, "Paste the whole window, not the lesion with a soft border.")
 GRAIN = flags.DEFINE_bool("grain", True, "Give lesions that are smoother than the tissue around them its grain.")
-ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
+ON_ERROR = source_flags.define_on_error()
 
 
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/inpaint_cem"))
-    canvases = command_line.required(CANVASES, "coco:FILE.json")
+    canvases = CANVASES.read()
     count, output = command_line.required(COUNT, "312"), Path(command_line.required(OUTPUT, "synthetic"))
     from elk_jax.tasks.inpainting import model as inpainting_model
     from elk_jax.tasks.inpainting import synthesize as inpainting_synthesize
@@ -53,11 +45,6 @@ def main() -> None:
         model=inpainting_model.find(workdir, STAGE.value),
         canvases=canvases,
         split=SPLIT.value,
-        split_shares=command_line.numbers(SPLIT_SHARES),
-        bit_depth=BIT_DEPTH.value,
-        where=WHERE.value,
-        clean_boxes=CLEAN.value,
-        ignore_over=IGNORE_OVER.value,
         on_error=ON_ERROR.value,
         count=count,
         output=output,

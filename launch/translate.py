@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import command_line
+import source_flags
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
@@ -21,8 +22,8 @@ INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of i
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another answer.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Tiles translated at once.", lower_bound=1)
-BIT_DEPTH = flags.DEFINE_integer("bit_depth", 0, "Bits of 16-bit files that hold fewer: 12.", 0, 16)
-ON_ERROR = flags.DEFINE_enum("on_error", "stop", ["stop", "skip"], "What an unreadable image does.")
+BIT_DEPTH = source_flags.define_field("bit_depth")
+ON_ERROR = source_flags.define_on_error()
 
 
 def main() -> None:

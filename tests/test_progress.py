@@ -1,6 +1,7 @@
 import io
 
 from elk_jax import progress
+from elk_jax.threads import map_in_threads
 
 
 class Terminal(io.StringIO):
@@ -57,3 +58,12 @@ def test_short_work_shows_nothing_and_long_work_from_then_on():
 
 def test_clock():
     assert [progress.clock(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+
+
+def test_a_bar_over_results_shows_long_work_alone(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LONG", 1e9)
+    assert map_in_threads(abs, 60, progress.progress_bar("decoding")) == list(range(60))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "LONG", 1e-9)
+    assert map_in_threads(abs, 60, progress.progress_bar("decoding")) == list(range(60))
+    assert capsys.readouterr().err.startswith("decoding: 60/60 images in ")

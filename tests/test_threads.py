@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from elk_jax.threads import for_each
+from elk_jax.threads import map_in_threads
 
 
 def test_results_come_in_order_and_from_several_threads_at_once():
@@ -15,8 +15,8 @@ def test_results_come_in_order_and_from_several_threads_at_once():
             both.wait()
         return position * position
 
-    assert for_each(work, 40) == [position * position for position in range(40)]
-    assert for_each(work, 0) == []
+    assert map_in_threads(work, 40) == [position * position for position in range(40)]
+    assert map_in_threads(work, 0) == []
 
 
 def test_the_first_failure_by_position_is_raised():
@@ -32,16 +32,16 @@ def test_the_first_failure_by_position_is_raised():
         return position
 
     with pytest.raises(ValueError, match="5"):
-        for_each(work, 9)
+        map_in_threads(work, 9)
 
 
-def test_whoever_watches_sees_every_result():
+def test_the_progress_bar_sees_every_result():
     seen = []
 
-    def watch(results, total):
+    def progress(results, total):
         for result in results:
             seen.append((result, total))
             yield result
 
-    assert for_each(str, 3, watch) == ["0", "1", "2"]
+    assert map_in_threads(str, 3, progress) == ["0", "1", "2"]
     assert seen == [("0", 3), ("1", 3), ("2", 3)]

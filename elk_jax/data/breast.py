@@ -11,7 +11,7 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import Source
 from elk_jax.images.windows import Window
-from elk_jax.threads import Watch, for_each, unwatched
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
 def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
@@ -28,12 +28,12 @@ def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
     return max(x - pad, 0), max(y - pad, 0), min(x1 + pad, width), min(y1 + pad, height)
 
 
-def crop_to_breast(source: ImageSource, watch: Watch = unwatched) -> tuple[ImageSource, tuple[Window, ...]]:
+def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple[ImageSource, tuple[Window, ...]]:
     """`source` with every image cut to its breast, and the windows in the pixels of `source`.
 
     Decodes every image once. A window is widened to hold all annotated boxes, so that none is lost.
     """
-    breasts = for_each(lambda position: breast_window(source[position].image), len(source), watch)
+    breasts = map_in_threads(lambda position: breast_window(source[position].image), len(source), progress)
     windows, infos = [], []
     for info, (x0, y0, x1, y1) in zip(source.infos, breasts):
         if len(info.boxes):

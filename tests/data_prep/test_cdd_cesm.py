@@ -17,7 +17,8 @@ from cdd_layout import breast, circle, image_row, write_tables
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from elk_jax.data.sources.source import open_source
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,8 +35,8 @@ def everything_in(folder: Path) -> list[str]:
 def test_coco_and_tfds_hold_the_same_records(published, tmp_path, capsys):
     run(f"--input={published}", f"--output={tmp_path / 'out'}")
     assert "tensorflow" not in sys.modules
-    coco = open_source(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}")
-    tfds = open_source(f"tfds:{tmp_path / 'out/tfds'}")
+    coco = open_source(SourceSpec(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}"))
+    tfds = open_source(SourceSpec(f"tfds:{tmp_path / 'out/tfds'}"))
     assert len(coco) == len(tfds) == 12 and coco.classes == tfds.classes == ("lesion",)
     place = {info.image_id: position for position, info in enumerate(tfds.infos)}
     for position, info in enumerate(coco.infos):
@@ -62,8 +63,8 @@ def test_images_are_kept_as_they_are(published, tmp_path):
 
 def test_canvases_are_apart_and_of_training_patients(published, tmp_path):
     run(f"--input={published}", f"--output={tmp_path / 'out'}", "--formats=coco")
-    canvases = open_source(f"coco:{tmp_path / 'out/coco/healthy_canvases.json'}")
-    lesions = open_source(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}")
+    canvases = open_source(SourceSpec(f"coco:{tmp_path / 'out/coco/healthy_canvases.json'}"))
+    lesions = open_source(SourceSpec(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}"))
     assert len(canvases) and all(not len(info.boxes) and info.split == "train" for info in canvases.infos)
     assert all(info.meta["laterality"] == "R" for info in canvases.infos)
     assert not {info.patient_id for info in canvases.infos} & {info.patient_id for info in lesions.infos}
@@ -73,14 +74,14 @@ def test_canvases_are_apart_and_of_training_patients(published, tmp_path):
 
 def test_fewshot_is_a_part_of_train(published, tmp_path):
     run(f"--input={published}", f"--output={tmp_path / 'out'}", "--formats=coco")
-    source = open_source(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}", where={"fewshot": True})
+    source = open_source(SourceSpec(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}", where="fewshot=true"))
     assert 0 < len(source) < 12 and all(info.split == "train" for info in source.infos)
 
 
 def test_modalities_and_filters(published, tmp_path):
     def found(*flags):
         run(f"--input={published}", f"--output={tmp_path / 'x'}", "--formats=coco", "--overwrite", *flags)
-        return open_source(f"coco:{tmp_path / 'x/coco/cdd_cesm.json'}").infos
+        return open_source(SourceSpec(f"coco:{tmp_path / 'x/coco/cdd_cesm.json'}")).infos
 
     assert Counter(info.meta["modality"] for info in found("--modality=both")) == {"subtracted": 12, "low_energy": 12}
     low = found("--modality=low_energy", "--filter=all_masses")
@@ -99,7 +100,7 @@ def test_missing_images_are_counted_and_listed(published, tmp_path, capsys):
     assert summary["written"]["counts"]["all"]["images"] == 7
     assert summary["tables"]["counts"]["all"]["images"] == 12
     assert "missing images: 5" in " ".join(capsys.readouterr().out.split())
-    kept = open_source(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}").infos
+    kept = open_source(SourceSpec(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}")).infos
     run(f"--input={published}", "--table_only")
     assert {info.meta["name"] for info in kept}.isdisjoint(path.stem for path in gone)
 
@@ -123,7 +124,7 @@ def test_boxes_are_clipped_and_those_outside_are_dropped_and_listed(published, t
     table.write_text("\n".join(rows) + "\n")
     run(f"--input={published}", f"--output={tmp_path / 'out'}")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    infos = open_source(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}").infos
+    infos = open_source(SourceSpec(f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}")).infos
     for info in infos:
         assert (info.boxes >= 0).all() and (info.boxes[:, [0, 2]] <= 40).all() and (info.boxes[:, [1, 3]] <= 60).all()
     assert summary["boxes_outside_their_image"] == ["P1_L_CM_CC"]
@@ -166,7 +167,7 @@ def test_one_dicom_image_makes_the_set_sixteen_bits(published, tmp_path):
     old.unlink()
     run(f"--input={published}", f"--output={tmp_path / 'out'}")
     for spec in (f"coco:{tmp_path / 'out/coco/cdd_cesm.json'}", f"tfds:{tmp_path / 'out/tfds'}"):
-        source = open_source(spec)
+        source = open_source(SourceSpec(spec))
         (position,) = [i for i, info in enumerate(source.infos) if info.file_name.startswith("P1_L")]
         np.testing.assert_allclose(source[position].image[..., 0], pixels / 4095, atol=1e-5)
         assert source.infos[position].meta["pixel_spacing"] == pytest.approx([0.094, 0.094])
@@ -248,11 +249,11 @@ def test_the_native_sample(real_data, tmp_path):
     if not folder.is_dir():
         pytest.skip("the native sample of CDD-CESM is not there")
     run(f"--input={folder}", f"--output={tmp_path / 'elk'}")
-    (info,) = open_source(f"tfds:{tmp_path / 'elk' / 'tfds'}").infos
+    (info,) = open_source(SourceSpec(f"tfds:{tmp_path / 'elk' / 'tfds'}")).infos
     assert info.image_id == "P3_L_CM_MLO" and info.boxes.tolist() == [[338, 1911, 720, 2259]]
     assert (info.width, info.height, info.split) == (1657, 2620, "val")
     run(f"--input={folder}", f"--output={tmp_path / 'all'}", "--filter=none", "--modality=both", "--formats=coco")
-    source = open_source(f"coco:{tmp_path / 'all/coco/cdd_cesm.json'}")
+    source = open_source(SourceSpec(f"coco:{tmp_path / 'all/coco/cdd_cesm.json'}"))
     assert len(source) == 8 and sum(len(info.boxes) for info in source.infos) == 8
     summary = json.loads((tmp_path / "all" / "summary.json").read_text())
     assert len(summary["missing_images"]) == 1971 - 8 and summary["other_side_than_the_table"] == []

@@ -9,8 +9,9 @@ import pytest
 
 from elk_jax.data.batches import pairs
 from elk_jax.data.batches.pairs import PairConfig
-from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
 from elk_jax.synthesis.phantom import PhantomConfig, sample
@@ -69,7 +70,7 @@ def built(sets, tmp_path_factory):
 
 def test_tiles_are_aligned_pairs_that_the_reader_takes(built):
     spec = f"coco:{built / 'tiles.json'}"
-    subtracted = sources.open_source(spec)
+    subtracted = open_source(SourceSpec(spec))
     found = pairs.cut_pairs(pairs.pair_up(subtracted, spec), subtracted, PairConfig(size=TILE))
     assert len(found) == len(subtracted) and {i.patient_id for i in found.infos} == {"P0", "P1"}
     for i, info in enumerate(found.infos):
@@ -87,7 +88,7 @@ def test_tiles_are_aligned_pairs_that_the_reader_takes(built):
 
 
 def test_boxes_move_with_their_tile(built):
-    infos = sources.open_source(f"coco:{built / 'tiles.json'}").infos
+    infos = open_source(SourceSpec(f"coco:{built / 'tiles.json'}")).infos
     phantom = sample(5, 0, PhantomConfig(size=SIDE, healthy_fraction=0.0))
     box = phantom.boxes[0]
     for info in infos:

@@ -12,7 +12,8 @@ from folders import new_folder
 
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
-from elk_jax.data.sources.source import open_source
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 
@@ -52,7 +53,7 @@ def test_round_trip(tmp_path):
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 2, "odd": 1}
     (record,) = builder.as_data_source("odd")
     np.testing.assert_array_equal(record["image"][..., 0], PIXELS["i2"])
-    source = open_source(f"tfds:{tmp_path / 'set'}")
+    source = open_source(SourceSpec(f"tfds:{tmp_path / 'set'}"))
     assert source.classes == ("mass", "other")
     for position, found in enumerate(source.infos):
         (wanted,) = [i for i in INFOS if i.image_id == found.image_id]
@@ -83,7 +84,8 @@ def test_meta_features_keep_kinds():
 def test_eight_bit_images_are_widened_in_a_sixteen_bit_set(tmp_path):
     narrow = (PIXELS["i0"] >> 8).astype(np.uint8)
     tfds_writer.write_tfds(tmp_path / "set", "toy", INFOS[:1], ("a", "b"), lambda i: narrow, bits=16)
-    np.testing.assert_allclose(open_source(f"tfds:{tmp_path / 'set'}")[0].image[..., 0], narrow / 255, atol=1e-6)
+    (record,) = open_source(SourceSpec(f"tfds:{tmp_path / 'set'}"))
+    np.testing.assert_allclose(record.image[..., 0], narrow / 255, atol=1e-6)
 
 
 def test_bad_images_leave_nothing(tmp_path):
@@ -109,7 +111,7 @@ def test_any_coco_folder(tmp_path, capsys):
     path = coco_folder(tmp_path / "in")
     coco_to_tfds.main([f"--input={path}", f"--output={tmp_path / 'out'}", "--name=mine"])
     assert "3 images, 3 boxes, 16 bits" in capsys.readouterr().out
-    one, other = open_source(f"coco:{path}"), open_source(f"tfds:{tmp_path / 'out'}")
+    one, other = open_source(SourceSpec(f"coco:{path}")), open_source(SourceSpec(f"tfds:{tmp_path / 'out'}"))
     place = {each.image_id: position for position, each in enumerate(other.infos)}
     for position, each in enumerate(one.infos):
         same = other[place[each.image_id]]

@@ -12,7 +12,8 @@ import pytest
 from configs import cem_mixed, cem_real, cem_synthetic, mammo_pretrain
 from elk_jax import files
 from elk_jax.data.sources import coco
-from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import evaluate_detections, scalars
 from elk_jax.experiments import experiment
@@ -120,7 +121,7 @@ def test_predictions_evaluated_from_their_file_give_the_same_numbers(mixed, tmp_
     config = files.read_json(mixed / "config.json")
     own = files.read_json(mixed / "evaluate" / "real" / "evaluation.json")
     again = detection_evaluate.evaluate_source(
-        data=config["data"]["real"]["spec"],
+        data=SourceSpec(config["data"]["real"]["spec"]),
         split="test",
         model=None,
         predictions=str(mixed / "evaluate" / "real" / "predictions.json"),
@@ -168,7 +169,7 @@ def test_an_unreadable_image_is_skipped_counted_and_listed(mixed, tmp_path, caps
     import cv2
 
     config = cem_real.get_config("tiny")
-    phantoms = sources.open_source(config.data.real.spec)
+    phantoms = open_source(SourceSpec(config.data.real.spec))
     images, broken = files.make_folder(tmp_path / "images"), phantoms.infos[0]
     for i, info in enumerate(phantoms.infos):
         cv2.imwrite(str(images / info.file_name), np.round(phantoms[i].image * 255).astype(np.uint8))

@@ -7,6 +7,7 @@ A start runs the script's file as `__main__`, with its own sys.argv and flags, a
 or a function, `package.module.name`, that is not called: what it would have been given is printed as JSON.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -34,10 +35,15 @@ def call(script: str, arguments: list[str]) -> int:
     return 0
 
 
+def plain(value: object) -> object:
+    """What JSON can hold: the fields of a dataclass, the text of a path."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+
+
 def stand_in(function: str) -> None:
     """Put in the place of a function one that prints [arguments, keyword arguments]; a path is its text."""
     module, _, name = function.rpartition(".")
-    setattr(importlib.import_module(module), name, lambda *a, **given: print(json.dumps([a, given], default=str)))
+    setattr(importlib.import_module(module), name, lambda *a, **given: print(json.dumps([a, given], default=plain)))
 
 
 def start(script: str, instead: str, arguments: list[str]) -> dict:

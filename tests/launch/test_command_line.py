@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from elk_jax.data.sources.spec import SourceSpec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -160,7 +163,8 @@ def test_folders_that_are_none_end_in_one_line(quick_start, tmp_path):
 
 def test_wrong_flags_of_an_evaluation_end_in_one_line(quick_start, tmp_path):
     common = ("evaluate", f"--workdir={tmp_path}", "--data=phantom:size=64,count=12")
-    assert_one_line(quick_start(*common, "--split_shares=most,some,few"), "--split_shares=most,some,few is no list of")
+    assert_one_line(quick_start(*common, "--split_shares=most,some,few"), "--split_shares=most,some,few")
+    assert_one_line(quick_start(*common, "--where=view"), "--where", "field=value")
     assert_one_line(quick_start(*common, "--bit_depth=99"), "bit_depth", "99")
 
 
@@ -197,14 +201,30 @@ def model(tmp_path_factory):
     return folder
 
 
-SYNTHESIZE = {
-    "--canvases=coco:a.json": ("canvases", "coco:a.json"),
-    "--split=other": ("split", "other"),
+SOURCE = {
     "--split_shares=0.7,0.15,0.15": ("split_shares", [0.7, 0.15, 0.15]),
     "--bit_depth=12": ("bit_depth", 12),
     "--where=view=MLO": ("where", "view=MLO"),
     "--clean_boxes": ("clean_boxes", True),
     "--ignore_over=0.25": ("ignore_over", 0.25),
+}
+GIVEN = dataclasses.asdict(SourceSpec("coco:a.json")) | dict(SOURCE.values())
+EVALUATE = {
+    "--data=coco:a.json": ("data", GIVEN),
+    "--split=other": ("split", "other"),
+    "--on_error=skip": ("on_error", "skip"),
+    "--output=out": ("output", "out"),
+    "--predictions=theirs.json": ("predictions", "theirs.json"),
+    "--against=before": ("against", "before"),
+    "--criterion=centre_in_box": ("criterion", "centre_in_box"),
+    "--score_floor=0.5": ("score_floor", 0.5),
+    "--all_images": ("froc_images", "all"),
+    "--bootstrap=5": ("resamples", 5),
+    "--flips=horizontal,both": ("flips", ["horizontal", "both"]),
+}
+SYNTHESIZE = {
+    "--canvases=coco:a.json": ("canvases", GIVEN),
+    "--split=other": ("split", "other"),
     "--on_error=skip": ("on_error", "skip"),
     "--count=7": ("count", 7),
     "--output=out": ("output", "out"),
@@ -226,18 +246,21 @@ TRANSLATE = {
 
 
 @pytest.mark.parametrize(
-    "script, function, flags",
+    "script, function, flags, of_source",
     [
-        ("synthesize", "elk_jax.tasks.inpainting.synthesize.synthesize_source", SYNTHESIZE),
-        ("translate", "elk_jax.tasks.translation.predict.translate_files", TRANSLATE),
+        ("evaluate", "elk_jax.tasks.detection.evaluate.evaluate_source", EVALUATE, SOURCE),
+        ("synthesize", "elk_jax.tasks.inpainting.synthesize.synthesize_source", SYNTHESIZE, SOURCE),
+        ("translate", "elk_jax.tasks.translation.predict.translate_files", TRANSLATE, {}),
     ],
 )
-def test_every_flag_arrives(quick_start, model, script, function, flags):
-    done = quick_start(script, f"--workdir={model}", *flags, instead=function)
+def test_every_flag_arrives(quick_start, model, script, function, flags, of_source):
+    done = quick_start(script, f"--workdir={model}", *flags, *of_source, instead=function)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[], {"model": str(model), **dict(flags.values())}]
+    found = None if "--predictions=theirs.json" in flags else str(model)
+    assert json.loads(done.stdout) == [[], {"model": found, **dict(flags.values())}]
     for flag in re.findall(r"^  --(?:\[no\])?(\w+)", quick_start(script, "--help").stdout, re.MULTILINE):
-        assert flag in ("workdir", "stage") or any(re.match(rf"--(no)?{flag}\b", given) for given in flags), flag
+        given = [*flags, *of_source, "--workdir", "--stage"]
+        assert any(re.match(rf"--(no)?{flag}\b", one) for one in given), flag
 
 
 def test_the_flags_of_weights_arrive(quick_start):

@@ -8,21 +8,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from elk_jax.data.sources.checks import check_unique, checked_box
+from elk_jax.data.sources.decode import check_bit_depth, decode_image
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
 from elk_jax.images.schema import ImageInfo
+from elk_jax.threads import ProgressBar, no_bar
 
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split"}
 
 
-def read_coco(path: str | Path) -> tuple[tuple[ImageInfo, ...], tuple[str, ...]]:
-    """Read and validate a COCO file: (infos in the order of the file, class names).
+class CocoFile(NamedTuple):
+    """The content of a COCO file.
+
+    infos: its images, in the order of the file. classes: their names. category_ids: their ids, in the same order.
+    learned_from: marks (`trained.mark`) of the patients that the model behind painted images was trained on.
+    """
+
+    infos: tuple[ImageInfo, ...]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    learned_from: frozenset[str]
+
+
+def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
+    """All images of a COCO file, whatever their split. A field `bit_depth` of an image goes before the spec's."""
+    path = spec.place
+    content = read_coco(path)
+    files = tuple((info.file_name, info.meta.get("bit_depth") or spec.bit_depth) for info in content.infos)
+    for info, (_, depth) in zip(content.infos, files):
+        check_bit_depth(depth, f"{path}, image {info.image_id}")
+    return ImageSource(
+        name=path,
+        classes=content.classes,
+        infos=content.infos,
+        read=partial(_read_image, image_folder(path), files),
+        learned_from=content.learned_from,
+        category_ids=content.category_ids,
+    )
+
+
+def read_coco(path: str | Path) -> CocoFile:
+    """Read and validate a COCO file.
 
     Labels are positions in the list of categories sorted by id. `iscrowd` and `ignore` annotations become
     ignore boxes. UserError names the file, the image id and the annotation id of the first breach: missing
@@ -58,24 +93,15 @@ def read_coco(path: str | Path) -> tuple[tuple[ImageInfo, ...], tuple[str, ...]]
             )
         annotations[image_id].append(annotation)
     infos = tuple(_info(image, annotations[image["id"]], label_of, path) for image in images)
-    return infos, classes
-
-
-def category_ids(path: str | Path) -> tuple[int, ...]:
-    """The file's own id of every class, in the order of the labels."""
-    return tuple(sorted(_category_number(category, path) for category in _read(Path(path))["categories"]))
+    info = content.get("info")
+    learned_from = frozenset(info.get("learned_from", ()) if isinstance(info, dict) else ())
+    return CocoFile(infos, classes, tuple(label_of), learned_from)
 
 
 def image_folder(path: str | Path) -> Path:
     """Where the images of a COCO file lie: `images/` beside it if that exists, else beside it."""
     folder = Path(path).parent / "images"
     return folder if folder.is_dir() else folder.parent
-
-
-def learned_from(path: str | Path) -> frozenset[str]:
-    """Marks (`trained.mark`) of the patients that the model behind a file of painted images was trained on."""
-    info = _read(Path(path)).get("info")
-    return frozenset(info.get("learned_from", ()) if isinstance(info, dict) else ())
 
 
 def write_coco(
@@ -134,6 +160,11 @@ def write_coco(
             "annotations": annotations,
         },
     )
+
+
+def _read_image(folder: Path, files: tuple[tuple[str, int], ...], position: int) -> np.ndarray:
+    name, bit_depth = files[position]
+    return decode_image(folder / name, bit_depth=bit_depth)[0]
 
 
 def _read(path: Path) -> dict[str, Any]:

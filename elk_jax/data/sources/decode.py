@@ -22,7 +22,9 @@ import numpy as np
 from PIL import Image
 
 from elk_jax.data.sources import dicom
+from elk_jax.data.sources.spec import BitDepth
 from elk_jax.errors import UserError, from_os_error
+from elk_jax.fields import fits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 """File name endings that count as images when a folder is searched."""
@@ -108,10 +110,9 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def check_bit_depth(bit_depth: object, where: object = "") -> None:
-    """Raise UserError unless it is a number of bits that a pixel can have here, or 0 or None: the file's own."""
-    whole = isinstance(bit_depth, int) and not isinstance(bit_depth, bool)
-    if bit_depth is not None and not (whole and 0 <= bit_depth <= 16):  # type: ignore[operator]
-        raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, as 12; 0: as the file says")
+    """UserError unless it is a number of significant bits, or 0 or None: the file's own."""
+    if bit_depth is not None and not fits(bit_depth, BitDepth):
+        raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, or 0: as the file says")
 
 
 def _warn_if_dark(brightest: int, where: object) -> None:

@@ -13,7 +13,7 @@ from elk_jax.data.sources.decode import SUFFIXES, decode_image
 from elk_jax.data.sources.source import KEPT_BYTES, Cache, ImageSource, read_at
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
-from elk_jax.threads import Watch, for_each, unwatched
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
 def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
@@ -54,7 +54,7 @@ def open_files(
     classes: tuple[str, ...],
     on_error: str = "stop",
     keep_bytes: int = KEPT_BYTES,
-    watch: Watch = unwatched,
+    progress: ProgressBar = no_bar,
     bit_depth: int = 0,
 ) -> ImageSource:
     """Image files as a source without lesions; the image id is the path. Every file is decoded once now, for its size.
@@ -78,7 +78,7 @@ def open_files(
         height, width = image.shape[:2]
         return ImageInfo(name, name, width, height, *none, file_name=name, meta=meta)
 
-    results = for_each(opened, len(paths), watch)
+    results = map_in_threads(opened, len(paths), progress)
     infos = {position: result for position, result in enumerate(results) if isinstance(result, ImageInfo)}
     skipped = tuple((str(path), result) for path, result in zip(paths, results) if isinstance(result, str))
     if not infos:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.synthesis.phantom import VIEWS, PhantomConfig, patient_id, sample
-from elk_jax.threads import Watch, for_each, unwatched
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
 _SPACE = 1_000_000  # indices reserved for one split: the phantoms of a split do not change when `count` grows
@@ -45,12 +47,18 @@ class PhantomOptions:
     contrast: float = 1.0
 
 
+def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
+    """The phantoms of one split, "" for all; they are drawn now."""
+    infos, classes, read = read_phantom(spec.place, split, progress)
+    return ImageSource(f"phantom:{spec.place}", classes, infos, read)
+
+
 def read_phantom(
-    options: str, split: str = "", watch: Watch = unwatched
+    options: str, split: str = "", progress: ProgressBar = no_bar
 ) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
     """Draw the phantoms of one split ("" for all): (infos, class names, read). UserError for a bad option.
 
-    watch: shows how far the drawing is.
+    progress: shows how far the drawing is.
     """
     chosen, jobs = parse_options(options), _jobs(options, split)
     config = PhantomConfig(
@@ -60,7 +68,7 @@ def read_phantom(
         max_lesions=chosen.max_lesions,
         contrast=chosen.contrast,
     )
-    drawn = for_each(lambda position: _draw(chosen, config, *jobs[position]), len(jobs), watch)
+    drawn = map_in_threads(lambda position: _draw(chosen, config, *jobs[position]), len(jobs), progress)
     infos = tuple(info for info, _ in drawn)
     return infos, CLASSES, partial(_read, tuple(image for _, image in drawn))
 

@@ -1,29 +1,19 @@
-"""Opening, filtering and joining image collections: every function here returns an `ImageSource`.
-
-A source is opened by a short text: `coco:FILE.json`, `tfds:DIR`, `phantom:OPTIONS`.
-"""
+"""Image collections as plain data, and what makes one of another. `open.py` opens them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from elk_jax.data.sources import checks, coco
-from elk_jax.data.sources.cleaning import clean_info, ignore_large
-from elk_jax.data.sources.decode import check_bit_depth, decode_image
-from elk_jax.data.sources.phantom import read_phantom
-from elk_jax.data.sources.splits import draw_splits
-from elk_jax.data.sources.tfds import read_tfds
+from elk_jax.data.sources import checks
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo, Record
-from elk_jax.threads import Watch, for_each, unwatched
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 Read = Callable[[int], np.ndarray]
 """Position -> image [H, W, 1] float32 in [0, 1]."""
@@ -36,8 +26,9 @@ KEPT_BYTES = 1 << 30
 class ImageSource:
     """A `schema.Source` made of plain data and `read(position) -> image [H, W, 1] float32 in [0, 1]`.
 
-    skipped: (image id, reason) of the images left out when the source was opened with on_error="skip".
+    skipped: (image id, reason) of the unreadable images that were left out.
     learned_from: of painted images, marks (`trained.mark`) of the patients that their painter was trained on.
+    category_ids: the id that a COCO file gives to each class, in label order; None where classes have no ids.
     """
 
     name: str
@@ -46,6 +37,7 @@ class ImageSource:
     read: Read
     skipped: tuple[tuple[str, str], ...] = ()
     learned_from: frozenset[str] = frozenset()
+    category_ids: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -58,100 +50,6 @@ class ImageSource:
             image, info.width, info.height, f"{self.name}, image {info.image_id} ({info.file_name})"
         )
         return Record(info, image)
-
-
-def open_source(
-    spec: str,
-    split: str = "",
-    where: Mapping[str, Any] | None = None,
-    clean: bool = False,
-    on_error: str = "stop",
-    keep_bytes: int = 0,
-    watch: Watch = unwatched,
-    ignore_over: float = 0.0,
-    split_shares: Sequence[float] = (),
-    bit_depth: int = 0,
-) -> ImageSource:
-    """Open a data source.
-
-    spec: `coco:FILE.json`, `tfds:DIR` or `phantom:KEY=VALUE,...`.
-    split: only images of this split; "" takes all.
-    where: only images whose fields have these values, or are written like them (`true`, `5`); a list or tuple
-        means any of its entries.
-    clean: merge overlapping boxes as ELK does (`cleaning.py`).
-    ignore_over: boxes that cover more than this share of the image become ignore boxes; 0 for none.
-    on_error: "stop" raises at a missing file now, at an unreadable one when it is read; "skip" decodes every
-        image once now, leaves the unreadable ones out and lists them in `.skipped`, so that what follows is
-        as deterministic as without them; "late" looks at no file now: for a few images of a source that was
-        opened as a whole before.
-    keep_bytes: of decoded images, kept in memory for when they are read again; see `cached`.
-    watch: shows how far the reading of TFDS records, the drawing of phantoms, the decoding of "skip" is.
-    split_shares: of train, val and test, for images that name no split: patients are dealt out, the same at every
-        opening (`splits.draw_splits`). () for none.
-    bit_depth: significant bits of 16-bit files that hold fewer (12); 0: all. A field `bit_depth` of a COCO image
-        says it for that image.
-
-    UserError: unknown kind of source, split or field; nothing left; a patient in two splits; any bad
-    annotation.
-    """
-    if on_error not in ("stop", "skip", "late"):
-        raise UserError(f"on_error is '{on_error}'", todo="use stop or skip")
-    kind, _, place = spec.partition(":")
-    if kind not in _OPENERS:
-        raise UserError(f"unknown data source '{spec}'", todo="write coco:FILE.json, tfds:DIR or phantom:")
-    check_bit_depth(bit_depth, spec)
-    source = _OPENERS[kind](place, "" if split_shares else split, bit_depth, watch)
-    if split_shares:
-        source = replace(source, infos=draw_splits(source.infos, split_shares, where=source.name))
-    checks.check_no_patient_in_two_splits(source.infos, where=source.name)
-    source = _in_split(source, split)
-    if where:
-        source = _where(source, where)
-    if not 0 <= ignore_over <= 1:
-        raise UserError(f"ignore_over is {ignore_over}", todo="give a share of the image, 0 to 1; 0 ignores no box")
-    if ignore_over:
-        source = replace(source, infos=tuple(ignore_large(info, ignore_over) for info in source.infos))
-    if clean:
-        source = replace(source, infos=tuple(clean_info(info) for info in source.infos))
-    if keep_bytes and kind != "phantom":  # phantoms are in memory anyway
-        source = cached(source, keep_bytes)
-    if on_error == "skip":
-        return without_unreadable(source, watch)
-    if kind == "coco" and on_error == "stop":
-        checks.check_files(source.infos, coco.image_folder(place), source.name)
-    return source
-
-
-def category_ids(spec: str) -> tuple[int, ...] | None:
-    """The id that a COCO file gives to each class, in label order; None for sources that number no classes."""
-    kind, _, place = spec.partition(":")
-    return coco.category_ids(place) if kind == "coco" else None
-
-
-def _open_coco(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
-    infos, classes = coco.read_coco(path)
-    files = tuple((info.file_name, info.meta.get("bit_depth") or bit_depth) for info in infos)
-    for info, (_, depth) in zip(infos, files):
-        check_bit_depth(depth, f"{path}, image {info.image_id}")
-    read = partial(_read_file, coco.image_folder(path), files)
-    return ImageSource(path, classes, infos, read, learned_from=coco.learned_from(path))
-
-
-def _open_tfds(path: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
-    infos, classes, read = read_tfds(path, bit_depth, watch)
-    return ImageSource(path, classes, infos, read)
-
-
-def _open_phantom(options: str, split: str, bit_depth: int, watch: Watch) -> ImageSource:
-    infos, classes, read = read_phantom(options, split, watch)
-    return ImageSource(f"phantom:{options}", classes, infos, read)
-
-
-_OPENERS: dict[str, Callable[[str, str, int, Watch], ImageSource]] = {
-    "coco": _open_coco,
-    "tfds": _open_tfds,
-    "phantom": _open_phantom,
-}
 
 
 def subset(source: ImageSource, positions: Sequence[int] | np.ndarray) -> ImageSource:
@@ -199,7 +97,16 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     name = " + ".join(source.name for source in sources)
     read = partial(_read_part, tuple(source.read for source in sources), tuple(places))
     learned_from = frozenset().union(*(source.learned_from for source in sources))
-    return ImageSource(name, sources[0].classes, tuple(infos), read, skipped, learned_from)
+    ids = {source.category_ids for source in sources}
+    return ImageSource(
+        name=name,
+        classes=sources[0].classes,
+        infos=tuple(infos),
+        read=read,
+        skipped=skipped,
+        learned_from=learned_from,
+        category_ids=ids.pop() if len(ids) == 1 else None,
+    )
 
 
 def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:
@@ -210,7 +117,7 @@ def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:
     return replace(source, read=Cache(source.read, max_bytes))
 
 
-def without_unreadable(source: ImageSource, watch: Watch = unwatched) -> ImageSource:
+def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> ImageSource:
     """Decode every image once; those that fail are left out and listed with their reason in `.skipped`."""
 
     def failure(position: int) -> str:
@@ -220,7 +127,7 @@ def without_unreadable(source: ImageSource, watch: Watch = unwatched) -> ImageSo
         except UserError as error:
             return str(error)
 
-    failures = for_each(failure, len(source), watch)
+    failures = map_in_threads(failure, len(source), progress)
     good = [position for position, reason in enumerate(failures) if not reason]
     bad = [(info.image_id, reason) for info, reason in zip(source.infos, failures) if reason]
     if not good:
@@ -240,56 +147,7 @@ def summary(infos: Iterable[ImageInfo]) -> dict[str, int]:
     }
 
 
-def _in_split(source: ImageSource, split: str) -> ImageSource:
-    if not source.infos:
-        raise UserError("the source has no image", where=source.name)
-    if not split:
-        return source
-    counts = Counter(info.split for info in source.infos)
-    if not counts[split]:
-        named = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()) if name)
-        raise UserError(
-            f"no image in split '{split}'",
-            where=source.name,
-            todo=f"choose one of: {named}"
-            if named
-            else "add a field `split` to the images, or set split_shares=0.7,0.15,0.15 to have patients dealt out",
-        )
-    return subset(source, [i for i, info in enumerate(source.infos) if info.split == split])
-
-
-def _where(source: ImageSource, where: Mapping[str, Any]) -> ImageSource:
-    for key in where:
-        if not any(key in info.meta for info in source.infos):
-            known = sorted({name for info in source.infos for name in info.meta})
-            raise UserError(
-                f"no image has the field '{key}'", where=source.name, todo=f"use one of: {', '.join(known)}"
-            )
-
-    positions = [
-        i
-        for i, info in enumerate(source.infos)
-        if all(_fits(info.meta.get(key), wanted) for key, wanted in where.items())
-    ]
-    if not positions:
-        values = {key: sorted({str(info.meta.get(key)) for info in source.infos})[:8] for key in where}
-        raise UserError(f"no image fits {dict(where)}", where=source.name, todo=f"values present: {values}")
-    return subset(source, positions)
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a field has the wanted value, or is written like it; of a list or tuple one entry is enough."""
-    if isinstance(wanted, tuple | list):
-        return any(_fits(value, one) for one in wanted)
-    return value == wanted or str(value).lower() == str(wanted).lower()
-
-
 # The functions below are module-level, so that sources can be sent to worker processes.
-
-
-def _read_file(folder: Path, files: tuple[tuple[str, int], ...], position: int) -> np.ndarray:
-    name, bit_depth = files[position]
-    return decode_image(folder / name, bit_depth=bit_depth)[0]
 
 
 def read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray:

@@ -1,12 +1,11 @@
-"""TFDS data sets (ArrayRecord files) as a source, without TensorFlow. The layout of a record stands here
-alone.
+"""TFDS data sets (ArrayRecord files) as a source, without TensorFlow. The layout of a record is defined here alone.
 
 Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,17 @@ import numpy as np
 
 from elk_jax.data.sources.checks import checked_box
 from elk_jax.data.sources.decode import decode_image
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
-from elk_jax.threads import Watch, unwatched
+from elk_jax.threads import ProgressBar, no_bar
 
 _FIXED = ("image", "image_id", "patient_id", "split", "file_name", "width", "height", "objects")
 
 
 def features(classes: Sequence[str], bits: int = 8, **extra: Any) -> Any:
-    """The `tfds.features.FeaturesDict` of a detection data set; `extra` features become `meta` of the
-    records.
+    """The `tfds.features.FeaturesDict` of a detection data set; `extra` features become `meta` of the records.
 
     image: grey PNG, uint8 or uint16 (bits). objects: bbox xyxy in px, label, ignore.
     """
@@ -69,18 +69,15 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
     }
 
 
-def read_tfds(
-    folder: str, bit_depth: int = 0, watch: Watch = unwatched
-) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
-    """Open a built data set: (infos, class names, read). The splits of TFDS are the splits of the records.
+def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
+    """All images of a built data set, in the order train, val, test, other splits: TFDS's splits are theirs.
 
-    folder: the one that holds `dataset_info.json`. bit_depth: see `images.decode_image`. watch: shows how
-    far the reading of the records is. Records come in the order
-    train, val, test, other splits.
-    UserError: no data set there, a record whose boxes are no boxes of its image.
+    The place of `spec` is the folder that holds `dataset_info.json`. progress: shows the reading of the records.
+    UserError: no data set there, a record whose boxes do not lie in its image.
     """
     import tensorflow_datasets as tfds
 
+    folder = spec.place
     try:
         builder = tfds.builder_from_directory(folder)
         splits = sorted(builder.info.splits, key=lambda name: (_order(name), name))
@@ -89,15 +86,15 @@ def read_tfds(
             for name in splits
         }
         classes = tuple(builder.info.features["objects"]["label"].names)
-    except Exception as error:  # TFDS raises many kinds for a folder that is none of its own
+    except Exception as error:  # TFDS raises many kinds of errors for a folder that is not a data set
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         todo = "give the folder that holds dataset_info.json"
         raise UserError(f"no readable TFDS data set: {reason}", where=folder, todo=todo) from error
     places = [(name, position) for name, store in stores.items() for position in range(len(store))]
-    infos = list(watch((_info(stores[name][position], name, folder) for name, position in places), len(places)))
+    infos = list(progress((_info(stores[name][position], name, folder) for name, position in places), len(places)))
     names = tuple(info.file_name or info.image_id for info in infos)
-    read = partial(_read, stores, tuple(places), names, bit_depth)
-    return tuple(infos), classes, read
+    read = partial(_read, stores, tuple(places), names, spec.bit_depth)
+    return ImageSource(folder, classes, tuple(infos), read)
 
 
 def _order(split: str) -> int:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from elk_jax.data.batches.crops import CloseupConfig, eval_closeups, train_closeups
-from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 
 CONFIG = CloseupConfig(window=48, size=32, batch_size=4, tissue_share=0.4, vertical_flip=0.5, gain=0.1, threads=1)
@@ -12,7 +13,7 @@ CONFIG = CloseupConfig(window=48, size=32, batch_size=4, tissue_share=0.4, verti
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.open_source("phantom:size=128,count=24,seed=5", "train")
+    return open_source(SourceSpec("phantom:size=128,count=24,seed=5"), "train")
 
 
 @pytest.fixture(scope="module")

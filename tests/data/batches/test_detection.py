@@ -154,9 +154,10 @@ def test_a_state_is_refused_where_anything_in_the_batches_would_be_another(sourc
 
 
 def test_worker_processes_give_the_same_batches(coco_folder):
-    from elk_jax.data.sources.source import open_source
+    from elk_jax.data.sources.open import open_source
+    from elk_jax.data.sources.spec import SourceSpec
 
-    source = open_source(f"coco:{coco_folder()}")
+    source = open_source(SourceSpec(f"coco:{coco_folder()}"))
     config = replace(CONFIG, batch_size=2)
     expected = take(train_batches(source, config, seed=1), 5)
     stream = train_batches(source, replace(config, workers=2), seed=1)
@@ -230,9 +231,10 @@ def test_state_of_another_stream_is_refused(source):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_ends_in_one_line(coco_folder, tmp_path, workers):
-    from elk_jax.data.sources.source import open_source
+    from elk_jax.data.sources.open import open_source
+    from elk_jax.data.sources.spec import SourceSpec
 
-    source = open_source(f"coco:{coco_folder()}")
+    source = open_source(SourceSpec(f"coco:{coco_folder()}"))
     file = tmp_path / "images" / "3.png"
     file.write_bytes(file.read_bytes()[:600])
     stream = train_batches(source, replace(CONFIG, workers=workers), seed=0)

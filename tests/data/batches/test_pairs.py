@@ -9,8 +9,9 @@ import pytest
 
 from elk_jax.data.batches import pairs
 from elk_jax.data.batches.pairs import PairConfig
-from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.files import write_json
 from elk_jax.synthesis.phantom import PhantomConfig, sample
@@ -19,7 +20,7 @@ SPEC = "phantom:size=64,count=24,seed=3"
 
 
 def opened(spec, config, split="", **settings):
-    subtracted = sources.open_source(spec, split)
+    subtracted = open_source(SourceSpec(spec), split)
     return pairs.cut_pairs(pairs.pair_up(subtracted, spec), subtracted, config, **settings)
 
 
@@ -141,7 +142,7 @@ def test_bad_pairs_are_named(tmp_path):
     with pytest.raises(UserError, match="pairs of phantoms of one modality"):
         opened(SPEC + ",modality=low_energy", PairConfig(size=64))
     with pytest.raises(UserError, match=r"'tfds:there' has no pairs"):
-        pairs.pair_up(sources.open_source(spec), "tfds:there")
+        pairs.pair_up(open_source(SourceSpec(spec)), "tfds:there")
     for settings in ({"size": 0}, {"max_black": 1.5}, {"stride": 600}, {"vertical_flip": -1}):
         with pytest.raises(UserError, match=f"pairs.{next(iter(settings))} is"):
             PairConfig(**settings)

@@ -7,6 +7,7 @@ import pytest
 
 from elk_jax.data.sources.coco import read_coco, write_coco
 from elk_jax.errors import UserError
+from tests.refusals import refused
 
 
 def test_reads_boxes_labels_and_fields(coco_folder):
@@ -16,8 +17,8 @@ def test_reads_boxes_labels_and_fields(coco_folder):
             {"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60.4, 3], "iscrowd": 1}
         )
 
-    infos, classes = read_coco(coco_folder(change))
-    assert classes == ("calcification", "mass")  # by id
+    infos, classes, category_ids, learned_from = read_coco(coco_folder(change))
+    assert (classes, category_ids) == (("calcification", "mass"), (1, 3)) and learned_from == frozenset()
     assert infos[0].boxes.tolist() == [[5, 6, 26, 16], [0, 0, 60, 3]]  # an overhang below a pixel is clipped
     assert infos[0].labels.tolist() == [1, 0]
     assert infos[0].ignore.tolist() == [False, True]
@@ -84,10 +85,10 @@ def test_bad_annotations(coco_folder, change, words):
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
+    with refused(where="none.json"):
         read_coco(tmp_path / "none.json")
     (tmp_path / "cut.json").write_text('{"images": [')
-    with pytest.raises(UserError, match="not valid JSON"):
+    with refused("JSON", where="cut.json"):
         read_coco(tmp_path / "cut.json")
 
 
@@ -100,7 +101,7 @@ def test_write_and_read_again(tmp_path, make_info):
         make_info(6, [[0, 0, 5, 5], [3, 3, 9, 9]], ignore=[True, False], labels=np.array([0, 1], np.int32)),
     ]
     write_coco(tmp_path / "a.json", infos, ("mass", "other"))
-    again, classes = read_coco(tmp_path / "a.json")
+    again, classes, *_ = read_coco(tmp_path / "a.json")
     assert classes == ("mass", "other")
     for old, new in zip(infos, again):
         np.testing.assert_allclose(new.boxes, old.boxes, atol=2e-3)

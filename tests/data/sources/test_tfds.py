@@ -11,9 +11,10 @@ tfds = pytest.importorskip("tensorflow_datasets")
 from elk_jax.data.augment import Resize  # noqa: E402
 from elk_jax.data.batches.detection import LoaderConfig, eval_batches  # noqa: E402
 from elk_jax.data.sources.decode import encode_png  # noqa: E402
-from elk_jax.data.sources.source import open_source  # noqa: E402
+from elk_jax.data.sources.open import open_source  # noqa: E402
+from elk_jax.data.sources.spec import SourceSpec  # noqa: E402
 from elk_jax.data.sources.tfds import example, features  # noqa: E402
-from elk_jax.errors import UserError  # noqa: E402
+from tests.refusals import refused  # noqa: E402
 
 
 def build(folder, infos_by_split, pixels, bits):
@@ -69,9 +70,9 @@ def collection(make_info):
 def test_records_survive(tmp_path, collection, kind, bits):
     infos, pixels = collection(kind)
     spec = f"tfds:{build(tmp_path, infos, pixels, bits)}"
-    watched = []
-    source = open_source(spec, watch=lambda results, total: watched.append(total) or results)
-    assert watched == [6]
+    totals = []
+    source = open_source(SourceSpec(spec), progress=lambda results, total: totals.append(total) or results)
+    assert totals == [6]
     assert source.classes == ("mass", "calcification")
     assert [info.split for info in source.infos] == ["train"] * 4 + ["val"] * 2
     originals = {info.image_id: info for infos_of_split in infos.values() for info in infos_of_split}
@@ -84,15 +85,15 @@ def test_records_survive(tmp_path, collection, kind, bits):
         np.testing.assert_allclose(
             source[index].image[..., 0] * (2**bits - 1), pixels[info.image_id], atol=1e-2
         )
-    assert len(open_source(spec, "train", {"is_mass": True})) == 2
+    assert len(open_source(SourceSpec(spec, where="is_mass=true"), "train")) == 2
     assert "tensorflow" not in sys.modules
-    with pytest.raises(UserError, match=r"no image in split 'test'.*train \(4\), val \(2\)"):
-        open_source(spec, "test")
+    with refused("test", "train (4), val (2)", where=source.name):
+        open_source(SourceSpec(spec), "test")
 
 
 def test_threads_read_the_same(tmp_path, collection):
     infos, pixels = collection(np.uint8)
-    source = open_source(f"tfds:{build(tmp_path, infos, pixels, 8)}")
+    source = open_source(SourceSpec(f"tfds:{build(tmp_path, infos, pixels, 8)}"))
     config = LoaderConfig(batch_size=1, resize=Resize((48,)), threads=8, prefetch=8)
     for _ in range(5):
         batches = list(eval_batches(source, config))
@@ -108,5 +109,5 @@ def test_a_patient_in_two_splits(tmp_path, collection, make_info):
     )
     pixels["7"] = pixels["0"]
     folder = build(tmp_path, infos, pixels, 8)
-    with pytest.raises(UserError, match="patient P0 is in two splits"):
-        open_source(f"tfds:{folder}", "train")
+    with refused("P0", where=folder):
+        open_source(SourceSpec(f"tfds:{folder}"), "train")

@@ -10,7 +10,8 @@ import pytest
 
 from elk_jax import files
 from elk_jax.data import breast
-from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.tasks import trained
@@ -41,7 +42,7 @@ def test_predictions_are_read_and_written_in_the_categories_of_the_file(coco, tm
     entries = [{"image_id": i, "category_id": CATEGORY[i], "bbox": BOXES[i], "score": 0.9} for i in BOXES]
     (tmp_path / "theirs.json").write_text(json.dumps(entries))
     evaluation = detection_evaluate.evaluate_source(
-        data=f"coco:{coco}",
+        data=SourceSpec(f"coco:{coco}"),
         split="test",
         model=None,
         predictions=str(tmp_path / "theirs.json"),
@@ -53,7 +54,7 @@ def test_predictions_are_read_and_written_in_the_categories_of_the_file(coco, tm
 
 
 def test_the_window_that_a_detector_sees_does_not_follow_the_annotations(coco):
-    source = sources.open_source(f"coco:{coco}", "test")
+    source = open_source(SourceSpec(f"coco:{coco}"), "test")
     _, windows = breast.crop_to_breast(detection_model.without_truth(source))
     assert len(set(windows)) == 1  # equal pixels, though one lesion reaches out of the breast
     _, wide = breast.crop_to_breast(source)
@@ -64,7 +65,7 @@ def test_large_boxes_are_no_lesions_where_the_training_ignored_them(coco, tmp_pa
     nothing = results(tmp_path / "theirs.json", {})
     share = {image: box[2] * box[3] / (64 * 48) for image, box in BOXES.items()}
     for over, lesions in ((0.0, 2), ((share[10] + share[11]) / 2, 1)):
-        evaluation = compare(coco, tmp_path, nothing, None, ignore_over=over)
+        evaluation = compare(coco, tmp_path, nothing, None, data=SourceSpec(f"coco:{coco}", ignore_over=over))
         assert evaluation["counts"]["lesions"] == lesions
 
 
@@ -81,8 +82,8 @@ def results(path, scores: dict[int, float]):
 
 def compare(coco, tmp_path, own, other, **changes):
     return detection_evaluate.evaluate_source(
-        data=f"coco:{coco}", split="test", output=tmp_path / "out", resamples=20, against=other,
-        **{"model": None, "predictions": str(own), **changes},
+        split="test", output=tmp_path / "out", resamples=20, against=other,
+        **{"data": SourceSpec(f"coco:{coco}"), "model": None, "predictions": str(own), **changes},
     )  # fmt: skip
 
 

@@ -1,11 +1,9 @@
-"""From configuration to plain values: conditions on images, the numbers of a model, anchor sizes, the data."""
+"""From configuration to plain values: the numbers of a model, anchor sizes."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 
-import cv2
 import numpy as np
 import pytest
 
@@ -17,30 +15,6 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.training.optimizer import OptimizerConfig
-
-
-@pytest.mark.parametrize(
-    "text, wanted",
-    [
-        ("", {}),
-        (" , ", {}),
-        ("is_mass=true", {"is_mass": True}),
-        ("is_mass=true, view=MLO|CC", {"is_mass": True, "view": ("MLO", "CC")}),
-        ("birads=4|5,density=null", {"birads": (4, 5), "density": None}),
-        ("name=a=b", {"name": "a=b"}),
-        ("note=", {"note": ""}),
-    ],
-)
-def test_conditions_are_json_values_or_text(text, wanted):
-    assert detection.parse_where(text) == wanted
-
-
-def test_conditions_that_mean_nothing_are_refused():
-    for text in ("is_mass", "=true", "view=MLO,is_mass"):
-        with pytest.raises(UserError, match=r"is no condition.*write field=value"):
-            detection.parse_where(text)
-    with pytest.raises(UserError, match=r"'view' is named twice.*field=value\|value"):
-        detection.parse_where("view=MLO,view=CC")
 
 
 @pytest.mark.parametrize(
@@ -156,35 +130,3 @@ def test_anchor_sizes_of_a_fixed_short_side():
     config = LoaderConfig(resize=Resize(short_sides=(50, 100), max_long_side=150), augmentation=NO_AUGMENTATION)
     ((size,),) = detection.planned_anchor_sizes(infos, config, levels=1)
     assert size == pytest.approx((20 * 15) ** 0.5, abs=0.01)  # the geometric middle of 20 and 15 px
-
-
-# ---- Data ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def coco(tmp_path):
-    """Six training and two test patients of one image each; every other one for training is marked."""
-    images = []
-    for i in range(8):
-        split = "train" if i < 6 else "test"
-        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((8, 8), 100, np.uint8))
-        images.append({"id": i, "file_name": f"{i}.png", "width": 8, "height": 8, "split": split})
-        images[-1] |= {"patient_id": f"P{i}", "view": "CC" if i < 4 else "MLO"}
-        images[-1] |= {"fewshot": i % 2 == 0 and split == "train"}
-    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 4, 4]} for i in range(8)]
-    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "lesion"}]}
-    (tmp_path / "data.json").write_text(json.dumps(content))
-    return f"coco:{tmp_path / 'data.json'}"
-
-
-def opened(coco: str, split: str, **entry) -> list[str]:
-    config = base.experiment("e", data={"on_error": "stop", "real": base.source(coco, **entry)})
-    return [info.image_id for info in detection.open_data(config.data, ("real",), split, seed=0).infos]
-
-
-def test_few_shots_limit_the_training_split_alone(coco):
-    assert opened(coco, "train", train_where="fewshot=true") == ["0", "2", "4"]
-    assert opened(coco, "test", train_where="fewshot=true") == ["6", "7"]
-    assert opened(coco, "train", where="view=CC", train_where="fewshot=true") == ["0", "2"]
-    assert len(opened(coco, "train", patients=2)) == 2 and opened(coco, "test", patients=2) == ["6", "7"]
-    assert set(opened(coco, "train", train_where="fewshot=true", patients=2)) < {"0", "2", "4"}

@@ -11,7 +11,8 @@ from elk_jax import files
 from elk_jax.data.batches import crops as closeup_batches
 from elk_jax.data.batches.crops import CloseupConfig
 from elk_jax.data.sources import coco
-from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.diffusion import inpainter
 from elk_jax.diffusion.inpainter import InpainterConfig, Words
 from elk_jax.diffusion.samplers import SamplerConfig
@@ -66,7 +67,7 @@ def write_source(folder, images, boxes=None):
 
 def paint(model, canvases, output, count=1):
     inpainting_synthesize.synthesize_source(
-        model=model, canvases=canvases, split="train", where="", on_error="stop", count=count, output=output,
+        model=model, canvases=SourceSpec(canvases), split="train", on_error="stop", count=count, output=output,
         batch_size=2,
     )  # fmt: skip
 
@@ -85,7 +86,7 @@ def mixed(tmp_path_factory):
 
 def test_images_of_mixed_depths_have_one_scale_of_grey(mixed):
     _, spec, _ = mixed
-    source = sources.open_source(spec, "train")
+    source = open_source(SourceSpec(spec), "train")
     np.testing.assert_allclose(source[0].image, source[1].image, atol=0.5 / 255)
     config = CloseupConfig(window=WINDOW, size=WINDOW, batch_size=2, horizontal_flip=0.0)
     (batch,) = closeup_batches.eval_closeups(source, config, seed=0)

@@ -14,6 +14,8 @@ from configs import inpaint_cem
 from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.diffusion import inpainter
 from elk_jax.errors import UserError
 from elk_jax.experiments import experiment
@@ -75,9 +77,9 @@ def test_the_same_networks_learn_on_at_another_picture_size(run):
 
 
 def test_what_was_painted_is_a_data_source(run):
-    source = sources.open_source(f"coco:{run / 'lesions' / SYNTHETIC}", "train")
+    source = open_source(SourceSpec(f"coco:{run / 'lesions' / SYNTHETIC}"), "train")
     assert source.learned_from == trained.patient_marks(run / "inpainter" / "model") != frozenset()
-    canvases = sources.open_source(inpaint_cem.get_config("tiny").data.real.spec, "train")
+    canvases = open_source(SourceSpec(inpaint_cem.get_config("tiny").data.real.spec), "train")
     by_id = {info.image_id: i for i, info in enumerate(canvases.infos)}
     assert len(source) == COUNT
     wider = 0  # how many reach beyond the box: a lesion at the border of its window may not
@@ -111,7 +113,7 @@ def test_on_other_canvases_as_many_lesions_are_painted_as_are_real(tmp_path, mon
     seen = {}
     monkeypatch.setattr(inpainting_synthesize, "synthesize", lambda run, **given: seen.update(given) or given["count"])
     inpainting_stages.synthesize(Run(config, tmp_path, make_mesh()), "lesions")
-    real = sources.open_source(config.data.real.spec, "train")
+    real = open_source(SourceSpec(config.data.real.spec), "train")
     assert seen["canvases"].name == "canvases"
     assert seen["count"] == sources.summary(real.infos)["lesions"] > sources.summary(seen["canvases"].infos)["lesions"]
 
@@ -147,9 +149,9 @@ def test_a_training_does_not_go_on_with_another_validation_split(run, tmp_path, 
 
 
 def paint(run, output, **changes):
-    spec = inpaint_cem.get_config("tiny").data.real.spec
+    spec = SourceSpec(inpaint_cem.get_config("tiny").data.real.spec)
     settings = {
-        "model": run / "inpainter" / "model", "canvases": spec, "split": "train", "where": "", "on_error": "stop",
+        "model": run / "inpainter" / "model", "canvases": spec, "split": "train", "on_error": "stop",
         "count": 2, "output": output, "batch_size": 2,
     }  # fmt: skip
     inpainting_synthesize.synthesize_source(**(settings | changes))
@@ -183,7 +185,7 @@ def deep(tmp_path_factory):
 
 
 def test_sixteen_bits_stay_sixteen_bits(run, deep, tmp_path):
-    paint(run, tmp_path / "out", canvases=f"coco:{deep / 'a.json'}", count=1, whole_window=True)
+    paint(run, tmp_path / "out", canvases=SourceSpec(f"coco:{deep / 'a.json'}"), count=1, whole_window=True)
     canvas = cv2.imread(str(deep / "images" / "a.png"), cv2.IMREAD_UNCHANGED)
     image = cv2.imread(str(tmp_path / "out" / "images" / "000000.png"), cv2.IMREAD_UNCHANGED)
     x0, y0, x1, y1 = files.read_json(tmp_path / "out" / "provenance" / "000000.json")["window"]
@@ -202,15 +204,15 @@ def test_canvases_are_annotated_as_the_training_images_are(run, deep, tmp_path):
     content["info"] = {"learned_from": ["of the painter before"]}  # that had painted on these canvases
     files.write_json(deep / "doubles.json", content)
     for output, settings in (("as_they_are", {}), ("cleaned", {"clean_boxes": True, "ignore_over": 0.1})):
-        paint(run, tmp_path / output, canvases=f"coco:{deep / 'doubles.json'}", count=1, **settings)
+        paint(run, tmp_path / output, canvases=SourceSpec(f"coco:{deep / 'doubles.json'}", **settings), count=1)
     (whole,), (cleaned,) = (coco.read_coco(tmp_path / o / SYNTHETIC)[0] for o in ("as_they_are", "cleaned"))
     assert len(whole.boxes) == 4 and not whole.ignore.any()
     marks = trained.patient_marks(run / "inpainter" / "model")
-    assert coco.learned_from(tmp_path / "cleaned" / SYNTHETIC) == {"of the painter before"} | marks
+    assert coco.read_coco(tmp_path / "cleaned" / SYNTHETIC).learned_from == {"of the painter before"} | marks
     np.testing.assert_array_equal(cleaned.boxes[1:], [[10, 62, 70, 82], [20, 70, 26, 76]])
     assert cleaned.ignore.tolist() == [False, True, False]
     with pytest.raises(UserError, match=r"begun here with images"):
-        paint(run, tmp_path / "cleaned", canvases=f"coco:{deep / 'doubles.json'}", count=1)
+        paint(run, tmp_path / "cleaned", canvases=SourceSpec(f"coco:{deep / 'doubles.json'}"), count=1)
 
 
 def test_what_cannot_be_painted_is_said_and_leaves_nothing(run, deep, tmp_path):

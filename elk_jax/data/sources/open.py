@@ -1,0 +1,166 @@
+"""Opening a data source: from a `SourceSpec` to an `ImageSource`.
+
+`list_source` reads the annotations and applies all that the spec says; `check_readable` looks at the image files;
+`open_source` does both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from elk_jax.data.sources import checks, coco
+from elk_jax.data.sources.cleaning import clean_info, ignore_large
+from elk_jax.data.sources.phantom import open_phantom
+from elk_jax.data.sources.source import KEPT_BYTES, ImageSource, cached, fewshot, subset, without_unreadable
+from elk_jax.data.sources.spec import OnError, SourceSpec
+from elk_jax.data.sources.splits import draw_splits
+from elk_jax.data.sources.tfds import open_tfds
+from elk_jax.errors import UserError
+from elk_jax.threads import ProgressBar, no_bar
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source.
+
+    open: (spec, split, progress) -> its images. Those of other splits may be left out, where they would cost time.
+    image_folder: place -> the folder with a file for every image; None where images do not lie in files.
+    in_memory: the source holds its decoded images, so that they need no cache.
+    """
+
+    open: Callable[[SourceSpec, str, ProgressBar], ImageSource]
+    image_folder: Callable[[str], Path] | None = None
+    in_memory: bool = False
+
+
+KINDS = {
+    "coco": Kind(coco.open_coco, image_folder=coco.image_folder),
+    "tfds": Kind(open_tfds),
+    "phantom": Kind(open_phantom, in_memory=True),
+}
+"""By the word before the colon of `SourceSpec.spec`. A new kind of source is a line here."""
+
+
+def list_source(
+    spec: SourceSpec,
+    split: str = "",
+    *,
+    name: str = "",
+    seed: int = 0,
+    keep_bytes: int = KEPT_BYTES,
+    progress: ProgressBar = no_bar,
+) -> ImageSource:
+    """The images of a split (""; of all splits) that `spec` asks for. No image file is looked at.
+
+    In this order: splits are drawn (`split_shares`), the split and the conditions are applied, boxes are set aside
+    (`ignore_over`) and cleaned, and `patients` are drawn by `seed`, for the split "train" alone. The patients are drawn
+    before unreadable images are known: with on_error="skip", a patient without any readable image still counts.
+
+    name: of the source in the configuration; it becomes the source's own. Default: the place of the data.
+    keep_bytes: of decoded images, kept in memory for when they are read again (`cached`); 0: none.
+    progress: shows the reading of TFDS records and the drawing of phantoms.
+
+    UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; any
+    bad annotation.
+    """
+    setting = f"config.data.{name}.spec" if name else ""
+    if not spec.spec:
+        what = f"data source '{name}' is not set" if name else "no data source given"
+        raise UserError(what, where=setting, todo="give coco:FILE.json")
+    if spec.kind not in KINDS:
+        known = "coco:FILE.json, tfds:DIR or phantom:"
+        raise UserError(f"unknown data source '{spec.spec}'", where=setting, todo=f"write {known}")
+    kind = KINDS[spec.kind]
+    source = kind.open(spec, "" if spec.split_shares else split, progress)
+    if spec.split_shares:
+        source = replace(source, infos=draw_splits(source.infos, spec.split_shares, where=source.name))
+    checks.check_no_patient_in_two_splits(source.infos, where=source.name)
+    source = _fulfilling(_in_split(source, split), spec.conditions(split))
+    if spec.ignore_over:
+        source = replace(source, infos=tuple(ignore_large(info, spec.ignore_over) for info in source.infos))
+    if spec.clean_boxes:
+        source = replace(source, infos=tuple(clean_info(info) for info in source.infos))
+    if spec.patients and split == "train":
+        source = fewshot(source, spec.patients, seed)
+    if keep_bytes and not kind.in_memory:
+        source = cached(source, keep_bytes)
+    return replace(source, name=name) if name else source
+
+
+def open_source(
+    spec: SourceSpec,
+    split: str = "",
+    *,
+    on_error: OnError = "stop",
+    name: str = "",
+    seed: int = 0,
+    keep_bytes: int = KEPT_BYTES,
+    progress: ProgressBar = no_bar,
+) -> ImageSource:
+    """`list_source`, then `check_readable`; see there for the arguments."""
+    source = list_source(spec, split, name=name, seed=seed, keep_bytes=keep_bytes, progress=progress)
+    return check_readable(source, spec, on_error, progress)
+
+
+def check_readable(
+    source: ImageSource, spec: SourceSpec, on_error: OnError = "stop", progress: ProgressBar = no_bar
+) -> ImageSource:
+    """A listed source, of which every image can be read as far as that is known.
+
+    on_error: "stop" raises UserError if an image file is missing; a damaged one is found when it is read. "skip"
+        decodes every image once now and lists the unreadable ones in `.skipped`, so that what follows is as
+        deterministic as without them. UserError if none can be read.
+    progress: shows the decoding of "skip".
+    """
+    if on_error not in get_args(OnError):
+        raise UserError(f"on_error is '{on_error}'", where="on_error", todo=f"use {' or '.join(get_args(OnError))}")
+    if on_error == "skip":
+        return without_unreadable(source, progress)
+    image_folder = KINDS[spec.kind].image_folder
+    if image_folder is not None:
+        checks.check_files(source.infos, image_folder(spec.place), source.name)
+    return source
+
+
+def _in_split(source: ImageSource, split: str) -> ImageSource:
+    if not source.infos:
+        raise UserError("the source has no image", where=source.name)
+    if not split:
+        return source
+    counts = Counter(info.split for info in source.infos)
+    if not counts[split]:
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()) if name)
+        deal = "add a field `split` to the images, or set split_shares=0.7,0.15,0.15 to have patients dealt out"
+        todo = f"choose one of: {named}" if named else deal
+        raise UserError(f"no image in split '{split}'", where=source.name, todo=todo)
+    return subset(source, [i for i, info in enumerate(source.infos) if info.split == split])
+
+
+def _fulfilling(source: ImageSource, conditions: Mapping[str, Any]) -> ImageSource:
+    """The images whose fields have the wanted values."""
+    if not conditions:
+        return source
+    for key in conditions:
+        if not any(key in info.meta for info in source.infos):
+            known = ", ".join(sorted({name for info in source.infos for name in info.meta}))
+            raise UserError(f"no image has the field '{key}'", where=source.name, todo=f"use one of: {known}")
+    positions = [
+        i
+        for i, info in enumerate(source.infos)
+        if all(_equals(info.meta.get(key), wanted) for key, wanted in conditions.items())
+    ]
+    if not positions:
+        values = {key: sorted({str(info.meta.get(key)) for info in source.infos})[:8] for key in conditions}
+        raise UserError(f"no image fulfils {dict(conditions)}", where=source.name, todo=f"values present: {values}")
+    return subset(source, positions)
+
+
+def _equals(value: Any, wanted: Any) -> bool:
+    """Whether a field has the wanted value, or is written like it; of a list or tuple, one entry is enough."""
+    if isinstance(wanted, tuple | list):
+        return any(_equals(value, one) for one in wanted)
+    return value == wanted or str(value).lower() == str(wanted).lower()

@@ -1,0 +1,99 @@
+"""What a data source is, as configurations and launch flags describe it. Nothing is opened here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, SHARE, AtLeast, Between, check
+
+OnError = Literal["stop", "skip"]
+"""What to do with an unreadable image."""
+
+BitDepth = Annotated[int, Between(0, 16)]
+"""Significant bits of the values in 16-bit files; 0: all."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A collection of images: where it lies, which images of it are used, and what is done with their boxes.
+
+    In an experiment, `spec` may also be stage:NAME (what an earlier stage wrote), or "" (not set). The help of a field
+    is that of its launch flag too. UserError for a value outside its range and for conditions that cannot be parsed;
+    its `where` is the field's name.
+    """
+
+    spec: str = field(default="", metadata={"help": "coco:FILE.json, tfds:DIR or phantom:KEY=VALUE,..."})
+    where: str = field(
+        default="", metadata={"help": "Only images whose fields have these values: is_mass=true,view=MLO|CC"}
+    )
+    train_where: str = field(
+        default="", metadata={"help": "Conditions as in `where` that hold for the training split alone."}
+    )
+    clean_boxes: bool = field(
+        default=False, metadata={"help": "Drop boxes inside others, and the smaller of two that overlap, as ELK does."}
+    )
+    ignore_over: Annotated[float, SHARE] = field(
+        default=0.0,
+        metadata={"help": "Boxes of more than this share of the image are neither lesion nor background; 0: none."},
+    )
+    patients: Annotated[int, AtLeast(0)] = field(
+        default=0, metadata={"help": "Only this many training patients, drawn by the seed; 0: all."}
+    )
+    split_shares: tuple[Annotated[float, ABOVE_ZERO], ...] = field(
+        default=(),
+        metadata={"help": "0.7,0.15,0.15 deals patients out to train, val and test where images name no split."},
+    )
+    bit_depth: BitDepth = field(
+        default=0, metadata={"help": "Significant bits of 16-bit files that hold fewer, such as 12; 0: all 16."}
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if len(self.split_shares) not in (0, 3):
+            todo = "give three numbers, of train, val and test: 0.7,0.15,0.15"
+            raise UserError(f"split_shares has {len(self.split_shares)} numbers", where="split_shares", todo=todo)
+        parse_where(self.where, "where")
+        self.conditions("train")
+
+    @property
+    def kind(self) -> str:
+        """`coco` of `coco:FILE.json`."""
+        return self.spec.partition(":")[0]
+
+    @property
+    def place(self) -> str:
+        """`FILE.json` of `coco:FILE.json`."""
+        return self.spec.partition(":")[2]
+
+    def conditions(self, split: str) -> dict[str, Any]:
+        """Field -> wanted value, or a tuple of such values, for the images of a split ("": of all splits)."""
+        if split == "train":
+            return parse_where(f"{self.where},{self.train_where}", "train_where")
+        return parse_where(self.where, "where")
+
+
+def parse_where(text: str, where: str = "where") -> dict[str, Any]:
+    """'is_mass=true,view=MLO|CC' -> {'is_mass': True, 'view': ('MLO', 'CC')}: values are JSON, else text.
+
+    where: the name of the setting, for the UserError.
+    """
+    found: dict[str, Any] = {}
+    for condition in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = condition.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{condition}' is not a condition", where=where, todo="write field=value,field=value")
+        if key in found:
+            raise UserError(f"the field '{key}' is named twice", where=where, todo="write field=value|value")
+        values = tuple(_json_or_text(v) for v in value.split("|"))
+        found[key] = values if len(values) > 1 else values[0]
+    return found
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,73 @@
+"""The flags of a data source, the same for all launch scripts: types, ranges, defaults and help are SourceSpec's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import command_line
+from absl import flags
+
+from elk_jax.data.sources.spec import OnError, SourceSpec
+
+flags.disclaim_key_flags()  # they are listed in the help of the script that defines them
+
+OF_TRAINING = ("train_where", "patients")
+"""Fields without a flag: they choose training images."""
+_HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(SourceSpec)}
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """The flags of one data source, by the fields of SourceSpec."""
+
+    by_field: dict[str, flags.FlagHolder]
+
+    def read(self) -> SourceSpec:
+        """Their values. UserError that names the flag where the source is not given, or a value cannot be."""
+        command_line.required(self.by_field["spec"], "coco:FILE.json")
+        values = {field: _value(flag) for field, flag in self.by_field.items()}
+        try:
+            return SourceSpec(**values)
+        except command_line.UserError as error:
+            raise command_line.UserError(
+                error.what, where=f"--{self.by_field[error.where].name}", todo=error.todo
+            ) from error
+
+
+def define(name: str, what: str) -> SourceFlags:
+    """Flags for a data source: --NAME says where it lies, the others have the names of their fields.
+
+    what: the images, for the help of --NAME.
+    """
+    found = {"spec": flags.DEFINE_string(name, None, f"{what}: {_HELP['spec']}")}
+    return SourceFlags(found | {field: define_field(field) for field in _HELP if field not in ("spec", *OF_TRAINING)})
+
+
+def define_field(name: str) -> flags.FlagHolder:
+    """The flag of one field of SourceSpec."""
+    hint = typing.get_type_hints(SourceSpec, include_extras=True)[name]
+    default, text = getattr(SourceSpec(), name), _HELP[name]
+    kind, *limits = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    if kind is str:
+        return flags.DEFINE_string(name, default, text)
+    if kind is bool:
+        return flags.DEFINE_bool(name, default, text)
+    if kind in (int, float):
+        low, high = (None if math.isinf(end) else end for end in (limits[0].low, limits[0].high))
+        define_number = flags.DEFINE_integer if kind is int else flags.DEFINE_float
+        return define_number(name, default, text, low, high)
+    return flags.DEFINE_list(name, list(default), text)  # of numbers
+
+
+def define_on_error() -> flags.FlagHolder:
+    return flags.DEFINE_enum(
+        "on_error", "stop", typing.get_args(OnError), "What to do with an unreadable image: stop, or skip it."
+    )
+
+
+def _value(flag: flags.FlagHolder) -> Any:
+    return command_line.numbers(flag) if isinstance(flag.value, list) else flag.value

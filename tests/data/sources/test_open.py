@@ -1,0 +1,253 @@
+"""From a SourceSpec to an ImageSource: which images with which boxes, and what is refused."""
+
+import pickle
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+
+from elk_jax.data.sources import coco
+from elk_jax.data.sources import open as opening
+from elk_jax.data.sources.open import check_readable, list_source, open_source
+from elk_jax.data.sources.source import cached, concatenate
+from elk_jax.data.sources.spec import SourceSpec
+from tests.refusals import refused
+
+
+def ids(source) -> list[str]:
+    return [info.image_id for info in source.infos]
+
+
+@pytest.fixture
+def at(coco_folder):
+    """(change, **settings) -> the spec of the COCO folder with its content changed."""
+    return lambda change=lambda content: None, **settings: SourceSpec(f"coco:{coco_folder(change)}", **settings)
+
+
+def without_splits(content):
+    for image in content["images"]:
+        del image["split"]
+
+
+def test_splits_and_conditions(at):
+    assert ids(open_source(at())) == ["1", "2", "3", "4", "5", "6"]
+    assert ids(open_source(at(), "train")) == ["1", "2", "3", "4"]
+    assert ids(open_source(at(where="is_mass=true"), "train")) == ["1", "3"]
+    assert ids(open_source(at(where="is_mass=FALSE"))) == ["2", "4", "6"]
+    assert len(open_source(at(where="birads=4|5"))) == 6
+    record = open_source(at(), "val")[0]
+    assert record.info.image_id == "5"
+    assert record.image.shape == (40, 60, 1) and record.image.dtype == np.float32
+    assert record.image.min() >= 0 and 0.9 < record.image.max() <= 1
+
+
+def test_what_chooses_training_images_leaves_the_other_splits_alone(at):
+    few = {"train_where": "is_mass=true", "patients": 1}
+    (one,) = open_source(at(**few), "train", seed=1).infos
+    assert one.image_id in ("1", "3")
+    assert {ids(open_source(at(**few), "train", seed=seed))[0] for seed in range(9)} == {"1", "3"}
+    assert ids(open_source(at(**few), "test")) == ["6"] and len(open_source(at(**few))) == 6
+    assert ids(open_source(at(where="birads=5", train_where="is_mass=true"), "train")) == ["1", "3"]
+    with refused(3, where="data.json"):
+        open_source(at(patients=3), "train")
+
+
+def test_boxes_are_set_aside_before_they_are_cleaned(at):
+    def breast_around_lesion(content):
+        content["annotations"].append({"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 60, 40]})
+
+    opened = lambda **settings: open_source(at(breast_around_lesion, **settings)).infos[0]
+    assert opened().ignore.tolist() == [False, False]
+    assert opened(clean_boxes=True).boxes.tolist() == [[0, 0, 60, 40]]
+    both = opened(clean_boxes=True, ignore_over=0.5)
+    assert both.boxes.tolist() == [[5, 6, 26, 16], [0, 0, 60, 40]] and both.ignore.tolist() == [False, True]
+
+
+def test_the_name_is_the_place_or_the_one_in_the_configuration(at):
+    spec = at()
+    assert list_source(spec).name == spec.place and list_source(spec, name="real").name == "real"
+
+
+def test_images_beside_the_json(at, tmp_path):
+    spec = at()
+    for file in (tmp_path / "images").iterdir():
+        file.rename(tmp_path / file.name)
+    (tmp_path / "images").rmdir()
+    assert open_source(spec)[3].info.file_name == "4.png"
+
+
+@pytest.mark.parametrize(
+    ("spec", "split", "words"),
+    [
+        ({}, "dev", ["dev", "test (1), train (4), val (1)"]),
+        ({"where": "mass=true"}, "", ["mass", "is_mass"]),
+        ({"where": "birads=6"}, "", ["birads", "5"]),
+    ],
+)
+def test_bad_choices(at, spec, split, words):
+    with refused(*words, where="data.json"):
+        open_source(at(**spec), split)
+
+
+def test_bad_sources(at, tmp_path):
+    with refused("coco:FILE", where="config.data.real.spec"):
+        list_source(SourceSpec(), name="real")
+    with refused("data.json", "coco:FILE", where="config.data.real.spec"):
+        list_source(SourceSpec("data.json"), name="real")
+    with refused("dataset_info.json", where=tmp_path):
+        open_source(SourceSpec(f"tfds:{tmp_path}"))
+    with refused("split", "split_shares", where="data.json"):
+        open_source(at(without_splits), "train")
+    with refused("no image", where="data.json"):
+        open_source(at(lambda content: content.update(images=[], annotations=[])))
+    with refused("patient A", where="data.json"):
+        open_source(at(lambda content: content["images"][4].update(patient_id="A")), "train")
+    with refused("ignore", where="on_error"):
+        open_source(at(), on_error="ignore")
+
+
+def test_images_without_splits_are_dealt_out_by_patient(at):
+    shares = (0.5, 0.25, 0.25)
+    split_of = lambda **settings: {
+        image_id: split
+        for split in ("train", "val", "test")
+        for image_id in ids(open_source(at(without_splits, split_shares=shares, **settings), split))
+    }
+    drawn = split_of()
+    assert sorted(drawn) == ["1", "2", "3", "4", "5", "6"], "every image in one split"
+    assert drawn["1"] == drawn["2"] and drawn["3"] == drawn["4"], "patients stay together"
+    assert sorted(Counter(drawn[image] for image in "1356").values()) == [1, 1, 2]
+    assert split_of() == drawn
+    everything = open_source(at(without_splits, split_shares=shares, where="is_mass=true"))
+    assert {info.image_id: info.split for info in everything.infos} == {i: drawn[i] for i in "135"}, "filters move none"
+    for named in (at(split_shares=shares), SourceSpec("phantom:size=64,count=12", split_shares=shares)):
+        with refused("test, train, val", "split_shares"):
+            open_source(named, "train")
+
+
+def test_twelve_bits_of_a_source_and_of_an_image(at, tmp_path):
+    spec = at(lambda content: content["images"][1].update(bit_depth=14), bit_depth=12)
+    for number, brightest in ((1, 4095), (2, 16383)):
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), np.full((40, 60), brightest, np.uint16))
+    source = open_source(spec)
+    assert [source[i].image.max() for i in range(2)] == [1.0, 1.0]
+    assert 0.9 < source[2].image.max() <= 1, "one of 8 bits"
+    for wrong in ("twelve", 40, 12.0, True):
+        with refused("bit_depth", wrong, where="image 1"):
+            open_source(at(lambda content, wrong=wrong: content["images"][0].update(bit_depth=wrong)))
+
+
+# ---- Files ---------------------------------------------------------------------------------------------------------
+
+
+def break_missing(folder):
+    (folder / "images" / "3.png").unlink()
+
+
+def break_truncated(folder):
+    file = folder / "images" / "3.png"
+    file.write_bytes(file.read_bytes()[:600])
+
+
+def break_size(folder):
+    cv2.imwrite(str(folder / "images" / "3.png"), np.zeros((40, 58), np.uint8))
+
+
+def break_nan(folder):
+    pixels = np.full((40, 60), 0.5, np.float32)
+    pixels[3, 4] = np.nan
+    cv2.imwrite(str(folder / "3.tiff"), pixels)
+    (folder / "3.tiff").rename(folder / "images" / "3.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (break_missing, "missing"),
+        (break_truncated, "truncated"),
+        (break_size, "58 x 40 px"),
+        (break_nan, "NaN"),
+    ],
+)
+def test_one_unreadable_image(at, tmp_path, damage, reason):
+    spec = at()
+    damage(tmp_path)
+    with refused(reason) as raised:
+        open_source(spec)[2]
+    assert "3.png" in str(raised.value)
+    source = open_source(spec, "train", on_error="skip")
+    assert ids(source) == ["1", "2", "4"]
+    assert [image_id for image_id, _ in source.skipped] == ["3"]
+    assert source[2].info.image_id == "4"
+
+
+def test_listing_looks_at_no_image_and_its_source_is_made_readable_without_reading_the_file_again(
+    at, tmp_path, monkeypatch
+):
+    reads = []
+    read_coco = lambda path: reads.append(path) or original(path)
+    original = coco.read_coco
+    monkeypatch.setattr(coco, "read_coco", read_coco)
+    spec = at()
+    break_missing(tmp_path)
+    source = list_source(spec)
+    assert len(source) == 6 and source[0].info.image_id == "1"
+    with refused() as raised:
+        source[2]
+    assert "3.png" in str(raised.value)
+    with refused("3.png", "missing"):
+        check_readable(source, spec)
+    assert ids(check_readable(source, spec, "skip")) == ["1", "2", "4", "5", "6"]
+    assert check_readable(list_source(spec, "test"), spec).skipped == ()
+    assert len(reads) == 2
+
+
+def test_patients_are_drawn_before_unreadable_images_are_known(at, tmp_path):
+    spec = at(patients=1)
+    drawn = {seed: ids(list_source(spec, "train", seed=seed)) for seed in range(9)}
+    break_missing(tmp_path)
+    for seed, images in drawn.items():
+        expected = [image for image in images if image != "3"]
+        assert ids(open_source(spec, "train", seed=seed, on_error="skip")) == expected
+
+
+def test_kept_images_are_not_decoded_again(at, tmp_path):
+    spec = at()
+    break_truncated(tmp_path)
+    plain = open_source(spec, "train", on_error="skip", keep_bytes=0)
+    kept = open_source(spec, "train", on_error="skip")
+    images = [plain[i].image for i in range(3)]
+    for number in (1, 2, 4):
+        (tmp_path / "images" / f"{number}.png").unlink()
+    for image, record in zip(images, (kept[i] for i in range(3))):
+        assert np.array_equal(record.image, image)
+    with refused() as raised:
+        plain[0]
+    assert "1.png" in str(raised.value)
+
+
+def test_what_is_in_memory_is_not_cached(monkeypatch):
+    monkeypatch.setattr(opening, "cached", lambda *_: pytest.fail("phantoms were cached"))
+    assert len(open_source(SourceSpec("phantom:size=64,count=12"), "val")) == 4
+
+
+def test_sources_can_be_sent_to_workers(at):
+    source = open_source(at(where="is_mass=true", clean_boxes=True), "train")
+    mixed = cached(concatenate([source, source]))
+    again = pickle.loads(pickle.dumps(mixed))
+    assert np.array_equal(again[3].image, mixed[3].image)
+
+
+def test_cdd_cesm(real_data):
+    """The published counts of the real images: 151 subtracted mass images, 95 / 19 / 37."""
+    place = f"coco:{real_data / 'cdd_cesm_512' / 'subtracted.json'}"
+    spec = SourceSpec(place, where="is_mass=true")
+    mass = {split: open_source(spec, split) for split in ("", "train", "val", "test")}
+    assert [len(source) for source in mass.values()] == [151, 95, 19, 37]
+    assert len(open_source(SourceSpec(place))) == 245
+    assert len(open_source(SourceSpec(place.replace("subtracted", "low_energy")))) == 247
+    record = mass["train"][0]
+    assert record.image.shape == (512, 512, 1)
+    x1, y1, x2, y2 = record.info.boxes[0].astype(int)
+    assert record.image[y1:y2, x1:x2].mean() > 1.5 * record.image.mean()
