@@ -40,6 +40,7 @@ from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
+from elk_jax.spread import spread
 from elk_jax.threads import for_each
 
 VIEW = ("laterality", "view")
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
     ):
         for name in ("images/low_energy", "images/subtracted", "overlays"):
             make_folder(built / name)
-        shown = {int(i) for i in np.linspace(0, len(pairs) - 1, OVERLAYS).round()}
+        shown = set(spread(len(pairs), OVERLAYS).tolist())
         task = progress.add_task("registering pairs", total=len(pairs))
 
         def watch(results: Iterable[Any], total: int) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Params, Task
 
@@ -58,6 +59,6 @@ def saved_grids(folder: Path, name: str, count: int) -> list[tuple[int, np.ndarr
     Damaged ones are left out.
     """
     paths = sorted((folder / "pictures").glob(f"{name}-*.png"))
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))
+    chosen = spread(len(paths), count)
     read = [(int(paths[i].stem.rpartition("-")[2]), cv2.imread(str(paths[i]), cv2.IMREAD_GRAYSCALE)) for i in chosen]
     return [(step, picture) for step, picture in read if picture is not None]

@@ -23,6 +23,7 @@ from elk_jax.data.sources.splits import draw_splits
 from elk_jax.data.sources.tfds import read_tfds
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo, Record
+from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import Watch, for_each, unwatched
 
 Read = Callable[[int], np.ndarray]
@@ -170,7 +171,7 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
             where=source.name,
             todo=f"choose a number from 1 to {len(names)}",
         )
-    order = np.random.default_rng(seed).permutation(len(names))
+    order = random_order(len(names), seed, Purpose.PATIENTS)
     chosen = {names[position] for position in order[:patients]}
     return subset(source, [i for i, info in enumerate(source.infos) if info.patient_id in chosen])
 

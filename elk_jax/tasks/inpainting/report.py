@@ -15,8 +15,10 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
+from elk_jax.randomness import Purpose, generator
 from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
+from elk_jax.spread import spread
 from elk_jax.synthesis.closeups import box_patch, lesion_closeup, usable_lesions
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Quality, Step, inpainting_part
@@ -113,7 +115,7 @@ def painted_strips(painted: ImageSource, canvases: ImageSource, count: int = PAI
     """The window of some canvases before and after."""
     at = {info.image_id: i for i, info in enumerate(canvases.infos)}
     shown = []
-    for position in _spread(len(painted), count):
+    for position in spread(len(painted), count):
         info = painted.infos[position]
         window, canvas = tuple(info.meta["window"]), info.meta["canvas"]
         box = np.array(info.meta["box"], float) - np.array([*window[:2], *window[:2]])
@@ -133,10 +135,10 @@ def real_strips(source: ImageSource, size: int, seed: int, count: int = REAL) ->
     except UserError:
         return []
     shown = []
-    for i in _spread(len(lesions), count):
+    for i in spread(len(lesions), count):
         position, lesion = lesions[i]
         info = source.infos[position]
-        rng = np.random.default_rng([seed, i])
+        rng = generator(seed, Purpose.REPORT_CLOSEUP, i)
         closeup = lesion_closeup(source[position].image[..., 0], info.boxes, lesion, size, rng)
         x, y = closeup.window[:2]
         shown.append(Strip([Closeup(closeup.image, info.boxes[lesion] - [x, y, x, y])], _name(info)))
@@ -156,11 +158,6 @@ def _name(info: ImageInfo) -> str:
 
 def _turn(flip: str) -> str:
     return "both ways" if flip == "both" else f"{flip}ly"
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """`count` positions of `total`, evenly spread."""
-    return [int(i) for i in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))]
 
 
 def _late(run: Run) -> ConfigDict:

@@ -27,6 +27,7 @@ from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, blocked_by, box_mask, cut, shifted, widened
 from elk_jax.progress import Progress
+from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis import canvases as healthy
 from elk_jax.synthesis.compositing import paste_lesion, to_model
 from elk_jax.synthesis.placement import Placement, plan_placement
@@ -223,7 +224,7 @@ def _write(
 ) -> None:
     place = plan.placement
     grainy = settings["grain"] and not settings["whole_window"]
-    rng = np.random.default_rng([settings["seed"], 8, place.provenance["index"]]) if grainy else None
+    rng = generator(settings["seed"], Purpose.GRAIN, place.provenance["index"]) if grainy else None
     image, extra = paste_lesion(
         plan.pixels, picture, place.window, plan.region, plan.breast, whole_window=settings["whole_window"], grain=rng
     )

@@ -21,6 +21,7 @@ from elk_jax.evaluation import similarity
 from elk_jax.images.breast import breast_mask
 from elk_jax.progress import Progress
 from elk_jax.reporting.tables import translation_table
+from elk_jax.spread import spread
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.translation import model as translation_model
@@ -58,7 +59,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     settings = translation.pair_config(config[stage.recipe].pairs, size)
     held_out = translation.open_pairs(run.data, (stage.on,), split, config.seed, settings)
     patients = [info.patient_id for info in held_out.infos]
-    shown = {int(i) for i in np.linspace(0, len(held_out) - 1, min(GALLERY, len(held_out))).round()}
+    shown = set(spread(len(held_out), GALLERY).tolist())
     found: dict[str, Columns] = {REAL: {}}
     pictures: list[dict[str, Any]] = []
     for model, (parts, params, _) in models.items():

@@ -21,6 +21,7 @@ from elk_jax.diffusion.translator import LOSSES, TranslatorConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
+from elk_jax.spread import spread
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.settings import as_dict, build
@@ -106,7 +107,7 @@ def check_pairs(data: ConfigDict, name: str, split: str, seed: int, size: int) -
 
 def measure_greys(found: Pairs, count: int = 256) -> Greys:
     """Of `count` tiles spread over the collection. UserError where none shows a breast."""
-    chosen = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
+    chosen = spread(len(found), count)
     low, subtracted = [], []
     for index in chosen:
         images = found[int(index)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from elk_jax.data.batches import pairs
 from elk_jax.diffusion import translator
+from elk_jax.spread import spread
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks import trained
 from elk_jax.tasks import training as recipe_training
@@ -85,7 +86,7 @@ def _drawing(task: Task, shown: list, seed: int, mesh: jax.sharding.Mesh):
     """Some validation pairs, low energy above, real below, and between them the translation from fixed noise."""
     draw_pictures = drawing.compile_painter(task, mesh)
     whole = {key: np.concatenate([batch[key][batch["valid"]] for batch in shown]) for key in shown[0]}
-    chosen = np.unique(np.linspace(0, len(whole["index"]) - 1, min(SHOWN, len(whole["index"]))).round().astype(int))
+    chosen = spread(len(whole["index"]), SHOWN)
     low, real = whole["low_energy"][chosen], whole["subtracted"][chosen]
     noises = drawing.seeds(seed, np.arange(len(chosen)))
 
