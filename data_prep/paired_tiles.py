@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from elk_jax.data import tiles
-from elk_jax.data.batches.pairs import PARTNER, tile_info
 from elk_jax.data.registration import register, warp
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.pairs import PARTNER
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
@@ -214,7 +214,7 @@ def prepared(
 def index_entry(info: ImageInfo, window: tuple[int, int, int, int], file: str, likeness: float) -> ImageInfo:
     """The entry of a tile in the index: the subtracted tile, its boxes, and where its partner lies."""
     return replace(
-        tile_info(info, window),
+        tiles.tile_info(info, window),
         image_id=Path(file).stem,
         file_name=f"subtracted/{file}",
         meta={

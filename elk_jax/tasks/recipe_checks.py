@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from elk_jax.data.batches.plan import check_weights
+from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import check_flips
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elk_jax.data.batches.shuffle import filled_rows
 from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Params, Task
@@ -38,7 +39,7 @@ def compile_painter(task: Task, mesh: Mesh) -> Painter:
     def paint(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         count = len(batch["image"])
         missing = -count % mesh.size
-        filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
+        filled = {key: value[filled_rows(count, count + missing)] for key, value in batch.items()}
         # every process holds the whole batch, and lays it out over all devices
         placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
         return np.asarray(jax.device_get(predict(params, placed)["image"]))[:count]

@@ -39,6 +39,7 @@ class ImageSource:
 
     skipped: (image id, reason) of the images left out when the source was opened with on_error="skip".
     learned_from: of painted images, marks (`trained.mark`) of the patients that their painter was trained on.
+    mixed: names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ImageSource:
     read: Read
     skipped: tuple[tuple[str, str], ...] = ()
     learned_from: frozenset[str] = frozenset()
+    mixed: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -177,7 +179,7 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
 
 
 def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
-    """Several sources as one, in order. `meta["mix_part"]` and `meta["mix_origin"]` tell where a record came from.
+    """Several sources as one, in order. `ImageInfo.source` tells which of `mixed` a record is from.
 
     UserError if the sources name different classes.
     """
@@ -194,13 +196,14 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     places: list[tuple[int, int]] = []
     for part, source in enumerate(sources):
         for position, info in enumerate(source.infos):
-            infos.append(replace(info, meta=info.meta | {"mix_part": part, "mix_origin": source.name}))
+            infos.append(replace(info, source=part))
             places.append((part, position))
     skipped = tuple(entry for source in sources for entry in source.skipped)
     name = " + ".join(source.name for source in sources)
     read = partial(_read_part, tuple(source.read for source in sources), tuple(places))
     learned_from = frozenset().union(*(source.learned_from for source in sources))
-    return ImageSource(name, sources[0].classes, tuple(infos), read, skipped, learned_from)
+    mixed = tuple(source.name for source in sources)
+    return ImageSource(name, sources[0].classes, tuple(infos), read, skipped, learned_from, mixed)
 
 
 def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.data.batches.shuffle import filled_rows
 from elk_jax.detection import faster_rcnn
 from elk_jax.detection.faster_rcnn import FasterRCNN
 from elk_jax.tasks.detection import model as detection_model
@@ -36,7 +37,7 @@ def closeup_features(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
         found = []
         for start in range(0, len(closeups), BATCH):
             part = closeups[start : start + BATCH]
-            filled = np.concatenate([part, part[-1:].repeat(BATCH - len(part), 0)])  # one compilation
+            filled = part[filled_rows(len(part), BATCH)]  # one compilation
             found.append(np.asarray(pooled(params, filled[..., None].astype(np.float32)))[: len(part)])
         return np.concatenate(found)
 

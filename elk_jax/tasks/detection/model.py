@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as loader
+from elk_jax.data.batches.buckets import assign_buckets
 from elk_jax.data.flips import check_flips, flip_boxes, flipped
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
@@ -119,7 +120,7 @@ def test_loader(description: Mapping[str, Any], infos: Sequence) -> loader.Loade
 
 def _all_fit(infos: Sequence, buckets: Sequence[tuple[int, int]], resize) -> bool:
     try:
-        loader.plan.assign_buckets(infos, buckets, resize, loader.NO_AUGMENTATION)
+        assign_buckets(infos, buckets, resize, loader.NO_AUGMENTATION)
     except UserError:
         return False
     return bool(buckets)

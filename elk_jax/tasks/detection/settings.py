@@ -12,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from elk_jax.data.augment import Augmentation, Resize
+from elk_jax import fields
+from elk_jax.data.augment import Resize
 from elk_jax.data.batches import detection as loader
+from elk_jax.data.batches.buckets import assign_buckets, choose_buckets
 from elk_jax.data.sources import source as sources
 from elk_jax.data.transforms import short_side_scale
 from elk_jax.detection import anchors, faster_rcnn
@@ -55,8 +57,8 @@ def planned_anchor_sizes(
     infos: Sequence[ImageInfo], config: loader.LoaderConfig, levels: int
 ) -> tuple[tuple[float], ...]:
     """Anchor sizes from the lesions of `infos` at the size that images have in the network (`config`: testing's)."""
-    canvases = config.buckets or loader.plan.choose_buckets(infos, config.resize, config.augmentation)
-    buckets = loader.plan.assign_buckets(infos, canvases, config.resize, config.augmentation)
+    canvases = config.buckets or choose_buckets(infos, config.resize, config.augmentation)
+    buckets = assign_buckets(infos, canvases, config.resize, config.augmentation)
 
     def scale(info: ImageInfo, canvas: tuple[int, int]) -> float:
         if config.resize.jitter:
@@ -71,19 +73,14 @@ def resize_config(settings: Mapping[str, Any]) -> Resize:
     return build(Resize, settings, "resize")
 
 
-def loader_config(settings: Mapping[str, Any], weights: Sequence[float] = ()) -> loader.LoaderConfig:
-    """`recipe.loader` as a LoaderConfig (`lesion_share` below 0: images with lesions are not preferred).
-
-    weights: `stage.weights`, for a recipe serves stages of different mixes.
-    """
+def loader_config(settings: Mapping[str, Any]) -> loader.LoaderConfig:
+    """`recipe.loader` as a LoaderConfig (`lesion_share` below 0: images with lesions are not preferred)."""
     if "weights" in settings:
         raise UserError("weights of a mix in a recipe", where="loader.weights", todo="set config.stages.NAME.weights")
-    values = dict(settings) | {"weights": weights}
-    values["resize"] = resize_config(values.get("resize", {}))
-    values["augmentation"] = build(Augmentation, values.get("augmentation", {}), "loader.augmentation")
+    values = dict(settings)
     if values.get("lesion_share", -1) < 0:
         values["lesion_share"] = None
-    return build(loader.LoaderConfig, values, "loader")
+    return fields.build(loader.LoaderConfig, values, "loader")
 
 
 def test_loader_config(recipe: Mapping[str, Any]) -> loader.LoaderConfig:
@@ -93,7 +90,6 @@ def test_loader_config(recipe: Mapping[str, Any]) -> loader.LoaderConfig:
         training,
         resize=resize_config(recipe["test_resize"]),
         augmentation=loader.NO_AUGMENTATION,
-        weights=(),
         lesion_share=None,
         max_boxes=0,
     )

@@ -19,7 +19,6 @@ import optax
 from elk_jax import files
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as loader
-from elk_jax.data.batches import plan
 from elk_jax.data.flips import check_flips
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, category_ids, summary
@@ -94,9 +93,10 @@ def train(run: Run, name: str) -> dict[str, Any]:
     if recipe.crop_to_breast:
         source, _ = breast.crop_to_breast(source, watched("  finding the breasts"))
     shown = detection_model.show(validation, recipe.crop_to_breast)  # as in testing: the truth widens no window
-    training_loader = detection.loader_config(recipe.loader, stage.get("weights", ()))
+    training_loader = detection.loader_config(recipe.loader)
     test_loader = detection.test_loader_config(recipe)
-    batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
+    here, weights = (jax.process_index(), jax.process_count()), stage.get("weights", ())
+    batches = loader.train_batches(source, training_loader, config.seed, *here, weights=weights)
 
     # ---- Model -----------------------------------------------------------------------------------------------
     changes: dict[str, Any] = {"num_classes": len(source.classes), "score_floor": recipe.score_floor}
@@ -152,7 +152,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         "kind": "train",
         "task": "detection",
         "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
-        "draws_per_epoch": plan.describe(_strata(source, training_loader, batches), source.infos),
+        "draws_per_epoch": batches.draws_per_epoch,
         "skipped": [list(entry) for entry in (*source.skipped, *validation.skipped)],
         **recipe_training.outcome(result),
     }
@@ -233,11 +233,6 @@ def _say_skipped(run: Run, *opened: ImageSource) -> None:
     for source in opened:
         for image_id, reason in source.skipped:
             run.say(f"  skipped image {image_id}: {reason}")
-
-
-def _strata(source: ImageSource, config: loader.LoaderConfig, batches: loader.TrainBatches):
-    buckets = plan.assign_buckets(source.infos, batches.canvases, config.resize, config.augmentation)
-    return plan.plan_strata(source.infos, buckets, config.batch_size, config.weights, config.lesion_share)
 
 
 def _best(result, metric: str) -> str:

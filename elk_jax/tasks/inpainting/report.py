@@ -19,7 +19,7 @@ from elk_jax.randomness import Purpose, generator
 from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.spread import spread
-from elk_jax.synthesis.closeups import box_patch, lesion_closeup, usable_lesions
+from elk_jax.synthesis.closeups import box_patch, fitting_lesions, lesion_closeup
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Quality, Step, inpainting_part
 from elk_jax.tasks.run import SYNTHETIC, Run
@@ -131,7 +131,7 @@ def painted_strips(painted: ImageSource, canvases: ImageSource, count: int = PAI
 def real_strips(source: ImageSource, size: int, seed: int, count: int = REAL) -> list[Strip]:
     """Lesions of a source in windows of `size` px; none where no lesion fits."""
     try:
-        lesions = usable_lesions(source.infos, size)
+        lesions = fitting_lesions(source.infos, size)
     except UserError:
         return []
     shown = []

@@ -187,7 +187,7 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
     """Raise UserError for the first value of an inpainting recipe that cannot be."""
     if recipe["model"]:
         named("model", lambda model: pixel_model(model, contrast=1.0), recipe["model"])
-    closeup_config(recipe["closeups"], recipe["model"].get("size", 1))
+    closeup_config(recipe["closeups"])
     check_drawing(noise_schedule(recipe["noise"]), sampler(recipe["sampler"]), recipe["guidance"])
     loss_config(recipe["loss"])
     lora_config(recipe["lora"])
@@ -224,6 +224,6 @@ def lora_config(settings: Mapping[str, Any]) -> LoraConfig:
     return build(LoraConfig, settings, "lora")
 
 
-def closeup_config(settings: Mapping[str, Any], size: int) -> CloseupConfig:
-    """`recipe.closeups` for a model of pictures of `size` px."""
-    return build(CloseupConfig, {**settings, "size": size}, "closeups")
+def closeup_config(settings: Mapping[str, Any]) -> CloseupConfig:
+    """`recipe.closeups`."""
+    return build(CloseupConfig, settings, "closeups")

@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from elk_jax import files
+from elk_jax.data.batches.shuffle import filled_rows
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.source import ImageSource
@@ -128,7 +129,7 @@ def synthesize(
         for first in range(0, len(todo), batch_size):
             indices = todo[first : first + batch_size]
             chosen = [planned(index) for index in indices]
-            fill = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]  # one compilation
+            fill = [chosen[row] for row in filled_rows(len(chosen), batch_size)]  # one compilation
             painted = painter(
                 placed,
                 {

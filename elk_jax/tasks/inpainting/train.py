@@ -55,15 +55,16 @@ def train(run: Run, name: str) -> dict[str, Any]:
     validation = detection.open_data(run.data, (stage.validate_on,), "val", config.seed)
     start = starting_point(run, stage.init_from, recipe, source)
     parts, base = start.parts, start.params
-    closeups = inpainting.closeup_config(recipe.closeups, parts.model.size)
+    closeups = inpainting.closeup_config(recipe.closeups)
     if recipe.cached_windows:
         batches: Stream = _cached(run, parts, model_folder(run, stage.init_from), base, source, recipe)
     else:
         batches = closeup_batches.train_closeups(
-            source, closeups, config.seed, jax.process_index(), jax.process_count()
+            source, closeups, parts.model.size, config.seed, jax.process_index(), jax.process_count()
         )
-    shown = list(closeup_batches.eval_closeups(validation, closeups, config.seed, recipe.validation_closeups))
-    usable = len(closeup_batches.usable_lesions(source.infos, closeups.largest))
+    size, count = parts.model.size, recipe.validation_closeups
+    shown = list(closeup_batches.eval_closeups(validation, closeups, size, config.seed, count))
+    usable = len(closeup_batches.fitting_lesions(source.infos, closeups.largest))
     counts = summary(source.infos)
     run.say(
         f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
@@ -155,7 +156,7 @@ def starting_point(run: Run, init_from: str, recipe: ConfigDict, source: ImageSo
     """
     sampler, guidance = inpainting.sampler(recipe.sampler), float(recipe.guidance)
     if not init_from:
-        contrast = _contrast(source, inpainting.closeup_config(recipe.closeups, recipe.model.size))
+        contrast = _contrast(source, inpainting.closeup_config(recipe.closeups), recipe.model.size)
         model, noise = inpainting.pixel_model(recipe.model, contrast), inpainting.noise_schedule(recipe.noise)
         return Start(Inpainter(model, noise, sampler, guidance, inpainter.Words()))
     folder, networks = model_folder(run, init_from), as_dict(recipe.networks)
@@ -184,7 +185,7 @@ def _cached(
     run: Run, parts: Inpainter, start: Path, params: Params | None, source: ImageSource, recipe: ConfigDict
 ) -> Stream:
     """Training batches of latents that are encoded once: every lesion in `recipe.cached_windows` random windows."""
-    closeups = inpainting.closeup_config(recipe.closeups, parts.model.size)
+    closeups = inpainting.closeup_config(recipe.closeups)
     changed = [k for k in ("tissue_share", "horizontal_flip", "vertical_flip", "gain") if getattr(closeups, k)]
     if params is None or parts.model.autoencoder is None:
         raise UserError(
@@ -199,23 +200,24 @@ def _cached(
     encode = inpainting.compile_encoder(parts, run.mesh)
     found: list[dict[str, np.ndarray]] = []
     seed, windows = run.config.seed, recipe.cached_windows
-    with Progress("  encoding", windows * len(closeup_batches.usable_lesions(source.infos, closeups.largest))) as bar:
+    with Progress("  encoding", windows * len(closeup_batches.fitting_lesions(source.infos, closeups.largest))) as bar:
         for window in range(windows):
-            for number, batch in enumerate(closeup_batches.eval_closeups(source, closeups, seed + window)):
+            batches = closeup_batches.eval_closeups(source, closeups, parts.model.size, seed + window)
+            for number, batch in enumerate(batches):
                 rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), window), number)
                 found.append(encode(params, {**batch}, rng))  # type: ignore[dict-item]
                 bar.update(bar.done + int(batch["valid"].sum()))
     examples = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
-    origin = f"{closeup_batches.digest(source, closeups, seed)} {windows} {files.fingerprint(start)}"
-    return closeup_batches.kept_closeups(
+    origin = f"{closeup_batches.digest(source, closeups, parts.model.size, seed)} {windows} {files.fingerprint(start)}"
+    return closeup_batches.cached_closeups(
         examples, closeups, origin, seed, jax.process_index(), jax.process_count()
     )
 
 
-def _contrast(source: ImageSource, closeups: CloseupConfig) -> float:
+def _contrast(source: ImageSource, closeups: CloseupConfig, size: int) -> float:
     """Standard deviation of the grey values of some training close-ups around the level of their tissue."""
     found = []
-    for batch in closeup_batches.eval_closeups(source, closeups, 0, 64):
+    for batch in closeup_batches.eval_closeups(source, closeups, size, 0, 64):
         image, mask = batch["image"][batch["valid"]], batch["mask"][batch["valid"]]
         found.append(image - np.asarray(inpainter.tissue_level(image, mask)))
     return round(max(float(np.concatenate(found).std()), 1e-3), 4)

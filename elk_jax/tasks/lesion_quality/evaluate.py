@@ -23,7 +23,7 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import box_mask, covered, cut
 from elk_jax.progress import Progress
 from elk_jax.reporting.tables import quality_table
-from elk_jax.synthesis.closeups import box_patch, usable_lesions
+from elk_jax.synthesis.closeups import box_patch, fitting_lesions
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.detection.features import closeup_features
 from elk_jax.tasks.run import Run, model_folder
@@ -64,7 +64,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     source = detection.open_data(run.data, (stage.on,), split, config.seed)
     painted_source = detection.open_data(run.data, (stage.synthetic,), "train", config.seed)
     painted, window = painted_places(painted_source)
-    chosen = usable_lesions(source.infos, window)
+    chosen = fitting_lesions(source.infos, window)
     counts = summary(source.infos)
     run.say(f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {counts['patients']} patients")
 
@@ -73,7 +73,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     training = real
     if split != "train":  # a lesion is repeated from the training split, whatever it is compared with
         known = detection.open_data(run.data, (stage.on,), "train", config.seed)
-        training = describe(known, usable_lesions(known.infos, window), "  training lesions")
+        training = describe(known, fitting_lesions(known.infos, window), "  training lesions")
     features = stage.get("features", "")
     seen = None
     if features:

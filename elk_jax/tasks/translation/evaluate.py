@@ -15,7 +15,8 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.batches import pairs
-from elk_jax.data.batches.pairs import PairBatch, Pairs
+from elk_jax.data.batches.pairs import PairBatch
+from elk_jax.data.sources.pairs import Pairs
 from elk_jax.errors import UserError
 from elk_jax.evaluation import similarity
 from elk_jax.images.breast import breast_mask
@@ -57,7 +58,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         todo = "evaluate models of one model.size in a stage"
         raise UserError("models of tiles of different sizes", where=f"stage {name}", todo=todo)
     settings = translation.pair_config(config[stage.recipe].pairs, size)
-    held_out = translation.open_pairs(run.data, (stage.on,), split, config.seed, settings)
+    held_out = translation.open_pairs(run.data, (stage.on,), split, config.seed, settings, size)
     patients = [info.patient_id for info in held_out.infos]
     shown = set(spread(len(held_out), GALLERY).tolist())
     found: dict[str, Columns] = {REAL: {}}

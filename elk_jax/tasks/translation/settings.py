@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from elk_jax.data.batches import pairs
-from elk_jax.data.batches.pairs import PairConfig, Pairs
-from elk_jax.data.sources import coco
+from elk_jax.data.batches.pairs import PairConfig
+from elk_jax.data.sources import coco, pairs
 from elk_jax.data.sources.checks import check_files
-from elk_jax.data.tiles import tile_windows
+from elk_jax.data.sources.pairs import Pairs
+from elk_jax.data.tiles import check_stride, tile_windows
 from elk_jax.diffusion import translator
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import LOSSES, TranslatorConfig
@@ -24,7 +24,7 @@ from elk_jax.images.breast import breast_mask
 from elk_jax.spread import spread
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.settings import as_dict, build
+from elk_jax.tasks.settings import as_dict, build, named
 from elk_jax.tasks.watching import watched
 from elk_jax.training.model import Params, Task
 
@@ -81,13 +81,16 @@ def build_task(parts: Translator, loss: str) -> Task:
 # ---- Data ---------------------------------------------------------------------------------------------------------
 
 
-def open_pairs(data: ConfigDict, names: Sequence[str], split: str, seed: int, config: PairConfig) -> Pairs:
+def open_pairs(
+    data: ConfigDict, names: Sequence[str], split: str, seed: int, config: PairConfig, size: int
+) -> Pairs:
     """The pairs of the named sources of `config.data` as one collection of tiles."""
     opened = []
     for name in names:
         subtracted = detection.open_data(data, (name,), split, seed)
         low = pairs.pair_up(subtracted, data[name].spec, data[name].get("bit_depth", 0), watched("  opening"))
-        opened.append(pairs.cut_pairs(low, subtracted, config, data.on_error, watched("  cutting tiles")))
+        tiling = (size, config.stride, config.max_black)
+        opened.append(pairs.cut_pairs(low, subtracted, *tiling, data.on_error, watched("  cutting tiles")))
     return pairs.concatenate(opened)
 
 
@@ -164,7 +167,9 @@ def sampler(settings: Mapping[str, Any], bridge: Bridge) -> BridgeSampler:
 
 def pair_config(settings: Mapping[str, Any], size: int) -> PairConfig:
     """`recipe.pairs` for a model of tiles of `size` px."""
-    return build(PairConfig, {**settings, "size": size}, "pairs")
+    config: PairConfig = build(PairConfig, settings, "pairs")
+    named("pairs", lambda stride: check_stride(stride, size), config.stride)
+    return config
 
 
 def check_recipe(recipe: ConfigDict) -> None:

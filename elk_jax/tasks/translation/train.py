@@ -33,8 +33,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
     # ---- Data ----------------------------------------------------------------------------------------------------
     model = translation.model_config(recipe.model)
     settings = translation.pair_config(recipe.pairs, model.size)
-    found = translation.open_pairs(run.data, stage.train_on, "train", config.seed, settings)
-    validation = translation.open_pairs(run.data, (stage.validate_on,), "val", config.seed, settings)
+    found = translation.open_pairs(run.data, stage.train_on, "train", config.seed, settings, model.size)
+    validation = translation.open_pairs(run.data, (stage.validate_on,), "val", config.seed, settings, model.size)
     batches = pairs.train_pairs(found, settings, config.seed, jax.process_index(), jax.process_count())
     shown = list(pairs.eval_pairs(validation, settings, recipe.validation_pairs))
     parts = Translator(model, translation.sampler(recipe.sampler, model.bridge), translation.measure_greys(found))
