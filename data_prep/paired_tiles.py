@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from elk_jax.data import tiles
-from elk_jax.data.batches.pairs import PARTNER, tile_info
 from elk_jax.data.registration import register, warp
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.pairs import PARTNER
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError, run_main
@@ -43,6 +43,7 @@ from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
 from elk_jax.threads import map_in_threads
+from elk_jax.spread import spread
 
 VIEW = ("laterality", "view")
 INDEX, SUMMARY = "tiles.json", "summary.json"
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     ):
         for name in ("images/low_energy", "images/subtracted", "overlays"):
             make_folder(built / name)
-        shown = {int(i) for i in np.linspace(0, len(pairs) - 1, OVERLAYS).round()}
+        shown = set(spread(len(pairs), OVERLAYS).tolist())
         task = progress.add_task("registering pairs", total=len(pairs))
 
         def advance(results: Iterable[Any], total: int) -> Iterator[Any]:
@@ -216,7 +217,7 @@ def prepared(
 def index_entry(info: ImageInfo, window: tuple[int, int, int, int], file: str, likeness: float) -> ImageInfo:
     """The entry of a tile in the index: the subtracted tile, its boxes, and where its partner lies."""
     return replace(
-        tile_info(info, window),
+        tiles.tile_info(info, window),
         image_id=Path(file).stem,
         file_name=f"subtracted/{file}",
         meta={

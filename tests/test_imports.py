@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = {"errors", "fields", "files", "precision", "progress", "threads", "images"}
+COMMON = {"errors", "fields", "files", "precision", "progress", "randomness", "spread", "threads", "images"}
 ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import (its own folder always)
     "errors": set(),
     "precision": {"errors"},
     "fields": {"errors"},
     "files": {"errors"},
+    "randomness": {"errors"},
+    "spread": set(),
     "progress": {"threads"},
     "threads": set(),
     "host_memory": set(),

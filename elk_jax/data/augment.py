@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 
@@ -30,78 +31,68 @@ from elk_jax.data.transforms import (
     short_side_scale,
 )
 from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, SHARE, AtLeast, Between, check
 from elk_jax.images.schema import Record
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How large images become.
+    """How large images become: by `short_sides` or by `jitter`, one of which is empty.
 
-    short_sides: one is drawn at random (one entry: no choice); detectron2's rule "ResizeShortestEdge".
-    max_long_side: the scale is lowered where the longer side would exceed this. 0: no limit.
-    jitter: (low, high) or empty. Instead of the short side: the scale that just fits the image into its
-        canvas, times a number drawn log-uniformly from [low, high]; what sticks out of the canvas is cut off
-        (large-scale jitter, Ghiasi et al. 2021).
+    short_sides: px; one is drawn at random (one entry: no choice); detectron2's rule "ResizeShortestEdge".
+    max_long_side: px; the scale is lowered where the longer side would exceed it. 0: no limit.
+    jitter: (low, high). The scale that just fits the image into its canvas, times a number drawn log-uniformly from
+        [low, high]; what sticks out of the canvas is cut off (large-scale jitter, Ghiasi et al. 2021).
     """
 
-    short_sides: tuple[int, ...] = (512,)
-    max_long_side: int = 0
-    jitter: tuple[float, ...] = ()
+    short_sides: tuple[Annotated[int, AtLeast(1)], ...] = ()
+    max_long_side: Annotated[int, AtLeast(0)] = 0
+    jitter: tuple[()] | tuple[Annotated[float, ABOVE_ZERO], Annotated[float, ABOVE_ZERO]] = ()
 
     def __post_init__(self) -> None:
-        if (not self.jitter and not self.short_sides) or any(side < 1 for side in self.short_sides):
-            raise UserError(
-                f"resize.short_sides is {self.short_sides}", todo="give one or more sizes of at least 1 px"
-            )
-        if self.max_long_side < 0:
-            raise UserError(
-                f"resize.max_long_side is {self.max_long_side}", todo="give a size in px, or 0 for no limit"
-            )
-        if self.jitter and (len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1]):
-            raise UserError(
-                f"resize.jitter is {self.jitter}", todo="give (low, high) with 0 < low <= high, or ()"
-            )
+        check(self)
+        if bool(self.short_sides) == bool(self.jitter):
+            found = f"short_sides is {self.short_sides} and jitter is {self.jitter}"
+            raise UserError(found, where="short_sides", todo="give one of them, and () for the other")
+        if self.jitter and self.jitter[0] > self.jitter[1]:
+            raise UserError(f"jitter is {self.jitter}", where="jitter", todo="give (low, high) with low <= high")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is changed at random. The default of each field changes nothing, except for the horizontal flip.
+    """What is changed at random. The default of each field changes nothing.
 
     horizontal_flip, vertical_flip, rotate90: probabilities.
     rotation: largest angle in degrees, either way; the image keeps its size.
-    crop, crop_sides: probability of a crop, and (low, high) of the share of each side that is kept.
-    min_visible: a box of which less than this share of the area is left becomes an ignore box.
+    crop, crop_sides: probability of a crop, and (low, high) of the share of each side that remains.
+    min_visible: a box of which less than this share of the area is visible becomes an ignore box.
     gain, gamma, noise: grey value x -> x^exp(u(-gamma, gamma)) * exp(u(-gain, gain)) + normal * u(0, noise);
         pixels that are 0 stay 0.
     copy_paste: probability that lesions of another record are pasted in (`paste.py`); the loader supplies the
         other.
     """
 
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    rotate90: float = 0.0
-    rotation: float = 0.0
-    crop: float = 0.0
-    crop_sides: tuple[float, float] = (0.6, 1.0)
-    min_visible: float = 0.5
-    gain: float = 0.0
-    gamma: float = 0.0
-    noise: float = 0.0
-    copy_paste: float = 0.0
+    horizontal_flip: Annotated[float, SHARE] = 0.0
+    vertical_flip: Annotated[float, SHARE] = 0.0
+    rotate90: Annotated[float, SHARE] = 0.0
+    rotation: Annotated[float, Between(0, 45)] = 0.0
+    crop: Annotated[float, SHARE] = 0.0
+    crop_sides: tuple[Annotated[float, ABOVE_ZERO, SHARE], Annotated[float, ABOVE_ZERO, SHARE]] = (0.6, 1.0)
+    min_visible: Annotated[float, SHARE] = 0.5
+    gain: Annotated[float, AtLeast(0)] = 0.0
+    gamma: Annotated[float, AtLeast(0)] = 0.0
+    noise: Annotated[float, AtLeast(0)] = 0.0
+    copy_paste: Annotated[float, SHARE] = 0.0
 
     def __post_init__(self) -> None:
-        chances = ("horizontal_flip", "vertical_flip", "rotate90", "crop", "min_visible", "copy_paste")
-        for name in (*chances, "gain", "gamma", "noise", "rotation"):
-            value = getattr(self, name)
-            limit = 1.0 if name in chances else 45.0 if name == "rotation" else math.inf
-            if not 0 <= value <= limit:
-                raise UserError(f"augmentation.{name} is {value}", todo=f"give a number from 0 to {limit:g}")
+        check(self)
         low, high = self.crop_sides
-        if not 0 < low <= high <= 1:
-            raise UserError(f"augmentation.crop_sides is {self.crop_sides}", todo="give 0 < low <= high <= 1")
+        if low > high:
+            todo = "give (low, high) with low <= high"
+            raise UserError(f"crop_sides is {self.crop_sides}", where="crop_sides", todo=todo)
 
 
-NO_AUGMENTATION = Augmentation(horizontal_flip=0.0)
+NO_AUGMENTATION = Augmentation()
 
 
 def augment(

@@ -1,4 +1,4 @@
-"""Mirrored views of a source, for detecting in several of them: a breast may be seen from either side."""
+"""Mirrored images: a breast may be seen from either side. At random in training, every view in detection."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def check_flips(flips: Sequence[str]) -> tuple[str, ...]:
         if flip not in FLIPS:
             raise UserError(f"no flip '{flip}'", todo=f"choose from {', '.join(FLIPS)}")
     return tuple(dict.fromkeys(flips))
+
+
+def random_flip(rng: np.random.Generator, horizontal: float, vertical: float) -> tuple[slice, slice]:
+    """What mirrors an image [H, W, ...], as an index: with the given probabilities, or not."""
+    across, down = rng.random(2) < (horizontal, vertical)
+    return slice(None, None, -1 if down else 1), slice(None, None, -1 if across else 1)
 
 
 def flip_boxes(boxes: np.ndarray, width: float, height: float, flip: str) -> np.ndarray:

@@ -5,14 +5,27 @@ Shapes: H, W image size in pixels; S side of a tile.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.images.grey import AIR
-from elk_jax.images.windows import Window
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import Window, boxes_in
 
 MAX_BLACK = 0.7
 """Share of a tile that may be black (published: tiles of more than 70 % black are dropped)."""
+
+
+MIN_VISIBLE = 1
+"""Pixels of a lesion, in each direction, that a tile must show: less is rounded away in a file."""
+
+
+def check_stride(stride: int, size: int) -> None:
+    """Raise UserError for a stride that leaves gaps between tiles of `size` px. 0: side by side."""
+    if not 0 <= stride <= size:
+        raise UserError(f"stride is {stride}", where="stride", todo=f"give 0 to {size}, the size of a tile")
 
 
 def tile_windows(height: int, width: int, size: int, stride: int = 0, where: object = "") -> list[Window]:
@@ -21,11 +34,9 @@ def tile_windows(height: int, width: int, size: int, stride: int = 0, where: obj
     The last of a row or column ends with the image, and so overlaps the one before. UserError for a tile larger than
     the image, and for a stride that leaves gaps. where: what the image is called in an error.
     """
-    if size < 1 or not 0 <= stride <= size:
-        todo = "give a size of 1 or more, and a stride that is not larger"
-        raise UserError(f"tiles of {size} px, {stride} px apart", todo=todo)
-    if size > min(height, width):
-        todo = f"use tiles of at most {min(height, width)} px"
+    check_stride(stride, size)
+    if not 1 <= size <= min(height, width):
+        todo = f"use tiles of 1 to {min(height, width)} px"
         raise UserError(f"tiles of {size} px in an image of {width} x {height} px", where=where, todo=todo)
     starts = [[*range(0, side - size, stride or size), side - size] for side in (height, width)]
     return [(x, y, x + size, y + size) for y in starts[0] for x in starts[1]]
@@ -34,3 +45,13 @@ def tile_windows(height: int, width: int, size: int, stride: int = 0, where: obj
 def black_share(tile: np.ndarray) -> float:
     """Share of the pixels of [S, S, ...] in [0, 1] that are black (air)."""
     return float((tile <= AIR).mean())
+
+
+def tile_info(info: ImageInfo, window: Window) -> ImageInfo:
+    """What a tile shows of an image. Lesions of which fewer than MIN_VISIBLE pixels are in it are left out."""
+    boxes, lesions = boxes_in(info.boxes, window)
+    visible = (boxes[:, 2:] - boxes[:, :2] >= MIN_VISIBLE).all(axis=1)
+    boxes, lesions = boxes[visible], lesions[visible]
+    width, height = window[2] - window[0], window[3] - window[1]
+    labels, ignore = info.labels[lesions], info.ignore[lesions]
+    return replace(info, width=width, height=height, boxes=boxes, labels=labels, ignore=ignore)

@@ -25,7 +25,15 @@ class ImageInfo:
     ignore: np.ndarray  # [N] bool: neither a lesion to find nor a false positive when found
     split: str = ""
     file_name: str = ""
+    volume: str = ""  # id of the tomosynthesis volume that it is a slice of
+    slice: int = -1  # position in the volume, from 0; -1 where there is none
+    source: int = 0  # which of the mixed sources it is from
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_lesions(self) -> bool:
+        """Ignore boxes are not lesions."""
+        return bool((~self.ignore).any())
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ class Source(Protocol):
     @property
     def infos(self) -> tuple[ImageInfo, ...]: ...
 
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """Names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
@@ -64,4 +77,5 @@ class Batch(TypedDict):
     gt_ignore: np.ndarray  # [B, M] bool, subset of gt_valid
     scale: np.ndarray  # [B, 2] float32 (x, y): boxes / scale = boxes in the source's own pixels
     index: np.ndarray  # [B] int32 position in the source (or in the concatenation of mixed sources)
+    source: np.ndarray  # [B] int32 which of the mixed sources the example is from; 0 where none are mixed
     valid: np.ndarray  # [B] bool, False for examples that only fill the last batch

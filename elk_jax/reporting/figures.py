@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elk_jax.reporting.html import colour, interval, number, text
+from elk_jax.spread import spread
 
 MAX_POINTS = 400  # of one line: more cannot be seen
 
@@ -162,7 +163,7 @@ def _draw(one: Series, xs: np.ndarray, ys: np.ndarray, to_x, to_y, span: tuple[f
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(x) <= MAX_POINTS:
         return x, y
-    kept = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int))
+    kept = spread(len(x), MAX_POINTS)
     return x[kept], y[kept]
 
 

@@ -30,7 +30,7 @@ class Closeup:
     window: Window  # in the pixels of the image
 
 
-def usable_lesions(infos: Sequence[ImageInfo], size: int) -> list[tuple[int, int]]:
+def fitting_lesions(infos: Sequence[ImageInfo], size: int) -> list[tuple[int, int]]:
     """(image, lesion) of every lesion, ignored ones apart, whose box is below `size` px on both sides.
 
     UserError if there is none.

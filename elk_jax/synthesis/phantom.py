@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis import phantom_distractors, phantom_lesions, phantom_tissue
 from elk_jax.synthesis.phantom_lesions import LESION_MODELS
 from elk_jax.synthesis.phantom_shape import Shape, make_shape, smooth_step
@@ -75,7 +76,7 @@ class Phantom:
 
 def is_healthy(seed: int, breast: int, fraction: float) -> bool:
     """Whether a breast has no lesion. A golden-ratio sequence: small sets keep the fraction, too."""
-    start = np.random.default_rng([seed, 11]).random()
+    start = generator(seed, Purpose.PHANTOM_HEALTHY).random()
     return (start + breast * 0.6180339887498949) % 1.0 < fraction
 
 
@@ -95,28 +96,30 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
         raise UserError(f"phantom seed {seed} and index {index} must not be negative", todo="count from 0")
     patient, breast = index // 4, index // 2
     laterality, view = VIEWS[index % 4]
-    character = phantom_tissue.make_character(np.random.default_rng([seed, 1, patient]))
+    character = phantom_tissue.make_character(generator(seed, Purpose.PHANTOM_CHARACTER, patient))
     plans: list[phantom_lesions.Plan] = []
     if not is_healthy(seed, breast, config.healthy_fraction):
-        rng = np.random.default_rng([seed, 2, breast])
+        rng = generator(seed, Purpose.PHANTOM_PLANS, breast)
         plans = phantom_lesions.plan_lesions(rng, config.max_lesions, config.contrast)
 
-    shape = make_shape(np.random.default_rng([seed, 3, index]), view, config.size)
-    tissue = phantom_tissue.make_tissue([seed, 4, index], character, shape)
-    placed = phantom_lesions.place([seed, 5, index], plans, shape, tissue.gland)
+    shape = make_shape(generator(seed, Purpose.PHANTOM_SHAPE, index), view, config.size)
+    tissue = phantom_tissue.make_tissue(seed, index, character, shape)
+    placed = phantom_lesions.place(seed, index, plans, shape, tissue.gland)
     drawn = [phantom_lesions.draw(plan, x, y, config.size, config.lesions) for plan, x, y in placed]
 
-    rng = np.random.default_rng([seed, 6, index])
+    rng = generator(seed, Purpose.PHANTOM_BACKGROUND, index)
     low_energy = phantom_tissue.low_energy_background(rng, character, shape, tissue)
     for lesion in drawn:
         phantom_lesions.add_patch(low_energy, lesion.density, lesion.row, lesion.column)
     subtracted = phantom_tissue.subtracted_background(rng, character, shape, tissue, low_energy)
     for lesion in drawn:
         phantom_lesions.add_patch(subtracted, lesion.enhancement, lesion.row, lesion.column)
-    rng = np.random.default_rng([seed, 7, index])
+    rng = generator(seed, Purpose.PHANTOM_DISTRACTORS, index)
     phantom_distractors.draw_distractors(rng, shape, view, low_energy, subtracted)
-    low_energy, subtracted = _expose(np.random.default_rng([seed, 8, index]), shape, low_energy, subtracted)
-    phantom_distractors.draw_nipple(np.random.default_rng([seed, 9, index]), shape, low_energy, subtracted)
+    rng = generator(seed, Purpose.PHANTOM_EXPOSURE, index)
+    low_energy, subtracted = _expose(rng, shape, low_energy, subtracted)
+    rng = generator(seed, Purpose.PHANTOM_NIPPLE, index)
+    phantom_distractors.draw_nipple(rng, shape, low_energy, subtracted)
 
     lesion_map = _label(drawn, shape)
     layers = [np.clip(low_energy, 0, 1), np.clip(subtracted, 0, 1), lesion_map, shape.breast]

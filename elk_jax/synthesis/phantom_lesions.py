@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis.phantom_shape import Shape, smooth_step
 
 KINDS = ("round", "lobulated", "irregular", "spiculated", "rim", "clustered")
@@ -72,7 +73,9 @@ def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) ->
     return sorted(plans, key=lambda plan: -plan.radius)  # the large ones find their place first
 
 
-def place(seed: list[int], plans: list[Plan], shape: Shape, gland: np.ndarray) -> list[tuple[Plan, float, float]]:
+def place(
+    seed: int, view: int, plans: list[Plan], shape: Shape, gland: np.ndarray
+) -> list[tuple[Plan, float, float]]:
     """Find a centre (x, y) for every plan: inside the breast, outside muscle and axilla, preferably in gland.
 
     Of several candidates at about the planned distance from the nipple the one in the densest tissue wins.
@@ -82,7 +85,7 @@ def place(seed: list[int], plans: list[Plan], shape: Shape, gland: np.ndarray) -
     size, columns = shape.depth.shape
     placed: list[tuple[Plan, float, float]] = []
     for plan in plans:
-        rng = np.random.default_rng([*seed, plan.seed])
+        rng = generator(seed, Purpose.PHANTOM_PLACES, view, plan.seed)
         extent = plan.radius * max(plan.aspect, 1 / plan.aspect) ** 0.5 * 1.15
         for shrink in (1.0, 0.8, 0.6, 0.45):
             angle = rng.uniform(-1.35, 1.35, 40)
@@ -181,7 +184,7 @@ def _realistic(
 
 def draw(plan: Plan, x: float, y: float, size: int, model: str) -> Lesion:
     """Render a plan centred at (x, y) with a lesion model (LESION_MODELS) on a canvas of `size` rows."""
-    rng = np.random.default_rng([plan.seed, 7])
+    rng = generator(plan.seed, Purpose.PHANTOM_LESION)
     reach = 2.0 * plan.radius * max(plan.aspect, 1 / plan.aspect) ** 0.5
     row, column = int((y - reach) * size), int((x - reach) * size)
     span = int(2 * reach * size) + 2

@@ -9,12 +9,18 @@ octaves finer than the pixels are left out: one (seed, index) is the same breast
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 
+from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis.phantom_shape import MAX_WIDTH, Shape, smooth_step
+
+CLOUDS, MOTTLE, FIBRES = 1, 2, 5  # layers with random streams of their own
+Streams = Callable[[int], np.random.Generator]  # of one layer: octave -> random stream
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,12 @@ def noise_field(rng: np.random.Generator, size: int, columns: int, cells: int) -
     return cv2.resize(grid, (width, size), interpolation=cv2.INTER_CUBIC)[:, :columns]
 
 
-def octaves(seed: list[int], size: int, columns: int, cells: list[int], gains: list[float]) -> np.ndarray:
+def octaves(streams: Streams, size: int, columns: int, cells: list[int], gains: list[float]) -> np.ndarray:
     """Sum of noise fields, one random stream each; those finer than the pixels are left out."""
     total = np.zeros((size, columns), np.float32)
     for k, (n, gain) in enumerate(zip(cells, gains)):
         if n <= size:
-            total += np.float32(gain) * noise_field(np.random.default_rng([*seed, k]), size, columns, n)
+            total += np.float32(gain) * noise_field(streams(k), size, columns, n)
     return total
 
 
@@ -79,7 +85,7 @@ def _lines(noise: np.ndarray, thinness: float) -> np.ndarray:
     return lit[::-1, ::-1] / (np.float32(1) + (noise * np.float32(thinness)) ** 2)
 
 
-def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fibres(streams: Streams, size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fibrous structure that runs towards the nipple: (rough, web), [H, U].
 
     `rough` is power-law noise (mean 0, sd about 1), `web` thin bright lines (0..1) along zero crossings of
@@ -107,8 +113,7 @@ def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple
         if cells > size:
             web += 0.6 * np.float32(brightness) / (1 + np.float32(0.5 * thinness))  # about the lines' mean
             continue
-        rng = np.random.default_rng([*seed, k])
-        grid = rng.standard_normal((cells, max(round(cells / 1.9), 4)), dtype=np.float32)
+        grid = streams(k).standard_normal((cells, max(round(cells / 1.9), 4)), dtype=np.float32)
         tile = cv2.resize(grid, (side, side), interpolation=cv2.INTER_CUBIC)
         noise = cv2.remap(tile, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         web += _lines(noise, thinness) * np.float32(brightness)
@@ -119,7 +124,7 @@ def _fibres(seed: list[int], size: int, shape: Shape, warp: np.ndarray) -> tuple
         if cells > size:
             web += 0.6 * np.float32(brightness) / (1 + np.float32(0.5 * thinness))
             continue
-        noise = noise_field(np.random.default_rng([*seed, 20 + k]), size, r.shape[1], cells)
+        noise = noise_field(streams(20 + k), size, r.shape[1], cells)
         web += _lines(noise, thinness) * np.float32(brightness)
         rough += np.float32(0.2) * noise
     return rough, 0.6 * web
@@ -151,13 +156,14 @@ def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarr
     return vessels * smooth_step(shape.depth / 0.02)
 
 
-def make_tissue(seed: list[int], character: Character, shape: Shape) -> Tissue:
-    """Draw the layers of one view; `seed` names its random streams."""
+def make_tissue(seed: int, view: int, character: Character, shape: Shape) -> Tissue:
+    """Draw the layers of one view, number `view` of the data set `seed`."""
     size, columns = shape.depth.shape
-    clouds = octaves([*seed, 1], size, columns, [5, 10, 20], [1.0, 0.7, 0.4])
-    mottle = octaves([*seed, 2], size, columns, [40, 80, 160], [0.8, 0.5, 0.35])
-    rough, web = _fibres([*seed, 5], size, shape, 0.6 * clouds)
-    rng = np.random.default_rng([*seed, 4])
+    streams = partial(generator, seed, Purpose.PHANTOM_TISSUE, view)
+    clouds = octaves(partial(streams, CLOUDS), size, columns, [5, 10, 20], [1.0, 0.7, 0.4])
+    mottle = octaves(partial(streams, MOTTLE), size, columns, [40, 80, 160], [0.8, 0.5, 0.35])
+    rough, web = _fibres(partial(streams, FIBRES), size, shape, 0.6 * clouds)
+    rng = generator(seed, Purpose.PHANTOM_GLAND, view)
     # Gland: a cone behind the nipple, roughened, cut at the level that leaves the wanted share of the breast.
     reach = shape.width * rng.uniform(0.5, 0.75)
     cx, cy = shape.nipple[0] - reach * rng.uniform(0.7, 0.95), shape.nipple[1] - rng.uniform(0.0, 0.1)

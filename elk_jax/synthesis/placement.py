@@ -13,6 +13,7 @@ import numpy as np
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, blocked_by, count_covered, cut, draw_corner, shifted
+from elk_jax.randomness import Purpose, generator, random_order
 from elk_jax.synthesis.canvases import BREAST_SHARE, healthy_window
 
 AREAS = ("free", "medium")
@@ -127,8 +128,8 @@ def plan_placement(
     count = len(positions)
     if not count:
         raise UserError("no canvas to paint on", todo="give images of training patients")
-    order = np.random.default_rng([seed, 1, index // count]).permutation(count)
-    rng = np.random.default_rng([seed, 2, index])
+    order = random_order(count, seed, Purpose.CANVAS_ORDER, index // count)
+    rng = generator(seed, Purpose.PLACEMENT, index)
     first = index % count
     others = rng.permutation(np.delete(order, first))
     healthy = False

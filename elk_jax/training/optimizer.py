@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import jax
-import numpy as np
 import optax
 
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, check
+from elk_jax.spread import spread
 from elk_jax.training.model import Params
 
 NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)")
@@ -146,5 +146,4 @@ def _inside(mask: Any, trainable: Any) -> Any:
 
 def _examples(names: list[str], count: int = 5) -> list[str]:
     """A few names spread over the whole list."""
-    picks = np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).astype(int))
-    return [names[i] for i in picks]
+    return [names[i] for i in spread(len(names), count)]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from elk_jax.errors import UserError
-from elk_jax.synthesis.closeups import box_patch, lesion_closeup, tissue_closeup, usable_lesions, window_around
+from elk_jax.synthesis.closeups import box_patch, fitting_lesions, lesion_closeup, tissue_closeup, window_around
 from elk_jax.synthesis.placement import AreaRule
 
 
@@ -16,11 +16,11 @@ def test_lesions_below_the_window_on_both_sides(make_info):
         make_info(1),
         make_info(2, [[1.5, 1, 4, 4]]),
     ]
-    assert usable_lesions(infos, 32) == [(0, 0), (2, 0)]
+    assert fitting_lesions(infos, 32) == [(0, 0), (2, 0)]
     with pytest.raises(UserError, match=r"none of the 4 lesions has sides below 2 px.*larger close-up"):
-        usable_lesions(infos, 2)
+        fitting_lesions(infos, 2)
     with pytest.raises(UserError, match=r"none of the 0 lesions.*split with lesions"):
-        usable_lesions(infos[1:2], 32)
+        fitting_lesions(infos[1:2], 32)
 
 
 def test_all_places_of_the_lesion_in_the_window_occur():

@@ -6,20 +6,23 @@ function of (seed, batch number) alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TypedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, TypedDict, cast
 
 import numpy as np
 
-from elk_jax.data.batches.detection import host_rows
-from elk_jax.data.batches.stream import Stream, finite
+from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, host_rows
+from elk_jax.data.batches.stream import Reading, Stream, finite
+from elk_jax.data.batches.stream import digest as stream_digest
+from elk_jax.data.flips import random_flip
 from elk_jax.errors import UserError
+from elk_jax.fields import SHARE, AtLeast
 from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import Source
-from elk_jax.synthesis.closeups import Closeup, lesion_closeup, tissue_closeup, usable_lesions
+from elk_jax.randomness import Purpose, generator
+from elk_jax.spread import spread
+from elk_jax.synthesis.closeups import Closeup, fitting_lesions, lesion_closeup, tissue_closeup
 from elk_jax.synthesis.compositing import to_model
 from elk_jax.synthesis.placement import AreaRule, area_rule
 
@@ -35,37 +38,24 @@ class CloseupBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class CloseupConfig:
+class CloseupConfig(Reading):
     """How a source becomes close-ups.
 
-    window: W, native pixels. size: S.
+    window: W, native pixels.
     margin: of a lesion's width and height, by which the mask reaches beyond its box on each side. Lesions that do not
         fit into the window with it are left out.
     batch_size: of the GLOBAL batch, over all hosts.
     tissue_share: of the examples that show healthy tissue under the mask instead of a lesion.
     horizontal_flip, vertical_flip: probabilities. gain: grey values are multiplied by 1 - gain to 1 + gain.
-    threads, workers, prefetch: see `stream.Stream`.
     """
 
-    window: int = 512
-    size: int = 512
-    margin: float = 0.0
-    batch_size: int = 8
-    tissue_share: float = 0.0
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    gain: float = 0.0
-    threads: int = 2
-    workers: int = 0
-    prefetch: int = 4
-
-    def __post_init__(self) -> None:
-        for name, least in {"window": 1, "size": 1, "batch_size": 1, "threads": 1, "prefetch": 1, "workers": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"closeups.{name} is {getattr(self, name)}", todo=f"give at least {least}")
-        for name in ("margin", "tissue_share", "horizontal_flip", "vertical_flip", "gain"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"closeups.{name} is {getattr(self, name)}", todo="give 0 to 1")
+    window: Annotated[int, AtLeast(1)] = 64
+    margin: Annotated[float, SHARE] = 0.15
+    batch_size: Annotated[int, AtLeast(1)] = 8
+    tissue_share: Annotated[float, SHARE] = 0.2
+    horizontal_flip: Annotated[float, SHARE] = 0.5
+    vertical_flip: Annotated[float, SHARE] = 0.5
+    gain: Annotated[float, SHARE] = 0.1
 
     @property
     def largest(self) -> int:
@@ -74,31 +64,36 @@ class CloseupConfig:
 
 
 def train_closeups(
-    source: Source, config: CloseupConfig, seed: int, process_index: int = 0, process_count: int = 1
+    source: Source, config: CloseupConfig, size: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> Stream[CloseupBatch]:
     """Endless batches of random close-ups. Every lesion comes once an epoch, at a new place of a new window; where
     healthy tissue is drawn (`tissue_share`), it takes the place of a lesion.
 
-    UserError: no lesion fits into the window, no image has healthy tissue where some is wanted, batch size not
-    divisible by the number of hosts, unreadable image (when it is reached).
+    size: S. UserError: no lesion fits into the window, no image has healthy tissue where some is wanted, batch size
+    not divisible by the number of hosts, unreadable image (when it is reached).
     """
-    rows = host_rows(config.batch_size, process_index, process_count)
-    make = _TrainCloseups(source, config, seed, rows)
-    return Stream(make, digest(source, config, seed), config.threads, config.workers, config.prefetch)
+    lesions = fitting_lesions(source.infos, config.largest)
+    shuffle = Shuffle(len(lesions), seed, Purpose.CLOSEUP_ORDER)
+    example = _Training(source, config, size, seed, tuple(lesions), shuffle, training_rule(source, config.largest))
+    make = Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
+    return cast(Stream[CloseupBatch], Stream(make, digest(source, config, size, seed), config))
 
 
-def eval_closeups(source: Source, config: CloseupConfig, seed: int, count: int = 0) -> Iterator[CloseupBatch]:
+def eval_closeups(
+    source: Source, config: CloseupConfig, size: int, seed: int, count: int = 0
+) -> Iterator[CloseupBatch]:
     """`count` lesions (0: all that fit) in order, each in one random window that is the same every time; no flips.
 
-    Lesions are spread over the whole source. The last batch is filled with copies whose `valid` is False.
+    size: S. Lesions are spread over the whole source. The last batch is filled with copies whose `valid` is False.
     """
-    lesions = usable_lesions(source.infos, config.largest)
-    chosen = np.linspace(0, len(lesions) - 1, min(count or len(lesions), len(lesions))).round().astype(int)
-    make = _EvalCloseups(source, config, seed, tuple(lesions[i] for i in chosen))
-    return finite(make, -(-len(chosen) // config.batch_size), config.threads, config.workers, config.prefetch)
+    lesions = fitting_lesions(source.infos, config.largest)
+    chosen = tuple(lesions[i] for i in spread(len(lesions), count or len(lesions)))
+    plain = replace(config, horizontal_flip=0.0, vertical_flip=0.0, gain=0.0)
+    make = Stacked(_Evaluation(source, plain, size, seed, chosen), config.batch_size, count=len(chosen))
+    return cast(Iterator[CloseupBatch], finite(make, batch_count(len(chosen), config.batch_size), config))
 
 
-def kept_closeups(
+def cached_closeups(
     examples: Mapping[str, np.ndarray],
     config: CloseupConfig,
     origin: str,
@@ -108,20 +103,19 @@ def kept_closeups(
 ) -> Stream[dict[str, np.ndarray]]:
     """Endless batches of examples that are in memory (arrays with a leading axis), in a new order every epoch.
 
-    origin: what the examples follow from. Not the examples themselves: computed again they may differ in a last bit,
-    and a training must still go on.
+    origin: what the examples follow from. Not the examples themselves: computed again they may differ in the last bit,
+    and a training run must still resume.
     """
-    rows = host_rows(config.batch_size, process_index, process_count)
-    count = len(next(iter(examples.values())))
+    shuffle = Shuffle(len(next(iter(examples.values()))), seed, Purpose.CACHED_ORDER)
+    example = lambda slot: {key: values[shuffle(slot)] for key, values in examples.items()}
+    make = Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
+    return Stream(make, stream_digest(config, seed, origin), replace(config, workers=0))
 
-    def make(number: int) -> dict[str, np.ndarray]:
-        slots = [number * config.batch_size + row for row in range(config.batch_size)[rows]]
-        epochs = {slot // count for slot in slots}
-        orders = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(count) for epoch in epochs}
-        chosen = [orders[slot // count][slot % count] for slot in slots]
-        return {key: values[chosen] for key, values in examples.items()}
 
-    return Stream(make, hashlib.sha256(origin.encode()).hexdigest()[:16], config.threads, 0, config.prefetch)
+def digest(source: Source, config: CloseupConfig, size: int, seed: int) -> str:
+    """Fingerprint of everything that `train_closeups` depends on."""
+    records = [(info.image_id, info.boxes.tolist(), info.ignore.tolist()) for info in source.infos]
+    return stream_digest(config, size, seed, records)
 
 
 def training_rule(source: Source, largest: int, kind: str = "free") -> AreaRule:
@@ -130,29 +124,26 @@ def training_rule(source: Source, largest: int, kind: str = "free") -> AreaRule:
     return area_rule(np.concatenate(boxes), kind, largest)
 
 
-class _TrainCloseups:
-    """Batch number -> this host's rows of that batch."""
+@dataclass(frozen=True)
+class _Training:
+    """Slot -> example."""
 
-    def __init__(self, source: Source, config: CloseupConfig, seed: int, rows: slice):
-        self.source, self.config, self.seed, self.rows = source, config, seed, rows
-        self.lesions = usable_lesions(source.infos, config.largest)
-        self.rule = training_rule(source, config.largest)
+    source: Source
+    config: CloseupConfig
+    size: int
+    seed: int
+    lesions: tuple[tuple[int, int], ...]
+    shuffle: Shuffle
+    rule: AreaRule
 
-    def __call__(self, number: int) -> CloseupBatch:
-        slots = [number * self.config.batch_size + row for row in range(self.config.batch_size)[self.rows]]
-        return _batch([self._example(slot) for slot in slots], len(slots))
-
-    def _example(self, slot: int) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng([self.seed, 4, slot])
+    def __call__(self, slot: int) -> dict[str, np.ndarray]:
+        rng = generator(self.seed, Purpose.CLOSEUP, slot)
         if rng.random() < self.config.tissue_share:
             position, closeup = self._tissue(rng)
-            return _example(self.config, closeup, position, False, rng)
-        epoch, place = divmod(slot, len(self.lesions))
-        order = np.random.default_rng([self.seed, 5, epoch]).permutation(len(self.lesions))
-        position, lesion = self.lesions[order[place]]
-        pixels, boxes = self.source[position].image[..., 0], self.source.infos[position].boxes
-        closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng, self.config.margin)
-        return _example(self.config, closeup, position, True, rng)
+            return _example(self.config, self.size, closeup, position, False, rng)
+        position, lesion = self.lesions[self.shuffle(slot)]
+        closeup = _around(self.source, self.config, position, lesion, rng)
+        return _example(self.config, self.size, closeup, position, True, rng)
 
     def _tissue(self, rng: np.random.Generator) -> tuple[int, Closeup]:
         """A close-up of healthy tissue of a random image that has one."""
@@ -173,32 +164,33 @@ class _TrainCloseups:
         )
 
 
-class _EvalCloseups:
-    """Batch number -> the lesions of that batch."""
+@dataclass(frozen=True)
+class _Evaluation:
+    """Number of a lesion -> example."""
 
-    def __init__(self, source: Source, config: CloseupConfig, seed: int, lesions: Sequence[tuple[int, int]]):
-        self.source, self.seed, self.lesions = source, seed, tuple(lesions)
-        self.config = CloseupConfig(**{**asdict(config), "horizontal_flip": 0.0, "vertical_flip": 0.0, "gain": 0.0})
+    source: Source
+    config: CloseupConfig
+    size: int
+    seed: int
+    lesions: tuple[tuple[int, int], ...]
 
-    def __call__(self, number: int) -> CloseupBatch:
-        size = self.config.batch_size
-        chosen = range(number * size, min((number + 1) * size, len(self.lesions)))
-        return _batch([self._example(i) for i in chosen], size)
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        position, lesion = self.lesions[number]
+        rng = generator(self.seed, Purpose.EVAL_CLOSEUP, number)
+        closeup = _around(self.source, self.config, position, lesion, rng)
+        return _example(self.config, self.size, closeup, position, True, rng)
 
-    def _example(self, i: int) -> dict[str, np.ndarray]:
-        position, lesion = self.lesions[i]
-        rng = np.random.default_rng([self.seed, 6, i])
-        pixels, boxes = self.source[position].image[..., 0], self.source.infos[position].boxes
-        closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng, self.config.margin)
-        return _example(self.config, closeup, position, True, rng)
+
+def _around(source: Source, config: CloseupConfig, position: int, lesion: int, rng: np.random.Generator) -> Closeup:
+    pixels, boxes = source[position].image[..., 0], source.infos[position].boxes
+    return lesion_closeup(pixels, boxes, lesion, config.window, rng, config.margin)
 
 
 def _example(
-    config: CloseupConfig, closeup: Closeup, position: int, lesion: bool, rng: np.random.Generator
+    config: CloseupConfig, size: int, closeup: Closeup, position: int, lesion: bool, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    image, mask = to_model(closeup.image, closeup.mask, config.size)
-    across, down = rng.random(2) < (config.horizontal_flip, config.vertical_flip)
-    flip = (slice(None, None, -1 if down else 1), slice(None, None, -1 if across else 1))
+    image, mask = to_model(closeup.image, closeup.mask, size)
+    flip = random_flip(rng, config.horizontal_flip, config.vertical_flip)
     if config.gain:
         image = np.clip(image * np.float32(rng.uniform(1 - config.gain, 1 + config.gain)), 0, 1)
     return {
@@ -207,17 +199,3 @@ def _example(
         "lesion": np.asarray(lesion, np.float32),
         "index": np.asarray(position, np.int32),
     }
-
-
-def _batch(examples: Sequence[dict[str, np.ndarray]], size: int) -> CloseupBatch:
-    """Stacked, and filled up to `size` with copies of the last example."""
-    filled = [*examples, *[examples[-1]] * (size - len(examples))]
-    stacked = {key: np.stack([example[key] for example in filled]) for key in filled[0]}
-    return CloseupBatch(**stacked, valid=np.arange(size) < len(examples))  # type: ignore[typeddict-item]
-
-
-def digest(source: Source, config: CloseupConfig, seed: int) -> str:
-    """Fingerprint of everything the stream depends on (not: threads, workers, hosts)."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("threads", "workers", "prefetch")}
-    records = [(info.image_id, info.boxes.tolist(), info.ignore.tolist()) for info in source.infos]
-    return hashlib.sha256(json.dumps([settings, seed, records]).encode()).hexdigest()[:16]

@@ -5,84 +5,80 @@ What a batch holds follows from (seed, batch number) alone: threads, workers, ho
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
-from elk_jax.data.batches import plan
-from elk_jax.data.batches.stream import Stream, finite
+from elk_jax.data.batches import mixing
+from elk_jax.data.batches.buckets import Canvas, assign_buckets, check_canvas_follows, choose_buckets
+from elk_jax.data.batches.shuffle import host_rows
+from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.paste import MAX_PASTED
 from elk_jax.data.transforms import Example
 from elk_jax.errors import UserError
+from elk_jax.fields import SHARE, AtLeast
 from elk_jax.images.schema import Batch, ImageInfo, Source
+from elk_jax.randomness import Purpose, generator
 
 
 @dataclass(frozen=True)
-class LoaderConfig:
+class LoaderConfig(Reading):
     """How a source becomes batches.
 
     batch_size: examples of the GLOBAL batch, over all hosts.
     buckets: canvases (height, width); () chooses one that holds every image, sides a multiple of 32.
     max_boxes: M, padded lesions per image; 0 finds it from the source (a multiple of 8).
-    weights, lesion_share: mixing and oversampling, see `plan.plan_strata`; training only.
-    threads, workers: reading threads of this process, or (workers > 0) worker processes instead.
-    prefetch: batches read ahead.
+    lesion_share: of an epoch's images, those with lesions; None: as they come. For training only.
     """
 
-    batch_size: int = 2
-    resize: Resize = field(default_factory=Resize)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    buckets: tuple[plan.Canvas, ...] = ()
-    max_boxes: int = 0
-    weights: tuple[float, ...] = ()
-    lesion_share: float | None = None
-    threads: int = 2
-    workers: int = 0
-    prefetch: int = 4
+    batch_size: Annotated[int, AtLeast(1)] = 4
+    buckets: tuple[tuple[Annotated[int, AtLeast(1)], Annotated[int, AtLeast(1)]], ...] = ((256, 160),)
+    resize: Resize = field(default_factory=lambda: Resize(jitter=(0.8, 1.25)))
+    augmentation: Augmentation = field(
+        default_factory=lambda: Augmentation(horizontal_flip=0.5, vertical_flip=0.5, gain=0.1, gamma=0.1)
+    )
+    max_boxes: Annotated[int, AtLeast(0)] = 0
+    lesion_share: Annotated[float, SHARE] | None = 0.75
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "batch_size": 1,
-            "max_boxes": 0,
-            "threads": 1,
-            "workers": 0,
-            "prefetch": 1,
-        }.items():
-            if getattr(self, name) < least:
-                raise UserError(f"loader.{name} is {getattr(self, name)}", todo=f"give at least {least}")
-        for canvas in self.buckets:
-            if len(canvas) != 2 or min(canvas) < 1:
-                raise UserError(f"loader.buckets has {canvas}", todo="give pairs (height, width) in px")
+        super().__post_init__()
         if not self.buckets:
-            plan.check_canvas_follows(self.resize)
-        plan.check_lesion_share(self.lesion_share)
+            check_canvas_follows(self.resize)
 
 
 def train_batches(
-    source: Source, config: LoaderConfig, seed: int, process_index: int = 0, process_count: int = 1
+    source: Source,
+    config: LoaderConfig,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    weights: Sequence[float] = (),
 ) -> TrainBatches:
     """Endless batches of augmented records; host p of n gets rows p*B/n to (p+1)*B/n of every global batch.
 
-    Each example's randomness comes from (seed, epoch, slot in the epoch). UserError: an image fits no bucket,
+    weights: share of the draws that each of the mixed sources has, on any scale; () draws by size.
+    Each example's randomness follows from (seed, epoch, slot in the epoch). UserError: an image fits no bucket,
     too many lesions for `max_boxes`, batch size not divisible by the number of hosts, unreadable image (when
     it is reached).
     """
     augmentation = config.augmentation
-    canvases = config.buckets or plan.choose_buckets(source.infos, config.resize, augmentation)
-    buckets = plan.assign_buckets(source.infos, canvases, config.resize, augmentation)
-    strata = plan.plan_strata(source.infos, buckets, config.batch_size, config.weights, config.lesion_share)
-    pasted = MAX_PASTED if augmentation.copy_paste > 0 else 0
-    donors = np.flatnonzero([bool((~info.ignore).any()) for info in source.infos])
+    canvases = config.buckets or choose_buckets(source.infos, config.resize, augmentation)
+    buckets = assign_buckets(source.infos, canvases, config.resize, augmentation)
+    strata = mixing.plan_strata(source.infos, buckets, config.batch_size, weights, config.lesion_share)
+    donors = np.flatnonzero([info.has_lesions for info in source.infos])
     examples = _TrainExamples(source, config, canvases, strata, donors, seed)
     rows = host_rows(config.batch_size, process_index, process_count)
-    loader = _Batches(examples, rows, canvases, find_max_boxes(source.infos, config.max_boxes, pasted))
-    return TrainBatches(
-        loader, config, plan.batches_per_epoch(strata, config.batch_size), _digest(source, config, seed)
-    )
+    pasted = MAX_PASTED if augmentation.copy_paste > 0 else 0
+    make = _Batches(examples, rows, canvases, find_max_boxes(source.infos, config.max_boxes, pasted))
+    records = [
+        (i.image_id, i.patient_id, i.boxes.tolist(), i.labels.tolist(), i.ignore.tolist(), i.source)
+        for i in source.infos
+    ]
+    stream_digest = digest(config, seed, tuple(weights), source.classes, records)
+    return TrainBatches(make, stream_digest, config, mixing.describe(strata, source.infos, source.mixed))
 
 
 def eval_batches(
@@ -93,13 +89,13 @@ def eval_batches(
     The last batch of a bucket is filled with copies whose `valid` is False. Every host gets the same number
     of batches.
     """
-    canvases = config.buckets or plan.choose_buckets(source.infos, config.resize, NO_AUGMENTATION)
-    buckets = plan.assign_buckets(source.infos, canvases, config.resize, NO_AUGMENTATION)
-    batches = plan.ordered_batches(buckets, config.batch_size)
+    canvases = config.buckets or choose_buckets(source.infos, config.resize, NO_AUGMENTATION)
+    buckets = assign_buckets(source.infos, canvases, config.resize, NO_AUGMENTATION)
+    batches = mixing.ordered_batches(buckets, config.batch_size)
     rows = host_rows(config.batch_size, process_index, process_count)
     max_boxes = find_max_boxes(source.infos, config.max_boxes)
-    loader = _Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
-    return finite(loader, len(batches), config.threads, config.workers, config.prefetch)
+    make = _Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
+    return finite(make, len(batches), config)
 
 
 def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int = 0) -> int:
@@ -117,25 +113,13 @@ def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int =
     return max_boxes
 
 
-def host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Rows of the global batch that this host loads."""
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch size {batch_size} cannot be divided among {process_count} hosts",
-            todo=f"choose a multiple of {process_count}",
-        )
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
-
-
 class TrainBatches(Stream[Batch]):
-    """The training stream of a detector. per_epoch: batches in one epoch."""
+    """The training stream of a detector. draws_per_epoch: {"real with lesion": 80, ...}."""
 
-    def __init__(self, loader: _Batches, config: LoaderConfig, per_epoch: int, digest: str):
-        super().__init__(loader, digest, config.threads, config.workers, config.prefetch)
-        self.per_epoch = per_epoch
-        self.canvases = loader.canvases
-        self.max_boxes = loader.max_boxes
+    def __init__(self, make: _Batches, digest: str, reading: Reading, draws_per_epoch: dict[str, int]):
+        super().__init__(make, digest, reading)
+        self.canvases, self.max_boxes = make.canvases, make.max_boxes
+        self.draws_per_epoch = draws_per_epoch
 
 
 class _TrainExamples:
@@ -144,19 +128,19 @@ class _TrainExamples:
     def __init__(self, source, config, canvases, strata, donors, seed):
         self.source, self.config, self.canvases = source, config, canvases
         self.strata, self.donors, self.seed = strata, donors, seed
-        self.per_epoch = plan.batches_per_epoch(strata, config.batch_size)
-        self._epoch: tuple[int, list[plan.PlannedBatch]] = (-1, [])
+        self.per_epoch = mixing.batches_per_epoch(strata, config.batch_size)
+        self._epoch: tuple[int, list[mixing.PlannedBatch]] = (-1, [])
 
-    def planned(self, number: int) -> plan.PlannedBatch:
+    def planned(self, number: int) -> mixing.PlannedBatch:
         epoch, position = divmod(number, self.per_epoch)
         known, batches = self._epoch
         if known != epoch:
-            batches = plan.epoch_batches(self.strata, self.config.batch_size, self.seed, epoch)
+            batches = mixing.epoch_batches(self.strata, self.config.batch_size, self.seed, epoch)
             self._epoch = (epoch, batches)
         return batches[position]
 
-    def example(self, batch: plan.PlannedBatch, row: int) -> Example:
-        rng = np.random.default_rng([self.seed, 3, batch.epoch, int(batch.slots[row])])
+    def example(self, batch: mixing.PlannedBatch, row: int) -> Example:
+        rng = generator(self.seed, Purpose.AUGMENTATION, batch.epoch, int(batch.slots[row]))
         record = self.source[int(batch.positions[row])]
         donor = None
         if self.config.augmentation.copy_paste > 0 and len(self.donors):
@@ -171,10 +155,10 @@ class _EvalExamples:
     def __init__(self, source, config, canvases, batches):
         self.source, self.config, self.canvases, self.batches = source, config, canvases, batches
 
-    def planned(self, number: int) -> plan.PlannedBatch:
+    def planned(self, number: int) -> mixing.PlannedBatch:
         return self.batches[number]
 
-    def example(self, batch: plan.PlannedBatch, row: int) -> Example:
+    def example(self, batch: mixing.PlannedBatch, row: int) -> Example:
         record = self.source[int(batch.positions[row])]
         return resize_only(record, self.config.resize, self.canvases[batch.bucket])
 
@@ -185,7 +169,7 @@ class _Batches:
 
     examples: _TrainExamples | _EvalExamples
     rows: slice
-    canvases: tuple[plan.Canvas, ...]
+    canvases: tuple[Canvas, ...]
     max_boxes: int
 
     def __call__(self, number: int) -> Batch:
@@ -193,17 +177,14 @@ class _Batches:
         rows = range(len(planned.positions))[self.rows]
         batch = empty_batch(len(rows), self.canvases[planned.bucket], self.max_boxes)
         for out, row in enumerate(rows):
-            fill(
-                batch,
-                out,
-                self.examples.example(planned, row),
-                int(planned.positions[row]),
-                bool(planned.valid[row]),
-            )
+            position = int(planned.positions[row])
+            fill(batch, out, self.examples.example(planned, row))
+            batch["index"][out], batch["source"][out] = position, self.examples.source.infos[position].source
+            batch["valid"][out] = planned.valid[row]
         return batch
 
 
-def empty_batch(size: int, canvas: plan.Canvas, max_boxes: int) -> Batch:
+def empty_batch(size: int, canvas: Canvas, max_boxes: int) -> Batch:
     """A batch of which every row is filler."""
     return Batch(
         image=np.zeros((size, *canvas, 1), np.float32),
@@ -214,11 +195,12 @@ def empty_batch(size: int, canvas: plan.Canvas, max_boxes: int) -> Batch:
         gt_ignore=np.zeros((size, max_boxes), bool),
         scale=np.ones((size, 2), np.float32),
         index=np.zeros(size, np.int32),
+        source=np.zeros(size, np.int32),
         valid=np.zeros(size, bool),
     )
 
 
-def fill(batch: Batch, row: int, example: Example, index: int, valid: bool = True) -> None:
+def fill(batch: Batch, row: int, example: Example) -> None:
     """Write one example into `row` of a batch, at the top left of its canvas."""
     height, width = example.image.shape[:2]
     count = len(example.boxes)
@@ -229,16 +211,3 @@ def fill(batch: Batch, row: int, example: Example, index: int, valid: bool = Tru
     batch["gt_valid"][row, :count] = True
     batch["gt_ignore"][row, :count] = example.ignore
     batch["scale"][row] = example.scale
-    batch["index"][row] = index
-    batch["valid"][row] = valid
-
-
-def _digest(source: Source, config: LoaderConfig, seed: int) -> str:
-    """Fingerprint of everything the training stream depends on (not: threads, workers, hosts)."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("threads", "workers", "prefetch")}
-    records = [
-        (info.image_id, info.patient_id, info.boxes.tolist(), info.labels.tolist(), info.ignore.tolist())
-        for info in source.infos
-    ]
-    text = json.dumps([settings, seed, source.classes, records])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,37 +6,53 @@ change nothing.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Generic, TypeVar
 
 import cv2
 import grain.python as grain
 
 from elk_jax.errors import UserError
+from elk_jax.fields import AtLeast, check
 
 T = TypeVar("T")
 
 _ENDLESS = 1 << 40
 
 
-class Stream(Iterator[T], Generic[T]):
-    """Endless batches make(0), make(1), ... `get_state()` is JSON; `set_state()` continues exactly there.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How batches are read, which changes nothing in them.
 
-    digest: fingerprint of everything that `make` depends on; a state taken under another one is refused.
-    threads, workers: reading threads of this process, or (workers > 0) worker processes instead; `make` is then sent
-    to them, so it must be picklable. prefetch: batches read ahead.
+    threads, workers: threads of this process, or (workers > 0) worker processes instead. prefetch: batches read ahead.
     """
 
-    def __init__(self, make: Callable[[int], T], digest: str, threads: int = 2, workers: int = 0, prefetch: int = 4):
-        self._make, self._digest = make, digest
-        self._reading = threads, workers, prefetch
+    threads: Annotated[int, AtLeast(1)] = 2
+    workers: Annotated[int, AtLeast(0)] = 0
+    prefetch: Annotated[int, AtLeast(1)] = 4
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class Stream(Iterator[T], Generic[T]):
+    """Endless batches make(0), make(1), ... `get_state()` is JSON; `set_state()` resumes exactly there.
+
+    digest: fingerprint of everything that `make` depends on; a state of another one is refused. With worker processes
+    `make` is sent to them, so it must be picklable.
+    """
+
+    def __init__(self, make: Callable[[int], T], digest: str, reading: Reading):
+        self._make, self._digest, self._reading = make, digest, reading
         self._next = 0
         self._stream: grain.DatasetIterator | None = None
 
     def __next__(self) -> T:
         if self._stream is None:
-            self._stream = iter(_read_ahead(self._make, self._next, _ENDLESS - self._next, *self._reading))
+            self._stream = iter(_read_ahead(self._make, self._next, _ENDLESS - self._next, self._reading))
         batch = next(self._stream)
         self._next += 1
         return batch
@@ -46,7 +62,7 @@ class Stream(Iterator[T], Generic[T]):
         return {"next_batch": self._next, "stream": self._digest}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue at `state`. UserError if it was taken from other data, another configuration or seed."""
+        """Resume at `state`. UserError if it is of other data, of another configuration or of another seed."""
         if state.get("stream") != self._digest:
             raise UserError(
                 "the checkpoint was made with other data, another data configuration or another seed",
@@ -62,9 +78,16 @@ class Stream(Iterator[T], Generic[T]):
         self._stream = None
 
 
-def finite(make: Callable[[int], T], count: int, threads: int = 2, workers: int = 0, prefetch: int = 4) -> Iterator[T]:
-    """make(0), ..., make(count - 1), read ahead. Reading stops when the caller is done, also early."""
-    return _closing(iter(_read_ahead(make, 0, count, threads, workers, prefetch)))
+def finite(make: Callable[[int], T], count: int, reading: Reading) -> Iterator[T]:
+    """make(0), ..., make(count - 1), read ahead. Reading stops when the caller is done, even before the end."""
+    return _closing(iter(_read_ahead(make, 0, count, reading)))
+
+
+def digest(settings: Reading, *others: Any) -> str:
+    """Fingerprint of what a stream depends on: its settings, but for those of reading, and `others` (for JSON)."""
+    reading = {field.name for field in fields(Reading)}
+    values = {name: value for name, value in asdict(settings).items() if name not in reading}
+    return hashlib.sha256(json.dumps([values, *others]).encode()).hexdigest()[:16]
 
 
 def _closing(stream: grain.DatasetIterator) -> Iterator[Any]:
@@ -74,24 +97,23 @@ def _closing(stream: grain.DatasetIterator) -> Iterator[Any]:
         stream.close()
 
 
-def _read_ahead(
-    make: Callable[[int], Any], start: int, count: int, threads: int, workers: int, prefetch: int
-) -> grain.IterDataset:
+def _read_ahead(make: Callable[[int], Any], start: int, count: int, reading: Reading) -> grain.IterDataset:
     """Batches start, start + 1, ... in order, read ahead."""
     _one_thread()
     dataset = grain.MapDataset.source(_Numbers(start, count)).map(make)
-    if workers == 0:
-        return dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch))
+    if reading.workers == 0:
+        return dataset.to_iter_dataset(grain.ReadOptions(reading.threads, reading.prefetch))
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch // workers))
+    buffer = max(1, reading.prefetch // reading.workers)
+    options = grain.MultiprocessingOptions(reading.workers, per_worker_buffer_size=buffer)
     return dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options, worker_init_fn=_one_thread)
 
 
 def _one_thread(*_: object) -> None:
-    cv2.setNumThreads(0)  # several of OpenCV's threads for each reading thread only fight for the cores
+    cv2.setNumThreads(0)  # OpenCV's own threads, for each reading thread, would only compete for the cores
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """COCO folders in and out: one JSON file, images in `images/` beside it (or beside the JSON itself).
 
-Per image the fields `patient_id` (default: the image's own id) and `split` are honoured, all others are kept
-in `meta`. Boxes are xywh in the file and xyxy, px, everywhere else.
+Per image the fields `patient_id` (default: the image's own id) and `split` are honoured, and of a slice of a
+tomosynthesis volume `volume` and `slice`; all others are kept in `meta`. Boxes are xywh in the file and xyxy, px,
+everywhere else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from elk_jax.files import read_json, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
 
-_IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split"}
+_IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
 
 class CocoFile(NamedTuple):
@@ -134,6 +135,8 @@ def write_coco(
         }
         if info.split:
             fixed["split"] = info.split
+        if info.volume:
+            fixed |= {"volume": info.volume, "slice": info.slice}
         images.append(
             fixed | {key: _plain(value) for key, value in info.meta.items() if key not in _IMAGE_FIELDS}
         )
@@ -202,8 +205,20 @@ def _info(image: dict, annotations: list[dict], label_of: dict, path: Path) -> I
         ignore=np.array([bool(a.get("iscrowd") or a.get("ignore")) for a in annotations], bool),
         split=str(image.get("split") or ""),
         file_name=str(_field(image, "file_name", where)),
+        **_place_in_volume(image, where),
         meta={key: value for key, value in image.items() if key not in _IMAGE_FIELDS},
     )
+
+
+def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
+    """`volume` and `slice` of an image, both or neither."""
+    volume, position = image.get("volume"), image.get("slice")
+    if volume is None and position is None:
+        return {}
+    if volume in (None, "") or type(position) is not int or position < 0:
+        todo = "give both: the volume's id, and the position in it as a whole number from 0; or rename the field"
+        raise UserError(f"volume is {volume!r} and slice {position!r}", where=where, todo=todo)
+    return {"volume": str(volume), "slice": position}
 
 
 def _xyxy(bbox: Any, where: str) -> list[float]:

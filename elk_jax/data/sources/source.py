@@ -13,6 +13,7 @@ import numpy as np
 from elk_jax.data.sources import checks
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo, Record
+from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 Read = Callable[[int], np.ndarray]
@@ -29,6 +30,7 @@ class ImageSource:
     skipped: (image id, reason) of the unreadable images that were left out.
     learned_from: of painted images, marks (`trained.mark`) of the patients that their painter was trained on.
     category_ids: the id that a COCO file gives to each class, in label order; None where classes have no ids.
+    mixed: names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ImageSource:
     skipped: tuple[tuple[str, str], ...] = ()
     learned_from: frozenset[str] = frozenset()
     category_ids: tuple[int, ...] | None = None
+    mixed: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -68,13 +71,13 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
             where=source.name,
             todo=f"choose a number from 1 to {len(names)}",
         )
-    order = np.random.default_rng(seed).permutation(len(names))
+    order = random_order(len(names), seed, Purpose.PATIENTS)
     chosen = {names[position] for position in order[:patients]}
     return subset(source, [i for i, info in enumerate(source.infos) if info.patient_id in chosen])
 
 
 def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
-    """Several sources as one, in order. `meta["mix_part"]` and `meta["mix_origin"]` tell where a record came from.
+    """Several sources as one, in order. `ImageInfo.source` tells which of `mixed` a record is from.
 
     UserError if the sources name different classes.
     """
@@ -91,7 +94,7 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     places: list[tuple[int, int]] = []
     for part, source in enumerate(sources):
         for position, info in enumerate(source.infos):
-            infos.append(replace(info, meta=info.meta | {"mix_part": part, "mix_origin": source.name}))
+            infos.append(replace(info, source=part))
             places.append((part, position))
     skipped = tuple(entry for source in sources for entry in source.skipped)
     name = " + ".join(source.name for source in sources)
@@ -105,6 +108,7 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
         read=read,
         skipped=skipped,
         learned_from=learned_from,
+        mixed=tuple(source.name for source in sources),
         category_ids=ids.pop() if len(ids) == 1 else None,
     )
 

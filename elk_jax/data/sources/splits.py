@@ -10,6 +10,7 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
+from elk_jax.randomness import Purpose, random_order
 
 SPLITS = ("train", "val", "test")
 
@@ -51,7 +52,7 @@ def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed
             todo="add patients or use fewer splits",
         )
     sizes = largest_remainder(share, len(patients), at_least=1)
-    shuffled = np.random.default_rng(seed).permutation(len(patients))
+    shuffled = random_order(len(patients), seed, Purpose.PATIENTS)
     order = sorted(range(len(patients)), key=lambda i: (lesions[patients[i]], shuffled[i]))
     given = np.zeros(len(names))
     result = {}

@@ -20,7 +20,7 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
 
-_FIXED = ("image", "image_id", "patient_id", "split", "file_name", "width", "height", "objects")
+_FIXED = ("image", "image_id", "patient_id", "split", "file_name", "width", "height", "volume", "slice", "objects")
 
 
 def features(classes: Sequence[str], bits: int = 8, **extra: Any) -> Any:
@@ -38,6 +38,8 @@ def features(classes: Sequence[str], bits: int = 8, **extra: Any) -> Any:
             "image_id": tfds.features.Text(),
             "patient_id": tfds.features.Text(),
             "file_name": tfds.features.Text(),
+            "volume": tfds.features.Text(),
+            "slice": np.int32,
             "width": np.int32,
             "height": np.int32,
             "objects": tfds.features.Sequence(
@@ -60,6 +62,8 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
         "image_id": info.image_id,
         "patient_id": info.patient_id,
         "file_name": info.file_name,
+        "volume": info.volume,
+        "slice": info.slice,
         "width": info.width,
         "height": info.height,
         "objects": [
@@ -121,6 +125,8 @@ def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
         ignore=np.array(objects["ignore"], bool),
         split=split,
         file_name=_plain(record.get("file_name", "")),
+        volume=_plain(record.get("volume", "")),
+        slice=int(record.get("slice", -1)),
         meta={key: _plain(value) for key, value in record.items() if key not in _FIXED},
     )
 

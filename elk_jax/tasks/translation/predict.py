@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 
 from elk_jax import files
+from elk_jax.data.batches.shuffle import filled_rows
 from elk_jax.data.sources import folder
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.decode import SUFFIXES, encode_png
@@ -94,7 +95,7 @@ def translated(image: np.ndarray, translate: Translate, size: int, batch_size: i
     total, weights = np.zeros(padded.shape, np.float64), np.zeros(padded.shape, np.float64)
     for chosen in _in_batches([w for w in windows if black_share(cut(padded, w)) < 1], batch_size):
         tiles = np.stack([cut(padded, window) for _, window in chosen])
-        fill = [*range(len(chosen)), *[len(chosen) - 1] * (batch_size - len(chosen))]  # one compilation
+        fill = filled_rows(len(chosen), batch_size)  # one compilation
         found = translate(tiles[fill], np.array([chosen[i][0] for i in fill]))
         for (_, (x0, y0, x1, y1)), tile in zip(chosen, found):
             total[y0:y1, x0:x1] += fade * tile

@@ -1,0 +1,80 @@
+"""Canvases of padded batches: every image is assigned to one, and a training step is compiled once for each.
+
+A bucket is the number of a canvas. No pixel is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from elk_jax.data.augment import Augmentation, Resize
+from elk_jax.data.transforms import scaled_size, short_side_scale
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+
+Canvas = tuple[int, int]
+"""(height, width) in px."""
+
+
+def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> Canvas:
+    """The largest (height, width) this record can have in a batch."""
+    size = (info.height, info.width)
+    scale = max(short_side_scale(size, side, resize.max_long_side) for side in resize.short_sides)
+    height, width = scaled_size(size, scale)
+    if augmentation.rotate90 > 0:
+        return max(height, width), max(height, width)
+    return height, width
+
+
+def choose_buckets(
+    infos: Sequence[ImageInfo], resize: Resize, augmentation: Augmentation, multiple: int = 32
+) -> tuple[Canvas, ...]:
+    """One canvas that holds every record, sides rounded up to `multiple`.
+
+    UserError where it does not follow from the records: see `check_canvas_follows`.
+    """
+    check_canvas_follows(resize)
+    sizes = np.array([worst_size(info, resize, augmentation) for info in infos])
+    height, width = (np.ceil(sizes.max(axis=0) / multiple) * multiple).astype(int).tolist()
+    return ((height, width),)
+
+
+def check_canvas_follows(resize: Resize) -> None:
+    """Raise UserError where jitter fits images to their canvas: then the configuration must say how large it is."""
+    if resize.jitter:
+        raise UserError(
+            "resize.jitter scales images to fit their canvas, and no canvas is given",
+            where="buckets",
+            todo="give one or more (height, width), or use short_sides with jitter=()",
+        )
+
+
+def assign_buckets(
+    infos: Sequence[ImageInfo], buckets: Sequence[Canvas], resize: Resize, augmentation: Augmentation
+) -> np.ndarray:
+    """Bucket [n] of each record: the smallest canvas that holds it; with jitter, the one it fills best.
+
+    UserError that names the first record that fits no bucket.
+    """
+    area = np.array([height * width for height, width in buckets])
+    chosen = np.zeros(len(infos), int)
+    for position, info in enumerate(infos):
+        if resize.jitter:
+            # every image is scaled to fit, so none is too large: the least empty canvas is the best
+            scale = [min(h / info.height, w / info.width) for h, w in buckets]
+            filled = np.array(scale) ** 2 * info.height * info.width / area
+            chosen[position] = int(np.argmax(filled))
+            continue
+        height, width = worst_size(info, resize, augmentation)
+        fits = np.array([h >= height and w >= width for h, w in buckets])
+        if not fits.any():
+            raise UserError(
+                f"image {info.image_id} becomes {height} x {width} px (height x width) and fits no bucket of "
+                f"{[tuple(bucket) for bucket in buckets]}",
+                where=info.file_name,
+                todo="add a larger bucket or lower short_sides or max_long_side",
+            )
+        chosen[position] = int(np.argmin(np.where(fits, area, np.inf)))
+    return chosen

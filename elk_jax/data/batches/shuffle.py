@@ -1,0 +1,83 @@
+"""Which example is where: the arithmetic that all batches share. A function of seed and numbers, without state.
+
+A slot is the place of an example in the whole stream: batch `number` of B examples has the slots number * B to
+(number + 1) * B - 1, whatever the hosts and however often the training was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.randomness import Purpose, random_order
+
+ALL_ROWS = slice(None)
+
+
+def host_rows(batch_size: int, process_index: int = 0, process_count: int = 1) -> slice:
+    """Rows of the global batch that this host loads. UserError for hosts that would get different numbers of them."""
+    if batch_size % process_count:
+        raise UserError(
+            f"batch size {batch_size} cannot be divided among {process_count} hosts",
+            where="batch_size",
+            todo=f"choose a multiple of {process_count}",
+        )
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Slot -> which of `count` things: each once an epoch, in a new order every epoch.
+
+    of: indices of the purpose before the epoch, such as the number of a stratum.
+    """
+
+    count: int
+    seed: int
+    purpose: Purpose
+    of: tuple[int, ...] = ()
+
+    def __call__(self, slot: int) -> int:
+        epoch, place = divmod(slot, self.count)
+        return int(random_order(self.count, self.seed, self.purpose, *self.of, epoch)[place])
+
+
+def filled_rows(count: int, size: int) -> np.ndarray:
+    """Rows [size] that fill a batch with `count` examples: 0 to count - 1, then the last again and again."""
+    return np.minimum(np.arange(size), count - 1)
+
+
+def stack(examples: Sequence[Mapping[str, Any]], size: int) -> dict[str, np.ndarray]:
+    """A batch of `size` examples: the given ones, then copies of the last one whose `valid` is False."""
+    rows = filled_rows(len(examples), size)
+    batch = {key: np.stack([examples[row][key] for row in rows]) for key in examples[0]}
+    return batch | {"valid": np.arange(size) < len(examples)}
+
+
+def batch_count(count: int, batch_size: int) -> int:
+    """Batches that hold `count` examples, the last one filled."""
+    return -(-count // batch_size)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Batch number -> its examples, stacked. For examples of one shape.
+
+    example: slot -> arrays of one example. rows: of this host. count: examples in all; None: endless.
+    """
+
+    example: Callable[[int], Mapping[str, Any]]
+    batch_size: int
+    rows: slice = ALL_ROWS
+    count: int | None = None
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        first = number * self.batch_size
+        slots = range(first, first + self.batch_size)[self.rows]
+        there = slots if self.count is None else [slot for slot in slots if slot < self.count]
+        return stack([self.example(slot) for slot in there], len(slots))
