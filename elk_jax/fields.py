@@ -76,6 +76,19 @@ NOT_EMPTY = NotEmpty()
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """One of some values that a table of another module names: `OneOf(tuple(TABLE))`."""
+
+    values: tuple[Any, ...]
+
+    def holds(self, value: Any) -> bool:
+        return value in self.values
+
+    def __str__(self) -> str:
+        return f"among {', '.join(map(str, self.values))}"
+
+
+@dataclass(frozen=True)
 class ByName:
     """A section that says by its field `name` which dataclass it is: `Annotated[Any, ByName(kinds)]`.
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from elk_jax import fields
 from elk_jax.data.augment import Augmentation, Resize
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
@@ -22,7 +23,6 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult, join_batches
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress
-from elk_jax.tasks.detection.checks import check_model
 from elk_jax.tasks.settings import build
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
@@ -46,9 +46,7 @@ def build_task(config: FasterRCNNConfig, mesh: Mesh) -> Task:
 
 def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfig:
     """`recipe.model` as a FasterRCNNConfig. Raises UserError for unknown fields and for values that cannot be."""
-    config = build(FasterRCNNConfig, {**settings, **changes}, "model")
-    check_model(config)
-    return config
+    return fields.build(FasterRCNNConfig, {**settings, **changes}, "model")
 
 
 def planned_anchor_sizes(

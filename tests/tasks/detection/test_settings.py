@@ -43,54 +43,6 @@ def test_conditions_that_mean_nothing_are_refused():
         detection.parse_where("view=MLO,view=CC")
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("depth", 77),
-        ("norm", "batch"),
-        ("box_norm", "batch"),
-        ("dtype", "float16"),
-        ("stride_in_1x1", 1),
-        ("num_classes", 0),
-        ("width", -8),
-        ("detections", 2.5),
-        ("roi_samples", True),
-        ("box_convs", -1),
-        ("rpn_conv_depth", "one"),
-        ("rpn_positive_fraction", 1.5),
-        ("roi_iou", -0.1),
-        ("score_floor", float("nan")),
-        ("rpn_low", 0.8),
-        ("norm_eps", -1e-5),
-        ("pixel_scale", 0.0),
-        ("pixel_mean", ()),
-        ("pixel_std", (1.0,)),
-        ("pixel_std", (1.0, 1.0, 0.0)),
-        ("anchor_sizes", ((32.0,), (64.0,), (128.0,), (256.0,))),
-        ("anchor_sizes", ((32.0,), (64.0,), (128.0,), (256.0,), (400.0, 512.0))),
-        ("anchor_sizes", ((0.0,), (64.0,), (128.0,), (256.0,), (512.0,))),
-        ("anchor_sizes", (32.0, 64.0, 128.0, 256.0, 512.0)),
-        ("anchor_ratios", (0.5, -1.0)),
-        ("box_weights", (10.0, 10.0, 5.0)),
-        ("remat", (1, 2)),
-    ],
-)
-def test_a_value_that_cannot_be_is_named_with_its_field(field, value):
-    with pytest.raises(UserError, match=rf"^{field} is .*\(model\.{field}\)\. .+"):
-        detection.model_config({field: value})
-
-
-def test_groups_divide_every_width_that_is_normalised_by_groups():
-    for settings, width in [
-        ({"norm": "gn", "width": 20}, "width = 20"),
-        ({"fpn_norm": "gn", "fpn_channels": 100}, "fpn_channels = 100"),
-        ({"box_norm": "gn", "box_convs": 1, "box_conv_channels": 48}, "box_conv_channels = 48"),
-    ]:
-        with pytest.raises(UserError, match=rf"norm_groups is 32 .*divisor of model\.{width}"):
-            detection.model_config(settings)
-    detection.model_config({"norm": "none", "width": 20, "box_norm": "gn", "box_conv_channels": 48})
-
-
 def test_model_settings_arrive():
     config = detection.model_config({"anchor_sizes": [[8], [16], [32], [64], [128]], "depth": 18}, num_classes=3)
     assert config == FasterRCNNConfig(anchor_sizes=((8,), (16,), (32,), (64,), (128,)), depth=18, num_classes=3)
