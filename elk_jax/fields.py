@@ -77,15 +77,15 @@ NOT_EMPTY = NotEmpty()
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of some names that are known at run time alone."""
+    """One of some values that a table of another module names: `OneOf(tuple(TABLE))`."""
 
-    names: tuple[str, ...]
+    values: tuple[Any, ...]
 
     def holds(self, value: Any) -> bool:
-        return value in self.names
+        return value in self.values
 
     def __str__(self) -> str:
-        return f"among {', '.join(self.names)}"
+        return f"among {', '.join(map(str, self.values))}"
 
 
 @dataclass(frozen=True)

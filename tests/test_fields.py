@@ -17,6 +17,7 @@ from elk_jax.fields import (
     AtLeast,
     Between,
     ByName,
+    OneOf,
     build,
     check,
     check_types,
@@ -61,6 +62,7 @@ class Settings:
     count: int = 1
     steps: Annotated[int, AtLeast(1)] = 1
     bits: Annotated[int, Between(0, 16)] = 0
+    depth: Annotated[int, OneOf((18, 34))] = 18
     decay: Annotated[float, BELOW_ONE] = 0.0
     share: Annotated[float, SHARE] | None = None
     rate: float = 0.5
@@ -94,6 +96,7 @@ def test_values_of_their_types(values):
         ("count", True, "int"),
         ("steps", 0, "int of at least 1"),
         ("bits", 17, "int from 0 up to 16"),
+        ("depth", 20, "int among 18, 34"),
         ("decay", 1.0, "float from 0 below 1"),
         ("decay", float("nan"), "float from 0 below 1"),
         ("share", 1.5, "float from 0 up to 1 or None"),

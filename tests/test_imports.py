@@ -27,7 +27,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "data": COMMON | {"synthesis"},
     "training": COMMON,
     "evaluation": COMMON,
-    "weights": COMMON | {"detection", "diffusion"},
+    "weights": COMMON | {"backbones", "detection", "diffusion"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"},

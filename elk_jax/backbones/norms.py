@@ -93,21 +93,19 @@ class GroupNorm(nn.Module):
         return (wide * factor[..., None, None, :] + shift[..., None, None, :]).astype(self.dtype)
 
 
-def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5) -> Norm | None:
-    """The norm factory called `name`; raises UserError for an unknown one.
+NORMS: dict[str, Callable[[int, float], Norm | None]] = {
+    "frozen_bn": lambda groups, eps: partial(FrozenBatchNorm, eps=eps),
+    "affine_bn": lambda groups, eps: partial(FrozenBatchNorm, eps=eps, train_affine=True),
+    "gn": lambda groups, eps: partial(GroupNorm, groups=groups, eps=eps),
+    "none": lambda groups, eps: None,
+}
+"""Name -> (groups, eps) -> norm. 'frozen_bn': nothing is trained; 'affine_bn': constant statistics, trained scale and
+bias; 'gn': GroupNorm; 'none': no norm."""
 
-    'frozen_bn': nothing trained; 'affine_bn': constant statistics, trained scale and bias; 'gn': GroupNorm;
-    'none': no norm.
-    """
-    norms: dict[str, Norm | None] = {
-        "frozen_bn": partial(FrozenBatchNorm, eps=eps),
-        "affine_bn": partial(FrozenBatchNorm, eps=eps, train_affine=True),
-        "gn": partial(GroupNorm, groups=groups, eps=eps),
-        "none": None,
-    }
-    if name not in norms:
-        raise UserError(f"unknown normalisation {name!r}", todo=f"choose one of {', '.join(norms)}")
-    return norms[name]
+
+def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5) -> Norm | None:
+    """The norm factory called `name`, a key of NORMS."""
+    return NORMS[name](groups, eps)
 
 
 def zero_residual_norm(norm: Norm | None) -> Norm | None:

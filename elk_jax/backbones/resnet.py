@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016) as feature extractors: 18, 34, 50 and 101 layers.
+"""Residual networks (He et al. 2016) as feature extractors.
 
 Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^l), ceil(W/2^l), C].
 
@@ -17,10 +17,14 @@ import jax.numpy as jnp
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import Norm
-from elk_jax.errors import UserError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-"""Residual blocks of the stages res2..res5, by depth."""
+"""Residual blocks of the stages res2..res5, by depth: all depths that there are."""
+
+
+def has_bottlenecks(depth: int) -> bool:
+    """Whether the blocks of a ResNet are bottlenecks (1x1, 3x3, 1x1) or basic (3x3, 3x3)."""
+    return depth >= 50
 
 
 class Stem(nn.Module):
@@ -128,7 +132,7 @@ def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax
 class ResNet(nn.Module):
     """Image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32.
 
-    depth: 18, 34, 50 or 101. width: of the convolutions in the blocks of C2, each later stage doubles it (fewer than
+    depth: a key of BLOCKS. width: of the convolutions in the blocks of C2, each later stage doubles it (fewer than
     64 for narrow networks). stem_width: channels of the stem; 0: as `width`.
     norm: factory of all norms; None: convolutions with biases.
     last_norm: norm that ends each residual branch (`norms.zero_residual_norm(norm)`); None: same as `norm`.
@@ -146,10 +150,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> tuple[jax.Array, ...]:
-        if self.depth not in BLOCKS:
-            choices = ", ".join(map(str, BLOCKS))
-            raise UserError(f"no ResNet with {self.depth} layers", todo=f"choose one of {choices}")
-        block_type = Bottleneck if self.depth >= 50 else BasicBlock
+        block_type = Bottleneck if has_bottlenecks(self.depth) else BasicBlock
         x = Stem(self.stem_width or self.width, self.norm, self.dtype, name="stem")(image)
         stages = []
         for stage, blocks in enumerate(BLOCKS[self.depth], start=2):

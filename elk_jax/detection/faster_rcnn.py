@@ -29,7 +29,7 @@ from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import frozen_patterns, norm_from_name, zero_residual_norm
 from elk_jax.backbones.resnet import ResNet
 from elk_jax.detection.anchors import pyramid_anchors
-from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig, detectron2, torchvision, torchvision_v2
+from elk_jax.detection.faster_rcnn_config import STRIDES, FasterRCNNConfig, detectron2, torchvision, torchvision_v2
 from elk_jax.detection.roi_align import multilevel_roi_align
 from elk_jax.detection.roi_heads import (
     BoxHead,
@@ -40,13 +40,9 @@ from elk_jax.detection.roi_heads import (
     select_detections,
 )
 from elk_jax.detection.rpn import Proposals, RPNHead, RPNOutputs, RPNSums, rpn_loss_sums, select_proposals
-from elk_jax.errors import UserError
 from elk_jax.precision import at_least_float32
 
 __all__ = ["FasterRCNN", "FasterRCNNConfig", "detectron2", "torchvision", "torchvision_v2"]
-
-STRIDES = (4, 8, 16, 32, 64)
-"""Pixels per cell of P2..P6. Regions are pooled from P2..P5."""
 
 Params = Any
 Batch = Mapping[str, jax.Array]
@@ -111,7 +107,6 @@ class FasterRCNN(nn.Module):
 
 def init(model: FasterRCNN, rng: jax.Array) -> Params:
     """Fresh parameters, a nested dict; see `draw_params`."""
-    _check(model.config)
     return draw_params(model, rng, jnp.zeros((1, 32, 32, len(model.config.pixel_mean))))
 
 
@@ -119,16 +114,6 @@ def frozen(config: FasterRCNNConfig) -> tuple[str, ...]:
     """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
     parts = {"backbone/": config.norm, "fpn/": config.fpn_norm, "box_head/": config.box_norm}
     return tuple(pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
-
-
-def _check(config: FasterRCNNConfig) -> None:
-    if len(config.anchor_sizes) != len(STRIDES) or len({len(sizes) for sizes in config.anchor_sizes}) != 1:
-        raise UserError(
-            f"anchor_sizes {config.anchor_sizes} do not fit the pyramid",
-            todo=f"give {len(STRIDES)} tuples of equal length, one for each of P2..P6",
-        )
-    if len(config.pixel_mean) != len(config.pixel_std):
-        raise UserError("pixel_mean and pixel_std differ in length", todo="give one number per input channel")
 
 
 # The steps.

@@ -3,115 +3,164 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from elk_jax.backbones.norms import NORMS
+from elk_jax.backbones.resnet import BLOCKS
+from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, SHARE, AtLeast, Between, OneOf, check
+from elk_jax.precision import DTYPES
+
+STRIDES = (4, 8, 16, 32, 64)
+"""Pixels per cell of P2..P6. Regions are pooled from P2..P5."""
+
+Depth = Annotated[int, OneOf(tuple(BLOCKS))]
+NormName = Annotated[str, OneOf(tuple(NORMS))]
+FromZero = Annotated[int, AtLeast(0)]
+FromOne = Annotated[int, AtLeast(1)]
+NotNegative = Annotated[float, AtLeast(0)]
+Positive = Annotated[float, ABOVE_ZERO]
+Share = Annotated[float, SHARE]
+Positives = Annotated[tuple[Positive, ...], NOT_EMPTY]
 
 
 @dataclass(frozen=True)
 class FasterRCNNConfig:
-    """Faster R-CNN with a ResNet-FPN. The defaults are ELK's: detectron2's R-101-FPN, one class."""
+    """Faster R-CNN with a ResNet-FPN. The defaults are ELK's: detectron2's R-101-FPN, one class.
 
-    num_classes: int = 1
+    UserError for a value that cannot be; its `where` is the field.
+    """
+
+    name: Literal["faster_rcnn"] = "faster_rcnn"
+
+    num_classes: FromOne = 1
     """Q, background not counted."""
 
     # Input: image * pixel_scale, grey repeated over the channels, minus mean, over std; then 0 outside
     # image_size.
-    pixel_scale: float = 255.0
-    pixel_mean: tuple[float, ...] = (103.530, 116.280, 123.675)
+    pixel_scale: Positive = 255.0
+    pixel_mean: Annotated[tuple[float, ...], NOT_EMPTY] = (103.530, 116.280, 123.675)
     """One per input channel, in the channel order of the weights (blue, green, red here). Its length is the
     number of channels the network takes; colour images must come in the same order."""
-    pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    pixel_std: tuple[Positive, ...] = (1.0, 1.0, 1.0)
 
     # Backbone.
-    depth: int = 101
-    """18, 34, 50 or 101."""
-    width: int = 64
+    depth: Depth = 101
+    """Layers of the ResNet."""
+    width: FromOne = 64
     """Channels of the convolutions in the first stage; every other width of the ResNet follows from it."""
-    stem_width: int = 0
+    stem_width: FromZero = 0
     """Channels of the stem; 0: as `width`. Half-width networks keep a whole stem of 64."""
-    norm: str = "frozen_bn"
-    """'frozen_bn', 'affine_bn' (constant statistics, trained scale and bias), 'gn' or 'none'."""
-    norm_groups: int = 32
+    norm: NormName = "frozen_bn"
+    """See `norms.NORMS`."""
+    norm_groups: FromOne = 32
     """Groups of every 'gn': must divide all widths."""
-    norm_eps: float = 1e-5
+    norm_eps: NotNegative = 1e-5
     stride_in_1x1: bool = True
     """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution
     (torchvision)."""
-    remat: tuple[int, ...] = ()
+    remat: tuple[Annotated[int, Between(2, 5)], ...] = ()
     """Stages (2..5) whose activations are recomputed in the backward pass: less memory, more time."""
-    dtype: str = "float32"
-    """Of the convolutions and dense layers: 'float32', 'bfloat16' or 'float64'. Boxes and losses never below
-    float32."""
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    """Of the convolutions and dense layers. Boxes and losses never below float32."""
 
     # Feature pyramid, P2..P6.
-    fpn_channels: int = 256
-    fpn_norm: str = "none"
+    fpn_channels: FromOne = 256
+    fpn_norm: NormName = "none"
 
     # Anchors.
-    anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    anchor_sizes: tuple[Positives, ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     """Per level P2..P6, pixels of the resized image; every level has equally many."""
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: Positives = (0.5, 1.0, 2.0)
     """Height / width."""
-    anchor_offset: float = 0.0
+    anchor_offset: NotNegative = 0.0
     anchor_rounded: bool = False
     """torchvision's whole-pixel anchors (see `anchors.pyramid_anchors`)."""
 
     # Region proposal network.
-    rpn_conv_depth: int = 1
-    rpn_high: float = 0.7
+    rpn_conv_depth: FromZero = 1
+    rpn_high: Share = 0.7
     """IoU from which an anchor is positive (the best anchor of every lesion is so too)."""
-    rpn_low: float = 0.3
+    rpn_low: Share = 0.3
     """IoU below which an anchor is negative."""
-    rpn_samples: int = 256
-    rpn_positive_fraction: float = 0.5
-    rpn_smooth_l1_beta: float = 0.0
-    rpn_pre_nms_train: int = 2000
+    rpn_samples: FromOne = 256
+    rpn_positive_fraction: Share = 0.5
+    rpn_smooth_l1_beta: NotNegative = 0.0
+    rpn_pre_nms_train: FromOne = 2000
     """Best anchors of each level that are decoded."""
-    rpn_pre_nms_test: int = 1000
-    rpn_post_nms_train: int = 1000
+    rpn_pre_nms_test: FromOne = 1000
+    rpn_post_nms_train: FromOne = 1000
     """P: proposals of an image, best first, all levels together."""
-    rpn_post_nms_test: int = 1000
-    rpn_nms_iou: float = 0.7
-    rpn_min_size: float = 0.0
+    rpn_post_nms_test: FromOne = 1000
+    rpn_nms_iou: Share = 0.7
+    rpn_min_size: NotNegative = 0.0
     """Proposals must be larger than this on both sides, after clipping to the image."""
 
     # RoI sampling and pooling.
-    roi_iou: float = 0.5
-    roi_samples: int = 512
+    roi_iou: Share = 0.5
+    roi_samples: FromOne = 512
     """S of an image."""
-    roi_positive_fraction: float = 0.25
+    roi_positive_fraction: Share = 0.25
     roi_append_gt: bool = True
-    roi_size: int = 7
-    roi_sampling_ratio: int = 0
+    roi_size: FromOne = 7
+    roi_sampling_ratio: FromZero = 0
     """Sampling points per bin and axis; 0: as many as the region has pixels per bin."""
-    roi_max_samples: int = 8
+    roi_max_samples: FromOne = 8
     """Of those where roi_sampling_ratio is 0. Regions with longer bins are sampled coarser than by detectron2: at 8,
     those longer than 56 cells of their level, at least four times as long as wide. Time grows with its square."""
     roi_aligned: bool = True
     """Half-pixel shift (detectron2's ROIAlignV2) or not (torchvision)."""
 
     # Box head.
-    box_convs: int = 0
-    box_conv_channels: int = 256
-    box_norm: str = "none"
+    box_convs: FromZero = 0
+    box_conv_channels: FromOne = 256
+    box_norm: NormName = "none"
     """Of the head's convolutions."""
-    box_fcs: int = 2
-    box_fc_width: int = 1024
+    box_fcs: FromZero = 2
+    box_fc_width: FromOne = 1024
     background: Literal["first", "last"] = "last"
     """Index of the background class in the head's weights: 0 (torchvision; it has box deltas too) or Q
     (detectron2)."""
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    box_smooth_l1_beta: float = 0.0
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    box_smooth_l1_beta: NotNegative = 0.0
 
     # Detections.
-    score_floor: float = 0.01
+    score_floor: Share = 0.01
     """Detections must score more than this."""
-    detection_nms_iou: float = 0.5
-    detections: int = 100
+    detection_nms_iou: Share = 0.5
+    detections: FromOne = 100
     """K of an image."""
-    detection_min_size: float = 0.0
-    detection_candidates: int = 2000
+    detection_min_size: NotNegative = 0.0
+    detection_candidates: FromOne = 2000
     """Best (proposal, class) pairs that enter the NMS; exact as long as no more of them exceed the score
     floor."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        channels = len(self.pixel_mean)
+        if len(self.pixel_std) != channels:
+            raise self._impossible("pixel_std", f"give {channels} numbers, as many as pixel_mean has")
+        per_level = {len(sizes) for sizes in self.anchor_sizes}
+        if len(self.anchor_sizes) != len(STRIDES) or len(per_level) != 1:
+            raise self._impossible("anchor_sizes", f"give {len(STRIDES)} tuples of equal length, one per level")
+        if self.rpn_low > self.rpn_high:
+            raise self._impossible("rpn_low", f"give at most rpn_high = {self.rpn_high}")
+        for width in self._grouped_widths():
+            if getattr(self, width) % self.norm_groups:
+                raise self._impossible("norm_groups", f"give a divisor of {width} = {getattr(self, width)}")
+
+    def _grouped_widths(self) -> list[str]:
+        """Fields of the channels that group norms split. Every later width of the ResNet is a multiple of `width`."""
+        grouped = {
+            "width": self.norm == "gn",
+            "stem_width": self.norm == "gn" and self.stem_width > 0,
+            "fpn_channels": self.fpn_norm == "gn",
+            "box_conv_channels": self.box_norm == "gn" and self.box_convs > 0,
+        }
+        return [name for name, is_grouped in grouped.items() if is_grouped]
+
+    def _impossible(self, name: str, todo: str) -> UserError:
+        return UserError(f"{name} is {getattr(self, name)!r}", where=name, todo=todo)
 
 
 def detectron2(**changes: Any) -> FasterRCNNConfig:

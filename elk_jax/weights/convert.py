@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from elk_jax.backbones.resnet import BLOCKS, has_bottlenecks
 from elk_jax.errors import UserError
 from elk_jax.weights import model_folder as store
 from elk_jax.weights.reading import Tensors
@@ -242,18 +243,12 @@ def resnet_widths(stem: np.ndarray, first: np.ndarray) -> dict[str, int]:
 
 
 def resnet_depth(blocks: Sequence[int], bottleneck: bool) -> int:
-    """18, 34, 50 or 101 for the number of blocks of each stage; raises UserError for other ResNets."""
-    known = {
-        (2, 2, 2, 2, False): 18,
-        (3, 4, 6, 3, False): 34,
-        (3, 4, 6, 3, True): 50,
-        (3, 4, 23, 3, True): 101,
-    }
-    key = (*blocks, bottleneck)
-    if key not in known:
-        kind = "bottleneck" if bottleneck else "basic"
-        raise UserError(
-            f"no known ResNet has {list(blocks)} {kind} blocks",
-            todo="use weights of a ResNet-18, 34, 50 or 101",
-        )
-    return known[key]
+    """The depth of the ResNet that has so many blocks in its stages. UserError where there is none."""
+    for depth, known in BLOCKS.items():
+        if known == tuple(blocks) and has_bottlenecks(depth) == bottleneck:
+            return depth
+    kind = "bottleneck" if bottleneck else "basic"
+    raise UserError(
+        f"no known ResNet has {list(blocks)} {kind} blocks",
+        todo=f"use weights of a ResNet with {', '.join(map(str, BLOCKS))} layers",
+    )

@@ -76,11 +76,6 @@ def test_groups_that_do_not_divide_the_channels_are_refused():
         GroupNorm(4).init(jax.random.key(0), jnp.zeros((1, 2, 2, 6)))
 
 
-def test_unknown_norm_is_refused():
-    with pytest.raises(UserError, match="frozen_bn"):
-        norm_from_name("batch_norm")
-
-
 def test_only_a_trained_norm_ends_a_residual_branch_at_zero():
     x = jnp.ones((1, 2, 2, 4))
 

@@ -26,7 +26,7 @@ from elk_jax.data.sources.source import ImageSource, Read
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, cut
-from elk_jax.threads import Watch, for_each, unwatched
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 PARTNER = "low_energy"
 """Field of an image that names the file of its low-energy partner."""
@@ -55,10 +55,10 @@ class Pairs:
         return cut(self.low_energy(position), window), cut(self.subtracted(position), window)
 
 
-def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, watch: Watch = unwatched) -> ImageSource:
+def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, progress: ProgressBar = no_bar) -> ImageSource:
     """The low-energy images of the subtracted ones that `sources.open_source` opened from `spec`, in their order.
 
-    watch: shows how far the drawing of phantoms is.
+    progress: shows how far the drawing of phantoms is.
     UserError where `spec` has no pairs: an image without partner, a data set of another kind.
     """
     kind, _, place = spec.partition(":")
@@ -68,7 +68,7 @@ def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, watch: Watch
             raise UserError("pairs of phantoms of one modality", where=spec, todo=todo)
         splits = {info.split for info in subtracted.infos}
         split = splits.pop() if len(splits) == 1 else ""
-        infos, _, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, watch)
+        infos, _, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, progress)
         at = {info.image_id: position for position, info in enumerate(infos)}
         chosen = tuple(at[info.image_id] for info in subtracted.infos)
         return replace(subtracted, read=partial(sources.read_at, read, chosen))
@@ -94,7 +94,7 @@ def cut_pairs(
     stride: int = 0,
     max_black: float = tiles.MAX_BLACK,
     on_error: str = "stop",
-    watch: Watch = unwatched,
+    progress: ProgressBar = no_bar,
 ) -> Pairs:
     """Tiles of S x S pixels of all images; every image is decoded once.
 
@@ -116,7 +116,7 @@ def cut_pairs(
             return str(error)
         return [window for window in windows if tiles.black_share(cut(image, window)) <= max_black]
 
-    found = for_each(of_image, len(subtracted), watch)
+    found = map_in_threads(of_image, len(subtracted), progress)
     skipped = [(subtracted.infos[i].image_id, what) for i, what in enumerate(found) if isinstance(what, str)]
     places = tuple((i, window) for i, windows in enumerate(found) if not isinstance(windows, str) for window in windows)
     if not places:
