@@ -67,7 +67,7 @@ def merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sections(value: Any) -> Any:
-    """Nested dicts and dataclasses as ConfigDicts that keep their order: stages run in it. A stage's name is its key."""
+    """Nested dicts and dataclasses as ConfigDicts that keep their order. A stage's name is its key."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {key: child for key, child in dataclasses.asdict(value).items() if (key, child) != ("name", "")}
     if not isinstance(value, dict):

@@ -42,8 +42,8 @@ from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
-from elk_jax.threads import map_in_threads
 from elk_jax.spread import spread
+from elk_jax.threads import map_in_threads
 
 VIEW = ("laterality", "view")
 INDEX, SUMMARY = "tiles.json", "summary.json"

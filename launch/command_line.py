@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
@@ -16,6 +17,8 @@ if str(ROOT) not in sys.path:  # config files import their shared parts as `conf
     sys.path.insert(0, str(ROOT))
 
 from elk_jax.errors import UserError, run_main  # noqa: E402
+
+T = TypeVar("T")
 
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError)
 """What absl, ml_collections and a configuration file raise while flags are read."""
@@ -41,6 +44,29 @@ def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
         return tuple(float(text) for text in flag.value)
     except ValueError as error:
         raise UserError(f"--{flag.name}={','.join(flag.value)} is not a list of numbers", todo="see --help") from error
+
+
+def settings(kind: type[T], own: Sequence[flags.FlagHolder], model: str) -> T:
+    """A task's own settings, a dataclass, from those of its flags that are given. UserError that names the flag.
+
+    own: flags of the script that only some tasks have. model: what the task calls a model.
+    """
+    from elk_jax import fields
+
+    given = {flag.name: _tuple(flag.value) for flag in own if flag.present}
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise UserError(f"a {model} takes no --{name}", where=f"--{name}", todo="leave it out")
+    try:
+        fields.check_types(kind, given)
+        return kind(**given)
+    except UserError as error:
+        raise UserError(error.what, where=f"--{error.where}", todo=error.todo) from error
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _parse_and_call(main: Callable[[], object], doc: str) -> None:

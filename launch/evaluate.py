@@ -42,28 +42,28 @@ ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results. Default: WORKDIR/evaluation-SPLIT.")
 
 
+OF_DETECTORS = (PREDICTIONS, AGAINST, CRITERION, FLOOR, ALL_IMAGES, BOOTSTRAP, FLIPS)
+
+
 def main() -> None:
     data = DATA.read()
-    workdir = Path(command_line.required(WORKDIR, "runs/cem_mixed")) if not PREDICTIONS.value else None
+    workdir = command_line.required(WORKDIR, "runs/cem_mixed") if not PREDICTIONS.value else None
     output = OUTPUT.value or (WORKDIR.value and f"{WORKDIR.value}/evaluation-{SPLIT.value or 'all'}")
     if not output:
         raise command_line.UserError("no --output given", todo="say where the results go")
-    from elk_jax.tasks.detection import evaluate as detection_evaluate
-    from elk_jax.tasks.detection import model as detection_model
+    from elk_jax.tasks import TASKS, find_model
 
-    detection_evaluate.evaluate_source(
+    model, task = None, TASKS["detection"]
+    if workdir is not None:
+        model, task = find_model(Path(workdir), STAGE.value, lambda task: task.evaluate)
+    assert task.evaluate is not None
+    task.evaluate.run(
+        model=model,
         data=data,
         split=SPLIT.value,
         on_error=ON_ERROR.value,
-        model=detection_model.find(workdir, STAGE.value) if workdir else None,
-        predictions=PREDICTIONS.value,
-        criterion=CRITERION.value,
-        score_floor=FLOOR.value,
-        froc_images="all" if ALL_IMAGES.value else "with_lesions",
-        resamples=BOOTSTRAP.value,
-        flips=FLIPS.value,
         output=Path(output),
-        against=Path(AGAINST.value) if AGAINST.value else None,
+        settings=command_line.settings(task.evaluate.settings, OF_DETECTORS, task.model),
     )
 
 

@@ -32,22 +32,24 @@ PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
 ON_ERROR = source_flags.define_on_error()
 
 
+OF_DETECTORS = (THRESHOLD, FLOOR, PICTURES)
+
+
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/cem_mixed"))
     inputs = command_line.required(INPUT, "FOLDER")
     output = Path(command_line.required(OUTPUT, "FOLDER"))
-    from elk_jax.tasks.detection import model as detection_model
-    from elk_jax.tasks.detection import predict as detection_predict
+    from elk_jax.tasks import find_model
 
-    detection_predict.predict_files(
-        model=detection_model.find(workdir, STAGE.value),
+    model, task = find_model(workdir, STAGE.value, lambda task: task.predict)
+    assert task.predict is not None
+    task.predict.run(
+        model=model,
         inputs=inputs,
-        output=output,
-        threshold=THRESHOLD.value,
-        score_floor=FLOOR.value,
-        pictures=PICTURES.value,
         bit_depth=BIT_DEPTH.value,
         on_error=ON_ERROR.value,
+        output=output,
+        settings=command_line.settings(task.predict.settings, OF_DETECTORS, task.model),
     )
 
 

@@ -38,22 +38,21 @@ def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/inpaint_cem"))
     canvases = CANVASES.read()
     count, output = command_line.required(COUNT, "312"), Path(command_line.required(OUTPUT, "synthetic"))
-    from elk_jax.tasks.inpainting import model as inpainting_model
-    from elk_jax.tasks.inpainting import synthesize as inpainting_synthesize
+    from elk_jax.tasks import TASKS, find_model
+    from elk_jax.tasks.inpainting.recipe import PaintSettings
+    from elk_jax.tasks.inpainting.synthesize import synthesize_source
 
-    inpainting_synthesize.synthesize_source(
-        model=inpainting_model.find(workdir, STAGE.value),
+    model, _ = find_model(workdir, STAGE.value, lambda task: task is TASKS["inpainting"])
+    of_painting = (AREA, BATCH, LESION_FREE, WHOLE_WINDOW, GRAIN)
+    synthesize_source(
+        model=model,
         canvases=canvases,
         split=SPLIT.value,
         on_error=ON_ERROR.value,
         count=count,
         output=output,
-        area=AREA.value,
         seed=SEED.value,
-        batch_size=BATCH.value,
-        lesion_free=LESION_FREE.value,
-        whole_window=WHOLE_WINDOW.value,
-        grain=GRAIN.value,
+        settings=command_line.settings(PaintSettings, of_painting, "inpainter"),
     )
 
 

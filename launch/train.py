@@ -33,11 +33,11 @@ STAGES = flags.DEFINE_list("stages", None, "Run only these stages, in the experi
 
 def main() -> None:
     config = command_line.required(CONFIG, "configs/cem_mixed.py")
-    from elk_jax.experiments import experiment  # after the flags: importing JAX takes seconds
+    from elk_jax.experiments.experiment import run_experiment
     from elk_jax.training.mesh import initialize_distributed
 
     initialize_distributed()
-    experiment.run(config, workdir=WORKDIR.value or f"runs/{config.name}", stages=STAGES.value)
+    run_experiment(config, workdir=WORKDIR.value or f"runs/{config.name}", stages=STAGES.value)
 
 
 if __name__ == "__main__":

@@ -30,17 +30,17 @@ def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/bridge_le_to_cem"))
     inputs = command_line.required(INPUT, "FOLDER")
     output = Path(command_line.required(OUTPUT, "FOLDER"))
-    from elk_jax.tasks.translation import model as translation_model
-    from elk_jax.tasks.translation import predict as translation_predict
+    from elk_jax.tasks import TASKS, find_model
+    from elk_jax.tasks.translation.predict import TranslateSettings, translate_files
 
-    translation_predict.translate_files(
-        model=translation_model.find(workdir, STAGE.value),
+    model, _ = find_model(workdir, STAGE.value, lambda task: task is TASKS["translation"])
+    translate_files(
+        model=model,
         inputs=inputs,
-        output=output,
-        seed=SEED.value,
-        batch_size=BATCH.value,
-        on_error=ON_ERROR.value,
         bit_depth=BIT_DEPTH.value,
+        on_error=ON_ERROR.value,
+        output=output,
+        settings=command_line.settings(TranslateSettings, (SEED, BATCH), "translator"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The recipe of a detector at the size of each variant. Every default stands in elk_jax/tasks/detection/recipe.py."""
+"""The recipe of a detector at the size of each variant. Defaults stand in elk_jax/tasks/detection/recipe.py."""
 
 from __future__ import annotations
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from elk_jax.data.sources.source import ImageSource, Read
-from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 
-FLIPS = ("horizontal", "vertical", "both")
+Flip = Literal["horizontal", "vertical", "both"]
 
 
-def check_flips(flips: Sequence[str]) -> tuple[str, ...]:
-    """The same names, each once. UserError for an unknown one."""
-    for flip in flips:
-        if flip not in FLIPS:
-            raise UserError(f"no flip '{flip}'", todo=f"choose from {', '.join(FLIPS)}")
+def unique_flips(flips: Sequence[str]) -> tuple[str, ...]:
+    """The same names, each once."""
     return tuple(dict.fromkeys(flips))
 
 

@@ -24,7 +24,7 @@ OWN_SECTIONS = ("name", "seed", "mesh", "data", "stages")
 def parse(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path | None = None) -> Experiment:
     """The experiment that a configuration (configs/) describes.
 
-    stages: names of the stages to run, which must exist; None for all. folder: a run folder, whose trained stages may be
+    stages: names of the stages to run, which must exist; None for all. folder: a run folder; its trained stages may be
     evaluated too. Raises UserError for the first value, stage or name that is impossible; `where` is its key, such as
     `config.detector.steps`.
     """
@@ -67,7 +67,7 @@ def plain(config: Any) -> Any:
 
 
 def _stage(name: str, settings: dict[str, Any]) -> Stage:
-    kind, task = settings.get("kind"), settings.get("task")
+    kind, task = str(settings.get("kind")), str(settings.get("task"))
     if task not in TASKS or kind not in TASKS[task].stages:
         known = ", ".join(f"{kind} {task.name}" for task in TASKS.values() for kind in task.stages)
         raise UserError(f"no stage of kind '{kind} {task}'", where=f"config.stages.{name}", todo=f"known: {known}")

@@ -92,10 +92,10 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
         if both:
             others = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
             raise UserError(
-                f"patient {both[0]}{others} is in both {data} and the '{split_of[both[0]]}' split of '{on}', so {model} "
-                "would be evaluated on its own training data",
+                f"patient {both[0]}{others} is in both {data} and the '{split_of[both[0]]}' split of '{on}', so "
+                f"{model} would be evaluated on its own training data",
                 where=f"stage {stage.name}",
-                todo=f"remove the patient from one of the two (from the data, where weights have seen it); if different "
+                todo="remove the patient from one of the two (from the data, where weights have seen it); if different "
                 f"people have the same ID, make the field patient_id of '{on}' distinct (an image without it is a "
                 "patient of its own, with the image's ID)",
             )

@@ -7,6 +7,7 @@ Boxes are xyxy, absolute pixels, float32, everywhere; origin = top left CORNER o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -29,6 +30,11 @@ class ImageInfo:
     slice: int = -1  # position in the volume, from 0; -1 where there is none
     source: int = 0  # which of the mixed sources it is from
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The name of the image's file without its ending."""
+        return Path(self.file_name).stem or self.image_id
 
     @property
     def has_lesions(self) -> bool:

@@ -1,7 +1,12 @@
 """The tasks of elk_jax, in the order of their parts on a report: a new task is a package here and a line below."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from elk_jax.errors import UserError
 from elk_jax.tasks import detection, inpainting, lesion_quality, translation
 from elk_jax.tasks.task import Task
+from elk_jax.weights import model_folder
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -12,3 +17,22 @@ TASKS: dict[str, Task] = {
         translation.TASK,
     )
 }
+
+
+def find_model(workdir: Path, stage: str | None, usable: Callable[[Task], object]) -> tuple[Path, Task]:
+    """(the model folder that a user means, the task that made it).
+
+    workdir: a model folder, or a run folder. stage: of the run; None: the last one with a model that can be used.
+    usable: of a task, whether its models can be used for what the user wants. UserError where there is none.
+    """
+    able = [task for task in TASKS.values() if usable(task)]
+    folder = model_folder.find(workdir, stage, [name for task in able for name in task.architectures])
+    architecture = model_folder.architecture_of(folder)
+    for task in able:
+        if architecture in task.architectures:
+            return folder, task
+    raise UserError(
+        f"a model of the architecture '{architecture}' cannot be used for this",
+        where=folder,
+        todo=f"name a {' or a '.join(task.model for task in able)}",
+    )

@@ -81,7 +81,8 @@ def kept_weights(
 
     For all processes to call: each may hold a part of the parameters.
     """
-    params, step = (result.best_params, result.best_step) if choose == "best" else (result.params, int(result.state.step))
+    last = result.params, int(result.state.step)
+    params, step = (result.best_params, result.best_step) if choose == "best" else last
     seen = {patients.patient_hash(patient) for patient in patients.named(data.infos)} | data.seen_patients
     if stage.init_from:
         seen |= model_folder.seen_patients(run.model_folder(stage.init_from))

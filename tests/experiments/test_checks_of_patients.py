@@ -90,11 +90,11 @@ def test_what_the_painter_of_a_given_set_was_trained_on_counts(ran, coco, tmp_pa
     painted = coco("painted")
     path = Path(painted.removeprefix("coco:"))
     content = files.read_json(path)
-    files.write_json(path, content | {"info": {"learned_from": [trained.mark("D"), trained.mark("A")]}})
+    files.write_json(path, content | {"info": {"seen_patients": [trained.mark("D"), trained.mark("A")]}})
     config = on_files(real=coco("real"), synthetic=painted)
     words = r"patient D is in the training data of the painter of 'synthetic' and in the split 'test' of 'real'"
     assert_refused(config, tmp_path / "run", words)
-    files.write_json(path, content | {"info": {"learned_from": [trained.mark("A")]}})
+    files.write_json(path, content | {"info": {"seen_patients": [trained.mark("A")]}})
     experiment.run(config, tmp_path / "run")
     assert ran == ["synthetic", "evaluate"]
 

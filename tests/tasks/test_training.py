@@ -26,10 +26,10 @@ def run(tmp_path) -> Run:
     return Run(cem_mixed.get_config("tiny"), tmp_path, meshes.make_mesh())
 
 
-def said(run: Run, name: str, infos, learned_from=()) -> dict:
+def said(run: Run, name: str, infos, seen_patients=()) -> dict:
     params = meshes.place({"kernel": np.ones(3, np.float32)}, run.mesh)
     result = SimpleNamespace(best_params=params, best_step=3, params=params)
-    return recipe_training.kept(run, name, result, infos, learned_from)[1]
+    return recipe_training.kept(run, name, result, infos, seen_patients)[1]
 
 
 def write_model(folder, *patients: str):

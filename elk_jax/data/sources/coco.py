@@ -31,13 +31,13 @@ class CocoFile(NamedTuple):
     """The content of a COCO file.
 
     infos: its images, in the order of the file. classes: their names. category_ids: their ids, in the same order.
-    learned_from: marks (`trained.mark`) of the patients that the model behind painted images was trained on.
+    seen_patients: hashes (`patients.patient_hash`) of the patients that the model behind painted images has seen.
     """
 
     infos: tuple[ImageInfo, ...]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    learned_from: frozenset[str]
+    seen_patients: frozenset[str]
 
 
 def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
@@ -52,7 +52,7 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
         classes=content.classes,
         infos=content.infos,
         read=partial(_read_image, image_folder(path), files),
-        learned_from=content.learned_from,
+        seen_patients=content.seen_patients,
         category_ids=content.category_ids,
     )
 
@@ -95,8 +95,8 @@ def read_coco(path: str | Path) -> CocoFile:
         annotations[image_id].append(annotation)
     infos = tuple(_info(image, annotations[image["id"]], label_of, path) for image in images)
     info = content.get("info")
-    learned_from = frozenset(info.get("learned_from", ()) if isinstance(info, dict) else ())
-    return CocoFile(infos, classes, tuple(label_of), learned_from)
+    seen_patients = frozenset(info.get("seen_patients", ()) if isinstance(info, dict) else ())
+    return CocoFile(infos, classes, tuple(label_of), seen_patients)
 
 
 def image_folder(path: str | Path) -> Path:
@@ -111,13 +111,13 @@ def write_coco(
     classes: Sequence[str],
     description: str = "",
     licence: str = "",
-    learned_from: Collection[str] = (),
+    seen_patients: Collection[str] = (),
 ) -> None:
     """Write a COCO file atomically; the images themselves are the caller's, under `images/` beside it.
 
     Image ids are numbers from 1 in the order of `infos`, unless every image_id is a whole number, which is
     then kept. `meta` fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
-    learned_from: marks of the patients that a model behind these images was trained on.
+    seen_patients: hashes of the patients that a model behind these images has seen.
     """
     infos = list(infos)
     whole = all(info.image_id.isdecimal() for info in infos)
@@ -156,7 +156,7 @@ def write_coco(
     write_json(
         path,
         {
-            "info": {"description": description} | ({"learned_from": sorted(learned_from)} if learned_from else {}),
+            "info": {"description": description} | ({"seen_patients": sorted(seen_patients)} if seen_patients else {}),
             "licenses": [{"id": 1, "name": licence}] if licence else [],
             "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
             "images": images,

@@ -36,7 +36,7 @@ PARTNER = "low_energy"
 class Pairs:
     """A random-access collection of pairs.
 
-    places: (image, window in it) of every tile; infos: of the subtracted tiles.
+    places: (image, window in it) of every tile; infos: of the subtracted tiles. seen_patients: as in `ImageSource`.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Pairs:
     places: tuple[tuple[int, Window], ...]
     infos: tuple[ImageInfo, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    seen_patients: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -126,8 +127,9 @@ def cut_pairs(
             todo=f"raise pairs.max_black ({max_black}), or look at the images",
         )
     infos = tuple(tiles.tile_info(subtracted.infos[i], window) for i, window in places)
+    skips = (*subtracted.skipped, *skipped)
     return Pairs(
-        subtracted.name, low_energy.read, subtracted.read, places, infos, (*subtracted.skipped, *skipped)
+        subtracted.name, low_energy.read, subtracted.read, places, infos, skips, subtracted.seen_patients
     )
 
 
@@ -146,6 +148,7 @@ def concatenate(parts: Sequence[Pairs]) -> Pairs:
         tuple(places),
         tuple(info for part in parts for info in part.infos),
         tuple(entry for part in parts for entry in part.skipped),
+        frozenset().union(*(part.seen_patients for part in parts)),
     )
 
 

@@ -28,7 +28,7 @@ class ImageSource:
     """A `schema.Source` made of plain data and `read(position) -> image [H, W, 1] float32 in [0, 1]`.
 
     skipped: (image id, reason) of the unreadable images that were left out.
-    learned_from: of painted images, marks (`trained.mark`) of the patients that their painter was trained on.
+    seen_patients: of painted images, hashes (`patients.patient_hash`) of the patients that their painter has seen.
     category_ids: the id that a COCO file gives to each class, in label order; None where classes have no ids.
     mixed: names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none.
     """
@@ -38,7 +38,7 @@ class ImageSource:
     infos: tuple[ImageInfo, ...]
     read: Read
     skipped: tuple[tuple[str, str], ...] = ()
-    learned_from: frozenset[str] = frozenset()
+    seen_patients: frozenset[str] = frozenset()
     category_ids: tuple[int, ...] | None = None
     mixed: tuple[str, ...] = ()
 
@@ -99,7 +99,7 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     skipped = tuple(entry for source in sources for entry in source.skipped)
     name = " + ".join(source.name for source in sources)
     read = partial(_read_part, tuple(source.read for source in sources), tuple(places))
-    learned_from = frozenset().union(*(source.learned_from for source in sources))
+    seen_patients = frozenset().union(*(source.seen_patients for source in sources))
     ids = {source.category_ids for source in sources}
     return ImageSource(
         name=name,
@@ -107,7 +107,7 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
         infos=tuple(infos),
         read=read,
         skipped=skipped,
-        learned_from=learned_from,
+        seen_patients=seen_patients,
         mixed=tuple(source.name for source in sources),
         category_ids=ids.pop() if len(ids) == 1 else None,
     )

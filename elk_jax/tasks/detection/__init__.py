@@ -1,6 +1,7 @@
 """Detection: a detector learns lesions with boxes, and is evaluated by FROC and AP."""
 
-from elk_jax.tasks.detection import evaluate, model, predict, recipe, report, train
+from elk_jax.detection.detectors import DETECTORS
+from elk_jax.tasks.detection import evaluate, predict, recipe, report, train
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
@@ -13,7 +14,7 @@ TASK = Task(
         "evaluate": StageKind(recipe.EvaluateDetectorsStage, evaluate.evaluate),
     },
     report=report.part,
-    architectures=model.ARCHITECTURES,
+    architectures=tuple(DETECTORS),
     model="detector",
     evaluate=Action(evaluate.evaluate_source, evaluate.EvaluateSettings),
     predict=Action(predict.predict_files, predict.PredictSettings),

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 from elk_jax import files
 from elk_jax.data.flips import Flip
 from elk_jax.data.sources import patients
-from elk_jax.data.sources.open import category_ids, open_source
+from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, summary
-from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.spec import OnError, SourceSpec
+from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
@@ -27,7 +28,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report
-from elk_jax.tasks.detection.model import ARCHITECTURES, load
+from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.train import counts, say_skipped
@@ -55,7 +56,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         )
         if run.is_main:
             place = files.make_folder(folder / model)
-            detections.write_results(place / "predictions.json", results[model], category_ids(run.spec(stage.on)))
+            detections.write_results(place / "predictions.json", results[model], source.category_ids)
             files.write_json(place / "evaluation.json", evaluations[model])
     first = stage.models[0]
     comparisons = {
@@ -86,8 +87,8 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
 class EvaluateSettings:
     """What launch/evaluate.py takes of detectors.
 
-    predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to compare
-    with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images count in
+    predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to
+    compare with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images count in
     FROC too. bootstrap: resamples of patients. flips: mirrored views; None: those of the model's training.
     """
 
@@ -121,7 +122,7 @@ def evaluate_source(
     model: Path | None,
     data: SourceSpec,
     split: str,
-    on_error: str,
+    on_error: OnError,
     output: Path,
     settings: EvaluateSettings,
 ) -> dict[str, Any]:
@@ -135,12 +136,12 @@ def evaluate_source(
     name, other_name = _names(subject, other)
     criterion = criterion_from_text(settings.criterion)
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
-    categories = category_ids(data)
+    categories = source.category_ids
     files.check_writable(output)
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
     found = {one: _detect(one, source, categories, settings) for one in subjects}
     results, notes = found[subject]
-    how: dict[str, Any] = {
+    how: Any = {
         "criterion": criterion,
         "score_floor": settings.score_floor,
         "froc_images": "all" if settings.all_images else "with_lesions",
@@ -179,7 +180,7 @@ def evaluate_source(
 
 def _compared_with(against: str) -> Subject:
     place = Path(against)
-    return Subject(model_folder.find(place, None, ARCHITECTURES), True) if place.is_dir() else Subject(place, False)
+    return Subject(model_folder.find(place, None, DETECTORS), True) if place.is_dir() else Subject(place, False)
 
 
 def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:

@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.detection import detector as detectors
+from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
-
-ARCHITECTURES = tuple(detectors.DETECTORS)
 
 
 def trainable(detector: Detector) -> Model:
     """A detector for the training loop. Its loss divides by counts of the whole batch."""
     return Model(
         init=detector.init,
-        loss=lambda params, constants, batch, rng, map_images: detectors.loss(
-            detector, params, batch, rng, map_images
-        ),
-        predict=lambda params, constants, batch, map_images: detectors.predict(detector, params, batch, map_images),
+        loss=lambda params, constants, batch, rng, map_images: detector.loss(params, batch, rng, map_images),
+        predict=lambda params, constants, batch, map_images: detector.predict(params, batch, map_images),
         frozen=detector.frozen,
         per_example=False,
     )
@@ -68,7 +64,7 @@ def load(folder: Path) -> Trained:
     """Read a detector's model folder. UserError for a folder of another kind."""
     params, description = model_folder.load_params(folder)
     parts = ("model", "classes", "input")
-    if description.get("architecture") not in ARCHITECTURES or not all(part in description for part in parts):
+    if description.get("architecture") not in detectors.DETECTORS or not all(part in description for part in parts):
         raise UserError(
             "not a trained detector", where=folder, todo="name the model folder of a detection stage: RUN/STAGE/model"
         )

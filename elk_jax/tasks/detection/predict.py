@@ -18,10 +18,12 @@ from elk_jax import files
 from elk_jax.data import breast
 from elk_jax.data.augment import NO_AUGMENTATION, Resize
 from elk_jax.data.batches import detection as batches
+from elk_jax.data.batches.buckets import assign_buckets
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import flip_boxes, flipped, unique_flips
 from elk_jax.data.sources import folder as image_files
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.detection import detectors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
@@ -164,7 +166,7 @@ def detect_with(
             where=source.name,
             todo="evaluate on data with the classes of the training",
         )
-    model = trainable(detector.replaced(score_floor=score_floor))
+    model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, bool(description["input"].get("crop_to_breast")))
     config = input_of(description, seen.source.infos)
@@ -182,6 +184,7 @@ def input_of(description: Mapping[str, Any], infos: Sequence[ImageInfo]) -> Load
         resize=resize,
         augmentation=NO_AUGMENTATION,
         buckets=buckets if _all_fit(infos, buckets, resize) else (),
+        lesion_share=None,
     )
 
 
@@ -197,7 +200,7 @@ def without_truth(source: ImageSource) -> ImageSource:
 
 def _all_fit(infos: Sequence[ImageInfo], buckets: Sequence[tuple[int, int]], resize: Resize) -> bool:
     try:
-        batches.plan.assign_buckets(infos, buckets, resize, NO_AUGMENTATION)
+        assign_buckets(infos, buckets, resize, NO_AUGMENTATION)
     except UserError:
         return False
     return bool(buckets)

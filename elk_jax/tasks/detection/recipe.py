@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from elk_jax.data.augment import NO_AUGMENTATION, Resize
 from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.data.batches.plan import check_weights
+from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import Flip
-from elk_jax.detection import detector
+from elk_jax.detection import detectors
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES
@@ -26,7 +26,7 @@ FIT = Resize(short_sides=(), max_long_side=0, jitter=(1.0, 1.0))
 class DetectionRecipe(TrainingRecipe):
     """How a detector is trained, tested and evaluated.
 
-    model: the detector, chosen by its field `name` (`detection.detector.DETECTORS`).
+    model: the detector, chosen by its field `name` (`detection.detectors.DETECTORS`).
     plan_anchors: one anchor size per level from the lesions of the training split; False: those of `model`.
     crop_to_breast: cut the air beside the breast away first.
     test_resize: size of the images in testing, in the canvases of `loader`. test_flips: mirrored views to detect in as
@@ -36,7 +36,7 @@ class DetectionRecipe(TrainingRecipe):
     bootstrap: resamples of patients for the intervals; 0: no intervals.
     """
 
-    model: Annotated[Any, ByName(detector.kinds)] = field(default_factory=FasterRCNNConfig)
+    model: Annotated[Any, ByName(detectors.kinds)] = field(default_factory=FasterRCNNConfig)
     plan_anchors: bool = True
     crop_to_breast: bool = True
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -63,7 +63,10 @@ class TrainDetectorStage(TrainStage):
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check_weights(self.weights, len(self.train_on))
+        try:
+            check_weights(self.weights, len(self.train_on))
+        except UserError as error:
+            raise error.within("weights") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,15 +13,14 @@ import optax
 
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
-from elk_jax.data.batches import plan
+from elk_jax.data.batches.buckets import assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import unique_flips
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.data.transforms import short_side_scale
-from elk_jax.detection import anchors
-from elk_jax.detection import detector as detectors
-from elk_jax.detection.detector import Detector
+from elk_jax.detection import anchors, detectors
+from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.images.schema import ImageInfo
@@ -51,9 +49,9 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
             where=f"config.{stage.recipe}.optimizer.frozen",
             todo=f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze nothing: '()'",
         )
-    detector = detectors.build(recipe.model)
-    if recipe.plan_anchors:
-        detector = detector.replaced(anchor_sizes=tuple(sizes[:1] for sizes in recipe.model.anchor_sizes))
+    planned = recipe.plan_anchors and has_anchors(recipe.model)
+    sizes = {"anchor_sizes": tuple(sizes[:1] for sizes in recipe.model.anchor_sizes)} if planned else {}
+    detector = detectors.build(replace(recipe.model, **sizes))
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
     try:
         optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen)
@@ -91,13 +89,12 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     )
 
     # ---- Model -----------------------------------------------------------------------------------------------
-    detector = detectors.build(recipe.model).replaced(
-        num_classes=len(source.classes), score_floor=recipe.score_floor
-    )
-    if recipe.plan_anchors:
-        sizes = planned_anchor_sizes(source.infos, test_loader, levels=len(detector.strides))
-        detector = detector.replaced(anchor_sizes=sizes)
+    config = replace(recipe.model, num_classes=len(source.classes), score_floor=recipe.score_floor)
+    if recipe.plan_anchors and has_anchors(config):
+        sizes = planned_anchor_sizes(source.infos, test_loader, levels=len(config.anchor_sizes))
+        config = replace(config, anchor_sizes=sizes)
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
+    detector = detectors.build(config)
     model = trainable(detector)
     initial = None
     if stage.init_from:
@@ -143,7 +140,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     return {
         "kind": "train",
         "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
-        "draws_per_epoch": plan.describe(host_batches.strata, source),
+        "draws_per_epoch": host_batches.draws_per_epoch,
         "skipped": skipped_images(source, validation),
         **training.outcome(result),
     }
@@ -153,8 +150,8 @@ def planned_anchor_sizes(
     infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int
 ) -> tuple[tuple[float], ...]:
     """Anchor sizes from the lesions of `infos` at the size that images have in the network (`config`: of testing)."""
-    canvases = config.buckets or plan.choose_buckets(infos, config.resize, config.augmentation)
-    buckets = plan.assign_buckets(infos, canvases, config.resize, config.augmentation)
+    canvases = config.buckets or choose_buckets(infos, config.resize, config.augmentation)
+    buckets = assign_buckets(infos, canvases, config.resize, config.augmentation)
 
     def scale(info: ImageInfo, canvas: tuple[int, int]) -> float:
         if config.resize.jitter:

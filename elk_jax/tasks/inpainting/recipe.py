@@ -13,7 +13,7 @@ from elk_jax.diffusion.samplers import SamplerConfig, plan
 from elk_jax.diffusion.schedule import Schedule, make_schedule
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, AtLeast, OneOf, check
+from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, OneOf, check
 from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks.stages import Data, Origin, SynthesizeStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig, compile_pattern
@@ -119,6 +119,12 @@ class LoraConfig:
         compile_pattern(self.targets, "targets")
 
 
+SAMPLER = SamplerConfig(steps=20, lambda_min=-5.1)
+LOSS = LossConfig(mask_outside=0.1, prior_weight=0.5)
+ADAMW = OptimizerConfig(name="adamw", weight_decay=0.01, clip_norm=1.0)
+COSINE = WarmupCosine(base=1e-3, warmup_steps=100)
+
+
 @dataclass(frozen=True, kw_only=True)
 class InpaintingRecipe(TrainingRecipe):
     """How an inpainter is trained.
@@ -134,17 +140,17 @@ class InpaintingRecipe(TrainingRecipe):
     networks: NetworkSettings = NetworkSettings()
     prompts: Prompts = Prompts()
     noise: NoiseSettings = field(default_factory=NoiseSettings)
-    sampler: SamplerConfig = SamplerConfig(steps=20, lambda_min=-5.1)
+    sampler: SamplerConfig = SAMPLER
     guidance: Annotated[float, AtLeast(0)] = 1.0
     closeups: CloseupConfig = field(default_factory=CloseupConfig)
     cached_windows: Annotated[int, AtLeast(0)] = 0
-    loss: LossConfig = LossConfig(mask_outside=0.1, prior_weight=0.5)
+    loss: LossConfig = LOSS
     lora: LoraConfig = field(default_factory=LoraConfig)
     train_text_encoder: bool = True
     steps: Annotated[int, AtLeast(1)] = 1600
-    optimizer: OptimizerConfig = OptimizerConfig(name="adamw", weight_decay=0.01, clip_norm=1.0)
-    schedule: RateSchedule = WarmupCosine(base=1e-3, warmup_steps=100)
-    ema_decay: Annotated[float, AtLeast(0)] = 0.98
+    optimizer: OptimizerConfig = ADAMW
+    schedule: RateSchedule = COSINE
+    ema_decay: Annotated[float, BELOW_ONE] = 0.98
     log_every: Annotated[int, AtLeast(1)] = 20
     checkpoint_every: Annotated[int, AtLeast(0)] = 500
     eval_every: Annotated[int, AtLeast(0)] = 500

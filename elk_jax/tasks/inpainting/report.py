@@ -12,13 +12,12 @@ from elk_jax.data.sources.open import list_source
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
-from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
 from elk_jax.randomness import Purpose, generator
 from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.spread import spread
-from elk_jax.synthesis.closeups import lesion_closeup, usable_lesions
+from elk_jax.synthesis.closeups import fitting_lesions, lesion_closeup
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Step, inpainting_part
 from elk_jax.tasks.inpainting.recipe import PaintStage
 from elk_jax.tasks.run import SYNTHETIC, Run
@@ -99,7 +98,7 @@ def painted_strips(painted: ImageSource, canvases: ImageSource, count: int = PAI
 def real_strips(source: ImageSource, size: int, seed: int, count: int = REAL) -> list[Strip]:
     """Lesions of a source in windows of `size` px; none where no lesion fits."""
     try:
-        lesions = usable_lesions(source.infos, size)
+        lesions = fitting_lesions(source.infos, size)
     except UserError:
         return []
     strips = []

@@ -23,7 +23,7 @@ from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, summary
-from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.diffusion.inpainter import LossConfig
 from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
@@ -78,7 +78,7 @@ def synthesize_source(
     model: Path,
     canvases: SourceSpec,
     split: str,
-    on_error: str,
+    on_error: OnError,
     count: int,
     output: Path,
     seed: int,

@@ -16,6 +16,7 @@ from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.diffusion import inpainter
 from elk_jax.errors import UserError
 from elk_jax.progress import Progress
+from elk_jax.synthesis.closeups import fitting_lesions
 from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks import sampling, training
 from elk_jax.tasks.inpainting import model as inpainters
@@ -52,7 +53,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
             source, closeups, size, run.seed, jax.process_index(), jax.process_count()
         )
     shown = list(crops.eval_closeups(validation, closeups, size, run.seed, recipe.validation_closeups))
-    usable = len(crops.usable_lesions(source.infos, closeups.largest))
+    usable = len(fitting_lesions(source.infos, closeups.largest))
     counts = summary(source.infos)
     shapes = base or jax.eval_shape(lambda rng: inpainter.init(parts.model, rng), jax.random.key(0))
     run.say(
@@ -162,14 +163,15 @@ def _cached(
     encode = inpainters.compile_encoder(parts, run.mesh)
     found: list[dict[str, np.ndarray]] = []
     seed, windows = run.seed, recipe.cached_windows
-    with Progress("  encoding", windows * len(crops.usable_lesions(source.infos, closeups.largest))) as bar:
+    with Progress("  encoding", windows * len(fitting_lesions(source.infos, closeups.largest))) as bar:
         for window in range(windows):
             for number, batch in enumerate(crops.eval_closeups(source, closeups, size, seed + window)):
                 rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), window), number)
                 found.append(encode(params, {**batch}, rng))  # type: ignore[dict-item]
                 bar.update(bar.done + int(batch["valid"].sum()))
     examples = {key: np.concatenate([batch[key] for batch in found]) for key in found[0]}
-    origin = f"{crops.digest(source, closeups, size, seed)} {windows} {files.fingerprint(run.model_folder(stage.init_from))}"
+    weights = files.fingerprint(run.model_folder(stage.init_from))
+    origin = f"{crops.digest(source, closeups, size, seed)} {windows} {weights}"
     return crops.cached_closeups(examples, closeups, origin, seed, jax.process_index(), jax.process_count())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources.source import ImageSource, summary
-from elk_jax.detection import detector as detectors
+from elk_jax.detection import detectors
 from elk_jax.detection.closeups import closeup_features
 from elk_jax.errors import UserError
 from elk_jax.evaluation import frechet, lesion_statistics, memorised, radiomics
@@ -25,7 +25,7 @@ from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import box_mask, covered, cut
 from elk_jax.progress import Progress
-from elk_jax.synthesis.closeups import box_patch, usable_lesions
+from elk_jax.synthesis.closeups import box_patch, fitting_lesions
 from elk_jax.tasks.lesion_quality.page import quality_table
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.tasks.run import Run, skipped_images
@@ -65,7 +65,7 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     """Compare the painted lesions of one source with the real ones of another."""
     source, painted_source = run.open(stage.on, stage.split), run.open(stage.synthetic, "train")
     painted, window = painted_places(painted_source)
-    chosen = usable_lesions(source.infos, window)
+    chosen = fitting_lesions(source.infos, window)
     counts = summary(source.infos)
     run.say(f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {counts['patients']} patients")
 
@@ -74,7 +74,7 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     training = real
     if stage.split != "train":  # a lesion is repeated from the training split, whatever it is compared with
         known = run.open(stage.on, "train")
-        training = describe(known, usable_lesions(known.infos, window), "  training lesions")
+        training = describe(known, fitting_lesions(known.infos, window), "  training lesions")
     seen = None
     if stage.features:
         features = _detector_features(run.model_folder(stage.features))

@@ -9,7 +9,6 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources.source import ImageSource
-from elk_jax.images.schema import ImageInfo
 from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.synthesis.closeups import box_patch

@@ -16,7 +16,7 @@ import numpy as np
 from elk_jax import files
 from elk_jax.data.batches import pairs as batches
 from elk_jax.data.batches.pairs import PairBatch
-from elk_jax.data.pairs import Pairs
+from elk_jax.data.sources.pairs import Pairs
 from elk_jax.errors import UserError
 from elk_jax.evaluation import similarity
 from elk_jax.images.breast import breast_mask

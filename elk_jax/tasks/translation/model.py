@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from elk_jax.data.pairs import Pairs
+from elk_jax.data.sources.pairs import Pairs
 from elk_jax.diffusion import translator
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.errors import UserError

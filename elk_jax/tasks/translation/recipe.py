@@ -9,7 +9,7 @@ from elk_jax.data.batches.pairs import PairConfig
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.diffusion.unet import UNetConfig
-from elk_jax.fields import AtLeast, check
+from elk_jax.fields import BELOW_ONE, AtLeast, check
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
@@ -78,6 +78,10 @@ class BridgeSampler:
         check(self)
 
 
+ADAMW = OptimizerConfig(name="adamw", weight_decay=0.0, clip_norm=1.0)
+COSINE = WarmupCosine(base=1e-3, warmup_steps=50)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TranslationRecipe(TrainingRecipe):
     """How a translator is trained and evaluated.
@@ -91,9 +95,9 @@ class TranslationRecipe(TrainingRecipe):
     sampler: BridgeSampler = field(default_factory=BridgeSampler)
     pairs: PairConfig = field(default_factory=PairConfig)
     steps: Annotated[int, AtLeast(1)] = 500
-    optimizer: OptimizerConfig = OptimizerConfig(name="adamw", weight_decay=0.0, clip_norm=1.0)
-    schedule: Schedule = WarmupCosine(base=1e-3, warmup_steps=50)
-    ema_decay: Annotated[float, AtLeast(0)] = 0.99
+    optimizer: OptimizerConfig = ADAMW
+    schedule: Schedule = COSINE
+    ema_decay: Annotated[float, BELOW_ONE] = 0.99
     log_every: Annotated[int, AtLeast(1)] = 20
     checkpoint_every: Annotated[int, AtLeast(0)] = 250
     eval_every: Annotated[int, AtLeast(0)] = 250

@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from elk_jax.data import pairs
 from elk_jax.data.batches import pairs as batches
 from elk_jax.data.batches.pairs import PairConfig
-from elk_jax.data.pairs import Pairs
-from elk_jax.data.sources import coco
+from elk_jax.data.sources import coco, pairs
 from elk_jax.data.sources.checks import check_files
+from elk_jax.data.sources.pairs import Pairs
 from elk_jax.data.tiles import tile_windows
 from elk_jax.diffusion import translator
 from elk_jax.progress import progress_bar
@@ -38,7 +37,7 @@ def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collec
         if spec.kind == "phantom" or source in run.experiment.writers:
             continue
         subtracted = run.list(source, split)
-        partners = pairs.pair_up(subtracted, spec)
+        partners = pairs.pair_up(subtracted, spec.spec)
         if run.experiment.on_error == "stop":
             for info in subtracted.infos:
                 tile_windows(info.height, info.width, recipe.model.size, where=f"{source}, {info.file_name}")
@@ -49,10 +48,19 @@ def open_pairs(run: Run, sources: Sequence[str], split: str, settings: PairConfi
     """The pairs of the named sources as one collection of tiles of `size` px."""
     opened = []
     for source in sources:
-        subtracted, on_error = run.open(source, split), run.experiment.on_error
-        low = pairs.pair_up(subtracted, run.spec(source), progress=progress_bar("  opening"))
-        progress = progress_bar("  cutting tiles")
-        opened.append(pairs.cut_pairs(low, subtracted, settings, size, on_error, progress=progress))
+        subtracted, spec = run.open(source, split), run.spec(source)
+        low = pairs.pair_up(subtracted, spec.spec, spec.bit_depth, progress_bar("  opening"))
+        opened.append(
+            pairs.cut_pairs(
+                low,
+                subtracted,
+                size,
+                settings.stride,
+                settings.max_black,
+                run.experiment.on_error,
+                progress_bar("  cutting tiles"),
+            )
+        )
     return pairs.concatenate(opened)
 
 

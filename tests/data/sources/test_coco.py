@@ -17,8 +17,8 @@ def test_reads_boxes_labels_and_fields(coco_folder):
             {"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60.4, 3], "iscrowd": 1}
         )
 
-    infos, classes, category_ids, learned_from = read_coco(coco_folder(change))
-    assert (classes, category_ids) == (("calcification", "mass"), (1, 3)) and learned_from == frozenset()
+    infos, classes, category_ids, seen_patients = read_coco(coco_folder(change))
+    assert (classes, category_ids) == (("calcification", "mass"), (1, 3)) and seen_patients == frozenset()
     assert infos[0].boxes.tolist() == [[5, 6, 26, 16], [0, 0, 60, 3]]  # an overhang below a pixel is clipped
     assert infos[0].labels.tolist() == [1, 0]
     assert infos[0].ignore.tolist() == [False, True]

@@ -55,8 +55,8 @@ def test_concatenate(make_source, make_info):
     assert mixed[4].info.image_id == "11"
     assert np.array_equal(mixed[4].image, synthetic[1].image)
     assert summary(mixed.infos) == {"images": 5, "patients": 3, "lesions": 3, "lesion_free": 2}
-    real, synthetic = (replace(s, learned_from=frozenset(marks)) for s, marks in ((real, "ab"), (synthetic, "bc")))
-    assert concatenate([real, subset(synthetic, [0])]).learned_from == frozenset("abc")
+    real, synthetic = (replace(s, seen_patients=frozenset(marks)) for s, marks in ((real, "ab"), (synthetic, "bc")))
+    assert concatenate([real, subset(synthetic, [0])]).seen_patients == frozenset("abc")
     assert (mixed.category_ids, concatenate([replace(real, category_ids=(3,))] * 2).category_ids) == (None, (3,))
     with refused("lesion", "mass", where="real and synthetic"):
         concatenate([real, replace(synthetic, classes=("mass",))])

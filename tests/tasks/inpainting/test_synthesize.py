@@ -6,6 +6,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from elk_jax.tasks.inpainting.settings import Inpainter
 
 from elk_jax import files
 from elk_jax.data.batches import crops as closeup_batches
@@ -22,7 +23,6 @@ from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AreaRule
 from elk_jax.tasks.inpainting import model as inpainting_model
 from elk_jax.tasks.inpainting import synthesize as inpainting_synthesize
-from elk_jax.tasks.inpainting.settings import Inpainter
 from elk_jax.tasks.run import SYNTHETIC
 from elk_jax.weights import model_folder as store
 

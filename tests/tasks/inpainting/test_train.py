@@ -78,7 +78,7 @@ def test_the_same_networks_learn_on_at_another_picture_size(run):
 
 def test_what_was_painted_is_a_data_source(run):
     source = open_source(SourceSpec(f"coco:{run / 'lesions' / SYNTHETIC}"), "train")
-    assert source.learned_from == trained.patient_marks(run / "inpainter" / "model") != frozenset()
+    assert source.seen_patients == trained.patient_marks(run / "inpainter" / "model") != frozenset()
     canvases = open_source(SourceSpec(inpaint_cem.get_config("tiny").data.real.spec), "train")
     by_id = {info.image_id: i for i, info in enumerate(canvases.infos)}
     assert len(source) == COUNT
@@ -201,14 +201,14 @@ def test_canvases_are_annotated_as_the_training_images_are(run, deep, tmp_path):
         {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
         for i, box in enumerate([[10, 62, 60, 20], [20, 70, 6, 6], [21, 71, 4, 4]], start=1)
     ]  # a region of the breast, a lesion in it, and that lesion once more
-    content["info"] = {"learned_from": ["of the painter before"]}  # that had painted on these canvases
+    content["info"] = {"seen_patients": ["of the painter before"]}  # that had painted on these canvases
     files.write_json(deep / "doubles.json", content)
     for output, settings in (("as_they_are", {}), ("cleaned", {"clean_boxes": True, "ignore_over": 0.1})):
         paint(run, tmp_path / output, canvases=SourceSpec(f"coco:{deep / 'doubles.json'}", **settings), count=1)
     (whole,), (cleaned,) = (coco.read_coco(tmp_path / o / SYNTHETIC)[0] for o in ("as_they_are", "cleaned"))
     assert len(whole.boxes) == 4 and not whole.ignore.any()
     marks = trained.patient_marks(run / "inpainter" / "model")
-    assert coco.read_coco(tmp_path / "cleaned" / SYNTHETIC).learned_from == {"of the painter before"} | marks
+    assert coco.read_coco(tmp_path / "cleaned" / SYNTHETIC).seen_patients == {"of the painter before"} | marks
     np.testing.assert_array_equal(cleaned.boxes[1:], [[10, 62, 70, 82], [20, 70, 26, 76]])
     assert cleaned.ignore.tolist() == [False, True, False]
     with pytest.raises(UserError, match=r"begun here with images"):
