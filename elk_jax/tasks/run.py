@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -145,6 +145,13 @@ def report_skipped(not_images: Sequence[Path], unreadable: Sequence[tuple[str, s
         say(f"skipped {name}: {reason}", markup=False)
 
 
-def skipped_images(*sources: ImageSource) -> list[list[str]]:
+class Opened(Protocol):
+    """A collection that was opened, perhaps without some images."""
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]: ...
+
+
+def skipped_images(*sources: Opened) -> list[list[str]]:
     """What a stage's summary says of the images that it skipped: [image id, reason]."""
     return [list(entry) for source in sources for entry in source.skipped]

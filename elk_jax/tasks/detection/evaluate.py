@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,8 +87,8 @@ class EvaluateSettings:
     """What launch/evaluate.py takes of detectors.
 
     predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to
-    compare with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images count in
-    FROC too. bootstrap: resamples of patients. flips: mirrored views; None: those of the model's training.
+    compare with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images
+    count in FROC too. bootstrap: resamples of patients. flips: mirrored views; None: those of the model's training.
     """
 
     predictions: str = ""
@@ -141,13 +140,13 @@ def evaluate_source(
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
     found = {one: _detect(one, source, categories, settings) for one in subjects}
     results, notes = found[subject]
-    how: Any = {
+    how: dict[str, Any] = {
         "criterion": criterion,
         "score_floor": settings.score_floor,
         "froc_images": "all" if settings.all_images else "with_lesions",
         "resamples": settings.bootstrap,
     }
-    measure = partial(metrics.evaluate_detections, **how)
+    measure = lambda found: metrics.evaluate_detections(found, **how)
     evaluation = measure(results)
     evaluation["notes"] += notes
     evaluations, comparisons = {name: evaluation}, {}
