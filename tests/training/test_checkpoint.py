@@ -68,38 +68,54 @@ def test_the_last_ones_and_the_best_one_are_kept(tmp_path, scores, mode, kept, b
     saver = save_all(tmp_path, scores, mode=mode)
     assert (saver.steps(), saver.latest(), saver.best()) == (kept, max(scores), best)
     saver.close()
-    assert checkpoint.load_params(tmp_path)["b"][1] == best
-    assert checkpoint.load_params(tmp_path, best=False)["b"][1] == max(scores)
-    assert checkpoint.load_params(tmp_path, step=kept[0])["b"][1] == kept[0]
+    assert checkpoint.load_state(tmp_path).params["b"][1] == best
+    assert checkpoint.load_state(tmp_path, best=False).params["b"][1] == max(scores)
+    assert checkpoint.load_state(tmp_path, step=kept[0]).params["b"][1] == kept[0]
     again = checkpoint.Checkpoints(tmp_path, best_mode=mode)
     assert again.best() == best
     again.close()
 
 
-def test_loaded_parameters_are_the_smoothed_ones_as_numpy(tmp_path):
+def test_a_loaded_state_is_on_the_host_and_has_no_optimiser(tmp_path):
     saver = checkpoint.Checkpoints(tmp_path)
-    saver.save(1, make(ema=True)._replace(ema_params=make(5.0).params), None, {})
+    saver.save(1, make(), None, {})
+    saver.save(2, make(ema=True)._replace(ema_params=make(5.0).params), None, {})
     saver.close()
-    params = checkpoint.load_params(tmp_path)
-    assert type(params) is dict and type(params["a"]["kernel"]) is np.ndarray
-    np.testing.assert_array_equal(params["a"]["kernel"], np.full((4, 3), 5.0, np.float32))
+    plain, smoothed = (checkpoint.load_state(tmp_path, step=step) for step in (1, 2))
+    assert (int(plain.step), plain.opt_state, plain.ema_params) == (1, None, None)
+    assert type(smoothed.params) is dict and type(smoothed.params["a"]["kernel"]) is np.ndarray
+    np.testing.assert_array_equal(smoothed.params["a"]["kernel"], np.full((4, 3), 1.0, np.float32))
+    np.testing.assert_array_equal(smoothed.ema_params["a"]["kernel"], np.full((4, 3), 5.0, np.float32))
+
+
+def test_a_state_may_hold_the_trees_of_several_players(tmp_path):
+    params = {"painter": {"w": jnp.arange(3.0)}, "critic": {"w": jnp.arange(5.0)}}
+    optimizers = {"painter": TX.init(params["painter"]), "critic": optax.sgd(0.1, 0.9).init(params["critic"])}
+    saved = state.TrainState(jnp.asarray(4, jnp.int32), params, optimizers, params["painter"])
+    saver = checkpoint.Checkpoints(tmp_path)
+    saver.save(4, saved, None, {})
+    restored, *_ = saver.restore(abstract(saved))
+    saver.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
 
 
 @pytest.mark.parametrize(
     "other, message",
     [
-        (make(b=jnp.zeros(4)), r"params\): b is float32\[3\] in the checkpoint and float32\[4\] in this model"),
-        (make(c=jnp.zeros(2)), r"params\): c float32\[2\] is missing in the checkpoint"),
-        (state.create({"b": jnp.zeros(3)}, TX, False), r"a/kernel float32\[4, 3\] of the checkpoint is not in"),
-        (make(ema=True), r"ema_params\): it is missing in the checkpoint"),
+        (make(b=jnp.zeros(4)), r"\(params\): b is float32\[3\] .* float32\[4\]"),
+        (make(c=jnp.zeros(2)), r"\(params\): c float32\[2\]"),
+        (state.create({"b": jnp.zeros(3)}, TX, False), r"\(params\): a/kernel float32\[4, 3\]"),
+        (make(ema=True), r"\(ema_params\)"),
         (state.create(make().params, optax.sgd(0.1, 0.9), False), r"\(optimizer\): 0/"),
         (jax.tree.map(lambda x: x.astype(jnp.bfloat16), make()), r"a/kernel is float32\[4, 3\] .* bfloat16"),
     ],
 )
 def test_another_model_is_refused_naming_the_first_difference(tmp_path, other, message):
     saver = save_all(tmp_path, {1: None})
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         saver.restore(abstract(other))
+    assert error.value.where == str(tmp_path / "1")
     saver.close()
 
 
@@ -107,7 +123,7 @@ def test_an_unfinished_write_is_not_a_checkpoint(tmp_path):
     save_all(tmp_path, {1: None}).close()
     partial = tmp_path / "2.orbax-checkpoint-tmp-1"
     (partial / "params").mkdir(parents=True)
-    assert checkpoint.load_params(tmp_path)["b"][1] == 1
+    assert checkpoint.load_state(tmp_path).params["b"][1] == 1
     saver = checkpoint.Checkpoints(tmp_path)
     assert saver.latest() == 1
     saver.save(2, make(2.0), None, {})
@@ -120,20 +136,23 @@ def test_a_damaged_checkpoint_is_a_users_error(tmp_path):
     for path in (tmp_path / "1" / "params").rglob("*"):
         if path.is_file() and "METADATA" not in path.name:
             path.write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read"):
-        checkpoint.load_params(tmp_path)
+    with pytest.raises(UserError, match="checkpoint") as error:
+        checkpoint.load_state(tmp_path)
+    assert error.value.where == str(tmp_path / "1" / "params")
     saver = checkpoint.Checkpoints(tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="checkpoint") as error:
         saver.restore(abstract(make()))
+    assert error.value.where == str(tmp_path / "1")
     saver.close()
 
 
 def test_nothing_to_load_is_a_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"no checkpoint.*train this stage first"):
-        checkpoint.load_params(tmp_path / "absent")
+    with pytest.raises(UserError, match="checkpoint") as error:
+        checkpoint.load_state(tmp_path / "absent")
+    assert error.value.where == str(tmp_path / "absent")
     save_all(tmp_path, {3: None}).close()
-    with pytest.raises(UserError, match="no checkpoint of step 4"):
-        checkpoint.load_params(tmp_path, step=4)
+    with pytest.raises(UserError, match="step 4"):
+        checkpoint.load_state(tmp_path, step=4)
 
 
 def test_a_file_in_the_way_is_a_users_error(tmp_path):
@@ -156,7 +175,7 @@ def test_a_full_disk_is_a_users_error_and_the_last_checkpoint_stays(tmp_path):
         with pytest.raises(UserError, match="disk is full"):
             saver.save(2, large, None, {})
             saver.wait()
-        assert checkpoint.load_params(disk / "checkpoints")["b"][1] == 1
+        assert checkpoint.load_state(disk / "checkpoints").params["b"][1] == 1
         del saver
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,27 +8,49 @@ import optax
 import pytest
 
 from elk_jax.errors import UserError
-from elk_jax.training import optimizer, state
-from elk_jax.training.step import gradient as steps
+from elk_jax.training import mesh as meshes
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Constant
+from elk_jax.training.step.gradient import gradient
+from elk_jax.training.step.step import on_mesh
+from elk_jax.training.window import first_nonfinite
 from tests.training import toy
 
+PLAIN = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
+MOMENTUM = OptimizerConfig(name="sgd", momentum=0.9, weight_decay=0.0)
 
-def plain_loss(params, batch, rng):
+
+def predicted(params, batch):
+    return toy.model(params["head"]["bias"].dtype).predict(params, {}, batch, jax.vmap)["y"]
+
+
+def plain_loss(params, constants, batch, rng, map_images):
     """A mean over examples that uses no randomness, so that micro-batches must add up exactly."""
-    error = toy.task(params["head"]["bias"].dtype).predict(params, batch)["y"] - batch["y"]
+    error = predicted(params, batch) - batch["y"]
     return jnp.mean(error**2), {"absolute": jnp.mean(jnp.abs(error))}
 
 
-def make(loss, tx=None, ema=False, dtype=jnp.float32, **options):
-    tx = tx or optax.sgd(0.1, momentum=0.9)
-    made = state.create(toy.task(dtype).init(jax.random.key(0)), tx, ema)
-    return made, steps.gradient_step(loss, tx, 0.9 if ema else None, 7, **options)
+def drawing_loss(params, constants, batch, rng, map_images):
+    return jnp.sum(params["head"]["bias"]), {"draw": jax.random.uniform(rng)}
+
+
+def make(loss, optimizer=MOMENTUM, dtype=jnp.float32, **options):
+    """(the state before the first update, (state, batch) -> (state, metrics))"""
+    recipe = TrainingRecipe(optimizer=optimizer, schedule=Constant(base=0.1), **options)
+    mesh, model = meshes.make_mesh(), dataclasses.replace(toy.model(dtype), loss=loss)
+    program = on_mesh(gradient(model, recipe, mesh, seed=7), mesh)
+    return program.init(model.init(jax.random.key(0))), lambda state, batch: program.update(state, {}, batch)
+
+
+def gradients(params, batch):
+    return jax.grad(lambda p: plain_loss(p, {}, batch, None, jax.vmap)[0])(params)
 
 
 def test_a_step_is_gradient_descent_and_reports_its_norms():
-    start, step = make(plain_loss, optax.sgd(0.1), schedule=lambda t: 0.1 + 0.0 * t)
+    start, step = make(plain_loss, PLAIN)
     batch = next(toy.Batches())
-    grads = jax.grad(lambda p: plain_loss(p, batch, None)[0])(start.params)
+    grads = gradients(start.params, batch)
     wanted = jax.tree.map(lambda p, g: p - 0.1 * g, start.params, grads)
     after, metrics = step(start, batch)
     chex.assert_trees_all_close(after.params, wanted, rtol=1e-5, atol=1e-6)
@@ -53,10 +77,7 @@ def test_accumulation_equals_the_big_batch(parts):
 
 
 def test_accumulation_draws_other_numbers_for_each_micro_batch():
-    def loss(params, batch, rng):
-        return jnp.sum(params["head"]["bias"]), {"draw": jax.random.uniform(rng)}
-
-    start, step = make(loss, accumulate=2)
+    start, step = make(drawing_loss, accumulate=2)
     rng = jax.random.fold_in(jax.random.key(7), 0)
     wanted = np.mean([jax.random.uniform(jax.random.fold_in(rng, i)) for i in range(2)])
     assert float(step(start, next(toy.Batches()))[1]["draw"]) == pytest.approx(float(wanted))
@@ -64,15 +85,13 @@ def test_accumulation_draws_other_numbers_for_each_micro_batch():
 
 def test_batch_that_does_not_divide_is_refused():
     start, step = make(plain_loss, accumulate=3)
-    with pytest.raises(UserError, match="16 does not divide into 3"):
+    with pytest.raises(UserError, match="16 in 3") as error:
         step(start, next(toy.Batches(16)))
+    assert error.value.where == "accumulate"
 
 
 def test_randomness_follows_the_step_alone():
-    def loss(params, batch, rng):
-        return jnp.sum(params["head"]["bias"]), {"draw": jax.random.uniform(rng)}
-
-    start, step = make(loss)
+    start, step = make(drawing_loss)
     batch, draws = next(toy.Batches()), []
     for _ in range(3):
         start, metrics = step(start, batch)
@@ -82,16 +101,13 @@ def test_randomness_follows_the_step_alone():
 
 
 def test_frozen_parameters_get_no_gradient():
-    params = toy.task().init(jax.random.key(0))
-    config = {"frozen": ("stem",), "weight_decay": 0.1}
-    tx = optimizer.build(config, optax.constant_schedule(0.1), params)
-    mask = optimizer.trainable_mask(params, config)
-    step = steps.gradient_step(plain_loss, tx, 0.9, 0, trainable=mask)
+    decaying = OptimizerConfig(name="sgd", weight_decay=0.1, frozen=("stem",))
+    start, step = make(plain_loss, decaying, ema_decay=0.9)
     batch = next(toy.Batches())
-    head = {"norm": params["norm"], "head": params["head"]}
-    grads = jax.grad(lambda h: plain_loss(params | h, batch, None)[0])(head)
-    before = jax.tree.map(np.asarray, params)
-    after, metrics = step(state.create(params, tx, True), batch)
+    before = jax.tree.map(np.asarray, start.params)
+    head = {"norm": before["norm"], "head": before["head"]}
+    grads = jax.grad(lambda h: plain_loss(before | h, {}, batch, None, jax.vmap)[0])(head)
+    after, metrics = step(start, batch)
     chex.assert_trees_all_equal(after.params["stem"], before["stem"])
     chex.assert_trees_all_equal(after.ema_params["stem"], before["stem"])
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
@@ -99,7 +115,7 @@ def test_frozen_parameters_get_no_gradient():
 
 
 def test_smoothed_parameters_follow_the_trained_ones():
-    start, step = make(plain_loss, optax.sgd(0.1), ema=True)
+    start, step = make(plain_loss, PLAIN, ema_decay=0.9)
     before = jax.tree.map(np.asarray, start.params)
     after, _ = step(start, next(toy.Batches()))
     # at step 0 the decay is 0.1
@@ -109,9 +125,8 @@ def test_smoothed_parameters_follow_the_trained_ones():
 
 def test_the_state_is_donated_nothing_is_traced_twice_and_nothing_waits_for_the_host():
     counted = chex.assert_max_traces(plain_loss, n=1)
-    start, step = make(counted, ema=True)
-    batches = [jax.device_put(next(toy.Batches(seed=s))) for s in range(3)]
-    start = jax.device_put(start)
+    start, step = make(counted, ema_decay=0.9)
+    batches = [meshes.put_batch(next(toy.Batches(seed=s)), meshes.make_mesh()) for s in range(3)]
     first = start.params["head"]["kernel"]
     with jax.transfer_guard("disallow"):
         for batch in batches:
@@ -119,30 +134,22 @@ def test_the_state_is_donated_nothing_is_traced_twice_and_nothing_waits_for_the_
     assert first.is_deleted()
 
 
-@pytest.mark.parametrize(
-    "terms, loss, grad, found",
-    [
-        ({"box": 1.0, "class": 2.0}, 3.0, 1.0, None),
-        ({"box": 1.0, "class": float("nan")}, float("nan"), float("nan"), "class"),
-        ({"box": float("inf"), "class": float("nan")}, float("nan"), 1.0, "box"),
-        ({"box": 1.0, "class": 2.0}, float("inf"), 1.0, "loss"),
-        ({"box": 1.0, "class": 2.0}, 3.0, float("nan"), "grad_norm"),
-    ],
-)
-def test_first_nonfinite_term_is_named(terms, loss, grad, found):
-    finite = int(np.isfinite(loss) and np.isfinite(grad))
-    metrics = {"finite": finite, "grad_norm": grad, "loss": loss, "update_norm": grad, "param_norm": grad} | terms
-    assert steps.first_nonfinite(metrics) == found
+def test_per_image_functions_are_mapped_shard_by_shard():
+    """The step chooses how: a model that maps by itself would gather its batch on every device."""
+    names = []
 
+    def loss(params, constants, batch, rng, map_images):
+        names.append(str(jax.make_jaxpr(map_images(lambda row: row + 1))(batch["x"])))
+        return plain_loss(params, constants, batch, rng, map_images)
 
-def test_a_term_that_may_be_undefined_does_not_stop_a_finite_step():
-    metrics = {"finite": 1, "loss": 1.0, "grad_norm": 1.0, "accuracy": float("nan")}
-    assert steps.first_nonfinite(metrics) is None
+    start, step = make(loss)
+    step(start, next(toy.Batches()))
+    assert all("shard_map" in name for name in names) and names
 
 
 def test_nonfinite_gradient_is_flagged_on_the_device():
     # the loss is finite, its gradient is not: d sqrt(x) / dx at 0
-    start, step = make(lambda params, batch, rng: (jnp.sqrt(jnp.sum(params["head"]["bias"])), {}))
+    start, step = make(lambda params, *_: (jnp.sqrt(jnp.sum(params["head"]["bias"])), {}))
     _, metrics = step(start, next(toy.Batches()))
     assert np.isfinite(metrics["loss"]) and int(metrics["finite"]) == 0
-    assert steps.first_nonfinite({k: float(v) for k, v in metrics.items()}) == "grad_norm"
+    assert first_nonfinite({k: float(v) for k, v in metrics.items()}) == "grad_norm"
