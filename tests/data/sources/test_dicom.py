@@ -11,6 +11,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -21,6 +22,7 @@ from pydicom.uid import (
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.errors import UserError
+from tests.refusals import refused
 
 RAMP = np.arange(16, dtype=np.uint16).reshape(2, 8) * 273  # 0 to 4095
 
@@ -179,6 +181,74 @@ def test_functional_groups_shared_and_per_frame():
     np.testing.assert_allclose(first, np.clip(RAMP / 2000, 0, 1), atol=1e-6)
     np.testing.assert_allclose(second, np.clip((RAMP - 2000.0) / 2000, 0, 1), atol=1e-6)
     assert meta["pixel_spacing"] == (0.1, 0.2) and meta["laterality_header"] == "R" and meta["frames"] == 2
+
+
+class Counted(io.BytesIO):
+    """A file that counts the bytes read from it."""
+
+    count = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+VOLUME = np.random.default_rng(0).integers(0, 4096, (30, 40, 50)).astype(np.uint16)
+
+
+def volume(syntax=ExplicitVRLittleEndian, **attributes) -> bytes:
+    """30 frames, each with a window of its own."""
+    groups = [item(FrameVOILUTSequence=[item(WindowCenter=100 + 100 * i, WindowWidth=500)]) for i in range(30)]
+    data = make(VOLUME, syntax, PerFrameFunctionalGroupsSequence=groups, **attributes)
+    return data
+
+
+def encapsulated(has_bot: bool) -> bytes:
+    dataset = pydicom.dcmread(io.BytesIO(volume()))
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    if not has_bot:
+        fragments = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=len(VOLUME)))
+        dataset.PixelData = encapsulate(fragments, has_bot=False)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+KINDS_OF_VOLUMES = {
+    "implicit": lambda: volume(ImplicitVRLittleEndian),
+    "explicit": volume,
+    "big endian": lambda: volume(ExplicitVRBigEndian),
+    "compressed": lambda: encapsulated(True),
+    "compressed without offsets": lambda: encapsulated(False),
+    "deflated": lambda: volume(DeflatedExplicitVRLittleEndian),
+    "monochrome1": lambda: volume(PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_VOLUMES)
+def test_one_frame_is_read_without_the_others(kind, tmp_path, monkeypatch):
+    data = KINDS_OF_VOLUMES[kind]()
+    (tmp_path / "volume.dcm").write_bytes(data)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read as a whole"))
+    for frame in (0, 7, 29):
+        image, meta = dicom.decode(data, frame=frame)
+        again, same = decode_image(tmp_path / "volume.dcm", frame=frame)
+        np.testing.assert_array_equal(again[..., 0], image)
+        assert same == meta and meta["frames"] == 30
+        file = Counted(data)
+        np.testing.assert_array_equal(dicom.decode_frame(file, frame)[0], image)
+        assert kind == "deflated" or file.count < 0.1 * len(data)
+    with refused(30, 29, where="volume.dcm"):
+        decode_image(tmp_path / "volume.dcm", frame=30)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_VOLUMES)
+def test_a_volume_that_is_cut_off_is_refused_whichever_frame_is_wanted(kind):
+    data = KINDS_OF_VOLUMES[kind]()
+    for length in [140, 200, 300, len(data) // 2, len(data) - 4]:
+        with refused(where="cut.dcm"):
+            dicom.decode_frame(io.BytesIO(data[:length]), 0, name="cut.dcm")
 
 
 def test_frames_are_chosen_or_refused():
