@@ -89,10 +89,9 @@ def decode_frame(file: BinaryIO, frame: int, *, name: object = "") -> tuple[np.n
             _check_header(dataset, True, name)
             syntax = UID(dataset.file_meta.TransferSyntaxUID)
             known = syntax.is_transfer_syntax and not syntax.is_private
-            if known and dataset.original_encoding == (syntax.is_implicit_VR, syntax.is_little_endian):
-                _check_complete(file, start, size, dataset, name)
+            if known and _pixels_are_complete(file, start, size, dataset):
                 return _decode(dataset, file, name, frame)
-    file.seek(0)  # deflated as a whole, mislabelled, or without pixels
+    file.seek(0)  # deflated as a whole, damaged, or another encoding than it names
     return decode(file.read(), name=name, frame=frame)
 
 
@@ -204,8 +203,8 @@ def _check_header(dataset: Dataset, found: bool, name: object) -> None:
         dataset.file_meta.TransferSyntaxUID = explicit if implicit is False else ImplicitVRLittleEndian
 
 
-def _check_complete(file: BinaryIO, start: int, size: int, dataset: Dataset, name: object) -> None:
-    """UserError where the element with the pixels, from byte `start` on, is cut off by the end of the file."""
+def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
+    """Whether the element with the pixels, from byte `start` on, ends before the file does."""
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     file.seek(start)
     header = file.read(8 if syntax.is_implicit_VR else 12)
@@ -220,8 +219,7 @@ def _check_complete(file: BinaryIO, start: int, size: int, dataset: Dataset, nam
         position += 8 + length
         if (group, element) != _ITEM:
             end = position if (group, element) == _DELIMITER else size + 1
-    if end > size:
-        raise UserError("truncated pixel data", where=name, todo="fetch the file again")
+    return end <= size
 
 
 def _frame_attributes(dataset: Dataset, frame: int) -> Dataset:
