@@ -77,9 +77,9 @@ def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple
 
 
 def decode_frame(file: BinaryIO, frame: int, *, name: object = "") -> tuple[np.ndarray, dict[str, Any]]:
-    """`decode` of one frame of an open file, of which the header and that frame are read alone.
+    """`decode` of one frame of an open file: of its pixels, those of that frame alone are read.
 
-    A file that is cut off is refused, whichever frame is wanted.
+    A file that is cut off, deflated or mislabelled is read as a whole.
     """
     with _errors_of(name):
         file.seek(0)
@@ -91,7 +91,7 @@ def decode_frame(file: BinaryIO, frame: int, *, name: object = "") -> tuple[np.n
             known = syntax.is_transfer_syntax and not syntax.is_private
             if known and _pixels_are_complete(file, start, size, dataset):
                 return _decode(dataset, file, name, frame)
-    file.seek(0)  # deflated as a whole, damaged, or another encoding than it names
+    file.seek(0)
     return decode(file.read(), name=name, frame=frame)
 
 
