@@ -305,7 +305,7 @@ def _presented(stored: np.ndarray, attributes: Dataset, name: object) -> tuple[n
         try:
             return window(values, center, width, function), "window"
         except UserError as error:
-            raise UserError(str(error), where=name) from error
+            raise UserError(error.what, where=name, todo=error.todo) from error
     black, white = _full_range(stored, values, attributes)
     return np.clip((values.astype(np.float64) - black) / (white - black), 0, 1), "full"
 

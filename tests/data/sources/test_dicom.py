@@ -94,9 +94,9 @@ def test_windows_as_in_the_standard():
         dicom.window(values, 100, 200, "SIGMOID"), 1 / (1 + np.exp(-4 * (values - 100) / 200))
     )
     np.testing.assert_array_equal(dicom.window(np.array([99.0, 99.5, 100.0]), 100, 1), [0, 0, 1])
-    with pytest.raises(UserError, match="LINEAR with width 0"):
+    with refused("LINEAR", 0):
         dicom.window(values, 100, 0)
-    with pytest.raises(UserError, match="CUBIC"):
+    with refused("CUBIC"):
         dicom.window(values, 100, 10, "CUBIC")
 
 
@@ -111,7 +111,7 @@ def test_windows_agree_with_pydicom(function):
 def test_bad_window_names_the_file(tmp_path):
     path = tmp_path / "a.dcm"
     path.write_bytes(make(WindowCenter=10, WindowWidth=0))
-    with pytest.raises(UserError, match=r"width 0.*a\.dcm"):
+    with refused("width 0", where="a.dcm"):
         decode_image(path)
 
 
@@ -261,11 +261,11 @@ def test_a_frame_of_a_volume_that_is_cut_off_is_that_of_the_whole(kind):
 def test_frames_are_chosen_or_refused():
     frames = np.stack([RAMP, RAMP[::-1]])
     np.testing.assert_allclose(decoded(frames, frame=1), RAMP[::-1] / 4095, atol=1e-6)
-    with pytest.raises(UserError, match=r"2 frames in one file \(dbt\)"):
+    with refused(2, "frame", where="dbt"):
         dicom.decode(make(frames), name="dbt")
-    with pytest.raises(UserError, match="no frame 2: the file has 2"):
+    with refused(2, "0 to 1"):
         dicom.decode(make(frames), frame=2)
-    with pytest.raises(UserError, match="no frame 1: the file has 1"):
+    with refused(1, "0 to 0"):
         dicom.decode(make(), frame=1)
 
 
@@ -353,28 +353,28 @@ def test_a_missing_decoder_names_its_package(syntax, package, monkeypatch):
     monkeypatch.setattr(
         type(pydicom.pixels.get_decoder(syntax)), "is_available", property(lambda self: False)
     )
-    with pytest.raises(UserError, match=rf"no decoder for JPEG.*\(x\.dcm\).*pip install .*{package}"):
+    with refused("JPEG", "pip install", package, where="x.dcm"):
         dicom.decode(buffer.getvalue(), name="x.dcm")
 
 
 def test_not_grey():
-    with pytest.raises(UserError, match="photometric interpretation RGB"):
+    with refused("RGB"):
         decoded(PhotometricInterpretation="RGB")
-    with pytest.raises(UserError, match="photometric interpretation missing"):
+    with refused("missing"):
         decoded(PhotometricInterpretation=None)
 
 
 def test_every_cut_is_refused():
     data = make(np.tile(RAMP, (8, 8)))
     for length in [140, 200, 300, len(data) // 2, len(data) - 4]:
-        with pytest.raises(UserError, match=r"\(cut\.dcm\)"):
+        with refused(where="cut.dcm"):
             dicom.decode(data[:length], name="cut.dcm")
 
 
 def test_text_named_dcm_and_dicom_without_a_name(tmp_path):
     path = tmp_path / "notes.dcm"
     path.write_text("not a medical image " * 30)
-    with pytest.raises(UserError, match=r"notes\.dcm"):
+    with refused(where="notes.dcm"):
         decode_image(path)
     (tmp_path / "IM0001").write_bytes(make())
     image, meta = decode_image(tmp_path / "IM0001")
