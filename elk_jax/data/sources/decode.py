@@ -78,10 +78,17 @@ def decode_pixels(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Like `decode_image`, but [H, W] uint8 or uint16 as stored; float32 in [0, 1] for DICOM, float TIFF."""
     where = _label(source, name)
+    if frame is not None and not isinstance(source, bytes):
+        try:
+            with Path(source).open("rb") as file:
+                if _is_dicom(file.read(dicom.PREFIX), where):
+                    return dicom.decode_frame(file, frame, name=where)
+        except OSError as error:
+            raise from_os_error(error, source) from error
     data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise UserError("empty image file", where=where, todo="fetch the file again")
-    if dicom.looks_like_dicom(data) or Path(str(where)).suffix.lower() in (".dcm", ".dicom"):
+    if _is_dicom(data, where):
         return dicom.decode(data, name=where, frame=frame)
     with warnings.catch_warnings():  # of damaged metadata, which is not used
         warnings.simplefilter("ignore")
@@ -123,6 +130,10 @@ def _warn_if_dark(brightest: int, where: object) -> None:
             f"bits, say it: bit_depth={bits + bits % 2}, perhaps (--bit_depth, config.data.NAME.bit_depth, or a field "
             "of the COCO image). If they are meant so: bit_depth=16"
         )
+
+
+def _is_dicom(data: bytes, where: object) -> bool:
+    return dicom.looks_like_dicom(data) or Path(str(where)).suffix.lower() in (".dcm", ".dicom")
 
 
 def _label(source: str | os.PathLike | bytes, name: object) -> object:

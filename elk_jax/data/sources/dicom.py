@@ -11,8 +11,11 @@ functional groups first, then in the shared ones, then at the top level, so enha
 from __future__ import annotations
 
 import io
+import struct
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -35,6 +38,9 @@ _ATTRIBUTES = (
     *("FrameLaterality", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence"),
 )
 
+
+_ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
+"""Tags and length of encapsulated pixel data (PS3.5 A.4)."""
 
 PREFIX = 132
 """Bytes from which a DICOM file is known: a preamble of 128, and DICM."""
@@ -63,17 +69,49 @@ def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple
       UserError: damaged, without pixels, colour, a missing decoder (naming the package to install), a frame
         that is not there.
     """
+    with _errors_of(name):
+        dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+        found = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
+        _check_header(dataset, found, name)
+        return _decode(dataset, dataset, name, frame)
+
+
+def decode_frame(file: BinaryIO, frame: int, *, name: object = "") -> tuple[np.ndarray, dict[str, Any]]:
+    """`decode` of one frame of an open file: of its pixels, those of that frame alone are read.
+
+    A file that is cut off, deflated or mislabelled is read as a whole.
+    """
+    with _errors_of(name):
+        file.seek(0)
+        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        start, size = file.tell(), file.seek(0, io.SEEK_END)
+        if start < size:
+            _check_header(dataset, True, name)
+            syntax = UID(dataset.file_meta.TransferSyntaxUID)
+            known = syntax.is_transfer_syntax and not syntax.is_private
+            if known and _pixels_are_complete(file, start, size, dataset):
+                return _decode(dataset, file, name, frame)
+    file.seek(0)
+    return decode(file.read(), name=name, frame=frame)
+
+
+@contextmanager
+def _errors_of(name: object) -> Iterator[None]:
+    """Whatever goes wrong with the file `name` becomes a UserError; warnings are dropped."""
     try:
         with warnings.catch_warnings():  # what matters is raised; the rest is about values that are not used
             warnings.simplefilter("ignore")
-            return _decode(_read(data, name), name, frame)
+            yield
     except UserError:
         raise
     except Exception as error:  # a damaged header makes pydicom raise almost anything; all mean the same here
         raise UserError(f"damaged DICOM file: {error}", where=name, todo="fetch the file again") from error
 
 
-def _decode(dataset: Dataset, name: object, frame: int | None) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode(
+    dataset: Dataset, pixels: Dataset | BinaryIO, name: object, frame: int | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """dataset: the header. pixels: where the stored values are, the same dataset or its file."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
         raise UserError(
@@ -89,7 +127,7 @@ def _decode(dataset: Dataset, name: object, frame: int | None) -> tuple[np.ndarr
         what = f"photometric interpretation {photometric or 'missing'}: not a grey image"
         raise UserError(what, where=name, todo="export it as MONOCHROME1 or MONOCHROME2")
 
-    stored = _stored_values(dataset, frame or 0, name)
+    stored = _stored_values(pixels, UID(dataset.file_meta.TransferSyntaxUID), frame or 0, name)
     image, voi = _presented(stored, attributes, name)
     if photometric == "MONOCHROME1":
         image = 1 - image
@@ -142,9 +180,11 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
     )
 
 
-def _read(data: bytes, name: object) -> Dataset:
-    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-    found = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
+def _check_header(dataset: Dataset, found: bool, name: object) -> None:
+    """UserError for a header without which pixels cannot be decoded; one without a transfer syntax gets it.
+
+    found: whether there are pixels.
+    """
     complete = "Rows" in dataset and "Columns" in dataset
     if not found and not complete:
         raise UserError(
@@ -161,7 +201,25 @@ def _read(data: bytes, name: object) -> Dataset:
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = explicit if implicit is False else ImplicitVRLittleEndian
-    return dataset
+
+
+def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
+    """Whether the element with the pixels, from byte `start` on, ends before the file does."""
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    file.seek(start)
+    header = file.read(8 if syntax.is_implicit_VR else 12)
+    position, end = start + len(header), 0
+    (length,) = struct.unpack("<L" if syntax.is_little_endian else ">L", header[-4:])
+    if length != _UNDEFINED:
+        bits = int(dataset.get("NumberOfFrames") or 1) * dataset.Rows * dataset.Columns * dataset.BitsAllocated
+        end = position + max(length, -(-bits // 8))
+    while not end:  # encapsulated: items to a delimiter
+        file.seek(position)
+        group, element, length = struct.unpack("<HHL", file.read(8).ljust(8, b"\0"))
+        position += 8 + length
+        if (group, element) != _ITEM:
+            end = position if (group, element) == _DELIMITER else size + 1
+    return end <= size
 
 
 def _frame_attributes(dataset: Dataset, frame: int) -> Dataset:
@@ -182,9 +240,8 @@ def _frame_attributes(dataset: Dataset, frame: int) -> Dataset:
     return flat
 
 
-def _stored_values(dataset: Dataset, frame: int, name: object) -> np.ndarray:
+def _stored_values(pixels: Dataset | BinaryIO, syntax: UID, frame: int, name: object) -> np.ndarray:
     """[H, W] integers (or floats) as stored, of one frame."""
-    syntax = UID(dataset.file_meta.TransferSyntaxUID)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
@@ -198,7 +255,7 @@ def _stored_values(dataset: Dataset, frame: int, name: object) -> np.ndarray:
     if not decoder.is_available:
         raise missing_decoder
     try:
-        stored = pixel_array(dataset, index=frame)
+        stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax)
     except (RuntimeError, NotImplementedError) as error:
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
             raise missing_decoder from error
@@ -248,7 +305,7 @@ def _presented(stored: np.ndarray, attributes: Dataset, name: object) -> tuple[n
         try:
             return window(values, center, width, function), "window"
         except UserError as error:
-            raise UserError(str(error), where=name) from error
+            raise UserError(error.what, where=name, todo=error.todo) from error
     black, white = _full_range(stored, values, attributes)
     return np.clip((values.astype(np.float64) - black) / (white - black), 0, 1), "full"
 

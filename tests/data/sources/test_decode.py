@@ -13,6 +13,7 @@ from PIL import Image
 from elk_jax.data.sources import decode as images
 from elk_jax.data.sources.decode import as_integers, decode_image, decode_pixels, encode_png
 from elk_jax.errors import UserError
+from tests.refusals import refused
 
 EIGHT = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
 SIXTEEN = np.random.default_rng(1).integers(0, 65536, (40, 30), dtype=np.uint16)
@@ -94,7 +95,7 @@ def test_twelve_bits_in_a_sixteen_bit_file():
     pixels = np.array([[0, 2048, 4095]], np.uint16)
     image, _ = decode_image(encode_png(pixels), bit_depth=12)
     np.testing.assert_allclose(image.ravel(), [0, 2048 / 4095, 1])
-    with pytest.raises(UserError, match=r"4095 does not fit in 10 bits \(scan\)"):
+    with refused(4095, 10, where="scan"):
         decode_image(encode_png(pixels), name="scan", bit_depth=10)
 
 
@@ -123,10 +124,10 @@ def test_float_tiff():
     image, _ = decode_image(encoded(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(image[..., 0], values)
     values[1, 1] = np.nan
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with refused("NaN", where="a.tif"):
         decode_image(encoded(Image.fromarray(values), "TIFF"), name="a.tif")
     values[1, 1] = 1.5
-    with pytest.raises(UserError, match=r"out of \[0, 1\]"):
+    with refused("[0, 1]", where="a.tif"):
         decode_image(encoded(Image.fromarray(values), "TIFF"), name="a.tif")
 
 
@@ -140,7 +141,7 @@ def test_a_jpeg_cut_anywhere_is_refused(options):
         len(data) - 2,
         len(data) - 1,
     ]:
-        with pytest.raises(UserError, match=r"(truncated|damaged|not a PNG).*\(cut\.jpg\)"):
+        with refused(where="cut.jpg"):
             decode_image(data[:length], name="cut.jpg")
 
 
@@ -148,7 +149,7 @@ def test_a_jpeg_cut_anywhere_is_refused(options):
 def test_a_lossless_file_cut_anywhere_is_refused(kind):
     data = encoded(Image.fromarray(SIXTEEN), kind)
     for length in [1, 10, 30, len(data) // 2, len(data) - 5]:
-        with pytest.raises(UserError, match=r"\(cut\)"):
+        with refused(where="cut"):
             decode_image(data[:length], name="cut")
 
 
@@ -160,7 +161,7 @@ def test_bytes_after_the_end_do_no_harm():
 def test_a_flipped_byte_in_a_png_is_refused():
     data = bytearray(encode_png(EIGHT))
     data[len(data) // 2] ^= 0xFF
-    with pytest.raises(UserError, match=r"(damaged|truncated).*\(bent\)"):
+    with refused(where="bent"):
         decode_image(bytes(data), name="bent")
 
 
@@ -168,15 +169,15 @@ def test_a_flipped_byte_in_a_png_is_refused():
 def test_not_an_image(content, tmp_path):
     path = tmp_path / "notes.png"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"not a PNG, JPEG, TIFF or DICOM image \(.*notes\.png\)"):
+    with refused("PNG, JPEG, TIFF or DICOM", where=path):
         decode_image(path)
 
 
 def test_missing_empty_and_folder(tmp_path):
-    with pytest.raises(UserError, match=r"no such file or folder \(.*gone\.png\)"):
+    with refused("no such file", where="gone.png"):
         decode_image(tmp_path / "gone.png")
     (tmp_path / "empty.png").touch()
-    with pytest.raises(UserError, match=r"empty image file \(.*empty\.png\)"):
+    with refused("empty", where="empty.png"):
         decode_image(tmp_path / "empty.png")
     with pytest.raises(UserError):
         decode_image(tmp_path)
@@ -184,7 +185,7 @@ def test_missing_empty_and_folder(tmp_path):
 
 def test_several_pages_are_refused():
     page = Image.fromarray(EIGHT)
-    with pytest.raises(UserError, match="2 pages in one TIFF"):
+    with refused(2, "TIFF"):
         decode_image(encoded(page, "TIFF", save_all=True, append_images=[page]))
 
 
