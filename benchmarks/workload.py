@@ -16,14 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import measure
-from configs import base
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.detection import detectors
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
-from elk_jax.tasks.detection import settings as detection
+from elk_jax.tasks.detection.model import trainable
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import Intervals, train
 from elk_jax.training.model import Params
@@ -67,8 +67,7 @@ def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: i
     """Phantoms of the shorter side, loaded as the recipes do; in the fixed batch all of `size` counts as image."""
     source = open_source(SourceSpec(f"phantom:size={min(size)},count={images},seed=5"), "train")
     canvas = tuple(-(-side // 32) * 32 for side in size)
-    recipe = base.detector("quick")["loader"]
-    config = detection.loader_config({**recipe, "batch_size": batch_size, "buckets": (canvas,), "threads": threads})
+    config = loader.LoaderConfig(batch_size=batch_size, buckets=(canvas,), threads=threads)
     batches = loader.train_batches(source, config, seed=0)
     batch = next(batch for batch in batches if batch["gt_valid"].any(1).all())
     batches.close()
@@ -83,7 +82,7 @@ class Subject:
     """
 
     def __init__(self, config: FasterRCNNConfig, data: Data, mesh: Mesh, params: Params | None = None):
-        model = detection.build_task(config)
+        model = trainable(detectors.build(config))
         self.mesh, self.training = mesh, gradient(model, RECIPE, mesh)
         program = on_mesh(self.training, mesh)
         self.batch = meshes.put_batch(data.batch, mesh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elk_jax.data.tiles import black_share, tile_windows
+from elk_jax.data.tiles import black_share, tile_info, tile_windows
 from elk_jax.errors import UserError
 
 
@@ -37,9 +37,21 @@ def test_black_is_air():
     assert black_share(tile) == pytest.approx(0.6)
 
 
-def test_tiles_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match=r"tiles of 9 px in an image of 8 x 20 px \(there\)\. use .* at most 8 px"):
-        tile_windows(20, 8, 9, where="there")
-    for size, stride in ((0, 0), (4, 5), (4, -1)):
-        with pytest.raises(UserError, match="give a size of 1 or more"):
-            tile_windows(8, 8, size, stride)
+def test_a_tile_shows_its_part_of_the_boxes(make_info):
+    info = make_info(0, [[2, 2, 8, 9], [7.5, 0, 20, 9], [20, 20, 30, 30]], ignore=[False, False, True])
+    seen = tile_info(info, (4, 4, 12, 12))
+    np.testing.assert_allclose(seen.boxes, [[0, 0, 4, 5], [3.5, 0, 8, 5]])
+    assert (seen.width, seen.height, seen.ignore.tolist()) == (8, 8, [False, False])
+    assert tile_info(info, (7, 0, 15, 8)).boxes.tolist() == [[0, 2, 1, 8], [0.5, 0, 8, 8]]  # 1 px is enough,
+    assert tile_info(info, (7.5, 0, 15.5, 8)).boxes.tolist() == [[0, 0, 8, 8]]  # less is not
+
+
+def test_impossible_tiles_are_refused():
+    for size in (0, 9):
+        with pytest.raises(UserError, match=f"tiles of {size} px") as error:
+            tile_windows(20, 8, size, where="there")
+        assert error.value.where == "there"
+    for stride in (5, -1):
+        with pytest.raises(UserError) as error:
+            tile_windows(8, 8, 4, stride)
+        assert error.value.where == "stride"

@@ -15,8 +15,6 @@ import numpy as np
 from elk_jax.errors import UserError
 from elk_jax.randomness import Purpose, random_order
 
-ALL_ROWS = slice(None)
-
 
 def host_rows(batch_size: int, process_index: int = 0, process_count: int = 1) -> slice:
     """Rows of the global batch that this host loads. UserError for hosts that would get different numbers of them."""
@@ -68,16 +66,16 @@ def batch_count(count: int, batch_size: int) -> int:
 class Stacked:
     """Batch number -> its examples, stacked. For examples of one shape.
 
-    example: slot -> arrays of one example. rows: of this host. count: examples in all; None: endless.
+    example: slot -> arrays of one example. rows: of this host; None: all. count: examples in all; None: endless.
     """
 
     example: Callable[[int], Mapping[str, Any]]
     batch_size: int
-    rows: slice = ALL_ROWS
+    rows: slice | None = None
     count: int | None = None
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
         first = number * self.batch_size
-        slots = range(first, first + self.batch_size)[self.rows]
+        slots = range(first, first + self.batch_size)[self.rows or slice(None)]
         there = slots if self.count is None else [slot for slot in slots if slot < self.count]
         return stack([self.example(slot) for slot in there], len(slots))

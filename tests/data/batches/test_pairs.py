@@ -1,148 +1,68 @@
-"""Pairs of the phantom and of COCO folders, and their batches."""
+"""Batches of pairs made by hand: low energy 0.5 + number / 10, subtracted number / 10, and one bright corner."""
 
 from __future__ import annotations
-
-import pickle
 
 import numpy as np
 import pytest
 
-from elk_jax.data.batches import pairs
-from elk_jax.data.batches.pairs import PairConfig
-from elk_jax.data.sources.decode import encode_png
-from elk_jax.data.sources.open import open_source
-from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.batches.pairs import PairConfig, eval_pairs, train_pairs
+from elk_jax.data.sources.pairs import Pairs
 from elk_jax.errors import UserError
-from elk_jax.files import write_json
-from elk_jax.synthesis.phantom import PhantomConfig, sample
-
-SPEC = "phantom:size=64,count=24,seed=3"
 
 
-def opened(spec, config, split="", **settings):
-    subtracted = open_source(SourceSpec(spec), split)
-    return pairs.cut_pairs(pairs.pair_up(subtracted, spec), subtracted, config, **settings)
+def tile(grey):
+    image = np.full((8, 8, 1), grey, np.float32)
+    image[-1, -1] = 1.0  # left and right, up and down can be told apart
+    return image
 
 
-def coco_folder(folder, count=3, side=8, **changes):
-    """`count` pairs of 8-bit images: low energy 100 + its number, subtracted 10 + its number, upper half black."""
-    for name in ("low", "subtracted"):
-        (folder / "images" / name).mkdir(parents=True)
-    images = []
-    for i in range(count):
-        for name, grey in (("low", 100 + i), ("subtracted", 10 + i)):
-            pixels = np.full((side, side), grey, np.uint8)
-            pixels[: side // 2] = 0
-            pixels[-1, -1] = 255  # where left and right, up and down can be told
-            (folder / "images" / name / f"{i}.png").write_bytes(encode_png(pixels))
-        entry = {"id": i + 1, "file_name": f"subtracted/{i}.png", "low_energy": f"low/{i}.png"}
-        images.append(entry | {"width": side, "height": side, "patient_id": f"P{i}", "split": "train"} | changes)
-    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 4, 4]}]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "lesion"}]}
-    write_json(folder / "tiles.json", content)
-    return f"coco:{folder / 'tiles.json'}"
+@pytest.fixture
+def pairs(make_info):
+    infos = tuple(make_info(i, [], 8, 8) for i in range(3))
+    places = tuple((i, (0, 0, 8, 8)) for i in range(3))
+    return Pairs("made", lambda i: tile(0.5 + i / 10), lambda i: tile(i / 10), places, infos)
 
 
-def test_a_pair_of_the_phantom_is_one_breast():
-    found = opened(SPEC, PairConfig(size=64), "val")
-    config = PhantomConfig(size=64)
-    for i in range(len(found)):
-        position, window = found.places[i]
-        phantom = sample(3, 1_000_000 + position, config)
-        assert found.infos[i].patient_id == phantom.patient_id and window == (0, 0, 64, 64)
-        for image, drawn in zip(found[i], (phantom.low_energy, phantom.subtracted)):
-            assert image.shape == (64, 64, 1) and image.dtype == np.float32
-            np.testing.assert_allclose(image[..., 0], drawn, atol=0.5 / 255 + 1e-6)
-
-
-def test_larger_images_are_cut_and_black_tiles_left_out():
-    whole, cut = opened(SPEC, PairConfig(size=64, max_black=1.0), "val"), opened(SPEC, PairConfig(size=32), "val")
-    places = set(cut.places)
-    for i in range(len(whole)):
-        low, subtracted = whole[i]
-        for window in ((0, 0, 32, 32), (32, 0, 64, 32), (0, 32, 32, 64), (32, 32, 64, 64)):
-            x0, y0, x1, y1 = window
-            black = (low[y0:y1, x0:x1] <= 0.02).mean()
-            assert ((i, window) in places) == (black <= 0.7)
-            if (i, window) in places:
-                at = cut.places.index((i, window))
-                np.testing.assert_array_equal(cut[at][1], subtracted[y0:y1, x0:x1])
-    assert 0 < len(cut) < 4 * len(whole)
-
-
-def test_a_coco_file_names_both_images_and_boxes_move_with_the_tile(tmp_path):
-    found = opened(coco_folder(tmp_path), PairConfig(size=4))
-    assert len(found) == 3 * 2  # the upper half is black
-    assert [window for _, window in found.places[:2]] == [(0, 4, 4, 8), (4, 4, 8, 8)]
-    low, subtracted = found[3]
-    assert low[0, 0, 0] == pytest.approx(101 / 255) and subtracted[0, 0, 0] == pytest.approx(11 / 255)
-    np.testing.assert_allclose(found.infos[0].boxes, [[2, 0, 4, 3]])
-    assert found.infos[0].width == 4 and len(found.infos[2].boxes) == 0
-
-
-def test_several_sources_in_a_row(tmp_path):
-    parts = [opened(coco_folder(tmp_path / n, count), PairConfig(size=4)) for n, count in (("a", 1), ("b", 3))]
-    both = pairs.concatenate(parts)
-    assert len(both) == 2 + 6 and [i.patient_id for i in both.infos] == ["P0"] * 4 + ["P1"] * 2 + ["P2"] * 2
-    for i in range(len(both)):
-        expected = parts[0][i] if i < 2 else parts[1][i - 2]
-        np.testing.assert_array_equal(both[i], expected)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(both))[5], both[5])  # for worker processes
-    again = pairs.concatenate([both, parts[0]])
-    np.testing.assert_array_equal(again[9], parts[0][1])
-
-
-def test_an_epoch_has_every_pair_once_and_both_images_are_mirrored_alike(tmp_path):
-    found = opened(coco_folder(tmp_path), PairConfig(size=8, max_black=1.0))
-    config = PairConfig(size=8, batch_size=3, horizontal_flip=0.5, vertical_flip=0.5)
-    stream = pairs.train_pairs(found, config, seed=1)
+def test_an_epoch_has_every_pair_once_and_both_images_are_mirrored_alike(pairs):
+    stream = train_pairs(pairs, PairConfig(batch_size=3), seed=1)
     corners = set()
     for _ in range(8):
         batch = next(stream)
         assert sorted(batch["index"]) == [0, 1, 2] and batch["valid"].all()
-        for low, subtracted in zip(batch["low_energy"], batch["subtracted"]):
-            assert np.argmax(low) == np.argmax(subtracted)
-            corners.add(int(np.argmax(low)))
-    assert corners == {0, 7, 56, 63}
-    other = pairs.train_pairs(found, config, seed=1)
-    state = stream.get_state()
-    other.set_state(state)
-    np.testing.assert_array_equal(next(stream)["low_energy"], next(other)["low_energy"])
-    with pytest.raises(UserError, match="another seed"):
-        pairs.train_pairs(found, config, seed=2).set_state(state)
+        for low, subtracted, index in zip(batch["low_energy"], batch["subtracted"], batch["index"]):
+            corner = int(np.argmax(low))
+            corners.add(corner)
+            assert corner == np.argmax(subtracted) and subtracted[4, 4, 0] == np.float32(index / 10)
     stream.close()
-    other.close()
+    assert corners == {0, 7, 56, 63}
 
 
-def test_evaluation_takes_pairs_as_they_are_and_fills_the_last_batch(tmp_path):
-    found = opened(coco_folder(tmp_path), PairConfig(size=8, max_black=1.0))
-    batches = list(pairs.eval_pairs(found, PairConfig(size=8, batch_size=2)))
+def test_a_stream_resumes_under_its_own_seed_alone(pairs):
+    streams = [train_pairs(pairs, PairConfig(batch_size=2), seed) for seed in (1, 1, 2)]
+    for _ in range(3):
+        next(streams[0])
+    state = streams[0].get_state()
+    streams[1].set_state(state)
+    np.testing.assert_array_equal(next(streams[0])["low_energy"], next(streams[1])["low_energy"])
+    with pytest.raises(UserError, match="seed"):
+        streams[2].set_state(state)
+    for stream in streams:
+        stream.close()
+
+
+def test_evaluation_takes_pairs_as_they_are_and_fills_the_last_batch(pairs):
+    batches = list(eval_pairs(pairs, PairConfig(batch_size=2)))
     assert [b["index"].tolist() for b in batches] == [[0, 1], [2, 2]]
     assert [b["valid"].tolist() for b in batches] == [[True, True], [True, False]]
     assert all(np.argmax(image) == 63 for b in batches for image in b["low_energy"])
-    few = list(pairs.eval_pairs(found, PairConfig(size=8, batch_size=2), 2))
-    assert [b["index"].tolist() for b in few] == [[0, 2]]
+    (few,) = eval_pairs(pairs, PairConfig(batch_size=2), 2)
+    assert few["index"].tolist() == [0, 2]
 
 
-def test_bad_pairs_are_named(tmp_path):
-    spec = coco_folder(tmp_path / "a", low_energy=None)
-    with pytest.raises(UserError, match=r"the field 'low_energy' is missing.*subtracted/0\.png.*paired_tiles\.py"):
-        opened(spec, PairConfig(size=8))
-    spec = coco_folder(tmp_path / "b")
-    image = encode_png(np.full((8, 9), 90, np.uint8))
-    (tmp_path / "b" / "images" / "low" / "1.png").write_bytes(image)
-    with pytest.raises(UserError, match="9"):
-        opened(spec, PairConfig(size=8, max_black=1.0))
-    left = opened(spec, PairConfig(size=8, max_black=1.0), on_error="skip")
-    assert [i.patient_id for i in left.infos] == ["P0", "P2"] and left.skipped[0][0] == "2"
-    with pytest.raises(UserError, match=r"tiles of 16 px in an image of 8 x 8 px.*subtracted/0\.png"):
-        opened(spec, PairConfig(size=16))
-    with pytest.raises(UserError, match=r"no tile of 8 px with enough breast in 3 images.*max_black"):
-        opened(coco_folder(tmp_path / "c"), PairConfig(size=8, max_black=0.1))
-    with pytest.raises(UserError, match="pairs of phantoms of one modality"):
-        opened(SPEC + ",modality=low_energy", PairConfig(size=64))
-    with pytest.raises(UserError, match=r"'tfds:there' has no pairs"):
-        pairs.pair_up(open_source(SourceSpec(spec)), "tfds:there")
-    for settings in ({"size": 0}, {"max_black": 1.5}, {"stride": 600}, {"vertical_flip": -1}):
-        with pytest.raises(UserError, match=f"pairs.{next(iter(settings))} is"):
-            PairConfig(**settings)
+@pytest.mark.parametrize(
+    "settings", [{"max_black": 1.5}, {"stride": -1}, {"vertical_flip": -1.0}, {"batch_size": 0}, {"prefetch": 0}]
+)
+def test_bad_settings(settings):
+    with pytest.raises(UserError) as error:
+        PairConfig(**settings)
+    assert error.value.where == next(iter(settings))

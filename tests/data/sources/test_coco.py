@@ -115,3 +115,23 @@ def test_write_and_read_again(tmp_path, make_info):
 def test_write_keeps_whole_number_ids(tmp_path, make_info):
     write_coco(tmp_path / "a.json", [make_info(7, []), make_info(3, [])], ("mass",))
     assert [image["id"] for image in json.loads((tmp_path / "a.json").read_text())["images"]] == [7, 3]
+
+
+def test_slices_of_a_volume_come_back(coco_folder, tmp_path):
+    def slices(content):
+        for number, image in enumerate(content["images"][:2]):
+            image |= {"volume": 7, "slice": number}
+
+    infos, classes = read_coco(coco_folder(slices))
+    assert [(info.volume, info.slice) for info in infos[:3]] == [("7", 0), ("7", 1), ("", -1)]
+    assert not {"volume", "slice"} & set(infos[0].meta)
+    write_coco(tmp_path / "again.json", infos, classes)
+    again, _ = read_coco(tmp_path / "again.json")
+    assert [(info.volume, info.slice) for info in again] == [(info.volume, info.slice) for info in infos]
+
+
+@pytest.mark.parametrize("fields", [{"volume": "a"}, {"slice": 1}, {"volume": "a", "slice": -1}, {"volume": ""}])
+def test_a_slice_without_its_volume_is_refused(coco_folder, fields):
+    with pytest.raises(UserError, match="volume") as error:
+        read_coco(coco_folder(lambda content: content["images"][0].update(fields)))
+    assert error.value.where.endswith("image 1")

@@ -51,7 +51,7 @@ def test_concatenate(make_source, make_info):
     real = make_source([make_info(n, [[0, 0, 9, 9]]) for n in range(3)], "real")
     synthetic = make_source([make_info(n, []) for n in range(10, 12)], "synthetic")
     mixed = concatenate([real, synthetic])
-    assert [info.meta["mix_origin"] for info in mixed.infos] == ["real"] * 3 + ["synthetic"] * 2
+    assert [mixed.mixed[info.source] for info in mixed.infos] == ["real"] * 3 + ["synthetic"] * 2
     assert mixed[4].info.image_id == "11"
     assert np.array_equal(mixed[4].image, synthetic[1].image)
     assert summary(mixed.infos) == {"images": 5, "patients": 3, "lesions": 3, "lesion_free": 2}
