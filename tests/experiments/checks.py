@@ -1,14 +1,17 @@
-"""What the tests of refused experiments share: experiments on given files, and what a refusal must be."""
+"""What the tests of experiments share: experiments on given files, stand-ins for stages, and what a refusal must be."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from configs import cem_synthetic
-from elk_jax.errors import UserError
-from elk_jax.experiments import experiment
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.tasks import TASKS
+from tests.refusals import refused
 
 PATIENTS = {"train": ("A", "B"), "val": ("C",), "test": ("D",)}
 
@@ -24,9 +27,15 @@ def on_files(module=cem_synthetic, **specs: str):
     return config
 
 
-def assert_refused(config, folder: Path, words: str, stages=None) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch, task: str, kind: str, run: Callable) -> None:
+    """Let stages of this task and kind do `run`(run, stage, recipe) instead."""
+    stages = TASKS[task].stages
+    monkeypatch.setitem(stages, kind, replace(stages[kind], run=run))
+
+
+def assert_refused(config, folder: Path, *words: object, where: object = "", stages=None) -> None:
+    """That the experiment is refused at `where` with these words, and leaves nothing behind."""
     before = sorted(folder.rglob("*"))
-    with pytest.raises(UserError, match=words) as error:
-        experiment.run(config, folder, stages)
-    assert "\n" not in str(error.value)
+    with refused(*words, where=where):
+        run_experiment(config, folder, stages)
     assert sorted(folder.rglob("*")) == before, "a refused start leaves nothing"

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from elk_jax import files
-from elk_jax.experiments import experiment
+from elk_jax.experiments import report
+from elk_jax.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tests.experiments.checks import PATIENTS  # noqa: E402
+from tests.experiments.checks import PATIENTS, stand_in  # noqa: E402
 
 
 @pytest.fixture
@@ -46,15 +47,17 @@ def ran(monkeypatch) -> list[str]:
     """The names of the stages that ran, in order: stand-ins that leave a checkpoint and a model."""
     names: list[str] = []
 
-    def stage(run, name):
-        names.append(name)
-        if run.config.stages[name].kind == "train":
-            files.make_folder(run.folder / name / "checkpoints" / "2")
-            files.make_folder(run.folder / name / "model")
-            files.write_json(run.folder / name / "model" / "model.json", {})
-        return {"kind": run.config.stages[name].kind}
+    def leave_files(run, stage, recipe):
+        names.append(stage.name)
+        folder = run.folder / stage.name
+        if stage.kind == "train":
+            files.make_folder(folder / "checkpoints" / "2")
+            files.make_folder(folder / "model")
+            files.write_json(folder / "model" / "model.json", {})
+        return {"kind": stage.kind}
 
-    for key in experiment.STAGES:
-        monkeypatch.setitem(experiment.STAGES, key, stage)
-    monkeypatch.setattr(experiment.report, "write", lambda run, summaries: "nowhere")
+    for task in TASKS.values():
+        for kind in task.stages:
+            stand_in(monkeypatch, task.name, kind, leave_files)
+    monkeypatch.setattr(report, "write", lambda run, summaries: "nowhere")
     return names

@@ -14,29 +14,21 @@ from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import evaluate_detections, scalars
-from elk_jax.experiments import experiment
-from elk_jax.tasks.detection import (
-    evaluate as detection_evaluate,
-)
-from elk_jax.tasks.detection import (
-    model as detection_model,
-)
-from elk_jax.tasks.detection import (
-    predict as detection_predict,
-)
-from elk_jax.tasks.detection import (
-    settings as detection,
-)
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.tasks import find_model
+from elk_jax.tasks.detection.evaluate import EvaluateSettings, evaluate_source
+from elk_jax.tasks.detection.model import load
+from elk_jax.tasks.detection.predict import PredictSettings, detect_with, predict_files
 from elk_jax.training.mesh import make_mesh
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
     """A finished run of cem_mixed:tiny."""
     folder = tmp_path_factory.mktemp("runs") / "mixed"
-    experiment.run(cem_mixed.get_config("tiny"), folder)
+    run_experiment(cem_mixed.get_config("tiny"), folder)
     return folder
 
 
@@ -59,7 +51,7 @@ def test_a_detector_of_painted_lesions_alone(mixed, tmp_path):
     """With a set that was painted before: the stages of the inpainter are those of cem_mixed."""
     config = cem_synthetic.get_config("tiny")
     config.data.synthetic.spec = f"coco:{mixed / 'lesions' / 'synthetic.json'}"
-    summaries = experiment.run(config, tmp_path / "run", stages=["synthetic", "evaluate"])
+    summaries = run_experiment(config, tmp_path / "run", stages=["synthetic", "evaluate"])
     assert summaries.keys() == {"synthetic", "evaluate"}
     again, before = (files.read_json(folder / "evaluate" / "synthetic" / "evaluation.json") for folder in
                      (tmp_path / "run", mixed))  # fmt: skip
@@ -67,35 +59,42 @@ def test_a_detector_of_painted_lesions_alone(mixed, tmp_path):
 
 
 def test_a_detector_of_low_energy_images_starts_one_of_enhanced_ones(tmp_path):
-    summaries = experiment.run(mammo_pretrain.get_config("tiny"), tmp_path / "mammo")
+    summaries = run_experiment(mammo_pretrain.get_config("tiny"), tmp_path / "mammo")
     assert summaries["mammo"]["data"]["train"]["images"] > 0 and (tmp_path / "mammo" / "report.html").is_file()
     evaluation = files.read_json(tmp_path / "mammo" / "evaluate" / "mammo" / "evaluation.json")
     assert np.isfinite(list(scalars(evaluation).values())).all() and evaluation["counts"]["lesions"] > 0
 
 
+def find(workdir: Path, stage: str | None = None) -> Path:
+    """The model folder that launch/predict.py takes."""
+    folder, task = find_model(workdir, stage, lambda task: task.predict)
+    assert task.name == "detection"
+    return folder
+
+
 def test_the_model_says_what_it_is(mixed):
-    config, params, description = detection_model.load(detection_model.find(mixed))
-    assert detection_model.find(mixed) == mixed / "mixed" / "model"
-    assert detection_model.find(mixed, "real") == detection_model.find(mixed / "real") == mixed / "real" / "model"
-    assert config.num_classes == 1 and description["trained"]["on"] == ["real", "synthetic"]
+    detector, params, description = load(find(mixed))
+    assert find(mixed) == mixed / "mixed" / "model"
+    assert find(mixed, "real") == find(mixed / "real") == mixed / "real" / "model"
+    assert detector.config.num_classes == 1 and description["trained"]["on"] == ["real", "synthetic"]
     assert all(np.isfinite(leaf).all() for leaf in _leaves(params))
-    with pytest.raises(UserError, match=r"no trained detector 'other'.*real, synthetic, mixed"):
-        detection_model.find(mixed, "other")
-    with pytest.raises(UserError, match="neither a run folder nor a model folder"):
-        detection_model.find(mixed / "evaluate")
+    with refused("'other'", "real, synthetic, mixed", where=mixed):
+        find(mixed, "other")
+    with refused(where=mixed / "evaluate"):
+        find(mixed / "evaluate")
 
 
 def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(mixed):
     before = (mixed / "real" / "finished.json").read_text(), (mixed / "real" / "metrics.jsonl").stat().st_mtime_ns
-    experiment.run(cem_mixed.get_config("tiny"), mixed)
+    run_experiment(cem_mixed.get_config("tiny"), mixed)
     assert before == (
         (mixed / "real" / "finished.json").read_text(),
         (mixed / "real" / "metrics.jsonl").stat().st_mtime_ns,
     )
     other = cem_mixed.get_config("tiny")
     other.detector.steps = 6
-    with pytest.raises(UserError, match=r"stage real was started .* other settings: recipe\.steps was 4 and is 6"):
-        experiment.run(other, mixed)
+    with refused("stage real", "recipe.steps", 4, 6, where=mixed):
+        run_experiment(other, mixed)
     assert files.read_json(mixed / "config.json")["detector"]["steps"] == 4, "a refused start leaves no trace"
 
 
@@ -104,14 +103,14 @@ def test_training_validates_as_testing_tests(mixed):
     config = cem_mixed.get_config("tiny")
     recipe, folder = config.detector, mixed / "real" / "model"
     assert recipe.crop_to_breast
-    validation = detection.open_data(config.data, ("real",), "val", config.seed)
-    results = detection_model.detect_with(folder, validation, make_mesh(), recipe.score_floor, flips=())
+    validation, trained = open_source(SourceSpec(config.data.real.spec), "val"), load(folder)
+    results = detect_with(trained, validation, make_mesh(), recipe.score_floor, flips=())
     evaluation = evaluate_detections(results, score_floor=recipe.choose_score_floor, resamples=0)
     chosen = files.read_json(mixed / "real" / "finished.json")["summary"]["best"]
     assert any(chosen.values()) and scalars(evaluation) == pytest.approx(chosen, abs=1e-6)
     # operating points are of the detector as it will be used: with the mirrored views
-    results = detection_model.detect_with(folder, validation, make_mesh(), recipe.score_floor)
-    points = detection_model.load(folder)[2]["operating_points"]
+    results = detect_with(trained, validation, make_mesh(), recipe.score_floor)
+    points = trained.description["operating_points"]
     saved = [(p["false_positives_per_image"], p["threshold"]) for p in points]
     evaluation = evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
     assert saved == [(p["rate"], p["threshold"]) for p in evaluation["operating_points"]]
@@ -120,14 +119,14 @@ def test_training_validates_as_testing_tests(mixed):
 def test_predictions_evaluated_from_their_file_give_the_same_numbers(mixed, tmp_path):
     config = files.read_json(mixed / "config.json")
     own = files.read_json(mixed / "evaluate" / "real" / "evaluation.json")
-    again = detection_evaluate.evaluate_source(
+    predictions = str(mixed / "evaluate" / "real" / "predictions.json")
+    again = evaluate_source(
         data=SourceSpec(config["data"]["real"]["spec"]),
         split="test",
+        on_error="stop",
         model=None,
-        predictions=str(mixed / "evaluate" / "real" / "predictions.json"),
         output=tmp_path / "again",
-        resamples=50,
-        against=mixed,  # its last stage
+        settings=EvaluateSettings(predictions, against=str(mixed), bootstrap=50),  # its last stage
     )
     compared = files.read_json(tmp_path / "again" / "comparisons.json")["predictions"]["mean_sensitivity"]
     theirs = files.read_json(mixed / "evaluate" / "mixed" / "evaluation.json")["mean_sensitivity"]["value"]
@@ -147,15 +146,13 @@ def test_prediction_on_files_of_any_kind(mixed, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "in" / "b.jpg"), rng.integers(0, 255, (64, 200), dtype=np.uint8))
     (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "in" / "notes.txt").write_text("none")
-    model = detection_model.find(mixed)
-    with pytest.raises(UserError, match=r"broken\.png"):
-        detection_predict.predict_files(model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out")
+    common = {"model": find(mixed), "inputs": [str(tmp_path / "in")], "bit_depth": 0, "output": tmp_path / "out"}
+    with refused(where="broken.png"):
+        predict_files(**common, on_error="stop", settings=PredictSettings())
     assert not (tmp_path / "out").exists()
-    results = detection_predict.predict_files(
-        model=model, inputs=[str(tmp_path / "in")], output=tmp_path / "out", on_error="skip", threshold=0.0
-    )
+    results = predict_files(**common, on_error="skip", settings=PredictSettings(threshold=0.0))
     assert [Path(r.image_id).name for r in results] == ["a.png", "b.jpg"]
-    assert "1 files are no images and were left out, such as" in capsys.readouterr().out
+    assert "skipped 1 files" in capsys.readouterr().out
     entries = files.read_json(tmp_path / "out" / "findings.json")
     assert len(entries) == sum(len(r.scores) for r in results) and all(e["finding"] for e in entries)
     for result, (height, width) in zip(results, [(150, 90), (64, 200)]):
@@ -178,7 +175,7 @@ def test_an_unreadable_image_is_skipped_counted_and_listed(mixed, tmp_path, caps
 
     config.data.real.spec = f"coco:{tmp_path / 'data.json'}"
     config.data.on_error = "skip"
-    summaries = experiment.run(config, tmp_path / "run")
+    summaries = run_experiment(config, tmp_path / "run")
     said = capsys.readouterr().out
     of_split = sum(info.split == "train" for info in phantoms.infos)
     assert f"train {of_split - 1} images" in said and said.count("skipped image ") == 1
@@ -193,9 +190,9 @@ def test_weights_of_another_modality_start_a_detector(mixed, tmp_path):
     config = cem_real.get_config("tiny")
     config.stages.real.init_from = str(mixed / "mixed" / "model")
     config.detector.schedule.base = 0.0
-    experiment.run(config, tmp_path / "run", stages=["real"])
+    run_experiment(config, tmp_path / "run", stages=["real"])
     folders = mixed / "mixed" / "model", tmp_path / "run" / "real" / "model"
-    started, ended = (detection_model.load(folder)[1] for folder in folders)
+    started, ended = (load(folder).params for folder in folders)
     for a, b in zip(_leaves(started), _leaves(ended), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -204,14 +201,14 @@ def test_a_fine_tuning_notices_that_its_initial_weights_were_trained_again(mixed
     first = shutil.copytree(mixed / "mixed" / "model", tmp_path / "first")
     config = cem_real.get_config("tiny")
     config.stages.real.init_from = str(first)
-    experiment.run(config, tmp_path / "run", stages=["real"])
+    run_experiment(config, tmp_path / "run", stages=["real"])
     description = files.read_json(first / "model.json")
-    files.write_json(first / "model.json", description | {"trained": "again"})
-    with pytest.raises(UserError, match=r"first has changed since stage real started from it.*run/real.*remove"):
-        experiment.run(config, tmp_path / "run", stages=["real"])
+    files.write_json(first / "model.json", description | {"trained": {"step": 9}})
+    with refused("first", "stage real", where="run/real"):
+        run_experiment(config, tmp_path / "run", stages=["real"])
     shutil.rmtree(first)  # a finished stage needs them no more
     capsys.readouterr()
-    experiment.run(config, tmp_path / "run", stages=["real"])
+    run_experiment(config, tmp_path / "run", stages=["real"])
     assert "stage real: finished before" in capsys.readouterr().out
 
 

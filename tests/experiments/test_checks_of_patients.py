@@ -6,36 +6,37 @@ from pathlib import Path
 
 from configs import cem_mixed, cem_real
 from elk_jax import files
-from elk_jax.experiments import experiment
-from elk_jax.experiments.checks import foreign_models, training_sources
+from elk_jax.data.sources.patients import patient_hash
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
+from elk_jax.experiments.patients import foreign_models, training_sources
 from elk_jax.synthesis import phantom
-from elk_jax.tasks import trained
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import model_folder
 from tests.experiments.checks import PATIENTS, assert_refused, on_files
 
 
 def test_a_patient_of_the_test_is_not_trained_on_in_another_file(ran, coco, tmp_path):
     swapped = {"train": PATIENTS["test"], "test": PATIENTS["train"], "val": PATIENTS["val"]}
     config = on_files(real=coco("real"), synthetic=coco("painted", swapped))
-    words = r"patient D is in the training split of 'synthetic' and in the split 'test' of 'real'.*evaluate.*distinct"
-    assert_refused(config, tmp_path / "run", words)
+    words = "patient D", "'synthetic'", "'test'", "'real'", "patient_id"
+    assert_refused(config, tmp_path / "run", *words, where="stage evaluate")
     config.stages.evaluate.split = "train"  # to look at training images is no mistake
-    experiment.run(config, tmp_path / "run")
+    run_experiment(config, tmp_path / "run")
     assert ran == ["synthetic", "evaluate"]
 
 
 def test_a_patient_of_the_validation_is_not_trained_on(ran, coco, tmp_path):
     config = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E", "C")}))
-    assert_refused(config, tmp_path / "run", r"patient C is .*'val' of 'real'.*stage synthetic")
+    assert_refused(config, tmp_path / "run", "patient C", "'val'", "'real'", where="stage synthetic")
     config.data.synthetic.spec = coco("painted", {"train": ("E", "A")})  # of the training patients, as painted ones are
-    experiment.run(config, tmp_path / "run")
+    run_experiment(config, tmp_path / "run")
     assert ran == ["synthetic", "evaluate"]
 
 
 def test_images_without_patients_count_by_their_ids(coco, tmp_path):
     unnamed = dict.fromkeys(PATIENTS, ("",))
     config = on_files(real=coco("real", unnamed), synthetic=coco("painted", {"train": ("", "")}))
-    assert_refused(config, tmp_path / "run", r"patient 2 is .*'val'.*with the image's id")
+    assert_refused(config, tmp_path / "run", "patient 2", "'val'")
 
 
 def test_what_a_model_was_trained_on_before_counts(ran, coco, tmp_path):
@@ -44,67 +45,65 @@ def test_what_a_model_was_trained_on_before_counts(ran, coco, tmp_path):
     config.stages.mixed.train_on = ("real",)
     config.stages.mixed.init_from = "synthetic"
     config.stages.evaluate.models = ("mixed",)
-    assert training_sources(config, "mixed") == ["real", "synthetic"]
-    assert_refused(config, tmp_path / "run", r"patient D .*'synthetic'.*mixed would be judged.*stage evaluate")
+    assert training_sources(parse(config), "mixed") == ["real", "synthetic"]
+    assert_refused(config, tmp_path / "run", "patient D", "'synthetic'", "mixed", where="stage evaluate")
 
     config = cem_mixed.get_config("tiny")
-    assert training_sources(config, "synthetic") == training_sources(config, "lesions") == ["real"]
+    assert training_sources(parse(config), "synthetic") == training_sources(parse(config), "lesions") == ["real"]
     config.data.canvases = dict(config.data.real.to_dict(), spec=coco("canvases", {"train": ("C",)}))
     config.data.real.spec = coco("real")
     config.stages.lesions.canvases = "canvases"
-    assert training_sources(config, "synthetic") == ["canvases", "real"]
-    assert_refused(config, tmp_path / "run", r"patient C is in the training split of 'canvases'.*stage synthetic")
+    assert training_sources(parse(config), "synthetic") == ["canvases", "real"]
+    assert_refused(config, tmp_path / "run", "patient C", "'canvases'", where="stage synthetic")
 
 
 def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
     model = tmp_path / "theirs"
 
     def trained_on(*patients: str) -> None:
-        said = {"absent": [".*"], "trained": {"patients": [trained.mark(name) for name in patients]}}
-        store.save_params(model, {}, said)
+        said = {"absent": [".*"], "trained": {"patients": [patient_hash(name) for name in patients]}}
+        model_folder.save_params(model, {}, said)
 
     config = on_files(cem_real, real=coco("real"))
     config.stages.real.init_from = str(model)
     for patient, split in (("C", "val"), ("D", "test")):
         trained_on("A", patient, "X")
-        words = rf"patient {patient} is in the training data of {model} and in the split '{split}' of 'real': real "
-        assert_refused(config, tmp_path / "run", words)
+        assert_refused(config, tmp_path / "run", f"patient {patient}", model, f"'{split}'", "'real'")
     trained_on("A", "X")
-    experiment.run(config, tmp_path / "run")
+    run_experiment(config, tmp_path / "run")
     assert ran == ["real", "evaluate"]
 
     config = cem_mixed.get_config("tiny")
     config.data.real.spec = coco("real")
     config.stages.inpainter.init_from = str(model)
-    assert foreign_models(config, "mixed") == foreign_models(config, "lesions") == [str(model)]
+    assert foreign_models(parse(config), "mixed") == foreign_models(parse(config), "lesions") == [str(model)]
     trained_on("D")
-    assert_refused(config, tmp_path / "mixed", r"patient D .*mixed would be judged.*stage evaluate")
+    assert_refused(config, tmp_path / "mixed", "patient D", "mixed", where="stage evaluate")
 
     unnamed = on_files(cem_real, real=coco("unnamed", dict.fromkeys(PATIENTS, ("",))))
     unnamed.stages.real.init_from = str(model)
     trained_on("2", "3")  # as the images of many files are numbered
-    experiment.run(unnamed, tmp_path / "unnamed")
+    run_experiment(unnamed, tmp_path / "unnamed")
 
 
 def test_what_the_painter_of_a_given_set_was_trained_on_counts(ran, coco, tmp_path):
     painted = coco("painted")
     path = Path(painted.removeprefix("coco:"))
     content = files.read_json(path)
-    files.write_json(path, content | {"info": {"seen_patients": [trained.mark("D"), trained.mark("A")]}})
+    files.write_json(path, content | {"info": {"seen_patients": [patient_hash("D"), patient_hash("A")]}})
     config = on_files(real=coco("real"), synthetic=painted)
-    words = r"patient D is in the training data of the painter of 'synthetic' and in the split 'test' of 'real'"
-    assert_refused(config, tmp_path / "run", words)
-    files.write_json(path, content | {"info": {"seen_patients": [trained.mark("A")]}})
-    experiment.run(config, tmp_path / "run")
+    assert_refused(config, tmp_path / "run", "patient D", "painter", "'synthetic'", "'test'", "'real'")
+    files.write_json(path, content | {"info": {"seen_patients": [patient_hash("A")]}})
+    run_experiment(config, tmp_path / "run")
     assert ran == ["synthetic", "evaluate"]
 
 
 def test_a_finished_training_is_judged_without_its_data(ran, coco, tmp_path):
     config = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
-    experiment.run(config, tmp_path / "run")
+    run_experiment(config, tmp_path / "run")
     (tmp_path / "painted.json").unlink()
-    experiment.run(config, tmp_path / "run")
-    experiment.run(config, tmp_path / "run", ["evaluate"])
+    run_experiment(config, tmp_path / "run")
+    run_experiment(config, tmp_path / "run", ["evaluate"])
     assert ran == ["synthetic", "evaluate", "evaluate"]
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from configs import cem_real
 from elk_jax import files
-from elk_jax.experiments import experiment
+from elk_jax.experiments.experiment import run_experiment
 from tests import processes
 
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, which is most of it
@@ -40,7 +40,7 @@ def start_two(folder: Path, name: str, *changes: tuple[str, ...]):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one") / "run"
-    experiment.run(cem_real.get_config("tiny"), folder)
+    run_experiment(cem_real.get_config("tiny"), folder)
     return folder
 
 

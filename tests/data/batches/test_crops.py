@@ -14,7 +14,7 @@ CONFIG = CloseupConfig(window=48, margin=0.0, batch_size=4, tissue_share=0.4, th
 
 @pytest.fixture(scope="module")
 def source():
-    return open_source(SourceSpec("phantom:size=128),count=24,seed=5", "train")
+    return open_source(SourceSpec("phantom:size=128,count=24,seed=5"), "train")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from elk_jax.data.sources import pairs
-from elk_jax.data.sources import source as sources
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.errors import UserError
 from elk_jax.files import write_json
@@ -18,7 +19,7 @@ SPEC = "phantom:size=64,count=24,seed=3"
 
 
 def opened(spec, size, split="", **settings):
-    subtracted = sources.open_source(spec, split)
+    subtracted = open_source(SourceSpec(spec), split)
     return pairs.cut_pairs(pairs.pair_up(subtracted, spec), subtracted, size, **settings)
 
 
@@ -110,4 +111,4 @@ def test_bad_pairs_are_named(tmp_path):
     with pytest.raises(UserError, match="one modality"):
         opened(SPEC + ",modality=low_energy", 64)
     with pytest.raises(UserError, match="no pairs"):
-        pairs.pair_up(sources.open_source(spec), "tfds:there")
+        pairs.pair_up(open_source(SourceSpec(spec)), "tfds:there")
