@@ -16,7 +16,7 @@ from elk_jax.training.step.step import Step
 from elk_jax.training.writer import read_metrics
 from tests.training import toy
 
-STEPS, BEST, RATIO, MEAN = 80, 30, 2, 3.0
+STEPS, BEST, RATIO, MEAN = 50, 20, 2, 3.0
 
 
 def pair(seed: int = 5) -> Step:
@@ -98,7 +98,7 @@ def test_both_play_at_their_ratio_and_the_generator_learns(whole):
     count = {player: int(optax.tree.get(state, "count")) for player, state in result.state.opt_state.items()}
     assert count == {"generator": STEPS, "discriminator": RATIO * STEPS}
     distances = [line["eval/distance"] for line in records(folder) if "eval/distance" in line]
-    assert distances[-1] < 0.5 * distances[0]
+    assert distances[-1] < 0.6 * distances[0]
     assert {"train/loss", "train/discriminator"} < records(folder)[0].keys()
 
 
@@ -120,7 +120,7 @@ def terminate(number):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("moment, how, stops", [(18, crash, toy.Crash), (53, terminate, KeyboardInterrupt)])
+@pytest.mark.parametrize("moment, how, stops", [(18, crash, toy.Crash), (33, terminate, KeyboardInterrupt)])
 def test_a_game_that_is_stopped_is_resumed_to_the_bit(whole, tmp_path, moment, how, stops):
     folder, result = whole
     with pytest.raises(stops):
