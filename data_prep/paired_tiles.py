@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     flags = parse(argv)
     files = flags.low_energy, flags.subtracted
     specs = (SourceSpec(f"coco:{path}", bit_depth=flags.bit_depth) for path in files)
-    low, subtracted = (open_source(spec, keep_bytes=0) for spec in specs)
+    low, subtracted = (open_source(spec, cache_bytes=0) for spec in specs)
     pairs, alone = matched(low, subtracted)
     check_sizes(subtracted, pairs, flags.tile, flags.stride)
     cv2.setNumThreads(0)  # pairs are done in threads

@@ -1,4 +1,4 @@
-"""What a record must fulfil before it is used; every breach is one line that names file and ids.
+"""Checks of records before they are used; every failure is one line that names the file and the ids.
 
 Shapes: N boxes of one image; H, W image size in pixels.
 """
@@ -15,11 +15,11 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 
 ROUNDING = 1.0
-"""Pixels by which a box may overhang its image (tables are rounded): it is clipped. More is an error."""
+"""Pixels by which a box may overhang its image, since tables are rounded: it is clipped. More is an error."""
 
 
 def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np.ndarray:
-    """`box` (xyxy, px) as float32 [4], clipped to the image; UserError if it is no box of this image."""
+    """`box` (xyxy, px) as float32 [4], clipped to the image; UserError if it is not a box in this image."""
     values = np.asarray(box, np.float64)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise UserError(
@@ -45,7 +45,7 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
 
 
 def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> None:
-    """Raise UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
+    """UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
     if image.shape[:2] != (height, width):
         raise UserError(
             f"the image has {image.shape[1]} x {image.shape[0]} px, its record says {width} x {height}",
@@ -66,7 +66,7 @@ def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> N
 
 
 def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None:
-    """Raise UserError that names the first image whose file is missing, and counts the others."""
+    """UserError that names the first image whose file is missing, and counts the others."""
     missing = [info for info in infos if not (folder / info.file_name).is_file()]
     if missing:
         raise UserError(
@@ -78,7 +78,7 @@ def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None
 
 
 def check_unique(ids: Iterable[object], what: str, where: object) -> None:
-    """Raise UserError that names the first id which occurs twice."""
+    """UserError that names the first id that occurs more than once."""
     for key, count in Counter(ids).items():
         if count > 1:
             raise UserError(
@@ -87,7 +87,7 @@ def check_unique(ids: Iterable[object], what: str, where: object) -> None:
 
 
 def check_no_patient_in_two_splits(infos: Iterable[ImageInfo], where: object = "") -> None:
-    """Raise UserError if images of one patient name different splits (images that name none do not count)."""
+    """UserError if images of one patient name different splits; images without a split do not count."""
     split_of: dict[str, ImageInfo] = {}
     for info in infos:
         if not info.split:
@@ -103,11 +103,11 @@ def check_no_patient_in_two_splits(infos: Iterable[ImageInfo], where: object = "
 
 
 def no_lesions(split: str, where: object) -> UserError:
-    """For images of which none has a lesion where some are needed."""
+    """The error for images without lesions where some are needed."""
     return UserError(
         f"no lesion in the images of the split '{split}'",
         where=where,
-        todo="check the annotations and which images are chosen (split, where; ignored boxes are no lesions)",
+        todo="check the annotations and which images are chosen (split, where; ignored boxes do not count)",
     )
 
 

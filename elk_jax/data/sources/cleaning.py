@@ -1,4 +1,4 @@
-"""Box cleaning: several hand-drawn regions of one lesion become one box (ELK), regions of a whole breast are set aside.
+"""Box cleaning: several hand-drawn regions of one lesion become one box (ELK), regions of a whole breast are ignored.
 
 Shapes: N boxes of one image, xyxy, px.
 """
@@ -18,9 +18,9 @@ MAX_IOU = 0.3
 def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
     """Mask [N] of the boxes to keep: none inside another, of two with IoU above `max_iou` the larger.
 
-    From the largest box to the smallest: a box is dropped if a larger box that was KEPT contains it or
-    overlaps it that much. The result therefore does not depend on the order of the boxes (of two equal ones
-    the first stays), and a box is never lost to one that is itself dropped.
+    Boxes are visited from the largest to the smallest. One is dropped if a larger box that was KEPT contains it or
+    overlaps it that much. So the result does not depend on the order of the boxes (of two equal ones the first
+    stays), and no box is dropped because of one that is itself dropped.
     Source: Montoya-del-Angel et al. 2024; the two rules are published, the order is ours.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
@@ -36,14 +36,14 @@ def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
 def ignore_large(info: ImageInfo, share: float) -> ImageInfo:
     """Boxes that cover more than `share` of the image become ignore boxes: they outline a breast, not a lesion.
 
-    Do it before the cleaning, which would drop every lesion inside such a box in its favour.
+    Call it before the cleaning, which would keep such a box and drop every lesion inside.
     """
     large = area(np.asarray(info.boxes, np.float64).reshape(-1, 4)) > share * info.width * info.height
     return replace(info, ignore=info.ignore | large)
 
 
 def clean_info(info: ImageInfo, max_iou: float = MAX_IOU) -> ImageInfo:
-    """Clean the boxes of one image, each class for itself; `ignore` boxes are left alone and drop nothing."""
+    """Clean the boxes of one image, separately for each class; ignore boxes stay, and drop no other."""
     keep = info.ignore.copy()
     for label in np.unique(info.labels):
         group = np.flatnonzero((info.labels == label) & ~info.ignore)

@@ -61,9 +61,9 @@ def read_coco(path: str | Path) -> CocoFile:
     """Read and validate a COCO file.
 
     Labels are positions in the list of categories sorted by id. `iscrowd` and `ignore` annotations become
-    ignore boxes. UserError names the file, the image id and the annotation id of the first breach: missing
-    fields, duplicate ids, unknown category or image, a box that is inverted, empty, NaN or outside the image.
-    Images are not opened here.
+    ignore boxes. UserError names the file, the image id and the annotation id of the first error: missing fields,
+    duplicate ids, an unknown category or image, a box that is inverted, empty, NaN or outside the image.
+    Image files are not opened.
     """
     path = Path(path)
     content = _read(path)
@@ -113,10 +113,10 @@ def write_coco(
     licence: str = "",
     seen_patients: Collection[str] = (),
 ) -> None:
-    """Write a COCO file atomically; the images themselves are the caller's, under `images/` beside it.
+    """Write a COCO file atomically; the caller writes the images, to `images/` beside it.
 
-    Image ids are numbers from 1 in the order of `infos`, unless every image_id is a whole number, which is
-    then kept. `meta` fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
+    Image ids are kept where all are whole numbers, else they are numbers from 1 in the order of `infos`. `meta`
+    fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
     seen_patients: hashes of the patients that a model behind these images has seen.
     """
     infos = list(infos)
@@ -232,7 +232,7 @@ def _xyxy(bbox: Any, where: str) -> list[float]:
         raise UserError(
             f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it"
         )
-    x, y, width, height = (min(max(value, -1e30), 1e30) for value in bbox)  # whole numbers know no bound
+    x, y, width, height = (min(max(value, -1e30), 1e30) for value in bbox)  # whole numbers in JSON have no bound
     return [float(x), float(y), float(x + width), float(y + height)]
 
 

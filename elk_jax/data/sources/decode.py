@@ -1,4 +1,4 @@
-"""Any image file a mammogram comes in -> one grey image.
+"""Image files of any kind that holds mammograms -> one grey image.
 
 Shapes: H, W image size in pixels. Grey images are [H, W, 1] float32 in [0, 1].
 
@@ -30,10 +30,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 """File name endings that count as images when a folder is searched."""
 
 DARK = 1 / 8
-"""Share of the range of 16 bits: an image that stays below probably holds fewer bits than its file has."""
+"""Share of the range of 16 bits: an image that stays below it probably has values of fewer bits."""
 
 _WARNED = Lock()
-"""Taken at the first image that is suspiciously dark and not given back: one warning a process says enough."""
+"""Acquired at the first suspiciously dark image and never released: one warning per process is enough."""
 
 
 def decode_image(
@@ -49,9 +49,9 @@ def decode_image(
       source: path, or the content of a file.
       name: what to call bytes in an error message.
       frame: which frame of a multi-frame DICOM; None accepts single-frame files only.
-      bit_depth: significant bits where the file stores fewer than its container has (12-bit values in a
-        16-bit PNG); None takes the container's, and warns once where 16 bits seem to be too many. Not for
-        DICOM, which says it itself, and without a meaning for containers of fewer bits.
+      bit_depth: significant bits where the values have fewer than the file could hold (12-bit values in a
+        16-bit PNG); None takes the file's, and warns once where 16 bits seem to be too many. Ignored for
+        DICOM files, which declare their own, and for files of fewer bits.
 
     Returns:
       image [H, W, 1] float32 in [0, 1], 1 is white; and a dict with `format` ("png", "jpeg", "tiff",
@@ -69,7 +69,7 @@ def decode_image(
         _warn_if_dark(int(pixels.max(initial=0)), _label(source, name))
     if bit_depth and pixels.max(initial=0) > white:
         what = f"pixel value {pixels.max()} does not fit in {bit_depth} bits"
-        raise UserError(what, where=_label(source, name), todo="give the right bit depth, or none")
+        raise UserError(what, where=_label(source, name), todo="correct the bit depth, or leave it out")
     return (pixels.astype(np.float32) * np.float32(1.0 / white))[..., None].clip(0, 1), meta
 
 
@@ -126,9 +126,9 @@ def _warn_if_dark(brightest: int, where: object) -> None:
     if 0 < brightest < DARK * 65536 and _WARNED.acquire(blocking=False):
         bits = brightest.bit_length()
         logging.getLogger(__name__).warning(
-            f"no value of the 16-bit image {where} is above {brightest}: it is nearly black. If such files hold fewer "
-            f"bits, say it: bit_depth={bits + bits % 2}, perhaps (--bit_depth, config.data.NAME.bit_depth, or a field "
-            "of the COCO image). If they are meant so: bit_depth=16"
+            f"the 16-bit image {where} is nearly black: no value is above {brightest}. If such files hold fewer bits, "
+            f"set bit_depth={bits + bits % 2} or so (--bit_depth, config.data.NAME.bit_depth, or a field of the COCO "
+            "image). If they are meant to be dark, set bit_depth=16"
         )
 
 

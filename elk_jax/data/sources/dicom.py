@@ -43,7 +43,7 @@ _ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 """Tags and length of encapsulated pixel data (PS3.5 A.4)."""
 
 PREFIX = 132
-"""Bytes from which a DICOM file is known: a preamble of 128, and DICM."""
+"""Bytes that identify a DICOM file: a preamble of 128, and DICM."""
 
 
 def looks_like_dicom(data: bytes) -> bool:
@@ -225,7 +225,7 @@ def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset
 def _frame_attributes(dataset: Dataset, frame: int) -> Dataset:
     """One flat dataset: top level, overlaid with the shared and then the frame's own functional groups."""
     flat = Dataset()
-    flat.file_meta = dataset.file_meta  # says in which byte order look-up tables are stored
+    flat.file_meta = dataset.file_meta  # holds the byte order of the look-up tables
     for key in _ATTRIBUTES:
         if key in dataset:
             flat[key] = dataset[key]

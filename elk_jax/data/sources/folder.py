@@ -1,4 +1,4 @@
-"""Image files that come without annotations: what prediction runs on."""
+"""Image files without annotations, for prediction."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import SUFFIXES, decode_image
-from elk_jax.data.sources.source import KEPT_BYTES, Cache, ImageSource, read_at
+from elk_jax.data.sources.source import CACHE_BYTES, Cache, ImageSource, read_at
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
 def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
-    """(images, files left out): files as given and, for folders, every file below them by name.
+    """(images, skipped files): files as given and, for folders, every file below them by name.
 
-    An image has one of SUFFIXES, or is DICOM whatever it is called (DICOMDIR, the index of an export, is none).
-    UserError for what is not there, and for a folder without an image.
+    An image has one of SUFFIXES, or is a DICOM file of any name (except DICOMDIR, the index of an export).
+    UserError for a missing file or folder, and for a folder without an image.
     """
     found: list[Path] = []
-    left_out: list[Path] = []
+    skipped: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
             below = sorted(path for path in entry.rglob("*") if path.is_file())
@@ -32,16 +32,16 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
                 todo = f"images are DICOM files, or end in {', '.join(SUFFIXES)}"
                 raise UserError("no image in the folder", where=entry, todo=todo)
             found += images
-            left_out += sorted(set(below) - set(images))
+            skipped += sorted(set(below) - set(images))
         elif entry.is_file():
             found.append(entry)
         else:
             raise UserError("no such file or folder", where=entry, todo="check the path")
-    return list(dict.fromkeys(found)), list(dict.fromkeys(left_out))
+    return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
 
 
 def _is_dicom(path: Path) -> bool:
-    """By the content of the file: exports have names such as IM0001 or 1.2.840.113."""
+    """By content: exports have names such as IM0001 or 1.2.840.113."""
     try:
         with path.open("rb") as file:
             return path.name.upper() != "DICOMDIR" and dicom.looks_like_dicom(file.read(dicom.PREFIX))
@@ -53,17 +53,17 @@ def open_files(
     paths: Sequence[Path],
     classes: tuple[str, ...],
     on_error: str = "stop",
-    keep_bytes: int = KEPT_BYTES,
+    cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
     bit_depth: int = 0,
 ) -> ImageSource:
-    """Image files as a source without lesions; the image id is the path. Every file is decoded once now, for its size.
+    """Image files as a source without lesions; the image id is the path. Every file is decoded now, for its size.
 
-    on_error: "stop" raises at the first unreadable file, "skip" leaves it out and lists it in `.skipped`.
-    keep_bytes: of the images decoded now, kept in memory for when they are read again; see `sources.cached`.
-    bit_depth: significant bits of 16-bit files that hold fewer; see `images.decode_image`.
+    on_error: "stop" raises at the first unreadable file, "skip" lists it in `.skipped`.
+    cache_bytes: memory for the images decoded now, for when they are read again; see `source.cached`.
+    progress: shows the decoding. bit_depth: significant bits of 16-bit files that hold fewer; see `decode_image`.
     """
-    kept = Cache(partial(_read, tuple(paths), bit_depth), keep_bytes)
+    kept = Cache(partial(_read, tuple(paths), bit_depth), cache_bytes)
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
 
     def opened(position: int) -> ImageInfo | str:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from elk_jax.data.sources import checks, coco
 from elk_jax.data.sources.cleaning import clean_info, ignore_large
 from elk_jax.data.sources.phantom import open_phantom
-from elk_jax.data.sources.source import KEPT_BYTES, ImageSource, cached, fewshot, subset, without_unreadable
+from elk_jax.data.sources.source import CACHE_BYTES, ImageSource, cached, fewshot, subset, without_unreadable
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.data.sources.splits import draw_splits
 from elk_jax.data.sources.tfds import open_tfds
@@ -51,7 +51,7 @@ def list_source(
     *,
     name: str = "",
     seed: int = 0,
-    keep_bytes: int = KEPT_BYTES,
+    cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
 ) -> ImageSource:
     """The images of a split (""; of all splits) that `spec` asks for. No image file is looked at.
@@ -61,7 +61,7 @@ def list_source(
     before unreadable images are known: with on_error="skip", a patient without any readable image still counts.
 
     name: of the source in the configuration; it becomes the source's own. Default: the place of the data.
-    keep_bytes: of decoded images, kept in memory for when they are read again (`cached`); 0: none.
+    cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
     progress: shows the reading of TFDS records and the drawing of phantoms.
 
     UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; any
@@ -86,8 +86,8 @@ def list_source(
         source = replace(source, infos=tuple(clean_info(info) for info in source.infos))
     if spec.patients and split == "train":
         source = fewshot(source, spec.patients, seed)
-    if keep_bytes and not kind.in_memory:
-        source = cached(source, keep_bytes)
+    if cache_bytes and not kind.in_memory:
+        source = cached(source, cache_bytes)
     return replace(source, name=name) if name else source
 
 
@@ -98,11 +98,11 @@ def open_source(
     on_error: OnError = "stop",
     name: str = "",
     seed: int = 0,
-    keep_bytes: int = KEPT_BYTES,
+    cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
 ) -> ImageSource:
     """`list_source`, then `check_readable`; see there for the arguments."""
-    source = list_source(spec, split, name=name, seed=seed, keep_bytes=keep_bytes, progress=progress)
+    source = list_source(spec, split, name=name, seed=seed, cache_bytes=cache_bytes, progress=progress)
     return check_readable(source, spec, on_error, progress)
 
 

@@ -1,6 +1,6 @@
 """The embedded phantom (`synthesis/phantom.py`) as a data source: `phantom:KEY=VALUE,KEY=VALUE`.
 
-The images are drawn when the source is opened (boxes are known only then) and kept as 8-bit arrays.
+The images are drawn when the source is opened, since boxes are known only then, and kept as 8-bit arrays.
 Images [H, W, 1] float32 in [0, 1].
 """
 
@@ -22,19 +22,19 @@ from elk_jax.synthesis.phantom import VIEWS, PhantomConfig, patient_id, sample
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
-_SPACE = 1_000_000  # indices reserved for one split: the phantoms of a split do not change when `count` grows
+_SPACE = 1_000_000  # indices reserved for each split: its phantoms stay the same when `count` grows
 MODALITIES = ("subtracted", "low_energy")
 CLASSES = ("lesion",)
 
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """What may be written after `phantom:`. The last five are those of `PhantomConfig`.
+    """What can follow `phantom:`. The last five are fields of `PhantomConfig`.
 
-    count: images over all splits, four views per patient, 60 / 15 / 25 % in train / val / test (whole
-        patients).
-    seed: another seed is another, disjoint set of patients.
-    modality: subtracted or low_energy; both of one seed show the same breasts and lesions.
+    count: images in all splits together, four views per patient; 60 / 15 / 25 % of the patients are in train / val /
+        test.
+    seed: sets of patients with different seeds are disjoint.
+    modality: subtracted or low_energy; with the same seed, both show the same breasts and lesions.
     """
 
     count: int = 240
@@ -92,7 +92,7 @@ def parse_options(text: str) -> PhantomOptions:
         try:
             values[key] = kinds[key](value)
         except ValueError as error:
-            raise UserError(f"phantom option {key}: '{value}' is no {kinds[key].__name__}") from error
+            raise UserError(f"phantom option {key} is '{value}', not of type {kinds[key].__name__}") from error
     options = PhantomOptions(**values)  # type: ignore[arg-type]
     if options.modality not in MODALITIES:
         raise UserError(

@@ -19,8 +19,8 @@ from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 Read = Callable[[int], np.ndarray]
 """Position -> image [H, W, 1] float32 in [0, 1]."""
 
-KEPT_BYTES = 1 << 30
-"""Of decoded images that `cached` keeps in memory: 4000 of 512 x 512 px, or 80 full mammograms of 8 bits."""
+CACHE_BYTES = 1 << 30
+"""Memory for the decoded images of a source (`cached`): 4000 of 512 x 512 px, or 80 full mammograms, of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     )
 
 
-def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:
+def cached(source: ImageSource, max_bytes: int = CACHE_BYTES) -> ImageSource:
     """Keep decoded images in memory, up to `max_bytes`: 8 bits per pixel where exact, else 16 (error < 1e-5).
 
     A record has the same pixels whether it was in memory or not.
@@ -122,7 +122,7 @@ def cached(source: ImageSource, max_bytes: int = KEPT_BYTES) -> ImageSource:
 
 
 def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> ImageSource:
-    """Decode every image once; those that fail are left out and listed with their reason in `.skipped`."""
+    """Decode every image once; those that fail are skipped, and listed with the reason in `.skipped`."""
 
     def failure(position: int) -> str:
         try:
@@ -151,7 +151,7 @@ def summary(infos: Iterable[ImageInfo]) -> dict[str, int]:
     }
 
 
-# The functions below are module-level, so that sources can be sent to worker processes.
+# Functions of the module, not closures, so that sources can be sent to worker processes.
 
 
 def read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray:
@@ -167,7 +167,7 @@ def _read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], pos
 class Cache:
     """`read` of a cached source, for any number of threads. A worker process starts with an empty one."""
 
-    def __init__(self, read: Read, max_bytes: int = KEPT_BYTES):
+    def __init__(self, read: Read, max_bytes: int = CACHE_BYTES):
         self.read, self.max_bytes = read, max_bytes
         self.kept: dict[int, np.ndarray] = {}
         self._room, self._lock = max_bytes, Lock()
@@ -177,7 +177,7 @@ class Cache:
         return _unpack(self._keep(position, pack(self.read(position))) if packed is None else packed)
 
     def put(self, position: int, image: np.ndarray) -> None:
-        """Keep an image that was decoded for another reason, where there is room for it."""
+        """Store an image that was decoded for another reason, if there is room for it."""
         self._keep(position, pack(image))
 
     def _keep(self, position: int, packed: np.ndarray) -> np.ndarray:
@@ -192,7 +192,7 @@ class Cache:
 
 
 def pack(image: np.ndarray) -> np.ndarray:
-    """uint8 where exact, else uint16; what is not within [0, 1] stays as it is, for the checks to find."""
+    """uint8 where exact, else uint16; an image that is not within [0, 1] stays as it is, for the checks to find."""
     if not (image.min() >= 0 and image.max() <= 1):
         return image
     eight = np.round(image * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Patients into splits: all images of a patient on one side, lesion counts spread alike on every side."""
+"""Patients into splits: all images of a patient in one split, lesion counts distributed alike in every split."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed
 
     lesions: patient id -> number of lesions. shares: split name -> share (any positive numbers; {"train": 80,
     "val": 19, "test": 32} gives exactly these sizes when there are 131 patients). Patients are ordered by
-    lesion count, ties shuffled by `seed`, and dealt out in that order to the split that lags furthest behind
-    its share. The result depends on the set of patients and the seed only, not on the order of `lesions`.
+    lesion count, ties shuffled by `seed`, and each goes to the split that lags furthest behind its share.
+    The result depends on the set of patients and the seed alone, not on the order of `lesions`.
     UserError if a split stays empty.
     """
     names = list(shares)
@@ -65,7 +65,7 @@ def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed
 
 
 def largest_remainder(shares: np.ndarray, total: int, at_least: int = 0) -> np.ndarray:
-    """Whole numbers proportional to `shares` with sum `total`, none below `at_least`."""
+    """Whole numbers about proportional to `shares`, with sum `total`, none below `at_least`."""
     exact = shares / shares.sum() * total
     counts = np.maximum(np.floor(exact), at_least).astype(int)
     while counts.sum() < total:

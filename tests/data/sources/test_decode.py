@@ -116,7 +116,7 @@ def test_one_warning_of_images_that_are_nearly_black(caplog, monkeypatch):
     decode_image(encode_png(dark), name="a.png")
     decode_image(encode_png(dark), name="b.png")
     (record,) = caplog.records
-    assert "16-bit image a.png is above 3000" in record.message and "bit_depth=12, perhaps" in record.message
+    assert all(word in record.message for word in ("a.png", "3000", "bit_depth=12"))
 
 
 def test_float_tiff():

@@ -56,7 +56,7 @@ def test_a_damaged_file_stops_or_is_left_out(images):
 
 def test_twelve_bits(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 30), 4095, np.uint16))
-    source = folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12, keep_bytes=0)
+    source = folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12, cache_bytes=0)
     assert source[0].image.min() == 1.0
     assert folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12)[0].image.min() == pytest.approx(1, abs=1e-5)
 
@@ -72,6 +72,6 @@ def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):
             np.testing.assert_array_equal(source[position].image, decode(path)[0])
     assert sorted(decoded) == ["a.png", "c.png"]
     decoded.clear()
-    source = folder.open_files(paths, ("mass",), keep_bytes=0)
+    source = folder.open_files(paths, ("mass",), cache_bytes=0)
     _ = source[0], source[0]
     assert sorted(decoded) == ["a.png", "a.png", "a.png", "c.png"]

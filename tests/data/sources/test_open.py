@@ -215,7 +215,7 @@ def test_patients_are_drawn_before_unreadable_images_are_known(at, tmp_path):
 def test_kept_images_are_not_decoded_again(at, tmp_path):
     spec = at()
     break_truncated(tmp_path)
-    plain = open_source(spec, "train", on_error="skip", keep_bytes=0)
+    plain = open_source(spec, "train", on_error="skip", cache_bytes=0)
     kept = open_source(spec, "train", on_error="skip")
     images = [plain[i].image for i in range(3)]
     for number in (1, 2, 4):
