@@ -19,6 +19,7 @@ from benchmarks import measure
 from configs import base
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
+from elk_jax.detection import detectors
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import settings as detection
@@ -78,7 +79,7 @@ class Subject:
     """
 
     def __init__(self, config: FasterRCNNConfig, data: Data, mesh: Mesh, params: Params | None = None):
-        self.task: Task = detection.build_task(config, mesh)
+        self.task: Task = detection.build_task(detectors.build(config), mesh)
         self.mesh = mesh
         self.batch = meshes.put_batch(data.batch, mesh)
         abstract = jax.eval_shape(self.task.init, jax.random.key(0))

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from elk_jax.detection import faster_rcnn
+from elk_jax.detection.detector import Detector
 from elk_jax.training import mesh as meshes
 from elk_jax.training import state as states
 from elk_jax.training.step.gradient import gradient_step
@@ -23,8 +24,8 @@ from tests.training import hlo
 STEPS, BATCH, SIZE = 5, 8, 64
 
 
-def model(dtype: str) -> faster_rcnn.FasterRCNN:
-    return faster_rcnn.FasterRCNN(
+def detector(dtype: str) -> Detector:
+    return faster_rcnn.detector(
         faster_rcnn.FasterRCNNConfig(
             num_classes=2,
             pixel_scale=1.0,
@@ -72,14 +73,14 @@ def batch(number: int, dtype: str, rows: slice = slice(None)) -> dict[str, np.nd
 
 def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
     """The metrics of five steps, and what the compiled step sends around."""
-    net = model(dtype)
+    net = detector(dtype)
     map_images = meshes.shard_map_images(mesh)
     tx = optax.sgd(0.02, momentum=0.9)
-    params = meshes.init_sharded(lambda rng: faster_rcnn.init(net, rng), jax.random.key(0), mesh=mesh)
+    params = meshes.init_sharded(net.init, jax.random.key(0), mesh=mesh)
     make = jax.jit(lambda params: states.create(params, tx, False), out_shardings=meshes.replicated(mesh))
     state = make(jax.tree.map(lambda x: x.astype(dtype), params))
     step = gradient_step(
-        lambda params, batch, rng: faster_rcnn.loss(net, params, batch, rng, map_images=map_images),
+        lambda params, batch, rng: net.loss(params, batch, rng, map_images),
         tx,
         out_shardings=meshes.replicated(mesh),
     )

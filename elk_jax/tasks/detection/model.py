@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,20 @@ from elk_jax.data import breast
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.flips import check_flips, flip_boxes, flipped
 from elk_jax.data.sources.source import ImageSource
-from elk_jax.detection.faster_rcnn import FasterRCNNConfig
+from elk_jax.detection import detectors
+from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
 from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks import trained
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.watching import watched
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder as store
 
-ARCHITECTURE = "faster_rcnn"
-
-CONVENTIONS = {
-    "pixel_scale": r"^backbone/stem/",
-    "pixel_mean": r"^backbone/stem/",
-    "pixel_std": r"^backbone/stem/",
-    "stride_in_1x1": r"^backbone/res\d_\d+/conv3/",  # of bottlenecks alone
-    "norm_groups": r"/norm/",
-    "norm_eps": r"/norm/",
-    "anchor_ratios": r"^rpn/(objectness|deltas)/",
-    "anchor_offset": r"^rpn/(objectness|deltas)/",
-    "anchor_rounded": r"^rpn/(objectness|deltas)/",
-    "roi_aligned": r"^box_head/(conv1|fc1)/",
-    "background": r"^box_head/class_logits/",
-    "box_weights": r"^box_head/box_deltas/",
-}
-"""Field -> the layers whose weights mean something else when it is changed, though their shapes stay.
-
-Not the sizes of anchors, which every training may plan for its own lesions."""
-
 
 def describe(
-    model: FasterRCNNConfig,
+    model: Any,
     classes: Sequence[str],
     test_loader: loader.LoaderConfig,
     crop_to_breast: bool,
@@ -58,7 +37,7 @@ def describe(
 ) -> dict[str, Any]:
     """What `model.json` says. `evaluation` is that of the validation split: thresholds are chosen there."""
     return {
-        "architecture": ARCHITECTURE,
+        "architecture": model.name,
         "model": dataclasses.asdict(model),
         "classes": list(classes),
         "input": {
@@ -74,34 +53,22 @@ def describe(
     }
 
 
-def load(folder: Path) -> tuple[FasterRCNNConfig, Any, dict[str, Any]]:
-    """A model folder as (architecture, params, the whole description). Raises UserError when it is none."""
+def load(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """A model folder as (settings of the detector, params, the whole description). UserError for another model."""
     params, description = store.load_params(folder)
     parts = ("model", "classes", "input")
-    if description.get("architecture") != ARCHITECTURE or not all(part in description for part in parts):
+    if description.get("architecture") not in DETECTORS or not all(part in description for part in parts):
         raise UserError(
-            "not a trained Faster R-CNN",
+            "not a trained detector",
             where=folder,
             todo="name the model folder of a detection stage: RUN/STAGE/model",
         )
     return detection.model_config(description["model"]), params, description
 
 
-def settled_by(model: FasterRCNNConfig, taken: Iterable[str]) -> list[str]:
-    """The fields that are settled where a training starts from given weights. taken: names of those parameters."""
-    names = list(taken)
-    fields = [field for field, layers in CONVENTIONS.items() if any(re.search(layers, name) for name in names)]
-    free = set()
-    if len(model.pixel_mean) == 1:  # another contrast of the same grey values
-        free |= {"pixel_mean", "pixel_std"}
-    if "gn" not in (model.norm, model.fpn_norm, model.box_norm):
-        free |= {"norm_groups"}
-    return [field for field in fields if field not in free]
-
-
 def find(workdir: Path, stage: str | None = None) -> Path:
     """The detector that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    return trained.find(workdir, stage, ARCHITECTURE, "detector")
+    return store.find(workdir, stage, DETECTORS)
 
 
 def test_loader(description: Mapping[str, Any], infos: Sequence) -> loader.LoaderConfig:
@@ -139,7 +106,7 @@ def detect_with(
             where=source.name,
             todo="evaluate on data with the classes of the training",
         )
-    task = detection.build_task(dataclasses.replace(config, score_floor=score_floor), mesh)
+    task = detection.build_task(detectors.build(dataclasses.replace(config, score_floor=score_floor)), mesh)
     predictor, params = detection.compile_predictor(task, mesh), meshes.place(params, mesh)
     shown = show(source, bool(description["input"].get("crop_to_breast")))
     batches = test_loader(description, shown.source.infos)

@@ -1,4 +1,4 @@
-"""The detection task: a Faster R-CNN as a `Task`, its data by configuration, and inference over a whole source."""
+"""The detection task: a detector as a `Task`, its data by configuration, and inference over a whole source."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from elk_jax import fields
 from elk_jax.data.augment import Augmentation, Resize
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
 from elk_jax.data.transforms import short_side_scale
-from elk_jax.detection import anchors, faster_rcnn
-from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from elk_jax.detection import anchors, detectors
+from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult, join_batches
 from elk_jax.images.schema import ImageInfo
@@ -29,24 +28,23 @@ from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Params, Task
 
 
-def build_task(config: FasterRCNNConfig, mesh: Mesh) -> Task:
-    """A Faster R-CNN for the training loop; its per-image stages stay on their shard of the mesh."""
-    model = FasterRCNN(config)
+def build_task(detector: Detector, mesh: Mesh) -> Task:
+    """A detector for the training loop; its per-image stages stay on their shard of the mesh."""
     map_images = meshes.shard_map_images(mesh)
     return Task(
-        init=lambda rng: faster_rcnn.init(model, rng),
-        loss=lambda params, batch, rng: faster_rcnn.loss(model, params, batch, rng, map_images),
-        predict=lambda params, batch: faster_rcnn.predict(model, params, batch, map_images),
-        frozen=faster_rcnn.frozen(config),
+        init=detector.init,
+        loss=lambda params, batch, rng: detector.loss(params, batch, rng, map_images),
+        predict=lambda params, batch: detector.predict(params, batch, map_images),
+        frozen=detector.frozen,
     )
 
 
 # ---- From configuration to plain values ---------------------------------------------------------------------------
 
 
-def model_config(settings: Mapping[str, Any], **changes: Any) -> FasterRCNNConfig:
-    """`recipe.model` as a FasterRCNNConfig. Raises UserError for unknown fields and for values that cannot be."""
-    return fields.build(FasterRCNNConfig, {**settings, **changes}, "model")
+def model_config(settings: Mapping[str, Any], **changes: Any) -> Any:
+    """`recipe.model`, with `changes`, as the settings of the detector that it names. UserError as `fields.build`."""
+    return detectors.config_from({**settings, **changes}, "model")
 
 
 def planned_anchor_sizes(

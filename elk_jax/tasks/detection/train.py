@@ -23,13 +23,13 @@ from elk_jax.data.batches import plan
 from elk_jax.data.flips import check_flips
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, category_ids, summary
-from elk_jax.detection.faster_rcnn import FasterRCNNConfig
+from elk_jax.detection import detectors
+from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.tasks import trained
 from elk_jax.tasks import training as recipe_training
 from elk_jax.tasks.detection import model as detection_model
 from elk_jax.tasks.detection import report as detection_report
@@ -40,9 +40,6 @@ from elk_jax.tasks.watching import watched
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Params
 from elk_jax.weights import model_folder as store
-
-CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
-"""Layers whose shape follows from the number of classes: started anew where it differs."""
 
 
 def check_start(run: Run, name: str, names: Collection[str]) -> None:
@@ -60,15 +57,18 @@ def check_start(run: Run, name: str, names: Collection[str]) -> None:
             where=f"config.{stage.recipe}.optimizer.frozen",
             todo=f"name weights to start from, --config.stages.{name}.init_from=DIR, or freeze nothing: '()'",
         )
-    changes = {"anchor_sizes": tuple(sizes[:1] for sizes in recipe.model.anchor_sizes)} if recipe.plan_anchors else {}
-    model = detection.model_config(recipe.model, **changes)
-    task = detection.build_task(model, run.mesh)
+    model = detection.model_config(recipe.model)
+    if recipe.plan_anchors and has_anchors(model):
+        model = dataclasses.replace(model, anchor_sizes=tuple(sizes[:1] for sizes in model.anchor_sizes))
+    detector = detectors.build(model)
+    task = detection.build_task(detector, run.mesh)
     fresh = jax.eval_shape(task.init, jax.random.key(0))
     settled = partial(optimizers.build, schedule=optax.constant_schedule(1.0), params=fresh, frozen=task.frozen)
     named(f"config.{stage.recipe}", settled, recipe.optimizer)
     if stage.init_from and stage.init_from not in names:
-        layers = {path: shape for path, shape in store.flatten(fresh).items() if not re.search(CLASS_LAYERS, path)}
-        _from_weights(model_folder(run, stage.init_from), store.nest(layers), model, stage.recipe)
+        shapes = store.flatten(fresh).items()
+        layers = {path: shape for path, shape in shapes if not re.search(detector.class_layers, path)}
+        _from_weights(model_folder(run, stage.init_from), store.nest(layers), detector, stage.recipe)
 
 
 def train(run: Run, name: str) -> dict[str, Any]:
@@ -99,18 +99,17 @@ def train(run: Run, name: str) -> dict[str, Any]:
     batches = loader.train_batches(source, training_loader, config.seed, jax.process_index(), jax.process_count())
 
     # ---- Model -----------------------------------------------------------------------------------------------
-    changes: dict[str, Any] = {"num_classes": len(source.classes), "score_floor": recipe.score_floor}
-    if recipe.plan_anchors:
-        changes["anchor_sizes"] = detection.planned_anchor_sizes(source.infos, test_loader, levels=5)
-        run.say(
-            f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in changes['anchor_sizes'])} px"
-        )
-    model = detection.model_config(recipe.model, **changes)
-    task = detection.build_task(model, run.mesh)
+    model = detection.model_config(recipe.model, num_classes=len(source.classes), score_floor=recipe.score_floor)
+    if recipe.plan_anchors and has_anchors(model):
+        sizes = detection.planned_anchor_sizes(source.infos, test_loader, levels=len(model.anchor_sizes))
+        model = dataclasses.replace(model, anchor_sizes=sizes)
+        run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
+    detector = detectors.build(model)
+    task = detection.build_task(detector, run.mesh)
     initial = None
     if stage.init_from:
         weights, fresh = model_folder(run, stage.init_from), jax.device_get(task.init(jax.random.key(config.seed)))
-        initial = _from_weights(weights, fresh, model, stage.recipe)
+        initial = _from_weights(weights, fresh, detector, stage.recipe)
         run.say(f"  starts from {weights}")
 
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
@@ -208,19 +207,19 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
 # ---- Parts ----------------------------------------------------------------------------------------------------------
 
 
-def _from_weights(folder: Path, fresh: Params, model: FasterRCNNConfig, recipe: str) -> Params:
-    """`fresh`, parameters of `model` or their shapes, with the weights of a model folder where they agree.
+def _from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -> Params:
+    """`fresh`, parameters of `detector` or their shapes, with the weights of a model folder where they agree.
 
-    Raises UserError where they are of another architecture, or of conventions that `model` does not have. recipe: its
+    UserError where they are of another architecture, or of conventions that `detector` does not have. recipe: its
     name, for the error.
     """
     loaded, description = store.load_params(folder)
-    params = store.restore_into(fresh, loaded, (CLASS_LAYERS, *description.get("absent", ())), where=folder)
+    params = store.restore_into(fresh, loaded, (detector.class_layers, *description.get("absent", ())), where=folder)
     if "model" in description:
         given, wanted = store.flatten(loaded), store.flatten(fresh)
         taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
         before = detection.model_config(description["model"])
-        trained.check_same(before, model, detection_model.settled_by(model, taken), folder, recipe)
+        store.check_same(before, detector.config, detector.settled_by(taken), folder, recipe)
     return params
 
 

@@ -11,7 +11,6 @@ from elk_jax.data.batches.crops import CloseupConfig
 from elk_jax.diffusion.inpainter import Words
 from elk_jax.errors import UserError
 from elk_jax.synthesis.placement import AreaRule
-from elk_jax.tasks import trained
 from elk_jax.tasks.inpainting import settings as inpainting
 from elk_jax.tasks.inpainting.settings import Inpainter
 from elk_jax.tasks.settings import build
@@ -87,4 +86,4 @@ def rule(description: Mapping[str, Any], kind: str) -> AreaRule:
 
 def find(workdir: Path, stage: str | None = None) -> Path:
     """The inpainter that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    return trained.find(workdir, stage, ARCHITECTURE, "inpainter")
+    return store.find(workdir, stage, (ARCHITECTURE,))

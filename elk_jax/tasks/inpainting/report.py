@@ -22,8 +22,8 @@ from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Quality, Step, inpainting_part
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.tasks.sampling import saved_grids
-from elk_jax.tasks.trained import kept_step
 from elk_jax.training.writer import read_metrics
+from elk_jax.weights.model_folder import kept_step
 
 PAINTED = 9
 """Painted lesions in the gallery, from all over the set."""

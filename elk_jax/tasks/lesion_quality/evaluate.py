@@ -6,8 +6,9 @@ are real, and left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,6 +16,8 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.detection import detectors
+from elk_jax.detection.closeups import closeup_features
 from elk_jax.errors import UserError
 from elk_jax.evaluation import frechet, lesion_statistics, memorised, radiomics
 from elk_jax.evaluation.real_or_synthetic import real_or_synthetic
@@ -24,8 +27,8 @@ from elk_jax.images.windows import box_mask, covered, cut
 from elk_jax.progress import Progress
 from elk_jax.reporting.tables import quality_table
 from elk_jax.synthesis.closeups import box_patch, usable_lesions
+from elk_jax.tasks.detection import model as detection_model
 from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.detection.features import closeup_features
 from elk_jax.tasks.run import Run, model_folder
 
 CONTEXT = 0.25
@@ -77,7 +80,7 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
     features = stage.get("features", "")
     seen = None
     if features:
-        see = closeup_features(model_folder(run, features))
+        see = _features_of(model_folder(run, features))
         seen = see(real.closeups), see(synthetic.closeups)
     evaluation = compare(real, synthetic, training, seen, config.seed)
     lesions = int(sum((~info.ignore).sum() for info in source.infos))
@@ -97,6 +100,12 @@ def evaluate(run: Run, name: str) -> dict[str, Any]:
         "data": counts,
         "skipped": [list(entry) for entry in (*source.skipped, *painted_source.skipped)],
     }
+
+
+def _features_of(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What the trained detector in `folder` sees in close-ups."""
+    config, params, _ = detection_model.load(folder)
+    return closeup_features(detectors.build(config), params)
 
 
 def compare(

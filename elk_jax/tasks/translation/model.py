@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from elk_jax.errors import UserError
-from elk_jax.tasks import trained
 from elk_jax.tasks.settings import build
 from elk_jax.tasks.translation import settings as translation
 from elk_jax.tasks.translation.settings import Greys, Translator
@@ -45,4 +44,4 @@ def load(folder: Path) -> tuple[Translator, Params, dict[str, Any]]:
 
 def find(workdir: Path, stage: str | None = None) -> Path:
     """The translator that a user means: a model folder itself, or a stage (default: the last) of a run folder."""
-    return trained.find(workdir, stage, ARCHITECTURE, "translator")
+    return store.find(workdir, stage, (ARCHITECTURE,))

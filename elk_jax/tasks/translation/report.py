@@ -14,9 +14,9 @@ from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.sampling import saved_grids
-from elk_jax.tasks.trained import kept_step
 from elk_jax.tasks.translation.page import Evaluated, Progress, TranslationRun, translation_part
 from elk_jax.training.writer import read_metrics
+from elk_jax.weights.model_folder import kept_step
 
 STEPS = 3
 """Pictures of the progress: first, last, and between."""

@@ -11,7 +11,6 @@ import numpy as np
 from elk_jax.data.batches import pairs
 from elk_jax.diffusion import translator
 from elk_jax.tasks import sampling as drawing
-from elk_jax.tasks import trained
 from elk_jax.tasks import training as recipe_training
 from elk_jax.tasks.run import Run, model_folder
 from elk_jax.tasks.translation import model as translation_model
@@ -51,7 +50,7 @@ def train(run: Run, name: str) -> dict[str, Any]:
         start = model_folder(run, stage.init_from)
         run.say(f"  starts from {start}")
         before, weights, _ = translation_model.load(start)
-        trained.check_same(before.model, model, ("patch", "condition", "answer", "bridge"), start, stage.recipe)
+        store.check_same(before.model, model, ("patch", "condition", "answer", "bridge"), start, stage.recipe)
         initial = store.restore_into(shapes, weights, where=start)
     result = recipe_training.train(
         run,

@@ -44,10 +44,12 @@ def test_conditions_that_mean_nothing_are_refused():
 
 
 def test_model_settings_arrive():
-    config = detection.model_config({"anchor_sizes": [[8], [16], [32], [64], [128]], "depth": 18}, num_classes=3)
+    config = detection.model_config(
+        {"name": "faster_rcnn", "anchor_sizes": [[8], [16], [32], [64], [128]], "depth": 18}, num_classes=3
+    )
     assert config == FasterRCNNConfig(anchor_sizes=((8,), (16,), (32,), (64,), (128,)), depth=18, num_classes=3)
     with pytest.raises(UserError, match=r"no setting 'dept'.*depth"):
-        detection.model_config({"dept": 18})
+        detection.model_config({"name": "faster_rcnn", "dept": 18})
 
 
 # ---- Every field can be set on the command line --------------------------------------------------------------------
