@@ -82,7 +82,7 @@ class FasterRCNN(nn.Module):
         )
 
     def __call__(self, image: jax.Array) -> tuple[RPNOutputs, BoxOutputs]:
-        """Touch every parameter once, for `init`: image [B, H, W, C] normalised; the region is made up."""
+        """Touch every parameter once, for `init`: image [B, H, W, C] normalised; the region is arbitrary."""
         features = self.features(image)
         size = self.config.roi_size
         finest = features[0]

@@ -1,7 +1,7 @@
 """A model on disk: a folder with `params.safetensors` (flat a/b/c names, float32) and `model.json`.
 
 An import writes one, a training leaves one, and `init_from` of a training stage reads one. `model.json` names the
-`architecture`; what else it says is for the modules of that architecture.
+`architecture`; the modules of that architecture own its other entries.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), whe
     shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
     todo = (
         "start from weights of the same architecture, or set the recipe's `model` (--config.RECIPE.model.KEY=VALUE) "
-        f"to what {CONFIG} beside the weights says"
+        f"to the values in {CONFIG} of the weights"
     )
     missing = [f"{name} {tuple(wanted[name].shape)}" for name in required if name not in given]
     if missing:

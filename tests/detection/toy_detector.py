@@ -1,7 +1,7 @@
 """A second detector behind the interface, whole in one file: three convolutions and a head without anchors.
 
-Every cell of one level says its class and the distances of its centre to the sides of a box (Tian et al. 2019). Use:
-`monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)`.
+Every cell of one level predicts its class and the distances from its centre to the sides of a box (Tian et al. 2019).
+Use: `monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)`.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_the_model_says_what_it_is(mixed):
     assert detection_model.find(mixed, "real") == detection_model.find(mixed / "real") == mixed / "real" / "model"
     assert config.num_classes == 1 and description["trained"]["on"] == ["real", "synthetic"]
     assert all(np.isfinite(leaf).all() for leaf in _leaves(params))
-    with pytest.raises(UserError, match=r"no trained detector 'other'.*real, synthetic, mixed"):
+    with pytest.raises(UserError, match=r"'other'.*real, synthetic, mixed"):
         detection_model.find(mixed, "other")
     with pytest.raises(UserError, match="neither a run folder nor a model folder"):
         detection_model.find(mixed / "evaluate")
