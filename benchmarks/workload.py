@@ -66,7 +66,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: int = 40) -> Data:
     """Phantoms of the shorter side, loaded as the recipes do; in the fixed batch all of `size` counts as image."""
     source = open_source(SourceSpec(f"phantom:size={min(size)},count={images},seed=5"), "train")
-    canvas = tuple(-(-side // 32) * 32 for side in size)
+    canvas = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
     config = loader.LoaderConfig(batch_size=batch_size, buckets=(canvas,), threads=threads)
     batches = loader.train_batches(source, config, seed=0)
     batch = next(batch for batch in batches if batch["gt_valid"].any(1).all())

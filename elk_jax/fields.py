@@ -132,6 +132,11 @@ def build(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
         raise error.within(where) from error
 
 
+def build_named(kinds: Mapping[str, type], settings: Mapping[str, Any], where: str) -> Any:
+    """Like `build`, of the one of `kinds` that the field `name` says. UserError for another name."""
+    return build(_named(kinds, settings, where), settings, where)
+
+
 def check(settings: Any) -> None:
     """For `__post_init__` of settings that are built by hand as well: UserError for the first impossible field."""
     check_types(type(settings), {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})

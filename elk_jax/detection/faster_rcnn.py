@@ -7,16 +7,14 @@ The modules only turn arrays into arrays; everything else is a chain of public s
 
     normalise -> features -> rpn_outputs -> proposals -> (training: roi_samples) -> pooled -> box_outputs
 
-`loss` and `predict` are that chain and nothing more. Per-image steps are written for one image and mapped by
-`map_images` (jax.vmap, or the same inside shard_map, so that no top-k ever sees a sharded batch).
-
-A batch is a mapping with the keys of `data.schema.Batch`: image [B, H, W, 1 or C], image_size [B, 2],
-gt_boxes [B, M, 4], gt_labels, gt_valid, gt_ignore [B, M], and optionally valid [B] (images that count).
+`detector` makes a `Detector` of that chain and nothing more. Per-image steps are written for one image and mapped by
+`map_images`. Batches and `map_images`: see `detector.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +27,7 @@ from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import frozen_patterns, norm_from_name, zero_residual_norm
 from elk_jax.backbones.resnet import ResNet
 from elk_jax.detection.anchors import pyramid_anchors
+from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
 from elk_jax.detection.faster_rcnn_config import STRIDES, FasterRCNNConfig, detectron2, torchvision, torchvision_v2
 from elk_jax.detection.roi_align import multilevel_roi_align
 from elk_jax.detection.roi_heads import (
@@ -44,9 +43,7 @@ from elk_jax.precision import at_least_float32
 
 __all__ = ["FasterRCNN", "FasterRCNNConfig", "detectron2", "torchvision", "torchvision_v2"]
 
-Params = Any
-Batch = Mapping[str, jax.Array]
-MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
+CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
 
 
 class FasterRCNN(nn.Module):
@@ -85,7 +82,7 @@ class FasterRCNN(nn.Module):
         )
 
     def __call__(self, image: jax.Array) -> tuple[RPNOutputs, BoxOutputs]:
-        """Touch every parameter once, for `init`: image [B, H, W, C] normalised; the region is made up."""
+        """Touch every parameter once, for `init`: image [B, H, W, C] normalised; the region is arbitrary."""
         features = self.features(image)
         size = self.config.roi_size
         finest = features[0]
@@ -105,6 +102,22 @@ class FasterRCNN(nn.Module):
         return self.box_head(pooled)
 
 
+def detector(config: FasterRCNNConfig) -> Detector:
+    """Faster R-CNN as the trainings see it."""
+    model = FasterRCNN(config)
+    return Detector(
+        config=config,
+        init=partial(init, model),
+        features=partial(features, model),
+        loss_from_features=partial(loss_from_features, model),
+        predict_from_features=partial(predict_from_features, model),
+        class_layers=CLASS_LAYERS,
+        conventions=conventions(config),
+        frozen=frozen(config),
+        strides=STRIDES,
+    )
+
+
 def init(model: FasterRCNN, rng: jax.Array) -> Params:
     """Fresh parameters, a nested dict; see `draw_params`."""
     return draw_params(model, rng, jnp.zeros((1, 32, 32, len(model.config.pixel_mean))))
@@ -114,6 +127,32 @@ def frozen(config: FasterRCNNConfig) -> tuple[str, ...]:
     """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
     parts = {"backbone/": config.norm, "fpn/": config.fpn_norm, "box_head/": config.box_norm}
     return tuple(pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
+
+
+def conventions(config: FasterRCNNConfig) -> dict[str, str]:
+    """Field -> the layers whose weights mean something else when it is changed (see `Detector`).
+
+    Not the sizes of anchors, which every training may plan for its own lesions.
+    """
+    layers = {
+        "pixel_scale": r"^backbone/stem/",
+        "pixel_mean": r"^backbone/stem/",
+        "pixel_std": r"^backbone/stem/",
+        "stride_in_1x1": r"^backbone/res\d_\d+/conv3/",  # of bottlenecks alone
+        "norm_groups": r"/norm/",
+        "norm_eps": r"/norm/",
+        "anchor_ratios": r"^rpn/(objectness|deltas)/",
+        "anchor_offset": r"^rpn/(objectness|deltas)/",
+        "anchor_rounded": r"^rpn/(objectness|deltas)/",
+        "roi_aligned": r"^box_head/(conv1|fc1)/",
+        "background": r"^box_head/class_logits/",
+        "box_weights": r"^box_head/box_deltas/",
+    }
+    if len(config.pixel_mean) == 1:  # another contrast of the same grey values
+        del layers["pixel_mean"], layers["pixel_std"]
+    if "gn" not in (config.norm, config.fpn_norm, config.box_norm):
+        del layers["norm_groups"]
+    return layers
 
 
 # The steps.
@@ -133,8 +172,8 @@ def normalise(config: FasterRCNNConfig, image: jax.Array, image_size: jax.Array)
     return jnp.where(inside, (image * config.pixel_scale - mean) / std, 0)
 
 
-def features(model: FasterRCNN, params: Params, batch: Batch) -> tuple[jax.Array, ...]:
-    """P2..P6 [B, H_l, W_l, C] of a batch's images."""
+def features(model: FasterRCNN, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
+    """P2..P6 [B, H_l, W_l, C] of a batch's images. Nothing is random in them: `rng` is not used."""
     image = normalise(model.config, batch["image"], batch["image_size"])
     return _apply(model, params, "features", image)
 
@@ -279,8 +318,13 @@ def pooled(
 # The two chains.
 
 
-def loss(
-    model: FasterRCNN, params: Params, batch: Batch, rng: jax.Array, map_images: MapImages = jax.vmap
+def loss_from_features(
+    model: FasterRCNN,
+    params: Params,
+    pyramid: Pyramid,
+    batch: Batch,
+    rng: jax.Array,
+    map_images: MapImages = jax.vmap,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum of the four losses, and metrics: each loss, and mean counts per image.
 
@@ -292,7 +336,6 @@ def loss(
     counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
     rng_rpn, rng_roi = (jax.random.split(key, len(counts)) for key in jax.random.split(rng))
 
-    pyramid = features(model, params, batch)
     outputs = rpn_outputs(model, params, pyramid)
     first = rpn_sums(config, outputs, batch, rng_rpn, map_images)
     first = jax.tree.map(lambda per_image: jnp.where(counts, per_image, 0).sum(), first)
@@ -303,8 +346,8 @@ def loss(
         valid=samples.valid & counts[:, None], is_positive=samples.is_positive & counts[:, None]
     )
     regions = pooled(config, pyramid, samples.boxes, samples.valid, map_images)
-    judged = box_outputs(model, params, regions)
-    second = box_loss_sums(judged, samples, weights=config.box_weights, beta=config.box_smooth_l1_beta)
+    scored = box_outputs(model, params, regions)
+    second = box_loss_sums(scored, samples, weights=config.box_weights, beta=config.box_smooth_l1_beta)
 
     anchors_seen, regions_seen = (jnp.maximum(sums.samples, 1) for sums in (first, second))
     losses = {
@@ -322,16 +365,12 @@ def loss(
     return jnp.stack(list(losses.values())).sum(), {**losses, **per_image}
 
 
-def predict(
-    model: FasterRCNN, params: Params, batch: Batch, map_images: MapImages = jax.vmap
+def predict_from_features(
+    model: FasterRCNN, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
 ) -> dict[str, jax.Array]:
     """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels,
-    valid [B, K].
-
-    Needs only image and image_size of the batch. No gradient flows through the choice of boxes.
-    """
+    valid [B, K]."""
     config = model.config
-    pyramid = features(model, params, batch)
     outputs = rpn_outputs(model, params, pyramid)
     proposed = proposals(config, outputs, batch, training=False, map_images=map_images)
     regions = pooled(config, pyramid, proposed.boxes, proposed.valid, map_images)
@@ -345,7 +384,7 @@ def detections(
     batch: Batch,
     map_images: MapImages = jax.vmap,
 ) -> dict[str, jax.Array]:
-    """The last step of `predict`: boxes [B, K, 4], scores, labels, valid [B, K] from the head's outputs."""
+    """The last step of a prediction: boxes [B, K, 4], scores, labels, valid [B, K] from the head's outputs."""
 
     def of_image(class_logits, box_deltas, proposed, image_size):
         return select_detections(

@@ -1,4 +1,4 @@
-"""Matching: which anchor or proposal answers for which lesion.
+"""Matching of anchors or proposals to lesions.
 
 N boxes (anchors or proposals), M padded ground truth; one image (map over the batch).
 """
@@ -18,8 +18,7 @@ IGNORE_OVERLAP = 0.5
 
 
 class Matches(NamedTuple):
-    """labels: 1 positive, 0 negative, -1 neither. gt_index: best usable lesion, 0 where there is none. iou:
-    with it.
+    """labels: 1 positive, 0 negative, -1 neither. gt_index: best usable lesion, 0 without one. iou: with it.
     """
 
     labels: jax.Array  # [N] int32
@@ -42,7 +41,7 @@ def match(
 
     best IoU < low: negative; low <= best < high: ignored; high <= best: positive. With `allow_low_quality`
     the boxes that share the highest IoU (> 0) of a lesion are positive too, however low it is; gt_index stays
-    their own best. gt_valid[M]: rows that are no padding; padding never matches, whatever it holds.
+    their own best. gt_valid[M]: rows that are not padding; padding never matches, whatever it holds.
     gt_ignore[M]: lesions that are neither to be found nor background: they match nothing, and negatives that
     lie in one with at least half of their area become ignored; positives stay positive. No gradient flows
     through.

@@ -1,8 +1,8 @@
-"""The second stage: which proposals to learn from, the head that judges pooled regions, and the final
+"""The second stage: which proposals to learn from, the head that scores pooled regions, and the final
 detections.
 
 Shape legend: B batch, h w C pooled features, M padded ground truth, P proposals, S sampled RoIs, K
-detections, Q classes (background not counted; in labels background is Q). pred_* is what the network says,
+detections, Q classes (background not counted; in labels background is Q). pred_* comes from the network,
 gt_* the truth; *_logits before the softmax, *_deltas as `boxes.encode` makes them. Functions that take no B
 are of ONE image: map them over the batch.
 """
@@ -28,7 +28,7 @@ from elk_jax.precision import at_least_float32
 
 
 class BoxOutputs(NamedTuple):
-    """What the head says of regions [...]: background is the last class and has no box."""
+    """Outputs of the head for regions [...]: background is the last class and has no box."""
 
     class_logits: jax.Array  # [..., Q + 1]
     box_deltas: jax.Array  # [..., Q, 4]

@@ -1,7 +1,7 @@
 """Region proposal network (Ren et al. 2015) on a feature pyramid.
 
 Shape legend: B batch, L levels, H_l W_l C feature maps, A_l anchors of a level and A of all levels, M padded
-ground truth, P proposals, S sampled anchors. pred_* is what the network says, gt_* the truth; *_logits before
+ground truth, P proposals, S sampled anchors. pred_* comes from the network, gt_* is the truth; *_logits before
 the sigmoid, *_deltas as `boxes.encode` makes them. Functions that take no B are of ONE image: map them over
 the batch.
 """

@@ -14,16 +14,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from elk_jax import files
+from elk_jax import fields, files
 from elk_jax.detection import faster_rcnn
-from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
-from elk_jax.tasks.detection import settings as detection
 from elk_jax.weights import convert, detectron2, reading, torchvision
 from elk_jax.weights import model_folder as store
 
 FORMATS = ("detectron2", "torchvision")
-DETECTOR_PARTS = ("fpn", "rpn", "box_head")
+ALL_BUT_BACKBONE = "^(?!backbone/)"
 
 _PRESETS = {
     "detectron2": faster_rcnn.detectron2,
@@ -65,18 +64,18 @@ def convert_foreign(
     drop, ignore: see `convert.convert`. Raises UserError when file and model do not agree in every tensor.
     """
     preset = dataclasses.asdict(_PRESETS[foreign.preset]())
-    model = detection.model_config({**preset, **foreign.settings, **(changes or {})})
+    model = fields.build(FasterRCNNConfig, {**preset, **foreign.settings, **(changes or {})}, "model")
     shapes = parameter_shapes(model)
     if foreign.backbone_only:
         shapes = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
     params, name_map = convert.convert(foreign.tensors, foreign.format, shapes, drop, ignore)
-    parts = (f"^({'|'.join(DETECTOR_PARTS)})/",) if foreign.backbone_only else ()
-    return Imported(params, model, name_map, (*parts, *drop))
+    rest = (ALL_BUT_BACKBONE,) if foreign.backbone_only else ()
+    return Imported(params, model, name_map, (*rest, *drop))
 
 
 def parameter_shapes(model: FasterRCNNConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter, without computing any."""
-    tree = jax.eval_shape(lambda rng: faster_rcnn.init(FasterRCNN(model), rng), jax.random.key(0))
+    tree = jax.eval_shape(faster_rcnn.detector(model).init, jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in store.flatten(tree).items()}
 
 
@@ -108,7 +107,7 @@ def import_file(
     for line in summary(foreign, imported):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     description = {
-        "architecture": "resnet" if foreign.backbone_only else "faster_rcnn",
+        "architecture": "resnet" if foreign.backbone_only else imported.model.name,
         "model": dataclasses.asdict(imported.model),
         "classes": [] if foreign.backbone_only else names,
         "absent": list(imported.absent),

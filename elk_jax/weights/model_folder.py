@@ -1,13 +1,16 @@
-"""Our own weights on disk: a folder with `params.safetensors` (flat a/b/c names, float32) and `model.json`.
+"""A model on disk: a folder with `params.safetensors` (flat a/b/c names, float32) and `model.json`.
 
-This is what an import writes, what a trained model is kept as, and what `init_from` of a training stage reads.
+An import writes one, a training leaves one, and `init_from` of a training stage reads one. `model.json` names the
+`architecture`; the modules of that architecture own its other entries.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +42,64 @@ def save_params(folder: str | os.PathLike, params: Params, config: Mapping[str, 
 
 
 def load_params(folder: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
-    """(params, config) as `save_params` wrote them; raises UserError when the folder is none of its."""
+    """(params, config) as `save_params` wrote them. UserError for any other folder."""
     folder = Path(folder)
-    if not (folder / CONFIG).is_file() or not (folder / PARAMS).is_file():
+    config = _config(folder)
+    if not (folder / PARAMS).is_file():
         raise no_model(folder)
-    config = files.read_json(folder / CONFIG)
-    if not isinstance(config, dict):
-        raise UserError(
-            "not the description of a model", where=folder / CONFIG, todo="write the folder again"
-        )
     return nest(read_safetensors(folder / PARAMS)), config
 
 
+def architecture_of(folder: str | os.PathLike) -> str:
+    """The architecture that a model folder names; "" where it names none. UserError for any other folder."""
+    return str(_config(Path(folder)).get("architecture", ""))
+
+
+def kept_step(folder: Path, otherwise: int) -> int:
+    """The training step, the last or the best, whose weights a model folder holds; `otherwise` without a folder."""
+    config = _config(folder) if (folder / CONFIG).is_file() else {}
+    return int(config.get("trained", {}).get("step", otherwise))
+
+
+def find(workdir: Path, stage: str | None, architectures: Collection[str]) -> Path:
+    """The model folder that a user means: `workdir` itself, or that of a stage of a run folder.
+
+    stage: of the run; None: the last one that trained one of the `architectures`. UserError where there is none.
+    """
+    for folder in (workdir, workdir / "model"):
+        if (folder / CONFIG).is_file():
+            if stage is not None:
+                raise UserError(f"a model folder has no stage '{stage}'", where=folder, todo="leave --stage out")
+            return folder
+    config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else None
+    stages = config.get("stages") if isinstance(config, dict) else None
+    if not isinstance(stages, dict):
+        raise UserError(
+            "neither a run folder nor a model folder", where=workdir, todo="train first: see launch/train.py"
+        )
+    folders = {name: workdir / name / "model" for name in stages}
+    trained = [n for n, f in folders.items() if (f / CONFIG).is_file() and architecture_of(f) in architectures]
+    kind = " or ".join(architectures)
+    if not trained:
+        raise UserError(f"no stage of this run has trained a {kind}", where=workdir, todo="start launch/train.py again")
+    if stage is not None and stage not in trained:
+        raise UserError(
+            f"stage '{stage}' has not trained a {kind}", where=workdir, todo=f"choose one of {', '.join(trained)}"
+        )
+    return folders[stage or trained[-1]]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise no_model(folder)
+    config = files.read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise UserError("not the description of a model", where=folder / CONFIG, todo="write the folder again")
+    return config
+
+
 def no_model(folder: Path) -> UserError:
-    """For a folder that is none of ours."""
+    """For a folder that is not a model folder."""
     return UserError(
         "no model here",
         where=folder,
@@ -74,7 +121,7 @@ def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), whe
     shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
     todo = (
         "start from weights of the same architecture, or set the recipe's `model` (--config.RECIPE.model.KEY=VALUE) "
-        f"to what {CONFIG} beside the weights says"
+        f"to the values in {CONFIG} of the weights"
     )
     missing = [f"{name} {tuple(wanted[name].shape)}" for name in required if name not in given]
     if missing:
@@ -95,6 +142,25 @@ def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), whe
             for name, leaf in wanted.items()
         }
     )
+
+
+def check_same(before: Any, now: Any, fields: Collection[str], where: Path, recipe: str) -> None:
+    """UserError for the first of `fields` that a training would change in the model whose weights it starts from.
+
+    before, now: the settings of the model of the weights and of the recipe, dataclasses; a field that only one of them
+    has is not compared. where: the folder of the weights. The error lists all settings to change, of the recipe's name.
+    """
+    old, new = (flatten(dataclasses.asdict(model)) for model in (before, now))
+    differing = [key for key in new if key in old and key.split("/")[0] in fields and old[key] != new[key]]
+    if differing:
+        named = {key: key.replace("/", ".") for key in differing}
+        settings = [f"--config.{recipe}.model.{named[key]}={shlex.quote(str(old[key]))}" for key in differing]
+        first = differing[0]
+        raise UserError(
+            f"the weights were trained with {named[first]} {old[first]!r}, the recipe has {new[first]!r}",
+            where=where,
+            todo=f"set {' '.join(settings)}",
+        )
 
 
 def flatten(params: Params) -> dict[str, Any]:

@@ -45,7 +45,7 @@ TINY = FasterRCNNConfig(
     box_fc_width=64,
     detections=6,
 )
-MODEL = FasterRCNN(TINY)
+MODEL, DETECTOR = FasterRCNN(TINY), faster_rcnn.detector(TINY)
 LOSSES = {"loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box"}
 
 
@@ -73,7 +73,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def params():
-    return faster_rcnn.init(MODEL, jax.random.key(0))
+    return DETECTOR.init(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +81,14 @@ def step():
     """(params, batch, rng) -> ((loss, metrics), gradients), compiled once."""
 
     def loss(params, batch, rng):
-        return faster_rcnn.loss(MODEL, params, batch, rng)
+        return DETECTOR.loss(params, batch, rng)
 
     return jax.jit(jax.value_and_grad(chex.assert_max_traces(loss, n=1), has_aux=True))
 
 
 @pytest.fixture(scope="module")
 def predict():
-    return jax.jit(
-        chex.assert_max_traces(lambda params, batch: faster_rcnn.predict(MODEL, params, batch), n=1)
-    )
+    return jax.jit(chex.assert_max_traces(lambda params, batch: DETECTOR.predict(params, batch), n=1))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +120,7 @@ def paths(tree):
 
 
 def shapes(config):
-    return paths(jax.eval_shape(lambda key: faster_rcnn.init(FasterRCNN(config), key), jax.random.key(0)))
+    return paths(jax.eval_shape(faster_rcnn.detector(config).init, jax.random.key(0)))
 
 
 # Parameters.
@@ -167,8 +165,8 @@ def test_frozen_patterns_cover_the_batch_norms_and_nothing_else():
 
 
 def test_initial_parameters_follow_the_key(params):
-    again = faster_rcnn.init(MODEL, jax.random.key(0))
-    other = faster_rcnn.init(MODEL, jax.random.key(1))
+    again = DETECTOR.init(jax.random.key(0))
+    other = DETECTOR.init(jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, params, again)
     kernels = [(a, b) for a, b in zip(*map(jax.tree.leaves, (params, other))) if a.ndim > 1]
     assert all(not np.allclose(a, b) for a, b in kernels)
@@ -214,27 +212,25 @@ def test_every_step_can_be_called_alone(batch, params):
         proposed = faster_rcnn.proposals(TINY, outputs, batch, training=True)
         samples = faster_rcnn.roi_samples(TINY, proposed, batch, rngs)
         regions = faster_rcnn.pooled(TINY, pyramid, samples.boxes, samples.valid)
-        judged = faster_rcnn.box_outputs(MODEL, params, regions)
-        return pyramid, proposed, samples, regions, judged
+        scored = faster_rcnn.box_outputs(MODEL, params, regions)
+        return pyramid, proposed, samples, regions, scored
 
     rngs = jax.random.split(jax.random.key(0), 2)
-    pyramid, proposed, samples, regions, judged = jax.eval_shape(steps, params, batch, rngs)
+    pyramid, proposed, samples, regions, scored = jax.eval_shape(steps, params, batch, rngs)
     assert [level.shape for level in pyramid] == [(2, size, size, 16) for size in (16, 8, 4, 2, 1)]
     assert proposed.boxes.shape == (2, 60, 4)
     assert samples.gt_boxes.shape == (2, 48, 4)
     assert regions.shape == (2, 48, 5, 5, 16)
-    assert judged.class_logits.shape == (2, 48, 3)
-    assert judged.box_deltas.shape == (2, 48, 2, 4)
-    assert judged.embedding.shape == (2, 48, 64)
+    assert scored.class_logits.shape == (2, 48, 3)
+    assert scored.box_deltas.shape == (2, 48, 2, 4)
+    assert scored.embedding.shape == (2, 48, 64)
 
 
 def test_float64_stays_float64_and_bfloat16_losses_are_float32(batch, params):
     def dtypes(config, params):
-        model = FasterRCNN(config)
-        total, metrics = jax.eval_shape(
-            lambda p, b, k: faster_rcnn.loss(model, p, b, k), params, batch, jax.random.key(0)
-        )
-        found = jax.eval_shape(lambda p, b: faster_rcnn.predict(model, p, b), params, batch)
+        detector = faster_rcnn.detector(config)
+        total, metrics = jax.eval_shape(detector.loss, params, batch, jax.random.key(0))
+        found = jax.eval_shape(detector.predict, params, batch)
         return {
             total.dtype,
             found["boxes"].dtype,
@@ -392,8 +388,7 @@ def test_images_do_not_influence_each_other(trained, batch, predict):
 
 
 def test_bfloat16_finds_the_same(trained, batch, predict):
-    model = FasterRCNN(dataclasses.replace(TINY, dtype="bfloat16"))
-    in_bfloat16 = jax.jit(lambda p, b: faster_rcnn.predict(model, p, b))
+    in_bfloat16 = jax.jit(faster_rcnn.detector(dataclasses.replace(TINY, dtype="bfloat16")).predict)
     half = jax.device_get(in_bfloat16(trained[1], inference(batch)))
     full = jax.device_get(predict(trained[1], inference(batch)))
     np.testing.assert_allclose(half["scores"][:, 0], full["scores"][:, 0], atol=0.1)

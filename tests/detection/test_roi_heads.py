@@ -157,7 +157,7 @@ def test_copies_of_an_image_get_different_samples():
 
 
 @pytest.fixture(scope="module")
-def judged():
+def scored():
     rng = np.random.default_rng(0)
     outputs = BoxOutputs(
         class_logits=rng.normal(size=(1, 4, 4)).astype(np.float32),
@@ -179,8 +179,8 @@ def total(outputs, samples):
     return sums.classes + sums.box, sums
 
 
-def test_losses_by_hand(judged):
-    outputs, samples = judged
+def test_losses_by_hand(scored):
+    outputs, samples = scored
     _, sums = total(outputs, samples)
     logits = outputs.class_logits[0, :3].astype(np.float64)
     expected = (np.log(np.exp(logits).sum(-1)) - logits[np.arange(3), [2, 0, 3]]).sum()
@@ -193,8 +193,8 @@ def test_losses_by_hand(judged):
     assert (sums.samples, sums.positives) == (3, 2)
 
 
-def test_only_the_true_class_of_positives_learns_a_box(judged):
-    gradients, _ = jax.jit(jax.grad(total, has_aux=True))(*judged)
+def test_only_the_true_class_of_positives_learns_a_box(scored):
+    gradients, _ = jax.jit(jax.grad(total, has_aux=True))(*scored)
     learns = np.any(np.asarray(gradients.box_deltas[0]) != 0, axis=-1)
     expected = np.zeros((4, 3), bool)
     expected[0, 2] = expected[1, 0] = True
@@ -203,8 +203,8 @@ def test_only_the_true_class_of_positives_learns_a_box(judged):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-def test_no_sample_at_all_is_zero_with_finite_gradients(judged):
-    outputs, samples = judged
+def test_no_sample_at_all_is_zero_with_finite_gradients(scored):
+    outputs, samples = scored
     nothing = samples._replace(is_positive=samples.is_positive & False, valid=samples.valid & False)
     (value, _), gradients = jax.value_and_grad(total, has_aux=True)(outputs, nothing)
     assert value == 0

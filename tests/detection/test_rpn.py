@@ -192,7 +192,7 @@ def test_samples_are_limited_and_differ_with_the_key():
 
 
 def test_outputs_are_ordered_as_the_anchors():
-    """Row by row, column by column, then cell anchors: what the convolution says at (y, x) of cell anchor a."""
+    """Row by row, column by column, then cell anchors: the convolution's output at (y, x) of cell anchor a."""
     rng = np.random.default_rng(3)
     features = [rng.uniform(0, 1, (2, *size, 4)).astype(np.float32) for size in ((5, 3), (3, 2))]
     head = RPNHead(cell_anchors=3)

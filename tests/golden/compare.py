@@ -47,7 +47,7 @@ def golden_batch(seeded, lesion_free=None):
 
 def run_chain(config, params, seeded):
     """Everything the fixtures store, from one compiled program."""
-    model = FasterRCNN(config)
+    model, detector = FasterRCNN(config), faster_rcnn.detector(config)
     batch = {key: jnp.asarray(value) for key, value in golden_batch(seeded).items()}
     lesion_free = {key: jnp.asarray(value) for key, value in golden_batch(seeded, lesion_free=1).items()}
     truth = {key: jnp.stack([batch[key], lesion_free[key]]) for key in batch if key.startswith("gt_")}
@@ -60,12 +60,12 @@ def run_chain(config, params, seeded):
         outputs = faster_rcnn.rpn_outputs(model, params, pyramid)
         proposed = faster_rcnn.proposals(config, outputs, batch, training=False)
         regions = faster_rcnn.pooled(config, pyramid, proposed.boxes, proposed.valid)
-        judged = faster_rcnn.box_outputs(model, params, regions)
-        found = faster_rcnn.detections(config, judged, proposed, batch)
-        losses = jax.vmap(lambda t: faster_rcnn.loss(model, params, {**batch, **t}, jax.random.key(0))[1])(truth)
-        return c5, pyramid, outputs, proposed, judged, found, losses
+        scored = faster_rcnn.box_outputs(model, params, regions)
+        found = faster_rcnn.detections(config, scored, proposed, batch)
+        losses = jax.vmap(lambda t: detector.loss(params, {**batch, **t}, jax.random.key(0))[1])(truth)
+        return c5, pyramid, outputs, proposed, scored, found, losses
 
-    c5, pyramid, outputs, proposed, judged, found, losses = jax.device_get(chain(params, batch, truth))
+    c5, pyramid, outputs, proposed, scored, found, losses = jax.device_get(chain(params, batch, truth))
     four = np.stack([losses[f"loss_{name}"] for name in ("rpn_objectness", "rpn_box", "class", "box")], 1)
     ours = {
         "c5": seeded.project(c5),
@@ -73,8 +73,8 @@ def run_chain(config, params, seeded):
         "objectness": np.concatenate(outputs.objectness_logits, 1),
         "deltas": np.concatenate(outputs.deltas, 1)[:, :: seeded.STRIDE_OF_DELTAS],
         "proposals": proposed.boxes,
-        "class_logits": judged.class_logits,
-        "box_deltas": judged.box_deltas,
+        "class_logits": scored.class_logits,
+        "box_deltas": scored.box_deltas,
         **{f"detected_{key}": found[key] for key in ("boxes", "scores", "labels")},
         "counts": np.array([proposed.valid.sum(1), found["valid"].sum(1)]),
         "losses": four[0],

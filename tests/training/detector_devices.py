@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from elk_jax.detection import faster_rcnn
+from elk_jax.detection.detector import Detector
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model
 from elk_jax.training.optimizer import OptimizerConfig
@@ -27,8 +28,8 @@ STEPS, BATCH, SIZE = 5, 8, 64
 RECIPE = TrainingRecipe(optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), schedule=Constant(base=0.02))
 
 
-def model(dtype: str) -> faster_rcnn.FasterRCNN:
-    return faster_rcnn.FasterRCNN(
+def detector(dtype: str) -> Detector:
+    return faster_rcnn.detector(
         faster_rcnn.FasterRCNNConfig(
             num_classes=2,
             pixel_scale=1.0,
@@ -76,14 +77,14 @@ def batch(number: int, dtype: str, rows: slice = slice(None)) -> dict[str, np.nd
 
 def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
     """The metrics of five steps, and what the compiled step sends around."""
-    net = model(dtype)
-    detector = Model(
-        init=lambda rng: jax.tree.map(lambda x: x.astype(dtype), faster_rcnn.init(net, rng)),
-        loss=lambda params, _, batch, rng, map_images: faster_rcnn.loss(net, params, batch, rng, map_images),
-        predict=lambda params, _, batch, map_images: faster_rcnn.predict(net, params, batch, map_images),
+    net = detector(dtype)
+    model = Model(
+        init=lambda rng: jax.tree.map(lambda x: x.astype(dtype), net.init(rng)),
+        loss=lambda params, _, batch, rng, map_images: net.loss(params, batch, rng, map_images),
+        predict=lambda params, _, batch, map_images: net.predict(params, batch, map_images),
         per_example=False,
     )
-    step = gradient(detector, RECIPE, mesh)
+    step = gradient(model, RECIPE, mesh)
     program = on_mesh(step, mesh)
     state = program.init(fresh_params(step, mesh))
     first = meshes.put_batch(batch(0, dtype, rows), mesh)

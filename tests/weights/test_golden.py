@@ -1,7 +1,7 @@
 """Converted weights of torchvision and detectron2 give their features, proposals, losses and detections.
 
 Both sides make the same weights and images from their names; the reference's answers are stored in tests/golden,
-where the scripts that asked for them lie. Tolerances are about ten times what was seen (float32, CPU).
+with the scripts that made them. Tolerances are about ten times what was seen (float32, CPU).
 """
 
 import math

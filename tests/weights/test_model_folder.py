@@ -1,8 +1,11 @@
 """Model folders: round trip, damage, and weights put into a model that is not quite theirs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.weights import model_folder as store
 
@@ -39,24 +42,103 @@ def test_save_twice_leaves_the_second(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "params.safetensors"]
 
 
-def test_folders_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="no model here"):
-        store.load_params(tmp_path / "absent")
+def test_folders_that_are_not_models(tmp_path):
+    for load in (store.load_params, store.architecture_of):
+        with pytest.raises(UserError) as error:
+            load(tmp_path / "absent")
+        assert error.value.where == str(tmp_path / "absent") and store.CONFIG in error.value.todo
     store.save_params(tmp_path, PARAMS, {})
     whole = (tmp_path / store.PARAMS).read_bytes()
     (tmp_path / store.PARAMS).write_bytes(whole[:-3])
-    with pytest.raises(UserError, match="broken safetensors"):
+    with pytest.raises(UserError) as error:
         store.load_params(tmp_path)
+    assert store.PARAMS in error.value.where
     (tmp_path / store.PARAMS).write_bytes(whole)
     (tmp_path / store.CONFIG).write_text("[]")
-    with pytest.raises(UserError, match="description"):
+    with pytest.raises(UserError) as error:
         store.load_params(tmp_path)
+    assert store.CONFIG in error.value.where
     (tmp_path / store.CONFIG).unlink()  # what an interrupted save leaves
-    with pytest.raises(UserError, match="no model here"):
+    with pytest.raises(UserError) as error:
         store.load_params(tmp_path)
+    assert error.value.where == str(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="folder"):
+    with pytest.raises(UserError) as error:
         store.save_params(tmp_path / "file", PARAMS, {})
+    assert "file" in error.value.where
+
+
+# ---- Which model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder of four stages, of which three have trained models of two architectures."""
+    files.write_json(tmp_path / "config.json", {"stages": {"a": {}, "b": {}, "c": {}, "d": {}}})
+    for stage, architecture in (("a", "detector"), ("b", "painter"), ("c", "detector")):
+        store.save_params(tmp_path / stage / "model", {}, {"architecture": architecture, "trained": {"step": 7}})
+    return tmp_path
+
+
+def test_a_model_is_found_by_its_run_and_stage(run):
+    assert store.find(run, None, ("detector",)) == run / "c" / "model"
+    assert store.find(run, None, ("painter",)) == run / "b" / "model"
+    assert store.find(run, None, ("other", "painter")) == run / "b" / "model"
+    assert store.find(run, "a", ("detector",)) == run / "a" / "model"
+    for folder in (run / "a", run / "a" / "model"):
+        assert store.find(folder, None, ("detector",)) == run / "a" / "model"
+    assert store.architecture_of(run / "b" / "model") == "painter"
+
+
+@pytest.mark.parametrize(
+    "folder, stage, kind, words",
+    [
+        ("", "b", "detector", ["'b'", "a, c"]),
+        ("", "d", "detector", ["'d'", "a, c"]),
+        ("", None, "translator", ["translator", "launch/train.py"]),
+        ("a", "a", "detector", ["'a'", "--stage"]),
+        ("d", None, "detector", ["run folder", "launch/train.py"]),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(run, folder, stage, kind, words):
+    with pytest.raises(UserError) as error:
+        store.find(run / folder, stage, (kind,))
+    assert error.value.where.startswith(str(run / folder))
+    for word in words:
+        assert word in error.value.what + error.value.todo
+
+
+def test_a_model_knows_the_step_of_its_weights(run):
+    assert store.kept_step(run / "a" / "model", 3) == 7
+    assert store.kept_step(run / "d" / "model", 3) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    mean: tuple[float, ...] = (1.0,)
+    scale: float = 2.0
+    size: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    scale: float = 5.0
+    flip: bool = False
+
+
+def test_weights_are_not_trained_under_other_settings(tmp_path):
+    store.check_same(Model(size=4), Model(), ("mean", "scale"), tmp_path, "painter")
+    store.check_same(Other(), Model(), ("mean", "flip"), tmp_path, "painter")  # no field in common
+    with pytest.raises(UserError) as error:
+        store.check_same(Model(mean=(4.0, 5.0), scale=1.0), Model(), ("mean", "scale", "size"), tmp_path, "painter")
+    assert error.value.where == str(tmp_path) and "mean (4.0, 5.0)" in error.value.what
+    assert error.value.todo == "set --config.painter.model.mean='(4.0, 5.0)' --config.painter.model.scale=1.0"
+    with pytest.raises(UserError) as error:
+        store.check_same(Other(), Model(), ("scale",), tmp_path, "painter")
+    assert error.value.todo == "set --config.painter.model.scale=5.0"
+
+
+# ---- Weights into a model ------------------------------------------------------------------------------------------
 
 
 def test_restore_takes_the_templates_types():
@@ -85,11 +167,12 @@ def test_drop_keeps_what_fits_and_starts_the_rest_afresh():
     drop = ["class_logits/"]
     same = store.restore_into(template(3), PARAMS, drop)
     np.testing.assert_array_equal(same["box_head"]["class_logits"]["kernel"], 1)
-    with pytest.raises(UserError, match=r"\(5, 3\) in the weights and \(5, 2\) in the model"):
+    with pytest.raises(UserError) as error:
         store.restore_into(template(2), PARAMS)
+    assert "(5, 3)" in error.value.what and "(5, 2)" in error.value.what
     other = store.restore_into(template(2), PARAMS, drop)
     np.testing.assert_array_equal(other["box_head"]["class_logits"]["kernel"], np.full((5, 2), 7))
     backbone = store.restore_into(template(2), {"backbone": PARAMS["backbone"]}, ["^box_head/"])
     np.testing.assert_array_equal(backbone["box_head"]["class_logits"]["kernel"], np.full((5, 2), 7))
-    with pytest.raises(UserError, match="regular expression"):
+    with pytest.raises(UserError, match="expression"):
         store.restore_into(template(2), PARAMS, ["("])

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
 
-import jax
 import numpy as np
 import pytest
 
 from elk_jax.data.sources.source import ImageSource
-from elk_jax.detection import faster_rcnn, faster_rcnn_config
 from elk_jax.evaluation.detections import Detections, join
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import model as detection_model
 from elk_jax.tasks.detection import settings as detection
-from elk_jax.weights import model_folder as store
 
 BREAST = np.array([30, 10, 60, 40])  # x0, y0, x1, y1 of the bright part of a 100 x 60 px image
 
@@ -88,13 +84,3 @@ def test_a_whole_image_is_shown_as_it_is(source):
 def test_what_a_detector_sees_is_the_same_for_any_truth(source):
     other = replace(source, infos=(replace(source.infos[0], boxes=source.infos[0].boxes / 2),))
     assert detection_model.show(source, True).windows == detection_model.show(other, True).windows
-
-
-def test_every_convention_is_of_layers_that_a_published_detector_has():
-    model = faster_rcnn_config.detectron2(depth=50, norm="gn", fpn_norm="gn", num_classes=1)
-    network = faster_rcnn.FasterRCNN(model)
-    shapes = jax.eval_shape(lambda rng: faster_rcnn.init(network, rng), jax.random.key(0))
-    names = list(store.flatten(shapes))
-    for field, layers in detection_model.CONVENTIONS.items():
-        assert hasattr(model, field), field
-        assert any(re.search(layers, name) for name in names), (field, layers)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from elk_jax.detection import faster_rcnn_config
+from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import train as detection_stages
@@ -35,7 +35,7 @@ def params(classes: int, value: float) -> dict:
 def started(folder: Path, classes: int, model: FasterRCNNConfig | None = None) -> dict:
     """Names and values (each leaf is constant) of what a model of so many classes starts from; a fresh one is 0."""
     fresh, model = params(classes, 0.0), model or faster_rcnn_config.detectron2()
-    initial = detection_stages._from_weights(folder, fresh, model, "detector")
+    initial = detection_stages._from_weights(folder, fresh, detectors.build(model), "detector")
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), initial, fresh)
     return {name: np.unique(leaf).item() for name, leaf in store.flatten(initial).items()}
 

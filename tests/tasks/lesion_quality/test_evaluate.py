@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data.sources.source import ImageSource
-from elk_jax.detection import faster_rcnn_config
+from elk_jax.detection import closeups as detection_closeups
+from elk_jax.detection import faster_rcnn, faster_rcnn_config
 from elk_jax.errors import UserError
 from elk_jax.evaluation import memorised
 from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks.detection import features as detection_features
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.lesion_quality import evaluate as inpainting_evaluate
 from elk_jax.tasks.lesion_quality.evaluate import compare, describe, evaluate, painted_places
@@ -177,7 +177,7 @@ def detector(tmp_path_factory):
         depth=18, width=8, norm="gn", norm_groups=8, stride_in_1x1=False, pixel_mean=(60.0,), pixel_std=(60.0,),
         fpn_channels=16, box_fc_width=8,
     )  # fmt: skip
-    shapes = jax.eval_shape(detection.build_task(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(faster_rcnn.detector(config).init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("detector")
@@ -187,9 +187,9 @@ def detector(tmp_path_factory):
 
 
 def test_a_detector_sees_close_ups_one_by_one(detector, real, monkeypatch):
-    monkeypatch.setattr(detection_features, "BATCH", 3)
+    monkeypatch.setattr(detection_closeups, "BATCH", 3)
     closeups = real.closeups[:4, :64, :64]
-    features = detection_features.closeup_features(detector)
+    features = inpainting_evaluate._features_of(detector)
     found = features(closeups)
     assert found.shape == (4, 4 * 16) and np.isfinite(found).all()
     assert np.abs(found[0] - found[1]).max() > 1e-3
@@ -215,7 +215,7 @@ def test_the_stage_writes_its_evaluation_and_says_what_it_is(monkeypatch, tmp_pa
     config = ConfigDict({"seed": 3, "data": {}, "stages": {"quality": {**stage, "features": "detector"}}})
     files.make_folder(tmp_path / "quality")
     see = lambda folder: lambda closeups: closeups.reshape(len(closeups), -1)[:, : len(folder.name)]
-    monkeypatch.setattr(inpainting_evaluate, "closeup_features", see)
+    monkeypatch.setattr(inpainting_evaluate, "_features_of", see)
     summary = evaluate(Run(config, tmp_path, meshes.make_mesh()), "quality")
     assert (summary["task"], summary["kind"], summary["split"]) == ("inpainting", "evaluate", "test")
     assert asked == [("real", "test"), ("synthetic", "train"), ("real", "train")], "repetitions are of training lesions"

@@ -1,0 +1,92 @@
+"""The interface of a detector: features of a pyramid, and a loss and detections that are computed from them.
+
+Shapes: B images of H x W pixels, L levels of h x w cells, C channels, M padded lesions, K detections.
+
+A batch is a mapping with the keys of `images.schema.Batch`: image [B, H, W, 1 or C] in [0, 1], image_size [B, 2]
+(height, width), gt_boxes [B, M, 4], gt_labels, gt_valid, gt_ignore [B, M], and optionally valid [B] (images that
+count). Features and predictions need image and image_size alone.
+
+Distillation reads `features` of a teacher and a student; fusion changes them before `loss_from_features`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+Params = Any
+"""A nested dict of arrays."""
+Batch = Mapping[str, jax.Array]
+Pyramid = tuple[jax.Array, ...]
+"""Levels [B, h, w, C], fine to coarse."""
+MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Maps a function of one image over the batch: jax.vmap, or the same inside shard_map, so that no top-k ever sees a
+sharded batch."""
+
+_FEATURES = 0xFEA7  # folded into the key of a step for the features' own key
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """One configured detector, as pure functions.
+
+    config: a frozen dataclass whose fields `name` (the key of `detectors.DETECTORS`), `num_classes` (Q, without
+    background) and `score_floor` (detections score more) every detector has: a training sets the last two. A detector
+    with anchors has `anchor_sizes` (per level, in pixels of the resized image), which a training may plan; others have
+    no such field. Fields of one meaning have one name in all detectors (`pixel_mean`, `stride_in_1x1`), since a
+    training may start from the backbone of another one.
+
+    init: rng -> params.
+    features: (params, batch, rng=None) -> pyramid. rng: for networks that drop branches in training; None: drop none.
+    loss_from_features: (params, pyramid, batch, rng, map_images) -> (scalar, terms: dict of scalars). Means are over
+    the global batch; images with batch["valid"] False do not count.
+    predict_from_features: (params, pyramid, batch, map_images) -> detections of every image, best first: boxes
+    [B, K, 4] in the batch image's pixels, scores, labels, valid [B, K].
+
+    class_layers: a regular expression (re.search on a/b/c names) of the layers whose shape follows from the classes.
+    conventions: field -> regular expression of the layers whose weights mean something else when it is changed, though
+    their shapes stay. Of this configuration: without fields that do not matter in it.
+    frozen: regular expressions of the parameters that are never trained, whatever the recipe says.
+    strides: pixels per cell of every level.
+    """
+
+    config: Any
+    init: Callable[[jax.Array], Params]
+    features: Callable[..., Pyramid]
+    loss_from_features: Callable[
+        [Params, Pyramid, Batch, jax.Array, MapImages], tuple[jax.Array, dict[str, jax.Array]]
+    ]
+    predict_from_features: Callable[[Params, Pyramid, Batch, MapImages], dict[str, jax.Array]]
+    class_layers: str
+    conventions: Mapping[str, str]
+    frozen: tuple[str, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def loss(
+        self, params: Params, batch: Batch, rng: jax.Array, map_images: MapImages = jax.vmap
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of a batch and its terms."""
+        pyramid = self.features(params, batch, jax.random.fold_in(rng, _FEATURES))
+        return self.loss_from_features(params, pyramid, batch, rng, map_images)
+
+    def predict(self, params: Params, batch: Batch, map_images: MapImages = jax.vmap) -> dict[str, jax.Array]:
+        """The detections of a batch. No gradient flows through the choice of boxes."""
+        return self.predict_from_features(params, self.features(params, batch), batch, map_images)
+
+    def settled_by(self, taken: Iterable[str]) -> list[str]:
+        """The conventions that a training may not change where it starts with weights of the names `taken`."""
+        names = list(taken)
+        return [field for field, layers in self.conventions.items() if any(re.search(layers, n) for n in names)]
+
+
+def has_anchors(config: Any) -> bool:
+    """Whether a detector of this configuration has anchors, whose sizes can be planned."""
+    return hasattr(config, "anchor_sizes")

@@ -1,0 +1,172 @@
+"""The interface of detectors, on a second one that lives in the tests alone, and on Faster R-CNN."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from elk_jax.detection import closeups, detectors, faster_rcnn
+from elk_jax.detection.detector import Detector, has_anchors
+from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig, detectron2
+from elk_jax.errors import UserError
+from tests.detection import toy_detector
+
+SETTINGS = {"name": "toy", "num_classes": 2, "dropped": 0.5, "detections": 4}
+
+
+@pytest.fixture
+def toy(monkeypatch) -> Detector:
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    return detectors.build(detectors.config_from(SETTINGS, "config.detector.model"))
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, np.ndarray]:
+    """Two noisy images of 64 x 64 pixels with bright lesions of two classes; a third, broken one fills the batch."""
+    image = np.random.default_rng(0).uniform(0, 0.3, (3, 64, 64, 1)).astype(np.float32)
+    gt_boxes = np.zeros((3, 2, 4), np.float32)
+    gt_boxes[0, 0], gt_boxes[1] = [12, 20, 32, 44], [[4, 6, 22, 26], [36, 30, 58, 56]]
+    gt_labels = np.array([[0, 0], [1, 0], [0, 0]], np.int32)
+    for i, j in ((0, 0), (1, 0), (1, 1)):
+        x1, y1, x2, y2 = gt_boxes[i, j].astype(int)
+        image[i, y1:y2, x1:x2] += 0.3 + 0.4 * gt_labels[i, j]
+    return {
+        "image": image,
+        "image_size": np.full((3, 2), 64, np.float32),
+        "gt_boxes": gt_boxes,
+        "gt_labels": gt_labels,
+        "gt_valid": np.array([[True, False], [True, True], [True, True]]),
+        "gt_ignore": np.zeros((3, 2), bool),
+        "valid": np.array([True, True, False]),
+    }
+
+
+# ---- Chosen by name ------------------------------------------------------------------------------------------------
+
+
+def test_the_name_chooses_the_detector(toy):
+    assert toy.name == "toy" and toy.config == toy_detector.ToyConfig(num_classes=2, dropped=0.5, detections=4)
+    assert detectors.kinds() == {"faster_rcnn": FasterRCNNConfig, "toy": toy_detector.ToyConfig}
+    ours = detectors.config_from({"name": "faster_rcnn", "depth": 18}, "model")
+    assert ours == FasterRCNNConfig(depth=18) and detectors.build(ours).name == "faster_rcnn"
+    assert has_anchors(ours) and not has_anchors(toy.config)
+
+
+@pytest.mark.parametrize(
+    "settings, where, word",
+    [
+        ({"name": "yolo"}, "model.name", "faster_rcnn"),
+        ({}, "model.name", "faster_rcnn"),
+        ({"name": "toy", "width": 0}, "model.width", "at least 1"),
+        ({"name": "toy", "anchor_sizes": ()}, "model", "num_classes"),  # another detector's field
+    ],
+)
+def test_impossible_settings_are_refused_with_their_field(toy, settings, where, word):
+    with pytest.raises(UserError) as error:
+        detectors.config_from(settings, "model")
+    assert error.value.where == where and word in error.value.todo
+
+
+def test_every_detector_has_what_a_training_sets_and_its_own_name(toy):
+    for name, kind in detectors.kinds().items():
+        config = dataclasses.replace(kind(), num_classes=3, score_floor=0.25)
+        detector = detectors.build(config)
+        assert (detector.name, detector.config.num_classes, detector.config.score_floor) == (name, 3, 0.25)
+
+
+# ---- The weights ---------------------------------------------------------------------------------------------------
+
+
+def shapes(detector: Detector) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(detector.init, jax.random.key(0)))
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+
+def test_class_layers_are_those_whose_shape_follows_from_the_classes(toy):
+    for config in (toy.config, detectron2(depth=18)):
+        one, many = (shapes(detectors.build(dataclasses.replace(config, num_classes=n))) for n in (1, 3))
+        layers = detectors.build(config).class_layers
+        assert {name for name in one if re.search(layers, name)} == {n for n in one if one[n] != many[n]}
+
+
+def test_conventions_are_fields_and_layers_of_their_detector(toy):
+    for config in (toy.config, detectron2(depth=50, norm="gn", fpn_norm="gn")):
+        detector = detectors.build(config)
+        for field, layers in detector.conventions.items():
+            assert hasattr(config, field), field
+            assert any(re.search(layers, name) for name in shapes(detector)), (field, layers)
+
+
+def test_weights_settle_the_conventions_of_their_layers(toy):
+    assert toy.settled_by(["backbone_0/kernel", "sides/bias"]) == ["pixel_std"]
+    assert toy.settled_by(["sides/bias"]) == []
+    grey = faster_rcnn.detector(detectron2(pixel_mean=(60.0,), pixel_std=(60.0,)))
+    assert grey.settled_by(["backbone/stem/conv/kernel"]) == ["pixel_scale"]  # its contrast may change
+    assert faster_rcnn.detector(detectron2()).settled_by(["fpn/norm/scale"]) == ["norm_eps"]
+    assert faster_rcnn.detector(detectron2(fpn_norm="gn")).settled_by(["fpn/norm/scale"]) == ["norm_groups", "norm_eps"]
+
+
+# ---- Features, loss and predictions --------------------------------------------------------------------------------
+
+
+def test_strides_are_those_of_the_features(toy, batch):
+    for detector in (toy, faster_rcnn.detector(detectron2(depth=18, width=8, norm="none"))):
+        params = jax.eval_shape(detector.init, jax.random.key(0))
+        pyramid = jax.eval_shape(detector.features, params, batch)
+        assert [level.shape[1:3] for level in pyramid] == [(64 // s, 64 // s) for s in detector.strides]
+
+
+def test_loss_and_predictions_are_computed_from_features(toy, batch):
+    """Distillation and fusion stand between the two; features have a random key of their own in training alone."""
+
+    @jax.jit
+    def compute(params, rng):
+        pyramid = toy.features(params, batch)
+        other = tuple(2 * level for level in pyramid)
+        predictions = [toy.predict_from_features(params, p, batch, jax.vmap) for p in (pyramid, other)]
+        losses = [toy.loss_from_features(params, p, batch, rng, jax.vmap)[0] for p in (pyramid, other)]
+        random = [toy.loss(params, batch, key)[0] for key in jax.random.split(rng, 8)]
+        return toy.predict(params, batch), predictions, losses, random
+
+    computed = compute(toy.init(jax.random.key(0)), jax.random.key(1))
+    predicted, (expected, other), losses, random = jax.device_get(computed)
+    jax.tree.map(np.testing.assert_array_equal, predicted, expected)
+    assert (other["scores"] != predicted["scores"]).any()
+    assert losses[0] != losses[1]
+    assert len({round(float(loss), 4) for loss in random}) > 1  # the images that lose a layer change
+
+
+def test_a_toy_learns_to_find_lesions(toy, batch):
+    params, optimizer = toy.init(jax.random.key(0)), optax.adam(1e-2)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, rng):
+        (loss, _), gradients = jax.value_and_grad(toy.loss, has_aux=True)(params, batch, rng)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    losses = []
+    for i in range(100):
+        params, state, loss = step(params, state, jax.random.key(i))
+        losses.append(float(loss))
+    assert np.mean(losses[-10:]) < 0.2 * losses[0]
+    found = jax.device_get(jax.jit(toy.predict)(params, batch))
+    for i, j in ((0, 0), (1, 0), (1, 1)):
+        best = np.abs(found["boxes"][i] - batch["gt_boxes"][i, j]).max(1).argmin()
+        np.testing.assert_allclose(found["boxes"][i, best], batch["gt_boxes"][i, j], atol=4)
+        assert found["labels"][i, best] == batch["gt_labels"][i, j]
+
+
+def test_closeups_are_seen_one_by_one(toy, monkeypatch):
+    monkeypatch.setattr(closeups, "BATCH", 3)
+    images = np.random.default_rng(0).uniform(size=(4, 64, 64))
+    features = closeups.closeup_features(toy, toy.init(jax.random.key(0)))
+    found = features(images)
+    assert found.shape == (4, toy.config.width) and np.abs(found[0] - found[1]).max() > 1e-4
+    np.testing.assert_allclose(features(images[3:])[0], found[3], atol=1e-6)
