@@ -8,7 +8,7 @@ import pytest
 
 from elk_jax.backbones.norms import norm_from_name, zero_residual_norm
 from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet, max_pool, rectified_sum
-from elk_jax.errors import UserError
+from tests.refusals import refused
 
 CHECKPOINT = jax.make_jaxpr(jax.checkpoint(lambda x: x * 2))(1.0).eqns[0].primitive.name
 GROUPS = norm_from_name("gn", groups=2)
@@ -63,7 +63,7 @@ def test_a_stem_of_another_width_changes_the_stem_and_what_reads_it_alone(depth)
 
 
 def test_unknown_depth_is_refused():
-    with pytest.raises(UserError, match="20 layers"):
+    with refused(20, where="depth"):
         ResNet(20).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
