@@ -15,9 +15,8 @@ from elk_jax.evaluation.hits import Criterion
 from elk_jax.images.schema import Source
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.run import Part
-from elk_jax.reporting.tables import results_table
 from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part, results_table
 from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
 

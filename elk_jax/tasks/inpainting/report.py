@@ -19,7 +19,8 @@ from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.synthesis.closeups import box_patch, lesion_closeup, usable_lesions
 from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Quality, Step, inpainting_part
+from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Step, inpainting_part
+from elk_jax.tasks.lesion_quality.page import Quality, quality_part
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.tasks.sampling import saved_grids
 from elk_jax.tasks.trained import kept_step
@@ -41,15 +42,16 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """What the finished stages of lesion synthesis left behind."""
     trained = [name for name, s in summaries.items() if s["kind"] == "train"]
     shown = [progress(run.folder / name, name) for name in trained]
-    return inpainting_part(
+    quality = quality_part([_quality(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"])
+    painted = inpainting_part(
         InpaintingRun(
-            quality=[_quality(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"],
             sets=[_painted(run, name, s) for name, s in summaries.items() if s["kind"] == "synthesize"],
             progress=[one for one in shown if one is not None],
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
             chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
         )
     )
+    return Part(painted.what, quality.summary, painted.facts, [*quality.sections, *painted.sections])
 
 
 def progress(folder: Path, name: str, count: int = STEPS) -> Progress | None:

@@ -22,10 +22,10 @@ from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import box_mask, covered, cut
 from elk_jax.progress import Progress
-from elk_jax.reporting.tables import quality_table
 from elk_jax.synthesis.closeups import box_patch, usable_lesions
 from elk_jax.tasks.detection import settings as detection
 from elk_jax.tasks.detection.features import closeup_features
+from elk_jax.tasks.lesion_quality.page import quality_table
 from elk_jax.tasks.run import Run, model_folder
 
 CONTEXT = 0.25

@@ -20,11 +20,11 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import similarity
 from elk_jax.images.breast import breast_mask
 from elk_jax.progress import Progress
-from elk_jax.reporting.tables import translation_table
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.translation import model as translation_model
 from elk_jax.tasks.translation import settings as translation
+from elk_jax.tasks.translation.page import translation_table
 from elk_jax.tasks.translation.settings import Greys
 from elk_jax.training import mesh as meshes
 
