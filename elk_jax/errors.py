@@ -1,4 +1,4 @@
-"""The one way a wrong input reaches the user: a single line, exit code 2, no traceback."""
+"""Errors of the user's input: a single line on stderr, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can put right: `what` is wrong, `where`, and what to do (`todo`), in one line."""
+    """An error that the user can correct: `what` is wrong, `where`, and what to do (`todo`), in one line."""
 
     def __init__(self, what: str, *, where: object = "", todo: str = ""):
         self.what, self.where, self.todo = what, str(where), todo
@@ -29,10 +29,10 @@ class UserError(Exception):
 
 
 def from_os_error(error: OSError, where: object = "") -> UserError:
-    """Turn an operating-system error met while reading or writing `where` into one the user can act on."""
+    """The UserError for an operating-system error while reading or writing `where`."""
     where = where or error.filename or ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError("the disk is full", where=where, todo="free some space and start the same command again")
+        return UserError("the disk is full", where=where, todo="free some space and rerun the same command")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError("permission denied", where=where, todo="choose another folder or change its permissions")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -43,13 +43,13 @@ def from_os_error(error: OSError, where: object = "") -> UserError:
 def run_main(main: Callable[..., object], *args: object) -> None:
     """Call `main(*args)` and exit: 0 when it returns, 2 with one line on stderr for a user's error, 130 on Ctrl-C.
 
-    An error in one of several processes ends it at once: JAX's own exit would wait minutes for the others, which wait
-    for this one.
+    With several processes, an error exits at once: JAX's own exit would wait minutes for the other processes, which
+    wait for this one.
     """
     try:
         main(*args)
     except KeyboardInterrupt:
-        print("interrupted: start the same command again to go on from the last checkpoint", file=sys.stderr)
+        print("interrupted: rerun the same command to resume from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         line = _one_line(error)
@@ -60,7 +60,7 @@ def run_main(main: Callable[..., object], *args: object) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """What the user is told; "" for an error of ours, which needs its traceback."""
+    """The message for the user; "" for a bug, which needs its traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
@@ -68,7 +68,7 @@ def _one_line(error: Exception) -> str:
     if is_out_of_memory(error):
         return str(_from_out_of_memory(error))
     if _has_peers() and re.search("closed by peer|reset by peer", str(error)):
-        return str(UserError("another process of this run has ended", todo="its own output says why"))
+        return str(UserError("another process of this run has ended", todo="see its output"))
     return ""
 
 
@@ -81,20 +81,20 @@ def _leave(code: int) -> NoReturn:
 
 
 def _has_peers() -> bool:
-    """Whether this process has joined others. Without JAX being imported it has not, and importing it takes seconds."""
+    """Whether this process has joined others. Does not import JAX, which takes seconds: without it, there are none."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether JAX ran out of device memory. By name: this module must not wait for JAX to be imported."""
+    """Whether JAX ran out of device memory. Compares names, in order not to import JAX."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"JaxRuntimeError", "XlaRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _from_out_of_memory(error: BaseException) -> UserError:
-    wanted = re.search(r"allocat\w*\s+(\d[\d.]*\s?\w+)", str(error))
+    size = re.search(r"allocat\w*\s+(\d[\d.]*\s?\w+)", str(error))
     return UserError(
-        f"out of device memory{f' while asking for {wanted[1]}' if wanted else ''}",
+        f"out of device memory{f' while allocating {size[1]}' if size else ''}",
         todo="lower loader.batch_size or loader.buckets, or set model.remat=(2,3) in the recipe",
     )

@@ -9,6 +9,7 @@ import pytest
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error, run_main
+from tests.refusals import refused
 
 
 def test_written_json_reads_back_and_leaves_no_other_file(tmp_path):
@@ -24,7 +25,7 @@ def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match=r"disk is full.*a\.txt.*free some space"):
+    with refused("full", "space", where="a.txt"):
         files.write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
@@ -36,21 +37,20 @@ def test_nan_is_not_json(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("content, message", [(None, "no such file"), ("{", "not valid JSON")])
-def test_unreadable_json_is_named(tmp_path, content, message):
+@pytest.mark.parametrize("content, word", [(None, "no such file"), ("{", "JSON")])
+def test_unreadable_json_is_named(tmp_path, content, word):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match=rf"{message}.*a\.json"):
+    with refused(word, where="a.json"):
         files.read_json(path)
 
 
 def test_folder_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="folder"):
-        files.make_folder(tmp_path / "file")
-    with pytest.raises(UserError, match="folder"):
-        files.make_folder(tmp_path / "file" / "below")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with refused("folder", where=path):
+            files.make_folder(path)
 
 
 def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path):
@@ -59,7 +59,7 @@ def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path):
     assert not os.listdir(tmp_path)
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=r"a file stands where a folder is needed \(.*/file\)"):
+        with refused("folder", where=tmp_path / "file"):
             files.check_writable(path)
 
 

@@ -1,4 +1,4 @@
-"""The convolution that every network here is made of.
+"""The convolution used by every network.
 
 Shapes: B batch, H W C; k kernel size. Kernels are [k, k, C_in, C_out].
 """
@@ -17,20 +17,20 @@ from jax import lax
 from elk_jax.backbones.norms import Initializer, Norm, param_dtype
 
 he_normal_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-"""Kaiming normal initialisation by output fan, as torchvision's ResNets (He et al. 2015)."""
+"""Kaiming normal initialisation by output fan, as in torchvision's ResNets (He et al. 2015)."""
 
 xavier_uniform_fan_in: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-"""Uniform with variance 1/fan_in, as detectron2 and torchvision start their pyramids."""
+"""Uniform with variance 1/fan_in, as in the pyramids of detectron2 and torchvision."""
 
 
 BAND = 2**19
-"""Numbers of an image's map above which a weight gradient is summed over bands of rows, on CPU; size of a band."""
+"""Size of the map of an image above which a CPU computes weight gradients in bands of rows of this size."""
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """[B, H, W, C_in] -> [B, ceil(H/stride), ceil(W/stride), C_out], padded as by PyTorch: k // 2 zeros a side.
+    """[B, H, W, C_in] -> [B, ceil(H/stride), ceil(W/stride), C_out], padded as in PyTorch: k // 2 zeros on each side.
 
-    A 1x1 convolution is a matrix product over the pixels that the stride leaves, and is written as one.
+    A 1x1 convolution is computed as a matrix product over every stride-th pixel.
     """
     if kernel.shape[0] == 1:
         return matrix_product(x[:, ::stride, ::stride], kernel[0, 0])
@@ -40,8 +40,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, **options: Any) -> jax.Array:
     """x [..., C_in] times kernel [C_in, C_out] -> [..., C_out]; also the `dot_general` of a dense layer.
 
-    The axes before the last are made one: on CPU, XLA's gradient of the kernel is up to four times faster so than over
-    several contracted axes.
+    The leading axes are merged: on a CPU, XLA's gradient of the kernel is up to four times faster than with several
+    contracted axes.
     """
     flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -60,7 +60,7 @@ def _plain(x: jax.Array, kernel: jax.Array, stride: int, pad_rows: bool = True) 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _spatial(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`_plain`, with a weight gradient that suits the platform."""
+    """`_plain` with a weight gradient chosen for the platform."""
     return _plain(x, kernel, stride)
 
 
@@ -87,9 +87,10 @@ def _spatial_backward(stride: int, saved: tuple[jax.Array, jax.Array], gradient:
 def weight_gradient(
     x: jax.Array, gradient: jax.Array, *, like: jax.ShapeDtypeStruct, stride: int, rows: int
 ) -> jax.Array:
-    """Gradient of a kernel `like` [k, k, C_in, C_out], from bands of `rows` rows of `gradient` [B, H', W', C_out].
+    """Gradient of a kernel of the shape of `like` [k, k, C_in, C_out], over bands of `rows` rows of `gradient`.
 
-    XLA's CPU convolution of two large maps falls out of the caches: in bands it is two to three times faster.
+    gradient: [B, H', W', C_out]. XLA's CPU convolution of two large maps exceeds the caches; bands are two to three
+    times faster.
     """
     k, height = like.shape[0], gradient.shape[1]
     if rows >= height:
@@ -109,7 +110,7 @@ _spatial.defvjp(_spatial_forward, _spatial_backward)
 
 
 class ConvNorm(nn.Module):
-    """Convolution with PyTorch's padding (kernel // 2 on each side), then a norm; without norm a bias.
+    """Convolution with PyTorch's padding (kernel // 2 on each side), then a norm, or a bias if there is no norm.
 
     Parameters kernel [k, k, C_in, features], and bias [features] or norm/*.
     """
@@ -123,10 +124,10 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        k, kept = self.kernel_size, param_dtype(self.dtype)
-        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), kept)
+        k, stored = self.kernel_size, param_dtype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), stored)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if self.norm is None:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), stored)
             return y + bias.astype(self.dtype)
         return self.norm(dtype=self.dtype, name="norm")(y)

@@ -1,6 +1,6 @@
 """Feature pyramid network (Lin et al. 2017).
 
-Shapes: B batch, L levels, level l with stride 2^l has maps [B, ceil(H / 2^l), ceil(W / 2^l), channels].
+Shapes: B batch, L levels; the map of level l has stride 2^l: [B, ceil(H / 2^l), ceil(W / 2^l), channels].
 Parameters: lateral{2..5} (1x1) and output{2..5} (3x3), each a ConvNorm.
 """
 
@@ -18,10 +18,10 @@ from elk_jax.backbones.norms import Norm
 
 
 def upsample_to(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Nearest-neighbour enlargement by two, cut to [B, height, width, C] (sizes 2n or 2n - 1).
+    """Nearest-neighbour upsampling by two, cropped to [B, height, width, C] (sizes 2n or 2n - 1).
 
-    A stride of two leaves no other sizes, and for these pixel i of the result reads i // 2, as torch's
-    `interpolate(mode="nearest", size=...)` does.
+    A stride of two produces only these sizes. Pixel i of the result is pixel i // 2 of x, as in torch's
+    `interpolate(mode="nearest", size=...)`.
     """
     batch, h, w, channels = x.shape
     doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, h, 2, w, 2, channels))

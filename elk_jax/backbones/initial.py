@@ -1,4 +1,4 @@
-"""Fresh parameters of a network, without the compilation of one large program."""
+"""Initial parameters of a network, without compiling its forward pass."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 
 def draw_params(model: nn.Module, rng: jax.Array, *inputs: Any) -> Any:
-    """model.init's parameters, a nested dict. Works under `jax.eval_shape` and `jit` with out_shardings.
+    """The parameters of `model.init`, a nested dict. Works under `jax.eval_shape`, and under `jit` with out_shardings.
 
-    Jitted, so that XLA drops the forward pass and compiles only the random numbers. Those come from the "rbg"
-    generator, seeded by `rng` of whatever kind: a third of threefry's compile time for the many arrays of a
-    network, and numbers that do not depend on the sharding (they may on the kind of device).
+    It is jitted, so that XLA drops the forward pass and compiles only the random numbers. These come from the "rbg"
+    generator, seeded by `rng` (of any kind): it takes a third of threefry's compile time for the many arrays of a
+    network. The numbers do not depend on the sharding, but may depend on the kind of device.
     """
 
     def draw(rng: jax.Array) -> Any:

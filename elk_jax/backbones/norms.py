@@ -2,10 +2,9 @@
 
 Shapes: B batch, H W C. All layers keep the shape of their input.
 
-A `Norm` is a factory: `norm(dtype=..., name=...)` gives a module. Which one a network uses is handed in from
-outside (`norm_from_name` at the border), so no layer asks for names. No layer here keeps running statistics:
-batch statistics are read from a pre-trained network and never change, which makes every network fit for
-per-example gradients.
+A `Norm` is a factory: `norm(dtype=..., name=...)` gives a module. Networks take the factory as an argument
+(`norm_from_name` maps names to factories). No layer updates running statistics: batch statistics come from a
+pre-trained network and stay constant, so that every network supports per-example gradients.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ Norm = Callable[..., nn.Module]
 
 
 def param_dtype(dtype: Any) -> Any:
-    """Type of the parameters of a layer that computes in `dtype`: float32, or wider where that is wider."""
+    """Type of the parameters of a layer that computes in `dtype`: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with constant statistics, folded into one multiply-add.
 
-    Parameters scale, bias, mean, var [C]. None of them is trained (FrozenBatchNorm2d of detectron2 and
-    torchvision), unless `train_affine`, which lets gradients through to scale and bias.
+    Parameters scale, bias, mean, var [C]. None is trained (as in FrozenBatchNorm2d of detectron2 and torchvision);
+    with `train_affine` scale and bias are.
     """
 
     eps: float = 1e-5
@@ -44,11 +43,11 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, kept = (x.shape[-1],), param_dtype(self.dtype)
-        scale = self.param("scale", nn.initializers.ones, shape, kept)
-        bias = self.param("bias", nn.initializers.zeros, shape, kept)
-        mean = lax.stop_gradient(self.param("mean", nn.initializers.zeros, shape, kept))
-        var = lax.stop_gradient(self.param("var", nn.initializers.ones, shape, kept))
+        shape, stored = (x.shape[-1],), param_dtype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, shape, stored)
+        bias = self.param("bias", nn.initializers.zeros, shape, stored)
+        mean = lax.stop_gradient(self.param("mean", nn.initializers.zeros, shape, stored))
+        var = lax.stop_gradient(self.param("var", nn.initializers.ones, shape, stored))
         if not self.train_affine:
             scale, bias = lax.stop_gradient((scale, bias))
         factor = scale * lax.rsqrt(var + self.eps)
@@ -58,7 +57,7 @@ class FrozenBatchNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018), statistics in float32 or wider, as one multiply-add per image.
 
-    Parameters scale, bias [C]. `groups` must divide the number of channels (UserError).
+    Parameters scale, bias [C]. UserError unless `groups` divides the number of channels.
     """
 
     groups: int = 32
@@ -68,15 +67,15 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels, kept = x.shape[-1], param_dtype(self.dtype)
+        channels, stored = x.shape[-1], param_dtype(self.dtype)
         if channels % self.groups:
             raise UserError(
                 f"{channels} channels cannot be split into {self.groups} groups",
                 where="/".join(self.path),
-                todo="set the number of groups of the normalisation to a divisor of every width",
+                todo="set the number of groups to a divisor of every width",
             )
-        scale = self.param("scale", self.scale_init, (channels,), kept)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
+        scale = self.param("scale", self.scale_init, (channels,), stored)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), stored)
         wide = at_least_float32(x)
 
         def group_mean(per_channel: jax.Array) -> jax.Array:  # [B, C] -> [B, C], equal within a group
@@ -109,14 +108,13 @@ def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5) -> Norm | 
 
 
 def zero_residual_norm(norm: Norm | None) -> Norm | None:
-    """The norm that ends a residual branch: GroupNorm starts at scale 0 (Goyal et al. 2017), others
-    unchanged."""
+    """The last norm of a residual branch: GroupNorm starts at scale 0 (Goyal et al. 2017), others are unchanged."""
     if isinstance(norm, partial) and norm.func is GroupNorm:
         return partial(norm, scale_init=nn.initializers.zeros)
     return norm
 
 
 def frozen_patterns(name: str, prefixes: Sequence[str] = ("",)) -> tuple[str, ...]:
-    """Regular expressions of the parameters under `prefixes` that norm `name` never trains."""
+    """Regular expressions of the parameters under `prefixes` that the norm `name` does not train."""
     names = {"frozen_bn": "scale|bias|mean|var", "affine_bn": "mean|var"}.get(name)
     return tuple(f"^{prefix}.*/norm/({names})$" for prefix in prefixes) if names else ()

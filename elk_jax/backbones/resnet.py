@@ -3,7 +3,7 @@
 Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^l), ceil(W/2^l), C].
 
 Parameters: stem/conv, res{2..5}_{block}/conv{1,2,3} and /shortcut, each a ConvNorm (kernel, norm/*).
-Padding is PyTorch's, so weights of torchvision and detectron2 give their features.
+Padding is as in PyTorch, so that weights of torchvision and detectron2 give the same features.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Stem(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """3x3 max-pool of stride 2, padded by 1 with -inf: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
 
-    The maximum of three shifted slices, along one axis and then the other. The gradient of a windowed reduction is
-    several times slower on CPU, and over a sharded batch it gathers the activations of all devices.
+    It is the maximum of three shifted slices, along one axis and then the other. The gradient of a windowed reduction
+    is several times slower on a CPU, and on a sharded batch it gathers the activations of all devices.
     """
     for axis in (1, 2):
         size = -(-x.shape[axis] // 2)
@@ -60,12 +60,12 @@ def max_pool(x: jax.Array) -> jax.Array:
 def rectified_sum(branch: jax.Array, skipped: jax.Array) -> jax.Array:
     """relu(branch + skipped), of one shape and type: the end of a residual block.
 
-    Written as a choice between two arrays, here and in its gradient. XLA's CPU compiler repeats cheap functions of one
-    array in whatever uses them: a maximum with zero would be worked out again, with all the blocks before it, in every
-    block of a stage (a third more time and memory for 101 layers).
+    It is written as a selection between two arrays, here and in the gradient. XLA's CPU compiler duplicates cheap
+    functions of one array into all their consumers: a maximum with zero would be recomputed, with all the blocks before
+    it, in every block of a stage (a third more time and memory for 101 layers).
     """
     total = branch + skipped
-    return jnp.where(total <= 0, jnp.zeros_like(total), total)  # a NaN stays one
+    return jnp.where(total <= 0, jnp.zeros_like(total), total)  # NaN propagates
 
 
 def _rectified_sum_forward(branch: jax.Array, skipped: jax.Array):
@@ -102,7 +102,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut: [B, H, W, C_in] -> [B, H/stride, W/stride, 4 width].
 
-    The stride sits in the first 1x1 (the original network, detectron2) or in the 3x3 (torchvision).
+    The stride is in the first 1x1 (the original network, detectron2) or in the 3x3 (torchvision).
     """
 
     width: int
@@ -123,7 +123,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax.Array:
-    """The input itself, or its 1x1 projection where the block changes its size or channels."""
+    """The input itself, or its 1x1 projection if the block changes its size or channels."""
     if block.stride == 1 and x.shape[-1] == features:
         return x
     return ConvNorm(features, 1, block.stride, block.norm, dtype=block.dtype, name="shortcut")(x)
@@ -135,7 +135,7 @@ class ResNet(nn.Module):
     depth: a key of BLOCKS. width: of the convolutions in the blocks of C2, each later stage doubles it (fewer than
     64 for narrow networks). stem_width: channels of the stem; 0: as `width`.
     norm: factory of all norms; None: convolutions with biases.
-    last_norm: norm that ends each residual branch (`norms.zero_residual_norm(norm)`); None: same as `norm`.
+    last_norm: last norm of each residual branch (`norms.zero_residual_norm(norm)`); None: same as `norm`.
     remat: recompute the activations inside the blocks of these stages (2..5) in the backward pass.
     """
 

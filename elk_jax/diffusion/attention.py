@@ -1,14 +1,14 @@
-"""Attention, and the transformer blocks between the U-Net's convolutions.
+"""Attention, and the transformer blocks between the convolutions of the U-Net.
 
-Shapes: B batch, T tokens (pixels of a map, H * W), S tokens attended to (T itself, or the text's), N heads, C channels,
-D channels of the text.
+Shapes: B batch, T tokens (H * W positions of a map), S tokens attended to (the same T, or those of the text), N heads,
+C channels, D channels of the text.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,21 +19,21 @@ from elk_jax.diffusion.layers import conv, dense, layer_norm, lecun_normal, zero
 from elk_jax.errors import UserError
 from elk_jax.precision import at_least_float32
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+Implementation = Literal["auto", "xla", "cudnn"]
 
 LARGEST = 2**25
-"""Scores (heads times queries times keys) of an image at a time, where attention has no kernel of its own."""
+"""Scores (heads x queries x keys) of an image in one block, without a fused kernel."""
 LARGEST_OF_CPU = 2**18
-"""The same on a CPU: what its caches hold."""
+"""The same on a CPU, where a block should fit in the cache."""
 LEAST_ROWS = 64
-"""Of such a block: products of fewer rows are slow."""
+"""Least rows of a block: matrix products with fewer rows are slow."""
 
 
 def choose_implementation(requested: str, dtype: Any, head_size: int) -> str:
-    """'cudnn' (flash attention: memory in proportion to T, not T * S) or 'xla', of jax.nn.dot_product_attention.
+    """'cudnn' (flash attention, with memory of order T, not T * S) or 'xla', for jax.nn.dot_product_attention.
 
-    'auto' takes cuDNN where it exists: on a GPU, in bfloat16 or float16, for heads whose size is a multiple of 8 and
-    at most 128 (256 from compute capability 9 on).
+    'auto' selects cuDNN where it is available: on a GPU, in bfloat16 or float16, for head sizes that are a multiple of
+    8 and at most 128 (256 from compute capability 9).
     """
     if requested != "auto":
         return requested
@@ -43,7 +43,7 @@ def choose_implementation(requested: str, dtype: Any, head_size: int) -> str:
     capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
     try:
         most = 256 if float(capability) >= 9 else 128
-    except ValueError:  # not one of NVIDIA's
+    except ValueError:  # not an NVIDIA GPU
         return "xla"
     return "cudnn" if head_size <= most else "xla"
 
@@ -53,8 +53,8 @@ def attend(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v for query [B, T, N, size], key and value [B, S, N, size] -> [B, T, N, size].
 
-    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. A large T x S matrix is never there as
-    a whole, forward or backward, but where attention is causal (of the tokens of a text).
+    The softmax is in float32 or wider. causal: token t attends to tokens 0..t. The full T x S matrix is never
+    materialised, forward or backward, except for causal attention (over the few tokens of a text).
     """
     chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
     if chosen == "cudnn" or causal:
@@ -64,11 +64,11 @@ def attend(
 
 @jax.custom_vjp
 def _attend_in_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """As `attend`, for query [B, N, T, size], key and value [B, N, S, size] -> [B, N, T, size].
+    """`attend` for query [B, N, T, size], key and value [B, N, S, size] -> [B, N, T, size].
 
-    Heads and rows of the matrix are worked off block by block; what the gradient needs of it is a number per row
-    (Dao et al. 2022, FlashAttention, algorithms 1 and 4). Sums of rows come out of the matrix products, by a column of
-    ones: as reductions of their own they take XLA's CPU three times as long.
+    Heads and rows of the matrix are processed block by block; the gradient needs only one number per row (Dao et al.
+    2022, FlashAttention, algorithms 1 and 4). Row sums come from the matrix products, by a column of ones: separate
+    reductions take three times as long on a CPU.
     """
     return _attend_forward(query, key, value)[0]
 
@@ -85,7 +85,7 @@ def _attend_backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
     pulled = jnp.concatenate([pull, -(pull * answer).sum(-1, keepdims=True)], -1)
     ones = _with_ones(at_least_float32(value))
     (of_query,) = _in_blocks(_gradient_of_query, (query, log_sum, pulled), (key, ones))
-    # the matrix once more, transposed: a product with its transpose is ten times slower on a CPU
+    # the matrix is recomputed transposed: a product with its transpose is ten times slower on a CPU
     of_key, of_value = _in_blocks(_gradient_of_key, (key, ones), (query, log_sum, pulled))
     return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype)
 
@@ -94,7 +94,7 @@ _attend_in_blocks.defvjp(_attend_forward, _attend_backward)
 
 
 def _answer(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(rows of the answer, logarithm of the sum of exp(scores) of each)."""
+    """(rows of the output, log-sum-exp of the scores of each row)."""
     query, key, value = _scaled(query), at_least_float32(key), at_least_float32(value)
     scores = query @ _transposed(key)
     largest = scores.max(-1, keepdims=True)
@@ -110,7 +110,7 @@ def _gradient_of_query(query: jax.Array, log_sum: jax.Array, pulled: jax.Array, 
 
 
 def _gradient_of_key(key: jax.Array, ones: jax.Array, query: jax.Array, log_sum: jax.Array, pulled: jax.Array):
-    """Of a block of keys and of their values."""
+    """Gradients of a block of keys and of their values."""
     query, key = _scaled(query), at_least_float32(key)
     weights = jnp.exp(key @ _transposed(query) - _transposed(log_sum))
     return (weights * (ones @ _transposed(pulled))) @ query, weights @ pulled[..., :-1]
@@ -121,7 +121,7 @@ def _in_blocks(
 ) -> tuple[jax.Array, ...]:
     """`function(*rows, *fixed)` for rows [B, N, T, *] and fixed [B, N, S, *], some heads and some rows at a time.
 
-    The images of a batch stay together: they may lie on several devices.
+    The batch is not split: its images may be on several devices.
     """
     heads, length = rows[0].shape[1:3]
     largest = LARGEST_OF_CPU if jax.default_backend() == "cpu" else LARGEST
@@ -135,10 +135,10 @@ def _in_blocks(
 
 
 def plan_blocks(heads: int, rows: int, scores: int, largest: int) -> tuple[int, int]:
-    """(equal parts of the heads, equal parts of the rows of a head), as few as make blocks of at most `largest` scores.
+    """(parts of the heads, parts of the rows of a head): fewest equal parts with at most `largest` scores per block.
 
-    rows: of a head, of so many `scores` each. Rows are cut where a single head is too large, and into blocks of no
-    fewer than LEAST_ROWS, which may then be larger than `largest`.
+    rows: number of rows of a head, each of `scores` scores. Rows are split only if a single head is too large, into
+    blocks of at least LEAST_ROWS rows, which may then exceed `largest`.
     """
     parts = next((n for n in _divisors(heads) if heads // n * rows * scores <= largest), heads)
     if rows * scores <= largest:
@@ -152,7 +152,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _mapped(function: Callable[[Any], Any], arrays: Any, axis: int, parts: int) -> Any:
-    """`function(arrays)`, one after another on so many equal parts of `arrays` (a tree) along `axis`."""
+    """Apply `function` to `parts` equal parts of `arrays` (a tree) along `axis`, one after another."""
     if parts == 1:
         return function(arrays)
 
@@ -177,14 +177,14 @@ def _transposed(x: jax.Array) -> jax.Array:
 
 
 def _with_ones(x: jax.Array) -> jax.Array:
-    """A column of ones behind the last."""
+    """`x` with a column of ones appended."""
     return jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
 
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x Phi(x) (Hendrycks & Gimpel 2016), not its tanh approximation.
 
-    By erf, in float32 or wider, as PyTorch does: by erfc, as JAX does, it takes a CPU more than twice as long.
+    By erf, in float32 or wider, as in PyTorch: erfc, as in JAX, takes more than twice as long on a CPU.
     """
     wide = at_least_float32(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -193,15 +193,16 @@ def gelu(x: jax.Array) -> jax.Array:
 def multi_head(
     x: jax.Array, tokens: jax.Array, heads: int, implementation: str, dtype: Any, qkv_bias: bool = False
 ) -> jax.Array:
-    """Attention of x [B, T, C] to `tokens` [B, S, D] -> [B, T, C], as layers of the module that calls it.
+    """Attention of x [B, T, C] to `tokens` [B, S, D] -> [B, T, C], as layers of the calling module.
 
-    Parameters to_q, to_k, to_v (biased only if `qkv_bias`), to_out_0. `heads` must divide C (UserError).
+    Parameters to_q, to_k, to_v (with bias only if `qkv_bias`), to_out_0. UserError unless `heads` divides C.
     """
     channels = x.shape[-1]
     if channels % heads:
         raise UserError(
             f"{channels} channels cannot be split into {heads} heads",
-            todo="set attention_head_dim (the number of heads, in diffusers' naming) to a divisor of every width",
+            where="attention_head_dim",
+            todo="set it (the number of heads, in diffusers' naming) to a divisor of every width",
         )
 
     def project(name: str, y: jax.Array) -> jax.Array:
@@ -213,7 +214,7 @@ def multi_head(
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [B, T, C] to `context` [B, S, D], or to itself -> [B, T, C]."""
+    """Multi-head attention of x [B, T, C] to `context` [B, S, D], or to x itself -> [B, T, C]."""
 
     heads: int
     implementation: str
@@ -225,7 +226,7 @@ class Attention(nn.Module):
 
 
 class MapAttention(nn.Module):
-    """Attention of the pixels of a map to each other: one head, group norm before, shortcut around it. [B, H, W, C]."""
+    """Self-attention over the positions of a map [B, H, W, C]: group norm, one head, and a shortcut."""
 
     groups: int
     implementation: str
@@ -240,7 +241,7 @@ class MapAttention(nn.Module):
 
 
 class GatedGelu(nn.Module):
-    """Two projections, one gated by the exact GELU of the other (GEGLU, Shazeer 2020): [..., C] -> [..., features]."""
+    """One projection times the exact GELU of another (GEGLU, Shazeer 2020): [..., C] -> [..., features]."""
 
     features: int
     dtype: Any
@@ -252,7 +253,7 @@ class GatedGelu(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A gated layer four times as wide: [B, T, C] -> [B, T, C]."""
+    """A gated layer, four times as wide inside: [B, T, C] -> [B, T, C]."""
 
     dtype: Any
 
@@ -263,7 +264,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention to itself, attention to the text if there is one, and a gated layer, each behind a layer norm.
+    """Self-attention, cross-attention to the text if given, and a gated layer, each after a layer norm.
 
     x [B, T, C], context [B, S, D] or None -> [B, T, C].
     """
@@ -284,10 +285,10 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a map: x [B, H, W, C], context [B, S, D] or None -> [B, H, W, C].
+    """Transformer blocks over the positions of a map: x [B, H, W, C], context [B, S, D] or None -> [B, H, W, C].
 
-    linear: proj_in and proj_out are dense layers (Stable Diffusion 2), else 1x1 convolutions (1.x), which is the same
-    arithmetic with another shape of kernel.
+    linear: proj_in and proj_out are dense layers (Stable Diffusion 2) instead of 1x1 convolutions (1.x): the same
+    arithmetic with kernels of another shape.
     """
 
     heads: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import GroupNorm
 from elk_jax.diffusion import settings
-from elk_jax.diffusion.attention import IMPLEMENTATIONS, MapAttention
+from elk_jax.diffusion.attention import Implementation, MapAttention
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv
 from elk_jax.errors import UserError
+from elk_jax.fields import NOT_EMPTY, check
 from elk_jax.precision import at_least_float32, check_dtype
 
 EPS = 1e-6
@@ -29,32 +30,29 @@ MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Fields as in diffusers' vae/config.json, defaults of Stable Diffusion 1.x and 2.x, and three of our own."""
+    """Fields and defaults as in vae/config.json of Stable Diffusion 1.x and 2.x, and three more of this project."""
 
     sample_size: int = 512
-    """Side of the images in training; for information."""
+    """Side of the training images; for information only."""
     in_channels: int = 3
     out_channels: int = 3
     latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    block_out_channels: Annotated[tuple[int, ...], NOT_EMPTY] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
     """1 / standard deviation of the latents: see `to_latents`."""
     mid_block_add_attention: bool = True
 
-    attention: str = "auto"
-    """'auto', 'xla' or 'cudnn': see attention.choose_implementation."""
+    attention: Implementation = "auto"
+    """See attention.choose_implementation."""
     remat: bool = False
     """Recompute the activations inside every residual block in the backward pass."""
     dtype: str = "float32"
-    """Of the computation: 'float32', 'bfloat16' or 'float64'."""
+    """Format of the computation: 'float32', 'bfloat16' or 'float64'."""
 
     def __post_init__(self) -> None:
-        if not self.block_out_channels:
-            raise UserError("an autoencoder without blocks", todo="give block_out_channels")
-        if self.attention not in IMPLEMENTATIONS:
-            raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+        check(self)
         check_dtype(self.dtype)
 
     @property
@@ -65,24 +63,24 @@ class AutoencoderConfig:
 
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
-    "down_block_types": (),  # compared below
+    "down_block_types": (),  # checked below
     "up_block_types": (),
-    "force_upcast": (True,),  # advice to users of float16, which is not offered here
+    "force_upcast": (True,),  # concerns float16, which is not supported here
     "use_quant_conv": (True,),
     "use_post_quant_conv": (True,),
 }
 
 
 def autoencoder_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> AutoencoderConfig:
-    """The configuration from diffusers' vae/config.json; `changes` (dtype, ...) go over it.
+    """The configuration from diffusers' vae/config.json; `changes` (dtype, ...) override it.
 
-    Raises UserError for settings that this network does not have.
+    Raises UserError for settings that this network does not support.
     """
     config = settings.from_json(AutoencoderConfig, {**content, **changes}, _ACCEPTED, where)
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         expected = [kind] * len(config.block_out_channels)
         if list(content.get(name, expected)) != expected:
-            raise UserError(f"{name} = {content[name]} is not supported", where=where, todo=f"expected {expected}")
+            raise UserError(f"{name} = {content[name]} is not supported", where=where, todo=f"give {expected}")
     for name in ("use_quant_conv", "use_post_quant_conv"):
         if content.get(name, True) is not True:
             raise UserError(f"{name} = {content[name]} is not supported", where=where)
@@ -95,7 +93,7 @@ def _resnet(config: AutoencoderConfig, features: int, name: str) -> ResnetBlock:
 
 
 class Middle(nn.Module):
-    """Residual block, attention over all pixels, residual block: [B, h, w, C] -> the same shape."""
+    """Residual block, attention over all positions, residual block: [B, h, w, C] -> the same shape."""
 
     config: AutoencoderConfig
 
@@ -109,7 +107,7 @@ class Middle(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Residual blocks, then half the size unless `last`: [B, H, W, C] -> [B, H/2, W/2, features]."""
+    """Residual blocks, then downsampling unless `last`: [B, H, W, C] -> [B, H/2, W/2, features]."""
 
     config: AutoencoderConfig
     features: int
@@ -123,7 +121,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One residual block more than in the encoder, then twice the size unless `last`."""
+    """One residual block more than in the encoder, then upsampling unless `last`."""
 
     config: AutoencoderConfig
     features: int
@@ -154,7 +152,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, h, w, Z] behind post_quant_conv -> image [B, H, W, C]."""
+    """Latents [B, h, w, Z] after post_quant_conv -> image [B, H, W, C]."""
 
     config: AutoencoderConfig
 
@@ -171,7 +169,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Images in [-1, 1] to a normal distribution over latents, and latents back to images.
+    """Encodes images in [-1, 1] to a normal distribution over latents, and decodes latents to images.
 
     `apply({"params": p}, images, method="encode")` and `apply({"params": p}, latents, method="decode")`.
     """
@@ -187,15 +185,20 @@ class AutoencoderKL(nn.Module):
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, H, W, C] -> mean and log variance [B, h, w, Z], float32 or wider, before scaling.
 
-        Raises UserError when the channels are others, or H or W is no multiple of `config.factor`.
+        Raises UserError unless C is `config.in_channels`, and H and W are multiples of `config.factor`.
         """
         c = self.config
         _, height, width, channels = images.shape
         if channels != c.in_channels:
-            raise UserError(f"an image of {channels} channels for an autoencoder of {c.in_channels}")
+            raise UserError(
+                f"{channels} image channels for an autoencoder with {c.in_channels}",
+                where="in_channels",
+                todo=f"give {c.in_channels}",
+            )
         if height % c.factor or width % c.factor:
             raise UserError(
-                f"an image of {height} x {width} for an autoencoder that divides by {c.factor}",
+                f"{height} x {width} px is not divisible by {c.factor}",
+                where="image",
                 todo=f"use multiples of {c.factor}",
             )
         moments = at_least_float32(self.quant_conv(self.encoder(images)))
@@ -207,31 +210,31 @@ class AutoencoderKL(nn.Module):
         return at_least_float32(self.decoder(self.post_quant_conv(latents)))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The mean latents' images."""
+        """The images decoded from the mean latents."""
         return self.decode(self.encode(images)[0])
 
 
 def to_latents(
     mean: jax.Array, logvar: jax.Array, config: AutoencoderConfig, rng: jax.Array | None = None
 ) -> jax.Array:
-    """What the U-Net works on, [B, h, w, Z] of about unit variance: a draw from the encoder's distribution, or with rng
-    None its mean, times the scaling factor."""
+    """The latents for the U-Net, [B, h, w, Z] of about unit variance: a draw from the encoder's distribution (its
+    mean if rng is None), times the scaling factor."""
     if rng is not None:
         mean = mean + jnp.exp(0.5 * logvar) * jax.random.normal(rng, mean.shape, mean.dtype)
     return mean * config.scaling_factor
 
 
 def from_latents(latents: jax.Array, config: AutoencoderConfig) -> jax.Array:
-    """Undoes the scaling of `to_latents`: what `decode` takes."""
+    """Undo the scaling of `to_latents`; the result is the input of `decode`."""
     return latents / config.scaling_factor
 
 
 def divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence [B] of the encoder's distribution from the standard normal, summed over latents."""
+    """Kullback-Leibler divergence [B] of the encoder's distribution to the standard normal, summed over latents."""
     return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
 
 
 def init(config: AutoencoderConfig, rng: jax.Array) -> Any:
-    """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
+    """Initial parameters (nested dict); only their shapes under jax.eval_shape."""
     images = jnp.zeros((1, config.factor, config.factor, config.in_channels))
     return draw_params(AutoencoderKL(config), rng, images)

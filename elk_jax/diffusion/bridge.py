@@ -1,4 +1,4 @@
-"""Brownian bridge diffusion: from an image y of one kind (low energy) to its pair x0 of another (subtracted).
+"""Brownian bridge diffusion: from an image y of one kind (low energy) to its counterpart x0 of another (subtracted).
 
 Shapes: B batch, T time steps, N sampling steps; images or latents [B, H, W, C]; t [B] int32 in 0..T.
 
@@ -13,7 +13,7 @@ arXiv 2205.07680: eq. 4 (bridge), 12 (loss), algorithm 2 (sampling).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +22,19 @@ import numpy as np
 from elk_jax.diffusion.samplers import Denoise, normal
 from elk_jax.diffusion.schedule import spread_over
 from elk_jax.errors import UserError
+from elk_jax.fields import AtLeast, check
 from elk_jax.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Bridge:
-    """steps: T. max_variance: s, twice the variance half-way (how different two answers may be)."""
+    """steps: T. max_variance: s, twice the variance half-way (the diversity of the samples)."""
 
-    steps: int = 1000
-    max_variance: float = 1.0
+    steps: Annotated[int, AtLeast(2)] = 1000
+    max_variance: Annotated[float, AtLeast(0)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 2 or not self.max_variance >= 0:
-            raise UserError(
-                f"a bridge of {self.steps} steps and variance {self.max_variance}",
-                where="bridge",
-                todo="give 2 steps or more and a variance of 0 or more",
-            )
+        check(self)
 
     def mean_share(self) -> np.ndarray:
         """m_t float64 [T + 1]: share of y, from 0 to 1."""
@@ -56,7 +52,7 @@ def add_noise(bridge: Bridge, x0: jax.Array, y: jax.Array, noise: jax.Array, t: 
 
 
 def target(bridge: Bridge, x0: jax.Array, y: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """What the model should answer to x_t: m_t (y - x0) + sqrt(d_t) epsilon = x_t - x0."""
+    """What the model should predict from x_t: m_t (y - x0) + sqrt(d_t) epsilon = x_t - x0."""
     x0, y, noise = at_least_float32(x0), at_least_float32(y), at_least_float32(noise)
     share = spread_over(jnp.asarray(bridge.mean_share(), x0.dtype)[t], x0)
     deviation = spread_over(jnp.asarray(np.sqrt(bridge.variance()), x0.dtype)[t], x0)
@@ -64,7 +60,7 @@ def target(bridge: Bridge, x0: jax.Array, y: jax.Array, noise: jax.Array, t: jax
 
 
 class BridgePlan(NamedTuple):
-    """One row per sampling step: time step, and the coefficients of what the next image is made of."""
+    """One row per sampling step: the time step, and the coefficients of the terms of the next image."""
 
     t: Any
     keep: Any
@@ -74,22 +70,22 @@ class BridgePlan(NamedTuple):
 
 
 def plan(bridge: Bridge, steps: int = 200, eta: float = 1.0) -> BridgePlan:
-    """The sampler's table, float64 [N], from t = T to 0 in even steps.
+    """The table of the sampler, float64 [N], from t = T to 0 in even steps.
 
     The next image has mean (1 - m') x0 + m' y + sqrt((d' - f^2) / d) (x - (1 - m) x0 - m y) and fresh noise of
-    deviation f = eta sqrt(posterior variance). eta 1 is the paper's; 0 gives one answer; every eta has the same
-    marginals d'.
+    deviation f = eta sqrt(posterior variance). eta = 1 is the paper's sampler, 0 a deterministic one; the marginals d'
+    are the same for every eta.
     """
     if not 1 <= steps <= bridge.steps:
         raise UserError(
-            f"{steps} sampling steps of a bridge of {bridge.steps}", where="steps", todo=f"give 1 to {bridge.steps}"
+            f"{steps} sampling steps on a bridge of {bridge.steps}", where="steps", todo=f"give 1 to {bridge.steps}"
         )
     if not 0 <= eta <= 1:
-        raise UserError(f"eta is {eta}", where="bridge", todo="give 0 to 1")
+        raise UserError(f"eta is {eta}", where="eta", todo="give 0 to 1")
     visited = np.linspace(bridge.steps, 0, steps + 1).round().astype(np.int32)
     shares, variances = bridge.mean_share()[visited], bridge.variance()[visited]
     m, m_next, d, d_next = shares[:-1], shares[1:], variances[:-1], variances[1:]
-    inside = d > 0  # not at the start, where x is y itself and nothing is known of the noise
+    inside = d > 0  # not at the start, where x equals y and carries no information about the noise
     safe = np.where(inside, d, 1)
     posterior = np.where(inside, d_next / safe * (d - d_next * (1 - m) ** 2 / (1 - m_next) ** 2), d_next)
     fresh = np.where(inside, eta, 1) * np.sqrt(np.maximum(posterior, 0))

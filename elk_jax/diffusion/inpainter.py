@@ -1,15 +1,15 @@
-"""An inpainter of grey images: a U-Net that paints a lesion where a mask lies, in pixels or in latents.
+"""Inpainting of grey images: a U-Net paints a lesion under a mask, in pixel space or in latent space.
 
 Shapes: B batch, S side of the picture, p side of a patch, h = S / p (pixels) or S / factor (latents), T tokens.
 
-Two spaces, one interface:
-- latents of an autoencoder, as in Stable Diffusion: the U-Net sees 4 noisy latents, 1 mask, 4 latents of the masked
-  image, and a text tells what to paint;
-- pixels, for small models that are trained from scratch: every patch of p x p pixels is one place with p^2 channels
-  (its pixels, normalised), so that attention and convolutions run on h x h places. Grey values are those above the
-  level of the tissue around the mask, so that a model need not learn how bright a breast is. The U-Net sees the noisy
-  patches, the mask's, how far each pixel is from the middle of the mask, the masked image's, and one channel that says
-  what to paint: 1 a lesion, 0 healthy tissue.
+Both spaces have one interface:
+- latents of an autoencoder, as in Stable Diffusion: the U-Net sees 4 noisy latents, 1 mask and 4 latents of the masked
+  image; a text describes what to paint;
+- pixels, for small models that are trained from scratch: a patch of p x p pixels becomes one position with p^2 channels
+  (its normalised pixels), so that attention and convolutions run on h x h positions. Grey values are relative to the
+  level of the tissue around the mask, so that a model need not learn the brightness of a breast. The U-Net sees patches
+  of the noisy image, of the mask, of the distance from the centre of the mask and of the masked image, and one channel
+  for what to paint: 1 for a lesion, 0 for healthy tissue.
 
 Parameters: a dict with `unet`, and in latents `vae` and `text_encoder`.
 Source: Rombach et al. 2022, arXiv 2112.10752; Montoya-del-Angel et al. 2024 (ELK).
@@ -17,10 +17,9 @@ Source: Rombach et al. 2022, arXiv 2112.10752; Montoya-del-Angel et al. 2024 (EL
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -33,6 +32,7 @@ from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, AtLeast, check
 from elk_jax.images.grey import AIR
 from elk_jax.precision import at_least_float32
 
@@ -41,76 +41,74 @@ Params = Any
 
 @dataclass(frozen=True)
 class InpainterConfig:
-    """What a model is made of. autoencoder, text: both, or (None) neither.
+    """The parts of a model. autoencoder, text: both in latent space, None in pixel space.
 
     size: S. patch, std: of pixel space; grey values in [0, 1] are normalised to (grey - level) / std, where level is
-    that of the visible tissue of the picture (`tissue_level`).
+    the mean of the visible tissue (`tissue_level`).
     """
 
     unet: UNetConfig
-    size: int = 512
+    size: Annotated[int, AtLeast(1)] = 512
     autoencoder: AutoencoderConfig | None = None
     text: TextConfig | None = None
-    patch: int = 4
-    std: float = 0.2
+    patch: Annotated[int, AtLeast(1)] = 4
+    std: Annotated[float, ABOVE_ZERO] = 0.2
 
     def __post_init__(self) -> None:
+        check(self)
         if (self.autoencoder is None) != (self.text is None):
-            raise UserError("an inpainter has an autoencoder and a text encoder, or neither", where="inpainter")
-        for name in ("size", "patch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}", where=f"inpainter.{name}", todo="give 1 or more")
-        if not self.std > 0:
-            raise UserError(f"std is {self.std}", where="inpainter.std", todo="give a number above 0")
+            raise UserError(
+                "an inpainter has an autoencoder and a text encoder, or neither",
+                where="text" if self.text is None else "autoencoder",
+                todo="give both",
+            )
         step = self.factor * self.unet.factor
         if self.size % step:
-            raise UserError(f"a picture of {self.size} px", where="inpainter.size", todo=f"use a multiple of {step}")
+            raise UserError(f"size is {self.size}", where="size", todo=f"use a multiple of {step}")
         if self.unet.in_channels != self.channels:
-            hint = "give a text-to-image model's U-Net new input channels when it is imported (--inpainting)"
+            hint = "import a text-to-image model with --inpainting, which adds the input channels"
             raise UserError(
                 f"the U-Net has {self.unet.in_channels} input channels, an inpainter needs {self.channels}",
-                where="inpainter.unet.in_channels",
+                where="unet.in_channels",
                 todo=hint if self.autoencoder else f"use {self.channels}",
             )
 
     @property
     def factor(self) -> int:
-        """Pixels per place of the U-Net, in each direction."""
+        """Pixels per position of the U-Net, in each direction."""
         return self.autoencoder.factor if self.autoencoder else self.patch
 
     @property
     def depth(self) -> int:
-        """Channels of what is denoised."""
+        """Channels of the denoised latents or patches."""
         return self.autoencoder.latent_channels if self.autoencoder else self.patch**2
 
     @property
     def channels(self) -> int:
-        """Channels that the U-Net sees."""
+        """Input channels of the U-Net."""
         return 2 * self.depth + 1 if self.autoencoder else 4 * self.patch**2 + 1
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What training minimises.
+    """Weights of the training loss.
 
-    mask_outside: weight of the pixels outside the mask (1: as published, all alike; 0: the mask alone).
-    min_snr_gamma, noise_offset: 0 for none. prior_weight: of the healthy (prior) examples beside the lesions.
+    mask_outside: weight of the pixels outside the mask (1: all pixels weigh the same, as published; 0: only the mask
+    counts). min_snr_gamma, noise_offset: 0 for none. prior_weight: weight of the healthy (prior) examples.
     """
 
-    mask_outside: float = 1.0
-    min_snr_gamma: float = 0.0
-    noise_offset: float = 0.0
-    prior_weight: float = 1.0
+    mask_outside: Annotated[float, AtLeast(0)] = 1.0
+    min_snr_gamma: Annotated[float, AtLeast(0)] = 0.0
+    noise_offset: Annotated[float, AtLeast(0)] = 0.0
+    prior_weight: Annotated[float, AtLeast(0)] = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < math.inf:
-                raise UserError(f"{name} is {value}", where=f"loss.{name}", todo="give 0 or more")
+        check(self)
 
 
 @dataclass(frozen=True)
 class Words:
-    """What the text says, as token ids (each of the same length T). Empty in pixel space."""
+    """The texts as token ids, each of the same length T. Empty in pixel space."""
 
     lesion: tuple[int, ...] = ()
     tissue: tuple[int, ...] = ()
@@ -118,7 +116,7 @@ class Words:
 
 
 def init(config: InpainterConfig, rng: jax.Array) -> Params:
-    """Fresh parameters; under jax.eval_shape their shapes alone."""
+    """Initial parameters; only their shapes under jax.eval_shape."""
     keys = jax.random.split(rng, 3)
     params = {"unet": unet.init(config.unet, keys[0])}
     if config.autoencoder and config.text:
@@ -133,9 +131,9 @@ def init(config: InpainterConfig, rng: jax.Array) -> Params:
 def encode(
     config: InpainterConfig, params: Params, image: jax.Array, mask: jax.Array, rng: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(what is denoised, the same of the masked image), both [B, h, h, depth], of image, mask [B, S, S, 1], 0 to 1.
+    """(latents or patches of the image, those of the masked image), [B, h, h, depth], from image, mask [B, S, S, 1].
 
-    rng: draw the latents from the autoencoder's distribution; None: its mean.
+    Grey values and mask are 0 to 1. rng: draws the latents from the autoencoder's distribution; None: takes its mean.
     """
     if config.autoencoder is None:
         seen = small_mask(config, mask)
@@ -156,7 +154,7 @@ def _latents(config: InpainterConfig, params: Params, pictures: jax.Array, rng: 
 def decode(
     config: InpainterConfig, params: Params, latents: jax.Array, image: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """[B, h, h, depth] -> pictures [B, S, S, 1], about 0 to 1. Of image and mask only what is visible is used."""
+    """[B, h, h, depth] -> pictures [B, S, S, 1], about 0 to 1. Only the visible part of the image is used."""
     if config.autoencoder is None:
         return from_patches(latents, config.patch) * config.std + tissue_level(image, mask)
     unscaled = autoencoder.from_latents(latents, config.autoencoder)
@@ -165,30 +163,30 @@ def decode(
 
 
 def tissue_level(image: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B, 1, 1, 1]: mean grey value of what is visible and no air; 0 where nothing is."""
+    """[B, 1, 1, 1]: mean grey value of the visible tissue (not air); 0 if there is none."""
     visible = (1 - mask) * (image > AIR)
     total = visible.sum(axis=(1, 2, 3), keepdims=True)
     return (image * visible).sum(axis=(1, 2, 3), keepdims=True) / jnp.maximum(total, 1)
 
 
 def small_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
-    """The mask [B, S, S, 1] as the U-Net sees it: [B, h, h, 1] by nearest pixel, or all its pixels in patches."""
+    """The mask [B, S, S, 1] at the size of the U-Net: [B, h, h, 1] by nearest pixel in latent space, else patches."""
     if config.autoencoder is None:
         return to_patches(at_least_float32(mask), config.patch)
     return inpainting.latent_mask(mask, config.factor)
 
 
 def seen_of_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
-    """What the U-Net sees of the mask: `small_mask`, and in pixel space `centredness` beside it."""
+    """The mask channels of the U-Net's input: `small_mask`, and in pixel space also `centredness`."""
     if config.autoencoder is None:
         return to_patches(jnp.concatenate([at_least_float32(mask), centredness(mask)], axis=-1), config.patch)
     return small_mask(config, mask)
 
 
 def centredness(mask: jax.Array) -> jax.Array:
-    """[B, S, S, 1]: in the mask 1 in the middle, 0 on the ellipse that touches the sides of a box, -1 in its corners.
+    """[B, S, S, 1]: in the mask 1 at the centre, 0 on the ellipse inscribed in a box, -1 in the corners of the box.
 
-    A lesion fills about the ellipse in its box; a small model that is told need not find it out.
+    A lesion roughly fills that ellipse; this channel spares a small model from learning it.
     """
     mask = at_least_float32(mask)
     total = jnp.maximum(mask.sum(axis=(1, 2, 3), keepdims=True), 1)
@@ -196,11 +194,11 @@ def centredness(mask: jax.Array) -> jax.Array:
     for axis in (1, 2):
         shape = [1, 1, 1, 1]
         shape[axis] = mask.shape[axis]
-        places = jnp.arange(mask.shape[axis], dtype=mask.dtype).reshape(shape)
-        middle = (mask * places).sum(axis=(1, 2, 3), keepdims=True) / total
-        variance = (mask * (places - middle) ** 2).sum(axis=(1, 2, 3), keepdims=True) / total
-        # n places in a row have the variance (n^2 - 1) / 12; 3 times it, and a quarter, is (n / 2)^2
-        far += (places - middle) ** 2 / (3 * variance + 0.25)
+        positions = jnp.arange(mask.shape[axis], dtype=mask.dtype).reshape(shape)
+        middle = (mask * positions).sum(axis=(1, 2, 3), keepdims=True) / total
+        variance = (mask * (positions - middle) ** 2).sum(axis=(1, 2, 3), keepdims=True) / total
+        # n positions in a row have variance (n^2 - 1) / 12; three times that plus 1/4 is (n / 2)^2
+        far += (positions - middle) ** 2 / (3 * variance + 0.25)
     return mask * (1 - far)
 
 
@@ -212,7 +210,7 @@ def to_patches(x: jax.Array, patch: int) -> jax.Array:
 
 
 def from_patches(x: jax.Array, patch: int) -> jax.Array:
-    """Undoes `to_patches`."""
+    """Inverse of `to_patches`."""
     batch, height, width, depth = x.shape
     channels = depth // patch**2
     x = x.reshape(batch, height, width, patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -233,7 +231,7 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, metrics) of a batch of close-ups: `image`, `mask` [B, S, S, 1], `lesion`, `valid` [B].
 
-    Where the batch has `latents` and `masked_latents` [B, h, h, depth], they are taken instead of encoding the image.
+    If the batch has `latents` and `masked_latents` [B, h, h, depth], they are used and the image is not encoded.
     """
     rngs = jax.random.split(rng, 3)
     mask, lesion = batch["mask"], batch["lesion"]
@@ -251,7 +249,7 @@ def loss(
     valid = batch.get("valid", jnp.ones(lesion.shape, bool))
     is_prior, is_lesion = (lesion < 0.5) & valid, (lesion >= 0.5) & valid
     weight = losses.prior_weight(lesion < 0.5, weights.prior_weight, valid)
-    # prior_weight gives two means their weights; together they are a mean again
+    # prior_weight weights the two means; this division makes their sum a mean again
     weight = weight / (1 + weights.prior_weight * jnp.any(is_prior))
     if weights.min_snr_gamma:
         weight = weight * losses.min_snr_weight(noise, t, weights.min_snr_gamma)
@@ -265,7 +263,7 @@ def _mean(values: jax.Array, chosen: jax.Array) -> jax.Array:
 
 
 def _condition(config: InpainterConfig, params: Params, lesion: jax.Array, words: Words) -> jax.Array:
-    """What to paint, by example: the text's states [B, T, D], or `lesion` itself [B]."""
+    """What to paint in each example: the hidden states of the text [B, T, D], or `lesion` itself [B]."""
     if config.text is None:
         return lesion
     both = _states(config, params, words.lesion, words.tissue)
@@ -307,12 +305,12 @@ def paint(
     guidance: float,
     words: Words,
 ) -> jax.Array:
-    """Pictures [B, S, S, 1] in [0, 1] with a lesion under the mask; outside it the very pixels of `image`.
+    """Pictures [B, S, S, 1] in [0, 1] with a lesion under the mask and the unchanged pixels of `image` outside it.
 
-    image [B, S, S, 1] in [0, 1]; mask [B, S, S, 1]. keys [B]: each picture depends on its own key alone. guidance: how
-    far away from healthy tissue (or the negative text) towards a lesion; 1 for none.
+    image [B, S, S, 1] in [0, 1]; mask [B, S, S, 1]. keys [B]: each picture depends only on its own key. guidance:
+    strength of the guidance from healthy tissue (or the negative text) towards a lesion; 1 for none.
     """
-    visible = image * (1 - mask)  # nothing below may see more
+    visible = image * (1 - mask)  # the pixels under the mask are not used
     seen, (_, masked) = seen_of_mask(config, mask), encode(config, params, visible, mask)
     count = len(image)
     if config.text is None:

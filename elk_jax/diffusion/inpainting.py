@@ -1,4 +1,4 @@
-"""What an inpainting model sees, and what it may change.
+"""Input of an inpainting model, and the pixels that it may change.
 
 Shapes: B batch; images [B, H, W, 3] in [-1, 1]; masks [B, H, W, 1], 1 where to paint; latents [B, h, w, 4] with
 h = H / factor. The U-Net's input is [noisy latents 4, mask 1, latents of the masked image 4], as in Stable Diffusion's
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 INPUT_CHANNELS = 9
 INSIDE = 0.5
-"""A pixel of the mask from here on is painted."""
+"""Mask values from here on mark a pixel to paint."""
 
 
 def unet_input(noisy_latents: jax.Array, mask: jax.Array, masked_latents: jax.Array) -> jax.Array:
@@ -23,13 +23,13 @@ def unet_input(noisy_latents: jax.Array, mask: jax.Array, masked_latents: jax.Ar
 
 
 def latent_mask(mask: jax.Array, factor: int = 8) -> jax.Array:
-    """The mask [B, H, W, 1] at the latents' size [B, H / factor, W / factor, 1] by nearest (top left) pixel.
+    """The mask [B, H, W, 1] resized to the latents, [B, H / factor, W / factor, 1], by nearest (top left) pixel.
 
-    A mask that falls between those pixels marks every latent that it touches: no lesion is too small to be painted.
+    A mask that falls between those pixels marks every latent that it touches, so that the smallest lesion is painted.
     """
     height, width = mask.shape[-3:-1]
     if height % factor or width % factor:
-        raise ValueError(f"a mask of {height} x {width} pixels cannot shrink by {factor}")
+        raise ValueError(f"a mask of {height} x {width} pixels is not divisible by {factor}")
     nearest = mask[..., ::factor, ::factor, :]
     cells = mask.reshape(*mask.shape[:-3], height // factor, factor, width // factor, factor, mask.shape[-1])
     touched = cells.max(axis=(-4, -2))
@@ -37,10 +37,10 @@ def latent_mask(mask: jax.Array, factor: int = 8) -> jax.Array:
 
 
 def masked_image(image: jax.Array, mask: jax.Array) -> jax.Array:
-    """The image with 0 (middle grey) where it is to be painted."""
+    """The image with 0 (middle grey) under the mask."""
     return image * (1 - mask.astype(image.dtype))
 
 
 def keep_known(image: jax.Array, painted: jax.Array, mask: jax.Array) -> jax.Array:
-    """`painted` inside the mask, the very pixels of `image` outside; all [B, H, W, ...]."""
+    """`painted` inside the mask, the unchanged pixels of `image` outside; all [B, H, W, ...]."""
     return jnp.where(mask >= INSIDE, painted.astype(image.dtype), image)

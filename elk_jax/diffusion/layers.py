@@ -1,4 +1,4 @@
-"""Layers that the U-Net and the autoencoder share. Parameters have diffusers' names.
+"""Layers shared by the U-Net and the autoencoder. Parameters have diffusers' names.
 
 Shapes: B batch, H W C. Kernels are [k, k, C_in, C_out]; dense layers [C_in, C_out]. Parameters are float32 (or wider),
 compute is in `dtype`, statistics of norms are float32 or wider.
@@ -18,14 +18,14 @@ from elk_jax.backbones.norms import GroupNorm, param_dtype
 
 lecun_normal = nn.initializers.lecun_normal()
 zeros = nn.initializers.zeros
-"""A layer that ends a residual branch, or the network, starts at zero: the untrained network is the identity around
-it (Ho et al. 2020, Dhariwal & Nichol 2021)."""
+"""Initialises the last layer of a residual branch or of the network, so that the untrained branch is the identity
+(Ho et al. 2020, Dhariwal & Nichol 2021)."""
 
 
 def conv(
     features: int, dtype: Any, name: str | None, kernel_size: int = 3, kernel_init: Any = lecun_normal
 ) -> ConvNorm:
-    """A convolution of stride 1 that keeps height and width: kernel, bias. name None: of the attribute in `setup`."""
+    """A convolution of stride 1 that keeps height and width: kernel, bias. name None: use the attribute in `setup`."""
     return ConvNorm(features, kernel_size, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
@@ -44,12 +44,11 @@ def dense(features: int, dtype: Any, name: str, bias: bool = True, kernel_init: 
 
 def layer_norm(dtype: Any, name: str, eps: float = 1e-5) -> nn.LayerNorm:
     """Layer normalisation over the last axis: scale, bias. Statistics in float32 or wider."""
-    kept = param_dtype(dtype)
-    return nn.LayerNorm(eps, dtype=dtype, param_dtype=kept, use_fast_variance=False, name=name)
+    return nn.LayerNorm(eps, dtype=dtype, param_dtype=param_dtype(dtype), use_fast_variance=False, name=name)
 
 
 class ResnetBlock(nn.Module):
-    """norm, SiLU, convolution, twice, around a shortcut: x [B, H, W, C_in] (and time [B, D]) -> [B, H, W, features].
+    """Norm, SiLU and convolution, twice, beside a shortcut: x [B, H, W, C_in], time [B, D] -> [B, H, W, features].
 
     Parameters norm1, conv1, norm2, conv2; time_emb_proj where `time` is given; conv_shortcut where C_in differs.
     """
@@ -75,7 +74,7 @@ class ResnetBlock(nn.Module):
 class Downsample(nn.Module):
     """3x3 convolution of stride 2: [B, H, W, C] -> [B, H/2, W/2, C], for even H and W.
 
-    padding: zeros (before, after) rows and columns; (1, 1) in the U-Net, (0, 1) in the autoencoder.
+    padding: number of zeros (before, after) the rows and columns; (1, 1) in the U-Net, (0, 1) in the autoencoder.
     """
 
     padding: tuple[int, int]
@@ -83,10 +82,15 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        features, kept = x.shape[-1], param_dtype(self.dtype)
-        pads = [self.padding] * 2
         return nn.Conv(
-            features, (3, 3), 2, pads, dtype=self.dtype, param_dtype=kept, kernel_init=lecun_normal, name="conv"
+            x.shape[-1],
+            (3, 3),
+            2,
+            [self.padding] * 2,
+            dtype=self.dtype,
+            param_dtype=param_dtype(self.dtype),
+            kernel_init=lecun_normal,
+            name="conv",
         )(x)
 
 

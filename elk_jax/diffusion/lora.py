@@ -1,10 +1,10 @@
-"""Low-rank adapters of any Linen parameters, as pure functions: models know nothing of them.
+"""Low-rank adapters (LoRA) of any Linen parameters, as pure functions: the models need no change.
 
-Shapes: I inputs of a layer (for a convolution kh kw C_in), O outputs, r rank.
+Shapes: I inputs of a layer (kh kw C_in for a convolution), O outputs, r rank.
 
-An adapted kernel is W + alpha / r * A B with A [I, r] and B [r, O]; B starts at 0, so that the first step is the
-model's own. Only A and B are trained: they are a small tree of their own, {layer: {"a": A, "b": B}}, and gradients,
-jit and vmap (adapters of several users at once) go through `apply_lora`.
+An adapted kernel is W + alpha / r * A B with A [I, r] and B [r, O]. B starts at 0, so that training starts from the
+unchanged model. Only A and B are trained. They form a small tree of their own, {layer: {"a": A, "b": B}};
+`apply_lora` works under grad, jit and vmap (several adapters at once).
 
 Reference: Hu et al. 2022, arXiv 2106.09685.
 """
@@ -27,30 +27,30 @@ Lora = dict[str, dict[str, Any]]
 """{path of the layer, parts joined by '/': {"a": [I, r], "b": [r, O]}}."""
 
 ATTENTION = r"attn\d*/to_(q|k|v|out_0)$"
-"""Layers of a U-Net's attention: what diffusers' and peft's scripts adapt."""
+"""The attention layers of a U-Net, which the scripts of diffusers and peft adapt."""
 TEXT_ATTENTION = r"self_attn/(q|k|v|out)_proj$"
-"""The same of a CLIP text encoder."""
+"""The attention layers of a CLIP text encoder."""
 
 
 def init_lora(rng: jax.Array, params: Mapping[str, Any], rank: int, targets: str = ATTENTION) -> Lora:
     """Adapters (float32) of every layer whose path, as 'down_blocks_0/.../attn1/to_q', contains the regex `targets`.
 
-    A is uniform in +-1 / sqrt(I), B is 0. Layers are those with a 'kernel' of two (dense) or four (convolution)
-    dimensions. Raises UserError where the pattern is no regex, or finds nothing.
+    A is uniform in +-1 / sqrt(I), B is 0. A layer counts if it has a 'kernel' of two (dense) or four (convolution)
+    dimensions. Raises UserError if `targets` is not a valid regex, or matches no layer.
     """
     if rank < 1:
-        raise UserError(f"a rank of {rank}", where="lora.rank", todo="give 1 or more")
+        raise UserError(f"rank is {rank}", where="lora.rank", todo="give at least 1")
     try:
         pattern = re.compile(targets)
     except re.error as error:
-        raise UserError(f"'{targets}' is no regular expression: {error}", where="lora.targets") from error
+        raise UserError(f"'{targets}' is not a regular expression: {error}", where="lora.targets") from error
     shapes = {layer: np.shape(kernel) for layer, kernel in _kernels(params).items()}
     found = sorted(layer for layer in shapes if pattern.search(layer))
     if not found:
         raise UserError(
-            f"no layer is called like '{targets}'",
+            f"no layer matches '{targets}'",
             where="lora.targets",
-            todo=f"layers are called {', '.join(sorted(shapes)[:3])}, ...",
+            todo=f"the layers are {', '.join(sorted(shapes)[:3])}, ...",
         )
     keys = jax.random.split(rng, len(found))
     return {layer: _init(key, shapes[layer], rank) for layer, key in zip(found, keys)}
@@ -59,7 +59,7 @@ def init_lora(rng: jax.Array, params: Mapping[str, Any], rank: int, targets: str
 def apply_lora(params: Any, lora: Lora, alpha: float | None = None) -> Any:
     """The parameters with the adapters added to their kernels; kernels keep their dtype.
 
-    alpha: strength; alpha / r multiplies A B (None: r, so 1). Raises ValueError for adapters of other layers.
+    alpha: strength; A B is multiplied by alpha / r (None: by 1). Raises ValueError for adapters of another model.
     """
     flat = dict(traverse_util.flatten_dict(params, sep="/"))
     for layer, factors in lora.items():
@@ -68,7 +68,7 @@ def apply_lora(params: Any, lora: Lora, alpha: float | None = None) -> Any:
 
 
 def merge(params: Any, lora: Lora, alpha: float | None = None) -> Any:
-    """As `apply_lora` for good, on the host in NumPy: for writing weights that need no adapters."""
+    """`apply_lora` on the host in NumPy, to export weights that need no adapters."""
     flat = dict(traverse_util.flatten_dict(params, sep="/"))
     for layer, factors in lora.items():
         flat[f"{layer}/kernel"] = _add(flat.get(f"{layer}/kernel"), layer, factors, alpha, np)
@@ -76,7 +76,7 @@ def merge(params: Any, lora: Lora, alpha: float | None = None) -> Any:
 
 
 def count(lora: Lora) -> int:
-    """Numbers that are trained."""
+    """Number of trained parameters."""
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(lora))
 
 
@@ -98,7 +98,7 @@ def _add(kernel: Any, layer: str, factors: Mapping[str, Any], alpha: float | Non
     wanted = (a.shape[0], b.shape[1])
     shape = None if kernel is None else np.shape(kernel)
     if shape is None or (math.prod(shape[:-1]), shape[-1]) != wanted or a.shape[1] != b.shape[0]:
-        raise ValueError(f"an adapter {a.shape} x {b.shape} for {layer}, whose kernel is {shape or 'not there'}")
+        raise ValueError(f"an adapter {a.shape} x {b.shape} for {layer}, whose kernel is {shape or 'missing'}")
     strength = 1.0 if alpha is None else alpha / a.shape[1]
     kernel = lib.asarray(kernel)
     sum_in = lib.promote_types(kernel.dtype, lib.float32)  # bfloat16 kernels: rounded once, at the end

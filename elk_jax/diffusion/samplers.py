@@ -2,8 +2,8 @@
 
 Shapes: B batch, N sampling steps, T time steps of training. Images and latents are [B, ...].
 
-Every step of both samplers is linear in what is known, so a sampler is a table of numbers (`plan`, NumPy, float64) and
-the scan only multiplies and adds:
+Every step of both samplers is linear in the known quantities. So a sampler is a table of numbers (`plan`, NumPy,
+float64), and the scan only multiplies and adds:
 
     x0    <- model output, x, signal, noise_rate
     x     <- keep x + clean x0 + before x0_of_the_step_before + epsilon eps + fresh noise
@@ -11,14 +11,14 @@ the scan only multiplies and adds:
 References: Song et al. 2021, arXiv 2010.02502 (DDIM, eq. 12 and 16); Lu et al. 2022, arXiv 2211.01095, algorithm 2
 (DPM-Solver++ 2M, midpoint); Karras et al. 2022, arXiv 2206.00364, eq. 5 (noise levels); Ho and Salimans 2022,
 arXiv 2207.12598 (guidance); Lin et al. 2024, arXiv 2305.08891 (spacing, rescaled guidance). Time steps and the order
-of the last step follow diffusers' schedulers, so that a Stable Diffusion folder samples as it does there.
+of the last step follow the schedulers of diffusers, so that a Stable Diffusion folder gives the same images here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +26,17 @@ import numpy as np
 
 from elk_jax.diffusion.schedule import Schedule, epsilon_of, x0_of
 from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, SHARE, AtLeast, check
 from elk_jax.precision import at_least_float32
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 """(x_t [B, ...], t int32 [B]) -> the model's output [B, ...]; closes over parameters and conditions."""
 
-SAMPLERS = ("dpmpp_2m", "ddim")
-SPACINGS = ("linspace", "leading", "trailing")
-FINAL_SIGMAS = ("zero", "sigma_min")
 KARRAS_RHO = 7.0
 FEW_STEPS = 15
-"""Below so many steps the last one of DPM-Solver++ is of first order (`lower_order_final`)."""
+"""Below this number of steps the last step of DPM-Solver++ is of first order (`lower_order_final`)."""
 LEAST_LEFT = 2.0**-24
-"""Signal (squared) that DPM-Solver++ sees at a zero terminal SNR, where its log-SNR would be infinite."""
+"""Squared signal for DPM-Solver++ at a zero terminal SNR, where the log-SNR would be infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,49 +44,34 @@ class SamplerConfig:
     """How to sample. eta: DDIM's share of fresh noise (0: none, 1: as much as DDPM).
 
     spacing, steps_offset: which time steps of training are visited. karras: noise levels of Karras et al. (dpmpp_2m).
-    final_sigma: the last step ends at the clean image ("zero") or at the first training step's noise ("sigma_min"; for
-    DDIM, diffusers' set_alpha_to_one=False). lambda_min: dpmpp_2m starts no lower than this half log-SNR (-5.1 for
-    cosine schedules). clip: predicted images are cut to [-clip, clip] (pixel space; never for latents).
+    final_sigma: the last step ends at the clean image ("zero"), or at the noise of the first training step
+    ("sigma_min"; set_alpha_to_one=False of DDIM in diffusers). lambda_min: lowest half log-SNR at which dpmpp_2m starts
+    (-5.1 for cosine schedules). clip: predicted images are clipped to [-clip, clip] (in pixel space, not for latents).
     """
 
-    name: str = "dpmpp_2m"
-    steps: int = 50
-    spacing: str = "linspace"
+    name: Literal["dpmpp_2m", "ddim"] = "dpmpp_2m"
+    steps: Annotated[int, AtLeast(1)] = 50
+    spacing: Literal["linspace", "leading", "trailing"] = "linspace"
     steps_offset: int = 0
     karras: bool = False
-    eta: float = 0.0
-    final_sigma: str = "zero"
+    eta: Annotated[float, SHARE] = 0.0
+    final_sigma: Literal["zero", "sigma_min"] = "zero"
     lower_order_final: bool = True
     lambda_min: float | None = None
-    clip: float | None = None
+    clip: Annotated[float, ABOVE_ZERO] | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("name", SAMPLERS), ("spacing", SPACINGS), ("final_sigma", FINAL_SIGMAS)):
-            given = getattr(self, field)
-            if given not in known:
-                raise UserError(
-                    f"unknown {field} '{given}'", where=f"sampler.{field}", todo=f"give one of {', '.join(known)}"
-                )
-        if self.steps < 1:
-            raise UserError(f"{self.steps} sampling steps", where="sampler.steps", todo="give 1 or more")
+        check(self)
         if self.name == "ddim" and self.karras:
-            raise UserError(
-                "DDIM has no Karras noise levels", where="sampler.karras", todo="use dpmpp_2m, or karras=False"
-            )
+            raise UserError("DDIM has no Karras noise levels", where="karras", todo="use dpmpp_2m, or karras=False")
         if self.name != "ddim" and self.eta:
-            raise UserError(
-                "DPM-Solver++ 2M adds no noise, so eta means nothing", where="sampler.eta", todo="use ddim, or eta=0"
-            )
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta is {self.eta}", where="sampler.eta", todo="give 0 to 1")
-        if self.clip is not None and not self.clip > 0:
-            raise UserError(f"clip is {self.clip}", where="sampler.clip", todo="give a number above 0, or None")
+            raise UserError("DPM-Solver++ 2M adds no noise", where="eta", todo="use ddim, or eta=0")
 
 
 class Plan(NamedTuple):
-    """One row per step: time step, rates of the image before it, coefficients of what the next image is made of.
+    """One row per step: time step, rates of the image before it, coefficients of the terms of the next image.
 
-    Columns are NumPy arrays [N] in `plan`, scalars of the device in `step`.
+    Columns are NumPy arrays [N] in `plan` and scalars on the device in `step`.
     """
 
     t: Any
@@ -102,19 +85,19 @@ class Plan(NamedTuple):
 
 
 def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
-    """The sampler's table, float64 [N] each (t int32). UserError for one that does not fit the schedule."""
+    """The table of the sampler, float64 [N] (t int32). UserError for a sampler that does not fit the schedule."""
     most = schedule.steps if config.name == "ddim" else schedule.steps - 1
     if config.steps > most:
         raise UserError(
-            f"{config.steps} sampling steps of a schedule of {schedule.steps}",
-            where="sampler.steps",
+            f"{config.steps} sampling steps on a schedule of {schedule.steps}",
+            where="steps",
             todo=f"give 1 to {most}",
         )
     table = _plan_ddim(schedule, config) if config.name == "ddim" else _plan_dpmpp_2m(schedule, config)
     if table.t.min() < 0 or table.t.max() >= schedule.steps:
         raise UserError(
             f"sampling would visit step {table.t.max()} of a schedule of {schedule.steps}",
-            where="sampler.steps_offset",
+            where="steps_offset",
             todo="use fewer steps or a smaller offset",
         )
     return table
@@ -127,16 +110,16 @@ def sample(
     shape_or_noise: Sequence[int] | jax.Array,
     rng: jax.Array | None = None,
 ) -> jax.Array:
-    """The image x0 [B, ...] that the model makes of noise; at least float32, whatever the model computes in.
+    """The image x0 [B, ...] that the model makes from noise; float32 or wider, whatever the model computes in.
 
-    shape_or_noise: starting noise [B, ...], or its shape to draw it. rng: for the noise; one key, or B keys, so that an
-    image depends on its own key alone. Not needed where noise is given and eta is 0. Runs under jit, vmap and grad; jit
-    it, and the N steps are one program.
+    shape_or_noise: starting noise [B, ...], or its shape to draw it. rng: one key, or B keys, so that an image depends
+    only on its own key; not needed if the noise is given and eta is 0. Works under jit, vmap and grad; under jit the N
+    steps are one program.
     """
     table = plan(schedule, config)
     draws = bool(np.any(table.fresh))
     if rng is None and (draws or not hasattr(shape_or_noise, "dtype")):
-        raise ValueError("sampling draws noise and needs a random key: give rng")
+        raise ValueError("sampling draws noise: give rng")
     start_keys: Any = None
     keys: Any = None
     if rng is not None:
@@ -170,9 +153,9 @@ def step(
     *,
     clip: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(x of the next step, predicted x0), of a row of the plan (scalars) and the model's output for x.
+    """(x of the next step, predicted x0), from a row of the plan (scalars) and the model's output for x.
 
-    A clipped x0 keeps the model's noise.
+    Clipping x0 does not change the predicted noise.
     """
     x0 = x0_of(prediction, output, x, row.signal, row.noise_rate)
     if clip is not None:
@@ -191,10 +174,10 @@ def classifier_free(
 ) -> Denoise:
     """A denoiser guided towards `condition` and away from `negative`, both in one batch of 2 B.
 
-    denoise(x, t, condition); condition, negative: pytrees of arrays [B, ...] of equal shapes (what differs: the prompt;
-    negative is the empty prompt's embedding, or a negative prompt's). output = negative + scale (condition - negative);
-    a Python scale of 1 runs the condition alone. rescale: share of the correction that brings the spread of the output
-    of each image back to that of the conditional one (Lin et al., section 3.4; 0.7 there).
+    denoise(x, t, condition); condition, negative: pytrees of arrays [B, ...] of equal shapes (embeddings of the prompt,
+    and of the empty or a negative prompt). output = negative + scale (condition - negative); a Python scale of 1 runs
+    only the condition. rescale: share of the correction that restores, per image, the standard deviation of the
+    conditional output (Lin et al., section 3.4; 0.7 there).
     """
     if isinstance(scale, (int, float)) and scale == 1:
         return lambda x, t: denoise(x, t, condition)
@@ -214,7 +197,7 @@ def classifier_free(
 
 
 def normal(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Standard normal noise [B, ...] of one key, or of B keys, each for its own image."""
+    """Standard normal noise [B, ...] from one key, or from B keys, one per image."""
     keys = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
     if not keys.ndim:
         return jax.random.normal(keys, tuple(shape), dtype)
@@ -235,7 +218,7 @@ def _plan_ddim(schedule: Schedule, config: SamplerConfig) -> Plan:
         t = np.round(np.arange(total, 0, -total / count)) - 1
     t = t.astype(np.int32)
     now = left[np.minimum(t, total - 1)]
-    then_t = t - total // count  # as diffusers has it: for uneven spacings not exactly the next t
+    then_t = t - total // count  # as in diffusers; for uneven spacings not exactly the next t
     then = np.where(then_t >= 0, left[np.maximum(then_t, 0)], 1.0 if config.final_sigma == "zero" else left[0])
     fresh = config.eta * np.sqrt((1 - then) / (1 - now) * (1 - now / then))
     none = np.zeros(len(t))
@@ -255,12 +238,12 @@ def _plan_dpmpp_2m(schedule: Schedule, config: SamplerConfig) -> Plan:
     ratio = then / now  # exp(-h)
     clean = signal[1:] * (1 - ratio)
     before = np.zeros(len(t))
-    second = np.ones(len(t), bool)  # second order: from the second step on, but for the last
+    second = np.ones(len(t), bool)  # second order from the second step on, except the last
     second[0] = False
     if config.final_sigma == "zero" or (config.lower_order_final and len(t) < FEW_STEPS):
         second[-1] = False
     for i in np.flatnonzero(second):
-        slope = np.log(now[i] / then[i]) / np.log(now[i - 1] / now[i])  # h / h of the step before
+        slope = np.log(now[i] / then[i]) / np.log(now[i - 1] / now[i])  # h over h of the previous step
         before[i] = -0.5 * slope * clean[i]
         clean[i] -= before[i]
     keep = ratio * signal[1:] / signal[:-1]
@@ -269,7 +252,7 @@ def _plan_dpmpp_2m(schedule: Schedule, config: SamplerConfig) -> Plan:
 
 
 def _dpmpp_levels(levels: np.ndarray, schedule: Schedule, config: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Time steps int32 [N] and noise levels [N] that are visited, falling."""
+    """Visited time steps int32 [N] and noise levels [N], descending."""
     total, count = schedule.steps, config.steps
     if config.karras:
         ends = levels[-1] ** (1 / KARRAS_RHO), levels[0] ** (1 / KARRAS_RHO)

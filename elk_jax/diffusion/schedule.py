@@ -1,10 +1,10 @@
-"""Noise schedules of diffusion training: how much of the image is left at every time step.
+"""Noise schedules of diffusion training: the share of the image that remains at every time step.
 
 Shapes: T time steps of training, B batch; images and latents are [B, ...], t is [B] int32 or a scalar.
 
     x_t = signal(t) x0 + noise_rate(t) epsilon,   signal^2 = alphas_cumprod[t],   noise_rate^2 = 1 - alphas_cumprod[t]
 
-A model predicts one of: "epsilon" (the noise), "v" = signal epsilon - noise_rate x0, "x0" (the clean image).
+A model predicts one of "epsilon" (the noise), "v" = signal epsilon - noise_rate x0, and "x0" (the clean image).
 
 References: Ho et al. 2020, arXiv 2006.11239 (linear); Rombach et al. 2022, arXiv 2112.10752 (scaled linear); Nichol and
 Dhariwal 2021, arXiv 2102.09672, eq. 17 (cosine); Salimans and Ho 2022, arXiv 2202.00512 (v); Lin et al. 2024,
@@ -26,14 +26,14 @@ from elk_jax.precision import at_least_float32
 NAMES = ("linear", "scaled_linear", "cosine")
 PREDICTIONS = ("epsilon", "v", "x0")
 MAX_BETA = 0.999
-"""Cap of a cosine schedule's betas (Nichol and Dhariwal, section 3.2)."""
+"""Upper limit of the betas of a cosine schedule (Nichol and Dhariwal, section 3.2)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """alphas_cumprod: float32 [T], falling. The other fields say how it was made, for files and reports.
+    """alphas_cumprod: float32 [T], descending. The other fields record how it was made, for files and reports.
 
-    name "betas": from a list of betas. Closed over by jitted functions, not passed to them.
+    name "betas": made from a list of betas. Jitted functions close over a schedule; it is not an argument.
     """
 
     alphas_cumprod: np.ndarray
@@ -58,11 +58,12 @@ def make_schedule(
     zero_terminal_snr: bool = False,
     betas: Sequence[float] | None = None,
 ) -> Schedule:
-    """Stable Diffusion's schedule by default (Ho et al.: "linear", 1e-4, 0.02).
+    """A noise schedule; the default is Stable Diffusion's (Ho et al.: "linear", 1e-4, 0.02).
 
-    beta_start, beta_end: ends of linear and scaled_linear; cosine has none. betas: explicit ones, instead of a name.
-    zero_terminal_snr: shifted and scaled so that the last step is pure noise; x0 cannot be told from the noise there,
-    so it needs prediction "v" or "x0". Raises UserError for unknown names and for betas outside (0, 1).
+    beta_start, beta_end: ends of linear and scaled_linear; cosine ignores them. betas: explicit values instead of a
+    name. zero_terminal_snr: the schedule is shifted and scaled so that the last step is pure noise; since x0 cannot be
+    recovered from that noise, the prediction must be "v" or "x0". Raises UserError for unknown names and for betas
+    outside (0, 1).
     """
     _check(name in NAMES, "name", f"unknown noise schedule '{name}'", f"one of {', '.join(NAMES)}")
     known = ", ".join(PREDICTIONS)
@@ -70,7 +71,7 @@ def make_schedule(
     _check(steps >= 2, "steps", f"a noise schedule of {steps} steps", "at least 2")
     if zero_terminal_snr and prediction == "epsilon":
         raise UserError(
-            "zero terminal SNR with epsilon prediction: the last step is pure noise, which says nothing of the image",
+            "zero terminal SNR with epsilon prediction: the last step is pure noise and carries no information on x0",
             where="noise.zero_terminal_snr",
             todo="use prediction='v' (or 'x0'), or zero_terminal_snr=False",
         )
@@ -80,12 +81,12 @@ def make_schedule(
         values = np.linspace(beta_start, beta_end, steps)
     elif name == "scaled_linear":
         least = min(beta_start, beta_end)
-        _check(least > 0, "beta_start", f"betas {beta_start} to {beta_end}", "numbers between 0 and 1")
+        _check(least > 0, "betas", f"betas from {beta_start} to {beta_end}", "numbers between 0 and 1")
         values = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
     else:
         values = _cosine_betas(steps)
     inside = values.ndim == 1 and bool(((values > 0) & (values < 1)).all())
-    _check(inside, "beta_end", "betas outside (0, 1)", "numbers between 0 and 1")
+    _check(inside, "betas", f"betas from {values.min():g} to {values.max():g}", "numbers between 0 and 1")
     alphas_cumprod = np.cumprod(1 - values)
     if zero_terminal_snr:
         alphas_cumprod = _to_zero_terminal_snr(alphas_cumprod)
@@ -93,7 +94,7 @@ def make_schedule(
 
 
 def rates(schedule: Schedule, t: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(signal, noise rate) at t: with the dimensions of `like`, ready to multiply it; float32, or float64 with it."""
+    """(signal, noise rate) at t, with the number of dimensions of `like`; float32, or float64 if `like` is."""
     dtype = jnp.promote_types(like.dtype, jnp.float32)
     left = schedule.alphas_cumprod.astype(np.float64)
     return (
@@ -103,13 +104,13 @@ def rates(schedule: Schedule, t: jax.Array, like: jax.Array) -> tuple[jax.Array,
 
 
 def add_noise(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """x_t [B, ...] of clean x0 and standard normal noise, both [B, ...], at t [B]; at least float32."""
+    """x_t [B, ...] from clean x0 and standard normal noise, both [B, ...], at t [B]; float32 or wider."""
     signal, noise_rate = rates(schedule, t, x0)
     return signal * at_least_float32(x0) + noise_rate * at_least_float32(noise)
 
 
 def target(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """What the model should answer to x_t: the noise, v or x0 [B, ...], as `schedule.prediction` says."""
+    """What the model should predict from x_t: the noise, v or x0 [B, ...], by `schedule.prediction`."""
     if schedule.prediction == "epsilon":
         return at_least_float32(noise)
     if schedule.prediction == "x0":
@@ -119,17 +120,17 @@ def target(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) ->
 
 
 def to_x0(schedule: Schedule, output: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """The clean image that a model's output [B, ...] means."""
+    """The clean image that corresponds to a model's output [B, ...]."""
     return x0_of(schedule.prediction, output, x_t, *rates(schedule, t, x_t))
 
 
 def to_epsilon(schedule: Schedule, output: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """The noise that a model's output [B, ...] means."""
+    """The noise that corresponds to a model's output [B, ...]."""
     return epsilon_of(schedule.prediction, output, x_t, *rates(schedule, t, x_t))
 
 
 def x0_of(prediction: str, output: jax.Array, x_t: jax.Array, signal: jax.Array, noise_rate: jax.Array) -> jax.Array:
-    """As `to_x0`, for rates that need not be those of a training step."""
+    """`to_x0` for any rates, not only those of a training step."""
     output, x_t = at_least_float32(output), at_least_float32(x_t)
     if prediction == "epsilon":
         return (x_t - noise_rate * output) / signal
@@ -139,7 +140,7 @@ def x0_of(prediction: str, output: jax.Array, x_t: jax.Array, signal: jax.Array,
 def epsilon_of(
     prediction: str, output: jax.Array, x_t: jax.Array, signal: jax.Array, noise_rate: jax.Array
 ) -> jax.Array:
-    """As `to_epsilon`, for rates that need not be those of a training step."""
+    """`to_epsilon` for any rates, not only those of a training step."""
     output, x_t = at_least_float32(output), at_least_float32(x_t)
     if prediction == "x0":
         return (x_t - signal * output) / noise_rate
@@ -147,13 +148,13 @@ def epsilon_of(
 
 
 def snr(schedule: Schedule, t: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
-    """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) at t; 0 at a zero terminal SNR's last step."""
+    """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) at t; 0 at the last step of a zero terminal SNR."""
     left = schedule.alphas_cumprod.astype(np.float64)
     return jnp.asarray(left / (1 - left), dtype)[t]
 
 
 def spread_over(values: jax.Array, like: jax.Array) -> jax.Array:
-    """[B] -> [B, 1, 1, 1] for an image batch; scalars stay as they are."""
+    """[B] -> [B, 1, 1, 1] for an image batch; scalars are unchanged."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
 
 
@@ -164,7 +165,7 @@ def _cosine_betas(steps: int) -> np.ndarray:
 
 
 def _to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
-    """The signal rate is shifted to end at 0 and scaled to begin where it did."""
+    """Shift the signal rate to end at 0, and scale it to keep its first value."""
     signal = np.sqrt(alphas_cumprod)
     return ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))) ** 2
 

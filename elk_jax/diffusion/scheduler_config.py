@@ -1,8 +1,8 @@
-"""A diffusers scheduler_config.json as our Schedule and SamplerConfig, and back. Pure functions of the dictionary.
+"""Convert a scheduler_config.json of diffusers to our Schedule and SamplerConfig, and back, by pure functions.
 
-The file's class decides the sampler where it is one of ours (DDIM, DPM-Solver++ 2M); of every other class (PNDM, Euler,
-UniPC, ...) the noise schedule and the prediction are read, and sampling is by DPM-Solver++ 2M, with what carries over:
-what `DPMSolverMultistepScheduler.from_config` of diffusers would make of it.
+The class named in the file selects the sampler if it is DDIM or DPM-Solver++ 2M. For every other class (PNDM, Euler,
+UniPC, ...) the noise schedule and the prediction are read, and DPM-Solver++ 2M samples with the settings that carry
+over, as with `DPMSolverMultistepScheduler.from_config` in diffusers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OTHER_METHODS = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", 
 def read_scheduler_config(
     config: Mapping[str, Any], where: object = "scheduler_config.json", steps: int = 50
 ) -> tuple[Schedule, SamplerConfig]:
-    """(training schedule, sampler with `steps` steps). Keys that are absent have diffusers' defaults.
+    """(training schedule, sampler with `steps` steps). Absent keys take the defaults of diffusers.
 
     Raises UserError for schedules, predictions and options that are not supported.
     """
@@ -61,12 +61,12 @@ def read_scheduler_config(
 
 
 def read_schedule(config: Mapping[str, Any], where: object = "scheduler_config.json") -> Schedule:
-    """The noise schedule and the prediction alone."""
+    """Only the noise schedule and the prediction."""
     name, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
     betas = config.get("trained_betas")
     for value, known, key in ((name, SCHEDULES, "beta_schedule"), (prediction, PREDICTIONS, "prediction_type")):
         if value not in known and not (key == "beta_schedule" and betas is not None):
-            raise UserError(f"{key} '{value}' is not supported", where=where, todo=f"known: {', '.join(known)}")
+            raise UserError(f"{key} '{value}' is not supported", where=where, todo=f"use one of {', '.join(known)}")
     return make_schedule(
         SCHEDULES.get(name, "linear"),
         config.get("num_train_timesteps", 1000),
@@ -79,7 +79,7 @@ def read_schedule(config: Mapping[str, Any], where: object = "scheduler_config.j
 
 
 def to_scheduler_config(schedule: Schedule, sampler: SamplerConfig) -> dict[str, Any]:
-    """The dictionary that diffusers reads: `read_scheduler_config` of it gives both back (but for eta and steps)."""
+    """The dictionary that diffusers reads; `read_scheduler_config` restores both from it, except eta and steps."""
     back = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     common = {
         "_class_name": DDIM if sampler.name == "ddim" else DPM,

@@ -18,17 +18,17 @@ def from_json(
 ) -> Config:
     """The configuration `kind` (a dataclass) from `settings`: its fields by name, lists as tuples.
 
-    Every other setting must be None, False, private (_name) or one of its `accepted` values, i.e. ask for nothing
-    that the model does not do; `accepted` of () accepts any. Raises UserError for one that does, and for a value of
-    another type than the field's.
+    Every other setting must be None, False, private (_name) or one of its `accepted` values (() accepts any), so that
+    it asks for nothing that the model does not do. Raises UserError for any other setting, and for a value that does
+    not fit the type or range of its field.
     """
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name in hints:
             values[name] = tuple(value) if isinstance(value, list) else value
             if not fits(values[name], hints[name]):
-                todo = f"expected {described(hints[name])}"
+                todo = f"give {described(hints[name])}"
                 raise UserError(f"{name} = {value!r} is not supported", where=where, todo=todo)
         elif not (value is None or value is False or name.startswith("_")):
             allowed = accepted.get(name)
@@ -40,5 +40,5 @@ def from_json(
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """All fields of the dataclass `config` as JSON values: what `from_json` takes."""
+    """All fields of the dataclass `config` as JSON values, as `from_json` takes them."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(config).items()}

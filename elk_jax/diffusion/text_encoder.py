@@ -1,4 +1,4 @@
-"""The text encoder of CLIP (Radford et al. 2021): ViT-L/14's in Stable Diffusion 1.x, OpenCLIP's ViT-H in 2.x.
+"""The text encoder of CLIP (Radford et al. 2021): that of ViT-L/14 in Stable Diffusion 1.x, of OpenCLIP's ViT-H in 2.x.
 
 Shapes: B batch, T tokens (at most 77), N heads, D channels.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -20,14 +20,15 @@ import jax.numpy as jnp
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import param_dtype
 from elk_jax.diffusion import settings
-from elk_jax.diffusion.attention import IMPLEMENTATIONS, attend, gelu
+from elk_jax.diffusion.attention import Implementation, attend, gelu
 from elk_jax.diffusion.layers import dense, layer_norm
 from elk_jax.errors import UserError
+from elk_jax.fields import check
 from elk_jax.precision import at_least_float32, check_dtype
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x), with which OpenAI trained CLIP."""
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP."""
     return x * nn.sigmoid(1.702 * x)
 
 
@@ -36,10 +37,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"quick_gelu": quick_
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Fields as in text_encoder/config.json, defaults of Stable Diffusion 1.5 (ViT-L/14), and three of our own.
+    """Fields and defaults as in text_encoder/config.json of Stable Diffusion 1.5 (ViT-L/14), and three more.
 
-    Stable Diffusion 2: hidden_size 1024, intermediate_size 4096, num_hidden_layers 23 (the last of OpenCLIP's 24 is
-    left out of the published folder), num_attention_heads 16, hidden_act 'gelu'.
+    Stable Diffusion 2: hidden_size 1024, intermediate_size 4096, num_hidden_layers 23 (the published folder omits the
+    last of OpenCLIP's 24), num_attention_heads 16, hidden_act 'gelu'.
     """
 
     vocab_size: int = 49408
@@ -48,41 +49,42 @@ class TextConfig:
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    hidden_act: str = "quick_gelu"
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
-    attention: str = "auto"
-    """'auto', 'xla' or 'cudnn': see attention.choose_implementation."""
+    attention: Implementation = "auto"
+    """See attention.choose_implementation."""
     remat: bool = False
     """Recompute the activations inside every layer in the backward pass."""
     dtype: str = "float32"
-    """Of the computation: 'float32', 'bfloat16' or 'float64'."""
+    """Format of the computation: 'float32', 'bfloat16' or 'float64'."""
 
     def __post_init__(self) -> None:
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"hidden_act = {self.hidden_act!r} is not supported", todo=f"expected {list(ACTIVATIONS)}")
+        check(self)
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"{self.hidden_size} channels cannot be split into {self.num_attention_heads} heads")
-        if self.attention not in IMPLEMENTATIONS:
-            raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
+            raise UserError(
+                f"{self.hidden_size} channels cannot be split into {self.num_attention_heads} heads",
+                where="num_attention_heads",
+                todo="give a divisor of hidden_size",
+            )
         check_dtype(self.dtype)
 
 
 def text_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> TextConfig:
-    """The configuration from transformers' text_encoder/config.json; `changes` (dtype, ...) go over it.
+    """The configuration from transformers' text_encoder/config.json; `changes` (dtype, ...) override it.
 
-    Raises UserError for a text encoder of another kind.
+    Raises UserError for any other type of text encoder.
     """
     kind = content.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
-        raise UserError(f"a text encoder of type {kind!r}", where=where, todo="use a Stable Diffusion 1.x or 2.x model")
+        raise UserError(f"model_type is {kind!r}", where=where, todo="use a Stable Diffusion 1.x or 2.x model")
     known = {field.name for field in dataclasses.fields(TextConfig)}
-    ours = {name: value for name, value in content.items() if name in known}  # the rest is of generation, dropout, ...
+    ours = {name: value for name, value in content.items() if name in known}  # the rest: generation, dropout, ...
     return settings.from_json(TextConfig, {**ours, **changes}, {}, where)
 
 
 class SelfAttention(nn.Module):
-    """Every token attends to itself and those before it: [B, T, D] -> [B, T, D]."""
+    """Every token attends to itself and the tokens before it: [B, T, D] -> [B, T, D]."""
 
     config: TextConfig
 
@@ -111,7 +113,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each behind a layer norm and around a shortcut: [B, T, D] -> [B, T, D]."""
+    """Attention and feed-forward, each with a layer norm before and a shortcut: [B, T, D] -> [B, T, D]."""
 
     config: TextConfig
 
@@ -123,7 +125,7 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Token and place, summed: [B, T] -> [B, T, D]."""
+    """Sum of token and position embedding: [B, T] -> [B, T, D]."""
 
     config: TextConfig
 
@@ -135,9 +137,9 @@ class Embeddings(nn.Module):
             start = nn.initializers.normal(0.02)
             return nn.Embed(rows, c.hidden_size, dtype, param_dtype(dtype), embedding_init=start, name=name)
 
-        places = jnp.arange(token_ids.shape[1])
+        positions = jnp.arange(token_ids.shape[1])
         tokens = table(c.vocab_size, "token_embedding")(token_ids)
-        return tokens + table(c.max_position_embeddings, "position_embedding")(places)
+        return tokens + table(c.max_position_embeddings, "position_embedding")(positions)
 
 
 class Layers(nn.Module):
@@ -154,9 +156,9 @@ class Layers(nn.Module):
 
 
 class CLIPTextEncoder(nn.Module):
-    """token_ids [B, T] int32 -> last hidden state behind the final layer norm [B, T, D], float32 or wider.
+    """token_ids [B, T] int32 -> last hidden state after the final layer norm [B, T, D], float32 or wider.
 
-    Padding is not masked: in CLIP it is attended to like a word. Raises UserError for more tokens than places.
+    Padding is not masked: CLIP attends to it as to a word. Raises UserError if T exceeds max_position_embeddings.
     """
 
     config: TextConfig
@@ -165,11 +167,13 @@ class CLIPTextEncoder(nn.Module):
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         c = self.config
         if token_ids.shape[1] > c.max_position_embeddings:
-            raise UserError(f"{token_ids.shape[1]} tokens for a text encoder of {c.max_position_embeddings}")
+            raise UserError(
+                f"{token_ids.shape[1]} tokens, at most {c.max_position_embeddings}", where="max_position_embeddings"
+            )
         x = Layers(c, name="encoder")(Embeddings(c, name="embeddings")(token_ids))
         return at_least_float32(layer_norm(jnp.dtype(c.dtype), "final_layer_norm", c.layer_norm_eps)(x))
 
 
 def init(config: TextConfig, rng: jax.Array) -> Any:
-    """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
+    """Initial parameters (nested dict); only their shapes under jax.eval_shape."""
     return draw_params(CLIPTextEncoder(config), rng, jnp.zeros((1, 2), jnp.int32))

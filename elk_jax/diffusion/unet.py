@@ -1,9 +1,9 @@
-"""The denoising U-Net of Stable Diffusion 1.x and 2.x, and small ones without text (Rombach et al. 2022).
+"""The denoising U-Net of Stable Diffusion 1.x and 2.x, and small U-Nets without text (Rombach et al. 2022).
 
-Shapes: B batch, H W size of the sample (latents or pixels), C_in C_out its channels, S tokens of the text, D its
+Shapes: B batch, H W size of the sample (latents or pixels), C_in C_out its channels, S tokens of the text, D their
 channels, E = 4 * block_out_channels[0] channels of the time embedding.
 
-Parameters have diffusers' names, with dots as slashes and a number joined to its word by an underscore:
+Parameters have diffusers' names, with slashes for dots, and numbers joined to the word before by an underscore:
 `down_blocks.0.resnets.1.conv1.weight` is down_blocks_0/resnets_1/conv1/kernel.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -22,77 +22,69 @@ import numpy as np
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import GroupNorm
 from elk_jax.diffusion import settings
-from elk_jax.diffusion.attention import IMPLEMENTATIONS, SpatialTransformer
+from elk_jax.diffusion.attention import Implementation, SpatialTransformer
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv, dense, zeros
 from elk_jax.errors import UserError
+from elk_jax.fields import AtLeast, check
 from elk_jax.precision import at_least_float32, check_dtype
 
 WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"
-LEAST = {
-    "block_out_channels": 1,
-    "layers_per_block": 1,
-    "attention_head_dim": 1,
-    "norm_num_groups": 1,
-    "transformer_layers_per_block": 0,
-}
+Count = Annotated[int, AtLeast(1)]
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Fields as in diffusers' unet/config.json, defaults of Stable Diffusion 1.5, and three of our own at the end.
+    """Fields and defaults as in unet/config.json of Stable Diffusion 1.5, and three more at the end.
 
-    The upward half mirrors the downward half. With cross_attention_dim None there is no text: blocks "with attention"
-    attend to themselves alone.
+    The upward half mirrors the downward half. cross_attention_dim None: a network without text, whose attention is
+    only self-attention.
     """
 
     sample_size: int = 64
-    """Side of the sample in training; the network takes others. For information."""
+    """Side of the training samples; for information only, since the network takes any size."""
     in_channels: int = 4
-    """4 latents; an inpainter has 9: 4 noisy latents, 1 mask, 4 latents of the masked image."""
+    """4 latents; 9 for an inpainter: 4 noisy latents, 1 mask, 4 latents of the masked image."""
     out_channels: int = 4
     down_block_types: tuple[str, ...] = (WITH_ATTENTION, WITH_ATTENTION, WITH_ATTENTION, WITHOUT)
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    attention_head_dim: int | tuple[int, ...] = 8
-    """The NUMBER of heads, of all blocks or of each (diffusers' misnomer is in every published file)."""
+    block_out_channels: tuple[Count, ...] = (320, 640, 1280, 1280)
+    layers_per_block: Count = 2
+    attention_head_dim: Count | tuple[Count, ...] = 8
+    """The NUMBER of heads, for all blocks or for each (a misnomer of diffusers that is in every published file)."""
     cross_attention_dim: int | None = 768
-    transformer_layers_per_block: int = 1
+    transformer_layers_per_block: Annotated[int, AtLeast(0)] = 1
     use_linear_projection: bool = False
-    norm_num_groups: int = 32
+    norm_num_groups: Count = 32
     norm_eps: float = 1e-5
 
-    attention: str = "auto"
-    """'auto', 'xla' or 'cudnn': see attention.choose_implementation."""
+    attention: Implementation = "auto"
+    """See attention.choose_implementation."""
     remat: bool = False
     """Recompute the activations inside every residual and attention block in the backward pass."""
     dtype: str = "float32"
-    """Of the computation: 'float32', 'bfloat16' or 'float64'. Parameters, statistics and softmax never below
-    float32."""
+    """Format of the computation: 'float32', 'bfloat16' or 'float64'. Parameters, statistics and softmax are float32 or
+    wider."""
 
     def __post_init__(self) -> None:
+        check(self)
+        check_dtype(self.dtype)
         blocks = len(self.block_out_channels)
         if blocks == 0 or len(self.down_block_types) != blocks:
             raise UserError(
                 f"{len(self.down_block_types)} down_block_types for {blocks} block_out_channels",
-                todo="name one type per block",
+                where="down_block_types",
+                todo="give one type per block",
             )
         if unknown := set(self.down_block_types) - {WITH_ATTENTION, WITHOUT}:
             raise UserError(
-                f"unknown block {min(unknown)}", where="down_block_types", todo=f"choose {WITH_ATTENTION} or {WITHOUT}"
+                f"unknown block {min(unknown)}", where="down_block_types", todo=f"give {WITH_ATTENTION} or {WITHOUT}"
             )
         if isinstance(self.attention_head_dim, tuple) and len(self.attention_head_dim) != blocks:
-            raise UserError(f"attention_head_dim has {len(self.attention_head_dim)} entries for {blocks} blocks")
-        if self.attention not in IMPLEMENTATIONS:
-            raise UserError(f"unknown attention {self.attention!r}", todo=f"choose one of {', '.join(IMPLEMENTATIONS)}")
-        check_dtype(self.dtype)
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        for name, least in LEAST.items():
-            given = getattr(self, name)
-            if min(given if isinstance(given, tuple) else (given,)) < least:
-                raise UserError(f"{name} is {given}", todo=f"give at least {least}")
-        kinds = (*self.down_block_types[:-1], WITH_ATTENTION)  # the middle attends, whatever the last block does
+            raise UserError(
+                f"{len(self.attention_head_dim)} numbers of heads for {blocks} blocks",
+                where="attention_head_dim",
+                todo="give one number, or one per block",
+            )
+        kinds = (*self.down_block_types[:-1], WITH_ATTENTION)  # the middle block attends, with the last block's width
         for channels, heads, kind in zip(self.block_out_channels, self.heads, kinds):
             if channels % self.norm_num_groups:
                 raise UserError(
@@ -115,11 +107,11 @@ class UNetConfig:
 
     @property
     def factor(self) -> int:
-        """What must divide the height and width of a sample."""
+        """Divisor of the height and width of a sample."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-_ACCEPTED: dict[str, tuple[Any, ...]] = {  # settings with which diffusers does what is done here
+_ACCEPTED: dict[str, tuple[Any, ...]] = {  # values for which diffusers computes the same as this network
     "act_fn": ("silu", "swish"),
     "attention_type": ("default",),
     "conv_in_kernel": (3,),
@@ -133,21 +125,21 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {  # settings with which diffusers does 
     "resnet_out_scale_factor": (1,),
     "resnet_time_scale_shift": ("default",),
     "time_embedding_type": ("positional",),
-    "upcast_attention": (True,),  # the softmax is in float32 always
-    "up_block_types": (),  # compared below
+    "upcast_attention": (True,),  # the softmax is always in float32
+    "up_block_types": (),  # checked below
 }
 
 
 def unet_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> UNetConfig:
-    """The configuration from diffusers' unet/config.json; `changes` (dtype, remat, ...) go over it.
+    """The configuration from diffusers' unet/config.json; `changes` (dtype, remat, ...) override it.
 
-    Raises UserError for settings that this network does not have.
+    Raises UserError for settings that this network does not support.
     """
     config = settings.from_json(UNetConfig, {**content, **changes}, _ACCEPTED, where)
     mirrored = up_block_types(config)
     given = content.get("up_block_types", mirrored)
     if list(given) != mirrored:
-        raise UserError(f"up_block_types = {given} is not supported", where=where, todo=f"expected {mirrored}")
+        raise UserError(f"up_block_types = {given} is not supported", where=where, todo=f"give {mirrored}")
     return config
 
 
@@ -157,7 +149,7 @@ def up_block_types(config: UNetConfig) -> list[str]:
 
 
 def timestep_embedding(timesteps: jax.Array, features: int) -> jax.Array:
-    """Cosines, then sines, of the time [B], at wavelengths of 2 pi to 20000 pi -> [B, features] (Ho et al. 2020)."""
+    """Cosines, then sines, of the time [B], of wavelengths 2 pi to 20000 pi -> [B, features] (Ho et al. 2020)."""
     half = features // 2
     exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half)
     angles = at_least_float32(timesteps)[:, None] * np.exp(exponent)
@@ -194,7 +186,7 @@ def _transformer(config: UNetConfig, heads: int, name: str) -> SpatialTransforme
 
 
 class DownBlock(nn.Module):
-    """x [B, h, w, C] -> (x [B, h/2, w/2, features] or of the same size if `last`, its outputs kept for the way up)."""
+    """x [B, h, w, C] -> (x [B, h/2, w/2, features], or [B, h, w, features] if `last`; skip connections)."""
 
     config: UNetConfig
     features: int
@@ -205,16 +197,16 @@ class DownBlock(nn.Module):
     def __call__(
         self, x: jax.Array, time: jax.Array, text: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        kept = []
+        skips = []
         for i in range(self.config.layers_per_block):
             x = _resnet(self.config, self.features, f"resnets_{i}")(x, time)
             if self.heads:
                 x = _transformer(self.config, self.heads, f"attentions_{i}")(x, text)
-            kept.append(x)
+            skips.append(x)
         if not self.last:
             x = Downsample((1, 1), jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
-            kept.append(x)
-        return x, tuple(kept)
+            skips.append(x)
+        return x, tuple(skips)
 
 
 class MidBlock(nn.Module):
@@ -231,8 +223,10 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """x [B, h, w, C] and the outputs kept on the way down, last first -> [B, 2h, 2w, features], or [B, h, w, features]
-    if `last`. Has one residual block for each of `kept`."""
+    """x [B, h, w, C] and skip connections, last first -> [B, 2h, 2w, features], or [B, h, w, features] if `last`.
+
+    It has one residual block for each skip connection.
+    """
 
     config: UNetConfig
     features: int
@@ -241,9 +235,9 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, kept: tuple[jax.Array, ...], time: jax.Array, text: jax.Array | None
+        self, x: jax.Array, skips: tuple[jax.Array, ...], time: jax.Array, text: jax.Array | None
     ) -> jax.Array:
-        for i, skip in enumerate(kept):
+        for i, skip in enumerate(skips):
             x = _resnet(self.config, self.features, f"resnets_{i}")(jnp.concatenate([x, skip], axis=-1), time)
             if self.heads:
                 x = _transformer(self.config, self.heads, f"attentions_{i}")(x, text)
@@ -253,8 +247,8 @@ class UpBlock(nn.Module):
 class UNet2DCondition(nn.Module):
     """sample [B, H, W, C_in], timesteps [B] (numbers from 0 to 999), text [B, S, D] or None -> [B, H, W, C_out].
 
-    The output is float32 or wider. Raises UserError when the sample has other channels than the network, a size that
-    the blocks cannot halve, or when the text is missing, of another width, or given to a network without text.
+    The output is float32 or wider. Raises UserError if the number of channels does not match, if `config.factor` does
+    not divide H and W, or if the text is missing, of the wrong width, or given to a network without text.
     """
 
     config: UNetConfig
@@ -273,15 +267,15 @@ class UNet2DCondition(nn.Module):
         time = timestep_embedding(timesteps, widths[0])
         time = TimestepEmbedding(4 * widths[0], dtype, name="time_embedding")(time.astype(dtype))
         x = conv(widths[0], dtype, "conv_in")(sample.astype(dtype))
-        kept: tuple[jax.Array, ...] = (x,)
+        skips: tuple[jax.Array, ...] = (x,)
         for i in range(blocks):
             last = i == blocks - 1
             x, more = DownBlock(c, widths[i], heads[i], last, name=f"down_blocks_{i}")(x, time, text)
-            kept += more
+            skips += more
         x = MidBlock(c, c.heads[-1], name="mid_block")(x, time, text)
         for i in range(blocks):
             j, last = blocks - 1 - i, i == blocks - 1
-            kept, mine = kept[: -(c.layers_per_block + 1)], kept[-(c.layers_per_block + 1) :]
+            skips, mine = skips[: -(c.layers_per_block + 1)], skips[-(c.layers_per_block + 1) :]
             x = UpBlock(c, widths[j], heads[j], last, name=f"up_blocks_{i}")(x, mine[::-1], time, text)
         x = nn.silu(GroupNorm(c.norm_num_groups, c.norm_eps, dtype=dtype, name="conv_norm_out")(x))
         return at_least_float32(conv(c.out_channels, dtype, "conv_out", kernel_init=zeros)(x))
@@ -291,18 +285,22 @@ def _check(config: UNetConfig, sample: jax.Array, text: jax.Array | None) -> Non
     _, height, width, channels = sample.shape
     if channels != config.in_channels:
         raise UserError(
-            f"{channels} channels for a U-Net of {config.in_channels}",
+            f"{channels} channels for a U-Net with {config.in_channels}",
+            where="in_channels",
             todo="an inpainter takes 9 (noisy latents, mask, latents of the masked image), text-to-image 4",
         )
     if height % config.factor or width % config.factor:
         raise UserError(
-            f"a sample of {height} x {width} cannot be halved {len(config.block_out_channels) - 1} times",
+            f"{height} x {width} is not divisible by {config.factor}",
+            where="sample",
             todo=f"use multiples of {config.factor}",
         )
     expected, given = config.cross_attention_dim, None if text is None else text.shape[-1]
     if expected != given:
         raise UserError(
-            f"{_text(given)} for a U-Net that takes {_text(expected)}", todo="use the text encoder of the same model"
+            f"{_text(given)} for a U-Net that takes {_text(expected)}",
+            where="cross_attention_dim",
+            todo="use the text encoder of the same model",
         )
 
 
@@ -311,7 +309,7 @@ def _text(channels: int | None) -> str:
 
 
 def init(config: UNetConfig, rng: jax.Array) -> Any:
-    """Fresh parameters (nested dict); under jax.eval_shape their shapes alone."""
+    """Initial parameters (nested dict); only their shapes under jax.eval_shape."""
     side = config.factor
     sample = jnp.zeros((1, side, side, config.in_channels))
     text = None if config.cross_attention_dim is None else jnp.zeros((1, 1, config.cross_attention_dim))

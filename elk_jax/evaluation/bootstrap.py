@@ -1,10 +1,8 @@
-"""Intervals and comparisons by resampling PATIENTS: images of one patient depend on each other, stay
-together.
+"""Confidence intervals and comparisons by resampling PATIENTS, since the images of one patient are not independent.
 
-A metric is given as a *statistic*: a function of patient weights [R, P] (how often each of the P patients was
-drawn in each of R resamples) that returns [R] values per name. So a metric sorts its predictions once, and a
-resample is a product of matrices; a row of ones is the sample itself. NaN stands for "not defined in this
-resample".
+A metric is given as a *statistic*: a function of patient weights [R, P] (how often each of the P patients was drawn in
+each of R resamples) that returns [R] values per name. So a metric sorts its predictions once, and a resample is a
+matrix product; a row of ones is the original sample. NaN means "not defined in this resample".
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile intervals, chapter 13.
 """
@@ -18,17 +16,17 @@ import numpy as np
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Estimate = dict[str, float | None]
 
-CHUNK = 250  # resamples worked on at once: bounds the memory of large data sets
+CHUNK = 250  # resamples processed at once: limits the memory for large data sets
 
 
 def draw_weights(patients: int, resamples: int, seed: int) -> np.ndarray:
-    """Patient weights [R, P] of `resamples` draws with replacement; rows sum to P. Deterministic by seed."""
+    """Patient weights [R, P] of `resamples` draws with replacement; rows sum to P. Deterministic for a seed."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(patients, np.full(patients, 1.0 / patients), size=resamples).astype(np.float32)
 
 
 def evaluate(statistic: Statistic, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The statistic for all rows of `weights`, some rows at a time; values [R] or [R, ...] by name."""
+    """The statistic for all rows of `weights`, in chunks of rows; values [R] or [R, ...] by name."""
     chunks = [statistic(weights[start : start + CHUNK]) for start in range(0, len(weights), CHUNK)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
@@ -38,8 +36,8 @@ def estimate(
 ) -> dict[str, Estimate]:
     """Value and percentile interval of every metric: {"value", "low", "high"} by name.
 
-    Low and high are None with fewer than two patients or no resamples; value is None where the metric is not
-    defined. Resamples in which a metric is not defined (no lesion drawn) are left out of its interval.
+    Low and high are None with fewer than two patients or without resamples; value is None if the metric is not
+    defined. Resamples in which a metric is not defined (no lesion drawn) are omitted from its interval.
     """
     values = statistic(np.ones((1, max(patients, 1)), np.float32)) if patients else statistic(np.ones((1, 0)))
     draws = _draw(statistic, patients, resamples, seed)
@@ -61,8 +59,8 @@ def compare(
     """Paired bootstrap of two runs over the same patients in the same order: second minus first.
 
     Returns by name {"first", "second", "difference", "low", "high", "p_value"}. The p-value is two-sided for
-    "no difference": twice the smaller share of resampled differences on either side of 0 (ties on both),
-    counted with the sample itself, so that it is never 0.
+    "no difference": twice the smaller share of resampled differences on either side of 0 (ties count on both),
+    including the sample itself, so that it is never 0.
     """
     ones = np.ones((1, patients), np.float32)
     a, b = first(ones), second(ones)
@@ -83,7 +81,7 @@ def compare(
 
 
 def interval(draws: np.ndarray | None, level: float, value: float | None) -> Estimate:
-    """Percentile interval {"low", "high"} of resampled values; None where there are none."""
+    """Percentile interval {"low", "high"} of resampled values; None without any."""
     if draws is None or value is None:
         return {"low": None, "high": None}
     defined = draws[np.isfinite(draws)]
@@ -101,7 +99,7 @@ def _draw(statistic: Statistic, patients: int, resamples: int, seed: int) -> dic
 
 def _two_sided(draws: np.ndarray) -> float:
     defined = draws[np.isfinite(draws)]
-    # Two runs with equal predictions differ by rounding at most; that is a tie, not a difference.
+    # Two runs with equal predictions differ at most by rounding, which counts as a tie.
     below, above = (defined <= 1e-12).sum(), (defined >= -1e-12).sum()
     return float(min(1.0, 2.0 * (1 + min(below, above)) / (1 + len(defined))))
 

@@ -1,13 +1,11 @@
-"""Average precision as COCO defines it, at any IoU threshold, and fast enough to bootstrap.
+"""Average precision by COCO's definition, at any IoU threshold, and fast enough to bootstrap.
 
-The definition is that of pycocotools' `COCOeval` for boxes: per image and class the 100 best-scoring
-predictions go, best first, each to the free lesion of largest IoU >= threshold; boxes to be ignored are
-COCO's "crowd" (overlap is measured against the prediction's own area, any number of predictions may go there
-and none of them counts); precision is made monotone and read off at 101 recalls; classes are averaged. Equal
-scores keep the order of images.
+The definition is that of pycocotools' `COCOeval` for boxes. Per image and class, the 100 best-scoring predictions are
+matched, best first, each to the unmatched lesion of largest IoU >= threshold. Boxes to ignore are COCO's "crowd": the
+overlap is relative to the area of the prediction, and any number of predictions may match one; none of them counts.
+Precision is made monotone and read at 101 recalls, and classes are averaged. Equal scores keep the order of images.
 
-Precision can only be largest just after a hit, so those corners are all that is kept (P patients, J hits, R
-weightings).
+Precision has its local maxima just after a hit, so only these corners are stored (P patients, J hits, R weightings).
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ ALL_AREAS = (0.0, 1e10)  # square pixels; COCO's small: (0, 32**2), medium: (32*
 class Counts:
     """Sufficient statistics of one class at one IoU threshold."""
 
-    hits: np.ndarray  # [P, J] hits of each patient up to and including the j-th best-scoring hit of all
-    false_positives: np.ndarray  # [P, J] false positives of each patient that come before it
+    hits: np.ndarray  # [P, J] hits of each patient up to and including the j-th best-scoring hit overall
+    false_positives: np.ndarray  # [P, J] false positives of each patient that score higher than it
     lesions: np.ndarray  # [P]
 
 
@@ -47,11 +45,11 @@ def match_image(
     Args:
       boxes: [K, 4] predictions, best first.
       gt_boxes: [N, 4].
-      crowd: [N] bool, boxes to be ignored that any number of predictions may go to.
-      outside: [N] bool, lesions outside the area range: ignored too, but each takes one prediction only.
+      crowd: [N] bool, boxes to ignore, each of which any number of predictions may match.
+      outside: [N] bool, lesions outside the area range: also ignored, but matched by at most one prediction each.
       thresholds: T values of IoU.
 
-    Returns (hit [T, K] bool: goes to a lesion that counts; ignored [T, K] bool: goes to a box that does not).
+    Returns (hit [T, K] bool: matches a lesion that counts; ignored [T, K] bool: matches an ignored box).
     """
     limits = np.asarray(thresholds, float)[:, None]
     hit = np.zeros((len(limits), len(boxes)), bool)
@@ -76,7 +74,7 @@ def match_image(
 
 
 def _best(overlaps: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per threshold the fitting box of largest overlap (of equals the last, as COCOeval); is there one?"""
+    """Per threshold, the fitting box of largest overlap (the last of equals, as in COCOeval), and whether one fits."""
     masked = np.where(fits, overlaps[None], -1.0)[:, ::-1]
     return fits.shape[1] - 1 - np.argmax(masked, axis=1), np.any(fits, axis=1)
 
@@ -89,7 +87,7 @@ def count(
     area: tuple[float, float] = ALL_AREAS,
     max_detections: int = MAX_DETECTIONS,
 ) -> dict[float, list[Counts]]:
-    """Match all images once. Returns for each IoU threshold the counts of every class with a lesion to find.
+    """Match all images once. Returns, per IoU threshold, the counts of every class that has lesions.
 
     Args:
       patients: their order in the first axis of the counts. Default: order of appearance.
@@ -111,13 +109,13 @@ def count(
             best = np.argsort(-result.scores[own], kind="stable")[:max_detections]
             boxes, gt_boxes, crowd = result.boxes[own][best], result.gt_boxes[truth], result.gt_ignore[truth]
             outside = ~_inside(gt_boxes, area)
-            hit, no_matter = match_image(boxes, gt_boxes, crowd, outside, thresholds)
+            hit, neutral = match_image(boxes, gt_boxes, crowd, outside, thresholds)
             row = row_of[result.patient_id]
             lesions[row] += (~(crowd | outside)).sum()
             scores.append(result.scores[own][best])
             rows.append(np.full(len(best), row))
             hits.append(hit)
-            ignored.append(no_matter | (~hit & ~_inside(boxes, area)[None]))
+            ignored.append(neutral | (~hit & ~_inside(boxes, area)[None]))
         if lesions.sum() == 0:
             continue
         order = np.argsort(-np.concatenate(scores), kind="stable")
@@ -131,7 +129,7 @@ def count(
 
 
 def _counts(rows: np.ndarray, hit: np.ndarray, ignored: np.ndarray, lesions: np.ndarray) -> Counts:
-    places = np.cumsum(hit) - hit  # how many hits come before each prediction
+    places = np.cumsum(hit) - hit  # number of hits that score higher than each prediction
     columns = int(hit.sum())
 
     def running(chosen: np.ndarray) -> np.ndarray:
@@ -143,7 +141,7 @@ def _counts(rows: np.ndarray, hit: np.ndarray, ignored: np.ndarray, lesions: np.
 
 
 def average_precision(counts: Counts, weights: np.ndarray) -> np.ndarray:
-    """AP of one class at one IoU threshold per weighting of patients [R, P] -> [R]; NaN without lesions."""
+    """AP of one class at one IoU threshold, per weighting of patients [R, P] -> [R]; NaN without lesions."""
     weights = np.asarray(weights, np.float32)
     total = (weights @ counts.lesions).astype(float)
     hits = (weights @ counts.hits).astype(float)
@@ -153,7 +151,7 @@ def average_precision(counts: Counts, weights: np.ndarray) -> np.ndarray:
     precision = hits / np.maximum(hits + wrong, 1.0)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     recall = hits / np.maximum(total, 1.0)[:, None]
-    reached = np.searchsorted(RECALLS, recall, side="right")  # how many of the 101 recalls lie at or below
+    reached = np.searchsorted(RECALLS, recall, side="right")  # how many of the 101 recalls are reached
     new = np.diff(reached, axis=1, prepend=0)
     return np.where(total > 0, (new * precision).sum(axis=1) / len(RECALLS), np.nan)
 
@@ -161,7 +159,7 @@ def average_precision(counts: Counts, weights: np.ndarray) -> np.ndarray:
 def mean_over_classes(
     counts: Mapping[float, Sequence[Counts]], thresholds: Sequence[float], weights: np.ndarray
 ) -> np.ndarray:
-    """COCO's AP: mean over thresholds and over the classes with lesions -> [R]; NaN where there are none."""
+    """COCO's AP: mean over thresholds and over the classes with lesions -> [R]; NaN without lesions."""
     values = [average_precision(one, weights) for t in thresholds for one in counts[float(t)]]
     if not values:
         return np.full(len(weights), np.nan)

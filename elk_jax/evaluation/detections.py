@@ -1,6 +1,6 @@
-"""Detections beside the truth, image by image, on the host: what every detection metric is computed from.
+"""Detections and ground truth per image, on the host: the input of every detection metric.
 
-Shapes: N lesions and K predictions of one image. Boxes are xyxy in the source's own pixels.
+Shapes: N lesions and K predictions of one image. Boxes are xyxy in pixels of the source image.
 Files: COCO results, a JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
 """
 
@@ -30,7 +30,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: its lesions and what was predicted there."""
+    """One image: its lesions and its predictions."""
 
     image_id: str
     patient_id: str
@@ -38,19 +38,19 @@ class ImageResult:
     height: int
     gt_boxes: np.ndarray  # [N, 4]
     gt_labels: np.ndarray  # [N]
-    gt_ignore: np.ndarray  # [N] bool: neither a lesion to find nor a false positive when found
+    gt_ignore: np.ndarray  # [N] bool: neither a lesion to find nor a false positive if found
     boxes: np.ndarray  # [K, 4]
     scores: np.ndarray  # [K]
     labels: np.ndarray  # [K]
 
     @property
     def has_lesions(self) -> bool:
-        """Whether there is a lesion to find. False also where every annotated box is to be ignored."""
+        """Whether the image has a lesion to find. False also if every annotated box is to be ignored."""
         return bool((~self.gt_ignore).any())
 
     @property
     def is_lesion_free(self) -> bool:
-        """Whether nothing at all is annotated; an image with ignored boxes only is neither."""
+        """Whether the image has no annotated box at all, not even one to ignore."""
         return len(self.gt_boxes) == 0
 
 
@@ -58,17 +58,16 @@ NO_DETECTIONS = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
 
 
 def join(infos: Sequence[ImageInfo], detections: Mapping[str, Detections]) -> list[ImageResult]:
-    """Put truth and predictions side by side, in the order of `infos`; images without predictions stay.
+    """Join ground truth and predictions in the order of `infos`; images without predictions are included.
 
-    Raises UserError where an image id recurs in `infos`, or where `detections` holds ids that `infos` does
-    not.
+    Raises UserError for an image id that occurs twice in `infos`, and for ids in `detections` that are not in `infos`.
     """
     seen: set[str] = set()
     results = []
     for info in infos:
         if info.image_id in seen:
             raise UserError(
-                f"image id {info.image_id!r} occurs twice in the data", todo="give every image its own id"
+                "the image id occurs twice in the data", where=f"image {info.image_id}", todo="make image ids unique"
             )
         seen.add(info.image_id)
         found = detections.get(info.image_id, NO_DETECTIONS)
@@ -89,7 +88,8 @@ def join(infos: Sequence[ImageInfo], detections: Mapping[str, Detections]) -> li
     unknown = sorted(set(detections) - seen)
     if unknown:
         raise UserError(
-            f"predictions for {len(unknown)} images that are not in the data, such as {unknown[0]!r}",
+            f"{len(unknown)} images are not in the data, for example {unknown[0]!r}",
+            where="predictions",
             todo="evaluate on the data and split that the predictions were made for",
         )
     return results
@@ -100,16 +100,16 @@ def join_batches(
     outputs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
     score_floor: float = 0.0,
 ) -> list[ImageResult]:
-    """Bring a detector's padded outputs back to the source's pixels and join them with the truth.
+    """Map the padded outputs of a detector to pixels of the source and join them with the ground truth.
 
     Args:
-      infos: those of the source that the loader read; `batch["index"]` counts in it.
-      outputs: pairs of a Batch (`index`, `scale`, `valid` are read) and predictions with leading axis B:
+      infos: of the source that the loader read; `batch["index"]` is a position in it.
+      outputs: pairs of a Batch (with `index`, `scale`, `valid`) and predictions with leading axis B:
         boxes [B, K, 4] in the resized image, scores [B, K], labels [B, K], valid [B, K].
-      score_floor: predictions that score less are dropped.
+      score_floor: predictions with a lower score are dropped.
 
-    Images that no batch held are left out; an image seen twice (a padded last batch) counts once. Raises
-    UserError where a score or box is not finite.
+    Images that are in no batch are omitted; an image that occurs twice (a padded last batch) counts once. Raises
+    UserError for a score or box that is not finite.
     """
     detections: dict[int, Detections] = {}
     for batch, predictions in outputs:
@@ -125,9 +125,9 @@ def join_batches(
             own = boxes[row, chosen] / np.tile(scale[row], 2)
             if not (np.isfinite(own).all() and np.isfinite(scores[row, chosen]).all()):
                 raise UserError(
-                    "the model predicts boxes or scores that are not finite",
+                    "predicted boxes or scores are not finite",
                     where=f"image {info.image_id}",
-                    todo="take an earlier checkpoint, or lower the learning rate and train again",
+                    todo="use an earlier checkpoint, or lower the learning rate and train again",
                 )
             limit = np.array([info.width, info.height] * 2, float)
             detections[int(index[row])] = Detections(
@@ -139,10 +139,10 @@ def join_batches(
 
 def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResult]:
     """The same images with only the predictions that score at least `score_floor`."""
-    kept = []
+    selected = []
     for result in results:
         chosen = result.scores >= score_floor
-        kept.append(
+        selected.append(
             replace(
                 result,
                 boxes=result.boxes[chosen],
@@ -150,13 +150,13 @@ def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResul
                 labels=result.labels[chosen],
             )
         )
-    return kept
+    return selected
 
 
 def to_entries(
     results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids int."""
+    """COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids become int."""
     entries = []
     for result in results:
         for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
@@ -182,14 +182,13 @@ def write_results(
 def read_results(
     path: str | os.PathLike, infos: Sequence[ImageInfo], category_ids: Sequence[int] = (1,)
 ) -> dict[str, Detections]:
-    """Read COCO results, made here or elsewhere, for the images of `infos`.
+    """Read COCO results, from this project or another, for the images of `infos`.
 
     Args:
       category_ids: the category of each class, in label order.
 
-    Raises UserError, naming the file and the entry, for anything that is not a COCO result of these images:
-    unknown image or category, a score that is no finite number, a box that is not four finite numbers with
-    sizes >= 0.
+    Raises UserError, with the file and the entry, for anything that is not a COCO result of these images: an unknown
+    image or category, a score that is not a finite number, a box that is not four finite numbers with sizes >= 0.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -218,7 +217,7 @@ def _read_entry(
     entry: Any, labels: Mapping[int, int], known: set[str], where: str
 ) -> tuple[str, tuple[list[float], float, int]]:
     if not isinstance(entry, dict):
-        raise UserError("a COCO result must be an object", where=where, todo="see the COCO results format")
+        raise UserError("a COCO result must be a JSON object", where=where, todo="see the COCO results format")
     missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in entry]
     if missing:
         raise UserError(f"the COCO result lacks {', '.join(missing)}", where=where, todo="add it")
@@ -227,7 +226,7 @@ def _read_entry(
         raise UserError(
             f"unknown image id {entry['image_id']!r}",
             where=where,
-            todo="use the image ids of the data and split that you evaluate on",
+            todo="use the image ids of the evaluated data and split",
         )
     category = entry["category_id"]
     if not isinstance(category, int) or category not in labels:
@@ -238,13 +237,13 @@ def _read_entry(
         )
     score = entry["score"]
     if not _is_finite(score):
-        raise UserError(f"the score {score!r} is not a finite number", where=where, todo="mend it")
+        raise UserError(f"the score {score!r} is not a finite number", where=where, todo="correct it")
     bbox = entry["bbox"]
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)) or min(bbox[2:]) < 0:
         raise UserError(
             f"the box {bbox!r} is not [x, y, width, height] with finite numbers and sizes >= 0",
             where=where,
-            todo="repair the predictions",
+            todo="correct it",
         )
     x, y, width, height = (float(v) for v in bbox)
     return image_id, ([x, y, x + width, y + height], float(score), labels[category])

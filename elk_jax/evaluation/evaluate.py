@@ -1,4 +1,4 @@
-"""All detection metrics of a run, with intervals over patients: the content of `evaluation.json`."""
+"""All detection metrics of a run, with confidence intervals over patients: the content of `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elk_jax.evaluation.hits import Criterion, iou_at_least
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
 AREA_LIMITS = (1.0, 2.0, 3.0)
 AP_THRESHOLDS = {"ap": coco.COCO_THRESHOLDS, "ap50": (0.5,), "ap10": (0.1,), "ap30": (0.3,)}
-METRIC_NAMES = (  # where more is better, as `scalars` calls them: what a checkpoint can be chosen by
+METRIC_NAMES = (  # names by `scalars`; higher is better, so a checkpoint can be selected by any of them
     "mean_sensitivity",
     *(f"sensitivity_at_{rate:g}" for rate in RATES),
     *(f"aufroc_{limit:g}" for limit in AREA_LIMITS),
@@ -27,11 +27,9 @@ FrocImages = Literal["with_lesions", "all"]
 
 
 class DetectionStatistic:
-    """The metrics of one run as a function of patient weights (see bootstrap.py). Predictions are sorted
-    once.
+    """The metrics of one run as a function of patient weights (see bootstrap.py). Predictions are sorted once.
 
-    Attributes: patients (their order), froc_counts, thresholds (score of the operating point of each rate, or
-      None).
+    Attributes: patients (in order), froc_counts, thresholds (score of the operating point of each rate, or None).
     """
 
     def __init__(
@@ -70,13 +68,13 @@ class DetectionStatistic:
         return values | self._operating_points(weights)
 
     def curve(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Sensitivity on CURVE_GRID, {"sensitivity": [R, grid]}: the band around the curve."""
+        """Sensitivity on CURVE_GRID, {"sensitivity": [R, grid]}, for the band around the curve."""
         return {
             "sensitivity": froc.sensitivity_at(*froc.curves(self.froc_counts, weights), rates=CURVE_GRID),
         }
 
     def _operating_points(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """What the thresholds chosen on the whole sample give: thresholds stay, patients vary."""
+        """Results at the thresholds chosen on the whole sample; thresholds are fixed, patients vary."""
         counts, values = self.froc_counts, {}
         images, lesions = weights @ counts.images, weights @ counts.lesions
         for rate, threshold in zip(self.rates, self.thresholds, strict=True):
@@ -101,29 +99,29 @@ def evaluate_detections(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything that is measured of a detector on one split, ready for JSON.
+    """All metrics of a detector on one split, ready for JSON.
 
     Args:
-      criterion: what a hit is, for FROC (AP always uses IoU). Default: ELK's IoU >= 0.3.
-      score_floor: predictions that score less are dropped first (ELK: 0.01 in the test, 0.1 to choose
+      criterion: definition of a hit, for FROC (AP always uses IoU). Default: ELK's IoU >= 0.3.
+      score_floor: predictions with a lower score are dropped first (ELK: 0.01 in the test, 0.1 to select
         checkpoints).
-      froc_images: ELK's FROC counts false positives on images with lesions only; "all" counts every image.
-      rates: false positives per image at which sensitivity is read; `mean_sensitivity` is their mean.
+      froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
+      rates: false positives per image at which sensitivity is read; `mean_sensitivity` is the mean over them.
       area_limits: AUFROC is computed up to each.
-      resamples: of patients, for 95 % percentile intervals; 0 for none (quick, while training).
+      resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
 
-    Returns a dict; a metric is {"value", "low", "high"} with None for what is not defined, explained in
-      "notes": mean_sensitivity, sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10,
+    Returns a dict. A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why):
+      mean_sensitivity, sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10,
       ap30, false_positives_per_lesion_free_image {"0.5": ...} at the thresholds of the operating points,
       operating_points [{rate, threshold, sensitivity, false_positives_per_image,
         false_positives_per_lesion_free_image}],
-      curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and how it was
-      computed.
+      curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the
+      evaluation.
     """
     criterion = criterion or iou_at_least(0.3)
-    kept = above(results, score_floor)
+    scored = above(results, score_floor)
     statistic = DetectionStatistic(
-        kept, criterion=criterion, froc_images=froc_images, rates=rates, area_limits=area_limits
+        scored, criterion=criterion, froc_images=froc_images, rates=rates, area_limits=area_limits
     )
     patients = len(statistic.patients)
     estimates = bootstrap.estimate(statistic, patients, resamples=resamples, seed=seed)
@@ -136,12 +134,12 @@ def evaluate_detections(
         **{"mean_sensitivity": flat.pop("mean_sensitivity"), **by_rate, **flat},
         "operating_points": _operating_points(statistic, estimates),
         "curve": _curve(statistic, resamples, seed),
-        "counts": _count_all(kept),
+        "counts": _count_all(scored),
         "criterion": criterion.name,
         "froc_images": froc_images,
         "score_floor": score_floor,
         "bootstrap": {"over": "patients", "resamples": resamples, "seed": seed, "level": 0.95},
-        "notes": _notes(kept, statistic, resamples),
+        "notes": _notes(scored, statistic, resamples),
     }
 
 
@@ -157,10 +155,10 @@ def compare_detections(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, dict[str, float | None]]:
-    """Paired bootstrap of two runs over the same patients: second minus first, by metric.
+    """Paired bootstrap of two runs over the same patients: second minus first, per metric.
 
-    Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with names as `scalars` gives
-    them. Raises UserError where the runs were not evaluated on the same images and lesions.
+    Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with the names of `scalars`.
+    Raises UserError if the runs were not evaluated on the same images and lesions.
     """
     _same_images(first, second)
     criterion = criterion or iou_at_least(0.3)
@@ -182,7 +180,7 @@ def compare_detections(
 
 
 def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
-    """The defined values of an evaluation as a flat dict, `sensitivity_at_0.5`, `ap50` ...: for logs."""
+    """The defined values of an evaluation as a flat dict (`sensitivity_at_0.5`, `ap50`, ...), for logs."""
     flat: dict[str, float] = {}
     for name, entry in evaluation.items():
         if not isinstance(entry, dict):
@@ -197,7 +195,7 @@ def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
 def _lesion_free_counts(
     results: Sequence[ImageResult], patients: Sequence[str], thresholds: Sequence[float | None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per patient: lesion-free images [P], predictions there from each threshold up [P, T] (None: NaN)."""
+    """Per patient: lesion-free images [P], and predictions on them above each threshold [P, T] (NaN for None)."""
     row_of = {patient: row for row, patient in enumerate(patients)}
     images = np.zeros(len(patients))
     positives = np.zeros((len(patients), len(thresholds)))
@@ -230,7 +228,7 @@ def _operating_points(
 
 
 def _curve(statistic: DetectionStatistic, resamples: int, seed: int) -> dict[str, list[float] | None]:
-    """The curve's corners up to the end of the grid, and the band on the grid (None without intervals)."""
+    """The corners of the curve up to the end of the grid, and the band on the grid (None without intervals)."""
     patients = len(statistic.patients)
     empty: dict[str, list[float] | None] = {
         "false_positives_per_image": [],
@@ -242,11 +240,11 @@ def _curve(statistic: DetectionStatistic, resamples: int, seed: int) -> dict[str
     if statistic.froc_counts.total_lesions == 0:
         return empty
     x, y = froc.curves(statistic.froc_counts, np.ones((1, patients)))
-    shown = x[0] <= CURVE_GRID[-1]
+    inside = x[0] <= CURVE_GRID[-1]
     end = CURVE_GRID[-1]
     curve = empty | {
-        "false_positives_per_image": [*x[0][shown].tolist(), end],
-        "sensitivity": [*y[0][shown].tolist(), float(np.interp(end, x[0], y[0]))],
+        "false_positives_per_image": [*x[0][inside].tolist(), end],
+        "sensitivity": [*y[0][inside].tolist(), float(np.interp(end, x[0], y[0]))],
     }
     if patients < 2 or resamples < 1:
         return curve
@@ -271,17 +269,17 @@ def _count_all(results: Sequence[ImageResult]) -> dict[str, int]:
 def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int) -> list[str]:
     notes = []
     if statistic.froc_counts.total_lesions == 0:
-        notes.append("no lesion to find: sensitivity, AUFROC and AP are not defined")
+        notes.append("no lesions to find: sensitivity, AUFROC and AP are not defined")
     if not any(len(result.scores) for result in results):
-        notes.append("there are no predictions at or above the score floor")
+        notes.append("no predictions at or above the score floor")
     if not any(result.is_lesion_free for result in results):
-        notes.append("no lesion-free image: false positives on lesion-free images are not defined")
+        notes.append("no lesion-free images: false positives on lesion-free images are not defined")
     if resamples and len(statistic.patients) < 2:
         notes.append("fewer than two patients: no intervals")
     missing = [f"{r:g}" for r, t in zip(statistic.rates, statistic.thresholds, strict=True) if t is None]
     if missing and statistic.froc_counts.total_lesions:
         notes.append(
-            f"no lesion is found within {', '.join(missing)} false positives per image: no threshold"
+            f"no threshold at {', '.join(missing)} false positives per image: no lesion is found there"
         )
     return notes
 
@@ -296,7 +294,7 @@ def _same_images(first: Sequence[ImageResult], second: Sequence[ImageResult]) ->
     differing = sorted(i for i in a.keys() | b.keys() if a.get(i) != b.get(i))
     if differing:
         raise UserError(
-            f"the two runs differ in {len(differing)} images or their lesions, such as {differing[0]!r}",
+            f"the two runs differ in {len(differing)} images or their lesions, for example {differing[0]!r}",
             todo="compare runs that were evaluated on the same data and split",
         )
 

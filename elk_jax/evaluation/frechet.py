@@ -1,6 +1,6 @@
-"""Distances between two sets of images, in any features.
+"""Distances between two sets of images in any feature space.
 
-Shapes: N and M images, D features. Features are [N, D], from any extractor.
+Shapes: N and M images, D features. Features are [N, D] from any extractor.
 Sources: Heusel et al. 2017 (Frechet distance); Binkowski et al. 2018 (kernel distance).
 """
 
@@ -29,12 +29,13 @@ class Moments:
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Of features [N, D]. UserError for fewer than two images or values that are not finite."""
+    """The moments of features [N, D]. UserError for fewer than two images, or values that are not finite."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or len(features) < 2:
-        raise UserError(f"features of shape {features.shape}", todo="give at least two images, [images, features]")
+        todo = "give at least two images, [images, features]"
+        raise UserError(f"shape {features.shape}", where="features", todo=todo)
     if not np.isfinite(features).all():
-        raise UserError("features are NaN or infinite", todo="leave out the images or features concerned")
+        raise UserError("NaN or infinity", where="features", todo="omit the images or features concerned")
     mean = features.mean(0)
     factor = (features - mean) / np.sqrt(len(features) - 1)
     if len(factor) > factor.shape[1]:
@@ -45,11 +46,12 @@ def moments(features: np.ndarray) -> Moments:
 def distance_of(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), never negative.
 
-    With C = F'F the last trace is the sum of the singular values of F_a F_b': no root of a matrix is taken, so that
+    With C = F'F the last trace is the sum of the singular values of F_a F_b'. No matrix square root is needed, so that
     singular covariances (fewer images than features) need no correction.
     """
     if a.mean.shape != b.mean.shape:
-        raise UserError(f"{len(a.mean)} features against {len(b.mean)}", todo="use one extractor for both sets")
+        what = f"{len(a.mean)} in one set, {len(b.mean)} in the other"
+        raise UserError(what, where="features", todo="use one extractor for both sets")
     cross = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
     squared = ((a.mean - b.mean) ** 2).sum() + (a.factor**2).sum() + (b.factor**2).sum() - 2 * cross
     return float(max(squared, 0.0))
@@ -58,21 +60,24 @@ def distance_of(a: Moments, b: Moments) -> float:
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Frechet (2-Wasserstein) distance of the Gaussians fitted to features [N, D] and [M, D].
 
-    Biased upwards by sampling, the more the fewer images: only values of the same N and M may be compared, and the
-    yardstick for a synthetic set is the distance between two real ones (`compare_sets`).
+    The estimate is biased upwards, and more so with fewer images. Compare only values with the same N and M; the
+    reference for a synthetic set is the distance between two real sets (`compare_sets`).
     """
     return distance_of(moments(a), moments(b))
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared maximum mean discrepancy under the kernel (x'y / D + 1)^3, unbiased at any N and M; so it can be
-    slightly negative. Features [N, D] and [M, D]."""
+    """Squared maximum mean discrepancy with the kernel (x'y / D + 1)^3, of features [N, D] and [M, D].
+
+    It is unbiased for any N and M, and can therefore be slightly negative.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape[1] != b.shape[1]:
-        raise UserError(f"{a.shape[1]} features against {b.shape[1]}", todo="use one extractor for both sets")
+        what = f"{a.shape[1]} in one set, {b.shape[1]} in the other"
+        raise UserError(what, where="features", todo="use one extractor for both sets")
     n, m = len(a), len(b)
     if min(n, m) < 2:
-        raise UserError(f"{n} and {m} images", todo="give at least two of each")
+        raise UserError(f"{n} in one set, {m} in the other", where="images", todo="give at least two in each")
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x @ y.T / a.shape[1] + 1) ** 3
@@ -88,13 +93,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 def compare_sets(
     real: np.ndarray, synthetic: np.ndarray, patients: Sequence[str], seed: int = 0, splits: int = 10
 ) -> dict[str, float | int | None]:
-    """How far synthetic images [M, D] are from real ones [N, D], against how far real ones are from each other.
+    """Distance of synthetic images [M, D] from real ones [N, D], beside the distance of real images from each other.
 
-    patients: of each real image. The real set is cut in two by patient, `splits` times; then
-        `real_to_real`: mean Frechet distance of the halves, and
-        `synthetic_to_real`: that of a synthetic sample as large as one half to the other half, so that the small-sample
-        bias is the same and the two can be compared. None with fewer than two patients or too few images.
-    Also `distance` and `kernel_distance` of the whole sets, and the counts `real`, `synthetic`, `half`.
+    patients: patient of each real image. The real set is split in two by patient, `splits` times. The result has
+        `real_to_real`: mean Frechet distance between the halves;
+        `synthetic_to_real`: mean distance between a synthetic sample of the size of one half and the other half, with
+        the same small-sample bias, so that the two can be compared; None for fewer than two patients or too few images;
+        `distance` and `kernel_distance` of the whole sets, and the counts `real`, `synthetic`, `half`.
     """
     rng = np.random.default_rng(seed)
     real, synthetic = np.asarray(real, np.float64), np.asarray(synthetic, np.float64)

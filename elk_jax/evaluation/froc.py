@@ -1,21 +1,19 @@
-"""Free-response ROC: sensitivity for lesions against false positives per image.
+"""Free-response ROC (FROC): lesion sensitivity against false positives per image.
 
 The rule is ELK's (Montoya-del-Angel et al., Deep-Breath 2024, and the repository Likalto4/CEM-Detect):
 
-- every lesion looks for itself: it is found at the score of the best-scoring prediction that hits it (IoU >=
-  0.3);
-- a prediction that hits any lesion is never a false positive: neither the second-best on the same lesion, nor
-  one whose lesion was found by a better one;
-- so ONE prediction that hits TWO lesions finds both, each at its score, unless something better hits them;
-- a prediction that hits nothing is a false positive, unless it lies on a box to be ignored (it meets the
-  criterion there, or has its centre in it).
+- each lesion is matched separately: it is found at the score of the best-scoring prediction that hits it (IoU >= 0.3);
+- a prediction that hits any lesion is never a false positive, even if a better prediction hits the same lesion;
+- so ONE prediction that hits TWO lesions finds both, each at its score, unless a better prediction hits them;
+- a prediction that hits no lesion is a false positive, unless it is on a box to ignore (it meets the criterion there,
+  or its centre is inside).
 
-A class is matched with itself only. The curve has a point for every distinct score: predictions of equal
-score enter together, which makes the curve independent of the order of images. It starts at (0, 0), is read
-by linear interpolation (at a vertical step: the upper end), and goes on flat after its last point.
+Only predictions and lesions of the same class are matched. The curve has a point for every distinct score. Predictions
+of equal score enter together, which makes the curve independent of the order of images. It starts at (0, 0), is read
+by linear interpolation (at a vertical step: the upper end), and is flat after its last point.
 
-Shapes: P patients, R weightings of the patients, J distinct scores at which lesions are found, T read-off
-rates.
+Shapes: P patients, R weightings of the patients, J distinct scores at which lesions are found, T rates at
+which the curve is read.
 """
 
 from __future__ import annotations
@@ -33,14 +31,14 @@ NEVER = -np.inf  # the score of a lesion that no prediction hits
 
 @dataclass(frozen=True)
 class ImageScores:
-    """All that the curve needs of one image."""
+    """The scores of one image that determine the curve."""
 
-    lesions: np.ndarray  # [lesions to find] score at which each is found, NEVER where no prediction hits it
+    lesions: np.ndarray  # [lesions to find] score at which each is found, NEVER if no prediction hits it
     false_positives: np.ndarray  # [false positives] their scores
 
 
 def image_scores(result: ImageResult, criterion: Criterion) -> ImageScores:
-    """Apply the rule above to one image."""
+    """Apply the rules above to one image."""
     lesions, false_positives = [], []
     for label in np.union1d(result.gt_labels, result.labels):
         truth = result.gt_labels == label
@@ -57,13 +55,13 @@ def image_scores(result: ImageResult, criterion: Criterion) -> ImageScores:
 
 @dataclass(frozen=True)
 class Counts:
-    """Sufficient statistics of the curve: how much each patient contributes at each score. See `count`."""
+    """Sufficient statistics of the curve: the contribution of each patient at each score. See `count`."""
 
-    scores: np.ndarray  # [J] distinct scores at which a lesion is found, falling
+    scores: np.ndarray  # [J] distinct scores at which a lesion is found, descending
     found: np.ndarray  # [P, J] lesions found at this score or a higher one
-    above: np.ndarray  # [P, J] false positives that score more
-    at_least: np.ndarray  # [P, J] false positives that score as much or more
-    false_positives: np.ndarray  # [P] all of them
+    above: np.ndarray  # [P, J] false positives with a higher score
+    at_least: np.ndarray  # [P, J] false positives with this score or a higher one
+    false_positives: np.ndarray  # [P] all false positives
     lesions: np.ndarray  # [P]
     images: np.ndarray  # [P]
 
@@ -78,9 +76,8 @@ def count(
     """Sort the predictions of all images once.
 
     Args:
-      results: the images that count, each once in the denominator of "per image".
-      patients: their order in the first axis; may name patients without images here. Default: order of
-        appearance.
+      results: the images, each of which counts once in the denominator of "per image".
+      patients: their order in the first axis; may include patients without images. Default: order of appearance.
     """
     patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
     row_of = {patient: row for row, patient in enumerate(patients)}
@@ -96,7 +93,7 @@ def count(
     scores = np.unique(lesion_scores[hit])[::-1]
 
     def running(score_rows: np.ndarray, values: np.ndarray, side: str) -> np.ndarray:
-        # Entry (p, j): how many values of patient p are >= scores[j] ("left") or > scores[j] ("right").
+        # Entry (p, j): number of values of patient p that are >= scores[j] ("left") or > scores[j] ("right").
         table = np.zeros((len(patients), len(scores) + 1), np.float32)
         np.add.at(table, (score_rows, np.searchsorted(-scores, -values, side=side)), 1)  # type: ignore[call-overload]
         return np.cumsum(table[:, :-1], axis=1)
@@ -118,9 +115,9 @@ def count(
 def curves(counts: Counts, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The corners of the curve for each weighting of the patients [R, P].
 
-    Returns (false positives per image [R, 2J + 2], sensitivity [R, 2J + 2]), both rising. Between two scores
-    at which lesions are found the curve is flat, so these corners are the whole curve over all thresholds.
-    NaN where the weighted sample has no image, or no lesion.
+    Returns (false positives per image [R, 2J + 2], sensitivity [R, 2J + 2]), both ascending. Between two scores at
+    which lesions are found the curve is flat, so these corners describe it for all thresholds. NaN if the weighted
+    sample has no image or no lesion.
     """
     weights = np.asarray(weights, np.float32)
     found = weights @ counts.found
@@ -134,7 +131,7 @@ def curves(counts: Counts, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def sensitivity_at(x: np.ndarray, y: np.ndarray, rates: Sequence[float]) -> np.ndarray:
-    """Read curves [R, corners] off at rates of false positives per image -> sensitivity [R, T]."""
+    """Read curves [R, corners] at rates of false positives per image -> sensitivity [R, T]."""
     read = np.full((len(x), len(rates)), np.nan)
     for row, (xs, ys) in enumerate(zip(x, y, strict=True)):
         if _defined(xs, ys):
@@ -157,11 +154,10 @@ def area_up_to(x: np.ndarray, y: np.ndarray, limits: Sequence[float]) -> np.ndar
 
 
 def threshold_at(counts: Counts, rate: float) -> float | None:
-    """The score threshold of an operating point: the lowest score that keeps false positives per image within
-    `rate`.
+    """The score threshold of an operating point: the lowest score with at most `rate` false positives per image.
 
-    Only scores at which a lesion is found can be thresholds (between them nothing is gained); None where even
-    the first of them brings more false positives than allowed, or where nothing is found.
+    Only scores at which a lesion is found are candidates, since scores between them find no more lesions. None if no
+    lesion is found, or if even the highest candidate exceeds `rate`.
     """
     images = counts.images.sum()
     if images == 0 or len(counts.scores) == 0:

@@ -1,7 +1,7 @@
-"""Detections of several views of one image, or of several models, as one list: weighted boxes fusion.
+"""Weighted boxes fusion: one list of detections from several views of an image or several models.
 
 Shapes: V views or models, K boxes. Source: Solovyev et al. 2021, arXiv 1910.13302, with one difference: a view counts
-once in a cluster, with its best box, so that a view that finds a lesion twice is no second witness.
+once in a cluster, with its best box, so that a view that finds a lesion twice does not raise the score.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from elk_jax.evaluation.detections import Detections, ImageResult
 from elk_jax.images.boxes import iou
 
 SAME = 0.5
-"""Boxes of one class that overlap by this IoU are of one lesion."""
+"""IoU from which two boxes of one class belong to the same lesion."""
 
 
 def fuse(views: Sequence[Sequence[ImageResult]], same: float = SAME) -> list[ImageResult]:
-    """One list of results from V lists of the same images in the same order, all in the pixels of the source."""
+    """One list of results from V lists of the same images in the same order, all in pixels of the source."""
     fused = []
     for results in zip(*views, strict=True):
         if len({result.image_id for result in results}) != 1:
@@ -32,9 +32,9 @@ def fuse(views: Sequence[Sequence[ImageResult]], same: float = SAME) -> list[Ima
 def fuse_boxes(views: Sequence[Detections], same: float = SAME) -> Detections:
     """The fused boxes of one image, best first.
 
-    Boxes are taken in the order of their scores; each joins the cluster of its class whose fused box it overlaps most,
-    by an IoU of at least `same`, or starts a new one. A cluster's box is the mean of its boxes, weighted with their
-    scores; its score is the mean over all V views of the best score that the view has in it, 0 where it has none.
+    Boxes are processed by descending score. Each joins the cluster of its class whose fused box it overlaps most, with
+    an IoU of at least `same`, or starts a new cluster. The box of a cluster is the mean of its boxes weighted by score;
+    its score is the mean, over all V views, of the best score of the view in the cluster (0 if it has none).
     """
     boxes = np.concatenate([np.asarray(view.boxes, float).reshape(-1, 4) for view in views])
     scores = np.concatenate([np.asarray(view.scores, float) for view in views])

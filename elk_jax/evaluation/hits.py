@@ -1,4 +1,4 @@
-"""When does a prediction hit a lesion? Criteria as functions of boxes: FROC can use any of them.
+"""Criteria for a prediction to hit a lesion, as functions of boxes, for FROC.
 
 Shapes: K predictions, N lesions of one image; boxes xyxy in pixels.
 """
@@ -31,14 +31,14 @@ def iou_at_least(threshold: float = 0.3) -> Criterion:
 
 
 def centre_in_box() -> Criterion:
-    """The centre of the prediction lies in the lesion's box (borders included)."""
+    """The centre of the prediction is inside the box of the lesion (borders included)."""
     return Criterion("centre in box", _centre_in_box)
 
 
 def centre_distance(pixels: float = 100.0, diagonals: float = 0.5) -> Criterion:
-    """Centres no further apart than max(`diagonals` x the lesion box's diagonal, `pixels`): DBTex, in plane.
+    """Distance of the centres at most max(`diagonals` x diagonal of the lesion's box, `pixels`): DBTex, in plane.
 
-    Like there, a prediction that fits several lesions hits only the nearest one.
+    As in DBTex, a prediction that fits several lesions hits only the nearest one.
     """
 
     def rule(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
@@ -68,7 +68,9 @@ def criterion_from_text(text: str) -> Criterion:
         return makers[name](*numbers)
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
-            f"unknown hit criterion {text!r}", todo="use iou:0.3, centre_in_box or centre_distance:100:0.5"
+            f"unknown criterion {text!r}",
+            where="criterion",
+            todo="use iou:0.3, centre_in_box or centre_distance:100:0.5",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What lesions look like in numbers, to compare painted ones with real ones.
+"""Statistics of the appearance of lesions, to compare painted lesions with real ones.
 
 Shapes: H, W image in pixels; N lesions. Images [H, W] float in [0, 1]; boxes xyxy, px.
 """
@@ -13,10 +13,10 @@ import numpy as np
 from elk_jax.errors import UserError
 
 RING = 0.5
-"""Of the box's sides, on each side: the tissue around a lesion that it is compared with."""
+"""Width of the surrounding tissue to compare with, as a share of the sides of the box."""
 
 SHELL = (0.75, 1.25)
-"""Radii of the ellipse in the box between which its border is looked for."""
+"""Radii, relative to the inscribed ellipse, between which its border is measured."""
 
 
 def describe_lesion(
@@ -26,24 +26,26 @@ def describe_lesion(
     others: np.ndarray | None = None,
     ring: float = RING,
 ) -> dict[str, float]:
-    """Statistics of one lesion, NaN where one is not defined (no tissue around the lesion, an even ring).
+    """Statistics of one lesion; NaN if not defined (no tissue around the lesion, a uniform ring).
 
-    box: [4], of which the inscribed ellipse counts as the lesion.
-    breast: [H, W] bool; only these pixels count (None: all). others: [N, 4] boxes left out of the ring.
+    box: [4]; its inscribed ellipse counts as the lesion.
+    breast: [H, W] bool; only these pixels count (None: all). others: [N, 4] boxes to exclude from the ring.
 
     width, height, area, ratio: of the box, in px, px^2 and height / width.
     contrast: (lesion's mean - ring's mean) / ring's standard deviation; brightness: lesion's mean - ring's mean.
     roughness: lesion's standard deviation / ring's.
     border_gradient: mean steepness around the border of the ellipse (grey per px, 1 px smoothed) / ring's sd.
-    box_step: mean grey step between neighbours on both sides of the box's outline, against that one to three pixels
-        inside and outside of it. 1 without a seam; a hard paste shows as more.
+    box_step: mean grey step across the outline of the box, relative to the steps one to three pixels inside and outside
+        of it. 1 without a seam; larger for a hard paste.
 
     UserError if the box covers no pixel of the image.
     """
     height, width = image.shape
     x0, y0, x1, y1 = np.asarray(box, np.float64)
     if min(x1, width) - max(x0, 0) <= 0 or min(y1, height) - max(y0, 0) <= 0 or x1 <= x0 or y1 <= y0:
-        raise UserError(f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} covers nothing of an image of {width} x {height} px")
+        raise UserError(
+            f"{x0:g}, {y0:g}, {x1:g}, {y1:g} covers no pixel of an image of {width} x {height} px", where="box"
+        )
     pad_x, pad_y = max(ring * (x1 - x0), 4.0), max(ring * (y1 - y0), 4.0)
     left, top = max(int(x0 - pad_x), 0), max(int(y0 - pad_y), 0)
     right, bottom = min(int(np.ceil(x1 + pad_x)), width), min(int(np.ceil(y1 + pad_y)), height)
@@ -80,10 +82,10 @@ def describe_lesion(
 
 
 def box_step(image: np.ndarray, box: np.ndarray, breast: np.ndarray | None = None) -> float:
-    """Mean grey step across the outline of a box [4] (rounded to pixels) over the mean of the steps along the parallel
-    lines one to three pixels inside and outside of it; NaN where there is no such line, or no step on any.
+    """Mean grey step across the outline of a box [4] (rounded to pixels), divided by the mean step across the parallel
+    lines one to three pixels inside and outside of it; NaN without such a line or step.
 
-    image: [H, W]. breast: [H, W] bool, steps to pixels outside it do not count.
+    image: [H, W]. breast: [H, W] bool; steps to pixels outside it do not count.
     """
     known = np.ones(image.shape, bool) if breast is None else breast.astype(bool)
     x0, y0, x1, y1 = (int(v) for v in np.round(box))
@@ -105,11 +107,11 @@ def box_step(image: np.ndarray, box: np.ndarray, breast: np.ndarray | None = Non
 def compare_statistics(
     real: Sequence[Mapping[str, float]], synthetic: Sequence[Mapping[str, float]]
 ) -> dict[str, dict[str, float | int | None]]:
-    """By name of a statistic: how its values in real and in synthetic lesions differ.
+    """Per statistic, the difference between its values in real and in synthetic lesions.
 
-    `real`, `synthetic`: medians; `kolmogorov_smirnov`: largest gap of the two distribution functions, 0 to 1;
-    `wasserstein`: mean shift that makes one distribution the other, in standard deviations of the real one (None where
-    that is 0); `real_count`, `synthetic_count`: lesions in which the statistic is defined. None where there are none.
+    `real`, `synthetic`: medians; `kolmogorov_smirnov`: largest difference of the two distribution functions, 0 to 1;
+    `wasserstein`: mean shift between the distributions, in standard deviations of the real one (None if that is 0);
+    `real_count`, `synthetic_count`: number of lesions for which the statistic is defined. None without such lesions.
     """
     compared = {}
     for name in (real or synthetic or [{}])[0]:
@@ -141,14 +143,14 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _distributions(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All values in order, and the share of each sample that is not above them."""
+    """All values in order, and the share of each sample up to each of them."""
     values = np.sort(np.concatenate([a, b]))
     first, second = (np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (a, b))
     return values, first, second
 
 
 def _inside(box: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Pixels, by their centres, in a box widened to whole pixels."""
+    """Mask of the pixels with their centre in a box widened to whole pixels."""
     x0, y0, x1, y1 = np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])
     return ((rows > y0) & (rows < y1))[:, None] & ((columns > x0) & (columns < x1))[None]
 

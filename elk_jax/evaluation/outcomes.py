@@ -1,4 +1,4 @@
-"""How a detector did on each image at one threshold, and which images to look at."""
+"""The outcome of a detector per image at one threshold, and the images with the best and worst outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Outcome = Mapping[str, Any]
 def image_outcomes(
     results: Sequence[ImageResult], criterion: Criterion | None = None, threshold: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Each image at one threshold: {"image_id", "lesions", "found", "missed", "false_positives"}."""
+    """Outcome of each image at one threshold: {"image_id", "lesions", "found", "missed", "false_positives"}."""
     criterion = criterion or iou_at_least(0.3)
     outcomes = []
     for result in results:
@@ -34,16 +34,16 @@ def image_outcomes(
 
 
 def best_and_worst(outcomes: Sequence[Outcome], number: int) -> tuple[list[Outcome], list[Outcome]]:
-    """Of image_outcomes: the `number` images that went best, best first, and those that went worst, worst first.
+    """The `number` images with the best outcome, best first, and those with the worst, worst first.
 
-    Worst: most missed lesions, then most false positives; only images with either. Best: fewest missed, then most
-    found, then fewest false positives; only images where something was found. No image is in both lists.
+    Worst: most missed lesions, then most false positives; only images with either. Best: fewest missed lesions, then
+    most found, then fewest false positives; only images with a found lesion. No image is in both lists.
     """
     by_fault = sorted(outcomes, key=lambda o: (-o["missed"], -o["false_positives"], o["image_id"]))
     worst = [o for o in by_fault if o["missed"] or o["false_positives"]][:number]
-    shown = {o["image_id"] for o in worst}
+    taken = {o["image_id"] for o in worst}
     by_merit = sorted(outcomes, key=lambda o: (o["missed"], -o["found"], o["false_positives"], o["image_id"]))
-    best = [o for o in by_merit if o["found"] and o["image_id"] not in shown][:number]
+    best = [o for o in by_merit if o["found"] and o["image_id"] not in taken][:number]
     return best, worst
 
 

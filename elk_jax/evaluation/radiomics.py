@@ -1,4 +1,4 @@
-"""Radiomics of image patches: 74 numbers on grey values and texture, none on shape or size.
+"""Radiomics of image patches: 74 features of grey values and texture, none of shape or size.
 
 Shapes: H, W patch in pixels; N patches; F features; G grey levels. Patches are [H, W] float in [0, 1].
 Definitions: Zwanenburg et al., Image biomarker standardisation initiative (arXiv 1612.07003), 2-D, averaged over the
@@ -22,37 +22,37 @@ from elk_jax.evaluation.texture_features import (
 )
 
 LEVELS = 32
-"""Grey levels between black and white. A fixed width, so that contrast counts, and few enough for small lesions."""
+"""Grey levels between black and white. Their width is fixed, so that contrast counts; few enough for small lesions."""
 
 LEFT_OUT = frozenset(
     {
-        "cooccurrence_dissimilarity",  # is the difference average,
-        "cooccurrence_sum_average",  # twice the joint average,
-        "cooccurrence_cluster_tendency",  # the sum variance
-        "intensity_energy",  # these grow with the region; there is a mean or a normalised form of each
+        "cooccurrence_dissimilarity",  # equals the difference average
+        "cooccurrence_sum_average",  # equals twice the joint average
+        "cooccurrence_cluster_tendency",  # equals the sum variance
+        "intensity_energy",  # this and the next grow with the region; a mean or normalised form of each is included
         "run_grey_level_non_uniformity",
         "run_run_length_non_uniformity",
         "zone_grey_level_non_uniformity",
         "zone_zone_size_non_uniformity",
     }
 )
-"""Of the 82 published features: a distance would count them twice, or see size in them, which is compared elsewhere."""
+"""Features of the 82 published ones that are redundant, or measure the size, which is compared separately."""
 
 LIMIT = 6.0
-"""Standard deviations beyond which a feature counts no further in the robust distance."""
+"""Standard deviations at which a feature is clipped in the robust distance."""
 
 
 def radiomics(patch: np.ndarray, mask: np.ndarray | None = None, count: int = LEVELS) -> Features:
-    """All features of the region mask [H, W] bool (None: all) of patch [H, W]: finite floats, always the same names.
+    """All features of the region `mask` [H, W] bool (None: all) of patch [H, W]: finite floats, always the same names.
 
-    UserError for a mask without pixels or values that are not finite.
+    UserError for an empty mask, or values that are not finite.
     """
     mask = np.ones(patch.shape, bool) if mask is None else mask.astype(bool)
     values = patch[mask].astype(np.float64)
     if not len(values):
-        raise UserError("a mask without pixels has no radiomics")
+        raise UserError("no pixels", where="mask")
     if not np.isfinite(values).all():
-        raise UserError("radiomics of a patch with NaN or infinite values")
+        raise UserError("NaN or infinity", where="patch")
     features = {
         **_named("intensity", intensity_features(values)),
         **texture(np.where(mask, discretise(patch, count), 0).astype(np.int32), count),
@@ -63,10 +63,10 @@ def radiomics(patch: np.ndarray, mask: np.ndarray | None = None, count: int = LE
 def feature_table(
     patches: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None, count: int = LEVELS
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Features [N, F] float64 of N patches, sizes may differ, and their names [F]."""
+    """Features [N, F] float64 of N patches, whose sizes may differ, and their names [F]."""
     rows = [radiomics(patch, None if masks is None else masks[n], count) for n, patch in enumerate(patches)]
     if not rows:
-        raise UserError("no patch to describe")
+        raise UserError("no patches", where="patches")
     return np.array([list(row.values()) for row in rows]), tuple(rows[0])
 
 
@@ -110,12 +110,12 @@ def intensity_features(values: np.ndarray) -> Features:
 
 
 def texture(levels: np.ndarray, count: int) -> Features:
-    """2 features of the histogram of levels [H, W] (0: outside) and 62 of their texture; directions are averaged."""
+    """2 histogram and 62 texture features of levels [H, W] (0: outside); directions are averaged."""
     inside = levels[levels > 0]
     share = np.bincount(inside) / len(inside)
     pairs = texture_matrices.cooccurrences(levels, count)
     pairs = pairs[pairs.sum((1, 2)) > 0]
-    if not len(pairs):  # a lone pixel: as uniform as can be
+    if not len(pairs):  # a single pixel, which is uniform
         pairs = np.zeros((1, count, count))
         pairs[0, inside[0] - 1, inside[0] - 1] = 1
     runs = texture_matrices.runs(levels)
@@ -130,24 +130,25 @@ def texture(levels: np.ndarray, count: int) -> Features:
 
 
 def standardise(reference: np.ndarray, *others: np.ndarray, limit: float = np.inf) -> tuple[np.ndarray, ...]:
-    """Feature tables [N, F] as deviations from the mean of `reference` in its standard deviations, at most `limit`.
+    """Feature tables [N, F] standardised by mean and standard deviation of `reference`, and clipped to +-`limit`.
 
-    Features that are not finite in any table, or constant in the reference, are left out of all.
+    Features that are not finite in some table, or constant in the reference, are dropped from all.
     """
     tables = (reference, *others)
     spread = reference.std(0)
-    kept = np.isfinite(np.concatenate(tables)).all(0) & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
-    mean = reference[:, kept].mean(0)
-    return tuple(np.clip((table[:, kept] - mean) / spread[kept], -limit, limit) for table in tables)
+    usable = np.isfinite(np.concatenate(tables)).all(0) & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
+    mean = reference[:, usable].mean(0)
+    return tuple(np.clip((table[:, usable] - mean) / spread[usable], -limit, limit) for table in tables)
 
 
 def frechet_radiomics(real: np.ndarray, synthetic: np.ndarray) -> dict[str, float | int | None]:
     """Frechet distance of feature tables [N, F] and [M, F], standardised by the real one.
 
-    Returns `distance` (squared), its natural logarithm `log_distance` (None at 0), `robust_distance`, for which
-    deviations are limited to LIMIT (a single even or saturated patch lies a hundred standard deviations out in the
-    emphases of runs and zones, and then is most of `distance`), and the counts: with fewer patches than features all
-    are biased upwards, so compare them with those of two real sets of the same size (`frechet.compare_sets`).
+    Returns `distance` (squared), its natural logarithm `log_distance` (None at 0), `robust_distance`, with deviations
+    clipped to LIMIT, and the counts. Clipping matters since a single uniform or saturated patch deviates by a hundred
+    standard deviations in the run and zone emphases, and then dominates `distance`. With fewer patches than features
+    all distances are biased upwards: compare them with those of two real sets of the same size
+    (`frechet.compare_sets`).
     """
     tables = np.asarray(real, np.float64), np.asarray(synthetic, np.float64)
     a, b = standardise(*tables)

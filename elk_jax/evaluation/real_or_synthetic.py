@@ -1,6 +1,6 @@
-"""Can a classifier tell synthetic lesions from real ones? Area under its ROC curve: 0.5 is perfect, 1 is hopeless.
+"""AUC of a classifier of real against synthetic lesions: 0.5 if it cannot distinguish them, 1 if it always can.
 
-Shapes: N images, D features, P groups (patients), R resamples. Features are [N, D], radiomics or from any network.
+Shapes: N images, D features, P groups (patients), R resamples. Features are [N, D], radiomics or those of any network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from elk_jax.evaluation import bootstrap
 
 FOLDS = 5
 PENALTY = 1.0
-LIMIT = 6.0  # standard deviations: texture has tails that would otherwise rule the fit
+LIMIT = 6.0  # standard deviations: the tails of texture features would otherwise dominate the fit
 
 
 def real_or_synthetic(
@@ -30,25 +30,25 @@ def real_or_synthetic(
 ) -> dict[str, float | int | None]:
     """Cross-validated AUC of a logistic regression, with a percentile interval over patients.
 
-    real [N, D], synthetic [M, D]; synthetic_patients: whose tissue the CANVAS shows. All images of a patient are in one
-    fold, so that no background is known from training. An AUC compares images of one fold only (scores of different
-    classifiers cannot be compared), and counts pairs over all folds. The interval is of these predictions; it does not
-    contain the chance in training the classifiers.
+    real [N, D], synthetic [M, D]; synthetic_patients: patient of the CANVAS of each synthetic image. All images of a
+    patient are in one fold, so that no background is known from training. The AUC counts pairs within folds only, since
+    scores of different classifiers are not comparable. The interval reflects the sampling of patients, not the
+    randomness of training the classifiers.
 
-    Returns `auc`, `low`, `high` (None where not defined) and the counts `real`, `synthetic`, `patients`, `folds`.
-    UserError for a set that is empty, features that are not finite, or fewer than two patients.
+    Returns `auc`, `low`, `high` (None if not defined) and the counts `real`, `synthetic`, `patients`, `folds`.
+    UserError for an empty set, features that are not finite, or fewer than two patients.
     """
     features = np.concatenate([np.asarray(real, np.float64), np.asarray(synthetic, np.float64)])
     labels = np.repeat([False, True], [len(real), len(synthetic)])
     names, groups = np.unique([*real_patients, *synthetic_patients], return_inverse=True)
     if not len(real) or not len(synthetic):
-        raise UserError(f"{len(real)} real and {len(synthetic)} synthetic images", todo="give some of each")
+        raise UserError(f"{len(real)} real and {len(synthetic)} synthetic", where="images", todo="give some of each")
     if len(groups) != len(features):
         raise ValueError(f"{len(groups)} patients for {len(features)} images")
     if not np.isfinite(features).all():
-        raise UserError("features are NaN or infinite", todo="leave out the images or features concerned")
+        raise UserError("NaN or infinity", where="features", todo="omit the images or features concerned")
     if len(names) < 2:
-        raise UserError("only one patient", todo="cross-validation needs two at least")
+        raise UserError("only 1 patient", where="patients", todo="give at least 2 for cross-validation")
     fold = assign_folds(labels, groups, min(folds, len(names)), seed)
     scores = cross_validated_scores(features, labels, fold, penalty)
     found = bootstrap.estimate(_auc_statistic(scores, labels, groups, fold), len(names), resamples=resamples, seed=seed)
@@ -65,8 +65,8 @@ def real_or_synthetic(
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold [N] of each image: whole groups (0 to P - 1) in random order, the largest first, each to the fold that
-    lacks most of what it brings."""
+    """The fold [N] of each image. Groups (0 to P - 1) stay whole; they are assigned by descending size, ties in random
+    order, each to the fold with the smallest share of its classes so far."""
     number = int(groups.max()) + 1
     contents = np.stack([np.bincount(groups[labels == kind], minlength=number) for kind in (False, True)], 1)
     shares = contents / np.maximum(contents.sum(0), 1)
@@ -83,17 +83,18 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) 
 
 def cross_validated_scores(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, penalty: float) -> np.ndarray:
     """Score [N] of each image by the classifier of the other folds; higher means synthetic. Features are standardised
-    by the training folds, and limited to LIMIT."""
+    on the training folds and clipped to +-LIMIT."""
     scores = np.zeros(len(features))
     for held in np.unique(fold):
         train, test = fold != held, fold == held
         mean, spread = features[train].mean(0), features[train].std(0)
-        kept = spread > 1e-12 * (1 + np.abs(mean))
-        known, asked = (
-            np.clip((features[part][:, kept] - mean[kept]) / spread[kept], -LIMIT, LIMIT) for part in (train, test)
+        varies = spread > 1e-12 * (1 + np.abs(mean))
+        fitted, tested = (
+            np.clip((features[part][:, varies] - mean[varies]) / spread[varies], -LIMIT, LIMIT)
+            for part in (train, test)
         )
-        weights, intercept = logistic_regression(known, labels[train], penalty)
-        scores[test] = asked @ weights + intercept
+        weights, intercept = logistic_regression(fitted, labels[train], penalty)
+        scores[test] = tested @ weights + intercept
     return scores
 
 
@@ -102,13 +103,13 @@ def logistic_regression(
 ) -> tuple[np.ndarray, float]:
     """Weights [D] and intercept that minimise the summed cross entropy + penalty / 2 |weights|^2, by Newton's method.
 
-    features [N, D], labels [N] bool. penalty > 0, so that separable classes have an answer too. With more features
-    than images the search stays in the space that the images span, which loses nothing.
+    features [N, D], labels [N] bool. penalty > 0 gives a solution for separable classes too. The search is restricted
+    to the span of the images, which contains the minimum even with more features than images.
     """
     left, sizes, right = np.linalg.svd(features, full_matrices=False)
     inner = np.concatenate([left * sizes, np.ones((len(features), 1))], 1)
     ridge = np.full(inner.shape[1], penalty)
-    ridge[-1] = 1e-6  # the intercept of a set with one class alone stays finite
+    ridge[-1] = 1e-6  # keeps the intercept finite with a single class
     target = labels.astype(np.float64)
     weights = np.zeros(inner.shape[1])
 
@@ -133,7 +134,7 @@ def logistic_regression(
 
 
 def _auc_statistic(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, fold: np.ndarray) -> bootstrap.Statistic:
-    """Weighted share of (real, synthetic) pairs within folds in which the synthetic one scores higher; ties half."""
+    """Weighted share of (real, synthetic) pairs within folds in which the synthetic image scores higher; ties half."""
     pairs = []
     for held in np.unique(fold):
         real, synthetic = np.flatnonzero((fold == held) & ~labels), np.flatnonzero((fold == held) & labels)

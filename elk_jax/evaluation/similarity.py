@@ -1,4 +1,4 @@
-"""How like are two images: mean absolute error, PSNR and SSIM inside a mask, and their means over patients.
+"""Similarity of two images: mean absolute error, PSNR and SSIM inside a mask, and their means over patients.
 
 Shapes: H, W image size in pixels; N images; P patients; R resamples. Grey values are in [0, 1].
 
@@ -19,14 +19,14 @@ from elk_jax.evaluation.bootstrap import Statistic
 MEASURES = ("mae", "psnr", "ssim")
 
 MOST_PSNR = 100.0
-"""dB; that of equal images, whose PSNR has no bound, and which must not outweigh all others in a mean."""
+"""dB; for equal images, whose PSNR is infinite and must not dominate a mean."""
 
 WINDOW, DEVIATION = 11, 1.5
 STABLE = 0.01**2, 0.03**2
 
 
 def similarity(image: np.ndarray, real: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """`mae`, `psnr` (dB) and `ssim` of two images [H, W] over the pixels of mask [H, W] bool; NaN where it is empty."""
+    """`mae`, `psnr` (dB) and `ssim` of two images [H, W] over the pixels of mask [H, W] bool; NaN if it is empty."""
     if not mask.any():
         return dict.fromkeys(MEASURES, float("nan"))
     error = image.astype(np.float64)[mask] - real.astype(np.float64)[mask]
@@ -36,7 +36,7 @@ def similarity(image: np.ndarray, real: np.ndarray, mask: np.ndarray) -> dict[st
 
 
 def ssim_map(image: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """SSIM [H, W] float64 of the neighbourhood of every pixel; images are mirrored at their borders."""
+    """SSIM [H, W] float64 around every pixel; images are mirrored at their borders."""
     a, b = image.astype(np.float64), other.astype(np.float64)
     blur = lambda x: cv2.GaussianBlur(x, (WINDOW, WINDOW), DEVIATION, borderType=cv2.BORDER_REFLECT)
     mean_a, mean_b = blur(a), blur(b)
@@ -47,7 +47,7 @@ def ssim_map(image: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def lesion_contrast(image: np.ndarray, boxes: np.ndarray, mask: np.ndarray) -> float:
-    """Mean grey value of image [H, W] inside boxes [N, 4] less that of the rest of the mask; NaN without either."""
+    """Mean grey value of image [H, W] inside boxes [N, 4] minus that of the rest of the mask; NaN without either."""
     inside = np.zeros(mask.shape, bool)
     for x0, y0, x1, y1 in np.asarray(boxes, float).reshape(-1, 4):
         inside[int(np.floor(y0)) : int(np.ceil(y1)), int(np.floor(x0)) : int(np.ceil(x1))] = True
@@ -58,9 +58,9 @@ def lesion_contrast(image: np.ndarray, boxes: np.ndarray, mask: np.ndarray) -> f
 
 
 def mean_over_images(values: Mapping[str, np.ndarray], patients: Sequence[str]) -> tuple[Statistic, int]:
-    """(statistic of patient weights, P): the mean of each of `values` [N] over images, NaN left out.
+    """(statistic of patient weights, P): the mean of each of `values` [N] over images, without NaN.
 
-    For `bootstrap.estimate` and `compare`. patients: of each of the N images.
+    For `bootstrap.estimate` and `compare`. patients: patient of each of the N images.
     """
     names = sorted(set(patients))
     of = np.array([names.index(patient) for patient in patients], int)

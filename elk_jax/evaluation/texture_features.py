@@ -1,8 +1,8 @@
-"""Numbers that describe texture, from the counts of `texture_matrices.py`.
+"""Texture features, from the counts of `texture_matrices.py`.
 
 Shapes: G grey levels; R runs or zones. Names and formulas follow the image biomarker standardisation initiative
-(Zwanenburg et al., arXiv 1612.07003, chapter 3); logarithms are binary. A quotient that a uniform region leaves
-undefined has the value that the initiative or, where it says nothing, the limit gives; it is never NaN.
+(Zwanenburg et al., arXiv 1612.07003, chapter 3); logarithms are binary. A quotient that is undefined for a
+uniform region takes the value of the standard, or else its limit; it is never NaN.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 Features = dict[str, float]
 
-COARSEST = 1e6  # coarseness of a uniform region, which would be infinite
+COARSEST = 1e6  # coarseness of a uniform region, instead of infinity
 
 
 def cooccurrence_features(matrix: np.ndarray) -> Features:
@@ -65,7 +65,7 @@ def cooccurrence_features(matrix: np.ndarray) -> Features:
 def size_features(levels: np.ndarray, sizes: np.ndarray, pixels: int, what: str, measure: str) -> Features:
     """16 features of runs (what="run", measure="length") or zones ("zone", "size"): level [R] and size [R] of each.
 
-    pixels: of the region.
+    pixels: number of pixels of the region.
     """
     i, j = levels.astype(np.float64), sizes.astype(np.float64)
     number = len(i)
@@ -94,7 +94,7 @@ def size_features(levels: np.ndarray, sizes: np.ndarray, pixels: int, what: str,
 
 
 def tone_features(pixels: np.ndarray, differences: np.ndarray) -> Features:
-    """5 features of neighbourhood grey tone differences: pixels [G] and summed differences [G] of each level."""
+    """5 features of neighbourhood grey tone differences, from pixels [G] and summed differences [G] of each level."""
     number = pixels.sum()
     present = np.flatnonzero(pixels)
     if not number:  # no pixel has a neighbour
@@ -117,7 +117,7 @@ def tone_features(pixels: np.ndarray, differences: np.ndarray) -> Features:
 
 
 def entropy(p: np.ndarray) -> float:
-    """In bits, of probabilities that sum to 1."""
+    """Entropy in bits of probabilities that sum to 1."""
     return -float((p * _log2(p)).sum())
 
 

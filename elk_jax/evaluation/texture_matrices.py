@@ -1,8 +1,8 @@
-"""Counting grey levels: co-occurrences, runs, zones and neighbourhoods of one region.
+"""Counts of grey levels of one region: co-occurrences, runs, zones and neighbourhoods.
 
 Shapes: H, W image in pixels; G number of grey levels. Levels are [H, W] int32: 1 to G inside the region, 0 outside.
 Definitions: Zwanenburg et al., Image biomarker standardisation initiative (arXiv 1612.07003), chapter 3; distance 1,
-four directions of the plane.
+the four directions of the plane.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""Rows and columns from a pixel to its neighbour."""
+"""Offsets (rows, columns) from a pixel to its neighbour."""
 
 
 def cooccurrences(levels: np.ndarray, count: int) -> np.ndarray:
-    """How often level i + 1 has level j + 1 as its neighbour in each direction, both ways: [4, G, G] float64."""
+    """How often levels i + 1 and j + 1 are neighbours in each direction, both ways: [4, G, G] float64."""
     found = np.zeros((len(DIRECTIONS), count, count))
     for matrix, (down, right) in zip(found, DIRECTIONS):
         here, there = _neighbours(levels, down, right)
@@ -27,9 +27,9 @@ def cooccurrences(levels: np.ndarray, count: int) -> np.ndarray:
 
 
 def runs(levels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each direction the level and the length of every run of equal levels: four pairs of [R] and [R]."""
+    """For each direction, level and length of every run of equal levels: four pairs of [R] and [R]."""
     height, width = levels.shape
-    # A row of zeros between the lines ends a run; a shear by one column a row makes diagonals vertical.
+    # Zeros between the lines end a run; a shear by one column per row makes diagonals vertical.
     sheared = np.zeros((height, width + height), levels.dtype)
     mirrored = sheared.copy()
     for row in range(height):
@@ -39,7 +39,7 @@ def runs(levels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def zones(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The level and the size in pixels of every zone of equal levels, joined also over corners: [Z] and [Z]."""
+    """Level and size in pixels of every 8-connected zone of equal levels: [Z] and [Z]."""
     found_levels, found_sizes = [], []
     for level in np.unique(levels[levels > 0]):
         count, _, stats, _ = cv2.connectedComponentsWithStats((levels == level).astype(np.uint8), connectivity=8)
@@ -49,8 +49,8 @@ def zones(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tone_differences(levels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each level how many pixels have a neighbour in the region, and the sum of their absolute differences from
-    the mean of those neighbours: [G] and [G] float64."""
+    """For each level, the number of pixels with a neighbour in the region, and the sum of their absolute differences
+    from the mean of those neighbours: [G] and [G] float64."""
     inside = (levels > 0).astype(np.float64)
     kernel = np.ones((3, 3))
     kernel[1, 1] = 0
@@ -63,7 +63,7 @@ def tone_differences(levels: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
 
 
 def _neighbours(levels: np.ndarray, down: int, right: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two views of levels: pixels, and their neighbours in one direction."""
+    """Two views of levels: the pixels, and their neighbours in one direction."""
     height, width = levels.shape
     left = max(0, -right)
     here = levels[: height - down, left : width - max(0, right)]

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: sharp on screen and paper, coloured by the style sheet, no library in the page.
+"""Line charts as inline SVG, coloured by the style sheet, without a library in the page.
 
 Sizes are in SVG units, which are pixels at full width.
 """
@@ -14,21 +14,21 @@ import numpy as np
 from elk_jax.reporting.html import colour, interval, number, text
 from elk_jax.spread import spread
 
-MAX_POINTS = 400  # of one line: more cannot be seen
+MAX_POINTS = 400  # per line: more would not be visible
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. Points that are not finite are left out. `index` chooses the colour."""
+    """One line, without points that are not finite. `index` selects the colour."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     index: int = 0
     band: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None  # x, low, high
-    dots: tuple[Sequence[float], Sequence[float]] | None = None  # x, y of points to stress
-    smoothing: float = 0.0  # 0 to 1; above 0 the line is an average that runs over this share of its points
-    mark: float | None = None  # x of a vertical line, such as the chosen step
+    dots: tuple[Sequence[float], Sequence[float]] | None = None  # x, y of points to highlight
+    smoothing: float = 0.0  # 0 to 1; above 0 the line is a running mean over this share of its points
+    mark: float | None = None  # x of a vertical line, for example the selected step
 
 
 def line_chart(
@@ -42,7 +42,7 @@ def line_chart(
     rules: Sequence[float] = (),
     size: tuple[int, int] = (820, 460),
 ) -> str:
-    """A chart of all series over common axes, as an <svg>. Ranges follow from the data where not given.
+    """A chart of all series on common axes, as an <svg>. Ranges that are not given follow from the data.
 
     rules: x positions of faint vertical lines.
     """
@@ -112,7 +112,7 @@ def interval_bar(estimate, index: int = 0, bounds: tuple[float, float] = (0.0, 1
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from low to high, some `about` of them: steps of 1, 2 or 5 times a power of ten."""
+    """About `about` round numbers from low to high, in steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / max(about, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -121,7 +121,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def smooth(values: np.ndarray, share: float) -> np.ndarray:
-    """Mean over a centred window of `share` of all points, shorter at the ends."""
+    """Running mean over a centred window of `share` of all points, shorter at the ends."""
     half = max(1, int(len(values) * share / 2))
     total = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""Building blocks of a report's HTML. Text goes through `text`; what is called `html` is HTML already."""
+"""Building blocks for the HTML of a report. `text` escapes text; arguments named `html` already are HTML."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from elk_jax.reporting.style import COLOURS
 
 Estimate = Mapping[str, float | None]
-"""A measured value with its interval: {"value", "low", "high"}, None for what is not defined."""
+"""A value with its interval: {"value", "low", "high"}; None if not defined."""
 
 ABSENT = "–"
 
 
 def text(value: Any) -> str:
-    """Anything as HTML text, with nothing in it that a browser would obey."""
+    """Anything as escaped HTML text."""
     return _html.escape(str(value), quote=True)
 
 
@@ -24,7 +24,7 @@ def paragraph(value: Any, style: str = "") -> str:
 
 
 def colour(index: int) -> str:
-    """The class that carries the colour of series `index`."""
+    """The CSS class with the colour of series `index`."""
     return f"s{index % COLOURS}"
 
 
@@ -39,32 +39,32 @@ def legend(names: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[str], numeric_from: int = 1) -> str:
-    """A table of head cells (HTML) and rows made by `row`; columns from `numeric_from` on are set right."""
+    """A table of head cells (HTML) and rows made by `row`; columns from `numeric_from` on are right-aligned."""
     cells = "".join(f'<th scope="col"{_numeric(i, numeric_from)}>{cell}</th>' for i, cell in enumerate(head))
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def row(cells: Sequence[str], numeric_from: int = 1, style: str = "") -> str:
-    """One row of HTML cells; the first names the row."""
+    """One row of HTML cells; the first is the row header."""
     head, *rest = cells
     body = "".join(f"<td{_numeric(i + 1, numeric_from)}>{cell}</td>" for i, cell in enumerate(rest))
     return f'<tr{_class(style)}><th scope="row">{head}</th>{body}</tr>'
 
 
 def group_row(name: str, columns: int, index: int | None = None) -> str:
-    """A row that heads a group of rows, with the colour of series `index`."""
+    """The header of a group of rows, with the colour of series `index`."""
     mark = "" if index is None else swatch(index)
     return f'<tr class="group"><th colspan="{columns}" scope="rowgroup">{mark}{text(name)}</th></tr>'
 
 
 def key_values(pairs: Mapping[str, Any]) -> str:
-    """Names and values, two columns."""
+    """A table of names and values."""
     rows = "".join(f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in pairs.items())
     return f'<table class="keys"><tbody>{rows}</tbody></table>'
 
 
 def folded(summary: str, html: str, is_open: bool = False) -> str:
-    """HTML behind a heading to click."""
+    """HTML in a block that a click on its heading unfolds."""
     return f"<details{' open' if is_open else ''}><summary>{text(summary)}</summary>{html}</details>"
 
 
@@ -81,7 +81,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Estimate, digits: int = 3, write=number) -> str:
-    """'0.68 – 0.80', or '−0.02 to +0.05' when written signed; empty where there is none."""
+    """'0.68 – 0.80', or '−0.02 to +0.05' if written signed; empty without an interval."""
     if estimate.get("low") is None or estimate.get("high") is None:
         return ""
     dash = " to " if write is signed else " – "
@@ -89,7 +89,7 @@ def interval(estimate: Estimate, digits: int = 3, write=number) -> str:
 
 
 def estimate_cell(estimate: Estimate, digits: int = 3) -> str:
-    """Value in bold, its interval beneath."""
+    """Value in bold, with its interval below."""
     bounds = interval(estimate, digits)
     beneath = f'<br><span class="range">{bounds}</span>' if bounds else ""
     return f"<b>{number(estimate.get('value'), digits)}</b>{beneath}"
@@ -102,7 +102,7 @@ def p_value(value: float | None) -> str:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys: what `--config.any.key=value` takes."""
+    """Nested mappings as dotted keys, as in `--config.any.key=value`."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree}
     flat: dict[str, Any] = {}

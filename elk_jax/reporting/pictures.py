@@ -1,8 +1,8 @@
-"""Images with their boxes for a report: a small JPEG in the page, the boxes drawn over it as SVG.
+"""Images with boxes for a report: a small embedded JPEG, with the boxes drawn over it as SVG.
 
-A `Picture` is an image of a gallery, a `Strip` a few close-ups of one lesion side by side.
+A `Picture` is an image of a gallery; a `Strip` is a few close-ups of one lesion side by side.
 
-Shapes: N lesions, K predictions of one image; boxes xyxy in the image's own pixels.
+Shapes: N lesions, K predictions of one image; boxes xyxy in pixels of the image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from elk_jax.reporting.html import text
 
 LONG_SIDE = 560  # pixels of an embedded image
 QUALITY = 82
-LEAST_SIDE = 256  # pixels of an embedded close-up; a browser that enlarges it would show the blocks of the JPEG
+LEAST_SIDE = 256  # pixels of an embedded close-up; enlarging by the browser would show the blocks of the JPEG
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Closeup:
-    """A small image; the corners of `box` [4], in its own pixels, are marked."""
+    """A small image; the corners of `box` [4], in pixels of the image, are marked."""
 
     image: np.ndarray  # [H, W] float in [0, 1] or uint8
     box: np.ndarray | None = None
@@ -52,7 +52,7 @@ class Strip:
 
 
 def figure(picture: Picture) -> str:
-    """The picture as a <figure> with caption; a click makes it larger."""
+    """The picture as a <figure> with caption; a click enlarges it."""
     height, width = picture.image.shape[:2]
     ignore = np.zeros(len(picture.gt_boxes), bool) if picture.gt_ignore is None else picture.gt_ignore
     shapes = [
@@ -81,10 +81,10 @@ def gallery(pictures: Sequence[Picture]) -> str:
     return f'<div class="gallery">{"".join(figure(picture) for picture in pictures)}</div>'
 
 
-def strips(shown: Sequence[Strip]) -> str:
-    """Strips of as many close-ups each, in a grid."""
-    count = max((len(strip.closeups) for strip in shown), default=1)
-    return f'<div class="strips wide{min(count, 3)}">{"".join(_strip(strip) for strip in shown)}</div>'
+def strips(many: Sequence[Strip]) -> str:
+    """Strips with equal numbers of close-ups, in a grid."""
+    count = max((len(strip.closeups) for strip in many), default=1)
+    return f'<div class="strips wide{min(count, 3)}">{"".join(_strip(strip) for strip in many)}</div>'
 
 
 def _strip(strip: Strip) -> str:
@@ -105,7 +105,7 @@ def _closeup(closeup: Closeup, title: str) -> str:
 
 
 def _corners(box: np.ndarray) -> str:
-    """The corners of a box as an SVG path: the border itself stays free to be looked at."""
+    """The corners of a box as an SVG path, so that the border of the lesion stays visible."""
     x0, y0, x1, y1 = (float(v) for v in box)
     a, b = 0.2 * (x1 - x0), 0.2 * (y1 - y0)
     lines = ((x0, y0, a, b), (x1, y0, -a, b), (x1, y1, -a, -b), (x0, y1, a, -b))
@@ -113,7 +113,7 @@ def _corners(box: np.ndarray) -> str:
 
 
 def enlarged(image: np.ndarray, least: int = LEAST_SIDE) -> np.ndarray:
-    """An image [H, W, ...] whose long side has `least` pixels or more."""
+    """An image [H, W, ...] enlarged so that its long side has at least `least` pixels."""
     scale = least / max(image.shape[:2])
     if scale <= 1:
         return image
@@ -122,7 +122,7 @@ def enlarged(image: np.ndarray, least: int = LEAST_SIDE) -> np.ndarray:
 
 
 def boxes_key(with_ignored: bool = False) -> str:
-    """What the colours of the boxes mean."""
+    """The legend of the colours of the boxes."""
     items = [
         '<span><i class="key"></i>lesion</span>',
         '<span><i class="key pred"></i>prediction, score</span>',
@@ -133,7 +133,7 @@ def boxes_key(with_ignored: bool = False) -> str:
 
 
 def data_uri(image: np.ndarray, long_side: int = LONG_SIDE) -> str:
-    """An image as a JPEG data URI, made smaller where its long side exceeds `long_side`."""
+    """An image as a JPEG data URI, reduced if its long side exceeds `long_side`."""
     pixels = image if image.dtype == np.uint8 else _to_bytes(image)
     scale = long_side / max(pixels.shape[:2])
     if scale < 1:

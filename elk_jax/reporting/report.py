@@ -1,7 +1,7 @@
-"""One self-contained HTML page from sections: no script, no network, no file beside it.
+"""A self-contained HTML page from sections: no scripts, no network access, no other files.
 
-The page forbids itself everything but its own styles and embedded images (Content-Security-Policy), so it
-can be opened anywhere, mailed and archived. Any task adds sections of its own: a Section is title and HTML.
+Its Content-Security-Policy allows nothing but its own styles and embedded images, so it can be opened anywhere, mailed
+and archived. Every task adds its sections: a Section is a title and HTML.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page shows."""
+    """The content of a page."""
 
     title: str
-    summary: str = ""  # the result in a sentence or two
+    summary: str = ""  # the result in one or two sentences
     kicker: str = "elk_jax report"  # a small line above the title
     facts: Mapping[str, str] = field(default_factory=dict)  # a few short facts under the title
     sections: Sequence[Section] = ()

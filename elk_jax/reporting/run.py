@@ -1,4 +1,4 @@
-"""The report of a run: what each task has to say of it, then what every run has."""
+"""The report of a run: the parts of its tasks, then the sections common to all runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from elk_jax.reporting.sections import config_section, data_section, environment
 
 @dataclass(frozen=True)
 class Part:
-    """What one task has to say of a run."""
+    """The contribution of one task to the report of a run."""
 
     what: str  # "Lesion detection"
-    summary: str = ""  # the result in a sentence or two
+    summary: str = ""  # the result in one or two sentences
     facts: Mapping[str, str] = field(default_factory=dict)
     sections: Sequence[Section] = ()
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a report shows of any run; what is empty is left out."""
+    """The content of a report that is common to all runs; empty parts are omitted."""
 
     name: str
     title: str = ""
@@ -35,7 +35,7 @@ class RunRecord:
 
 
 def run_report(run: RunRecord, parts: Sequence[Part]) -> Report:
-    """Put the page together: the tasks' sections in order, then data, configuration and environment."""
+    """Assemble the page: the sections of the tasks, then data, configuration and environment."""
     sections = [section for part in parts for section in part.sections]
     if run.data or run.skipped:
         sections.append(data_section(run.data, run.skipped))
@@ -54,8 +54,8 @@ def run_report(run: RunRecord, parts: Sequence[Part]) -> Report:
 
 
 def _kicker(run: RunRecord, parts: Sequence[Part]) -> str:
-    said = " and ".join(part.what for part in parts) or "elk_jax report"
-    return f"{said} · {run.name}" if run.title else said
+    what = ", ".join(part.what for part in parts) or "elk_jax report"
+    return f"{what} · {run.name}" if run.title else what
 
 
 def _facts(run: RunRecord) -> dict[str, str]:

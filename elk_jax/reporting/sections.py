@@ -1,23 +1,20 @@
-"""Sections that every experiment's report can have: training curves, data, configuration, environment."""
+"""Sections for the report of any experiment: training curves, data, configuration, environment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from elk_jax.reporting import html
 from elk_jax.reporting.figures import Series, line_chart
 from elk_jax.reporting.report import Section
 
-METRIC_NAMES = {
-    "mean_sensitivity": "Mean sensitivity",
-    "aufroc": "AUFROC up to",
-    "ap": "AP, IoU 0.50 to 0.95",
-    "ap50": "AP at IoU 0.5",
-    "ap30": "AP at IoU 0.3",
-    "ap10": "AP at IoU 0.1",
-}
-FIRST_CURVES = ("train/loss", "eval/loss", "eval/mean_sensitivity", "eval/aufroc_3")
+FIRST_CURVES = ("train/loss", "eval/loss")
+
+
+def plain_label(key: str) -> str:
+    """A key as words."""
+    return key.replace("_", " ")
 
 
 def training_section(
@@ -25,8 +22,14 @@ def training_section(
     chosen_steps: Mapping[str, int],
     colours: Mapping[str, int],
     title: str = "Training",
+    first_curves: Sequence[str] = FIRST_CURVES,
+    label: Callable[[str], str] = plain_label,
 ) -> Section:
-    """One small chart for every key of metrics.jsonl, all trained models in each."""
+    """One small chart for every key of metrics.jsonl, each with all trained models.
+
+    histories: lines of metrics.jsonl by model. chosen_steps, colours: by model, the step of the saved weights and the
+    index of the colour. first_curves: keys whose charts are not folded. label: the name of a validation metric.
+    """
     keys = {key: None for lines in histories.values() for line in lines for key in line if key != "step"}
     charts: dict[str, str] = {}
     for key in keys:
@@ -39,8 +42,8 @@ def training_section(
                 smoothing = 0.05 if key.startswith("train/") else 0.0
                 series.append(Series(name, x, y, colours.get(name, 0), smoothing=smoothing, mark=mark))
         if series:
-            charts[key] = line_chart(series, title=_curve_title(key), size=(330, 210))
-    first = [key for key in FIRST_CURVES if key in charts] or list(charts)[:4]
+            charts[key] = line_chart(series, title=_curve_title(key, label), size=(330, 210))
+    first = [key for key in first_curves if key in charts] or list(charts)[:4]
     names = sorted(histories, key=lambda name: colours.get(name, 0))
     swatches = "".join(f"<span>{html.swatch(colours.get(n, 0))}{html.text(n)}</span>" for n in names)
     parts = [f'<div class="legend">{swatches}</div>', _multiples(charts[key] for key in first)]
@@ -54,13 +57,13 @@ def training_section(
         parts.append(html.folded(f"Others ({len(other)})", _multiples(other)))
     note = "Over training steps."
     if chosen_steps:
-        kept = ", ".join(f"{name} at step {step}" for name, step in chosen_steps.items())
-        note += f" Weights were kept where the dashed lines are: {kept}."
+        saved = ", ".join(f"{name} at step {step}" for name, step in chosen_steps.items())
+        note += f" Dashed lines mark the saved weights: {saved}."
     return Section(title, "".join(parts), note)
 
 
 def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[str, str]]) -> Section:
-    """Counts of every split, and the images that could not be used with the reason."""
+    """Counts of every split, and the skipped images with the reason."""
     parts = []
     columns = list({key: None for counts in data.values() for key in counts})
     if columns:
@@ -75,11 +78,11 @@ def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[
             html.row([html.text(image), html.text(reason)], numeric_from=2) for image, reason in skipped
         ]
         parts.append(f"<h3>Skipped images ({len(skipped)})</h3>{html.table(['Image', 'Reason'], listed, 2)}")
-    return Section("Data", "".join(parts), "" if skipped else "No image was skipped.")
+    return Section("Data", "".join(parts), "" if skipped else "No images were skipped.")
 
 
 def config_section(config: Mapping[str, Any]) -> Section:
-    """The configuration by dotted key, folded."""
+    """The configuration by dotted key, in folded blocks."""
     plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     parts = [html.folded("General", _code_values(plain))] if plain else []
     for key, value in config.items():
@@ -89,7 +92,7 @@ def config_section(config: Mapping[str, Any]) -> Section:
 
 
 def environment_section(versions: Mapping[str, Any], seconds: Mapping[str, float]) -> Section:
-    """Software, hardware and time."""
+    """Versions, hardware and time."""
     parts = []
     if seconds:
         rows = [html.row([html.text(name), html.duration(value)]) for name, value in seconds.items()]
@@ -101,21 +104,9 @@ def environment_section(versions: Mapping[str, Any], seconds: Mapping[str, float
     return Section("Environment", "".join(parts))
 
 
-def metric_label(key: str) -> str:
-    """A metric's name in words."""
-    if key.startswith("aufroc_"):
-        return f"{METRIC_NAMES['aufroc']} {key.removeprefix('aufroc_')}"
-    if key.startswith("sensitivity_at_"):
-        return f"Sensitivity at {key.removeprefix('sensitivity_at_')} FP per image"
-    if key.startswith("false_positives_per_lesion_free_image_"):
-        rate = key.removeprefix("false_positives_per_lesion_free_image_")
-        return f"False positives per lesion-free image, at {rate}"
-    return METRIC_NAMES.get(key, key.replace("_", " "))
-
-
-def _curve_title(key: str) -> str:
+def _curve_title(key: str, label: Callable[[str], str]) -> str:
     prefix, _, name = key.rpartition("/")
-    words = metric_label(name) if prefix == "eval" else name.replace("_", " ")
+    words = label(name) if prefix == "eval" else plain_label(name)
     return f"{words[:1].upper()}{words[1:]}{', validation' if prefix == 'eval' else ''}"
 
 

@@ -1,11 +1,11 @@
-"""The look of a report: one style sheet, light and dark by the reader's system, and a light one for paper.
+"""The style sheet of a report: light or dark by the reader's system, and light on paper.
 
-Series colours are custom properties --c0 ... --c5; anything of class s0 ... s5 has its colour in --c.
+Series colours are custom properties --c0 ... --c5; elements of class s0 ... s5 have their colour in --c.
 """
 
 from __future__ import annotations
 
-COLOURS = 6  # series beyond these repeat them
+COLOURS = 6  # further series repeat them
 
 _LIGHT = """
   --page: #f7f7f5; --card: #ffffff; --ink: #1c2127; --soft: #5a6470; --line: #e2e4e8; --shade: #f1f2f4;

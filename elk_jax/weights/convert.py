@@ -1,7 +1,7 @@
-"""From another library's named tensors to our parameters, by rules; nothing is left over or missing unsaid.
+"""Convert named tensors of another library to our parameters, by rules that account for every tensor.
 
-A format (detectron2, torchvision) is data: rules `foreign name -> our path, layout`, names that carry no weight, and
-values for parameters that a format does not store. `convert` applies them and accounts for every tensor.
+A format (detectron2, torchvision) is data: rules `foreign name -> our path, layout`, names of tensors that are not
+weights, and constants for parameters that the format does not store. `convert` applies them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Layout = Callable[[np.ndarray], np.ndarray]
 
 
 def as_is(x: np.ndarray) -> np.ndarray:
-    """Vectors, such as biases and norms."""
+    """Vectors: biases and norms."""
     return x
 
 
@@ -38,7 +38,7 @@ def out_in_to_in_out(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class chw_to_hwc:
-    """Kernels of the dense layer behind a pooled region: [out, C h w] -> [h w C, out], for h = w = `size`."""
+    """Kernels of the dense layer after a pooled region: [out, C h w] -> [h w C, out], for h = w = `size`."""
 
     size: int
 
@@ -50,7 +50,7 @@ class chw_to_hwc:
 
 @dataclass(frozen=True)
 class Rule:
-    """A foreign name (regular expression, whole name) and where its tensor goes; \\1 etc. refer to its groups."""
+    """A foreign name (regular expression, whole name) and the path of its tensor; \\1 etc. refer to its groups."""
 
     pattern: str
     target: str
@@ -59,11 +59,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Format:
-    """All that is known of a foreign format. `ignored`, `constants`: regular expressions of whole names.
+    """A foreign format. `ignored`, `constants`: regular expressions of whole names.
 
-    ignored: foreign tensors that hold no weight. constants: (our path, value) of parameters that the file leaves out.
-    path: what a rule's target goes through, where names differ by their spelling. partial: parameters that the file
-    lacks may start afresh.
+    ignored: foreign tensors that are not weights. constants: (our path, value) of parameters that the file omits.
+    path: function applied to the target of a rule, for systematic differences in spelling. partial: parameters that the
+    file lacks may be initialised anew.
     """
 
     rules: tuple[Rule, ...]
@@ -86,20 +86,20 @@ class Row:
 
 @dataclass(frozen=True)
 class NameMap:
-    """What became of every tensor of the file and where every parameter comes from."""
+    """The use of every tensor of the file, and the origin of every parameter."""
 
     rows: tuple[Row, ...]
     ignored: tuple[str, ...]  # foreign names
     filled: tuple[tuple[str, float], ...]  # (path, constant)
-    dropped: tuple[str, ...]  # paths that start afresh
+    dropped: tuple[str, ...]  # paths to initialise anew
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A foreign file understood: its tensors under one set of names, their format, and what they are of.
+    """A recognised foreign file: its tensors with uniform names, their format, and the architecture.
 
-    preset: 'detectron2', 'torchvision' or 'torchvision_v2', the conventions the weights were trained with.
-    settings: fields of the model's configuration that the shapes tell. backbone_only: no detector in the file.
+    preset: 'detectron2', 'torchvision' or 'torchvision_v2', the conventions of the training. settings: fields of the
+    model's configuration that follow from the shapes. backbone_only: the file has no detector.
     """
 
     tensors: Tensors
@@ -118,7 +118,7 @@ def layer(pattern: str, target: str, kernel: Layout) -> tuple[Rule, ...]:
 
 
 def norm(pattern: str, target: str) -> tuple[Rule, ...]:
-    """Rules of a normalisation layer: scale and bias, and statistics where it has them."""
+    """Rules of a normalisation layer: scale, bias, and statistics if it has them."""
     parts = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return tuple(Rule(rf"{pattern}\.{theirs}", f"{target}/norm/{ours}") for theirs, ours in parts.items())
 
@@ -133,9 +133,9 @@ def convert(
 ) -> tuple[store.Params, NameMap]:
     """Our parameters (nested, float32) for exactly the paths of `target_shapes`, and the name map.
 
-    drop: regular expressions (re.search) of our paths that shall start afresh; they are left out of the result.
-    ignore: of foreign names to leave out beside the format's own. where: the file, for errors. Raises UserError when
-    any other tensor is left over, a parameter is missing, given twice, of another shape, or not finite.
+    drop: regular expressions (re.search) of our paths to initialise anew; the result omits them. ignore: those of
+    foreign names to ignore, in addition to the format's. where: the file, for errors. Raises UserError if any other
+    tensor is unused, or a parameter is missing, given twice, of another shape, or not finite.
     """
     dropped, also_ignored = store.compile_patterns(drop), store.compile_patterns(ignore)
     wanted = {path: shape for path, shape in target_shapes.items() if not store.matches(dropped, path)}
@@ -153,12 +153,12 @@ def convert(
             left_over.append(f"{name} {tensor.shape}")
             continue
         if path in rows:
-            what = f"{name} and {rows[path].foreign} are both {path}"
+            what = f"{name} and {rows[path].foreign} both become {path}"
             raise UserError(what, where=where, todo="remove one from the file")
         value = _lay_out(tensor, layout)
         if value is None or value.shape != tuple(wanted[path]):
             given = tensor.shape if value is None else value.shape
-            mismatched.append(f"{name} gives {path} {given}, the model has {tuple(wanted[path])}")
+            mismatched.append(f"{name} becomes {path} {given}, the model has {tuple(wanted[path])}")
             continue
         if not np.isfinite(value).all():
             infinite.append(name)
@@ -169,9 +169,9 @@ def convert(
     missing = [f"{path} {tuple(shape)}" for path, shape in wanted.items() if path not in params]
     _complain(left_over, mismatched, missing, infinite, where, fmt.partial)
     ordered = {path: params[path] for path in wanted}
-    afresh = tuple(path for path in target_shapes if path not in wanted)
-    kept = tuple(rows[path] for path in wanted if path in rows)
-    return store.nest(ordered), NameMap(kept, tuple(ignored), filled, afresh)
+    anew = tuple(path for path in target_shapes if path not in wanted)
+    used = tuple(rows[path] for path in wanted if path in rows)
+    return store.nest(ordered), NameMap(used, tuple(ignored), filled, anew)
 
 
 def _constants(paths: Sequence[str], fmt: Format) -> tuple[tuple[str, float], ...]:
@@ -186,7 +186,7 @@ def _place(name: str, fmt: Format) -> tuple[str, Layout]:
 
 
 def _lay_out(tensor: np.ndarray, layout: Layout) -> np.ndarray | None:
-    """The tensor in our layout, contiguous float32; None where it has not the axes that the layout moves."""
+    """The tensor in our layout, contiguous float32; None if it lacks the axes that the layout moves."""
     try:
         return np.array(layout(tensor), np.float32, order="C")
     except ValueError:
@@ -201,43 +201,43 @@ def _complain(
         raise UserError(f"shapes differ: {store.first_few(sorted(mismatched))}", where=where, todo=architecture)
     if left_over:
         raise UserError(
-            f"no place for {store.first_few(left_over)}",
+            f"the model has no parameter for {store.first_few(left_over)}",
             where=where,
-            todo=f"{architecture}, or leave tensors out with --ignore=REGEX",
+            todo=f"{architecture}, or ignore tensors with --ignore=REGEX",
         )
     if missing:
         raise UserError(
             f"the file lacks {store.first_few(missing)}",
             where=where,
-            todo=architecture + (", or let parameters start afresh with --drop=REGEX" if partial else ""),
+            todo=architecture + (", or initialise parameters anew with --drop=REGEX" if partial else ""),
         )
     if infinite:
         raise UserError(f"NaN or infinity in {store.first_few(infinite)}", where=where, todo="use another file")
 
 
 def strip_module(tensors: Tensors) -> Tensors:
-    """Without the `module.` that PyTorch's data-parallel wrapper puts before every name."""
+    """The tensors without the prefix `module.` of PyTorch's data-parallel wrapper."""
     if tensors and all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def find(tensors: Tensors, name: str) -> np.ndarray:
-    """The tensor that tells something of the architecture; a UserError says that the file is of another kind."""
+    """A tensor whose shape shows the architecture; UserError if it is missing, so that the file is of another kind."""
     if name not in tensors:
         few = store.first_few([f"{key} {value.shape}" for key, value in tensors.items()], 3)
-        raise UserError(f"no tensor {name} in the file, but {few}", todo="check --format and --input")
+        raise UserError(f"the file lacks {name}; it has {few}", todo="check --format and --input")
     return tensors[name]
 
 
 def indices(tensors: Tensors, pattern: str) -> list[int]:
-    """Sorted numbers that the group of `pattern` (whole name) takes among the names: counts repeated layers."""
+    """Sorted numbers that the group of `pattern` (whole name) matches in the names, to count repeated layers."""
     found = (re.fullmatch(pattern, name) for name in tensors)
     return sorted({int(match.group(1)) for match in found if match})
 
 
 def resnet_widths(stem: np.ndarray, first: np.ndarray) -> dict[str, int]:
-    """The widths of a ResNet from the kernels [out, in, h, w] of its stem and of the first convolution behind it."""
+    """The widths of a ResNet from the kernels [out, in, h, w] of its stem and of the first convolution after it."""
     width, stem_width = first.shape[0], stem.shape[0]
     return {"width": width, "stem_width": 0 if stem_width == width else stem_width}
 

@@ -1,4 +1,4 @@
-"""Names of detectron2's Faster R-CNN with a ResNet-FPN, and of the backbones it starts from.
+"""Names of detectron2's Faster R-CNN with a ResNet-FPN, and of its pre-trained backbones.
 
 Full detectors: `backbone.bottom_up.*`, `backbone.fpn_*`, `proposal_generator.*`, `roi_heads.*`. Backbones alone: the
 same names without `backbone.bottom_up.` (detectron2's conversions of other libraries), or Caffe2's (`conv1_w`,
@@ -30,7 +30,7 @@ from elk_jax.weights.reading import Tensors
 BODY = "backbone.bottom_up."
 _BODY = re.escape(BODY)
 RPN, ROI = "proposal_generator", "roi_heads"
-EPS = 1e-5  # of the model's norms: variance 1 - EPS makes a folded norm exact
+EPS = 1e-5  # epsilon of the model's norms; variance 1 - EPS makes a folded norm exact
 
 IGNORED = (
     r"pixel_(mean|std)",
@@ -42,9 +42,9 @@ IGNORED = (
 
 
 def interpret(tensors: Tensors, roi_size: int = 7) -> Foreign:
-    """What a file's tensors are; `roi_size`: pooled size, which orders the first dense layer.
+    """Recognise the tensors of a file; `roi_size`: size of pooled regions, for the layout of the first dense layer.
 
-    Raises UserError when they are of no ResNet in detectron2's or Caffe2's names.
+    Raises UserError unless they are a ResNet with detectron2's or Caffe2's names.
     """
     tensors = strip_module(tensors)
     caffe2 = "conv1_w" in tensors
@@ -102,7 +102,7 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
 
 
 def _from_caffe2(tensors: Tensors) -> Tensors:
-    """Caffe2's names of a ResNet as detectron2's, the first convolution's bias folded into its norm."""
+    """Rename a ResNet from Caffe2 to detectron2, and fold the bias of its first convolution into the norm."""
     renamed = {_caffe2_name(name): tensor for name, tensor in tensors.items()}
     bias = renamed.pop("stem.conv1.bias", None)
     if bias is not None and "stem.conv1.norm.bias" in renamed:

@@ -1,6 +1,6 @@
-"""Names of diffusers' and transformers' networks of Stable Diffusion 1.x and 2.x, both ways.
+"""Parameter names of Stable Diffusion 1.x and 2.x in diffusers and transformers, converted in both directions.
 
-Our paths mirror theirs (diffusion/unet.py): dots are slashes, and a number is joined to its word by an underscore.
+Our paths mirror theirs (diffusion/unet.py): slashes for dots, and numbers joined to the word before by an underscore.
 `down_blocks.0.attentions.1.to_out.0.weight` is down_blocks_0/attentions_1/to_out_0/kernel.
 """
 
@@ -19,11 +19,11 @@ from elk_jax.weights.reading import Tensors
 PARTS = ("unet", "vae", "text_encoder")
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out_0"}
-"""Of the autoencoder before diffusers 0.18, and of every folder published then."""
+"""Names in autoencoders of diffusers before 0.18, and in every folder published then."""
 
 
 def to_path(name: str) -> str:
-    """A foreign name, its last word already ours, as our path."""
+    """Our path of a foreign name whose last word is already ours."""
     words = re.sub(r"\.(\d+)(?=[./])", r"_\1", name.removeprefix("text_model.")).replace(".", "/").split("/")
     if len(words) > 2 and words[-3].startswith("attentions_"):
         words[-2] = _OLD_ATTENTION.get(words[-2], words[-2])
@@ -43,7 +43,7 @@ def kernel(x: np.ndarray) -> np.ndarray:
 
 
 def dense_kernel(x: np.ndarray) -> np.ndarray:
-    """Kernels of dense layers, which the oldest folders hold as 1x1 convolutions: [out, in(, 1, 1)] -> [in, out]."""
+    """Kernels of dense layers, which the oldest folders store as 1x1 convolutions: [out, in(, 1, 1)] -> [in, out]."""
     return x.reshape(x.shape[:2]).transpose(1, 0)
 
 
@@ -61,11 +61,11 @@ FORMAT = Format(
     path=to_path,
     partial=False,
 )
-"""Of all three networks. Ignored: the numbers 0..76, and the projection to CLIP's joint space, which is not used."""
+"""Of all three networks. Ignored: the position ids 0..76, and the unused projection to CLIP's joint space."""
 
 
 def to_tensors(params: store.Params, dtype: type = np.float32) -> Tensors:
-    """diffusers' names and layouts of the parameters of one network (nested dict)."""
+    """The parameters of one network (nested dict) with diffusers' names and layouts."""
     tensors: Tensors = {}
     for path, leaf in store.flatten(params).items():
         x = np.asarray(leaf)
@@ -76,16 +76,16 @@ def to_tensors(params: store.Params, dtype: type = np.float32) -> Tensors:
 
 
 def widen_input(tensors: Mapping[str, np.ndarray], channels: int, name: str = "conv_in.weight") -> Tensors:
-    """A U-Net's tensors with `channels` input channels: those it has, then zeros, which leave its output as it was.
+    """The tensors of a U-Net extended to `channels` input channels by zeros, which do not change its output.
 
-    From text-to-image (4 latents) to an inpainter (9: with mask and latents of the masked image). Raises UserError
-    when the U-Net has more channels already.
+    It turns text-to-image (4 latents) into an inpainter (9: also mask and latents of the masked image). Raises
+    UserError if the U-Net already has more channels.
     """
     if name not in tensors:
-        raise UserError(f"no tensor {name} among the U-Net's", todo="give a Stable Diffusion 1.x or 2.x folder")
+        raise UserError(f"the U-Net lacks {name}", todo="give a Stable Diffusion 1.x or 2.x folder")
     first = np.asarray(tensors[name])
     if first.ndim != 4 or first.shape[1] > channels:
-        raise UserError(f"{name} {first.shape} cannot be given {channels} input channels")
+        raise UserError(f"{name} {first.shape} cannot be extended to {channels} input channels")
     added = np.zeros((first.shape[0], channels - first.shape[1], *first.shape[2:]), first.dtype)
     return {**tensors, name: np.concatenate([first, added], axis=1)}
 

@@ -1,9 +1,9 @@
-"""The folder of a Stable Diffusion pipeline as diffusers writes it, read and written without diffusers.
+"""Read and write the folder of a Stable Diffusion pipeline in the format of diffusers, without diffusers.
 
-    model_index.json                      which parts there are
+    model_index.json                      list of the parts
     unet/ vae/ text_encoder/              config.json and weights: .safetensors or .bin, whole or in shards with an
                                           index, with or without a variant such as fp16 in the file's name
-    tokenizer/ scheduler/                 their own files
+    tokenizer/ scheduler/                 further files
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FOREIGN_PIPELINE = "give the folder of a Stable Diffusion 1.x or 2.x pipeline"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A folder's content as it stands there. configs: PARTS and 'scheduler' -> JSON. tensors: PARTS -> name -> array.
+    """The unconverted content of a folder. configs: PARTS and 'scheduler' -> JSON. tensors: PARTS -> name -> array.
 
     files: PARTS -> the weights file, or index of shards, that was read, relative to the folder.
     """
@@ -52,21 +52,21 @@ class Pipeline:
 
 
 def read_pipeline(folder: str | os.PathLike, variant: str | None = None) -> Pipeline:
-    """The parts of a Stable Diffusion 1.x or 2.x folder; safety checker and image encoder are left out.
+    """The parts of a Stable Diffusion 1.x or 2.x folder, without safety checker and image encoder.
 
-    variant: 'fp16', 'non_ema', ... for the files with that word in their names. Default: those without one, or where
-    a part has none of them, fp16. Raises UserError when something is missing, damaged or of another kind.
+    variant: 'fp16', 'non_ema', ... for the files with that word in their names. Default: files without one, or fp16 if
+    a part has no such files. Raises UserError if something is missing, damaged or of another kind.
     """
     folder = Path(folder)
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(what, where=folder, todo=_FOREIGN_PIPELINE)
     if not (folder / INDEX).is_file():
-        raise UserError(f"no {INDEX} here", where=folder, todo=_FOREIGN_PIPELINE)
+        raise UserError(f"{INDEX} is missing", where=folder, todo=_FOREIGN_PIPELINE)
     index = read_object(folder / INDEX)
     kind = str(index.get("_class_name"))
     if kind not in KNOWN or any(name not in index for name in PARTS):
-        raise UserError(f"a pipeline of type {kind}", where=folder / INDEX, todo=_FOREIGN_PIPELINE)
+        raise UserError(f"the pipeline is a {kind}", where=folder / INDEX, todo=_FOREIGN_PIPELINE)
     configs = {part: read_object(folder / part / "config.json") for part in PARTS}
     configs["scheduler"] = read_object(folder / "scheduler" / "scheduler_config.json")
     tokenizer = read_tokenizer(folder / "tokenizer")
@@ -100,23 +100,23 @@ def find_weights(folder: Path, stems: tuple[str, ...], variant: str | None = Non
                     if (folder / name).is_file():
                         return folder / name
     present = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".msgpack"))
-    has = f"but {store.first_few(present)}" if present else "and no other weights"
+    has = f"it has {store.first_few(present)}" if present else "it has no weights"
     raise UserError(
-        f"no {looked_for[0]} {has}", where=folder, todo="download it, or name a variant of the files with --variant"
+        f"{looked_for[0]} is missing; {has}", where=folder, todo="download it, or choose a variant with --variant"
     )
 
 
 def read_weights(path: Path) -> reading.Tensors:
-    """The tensors of a weights file, or of all shards that an index names; raises UserError when one is missing."""
+    """The tensors of a weights file, or of all shards listed in an index; raises UserError if one is missing."""
     if path.suffix != ".json":
         return reading.read_tensors(path)
     weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError("no weight_map in the index of shards", where=path, todo="download it again")
+        raise UserError("the index of shards has no weight_map", where=path, todo="download it again")
     tensors: reading.Tensors = {}
     for name in sorted(set(map(str, weight_map.values()))):
         if Path(name).name != name:
-            raise UserError(f"the index names a file elsewhere: {name}", where=path, todo="download it again")
+            raise UserError(f"{name} is outside the folder of the index", where=path, todo="download it again")
         tensors |= reading.read_tensors(path.parent / name)
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
@@ -131,18 +131,18 @@ def write_pipeline(
     tokenizer: Tokenizer,
     dtype: str = "float32",
 ) -> Path:
-    """A folder that diffusers loads. params: PARTS -> nested dict; configs: PARTS and 'scheduler' -> JSON.
+    """Write a folder that diffusers loads. params: PARTS -> nested dict; configs: PARTS and 'scheduler' -> JSON.
 
-    dtype: 'float32' (exact) or 'float16', of the stored numbers. Raises UserError when the folder has files in it, or a
-    number is beyond float16. All is written into a folder PARTIAL within it first, and model_index.json is moved out of
-    that last: a folder that has one is whole, and after an error nothing is left.
+    dtype: 'float32' (exact) or 'float16', of the stored numbers. Raises UserError if the folder is not empty, or a
+    number exceeds float16. Everything is first written into a subfolder PARTIAL, and model_index.json is moved out of
+    it last: a folder with that file is complete, and after an error nothing remains.
     """
     folder = Path(folder)
     made = not folder.exists()
     partial = files.make_folder(folder) / PARTIAL
     if any(path != partial for path in folder.iterdir()):
-        raise UserError("the folder is not empty", where=folder, todo="name a new one")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
+        raise UserError("the folder is not empty", where=folder, todo="give a new one")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed export
     try:
         _write_parts(files.make_folder(partial), params, configs, tokenizer, dtype)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == INDEX):
@@ -167,7 +167,7 @@ def _write_parts(
 ) -> None:
     for part in PARTS:
         tensors = _in_type(to_tensors(params[part]), dtype, part)
-        if part == "text_encoder":  # the name of the model within the model: every version of transformers reads it so
+        if part == "text_encoder":  # the prefix that every version of transformers reads
             tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
         stem = _STEMS[part][0]
         inner = files.make_folder(folder / part)
@@ -181,7 +181,7 @@ def _write_parts(
 
 
 def pipeline_kind(params: Mapping[str, store.Params], configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """The class of diffusers that runs the model: its U-Net sees latents alone, or a mask and a masked image too."""
+    """The class of diffusers for the model: for text-to-image, or for inpainting if the U-Net has mask channels."""
     latents = configs["vae"].get("latent_channels", 4)
     return INPAINT if params["unet"]["conv_in"]["kernel"].shape[2] > latents else TEXT_TO_IMAGE
 
@@ -191,7 +191,8 @@ def _in_type(tensors: reading.Tensors, dtype: str, part: str) -> reading.Tensors
         cast = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     beyond = [name for name, tensor in cast.items() if not np.isfinite(tensor).all()]
     if beyond:
-        raise UserError(f"{part}: beyond {dtype}: {store.first_few(beyond)}", todo="export with --dtype=float32")
+        what = f"{store.first_few(beyond)} exceeds {dtype}"
+        raise UserError(what, where=part, todo="export with --dtype=float32")
     return cast
 
 

@@ -1,10 +1,9 @@
-"""Pickled tensors, read as data: nothing that a pickle names is ever imported or called.
+"""Read pickled tensors as data: nothing that a pickle refers to is imported or called.
 
-A pickle is a program: it names functions ("globals") and calls them. Here every global is looked up in one
-fixed table of our own stand-ins, which only note what they were given; a name that is not in the table ends
-the reading. What stands for a tensor or an array is turned into NumPy afterwards, with every size and offset
-checked against the bytes that are there. Admitted: PyTorch tensors, parameters and storages, NumPy arrays,
-scalars and dtypes, plain containers.
+A pickle is a program: it names functions ("globals") and calls them. Here every global is looked up in a fixed table of
+our stand-ins, which only record their arguments; a name that is not in the table is an error. Afterwards the stand-ins
+of tensors and arrays are converted to NumPy, with every size and offset checked against the available bytes. Supported:
+PyTorch tensors, parameters and storages, NumPy arrays, scalars and dtypes, and plain containers.
 
 Sources: the pickle opcodes (Python's pickletools), `numpy.ndarray.__reduce__`, PyTorch's serialization notes.
 """
@@ -21,16 +20,16 @@ import numpy as np
 from elk_jax.errors import UserError
 
 MAX_EXPANDED = 1 << 24
-"""Elements that a tensor may have beyond those of its storage (an expanded tensor has axes of stride 0)."""
+"""Number of elements by which a tensor may exceed its storage (an expanded tensor has axes of stride 0)."""
 
 
 class Refused(pickle.UnpicklingError):
-    """The pickle names something that a weights file has no need of."""
+    """The pickle refers to something that a weights file does not need."""
 
 
 @dataclass(frozen=True)
 class ElementType:
-    """How elements lie on disk; bfloat16 has no NumPy type and is widened to float32 on reading (exact)."""
+    """Type of elements on disk; bfloat16, which NumPy lacks, is widened to float32 (exact)."""
 
     dtype: np.dtype
     is_bfloat16: bool = False
@@ -59,16 +58,16 @@ STORAGE_TYPES = {
 
 
 class _Sealed:
-    """An object on the pickle's stack whose attributes the pickle cannot set (the opcode BUILD would)."""
+    """An object on the pickle's stack whose attributes the pickle cannot set (by the opcode BUILD)."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("state given to an object that has none")
+        raise pickle.UnpicklingError("state for an object that has none")
 
 
 class Global(_Sealed):
-    """The stand-in of a callable global: calls one of this module's functions."""
+    """The stand-in of a callable global: calls a function of this module."""
 
     __slots__ = ("function",)
 
@@ -80,7 +79,7 @@ class Global(_Sealed):
 
 
 class StorageType(_Sealed):
-    """The stand-in of a class such as torch.FloatStorage."""
+    """The stand-in of a storage class (torch.FloatStorage)."""
 
     __slots__ = ("element",)
 
@@ -89,7 +88,7 @@ class StorageType(_Sealed):
 
 
 class StorageRef(_Sealed):
-    """A storage as the pickle speaks of it: elements [start, start + numel) under `key`, read elsewhere."""
+    """A reference to a storage: elements [start, start + numel) of `key`, which are read separately."""
 
     __slots__ = ("element", "key", "numel", "start")
 
@@ -98,13 +97,13 @@ class StorageRef(_Sealed):
 
 
 class TensorRef(_Sealed):
-    """A tensor as the pickle speaks of it; offset and strides count elements."""
+    """A reference to a tensor; offset and strides count elements."""
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
     def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
         if not isinstance(storage, StorageRef):
-            raise pickle.UnpicklingError("a tensor without a storage")
+            raise pickle.UnpicklingError("a tensor without storage")
         self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
 
 
@@ -133,7 +132,7 @@ class DtypeRef:
 
 
 class ArrayRef:
-    """`numpy.ndarray` before and after its state (version, shape, dtype, Fortran order, bytes) is given."""
+    """`numpy.ndarray` before and after its state (version, shape, dtype, Fortran order, bytes) is set."""
 
     def __init__(self, *_: Any):
         self.array: np.ndarray | None = None
@@ -157,7 +156,7 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """`_codecs.encode`, by which Python 3 writes bytes into pickles of protocol 2."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise Refused("_codecs.encode with another encoding than latin1")
+        raise Refused("_codecs.encode with an encoding other than latin1")
     return text.encode("latin1")
 
 
@@ -210,17 +209,17 @@ class _Reader(pickle.Unpickler):
 def load(file: BinaryIO, where: object) -> tuple[Any, list[StorageRef]]:
     """The next pickle in `file`: plain containers, numbers, text, arrays and the *Ref stand-ins above.
 
-    Also the storages it speaks of. Raises UserError, naming `where`, for a global outside the table and for
-    anything that is no whole pickle.
+    Also returns the storages it refers to. Raises UserError, with `where`, for a global outside the table and for an
+    incomplete or damaged pickle.
     """
     reader = _Reader(file)
     try:
         return reader.load(), reader.storages
     except Refused as error:
         raise UserError(
-            f"refused: this pickle asks for {error}, which is no tensor, array or plain container",
+            f"refused: this pickle refers to {error}, which is not a tensor, array or plain container",
             where=where,
-            todo="use a file you trust that holds a state dict alone, or a .safetensors file",
+            todo="use a trusted file with only a state dict, or a .safetensors file",
         ) from error
     except OSError:
         raise
@@ -230,15 +229,15 @@ def load(file: BinaryIO, where: object) -> tuple[Any, list[StorageRef]]:
 
 
 def damaged(where: object, reason: str) -> UserError:
-    """The error for a file that is cut short, overwritten or of another kind."""
-    return UserError(f"not a whole weights file: {reason}", where=where, todo="download or copy it again")
+    """The error for a file that is truncated, overwritten or of another kind."""
+    return UserError(f"damaged weights file: {reason}", where=where, todo="download or copy it again")
 
 
 def to_arrays(value: Any, read_storage: Callable[[StorageRef], np.ndarray], where: object) -> Any:
     """Replace the stand-ins in `value` by arrays; mappings become dicts.
 
-    `read_storage` gives the elements [numel] of a storage and is asked once for each. A tensor that reaches
-    outside its storage, and a container that contains itself, is a UserError.
+    `read_storage` returns the elements [numel] of a storage, and is called once for each. UserError for a tensor that
+    exceeds its storage, and for a container that contains itself.
     """
     storages: dict[tuple[str, int, int], np.ndarray] = {}
     done: dict[int, Any] = {}  # id of a stand-in or container -> result: shared parts are converted once
@@ -248,7 +247,7 @@ def to_arrays(value: Any, read_storage: Callable[[StorageRef], np.ndarray], wher
         if not isinstance(item, TensorRef | ArrayRef | dict | list | tuple):
             return item
         if id(item) in within or len(within) > 100:
-            raise damaged(where, "its containers contain themselves")
+            raise damaged(where, "a container contains itself")
         if id(item) not in done:
             within.add(id(item))
             done[id(item)] = build(item)
@@ -273,17 +272,17 @@ def to_arrays(value: Any, read_storage: Callable[[StorageRef], np.ndarray], wher
 
 
 def strided(storage: np.ndarray, tensor: TensorRef, where: object) -> np.ndarray:
-    """A contiguous copy of the tensor's part of `storage` [numel]; UserError where it reaches outside."""
+    """A contiguous copy of the tensor's part of `storage` [numel]; UserError if it exceeds the storage."""
     shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
     numbers = (*shape, *strides, offset)
     if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise damaged(where, "a tensor has impossible sizes")
+        raise damaged(where, "a tensor has invalid sizes")
     if 0 in shape:
         return np.zeros(shape, storage.dtype)
     elements, last = 1, offset
     for size, stride in zip(shape, strides):
         elements, last = elements * size, last + (size - 1) * stride
     if last >= storage.size or elements > storage.size + MAX_EXPANDED:
-        raise damaged(where, f"a tensor of shape {shape} reaches outside its {storage.size} stored elements")
+        raise damaged(where, f"a tensor of shape {shape} exceeds its {storage.size} stored elements")
     steps = tuple(stride * storage.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False).copy(order="C")

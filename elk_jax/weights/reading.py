@@ -1,4 +1,4 @@
-"""Foreign weights files as named arrays, whoever wrote them; PyTorch is not needed and no pickle is run."""
+"""Read weights files of other libraries as named arrays, without PyTorch and without executing pickles."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _SAFETENSORS_TYPES = {
 
 
 def read_tensors(path: str | os.PathLike) -> Tensors:
-    """Name -> array of a detectron2 or Detectron .pkl, a PyTorch .pth (either format), a .safetensors file.
+    """Name -> array of a detectron2 or Detectron .pkl, a PyTorch .pth (either format), or a .safetensors file.
 
-    The kind is told from the content, not from the file's name. Arrays are contiguous, in native byte order
-    and of the stored type; bfloat16 comes as float32 (exact). The state dict may lie at the top of the file
-    or under one of STATE_DICT_KEYS. Raises UserError: missing, truncated, of another kind, refused.
+    The format is detected from the content, not from the file name. Arrays are contiguous, in native byte order and of
+    the stored type; bfloat16 becomes float32 (exact). The state dict is the top level of the file or under one of
+    STATE_DICT_KEYS. Raises UserError for a missing, truncated, unknown or refused file.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError("a folder, not a weights file", where=path, todo="give the file in it")
+        raise UserError("a folder, not a weights file", where=path, todo="give a file in it")
     try:
         with open(path, "rb") as file:
             head = file.read(64)
@@ -59,12 +59,12 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 
 
 def read_safetensors(path: str | os.PathLike) -> Tensors:
-    """Name -> array of a .safetensors file; raises UserError when it is missing or damaged."""
+    """Name -> array of a .safetensors file; raises UserError if it is missing or damaged."""
     try:
         content = safetensors.deserialize(Path(path).read_bytes())
     except OSError as error:
         raise from_os_error(error, path) from error
-    except Exception as error:  # the library's own exception derives from Exception alone
+    except Exception as error:  # the library's exception derives directly from Exception
         raise pickles.damaged(path, f"broken safetensors file, {error}") from error
     tensors = {}
     for name, view in content:
@@ -77,13 +77,13 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
 
 
 def state_dict(content: Any, path: object) -> Tensors:
-    """The one mapping of names to arrays in a checkpoint; the rest (optimizer, epoch, author) is left out.
+    """The only mapping of names to arrays in a checkpoint, without the rest (optimizer, epoch, author).
 
-    Raises UserError when there is none, or several and none of them under one of STATE_DICT_KEYS.
+    Raises UserError if there is none, or several of which none is under one of STATE_DICT_KEYS.
     """
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise UserError(f"holds a {kind}, no named tensors", where=path, todo="save the model's state_dict()")
+        raise UserError(f"the file holds a {kind}, not named tensors", where=path, todo="save the model's state_dict()")
     found = {str(key): tensors for key, value in content.items() if (tensors := _tensors_only(value))}
     for tensors in (_tensors_only(content), *(found.get(key, {}) for key in STATE_DICT_KEYS)):
         if tensors:
@@ -91,13 +91,13 @@ def state_dict(content: Any, path: object) -> Tensors:
     if len(found) == 1:
         return next(iter(found.values()))
     keys = ", ".join(sorted(map(str, content))[:8]) or "nothing"
-    raise UserError(f"no state dict among its entries: {keys}", where=path, todo="store it under 'model'")
+    raise UserError(f"no state dict among the entries {keys}", where=path, todo="store it under 'model'")
 
 
 def _tensors_only(value: Any) -> Tensors:
-    """`value` when it is a mapping of names to arrays, else {}.
+    """`value` if it is a mapping of names to arrays, else {}.
 
-    Notes such as __author__ and matching_heuristics, and Detectron's optimizer state *_momentum, are dropped.
+    The notes __author__, matching_heuristics etc., and Detectron's optimizer state *_momentum, are dropped.
     """
     if not isinstance(value, Mapping):
         return {}
@@ -123,6 +123,6 @@ def _refuse_other_kinds(head: bytes, path: Path) -> None:
 
 def _no_storage(path: object) -> Callable[[pickles.StorageRef], np.ndarray]:
     def read_storage(storage: pickles.StorageRef) -> np.ndarray:
-        raise pickles.damaged(path, "a tensor without its storage")
+        raise pickles.damaged(path, "a tensor without storage")
 
     return read_storage

@@ -1,7 +1,7 @@
-"""A Stable Diffusion model: read from a diffusers folder, kept in a model folder of ours, written for diffusers.
+"""A Stable Diffusion model: import from a folder of diffusers, our model folder, and export for diffusers.
 
-Our folder: params.safetensors (unet/*, vae/*, text_encoder/*, float32), model.json (architecture ARCHITECTURE; under
-`parts` the four JSON files as diffusers writes them), and the tokenizer's files.
+Our folder has params.safetensors (unet/*, vae/*, text_encoder/*, float32), model.json (architecture ARCHITECTURE; under
+`parts` the four JSON files of diffusers), and the files of the tokenizer.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ INPAINTER_CHANNELS = 9
 class StableDiffusion:
     """params: dict of `unet`, `vae`, `text_encoder`, nested dicts of float32 arrays.
 
-    parts: 'unet', 'vae', 'text_encoder', 'scheduler' -> the JSON that diffusers reads. It is the source of the typed
-    configurations below, and carries what only diffusers needs.
+    parts: 'unet', 'vae', 'text_encoder', 'scheduler' -> the JSON that diffusers reads. The typed configurations below
+    are read from it; it also has the settings that only diffusers needs.
     """
 
     params: dict[str, store.Params]
@@ -68,7 +68,7 @@ def describe(
     text_config: TextConfig,
     scheduler: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """`StableDiffusion.parts` of typed configurations: diffusers' JSON files. scheduler: see `to_scheduler_config`."""
+    """`StableDiffusion.parts` (diffusers' JSON) from typed configurations. scheduler: see `to_scheduler_config`."""
     ours = ("attention", "remat", "dtype")
     as_json = [
         {name: value for name, value in settings.to_json(config).items() if name not in ours}
@@ -93,7 +93,7 @@ def describe(
 
 
 def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """PARTS -> path -> shape of every parameter, without computing any. configs: PARTS -> typed configuration."""
+    """PARTS -> path -> shape of every parameter, without computing them. configs: PARTS -> typed configuration."""
     modules: dict[str, Any] = {"unet": unet, "vae": autoencoder, "text_encoder": text_encoder}
     return {part: _shapes(modules[part].init, configs[part]) for part in PARTS}
 
@@ -107,11 +107,11 @@ def _shapes(init: Callable[[Any, jax.Array], store.Params], config: Any) -> dict
 def from_pipeline(
     pipeline: diffusers_folder.Pipeline, *, inpainting: bool = False, ignore: Sequence[str] = (), where: object = ""
 ) -> tuple[StableDiffusion, dict[str, convert.NameMap]]:
-    """The model of a diffusers folder, and per part what became of every tensor.
+    """The model of a diffusers folder, and the name map of each part.
 
-    inpainting: give a text-to-image U-Net (4 input channels) the 9 of an inpainter; the new ones start at zero, so that
-    mask and masked image change nothing until they are trained. Raises UserError when weights and configurations do
-    not agree in every tensor.
+    inpainting: extend a text-to-image U-Net (4 input channels) to the 9 of an inpainter; the new channels start at
+    zero, so that mask and masked image have no effect until they are trained. Raises UserError unless weights and
+    configurations agree in every tensor.
     """
     parts = {name: dict(content) for name, content in pipeline.configs.items()}
     tensors = dict(pipeline.tensors)
@@ -121,7 +121,7 @@ def from_pipeline(
         tensors["unet"] = diffusers.widen_input(tensors["unet"], INPAINTER_CHANNELS)
         parts["unet"]["in_channels"] = INPAINTER_CHANNELS
     shapes = parameter_shapes({"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text})
-    _ = model.schedule  # of a kind that is known
+    _ = model.schedule  # raises UserError if it is not supported
     params, maps = {}, {}
     for part in PARTS:
         at = Path(str(where)) / part
@@ -132,39 +132,41 @@ def from_pipeline(
     return dataclasses.replace(model, params=params), maps
 
 
-def _check_input(tensors: Mapping[str, np.ndarray], said: int, where: object) -> None:
-    """That the first convolution has the channels that the configuration says: the usual mix-up of 4 and 9."""
+def _check_input(tensors: Mapping[str, np.ndarray], channels: int, where: object) -> None:
+    """UserError unless the first convolution has the configured `channels`: 4 and 9 are often mixed up."""
     first = tensors.get("conv_in.weight")
-    if first is not None and first.ndim == 4 and first.shape[1] != said:
+    if first is not None and first.ndim == 4 and first.shape[1] != channels:
         raise UserError(
-            f"conv_in.weight {first.shape} has {first.shape[1]} input channels, unet/config.json says {said}",
+            f"conv_in.weight {first.shape} has {first.shape[1]} input channels, unet/config.json has {channels}",
             where=where,
-            todo=f"set in_channels to {first.shape[1]} there; with --inpainting 4 channels are then made "
-            f"{INPAINTER_CHANNELS}",
+            todo=f"set in_channels to {first.shape[1]}; --inpainting then extends 4 channels to {INPAINTER_CHANNELS}",
         )
 
 
 def _check_together(model: StableDiffusion) -> None:
-    """That the parts fit each other."""
+    """UserError unless the parts fit together."""
     if model.unet.cross_attention_dim != model.text.hidden_size:
         raise UserError(
             f"text of {model.text.hidden_size} channels for a U-Net that takes {model.unet.cross_attention_dim}",
+            where="text_encoder",
             todo="use the text encoder of the same model",
         )
     if max(model.tokenizer.vocab.values()) >= model.text.vocab_size:
         raise UserError(
-            f"a tokenizer of {len(model.tokenizer.vocab)} tokens for a text encoder of {model.text.vocab_size}",
+            f"{len(model.tokenizer.vocab)} tokens for a text encoder with {model.text.vocab_size}",
+            where="tokenizer",
             todo="use the tokenizer of the same model",
         )
     if model.tokenizer.length > model.text.max_position_embeddings:
         raise UserError(
-            f"texts of {model.tokenizer.length} tokens for a text encoder of {model.text.max_position_embeddings}",
+            f"texts of {model.tokenizer.length} tokens, at most {model.text.max_position_embeddings}",
+            where="tokenizer",
             todo="lower model_max_length in tokenizer_config.json",
         )
 
 
 def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str, Any] | None = None) -> None:
-    """Write our model folder. source: where it is from, kept in model.json."""
+    """Write our model folder. source: origin of the model, recorded in model.json."""
     description = {
         "architecture": ARCHITECTURE,
         "parts": model.parts,
@@ -175,13 +177,13 @@ def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str,
 
 
 def load(folder: str | os.PathLike) -> StableDiffusion:
-    """What `save` wrote; raises UserError when it is another model or damaged."""
+    """Read what `save` wrote; raises UserError for another model or a damaged folder."""
     params, description = store.load_params(folder)
-    if description.get("architecture") != ARCHITECTURE and "parts" not in description:  # an inpainter made of one
+    if description.get("architecture") != ARCHITECTURE and "parts" not in description:  # an inpainter trained from one
         raise UserError(
-            f"a model of type {description.get('architecture')}, not a Stable Diffusion",
+            f"the model is of type {description.get('architecture')}, not Stable Diffusion",
             where=folder,
-            todo="name what launch/import_weights.py --format=diffusers wrote, or a model that was trained from it",
+            todo="give the output of launch/import_weights.py --format=diffusers, or a model trained from it",
         )
     parts = description.get("parts")
     if not isinstance(parts, dict) or not all(isinstance(parts.get(name), dict) for name in (*PARTS, "scheduler")):
@@ -219,17 +221,17 @@ def import_folder(
 def summary(
     pipeline: diffusers_folder.Pipeline, model: StableDiffusion, maps: Mapping[str, convert.NameMap]
 ) -> list[str]:
-    """Lines on what was found: kinds, counts, and what the user should know."""
+    """A summary for the user: kinds and numbers of parameters, and the conversion of the input channels."""
     lines = []
     for part, name_map in maps.items():
         count = sum(int(np.prod(row.shape)) for row in name_map.rows)
         lines.append(
             f"{part}: {count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}; "
-            "nothing left over or missing"
+            "no tensor unused or missing"
         )
-    had, has = pipeline.configs["unet"].get("in_channels", 4), model.unet.in_channels
-    kind = "an inpainter" if has == INPAINTER_CHANNELS else "text to image: --inpainting makes it an inpainter"
-    added = f", {has - had} of them new and zero" if has != had else ""
+    given, has = pipeline.configs["unet"].get("in_channels", 4), model.unet.in_channels
+    kind = "an inpainter" if has == INPAINTER_CHANNELS else "text to image (--inpainting turns it into an inpainter)"
+    added = f", {has - given} of them new and zero" if has != given else ""
     lines.append(f"{pipeline.kind}: {has} input channels{added}, {kind}; prediction {model.schedule.prediction}")
     return lines
 
@@ -237,7 +239,7 @@ def summary(
 def export_folder(
     folder: str | os.PathLike, output: str | os.PathLike, dtype: str = "float32", console: Console | None = None
 ) -> Path:
-    """Our model folder as one that diffusers loads; see `diffusers_folder.write_pipeline`."""
+    """Export our model folder to one that diffusers loads; see `diffusers_folder.write_pipeline`."""
     model = load(folder)
     written = diffusers_folder.write_pipeline(output, model.params, model.parts, model.tokenizer, dtype)
     line = f"wrote {written}: load it with {diffusers_folder.pipeline_kind(model.params, model.parts)}.from_pretrained"

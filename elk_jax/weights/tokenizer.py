@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: byte-level byte-pair encoding (Radford et al. 2021), from the files of a Stable Diffusion folder.
+"""The tokenizer of CLIP: byte-level byte-pair encoding (Radford et al. 2021), from the files of Stable Diffusion.
 
     tokenizer = read_tokenizer("stable-diffusion/tokenizer")
     ids = tokenizer.encode(["a mammogram with a mass lesion"])     # int32 [1, 77]
@@ -30,9 +30,9 @@ WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """vocab: token -> id. merges: pairs of tokens in order of priority. pad: the token behind the text.
+    """vocab: token -> id. merges: pairs of tokens in order of priority. pad: the padding token.
 
-    `pad` is END in Stable Diffusion 1.x and "!" in 2.x. length: tokens of a text, START, END and padding counted.
+    `pad` is END in Stable Diffusion 1.x and "!" in 2.x. length: tokens of a text, including START, END and padding.
     """
 
     vocab: Mapping[str, int]
@@ -43,24 +43,24 @@ class Tokenizer:
     def __post_init__(self) -> None:
         absent = [token for token in (START, END, self.pad) if token not in self.vocab]
         if absent:
-            raise UserError(f"the vocabulary lacks {absent[0]!r}", todo=_OTHER)
+            raise UserError(f"the vocabulary lacks {absent[0]!r}", where="tokenizer", todo=_OTHER)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids [len(texts), length] int32: START, the words, END, padding.
+        """Token ids [len(texts), length] int32: START, the text, END, padding.
 
-        Logs a warning of a text that is too long, with the words that are cut off.
+        Logs a warning for a text that is too long, with the words that are cut off.
         """
         start, end = self.vocab[START], self.vocab[END]
         ids = np.full((len(texts), self.length), self.vocab[self.pad], np.int32)
         for row, text in zip(ids, texts):
             found = self._words.encode(text, add_special_tokens=False)
-            kept = found.ids[: self.length - 2]
-            if len(kept) < len(found.ids):
-                cut = text[found.offsets[len(kept)][0] :]
+            used = found.ids[: self.length - 2]
+            if len(used) < len(found.ids):
+                cut = text[found.offsets[len(used)][0] :]
                 logging.getLogger(__name__).warning(
-                    f"a text of {len(found.ids)} tokens is cut to {len(kept)}, without: {cut.strip()!r}"
+                    f"a text of {len(found.ids)} tokens is truncated to {len(used)}, without {cut.strip()!r}"
                 )
-            row[: len(kept) + 2] = [start, *kept, end]
+            row[: len(used) + 2] = [start, *used, end]
         return ids
 
     @cached_property
@@ -69,8 +69,8 @@ class Tokenizer:
             model = models.BPE(
                 vocab=dict(self.vocab), merges=list(self.merges), end_of_word_suffix="</w>", unk_token=END
             )
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"broken tokenizer: {error}", todo=_OTHER) from error
+        except Exception as error:  # the library has no narrower exception
+            raise UserError(f"broken tokenizer: {error}", where="tokenizer", todo=_OTHER) from error
         words = tokenizers.Tokenizer(model)
         space = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
         words.normalizer = normalizers.Sequence([normalizers.NFC(), space, normalizers.Lowercase()])  # type: ignore
@@ -81,9 +81,9 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """From vocab.json and merges.txt in `folder`, or from tokenizer.json; padding from tokenizer_config.json.
+    """Read vocab.json and merges.txt in `folder`, or tokenizer.json; the padding token from tokenizer_config.json.
 
-    Raises UserError when they are missing or damaged.
+    Raises UserError if they are missing or damaged.
     """
     folder = Path(folder)
     if (folder / VOCAB).is_file() and (folder / MERGES).is_file():
@@ -95,9 +95,9 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
             raise UserError("not a byte-pair encoding", where=folder / WHOLE, todo="use CLIP's tokenizer")
         vocab, merges = model.get("vocab"), [_pair(line, folder / WHOLE) for line in model.get("merges", [])]
     else:
-        raise UserError("no tokenizer here", where=folder, todo=f"it needs {VOCAB} and {MERGES}, or {WHOLE}")
+        raise UserError("no tokenizer", where=folder, todo=f"add {VOCAB} and {MERGES}, or {WHOLE}")
     if not isinstance(vocab, dict) or not all(isinstance(value, int) for value in vocab.values()):
-        raise UserError("not a vocabulary (token -> number)", where=folder, todo="download it again")
+        raise UserError("not a vocabulary (token -> id)", where=folder, todo="download it again")
     given = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     pad = _content(given.get("pad_token", END)) if isinstance(given, dict) else END
     length = given.get("model_max_length", 77) if isinstance(given, dict) else 77
@@ -105,7 +105,7 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def write_tokenizer(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:
-    """vocab.json, merges.txt and the settings, as transformers' CLIPTokenizer reads them."""
+    """Write vocab.json, merges.txt and the settings for the CLIPTokenizer of transformers."""
     folder = files.make_folder(folder)
     files.write_text(folder / VOCAB, json.dumps(dict(tokenizer.vocab), ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]

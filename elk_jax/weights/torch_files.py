@@ -1,4 +1,4 @@
-"""PyTorch's two file formats, read without PyTorch: the zip archive (since 1.6), the older pickle stream."""
+"""Read both file formats of PyTorch without PyTorch: the zip archive (since 1.6) and the older pickle stream."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LEGACY_PROTOCOL = 1001
 def read_zip(path: Path) -> Any:
     """The object in a zip archive: `<name>/data.pkl` and one member `<name>/data/<key>` per storage.
 
-    Members are read in place by their exact name and nothing is unpacked to disk, so that a path inside the
-    archive leads nowhere. Compressed members, which PyTorch never writes, are refused (they could be bombs).
+    Members are read by their exact name and never unpacked to disk, so that paths in the archive are harmless.
+    Compressed members, which PyTorch never writes, are refused: they could be zip bombs.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -34,19 +34,19 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
     members = {member.filename: member for member in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1 or roots[0].count("/") != 1:
-        raise UserError("a zip archive that is not PyTorch's", where=path, todo="give the weights file")
+        raise UserError("a zip archive, but not of PyTorch", where=path, todo="give the weights file")
     root = roots[0]
     if f"{root}constants.pkl" in members:
         raise UserError("a TorchScript program", where=path, todo="save the model's state_dict() instead")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-        raise pickles.damaged(path, "it was compressed again, which PyTorch never does")
+        raise pickles.damaged(path, "it is compressed, unlike the files of PyTorch")
     big_endian = f"{root}byteorder" in members and archive.read(f"{root}byteorder").strip() == b"big"
 
     def read_storage(storage: pickles.StorageRef) -> np.ndarray:
         name = f"{root}data/{storage.key}"
         size = storage.numel * storage.element.dtype.itemsize
         if name not in members or members[name].file_size != size or storage.start:
-            raise pickles.damaged(path, f"storage {storage.key!r} is missing or has not {size} bytes")
+            raise pickles.damaged(path, f"storage {storage.key!r} is missing or does not have {size} bytes")
         return storage.element.to_array(archive.read(name), big_endian)
 
     with archive.open(f"{root}data.pkl") as file:
@@ -55,9 +55,9 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
 
 
 def read_legacy(file: BinaryIO, path: Path) -> Any:
-    """The object in a file of the older format; `file` stands behind the pickled magic number.
+    """The object in a file of the older format; `file` is positioned after the pickled magic number.
 
-    There follow pickles of a protocol number, of facts on the writing machine, of the object and of the list
+    Then follow pickles of the protocol number, of the properties of the writing machine, of the object and of the list
     of storage keys; then, for each key, the number of elements (8 bytes) and the elements.
     """
     (protocol, _), (system, _) = pickles.load(file, path), pickles.load(file, path)
@@ -68,7 +68,7 @@ def read_legacy(file: BinaryIO, path: Path) -> Any:
     keys, _ = pickles.load(file, path)
     elements = {ref.key: ref.element for ref in refs}
     if not isinstance(keys, list) or set(map(str, keys)) != set(elements):
-        raise pickles.damaged(path, "its list of storages does not fit its tensors")
+        raise pickles.damaged(path, "its list of storages does not match its tensors")
     raw: dict[str, np.ndarray] = {}
     for key in map(str, keys):
         (numel,) = struct.unpack(">q" if big_endian else "<q", _exactly(file, 8, path))
@@ -85,7 +85,7 @@ def read_legacy(file: BinaryIO, path: Path) -> Any:
 
 
 def _exactly(file: BinaryIO, size: int, path: Path) -> bytes:
-    """The next `size` bytes; asks for no more memory than the file has bytes left."""
+    """The next `size` bytes; never allocates more than the rest of the file."""
     if not 0 <= size <= os.fstat(file.fileno()).st_size - file.tell():
         raise pickles.damaged(path, "it ends too early")
     return file.read(size)

@@ -1,6 +1,6 @@
 """Names of torchvision's Faster R-CNN with a ResNet-FPN (v1 and v2), and of plain ResNets (torchvision, timm).
 
-Full detectors: `backbone.body.*`, `backbone.fpn.*`, `rpn.head.*`, `roi_heads.*`, in the names since 0.13 and in the
+Full detectors: `backbone.body.*`, `backbone.fpn.*`, `rpn.head.*`, `roi_heads.*`, with the names since 0.13 or the
 older ones (`inner_blocks.0.weight`, `rpn.head.conv.weight`). Backbones alone: `conv1.weight`, `bn1.*`, `layer1.0.*`.
 """
 
@@ -32,15 +32,15 @@ from elk_jax.weights.reading import Tensors
 BODY = "backbone.body."
 _BODY = re.escape(BODY)
 IGNORED = (r".*\.num_batches_tracked", rf"{_BODY}fc\.(weight|bias)")
-EPS = 1e-5  # of the model's norms
+EPS = 1e-5  # epsilon of the model's norms
 
 
 def interpret(tensors: Tensors, roi_size: int = 7, norm_eps: float = EPS) -> Foreign:
-    """What a file's tensors are; `roi_size`: pooled size, which orders the first dense layer.
+    """Recognise the tensors of a file; `roi_size`: size of pooled regions, for the layout of the first dense layer.
 
-    norm_eps: epsilon of the batch norms the weights were trained with (0 for torchvision's published COCO_V1
-    detector); the model's own is EPS, and another one is folded into the scales. Raises UserError when they are
-    of no ResNet in torchvision's names.
+    norm_eps: epsilon of the batch norms in training (0 for torchvision's published COCO_V1 detector); if it is not the
+    model's EPS, it is folded into the scales. Raises UserError unless the tensors are a ResNet with torchvision's
+    names.
     """
     tensors = strip_module(tensors)
     if "conv1.weight" in tensors:
@@ -49,7 +49,7 @@ def interpret(tensors: Tensors, roi_size: int = 7, norm_eps: float = EPS) -> For
     settings = _backbone_settings(tensors) | ({} if backbone_only else _detector_settings(tensors))
     v2 = settings.get("box_convs", 0) > 0
     preset = "torchvision_v2" if v2 else "torchvision"
-    # A detector of the second version trains its norms; those of the first, and backbones, are constants.
+    # Version 2 of the detector trains its norms; in version 1 and in backbones they are constant.
     settings["norm"] = "affine_bn" if v2 else "frozen_bn"
     if norm_eps != EPS:
         tensors = fold_eps(tensors, norm_eps)
@@ -57,7 +57,7 @@ def interpret(tensors: Tensors, roi_size: int = 7, norm_eps: float = EPS) -> For
 
 
 def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
-    """Scales of batch norms changed so that they act with epsilon EPS as they did with `norm_eps`.
+    """The tensors with scales of batch norms changed so that EPS gives the same results as `norm_eps`.
 
     scale / sqrt(var + norm_eps) = scale' / sqrt(var + EPS).
     """
@@ -65,7 +65,7 @@ def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
     for name, var in tensors.items():
         if name.endswith(".running_var"):
             scale = name.removesuffix("running_var") + "weight"
-            with np.errstate(divide="ignore", invalid="ignore"):  # var 0: convert() tells of the infinity
+            with np.errstate(divide="ignore", invalid="ignore"):  # var 0: convert() reports the infinity
                 ratio = np.sqrt((var.astype(np.float64) + EPS) / (var.astype(np.float64) + norm_eps))
             folded[scale] = find(tensors, scale) * ratio
     return folded
@@ -85,7 +85,7 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     lateral = next((tensors[name] for name in names if name in tensors), None)
     if lateral is None:
         raise UserError(
-            "no feature pyramid in the file", todo="use a Faster R-CNN with an FPN, or a plain ResNet"
+            "the file has no feature pyramid", todo="use a Faster R-CNN with an FPN, or a plain ResNet"
         )
     has_norm = "backbone.fpn.inner_blocks.0.1.running_mean" in tensors
     classes = find(tensors, "roi_heads.box_predictor.cls_score.weight")

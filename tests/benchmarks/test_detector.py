@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from elk_jax.errors import UserError
+from tests.refusals import refused
 
 SPREAD = {"median", "quartile_1", "quartile_3", "min", "max"}
 
@@ -76,30 +76,25 @@ def test_beside_torchvision():
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
-    [
-        (["--size=512"], "512x512"),
-        (["--size=8x512"], "64 or more"),
-        (["--repetitions=0"], "--repetitions is 0"),
-        (["--batch=-1"], "--batch is -1"),
-    ],
+    "flag, value, word",
+    [("--size", "512", "512x512"), ("--size", "8x512", 64), ("--repetitions", "0", 0), ("--batch", "-1", -1)],
 )
-def test_bad_arguments(arguments, says):
+def test_bad_arguments(flag, value, word):
     from benchmarks import detector
 
-    with pytest.raises(UserError, match=says):
-        detector.main(arguments)
+    with refused(word, where=flag):
+        detector.main([f"{flag}={value}"])
 
 
 def test_a_python_without_torchvision_is_one_line(tmp_path):
     from benchmarks import rival
 
-    with pytest.raises(UserError, match="cannot start"), rival.start(str(tmp_path / "python"), {}, {}):
+    with refused(str(tmp_path / "python"), where="--torch_python"), rival.start(str(tmp_path / "python"), {}, {}):
         pass
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'ModuleNotFoundError: no torch' >&2\nexit 1\n")
     broken.chmod(0o755)
-    with pytest.raises(UserError, match=r"no torch.*--torch_python=none"), rival.start(str(broken), {}, {}):
+    with refused("no torch", "none", where="--torch_python"), rival.start(str(broken), {}, {}):
         pass
 
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.synthesis.phantom import PhantomConfig, sample
+from tests.refusals import refused
 
 
 def test_one_line_of_json(capsys):
@@ -19,5 +19,5 @@ def test_one_line_of_json(capsys):
     assert rate["max"] == pytest.approx(1 / seconds["min"]) and rate["min"] == pytest.approx(1 / seconds["max"])
     assert found["lesions"] == sum(len(sample(0, index, PhantomConfig(size=96)).boxes) for index in range(2))
     assert found["hardware"]["cores"] >= 1 and "numpy" in found["versions"]
-    with pytest.raises(UserError, match="--images is 0"):
+    with refused(0, where="--images"):
         phantom.main(["--images=0"])

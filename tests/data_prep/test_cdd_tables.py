@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cdd_layout import circle, image_row, write_tables
 
-from elk_jax.errors import UserError
+from tests.refusals import refused
 
 
 def box(**shape):
@@ -64,19 +64,19 @@ def test_rectangles_agree_with_filled_masks(seed):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("{not json", "not a region"),
-        ("{}", "'name' is missing"),
-        ('{"name": "star"}', "unknown shape 'star'"),
-        ('{"name": "circle", "cx": 1, "cy": 2}', "'r' is missing"),
+        ("{not json", "region"),
+        ("{}", "'name'"),
+        ('{"name": "star"}', "'star'"),
+        ('{"name": "circle", "cx": 1, "cy": 2}', "'r'"),
         ('{"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1]}', "2 x against 1 y"),
         ('{"name": "polygon", "all_points_x": [], "all_points_y": []}', "0 x"),
-        ('{"name": "circle", "cx": "a", "cy": 2, "r": 3}', "not a region"),
-        ('{"name": "circle", "cx": NaN, "cy": 2, "r": 3}', "not a region"),
-        ("[1, 2]", "not a region"),
+        ('{"name": "circle", "cx": "a", "cy": 2, "r": 3}', "region"),
+        ('{"name": "circle", "cx": NaN, "cy": 2, "r": 3}', "region"),
+        ("[1, 2]", "region"),
     ],
 )
 def test_a_bad_region_names_its_line(text, what):
-    with pytest.raises(UserError, match=rf"{what}.*\(table, line 7\)"):
+    with refused(what, where="table, line 7"):
         cdd_tables.region_box(text, "table, line 7")
 
 
@@ -180,35 +180,35 @@ def break_tables(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("no images table", r"no table \*Radiology\*manual\*annotations"),
-        ("no regions", r"no table \*Radiology\*segmentations"),
-        ("two tables", "2 tables look alike"),
-        ("not xlsx", "not an XLSX table"),
-        ("cut xlsx", "not an XLSX table"),
-        ("empty regions", "the table is empty"),
-        ("binary regions", "not a CSV table"),
-        ("other columns", "the column '#filename' is missing"),
-        ("unknown image", "regions of 1 images .* first P77_L_CM_CC"),
+        ("no images table", "*Radiology*manual*annotations"),
+        ("no regions", "*Radiology*segmentations"),
+        ("two tables", "2 tables"),
+        ("not xlsx", "XLSX"),
+        ("cut xlsx", "XLSX"),
+        ("empty regions", "empty"),
+        ("binary regions", "CSV"),
+        ("other columns", "'#filename'"),
+        ("unknown image", "P77_L_CM_CC"),
     ],
 )
-def test_bad_tables_end_in_one_line(tmp_path, what, message):
+def test_bad_tables_end_in_one_line(tmp_path, what, word):
     write_tables(tmp_path, [image_row("P1_L_CM_CC")], [("P1_L_CM_CC", circle(9, 9, 2))])
     break_tables(tmp_path, what)
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(word) as caught:
         cdd_tables.read_tables(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+    assert caught.value.where.startswith(str(tmp_path))
 
 
 def test_bad_rows_name_their_line(tmp_path):
     row = image_row("P1_L_CM_CC")
     write_tables(tmp_path / "a", [row, row], [("P1_L_CM_CC", circle(9, 9, 2))])
-    with pytest.raises(UserError, match=r"occurs twice .*line 3, P1_L_CM_CC"):
+    with refused("twice", where="line 3, P1_L_CM_CC"):
         cdd_tables.read_tables(tmp_path / "a")
     row[2] = "left"
     write_tables(tmp_path / "b", [row], [("P1_L_CM_CC", circle(9, 9, 2))])
-    with pytest.raises(UserError, match=r"side 'LEFT'.*line 2, P1_L_CM_CC"):
+    with refused("'LEFT'", where="line 2, P1_L_CM_CC"):
         cdd_tables.read_tables(tmp_path / "b")
-    with pytest.raises(UserError, match="no such folder"):
+    with refused("no such folder", where="nowhere"):
         cdd_tables.read_tables(tmp_path / "nowhere")
 
 

@@ -27,7 +27,7 @@ def test_masks_shrink_by_nearest_pixel():
     small = inpainting.latent_mask(jnp.asarray(MASK), 4)
     assert small.shape == (2, 4, 4, 1)
     np.testing.assert_array_equal(small[0, :, :, 0], [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
-    with pytest.raises(ValueError, match="shrink by 5"):
+    with pytest.raises(ValueError, match="5"):
         inpainting.latent_mask(jnp.asarray(MASK), 5)
 
 

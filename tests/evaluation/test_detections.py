@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import (
     Detections,
     above,
@@ -16,6 +15,7 @@ from elk_jax.evaluation.detections import (
     write_results,
 )
 from elk_jax.images.schema import ImageInfo
+from tests.refusals import refused
 
 
 def info(image_id="7", boxes=((10, 10, 50, 60),), patient="p1", width=200, height=100):
@@ -44,9 +44,9 @@ def test_join_keeps_images_without_predictions():
 
 
 def test_join_refuses_unknown_and_repeated_images():
-    with pytest.raises(UserError, match="1 images that are not in the data, such as 'b'"):
+    with refused(1, "'b'", where="predictions"):
         join([info("a")], {"b": detections([], [])})
-    with pytest.raises(UserError, match="'a' occurs twice"):
+    with refused("twice", where="image a"):
         join([info("a"), info("a")], {})
 
 
@@ -80,14 +80,14 @@ GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
 
 
 @pytest.mark.parametrize(
-    "change, says",
+    "change, word",
     [
         ({"image_id": 8}, "unknown image id 8"),
         ({"category_id": 2}, "unknown category id 2"),
-        ({"category_id": "1"}, "unknown category id '1'"),
-        ({"score": float("nan")}, "score nan is not a finite number"),
-        ({"score": "high"}, "score 'high'"),
-        ({"score": True}, "score True"),
+        ({"category_id": "1"}, "category id '1'"),
+        ({"score": float("nan")}, "nan"),
+        ({"score": "high"}, "'high'"),
+        ({"score": True}, "True"),
         ({"bbox": [1, 2, 3]}, "box"),
         ({"bbox": [1, 2, -3, 4]}, "box"),
         ({"bbox": [1, 2, float("inf"), 4]}, "box"),
@@ -95,30 +95,28 @@ GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({"bbox": None}, "box"),
     ],
 )
-def test_bad_entries_name_file_and_entry(tmp_path, change, says):
+def test_bad_entries_name_file_and_entry(tmp_path, change, word):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([GOOD, GOOD | change]))
-    with pytest.raises(UserError, match=says) as raised:
+    with refused(word, where=f"{path}, entry 1"):
         read_results(path, [info("7")])
-    assert f"{path}, entry 1" in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    "content, word, entry",
     [
-        ('{"annotations": []}', "not a list"),
-        ("[[1, 2]]", "must be an object"),
-        ("[{}]", "lacks image_id, category_id, bbox, score"),
-        ("[{", "not valid JSON"),
+        ('{"annotations": []}', "list", ""),
+        ("[[1, 2]]", "object", ", entry 0"),
+        ("[{}]", "image_id, category_id, bbox, score", ", entry 0"),
+        ("[{", "JSON", ""),
     ],
 )
-def test_bad_files(tmp_path, content, says):
+def test_bad_files(tmp_path, content, word, entry):
     path = tmp_path / "results.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=says):
+    with refused(word, where=f"{path}{entry}"):
         read_results(path, [info("7")])
-    with pytest.raises(UserError, match="no such file"):
+    with refused(where="absent.json"):
         read_results(tmp_path / "absent.json", [info("7")])
 
 
@@ -158,7 +156,7 @@ def test_batches_return_to_the_pixels_of_the_source():
 
 
 def test_batches_with_nan_are_refused():
-    with pytest.raises(UserError, match=r"not finite \(image b\)"):
+    with refused("finite", where="image b"):
         join_batches([info("a"), info("b")], [batch_and_predictions((0.9, np.nan, 0.1))])
     join_batches(
         [info("a"), info("b")], [batch_and_predictions((0.9, 0.2, np.nan))]

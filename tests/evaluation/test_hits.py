@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.evaluation.hits import (
     centre_distance,
     centre_in_box,
     criterion_from_text,
     iou_at_least,
 )
+from tests.refusals import refused
 
 SQUARE = np.array([[0.0, 0, 10, 10]])
 
@@ -54,5 +54,5 @@ def test_criterion_from_text():
     assert criterion_from_text("centre_in_box").name == "centre in box"
     assert criterion_from_text("centre_distance:80:0.4").name == "centre distance <= max(0.4 diagonal, 80 px)"
     for wrong in ("giou:0.5", "iou:many", "iou:nan", "iou:-1", "centre_in_box:1", "iou:0.3:0.4", ""):
-        with pytest.raises(UserError, match="criterion"):
+        with refused(repr(wrong), where="criterion"):
             criterion_from_text(wrong)

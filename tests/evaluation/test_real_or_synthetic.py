@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from elk_jax.errors import UserError
 from elk_jax.evaluation.real_or_synthetic import assign_folds, logistic_regression, real_or_synthetic
+from tests.refusals import refused
 
 
 def patients(number: int, each: int = 2, name: str = "P") -> list[str]:
@@ -101,11 +101,11 @@ def test_constant_and_few():
 
 def test_refusals():
     ok = np.zeros((4, 2))
-    with pytest.raises(UserError, match="4 real and 0 synthetic"):
+    with refused(4, 0, where="images"):
         judge(ok, ok[:0])
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with refused("NaN", where="features"):
         judge(ok, ok * np.nan)
-    with pytest.raises(UserError, match="only one patient"):
+    with refused(1, 2, where="patients"):
         real_or_synthetic(ok, ok, ["P"] * 4, ["P"] * 4)
-    with pytest.raises(ValueError, match="5 patients for 8 images"):
+    with pytest.raises(ValueError, match="5 patients"):
         real_or_synthetic(ok, ok, ["P"] * 4, ["P"])

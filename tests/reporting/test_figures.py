@@ -8,7 +8,7 @@ from elk_jax.reporting.figures import MAX_POINTS, Series, interval_bar, line_cha
 
 
 def parsed(svg: str) -> ElementTree.Element:
-    return ElementTree.fromstring(svg)  # raises where it is not well-formed
+    return ElementTree.fromstring(svg)  # raises if it is not well-formed
 
 
 def paths(svg: str, style: str) -> list[np.ndarray]:
@@ -17,7 +17,7 @@ def paths(svg: str, style: str) -> list[np.ndarray]:
     return [np.array(re.findall(r"-?[\d.]+", d), float).reshape(-1, 2) for d in found]
 
 
-def test_points_lie_where_the_axes_say():
+def test_points_are_at_their_coordinates():
     svg = line_chart([Series("a", [0, 1, 2], [0, 1, 0.5])], x_range=(0, 2), y_range=(0, 1), size=(400, 300))
     (line,) = paths(svg, "line")
     np.testing.assert_allclose(np.diff(line[:, 0]), (400 - 48 - 14) / 2, atol=0.1)
@@ -25,7 +25,7 @@ def test_points_lie_where_the_axes_say():
     np.testing.assert_allclose(line[2, 1], line[:2, 1].mean(), atol=0.1)
 
 
-def test_missing_points_are_left_out():
+def test_missing_points_are_omitted():
     svg = line_chart([Series("a", [0, 1, 2, 3], [0.0, None, float("nan"), 1.0])])
     assert len(paths(svg, "line")[0]) == 2
     assert "nan" not in svg
@@ -40,7 +40,9 @@ def test_few_or_equal_points(x, y):
 
 
 def test_no_series():
-    parsed(line_chart([]))
+    chart = parsed(line_chart([], x_range=(0, 2), y_range=(0, 1), x_label="x"))
+    assert chart.find("g") is None and not list(chart.iter("path"))
+    assert {"0", "2", "x"} <= {node.text for node in chart.iter("text")}  # the axes are drawn
 
 
 def test_long_lines_are_thinned_and_keep_their_ends():

@@ -5,7 +5,20 @@ import cv2
 import numpy as np
 import pytest
 
-from elk_jax.reporting.pictures import LONG_SIDE, Picture, data_uri, figure, gallery
+from elk_jax.reporting.pictures import (
+    LONG_SIDE,
+    Closeup,
+    Picture,
+    Strip,
+    data_uri,
+    enlarged,
+    figure,
+    gallery,
+    strips,
+)
+
+GREY = np.linspace(0, 1, 24 * 24, dtype=np.float32).reshape(24, 24)
+BOX = np.array([4.0, 6, 14, 18])
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -70,3 +83,16 @@ def test_gallery_without_boxes():
     plain = Picture(np.zeros((10, 10)), "t")
     assert gallery([plain, plain]).count("<figure>") == 2
     assert "<rect" not in gallery([plain])
+
+
+def test_only_the_corners_of_a_box_are_drawn():
+    drawn = strips([Strip([Closeup(GREY, BOX), Closeup(GREY)], "t")])
+    (path,) = re.findall(r'class="corner" d="(.*?)"', drawn)
+    assert path == "M4.0 8.4V6.0H6.0M14.0 8.4V6.0H12.0M14.0 15.6V18.0H12.0M4.0 15.6V18.0H6.0"
+    assert drawn.count("<img") == 2 and 'class="strips wide2"' in drawn
+
+
+def test_small_close_ups_are_enlarged_and_large_ones_unchanged():
+    assert enlarged(GREY, 100).shape == (100, 100)
+    assert enlarged(np.zeros((10, 40), np.uint8), 80).shape == (20, 80)
+    assert enlarged(GREY, 24) is GREY

@@ -3,7 +3,6 @@
 import html
 import json
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -11,7 +10,8 @@ import pytest
 
 from elk_jax.reporting.report import Report, Section, build_report, write_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, verdict
+from elk_jax.tasks.detection.page import DetectionRun, detection_part
+from tests.pages import detection_run, open_in_chromium, run_record, whole_report
 
 VOID = {"meta", "link", "img", "br", "input", "line", "circle", "rect", "path"}
 
@@ -39,8 +39,8 @@ class Balance(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(whole_report) -> str:
-    return build_report(whole_report)
+def page() -> str:
+    return build_report(whole_report())
 
 
 def test_is_well_formed(page):
@@ -49,7 +49,7 @@ def test_is_well_formed(page):
     assert not balance.open and not balance.wrong
 
 
-def test_names_nothing_outside_itself(page):
+def test_links_to_nothing_outside_the_page(page):
     addresses = re.findall(r'(?:src|href|action|data|poster)="([^"]*)"', page) + re.findall(
         r"url\(([^)]*)\)", page
     )
@@ -58,17 +58,20 @@ def test_names_nothing_outside_itself(page):
     assert "<script" not in page and "@import" not in page
 
 
-def test_text_of_the_data_is_not_obeyed(page):
+def test_text_of_the_data_is_escaped(page):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "Real &amp; &lt;synthetic&gt;" in page
 
 
-def test_is_a_pure_function(page, detection_run, run_record, whole_report):
-    again = run_report(run_record, [detection_part(detection_run)])
-    assert page == build_report(whole_report) and build_report(again) == build_report(again)
-    assert again.kicker == "Lesion detection · cem_mixed"
-    assert whole_report.kicker == "Lesion detection and lesion synthesis · cem_mixed"
-    assert whole_report.summary == f"{again.summary} Painted well." and whole_report.facts["Lesions"] == "5"
+def test_is_a_pure_function(page):
+    assert page == build_report(whole_report())
+
+
+def test_parts_of_several_tasks():
+    one, both = run_report(run_record(), [detection_part(detection_run())]), whole_report()
+    assert one.kicker == "Lesion detection · cem_mixed"
+    assert both.kicker == "Lesion detection, Lesion synthesis · cem_mixed"
+    assert both.summary == f"{one.summary} Painted well." and both.facts["Lesions"] == "5"
 
 
 def test_sections_in_order(page):
@@ -88,33 +91,9 @@ def test_sections_in_order(page):
         assert f'<section id="{anchor.split(chr(34))[0]}">' in page
 
 
-def test_says_what_was_measured(page):
-    for expected in (
-        "detector.optimizer.kind",
-        "truncated",
-        "P012_L_CM_CC",
-        "13 min 32 s",
-        "0.600",
-        "+0.100",
-        "p = 0.12",
-        "No clear difference",
-        "Worse by 0.100",
-        "no lesion-free image",
-        "What counts as a hit: IoU ≥ 0.3.",
-        "real at step 40",
-    ):
+def test_the_record_of_the_run_is_in_the_page(page):
+    for expected in ("detector.optimizer.kind", "truncated", "P012_L_CM_CC", "13 min 32 s", "real at step 40"):
         assert expected in page, expected
-
-
-def test_verdict_in_words(detection_run):
-    (evaluated,) = detection_run.evaluated
-    said = verdict(evaluated.evaluations, evaluated.comparisons)
-    assert said == (
-        "Mean sensitivity: real 0.600 (0.500 – 0.700), mixed 0.700 (0.600 – 0.800), synthetic 0.500 (0.400 – 0.600). "
-        "Against real, mixed: no clear difference; synthetic: worse by 0.100."
-    )
-    better = {"mixed": {"mean_sensitivity": {"difference": 0.1, "low": 0.01, "high": 0.2, "p_value": 0.01}}}
-    assert "mixed: better by 0.100" in verdict(evaluated.evaluations, better)
 
 
 def test_nothing_measured_yet():
@@ -123,46 +102,13 @@ def test_nothing_measured_yet():
     assert "<h1>empty</h1>" in build_report(report)
 
 
-def test_undefined_metrics_and_missing_comparisons(detection_run):
-    nothing = {"value": None, "low": None, "high": None}
-    evaluation = {
-        **detection_run.evaluated[0].evaluations["real"],
-        "mean_sensitivity": nothing,
-        "sensitivity_at": {"1": nothing},
-        "curve": {
-            "false_positives_per_image": [],
-            "sensitivity": [],
-            "band_at": None,
-            "low": None,
-            "high": None,
-        },
-    }
-    evaluated = Evaluated("", {"a": evaluation, "b": evaluation}, {"b": {}})
-    page = build_report(run_report(RunRecord("x"), [detection_part(DetectionRun([evaluated]))]))
-    assert "None" not in page and "nan" not in page
-
-
-def test_every_evaluation_is_shown_under_its_own_name(detection_run):
-    (first,) = detection_run.evaluated
-    second = Evaluated("val split of clinic", {"mixed": first.evaluations["mixed"]})
-    report = run_report(RunRecord("x"), [detection_part(replace(detection_run, evaluated=[first, second]))])
-    titles = [section.title for section in report.sections]
-    assert titles[:4] == [
-        f"{title}: phantom, test split" for title in ("Results", "FROC", "Operating points", "Images: mixed")
-    ]
-    assert titles[4:7] == [f"{title}: val split of clinic" for title in ("Results", "FROC", "Operating points")]
-    assert "val split of clinic: Mean sensitivity: mixed 0.700" in report.summary
-    assert report.facts["Evaluated on"] == "phantom, test split, val split of clinic"
-    assert build_report(report)
-
-
 def test_equal_titles_get_different_anchors():
     page = build_report(Report("t", sections=[Section("A b", "1"), Section("A b", "2"), Section("!", "3")]))
     assert re.findall(r'<section id="([^"]*)">', page) == ["a-b", "a-b--2", "section"]
 
 
-def test_write(tmp_path, page, whole_report):
-    write_report(tmp_path / "report.html", whole_report)
+def test_write(tmp_path, page):
+    write_report(tmp_path / "report.html", whole_report())
     assert (tmp_path / "report.html").read_text() == page
 
 
@@ -185,32 +131,32 @@ addEventListener("load", () => {
 </script>"""
 
 
-def test_in_a_browser_everything_is_there(tmp_path, page, chromium):
-    # The page itself allows no script, so the probe goes into a copy without that rule.
+def test_in_a_browser_everything_is_there(tmp_path, page):
+    # The page does not allow scripts, so the probe runs in a copy without that policy.
     probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace(
         "</body>", f"{PROBE}</body>"
     )
-    result = chromium(tmp_path, probed, "--dump-dom")
+    result = open_in_chromium(tmp_path, probed, "--dump-dom")
     found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", result.stdout, re.S).group(1)))
     assert found["images"] == 2 and found["broken"] == 0
     assert found["sections"] == 9
     assert found["charts"] >= 8
     assert not found["overflow"]
-    assert found["overlay"] < 1.0  # boxes lie exactly over their image
-    assert found["family"] == "680"  # the style sheet was understood
+    assert found["overlay"] < 1.0  # boxes are exactly over their image
+    assert found["family"] == "680"  # the style sheet was applied
     assert "CONSOLE" not in result.stderr
 
 
-def test_in_a_browser_the_page_itself_breaks_no_rule_of_its_own(tmp_path, page, chromium):
-    result = chromium(tmp_path, page, f"--screenshot={tmp_path / 'shot.png'}")
+def test_in_a_browser_the_page_obeys_its_policy(tmp_path, page):
+    result = open_in_chromium(tmp_path, page, f"--screenshot={tmp_path / 'shot.png'}")
     assert "CONSOLE" not in result.stderr
     shot = cv2.imread(str(tmp_path / "shot.png"))
     assert shot.shape[:2] == (900, 1200)
     assert shot.std() > 10  # something is drawn
 
 
-def test_in_a_browser_outside_content_is_refused(tmp_path, chromium):
+def test_in_a_browser_outside_content_is_refused(tmp_path):
     outside = Section("s", '<img src="https://example.invalid/x.png"><script>document.title = "run"</script>')
-    result = chromium(tmp_path, build_report(Report("quiet", sections=[outside])), "--dump-dom")
+    result = open_in_chromium(tmp_path, build_report(Report("quiet", sections=[outside])), "--dump-dom")
     assert "CONSOLE" in result.stderr and "Content Security Policy" in result.stderr
     assert "<title>quiet</title>" in result.stdout

@@ -6,10 +6,10 @@ import pytest
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
-from elk_jax.errors import UserError
 from elk_jax.weights import convert, torchvision
 from elk_jax.weights import detectors as foreign_weights
 from elk_jax.weights import model_folder as store
+from tests.refusals import refused
 
 WIDTH, FPN, CLASSES, FC = 4, 6, 2, 5
 
@@ -214,7 +214,7 @@ def test_other_epsilon_is_folded():
     np.testing.assert_allclose(ours, tensors["a.weight"] / np.sqrt(tensors["a.running_var"].astype("f8")), rtol=1e-6)
     dead = torchvision_detector()
     dead["backbone.body.bn1.running_var"][0] = 0.0
-    with pytest.raises(UserError, match=r"NaN or infinity in backbone\.body\.bn1\.weight"):
+    with refused("NaN", "backbone.body.bn1.weight"):
         run(dead, "torchvision", norm_eps=0.0)
 
 
@@ -227,40 +227,41 @@ def changed(remove=(), add=None, rename=None):
 @pytest.mark.parametrize(
     "tensors, parts",
     [
-        (changed(remove=["rpn.head.conv.0.0.bias"]), ["the file lacks rpn/conv1/bias (6,)", "--drop"]),
-        (changed(add={"mask.weight": np.zeros((2, 3))}), ["no place for mask.weight (2, 3)", "--ignore"]),
+        (changed(remove=["rpn.head.conv.0.0.bias"]), ["rpn/conv1/bias (6,)", "--drop"]),
+        (changed(add={"mask.weight": np.zeros((2, 3))}), ["mask.weight (2, 3)", "--ignore"]),
         (
             changed(add={"rpn.head.cls_logits.bias": np.zeros(4, "f4")}),
-            ["shapes differ", "rpn.head.cls_logits.bias gives rpn/objectness/bias (4,)", "(3,)"],
+            ["rpn.head.cls_logits.bias", "rpn/objectness/bias (4,)", "(3,)"],
         ),
         (changed(add={"rpn.head.cls_logits.weight": np.zeros(4, "f4")}), ["rpn/objectness/kernel (4,)"]),
-        (changed(add={"rpn.head.conv.bias": np.zeros(FPN, "f4")}), ["are both rpn/conv1/bias"]),
+        (
+            changed(add={"rpn.head.conv.bias": np.zeros(FPN, "f4")}),
+            ["rpn.head.conv.bias", "rpn.head.conv.0.0.bias", "rpn/conv1/bias"],
+        ),
         (changed(add={"rpn.head.cls_logits.bias": np.float32([0, np.nan, 0])}), ["NaN", "rpn.head.cls_logits.bias"]),
         (changed(remove=["backbone.body.layer4.1.conv1.weight"]), ["ResNet", "[2, 2, 2, 1]"]),
-        ({"a": np.zeros(3)}, ["no tensor backbone.body.layer1.0.conv1.weight", "a (3,)"]),
-        ({}, ["no tensor"]),
+        ({"a": np.zeros(3)}, ["backbone.body.layer1.0.conv1.weight", "a (3,)"]),
+        ({}, ["backbone.body.layer1.0.conv1.weight"]),
     ],
 )
 def test_nothing_is_left_over_or_missing_silently(tensors, parts):
-    with pytest.raises(UserError) as error:
+    with refused(*parts):
         run(tensors, "torchvision")
-    for part in parts:
-        assert part in str(error.value)
 
 
 def test_wrong_format_is_said():
-    with pytest.raises(UserError, match=r"no tensor backbone\.bottom_up.*check --format"):
+    with refused("backbone.bottom_up", "--format"):
         run(torchvision_detector(), "detectron2")
-    with pytest.raises(UserError, match=r"no tensor backbone\.body.*check --format"):
+    with refused("backbone.body", "--format"):
         run(detectron2_detector(), "torchvision")
-    with pytest.raises(UserError, match="norm_eps"):
+    with refused("torchvision", where="--norm_eps"):
         run(detectron2_detector(), "detectron2", norm_eps=0.0)
 
 
 def test_wrong_depth_is_said(from_torchvision):
-    with pytest.raises(UserError, match=r"the file lacks backbone/res2_2/conv1/kernel \(3, 3, 4, 4\)"):
+    with refused("backbone/res2_2/conv1/kernel (3, 3, 4, 4)"):
         run(torchvision_detector(), "torchvision", {"depth": 34})
-    with pytest.raises(UserError, match="no setting"):
+    with refused("colour"):
         run(torchvision_detector(), "torchvision", {"colour": 3})
 
 

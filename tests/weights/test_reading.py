@@ -17,6 +17,7 @@ import pytest
 from elk_jax.errors import UserError
 from elk_jax.weights import pickles
 from elk_jax.weights.reading import read_tensors
+from tests.refusals import refused
 
 FILES = (
     Path(__file__).parent.parent / "golden" / "torch_files"
@@ -134,7 +135,7 @@ def test_safetensors_with_bfloat16(tmp_path):
     shutil.copy(path, tmp_path / "renamed.bin")  # told from the content
     assert set(read_tensors(tmp_path / "renamed.bin")) == {"w", "h"}
     path.write_bytes(whole[:-1])
-    with pytest.raises(UserError, match="broken safetensors"):
+    with refused("safetensors", where=path):
         read_tensors(path)
 
 
@@ -196,7 +197,7 @@ def test_other_globals_are_named(tmp_path, function, args):
 def test_object_arrays_are_refused(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"w": np.array([None, {}], object)}, 2))
-    with pytest.raises(UserError, match=r"numpy dtype 'O8'"):
+    with refused("dtype 'O8'", where=path):
         read_tensors(path)
 
 
@@ -204,7 +205,7 @@ def test_attributes_of_stand_ins_cannot_be_set(tmp_path):
     # GLOBAL torch._utils._rebuild_tensor_v2, then BUILD with the state (None, {"function": 1})
     path = tmp_path / "a.pkl"
     path.write_bytes(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00functionK\x01s\x86b.")
-    with pytest.raises(UserError, match="state given"):
+    with refused("state", where=path):
         read_tensors(path)
     assert read_tensors(FILES / "zip.pth")
 
@@ -300,7 +301,7 @@ def test_compressed_zip_is_refused(tmp_path):
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", pickle.dumps({}, 2))
-    with pytest.raises(UserError, match="compressed"):
+    with refused("compressed", where=path):
         read_tensors(path)
 
 
@@ -323,11 +324,11 @@ def test_wrong_files(tmp_path):
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("readme.txt", "hello")
     check(buffer.getvalue(), "zip archive")
-    with pytest.raises(UserError, match="folder"):
+    with refused("folder", where=tmp_path):
         read_tensors(tmp_path)
-    with pytest.raises(UserError, match="no such file"):
+    with refused(where="absent.pth"):
         read_tensors(tmp_path / "absent.pth")
-    with pytest.raises(UserError, match=r"torch\.nn\.modules\.container\.Sequential"):
+    with refused("torch.nn.modules.container.Sequential", where="whole_module.pth"):
         read_tensors(FILES / "whole_module.pth")
 
 

@@ -1,8 +1,7 @@
-"""What a report says of detectors, from plain data: evaluation.json, metrics.jsonl, the run folder.
+"""Report sections and terminal table of detectors, from plain data: evaluation.json, metrics.jsonl, pictures.
 
-"evaluations" maps a model's name to the content of its evaluation.json; "comparisons" maps a model's name to
-its paired comparison with the first model. A model's colour is its order in the evaluation, and in the training
-curves its order in the first evaluation.
+`evaluations` maps the name of a model to its evaluation.json, `comparisons` to its paired comparison with the first
+model. The colour of a model follows its order in the evaluation; in training curves, its order in the first one.
 """
 
 from __future__ import annotations
@@ -11,22 +10,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
+
 from elk_jax.reporting import html
 from elk_jax.reporting.figures import Series, interval_bar, line_chart
 from elk_jax.reporting.pictures import Picture, boxes_key, gallery
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
-from elk_jax.reporting.sections import metric_label, training_section
+from elk_jax.reporting.sections import FIRST_CURVES, plain_label, training_section
+from elk_jax.reporting.tables import difference_cell, estimate_cell, named_table
 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 MAIN = "mean_sensitivity"
+CURVES = (*FIRST_CURVES, f"eval/{MAIN}", "eval/aufroc_3")
+"""Keys of metrics.jsonl whose curves are shown first."""
+METRIC_NAMES = {
+    MAIN: "Mean sensitivity",
+    "ap": "AP, IoU 0.50 to 0.95",
+    "ap50": "AP at IoU 0.5",
+    "ap30": "AP at IoU 0.3",
+    "ap10": "AP at IoU 0.1",
+}
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A model's gallery. `threshold`: the score from which predictions are shown."""
+    """The gallery of a model. `threshold`: the lowest score of the predictions in it."""
 
     model: str
     worst: Sequence[Picture] = ()
@@ -36,7 +48,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Models on one split of one source."""
+    """The evaluation of models on one split of one source."""
 
     on: str  # "test split of ..."
     evaluations: Evaluations
@@ -46,22 +58,23 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class DetectionRun:
-    """Everything that a report can show of detectors; what is empty is left out."""
+    """The content of a report on detectors; empty parts are omitted."""
 
     evaluated: Sequence[Evaluated] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
-    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step whose weights were kept
+    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
 
 
 def detection_part(run: DetectionRun) -> Part:
-    """What a report says of detectors: every evaluation, then the training."""
+    """The report on detectors: every evaluation, then the training."""
     sections = []
     for evaluated in run.evaluated:
         sections += _named(evaluated_sections(evaluated), evaluated.on if len(run.evaluated) > 1 else "")
     if any(run.histories.values()):
         first = run.evaluated[0].evaluations if run.evaluated else {}
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
-        sections.append(training_section(run.histories, run.chosen_steps, colours, "Detector training"))
+        curves = training_section(run.histories, run.chosen_steps, colours, "Detector training", CURVES, metric_label)
+        sections.append(curves)
     return Part("Lesion detection", " ".join(_verdicts(run.evaluated)), _facts(run), sections)
 
 
@@ -80,29 +93,27 @@ def _named(sections: Sequence[Section], where: str) -> list[Section]:
 
 
 def _verdicts(evaluated: Sequence[Evaluated]) -> list[str]:
-    said = [verdict(one.evaluations, one.comparisons) for one in evaluated]
-    return [f"{one.on}: {text}" for one, text in zip(evaluated, said)] if len(said) > 1 else said
+    verdicts = [verdict(one.evaluations, one.comparisons) for one in evaluated]
+    return [f"{one.on}: {text}" for one, text in zip(evaluated, verdicts)] if len(verdicts) > 1 else verdicts
 
 
 def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
-    """The result in plain words."""
+    """The result in a sentence."""
     found = []
     for name, evaluation in evaluations.items():
         bounds = html.interval(evaluation[MAIN])
         found.append(f"{name} {html.number(evaluation[MAIN]['value'])}{f' ({bounds})' if bounds else ''}")
     if not found:
         return ""
-    said = f"Mean sensitivity: {', '.join(found)}."
+    text = f"Mean sensitivity: {', '.join(found)}."
     if comparisons:
-        judged = [
-            f"{name}: {_judgement(comparison.get(MAIN, {}))[0]}" for name, comparison in comparisons.items()
-        ]
-        said += f" Against {next(iter(evaluations))}, {'; '.join(judged)}."
-    return said
+        outcomes = [f"{name}: {_interpret(comparison.get(MAIN, {}))[0]}" for name, comparison in comparisons.items()]
+        text += f" Compared with {next(iter(evaluations))}, {'; '.join(outcomes)}."
+    return text
 
 
 def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Section:
-    """Cards with the main number of every model, and the table of all metrics with differences."""
+    """Cards with the main metric of every model, and the table of all metrics with differences."""
     first = next(iter(evaluations))
     cards, differences = [], []
     for index, (name, evaluation) in enumerate(evaluations.items()):
@@ -128,12 +139,12 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
     evaluation = evaluations[first]
     resamples = evaluation.get("bootstrap", {}).get("resamples")
     how = (
-        [f"What counts as a hit: {evaluation['criterion'].replace('>=', '≥').replace('<=', '≤')}."]
+        [f"Criterion for a hit: {evaluation['criterion'].replace('>=', '≥').replace('<=', '≤')}."]
         if "criterion" in evaluation
         else []
     )
     how += [f"Intervals: 95 %, from {resamples} resamples of patients."] if resamples else []
-    how += ["Differences are paired: the same resamples for both."] if comparisons else []
+    how += ["Differences are paired: both models use the same resamples."] if comparisons else []
     how += ["FP: false positives."]
     notes = {note: None for e in evaluations.values() for note in e.get("notes", ())}
     remarks = "".join(html.paragraph(f"Note: {note}.", "soft small") for note in notes)
@@ -143,7 +154,7 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
 
 
 def froc_section(evaluations: Evaluations) -> Section:
-    """The FROC curves with their bands, and dots at the rates that make up the mean sensitivity."""
+    """The FROC curves with their bands, and dots at the rates of the mean sensitivity."""
     series = []
     rates: list[float] = []
     for index, (name, evaluation) in enumerate(evaluations.items()):
@@ -179,7 +190,7 @@ def froc_section(evaluations: Evaluations) -> Section:
 
 
 def operating_points_section(evaluations: Evaluations) -> Section:
-    """For every model and rate: the score threshold and what it gives."""
+    """For every model and rate: the score threshold and the resulting metrics."""
     head = [
         "FP per image, at most",
         "Score threshold",
@@ -202,7 +213,7 @@ def operating_points_section(evaluations: Evaluations) -> Section:
                     ]
                 )
             )
-    note = "The lowest threshold at which a lesion is found within the rate, on these same images."
+    note = "The lowest score of a found lesion that keeps the rate, chosen on these same images."
     return Section("Operating points", html.table(head, rows), note)
 
 
@@ -213,21 +224,48 @@ def gallery_section(pictures: Pictures) -> Section:
     for heading, chosen in (("Worst", pictures.worst), ("Best", pictures.best)):
         if chosen:
             parts.append(f"<h3>{heading}</h3>{gallery(chosen)}")
-    shown = (
-        f"Predictions that score at least {pictures.threshold:.3f}." if pictures.threshold is not None else ""
-    )
-    return Section(f"Images: {pictures.model}", "".join(parts), shown)
+    note = "" if pictures.threshold is None else f"Predictions with a score of at least {pictures.threshold:.3f}."
+    return Section(f"Images: {pictures.model}", "".join(parts), note)
+
+
+def results_table(evaluations: Evaluations, comparisons: Comparisons | None = None, title: str = "") -> Table:
+    """For the terminal: metrics as rows, models as columns with intervals, then paired differences to the first.
+
+    Print it with `rich.console.Console().print(table)`.
+    """
+    comparisons = comparisons or {}
+    first = next(iter(evaluations), "")
+    table = named_table(title, "metric")
+    for name in (*evaluations, *(f"{name} - {first}" for name in comparisons)):
+        table.add_column(Text(name), justify="right")
+    for key in metric_keys(evaluations[first]) if evaluations else ():
+        cells = [estimate_cell(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
+        cells += [difference_cell(comparison.get(key, {})) for comparison in comparisons.values()]
+        table.add_row(metric_label(key), *cells, style="bold" if key == MAIN else "")
+    return table
+
+
+def metric_label(key: str) -> str:
+    """The name of a metric in words."""
+    if key.startswith("aufroc_"):
+        return f"AUFROC up to {key.removeprefix('aufroc_')}"
+    if key.startswith("sensitivity_at_"):
+        return f"Sensitivity at {key.removeprefix('sensitivity_at_')} FP per image"
+    if key.startswith("false_positives_per_lesion_free_image_"):
+        rate = key.removeprefix("false_positives_per_lesion_free_image_")
+        return f"False positives per lesion-free image, at {rate}"
+    return METRIC_NAMES.get(key, plain_label(key))
 
 
 def metric_keys(evaluation: Mapping[str, Any]) -> list[str]:
-    """The metrics of a table in the order to be shown, named as in a comparison."""
+    """The metrics of a table in display order, with the keys of a comparison."""
     keys = [MAIN, *(f"sensitivity_at_{rate}" for rate in evaluation.get("sensitivity_at", ()))]
     keys += [key for key in evaluation if key.startswith("aufroc_")]
     return keys + [key for key in ("ap", "ap50", "ap30", "ap10") if key in evaluation]
 
 
 def estimate_of(evaluation: Mapping[str, Any], key: str) -> Mapping[str, float | None]:
-    """The estimate of a metric by its key; `sensitivity_at_0.5` lies in `sensitivity_at`."""
+    """The estimate of a metric by its key; `sensitivity_at_0.5` is in `sensitivity_at`."""
     if key in evaluation:
         return evaluation[key]
     group, _, rate = key.rpartition("_")
@@ -237,7 +275,7 @@ def estimate_of(evaluation: Mapping[str, Any], key: str) -> Mapping[str, float |
 def _difference_cell(entry: Mapping[str, float | None]) -> str:
     if entry.get("difference") is None:
         return html.ABSENT
-    _, style = _judgement(entry)
+    _, style = _interpret(entry)
     bounds = html.interval(entry, write=html.signed)
     beneath = (
         f'<br><span class="range">{bounds}, {html.p_value(entry.get("p_value"))}</span>' if bounds else ""
@@ -246,22 +284,22 @@ def _difference_cell(entry: Mapping[str, float | None]) -> str:
 
 
 def _difference_card(first: str, name: str, entry: Mapping[str, float | None], index: int) -> str:
-    said, style = _judgement(entry)
-    shown = {"value": entry.get("difference"), "low": entry.get("low"), "high": entry.get("high")}
-    reach = max([0.1, *(abs(v) * 1.15 for v in shown.values() if v is not None)])
-    bounds = html.interval(shown, write=html.signed) or "no interval"
+    words, style = _interpret(entry)
+    estimate = {"value": entry.get("difference"), "low": entry.get("low"), "high": entry.get("high")}
+    reach = max([0.1, *(abs(v) * 1.15 for v in estimate.values() if v is not None)])
+    bounds = html.interval(estimate, write=html.signed) or "no interval"
     p = html.p_value(entry.get("p_value"))
     title = f"{html.text(name)} − {html.text(first)}"
     return (
         f'<div class="card {html.colour(index)}"><div class="name">{title}</div>'
-        f'<div class="big">{html.signed(shown["value"])}</div>{interval_bar(shown, index, (-reach, reach))}'
+        f'<div class="big">{html.signed(estimate["value"])}</div>{interval_bar(estimate, index, (-reach, reach))}'
         f'<div class="what">{bounds}{f", {p}" if p else ""}</div>'
-        f'<div class="verdict small {style}">{html.text(said[0].upper() + said[1:])}</div></div>'
+        f'<div class="verdict small {style}">{html.text(words[0].upper() + words[1:])}</div></div>'
     )
 
 
-def _judgement(entry: Mapping[str, float | None]) -> tuple[str, str]:
-    """What a difference in sensitivity means, and the style that says so."""
+def _interpret(entry: Mapping[str, float | None]) -> tuple[str, str]:
+    """A difference in sensitivity in words, and its style."""
     low, high, difference = entry.get("low"), entry.get("high"), entry.get("difference")
     if difference is None:
         return "the difference is not defined", ""

@@ -1,4 +1,4 @@
-"""What a report says of image translation, from plain data: evaluation.json, metrics.jsonl, pictures."""
+"""Report sections and terminal table of image translation, from plain data: evaluation.json, metrics.jsonl, images."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
 from elk_jax.reporting import html
 from elk_jax.reporting.pictures import Strip, data_uri, enlarged, strips
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
 from elk_jax.reporting.sections import training_section
+from elk_jax.reporting.tables import estimate_cell, named_table
 
 Evaluation = Mapping[str, Any]
-"""The content of evaluation.json of translation (tasks/translation_evaluate.py)."""
+"""The content of evaluation.json (evaluate.py)."""
 
 MEASURES = {  # name in evaluation.json -> (words, digits)
     "mae": ("Mean absolute error (lower is better)", 4),
     "psnr": ("PSNR, dB", 2),
     "ssim": ("SSIM", 3),
-    "lesion_contrast": ("Lesions over the rest of the breast", 4),
+    "lesion_contrast": ("Contrast of lesions to the rest of the breast", 4),
 }
 
 
@@ -36,7 +38,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Progress:
-    """Validation pairs through a training: low energy above, then translated, then real. steps: (step, picture)."""
+    """Validation pairs during training: rows of low energy, translated and real. steps: (step, picture)."""
 
     model: str
     steps: Sequence[tuple[int, np.ndarray]]
@@ -44,16 +46,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class TranslationRun:
-    """Everything that a report can show of translation; what is empty is left out."""
+    """The content of a report on translation; empty parts are omitted."""
 
     evaluated: Sequence[Evaluated] = ()
     progress: Sequence[Progress] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
-    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step whose weights were kept
+    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
 
 
 def translation_part(run: TranslationRun) -> Part:
-    """What a report says of translation: how near it comes, what it looks like, how it came about."""
+    """The report on translation: measures, images, progress and training curves."""
     many = len(run.evaluated) > 1
     sections = []
     for one in run.evaluated:
@@ -65,25 +67,24 @@ def translation_part(run: TranslationRun) -> Part:
     if any(run.histories.values()):
         colours = {name: index for index, name in enumerate(run.histories)}
         sections.append(training_section(run.histories, run.chosen_steps, colours, "Translator training"))
-    said = [verdict(one) for one in run.evaluated]
-    return Part("Mammogram to CEM", " ".join(said), {}, sections)
+    return Part("Mammogram to CEM", " ".join(verdict(one) for one in run.evaluated), {}, sections)
 
 
 def verdict(one: Evaluated) -> str:
     """The result in a sentence for each model."""
-    said = []
+    sentences = []
     for model in one.evaluation["models"]:
         found = one.evaluation["measures"][model]
         values = ", ".join(
             f"{name} {html.number(found[key]['value'], digits)}"
             for key, name, digits in (("mae", "error", 3), ("psnr", "PSNR", 1), ("ssim", "SSIM", 2))
         )
-        said.append(f"{model} on the {one.title}: {values}.")
-    return " ".join(said)
+        sentences.append(f"{model} on the {one.title}: {values}.")
+    return " ".join(sentences)
 
 
 def measures_section(one: Evaluated, named: bool = False) -> Section:
-    """All measures of models, baselines and real images, and the paired differences of the models."""
+    """All measures of models, baselines and real images, and paired differences of the models."""
     evaluation = one.evaluation
     counts, rows = evaluation["counts"], evaluation["measures"]
     cells = [
@@ -99,21 +100,32 @@ def measures_section(one: Evaluated, named: bool = False) -> Section:
     parts.append(f"<h3>Paired differences</h3>{html.table(['', *(words for words, _ in MEASURES.values())], lines)}")
     note = (
         f"Means over {counts['tiles']} tiles of {counts['patients']} patients, inside the breast, grey values 0 to 1, "
-        f"with 95 % intervals over patients; lesions are in {counts['with_lesions']} tiles. 'low energy, matched' has "
-        "the mean and deviation of the training's subtracted images, 'mean grey' is their mean everywhere."
+        f"with 95 % intervals over patients; {counts['with_lesions']} tiles have lesions. 'low energy, matched' has "
+        "the mean and deviation of the subtracted training images; 'mean grey' is their mean everywhere."
     )
     return Section(f"Translation: {one.title}" if named else "Translation", "".join(parts), note)
 
 
 def progress_section(progress: Progress, named: bool = False) -> Section:
-    """Validation pairs, translated early and late."""
+    """Validation pairs, translated at several steps of the training."""
     cells = "".join(
         f'<div>Step {step}</div><img alt="step {step}" src="{data_uri(enlarged(image, 900), 1200)}">'
         for step, image in progress.steps
     )
     title = f"Progress of {progress.model}" if named else "Progress of the translator"
-    note = "Pairs of the validation split: low energy, translated from the same noise every time, real."
+    note = "Pairs of the validation split: low energy, translated (always from the same noise), real."
     return Section(title, f'<div class="steps">{cells}</div>', note)
+
+
+def translation_table(evaluation: Evaluation, title: str = "") -> Table:
+    """For the terminal: the measures of models, baselines and real images."""
+    table = named_table(title, "")
+    for words, _ in MEASURES.values():
+        table.add_column(words, justify="right")
+    for name, found in evaluation["measures"].items():
+        cells = [estimate_cell(found.get(key, {}), digits) for key, (_, digits) in MEASURES.items()]
+        table.add_row(name, *cells, style="bold" if name in evaluation["models"] else "")
+    return table
 
 
 def _difference(found: Mapping[str, Mapping[str, Any]], key: str) -> str:

@@ -1,4 +1,4 @@
-"""A small but complete detection run, as plain data; a browser to open pages in."""
+"""Plain data of a small but complete detection run, and a browser to open pages in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def estimate(value, low=None, high=None):
 
 
 def evaluation(value: float) -> dict:
-    """As evaluation.json has it."""
+    """The content of evaluation.json."""
     found = estimate(value, value - 0.1, value + 0.1)
     rates = ("0.5", "1", "2", "3")
     return {
@@ -73,7 +73,6 @@ def picture(title: str, caption: str = "") -> Picture:
     )
 
 
-@pytest.fixture(scope="session")
 def detection_run() -> DetectionRun:
     lines = [{"step": s, "train/loss": 2 / s, "train/rpn_box": 1 / s, "time/step": 0.1} for s in range(1, 60)]
     lines += [{"step": s, "eval/mean_sensitivity": s / 100, "eval/ap": None} for s in (20, 40)]
@@ -94,7 +93,6 @@ def detection_run() -> DetectionRun:
     )
 
 
-@pytest.fixture(scope="session")
 def run_record() -> RunRecord:
     return RunRecord(
         name="cem_mixed",
@@ -107,14 +105,14 @@ def run_record() -> RunRecord:
     )
 
 
-@pytest.fixture(scope="session")
-def whole_report(detection_run, run_record) -> Report:
+def whole_report() -> Report:
     """Detection, and a part of another task."""
-    other = Part("lesion synthesis", "Painted well.", {"Lesions": "5"}, [Section("Synthesis", "<p>Close-ups</p>")])
-    return run_report(run_record, [detection_part(detection_run), other])
+    other = Part("Lesion synthesis", "Painted well.", {"Lesions": "5"}, [Section("Synthesis", "<p>Close-ups</p>")])
+    return run_report(run_record(), [detection_part(detection_run()), other])
 
 
 def open_in_chromium(folder, page: str, *options: str) -> subprocess.CompletedProcess:
+    """Open `page` with its files in `folder`; skips the test on a machine without Chromium."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium on this machine to open the report in")
@@ -126,9 +124,3 @@ def open_in_chromium(folder, page: str, *options: str) -> subprocess.CompletedPr
     )
     command = [program, *flags.split(), f"--user-data-dir={folder / 'profile'}", *options, file.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    """(folder for its files, page, options) -> the finished process."""
-    return open_in_chromium

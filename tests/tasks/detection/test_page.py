@@ -1,0 +1,107 @@
+"""Report sections and terminal table of detectors, from hand-made data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from elk_jax.reporting.report import build_report
+from elk_jax.reporting.run import RunRecord, run_report
+from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, results_table, verdict
+from tests.pages import detection_run
+
+
+@pytest.fixture(scope="module")
+def run() -> DetectionRun:
+    return detection_run()
+
+
+def test_metrics_and_differences_are_in_the_page(run):
+    page = build_report(run_report(RunRecord("x"), [detection_part(run)]))
+    for expected in ("0.600", "+0.100", "p = 0.12", "No clear difference", "Worse by 0.100", "IoU ≥ 0.3."):
+        assert expected in page, expected
+    (note,) = run.evaluated[0].evaluations["real"]["notes"]
+    assert note in page
+
+
+def test_verdict_in_words(run):
+    (evaluated,) = run.evaluated
+    words = verdict(evaluated.evaluations, evaluated.comparisons)
+    assert words == (
+        "Mean sensitivity: real 0.600 (0.500 – 0.700), mixed 0.700 (0.600 – 0.800), synthetic 0.500 (0.400 – 0.600). "
+        "Compared with real, mixed: no clear difference; synthetic: worse by 0.100."
+    )
+    better = {"mixed": {"mean_sensitivity": {"difference": 0.1, "low": 0.01, "high": 0.2, "p_value": 0.01}}}
+    assert "mixed: better by 0.100" in verdict(evaluated.evaluations, better)
+
+
+def test_undefined_metrics_and_missing_comparisons(run):
+    nothing = {"value": None, "low": None, "high": None}
+    evaluation = {
+        **run.evaluated[0].evaluations["real"],
+        "mean_sensitivity": nothing,
+        "sensitivity_at": {"1": nothing},
+        "curve": {
+            "false_positives_per_image": [],
+            "sensitivity": [],
+            "band_at": None,
+            "low": None,
+            "high": None,
+        },
+    }
+    evaluated = Evaluated("", {"a": evaluation, "b": evaluation}, {"b": {}})
+    page = build_report(run_report(RunRecord("x"), [detection_part(DetectionRun([evaluated]))]))
+    assert "None" not in page and "nan" not in page
+
+
+def test_every_evaluation_is_shown_under_its_own_name(run):
+    (first,) = run.evaluated
+    second = Evaluated("val split of clinic", {"mixed": first.evaluations["mixed"]})
+    report = run_report(RunRecord("x"), [detection_part(replace(run, evaluated=[first, second]))])
+    titles = [section.title for section in report.sections]
+    assert titles[:4] == [
+        f"{title}: phantom, test split" for title in ("Results", "FROC", "Operating points", "Images: mixed")
+    ]
+    assert titles[4:7] == [f"{title}: val split of clinic" for title in ("Results", "FROC", "Operating points")]
+    assert "val split of clinic: Mean sensitivity: mixed 0.700" in report.summary
+    assert report.facts["Evaluated on"] == "phantom, test split, val split of clinic"
+    assert build_report(report)
+
+
+def printed(table, width=160) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_models_side_by_side_with_intervals(run):
+    (evaluated,) = run.evaluated
+    text = printed(results_table(evaluated.evaluations, evaluated.comparisons, "cem_mixed"))
+    lines = [line for line in text.splitlines() if "Mean sensitivity" in line]
+    assert len(lines) == 1
+    assert "0.600  0.50 – 0.70" in lines[0] and "0.700  0.60 – 0.80" in lines[0]
+    assert "+0.100  −0.02 to +0.20" in lines[0]
+    for expected in (
+        "cem_mixed",
+        "mixed - real",
+        "synthetic - real",
+        "Sensitivity at 0.5 FP per image",
+        "AP at IoU 0.1",
+    ):
+        assert expected in text
+
+
+def test_clear_differences_are_coloured(run):
+    (evaluated,) = run.evaluated
+    console = Console(width=200, record=True, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
+    console.print(results_table(evaluated.evaluations, evaluated.comparisons))
+    markup = console.export_html()
+    assert "#800000" in markup  # red: synthetic is clearly worse
+    assert "#008000" not in markup  # mixed is not clearly better
+
+
+def test_without_comparisons_or_models(run):
+    assert "–" in printed(results_table({"real": run.evaluated[0].evaluations["real"]}))
+    printed(results_table({}))
