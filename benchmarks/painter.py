@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from benchmarks import measure
 from elk_jax.diffusion import text_encoder, unet
+from elk_jax.diffusion.attention import Implementation
 from elk_jax.diffusion.inpainting import unet_input
 from elk_jax.diffusion.losses import denoising_loss
 from elk_jax.diffusion.samplers import SamplerConfig, classifier_free, sample
@@ -77,7 +78,7 @@ class Workload:
     batch: int = 1
     dtype: str = "float32"
     remat: bool = False
-    attention: str = "auto"
+    attention: Implementation = "auto"
     steps: int = 50
     guidance: float = 2.0
     with_text: bool = False

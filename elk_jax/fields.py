@@ -205,11 +205,11 @@ def _section(hint: Any, value: Any, where: str) -> type | None:
             if isinstance(limit, ByName):
                 return _named(limit.kinds(), value, where)
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    sections = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    sections: list[type] = [kind for kind in kinds if dataclasses.is_dataclass(kind)]  # type: ignore[misc]
     if not sections:
         return None
     if len(sections) == 1:
-        return sections[0]  # type: ignore[return-value]
+        return sections[0]
     return _named({typing.get_args(typing.get_type_hints(k)["name"])[0]: k for k in sections}, value, where)
 
 

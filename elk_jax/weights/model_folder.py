@@ -205,3 +205,10 @@ def first_few(items: Sequence[str], most: int = 4) -> str:
     """'a, b, c, d and 7 more'."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def seen_patients(folder: Path) -> frozenset[str]:
+    """Hashes (`data.sources.patients`) of all patients that a model was trained on; none of one that keeps none."""
+    config = _config(folder) if (folder / CONFIG).is_file() else {}
+    trained = config.get("trained")
+    return frozenset(trained.get("patients", ()) if isinstance(trained, Mapping) else ())

@@ -12,7 +12,6 @@ from elk_jax.data.batches.pairs import PairConfig
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
 from elk_jax.synthesis.phantom import PhantomConfig, sample
 from tests.refusals import refused

@@ -14,7 +14,6 @@ from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from tests.refusals import refused
 

@@ -107,7 +107,7 @@ def test_what_is_trained_anew_or_follows_from_the_data_is_not_looked_at_before(r
     config = on_files(cem_mixed, real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
     config.stages.mixed.init_from = "real"
     folder, stem = tmp_path / "run", {"backbone": {"stem": {"conv": {"kernel": np.zeros((7, 7, 1, 4), np.float32)}}}}
-    model_folder.save_params(folder / "real" / "model", stem, {})  # of a training with other settings, which starts again
+    model_folder.save_params(folder / "real" / "model", stem, {})  # of a training that starts again
     run_experiment(config, folder)
     assert ran == ["real", "synthetic", "mixed", "evaluate"]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from elk_jax.data.batches.crops import CloseupConfig
 from elk_jax.diffusion import lora
+from elk_jax.diffusion.attention import Implementation
 from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig
 from elk_jax.diffusion.samplers import SamplerConfig, plan
 from elk_jax.diffusion.schedule import Schedule, make_schedule
@@ -67,7 +68,7 @@ class NetworkSettings:
 
     dtype: str = "float32"
     remat: bool = False
-    attention: str = "auto"
+    attention: Implementation = "auto"
 
     def __post_init__(self) -> None:
         check(self)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from elk_jax.data.sources import pairs
+from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.data.sources.decode import encode_png
 from elk_jax.errors import UserError
 from elk_jax.files import write_json
 from elk_jax.synthesis.phantom import PhantomConfig, sample
