@@ -72,7 +72,7 @@ def make_schedule(
     if zero_terminal_snr and prediction == "epsilon":
         raise UserError(
             "zero terminal SNR with epsilon prediction: the last step is pure noise and carries no information on x0",
-            where="noise.zero_terminal_snr",
+            where="zero_terminal_snr",
             todo="use prediction='v' (or 'x0'), or zero_terminal_snr=False",
         )
     if betas is not None:

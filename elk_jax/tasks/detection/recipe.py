@@ -78,7 +78,4 @@ class EvaluateDetectorsStage(EvaluateModelsStage):
     criterion: str = "iou:0.3"
 
     def __post_init__(self) -> None:
-        try:
-            criterion_from_text(self.criterion)
-        except UserError as error:
-            raise error.within("criterion") from error
+        criterion_from_text(self.criterion)

@@ -165,7 +165,10 @@ class InpaintingRecipe(TrainingRecipe):
 
 def check_drawing(noise: Schedule, sampler: SamplerConfig, guidance: float) -> None:
     """Raise UserError where nothing can be drawn: more steps than the noise has, a guidance that is not a strength."""
-    plan(noise, sampler)
+    try:
+        plan(noise, sampler)
+    except UserError as error:
+        raise error.within("sampler") from error
     if not 0 <= guidance < math.inf:
         raise UserError(f"guidance is {guidance}", where="guidance", todo="give 0 or more; 1 for none")
 

@@ -9,6 +9,7 @@ from elk_jax.data.batches.pairs import PairConfig
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.diffusion.unet import UNetConfig
+from elk_jax.errors import UserError
 from elk_jax.fields import BELOW_ONE, AtLeast, check
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
@@ -107,7 +108,10 @@ class TranslationRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plan(self.model.bridge, self.sampler.steps, self.sampler.eta)
+        try:
+            plan(self.model.bridge, self.sampler.steps, self.sampler.eta)
+        except UserError as error:
+            raise error.within("sampler") from error
 
 
 @dataclass(frozen=True, kw_only=True)
