@@ -172,4 +172,4 @@ def _to_zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
 
 def _check(good: bool, key: str, what: str, todo: str) -> None:
     if not good:
-        raise UserError(what, where=f"noise.{key}", todo=f"give {todo}")
+        raise UserError(what, where=key, todo=f"give {todo}")
