@@ -127,8 +127,8 @@ def test_every_stage_has_its_own_weights(coco, monkeypatch, tmp_path):
     """The recipe serves stages of one source and of two; what it says of a mix itself is refused."""
     seen = []
 
-    def enough(source, config, *arguments):
-        seen.append(config.weights)
+    def enough(source, config, *arguments, weights):
+        seen.append(weights)
         raise UserError("enough")
 
     monkeypatch.setattr(loader, "train_batches", enough)

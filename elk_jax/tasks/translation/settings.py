@@ -24,7 +24,7 @@ from elk_jax.images.breast import breast_mask
 from elk_jax.spread import spread
 from elk_jax.tasks import sampling as drawing
 from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.settings import as_dict, build, named
+from elk_jax.tasks.settings import as_dict, build
 from elk_jax.tasks.watching import watched
 from elk_jax.training.model import Params, Task
 
@@ -168,7 +168,10 @@ def sampler(settings: Mapping[str, Any], bridge: Bridge) -> BridgeSampler:
 def pair_config(settings: Mapping[str, Any], size: int) -> PairConfig:
     """`recipe.pairs` for a model of tiles of `size` px."""
     config: PairConfig = build(PairConfig, settings, "pairs")
-    named("pairs", lambda stride: check_stride(stride, size), config.stride)
+    try:
+        check_stride(config.stride, size)
+    except UserError as error:
+        raise error.within("pairs") from error
     return config
 
 
