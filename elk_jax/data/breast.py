@@ -1,4 +1,4 @@
-"""Cutting away the air beside the breast: in mammograms padded to a square it is half of the pixels and of the time."""
+"""Crop images to the breast: in mammograms padded to a square, half of the pixels (and of the time) is air."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
 def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
-    """The rectangle around the breast (`synthesis/breast.py`) of image [H, W, 1], `margin` of the long side wider all
-    round. The whole image where there is no breast.
+    """The rectangle around the breast (`images/breast.py`) of image [H, W, 1], wider by `margin` of the long
+    side all round. The whole image where there is no breast.
     """
     height, width = image.shape[:2]
     breast = breast_mask(image)

@@ -3,8 +3,9 @@
 Shapes: H, W image size in pixels. Images [H, W] float in [0, 1]; both may have sizes of their own. Matrices [2, 3] take
 a pixel (x, y, 1) of the fixed image to its place in the moving one; whole numbers are centres of pixels.
 
-The images share no grey values, but skin line and edges of tissue. Three steps, each the start of the next: moments of
-the breast masks; enhanced correlation (ECC) of the masks; ECC of the edges. The one with the likest edges is taken.
+The images do not share grey values, but they share the skin line and the edges of tissue. Three steps, each the start
+of the next: moments of the breast masks; enhanced correlation (ECC) of the masks; ECC of the edges. The result with the
+most similar edges is taken.
 
 Source: Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization",
 2008.

@@ -36,7 +36,7 @@ def tile_windows(height: int, width: int, size: int, stride: int = 0, where: obj
     """
     check_stride(stride, size)
     if not 1 <= size <= min(height, width):
-        todo = f"use tiles of 1 to {min(height, width)} px"
+        todo = f"use tiles of at least 1 and at most {min(height, width)} px"
         raise UserError(f"tiles of {size} px in an image of {width} x {height} px", where=where, todo=todo)
     starts = [[*range(0, side - size, stride or size), side - size] for side in (height, width)]
     return [(x, y, x + size, y + size) for y in starts[0] for x in starts[1]]

@@ -26,10 +26,10 @@ class ImageInfo:
     ignore: np.ndarray  # [N] bool: neither a lesion to find nor a false positive when found
     split: str = ""
     file_name: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
     volume: str = ""  # id of the tomosynthesis volume that it is a slice of
     slice: int = -1  # position in the volume, from 0; -1 where there is none
     source: int = 0  # which of the mixed sources it is from
-    meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

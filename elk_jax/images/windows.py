@@ -14,7 +14,7 @@ Window = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels, x1 and y1 exclusive. It may reach beyond the image where padding is meant."""
 
 RIM = 4
-"""Pixels at the border of a window that stay visible around what is painted over, where the lesion's box allows it."""
+"""Pixels at a window's border that stay visible around what is painted over, where the lesion's box allows it."""
 
 
 def cut(pixels: np.ndarray, window: Window, fill: float = 0) -> np.ndarray:
@@ -43,9 +43,9 @@ def covered(box: np.ndarray) -> Window:
 def widened(box: np.ndarray, margin: float, size: int, allowed: np.ndarray | None = None) -> Window:
     """The pixels that a box [4] covers and, on each side, `margin` of its width or height more: what is painted over.
 
-    A lesion fades out beyond its box; painted within the box alone it would end at straight lines. No side
-    comes nearer than RIM px to the border of the window of `size` px, but where the box does; and one stays where it is
-    if allowed [size, size] bool (the breast, say) does not hold all that it would sweep over.
+    A lesion fades out beyond its box; painted within the box alone it would end at straight lines. Each side stays at
+    least RIM px from the border of the window of `size` px, unless the box does not. A side is not moved where that
+    would cover pixels outside allowed [size, size] bool (the breast, for example).
     """
     x0, y0, x1, y1 = covered(np.asarray(box, np.float64))
     across, down = round(margin * (x1 - x0)), round(margin * (y1 - y0))
@@ -60,7 +60,7 @@ def widened(box: np.ndarray, margin: float, size: int, allowed: np.ndarray | Non
 
 
 def box_mask(box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[height, width] bool: the pixels that a box [4] covers, wholly or in part. UserError if there is none."""
+    """[height, width] bool: the pixels that a box [4] covers, wholly or in part. UserError if it covers none."""
     x0, y0, x1, y1 = covered(np.asarray(box, np.float64))
     mask = np.zeros((height, width), bool)
     mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
@@ -71,13 +71,13 @@ def box_mask(box: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def boxes_in(boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] of an image as the window shows them: clipped boxes [K, 4] in its pixels and which they are [K]."""
+    """Boxes [N, 4] of an image as the window shows them: clipped boxes [K, 4] in its pixels, and their numbers [K]."""
     x0, y0, x1, y1 = window
     moved = np.asarray(boxes, np.float32).reshape(-1, 4) - np.array([x0, y0, x0, y0], np.float32)
     limit = np.array([x1 - x0, y1 - y0] * 2, np.float32)
     clipped = np.clip(moved, 0, limit)
-    shown = np.flatnonzero(area(clipped) > 0)
-    return clipped[shown], shown
+    visible = np.flatnonzero(area(clipped) > 0)
+    return clipped[visible], visible
 
 
 def count_covered(blocked: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -39,7 +39,7 @@ def canvas_positions(
     """Positions of the images that can be canvases: of `patients`, and at least `size` pixels on both sides.
 
     patients: those of the training split. A canvas of a test patient would carry that patient's tissue into training.
-    lesion_free: only images without any box (ignore boxes count); else lesions are only kept out of the windows.
+    lesion_free: only images without any box (ignore boxes count); else only the windows are free of lesions.
     UserError if nothing is left, saying why.
     """
     allowed = set(patients)

@@ -44,7 +44,7 @@ def fitting_lesions(infos: Sequence[ImageInfo], size: int) -> list[tuple[int, in
     if not found:
         count = sum(int((~info.ignore).sum()) for info in infos)
         raise UserError(
-            f"none of the {count} lesions has sides below {size} px, as a close-up with its margin wants",
+            f"none of the {count} lesions has sides below {size} px, which a close-up and its margin need",
             where=f"{len(infos)} images",
             todo="use a larger close-up, or less margin" if count else "use a split with lesions",
         )
@@ -121,8 +121,8 @@ def _closeup(pixels: np.ndarray, boxes: np.ndarray, window: Window, box: np.ndar
     size = window[2] - x
     inside = cut(np.ones(pixels.shape[:2], bool), window)
     mask = box_mask(np.array(widened(box - [x, y, x, y], margin, size)), size, size) & inside
-    shown, lesions = boxes_in(boxes, window)
-    return Closeup(cut(pixels, window), mask, inside, shown, lesions, window)
+    visible, lesions = boxes_in(boxes, window)
+    return Closeup(cut(pixels, window), mask, inside, visible, lesions, window)
 
 
 def _clipped(box: np.ndarray, width: int, height: int) -> Window:

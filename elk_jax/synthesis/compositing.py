@@ -81,7 +81,7 @@ def paste(
     """A copy of canvas [H, W] with the painted window blended in; pixels of weight 0 are exactly those of the canvas.
 
     painted: [S, S] in [0, 1]. weights: [S, S] in [0, 1]. shift: added to painted first. The dtype is the canvas's;
-    integers are rounded, all values kept between black and white.
+    integers are rounded, all values clipped to black and white.
     UserError if the window reaches beyond the canvas.
     """
     height, width = canvas.shape

@@ -13,7 +13,7 @@ from elk_jax.images.windows import count_covered, draw_corner
 FINE = 1.0
 """Standard deviation, px, of the blur that separates grain from shape."""
 BORDER = 3
-"""Pixels kept between donor tissue and the mask, and the skin: there what is fine is an edge, not grain."""
+"""Pixels between donor tissue and the mask or the skin, where fine structure is an edge, not grain."""
 SIDES = (48, 32, 24, 16, 8)
 
 

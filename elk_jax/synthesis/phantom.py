@@ -6,8 +6,8 @@ counts, contrasts and grey values follow the malignant images of CDD-CESM (Khale
 2022), padded to a square. It is drawn from noise and curves alone; no real image enters.
 
 Patients have four views: index // 4 is the patient, index % 4 the view (left CC, left MLO, right CC, right
-MLO). All views of a patient share density and character, both views of a breast its lesions. So a split by
-`patient_id` is natural.
+MLO). All views of a patient share density and character, both views of a breast its lesions. So data is split by
+`patient_id`.
 
 Shapes: H rows and W columns of the image; U columns of the breast's own canvas; N lesions. Boxes are xyxy
 in pixels, origin at the corner of the first pixel. Grey values are float32 in [0, 1].
@@ -16,14 +16,15 @@ in pixels, origin at the corner of the first pixel. Grey values are float32 in [
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, SHARE, Between, check
 from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis import phantom_distractors, phantom_lesions, phantom_tissue
-from elk_jax.synthesis.phantom_lesions import LESION_MODELS
 from elk_jax.synthesis.phantom_shape import Shape, make_shape, smooth_step
 
 VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
@@ -31,26 +32,17 @@ VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """What kind of phantoms to draw. Raises UserError for values that make no sense."""
+    """What kind of phantoms to draw."""
 
-    size: int = 512  # H
+    size: Annotated[int, Between(64, 4096)] = 512  # H
     square: bool = True  # pad the breast to H x H (in the middle, black), else W is the breast's own width
-    healthy_fraction: float = 0.3  # of the breasts
-    lesions: str = "realistic"  # or "blobs": plain Gaussian ellipses
-    max_lesions: int = 11
-    contrast: float = 1.0  # factor on the lesions' enhancement: below 1 is harder
+    healthy_fraction: Annotated[float, SHARE] = 0.3  # of the breasts
+    lesions: Literal["realistic", "blobs"] = "realistic"  # blobs: plain Gaussian ellipses
+    max_lesions: Annotated[int, Between(1, 11)] = 11
+    contrast: Annotated[float, ABOVE_ZERO] = 1.0  # factor on the lesions' enhancement: below 1 is harder
 
     def __post_init__(self) -> None:
-        if not 64 <= self.size <= 4096:
-            raise UserError(f"phantom size {self.size} is out of range", todo="choose 64 to 4096 pixels")
-        if not 0 <= self.healthy_fraction <= 1:
-            raise UserError(f"healthy_fraction {self.healthy_fraction} is no fraction", todo="choose 0 to 1")
-        if self.lesions not in LESION_MODELS:
-            raise UserError(f"unknown lesion model {self.lesions!r}", todo=f"choose one of {', '.join(LESION_MODELS)}")
-        if not 1 <= self.max_lesions <= 11:
-            raise UserError(f"max_lesions {self.max_lesions} is out of range", todo="choose 1 to 11")
-        if not self.contrast > 0:
-            raise UserError(f"contrast {self.contrast} is not positive", todo="choose a positive factor, 1 is normal")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ def patient_id(seed: int, index: int) -> str:
 def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     """Draw view `index` of the endless data set `seed`; the same arguments give the same phantom.
 
-    `seed` and `index` are not negative (UserError). Changing `config.size` gives the same breast at another
+    UserError for a negative `seed` or `index`. Changing `config.size` gives the same breast at another
     resolution, changing `config.lesions` the same breast with lesions of the other model at the same
     places.
     """

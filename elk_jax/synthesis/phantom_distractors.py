@@ -1,4 +1,4 @@
-"""Bright things in a phantom that are no lesions: nipple, calcifications, cysts, lymph nodes, foci, folds,
+"""Bright things in a phantom that are not lesions: nipple, calcifications, cysts, lymph nodes, foci, folds,
 corners.
 
 Shapes: H rows and U columns of the drawing canvas; both images are changed in place. Lengths are in units

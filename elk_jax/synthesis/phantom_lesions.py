@@ -21,7 +21,6 @@ from elk_jax.synthesis.phantom_shape import Shape, smooth_step
 
 KINDS = ("round", "lobulated", "irregular", "spiculated", "rim", "clustered")
 KIND_WEIGHTS = (0.16, 0.22, 0.24, 0.2, 0.08, 0.1)
-LESION_MODELS = ("realistic", "blobs")
 # Lesions per image of the CDD-CESM mass images (1, 2, 3, ...).
 COUNT_WEIGHTS = np.array([71, 24, 20, 9, 11, 6, 2, 7, 0, 0, 1]) / 151
 VISIBLE = 0.4  # of a lesion's profile: its extent ends here
@@ -183,7 +182,7 @@ def _realistic(
 
 
 def draw(plan: Plan, x: float, y: float, size: int, model: str) -> Lesion:
-    """Render a plan centred at (x, y) with a lesion model (LESION_MODELS) on a canvas of `size` rows."""
+    """Render a plan centred at (x, y), realistic or as blobs, on a canvas of `size` rows."""
     rng = generator(plan.seed, Purpose.PHANTOM_LESION)
     reach = 2.0 * plan.radius * max(plan.aspect, 1 / plan.aspect) ** 0.5
     row, column = int((y - reach) * size), int((x - reach) * size)

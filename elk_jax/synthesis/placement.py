@@ -30,7 +30,7 @@ class AreaRule:
     def __post_init__(self) -> None:
         for name, (low, high) in (("area", self.area), ("ratio", self.ratio)):
             if not (0 < low <= high and np.isfinite(high)):
-                raise UserError(f"lesion {name} from {low:g} to {high:g} makes no sense", todo="give 0 < low <= high")
+                raise UserError(f"lesion {name} from {low:g} to {high:g}", where=name, todo="give 0 < low <= high")
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
         """(height, width) in whole pixels, at least 1."""
@@ -77,7 +77,7 @@ def find_box(
 ) -> Window | None:
     """A box in a window, fully inside the breast and clear of known lesions; None if `tries` sizes find no place.
 
-    breast: [S, S] bool. boxes: [N, 4] in the window's pixels. margin: px kept between the box and the window's edge.
+    breast: [S, S] bool. boxes: [N, 4] in the window's pixels. margin: px left between the box and the window's edge.
     For each size drawn, all places that fit are equally likely.
     """
     rows, columns = breast.shape
@@ -117,10 +117,10 @@ def plan_placement(
     margin: int = 0,
     share: float = BREAST_SHARE,
 ) -> Placement:
-    """The placement of lesion `index`: a function of (seed, index) alone, so that an interrupted set can go on.
+    """The placement of lesion `index`: a function of (seed, index) alone, so that an interrupted set can be resumed.
 
     positions: the images that can be canvases (`canvases.canvas_positions`); one round of indices visits each once,
-        in a new order each round. An image without a healthy window gives way to a random other one.
+        in a new order each round. A random other one replaces an image without a healthy window.
     breast_of: position -> breast mask [H, W] bool.
     tries: sizes drawn per window. windows: windows drawn per image.
     UserError if no image has a healthy window with room for a lesion.

@@ -75,12 +75,8 @@ def plan_strata(
         members = [group for group in groups if group[1] == bucket]
         share = np.array([group[2] for group in members])
         batches = max(1, int(np.ceil(share.sum() * len(infos) / batch_size - 1e-9)))
-        draws = largest_remainder(
-            share, batches * batch_size, at_least=int(len(members) <= batches * batch_size)
-        )
-        strata += [
-            Stratum(positions, bucket, int(n)) for (positions, _, _), n in zip(members, draws) if n > 0
-        ]
+        draws = largest_remainder(share, batches * batch_size, at_least=int(len(members) <= batches * batch_size))
+        strata += [Stratum(positions, bucket, int(n)) for (positions, _, _), n in zip(members, draws) if n > 0]
     return tuple(strata)
 
 

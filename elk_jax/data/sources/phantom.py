@@ -63,7 +63,7 @@ def read_phantom(
     chosen, jobs = parse_options(options), _jobs(options, split)
     config = PhantomConfig(
         size=chosen.size,
-        lesions=chosen.lesions,
+        lesions=chosen.lesions,  # type: ignore[arg-type]  # PhantomConfig checks it
         healthy_fraction=chosen.healthy_fraction,
         max_lesions=chosen.max_lesions,
         contrast=chosen.contrast,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from elk_jax.data.batches.pairs import PairConfig
+from elk_jax.data.tiles import check_stride
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.diffusion.unet import UNetConfig
@@ -108,6 +109,10 @@ class TranslationRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        try:
+            check_stride(self.pairs.stride, self.model.size)
+        except UserError as error:
+            raise error.within("pairs") from error
         try:
             plan(self.model.bridge, self.sampler.steps, self.sampler.eta)
         except UserError as error:

@@ -59,7 +59,8 @@ def collection(make_info):
             }
             split = "train" if number < 4 else "val"
             ignore = [False, True][: len(boxes)]
-            infos[split].append(make_info(number, boxes, labels=labels, ignore=ignore, meta=meta))
+            place = {"volume": "V", "slice": number} if number < 3 else {}
+            infos[split].append(make_info(number, boxes, labels=labels, ignore=ignore, meta=meta, **place))
             pixels[str(number)] = rng.integers(0, np.iinfo(kind).max + 1, (48, 64)).astype(kind)
         return infos, pixels
 
@@ -82,6 +83,7 @@ def test_records_survive(tmp_path, collection, kind, bits):
         assert info.boxes.shape == old.boxes.shape and info.boxes.dtype == np.float32
         assert info.labels.tolist() == old.labels.tolist() and info.ignore.tolist() == old.ignore.tolist()
         assert (info.patient_id, info.file_name, info.meta) == (old.patient_id, old.file_name, old.meta)
+        assert (info.volume, info.slice) == (old.volume, old.slice)
         np.testing.assert_allclose(
             source[index].image[..., 0] * (2**bits - 1), pixels[info.image_id], atol=1e-2
         )

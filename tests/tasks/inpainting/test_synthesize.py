@@ -43,7 +43,7 @@ def model(tmp_path_factory):
     shapes = jax.eval_shape(lambda: inpainter.init(parts.model, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("model")
-    description = inpainting_model.describe(parts, {}, CloseupConfig(window=WINDOW), rules, ("mass",))
+    description = inpainting_model.describe(parts, {}, CloseupConfig(window=WINDOW, margin=0.0), rules, ("mass",))
     store.save_params(folder, params, description)
     return folder
 
@@ -88,8 +88,8 @@ def test_images_of_mixed_depths_have_one_scale_of_grey(mixed):
     _, spec, _ = mixed
     source = open_source(SourceSpec(spec), "train")
     np.testing.assert_allclose(source[0].image, source[1].image, atol=0.5 / 255)
-    config = CloseupConfig(window=WINDOW, size=WINDOW, batch_size=2, horizontal_flip=0.0)
-    (batch,) = closeup_batches.eval_closeups(source, config, seed=0)
+    config = CloseupConfig(window=WINDOW, margin=0.0, batch_size=2)
+    (batch,) = closeup_batches.eval_closeups(source, config, WINDOW, seed=0)
     assert batch["index"].tolist() == [0, 1] and 59 / 255 < batch["image"].min() < batch["image"].max() < 121 / 255
 
 

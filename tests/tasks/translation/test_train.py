@@ -42,7 +42,7 @@ def test_training_leaves_curves_pictures_and_a_model(run):
 def test_the_evaluation_counts_every_tile_once(run):
     config = bridge_le_to_cem.get_config("tiny")
     settings = translation.pair_config(config.bridge.pairs, 32)
-    held_out = translation.open_pairs(config.data, ("pairs",), "test", config.seed, settings)
+    held_out = translation.open_pairs(config.data, ("pairs",), "test", config.seed, settings, 32)
     evaluation = files.read_json(run / "evaluate" / "evaluation.json")
     counts = evaluation["counts"]
     assert counts["tiles"] == len(held_out) and counts["patients"] == len({i.patient_id for i in held_out.infos})
@@ -110,8 +110,8 @@ def test_a_training_does_not_go_on_with_other_validation_pairs(run, tmp_path, mo
         ("sampler.steps", 5000, "5000 sampling steps"),
         ("loss", "l3", "loss is 'l3'"),
         ("choose", "first", "choose is 'first'"),
-        ("pairs.max_black", 2.0, "pairs.max_black is 2.0"),
-        ("pairs.stride", 64, "pairs.stride is 64"),
+        ("pairs.max_black", 2.0, "pairs.max_black"),
+        ("pairs.stride", 64, "pairs.stride"),
         ("validation_pairs", -1, "validation_pairs is -1"),
     ],
 )
@@ -135,7 +135,7 @@ def test_data_without_pairs_and_another_model_are_refused(run, tmp_path):
     config = bridge_le_to_cem.get_config("tiny")
     config.data.pairs.spec = "phantom:size=64,count=24,modality=low_energy"
     with pytest.raises(UserError, match="pairs of phantoms of one modality"):
-        translation.open_pairs(config.data, ("pairs",), "val", 0, pairs.PairConfig(size=32))
+        translation.open_pairs(config.data, ("pairs",), "val", 0, pairs.PairConfig(), 32)
     folder = shutil.copytree(run / "translator" / "model", tmp_path / "model")
     files.write_json(folder / "model.json", files.read_json(folder / "model.json") | {"architecture": "inpainter"})
     with pytest.raises(UserError, match="a model of 'inpainter', not a translator"):
