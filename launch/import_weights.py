@@ -27,7 +27,7 @@ from absl import flags
 FORMAT = flags.DEFINE_enum("format", None, ["detectron2", "torchvision", "diffusers"], "Whose names the tensors have.")
 INPUT = flags.DEFINE_string("input", None, "The weights file; of diffusers, the folder with model_index.json.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write: params.safetensors and model.json.")
-DEPTH = flags.DEFINE_integer("depth", None, "Layers of the ResNet: 18, 34, 50, 101. Default: inferred; else checked.")
+DEPTH = flags.DEFINE_integer("depth", None, "Layers of the ResNet. Default: inferred; else checked.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the file's classes, without background: mass,calcification")
 DROP = flags.DEFINE_multi_string(
     "drop", [], "Leave out our parameters that this regular expression finds, to start afresh: box_head/class_logits"
