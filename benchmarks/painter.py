@@ -1,4 +1,4 @@
-"""What is measured: an inpainting U-Net with its compiled training step and sampling, on random latents.
+"""The measured program: an inpainting U-Net with its compiled training step and sampling, on random latents.
 
 Shapes: B batch, h w size of the latents (pixels / 8), T tokens, D channels of the text.
 """
@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from benchmarks import measure
 from elk_jax.diffusion import text_encoder, unet
+from elk_jax.diffusion.attention import Implementation
 from elk_jax.diffusion.inpainting import unet_input
 from elk_jax.diffusion.losses import denoising_loss
 from elk_jax.diffusion.samplers import SamplerConfig, classifier_free, sample
@@ -36,7 +37,7 @@ FACTOR = 8
 TOKENS = 77
 RATE = 1e-6
 OPTIMIZER = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "clip_norm": 1.0}
-"""As ELK fine-tunes Stable Diffusion."""
+"""ELK's settings for fine-tuning Stable Diffusion."""
 MODELS = {
     "sd15": (UNetConfig(in_channels=9), TextConfig()),
     "small": (
@@ -67,25 +68,25 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """size: of the images, in pixels. steps, guidance: of sampling. with_text: the text encoder is trained too."""
+    """size: of the images, in pixels. steps, guidance: of sampling. with_text: the text encoder is trained as well."""
 
     model: str = "sd15"
     size: int = 512
     batch: int = 1
     dtype: str = "float32"
     remat: bool = False
-    attention: str = "auto"
+    attention: Implementation = "auto"
     steps: int = 50
     guidance: float = 2.0
     with_text: bool = False
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
-            raise UserError(f"no model '{self.model}'", where="--model", todo=f"give one of {', '.join(MODELS)}")
+            raise UserError(f"unknown model '{self.model}'", where="--model", todo=f"give one of {', '.join(MODELS)}")
         halvings = 2 ** (len(MODELS[self.model][0].block_out_channels) - 1)
         if self.size < FACTOR * halvings or self.size % (FACTOR * halvings):
             raise UserError(
-                f"size {self.size} does not fit the model", where="--size", todo=f"a multiple of {FACTOR * halvings}"
+                f"size is {self.size}", where="--size", todo=f"give a multiple of {FACTOR * halvings}"
             )
 
     @property
@@ -106,7 +107,7 @@ class Workload:
 
 
 def random_batch(work: Workload, seed: int = 0) -> dict[str, np.ndarray]:
-    """Latents, masks, noise, time steps and text for one step, the same for everyone who is measured."""
+    """Latents, masks, noise, time steps and text for one step, the same for both sides."""
     random, side = np.random.RandomState(seed), work.size // FACTOR
     latents = (work.batch, side, side, 4)
     mask = np.zeros((*latents[:3], 1), np.float32)
@@ -129,7 +130,7 @@ def init(work: Workload, rng: jax.Array) -> dict[str, Any]:
 
 
 def loss(work: Workload, params: Any, batch: Mapping[str, jax.Array], rng: Any = None) -> tuple[jax.Array, dict]:
-    """Squared error of the noise that the U-Net finds, as in fine-tuning; noise and time steps are given."""
+    """Squared error of the predicted noise, as in fine-tuning; noise and time steps are given."""
     text = batch["text"]
     if work.with_text:
         text = _apply(CLIPTextEncoder(work.text), params["text_encoder"], batch["tokens"])
@@ -157,7 +158,7 @@ def _apply(model: nn.Module, params: Any, *inputs: jax.Array) -> Any:
 
 
 def training_step(work: Workload, mesh: Mesh | None = None) -> tuple[Any, TrainState]:
-    """(the jitted update, its state as shapes alone), laid out as the training loop does it where there is a mesh."""
+    """(the jitted update, the shapes of its state), laid out on a mesh as in the training loop if one is given."""
     abstract = jax.eval_shape(lambda key: init(work, key), jax.random.key(0))
     tx = optimizers.build(OPTIMIZER, schedules.constant(RATE), abstract)
     state = jax.eval_shape(lambda params: create(params, tx, ema=False), abstract)
@@ -170,7 +171,7 @@ def training_step(work: Workload, mesh: Mesh | None = None) -> tuple[Any, TrainS
 
 
 def new_state(params: Any, mesh: Mesh | None = None) -> TrainState:
-    """The state before the first update. It takes the buffers of `params`."""
+    """The state before the first update. It donates the buffers of `params`."""
     tx = optimizers.build(OPTIMIZER, schedules.constant(RATE), params)
     make = lambda params: create(params, tx, ema=False)
     layout = None if mesh is None else meshes.tree_shardings(jax.eval_shape(make, params), mesh)
@@ -178,11 +179,11 @@ def new_state(params: Any, mesh: Mesh | None = None) -> TrainState:
 
 
 def fine_tuning_memory(work: Workload) -> dict[str, Any]:
-    """What one update needs, by the compiler's account for this kind of device; nothing is run or allocated."""
+    """Memory of one update by the compiler's estimate for this kind of device; nothing is run or allocated."""
     update, state = training_step(work)
     batch = jax.eval_shape(lambda: {name: jnp.asarray(x) for name, x in random_batch(work).items()})
     start = time.perf_counter()
-    # a CPU's compiler orders operations for many threads, a GPU's for little memory
+    # the CPU compiler schedules for parallelism by default, the GPU compiler for little memory
     frugal = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     compiled = update.lower(state, batch).compile(frugal if jax.default_backend() == "cpu" else None)
     sizes = compiled.memory_analysis()
@@ -198,9 +199,9 @@ def fine_tuning_memory(work: Workload) -> dict[str, Any]:
 
 
 class Subject:
-    """A U-Net ready to be timed: `step()` is one update, `infer()` one batch of sampled latents; neither waits.
+    """A U-Net to time: `step()` is one update, `infer()` one batch of sampled latents; both return without waiting.
 
-    Training keeps float32 parameters; sampling has them in the compute dtype, as a pipeline loads them.
+    Parameters are float32 in training, and have the compute dtype in sampling, as a pipeline loads them.
     """
 
     def __init__(self, work: Workload, batch: Mapping[str, np.ndarray], params: Any = None):
@@ -209,7 +210,7 @@ class Subject:
         made = init(work, jax.random.key(0)) if params is None else jax.tree.map(jnp.asarray, params)
         self.update, _ = training_step(work)
         self.light = jax.tree.map(lambda leaf: leaf.astype(work.dtype), made["unet"])
-        if work.dtype == "float32":  # the update takes the buffers that it is given
+        if work.dtype == "float32":  # the update donates its buffers
             self.light = jax.tree.map(jnp.copy, self.light)
         self.state = new_state(made)
         start = time.perf_counter()
@@ -233,9 +234,9 @@ class Subject:
 
 
 def model_flops(work: Workload, batch: Mapping[str, Any]) -> dict[str, float | None]:
-    """Arithmetic of the model in one update and in one sampling: without what remat repeats, attention counted in full.
+    """FLOPs of the model in one update and in one sampling, without recomputation by remat, with all of attention.
 
-    By XLA's cost analysis of gradient and forward pass; nothing is compiled.
+    They come from XLA's cost analysis of gradient and forward pass; nothing is compiled.
     """
     plain = dataclasses.replace(work, remat=False, attention="xla")
     params = jax.eval_shape(lambda key: init(plain, key), jax.random.key(0))

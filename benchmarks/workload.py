@@ -1,4 +1,4 @@
-"""What is measured: a detector with its compiled training step and inference, on phantom images.
+"""The measured program: a detector with its compiled training step and inference, on phantom images.
 
 Shapes: B batch, H W canvas (the image size rounded up to a multiple of 32, as torchvision pads), M padded lesions.
 """
@@ -43,7 +43,7 @@ SCHEDULE = {"name": "warmup_multistep", "base": 1e-4, "warmup_steps": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Training images, how they are loaded, and one batch on the host, the same for everyone who is measured."""
+    """Training images, the settings of the loader, and one batch on the host, the same for both sides."""
 
     source: sources.ImageSource
     config: loader.LoaderConfig
@@ -54,12 +54,12 @@ def parse_size(text: str) -> tuple[int, int]:
     """'800x1333' -> (800, 1333)."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) >= 64 for part in parts):
-        raise UserError(f"'{text}' is no size", where="--size", todo="write HEIGHTxWIDTH, 64 or more, as 512x512")
+        raise UserError(f"size is '{text}'", where="--size", todo="give HEIGHTxWIDTH, at least 64, for example 512x512")
     return int(parts[0]), int(parts[1])
 
 
 def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: int = 40) -> Data:
-    """Phantoms of the shorter side, loaded as the recipes do; in the fixed batch all of `size` counts as image."""
+    """Phantoms of the shorter side, loaded as in the recipes; in the fixed batch all of `size` counts as image."""
     source = sources.open_source(f"phantom:size={min(size)},count={images},seed=5", "train")
     canvas = tuple(-(-side // 32) * 32 for side in size)
     recipe = base.detector("quick")["loader"]
@@ -72,7 +72,7 @@ def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: i
 
 
 class Subject:
-    """A detector ready to be timed: `step()` is one update, `infer()` one batch of detections; neither waits.
+    """A detector to time: `step()` is one update, `infer()` one batch of detections; both return without waiting.
 
     The programs are compiled on construction: see compile_seconds, train_cost, inference_cost, step_memory.
     """
@@ -87,7 +87,7 @@ class Subject:
         self.params = meshes.place(self.task.init(jax.random.key(0)) if params is None else params, mesh)
         state = create(self.params, tx, ema=False)
         layout = meshes.tree_shardings(state, mesh)
-        self.state: TrainState = meshes.place(state, mesh)  # its own buffers: the step takes them
+        self.state: TrainState = meshes.place(state, mesh)  # with its own buffers, which the step donates
         self.update = gradient_step(
             self.task.loss,
             tx,
@@ -115,7 +115,7 @@ class Subject:
 
 
 class CountingBuilder:
-    """A `step_builder` for the loop: hands out the step that is compiled already, and counts what the loop compiles."""
+    """A `step_builder` for the loop that returns the compiled step, and counts the compilations of the loop."""
 
     def __init__(self, subject: Subject):
         self.subject, self.compilations = subject, 0
@@ -132,7 +132,7 @@ class CountingBuilder:
 
 
 def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
-    """Train with the real loop and the real loader: share of time that a step waits for data, compilations of the step.
+    """Train with the real loop and loader: share of the time spent waiting for data, and compilations of the step.
 
     The first `steps` steps warm up, the next `steps` count.
     """
