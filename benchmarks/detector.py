@@ -1,4 +1,4 @@
-"""How fast the detector trains and detects, beside torchvision's on the same machine, images and weights.
+"""Speed of the detector in training and inference, compared with torchvision on the same machine, images and weights.
 
     python benchmarks/detector.py --size=800x1333 --depth=50 --torch_python=/usr/bin/python3
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     size = workload.parse_size(options.size)
     python = {"auto": rival.default_python(), "none": ""}.get(options.torch_python, options.torch_python)
-    host_memory.keep_freed()  # as the launch scripts do
+    host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
     config = faster_rcnn_config.torchvision(depth=options.depth, dtype=options.dtype, num_classes=1)
     result = benchmark(
@@ -59,22 +59,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="512x512", help="image height x width, as 512x512 or 800x1333")
+    parser.add_argument("--size", default="512x512", help="image height x width, for example 512x512")
     parser.add_argument("--depth", type=int, default=50, choices=(18, 34, 50, 101), help="layers of the ResNet")
-    parser.add_argument("--batch", type=int, default=2, help="images of a step")
+    parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds; every round times each program once")
-    parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
-    parser.add_argument("--loop_steps", type=int, default=10, help="steps of the real loop; 0: leave it out")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
+    parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
+    parser.add_argument("--loop_steps", type=int, default=10, help="steps of the real loop; 0: none")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and torchvision; or auto, none")
     parser.add_argument("--torch_layout", default="auto", choices=("auto", "channels_last", "contiguous"),
                         help="memory format of torch; auto: channels_last on a GPU, contiguous on a CPU")  # fmt: skip
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time of all threads, for a CPU that is not free")  # fmt: skip
+                        help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)
     for name in ("batch", "repetitions"):
         if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}", todo="give at least 1")
+            raise UserError(f"{name} is {getattr(options, name)}", where=f"--{name}", todo="give at least 1")
     return options
 
 
@@ -90,7 +90,7 @@ def benchmark(
     least_seconds: float = 0.5,
     clock: str = "wall",
 ) -> dict[str, Any]:
-    """Everything that the JSON line holds. python: where torchvision is; '' measures this project alone."""
+    """The content of the JSON line. python: a Python with torchvision; '' for none."""
     accelerator = jax.default_backend() != "cpu"
     surroundings = measure.surroundings()
     data = workload.phantom_data(size, batch_size, threads=max(2, min(8, (os.cpu_count() or 2) // 2)))
@@ -163,7 +163,7 @@ def benchmark(
 
 
 def timing(seconds: list[float], batch_size: int, calls: int, cost: Any = None) -> dict[str, Any]:
-    """Time of one step or batch; with XLA's cost analysis also the arithmetic that the model does in it."""
+    """Time of one step or batch; with XLA's cost analysis also the FLOPs of the model."""
     times = measure.spread(seconds)
     values: dict[str, Any] = {
         "seconds": times,
@@ -182,7 +182,7 @@ def timing(seconds: list[float], batch_size: int, calls: int, cost: Any = None) 
 def rival_settings(
     config: FasterRCNNConfig, accelerator: bool, channels_last: bool, clock: str
 ) -> dict[str, Any]:
-    """The same detector in torchvision's words."""
+    """The settings of the same detector in torchvision."""
     return {
         "depth": config.depth,
         "dtype": config.dtype,
@@ -209,7 +209,7 @@ def rival_settings(
 
 
 def rival_weights(other: rival.Rival, config: FasterRCNNConfig) -> Any:
-    """torchvision's random weights as ours: both sides do the same work."""
+    """torchvision's random weights, converted, so that both sides do the same work."""
     foreign = foreign_weights.understand(reading.read_tensors(other.weights), "torchvision")
     return foreign_weights.convert_foreign(foreign, {"dtype": config.dtype}).params
 

@@ -1,16 +1,16 @@
-"""diffusers' inpainting U-Net, timed on request. Runs in a Python of its own that has torch and diffusers.
+"""Times diffusers' inpainting U-Net on request, in a separate Python with torch and diffusers.
 
     python diffusers_side.py FOLDER      FOLDER/settings.json, FOLDER/batch.npz -> FOLDER/weights.safetensors
 
-Started by diffusion.py; answers as `torch_side.serve` says (`infer` samples), and to `image` with the path of the
-sampled latents. It needs nothing but torch, diffusers, safetensors and numpy.
+diffusion.py starts it. The protocol is that of `torch_side.serve` (`infer` samples), with `image` for the path of the
+sampled latents. It requires only torch, diffusers, safetensors and numpy.
 """
 
 import copy
 import os
 import shutil
 
-import torch_side  # isort: skip  the path is in order before the library is looked for
+import torch_side  # isort: skip  corrects the path before the library is imported
 import diffusers
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""How fast an inpainting U-Net trains and paints, beside diffusers' on the same machine, weights and latents.
+"""Speed of an inpainting U-Net in training and sampling, compared with diffusers on the same machine and weights.
 
     python benchmarks/diffusion.py --model=sd15 --size=512 --batch=8 --dtype=bfloat16 --remat      a GPU
     python benchmarks/diffusion.py --model=small --size=256 --steps=10                             a CPU
@@ -37,7 +37,7 @@ from elk_jax.weights.convert import convert  # noqa: E402
 from elk_jax.weights.reading import read_safetensors  # noqa: E402
 
 MEMORY_LIMIT = 40e9
-"""Bytes of the accelerator that a full fine-tune should fit in."""
+"""Bytes of accelerator memory for a full fine-tuning."""
 UNET_FIELDS = (
     "sample_size", "in_channels", "out_channels", "down_block_types", "block_out_channels", "layers_per_block",
     "attention_head_dim", "cross_attention_dim", "norm_num_groups", "norm_eps", "use_linear_projection",
@@ -46,7 +46,7 @@ UNET_FIELDS = (
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    host_memory.keep_freed()  # as the launch scripts do
+    host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
     work = painter.Workload(
         options.model,
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.text_encoder,
     )
     if options.memory and options.fsdp:
-        raise UserError("two questions at once", where="--memory --fsdp", todo="ask one of them")
+        raise UserError("--memory and --fsdp exclude each other", where="--memory --fsdp", todo="give one of them")
     if options.memory:
         print(json.dumps(memory(work), allow_nan=False))
         return
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     default = "" if work.with_text else rival.default_python("diffusers")
     python = {"auto": default, "none": ""}.get(options.torch_python, options.torch_python)
     if python and work.with_text:
-        raise UserError("diffusers' side trains the U-Net alone", where="--text_encoder", todo="--torch_python=none")
+        raise UserError("diffusers trains only the U-Net here", where="--text_encoder", todo="add --torch_python=none")
     result = benchmark(
         work,
         repetitions=options.repetitions,
@@ -85,27 +85,27 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", choices=sorted(painter.MODELS), help="sd15: Stable Diffusion 1.5")
-    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels; latents are an eighth")
-    parser.add_argument("--batch", type=int, default=1, help="images of a step and of a sampling")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels; an eighth for latents")
+    parser.add_argument("--batch", type=int, default=1, help="images per step and per sampling")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", action="store_true", help="recompute activations in the backward pass")
     parser.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn"))
     parser.add_argument("--steps", type=int, default=50, help="steps of a sampling")
     parser.add_argument("--guidance", type=float, default=2.0, help="1: no doubled batch")
-    parser.add_argument("--text_encoder", action="store_true", help="train the text encoder too (ours alone)")
-    parser.add_argument("--memory", action="store_true", help="only what a training step needs; runs nothing")
-    parser.add_argument("--fsdp", type=int, default=0, help="split the state over N devices; losses beside one's")
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds; every round times each program once")
-    parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
+    parser.add_argument("--text_encoder", action="store_true", help="also train the text encoder (not with diffusers)")
+    parser.add_argument("--memory", action="store_true", help="only the memory of a training step, without running it")
+    parser.add_argument("--fsdp", type=int, default=0, help="split the state over N devices, and compare with one")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
+    parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and diffusers; or auto, none")
     parser.add_argument("--torch_compile", default="auto", choices=("auto", "yes", "no"),
                         help="auto: on a GPU, and on a CPU with a C++ compiler")  # fmt: skip
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time of all threads, for a CPU that is not free")  # fmt: skip
+                        help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)
     for name in ("batch", "repetitions", "steps"):
         if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}", todo="give at least 1")
+            raise UserError(f"{name} is {getattr(options, name)}", where=f"--{name}", todo="give at least 1")
     return options
 
 
@@ -132,7 +132,7 @@ def benchmark(
     least_seconds: float = 0.5,
     clock: str = "wall",
 ) -> dict[str, Any]:
-    """Everything that the JSON line holds. python: where diffusers is; '' measures this project alone."""
+    """The content of the JSON line. python: a Python with diffusers; '' for none."""
     surroundings = measure.surroundings()
     batch = painter.random_batch(work)
     with rival.start(python, rival_settings(work, compiled, clock), batch, "diffusers") as other:
@@ -184,7 +184,7 @@ def benchmark(
 
 
 def agreement(other: rival.Rival, subject: painter.Subject) -> dict[str, Any]:
-    """Proof that both do the same work: the largest difference of the sampled latents, and their loss."""
+    """Evidence that both sides do the same work: the difference of the sampled latents, and diffusers' loss."""
     theirs = np.load(other.ask("image")["path"])
     ours = np.asarray(subject.infer(), np.float32)
     return {
@@ -195,7 +195,7 @@ def agreement(other: rival.Rival, subject: painter.Subject) -> dict[str, Any]:
 
 
 def timing(seconds: list[float], batch: int, calls: int, operations: float | None = None) -> dict[str, Any]:
-    """Time of one step or sampling; with the model's arithmetic also how much of the device it uses."""
+    """Time of one step or sampling; with the FLOPs of the model also the share of the peak rate."""
     times = measure.spread(seconds)
     values: dict[str, Any] = {
         "seconds": times,
@@ -211,7 +211,7 @@ def timing(seconds: list[float], batch: int, calls: int, operations: float | Non
 
 
 def rival_settings(work: painter.Workload, compiled: bool | None, clock: str) -> dict[str, Any]:
-    """The same U-Net in diffusers' words."""
+    """The settings of the same U-Net in diffusers."""
     config = dataclasses.asdict(work.unet)
     up = [name.replace("Down", "Up") for name in reversed(work.unet.down_block_types)]
     accelerator = jax.default_backend() != "cpu"
@@ -230,7 +230,7 @@ def rival_settings(work: painter.Workload, compiled: bool | None, clock: str) ->
 
 
 def rival_weights(other: rival.Rival, work: painter.Workload) -> Any:
-    """diffusers' random weights as ours: both sides do the same work."""
+    """diffusers' random weights, converted, so that both sides do the same work."""
     tensors = read_safetensors(other.folder / "weights.safetensors")
     abstract = jax.eval_shape(lambda key: painter.init(work, key), jax.random.key(0))["unet"]
     shapes = {path: tuple(leaf.shape) for path, leaf in store.flatten(abstract).items()}

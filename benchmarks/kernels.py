@@ -1,9 +1,9 @@
-"""What the detector's own kernels take of a training step: NMS, ROIAlign, matching and sampling.
+"""Share of the detector's kernels in a training step: NMS, ROIAlign, matching and sampling.
 
     python benchmarks/kernels.py --size=800x1333 --depth=50 --batch=2
 
-Every kernel runs alone, on the boxes and features that the model itself produces for phantom images, and the whole
-training step beside it in the same rounds. The last line of the output is one JSON object.
+Every kernel runs separately, on the boxes and features of the model for phantom images, and the whole training step in
+the same rounds. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Array = jax.Array
 
 
 class Kernel(NamedTuple):
-    """forward: how a step calls it. both: forward and backward in one program; None where no gradient flows."""
+    """forward: as in a step. both: forward and backward in one program; None without a gradient."""
 
     forward: Callable[[], Any]
     both: Callable[[], Any] | None = None
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = CONVENTIONS[options.conventions](depth=options.depth, dtype=options.dtype)
     size = workload.parse_size(options.size)
-    host_memory.keep_freed()  # as the launch scripts do
+    host_memory.keep_freed()  # as in the launch scripts
     result = benchmark(config, size, options.batch, options.repetitions, options.least_seconds, options.clock)
     result["settings"]["conventions"] = options.conventions
     print(json.dumps(result, allow_nan=False))
@@ -78,7 +78,7 @@ def benchmark(
     least_seconds: float = 0.5,
     clock: str = "wall",
 ) -> dict[str, Any]:
-    """Everything that the JSON line holds."""
+    """The content of the JSON line."""
     surroundings = measure.surroundings()
     data = workload.phantom_data(size, batch_size, threads=2)
     subject = workload.Subject(config, data, meshes.make_mesh(devices=jax.devices()[:1]))
@@ -110,10 +110,10 @@ def benchmark(
 
 
 def shares(times: dict[str, list[float]]) -> dict[str, Any]:
-    """Times of each kernel, and its share of the step that was timed in the same round.
+    """Times of each kernel, and its share of the step timed in the same round.
 
-    A kernel's part of a step is forward and backward where a gradient flows, else forward. `share` is of NMS, ROIAlign,
-    matching and sampling; with_selection counts all of proposal selection (top-k, decoding, clipping) for NMS alone.
+    The part of a kernel is forward and backward if it has a gradient, else forward. `share` is that of NMS, ROIAlign,
+    matching and sampling; with_selection counts all of proposal selection (top-k, decoding, clipping) instead of NMS.
     """
     step = times["step"]
     names = [name for name in times if ":" not in name and name != "step"]
@@ -139,7 +139,7 @@ def shares(times: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def kernels(config: FasterRCNNConfig, subject: workload.Subject) -> dict[str, Kernel]:
-    """The kernels with the arguments that they have in a training step of `subject`."""
+    """The kernels with their arguments in a training step of `subject`."""
     batch, params = subject.batch, subject.params
     model = FasterRCNN(config)
 
@@ -212,7 +212,7 @@ def _candidates(
     deltas: tuple[Array, ...],
     image_size: Array,
 ) -> tuple[Array, Array]:
-    """Boxes [L, N, 4] and scores [L, N] of one image as they enter the NMS of each level; -inf where there is none."""
+    """Boxes [L, N, 4] and scores [L, N] of one image, the input of the NMS of each level; -inf for padding."""
     most = min(config.rpn_pre_nms_train, max(len(level) for level in levels))
     boxes, scores = [], []
     for anchors, level_logits, level_deltas in zip(levels, logits, deltas, strict=True):

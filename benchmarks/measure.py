@@ -1,4 +1,4 @@
-"""Time, spread and surroundings: what every benchmark says beside its own numbers."""
+"""Times, their spread, and the surroundings of a measurement, for every benchmark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PEAK_BF16 = {
     "TPU v5": 459e12,
     "TPU v6": 918e12,
 }
-"""Dense bfloat16 FLOP/s that the maker states, by a part of the device's name; the first that fits counts."""
+"""Published dense bfloat16 FLOP/s, by a part of the name of the device; the first match counts."""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -46,16 +46,16 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Spread of theirs / ours over repetitions that were measured side by side: above 1, ours is faster."""
+    """Spread of theirs / ours over repetitions measured in turn: above 1, ours is faster."""
     return spread([a / b for a, b in zip(theirs, ours, strict=True)])
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""cpu: processor time of all threads. On a CPU that others use too it still tells the work of a program."""
+"""cpu: processor time of all threads, which measures the work of a program even on a busy CPU."""
 
 
 def seconds_per_call(call: Callable[[], Any], calls: int, clock: str = "wall") -> float:
-    """Mean time of `calls` calls in a row by one of CLOCKS; what they return is waited for at the end."""
+    """Mean time of `calls` calls in a row by one of CLOCKS, including the wait for the last result."""
     now = CLOCKS[clock]
     start = now()
     result = None
@@ -66,12 +66,12 @@ def seconds_per_call(call: Callable[[], Any], calls: int, clock: str = "wall") -
 
 
 def calls_for(call: Callable[[], Any], least_seconds: float, most: int = 200) -> int:
-    """How many calls in a row take `least_seconds`. Warms up with one call, or two of those that are short."""
+    """Number of calls in a row that take `least_seconds`. Warms up with one call, or two short ones."""
     return calls_of_seconds(lambda: seconds_per_call(call, 1), least_seconds, most)
 
 
 def calls_of_seconds(seconds: Callable[[], float], least_seconds: float, most: int = 200) -> int:
-    """As `calls_for`, for a function that makes one call itself and tells how long it took."""
+    """`calls_for` for a function that makes one call and returns its time."""
     first = seconds()
     if first > 4 * least_seconds:
         return 1
@@ -79,7 +79,7 @@ def calls_of_seconds(seconds: Callable[[], float], least_seconds: float, most: i
 
 
 def surroundings() -> dict[str, Any]:
-    """Hardware, versions, and the load of the machine: a busy one measures something else."""
+    """Hardware, versions, and the load of the machine, which affects the times."""
     device = jax.devices()[0]
     return {
         "hardware": {
@@ -99,14 +99,14 @@ def peak_bf16(device_kind: str) -> float | None:
 
 
 def flops(cost: Mapping[str, float] | Sequence[Mapping[str, float]] | None) -> float | None:
-    """Floating-point operations of XLA's cost analysis; None where it gives none."""
+    """Floating-point operations by XLA's cost analysis; None without them."""
     first = cost[0] if isinstance(cost, (list, tuple)) and cost else cost
     value = first.get("flops") if isinstance(first, Mapping) else None
     return value if value and value > 0 else None
 
 
 def program_bytes(compiled: Any) -> int | None:
-    """Memory of one call by the compiler's account: arguments, results and temporaries; None where it gives none."""
+    """Memory of one call by the compiler's estimate: arguments, results and temporaries; None without an estimate."""
     sizes = compiled.memory_analysis()
     if sizes is None:
         return None

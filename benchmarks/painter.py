@@ -1,4 +1,4 @@
-"""What is measured: an inpainting U-Net with its compiled training step and sampling, on random latents.
+"""The measured program: an inpainting U-Net with its compiled training step and sampling, on random latents.
 
 Shapes: B batch, h w size of the latents (pixels / 8), T tokens, D channels of the text.
 """
@@ -71,7 +71,7 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """size: of the images, in pixels. steps, guidance: of sampling. with_text: the text encoder is trained too."""
+    """size: of the images, in pixels. steps, guidance: of sampling. with_text: the text encoder is trained as well."""
 
     model: str = "sd15"
     size: int = 512
@@ -85,11 +85,11 @@ class Workload:
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
-            raise UserError(f"no model '{self.model}'", where="--model", todo=f"give one of {', '.join(MODELS)}")
+            raise UserError(f"unknown model '{self.model}'", where="--model", todo=f"give one of {', '.join(MODELS)}")
         halvings = 2 ** (len(MODELS[self.model][0].block_out_channels) - 1)
         if self.size < FACTOR * halvings or self.size % (FACTOR * halvings):
             raise UserError(
-                f"size {self.size} does not fit the model", where="--size", todo=f"a multiple of {FACTOR * halvings}"
+                f"size is {self.size}", where="--size", todo=f"give a multiple of {FACTOR * halvings}"
             )
 
     @property
@@ -110,7 +110,7 @@ class Workload:
 
 
 def random_batch(work: Workload, seed: int = 0) -> dict[str, np.ndarray]:
-    """Latents, masks, noise, time steps and text for one step, the same for everyone who is measured."""
+    """Latents, masks, noise, time steps and text for one step, the same for both sides."""
     random, side = np.random.RandomState(seed), work.size // FACTOR
     latents = (work.batch, side, side, 4)
     mask = np.zeros((*latents[:3], 1), np.float32)
@@ -133,7 +133,7 @@ def init(work: Workload, rng: jax.Array) -> dict[str, Any]:
 
 
 def loss(work: Workload, params: Any, batch: Mapping[str, jax.Array], rng: Any = None) -> tuple[jax.Array, dict]:
-    """Squared error of the noise that the U-Net finds, as in fine-tuning; noise and time steps are given."""
+    """Squared error of the predicted noise, as in fine-tuning; noise and time steps are given."""
     text = batch["text"]
     if work.with_text:
         text = _apply(CLIPTextEncoder(work.text), params["text_encoder"], batch["tokens"])
@@ -177,7 +177,7 @@ def fine_tuning_memory(work: Workload) -> dict[str, Any]:
     program = training(work)
     batch = jax.eval_shape(lambda: {name: jnp.asarray(x) for name, x in random_batch(work).items()})
     start = time.perf_counter()
-    # a CPU's compiler orders operations for many threads, a GPU's for little memory
+    # the CPU compiler schedules for parallelism by default, the GPU compiler for little memory
     frugal = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     lowered = program.update.lower(program.state, {}, batch)
     compiled = lowered.compile(frugal if jax.default_backend() == "cpu" else None)
@@ -195,9 +195,9 @@ def fine_tuning_memory(work: Workload) -> dict[str, Any]:
 
 
 class Subject:
-    """A U-Net ready to be timed: `step()` is one update, `infer()` one batch of sampled latents; neither waits.
+    """A U-Net to time: `step()` is one update, `infer()` one batch of sampled latents; both return without waiting.
 
-    Training keeps float32 parameters; sampling has them in the compute dtype, as a pipeline loads them.
+    Parameters are float32 in training, and have the compute dtype in sampling, as a pipeline loads them.
     """
 
     def __init__(self, work: Workload, batch: Mapping[str, np.ndarray], params: Any = None):
@@ -206,7 +206,7 @@ class Subject:
         made = init(work, jax.random.key(0)) if params is None else jax.tree.map(jnp.asarray, params)
         program = training(work)
         self.light = jax.tree.map(lambda leaf: leaf.astype(work.dtype), made["unet"])
-        if work.dtype == "float32":  # the update takes the buffers that it is given
+        if work.dtype == "float32":  # the update donates its buffers
             self.light = jax.tree.map(jnp.copy, self.light)
         self.state = program.init(made)
         start = time.perf_counter()
@@ -230,9 +230,9 @@ class Subject:
 
 
 def model_flops(work: Workload, batch: Mapping[str, Any]) -> dict[str, float | None]:
-    """Arithmetic of the model in one update and in one sampling: without what remat repeats, attention counted in full.
+    """FLOPs of the model in one update and in one sampling, without recomputation by remat, with all of attention.
 
-    By XLA's cost analysis of gradient and forward pass; nothing is compiled.
+    They come from XLA's cost analysis of gradient and forward pass; nothing is compiled.
     """
     plain = dataclasses.replace(work, remat=False, attention="xla")
     params = jax.eval_shape(lambda key: init(plain, key), jax.random.key(0))

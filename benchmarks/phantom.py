@@ -1,4 +1,4 @@
-"""How fast phantoms are drawn, on one core: what opening `phantom:` costs, whose images are drawn anew at every start.
+"""Speed of drawing phantoms on one core, which a run repeats whenever it opens `phantom:`.
 
     python benchmarks/phantom.py --size=512 --images=20
 
@@ -34,24 +34,24 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512, help="side of an image, pixels")
-    parser.add_argument("--images", type=int, default=20, help="images of a repetition, the same in each")
+    parser.add_argument("--images", type=int, default=20, help="images per repetition, always the same")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--clock", default="cpu", choices=sorted(measure.CLOCKS),
-                        help="cpu: processor time, for a CPU that is not free; wall: time that passes")  # fmt: skip
+                        help="cpu: processor time, for a busy CPU; wall: elapsed time")  # fmt: skip
     options = parser.parse_args(arguments)
     for name in ("images", "repetitions"):
         if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}", todo="give at least 1")
+            raise UserError(f"{name} is {getattr(options, name)}", where=f"--{name}", todo="give at least 1")
     return options
 
 
 def benchmark(size: int, images: int, repetitions: int, clock: str = "cpu") -> dict[str, Any]:
-    """Everything that the JSON line holds."""
+    """The content of the JSON line."""
     surroundings = measure.surroundings()
     config, threads = PhantomConfig(size=size), cv2.getNumThreads()
     lesions: list[int] = []
     index = itertools.cycle(range(images))
-    host_memory.keep_freed()  # as the launch scripts do
+    host_memory.keep_freed()  # as in the launch scripts
     draw = lambda: lesions.append(len(sample(0, next(index), config).boxes))
     cv2.setNumThreads(1)
     try:

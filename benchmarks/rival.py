@@ -1,4 +1,4 @@
-"""The other side of a comparison, in a process of its own: torchvision_side.py, diffusers_side.py."""
+"""The other side of a comparison, in a separate process: torchvision_side.py or diffusers_side.py."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Rival:
             self._process.wait()
             lines = (self.folder / "errors.txt").read_text().strip().splitlines()
             raise UserError(
-                f"{self._library}'s side failed: {lines[-1] if lines else 'it said nothing'}",
+                f"{self._library} failed: {lines[-1] if lines else 'without output'}",
                 where="--torch_python",
                 todo=f"give a Python with torch and {self._library}, or --torch_python=none",
             )
@@ -58,7 +58,7 @@ class Rival:
 
 
 def default_python(library: str = "torchvision") -> str:
-    """This Python where it has torch and the library, else ''."""
+    """This Python if it has torch and the library, else ''."""
     found = all(importlib.util.find_spec(name) for name in ("torch", library))
     return sys.executable if found else ""
 
@@ -67,7 +67,7 @@ def default_python(library: str = "torchvision") -> str:
 def start(
     python: str, settings: Mapping[str, Any], batch: Mapping[str, np.ndarray], library: str = "torchvision"
 ) -> Iterator[Rival | None]:
-    """LIBRARY_side.py ready to be timed in `python`, on this batch; None where `python` is ''."""
+    """LIBRARY_side.py, started by `python` on this batch and ready to be timed; None if `python` is ''."""
     if not python:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Training with the state split over devices (FSDP), beside the same training on one device."""
+"""Training with the state split over devices (FSDP), compared with one device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from elk_jax.training import mesh as meshes
 
 
 def compare(work: painter.Workload, fsdp: int, steps: int) -> dict[str, Any]:
-    """Losses of `steps` updates on one device and on a mesh of `fsdp`, and what a device of it holds.
+    """Losses of `steps` updates on one device and on a mesh of `fsdp`, and the state per device.
 
-    Raises UserError where `fsdp` does not divide the devices, or these not the batch.
+    Raises UserError unless `fsdp` divides the number of devices, and that the batch.
     """
     mesh = meshes.make_mesh(fsdp=fsdp)
     one, many = (_train(work, layout, steps) for layout in (meshes.make_mesh(devices=jax.devices()[:1]), mesh))

@@ -1,7 +1,7 @@
-"""What torchvision_side.py and diffusers_side.py share: set-up, clock, and the conversation with the benchmark.
+"""Shared by torchvision_side.py and diffusers_side.py: set-up, clock, and the protocol with the benchmark.
 
-Import it before the library: it takes this folder off the path, whose kernels.py is not the library that they look for.
-It needs nothing but torch.
+Import it before the library: it removes this folder from the path, whose kernels.py would shadow a library of that
+name. It requires only torch.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import torch  # noqa: E402
 
 
 class Side:
-    """A model ready to be timed. Subclasses add `train()`, one update, which returns the loss, and `infer()`."""
+    """A model to time. Subclasses add `train()`, one update, which returns the loss, and `infer()`."""
 
     def __init__(self, settings, device):
         self.settings, self.device = settings, device
@@ -49,7 +49,7 @@ class Side:
 
 
 def begin():
-    """(folder, settings, device) of this process; on a CPU torch has all cores that the process may use."""
+    """(folder, settings, device) of this process; on a CPU torch uses all cores available to the process."""
     folder = Path(sys.argv[1])
     settings = json.loads((folder / "settings.json").read_text())
     device = "cuda" if settings["accelerator"] and torch.cuda.is_available() else "cpu"
@@ -61,10 +61,10 @@ def begin():
 
 
 def serve(side, versions, about, answers):
-    """Say what this side is in one JSON line, then answer every line of the standard input with one.
+    """Print a description of this side as one JSON line, then answer every line of standard input with one.
 
     `train N`, `infer N`: {"seconds": mean of N calls in a row}; `memory`: {"bytes": peak}; `loss`: that of one update.
-    versions: of the library; about: what else the first line says; answers: word -> what the side says to it.
+    versions: of the library; about: further items of the first line; answers: command -> function that answers it.
     """
     say(
         device=torch.cuda.get_device_name() if side.device == "cuda" else "cpu",

@@ -1,14 +1,14 @@
-"""torchvision's Faster R-CNN, timed on request. Runs in a Python of its own that has torch and torchvision.
+"""Times torchvision's Faster R-CNN on request, in a separate Python with torch and torchvision.
 
     python torchvision_side.py FOLDER      FOLDER/settings.json, FOLDER/batch.npz -> FOLDER/weights.pth
 
-Started by detector.py; answers as `torch_side.serve` says, and to `detections` with how many an image has. Only one
-side works at a time, so both can use the whole machine. It needs nothing but torch, torchvision and numpy.
+detector.py starts it. The protocol is that of `torch_side.serve`, with `detections` for the number per image. Only one
+side runs at a time, so both can use the whole machine. It requires only torch, torchvision and numpy.
 """
 
 import time
 
-import torch_side  # isort: skip  the path is in order before the library is looked for
+import torch_side  # isort: skip  corrects the path before the library is imported
 import numpy as np
 import torch
 import torchvision
@@ -16,11 +16,11 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 RESIDUAL_GAIN = 0.25
-"""Scale of the norm that ends each residual branch: without it the features of random weights grow with depth."""
+"""Scale of the last norm of each residual branch, without which features of random weights grow with depth."""
 
 
 def build(settings, device):
-    """fasterrcnn_resnet*_fpn with frozen batch norm, random weights, two classes, images taken as they are."""
+    """fasterrcnn_resnet*_fpn with frozen batch norm, random weights, two classes, and no resizing."""
     torch.manual_seed(0)
     name = f"resnet{settings['depth']}"
     backbone = resnet_fpn_backbone(
@@ -34,7 +34,7 @@ def build(settings, device):
         if key.endswith(last):
             value.fill_(RESIDUAL_GAIN)
     model = FasterRCNN(backbone, num_classes=2, **settings["detector"])
-    model.transform.resize = lambda image, target: (image, target)  # the images have their size
+    model.transform.resize = lambda image, target: (image, target)  # the images already have the final size
     return model.to(device)
 
 
@@ -83,7 +83,7 @@ class Side(torch_side.Side):
 
 
 def matmul_rate(device, rows=512, inner=4096, columns=1024):
-    """FLOP/s of a float32 matrix product like the box head's: tells a torch that was built on a slow BLAS."""
+    """FLOP/s of a float32 matrix product as in the box head, which reveals a torch with a slow BLAS."""
     a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
     best = float("inf")
     for _ in range(3):
@@ -99,7 +99,7 @@ def main():
     about = {
         "precision": "bfloat16 autocast" if side.bfloat16 else "float32",
         "matmul_flops_per_second": matmul_rate(device),
-        "compiled": False,  # torch.compile does not take torchvision's detectors as a whole
+        "compiled": False,  # torch.compile cannot compile a whole detector of torchvision
     }
     count = lambda: {"detections": [len(found["boxes"]) for found in side.infer()]}
     torch_side.serve(side, {"torchvision": torchvision.__version__}, about, {"detections": count})

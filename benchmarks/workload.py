@@ -1,4 +1,4 @@
-"""What is measured: a detector with its compiled training step and inference, on phantom images.
+"""The measured program: a detector with its compiled training step and inference, on phantom images.
 
 Shapes: B batch, H W canvas (the image size rounded up to a multiple of 32, as torchvision pads), M padded lesions.
 """
@@ -48,7 +48,7 @@ RECIPE = TrainingRecipe(
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Training images, how they are loaded, and one batch on the host, the same for everyone who is measured."""
+    """Training images, the settings of the loader, and one batch on the host, the same for both sides."""
 
     source: sources.ImageSource
     config: loader.LoaderConfig
@@ -59,7 +59,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """'800x1333' -> (800, 1333)."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) >= 64 for part in parts):
-        raise UserError(f"'{text}' is no size", where="--size", todo="write HEIGHTxWIDTH, 64 or more, as 512x512")
+        raise UserError(f"size is '{text}'", where="--size", todo="give HEIGHTxWIDTH, at least 64, for example 512x512")
     return int(parts[0]), int(parts[1])
 
 
@@ -76,7 +76,7 @@ def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: i
 
 
 class Subject:
-    """A detector ready to be timed: `step()` is one update, `infer()` one batch of detections; neither waits.
+    """A detector to time: `step()` is one update, `infer()` one batch of detections; both return without waiting.
 
     The programs are compiled on construction: see compile_seconds, train_cost, inference_cost, step_memory.
     """
@@ -110,7 +110,7 @@ class Subject:
 
 
 def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:
-    """Train with the real loop and the real loader: share of time that a step waits for data, compilations of the step.
+    """Train with the real loop and loader: share of the time spent waiting for data, and compilations of the step.
 
     The first `steps` steps warm up, the next `steps` count.
     """

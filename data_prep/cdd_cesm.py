@@ -1,15 +1,15 @@
-"""CDD-CESM as published -> a COCO folder and a TFDS data set, with ELK's filter, boxes and split.
+"""Convert the published CDD-CESM to a COCO folder and a TFDS data set, with ELK's filter, boxes and split.
 
   python data_prep/cdd_cesm.py --input=CDD-CESM --output=data/cdd_cesm
-  python data_prep/cdd_cesm.py --input=CDD-CESM --table_only               counts from the tables alone
+  python data_prep/cdd_cesm.py --input=CDD-CESM --table_only               only counts, from the tables
   python data_prep/cdd_cesm.py --input=CDD-CESM --output=data/mammo --modality=low_energy --filter=all_masses
 
 The input is the download from TCIA: the folders "Low energy images of CDD-CESM" and "Subtracted images of
 CDD-CESM", the table of images (XLSX or CSV) and the table of hand-drawn regions (CSV), anywhere below
---input. Images may be JPG, PNG, TIFF or DICOM. Images that the tables name and the folder lacks are counted
-and listed.
+--input. Images may be JPG, PNG, TIFF or DICOM. Images that are in the tables but not in the folder are
+counted and listed.
 
-The output then trains a detector:
+To train a detector on the output:
   python launch/train.py --config=configs/cem_real.py \\
       --config.data.real.spec=coco:data/cdd_cesm/coco/cdd_cesm.json
   (or tfds:data/cdd_cesm/tfds)
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import checkout  # noqa: F401  before all that imports elk_jax
+import checkout  # noqa: F401  before any import of elk_jax
 import numpy as np
 from cdd_plan import PUBLISHED, SPLITS, Options, Plan, Planned, counts, make_plan
 from cdd_tables import passes, read_tables, squeeze
@@ -51,14 +51,15 @@ CITATION = (
 
 
 def find_images(folder: Path, wanted: set[str]) -> dict[str, Path]:
-    """Name -> file below `folder`, whatever its ending and stray spaces. UserError if one has two files."""
+    """Name -> file below `folder`, ignoring extension and spaces. UserError for two files of one image."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         name = squeeze(path.stem)
         if path.suffix.lower() not in SUFFIXES or name not in wanted or path.name.startswith("."):
             continue
         if name in found:
-            raise UserError(f"two files for image {name}: {found[name]} and {path}", todo="remove one of them")
+            what = f"two files for image {name}: {found[name]} and {path}"
+            raise UserError(what, where=folder, todo="remove one of them")
         found[name] = path
     return found
 
@@ -69,14 +70,14 @@ def main(argv: list[str]) -> None:
     options = Options(flags.filter, flags.modality, flags.cleaning, flags.split, flags.split_seed)
     formats = tuple(part.strip() for part in flags.formats.split(",") if part.strip())
     if not formats or not set(formats) <= {"coco", "tfds"}:
-        raise UserError(f"unknown format in --formats={flags.formats}", todo="write coco, tfds or coco,tfds")
+        raise UserError(f"unknown formats {flags.formats!r}", where="--formats", todo="give coco, tfds or coco,tfds")
     if not flags.table_only and not flags.output:
-        raise UserError("no --output given", todo="name the folder to build, or add --table_only")
+        raise UserError("no output folder", where="--output", todo="give the folder to build, or add --table_only")
     rows = read_tables(flags.input)
     plan = make_plan(rows, options)
     print_filter(console, plan)
     if not plan.images:
-        raise UserError("no image passes the filter", where=flags.input, todo="choose another --filter or --modality")
+        raise UserError("no images pass the filter", where=flags.input, todo="choose another --filter or --modality")
     in_tables = counts(plan.images)
     if flags.table_only:
         print_counts(console, options, {"in the tables": in_tables})
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> None:
     files = find_images(Path(flags.input), set(every))
     missing = [image.row.name for image in plan.images if image.row.name not in files]
     if len(missing) == len(plan.images):
-        raise UserError(f"none of the {len(missing)} images that the tables name is there", where=flags.input,
+        raise UserError(f"none of the {len(missing)} images of the tables was found", where=flags.input,
                         todo="put the image folders of CDD-CESM beside the tables")  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
@@ -114,7 +115,7 @@ def main(argv: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Built:
-    """What came out of the pixels."""
+    """The result of reading the images."""
 
     images: list[ImageInfo]
     canvases: list[ImageInfo]
@@ -162,7 +163,7 @@ def build(
     chosen = [infos[image.row.name] for image in plan.images if image.row.name in infos]
     canvases = [infos[image.row.name] for image in plan.canvases if image.row.name in infos]
     if not chosen:
-        raise UserError("no image could be read", where=next(iter(unreadable.values()), folder))
+        raise UserError("no images could be read", where=next(iter(unreadable.values()), folder))
     if "coco" in formats:
         write_coco(folder / "coco" / f"{NAME}.json", chosen, CLASSES, DESCRIPTION, "CC BY 4.0")
         write_coco(folder / "coco" / "healthy_canvases.json", canvases, CLASSES, DESCRIPTION, "CC BY 4.0")
@@ -186,12 +187,12 @@ def build(
 
 
 def to_info(image: Planned, pixels: np.ndarray, meta: dict[str, Any], file_name: str) -> ImageInfo:
-    """Clip the boxes to the image, drop those wholly outside, and collect what is known."""
+    """The entry of an image: boxes clipped to it, without those outside, and all metadata."""
     height, width = pixels.shape
     boxes = np.clip(image.boxes, 0, np.array([width, height, width, height], np.float32))
     boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
     row = image.row
-    known = {"pixel_spacing": list(meta["pixel_spacing"])} if meta["pixel_spacing"] else {}
+    spacing = {"pixel_spacing": list(meta["pixel_spacing"])} if meta["pixel_spacing"] else {}
     return ImageInfo(
         image_id=row.name,
         patient_id=row.patient_id,
@@ -214,7 +215,7 @@ def to_info(image: Planned, pixels: np.ndarray, meta: dict[str, Any], file_name:
             "tags": row.tags,
             "is_mass": passes(row, "elk"),
             "fewshot": image.fewshot and image.split == "train",
-            **known,
+            **spacing,
         },
     )
 
@@ -225,10 +226,11 @@ def print_filter(console: Console, plan: Plan) -> None:
     patients = len({row.patient_id for row in plan.filtered})
     drawn = sum(len(row.boxes) for row in plan.filtered)
     points = sum(row.points for row in plan.filtered)
-    kept = sum(len(image.boxes) for image in plan.images)
+    cleaned = sum(len(image.boxes) for image in plan.images)
     console.print(f"filter:    {len(plan.filtered)} images ({parts}) of {patients} patients")
-    console.print(f"boxes:     {drawn} drawn{f' ({points} points skipped)' if points else ''}, {kept} after cleaning")
-    console.print(f"left out:  {len(plan.unannotated)} images without a region {' '.join(plan.unannotated[:6])}")
+    skipped = f" ({points} points skipped)" if points else ""
+    console.print(f"boxes:     {drawn} drawn{skipped}, {cleaned} after cleaning")
+    console.print(f"omitted:   {len(plan.unannotated)} images without a region {' '.join(plan.unannotated[:6])}")
     console.print(f"canvases:  {len(plan.canvases)} healthy images of training patients")
 
 
@@ -271,25 +273,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--input", required=True, help="folder with the images and tables of CDD-CESM")
-    parser.add_argument("--output", help="folder to build; it appears when it is complete")
+    parser.add_argument("--output", help="folder to build; it appears once it is complete")
     parser.add_argument("--formats", default="coco,tfds", help="coco, tfds or both (default: %(default)s)")
     parser.add_argument("--filter", default="elk", choices=("elk", "all_masses", "none"),
-                        help="elk: the published rule; all_masses: weakly enhancing ones too; "
-                        "none: every annotated image, and the healthy ones as lesion-free images "
+                        help="elk: the published rule; all_masses: also weakly enhancing masses; "
+                        "none: every annotated image, and healthy images as lesion-free images "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--modality", default="subtracted", choices=("subtracted", "low_energy", "both"),
                         help="(default: %(default)s)")  # fmt: skip
     parser.add_argument("--cleaning", default="published", choices=("published", "strict", "none"),
-                        help="published: the 555 boxes of the paper, among them 4 exact duplicates; strict: "
+                        help="published: the 555 boxes of the paper, including 4 exact duplicates; strict: "
                         "the rule as stated, 553 boxes; none: all 595 (default: %(default)s)")  # fmt: skip
     parser.add_argument("--split", default="published", choices=("published", "stratified"),
-                        help="published: the paper's patients; stratified: the same sizes, dealt out by the "
+                        help="published: the patients of the paper; stratified: the same sizes, balanced by the "
                         "number of lesions (default: %(default)s)")  # fmt: skip
     parser.add_argument("--split_seed", type=int, default=42, help="(default: %(default)s)")
-    parser.add_argument("--table_only", action="store_true", help="print the counts and write nothing")
-    parser.add_argument("--on_error", default="stop", choices=("stop", "skip"), help="at an unreadable image")
+    parser.add_argument("--table_only", action="store_true", help="only print the counts")
+    parser.add_argument("--on_error", default="stop", choices=("stop", "skip"), help="for unreadable images")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output folder when the new one is complete"
+        "--overwrite", action="store_true", help="replace the output folder once the new one is complete"
     )
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""What the tables alone decide: which images, which boxes, which split, and how many of each.
+"""The data set as determined by the tables: images, boxes, split and counts.
 
 Shapes: N boxes of one image, xyxy, px.
 """
@@ -21,7 +21,7 @@ PUBLISHED = {  # patients, images, lesions
 
 @dataclass(frozen=True)
 class Options:
-    """What shapes the data set; everything else on the command line says where it lies."""
+    """The options that determine the data set."""
 
     filter: Filter = "elk"
     modality: str = "subtracted"
@@ -32,7 +32,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Planned:
-    """One image of the data set before its pixels are seen."""
+    """One image of the data set before it is read."""
 
     row: ImageRow
     boxes: np.ndarray  # [N, 4] float32 xyxy, cleaned, not yet clipped to the image
@@ -44,16 +44,16 @@ class Planned:
 class Plan:
     """The data set as the tables define it."""
 
-    images: tuple[Planned, ...]  # with lesions; with filter "none" the healthy ones too
+    images: tuple[Planned, ...]  # with lesions; with filter "none" also the healthy images
     canvases: tuple[Planned, ...]  # healthy images of training patients
-    filtered: tuple[ImageRow, ...]  # what the filter lets through, before images without a region are left out
-    unannotated: tuple[str, ...]  # not healthy, yet without a region: neither lesions to learn nor a lesion-free image
+    filtered: tuple[ImageRow, ...]  # images that pass the filter, including those without a region
+    unannotated: tuple[str, ...]  # neither healthy nor with a region, so not usable
 
 
 def make_plan(rows: tuple[ImageRow, ...], options: Options) -> Plan:
     """Filter, clean and split.
 
-    The split is made from the published one whatever the filter and modality: a patient's never changes.
+    The split extends the published one; the split of a patient does not depend on filter and modality.
     """
     modalities = ("subtracted", "low_energy") if options.modality == "both" else (options.modality,)
     elk_lesions: Counter[str] = Counter()
@@ -84,7 +84,7 @@ def make_plan(rows: tuple[ImageRow, ...], options: Options) -> Plan:
 
 
 def counts(images: list[Planned] | tuple[Planned, ...]) -> dict[str, dict[str, int]]:
-    """Per split, for all, and for the few-shot part: patients, images, lesions, lesion-free images."""
+    """Patients, images, lesions and lesion-free images: per split, of all, and of the few-shot part."""
     groups = {name: [image for image in images if image.split == name] for name in SPLITS}
     groups |= {
         "all": list(images),

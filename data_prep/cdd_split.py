@@ -1,11 +1,11 @@
-"""Patients of CDD-CESM into train, val and test, so that the published split comes out.
+"""Split the patients of CDD-CESM into train, val and test, reproducing the published split.
 
-The published split of 131 patients (80 / 19 / 32) was dealt by a stratified group K-fold, seed 42: 4 folds,
-the first is the test split; the rest into 5 folds, the first that holds over 10 % of all patients is the
-validation split; the training patients into 3 folds, the first is the few-shot subset. Boxes carry as class
-the number of lesions of their patient. In the release that was used the shuffle detached the patients from
-their lesion counts, so the split is in fact random in the number of lesions; `stratified_split` does what was
-meant. `published_split` gives the published sizes to the last lesion.
+The published split of 131 patients (80 / 19 / 32) is a stratified group K-fold with seed 42. The first of 4 folds is
+the test split. The rest is split into 5 folds; the first fold with more than 10 % of all patients is the validation
+split. The training patients are split into 3 folds; the first is the few-shot subset. The class of a box is the number
+of lesions of its patient. In the release that was used, the shuffle separated the patients from their lesion counts, so
+the split is in fact random in the number of lesions; `stratified_split` does what was intended. `published_split`
+reproduces the published sizes exactly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def published_split(lesions: Mapping[str, int], seed: int = 42) -> tuple[dict[st
 
 
 def stratified_split(lesions: Mapping[str, int], seed: int = 42) -> tuple[dict[str, str], frozenset[str]]:
-    """The same sizes, patients dealt out by their number of lesions (`splits.split_patients`)."""
+    """The same sizes, with patients balanced by their number of lesions (`splits.split_patients`)."""
     split = split_patients(lesions, PUBLISHED_SHARES, seed)
     train = {patient: lesions[patient] for patient, name in split.items() if name == "train"}
     few = split_patients(train, {"few": 26, "more": 54}, seed) if len(train) > 1 else {}
@@ -43,10 +43,10 @@ def stratified_split(lesions: Mapping[str, int], seed: int = 42) -> tuple[dict[s
 
 
 def extended_split(split: Mapping[str, str], others: Mapping[str, int], seed: int = 42) -> dict[str, str]:
-    """`split` plus the patients of `others` (id -> regions), dealt out in the same proportions.
+    """`split` plus the patients of `others` (id -> regions) in the same proportions.
 
-    One map serves every filter and modality, so a model pretrained on low-energy images has never seen a test
-    patient of the subtracted ones.
+    One split holds for every filter and modality, so that a model pretrained on low-energy images has not seen the test
+    patients of the subtracted images.
     """
     rest = {patient: count for patient, count in others.items() if patient not in split}
     return dict(split) | (
@@ -57,10 +57,9 @@ def extended_split(split: Mapping[str, str], others: Mapping[str, int], seed: in
 def group_folds(lesions: Mapping[str, int], folds: int, seed: int) -> dict[str, int]:
     """Patient id -> fold: greedy stratified grouping, with shuffled counts (see above).
 
-    Groups are taken from the most to the least uneven class histogram, each into the fold that leaves the
-    mean, over classes, of the standard deviation over folds of the class's share smallest; of equals the
-    emptier fold. Source: StratifiedGroupKFold of scikit-learn, as its
-    user guide describes it.
+    Groups are assigned from the most to the least uneven class histogram, each to the fold that minimises the standard
+    deviation over folds of the class shares, averaged over classes; of equal folds, to the smaller. Source:
+    StratifiedGroupKFold of scikit-learn, as in its user guide.
     """
     patients = sorted(
         lesions, key=lambda patient: (len(patient), patient) if patient.isdecimal() else (1 << 30, patient)
@@ -70,7 +69,7 @@ def group_folds(lesions: Mapping[str, int], folds: int, seed: int) -> dict[str, 
     histogram = np.zeros((len(patients), len(classes)))
     histogram[np.arange(len(patients)), class_of] = counts
     totals = histogram.sum(0)
-    np.random.RandomState(seed).shuffle(histogram)  # rows only: this is what detaches them from their patients
+    np.random.RandomState(seed).shuffle(histogram)  # only rows, which separates them from their patients
     filled = np.zeros((folds, len(classes)))
     fold_of = {}
     for index in np.argsort(-histogram.std(axis=1), kind="stable"):

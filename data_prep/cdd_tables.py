@@ -1,11 +1,11 @@
-"""The official annotation tables of CDD-CESM -> one plain record per image, with ELK's filter and boxes.
+"""Read the official annotation tables of CDD-CESM: one plain record per image, with ELK's filter and boxes.
 
-Shapes: N regions or boxes of one image, xyxy, px of the published image; origin = corner of the first pixel.
+Shapes: N regions or boxes of one image, xyxy, px of the published image; the origin is the corner of the first pixel.
 
-Two tables: `Radiology-manual-annotations` (one row per image; XLSX, sheet `all`, or the same as CSV) and
-`Radiology_hand_drawn_segmentations_v2.csv` (one row per region, as the VGG Image Annotator exports them).
-Image names carry stray spaces in the first and none in the second; density is given in the low-energy rows
-only. Source: Khaled et al., Scientific Data 2022; filter and cleaning: Montoya-del-Angel et al. 2024.
+The tables are `Radiology-manual-annotations` (one row per image; XLSX, sheet `all`, or the same as CSV) and
+`Radiology_hand_drawn_segmentations_v2.csv` (one row per region, from the VGG Image Annotator). Some
+image names have spaces in the first table but not in the second; only low-energy rows have the density.
+Source: Khaled et al., Scientific Data 2022; filter and cleaning: Montoya-del-Angel et al. 2024.
 """
 
 from __future__ import annotations
@@ -50,30 +50,30 @@ _EXCLUDED_FINDINGS = ("non enhancement", "focus enhancement", "rim enhancement")
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image as the tables describe it."""
+    """One image in the tables."""
 
-    name: str  # "P3_L_CM_MLO", the file name without its ending
+    name: str  # "P3_L_CM_MLO", the file name without its extension
     patient_id: str
     side: str  # "L" or "R"
     view: str  # "CC" or "MLO"
     modality: str  # "subtracted" or "low_energy"
     density: str  # ACR "A" to "D", "" if not given
-    birads: str  # as in the table: "5", or "4$2" where several findings are graded
+    birads: str  # as in the table: "5", or "4$2" for several findings
     findings: str
     tags: str
     pathology: str  # "Malignant", "Benign" or "Normal"
-    boxes: np.ndarray  # [N, 4] float32, one per region that has an area, in the order of the table
-    points: int  # regions that are mere points
+    boxes: np.ndarray  # [N, 4] float32, one per region with an area, in the order of the table
+    points: int  # number of regions that are points
 
 
 def read_tables(folder: str | Path) -> tuple[ImageRow, ...]:
-    """Find and read both tables anywhere below `folder`. UserError: missing, ambiguous or malformed."""
+    """Find and read both tables anywhere below `folder`. UserError if one is missing, ambiguous or malformed."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
             "no such folder",
             where=folder,
-            todo="give the folder that holds the images and tables of CDD-CESM",
+            todo="give the folder with the images and tables of CDD-CESM",
         )
     images = _find(folder, "Radiology", "manual", "annotations", endings=(".xlsx", ".csv"))
     regions = _find(folder, "Radiology", "segmentations", endings=(".csv",))
@@ -89,7 +89,7 @@ def read_tables(folder: str | Path) -> tuple[ImageRow, ...]:
 def join_tables(
     image_rows: list[dict[str, str]], images: Path, region_rows: list[dict[str, str]], regions: Path
 ) -> tuple[ImageRow, ...]:
-    """Rows of both tables, as text, to records in the order of the first. Paths serve error messages."""
+    """Join the rows of both tables to records in the order of the first. The paths are for error messages."""
     boxes: dict[str, list] = defaultdict(list)
     points: Counter[str] = Counter()
     for line, row in enumerate(region_rows, start=2):
@@ -116,7 +116,7 @@ def join_tables(
         kind = row["Type"].strip().upper()
         if kind not in _MODALITIES or side not in ("L", "R") or not patient or not name:
             raise UserError(f"patient '{patient}', side '{side}', type '{kind}'", where=where,
-                            todo="wanted a name, a patient, L or R, and DM or CESM")  # fmt: skip
+                            todo="give a name, a patient, L or R, and DM or CESM")  # fmt: skip
         if name in result:
             raise UserError("the image occurs twice", where=where, todo="keep one of the rows")
         result[name] = ImageRow(
@@ -134,7 +134,7 @@ def join_tables(
             points=points[name],
         )
     if boxes:
-        what = f"regions of {len(boxes)} images that the table of images does not list, first {min(boxes)}"
+        what = f"regions of {len(boxes)} images that are not in the table of images, for example {min(boxes)}"
         raise UserError(what, where=regions, todo="use both tables of one release")
     return tuple(result.values())
 
@@ -142,10 +142,9 @@ def join_tables(
 def region_box(attributes: str, where: str) -> tuple[float, float, float, float] | None:
     """Bounding rectangle (xyxy, px) of the filled mask of one region, or None for a region without an area.
 
-    attributes: JSON of the annotator: polygon, polyline (filled likewise), ellipse (centre and RADII,
-    `theta` in radians), circle, rect, point. A pixel belongs to the mask if its index lies inside or on the
-    outline, so the rectangle of a polygon with corners 10 and 20 is 10 to 21. Negative coordinates are cut
-    off at the image's edge.
+    attributes: JSON of the annotator: polygon, polyline (also filled), ellipse (centre and RADII, `theta` in radians),
+    circle, rect, point. A pixel belongs to the mask if its index is inside or on the outline, so the rectangle of a
+    polygon with corners 10 and 20 is 10 to 21. Negative coordinates are clipped to the image.
     """
     try:
         shape = json.loads(attributes)
@@ -153,7 +152,7 @@ def region_box(attributes: str, where: str) -> tuple[float, float, float, float]
         if name in ("polygon", "polyline"):
             xs, ys = shape["all_points_x"], shape["all_points_y"]
             if len(xs) != len(ys) or not xs:
-                raise ValueError(f"{len(xs)} x against {len(ys)} y coordinates")
+                raise ValueError(f"{len(xs)} x and {len(ys)} y coordinates")
             edges = [min(xs), min(ys), max(xs), max(ys)]
         elif name == "rect":
             edges = [
@@ -181,7 +180,7 @@ def region_box(attributes: str, where: str) -> tuple[float, float, float, float]
     except (ValueError, KeyError, TypeError) as error:
         missing = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"not a region: {missing}", where=where, todo="correct the row, or fetch the table again"
+            f"not a region: {missing}", where=where, todo="correct the row, or download the table again"
         ) from error
     left, top = max(0, math.floor(edges[0])), max(0, math.floor(edges[1]))
     right, bottom = math.floor(edges[2]) + 1, math.floor(edges[3]) + 1
@@ -189,7 +188,7 @@ def region_box(attributes: str, where: str) -> tuple[float, float, float, float]
 
 
 def passes(row: ImageRow, rule: Filter) -> bool:
-    """Does the image belong to the data set? `elk`: the published rule; `all_masses`: by its tags only."""
+    """Whether the image belongs to the data set. `elk`: the published rule; `all_masses`: only by its tags."""
     if rule == "none":
         return True
     tags, findings = row.tags.lower(), row.findings.lower()
@@ -199,13 +198,13 @@ def passes(row: ImageRow, rule: Filter) -> bool:
 
 
 def is_healthy(row: ImageRow) -> bool:
-    """Normal in every column and without a region: a canvas for synthetic lesions, or a lesion-free image."""
+    """Whether the image is normal in every column and has no region: a canvas, or a lesion-free image."""
     tags = [tag.strip() for tag in row.tags.lower().split(",")]
     return "normal" in tags and row.pathology.lower() == "normal" and len(row.boxes) + row.points == 0
 
 
 def kept_boxes(boxes: np.ndarray, rule: Cleaning) -> np.ndarray:
-    """Mask [N] of the boxes of one image that remain; `strict` is `elk_jax.data.cleaning`."""
+    """Mask [N] of the boxes of one image after cleaning; `strict` is `elk_jax/data/sources/cleaning.py`."""
     if rule == "published":
         return published_cleaning(boxes)
     return keep_clean_boxes(boxes) if rule == "strict" else np.ones(len(boxes), bool)
@@ -214,21 +213,20 @@ def kept_boxes(boxes: np.ndarray, rule: Cleaning) -> np.ndarray:
 def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
     """Mask [N] of the boxes in the published list of 555.
 
-    The rule as stated: none inside another, and of two with IoU > `max_iou` the larger one.
-    Two habits of that list differ from the stated rule. A box also goes if it overlaps one that is dropped
-    itself (2 boxes), and where an image lost a box, every box comes back whose left and top edges both
-    occur among the kept ones: in effect exact duplicates (4 boxes in 3 images). The bare rule gives 551,
-    `strict` cleaning 553.
+    The rule as stated: no box inside another, and of two with IoU > `max_iou` only the larger. The list differs from
+    this rule in two ways. A box is also dropped if it overlaps a box that is itself dropped (2 boxes). And in an image
+    that loses a box, every box is restored whose left and top edges both occur among the remaining boxes, in effect
+    exact duplicates (4 boxes in 3 images). The stated rule gives 551 boxes, `strict` cleaning 553.
     """
     boxes = np.asarray(boxes, np.float64)
     order = np.argsort(-area(boxes), kind="stable")
     inside = np.zeros(len(boxes), bool)
     similar = np.zeros(len(boxes), bool)
-    for place, index in enumerate(order):
-        larger = boxes[order[:place]]
+    for rank, index in enumerate(order):
+        larger = boxes[order[:rank]]
         inside[index] = ((larger[:, :2] <= boxes[index, :2]) & (larger[:, 2:] >= boxes[index, 2:])).all(1).any()
-    for place, index in enumerate(order):
-        larger = boxes[[i for i in order[:place] if not inside[i]]].reshape(-1, 4)
+    for rank, index in enumerate(order):
+        larger = boxes[[i for i in order[:rank] if not inside[i]]].reshape(-1, 4)
         similar[index] = (iou(larger, boxes[[index]]) > max_iou).any()
     keep = ~inside & ~similar
     if not keep.all():
@@ -237,12 +235,12 @@ def published_cleaning(boxes: np.ndarray, max_iou: float = 0.3) -> np.ndarray:
 
 
 def squeeze(name: str) -> str:
-    """A name without its stray spaces."""
+    """A name without spaces."""
     return "".join(name.split())
 
 
 def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
-    """The one file below `folder` whose name holds all words; of several endings the first that occurs."""
+    """The only file below `folder` whose name contains all words, with the first ending that occurs."""
     for ending in endings:
         found = sorted(
             path
@@ -250,12 +248,12 @@ def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
             if all(word.lower() in path.name.lower() for word in words) and not path.name.startswith((".", "~"))
         )
         if len(found) > 1:
-            what = f"{len(found)} tables look alike: {found[0].name} and {found[1].name}"
+            what = f"{len(found)} tables match: {found[0].name} and {found[1].name}"
             raise UserError(what, where=folder, todo="keep one of them")
         if found:
             return found[0]
-    raise UserError(f"no table *{'*'.join(words)}*{' or '.join(endings)}", where=folder,
-                    todo="put the tables of CDD-CESM there (they come with the images)")  # fmt: skip
+    raise UserError(f"no table matches *{'*'.join(words)}*{' or '.join(endings)}", where=folder,
+                    todo="add the tables of CDD-CESM, which come with the images")  # fmt: skip
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -265,7 +263,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise from_os_error(error, path) from error
     except (csv.Error, UnicodeDecodeError, TypeError) as error:
-        raise UserError(f"not a CSV table: {error}", where=path, todo="fetch it again") from error
+        raise UserError(f"not a CSV table: {error}", where=path, todo="download it again") from error
 
 
 def _read_xlsx(path: Path) -> list[dict[str, str]]:
@@ -276,20 +274,20 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
     except OSError as error:
         raise from_os_error(error, path) from error
     except (BadZipFile, KeyError, ValueError, openpyxl.utils.exceptions.InvalidFileException) as error:
-        raise UserError(f"not an XLSX table: {error}", where=path, todo="fetch it again") from error
+        raise UserError(f"not an XLSX table: {error}", where=path, todo="download it again") from error
     if "all" not in book.sheetnames:
-        raise UserError("the sheet 'all' is missing", where=path, todo=f"found: {', '.join(book.sheetnames)}")
+        raise UserError("the sheet 'all' is missing", where=path, todo=f"it has {', '.join(book.sheetnames)}")
     lines = [["" if cell is None else str(cell) for cell in line] for line in book["all"].iter_rows(values_only=True)]
     header = lines[0] if lines else []
     return [dict(zip(header, line)) for line in lines[1:] if any(line)]
 
 
 def _checked(rows: list[dict[str, Any]], columns: Iterable[str], path: Path) -> list[dict[str, str]]:
-    """The rows with the columns that are needed, names compared without regard to spaces around them."""
+    """The rows with the required columns, whose names may have spaces around them."""
     if not rows:
-        raise UserError("the table is empty", where=path, todo="fetch it again")
+        raise UserError("the table is empty", where=path, todo="download it again")
     names = {name.strip(): name for name in rows[0]}
     for column in columns:
         if column not in names:
-            raise UserError(f"the column '{column}' is missing", where=path, todo=f"found: {', '.join(names)}")
+            raise UserError(f"the column '{column}' is missing", where=path, todo=f"it has {', '.join(names)}")
     return [{column: row.get(names[column]) or "" for column in columns} for row in rows]

@@ -1,4 +1,4 @@
-"""Imported first by the scripts of this folder: elk_jax is that of this checkout, installed or not."""
+"""Imported first by the scripts of this folder, so that elk_jax is that of this checkout."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Any COCO folder -> a TFDS data set (ArrayRecord), every annotation of an image in one record.
+"""Convert a COCO folder to a TFDS data set (ArrayRecord), with all annotations of an image in one record.
 
   python data_prep/coco_to_tfds.py --input=mine/annotations.json --output=mine/tfds --name=mine
 
-Images lie in `images/` beside the JSON file, as PNG, JPG, TIFF or DICOM. Per image, `patient_id` and
-`split` are honoured and all other fields are kept; with `bit_depth` (significant bits of a 16-bit file that holds
-fewer) the values are spread over all 16 bits. The result is read by tfds:mine/tfds.
+Images are in `images/` beside the JSON file, as PNG, JPG, TIFF or DICOM. `patient_id`, `split` and all other fields of
+an image are preserved; with `bit_depth` (significant bits of a 16-bit file) the values are scaled to 16 bits. The
+result is read as tfds:mine/tfds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import sys
 from pathlib import Path
 
-import checkout  # noqa: F401  before all that imports elk_jax
+import checkout  # noqa: F401  before any import of elk_jax
 import numpy as np
 from folders import new_folder
 from rich.console import Console
@@ -29,7 +29,7 @@ from elk_jax.errors import UserError, run_main
 
 
 def stored(path: Path, bit_depth: int | None) -> np.ndarray:
-    """The pixels of a file, [H, W] uint8 or uint16, where white is the largest value of its type."""
+    """The pixels of a file, [H, W] uint8 or uint16; white is the largest value of the type."""
     pixels = decode_pixels(path)[0]
     if bit_depth and pixels.dtype == np.uint16:
         pixels = decode_image(path, bit_depth=bit_depth)[0][..., 0]
@@ -41,28 +41,28 @@ def main(argv: list[str]) -> None:
         prog="coco_to_tfds.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", required=True, help="the COCO file")
-    parser.add_argument("--output", required=True, help="folder to build; it appears when it is complete")
-    parser.add_argument("--name", default="detection", help="of the data set (default: %(default)s)")
+    parser.add_argument("--output", required=True, help="folder to build; it appears once it is complete")
+    parser.add_argument("--name", default="detection", help="name of the data set (default: %(default)s)")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output folder when the new one is complete"
+        "--overwrite", action="store_true", help="replace the output folder once the new one is complete"
     )
     flags = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", flags.name):
-        raise UserError(f"--name={flags.name} is no name for a data set", todo="use lower case letters, digits and _")
+        raise UserError(f"{flags.name!r} is not a valid name", where="--name", todo="use lower-case letters, digits, _")
     infos, classes, *_ = read_coco(flags.input)
     folder = image_folder(flags.input)
     depth_of = {info.image_id: info.meta.pop("bit_depth", None) for info in infos}
     for image_id, depth in depth_of.items():
         check_bit_depth(depth, f"{flags.input}, image {image_id}")
     if not infos:
-        raise UserError("the file lists no image", where=flags.input)
+        raise UserError("the file lists no images", where=flags.input)
     check_no_patient_in_two_splits(infos, where=flags.input)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         new_folder(flags.output, flags.overwrite) as built,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
-        wide = [  # read all images before building anything: errors show early, and the bit depth is known
+        wide = [  # read all images before writing: errors show early, and the bit depth is known
             decode_pixels(folder / info.file_name)[0].dtype != np.uint8
             for info in progress.track(infos, description="reading images")
         ]

@@ -1,4 +1,4 @@
-"""Output folders that are either whole or not there."""
+"""Output folders that appear only when they are complete."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from elk_jax.files import make_folder
 
 @contextmanager
 def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a hidden folder beside `path` to write into; it takes the name `path` when the block ends well.
+    """Yield a hidden folder beside `path` to write into; it is renamed to `path` when the block succeeds.
 
-    After an error, Ctrl-C or a full disk the hidden folder is removed and what stood at `path` is untouched.
-    UserError if `path` exists and is not an empty folder (unless `overwrite`), or cannot be written.
+    After an error, Ctrl-C or on a full disk, the hidden folder is removed and `path` is unchanged. UserError if `path`
+    exists and is not an empty folder (unless `overwrite`), or is not writable.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and not path.is_dir():
-        raise UserError("a file stands where a folder is needed", where=path, todo="choose another folder")
+        raise UserError("a file, not a folder", where=path, todo="choose another folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UserError("the output folder is not empty", where=path, todo="choose another one, or add --overwrite")
     make_folder(path.parent)

@@ -1,14 +1,14 @@
-"""Low-energy and subtracted images of the same views -> aligned pairs of tiles, for learning to translate them.
+"""Cut low-energy and subtracted images of the same views into aligned pairs of tiles, to train image translation.
 
   python data_prep/paired_tiles.py --low_energy=low_energy.json --subtracted=subtracted.json --output=data/tiles
   python data_prep/paired_tiles.py --low_energy=low_energy.json --subtracted=subtracted.json --output=data/tiles \\
-      --tile=128 --stride=64                                        images of 512 px, tiles that overlap by half
+      --tile=128 --stride=64                                        images of 512 px, tiles with half overlap
 
-Both are COCO files whose images name patient_id, laterality and view; images that agree in the three are a pair. The
-low-energy image is registered onto the subtracted one (affine); a pair that cannot be is left out and counted. Tiles
-that are mostly black are dropped. The output is read as coco:data/tiles/tiles.json: the subtracted tiles with the
-lesions' boxes, each naming its low-energy tile; overlays/ shows some pairs (green low energy, magenta subtracted).
-Then: python launch/train.py --config=configs/bridge_le_to_cem.py:small \\
+Both inputs are COCO files whose images have patient_id, laterality and view; images that agree in all three are a pair.
+The low-energy image is registered onto the subtracted one (affine); pairs that cannot be registered are omitted and
+counted. Tiles that are mostly black are dropped. The output is read as coco:data/tiles/tiles.json: the subtracted tiles
+with the boxes of lesions, each with the name of its low-energy tile; overlays/ shows some pairs (low energy in green,
+subtracted in magenta). Then: python launch/train.py --config=configs/bridge_le_to_cem.py:small \\
           --config.data.pairs.spec=coco:data/tiles/tiles.json
 """
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import checkout  # noqa: F401  before all that imports elk_jax
+import checkout  # noqa: F401  before any import of elk_jax
 import cv2
 import numpy as np
 from folders import new_folder
@@ -55,12 +55,12 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a pair: its tiles, or why it has none."""
+    """The result for a pair: its tiles, or the reason for having none."""
 
     infos: tuple[ImageInfo, ...] = ()
     failure: str = ""
     likeness: float = 0.0
-    black: int = 0  # tiles that were dropped
+    black: int = 0  # dropped tiles
 
 
 def main(argv: list[str]) -> None:
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     low, subtracted = (open_source(spec, cache_bytes=0) for spec in specs)
     pairs, alone = matched(low, subtracted)
     check_sizes(subtracted, pairs, flags.tile, flags.stride)
-    cv2.setNumThreads(0)  # pairs are done in threads
+    cv2.setNumThreads(0)  # pairs are processed in threads
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         new_folder(flags.output, flags.overwrite) as built,
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     ):
         for name in ("images/low_energy", "images/subtracted", "overlays"):
             make_folder(built / name)
-        shown = set(spread(len(pairs), OVERLAYS).tolist())
+        drawn = set(spread(len(pairs), OVERLAYS).tolist())
         task = progress.add_task("registering pairs", total=len(pairs))
 
         def advance(results: Iterable[Any], total: int) -> Iterator[Any]:
@@ -88,16 +88,16 @@ def main(argv: list[str]) -> None:
 
         def prepare(number: int) -> Prepared:
             i, j = pairs[number]
-            return prepared(low, i, subtracted, j, flags, built, number in shown)
+            return prepared(low, i, subtracted, j, flags, built, number in drawn)
 
         results = map_in_threads(prepare, len(pairs), advance)
         infos = [info for result in results for info in result.infos]
         if not infos:
-            first = next((result.failure for result in results if result.failure), "all tiles are mostly black")
+            reason = next((result.failure for result in results if result.failure), "all tiles are mostly black")
             raise UserError(
-                f"none of {len(pairs)} pairs leaves a tile; the first: {first}",
+                f"no tiles from {len(pairs)} pairs; the first: {reason}",
                 where=flags.subtracted,
-                todo="look at the images of a pair: they must show one breast, hung to the same side",
+                todo="check the images of a pair: they must show the same breast with the same orientation",
             )
         description = "Registered pairs of low-energy and subtracted tiles"
         write_coco(built / INDEX, infos, subtracted.classes, description)
@@ -118,35 +118,36 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--low_energy", required=True, help="COCO file of the low-energy images")
     parser.add_argument("--subtracted", required=True, help="COCO file of the subtracted images")
-    parser.add_argument("--output", required=True, help="folder to build; it appears when it is complete")
-    parser.add_argument("--bit_depth", type=int, default=0, help="bits of 16-bit files that hold fewer: 12")
+    parser.add_argument("--output", required=True, help="folder to build; it appears once it is complete")
+    parser.add_argument("--bit_depth", type=int, default=0, help="significant bits of 16-bit files, for example 12")
     parser.add_argument("--tile", type=int, default=512, help="side in px (default: %(default)s)")
-    parser.add_argument("--stride", type=int, default=0, help="px from a tile to the next; 0: side by side (default)")
+    parser.add_argument("--stride", type=int, default=0, help="px between tiles; 0: side by side (default)")
     parser.add_argument(
         "--max_black",
         type=float,
         default=tiles.MAX_BLACK,
-        help="drop tiles of which more than this share is black in the low-energy image (default: %(default)s)",
+        help="drop tiles with a larger share of black in the low-energy image (default: %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the folder when the new one is complete")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder once the new one is complete")
     flags = parser.parse_args(argv)
     if not 0 <= flags.max_black <= 1:
-        raise UserError(f"--max_black={flags.max_black}", todo="give a share from 0 to 1")
+        raise UserError(f"max_black is {flags.max_black}", where="--max_black", todo="give a share from 0 to 1")
     return flags
 
 
 def matched(low: ImageSource, subtracted: ImageSource) -> tuple[list[tuple[int, int]], list[str]]:
-    """((position in low, position in subtracted) of every pair, in the order of the latter; images without partner).
+    """((position in low, position in subtracted) of every pair, in the order of the latter; images without a partner).
 
-    UserError for an image without laterality or view, two images of one view, a pair in two splits, or no pair.
+    UserError for an image without laterality or view, two images of one view, a pair in two splits, or no pairs.
     """
     first, second = by_view(low), by_view(subtracted)
     pairs = [(first[key], position) for key, position in second.items() if key in first]
     if not pairs:
         raise UserError(
-            "no pair: no low-energy image has patient_id, laterality and view of a subtracted one",
+            "no pairs: no low-energy image has the patient_id, laterality and view of a subtracted image, "
+            f"for example {' '.join(next(iter(first)))} and {' '.join(next(iter(second)))}",
             where=f"{low.name} and {subtracted.name}",
-            todo=f"they are such as {' '.join(next(iter(first)))} and {' '.join(next(iter(second)))}",
+            todo="check these fields",
         )
     for i, j in pairs:
         splits = low.infos[i].split, subtracted.infos[j].split
@@ -167,25 +168,25 @@ def by_view(source: ImageSource) -> dict[Key, int]:
         where = f"{source.name}, image {info.image_id} ({info.file_name})"
         for field in VIEW:
             if not info.meta.get(field):
-                raise UserError(f"the field '{field}' is missing", where=where, todo="add it: pairs are found by it")
+                raise UserError(f"the field '{field}' is missing", where=where, todo="add it: it identifies pairs")
         key = (info.patient_id, *(str(info.meta[field]) for field in VIEW))
         if key in found:
             other = source.infos[found[key]].file_name
             todo = "remove one of them"
-            raise UserError(f"a second image of {' '.join(key)}, beside {other}", where=where, todo=todo)
+            raise UserError(f"two images of {' '.join(key)}; the first is {other}", where=where, todo=todo)
         found[key] = position
     return found
 
 
 def check_sizes(subtracted: ImageSource, pairs: list[tuple[int, int]], tile: int, stride: int) -> None:
-    """UserError for tiles that do not fit into an image, before anything is decoded."""
+    """UserError for tiles larger than an image, before decoding any."""
     for _, position in pairs:
         info = subtracted.infos[position]
         tiles.tile_windows(info.height, info.width, tile, stride, f"{subtracted.name}, {info.file_name}")
 
 
 def prepared(
-    low: ImageSource, i: int, subtracted: ImageSource, j: int, flags: argparse.Namespace, built: Path, shown: bool
+    low: ImageSource, i: int, subtracted: ImageSource, j: int, flags: argparse.Namespace, built: Path, drawn: bool
 ) -> Prepared:
     """Register one pair and write its tiles below `built`."""
     info = subtracted.infos[j]
@@ -193,7 +194,7 @@ def prepared(
     alignment = register(moving, fixed)
     moved = warp(moving, alignment.matrix, fixed.shape)
     name = "_".join([info.patient_id, *(str(info.meta[field]) for field in VIEW)]).replace("/", "-")
-    if shown:
+    if drawn:
         picture = overlay(moved, fixed, 1024)
         write_bytes(built / "overlays" / f"{name}.jpg", cv2.imencode(".jpg", picture)[1].tobytes())
     if alignment.failure:
@@ -215,7 +216,7 @@ def prepared(
 
 
 def index_entry(info: ImageInfo, window: tuple[int, int, int, int], file: str, likeness: float) -> ImageInfo:
-    """The entry of a tile in the index: the subtracted tile, its boxes, and where its partner lies."""
+    """The entry of a tile in the index: the subtracted tile, its boxes, and the file of its partner."""
     return replace(
         tiles.tile_info(info, window),
         image_id=Path(file).stem,
@@ -244,7 +245,7 @@ def summarised(
     alone: list[str],
     results: list[Prepared],
 ) -> dict[str, Any]:
-    """What summary.json says."""
+    """The content of summary.json."""
     infos = [info for result in results for info in result.infos]
     names = [subtracted.infos[j].file_name for _, j in pairs]
     return {

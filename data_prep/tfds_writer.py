@@ -1,10 +1,9 @@
-"""Annotated grey images -> a TFDS data set in ArrayRecord files, without TensorFlow.
+"""Write annotated grey images as a TFDS data set in ArrayRecord files, without TensorFlow.
 
 Shapes: H, W image size in px; N lesions of one image.
 
-A record is laid out as `elk_jax.data.tfds` says, plus one feature for every field of the images' `meta`.
-The folder is read by `tfds.builder_from_directory(DIR).as_data_source(SPLIT)` and, as `tfds:DIR`, by the
-launch scripts.
+A record has the features of `elk_jax/data/sources/tfds.py`, and one for every field of the images' `meta`. The folder
+is read by `tfds.builder_from_directory(DIR).as_data_source(SPLIT)`, and as `tfds:DIR` by the launch scripts.
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ def write_tfds(
     citation: str = "",
     on_image: Callable[[], object] = lambda: None,
 ) -> None:
-    """Build `folder` (which must not exist yet; dataset_info.json and the shards lie directly in it).
+    """Build `folder` (which must not exist yet) with dataset_info.json and the shards directly in it.
 
     Args:
       name: of the data set, lower case with underscores.
       infos: the images; every distinct `split` becomes a split of the data set ("" becomes "train").
       read: info -> [H, W] uint8 or uint16 pixels, called once per image.
-      bits: 8 or 16 per pixel of all images; an 8-bit image in a 16-bit set is widened (x 257): white stays
-      white. on_image: called after each image, for a progress bar.
+      bits: 8 or 16 per pixel of all images; an 8-bit image in a 16-bit set is scaled by 257: white stays white.
+      on_image: called after each image, for a progress bar.
 
     Raises:
-      UserError: the disk is full, the folder cannot be written, an image is not as large as its info says,
-        or two images share an id.
+      UserError: the disk is full, the folder is not writable, the size of an image differs from its info, or two images
+        have the same id.
     """
     import tensorflow_datasets as tfds
 
@@ -80,7 +79,7 @@ def write_tfds(
             return {split: examples(members) for split, members in splits.items()}
 
         def _generate_examples(self):
-            raise NotImplementedError("every split brings its own generator")
+            raise NotImplementedError("every split has its own generator")
 
     ListBuilder.name = name
     folder = Path(folder)
@@ -88,26 +87,26 @@ def write_tfds(
     try:
         builder = ListBuilder(data_dir=str(hidden), file_format="array_record")
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
+        with contextlib.redirect_stdout(io.StringIO()):  # hides messages on downloads, of which there are none
             builder.download_and_prepare()
         os.replace(builder.data_dir, folder)
     except UserError:
         raise
     except OSError as error:
         raise from_os_error(error, folder) from error
-    except Exception as error:  # ArrayRecord reports a failed write in words only
+    except Exception as error:  # ArrayRecord reports a failed write only in words
         if not any(words in str(error) for words in ("No space left", "File too large", "quota")):
             raise
-        raise UserError("the disk is full", where=folder, todo="free some space and start again") from error
+        raise UserError("the disk is full", where=folder, todo="free some space and rerun") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 def meta_features(metas: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Every field that occurs in one `meta`, made to occur in all, and the TFDS features for them.
+    """`metas` completed so that every field occurs in all of them, and the TFDS features of the fields.
 
-    Truth values, whole numbers and numbers stay so where all images have one; `pixel_spacing` is two
-    numbers, NaN where unknown; all else becomes text (lists and objects as JSON, "" where missing).
+    Booleans, integers and floats keep their type if all images have one; `pixel_spacing` is two numbers, NaN if
+    unknown; everything else becomes text (lists and objects as JSON, "" if missing).
     """
     import tensorflow_datasets as tfds
 
@@ -136,9 +135,9 @@ def _as_text(value: Any) -> str:
 
 
 def _fitting(pixels: np.ndarray, info: ImageInfo, bits: int) -> np.ndarray:
-    """[H, W] pixels, of the size that `info` states and the width of the data set."""
+    """[H, W] pixels with the bits of the data set; UserError if the size differs from `info`."""
     if pixels.shape != (info.height, info.width):
         height, width = pixels.shape
-        what = f"the image has {width} x {height} px, its entry says {info.width} x {info.height}"
+        what = f"the image has {width} x {height} px, its entry {info.width} x {info.height}"
         raise UserError(what, where=info.file_name or info.image_id, todo="correct the annotation file")
     return pixels.astype(np.uint16) * 257 if bits == 16 and pixels.dtype == np.uint8 else pixels

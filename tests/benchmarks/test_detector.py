@@ -1,4 +1,4 @@
-"""The detector's benchmark says what it promises. How fast it is, no test asserts."""
+"""The content of the detector's benchmark; no test asserts a speed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,20 @@ def test_says_what_ran_where(result):
 
 
 @pytest.mark.parametrize("part", ["train", "inference"])
-def test_times_with_their_spread(result, part):
-    seconds = result[part]["seconds"]
-    assert seconds.keys() == SPREAD
-    assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
-    assert result[part]["images_per_second"] == pytest.approx(2 / seconds["median"])
-    assert result[part]["model_flops_per_second"] == pytest.approx(result[part]["model_flops"] / seconds["median"])
-    assert result[part]["share_of_bf16_peak"] is None  # a CPU has no entry in the table
-    assert result["compile_seconds"][part] > 0
+def test_both_programs_are_timed(result, part):
+    assert result[part]["seconds"].keys() == SPREAD and result[part]["seconds"]["min"] > 0
+    assert result[part]["model_flops"] > 1e6 and result["compile_seconds"][part] > 0
+
+
+def test_timing_by_hand():
+    from benchmarks import detector
+
+    found = detector.timing([0.4, 0.1, 0.2], batch_size=4, calls=3, cost={"flops": 1e9})
+    seconds = {"median": 0.2, "quartile_1": 0.15, "quartile_3": 0.3, "min": 0.1, "max": 0.4}
+    assert found["seconds"] == pytest.approx(seconds) and found["calls_per_repetition"] == 3
+    assert found["images_per_second"] == pytest.approx(20)
+    assert found["model_flops"] == 1e9 and found["model_flops_per_second"] == pytest.approx(5e9)
+    assert found["share_of_bf16_peak"] is None  # a CPU has no entry in the table
 
 
 def test_a_step_does_one_to_four_times_the_work_of_inference(result):

@@ -68,7 +68,7 @@ def test_rectangles_agree_with_filled_masks(seed):
         ("{}", "'name'"),
         ('{"name": "star"}', "'star'"),
         ('{"name": "circle", "cx": 1, "cy": 2}', "'r'"),
-        ('{"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1]}', "2 x against 1 y"),
+        ('{"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1]}', "2 x"),
         ('{"name": "polygon", "all_points_x": [], "all_points_y": []}', "0 x"),
         ('{"name": "circle", "cx": "a", "cy": 2, "r": 3}', "region"),
         ('{"name": "circle", "cx": NaN, "cy": 2, "r": 3}', "region"),
@@ -178,7 +178,7 @@ def break_tables(folder, what):
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("what", "word"),
     [
         ("no images table", "*Radiology*manual*annotations"),
         ("no regions", "*Radiology*segmentations"),

@@ -124,13 +124,13 @@ def test_sets_that_are_no_pairs_are_refused(sets, tmp_path):
     with refused("patient_id", "P0 L ML", "P0 L CC"):
         prepare((other, sets[1]), out)
     bare = write_set(tmp_path / "bare", "low_energy", 1, view=None)
-    with refused("'view'", where="0_low_energy.png"):
+    with refused("'view'", where="(0_low_energy.png)"):
         prepare((bare, sets[1]), out)
     split = write_set(tmp_path / "split", "low_energy", 1, split="val")
     with refused("0_low_energy.png", "'val'", "'train'"):
         prepare((split, sets[1]), out)
     twice = write_set(tmp_path / "twice", "low_energy", 2, patient_id="P0", split="train")
-    with refused("P0 L CC", "0_low_energy.png", where="1_low_energy.png"):
+    with refused("P0 L CC", "0_low_energy.png", where="(1_low_energy.png)"):
         prepare((twice, sets[1]), out)
     with refused(512, 160, where=".png"):
         prepare(sets, out)

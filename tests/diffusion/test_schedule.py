@@ -76,7 +76,7 @@ def test_bfloat16_images_keep_float32_arithmetic():
         ({"beta_end": 1.5}, "betas", 1.5),
         ({"beta_start": -1.0}, "betas", -1.0),
         ({"steps": 1}, "steps", 1),
-        ({"betas": [0.1, 2.0]}, "betas", 2),
+        ({"betas": [0.1, 2.5]}, "betas", 2.5),
     ],
 )
 def test_bad_settings_are_refused(settings, where, word):

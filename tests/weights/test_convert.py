@@ -254,7 +254,7 @@ def test_wrong_format_is_said():
         run(torchvision_detector(), "detectron2")
     with refused("backbone.body", "--format"):
         run(detectron2_detector(), "torchvision")
-    with refused("torchvision", where="--norm_eps"):
+    with refused("--norm_eps", "torchvision"):
         run(detectron2_detector(), "detectron2", norm_eps=0.0)
 
 

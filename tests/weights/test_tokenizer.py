@@ -16,9 +16,8 @@ def make(vocabulary, **changes):
 @pytest.mark.parametrize("pad", [END, "!"])
 def test_ids(vocabulary, pad, caplog):
     found = make(vocabulary, pad=pad).encode(vocabulary["texts"])
-    assert [record.getMessage()[:50] for record in caplog.records] == [
-        "a text of 100 tokens is cut to 75, without: 'mass "
-    ]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "100 tokens" in warning and "75" in warning and "'mass " in warning
     np.testing.assert_array_equal(found, vocabulary["ids"][pad])
     assert found.dtype == np.int32
 
@@ -29,9 +28,10 @@ def test_a_text_that_fits_gives_no_warning(vocabulary, caplog):
     assert (found[0, 1:76] == vocabulary["vocab"]["mass</w>"]).all() and found[0, 76] == vocabulary["vocab"][END]
 
 
-def test_the_warning_is_one_line_with_the_words_that_are_lost(vocabulary, caplog):
+def test_the_warning_is_one_line_with_the_truncated_words(vocabulary, caplog):
     found = make(vocabulary, length=4).encode(["a mass a MASS"])
-    assert [r.getMessage() for r in caplog.records] == ["a text of 4 tokens is cut to 2, without: 'a MASS'"]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "4 tokens" in warning and warning.endswith("'a MASS'") and "\n" not in warning
     assert found.shape == (1, 4)
 
 

@@ -216,17 +216,16 @@ def _how(distance: Mapping[str, Any]) -> str:
         else ""
     )
     return (
-        f"{how}Gap: largest difference of the two distribution functions, red if it exceeds chance, as it does for 1 "
-        "in 20 pairs of samples of one distribution. Shift: mean distance between the distributions. Painted sizes "
-        "differ from real ones by design: they are drawn uniformly between the smallest and the largest training "
-        "lesion."
+        f"{how}Gap: largest difference of the two distribution functions, red if above chance, which 1 in 20 pairs of "
+        "samples of one distribution exceed. Shift: mean distance between the distributions. Painted sizes differ "
+        "from real ones by design: they are drawn uniformly between the smallest and the largest training lesion."
     )
 
 
 def pairs_section(quality: Quality, where: str = "") -> Section:
     """The synthetic lesions most similar to a training lesion."""
     limit = quality.evaluation["memorised"]["threshold"]
-    note = "Synthetic lesions most similar to a training lesion (left), that lesion (right), each in its own contrast."
+    note = "Synthetic lesions (left) and the most similar training lesion (right), each in its own contrast."
     if limit is not None:
         note += f" Lesions of different patients reach a similarity of {html.number(limit, 2)}."
     return Section(_titled("Most similar to a training lesion", where), strips(quality.pairs), note)
