@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.evaluation import outcomes
@@ -43,9 +42,8 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 
 def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
     """What a finished evaluation stage found."""
-    folder, data = run.folder / name, ConfigDict(run.data)
-    data.on_error = "late"  # the stage has looked at every image; here only those of the gallery are decoded
-    source = detection.open_data(data, (summary["on"],), summary["split"], run.config.seed)
+    folder = run.folder / name
+    source = detection.list_data(run.data, (summary["on"],), summary["split"], run.config.seed)
     chosen = files.read_json(folder / "gallery.json")
     return Evaluated(
         on=f"{summary['split']} split of {summary['on']}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from elk_jax import fields
 from elk_jax.data.augment import Augmentation, Resize
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
-from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.open import list_source, open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.transforms import short_side_scale
 from elk_jax.detection import anchors, faster_rcnn
@@ -102,11 +103,21 @@ def test_loader_config(recipe: Mapping[str, Any]) -> loader.LoaderConfig:
 
 def open_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> sources.ImageSource:
     """The named sources of `config.data` as one. Those for training hold what `train_where` and `patients` leave."""
+    return _joined(data, names, partial(open_source, split=split, on_error=data.on_error, seed=seed))
+
+
+def list_data(data: ConfigDict, names: Sequence[str], split: str, seed: int) -> sources.ImageSource:
+    """`open_data` without a look at the image files: for a few images of sources that a stage has opened before."""
+    return _joined(data, names, partial(list_source, split=split, seed=seed))
+
+
+def _joined(
+    data: ConfigDict, names: Sequence[str], open_one: Callable[..., sources.ImageSource]
+) -> sources.ImageSource:
     opened = []
     for name in names:
         spec = fields.build(SourceSpec, data[name], f"config.data.{name}")
-        progress = progress_bar("  opening")
-        opened.append(open_source(spec, split, on_error=data.on_error, name=name, seed=seed, progress=progress))
+        opened.append(open_one(spec, name=name, progress=progress_bar("  opening")))
     return opened[0] if len(opened) == 1 else sources.concatenate(opened)
 
 

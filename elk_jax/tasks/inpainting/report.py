@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data.sources.open import list_source
@@ -68,9 +67,9 @@ def progress(folder: Path, name: str, count: int = STEPS) -> Progress | None:
 
 def _quality(run: Run, name: str, summary: Mapping[str, Any]) -> Quality:
     evaluation = files.read_json(run.folder / name / "evaluation.json")
-    data = _late(run)
-    painted = detection.open_data(data, (summary["synthetic"],), "train", run.config.seed)
-    training = detection.open_data(data, (summary["on"],), "train", run.config.seed)
+    data = run.data
+    painted = detection.list_data(data, (summary["synthetic"],), "train", run.config.seed)
+    training = detection.list_data(data, (summary["on"],), "train", run.config.seed)
     pairs = pair_strips(evaluation["memorised"]["pairs"], painted, training)
     return Quality(f"{summary['split']} split of {summary['on']}", evaluation, pairs)
 
@@ -99,13 +98,13 @@ def pair_strips(
 
 
 def _painted(run: Run, name: str, summary: Mapping[str, Any]) -> PaintedSet:
-    stage, data = run.config.stages[name], _late(run)
+    stage, data = run.config.stages[name], run.data
     painted = list_source(SourceSpec(f"coco:{run.folder / name / SYNTHETIC}"))
-    canvases = detection.open_data(data, (stage.canvases,), "train", run.config.seed)
+    canvases = detection.list_data(data, (stage.canvases,), "train", run.config.seed)
     shown = painted_strips(painted, canvases)
     inpainter = run.config.stages.get(stage.model, {})
     named = tuple(inpainter.get("train_on", (stage.get("share_of", stage.canvases),)))
-    lesions = detection.open_data(data, named, "train", run.config.seed)
+    lesions = detection.list_data(data, named, "train", run.config.seed)
     size = len(shown[0].closeups[0].image) if shown else 0
     return PaintedSet(name, summary["count"], shown, real_strips(lesions, size, run.config.seed))
 
@@ -162,10 +161,3 @@ def _turn(flip: str) -> str:
 def _spread(total: int, count: int) -> list[int]:
     """`count` positions of `total`, evenly spread."""
     return [int(i) for i in np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))]
-
-
-def _late(run: Run) -> ConfigDict:
-    """The data sources; the stages have looked at every image, here only those that are shown are decoded."""
-    data = ConfigDict(run.data)
-    data.on_error = "late"
-    return data
