@@ -222,7 +222,7 @@ def test_what_cannot_be_painted_is_said_and_leaves_nothing(run, deep, tmp_path):
     cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((40, 40), 90, np.uint8))
     files.write_json(tmp_path / "a.json", small)
     with pytest.raises(UserError, match=r"every canvas is smaller than the window of 48 px"):
-        paint(run, tmp_path / "out", canvases=f"coco:{tmp_path / 'a.json'}")
+        paint(run, tmp_path / "out", canvases=SourceSpec(f"coco:{tmp_path / 'a.json'}"))
     with pytest.raises(UserError, match=r"no split 'nowhere'"):
         paint(run, tmp_path / "out", split="nowhere")
     with pytest.raises(UserError, match=r"canvases of the split 'test'"):
