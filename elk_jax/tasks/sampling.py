@@ -1,22 +1,53 @@
-"""What the diffusion tasks share: pictures drawn from seeds, grids of them, and a loss that can be compared."""
+"""What the diffusion tasks share: a network in pixel space, pictures drawn from seeds, a loss that can be compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elk_jax.diffusion.unet import UNetConfig
+from elk_jax.fields import AtLeast
 from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
 
 VALIDATION_DRAWS = 4
 """Noises and time steps at which the loss of every validation example is measured."""
+
+
+@dataclass(frozen=True)
+class PixelNetwork:
+    """A U-Net on patches of pixels, without text. size: side of the picture. patch: pixels of one place of the U-Net,
+    in each direction. The others are fields of `UNetConfig`."""
+
+    size: Annotated[int, AtLeast(1)] = 64
+    patch: Annotated[int, AtLeast(1)] = 4
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")
+    block_out_channels: tuple[int, ...] = (64, 128)
+    layers_per_block: int = 1
+    attention_head_dim: int | tuple[int, ...] = 4
+    norm_num_groups: int = 16
+
+    def unet(self, inputs: int, others: int = 0, **changes: Any) -> UNetConfig:
+        """The network that takes `inputs` patches and `others` channels beside them, and answers one patch."""
+        own = {field.name: getattr(self, field.name) for field in fields(PixelNetwork)}
+        size, patch = own.pop("size"), own.pop("patch")
+        return UNetConfig(
+            sample_size=size // patch,
+            in_channels=inputs * patch**2 + others,
+            out_channels=patch**2,
+            cross_attention_dim=None,
+            **own,
+            **changes,
+        )
+
 
 Sampler = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]
 

@@ -16,6 +16,7 @@ from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, OneOf, check
 from elk_jax.synthesis.placement import AREAS
+from elk_jax.tasks.sampling import PixelNetwork
 from elk_jax.tasks.stages import Data, Origin, SynthesizeStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig, compile_pattern
 from elk_jax.training.recipe import TrainingRecipe
@@ -24,23 +25,16 @@ from elk_jax.training.schedules import WarmupCosine
 
 
 @dataclass(frozen=True)
-class PixelModel:
-    """An inpainter in pixel space, trained from random weights: size, patch, scale, and settings of its U-Net.
+class PixelModel(PixelNetwork):
+    """An inpainter in pixel space, trained from random weights.
 
-    size: side of the model's picture. patch: pixels of one place of the U-Net, in each direction.
     scale: standard deviation of the images, beside noise of 1. Neighbouring pixels are alike, so that an image of scale
     1 shows its shapes through nearly every noise level, and the model learns little about shapes (Hoogeboom et al.
     2023, arXiv 2301.11093; Chen 2023, arXiv 2301.10972).
     """
 
-    size: Annotated[int, AtLeast(1)] = 64
-    patch: Annotated[int, AtLeast(1)] = 4
     scale: Annotated[float, ABOVE_ZERO] = 0.3
     down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D")  # attention on 8 x 8 places alone
-    block_out_channels: tuple[int, ...] = (64, 128)
-    layers_per_block: int = 1
-    attention_head_dim: int | tuple[int, ...] = 4
-    norm_num_groups: int = 16
 
     def __post_init__(self) -> None:
         check(self)
@@ -48,17 +42,7 @@ class PixelModel:
 
     def config(self, contrast: float) -> InpainterConfig:
         """The model for images of this contrast, the standard deviation of their grey values."""
-        network = UNetConfig(
-            sample_size=self.size // self.patch,
-            in_channels=4 * self.patch**2 + 1,
-            out_channels=self.patch**2,
-            cross_attention_dim=None,
-            down_block_types=self.down_block_types,
-            block_out_channels=self.block_out_channels,
-            layers_per_block=self.layers_per_block,
-            attention_head_dim=self.attention_head_dim,
-            norm_num_groups=self.norm_num_groups,
-        )
+        network = self.unet(inputs=4, others=1)
         return InpainterConfig(unet=network, size=self.size, patch=self.patch, std=contrast / self.scale)
 
 

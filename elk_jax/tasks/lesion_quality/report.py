@@ -49,13 +49,13 @@ def pair_strips(pairs: Sequence[Mapping[str, Any]], painted: ImageSource, traini
         right = TURNS[pair["flip"]](_patch(training, position, pair["lesion"]))
         turned = f", mirrored {_turn(pair['flip'])}" if pair["flip"] else ""
         lesion = f"lesion {pair['lesion'] + 1} of {training.infos[position].title}"
-        caption = f"and {lesion}{turned}; likeness {pair['similarity']:.2f}"
+        caption = f"and {lesion}{turned}; similarity {pair['similarity']:.2f}"
         strips.append(Strip([Closeup(left), Closeup(right)], f"Synthetic {pair['synthetic']}", caption))
     return strips
 
 
 def _patch(source: ImageSource, position: int, lesion: int) -> np.ndarray:
-    """A lesion from its darkest to its brightest grey: likeness does not see contrast either."""
+    """A lesion from its darkest to its brightest grey: similarity does not see contrast either."""
     patch = box_patch(source[position].image[..., 0], source.infos[position].boxes[lesion], PATCH)
     low, high = np.percentile(patch, [1, 99])
     return np.clip((patch - low) / max(high - low, 1e-6), 0, 1)

@@ -9,9 +9,9 @@ from elk_jax.data.batches.pairs import PairConfig
 from elk_jax.data.tiles import check_stride
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import TranslatorConfig
-from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import BELOW_ONE, AtLeast, check
+from elk_jax.tasks.sampling import PixelNetwork
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
@@ -19,24 +19,18 @@ from elk_jax.training.schedules import Schedule, WarmupCosine
 
 
 @dataclass(frozen=True)
-class TranslatorModel:
-    """A translator: size, patch, condition, answer, bridge, and settings of its U-Net.
+class TranslatorModel(PixelNetwork):
+    """A translator of tiles.
 
-    size: side of a tile. patch: pixels of one place of the U-Net, in each direction.
     condition: `source`: the low-energy image is stacked onto the noisy one; `none`: it is the end of the bridge alone.
     answer: of the U-Net: `clean`: the clean image; `difference`: of the noisy image from it, as published.
     """
 
     size: Annotated[int, AtLeast(1)] = 128
-    patch: Annotated[int, AtLeast(1)] = 4
+    block_out_channels: tuple[int, ...] = (48, 96)
     condition: Literal["source", "none"] = "source"
     answer: Literal["clean", "difference"] = "clean"
     bridge: Bridge = field(default_factory=Bridge)
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")  # attention in the middle alone
-    block_out_channels: tuple[int, ...] = (48, 96)
-    layers_per_block: int = 1
-    attention_head_dim: int | tuple[int, ...] = 4
-    norm_num_groups: int = 16
     dtype: str = "float32"
     remat: bool = False
 
@@ -45,28 +39,9 @@ class TranslatorModel:
         self.config()
 
     def config(self) -> TranslatorConfig:
-        depth = self.patch**2
-        network = UNetConfig(
-            sample_size=self.size // self.patch,
-            in_channels=depth * (2 if self.condition == "source" else 1),
-            out_channels=depth,
-            cross_attention_dim=None,
-            down_block_types=self.down_block_types,
-            block_out_channels=self.block_out_channels,
-            layers_per_block=self.layers_per_block,
-            attention_head_dim=self.attention_head_dim,
-            norm_num_groups=self.norm_num_groups,
-            dtype=self.dtype,
-            remat=self.remat,
-        )
-        return TranslatorConfig(
-            unet=network,
-            size=self.size,
-            patch=self.patch,
-            condition=self.condition,
-            answer=self.answer,
-            bridge=self.bridge,
-        )
+        network = self.unet(inputs=2 if self.condition == "source" else 1, dtype=self.dtype, remat=self.remat)
+        own = ("size", "patch", "condition", "answer", "bridge")
+        return TranslatorConfig(unet=network, **{name: getattr(self, name) for name in own})
 
 
 @dataclass(frozen=True)
