@@ -24,6 +24,7 @@ import jax  # noqa: E402
 
 from benchmarks import measure, rival, workload  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
+from elk_jax.backbones.resnet import BLOCKS  # noqa: E402
 from elk_jax.detection import faster_rcnn_config  # noqa: E402
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x512", help="image height x width, for example 512x512")
-    parser.add_argument("--depth", type=int, default=50, choices=(18, 34, 50, 101), help="layers of the ResNet")
+    parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet")
     parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")

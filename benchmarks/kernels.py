@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import measure, workload  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
+from elk_jax.backbones.resnet import BLOCKS  # noqa: E402
 from elk_jax.detection import boxes as box_ops  # noqa: E402
 from elk_jax.detection import faster_rcnn, faster_rcnn_config  # noqa: E402
 from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig  # noqa: E402
@@ -49,7 +50,7 @@ class Kernel(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="800x1333", help="image height x width")
-    parser.add_argument("--depth", type=int, default=50, choices=(18, 34, 50, 101))
+    parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
