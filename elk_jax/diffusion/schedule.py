@@ -81,12 +81,13 @@ def make_schedule(
         values = np.linspace(beta_start, beta_end, steps)
     elif name == "scaled_linear":
         least = min(beta_start, beta_end)
-        _check(least > 0, "betas", f"betas from {beta_start} to {beta_end}", "numbers between 0 and 1")
+        _check(least > 0, "beta_start", f"betas from {beta_start} to {beta_end}", "numbers between 0 and 1")
         values = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
     else:
         values = _cosine_betas(steps)
     inside = values.ndim == 1 and bool(((values > 0) & (values < 1)).all())
-    _check(inside, "betas", f"betas from {values.min():g} to {values.max():g}", "numbers between 0 and 1")
+    given = f"betas from {values.min():g} to {values.max():g}"
+    _check(inside, "beta_end" if betas is None else "betas", given, "numbers between 0 and 1")
     alphas_cumprod = np.cumprod(1 - values)
     if zero_terminal_snr:
         alphas_cumprod = _to_zero_terminal_snr(alphas_cumprod)
