@@ -20,9 +20,7 @@ TRIES = 12
 BREAST_SHARE = 0.95  # of the pixels of the pasted patch must be breast
 
 
-def paste_lesions(
-    example: Example, donor: Record, rng: np.random.Generator, most: int = MAX_PASTED
-) -> Example:
+def paste_lesions(example: Example, donor: Record, rng: np.random.Generator, most: int = MAX_PASTED) -> Example:
     """Paste up to `most` lesions of `donor` at random places inside the breast, clear of all boxes there.
 
     A lesion keeps its size relative to the image's short side, and is shifted in grey value so that the
@@ -84,9 +82,7 @@ def _find_place(
     for _ in range(TRIES):
         top, left = (int(rng.integers(0, limit + 1)) for limit in room)
         bottom, right = top + shape[0], left + shape[1]
-        apart = (
-            (boxes[:, 0] >= right) | (boxes[:, 2] <= left) | (boxes[:, 1] >= bottom) | (boxes[:, 3] <= top)
-        )
+        apart = (boxes[:, 0] >= right) | (boxes[:, 2] <= left) | (boxes[:, 1] >= bottom) | (boxes[:, 3] <= top)
         if apart.all() and (image[top:bottom, left:right] > AIR).mean() >= BREAST_SHARE:
             return top, left
     return None

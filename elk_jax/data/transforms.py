@@ -39,9 +39,7 @@ def short_side_scale(size: tuple[int, int], short_side: int, max_long_side: int 
     return scale
 
 
-def scaled_size(
-    size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None
-) -> tuple[int, int]:
+def scaled_size(size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None) -> tuple[int, int]:
     """(height, width) after scaling: int(x + 0.5) as in detectron2, at least 1, never beyond the canvas."""
     height, width = (max(1, int(side * scale + 0.5)) for side in size)
     return (height, width) if canvas is None else (min(height, canvas[0]), min(width, canvas[1]))
@@ -96,27 +94,21 @@ def resize_to(example: Example, size: tuple[int, int]) -> Example:
     image = cv2.resize(np.ascontiguousarray(example.image[..., 0]), size[::-1], interpolation=method)
     x, y = size[1] / width, size[0] / height
     boxes = (example.boxes * np.array([x, y, x, y])).astype(np.float32)
-    return replace(
-        example, image=image[..., None], boxes=boxes, scale=(example.scale[0] * x, example.scale[1] * y)
-    )
+    return replace(example, image=image[..., None], boxes=boxes, scale=(example.scale[0] * x, example.scale[1] * y))
 
 
 def flip_horizontal(example: Example) -> Example:
     """Mirror left and right."""
     x1, y1, x2, y2 = example.boxes.T
     width = np.float32(example.image.shape[1])
-    return replace(
-        example, image=example.image[:, ::-1], boxes=np.stack([width - x2, y1, width - x1, y2], axis=1)
-    )
+    return replace(example, image=example.image[:, ::-1], boxes=np.stack([width - x2, y1, width - x1, y2], axis=1))
 
 
 def flip_vertical(example: Example) -> Example:
     """Mirror top and bottom."""
     x1, y1, x2, y2 = example.boxes.T
     height = np.float32(example.image.shape[0])
-    return replace(
-        example, image=example.image[::-1], boxes=np.stack([x1, height - y2, x2, height - y1], axis=1)
-    )
+    return replace(example, image=example.image[::-1], boxes=np.stack([x1, height - y2, x2, height - y1], axis=1))
 
 
 def rotate_quarter(example: Example, turns: int) -> Example:
@@ -138,9 +130,7 @@ def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Exampl
     """
     height, width = example.image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    image = cv2.warpAffine(
-        np.ascontiguousarray(example.image[..., 0]), matrix, (width, height), flags=cv2.INTER_LINEAR
-    )
+    image = cv2.warpAffine(np.ascontiguousarray(example.image[..., 0]), matrix, (width, height), flags=cv2.INTER_LINEAR)
     radians = math.radians(degrees)
     cos, sin = math.cos(radians), math.sin(radians)
     boxes = example.boxes.astype(np.float64)
@@ -153,9 +143,7 @@ def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Exampl
     return _clip_boxes(replace(example, image=image[..., None], boxes=turned.astype(np.float32)), min_visible)
 
 
-def change_greys(
-    image: np.ndarray, gamma: float, gain: float, noise: float, rng: np.random.Generator
-) -> np.ndarray:
+def change_greys(image: np.ndarray, gamma: float, gain: float, noise: float, rng: np.random.Generator) -> np.ndarray:
     """x -> x^gamma * gain + normal * noise, within [0, 1]; pixels that are 0 (air, padding) stay 0."""
     if gamma == 1.0 and gain == 1.0 and noise == 0.0:
         return image

@@ -131,9 +131,7 @@ def best_overlap(boxes: np.ndarray, anchors: np.ndarray | Sequence[np.ndarray]) 
     """IoU [N] of each of boxes[N, 4] with its best anchor; anchors[A, 4] or a sequence of levels. NumPy, one
     box at a time.
     """
-    anchors = np.asarray(
-        anchors if isinstance(anchors, np.ndarray) else np.concatenate(list(anchors)), np.float64
-    )
+    anchors = np.asarray(anchors if isinstance(anchors, np.ndarray) else np.concatenate(list(anchors)), np.float64)
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     anchor_areas = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
     best = np.zeros(len(boxes))

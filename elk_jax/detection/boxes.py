@@ -52,9 +52,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
 def intersection_over_area(a: jax.Array, b: jax.Array) -> jax.Array:
     """Part of every box of a[N, 4] that lies inside every box of b[M, 4]: [N, M] in [0, 1]."""
     a, b = at_least_float32(a), at_least_float32(b)
-    return _ratio(
-        _intersection(a[:, None], b[None, :]), jnp.broadcast_to(area(a)[:, None], (a.shape[0], b.shape[0]))
-    )
+    return _ratio(_intersection(a[:, None], b[None, :]), jnp.broadcast_to(area(a)[:, None], (a.shape[0], b.shape[0])))
 
 
 def generalized_iou(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -79,9 +77,7 @@ def _center_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax
     return boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height, width, height
 
 
-def encode(
-    boxes: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
-) -> jax.Array:
+def encode(boxes: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> jax.Array:
     """Deltas (dx, dy, dw, dh)[..., 4] that move `anchors`[..., 4] onto `boxes`[..., 4] (Girshick 2014;
     R-CNN).
 
@@ -118,9 +114,7 @@ def _has_area(boxes: jax.Array) -> jax.Array:
     return finite & (boxes[..., 2:3] > boxes[..., 0:1]) & (boxes[..., 3:4] > boxes[..., 1:2])
 
 
-def decode(
-    deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
-) -> jax.Array:
+def decode(deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> jax.Array:
     """Boxes[..., 4] that `deltas`[..., 4] make of `anchors`[..., 4]: the inverse of `encode`.
 
     dw and dh are clipped from above at LARGEST_LOG_SCALE. The result is not clipped to the image (see

@@ -57,9 +57,7 @@ class Detector:
     config: Any
     init: Callable[[jax.Array], Params]
     features: Callable[..., Pyramid]
-    loss_from_features: Callable[
-        [Params, Pyramid, Batch, jax.Array, MapImages], tuple[jax.Array, dict[str, jax.Array]]
-    ]
+    loss_from_features: Callable[[Params, Pyramid, Batch, jax.Array, MapImages], tuple[jax.Array, dict[str, jax.Array]]]
     predict_from_features: Callable[[Params, Pyramid, Batch, MapImages], dict[str, jax.Array]]
     class_layers: str
     conventions: Mapping[str, str]

@@ -342,9 +342,7 @@ def loss_from_features(
 
     proposed = proposals(config, outputs, batch, training=True, map_images=map_images)
     samples = roi_samples(config, proposed, batch, rng_roi, map_images)
-    samples = samples._replace(
-        valid=samples.valid & counts[:, None], is_positive=samples.is_positive & counts[:, None]
-    )
+    samples = samples._replace(valid=samples.valid & counts[:, None], is_positive=samples.is_positive & counts[:, None])
     regions = pooled(config, pyramid, samples.boxes, samples.valid, map_images)
     scored = box_outputs(model, params, regions)
     second = box_loss_sums(scored, samples, weights=config.box_weights, beta=config.box_smooth_l1_beta)

@@ -37,9 +37,7 @@ def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
-def sigmoid_focal(
-    logits: jax.Array, targets: jax.Array, alpha: float = 0.25, gamma: float = 2.0
-) -> jax.Array:
+def sigmoid_focal(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
     """Focal loss, alpha_t (1 - p_t)^gamma cross entropy (Lin 2017), of logits[...] with targets[...] 0 or 1:
     [...].
 

@@ -18,8 +18,7 @@ IGNORE_OVERLAP = 0.5
 
 
 class Matches(NamedTuple):
-    """labels: 1 positive, 0 negative, -1 neither. gt_index: best usable lesion, 0 without one. iou: with it.
-    """
+    """labels: 1 positive, 0 negative, -1 neither. gt_index: best usable lesion, 0 without one. iou: with it."""
 
     labels: jax.Array  # [N] int32
     gt_index: jax.Array  # [N] int32

@@ -155,9 +155,7 @@ def sample_rois(
     )
 
 
-def box_loss_sums(
-    outputs: BoxOutputs, samples: RoISamples, *, weights: Sequence[float], beta: float
-) -> BoxSums:
+def box_loss_sums(outputs: BoxOutputs, samples: RoISamples, *, weights: Sequence[float], beta: float) -> BoxSums:
     """Losses summed over all regions [...]: softmax cross entropy, and smooth L1 of the true class's deltas
     of positives.
 
@@ -202,9 +200,7 @@ def select_detections(
     scores = jnp.where(proposals.valid[:, None] & (scores > score_floor), scores, -jnp.inf).reshape(-1)
     top, pair = jax.lax.top_k(scores, min(candidates, scores.shape[0]))
     labels = (pair % num_classes).astype(jnp.int32)
-    boxes = box_ops.decode(
-        box_deltas.reshape(-1, 4)[pair], proposals.boxes[pair // num_classes], weights
-    )
+    boxes = box_ops.decode(box_deltas.reshape(-1, 4)[pair], proposals.boxes[pair // num_classes], weights)
     usable = (top > -jnp.inf) & jnp.isfinite(boxes).all(-1)
     boxes = box_ops.clip(boxes, image_size[0], image_size[1])
     usable &= (boxes[:, 2:] - boxes[:, :2] > min_size).all(-1)

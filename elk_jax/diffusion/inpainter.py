@@ -151,9 +151,7 @@ def _latents(config: InpainterConfig, params: Params, pictures: jax.Array, rng: 
     return autoencoder.to_latents(mean, logvar, config.autoencoder, rng)
 
 
-def decode(
-    config: InpainterConfig, params: Params, latents: jax.Array, image: jax.Array, mask: jax.Array
-) -> jax.Array:
+def decode(config: InpainterConfig, params: Params, latents: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, h, h, depth] -> pictures [B, S, S, 1], about 0 to 1. Only the visible part of the image is used."""
     if config.autoencoder is None:
         return from_patches(latents, config.patch) * config.std + tissue_level(image, mask)

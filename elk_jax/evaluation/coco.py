@@ -122,9 +122,7 @@ def count(
         all_rows = np.concatenate(rows)[order]
         all_hits, all_ignored = (np.concatenate(of, axis=1)[:, order] for of in (hits, ignored))
         for position, threshold in enumerate(thresholds):
-            by_threshold[float(threshold)].append(
-                _counts(all_rows, all_hits[position], all_ignored[position], lesions)
-            )
+            by_threshold[float(threshold)].append(_counts(all_rows, all_hits[position], all_ignored[position], lesions))
     return by_threshold
 
 

@@ -153,9 +153,7 @@ def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResul
     return selected
 
 
-def to_entries(
-    results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
+def to_entries(results: Sequence[ImageResult], category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
     """COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids become int."""
     entries = []
     for result in results:

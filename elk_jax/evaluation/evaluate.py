@@ -49,9 +49,7 @@ class DetectionStatistic:
         iou_thresholds = sorted({float(t) for ts in AP_THRESHOLDS.values() for t in ts})
         self._ap_counts = coco.count(results, iou_thresholds, self.patients)
         lesion_free = [result for result in results if result.is_lesion_free]
-        self._free_images, self._free_positives = _lesion_free_counts(
-            lesion_free, self.patients, self.thresholds
-        )
+        self._free_images, self._free_positives = _lesion_free_counts(lesion_free, self.patients, self.thresholds)
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         x, y = froc.curves(self.froc_counts, weights)
@@ -174,9 +172,7 @@ def compare_detections(
 
     a, b = statistic(first), statistic(second)
     compared = bootstrap.compare(a, b, len(a.patients), resamples=resamples, seed=seed)
-    return {
-        _scalar_name(name): value for name, value in compared.items() if not name.startswith("at_threshold/")
-    }
+    return {_scalar_name(name): value for name, value in compared.items() if not name.startswith("at_threshold/")}
 
 
 def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -207,21 +203,15 @@ def _lesion_free_counts(
     return images, positives
 
 
-def _operating_points(
-    statistic: DetectionStatistic, estimates: dict[str, bootstrap.Estimate]
-) -> list[dict[str, Any]]:
+def _operating_points(statistic: DetectionStatistic, estimates: dict[str, bootstrap.Estimate]) -> list[dict[str, Any]]:
     nothing: bootstrap.Estimate = {"value": None, "low": None, "high": None}
     return [
         {
             "rate": rate,
             "threshold": threshold,
             "sensitivity": estimates.get(f"at_threshold/{rate:g}/sensitivity", nothing),
-            "false_positives_per_image": estimates.get(
-                f"at_threshold/{rate:g}/false_positives_per_image", nothing
-            ),
-            "false_positives_per_lesion_free_image": estimates[
-                f"false_positives_per_lesion_free_image/{rate:g}"
-            ],
+            "false_positives_per_image": estimates.get(f"at_threshold/{rate:g}/false_positives_per_image", nothing),
+            "false_positives_per_lesion_free_image": estimates[f"false_positives_per_lesion_free_image/{rate:g}"],
         }
         for rate, threshold in zip(statistic.rates, statistic.thresholds, strict=True)
     ]
@@ -278,9 +268,7 @@ def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamp
         notes.append("fewer than two patients: no intervals")
     missing = [f"{r:g}" for r, t in zip(statistic.rates, statistic.thresholds, strict=True) if t is None]
     if missing and statistic.froc_counts.total_lesions:
-        notes.append(
-            f"no threshold at {', '.join(missing)} false positives per image: no lesion is found there"
-        )
+        notes.append(f"no threshold at {', '.join(missing)} false positives per image: no lesion is found there")
     return notes
 
 

@@ -70,9 +70,7 @@ class Counts:
         return int(self.lesions.sum())
 
 
-def count(
-    results: Sequence[ImageResult], criterion: Criterion, patients: Sequence[str] | None = None
-) -> Counts:
+def count(results: Sequence[ImageResult], criterion: Criterion, patients: Sequence[str] | None = None) -> Counts:
     """Sort the predictions of all images once.
 
     Args:

@@ -56,9 +56,7 @@ def line_chart(
         return left + (np.asarray(values, float) - x_low) / (x_high - x_low) * (width - left - right)
 
     def to_y(values):
-        return (
-            height - bottom - (np.asarray(values, float) - y_low) / (y_high - y_low) * (height - top - bottom)
-        )
+        return height - bottom - (np.asarray(values, float) - y_low) / (y_high - y_low) * (height - top - bottom)
 
     parts = [f'<text class="title" x="{left}" y="17">{text(title)}</text>'] if title else []
     for tick in ticks(y_low, y_high, 4 if height < 300 else 6):
@@ -67,9 +65,7 @@ def line_chart(
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick)}</text>')
     for tick in ticks(x_low, x_high, 4 if width < 500 else 8):
         x = to_x(tick)
-        parts.append(
-            f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{_tick(tick)}</text>'
-        )
+        parts.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{_tick(tick)}</text>')
     for rule in rules:
         x = to_x(rule)
         parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')

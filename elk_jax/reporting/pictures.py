@@ -55,10 +55,7 @@ def figure(picture: Picture) -> str:
     """The picture as a <figure> with caption; a click enlarges it."""
     height, width = picture.image.shape[:2]
     ignore = np.zeros(len(picture.gt_boxes), bool) if picture.gt_ignore is None else picture.gt_ignore
-    shapes = [
-        _rectangle(box, "ignored" if skip else "gt")
-        for box, skip in zip(picture.gt_boxes, ignore, strict=True)
-    ]
+    shapes = [_rectangle(box, "ignored" if skip else "gt") for box, skip in zip(picture.gt_boxes, ignore, strict=True)]
     shapes += [_rectangle(box, "pred") for box in picture.boxes]
     letter = 0.036 * max(height, width)
     for box, score in zip(picture.boxes, picture.scores if picture.scores is not None else ()):

@@ -49,9 +49,7 @@ def build_report(report: Report) -> str:
     contents = "".join(
         f'<a href="#{anchor}">{text(section.title)}</a>' for anchor, section in zip(anchors, report.sections)
     )
-    facts = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in report.facts.items()
-    )
+    facts = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in report.facts.items())
     body = "".join(_section(anchor, section) for anchor, section in zip(anchors, report.sections))
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -74,9 +74,7 @@ def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[
         ]
         parts.append(html.table(head, rows))
     if skipped:
-        listed = [
-            html.row([html.text(image), html.text(reason)], numeric_from=2) for image, reason in skipped
-        ]
+        listed = [html.row([html.text(image), html.text(reason)], numeric_from=2) for image, reason in skipped]
         parts.append(f"<h3>Skipped images ({len(skipped)})</h3>{html.table(['Image', 'Reason'], listed, 2)}")
     return Section("Data", "".join(parts), "" if skipped else "No images were skipped.")
 

@@ -72,9 +72,7 @@ def plan_lesions(rng: np.random.Generator, max_lesions: int, contrast: float) ->
     return sorted(plans, key=lambda plan: -plan.radius)  # the large ones find their place first
 
 
-def place(
-    seed: int, view: int, plans: list[Plan], shape: Shape, gland: np.ndarray
-) -> list[tuple[Plan, float, float]]:
+def place(seed: int, view: int, plans: list[Plan], shape: Shape, gland: np.ndarray) -> list[tuple[Plan, float, float]]:
     """Find a centre (x, y) for every plan: inside the breast, outside muscle and axilla, preferably in gland.
 
     Of several candidates at about the planned distance from the nipple the one in the densest tissue wins.

@@ -158,4 +158,3 @@ def plan_placement(
     raise UserError(
         f"no healthy window of {size} px found in {count} canvases", todo="use a smaller window or other images"
     )
-

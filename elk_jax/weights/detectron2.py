@@ -56,9 +56,7 @@ def interpret(tensors: Tensors, roi_size: int = 7) -> Foreign:
     settings = _backbone_settings(tensors, caffe2) | ({} if backbone_only else _detector_settings(tensors))
     folded = caffe2 and not any(name.endswith(".running_mean") for name in tensors)
     constants = ((r".*/norm/mean", 0.0), (r".*/norm/var", 1.0 - EPS)) if folded else ()
-    return Foreign(
-        tensors, Format(_rules(roi_size), IGNORED, constants), "detectron2", settings, backbone_only
-    )
+    return Foreign(tensors, Format(_rules(roi_size), IGNORED, constants), "detectron2", settings, backbone_only)
 
 
 def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:
@@ -86,9 +84,7 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     settings = {
         "fpn_channels": find(tensors, "backbone.fpn_lateral2.weight").shape[0],
         "fpn_norm": norm_of("backbone.fpn_lateral2"),
-        "rpn_conv_depth": max(
-            1, len(indices(tensors, r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight"))
-        ),
+        "rpn_conv_depth": max(1, len(indices(tensors, r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight"))),
         "box_convs": len(convs),
         "box_norm": norm_of("roi_heads.box_head.conv1"),
         "box_fcs": len(fcs),
@@ -140,9 +136,7 @@ def _rules(roi_size: int) -> tuple[Rule, ...]:
         *(
             rule
             for i in range(8)
-            for rule in layer(
-                rf"proposal_generator\.rpn_head\.conv\.conv{i}", f"rpn/conv{i + 1}", oihw_to_hwio
-            )
+            for rule in layer(rf"proposal_generator\.rpn_head\.conv\.conv{i}", f"rpn/conv{i + 1}", oihw_to_hwio)
         ),
         *layer(r"proposal_generator\.rpn_head\.objectness_logits", "rpn/objectness", oihw_to_hwio),
         *layer(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas", oihw_to_hwio),

@@ -88,5 +88,3 @@ def widen_input(tensors: Mapping[str, np.ndarray], channels: int, name: str = "c
         raise UserError(f"{name} {first.shape} cannot be extended to {channels} input channels")
     added = np.zeros((first.shape[0], channels - first.shape[1], *first.shape[2:]), first.dtype)
     return {**tensors, name: np.concatenate([first, added], axis=1)}
-
-

@@ -1,9 +1,9 @@
 """Read and write the folder of a Stable Diffusion pipeline in the format of diffusers, without diffusers.
 
-    model_index.json                      list of the parts
-    unet/ vae/ text_encoder/              config.json and weights: .safetensors or .bin, whole or in shards with an
-                                          index, with or without a variant such as fp16 in the file's name
-    tokenizer/ scheduler/                 further files
+model_index.json                      list of the parts
+unet/ vae/ text_encoder/              config.json and weights: .safetensors or .bin, whole or in shards with an
+                                      index, with or without a variant such as fp16 in the file's name
+tokenizer/ scheduler/                 further files
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tokenizer of CLIP: byte-level byte-pair encoding (Radford et al. 2021), from the files of Stable Diffusion.
 
-    tokenizer = read_tokenizer("stable-diffusion/tokenizer")
-    ids = tokenizer.encode(["a mammogram with a mass lesion"])     # int32 [1, 77]
+tokenizer = read_tokenizer("stable-diffusion/tokenizer")
+ids = tokenizer.encode(["a mammogram with a mass lesion"])     # int32 [1, 77]
 """
 
 from __future__ import annotations

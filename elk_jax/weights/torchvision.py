@@ -84,9 +84,7 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     names = [f"backbone.fpn.inner_blocks.0{suffix}.weight" for suffix in ("", ".0")]
     lateral = next((tensors[name] for name in names if name in tensors), None)
     if lateral is None:
-        raise UserError(
-            "the file has no feature pyramid", todo="use a Faster R-CNN with an FPN, or a plain ResNet"
-        )
+        raise UserError("the file has no feature pyramid", todo="use a Faster R-CNN with an FPN, or a plain ResNet")
     has_norm = "backbone.fpn.inner_blocks.0.1.running_mean" in tensors
     classes = find(tensors, "roi_heads.box_predictor.cls_score.weight")
     convs = indices(tensors, r"roi_heads\.box_head\.(\d)\.0\.weight")
@@ -112,11 +110,7 @@ def _rules(roi_size: int) -> tuple[Rule, ...]:
         *(rule for stage in (1, 2, 3, 4) for rule in _stage(stage)),
         *(rule for level in (0, 1, 2, 3) for rule in _level(level)),
         *layer(r"rpn\.head\.conv", "rpn/conv1", oihw_to_hwio),
-        *(
-            rule
-            for i in range(8)
-            for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)
-        ),
+        *(rule for i in range(8) for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)),
         *layer(r"rpn\.head\.cls_logits", "rpn/objectness", oihw_to_hwio),
         *layer(r"rpn\.head\.bbox_pred", "rpn/deltas", oihw_to_hwio),
         *(rule for i in range(8) for rule in _box_conv(i)),

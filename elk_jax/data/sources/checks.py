@@ -57,11 +57,7 @@ def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> N
     low, high = float(image.min()), float(image.max())  # both are NaN if one pixel is
     if not (low >= 0.0 and high <= 1.0):
         bad = int((~np.isfinite(image)).sum())
-        what = (
-            f"{bad} pixels are NaN or infinite"
-            if bad
-            else f"grey values reach from {low:g} to {high:g}, not 0 to 1"
-        )
+        what = f"{bad} pixels are NaN or infinite" if bad else f"grey values reach from {low:g} to {high:g}, not 0 to 1"
         raise UserError(what, where=where, todo="repair or remove the image, or set on_error=skip")
 
 
@@ -81,9 +77,7 @@ def check_unique(ids: Iterable[object], what: str, where: object) -> None:
     """UserError that names the first id that occurs more than once."""
     for key, count in Counter(ids).items():
         if count > 1:
-            raise UserError(
-                f"{what} {key} occurs {count} times", where=where, todo="give every entry its own id"
-            )
+            raise UserError(f"{what} {key} occurs {count} times", where=where, todo="give every entry its own id")
 
 
 def check_no_patient_in_two_splits(infos: Iterable[ImageInfo], where: object = "") -> None:

@@ -82,9 +82,7 @@ def read_coco(path: str | Path) -> CocoFile:
         where = f"{path}, annotation {annotation['id']}"
         image_id = _id(annotation, "image_id", where)
         if image_id not in annotations:
-            raise UserError(
-                f"the annotation belongs to image {image_id}, which the file does not list", where=where
-            )
+            raise UserError(f"the annotation belongs to image {image_id}, which the file does not list", where=where)
         if _id(annotation, "category_id", where) not in label_of:
             known = ", ".join(f"{key} ({classes[label]})" for key, label in label_of.items())
             raise UserError(
@@ -137,9 +135,7 @@ def write_coco(
             fixed["split"] = info.split
         if info.volume:
             fixed |= {"volume": info.volume, "slice": info.slice}
-        images.append(
-            fixed | {key: _plain(value) for key, value in info.meta.items() if key not in _IMAGE_FIELDS}
-        )
+        images.append(fixed | {key: _plain(value) for key, value in info.meta.items() if key not in _IMAGE_FIELDS})
         for box, label, ignore in zip(info.boxes.tolist(), info.labels, info.ignore):
             x1, y1, x2, y2 = (round(value, 3) for value in box)
             width, height = round(x2 - x1, 3), round(y2 - y1, 3)
@@ -174,9 +170,7 @@ def _read(path: Path) -> dict[str, Any]:
     content = read_json(path)
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise UserError(
-            "not a COCO file: wanted an object with the lists images, annotations, categories", where=path
-        )
+        raise UserError("not a COCO file: wanted an object with the lists images, annotations, categories", where=path)
     for part in parts:
         if not all(isinstance(entry, dict) for entry in content[part]):
             raise UserError(f"not a COCO file: an entry of {part} is not an object", where=path)
@@ -188,9 +182,7 @@ def _info(image: dict, annotations: list[dict], label_of: dict, path: Path) -> I
     width, height = _field(image, "width", where), _field(image, "height", where)
     for side in (width, height):
         if not isinstance(side, int) or side < 1:
-            raise UserError(
-                f"width and height must be whole positive numbers, got {width} and {height}", where=where
-            )
+            raise UserError(f"width and height must be whole positive numbers, got {width} and {height}", where=where)
     boxes = np.zeros((len(annotations), 4), np.float32)
     for row, annotation in enumerate(annotations):
         place = f"{where} ({image.get('file_name')}), annotation {annotation['id']}"
@@ -222,16 +214,10 @@ def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
 
 
 def _xyxy(bbox: Any, where: str) -> list[float]:
-    if (
-        not isinstance(bbox, list)
-        or len(bbox) != 4
-        or not all(isinstance(value, int | float) for value in bbox)
-    ):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
         raise UserError(f"bbox must be four numbers (left, top, width, height), got {bbox}", where=where)
     if not all(abs(value) < math.inf for value in bbox):
-        raise UserError(
-            f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it"
-        )
+        raise UserError(f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it")
     x, y, width, height = (min(max(value, -1e30), 1e30) for value in bbox)  # whole numbers in JSON have no bound
     return [float(x), float(y), float(x + width), float(y + height)]
 

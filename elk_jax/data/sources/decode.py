@@ -93,13 +93,9 @@ def decode_pixels(
     with warnings.catch_warnings():  # of damaged metadata, which is not used
         warnings.simplefilter("ignore")
         pixels, kind = _decode_raster(data, where)
-    if pixels.dtype == np.float32 and not (
-        np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1
-    ):
+    if pixels.dtype == np.float32 and not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
         problem = "out of [0, 1]" if np.isfinite(pixels).all() else "NaN or infinite"
-        raise UserError(
-            f"pixel values are {problem}", where=where, todo="write the image again with valid pixels"
-        )
+        raise UserError(f"pixel values are {problem}", where=where, todo="write the image again with valid pixels")
     depth = 32 if pixels.dtype == np.float32 else 8 * pixels.dtype.itemsize
     return pixels, {"format": kind, "bit_depth": depth, "pixel_spacing": None, "laterality": None}
 

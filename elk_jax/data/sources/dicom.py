@@ -114,13 +114,9 @@ def _decode(
     """dataset: the header. pixels: where the stored values are, the same dataset or its file."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
-        raise UserError(
-            f"{frames} frames in one file", where=name, todo="say which frame, or export single frames"
-        )
+        raise UserError(f"{frames} frames in one file", where=name, todo="say which frame, or export single frames")
     if frame is not None and not 0 <= frame < frames:
-        raise UserError(
-            f"no frame {frame}: the file has {frames}", where=name, todo=f"choose 0 to {frames - 1}"
-        )
+        raise UserError(f"no frame {frame}: the file has {frames}", where=name, todo=f"choose 0 to {frames - 1}")
     attributes = _frame_attributes(dataset, frame or 0)
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -175,9 +171,7 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
         return (values > center - 0.5).astype(np.float64)
     if function == "LINEAR" and width > 1:
         return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
-    raise UserError(
-        f"window function {function} with width {width} is not defined", todo="repair the DICOM header"
-    )
+    raise UserError(f"window function {function} with width {width} is not defined", todo="repair the DICOM header")
 
 
 def _check_header(dataset: Dataset, found: bool, name: object) -> None:
@@ -187,13 +181,9 @@ def _check_header(dataset: Dataset, found: bool, name: object) -> None:
     """
     complete = "Rows" in dataset and "Columns" in dataset
     if not found and not complete:
-        raise UserError(
-            "not a DICOM image, or cut off before its pixels", where=name, todo="fetch the file again"
-        )
+        raise UserError("not a DICOM image, or cut off before its pixels", where=name, todo="fetch the file again")
     if not found:
-        raise UserError(
-            "DICOM file without pixels, or cut off before them", where=name, todo="fetch the file again"
-        )
+        raise UserError("DICOM file without pixels, or cut off before them", where=name, todo="fetch the file again")
     if not complete:
         raise UserError("DICOM header without Rows or Columns", where=name, todo="export the image again")
     dataset.ensure_file_meta()
@@ -259,9 +249,7 @@ def _stored_values(pixels: Dataset | BinaryIO, syntax: UID, frame: int, name: ob
     except (RuntimeError, NotImplementedError) as error:
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
             raise missing_decoder from error
-        raise UserError(
-            f"damaged or unsupported pixel data: {error}", where=name, todo=_todo(syntax)
-        ) from error
+        raise UserError(f"damaged or unsupported pixel data: {error}", where=name, todo=_todo(syntax)) from error
     except Exception as error:
         cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
         what = "truncated pixel data" if cut else f"damaged pixel data: {error}"

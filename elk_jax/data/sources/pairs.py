@@ -128,9 +128,7 @@ def cut_pairs(
         )
     infos = tuple(tiles.tile_info(subtracted.infos[i], window) for i, window in places)
     skips = (*subtracted.skipped, *skipped)
-    return Pairs(
-        subtracted.name, low_energy.read, subtracted.read, places, infos, skips, subtracted.seen_patients
-    )
+    return Pairs(subtracted.name, low_energy.read, subtracted.read, places, infos, skips, subtracted.seen_patients)
 
 
 def concatenate(parts: Sequence[Pairs]) -> Pairs:

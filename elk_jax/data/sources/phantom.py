@@ -86,9 +86,7 @@ def parse_options(text: str) -> PhantomOptions:
     for item in filter(None, (item.strip() for item in text.split(","))):
         key, equals, value = item.partition("=")
         if key not in kinds or not equals:
-            raise UserError(
-                f"unknown phantom option '{item}'", todo=f"write KEY=VALUE with one of: {', '.join(kinds)}"
-            )
+            raise UserError(f"unknown phantom option '{item}'", todo=f"write KEY=VALUE with one of: {', '.join(kinds)}")
         try:
             values[key] = kinds[key](value)
         except ValueError as error:
@@ -123,9 +121,7 @@ def _indices(count: int) -> list[tuple[str, int]]:
     ]
 
 
-def _draw(
-    options: PhantomOptions, config: PhantomConfig, split: str, index: int
-) -> tuple[ImageInfo, np.ndarray]:
+def _draw(options: PhantomOptions, config: PhantomConfig, split: str, index: int) -> tuple[ImageInfo, np.ndarray]:
     phantom = sample(options.seed, index, config)
     image = phantom.subtracted if options.modality == "subtracted" else phantom.low_energy
     name = f"{phantom.patient_id}_{phantom.laterality}_{phantom.view}"

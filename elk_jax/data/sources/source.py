@@ -49,9 +49,7 @@ class ImageSource:
         """Decode one image. UserError if it is missing, damaged, not finite, or of another size."""
         info = self.infos[index]
         image = self.read(index)
-        checks.check_pixels(
-            image, info.width, info.height, f"{self.name}, image {info.image_id} ({info.file_name})"
-        )
+        checks.check_pixels(image, info.width, info.height, f"{self.name}, image {info.image_id} ({info.file_name})")
         return Record(info, image)
 
 

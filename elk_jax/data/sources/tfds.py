@@ -66,9 +66,7 @@ def example(info: ImageInfo, png: bytes | str | Path) -> dict[str, Any]:
         "slice": info.slice,
         "width": info.width,
         "height": info.height,
-        "objects": [
-            {"bbox": box, "label": int(label), "ignore": bool(ignore)} for box, label, ignore in boxes
-        ],
+        "objects": [{"bbox": box, "label": int(label), "ignore": bool(ignore)} for box, label, ignore in boxes],
         **info.meta,
     }
 
@@ -85,10 +83,7 @@ def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     try:
         builder = tfds.builder_from_directory(folder)
         splits = sorted(builder.info.splits, key=lambda name: (_order(name), name))
-        stores = {
-            name: builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
-            for name in splits
-        }
+        stores = {name: builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()}) for name in splits}
         classes = tuple(builder.info.features["objects"]["label"].names)
     except Exception as error:  # TFDS raises many kinds of errors for a folder that is not a data set
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -112,8 +107,7 @@ def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
     objects = record["objects"]
     where = f"{folder}, split {split}, image {image_id}"
     boxes = [
-        checked_box(box, width, height, f"{where}, box {number}")
-        for number, box in enumerate(objects["bbox"], start=1)
+        checked_box(box, width, height, f"{where}, box {number}") for number, box in enumerate(objects["bbox"], start=1)
     ]
     return ImageInfo(
         image_id=image_id,

@@ -125,9 +125,7 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
             f'<div class="what">mean sensitivity, {bounds}</div></div>'
         )
     for name, comparison in comparisons.items():
-        differences.append(
-            _difference_card(first, name, comparison.get(MAIN, {}), list(evaluations).index(name))
-        )
+        differences.append(_difference_card(first, name, comparison.get(MAIN, {}), list(evaluations).index(name)))
     head = ["Metric", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(evaluations))]
     head += [f"{html.text(name)} − {html.text(first)}" for name in comparisons]
     rows = []
@@ -182,9 +180,7 @@ def froc_section(evaluations: Evaluations) -> Section:
         y_range=(0.0, 1.0),
         rules=rates,
     )
-    where = (
-        "images with lesions" if _first(evaluations).get("froc_images") == "with_lesions" else "all images"
-    )
+    where = "images with lesions" if _first(evaluations).get("froc_images") == "with_lesions" else "all images"
     note = f"Share of lesions found against false positives per image, over {where}; band: 95 % interval."
     return Section("FROC", f'<div class="wide">{chart}{html.legend(evaluations)}</div>', note)
 
@@ -277,9 +273,7 @@ def _difference_cell(entry: Mapping[str, float | None]) -> str:
         return html.ABSENT
     _, style = _interpret(entry)
     bounds = html.interval(entry, write=html.signed)
-    beneath = (
-        f'<br><span class="range">{bounds}, {html.p_value(entry.get("p_value"))}</span>' if bounds else ""
-    )
+    beneath = f'<br><span class="range">{bounds}, {html.p_value(entry.get("p_value"))}</span>' if bounds else ""
     return f'<b class="{style}">{html.signed(entry["difference"])}</b>{beneath}'
 
 

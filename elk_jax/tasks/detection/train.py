@@ -146,9 +146,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     }
 
 
-def planned_anchor_sizes(
-    infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int
-) -> tuple[tuple[float], ...]:
+def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int) -> tuple[tuple[float], ...]:
     """Anchor sizes from the lesions of `infos` at the size that images have in the network (`config`: of testing)."""
     canvases = config.buckets or choose_buckets(infos, config.resize, config.augmentation)
     buckets = assign_buckets(infos, canvases, config.resize, config.augmentation)

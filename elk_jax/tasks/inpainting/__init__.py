@@ -7,9 +7,7 @@ TASK = Task(
     name="inpainting",
     recipe=recipe.InpaintingRecipe,
     stages={
-        "train": StageKind(
-            recipe.TrainInpainterStage, train.train, train.check_start, needs_lesions=("train", "val")
-        ),
+        "train": StageKind(recipe.TrainInpainterStage, train.train, train.check_start, needs_lesions=("train", "val")),
         "synthesize": StageKind(recipe.PaintStage, synthesize.synthesize),
     },
     report=report.part,

@@ -46,9 +46,7 @@ class Inpainter:
 # ---- To train ------------------------------------------------------------------------------------------------------
 
 
-def trainable(
-    parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_text: bool, base: Params | None
-) -> Model:
+def trainable(parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_text: bool, base: Params | None) -> Model:
     """An inpainter for the training loop.
 
     base: the weights to start from, None for random ones. What is not trained of them is constant: the autoencoder,

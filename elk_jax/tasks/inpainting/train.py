@@ -49,9 +49,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     if recipe.cached_windows:
         batches: Stream = _cached(run, stage, recipe, parts, base, source)
     else:
-        batches = crops.train_closeups(
-            source, closeups, size, run.seed, jax.process_index(), jax.process_count()
-        )
+        batches = crops.train_closeups(source, closeups, size, run.seed, jax.process_index(), jax.process_count())
     shown = list(crops.eval_closeups(validation, closeups, size, run.seed, recipe.validation_closeups))
     usable = len(fitting_lesions(source.infos, closeups.largest))
     counts = summary(source.infos)
@@ -173,7 +171,6 @@ def _cached(
     weights = files.fingerprint(run.model_folder(stage.init_from))
     origin = f"{crops.digest(source, closeups, size, seed)} {windows} {weights}"
     return crops.cached_closeups(examples, closeups, origin, seed, jax.process_index(), jax.process_count())
-
 
 
 def _contrast(source: ImageSource, recipe: InpaintingRecipe) -> float:

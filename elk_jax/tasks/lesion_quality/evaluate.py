@@ -207,9 +207,7 @@ def _row(pixels: np.ndarray, breast: np.ndarray, info: ImageInfo, position: int,
     }
 
 
-def most_alike(
-    synthetic: Lesions, training: Lesions, report: Mapping[str, Any], count: int
-) -> list[dict[str, Any]]:
+def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """The `count` synthetic lesions most like a training lesion, each with that one and how it must be turned."""
     order = np.argsort(-np.array(report["similarity"]), kind="stable")
     pairs = []

@@ -169,15 +169,13 @@ def quality_section(quality: Quality, where: str = "") -> Section:
             "",
             f"radiomics; between real lesions: {_written(distance['real_to_real'])}",
         ),
-        _card(
-            2, "Too similar to a training lesion", similar, "", f"of {len(found['similarity'])}"
-        ),
+        _card(2, "Too similar to a training lesion", similar, "", f"of {len(found['similarity'])}"),
     ]
     rows = [
         html.row(
             [
                 f"{html.text(one.name)}{_beneath(one.note)}",
-                f'<b>{html.text(one.found)}</b>{_range(one.bounds)}',
+                f"<b>{html.text(one.found)}</b>{_range(one.bounds)}",
                 html.text(one.reference),
                 html.text(one.good),
             ]
