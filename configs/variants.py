@@ -18,9 +18,11 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 SIZES = ("quick", "tiny", "small", "paper")
 DETECTOR_EXTRAS = ("fewshot", "half")
@@ -52,8 +54,17 @@ def experiment(name: str, **parts: Any) -> ConfigDict:
 
 
 def settings(dataclass: Any) -> dict[str, Any]:
-    """The fields of a recipe as nested dicts, for `merge`."""
-    return dataclasses.asdict(dataclass)
+    """The fields of a recipe as nested dicts, for `merge`. Fields of several types (a number or None) take any literal."""
+    hints = typing.get_type_hints(type(dataclass))
+    values = {field.name: getattr(dataclass, field.name) for field in dataclasses.fields(dataclass)}
+    return {name: _setting(value, hints[name]) for name, value in values.items()}
+
+
+def _setting(value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return settings(value)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return FieldReference(value, field_type=object) if union else value
 
 
 def merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +72,8 @@ def merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(recipe.get(key), dict) and "name" not in value:
             merge(recipe[key], value)
+        elif isinstance(recipe.get(key), FieldReference) and not isinstance(value, FieldReference):
+            recipe[key].set(value)
         else:
             recipe[key] = value
     return recipe
@@ -69,7 +82,7 @@ def merge(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _sections(value: Any) -> Any:
     """Nested dicts and dataclasses as ConfigDicts that keep their order. A stage's name is its key."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {key: child for key, child in dataclasses.asdict(value).items() if (key, child) != ("name", "")}
+        value = {key: child for key, child in settings(value).items() if (key, child) != ("name", "")}
     if not isinstance(value, dict):
         return value
     return ConfigDict({key: _sections(child) for key, child in value.items()}, sort_keys=False)

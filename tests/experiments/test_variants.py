@@ -6,6 +6,8 @@ import json
 import re
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import cem_mixed, cem_real, cem_synthetic, inpaint_cem, mammo_pretrain
 from elk_jax.experiments.parse import parse, plain
@@ -70,4 +72,33 @@ def test_wrong_references_are_named():
         parse(config, ["train"])
     config.stages.real.train_on = ("imaginary",)
     with refused("'imaginary'", where="config.stages.real"):
+        parse(config)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("detector.loader.lesion_share", None),
+        ("detector.loader.lesion_share", 0.25),
+        ("detector.schedule.warmup_steps", 0.1),
+        ("inpainter.sampler.lambda_min", None),
+        ("inpainter.model.attention_head_dim", (2, 4)),
+    ],
+)
+def test_a_key_of_several_types_takes_each_on_the_command_line(key, value):
+    config = cem_mixed.get_config("tiny")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    values(["train", f"--config.{key}={value}"])
+    section, name = config, key.split(".")
+    for part in name[:-1]:
+        section = section[part]
+    assert section[name[-1]] == value
+    parse(config)
+
+
+def test_an_impossible_value_of_such_a_key_is_refused():
+    config = cem_mixed.get_config("tiny")
+    config.detector.loader.lesion_share = "half"
+    with refused("'half'", where="config.detector.loader.lesion_share"):
         parse(config)
