@@ -54,7 +54,7 @@ def experiment(name: str, **parts: Any) -> ConfigDict:
 
 
 def settings(dataclass: Any) -> dict[str, Any]:
-    """The fields of a recipe as nested dicts, for `merge`. Fields of several types (a number or None) take any literal."""
+    """The fields of a recipe as nested dicts, for `merge`. Fields of several types take any literal."""
     hints = typing.get_type_hints(type(dataclass))
     values = {field.name: getattr(dataclass, field.name) for field in dataclasses.fields(dataclass)}
     return {name: _setting(value, hints[name]) for name, value in values.items()}

@@ -88,8 +88,10 @@ def test_wrong_references_are_named():
 def test_a_key_of_several_types_takes_each_on_the_command_line(key, value):
     config = cem_mixed.get_config("tiny")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
-    values(["train", f"--config.{key}={value}"])
+    arguments = ["train", f"--config.{key}={value}"]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+    values(arguments)
+    config = values.config
     section, name = config, key.split(".")
     for part in name[:-1]:
         section = section[part]
