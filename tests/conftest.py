@@ -1,8 +1,13 @@
-"""Shared set-up: CPU, a persistent compilation cache (the same tiny programs recur), where the real images may lie."""
+"""Shared set-up: CPU, a persistent compilation cache (the same tiny programs recur), where real images may be found,
+and the memory of the processes that run the tests."""
 
 from __future__ import annotations
 
+import gc
 import os
+import resource
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,6 +17,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import pytest  # noqa: E402
 
+PEAKS: list[float] = []
+"""Gigabytes that each finished worker took at most."""
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -20,3 +28,29 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}; set ELK_JAX_REAL_DATA to run this test")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Release the compiled programs of a file when its tests are done: others seldom need them, and they fill memory."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the main process how much memory this worker of pytest-xdist took."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    PEAKS.append(getattr(node, "workeroutput", {}).get("peak_gb", 0.0))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if PEAKS:
+        peaks = ", ".join(f"{peak:.1f}" for peak in PEAKS)
+        terminalreporter.write_line(f"peak memory of each worker: {peaks} GB")
