@@ -17,6 +17,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import pytest  # noqa: E402
 
+LARGE = 1.5
+"""Gigabytes of a worker from which compiled programs are released."""
 PEAKS: list[float] = []
 """Gigabytes that each finished worker took at most."""
 
@@ -32,11 +34,17 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs() -> Iterator[None]:
-    """Release the compiled programs of a file when its tests are done: others seldom need them, and they fill memory."""
+    """Release compiled programs after a file whose worker has grown large: other files seldom need them."""
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and _resident_gb() > LARGE:
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+def _resident_gb() -> float:
+    """Memory of this process; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30 if status.exists() else 0.0
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
