@@ -52,14 +52,14 @@ _OF_DIFFUSERS = (INPAINTING, VARIANT)
 
 
 def refuse(given: Sequence[flags.FlagHolder], file_format: str) -> None:
-    """Ends in an error when a flag of the other formats is set: it would change nothing."""
+    """Raise an error if a flag of the other formats is set: it would have no effect."""
     for flag in given:
         if flag.value != flag.default:
             raise command_line.UserError(f"--{flag.name} is not for --format={file_format}", todo="leave it out")
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:
-    """['name=JSON', ...] as a dict; text that is no JSON stays text."""
+    """['name=JSON', ...] as a dict; text that is not JSON stays text."""
     changes: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

@@ -5,8 +5,8 @@
       --area=medium --seed=1 --output=painted_medium
 
 Writes synthetic.json, images/, masks/ and provenance/ (of every image: canvas, window, box, painted region, seed, ...).
-Sizes of the lesions are those of the training split (--area=medium: its middle half). Interrupted, the same command
-goes on where it stopped. Canvases are images of the split `train`: others would carry test patients into training.
+The lesions have the sizes of the training split (--area=medium: its middle half). Rerun the same command to resume an
+interrupted set. Canvases are images of the split `train`: others would bring test patients into the training.
 Then: python launch/train.py --config=configs/cem_mixed.py --config.data.synthetic.spec=coco:painted/synthetic.json \\
           --stages=real,synthetic,mixed,evaluate
 """

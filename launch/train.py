@@ -10,14 +10,13 @@ A configuration is configs/NAME.py with an optional variant: quick (default, emb
 small (hundreds of real images, a CPU or any GPU), paper (as published); and, after a comma, fewshot (few patients)
 or half (a ResNet-50 of half the width, for weights of one): small,half.
 Every key can be set on the command line: --config.detector.steps=2000. The run folder then holds config.json,
-metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Stopped at any moment, the same
-command goes on where it was; finished stages are not repeated.
+metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Rerun the same command to resume an
+interrupted run; finished stages are not repeated.
 
-Several GPUs of one machine are used by themselves. Several machines: start the same command on each, with a run folder
-that all of them share. SLURM and Kubernetes say which is which (launch/slurm.sh, launch/kubernetes.yaml); by hand, on
-machine I of N from 0 on:
+All GPUs of a machine are used. On several machines start the same command on each, with a shared run folder. SLURM and
+Kubernetes number the processes (launch/slurm.sh, launch/kubernetes.yaml); by hand, on machine I of N, counted from 0:
   ELK_COORDINATOR=MACHINE0:8476 ELK_NUM_PROCESSES=N ELK_PROCESS_ID=I python launch/train.py --config=... --workdir=...
-The batch size is that of all together. An error on one of them ends all.
+The batch size is global. If one process fails, all stop.
 """
 
 from __future__ import annotations
