@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from elk_jax import files
+from elk_jax.experiments import report
 from elk_jax.fields import build
 from elk_jax.tasks import TASKS, find_model
 from elk_jax.tasks.stages import EvaluateStage, SynthesizeStage, TrainStage
@@ -55,6 +57,23 @@ def test_what_a_launch_script_takes_of_a_task_has_defaults(name):
     task = TASKS[name]
     for action in filter(None, (task.evaluate, task.predict)):
         assert build(action.settings, {}, name) == action.settings()
+
+
+# ---- Report --------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_a_report_are_in_the_order_of_the_table(painted_run, summaries):
+    page = report.write(painted_run, summaries).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page) == [
+        "Synthetic lesions",
+        "Most similar to a training lesion",
+        "Painted lesions",
+        "Progress of the inpainter",
+        "Inpainter training",
+        "Data",
+        "Environment",
+    ]
+    assert "Lesion synthesis · two" in page
 
 
 # ---- Models --------------------------------------------------------------------------------------------------------
