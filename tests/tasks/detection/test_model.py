@@ -15,7 +15,8 @@ from elk_jax.tasks.detection import model as detector_folder
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 
-CONFIG = faster_rcnn_config.detectron2(depth=18, num_classes=2, anchor_sizes=((8.0,), (12.0,), (18.0,), (27.0,), (40.0,)))
+SIZES = ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,))
+CONFIG = faster_rcnn_config.detectron2(depth=18, num_classes=2, anchor_sizes=SIZES)
 LOADER = LoaderConfig(resize=Resize(short_sides=(64,), max_long_side=96, jitter=()), buckets=((64, 96),))
 
 

@@ -1,4 +1,4 @@
-"""What can be set of detection: every field on the command line, and values that only show to be impossible together."""
+"""What can be set of detection: every field on the command line, and values that cannot be."""
 
 from __future__ import annotations
 
