@@ -1,4 +1,4 @@
-"""What a user sees on the command line: help that teaches, and one line with exit code 2 for every mistake."""
+"""The command line: help with examples, and one line with exit code 2 for every mistake."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.detection.evaluate import EvaluateSettings
+from elk_jax.tasks.translation.predict import TranslateSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,7 +29,7 @@ def start(script: str, *arguments: str) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def quick_start():
-    """`start` in a process that has imported the libraries before (starts.py)."""
+    """`start` in a process that has already imported the libraries (starts.py)."""
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
     command = [sys.executable, "tests/launch/starts.py"]
@@ -43,6 +45,7 @@ def quick_start():
 
 
 def assert_one_line(done: SimpleNamespace, *words: str) -> None:
+    """Assert exit code 2 and one error line that contains `words`."""
     error = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
     assert error[-1].startswith("error: ") and "Traceback" not in done.stderr, done.stderr
@@ -59,10 +62,10 @@ def test_help_teaches(script):
 
 
 @pytest.mark.parametrize("script", ["train", "import_weights"])
-def test_freed_memory_is_kept_before_anything_runs(quick_start, script):
+def test_freed_memory_is_retained_before_anything_runs(quick_start, script):
     done = quick_start(script, instead="elk_jax.host_memory.keep_freed")
     assert done.stdout.startswith("[[], {}]\n")
-    assert_one_line(done, "given")
+    assert_one_line(done, "--")
 
 
 @pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights"])
@@ -87,19 +90,19 @@ def test_without_a_model_there_is_one_line_and_no_folder(quick_start, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "arguments, word",
+    "arguments, flag",
     [
-        (["train"], "no --config given"),
-        (["evaluate", "--workdir=x"], "no --data given"),
-        (["predict", "--workdir=x", "--input=x"], "no --output given"),
-        (["import_weights"], "no --"),
-        (["synthesize", "--workdir=x"], "no --canvases given"),
-        (["translate", "--workdir=x"], "no --input given"),
-        (["export_weights"], "no --model given"),
+        (["train"], "--config"),
+        (["evaluate", "--workdir=x"], "--data"),
+        (["predict", "--workdir=x", "--input=x"], "--output"),
+        (["import_weights"], "--"),
+        (["synthesize", "--workdir=x"], "--canvases"),
+        (["translate", "--workdir=x"], "--input"),
+        (["export_weights"], "--model"),
     ],
 )
-def test_what_is_missing_ends_in_one_line(arguments, word):
-    assert_one_line(start(*arguments), word)
+def test_a_missing_flag_ends_in_one_line(arguments, flag):
+    assert_one_line(start(*arguments), flag)
 
 
 TINY = "--config=configs/cem_real.py:tiny"
@@ -108,15 +111,15 @@ TINY = "--config=configs/cem_real.py:tiny"
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--config=configs/none.py:tiny"], ["configuration (configs/none.py). there are ", "configs/cem_mixed.py, "]),
-        (["--config=configs/base"], ["no such configuration (configs/base)"]),
-        (["--config=configs/cem_real.py:enormous"], ["no variant 'enormous'", "tiny"]),
+        (["--config=configs/none.py:tiny"], ["(configs/none.py)", "configs/cem_mixed.py, "]),
+        (["--config=configs/base"], ["(configs/base)"]),
+        (["--config=configs/cem_real.py:enormous"], ["'enormous'", "tiny"]),
         ([TINY, "--config.detector.stepps=3"], ["detector.stepps", "detector.steps"]),
         ([TINY, "--config.detectr.steps=3"], ["detectr.steps", "detector.steps"]),
-        ([TINY, "--config.detector.optimizer.magic=1"], ["unknown config key", "magic"]),
-        ([TINY, "--config.detector.steps.more=1"], ["unknown config key", "steps.more"]),
-        ([TINY, "--config.detector.steps=many"], ["bad value", "detector.steps"]),
-        ([TINY, "--stages="], ["no stage to run", "real, evaluate"]),
+        ([TINY, "--config.detector.optimizer.magic=1"], ["optimizer.magic"]),
+        ([TINY, "--config.detector.steps.more=1"], ["steps.more"]),
+        ([TINY, "--config.detector.steps=many"], ["many", "detector.steps"]),
+        ([TINY, "--stages="], ["real, evaluate"]),
         ([TINY, "--colour=red"], ["colour"]),
         ([TINY, "stray"], ["stray"]),
     ],
@@ -136,12 +139,12 @@ def test_numbers_out_of_range_end_in_one_line(quick_start, script, argument):
     [
         ("--config.detector.steps=0", ["config.detector.steps", "at least 1"]),
         ("--config.data.real.spec=coco:/nowhere/cem.json", ["/nowhere/cem.json"]),
-        ("--config.data.real.spec=ftp:images", ["unknown data source"]),
+        ("--config.data.real.spec=ftp:images", ["ftp"]),
         ("--config.detector.model.depth=77", ["model.depth", "101"]),
         ("--config.detector.optimizer.name=magic", ["magic", "adamw"]),
         ("--config.detector.loader.buckets=()", ["loader.buckets", "canvas"]),
         ("--config.detector.best_metric=aufroc3", ["aufroc3", "aufroc_3"]),
-        ("--config.stages.real.init_from=/nowhere", ["no model here", "/nowhere"]),
+        ("--config.stages.real.init_from=/nowhere", ["(/nowhere)"]),
     ],
 )
 def test_wrong_values_end_in_one_line_and_leave_nothing(quick_start, tmp_path, argument, words):
@@ -150,15 +153,15 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(quick_start, tmp_path, a
     assert argument.endswith("buckets=()") or not list(tmp_path.iterdir())
 
 
-def test_folders_that_are_none_end_in_one_line(quick_start, tmp_path):
+def test_folders_of_another_kind_end_in_one_line(quick_start, tmp_path):
     (tmp_path / "file").write_text("")
     assert_one_line(quick_start("train", TINY, f"--workdir={tmp_path / 'file' / 'run'}"), "folder")
     if Path("/proc/self").exists():
         assert_one_line(quick_start("train", TINY, "--workdir=/proc/elk"), "/proc/elk")
     done = quick_start("evaluate", f"--workdir={tmp_path}", "--data=phantom:count=8,size=64")
-    assert_one_line(done, "neither a run folder")
+    assert_one_line(done, f"({tmp_path})")
     done = quick_start("predict", f"--workdir={tmp_path}", "--input=x.png", f"--output={tmp_path}")
-    assert_one_line(done, "neither a run folder")
+    assert_one_line(done, f"({tmp_path})")
 
 
 def test_wrong_flags_of_an_evaluation_end_in_one_line(quick_start, tmp_path):
@@ -169,8 +172,8 @@ def test_wrong_flags_of_an_evaluation_end_in_one_line(quick_start, tmp_path):
 
 
 def test_the_help_names_the_variants(quick_start):
-    refused = quick_start("train", "--config=configs/cem_real.py:huge").stderr
-    variants = refused.partition("there are ")[2].partition(".")[0].split(", ")
+    error = quick_start("train", "--config=configs/cem_real.py:huge").stderr
+    variants = re.findall(r"\w+", re.search(r"\w+(, \w+){3,}", error)[0])
     assert {"quick", "small", "fewshot"} <= set(variants)
     text = quick_start("train", "--help").stdout
     assert [name for name in variants if not re.search(rf"\b{name}\b[ :]", text)] == []
@@ -184,21 +187,25 @@ def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_inputs_of_a_prediction_are_paths_as_they_stand(quick_start, tmp_path):
-    (tmp_path / "model.json").write_text("{}")
+def test_inputs_of_a_prediction_are_not_split_at_commas(quick_start, tmp_path):
+    (tmp_path / "model.json").write_text('{"architecture": "faster_rcnn"}')
     (tmp_path / "a,b.png").write_text("")
     inputs = [f"--input={tmp_path / name}" for name in ("a,b.png", "c,d.png")]
     done = quick_start("predict", f"--workdir={tmp_path}", *inputs, f"--output={tmp_path / 'out'}")
-    assert_one_line(done, f"no such file or folder ({tmp_path / 'c,d.png'})")
+    assert_one_line(done, f"({tmp_path / 'c,d.png'})")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder that passes for a model's until it is read."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "model.json").write_text("{}")
-    return folder
+    """(architecture) -> a folder that looks like that of a model until it is read."""
+
+    def write(architecture: str) -> Path:
+        folder = tmp_path_factory.mktemp("model")
+        (folder / "model.json").write_text(json.dumps({"architecture": architecture}))
+        return folder
+
+    return write
 
 
 SOURCE = {
@@ -214,13 +221,25 @@ EVALUATE = {
     "--split=other": ("split", "other"),
     "--on_error=skip": ("on_error", "skip"),
     "--output=out": ("output", "out"),
-    "--predictions=theirs.json": ("predictions", "theirs.json"),
+}
+EVALUATE_SETTINGS = {
     "--against=before": ("against", "before"),
     "--criterion=centre_in_box": ("criterion", "centre_in_box"),
     "--score_floor=0.5": ("score_floor", 0.5),
-    "--all_images": ("froc_images", "all"),
-    "--bootstrap=5": ("resamples", 5),
+    "--all_images": ("all_images", True),
+    "--bootstrap=5": ("bootstrap", 5),
     "--flips=horizontal,both": ("flips", ["horizontal", "both"]),
+}
+PREDICT = {
+    "--input=a,b.png": ("inputs", ["a,b.png"]),
+    "--output=out": ("output", "out"),
+    "--bit_depth=12": ("bit_depth", 12),
+    "--on_error=skip": ("on_error", "skip"),
+}
+PREDICT_SETTINGS = {
+    "--threshold=0.25": ("threshold", 0.25),
+    "--score_floor=0.5": ("score_floor", 0.5),
+    "--nopictures": ("pictures", False),
 }
 SYNTHESIZE = {
     "--canvases=coco:a.json": ("canvases", GIVEN),
@@ -228,39 +247,87 @@ SYNTHESIZE = {
     "--on_error=skip": ("on_error", "skip"),
     "--count=7": ("count", 7),
     "--output=out": ("output", "out"),
-    "--area=medium": ("area", "medium"),
     "--seed=3": ("seed", 3),
+}
+SYNTHESIZE_SETTINGS = {
+    "--area=medium": ("area", "medium"),
     "--batch_size=2": ("batch_size", 2),
     "--lesion_free": ("lesion_free", True),
     "--whole_window": ("whole_window", True),
     "--nograin": ("grain", False),
 }
-TRANSLATE = {
-    "--input=a,b.png": ("inputs", ["a,b.png"]),
-    "--output=out": ("output", "out"),
-    "--seed=3": ("seed", 3),
-    "--batch_size=2": ("batch_size", 2),
-    "--bit_depth=12": ("bit_depth", 12),
-    "--on_error=skip": ("on_error", "skip"),
-}
+TRANSLATE_SETTINGS = {"--seed=3": ("seed", 3), "--batch_size=2": ("batch_size", 2)}
+PAINT = "elk_jax.tasks.inpainting.synthesize.synthesize_source"
+TRANSLATE = "elk_jax.tasks.translation.predict.translate_files"
 
 
 @pytest.mark.parametrize(
-    "script, function, flags, of_source",
+    "script, architecture, function, flags, settings, of_source, others",
     [
-        ("evaluate", "elk_jax.tasks.detection.evaluate.evaluate_source", EVALUATE, SOURCE),
-        ("synthesize", "elk_jax.tasks.inpainting.synthesize.synthesize_source", SYNTHESIZE, SOURCE),
-        ("translate", "elk_jax.tasks.translation.predict.translate_files", TRANSLATE, {}),
+        (
+            "evaluate", "faster_rcnn", "detection.evaluate", EVALUATE, EVALUATE_SETTINGS, SOURCE, {"predictions": ""}
+        ),
+        ("predict", "faster_rcnn", "detection.predict", PREDICT, PREDICT_SETTINGS, (), {}),
+        ("synthesize", "inpainter", PAINT, SYNTHESIZE, SYNTHESIZE_SETTINGS, SOURCE, {}),
+        ("translate", "translator", TRANSLATE, PREDICT, TRANSLATE_SETTINGS, (), {}),
     ],
-)
-def test_every_flag_arrives(quick_start, model, script, function, flags, of_source):
-    done = quick_start(script, f"--workdir={model}", *flags, *of_source, instead=function)
+)  # fmt: skip
+def test_every_flag_arrives(quick_start, model, script, architecture, function, flags, settings, of_source, others):
+    """others: settings whose flags are given in another test."""
+    folder = model(architecture)
+    done = quick_start(script, f"--workdir={folder}", *flags, *settings, *of_source, instead=function)
     assert done.returncode == 0, done.stderr
-    found = None if "--predictions=theirs.json" in flags else str(model)
-    assert json.loads(done.stdout) == [[], {"model": found, **dict(flags.values())}]
+    expected = {**dict(flags.values()), "model": str(folder), "settings": dict(settings.values()) | others}
+    assert json.loads(done.stdout) == [[], expected]
     for flag in re.findall(r"^  --(?:\[no\])?(\w+)", quick_start(script, "--help").stdout, re.MULTILINE):
-        given = [*flags, *of_source, "--workdir", "--stage"]
+        given = [*flags, *settings, *of_source, "--workdir", "--stage", *(f"--{name}" for name in others)]
         assert any(re.match(rf"--(no)?{flag}\b", one) for one in given), flag
+
+
+def test_predictions_are_evaluated_without_a_model(quick_start):
+    done = quick_start("evaluate", "--predictions=theirs.json", *EVALUATE, *SOURCE, instead="detection.evaluate")
+    ((), found) = json.loads(done.stdout)
+    assert found["model"] is None and found["settings"]["predictions"] == "theirs.json"
+    assert {name: found[name] for name, _ in EVALUATE.values()} == dict(EVALUATE.values())
+
+
+def test_flags_that_are_not_given_are_the_defaults_of_the_task(quick_start, model):
+    done = quick_start("evaluate", f"--workdir={model('faster_rcnn')}", "--data=a.json", instead="detection.evaluate")
+    (_, found) = json.loads(done.stdout)
+    assert found["settings"] == json.loads(json.dumps(dataclasses.asdict(EvaluateSettings())))
+    assert found["output"].endswith("/evaluation-test")
+
+
+def test_the_stage_of_a_run_is_chosen(quick_start, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"stages": {"painter": {}, "bridge": {}, "later": {}}}))
+    for stage, architecture in (("painter", "inpainter"), ("bridge", "translator"), ("later", "translator")):
+        (tmp_path / stage / "model").mkdir(parents=True)
+        (tmp_path / stage / "model" / "model.json").write_text(json.dumps({"architecture": architecture}))
+    for given, stage in (([], "later"), (["--stage=bridge"], "bridge")):
+        done = quick_start("translate", f"--workdir={tmp_path}", *given, *PREDICT, instead=TRANSLATE)
+        assert json.loads(done.stdout)[1]["model"] == str(tmp_path / stage / "model"), done.stderr
+    assert_one_line(quick_start("translate", f"--workdir={tmp_path}", "--stage=painter", *PREDICT), "painter", "later")
+
+
+def test_predict_takes_the_models_of_every_task_that_predicts(quick_start, model):
+    folder = model("translator")
+    done = quick_start("predict", f"--workdir={folder}", *PREDICT, instead="translation.predict")
+    defaults = dataclasses.asdict(TranslateSettings())
+    assert json.loads(done.stdout) == [[], {**dict(PREDICT.values()), "model": str(folder), "settings": defaults}]
+    assert_one_line(quick_start("predict", f"--workdir={folder}", *PREDICT, "--threshold=0.5"), "(--threshold)")
+
+
+@pytest.mark.parametrize(
+    "script, arguments", [("evaluate", ["--data=a.json"]), ("predict", PREDICT), ("translate", PREDICT)]
+)
+def test_a_model_of_another_task_ends_in_one_line(quick_start, model, script, arguments):
+    folder = model("inpainter")
+    assert_one_line(quick_start(script, f"--workdir={folder}", *arguments), "'inpainter'", f"({folder})")
+
+
+def test_a_setting_out_of_range_names_its_flag(quick_start, model):
+    flags = (f"--workdir={model('faster_rcnn')}", "--data=a.json", "--flips=diagonal")
+    assert_one_line(quick_start("evaluate", *flags), "(--flips)", "diagonal")
 
 
 def test_the_flags_of_weights_arrive(quick_start):
@@ -275,7 +342,7 @@ def test_the_flags_of_weights_arrive(quick_start):
 
 
 def test_a_quick_start_is_a_start(quick_start):
-    """The shared process hides nothing: success is success, and the flags of one start do not reach the next."""
+    """The shared process behaves like a new one: flags of one start do not affect the next."""
     helped = quick_start("train", "--help")
     assert (helped.returncode, helped.stdout) == (0, start("train", "--help").stdout)
     assert quick_start("train", TINY, "stray").stderr == start("train", TINY, "stray").stderr

@@ -1,4 +1,4 @@
-"""The commands of the documentation that start the published recipes: what can be checked of them without weights."""
+"""The documented commands for the published recipes, as far as they can be checked without weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from elk_jax.experiments import experiment
 from elk_jax.experiments.checks import check_inputs
+from elk_jax.experiments.parse import parse
 from elk_jax.tasks.run import Run
 from elk_jax.training.mesh import make_mesh
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
@@ -23,7 +23,7 @@ PHANTOMS = "phantom:size=64,count=12"
 
 
 def commands(path: Path) -> list[str]:
-    """The arguments of every start of a published recipe in a file, lines that go on on the next one joined."""
+    """The arguments of every command with a published recipe in a file, with continued lines joined."""
     joined = re.sub(r"\s*\\*\n\s*(?:# +|- )?(?=--)", " ", path.read_text())
     return COMMAND.findall(joined)
 
@@ -49,9 +49,8 @@ def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_
     for stage in config.stages.values():
         if stage.get("init_from", ""):
             stage.init_from = str(tmp_path / "weights")
-            store.save_params(tmp_path / "weights", {}, {"absent": [".*"]})
-    experiment.check(config)
-    check_inputs(Run(config, tmp_path / "run", make_mesh()), list(config.stages))
+            model_folder.save_params(tmp_path / "weights", {}, {"absent": [".*"]})
+    check_inputs(Run(parse(config), tmp_path / "run", make_mesh()), list(config.stages))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_
         ("kubernetes.yaml", r"completions: (\d+)", r"/gpu: (\d+)"),
     ],
 )
-def test_the_batch_of_several_machines_divides_over_their_gpus(name, machines, gpus, monkeypatch):
+def test_the_batch_is_divisible_by_the_gpus_of_several_machines(name, machines, gpus, monkeypatch):
     place = ROOT / "launch" / name
     (arguments,), text = commands(place), place.read_text()
     devices = int(re.search(machines, text)[1]) * int(re.search(gpus, text)[1])

@@ -1,9 +1,10 @@
-"""`kill -9` in the middle of a real training, and the same command again: as if nothing had happened, to the bit."""
+"""A real training, killed by SIGKILL and resumed by the same command, is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def numbers(workdir: Path) -> list[dict]:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_killed_and_started_again_equals_uninterrupted(tmp_path):
+def test_resumed_training_equals_uninterrupted(tmp_path):
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = subprocess.run(command(whole), timeout=600, **quiet)
@@ -54,7 +55,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path):
     assert not (broken / "real" / "finished.json").exists()
     done = subprocess.run(command(broken), timeout=600, **quiet)
     assert done.returncode == 0, done.stderr
-    assert "resuming from the checkpoint of step" in done.stderr
+    assert re.search(r"checkpoint.* \d+", done.stderr)
 
     assert numbers(broken) == numbers(whole)
     a, b = (load_file(folder / "real" / "model" / "params.safetensors") for folder in (whole, broken))
@@ -64,7 +65,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path):
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
-    """Until the first checkpoint is whole; then the training is in the middle."""
+    """Wait until the first checkpoint is complete, in the middle of the training."""
     until = time.monotonic() + 500
     while not (folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""

@@ -1,4 +1,4 @@
-"""The set-up script, with a Python that only says its version and makes an environment that installs nothing."""
+"""The set-up script, with a stub of Python that prints its version and makes an environment without packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def set_up(tmp_path):
-    """(version of Python) -> what the script says in a copy of the checkout's few files that it reads."""
+    """(version of Python) -> output of the script in a copy of the files that it reads."""
     (tmp_path / "launch").mkdir()
     for name in ("pyproject.toml", "launch/setup.sh", *(f"launch/{p.name}" for p in ROOT.glob("launch/constraints-*"))):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -35,13 +35,13 @@ def set_up(tmp_path):
     return start
 
 
-def test_a_python_without_tested_versions_is_said_once(set_up, tmp_path):
-    said = set_up("3.99")
-    assert "no tested versions for Python 3.99" in said and "(tested: Python 3.11 and 3" in said
+def test_a_python_without_tested_versions_is_noted_once(set_up, tmp_path):
+    output = set_up("3.99")
+    assert "3.99" in output and "3.11" in output
     assert "-c /dev/null" in (tmp_path / "calls").read_text()
-    assert "note: no tested" not in set_up("3.99"), "set up already"
+    assert "tested" not in set_up("3.99"), "already set up"
 
 
-def test_tested_versions_are_taken(set_up, tmp_path):
-    assert "no tested versions" not in set_up("3.12")
+def test_tested_versions_are_used(set_up, tmp_path):
+    assert "tested" not in set_up("3.12")
     assert "-c launch/constraints-3.12.txt" in (tmp_path / "calls").read_text()

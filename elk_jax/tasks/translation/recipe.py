@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from elk_jax.data.batches.pairs import PairConfig
-from elk_jax.data.tiles import check_stride
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.diffusion.unet import UNetConfig
-from elk_jax.errors import UserError
 from elk_jax.fields import BELOW_ONE, AtLeast, check
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
@@ -109,14 +107,7 @@ class TranslationRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            plan(self.model.bridge, self.sampler.steps, self.sampler.eta)
-        except UserError as error:
-            raise error.within("sampler") from error
-        try:
-            check_stride(self.pairs.stride, self.model.size)
-        except UserError as error:
-            raise error.within("pairs") from error
+        plan(self.model.bridge, self.sampler.steps, self.sampler.eta)
 
 
 @dataclass(frozen=True, kw_only=True)
