@@ -4,7 +4,8 @@
 
 Reads lines of JSON, [script, instead, argument, ...], and answers each with one of {"returncode", "stdout", "stderr"}.
 A start runs the script's file as `__main__`, with its own sys.argv and flags, as the shell would start it. instead: ""
-or a function, `package.module.name`, that is not called: what it would have been given is printed as JSON.
+or what is not called: a function, `package.module.name`, or what a task does with its models, `TASK.evaluate` or
+`TASK.predict`; what it would have been given is printed as JSON.
 """
 
 import dataclasses
@@ -40,10 +41,17 @@ def plain(value: object) -> object:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
 
 
-def stand_in(function: str) -> None:
+def stand_in(place: str) -> None:
     """Put in the place of a function one that prints [arguments, keyword arguments]; a path is its text."""
-    module, _, name = function.rpartition(".")
-    setattr(importlib.import_module(module), name, lambda *a, **given: print(json.dumps([a, given], default=plain)))
+    from elk_jax.tasks import TASKS
+
+    show = lambda *a, **given: print(json.dumps([a, given], default=plain))
+    module, _, name = place.rpartition(".")
+    if module in TASKS:
+        action = dataclasses.replace(getattr(TASKS[module], name), run=show)
+        TASKS[module] = dataclasses.replace(TASKS[module], **{name: action})
+    else:
+        setattr(importlib.import_module(module), name, show)
 
 
 def start(script: str, instead: str, arguments: list[str]) -> dict:
@@ -75,7 +83,6 @@ if __name__ == "__main__":
     from ml_collections import config_flags  # noqa: F401
 
     from elk_jax.experiments import experiment  # noqa: F401
-    from elk_jax.tasks.detection import evaluate as detection_evaluate  # noqa: F401
 
     for line in sys.stdin:
         script, instead, *arguments = json.loads(line)

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.detection.evaluate import EvaluateSettings
+from elk_jax.tasks.translation.predict import TranslateSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -186,7 +188,7 @@ def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):
 
 
 def test_inputs_of_a_prediction_are_not_split_at_commas(quick_start, tmp_path):
-    (tmp_path / "model.json").write_text("{}")
+    (tmp_path / "model.json").write_text('{"architecture": "faster_rcnn"}')
     (tmp_path / "a,b.png").write_text("")
     inputs = [f"--input={tmp_path / name}" for name in ("a,b.png", "c,d.png")]
     done = quick_start("predict", f"--workdir={tmp_path}", *inputs, f"--output={tmp_path / 'out'}")
@@ -196,10 +198,14 @@ def test_inputs_of_a_prediction_are_not_split_at_commas(quick_start, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder that looks like that of a model until it is read."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "model.json").write_text("{}")
-    return folder
+    """(architecture) -> a folder that looks like that of a model until it is read."""
+
+    def write(architecture: str) -> Path:
+        folder = tmp_path_factory.mktemp("model")
+        (folder / "model.json").write_text(json.dumps({"architecture": architecture}))
+        return folder
+
+    return write
 
 
 SOURCE = {
@@ -215,13 +221,25 @@ EVALUATE = {
     "--split=other": ("split", "other"),
     "--on_error=skip": ("on_error", "skip"),
     "--output=out": ("output", "out"),
-    "--predictions=theirs.json": ("predictions", "theirs.json"),
+}
+EVALUATE_SETTINGS = {
     "--against=before": ("against", "before"),
     "--criterion=centre_in_box": ("criterion", "centre_in_box"),
     "--score_floor=0.5": ("score_floor", 0.5),
-    "--all_images": ("froc_images", "all"),
-    "--bootstrap=5": ("resamples", 5),
+    "--all_images": ("all_images", True),
+    "--bootstrap=5": ("bootstrap", 5),
     "--flips=horizontal,both": ("flips", ["horizontal", "both"]),
+}
+PREDICT = {
+    "--input=a,b.png": ("inputs", ["a,b.png"]),
+    "--output=out": ("output", "out"),
+    "--bit_depth=12": ("bit_depth", 12),
+    "--on_error=skip": ("on_error", "skip"),
+}
+PREDICT_SETTINGS = {
+    "--threshold=0.25": ("threshold", 0.25),
+    "--score_floor=0.5": ("score_floor", 0.5),
+    "--nopictures": ("pictures", False),
 }
 SYNTHESIZE = {
     "--canvases=coco:a.json": ("canvases", GIVEN),
@@ -229,39 +247,87 @@ SYNTHESIZE = {
     "--on_error=skip": ("on_error", "skip"),
     "--count=7": ("count", 7),
     "--output=out": ("output", "out"),
-    "--area=medium": ("area", "medium"),
     "--seed=3": ("seed", 3),
+}
+SYNTHESIZE_SETTINGS = {
+    "--area=medium": ("area", "medium"),
     "--batch_size=2": ("batch_size", 2),
     "--lesion_free": ("lesion_free", True),
     "--whole_window": ("whole_window", True),
     "--nograin": ("grain", False),
 }
-TRANSLATE = {
-    "--input=a,b.png": ("inputs", ["a,b.png"]),
-    "--output=out": ("output", "out"),
-    "--seed=3": ("seed", 3),
-    "--batch_size=2": ("batch_size", 2),
-    "--bit_depth=12": ("bit_depth", 12),
-    "--on_error=skip": ("on_error", "skip"),
-}
+TRANSLATE_SETTINGS = {"--seed=3": ("seed", 3), "--batch_size=2": ("batch_size", 2)}
+PAINT = "elk_jax.tasks.inpainting.synthesize.synthesize_source"
+TRANSLATE = "elk_jax.tasks.translation.predict.translate_files"
 
 
 @pytest.mark.parametrize(
-    "script, function, flags, of_source",
+    "script, architecture, function, flags, settings, of_source, others",
     [
-        ("evaluate", "elk_jax.tasks.detection.evaluate.evaluate_source", EVALUATE, SOURCE),
-        ("synthesize", "elk_jax.tasks.inpainting.synthesize.synthesize_source", SYNTHESIZE, SOURCE),
-        ("translate", "elk_jax.tasks.translation.predict.translate_files", TRANSLATE, {}),
+        (
+            "evaluate", "faster_rcnn", "detection.evaluate", EVALUATE, EVALUATE_SETTINGS, SOURCE, {"predictions": ""}
+        ),
+        ("predict", "faster_rcnn", "detection.predict", PREDICT, PREDICT_SETTINGS, (), {}),
+        ("synthesize", "inpainter", PAINT, SYNTHESIZE, SYNTHESIZE_SETTINGS, SOURCE, {}),
+        ("translate", "translator", TRANSLATE, PREDICT, TRANSLATE_SETTINGS, (), {}),
     ],
-)
-def test_every_flag_arrives(quick_start, model, script, function, flags, of_source):
-    done = quick_start(script, f"--workdir={model}", *flags, *of_source, instead=function)
+)  # fmt: skip
+def test_every_flag_arrives(quick_start, model, script, architecture, function, flags, settings, of_source, others):
+    """others: settings whose flags are given in another test."""
+    folder = model(architecture)
+    done = quick_start(script, f"--workdir={folder}", *flags, *settings, *of_source, instead=function)
     assert done.returncode == 0, done.stderr
-    found = None if "--predictions=theirs.json" in flags else str(model)
-    assert json.loads(done.stdout) == [[], {"model": found, **dict(flags.values())}]
+    expected = {**dict(flags.values()), "model": str(folder), "settings": dict(settings.values()) | others}
+    assert json.loads(done.stdout) == [[], expected]
     for flag in re.findall(r"^  --(?:\[no\])?(\w+)", quick_start(script, "--help").stdout, re.MULTILINE):
-        given = [*flags, *of_source, "--workdir", "--stage"]
+        given = [*flags, *settings, *of_source, "--workdir", "--stage", *(f"--{name}" for name in others)]
         assert any(re.match(rf"--(no)?{flag}\b", one) for one in given), flag
+
+
+def test_predictions_are_evaluated_without_a_model(quick_start):
+    done = quick_start("evaluate", "--predictions=theirs.json", *EVALUATE, *SOURCE, instead="detection.evaluate")
+    ((), found) = json.loads(done.stdout)
+    assert found["model"] is None and found["settings"]["predictions"] == "theirs.json"
+    assert {name: found[name] for name, _ in EVALUATE.values()} == dict(EVALUATE.values())
+
+
+def test_flags_that_are_not_given_are_the_defaults_of_the_task(quick_start, model):
+    done = quick_start("evaluate", f"--workdir={model('faster_rcnn')}", "--data=a.json", instead="detection.evaluate")
+    (_, found) = json.loads(done.stdout)
+    assert found["settings"] == json.loads(json.dumps(dataclasses.asdict(EvaluateSettings())))
+    assert found["output"].endswith("/evaluation-test")
+
+
+def test_the_stage_of_a_run_is_chosen(quick_start, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"stages": {"painter": {}, "bridge": {}, "later": {}}}))
+    for stage, architecture in (("painter", "inpainter"), ("bridge", "translator"), ("later", "translator")):
+        (tmp_path / stage / "model").mkdir(parents=True)
+        (tmp_path / stage / "model" / "model.json").write_text(json.dumps({"architecture": architecture}))
+    for given, stage in (([], "later"), (["--stage=bridge"], "bridge")):
+        done = quick_start("translate", f"--workdir={tmp_path}", *given, *PREDICT, instead=TRANSLATE)
+        assert json.loads(done.stdout)[1]["model"] == str(tmp_path / stage / "model"), done.stderr
+    assert_one_line(quick_start("translate", f"--workdir={tmp_path}", "--stage=painter", *PREDICT), "painter", "later")
+
+
+def test_predict_takes_the_models_of_every_task_that_predicts(quick_start, model):
+    folder = model("translator")
+    done = quick_start("predict", f"--workdir={folder}", *PREDICT, instead="translation.predict")
+    defaults = dataclasses.asdict(TranslateSettings())
+    assert json.loads(done.stdout) == [[], {**dict(PREDICT.values()), "model": str(folder), "settings": defaults}]
+    assert_one_line(quick_start("predict", f"--workdir={folder}", *PREDICT, "--threshold=0.5"), "(--threshold)")
+
+
+@pytest.mark.parametrize(
+    "script, arguments", [("evaluate", ["--data=a.json"]), ("predict", PREDICT), ("translate", PREDICT)]
+)
+def test_a_model_of_another_task_ends_in_one_line(quick_start, model, script, arguments):
+    folder = model("inpainter")
+    assert_one_line(quick_start(script, f"--workdir={folder}", *arguments), "'inpainter'", f"({folder})")
+
+
+def test_a_setting_out_of_range_names_its_flag(quick_start, model):
+    flags = (f"--workdir={model('faster_rcnn')}", "--data=a.json", "--flips=diagonal")
+    assert_one_line(quick_start("evaluate", *flags), "(--flips)", "diagonal")
 
 
 def test_the_flags_of_weights_arrive(quick_start):

@@ -9,11 +9,11 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from elk_jax.experiments import experiment
 from elk_jax.experiments.checks import check_inputs
+from elk_jax.experiments.parse import parse
 from elk_jax.tasks.run import Run
 from elk_jax.training.mesh import make_mesh
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
@@ -49,9 +49,8 @@ def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_
     for stage in config.stages.values():
         if stage.get("init_from", ""):
             stage.init_from = str(tmp_path / "weights")
-            store.save_params(tmp_path / "weights", {}, {"absent": [".*"]})
-    experiment.check(config)
-    check_inputs(Run(config, tmp_path / "run", make_mesh()), list(config.stages))
+            model_folder.save_params(tmp_path / "weights", {}, {"absent": [".*"]})
+    check_inputs(Run(parse(config), tmp_path / "run", make_mesh()), list(config.stages))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 from configs import cem_mixed
 from elk_jax import files
+from elk_jax.data.sources.patients import patient_hash
+from elk_jax.experiments.parse import parse
 from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks import trained
-from elk_jax.tasks import training as recipe_training
+from elk_jax.tasks import training
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
 
@@ -21,41 +23,40 @@ def info(image: str, patient: str, **meta) -> ImageInfo:
     return ImageInfo(image, patient, 8, 8, *none, meta=meta)
 
 
+INFOS = [info("1", "A"), info("2", "A"), info("3", "B"), info("4", "4"), info("000000", "7", canvas="7")]
+
+
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return Run(cem_mixed.get_config("tiny"), tmp_path, meshes.make_mesh())
+    return Run(parse(cem_mixed.get_config("tiny")), tmp_path, meshes.make_mesh())
 
 
-def said(run: Run, name: str, infos, seen_patients=()) -> dict:
-    params = meshes.place({"kernel": np.ones(3, np.float32)}, run.mesh)
-    result = SimpleNamespace(best_params=params, best_step=3, params=params)
-    return recipe_training.kept(run, name, result, infos, seen_patients)[1]
+def kept(run: Run, name: str, infos=INFOS, seen_patients=(), choose="best", init_from="") -> tuple:
+    best, last = (meshes.place({"kernel": np.full(3, value, np.float32)}, run.mesh) for value in (1, 2))
+    result = SimpleNamespace(best_params=best, best_step=3, params=last, state=SimpleNamespace(step=np.int32(7)))
+    data = SimpleNamespace(infos=infos, seen_patients=frozenset(map(patient_hash, seen_patients)))
+    stage = replace(run.experiment.stages[name], init_from=init_from)
+    params, trained = training.kept_weights(run, stage, result, choose, data)
+    return params["kernel"].tolist(), trained
 
 
-def write_model(folder, *patients: str):
-    said = {"patients": list(map(trained.mark, patients))}
-    files.write_json(files.make_folder(folder) / "model.json", {"trained": said})
-    return folder
+def write_model(folder, *patients: str) -> str:
+    trained = {"patients": list(map(patient_hash, patients))}
+    files.write_json(files.make_folder(folder) / "model.json", {"trained": trained})
+    return str(folder)
+
+
+def test_the_best_weights_or_the_last_are_kept(run):
+    patients = sorted(map(patient_hash, "AB"))  # the others are called by their images' own numbers
+    trained = {"on": ["real"], "init_from": "", "patients": patients}
+    assert kept(run, "real") == ([1, 1, 1], {"step": 3, **trained})
+    assert kept(run, "real", choose="last") == ([2, 2, 2], {"step": 7, **trained})
 
 
 def test_patients_of_the_images_the_initial_weights_and_the_painter_are_kept(run, tmp_path):
-    infos = [info("1", "A"), info("2", "A"), info("3", "B"), info("4", "4"), info("000000", "7", canvas="7")]
-    assert said(run, "real", infos) == {
-        "step": 3,
-        "on": ["real"],
-        "init_from": "",
-        "patients": sorted(map(trained.mark, "AB")),  # the others are called by their images' own numbers
-    }
-    run.config.stages.mixed.init_from = str(write_model(tmp_path / "theirs", "A", "D"))
-    assert said(run, "mixed", infos, {trained.mark("C")})["patients"] == sorted(map(trained.mark, "ABCD"))
-    assert said(run, "synthetic", [], {trained.mark("C")})["patients"] == [trained.mark("C")]
-
-
-def test_a_mark_is_short_and_the_same_everywhere():
-    assert trained.mark("P1") == "fbeae7c18667" != trained.mark("P2")
-
-
-@pytest.mark.parametrize("description", [{}, {"trained": {}}, {"trained": {"step": 2}}, {"trained": "again"}])
-def test_models_that_do_not_say_have_seen_nobody(description, tmp_path):
-    files.write_json(tmp_path / "model.json", description)
-    assert trained.patient_marks(tmp_path) == trained.patient_marks(tmp_path / "gone") == frozenset()
+    theirs = write_model(tmp_path / "theirs", "A", "D")
+    _, trained = kept(run, "mixed", seen_patients="C", init_from=theirs)
+    assert trained["patients"] == sorted(map(patient_hash, "ABCD")) and trained["init_from"] == theirs
+    write_model(tmp_path / "real" / "model", "E")  # of a stage of the run
+    assert kept(run, "mixed", [], init_from="real")[1]["patients"] == [patient_hash("E")]
+    assert kept(run, "synthetic", [], "C")[1]["patients"] == [patient_hash("C")]

@@ -1,4 +1,4 @@
-"""Predictions made elsewhere, in the numbering of the data's own file; a truth that a detector does not see."""
+"""Predictions made elsewhere, in the numbering of the data's own file; differences from another run; who was seen."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from elk_jax import files
-from elk_jax.data import breast
-from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
-from elk_jax.tasks import trained
-from elk_jax.tasks.detection import evaluate as detection_evaluate
-from elk_jax.tasks.detection import model as detection_model
+from elk_jax.tasks.detection import evaluate, predict
+from elk_jax.tasks.detection.evaluate import EvaluateSettings
+from elk_jax.tasks.detection.model import Trained
+from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
 CATEGORY = {10: 0, 11: 1}  # of the one lesion of each image; numbers from 0, as many files have them
@@ -38,75 +37,75 @@ def coco(tmp_path):
     return tmp_path / "data.json"
 
 
-def test_predictions_are_read_and_written_in_the_categories_of_the_file(coco, tmp_path):
-    entries = [{"image_id": i, "category_id": CATEGORY[i], "bbox": BOXES[i], "score": 0.9} for i in BOXES]
-    (tmp_path / "theirs.json").write_text(json.dumps(entries))
-    evaluation = detection_evaluate.evaluate_source(
-        data=SourceSpec(f"coco:{coco}"),
+def evaluated(coco, tmp_path, model=None, data=None, **settings):
+    return evaluate.evaluate_source(
+        model=model,
+        data=data or SourceSpec(f"coco:{coco}"),
         split="test",
-        model=None,
-        predictions=str(tmp_path / "theirs.json"),
+        on_error="stop",
         output=tmp_path / "out",
-        resamples=0,
+        settings=EvaluateSettings(**{"bootstrap": 20, **settings}),
     )
+
+
+def results(path, scores: dict[int, float]) -> str:
+    """COCO results with the true box of some images, at these scores."""
+    path.parent.mkdir(exist_ok=True)
+    entries = [{"image_id": i, "category_id": CATEGORY[i], "bbox": BOXES[i], "score": s} for i, s in scores.items()]
+    path.write_text(json.dumps(entries))
+    return str(path)
+
+
+def test_predictions_are_read_and_written_in_the_categories_of_the_file(coco, tmp_path):
+    theirs = results(tmp_path / "theirs.json", dict.fromkeys(BOXES, 0.9))
+    evaluation = evaluated(coco, tmp_path, predictions=theirs, bootstrap=0)
     assert evaluation["mean_sensitivity"]["value"] == evaluation["ap50"]["value"] == 1.0
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == entries
+    assert evaluation["mean_sensitivity"]["low"] is None
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == files.read_json(theirs)
 
 
-def test_the_window_that_a_detector_sees_does_not_follow_the_annotations(coco):
-    source = open_source(SourceSpec(f"coco:{coco}"), "test")
-    _, windows = breast.crop_to_breast(detection_model.without_truth(source))
-    assert len(set(windows)) == 1  # equal pixels, though one lesion reaches out of the breast
-    _, wide = breast.crop_to_breast(source)
-    assert wide[1][2] > windows[1][2], "in training the window is widened to hold all lesions"
+def test_how_it_is_measured_is_a_setting(coco, tmp_path):
+    theirs = results(tmp_path / "theirs.json", {10: 0.9, 11: 0.3})
+    evaluation = evaluated(coco, tmp_path, predictions=theirs, score_floor=0.5, criterion="centre_in_box")
+    assert evaluation["mean_sensitivity"]["value"] == 0.5 and "centre" in evaluation["criterion"]
+    assert evaluation["froc_images"] == "with_lesions" and evaluation["bootstrap"]["resamples"] == 20
+    assert evaluated(coco, tmp_path, predictions=theirs, all_images=True)["froc_images"] == "all"
+    with refused("'iou:x'"):
+        evaluated(coco, tmp_path, predictions=theirs, criterion="iou:x")
 
 
-def test_large_boxes_are_no_lesions_where_the_training_ignored_them(coco, tmp_path):
+def test_large_boxes_are_not_lesions_where_the_training_ignored_them(coco, tmp_path):
     nothing = results(tmp_path / "theirs.json", {})
     share = {image: box[2] * box[3] / (64 * 48) for image, box in BOXES.items()}
     for over, lesions in ((0.0, 2), ((share[10] + share[11]) / 2, 1)):
-        evaluation = compare(coco, tmp_path, nothing, None, data=SourceSpec(f"coco:{coco}", ignore_over=over))
+        data = SourceSpec(f"coco:{coco}", ignore_over=over)
+        evaluation = evaluated(coco, tmp_path, data=data, predictions=nothing)
         assert evaluation["counts"]["lesions"] == lesions
 
 
 # ---- Against another run ---------------------------------------------------------------------------------------------
 
 
-def results(path, scores: dict[int, float]):
-    """COCO results with the true box of some images, at these scores."""
-    path.parent.mkdir(exist_ok=True)
-    entries = [{"image_id": i, "category_id": CATEGORY[i], "bbox": BOXES[i], "score": s} for i, s in scores.items()]
-    path.write_text(json.dumps(entries))
-    return path
-
-
-def compare(coco, tmp_path, own, other, **changes):
-    return detection_evaluate.evaluate_source(
-        split="test", output=tmp_path / "out", resamples=20, against=other,
-        **{"data": SourceSpec(f"coco:{coco}"), "model": None, "predictions": str(own), **changes},
-    )  # fmt: skip
-
-
 def test_the_difference_from_another_run_is_paired_and_in_the_report(coco, tmp_path, capsys):
     both, one = results(tmp_path / "b" / "p.json", {10: 0.9, 11: 0.8}), results(tmp_path / "a" / "p.json", {10: 0.9})
-    evaluation = compare(coco, tmp_path, both, one)
+    evaluation = evaluated(coco, tmp_path, predictions=both, against=one)
     assert evaluation["mean_sensitivity"]["value"] == 1.0
     comparisons = json.loads((tmp_path / "out" / "comparisons.json").read_text())
     difference = comparisons["b/p"]["mean_sensitivity"]
     assert (difference["first"], difference["second"], difference["difference"]) == (0.5, 1.0, 0.5)
     assert difference["low"] <= 0.5 <= difference["high"] and difference["p_value"] is not None
     assert "b/p - a/p" in capsys.readouterr().out
-    assert "Against a/p" in (tmp_path / "out" / "report.html").read_text()
+    assert "Compared with a/p" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_cannot_be_compared_is_refused(coco, tmp_path):
     own = results(tmp_path / "own.json", {10: 0.9})
-    with pytest.raises(UserError, match="--against names what is evaluated"):
-        compare(coco, tmp_path, own, own)
-    with pytest.raises(UserError, match="neither a run folder nor a model folder"):
-        compare(coco, tmp_path, own, tmp_path / "images")
-    with pytest.raises(UserError, match=r"no such file.*gone\.json"):
-        compare(coco, tmp_path, own, tmp_path / "gone.json")
+    with refused("same", where="--against"):
+        evaluated(coco, tmp_path, predictions=own, against=own)
+    with refused("run folder", "model folder", where=tmp_path / "images"):
+        evaluated(coco, tmp_path, predictions=own, against=str(tmp_path / "images"))
+    with refused("no such file", where="gone.json"):
+        evaluated(coco, tmp_path, predictions=own, against=str(tmp_path / "gone.json"))
     assert not (tmp_path / "out").exists()
 
 
@@ -118,35 +117,36 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
     for image, patient in zip(content["images"], ("A", "B")):
         image["patient_id"] = patient
     coco.write_text(json.dumps(content))
-    monkeypatch.setattr(detection_model, "load", lambda folder: (None, None, {"classes": ["mass", "calcification"]}))
-    monkeypatch.setattr(detection_model, "detect_with", lambda folder, source, *a: detections.join(source.infos, {}))
-    for patients, words in ((["B", "X"], "RUN was trained on 1 of these 2 patients, such as B"), (["X"], "")):
-        files.make_folder(tmp_path / "RUN" / "model")
-        said = {"trained": {"patients": [trained.mark(patient) for patient in patients]}}
-        files.write_json(tmp_path / "RUN" / "model" / "model.json", said)
-        notes = compare(coco, tmp_path, None, None, model=tmp_path / "RUN" / "model", predictions=None)["notes"]
-        said = capsys.readouterr().out
-        assert [note for note in notes if "trained" in note] == [f"{words}: of others it may find less"] * bool(words)
-        assert f"note: {words}" in said if words else "was trained on" not in said
+    trained = Trained(None, None, {"classes": ["mass", "calcification"]})
+    monkeypatch.setattr(evaluate, "load", lambda folder: trained)
+    monkeypatch.setattr(predict, "detect_with", lambda trained, source, *a: detections.join(source.infos, {}))
+    for patients, words in ((["B", "X"], "RUN was trained on 1 of these 2 patients, for example B"), (["X"], "")):
+        folder = files.make_folder(tmp_path / "RUN" / "model")
+        files.write_json(folder / "model.json", {"trained": {"patients": list(map(patient_hash, patients))}})
+        notes = evaluated(coco, tmp_path, model=folder)["notes"]
+        printed = capsys.readouterr().out
+        found = [note.partition(":")[0] for note in notes if "trained" in note]
+        assert found == [words] * bool(words)
+        assert f"note: {words}" in printed if words else "was trained on" not in printed
 
 
 # ---- Classes ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_class_is_taken_for_one_class_and_several_must_agree(coco, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(detection_model, "load", lambda folder: (None, None, {"classes": ["lesion"]}))
-    with pytest.raises(UserError, match=r"the model knows the classes \['lesion'\], the data has \['mass', 'calc"):
-        compare(coco, tmp_path, None, None, model=tmp_path / "model", predictions=None)
+def test_one_class_counts_as_the_other_and_several_must_agree(coco, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "load", lambda folder: Trained(None, None, {"classes": ["lesion"]}))
+    with refused("['lesion']", "['mass', 'calcification']"):
+        evaluated(coco, tmp_path, model=tmp_path / "model")
 
-    def detect_with(folder, source, *arguments):
+    def detect_with(trained, source, *arguments):
         assert source.classes == ("lesion",)
         return detections.join(source.infos, {})
 
-    monkeypatch.setattr(detection_model, "detect_with", detect_with)
+    monkeypatch.setattr(predict, "detect_with", detect_with)
     content = json.loads(coco.read_text())
     content["categories"], content["annotations"] = [{"id": 0, "name": "mass"}], content["annotations"][:1]
     coco.write_text(json.dumps(content))
-    evaluation = compare(coco, tmp_path, None, None, model=tmp_path / "model", predictions=None)
-    note = "the class 'lesion' of the model is taken for 'mass' of the data"
+    evaluation = evaluated(coco, tmp_path, model=tmp_path / "model")
+    note = "the class 'lesion' of the model counts as 'mass' of the data"
     assert note in evaluation["notes"] and f"note: {note}" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "comparisons.json").read_text()) == {}

@@ -1,4 +1,4 @@
-"""What a train stage starts from."""
+"""What a training starts from, and the sizes of its anchors."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from configs.recipes.detector import detector
+from elk_jax.data.augment import NO_AUGMENTATION, Resize
+from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
-from elk_jax.errors import UserError
-from elk_jax.tasks.detection import train as detection_stages
-from elk_jax.weights import model_folder as store
+from elk_jax.images.schema import ImageInfo
+from elk_jax.tasks.detection import train
+from elk_jax.weights import model_folder
+from tests.refusals import refused
 
 
 def params(classes: int, value: float) -> dict:
@@ -35,13 +38,13 @@ def params(classes: int, value: float) -> dict:
 def started(folder: Path, classes: int, model: FasterRCNNConfig | None = None) -> dict:
     """Names and values (each leaf is constant) of what a model of so many classes starts from; a fresh one is 0."""
     fresh, model = params(classes, 0.0), model or faster_rcnn_config.detectron2()
-    initial = detection_stages._from_weights(folder, fresh, detectors.build(model), "detector")
+    initial = train._from_weights(folder, fresh, detectors.build(model), "detector")
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), initial, fresh)
-    return {name: np.unique(leaf).item() for name, leaf in store.flatten(initial).items()}
+    return {name: np.unique(leaf).item() for name, leaf in model_folder.flatten(initial).items()}
 
 
 def test_another_number_of_classes_starts_the_class_layers_alone_anew(tmp_path):
-    store.save_params(tmp_path / "first", params(classes=1, value=7.0), {"architecture": "faster_rcnn"})
+    model_folder.save_params(tmp_path / "first", params(classes=1, value=7.0), {"architecture": "faster_rcnn"})
     assert set(started(tmp_path / "first", classes=1).values()) == {7.0}
     assert started(tmp_path / "first", classes=3) == {
         "backbone/stem/kernel": 7.0,
@@ -57,24 +60,23 @@ def test_another_number_of_classes_starts_the_class_layers_alone_anew(tmp_path):
 def test_a_folder_may_lack_what_it_says_is_absent(tmp_path):
     """As an imported backbone does."""
     backbone = {"backbone": params(classes=1, value=7.0)["backbone"]}
-    store.save_params(tmp_path / "imported", backbone, {"absent": ["^(rpn|box_head)/"]})
+    model_folder.save_params(tmp_path / "imported", backbone, {"absent": ["^(rpn|box_head)/"]})
     found = started(tmp_path / "imported", classes=1)
     assert {value for name, value in found.items() if name.startswith("backbone/")} == {7.0}
     assert {value for name, value in found.items() if not name.startswith("backbone/")} == {0.0}
-    store.save_params(tmp_path / "half", backbone, {})
-    with pytest.raises(UserError, match=r"lack rpn/deltas/kernel.*, box_head/fc1/kernel"):
+    model_folder.save_params(tmp_path / "half", backbone, {})
+    with refused("rpn/deltas/kernel", "box_head/fc1/kernel", where=tmp_path / "half"):
         started(tmp_path / "half", classes=1)
 
 
 def test_other_layers_must_fit(tmp_path):
     other = params(classes=1, value=7.0)
     other["backbone"]["stem"]["kernel"] = np.zeros((5, 2), np.float32)
-    store.save_params(tmp_path / "other", other, {})
-    words = r"backbone/stem/kernel is \(5, 2\) in the weights and \(3, 2\) .*/other\).*--config\.RECIPE\.model\.KEY"
-    with pytest.raises(UserError, match=words) as error:
+    model_folder.save_params(tmp_path / "other", other, {})
+    with refused("backbone/stem/kernel", "(5, 2)", "(3, 2)", "--config.RECIPE.model.KEY", where="/other") as error:
         started(tmp_path / "other", classes=1)
     assert "`drop`" not in str(error.value)
-    with pytest.raises(UserError, match="no model here"):
+    with refused("model", where="nowhere"):
         started(tmp_path / "nowhere", classes=1)
 
 
@@ -88,7 +90,7 @@ def kept(tmp_path):
     def start(before: FasterRCNNConfig, now: FasterRCNNConfig, classes: int = 1, parts=(), **said) -> dict:
         whole = params(classes, 7.0)
         description = {"architecture": "faster_rcnn", "model": dataclasses.asdict(before), **said}
-        store.save_params(tmp_path / "first", {part: whole[part] for part in parts or whole}, description)
+        model_folder.save_params(tmp_path / "first", {part: whole[part] for part in parts or whole}, description)
         return started(tmp_path / "first", 1, now)
 
     return start
@@ -101,36 +103,36 @@ GREY = faster_rcnn_config.detectron2(pixel_mean=(60.0,), pixel_std=(60.0,))
     "field, value, todo",
     [
         ("pixel_scale", 1.0, "1.0"),
-        ("pixel_mean", (1.0, 2.0, 3.0), r"'\(1\.0, 2\.0, 3\.0\)'"),
-        ("pixel_std", (57.0, 57.0, 58.0), r"'\(57\.0, 57\.0, 58\.0\)'"),
+        ("pixel_mean", (1.0, 2.0, 3.0), "'(1.0, 2.0, 3.0)'"),
+        ("pixel_std", (57.0, 57.0, 58.0), "'(57.0, 57.0, 58.0)'"),
         ("stride_in_1x1", False, "False"),
         ("norm_eps", 0.0, "0.0"),
-        ("anchor_ratios", (2.0, 1.0, 0.5), r"'\(2\.0, 1\.0, 0\.5\)'"),
+        ("anchor_ratios", (2.0, 1.0, 0.5), "'(2.0, 1.0, 0.5)'"),
         ("anchor_offset", 0.5, "0.5"),
         ("anchor_rounded", True, "True"),
         ("roi_aligned", False, "False"),
         ("background", "first", "first"),
-        ("box_weights", (1.0, 1.0, 1.0, 1.0), r"'\(1\.0, 1\.0, 1\.0, 1\.0\)'"),
+        ("box_weights", (1.0, 1.0, 1.0, 1.0), "'(1.0, 1.0, 1.0, 1.0)'"),
     ],
 )
 def test_weights_are_not_trained_on_under_other_conventions(kept, field, value, todo):
     ours = faster_rcnn_config.detectron2()
-    words = rf"with {field} .*, the recipe has .*first\)\. set --config\.detector\.model\.{field}={todo}$"
-    with pytest.raises(UserError, match=words):
+    with refused(f"{field} {value!r}", repr(getattr(ours, field)), where="first") as error:
         kept(dataclasses.replace(ours, **{field: value}), ours)
+    assert error.value.todo == f"set --config.detector.model.{field}={todo}"
 
 
 def test_groups_of_a_norm_are_a_convention(kept):
     ours = faster_rcnn_config.detectron2(norm="gn")
-    with pytest.raises(UserError, match="norm_groups 16, the recipe has 32"):
+    with refused("norm_groups", 16, 32, where="first"):
         kept(dataclasses.replace(ours, norm_groups=16), ours)
 
 
-def test_the_line_says_all_that_is_to_be_set(kept):
+def test_the_error_names_all_settings_to_change(kept):
     ours = faster_rcnn_config.detectron2(depth=50)
-    with pytest.raises(UserError, match=r"with pixel_scale 1\.0, the recipe has 255\.0") as error:
+    with refused("pixel_scale", 1.0, 255.0, where="first") as error:
         kept(faster_rcnn_config.torchvision(), ours)
-    flags = [word.partition("=")[0].rpartition(".")[2] for word in str(error.value).split() if word.startswith("--")]
+    flags = [word.partition("=")[0].rpartition(".")[2] for word in error.value.todo.split() if word.startswith("--")]
     means = ["pixel_scale", "pixel_mean", "pixel_std"]
     assert flags == [*means, "stride_in_1x1", "anchor_rounded", "roi_aligned", "background"]
 
@@ -141,7 +143,7 @@ def test_the_line_says_all_that_is_to_be_set(kept):
         (GREY, dataclasses.replace(GREY, anchor_sizes=((9.0,), (12.0,), (15.0,), (20.0,), (30.0,))), {}),  # planned
         (GREY, dataclasses.replace(GREY, pixel_mean=(40.0,), pixel_std=(50.0,)), {}),
         (GREY, dataclasses.replace(GREY, dtype="bfloat16", detections=5, norm="affine_bn", remat=(2,)), {}),
-        (faster_rcnn_config.detectron2(), base.detector("paper")["model"], {}),
+        (faster_rcnn_config.detectron2(), detector("paper")["model"], {}),
         (faster_rcnn_config.detectron2(norm_groups=16), faster_rcnn_config.detectron2(), {}),  # there are none
         # a backbone alone has no say in what is made of its features, nor class layers that are not taken
         (dataclasses.replace(GREY, roi_aligned=False, anchor_rounded=True), GREY,
@@ -152,3 +154,43 @@ def test_the_line_says_all_that_is_to_be_set(kept):
 def test_what_a_training_may_change_it_may(kept, before, now, parts):
     now = now if isinstance(now, FasterRCNNConfig) else FasterRCNNConfig(**now)
     assert kept(before, now, **parts)["backbone/stem/kernel"] == 7.0
+
+
+# ---- Anchors from lesions ------------------------------------------------------------------------------------------
+
+
+def info(number: int, height: int, width: int, boxes: list, ignore: list | None = None) -> ImageInfo:
+    return ImageInfo(
+        image_id=str(number),
+        patient_id=str(number),
+        width=width,
+        height=height,
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.zeros(len(boxes), np.int32),
+        ignore=np.array(ignore or [False] * len(boxes), bool),
+    )
+
+
+def test_anchor_sizes_follow_the_lesions_as_the_network_sees_them():
+    """Two images of which one is halved to fit its canvas: lesions of 10 and 40 px, in network pixels."""
+    infos = (
+        info(0, 200, 100, [[0, 0, 20, 20]]),  # halved: 10 px
+        info(1, 100, 50, [[5, 5, 45, 45], [0, 0, 2, 2]], ignore=[False, True]),  # 40 px; the other is not a lesion
+    )
+    fit = Resize(short_sides=(), jitter=(1.0, 1.0))
+    config = LoaderConfig(resize=fit, augmentation=NO_AUGMENTATION, buckets=((100, 50),))
+    sizes = train.planned_anchor_sizes(infos, config, levels=2)
+    # the central 95 % of log 10 .. log 40 leave out 2.5 % at both ends; two parts of equal ratio, the middle of each
+    low, high = 10 * 4**0.025, 10 * 4**0.975
+    ratio = high / low
+    assert sizes == ((pytest.approx(low * ratio**0.25, abs=0.01),), (pytest.approx(low * ratio**0.75, abs=0.01),))
+
+
+def test_anchor_sizes_of_a_fixed_short_side():
+    """Short side 100 px, long side at most 150: scales 100 / 50, and 150 / 100 instead of 100 / 60."""
+    infos = (info(0, 50, 60, [[0, 0, 10, 10]]), info(1, 100, 60, [[0, 0, 10, 10]]))
+    config = LoaderConfig(
+        resize=Resize(short_sides=(50, 100), max_long_side=150, jitter=()), augmentation=NO_AUGMENTATION
+    )
+    ((size,),) = train.planned_anchor_sizes(infos, config, levels=1)
+    assert size == pytest.approx((20 * 15) ** 0.5, abs=0.01)  # the geometric middle of 20 and 15 px

@@ -17,7 +17,8 @@ from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
 from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.diffusion.schedule import make_schedule
 from elk_jax.diffusion.unet import WITH_ATTENTION, UNetConfig
-from elk_jax.tasks.inpainting import settings as inpainting
+from elk_jax.tasks.inpainting.model import Inpainter, trainable
+from elk_jax.tasks.inpainting.recipe import LoraConfig
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import Intervals, train
 from elk_jax.training.model import Model
@@ -51,8 +52,8 @@ def model() -> Model:
     )
     config = InpainterConfig(unet, size=SIZE, patch=2)
     noise = make_schedule("cosine", steps=50, prediction="v")
-    parts = inpainting.Inpainter(config, noise, SamplerConfig(steps=2), 1.0, Words())
-    return inpainting.build_task(parts, LossConfig(), inpainting.LoraConfig(), False, None)
+    parts = Inpainter(config, noise, SamplerConfig(steps=2), 1.0, Words())
+    return trainable(parts, LossConfig(), LoraConfig(), train_text=False, base=None)
 
 
 class Closeups:

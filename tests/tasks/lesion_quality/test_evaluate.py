@@ -8,21 +8,19 @@ import json
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.detection import closeups as detection_closeups
 from elk_jax.detection import faster_rcnn, faster_rcnn_config
-from elk_jax.errors import UserError
 from elk_jax.evaluation import memorised
 from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks.detection import settings as detection
-from elk_jax.tasks.lesion_quality import evaluate as inpainting_evaluate
-from elk_jax.tasks.lesion_quality.evaluate import compare, describe, evaluate, painted_places
-from elk_jax.tasks.run import Run
-from elk_jax.training import mesh as meshes
-from elk_jax.weights import model_folder as store
+from elk_jax.tasks.lesion_quality import evaluate as quality
+from elk_jax.tasks.lesion_quality.evaluate import compare, describe, painted_places
+from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
+from elk_jax.tasks.run import Experiment, MeshSettings, Run
+from elk_jax.weights import model_folder
+from tests.refusals import refused
 
 SIDE = 64
 
@@ -89,7 +87,7 @@ def test_only_the_painted_box_of_an_image_is_synthetic():
     lesions = describe(painted, places)
     assert [one["width"] for one in lesions.statistics] == [float(i.boxes[0, 2] - i.boxes[0, 0]) for i in painted.infos]
     assert lesions.patches.shape == (6, memorised.SIDE, memorised.SIDE)
-    assert lesions.closeups.shape == (6, inpainting_evaluate.CLOSEUP, inpainting_evaluate.CLOSEUP)
+    assert lesions.closeups.shape == (6, quality.CLOSEUP, quality.CLOSEUP)
 
 
 def test_a_lesion_is_described_without_its_neighbours():
@@ -106,18 +104,22 @@ def test_a_lesion_is_described_without_its_neighbours():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"meta": {}}, "does not say which lesion was painted"),
-        ({"meta": {"box": [1, 2, 3], "window": [0, 0, 8, 8]}}, "does not say which lesion was painted"),
-        ({"meta": {"box": [1, 2, 9, 9], "window": [0, 0, 40, 40]}}, "first box .* is not the painted one"),
-        ({"boxes": np.zeros((0, 4), np.float32)}, "first box .* is not the painted one"),
+        ({"meta": {}}, "no field 'box' or 'window'"),
+        ({"meta": {"box": [1, 2, 3], "window": [0, 0, 8, 8]}}, "no field 'box' or 'window'"),
+        ({"meta": {"box": [1, 2, 9, 9], "window": [0, 0, 40, 40]}}, "first box"),
+        ({"boxes": np.zeros((0, 4), np.float32)}, "first box"),
     ],
 )
 def test_a_set_that_does_not_say_what_was_painted_is_refused(change, words):
     painted = painted_source()
     infos = (*painted.infos[:3], dataclasses.replace(painted.infos[3], **change), *painted.infos[4:])
-    with pytest.raises(UserError, match=words) as caught:
+    with refused("synthetic3", words, where="synthetic"):
         painted_places(dataclasses.replace(painted, infos=infos))
-    assert "synthetic3" in str(caught.value)
+
+
+def test_a_set_without_images_is_refused():
+    with refused("synthetic image", where="synthetic"):
+        painted_places(dataclasses.replace(painted_source(), infos=()))
 
 
 # ---- What is compared ----------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def test_the_pair_says_how_the_training_lesion_must_be_turned(real):
     training = dataclasses.replace(real, patches=np.stack([wedge] + [np.eye(memorised.SIDE)] * 7).astype(np.float32))
     synthetic = dataclasses.replace(real, patches=np.stack([wedge[:, ::-1]] * 8).astype(np.float32))
     report = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
-    (pair,) = inpainting_evaluate.most_alike(synthetic, training, report, 1)
+    (pair,) = quality.most_alike(synthetic, training, report, 1)
     assert (pair["training"], pair["flip"]) == ("real0", "horizontal")
 
 
@@ -164,7 +166,7 @@ def test_one_patient_leaves_measures_undefined_and_one_lesion_is_refused(real):
     found = compare(alone, alone, alone)
     assert found["real_or_synthetic"] is None and found["radiomics"]["real_to_real"] is None
     assert found["memorised"]["threshold"] is None and found["memorised"]["pairs"]
-    with pytest.raises(UserError, match="1 synthetic lesion to compare"):
+    with refused(1, "synthetic lesion"):
         compare(real, describe(painted_source(1), [(0, 0)]), real)
 
 
@@ -182,14 +184,14 @@ def detector(tmp_path_factory):
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("detector")
     description = {"architecture": "faster_rcnn", "model": dataclasses.asdict(config), "classes": ["lesion"]}
-    store.save_params(folder, params, {**description, "input": {}})
+    model_folder.save_params(folder, params, {**description, "input": {}})
     return folder
 
 
 def test_a_detector_sees_close_ups_one_by_one(detector, real, monkeypatch):
     monkeypatch.setattr(detection_closeups, "BATCH", 3)
     closeups = real.closeups[:4, :64, :64]
-    features = inpainting_evaluate._features_of(detector)
+    features = quality._detector_features(detector)
     found = features(closeups)
     assert found.shape == (4, 4 * 16) and np.isfinite(found).all()
     assert np.abs(found[0] - found[1]).max() > 1e-3
@@ -206,18 +208,19 @@ def test_the_stage_writes_its_evaluation_and_says_what_it_is(monkeypatch, tmp_pa
     opened["real"] = dataclasses.replace(opened["real"], infos=(large, *opened["real"].infos[1:]))
     asked = []
 
-    def open_data(data, names, split, seed):
-        asked.append((*names, split))
-        return opened[names[0]]
+    def open_source(run, source, split):
+        asked.append((source, split))
+        return opened[source]
 
-    monkeypatch.setattr(detection, "open_data", open_data)
-    stage = {"kind": "evaluate", "task": "inpainting", "on": "real", "split": "test", "synthetic": "synthetic"}
-    config = ConfigDict({"seed": 3, "data": {}, "stages": {"quality": {**stage, "features": "detector"}}})
+    monkeypatch.setattr(Run, "open", open_source)
+    stage = LesionQualityStage(name="quality", on="real", split="test", synthetic="synthetic", features="detector")
+    run = Run(Experiment("e", 3, MeshSettings(), "stop", {}, {}, {"quality": stage}), tmp_path, mesh=None)
     files.make_folder(tmp_path / "quality")
     see = lambda folder: lambda closeups: closeups.reshape(len(closeups), -1)[:, : len(folder.name)]
-    monkeypatch.setattr(inpainting_evaluate, "_features_of", see)
-    summary = evaluate(Run(config, tmp_path, meshes.make_mesh()), "quality")
-    assert (summary["task"], summary["kind"], summary["split"]) == ("inpainting", "evaluate", "test")
+    monkeypatch.setattr(quality, "_detector_features", see)
+    summary = quality.evaluate(run, stage, None)
+    assert (summary["kind"], summary["on"], summary["split"]) == ("evaluate", "real", "test")
+    assert summary["synthetic"] == "synthetic" and summary["data"]["lesions"] == 8
     assert asked == [("real", "test"), ("synthetic", "train"), ("real", "train")], "repetitions are of training lesions"
     found = files.read_json(tmp_path / "quality" / "evaluation.json")
     assert found["counts"]["left_out"] == 1 and found["counts"]["window"] == 40 and found["counts"]["real"] == 7

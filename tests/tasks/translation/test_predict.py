@@ -11,18 +11,13 @@ import pytest
 
 from configs import bridge_le_to_cem
 from elk_jax.diffusion import translator
-from elk_jax.errors import UserError
-from elk_jax.tasks.translation import (
-    model as translation_model,
-)
-from elk_jax.tasks.translation import (
-    predict as translation_predict,
-)
-from elk_jax.tasks.translation import (
-    settings as translation,
-)
-from elk_jax.tasks.translation.settings import BridgeSampler, Greys, Translator
-from elk_jax.weights import model_folder as store
+from elk_jax.experiments.parse import parse
+from elk_jax.tasks.translation import predict
+from elk_jax.tasks.translation.model import Greys, Translator, describe
+from elk_jax.tasks.translation.predict import TranslateSettings
+from elk_jax.tasks.translation.recipe import BridgeSampler
+from elk_jax.weights import model_folder
+from tests.refusals import refused
 
 
 def identity(tiles, numbers):
@@ -32,7 +27,7 @@ def identity(tiles, numbers):
 @pytest.mark.parametrize(("height", "width"), [(40, 29), (16, 16), (9, 50)])
 def test_tiles_are_blended_without_a_trace(height, width):
     image = np.random.default_rng(0).random((height, width, 1)).astype(np.float32)
-    found = translation_predict.translated(image, identity, 16, 3)
+    found = predict.translated(image, identity, 16, 3)
     assert found.shape == image.shape and found.dtype == np.float32
     np.testing.assert_allclose(found, image, atol=1e-6)
 
@@ -42,7 +37,7 @@ def test_tiles_fade_into_each_other_and_air_stays_air():
     image[:, 32:] = 0
     # tiles start at 0, 8, 16, 24 and 32; the last is all air and not translated
     grey = lambda tiles, numbers: np.ones_like(tiles) * 0.2 * numbers[:, None, None, None]
-    line = translation_predict.translated(image, grey, 16, 8)[8, :, 0]
+    line = predict.translated(image, grey, 16, 8)[8, :, 0]
     assert (np.diff(line[:32]) >= -1e-6).all() and np.abs(np.diff(line[:32])).max() < 0.06
     assert line[0] < 0.01 and line[31] == pytest.approx(0.6, abs=0.02) and (line[40:] == 0).all()
 
@@ -50,14 +45,21 @@ def test_tiles_fade_into_each_other_and_air_stays_air():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """An untrained translator in a model folder."""
-    settings = bridge_le_to_cem.get_config("tiny").bridge.model
-    settings.answer = "difference"  # an untrained network's clean image would be grey, whatever the noise
-    config = translation.model_config(settings)
+    settings = bridge_le_to_cem.get_config("tiny")
+    settings.bridge.model.answer = "difference"  # an untrained network's clean image would be grey, whatever the noise
+    config = parse(settings).recipes["bridge"].model.config()
     parts = Translator(config, BridgeSampler(2, 1.0), Greys(0.3, 0.1, 0.2, 0.05))
     folder = tmp_path_factory.mktemp("model")
     params = jax.device_get(translator.init(config, jax.random.key(0)))
-    store.save_params(folder, params, translation_model.describe(parts))
+    model_folder.save_params(folder, params, describe(parts))
     return folder
+
+
+def translate(model, inputs, output, **settings):
+    return predict.translate_files(
+        model=model, inputs=[str(inputs)], bit_depth=0, on_error="stop", output=output,
+        settings=TranslateSettings(**settings),
+    )  # fmt: skip
 
 
 def test_files_keep_their_size_and_depth(model, tmp_path):
@@ -65,10 +67,9 @@ def test_files_keep_their_size_and_depth(model, tmp_path):
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "eight.png"), rng.integers(20, 200, (40, 50), np.uint8))
     cv2.imwrite(str(tmp_path / "in" / "deep.png"), rng.integers(9000, 60000, (33, 20)).astype(np.uint16))
-    run = lambda output, **changes: translation_predict.translate_files(
-        model=model, inputs=[str(tmp_path / "in")], output=tmp_path / output, batch_size=2, **changes
-    )
-    run("out"), run("again"), run("other", seed=1)
+    run = lambda output, **settings: translate(model, tmp_path / "in", tmp_path / output, batch_size=2, **settings)
+    assert run("out") == [tmp_path / "out" / "deep.png", tmp_path / "out" / "eight.png"]
+    run("again"), run("other", seed=1)
     read = lambda folder, name: cv2.imread(str(tmp_path / folder / name), cv2.IMREAD_UNCHANGED)
     assert read("out", "eight.png").shape == (40, 50) and read("out", "eight.png").dtype == np.uint8
     assert read("out", "deep.png").shape == (33, 20) and read("out", "deep.png").dtype == np.uint16
@@ -80,19 +81,20 @@ def test_two_files_of_one_name_are_refused(model, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "x.png"), np.full((40, 40), 90, np.uint8))
-    with pytest.raises(UserError, match=r"two files would be x\.png.*a/x\.png and .*b/x\.png"):
-        translation_predict.translate_files(model=model, inputs=[str(tmp_path)], output=tmp_path / "out")
+    both = [str(tmp_path / folder / "x.png") for folder in "ab"]
+    with refused("x.png", where=" and ".join(both)):
+        translate(model, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_no_image_is_replaced_by_its_answer(model, tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), np.full((40, 40), 90, np.uint8))
     before = (tmp_path / "x.png").read_bytes()
-    with pytest.raises(UserError, match=r"would replace the image.*x\.png"):
-        translation_predict.translate_files(model=model, inputs=[str(tmp_path)], output=tmp_path)
+    with refused("replace", "--output", where=tmp_path / "x.png"):
+        translate(model, tmp_path, tmp_path)
     assert (tmp_path / "x.png").read_bytes() == before
 
 
 def test_a_name_with_dots_is_kept_whole():
-    names = [translation_predict._answer_name(Path(name)) for name in ("a.PNG", "1.2.840.1", "1.2.840.2", "b.c.dcm")]
+    names = [predict._answer_name(Path(name)) for name in ("a.PNG", "1.2.840.1", "1.2.840.2", "b.c.dcm")]
     assert names == ["a.png", "1.2.840.1.png", "1.2.840.2.png", "b.c.png"]

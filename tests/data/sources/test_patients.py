@@ -1,0 +1,25 @@
+"""Patients by name and by hash."""
+
+import numpy as np
+
+from elk_jax.data.sources import patients
+from elk_jax.images.schema import ImageInfo
+
+
+def info(image: str, patient: str, **meta) -> ImageInfo:
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    return ImageInfo(image, patient, 8, 8, *none, meta=meta)
+
+
+def test_a_hash_is_short_and_the_same_everywhere():
+    assert patients.patient_hash("P1") == "fbeae7c18667" != patients.patient_hash("P2")
+
+
+def test_a_patient_called_by_the_number_of_its_image_or_canvas_is_not_named():
+    infos = [info("1", "A"), info("2", "A"), info("3", "B"), info("4", "4"), info("000000", "7", canvas="7")]
+    assert patients.named(infos) == {"A", "B"}
+
+
+def test_those_whose_hashes_are_known():
+    hashes = {patients.patient_hash(patient) for patient in "CAX"}
+    assert patients.among(["C", "B", "A"], hashes) == ["A", "C"] and patients.among(["A"], ()) == []

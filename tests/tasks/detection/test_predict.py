@@ -1,0 +1,175 @@
+"""What a detector sees of a source, and its way back into the pixels of the whole images; findings in files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+
+from elk_jax.data import breast
+from elk_jax.data.augment import Resize
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.evaluation.detections import Detections, join
+from elk_jax.images.schema import ImageInfo
+from elk_jax.tasks.detection import predict
+from elk_jax.tasks.detection.model import Trained
+
+BREAST = np.array([30, 10, 60, 40])  # x0, y0, x1, y1 of the bright part of a 100 x 60 px image
+
+
+def _paint(position: int) -> np.ndarray:
+    image = np.zeros((60, 100, 1), np.float32)
+    x0, y0, x1, y1 = BREAST
+    image[y0:y1, x0:x1] = 0.5
+    return image
+
+
+@pytest.fixture
+def source() -> ImageSource:
+    """One image whose lesion reaches far out of the breast."""
+    info = ImageInfo(
+        image_id="1",
+        patient_id="P",
+        width=100,
+        height=60,
+        boxes=np.array([[50, 20, 95, 35]], np.float32),
+        labels=np.zeros(1, np.int32),
+        ignore=np.zeros(1, bool),
+    )
+    return ImageSource("painted", ("lesion",), (info,), partial(_paint))
+
+
+def test_a_detector_sees_the_breast_and_answers_in_the_whole_image(source, monkeypatch):
+    view = predict.view(source, crop_to_breast=True)
+    (window,) = view.windows
+    pad = 2  # 2 % of 100 px
+    np.testing.assert_array_equal(window, BREAST + [-pad, -pad, pad, pad])  # not widened to x = 95
+    (seen,) = view.source.infos
+    assert (seen.width, seen.height, len(seen.boxes)) == (34, 34, 0)
+
+    found = Detections(np.array([[1.0, 2.0, 11.0, 12.0]]), np.array([0.9]), np.array([0]))
+    monkeypatch.setattr(predict, "detect_source", lambda *arguments: join(view.source.infos, {"1": found}))
+    (result,) = predict.detect_view(None, None, view, None, None)
+    np.testing.assert_array_equal(result.boxes, [[29, 10, 39, 20]])
+    np.testing.assert_array_equal(result.gt_boxes, source.infos[0].boxes)
+    assert (result.width, result.height) == (100, 60)
+
+
+def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
+    """A detector that knows the left half of what it sees alone: each view tells of another part of the image."""
+
+    def detect_left(predictor, params, seen, *arguments):
+        image = seen[0].image[..., 0]
+        rows, columns = np.nonzero(image[:, : image.shape[1] // 2])
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        return join(seen.infos, {"1": Detections(np.array([box], float), np.array([0.8]), np.array([0]))})
+
+    monkeypatch.setattr(predict, "detect_source", detect_left)
+    view = predict.view(source, crop_to_breast=False)
+    (plain,) = predict.detect_view(None, None, view, None, None)
+    (mirrored,) = predict.detect_view(None, None, view, None, None, flips=("horizontal",))
+    (both,) = predict.detect_view(None, None, view, None, None, flips=("horizontal", "vertical", "both"))
+    x0, y0, x1, y1 = BREAST
+    np.testing.assert_array_equal(plain.boxes, [[x0, y0, 50, y1]])
+    assert mirrored.boxes[0].tolist() == [x0, y0, 50, y1] and mirrored.scores[0] == pytest.approx(0.4)
+    assert both.boxes[0].tolist() == [x0, y0, 50, y1] and both.scores[0] == pytest.approx(0.4)
+    assert {tuple(box) for box in both.boxes} == {(x0, y0, 50, y1), (50, y0, x1, y1)}
+
+
+def test_a_whole_image_is_seen_as_it_is(source):
+    view = predict.view(source, crop_to_breast=False)
+    assert view.source is source and view.windows is None
+
+
+def test_what_a_detector_sees_is_the_same_for_any_truth(source):
+    other = replace(source, infos=(replace(source.infos[0], boxes=source.infos[0].boxes / 2),))
+    assert predict.view(source, True).windows == predict.view(other, True).windows
+    _, windows = breast.crop_to_breast(source)
+    assert windows[0][2] >= 95, "in training the window is widened to hold the lesion"
+
+
+def test_the_threshold_of_prediction_is_the_saved_one_of_one_false_positive_per_image():
+    points = [
+        {"false_positives_per_image": 0.5, "threshold": 0.8},
+        {"false_positives_per_image": 1.0, "threshold": 0.3},
+        {"false_positives_per_image": 2.0, "threshold": 0.1},
+    ]
+    assert predict.chosen_threshold({"operating_points": points}) == 0.3
+    points[1]["threshold"] = 0.0
+    assert predict.chosen_threshold({"operating_points": points}) == 0.0
+    points[1]["threshold"] = None
+    assert predict.chosen_threshold({"operating_points": points}) == 0.5
+    assert predict.chosen_threshold({}) == 0.5
+
+
+def test_images_that_fit_no_canvas_of_the_model_have_one_of_their_own(source):
+    resize = {"short_sides": [], "max_long_side": 0, "jitter": [1.0, 1.0]}
+    description = lambda *canvases: {"input": {"resize": resize, "buckets": list(canvases)}}
+    found = predict.input_of(description([64, 64], [64, 128]), source.infos)
+    assert found.buckets == ((64, 64), (64, 128)) and found.lesion_share is None
+    assert found.resize == Resize(short_sides=(), max_long_side=0, jitter=(1.0, 1.0))
+    fixed = {"input": {"resize": {**resize, "short_sides": [60], "jitter": []}, "buckets": [[32, 32]]}}
+    assert predict.input_of(fixed, source.infos).buckets == ()
+
+
+# ---- Over image files ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch):
+    """Runs the prediction of a.png with a detector that finds the breast, and a corner with a lower score."""
+    image = np.zeros((60, 100), np.uint8)
+    image[10:40, 30:60] = 128
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    (tmp_path / "notes.txt").write_text("not an image")
+    description = {
+        "classes": ["lesion"], "operating_points": [{"false_positives_per_image": 1.0, "threshold": 0.5}]
+    }  # fmt: skip
+    monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
+
+    def detect_with(trained, source, mesh, score_floor):
+        boxes, scores = np.array([BREAST, [0, 0, 5, 5]], float), np.array([0.8, 0.2])
+        kept = scores >= score_floor
+        of_image = Detections(boxes[kept], scores[kept], np.zeros(kept.sum(), int))
+        return join(source.infos, {source.infos[0].image_id: of_image})
+
+    monkeypatch.setattr(predict, "detect_with", detect_with)
+
+    def run(**settings) -> tuple[list, list]:
+        output = tmp_path / "out"
+        shutil.rmtree(output, ignore_errors=True)
+        predict.predict_files(
+            model=tmp_path, inputs=[str(tmp_path)], bit_depth=0, on_error="stop", output=output,
+            settings=predict.PredictSettings(**settings),
+        )  # fmt: skip
+        pictures = [cv2.imread(str(path)) for path in sorted(output.glob("pictures/*.png"))]
+        lines = (output / "findings.csv").read_text().splitlines()
+        entries = json.loads((output / "findings.json").read_text())
+        assert len(lines) == 1 + len(entries)
+        assert [line.rpartition(",")[2] == "1" for line in lines[1:]] == [entry["finding"] for entry in entries]
+        return entries, pictures
+
+    return run
+
+
+def test_findings_of_files_are_written_and_drawn(found, capsys):
+    entries, (picture,) = found()
+    assert [(e["class"], e["box_xyxy"], e["score"], e["finding"]) for e in entries] == [
+        ("lesion", [30, 10, 60, 40], 0.8, True),
+        ("lesion", [0, 0, 5, 5], 0.2, False),
+    ]
+    assert tuple(picture[10, 45]) == predict.COLOUR and tuple(picture[5, 3]) == (0, 0, 0)
+    printed = capsys.readouterr().out
+    assert "1 findings at or above 0.500 in 1 images" in printed and "notes.txt" in printed
+
+
+def test_the_settings_of_a_prediction(found):
+    entries, (picture,) = found(threshold=0.1)
+    assert [entry["finding"] for entry in entries] == [True, True] and tuple(picture[5, 3]) == predict.COLOUR
+    entries, pictures = found(score_floor=0.5, pictures=False)
+    assert [entry["score"] for entry in entries] == [0.8] and not pictures

@@ -1,0 +1,84 @@
+"""What can be set of detection: every field on the command line, and values that cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from configs.recipes.detector import detector
+from elk_jax import fields
+from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize
+from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
+from elk_jax.tasks.detection.recipe import FIT, DetectionRecipe, EvaluateDetectorsStage, TrainDetectorStage
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import ADAMW
+from tests.refusals import refused
+
+
+def build(**settings) -> DetectionRecipe:
+    return fields.build(DetectionRecipe, settings, "config.detector")
+
+
+@pytest.mark.parametrize("size", ["quick", "tiny", "small", "paper"])
+def test_the_configuration_names_every_field(size):
+    recipe = detector(size)
+    names = lambda kind: {field.name for field in dataclasses.fields(kind)}
+    assert set(recipe) == names(DetectionRecipe)
+    assert set(recipe["model"]) == names(FasterRCNNConfig)
+    assert set(recipe["optimizer"]) == names(OptimizerConfig)
+    assert set(recipe["loader"]) == names(LoaderConfig)
+    assert set(recipe["loader"]["augmentation"]) == names(Augmentation)
+    assert set(recipe["loader"]["resize"]) == names(Resize) == set(recipe["test_resize"])
+    assert dataclasses.asdict(build(**recipe)) == recipe
+
+
+def test_what_the_configuration_does_not_change_is_the_default():
+    recipe, defaults = detector("quick"), OptimizerConfig()
+    for name in ("momentum", "nesterov", "b1", "b2", "eps", "no_decay"):
+        assert recipe["optimizer"][name] == getattr(defaults, name), name
+    for name in ("crop_sides", "min_visible"):
+        assert recipe["loader"]["augmentation"][name] == getattr(Augmentation(), name), name
+    assert build(model=recipe["model"]) == build(**recipe)
+
+
+def test_settings_of_a_model_arrive():
+    sizes = ((8,), (16,), (32,), (64,), (128,))
+    model = {"name": "faster_rcnn", "anchor_sizes": [list(level) for level in sizes], "depth": 18, "num_classes": 3}
+    assert build(model=model).model == FasterRCNNConfig(anchor_sizes=sizes, depth=18, num_classes=3)
+    with refused("'dept'", "depth", where="config.detector.model"):
+        build(model={"name": "faster_rcnn", "dept": 18})
+    with refused("'yolo'", "faster_rcnn", where="config.detector.model.name"):
+        build(model={"name": "yolo"})
+
+
+def test_a_recipe_serves_several_mixes():
+    with refused("'weights'", where="config.detector.loader"):
+        build(loader={"weights": (0.5, 0.5)})
+
+
+def test_testing_takes_nothing_random_from_the_training():
+    loader = LoaderConfig(batch_size=4, buckets=((64, 32),), lesion_share=0.7, max_boxes=9)
+    recipe = DetectionRecipe(loader=loader, optimizer=ADAMW)
+    found = recipe.test_loader()
+    assert (found.resize, found.augmentation) == (FIT, NO_AUGMENTATION)
+    assert (found.batch_size, found.buckets, found.lesion_share, found.max_boxes) == (4, ((64, 32),), None, 0)
+
+
+def test_a_metric_to_choose_by_is_one_that_is_measured():
+    with refused("aufroc3", "aufroc_3", where="best_metric"):
+        DetectionRecipe(best_metric="aufroc3")
+
+
+def test_weights_of_a_mix_are_one_a_source():
+    TrainDetectorStage(train_on=("a", "b"), validate_on="a", weights=(3, 1))
+    for weights in ((0.5,), (1.5, -0.5), (0.0, 0.0)):
+        with refused(where="weights"):
+            TrainDetectorStage(train_on=("a", "b"), validate_on="a", weights=weights)
+
+
+def test_a_criterion_is_one_that_there_is():
+    EvaluateDetectorsStage(models=("a",), on="real", criterion="centre_in_box")
+    with refused("'iou:x'", where="criterion"):
+        EvaluateDetectorsStage(models=("a",), on="real", criterion="iou:x")

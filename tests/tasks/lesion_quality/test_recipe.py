@@ -1,0 +1,25 @@
+"""What a comparison of lesions reads, and whose patients it is about."""
+
+from __future__ import annotations
+
+from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
+from elk_jax.tasks.stages import Data
+
+STAGE = LesionQualityStage(name="quality", on="real", synthetic="painted")
+
+
+def test_it_reads_both_sources():
+    assert STAGE.data() == (Data("real", "train"), Data("painted", "train"))
+    test = LesionQualityStage(name="quality", on="real", split="test", synthetic="painted")
+    assert test.data() == (Data("real", "test"), Data("painted", "train")) and test.held_out() == Data("real", "test")
+
+
+def test_what_is_evaluated_is_the_stage_that_painted():
+    assert STAGE.evaluated({"painted": "lesions"}) == ("lesions",)
+    assert STAGE.evaluated({}) == () and STAGE.trained() == (), "images of elsewhere"
+
+
+def test_features_of_a_detector_are_of_a_model():
+    assert STAGE.named_models() == {}
+    stage = LesionQualityStage(name="quality", on="real", synthetic="painted", features="real")
+    assert stage.named_models() == {"features": "real"} and stage.origin().models == ()

@@ -1,0 +1,84 @@
+"""The data sources and the folders that the stages of a run share."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.inpainting.recipe import PaintStage, TrainInpainterStage
+from elk_jax.tasks.run import SYNTHETIC, Experiment, MeshSettings, Run
+from tests.refusals import refused
+
+
+@pytest.fixture
+def coco(tmp_path) -> str:
+    """Six training and two test patients of one image each; every other one for training is marked."""
+    images = []
+    for i in range(8):
+        split = "train" if i < 6 else "test"
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((8, 8), 100, np.uint8))
+        images.append({"id": i, "file_name": f"{i}.png", "width": 8, "height": 8, "split": split})
+        images[-1] |= {"patient_id": f"P{i}", "view": "CC" if i < 4 else "MLO"}
+        images[-1] |= {"fewshot": i % 2 == 0 and split == "train"}
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 4, 4]} for i in range(8)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "lesion"}]}
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    return f"coco:{tmp_path / 'data.json'}"
+
+
+def run_on(folder, on_error="stop", stages=(), **data: SourceSpec) -> Run:
+    by_name = {stage.name: stage for stage in stages}
+    return Run(Experiment("e", 0, MeshSettings(), on_error, data, {}, by_name), folder, mesh=None)
+
+
+def opened(run: Run, split: str, sources="real") -> list[str]:
+    return [info.image_id for info in run.open(sources, split).infos]
+
+
+def test_few_shots_limit_the_training_split_alone(coco, tmp_path):
+    chosen = lambda split, **settings: opened(run_on(tmp_path, real=SourceSpec(coco, **settings)), split)
+    assert chosen("train", train_where="fewshot=true") == ["0", "2", "4"]
+    assert chosen("test", train_where="fewshot=true") == ["6", "7"]
+    assert chosen("train", where="view=CC", train_where="fewshot=true") == ["0", "2"]
+    assert len(chosen("train", patients=2)) == 2 and chosen("test", patients=2) == ["6", "7"]
+    assert set(chosen("train", train_where="fewshot=true", patients=2)) < {"0", "2", "4"}
+
+
+def test_several_sources_are_one_and_each_is_opened_once(coco, tmp_path):
+    run = run_on(tmp_path, real=SourceSpec(coco), more=SourceSpec(coco, where="view=MLO"))
+    both = run.open(("real", "more"), "train")
+    assert [info.image_id for info in both.infos] == [*"012345", *"45"]
+    assert run.open("real", "train") is run.open(("real",), "train") and run.open("real", "train").name == "real"
+    assert run.list("real", "test") is run.list("real", "test") is not run.list("real", "train")
+
+
+def test_an_unreadable_image_stops_or_is_skipped_when_opened_and_not_when_listed(coco, tmp_path):
+    (tmp_path / "6.png").unlink()
+    run = run_on(tmp_path, real=SourceSpec(coco))
+    assert len(run.list("real", "test")) == 2
+    with refused("6.png", "missing", where="real"):
+        run.open("real", "test")
+    lenient = run_on(tmp_path, "skip", real=SourceSpec(coco))
+    assert opened(lenient, "test") == ["7"] and [image for image, _ in lenient.open("real", "test").skipped] == ["6"]
+
+
+def test_a_source_that_is_not_set_is_named(tmp_path):
+    with refused("coco:", where="config.data.real.spec"):
+        run_on(tmp_path, real=SourceSpec()).list("real", "train")
+
+
+def test_what_a_stage_writes_is_a_source_and_its_model_a_folder(coco, tmp_path):
+    stages = (
+        TrainInpainterStage(name="inpainter", train_on=("real",), validate_on="real"),
+        PaintStage(name="lesions", model="inpainter", canvases="real"),
+    )
+    run = run_on(tmp_path, stages=stages, real=SourceSpec(coco), painted=SourceSpec("stage:lesions", patients=3))
+    assert run.spec("real") == SourceSpec(coco)
+    assert run.spec("painted") == SourceSpec(f"coco:{tmp_path / 'lesions' / SYNTHETIC}", patients=3)
+    assert run.model_folder("inpainter") == tmp_path / "inpainter" / "model"
+    assert str(run.model_folder("weights/sd")) == "weights/sd"
+    assert run.experiment.recipe_of(stages[1]) is None

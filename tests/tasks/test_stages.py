@@ -1,0 +1,38 @@
+"""What the stages of an experiment say of their data, models and patients."""
+
+from __future__ import annotations
+
+from elk_jax.tasks.stages import Data, EvaluateModelsStage, EvaluateStage, Origin, SynthesizeStage, TrainStage
+from tests.refusals import refused
+
+WRITERS = {"painted": "lesions"}
+
+
+def test_a_training_reads_its_sources_and_the_validation_split():
+    stage = TrainStage(name="mixed", task="t", train_on=("real", "painted"), validate_on="clinic")
+    assert stage.data() == (Data("real", "train"), Data("painted", "train"), Data("clinic", "val"))
+    assert stage.held_out() == Data("clinic", "val") and stage.evaluated(WRITERS) == ("mixed",)
+    assert stage.named_models() == {} and stage.trained() == ()
+    assert stage.origin() == Origin(("real", "painted"), ())
+
+
+def test_initial_weights_are_an_origin_of_a_training():
+    stage = TrainStage(name="mixed", task="t", train_on=("real",), validate_on="real", init_from="weights/coco")
+    assert stage.named_models() == {"init_from": "weights/coco"}
+    assert stage.origin() == Origin(("real",), ("weights/coco",))
+
+
+def test_a_synthesis_goes_back_to_its_model():
+    stage = SynthesizeStage(name="lesions", task="t", model="inpainter")
+    assert stage.named_models() == {"model": "inpainter"} and stage.origin() == Origin((), ("inpainter",))
+    assert stage.data() == stage.evaluated(WRITERS) == () and stage.held_out() is None
+    with refused(where="model"):
+        SynthesizeStage(name="lesions", task="t", model="")
+
+
+def test_an_evaluation_reads_one_split():
+    stage = EvaluateStage(name="evaluate", task="t", on="real")
+    assert stage.data() == (stage.held_out(),) == (Data("real", "test"),)
+    assert stage.trained() == stage.evaluated(WRITERS) == ()
+    models = EvaluateModelsStage(name="evaluate", task="t", on="real", split="val", models=("a", "b"))
+    assert models.held_out() == Data("real", "val") and models.trained() == models.evaluated(WRITERS) == ("a", "b")
