@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from configs.recipes.detector import detector
+from configs.variants import experiment
 from elk_jax import fields
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize
 from elk_jax.data.batches.detection import LoaderConfig
@@ -23,7 +24,7 @@ def build(**settings) -> DetectionRecipe:
 
 @pytest.mark.parametrize("size", ["quick", "tiny", "small", "paper"])
 def test_the_configuration_names_every_field(size):
-    recipe = detector(size)
+    recipe = experiment("e", detector=detector(size)).detector.to_dict()
     names = lambda kind: {field.name for field in dataclasses.fields(kind)}
     assert set(recipe) == names(DetectionRecipe)
     assert set(recipe["model"]) == names(FasterRCNNConfig)
@@ -35,7 +36,7 @@ def test_the_configuration_names_every_field(size):
 
 
 def test_what_the_configuration_does_not_change_is_the_default():
-    recipe, defaults = detector("quick"), OptimizerConfig()
+    recipe, defaults = experiment("e", detector=detector("quick")).detector.to_dict(), OptimizerConfig()
     for name in ("momentum", "nesterov", "b1", "b2", "eps", "no_decay"):
         assert recipe["optimizer"][name] == getattr(defaults, name), name
     for name in ("crop_sides", "min_visible"):

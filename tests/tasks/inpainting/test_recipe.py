@@ -8,6 +8,7 @@ import pytest
 
 from configs import inpaint_cem
 from configs.recipes.inpainter import inpainter
+from configs.variants import experiment
 from elk_jax import fields
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, PaintSettings, PaintStage, PixelModel
@@ -17,7 +18,7 @@ from tests.refusals import refused
 
 @pytest.mark.parametrize("size", ["quick", "tiny", "small", "paper"])
 def test_the_configuration_names_every_field(size):
-    recipe = inpainter(size)
+    recipe = experiment("e", inpainter=inpainter(size)).inpainter.to_dict()
     built = fields.build(InpaintingRecipe, recipe, "config.inpainter")
     assert dataclasses.asdict(built) == recipe
     assert (built.model is None) == (size == "paper")

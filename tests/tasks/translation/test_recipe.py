@@ -8,6 +8,7 @@ import pytest
 
 from configs import bridge_le_to_cem
 from configs.recipes.bridge import bridge
+from configs.variants import experiment
 from elk_jax import fields
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.translation.recipe import TranslationRecipe, TranslatorModel
@@ -16,7 +17,7 @@ from tests.refusals import refused
 
 @pytest.mark.parametrize("size", ["quick", "tiny", "small", "paper"])
 def test_the_configuration_names_every_field(size):
-    recipe = bridge(size)
+    recipe = experiment("e", bridge=bridge(size)).bridge.to_dict()
     assert dataclasses.asdict(fields.build(TranslationRecipe, recipe, "config.bridge")) == recipe
 
 
