@@ -21,8 +21,8 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, MapAttention
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv
 from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY, check
-from elk_jax.precision import at_least_float32, check_dtype
+from elk_jax.fields import NOT_EMPTY, OneOf, check
+from elk_jax.precision import DTYPES, at_least_float32
 
 EPS = 1e-6
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
@@ -48,12 +48,11 @@ class AutoencoderConfig:
     """See attention.choose_implementation."""
     remat: bool = False
     """Recompute the activations inside every residual block in the backward pass."""
-    dtype: str = "float32"
-    """Format of the computation: 'float32', 'bfloat16' or 'float64'."""
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    """Format of the computation."""
 
     def __post_init__(self) -> None:
         check(self)
-        check_dtype(self.dtype)
 
     @property
     def factor(self) -> int:
@@ -227,11 +226,6 @@ def to_latents(
 def from_latents(latents: jax.Array, config: AutoencoderConfig) -> jax.Array:
     """Undo the scaling of `to_latents`; the result is the input of `decode`."""
     return latents / config.scaling_factor
-
-
-def divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence [B] of the encoder's distribution to the standard normal, summed over latents."""
-    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
 
 
 def init(config: AutoencoderConfig, rng: jax.Array) -> Any:

@@ -99,7 +99,6 @@ def sample(
     """x0 [B, ...] for y [B, ...], as one scan. denoise(x_t, t [B]) -> x_t - x0; rng: one key, or one for each image."""
     table = plan(bridge, steps, eta)
     start = at_least_float32(y)
-    rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
     fold = jax.vmap(jax.random.fold_in, (0, None)) if rng.ndim else jax.random.fold_in
     rows = BridgePlan(jnp.asarray(table.t), *(jnp.asarray(column, start.dtype) for column in table[1:]))
 

@@ -78,8 +78,8 @@ class Checkpoints:
     ) -> None:
         """Write a checkpoint. Returns once the arrays are copied; the writing goes on beside the training.
 
-        data_state: what `get_state()` of this process's data iterator returned (JSON or bytes), or None.
-        meta: JSON. metric: finite or NaN (which never is the best). A failed earlier write is raised here.
+        data_state: what `get_state()` of this process's data iterator returned (JSON or bytes), or None. meta: JSON.
+        metric: finite or NaN (which never is the best). A failed earlier write is raised here.
         """
         content = dict(meta) | {"data_states": _gather(_data_to_text(data_state))}
         items: dict[str, Any] = {
@@ -98,9 +98,8 @@ class Checkpoints:
     def restore(self, target: TrainState, step: int | None = None) -> tuple[TrainState, Any, dict[str, Any]]:
         """(state, data state of this process, meta) of `step`, the last one by default.
 
-        target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays come back laid out so, on any
-        number of devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf
-        that differs.
+        target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays come back laid out so, on any number of
+        devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf that differs.
         """
         self.wait()
         step = self.latest() if step is None else step
@@ -152,8 +151,8 @@ class Checkpoints:
 def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> TrainState:
     """What a run trained, as nested dicts of NumPy arrays, without the optimiser's part: `opt_state` is None.
 
-    folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the
-    last); else the last. step overrides both. Raises UserError where there is no such checkpoint.
+    folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the last); else
+    the last. step overrides both. Raises UserError where there is no such checkpoint.
     """
     folder = Path(folder).absolute()
     todo = "train this stage first, or name the folder that holds the numbered checkpoints"

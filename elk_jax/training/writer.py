@@ -20,9 +20,9 @@ from elk_jax.errors import from_os_error
 class Writer:
     """Writes under `folder`: `metrics.jsonl`, one object `{"step": ..., ...}` a line, and `tensorboard/`.
 
-    Only process 0 writes. `resume_step` is the step a run goes on from (0 for a new one): what an earlier
-    attempt wrote for later steps is dropped, so that the file ends up as that of an uninterrupted run,
-    except for keys that begin with `time/`: wall-clock measurements go there and nowhere else.
+    Only process 0 writes. `resume_step` is the step a run goes on from (0 for a new one): what an earlier attempt wrote
+    for later steps is dropped, so that the file ends up as that of an uninterrupted run, except for keys that begin
+    with `time/`: wall-clock measurements go there and nowhere else.
     """
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0, tensorboard: bool = True):
