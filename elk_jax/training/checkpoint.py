@@ -7,12 +7,13 @@ Orbax writes it under a temporary name and renames it when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,7 @@ class Checkpoints:
     Every process of a run makes one and calls its methods in the same order.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, best_mode: str = "max"):
-        if best_mode not in ("max", "min"):
-            raise UserError(f"best_mode is {best_mode!r}", where="best_mode", todo="use max or min")
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, best_mode: Literal["max", "min"] = "max"):
         self.folder = Path(folder).absolute()
         if jax.process_index() == 0:
             files.make_folder(self.folder)
@@ -61,27 +60,15 @@ class Checkpoints:
         """Step of the last complete checkpoint."""
         return self._manager.latest_step()
 
-    def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
-
-    def best(self) -> int | None:
-        """Step of the checkpoint with the best metric, the last one where none has a metric."""
-        return self._manager.best_step()
-
     def save(
-        self,
-        step: int,
-        state: TrainState,
-        data_state: Any,
-        meta: Mapping[str, Any],
-        metric: float | None = None,
+        self, step: int, state: TrainState, data_state: Any, meta: Mapping[str, Any], metric: float | None = None
     ) -> None:
         """Write a checkpoint. Returns once the arrays are copied; the writing goes on beside the training.
 
-        data_state: what `get_state()` of this process's data iterator returned (JSON or bytes), or None. meta: JSON.
+        data_state: what `get_state()` of this process's data iterator returned: JSON. meta: JSON.
         metric: finite or NaN (which never is the best). A failed earlier write is raised here.
         """
-        content = dict(meta) | {"data_states": _gather(_data_to_text(data_state))}
+        content = dict(meta) | {"data_states": _gather(json.dumps(data_state))}
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -95,14 +82,14 @@ class Checkpoints:
         with _user_errors(self.folder):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
-    def restore(self, target: TrainState, step: int | None = None) -> tuple[TrainState, Any, dict[str, Any]]:
-        """(state, data state of this process, meta) of `step`, the last one by default.
+    def restore(self, target: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
+        """(state, data state of this process, meta) of the last checkpoint.
 
         target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays come back laid out so, on any number of
         devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf that differs.
         """
         self.wait()
-        step = self.latest() if step is None else step
+        step = self.latest()
         if step is None:
             raise UserError("no checkpoint to restore", where=self.folder)
         wanted = {"params": target.params, "optimizer": target.opt_state}
@@ -134,7 +121,7 @@ class Checkpoints:
             opt_state=restored["optimizer"],
             ema_params=restored["ema_params"] if target.ema_params is not None else None,
         )
-        return state, _data_from_text(text), meta
+        return state, json.loads(text), meta
 
     def wait(self) -> None:
         """Return when the last `save` is on disk; raises UserError if it failed."""
@@ -228,18 +215,6 @@ def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics[SCORE])
 
 
-def _data_to_text(data_state: Any) -> str:
-    """A data iterator's state as text: JSON, or the bytes some iterators give (which hold text)."""
-    if isinstance(data_state, bytes):
-        return json.dumps({"bytes": data_state.decode("latin-1")})
-    return json.dumps({"json": data_state})
-
-
-def _data_from_text(text: str) -> Any:
-    content = json.loads(text)
-    return content["bytes"].encode("latin-1") if "bytes" in content else content["json"]
-
-
 def _gather(text: str) -> list[str]:
     """The texts of all processes, on every process."""
     if jax.process_count() == 1:
@@ -252,35 +227,29 @@ def _gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
 
 
-class _user_errors:
+@contextlib.contextmanager
+def _user_errors(where: Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise about the disk into UserErrors."""
-
-    def __init__(self, where: Path):
-        self.where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        seen = error
+    try:
+        yield
+    except Exception as error:
+        seen: BaseException | None = error
         while seen is not None and not isinstance(seen, UserError):
             if isinstance(seen, jax.errors.JaxRuntimeError):  # of the devices or of another process, not of the disk
-                raise seen
+                raise seen from seen.__cause__
             if isinstance(seen, OSError) and seen.errno is not None:
-                raise from_os_error(seen, self.where) from error
+                raise from_os_error(seen, where) from error
             text = str(seen)
             if "No space left" in text or "Disk quota" in text:
-                raise UserError(
-                    "the disk is full",
-                    where=self.where,
-                    todo="free some space and start the same command again",
-                ) from error
+                todo = "free some space and start the same command again"
+                raise UserError("the disk is full", where=where, todo=todo) from error
             if "Permission denied" in text or "Read-only file system" in text:
-                raise UserError("permission denied", where=self.where, todo="choose another folder") from error
+                raise UserError("permission denied", where=where, todo="choose another folder") from error
             seen = seen.__cause__ or seen.__context__
         if isinstance(error, (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError)):
             raise UserError(
                 f"the checkpoint cannot be read or written: {error}",
-                where=self.where,
+                where=where,
                 todo="remove this checkpoint to go on from an earlier one",
             ) from error
+        raise

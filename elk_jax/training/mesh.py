@@ -151,22 +151,17 @@ def shard_map_images(mesh: Mesh) -> MapImages:
     return map_images
 
 
-def initialize_distributed(
-    coordinator: str = "",
-    num_processes: int = 0,
-    process_id: int = -1,
-    environment: Mapping[str, str] = os.environ,
-) -> None:
+def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
     """Join the other processes of this run; does nothing for a run of one process. Call before any other use of JAX.
 
-    Explicit values win; else ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests); else
-    the SLURM variables of a multi-task step (JAX derives the coordinator from them). Raises UserError where the others
-    cannot be joined, or only half of them is described.
+    ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests) say how; else the SLURM variables
+    of a multi-task step (JAX derives the coordinator from them). Raises UserError where the others cannot be joined, or
+    only half of them is described.
     """
-    coordinator = coordinator or environment.get("ELK_COORDINATOR", "")
+    coordinator = environment.get("ELK_COORDINATOR", "")
     try:
-        num_processes = num_processes or int(environment.get("ELK_NUM_PROCESSES", "0"))
-        process_id = process_id if process_id >= 0 else int(environment.get("ELK_PROCESS_ID", "-1"))
+        num_processes = int(environment.get("ELK_NUM_PROCESSES", "0"))
+        process_id = int(environment.get("ELK_PROCESS_ID", "-1"))
         if coordinator or num_processes > 1:
             if not coordinator or num_processes < 1 or process_id < 0:
                 raise UserError(
