@@ -22,19 +22,16 @@ import numpy as np
 from elk_jax.diffusion.samplers import Denoise, normal
 from elk_jax.diffusion.schedule import spread_over
 from elk_jax.errors import UserError
-from elk_jax.fields import AtLeast, check
+from elk_jax.fields import AtLeast, Checked
 from elk_jax.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Bridge:
+class Bridge(Checked):
     """steps: T. max_variance: s, twice the variance half-way (the diversity of the samples)."""
 
     steps: Annotated[int, AtLeast(2)] = 1000
     max_variance: Annotated[float, AtLeast(0)] = 1.0
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def mean_share(self) -> np.ndarray:
         """m_t float64 [T + 1]: share of y, from 0 to 1."""

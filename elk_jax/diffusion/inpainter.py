@@ -32,7 +32,7 @@ from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, AtLeast, check
+from elk_jax.fields import ABOVE_ZERO, AtLeast, Checked, check
 from elk_jax.images.grey import AIR
 from elk_jax.precision import at_least_float32
 
@@ -93,7 +93,7 @@ class InpainterConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked):
     """Weights of the training loss.
 
     mask_outside: weight of the pixels outside the mask (1: all pixels weigh the same, as published; 0: only the mask
@@ -104,9 +104,6 @@ class LossConfig:
     min_snr_gamma: Annotated[float, AtLeast(0)] = 0.0
     noise_offset: Annotated[float, AtLeast(0)] = 0.0
     prior_weight: Annotated[float, AtLeast(0)] = 1.0
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
