@@ -29,17 +29,7 @@ from elk_jax.tasks.run import Run, meet
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.training import mesh as meshes
 
-PACKAGES = [
-    "elk_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "opencv-python-headless",
-]
+PACKAGES = ("elk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
 """Whose versions a run folder keeps."""
 
 

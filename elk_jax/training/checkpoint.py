@@ -53,8 +53,9 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=True,
         )
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
         with _user_errors(self.folder):
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """Step of the last complete checkpoint."""
@@ -148,7 +149,8 @@ def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None
     if not steps or (step is not None and step not in steps):
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
     if step is None:
-        step = max(steps, key=lambda s: (_saved_score(folder / str(s)), s)) if best else steps[-1]
+        score = lambda step: _score(files.read_json(folder / str(step) / "metrics" / "metrics"))  # as Orbax keeps it
+        step = max(steps, key=lambda step: (score(step), step)) if best else steps[-1]
     params, ema_params = (_load_item(folder / str(step) / name) for name in ("params", "ema_params"))
     return TrainState(jnp.asarray(step, jnp.int32), params, None, ema_params)
 
@@ -162,11 +164,6 @@ def _load_item(folder: Path) -> Any:
         tree = _metadata_tree(handler.metadata(folder))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-def _saved_score(checkpoint: Path) -> float:
-    """What Orbax keeps beside a checkpoint to choose the best by."""
-    return _score(files.read_json(checkpoint / "metrics" / "metrics"))
 
 
 def tree_difference(saved: Any, wanted: Any) -> str | None:
@@ -205,10 +202,6 @@ def _check_tree(name: str, saved: Any, wanted: Any, where: Path) -> None:
 
 def _metadata_tree(saved: Any) -> Any:
     return saved.tree if hasattr(saved, "tree") else saved
-
-
-def _handlers() -> dict[str, Any]:
-    return {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
 
 
 def _score(metrics: Mapping[str, float]) -> float:

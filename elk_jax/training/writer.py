@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,11 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise from_os_error(error, path) from error
-    return list(_parsed(lines))
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and "step" in record]
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -93,16 +98,6 @@ def drop_after(path: Path, step: int) -> None:
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step and step > 0]
     files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            yield record
 
 
 def _plain(value: Any) -> float | int | None:
