@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from benchmarks import measure
 from elk_jax.diffusion import text_encoder, unet
 from elk_jax.diffusion.attention import Implementation
-from elk_jax.diffusion.inpainting import unet_input
 from elk_jax.diffusion.losses import denoising_loss
 from elk_jax.diffusion.samplers import SamplerConfig, classifier_free, sample
 from elk_jax.diffusion.schedule import Schedule, add_noise, make_schedule, target
@@ -88,21 +87,15 @@ class Workload:
             raise UserError(f"unknown model '{self.model}'", where="--model", todo=f"give one of {', '.join(MODELS)}")
         halvings = 2 ** (len(MODELS[self.model][0].block_out_channels) - 1)
         if self.size < FACTOR * halvings or self.size % (FACTOR * halvings):
-            raise UserError(
-                f"size is {self.size}", where="--size", todo=f"give a multiple of {FACTOR * halvings}"
-            )
+            raise UserError(f"size is {self.size}", where="--size", todo=f"give a multiple of {FACTOR * halvings}")
 
     @property
     def unet(self) -> UNetConfig:
-        return dataclasses.replace(
-            MODELS[self.model][0], dtype=self.dtype, remat=self.remat, attention=self.attention
-        )
+        return dataclasses.replace(MODELS[self.model][0], dtype=self.dtype, remat=self.remat, attention=self.attention)
 
     @property
     def text(self) -> TextConfig:
-        return dataclasses.replace(
-            MODELS[self.model][1], dtype=self.dtype, remat=self.remat, attention=self.attention
-        )
+        return dataclasses.replace(MODELS[self.model][1], dtype=self.dtype, remat=self.remat, attention=self.attention)
 
     @property
     def noise(self) -> Schedule:
@@ -138,7 +131,7 @@ def loss(work: Workload, params: Any, batch: Mapping[str, jax.Array], rng: Any =
     if work.with_text:
         text = _apply(CLIPTextEncoder(work.text), params["text_encoder"], batch["tokens"])
     noisy = add_noise(work.noise, batch["latents"], batch["noise"], batch["t"])
-    seen = unet_input(noisy, batch["mask"], batch["masked"])
+    seen = jnp.concatenate([noisy, batch["mask"].astype(noisy.dtype), batch["masked"]], -1)
     found = _apply(UNet2DCondition(work.unet), params["unet"], seen, batch["t"], text)
     value, _ = denoising_loss(found, target(work.noise, batch["latents"], batch["noise"], batch["t"]))
     return value, {}
@@ -148,7 +141,7 @@ def paint(work: Workload, params: Any, batch: Mapping[str, jax.Array]) -> jax.Ar
     """Latents [B, h, w, 4] by DPM-Solver++ 2M with guidance, starting from the batch's noise."""
 
     def denoise(x: jax.Array, t: jax.Array, condition: Any) -> jax.Array:
-        seen = unet_input(x, condition["mask"], condition["masked"])
+        seen = jnp.concatenate([x, condition["mask"].astype(x.dtype), condition["masked"]], -1)
         return _apply(UNet2DCondition(work.unet), params, seen, t, condition["text"])
 
     wanted = {name: batch[name] for name in ("mask", "masked", "text")}

@@ -138,8 +138,15 @@ def build_named(kinds: Mapping[str, type], settings: Mapping[str, Any], where: s
 
 
 def check(settings: Any) -> None:
-    """For `__post_init__` of settings that are built by hand as well: UserError for the first impossible field."""
+    """For the `__post_init__` of settings that check more than their fields. UserError for the first impossible one."""
     check_types(type(settings), {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+class Checked:
+    """Base of settings that are built by hand as well: UserError for the first impossible field."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:

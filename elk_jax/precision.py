@@ -5,16 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from elk_jax.errors import UserError
-
 DTYPES = ("float32", "bfloat16", "float64")
 """Formats of the computation of networks."""
-
-
-def check_dtype(name: str) -> None:
-    """Raise UserError for an unsupported format of the computation."""
-    if name not in DTYPES:
-        raise UserError(f"dtype is {name!r}", where="dtype", todo=f"give one of {', '.join(DTYPES)}")
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

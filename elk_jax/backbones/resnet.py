@@ -81,8 +81,8 @@ def _rectified_sum_backward(total: jax.Array, gradient: jax.Array):
 rectified_sum.defvjp(_rectified_sum_forward, _rectified_sum_backward)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: [B, H, W, C_in] -> [B, H/stride, W/stride, width]."""
+class Block(nn.Module):
+    """What both kinds of residual blocks are told. last_norm: of the last convolution, before the shortcut is added."""
 
     width: int
     stride: int
@@ -90,7 +90,10 @@ class BasicBlock(nn.Module):
     last_norm: Norm | None
     stride_in_1x1: bool
     dtype: Any
-    expansion = 1
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions and a shortcut: [B, H, W, C_in] -> [B, H/stride, W/stride, width]."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -99,19 +102,11 @@ class BasicBlock(nn.Module):
         return rectified_sum(y, shortcut(self, x, self.width))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions and a shortcut: [B, H, W, C_in] -> [B, H/stride, W/stride, 4 width].
 
     The stride is in the first 1x1 (the original network, detectron2) or in the 3x3 (torchvision).
     """
-
-    width: int
-    stride: int
-    norm: Norm | None
-    last_norm: Norm | None
-    stride_in_1x1: bool
-    dtype: Any
-    expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -122,7 +117,7 @@ class Bottleneck(nn.Module):
         return rectified_sum(y, shortcut(self, x, 4 * self.width))
 
 
-def shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax.Array:
+def shortcut(block: Block, x: jax.Array, features: int) -> jax.Array:
     """The input itself, or its 1x1 projection if the block changes its size or channels."""
     if block.stride == 1 and x.shape[-1] == features:
         return x

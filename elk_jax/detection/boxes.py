@@ -1,8 +1,8 @@
 """Boxes: areas, overlaps and the box coder.
 
-Boxes are xyxy in absolute pixels, the origin is the corner of the first pixel, sides are x2 - x1 (no "+ 1").
-Everything here promotes to float32 at least, keeps float64, and never divides by zero: the overlap of two
-empty boxes is 0, the code of a box without area is 0. Inverted boxes (x2 < x1) count as empty.
+Boxes are xyxy in absolute pixels, the origin is the corner of the first pixel, sides are x2 - x1 (no "+ 1"). Everything
+here promotes to float32 at least, keeps float64, and never divides by zero: the overlap of two empty boxes is 0, the
+code of a box without area is 0. Inverted boxes (x2 < x1) count as empty.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import jax.numpy as jnp
 from elk_jax.precision import at_least_float32
 
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
-"""Decoded sides are at most 62.5 times the anchor's: a wild delta must not overflow exp (detectron2,
-torchvision).
-"""
+"""Decoded sides are at most 62.5 times the anchor's: a wild delta must not overflow exp (detectron2, torchvision)."""
 
 
 def area(boxes: jax.Array) -> jax.Array:
@@ -58,8 +56,7 @@ def intersection_over_area(a: jax.Array, b: jax.Array) -> jax.Array:
 def generalized_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Generalized IoU of a[..., 4] with b[..., 4], row by row: [...] in [-1, 1] (Rezatofighi et al. 2019).
 
-    IoU minus the share of the smallest enclosing box that neither covers. Two empty boxes in one place give
-    0.
+    IoU minus the share of the smallest enclosing box that neither covers. Two empty boxes in one place give 0.
     """
     a, b = at_least_float32(a), at_least_float32(b)
     common = _intersection(a, b)
@@ -78,12 +75,10 @@ def _center_size(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax
 
 
 def encode(boxes: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> jax.Array:
-    """Deltas (dx, dy, dw, dh)[..., 4] that move `anchors`[..., 4] onto `boxes`[..., 4] (Girshick 2014;
-    R-CNN).
+    """Deltas (dx, dy, dw, dh)[..., 4] that move `anchors`[..., 4] onto `boxes`[..., 4] (Girshick 2014; R-CNN).
 
-    dx = wx (cx - cx_a) / w_a,  dw = ww log(w / w_a), `weights` = (wx, wy, ww, wh). Where box or anchor has no
-    area or is not finite (padding), the deltas and their gradients are 0: such rows are for the caller to
-    mask.
+    dx = wx (cx - cx_a) / w_a,  dw = ww log(w / w_a), `weights` = (wx, wy, ww, wh). Where box or anchor has no area or
+    is not finite (padding), the deltas and their gradients are 0: such rows are for the caller to mask.
     """
     boxes, anchors = at_least_float32(boxes), at_least_float32(anchors)
     boxes, anchors = jnp.broadcast_arrays(boxes, anchors)
@@ -117,8 +112,7 @@ def _has_area(boxes: jax.Array) -> jax.Array:
 def decode(deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> jax.Array:
     """Boxes[..., 4] that `deltas`[..., 4] make of `anchors`[..., 4]: the inverse of `encode`.
 
-    dw and dh are clipped from above at LARGEST_LOG_SCALE. The result is not clipped to the image (see
-    `clip`).
+    dw and dh are clipped from above at LARGEST_LOG_SCALE. The result is not clipped to the image (see `clip`).
     """
     deltas, anchors = at_least_float32(deltas), at_least_float32(anchors)
     anchor_x, anchor_y, anchor_width, anchor_height = _center_size(anchors)
@@ -131,9 +125,7 @@ def decode(deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.
 
 
 def clip(boxes: jax.Array, height: jax.Array | float, width: jax.Array | float) -> jax.Array:
-    """Cut boxes[..., 4] to an image of `height` x `width` pixels (numbers, or arrays that broadcast against
-    [...]).
-    """
+    """Cut boxes[..., 4] to an image of `height` x `width` pixels (numbers, or arrays that broadcast against [...])."""
     boxes = at_least_float32(boxes)
     height, width = jnp.asarray(height, boxes.dtype), jnp.asarray(width, boxes.dtype)
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))

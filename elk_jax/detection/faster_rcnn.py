@@ -1,7 +1,7 @@
 """Faster R-CNN with a feature pyramid (Ren et al. 2015, Lin et al. 2017): parameters, losses, predictions.
 
-Shape legend: B batch, H W size of the padded images, L levels P2..P6, A anchors over all levels, M padded
-ground truth, P proposals, S sampled RoIs, K detections, Q classes, h w pooled size, C channels.
+Shape legend: B batch, H W size of the padded images, L levels P2..P6, A anchors over all levels, M padded ground truth,
+P proposals, S sampled RoIs, K detections, Q classes, h w pooled size, C channels.
 
 The modules only turn arrays into arrays; everything else is a chain of public steps, each usable alone:
 
@@ -87,19 +87,11 @@ class FasterRCNN(nn.Module):
         size = self.config.roi_size
         finest = features[0]
         region = jnp.broadcast_to(finest[:, :1, None, :1], (len(image), 1, size, size, finest.shape[-1]))
-        return self.rpn_outputs(features), self.box_outputs(region)
+        return self.rpn(features), self.box_head(region)
 
     def features(self, image: jax.Array) -> tuple[jax.Array, ...]:
         """Normalised image [B, H, W, C] -> P2..P6 [B, H_l, W_l, C]."""
         return self.fpn(self.backbone(image))
-
-    def rpn_outputs(self, features: Sequence[jax.Array]) -> RPNOutputs:
-        """Logits and deltas of every anchor, per level."""
-        return self.rpn(features)
-
-    def box_outputs(self, pooled: jax.Array) -> BoxOutputs:
-        """Class logits, box deltas and embedding of pooled regions [B, S, h, w, C]."""
-        return self.box_head(pooled)
 
 
 def detector(config: FasterRCNNConfig) -> Detector:
@@ -158,8 +150,8 @@ def conventions(config: FasterRCNNConfig) -> dict[str, str]:
 # The steps.
 
 
-def _apply(model: FasterRCNN, params: Params, method: str, *inputs: Any) -> Any:
-    return model.apply({"params": params}, *inputs, method=method)
+def _apply(model: FasterRCNN, params: Params, method: Any, inputs: Any) -> Any:
+    return model.apply({"params": params}, inputs, method=method)
 
 
 def normalise(config: FasterRCNNConfig, image: jax.Array, image_size: jax.Array) -> jax.Array:
@@ -180,24 +172,18 @@ def features(model: FasterRCNN, params: Params, batch: Batch, rng: jax.Array | N
 
 def rpn_outputs(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array]) -> RPNOutputs:
     """Objectness logits [B, A_l] and deltas [B, A_l, 4] per level."""
-    return _apply(model, params, "rpn_outputs", pyramid)
+    return _apply(model, params, lambda network, levels: network.rpn(levels), pyramid)
 
 
 def box_outputs(model: FasterRCNN, params: Params, regions: jax.Array) -> BoxOutputs:
     """Class logits [B, S, Q + 1] (background last), box deltas [B, S, Q, 4] of regions [B, S, h, w, C]."""
-    return _apply(model, params, "box_outputs", regions)
+    return _apply(model, params, lambda network, pooled: network.box_head(pooled), regions)
 
 
 def anchors(config: FasterRCNNConfig, height: int, width: int) -> tuple[np.ndarray, ...]:
     """Anchors [A_l, 4] of every level for padded images of this size: constants."""
-    return pyramid_anchors(
-        (height, width),
-        STRIDES,
-        config.anchor_sizes,
-        config.anchor_ratios,
-        config.anchor_offset,
-        config.anchor_rounded,
-    )
+    c = config
+    return pyramid_anchors((height, width), STRIDES, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
 
 
 def proposals(
@@ -227,24 +213,18 @@ def proposals(
 
 
 def rpn_sums(
-    config: FasterRCNNConfig,
-    outputs: RPNOutputs,
-    batch: Batch,
-    rngs: jax.Array,
-    map_images: MapImages = jax.vmap,
+    config: FasterRCNNConfig, outputs: RPNOutputs, batch: Batch, rngs: jax.Array, map_images: MapImages = jax.vmap
 ) -> RPNSums:
     """Sums [B] over the sampled anchors of every image. rngs: one key per image."""
     all_anchors = np.concatenate(anchors(config, *batch["image"].shape[1:3]))
 
-    def of_image(rng, logits, deltas, gt_boxes, gt_valid, gt_ignore):
+    def of_image(rng, logits, deltas, *truth):
         return rpn_loss_sums(
             rng,
             jnp.concatenate(logits),
             jnp.concatenate(deltas),
             all_anchors,
-            gt_boxes,
-            gt_valid,
-            gt_ignore,
+            *truth,
             low=config.rpn_low,
             high=config.rpn_high,
             samples=config.rpn_samples,
@@ -252,40 +232,22 @@ def rpn_sums(
             beta=config.rpn_smooth_l1_beta,
         )
 
-    return map_images(of_image)(
-        rngs,
-        outputs.objectness_logits,
-        outputs.deltas,
-        batch["gt_boxes"],
-        batch["gt_valid"],
-        batch["gt_ignore"],
-    )
+    truth = (batch[key] for key in ("gt_boxes", "gt_valid", "gt_ignore"))
+    return map_images(of_image)(rngs, outputs.objectness_logits, outputs.deltas, *truth)
 
 
 def roi_samples(
-    config: FasterRCNNConfig,
-    proposed: Proposals,
-    batch: Batch,
-    rngs: jax.Array,
-    map_images: MapImages = jax.vmap,
+    config: FasterRCNNConfig, proposed: Proposals, batch: Batch, rngs: jax.Array, map_images: MapImages = jax.vmap
 ) -> RoISamples:
     """Regions [B, S, ...] that the box head learns from. rngs: one key per image."""
-
-    def of_image(rng, proposed, gt_boxes, gt_labels, gt_valid, gt_ignore):
-        return sample_rois(
-            rng,
-            proposed,
-            gt_boxes,
-            gt_labels,
-            gt_valid,
-            gt_ignore,
-            num_classes=config.num_classes,
-            iou=config.roi_iou,
-            samples=config.roi_samples,
-            positive_fraction=config.roi_positive_fraction,
-            append_gt=config.roi_append_gt,
-        )
-
+    of_image = partial(
+        sample_rois,
+        num_classes=config.num_classes,
+        iou=config.roi_iou,
+        samples=config.roi_samples,
+        positive_fraction=config.roi_positive_fraction,
+        append_gt=config.roi_append_gt,
+    )
     truth = (batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore"))
     return map_images(of_image)(rngs, proposed, *truth)
 
@@ -297,14 +259,13 @@ def pooled(
     valid: jax.Array,
     map_images: MapImages = jax.vmap,
 ) -> jax.Array:
-    """Features [B, S, h, w, C] of boxes [B, S, 4], each from its level of P2..P5; 0 where valid [B, S] is
-    False."""
+    """Features [B, S, h, w, C] of boxes [B, S, 4], each from its level of P2..P5; 0 where valid [B, S] is False."""
 
     def of_image(levels, boxes, valid):
         return multilevel_roi_align(
             levels,
             boxes,
-            config.roi_size,
+            (config.roi_size, config.roi_size),
             STRIDES[: len(levels)],
             config.roi_sampling_ratio,
             config.roi_aligned,
@@ -328,9 +289,9 @@ def loss_from_features(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum of the four losses, and metrics: each loss, and mean counts per image.
 
-    The RPN's losses are divided by the number of sampled anchors, the box head's by the number of sampled
-    regions, background included, both of the whole batch (as detectron2 and torchvision when all slots are
-    filled). Images without a lesion teach background. Images with batch["valid"] False count for nothing.
+    The RPN's losses are divided by the number of sampled anchors, the box head's by the number of sampled regions,
+    background included, both of the whole batch (as detectron2 and torchvision when all slots are filled). Images
+    without a lesion teach background. Images with batch["valid"] False count for nothing.
     """
     config = model.config
     counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
@@ -366,37 +327,21 @@ def loss_from_features(
 def predict_from_features(
     model: FasterRCNN, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
 ) -> dict[str, jax.Array]:
-    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels,
-    valid [B, K]."""
+    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
+    [B, K]."""
     config = model.config
     outputs = rpn_outputs(model, params, pyramid)
     proposed = proposals(config, outputs, batch, training=False, map_images=map_images)
     regions = pooled(config, pyramid, proposed.boxes, proposed.valid, map_images)
-    return detections(config, box_outputs(model, params, regions), proposed, batch, map_images)
-
-
-def detections(
-    config: FasterRCNNConfig,
-    outputs: BoxOutputs,
-    proposed: Proposals,
-    batch: Batch,
-    map_images: MapImages = jax.vmap,
-) -> dict[str, jax.Array]:
-    """The last step of a prediction: boxes [B, K, 4], scores, labels, valid [B, K] from the head's outputs."""
-
-    def of_image(class_logits, box_deltas, proposed, image_size):
-        return select_detections(
-            class_logits,
-            box_deltas,
-            proposed,
-            image_size,
-            weights=config.box_weights,
-            score_floor=config.score_floor,
-            nms_iou=config.detection_nms_iou,
-            detections=config.detections,
-            min_size=config.detection_min_size,
-            candidates=config.detection_candidates,
-        )
-
-    found = map_images(of_image)(outputs.class_logits, outputs.box_deltas, proposed, batch["image_size"])
+    scored = box_outputs(model, params, regions)
+    of_image = partial(
+        select_detections,
+        weights=config.box_weights,
+        score_floor=config.score_floor,
+        nms_iou=config.detection_nms_iou,
+        detections=config.detections,
+        min_size=config.detection_min_size,
+        candidates=config.detection_candidates,
+    )
+    found = map_images(of_image)(scored.class_logits, scored.box_deltas, proposed, batch["image_size"])
     return dict(found._asdict())

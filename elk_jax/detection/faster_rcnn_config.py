@@ -40,8 +40,8 @@ class FasterRCNNConfig:
     # image_size.
     pixel_scale: Positive = 255.0
     pixel_mean: Annotated[tuple[float, ...], NOT_EMPTY] = (103.530, 116.280, 123.675)
-    """One per input channel, in the channel order of the weights (blue, green, red here). Its length is the
-    number of channels the network takes; colour images must come in the same order."""
+    """One per input channel, in the channel order of the weights (blue, green, red here). Its length is the number of
+    channels the network takes; colour images must come in the same order."""
     pixel_std: tuple[Positive, ...] = (1.0, 1.0, 1.0)
 
     # Backbone.
@@ -57,8 +57,7 @@ class FasterRCNNConfig:
     """Groups of every 'gn': must divide all widths."""
     norm_eps: NotNegative = 1e-5
     stride_in_1x1: bool = True
-    """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution
-    (torchvision)."""
+    """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution (torchvision)."""
     remat: tuple[Annotated[int, Between(2, 5)], ...] = ()
     """Stages (2..5) whose activations are recomputed in the backward pass: less memory, more time."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
@@ -119,8 +118,7 @@ class FasterRCNNConfig:
     box_fcs: FromZero = 2
     box_fc_width: FromOne = 1024
     background: Literal["first", "last"] = "last"
-    """Index of the background class in the head's weights: 0 (torchvision; it has box deltas too) or Q
-    (detectron2)."""
+    """Index of the background class in the head's weights: 0 (torchvision; it has box deltas too) or Q (detectron2)."""
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     box_smooth_l1_beta: NotNegative = 0.0
 
@@ -132,8 +130,7 @@ class FasterRCNNConfig:
     """K of an image."""
     detection_min_size: NotNegative = 0.0
     detection_candidates: FromOne = 2000
-    """Best (proposal, class) pairs that enter the NMS; exact as long as no more of them exceed the score
-    floor."""
+    """Best (proposal, class) pairs that enter the NMS; exact as long as no more of them exceed the score floor."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -196,8 +193,8 @@ def torchvision(**changes: Any) -> FasterRCNNConfig:
 def torchvision_v2(**changes: Any) -> FasterRCNNConfig:
     """For weights of torchvision's fasterrcnn_resnet50_fpn_v2 (Li et al. 2021), and `changes`.
 
-    Batch norms everywhere, here with constant statistics; two RPN convolutions; box head of four convolutions
-    and one dense layer.
+    Batch norms everywhere, here with constant statistics; two RPN convolutions; box head of four convolutions and one
+    dense layer.
     """
     settings: dict[str, Any] = {
         "norm": "affine_bn",

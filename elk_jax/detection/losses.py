@@ -13,9 +13,7 @@ from elk_jax.precision import at_least_float32
 
 
 def smooth_l1(pred: jax.Array, target: jax.Array, beta: float) -> jax.Array:
-    """0.5 d^2 / beta below |d| = beta and |d| - beta / 2 above, d = pred - target (Girshick 2015); beta 0 is
-    L1.
-    """
+    """0.5 d^2 / beta below |d| = beta and |d| - beta / 2 above, d = pred - target (Girshick 2015); beta 0 is L1."""
     distance = jnp.abs(at_least_float32(pred) - at_least_float32(target))
     if beta <= 0:
         return distance
@@ -29,17 +27,14 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Binary cross entropy of logits[...] with targets[...] in [0, 1] (bool too), stable for large logits:
-    [...].
-    """
+    """Binary cross entropy of logits[...] with targets[...] in [0, 1] (bool too), stable for large logits: [...]."""
     logits = at_least_float32(logits)
     targets = targets.astype(logits.dtype)
     return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
 def sigmoid_focal(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
-    """Focal loss, alpha_t (1 - p_t)^gamma cross entropy (Lin 2017), of logits[...] with targets[...] 0 or 1:
-    [...].
+    """Focal loss, alpha_t (1 - p_t)^gamma cross entropy (Lin 2017), of logits[...] with targets[...] 0 or 1: [...].
 
     alpha weighs positives and 1 - alpha negatives; alpha < 0 leaves the weight out.
     """

@@ -35,15 +35,13 @@ def match(
     high: float,
     allow_low_quality: bool,
 ) -> Matches:
-    """Assign each of boxes[N, 4] to one of gt_boxes[M, 4] by its best IoU (Ren 2015; as detectron2's
-    Matcher).
+    """Assign each of boxes[N, 4] to one of gt_boxes[M, 4] by its best IoU (Ren 2015; as detectron2's Matcher).
 
-    best IoU < low: negative; low <= best < high: ignored; high <= best: positive. With `allow_low_quality`
-    the boxes that share the highest IoU (> 0) of a lesion are positive too, however low it is; gt_index stays
-    their own best. gt_valid[M]: rows that are not padding; padding never matches, whatever it holds.
-    gt_ignore[M]: lesions that are neither to be found nor background: they match nothing, and negatives that
-    lie in one with at least half of their area become ignored; positives stay positive. No gradient flows
-    through.
+    best IoU < low: negative; low <= best < high: ignored; high <= best: positive. With `allow_low_quality` the boxes
+    that share the highest IoU (> 0) of a lesion are positive too, however low it is; gt_index stays their own best.
+    gt_valid[M]: rows that are not padding; padding never matches, whatever it holds. gt_ignore[M]: lesions that are
+    neither to be found nor background: they match nothing, and negatives that lie in one with at least half of their
+    area become ignored; positives stay positive. No gradient flows through.
     """
     boxes, gt_boxes = jax.lax.stop_gradient((boxes, gt_boxes))
     num = boxes.shape[0]

@@ -1,9 +1,8 @@
 """Non-maximum suppression: exactly the boxes that the greedy algorithm keeps, with static shapes.
 
-Greedy: take boxes by falling score; drop every later box whose IoU with a kept one is above the threshold.
-Here: sort, then iterate keep[j] <- not any_i<j (overlap[i, j] and keep[i]) from "all kept" until nothing
-changes. The first j positions are right after j passes at the latest, so the fixed point IS the greedy
-result; in practice 2-10 passes.
+Greedy: take boxes by falling score; drop every later box whose IoU with a kept one is above the threshold. Here: sort,
+then iterate keep[j] <- not any_i<j (overlap[i, j] and keep[i]) from "all kept" until nothing changes. The first j
+positions are right after j passes at the latest, so the fixed point IS the greedy result; in practice 2-10 passes.
 
 N boxes, K outputs; one image (map over the batch).
 """
@@ -17,9 +16,7 @@ from elk_jax.detection import boxes as box_ops
 from elk_jax.precision import at_least_float32
 
 DENSE_LIMIT = 2000
-"""Up to so many boxes one [N, N] table is built; above, tiles of TILE boxes against all: [N, TILE] at a
-time.
-"""
+"""Up to so many boxes one [N, N] table is built; above, tiles of TILE boxes against all: [N, TILE] at a time."""
 TILE = 512
 
 
@@ -30,13 +27,12 @@ def nms(
     max_outputs: int,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Indices[K] int32 of the boxes[N, 4] that survive, by falling scores[N], and valid[K]; K =
-    `max_outputs`.
+    """Indices[K] int32 of the boxes[N, 4] that survive, by falling scores[N], and valid[K]; K = `max_outputs`.
 
-    A box is dropped when its IoU with a kept box of higher score is greater than `iou_threshold` (as
-    torchvision; equal is kept). Equal scores: the lower index goes first. Boxes that are not in valid[N],
-    whose score is NaN or whose coordinates are not finite neither survive nor suppress. Slots without a box
-    have index 0 and valid False; K may exceed N. Coordinates may be negative. No gradient flows through.
+    A box is dropped when its IoU with a kept box of higher score is greater than `iou_threshold` (as torchvision; equal
+    is kept). Equal scores: the lower index goes first. Boxes that are not in valid[N], whose score is NaN or whose
+    coordinates are not finite neither survive nor suppress. Slots without a box have index 0 and valid False; K may
+    exceed N. Coordinates may be negative. No gradient flows through.
     """
     return batched_nms(boxes, scores, None, iou_threshold, max_outputs, valid)
 
@@ -49,9 +45,7 @@ def batched_nms(
     max_outputs: int,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`nms` in which a box suppresses only boxes of its own group: groups[N] int, for example classes or
-    levels.
-    """
+    """`nms` in which a box suppresses only boxes of its own group: groups[N] int, for example classes or levels."""
     boxes, scores = jax.lax.stop_gradient((at_least_float32(boxes), scores))
     num = boxes.shape[0]
     if num == 0:
@@ -98,8 +92,8 @@ def _tiled(
 ) -> jax.Array:
     """As `_settle`, TILE boxes at a time, in O(N * TILE) memory; stops when `max_outputs` boxes are kept.
 
-    Tiles come by falling score, so what a tile loses to earlier tiles is final before its own fixed point is
-    sought, and boxes of tiles that were not reached (all False) would not be among the first `max_outputs`.
+    Tiles come by falling score, so what a tile loses to earlier tiles is final before its own fixed point is sought,
+    and boxes of tiles that were not reached (all False) would not be among the first `max_outputs`.
     """
     num = boxes.shape[0]
     padding = -num % TILE

@@ -1,12 +1,11 @@
-"""ROIAlign: bilinear pooling of a feature map inside boxes (He et al. 2017), of one level or an FPN's levels.
+"""ROIAlign: bilinear pooling of the levels of a feature pyramid inside boxes (He et al. 2017, Lin et al. 2017).
 
-S boxes (RoIs), h w the output grid, T taps per bin and axis, R rows of the table; one image (map over the
-batch).
+S boxes (RoIs), h w the output grid, T taps per bin and axis, R rows of the table; one image (map over the batch).
 
-The bilinear weight of a pixel is a product of a vertical and a horizontal part, so everything is worked out
-per axis: a bin of the grid reads T pixels ("taps") along each axis with T weights, and its value is the
-weighted sum over T x T pixels. All levels lie in one flat table [R, C] of pixels, R = sum of H_l W_l; a RoI
-adds the first row of its own level, and so is pooled from that level alone.
+The bilinear weight of a pixel is a product of a vertical and a horizontal part, so everything is worked out per axis: a
+bin of the grid reads T pixels ("taps") along each axis with T weights, and its value is the weighted sum over T x T
+pixels. All levels lie in one flat table [R, C] of pixels, R = sum of H_l W_l; a RoI adds the first row of its own
+level, and so is pooled from that level alone.
 """
 
 from __future__ import annotations
@@ -34,67 +33,10 @@ class _Taps(NamedTuple):
     weight: jax.Array
 
 
-def roi_align(
-    features: jax.Array,
-    boxes: jax.Array,
-    output_size: int | tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    max_adaptive_samples: int = 4,
-) -> jax.Array:
-    """Pool features[H, W, C] inside boxes[S, 4]: [S, h, w, C] in the features' type.
-
-    output_size: (h, w), or one number for both. spatial_scale: feature pixels per image pixel (1 / stride).
-    sampling_ratio: samples per bin and axis. 0: as many as the bin is pixels long, rounded up (adaptive,
-    detectron2's default), but `max_adaptive_samples` at most, which in longer bins are evenly spread, more
-    than a pixel apart; exactly detectron2's and torchvision's up to there. aligned: True shifts by half a
-    pixel, so that the corner of a box is the corner of a pixel (detectron2's ROIAlignV2); False is
-    torchvision's default: no shift, and boxes are one feature pixel wide and high at least.
-
-    Samples further than one pixel outside the map count as 0, others move to its edge. Boxes that are not
-    finite give zeros. Interpolates and sums in float32 at least, forwards and backwards. Differentiable in
-    reverse mode in the features, and in the boxes (through the bilinear weights).
-    """
-    height, width, channels = features.shape
-    y, x = _single_level_taps(
-        features.shape, boxes, output_size, spatial_scale, sampling_ratio, aligned, max_adaptive_samples
-    )
-    return _pool(features.reshape(height * width, channels), y._replace(pixel=y.pixel * width), x)
-
-
-def roi_align_einsum(
-    features: jax.Array,
-    boxes: jax.Array,
-    output_size: int | tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    max_adaptive_samples: int = 4,
-) -> jax.Array:
-    """`roi_align` as two matrix products per box, with no gather: for accelerators that gather slowly.
-
-    Costs S h H W C multiplications, many times those of `roi_align`: for small maps, or maps whose rows or
-    columns are spread over devices.
-    """
-    height, width, _ = features.shape
-    y, x = _single_level_taps(
-        features.shape, boxes, output_size, spatial_scale, sampling_ratio, aligned, max_adaptive_samples
-    )
-    compute = jnp.promote_types(features.dtype, y.weight.dtype)
-
-    def matrix(taps: _Taps, extent: int) -> jax.Array:  # [S, bins, extent]
-        return jnp.einsum("sbt,sbte->sbe", taps.weight, jax.nn.one_hot(taps.pixel, extent, dtype=taps.weight.dtype))
-
-    rows = jnp.einsum("yxc,shy->shxc", features.astype(compute), matrix(y, height), precision="highest")
-    pooled = jnp.einsum("shxc,swx->shwc", rows, matrix(x, width), precision="highest")
-    return pooled.astype(features.dtype)
-
-
 def multilevel_roi_align(
     features: Sequence[jax.Array],
     boxes: jax.Array,
-    output_size: int | tuple[int, int],
+    output_size: tuple[int, int],
     strides: Sequence[int],
     sampling_ratio: int,
     aligned: bool,
@@ -103,11 +45,19 @@ def multilevel_roi_align(
     valid: jax.Array | None = None,
     max_adaptive_samples: int = 4,
 ) -> jax.Array:
-    """`roi_align` of each of boxes[S, 4] on its own level of features ([H_l, W_l, C], ...): [S, h, w, C].
+    """Pool each of boxes[S, 4] on its own level of features ([H_l, W_l, C], ...): [S, h, w, C] in the features' type.
 
-    strides: image pixels per feature pixel of each level, successive powers of two, fine to coarse (as the
-    features). The level of a box: see `assign_levels`. Boxes that are not in valid[S], or not finite, give
-    zeros and pass no gradient, whatever they hold.
+    output_size: (h, w). strides: image pixels per feature pixel of each level, successive powers of two, fine to coarse
+    (as the features). The level of a box: see `assign_levels`. sampling_ratio: samples per bin and axis. 0: as many as
+    the bin is pixels long, rounded up (adaptive, detectron2's default), but `max_adaptive_samples` at most, which in
+    longer bins are evenly spread, more than a pixel apart; exactly detectron2's and torchvision's up to there. aligned:
+    True shifts by half a pixel, so that the corner of a box is the corner of a pixel (detectron2's ROIAlignV2); False
+    is torchvision's default: no shift, and boxes are one feature pixel wide and high at least.
+
+    Samples further than one pixel outside the map count as 0, others move to its edge. Boxes that are not in valid[S],
+    or not finite, give zeros and pass no gradient, whatever they hold. Interpolates and sums in float32 at least,
+    forwards and backwards. Differentiable in reverse mode in the features, and in the boxes (through the bilinear
+    weights).
     """
     boxes = at_least_float32(boxes)
     usable = jnp.isfinite(boxes).all(-1)
@@ -123,7 +73,7 @@ def multilevel_roi_align(
     height, width, start = (jnp.array(of_level)[level] for of_level in (heights, widths, starts))
     scaled = boxes * jnp.array(1 / np.array(strides), boxes.dtype)[level][:, None]
 
-    bins_y, bins_x = _pair(output_size)
+    bins_y, bins_x = output_size
     y = _axis_taps(scaled[:, 1], scaled[:, 3], height, bins_y, sampling_ratio, aligned, max_adaptive_samples)
     x = _axis_taps(scaled[:, 0], scaled[:, 2], width, bins_x, sampling_ratio, aligned, max_adaptive_samples)
     first_row = start[:, None, None] + y.pixel * width[:, None, None]
@@ -139,42 +89,18 @@ def assign_levels(
     canonical_size: float = 224,
     canonical_level: int = 4,
 ) -> jax.Array:
-    """FPN level [S] int32, 0 = finest, of boxes[S, 4]: floor(k0 + log2(sqrt(area) / 224)), clipped (Lin
-    2017).
+    """FPN level [S] int32, 0 = finest, of boxes[S, 4]: floor(k0 + log2(sqrt(area) / 224)), clipped (Lin 2017).
 
-    finest_level: log2 of the finest stride. 1e-6 is added before the floor, as torchvision does: a box of
-    exactly 224 pixels must not fall a level by the rounding of the logarithm. detectron2 adds 1e-8 inside
-    the logarithm, which float32 does not keep; the two differ only for sizes within a millionth of a
-    boundary. Boxes without area are on the finest level.
+    finest_level: log2 of the finest stride. 1e-6 is added before the floor, as torchvision does: a box of exactly 224
+    pixels must not fall a level by the rounding of the logarithm. detectron2 adds 1e-8 inside the logarithm, which
+    float32 does not keep; the two differ only for sizes within a millionth of a boundary. Boxes without area are on the
+    finest level.
     """
     size = jnp.sqrt(box_ops.area(jax.lax.stop_gradient(boxes)))
     positive = size > 0
     level = canonical_level + jnp.log2(jnp.where(positive, size, 1) / canonical_size) + LEVEL_EPSILON
     level = jnp.where(positive, jnp.floor(level), finest_level)
     return jnp.clip(level - finest_level, 0, num_levels - 1).astype(jnp.int32)
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _single_level_taps(
-    shape: tuple[int, ...],
-    boxes: jax.Array,
-    output_size: int | tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    cap: int,
-) -> tuple[_Taps, _Taps]:
-    """Vertical and horizontal taps of boxes[S, 4] (image pixels) in a map of `shape` (H, W, C)."""
-    boxes = at_least_float32(boxes)
-    usable = jnp.isfinite(boxes).all(-1)
-    boxes = jnp.where(usable[:, None], boxes, 0) * spatial_scale
-    (height, width), (bins_y, bins_x) = shape[:2], _pair(output_size)
-    y = _axis_taps(boxes[:, 1], boxes[:, 3], height, bins_y, sampling_ratio, aligned, cap)
-    x = _axis_taps(boxes[:, 0], boxes[:, 2], width, bins_x, sampling_ratio, aligned, cap)
-    return y._replace(weight=jnp.where(usable[:, None, None], y.weight, 0)), x
 
 
 def _axis_taps(
@@ -207,8 +133,7 @@ def _axis_taps(
     edge = extent.astype(start.dtype)
     counts = used[:, None, :] & (position >= -1) & (position <= edge)
     position = jnp.clip(position, 0, edge - 1)
-    # A sample reads the pair of pixels around it; on the last pixel that is the last pair, with weights 0 and
-    # 1.
+    # A sample reads the pair of pixels around it; on the last pixel that is the last pair, with weights 0 and 1.
     first = jnp.clip(jnp.floor(jax.lax.stop_gradient(position)), 0, jnp.maximum(edge - 2, 0))
     fraction = position - first
     share = jnp.where(counts, 1 / samples[:, None, :], 0)
@@ -223,9 +148,9 @@ def _axis_taps(
 def _pool(table: jax.Array, y: _Taps, x: _Taps) -> jax.Array:
     """Weighted sums of the rows y.pixel + x.pixel of table[R, C]: [S, h, w, C] in the table's type.
 
-    One term per pair of taps: XLA fuses the gathers and the sum into one loop, and no [S, h, w, T, T, C] is
-    ever stored. (The program, and so its compile time, grows with T x T: 16 terms for two samples per bin and
-    axis, 64 for four.)
+    One term per pair of taps: XLA fuses the gathers and the sum into one loop, and no [S, h, w, T, T, C] is ever
+    stored. (The program, and so its compile time, grows with T x T: 16 terms for two samples per bin and axis, 64 for
+    four.)
     """
     pooled = jnp.zeros((), jnp.promote_types(table.dtype, y.weight.dtype))
     for a in range(y.pixel.shape[-1]):
@@ -244,8 +169,8 @@ def _pool_forward(table: jax.Array, y: _Taps, x: _Taps) -> tuple[jax.Array, tupl
 def _pool_backward(saved: tuple[jax.Array, _Taps, _Taps], grad: jax.Array) -> tuple[jax.Array, _Taps, _Taps]:
     """Gradients of the table and, free of cost where nobody asks for them, of the weights.
 
-    The table's gradient is a scatter-add of S h w T T rows. In chunks of RoIs it is several times as fast on
-    a CPU as in one piece, and its memory is bounded. Sums are float32 at least also for a bfloat16 table.
+    The table's gradient is a scatter-add of S h w T T rows. In chunks of RoIs it is several times as fast on a CPU as
+    in one piece, and its memory is bounded. Sums are float32 at least also for a bfloat16 table.
     """
     table, y, x = saved
     compute = jnp.promote_types(table.dtype, y.weight.dtype)

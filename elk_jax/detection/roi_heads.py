@@ -1,10 +1,9 @@
-"""The second stage: which proposals to learn from, the head that scores pooled regions, and the final
-detections.
+"""The second stage: which proposals to learn from, the head that scores pooled regions, and the final detections.
 
-Shape legend: B batch, h w C pooled features, M padded ground truth, P proposals, S sampled RoIs, K
-detections, Q classes (background not counted; in labels background is Q). pred_* comes from the network,
-gt_* the truth; *_logits before the softmax, *_deltas as `boxes.encode` makes them. Functions that take no B
-are of ONE image: map them over the batch.
+Shape legend: B batch, h w C pooled features, M padded ground truth, P proposals, S sampled RoIs, K detections, Q
+classes (background not counted; in labels background is Q). pred_* comes from the network, gt_* the truth; *_logits
+before the softmax, *_deltas as `boxes.encode` makes them. Functions that take no B are of ONE image: map them over the
+batch.
 """
 
 from __future__ import annotations
@@ -55,8 +54,7 @@ class BoxSums(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Detections of one image (or, with a leading B, of a batch), best first; empty slots are 0 and not
-    valid."""
+    """Detections of one image (or, with a leading B, of a batch), best first; empty slots are 0 and not valid."""
 
     boxes: jax.Array  # [K, 4]
     scores: jax.Array  # [K]
@@ -67,11 +65,10 @@ class Detections(NamedTuple):
 def canonical_outputs(
     logits: jax.Array, deltas: jax.Array, background: Literal["first", "last"]
 ) -> tuple[jax.Array, jax.Array]:
-    """Class logits [..., Q + 1] with background last and box deltas [..., Q, 4], from either convention's raw
-    outputs.
+    """Class logits [..., Q + 1] with background last and box deltas [..., Q, 4], from either convention's raw outputs.
 
-    'last' (detectron2): logits [..., Q + 1], deltas [..., 4 Q]. 'first' (torchvision): logits [..., 1 + Q],
-    deltas [..., 4 + 4 Q], of which those of the background are dropped.
+    'last' (detectron2): logits [..., Q + 1], deltas [..., 4 Q]. 'first' (torchvision): logits [..., 1 + Q], deltas
+    [..., 4 + 4 Q], of which those of the background are dropped.
     """
     deltas = deltas.reshape(*deltas.shape[:-1], -1, 4)
     if background == "first":
@@ -82,8 +79,8 @@ def canonical_outputs(
 class BoxHead(nn.Module):
     """Pooled features [B, S, h, w, C] -> BoxOutputs [B, S, ...].
 
-    Parameters: conv1..conv{convs}, fc1..fc{fcs}, class_logits, box_deltas. The first dense layer reads the
-    region in the order h, w, C. The two last layers compute in float32 at least.
+    Parameters: conv1..conv{convs}, fc1..fc{fcs}, class_logits, box_deltas. The first dense layer reads the region in
+    the order h, w, C. The two last layers compute in float32 at least.
     """
 
     num_classes: int
@@ -134,9 +131,8 @@ def sample_rois(
 ) -> RoISamples:
     """Draw S = `samples` regions of one image to learn from, `positive_fraction` of them on lesions at most.
 
-    Positive: best IoU with a lesion >= `iou`, else background. append_gt: the lesions themselves are
-    proposals too, so that positives exist from the first step. gt_boxes [M, 4], gt_labels [M] int, gt_valid
-    and gt_ignore [M] bool.
+    Positive: best IoU with a lesion >= `iou`, else background. append_gt: the lesions themselves are proposals too, so
+    that positives exist from the first step. gt_boxes [M, 4], gt_labels [M] int, gt_valid and gt_ignore [M] bool.
     """
     boxes, valid = proposals.boxes, proposals.valid
     if append_gt:
@@ -156,11 +152,10 @@ def sample_rois(
 
 
 def box_loss_sums(outputs: BoxOutputs, samples: RoISamples, *, weights: Sequence[float], beta: float) -> BoxSums:
-    """Losses summed over all regions [...]: softmax cross entropy, and smooth L1 of the true class's deltas
-    of positives.
+    """Losses summed over all regions [...]: softmax cross entropy, and smooth L1 of the true class's deltas of
+    positives.
 
-    Both are to be divided by the number of samples, background included (Girshick 2015; detectron2,
-    torchvision).
+    Both are to be divided by the number of samples, background included (Girshick 2015; detectron2, torchvision).
     """
     num_classes = outputs.box_deltas.shape[-2]
     classes = softmax_cross_entropy(outputs.class_logits, samples.labels)
@@ -190,9 +185,8 @@ def select_detections(
 ) -> Detections:
     """The K = `detections` best detections of one image, after NMS within each class.
 
-    class_logits [P, Q + 1], box_deltas [P, Q, 4], image_size [2] (height, width). The `candidates` best pairs
-    of proposal and class enter the NMS. Non-finite scores or boxes are dropped, as are boxes with a side <=
-    min_size.
+    class_logits [P, Q + 1], box_deltas [P, Q, 4], image_size [2] (height, width). The `candidates` best pairs of
+    proposal and class enter the NMS. Non-finite scores or boxes are dropped, as are boxes with a side <= min_size.
     """
     num_classes = box_deltas.shape[-2]
     scores = jax.nn.softmax(at_least_float32(class_logits), axis=-1)[:, :num_classes]

@@ -1,9 +1,8 @@
 """Region proposal network (Ren et al. 2015) on a feature pyramid.
 
-Shape legend: B batch, L levels, H_l W_l C feature maps, A_l anchors of a level and A of all levels, M padded
-ground truth, P proposals, S sampled anchors. pred_* comes from the network, gt_* is the truth; *_logits before
-the sigmoid, *_deltas as `boxes.encode` makes them. Functions that take no B are of ONE image: map them over
-the batch.
+Shape legend: B batch, L levels, H_l W_l C feature maps, A_l anchors of a level and A of all levels, M padded ground
+truth, P proposals, S sampled anchors. pred_* comes from the network, gt_* is the truth; *_logits before the sigmoid,
+*_deltas as `boxes.encode` makes them. Functions that take no B are of ONE image: map them over the batch.
 """
 
 from __future__ import annotations
@@ -93,9 +92,8 @@ def select_proposals(
     """The `post_nms` best proposals of one image; P = post_nms, or fewer where there are not so many anchors.
 
     logits: per level [A_l]. deltas, anchors: per level [A_l, 4]. image_size: [2] (height, width).
-    Of every level the `pre_nms` best anchors are decoded, clipped, filtered (finite, both sides > min_size)
-    and thinned by NMS; then the best of all levels are taken (Lin et al. 2017, section 5). No gradient flows
-    through.
+    Of every level the `pre_nms` best anchors are decoded, clipped, filtered (finite, both sides > min_size) and thinned
+    by NMS; then the best of all levels are taken (Lin et al. 2017, section 5). No gradient flows through.
     """
     logits, deltas = jax.lax.stop_gradient((tuple(logits), tuple(deltas)))
     most = min(pre_nms, max(level.shape[0] for level in logits))
@@ -145,12 +143,10 @@ def rpn_loss_sums(
     positive_fraction: float,
     beta: float,
 ) -> RPNSums:
-    """Losses of one image, summed over its sampled anchors: cross entropy of objectness, smooth L1 of the
-    deltas.
+    """Losses of one image, summed over its sampled anchors: cross entropy of objectness, smooth L1 of the deltas.
 
-    logits [A], deltas [A, 4], anchors [A, 4] of all levels; gt_boxes [M, 4], gt_valid and gt_ignore [M] bool.
-    `samples` anchors are drawn, `positive_fraction` of them positive at most. The box loss is of positives
-    only.
+    logits [A], deltas [A, 4], anchors [A, 4] of all levels; gt_boxes [M, 4], gt_valid and gt_ignore [M] bool. `samples`
+    anchors are drawn, `positive_fraction` of them positive at most. The box loss is of positives only.
     """
     anchors = jnp.asarray(anchors)
     matches = match(anchors, gt_boxes, gt_valid, gt_ignore, low=low, high=high, allow_low_quality=True)

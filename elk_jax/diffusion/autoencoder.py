@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,15 +21,15 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, MapAttention
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv
 from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY, check
-from elk_jax.precision import at_least_float32, check_dtype
+from elk_jax.fields import NOT_EMPTY, Checked, OneOf
+from elk_jax.precision import DTYPES, at_least_float32
 
 EPS = 1e-6
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Checked):
     """Fields and defaults as in vae/config.json of Stable Diffusion 1.x and 2.x, and three more of this project."""
 
     sample_size: int = 512
@@ -48,12 +48,8 @@ class AutoencoderConfig:
     """See attention.choose_implementation."""
     remat: bool = False
     """Recompute the activations inside every residual block in the backward pass."""
-    dtype: str = "float32"
-    """Format of the computation: 'float32', 'bfloat16' or 'float64'."""
-
-    def __post_init__(self) -> None:
-        check(self)
-        check_dtype(self.dtype)
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    """Format of the computation."""
 
     @property
     def factor(self) -> int:
@@ -106,32 +102,24 @@ class Middle(nn.Module):
         return _resnet(c, features, "resnets_1")(x)
 
 
-class EncoderBlock(nn.Module):
-    """Residual blocks, then downsampling unless `last`: [B, H, W, C] -> [B, H/2, W/2, features]."""
+class Block(nn.Module):
+    """Residual blocks, then a change of the size unless it is None: [B, H, W, C] -> [B, H', W', features].
+
+    layers: number of residual blocks; the decoder has one more than the encoder.
+    """
 
     config: AutoencoderConfig
     features: int
-    last: bool
+    layers: int
+    change: Literal["down", "up"] | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.config.layers_per_block):
+        for i in range(self.layers):
             x = _resnet(self.config, self.features, f"resnets_{i}")(x)
-        return x if self.last else Downsample((0, 1), jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
-
-
-class DecoderBlock(nn.Module):
-    """One residual block more than in the encoder, then upsampling unless `last`."""
-
-    config: AutoencoderConfig
-    features: int
-    last: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.config.layers_per_block + 1):
-            x = _resnet(self.config, self.features, f"resnets_{i}")(x)
-        return x if self.last else Upsample(jnp.dtype(self.config.dtype), name="upsamplers_0")(x)
+        if self.change == "down":
+            return Downsample((0, 1), jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
+        return Upsample(jnp.dtype(self.config.dtype), name="upsamplers_0")(x) if self.change == "up" else x
 
 
 class Encoder(nn.Module):
@@ -145,7 +133,7 @@ class Encoder(nn.Module):
         x = conv(c.block_out_channels[0], dtype, "conv_in")(x.astype(dtype))
         for i, features in enumerate(c.block_out_channels):
             last = i == len(c.block_out_channels) - 1
-            x = EncoderBlock(c, features, last, name=f"down_blocks_{i}")(x)
+            x = Block(c, features, c.layers_per_block, None if last else "down", name=f"down_blocks_{i}")(x)
         x = Middle(c, name="mid_block")(x)
         x = nn.silu(GroupNorm(c.norm_num_groups, EPS, dtype=dtype, name="conv_norm_out")(x))
         return conv(2 * c.latent_channels, dtype, "conv_out")(x)
@@ -163,7 +151,7 @@ class Decoder(nn.Module):
         x = Middle(c, name="mid_block")(x)
         for i, features in enumerate(reversed(c.block_out_channels)):
             last = i == len(c.block_out_channels) - 1
-            x = DecoderBlock(c, features, last, name=f"up_blocks_{i}")(x)
+            x = Block(c, features, c.layers_per_block + 1, None if last else "up", name=f"up_blocks_{i}")(x)
         x = nn.silu(GroupNorm(c.norm_num_groups, EPS, dtype=dtype, name="conv_norm_out")(x))
         return conv(c.out_channels, dtype, "conv_out")(x)
 
@@ -190,17 +178,11 @@ class AutoencoderKL(nn.Module):
         c = self.config
         _, height, width, channels = images.shape
         if channels != c.in_channels:
-            raise UserError(
-                f"{channels} image channels for an autoencoder with {c.in_channels}",
-                where="in_channels",
-                todo=f"give {c.in_channels}",
-            )
+            what = f"{channels} image channels for an autoencoder with {c.in_channels}"
+            raise UserError(what, where="in_channels", todo=f"give {c.in_channels}")
         if height % c.factor or width % c.factor:
-            raise UserError(
-                f"{height} x {width} px is not divisible by {c.factor}",
-                where="image",
-                todo=f"use multiples of {c.factor}",
-            )
+            what = f"{height} x {width} px is not divisible by {c.factor}"
+            raise UserError(what, where="image", todo=f"use multiples of {c.factor}")
         moments = at_least_float32(self.quant_conv(self.encoder(images)))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR)
@@ -227,11 +209,6 @@ def to_latents(
 def from_latents(latents: jax.Array, config: AutoencoderConfig) -> jax.Array:
     """Undo the scaling of `to_latents`; the result is the input of `decode`."""
     return latents / config.scaling_factor
-
-
-def divergence(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence [B] of the encoder's distribution to the standard normal, summed over latents."""
-    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
 
 
 def init(config: AutoencoderConfig, rng: jax.Array) -> Any:

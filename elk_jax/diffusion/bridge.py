@@ -22,19 +22,16 @@ import numpy as np
 from elk_jax.diffusion.samplers import Denoise, normal
 from elk_jax.diffusion.schedule import spread_over
 from elk_jax.errors import UserError
-from elk_jax.fields import AtLeast, check
+from elk_jax.fields import AtLeast, Checked
 from elk_jax.precision import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
-class Bridge:
+class Bridge(Checked):
     """steps: T. max_variance: s, twice the variance half-way (the diversity of the samples)."""
 
     steps: Annotated[int, AtLeast(2)] = 1000
     max_variance: Annotated[float, AtLeast(0)] = 1.0
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def mean_share(self) -> np.ndarray:
         """m_t float64 [T + 1]: share of y, from 0 to 1."""
@@ -99,7 +96,6 @@ def sample(
     """x0 [B, ...] for y [B, ...], as one scan. denoise(x_t, t [B]) -> x_t - x0; rng: one key, or one for each image."""
     table = plan(bridge, steps, eta)
     start = at_least_float32(y)
-    rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
     fold = jax.vmap(jax.random.fold_in, (0, None)) if rng.ndim else jax.random.fold_in
     rows = BridgePlan(jnp.asarray(table.t), *(jnp.asarray(column, start.dtype) for column in table[1:]))
 

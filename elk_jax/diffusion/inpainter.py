@@ -25,18 +25,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.diffusion import autoencoder, inpainting, losses, schedule, text_encoder, unet
+from elk_jax.diffusion import autoencoder, losses, schedule, text_encoder, unet
 from elk_jax.diffusion.autoencoder import AutoencoderConfig, AutoencoderKL
 from elk_jax.diffusion.samplers import SamplerConfig, classifier_free, sample
 from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, AtLeast, check
+from elk_jax.fields import ABOVE_ZERO, AtLeast, Checked, check
 from elk_jax.images.grey import AIR
 from elk_jax.precision import at_least_float32
 
 Params = Any
+
+INSIDE = 0.5
+"""Mask values from here on mark a pixel to paint."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class InpainterConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked):
     """Weights of the training loss.
 
     mask_outside: weight of the pixels outside the mask (1: all pixels weigh the same, as published; 0: only the mask
@@ -101,9 +104,6 @@ class LossConfig:
     min_snr_gamma: Annotated[float, AtLeast(0)] = 0.0
     noise_offset: Annotated[float, AtLeast(0)] = 0.0
     prior_weight: Annotated[float, AtLeast(0)] = 1.0
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def encode(
         clean = to_patches((image - tissue_level(image, mask)) / config.std, config.patch)
         return clean, clean * (1 - seen)
     pictures = 2 * image - 1
-    return _latents(config, params, pictures, rng), _latents(config, params, inpainting.masked_image(pictures, mask))
+    clean = _latents(config, params, pictures, rng)
+    return clean, _latents(config, params, pictures * (1 - mask.astype(pictures.dtype)))  # middle grey under the mask
 
 
 def _latents(config: InpainterConfig, params: Params, pictures: jax.Array, rng: jax.Array | None = None) -> jax.Array:
@@ -171,7 +172,19 @@ def small_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
     """The mask [B, S, S, 1] at the size of the U-Net: [B, h, h, 1] by nearest pixel in latent space, else patches."""
     if config.autoencoder is None:
         return to_patches(at_least_float32(mask), config.patch)
-    return inpainting.latent_mask(mask, config.factor)
+    return latent_mask(mask, config.factor)
+
+
+def latent_mask(mask: jax.Array, factor: int) -> jax.Array:
+    """The mask [B, H, W, 1] resized to the latents, [B, H / factor, W / factor, 1], by nearest (top left) pixel.
+
+    A mask that falls between those pixels marks every latent that it touches, so that the smallest lesion is painted.
+    """
+    height, width = mask.shape[-3:-1]
+    nearest = mask[..., ::factor, ::factor, :]
+    cells = mask.reshape(*mask.shape[:-3], height // factor, factor, width // factor, factor, mask.shape[-1])
+    touched = cells.max(axis=(-4, -2))
+    return jnp.where(nearest.max(axis=(-3, -2, -1), keepdims=True) >= INSIDE, nearest, touched)
 
 
 def seen_of_mask(config: InpainterConfig, mask: jax.Array) -> jax.Array:
@@ -276,13 +289,11 @@ def _states(config: InpainterConfig, params: Params, *texts: tuple[int, ...]) ->
 
 def _denoise(config: InpainterConfig, params: Params, noisy, t, mask, masked, condition) -> jax.Array:
     """The U-Net's output [B, h, h, depth]."""
-    model = UNet2DCondition(config.unet)
+    model, seen = UNet2DCondition(config.unet), [noisy, mask.astype(noisy.dtype), masked.astype(noisy.dtype)]
     if config.text is not None:
-        seen = inpainting.unet_input(noisy, mask, masked.astype(noisy.dtype))
-        return _apply(model, params["unet"], seen, t, condition)
+        return _apply(model, params["unet"], jnp.concatenate(seen, -1), t, condition)
     flag = jnp.broadcast_to(condition[:, None, None, None], (*noisy.shape[:-1], 1))
-    seen = jnp.concatenate([noisy, mask.astype(noisy.dtype), masked.astype(noisy.dtype), flag.astype(noisy.dtype)], -1)
-    return _apply(model, params["unet"], seen, t)
+    return _apply(model, params["unet"], jnp.concatenate([*seen, flag.astype(noisy.dtype)], -1), t)
 
 
 def _apply(model: nn.Module, params: Params, *inputs: jax.Array, method: str = "__call__") -> Any:
@@ -324,4 +335,4 @@ def paint(
     guided = classifier_free(denoise, known | {"what": wanted}, known | {"what": unwanted}, guidance)
     latents = sample(guided, noise, sampler, (count, *masked.shape[1:3], config.depth), keys)
     painted = jnp.clip(decode(config, params, latents, visible, mask), 0, 1)
-    return inpainting.keep_known(image, painted, mask)
+    return jnp.where(mask >= INSIDE, painted.astype(image.dtype), image)

@@ -50,8 +50,6 @@ def min_snr_weight(schedule: Schedule, t: jax.Array, gamma: float = 5.0) -> jax.
 
     epsilon: min(SNR, gamma) / SNR; v: min(SNR, gamma) / (SNR + 1); x0: min(SNR, gamma).
     """
-    if not gamma > 0:
-        raise ValueError(f"min-SNR gamma is {gamma}: give a number above 0 (5 in the paper)")
     ratio = snr(schedule, t)
     capped = jnp.minimum(ratio, gamma)
     if schedule.prediction == "epsilon":
@@ -61,8 +59,6 @@ def min_snr_weight(schedule: Schedule, t: jax.Array, gamma: float = 5.0) -> jax.
 
 def mask_weight(mask: jax.Array, outside: float = 0.0) -> jax.Array:
     """Pixel weights [B, H, W, 1]: 1 inside the mask, `outside` elsewhere (1: all pixels weigh the same)."""
-    if not outside >= 0:
-        raise ValueError(f"the weight outside the mask is {outside}: give 0 or more")
     inside = at_least_float32(mask)
     return inside + outside * (1 - inside)
 
@@ -81,14 +77,9 @@ def prior_weight(is_prior: jax.Array, weight: float = 1.0, valid: jax.Array | No
 def draw_noise(rng: jax.Array, shape: tuple[int, ...], offset: float = 0.0, dtype: type = jnp.float32) -> jax.Array:
     """Standard normal noise [B, H, W, C], plus `offset` (0.05 to 0.1) times one draw per example and channel.
 
-    The offset lets a model learn to shift the mean of an image. rng: one key, or one for each example.
+    The offset lets a model learn to shift the mean of an image.
     """
     noise = normal(rng, shape, dtype)
     if not offset:
         return noise
-    folded = jax.vmap(jax.random.fold_in, (0, None))(rng, 1) if _many(rng) else jax.random.fold_in(rng, 1)
-    return noise + offset * normal(folded, (shape[0], *(1,) * (len(shape) - 2), shape[-1]), dtype)
-
-
-def _many(rng: jax.Array) -> bool:
-    return rng.ndim > (0 if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else 1)
+    return noise + offset * normal(jax.random.fold_in(rng, 1), (shape[0], *(1,) * (len(shape) - 2), shape[-1]), dtype)

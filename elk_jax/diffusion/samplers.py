@@ -10,7 +10,7 @@ float64), and the scan only multiplies and adds:
 
 References: Song et al. 2021, arXiv 2010.02502 (DDIM, eq. 12 and 16); Lu et al. 2022, arXiv 2211.01095, algorithm 2
 (DPM-Solver++ 2M, midpoint); Karras et al. 2022, arXiv 2206.00364, eq. 5 (noise levels); Ho and Salimans 2022,
-arXiv 2207.12598 (guidance); Lin et al. 2024, arXiv 2305.08891 (spacing, rescaled guidance). Time steps and the order
+arXiv 2207.12598 (guidance); Lin et al. 2024, arXiv 2305.08891 (spacing). Time steps and the order
 of the last step follow the schedulers of diffusers, so that a Stable Diffusion folder gives the same images here.
 """
 
@@ -88,11 +88,8 @@ def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
     """The table of the sampler, float64 [N] (t int32). UserError for a sampler that does not fit the schedule."""
     most = schedule.steps if config.name == "ddim" else schedule.steps - 1
     if config.steps > most:
-        raise UserError(
-            f"{config.steps} sampling steps on a schedule of {schedule.steps}",
-            where="steps",
-            todo=f"give 1 to {most}",
-        )
+        what = f"{config.steps} sampling steps on a schedule of {schedule.steps}"
+        raise UserError(what, where="steps", todo=f"give 1 to {most}")
     table = _plan_ddim(schedule, config) if config.name == "ddim" else _plan_dpmpp_2m(schedule, config)
     if table.t.min() < 0 or table.t.max() >= schedule.steps:
         raise UserError(
@@ -123,7 +120,6 @@ def sample(
     start_keys: Any = None
     keys: Any = None
     if rng is not None:
-        rng = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
         split = jax.vmap(jax.random.split)(rng) if rng.ndim else jax.random.split(rng)
         start_keys, keys = split[..., 0], split[..., 1]
     drawn = shape_or_noise if hasattr(shape_or_noise, "dtype") else normal(start_keys, shape_or_noise)
@@ -169,41 +165,33 @@ def classifier_free(
     denoise: Callable[[jax.Array, jax.Array, Any], jax.Array],
     condition: Any,
     negative: Any,
-    scale: float | jax.Array,
-    rescale: float = 0.0,
+    scale: float,
 ) -> Denoise:
     """A denoiser guided towards `condition` and away from `negative`, both in one batch of 2 B.
 
     denoise(x, t, condition); condition, negative: pytrees of arrays [B, ...] of equal shapes (embeddings of the prompt,
-    and of the empty or a negative prompt). output = negative + scale (condition - negative); a Python scale of 1 runs
-    only the condition. rescale: share of the correction that restores, per image, the standard deviation of the
-    conditional output (Lin et al., section 3.4; 0.7 there).
+    and of the empty or a negative prompt). output = negative + scale (condition - negative); a scale of 1 runs only the
+    condition.
     """
-    if isinstance(scale, (int, float)) and scale == 1:
+    if scale == 1:
         return lambda x, t: denoise(x, t, condition)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), negative, condition)
 
     def guided(x: jax.Array, t: jax.Array) -> jax.Array:
         output = at_least_float32(denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both))
         without, wanted = jnp.split(output, 2)
-        result = without + scale * (wanted - without)
-        if rescale:
-            axes = tuple(range(1, x.ndim))
-            spread = wanted.std(axes, keepdims=True) / jnp.maximum(result.std(axes, keepdims=True), 1e-12)
-            result = result * (rescale * spread + 1 - rescale)
-        return result
+        return without + scale * (wanted - without)
 
     return guided
 
 
 def normal(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Standard normal noise [B, ...] from one key, or from B keys, one per image."""
-    keys = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
-    if not keys.ndim:
-        return jax.random.normal(keys, tuple(shape), dtype)
-    if keys.shape != (shape[0],):
-        raise ValueError(f"{keys.shape} random keys for a batch of {shape[0]}")
-    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape[1:]), dtype))(keys)
+    if not rng.ndim:
+        return jax.random.normal(rng, tuple(shape), dtype)
+    if rng.shape != (shape[0],):
+        raise ValueError(f"{rng.shape} random keys for a batch of {shape[0]}")
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape[1:]), dtype))(rng)
 
 
 def _plan_ddim(schedule: Schedule, config: SamplerConfig) -> Plan:

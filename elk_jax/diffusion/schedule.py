@@ -120,18 +120,8 @@ def target(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) ->
     return signal * at_least_float32(noise) - noise_rate * at_least_float32(x0)
 
 
-def to_x0(schedule: Schedule, output: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """The clean image that corresponds to a model's output [B, ...]."""
-    return x0_of(schedule.prediction, output, x_t, *rates(schedule, t, x_t))
-
-
-def to_epsilon(schedule: Schedule, output: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
-    """The noise that corresponds to a model's output [B, ...]."""
-    return epsilon_of(schedule.prediction, output, x_t, *rates(schedule, t, x_t))
-
-
 def x0_of(prediction: str, output: jax.Array, x_t: jax.Array, signal: jax.Array, noise_rate: jax.Array) -> jax.Array:
-    """`to_x0` for any rates, not only those of a training step."""
+    """The clean image [B, ...] that corresponds to a model's output at these rates (see `rates`)."""
     output, x_t = at_least_float32(output), at_least_float32(x_t)
     if prediction == "epsilon":
         return (x_t - noise_rate * output) / signal
@@ -141,17 +131,17 @@ def x0_of(prediction: str, output: jax.Array, x_t: jax.Array, signal: jax.Array,
 def epsilon_of(
     prediction: str, output: jax.Array, x_t: jax.Array, signal: jax.Array, noise_rate: jax.Array
 ) -> jax.Array:
-    """`to_epsilon` for any rates, not only those of a training step."""
+    """The noise [B, ...] that corresponds to a model's output at these rates."""
     output, x_t = at_least_float32(output), at_least_float32(x_t)
     if prediction == "x0":
         return (x_t - signal * output) / noise_rate
     return output if prediction == "epsilon" else signal * output + noise_rate * x_t
 
 
-def snr(schedule: Schedule, t: jax.Array, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
+def snr(schedule: Schedule, t: jax.Array) -> jax.Array:
     """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) at t; 0 at the last step of a zero terminal SNR."""
     left = schedule.alphas_cumprod.astype(np.float64)
-    return jnp.asarray(left / (1 - left), dtype)[t]
+    return jnp.asarray(left / (1 - left), jnp.float32)[t]
 
 
 def spread_over(values: jax.Array, like: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -23,8 +23,8 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, attend, gelu
 from elk_jax.diffusion.layers import dense, layer_norm
 from elk_jax.errors import UserError
-from elk_jax.fields import check
-from elk_jax.precision import at_least_float32, check_dtype
+from elk_jax.fields import OneOf, check
+from elk_jax.precision import DTYPES, at_least_float32
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -56,8 +56,8 @@ class TextConfig:
     """See attention.choose_implementation."""
     remat: bool = False
     """Recompute the activations inside every layer in the backward pass."""
-    dtype: str = "float32"
-    """Format of the computation: 'float32', 'bfloat16' or 'float64'."""
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    """Format of the computation."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -67,7 +67,6 @@ class TextConfig:
                 where="num_attention_heads",
                 todo="give a divisor of hidden_size",
             )
-        check_dtype(self.dtype)
 
 
 def text_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> TextConfig:

@@ -36,8 +36,6 @@ from elk_jax.fields import AtLeast, check
 
 Params = Any
 
-LOSSES = ("l1", "l2")
-
 
 @dataclass(frozen=True)
 class TranslatorConfig:

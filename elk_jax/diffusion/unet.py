@@ -25,8 +25,8 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, SpatialTransformer
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv, dense, zeros
 from elk_jax.errors import UserError
-from elk_jax.fields import AtLeast, check
-from elk_jax.precision import at_least_float32, check_dtype
+from elk_jax.fields import AtLeast, OneOf, check
+from elk_jax.precision import DTYPES, at_least_float32
 
 WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"
 Count = Annotated[int, AtLeast(1)]
@@ -60,13 +60,12 @@ class UNetConfig:
     """See attention.choose_implementation."""
     remat: bool = False
     """Recompute the activations inside every residual and attention block in the backward pass."""
-    dtype: str = "float32"
-    """Format of the computation: 'float32', 'bfloat16' or 'float64'. Parameters, statistics and softmax are float32 or
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    """Format of the computation. Parameters, statistics and softmax are float32 or
     wider."""
 
     def __post_init__(self) -> None:
         check(self)
-        check_dtype(self.dtype)
         blocks = len(self.block_out_channels)
         if blocks == 0 or len(self.down_block_types) != blocks:
             raise UserError(

@@ -29,6 +29,9 @@ from elk_jax.tasks.run import Run, meet
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.training import mesh as meshes
 
+PACKAGES = ("elk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+"""Whose versions a run folder keeps."""
+
 
 def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
     """Run an experiment's stages in order and write the report.
@@ -89,19 +92,8 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
 
 def versions() -> dict[str, Any]:
     """Libraries, hardware and git state, for the run folder and the report."""
-    names = (
-        "elk_jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "grain",
-        "numpy",
-        "opencv-python-headless",
-    )
     found = {}
-    for name in names:
+    for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

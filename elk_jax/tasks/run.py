@@ -16,6 +16,7 @@ from elk_jax.data.sources.open import check_readable, list_source
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast
+from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
 from elk_jax.tasks.stages import Data, Stage
 
@@ -146,10 +147,14 @@ def report_skipped(not_images: Sequence[Path], unreadable: Sequence[tuple[str, s
 
 
 class Opened(Protocol):
-    """A collection that was opened, perhaps without some images."""
+    """A collection that was opened. skipped: images left out. seen_patients: of a model behind painted images."""
 
     @property
+    def infos(self) -> tuple[ImageInfo, ...]: ...
+    @property
     def skipped(self) -> tuple[tuple[str, str], ...]: ...
+    @property
+    def seen_patients(self) -> frozenset[str]: ...
 
 
 def skipped_images(*sources: Opened) -> list[list[str]]:

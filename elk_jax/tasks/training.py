@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import patients
 from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks.run import Run
+from elk_jax.tasks.run import Opened, Run
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.training import loop
 from elk_jax.training import mesh as meshes
@@ -23,16 +23,6 @@ from elk_jax.training.model import Model, Params
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.step.gradient import gradient
 from elk_jax.weights import model_folder
-
-
-class TrainingData(Protocol):
-    """What is kept of a training's images: which they are, and which patients a model behind painted ones has seen."""
-
-    @property
-    def infos(self) -> tuple[ImageInfo, ...]: ...
-
-    @property
-    def seen_patients(self) -> frozenset[str]: ...
 
 
 def train(
@@ -75,7 +65,7 @@ def train(
 
 
 def kept_weights(
-    run: Run, stage: TrainStage, result: TrainResult, choose: Literal["best", "last"], data: TrainingData
+    run: Run, stage: TrainStage, result: TrainResult, choose: Literal["best", "last"], data: Opened
 ) -> tuple[Params, dict[str, Any]]:
     """(the parameters that a train stage keeps, on the host; `trained` of model.json: how they came about).
 

@@ -7,12 +7,13 @@ Orbax writes it under a temporary name and renames it when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,7 @@ class Checkpoints:
     Every process of a run makes one and calls its methods in the same order.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, best_mode: str = "max"):
-        if best_mode not in ("max", "min"):
-            raise UserError(f"best_mode is {best_mode!r}", where="best_mode", todo="use max or min")
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, best_mode: Literal["max", "min"] = "max"):
         self.folder = Path(folder).absolute()
         if jax.process_index() == 0:
             files.make_folder(self.folder)
@@ -54,34 +53,23 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=True,
         )
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
         with _user_errors(self.folder):
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_handlers())
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
         """Step of the last complete checkpoint."""
         return self._manager.latest_step()
 
-    def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
-
-    def best(self) -> int | None:
-        """Step of the checkpoint with the best metric, the last one where none has a metric."""
-        return self._manager.best_step()
-
     def save(
-        self,
-        step: int,
-        state: TrainState,
-        data_state: Any,
-        meta: Mapping[str, Any],
-        metric: float | None = None,
+        self, step: int, state: TrainState, data_state: Any, meta: Mapping[str, Any], metric: float | None = None
     ) -> None:
         """Write a checkpoint. Returns once the arrays are copied; the writing goes on beside the training.
 
-        data_state: what `get_state()` of this process's data iterator returned (JSON or bytes), or None.
-        meta: JSON. metric: finite or NaN (which never is the best). A failed earlier write is raised here.
+        data_state: what `get_state()` of this process's data iterator returned: JSON. meta: JSON.
+        metric: finite or NaN (which never is the best). A failed earlier write is raised here.
         """
-        content = dict(meta) | {"data_states": _gather(_data_to_text(data_state))}
+        content = dict(meta) | {"data_states": _gather(json.dumps(data_state))}
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -95,15 +83,14 @@ class Checkpoints:
         with _user_errors(self.folder):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
-    def restore(self, target: TrainState, step: int | None = None) -> tuple[TrainState, Any, dict[str, Any]]:
-        """(state, data state of this process, meta) of `step`, the last one by default.
+    def restore(self, target: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
+        """(state, data state of this process, meta) of the last checkpoint.
 
-        target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays come back laid out so, on any
-        number of devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf
-        that differs.
+        target: a TrainState of jax.ShapeDtypeStruct with shardings; the arrays come back laid out so, on any number of
+        devices. Raises UserError when the checkpoint's tree is another one, naming the first leaf that differs.
         """
         self.wait()
-        step = self.latest() if step is None else step
+        step = self.latest()
         if step is None:
             raise UserError("no checkpoint to restore", where=self.folder)
         wanted = {"params": target.params, "optimizer": target.opt_state}
@@ -135,7 +122,7 @@ class Checkpoints:
             opt_state=restored["optimizer"],
             ema_params=restored["ema_params"] if target.ema_params is not None else None,
         )
-        return state, _data_from_text(text), meta
+        return state, json.loads(text), meta
 
     def wait(self) -> None:
         """Return when the last `save` is on disk; raises UserError if it failed."""
@@ -152,8 +139,8 @@ class Checkpoints:
 def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> TrainState:
     """What a run trained, as nested dicts of NumPy arrays, without the optimiser's part: `opt_state` is None.
 
-    folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the
-    last); else the last. step overrides both. Raises UserError where there is no such checkpoint.
+    folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the last); else
+    the last. step overrides both. Raises UserError where there is no such checkpoint.
     """
     folder = Path(folder).absolute()
     todo = "train this stage first, or name the folder that holds the numbered checkpoints"
@@ -162,7 +149,8 @@ def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None
     if not steps or (step is not None and step not in steps):
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
     if step is None:
-        step = max(steps, key=lambda s: (_saved_score(folder / str(s)), s)) if best else steps[-1]
+        score = lambda step: _score(files.read_json(folder / str(step) / "metrics" / "metrics"))  # as Orbax keeps it
+        step = max(steps, key=lambda step: (score(step), step)) if best else steps[-1]
     params, ema_params = (_load_item(folder / str(step) / name) for name in ("params", "ema_params"))
     return TrainState(jnp.asarray(step, jnp.int32), params, None, ema_params)
 
@@ -176,11 +164,6 @@ def _load_item(folder: Path) -> Any:
         tree = _metadata_tree(handler.metadata(folder))
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-def _saved_score(checkpoint: Path) -> float:
-    """What Orbax keeps beside a checkpoint to choose the best by."""
-    return _score(files.read_json(checkpoint / "metrics" / "metrics"))
 
 
 def tree_difference(saved: Any, wanted: Any) -> str | None:
@@ -221,24 +204,8 @@ def _metadata_tree(saved: Any) -> Any:
     return saved.tree if hasattr(saved, "tree") else saved
 
 
-def _handlers() -> dict[str, Any]:
-    return {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
-
-
 def _score(metrics: Mapping[str, float]) -> float:
     return float(metrics[SCORE])
-
-
-def _data_to_text(data_state: Any) -> str:
-    """A data iterator's state as text: JSON, or the bytes some iterators give (which hold text)."""
-    if isinstance(data_state, bytes):
-        return json.dumps({"bytes": data_state.decode("latin-1")})
-    return json.dumps({"json": data_state})
-
-
-def _data_from_text(text: str) -> Any:
-    content = json.loads(text)
-    return content["bytes"].encode("latin-1") if "bytes" in content else content["json"]
 
 
 def _gather(text: str) -> list[str]:
@@ -253,35 +220,29 @@ def _gather(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
 
 
-class _user_errors:
+@contextlib.contextmanager
+def _user_errors(where: Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise about the disk into UserErrors."""
-
-    def __init__(self, where: Path):
-        self.where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        seen = error
+    try:
+        yield
+    except Exception as error:
+        seen: BaseException | None = error
         while seen is not None and not isinstance(seen, UserError):
             if isinstance(seen, jax.errors.JaxRuntimeError):  # of the devices or of another process, not of the disk
-                raise seen
+                raise seen from seen.__cause__
             if isinstance(seen, OSError) and seen.errno is not None:
-                raise from_os_error(seen, self.where) from error
+                raise from_os_error(seen, where) from error
             text = str(seen)
             if "No space left" in text or "Disk quota" in text:
-                raise UserError(
-                    "the disk is full",
-                    where=self.where,
-                    todo="free some space and start the same command again",
-                ) from error
+                todo = "free some space and start the same command again"
+                raise UserError("the disk is full", where=where, todo=todo) from error
             if "Permission denied" in text or "Read-only file system" in text:
-                raise UserError("permission denied", where=self.where, todo="choose another folder") from error
+                raise UserError("permission denied", where=where, todo="choose another folder") from error
             seen = seen.__cause__ or seen.__context__
         if isinstance(error, (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError)):
             raise UserError(
                 f"the checkpoint cannot be read or written: {error}",
-                where=self.where,
+                where=where,
                 todo="remove this checkpoint to go on from an earlier one",
             ) from error
+        raise

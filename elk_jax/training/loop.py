@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -34,7 +34,7 @@ IN_FLIGHT = 2
 class DataIterator(Protocol):
     """Batches without end, as dicts of arrays with the process's share of the batch as leading axis.
 
-    get_state / set_state (JSON, or bytes) save the place, exactly: after set_state the same batches follow.
+    get_state / set_state (JSON) save the place, exactly: after set_state the same batches follow.
     """
 
     def __next__(self) -> Mapping[str, Any]: ...
@@ -94,7 +94,6 @@ def train(
     initial_params: Params | None = None,
     intervals: Intervals = Intervals(),
     evaluation: Evaluation | None = None,
-    keep: int = 2,
     identity: Mapping[str, str] | None = None,
     buckets: int = 1,
     tensorboard: bool = True,
@@ -109,7 +108,6 @@ def train(
 
     identity:   hashes of configuration and split, say; a checkpoint made under another identity is refused.
     buckets:    how many batch shapes the data has: more compilations than that are reported.
-    keep:       so many of the last checkpoints stay, and the best.
     Writes `workdir/checkpoints/`, `workdir/metrics.jsonl` (keys `train/`, `eval/`, `time/`), `workdir/tensorboard/`,
     `workdir/pictures/`. Raises UserError on a step that is not finite (naming step and term; the last good checkpoint
     stays) and for everything a user can put right; KeyboardInterrupt after SIGTERM or Ctrl-C, when the checkpoint is
@@ -122,7 +120,7 @@ def train(
 
     # ---- State: (1) this run's last checkpoint, (2) the given weights, (3) fresh weights ----
     best_mode = "max" if evaluation is None else evaluation.best_mode
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=keep, best_mode=best_mode)
+    checkpoints = Checkpoints(workdir / "checkpoints", best_mode=best_mode)
     memory = Memory()
     if checkpoints.latest() is not None:
         state, data_state, meta = checkpoints.restore(program.state)
@@ -170,13 +168,13 @@ def train(
             for number in range(start + 1, total_steps + 1):
                 last = number == total_steps
                 # 1. data
-                with timer.waiting_for_data():
-                    batch = next_batch(data_iterator, number)
+                with timer.spending("data"):
+                    batch = next(data_iterator)
                 placed = meshes.put_batch(batch, mesh)
                 # 2. update: compiled once per batch shape; on an accelerator it runs while the host goes on
                 key = jax.tree.structure(placed), tuple((x.shape, x.dtype) for x in jax.tree.leaves(placed))
                 if key not in compiled:
-                    with timer.compiling():
+                    with timer.spending("compile"):
                         compiled[key] = program.update.lower(state, constants, placed).compile()
                     if len(compiled) > buckets:
                         bar.say(f"warning: {len(compiled)} compilations of the step for {buckets} batch shape(s)")
@@ -204,12 +202,12 @@ def train(
                 if evaluating:
                     assert evaluation is not None
                     params = step.evaluation_params(state)
-                    with timer.paused():
+                    with timer.spending("pause"):
                         found = evaluation.measure(params, number)
                         memory.last = {name: float(value) for name, value in found.items()}
                     writer.write_scalars(number, {f"eval/{k}": v for k, v in memory.last.items()})
                     if evaluation.draw is not None:
-                        with timer.paused():
+                        with timer.spending("pause"):
                             writer.write_pictures(number, evaluation.draw(params, number))
                     del params  # the next update donates its buffers
                     score = chosen(memory.last, evaluation.best_metric)
@@ -217,7 +215,7 @@ def train(
                         memory.best, memory.best_step, saving = memory.last, number, True
                         metric = score  # written with a new best alone, so that it stays
                 if saving:
-                    with timer.paused():
+                    with timer.spending("pause"):
                         save(number, metric)
                 bar.update(number, note)
                 if stopping and not last:
@@ -268,15 +266,6 @@ class Memory:
     best_step: int = 0
 
 
-def next_batch(iterator: Iterator[Any] | DataIterator, step: int) -> Mapping[str, Any]:
-    try:
-        return next(iterator)
-    except StopIteration:
-        raise UserError(
-            f"the data ended before step {step}", where="data", todo="repeat the data or lower total_steps"
-        ) from None
-
-
 def check_identity(saved: Mapping[str, str], now: Mapping[str, str], where: Path) -> None:
     """Refuse to resume from a checkpoint that another configuration or split made."""
     for key in sorted(saved.keys() | now.keys()):
@@ -294,11 +283,8 @@ def is_due(step: int, every: int) -> bool:
 
 def chosen(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
-        raise UserError(
-            f"the evaluation gives no {name!r}",
-            where="best_metric",
-            todo=f"choose one of {', '.join(sorted(metrics))}",
-        )
+        todo = f"choose one of {', '.join(sorted(metrics))}"
+        raise UserError(f"the evaluation gives no {name!r}", where="best_metric", todo=todo)
     return float(metrics[name])
 
 

@@ -1,8 +1,7 @@
-"""Devices as a mesh ("data", "fsdp"): where parameters and batches lie, and per-image stages that stay on
-their shard.
+"""Devices as a mesh ("data", "fsdp"): where parameters and batches lie, and per-image stages that stay on their shard.
 
-The batch is split over both axes; parameters are split over "fsdp" alone (ZeRO-3 style: the compiler gathers
-a layer's parameters where they are used). With fsdp=1 this is plain data parallelism.
+The batch is split over both axes; parameters are split over "fsdp" alone (ZeRO-3 style: the compiler gathers a layer's
+parameters where they are used). With fsdp=1 this is plain data parallelism.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int, small: int = SMALL) -> P:
-    """Split the largest axis that `fsdp` divides (the last of equals); replicate small and indivisible
-    leaves."""
+    """Split the largest axis that `fsdp` divides (the last of equals); replicate small and indivisible leaves."""
     divisible = [axis for axis, size in enumerate(shape) if size and size % fsdp == 0]
     if fsdp == 1 or not divisible or int(np.prod(shape)) < small:
         return P()
@@ -59,17 +57,15 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int, small: int = SMALL) -> P:
 
 
 def tree_shardings(tree: Any, mesh: Mesh, small: int = SMALL) -> Any:
-    """A NamedSharding for every leaf (array or abstract shape) by `leaf_spec`: parameters, optimiser state
-    and all."""
+    """A NamedSharding for every leaf (array or abstract shape) by `leaf_spec`: parameters, optimiser state and all."""
     return jax.tree.map(lambda x: NamedSharding(mesh, leaf_spec(x.shape, mesh.shape["fsdp"], small)), tree)
 
 
 def init_sharded(init: Callable[..., Any], *args: Any, mesh: Mesh, small: int = SMALL) -> Any:
     """`init(*args)` laid out by `tree_shardings`.
 
-    With fsdp > 1 the tree is born sharded (shapes -> rules -> jit with out_shardings), so it never has to
-    fit on one device; otherwise `init` runs eagerly, which spares the compilation of one large program, and
-    is replicated.
+    With fsdp > 1 the tree is born sharded (shapes -> rules -> jit with out_shardings), so it never has to fit on one
+    device; otherwise `init` runs eagerly, which spares the compilation of one large program, and is replicated.
     """
     if mesh.shape["fsdp"] > 1:
         shardings = tree_shardings(jax.eval_shape(init, *args), mesh, small)
@@ -142,37 +138,30 @@ def check_micro_batches(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 def shard_map_images(mesh: Mesh) -> MapImages:
     """A drop-in for `jax.vmap` of per-image functions that never moves data between devices.
 
-    `shard_map_images(mesh)(fn)(*args)`: every leaf of args and of the result has the batch as leading axis,
-    a multiple of the number of devices. Each device maps `fn` over its own images. Under plain jit a
-    batch-sharded `lax.top_k` (JAX 0.10) gathers the whole batch on every device first. `fn` may close over
-    constants, not over sharded arrays.
+    `shard_map_images(mesh)(fn)(*args)`: every leaf of args and of the result has the batch as leading axis, a multiple
+    of the number of devices. Each device maps `fn` over its own images. Under plain jit a batch-sharded `lax.top_k`
+    (JAX 0.10) gathers the whole batch on every device first. `fn` may close over constants, not over sharded arrays.
     """
 
     def map_images(fn: Callable[..., Any]) -> Callable[..., Any]:
-        # Loop carries inside fn start from constants; the check of varying axes would refuse them, and there
-        # is no collective in fn that it could protect.
+        # Loop carries inside fn start from constants; the check of varying axes would refuse them, and there is no
+        # collective in fn that it could protect.
         return jax.shard_map(jax.vmap(fn), mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False)
 
     return map_images
 
 
-def initialize_distributed(
-    coordinator: str = "",
-    num_processes: int = 0,
-    process_id: int = -1,
-    environment: Mapping[str, str] = os.environ,
-) -> None:
-    """Join the other processes of this run; does nothing for a run of one process. Call before any other use
-    of JAX.
+def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
+    """Join the other processes of this run; does nothing for a run of one process. Call before any other use of JAX.
 
-    Explicit values win; else ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests);
-    else the SLURM variables of a multi-task step (JAX derives the coordinator from them). Raises UserError where the
-    others cannot be joined, or only half of them is described.
+    ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests) say how; else the SLURM variables
+    of a multi-task step (JAX derives the coordinator from them). Raises UserError where the others cannot be joined, or
+    only half of them is described.
     """
-    coordinator = coordinator or environment.get("ELK_COORDINATOR", "")
+    coordinator = environment.get("ELK_COORDINATOR", "")
     try:
-        num_processes = num_processes or int(environment.get("ELK_NUM_PROCESSES", "0"))
-        process_id = process_id if process_id >= 0 else int(environment.get("ELK_PROCESS_ID", "-1"))
+        num_processes = int(environment.get("ELK_NUM_PROCESSES", "0"))
+        process_id = int(environment.get("ELK_PROCESS_ID", "-1"))
         if coordinator or num_processes > 1:
             if not coordinator or num_processes < 1 or process_id < 0:
                 raise UserError(

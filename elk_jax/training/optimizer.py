@@ -73,7 +73,7 @@ def matches(params: Params, patterns: Iterable[str], where: str, *, may_miss: bo
             raise UserError(
                 f"the expression {expression.pattern!r} matches no parameter",
                 where=where,
-                todo=f"parameters are called like {', '.join(_examples(flat))}",
+                todo=f"parameters are called like {', '.join(flat[i] for i in spread(len(flat), 5))}",
             )
     return jax.tree.map(lambda name: any(expression.search(name) for expression in compiled), names)
 
@@ -97,10 +97,7 @@ def trainable_mask(params: Params, config: OptimizerConfig, frozen: Iterable[str
 
 
 def build(
-    config: OptimizerConfig,
-    schedule: optax.Schedule,
-    params: Params,
-    frozen: Iterable[str] = (),
+    config: OptimizerConfig, schedule: optax.Schedule, params: Params, frozen: Iterable[str] = ()
 ) -> optax.GradientTransformation:
     """The transformation for `params` (arrays or abstract shapes; only their paths are read).
 
@@ -142,8 +139,3 @@ def _scales(params: Params, multipliers, trainable: Any) -> list[optax.GradientT
 def _inside(mask: Any, trainable: Any) -> Any:
     """`mask` as seen within the partition, where frozen leaves are MaskedNodes."""
     return jax.tree.map(lambda m, t: m if t else optax.MaskedNode(), mask, trainable)
-
-
-def _examples(names: list[str], count: int = 5) -> list[str]:
-    """A few names spread over the whole list."""
-    return [names[i] for i in spread(len(names), count)]

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from elk_jax.errors import UserError
-from elk_jax.fields import AtLeast, check
+from elk_jax.fields import AtLeast, Checked
 
 Steps = Annotated[int | float, AtLeast(0)]
 """A number of steps, or, as a float below 1, a share of all steps."""
@@ -21,7 +21,7 @@ Factor = Annotated[float, AtLeast(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupMultistep:
+class WarmupMultistep(Checked):
     """`base * warmup(step) * gamma ** (number of milestones <= step)`, as detectron2's WarmupMultiStepLR.
 
     For step < warmup_steps, warmup is `factor * (1 - a) + a` with a = step / warmup_steps (linear), or `factor`
@@ -36,12 +36,9 @@ class WarmupMultistep:
     gamma: Factor = 0.1
     linear: bool = True
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine:
+class WarmupCosine(Checked):
     """Linear from 0 to `base` in `warmup_steps`, then half a cosine down to `base * end_factor` at the last step.
 
     The first update already moves: its rate is base / (warmup_steps + 1), not 0.
@@ -52,20 +49,14 @@ class WarmupCosine:
     warmup_steps: Steps = 0
     end_factor: Factor = 0.0
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
+class Constant(Checked):
     """`base`, reached linearly over `warmup_steps`."""
 
     name: Literal["constant"] = "constant"
     base: Factor
     warmup_steps: Steps = 0
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 Schedule = WarmupMultistep | WarmupCosine | Constant

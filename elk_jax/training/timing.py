@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
 
@@ -14,7 +17,10 @@ class Timer:
 
     def __init__(self, before: float = 0.0):
         self._before, self._began = before, time.monotonic()
-        self._mark, self._wait, self._pause, self._compile = self._began, 0.0, 0.0, 0.0
+        self._restart(self._began)
+
+    def _restart(self, now: float) -> None:
+        self._mark, self._spent = now, {"data": 0.0, "pause": 0.0, "compile": 0.0}
         self._steps = self._images = 0
 
     def clock(self) -> float:
@@ -23,43 +29,30 @@ class Timer:
     def count(self, images: int) -> None:
         self._steps, self._images = self._steps + 1, self._images + images
 
-    def waiting_for_data(self) -> _Span:
-        return _Span(self, "_wait")
-
-    def paused(self) -> _Span:
-        """Evaluation and saving: not part of a training step."""
-        return _Span(self, "_pause")
-
-    def compiling(self) -> _Span:
-        return _Span(self, "_compile")
+    @contextlib.contextmanager
+    def spending(self, what: Literal["data", "pause", "compile"]) -> Iterator[None]:
+        """data: waiting for it. pause: evaluation and saving, which are not part of a training step."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[what] += time.monotonic() - start
 
     def take(self) -> dict[str, float]:
         """The measurements since the last call."""
         now = time.monotonic()
-        busy = max(now - self._mark - self._pause - self._compile, 1e-9)
+        busy = max(now - self._mark - self._spent["pause"] - self._spent["compile"], 1e-9)
         values = {
             "step_seconds": busy / max(self._steps, 1),
             "images_per_second": self._images / busy,
-            "data_wait_share": self._wait / busy,
+            "data_wait_share": self._spent["data"] / busy,
             "elapsed_seconds": self.clock(),
             "peak_memory_bytes": float(peak_memory()),
         }
-        if self._compile:
-            values["compile_seconds"] = self._compile
-        self._mark, self._wait, self._pause, self._compile = now, 0.0, 0.0, 0.0
-        self._steps = self._images = 0
+        if self._spent["compile"]:
+            values["compile_seconds"] = self._spent["compile"]
+        self._restart(now)
         return values
-
-
-class _Span:
-    def __init__(self, timer: Timer, name: str):
-        self._timer, self._name = timer, name
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        setattr(self._timer, self._name, getattr(self._timer, self._name) + time.monotonic() - self._start)
 
 
 def peak_memory() -> int:

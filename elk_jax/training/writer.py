@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from elk_jax.errors import from_os_error
 class Writer:
     """Writes under `folder`: `metrics.jsonl`, one object `{"step": ..., ...}` a line, and `tensorboard/`.
 
-    Only process 0 writes. `resume_step` is the step a run goes on from (0 for a new one): what an earlier
-    attempt wrote for later steps is dropped, so that the file ends up as that of an uninterrupted run,
-    except for keys that begin with `time/`: wall-clock measurements go there and nowhere else.
+    Only process 0 writes. `resume_step` is the step a run goes on from (0 for a new one): what an earlier attempt wrote
+    for later steps is dropped, so that the file ends up as that of an uninterrupted run, except for keys that begin
+    with `time/`: wall-clock measurements go there and nowhere else.
     """
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0, tensorboard: bool = True):
@@ -84,7 +85,11 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise from_os_error(error, path) from error
-    return list(_parsed(lines))
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and "step" in record]
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -93,16 +98,6 @@ def drop_after(path: Path, step: int) -> None:
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step and step > 0]
     files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            yield record
 
 
 def _plain(value: Any) -> float | int | None:

@@ -68,7 +68,7 @@ def describe(
     text_config: TextConfig,
     scheduler: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """`StableDiffusion.parts` (diffusers' JSON) from typed configurations. scheduler: see `to_scheduler_config`."""
+    """`StableDiffusion.parts` (diffusers' JSON) from typed configurations. scheduler: see `read_schedule`."""
     ours = ("attention", "remat", "dtype")
     as_json = [
         {name: value for name, value in settings.to_json(config).items() if name not in ours}

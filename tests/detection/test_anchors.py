@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from elk_jax.detection import anchors as anchor_ops
+from elk_jax.detection.boxes import iou
 from elk_jax.errors import UserError
 
 
@@ -58,7 +59,7 @@ def test_planned_sizes_are_geometric_and_cover_the_lesions():
     centred = np.concatenate([[[-s / 2, -s / 2, s / 2, s / 2]] for s in sizes])
     inner = boxes[(boxes[:, 2] - 7 > 22) & (boxes[:, 2] - 7 < 290)]
     half = (inner[:, 2:] - inner[:, :2]) / 2
-    best = anchor_ops.best_overlap(np.concatenate([-half, half], 1), centred)
+    best = iou(np.concatenate([-half, half], 1), centred).max(1)
     assert best.min() > 16 ** (-0.95 / 4) - 0.03
 
 
@@ -68,11 +69,3 @@ def test_planning_from_equal_lesions_and_from_none():
     assert anchor_ops.plan_sizes(np.concatenate([squares([50]), [[5, 5, 5, 9], [0, 0, np.nan, 4]]]), 1) == ((50.0,),)
     with pytest.raises(UserError, match="no box"):
         anchor_ops.plan_sizes(np.zeros((0, 4)), 3)
-
-
-def test_anchor_recall():
-    levels = anchor_ops.pyramid_anchors((64, 64), (8, 16), ((16,), (32,)), (1,))
-    boxes = np.array([[16, 16, 32, 32], [16, 16, 48, 48], [0, 0, 3, 3]], np.float32)
-    np.testing.assert_allclose(anchor_ops.best_overlap(boxes, levels)[:2], 1)
-    assert anchor_ops.anchor_recall(boxes, levels, 0.5) == pytest.approx(2 / 3)
-    assert math.isnan(anchor_ops.anchor_recall(boxes[:0], levels))

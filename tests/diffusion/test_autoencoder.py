@@ -61,14 +61,6 @@ def test_scaling():
     assert abs(drawn.mean() - 4) < 0.02 and abs(drawn.std() - 0.5) < 0.02
 
 
-def test_divergence():
-    zeros = jnp.zeros((2, 3, 3, 2))
-    np.testing.assert_allclose(autoencoder.divergence(zeros, zeros), 0)
-    np.testing.assert_allclose(autoencoder.divergence(zeros + 1, zeros), 9.0)
-    expected = 18 * 0.5 * (math.exp(2) - 1 - 2)
-    np.testing.assert_allclose(autoencoder.divergence(zeros, zeros + 2), expected, rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     "shape, where, words",
     [((1, 8, 8, 3), "in_channels", (3, 1)), ((1, 7, 8, 1), "image", (7, 8, 2))],

@@ -201,3 +201,16 @@ def test_models_that_cannot_be():
         replace(PIXELS, size=9)
     with refused("autoencoder", where="text"):
         replace(LATENTS, text=None)
+
+
+def test_masks_shrink_by_nearest_pixel_and_are_not_lost_between():
+    mask = np.zeros((2, 16, 16, 1), np.float32)
+    mask[0, 3:9, 8:12] = mask[1, :, 15:] = 1
+    small = inpainter.latent_mask(jnp.asarray(mask), 4)
+    assert small.shape == (2, 4, 4, 1)
+    np.testing.assert_array_equal(small[0, :, :, 0], [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(small[1, :, :, 0], [[0, 0, 0, 1]] * 4)  # column 15 of 16, seen at 0, 4, 8 and 12
+    dot = np.zeros((1, 16, 16, 1), bool)
+    assert not inpainter.latent_mask(dot, 4).any()
+    dot[0, 5, 10] = True
+    assert np.argwhere(inpainter.latent_mask(dot, 4)).tolist() == [[0, 1, 2, 0]]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from elk_jax.diffusion import samplers, schedule
-from elk_jax.diffusion.scheduler_config import read_schedule, read_scheduler_config, to_scheduler_config
+from elk_jax.diffusion.scheduler_config import read_schedule
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 spec = importlib.util.spec_from_file_location("denoiser", GOLDEN / "denoiser.py")
@@ -43,10 +43,32 @@ def case_name(case):
     return f"{case['name']}-{'-'.join(parts)}-{case['steps']}-{case['eta']}"
 
 
+def sampler_of(config, steps, eta):
+    """Our sampler for a scheduler_config.json of diffusers."""
+    if config["_class_name"] == "DDIMScheduler":
+        return samplers.SamplerConfig(
+            name="ddim",
+            steps=steps,
+            eta=eta,
+            spacing=config.get("timestep_spacing", "leading"),
+            steps_offset=config.get("steps_offset", 0),
+            final_sigma="zero" if config.get("set_alpha_to_one", True) else "sigma_min",
+            clip=config.get("clip_sample_range", 1.0) if config.get("clip_sample", True) else None,
+        )
+    return samplers.SamplerConfig(
+        steps=steps,
+        spacing=config.get("timestep_spacing", "linspace"),
+        steps_offset=config.get("steps_offset", 0),
+        karras=config.get("use_karras_sigmas", False),
+        final_sigma=config.get("final_sigmas_type", "zero"),
+        lower_order_final=config.get("lower_order_final", True),
+        lambda_min=config.get("lambda_min_clipped"),
+    )
+
+
 @pytest.mark.parametrize("case", STORED["cases"], ids=case_name)
 def test_every_step_equals_diffusers(case, golden):
-    training, config = read_scheduler_config(case["config"], steps=case["steps"])
-    config = samplers.SamplerConfig(**{**vars(config), "eta": case["eta"] or 0.0})
+    training, config = read_schedule(case["config"]), sampler_of(case["config"], case["steps"], case["eta"] or 0.0)
     table = samplers.plan(training, config)
     np.testing.assert_array_equal(table.t, golden[f"{case['name']}/t"])
     x = jnp.asarray(denoiser.start())
@@ -70,12 +92,3 @@ def test_training_equals_diffusers(name, golden):
     np.testing.assert_allclose(every, golden[f"{name}/noisy"], atol=TOLERANCE)
     every = jax.vmap(lambda t: schedule.target(training, x0, noise, t))(times)
     np.testing.assert_allclose(every, golden[f"{name}/velocity"], atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("case", STORED["cases"][::3], ids=case_name)
-def test_config_survives_writing_and_reading(case):
-    training, config = read_scheduler_config(case["config"], steps=case["steps"])
-    again, config_again = read_scheduler_config(to_scheduler_config(training, config), steps=case["steps"])
-    np.testing.assert_array_equal(training.alphas_cumprod, again.alphas_cumprod)
-    assert (again.prediction, again.zero_terminal_snr) == (training.prediction, training.zero_terminal_snr)
-    assert config_again == config

@@ -104,7 +104,9 @@ def main() -> None:
         dtypes, rows = ("float64", "float32"), slice(None)
     else:
         index = int(sys.argv[2])
-        meshes.initialize_distributed(f"localhost:{sys.argv[3]}", num_processes=2, process_id=index)
+        meshes.initialize_distributed(
+            {"ELK_COORDINATOR": f"localhost:{sys.argv[3]}", "ELK_NUM_PROCESSES": "2", "ELK_PROCESS_ID": str(index)}
+        )
         layouts = {"two": meshes.make_mesh()}
         dtypes, rows = ("float64",), slice(index * BATCH // 2, (index + 1) * BATCH // 2)
     seen = {}

@@ -116,7 +116,9 @@ def per_image_stages(mesh) -> dict:
 
 
 def two_processes(out: Path, index: int, port: str) -> dict:
-    meshes.initialize_distributed(f"localhost:{port}", num_processes=2, process_id=index)
+    meshes.initialize_distributed(
+        {"ELK_COORDINATOR": f"localhost:{port}", "ELK_NUM_PROCESSES": "2", "ELK_PROCESS_ID": str(index)}
+    )
     rows = slice(8 * index, 8 * (index + 1))
     seen: dict = {"losses": {}}
     for dtype in ("float32", "float64"):

@@ -25,7 +25,9 @@ def run(workdir, rows=slice(None), before=lambda number: None):
 
 def main():
     workdir, index, port, victim = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    meshes.initialize_distributed(f"localhost:{port}", num_processes=2, process_id=index)
+    meshes.initialize_distributed(
+        {"ELK_COORDINATOR": f"localhost:{port}", "ELK_NUM_PROCESSES": "2", "ELK_PROCESS_ID": str(index)}
+    )
 
     def before(number):
         if number == SAVED + 2 and index == victim:

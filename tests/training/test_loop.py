@@ -253,16 +253,6 @@ def test_a_batch_that_does_not_divide_is_named_before_anything_is_compiled(tmp_p
     assert error.value.where == "accumulate"
 
 
-def test_data_that_ends_is_named(tmp_path):
-    def before(number):
-        if number == 3:
-            raise StopIteration
-
-    with pytest.raises(UserError, match="step 3") as error:
-        toy.train(tmp_path, batches=toy.Batches(before=before))
-    assert error.value.where == "data"
-
-
 def test_a_loss_without_terms_and_one_step(tmp_path):
     def loss(params, constants, batch, rng, map_images):
         return jnp.sum(params["w"] ** 2) * jnp.mean(batch["x"] ** 2), {}

@@ -67,34 +67,24 @@ class DetectionRun:
 
 def detection_part(run: DetectionRun) -> Part:
     """The report on detectors: every evaluation, then the training."""
-    sections = []
-    for evaluated in run.evaluated:
-        sections += _named(evaluated_sections(evaluated), evaluated.on if len(run.evaluated) > 1 else "")
+    many = len(run.evaluated) > 1
+    sections, verdicts = [], []
+    for one in run.evaluated:
+        found = [
+            results_section(one.evaluations, one.comparisons),
+            froc_section(one.evaluations),
+            operating_points_section(one.evaluations),
+            *(gallery_section(pictures) for pictures in one.pictures),
+        ]
+        sections += [replace(s, title=f"{s.title}: {one.on}") for s in found] if many else found
+        words = verdict(one.evaluations, one.comparisons)
+        verdicts.append(f"{one.on}: {words}" if many else words)
     if any(run.histories.values()):
         first = run.evaluated[0].evaluations if run.evaluated else {}
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
         curves = training_section(run.histories, run.chosen_steps, colours, "Detector training", CURVES, metric_label)
         sections.append(curves)
-    return Part("Lesion detection", " ".join(_verdicts(run.evaluated)), _facts(run), sections)
-
-
-def evaluated_sections(evaluated: Evaluated) -> list[Section]:
-    """Results, curves, operating points and galleries of one evaluation."""
-    return [
-        results_section(evaluated.evaluations, evaluated.comparisons),
-        froc_section(evaluated.evaluations),
-        operating_points_section(evaluated.evaluations),
-        *(gallery_section(pictures) for pictures in evaluated.pictures),
-    ]
-
-
-def _named(sections: Sequence[Section], where: str) -> list[Section]:
-    return [replace(s, title=f"{s.title}: {where}") for s in sections] if where else list(sections)
-
-
-def _verdicts(evaluated: Sequence[Evaluated]) -> list[str]:
-    verdicts = [verdict(one.evaluations, one.comparisons) for one in evaluated]
-    return [f"{one.on}: {text}" for one, text in zip(evaluated, verdicts)] if len(verdicts) > 1 else verdicts
+    return Part("Lesion detection", " ".join(verdicts), _facts(run), sections)
 
 
 def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
@@ -187,28 +177,15 @@ def froc_section(evaluations: Evaluations) -> Section:
 
 def operating_points_section(evaluations: Evaluations) -> Section:
     """For every model and rate: the score threshold and the resulting metrics."""
-    head = [
-        "FP per image, at most",
-        "Score threshold",
-        "Sensitivity",
-        "FP per image",
-        "FP per lesion-free image",
-    ]
+    head = ["FP per image, at most", "Score threshold", "Sensitivity", "FP per image", "FP per lesion-free image"]
     rows = []
     for index, (name, evaluation) in enumerate(evaluations.items()):
         rows.append(html.group_row(name, len(head), index))
         for point in evaluation.get("operating_points", ()):
-            rows.append(
-                html.row(
-                    [
-                        f"{point['rate']:g}",
-                        html.number(point["threshold"]),
-                        html.estimate_cell(point["sensitivity"]),
-                        html.estimate_cell(point["false_positives_per_image"], 2),
-                        html.estimate_cell(point["false_positives_per_lesion_free_image"], 2),
-                    ]
-                )
-            )
+            cells = [f"{point['rate']:g}", html.number(point["threshold"]), html.estimate_cell(point["sensitivity"])]
+            for key in ("false_positives_per_image", "false_positives_per_lesion_free_image"):
+                cells.append(html.estimate_cell(point[key], 2))
+            rows.append(html.row(cells))
     note = "The lowest score of a found lesion that keeps the rate, chosen on these same images."
     return Section("Operating points", html.table(head, rows), note)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,21 +83,18 @@ def compile_predictor(model: Model, mesh: Mesh) -> Predictor:
 def detect(
     predictor: Predictor,
     params: Params,
-    host_batches: Iterable[Mapping[str, Any]],
-    infos: Sequence[ImageInfo],
+    source: ImageSource,
+    config: LoaderConfig,
     mesh: Mesh,
     score_floor: float = 0.0,
-    progress: Callable[[int], None] = lambda images: None,
+    progress: bool = True,
 ) -> list[ImageResult]:
-    """Run a detector over evaluation batches and join its detections with the truth, in the source's own pixels.
-
-    progress is called after every batch with the number of its images.
-    """
+    """Run a detector over a source and join its detections with the truth, in the source's own pixels."""
     needed = ("image", "image_size", "index", "scale", "valid")
 
     def outputs():
         waiting = None  # fetch the result of a batch while the next one is computed
-        for batch in host_batches:
+        for batch in batches.eval_batches(source, config, jax.process_index(), jax.process_count()):
             running = predictor(params, meshes.put_batch({key: batch[key] for key in needed}, mesh))
             if waiting is not None:
                 yield fetch(waiting)
@@ -106,28 +104,12 @@ def detect(
 
     def fetch(result):
         host = jax.device_get(result)
-        progress(int(host["batch"]["valid"].sum()))
+        if bar is not None:
+            bar.update(bar.done + int(host["batch"]["valid"].sum()))
         return host["batch"], host["predictions"]
 
-    return detections.join_batches(infos, outputs(), score_floor)
-
-
-def detect_source(
-    predictor: Predictor,
-    params: Params,
-    source: ImageSource,
-    config: LoaderConfig,
-    mesh: Mesh,
-    score_floor: float = 0.0,
-    progress: bool = True,
-) -> list[ImageResult]:
-    """`detect` over a whole source, with a progress bar."""
-    host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count())
-    if not progress:
-        return detect(predictor, params, host_batches, source.infos, mesh, score_floor)
-    with Progress("  detecting", len(source), unit="image") as bar:
-        advance = lambda images: bar.update(bar.done + images)
-        return detect(predictor, params, host_batches, source.infos, mesh, score_floor, advance)
+    with Progress("  detecting", len(source), unit="image") if progress else nullcontext() as bar:
+        return detections.join_batches(source.infos, outputs(), score_floor)
 
 
 def detect_view(
@@ -144,7 +126,7 @@ def detect_view(
 
     flips: mirrored views, whose detections are fused with those of the images as they are.
     """
-    find = lambda source: detect_source(predictor, params, source, config, mesh, score_floor, progress)
+    find = lambda source: detect(predictor, params, source, config, mesh, score_floor, progress)
     results = find(seen.source)
     if flips:
         mirrored = [_unflipped(find(flipped(seen.source, flip)), flip) for flip in flips]
@@ -190,12 +172,9 @@ def input_of(description: Mapping[str, Any], infos: Sequence[ImageInfo]) -> Load
 
 def without_truth(source: ImageSource) -> ImageSource:
     """The same images as if nothing were known of them."""
-    none: dict[str, Any] = {
-        "boxes": np.zeros((0, 4), np.float32),
-        "labels": np.zeros(0, np.int32),
-        "ignore": np.zeros(0, bool),
-    }
-    return replace(source, infos=tuple(replace(info, **none) for info in source.infos))
+    boxes, labels, ignore = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    infos = (replace(info, boxes=boxes, labels=labels, ignore=ignore) for info in source.infos)
+    return replace(source, infos=tuple(infos))
 
 
 def _all_fit(infos: Sequence[ImageInfo], buckets: Sequence[tuple[int, int]], resize: Resize) -> bool:
@@ -256,8 +235,8 @@ def predict_files(
             files.write_bytes(picture_folder / name, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
-    text = f"{count} findings at or above {threshold:.3f} in {len(results)} images: {output}"
-    new_console().print(text, markup=False)
+    say = f"{count} findings at or above {threshold:.3f} in {len(results)} images: {output}"
+    new_console().print(say, markup=False)
     return results
 
 

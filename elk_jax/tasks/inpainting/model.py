@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def trainable(parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_te
 
     def init(rng: jax.Array) -> Params:
         if adapters.rank:
-            return _nested(_init_adapters(parts, adapters, rng))
+            shapes = jax.eval_shape(partial(inpainter.init, parts.model), rng)
+            return _nested(lora.init_lora(rng, shapes, adapters.rank, adapters.targets))
         return {name: part for name, part in inpainter.init(parts.model, rng).items() if name not in constants}
 
     def whole(params: Params, constants: Params) -> Params:
@@ -102,11 +104,7 @@ def resized(model: InpainterConfig, size: int) -> InpainterConfig:
 def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[str, np.ndarray], jax.Array], dict]:
     """(params, host batch of close-ups, key) -> its valid examples with `latents` and `masked_latents`
     instead of the image."""
-
-    def encode(params: Params, image: jax.Array, mask: jax.Array, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return inpainter.encode(parts.model, params, image, mask, rng)
-
-    compiled = jax.jit(encode, out_shardings=meshes.replicated(mesh))
+    compiled = jax.jit(partial(inpainter.encode, parts.model), out_shardings=meshes.replicated(mesh))
 
     def run(params: Params, batch: Mapping[str, np.ndarray], rng: jax.Array) -> dict[str, np.ndarray]:
         latents, masked = jax.device_get(compiled(params, batch["image"], batch["mask"], rng))
@@ -115,11 +113,6 @@ def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[s
         return {key: value[np.asarray(batch["valid"])] for key, value in found.items()}
 
     return run
-
-
-def _init_adapters(parts: Inpainter, adapters: LoraConfig, rng: jax.Array) -> lora.Lora:
-    shapes = jax.eval_shape(lambda rng: inpainter.init(parts.model, rng), rng)
-    return lora.init_lora(rng, shapes, adapters.rank, adapters.targets)
 
 
 def _nested(adapters: lora.Lora) -> Params:
@@ -203,20 +196,16 @@ def checked(description: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:
     """What painting needs, from model.json. changes: of the networks (dtype, remat, attention)."""
-    where = model_folder.CONFIG
+    where, content = model_folder.CONFIG, description["model"]
+    networks = [name for name in ("unet", "autoencoder", "text") if content.get(name) is not None]
+    values = {**content, **{name: {**content[name], **changes} for name in networks}}
     return Inpainter(
-        model=_model_of(description["model"], **changes),
+        model=build(InpainterConfig, values, f"{where}: model"),
         noise=build(NoiseSettings, description["noise"], f"{where}: noise").schedule(),
         sampler=build(SamplerConfig, description["sampler"], f"{where}: sampler"),
         guidance=float(description["guidance"]),
         words=build(Words, description["words"], f"{where}: words"),
     )
-
-
-def _model_of(content: Mapping[str, Any], **changes: Any) -> InpainterConfig:
-    networks = [name for name in ("unet", "autoencoder", "text") if content.get(name) is not None]
-    values = {**content, **{name: {**content[name], **changes} for name in networks}}
-    return build(InpainterConfig, values, f"{model_folder.CONFIG}: model")
 
 
 def rule(description: Mapping[str, Any], kind: str) -> AreaRule:

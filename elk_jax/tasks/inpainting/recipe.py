@@ -12,9 +12,9 @@ from elk_jax.diffusion.attention import Implementation
 from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig
 from elk_jax.diffusion.samplers import SamplerConfig, plan
 from elk_jax.diffusion.schedule import Schedule, make_schedule
-from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, OneOf, check
+from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, Checked, OneOf, check
+from elk_jax.precision import DTYPES
 from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks.sampling import PixelNetwork
 from elk_jax.tasks.stages import Data, Origin, SynthesizeStage, TrainStage
@@ -47,16 +47,12 @@ class PixelModel(PixelNetwork):
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(Checked):
     """How the networks of a model that init_from brings are computed."""
 
-    dtype: str = "float32"
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     remat: bool = False
     attention: Implementation = "auto"
-
-    def __post_init__(self) -> None:
-        check(self)
-        UNetConfig(dtype=self.dtype, remat=self.remat, attention=self.attention)
 
 
 @dataclass(frozen=True)

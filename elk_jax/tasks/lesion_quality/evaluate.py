@@ -7,7 +7,7 @@ are real, and left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,12 @@ def compare(
         if len(lesions) < 2:
             raise UserError(f"{len(lesions)} {what} lesion to compare", todo="a distribution needs two at least")
     limited = radiomics.standardise(real.radiomics, synthetic.radiomics, limit=radiomics.LIMIT)
+    by_features = None
+    if seen is not None:
+        by_features = {
+            **frechet.compare_sets(*seen, real.patients, seed),
+            "real_or_synthetic": _told_apart(real, synthetic, *seen, seed),
+        }
     repeated = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
     return {
         "counts": {
@@ -131,7 +137,7 @@ def compare(
         },
         "radiomics": frechet.compare_sets(limited[0], limited[1], real.patients, seed),
         "frechet_radiomics": radiomics.frechet_radiomics(real.radiomics, synthetic.radiomics),
-        "detector_features": None if seen is None else _compare_seen(real, synthetic, *seen, seed),
+        "detector_features": by_features,
         "real_or_synthetic": _told_apart(real, synthetic, real.radiomics, synthetic.radiomics, seed),
         "memorised": {**repeated, "pairs": most_alike(synthetic, training, repeated, PAIRS)},
         "statistics": lesion_statistics.compare_statistics(real.statistics, synthetic.statistics),
@@ -169,42 +175,38 @@ def describe(source: ImageSource, places: Sequence[Place], title: str = "") -> L
     by_image: dict[int, list[int]] = {}
     for position, lesion in places:
         by_image.setdefault(position, []).append(lesion)
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     with Progress(title or "  lesions", len(places), unit="lesion") as bar:
         for position, lesions in by_image.items():
             pixels, info = source[position].image[..., 0], source.infos[position]
             breast = breast_mask(pixels)
             rows += [_row(pixels, breast, info, position, lesion) for lesion in lesions]
             bar.update(len(rows))
-    return Lesions(
-        names=tuple(row["name"] for row in rows),
-        patients=tuple(row["patient"] for row in rows),
-        places=tuple(row["place"] for row in rows),
-        statistics=tuple(row["statistics"] for row in rows),
-        radiomics=np.array([list(row["radiomics"].values()) for row in rows]),
-        patches=np.array([row["patch"] for row in rows]),
-        closeups=np.array([row["closeup"] for row in rows]),
-    )
+    columns = list(zip(*rows)) or [()] * len(fields(Lesions))
+    return Lesions(*columns[:4], *(np.array(column) for column in columns[4:]))
 
 
-def _row(pixels: np.ndarray, breast: np.ndarray, info: ImageInfo, position: int, lesion: int) -> dict[str, Any]:
+def _row(pixels: np.ndarray, breast: np.ndarray, info: ImageInfo, position: int, lesion: int) -> tuple[Any, ...]:
+    """The fields of `Lesions` for one lesion."""
     box = info.boxes[lesion].astype(np.float64)
     others = np.delete(info.boxes, lesion, axis=0)
-    window = covered(_widened(box, CONTEXT))
+    pad = CONTEXT * (box[2:] - box[:2])
+    window = covered(np.concatenate([box[:2] - pad, box[2:] + pad]))
     x0, y0, x1, y1 = max(window[0], 0), max(window[1], 0), min(window[2], info.width), min(window[3], info.height)
     known = breast | box_mask(box, info.height, info.width)  # air around a lesion is no texture of it
     side = max(box[2:] - box[:2]) * (0.5 + CONTEXT)
     centre = (box[:2] + box[2:]) / 2
-    square = covered(np.concatenate([centre - side, centre + side]))
-    return {
-        "name": info.image_id,
-        "patient": info.patient_id,
-        "place": (position, lesion),
-        "statistics": lesion_statistics.describe_lesion(pixels, box, breast, others),
-        "radiomics": radiomics.radiomics(pixels[y0:y1, x0:x1], known[y0:y1, x0:x1]),
-        "patch": box_patch(pixels, box, memorised.SIDE),
-        "closeup": _resized(cut(pixels, square), CLOSEUP),
-    }
+    square = cut(pixels, covered(np.concatenate([centre - side, centre + side])))
+    method = cv2.INTER_AREA if len(square) > CLOSEUP else cv2.INTER_LINEAR
+    return (
+        info.image_id,
+        info.patient_id,
+        (position, lesion),
+        lesion_statistics.describe_lesion(pixels, box, breast, others),
+        list(radiomics.radiomics(pixels[y0:y1, x0:x1], known[y0:y1, x0:x1]).values()),
+        box_patch(pixels, box, memorised.SIDE),
+        cv2.resize(square, (CLOSEUP, CLOSEUP), interpolation=method),
+    )
 
 
 def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
@@ -226,15 +228,6 @@ def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any],
             }
         )
     return pairs
-
-
-def _compare_seen(
-    real: Lesions, synthetic: Lesions, features: np.ndarray, painted_features: np.ndarray, seed: int
-) -> dict[str, Any]:
-    return {
-        **frechet.compare_sets(features, painted_features, real.patients, seed),
-        "real_or_synthetic": _told_apart(real, synthetic, features, painted_features, seed),
-    }
 
 
 def _told_apart(
@@ -262,17 +255,6 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     if evaluation["memorised"]["threshold"] is None:
         notes.append("one training patient alone: there is no yardstick for a repeated lesion")
     return notes
-
-
-def _widened(box: np.ndarray, share: float) -> np.ndarray:
-    """A box with `share` of its sides added on each side."""
-    pad = share * (box[2:] - box[:2])
-    return np.concatenate([box[:2] - pad, box[2:] + pad])
-
-
-def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    method = cv2.INTER_AREA if len(image) > side else cv2.INTER_LINEAR
-    return cv2.resize(image, (side, side), interpolation=method)
 
 
 def _is_box(value: Any) -> bool:

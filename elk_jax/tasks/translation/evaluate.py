@@ -15,7 +15,6 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.batches import pairs as batches
-from elk_jax.data.batches.pairs import PairBatch
 from elk_jax.data.sources.pairs import Pairs
 from elk_jax.errors import UserError
 from elk_jax.evaluation import similarity
@@ -71,7 +70,8 @@ def evaluate(run: Run, stage: EvaluateTranslatorsStage, recipe: TranslationRecip
                 noises = sampling.seeds(run.seed, batch["index"])
                 images = sample(placed, {"image": batch["low_energy"], "seed": noises})
                 for row in np.flatnonzero(batch["valid"]):
-                    index, low, real = int(batch["index"][row]), *_pair(batch, int(row))
+                    low, real = batch["low_energy"][row, ..., 0], batch["subtracted"][row, ..., 0]
+                    index = int(batch["index"][row])
                     image, mask = images[row, ..., 0], breast_mask(low)
                     answers = {name: image} | {key: make(parts.greys, low) for key, make in baselines.items()}
                     for key, answer in answers.items():
@@ -119,10 +119,6 @@ def compare(
         "measures": {key: similarity.estimates(columns[key], patients, resamples, seed) for key in rows},
         "differences": between,
     }
-
-
-def _pair(batch: PairBatch, row: int) -> tuple[np.ndarray, np.ndarray]:
-    return batch["low_energy"][row, ..., 0], batch["subtracted"][row, ..., 0]
 
 
 def _contrast(held_out: Pairs, index: int, image: np.ndarray, mask: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from elk_jax.data.tiles import check_stride
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import BELOW_ONE, AtLeast, check
+from elk_jax.fields import BELOW_ONE, AtLeast, Checked, check
 from elk_jax.tasks.sampling import PixelNetwork
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
@@ -45,14 +45,11 @@ class TranslatorModel(PixelNetwork):
 
 
 @dataclass(frozen=True)
-class BridgeSampler:
+class BridgeSampler(Checked):
     """How an answer is drawn. steps: of the network. eta: fresh noise, 1 as published, 0 for the first noise alone."""
 
     steps: int = 20
     eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 ADAMW = OptimizerConfig(name="adamw", weight_decay=0.0, clip_norm=1.0)

@@ -11,9 +11,6 @@ import pytest
 from configs import inpaint_cem
 from elk_jax import files
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
-from elk_jax.diffusion.samplers import SamplerConfig
-from elk_jax.diffusion.schedule import make_schedule
-from elk_jax.diffusion.scheduler_config import to_scheduler_config
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import WITH_ATTENTION, WITHOUT, UNetConfig
 from elk_jax.experiments.experiment import run_experiment
@@ -27,6 +24,7 @@ from elk_jax.weights.tokenizer import Tokenizer
 from tests.refusals import refused
 
 GOLDEN = Path(__file__).parents[2] / "golden"
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def imported(tmp_path_factory):
     vae = AutoencoderConfig(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2)
     text = TextConfig(len(words["vocab"]), 20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                       num_attention_heads=2)  # fmt: skip
-    parts = stable_diffusion.describe(unet, vae, text, to_scheduler_config(make_schedule(), SamplerConfig()))
+    parts = stable_diffusion.describe(unet, vae, text, SCHEDULER)
     random = np.random.default_rng(0)
     shapes = stable_diffusion.parameter_shapes({"unet": unet, "vae": vae, "text_encoder": text})
     params = {
