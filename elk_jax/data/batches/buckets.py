@@ -16,6 +16,7 @@ from elk_jax.images.schema import ImageInfo
 
 Canvas = tuple[int, int]
 """(height, width) in px."""
+MULTIPLE = 32
 
 
 def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> Canvas:
@@ -28,16 +29,14 @@ def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> C
     return height, width
 
 
-def choose_buckets(
-    infos: Sequence[ImageInfo], resize: Resize, augmentation: Augmentation, multiple: int = 32
-) -> tuple[Canvas, ...]:
-    """One canvas that holds every record, sides rounded up to `multiple`.
+def choose_buckets(infos: Sequence[ImageInfo], resize: Resize, augmentation: Augmentation) -> tuple[Canvas, ...]:
+    """One canvas that holds every record, sides rounded up to a multiple of MULTIPLE.
 
     UserError where it does not follow from the records: see `check_canvas_follows`.
     """
     check_canvas_follows(resize)
     sizes = np.array([worst_size(info, resize, augmentation) for info in infos])
-    height, width = (np.ceil(sizes.max(axis=0) / multiple) * multiple).astype(int).tolist()
+    height, width = (np.ceil(sizes.max(axis=0) / MULTIPLE) * MULTIPLE).astype(int).tolist()
     return ((height, width),)
 
 

@@ -17,10 +17,11 @@ from elk_jax.data.batches.buckets import Canvas, assign_buckets, check_canvas_fo
 from elk_jax.data.batches.shuffle import host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.paste import MAX_PASTED
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.transforms import Example
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast
-from elk_jax.images.schema import Batch, ImageInfo, Source
+from elk_jax.images.schema import Batch, ImageInfo
 from elk_jax.randomness import Purpose, generator
 
 
@@ -50,7 +51,7 @@ class LoaderConfig(Reading):
 
 
 def train_batches(
-    source: Source,
+    source: ImageSource,
     config: LoaderConfig,
     seed: int,
     process_index: int = 0,
@@ -82,7 +83,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, config: LoaderConfig, process_index: int = 0, process_count: int = 1
+    source: ImageSource, config: LoaderConfig, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
     """Every record once, resized without randomness, in the order of the source within a bucket.
 
