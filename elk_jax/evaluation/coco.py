@@ -37,11 +37,8 @@ def match_image(
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching of one image and class.
 
-    Args:
-      boxes: [K, 4] predictions, best first.
-      gt_boxes: [N, 4].
-      crowd: [N] bool, boxes to ignore, each of which any number of predictions may match.
-      thresholds: T values of IoU.
+    boxes: [K, 4] predictions, best first. gt_boxes: [N, 4]. crowd: [N] bool, boxes to ignore, each of which any number
+    of predictions may match. thresholds: T values of IoU.
 
     Returns (hit [T, K] bool: matches a lesion that counts; ignored [T, K] bool: matches an ignored box).
     """

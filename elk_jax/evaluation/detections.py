@@ -102,11 +102,9 @@ def join_batches(
 ) -> list[ImageResult]:
     """Map the padded outputs of a detector to pixels of the source and join them with the ground truth.
 
-    Args:
-      infos: of the source that the loader read; `batch["index"]` is a position in it.
-      outputs: pairs of a Batch (with `index`, `scale`, `valid`) and predictions with leading axis B:
-        boxes [B, K, 4] in the resized image, scores [B, K], labels [B, K], valid [B, K].
-      score_floor: predictions with a lower score are dropped.
+    infos: of the source that the loader read; `batch["index"]` is a position in it.
+    outputs: pairs of a Batch and predictions: boxes [B, K, 4] in the resized image, scores, labels, valid [B, K].
+    score_floor: predictions with a lower score are dropped.
 
     Images that are in no batch are omitted; an image that occurs twice (a padded last batch) counts once. Raises
     UserError for a score or box that is not finite.
@@ -124,11 +122,8 @@ def join_batches(
             chosen = keep[row]
             own = boxes[row, chosen] / np.tile(scale[row], 2)
             if not (np.isfinite(own).all() and np.isfinite(scores[row, chosen]).all()):
-                raise UserError(
-                    "predicted boxes or scores are not finite",
-                    where=f"image {info.image_id}",
-                    todo="use an earlier checkpoint, or lower the learning rate and train again",
-                )
+                todo = "use an earlier checkpoint, or lower the learning rate and train again"
+                raise UserError("predicted boxes or scores are not finite", where=f"image {info.image_id}", todo=todo)
             limit = np.array([info.width, info.height] * 2, float)
             detections[int(index[row])] = Detections(
                 boxes=np.clip(own, 0.0, limit), scores=scores[row, chosen], labels=labels[row, chosen]

@@ -25,6 +25,7 @@ from elk_jax.training.mesh import make_mesh
 from elk_jax.weights import diffusers_folder, stable_diffusion
 from elk_jax.weights import model_folder as store
 from elk_jax.weights.tokenizer import Tokenizer
+from tests.weights.parts import describe
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -41,7 +42,7 @@ def imported(tmp_path_factory):
     vae = AutoencoderConfig(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2)
     text = TextConfig(len(words["vocab"]), 20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                       num_attention_heads=2)  # fmt: skip
-    parts = stable_diffusion.describe(unet, vae, text, to_scheduler_config(make_schedule(), SamplerConfig()))
+    parts = describe(unet, vae, text, to_scheduler_config(make_schedule(), SamplerConfig()))
     random = np.random.default_rng(0)
     shapes = stable_diffusion.parameter_shapes({"unet": unet, "vae": vae, "text_encoder": text})
     params = {
