@@ -38,7 +38,7 @@ def estimate(statistic: Statistic, patients: int, *, resamples: int = 2000, seed
     Low and high are None with fewer than two patients or without resamples; value is None if the metric is not
     defined. Resamples in which a metric is not defined (no lesion drawn) are omitted from its interval.
     """
-    values = statistic(np.ones((1, max(patients, 1)), np.float32)) if patients else statistic(np.ones((1, 0)))
+    values = statistic(np.ones((1, patients), np.float32))
     draws = _draw(statistic, patients, resamples, seed)
     return {
         name: {"value": _number(value[0]), **interval(draws.get(name), _number(value[0]))}

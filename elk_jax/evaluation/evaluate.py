@@ -10,7 +10,7 @@ import numpy as np
 from elk_jax.errors import UserError
 from elk_jax.evaluation import bootstrap, coco, froc
 from elk_jax.evaluation.detections import ImageResult, above
-from elk_jax.evaluation.hits import Criterion, iou_at_least
+from elk_jax.evaluation.hits import ELK_RULE, Criterion
 
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
 AREA_LIMITS = (1.0, 2.0, 3.0)
@@ -82,7 +82,7 @@ class DetectionStatistic:
 def evaluate_detections(
     results: Sequence[ImageResult],
     *,
-    criterion: Criterion | None = None,
+    criterion: Criterion = ELK_RULE,
     score_floor: float = 0.01,
     froc_images: FrocImages = "with_lesions",
     resamples: int = 2000,
@@ -91,7 +91,7 @@ def evaluate_detections(
     """All metrics of a detector on one split, ready for JSON.
 
     Args:
-      criterion: definition of a hit, for FROC (AP always uses IoU). Default: ELK's IoU >= 0.3.
+      criterion: definition of a hit, for FROC (AP always uses IoU).
       score_floor: predictions with a lower score are dropped first (ELK: 0.01 in the test, 0.1 to select
         checkpoints).
       froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
@@ -105,7 +105,6 @@ def evaluate_detections(
       curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the
       evaluation.
     """
-    criterion = criterion or iou_at_least(0.3)
     scored = above(results, score_floor)
     statistic = DetectionStatistic(scored, criterion, froc_images)
     patients = len(statistic.patients)
@@ -132,7 +131,7 @@ def compare_detections(
     first: Sequence[ImageResult],
     second: Sequence[ImageResult],
     *,
-    criterion: Criterion | None = None,
+    criterion: Criterion = ELK_RULE,
     score_floor: float = 0.01,
     froc_images: FrocImages = "with_lesions",
     resamples: int = 2000,
@@ -144,7 +143,6 @@ def compare_detections(
     Raises UserError if the runs were not evaluated on the same images and lesions.
     """
     _same_images(first, second)
-    criterion = criterion or iou_at_least(0.3)
     a, b = (DetectionStatistic(above(run, score_floor), criterion, froc_images) for run in (first, second))
     compared = bootstrap.compare(a, b, len(a.patients), resamples=resamples, seed=seed)
     return {name.replace("/", "_"): v for name, v in compared.items() if not name.startswith("at_threshold/")}

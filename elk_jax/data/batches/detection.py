@@ -13,7 +13,7 @@ import numpy as np
 
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
 from elk_jax.data.batches import mixing
-from elk_jax.data.batches.buckets import Canvas, assign_buckets, check_canvas_follows, choose_buckets
+from elk_jax.data.batches.buckets import Canvas, assign_buckets, choose_buckets
 from elk_jax.data.batches.shuffle import host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.paste import MAX_PASTED
@@ -46,8 +46,10 @@ class LoaderConfig(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.buckets:
-            check_canvas_follows(self.resize)
+        if self.resize.jitter and not self.buckets:
+            what = "resize.jitter scales images to fit their canvas, and no canvas is given"
+            todo = "give one or more (height, width), or use short_sides with jitter=()"
+            raise UserError(what, where="buckets", todo=todo)
 
 
 def train_batches(

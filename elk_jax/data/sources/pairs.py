@@ -69,7 +69,7 @@ def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, progress: Pr
             raise UserError("pairs of phantoms of one modality", where=spec, todo=todo)
         splits = {info.split for info in subtracted.infos}
         split = splits.pop() if len(splits) == 1 else ""
-        infos, _, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, progress)
+        infos, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, progress)
         at = {info.image_id: position for position, info in enumerate(infos)}
         chosen = tuple(at[info.image_id] for info in subtracted.infos)
         return replace(subtracted, read=partial(sources.read_at, read, chosen))

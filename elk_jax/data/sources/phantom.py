@@ -6,14 +6,13 @@ Images [H, W, 1] float32 in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.source import ImageSource, Read
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
@@ -44,21 +43,19 @@ class PhantomOptions(PhantomConfig):
 
 def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """The phantoms of one split, "" for all; they are drawn now."""
-    infos, classes, read = read_phantom(spec.place, split, progress)
-    return ImageSource(f"phantom:{spec.place}", classes, infos, read)
+    infos, read = read_phantom(spec.place, split, progress)
+    return ImageSource(f"phantom:{spec.place}", CLASSES, infos, read)
 
 
-def read_phantom(
-    options: str, split: str = "", progress: ProgressBar = no_bar
-) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
-    """Draw the phantoms of one split ("" for all): (infos, class names, read). UserError for a bad option.
+def read_phantom(options: str, split: str = "", progress: ProgressBar = no_bar) -> tuple[tuple[ImageInfo, ...], Read]:
+    """Draw the phantoms of one split ("" for all): (infos, read). UserError for a bad option.
 
     progress: shows how far the drawing is.
     """
     chosen, jobs = parse_options(options), _jobs(options, split)
     drawn = map_in_threads(lambda position: _draw(chosen, *jobs[position]), len(jobs), progress)
     infos = tuple(info for info, _ in drawn)
-    return infos, CLASSES, partial(_read, tuple(image for _, image in drawn))
+    return infos, partial(_read, tuple(image for _, image in drawn))
 
 
 def patients(options: str, split: str = "") -> dict[str, str]:
