@@ -21,8 +21,7 @@ from elk_jax.data.transforms import (
     change_greys,
     crop,
     example_of,
-    flip_horizontal,
-    flip_vertical,
+    flip,
     lesion_window,
     resize_to,
     rotate,
@@ -128,9 +127,9 @@ def augment(
     example = resize_to(example, scaled_size(example.image.shape[:2], scale, canvas))
 
     if rng.random() < augmentation.horizontal_flip:
-        example = flip_horizontal(example)
+        example = flip(example, "horizontal")
     if rng.random() < augmentation.vertical_flip:
-        example = flip_vertical(example)
+        example = flip(example, "vertical")
     gamma = math.exp(rng.uniform(-augmentation.gamma, augmentation.gamma))
     gain = math.exp(rng.uniform(-augmentation.gain, augmentation.gain))
     noise = rng.uniform(0.0, augmentation.noise)

@@ -9,7 +9,6 @@ import numpy as np
 
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.images.breast import breast_mask
-from elk_jax.images.schema import Source
 from elk_jax.images.windows import Window
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
@@ -47,6 +46,6 @@ def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple
     return replace(source, infos=tuple(infos), read=read), tuple(windows)
 
 
-def _read(source: Source, windows: tuple[Window, ...], position: int) -> np.ndarray:
+def _read(source: ImageSource, windows: tuple[Window, ...], position: int) -> np.ndarray:
     x0, y0, x1, y1 = windows[position]
     return source[position].image[y0:y1, x0:x1]

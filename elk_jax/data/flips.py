@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -10,20 +9,19 @@ from typing import Literal
 import numpy as np
 
 from elk_jax.data.sources.source import ImageSource, Read
-from elk_jax.images.schema import ImageInfo
 
 Flip = Literal["horizontal", "vertical", "both"]
-
-
-def unique_flips(flips: Sequence[str]) -> tuple[str, ...]:
-    """The same names, each once."""
-    return tuple(dict.fromkeys(flips))
 
 
 def random_flip(rng: np.random.Generator, horizontal: float, vertical: float) -> tuple[slice, slice]:
     """What mirrors an image [H, W, ...], as an index: with the given probabilities, or not."""
     across, down = rng.random(2) < (horizontal, vertical)
     return slice(None, None, -1 if down else 1), slice(None, None, -1 if across else 1)
+
+
+def flip_image(image: np.ndarray, flip: str) -> np.ndarray:
+    """A mirrored view of an image [H, W, ...]."""
+    return image[:: -1 if flip in ("vertical", "both") else 1, :: -1 if flip in ("horizontal", "both") else 1]
 
 
 def flip_boxes(boxes: np.ndarray, width: float, height: float, flip: str) -> np.ndarray:
@@ -38,12 +36,10 @@ def flip_boxes(boxes: np.ndarray, width: float, height: float, flip: str) -> np.
 
 def flipped(source: ImageSource, flip: str) -> ImageSource:
     """The source with every image, and its boxes, mirrored."""
-    mirror = lambda info: replace(info, boxes=flip_boxes(info.boxes, info.width, info.height, flip))
-    infos: tuple[ImageInfo, ...] = tuple(mirror(info) for info in source.infos)
+    boxes = (flip_boxes(info.boxes, info.width, info.height, flip) for info in source.infos)
+    infos = tuple(replace(info, boxes=mirrored) for info, mirrored in zip(source.infos, boxes))
     return replace(source, infos=infos, read=partial(_read_flipped, source.read, flip))
 
 
 def _read_flipped(read: Read, flip: str, position: int) -> np.ndarray:
-    across = -1 if flip in ("horizontal", "both") else 1
-    down = -1 if flip in ("vertical", "both") else 1
-    return read(position)[::down, ::across]
+    return flip_image(read(position), flip)

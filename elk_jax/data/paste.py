@@ -20,15 +20,15 @@ TRIES = 12
 BREAST_SHARE = 0.95  # of the pixels of the pasted patch must be breast
 
 
-def paste_lesions(example: Example, donor: Record, rng: np.random.Generator, most: int = MAX_PASTED) -> Example:
-    """Paste up to `most` lesions of `donor` at random places inside the breast, clear of all boxes there.
+def paste_lesions(example: Example, donor: Record, rng: np.random.Generator) -> Example:
+    """Paste up to MAX_PASTED lesions of `donor` at random places inside the breast, clear of all boxes there.
 
     A lesion keeps its size relative to the image's short side, and is shifted in grey value so that the
     medians of its surroundings in both images agree. A lesion for which no place is found in a few tries is
     left out.
     """
     lesions = np.flatnonzero(~donor.info.ignore)
-    chosen = rng.permutation(lesions)[: int(rng.integers(1, most + 1))]
+    chosen = rng.permutation(lesions)[: int(rng.integers(1, MAX_PASTED + 1))]
     zoom = min(example.image.shape[:2]) / min(donor.image.shape[:2])
     image = example.image[..., 0].copy()
     boxes, labels = list(example.boxes), list(example.labels)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from elk_jax.data.flips import flip_boxes, flip_image
+from elk_jax.images.boxes import area
 from elk_jax.images.schema import Record
 
 
@@ -97,18 +99,11 @@ def resize_to(example: Example, size: tuple[int, int]) -> Example:
     return replace(example, image=image[..., None], boxes=boxes, scale=(example.scale[0] * x, example.scale[1] * y))
 
 
-def flip_horizontal(example: Example) -> Example:
-    """Mirror left and right."""
-    x1, y1, x2, y2 = example.boxes.T
-    width = np.float32(example.image.shape[1])
-    return replace(example, image=example.image[:, ::-1], boxes=np.stack([width - x2, y1, width - x1, y2], axis=1))
-
-
-def flip_vertical(example: Example) -> Example:
-    """Mirror top and bottom."""
-    x1, y1, x2, y2 = example.boxes.T
-    height = np.float32(example.image.shape[0])
-    return replace(example, image=example.image[::-1], boxes=np.stack([x1, height - y2, x2, height - y1], axis=1))
+def flip(example: Example, direction: str) -> Example:
+    """Mirror "horizontal" (left and right) or "vertical"."""
+    height, width = example.image.shape[:2]
+    boxes = flip_boxes(example.boxes, width, height, direction)
+    return replace(example, image=flip_image(example.image, direction), boxes=boxes)
 
 
 def rotate_quarter(example: Example, turns: int) -> Example:
@@ -158,11 +153,7 @@ def _clip_boxes(example: Example, min_visible: float) -> Example:
     """Boxes cut at the border of the image; see `crop`."""
     height, width = example.image.shape[:2]
     boxes = np.clip(example.boxes, 0, np.array([width, height, width, height], np.float32))
-    visible = _area(boxes) / np.maximum(_area(example.boxes), 1e-9)
+    visible = area(boxes) / np.maximum(area(example.boxes), 1e-9)
     left = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     ignore = example.ignore | (visible < min_visible)
     return replace(example, boxes=boxes[left], labels=example.labels[left], ignore=ignore[left])
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -16,6 +16,7 @@ import numpy as np
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Estimate = dict[str, float | None]
 
+LEVEL = 0.95
 CHUNK = 250  # resamples processed at once: limits the memory for large data sets
 
 
@@ -31,30 +32,22 @@ def evaluate(statistic: Statistic, weights: np.ndarray) -> dict[str, np.ndarray]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def estimate(
-    statistic: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> dict[str, Estimate]:
-    """Value and percentile interval of every metric: {"value", "low", "high"} by name.
+def estimate(statistic: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
+    """Value and 95 % percentile interval of every metric: {"value", "low", "high"} by name.
 
     Low and high are None with fewer than two patients or without resamples; value is None if the metric is not
     defined. Resamples in which a metric is not defined (no lesion drawn) are omitted from its interval.
     """
-    values = statistic(np.ones((1, max(patients, 1)), np.float32)) if patients else statistic(np.ones((1, 0)))
+    values = statistic(np.ones((1, patients), np.float32))
     draws = _draw(statistic, patients, resamples, seed)
     return {
-        name: {"value": _number(value[0]), **interval(draws.get(name), level, _number(value[0]))}
+        name: {"value": _number(value[0]), **interval(draws.get(name), _number(value[0]))}
         for name, value in values.items()
     }
 
 
 def compare(
-    first: Statistic,
-    second: Statistic,
-    patients: int,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    first: Statistic, second: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, float | None]]:
     """Paired bootstrap of two runs over the same patients in the same order: second minus first.
 
@@ -69,7 +62,7 @@ def compare(
     for name in [name for name in a if name in b]:
         difference = _number(b[name][0] - a[name][0])
         draws = draws_b[name] - draws_a[name] if name in draws_a and name in draws_b else None
-        bounds = interval(draws, level, difference)
+        bounds = interval(draws, difference)
         compared[name] = {
             "first": _number(a[name][0]),
             "second": _number(b[name][0]),
@@ -80,14 +73,12 @@ def compare(
     return compared
 
 
-def interval(draws: np.ndarray | None, level: float, value: float | None) -> Estimate:
-    """Percentile interval {"low", "high"} of resampled values; None without any."""
-    if draws is None or value is None:
-        return {"low": None, "high": None}
-    defined = draws[np.isfinite(draws)]
+def interval(draws: np.ndarray | None, value: float | None) -> Estimate:
+    """95 % percentile interval {"low", "high"} of resampled values; None without any."""
+    defined = np.zeros(0) if draws is None or value is None else draws[np.isfinite(draws)]
     if len(defined) == 0:
         return {"low": None, "high": None}
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"low": float(low), "high": float(high)}
 
 

@@ -21,7 +21,6 @@ from elk_jax.images.boxes import intersection, iou
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10))
 RECALLS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100
-ALL_AREAS = (0.0, 1e10)  # square pixels; COCO's small: (0, 32**2), medium: (32**2, 96**2)
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,12 @@ class Counts:
 
 
 def match_image(
-    boxes: np.ndarray,
-    gt_boxes: np.ndarray,
-    crowd: np.ndarray,
-    outside: np.ndarray,
-    thresholds: Sequence[float],
+    boxes: np.ndarray, gt_boxes: np.ndarray, crowd: np.ndarray, thresholds: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's greedy matching of one image and class.
 
-    Args:
-      boxes: [K, 4] predictions, best first.
-      gt_boxes: [N, 4].
-      crowd: [N] bool, boxes to ignore, each of which any number of predictions may match.
-      outside: [N] bool, lesions outside the area range: also ignored, but matched by at most one prediction each.
-      thresholds: T values of IoU.
+    boxes: [K, 4] predictions, best first. gt_boxes: [N, 4]. crowd: [N] bool, boxes to ignore, each of which any number
+    of predictions may match. thresholds: T values of IoU.
 
     Returns (hit [T, K] bool: matches a lesion that counts; ignored [T, K] bool: matches an ignored box).
     """
@@ -60,12 +51,11 @@ def match_image(
     shared = intersection(boxes, gt_boxes)
     of_own = np.divide(shared, own_area, out=np.zeros_like(shared), where=own_area > 0)
     overlaps = np.where(crowd[None], of_own, iou(boxes, gt_boxes))
-    counts = ~(crowd | outside)
     free = np.ones((len(limits), len(gt_boxes)), bool)
     for k in np.flatnonzero(overlaps.max(axis=1) >= limits.min()):
         fits = (overlaps[k][None] >= limits) & (free | crowd[None])
-        lesion, lesion_fits = _best(overlaps[k], fits & counts[None])
-        other, other_fits = _best(overlaps[k], fits & ~counts[None])
+        lesion, lesion_fits = _best(overlaps[k], fits & ~crowd[None])
+        other, other_fits = _best(overlaps[k], fits & crowd[None])
         hit[:, k] = lesion_fits
         ignored[:, k] = other_fits & ~lesion_fits
         for rows, chosen in ((hit[:, k], lesion), (ignored[:, k], other)):
@@ -80,19 +70,11 @@ def _best(overlaps: np.ndarray, fits: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def count(
-    results: Sequence[ImageResult],
-    thresholds: Sequence[float],
-    patients: Sequence[str] | None = None,
-    *,
-    area: tuple[float, float] = ALL_AREAS,
-    max_detections: int = MAX_DETECTIONS,
+    results: Sequence[ImageResult], thresholds: Sequence[float], patients: Sequence[str] | None = None
 ) -> dict[float, list[Counts]]:
     """Match all images once. Returns, per IoU threshold, the counts of every class that has lesions.
 
-    Args:
-      patients: their order in the first axis of the counts. Default: order of appearance.
-      area: lesions outside this range of box areas are ignored, and so are unmatched predictions outside it.
-      max_detections: per image and class.
+    patients: their order in the first axis of the counts. Default: order of appearance.
     """
     patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
     row_of = {patient: row for row, patient in enumerate(patients)}
@@ -106,16 +88,15 @@ def count(
         lesions = np.zeros(len(patients), np.float32)
         for result in results:
             own, truth = result.labels == label, result.gt_labels == label
-            best = np.argsort(-result.scores[own], kind="stable")[:max_detections]
+            best = np.argsort(-result.scores[own], kind="stable")[:MAX_DETECTIONS]
             boxes, gt_boxes, crowd = result.boxes[own][best], result.gt_boxes[truth], result.gt_ignore[truth]
-            outside = ~_inside(gt_boxes, area)
-            hit, neutral = match_image(boxes, gt_boxes, crowd, outside, thresholds)
+            hit, neutral = match_image(boxes, gt_boxes, crowd, thresholds)
             row = row_of[result.patient_id]
-            lesions[row] += (~(crowd | outside)).sum()
+            lesions[row] += (~crowd).sum()
             scores.append(result.scores[own][best])
             rows.append(np.full(len(best), row))
             hits.append(hit)
-            ignored.append(neutral | (~hit & ~_inside(boxes, area)[None]))
+            ignored.append(neutral)
         if lesions.sum() == 0:
             continue
         order = np.argsort(-np.concatenate(scores), kind="stable")
@@ -165,8 +146,3 @@ def mean_over_classes(
     defined = np.isfinite(stacked)
     total = np.where(defined, stacked, 0.0).sum(axis=0)
     return np.where(defined.any(axis=0), total / np.maximum(defined.sum(axis=0), 1), np.nan)
-
-
-def _inside(boxes: np.ndarray, area: tuple[float, float]) -> np.ndarray:
-    sizes = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1)
-    return (sizes >= area[0]) & (sizes <= area[1])

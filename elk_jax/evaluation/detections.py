@@ -102,11 +102,9 @@ def join_batches(
 ) -> list[ImageResult]:
     """Map the padded outputs of a detector to pixels of the source and join them with the ground truth.
 
-    Args:
-      infos: of the source that the loader read; `batch["index"]` is a position in it.
-      outputs: pairs of a Batch (with `index`, `scale`, `valid`) and predictions with leading axis B:
-        boxes [B, K, 4] in the resized image, scores [B, K], labels [B, K], valid [B, K].
-      score_floor: predictions with a lower score are dropped.
+    infos: of the source that the loader read; `batch["index"]` is a position in it.
+    outputs: pairs of a Batch and predictions: boxes [B, K, 4] in the resized image, scores, labels, valid [B, K].
+    score_floor: predictions with a lower score are dropped.
 
     Images that are in no batch are omitted; an image that occurs twice (a padded last batch) counts once. Raises
     UserError for a score or box that is not finite.
@@ -124,11 +122,8 @@ def join_batches(
             chosen = keep[row]
             own = boxes[row, chosen] / np.tile(scale[row], 2)
             if not (np.isfinite(own).all() and np.isfinite(scores[row, chosen]).all()):
-                raise UserError(
-                    "predicted boxes or scores are not finite",
-                    where=f"image {info.image_id}",
-                    todo="use an earlier checkpoint, or lower the learning rate and train again",
-                )
+                todo = "use an earlier checkpoint, or lower the learning rate and train again"
+                raise UserError("predicted boxes or scores are not finite", where=f"image {info.image_id}", todo=todo)
             limit = np.array([info.width, info.height] * 2, float)
             detections[int(index[row])] = Detections(
                 boxes=np.clip(own, 0.0, limit), scores=scores[row, chosen], labels=labels[row, chosen]
@@ -139,42 +134,33 @@ def join_batches(
 
 def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResult]:
     """The same images with only the predictions that score at least `score_floor`."""
-    selected = []
-    for result in results:
-        chosen = result.scores >= score_floor
-        selected.append(
-            replace(
-                result,
-                boxes=result.boxes[chosen],
-                scores=result.scores[chosen],
-                labels=result.labels[chosen],
-            )
-        )
-    return selected
 
+    def of_image(result: ImageResult) -> ImageResult:
+        kept = result.scores >= score_floor
+        return replace(result, boxes=result.boxes[kept], scores=result.scores[kept], labels=result.labels[kept])
 
-def to_entries(results: Sequence[ImageResult], category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids become int."""
-    entries = []
-    for result in results:
-        for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
-            x0, y0, x1, y1 = (float(v) for v in box)
-            entries.append(
-                {
-                    "image_id": _plain_id(result.image_id),
-                    "category_id": int(label) + 1 if category_ids is None else int(category_ids[label]),
-                    "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
-                    "score": float(score),
-                }
-            )
-    return entries
+    return [of_image(result) for result in results]
 
 
 def write_results(
     path: str | os.PathLike, results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
 ) -> None:
-    """Write `predictions.json`; see to_entries."""
-    write_json(path, to_entries(results, category_ids))
+    """Write COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids become int."""
+    entries = []
+    for result in results:
+        image_id = result.image_id
+        numbered = image_id.isdecimal() and str(int(image_id)) == image_id
+        for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
+            x0, y0, x1, y1 = (float(v) for v in box)
+            entries.append(
+                {
+                    "image_id": int(image_id) if numbered else image_id,
+                    "category_id": int(label) + 1 if category_ids is None else int(category_ids[label]),
+                    "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+                    "score": float(score),
+                }
+            )
+    write_json(path, entries)
 
 
 def read_results(
@@ -182,8 +168,7 @@ def read_results(
 ) -> dict[str, Detections]:
     """Read COCO results, from this project or another, for the images of `infos`.
 
-    Args:
-      category_ids: the category of each class, in label order.
+    category_ids: the category of each class, in label order.
 
     Raises UserError, with the file and the entry, for anything that is not a COCO result of these images: an unknown
     image or category, a score that is not a finite number, a box that is not four finite numbers with sizes >= 0.
@@ -221,35 +206,22 @@ def _read_entry(
         raise UserError(f"the COCO result lacks {', '.join(missing)}", where=where, todo="add it")
     image_id = str(entry["image_id"])
     if image_id not in known:
-        raise UserError(
-            f"unknown image id {entry['image_id']!r}",
-            where=where,
-            todo="use the image ids of the evaluated data and split",
-        )
+        todo = "use the image ids of the evaluated data and split"
+        raise UserError(f"unknown image id {entry['image_id']!r}", where=where, todo=todo)
     category = entry["category_id"]
     if not isinstance(category, int) or category not in labels:
-        raise UserError(
-            f"unknown category id {category!r}",
-            where=where,
-            todo=f"use one of {sorted(labels)}, as in the data",
-        )
+        todo = f"use one of {sorted(labels)}, as in the data"
+        raise UserError(f"unknown category id {category!r}", where=where, todo=todo)
     score = entry["score"]
     if not _is_finite(score):
         raise UserError(f"the score {score!r} is not a finite number", where=where, todo="correct it")
     bbox = entry["bbox"]
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)) or min(bbox[2:]) < 0:
-        raise UserError(
-            f"the box {bbox!r} is not [x, y, width, height] with finite numbers and sizes >= 0",
-            where=where,
-            todo="correct it",
-        )
+        what = f"the box {bbox!r} is not [x, y, width, height] with finite numbers and sizes >= 0"
+        raise UserError(what, where=where, todo="correct it")
     x, y, width, height = (float(v) for v in bbox)
     return image_id, ([x, y, x + width, y + height], float(score), labels[category])
 
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _plain_id(image_id: str) -> int | str:
-    return int(image_id) if image_id.isdecimal() and str(int(image_id)) == image_id else image_id

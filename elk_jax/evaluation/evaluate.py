@@ -10,7 +10,7 @@ import numpy as np
 from elk_jax.errors import UserError
 from elk_jax.evaluation import bootstrap, coco, froc
 from elk_jax.evaluation.detections import ImageResult, above
-from elk_jax.evaluation.hits import Criterion, iou_at_least
+from elk_jax.evaluation.hits import ELK_RULE, Criterion
 
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
 AREA_LIMITS = (1.0, 2.0, 3.0)
@@ -35,17 +35,13 @@ class DetectionStatistic:
     def __init__(
         self,
         results: Sequence[ImageResult],
-        *,
         criterion: Criterion,
         froc_images: FrocImages = "with_lesions",
-        rates: Sequence[float] = RATES,
-        area_limits: Sequence[float] = AREA_LIMITS,
     ):
-        self.rates, self.area_limits = tuple(rates), tuple(area_limits)
         self.patients = sorted({result.patient_id for result in results})
         chosen = results if froc_images == "all" else [r for r in results if r.has_lesions]
         self.froc_counts = froc.count(chosen, criterion, self.patients)
-        self.thresholds = [froc.threshold_at(self.froc_counts, rate) for rate in self.rates]
+        self.thresholds = [froc.threshold_at(self.froc_counts, rate) for rate in RATES]
         iou_thresholds = sorted({float(t) for ts in AP_THRESHOLDS.values() for t in ts})
         self._ap_counts = coco.count(results, iou_thresholds, self.patients)
         lesion_free = [result for result in results if result.is_lesion_free]
@@ -53,79 +49,69 @@ class DetectionStatistic:
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         x, y = froc.curves(self.froc_counts, weights)
-        at_rates = froc.sensitivity_at(x, y, self.rates)
-        areas = froc.area_up_to(x, y, self.area_limits)
+        at_rates = froc.sensitivity_at(x, y, RATES)
+        areas = froc.area_up_to(x, y, AREA_LIMITS)
         values = {"mean_sensitivity": at_rates.mean(axis=1)}
-        values |= {f"sensitivity_at/{rate:g}": at_rates[:, i] for i, rate in enumerate(self.rates)}
-        values |= {f"aufroc_{limit:g}": areas[:, i] for i, limit in enumerate(self.area_limits)}
+        values |= {f"sensitivity_at/{rate:g}": at_rates[:, i] for i, rate in enumerate(RATES)}
+        values |= {f"aufroc_{limit:g}": areas[:, i] for i, limit in enumerate(AREA_LIMITS)}
         for name, thresholds in AP_THRESHOLDS.items():
             values[name] = coco.mean_over_classes(self._ap_counts, thresholds, weights)
-        free = _ratio(weights @ self._free_positives, (weights @ self._free_images)[:, None])
-        for i, rate in enumerate(self.rates):
+        free = froc.ratio(weights @ self._free_positives, (weights @ self._free_images)[:, None])
+        for i, rate in enumerate(RATES):
             values[f"false_positives_per_lesion_free_image/{rate:g}"] = free[:, i]
         return values | self._operating_points(weights)
 
     def curve(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Sensitivity on CURVE_GRID, {"sensitivity": [R, grid]}, for the band around the curve."""
-        return {
-            "sensitivity": froc.sensitivity_at(*froc.curves(self.froc_counts, weights), rates=CURVE_GRID),
-        }
+        return {"sensitivity": froc.sensitivity_at(*froc.curves(self.froc_counts, weights), rates=CURVE_GRID)}
 
     def _operating_points(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Results at the thresholds chosen on the whole sample; thresholds are fixed, patients vary."""
         counts, values = self.froc_counts, {}
         images, lesions = weights @ counts.images, weights @ counts.lesions
-        for rate, threshold in zip(self.rates, self.thresholds, strict=True):
+        for rate, threshold in zip(RATES, self.thresholds, strict=True):
             if threshold is None:
                 continue
             column = int(np.flatnonzero(counts.scores == threshold)[0])
-            values[f"at_threshold/{rate:g}/sensitivity"] = _ratio(weights @ counts.found[:, column], lesions)
-            values[f"at_threshold/{rate:g}/false_positives_per_image"] = _ratio(
-                weights @ counts.at_least[:, column], images
-            )
+            found, wrong = counts.found[:, column], counts.at_least[:, column]
+            values[f"at_threshold/{rate:g}/sensitivity"] = froc.ratio(weights @ found, lesions)
+            values[f"at_threshold/{rate:g}/false_positives_per_image"] = froc.ratio(weights @ wrong, images)
         return values
 
 
 def evaluate_detections(
     results: Sequence[ImageResult],
     *,
-    criterion: Criterion | None = None,
+    criterion: Criterion = ELK_RULE,
     score_floor: float = 0.01,
     froc_images: FrocImages = "with_lesions",
-    rates: Sequence[float] = RATES,
-    area_limits: Sequence[float] = AREA_LIMITS,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """All metrics of a detector on one split, ready for JSON.
 
     Args:
-      criterion: definition of a hit, for FROC (AP always uses IoU). Default: ELK's IoU >= 0.3.
+      criterion: definition of a hit, for FROC (AP always uses IoU).
       score_floor: predictions with a lower score are dropped first (ELK: 0.01 in the test, 0.1 to select
         checkpoints).
       froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
-      rates: false positives per image at which sensitivity is read; `mean_sensitivity` is the mean over them.
-      area_limits: AUFROC is computed up to each.
       resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
 
     Returns a dict. A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why):
-      mean_sensitivity, sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10,
+      mean_sensitivity (over RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10,
       ap30, false_positives_per_lesion_free_image {"0.5": ...} at the thresholds of the operating points,
       operating_points [{rate, threshold, sensitivity, false_positives_per_image,
         false_positives_per_lesion_free_image}],
       curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the
       evaluation.
     """
-    criterion = criterion or iou_at_least(0.3)
     scored = above(results, score_floor)
-    statistic = DetectionStatistic(
-        scored, criterion=criterion, froc_images=froc_images, rates=rates, area_limits=area_limits
-    )
+    statistic = DetectionStatistic(scored, criterion, froc_images)
     patients = len(statistic.patients)
     estimates = bootstrap.estimate(statistic, patients, resamples=resamples, seed=seed)
     flat = {name: value for name, value in estimates.items() if "/" not in name}
     by_rate = {
-        group: {f"{rate:g}": estimates[f"{group}/{rate:g}"] for rate in rates}
+        group: {f"{rate:g}": estimates[f"{group}/{rate:g}"] for rate in RATES}
         for group in ("sensitivity_at", "false_positives_per_lesion_free_image")
     }
     return {
@@ -136,7 +122,7 @@ def evaluate_detections(
         "criterion": criterion.name,
         "froc_images": froc_images,
         "score_floor": score_floor,
-        "bootstrap": {"over": "patients", "resamples": resamples, "seed": seed, "level": 0.95},
+        "bootstrap": {"over": "patients", "resamples": resamples, "seed": seed, "level": bootstrap.LEVEL},
         "notes": _notes(scored, statistic, resamples),
     }
 
@@ -145,11 +131,9 @@ def compare_detections(
     first: Sequence[ImageResult],
     second: Sequence[ImageResult],
     *,
-    criterion: Criterion | None = None,
+    criterion: Criterion = ELK_RULE,
     score_floor: float = 0.01,
     froc_images: FrocImages = "with_lesions",
-    rates: Sequence[float] = RATES,
-    area_limits: Sequence[float] = AREA_LIMITS,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, dict[str, float | None]]:
@@ -159,20 +143,9 @@ def compare_detections(
     Raises UserError if the runs were not evaluated on the same images and lesions.
     """
     _same_images(first, second)
-    criterion = criterion or iou_at_least(0.3)
-
-    def statistic(run: Sequence[ImageResult]) -> DetectionStatistic:
-        return DetectionStatistic(
-            above(run, score_floor),
-            criterion=criterion,
-            froc_images=froc_images,
-            rates=rates,
-            area_limits=area_limits,
-        )
-
-    a, b = statistic(first), statistic(second)
+    a, b = (DetectionStatistic(above(run, score_floor), criterion, froc_images) for run in (first, second))
     compared = bootstrap.compare(a, b, len(a.patients), resamples=resamples, seed=seed)
-    return {_scalar_name(name): value for name, value in compared.items() if not name.startswith("at_threshold/")}
+    return {name.replace("/", "_"): v for name, v in compared.items() if not name.startswith("at_threshold/")}
 
 
 def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -213,29 +186,21 @@ def _operating_points(statistic: DetectionStatistic, estimates: dict[str, bootst
             "false_positives_per_image": estimates.get(f"at_threshold/{rate:g}/false_positives_per_image", nothing),
             "false_positives_per_lesion_free_image": estimates[f"false_positives_per_lesion_free_image/{rate:g}"],
         }
-        for rate, threshold in zip(statistic.rates, statistic.thresholds, strict=True)
+        for rate, threshold in zip(RATES, statistic.thresholds, strict=True)
     ]
 
 
 def _curve(statistic: DetectionStatistic, resamples: int, seed: int) -> dict[str, list[float] | None]:
     """The corners of the curve up to the end of the grid, and the band on the grid (None without intervals)."""
     patients = len(statistic.patients)
-    empty: dict[str, list[float] | None] = {
-        "false_positives_per_image": [],
-        "sensitivity": [],
-        "band_at": None,
-        "low": None,
-        "high": None,
-    }
+    curve: dict[str, list[float] | None] = {"false_positives_per_image": [], "sensitivity": []}
+    curve |= dict.fromkeys(("band_at", "low", "high"))
     if statistic.froc_counts.total_lesions == 0:
-        return empty
-    x, y = froc.curves(statistic.froc_counts, np.ones((1, patients)))
-    inside = x[0] <= CURVE_GRID[-1]
+        return curve
+    (x,), (y,) = froc.curves(statistic.froc_counts, np.ones((1, patients)))
     end = CURVE_GRID[-1]
-    curve = empty | {
-        "false_positives_per_image": [*x[0][inside].tolist(), end],
-        "sensitivity": [*y[0][inside].tolist(), float(np.interp(end, x[0], y[0]))],
-    }
+    curve["false_positives_per_image"] = [*x[x <= end].tolist(), end]
+    curve["sensitivity"] = [*y[x <= end].tolist(), float(np.interp(end, x, y))]
     if patients < 2 or resamples < 1:
         return curve
     weights = bootstrap.draw_weights(patients, resamples, seed)
@@ -266,7 +231,7 @@ def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamp
         notes.append("no lesion-free images: false positives on lesion-free images are not defined")
     if resamples and len(statistic.patients) < 2:
         notes.append("fewer than two patients: no intervals")
-    missing = [f"{r:g}" for r, t in zip(statistic.rates, statistic.thresholds, strict=True) if t is None]
+    missing = [f"{r:g}" for r, t in zip(RATES, statistic.thresholds, strict=True) if t is None]
     if missing and statistic.froc_counts.total_lesions:
         notes.append(f"no threshold at {', '.join(missing)} false positives per image: no lesion is found there")
     return notes
@@ -285,12 +250,3 @@ def _same_images(first: Sequence[ImageResult], second: Sequence[ImageResult]) ->
             f"the two runs differ in {len(differing)} images or their lesions, for example {differing[0]!r}",
             todo="compare runs that were evaluated on the same data and split",
         )
-
-
-def _scalar_name(name: str) -> str:
-    return name.replace("/", "_")
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(denominator > 0, np.asarray(numerator, float) / denominator, np.nan)

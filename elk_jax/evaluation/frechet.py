@@ -7,29 +7,20 @@ Sources: Heusel et al. 2017 (Frechet distance); Binkowski et al. 2018 (kernel di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from elk_jax.errors import UserError
 
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and covariance of a set of features."""
-
-    mean: np.ndarray  # [D]
-    factor: np.ndarray  # [K, D]: covariance = factor.T @ factor, K the smaller of N and D
-    count: int
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """[D, D], with N - 1 in the denominator."""
-        return self.factor.T @ self.factor
+SPLITS = 10
 
 
-def moments(features: np.ndarray) -> Moments:
-    """The moments of features [N, D]. UserError for fewer than two images, or values that are not finite."""
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and a factor [K, D] of the covariance of features [N, D], K the smaller of N and D.
+
+    factor.T @ factor is the covariance, with N - 1 in the denominator. UserError for fewer than two images, or values
+    that are not finite.
+    """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or len(features) < 2:
         todo = "give at least two images, [images, features]"
@@ -40,30 +31,24 @@ def moments(features: np.ndarray) -> Moments:
     factor = (features - mean) / np.sqrt(len(features) - 1)
     if len(factor) > factor.shape[1]:
         factor = np.linalg.qr(factor, mode="r")
-    return Moments(mean, factor, len(features))
-
-
-def distance_of(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), never negative.
-
-    With C = F'F the last trace is the sum of the singular values of F_a F_b'. No matrix square root is needed, so that
-    singular covariances (fewer images than features) need no correction.
-    """
-    if a.mean.shape != b.mean.shape:
-        what = f"{len(a.mean)} in one set, {len(b.mean)} in the other"
-        raise UserError(what, where="features", todo="use one extractor for both sets")
-    cross = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
-    squared = ((a.mean - b.mean) ** 2).sum() + (a.factor**2).sum() + (b.factor**2).sum() - 2 * cross
-    return float(max(squared, 0.0))
+    return mean, factor
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Frechet (2-Wasserstein) distance of the Gaussians fitted to features [N, D] and [M, D].
 
+    |mean_a - mean_b|^2 + Tr(C_a + C_b - 2 (C_a C_b)^(1/2)), never negative. With C = F'F the last trace is the sum of
+    the singular values of F_a F_b'. No matrix square root is needed, so that singular covariances (fewer images than
+    features) need no correction.
+
     The estimate is biased upwards, and more so with fewer images. Compare only values with the same N and M; the
     reference for a synthetic set is the distance between two real sets (`compare_sets`).
     """
-    return distance_of(moments(a), moments(b))
+    (mean_a, factor_a), (mean_b, factor_b) = moments(a), moments(b)
+    _check_features(mean_a, mean_b)
+    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+    squared = ((mean_a - mean_b) ** 2).sum() + (factor_a**2).sum() + (factor_b**2).sum() - 2 * cross
+    return float(max(squared, 0.0))
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -72,9 +57,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     It is unbiased for any N and M, and can therefore be slightly negative.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.shape[1] != b.shape[1]:
-        what = f"{a.shape[1]} in one set, {b.shape[1]} in the other"
-        raise UserError(what, where="features", todo="use one extractor for both sets")
+    _check_features(a, b)
     n, m = len(a), len(b)
     if min(n, m) < 2:
         raise UserError(f"{n} in one set, {m} in the other", where="images", todo="give at least two in each")
@@ -91,11 +74,11 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def compare_sets(
-    real: np.ndarray, synthetic: np.ndarray, patients: Sequence[str], seed: int = 0, splits: int = 10
+    real: np.ndarray, synthetic: np.ndarray, patients: Sequence[str], seed: int = 0
 ) -> dict[str, float | int | None]:
     """Distance of synthetic images [M, D] from real ones [N, D], beside the distance of real images from each other.
 
-    patients: patient of each real image. The real set is split in two by patient, `splits` times. The result has
+    patients: patient of each real image. The real set is split in two by patient, SPLITS times. The result has
         `real_to_real`: mean Frechet distance between the halves;
         `synthetic_to_real`: mean distance between a synthetic sample of the size of one half and the other half, with
         the same small-sample bias, so that the two can be compared; None for fewer than two patients or too few images;
@@ -107,7 +90,7 @@ def compare_sets(
     if len(owner) != len(real):
         raise ValueError(f"{len(owner)} patients for {len(real)} images")
     within, across, sizes = [], [], []
-    for _ in range(splits):
+    for _ in range(SPLITS):
         first = np.isin(owner, rng.permutation(len(names))[: len(names) // 2])
         size = min(first.sum(), (~first).sum(), len(synthetic))
         if size < 2:
@@ -126,3 +109,9 @@ def compare_sets(
         "synthetic": len(synthetic),
         "half": int(np.mean(sizes)) if sizes else 0,
     }
+
+
+def _check_features(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape[-1] != b.shape[-1]:
+        what = f"{a.shape[-1]} in one set, {b.shape[-1]} in the other"
+        raise UserError(what, where="features", todo="use one extractor for both sets")

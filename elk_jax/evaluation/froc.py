@@ -71,11 +71,9 @@ class Counts:
 
 
 def count(results: Sequence[ImageResult], criterion: Criterion, patients: Sequence[str] | None = None) -> Counts:
-    """Sort the predictions of all images once.
+    """Sort the predictions of all images once; each counts once in the denominator of "per image".
 
-    Args:
-      results: the images, each of which counts once in the denominator of "per image".
-      patients: their order in the first axis; may include patients without images. Default: order of appearance.
+    patients: their order in the first axis; may include patients without images. Default: order of appearance.
     """
     patients = list(dict.fromkeys(r.patient_id for r in results)) if patients is None else patients
     row_of = {patient: row for row, patient in enumerate(patients)}
@@ -125,7 +123,7 @@ def curves(counts: Counts, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     everything = (weights @ counts.false_positives)[:, None]
     x = np.concatenate([zero, before_after.reshape(len(weights), -1), everything], axis=1)
     y = np.repeat(up_to_here, 2, axis=1)  # a level starts at its `at_least`, ends at the next `above`
-    return _ratio(x, (weights @ counts.images)[:, None]), _ratio(y, (weights @ counts.lesions)[:, None])
+    return ratio(x, (weights @ counts.images)[:, None]), ratio(y, (weights @ counts.lesions)[:, None])
 
 
 def sensitivity_at(x: np.ndarray, y: np.ndarray, rates: Sequence[float]) -> np.ndarray:
@@ -168,6 +166,7 @@ def _defined(x: np.ndarray, y: np.ndarray) -> bool:
     return bool(np.isfinite(x[-1]) and np.isfinite(y[-1]))
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where the denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(denominator > 0, numerator / np.asarray(denominator, float), np.nan)

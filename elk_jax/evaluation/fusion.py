@@ -18,22 +18,22 @@ SAME = 0.5
 """IoU from which two boxes of one class belong to the same lesion."""
 
 
-def fuse(views: Sequence[Sequence[ImageResult]], same: float = SAME) -> list[ImageResult]:
+def fuse(views: Sequence[Sequence[ImageResult]]) -> list[ImageResult]:
     """One list of results from V lists of the same images in the same order, all in pixels of the source."""
     fused = []
     for results in zip(*views, strict=True):
         if len({result.image_id for result in results}) != 1:
             raise ValueError(f"views of different images: {', '.join(result.image_id for result in results)}")
-        found = fuse_boxes([Detections(r.boxes, r.scores, r.labels) for r in results], same)
+        found = fuse_boxes([Detections(r.boxes, r.scores, r.labels) for r in results])
         fused.append(replace(results[0], boxes=found.boxes, scores=found.scores, labels=found.labels))
     return fused
 
 
-def fuse_boxes(views: Sequence[Detections], same: float = SAME) -> Detections:
+def fuse_boxes(views: Sequence[Detections]) -> Detections:
     """The fused boxes of one image, best first.
 
     Boxes are processed by descending score. Each joins the cluster of its class whose fused box it overlaps most, with
-    an IoU of at least `same`, or starts a new cluster. The box of a cluster is the mean of its boxes weighted by score;
+    an IoU of at least SAME, or starts a new cluster. The box of a cluster is the mean of its boxes weighted by score;
     its score is the mean, over all V views, of the best score of the view in the cluster (0 if it has none).
     """
     boxes = np.concatenate([np.asarray(view.boxes, float).reshape(-1, 4) for view in views])
@@ -45,7 +45,7 @@ def fuse_boxes(views: Sequence[Detections], same: float = SAME) -> Detections:
     members: list[list[int]] = []
     for i in np.argsort(-scores, kind="stable"):
         overlap = np.where(classes == labels[i], iou(boxes[i : i + 1], centre)[0], -1.0)
-        if len(overlap) and overlap.max() >= same:
+        if len(overlap) and overlap.max() >= SAME:
             chosen = int(overlap.argmax())
             members[chosen].append(int(i))
             weights = np.maximum(scores[members[chosen]], 1e-12)

@@ -30,6 +30,9 @@ def iou_at_least(threshold: float = 0.3) -> Criterion:
     return Criterion(f"IoU >= {threshold:g}", lambda boxes, gt_boxes: iou(boxes, gt_boxes) >= threshold)
 
 
+ELK_RULE = iou_at_least(0.3)
+
+
 def centre_in_box() -> Criterion:
     """The centre of the prediction is inside the box of the lesion (borders included)."""
     return Criterion("centre in box", _centre_in_box)

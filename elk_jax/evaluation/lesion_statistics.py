@@ -24,7 +24,6 @@ def describe_lesion(
     box: np.ndarray,
     breast: np.ndarray | None = None,
     others: np.ndarray | None = None,
-    ring: float = RING,
 ) -> dict[str, float]:
     """Statistics of one lesion; NaN if not defined (no tissue around the lesion, a uniform ring).
 
@@ -46,7 +45,7 @@ def describe_lesion(
         raise UserError(
             f"{x0:g}, {y0:g}, {x1:g}, {y1:g} covers no pixel of an image of {width} x {height} px", where="box"
         )
-    pad_x, pad_y = max(ring * (x1 - x0), 4.0), max(ring * (y1 - y0), 4.0)
+    pad_x, pad_y = max(RING * (x1 - x0), 4.0), max(RING * (y1 - y0), 4.0)
     left, top = max(int(x0 - pad_x), 0), max(int(y0 - pad_y), 0)
     right, bottom = min(int(np.ceil(x1 + pad_x)), width), min(int(np.ceil(y1 + pad_y)), height)
     part = image[top:bottom, left:right].astype(np.float64)

@@ -27,7 +27,6 @@ class Nearest:
     similarity: np.ndarray  # [K] normalised correlation, at most 1
     index: np.ndarray  # [K] of the training patch; -1 if there is none to compare with
     flip: np.ndarray  # [K] index into FLIPS: the flip of the patch
-    shift: np.ndarray  # [K, 2] (x, y), as a share of the side: from the patch to its match in the training patch
 
 
 def nearest(
@@ -54,7 +53,7 @@ def nearest(
     own, theirs = np.asarray(groups if groups is not None else []), np.asarray(training_groups)
     positions = 2 * shift + 1
     best = np.full(len(patches), -np.inf)
-    where = np.zeros((len(patches), 3), int)  # training patch, flip, position
+    where = np.zeros((len(patches), 2), int)  # training patch, flip
     for start in range(0, len(training), CHUNK):
         reduced = _reduce(training[start : start + CHUNK], side)
         views = np.lib.stride_tricks.sliding_window_view(reduced, (inner, inner), axis=(1, 2))
@@ -66,23 +65,15 @@ def nearest(
         flat = found.reshape(len(patches), 4 * len(reduced) * positions * positions)
         top = flat.argmax(1)
         value = flat[np.arange(len(patches)), top]
-        flip, image, position = np.unravel_index(top, found.shape[1:])
+        flip, image, _ = np.unravel_index(top, found.shape[1:])
         better = value > best
         best = np.where(better, value, best)
-        where[better] = np.stack([image + start, flip, position], 1)[better]
+        where[better] = np.stack([image + start, flip], 1)[better]
     compared = np.isfinite(best)
-    offsets = np.stack([where[:, 2] % positions, where[:, 2] // positions], 1) - shift
-    return Nearest(
-        similarity=np.where(compared, best, 0.0),
-        index=np.where(compared, where[:, 0], -1),
-        flip=where[:, 1],
-        shift=offsets / side,
-    )
+    return Nearest(np.where(compared, best, 0.0), np.where(compared, where[:, 0], -1), where[:, 1])
 
 
-def memorised_report(
-    synthetic: np.ndarray, training: np.ndarray, patients: Sequence[str], *, side: int = SIDE, shift: int = SHIFT
-) -> dict:
+def memorised_report(synthetic: np.ndarray, training: np.ndarray, patients: Sequence[str]) -> dict:
     """Similarity of synthetic patches [K, S, S] to their nearest training patch [N, S, S], beside that of training
     patches of different patients.
 
@@ -90,9 +81,9 @@ def memorised_report(
     patches above it, most similar first; `share` of them; `synthetic` and `real`: medians; `nearest` and `similarity`:
     per synthetic patch, for a gallery. With a single patient there is no reference, and threshold is None.
     """
-    among = nearest(training, training, patients, patients, side=side, shift=shift)
+    among = nearest(training, training, patients, patients)
     reference = among.similarity[among.index >= 0]
-    found = nearest(synthetic, training, side=side, shift=shift)
+    found = nearest(synthetic, training)
     threshold = float(reference.max()) if len(reference) else None
     above = np.flatnonzero(found.similarity > threshold) if threshold is not None else np.zeros(0, int)
     above = above[np.argsort(-found.similarity[above], kind="stable")]

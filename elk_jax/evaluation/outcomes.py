@@ -7,16 +7,15 @@ from typing import Any
 
 from elk_jax.evaluation import froc
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import Criterion, iou_at_least
+from elk_jax.evaluation.hits import ELK_RULE, Criterion
 
 Outcome = Mapping[str, Any]
 
 
 def image_outcomes(
-    results: Sequence[ImageResult], criterion: Criterion | None = None, threshold: float = 0.0
+    results: Sequence[ImageResult], criterion: Criterion = ELK_RULE, threshold: float = 0.0
 ) -> list[dict[str, Any]]:
     """Outcome of each image at one threshold: {"image_id", "lesions", "found", "missed", "false_positives"}."""
-    criterion = criterion or iou_at_least(0.3)
     outcomes = []
     for result in results:
         scores = froc.image_scores(result, criterion)

@@ -13,13 +13,7 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.evaluation import frechet, texture_matrices
-from elk_jax.evaluation.texture_features import (
-    Features,
-    cooccurrence_features,
-    entropy,
-    size_features,
-    tone_features,
-)
+from elk_jax.evaluation.texture_features import Features, cooccurrence_features, entropy, size_features, tone_features
 
 LEVELS = 32
 """Grey levels between black and white. Their width is fixed, so that contrast counts; few enough for small lesions."""
@@ -58,16 +52,6 @@ def radiomics(patch: np.ndarray, mask: np.ndarray | None = None, count: int = LE
         **texture(np.where(mask, discretise(patch, count), 0).astype(np.int32), count),
     }
     return {name: value for name, value in features.items() if name not in LEFT_OUT}
-
-
-def feature_table(
-    patches: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None, count: int = LEVELS
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Features [N, F] float64 of N patches, whose sizes may differ, and their names [F]."""
-    rows = [radiomics(patch, None if masks is None else masks[n], count) for n, patch in enumerate(patches)]
-    if not rows:
-        raise UserError("no patches", where="patches")
-    return np.array([list(row.values()) for row in rows]), tuple(rows[0])
 
 
 def discretise(patch: np.ndarray, count: int) -> np.ndarray:

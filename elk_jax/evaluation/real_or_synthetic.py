@@ -14,6 +14,7 @@ from elk_jax.evaluation import bootstrap
 
 FOLDS = 5
 PENALTY = 1.0
+STEPS = 50
 LIMIT = 6.0  # standard deviations: the tails of texture features would otherwise dominate the fit
 
 
@@ -23,8 +24,6 @@ def real_or_synthetic(
     real_patients: Sequence[str],
     synthetic_patients: Sequence[str],
     *,
-    folds: int = FOLDS,
-    penalty: float = PENALTY,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, float | int | None]:
@@ -49,14 +48,12 @@ def real_or_synthetic(
         raise UserError("NaN or infinity", where="features", todo="omit the images or features concerned")
     if len(names) < 2:
         raise UserError("only 1 patient", where="patients", todo="give at least 2 for cross-validation")
-    fold = assign_folds(labels, groups, min(folds, len(names)), seed)
-    scores = cross_validated_scores(features, labels, fold, penalty)
+    fold = assign_folds(labels, groups, min(FOLDS, len(names)), seed)
+    scores = cross_validated_scores(features, labels, fold)
     found = bootstrap.estimate(_auc_statistic(scores, labels, groups, fold), len(names), resamples=resamples, seed=seed)
     auc = found["auc"]
     return {
-        "auc": auc["value"],
-        "low": auc["low"],
-        "high": auc["high"],
+        **{"auc": auc["value"], "low": auc["low"], "high": auc["high"]},
         "real": len(real),
         "synthetic": len(synthetic),
         "patients": len(names),
@@ -81,7 +78,7 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) 
     return chosen[groups]
 
 
-def cross_validated_scores(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, penalty: float) -> np.ndarray:
+def cross_validated_scores(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Score [N] of each image by the classifier of the other folds; higher means synthetic. Features are standardised
     on the training folds and clipped to +-LIMIT."""
     scores = np.zeros(len(features))
@@ -93,14 +90,12 @@ def cross_validated_scores(features: np.ndarray, labels: np.ndarray, fold: np.nd
             np.clip((features[part][:, varies] - mean[varies]) / spread[varies], -LIMIT, LIMIT)
             for part in (train, test)
         )
-        weights, intercept = logistic_regression(fitted, labels[train], penalty)
+        weights, intercept = logistic_regression(fitted, labels[train])
         scores[test] = tested @ weights + intercept
     return scores
 
 
-def logistic_regression(
-    features: np.ndarray, labels: np.ndarray, penalty: float = PENALTY, steps: int = 50
-) -> tuple[np.ndarray, float]:
+def logistic_regression(features: np.ndarray, labels: np.ndarray, penalty: float = PENALTY) -> tuple[np.ndarray, float]:
     """Weights [D] and intercept that minimise the summed cross entropy + penalty / 2 |weights|^2, by Newton's method.
 
     features [N, D], labels [N] bool. penalty > 0 gives a solution for separable classes too. The search is restricted
@@ -118,7 +113,7 @@ def logistic_regression(
         return float((np.logaddexp(0, logits) - target * logits).sum() + 0.5 * (ridge * w**2).sum())
 
     value = loss(weights)
-    for _ in range(steps):
+    for _ in range(STEPS):
         p = 0.5 * (1 + np.tanh(0.5 * (inner @ weights)))
         gradient = inner.T @ (p - target) + ridge * weights
         step = np.linalg.solve((inner * (p * (1 - p))[:, None]).T @ inner + np.diag(ridge), gradient)

@@ -15,6 +15,7 @@ import numpy as np
 
 from elk_jax.evaluation import bootstrap
 from elk_jax.evaluation.bootstrap import Statistic
+from elk_jax.images.windows import blocked_by
 
 MEASURES = ("mae", "psnr", "ssim")
 
@@ -48,9 +49,7 @@ def ssim_map(image: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def lesion_contrast(image: np.ndarray, boxes: np.ndarray, mask: np.ndarray) -> float:
     """Mean grey value of image [H, W] inside boxes [N, 4] minus that of the rest of the mask; NaN without either."""
-    inside = np.zeros(mask.shape, bool)
-    for x0, y0, x1, y1 in np.asarray(boxes, float).reshape(-1, 4):
-        inside[int(np.floor(y0)) : int(np.ceil(y1)), int(np.floor(x0)) : int(np.ceil(x1))] = True
+    inside = blocked_by(boxes, *mask.shape)
     lesion, rest = inside & mask, ~inside & mask
     if not lesion.any() or not rest.any():
         return float("nan")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -48,28 +48,6 @@ class Record:
 
     info: ImageInfo
     image: np.ndarray  # [H, W, 1] float32 in [0, 1]
-
-
-class Source(Protocol):
-    """A random-access collection of images: what every loader, split and evaluation is built on."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    @property
-    def infos(self) -> tuple[ImageInfo, ...]: ...
-
-    @property
-    def mixed(self) -> tuple[str, ...]:
-        """Names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
 
 
 class Batch(TypedDict):

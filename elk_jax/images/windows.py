@@ -61,9 +61,7 @@ def widened(box: np.ndarray, margin: float, size: int, allowed: np.ndarray | Non
 
 def box_mask(box: np.ndarray, height: int, width: int) -> np.ndarray:
     """[height, width] bool: the pixels that a box [4] covers, wholly or in part. UserError if it covers none."""
-    x0, y0, x1, y1 = covered(np.asarray(box, np.float64))
-    mask = np.zeros((height, width), bool)
-    mask[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+    mask = blocked_by(box, height, width)
     if not mask.any():
         place = ", ".join(f"{float(value):g}" for value in box)
         raise UserError(f"a mask without pixels: the box ({place}) covers nothing of {width} x {height} px")

@@ -72,8 +72,9 @@ def line_chart(
     base = height - bottom
     parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
     if x_label:
-        middle = (left + width - right) / 2
-        parts.append(f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{text(x_label)}</text>')
+        parts.append(
+            f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{text(x_label)}</text>'
+        )
     if y_label:
         middle = (top + height - bottom) / 2
         turned = f'transform="rotate(-90 14 {middle})"'
@@ -126,8 +127,7 @@ def smooth(values: np.ndarray, share: float) -> np.ndarray:
 
 
 def _points(one: Series) -> tuple[np.ndarray, np.ndarray]:
-    x = np.array([np.nan if v is None else v for v in one.x], float)
-    y = np.array([np.nan if v is None else v for v in one.y], float)
+    x, y = (np.array([np.nan if v is None else v for v in values], float) for values in (one.x, one.y))
     finite = np.isfinite(x) & np.isfinite(y)
     return x[finite], y[finite]
 

@@ -48,7 +48,8 @@ def row(cells: Sequence[str], numeric_from: int = 1, style: str = "") -> str:
     """One row of HTML cells; the first is the row header."""
     head, *rest = cells
     body = "".join(f"<td{_numeric(i + 1, numeric_from)}>{cell}</td>" for i, cell in enumerate(rest))
-    return f'<tr{_class(style)}><th scope="row">{head}</th>{body}</tr>'
+    marked = f' class="{style}"' if style else ""
+    return f'<tr{marked}><th scope="row">{head}</th>{body}</tr>'
 
 
 def group_row(name: str, columns: int, index: int | None = None) -> str:
@@ -57,9 +58,10 @@ def group_row(name: str, columns: int, index: int | None = None) -> str:
     return f'<tr class="group"><th colspan="{columns}" scope="rowgroup">{mark}{text(name)}</th></tr>'
 
 
-def key_values(pairs: Mapping[str, Any]) -> str:
-    """A table of names and values."""
-    rows = "".join(f'<tr><th scope="row">{text(k)}</th><td>{text(v)}</td></tr>' for k, v in pairs.items())
+def key_values(pairs: Mapping[str, Any], code: bool = False) -> str:
+    """A table of names and values, as code or as text."""
+    write = (lambda value: f"<code>{text(value)}</code>") if code else text
+    rows = "".join(f'<tr><th scope="row">{write(k)}</th><td>{write(v)}</td></tr>' for k, v in pairs.items())
     return f'<table class="keys"><tbody>{rows}</tbody></table>'
 
 
@@ -123,7 +125,3 @@ def duration(seconds: float) -> str:
 
 def _numeric(column: int, numeric_from: int) -> str:
     return ' class="n"' if column >= numeric_from else ""
-
-
-def _class(style: str) -> str:
-    return f' class="{style}"' if style else ""

@@ -120,18 +120,17 @@ def enlarged(image: np.ndarray, least: int = LEAST_SIDE) -> np.ndarray:
 
 def boxes_key(with_ignored: bool = False) -> str:
     """The legend of the colours of the boxes."""
-    items = [
-        '<span><i class="key"></i>lesion</span>',
-        '<span><i class="key pred"></i>prediction, score</span>',
-    ]
+    items = '<span><i class="key"></i>lesion</span><span><i class="key pred"></i>prediction, score</span>'
     if with_ignored:
-        items.append('<span><i class="key ignored"></i>not counted</span>')
-    return f'<div class="legend">{"".join(items)}</div>'
+        items += '<span><i class="key ignored"></i>not counted</span>'
+    return f'<div class="legend">{items}</div>'
 
 
 def data_uri(image: np.ndarray, long_side: int = LONG_SIDE) -> str:
     """An image as a JPEG data URI, reduced if its long side exceeds `long_side`."""
-    pixels = image if image.dtype == np.uint8 else _to_bytes(image)
+    pixels = image
+    if image.dtype != np.uint8:
+        pixels = (np.clip(np.nan_to_num(image), 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
     scale = long_side / max(pixels.shape[:2])
     if scale < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
@@ -142,13 +141,7 @@ def data_uri(image: np.ndarray, long_side: int = LONG_SIDE) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
-def _to_bytes(image: np.ndarray) -> np.ndarray:
-    return (np.clip(np.nan_to_num(image), 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
-
-
 def _rectangle(box: np.ndarray, style: str) -> str:
     x0, y0, x1, y1 = (float(v) for v in box)
-    return (
-        f'<rect class="{style}" x="{x0:.1f}" y="{y0:.1f}" width="{max(x1 - x0, 0):.1f}" '
-        f'height="{max(y1 - y0, 0):.1f}"/>'
-    )
+    size = f'width="{max(x1 - x0, 0):.1f}" height="{max(y1 - y0, 0):.1f}"'
+    return f'<rect class="{style}" x="{x0:.1f}" y="{y0:.1f}" {size}/>'

@@ -43,19 +43,15 @@ def run_report(run: RunRecord, parts: Sequence[Part]) -> Report:
         sections.append(config_section(run.config))
     if run.versions or run.seconds:
         sections.append(environment_section(run.versions, run.seconds))
+    what = ", ".join(part.what for part in parts) or "elk_jax report"
     return Report(
         title=run.title or run.name,
-        kicker=_kicker(run, parts),
+        kicker=f"{what} · {run.name}" if run.title else what,
         summary=" ".join(part.summary for part in parts if part.summary),
         facts={name: value for part in parts for name, value in part.facts.items()} | _facts(run),
         sections=sections,
         footer=f"elk_jax {run.versions.get('elk_jax', '')}".strip(),
     )
-
-
-def _kicker(run: RunRecord, parts: Sequence[Part]) -> str:
-    what = ", ".join(part.what for part in parts) or "elk_jax report"
-    return f"{what} · {run.name}" if run.title else what
 
 
 def _facts(run: RunRecord) -> dict[str, str]:

@@ -67,7 +67,7 @@ def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[
     parts = []
     columns = list({key: None for counts in data.values() for key in counts})
     if columns:
-        head = ["Split", *(html.text(column.replace("_", " ")) for column in columns)]
+        head = ["Split", *(html.text(plain_label(column)) for column in columns)]
         rows = [
             html.row([html.text(name), *(html.text(counts.get(c, html.ABSENT)) for c in columns)])
             for name, counts in data.items()
@@ -82,10 +82,10 @@ def data_section(data: Mapping[str, Mapping[str, Any]], skipped: Sequence[tuple[
 def config_section(config: Mapping[str, Any]) -> Section:
     """The configuration by dotted key, in folded blocks."""
     plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
-    parts = [html.folded("General", _code_values(plain))] if plain else []
+    parts = [html.folded("General", html.key_values(plain, code=True))] if plain else []
     for key, value in config.items():
         if isinstance(value, Mapping):
-            parts.append(html.folded(str(key), _code_values(html.flatten(value, str(key)))))
+            parts.append(html.folded(str(key), html.key_values(html.flatten(value, str(key)), code=True)))
     return Section("Configuration", "".join(parts), "Each key can be set as --config.KEY=VALUE.")
 
 
@@ -110,11 +110,3 @@ def _curve_title(key: str, label: Callable[[str], str]) -> str:
 
 def _multiples(charts: Iterable[str]) -> str:
     return f'<div class="multiples">{"".join(charts)}</div>'
-
-
-def _code_values(pairs: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row"><code>{html.text(k)}</code></th><td><code>{html.text(v)}</code></td></tr>'
-        for k, v in pairs.items()
-    )
-    return f'<table class="keys"><tbody>{rows}</tbody></table>'

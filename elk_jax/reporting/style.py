@@ -21,46 +21,38 @@ _DARK = """
 
 _RULES = """
 * { box-sizing: border-box; }
-html { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
-  "Liberation Sans",
+html { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Liberation Sans",
   sans-serif; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--page); color: var(--ink); }
 main, header, footer { max-width: 1120px; margin: 0 auto; padding: 0 28px; }
 header { padding-top: 52px; }
-h1 { font-size: 2.15rem; line-height: 1.15; letter-spacing: -.018em; margin: .15em 0 .35em;
-  font-weight: 680; }
+h1 { font-size: 2.15rem; line-height: 1.15; letter-spacing: -.018em; margin: .15em 0 .35em; font-weight: 680; }
 h2 { font-size: 1.32rem; letter-spacing: -.01em; margin: 0 0 .3em; font-weight: 650; }
 h3 { font-size: 1rem; margin: 1.9em 0 .7em; font-weight: 650; }
 p { margin: .4em 0 1em; max-width: 76ch; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
 code, pre { font: .86em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }
-.kicker { font-size: .78rem; letter-spacing: .09em; text-transform: uppercase; color: var(--soft);
-  margin: 0; }
+.kicker { font-size: .78rem; letter-spacing: .09em; text-transform: uppercase; color: var(--soft); margin: 0; }
 .lead { font-size: 1.1rem; line-height: 1.5; }
 .soft { color: var(--soft); } .small { font-size: .87rem; }
 .facts { display: flex; flex-wrap: wrap; gap: 6px 30px; margin: 1.1em 0 0; padding: 14px 0;
   border-top: 1px solid var(--line); border-bottom: 1px solid var(--line); }
 .facts div { min-width: 0; } .facts dt { font-size: .77rem; color: var(--soft); } .facts dd { margin: 0; }
 nav { margin: 16px 0 30px; font-size: .92rem; display: flex; flex-wrap: wrap; gap: 4px 20px; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
-  padding: 26px 30px 28px;
+section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 26px 30px 28px;
   margin: 0 0 22px; overflow-x: auto; scroll-margin-top: 12px; }
 footer { color: var(--soft); font-size: .85rem; padding-bottom: 44px; }
 
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 16px;
-  margin: 18px 0 6px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 16px; margin: 18px 0 6px; }
 .card { border: 1px solid var(--line); border-radius: 10px; padding: 16px 20px 15px;
   border-top: 3px solid var(--c, var(--line)); }
-.card .name { font-weight: 600; overflow-wrap: anywhere; } .card .what { color: var(--soft);
-  font-size: .84rem; }
+.card .name { font-weight: 600; overflow-wrap: anywhere; } .card .what { color: var(--soft); font-size: .84rem; }
 .card .big { font-size: 2.5rem; font-weight: 640; letter-spacing: -.03em; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
 .verdict { font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
 
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .94rem;
-  margin: 10px 0; }
-th, td { text-align: left; padding: 8px 14px 8px 0; border-bottom: 1px solid var(--line);
-  vertical-align: middle; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .94rem; margin: 10px 0; }
+th, td { text-align: left; padding: 8px 14px 8px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
 thead th { font-size: .82rem; font-weight: 600; color: var(--soft); vertical-align: bottom; }
 tbody th { font-weight: 500; } tbody tr:last-child > * { border-bottom: 0; }
 th.n, td.n { text-align: right; } td.n:last-child, th.n:last-child { padding-right: 0; }
@@ -78,8 +70,7 @@ svg { display: block; max-width: 100%; height: auto; } svg text { fill: var(--so
 svg .axis { stroke: var(--soft); stroke-width: 1; } svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .rule { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 4; }
 svg .title { fill: var(--ink); font-weight: 600; font-size: 13px; }
-svg .line { fill: none; stroke: var(--c); stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round;
-  }
+svg .line { fill: none; stroke: var(--c); stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }
 svg .faint { stroke-width: 1; opacity: .3; } svg .band { fill: var(--c); opacity: .13; stroke: none; }
 svg .dot { fill: var(--card); stroke: var(--c); stroke-width: 2.2; } svg .mark { stroke: var(--c);
   stroke-dasharray: 3 3; }
@@ -91,8 +82,7 @@ svg .track { stroke: var(--line); stroke-width: 2; stroke-linecap: round; }
   margin: 14px 0; }
 .wide { max-width: 860px; margin: 12px auto 0; }
 
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(225px, 1fr)); gap: 18px;
-  margin: 12px 0; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(225px, 1fr)); gap: 18px; margin: 12px 0; }
 figure { margin: 0; break-inside: avoid; }
 .picture { position: relative; background: #000; border-radius: 8px; overflow: hidden; }
 .picture img { display: block; width: 100%; height: auto; }
@@ -100,8 +90,7 @@ figure { margin: 0; break-inside: avoid; }
 .picture rect { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 .picture .gt { stroke: #39d98a; } .picture .ignored { stroke: #b8c0c8; stroke-dasharray: 2 3; }
 .picture .pred { stroke: #ffb020; stroke-dasharray: 5 3; }
-.picture text { fill: #ffd27a; font-weight: 600; paint-order: stroke; stroke: rgba(0,0,0,.75);
-  stroke-width: .28em;
+.picture text { fill: #ffd27a; font-weight: 600; paint-order: stroke; stroke: rgba(0,0,0,.75); stroke-width: .28em;
   stroke-linejoin: round; }
 figure:has(:checked) { grid-column: span 2; grid-row: span 2; }
 label.picture { display: block; cursor: zoom-in; } figure:has(:checked) .picture { cursor: zoom-out; }

@@ -5,7 +5,6 @@ Shapes: H, W image size in pixels; S side of the square window; N boxes of one i
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -16,21 +15,6 @@ from elk_jax.images.windows import Window, blocked_by, count_covered, draw_corne
 
 BREAST_SHARE = 0.6
 """Of the pixels of a window that must be breast. Whole-breast windows alone would never show skin and air."""
-
-
-def training_patients(infos: Sequence[ImageInfo], split: str = "train") -> frozenset[str]:
-    """Patients whose images are all in `split`. UserError if there is none, or if a patient is in another split too."""
-    splits = defaultdict(set)
-    for info in infos:
-        splits[info.patient_id].add(info.split)
-    patients = frozenset(patient for patient, found in splits.items() if split in found)
-    if not patients:
-        raise UserError(f"no patient in split '{split}'", todo="name the split that the inpainter was trained on")
-    mixed = sorted(patient for patient in patients if len(splits[patient]) > 1)
-    if mixed:
-        where = f"patient {mixed[0]}: {', '.join(sorted(splits[mixed[0]]))}"
-        raise UserError(f"{len(mixed)} patients are in more than one split", where=where, todo="split by patient")
-    return patients
 
 
 def canvas_positions(
@@ -45,14 +29,12 @@ def canvas_positions(
     allowed = set(patients)
     own = [position for position, info in enumerate(infos) if info.patient_id in allowed]
     if not own:
-        raise UserError(
-            "no canvas is of a training patient", todo="give images of the patients that the inpainter was trained on"
-        )
+        todo = "give images of the patients that the inpainter was trained on"
+        raise UserError("no canvas is of a training patient", todo=todo)
     healthy = [position for position in own if not (lesion_free and len(infos[position].boxes))]
     if not healthy:
-        raise UserError(
-            f"none of the {len(own)} canvases is lesion-free", todo="allow windows beside the lesions, or add images"
-        )
+        todo = "allow windows beside the lesions, or add images"
+        raise UserError(f"none of the {len(own)} canvases is lesion-free", todo=todo)
     wide = [position for position in healthy if min(infos[position].width, infos[position].height) >= size]
     if not wide:
         width, height = max(((infos[p].width, infos[p].height) for p in healthy), key=min)

@@ -14,7 +14,7 @@ import numpy as np
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, box_mask, boxes_in, covered, cut, widened
-from elk_jax.synthesis.canvases import BREAST_SHARE, healthy_window
+from elk_jax.synthesis.canvases import healthy_window
 from elk_jax.synthesis.placement import AreaRule, find_box
 
 
@@ -24,7 +24,6 @@ class Closeup:
 
     image: np.ndarray  # [S, S] in the image's own dtype, 0 beyond the image
     mask: np.ndarray  # [S, S] bool, the filled box of the lesion and its margin
-    inside: np.ndarray  # [S, S] bool, False beyond the image
     boxes: np.ndarray  # [K, 4] float32, all annotated boxes seen in the window, clipped to it
     lesions: np.ndarray  # [K] which boxes of the image they are
     window: Window  # in the pixels of the image
@@ -84,7 +83,6 @@ def tissue_closeup(
     size: int,
     rule: AreaRule,
     rng: np.random.Generator,
-    share: float = BREAST_SHARE,
     margin: float = 0.0,
 ) -> Closeup | None:
     """A close-up of healthy tissue with the mask of a lesion that is not there; None where the image has no room.
@@ -92,7 +90,7 @@ def tissue_closeup(
     breast: [H, W] bool. boxes: [N, 4], all of the image; none is in the window. margin: see `lesion_closeup`.
     UserError if the image is smaller than the window.
     """
-    window = healthy_window(breast, boxes, size, rng, share)
+    window = healthy_window(breast, boxes, size, rng)
     box = None if window is None else find_box(cut(breast, window), np.zeros((0, 4)), rule, rng)
     if window is None or box is None:
         return None
@@ -100,15 +98,12 @@ def tissue_closeup(
     return _closeup(pixels, boxes, window, np.array(box, np.float64) + [x, y, x, y], margin)
 
 
-def box_patch(pixels: np.ndarray, box: np.ndarray, size: int, context: float = 0.0) -> np.ndarray:
+def box_patch(pixels: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     """What is in a box [4] of an image [H, W], as float32 [size, size] in the image's own grey values.
 
-    context: of the box's sides, added on each side. For comparing lesions of different sizes with each other.
+    For comparing lesions of different sizes with each other.
     """
-    x0, y0, x1, y1 = np.asarray(box, np.float64)
-    pad_x, pad_y = context * (x1 - x0), context * (y1 - y0)
-    wide = np.array([x0 - pad_x, y0 - pad_y, x1 + pad_x, y1 + pad_y])
-    window = _clipped(wide, pixels.shape[1], pixels.shape[0])
+    window = _clipped(box, pixels.shape[1], pixels.shape[0])
     if window[2] <= window[0] or window[3] <= window[1]:
         raise UserError("the box lies beyond the image")
     part = cut(pixels, window).astype(np.float32)
@@ -122,7 +117,7 @@ def _closeup(pixels: np.ndarray, boxes: np.ndarray, window: Window, box: np.ndar
     inside = cut(np.ones(pixels.shape[:2], bool), window)
     mask = box_mask(np.array(widened(box - [x, y, x, y], margin, size)), size, size) & inside
     visible, lesions = boxes_in(boxes, window)
-    return Closeup(cut(pixels, window), mask, inside, visible, lesions, window)
+    return Closeup(cut(pixels, window), mask, visible, lesions, window)
 
 
 def _clipped(box: np.ndarray, width: int, height: int) -> Window:

@@ -14,7 +14,7 @@ from elk_jax.images.windows import Window, box_mask, cut
 from elk_jax.synthesis.grain import match_grain
 
 FEATHER = 0.12
-"""Of the shorter side of the box: how far inside its border a painted lesion fades in."""
+"""Of the shorter side of the box, at least a pixel: how far inside its border a painted lesion fades in."""
 
 
 def white_of(pixels: np.ndarray) -> float:
@@ -54,25 +54,15 @@ def grey_shift(known: np.ndarray, painted: np.ndarray, region: np.ndarray) -> fl
     return float(np.median(known[region].astype(np.float64) - painted[region])) if region.any() else 0.0
 
 
-def feather_weights(mask: np.ndarray, inside: float, outside: float = 0.0) -> np.ndarray:
-    """How much of the painted picture shows: [S, S] float32, from 0 at `outside` px before the border of mask [S, S]
-    bool to 1 at `inside` px within it, smoothly.
-
-    Beyond the window there is canvas: the weight falls to 0 towards the window's edge in the same way. 0 and 0 is a
-    hard border.
+def feather_weights(mask: np.ndarray, inside: float) -> np.ndarray:
+    """How much of the painted picture shows: [S, S] float32, from 0 at the border of mask [S, S] bool to 1 at `inside`
+    px (above 0) within it, smoothly. Beyond the window there is canvas: the window's edge is a border too.
     """
     framed = np.pad(mask, 1).astype(np.uint8)
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    reach = inside + outside
-    if reach <= 0:
-        return mask.astype(np.float32)
-    height = cv2.distanceTransform(1 - framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    rows, columns = (np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5 for side in mask.shape)
-    from_edge = np.minimum(rows[:, None], columns[None])
     # Distances are between pixel centres, the border lies half a pixel before the first one inside.
-    signed = np.where(mask, depth - 0.5, 0.5 - height)
-    ramp = np.minimum((signed + outside) / reach, from_edge / reach if outside > 0 else np.inf)
-    return _smooth(np.clip(ramp, 0, 1)).astype(np.float32)
+    ramp = np.clip((depth - 0.5) / inside, 0, 1)
+    return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
 def paste(
@@ -107,17 +97,14 @@ def paste_lesion(
     box: Window,
     breast: np.ndarray,
     *,
-    feather: float = FEATHER,
     whole_window: bool = False,
     grain: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Paste a painted lesion into a canvas [H, W].
+    """Paste a painted lesion into a canvas [H, W]. It fades in inside the box, so that nothing outside changes.
 
     painted: [R, R] in [0, 1], the whole window at the model's size.
     window: in the pixels of the canvas; box: what was painted over, in the pixels of the window.
     breast: [H, W] bool, of the canvas.
-    feather: of the shorter side of the box, at least a pixel: the border inside the box in which the lesion fades in,
-        so that nothing outside the box changes.
     whole_window: paste all of the window as the published system does, with the same correction and no feather.
     grain: where to draw from the fine texture that a smooth lesion is given (`grain.match_grain`); None: it stays.
 
@@ -137,7 +124,7 @@ def paste_lesion(
         visible[reach : reach + size, reach : reach + size] &= ~mask
         picture = match_grain(picture, mask, to_grey(cut(canvas, around)), visible, grain)
     shift = grey_shift(known, picture, cut(breast, window) & ~mask)
-    inside = max(1.0, feather * min(box[2] - box[0], box[3] - box[1]))
+    inside = max(1.0, FEATHER * min(box[2] - box[0], box[3] - box[1]))
     weights = np.ones((size, size), np.float32) if whole_window else feather_weights(mask, inside)
     return paste(canvas, picture, window, weights, shift), {"grey_shift": shift}
 
@@ -147,7 +134,3 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     shrinks = image.shape[0] > size
     method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return cv2.resize(image.astype(np.float32), (size, size), interpolation=method)
-
-
-def _smooth(t: np.ndarray) -> np.ndarray:
-    return t * t * (3 - 2 * t)

@@ -60,11 +60,6 @@ class Phantom:
     view: str  # CC or MLO
     density: str  # ACR class a, b, c or d
 
-    @property
-    def masks(self) -> np.ndarray:
-        """[N, H, W] bool, one extent per lesion."""
-        return self.lesion_map[None] == np.arange(1, len(self.boxes) + 1, dtype=np.uint8)[:, None, None]
-
 
 def is_healthy(seed: int, breast: int, fraction: float) -> bool:
     """Whether a breast has no lesion. A golden-ratio sequence: small sets keep the fraction, too."""

@@ -67,8 +67,7 @@ def draw_distractors(
         if point:
             r, row, column = _spot(size, *point, radius)
             add_patch(subtracted, level * min(radius * size / 0.5, 1) ** 2 * np.exp(-(r**2)), row, column)
-    clusters = rng.poisson(0.35)
-    for _ in range(clusters):  # calcifications: white in low energy, black-and-white when subtracted
+    for _ in range(rng.poisson(0.35)):  # calcifications: white in low energy, black-and-white when subtracted
         point, spread, residue = _inside(rng, shape, 0.03), rng.uniform(0.004, 0.02), rng.normal(0, 0.25)
         for _ in range(int(rng.integers(1, 14))):
             radius, level = rng.uniform(0.0012, 0.003), rng.uniform(0.2, 0.6)

@@ -102,13 +102,7 @@ def _fibres(streams: Streams, size: int, shape: Shape, warp: np.ndarray) -> tupl
     row = (theta + 1.7 + 0.06 * warp[::-1, ::-1]) * np.float32(side / 3.4)
     rough, web = np.zeros(shape.depth.shape, np.float32), np.zeros(shape.depth.shape, np.float32)
     # cells over the angle, gain of the noise, thinness and brightness of the lines
-    layers = [
-        (14, 0.6, 8, 0.3),
-        (28, 0.5, 6, 0.55),
-        (56, 0.4, 4.5, 0.6),
-        (100, 0.35, 3, 0.4),
-        (180, 0.25, 2.5, 0.25),
-    ]
+    layers = [(14, 0.6, 8, 0.3), (28, 0.5, 6, 0.55), (56, 0.4, 4.5, 0.6), (100, 0.35, 3, 0.4), (180, 0.25, 2.5, 0.25)]
     for k, (cells, gain, thinness, brightness) in enumerate(layers):
         if cells > size:
             web += 0.6 * np.float32(brightness) / (1 + np.float32(0.5 * thinness))  # about the lines' mean
@@ -142,10 +136,8 @@ def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarr
         turns = cv2.GaussianBlur(rng.normal(0, 0.13, (steps + 8, 1)).astype(np.float64), (1, 7), 1.5)[:, 0]
         for branch in range(2):
             angle = heading + np.cumsum(turns[: steps if branch == 0 else steps // 2]) * (1 if branch == 0 else -1.3)
-            path_x, path_y = (
-                start_x + np.cumsum(0.009 * np.cos(angle)),
-                start_y + np.cumsum(0.009 * np.sin(angle)),
-            )
+            path_x = start_x + np.cumsum(0.009 * np.cos(angle))
+            path_y = start_y + np.cumsum(0.009 * np.sin(angle))
             points = np.stack([path_x, path_y], 1) * size * 16
             pixels = width * size
             cv2.polylines(canvas, [points.astype(np.int32)], False, int(255 * level * min(pixels, 1)),

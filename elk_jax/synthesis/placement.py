@@ -14,10 +14,11 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, blocked_by, count_covered, cut, draw_corner, shifted
 from elk_jax.randomness import Purpose, generator, random_order
-from elk_jax.synthesis.canvases import BREAST_SHARE, healthy_window
+from elk_jax.synthesis.canvases import healthy_window
 
 AREAS = ("free", "medium")
 TRIES = 5
+"""Sizes drawn per window, and windows drawn per image."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +68,18 @@ def area_rule(training_boxes: np.ndarray, kind: str = "free", size: int | None =
     return AreaRule((float(low), float(high)), (float(max(mean - spread, ratio.min())), float(mean + spread)))
 
 
-def find_box(
-    breast: np.ndarray,
-    boxes: np.ndarray,
-    rule: AreaRule,
-    rng: np.random.Generator,
-    tries: int = TRIES,
-    margin: int = 0,
-) -> Window | None:
-    """A box in a window, fully inside the breast and clear of known lesions; None if `tries` sizes find no place.
+def find_box(breast: np.ndarray, boxes: np.ndarray, rule: AreaRule, rng: np.random.Generator) -> Window | None:
+    """A box in a window, fully inside the breast and clear of known lesions; None if TRIES sizes find no place.
 
-    breast: [S, S] bool. boxes: [N, 4] in the window's pixels. margin: px left between the box and the window's edge.
-    For each size drawn, all places that fit are equally likely.
+    breast: [S, S] bool. boxes: [N, 4] in the window's pixels. For each size drawn, all places that fit are equally
+    likely.
     """
-    rows, columns = breast.shape
-    blocked = ~breast | blocked_by(boxes, rows, columns)
-    inner = blocked[margin : rows - margin, margin : columns - margin]
-    for _ in range(tries):
+    blocked = ~breast | blocked_by(boxes, *breast.shape)
+    for _ in range(TRIES):
         height, width = rule.draw(rng)
-        corner = draw_corner(count_covered(inner, height, width) == 0, rng)
+        corner = draw_corner(count_covered(blocked, height, width) == 0, rng)
         if corner is not None:
-            x, y = corner[0] + margin, corner[1] + margin
+            x, y = corner
             return x, y, x + width, y + height
     return None
 
@@ -99,8 +91,7 @@ class Placement:
     position: int  # of the canvas among the images given
     window: Window  # in the pixels of the canvas
     box: Window  # in the pixels of the window
-    image_box: Window  # in the pixels of the canvas
-    provenance: dict  # canvas, patient_id, window, box (image_box), seed, index: plain values for the annotation file
+    provenance: dict  # canvas, patient_id, window, box (in the canvas), seed, index: plain, for the annotation file
 
 
 def plan_placement(
@@ -111,18 +102,12 @@ def plan_placement(
     breast_of: Callable[[int], np.ndarray],
     size: int,
     rule: AreaRule,
-    *,
-    tries: int = TRIES,
-    windows: int = TRIES,
-    margin: int = 0,
-    share: float = BREAST_SHARE,
 ) -> Placement:
     """The placement of lesion `index`: a function of (seed, index) alone, so that an interrupted set can be resumed.
 
     positions: the images that can be canvases (`canvases.canvas_positions`); one round of indices visits each once,
         in a new order each round. A random other one replaces an image without a healthy window.
     breast_of: position -> breast mask [H, W] bool.
-    tries: sizes drawn per window. windows: windows drawn per image.
     UserError if no image has a healthy window with room for a lesion.
     """
     count = len(positions)
@@ -136,25 +121,23 @@ def plan_placement(
     for chosen in (order[first], *others):
         position = int(positions[int(chosen)])
         info, breast = infos[position], breast_of(position)
-        for _ in range(windows):
-            window = healthy_window(breast, info.boxes, size, rng, share)
+        for _ in range(TRIES):
+            window = healthy_window(breast, info.boxes, size, rng)
             if window is None:
                 break
             healthy = True
-            box = find_box(cut(breast, window), np.zeros((0, 4)), rule, rng, tries, margin)
+            box = find_box(cut(breast, window), np.zeros((0, 4)), rule, rng)
             if box is not None:
-                image_box = shifted(box, window[0], window[1])
                 provenance = {
                     "canvas": info.image_id,
                     "patient_id": info.patient_id,
                     "window": list(window),
-                    "box": list(image_box),
+                    "box": list(shifted(box, window[0], window[1])),
                     "seed": seed,
                     "index": index,
                 }
-                return Placement(position, window, box, image_box, provenance)
+                return Placement(position, window, box, provenance)
     if healthy:
         raise UserError(f"no window of {size} px has room for a lesion in the breast", todo="allow smaller lesions")
-    raise UserError(
-        f"no healthy window of {size} px found in {count} canvases", todo="use a smaller window or other images"
-    )
+    what = f"no healthy window of {size} px found in {count} canvases"
+    raise UserError(what, todo="use a smaller window or other images")

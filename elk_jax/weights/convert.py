@@ -36,16 +36,9 @@ def out_in_to_in_out(x: np.ndarray) -> np.ndarray:
     return x.transpose(1, 0)
 
 
-@dataclass(frozen=True)
-class chw_to_hwc:
+def chw_to_hwc(x: np.ndarray, size: int = 7) -> np.ndarray:
     """Kernels of the dense layer after a pooled region: [out, C h w] -> [h w C, out], for h = w = `size`."""
-
-    size: int
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        outputs = x.shape[0]
-        x = x.reshape(outputs, -1, self.size, self.size)
-        return x.transpose(2, 3, 1, 0).reshape(-1, outputs)
+    return x.reshape(len(x), -1, size, size).transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
 @dataclass(frozen=True)
@@ -62,8 +55,8 @@ class Format:
     """A foreign format. `ignored`, `constants`: regular expressions of whole names.
 
     ignored: foreign tensors that are not weights. constants: (our path, value) of parameters that the file omits.
-    path: function applied to the target of a rule, for systematic differences in spelling. partial: parameters that the
-    file lacks may be initialised anew.
+    path: applied to the target of a rule, for systematic differences in spelling. partial: parameters that the file
+    lacks may be initialised anew.
     """
 
     rules: tuple[Rule, ...]
@@ -111,10 +104,7 @@ class Foreign:
 
 def layer(pattern: str, target: str, kernel: Layout) -> tuple[Rule, ...]:
     """Rules of a layer's weight and bias."""
-    return (
-        Rule(rf"{pattern}\.weight", f"{target}/kernel", kernel),
-        Rule(rf"{pattern}\.bias", f"{target}/bias"),
-    )
+    return Rule(rf"{pattern}\.weight", f"{target}/kernel", kernel), Rule(rf"{pattern}\.bias", f"{target}/bias")
 
 
 def norm(pattern: str, target: str) -> tuple[Rule, ...]:
@@ -163,8 +153,9 @@ def convert(
         if not np.isfinite(value).all():
             infinite.append(name)
         params[path] = value
-        rows[path] = Row(name, tensor.shape, path, value.shape, getattr(layout, "__name__", str(layout)))
-    filled = _constants([path for path in wanted if path not in params], fmt)
+        rows[path] = Row(name, tensor.shape, path, value.shape, layout.__name__)
+    absent = [path for path in wanted if path not in params]
+    filled = tuple((path, v) for path in absent for pattern, v in fmt.constants if re.fullmatch(pattern, path))
     params |= {path: np.full(wanted[path], number, np.float32) for path, number in filled}
     missing = [f"{path} {tuple(shape)}" for path, shape in wanted.items() if path not in params]
     _complain(left_over, mismatched, missing, infinite, where, fmt.partial)
@@ -172,10 +163,6 @@ def convert(
     anew = tuple(path for path in target_shapes if path not in wanted)
     used = tuple(rows[path] for path in wanted if path in rows)
     return store.nest(ordered), NameMap(used, tuple(ignored), filled, anew)
-
-
-def _constants(paths: Sequence[str], fmt: Format) -> tuple[tuple[str, float], ...]:
-    return tuple((path, v) for path in paths for pattern, v in fmt.constants if re.fullmatch(pattern, path))
 
 
 def _place(name: str, fmt: Format) -> tuple[str, Layout]:
@@ -197,22 +184,15 @@ def _complain(
     left_over: list[str], mismatched: list[str], missing: list[str], infinite: list[str], where: object, partial: bool
 ) -> None:
     architecture = "check --format and the model's settings"
-    if mismatched:
-        raise UserError(f"shapes differ: {store.first_few(sorted(mismatched))}", where=where, todo=architecture)
-    if left_over:
-        raise UserError(
-            f"the model has no parameter for {store.first_few(left_over)}",
-            where=where,
-            todo=f"{architecture}, or ignore tensors with --ignore=REGEX",
-        )
-    if missing:
-        raise UserError(
-            f"the file lacks {store.first_few(missing)}",
-            where=where,
-            todo=architecture + (", or initialise parameters anew with --drop=REGEX" if partial else ""),
-        )
-    if infinite:
-        raise UserError(f"NaN or infinity in {store.first_few(infinite)}", where=where, todo="use another file")
+    anew = ", or initialise parameters anew with --drop=REGEX" if partial else ""
+    for what, names, todo in (
+        ("shapes differ:", sorted(mismatched), architecture),
+        ("the model has no parameter for", left_over, f"{architecture}, or ignore tensors with --ignore=REGEX"),
+        ("the file lacks", missing, architecture + anew),
+        ("NaN or infinity in", infinite, "use another file"),
+    ):
+        if names:
+            raise UserError(f"{what} {store.first_few(names)}", where=where, todo=todo)
 
 
 def strip_module(tensors: Tensors) -> Tensors:
@@ -236,19 +216,18 @@ def indices(tensors: Tensors, pattern: str) -> list[int]:
     return sorted({int(match.group(1)) for match in found if match})
 
 
-def resnet_widths(stem: np.ndarray, first: np.ndarray) -> dict[str, int]:
-    """The widths of a ResNet from the kernels [out, in, h, w] of its stem and of the first convolution after it."""
-    width, stem_width = first.shape[0], stem.shape[0]
-    return {"width": width, "stem_width": 0 if stem_width == width else stem_width}
+def resnet_settings(tensors: Tensors, stem: str, stages: Sequence[str]) -> dict[str, int]:
+    """`depth`, `width` and `stem_width` of a ResNet, from the name of its stem's kernel and the prefixes of its stages.
 
-
-def resnet_depth(blocks: Sequence[int], bottleneck: bool) -> int:
-    """The depth of the ResNet that has so many blocks in its stages. UserError where there is none."""
+    UserError where a tensor is missing, and where no known ResNet has so many blocks.
+    """
+    width, stem_width = (find(tensors, name).shape[0] for name in (f"{stages[0]}.0.conv1.weight", stem))
+    blocks = tuple(len(indices(tensors, rf"{re.escape(stage)}\.(\d+)\.conv1\.weight")) for stage in stages)
+    bottleneck = f"{stages[0]}.0.conv3.weight" in tensors
     for depth, known in BLOCKS.items():
-        if known == tuple(blocks) and has_bottlenecks(depth) == bottleneck:
-            return depth
-    kind = "bottleneck" if bottleneck else "basic"
+        if known == blocks and has_bottlenecks(depth) == bottleneck:
+            return {"depth": depth, "width": width, "stem_width": 0 if stem_width == width else stem_width}
     raise UserError(
-        f"no known ResNet has {list(blocks)} {kind} blocks",
+        f"no known ResNet has {list(blocks)} {'bottleneck' if bottleneck else 'basic'} blocks",
         todo=f"use weights of a ResNet with {', '.join(map(str, BLOCKS))} layers",
     )

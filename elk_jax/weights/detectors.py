@@ -21,7 +21,6 @@ from elk_jax.errors import UserError
 from elk_jax.weights import convert, detectron2, reading, torchvision
 from elk_jax.weights import model_folder as store
 
-FORMATS = ("detectron2", "torchvision")
 ALL_BUT_BACKBONE = "^(?!backbone/)"
 
 _PRESETS = {
@@ -45,7 +44,7 @@ class Imported:
 
 
 def understand(tensors: reading.Tensors, file_format: str, norm_eps: float | None = None) -> convert.Foreign:
-    """What `tensors` are, in one of FORMATS. norm_eps: see `torchvision.interpret`."""
+    """What `tensors` are, in the names of "detectron2" or "torchvision". norm_eps: see `torchvision.interpret`."""
     if file_format == "torchvision":
         return torchvision.interpret(tensors, norm_eps=torchvision.EPS if norm_eps is None else norm_eps)
     if norm_eps is not None:
@@ -95,17 +94,14 @@ def import_file(
     console = console or Console()
     foreign = understand(reading.read_tensors(path), file_format, norm_eps)
     imported = convert_foreign(foreign, changes, drop, ignore)
-    names = list(classes) or [f"class {i}" for i in range(imported.model.num_classes)]
-    if not foreign.backbone_only and len(names) != imported.model.num_classes:
-        raise UserError(
-            f"{len(names)} names for {imported.model.num_classes} classes",
-            where="--classes",
-            todo="name every class of the file, without background",
-        )
+    count = imported.model.num_classes
+    names = list(classes) or [f"class {i}" for i in range(count)]
+    if not foreign.backbone_only and len(names) != count:
+        todo = "name every class of the file, without background"
+        raise UserError(f"{len(names)} names for {count} classes", where="--classes", todo=todo)
     folder = files.make_folder(output)
     console.print(name_table(imported.name_map))
-    for line in summary(foreign, imported):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say(console, *summary(foreign, imported))
     description = {
         "architecture": "resnet" if foreign.backbone_only else imported.model.name,
         "model": dataclasses.asdict(imported.model),
@@ -118,8 +114,14 @@ def import_file(
         },
     }
     store.save_params(folder, imported.params, description)
-    console.print(f"wrote {folder / store.PARAMS} and {store.CONFIG}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"wrote {folder / store.PARAMS} and {store.CONFIG}")
     return imported
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def name_table(name_map: convert.NameMap) -> Table:
@@ -128,8 +130,7 @@ def name_table(name_map: convert.NameMap) -> Table:
     for title in ("in the file", "shape", "here", "shape", "layout"):
         table.add_column(title, overflow="fold")
     for row in name_map.rows:
-        shapes = ("x".join(map(str, shape)) or "1" for shape in (row.foreign_shape, row.shape))
-        theirs, ours = shapes
+        theirs, ours = ("x".join(map(str, shape)) or "1" for shape in (row.foreign_shape, row.shape))
         table.add_row(row.foreign, theirs, row.path, ours, row.layout if row.layout != "as_is" else "")
     for path, value in name_map.filled:
         table.add_row("(not in the file)", "", path, "", f"constant {value:g}")

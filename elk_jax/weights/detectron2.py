@@ -13,7 +13,6 @@ from typing import Any
 from elk_jax.weights.convert import (
     Foreign,
     Format,
-    Rule,
     chw_to_hwc,
     find,
     indices,
@@ -21,8 +20,7 @@ from elk_jax.weights.convert import (
     norm,
     oihw_to_hwio,
     out_in_to_in_out,
-    resnet_depth,
-    resnet_widths,
+    resnet_settings,
     strip_module,
 )
 from elk_jax.weights.reading import Tensors
@@ -41,11 +39,8 @@ IGNORED = (
 )
 
 
-def interpret(tensors: Tensors, roi_size: int = 7) -> Foreign:
-    """Recognise the tensors of a file; `roi_size`: size of pooled regions, for the layout of the first dense layer.
-
-    Raises UserError unless they are a ResNet with detectron2's or Caffe2's names.
-    """
+def interpret(tensors: Tensors) -> Foreign:
+    """Recognise the tensors of a file. UserError unless they are a ResNet with detectron2's or Caffe2's names."""
     tensors = strip_module(tensors)
     caffe2 = "conv1_w" in tensors
     if caffe2:
@@ -56,21 +51,15 @@ def interpret(tensors: Tensors, roi_size: int = 7) -> Foreign:
     settings = _backbone_settings(tensors, caffe2) | ({} if backbone_only else _detector_settings(tensors))
     folded = caffe2 and not any(name.endswith(".running_mean") for name in tensors)
     constants = ((r".*/norm/mean", 0.0), (r".*/norm/var", 1.0 - EPS)) if folded else ()
-    return Foreign(tensors, Format(_rules(roi_size), IGNORED, constants), "detectron2", settings, backbone_only)
+    return Foreign(tensors, Format(_RULES, IGNORED, constants), "detectron2", settings, backbone_only)
 
 
 def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:
-    first, stem = (find(tensors, BODY + name) for name in ("res2.0.conv1.weight", "stem.conv1.weight"))
-    blocks = [len(indices(tensors, rf"{_BODY}res{stage}\.(\d+)\.conv1\.weight")) for stage in (2, 3, 4, 5)]
-    norm_name = "none"
-    if f"{BODY}stem.conv1.norm.weight" in tensors:
-        constant = caffe2 or f"{BODY}stem.conv1.norm.running_mean" in tensors
-        norm_name = "frozen_bn" if constant else "gn"
-    return {
-        "depth": resnet_depth(blocks, f"{BODY}res2.0.conv3.weight" in tensors),
-        **resnet_widths(stem, first),
-        "norm": norm_name,
-    }
+    resnet = resnet_settings(tensors, f"{BODY}stem.conv1.weight", [f"{BODY}res{stage}" for stage in (2, 3, 4, 5)])
+    if f"{BODY}stem.conv1.norm.weight" not in tensors:
+        return {**resnet, "norm": "none"}
+    constant = caffe2 or f"{BODY}stem.conv1.norm.running_mean" in tensors
+    return {**resnet, "norm": "frozen_bn" if constant else "gn"}
 
 
 def _detector_settings(tensors: Tensors) -> dict[str, Any]:
@@ -108,42 +97,36 @@ def _from_caffe2(tensors: Tensors) -> Tensors:
 
 
 def _caffe2_name(name: str) -> str:
-    kind = {
-        "w": "weight",
-        "b": "bias",
-        "bn_s": "norm.weight",
-        "bn_b": "norm.bias",
-        "bn_rm": "norm.running_mean",
-        "bn_riv": "norm.running_var",
-    }
-    if match := re.fullmatch(r"(?:res_)?conv1_(w|b|bn_s|bn_b|bn_rm|bn_riv)", name):
+    norm_parts = {"bn_s": "weight", "bn_b": "bias", "bn_rm": "running_mean", "bn_riv": "running_var"}
+    kind = {"w": "weight", "b": "bias", **{theirs: f"norm.{ours}" for theirs, ours in norm_parts.items()}}
+    kinds = "|".join(kind)
+    if match := re.fullmatch(rf"(?:res_)?conv1_({kinds})", name):
         return f"stem.conv1.{kind[match[1]]}"
-    if match := re.fullmatch(r"res(\d)_(\d+)_branch(1|2a|2b|2c)_(w|b|bn_s|bn_b|bn_rm|bn_riv)", name):
+    if match := re.fullmatch(rf"res(\d)_(\d+)_branch(1|2a|2b|2c)_({kinds})", name):
         part = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}[match[3]]
         return f"res{match[1]}.{match[2]}.{part}.{kind[match[4]]}"
     return name
 
 
-def _rules(roi_size: int) -> tuple[Rule, ...]:
-    return (
-        *layer(_BODY + r"stem\.conv1", "backbone/stem/conv", oihw_to_hwio),
-        *norm(_BODY + r"stem\.conv1\.norm", "backbone/stem/conv"),
-        *layer(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/res\1_\2/\3", oihw_to_hwio),
-        *norm(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)\.norm", r"backbone/res\1_\2/\3"),
-        *layer(r"backbone\.fpn_(lateral|output)(\d)", r"fpn/\1\2", oihw_to_hwio),
-        *norm(r"backbone\.fpn_(lateral|output)(\d)\.norm", r"fpn/\1\2"),
-        *layer(r"proposal_generator\.rpn_head\.conv", "rpn/conv1", oihw_to_hwio),
-        *(
-            rule
-            for i in range(8)
-            for rule in layer(rf"proposal_generator\.rpn_head\.conv\.conv{i}", f"rpn/conv{i + 1}", oihw_to_hwio)
-        ),
-        *layer(r"proposal_generator\.rpn_head\.objectness_logits", "rpn/objectness", oihw_to_hwio),
-        *layer(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas", oihw_to_hwio),
-        *layer(r"roi_heads\.box_head\.conv(\d)", r"box_head/conv\1", oihw_to_hwio),
-        *norm(r"roi_heads\.box_head\.conv(\d)\.norm", r"box_head/conv\1"),
-        *layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", chw_to_hwc(roi_size)),
-        *layer(r"roi_heads\.box_head\.fc(\d)", r"box_head/fc\1", out_in_to_in_out),
-        *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
-        *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
-    )
+_RULES = (
+    *layer(_BODY + r"stem\.conv1", "backbone/stem/conv", oihw_to_hwio),
+    *norm(_BODY + r"stem\.conv1\.norm", "backbone/stem/conv"),
+    *layer(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)", r"backbone/res\1_\2/\3", oihw_to_hwio),
+    *norm(_BODY + r"res(\d)\.(\d+)\.(conv\d|shortcut)\.norm", r"backbone/res\1_\2/\3"),
+    *layer(r"backbone\.fpn_(lateral|output)(\d)", r"fpn/\1\2", oihw_to_hwio),
+    *norm(r"backbone\.fpn_(lateral|output)(\d)\.norm", r"fpn/\1\2"),
+    *layer(r"proposal_generator\.rpn_head\.conv", "rpn/conv1", oihw_to_hwio),
+    *(
+        rule
+        for i in range(8)
+        for rule in layer(rf"proposal_generator\.rpn_head\.conv\.conv{i}", f"rpn/conv{i + 1}", oihw_to_hwio)
+    ),
+    *layer(r"proposal_generator\.rpn_head\.objectness_logits", "rpn/objectness", oihw_to_hwio),
+    *layer(r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/deltas", oihw_to_hwio),
+    *layer(r"roi_heads\.box_head\.conv(\d)", r"box_head/conv\1", oihw_to_hwio),
+    *norm(r"roi_heads\.box_head\.conv(\d)\.norm", r"box_head/conv\1"),
+    *layer(r"roi_heads\.box_head\.fc1", "box_head/fc1", chw_to_hwc),
+    *layer(r"roi_heads\.box_head\.fc(\d)", r"box_head/fc\1", out_in_to_in_out),
+    *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
+    *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
+)

@@ -13,7 +13,7 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.weights import model_folder as store
-from elk_jax.weights.convert import Format, Rule
+from elk_jax.weights.convert import Format, Rule, oihw_to_hwio, out_in_to_in_out
 from elk_jax.weights.reading import Tensors
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -38,8 +38,8 @@ def to_name(path: str) -> str:
 
 
 def kernel(x: np.ndarray) -> np.ndarray:
-    """Kernels [out, in] -> [in, out], or [out, in, h, w] -> [h, w, in, out]."""
-    return x.transpose(1, 0) if x.ndim == 2 else x.transpose(2, 3, 1, 0)
+    """Kernels of dense layers or convolutions."""
+    return out_in_to_in_out(x) if x.ndim == 2 else oihw_to_hwio(x)
 
 
 def dense_kernel(x: np.ndarray) -> np.ndarray:
@@ -64,23 +64,24 @@ FORMAT = Format(
 """Of all three networks. Ignored: the position ids 0..76, and the unused projection to CLIP's joint space."""
 
 
-def to_tensors(params: store.Params, dtype: type = np.float32) -> Tensors:
+def to_tensors(params: store.Params) -> Tensors:
     """The parameters of one network (nested dict) with diffusers' names and layouts."""
     tensors: Tensors = {}
     for path, leaf in store.flatten(params).items():
         x = np.asarray(leaf)
         if path.endswith("/kernel"):
             x = x.transpose(1, 0) if x.ndim == 2 else x.transpose(3, 2, 0, 1)
-        tensors[to_name(path)] = np.array(x, dtype, order="C")
+        tensors[to_name(path)] = np.array(x, np.float32, order="C")
     return tensors
 
 
-def widen_input(tensors: Mapping[str, np.ndarray], channels: int, name: str = "conv_in.weight") -> Tensors:
+def widen_input(tensors: Mapping[str, np.ndarray], channels: int) -> Tensors:
     """The tensors of a U-Net extended to `channels` input channels by zeros, which do not change its output.
 
     It turns text-to-image (4 latents) into an inpainter (9: also mask and latents of the masked image). Raises
     UserError if the U-Net already has more channels.
     """
+    name = "conv_in.weight"
     if name not in tensors:
         raise UserError(f"the U-Net lacks {name}", todo="give a Stable Diffusion 1.x or 2.x folder")
     first = np.asarray(tensors[name])

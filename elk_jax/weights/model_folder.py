@@ -57,8 +57,7 @@ def architecture_of(folder: str | os.PathLike) -> str:
 
 def kept_step(folder: Path, otherwise: int) -> int:
     """The training step, the last or the best, whose weights a model folder holds; `otherwise` without a folder."""
-    config = _config(folder) if (folder / CONFIG).is_file() else {}
-    return int(config.get("trained", {}).get("step", otherwise))
+    return int(_trained(folder).get("step", otherwise))
 
 
 def find(workdir: Path, stage: str | None, architectures: Collection[str]) -> Path:
@@ -119,29 +118,24 @@ def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), whe
     patterns = compile_patterns(drop)
     required = [name for name in wanted if not matches(patterns, name)]
     shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
-    todo = (
-        "start from weights of the same architecture, or set the recipe's `model` (--config.RECIPE.model.KEY=VALUE) "
-        f"to the values in {CONFIG} of the weights"
-    )
-    missing = [f"{name} {tuple(wanted[name].shape)}" for name in required if name not in given]
-    if missing:
-        raise UserError(f"the weights lack {first_few(missing)}", where=where, todo=todo)
+    needed = {name: tuple(wanted[name].shape) for name in required}
+    missing = [f"{name} {shape}" for name, shape in needed.items() if name not in given]
     left_over = [f"{n} {shapes[n]}" for n in given if n not in wanted and not matches(patterns, n)]
-    if left_over:
-        raise UserError(f"the model has no place for {first_few(left_over)}", where=where, todo=todo)
     other = [
-        f"{name} is {shapes[name]} in the weights and {tuple(wanted[name].shape)} in the model"
-        for name in required
-        if shapes[name] != tuple(wanted[name].shape)
+        f"{name} is {shapes[name]} in the weights and {shape} in the model"
+        for name, shape in needed.items()
+        if shapes.get(name, shape) != shape
     ]
-    if other:
-        raise UserError(f"shapes differ: {first_few(other)}", where=where, todo=todo)
-    return nest(
-        {
-            name: np.asarray(given[name], leaf.dtype) if shapes.get(name) == tuple(leaf.shape) else leaf
-            for name, leaf in wanted.items()
-        }
-    )
+    differences = ("the weights lack", missing), ("the model has no place for", left_over), ("shapes differ:", other)
+    for what, names in differences:
+        if names:
+            todo = (
+                "start from weights of the same architecture, or set the recipe's `model` "
+                f"(--config.RECIPE.model.KEY=VALUE) to the values in {CONFIG} of the weights"
+            )
+            raise UserError(f"{what} {first_few(names)}", where=where, todo=todo)
+    matching = {name: shapes.get(name) == tuple(leaf.shape) for name, leaf in wanted.items()}
+    return nest({n: np.asarray(given[n], leaf.dtype) if matching[n] else leaf for n, leaf in wanted.items()})
 
 
 def check_same(before: Any, now: Any, fields: Collection[str], where: Path, recipe: str) -> None:
@@ -209,6 +203,9 @@ def first_few(items: Sequence[str], most: int = 4) -> str:
 
 def seen_patients(folder: Path) -> frozenset[str]:
     """Hashes (`data.sources.patients`) of all patients that a model was trained on; none of one that keeps none."""
-    config = _config(folder) if (folder / CONFIG).is_file() else {}
-    trained = config.get("trained")
-    return frozenset(trained.get("patients", ()) if isinstance(trained, Mapping) else ())
+    return frozenset(_trained(folder).get("patients", ()))
+
+
+def _trained(folder: Path) -> Mapping[str, Any]:
+    trained = _config(folder).get("trained") if (folder / CONFIG).is_file() else None
+    return trained if isinstance(trained, Mapping) else {}

@@ -43,17 +43,11 @@ class ElementType:
 
 
 BFLOAT16 = ElementType(np.dtype("u2"), is_bfloat16=True)
+_FLOATS = {"Double": "f8", "Float": "f4", "Half": "f2"}
+_INTEGERS = {"Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
 STORAGE_TYPES = {
-    "DoubleStorage": ElementType(np.dtype("f8")),
-    "FloatStorage": ElementType(np.dtype("f4")),
-    "HalfStorage": ElementType(np.dtype("f2")),
+    **{f"{name}Storage": ElementType(np.dtype(code)) for name, code in (_FLOATS | _INTEGERS).items()},
     "BFloat16Storage": BFLOAT16,
-    "LongStorage": ElementType(np.dtype("i8")),
-    "IntStorage": ElementType(np.dtype("i4")),
-    "ShortStorage": ElementType(np.dtype("i2")),
-    "CharStorage": ElementType(np.dtype("i1")),
-    "ByteStorage": ElementType(np.dtype("u1")),
-    "BoolStorage": ElementType(np.dtype("?")),
 }
 
 
@@ -92,7 +86,7 @@ class StorageRef(_Sealed):
 
     __slots__ = ("element", "key", "numel", "start")
 
-    def __init__(self, element: ElementType, key: str, numel: int, start: int = 0):
+    def __init__(self, element: ElementType, key: str, numel: int, start: int):
         self.element, self.key, self.numel, self.start = element, key, numel, start
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ Tensors = dict[str, np.ndarray]
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
 
-_SAFETENSORS_TYPES = {
-    "F64": pickles.ElementType(np.dtype("f8")),
-    "F32": pickles.ElementType(np.dtype("f4")),
-    "F16": pickles.ElementType(np.dtype("f2")),
-    "BF16": pickles.BFLOAT16,
-    "I64": pickles.ElementType(np.dtype("i8")),
-    "I32": pickles.ElementType(np.dtype("i4")),
-    "I16": pickles.ElementType(np.dtype("i2")),
-    "I8": pickles.ElementType(np.dtype("i1")),
-    "U8": pickles.ElementType(np.dtype("u1")),
-    "BOOL": pickles.ElementType(np.dtype("?")),
+_CODES = {
+    "F64": "f8",
+    "F32": "f4",
+    "F16": "f2",
+    "I64": "i8",
+    "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
 }
+_SAFETENSORS_TYPES = {kind: pickles.ElementType(np.dtype(code)) for kind, code in _CODES.items()}
+_SAFETENSORS_TYPES["BF16"] = pickles.BFLOAT16
 
 
 def read_tensors(path: str | os.PathLike) -> Tensors:
@@ -53,7 +54,11 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
             first, _ = pickles.load(file, path)
             if first == torch_files.LEGACY_MAGIC:
                 return state_dict(torch_files.read_legacy(file, path), path)
-            return state_dict(pickles.to_arrays(first, _no_storage(path), path), path)
+
+            def no_storage(_: pickles.StorageRef) -> np.ndarray:
+                raise pickles.damaged(path, "a tensor without storage")
+
+            return state_dict(pickles.to_arrays(first, no_storage, path), path)
     except OSError as error:
         raise from_os_error(error, path) from error
 
@@ -70,8 +75,7 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
     for name, view in content:
         element = _SAFETENSORS_TYPES.get(view["dtype"])
         if element is None:
-            kind = view["dtype"]
-            raise UserError(f"tensor {name} is of type {kind}", where=path, todo="save it as float32")
+            raise UserError(f"tensor {name} is of type {view['dtype']}", where=path, todo="save it as float32")
         tensors[name] = element.to_array(view["data"]).reshape(view["shape"])
     return tensors
 
@@ -102,11 +106,8 @@ def _tensors_only(value: Any) -> Tensors:
     if not isinstance(value, Mapping):
         return {}
     named = {str(key): item for key, item in value.items()}
-    tensors = {
-        key: item
-        for key, item in named.items()
-        if not (key.startswith("__") or key.endswith("_momentum") or key == "matching_heuristics")
-    }
+    notes = {key for key in named if key.startswith("__") or key.endswith("_momentum") or key == "matching_heuristics"}
+    tensors = {key: item for key, item in named.items() if key not in notes}
     return tensors if all(isinstance(item, np.ndarray) for item in tensors.values()) else {}
 
 
@@ -119,10 +120,3 @@ def _refuse_other_kinds(head: bytes, path: Path) -> None:
         raise UserError("a web page, not the weights", where=path, todo="download the file again")
     if not head.startswith((b"\x80", b"(", b"}", b"]", b"c")):
         raise UserError("not a weights file", where=path, todo="give a .pkl, .pth or .safetensors file")
-
-
-def _no_storage(path: object) -> Callable[[pickles.StorageRef], np.ndarray]:
-    def read_storage(storage: pickles.StorageRef) -> np.ndarray:
-        raise pickles.damaged(path, "a tensor without storage")
-
-    return read_storage

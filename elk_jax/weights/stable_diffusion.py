@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from elk_jax.diffusion import autoencoder, scheduler_config, settings, text_encoder, unet
+from elk_jax.diffusion import autoencoder, scheduler_config, text_encoder, unet
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
 from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import TextConfig
@@ -62,36 +62,6 @@ class StableDiffusion:
         return scheduler_config.read_schedule(self.parts["scheduler"])
 
 
-def describe(
-    unet_config: UNetConfig,
-    autoencoder_config: AutoencoderConfig,
-    text_config: TextConfig,
-    scheduler: Mapping[str, Any],
-) -> dict[str, dict[str, Any]]:
-    """`StableDiffusion.parts` (diffusers' JSON) from typed configurations. scheduler: see `read_schedule`."""
-    ours = ("attention", "remat", "dtype")
-    as_json = [
-        {name: value for name, value in settings.to_json(config).items() if name not in ours}
-        for config in (unet_config, autoencoder_config, text_config)
-    ]
-    blocks = len(autoencoder_config.block_out_channels)
-    return {
-        "unet": {
-            "_class_name": "UNet2DConditionModel",
-            **as_json[0],
-            "up_block_types": unet.up_block_types(unet_config),
-        },
-        "vae": {
-            "_class_name": "AutoencoderKL",
-            **as_json[1],
-            "down_block_types": ["DownEncoderBlock2D"] * blocks,
-            "up_block_types": ["UpDecoderBlock2D"] * blocks,
-        },
-        "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **as_json[2]},
-        "scheduler": dict(scheduler),
-    }
-
-
 def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
     """PARTS -> path -> shape of every parameter, without computing them. configs: PARTS -> typed configuration."""
     modules: dict[str, Any] = {"unet": unet, "vae": autoencoder, "text_encoder": text_encoder}
@@ -124,10 +94,8 @@ def from_pipeline(
     _ = model.schedule  # raises UserError if it is not supported
     params, maps = {}, {}
     for part in PARTS:
-        at = Path(str(where)) / part
-        params[part], maps[part] = convert.convert(
-            tensors[part], diffusers.FORMAT, shapes[part], ignore=ignore, where=at
-        )
+        at, fmt = Path(str(where)) / part, diffusers.FORMAT
+        params[part], maps[part] = convert.convert(tensors[part], fmt, shapes[part], ignore=ignore, where=at)
     _check_together(model)
     return dataclasses.replace(model, params=params), maps
 
@@ -145,33 +113,21 @@ def _check_input(tensors: Mapping[str, np.ndarray], channels: int, where: object
 
 def _check_together(model: StableDiffusion) -> None:
     """UserError unless the parts fit together."""
-    if model.unet.cross_attention_dim != model.text.hidden_size:
-        raise UserError(
-            f"text of {model.text.hidden_size} channels for a U-Net that takes {model.unet.cross_attention_dim}",
-            where="text_encoder",
-            todo="use the text encoder of the same model",
-        )
-    if max(model.tokenizer.vocab.values()) >= model.text.vocab_size:
-        raise UserError(
-            f"{len(model.tokenizer.vocab)} tokens for a text encoder with {model.text.vocab_size}",
-            where="tokenizer",
-            todo="use the tokenizer of the same model",
-        )
-    if model.tokenizer.length > model.text.max_position_embeddings:
-        raise UserError(
-            f"texts of {model.tokenizer.length} tokens, at most {model.text.max_position_embeddings}",
-            where="tokenizer",
-            todo="lower model_max_length in tokenizer_config.json",
-        )
+    text, takes, tokens = model.text, model.unet.cross_attention_dim, model.tokenizer
+    if takes != text.hidden_size:
+        what = f"text of {text.hidden_size} channels for a U-Net that takes {takes}"
+        raise UserError(what, where="text_encoder", todo="use the text encoder of the same model")
+    if max(tokens.vocab.values()) >= text.vocab_size:
+        what = f"{len(tokens.vocab)} tokens for a text encoder with {text.vocab_size}"
+        raise UserError(what, where="tokenizer", todo="use the tokenizer of the same model")
+    if tokens.length > text.max_position_embeddings:
+        what = f"texts of {tokens.length} tokens, at most {text.max_position_embeddings}"
+        raise UserError(what, where="tokenizer", todo="lower model_max_length in tokenizer_config.json")
 
 
 def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str, Any] | None = None) -> None:
     """Write our model folder. source: origin of the model, recorded in model.json."""
-    description = {
-        "architecture": ARCHITECTURE,
-        "parts": model.parts,
-        "source": dict(source or {}),
-    }
+    description = {"architecture": ARCHITECTURE, "parts": model.parts, "source": dict(source or {})}
     tokenizer.write_tokenizer(folder, model.tokenizer)
     store.save_params(folder, model.params, description)
 
@@ -208,13 +164,11 @@ def import_folder(
     pipeline = diffusers_folder.read_pipeline(path, variant)
     model, maps = from_pipeline(pipeline, inpainting=inpainting, ignore=ignore, where=path)
     for part in PARTS:
-        console.print(f"{part}: {pipeline.files[part]}", markup=False, highlight=False, soft_wrap=True)
+        foreign_weights.say(console, f"{part}: {pipeline.files[part]}")
         console.print(foreign_weights.name_table(maps[part]))
-    for line in summary(pipeline, model, maps):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    foreign_weights.say(console, *summary(pipeline, model, maps))
     save(output, model, {"format": "diffusers", "folder": Path(path).name, "files": pipeline.files})
-    wrote = f"wrote {Path(output) / store.PARAMS} and {store.CONFIG}"
-    console.print(wrote, markup=False, highlight=False, soft_wrap=True)
+    foreign_weights.say(console, f"wrote {Path(output) / store.PARAMS} and {store.CONFIG}")
     return model
 
 
@@ -242,6 +196,6 @@ def export_folder(
     """Export our model folder to one that diffusers loads; see `diffusers_folder.write_pipeline`."""
     model = load(folder)
     written = diffusers_folder.write_pipeline(output, model.params, model.parts, model.tokenizer, dtype)
-    line = f"wrote {written}: load it with {diffusers_folder.pipeline_kind(model.params, model.parts)}.from_pretrained"
-    (console or Console()).print(line, markup=False, highlight=False, soft_wrap=True)
+    kind = diffusers_folder.pipeline_kind(model.params, model.parts)
+    foreign_weights.say(console or Console(), f"wrote {written}: load it with {kind}.from_pretrained")
     return written

@@ -23,8 +23,7 @@ from elk_jax.weights.convert import (
     norm,
     oihw_to_hwio,
     out_in_to_in_out,
-    resnet_depth,
-    resnet_widths,
+    resnet_settings,
     strip_module,
 )
 from elk_jax.weights.reading import Tensors
@@ -35,25 +34,27 @@ IGNORED = (r".*\.num_batches_tracked", rf"{_BODY}fc\.(weight|bias)")
 EPS = 1e-5  # epsilon of the model's norms
 
 
-def interpret(tensors: Tensors, roi_size: int = 7, norm_eps: float = EPS) -> Foreign:
-    """Recognise the tensors of a file; `roi_size`: size of pooled regions, for the layout of the first dense layer.
+def interpret(tensors: Tensors, norm_eps: float = EPS) -> Foreign:
+    """Recognise the tensors of a file. UserError unless they are a ResNet with torchvision's names.
 
     norm_eps: epsilon of the batch norms in training (0 for torchvision's published COCO_V1 detector); if it is not the
-    model's EPS, it is folded into the scales. Raises UserError unless the tensors are a ResNet with torchvision's
-    names.
+    model's EPS, it is folded into the scales.
     """
     tensors = strip_module(tensors)
     if "conv1.weight" in tensors:
         tensors = {BODY + name: tensor for name, tensor in tensors.items()}
     backbone_only = not any(name.startswith(("rpn.", "roi_heads.", "backbone.fpn.")) for name in tensors)
-    settings = _backbone_settings(tensors) | ({} if backbone_only else _detector_settings(tensors))
+    settings: dict[str, Any] = resnet_settings(
+        tensors, f"{BODY}conv1.weight", [f"{BODY}layer{i}" for i in (1, 2, 3, 4)]
+    )
+    settings |= {} if backbone_only else _detector_settings(tensors)
     v2 = settings.get("box_convs", 0) > 0
     preset = "torchvision_v2" if v2 else "torchvision"
     # Version 2 of the detector trains its norms; in version 1 and in backbones they are constant.
     settings["norm"] = "affine_bn" if v2 else "frozen_bn"
     if norm_eps != EPS:
         tensors = fold_eps(tensors, norm_eps)
-    return Foreign(tensors, Format(_rules(roi_size), IGNORED), preset, settings, backbone_only)
+    return Foreign(tensors, Format(_rules(), IGNORED), preset, settings, backbone_only)
 
 
 def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
@@ -69,15 +70,6 @@ def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
                 ratio = np.sqrt((var.astype(np.float64) + EPS) / (var.astype(np.float64) + norm_eps))
             folded[scale] = find(tensors, scale) * ratio
     return folded
-
-
-def _backbone_settings(tensors: Tensors) -> dict[str, Any]:
-    first, stem = (find(tensors, BODY + name) for name in ("layer1.0.conv1.weight", "conv1.weight"))
-    blocks = [len(indices(tensors, rf"{_BODY}layer{stage}\.(\d+)\.conv1\.weight")) for stage in (1, 2, 3, 4)]
-    return {
-        "depth": resnet_depth(blocks, f"{BODY}layer1.0.conv3.weight" in tensors),
-        **resnet_widths(stem, first),
-    }
 
 
 def _detector_settings(tensors: Tensors) -> dict[str, Any]:
@@ -103,7 +95,7 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     return settings
 
 
-def _rules(roi_size: int) -> tuple[Rule, ...]:
+def _rules() -> tuple[Rule, ...]:
     return (
         *layer(_BODY + r"conv1", "backbone/stem/conv", oihw_to_hwio),
         *norm(_BODY + r"bn1", "backbone/stem/conv"),
@@ -113,8 +105,13 @@ def _rules(roi_size: int) -> tuple[Rule, ...]:
         *(rule for i in range(8) for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)),
         *layer(r"rpn\.head\.cls_logits", "rpn/objectness", oihw_to_hwio),
         *layer(r"rpn\.head\.bbox_pred", "rpn/deltas", oihw_to_hwio),
-        *(rule for i in range(8) for rule in _box_conv(i)),
-        *layer(r"roi_heads\.box_head\.(?:fc6|\d)", "box_head/fc1", chw_to_hwc(roi_size)),
+        *(
+            rule
+            for i in range(8)
+            for rule in layer(rf"roi_heads\.box_head\.{i}\.0", f"box_head/conv{i + 1}", oihw_to_hwio)
+        ),
+        *(rule for i in range(8) for rule in norm(rf"roi_heads\.box_head\.{i}\.1", f"box_head/conv{i + 1}")),
+        *layer(r"roi_heads\.box_head\.(?:fc6|\d)", "box_head/fc1", chw_to_hwc),
         *layer(r"roi_heads\.box_head\.fc7", "box_head/fc2", out_in_to_in_out),
         *layer(r"roi_heads\.box_predictor\.cls_score", "box_head/class_logits", out_in_to_in_out),
         *layer(r"roi_heads\.box_predictor\.bbox_pred", "box_head/box_deltas", out_in_to_in_out),
@@ -132,17 +129,8 @@ def _stage(stage: int) -> tuple[Rule, ...]:
 
 
 def _level(level: int) -> tuple[Rule, ...]:
-    parts = (("inner", f"fpn/lateral{level + 2}"), ("layer", f"fpn/output{level + 2}"))
-    return tuple(
-        rule
-        for theirs, ours in parts
-        for rule in (
-            *layer(rf"backbone\.fpn\.{theirs}_blocks\.{level}(?:\.0)?", ours, oihw_to_hwio),
-            *norm(rf"backbone\.fpn\.{theirs}_blocks\.{level}\.1", ours),
-        )
-    )
-
-
-def _box_conv(i: int) -> tuple[Rule, ...]:
-    theirs, ours = rf"roi_heads\.box_head\.{i}", f"box_head/conv{i + 1}"
-    return (*layer(rf"{theirs}\.0", ours, oihw_to_hwio), *norm(rf"{theirs}\.1", ours))
+    rules: tuple[Rule, ...] = ()
+    for theirs, ours in (("inner", f"fpn/lateral{level + 2}"), ("layer", f"fpn/output{level + 2}")):
+        block = rf"backbone\.fpn\.{theirs}_blocks\.{level}"
+        rules += (*layer(rf"{block}(?:\.0)?", ours, oihw_to_hwio), *norm(rf"{block}\.1", ours))
+    return rules

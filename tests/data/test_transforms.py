@@ -5,6 +5,9 @@ import pytest
 
 from elk_jax.data import transforms as t
 
+flip_horizontal = lambda example: t.flip(example, "horizontal")
+flip_vertical = lambda example: t.flip(example, "vertical")
+
 
 def seen_box(image, level=0.55):
     """Box of the pixels above `level`, xyxy with the far corner exclusive."""
@@ -30,11 +33,11 @@ def example(make_record):
 @pytest.mark.parametrize(
     "change",
     [
-        t.flip_horizontal,
-        t.flip_vertical,
+        flip_horizontal,
+        flip_vertical,
         *[lambda e, n=n: t.rotate_quarter(e, n) for n in range(5)],
         lambda e: t.crop(e, (3, 2, 50, 40)),
-        lambda e: t.flip_horizontal(t.rotate_quarter(t.crop(e, (9, 4, 33, 18)), 3)),
+        lambda e: flip_horizontal(t.rotate_quarter(t.crop(e, (9, 4, 33, 18)), 3)),
     ],
 )
 def test_exact_transforms(example, change):
@@ -45,7 +48,7 @@ def test_exact_transforms(example, change):
 
 
 def test_twice_is_nothing(example):
-    for flip in (t.flip_horizontal, t.flip_vertical, lambda e: t.rotate_quarter(e, 2)):
+    for flip in (flip_horizontal, flip_vertical, lambda e: t.rotate_quarter(e, 2)):
         twice = flip(flip(example))
         assert np.array_equal(twice.image, example.image) and np.array_equal(twice.boxes, example.boxes)
 
@@ -71,9 +74,7 @@ def test_resize_keeps_corners_aligned(make_record):
 @pytest.mark.parametrize("degrees", [-20, -5, 0, 7, 15])
 def test_rotation(degrees):
     box = [40.0, 30.0, 70.0, 45.0]
-    example = t.Example(
-        ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool)
-    )
+    example = t.Example(ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool))
     turned = t.rotate(example, degrees)
     assert turned.image.shape == example.image.shape
     np.testing.assert_allclose(turned.boxes[0], seen_box(turned.image, 0.5), atol=1.0)
@@ -81,9 +82,7 @@ def test_rotation(degrees):
 
 def test_rotation_turns_counter_clockwise():
     box = [80.0, 40.0, 90.0, 50.0]  # right of the centre, so it moves up
-    example = t.Example(
-        ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool)
-    )
+    example = t.Example(ellipse(120, 90, box), np.array([box], np.float32), np.zeros(1, np.int32), np.zeros(1, bool))
     assert t.rotate(example, 20).boxes[0, 1] < 35
 
 
@@ -119,7 +118,7 @@ def test_crop_cuts_and_ignores(make_record):
 def test_crop_to_nothing_keeps_shapes(make_record):
     empty = t.crop(t.example_of(make_record([[0, 0, 5, 5]])), (20, 20, 30, 30))
     assert empty.boxes.shape == (0, 4) and empty.labels.shape == (0,) and empty.ignore.shape == (0,)
-    assert t.flip_horizontal(t.rotate(t.resize_to(empty, (5, 5)), 3)).boxes.shape == (0, 4)
+    assert flip_horizontal(t.rotate(t.resize_to(empty, (5, 5)), 3)).boxes.shape == (0, 4)
 
 
 def test_window_keeps_a_lesion_whole(make_record):
@@ -181,7 +180,7 @@ def test_inputs_are_left_alone(make_record):
     before = record.image.copy(), record.info.boxes.copy()
     example = t.example_of(record)
     for change in (
-        t.flip_horizontal,
+        flip_horizontal,
         lambda e: t.rotate(e, 5),
         lambda e: t.crop(e, (12, 3, 40, 40)),
         lambda e: t.resize_to(e, (30, 30)),

@@ -11,7 +11,6 @@ from elk_jax.evaluation.detections import (
     join,
     join_batches,
     read_results,
-    to_entries,
     write_results,
 )
 from elk_jax.images.schema import ImageInfo
@@ -72,8 +71,10 @@ def test_coco_results_come_back(tmp_path):
         np.testing.assert_array_equal(one.labels, other.labels)
 
 
-def test_default_categories_start_at_one():
-    assert to_entries(join([info()], {"7": detections([[1, 2, 3, 4]], [0.5])}))[0]["category_id"] == 1
+def test_default_categories_start_at_one(tmp_path):
+    path = tmp_path / "predictions.json"
+    write_results(path, join([info()], {"7": detections([[1, 2, 3, 4]], [0.5])}))
+    assert json.loads(path.read_text())[0]["category_id"] == 1
 
 
 GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -158,9 +159,7 @@ def test_batches_return_to_the_pixels_of_the_source():
 def test_batches_with_nan_are_refused():
     with refused("finite", where="image b"):
         join_batches([info("a"), info("b")], [batch_and_predictions((0.9, np.nan, 0.1))])
-    join_batches(
-        [info("a"), info("b")], [batch_and_predictions((0.9, 0.2, np.nan))]
-    )  # padding may hold anything
+    join_batches([info("a"), info("b")], [batch_and_predictions((0.9, 0.2, np.nan))])  # padding may hold anything
 
 
 def test_score_floor_is_inclusive(make):

@@ -105,16 +105,12 @@ def test_refusals():
         radiomics.radiomics(np.zeros((4, 4)), np.zeros((4, 4), bool))
     with refused("NaN", where="patch"):
         radiomics.radiomics(np.full((4, 4), np.nan))
-    with refused(where="patches"):
-        radiomics.feature_table([])
 
 
-def test_table_of_patches_of_any_size():
+def test_names_are_those_of_any_patch():
     rng = np.random.default_rng(0)
-    patches = [rng.random((6, 7)), rng.random((9, 9))]
-    table, names = radiomics.feature_table(patches)
-    assert table.shape == (2, 74) and list(names) == list(radiomics.radiomics(patches[0]))
-    np.testing.assert_array_equal(table[1], list(radiomics.radiomics(patches[1]).values()))
+    first, second = radiomics.radiomics(rng.random((6, 7))), radiomics.radiomics(rng.random((9, 9)))
+    assert list(first) == list(second) and len(first) == 74
 
 
 def test_standardise_uses_the_reference_alone():
@@ -128,11 +124,12 @@ def test_standardise_uses_the_reference_alone():
 def test_frechet_radiomics_sees_texture():
     rng = np.random.default_rng(0)
 
-    def patches(number, blur):
+    def table(number, blur):
         noise = rng.random((number, 18, 16))
-        return [0.5 * patch[:16] + 0.5 * patch[2:] if blur else patch[:16] for patch in noise]
+        patches = [0.5 * patch[:16] + 0.5 * patch[2:] if blur else patch[:16] for patch in noise]
+        return np.array([list(radiomics.radiomics(patch).values()) for patch in patches])
 
-    tables = [radiomics.feature_table(patches(15, blur))[0] for blur in (False, False, True)]
+    tables = [table(15, blur) for blur in (False, False, True)]
     near, far = (radiomics.frechet_radiomics(tables[0], other) for other in tables[1:])
     assert far["distance"] > 5 * near["distance"]
     assert near["log_distance"] == pytest.approx(np.log(near["distance"]))

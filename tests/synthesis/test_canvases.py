@@ -2,16 +2,7 @@ import numpy as np
 import pytest
 
 from elk_jax.errors import UserError
-from elk_jax.synthesis.canvases import canvas_positions, healthy_window, training_patients
-
-
-def test_training_patients(make_info):
-    infos = [make_info(0), make_info(1), make_info(2, split="test"), make_info(3, split="val")]
-    assert training_patients(infos) == {"P0", "P1"}
-    with pytest.raises(UserError, match="no patient in split 'fit'"):
-        training_patients(infos, "fit")
-    with pytest.raises(UserError, match=r"more than one split.*P1: test, train"):
-        training_patients([*infos, make_info(4, patient_id="P1", split="test")])
+from elk_jax.synthesis.canvases import canvas_positions, healthy_window
 
 
 def test_only_training_patients_and_large_images(make_info):

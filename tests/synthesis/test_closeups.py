@@ -44,8 +44,7 @@ def test_an_image_smaller_than_the_window_is_padded():
     seen = set()
     for _ in range(60):
         closeup = lesion_closeup(pixels, np.array([[3, 2, 8, 9]]), 0, 16, rng)
-        assert closeup.inside.sum() == 160 and closeup.image.dtype == np.uint16
-        assert (closeup.image[~closeup.inside] == 0).all() and (closeup.image[closeup.inside] > 0).all()
+        assert (closeup.image > 0).sum() == 160 and closeup.image.dtype == np.uint16
         assert sorted(closeup.image[closeup.mask]) == sorted(pixels[2:9, 3:8].ravel())
         seen.add(closeup.window[1])
     assert seen == set(range(-6, 1))
@@ -108,7 +107,7 @@ def test_box_patch():
     pixels[10:20, 20:40] = 200
     assert (box_patch(pixels, np.array([20, 10, 40, 20]), 8) == 200).all()
     assert box_patch(pixels, np.array([20, 10, 40, 20]), 64).shape == (64, 64)
-    wide = box_patch(pixels, np.array([24, 12, 32, 18]), 16, context=1.0)  # 16..40 x 6..24
+    wide = box_patch(pixels, np.array([16, 6, 40, 24]), 16)
     assert wide[0, 0] == 0 and wide[8, 8] == pytest.approx(200)
     with pytest.raises(UserError, match="beyond the image"):
         box_patch(pixels, np.array([50, 10, 60, 20]), 8)

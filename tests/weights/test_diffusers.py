@@ -101,13 +101,6 @@ def test_written_names_are_diffusers_names(written):
     assert "text_model.embeddings.position_embedding.weight" in names["text_encoder"]
 
 
-def test_typed_configurations_describe_the_same_folder(model):
-    parts = stable_diffusion.describe(model.unet, model.autoencoder, model.text, model.parts["scheduler"])
-    again = stable_diffusion.StableDiffusion(model.params, json.loads(json.dumps(parts)), model.tokenizer)
-    assert (again.unet, again.autoencoder, again.text) == (model.unet, model.autoencoder, model.text)
-    assert parts["unet"]["up_block_types"] == ["UpBlock2D", "CrossAttnUpBlock2D"]
-
-
 def command(script, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     line = [sys.executable, str(ROOT / "launch" / script), *map(str, arguments)]

@@ -9,6 +9,7 @@ from elk_jax.diffusion.text_encoder import CLIPTextEncoder
 from elk_jax.diffusion.unet import UNet2DCondition
 from elk_jax.weights import diffusers_folder, stable_diffusion
 from elk_jax.weights.tokenizer import Tokenizer
+from tests.weights.parts import describe
 
 torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("diffusers")
@@ -30,7 +31,7 @@ def both(tiny_parts, vocabulary, tmp_path_factory):
         for part, shapes in stable_diffusion.parameter_shapes(configs).items()
     }
     # as typed configurations describe it, without what a published folder would carry besides
-    parts = stable_diffusion.describe(empty.unet, empty.autoencoder, empty.text, tiny_parts["scheduler"])
+    parts = describe(empty.unet, empty.autoencoder, empty.text, tiny_parts["scheduler"])
     model = stable_diffusion.StableDiffusion(params, parts, tokenizer)
     folder = tmp_path_factory.mktemp("exported") / "sd"
     diffusers_folder.write_pipeline(folder, model.params, model.parts, model.tokenizer)

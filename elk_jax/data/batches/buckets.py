@@ -16,6 +16,7 @@ from elk_jax.images.schema import ImageInfo
 
 Canvas = tuple[int, int]
 """(height, width) in px."""
+MULTIPLE = 32
 
 
 def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> Canvas:
@@ -28,27 +29,11 @@ def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> C
     return height, width
 
 
-def choose_buckets(
-    infos: Sequence[ImageInfo], resize: Resize, augmentation: Augmentation, multiple: int = 32
-) -> tuple[Canvas, ...]:
-    """One canvas that holds every record, sides rounded up to `multiple`.
-
-    UserError where it does not follow from the records: see `check_canvas_follows`.
-    """
-    check_canvas_follows(resize)
+def choose_buckets(infos: Sequence[ImageInfo], resize: Resize, augmentation: Augmentation) -> tuple[Canvas, ...]:
+    """One canvas that holds every record, sides rounded up to a multiple of MULTIPLE. Not for `jitter`."""
     sizes = np.array([worst_size(info, resize, augmentation) for info in infos])
-    height, width = (np.ceil(sizes.max(axis=0) / multiple) * multiple).astype(int).tolist()
+    height, width = (np.ceil(sizes.max(axis=0) / MULTIPLE) * MULTIPLE).astype(int).tolist()
     return ((height, width),)
-
-
-def check_canvas_follows(resize: Resize) -> None:
-    """Raise UserError where jitter fits images to their canvas: then the configuration must say how large it is."""
-    if resize.jitter:
-        raise UserError(
-            "resize.jitter scales images to fit their canvas, and no canvas is given",
-            where="buckets",
-            todo="give one or more (height, width), or use short_sides with jitter=()",
-        )
 
 
 def assign_buckets(

@@ -16,10 +16,10 @@ from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, host_row
 from elk_jax.data.batches.stream import Reading, Stream, finite
 from elk_jax.data.batches.stream import digest as stream_digest
 from elk_jax.data.flips import random_flip
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast
 from elk_jax.images.breast import breast_mask
-from elk_jax.images.schema import Source
 from elk_jax.randomness import Purpose, generator
 from elk_jax.spread import spread
 from elk_jax.synthesis.closeups import Closeup, fitting_lesions, lesion_closeup, tissue_closeup
@@ -64,7 +64,7 @@ class CloseupConfig(Reading):
 
 
 def train_closeups(
-    source: Source, config: CloseupConfig, size: int, seed: int, process_index: int = 0, process_count: int = 1
+    source: ImageSource, config: CloseupConfig, size: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> Stream[CloseupBatch]:
     """Endless batches of random close-ups. Every lesion comes once an epoch, at a new place of a new window; where
     healthy tissue is drawn (`tissue_share`), it takes the place of a lesion.
@@ -80,7 +80,7 @@ def train_closeups(
 
 
 def eval_closeups(
-    source: Source, config: CloseupConfig, size: int, seed: int, count: int = 0
+    source: ImageSource, config: CloseupConfig, size: int, seed: int, count: int = 0
 ) -> Iterator[CloseupBatch]:
     """`count` lesions (0: all that fit) in order, each in one random window that is the same every time; no flips.
 
@@ -112,27 +112,43 @@ def cached_closeups(
     return Stream(make, stream_digest(config, seed, origin), replace(config, workers=0))
 
 
-def digest(source: Source, config: CloseupConfig, size: int, seed: int) -> str:
+def digest(source: ImageSource, config: CloseupConfig, size: int, seed: int) -> str:
     """Fingerprint of everything that `train_closeups` depends on."""
     records = [(info.image_id, info.boxes.tolist(), info.ignore.tolist()) for info in source.infos]
     return stream_digest(config, size, seed, records)
 
 
-def training_rule(source: Source, largest: int, kind: str = "free") -> AreaRule:
+def training_rule(source: ImageSource, largest: int, kind: str = "free") -> AreaRule:
     """Sizes and shapes of the training lesions whose sides are below `largest` px; see `placement.area_rule`."""
     boxes = [info.boxes[~info.ignore] for info in source.infos]
     return area_rule(np.concatenate(boxes), kind, largest)
 
 
 @dataclass(frozen=True)
-class _Training:
-    """Slot -> example."""
+class _Evaluation:
+    """Number of a lesion -> example."""
 
-    source: Source
+    source: ImageSource
     config: CloseupConfig
     size: int
     seed: int
     lesions: tuple[tuple[int, int], ...]
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        return self._around(number, generator(self.seed, Purpose.EVAL_CLOSEUP, number))
+
+    def _around(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A close-up of a lesion."""
+        position, lesion = self.lesions[number]
+        pixels, boxes = self.source[position].image[..., 0], self.source.infos[position].boxes
+        closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng, self.config.margin)
+        return _example(self.config, self.size, closeup, position, True, rng)
+
+
+@dataclass(frozen=True)
+class _Training(_Evaluation):
+    """Slot -> example."""
+
     shuffle: Shuffle
     rule: AreaRule
 
@@ -141,9 +157,7 @@ class _Training:
         if rng.random() < self.config.tissue_share:
             position, closeup = self._tissue(rng)
             return _example(self.config, self.size, closeup, position, False, rng)
-        position, lesion = self.lesions[self.shuffle(slot)]
-        closeup = _around(self.source, self.config, position, lesion, rng)
-        return _example(self.config, self.size, closeup, position, True, rng)
+        return self._around(self.shuffle(slot), rng)
 
     def _tissue(self, rng: np.random.Generator) -> tuple[int, Closeup]:
         """A close-up of healthy tissue of a random image that has one."""
@@ -162,28 +176,6 @@ class _Training:
             where=self.source.name,
             todo="use a smaller window, or closeups.tissue_share=0",
         )
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    """Number of a lesion -> example."""
-
-    source: Source
-    config: CloseupConfig
-    size: int
-    seed: int
-    lesions: tuple[tuple[int, int], ...]
-
-    def __call__(self, number: int) -> dict[str, np.ndarray]:
-        position, lesion = self.lesions[number]
-        rng = generator(self.seed, Purpose.EVAL_CLOSEUP, number)
-        closeup = _around(self.source, self.config, position, lesion, rng)
-        return _example(self.config, self.size, closeup, position, True, rng)
-
-
-def _around(source: Source, config: CloseupConfig, position: int, lesion: int, rng: np.random.Generator) -> Closeup:
-    pixels, boxes = source[position].image[..., 0], source.infos[position].boxes
-    return lesion_closeup(pixels, boxes, lesion, config.window, rng, config.margin)
 
 
 def _example(

@@ -13,14 +13,15 @@ import numpy as np
 
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
 from elk_jax.data.batches import mixing
-from elk_jax.data.batches.buckets import Canvas, assign_buckets, check_canvas_follows, choose_buckets
+from elk_jax.data.batches.buckets import Canvas, assign_buckets, choose_buckets
 from elk_jax.data.batches.shuffle import host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.paste import MAX_PASTED
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.transforms import Example
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast
-from elk_jax.images.schema import Batch, ImageInfo, Source
+from elk_jax.images.schema import Batch, ImageInfo
 from elk_jax.randomness import Purpose, generator
 
 
@@ -45,12 +46,14 @@ class LoaderConfig(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.buckets:
-            check_canvas_follows(self.resize)
+        if self.resize.jitter and not self.buckets:
+            what = "resize.jitter scales images to fit their canvas, and no canvas is given"
+            todo = "give one or more (height, width), or use short_sides with jitter=()"
+            raise UserError(what, where="buckets", todo=todo)
 
 
 def train_batches(
-    source: Source,
+    source: ImageSource,
     config: LoaderConfig,
     seed: int,
     process_index: int = 0,
@@ -82,7 +85,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, config: LoaderConfig, process_index: int = 0, process_count: int = 1
+    source: ImageSource, config: LoaderConfig, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
     """Every record once, resized without randomness, in the order of the source within a bucket.
 

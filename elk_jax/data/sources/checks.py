@@ -22,16 +22,12 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
     """`box` (xyxy, px) as float32 [4], clipped to the image; UserError if it is not a box in this image."""
     values = np.asarray(box, np.float64)
     if values.shape != (4,) or not np.isfinite(values).all():
-        raise UserError(
-            f"the box {_text(values)} is not four finite numbers", where=where, todo="correct the annotation"
-        )
+        shown = ", ".join(f"{value:g}" for value in values.ravel()[:8])
+        raise UserError(f"the box ({shown}) is not four finite numbers", where=where, todo="correct the annotation")
     x1, y1, x2, y2 = values
     if x2 <= x1 or y2 <= y1:
-        raise UserError(
-            f"the box is inverted or empty: left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}",
-            where=where,
-            todo="correct or remove the annotation",
-        )
+        what = f"the box is inverted or empty: left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
+        raise UserError(what, where=where, todo="correct or remove the annotation")
     overhang = max(-x1, -y1, x2 - width, y2 - height)
     clipped = np.clip(values, 0.0, [width, height, width, height])
     if overhang > ROUNDING or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
@@ -47,11 +43,8 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
 def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> None:
     """UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
     if image.shape[:2] != (height, width):
-        raise UserError(
-            f"the image has {image.shape[1]} x {image.shape[0]} px, its record says {width} x {height}",
-            where=where,
-            todo="correct the record or replace the image",
-        )
+        what = f"the image has {image.shape[1]} x {image.shape[0]} px, its record says {width} x {height}"
+        raise UserError(what, where=where, todo="correct the record or replace the image")
     if image.shape[2:] != (1,):
         raise UserError(f"the image has shape {image.shape}, wanted one grey channel", where=where)
     low, high = float(image.min()), float(image.max())  # both are NaN if one pixel is
@@ -65,12 +58,9 @@ def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None
     """UserError that names the first image whose file is missing, and counts the others."""
     missing = [info for info in infos if not (folder / info.file_name).is_file()]
     if missing:
-        raise UserError(
-            f"the file {folder / missing[0].file_name} of image {missing[0].image_id} is missing"
-            + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            where=where,
-            todo="put the files there, or set on_error=skip",
-        )
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        what = f"the file {folder / missing[0].file_name} of image {missing[0].image_id} is missing{more}"
+        raise UserError(what, where=where, todo="put the files there, or set on_error=skip")
 
 
 def check_unique(ids: Iterable[object], what: str, where: object) -> None:
@@ -103,7 +93,3 @@ def no_lesions(split: str, where: object) -> UserError:
         where=where,
         todo="check the annotations and which images are chosen (split, where; ignored boxes do not count)",
     )
-
-
-def _text(values: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values.ravel()[:8]) + ")"

@@ -15,8 +15,8 @@ from elk_jax.images.schema import ImageInfo
 MAX_IOU = 0.3
 
 
-def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
-    """Mask [N] of the boxes to keep: none inside another, of two with IoU above `max_iou` the larger.
+def keep_clean_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Mask [N] of the boxes to keep: none inside another, of two with IoU above MAX_IOU the larger.
 
     Boxes are visited from the largest to the smallest. One is dropped if a larger box that was KEPT contains it or
     overlaps it that much. So the result does not depend on the order of the boxes (of two equal ones the first
@@ -29,7 +29,7 @@ def keep_clean_boxes(boxes: np.ndarray, max_iou: float = MAX_IOU) -> np.ndarray:
     for index in order:
         kept = boxes[keep]
         inside = (kept[:, :2] <= boxes[index, :2]).all(1) & (kept[:, 2:] >= boxes[index, 2:]).all(1)
-        keep[index] = not (inside | (iou(kept, boxes[[index]])[:, 0] > max_iou)).any()
+        keep[index] = not (inside | (iou(kept, boxes[[index]])[:, 0] > MAX_IOU)).any()
     return keep
 
 
@@ -42,10 +42,10 @@ def ignore_large(info: ImageInfo, share: float) -> ImageInfo:
     return replace(info, ignore=info.ignore | large)
 
 
-def clean_info(info: ImageInfo, max_iou: float = MAX_IOU) -> ImageInfo:
+def clean_info(info: ImageInfo) -> ImageInfo:
     """Clean the boxes of one image, separately for each class; ignore boxes stay, and drop no other."""
     keep = info.ignore.copy()
     for label in np.unique(info.labels):
         group = np.flatnonzero((info.labels == label) & ~info.ignore)
-        keep[group] = keep_clean_boxes(info.boxes[group], max_iou)
+        keep[group] = keep_clean_boxes(info.boxes[group])
     return replace(info, boxes=info.boxes[keep], labels=info.labels[keep], ignore=info.ignore[keep])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elk_jax.data.sources.checks import check_unique, checked_box
-from elk_jax.data.sources.decode import check_bit_depth, decode_image
+from elk_jax.data.sources.decode import check_bit_depth, read_files
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
@@ -44,14 +44,15 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     """All images of a COCO file, whatever their split. A field `bit_depth` of an image goes before the spec's."""
     path = spec.place
     content = read_coco(path)
-    files = tuple((info.file_name, info.meta.get("bit_depth") or spec.bit_depth) for info in content.infos)
+    folder = image_folder(path)
+    files = tuple((folder / info.file_name, info.meta.get("bit_depth") or spec.bit_depth) for info in content.infos)
     for info, (_, depth) in zip(content.infos, files):
         check_bit_depth(depth, f"{path}, image {info.image_id}")
     return ImageSource(
         name=path,
         classes=content.classes,
         infos=content.infos,
-        read=partial(_read_image, image_folder(path), files),
+        read=partial(read_files, files),
         seen_patients=content.seen_patients,
         category_ids=content.category_ids,
     )
@@ -67,7 +68,10 @@ def read_coco(path: str | Path) -> CocoFile:
     """
     path = Path(path)
     content = _read(path)
-    categories = sorted(content["categories"], key=lambda c: _category_number(c, path))
+    for category in content["categories"]:
+        if not isinstance(number := _id(category, "id", f"{path}, categories"), int):
+            raise UserError(f"category id '{number}' is not a whole number", where=path, todo="number the categories")
+    categories = sorted(content["categories"], key=lambda category: category["id"])
     check_unique((category["id"] for category in categories), "category id", path)
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     classes = tuple(str(category.get("name", category["id"])) for category in categories)
@@ -124,18 +128,13 @@ def write_coco(
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id, info in zip(ids, infos):
-        fixed: dict[str, Any] = {
-            "id": image_id,
-            "file_name": info.file_name,
-            "width": int(info.width),
-            "height": int(info.height),
-            "patient_id": info.patient_id,
-        }
+        fixed: dict[str, Any] = {"id": image_id, "file_name": info.file_name}
+        fixed |= {"width": int(info.width), "height": int(info.height), "patient_id": info.patient_id}
         if info.split:
             fixed["split"] = info.split
         if info.volume:
             fixed |= {"volume": info.volume, "slice": info.slice}
-        images.append(fixed | {key: _plain(value) for key, value in info.meta.items() if key not in _IMAGE_FIELDS})
+        images.append(fixed | {key: _plain(v) for key, v in info.meta.items() if key not in _IMAGE_FIELDS})
         for box, label, ignore in zip(info.boxes.tolist(), info.labels, info.ignore):
             x1, y1, x2, y2 = (round(value, 3) for value in box)
             width, height = round(x2 - x1, 3), round(y2 - y1, 3)
@@ -149,21 +148,12 @@ def write_coco(
                     "iscrowd": int(ignore),
                 }
             )
-    write_json(
-        path,
-        {
-            "info": {"description": description} | ({"seen_patients": sorted(seen_patients)} if seen_patients else {}),
-            "licenses": [{"id": 1, "name": licence}] if licence else [],
-            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
-            "images": images,
-            "annotations": annotations,
-        },
-    )
-
-
-def _read_image(folder: Path, files: tuple[tuple[str, int], ...], position: int) -> np.ndarray:
-    name, bit_depth = files[position]
-    return decode_image(folder / name, bit_depth=bit_depth)[0]
+    content = {
+        "info": {"description": description} | ({"seen_patients": sorted(seen_patients)} if seen_patients else {}),
+        "licenses": [{"id": 1, "name": licence}] if licence else [],
+        "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
+    }
+    write_json(path, {**content, "images": images, "annotations": annotations})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -180,9 +170,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _info(image: dict, annotations: list[dict], label_of: dict, path: Path) -> ImageInfo:
     where = f"{path}, image {image['id']}"
     width, height = _field(image, "width", where), _field(image, "height", where)
-    for side in (width, height):
-        if not isinstance(side, int) or side < 1:
-            raise UserError(f"width and height must be whole positive numbers, got {width} and {height}", where=where)
+    if not all(isinstance(side, int) and side >= 1 for side in (width, height)):
+        raise UserError(f"width and height must be whole positive numbers, got {width} and {height}", where=where)
     boxes = np.zeros((len(annotations), 4), np.float32)
     for row, annotation in enumerate(annotations):
         place = f"{where} ({image.get('file_name')}), annotation {annotation['id']}"
@@ -235,15 +224,6 @@ def _id(entry: dict, name: str, where: object) -> int | str:
     return value
 
 
-def _category_number(category: dict, path: object) -> int:
-    number = _id(category, "id", f"{path}, categories")
-    if not isinstance(number, int):
-        raise UserError(f"category id '{number}' is not a whole number", where=path, todo="number the categories")
-    return number
-
-
 def _plain(value: Any) -> Any:
     """numpy values as Python ones, for JSON."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return value
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -13,6 +13,7 @@ import logging
 import os
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -37,29 +38,19 @@ _WARNED = Lock()
 
 
 def decode_image(
-    source: str | os.PathLike | bytes,
-    *,
-    name: object = "",
-    frame: int | None = None,
-    bit_depth: int | None = None,
+    source: str | os.PathLike | bytes, *, name: object = "", frame: int | None = None, bit_depth: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decode a file (or its bytes) to a grey image.
+    """Decode a file (or its bytes): image [H, W, 1] float32 in [0, 1], 1 is white, and what the file says of it.
 
-    Args:
-      source: path, or the content of a file.
-      name: what to call bytes in an error message.
-      frame: which frame of a multi-frame DICOM; None accepts single-frame files only.
-      bit_depth: significant bits where the values have fewer than the file could hold (12-bit values in a
-        16-bit PNG); None takes the file's, and warns once where 16 bits seem to be too many. Ignored for
-        DICOM files, which declare their own, and for files of fewer bits.
+    name: what to call bytes in an error. frame: of a multi-frame DICOM; None accepts single-frame files only.
+    bit_depth: significant bits where the values have fewer than the file could hold (12-bit values in a 16-bit PNG);
+        None takes the file's, and warns once where 16 bits seem to be too many. Ignored for DICOM files, which declare
+        their own, and for files of fewer bits.
 
-    Returns:
-      image [H, W, 1] float32 in [0, 1], 1 is white; and a dict with `format` ("png", "jpeg", "tiff",
-      "dicom"), `bit_depth` (of the file), `pixel_spacing` ((row, column) mm in the breast plane where the
-      file says it, else None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
+    The dict: `format` ("png", "jpeg", "tiff", "dicom"), `bit_depth` (of the file), `pixel_spacing` ((row, column) mm in
+    the breast plane, or None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
 
-    Raises:
-      UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
+    UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
     """
     pixels, meta = decode_pixels(source, name=name, frame=frame)
     if pixels.dtype == np.float32:
@@ -71,6 +62,12 @@ def decode_image(
         what = f"pixel value {pixels.max()} does not fit in {bit_depth} bits"
         raise UserError(what, where=_label(source, name), todo="correct the bit depth, or leave it out")
     return (pixels.astype(np.float32) * np.float32(1.0 / white))[..., None].clip(0, 1), meta
+
+
+def read_files(files: Sequence[tuple[str | os.PathLike, int]], position: int) -> np.ndarray:
+    """The image at `position` of (path, bit depth); a function of the module, which worker processes can be sent."""
+    path, bit_depth = files[position]
+    return decode_image(path, bit_depth=bit_depth)[0]
 
 
 def decode_pixels(
@@ -146,26 +143,25 @@ def _read(path: str | os.PathLike) -> bytes:
 def _decode_raster(data: bytes, where: object) -> tuple[np.ndarray, str]:
     """PNG, JPEG or TIFF bytes -> [H, W] uint8, uint16 or float32 and the format's name."""
     truncated = UserError("truncated image", where=where, todo="fetch the file again, or leave it out")
+    damaged = lambda error: UserError(f"damaged image: {error}", where=where, todo="fetch the file again")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
     except Image.UnidentifiedImageError as error:
-        raise UserError(
-            "not a PNG, JPEG, TIFF or DICOM image", where=where, todo="convert it, or leave it out"
-        ) from error
+        todo = "convert it, or leave it out"
+        raise UserError("not a PNG, JPEG, TIFF or DICOM image", where=where, todo=todo) from error
     except Image.DecompressionBombError as error:
         raise UserError(f"image too large: {error}", where=where, todo="leave it out") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise UserError(f"damaged image: {error}", where=where, todo="fetch the file again") from error
+        raise damaged(error) from error
     kind = (image.format or "").lower()
     # Decoders silently fill in what is missing when a file ends between two rows of blocks: look for its end.
     if kind == "jpeg" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise truncated
     if kind == "png" and b"IEND\xaeB`\x82" not in data:
         raise truncated
-    if getattr(image, "n_frames", 1) > 1 and kind == "tiff":
-        raise UserError(
-            f"{getattr(image, 'n_frames', 0)} pages in one TIFF", where=where, todo="write one page per file"
-        )
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and kind == "tiff":
+        raise UserError(f"{pages} pages in one TIFF", where=where, todo="write one page per file")
     try:
         if kind == "png" and data[24] == 16 and data[25] in (2, 6):  # PIL cuts 16-bit colour down to 8 bits
             image.load()
@@ -175,12 +171,9 @@ def _decode_raster(data: bytes, where: object) -> tuple[np.ndarray, str]:
             return _mean_of_colours(colours), kind
         image.draft("L", image.size)  # JPEG: decode the luma only, which is all there is in a grey picture
         return _grey(image), kind
-    except OSError as error:
-        if "truncated" in str(error):
-            raise truncated from error
-        raise UserError(f"damaged image: {error}", where=where, todo="fetch the file again") from error
-    except (ValueError, SyntaxError, struct.error, EOFError) as error:
-        raise UserError(f"damaged image: {error}", where=where, todo="fetch the file again") from error
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError) as error:
+        cut_off = isinstance(error, OSError) and "truncated" in str(error)
+        raise (truncated if cut_off else damaged(error)) from error
 
 
 def _grey(image: Image.Image) -> np.ndarray:

@@ -25,20 +25,13 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 
 from elk_jax.errors import UserError
 
-_GROUPS = (
-    "PixelMeasuresSequence",
-    "FrameVOILUTSequence",
-    "PixelValueTransformationSequence",
-    "FrameAnatomySequence",
-)
+_GROUPS = ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransformationSequence", "FrameAnatomySequence")
 _ATTRIBUTES = (
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "BitsStored", "PixelRepresentation"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("PixelSpacing", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor"),
     *("FrameLaterality", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence"),
 )
-
-
 _ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 """Tags and length of encapsulated pixel data (PS3.5 A.4)."""
 
@@ -52,22 +45,15 @@ def looks_like_dicom(data: bytes) -> bool:
 
 
 def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decode the content of a DICOM file.
+    """Decode the content of a DICOM file: image [H, W] float32 in [0, 1], 1 is white, and what the header says.
 
-    Args:
-      data: the file's bytes.
-      name: what to call it in an error message.
-      frame: which frame of a multi-frame object, 0-based; None accepts objects of one frame only.
+    name: of the file, for errors. frame: of a multi-frame object, 0-based; None accepts objects of one frame only.
 
-    Returns:
-      image [H, W] float32 in [0, 1], 1 is white, and a dict: `format` "dicom"; `bit_depth` bits stored;
-      `pixel_spacing` (row, column) mm in the breast plane, or None; `laterality` "L", "R" or None;
-      `laterality_header` what the header says; `view` "CC", "MLO", ... or ""; `patient_id`; `frames` F;
-      `photometric`; `voi` which of "lut", "window" or "full" was applied.
+    The header's dict: `format` "dicom"; `bit_depth` bits stored; `pixel_spacing` (row, column) mm in the breast plane,
+    or None; `laterality` "L", "R" or None; `laterality_header` what the header says; `view` "CC", "MLO", ... or "";
+    `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied.
 
-    Raises:
-      UserError: damaged, without pixels, colour, a missing decoder (naming the package to install), a frame
-        that is not there.
+    UserError: damaged, without pixels, colour, a missing decoder (naming the package to install), no such frame.
     """
     with _errors_of(name):
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
@@ -160,7 +146,7 @@ def breast_side(image: np.ndarray) -> str | None:
     return "L" if left > right else "R"
 
 
-def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
+def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR", name: object = "") -> np.ndarray:
     """VOI window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3); function LINEAR, LINEAR_EXACT or SIGMOID."""
     values = values.astype(np.float64)
     if function == "SIGMOID" and width > 0:
@@ -171,7 +157,8 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
         return (values > center - 0.5).astype(np.float64)
     if function == "LINEAR" and width > 1:
         return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
-    raise UserError(f"window function {function} with width {width} is not defined", todo="repair the DICOM header")
+    what = f"window function {function} with width {width} is not defined"
+    raise UserError(what, where=name, todo="repair the DICOM header")
 
 
 def _check_header(dataset: Dataset, found: bool, name: object) -> None:
@@ -180,10 +167,9 @@ def _check_header(dataset: Dataset, found: bool, name: object) -> None:
     found: whether there are pixels.
     """
     complete = "Rows" in dataset and "Columns" in dataset
-    if not found and not complete:
-        raise UserError("not a DICOM image, or cut off before its pixels", where=name, todo="fetch the file again")
     if not found:
-        raise UserError("DICOM file without pixels, or cut off before them", where=name, todo="fetch the file again")
+        kind = "DICOM file without pixels, or" if complete else "not a DICOM image, or"
+        raise UserError(f"{kind} cut off before its pixels", where=name, todo="fetch the file again")
     if not complete:
         raise UserError("DICOM header without Rows or Columns", where=name, todo="export the image again")
     dataset.ensure_file_meta()
@@ -237,38 +223,27 @@ def _stored_values(pixels: Dataset | BinaryIO, syntax: UID, frame: int, name: ob
     except NotImplementedError as error:
         raise UserError(f"transfer syntax {syntax.name} is not supported", where=name,
                         todo="convert the file to an uncompressed transfer syntax") from error  # fmt: skip
-    missing_decoder = UserError(
-        f"no decoder for {syntax.name} is installed",
-        where=name,
-        todo=f"run: pip install {_decoder_package(syntax)}",
-    )
+    package = _decoder_package(syntax)
+    missing = UserError(f"no decoder for {syntax.name} is installed", where=name, todo=f"run: pip install {package}")
     if not decoder.is_available:
-        raise missing_decoder
+        raise missing
     try:
         stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax)
     except (RuntimeError, NotImplementedError) as error:
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
-            raise missing_decoder from error
-        raise UserError(f"damaged or unsupported pixel data: {error}", where=name, todo=_todo(syntax)) from error
+            raise missing from error
+        todo = "fetch the file again" + f", or try another decoder: pip install {package}" * syntax.is_compressed
+        raise UserError(f"damaged or unsupported pixel data: {error}", where=name, todo=todo) from error
     except Exception as error:
         cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
         what = "truncated pixel data" if cut else f"damaged pixel data: {error}"
         raise UserError(what, where=name, todo="fetch the file again") from error
     if stored.ndim != 2:
-        raise UserError(
-            f"pixels of shape {stored.shape}: not one grey image",
-            where=name,
-            todo="export it as a grey image",
-        )
+        what = f"pixels of shape {stored.shape}: not one grey image"
+        raise UserError(what, where=name, todo="export it as a grey image")
     if not np.isfinite(stored).all():
         raise UserError("pixel values are NaN or infinite", where=name, todo="export the image again")
     return stored
-
-
-def _todo(syntax: UID) -> str:
-    if not syntax.is_compressed:
-        return "fetch the file again"
-    return f"fetch the file again, or try another decoder: pip install {_decoder_package(syntax)}"
 
 
 def _decoder_package(syntax: UID) -> str:
@@ -290,10 +265,7 @@ def _presented(stored: np.ndarray, attributes: Dataset, name: object) -> tuple[n
     center, width = _first(attributes.get("WindowCenter")), _first(attributes.get("WindowWidth"))
     if center is not None and width is not None:
         function = str(attributes.get("VOILUTFunction") or "LINEAR").strip().upper()
-        try:
-            return window(values, center, width, function), "window"
-        except UserError as error:
-            raise UserError(error.what, where=name, todo=error.todo) from error
+        return window(values, center, width, function, name), "window"
     black, white = _full_range(stored, values, attributes)
     return np.clip((values.astype(np.float64) - black) / (white - black), 0, 1), "full"
 
@@ -324,11 +296,9 @@ def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 
 def _header_laterality(attributes: Dataset) -> str | None:
-    for key in ("FrameLaterality", "ImageLaterality", "Laterality"):
-        value = str(attributes.get(key) or "").strip().upper()
-        if value in ("L", "R"):
-            return value
-    return None
+    keys = ("FrameLaterality", "ImageLaterality", "Laterality")
+    values = (str(attributes.get(key) or "").strip().upper() for key in keys)
+    return next((value for value in values if value in ("L", "R")), None)
 
 
 _VIEW_CODES = {  # SNOMED CT and SNOMED RT codes

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from elk_jax.data.sources import dicom
-from elk_jax.data.sources.decode import SUFFIXES, decode_image
+from elk_jax.data.sources.decode import SUFFIXES, decode_image, read_files
 from elk_jax.data.sources.source import CACHE_BYTES, Cache, ImageSource, read_at
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
@@ -63,7 +63,7 @@ def open_files(
     cache_bytes: memory for the images decoded now, for when they are read again; see `source.cached`.
     progress: shows the decoding. bit_depth: significant bits of 16-bit files that hold fewer; see `decode_image`.
     """
-    kept = Cache(partial(_read, tuple(paths), bit_depth), cache_bytes)
+    kept = Cache(partial(read_files, [(path, bit_depth) for path in paths]), cache_bytes)
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
 
     def opened(position: int) -> ImageInfo | str:
@@ -84,7 +84,3 @@ def open_files(
     if not infos:
         raise UserError(f"none of the {len(paths)} images can be read: {skipped[0][1]}")
     return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
-
-
-def _read(paths: tuple[Path, ...], bit_depth: int, position: int) -> np.ndarray:
-    return decode_image(paths[position], bit_depth=bit_depth)[0]

@@ -96,13 +96,11 @@ def open_source(
     split: str = "",
     *,
     on_error: OnError = "stop",
-    name: str = "",
-    seed: int = 0,
     cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
 ) -> ImageSource:
     """`list_source`, then `check_readable`; see there for the arguments."""
-    source = list_source(spec, split, name=name, seed=seed, cache_bytes=cache_bytes, progress=progress)
+    source = list_source(spec, split, cache_bytes=cache_bytes, progress=progress)
     return check_readable(source, spec, on_error, progress)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from elk_jax.data import tiles
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
-from elk_jax.data.sources.decode import decode_image
+from elk_jax.data.sources.decode import read_files
 from elk_jax.data.sources.phantom import MODALITIES, parse_options, read_phantom
 from elk_jax.data.sources.source import ImageSource, Read
 from elk_jax.errors import UserError
@@ -69,7 +69,7 @@ def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, progress: Pr
             raise UserError("pairs of phantoms of one modality", where=spec, todo=todo)
         splits = {info.split for info in subtracted.infos}
         split = splits.pop() if len(splits) == 1 else ""
-        infos, _, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, progress)
+        infos, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, progress)
         at = {info.image_id: position for position, info in enumerate(infos)}
         chosen = tuple(at[info.image_id] for info in subtracted.infos)
         return replace(subtracted, read=partial(sources.read_at, read, chosen))
@@ -85,7 +85,7 @@ def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, progress: Pr
     partners = tuple(replace(info, file_name=info.meta[PARTNER]) for info in subtracted.infos)
     folder = coco.image_folder(place)
     files = tuple((folder / info.file_name, info.meta.get("bit_depth") or bit_depth) for info in partners)
-    return sources.cached(replace(subtracted, infos=partners, read=partial(_read, files)))
+    return sources.cached(replace(subtracted, infos=partners, read=partial(read_files, files)))
 
 
 def cut_pairs(
@@ -141,23 +141,10 @@ def concatenate(parts: Sequence[Pairs]) -> Pairs:
     places = [(int(first) + i, window) for first, part in zip(firsts, parts) for i, window in part.places]
     return Pairs(
         " + ".join(part.name for part in parts),
-        partial(_read_part, tuple(part.low_energy for part in parts), origin),
-        partial(_read_part, tuple(part.subtracted for part in parts), origin),
+        partial(sources.read_part, tuple(part.low_energy for part in parts), origin),
+        partial(sources.read_part, tuple(part.subtracted for part in parts), origin),
         tuple(places),
         tuple(info for part in parts for info in part.infos),
         tuple(entry for part in parts for entry in part.skipped),
         frozenset().union(*(part.seen_patients for part in parts)),
     )
-
-
-# The functions below are module-level, so that pairs can be sent to worker processes.
-
-
-def _read(files: tuple[tuple, ...], position: int) -> np.ndarray:
-    path, bit_depth = files[position]
-    return decode_image(path, bit_depth=bit_depth)[0]
-
-
-def _read_part(reads: tuple[Read, ...], origin: tuple[tuple[int, int], ...], position: int) -> np.ndarray:
-    part, inner = origin[position]
-    return reads[part](inner)

@@ -6,14 +6,13 @@ Images [H, W, 1] float32 in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.source import ImageSource, Read
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
@@ -28,8 +27,8 @@ CLASSES = ("lesion",)
 
 
 @dataclass(frozen=True)
-class PhantomOptions:
-    """What can follow `phantom:`. The last five are fields of `PhantomConfig`.
+class PhantomOptions(PhantomConfig):
+    """What can follow `phantom:`: these, and the fields of `PhantomConfig` but `square`.
 
     count: images in all splits together, four views per patient; 60 / 15 / 25 % of the patients are in train / val /
         test.
@@ -40,37 +39,23 @@ class PhantomOptions:
     count: int = 240
     seed: int = 0
     modality: str = "subtracted"
-    size: int = 512
-    lesions: str = "realistic"
-    healthy_fraction: float = 0.3
-    max_lesions: int = 11
-    contrast: float = 1.0
 
 
 def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """The phantoms of one split, "" for all; they are drawn now."""
-    infos, classes, read = read_phantom(spec.place, split, progress)
-    return ImageSource(f"phantom:{spec.place}", classes, infos, read)
+    infos, read = read_phantom(spec.place, split, progress)
+    return ImageSource(f"phantom:{spec.place}", CLASSES, infos, read)
 
 
-def read_phantom(
-    options: str, split: str = "", progress: ProgressBar = no_bar
-) -> tuple[tuple[ImageInfo, ...], tuple[str, ...], Callable[[int], np.ndarray]]:
-    """Draw the phantoms of one split ("" for all): (infos, class names, read). UserError for a bad option.
+def read_phantom(options: str, split: str = "", progress: ProgressBar = no_bar) -> tuple[tuple[ImageInfo, ...], Read]:
+    """Draw the phantoms of one split ("" for all): (infos, read). UserError for a bad option.
 
     progress: shows how far the drawing is.
     """
     chosen, jobs = parse_options(options), _jobs(options, split)
-    config = PhantomConfig(
-        size=chosen.size,
-        lesions=chosen.lesions,  # type: ignore[arg-type]  # PhantomConfig checks it
-        healthy_fraction=chosen.healthy_fraction,
-        max_lesions=chosen.max_lesions,
-        contrast=chosen.contrast,
-    )
-    drawn = map_in_threads(lambda position: _draw(chosen, config, *jobs[position]), len(jobs), progress)
+    drawn = map_in_threads(lambda position: _draw(chosen, *jobs[position]), len(jobs), progress)
     infos = tuple(info for info, _ in drawn)
-    return infos, CLASSES, partial(_read, tuple(image for _, image in drawn))
+    return infos, partial(_read, tuple(image for _, image in drawn))
 
 
 def patients(options: str, split: str = "") -> dict[str, str]:
@@ -81,7 +66,7 @@ def patients(options: str, split: str = "") -> dict[str, str]:
 
 def parse_options(text: str) -> PhantomOptions:
     """`size=256,seed=3` -> options. UserError that names the key and what is known."""
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(PhantomOptions)}
+    kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(PhantomOptions) if f.name != "square"}
     values: dict[str, object] = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
         key, equals, value = item.partition("=")
@@ -93,9 +78,8 @@ def parse_options(text: str) -> PhantomOptions:
             raise UserError(f"phantom option {key} is '{value}', not of type {kinds[key].__name__}") from error
     options = PhantomOptions(**values)  # type: ignore[arg-type]
     if options.modality not in MODALITIES:
-        raise UserError(
-            f"unknown phantom modality '{options.modality}'", todo=f"choose one of: {', '.join(MODALITIES)}"
-        )
+        todo = f"choose one of: {', '.join(MODALITIES)}"
+        raise UserError(f"unknown phantom modality '{options.modality}'", todo=todo)
     if not len(VIEWS) * len(SPLITS) <= options.count <= _SPACE:
         raise UserError(
             f"phantom count {options.count} is out of range",
@@ -121,8 +105,8 @@ def _indices(count: int) -> list[tuple[str, int]]:
     ]
 
 
-def _draw(options: PhantomOptions, config: PhantomConfig, split: str, index: int) -> tuple[ImageInfo, np.ndarray]:
-    phantom = sample(options.seed, index, config)
+def _draw(options: PhantomOptions, split: str, index: int) -> tuple[ImageInfo, np.ndarray]:
+    phantom = sample(options.seed, index, options)
     image = phantom.subtracted if options.modality == "subtracted" else phantom.low_energy
     name = f"{phantom.patient_id}_{phantom.laterality}_{phantom.view}"
     count = len(phantom.boxes)

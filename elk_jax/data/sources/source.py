@@ -25,7 +25,7 @@ CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A `schema.Source` made of plain data and `read(position) -> image [H, W, 1] float32 in [0, 1]`.
+    """A random-access collection of images: what every loader, split and evaluation is built on.
 
     skipped: (image id, reason) of the unreadable images that were left out.
     seen_patients: of painted images, hashes (`patients.patient_hash`) of the patients that their painter has seen.
@@ -88,24 +88,15 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
                 where=f"{sources[0].name} and {source.name}",
                 todo="rename the categories of one of them",
             )
-    infos: list[ImageInfo] = []
-    places: list[tuple[int, int]] = []
-    for part, source in enumerate(sources):
-        for position, info in enumerate(source.infos):
-            infos.append(replace(info, source=part))
-            places.append((part, position))
-    skipped = tuple(entry for source in sources for entry in source.skipped)
-    name = " + ".join(source.name for source in sources)
-    read = partial(_read_part, tuple(source.read for source in sources), tuple(places))
-    seen_patients = frozenset().union(*(source.seen_patients for source in sources))
+    places = tuple((part, position) for part, source in enumerate(sources) for position in range(len(source)))
     ids = {source.category_ids for source in sources}
     return ImageSource(
-        name=name,
+        name=" + ".join(source.name for source in sources),
         classes=sources[0].classes,
-        infos=tuple(infos),
-        read=read,
-        skipped=skipped,
-        seen_patients=seen_patients,
+        infos=tuple(replace(sources[part].infos[position], source=part) for part, position in places),
+        read=partial(read_part, tuple(source.read for source in sources), places),
+        skipped=tuple(entry for source in sources for entry in source.skipped),
+        seen_patients=frozenset().union(*(source.seen_patients for source in sources)),
         mixed=tuple(source.name for source in sources),
         category_ids=ids.pop() if len(ids) == 1 else None,
     )
@@ -157,7 +148,8 @@ def read_at(read: Read, positions: tuple[int, ...], position: int) -> np.ndarray
     return read(positions[position])
 
 
-def _read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], position: int) -> np.ndarray:
+def read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], position: int) -> np.ndarray:
+    """The image whose reader, and position for it, are in `places`."""
     part, inner = places[position]
     return reads[part](inner)
 

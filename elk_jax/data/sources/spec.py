@@ -16,6 +16,10 @@ BitDepth = Annotated[int, Between(0, 16)]
 """Significant bits of the values in 16-bit files; 0: all."""
 
 
+def _field(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class SourceSpec:
     """A collection of images: where it lies, which images of it are used, and what is done with their boxes.
@@ -25,29 +29,20 @@ class SourceSpec:
     its `where` is the field's name.
     """
 
-    spec: str = field(default="", metadata={"help": "coco:FILE.json, tfds:DIR or phantom:KEY=VALUE,..."})
-    where: str = field(
-        default="", metadata={"help": "Only images whose fields have these values: is_mass=true,view=MLO|CC"}
-    )
-    train_where: str = field(
-        default="", metadata={"help": "Conditions as in `where` that hold for the training split alone."}
-    )
-    clean_boxes: bool = field(
-        default=False, metadata={"help": "Drop boxes inside others, and the smaller of two that overlap, as ELK does."}
-    )
+    spec: str = _field("", "coco:FILE.json, tfds:DIR or phantom:KEY=VALUE,...")
+    where: str = _field("", "Only images whose fields have these values: is_mass=true,view=MLO|CC")
+    train_where: str = _field("", "Conditions as in `where` that hold for the training split alone.")
+    clean_boxes: bool = _field(False, "Drop boxes inside others, and the smaller of two that overlap, as ELK does.")
     ignore_over: Annotated[float, SHARE] = field(
         default=0.0,
         metadata={"help": "Boxes of more than this share of the image are neither lesion nor background; 0: none."},
     )
-    patients: Annotated[int, AtLeast(0)] = field(
-        default=0, metadata={"help": "Only this many training patients, drawn by the seed; 0: all."}
+    patients: Annotated[int, AtLeast(0)] = _field(0, "Only this many training patients, drawn by the seed; 0: all.")
+    split_shares: tuple[Annotated[float, ABOVE_ZERO], ...] = _field(
+        (), "0.7,0.15,0.15 deals patients out to train, val and test where images name no split."
     )
-    split_shares: tuple[Annotated[float, ABOVE_ZERO], ...] = field(
-        default=(),
-        metadata={"help": "0.7,0.15,0.15 deals patients out to train, val and test where images name no split."},
-    )
-    bit_depth: BitDepth = field(
-        default=0, metadata={"help": "Significant bits of 16-bit files that hold fewer, such as 12; 0: all 16."}
+    bit_depth: BitDepth = _field(  # noqa: RUF009
+        0, "Significant bits of 16-bit files that hold fewer, such as 12; 0: all 16."
     )
 
     def __post_init__(self) -> None:

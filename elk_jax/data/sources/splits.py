@@ -43,14 +43,10 @@ def split_patients(lesions: Mapping[str, int], shares: Mapping[str, float], seed
     """
     names = list(shares)
     share = np.array([shares[name] for name in names], float)
-    if not names or (share <= 0).any():
-        raise UserError(f"shares of the splits must be positive, got {dict(shares)}")
     patients = sorted(lesions)
     if len(patients) < len(names):
-        raise UserError(
-            f"{len(patients)} patients cannot fill {len(names)} splits",
-            todo="add patients or use fewer splits",
-        )
+        todo = "add patients or use fewer splits"
+        raise UserError(f"{len(patients)} patients cannot fill {len(names)} splits", todo=todo)
     sizes = largest_remainder(share, len(patients), at_least=1)
     shuffled = random_order(len(patients), seed, Purpose.PATIENTS)
     order = sorted(range(len(patients)), key=lambda i: (lesions[patients[i]], shuffled[i]))

@@ -16,6 +16,7 @@ from elk_jax.data.sources.checks import checked_box
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.splits import SPLITS
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
@@ -82,7 +83,7 @@ def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     folder = spec.place
     try:
         builder = tfds.builder_from_directory(folder)
-        splits = sorted(builder.info.splits, key=lambda name: (_order(name), name))
+        splits = sorted(builder.info.splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else 9, name))
         stores = {name: builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()}) for name in splits}
         classes = tuple(builder.info.features["objects"]["label"].names)
     except Exception as error:  # TFDS raises many kinds of errors for a folder that is not a data set
@@ -94,11 +95,6 @@ def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     names = tuple(info.file_name or info.image_id for info in infos)
     read = partial(_read, stores, tuple(places), names, spec.bit_depth)
     return ImageSource(folder, classes, tuple(infos), read)
-
-
-def _order(split: str) -> int:
-    known = ("train", "val", "test")
-    return known.index(split) if split in known else len(known)
 
 
 def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:

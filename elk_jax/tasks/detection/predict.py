@@ -21,7 +21,7 @@ from elk_jax.data.augment import NO_AUGMENTATION, Resize
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import assign_buckets
 from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.data.flips import flip_boxes, flipped, unique_flips
+from elk_jax.data.flips import flip_boxes, flipped
 from elk_jax.data.sources import folder as image_files
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.detection import detectors
@@ -152,7 +152,7 @@ def detect_with(
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, bool(description["input"].get("crop_to_breast")))
     config = input_of(description, seen.source.infos)
-    flips = unique_flips(description["input"].get("flips", ()) if flips is None else flips)
+    flips = tuple(dict.fromkeys(description["input"].get("flips", ()) if flips is None else flips))
     return detect_view(predictor, placed, seen, config, mesh, score_floor, flips)
 
 

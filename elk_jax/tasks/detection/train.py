@@ -15,7 +15,6 @@ from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.data.flips import unique_flips
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.data.transforms import short_side_scale
@@ -65,7 +64,7 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
 
 def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
     """Train one detector and write `<stage>/model/`."""
-    flips = unique_flips(recipe.test_flips)
+    flips = tuple(dict.fromkeys(recipe.test_flips))
 
     # ---- Data ------------------------------------------------------------------------------------------------
     source = run.open(stage.train_on, "train")

@@ -5,6 +5,7 @@ import pytest
 from elk_jax.data.augment import NO_AUGMENTATION as PLAIN
 from elk_jax.data.augment import Augmentation, Resize
 from elk_jax.data.batches.buckets import assign_buckets, choose_buckets
+from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.errors import UserError
 
 
@@ -24,7 +25,7 @@ def test_buckets(infos):
     assert choose_buckets(infos, resize, PLAIN) == ((128, 128),)
     assert choose_buckets(infos[:17], resize, PLAIN) == ((128, 96),)
     with pytest.raises(UserError, match="no canvas") as error:
-        choose_buckets(infos, Resize(jitter=(0.5, 2.0)), PLAIN)
+        LoaderConfig(buckets=(), resize=Resize(jitter=(0.5, 2.0)))
     assert error.value.where == "buckets"
     with pytest.raises(UserError, match="image 17 becomes 90 x 120 px") as error:
         assign_buckets(infos, [(128, 96)], resize, PLAIN)

@@ -122,11 +122,11 @@ def test_slices_of_a_volume_come_back(coco_folder, tmp_path):
         for number, image in enumerate(content["images"][:2]):
             image |= {"volume": 7, "slice": number}
 
-    infos, classes = read_coco(coco_folder(slices))
+    infos, classes, *_ = read_coco(coco_folder(slices))
     assert [(info.volume, info.slice) for info in infos[:3]] == [("7", 0), ("7", 1), ("", -1)]
     assert not {"volume", "slice"} & set(infos[0].meta)
     write_coco(tmp_path / "again.json", infos, classes)
-    again, _ = read_coco(tmp_path / "again.json")
+    again = read_coco(tmp_path / "again.json").infos
     assert [(info.volume, info.slice) for info in again] == [(info.volume, info.slice) for info in infos]
 
 

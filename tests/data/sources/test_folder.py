@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from elk_jax.data.sources import decode as decoding
 from elk_jax.data.sources import folder
 from tests.refusals import refused
 
@@ -65,7 +66,8 @@ def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):
     paths = [path for path in folder.find_images([images])[0] if path.name != "broken.png"]
     decoded = []
     decode = folder.decode_image
-    monkeypatch.setattr(folder, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
+    for module in (folder, decoding):
+        monkeypatch.setattr(module, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
     source = folder.open_files(paths, ("mass",))
     for _ in range(3):
         for position, path in enumerate(paths):

@@ -44,9 +44,9 @@ def test_splits_and_conditions(at):
 
 def test_what_chooses_training_images_leaves_the_other_splits_alone(at):
     few = {"train_where": "is_mass=true", "patients": 1}
-    (one,) = open_source(at(**few), "train", seed=1).infos
+    (one,) = list_source(at(**few), "train", seed=1).infos
     assert one.image_id in ("1", "3")
-    assert {ids(open_source(at(**few), "train", seed=seed))[0] for seed in range(9)} == {"1", "3"}
+    assert {ids(list_source(at(**few), "train", seed=seed))[0] for seed in range(9)} == {"1", "3"}
     assert ids(open_source(at(**few), "test")) == ["6"] and len(open_source(at(**few))) == 6
     assert ids(open_source(at(where="birads=5", train_where="is_mass=true"), "train")) == ["1", "3"]
     with refused(3, where="data.json"):
@@ -209,7 +209,7 @@ def test_patients_are_drawn_before_unreadable_images_are_known(at, tmp_path):
     break_missing(tmp_path)
     for seed, images in drawn.items():
         expected = [image for image in images if image != "3"]
-        assert ids(open_source(spec, "train", seed=seed, on_error="skip")) == expected
+        assert ids(check_readable(list_source(spec, "train", seed=seed), spec, "skip")) == expected
 
 
 def test_kept_images_are_not_decoded_again(at, tmp_path):

@@ -22,6 +22,7 @@ from elk_jax.training.mesh import make_mesh
 from elk_jax.weights import diffusers_folder, model_folder, stable_diffusion
 from elk_jax.weights.tokenizer import Tokenizer
 from tests.refusals import refused
+from tests.weights.parts import describe
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -39,7 +40,7 @@ def imported(tmp_path_factory):
     vae = AutoencoderConfig(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2)
     text = TextConfig(len(words["vocab"]), 20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                       num_attention_heads=2)  # fmt: skip
-    parts = stable_diffusion.describe(unet, vae, text, SCHEDULER)
+    parts = describe(unet, vae, text, SCHEDULER)
     random = np.random.default_rng(0)
     shapes = stable_diffusion.parameter_shapes({"unet": unet, "vae": vae, "text_encoder": text})
     params = {
