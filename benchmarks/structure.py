@@ -278,7 +278,9 @@ def traced_rows() -> list[Row]:
     from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
     from elk_jax.tasks import run as runs
 
-    trace, listed, checked, compile_step = Trace(FasterRCNNConfig), Counter(), Counter(), jax.stages.Lowered.compile
+    trace, compile_step = Trace(FasterRCNNConfig), jax.stages.Lowered.compile
+    listed: Counter[tuple[str, str]] = Counter()
+    checked: Counter[tuple[str, str]] = Counter()
 
     def compiling(*arguments: Any, **settings: Any) -> Any:
         sys.setprofile(None)
@@ -300,7 +302,8 @@ def traced_rows() -> list[Row]:
         mock.patch.object(runs, "check_readable", check_readable),
     ):
         spec = f"--config.data.real.spec=coco:{write_coco(Path(folder) / 'data')}"
-        config, depth = f"--config={ROOT / 'configs' / 'cem_real.py'}:tiny", f"--config.detector.model.depth={Trace.DEPTH}"
+        config = f"--config={ROOT / 'configs' / 'cem_real.py'}:tiny"
+        depth = f"--config.detector.model.depth={Trace.DEPTH}"
         with mock.patch.object(sys, "argv", ["train.py", config, spec, depth, f"--workdir={folder}/run"]):
             flags.FLAGS(sys.argv)
         sys.setprofile(trace)

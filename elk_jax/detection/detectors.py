@@ -22,6 +22,10 @@ DETECTORS = {
 }
 
 
+DEFAULT = faster_rcnn.FasterRCNNConfig
+"""The settings of a recipe that names no detector."""
+
+
 def kinds() -> dict[str, type]:
     """Name -> dataclass of the settings, as `fields.ByName` wants them."""
     return {name: kind.config for name, kind in DETECTORS.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -43,8 +42,8 @@ def train(
 ) -> TrainResult:
     """Train a model by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
 
-    settings, validation: the model's configuration (dataclasses, dicts, tuples of them), and the images that its
-    checkpoints are chosen on; a training is not resumed from a checkpoint of others.
+    settings, validation: the model's configuration, for JSON, and the images that its checkpoints are chosen on; a
+    training is not resumed from a checkpoint of others.
     """
     try:
         return loop.train(
@@ -102,4 +101,4 @@ def _split(infos: Sequence[ImageInfo]) -> list:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

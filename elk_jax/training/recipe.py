@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from elk_jax.fields import BELOW_ONE, AtLeast, check
+from elk_jax.fields import BELOW_ONE, AtLeast
 from elk_jax.training import schedules
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import Schedule, WarmupCosine
@@ -32,5 +32,4 @@ class TrainingRecipe:
     eval_every: Annotated[int, AtLeast(0)] = 100
 
     def __post_init__(self) -> None:
-        check(self)
         schedules.build(self.schedule, self.steps)  # milestones in an order that only the number of steps shows

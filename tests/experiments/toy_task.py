@@ -148,7 +148,7 @@ def train(run: Run, stage: TrainToyStage, recipe: ToyRecipe) -> Summary:
         initial=None,
         evaluate=lambda params, step: measure(params, validation, images.side),
         best_metric="accuracy",
-        settings=images,
+        settings=asdict(images),
         validation=validation.infos,
     )
     params, trained = training.kept_weights(run, stage, result, "best", source)

@@ -95,7 +95,7 @@ def detect(
     def outputs():
         waiting = None  # fetch the result of a batch while the next one is computed
         for batch in batches.eval_batches(source, config, jax.process_index(), jax.process_count()):
-            running = predictor(params, meshes.put_batch({key: batch[key] for key in needed}, mesh))
+            running = predictor(params, meshes.put_batch({k: v for k, v in batch.items() if k in needed}, mesh))
             if waiting is not None:
                 yield fetch(waiting)
             waiting = running

@@ -10,7 +10,6 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
-from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
@@ -36,7 +35,7 @@ class DetectionRecipe(TrainingRecipe):
     bootstrap: resamples of patients for the intervals; 0: no intervals.
     """
 
-    model: Annotated[Any, ByName(detectors.kinds)] = field(default_factory=FasterRCNNConfig)
+    model: Annotated[Any, ByName(detectors.kinds)] = field(default_factory=detectors.DEFAULT)
     plan_anchors: bool = True
     crop_to_breast: bool = True
     loader: LoaderConfig = field(default_factory=LoaderConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -120,7 +120,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         initial=initial,
         evaluate=evaluate_params,
         best_metric=recipe.best_metric,
-        settings=detector.config,
+        settings=asdict(detector.config),
         validation=validation.infos,
         buckets=len(host_batches.canvases),
     )

@@ -72,7 +72,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
         draw=_drawing(model, shown, run.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        settings=(parts.model, inpainters.describe_noise(parts.noise)),
+        settings=[dataclasses.asdict(parts.model), inpainters.describe_noise(parts.noise)],
         validation=validation.infos,
     )
 

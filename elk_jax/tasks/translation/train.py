@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -101,7 +102,7 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
         draw=_drawing(model, shown, run.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        settings=config,
+        settings=asdict(config),
         validation=validation.infos,
     )
 
