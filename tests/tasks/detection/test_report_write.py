@@ -10,7 +10,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from elk_jax import files
-from elk_jax.data.sources import coco
 from elk_jax.data.sources import decode as images
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import Detections, join
@@ -60,9 +59,8 @@ def run(tmp_path):
 
 
 def test_every_evaluation_is_reported_and_only_its_pictures_are_decoded(run, monkeypatch):
-    decoded = []
-    decode = lambda path, **kw: decoded.append(path.name) or images.decode_image(path, **kw)
-    monkeypatch.setattr(coco, "decode_image", decode)
+    decoded, decode = [], images.decode_image
+    monkeypatch.setattr(images, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
     summary = {"kind": "evaluate", "on": "real", "split": "test", "data": {}, "skipped": [["12", "missing"]]}
     summaries = {stage: {**summary, "models": ["small"]} for stage in ("evaluate", "again")}
     page = report.write(run, summaries).read_text()
