@@ -90,20 +90,16 @@ def evaluate_detections(
 ) -> dict[str, Any]:
     """All metrics of a detector on one split, ready for JSON.
 
-    Args:
-      criterion: definition of a hit, for FROC (AP always uses IoU).
-      score_floor: predictions with a lower score are dropped first (ELK: 0.01 in the test, 0.1 to select
-        checkpoints).
-      froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
-      resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
+    criterion: definition of a hit, for FROC (AP always uses IoU).
+    score_floor: predictions with a lower score are dropped first (ELK: 0.01 in the test, 0.1 to select checkpoints).
+    froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
+    resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
 
-    Returns a dict. A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why):
-      mean_sensitivity (over RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10,
-      ap30, false_positives_per_lesion_free_image {"0.5": ...} at the thresholds of the operating points,
-      operating_points [{rate, threshold, sensitivity, false_positives_per_image,
-        false_positives_per_lesion_free_image}],
-      curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the
-      evaluation.
+    A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why): mean_sensitivity (over
+    RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10, ap30 and, at the thresholds of
+    the operating points, false_positives_per_lesion_free_image {"0.5": ...}. Besides: operating_points [{rate,
+    threshold, sensitivity, false_positives_per_image, false_positives_per_lesion_free_image}], curve
+    {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the evaluation.
     """
     scored = above(results, score_floor)
     statistic = DetectionStatistic(scored, criterion, froc_images)

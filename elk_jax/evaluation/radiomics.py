@@ -18,17 +18,13 @@ from elk_jax.evaluation.texture_features import Features, cooccurrence_features,
 LEVELS = 32
 """Grey levels between black and white. Their width is fixed, so that contrast counts; few enough for small lesions."""
 
-LEFT_OUT = frozenset(
-    {
-        "cooccurrence_dissimilarity",  # equals the difference average
-        "cooccurrence_sum_average",  # equals twice the joint average
-        "cooccurrence_cluster_tendency",  # equals the sum variance
-        "intensity_energy",  # this and the next grow with the region; a mean or normalised form of each is included
-        "run_grey_level_non_uniformity",
-        "run_run_length_non_uniformity",
-        "zone_grey_level_non_uniformity",
-        "zone_zone_size_non_uniformity",
-    }
+LEFT_OUT = (
+    "cooccurrence_dissimilarity",  # equals the difference average
+    "cooccurrence_sum_average",  # equals twice the joint average
+    "cooccurrence_cluster_tendency",  # equals the sum variance
+    "intensity_energy",  # this and the next grow with the region; a mean or normalised form of each is included
+    *("run_grey_level_non_uniformity", "run_run_length_non_uniformity"),
+    *("zone_grey_level_non_uniformity", "zone_zone_size_non_uniformity"),
 )
 """Features of the 82 published ones that are redundant, or measure the size, which is compared separately."""
 

@@ -17,11 +17,11 @@ RIM = 4
 """Pixels at a window's border that stay visible around what is painted over, where the lesion's box allows it."""
 
 
-def cut(pixels: np.ndarray, window: Window, fill: float = 0) -> np.ndarray:
-    """The part of pixels [H, W, ...] under `window` as a copy, `fill` where the window reaches beyond the image."""
+def cut(pixels: np.ndarray, window: Window) -> np.ndarray:
+    """The part of pixels [H, W, ...] under `window` as a copy, 0 where the window reaches beyond the image."""
     height, width = pixels.shape[:2]
     x0, y0, x1, y1 = window
-    part = np.full((y1 - y0, x1 - x0, *pixels.shape[2:]), fill, pixels.dtype)
+    part = np.zeros((y1 - y0, x1 - x0, *pixels.shape[2:]), pixels.dtype)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if left < right and top < bottom:
         part[top - y0 : bottom - y0, left - x0 : right - x0] = pixels[top:bottom, left:right]

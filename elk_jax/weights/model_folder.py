@@ -73,18 +73,16 @@ def find(workdir: Path, stage: str | None, architectures: Collection[str]) -> Pa
     config = files.read_json(workdir / "config.json") if (workdir / "config.json").is_file() else None
     stages = config.get("stages") if isinstance(config, dict) else None
     if not isinstance(stages, dict):
-        raise UserError(
-            "neither a run folder nor a model folder", where=workdir, todo="train first: see launch/train.py"
-        )
+        todo = "train first: see launch/train.py"
+        raise UserError("neither a run folder nor a model folder", where=workdir, todo=todo)
     folders = {name: workdir / name / "model" for name in stages}
     trained = [n for n, f in folders.items() if (f / CONFIG).is_file() and architecture_of(f) in architectures]
     kind = " or ".join(architectures)
     if not trained:
         raise UserError(f"no stage of this run has trained a {kind}", where=workdir, todo="start launch/train.py again")
     if stage is not None and stage not in trained:
-        raise UserError(
-            f"stage '{stage}' has not trained a {kind}", where=workdir, todo=f"choose one of {', '.join(trained)}"
-        )
+        todo = f"choose one of {', '.join(trained)}"
+        raise UserError(f"stage '{stage}' has not trained a {kind}", where=workdir, todo=todo)
     return folders[stage or trained[-1]]
 
 
@@ -150,11 +148,8 @@ def check_same(before: Any, now: Any, fields: Collection[str], where: Path, reci
         named = {key: key.replace("/", ".") for key in differing}
         settings = [f"--config.{recipe}.model.{named[key]}={shlex.quote(str(old[key]))}" for key in differing]
         first = differing[0]
-        raise UserError(
-            f"the weights were trained with {named[first]} {old[first]!r}, the recipe has {new[first]!r}",
-            where=where,
-            todo=f"set {' '.join(settings)}",
-        )
+        what = f"the weights were trained with {named[first]} {old[first]!r}, the recipe has {new[first]!r}"
+        raise UserError(what, where=where, todo=f"set {' '.join(settings)}")
 
 
 def flatten(params: Params) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from elk_jax.images import windows
 
 def test_cut_pads_what_lies_beyond():
     pixels = np.arange(12, dtype=np.uint16).reshape(3, 4)
-    part = windows.cut(pixels, (-1, 1, 2, 4), fill=7)
-    np.testing.assert_array_equal(part, [[7, 4, 5], [7, 8, 9], [7, 7, 7]])
+    part = windows.cut(pixels, (-1, 1, 2, 4))
+    np.testing.assert_array_equal(part, [[0, 4, 5], [0, 8, 9], [0, 0, 0]])
     assert part.dtype == np.uint16
     part[0, 1] = 99
     assert pixels[1, 0] == 4  # a copy

@@ -82,10 +82,8 @@ def plan_strata(
 
 def check_weights(weights: Sequence[float], sources: int) -> None:
     """Raise UserError unless there is one weight for each of `sources` sources, or none: shares by size."""
-    if not isinstance(weights, list | tuple):
-        raise UserError(f"mixing weights {weights!r}", todo="give one number >= 0 per source, as in (0.5, 0.5)")
-    numbers = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights)
-    if weights and not (numbers and len(weights) == sources and sum(weights) > 0):
+    shares = all(0 <= weight < math.inf for weight in weights)
+    if weights and not (shares and len(weights) == sources and sum(weights) > 0):
         raise UserError(
             f"{len(weights)} mixing weights {list(weights)} for {sources} sources",
             todo="give one number >= 0 per source, not all 0; or () for shares by size",
