@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,10 +91,12 @@ def detect(
 ) -> list[ImageResult]:
     """Run a detector over a source and join its detections with the truth, in the source's own pixels."""
     needed = ("image", "image_size", "index", "scale", "valid")
+    host_batches: Iterable[Mapping[str, Any]]
+    host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count())
 
     def outputs():
         waiting = None  # fetch the result of a batch while the next one is computed
-        for batch in batches.eval_batches(source, config, jax.process_index(), jax.process_count()):
+        for batch in host_batches:
             running = predictor(params, meshes.put_batch({key: batch[key] for key in needed}, mesh))
             if waiting is not None:
                 yield fetch(waiting)

@@ -182,7 +182,7 @@ def describe(source: ImageSource, places: Sequence[Place], title: str = "") -> L
             breast = breast_mask(pixels)
             rows += [_row(pixels, breast, info, position, lesion) for lesion in lesions]
             bar.update(len(rows))
-    columns = list(zip(*rows)) or [()] * len(fields(Lesions))
+    columns: list[Any] = list(zip(*rows)) or [()] * len(fields(Lesions))
     return Lesions(*columns[:4], *(np.array(column) for column in columns[4:]))
 
 
