@@ -91,10 +91,9 @@ def detect(
 ) -> list[ImageResult]:
     """Run a detector over a source and join its detections with the truth, in the source's own pixels."""
     needed = ("image", "image_size", "index", "scale", "valid")
-    host_batches: Iterable[Mapping[str, Any]]
     host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count())
 
-    def outputs():
+    def outputs(host_batches: Iterable[Mapping[str, Any]]):
         waiting = None  # fetch the result of a batch while the next one is computed
         for batch in host_batches:
             running = predictor(params, meshes.put_batch({key: batch[key] for key in needed}, mesh))
@@ -111,7 +110,7 @@ def detect(
         return host["batch"], host["predictions"]
 
     with Progress("  detecting", len(source), unit="image") if progress else nullcontext() as bar:
-        return detections.join_batches(source.infos, outputs(), score_floor)
+        return detections.join_batches(source.infos, outputs(host_batches), score_floor)
 
 
 def detect_view(
