@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,11 +91,12 @@ def detect(
 ) -> list[ImageResult]:
     """Run a detector over a source and join its detections with the truth, in the source's own pixels."""
     needed = ("image", "image_size", "index", "scale", "valid")
+    host_batches = batches.eval_batches(source, config, jax.process_index(), jax.process_count())
 
-    def outputs():
+    def outputs(host_batches: Iterable[Mapping[str, Any]]):
         waiting = None  # fetch the result of a batch while the next one is computed
-        for batch in batches.eval_batches(source, config, jax.process_index(), jax.process_count()):
-            running = predictor(params, meshes.put_batch({k: v for k, v in batch.items() if k in needed}, mesh))
+        for batch in host_batches:
+            running = predictor(params, meshes.put_batch({key: batch[key] for key in needed}, mesh))
             if waiting is not None:
                 yield fetch(waiting)
             waiting = running
@@ -109,7 +110,7 @@ def detect(
         return host["batch"], host["predictions"]
 
     with Progress("  detecting", len(source), unit="image") if progress else nullcontext() as bar:
-        return detections.join_batches(source.infos, outputs(), score_floor)
+        return detections.join_batches(source.infos, outputs(host_batches), score_floor)
 
 
 def detect_view(
