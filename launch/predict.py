@@ -27,7 +27,7 @@ THRESHOLD = flags.DEFINE_float(
 FLOOR = flags.DEFINE_float(
     "score_floor", 0.01, "Predictions that score less are not written at all.", lower_bound=0, upper_bound=1
 )
-BIT_DEPTH = source_flags.define_field("bit_depth")
+DECODING = source_flags.define_decoding()
 PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
 ON_ERROR = source_flags.define_on_error()
 
@@ -46,7 +46,7 @@ def main() -> None:
     task.predict.run(
         model=model,
         inputs=inputs,
-        bit_depth=BIT_DEPTH.value,
+        decoding=DECODING.read(),
         on_error=ON_ERROR.value,
         output=output,
         settings=command_line.settings(task.predict.settings, OF_DETECTORS, task.model),

@@ -28,7 +28,8 @@ class SourceFlags:
 
     def read(self) -> SourceSpec:
         """Their values. UserError that names the flag where the source is not given, or a value cannot be."""
-        command_line.required(self.by_field["spec"], "coco:FILE.json")
+        if "spec" in self.by_field:
+            command_line.required(self.by_field["spec"], "coco:FILE.json")
         values = {field: _value(flag) for field, flag in self.by_field.items()}
         try:
             return SourceSpec(**values)
@@ -45,6 +46,12 @@ def define(name: str, what: str) -> SourceFlags:
     """
     found = {"spec": flags.DEFINE_string(name, None, f"{what}: {_HELP['spec']}")}
     return SourceFlags(found | {field: define_field(field) for field in _HELP if field not in ("spec", *OF_TRAINING)})
+
+
+def define_decoding() -> SourceFlags:
+    """The flags that say how image files are decoded, for files without annotations."""
+    chosen = [field.name for field in dataclasses.fields(SourceSpec) if field.metadata.get("of_files")]
+    return SourceFlags({field: define_field(field) for field in chosen})
 
 
 def define_field(name: str) -> flags.FlagHolder:

@@ -22,7 +22,7 @@ INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of i
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another answer.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Tiles translated at once.", lower_bound=1)
-BIT_DEPTH = source_flags.define_field("bit_depth")
+DECODING = source_flags.define_decoding()
 ON_ERROR = source_flags.define_on_error()
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     translate_files(
         model=model,
         inputs=inputs,
-        bit_depth=BIT_DEPTH.value,
+        decoding=DECODING.read(),
         on_error=ON_ERROR.value,
         output=output,
         settings=command_line.settings(TranslateSettings, (SEED, BATCH), "translator"),

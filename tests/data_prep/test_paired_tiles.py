@@ -70,7 +70,7 @@ def built(sets, tmp_path_factory):
 def test_tiles_are_aligned_pairs_that_the_reader_takes(built):
     spec = f"coco:{built / 'tiles.json'}"
     subtracted = open_source(SourceSpec(spec))
-    found = pairs.cut_pairs(pairs.pair_up(subtracted, spec), subtracted, TILE)
+    found = pairs.cut_pairs(pairs.pair_up(subtracted, SourceSpec(spec)), subtracted, TILE)
     assert len(found) == len(subtracted) and {i.patient_id for i in found.infos} == {"P0", "P1"}
     for i, info in enumerate(found.infos):
         index = int(info.patient_id[1:])

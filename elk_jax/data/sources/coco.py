@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from elk_jax.data.sources.checks import check_unique, checked_box
-from elk_jax.data.sources.decode import check_bit_depth, read_files
+from elk_jax.data.sources.decode import files_reader
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
@@ -41,18 +40,14 @@ class CocoFile(NamedTuple):
 
 
 def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
-    """All images of a COCO file, whatever their split. A field `bit_depth` of an image goes before the spec's."""
+    """All images of a COCO file, whatever their split."""
     path = spec.place
     content = read_coco(path)
-    folder = image_folder(path)
-    files = tuple((folder / info.file_name, info.meta.get("bit_depth") or spec.bit_depth) for info in content.infos)
-    for info, (_, depth) in zip(content.infos, files):
-        check_bit_depth(depth, f"{path}, image {info.image_id}")
     return ImageSource(
         name=path,
         classes=content.classes,
         infos=content.infos,
-        read=partial(read_files, files),
+        read=files_reader(image_folder(path), content.infos, spec, where=path),
         seen_patients=content.seen_patients,
         category_ids=content.category_ids,
     )

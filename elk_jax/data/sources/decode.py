@@ -13,7 +13,8 @@ import logging
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,9 +24,10 @@ import numpy as np
 from PIL import Image
 
 from elk_jax.data.sources import dicom
-from elk_jax.data.sources.spec import BitDepth
+from elk_jax.data.sources.spec import BitDepth, SourceSpec
 from elk_jax.errors import UserError, from_os_error
 from elk_jax.fields import fits
+from elk_jax.images.schema import ImageInfo
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 """File name endings that count as images when a folder is searched."""
@@ -47,7 +49,7 @@ def decode_image(
         None takes the file's, and warns once where 16 bits seem to be too many. Ignored for DICOM files, which declare
         their own, and for files of fewer bits.
 
-    The dict: `format` ("png", "jpeg", "tiff", "dicom"), `bit_depth` (of the file), `pixel_spacing` ((row, column) mm in
+    The dict: `format` ("png", "jpeg", "tiff", "dicom"), `bits` (of a pixel in the file), `pixel_spacing` ((row, column) mm in
     the breast plane, or None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
 
     UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
@@ -55,7 +57,7 @@ def decode_image(
     pixels, meta = decode_pixels(source, name=name, frame=frame)
     if pixels.dtype == np.float32:
         return pixels[..., None], meta
-    white = 2 ** min(bit_depth or 16, meta["bit_depth"]) - 1
+    white = 2 ** min(bit_depth or 16, meta["bits"]) - 1
     if not bit_depth and pixels.dtype == np.uint16:
         _warn_if_dark(int(pixels.max(initial=0)), _label(source, name))
     if bit_depth and pixels.max(initial=0) > white:
@@ -64,8 +66,28 @@ def decode_image(
     return (pixels.astype(np.float32) * np.float32(1.0 / white))[..., None].clip(0, 1), meta
 
 
-def read_files(files: Sequence[tuple[str | os.PathLike, int]], position: int) -> np.ndarray:
-    """The image at `position` of (path, bit depth); a function of the module, which worker processes can be sent."""
+def decode_as(
+    spec: SourceSpec, source: str | os.PathLike | bytes, name: object = ""
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """`decode_image` of a file of a data source, with what its settings say of its files."""
+    return decode_image(source, name=name, bit_depth=spec.bit_depth)
+
+
+def files_reader(
+    folder: Path, infos: Sequence[ImageInfo], spec: SourceSpec, where: object = ""
+) -> Callable[[int], np.ndarray]:
+    """Position -> image [H, W, 1] of the file of `infos[position]` in a folder.
+
+    A field `bit_depth` of an image goes before that of the source. UserError for an impossible one. where: what has it.
+    """
+    depths = [info.meta.get("bit_depth") or spec.bit_depth for info in infos]
+    for info, depth in zip(infos, depths):
+        check_bit_depth(depth, f"{where}, image {info.image_id}")
+    return partial(_read_file, tuple((folder / info.file_name, depth) for info, depth in zip(infos, depths)))
+
+
+def _read_file(files: Sequence[tuple[Path, int]], position: int) -> np.ndarray:
+    """A function of the module, which worker processes can be sent."""
     path, bit_depth = files[position]
     return decode_image(path, bit_depth=bit_depth)[0]
 
@@ -94,7 +116,7 @@ def decode_pixels(
         problem = "out of [0, 1]" if np.isfinite(pixels).all() else "NaN or infinite"
         raise UserError(f"pixel values are {problem}", where=where, todo="write the image again with valid pixels")
     depth = 32 if pixels.dtype == np.float32 else 8 * pixels.dtype.itemsize
-    return pixels, {"format": kind, "bit_depth": depth, "pixel_spacing": None, "laterality": None}
+    return pixels, {"format": kind, "bits": depth, "pixel_spacing": None, "laterality": None}
 
 
 def as_integers(pixels: np.ndarray) -> np.ndarray:

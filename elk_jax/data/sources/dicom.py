@@ -49,7 +49,7 @@ def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple
 
     name: of the file, for errors. frame: of a multi-frame object, 0-based; None accepts objects of one frame only.
 
-    The header's dict: `format` "dicom"; `bit_depth` bits stored; `pixel_spacing` (row, column) mm in the breast plane,
+    The header's dict: `format` "dicom"; `bits` stored; `pixel_spacing` (row, column) mm in the breast plane,
     or None; `laterality` "L", "R" or None; `laterality_header` what the header says; `view` "CC", "MLO", ... or "";
     `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied.
 
@@ -119,7 +119,7 @@ def _decode(
     spacing = _pixel_spacing(attributes)
     return np.ascontiguousarray(image, np.float32), {
         "format": "dicom",
-        "bit_depth": int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize),
+        "bits": int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize),
         "pixel_spacing": spacing,
         "laterality": breast_side(image) or header,
         "laterality_header": header,

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from elk_jax.data.sources import dicom
-from elk_jax.data.sources.decode import SUFFIXES, decode_image, read_files
+from elk_jax.data.sources.decode import SUFFIXES, decode_as
 from elk_jax.data.sources.source import CACHE_BYTES, Cache, ImageSource, read_at
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
@@ -52,24 +53,24 @@ def _is_dicom(path: Path) -> bool:
 def open_files(
     paths: Sequence[Path],
     classes: tuple[str, ...],
+    spec: SourceSpec = SourceSpec(),
     on_error: str = "stop",
     cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
-    bit_depth: int = 0,
 ) -> ImageSource:
     """Image files as a source without lesions; the image id is the path. Every file is decoded now, for its size.
 
-    on_error: "stop" raises at the first unreadable file, "skip" lists it in `.skipped`.
+    spec: how the files are decoded. on_error: "stop" raises at the first unreadable file, "skip" lists it in `.skipped`.
     cache_bytes: memory for the images decoded now, for when they are read again; see `source.cached`.
-    progress: shows the decoding. bit_depth: significant bits of 16-bit files that hold fewer; see `decode_image`.
+    progress: shows the decoding.
     """
-    kept = Cache(partial(read_files, [(path, bit_depth) for path in paths]), cache_bytes)
+    kept = Cache(partial(_read, spec, tuple(paths)), cache_bytes)
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
 
     def opened(position: int) -> ImageInfo | str:
         name = str(paths[position])
         try:
-            image, meta = decode_image(paths[position], bit_depth=bit_depth)
+            image, meta = decode_as(spec, paths[position])
         except UserError as error:
             if on_error == "stop":
                 raise
@@ -84,3 +85,7 @@ def open_files(
     if not infos:
         raise UserError(f"none of the {len(paths)} images can be read: {skipped[0][1]}")
     return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
+
+
+def _read(spec: SourceSpec, paths: tuple[Path, ...], position: int) -> np.ndarray:
+    return decode_as(spec, paths[position])[0]

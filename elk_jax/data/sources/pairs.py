@@ -20,9 +20,10 @@ import numpy as np
 from elk_jax.data import tiles
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
-from elk_jax.data.sources.decode import read_files
+from elk_jax.data.sources.decode import files_reader
 from elk_jax.data.sources.phantom import MODALITIES, parse_options, read_phantom
 from elk_jax.data.sources.source import ImageSource, Read
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, cut
@@ -56,17 +57,17 @@ class Pairs:
         return cut(self.low_energy(position), window), cut(self.subtracted(position), window)
 
 
-def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, progress: ProgressBar = no_bar) -> ImageSource:
-    """The low-energy images of the subtracted ones that `sources.open_source` opened from `spec`, in their order.
+def pair_up(subtracted: ImageSource, spec: SourceSpec, progress: ProgressBar = no_bar) -> ImageSource:
+    """The low-energy images of the subtracted ones that were opened from `spec`, in their order.
 
     progress: shows how far the drawing of phantoms is.
     UserError where `spec` has no pairs: an image without partner, a data set of another kind.
     """
-    kind, _, place = spec.partition(":")
+    kind, place = spec.kind, spec.place
     if kind == "phantom":
         if parse_options(place).modality != MODALITIES[0]:
             todo = f"leave modality out: pairs are of {' and '.join(MODALITIES)}"
-            raise UserError("pairs of phantoms of one modality", where=spec, todo=todo)
+            raise UserError("pairs of phantoms of one modality", where=spec.spec, todo=todo)
         splits = {info.split for info in subtracted.infos}
         split = splits.pop() if len(splits) == 1 else ""
         infos, read = read_phantom(f"{place},modality={MODALITIES[1]}", split, progress)
@@ -74,7 +75,9 @@ def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, progress: Pr
         chosen = tuple(at[info.image_id] for info in subtracted.infos)
         return replace(subtracted, read=partial(sources.read_at, read, chosen))
     if kind != "coco":
-        raise UserError(f"'{spec}' has no pairs", todo="give coco:FILE.json of data_prep/paired_tiles.py, or phantom:")
+        raise UserError(
+            f"'{spec.spec}' has no pairs", todo="give coco:FILE.json of data_prep/paired_tiles.py, or phantom:"
+        )
     for info in subtracted.infos:
         if not isinstance(info.meta.get(PARTNER), str):
             raise UserError(
@@ -83,9 +86,8 @@ def pair_up(subtracted: ImageSource, spec: str, bit_depth: int = 0, progress: Pr
                 todo="make pairs with data_prep/paired_tiles.py",
             )
     partners = tuple(replace(info, file_name=info.meta[PARTNER]) for info in subtracted.infos)
-    folder = coco.image_folder(place)
-    files = tuple((folder / info.file_name, info.meta.get("bit_depth") or bit_depth) for info in partners)
-    return sources.cached(replace(subtracted, infos=partners, read=partial(read_files, files)))
+    read = files_reader(coco.image_folder(place), partners, spec, where=place)
+    return sources.cached(replace(subtracted, infos=partners, read=read))
 
 
 def cut_pairs(

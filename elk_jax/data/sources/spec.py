@@ -16,8 +16,9 @@ BitDepth = Annotated[int, Between(0, 16)]
 """Significant bits of the values in 16-bit files; 0: all."""
 
 
-def _field(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _field(default: Any, text: str, of_files: bool = False) -> Any:
+    """of_files: the setting says how image files are decoded, with annotations or without."""
+    return field(default=default, metadata={"help": text, "of_files": of_files})
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SourceSpec:
         (), "0.7,0.15,0.15 deals patients out to train, val and test where images name no split."
     )
     bit_depth: BitDepth = _field(  # noqa: RUF009
-        0, "Significant bits of 16-bit files that hold fewer, such as 12; 0: all 16."
+        0, "Significant bits of 16-bit files that hold fewer, such as 12; 0: all 16.", of_files=True
     )
 
     def __post_init__(self) -> None:

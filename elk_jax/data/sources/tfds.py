@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.data.sources.checks import checked_box
-from elk_jax.data.sources.decode import decode_image
+from elk_jax.data.sources.decode import decode_as
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import SPLITS
@@ -93,7 +93,7 @@ def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     places = [(name, position) for name, store in stores.items() for position in range(len(store))]
     infos = list(progress((_info(stores[name][position], name, folder) for name, position in places), len(places)))
     names = tuple(info.file_name or info.image_id for info in infos)
-    read = partial(_read, stores, tuple(places), names, spec.bit_depth)
+    read = partial(_read, stores, tuple(places), names, spec)
     return ImageSource(folder, classes, tuple(infos), read)
 
 
@@ -122,10 +122,10 @@ def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
 
 
 def _read(
-    stores: dict[str, Any], places: tuple[tuple[str, int], ...], names: tuple[str, ...], bit_depth: int, position: int
+    stores: dict[str, Any], places: tuple[tuple[str, int], ...], names: tuple[str, ...], spec: SourceSpec, position: int
 ) -> np.ndarray:
     split, inner = places[position]
-    return decode_image(stores[split][inner]["image"], name=names[position], bit_depth=bit_depth)[0]
+    return decode_as(spec, stores[split][inner]["image"], names[position])[0]
 
 
 def _plain(value: Any) -> Any:

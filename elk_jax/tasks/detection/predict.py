@@ -24,6 +24,7 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import flip_boxes, flipped
 from elk_jax.data.sources import folder as image_files
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import detectors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
@@ -214,14 +215,14 @@ class PredictSettings:
 
 
 def predict_files(
-    *, model: Path, inputs: Sequence[str], bit_depth: int, on_error: str, output: Path, settings: PredictSettings
+    *, model: Path, inputs: Sequence[str], decoding: SourceSpec, on_error: str, output: Path, settings: PredictSettings
 ) -> list[ImageResult]:
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
     paths, not_images = image_files.find_images(inputs)
     trained = load(model)
     description = trained.description
     classes = tuple(description["classes"])
-    source = image_files.open_files(paths, classes, on_error, progress=progress_bar("  decoding"), bit_depth=bit_depth)
+    source = image_files.open_files(paths, classes, decoding, on_error, progress=progress_bar("  decoding"))
     files.check_writable(output)
     threshold = chosen_threshold(description) if settings.threshold is None else settings.threshold
     results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)

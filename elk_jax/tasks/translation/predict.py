@@ -15,6 +15,7 @@ from elk_jax.data.batches.shuffle import filled_rows
 from elk_jax.data.sources import folder
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.decode import SUFFIXES, encode_png
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.tiles import black_share, tile_windows
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast
@@ -41,7 +42,13 @@ class TranslateSettings:
 
 
 def translate_files(
-    *, model: Path, inputs: Sequence[str], bit_depth: int, on_error: str, output: Path, settings: TranslateSettings
+    *,
+    model: Path,
+    inputs: Sequence[str],
+    decoding: SourceSpec,
+    on_error: str,
+    output: Path,
+    settings: TranslateSettings,
 ) -> list[Path]:
     """Write a subtracted image NAME.png into `output` for every low-energy one; returns them. See launch/translate.py.
 
@@ -57,7 +64,7 @@ def translate_files(
         raise UserError("the answer would replace the image", where=taken[0], todo="give another --output")
     files.check_writable(output)
     parts, params, _ = load(model)
-    source = folder.open_files(paths, (), on_error, progress=progress_bar("  decoding"), bit_depth=bit_depth)
+    source = folder.open_files(paths, (), decoding, on_error, progress=progress_bar("  decoding"))
     files.make_folder(output)
     mesh = meshes.make_mesh()
     sample = sampling.compile_sampler(trainable(parts), mesh)

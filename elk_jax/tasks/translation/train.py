@@ -38,7 +38,7 @@ def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collec
         if spec.kind == "phantom" or source in run.experiment.writers:
             continue
         subtracted = run.list(source, split)
-        partners = pairs.pair_up(subtracted, spec.spec)
+        partners = pairs.pair_up(subtracted, spec)
         if run.experiment.on_error == "stop":
             for info in subtracted.infos:
                 tile_windows(info.height, info.width, recipe.model.size, where=f"{source}, {info.file_name}")
@@ -50,7 +50,7 @@ def open_pairs(run: Run, sources: Sequence[str], split: str, settings: PairConfi
     opened = []
     for source in sources:
         subtracted, spec = run.open(source, split), run.spec(source)
-        low = pairs.pair_up(subtracted, spec.spec, spec.bit_depth, progress_bar("  opening"))
+        low = pairs.pair_up(subtracted, spec, progress_bar("  opening"))
         opened.append(
             pairs.cut_pairs(
                 low,

@@ -40,7 +40,7 @@ def test_lossless_grey_is_exact(pixels, kind, tmp_path):
     white = np.iinfo(pixels.dtype).max
     np.testing.assert_allclose(image[..., 0], pixels / white, atol=1e-7)
     assert image.min() >= 0 and image.max() <= 1
-    assert meta["format"] == kind.lower() and meta["bit_depth"] == 8 * pixels.dtype.itemsize
+    assert meta["format"] == kind.lower() and meta["bits"] == 8 * pixels.dtype.itemsize
     assert meta["pixel_spacing"] is None
     np.testing.assert_array_equal(decode_pixels(path)[0], pixels)
     np.testing.assert_array_equal(np.round(image[..., 0] * white), pixels)
@@ -88,7 +88,7 @@ def test_sixteen_bit_colour_keeps_its_depth():
     data = cv2.imencode(".png", np.repeat(SIXTEEN[..., None], 3, axis=-1))[1].tobytes()
     image, meta = decode_image(data)
     np.testing.assert_allclose(image[..., 0], SIXTEEN / 65535, atol=1e-7)
-    assert meta["bit_depth"] == 16
+    assert meta["bits"] == 16
 
 
 def test_twelve_bits_in_a_sixteen_bit_file():

@@ -74,7 +74,7 @@ def test_full_range_without_a_window(syntax):
     image, meta = dicom.decode(make(syntax=syntax))
     np.testing.assert_allclose(image, RAMP / 4095, atol=1e-6)
     assert image.dtype == np.float32
-    assert (meta["bit_depth"], meta["voi"], meta["patient_id"], meta["frames"]) == (12, "full", "P7", 1)
+    assert (meta["bits"], meta["voi"], meta["patient_id"], meta["frames"]) == (12, "full", "P7", 1)
 
 
 def test_monochrome1_is_inverted_after_the_window():

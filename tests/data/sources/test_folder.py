@@ -6,6 +6,7 @@ import pytest
 
 from elk_jax.data.sources import decode as decoding
 from elk_jax.data.sources import folder
+from elk_jax.data.sources.spec import SourceSpec
 from tests.refusals import refused
 
 
@@ -57,9 +58,10 @@ def test_a_damaged_file_stops_or_is_left_out(images):
 
 def test_twelve_bits(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 30), 4095, np.uint16))
-    source = folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12, cache_bytes=0)
+    source = folder.open_files([tmp_path / "a.png"], ("mass",), SourceSpec(bit_depth=12), cache_bytes=0)
     assert source[0].image.min() == 1.0
-    assert folder.open_files([tmp_path / "a.png"], ("mass",), bit_depth=12)[0].image.min() == pytest.approx(1, abs=1e-5)
+    kept = folder.open_files([tmp_path / "a.png"], ("mass",), SourceSpec(bit_depth=12))
+    assert kept[0].image.min() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):

@@ -20,7 +20,7 @@ SPEC = "phantom:size=64,count=24,seed=3"
 
 def opened(spec, size, split="", **settings):
     subtracted = open_source(SourceSpec(spec), split)
-    return pairs.cut_pairs(pairs.pair_up(subtracted, spec), subtracted, size, **settings)
+    return pairs.cut_pairs(pairs.pair_up(subtracted, SourceSpec(spec)), subtracted, size, **settings)
 
 
 def coco_folder(folder, count=3, side=8, **changes):
@@ -111,4 +111,4 @@ def test_bad_pairs_are_named(tmp_path):
     with pytest.raises(UserError, match="one modality"):
         opened(SPEC + ",modality=low_energy", 64)
     with pytest.raises(UserError, match="no pairs"):
-        pairs.pair_up(open_source(SourceSpec(spec)), "tfds:there")
+        pairs.pair_up(open_source(SourceSpec(spec)), SourceSpec("tfds:there"))

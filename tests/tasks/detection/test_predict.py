@@ -14,6 +14,7 @@ import pytest
 from elk_jax.data import breast
 from elk_jax.data.augment import Resize
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation.detections import Detections, join
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
@@ -144,7 +145,7 @@ def found(tmp_path, monkeypatch):
         output = tmp_path / "out"
         shutil.rmtree(output, ignore_errors=True)
         predict.predict_files(
-            model=tmp_path, inputs=[str(tmp_path)], bit_depth=0, on_error="stop", output=output,
+            model=tmp_path, inputs=[str(tmp_path)], decoding=SourceSpec(), on_error="stop", output=output,
             settings=predict.PredictSettings(**settings),
         )  # fmt: skip
         pictures = [cv2.imread(str(path)) for path in sorted(output.glob("pictures/*.png"))]

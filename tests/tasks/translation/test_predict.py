@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import bridge_le_to_cem
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.diffusion import translator
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.translation import predict
@@ -57,7 +58,7 @@ def model(tmp_path_factory):
 
 def translate(model, inputs, output, **settings):
     return predict.translate_files(
-        model=model, inputs=[str(inputs)], bit_depth=0, on_error="stop", output=output,
+        model=model, inputs=[str(inputs)], decoding=SourceSpec(), on_error="stop", output=output,
         settings=TranslateSettings(**settings),
     )  # fmt: skip
 
