@@ -43,8 +43,8 @@ class Action:
     """What a launch script does with a trained model. settings: the dataclass of the flags that are the task's own.
 
     Evaluation: run(model, data, split, on_error, output, settings), with data a SourceSpec.
-    Prediction: run(model, inputs, decoding, on_error, output, settings), with inputs image files and folders, and decoding a
-    SourceSpec that says how they are decoded.
+    Prediction: run(model, inputs, decoding, on_error, output, settings), with inputs image files and folders, and
+    decoding a SourceSpec that says how they are decoded.
     Both are called by keyword.
     """
 

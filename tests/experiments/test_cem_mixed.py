@@ -146,7 +146,8 @@ def test_prediction_on_files_of_any_kind(mixed, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "in" / "b.jpg"), rng.integers(0, 255, (64, 200), dtype=np.uint8))
     (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "in" / "notes.txt").write_text("none")
-    common = {"model": find(mixed), "inputs": [str(tmp_path / "in")], "decoding": SourceSpec(), "output": tmp_path / "out"}
+    common = {"model": find(mixed), "inputs": [str(tmp_path / "in")], "output": tmp_path / "out"}
+    common["decoding"] = SourceSpec()
     with refused(where="broken.png"):
         predict_files(**common, on_error="stop", settings=PredictSettings())
     assert not (tmp_path / "out").exists()

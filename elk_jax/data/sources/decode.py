@@ -49,8 +49,8 @@ def decode_image(
         None takes the file's, and warns once where 16 bits seem to be too many. Ignored for DICOM files, which declare
         their own, and for files of fewer bits.
 
-    The dict: `format` ("png", "jpeg", "tiff", "dicom"), `bits` (of a pixel in the file), `pixel_spacing` ((row, column) mm in
-    the breast plane, or None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
+    The dict: `format` ("png", "jpeg", "tiff", "dicom"), `bits` (of a pixel in the file), `pixel_spacing` ((row, column)
+    mm in the breast plane, or None), `laterality` ("L", "R" or None) and, for DICOM, what `dicom.decode` adds.
 
     UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
     """

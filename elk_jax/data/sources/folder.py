@@ -17,6 +17,10 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
+AS_STORED = SourceSpec()
+"""Files whose values use all of their bits."""
+
+
 def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """(images, skipped files): files as given and, for folders, every file below them by name.
 
@@ -53,14 +57,14 @@ def _is_dicom(path: Path) -> bool:
 def open_files(
     paths: Sequence[Path],
     classes: tuple[str, ...],
-    spec: SourceSpec = SourceSpec(),
+    spec: SourceSpec = AS_STORED,
     on_error: str = "stop",
     cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
 ) -> ImageSource:
     """Image files as a source without lesions; the image id is the path. Every file is decoded now, for its size.
 
-    spec: how the files are decoded. on_error: "stop" raises at the first unreadable file, "skip" lists it in `.skipped`.
+    spec: how files are decoded. on_error: "stop" raises at the first unreadable file, "skip" lists it in `.skipped`.
     cache_bytes: memory for the images decoded now, for when they are read again; see `source.cached`.
     progress: shows the decoding.
     """
