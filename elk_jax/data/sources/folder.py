@@ -16,7 +16,6 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
-
 AS_STORED = SourceSpec()
 """Files whose values use all of their bits."""
 
