@@ -1,4 +1,4 @@
-"""ELK's baseline: a Faster R-CNN fine-tuned on real contrast-enhanced mammograms alone.
+"""ELK's baseline: a Faster R-CNN fine-tuned on real contrast-enhanced mammograms only.
 
   python launch/train.py --config=configs/cem_real.py                          embedded data, minutes on 2 CPU cores
   python launch/train.py --config=configs/cem_real.py:paper --config.data.real.spec=coco:/data/cem/cem.json \\

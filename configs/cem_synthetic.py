@@ -1,4 +1,4 @@
-"""ELK's other baseline: a detector trained on painted lesions alone, tested on real images.
+"""ELK's other baseline: a detector trained on painted lesions only, tested on real images.
 
   python launch/train.py --config=configs/cem_synthetic.py
   python launch/train.py --config=configs/cem_synthetic.py:paper --config.data.real.spec=coco:/data/cem/cem.json \\

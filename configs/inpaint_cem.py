@@ -1,4 +1,4 @@
-"""ELK's lesion synthesis alone: train an inpainter on close-ups of lesions, then paint lesions into healthy breasts.
+"""ELK's lesion synthesis only: train an inpainter on close-ups of lesions, then paint lesions into healthy breasts.
 
   python launch/train.py --config=configs/inpaint_cem.py                      embedded data, minutes on 2 CPU cores
   python launch/train.py --config=configs/inpaint_cem.py:small --config.data.real.spec=coco:/data/cem/cem.json

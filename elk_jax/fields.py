@@ -7,7 +7,7 @@
         norm: Literal["gn", "none"] = "none"
         sizes: tuple[Annotated[float, ABOVE_ZERO], ...] = ()
 
-What one field cannot say of itself (a divisor of another field, say) is raised by `__post_init__`, with the field's
+Rules of several fields (one divides another, for example) are raised by `__post_init__`, with the field's
 name as `where`.
 """
 
@@ -90,7 +90,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class ByName:
-    """A section that says by its field `name` which dataclass it is: `Annotated[Any, ByName(kinds)]`.
+    """A section whose field `name` chooses its dataclass: `Annotated[Any, ByName(kinds)]`.
 
     kinds: a function of the module that returns the dataclasses by name; it is called when a section is built.
     """
@@ -133,7 +133,7 @@ def build(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
 
 
 def build_named(kinds: Mapping[str, type], settings: Mapping[str, Any], where: str) -> Any:
-    """Like `build`, of the one of `kinds` that the field `name` says. UserError for another name."""
+    """Like `build`, for the one of `kinds` that the field `name` chooses. UserError for another name."""
     return build(_named(kinds, settings, where), settings, where)
 
 

@@ -1,4 +1,4 @@
-"""What the launch scripts share: flags that explain themselves, and errors of one line."""
+"""Shared parts of the launch scripts: flags that explain themselves, and errors of one line."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-inpainting --output=weights/sd
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-v1-5 --inpainting --output=weights/sd
 
-Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet alone: depth, norms, heads and
+Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet only: depth, norms, heads and
 classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
 text-to-image or inpainting. Pickles are read, never run, and PyTorch is not needed. Every tensor is listed with its
 new name; one that is left over, missing or of another shape stops the import, and nothing is written.

@@ -40,7 +40,7 @@ class SourceFlags:
 
 
 def define(name: str, what: str) -> SourceFlags:
-    """Flags for a data source: --NAME says where it lies, the others have the names of their fields.
+    """Flags for a data source: --NAME is its place, the others have the names of their fields.
 
     what: the images, for the help of --NAME.
     """

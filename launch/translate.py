@@ -4,8 +4,8 @@
   python launch/translate.py --workdir=runs/bridge_le_to_cem --input=a.dcm --input=b.png --output=translated --seed=1
 
 Writes NAME.png for every image, in its own size and depth: overlapping tiles, blended. The images should have the
-resolution of those that the training's tiles were cut from. What is drawn is one likely answer, not a measurement: with
-another --seed comes another, and what the contrast agent alone shows cannot be known from a mammogram.
+resolution of those that the training's tiles were cut from. The result is one likely image, not a measurement: another
+--seed draws another one, and a mammogram does not show what only the contrast agent shows.
 """
 
 from __future__ import annotations

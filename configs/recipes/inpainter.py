@@ -66,7 +66,7 @@ def published() -> dict[str, Any]:
 def painting_stages(size: str, extras: frozenset[str]) -> dict[str, Any]:
     """Stages that lead from the source `real` to the source `synthetic` ('stage:lesions'): train, paint, compare.
 
-    `paper` pastes whole windows, as published; the others the lesion alone, with a soft border and grain.
+    `paper` pastes whole windows, as published; the others only the lesion, with a soft border and grain.
     """
     return {
         "inpainter": TrainInpainterStage(train_on=("real",), validate_on="real"),

@@ -24,7 +24,7 @@ WORKING_SIDE = 512
 """Long side, in pixels, at which images are compared; larger ones are made smaller first."""
 
 LEAST_LIKENESS = 0.4
-"""Correlation of the edges below which two images are taken for not aligned."""
+"""Correlation of the edges below which two images count as not aligned."""
 
 MOST_STRETCH = 1.35
 """Of a breast, in any direction. More is an alignment gone astray: both images are of one compression."""

@@ -4,7 +4,7 @@ Shapes: B images of H x W pixels, L levels of h x w cells, C channels, M padded 
 
 A batch is a mapping with the keys of `images.schema.Batch`: image [B, H, W, 1 or C] in [0, 1], image_size [B, 2]
 (height, width), gt_boxes [B, M, 4], gt_labels, gt_valid, gt_ignore [B, M], and optionally valid [B] (images that
-count). Features and predictions need image and image_size alone.
+count). Features and predictions need only image and image_size.
 
 Distillation reads `features` of a teacher and a student; fusion changes them before `loss_from_features`.
 """
@@ -50,7 +50,7 @@ class Detector:
     class_layers: a regular expression (re.search on a/b/c names) of the layers whose shape follows from the classes.
     conventions: field -> regular expression of the layers whose weights mean something else when it is changed, though
     their shapes stay. Of this configuration: without fields that do not matter in it.
-    frozen: regular expressions of the parameters that are never trained, whatever the recipe says.
+    frozen: regular expressions of the parameters that are never trained, whatever the recipe sets.
     strides: pixels per cell of every level.
     """
 

@@ -1,4 +1,4 @@
-"""What is checked before the first stage of an experiment runs: its data, its weights, and its patients."""
+"""Checks before the first stage of an experiment runs: data, weights and patients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elk_jax.weights import model_folder
 def check_inputs(run: Run, names: Sequence[str]) -> None:
     """Raise UserError for the first of the stages `names` that could not run with the data and weights given.
 
-    names: stages that will run, in order. What they write themselves (painted images, weights) is not there yet.
+    names: stages that will run, in order. Their own output (painted images, weights) does not exist yet.
     """
     experiment, look = run.experiment, functools.cache(functools.partial(patients.look, run))
     for name in names:

@@ -53,7 +53,7 @@ def parse(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
 
 
 def kind_of(stage: Stage) -> StageKind:
-    """What the stage's task says of stages of its kind."""
+    """The entry of a stage in the table of its task."""
     return TASKS[stage.task].stages[stage.kind]
 
 

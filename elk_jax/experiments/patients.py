@@ -20,7 +20,7 @@ from elk_jax.weights import model_folder
 
 @dataclass(frozen=True)
 class Listed:
-    """What is known of one split of a source without looking at its pixels.
+    """One split of a source without its pixels.
 
     patients: (patient, split that the image names). named: those that other files know by the same name.
     lesions: None for phantoms, which would have to be drawn. seen_patients: of painted images, as in `ImageSource`.
@@ -38,7 +38,7 @@ Look = Callable[[str, str], Listed]
 
 
 def look(run: Run, source: str, split: str) -> Listed:
-    """What is known of one split of a source. Phantoms are not drawn."""
+    """One split of a source without its pixels; phantoms are not drawn."""
     spec = run.spec(source)
     if spec.kind == "phantom":
         split_of = phantom.patients(spec.place, split)

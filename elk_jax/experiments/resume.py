@@ -19,7 +19,7 @@ PAINTED = "synth*.json"
 def settings(run: Run, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, as they come back from JSON.
 
-    Of the data only the sources that it reads. What to do with an unreadable image (`data.on_error`) may change.
+    Of the data only the sources that it reads. `data.on_error` may change.
     """
     experiment = run.experiment
     found = {

@@ -158,5 +158,5 @@ class Opened(Protocol):
 
 
 def skipped_images(*sources: Opened) -> list[list[str]]:
-    """What a stage's summary says of the images that it skipped: [image id, reason]."""
+    """The skipped images in the summary of a stage: [image id, reason]."""
     return [list(entry) for source in sources for entry in source.skipped]

@@ -1,4 +1,4 @@
-"""What the diffusion tasks share: a network in pixel space, pictures drawn from seeds, a loss that can be compared."""
+"""Shared parts of the diffusion tasks: a network in pixel space, pictures drawn from seeds, a reproducible loss."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Data(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What a stage learns from: data sources (their training split), and models (a train stage, or a model folder)."""
+    """The training data behind a stage: data sources (their training split) and models (a train stage or a folder)."""
 
     sources: tuple[str, ...]
     models: tuple[str, ...]
@@ -29,7 +29,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What every stage has.
+    """The fields of every stage.
 
     name: of the stage in its experiment. kind, task: which function runs it, by the table `tasks.TASKS`. recipe: name
     of the recipe in the configuration; "" for a stage without one.
@@ -53,7 +53,7 @@ class Stage:
         return ()
 
     def held_out(self) -> Data | None:
-        """What a checkpoint is chosen on, or a model is tested on."""
+        """The data on which a checkpoint is chosen, or a model is tested."""
         return None
 
     def origin(self) -> Origin:

@@ -13,7 +13,7 @@ from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Run
 
 Summary = dict[str, Any]
-"""What a stage says of itself in finished.json, JSON-able. `data`: counts by split (train stages), or of the split
+"""The summary of a stage in finished.json, JSON-able. `data`: counts by split (train stages), or of the split
 (evaluation). `skipped`: images. `seconds_before`: what earlier, interrupted attempts took."""
 
 
@@ -40,11 +40,11 @@ class StageKind:
 
 @dataclass(frozen=True)
 class Action:
-    """What a launch script does with a trained model. settings: the dataclass of the flags that are the task's own.
+    """An action of a launch script on a trained model. settings: the dataclass of the task's own flags.
 
     Evaluation: run(model, data, split, on_error, output, settings), with data a SourceSpec.
     Prediction: run(model, inputs, decoding, on_error, output, settings), with inputs image files and folders, and
-    decoding a SourceSpec that says how they are decoded.
+    decoding a SourceSpec with the settings of their decoding.
     Both are called by keyword.
     """
 

@@ -80,7 +80,7 @@ def kept_weights(
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:
-    """What the summary of a train stage says of the training itself. best_step: on the validation data."""
+    """The training in the summary of a train stage. best_step: on the validation data."""
     return {
         "parameters": parameter_count(result.params),
         "best_step": result.best_step,

@@ -64,7 +64,7 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, data_state: Any, meta: Mapping[str, Any], metric: float | None = None
     ) -> None:
-        """Write a checkpoint. Returns once the arrays are copied; the writing goes on beside the training.
+        """Write a checkpoint. Returns once the arrays are copied; they are written while the training continues.
 
         data_state: what `get_state()` of this process's data iterator returned: JSON. meta: JSON.
         metric: finite or NaN (which never is the best). A failed earlier write is raised here.
@@ -111,7 +111,7 @@ class Checkpoints:
             raise UserError(
                 f"the data was read by {len(texts)} processes and now there are {count}",
                 where=where,
-                todo="go on with the same number of processes",
+                todo="resume with the same number of processes",
             )
         text = texts[jax.process_index()] if len(texts) == count else texts[0]
         # the step counter is the folder's name; an explicit dtype keeps it int32 under x64 as well
@@ -137,14 +137,14 @@ class Checkpoints:
 
 
 def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> TrainState:
-    """What a run trained, as nested dicts of NumPy arrays, without the optimiser's part: `opt_state` is None.
+    """The trained state, as nested dicts of NumPy arrays, without the optimiser: `opt_state` is None.
 
     folder: the run's checkpoint folder. best: the best checkpoint by metric (where none has a metric, the last); else
     the last. step overrides both. Raises UserError where there is no such checkpoint.
     """
     folder = Path(folder).absolute()
     todo = "train this stage first, or name the folder that holds the numbered checkpoints"
-    # Read without a CheckpointManager: one process of several may call this alone.
+    # Read without a CheckpointManager: a single process of several may call this.
     steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
     if not steps or (step is not None and step not in steps):
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
@@ -196,7 +196,7 @@ def _check_tree(name: str, saved: Any, wanted: Any, where: Path) -> None:
         raise UserError(
             f"the checkpoint does not fit ({name}): {difference}",
             where=where,
-            todo="go on with the configuration that made it, or choose another workdir",
+            todo="resume with the configuration that made it, or choose another workdir",
         )
 
 
@@ -243,6 +243,6 @@ def _user_errors(where: Path) -> Iterator[None]:
             raise UserError(
                 f"the checkpoint cannot be read or written: {error}",
                 where=where,
-                todo="remove this checkpoint to go on from an earlier one",
+                todo="remove this checkpoint to resume from an earlier one",
             ) from error
         raise

@@ -44,7 +44,7 @@ class DataIterator(Protocol):
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often, in steps: everything is done at the end as well, and with 0 at the end alone."""
+    """How often, in steps: everything is done at the end as well, and with 0 only at the end."""
 
     log: int = 20
     checkpoint: int = 500
@@ -171,7 +171,7 @@ def train(
                 with timer.spending("data"):
                     batch = next(data_iterator)
                 placed = meshes.put_batch(batch, mesh)
-                # 2. update: compiled once per batch shape; on an accelerator it runs while the host goes on
+                # 2. update: compiled once per batch shape; on an accelerator it runs while the host continues
                 key = jax.tree.structure(placed), tuple((x.shape, x.dtype) for x in jax.tree.leaves(placed))
                 if key not in compiled:
                     with timer.spending("compile"):
@@ -213,7 +213,7 @@ def train(
                     score = chosen(memory.last, evaluation.best_metric)
                     if as_good(score, memory.best.get(evaluation.best_metric), best_mode):
                         memory.best, memory.best_step, saving = memory.last, number, True
-                        metric = score  # written with a new best alone, so that it stays
+                        metric = score  # given only for a new best checkpoint, which is kept
                 if saving:
                     with timer.spending("pause"):
                         save(number, metric)

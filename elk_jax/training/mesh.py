@@ -1,6 +1,6 @@
 """Devices as a mesh ("data", "fsdp"): where parameters and batches lie, and per-image stages that stay on their shard.
 
-The batch is split over both axes; parameters are split over "fsdp" alone (ZeRO-3 style: the compiler gathers a layer's
+The batch is split over both axes; parameters are split over "fsdp" only (ZeRO-3 style: the compiler gathers a layer's
 parameters where they are used). With fsdp=1 this is plain data parallelism.
 """
 
@@ -190,7 +190,7 @@ def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
     """Which of the GPUs that it sees this process takes; [] for all.
 
     All, but where SLURM started several tasks on a machine and shows every one of them all GPUs: then each task its
-    own. JAX by itself would take one under SLURM, however many tasks there are. None: JAX_LOCAL_DEVICE_IDS says it.
+    own. JAX would take only one under SLURM, however many tasks there are. None: JAX_LOCAL_DEVICE_IDS decides.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:
         return None

@@ -1,4 +1,4 @@
-"""What a training step must know of one model family."""
+"""The functions of a model family that a training step needs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Model:
     loss:        (params, constants, batch, rng, map_images) -> (scalar, metrics). Means are over the GLOBAL batch.
     predict:     (params, constants, batch, map_images) -> dict of arrays with leading axis B.
     per_example: whether the loss of a batch is the sum or the mean of one term per valid example, where a term follows
-                 from its own example, params, constants and random numbers alone. Then the gradient is the sum or mean
+                 from its own example, params, constants and random numbers only. Then the gradient is the sum or mean
                  of per-example gradients, and these can be clipped one by one, as private training does. False where
                  examples meet: a normaliser that is counted over the batch (a detector's sampled anchors and RoIs),
                  statistics of the batch, weights that depend on which other examples are in it.
     frozen:      regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the
-                 configuration says.
+                 configuration sets.
     constants:   arrays that are read and never trained: a teacher, an autoencoder, the base of low-rank adapters. They
                  are not averaged, not in checkpoints and not in the result of a training.
     """

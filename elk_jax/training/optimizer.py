@@ -19,7 +19,7 @@ from elk_jax.spread import spread
 from elk_jax.training.model import Params
 
 NORMS_AND_BIASES = (r"(^|/)(bias|scale)$", r"(?i)(norm|(^|[/_])(bn|gn|ln))[_\d]*(/|$)")
-"""What weight decay leaves alone by default: biases, and every parameter of a normalisation layer."""
+"""Parameters without weight decay by default: biases, and every parameter of a normalisation layer."""
 
 
 @dataclass(frozen=True)

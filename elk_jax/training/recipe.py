@@ -1,4 +1,4 @@
-"""What every training recipe says; a task's recipe inherits from it and adds model and data."""
+"""The settings of every training; the recipe of a task inherits them and adds model and data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrainingRecipe:
     """steps: updates of the whole training. accumulate: micro-batches that a batch is worked off in.
 
     ema_decay: of the smoothed parameters, which are then the ones that are evaluated and kept; 0 for none.
-    checkpoint_every, eval_every: in steps; 0: at the end alone.
+    checkpoint_every, eval_every: in steps; 0: only at the end.
     """
 
     steps: Annotated[int, AtLeast(1)] = 300

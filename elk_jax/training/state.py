@@ -1,4 +1,4 @@
-"""What a training run carries from step to step: one plain pytree."""
+"""The state of a training run from step to step: one plain pytree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, pictures, and TensorBoard files of both."""
+"""The log of a run: metrics.jsonl, pictures, and TensorBoard files of both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from elk_jax.errors import from_os_error
 class Writer:
     """Writes under `folder`: `metrics.jsonl`, one object `{"step": ..., ...}` a line, and `tensorboard/`.
 
-    Only process 0 writes. `resume_step` is the step a run goes on from (0 for a new one): what an earlier attempt wrote
+    Only process 0 writes. `resume_step` is the step a run resumes from (0 for a new one): what an earlier attempt wrote
     for later steps is dropped, so that the file ends up as that of an uninterrupted run, except for keys that begin
     with `time/`: wall-clock measurements go there and nowhere else.
     """

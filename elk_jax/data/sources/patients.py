@@ -1,6 +1,6 @@
 """Which patients a model has seen: by hashes, so that a model folder does not name them.
 
-Hashing does not protect IDs that can be enumerated: whoever tries all possible IDs finds the patients.
+Hashing does not protect IDs that can be enumerated: trying all possible IDs finds the patients.
 """
 
 from __future__ import annotations

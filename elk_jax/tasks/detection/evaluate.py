@@ -84,7 +84,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What launch/evaluate.py takes of detectors.
+    """The flags of launch/evaluate.py for detectors.
 
     predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to
     compare with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images
@@ -102,7 +102,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a model folder, or COCO results made elsewhere."""
+    """The subject of an evaluation: a model folder, or COCO results made elsewhere."""
 
     place: Path
     is_model: bool
@@ -183,7 +183,7 @@ def _compared_with(against: str) -> Subject:
 
 
 def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:
-    """What they are called: the fewest last parts of their paths that distinguish them."""
+    """Their names: the fewest last parts of their paths that distinguish them."""
     own = subject.parts
     if other is None:
         return own[-1], ""

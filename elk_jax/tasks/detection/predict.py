@@ -49,7 +49,7 @@ Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 @dataclass(frozen=True)
 class View:
-    """What a detector sees of a source: the images, or the breasts cut out of them.
+    """The input of a detector from a source: the images, or the breasts cut out of them.
 
     whole: the source's own images. windows: of the breasts in them; None where the whole images are seen.
     """

@@ -1,4 +1,4 @@
-"""What can be set of detection: the recipe of a detector, and the stages that train and evaluate it."""
+"""The settings of detection: the recipe of a detector, and the stages that train and evaluate it."""
 
 from __future__ import annotations
 

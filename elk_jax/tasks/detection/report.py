@@ -1,4 +1,4 @@
-"""What a report shows of detectors, read from what their stages left in the run folder."""
+"""The report of detection, read from the files of its stages."""
 
 from __future__ import annotations
 

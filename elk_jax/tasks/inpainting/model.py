@@ -50,8 +50,8 @@ class Inpainter:
 def trainable(parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_text: bool, base: Params | None) -> Model:
     """An inpainter for the training loop.
 
-    base: the weights to start from, None for random ones. What is not trained of them is constant: the autoencoder,
-    the text encoder without `train_text`, and with adapters everything; the parameters are then the adapters alone.
+    base: the weights to start from, None for random ones. Its untrained parts are constants: the autoencoder,
+    the text encoder without `train_text`, and with adapters everything; the parameters are then only the adapters.
     """
     if adapters.rank and base is None:
         raise UserError("adapters need a model to adapt", where="lora.rank", todo="give init_from, or rank 0")
@@ -195,7 +195,7 @@ def checked(description: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:
-    """What painting needs, from model.json. changes: of the networks (dtype, remat, attention)."""
+    """The parts for painting, from model.json. changes: of the networks (dtype, remat, attention)."""
     where, content = model_folder.CONFIG, description["model"]
     networks = [name for name in ("unet", "autoencoder", "text") if content.get(name) is not None]
     values = {**content, **{name: {**content[name], **changes} for name in networks}}

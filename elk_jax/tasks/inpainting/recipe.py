@@ -1,4 +1,4 @@
-"""What can be set of lesion synthesis: the recipe of an inpainter, and the stages that train it and paint with it."""
+"""The settings of lesion synthesis: the recipe of an inpainter, and the stages that train it and paint with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PixelModel(PixelNetwork):
     """
 
     scale: Annotated[float, ABOVE_ZERO] = 0.3
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D")  # attention on 8 x 8 places alone
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D")  # attention only on 8 x 8 places
 
     def __post_init__(self) -> None:
         check(self)
@@ -166,7 +166,7 @@ class PaintSettings:
     """How lesions are painted.
 
     area: sizes of the lesions, by name of the rules that the inpainter's training left (`free`: all sizes).
-    lesion_free: use canvases without any lesion alone; else windows that are clear of lesions.
+    lesion_free: use only canvases without any lesion; else windows that are clear of lesions.
     grain: give lesions that are smoother than the tissue around them its grain; not in whole windows.
     whole_window: paste the whole window, as published, and not the lesion with a soft border.
     """

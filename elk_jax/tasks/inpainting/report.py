@@ -1,4 +1,4 @@
-"""What a report shows of lesion synthesis, read from what its stages left in the run folder."""
+"""The report of lesion synthesis, read from the files of its stages."""
 
 from __future__ import annotations
 

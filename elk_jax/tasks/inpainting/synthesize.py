@@ -2,7 +2,7 @@
 
 Output: `images/NAME.png`, `masks/NAME.png` (the painted region: the lesion's box and its margin),
 `provenance/NAME.json` (written last: that lesion is done) and, when all are there, `synthetic.json`. Lesion `index` is
-a function of (seed, index), the model and the canvases alone.
+a function of (seed, index), the model and the canvases only.
 """
 
 from __future__ import annotations

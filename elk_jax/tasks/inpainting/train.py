@@ -96,7 +96,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a training starts from. params: None for random ones. carried: into model.json, beside the description."""
+    """The starting point of a training. params: None for random ones. carried: more of model.json."""
 
     parts: Inpainter
     params: Params | None = None

@@ -36,7 +36,7 @@ CONTEXT = 0.25
 """Of a box's sides, on each side: tissue around a lesion that belongs to its close-up, so that a border shows."""
 
 CLOSEUP = 128
-"""Side, in pixels, of the close-ups that a detector is shown."""
+"""Side, in pixels, of the close-ups for a detector."""
 
 PAIRS = 6
 """Synthetic lesions that the report shows beside the training lesion most like them."""
@@ -47,7 +47,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Lesions:
-    """What is compared of N lesions."""
+    """The compared properties of N lesions."""
 
     names: tuple[str, ...]  # of their images
     patients: tuple[str, ...]
@@ -193,7 +193,7 @@ def _row(pixels: np.ndarray, breast: np.ndarray, info: ImageInfo, position: int,
     pad = CONTEXT * (box[2:] - box[:2])
     window = covered(np.concatenate([box[:2] - pad, box[2:] + pad]))
     x0, y0, x1, y1 = max(window[0], 0), max(window[1], 0), min(window[2], info.width), min(window[3], info.height)
-    known = breast | box_mask(box, info.height, info.width)  # air around a lesion is no texture of it
+    known = breast | box_mask(box, info.height, info.width)  # air around a lesion is not part of its texture
     side = max(box[2:] - box[:2]) * (0.5 + CONTEXT)
     centre = (box[:2] + box[2:]) / 2
     square = cut(pixels, covered(np.concatenate([centre - side, centre + side])))
@@ -233,7 +233,7 @@ def most_alike(synthetic: Lesions, training: Lesions, report: Mapping[str, Any],
 def _told_apart(
     real: Lesions, synthetic: Lesions, features: np.ndarray, painted_features: np.ndarray, seed: int
 ) -> dict[str, float | int | None] | None:
-    """The AUC of telling real from synthetic; None with one patient alone."""
+    """The AUC of telling real from synthetic; None with a single patient."""
     if len({*real.patients, *synthetic.patients}) < 2:
         return None
     return real_or_synthetic(features, painted_features, real.patients, synthetic.patients, seed=seed)
@@ -251,9 +251,9 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     elif half < features:
         notes.append(f"a half has {half} lesions, fewer than there are features ({features}): distances say little")
     if evaluation["real_or_synthetic"] is None:
-        notes.append("one patient alone: whether real and synthetic can be told apart is not defined")
+        notes.append("only one patient: the AUC of real against synthetic is not defined")
     if evaluation["memorised"]["threshold"] is None:
-        notes.append("one training patient alone: there is no yardstick for a repeated lesion")
+        notes.append("only one training patient: there is no reference for a repeated lesion")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""What can be set of the comparison of painted lesions with real ones."""
+"""The settings of the comparison of painted lesions with real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report shows of the quality of painted lesions, read from what the stage left in the run folder."""
+"""The report on the quality of painted lesions, read from the files of the stage."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _add(columns: Columns, values: Mapping[str, float]) -> None:
 def _picture(
     run: Run, name: str, model: str, held_out: Pairs, index: int, panels: tuple[np.ndarray, ...]
 ) -> dict[str, Any]:
-    """Write low energy, translated and real side by side; what the report says of it."""
+    """Write low energy, translated and real side by side; returns their description for the report."""
     file = f"{model}-{index:06d}.png"
     folder = files.make_folder(run.folder / name / "pictures")
     grey = (np.clip(np.concatenate(panels, axis=1), 0, 1) * 255).round().astype(np.uint8)

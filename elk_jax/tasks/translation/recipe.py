@@ -1,4 +1,4 @@
-"""What can be set of translation: the recipe of a translator, and the stages that train and evaluate it."""
+"""The settings of translation: the recipe of a translator, and the stages that train and evaluate it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from elk_jax.training.schedules import Schedule, WarmupCosine
 class TranslatorModel(PixelNetwork):
     """A translator of tiles.
 
-    condition: `source`: the low-energy image is stacked onto the noisy one; `none`: it is the end of the bridge alone.
+    condition: `source`: the low-energy image is stacked onto the noisy one; `none`: it is only the end of the bridge.
     answer: of the U-Net: `clean`: the clean image; `difference`: of the noisy image from it, as published.
     """
 
@@ -46,7 +46,7 @@ class TranslatorModel(PixelNetwork):
 
 @dataclass(frozen=True)
 class BridgeSampler(Checked):
-    """How an answer is drawn. steps: of the network. eta: fresh noise, 1 as published, 0 for the first noise alone."""
+    """How an answer is drawn. steps: of the network. eta: fresh noise, 1 as published, 0 for the first noise only."""
 
     steps: int = 20
     eta: float = 1.0

@@ -1,4 +1,4 @@
-"""What a report says of translation, from what its stages left in the run folder."""
+"""The report of translation, read from the files of its stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PANELS = 3
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
-    """What the finished stages of translation left behind."""
+    """The part of the finished stages of translation. summaries: by stage."""
     trained = [name for name, s in summaries.items() if s["kind"] == "train"]
     shown = [progress(run.folder / name, name) for name in trained]
     return translation_part(

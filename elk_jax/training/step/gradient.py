@@ -1,4 +1,4 @@
-"""Gradient descent on a model's loss, as a recipe says."""
+"""Gradient descent on the loss of a model, by a recipe."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ class Step:
     fresh:     rng -> params that nothing has trained, of all players where there are several.
     init:      params -> the state before the first update.
     update:    (state, constants, batch) -> (state with `step` one higher, metrics). The metrics have `loss`, which
-               progress shows, and `finite`, 1 or 0: whether training may go on from the new state.
-    evaluation_params: state -> the params that are evaluated and shipped. It reads `params` and `ema_params` alone.
+               progress shows, and `finite`, 1 or 0: whether training may continue from the new state.
+    evaluation_params: state -> the params that are evaluated and shipped. It reads only `params` and `ema_params`.
     constants: arrays for `update` that no state holds, so no checkpoint and no result either.
     seed:      of `fresh` params.
     """
@@ -55,7 +55,7 @@ def on_mesh(step: Step, mesh: Mesh) -> Program:
 
 
 def fresh_shapes(step: Step) -> Params:
-    """`step.fresh` as shapes alone."""
+    """The shapes of `step.fresh`; nothing is computed."""
     return jax.eval_shape(step.fresh, jax.random.key(step.seed))
 
 
