@@ -79,7 +79,7 @@ def pyramid_anchors(
     """
     if len(strides) != len(sizes):
         todo = "give one tuple of sizes per level"
-        raise UserError(f"{len(sizes)} anchor sizes for {len(strides)} feature levels", todo=todo)
+        raise UserError(f"{len(sizes)} anchor sizes for {len(strides)} feature levels", where="anchor_sizes", todo=todo)
     levels = []
     for stride, level_sizes in zip(strides, sizes):
         grid = grid_size(image_size, stride)
@@ -105,7 +105,7 @@ def plan_sizes(
     sides = sides[np.isfinite(sides).all(1) & (sides > 0).all(1)]
     if not len(sides):
         todo = "give anchor sizes by hand or check the training split's boxes"
-        raise UserError("no box to plan anchors from", todo=todo)
+        raise UserError("no box to plan anchors from", where="anchor_sizes", todo=todo)
     log_sizes = 0.5 * np.log(sides.prod(1))
     low, high = np.quantile(log_sizes, [(1 - coverage) / 2, (1 + coverage) / 2])
     step = max((high - low) / num_levels, math.log(smallest_step))

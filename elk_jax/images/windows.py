@@ -64,7 +64,8 @@ def box_mask(box: np.ndarray, height: int, width: int) -> np.ndarray:
     mask = blocked_by(box, height, width)
     if not mask.any():
         place = ", ".join(f"{float(value):g}" for value in box)
-        raise UserError(f"a mask without pixels: the box ({place}) covers nothing of {width} x {height} px")
+        what = f"a mask without pixels: the box ({place}) covers nothing of {width} x {height} px"
+        raise UserError(what, where="box")
     return mask
 
 

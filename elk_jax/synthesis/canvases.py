@@ -30,16 +30,17 @@ def canvas_positions(
     own = [position for position, info in enumerate(infos) if info.patient_id in allowed]
     if not own:
         todo = "give images of the patients that the inpainter was trained on"
-        raise UserError("no canvas is of a training patient", todo=todo)
+        raise UserError("no canvas is of a training patient", where=f"{len(infos)} images", todo=todo)
     healthy = [position for position in own if not (lesion_free and len(infos[position].boxes))]
     if not healthy:
         todo = "allow windows beside the lesions, or add images"
-        raise UserError(f"none of the {len(own)} canvases is lesion-free", todo=todo)
+        raise UserError(f"none of the {len(own)} canvases is lesion-free", where="lesion_free", todo=todo)
     wide = [position for position in healthy if min(infos[position].width, infos[position].height) >= size]
     if not wide:
         width, height = max(((infos[p].width, infos[p].height) for p in healthy), key=min)
         raise UserError(
             f"every canvas is smaller than the window of {size} px, the largest has {width} x {height} px",
+            where=f"{len(infos)} images",
             todo="use larger images or a smaller window",
         )
     return tuple(wide)

@@ -57,7 +57,7 @@ def window_around(box: np.ndarray, height: int, width: int, size: int, rng: np.r
     """
     if not _fits(box, width, height, size):
         sides = " x ".join(f"{float(side):g}" for side in np.asarray(box)[2:] - np.asarray(box)[:2])
-        raise UserError(f"a lesion of {sides} px does not fit into a close-up of {size} px")
+        raise UserError(f"a lesion of {sides} px does not fit into a close-up of {size} px", where="box")
     x0, y0, x1, y1 = _clipped(box, width, height)
     left, top = _start(x0, x1, width, size, rng), _start(y0, y1, height, size, rng)
     return left, top, left + size, top + size
@@ -105,7 +105,7 @@ def box_patch(pixels: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     """
     window = _clipped(box, pixels.shape[1], pixels.shape[0])
     if window[2] <= window[0] or window[3] <= window[1]:
-        raise UserError("the box lies beyond the image")
+        raise UserError("the box lies beyond the image", where="box")
     part = cut(pixels, window).astype(np.float32)
     shrinks = min(part.shape) > size
     return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

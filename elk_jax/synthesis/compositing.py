@@ -34,7 +34,7 @@ def to_model(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray
     UserError for a mask without pixels.
     """
     if not mask.any():
-        raise UserError("a mask without pixels: nothing to paint", todo="give a box inside the window")
+        raise UserError("a mask without pixels: nothing to paint", where="mask", todo="give a box inside the window")
     if image.shape == (size, size):
         return image.astype(np.float32), mask.astype(bool)
     share = _resize(mask.astype(np.float32), size)
@@ -77,7 +77,8 @@ def paste(
     height, width = canvas.shape
     x0, y0, x1, y1 = window
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        raise UserError(f"the canvas of {width} x {height} px does not hold the window {x0}, {y0}, {x1}, {y1}")
+        what = f"the canvas of {width} x {height} px does not hold the window {x0}, {y0}, {x1}, {y1}"
+        raise UserError(what, where="window")
     white = white_of(canvas)
     result = canvas.copy()
     part = result[y0:y1, x0:x1]

@@ -80,7 +80,8 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     places.
     """
     if seed < 0 or index < 0:
-        raise UserError(f"phantom seed {seed} and index {index} must not be negative", todo="count from 0")
+        what = f"phantom seed {seed} and index {index} must not be negative"
+        raise UserError(what, where="seed" if seed < 0 else "index", todo="count from 0")
     patient, breast = index // 4, index // 2
     laterality, view = VIEWS[index % 4]
     character = phantom_tissue.make_character(generator(seed, Purpose.PHANTOM_CHARACTER, patient))

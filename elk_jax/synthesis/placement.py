@@ -50,16 +50,17 @@ def area_rule(training_boxes: np.ndarray, kind: str = "free", size: int | None =
     Source: Montoya-del-Angel et al. 2024.
     """
     if kind not in AREAS:
-        raise UserError(f"unknown lesion area '{kind}'", todo=f"choose one of: {', '.join(AREAS)}")
+        raise UserError(f"unknown lesion area '{kind}'", where="area", todo=f"choose one of: {', '.join(AREAS)}")
     boxes = np.asarray(training_boxes, np.float64).reshape(-1, 4)
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     if len(boxes) and min(width.min(), height.min()) <= 0:
-        raise UserError("a training box has no area", todo="repair or remove it")
+        raise UserError("a training box has no area", where=f"{len(boxes)} boxes", todo="repair or remove it")
     fits = np.ones(len(boxes), bool) if size is None else np.maximum(width, height) < size
     if not fits.any():
         least = f", the least needs {np.maximum(width, height).min():.0f} px" if len(boxes) else ""
         raise UserError(
-            f"no training lesion to take sizes from: {len(boxes)} boxes, window {size or 'any'} px{least}",
+            f"no training lesion to take sizes from: window {size or 'any'} px{least}",
+            where=f"{len(boxes)} boxes",
             todo="use a larger window, or a split with lesions",
         )
     area, ratio = (width * height)[fits], (height / width)[fits]
@@ -138,6 +139,7 @@ def plan_placement(
                 }
                 return Placement(position, window, box, provenance)
     if healthy:
-        raise UserError(f"no window of {size} px has room for a lesion in the breast", todo="allow smaller lesions")
-    what = f"no healthy window of {size} px found in {count} canvases"
-    raise UserError(what, todo="use a smaller window or other images")
+        what = f"no window of {size} px has room for a lesion in the breast"
+        raise UserError(what, where=f"{count} canvases", todo="allow smaller lesions")
+    what, todo = f"no healthy window of {size} px found", "use a smaller window or other images"
+    raise UserError(what, where=f"{count} canvases", todo=todo)

@@ -3,11 +3,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 
 from elk_jax.detection import anchors as anchor_ops
 from elk_jax.detection.boxes import iou
-from elk_jax.errors import UserError
+from tests.refusals import refused
 
 
 def test_equal_torchvisions_generator(golden):
@@ -40,7 +39,7 @@ def test_order_is_row_column_cell_and_the_offset_counts_in_strides():
 
 
 def test_levels_and_sizes_must_agree():
-    with pytest.raises(UserError, match="3 feature levels"):
+    with refused(2, 3, where="anchor_sizes"):
         anchor_ops.pyramid_anchors((64, 64), (4, 8, 16), ((8,), (16,)), (1,))
 
 
@@ -67,5 +66,5 @@ def test_planning_from_equal_lesions_and_from_none():
     sizes = anchor_ops.plan_sizes(squares([50] * 9), 3)
     np.testing.assert_allclose(sizes, [[50 / 2 ** (1 / 3)], [50], [50 * 2 ** (1 / 3)]], atol=0.01)
     assert anchor_ops.plan_sizes(np.concatenate([squares([50]), [[5, 5, 5, 9], [0, 0, np.nan, 4]]]), 1) == ((50.0,),)
-    with pytest.raises(UserError, match="no box"):
+    with refused("box", where="anchor_sizes"):
         anchor_ops.plan_sizes(np.zeros((0, 4)), 3)

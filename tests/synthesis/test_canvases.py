@@ -1,8 +1,7 @@
 import numpy as np
-import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.synthesis.canvases import canvas_positions, healthy_window
+from tests.refusals import refused
 
 
 def test_only_training_patients_and_large_images(make_info):
@@ -17,11 +16,11 @@ def test_only_training_patients_and_large_images(make_info):
     assert canvas_positions(infos, patients, 32) == (0, 1, 4)
     assert canvas_positions(infos, patients, 32, lesion_free=True) == (0,)
     assert canvas_positions(infos, patients, 48) == (0, 1, 4)  # exactly the height
-    with pytest.raises(UserError, match="smaller than the window of 49 px, the largest has 64 x 48"):
+    with refused(49, "64 x 48 px", where=f"{len(infos)} images"):
         canvas_positions(infos, patients, 49)
-    with pytest.raises(UserError, match="no canvas is of a training patient"):
+    with refused("patient", where=f"{len(infos)} images"):
         canvas_positions(infos, {"P9"}, 8)
-    with pytest.raises(UserError, match="none of the 2 canvases is lesion-free"):
+    with refused(2, where="lesion_free"):
         canvas_positions(infos, {"P1", "P4"}, 8, lesion_free=True)
 
 
@@ -47,5 +46,5 @@ def test_no_window():
     assert healthy_window(full, np.zeros((0, 4)), 16, rng) == (0, 0, 16, 16)
     assert healthy_window(full, np.array([[7, 7, 9, 9]]), 8, rng) is None
     assert healthy_window(~full, np.zeros((0, 4)), 8, rng) is None
-    with pytest.raises(UserError, match="16 x 16 px is smaller than the window of 17"):
+    with refused("16 x 16 px", 17):
         healthy_window(full, np.zeros((0, 4)), 17, rng)

@@ -86,6 +86,7 @@ def check_weights(weights: Sequence[float], sources: int) -> None:
     if weights and not (shares and len(weights) == sources and sum(weights) > 0):
         raise UserError(
             f"{len(weights)} mixing weights {list(weights)} for {sources} sources",
+            where="weights",
             todo="give one number >= 0 per source, not all 0; or () for shares by size",
         )
 

@@ -75,9 +75,8 @@ def pair_up(subtracted: ImageSource, spec: SourceSpec, progress: ProgressBar = n
         chosen = tuple(at[info.image_id] for info in subtracted.infos)
         return replace(subtracted, read=partial(sources.read_at, read, chosen))
     if kind != "coco":
-        raise UserError(
-            f"'{spec.spec}' has no pairs", todo="give coco:FILE.json of data_prep/paired_tiles.py, or phantom:"
-        )
+        todo = "give coco:FILE.json of data_prep/paired_tiles.py, or phantom:"
+        raise UserError("the source has no pairs", where=spec.spec, todo=todo)
     for info in subtracted.infos:
         if not isinstance(info.meta.get(PARTNER), str):
             raise UserError(

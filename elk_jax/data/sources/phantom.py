@@ -71,18 +71,21 @@ def parse_options(text: str) -> PhantomOptions:
     for item in filter(None, (item.strip() for item in text.split(","))):
         key, equals, value = item.partition("=")
         if key not in kinds or not equals:
-            raise UserError(f"unknown phantom option '{item}'", todo=f"write KEY=VALUE with one of: {', '.join(kinds)}")
+            todo = f"write KEY=VALUE with one of: {', '.join(kinds)}"
+            raise UserError(f"unknown phantom option '{item}'", where=f"phantom:{text}", todo=todo)
         try:
             values[key] = kinds[key](value)
         except ValueError as error:
-            raise UserError(f"phantom option {key} is '{value}', not of type {kinds[key].__name__}") from error
+            what = f"phantom option {key} is '{value}', not of type {kinds[key].__name__}"
+            raise UserError(what, where=f"phantom:{text}") from error
     options = PhantomOptions(**values)  # type: ignore[arg-type]
     if options.modality not in MODALITIES:
         todo = f"choose one of: {', '.join(MODALITIES)}"
-        raise UserError(f"unknown phantom modality '{options.modality}'", todo=todo)
+        raise UserError(f"unknown phantom modality '{options.modality}'", where=f"phantom:{text}", todo=todo)
     if not len(VIEWS) * len(SPLITS) <= options.count <= _SPACE:
         raise UserError(
             f"phantom count {options.count} is out of range",
+            where=f"phantom:{text}",
             todo=f"choose {len(VIEWS) * len(SPLITS)} (a patient per split) to {_SPACE}",
         )
     return options
@@ -91,7 +94,8 @@ def parse_options(text: str) -> PhantomOptions:
 def _jobs(options: str, split: str) -> list[tuple[str, int]]:
     """(split, phantom index) of the images of one split, "" for all."""
     if split and split not in SPLITS:
-        raise UserError(f"a phantom has no split '{split}'", todo=f"choose one of: {', '.join(SPLITS)}")
+        todo = f"choose one of: {', '.join(SPLITS)}"
+        raise UserError(f"a phantom has no split '{split}'", where=f"phantom:{options}", todo=todo)
     return [job for job in _indices(parse_options(options).count) if split in ("", job[0])]
 
 

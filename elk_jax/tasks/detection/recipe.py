@@ -10,7 +10,6 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
-from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.fields import SHARE, AtLeast, ByName, OneOf
@@ -62,10 +61,7 @@ class TrainDetectorStage(TrainStage):
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        try:
-            check_weights(self.weights, len(self.train_on))
-        except UserError as error:
-            raise error.within("weights") from error
+        check_weights(self.weights, len(self.train_on))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from elk_jax.data.batches import mixing
-from elk_jax.errors import UserError
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -88,12 +88,12 @@ def test_ignore_boxes_are_no_lesions(make_info):
 
 @pytest.mark.parametrize("weights", [(1,), (0, 0), (1, -1)])
 def test_weights_that_do_not_fit_the_sources(infos, weights):
-    with pytest.raises(UserError, match="weights"):
+    with refused(str(list(weights)), 2, where="weights"):
         mixing.plan_strata(infos, np.zeros(21, int), 2, weights=weights)
 
 
 def test_no_image():
-    with pytest.raises(UserError, match="no image"):
+    with refused("image"):
         mixing.plan_strata([], np.zeros(0, int), 2)
 
 

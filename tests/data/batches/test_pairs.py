@@ -7,7 +7,7 @@ import pytest
 
 from elk_jax.data.batches.pairs import PairConfig, eval_pairs, train_pairs
 from elk_jax.data.sources.pairs import Pairs
-from elk_jax.errors import UserError
+from tests.refusals import refused
 
 
 def tile(grey):
@@ -44,7 +44,7 @@ def test_a_stream_resumes_under_its_own_seed_alone(pairs):
     state = streams[0].get_state()
     streams[1].set_state(state)
     np.testing.assert_array_equal(next(streams[0])["low_energy"], next(streams[1])["low_energy"])
-    with pytest.raises(UserError, match="seed"):
+    with refused("seed"):
         streams[2].set_state(state)
     for stream in streams:
         stream.close()
@@ -63,6 +63,5 @@ def test_evaluation_takes_pairs_as_they_are_and_fills_the_last_batch(pairs):
     "settings", [{"max_black": 1.5}, {"stride": -1}, {"vertical_flip": -1.0}, {"batch_size": 0}, {"prefetch": 0}]
 )
 def test_bad_settings(settings):
-    with pytest.raises(UserError) as error:
+    with refused(where=next(iter(settings))):
         PairConfig(**settings)
-    assert error.value.where == next(iter(settings))

@@ -132,6 +132,5 @@ def test_slices_of_a_volume_come_back(coco_folder, tmp_path):
 
 @pytest.mark.parametrize("fields", [{"volume": "a"}, {"slice": 1}, {"volume": "a", "slice": -1}, {"volume": ""}])
 def test_a_slice_without_its_volume_is_refused(coco_folder, fields):
-    with pytest.raises(UserError, match="volume") as error:
+    with refused("volume", where="image 1"):
         read_coco(coco_folder(lambda content: content["images"][0].update(fields)))
-    assert error.value.where.endswith("image 1")

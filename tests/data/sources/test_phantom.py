@@ -62,10 +62,10 @@ def test_modalities_are_paired_and_seeds_differ():
     ],
 )
 def test_bad_options(options, words):
-    with refused(*words):
+    with refused(*words, where=f"phantom:{options}"):
         parse_options(options)
 
 
 def test_bad_split():
-    with refused("dev", "train, val, test"):
+    with refused("dev", "train, val, test", where=SPEC):
         open_source(SourceSpec(SPEC), "dev")
