@@ -132,7 +132,7 @@ def test_provenance_is_plain(plan):
 def test_no_place_at_all(plan):
     with refused(20, "healthy", where="1 canvases"):
         plan(0, positions=(1,))
-    with refused(20, "smaller lesions", where="canvases"):
+    with refused(20, "smaller lesions", where="3 canvases"):
         plan(0, rule=AreaRule((900, 900), (1, 1)))
     with refused("canvas"):
         plan(0, positions=())
