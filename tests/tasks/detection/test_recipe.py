@@ -12,7 +12,6 @@ from elk_jax import fields
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
-from elk_jax.fields import build
 from elk_jax.tasks.detection.recipe import FIT, DetectionRecipe, EvaluateDetectorsStage, TrainDetectorStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import ADAMW
@@ -70,7 +69,7 @@ def test_testing_takes_nothing_random_from_the_training():
 
 def test_a_metric_to_choose_by_is_one_that_is_measured():
     with refused("aufroc3", "aufroc_3", where="config.detector.best_metric"):
-        build(DetectionRecipe, {"best_metric": "aufroc3"}, "config.detector")
+        build(best_metric="aufroc3")
 
 
 def test_weights_of_a_mix_are_one_a_source():
