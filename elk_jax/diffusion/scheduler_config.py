@@ -22,12 +22,15 @@ def read_schedule(config: Mapping[str, Any], where: object = "scheduler_config.j
     for value, known, key in ((name, SCHEDULES, "beta_schedule"), (prediction, PREDICTIONS, "prediction_type")):
         if value not in known and not (key == "beta_schedule" and betas is not None):
             raise UserError(f"{key} '{value}' is not supported", where=where, todo=f"use one of {', '.join(known)}")
-    return make_schedule(
-        SCHEDULES.get(name, "linear"),
-        config.get("num_train_timesteps", 1000),
-        config.get("beta_start", 0.0001),
-        config.get("beta_end", 0.02),
-        prediction=PREDICTIONS[prediction],
-        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        betas=betas,
-    )
+    try:
+        return make_schedule(
+            SCHEDULES.get(name, "linear"),
+            config.get("num_train_timesteps", 1000),
+            config.get("beta_start", 0.0001),
+            config.get("beta_end", 0.02),
+            prediction=PREDICTIONS[prediction],
+            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+            betas=betas,
+        )
+    except UserError as error:
+        raise error.within(str(where)) from error

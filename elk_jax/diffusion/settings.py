@@ -36,7 +36,12 @@ def from_json(
                 raise UserError(
                     f"{name} = {value!r} is not supported", where=where, todo="use a Stable Diffusion 1.x or 2.x model"
                 )
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UserError as error:
+        if not where:
+            raise
+        raise error.within(where) from error
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -160,8 +160,8 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
     """
     coordinator = environment.get("ELK_COORDINATOR", "")
     try:
-        num_processes = int(environment.get("ELK_NUM_PROCESSES", "0"))
-        process_id = int(environment.get("ELK_PROCESS_ID", "-1"))
+        num_processes = _number(environment, "ELK_NUM_PROCESSES", "0")
+        process_id = _number(environment, "ELK_PROCESS_ID", "-1")
         if coordinator or num_processes > 1:
             if not coordinator or num_processes < 1 or process_id < 0:
                 raise UserError(
@@ -184,6 +184,14 @@ def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
             multihost_utils.sync_global_devices("joined")
     except (RuntimeError, ValueError) as error:
         raise UserError(f"could not join the other processes: {error}", where=coordinator or "SLURM") from error
+
+
+def _number(environment: Mapping[str, str], name: str, default: str) -> int:
+    text = environment.get(name, default)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{text!r} is not a number", where=name, todo="give a whole number") from error
 
 
 def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:

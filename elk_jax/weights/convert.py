@@ -127,7 +127,7 @@ def convert(
     foreign names to ignore, in addition to the format's. where: the file, for errors. Raises UserError if any other
     tensor is unused, or a parameter is missing, given twice, of another shape, or not finite.
     """
-    dropped, also_ignored = store.compile_patterns(drop), store.compile_patterns(ignore)
+    dropped, also_ignored = store.compile_patterns(drop, "--drop"), store.compile_patterns(ignore, "--ignore")
     wanted = {path: shape for path, shape in target_shapes.items() if not store.matches(dropped, path)}
     rows: dict[str, Row] = {}
     params: dict[str, np.ndarray] = {}

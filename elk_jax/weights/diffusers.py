@@ -83,9 +83,9 @@ def widen_input(tensors: Mapping[str, np.ndarray], channels: int) -> Tensors:
     """
     name = "conv_in.weight"
     if name not in tensors:
-        raise UserError(f"the U-Net lacks {name}", todo="give a Stable Diffusion 1.x or 2.x folder")
+        raise UserError(f"the U-Net lacks {name}", where="unet", todo="give a Stable Diffusion 1.x or 2.x folder")
     first = np.asarray(tensors[name])
     if first.ndim != 4 or first.shape[1] > channels:
-        raise UserError(f"{name} {first.shape} cannot be extended to {channels} input channels")
+        raise UserError(f"{name} {first.shape} cannot be extended to {channels} input channels", where="unet")
     added = np.zeros((first.shape[0], channels - first.shape[1], *first.shape[2:]), first.dtype)
     return {**tensors, name: np.concatenate([first, added], axis=1)}

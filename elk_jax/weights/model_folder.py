@@ -113,7 +113,7 @@ def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), whe
     UserError with names and shapes. where: the folder of `loaded`, for that error.
     """
     wanted, given = flatten(template), flatten(loaded)
-    patterns = compile_patterns(drop)
+    patterns = compile_patterns(drop, "drop")
     required = [name for name in wanted if not matches(patterns, name)]
     shapes = {name: tuple(np.shape(leaf)) for name, leaf in given.items()}
     needed = {name: tuple(wanted[name].shape) for name in required}
@@ -177,12 +177,13 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def compile_patterns(patterns: Sequence[str]) -> list[re.Pattern]:
-    """Regular expressions from the user; a broken one is a UserError."""
+def compile_patterns(patterns: Sequence[str], where: str) -> list[re.Pattern]:
+    """Regular expressions from the user's setting `where`; a broken one is a UserError."""
     try:
         return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
-        raise UserError(f"not a regular expression: {error.pattern!r}, {error}", todo="repair it") from error
+        what = f"not a regular expression: {error.pattern!r}, {error}"
+        raise UserError(what, where=where, todo="repair it") from error
 
 
 def matches(patterns: Sequence[re.Pattern], name: str) -> bool:

@@ -6,10 +6,11 @@ Our folder has params.safetensors (unet/*, vae/*, text_encoder/*, float32), mode
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class StableDiffusion:
 
     @property
     def schedule(self) -> Schedule:
-        return scheduler_config.read_schedule(self.parts["scheduler"])
+        return scheduler_config.read_schedule(self.parts["scheduler"], "scheduler/scheduler_config.json")
 
 
 def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -80,33 +81,44 @@ def from_pipeline(
     """The model of a diffusers folder, and the name map of each part.
 
     inpainting: extend a text-to-image U-Net (4 input channels) to the 9 of an inpainter; the new channels start at
-    zero, so that mask and masked image have no effect until they are trained. Raises UserError unless weights and
-    configurations agree in every tensor.
+    zero, so that mask and masked image have no effect until they are trained. where: the folder, for errors. Raises
+    UserError unless weights and configurations agree in every tensor.
     """
     parts = {name: dict(content) for name, content in pipeline.configs.items()}
     tensors = dict(pipeline.tensors)
     model = StableDiffusion({}, parts, pipeline.tokenizer)
-    _check_input(tensors["unet"], model.unet.in_channels, where)
-    if inpainting:
-        tensors["unet"] = diffusers.widen_input(tensors["unet"], INPAINTER_CHANNELS)
-        parts["unet"]["in_channels"] = INPAINTER_CHANNELS
-    shapes = parameter_shapes({"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text})
-    _ = model.schedule  # raises UserError if it is not supported
+    with _errors_within(where):
+        _check_input(tensors["unet"], model.unet.in_channels)
+        if inpainting:
+            tensors["unet"] = diffusers.widen_input(tensors["unet"], INPAINTER_CHANNELS)
+            parts["unet"]["in_channels"] = INPAINTER_CHANNELS
+        shapes = parameter_shapes({"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text})
+        _ = model.schedule  # raises UserError if it is not supported
     params, maps = {}, {}
     for part in PARTS:
         at, fmt = Path(str(where)) / part, diffusers.FORMAT
         params[part], maps[part] = convert.convert(tensors[part], fmt, shapes[part], ignore=ignore, where=at)
-    _check_together(model)
+    with _errors_within(where):
+        _check_together(model)
     return dataclasses.replace(model, params=params), maps
 
 
-def _check_input(tensors: Mapping[str, np.ndarray], channels: int, where: object) -> None:
+@contextlib.contextmanager
+def _errors_within(folder: object) -> Iterator[None]:
+    """Errors name their place in `folder` with the folder."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(error.what, where=Path(str(folder)) / error.where, todo=error.todo) from error
+
+
+def _check_input(tensors: Mapping[str, np.ndarray], channels: int) -> None:
     """UserError unless the first convolution has the configured `channels`: 4 and 9 are often mixed up."""
     first = tensors.get("conv_in.weight")
     if first is not None and first.ndim == 4 and first.shape[1] != channels:
         raise UserError(
-            f"conv_in.weight {first.shape} has {first.shape[1]} input channels, unet/config.json has {channels}",
-            where=where,
+            f"{channels} input channels, but conv_in.weight {first.shape} has {first.shape[1]}",
+            where="unet/config.json",
             todo=f"set in_channels to {first.shape[1]}; --inpainting then extends 4 channels to {INPAINTER_CHANNELS}",
         )
 

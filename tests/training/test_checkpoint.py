@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.training import checkpoint, mesh, state
+from tests.refusals import refused
 
 TX = optax.adam(0.1)
 
@@ -99,21 +99,20 @@ def test_a_state_may_hold_the_trees_of_several_players(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other, message",
+    "other, words",
     [
-        (make(b=jnp.zeros(4)), r"\(params\): b is float32\[3\] .* float32\[4\]"),
-        (make(c=jnp.zeros(2)), r"\(params\): c float32\[2\]"),
-        (state.create({"b": jnp.zeros(3)}, TX, False), r"\(params\): a/kernel float32\[4, 3\]"),
-        (make(ema=True), r"\(ema_params\)"),
-        (state.create(make().params, optax.sgd(0.1, 0.9), False), r"\(optimizer\): 0/"),
-        (jax.tree.map(lambda x: x.astype(jnp.bfloat16), make()), r"a/kernel is float32\[4, 3\] .* bfloat16"),
+        (make(b=jnp.zeros(4)), ["(params)", "b", "float32[3]", "float32[4]"]),
+        (make(c=jnp.zeros(2)), ["(params)", "c", "float32[2]"]),
+        (state.create({"b": jnp.zeros(3)}, TX, False), ["(params)", "a/kernel", "float32[4, 3]"]),
+        (make(ema=True), ["(ema_params)"]),
+        (state.create(make().params, optax.sgd(0.1, 0.9), False), ["(optimizer)", "0/"]),
+        (jax.tree.map(lambda x: x.astype(jnp.bfloat16), make()), ["a/kernel", "float32[4, 3]", "bfloat16"]),
     ],
 )
-def test_another_model_is_refused_naming_the_first_difference(tmp_path, other, message):
+def test_another_model_is_refused_naming_the_first_difference(tmp_path, other, words):
     saver = save_all(tmp_path, {1: None})
-    with pytest.raises(UserError, match=message) as error:
+    with refused(*words, where=tmp_path / "1"):
         saver.restore(abstract(other))
-    assert error.value.where == str(tmp_path / "1")
     saver.close()
 
 
@@ -134,28 +133,25 @@ def test_a_damaged_checkpoint_is_a_users_error(tmp_path):
     for path in (tmp_path / "1" / "params").rglob("*"):
         if path.is_file() and "METADATA" not in path.name:
             path.write_bytes(b"")
-    with pytest.raises(UserError, match="checkpoint") as error:
+    with refused(where=tmp_path / "1" / "params"):
         checkpoint.load_state(tmp_path)
-    assert error.value.where == str(tmp_path / "1" / "params")
     saver = checkpoint.Checkpoints(tmp_path)
-    with pytest.raises(UserError, match="checkpoint") as error:
+    with refused(where=tmp_path / "1"):
         saver.restore(abstract(make()))
-    assert error.value.where == str(tmp_path / "1")
     saver.close()
 
 
 def test_nothing_to_load_is_a_users_error(tmp_path):
-    with pytest.raises(UserError, match="checkpoint") as error:
+    with refused(where=tmp_path / "absent"):
         checkpoint.load_state(tmp_path / "absent")
-    assert error.value.where == str(tmp_path / "absent")
     save_all(tmp_path, {3: None}).close()
-    with pytest.raises(UserError, match="step 4"):
+    with refused(4, where=tmp_path):
         checkpoint.load_state(tmp_path, step=4)
 
 
 def test_a_file_in_the_way_is_a_users_error(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match="run"):
+    with refused(where=tmp_path / "run" / "checkpoints"):
         checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
 
 
@@ -170,7 +166,7 @@ def test_a_full_disk_is_a_users_error_and_the_last_checkpoint_stays(tmp_path):
         saver.save(1, make(), None, {})
         saver.wait()
         large = make(c=jax.random.normal(jax.random.key(0), (1 << 20,)))
-        with pytest.raises(UserError, match="disk is full"):
+        with refused("full", where=disk / "checkpoints"):
             saver.save(2, large, None, {})
             saver.wait()
         assert checkpoint.load_state(disk / "checkpoints").params["b"][1] == 1
@@ -182,15 +178,15 @@ def test_a_full_disk_is_a_users_error_and_the_last_checkpoint_stays(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_unwritable_folder_is_a_users_error(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="permission"):
+    with refused("permission", where=tmp_path / "checkpoints"):
         checkpoint.Checkpoints(tmp_path / "checkpoints")
 
 
 def test_disk_errors_of_the_storage_library_are_translated(tmp_path):
     text = "RESOURCE_EXHAUSTED: Error writing 'x': No space left on device"
-    with pytest.raises(UserError, match="disk is full"), checkpoint._user_errors(tmp_path):
+    with refused("full", where=tmp_path), checkpoint._user_errors(tmp_path):
         raise ValueError(text)
-    with pytest.raises(UserError, match="permission denied"), checkpoint._user_errors(tmp_path):
+    with refused("permission", where=tmp_path), checkpoint._user_errors(tmp_path):
         try:
             raise OSError(13, "Permission denied")
         except OSError as error:

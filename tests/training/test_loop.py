@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.training.checkpoint import load_state
 from elk_jax.training.loop import Evaluation
 from elk_jax.training.model import Model
 from elk_jax.training.schedules import Constant
 from elk_jax.training.state import evaluation_params
 from elk_jax.training.writer import read_metrics
+from tests.refusals import refused
 from tests.training import killed, toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,9 +148,8 @@ def test_a_finished_run_started_again_does_nothing(whole):
 
 
 def test_a_nan_stops_the_run_and_spares_the_last_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="step 9: fit is nan") as error:
+    with refused(9, "fit", "nan", where="training"):
         toy.train(tmp_path, toy.model(nan_at=9), checkpoint_every=4, log_every=5)
-    assert error.value.where == "training" and "\n" not in str(error.value)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loaded(tmp_path)))
 
@@ -164,7 +163,7 @@ def test_a_nan_at_the_very_step_of_a_checkpoint_is_not_saved(tmp_path, due):
         return {"score": 1.0}
 
     rare = {"checkpoint_every": 100, "log_every": 100, "evaluation": Evaluation(measure, "score")}
-    with pytest.raises(UserError, match="step 6: fit is nan"):
+    with refused(6, "fit", "nan", where="training"):
         toy.train(tmp_path, toy.model(nan_at=6), **rare | {due: 6})
     assert list((tmp_path / "checkpoints").iterdir()) == [] and evaluated == []
 
@@ -175,9 +174,8 @@ def test_initial_weights_are_used_and_checked(tmp_path):
     result = toy.train(tmp_path / "a", **still)
     assert_same(result.params, params)
     params["head"]["kernel"] = params["head"]["kernel"][:5]
-    with pytest.raises(UserError, match=r"head/kernel is float32\[5, 1\] .* float32\[32, 1\]") as error:
+    with refused("head/kernel", "float32[5, 1]", "float32[32, 1]", where="initial_params"):
         toy.train(tmp_path / "b", **still)
-    assert error.value.where == "initial_params"
 
 
 def test_evaluation_sees_the_smoothed_weights(tmp_path):
@@ -229,28 +227,24 @@ def test_more_batch_shapes_than_announced_are_reported(tmp_path, capsys):
 
 def test_another_identity_is_refused(whole):
     folder, _ = whole
-    with pytest.raises(UserError, match="config") as error:
+    with refused("config", where=folder / "checkpoints"):
         killed.run(folder, STEPS, identity={"config": "abc"})
-    assert error.value.where == str(folder / "checkpoints")
 
 
 def test_a_metric_that_the_evaluation_does_not_give_is_named(tmp_path):
-    with pytest.raises(UserError, match="'auc'") as error:
+    with refused("'auc'", "score, size", where="best_metric"):
         killed.run(tmp_path, 2, evaluation=Evaluation(killed.measure, "auc"))
-    assert error.value.where == "best_metric" and "score, size" in error.value.todo
 
 
 def test_a_checkpoint_without_averages_is_not_resumed_with_them(tmp_path):
     killed.run(tmp_path, 2, ema_decay=0.0)
-    with pytest.raises(UserError, match="ema_params") as error:
+    with refused("ema_params", where=tmp_path / "checkpoints" / "2"):
         killed.run(tmp_path, 4)
-    assert error.value.where == str(tmp_path / "checkpoints" / "2")
 
 
 def test_a_batch_that_does_not_divide_is_named_before_anything_is_compiled(tmp_path):
-    with pytest.raises(UserError, match="16 in 3 micro-batches") as error:
+    with refused(16, 3, where="accumulate"):
         toy.train(tmp_path, accumulate=3)
-    assert error.value.where == "accumulate"
 
 
 def test_a_loss_without_terms_and_one_step(tmp_path):

@@ -8,6 +8,7 @@ from elk_jax import fields
 from elk_jax.errors import UserError
 from elk_jax.training import optimizer
 from elk_jax.training.optimizer import OptimizerConfig
+from tests.refusals import refused
 
 PARAMS = {
     "stem": {"kernel": jnp.array([2.0, -1.0]), "bias": jnp.array([0.5])},
@@ -147,15 +148,13 @@ def test_wrong_settings_are_named(section, where):
     ],
 )
 def test_expressions_that_do_not_fit_the_parameters_are_named(config, where, keyword):
-    with pytest.raises(UserError, match=keyword) as error:
+    with refused(keyword, where=where):
         run(config)
-    assert error.value.where == where
 
 
 def test_an_expression_that_matches_nothing_is_answered_with_names_that_exist():
-    with pytest.raises(UserError) as error:
+    with refused("stem/kernel", where="optimizer.frozen"):
         run({"frozen": ("backbone",)})
-    assert "stem/kernel" in error.value.todo
 
 
 def test_a_models_own_frozen_expression_may_match_nothing():

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.training.writer import Writer, read_metrics
+from tests.refusals import refused
 
 
 def write(folder, steps, **options):
@@ -60,12 +60,12 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
 
 def test_a_file_in_the_way_is_a_users_error(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match="run"):
+    with refused(where=tmp_path / "run"):
         Writer(tmp_path / "run", tensorboard=False)
 
 
 def test_a_full_disk_is_a_users_error(tmp_path):
     writer = Writer(tmp_path, tensorboard=False)
     writer._file = open("/dev/full", "w")  # noqa: SIM115
-    with pytest.raises(UserError, match="disk is full"):
+    with refused("full", where=tmp_path / "metrics.jsonl"):
         writer.write_scalars(1, {"a": 1.0})

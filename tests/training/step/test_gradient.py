@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 
-from elk_jax.errors import UserError
 from elk_jax.training import mesh as meshes
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
@@ -15,6 +14,7 @@ from elk_jax.training.schedules import Constant
 from elk_jax.training.step.gradient import gradient
 from elk_jax.training.step.step import on_mesh
 from elk_jax.training.window import first_nonfinite
+from tests.refusals import refused
 from tests.training import toy
 
 PLAIN = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
@@ -85,9 +85,8 @@ def test_accumulation_draws_other_numbers_for_each_micro_batch():
 
 def test_batch_that_does_not_divide_is_refused():
     start, step = make(plain_loss, accumulate=3)
-    with pytest.raises(UserError, match="16 in 3") as error:
+    with refused(16, 3, where="accumulate"):
         step(start, next(toy.Batches(16)))
-    assert error.value.where == "accumulate"
 
 
 def test_randomness_follows_the_step_alone():
