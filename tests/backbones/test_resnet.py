@@ -12,6 +12,9 @@ from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet, max_pool, r
 CHECKPOINT = jax.make_jaxpr(jax.checkpoint(lambda x: x * 2))(1.0).eqns[0].primitive.name
 GROUPS = norm_from_name("gn", groups=2)
 
+EXPANSION = {BasicBlock: 1, Bottleneck: 4}
+"""Channels that a block gives, in widths."""
+
 
 @pytest.fixture(scope="module")
 def image():
@@ -93,7 +96,7 @@ def test_a_stride_in_the_1x1_is_a_smaller_input(image):
 
 @pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
 def test_a_residual_branch_that_ends_at_zero_leaves_the_shortcut(kind):
-    x = np.random.default_rng(0).normal(size=(1, 6, 6, 4 * kind.expansion)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 6, 6, 4 * EXPANSION[kind])).astype(np.float32)
     silent = block(kind, last_norm=zero_residual_norm(GROUPS))
     variables = jax.jit(silent.init)(jax.random.key(0), x)
     np.testing.assert_array_equal(jax.jit(silent.apply)(variables, x), np.maximum(x, 0))
@@ -134,7 +137,7 @@ def test_no_block_works_out_the_blocks_before_it_again(block_type, differentiate
     """The longest computation of a program of eight blocks is hardly longer than that of a program of four."""
     norm = norm_from_name("frozen_bn")
     block = block_type(4, 1, norm, norm, False, jnp.float32)
-    x = jnp.ones((1, 8, 8, 4 * block_type.expansion))
+    x = jnp.ones((1, 8, 8, 4 * EXPANSION[block_type]))
     params = block.init(jax.random.key(0), x)
 
     def longest_computation(blocks):

@@ -61,7 +61,7 @@ def run_chain(config, params, seeded):
         proposed = faster_rcnn.proposals(config, outputs, batch, training=False)
         regions = faster_rcnn.pooled(config, pyramid, proposed.boxes, proposed.valid)
         scored = faster_rcnn.box_outputs(model, params, regions)
-        found = faster_rcnn.detections(config, scored, proposed, batch)
+        found = faster_rcnn.predict_from_features(model, params, pyramid, batch)
         losses = jax.vmap(lambda t: detector.loss(params, {**batch, **t}, jax.random.key(0))[1])(truth)
         return c5, pyramid, outputs, proposed, scored, found, losses
 

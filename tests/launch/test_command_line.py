@@ -233,7 +233,7 @@ EVALUATE_SETTINGS = {
 PREDICT = {
     "--input=a,b.png": ("inputs", ["a,b.png"]),
     "--output=out": ("output", "out"),
-    "--bit_depth=12": ("decoding", dataclasses.asdict(SourceSpec(bit_depth=12))),
+    "--bit_depth=12": ("decoding", dataclasses.asdict(SourceSpec(bit_depth=12)) | {"split_shares": []}),
     "--on_error=skip": ("on_error", "skip"),
 }
 PREDICT_SETTINGS = {

@@ -67,9 +67,8 @@ def test_twelve_bits(tmp_path):
 def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):
     paths = [path for path in folder.find_images([images])[0] if path.name != "broken.png"]
     decoded = []
-    decode = folder.decode_image
-    for module in (folder, decoding):
-        monkeypatch.setattr(module, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
+    decode = decoding.decode_image
+    monkeypatch.setattr(decoding, "decode_image", lambda path, **kw: decoded.append(path.name) or decode(path, **kw))
     source = folder.open_files(paths, ("mass",))
     for _ in range(3):
         for position, path in enumerate(paths):

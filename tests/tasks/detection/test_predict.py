@@ -54,7 +54,7 @@ def test_a_detector_sees_the_breast_and_answers_in_the_whole_image(source, monke
     assert (seen.width, seen.height, len(seen.boxes)) == (34, 34, 0)
 
     found = Detections(np.array([[1.0, 2.0, 11.0, 12.0]]), np.array([0.9]), np.array([0]))
-    monkeypatch.setattr(predict, "detect_source", lambda *arguments: join(view.source.infos, {"1": found}))
+    monkeypatch.setattr(predict, "detect", lambda *arguments: join(view.source.infos, {"1": found}))
     (result,) = predict.detect_view(None, None, view, None, None)
     np.testing.assert_array_equal(result.boxes, [[29, 10, 39, 20]])
     np.testing.assert_array_equal(result.gt_boxes, source.infos[0].boxes)
@@ -70,7 +70,7 @@ def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
         box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         return join(seen.infos, {"1": Detections(np.array([box], float), np.array([0.8]), np.array([0]))})
 
-    monkeypatch.setattr(predict, "detect_source", detect_left)
+    monkeypatch.setattr(predict, "detect", detect_left)
     view = predict.view(source, crop_to_breast=False)
     (plain,) = predict.detect_view(None, None, view, None, None)
     (mirrored,) = predict.detect_view(None, None, view, None, None, flips=("horizontal",))

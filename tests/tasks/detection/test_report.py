@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elk_jax import files
-from elk_jax.data.sources import coco
+from elk_jax.data.sources import decode as decoding
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation import evaluate as metrics
@@ -123,7 +123,7 @@ def run(tmp_path):
 def test_every_evaluation_is_reported_and_only_its_pictures_are_decoded(run, monkeypatch):
     decoded = []
     decode = lambda path, **kw: decoded.append(path.name) or decode_image(path, **kw)
-    monkeypatch.setattr(coco, "decode_image", decode)
+    monkeypatch.setattr(decoding, "decode_image", decode)
     summary = {"kind": "evaluate", "on": "real", "split": "test", "data": {}, "skipped": [["12", "missing"]]}
     summaries = {stage: {**summary, "models": ["small"]} for stage in ("evaluate", "again")}
     page = write_report(run, summaries).read_text()
