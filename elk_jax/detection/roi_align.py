@@ -33,11 +33,31 @@ class _Taps(NamedTuple):
     weight: jax.Array
 
 
+def roi_align(
+    features: jax.Array,
+    boxes: jax.Array,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    max_adaptive_samples: int = 4,
+) -> jax.Array:
+    """Pool features[H, W, C] inside boxes[S, 4]: [S, h, w, C]. `multilevel_roi_align` of a single level.
+
+    output_size: (h, w), or one number for both. spatial_scale: feature pixels per image pixel (1 / stride).
+    """
+    size = (output_size, output_size) if isinstance(output_size, int) else output_size
+    strides = (1 / spatial_scale,)
+    return multilevel_roi_align(
+        [features], boxes, size, strides, sampling_ratio, aligned, max_adaptive_samples=max_adaptive_samples
+    )
+
+
 def multilevel_roi_align(
     features: Sequence[jax.Array],
     boxes: jax.Array,
     output_size: tuple[int, int],
-    strides: Sequence[int],
+    strides: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
     canonical_size: float = 224,

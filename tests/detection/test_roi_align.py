@@ -7,17 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.detection.roi_align import assign_levels, multilevel_roi_align
+from elk_jax.detection.roi_align import assign_levels, multilevel_roi_align, roi_align
 
 STATIC = (2, 3, 4, 5, 6)
 STRIDES = (4, 8, 16, 32)
-
-
-def roi_align(features, boxes, output_size, scale, ratio, aligned, cap=4):
-    """One level alone, of `scale` feature pixels per image pixel."""
-    size = (output_size, output_size) if isinstance(output_size, int) else output_size
-    return multilevel_roi_align((features,), boxes, size, (1 / scale,), ratio, aligned, max_adaptive_samples=cap)
-
 
 pool = jax.jit(roi_align, static_argnums=STATIC)
 

@@ -53,6 +53,15 @@ def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_
     check_inputs(Run(parse(config), tmp_path / "run", make_mesh()), list(config.stages))
 
 
+IMPORT = re.compile(r"^(?:from|import) elk_jax\S*(?: import [\w, ]+)?", re.MULTILINE)
+DOCUMENTED = [line.strip() for path in PLACES if path.suffix == ".md" for line in IMPORT.findall(path.read_text())]
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_a_documented_import_works(line):
+    exec(line, {})  # raises where the name is gone
+
+
 @pytest.mark.parametrize(
     "name, machines, gpus",
     [
