@@ -30,8 +30,7 @@ from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
-from elk_jax.weights import detectors as foreign_weights  # noqa: E402
-from elk_jax.weights import reading  # noqa: E402
+from elk_jax.weights import detectors, reading  # noqa: E402
 
 TRAINABLE_STAGES = 3
 """Of the backbone, from the top; `workload.RECIPE` freezes the others."""
@@ -211,8 +210,8 @@ def rival_settings(
 
 def rival_weights(other: rival.Rival, config: FasterRCNNConfig) -> Any:
     """torchvision's random weights, converted, so that both sides do the same work."""
-    foreign = foreign_weights.understand(reading.read_tensors(other.weights), "torchvision")
-    return foreign_weights.convert_foreign(foreign, {"dtype": config.dtype}).params
+    foreign = detectors.understand(reading.read_tensors(other.weights), "torchvision")
+    return detectors.convert_foreign(foreign, {"dtype": config.dtype}).params
 
 
 if __name__ == "__main__":

@@ -31,8 +31,7 @@ from benchmarks import measure, painter, rival, sharded  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
-from elk_jax.weights import diffusers  # noqa: E402
-from elk_jax.weights import model_folder as store  # noqa: E402
+from elk_jax.weights import diffusers, model_folder  # noqa: E402
 from elk_jax.weights.convert import convert  # noqa: E402
 from elk_jax.weights.reading import read_safetensors  # noqa: E402
 
@@ -233,7 +232,7 @@ def rival_weights(other: rival.Rival, work: painter.Workload) -> Any:
     """diffusers' random weights, converted, so that both sides do the same work."""
     tensors = read_safetensors(other.folder / "weights.safetensors")
     abstract = jax.eval_shape(lambda key: painter.init(work, key), jax.random.key(0))["unet"]
-    shapes = {path: tuple(leaf.shape) for path, leaf in store.flatten(abstract).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in model_folder.flatten(abstract).items()}
     return {"unet": convert(tensors, diffusers.FORMAT, shapes)[0]}
 
 

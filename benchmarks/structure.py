@@ -195,7 +195,7 @@ def _reach(package: Mapping[str, Module], path: str) -> set[str]:
 
 
 def traced_rows() -> list[Row]:
-    """The rows that need a run of `cem_real:tiny` by launch/train.py. To be called once a process: flags are global."""
+    """The rows that need a run of `cem_real:tiny` by launch/train.py. Call it once per process: flags are global."""
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # few calls of what is compiled
     sys.path.insert(0, str(ROOT / "launch"))
     import command_line  # type: ignore[import-not-found]

@@ -44,7 +44,9 @@ class Range:
     def __str__(self) -> str:
         low = "" if self.low == -math.inf else f"{'above' if self.above else 'from'} {self.low:g}"
         high = "" if self.high == math.inf else f"{'below' if self.below else 'up to'} {self.high:g}"
-        return f"{low} {high}".strip() if high else low.replace("from", "of at least")
+        if not high:
+            return low.replace("from", "of at least")
+        return f"{low} {high}".replace("up to", "to") if low else high
 
 
 def AtLeast(low: float) -> Range:
@@ -85,7 +87,7 @@ class OneOf:
         return value in self.values
 
     def __str__(self) -> str:
-        return f"among {', '.join(map(str, self.values))}"
+        return f"one of {', '.join(map(str, self.values))}"
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def described(hint: Any) -> str:
     kind = typing.get_origin(hint)
     if kind is Annotated:
         inner, *limits = typing.get_args(hint)
-        return " ".join([described(inner), *map(str, limits)])
+        choices = [str(limit) for limit in limits if isinstance(limit, OneOf | ByName)]
+        return choices[0] if choices else " ".join([described(inner), *map(str, limits)])
     if kind is types.UnionType or kind is typing.Union:
         return " or ".join(described(one) for one in typing.get_args(hint))
     if kind is typing.Literal:

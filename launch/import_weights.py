@@ -88,9 +88,9 @@ def main() -> None:
     changes = settings(SET.value)
     if DEPTH.value is not None:
         changes["depth"] = DEPTH.value
-    from elk_jax.weights import detectors as foreign_weights
+    from elk_jax.weights import detectors
 
-    foreign_weights.import_file(
+    detectors.import_file(
         path,
         file_format,
         output,

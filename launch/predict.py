@@ -4,9 +4,9 @@
   python launch/predict.py --workdir=runs/cem_mixed --stage=real --input=a.dcm --input=b.png --output=found
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found --threshold=0.4
 
-Writes findings.json (boxes in each file's own pixels, with scores), findings.csv, and one picture an image with the
-boxes that reach the threshold. Without --threshold the pictures use the operating point of one false positive per image
-that the training chose on its validation split.
+Writes findings.json (boxes in each file's own pixels, with scores), findings.csv, and one picture per image with
+the boxes that reach the threshold. Without --threshold the pictures use the operating point of one false positive per
+image that the training chose on its validation split. With a translator: what launch/translate.py does.
 """
 
 from __future__ import annotations

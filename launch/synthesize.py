@@ -23,7 +23,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, o
 STAGE = flags.DEFINE_string("stage", None, "Which trained inpainter of the run. Default: the last one.")
 CANVASES = source_flags.define("canvases", "Images to paint on")
 SPLIT = flags.DEFINE_string("split", "train", "Which split of them; empty for all images.")
-COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one an image.", lower_bound=0)
+COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one per image.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 AREA = flags.DEFINE_enum("area", "free", ["free", "medium"], "Sizes of the lesions: all, or the middle half.")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another set.", lower_bound=0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from elk_jax import fields
 from elk_jax.detection import faster_rcnn
 from elk_jax.detection.detector import Detector
+from elk_jax.errors import UserError
 
 
 class Kind(NamedTuple):
@@ -31,14 +33,28 @@ def kinds() -> dict[str, type]:
     return {name: kind.config for name, kind in DETECTORS.items()}
 
 
-def config_from(settings: Mapping[str, Any], where: str) -> Any:
-    """The settings of the detector that `settings` name. UserError for an unknown name, and as `fields.build`.
-
-    where: the section, such as `config.detector.model`.
-    """
-    return fields.build_named(kinds(), settings, where)
-
-
 def build(config: Any) -> Detector:
     """The detector of these settings."""
     return DETECTORS[config.name].build(config)
+
+
+def stored_config(description: Mapping[str, Any], file: Path) -> Any:
+    """The settings in model.json of a detector, or of a backbone for one. UserError as `fields.build`.
+
+    description: the content of `file`.
+    """
+    settings = {"name": DEFAULT.name, **description["model"]}  # written without a name before there were several
+    return fields.build_named(kinds(), settings, f"{file}: model")
+
+
+def stored(description: Mapping[str, Any], file: Path) -> Detector:
+    """The detector that the model.json `file` describes. UserError for another kind of model, and as
+    `stored_config`."""
+    check_stored(description.get("architecture", ""), file.parent)
+    return build(stored_config(description, file))
+
+
+def check_stored(architecture: str, folder: Path) -> None:
+    """UserError where a model folder, whose model.json names this architecture, does not hold a detector."""
+    if architecture not in DETECTORS:
+        raise UserError("not a detector", where=folder, todo="name the model folder of a detector: RUN/STAGE/model")

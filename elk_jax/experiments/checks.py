@@ -27,9 +27,16 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
         for source, split in stage.data():
             if source not in experiment.writers:
                 look(source, split)
+                _check_files(run, source, split)
         for split in kind_of(stage).needs_lesions:
             _check_lesions(experiment, stage, split, look)
         patients.check_apart(experiment, stage, look)
+
+
+def _check_files(run: Run, source: str, split: str) -> None:
+    """The image files are there. Phantoms have none; "skip" decodes every image, in the stage that reads it."""
+    if run.experiment.on_error == "stop" and run.spec(source).kind != "phantom":
+        run.open(source, split)
 
 
 def _check_weights(run: Run, stage: Stage, names: Sequence[str]) -> None:

@@ -70,8 +70,9 @@ def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str
 
 def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     folder = run.folder / stage.name
-    finished, depends = folder / "finished.json", resume.settings(run, stage) | resume.inputs(run, stage)
-    resume.check_inputs(run, stage)
+    finished, inputs = folder / "finished.json", resume.inputs(run, stage)
+    resume.check_inputs(run, stage, inputs)
+    depends = resume.settings(run, stage) | inputs
     done = finished.exists() and files.read_json(folder / "config.json") == depends
     meet(f"{stage.name}: looked")  # before the main process changes what the others look at
     if done and not (repeat and not isinstance(stage, TrainStage)):

@@ -76,10 +76,14 @@ def _stage(name: str, settings: dict[str, Any]) -> Stage:
 
 def _add_recipe(recipes: dict[str, Any], stage: Stage, sections: Mapping[str, Any]) -> None:
     name, kind = stage.recipe, TASKS[stage.task].recipe
-    if not name:
+    if not name and not type(stage).recipe:
         return
     if kind is None or name in OWN_SECTIONS or name not in sections:
-        raise UserError(f"'{name}' is not a recipe of the configuration", where=f"config.stages.{stage.name}.recipe")
+        raise UserError(
+            f"'{name}' is not a recipe of the configuration",
+            where=f"config.stages.{stage.name}.recipe",
+            todo=f"name a section with the recipe of the task {stage.task}, such as '{type(stage).recipe}'",
+        )
     if name not in recipes:
         recipes[name] = fields.build(kind, sections[name], f"config.{name}")
     elif not isinstance(recipes[name], kind):

@@ -81,13 +81,16 @@ def check_settings(run: Run, stage: Stage) -> None:
         )
 
 
-def check_inputs(run: Run, stage: Stage) -> None:
-    """Refuse to resume a training, or to call it finished, whose initial weights or painted images have changed."""
+def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
+    """Refuse to resume a training, or to call it finished, whose initial weights or painted images have changed.
+
+    now: its `inputs`.
+    """
     if not _is_begun_training(run, stage):
         return
     folder = run.folder / stage.name
-    known, now = files.read_json(folder / "config.json").get("models", {}), inputs(run, stage).get("models", {})
-    changed = [name for name in now if known.get(name) != now[name]]
+    known = files.read_json(folder / "config.json").get("models", {})
+    changed = [name for name, fingerprint in now.get("models", {}).items() if known.get(name) != fingerprint]
     if changed:
         raise UserError(
             f"{changed[0]} has changed since stage {stage.name} started from it",

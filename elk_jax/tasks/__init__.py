@@ -26,7 +26,8 @@ def find_model(workdir: Path, stage: str | None, usable: Callable[[Task], object
     usable: of a task, whether its models can be used for what the user wants. UserError where there is none.
     """
     able = [task for task in TASKS.values() if usable(task)]
-    folder = model_folder.find(workdir, stage, [name for task in able for name in task.architectures])
+    called = " or ".join(_with_article(task.model) for task in able)
+    folder = model_folder.find(workdir, stage, [name for task in able for name in task.architectures], called)
     architecture = model_folder.architecture_of(folder)
     for task in able:
         if architecture in task.architectures:
@@ -34,5 +35,9 @@ def find_model(workdir: Path, stage: str | None, usable: Callable[[Task], object
     raise UserError(
         f"a model of the architecture '{architecture}' cannot be used for this",
         where=folder,
-        todo=f"name a {' or a '.join(task.model for task in able)}",
+        todo=f"name {called}",
     )
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -34,10 +34,10 @@ class MeshSettings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A whole configuration, parsed once (`experiments.experiment.parse`).
+    """A whole configuration, parsed once (`experiments.parse.parse`).
 
-    on_error: what to do with an unreadable image, stop or skip it. data: sources by name; those without a `spec` are
-    not there. recipes: those that a stage reads, by name. stages: in the order in which they run.
+    on_error: what to do with an unreadable image, stop or skip it. data: all sources by name; one with an empty `spec`
+    is not set. recipes: those that a stage reads, by name. stages: in the order in which they run.
     """
 
     name: str
@@ -88,7 +88,10 @@ class Run:
         return _joined([self._list(Data(name, split)) for name in _names(sources)])
 
     def open(self, sources: str | Sequence[str], split: str) -> ImageSource:
-        """One split of the named sources as one source, whose image files are there; each is opened once a run."""
+        """One split of the named sources as one source, whose image files are there.
+
+        Each is opened once per run, and keeps its decoded images for later stages (`source.CACHE_BYTES`).
+        """
         return _joined([self._open(Data(name, split)) for name in _names(sources)])
 
     def _list(self, place: Data) -> ImageSource:

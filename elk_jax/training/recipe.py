@@ -16,7 +16,7 @@ COSINE = WarmupCosine(base=4e-4, warmup_steps=30)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """steps: updates of the whole training. accumulate: micro-batches that a batch is worked off in.
+    """steps: updates of the whole training. accumulate: micro-batches that a batch is split into.
 
     ema_decay: of the smoothed parameters, which are then the ones that are evaluated and kept; 0 for none.
     checkpoint_every, eval_every: in steps; 0: only at the end.

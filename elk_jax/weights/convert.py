@@ -1,7 +1,7 @@
 """Convert named tensors of another library to our parameters, by rules that account for every tensor.
 
 A format (detectron2, torchvision) is data: rules `foreign name -> our path, layout`, names of tensors that are not
-weights, and constants for parameters that the format does not store. `convert` applies them.
+weights, and constants for parameters that the format does not model_folder. `convert` applies them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from elk_jax.backbones.resnet import BLOCKS, has_bottlenecks
 from elk_jax.errors import UserError
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import model_folder
 from elk_jax.weights.reading import Tensors
 
 Layout = Callable[[np.ndarray], np.ndarray]
@@ -120,24 +120,27 @@ def convert(
     drop: Sequence[str] = (),
     ignore: Sequence[str] = (),
     where: object = "",
-) -> tuple[store.Params, NameMap]:
+) -> tuple[model_folder.Params, NameMap]:
     """Our parameters (nested, float32) for exactly the paths of `target_shapes`, and the name map.
 
     drop: regular expressions (re.search) of our paths to initialise anew; the result omits them. ignore: those of
     foreign names to ignore, in addition to the format's. where: the file, for errors. Raises UserError if any other
     tensor is unused, or a parameter is missing, given twice, of another shape, or not finite.
     """
-    dropped, also_ignored = store.compile_patterns(drop, "--drop"), store.compile_patterns(ignore, "--ignore")
-    wanted = {path: shape for path, shape in target_shapes.items() if not store.matches(dropped, path)}
+    dropped, also_ignored = (
+        model_folder.compile_patterns(drop, "--drop"),
+        model_folder.compile_patterns(ignore, "--ignore"),
+    )
+    wanted = {path: shape for path, shape in target_shapes.items() if not model_folder.matches(dropped, path)}
     rows: dict[str, Row] = {}
     params: dict[str, np.ndarray] = {}
     ignored, left_over, mismatched, infinite = [], [], [], []
     for name, tensor in tensors.items():
-        if any(re.fullmatch(pattern, name) for pattern in fmt.ignored) or store.matches(also_ignored, name):
+        if any(re.fullmatch(pattern, name) for pattern in fmt.ignored) or model_folder.matches(also_ignored, name):
             ignored.append(name)
             continue
         path, layout = _place(name, fmt)
-        if store.matches(dropped, path) and path in target_shapes:
+        if model_folder.matches(dropped, path) and path in target_shapes:
             continue
         if path not in wanted:
             left_over.append(f"{name} {tensor.shape}")
@@ -162,7 +165,7 @@ def convert(
     ordered = {path: params[path] for path in wanted}
     anew = tuple(path for path in target_shapes if path not in wanted)
     used = tuple(rows[path] for path in wanted if path in rows)
-    return store.nest(ordered), NameMap(used, tuple(ignored), filled, anew)
+    return model_folder.nest(ordered), NameMap(used, tuple(ignored), filled, anew)
 
 
 def _place(name: str, fmt: Format) -> tuple[str, Layout]:
@@ -192,7 +195,7 @@ def _complain(
         ("NaN or infinity in", infinite, "use another file"),
     ):
         if names:
-            raise UserError(f"{what} {store.first_few(names)}", where=where, todo=todo)
+            raise UserError(f"{what} {model_folder.first_few(names)}", where=where, todo=todo)
 
 
 def strip_module(tensors: Tensors) -> Tensors:
@@ -205,7 +208,7 @@ def strip_module(tensors: Tensors) -> Tensors:
 def find(tensors: Tensors, name: str) -> np.ndarray:
     """A tensor whose shape shows the architecture; UserError if it is missing, so that the file is of another kind."""
     if name not in tensors:
-        few = store.first_few([f"{key} {value.shape}" for key, value in tensors.items()], 3)
+        few = model_folder.first_few([f"{key} {value.shape}" for key, value in tensors.items()], 3)
         raise UserError(f"the file lacks {name}; it has {few}", todo="check --format and --input")
     return tensors[name]
 

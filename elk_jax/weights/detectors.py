@@ -18,8 +18,7 @@ from elk_jax import fields, files
 from elk_jax.detection import faster_rcnn
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
-from elk_jax.weights import convert, detectron2, reading, torchvision
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import convert, detectron2, model_folder, reading, torchvision
 
 ALL_BUT_BACKBONE = "^(?!backbone/)"
 
@@ -37,7 +36,7 @@ class Imported:
     absent: regular expressions of parameters that are not in `params` and start afresh in training.
     """
 
-    params: store.Params
+    params: model_folder.Params
     model: FasterRCNNConfig
     name_map: convert.NameMap
     absent: tuple[str, ...]
@@ -75,7 +74,7 @@ def convert_foreign(
 def parameter_shapes(model: FasterRCNNConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter, without computing any."""
     tree = jax.eval_shape(faster_rcnn.detector(model).init, jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in store.flatten(tree).items()}
+    return {path: tuple(leaf.shape) for path, leaf in model_folder.flatten(tree).items()}
 
 
 def import_file(
@@ -113,8 +112,8 @@ def import_file(
             "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         },
     }
-    store.save_params(folder, imported.params, description)
-    say(console, f"wrote {folder / store.PARAMS} and {store.CONFIG}")
+    model_folder.save_params(folder, imported.params, description)
+    say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")
     return imported
 
 
@@ -144,7 +143,7 @@ def name_table(name_map: convert.NameMap) -> Table:
 def summary(foreign: convert.Foreign, imported: Imported) -> list[str]:
     """Lines on what was found: model, counts, and what the user should know."""
     model, name_map = imported.model, imported.name_map
-    count = sum(int(np.size(leaf)) for leaf in store.flatten(imported.params).values())
+    count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
     kind = "backbone alone" if foreign.backbone_only else f"Faster R-CNN, {model.num_classes} classes"
     lines = [
         f"{kind}: ResNet-{model.depth}, conventions of {foreign.preset}, norm {model.norm}",

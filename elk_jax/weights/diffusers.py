@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import model_folder
 from elk_jax.weights.convert import Format, Rule, oihw_to_hwio, out_in_to_in_out
 from elk_jax.weights.reading import Tensors
 
@@ -64,10 +64,10 @@ FORMAT = Format(
 """Of all three networks. Ignored: the position ids 0..76, and the unused projection to CLIP's joint space."""
 
 
-def to_tensors(params: store.Params) -> Tensors:
+def to_tensors(params: model_folder.Params) -> Tensors:
     """The parameters of one network (nested dict) with diffusers' names and layouts."""
     tensors: Tensors = {}
-    for path, leaf in store.flatten(params).items():
+    for path, leaf in model_folder.flatten(params).items():
         x = np.asarray(leaf)
         if path.endswith("/kernel"):
             x = x.transpose(1, 0) if x.ndim == 2 else x.transpose(3, 2, 0, 1)

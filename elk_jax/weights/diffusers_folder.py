@@ -20,8 +20,7 @@ import safetensors.numpy
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
-from elk_jax.weights import model_folder as store
-from elk_jax.weights import reading
+from elk_jax.weights import model_folder, reading
 from elk_jax.weights.diffusers import PARTS, to_tensors
 from elk_jax.weights.tokenizer import Tokenizer, read_tokenizer, write_tokenizer
 
@@ -100,7 +99,7 @@ def find_weights(folder: Path, stems: tuple[str, ...], variant: str | None = Non
                     if (folder / name).is_file():
                         return folder / name
     present = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".msgpack"))
-    has = f"it has {store.first_few(present)}" if present else "it has no weights"
+    has = f"it has {model_folder.first_few(present)}" if present else "it has no weights"
     raise UserError(
         f"{looked_for[0]} is missing; {has}", where=folder, todo="download it, or choose a variant with --variant"
     )
@@ -120,13 +119,13 @@ def read_weights(path: Path) -> reading.Tensors:
         tensors |= reading.read_tensors(path.parent / name)
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
-        raise UserError(f"the shards lack {store.first_few(absent)}", where=path, todo="download them again")
+        raise UserError(f"the shards lack {model_folder.first_few(absent)}", where=path, todo="download them again")
     return tensors
 
 
 def write_pipeline(
     folder: str | os.PathLike,
-    params: Mapping[str, store.Params],
+    params: Mapping[str, model_folder.Params],
     configs: Mapping[str, Mapping[str, Any]],
     tokenizer: Tokenizer,
     dtype: str = "float32",
@@ -160,7 +159,7 @@ def write_pipeline(
 
 def _write_parts(
     folder: Path,
-    params: Mapping[str, store.Params],
+    params: Mapping[str, model_folder.Params],
     configs: Mapping[str, Mapping[str, Any]],
     tokenizer: Tokenizer,
     dtype: str,
@@ -180,7 +179,7 @@ def _write_parts(
     files.write_json(folder / INDEX, model_index(kind, sampler))
 
 
-def pipeline_kind(params: Mapping[str, store.Params], configs: Mapping[str, Mapping[str, Any]]) -> str:
+def pipeline_kind(params: Mapping[str, model_folder.Params], configs: Mapping[str, Mapping[str, Any]]) -> str:
     """The class of diffusers for the model: for text-to-image, or for inpainting if the U-Net has mask channels."""
     latents = configs["vae"].get("latent_channels", 4)
     return INPAINT if params["unet"]["conv_in"]["kernel"].shape[2] > latents else TEXT_TO_IMAGE
@@ -191,7 +190,7 @@ def _in_type(tensors: reading.Tensors, dtype: str, part: str) -> reading.Tensors
         cast = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     beyond = [name for name, tensor in cast.items() if not np.isfinite(tensor).all()]
     if beyond:
-        what = f"{store.first_few(beyond)} exceeds {dtype}"
+        what = f"{model_folder.first_few(beyond)} exceeds {dtype}"
         raise UserError(what, where=part, todo="export with --dtype=float32")
     return cast
 

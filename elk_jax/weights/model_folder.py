@@ -60,10 +60,11 @@ def kept_step(folder: Path, otherwise: int) -> int:
     return int(_trained(folder).get("step", otherwise))
 
 
-def find(workdir: Path, stage: str | None, architectures: Collection[str]) -> Path:
+def find(workdir: Path, stage: str | None, architectures: Collection[str], called: str) -> Path:
     """The model folder that a user means: `workdir` itself, or that of a stage of a run folder.
 
-    stage: of the run; None: the last one that trained one of the `architectures`. UserError where there is none.
+    stage: of the run; None: the last one that trained one of the `architectures`. called: such a model, in words.
+    UserError where there is none.
     """
     for folder in (workdir, workdir / "model"):
         if (folder / CONFIG).is_file():
@@ -77,12 +78,11 @@ def find(workdir: Path, stage: str | None, architectures: Collection[str]) -> Pa
         raise UserError("neither a run folder nor a model folder", where=workdir, todo=todo)
     folders = {name: workdir / name / "model" for name in stages}
     trained = [n for n, f in folders.items() if (f / CONFIG).is_file() and architecture_of(f) in architectures]
-    kind = " or ".join(architectures)
     if not trained:
-        raise UserError(f"no stage of this run has trained a {kind}", where=workdir, todo="start launch/train.py again")
+        raise UserError(f"no stage of this run has trained {called}", where=workdir, todo="start launch/train.py again")
     if stage is not None and stage not in trained:
         todo = f"choose one of {', '.join(trained)}"
-        raise UserError(f"stage '{stage}' has not trained a {kind}", where=workdir, todo=todo)
+        raise UserError(f"stage '{stage}' has not trained {called}", where=workdir, todo=todo)
     return folders[stage or trained[-1]]
 
 

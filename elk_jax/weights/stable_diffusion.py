@@ -24,9 +24,7 @@ from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.weights import convert, diffusers, diffusers_folder, tokenizer
-from elk_jax.weights import detectors as foreign_weights
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import convert, detectors, diffusers, diffusers_folder, model_folder, tokenizer
 from elk_jax.weights.diffusers import PARTS
 from elk_jax.weights.tokenizer import Tokenizer
 
@@ -42,7 +40,7 @@ class StableDiffusion:
     are read from it; it also has the settings that only diffusers needs.
     """
 
-    params: dict[str, store.Params]
+    params: dict[str, model_folder.Params]
     parts: dict[str, dict[str, Any]]
     tokenizer: Tokenizer
 
@@ -70,9 +68,9 @@ def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[in
 
 
 @functools.lru_cache(maxsize=8)
-def _shapes(init: Callable[[Any, jax.Array], store.Params], config: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(init: Callable[[Any, jax.Array], model_folder.Params], config: Any) -> dict[str, tuple[int, ...]]:
     tree = jax.eval_shape(lambda rng: init(config, rng), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in store.flatten(tree).items()}
+    return {path: tuple(leaf.shape) for path, leaf in model_folder.flatten(tree).items()}
 
 
 def from_pipeline(
@@ -141,12 +139,12 @@ def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str,
     """Write our model folder. source: origin of the model, recorded in model.json."""
     description = {"architecture": ARCHITECTURE, "parts": model.parts, "source": dict(source or {})}
     tokenizer.write_tokenizer(folder, model.tokenizer)
-    store.save_params(folder, model.params, description)
+    model_folder.save_params(folder, model.params, description)
 
 
 def load(folder: str | os.PathLike) -> StableDiffusion:
     """Read what `save` wrote; raises UserError for another model or a damaged folder."""
-    params, description = store.load_params(folder)
+    params, description = model_folder.load_params(folder)
     if description.get("architecture") != ARCHITECTURE and "parts" not in description:  # an inpainter trained from one
         raise UserError(
             f"the model is of type {description.get('architecture')}, not Stable Diffusion",
@@ -155,7 +153,7 @@ def load(folder: str | os.PathLike) -> StableDiffusion:
         )
     parts = description.get("parts")
     if not isinstance(parts, dict) or not all(isinstance(parts.get(name), dict) for name in (*PARTS, "scheduler")):
-        raise UserError("parts are missing", where=Path(folder) / store.CONFIG, todo="write the folder again")
+        raise UserError("parts are missing", where=Path(folder) / model_folder.CONFIG, todo="write the folder again")
     return StableDiffusion(params, parts, tokenizer.read_tokenizer(folder))
 
 
@@ -176,11 +174,11 @@ def import_folder(
     pipeline = diffusers_folder.read_pipeline(path, variant)
     model, maps = from_pipeline(pipeline, inpainting=inpainting, ignore=ignore, where=path)
     for part in PARTS:
-        foreign_weights.say(console, f"{part}: {pipeline.files[part]}")
-        console.print(foreign_weights.name_table(maps[part]))
-    foreign_weights.say(console, *summary(pipeline, model, maps))
+        detectors.say(console, f"{part}: {pipeline.files[part]}")
+        console.print(detectors.name_table(maps[part]))
+    detectors.say(console, *summary(pipeline, model, maps))
     save(output, model, {"format": "diffusers", "folder": Path(path).name, "files": pipeline.files})
-    foreign_weights.say(console, f"wrote {Path(output) / store.PARAMS} and {store.CONFIG}")
+    detectors.say(console, f"wrote {Path(output) / model_folder.PARAMS} and {model_folder.CONFIG}")
     return model
 
 
@@ -209,5 +207,5 @@ def export_folder(
     model = load(folder)
     written = diffusers_folder.write_pipeline(output, model.params, model.parts, model.tokenizer, dtype)
     kind = diffusers_folder.pipeline_kind(model.params, model.parts)
-    foreign_weights.say(console or Console(), f"wrote {written}: load it with {kind}.from_pretrained")
+    detectors.say(console or Console(), f"wrote {written}: load it with {kind}.from_pretrained")
     return written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 import re
 
 import jax
@@ -22,7 +23,7 @@ SETTINGS = {"name": "toy", "num_classes": 2, "dropped": 0.5, "detections": 4}
 @pytest.fixture
 def toy(monkeypatch) -> Detector:
     monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
-    return detectors.build(detectors.config_from(SETTINGS, "config.detector.model"))
+    return detectors.stored({"architecture": "toy", "model": SETTINGS}, Path("toy/model.json"))
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +53,33 @@ def batch() -> dict[str, np.ndarray]:
 def test_the_name_chooses_the_detector(toy):
     assert toy.name == "toy" and toy.config == toy_detector.ToyConfig(num_classes=2, dropped=0.5, detections=4)
     assert detectors.kinds() == {"faster_rcnn": FasterRCNNConfig, "toy": toy_detector.ToyConfig}
-    ours = detectors.config_from({"name": "faster_rcnn", "depth": 18}, "model")
+    ours = detectors.stored_config({"model": {"name": "faster_rcnn", "depth": 18}}, Path("model.json"))
     assert ours == FasterRCNNConfig(depth=18) and detectors.build(ours).name == "faster_rcnn"
+    before_names = {"model": {"depth": 18}}  # of a model.json that an earlier version wrote
+    assert detectors.stored_config(before_names, Path("model.json")) == ours
     assert has_anchors(ours) and not has_anchors(toy.config)
 
 
 @pytest.mark.parametrize(
     "settings, where, word",
     [
-        ({"name": "yolo"}, "model.name", "faster_rcnn"),
-        ({}, "model.name", "faster_rcnn"),
-        ({"name": "toy", "width": 0}, "model.width", "at least 1"),
-        ({"name": "toy", "anchor_sizes": ()}, "model", "num_classes"),  # another detector's field
+        ({"name": "yolo"}, "model.json: model.name", "faster_rcnn"),
+        ({"name": None}, "model.json: model.name", "faster_rcnn"),
+        ({"name": "toy", "width": 0}, "model.json: model.width", "at least 1"),
+        ({"name": "toy", "anchor_sizes": ()}, "model.json: model", "num_classes"),  # another detector's field
     ],
 )
 def test_impossible_settings_are_refused_with_their_field(toy, settings, where, word):
     with pytest.raises(UserError) as error:
-        detectors.config_from(settings, "model")
+        detectors.stored_config({"model": settings}, Path("model.json"))
     assert error.value.where == where and word in error.value.todo
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "inpainter", ""])
+def test_another_kind_of_model_is_refused(architecture):
+    with pytest.raises(UserError) as error:
+        detectors.stored({"architecture": architecture, "model": {}}, Path("theirs/model.json"))
+    assert error.value.where == "theirs" and "detector" in error.value.what
 
 
 def test_every_detector_has_what_a_training_sets_and_its_own_name(toy):

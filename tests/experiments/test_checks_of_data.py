@@ -35,6 +35,26 @@ def test_data_of_every_stage_is_looked_at_first(ran, coco, tmp_path):
     assert not ran
 
 
+def test_image_files_of_every_stage_are_there(ran, coco, tmp_path):
+    spec = coco("real")
+    lost = tmp_path / "images" / "4.png"  # of the test patient
+    lost.unlink()
+    config = on_files(cem_real, real=spec)
+    assert_refused(config, tmp_path / "run", lost.name, where="real")
+    assert ran == []
+    config.data.on_error = "skip"  # the stage that reads it says what it skips
+    run_experiment(config, tmp_path / "run")
+    assert ran == ["real", "evaluate"]
+
+
+def test_lesions_are_compared_by_a_detector(ran, coco, tmp_path):
+    model_folder.save_params(tmp_path / "theirs", {}, {"architecture": "resnet", "model": {}})
+    config = cem_mixed.get_config("tiny")
+    config.stages.lesion_quality.features = str(tmp_path / "theirs")
+    assert_refused(config, tmp_path / "run", "detector", where="theirs")
+    assert ran == []
+
+
 def test_a_source_that_is_given_is_read(coco, tmp_path):
     config = inpaint_cem.get_config("tiny")
     config.data.canvases.spec = coco("healthy")

@@ -40,6 +40,7 @@ from tests.refusals import refused
         ("stages.lesions.share", -1.0),
         ("stages.evaluate.criterion", "iou:x"),
         ("stages.lesions.model", ""),
+        ("stages.real.recipe", ""),
         ("stages.mixed.weights", (0.5,)),
         ("stages.mixed.weights", (1.5, -0.5)),
         ("stages.mixed.weights", ("half", "half")),
@@ -87,6 +88,7 @@ from tests.refusals import refused
         ("inpainter.loss.min_snr_gamma", -1.0),
         ("inpainter.loss.noise_offset", float("nan")),
         ("inpainter.lora.rank", -1),
+        ("inpainter.lora.rank", 2),  # no model to adapt
         ("inpainter.lora.targets", "("),
     ],
 )

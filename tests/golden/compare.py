@@ -10,7 +10,7 @@ import numpy as np
 
 from elk_jax.detection import faster_rcnn
 from elk_jax.detection.faster_rcnn import FasterRCNN
-from elk_jax.weights import detectors as foreign_weights
+from elk_jax.weights import detectors
 
 GOLDEN = Path(__file__).parent
 
@@ -107,8 +107,8 @@ SAMPLING = {  # a slot for each of the 14,328 anchors and for each of 62 proposa
 def with_reference(name, file_format, seeded, **changes):
     """(largest differences, the import) for the detector of a fixture, its weights converted."""
     tensors, expected = load(name, seeded)
-    foreign = foreign_weights.understand(tensors, file_format)
-    imported = foreign_weights.convert_foreign(foreign, {**SAMPLING, **changes})
+    foreign = detectors.understand(tensors, file_format)
+    imported = detectors.convert_foreign(foreign, {**SAMPLING, **changes})
     ours = run_chain(imported.model, imported.params, seeded)
     deltas = expected["box_deltas"].reshape(*expected["box_deltas"].shape[:2], -1, 4)
     if imported.model.background == "first":  # ours: background last and without a box

@@ -6,9 +6,7 @@ import pytest
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
-from elk_jax.weights import convert, torchvision
-from elk_jax.weights import detectors as foreign_weights
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import convert, detectors, model_folder, torchvision
 from tests.refusals import refused
 
 WIDTH, FPN, CLASSES, FC = 4, 6, 2, 5
@@ -93,12 +91,12 @@ def detectron2_detector():
 
 
 def run(tensors, file_format, changes=None, drop=(), ignore=(), norm_eps=None):
-    foreign = foreign_weights.understand(tensors, file_format, norm_eps)
-    return foreign_weights.convert_foreign(foreign, changes, drop, ignore)
+    foreign = detectors.understand(tensors, file_format, norm_eps)
+    return detectors.convert_foreign(foreign, changes, drop, ignore)
 
 
 def assert_equal_trees(a, b):
-    a, b = store.flatten(a), store.flatten(b)
+    a, b = model_folder.flatten(a), model_folder.flatten(b)
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
@@ -165,8 +163,8 @@ def test_backbones_alone(from_detectron2, from_torchvision):
         imported = run(tensors, file_format)
         assert_equal_trees(imported.params, {"backbone": whole.params["backbone"]})
         assert imported.absent == ("^(?!backbone/)",) and len(imported.name_map.ignored) == 3
-        fresh = {name: np.full(shape, 7.0) for name, shape in foreign_weights.parameter_shapes(whole.model).items()}
-        restored = store.restore_into(store.nest(fresh), imported.params, imported.absent)
+        fresh = {name: np.full(shape, 7.0) for name, shape in detectors.parameter_shapes(whole.model).items()}
+        restored = model_folder.restore_into(model_folder.nest(fresh), imported.params, imported.absent)
         assert (restored["rpn"]["conv1"]["bias"] == 7).all()
         assert (restored["backbone"]["stem"]["conv"]["kernel"] != 7).all()
 

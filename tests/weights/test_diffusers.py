@@ -15,8 +15,7 @@ import pytest
 import safetensors.numpy
 from rich.console import Console
 
-from elk_jax.weights import diffusers, diffusers_folder, stable_diffusion
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import diffusers, diffusers_folder, model_folder, stable_diffusion
 from elk_jax.weights.tokenizer import Tokenizer
 from tests.refusals import refused
 
@@ -33,8 +32,9 @@ def model(tiny_parts, vocabulary):
     empty = stable_diffusion.StableDiffusion({}, tiny_parts, tokenizer)
     configs = {"unet": empty.unet, "vae": empty.autoencoder, "text_encoder": empty.text}
     random = np.random.RandomState(0)
+    drawn = lambda shape: random.randint(-99, 99, shape) / np.float32(256)
     params = {
-        part: store.nest({path: random.randint(-99, 99, shape) / np.float32(256) for path, shape in shapes.items()})
+        part: model_folder.nest({path: drawn(shape) for path, shape in shapes.items()})
         for part, shapes in stable_diffusion.parameter_shapes(configs).items()
     }
     return stable_diffusion.StableDiffusion(params, tiny_parts, tokenizer)
@@ -58,7 +58,7 @@ def read(path, **options):
 
 
 def equal(one, other):
-    ours, theirs = store.flatten(one), store.flatten(other)
+    ours, theirs = model_folder.flatten(one), model_folder.flatten(other)
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -382,5 +382,5 @@ def test_import_tells_what_became_of_every_tensor(folder, tmp_path):
     ):
         assert part in text, part
     with refused("resnet", where="other"):
-        store.save_params(tmp_path / "other", {"a": np.zeros(1)}, {"architecture": "resnet"})
+        model_folder.save_params(tmp_path / "other", {"a": np.zeros(1)}, {"architecture": "resnet"})
         stable_diffusion.load(tmp_path / "other")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from elk_jax.diffusion import autoencoder, text_encoder, unet
-from elk_jax.weights import convert, diffusers
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import convert, diffusers, model_folder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FACTS = json.loads((GOLDEN / "diffusion.json").read_text())
@@ -25,12 +24,12 @@ def expected():
 
 def shapes_of(module, config):
     tree = jax.eval_shape(lambda rng: module.init(config, rng), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in store.flatten(tree).items()}
+    return {path: tuple(leaf.shape) for path, leaf in model_folder.flatten(tree).items()}
 
 
 def foreign_shapes(shapes):
     """diffusers' names and shapes of our parameters."""
-    fake = store.nest({path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()})
+    fake = model_folder.nest({path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()})
     return {name: tensor.shape for name, tensor in diffusers.to_tensors(fake).items()}
 
 

@@ -12,8 +12,7 @@ import safetensors.numpy
 from rich.console import Console
 
 from elk_jax.errors import UserError
-from elk_jax.weights import detectors as foreign_weights
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import detectors, model_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "torch_files"
@@ -61,7 +60,7 @@ def test_command_writes_a_model_folder(tmp_path):
         "nothing left over or missing",
     ):
         assert part in done.stdout
-    params, description = store.load_params(out)
+    params, description = model_folder.load_params(out)
     assert description["architecture"] == "resnet" and description["model"]["depth"] == 18
     assert description["absent"] == ["^(?!backbone/)"] and len(description["source"]["sha256"]) == 64
     assert params["backbone"]["stem"]["conv"]["kernel"].shape == (7, 7, 3, 2)
@@ -104,15 +103,15 @@ def test_flags(arguments, parts):
 def test_wrong_weights_leave_nothing_behind(tmp_path):
     console = Console(quiet=True)
     with pytest.raises(UserError) as error:
-        foreign_weights.import_file(GOLDEN / "zip.pth", "detectron2", tmp_path / "out", console=console)
+        detectors.import_file(GOLDEN / "zip.pth", "detectron2", tmp_path / "out", console=console)
     assert "backbone.bottom_up" in error.value.what
     pickled = tmp_path / "r18.pkl"
     pickled.write_bytes(pickle.dumps(tiny_resnet() | {"conv1.weight": np.ones((2, 4, 7, 7), "f4")}))
     with pytest.raises(UserError) as error:
-        foreign_weights.import_file(pickled, "torchvision", tmp_path / "out", console=console)
+        detectors.import_file(pickled, "torchvision", tmp_path / "out", console=console)
     for part in ("backbone/stem/conv/kernel", "(7, 7, 4, 2)", "(7, 7, 3, 2)"):
         assert part in error.value.what
     with pytest.raises(UserError) as error:
-        foreign_weights.import_file(pickled, "torchvision", tmp_path / "out", changes={"depth": 77}, console=console)
+        detectors.import_file(pickled, "torchvision", tmp_path / "out", changes={"depth": 77}, console=console)
     assert error.value.where == "model.depth" and "101" in error.value.todo
     assert not (tmp_path / "out").exists()

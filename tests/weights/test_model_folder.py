@@ -7,7 +7,7 @@ import pytest
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.weights import model_folder as store
+from elk_jax.weights import model_folder
 from tests.refusals import refused
 
 PARAMS = {
@@ -24,48 +24,48 @@ def template(classes=3):
 
 
 def test_round_trip(tmp_path):
-    store.save_params(tmp_path / "new" / "model", PARAMS, {"architecture": "x", "classes": ["mass"]})
-    params, config = store.load_params(tmp_path / "new" / "model")
+    model_folder.save_params(tmp_path / "new" / "model", PARAMS, {"architecture": "x", "classes": ["mass"]})
+    params, config = model_folder.load_params(tmp_path / "new" / "model")
     assert config == {"architecture": "x", "classes": ["mass"]}
-    before, after = store.flatten(PARAMS), store.flatten(params)
+    before, after = model_folder.flatten(PARAMS), model_folder.flatten(params)
     assert set(before) == set(after)
     for name, leaf in before.items():
         assert after[name].dtype == np.float32 and after[name].shape == np.shape(leaf)
         np.testing.assert_array_equal(after[name], leaf)
-    assert store.nest(store.flatten(PARAMS)).keys() == PARAMS.keys()
+    assert model_folder.nest(model_folder.flatten(PARAMS)).keys() == PARAMS.keys()
 
 
 def test_save_twice_leaves_the_second(tmp_path):
-    store.save_params(tmp_path, {"a": np.zeros(2)}, {"n": 1})
-    store.save_params(tmp_path, {"b": np.ones(3)}, {"n": 2})
-    params, config = store.load_params(tmp_path)
+    model_folder.save_params(tmp_path, {"a": np.zeros(2)}, {"n": 1})
+    model_folder.save_params(tmp_path, {"b": np.ones(3)}, {"n": 2})
+    params, config = model_folder.load_params(tmp_path)
     assert set(params) == {"b"} and config == {"n": 2}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "params.safetensors"]
 
 
 def test_folders_that_are_not_models(tmp_path):
-    for load in (store.load_params, store.architecture_of):
+    for load in (model_folder.load_params, model_folder.architecture_of):
         with pytest.raises(UserError) as error:
             load(tmp_path / "absent")
-        assert error.value.where == str(tmp_path / "absent") and store.CONFIG in error.value.todo
-    store.save_params(tmp_path, PARAMS, {})
-    whole = (tmp_path / store.PARAMS).read_bytes()
-    (tmp_path / store.PARAMS).write_bytes(whole[:-3])
+        assert error.value.where == str(tmp_path / "absent") and model_folder.CONFIG in error.value.todo
+    model_folder.save_params(tmp_path, PARAMS, {})
+    whole = (tmp_path / model_folder.PARAMS).read_bytes()
+    (tmp_path / model_folder.PARAMS).write_bytes(whole[:-3])
     with pytest.raises(UserError) as error:
-        store.load_params(tmp_path)
-    assert store.PARAMS in error.value.where
-    (tmp_path / store.PARAMS).write_bytes(whole)
-    (tmp_path / store.CONFIG).write_text("[]")
+        model_folder.load_params(tmp_path)
+    assert model_folder.PARAMS in error.value.where
+    (tmp_path / model_folder.PARAMS).write_bytes(whole)
+    (tmp_path / model_folder.CONFIG).write_text("[]")
     with pytest.raises(UserError) as error:
-        store.load_params(tmp_path)
-    assert store.CONFIG in error.value.where
-    (tmp_path / store.CONFIG).unlink()  # what an interrupted save leaves
+        model_folder.load_params(tmp_path)
+    assert model_folder.CONFIG in error.value.where
+    (tmp_path / model_folder.CONFIG).unlink()  # what an interrupted save leaves
     with pytest.raises(UserError) as error:
-        store.load_params(tmp_path)
+        model_folder.load_params(tmp_path)
     assert error.value.where == str(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
-        store.save_params(tmp_path / "file", PARAMS, {})
+        model_folder.save_params(tmp_path / "file", PARAMS, {})
     assert "file" in error.value.where
 
 
@@ -77,18 +77,18 @@ def run(tmp_path):
     """A run folder of four stages, of which three have trained models of two architectures."""
     files.write_json(tmp_path / "config.json", {"stages": {"a": {}, "b": {}, "c": {}, "d": {}}})
     for stage, architecture in (("a", "detector"), ("b", "painter"), ("c", "detector")):
-        store.save_params(tmp_path / stage / "model", {}, {"architecture": architecture, "trained": {"step": 7}})
+        model_folder.save_params(tmp_path / stage / "model", {}, {"architecture": architecture, "trained": {"step": 7}})
     return tmp_path
 
 
 def test_a_model_is_found_by_its_run_and_stage(run):
-    assert store.find(run, None, ("detector",)) == run / "c" / "model"
-    assert store.find(run, None, ("painter",)) == run / "b" / "model"
-    assert store.find(run, None, ("other", "painter")) == run / "b" / "model"
-    assert store.find(run, "a", ("detector",)) == run / "a" / "model"
+    assert model_folder.find(run, None, ("detector",)) == run / "c" / "model"
+    assert model_folder.find(run, None, ("painter",)) == run / "b" / "model"
+    assert model_folder.find(run, None, ("other", "painter")) == run / "b" / "model"
+    assert model_folder.find(run, "a", ("detector",)) == run / "a" / "model"
     for folder in (run / "a", run / "a" / "model"):
-        assert store.find(folder, None, ("detector",)) == run / "a" / "model"
-    assert store.architecture_of(run / "b" / "model") == "painter"
+        assert model_folder.find(folder, None, ("detector",)) == run / "a" / "model"
+    assert model_folder.architecture_of(run / "b" / "model") == "painter"
 
 
 @pytest.mark.parametrize(
@@ -103,15 +103,15 @@ def test_a_model_is_found_by_its_run_and_stage(run):
 )
 def test_a_model_that_is_not_there_is_refused(run, folder, stage, kind, words):
     with pytest.raises(UserError) as error:
-        store.find(run / folder, stage, (kind,))
+        model_folder.find(run / folder, stage, (kind,))
     assert error.value.where.startswith(str(run / folder))
     for word in words:
         assert word in error.value.what + error.value.todo
 
 
 def test_a_model_knows_the_step_of_its_weights(run):
-    assert store.kept_step(run / "a" / "model", 3) == 7
-    assert store.kept_step(run / "d" / "model", 3) == 3
+    assert model_folder.kept_step(run / "a" / "model", 3) == 7
+    assert model_folder.kept_step(run / "d" / "model", 3) == 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +128,15 @@ class Other:
 
 
 def test_weights_are_not_trained_under_other_settings(tmp_path):
-    store.check_same(Model(size=4), Model(), ("mean", "scale"), tmp_path, "painter")
-    store.check_same(Other(), Model(), ("mean", "flip"), tmp_path, "painter")  # no field in common
+    model_folder.check_same(Model(size=4), Model(), ("mean", "scale"), tmp_path, "painter")
+    model_folder.check_same(Other(), Model(), ("mean", "flip"), tmp_path, "painter")  # no field in common
     with pytest.raises(UserError) as error:
-        store.check_same(Model(mean=(4.0, 5.0), scale=1.0), Model(), ("mean", "scale", "size"), tmp_path, "painter")
+        before = Model(mean=(4.0, 5.0), scale=1.0)
+        model_folder.check_same(before, Model(), ("mean", "scale", "size"), tmp_path, "painter")
     assert error.value.where == str(tmp_path) and "mean (4.0, 5.0)" in error.value.what
     assert error.value.todo == "set --config.painter.model.mean='(4.0, 5.0)' --config.painter.model.scale=1.0"
     with pytest.raises(UserError) as error:
-        store.check_same(Other(), Model(), ("scale",), tmp_path, "painter")
+        model_folder.check_same(Other(), Model(), ("scale",), tmp_path, "painter")
     assert error.value.todo == "set --config.painter.model.scale=5.0"
 
 
@@ -143,7 +144,7 @@ def test_weights_are_not_trained_under_other_settings(tmp_path):
 
 
 def test_restore_takes_the_templates_types():
-    params = store.restore_into(template(), PARAMS)
+    params = model_folder.restore_into(template(), PARAMS)
     assert params["backbone"]["conv"]["kernel"].dtype == np.float64
     np.testing.assert_array_equal(params["backbone"]["conv"]["kernel"], PARAMS["backbone"]["conv"]["kernel"])
     assert params["backbone"]["scale"].shape == ()
@@ -159,21 +160,21 @@ def test_restore_takes_the_templates_types():
 )
 def test_restore_names_tensors_and_shapes(loaded, parts):
     with pytest.raises(UserError) as error:
-        store.restore_into(template(), loaded)
+        model_folder.restore_into(template(), loaded)
     for part in parts:
         assert part in str(error.value)
 
 
 def test_drop_keeps_what_fits_and_starts_the_rest_afresh():
     drop = ["class_logits/"]
-    same = store.restore_into(template(3), PARAMS, drop)
+    same = model_folder.restore_into(template(3), PARAMS, drop)
     np.testing.assert_array_equal(same["box_head"]["class_logits"]["kernel"], 1)
     with pytest.raises(UserError) as error:
-        store.restore_into(template(2), PARAMS)
+        model_folder.restore_into(template(2), PARAMS)
     assert "(5, 3)" in error.value.what and "(5, 2)" in error.value.what
-    other = store.restore_into(template(2), PARAMS, drop)
+    other = model_folder.restore_into(template(2), PARAMS, drop)
     np.testing.assert_array_equal(other["box_head"]["class_logits"]["kernel"], np.full((5, 2), 7))
-    backbone = store.restore_into(template(2), {"backbone": PARAMS["backbone"]}, ["^box_head/"])
+    backbone = model_folder.restore_into(template(2), {"backbone": PARAMS["backbone"]}, ["^box_head/"])
     np.testing.assert_array_equal(backbone["box_head"]["class_logits"]["kernel"], np.full((5, 2), 7))
     with refused("'('", where="drop"):
-        store.restore_into(template(2), PARAMS, ["("])
+        model_folder.restore_into(template(2), PARAMS, ["("])

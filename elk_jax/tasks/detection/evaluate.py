@@ -179,7 +179,11 @@ def evaluate_source(
 
 def _compared_with(against: str) -> Subject:
     place = Path(against)
-    return Subject(model_folder.find(place, None, DETECTORS), True) if place.is_dir() else Subject(place, False)
+    return (
+        Subject(model_folder.find(place, None, DETECTORS, "a detector"), True)
+        if place.is_dir()
+        else Subject(place, False)
+    )
 
 
 def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:

@@ -68,5 +68,4 @@ def load(folder: Path) -> Trained:
         raise UserError(
             "not a trained detector", where=folder, todo="name the model folder of a detection stage: RUN/STAGE/model"
         )
-    config = detectors.config_from(description["model"], f"{folder / model_folder.CONFIG}: model")
-    return Trained(detectors.build(config), params, description)
+    return Trained(detectors.stored(description, folder / model_folder.CONFIG), params, description)

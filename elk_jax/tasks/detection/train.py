@@ -182,6 +182,6 @@ def _from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) 
     if "model" in description:
         given, wanted = model_folder.flatten(loaded), model_folder.flatten(fresh)
         taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
-        before = detectors.config_from(description["model"], f"{folder / model_folder.CONFIG}: model")
+        before = detectors.stored_config(description, folder / model_folder.CONFIG)
         model_folder.check_same(before, detector.config, detector.settled_by(taken), folder, recipe)
     return params

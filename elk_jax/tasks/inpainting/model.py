@@ -53,8 +53,7 @@ def trainable(parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_te
     base: the weights to start from, None for random ones. Its untrained parts are constants: the autoencoder,
     the text encoder without `train_text`, and with adapters everything; the parameters are then only the adapters.
     """
-    if adapters.rank and base is None:
-        raise UserError("adapters need a model to adapt", where="lora.rank", todo="give init_from, or rank 0")
+    assert base is not None or not adapters.rank  # check_start
     untrained = ("vae",) if train_text else ("vae", "text_encoder")
     constants = {name: part for name, part in (base or {}).items() if adapters.rank or name in untrained}
 

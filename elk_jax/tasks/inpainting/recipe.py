@@ -113,7 +113,8 @@ class InpaintingRecipe(TrainingRecipe):
     model: in pixel space; None where init_from brings a model. networks, prompts: of such a model.
     guidance: strength of classifier-free guidance while painting; 1 for none.
     cached_windows: encode every lesion in so many windows once, instead of a new window in every step; 0: do not.
-    train_text_encoder: of a model that has one. validation_closeups: lesions of the validation split; 0: all.
+    train_text_encoder: of a model that has one, or its adapters.
+    validation_closeups: lesions of the validation split; 0: all.
     choose: the checkpoint to keep, the last, or the best by the loss on the validation close-ups.
     """
 

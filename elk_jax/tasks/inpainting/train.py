@@ -24,6 +24,7 @@ from elk_jax.tasks.inpainting.model import Inpainter
 from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, TrainInpainterStage
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
+from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder, stable_diffusion, tokenizer
 from elk_jax.weights.tokenizer import Tokenizer
@@ -36,6 +37,10 @@ def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, 
             "no model to start from",
             where=f"config.stages.{stage.name}.init_from",
             todo="name a folder of launch/import_weights.py --format=diffusers",
+        )
+    if recipe.lora.rank and not stage.init_from:
+        raise UserError(
+            "adapters need a model to adapt", where=f"config.{stage.recipe}.lora.rank", todo="give init_from, or rank 0"
         )
 
 
@@ -61,15 +66,17 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
 
     # ---- Train ---------------------------------------------------------------------------------------------------
     model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base)
+    # one copy of the constants on the devices for the steps, the validation and the pictures
+    placed = dataclasses.replace(model, constants=meshes.place_constants(model.constants, run.mesh))
     result = training.train(
         run,
         stage,
         recipe,
-        model,
+        placed,
         batches,
         initial=inpainters.initial_weights(model, recipe.lora, base),
-        evaluate=sampling.fixed_loss(model, shown, run.mesh),
-        draw=_drawing(model, shown, run.seed, run.mesh),
+        evaluate=sampling.fixed_loss(placed, shown, run.mesh),
+        draw=_drawing(placed, shown, run.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
         settings=[dataclasses.asdict(parts.model), inpainters.describe_noise(parts.noise)],

@@ -5,6 +5,6 @@ from elk_jax.tasks.task import StageKind, Task
 
 TASK = Task(
     name="lesion_quality",
-    stages={"evaluate": StageKind(recipe.LesionQualityStage, evaluate.evaluate)},
+    stages={"evaluate": StageKind(recipe.LesionQualityStage, evaluate.evaluate, check=evaluate.check_start)},
     report=report.part,
 )

@@ -6,7 +6,7 @@ are real, and left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,13 @@ class Lesions:
         return len(self.places)
 
 
+def check_start(run: Run, stage: LesionQualityStage, recipe: None, names: Collection[str]) -> None:
+    """Raise UserError where the model that the lesions are compared by is not a detector."""
+    if stage.features and stage.features not in names:
+        folder = run.model_folder(stage.features)
+        detectors.check_stored(model_folder.architecture_of(folder), folder)
+
+
 def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     """Compare the painted lesions of one source with the real ones of another."""
     source, painted_source = run.open(stage.on, stage.split), run.open(stage.synthetic, "train")
@@ -101,8 +108,7 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
 def _detector_features(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """close-ups [N, S, S] -> features [N, D] of the detector in a model folder."""
     params, description = model_folder.load_params(folder)
-    config = detectors.config_from(description.get("model", {}), f"{folder / model_folder.CONFIG}: model")
-    return closeup_features(detectors.build(config), params)
+    return closeup_features(detectors.stored(description, folder / model_folder.CONFIG), params)
 
 
 def compare(

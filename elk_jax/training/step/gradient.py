@@ -23,7 +23,7 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
     """A step that descends the gradient of `model.loss`.
 
     recipe:  of it `optimizer`, `schedule` (over `steps`), `ema_decay` and `accumulate`: the batch is cut into so many
-             micro-batches, worked off one after the other, and the mean of their gradients is applied. For a loss that
+             micro-batches, processed one after another, and the mean of their gradients is applied. For a loss that
              is a plain mean over examples this equals the whole batch. A detection loss that divides by a count of the
              batch (sampled anchors, RoIs) divides within each micro-batch instead, as a run with that smaller batch
              would.

@@ -11,7 +11,7 @@ import pytest
 
 from configs import inpaint_cem
 from elk_jax import files
-from elk_jax.data.batches import crops as closeup_batches
+from elk_jax.data.batches import crops
 from elk_jax.data.batches.crops import CloseupConfig
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
@@ -98,7 +98,7 @@ def test_images_of_mixed_depths_have_one_scale_of_grey(mixed):
     source = open_source(SourceSpec(spec), "train")
     np.testing.assert_allclose(source[0].image, source[1].image, atol=0.5 / 255)
     config = CloseupConfig(window=WINDOW, batch_size=2, horizontal_flip=0.0)
-    (batch,) = closeup_batches.eval_closeups(source, config, WINDOW, seed=0)
+    (batch,) = crops.eval_closeups(source, config, WINDOW, seed=0)
     assert batch["index"].tolist() == [0, 1] and 59 / 255 < batch["image"].min() < batch["image"].max() < 121 / 255
 
 
