@@ -96,7 +96,7 @@ def test_values_of_their_types(values):
         ("count", True, "int"),
         ("steps", 0, "int of at least 1"),
         ("bits", 17, "int from 0 to 16"),
-        ("depth", 20, "int among 18, 34"),
+        ("depth", 20, "one of 18, 34"),
         ("decay", 1.0, "float from 0 below 1"),
         ("decay", float("nan"), "float from 0 below 1"),
         ("share", 1.5, "float from 0 to 1 or None"),

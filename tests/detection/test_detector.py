@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 import re
+from pathlib import Path
 
 import jax
 import numpy as np

@@ -82,12 +82,12 @@ def run(tmp_path):
 
 
 def test_a_model_is_found_by_its_run_and_stage(run):
-    assert model_folder.find(run, None, ("detector",)) == run / "c" / "model"
-    assert model_folder.find(run, None, ("painter",)) == run / "b" / "model"
-    assert model_folder.find(run, None, ("other", "painter")) == run / "b" / "model"
-    assert model_folder.find(run, "a", ("detector",)) == run / "a" / "model"
+    assert model_folder.find(run, None, ("detector",), "a model") == run / "c" / "model"
+    assert model_folder.find(run, None, ("painter",), "a model") == run / "b" / "model"
+    assert model_folder.find(run, None, ("other", "painter"), "a model") == run / "b" / "model"
+    assert model_folder.find(run, "a", ("detector",), "a model") == run / "a" / "model"
     for folder in (run / "a", run / "a" / "model"):
-        assert model_folder.find(folder, None, ("detector",)) == run / "a" / "model"
+        assert model_folder.find(folder, None, ("detector",), "a model") == run / "a" / "model"
     assert model_folder.architecture_of(run / "b" / "model") == "painter"
 
 
@@ -103,7 +103,7 @@ def test_a_model_is_found_by_its_run_and_stage(run):
 )
 def test_a_model_that_is_not_there_is_refused(run, folder, stage, kind, words):
     with pytest.raises(UserError) as error:
-        model_folder.find(run / folder, stage, (kind,))
+        model_folder.find(run / folder, stage, (kind,), f"a {kind}")
     assert error.value.where.startswith(str(run / folder))
     for word in words:
         assert word in error.value.what + error.value.todo
