@@ -7,7 +7,7 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
   small     ResNet-18-FPN at 384 px for a few hundred real images: about half an hour on 2 CPU cores
   paper     the published recipe: ResNet-101-FPN, frozen batch norm, SGD, 800 x 1333; for a GPU and imported weights
   fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. Data with
-            a subset of its own, such as ELK's, which data_prep marks: take paper without fewshot, and
+            its own subset, such as ELK's, which data_prep marks: take paper without fewshot, and
             --config.data.real.train_where=fewshot=true
   half      a ResNet-50 of half the width, to start from weights of such a network (docs/open_nsfw_weights.py):
             faster than a ResNet-18 on a CPU

@@ -2,7 +2,7 @@
 
 A stream is named by (seed, purpose, indices). NumPy pads a short list of numbers with zeros, so that
 `default_rng([42, 5])` and `default_rng([42, 5, 0, 0])` are one stream: every purpose therefore has a fixed number of
-indices, and a number of its own.
+indices, and its own number.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
     """The rectangle around the breast (`images/breast.py`) of image [H, W, 1], wider by `margin` of the long
-    side all round. The whole image where there is no breast.
+    side on every side. The whole image where there is no breast.
     """
     height, width = image.shape[:2]
     breast = breast_mask(image)

@@ -45,7 +45,7 @@ def batched_nms(
     max_outputs: int,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`nms` in which a box suppresses only boxes of its own group: groups[N] int, for example classes or levels."""
+    """`nms` in which a box suppresses only boxes of the same group: groups[N] int, for example classes or levels."""
     boxes, scores = jax.lax.stop_gradient((at_least_float32(boxes), scores))
     num = boxes.shape[0]
     if num == 0:

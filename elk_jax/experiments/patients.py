@@ -97,7 +97,7 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
                 where=f"stage {stage.name}",
                 todo="remove the patient from one of the two (from the data, where weights have seen it); if different "
                 f"people have the same ID, make the field patient_id of '{on}' distinct (an image without it is a "
-                "patient of its own, with the image's ID)",
+                "separate patient, with the image's ID)",
             )
 
     trainer = experiment.stages[model]

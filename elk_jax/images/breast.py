@@ -24,7 +24,7 @@ def breast_mask(image: np.ndarray) -> np.ndarray:
     if count < 2:
         return np.zeros(bright.shape, bool)
     largest = (labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
-    # With air all round, the closing does not grow to the image's border, and one flood finds all that is outside.
+    # With air on every side, the closing does not grow to the image's border, and one flood finds all that is outside.
     framed = cv2.copyMakeBorder(largest, CLOSING, CLOSING, CLOSING, CLOSING, cv2.BORDER_CONSTANT, value=0)
     closed = cv2.morphologyEx(framed, cv2.MORPH_CLOSE, np.ones((CLOSING, CLOSING), np.uint8))
     outside = closed.copy()

@@ -91,9 +91,14 @@ def read_coco(path: str | Path) -> CocoFile:
             )
         annotations[image_id].append(annotation)
     infos = tuple(_info(image, annotations[image["id"]], label_of, path) for image in images)
-    info = content.get("info")
-    seen_patients = frozenset(info.get("seen_patients", ()) if isinstance(info, dict) else ())
-    return CocoFile(infos, classes, tuple(label_of), seen_patients)
+    return CocoFile(infos, classes, tuple(label_of), _seen_patients(content.get("info")))
+
+
+def _seen_patients(info: Any) -> frozenset[str]:
+    """The hashes in a file's `info`; sets painted by earlier versions call them `learned_from`."""
+    if not isinstance(info, dict):
+        return frozenset()
+    return frozenset(info.get("seen_patients") or info.get("learned_from") or ())
 
 
 def image_folder(path: str | Path) -> Path:

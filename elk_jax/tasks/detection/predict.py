@@ -159,7 +159,7 @@ def detect_with(
 
 
 def input_of(description: Mapping[str, Any], infos: Sequence[ImageInfo]) -> LoaderConfig:
-    """The input of a trained detector, by its model.json; one canvas of its own for images that fit none of it."""
+    """The input of a trained detector, by its model.json; images that fit none of its canvases share one more."""
     entry = description["input"]
     resize = build(Resize, entry["resize"], "model.json: input.resize")
     buckets = tuple((int(height), int(width)) for height, width in entry["buckets"])
