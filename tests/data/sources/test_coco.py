@@ -135,6 +135,7 @@ def test_a_slice_without_its_volume_is_refused(coco_folder, fields):
     with refused("volume", where="image 1"):
         read_coco(coco_folder(lambda content: content["images"][0].update(fields)))
 
+
 @pytest.mark.parametrize("key", ["seen_patients", "learned_from"])
 def test_patients_that_a_painter_has_seen_are_read_from_sets_of_earlier_versions_too(coco_folder, key):
     path = coco_folder(lambda content: content.update(info={key: ["a1", "b2"]}))
