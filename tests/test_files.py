@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+import socket
 
 import pytest
 
@@ -37,13 +39,61 @@ def test_nan_is_not_json(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("content, word", [(None, "no such file"), ("{", "JSON")])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (None, "no such file"),
+        (b"{", "JSON"),
+        (b"\xff\xfe\xfd[1]", "JSON"),
+        (b"[" * 100_000, files.MOST_NESTED),
+        (b"[" * 101 + b"]" * 101, files.MOST_NESTED),
+        (b'{"a": [-1' + b"0" * 400 + b"]}", "402 digits"),
+        (b"1" * 5000, "5000 digits"),
+    ],
+    ids=["absent", "broken", "bytes", "brackets", "deep", "402 digits", "5000 digits"],
+)
 def test_unreadable_json_is_named(tmp_path, content, word):
     path = tmp_path / "a.json"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     with refused(word, where="a.json"):
         files.read_json(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_of_every_unicode_encoding(tmp_path, encoding):
+    (tmp_path / "a.json").write_text('{"ä": [-Infinity, 340282366920938463463374607431768211455]}', encoding)
+    assert files.read_json(tmp_path / "a.json") == {"ä": [-math.inf, 2**128 - 1]}
+
+
+def test_json_of_allowed_depth(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100 + "]" * 100)
+    assert str(files.read_json(tmp_path / "a.json")) == "[" * 100 + "]" * 100
+
+
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_json, files.read_text])
+def test_only_regular_files_are_read(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")  # opening it in the usual way would wait for ever
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    socket.socket(socket.AF_UNIX).bind(str(tmp_path / "socket"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    kinds = {"pipe": "pipe", "link": "pipe", "socket": "socket", "/dev/zero": "device", "": "folder", "loop": "loop"}
+    kinds |= {"x" * 5000: "long", "a\0b": "name", "\ud83d": "name", "absent": "no such"}
+    for name, word in kinds.items():
+        with refused() as error:
+            read(tmp_path / name)
+        assert word in str(error.value).lower(), name
+    (tmp_path / "to").symlink_to("file")
+    (tmp_path / "file").write_text("[1]")
+    assert read(tmp_path / "to") in (b"[1]", "[1]", [1])
+
+
+def test_text_has_to_be_utf8(tmp_path):
+    (tmp_path / "a").write_bytes("\ufeffä".encode())
+    assert files.read_text(tmp_path / "a") == "ä"
+    (tmp_path / "a").write_bytes(b"\xe4")
+    with refused("UTF-8", where="a"):
+        files.read_text(tmp_path / "a")
 
 
 def test_folder_under_a_file_is_refused(tmp_path):

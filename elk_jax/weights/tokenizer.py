@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
 from elk_jax import files
-from elk_jax.errors import UserError, from_os_error
+from elk_jax.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 VOCAB, MERGES, WHOLE, SETTINGS = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
@@ -117,12 +117,7 @@ def write_tokenizer(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise from_os_error(error, path) from error
-    except ValueError as error:
-        raise UserError("not a text file", where=path, todo="download it again") from error
+    lines = files.read_text(path).split("\n")
     return [_pair(line, path) for line in lines if line.strip() and not line.startswith("#version")]
 
 

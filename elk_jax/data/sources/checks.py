@@ -5,6 +5,7 @@ Shapes: N boxes of one image; H, W image size in pixels.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> N
 
 def check_files(infos: Iterable[ImageInfo], folder: Path, where: object) -> None:
     """UserError that names the first image whose file is missing, and counts the others."""
-    missing = [info for info in infos if not (folder / info.file_name).is_file()]
+    missing = [info for info in infos if not os.path.isfile(folder / info.file_name)]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         what = f"the file {folder / missing[0].file_name} of image {missing[0].image_id} is missing{more}"

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from elk_jax import files
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.spec import BitDepth, SourceSpec
 from elk_jax.errors import UserError, from_os_error
@@ -99,12 +100,12 @@ def decode_pixels(
     where = _label(source, name)
     if frame is not None and not isinstance(source, bytes):
         try:
-            with Path(source).open("rb") as file:
+            with files.open_regular(source) as file:
                 if _is_dicom(file.read(dicom.PREFIX), where):
                     return dicom.decode_frame(file, frame, name=where)
         except OSError as error:
             raise from_os_error(error, source) from error
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else files.read_bytes(source)
     if not data:
         raise UserError("empty image file", where=where, todo="fetch the file again")
     if _is_dicom(data, where):
@@ -153,13 +154,6 @@ def _is_dicom(data: bytes, where: object) -> bool:
 
 def _label(source: str | os.PathLike | bytes, name: object) -> object:
     return name or ("bytes" if isinstance(source, bytes) else source)
-
-
-def _read(path: str | os.PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise from_os_error(error, path) from error
 
 
 def _decode_raster(data: bytes, where: object) -> tuple[np.ndarray, str]:
