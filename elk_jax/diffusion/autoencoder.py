@@ -21,26 +21,28 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, MapAttention
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv
 from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY, Checked, OneOf
+from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, Between, OneOf, check
 from elk_jax.precision import DTYPES, at_least_float32
 
 EPS = 1e-6
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
+MOST_BLOCKS = 16
+Count = Annotated[int, Between(1, 1 << 16)]
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig(Checked):
+class AutoencoderConfig:
     """Fields and defaults as in vae/config.json of Stable Diffusion 1.x and 2.x, and three more of this project."""
 
-    sample_size: int = 512
+    sample_size: Count = 512
     """Side of the training images; for information only."""
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: Annotated[tuple[int, ...], NOT_EMPTY] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
+    in_channels: Count = 3
+    out_channels: Count = 3
+    latent_channels: Count = 4
+    block_out_channels: Annotated[tuple[Count, ...], NOT_EMPTY] = (128, 256, 512, 512)
+    layers_per_block: Annotated[int, Between(1, 64)] = 2
+    norm_num_groups: Count = 32
+    scaling_factor: Annotated[float, ABOVE_ZERO] = 0.18215
     """1 / standard deviation of the latents: see `to_latents`."""
     mid_block_add_attention: bool = True
 
@@ -51,19 +53,39 @@ class AutoencoderConfig(Checked):
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
     """Format of the computation."""
 
+    def __post_init__(self) -> None:
+        check(self)
+        if len(self.block_out_channels) > MOST_BLOCKS:
+            what = f"a network of {len(self.block_out_channels)} blocks"
+            raise UserError(what, where="block_out_channels", todo=f"give at most {MOST_BLOCKS}")
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise UserError(
+                    f"{channels} channels cannot be split into {self.norm_num_groups} groups",
+                    where="norm_num_groups",
+                    todo="give a divisor of all block_out_channels",
+                )
+
     @property
     def factor(self) -> int:
         """Pixels per latent, in each direction."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
+_DEFAULTS: dict[str, Any] = {  # of diffusers 0.42: those that differ from ours, and of what is not ours
+    "sample_size": 32,
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "force_upcast": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+}
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
+    "force_upcast": (False,),  # concerns float16, which is not supported here
     "down_block_types": (),  # checked below
     "up_block_types": (),
-    "force_upcast": (True,),  # concerns float16, which is not supported here
-    "use_quant_conv": (True,),
-    "use_post_quant_conv": (True,),
 }
 
 
@@ -72,14 +94,11 @@ def autoencoder_config(content: Mapping[str, Any], where: str = "", **changes: A
 
     Raises UserError for settings that this network does not support.
     """
-    config = settings.from_json(AutoencoderConfig, {**content, **changes}, _ACCEPTED, where)
+    config = settings.from_json(AutoencoderConfig, {**content, **changes}, _DEFAULTS, _ACCEPTED, where)
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         expected = [kind] * len(config.block_out_channels)
-        if list(content.get(name, expected)) != expected:
+        if content.get(name, expected) not in (expected, tuple(expected)):
             raise UserError(f"{name} = {content[name]} is not supported", where=where, todo=f"give {expected}")
-    for name in ("use_quant_conv", "use_post_quant_conv"):
-        if content.get(name, True) is not True:
-            raise UserError(f"{name} = {content[name]} is not supported", where=where)
     return config
 
 

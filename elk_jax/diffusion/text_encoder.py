@@ -23,7 +23,7 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, attend, gelu
 from elk_jax.diffusion.layers import dense, layer_norm
 from elk_jax.errors import UserError
-from elk_jax.fields import OneOf, check
+from elk_jax.fields import ABOVE_ZERO, Between, OneOf, check
 from elk_jax.precision import DTYPES, at_least_float32
 
 
@@ -35,6 +35,9 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
+Count = Annotated[int, Between(1, 1 << 16)]
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """Fields and defaults as in text_encoder/config.json of Stable Diffusion 1.5 (ViT-L/14), and three more.
@@ -43,14 +46,14 @@ class TextConfig:
     last of OpenCLIP's 24), num_attention_heads 16, hidden_act 'gelu'.
     """
 
-    vocab_size: int = 49408
-    max_position_embeddings: int = 77
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    vocab_size: Annotated[int, Between(1, 1 << 20)] = 49408
+    max_position_embeddings: Annotated[int, Between(3, 1 << 16)] = 77
+    hidden_size: Count = 768
+    intermediate_size: Count = 3072
+    num_hidden_layers: Annotated[int, Between(0, 256)] = 12
+    num_attention_heads: Count = 12
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Annotated[float, ABOVE_ZERO] = 1e-5
 
     attention: Implementation = "auto"
     """See attention.choose_implementation."""
@@ -69,6 +72,10 @@ class TextConfig:
             )
 
 
+_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+"""Of transformers: those that differ from ours. Its files can leave them out."""
+
+
 def text_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> TextConfig:
     """The configuration from transformers' text_encoder/config.json; `changes` (dtype, ...) override it.
 
@@ -79,7 +86,7 @@ def text_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> 
         raise UserError(f"model_type is {kind!r}", where=where, todo="use a Stable Diffusion 1.x or 2.x model")
     known = {field.name for field in dataclasses.fields(TextConfig)}
     ours = {name: value for name, value in content.items() if name in known}  # the rest: generation, dropout, ...
-    return settings.from_json(TextConfig, {**ours, **changes}, {}, where)
+    return settings.from_json(TextConfig, {**ours, **changes}, _DEFAULTS, {}, where)
 
 
 class SelfAttention(nn.Module):

@@ -25,11 +25,13 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, SpatialTransformer
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv, dense, zeros
 from elk_jax.errors import UserError
-from elk_jax.fields import AtLeast, OneOf, check
+from elk_jax.fields import ABOVE_ZERO, Between, OneOf, check
 from elk_jax.precision import DTYPES, at_least_float32
 
 WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"
-Count = Annotated[int, AtLeast(1)]
+Count = Annotated[int, Between(1, 1 << 16)]
+Layers = Annotated[int, Between(1, 64)]
+MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,21 @@ class UNetConfig:
     only self-attention.
     """
 
-    sample_size: int = 64
+    sample_size: Count = 64
     """Side of the training samples; for information only, since the network takes any size."""
-    in_channels: int = 4
+    in_channels: Count = 4
     """4 latents; 9 for an inpainter: 4 noisy latents, 1 mask, 4 latents of the masked image."""
-    out_channels: int = 4
+    out_channels: Count = 4
     down_block_types: tuple[str, ...] = (WITH_ATTENTION, WITH_ATTENTION, WITH_ATTENTION, WITHOUT)
     block_out_channels: tuple[Count, ...] = (320, 640, 1280, 1280)
-    layers_per_block: Count = 2
+    layers_per_block: Layers = 2
     attention_head_dim: Count | tuple[Count, ...] = 8
     """The NUMBER of heads, for all blocks or for each (a misnomer of diffusers that is in every published file)."""
-    cross_attention_dim: int | None = 768
-    transformer_layers_per_block: Annotated[int, AtLeast(0)] = 1
+    cross_attention_dim: Count | None = 768
+    transformer_layers_per_block: Annotated[int, Between(0, 64)] = 1
     use_linear_projection: bool = False
     norm_num_groups: Count = 32
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, ABOVE_ZERO] = 1e-5
 
     attention: Implementation = "auto"
     """See attention.choose_implementation."""
@@ -73,6 +75,9 @@ class UNetConfig:
                 where="down_block_types",
                 todo="give one type per block",
             )
+        if blocks > MOST_BLOCKS:
+            what = f"a network of {blocks} blocks"
+            raise UserError(what, where="block_out_channels", todo=f"give at most {MOST_BLOCKS}")
         if unknown := set(self.down_block_types) - {WITH_ATTENTION, WITHOUT}:
             raise UserError(
                 f"unknown block {min(unknown)}", where="down_block_types", todo=f"give {WITH_ATTENTION} or {WITHOUT}"
@@ -110,20 +115,24 @@ class UNetConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
+_DEFAULTS: dict[str, Any] = {  # of diffusers 0.42, which writes all of them: those that are neither None nor False
+    "act_fn": "silu",
+    "addition_embed_type_num_heads": 64,
+    "attention_type": "default",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "resnet_out_scale_factor": 1.0,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+}
 _ACCEPTED: dict[str, tuple[Any, ...]] = {  # values for which diffusers computes the same as this network
     "act_fn": ("silu", "swish"),
-    "attention_type": ("default",),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "downsample_padding": (1,),
-    "dropout": (0,),
-    "flip_sin_to_cos": (True,),
-    "freq_shift": (0,),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "resnet_out_scale_factor": (1,),
-    "resnet_time_scale_shift": ("default",),
-    "time_embedding_type": ("positional",),
     "upcast_attention": (True,),  # the softmax is always in float32
     "up_block_types": (),  # checked below
 }
@@ -134,10 +143,10 @@ def unet_config(content: Mapping[str, Any], where: str = "", **changes: Any) -> 
 
     Raises UserError for settings that this network does not support.
     """
-    config = settings.from_json(UNetConfig, {**content, **changes}, _ACCEPTED, where)
+    config = settings.from_json(UNetConfig, {**content, **changes}, _DEFAULTS, _ACCEPTED, where)
     mirrored = up_block_types(config)
     given = content.get("up_block_types", mirrored)
-    if list(given) != mirrored:
+    if given not in (mirrored, tuple(mirrored)):
         raise UserError(f"up_block_types = {given} is not supported", where=where, todo=f"give {mirrored}")
     return config
 

@@ -8,9 +8,11 @@ tokenizer/ scheduler/                 further files
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,9 @@ class Pipeline:
 def read_pipeline(folder: str | os.PathLike, variant: str | None = None) -> Pipeline:
     """The parts of a Stable Diffusion 1.x or 2.x folder, without safety checker and image encoder.
 
-    variant: 'fp16', 'non_ema', ... for the files with that word in their names. Default: files without one, or fp16 if
-    a part has no such files. Raises UserError if something is missing, damaged or of another kind.
+    variant: 'fp16', 'non_ema', ... for the files with that word in their names, and those without one for parts that
+    have no such files; at least one part must have them. Default: files without one, or fp16 if a part has no such
+    files. Raises UserError if something is missing, damaged or of another kind.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -69,7 +72,10 @@ def read_pipeline(folder: str | os.PathLike, variant: str | None = None) -> Pipe
     configs = {part: read_object(folder / part / "config.json") for part in PARTS}
     configs["scheduler"] = read_object(folder / "scheduler" / "scheduler_config.json")
     tokenizer = read_tokenizer(folder / "tokenizer")
-    weights = {part: find_weights(folder / part, _STEMS[part], variant) for part in PARTS}
+    words = ("", "fp16") if variant is None else (variant,)
+    if variant and any(_present(folder / part, _STEMS[part], words) for part in PARTS):
+        words = (variant, "")
+    weights = {part: find_weights(folder / part, _STEMS[part], words) for part in PARTS}
     tensors = {part: read_weights(path) for part, path in weights.items()}
     names = {part: str(path.relative_to(folder)) for part, path in weights.items()}
     return Pipeline(kind, configs, tensors, tokenizer, names)
@@ -80,29 +86,41 @@ def read_object(path: Path) -> dict[str, Any]:
     content = files.read_json(path)
     if not isinstance(content, dict):
         raise UserError("not a JSON object", where=path, todo="download it again")
+    for key in [key for key, value in content.items() if (key, value) == ("lambda_min_clipped", -math.inf)]:
+        del content[key]  # its default, which JSON proper cannot say
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError as error:
+        raise UserError("a value that is NaN or infinite", where=path, todo="correct it, or remove it") from error
     return content
 
 
-def find_weights(folder: Path, stems: tuple[str, ...], variant: str | None = None) -> Path:
-    """The weights file, or the index of its shards, to read in `folder`: safetensors before .bin.
+def find_weights(folder: Path, stems: tuple[str, ...], variants: Sequence[str]) -> Path:
+    """The weights file, or the index of its shards, to read in `folder`: of the first variant, safetensors before .bin.
 
     `<stem>.safetensors` and `.bin`, `<stem>.safetensors.index.json`, and with a variant v `<stem>.v.safetensors`,
-    `<stem>.safetensors.index.v.json`. See `read_pipeline` on `variant`.
+    `<stem>.safetensors.index.v.json`. UserError where there is none.
     """
-    variants = ("", "fp16") if variant is None else (variant,)
-    looked_for = []
-    for word in (f".{v}" if v else "" for v in variants):
-        for kind in ("safetensors", "bin"):
-            for stem in stems:
-                for name in (f"{stem}{word}.{kind}", f"{stem}.{kind}.index{word}.json"):
-                    looked_for.append(name)
-                    if (folder / name).is_file():
-                        return folder / name
+    if found := _present(folder, stems, variants):
+        return found[0]
     present = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".msgpack"))
     has = f"it has {model_folder.first_few(present)}" if present else "it has no weights"
     raise UserError(
-        f"{looked_for[0]} is missing; {has}", where=folder, todo="download it, or choose a variant with --variant"
+        f"{_names(stems, variants)[0]} is missing; {has}",
+        where=folder,
+        todo="download it, or choose a variant with --variant",
     )
+
+
+def _names(stems: tuple[str, ...], variants: Sequence[str]) -> list[str]:
+    words = [f".{variant}" if variant else "" for variant in variants]
+    of = lambda stem, word, kind: (f"{stem}{word}.{kind}", f"{stem}.{kind}.index{word}.json")
+    kinds = ("safetensors", "bin")
+    return [name for word in words for kind in kinds for stem in stems for name in of(stem, word, kind)]
+
+
+def _present(folder: Path, stems: tuple[str, ...], variants: Sequence[str]) -> list[Path]:
+    return [folder / name for name in _names(stems, variants) if os.path.isfile(folder / name)]
 
 
 def read_weights(path: Path) -> reading.Tensors:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from elk_jax.diffusion import autoencoder, scheduler_config, text_encoder, unet
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
+from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
@@ -30,6 +31,9 @@ from elk_jax.weights.tokenizer import Tokenizer
 
 ARCHITECTURE = "stable_diffusion"
 INPAINTER_CHANNELS = 9
+SCHEDULER = "scheduler/scheduler_config.json"
+STEPS = 50
+"""Sampling steps of the pipelines of diffusers, unless they are told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +62,7 @@ class StableDiffusion:
 
     @property
     def schedule(self) -> Schedule:
-        return scheduler_config.read_schedule(self.parts["scheduler"], "scheduler/scheduler_config.json")
+        return scheduler_config.read_schedule(self.parts["scheduler"], SCHEDULER)
 
 
 def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -92,6 +96,8 @@ def from_pipeline(
             parts["unet"]["in_channels"] = INPAINTER_CHANNELS
         shapes = parameter_shapes({"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text})
         _ = model.schedule  # raises UserError if it is not supported
+        if scheduler_config.draws_here(parts["scheduler"]):
+            scheduler_config.read_sampler(parts["scheduler"], STEPS, where=SCHEDULER)
     params, maps = {}, {}
     for part in PARTS:
         at, fmt = Path(str(where)) / part, diffusers.FORMAT
@@ -197,7 +203,18 @@ def summary(
     kind = "an inpainter" if has == INPAINTER_CHANNELS else "text to image (--inpainting turns it into an inpainter)"
     added = f", {has - given} of them new and zero" if has != given else ""
     lines.append(f"{pipeline.kind}: {has} input channels{added}, {kind}; prediction {model.schedule.prediction}")
-    return lines
+    return [*lines, _drawing(model.parts["scheduler"])]
+
+
+def _drawing(scheduler: Mapping[str, Any]) -> str:
+    """What the scheduler of the folder means for pictures: they are drawn by the recipe's sampler."""
+    kind = scheduler.get("_class_name")
+    if not scheduler_config.draws_here(scheduler):
+        return f"{kind} gives the noise of the training; pictures are drawn by the sampler of the recipe"
+    asked, plain = scheduler_config.read_sampler(scheduler, STEPS), SamplerConfig()
+    settings = {name: value for name, value in vars(asked).items() if value != getattr(plain, name)}
+    flags = " ".join(f"--config.RECIPE.sampler.{name}={value}" for name, value in settings.items())
+    return f"{kind} gives the noise of the training; to draw with it too: {flags or 'a plain sampler'}"
 
 
 def export_folder(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from elk_jax.diffusion import schedule
+from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.diffusion.schedule import make_schedule
-from elk_jax.diffusion.scheduler_config import read_schedule
+from elk_jax.diffusion.scheduler_config import read_sampler, read_schedule
 from tests.refusals import refused
 
 T = jnp.array([0, 3, 500, 999])
@@ -109,10 +110,54 @@ def test_schedules_are_read_as_diffusers_writes_them():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
-        ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'"),
+        ({"beta_schedule": "sigmoid"}, ["beta_schedule 'sigmoid'"]),
+        ({"prediction_type": "flow_prediction"}, ["prediction_type 'flow_prediction'"]),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ["FlowMatchEulerDiscreteScheduler"]),
+        ({"_class_name": ["DDIMScheduler"]}, ["DDIMScheduler"]),
+        ({"rescale_betas_zero_snr": True}, ["rescale_betas_zero_snr", "PNDMScheduler"]),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, ["timestep_type 'continuous'"]),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, ["use_flow_sigmas True"]),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, ["variance_type 'learned_range'"]),
+        ({"snr_shift_scale": 3.0}, ["snr_shift_scale 3.0"]),
+        *(({"num_train_timesteps": value}, ["num_train_timesteps"]) for value in ("1000", 1000.0, True, 1, 10**12)),
+        *(({"beta_end": value}, ["beta_end"]) for value in ("0.01", float("nan"), None, [0.1])),
+        *(({"trained_betas": value}, ["trained_betas"]) for value in (["a"], 0.1, [[0.1]])),
     ],
 )
 def test_unsupported_scheduler_configs_are_named(change, words):
-    with refused(words, where="scheduler_config.json"):
+    with refused(*words, where="scheduler_config.json"):
         read_schedule({**STABLE_DIFFUSION_15, **change})
+
+
+DPM, DDIM = "DPMSolverMultistepScheduler", "DDIMScheduler"
+
+
+@pytest.mark.parametrize(
+    "kind, key, value",
+    [
+        ("PNDMScheduler", "", None),
+        (DPM, "solver_order", 4),
+        (DPM, "solver_order", True),
+        (DPM, "solver_type", "logrho"),
+        (DPM, "algorithm_type", "sde-dpmsolver++"),
+        (DPM, "final_sigmas_type", "last"),
+        (DPM, "timestep_spacing", "even"),
+        (DPM, "use_beta_sigmas", True),
+        (DPM, "use_exponential_sigmas", True),
+        (DPM, "use_lu_lambdas", True),
+        (DPM, "lambda_min_clipped", "-5.1"),
+        (DPM, "euler_at_final", 1),
+        (DPM, "thresholding", True),
+        (DDIM, "thresholding", True),
+        (DDIM, "steps_offset", 0.5),
+    ],
+)
+def test_what_no_sampler_does_is_refused_by_class_and_key(kind, key, value):
+    with refused(kind, key, where="scheduler_config.json"):
+        read_sampler({"_class_name": kind, key: value}, 20)
+
+
+def test_samplers_are_read_with_the_defaults_of_their_class():
+    assert read_sampler({"_class_name": DPM, "lambda_min_clipped": float("-inf")}, 20) == SamplerConfig(steps=20)
+    ddim = SamplerConfig(name="ddim", steps=20, spacing="leading", clip=1.0)
+    assert read_sampler({"_class_name": DDIM, "dynamic_thresholding_ratio": 0.9}, 20) == ddim

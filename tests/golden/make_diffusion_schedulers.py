@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 
 import denoiser
+import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -56,6 +57,16 @@ def dpm_cases():
     yield {**base, **ZERO, **V, "timestep_spacing": "trailing"}, 12
     yield {**base, **ZERO, **SAMPLE, "use_karras_sigmas": True}, 12
     yield {**base, **SD, **EPSILON}, 1
+    for order in (1, 3):
+        for extra in ({}, {"use_karras_sigmas": True}, {"final_sigmas_type": "sigma_min", "lower_order_final": False}):
+            yield {**base, **SD, **EPSILON, "solver_order": order, **extra}, 12
+    yield {**base, **SD, **V, "solver_order": 3, "timestep_spacing": "trailing"}, 20
+    yield {**base, **SD, **EPSILON, "solver_order": 3}, 2
+    heun, least = {"solver_type": "heun"}, {"final_sigmas_type": "sigma_min"}
+    yield {**base, **SD, **EPSILON, **heun}, 12
+    yield {**base, **SD, **EPSILON, **heun, **least}, 16
+    yield {**base, **SD, **EPSILON, **least, "euler_at_final": True}, 16
+    yield {**base, **SD, **SAMPLE, **least, "euler_at_final": True, "solver_order": 3}, 16
 
 
 def model(x, t):
@@ -90,6 +101,21 @@ def training(config):
     }
 
 
+NO_BETAS = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM", "EDMEuler", "EDMDPMSolverMultistep",
+            "CogVideoXDDIM", "IPNDM", "UnCLIP", "ScoreSdeVe", "SCM")  # fmt: skip
+BETAS = ("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "DPMSolverMultistep", "UniPCMultistep",
+         "EulerDiscrete", "EulerAncestralDiscrete", "PNDM", "DEISMultistep", "SASolver", "DPMSolverSinglestep",
+         "DPMSolverMultistepInverse", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "LCM", "TCD",
+         "LMSDiscrete")  # fmt: skip
+
+
+def of_class(name):
+    """What a scheduler of this class, made without arguments, saves, and its noise at three time steps."""
+    scheduler = getattr(diffusers, f"{name}Scheduler")()
+    noise = scheduler.alphas_cumprod[[0, 500, 999]].tolist() if name in BETAS else None
+    return {"config": json.loads(scheduler.to_json_string()), "alphas_cumprod": noise}
+
+
 def main():
     arrays, cases = {}, []
     for config, steps, eta in [*ddim_cases(), *((*case, None) for case in dpm_cases())]:
@@ -102,7 +128,8 @@ def main():
         schedules[name] = {**config, **V}
         arrays |= {f"{name}/{key}": value for key, value in training(schedules[name]).items()}
     np.savez_compressed(HERE / "diffusion_schedulers.npz", **arrays)
-    text = json.dumps({"cases": cases, "schedules": schedules}, indent=0)
+    classes = [of_class(name) for name in (*BETAS, *NO_BETAS)]
+    text = json.dumps({"cases": cases, "schedules": schedules, "classes": classes}, indent=0)
     (HERE / "diffusion_schedulers.json").write_text(text + "\n")
     print(len(cases), "cases", max(float(np.abs(a).max()) for k, a in arrays.items() if k.endswith("/x")))
 

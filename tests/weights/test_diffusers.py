@@ -207,6 +207,15 @@ def test_half_precision_variants(model, folder):
         read(folder, variant="ema")
 
 
+def test_a_variant_of_one_part_is_read_beside_the_plain_others(folder):
+    path = weights_of(folder, "unet")
+    shutil.copy(path, path.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    found = diffusers_folder.read_pipeline(folder, "non_ema").files
+    assert found["unet"].endswith(".non_ema.safetensors") and found["vae"] == "vae/diffusion_pytorch_model.safetensors"
+    with refused("_model.fp16.safetensors is missing", where="unet"):
+        diffusers_folder.read_pipeline(folder, "fp16")
+
+
 def test_pickled_weights(model, folder, tmp_path):
     path = weights_of(folder, "text_encoder")
     tensors = safetensors.numpy.load_file(path)
@@ -291,6 +300,14 @@ def test_input_that_is_no_unets():
         ("unet", {"use_linear_projection": True}, "sd/unet", ["proj_in/kernel (1, 1, 8, 8)", "(8, 8)"]),
         ("unet", {"block_out_channels": [8, 24]}, "sd/unet", ["(16,)"]),
         ("unet", {"addition_embed_type": "text_time"}, "sd/unet/config.json", ["addition_embed_type", "'text_time'"]),
+        ("unet", {"addition_embed_type_num_heads": 32}, "sd/unet/config.json", ["addition_embed_type_num_heads", 32]),
+        ("unet", {"flip_sin_to_cos": False}, "sd/unet/config.json", ["flip_sin_to_cos", "False"]),
+        ("unet", {"mid_block_type": None}, "sd/unet/config.json", ["mid_block_type", "None"]),
+        ("unet", {"up_block_types": None}, "sd/unet/config.json", ["up_block_types"]),
+        ("unet", {"layers_per_block": 10**6}, "sd/unet/config.json", ["layers_per_block"]),
+        ("unet", {"norm_eps": float("inf")}, "sd/unet/config.json", ["infinite"]),
+        ("vae", {"down_block_types": 5}, "sd/vae/config.json", ["down_block_types"]),
+        ("vae", {"norm_num_groups": 3}, "sd/vae/config.json.norm_num_groups", [3, 4]),
         ("unet", {"in_channels": "nine"}, "sd/unet/config.json", ["in_channels", "'nine'"]),
         ("unet", {"attention_head_dim": 3}, "sd/unet/config.json.attention_head_dim", [8, 3, "heads"]),
         ("unet", {"down_block_types": ["AttnDownBlock2D"] * 2}, "config.json.down_block_types", ["AttnDownBlock2D"]),
@@ -337,6 +354,18 @@ def test_parts_of_different_models(model, folder):
             '{"beta_end": 1.5}',
             "scheduler/scheduler_config.json.beta_end",
             1.5,
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            '{"_class_name": "FlowMatchEulerDiscreteScheduler"}',
+            "scheduler/scheduler_config.json",
+            "FlowMatchEulerDiscreteScheduler",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            '{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}',
+            "scheduler/scheduler_config.json",
+            "algorithm_type",
         ),
         ("tokenizer/merges.txt", None, "tokenizer", "merges.txt"),
         ("vae/diffusion_pytorch_model.safetensors", None, "vae", "diffusion_pytorch_model.safetensors"),

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
-from elk_jax.diffusion import autoencoder, text_encoder, unet
-from elk_jax.weights import convert, diffusers, model_folder
+from elk_jax.diffusion import autoencoder, scheduler_config, text_encoder, unet
+from elk_jax.weights import convert, diffusers, model_folder, stable_diffusion
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FACTS = json.loads((GOLDEN / "diffusion.json").read_text())
@@ -80,3 +82,28 @@ def test_text_encoder(activation, expected, seeded):
     ids = seeded.token_ids(config.vocab_size)
     found = jax.jit(text_encoder.CLIPTextEncoder(config).apply)({"params": params}, ids)
     np.testing.assert_allclose(found, expected[name], rtol=0, atol=TOLERANCE)
+
+
+def test_a_folder_as_the_newest_diffusers_saves_it(seeded, tmp_path):
+    """Every default stands in its JSON; what we keep of it is a folder of ours again (make_diffusers_folder.py)."""
+    stable_diffusion.import_folder(GOLDEN / "diffusers_folder", tmp_path / "ours", console=Console(quiet=True))
+    model = stable_diffusion.load(tmp_path / "ours")
+    with np.load(GOLDEN / "diffusers_folder.npz") as arrays:
+        expected = dict(arrays)
+    ids = model.tokenizer.encode(["a mammogram with a mass lesion", "Mammogram!"])
+    np.testing.assert_array_equal(ids, expected["ids"])
+    encoder, network = text_encoder.CLIPTextEncoder(model.text), unet.UNet2DCondition(model.unet)
+    vae = autoencoder.AutoencoderKL(model.autoencoder)
+    sample, image = (seeded.uniform(n, s, -1, 1) for n, s in (("sample", (2, 8, 8, 9)), ("image", (1, 16, 16, 3))))
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs once
+    def answers(params):
+        text = encoder.apply({"params": params["text_encoder"]}, ids)
+        noise = network.apply({"params": params["unet"]}, sample, np.array([9, 700]), text)
+        mean, _ = vae.apply({"params": params["vae"]}, image, method="encode")
+        decoded = vae.apply({"params": params["vae"]}, mean, method="decode")
+        return {"text": text, "noise": noise, "mean": mean, "decoded": decoded}
+
+    for name, found in answers(model.params).items():
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+    assert scheduler_config.read_sampler(model.parts["scheduler"], 20).name == "dpmpp_3m"
