@@ -24,16 +24,13 @@ from tfds_writer import write_tfds
 
 from elk_jax.data.sources.checks import check_no_patient_in_two_splits
 from elk_jax.data.sources.coco import image_folder, read_coco
-from elk_jax.data.sources.decode import as_integers, check_bit_depth, decode_image, decode_pixels
+from elk_jax.data.sources.decode import as_integers, check_bit_depth, decode_pixels
 from elk_jax.errors import UserError, run_main
 
 
 def stored(path: Path, bit_depth: int | None) -> np.ndarray:
     """The pixels of a file, [H, W] uint8 or uint16; white is the largest value of the type."""
-    pixels = decode_pixels(path)[0]
-    if bit_depth and pixels.dtype == np.uint16:
-        pixels = decode_image(path, bit_depth=bit_depth)[0][..., 0]
-    return as_integers(pixels)
+    return as_integers(decode_pixels(path, bit_depth=bit_depth)[0])
 
 
 def main(argv: list[str]) -> None:

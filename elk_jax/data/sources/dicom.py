@@ -2,10 +2,9 @@
 
 Shapes: H, W image size in pixels; F frames.
 
-The order is that of the standard's grey-scale pipeline (PS3.4 Annex N.2): stored values -> modality LUT or
-rescale -> VOI LUT or window -> presentation (MONOCHROME1 inverted). Attributes are looked up in the frame's
-functional groups first, then in the shared ones, then at the top level, so enhanced multi-frame objects
-(tomosynthesis) work like classic ones.
+This file finds the pixels of a frame and refuses what is no grey image; `dicom_grey` turns them into grey values.
+Attributes are looked up in the frame's functional groups first, then in the shared ones, then at the top level, so that
+enhanced multi-frame objects (tomosynthesis) work like classic ones. docs/dicom.md lists every attribute.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -20,20 +20,26 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder, pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.filereader import read_dataset
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
+from elk_jax.budget import Budget, budget_for
+from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number, presented, significant
 from elk_jax.errors import UserError
 
-_GROUPS = ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransformationSequence", "FrameAnatomySequence")
-_ATTRIBUTES = (
-    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "BitsStored", "PixelRepresentation"),
-    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
-    *("PixelSpacing", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor"),
-    *("FrameLaterality", "ImageLaterality", "Laterality", "ViewPosition", "ViewCodeSequence"),
-)
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 """Tags and length of encapsulated pixel data (PS3.5 A.4)."""
+_CHUNK = 1 << 20
+_EXPORT = "repair the DICOM header, or export the image again"
 
 PREFIX = 132
 """Bytes that identify a DICOM file: a preamble of 128, and DICM."""
@@ -44,89 +50,136 @@ def looks_like_dicom(data: bytes) -> bool:
     return data[128:PREFIX] == b"DICM"
 
 
-def decode(data: bytes, *, name: object = "", frame: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+def decode(
+    data: bytes, *, name: object = "", frame: int | None = None, bit_depth: int | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Decode the content of a DICOM file: image [H, W] float32 in [0, 1], 1 is white, and what the header says.
 
     name: of the file, for errors. frame: of a multi-frame object, 0-based; None accepts objects of one frame only.
+    bit_depth: significant bits where the header says 16 and has no window.
 
     The header's dict: `format` "dicom"; `bits` stored; `pixel_spacing` (row, column) mm in the breast plane,
     or None; `laterality` "L", "R" or None; `laterality_header` what the header says; `view` "CC", "MLO", ... or "";
     `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied.
 
-    UserError: damaged, without pixels, colour, a missing decoder (naming the package to install), no such frame.
+    UserError: damaged, without pixels, no grey image for presentation, a missing decoder (naming the package to
+    install), no such frame, far larger than the file.
     """
     with _errors_of(name):
-        dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-        found = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
-        _check_header(dataset, found, name)
-        return _decode(dataset, dataset, name, frame)
+        budget = budget_for(len(data), name)
+        dataset = _read(io.BytesIO(data), budget)
+        _check_object(dataset, any(dataset.get(key) for key in _PIXELS))
+        return _decode(dataset, dataset, budget, name, frame, bit_depth)
 
 
-def decode_frame(file: BinaryIO, frame: int, *, name: object = "") -> tuple[np.ndarray, dict[str, Any]]:
+def decode_frame(
+    file: BinaryIO, frame: int, *, name: object = "", bit_depth: int | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """`decode` of one frame of an open file: of its pixels, those of that frame alone are read.
 
     A file that is cut off, deflated or mislabelled is read as a whole.
     """
     with _errors_of(name):
-        file.seek(0)
-        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True)
+        budget = budget_for(file.seek(0, io.SEEK_END), name)
+        dataset = _read(file, budget, stop_before_pixels=True)
         start, size = file.tell(), file.seek(0, io.SEEK_END)
         if start < size:
-            _check_header(dataset, True, name)
+            _check_object(dataset, True)
             syntax = UID(dataset.file_meta.TransferSyntaxUID)
             known = syntax.is_transfer_syntax and not syntax.is_private
             if known and _pixels_are_complete(file, start, size, dataset):
-                return _decode(dataset, file, name, frame)
+                return _decode(dataset, file, budget, name, frame, bit_depth)
     file.seek(0)
-    return decode(file.read(), name=name, frame=frame)
+    return decode(file.read(), name=name, frame=frame, bit_depth=bit_depth)
+
+
+def other_object(file: BinaryIO) -> str:
+    """What a DICOM file holds instead of an image, such as "Mammography CAD SR Storage"; "" for an image.
+
+    Damaged files are images here: who decodes them says what is wrong.
+    """
+    try:
+        with _errors_of(""):
+            return _other_object(_read(file, budget_for(file.seek(0, io.SEEK_END), ""), stop_before_pixels=True))
+    except UserError:
+        return ""
+
+
+def count_frames(file: BinaryIO) -> int:
+    """Frames of a DICOM file, at least 1; no more than it has bytes. Of a damaged one 1."""
+    try:
+        with _errors_of(""):
+            size = file.seek(0, io.SEEK_END)
+            frames = int(_read(file, budget_for(size, ""), stop_before_pixels=True).get("NumberOfFrames") or 1)
+            return max(1, min(frames, size))
+    except UserError:
+        return 1
 
 
 @contextmanager
 def _errors_of(name: object) -> Iterator[None]:
-    """Whatever goes wrong with the file `name` becomes a UserError; warnings are dropped."""
+    """Whatever goes wrong with the file `name` becomes a UserError with this place; warnings are dropped."""
     try:
         with warnings.catch_warnings():  # what matters is raised; the rest is about values that are not used
             warnings.simplefilter("ignore")
             yield
-    except UserError:
-        raise
+    except UserError as error:
+        raise (error if error.where else UserError(error.what, where=name, todo=error.todo)) from error
     except Exception as error:  # a damaged header makes pydicom raise almost anything; all mean the same here
-        raise UserError(f"damaged DICOM file: {error}", where=name, todo="fetch the file again") from error
+        todo = "fetch the file again; if that does not help, export the image again"
+        raise UserError(f"damaged DICOM file: {error}", where=name, todo=todo) from error
+
+
+def _read(file: BinaryIO, budget: Budget, stop_before_pixels: bool = False) -> Dataset:
+    """The dataset of a file, with the file's position after what was read."""
+    file.seek(128)
+    meta_start = PREFIX if file.read(4) == b"DICM" else 0
+    file.seek(meta_start)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2) if meta_start else {}
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        while chunk := inflate.unconsumed_tail or file.read(_CHUNK):
+            budget.spend(len(inflate.decompress(chunk, _CHUNK)), "the inflated data set")
+    file.seek(0)
+    return pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
 
 
 def _decode(
-    dataset: Dataset, pixels: Dataset | BinaryIO, name: object, frame: int | None
+    dataset: Dataset,
+    pixels: Dataset | BinaryIO,
+    budget: Budget,
+    name: object,
+    frame: int | None,
+    bit_depth: int | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """dataset: the header. pixels: where the stored values are, the same dataset or its file."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
-        raise UserError(f"{frames} frames in one file", where=name, todo="say which frame, or export single frames")
+        todo = f"give the image a field `frame`, 0 to {frames - 1}, or export single frames"
+        raise UserError(f"{frames} frames in one file", todo=todo)
     if frame is not None and not 0 <= frame < frames:
-        raise UserError(f"no frame {frame}: the file has {frames}", where=name, todo=f"choose 0 to {frames - 1}")
-    attributes = _frame_attributes(dataset, frame or 0)
-    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        what = f"photometric interpretation {photometric or 'missing'}: not a grey image"
-        raise UserError(what, where=name, todo="export it as MONOCHROME1 or MONOCHROME2")
-
-    stored = _stored_values(pixels, UID(dataset.file_meta.TransferSyntaxUID), frame or 0, name)
-    image, voi = _presented(stored, attributes, name)
-    if photometric == "MONOCHROME1":
-        image = 1 - image
-    image[_padding(stored, dataset)] = 0
+        raise UserError(f"no frame {frame}: the file has {frames}", todo=f"choose 0 to {frames - 1}")
+    what, todo = _problem(dataset)
+    if what:
+        raise UserError(what, todo=todo)
+    attributes = attributes_of_frame(dataset, frame or 0)
+    float64 = 8  # of the pipeline
+    size = dataset.Rows * dataset.Columns * (-(-dataset.BitsAllocated // 8) + float64)
+    budget.spend(size, f"a frame of {dataset.Rows} x {dataset.Columns} pixels")
+    stored = _stored_values(pixels, dataset, frame or 0)
+    image, voi = presented(stored, attributes, bit_depth, name)
 
     header = _header_laterality(attributes)
-    spacing = _pixel_spacing(attributes)
     return np.ascontiguousarray(image, np.float32), {
         "format": "dicom",
         "bits": int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize),
-        "pixel_spacing": spacing,
+        "pixel_spacing": _pixel_spacing(attributes),
         "laterality": breast_side(image) or header,
         "laterality_header": header,
         "view": _view(attributes),
         "patient_id": str(dataset.get("PatientID", "")).strip(),
         "frames": frames,
-        "photometric": photometric,
+        "photometric": str(attributes.PhotometricInterpretation),
         "voi": voi,
     }
 
@@ -146,37 +199,98 @@ def breast_side(image: np.ndarray) -> str | None:
     return "L" if left > right else "R"
 
 
-def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR", name: object = "") -> np.ndarray:
-    """VOI window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3); function LINEAR, LINEAR_EXACT or SIGMOID."""
-    values = values.astype(np.float64)
-    if function == "SIGMOID" and width > 0:
-        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
-    if function == "LINEAR_EXACT" and width > 0:
-        return np.clip((values - center) / width + 0.5, 0, 1)
-    if function == "LINEAR" and width == 1:
-        return (values > center - 0.5).astype(np.float64)
-    if function == "LINEAR" and width > 1:
-        return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
-    what = f"window function {function} with width {width} is not defined"
-    raise UserError(what, where=name, todo="repair the DICOM header")
-
-
-def _check_header(dataset: Dataset, found: bool, name: object) -> None:
-    """UserError for a header without which pixels cannot be decoded; one without a transfer syntax gets it.
-
-    found: whether there are pixels.
-    """
-    complete = "Rows" in dataset and "Columns" in dataset
-    if not found:
-        kind = "DICOM file without pixels, or" if complete else "not a DICOM image, or"
-        raise UserError(f"{kind} cut off before its pixels", where=name, todo="fetch the file again")
-    if not complete:
-        raise UserError("DICOM header without Rows or Columns", where=name, todo="export the image again")
+def _check_object(dataset: Dataset, has_pixels: bool) -> None:
+    """UserError for an object without an image; one without a transfer syntax gets it."""
+    if other := _other_object(dataset):
+        raise UserError(f"not an image: {other}", todo="leave it out, and give the images of the exam")
+    if not has_pixels and dataset.get("PixelDataProviderURL"):
+        todo = "download the image with its pixels"
+        raise UserError("DICOM file whose pixels are on a server (PixelDataProviderURL)", todo=todo)
+    if not has_pixels:
+        kind = (
+            "DICOM file without pixels, or" if "Rows" in dataset and "Columns" in dataset else "not a DICOM image, or"
+        )
+        raise UserError(f"{kind} cut off before its pixels", todo="fetch the file again, or leave it out")
     dataset.ensure_file_meta()
     if "TransferSyntaxUID" not in dataset.file_meta:  # old files without a preamble
         implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = explicit if implicit is False else ImplicitVRLittleEndian
+
+
+def _sop_class(dataset: Dataset) -> UID:
+    meta = getattr(dataset, "file_meta", None) or Dataset()
+    return UID(str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""))
+
+
+def _other_object(dataset: Dataset) -> str:
+    """The kind of object where it is no image (a report, a presentation state, a segmentation), else ""."""
+    uid = _sop_class(dataset)
+    if not uid:
+        return ""
+    if uid.name == uid:  # private, or newer than pydicom
+        return "" if "Rows" in dataset else f"a DICOM object of class {uid}"
+    return "" if "Image Storage" in uid.name else uid.name
+
+
+def _problem(dataset: Dataset) -> tuple[str, str]:
+    """Why the pixels of a header cannot be shown as one grey image, and what to do; ("", "") where they can."""
+    missing = [key for key in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel") if dataset.get(key) is None]
+    if missing:
+        return f"DICOM header without {' or '.join(missing)}", _EXPORT
+    grey = "export it as MONOCHROME1 or MONOCHROME2"
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        return f"photometric interpretation {photometric or 'missing'}: not a grey image", grey
+    dataset.PhotometricInterpretation = photometric
+    if dataset.SamplesPerPixel != 1:
+        return f"{dataset.SamplesPerPixel} samples a pixel: not a grey image", grey
+    return _problem_of_bits(dataset) or _problem_of_intent(dataset, photometric) or ("", "")
+
+
+def _problem_of_bits(dataset: Dataset) -> tuple[str, str] | None:
+    allocated, signed = dataset.BitsAllocated, dataset.get("PixelRepresentation")
+    if allocated not in (1, 8, 16, 32, 64):
+        return f"BitsAllocated is {allocated}", "export the image with 8 or 16 bits allocated"
+    if dataset.Rows < 1 or dataset.Columns < 1:
+        return f"an image of {dataset.Rows} x {dataset.Columns} pixels", _EXPORT
+    if any(dataset.get(key) for key in _PIXELS[1:]):
+        return None
+    bits = dataset.get("BitsStored")
+    if not isinstance(bits, int) or not 1 <= bits <= allocated:
+        return f"BitsStored is {bits} of {allocated} allocated", _EXPORT
+    high = dataset.get("HighBit", bits - 1)
+    if not isinstance(high, int) or not bits - 1 <= high < allocated:
+        return f"HighBit is {high} for {bits} of {allocated} bits", _EXPORT
+    if signed not in (0, 1):
+        return f"PixelRepresentation is {signed}, neither 0 nor 1", _EXPORT
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    if high != bits - 1 and syntax.is_compressed and syntax != RLELossless:
+        return f"HighBit is {high} for {bits} bits of compressed pixels", "convert the file to an uncompressed one"
+    return None
+
+
+def _problem_of_intent(dataset: Dataset, photometric: str) -> tuple[str, str] | None:
+    """What the header says of showing the pixels, where that cannot be done."""
+    intent = str(dataset.get("PresentationIntentType") or "").strip().upper()
+    if intent == "FOR PROCESSING" or "For Processing" in _sop_class(dataset).name:
+        what = "a raw image FOR PROCESSING, which looks like no mammogram that is read"
+        return what, "export the images FOR PRESENTATION, and leave this one out"
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    fitting = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
+    if shape not in ("", fitting):
+        what = f"PresentationLUTShape {shape} contradicts {photometric}"
+        return what, "look which is right, and correct the other: INVERSE is for MONOCHROME1, IDENTITY for MONOCHROME2"
+    if dataset.get("PresentationLUTSequence") and photometric == "MONOCHROME1":
+        return "PresentationLUTSequence of a MONOCHROME1 image", "export it as MONOCHROME2"
+    aspect = dataset.get("PixelAspectRatio") or (1, 1)
+    if isinstance(aspect, str | int) or len(aspect) != 2 or float(aspect[0]) != float(aspect[1]):
+        return f"the pixels are not square (PixelAspectRatio {aspect})", "export the image with square pixels"
+    if dataset.get("ShutterShape"):
+        return "a display shutter, which hides parts of the image", "export the image without it, or with it applied"
+    if str(dataset.get("RecommendedViewingMode") or "").strip().upper() == "SUB":
+        return "an image that is to be shown after a subtraction of masks", "export the subtracted image"
+    return None
 
 
 def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
@@ -198,52 +312,36 @@ def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset
     return end <= size
 
 
-def _frame_attributes(dataset: Dataset, frame: int) -> Dataset:
-    """One flat dataset: top level, overlaid with the shared and then the frame's own functional groups."""
-    flat = Dataset()
-    flat.file_meta = dataset.file_meta  # holds the byte order of the look-up tables
-    for key in _ATTRIBUTES:
-        if key in dataset:
-            flat[key] = dataset[key]
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    for group in [*shared[:1], *per_frame[frame : frame + 1]]:
-        for sequence in _GROUPS:
-            for item in (group.get(sequence) or [])[:1]:
-                if "WindowCenter" in item and "VOILUTSequence" in flat:
-                    del flat["VOILUTSequence"]  # the more specific place wins, whatever its form
-                flat.update(item)
-    return flat
-
-
-def _stored_values(pixels: Dataset | BinaryIO, syntax: UID, frame: int, name: object) -> np.ndarray:
+def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> np.ndarray:
     """[H, W] integers (or floats) as stored, of one frame."""
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise UserError(f"transfer syntax {syntax.name} is not supported", where=name,
-                        todo="convert the file to an uncompressed transfer syntax") from error  # fmt: skip
+        todo = "convert the file to an uncompressed transfer syntax"
+        raise UserError(f"transfer syntax {syntax.name} is not supported", todo=todo) from error
     package = _decoder_package(syntax)
-    missing = UserError(f"no decoder for {syntax.name} is installed", where=name, todo=f"run: pip install {package}")
+    missing = UserError(f"no decoder for {syntax.name} is installed", todo=f"run: pip install {package}")
     if not decoder.is_available:
         raise missing
+    by_bits = not syntax.is_compressed or syntax == RLELossless  # other decoders put values where they belong
+    options = {"correct_unused_bits": False} if by_bits else {}
     try:
-        stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax)
+        stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax, **options)
     except (RuntimeError, NotImplementedError) as error:
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
             raise missing from error
         todo = "fetch the file again" + f", or try another decoder: pip install {package}" * syntax.is_compressed
-        raise UserError(f"damaged or unsupported pixel data: {error}", where=name, todo=todo) from error
+        raise UserError(f"damaged or unsupported pixel data: {error}", todo=todo) from error
     except Exception as error:
         cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
         what = "truncated pixel data" if cut else f"damaged pixel data: {error}"
-        raise UserError(what, where=name, todo="fetch the file again") from error
+        raise UserError(what, todo="fetch the file again") from error
     if stored.ndim != 2:
-        what = f"pixels of shape {stored.shape}: not one grey image"
-        raise UserError(what, where=name, todo="export it as a grey image")
+        raise UserError(f"pixels of shape {stored.shape}: not one grey image", todo="export it as a grey image")
     if not np.isfinite(stored).all():
-        raise UserError("pixel values are NaN or infinite", where=name, todo="export the image again")
-    return stored
+        raise UserError("pixel values are NaN or infinite", todo="export the image again")
+    return significant(stored, dataset) if by_bits and stored.dtype.kind != "f" else stored
 
 
 def _decoder_package(syntax: UID) -> str:
@@ -253,46 +351,6 @@ def _decoder_package(syntax: UID) -> str:
     if "JPEG-LS" in syntax.name:
         return "pyjpegls"
     return "pylibjpeg pylibjpeg-libjpeg"
-
-
-def _presented(stored: np.ndarray, attributes: Dataset, name: object) -> tuple[np.ndarray, str]:
-    """Modality LUT or rescale, then VOI LUT, window or full range: [H, W] in [0, 1], and which it was."""
-    values = apply_modality_lut(stored, attributes)
-    if attributes.get("VOILUTSequence"):
-        entries, first, bits = attributes.VOILUTSequence[0].LUTDescriptor
-        indices = np.rint(np.minimum(values, first + (entries or 65536) - 1)).astype(np.int64)
-        return np.clip(apply_voi(indices, attributes) / (2.0**bits - 1), 0, 1), "lut"
-    center, width = _first(attributes.get("WindowCenter")), _first(attributes.get("WindowWidth"))
-    if center is not None and width is not None:
-        function = str(attributes.get("VOILUTFunction") or "LINEAR").strip().upper()
-        return window(values, center, width, function, name), "window"
-    black, white = _full_range(stored, values, attributes)
-    return np.clip((values.astype(np.float64) - black) / (white - black), 0, 1), "full"
-
-
-def _full_range(stored: np.ndarray, values: np.ndarray, attributes: Dataset) -> tuple[float, float]:
-    """Smallest and largest value that the modality step can put out."""
-    if attributes.get("ModalityLUTSequence"):
-        return 0.0, 2.0 ** attributes.ModalityLUTSequence[0].LUTDescriptor[2] - 1
-    if stored.dtype.kind == "f":
-        low, high = float(values.min()), float(values.max())
-        return low, high if high > low else low + 1
-    bits, signed = int(attributes.get("BitsStored") or 16), int(attributes.get("PixelRepresentation") or 0)
-    ends = np.array([-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0.0, 2.0**bits - 1])
-    if "RescaleSlope" in attributes and "RescaleIntercept" in attributes:
-        ends = ends * float(attributes.RescaleSlope) + float(attributes.RescaleIntercept)
-    low, high = float(ends.min()), float(ends.max())
-    return low, high if high > low else low + 1
-
-
-def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """[H, W] bool: pixels that hold no image (PS3.3 C.7.5.1.1.2), which are shown black."""
-    value = dataset.get("PixelPaddingValue")
-    if not isinstance(value, int):
-        return np.zeros(stored.shape, bool)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    limit = limit if isinstance(limit, int) else value
-    return (stored >= min(value, limit)) & (stored <= max(value, limit))
 
 
 def _header_laterality(attributes: Dataset) -> str | None:
@@ -324,14 +382,7 @@ def _pixel_spacing(attributes: Dataset) -> tuple[float, float] | None:
             continue
         row, column = float(value[0]), float(value[1])
         if row > 0 and column > 0:
-            magnification = _first(attributes.get("EstimatedRadiographicMagnificationFactor")) or 1.0
+            magnification = first_number(attributes, "EstimatedRadiographicMagnificationFactor") or 1.0
             divide_by = magnification if key == "ImagerPixelSpacing" and magnification > 0 else 1.0
             return row / divide_by, column / divide_by
     return None
-
-
-def _first(value: Any) -> float | None:
-    """First of a multi-valued number, or None."""
-    if value is None or value == "":
-        return None
-    return float(value[0] if isinstance(value, list | tuple | pydicom.multival.MultiValue) else value)

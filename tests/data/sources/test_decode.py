@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elk_jax.data.sources import decode as images
+from elk_jax.data.sources import dark
 from elk_jax.data.sources.decode import as_integers, decode_image, decode_pixels, encode_png
 from tests.refusals import refused
 
@@ -105,15 +105,15 @@ def test_a_bit_depth_is_of_wider_files_alone():
 
 
 def test_one_warning_of_images_that_are_nearly_black(caplog, monkeypatch):
-    monkeypatch.setattr(images, "_WARNED", Lock())
-    dark, bright = np.array([[0, 3000]], np.uint16), np.array([[0, 8192]], np.uint16)
+    monkeypatch.setattr(dark, "_WARNED", Lock())
+    dim, bright = np.array([[0, 3000]], np.uint16), np.array([[0, 8192]], np.uint16)
     decode_image(encode_png(bright))
-    decode_image(encode_png(dark), bit_depth=12)
-    decode_image(encode_png(dark), bit_depth=16)
+    decode_image(encode_png(dim), bit_depth=12)
+    decode_image(encode_png(dim), bit_depth=16)
     decode_image(encode_png(np.zeros((1, 2), np.uint16)))
     assert not caplog.records
-    decode_image(encode_png(dark), name="a.png")
-    decode_image(encode_png(dark), name="b.png")
+    decode_image(encode_png(dim), name="a.png")
+    decode_image(encode_png(dim), name="b.png")
     (record,) = caplog.records
     assert all(word in record.message for word in ("a.png", "3000", "bit_depth=12"))
 

@@ -19,7 +19,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from elk_jax.data.sources import dicom
+from elk_jax.data.sources import dicom, dicom_grey
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.errors import UserError
 from tests.refusals import refused
@@ -87,17 +87,17 @@ def test_monochrome1_is_inverted_after_the_window():
 def test_windows_as_in_the_standard():
     """PS3.3 C.11.2.1.2, by hand: center 2048, width 4096 maps 12-bit data linearly for LINEAR."""
     values = np.array([0, 2047, 2048, 4095], np.float64)
-    np.testing.assert_allclose(dicom.window(values, 2048, 4096), [0, 2047 / 4095, 2048 / 4095, 1])
+    np.testing.assert_allclose(dicom_grey.window(values, 2048, 4096), [0, 2047 / 4095, 2048 / 4095, 1])
     values = np.array([-10.0, 50.0, 100.0, 150.0, 300.0])
-    np.testing.assert_allclose(dicom.window(values, 100, 200, "LINEAR_EXACT"), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(dicom_grey.window(values, 100, 200, "LINEAR_EXACT"), [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(
-        dicom.window(values, 100, 200, "SIGMOID"), 1 / (1 + np.exp(-4 * (values - 100) / 200))
+        dicom_grey.window(values, 100, 200, "SIGMOID"), 1 / (1 + np.exp(-4 * (values - 100) / 200))
     )
-    np.testing.assert_array_equal(dicom.window(np.array([99.0, 99.5, 100.0]), 100, 1), [0, 0, 1])
+    np.testing.assert_array_equal(dicom_grey.window(np.array([99.0, 99.5, 100.0]), 100, 1), [0, 0, 1])
     with refused("LINEAR", 0):
-        dicom.window(values, 100, 0)
+        dicom_grey.window(values, 100, 0)
     with refused("CUBIC"):
-        dicom.window(values, 100, 10, "CUBIC")
+        dicom_grey.window(values, 100, 10, "CUBIC")
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])

@@ -1,0 +1,269 @@
+"""The grey-scale pipeline of DICOM (PS3.4 Annex N.2): stored values of one frame -> what a workstation shows.
+
+Shapes: H, W image size in pixels; N entries of a look-up table.
+
+Stored values -> modality LUT or rescale -> VOI LUT or window -> presentation LUT or inversion. docs/dicom.md lists
+every attribute. Errors are UserErrors without a place: `dicom.decode` adds the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+
+from elk_jax.data.sources.dark import warn_if_dark
+from elk_jax.errors import UserError
+
+_MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
+_VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
+_UNITS = (
+    *(_MODALITY, _VOI),
+    *(("PixelPaddingValue", "PixelPaddingRangeLimit"), ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit")),
+    *(("PixelSpacing",), ("ImagerPixelSpacing",), ("EstimatedRadiographicMagnificationFactor",)),
+    *(("FrameLaterality",), ("ImageLaterality",), ("Laterality",), ("ViewPosition",), ("ViewCodeSequence",)),
+    *(("BitsAllocated",), ("BitsStored",), ("PixelRepresentation",), ("PhotometricInterpretation",)),
+    *(("SmallestImagePixelValue",), ("LargestImagePixelValue",), ("PresentationLUTSequence",)),
+)
+"""The attributes that are read. Those of one tuple come from one place: the window of a frame does not mix with the
+function or the table of another."""
+_HEADER = "repair the DICOM header, or export the image again"
+
+
+class Table(NamedTuple):
+    """A look-up table: values below `first` have the first entry, those beyond the last have the last.
+
+    entries: [N] int64. first: the value of the first entry. white: what its brightest entry means.
+    """
+
+    entries: np.ndarray
+    first: int
+    white: int
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        indices = np.clip(np.rint(values).astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        return self.entries[indices]
+
+
+def attributes_of_frame(dataset: Dataset, frame: int) -> Dataset:
+    """One flat dataset: of the frame's own functional groups, else of the shared ones, else of the top level.
+
+    An empty value or item is no value. UserError where the file has no functional groups for this frame.
+    """
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if own and frame >= len(own):
+        raise UserError(f"functional groups of {len(own)} frames, none of frame {frame}", todo=_HEADER)
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    flat = Dataset()
+    flat.file_meta = dataset.file_meta  # holds the byte order of the look-up tables
+    places = [*_macros(own[frame : frame + 1]), *_macros(shared[:1]), dataset]
+    for unit in _UNITS:
+        place = next((place for place in places if _says(place, unit)), Dataset())
+        for key in unit:
+            if _has(place, key):
+                flat[key] = place[key]
+    return flat
+
+
+def presented(stored: np.ndarray, attributes: Dataset, bit_depth: int | None, name: object) -> tuple[np.ndarray, str]:
+    """Stored values [H, W] -> grey values [H, W] in [0, 1], 1 is white, and which of "lut", "window", "full" it was.
+
+    attributes: of `attributes_of_frame`. bit_depth: significant bits of 16-bit values without a window. name: of the
+    file, for the warning of values that use little of their range.
+    """
+    padding = _padding(stored, attributes)
+    values, low, high = _modality(stored, attributes, _range_of_bits(attributes, stored))
+    if tables := attributes.get("VOILUTSequence"):
+        table = _table(tables[0], attributes, low, high)
+        image, voi = np.clip(table(values) / table.white, 0, 1), "lut"
+    elif _has(attributes, "WindowCenter"):
+        center, width = first_number(attributes, "WindowCenter"), first_number(attributes, "WindowWidth")
+        function = str(attributes.get("VOILUTFunction") or "LINEAR").strip().upper()
+        image, voi = window(values, center or 0.0, width or 0.0, function), "window"
+    else:
+        _, low, high = _modality(stored, attributes, _range_of_values(stored[~padding], attributes, bit_depth, name))
+        image, voi = np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1), "full"
+    image = _presentation(image, attributes)
+    image[padding] = 0
+    return image, voi
+
+
+def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """VOI window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3); function LINEAR, LINEAR_EXACT or SIGMOID."""
+    values = values.astype(np.float64)
+    if function == "SIGMOID" and width > 0:
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
+    if function == "LINEAR_EXACT" and width > 0:
+        return np.clip((values - center) / width + 0.5, 0, 1)
+    if function == "LINEAR" and width == 1:
+        return (values > center - 0.5).astype(np.float64)
+    if function == "LINEAR" and width > 1:
+        return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+    raise UserError(f"window function {function} with width {width} is not defined", todo=_HEADER)
+
+
+def significant(raw: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """The BitsStored bits up to HighBit of every value [H, W]; the others may hold overlays (PS3.5 8.1.1)."""
+    bits, allocated = int(dataset.BitsStored), 8 * raw.dtype.itemsize
+    shift = int(dataset.get("HighBit", bits - 1)) - (bits - 1)
+    if bits == allocated or dataset.BitsAllocated == 1:
+        return raw
+    unsigned = raw.astype(raw.dtype.newbyteorder("=")).view(f"u{raw.dtype.itemsize}")
+    up = unsigned << (allocated - bits - shift)
+    return (up.view(f"i{raw.dtype.itemsize}") if raw.dtype.kind == "i" else up) >> (allocated - bits)
+
+
+def first_number(attributes: Dataset, key: str) -> float | None:
+    """First of a multi-valued number, or None; UserError unless it is finite."""
+    value = attributes.get(key)
+    value = (value[0] if len(value) else None) if isinstance(value, list | tuple | MultiValue) else value
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key} is {str(value)[:40]!r}", todo=_HEADER) from error
+    if not np.isfinite(number):
+        raise UserError(f"{key} is {number}", todo=_HEADER)
+    return number
+
+
+def _macros(groups: Any) -> Iterator[Dataset]:
+    """The functional groups of a frame, or of all frames: the first item of every sequence."""
+    for group in groups:
+        yield from (element.value[0] for element in group if element.VR == "SQ" and element.value)
+
+
+def _has(place: Dataset, key: str) -> bool:
+    """Whether a value is there: an empty one, an empty sequence and an empty item are none."""
+    value = place.get(key)
+    if isinstance(value, Dataset | str | bytes) or not hasattr(value, "__len__"):
+        return value is not None and value != ""
+    return len(value) > 0 and value[0] not in (None, "") and not (isinstance(value[0], Dataset) and not len(value[0]))
+
+
+def _says(place: Dataset, unit: tuple[str, ...]) -> bool:
+    """Whether a place has what a unit needs: a window is a centre and a width."""
+    if unit == _VOI:
+        return _has(place, "VOILUTSequence") or (_has(place, "WindowCenter") and _has(place, "WindowWidth"))
+    if unit == _MODALITY:
+        return any(_has(place, key) for key in unit)
+    return _has(place, unit[0])
+
+
+def _range_of_bits(attributes: Dataset, stored: np.ndarray, bits: int = 0) -> tuple[float, float]:
+    """Smallest and largest value that can be stored, of floats the ones that are."""
+    if stored.dtype.kind == "f":
+        return (float(stored.min()), float(stored.max())) if stored.size else (0.0, 1.0)
+    bits = bits or int(attributes.BitsStored)
+    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if stored.dtype.kind == "i" else (0.0, 2.0**bits - 1)
+
+
+def _range_of_values(
+    stored: np.ndarray, attributes: Dataset, bit_depth: int | None, name: object
+) -> tuple[float, float]:
+    """The values that become black and white without a window. stored: without padding."""
+    low, high = _range_of_bits(attributes, stored)
+    if stored.dtype.kind == "f" or not stored.size or _has(attributes, "ModalityLUTSequence"):
+        return low, high
+    darkest, brightest, bits = int(stored.min()), int(stored.max()), int(attributes.BitsStored)
+    if bit_depth and bits == 16:
+        low, high = _range_of_bits(attributes, stored, bit_depth)
+        if not low <= darkest <= brightest <= high:
+            what = f"pixel value {brightest if brightest > high else darkest} does not fit in {bit_depth} bits"
+            raise UserError(what, todo="correct the bit depth, or leave it out")
+        return low, high
+    smallest, largest = (_stored_number(attributes, f"{end}ImagePixelValue") for end in ("Smallest", "Largest"))
+    smallest = int(low) if smallest is None and low == 0 else smallest
+    if smallest is not None and largest is not None and smallest <= darkest < brightest <= largest:
+        return float(smallest), float(largest)
+    warn_if_dark(brightest - (darkest if stored.dtype.kind == "i" else 0), bits, name)
+    return low, high
+
+
+def _stored_number(attributes: Dataset, key: str) -> int | None:
+    """A header's pixel value; files write it signed or not, whatever their pixels are."""
+    value = attributes.get(key)
+    value = value[0] if isinstance(value, MultiValue | list) and value else value
+    if not isinstance(value, int):
+        return None
+    allocated = int(attributes.BitsAllocated)
+    value &= 2**allocated - 1
+    signed = attributes.get("PixelRepresentation") == 1 and value >> (allocated - 1)
+    return value - 2**allocated if signed else value
+
+
+def _padding(stored: np.ndarray, attributes: Dataset) -> np.ndarray:
+    """[H, W] bool: pixels that hold no image (PS3.3 C.7.5.1.1.2), which are shown black."""
+    if stored.dtype.kind == "f":
+        value = first_number(attributes, "FloatPixelPaddingValue")
+        limit = first_number(attributes, "FloatPixelPaddingRangeLimit")
+    else:
+        value = _stored_number(attributes, "PixelPaddingValue")
+        limit = _stored_number(attributes, "PixelPaddingRangeLimit")
+    if value is None:
+        return np.zeros(stored.shape, bool)
+    limit = value if limit is None else limit
+    return (stored >= min(value, limit)) & (stored <= max(value, limit))
+
+
+def _modality(stored: np.ndarray, attributes: Dataset, ends: tuple[float, float]) -> tuple[np.ndarray, float, float]:
+    """Values after the modality step, and the smallest and largest that it makes of the stored `ends`."""
+    if tables := attributes.get("ModalityLUTSequence"):
+        table = _table(tables[0], attributes, *ends)
+        return table(stored), 0.0, float(table.white)
+    slope, intercept = first_number(attributes, "RescaleSlope"), first_number(attributes, "RescaleIntercept")
+    if slope is None and intercept is None:
+        return stored, *ends
+    if slope == 0:
+        raise UserError("RescaleSlope is 0, which makes all pixels equal", todo=_HEADER)
+    slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
+    low, high = sorted(end * slope + intercept for end in ends)
+    return stored.astype(np.float64) * slope + intercept, low, high
+
+
+def _table(item: Dataset, attributes: Dataset, low: float, high: float) -> Table:
+    """A look-up table of a header (PS3.3 C.11.1.1). low, high: of the values that it is used for.
+
+    White is the largest number of the declared bits, unless the entries need fewer or more: many files declare the size
+    of their words instead, and viewers take the largest entry then.
+    """
+    descriptor = item.get("LUTDescriptor")
+    if not isinstance(descriptor, MultiValue | list) or len(descriptor) != 3 or "LUTData" not in item:
+        raise UserError("a look-up table without LUTDescriptor or LUTData", todo=_HEADER)
+    count, bits = int(descriptor[0]) & 0xFFFF or 65536, int(descriptor[2]) & 0xFFFF
+    entries = _entries(item["LUTData"].value, count, bits, attributes)
+    first = int(descriptor[1])  # US or SS, but writers mix them up: a table that no value reaches is the other one
+    other = first + 65536 if first < 0 else first - 65536
+    reached = lambda start: start <= high and start + count > low
+    first = other if reached(other) and not reached(first) else first
+    top = int(entries.max())
+    return Table(entries, first, 2**bits - 1 if top == 0 or top.bit_length() == bits else top)
+
+
+def _entries(data: Any, count: int, bits: int, attributes: Dataset) -> np.ndarray:
+    """[N] int64 of a table that is written as numbers or as bytes, of 8 or 16 bits an entry."""
+    order = "<" if UID(attributes.file_meta.TransferSyntaxUID).is_little_endian else ">"
+    if isinstance(data, bytes):
+        words = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2")
+    else:
+        words = np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
+    if len(words) == count:
+        return words.astype(np.int64)
+    if bits <= 8 and len(words) == -(-count // 2):  # two in a word, the first in its lower half
+        return words.astype("<u2").view(np.uint8)[:count].astype(np.int64)
+    what = f"LUTDescriptor says {count} entries of {bits} bits, LUTData has {len(words)} words"
+    raise UserError(what, todo=_HEADER)
+
+
+def _presentation(image: np.ndarray, attributes: Dataset) -> np.ndarray:
+    """The last step: MONOCHROME1 is inverted; PresentationLUTShape says the same in other words (PS3.3 C.11.6)."""
+    inverted = attributes.PhotometricInterpretation == "MONOCHROME1"
+    if tables := attributes.get("PresentationLUTSequence"):
+        table = _table(tables[0], attributes, 0.0, 1.0)
+        return table(image * (len(table.entries) - 1) + table.first) / table.white
+    return 1 - image if inverted else image
