@@ -3,8 +3,8 @@
   python data_prep/coco_to_tfds.py --input=mine/annotations.json --output=mine/tfds --name=mine
 
 Images are in `images/` beside the JSON file, as PNG, JPG, TIFF or DICOM. `patient_id`, `split` and all other fields of
-an image are preserved; with `bit_depth` (significant bits of a 16-bit file) the values are scaled to 16 bits. The
-result is read as tfds:mine/tfds.
+an image are preserved; with `bit_depth` (significant bits of a 16-bit file) the values are scaled to 16 bits, and
+`frame` chooses that of a multi-frame DICOM file. The result is read as tfds:mine/tfds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tfds_writer import write_tfds
 
 from elk_jax.data.sources.checks import check_no_patient_in_two_splits
 from elk_jax.data.sources.coco import image_folder, read_coco
-from elk_jax.data.sources.decode import as_integers, check_bit_depth, decode_pixels
+from elk_jax.data.sources.decode import as_integers, check_bit_depth, checked_frame, decode_pixels
 from elk_jax.errors import UserError, run_main
 
 
-def stored(path: Path, bit_depth: int | None) -> np.ndarray:
+def stored(path: Path, bit_depth: int | None, frame: int | None) -> np.ndarray:
     """The pixels of a file, [H, W] uint8 or uint16; white is the largest value of the type."""
-    return as_integers(decode_pixels(path, bit_depth=bit_depth)[0])
+    return as_integers(decode_pixels(path, bit_depth=bit_depth, frame=frame)[0])
 
 
 def main(argv: list[str]) -> None:
@@ -49,8 +49,10 @@ def main(argv: list[str]) -> None:
     infos, classes, *_ = read_coco(flags.input)
     folder = image_folder(flags.input)
     depth_of = {info.image_id: info.meta.pop("bit_depth", None) for info in infos}
+    frame_of = {info.image_id: info.meta.pop("frame", None) for info in infos}
     for image_id, depth in depth_of.items():
         check_bit_depth(depth, f"{flags.input}, image {image_id}")
+        checked_frame(frame_of[image_id], f"{flags.input}, image {image_id}")
     if not infos:
         raise UserError("the file lists no images", where=flags.input)
     check_no_patient_in_two_splits(infos, where=flags.input)
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> None:
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         wide = [  # read all images before writing: errors show early, and the bit depth is known
-            decode_pixels(folder / info.file_name)[0].dtype != np.uint8
+            decode_pixels(folder / info.file_name, frame=frame_of[info.image_id])[0].dtype != np.uint8
             for info in progress.track(infos, description="reading images")
         ]
         task = progress.add_task("writing TFDS", total=len(infos))
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
             flags.name,
             infos,
             classes,
-            lambda info: stored(folder / info.file_name, depth_of[info.image_id]),
+            lambda info: stored(folder / info.file_name, depth_of[info.image_id], frame_of[info.image_id]),
             bits=16 if any(wide) else 8,
             on_image=lambda: progress.advance(task),
         )

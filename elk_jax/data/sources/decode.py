@@ -33,7 +33,8 @@ from elk_jax.errors import UserError, from_os_error
 from elk_jax.fields import fits
 from elk_jax.images.schema import ImageInfo
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", *DICOM_SUFFIXES)
 """File name endings that count as images when a folder is searched."""
 
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -81,8 +82,7 @@ def decode_image(
     stored = _stored(source, name, frame, bit_depth)
     if stored.pixels.dtype == np.float32:
         return stored.pixels[..., None], stored.meta
-    white = _white(stored, bit_depth, _label(source, name))
-    return (stored.pixels.astype(np.float32) * np.float32(1.0 / white))[..., None].clip(0, 1), stored.meta
+    return _shares(stored.pixels, _white(stored, bit_depth, _label(source, name)))[..., None], stored.meta
 
 
 def decode_pixels(
@@ -96,8 +96,8 @@ def decode_pixels(
     if stored.pixels.dtype == np.float32:
         return stored.pixels, stored.meta
     white, full = _white(stored, bit_depth, _label(source, name)), np.iinfo(stored.pixels.dtype).max
-    scaled = stored.pixels if white == full else np.round(stored.pixels * (full / white)).astype(stored.pixels.dtype)
-    return scaled, stored.meta
+    scaled = np.round(_shares(stored.pixels, white) * full).astype(stored.pixels.dtype)
+    return stored.pixels if white == full else scaled, stored.meta
 
 
 def decode_as(
@@ -119,15 +119,8 @@ def files_reader(
     for info in infos:
         place, depth = f"{where}, image {info.image_id}", info.meta.get("bit_depth") or spec.bit_depth
         check_bit_depth(depth, place)
-        files.append((folder / info.file_name, depth, _frame(info, place)))
+        files.append((folder / info.file_name, depth, checked_frame(info.meta.get("frame"), place)))
     return partial(_read_file, tuple(files))
-
-
-def _frame(info: ImageInfo, where: str) -> int | None:
-    frame = info.meta.get("frame")
-    if frame is not None and (type(frame) is not int or frame < 0):
-        raise UserError(f"frame is {frame!r}", where=where, todo="give the number of the frame in the file, from 0")
-    return frame
 
 
 def _read_file(files: Sequence[tuple[Path, int, int | None]], position: int) -> np.ndarray:
@@ -161,6 +154,10 @@ def _stored(source: str | os.PathLike | bytes, name: object, frame: int | None, 
     return Stored(pixels, {"format": kind, "bits": bits, "pixel_spacing": None, "laterality": None}, width)
 
 
+def _shares(pixels: np.ndarray, white: int) -> np.ndarray:
+    return (pixels.astype(np.float32) * np.float32(1.0 / white)).clip(0, 1)
+
+
 def _white(stored: Stored, bit_depth: int | None, where: object) -> int:
     """The integer that is white."""
     brightest, bits = int(stored.pixels.max(initial=0)), stored.meta["bits"]
@@ -192,8 +189,15 @@ def check_bit_depth(bit_depth: object, where: object = "") -> None:
         raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, or 0: as the file says")
 
 
+def checked_frame(frame: Any, where: object = "") -> int | None:
+    """The field `frame` of an image; UserError unless it is a whole number from 0, or None."""
+    if frame is not None and (type(frame) is not int or frame < 0):
+        raise UserError(f"frame is {frame!r}", where=where, todo="give the number of the frame in the file, from 0")
+    return frame
+
+
 def _is_dicom(data: bytes, where: object) -> bool:
-    return dicom.looks_like_dicom(data) or Path(str(where)).suffix.lower() in (".dcm", ".dicom")
+    return dicom.looks_like_dicom(data) or Path(str(where)).suffix.lower() in DICOM_SUFFIXES
 
 
 def _label(source: str | os.PathLike | bytes, name: object) -> object:

@@ -106,12 +106,12 @@ def other_object(file: BinaryIO) -> str:
 
 
 def count_frames(file: BinaryIO) -> int:
-    """Frames of a DICOM file, at least 1; no more than it has bytes. Of a damaged one 1."""
+    """Frames of a DICOM file, at least 1; no more than it has room for. Of a damaged one 1."""
     try:
         with _errors_of(""):
             size = file.seek(0, io.SEEK_END)
             frames = int(_read(file, budget_for(size, ""), stop_before_pixels=True).get("NumberOfFrames") or 1)
-            return max(1, min(frames, size))
+            return max(1, min(frames, size // 8))
     except UserError:
         return 1
 
@@ -135,7 +135,8 @@ def _read(file: BinaryIO, budget: Budget, stop_before_pixels: bool = False) -> D
     file.seek(128)
     meta_start = PREFIX if file.read(4) == b"DICM" else 0
     file.seek(meta_start)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2) if meta_start else {}
+    other_group = lambda tag, vr, length: tag >> 16 != 2
+    meta = read_dataset(file, False, True, stop_when=other_group) if meta_start else Dataset()
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         while chunk := inflate.unconsumed_tail or file.read(_CHUNK):
@@ -325,7 +326,7 @@ def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> 
     if not decoder.is_available:
         raise missing
     by_bits = not syntax.is_compressed or syntax == RLELossless  # other decoders put values where they belong
-    options = {"correct_unused_bits": False} if by_bits else {}
+    options: dict[str, Any] = {"correct_unused_bits": False} if by_bits else {}
     try:
         stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax, **options)
     except (RuntimeError, NotImplementedError) as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from elk_jax.data.sources import dicom
-from elk_jax.data.sources.decode import SUFFIXES, decode_as
+from elk_jax.data.sources.decode import DICOM_SUFFIXES, SUFFIXES, decode_as
 from elk_jax.data.sources.source import CACHE_BYTES, Cache, ImageSource, read_at
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
@@ -23,7 +24,8 @@ AS_STORED = SourceSpec()
 def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """(images, skipped files): files as given and, for folders, every file below them by name.
 
-    An image has one of SUFFIXES, or is a DICOM file of any name (except DICOMDIR, the index of an export).
+    An image has one of SUFFIXES, or is a DICOM file of any name. DICOM objects that are no image (reports, presentation
+    states, the DICOMDIR of an export) are skipped in folders.
     UserError for a missing file or folder, and for a folder without an image.
     """
     found: list[Path] = []
@@ -31,7 +33,7 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     for entry in map(Path, inputs):
         if entry.is_dir():
             below = sorted(path for path in entry.rglob("*") if path.is_file())
-            images = [path for path in below if path.suffix.lower() in SUFFIXES or _is_dicom(path)]
+            images = [path for path in below if _is_image(path)]
             if not images:
                 todo = f"images are DICOM files, or end in {', '.join(SUFFIXES)}"
                 raise UserError("no image in the folder", where=entry, todo=todo)
@@ -44,13 +46,16 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
 
 
-def _is_dicom(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     """By content: exports have names such as IM0001 or 1.2.840.113."""
+    named = path.suffix.lower() in SUFFIXES
     try:
         with path.open("rb") as file:
-            return path.name.upper() != "DICOMDIR" and dicom.looks_like_dicom(file.read(dicom.PREFIX))
+            if path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX)):
+                return path.name.upper() != "DICOMDIR" and not dicom.other_object(file)
     except OSError:
-        return False
+        pass
+    return named
 
 
 def open_files(
@@ -63,32 +68,53 @@ def open_files(
 ) -> ImageSource:
     """Image files as a source without lesions; the image id is the path. Every file is decoded now, for its size.
 
+    The frames of a DICOM file of several (tomosynthesis) are one image each, slices of the volume that is the path.
+
     spec: how files are decoded. on_error: "stop" raises at the first unreadable file, "skip" lists it in `.skipped`.
     cache_bytes: memory for the images decoded now, for when they are read again; see `source.cached`.
     progress: shows the decoding.
     """
-    kept = Cache(partial(_read, spec, tuple(paths)), cache_bytes)
+    places = tuple((path, frame) for path in paths for frame in _frames(path))
+    kept = Cache(partial(_read, spec, places), cache_bytes)
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
 
     def opened(position: int) -> ImageInfo | str:
-        name = str(paths[position])
+        path, frame = places[position]
         try:
-            image, meta = decode_as(spec, paths[position])
+            image, meta = decode_as(spec, path, frame=frame)
         except UserError as error:
             if on_error == "stop":
                 raise
             return str(error)
         kept.put(position, image)
         height, width = image.shape[:2]
-        return ImageInfo(name, name, width, height, *none, file_name=name, meta=meta)
+        info = ImageInfo(_name(path, frame), str(path), width, height, *none, file_name=str(path), meta=meta)
+        return info if frame is None else replace(info, volume=str(path), slice=frame)
 
-    results = map_in_threads(opened, len(paths), progress)
+    results = map_in_threads(opened, len(places), progress)
     infos = {position: result for position, result in enumerate(results) if isinstance(result, ImageInfo)}
-    skipped = tuple((str(path), result) for path, result in zip(paths, results) if isinstance(result, str))
+    skipped = tuple((_name(*place), result) for place, result in zip(places, results) if isinstance(result, str))
     if not infos:
-        raise UserError(f"none of the {len(paths)} images can be read: {skipped[0][1]}")
+        raise UserError(f"none of the {len(places)} images can be read: {skipped[0][1]}")
     return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
 
 
-def _read(spec: SourceSpec, paths: tuple[Path, ...], position: int) -> np.ndarray:
-    return decode_as(spec, paths[position])[0]
+def _read(spec: SourceSpec, places: tuple[tuple[Path, int | None], ...], position: int) -> np.ndarray:
+    path, frame = places[position]
+    return decode_as(spec, path, frame=frame)[0]
+
+
+def _frames(path: Path) -> Sequence[int | None]:
+    """The frames of a DICOM file of several; None alone for any other file."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX)):
+                count = dicom.count_frames(file)
+                return range(count) if count > 1 else (None,)
+    except OSError:
+        pass  # decoding says what is wrong
+    return (None,)
+
+
+def _name(path: Path, frame: int | None) -> str:
+    return str(path) if frame is None else f"{path}, frame {frame}"

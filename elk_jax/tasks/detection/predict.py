@@ -226,14 +226,19 @@ def predict_files(
     files.check_writable(output)
     threshold = chosen_threshold(description) if settings.threshold is None else settings.threshold
     results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)
+    infos = source.infos
     files.make_folder(output)
-    files.write_json(output / "findings.json", [entry for r in results for entry in _entries(r, classes, threshold)])
-    files.write_text(output / "findings.csv", _csv(results, classes, threshold))
+    files.write_json(
+        output / "findings.json",
+        [entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold)],
+    )
+    files.write_text(output / "findings.csv", _csv(results, infos, classes, threshold))
     if settings.pictures:
         picture_folder = files.make_folder(output / "pictures")
         for index, result in enumerate(results):
             drawn = draw(source[index].image, result, threshold)
-            name = f"{index:04d}_{Path(result.image_id).stem}.png"
+            frame = f"_{infos[index].slice}" if infos[index].volume else ""
+            name = f"{index:04d}_{Path(infos[index].file_name).stem}{frame}.png"
             files.write_bytes(picture_folder / name, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
@@ -263,10 +268,12 @@ def draw(image: np.ndarray, result: ImageResult, threshold: float) -> np.ndarray
     return canvas
 
 
-def _entries(result: ImageResult, classes: Sequence[str], threshold: float) -> list[dict[str, Any]]:
+def _entries(result: ImageResult, info: ImageInfo, classes: Sequence[str], threshold: float) -> list[dict[str, Any]]:
+    """frame: of a file of several, from 0."""
+    place: dict[str, Any] = {"file": info.file_name} | ({"frame": info.slice} if info.volume else {})
     return [
-        {
-            "file": result.image_id,
+        place
+        | {
             "class": classes[int(label)],
             "box_xyxy": [round(float(v), 2) for v in box],
             "score": round(float(score), 5),
@@ -276,12 +283,15 @@ def _entries(result: ImageResult, classes: Sequence[str], threshold: float) -> l
     ]
 
 
-def _csv(results: Sequence[ImageResult], classes: Sequence[str], threshold: float) -> str:
+def _csv(results: Sequence[ImageResult], infos: Sequence[ImageInfo], classes: Sequence[str], threshold: float) -> str:
+    """The column `frame` is there where a file has several."""
+    several = any(info.volume for info in infos)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["file", "class", "x0", "y0", "x1", "y1", "score", "finding"])
-    for result in results:
+    writer.writerow(["file", *(["frame"] if several else []), "class", "x0", "y0", "x1", "y1", "score", "finding"])
+    for result, info in zip(results, infos):
+        place = [info.file_name, *([info.slice if info.volume else ""] if several else [])]
         for box, score, label in zip(result.boxes, result.scores, result.labels):
             corners = [f"{float(v):.2f}" for v in box]
-            writer.writerow([result.image_id, classes[int(label)], *corners, f"{score:.5f}", int(score >= threshold)])
+            writer.writerow([*place, classes[int(label)], *corners, f"{score:.5f}", int(score >= threshold)])
     return text.getvalue()

@@ -52,6 +52,8 @@ def translate_files(
 ) -> list[Path]:
     """Write a subtracted image NAME.png into `output` for every low-energy one; returns them. See launch/translate.py.
 
+    Of a file of several frames, NAME_FRAME.png.
+
     The answer to an image of 8 bits has 8 bits, to others 16. UserError for two files of one name.
     """
     paths, not_images = folder.find_images(inputs)
@@ -80,6 +82,7 @@ def translate_files(
             whole = translated(image, translate, parts.model.size, settings.batch_size)
             depth = sources.pack(image).dtype
             path = output / _answer_name(Path(info.file_name))
+            path = path.with_stem(f"{path.stem}_{info.slice}") if info.volume else path
             files.write_bytes(path, encode_png(np.round(whole[..., 0] * np.iinfo(depth).max).astype(depth)))
             written.append(path)
             bar.update(index + 1)
