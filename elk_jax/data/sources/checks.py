@@ -45,7 +45,10 @@ def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> N
     """UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
     if image.shape[:2] != (height, width):
         what = f"the image has {image.shape[1]} x {image.shape[0]} px, its record says {width} x {height}"
-        raise UserError(what, where=where, todo="correct the record or replace the image")
+        todo = "correct the record or replace the image"
+        if image.shape[:2] == (width, height):
+            todo = "give size and boxes of the image as it is shown, turned as its orientation tag says"
+        raise UserError(what, where=where, todo=todo)
     if image.shape[2:] != (1,):
         raise UserError(f"the image has shape {image.shape}, wanted one grey channel", where=where)
     low, high = float(image.min()), float(image.max())  # both are NaN if one pixel is

@@ -160,10 +160,10 @@ def _decode(
         raise UserError(f"{frames} frames in one file", todo=todo)
     if frame is not None and not 0 <= frame < frames:
         raise UserError(f"no frame {frame}: the file has {frames}", todo=f"choose 0 to {frames - 1}")
-    what, todo = _problem(dataset)
+    attributes = attributes_of_frame(dataset, frame or 0)
+    what, todo = _problem(dataset, attributes)
     if what:
         raise UserError(what, todo=todo)
-    attributes = attributes_of_frame(dataset, frame or 0)
     float64 = 8  # of the pipeline
     size = dataset.Rows * dataset.Columns * (-(-dataset.BitsAllocated // 8) + float64)
     budget.spend(size, f"a frame of {dataset.Rows} x {dataset.Columns} pixels")
@@ -180,7 +180,7 @@ def _decode(
         "view": _view(attributes),
         "patient_id": str(dataset.get("PatientID", "")).strip(),
         "frames": frames,
-        "photometric": str(attributes.PhotometricInterpretation),
+        "photometric": _word(dataset, "PhotometricInterpretation"),
         "voi": voi,
     }
 
@@ -234,19 +234,25 @@ def _other_object(dataset: Dataset) -> str:
     return "" if "Image Storage" in uid.name else uid.name
 
 
-def _problem(dataset: Dataset) -> tuple[str, str]:
-    """Why the pixels of a header cannot be shown as one grey image, and what to do; ("", "") where they can."""
+def _problem(dataset: Dataset, attributes: Dataset) -> tuple[str, str]:
+    """Why the pixels of a frame cannot be shown as one grey image, and what to do; ("", "") where they can.
+
+    attributes: of the frame.
+    """
     missing = [key for key in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel") if dataset.get(key) is None]
     if missing:
         return f"DICOM header without {' or '.join(missing)}", _EXPORT
     grey = "export it as MONOCHROME1 or MONOCHROME2"
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    photometric = _word(dataset, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         return f"photometric interpretation {photometric or 'missing'}: not a grey image", grey
-    dataset.PhotometricInterpretation = photometric
     if dataset.SamplesPerPixel != 1:
         return f"{dataset.SamplesPerPixel} samples a pixel: not a grey image", grey
-    return _problem_of_bits(dataset) or _problem_of_intent(dataset, photometric) or ("", "")
+    return _problem_of_bits(dataset) or _problem_of_display(dataset, attributes, photometric) or ("", "")
+
+
+def _word(dataset: Dataset, key: str) -> str:
+    return str(dataset.get(key) or "").strip().upper()
 
 
 def _problem_of_bits(dataset: Dataset) -> tuple[str, str] | None:
@@ -271,26 +277,26 @@ def _problem_of_bits(dataset: Dataset) -> tuple[str, str] | None:
     return None
 
 
-def _problem_of_intent(dataset: Dataset, photometric: str) -> tuple[str, str] | None:
+def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str) -> tuple[str, str] | None:
     """What the header says of showing the pixels, where that cannot be done."""
-    intent = str(dataset.get("PresentationIntentType") or "").strip().upper()
-    if intent == "FOR PROCESSING" or "For Processing" in _sop_class(dataset).name:
-        what = "a raw image FOR PROCESSING, which looks like no mammogram that is read"
+    if _word(dataset, "PresentationIntentType") == "FOR PROCESSING" or "For Processing" in _sop_class(dataset).name:
+        what = "a raw image FOR PROCESSING, which does not look like a mammogram for reading"
         return what, "export the images FOR PRESENTATION, and leave this one out"
-    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
-    fitting = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
+    shape, fitting = _word(dataset, "PresentationLUTShape"), "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if shape not in ("", fitting):
         what = f"PresentationLUTShape {shape} contradicts {photometric}"
         return what, "look which is right, and correct the other: INVERSE is for MONOCHROME1, IDENTITY for MONOCHROME2"
-    if dataset.get("PresentationLUTSequence") and photometric == "MONOCHROME1":
+    if "PresentationLUTSequence" in attributes and photometric == "MONOCHROME1":
         return "PresentationLUTSequence of a MONOCHROME1 image", "export it as MONOCHROME2"
-    aspect = dataset.get("PixelAspectRatio") or (1, 1)
+    aspect = attributes.get("PixelAspectRatio") or (1, 1)
     if isinstance(aspect, str | int) or len(aspect) != 2 or float(aspect[0]) != float(aspect[1]):
         return f"the pixels are not square (PixelAspectRatio {aspect})", "export the image with square pixels"
-    if dataset.get("ShutterShape"):
+    if "ShutterShape" in attributes:
         return "a display shutter, which hides parts of the image", "export the image without it, or with it applied"
-    if str(dataset.get("RecommendedViewingMode") or "").strip().upper() == "SUB":
+    if _word(dataset, "RecommendedViewingMode") == "SUB":
         return "an image that is to be shown after a subtraction of masks", "export the subtracted image"
+    if _word(dataset, "PixelPresentation") not in ("", "MONOCHROME"):
+        return "a grey image with ranges shown in colour (PixelPresentation)", "export it as a grey image"
     return None
 
 

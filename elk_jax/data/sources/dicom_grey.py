@@ -28,6 +28,7 @@ _UNITS = (
     *(("FrameLaterality",), ("ImageLaterality",), ("Laterality",), ("ViewPosition",), ("ViewCodeSequence",)),
     *(("BitsAllocated",), ("BitsStored",), ("PixelRepresentation",), ("PhotometricInterpretation",)),
     *(("SmallestImagePixelValue",), ("LargestImagePixelValue",), ("PresentationLUTSequence",)),
+    *(("PixelAspectRatio",), ("ShutterShape",)),
 )
 """The attributes that are read. Those of one tuple come from one place: the window of a frame does not mix with the
 function or the table of another."""
@@ -262,7 +263,7 @@ def _entries(data: Any, count: int, bits: int, attributes: Dataset) -> np.ndarra
 
 def _presentation(image: np.ndarray, attributes: Dataset) -> np.ndarray:
     """The last step: MONOCHROME1 is inverted; PresentationLUTShape says the same in other words (PS3.3 C.11.6)."""
-    inverted = attributes.PhotometricInterpretation == "MONOCHROME1"
+    inverted = str(attributes.PhotometricInterpretation).strip().upper() == "MONOCHROME1"
     if tables := attributes.get("PresentationLUTSequence"):
         table = _table(tables[0], attributes, 0.0, 1.0)
         return table(image * (len(table.entries) - 1) + table.first) / table.white

@@ -13,7 +13,7 @@ OnError = Literal["stop", "skip"]
 """What to do with an unreadable image."""
 
 BitDepth = Annotated[int, Between(0, 16)]
-"""Significant bits of the values in 16-bit files; 0: all."""
+"""Significant bits of the values in 16-bit files; 0: as the file says."""
 
 
 def _field(default: Any, text: str, of_files: bool = False) -> Any:
@@ -43,7 +43,7 @@ class SourceSpec:
         (), "0.7,0.15,0.15 deals patients out to train, val and test where images name no split."
     )
     bit_depth: BitDepth = _field(  # noqa: RUF009
-        0, "Significant bits of 16-bit files that hold fewer, such as 12; 0: all 16.", of_files=True
+        0, "Significant bits of 16-bit files that hold fewer, such as 12; 0: as the file says.", of_files=True
     )
 
     def __post_init__(self) -> None:
