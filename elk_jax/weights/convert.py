@@ -7,7 +7,7 @@ weights, and constants for parameters that the format does not model_folder. `co
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ def _lay_out(tensor: np.ndarray, layout: Layout) -> np.ndarray | None:
     """The tensor in our layout, contiguous float32; None if it lacks the axes that the layout moves."""
     try:
         return np.array(layout(tensor), np.float32, order="C")
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 
@@ -198,11 +198,31 @@ def _complain(
             raise UserError(f"{what} {model_folder.first_few(names)}", where=where, todo=todo)
 
 
-def strip_module(tensors: Tensors) -> Tensors:
-    """The tensors without the prefix `module.` of PyTorch's data-parallel wrapper."""
-    if tensors and all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+_WRAPPERS = ("module.", "model.", "net.")
+"""Prefixes of data-parallel training and averaging in PyTorch, and of the usual modules of Lightning."""
+
+
+def strip_wrappers(tensors: Tensors) -> Tensors:
+    """The tensors with the names that they have without the wrappers of a training.
+
+    These are the prefixes _WRAPPERS that all names have, `_orig_mod.` of torch.compile anywhere, and the counter
+    `n_averaged` of an averaged model.
+    """
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items() if name != "n_averaged"}
+    while prefix := next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), ""):
+        tensors = {
+            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name != f"{prefix}n_averaged"
+        }
     return tensors
+
+
+def check_used(patterns: Sequence[str], names: Iterable[str], flag: str) -> None:
+    """UserError for the first regular expression of a flag that is found in no name: it is misspelt."""
+    names = list(names)
+    for pattern in patterns:
+        if not any(model_folder.matches(model_folder.compile_patterns([pattern], flag), name) for name in names):
+            what = f"{flag}={pattern} is found in no name; there are {model_folder.first_few(sorted(names))}"
+            raise UserError(what, where=flag, todo="correct it, or leave it out")
 
 
 def find(tensors: Tensors, name: str) -> np.ndarray:
@@ -211,6 +231,14 @@ def find(tensors: Tensors, name: str) -> np.ndarray:
         few = model_folder.first_few([f"{key} {value.shape}" for key, value in tensors.items()], 3)
         raise UserError(f"the file lacks {name}; it has {few}", todo="check --format and --input")
     return tensors[name]
+
+
+def sizes(tensors: Tensors, name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a tensor of so many axes; UserError as `find`, and where it has another number of them."""
+    shape = find(tensors, name).shape
+    if len(shape) != axes:
+        raise UserError(f"{name} {shape} has not {axes} axes", todo="check --format and --input")
+    return shape
 
 
 def indices(tensors: Tensors, pattern: str) -> list[int]:
@@ -224,7 +252,7 @@ def resnet_settings(tensors: Tensors, stem: str, stages: Sequence[str]) -> dict[
 
     UserError where a tensor is missing, and where no known ResNet has so many blocks.
     """
-    width, stem_width = (find(tensors, name).shape[0] for name in (f"{stages[0]}.0.conv1.weight", stem))
+    width, stem_width = (sizes(tensors, name, 4)[0] for name in (f"{stages[0]}.0.conv1.weight", stem))
     blocks = tuple(len(indices(tensors, rf"{re.escape(stage)}\.(\d+)\.conv1\.weight")) for stage in stages)
     bottleneck = f"{stages[0]}.0.conv3.weight" in tensors
     for depth, known in BLOCKS.items():

@@ -66,6 +66,8 @@ def convert_foreign(
     shapes = parameter_shapes(model)
     if foreign.backbone_only:
         shapes = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
+    convert.check_used(drop, shapes, "--drop")
+    convert.check_used(ignore, foreign.tensors, "--ignore")
     params, name_map = convert.convert(foreign.tensors, foreign.format, shapes, drop, ignore)
     rest = (ALL_BUT_BACKBONE,) if foreign.backbone_only else ()
     return Imported(params, model, name_map, (*rest, *drop))
@@ -109,12 +111,17 @@ def import_file(
         "source": {
             "format": foreign.preset,
             "file": Path(path).name,
-            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+            "sha256": _sha256(path),
         },
     }
     model_folder.save_params(folder, imported.params, description)
     say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")
     return imported
+
+
+def _sha256(path: str | os.PathLike) -> str:
+    with files.open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def say(console: Console, *lines: str) -> None:

@@ -21,7 +21,8 @@ from elk_jax.weights.convert import (
     oihw_to_hwio,
     out_in_to_in_out,
     resnet_settings,
-    strip_module,
+    sizes,
+    strip_wrappers,
 )
 from elk_jax.weights.reading import Tensors
 
@@ -41,7 +42,7 @@ IGNORED = (
 
 def interpret(tensors: Tensors) -> Foreign:
     """Recognise the tensors of a file. UserError unless they are a ResNet with detectron2's or Caffe2's names."""
-    tensors = strip_module(tensors)
+    tensors = strip_wrappers(tensors)
     caffe2 = "conv1_w" in tensors
     if caffe2:
         tensors = _from_caffe2(tensors)
@@ -71,18 +72,18 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     convs = indices(tensors, r"roi_heads\.box_head\.conv(\d)\.weight")
     fcs = indices(tensors, r"roi_heads\.box_head\.fc(\d)\.weight")
     settings = {
-        "fpn_channels": find(tensors, "backbone.fpn_lateral2.weight").shape[0],
+        "fpn_channels": sizes(tensors, "backbone.fpn_lateral2.weight", 4)[0],
         "fpn_norm": norm_of("backbone.fpn_lateral2"),
         "rpn_conv_depth": max(1, len(indices(tensors, r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight"))),
         "box_convs": len(convs),
         "box_norm": norm_of("roi_heads.box_head.conv1"),
         "box_fcs": len(fcs),
-        "num_classes": find(tensors, "roi_heads.box_predictor.cls_score.weight").shape[0] - 1,
+        "num_classes": sizes(tensors, "roi_heads.box_predictor.cls_score.weight", 2)[0] - 1,
     }
     if convs:
-        settings["box_conv_channels"] = tensors["roi_heads.box_head.conv1.weight"].shape[0]
+        settings["box_conv_channels"] = sizes(tensors, "roi_heads.box_head.conv1.weight", 4)[0]
     if fcs:
-        settings["box_fc_width"] = tensors["roi_heads.box_head.fc1.weight"].shape[0]
+        settings["box_fc_width"] = sizes(tensors, "roi_heads.box_head.fc1.weight", 2)[0]
     return settings
 
 

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from elk_jax import files
+from elk_jax.budget import budget_for
 from elk_jax.errors import UserError, from_os_error
 from elk_jax.weights import pickles, torch_files
 
 Tensors = dict[str, np.ndarray]
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
+LONGEST_NAME = 1000
+"""Characters of a tensor's name."""
 
 _CODES = {
     "F64": "f8",
@@ -40,75 +44,120 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     STATE_DICT_KEYS. Raises UserError for a missing, truncated, unknown or refused file.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError("a folder, not a weights file", where=path, todo="give a file in it")
     try:
-        with open(path, "rb") as file:
-            head = file.read(64)
+        with files.open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            budget, head = budget_for(size, path), file.read(64)
             if head[:2] == b"PK":
-                return state_dict(torch_files.read_zip(path), path)
+                return state_dict(torch_files.read_zip(file, budget), path)
             if path.suffix == ".safetensors" or head[5:9] == b"\0\0\0{":
                 return read_safetensors(path)
             _refuse_other_kinds(head, path)
             file.seek(0)
-            first, _ = pickles.load(file, path)
+            first, _ = pickles.load(file, size, budget)
             if first == torch_files.LEGACY_MAGIC:
-                return state_dict(torch_files.read_legacy(file, path), path)
+                return state_dict(torch_files.read_legacy(file, budget), path)
 
             def no_storage(_: pickles.StorageRef) -> np.ndarray:
                 raise pickles.damaged(path, "a tensor without storage")
 
-            return state_dict(pickles.to_arrays(first, no_storage, path), path)
+            return state_dict(pickles.to_arrays(first, no_storage, budget), path)
     except OSError as error:
         raise from_os_error(error, path) from error
 
 
 def read_safetensors(path: str | os.PathLike) -> Tensors:
     """Name -> array of a .safetensors file; raises UserError if it is missing or damaged."""
+    content = files.read_bytes(path)
+    budget = budget_for(len(content), path)
     try:
-        content = safetensors.deserialize(Path(path).read_bytes())
-    except OSError as error:
-        raise from_os_error(error, path) from error
+        views = safetensors.deserialize(content)
     except Exception as error:  # the library's exception derives directly from Exception
         raise pickles.damaged(path, f"broken safetensors file, {error}") from error
     tensors = {}
-    for name, view in content:
+    for name, view in views:
         element = _SAFETENSORS_TYPES.get(view["dtype"])
         if element is None:
             raise UserError(f"tensor {name} is of type {view['dtype']}", where=path, todo="save it as float32")
-        tensors[name] = element.to_array(view["data"]).reshape(view["shape"])
+        element.spend(budget, len(view["data"]) // element.dtype.itemsize, f"tensor {name}")
+        try:
+            tensors[name] = element.to_array(view["data"]).reshape(view["shape"])
+        except (ValueError, OverflowError) as error:  # of no elements, in impossible shapes
+            raise pickles.damaged(path, f"tensor {name} of impossible shape, {error}") from error
     return tensors
 
 
 def state_dict(content: Any, path: object) -> Tensors:
-    """The only mapping of names to arrays in a checkpoint, without the rest (optimizer, epoch, author).
+    """The only mapping of names to arrays in a checkpoint, without the rest (optimizer, epoch, settings, author).
 
-    Raises UserError if there is none, or several of which none is under one of STATE_DICT_KEYS.
+    Raises UserError if there is none, or several of which none is under one of STATE_DICT_KEYS, and for one with an
+    entry that is no array.
     """
+    if isinstance(content, pickles.Inert):
+        raise pickles.refused(content.name, path)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise UserError(f"the file holds a {kind}, not named tensors", where=path, todo="save the model's state_dict()")
-    found = {str(key): tensors for key, value in content.items() if (tensors := _tensors_only(value))}
-    for tensors in (_tensors_only(content), *(found.get(key, {}) for key in STATE_DICT_KEYS)):
-        if tensors:
-            return tensors
-    if len(found) == 1:
-        return next(iter(found.values()))
-    keys = ", ".join(sorted(map(str, content))[:8]) or "nothing"
+    found = {str(key): value for key, value in content.items() if _has_tensors(value)}
+    if _is_state_dict(content):
+        return _checked(content, "", path)
+    for key in STATE_DICT_KEYS:
+        if key in found:
+            return _checked(found[key], key, path)
+        if isinstance(content.get(key), pickles.Inert):
+            raise pickles.refused(content[key].name, path)
+    whole = [key for key, value in found.items() if _is_state_dict(value)]
+    if len(whole) == 1:
+        return _checked(found[whole[0]], whole[0], path)
+    if not whole and _has_tensors(content):
+        return _checked(content, "", path)
+    if not whole and len(found) == 1:
+        return _checked(*next((value, key) for key, value in found.items()), path)
+    keys = ", ".join(sorted(shown(key) for key in content)[:8]) or "nothing"
     raise UserError(f"no state dict among the entries {keys}", where=path, todo="store it under 'model'")
 
 
-def _tensors_only(value: Any) -> Tensors:
-    """`value` if it is a mapping of names to arrays, else {}.
+def shown(name: Any) -> str:
+    """A name of a foreign file, cut to a length that a message can show."""
+    text = name if isinstance(name, str) else "(not a text)"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
-    The notes __author__, matching_heuristics etc., and Detectron's optimizer state *_momentum, are dropped.
-    """
-    if not isinstance(value, Mapping):
-        return {}
-    named = {str(key): item for key, item in value.items()}
-    notes = {key for key in named if key.startswith("__") or key.endswith("_momentum") or key == "matching_heuristics"}
-    tensors = {key: item for key, item in named.items() if key not in notes}
-    return tensors if all(isinstance(item, np.ndarray) for item in tensors.values()) else {}
+
+def _is_note(name: Any) -> bool:
+    """Whether an entry beside the weights is a note, or Detectron's optimizer state."""
+    return isinstance(name, str) and (
+        name.startswith("__") or name.endswith("_momentum") or name == "matching_heuristics"
+    )
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(item, np.ndarray) for item in value.values())
+
+
+def _is_state_dict(value: Any) -> bool:
+    """Whether a mapping names arrays, and nothing else but notes."""
+    return _has_tensors(value) and not _others(value)
+
+
+def _others(value: Mapping[Any, Any]) -> list[Any]:
+    """The names of entries that are neither arrays nor notes, and names that are no texts."""
+    return [name for name, item in value.items() if not (_is_note(name) or _is_tensor(name, item))]
+
+
+def _is_tensor(name: Any, item: Any) -> bool:
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and isinstance(item, np.ndarray)
+
+
+def _checked(tensors: Mapping[Any, Any], key: str, path: object) -> Tensors:
+    """The arrays of a state dict; UserError that names the first entry that is no array."""
+    others = _others(tensors)
+    if others:
+        item = tensors[others[0]]
+        kind = f"an object of {item.name}" if isinstance(item, pickles.Inert) else f"of type {type(item).__name__}"
+        place = f" under '{key}'" if key else ""
+        what = f"the entry '{shown(others[0])}' of the state dict{place} is {kind}, not a tensor"
+        raise UserError(what, where=path, todo="remove it, and save the state dict again")
+    return {name: item for name, item in tensors.items() if not _is_note(name)}
 
 
 def _refuse_other_kinds(head: bytes, path: Path) -> None:

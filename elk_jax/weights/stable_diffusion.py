@@ -99,6 +99,7 @@ def from_pipeline(
         if scheduler_config.draws_here(parts["scheduler"]):
             scheduler_config.read_sampler(parts["scheduler"], STEPS, where=SCHEDULER)
     params, maps = {}, {}
+    convert.check_used(ignore, [name for part in PARTS for name in tensors[part]], "--ignore")
     for part in PARTS:
         at, fmt = Path(str(where)) / part, diffusers.FORMAT
         params[part], maps[part] = convert.convert(tensors[part], fmt, shapes[part], ignore=ignore, where=at)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from elk_jax.budget import Budget
 from elk_jax.errors import UserError
 from elk_jax.weights import pickles
 
@@ -17,20 +18,21 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 
-def read_zip(path: Path) -> Any:
+def read_zip(file: BinaryIO, budget: Budget) -> Any:
     """The object in a zip archive: `<name>/data.pkl` and one member `<name>/data/<key>` per storage.
 
     Members are read by their exact name and never unpacked to disk, so that paths in the archive are harmless.
     Compressed members, which PyTorch never writes, are refused: they could be zip bombs.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(archive, path)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise pickles.damaged(path, f"broken zip archive, {error}") from error
+        with zipfile.ZipFile(file) as archive:
+            return _read_archive(archive, budget)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
+        raise pickles.damaged(budget.where, f"broken zip archive, {error}") from error
 
 
-def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
+def _read_archive(archive: zipfile.ZipFile, budget: Budget) -> Any:
+    path = budget.where
     members = {member.filename: member for member in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1 or roots[0].count("/") != 1:
@@ -47,32 +49,38 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
         size = storage.numel * storage.element.dtype.itemsize
         if name not in members or members[name].file_size != size or storage.start:
             raise pickles.damaged(path, f"storage {storage.key!r} is missing or does not have {size} bytes")
+        budget.spend(size, f"storage {storage.key!r}")
+        storage.element.spend(budget, storage.numel, f"storage {storage.key!r}")
         return storage.element.to_array(archive.read(name), big_endian)
 
-    with archive.open(f"{root}data.pkl") as file:
-        value, _ = pickles.load(file, path)  # type: ignore[arg-type]
-    return pickles.to_arrays(value, read_storage, path)
+    pickled = archive.read(f"{root}data.pkl")
+    value, _ = pickles.load(io.BytesIO(pickled), len(pickled), budget)
+    return pickles.to_arrays(value, read_storage, budget)
 
 
-def read_legacy(file: BinaryIO, path: Path) -> Any:
+def read_legacy(file: BinaryIO, budget: Budget) -> Any:
     """The object in a file of the older format; `file` is positioned after the pickled magic number.
 
     Then follow pickles of the protocol number, of the properties of the writing machine, of the object and of the list
     of storage keys; then, for each key, the number of elements (8 bytes) and the elements.
     """
-    (protocol, _), (system, _) = pickles.load(file, path), pickles.load(file, path)
+    path, size = budget.where, os.fstat(file.fileno()).st_size
+    (protocol, _), (system, _) = (pickles.load(file, size, budget) for _ in range(2))
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
         raise pickles.damaged(path, "unknown version of PyTorch's older format")
     big_endian = system.get("little_endian") is False
-    value, refs = pickles.load(file, path)
-    keys, _ = pickles.load(file, path)
+    value, refs = pickles.load(file, size, budget)
+    keys, _ = pickles.load(file, size, budget)
     elements = {ref.key: ref.element for ref in refs}
-    if not isinstance(keys, list) or set(map(str, keys)) != set(elements):
+    if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
+        raise pickles.damaged(path, "its list of storages is none")
+    if set(map(str, keys)) != set(elements):
         raise pickles.damaged(path, "its list of storages does not match its tensors")
     raw: dict[str, np.ndarray] = {}
     for key in map(str, keys):
         (numel,) = struct.unpack(">q" if big_endian else "<q", _exactly(file, 8, path))
         content = _exactly(file, numel * elements[key].dtype.itemsize, path)
+        elements[key].spend(budget, numel, f"storage {key!r}")
         raw[key] = elements[key].to_array(content, big_endian)
 
     def read_storage(storage: pickles.StorageRef) -> np.ndarray:
@@ -81,10 +89,10 @@ def read_legacy(file: BinaryIO, path: Path) -> Any:
             raise pickles.damaged(path, f"storage {storage.key!r} is too short")
         return part
 
-    return pickles.to_arrays(value, read_storage, path)
+    return pickles.to_arrays(value, read_storage, budget)
 
 
-def _exactly(file: BinaryIO, size: int, path: Path) -> bytes:
+def _exactly(file: BinaryIO, size: int, path: object) -> bytes:
     """The next `size` bytes; never allocates more than the rest of the file."""
     if not 0 <= size <= os.fstat(file.fileno()).st_size - file.tell():
         raise pickles.damaged(path, "it ends too early")

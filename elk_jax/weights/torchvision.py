@@ -24,7 +24,8 @@ from elk_jax.weights.convert import (
     oihw_to_hwio,
     out_in_to_in_out,
     resnet_settings,
-    strip_module,
+    sizes,
+    strip_wrappers,
 )
 from elk_jax.weights.reading import Tensors
 
@@ -40,7 +41,7 @@ def interpret(tensors: Tensors, norm_eps: float = EPS) -> Foreign:
     norm_eps: epsilon of the batch norms in training (0 for torchvision's published COCO_V1 detector); if it is not the
     model's EPS, it is folded into the scales.
     """
-    tensors = strip_module(tensors)
+    tensors = strip_wrappers(tensors)
     if "conv1.weight" in tensors:
         tensors = {BODY + name: tensor for name, tensor in tensors.items()}
     backbone_only = not any(name.startswith(("rpn.", "roi_heads.", "backbone.fpn.")) for name in tensors)
@@ -74,24 +75,24 @@ def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
 
 def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     names = [f"backbone.fpn.inner_blocks.0{suffix}.weight" for suffix in ("", ".0")]
-    lateral = next((tensors[name] for name in names if name in tensors), None)
+    lateral = next((name for name in names if name in tensors), None)
     if lateral is None:
         raise UserError("the file has no feature pyramid", todo="use a Faster R-CNN with an FPN, or a plain ResNet")
     has_norm = "backbone.fpn.inner_blocks.0.1.running_mean" in tensors
-    classes = find(tensors, "roi_heads.box_predictor.cls_score.weight")
+    outputs, width = sizes(tensors, "roi_heads.box_predictor.cls_score.weight", 2)
     convs = indices(tensors, r"roi_heads\.box_head\.(\d)\.0\.weight")
     settings = {
-        "fpn_channels": lateral.shape[0],
+        "fpn_channels": sizes(tensors, lateral, 4)[0],
         "fpn_norm": "affine_bn" if has_norm else "none",
         "rpn_conv_depth": max(1, len(indices(tensors, r"rpn\.head\.conv\.(\d)\.0\.weight"))),
         "box_convs": len(convs),
         "box_norm": "affine_bn" if "roi_heads.box_head.0.1.running_mean" in tensors else "none",
         "box_fcs": 1 if convs else 2,
-        "box_fc_width": classes.shape[1],
-        "num_classes": classes.shape[0] - 1,
+        "box_fc_width": width,
+        "num_classes": outputs - 1,
     }
     if convs:
-        settings["box_conv_channels"] = tensors["roi_heads.box_head.0.0.weight"].shape[0]
+        settings["box_conv_channels"] = sizes(tensors, "roi_heads.box_head.0.0.weight", 4)[0]
     return settings
 
 

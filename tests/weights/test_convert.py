@@ -137,10 +137,27 @@ def test_a_stem_may_have_a_width_of_its_own(backbone, file_format):
     assert stem.shape == (7, 7, 3, 6)
 
 
-def test_older_torchvision_names_and_data_parallel_prefix(from_torchvision):
+def test_older_torchvision_names_and_wrappers_of_trainings(from_torchvision):
     assert_equal_trees(run(torchvision_detector(old=True), "torchvision").params, from_torchvision.params)
-    prefixed = {f"module.{name}": tensor for name, tensor in torchvision_detector().items()}
-    assert_equal_trees(run(prefixed, "torchvision").params, from_torchvision.params)
+    for wrapped in ("module.{}", "model.{}", "model._orig_mod.{}", "_orig_mod.module.{}"):
+        prefixed = {wrapped.format(name): tensor for name, tensor in torchvision_detector().items()}
+        prefixed["n_averaged"] = np.array(3)
+        assert_equal_trees(run(prefixed, "torchvision").params, from_torchvision.params)
+    parts = {name.replace("body.", "body._orig_mod."): tensor for name, tensor in torchvision_detector().items()}
+    assert_equal_trees(run(parts, "torchvision").params, from_torchvision.params)
+
+
+@pytest.mark.parametrize("flag", ["drop", "ignore"])
+def test_a_pattern_that_is_found_nowhere_is_refused(flag):
+    with refused("box_haed", where=f"--{flag}"):
+        run(torchvision_detector(), "torchvision", **{flag: ["box_head", "box_haed"]})
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "layer1.0.conv1.weight", "layer4.1.bn2.running_var"])
+@pytest.mark.parametrize("shape", [(), (0,), (1,) * 9])
+def test_tensors_of_other_axes_are_named(name, shape):
+    with refused(name):
+        run(fill(torchvision_backbone()) | {name: np.zeros(shape, "f4")}, "torchvision")
 
 
 def test_layouts_mean_the_same_layer():

@@ -8,14 +8,16 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from elk_jax import budget
 from elk_jax.errors import UserError
-from elk_jax.weights import pickles
+from elk_jax.weights import convert, pickles
 from elk_jax.weights.reading import read_tensors
 from tests.refusals import refused
 
@@ -71,6 +73,46 @@ def test_training_checkpoint_gives_its_model_alone():
             "1.num_batches_tracked",
         ]
     )
+
+
+@pytest.mark.parametrize("name", ["torchvision_training.pth", "lightning.ckpt", "averaged.pth"])
+def test_what_stands_beside_the_weights_of_a_training_is_left_out(name):
+    """Counter, Namespace, paths, dates, random states, an enumeration, settings; wrappers in the names."""
+    tensors = convert.strip_wrappers(read_tensors(FILES / name))
+    shapes = {"0.weight": (2, 1, 3, 3), "0.bias": (2,), **{f"1.{k}": (2,) for k in ("weight", "bias")}}
+    shapes |= {"1.running_mean": (2,), "1.running_var": (2,), "1.num_batches_tracked": ()}
+    assert list(tensors) == list(shapes)
+    for number, (key, shape) in enumerate(shapes.items()):
+        expected = np.arange(np.prod(shape, dtype=int)).reshape(shape) + number
+        np.testing.assert_array_equal(tensors[key], expected)
+
+
+def test_an_entry_that_is_no_tensor_is_named(tmp_path):
+    with refused("'epoch'", "int", where="not_a_tensor.pth"):
+        read_tensors(FILES / "not_a_tensor.pth")
+    path, w = tmp_path / "a.pkl", np.zeros(1)
+    for content, words in (
+        ({"model": {"w": w, "extra": None}, "other": {"w": w}}, ["'extra'", "'model'", "NoneType"]),
+        ({"w": w, "counts": collections.Counter("ab")}, ["'counts'", "collections.Counter"]),
+        ({"model": {"w": w, 3: w}}, ["not a text"]),
+        ({"model": {"w": w, "n" * 2000: w}}, ["nnn..."]),
+        ({"model": collections.Counter("ab"), "other": {"w": w}}, ["refused", "collections.Counter"]),
+    ):
+        path.write_bytes(pickle.dumps(content, 4))
+        with refused(*words, where=path):
+            read_tensors(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_pickles_of_newer_numpy(protocol):
+    """Since 2.3 an array of other order than C and Fortran is pickled in the order of memory, with its axes."""
+    tensors, cube = read_tensors(FILES / f"numpy_protocol{protocol}.pkl"), np.arange(24, dtype="f4").reshape(2, 3, 4)
+    expected = {"c": cube, "fortran": cube, "axes": cube.transpose(1, 0, 2), "strided": cube[:, ::2]}
+    expected |= {"scalar": np.array(2.5), "whole": np.array(7), "big_endian": cube}
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(tensors[name], value, err_msg=name)
+        assert tensors[name].dtype == value.dtype and tensors[name].flags.c_contiguous
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -295,6 +337,86 @@ def test_containers_within_themselves(tmp_path):
         path.write_bytes(pickle.dumps(content, 2))
         with pytest.raises(UserError):
             read_tensors(path)
+
+
+def _calls(function, argument, count):
+    """function(argument) so many times, on an argument that is pickled once."""
+    module, _, name = function.rpartition(".")
+    call = f"c{module}\n{name}\n".encode() + b"h\x01\x85R"
+    return b"\x80\x02](" + argument + b"q\x010" + call * count + b"e."
+
+
+BOMBS = {
+    "tuples of tuples as a key": b"\x80\x02}(" + b")" + b"2\x86" * 100 + b"K\x01u.",
+    "tuples of tuples in a set": b"\x80\x04\x8f(" + b")" + b"2\x86" * 100 + b"\x90.",
+    "a place of the memo beyond memory": b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "more bytes than there are": b"\x80\x04\x8e" + (1 << 60).to_bytes(8, "little") + b"ab.",
+    "more text than there is": b"\x80\x04\x8d" + (1 << 62).to_bytes(8, "little") + b"ab.",
+    "less than no bytes": b"\x80\x02T\xff\xff\xff\xffab.",
+    "a number of a million digits": b"\x80\x02\x8b" + (1 << 19).to_bytes(4, "little") + b"\x7f" * (1 << 19) + b".",
+    "a number of a million decimal digits": b"I" + b"9" * (1 << 20) + b"\n.",
+    "many copies of a mapping": _calls("collections.OrderedDict", b"]((" + b"K\x01\x88\x86" * 999 + b"le", 999),
+    "many copies of a tuple": _calls("torch.Size", b"(" + b"N" * 999 + b"t", 999),
+    "many copies of bytes": _calls("_codecs.encode", b"X" + (9999).to_bytes(4, "little") + b"a" * 9999, 999),
+    "many objects": b"\x80\x02(" + b"]" * 99_999 + b"t.",
+    "an array beyond its bytes": pickle.dumps({"w": np.zeros(2)}, 2).replace(b"K\x02\x85", b"J\0\0\0\x7f\x85"),
+    "out of band": b"\x80\x05\x97.",
+    "a registered extension": b"\x80\x02\x82\x01.",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=list(BOMBS))
+def test_small_files_that_ask_for_much(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(budget, "FLOOR", 1 << 20)
+    path = tmp_path / "a.pkl"
+    path.write_bytes(content)
+    tracemalloc.start()
+    with refused(where=path):
+        read_tensors(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 << 20
+
+
+def test_expanded_tensors_in_total(tmp_path, monkeypatch):
+    tensor = _tensor(shape=(1 << 10, 1 << 10), strides=(0, 0))
+    path = _zip_of(tensor, tmp_path / "a.pth", **{"0": bytes(16)})
+    assert read_tensors(path)["w"].shape == (1 << 10, 1 << 10)
+    monkeypatch.setattr(budget, "FLOOR", 10 << 20)
+    many = b"\x80\x02}(" + b"".join(_text(f"w{i}") + tensor[4 + len(_text("w")) - 1 : -2] for i in range(5)) + b"u."
+    with refused("(1024, 1024)", where=_zip_of(many, tmp_path / "b.pth", **{"0": bytes(16)})):
+        read_tensors(tmp_path / "b.pth")
+
+
+def _safetensors(*entries, size=0, length=None):
+    """A file of {name: [type, shape, offsets]} entries, one of which may occur twice."""
+    one = '"{}": {{"dtype": "{}", "shape": {}, "data_offsets": {}}}'
+    header = ("{" + ", ".join(one.format(*entry) for entry in entries) + "}").encode()
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _safetensors(("w", "F32", [1 << 62, 1 << 62, 0], [0, 0])),
+        _safetensors(("w", "F32", [0, 1 << 62, 1 << 62], [0, 0])),
+        _safetensors(("w", "F32", [1 << 62], [0, 4]), size=4),
+        _safetensors(("w", "F32", [1] * 65, [0, 4]), size=4),
+        _safetensors(("w", "F32", [-1], [0, 4]), size=4),
+        _safetensors(("w", "F32", [10**400], [0, 4]), size=4),
+        _safetensors(("w", "F32", [1], [0, 4]), ("w", "F32", [1], [4, 8]), size=8),
+        _safetensors(("w", "F32", [1], [0, 4]), ("v", "F32", [1], [0, 4]), size=4),
+        _safetensors(("w", "F32", [1], [0, 4]), size=4, length=1 << 62),
+        _safetensors(("w", "F32", [1], [0, 1 << 62]), size=4),
+        _safetensors(("w", "F8_E4M3", [4], [0, 4]), size=4),
+        (50_000).to_bytes(8, "little") + b"[" * 50_000,
+    ],
+)
+def test_impossible_safetensors(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with refused(where=path):
+        read_tensors(path)
 
 
 def test_compressed_zip_is_refused(tmp_path):
