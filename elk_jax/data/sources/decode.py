@@ -55,12 +55,13 @@ class Stored(NamedTuple):
     """The content of a file.
 
     pixels: [H, W] uint8 or uint16 as stored, or float32 in [0, 1]. meta: what the file says; its `bits` are the
-    significant ones. width: bits that a pixel has in the file.
+    significant ones. width: bits that a pixel has in the file. white_is_zero: integers are to be inverted.
     """
 
     pixels: np.ndarray
     meta: dict[str, Any]
-    width: int
+    width: int = 32
+    white_is_zero: bool = False
 
 
 def decode_image(
@@ -82,7 +83,7 @@ def decode_image(
     stored = _stored(source, name, frame, bit_depth)
     if stored.pixels.dtype == np.float32:
         return stored.pixels[..., None], stored.meta
-    return _shares(stored.pixels, _white(stored, bit_depth, _label(source, name)))[..., None], stored.meta
+    return _grey_values(stored, _white(stored, bit_depth, _label(source, name)))[..., None], stored.meta
 
 
 def decode_pixels(
@@ -96,8 +97,9 @@ def decode_pixels(
     if stored.pixels.dtype == np.float32:
         return stored.pixels, stored.meta
     white, full = _white(stored, bit_depth, _label(source, name)), np.iinfo(stored.pixels.dtype).max
-    scaled = np.round(_shares(stored.pixels, white) * full).astype(stored.pixels.dtype)
-    return stored.pixels if white == full else scaled, stored.meta
+    if white == full and not stored.white_is_zero:
+        return stored.pixels, stored.meta
+    return np.round(_grey_values(stored, white) * full).astype(stored.pixels.dtype), stored.meta
 
 
 def decode_as(
@@ -135,31 +137,34 @@ def _stored(source: str | os.PathLike | bytes, name: object, frame: int | None, 
         try:
             with files.open_regular(source) as file:
                 if _is_dicom(file.read(dicom.PREFIX), where):
-                    return Stored(*dicom.decode_frame(file, frame, name=where, bit_depth=bit_depth), 32)
+                    return Stored(*dicom.decode_frame(file, frame, name=where, bit_depth=bit_depth))
         except OSError as error:
             raise from_os_error(error, source) from error
     data = source if isinstance(source, bytes) else files.read_bytes(source)
     if not data:
         raise UserError("empty image file", where=where, todo="fetch the file again, or leave it out")
     if _is_dicom(data, where):
-        return Stored(*dicom.decode(data, name=where, frame=frame, bit_depth=bit_depth), 32)
+        return Stored(*dicom.decode(data, name=where, frame=frame, bit_depth=bit_depth))
     if frame:
         raise UserError(f"no frame {frame}: the file is no DICOM file", where=where, todo="leave the frame out")
     with warnings.catch_warnings():  # of damaged metadata, which is not used
         warnings.simplefilter("ignore")
-        pixels, kind, bits, width = _decode_raster(data, where)
+        stored = _decode_raster(data, where)
+    pixels = stored.pixels
     if pixels.dtype == np.float32 and not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
         problem = "out of [0, 1]" if np.isfinite(pixels).all() else "NaN or infinite"
         raise UserError(f"pixel values are {problem}", where=where, todo="write the image again with valid pixels")
-    return Stored(pixels, {"format": kind, "bits": bits, "pixel_spacing": None, "laterality": None}, width)
+    return stored
 
 
-def _shares(pixels: np.ndarray, white: int) -> np.ndarray:
-    return (pixels.astype(np.float32) * np.float32(1.0 / white)).clip(0, 1)
+def _grey_values(stored: Stored, white: int) -> np.ndarray:
+    """Integers -> [H, W] float32 in [0, 1], 1 is white. white: the largest one, or the black one of white_is_zero."""
+    values = (stored.pixels.astype(np.float32) * np.float32(1.0 / white)).clip(0, 1)
+    return 1 - values if stored.white_is_zero else values
 
 
 def _white(stored: Stored, bit_depth: int | None, where: object) -> int:
-    """The integer that is white."""
+    """The integer that is white, or black where white is zero."""
     brightest, bits = int(stored.pixels.max(initial=0)), stored.meta["bits"]
     if bit_depth:
         bits = min(bit_depth, stored.width)
@@ -204,8 +209,8 @@ def _label(source: str | os.PathLike | bytes, name: object) -> object:
     return name or ("bytes" if isinstance(source, bytes) else source)
 
 
-def _decode_raster(data: bytes, where: object) -> tuple[np.ndarray, str, int, int]:
-    """PNG, JPEG or TIFF bytes -> [H, W] uint8, uint16 or float32, the format's name, significant and stored bits."""
+def _decode_raster(data: bytes, where: object) -> Stored:
+    """PNG, JPEG or TIFF bytes -> their pixels, turned; values are not checked."""
     truncated = UserError("truncated image", where=where, todo="fetch the file again, or leave it out")
     damaged = lambda error: UserError(f"damaged image: {error}", where=where, todo="fetch the file again")
     try:
@@ -249,13 +254,16 @@ def _decode_raster(data: bytes, where: object) -> tuple[np.ndarray, str, int, in
         raise (truncated if cut_off else damaged(error)) from error
     except _Unusual as error:
         raise UserError(str(error), where=where, todo=_CONVERT) from error
-    stored = tiff.width(pixels) if tiff else 8 * pixels.dtype.itemsize
-    if tiff and tiff.white_is_zero:
-        pixels = 1 - pixels if pixels.dtype == np.float32 else (2**stored - 1 - pixels).astype(pixels.dtype)
-    says = tiff.says if tiff else _significant_bits(data) if kind == "png" else stored
-    bits = says if says < stored and pixels.dtype == np.uint16 and int(pixels.max(initial=0)) < 2**says else stored
+    width_of_pixel = tiff.width(pixels) if tiff else 8 * pixels.dtype.itemsize
+    says = tiff.says if tiff else _significant_bits(data) if kind == "png" else width_of_pixel
+    believed = says < width_of_pixel and pixels.dtype == np.uint16 and int(pixels.max(initial=0)) < 2**says
+    inverted = tiff is not None and tiff.white_is_zero
+    if inverted and pixels.dtype == np.float32:
+        pixels, inverted = 1 - pixels, False
     turn = _UPRIGHT.get(tiff.orientation if tiff else _orientation(image))
-    return (np.ascontiguousarray(turn(pixels)) if turn else pixels), kind, bits, stored
+    bits = says if believed else width_of_pixel
+    meta = {"format": kind, "bits": bits, "pixel_spacing": None, "laterality": None}
+    return Stored(np.ascontiguousarray(turn(pixels)) if turn else pixels, meta, width_of_pixel, inverted)
 
 
 class _Unusual(Exception):
@@ -295,7 +303,11 @@ class _Tiff(NamedTuple):
             or (default,)
         )
         samples = numbers(277, 1)[0]
-        bits, (photometric, *_), (orientation, *_) = numbers(258, 1), numbers(_PHOTOMETRIC, 1), numbers(_ORIENTATION, 1)
+        bits, (photometric, *_), (orientation, *_) = (
+            numbers(258, 1),
+            numbers(_PHOTOMETRIC, -1),
+            numbers(_ORIENTATION, 1),
+        )
         plain = _with_tag(data, _ORIENTATION, 1) if orientation != 1 else data
         return cls(
             bits=(bits * samples)[:samples] if len(bits) == 1 else bits,
@@ -310,7 +322,8 @@ class _Tiff(NamedTuple):
 
     def __str__(self) -> str:
         kind = {1: "", 2: " signed", 3: " float"}.get(self.sample_format, " unknown")
-        return f"{len(self.bits)} x {self.bits[0]}{kind} bits a pixel, photometric interpretation {self.photometric}"
+        photometric = "missing" if self.photometric == -1 else self.photometric
+        return f"{len(self.bits)} x {self.bits[0]}{kind} bits a pixel, photometric interpretation {photometric}"
 
     @property
     def white_is_zero(self) -> bool:
@@ -322,7 +335,9 @@ class _Tiff(NamedTuple):
 
     @property
     def is_supported(self) -> bool:
-        """Whether the decoders read such pixels as they are meant."""
+        """Whether the decoders read such pixels as they are meant, and it is said what is meant."""
+        if self.photometric == -1:
+            return False
         if self.is_deep_colour:
             grey_levels = set(self.bits) == {16} and self.sample_format == 1
             return self.photometric == 2 and grey_levels and not self.by_planes

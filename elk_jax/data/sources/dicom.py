@@ -32,7 +32,7 @@ from pydicom.uid import (
 )
 
 from elk_jax.budget import Budget, budget_for
-from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number, presented, significant
+from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number, high_bit, presented, significant
 from elk_jax.errors import UserError
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -266,7 +266,7 @@ def _problem_of_bits(dataset: Dataset) -> tuple[str, str] | None:
     bits = dataset.get("BitsStored")
     if not isinstance(bits, int) or not 1 <= bits <= allocated:
         return f"BitsStored is {bits} of {allocated} allocated", _EXPORT
-    high = dataset.get("HighBit", bits - 1)
+    high = high_bit(dataset)
     if not isinstance(high, int) or not bits - 1 <= high < allocated:
         return f"HighBit is {high} for {bits} of {allocated} bits", _EXPORT
     if signed not in (0, 1):
@@ -281,7 +281,7 @@ def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str)
     """What the header says of showing the pixels, where that cannot be done."""
     if _word(dataset, "PresentationIntentType") == "FOR PROCESSING" or "For Processing" in _sop_class(dataset).name:
         what = "a raw image FOR PROCESSING, which does not look like a mammogram for reading"
-        return what, "export the images FOR PRESENTATION, and leave this one out"
+        return what, "export the images FOR PRESENTATION, and leave this one out (on_error=skip)"
     shape, fitting = _word(dataset, "PresentationLUTShape"), "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if shape not in ("", fitting):
         what = f"PresentationLUTShape {shape} contradicts {photometric}"

@@ -110,12 +110,18 @@ def window(values: np.ndarray, center: float, width: float, function: str = "LIN
 def significant(raw: np.ndarray, dataset: Dataset) -> np.ndarray:
     """The BitsStored bits up to HighBit of every value [H, W]; the others may hold overlays (PS3.5 8.1.1)."""
     bits, allocated = int(dataset.BitsStored), 8 * raw.dtype.itemsize
-    shift = int(dataset.get("HighBit", bits - 1)) - (bits - 1)
+    shift = high_bit(dataset) - (bits - 1)
     if bits == allocated or dataset.BitsAllocated == 1:
         return raw
     unsigned = raw.astype(raw.dtype.newbyteorder("=")).view(f"u{raw.dtype.itemsize}")
     up = unsigned << (allocated - bits - shift)
     return (up.view(f"i{raw.dtype.itemsize}") if raw.dtype.kind == "i" else up) >> (allocated - bits)
+
+
+def high_bit(dataset: Dataset) -> Any:
+    """HighBit, by default that of values in the lowest bits."""
+    high = dataset.get("HighBit")
+    return dataset.BitsStored - 1 if high is None else high
 
 
 def first_number(attributes: Dataset, key: str) -> float | None:
@@ -142,9 +148,14 @@ def _macros(groups: Any) -> Iterator[Dataset]:
 def _has(place: Dataset, key: str) -> bool:
     """Whether a value is there: an empty one, an empty sequence and an empty item are none."""
     value = place.get(key)
-    if isinstance(value, Dataset | str | bytes) or not hasattr(value, "__len__"):
-        return value is not None and value != ""
-    return len(value) > 0 and value[0] not in (None, "") and not (isinstance(value[0], Dataset) and not len(value[0]))
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
+        return _is(value)
+    first = value[0] if len(value) else None
+    return any(_has(first, element.keyword) for element in first) if isinstance(first, Dataset) else _is(first)
+
+
+def _is(value: Any) -> bool:
+    return value is not None and value != ""
 
 
 def _says(place: Dataset, unit: tuple[str, ...]) -> bool:
@@ -181,7 +192,9 @@ def _range_of_values(
     smallest, largest = (_stored_number(attributes, f"{end}ImagePixelValue") for end in ("Smallest", "Largest"))
     smallest = int(low) if smallest is None and low == 0 else smallest
     if smallest is not None and largest is not None and smallest <= darkest < brightest <= largest:
-        return float(smallest), float(largest)
+        needed = (largest - smallest).bit_length()
+        low, high = (float(smallest), float(largest)) if needed < bits else (low, high)
+        bits = min(bits, needed)
     warn_if_dark(brightest - (darkest if stored.dtype.kind == "i" else 0), bits, name)
     return low, high
 
@@ -234,7 +247,7 @@ def _table(item: Dataset, attributes: Dataset, low: float, high: float) -> Table
     of their words instead, and viewers take the largest entry then.
     """
     descriptor = item.get("LUTDescriptor")
-    if not isinstance(descriptor, MultiValue | list) or len(descriptor) != 3 or "LUTData" not in item:
+    if not isinstance(descriptor, MultiValue | list) or len(descriptor) != 3 or not _has(item, "LUTData"):
         raise UserError("a look-up table without LUTDescriptor or LUTData", todo=_HEADER)
     count, bits = int(descriptor[0]) & 0xFFFF or 65536, int(descriptor[2]) & 0xFFFF
     entries = _entries(item["LUTData"].value, count, bits, attributes)

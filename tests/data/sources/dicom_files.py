@@ -35,10 +35,8 @@ def make(pixels=RAMP, syntax=ExplicitVRLittleEndian, bits=12, **attributes) -> b
     for key, value in attributes.items():
         if value is None:
             delattr(dataset, key)
-        elif isinstance(value, DataElement):
-            dataset.add(value)
         else:
-            setattr(dataset, key, value)
+            put(dataset, key, value)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -51,5 +49,17 @@ def make(pixels=RAMP, syntax=ExplicitVRLittleEndian, bits=12, **attributes) -> b
 def item(**attributes) -> Dataset:
     dataset = Dataset()
     for key, value in attributes.items():
-        setattr(dataset, key, value)
+        put(dataset, key, value)
     return dataset
+
+
+def put(dataset, key, value) -> None:
+    if isinstance(value, DataElement):
+        dataset.add(value)
+    else:
+        setattr(dataset, key, value)
+
+
+def us(**values) -> dict[str, DataElement]:
+    """Numbers written unsigned (many writers do so beside signed pixels), or empty: []."""
+    return {key: DataElement(key, "US", value) for key, value in values.items()}

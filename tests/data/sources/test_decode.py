@@ -182,10 +182,11 @@ def test_missing_empty_and_folder(tmp_path):
         decode_image(tmp_path)
 
 
-def test_several_pages_are_refused():
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_several_pages_are_refused(kind):
     page = Image.fromarray(EIGHT)
-    with refused(2, "TIFF"):
-        decode_image(encoded(page, "TIFF", save_all=True, append_images=[page]))
+    with refused(2, kind):
+        decode_image(encoded(page, kind, save_all=True, append_images=[Image.fromarray(255 - EIGHT)]))
 
 
 def test_encode_png_refuses_other_arrays():

@@ -14,11 +14,11 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_presentation_lut, apply_voi
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from elk_jax.data.sources import dark, dicom
 from elk_jax.data.sources.decode import decode_image
-from tests.data.sources.dicom_files import RAMP, item, make
+from tests.data.sources.dicom_files import RAMP, item, make, us
 from tests.refusals import refused
 
 SHARES = RAMP / 4095
@@ -38,11 +38,6 @@ def lut(entries, first=0, bits=16, vr="US", **more) -> Dataset:
     return table
 
 
-def us(**values) -> dict[str, DataElement]:
-    """Numbers written unsigned, as many writers do beside signed pixels."""
-    return {key: DataElement(key, "US", value) for key, value in values.items()}
-
-
 def floats(key: str, pixels=FLOATS, **attributes) -> bytes:
     kind = {"FloatPixelData": "<f4", "DoubleFloatPixelData": "<f8"}[key]
     plain = dict.fromkeys(("PixelData", "BitsStored", "HighBit", "PixelRepresentation"))
@@ -55,6 +50,14 @@ def in_groups(own=None, shared=None, **attributes) -> bytes:
     groups = {"SharedFunctionalGroupsSequence": [item(**shared)]} if shared else {}
     groups |= {"PerFrameFunctionalGroupsSequence": [Dataset(), item(**own)]} if own else {}
     return make(np.stack([RAMP, RAMP]), **groups, **attributes)
+
+
+def compressed() -> bytes:
+    dataset = pydicom.dcmread(io.BytesIO(make(np.stack([RAMP[::-1], RAMP]))))
+    dataset.compress(RLELossless, generate_instance_uid=False, encapsulate_ext=True)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
 
 
 def windowed(center, width):
@@ -74,6 +77,7 @@ HONOURED = {
         (make(RAMP << 4, HighBit=15), SHARES),
         (make((RAMP << 2) | 0xC003, HighBit=13), SHARES),
         (make(SIGNED << 4, HighBit=15), (SIGNED + 2048) / 4095),
+        (make(**us(HighBit=[])), SHARES),
     ],
     "PixelRepresentation": (make(SIGNED), (SIGNED + 2048) / 4095),
     "SmallestImagePixelValue LargestImagePixelValue": [
@@ -81,6 +85,7 @@ HONOURED = {
         (make(bits=16, LargestImagePixelValue=4095), SHARES),
         (make(RAMP + 1000, bits=16, SmallestImagePixelValue=1000, LargestImagePixelValue=5095), SHARES),
         (make(bits=16, SmallestImagePixelValue=0, LargestImagePixelValue=2000), RAMP / 65535),  # not of these pixels
+        (make(RAMP // 2, SmallestImagePixelValue=0, LargestImagePixelValue=2100), RAMP // 2 / 4095),  # needs 12 bits
         (
             make(SIGNED, bits=16, **us(SmallestImagePixelValue=63488, LargestImagePixelValue=2047)),
             (SIGNED + 2048) / 4095,
@@ -98,11 +103,13 @@ HONOURED = {
         floats("FloatPixelData", FloatPixelPaddingValue=2.0, FloatPixelPaddingRangeLimit=4.0),
         [[0, 0.5, 1, 0]],
     ),
+    "ExtendedOffsetTable ExtendedOffsetTableLengths": (compressed(), SHARES),
     # Modality LUT
     "ModalityLUTSequence": [
         (make(UNSIGNED, ModalityLUTSequence=[lut([0, 51, 102, 255], 0, 8)]), [[0, 0.2, 0.4, 1, 1]]),
         (make(SIGNED, ModalityLUTSequence=[lut([0, 10, 20, 50], -2)]), [[0, 0, 0.2, 0.4, 1, 1]]),
         (make(ModalityLUTSequence=[Dataset()]), SHARES),
+        (make(ModalityLUTSequence=[item(**us(LUTDescriptor=[], LUTData=[]))]), SHARES),
         (make(UNSIGNED, ModalityLUTSequence=[lut([9, 0], 0)], RescaleSlope=5, RescaleIntercept=1), [[1, 0, 0, 0, 0]]),
     ],
     "RescaleSlope RescaleIntercept": [
@@ -222,7 +229,8 @@ REFUSED = {
     "VOILUTFunction": (make(WindowCenter=9, WindowWidth=9, VOILUTFunction="CUBIC"), "CUBIC"),
     "VOILUTSequence": [
         (make(VOILUTSequence=[lut([1, 2, 3], count=4)]), "4 entries"),
-        (make(VOILUTSequence=[item(LUTDescriptor=[4, 0, 16])]), "LUTData"),
+        (make(VOILUTSequence=[item(**us(LUTDescriptor=[4, 0, 16]))]), "LUTData"),
+        (make(VOILUTSequence=[item(**us(LUTDescriptor=[4, 0, 16], LUTData=[]))]), "LUTData"),
     ],
     "PresentationLUTShape": [
         (make(PresentationLUTShape="INVERSE"), "MONOCHROME2"),
