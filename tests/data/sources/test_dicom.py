@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from elk_jax import budget
 from elk_jax.data.sources import dicom, dicom_grey
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.errors import UserError
@@ -378,3 +380,25 @@ def test_any_bundled_file_is_an_image_or_one_line():
             good += 1
             assert np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
     assert good >= 10
+
+
+def test_a_data_set_that_inflates_without_end(monkeypatch):
+    monkeypatch.setattr(budget, "FLOOR", 1 << 22)
+    head = make(syntax=DeflatedExplicitVRLittleEndian)
+    start = 144 + int.from_bytes(head[140:144], "little")
+    deflate = zlib.compressobj(wbits=-15)
+    file = head[:start] + deflate.compress(bytes(1 << 23)) + deflate.flush()
+    with refused("inflated", where="bomb.dcm"):
+        dicom.decode(file, name="bomb.dcm")
+    with refused("inflated", where="bomb.dcm"):
+        dicom.decode_frame(io.BytesIO(file), 0, name="bomb.dcm")
+
+
+def test_a_frame_far_larger_than_its_file():
+    dataset = pydicom.dcmread(io.BytesIO(make()))
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.Rows = dataset.Columns = 65535
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    with refused("65535 x 65535", where="bomb.dcm"):
+        dicom.decode(buffer.getvalue(), name="bomb.dcm")

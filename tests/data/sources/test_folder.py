@@ -7,6 +7,7 @@ import pytest
 from elk_jax.data.sources import decode as decoding
 from elk_jax.data.sources import folder
 from elk_jax.data.sources.spec import SourceSpec
+from tests.data.sources.dicom_files import RAMP, make
 from tests.refusals import refused
 
 
@@ -78,3 +79,34 @@ def test_a_file_is_decoded_once_as_long_as_there_is_room(images, monkeypatch):
     source = folder.open_files(paths, ("mass",), cache_bytes=0)
     _ = source[0], source[0]
     assert sorted(decoded) == ["a.png", "a.png", "a.png", "c.png"]
+
+
+def test_objects_without_an_image_are_left_out(images):
+    """Reports, presentation states and segmentations lie beside the images of an exam."""
+    kinds = {"SR1": "88.50", "PS.dcm": "11.1", "RT": "481.3", "SEG": "66.4", "IM": "1.2", "old.dcm": "1.1"}
+    for name, kind in kinds.items():
+        pixels = {} if name in ("IM", "old.dcm", "SEG") else dict.fromkeys(("PixelData", "Rows", "Columns"))
+        (images / name).write_bytes(make(SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{kind}", **pixels))
+    (images / "private").write_bytes(make(SOPClassUID="1.2.3.4", PixelData=None, Rows=None))
+    found, left_out = folder.find_images([images])
+    assert {path.name for path in found} >= {"IM", "old.dcm"}
+    assert {path.name for path in left_out} == {"SR1", "PS.dcm", "RT", "SEG", "private", "notes.txt"}
+    for name, words in (("SR1", "Mammography CAD SR"), ("PS.dcm", "Presentation State"), ("private", "1.2.3.4")):
+        with refused(words, "not an image", where=name) as raised:
+            folder.open_files([images / name], ("mass",))
+        assert "fetch" not in raised.value.todo
+
+
+def test_every_frame_of_a_volume_is_an_image(tmp_path):
+    (tmp_path / "volume").write_bytes(make(np.stack([RAMP, RAMP[::-1], RAMP // 2])))
+    (tmp_path / "single").write_bytes(make())
+    source = folder.open_files(folder.find_images([tmp_path])[0], ("mass",), cache_bytes=0)
+    assert [(info.volume != "", info.slice) for info in source.infos] == [(False, -1), (True, 0), (True, 1), (True, 2)]
+    assert len({info.image_id for info in source.infos}) == 4
+    np.testing.assert_allclose(source[2].image[..., 0], RAMP[::-1] / 4095, atol=1e-6)
+
+
+def test_frames_that_a_file_cannot_hold(tmp_path):
+    (tmp_path / "huge").write_bytes(make(NumberOfFrames=2**31 - 1))
+    with refused(where="huge"):
+        folder.open_files([tmp_path / "huge"], ("mass",))

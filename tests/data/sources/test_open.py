@@ -6,12 +6,14 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import open as opening
 from elk_jax.data.sources.open import check_readable, list_source, open_source
 from elk_jax.data.sources.source import cached, concatenate
 from elk_jax.data.sources.spec import SourceSpec
+from tests.data.sources.dicom_files import make as dicom_file
 from tests.refusals import refused
 
 
@@ -136,6 +138,30 @@ def test_twelve_bits_of_a_source_and_of_an_image(at, tmp_path):
     for wrong in ("twelve", 40, 12.0, True):
         with refused("bit_depth", wrong, where="image 1"):
             open_source(at(lambda content, wrong=wrong: content["images"][0].update(bit_depth=wrong)))
+
+
+def test_a_frame_of_an_image(at, tmp_path):
+    frames = np.stack([np.full((40, 60), value, np.uint16) for value in (0, 4095)])
+    for frame in (0, 1):
+        spec = at(lambda content, frame=frame: content["images"][0].update(frame=frame))
+        (tmp_path / "images" / "1.png").write_bytes(dicom_file(frames))  # by its content, whatever its name
+        assert open_source(spec)[0].image.max() == frame
+    for wrong in (-1, "two", True, 1.0):
+        with refused("frame", wrong, where="image 1"):
+            open_source(at(lambda content, wrong=wrong: content["images"][0].update(frame=wrong)))
+
+
+def test_size_and_boxes_are_of_the_turned_picture(at, tmp_path):
+    """Stored as 60 rows of 40, shown as 40 of 60; the lesion lies right in what is shown."""
+    spec, exif = at(), Image.Exif()
+    exif[274] = 6
+    shown = np.zeros((40, 60), np.uint8)
+    shown[6:16, 40:50] = 255
+    Image.fromarray(np.rot90(shown)).save(tmp_path / "images" / "1.png", exif=exif)
+    np.testing.assert_array_equal(open_source(spec)[0].image[..., 0], shown / 255)
+    Image.fromarray(np.rot90(shown)).save(tmp_path / "images" / "1.png")
+    with refused("orientation", where="image 1 (1.png)"):
+        _ = open_source(spec)[0]
 
 
 # ---- Files ---------------------------------------------------------------------------------------------------------
