@@ -199,3 +199,12 @@ def test_pictures_far_larger_than_their_files():
         decode_image(png(rows, 13000, 13000, colour=2, depth=8), name="bomb.png")
     with refused("too large", where="bomb.png"):
         decode_image(png(rows, 60000, 60000, colour=0, depth=8), name="bomb.png")
+
+
+def test_a_flipped_byte_in_deep_colours_is_refused():
+    data = png_of(channels(GREY, 3))
+    for position in range(36, len(data) - 16, 9):
+        bent = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+        with refused(where="bent") as raised:
+            decode_image(bent, name="bent")
+        assert "fetch" in raised.value.todo
