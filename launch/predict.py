@@ -5,8 +5,11 @@
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found --threshold=0.4
 
 Writes findings.json (boxes in each file's own pixels, with scores), findings.csv, and one picture per image with
-the boxes that reach the threshold. Without --threshold the pictures use the operating point of one false positive per
-image that the training chose on its validation split. With a translator: what launch/translate.py does.
+the boxes that reach the threshold. Every frame of a multi-frame DICOM file (tomosynthesis) is an image, and the
+findings name it. docs/dicom.md says how files are read, and which are left out or refused.
+
+Without --threshold the pictures use the operating point of one false positive per image that the training chose on its
+validation split. With a translator: what launch/translate.py does.
 """
 
 from __future__ import annotations

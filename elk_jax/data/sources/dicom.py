@@ -10,6 +10,7 @@ enhanced multi-frame objects (tomosynthesis) work like classic ones. docs/dicom.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -302,13 +303,16 @@ def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str)
 
 def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
     """Whether the element with the pixels, from byte `start` on, ends before the file does."""
+    sizes = [dataset.get(key) for key in ("Rows", "Columns", "BitsAllocated")]
+    if not all(isinstance(size, int) for size in sizes):
+        return False
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     file.seek(start)
     header = file.read(8 if syntax.is_implicit_VR else 12)
     position, end = start + len(header), 0
     (length,) = struct.unpack("<L" if syntax.is_little_endian else ">L", header[-4:])
     if length != _UNDEFINED:
-        bits = int(dataset.get("NumberOfFrames") or 1) * dataset.Rows * dataset.Columns * dataset.BitsAllocated
+        bits = int(dataset.get("NumberOfFrames") or 1) * math.prod(sizes)
         end = position + max(length, -(-bits // 8))
     while not end:  # encapsulated: items to a delimiter
         file.seek(position)

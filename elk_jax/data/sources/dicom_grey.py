@@ -142,7 +142,8 @@ def first_number(attributes: Dataset, key: str) -> float | None:
 def _macros(groups: Any) -> Iterator[Dataset]:
     """The functional groups of a frame, or of all frames: the first item of every sequence."""
     for group in groups:
-        yield from (element.value[0] for element in group if element.VR == "SQ" and element.value)
+        public = (element for element in group if not element.tag.is_private)
+        yield from (element.value[0] for element in public if element.VR == "SQ" and element.value)
 
 
 def _has(place: Dataset, key: str) -> bool:

@@ -303,6 +303,9 @@ def test_refused(attributes, case):
     data, word = case
     with refused(word, where="a.dcm") as raised:
         last_frame(data)
+    frame = 1 if "Frame" in attributes else 0
+    with refused(word, where="a.dcm"):
+        dicom.decode_frame(io.BytesIO(data), frame, name="a.dcm")
     assert raised.value.todo and "fetch" not in raised.value.todo
 
 

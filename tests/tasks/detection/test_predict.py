@@ -19,6 +19,7 @@ from elk_jax.evaluation.detections import Detections, join
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import Trained
+from tests.data.sources.dicom_files import make as dicom_file
 
 BREAST = np.array([30, 10, 60, 40])  # x0, y0, x1, y1 of the bright part of a 100 x 60 px image
 
@@ -167,6 +168,14 @@ def test_findings_of_files_are_written_and_drawn(found, capsys):
     assert tuple(picture[10, 45]) == predict.COLOUR and tuple(picture[5, 3]) == (0, 0, 0)
     printed = capsys.readouterr().out
     assert "1 findings at or above 0.500 in 1 images" in printed and "notes.txt" in printed
+
+
+def test_findings_name_the_frame_of_a_volume(found, tmp_path):
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "volume.dcm").write_bytes(dicom_file(np.stack([np.full((60, 100), 9, np.uint16)] * 2)))
+    entries, pictures = found()
+    assert [(e["file"], e["frame"]) for e in entries] == [(str(tmp_path / "volume.dcm"), 0)] * 2 and len(pictures) == 2
+    assert (tmp_path / "out" / "findings.csv").read_text().startswith("file,frame,class,")
 
 
 def test_the_settings_of_a_prediction(found):
