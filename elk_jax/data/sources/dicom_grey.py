@@ -89,6 +89,10 @@ def presented(stored: np.ndarray, attributes: Dataset, bit_depth: int | None, na
         _, low, high = _modality(stored, attributes, _range_of_values(stored[~padding], attributes, bit_depth, name))
         image, voi = np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1), "full"
     image = _presentation(image, attributes)
+    seen = ~padding if padding.any() else np.s_[:]
+    if voi != "full" and image[seen].size and image[seen].min() == image[seen].max() and np.ptp(stored[seen]):
+        shade = "white" if image[seen].flat[0] > 0.5 else "black"
+        raise UserError(f"the {voi} of the header shows all pixels {shade}", todo=_HEADER)
     image[padding] = 0
     return image, voi
 

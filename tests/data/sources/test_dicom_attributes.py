@@ -225,10 +225,18 @@ REFUSED = {
     "PixelAspectRatio": (make(PixelAspectRatio=["2", "1"]), "square"),
     "PixelDataProviderURL": (make(PixelData=None, PixelDataProviderURL="http://pacs/1"), "server"),
     "RescaleSlope": [(make(RescaleSlope=0, RescaleIntercept=5), "RescaleSlope")],
-    "WindowWidth": [(make(WindowCenter=9, WindowWidth=0), "width 0"), (make(WindowCenter=9, WindowWidth="inf"), "inf")],
+    "WindowWidth": [
+        (make(WindowCenter=9, WindowWidth=0), "width 0"),
+        (make(WindowCenter=9, WindowWidth="1e999"), "inf"),
+    ],
+    "WindowCenter": [
+        (make(WindowCenter=50000, WindowWidth=10), "black"),
+        (make(WindowCenter=50000, WindowWidth=10, PhotometricInterpretation="MONOCHROME1"), "white"),
+    ],
     "VOILUTFunction": (make(WindowCenter=9, WindowWidth=9, VOILUTFunction="CUBIC"), "CUBIC"),
     "VOILUTSequence": [
         (make(VOILUTSequence=[lut([1, 2, 3], count=4)]), "4 entries"),
+        (make(VOILUTSequence=[lut([0, 0, 9], -9)]), "white"),
         (make(VOILUTSequence=[item(**us(LUTDescriptor=[4, 0, 16]))]), "LUTData"),
         (make(VOILUTSequence=[item(**us(LUTDescriptor=[4, 0, 16], LUTData=[]))]), "LUTData"),
     ],
@@ -366,9 +374,8 @@ def test_tables_of_any_form(syntax, bits, vr, kind):
 
 
 def test_tables_of_unusual_sizes():
-    wide = (np.arange(65536) // 16).tolist()
-    pixels = np.array([[0, 32768, 65535]], np.uint16)
-    image = dicom.decode(make(pixels, bits=16, VOILUTSequence=[lut(wide)]))[0]  # 65536 entries: the count is 0
+    wide = lut((np.arange(65536) // 16).astype("<u2").tobytes(), vr="OW", count=0)  # 65536 entries
+    image = dicom.decode(make(np.array([[0, 32768, 65535]], np.uint16), bits=16, VOILUTSequence=[wide]))[0]
     np.testing.assert_allclose(image, [[0, 2048 / 4095, 1]], atol=1e-6)
     more_than_256 = [i // 4 for i in range(1024)]
     image = dicom.decode(make(np.array([[0, 512, 1023]], np.uint16), VOILUTSequence=[lut(more_than_256, 0, 8)]))[0]
@@ -377,7 +384,8 @@ def test_tables_of_unusual_sizes():
     np.testing.assert_allclose(image, [[0, 0.75, 1, 1, 1]], atol=1e-6)
     image = dicom.decode(make(UNSIGNED, VOILUTSequence=[lut([0, 2100, 3000], 0, 12)]))[0]  # its bits, not its maximum
     np.testing.assert_allclose(image, [[0, 2100 / 4095, *[3000 / 4095] * 3]], atol=1e-6)
-    assert dicom.decode(make(UNSIGNED, VOILUTSequence=[lut([0, 0])]))[0].max() == 0
+    flat = np.full((1, 5), 7, np.uint16)
+    assert dicom.decode(make(flat, VOILUTSequence=[lut([0, 0])]))[0].max() == 0
 
 
 def test_a_first_value_of_the_wrong_sign():
