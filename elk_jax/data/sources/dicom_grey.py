@@ -46,8 +46,8 @@ class Table(NamedTuple):
     white: int
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        indices = np.clip(np.rint(values).astype(np.int64) - self.first, 0, len(self.entries) - 1)
-        return self.entries[indices]
+        inside = np.clip(values.astype(np.float64), self.first, self.first + len(self.entries) - 1)
+        return self.entries[np.rint(inside).astype(np.int64) - self.first]
 
 
 def attributes_of_frame(dataset: Dataset, frame: int) -> Dataset:
@@ -77,19 +77,21 @@ def presented(stored: np.ndarray, attributes: Dataset, bit_depth: int | None, na
     file, for the warning of values that use little of their range.
     """
     padding = _padding(stored, attributes)
-    values, low, high = _modality(stored, attributes, _range_of_bits(attributes, stored))
+    seen = ~padding if padding.any() else np.s_[:]
+    ends = _range_of_bits(attributes, stored)
+    values = _after_modality(stored, attributes, ends)
     if tables := attributes.get("VOILUTSequence"):
-        table = _table(tables[0], attributes, low, high)
-        image, voi = np.clip(table(values) / table.white, 0, 1), "lut"
+        table = _table(tables[0], attributes, *_ends_after_modality(attributes, ends))
+        image, voi = table(values) / table.white, "lut"
     elif _has(attributes, "WindowCenter"):
         center, width = first_number(attributes, "WindowCenter"), first_number(attributes, "WindowWidth")
         function = str(attributes.get("VOILUTFunction") or "LINEAR").strip().upper()
         image, voi = window(values, center or 0.0, width or 0.0, function), "window"
     else:
-        _, low, high = _modality(stored, attributes, _range_of_values(stored[~padding], attributes, bit_depth, name))
+        black_and_white = _range_of_values(stored[seen], attributes, bit_depth, name)
+        low, high = _ends_after_modality(attributes, black_and_white)
         image, voi = np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1), "full"
     image = _presentation(image, attributes)
-    seen = ~padding if padding.any() else np.s_[:]
     if voi != "full" and image[seen].size and image[seen].min() == image[seen].max() and np.ptp(stored[seen]):
         shade = "white" if image[seen].flat[0] > 0.5 else "black"
         raise UserError(f"the {voi} of the header shows all pixels {shade}", todo=_HEADER)
@@ -230,19 +232,28 @@ def _padding(stored: np.ndarray, attributes: Dataset) -> np.ndarray:
     return (stored >= min(value, limit)) & (stored <= max(value, limit))
 
 
-def _modality(stored: np.ndarray, attributes: Dataset, ends: tuple[float, float]) -> tuple[np.ndarray, float, float]:
-    """Values after the modality step, and the smallest and largest that it makes of the stored `ends`."""
+def _after_modality(stored: np.ndarray, attributes: Dataset, ends: tuple[float, float]) -> np.ndarray:
+    """Values after the modality step, of stored values between `ends`."""
     if tables := attributes.get("ModalityLUTSequence"):
-        table = _table(tables[0], attributes, *ends)
-        return table(stored), 0.0, float(table.white)
+        return _table(tables[0], attributes, *ends)(stored)
+    slope, intercept = _rescale(attributes)
+    return stored if (slope, intercept) == (1, 0) else stored.astype(np.float64) * slope + intercept
+
+
+def _ends_after_modality(attributes: Dataset, ends: tuple[float, float]) -> tuple[float, float]:
+    """Smallest and largest value that the modality step makes of stored values between `ends`."""
+    if tables := attributes.get("ModalityLUTSequence"):
+        return 0.0, float(_table(tables[0], attributes, *ends).white)
+    slope, intercept = _rescale(attributes)
+    low, high = sorted(end * slope + intercept for end in ends)
+    return low, high
+
+
+def _rescale(attributes: Dataset) -> tuple[float, float]:
     slope, intercept = first_number(attributes, "RescaleSlope"), first_number(attributes, "RescaleIntercept")
-    if slope is None and intercept is None:
-        return stored, *ends
     if slope == 0:
         raise UserError("RescaleSlope is 0, which makes all pixels equal", todo=_HEADER)
-    slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
-    low, high = sorted(end * slope + intercept for end in ends)
-    return stored.astype(np.float64) * slope + intercept, low, high
+    return 1.0 if slope is None else slope, intercept or 0.0
 
 
 def _table(item: Dataset, attributes: Dataset, low: float, high: float) -> Table:
@@ -261,7 +272,7 @@ def _table(item: Dataset, attributes: Dataset, low: float, high: float) -> Table
     reached = lambda start: start <= high and start + count > low
     first = other if reached(other) and not reached(first) else first
     top = int(entries.max())
-    return Table(entries, first, 2**bits - 1 if top == 0 or top.bit_length() == bits else top)
+    return Table(entries, first, 2**bits - 1 if top.bit_length() == bits else max(top, 1))
 
 
 def _entries(data: Any, count: int, bits: int, attributes: Dataset) -> np.ndarray:
