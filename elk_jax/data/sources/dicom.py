@@ -20,7 +20,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
+from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import (
@@ -40,6 +42,8 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 """Tags and length of encapsulated pixel data (PS3.5 A.4)."""
 _CHUNK = 1 << 20
+_RLE_MOST = 64
+"""Times that RLE makes a frame smaller, at most: 2 bytes stand for 128."""
 _EXPORT = "repair the DICOM header, or export the image again"
 
 PREFIX = 132
@@ -89,6 +93,7 @@ def decode_frame(
             syntax = UID(dataset.file_meta.TransferSyntaxUID)
             known = syntax.is_transfer_syntax and not syntax.is_private
             if known and _pixels_are_complete(file, start, size, dataset):
+                file.seek(start)
                 return _decode(dataset, file, budget, name, frame, bit_depth)
     file.seek(0)
     return decode(file.read(), name=name, frame=frame, bit_depth=bit_depth)
@@ -154,7 +159,7 @@ def _decode(
     frame: int | None,
     bit_depth: int | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """dataset: the header. pixels: where the stored values are, the same dataset or its file."""
+    """dataset: the header. pixels: where the stored values are, the same dataset or its file, at their element."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frame is None and frames > 1:
         todo = f"give the image a field `frame`, 0 to {frames - 1}, or export single frames"
@@ -168,6 +173,8 @@ def _decode(
     float64 = 8  # of the pipeline
     size = dataset.Rows * dataset.Columns * (-(-dataset.BitsAllocated // 8) + float64)
     budget.spend(size, f"a frame of {dataset.Rows} x {dataset.Columns} pixels")
+    if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
+        _check_encoded(pixels, dataset, frame or 0, budget)
     stored = _stored_values(pixels, dataset, frame or 0)
     image, voi = presented(stored, attributes, bit_depth, name)
 
@@ -321,6 +328,43 @@ def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset
         if (group, element) != _ITEM:
             end = position if (group, element) == _DELIMITER else size + 1
     return end <= size
+
+
+def _check_encoded(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int, budget: Budget) -> None:
+    """UserError for a compressed frame that is not of the header's size; the decoders unpack whatever it asks for."""
+    offsets = tuple(dataset.get(key) for key in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
+    start = 0 if isinstance(pixels, Dataset) else pixels.tell()
+    try:
+        if not isinstance(pixels, Dataset):
+            pixels.seek(start + 12)  # the header of the element
+        encoded = get_frame(
+            pixels.PixelData if isinstance(pixels, Dataset) else pixels,
+            frame,
+            number_of_frames=int(dataset.get("NumberOfFrames") or 1),
+            extended_offsets=offsets if all(offsets) else None,
+        )
+        rle = dataset.file_meta.TransferSyntaxUID == RLELossless
+        size = None if rle else Image.open(io.BytesIO(encoded), formats=("JPEG", "JPEG2000")).size
+    except Exception:  # a damaged frame, or one of another kind: whoever decodes it says so
+        return
+    if size not in (None, (dataset.Columns, dataset.Rows)):
+        what = f"a compressed frame of {size[1]} x {size[0]} pixels, the header says {dataset.Rows} x {dataset.Columns}"
+        raise UserError(what, todo=_EXPORT)
+    if rle and len(encoded) * _RLE_MOST > budget.left:
+        budget.spend(_rle_length(encoded), "an RLE frame")
+
+
+def _rle_length(encoded: bytes) -> int:
+    """Bytes that an RLE frame unpacks to (PS3.5 Annex G)."""
+    count, *starts = struct.unpack_from("<16L", encoded)
+    ends = [*starts[1:count], len(encoded)]
+    total = 0
+    for position, end in zip(starts, ends):
+        while position < min(end, len(encoded)):
+            control = encoded[position]
+            total += 257 - control if control > 128 else control + 1 if control < 128 else 0
+            position += 2 if control > 128 else control + 2 if control < 128 else 1
+    return total
 
 
 def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -16,6 +18,8 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
 )
 
@@ -402,3 +406,25 @@ def test_a_frame_far_larger_than_its_file():
     dataset.save_as(buffer)
     with refused("65535 x 65535", where="bomb.dcm"):
         dicom.decode(buffer.getvalue(), name="bomb.dcm")
+
+
+@pytest.mark.parametrize("open_file", [False, True])
+def test_a_compressed_frame_that_is_not_of_the_size_in_the_header(open_file, monkeypatch):
+    def refuses(frame: bytes, syntax: str, word: object) -> None:
+        dataset = pydicom.dcmread(io.BytesIO(make(RAMP.astype(np.uint8), bits=8)))
+        dataset.PixelData = encapsulate([frame])
+        dataset["PixelData"].VR, dataset.file_meta.TransferSyntaxUID = "OB", syntax
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        with refused(word, where="bomb.dcm"):
+            if open_file:
+                dicom.decode_frame(buffer, 0, name="bomb.dcm")
+            else:
+                dicom.decode(buffer.getvalue(), name="bomb.dcm")
+
+    for kind, syntax in (("JPEG", JPEGBaseline8Bit), ("JPEG2000", JPEG2000Lossless)):
+        picture = io.BytesIO()
+        Image.new("L", (3000, 2000)).save(picture, kind)
+        refuses(picture.getvalue(), syntax, "2000 x 3000")
+    monkeypatch.setattr(budget, "FLOOR", 1 << 20)
+    refuses(struct.pack("<16L", 1, 64, *[0] * 14) + b"\x81\0" * 20000, RLELossless, "RLE")
