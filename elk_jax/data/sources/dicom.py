@@ -130,7 +130,9 @@ def _errors_of(name: object) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except UserError as error:
-        raise (error if error.where else UserError(error.what, where=name, todo=error.todo)) from error
+        if error.where:
+            raise
+        raise UserError(error.what, where=name, todo=error.todo) from error
     except Exception as error:  # a damaged header makes pydicom raise almost anything; all mean the same here
         todo = "fetch the file again; if that does not help, export the image again"
         raise UserError(f"damaged DICOM file: {error}", where=name, todo=todo) from error
@@ -170,9 +172,8 @@ def _decode(
     what, todo = _problem(dataset, attributes)
     if what:
         raise UserError(what, todo=todo)
-    float64 = 8  # of the pipeline
-    size = dataset.Rows * dataset.Columns * (-(-dataset.BitsAllocated // 8) + float64)
-    budget.spend(size, f"a frame of {dataset.Rows} x {dataset.Columns} pixels")
+    a_pixel = -(-dataset.BitsAllocated // 8) + np.dtype(np.float64).itemsize  # stored, and in the pipeline
+    budget.spend(dataset.Rows * dataset.Columns * a_pixel, f"a frame of {dataset.Rows} x {dataset.Columns} pixels")
     if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
         _check_encoded(pixels, dataset, frame or 0, budget)
     stored = _stored_values(pixels, dataset, frame or 0)
