@@ -23,6 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from elk_jax.data.sources.cleaning import keep_clean_boxes
+from elk_jax.data.sources.patients import patient_key
 from elk_jax.errors import UserError, from_os_error
 from elk_jax.images.boxes import area, iou
 
@@ -77,7 +78,7 @@ def read_tables(folder: str | Path) -> tuple[ImageRow, ...]:
         )
     images = _find(folder, "Radiology", "manual", "annotations", endings=(".xlsx", ".csv"))
     regions = _find(folder, "Radiology", "segmentations", endings=(".csv",))
-    rows = _read_xlsx(images) if images.suffix == ".xlsx" else _read_csv(images)
+    rows = _read_xlsx(images) if images.suffix.lower() == ".xlsx" else _read_csv(images)
     return join_tables(
         _checked(rows, _IMAGE_COLUMNS, images),
         images,
@@ -104,12 +105,12 @@ def join_tables(
     for row in image_rows:
         grade = row["Breast density (ACR)"].strip().upper()
         if grade in ("A", "B", "C", "D"):
-            density[row["Patient_ID"].strip(), row["Side"].strip()] = grade
+            density[_patient(row), row["Side"].strip().upper()] = grade
     result: dict[str, ImageRow] = {}
     for line, row in enumerate(image_rows, start=2):
         name, patient, side = (
             squeeze(row["Image_name"]),
-            row["Patient_ID"].strip(),
+            _patient(row),
             row["Side"].strip().upper(),
         )
         where = f"{images}, line {line}, {name or 'no name'}"
@@ -117,6 +118,9 @@ def join_tables(
         if kind not in _MODALITIES or side not in ("L", "R") or not patient or not name:
             raise UserError(f"patient '{patient}', side '{side}', type '{kind}'", where=where,
                             todo="give a name, a patient, L or R, and DM or CESM")  # fmt: skip
+        if patient_key(patient) != patient_key(name.partition("_")[0]):
+            what = f"the row is of patient '{patient}', the image's name of another"
+            raise UserError(what, where=where, todo="correct it")
         if name in result:
             raise UserError("the image occurs twice", where=where, todo="keep one of the rows")
         result[name] = ImageRow(
@@ -177,7 +181,7 @@ def region_box(attributes: str, where: str) -> tuple[float, float, float, float]
             raise ValueError(f"unknown shape '{name}'")
         if not all(math.isfinite(edge) for edge in edges):
             raise ValueError("a coordinate is NaN or infinite")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         missing = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"not a region: {missing}", where=where, todo="correct the row, or download the table again"
@@ -239,13 +243,20 @@ def squeeze(name: str) -> str:
     return "".join(name.split())
 
 
+def _patient(row: dict[str, str]) -> str:
+    """The patient of a row: spreadsheets write 3 as 3.0 or 003."""
+    text = row["Patient_ID"].strip()
+    return key if (key := patient_key(text)).isdecimal() else text
+
+
 def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
     """The only file below `folder` whose name contains all words, with the first ending that occurs."""
     for ending in endings:
         found = sorted(
             path
-            for path in folder.rglob(f"*{ending}")
-            if all(word.lower() in path.name.lower() for word in words) and not path.name.startswith((".", "~"))
+            for path in folder.rglob("*")
+            if path.suffix.lower() == ending
+            and all(word.lower() in path.name.lower() for word in words) and not path.name.startswith((".", "~"))
         )
         if len(found) > 1:
             what = f"{len(found)} tables match: {found[0].name} and {found[1].name}"
@@ -259,7 +270,8 @@ def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
 def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return [{str(key): value or "" for key, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{str(key): value or "" for key, value in row.items()} for row in csv.DictReader(file)]
+            return [row for row in rows if any("".join(cells).strip() for cells in row.values())]  # not a row of commas
     except OSError as error:
         raise from_os_error(error, path) from error
     except (csv.Error, UnicodeDecodeError, TypeError) as error:
@@ -279,7 +291,7 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
         raise UserError("the sheet 'all' is missing", where=path, todo=f"it has {', '.join(book.sheetnames)}")
     lines = [["" if cell is None else str(cell) for cell in line] for line in book["all"].iter_rows(values_only=True)]
     header = lines[0] if lines else []
-    return [dict(zip(header, line)) for line in lines[1:] if any(line)]
+    return [dict(zip(header, line)) for line in lines[1:] if any(cell.strip() for cell in line)]
 
 
 def _checked(rows: list[dict[str, Any]], columns: Iterable[str], path: Path) -> list[dict[str, str]]:

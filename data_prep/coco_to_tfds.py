@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tfds_writer import write_tfds
 
-from elk_jax.data.sources.checks import check_no_patient_in_two_splits
+from elk_jax.data.sources.checks import check_no_patient_in_two_splits, check_split_names
 from elk_jax.data.sources.coco import image_folder, read_coco
 from elk_jax.data.sources.decode import as_integers, check_bit_depth, checked_frame, decode_pixels
 from elk_jax.errors import UserError, run_main
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
         checked_frame(frame_of[image_id], f"{flags.input}, image {image_id}")
     if not infos:
         raise UserError("the file lists no images", where=flags.input)
+    check_split_names(infos, where=flags.input)
     check_no_patient_in_two_splits(infos, where=flags.input)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (

@@ -96,8 +96,8 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
                 f"{model} would be evaluated on its own training data",
                 where=f"stage {stage.name}",
                 todo="remove the patient from one of the two (from the data, where weights have seen it); if different "
-                f"people have the same ID, make the field patient_id of '{on}' distinct (an image without it is a "
-                "separate patient, with the image's ID)",
+                f"people have the same ID, or IDs written alike, make the field patient_id of '{on}' distinct (an "
+                "image without it is a separate patient, with the image's ID)",
             )
 
     trainer = experiment.stages[model]
@@ -113,8 +113,13 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
                 where=f"stage {stage.name}",
                 todo="rename the categories of one of them",
             )
-        both = sorted({patient for patient, _ in training.patients} & split_of.keys())
-        refuse(both, f"the training data '{source}'")
+        alike = {patients.patient_key(patient): patient for patient in training.named}
+        both = {patient: patient for patient, _ in training.patients if patient in split_of}
+        both |= {p: alike[key] for p in known - both.keys() if (key := patients.patient_key(p)) in alike}
+        if both:
+            first = min(both)
+            written = "" if both[first] == first else f" (as {both[first]})"
+            refuse(sorted(both), f"the training data '{source}'{written}")
         refuse(patients.among(known, training.seen_patients), f"the training data of the painter of '{source}'")
     for folder in foreign_models(experiment, model):
         refuse(patients.among(known, model_folder.seen_patients(Path(folder))), f"the training data of {folder}")

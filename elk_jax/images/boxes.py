@@ -13,6 +13,11 @@ def area(boxes: np.ndarray) -> np.ndarray:
     return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=-1)
 
 
+def within_a_pixel(boxes: np.ndarray) -> np.ndarray:
+    """Which of boxes [N, 4] start in the first pixel and are no larger: shares of the image rather than pixels [N]."""
+    return (boxes[:, :2] <= 1).all(axis=1) & (boxes[:, 2:] - boxes[:, :2] <= 1).all(axis=1)
+
+
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Area of the common part [N, M] of boxes a [N, 4] and b [M, 4]."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])

@@ -41,6 +41,11 @@ class ImageInfo:
         """Ignore boxes are not lesions."""
         return bool((~self.ignore).any())
 
+    @property
+    def is_lesion_free(self) -> bool:
+        """Whether the image has no annotated box at all, not even one to ignore."""
+        return len(self.boxes) == 0
+
 
 @dataclass(frozen=True)
 class Record:

@@ -212,6 +212,24 @@ def test_bad_rows_name_their_line(tmp_path):
         cdd_tables.read_tables(tmp_path / "nowhere")
 
 
+def test_a_patient_is_one_however_the_table_writes_it(tmp_path):
+    rows = [image_row(f"P3_{side}_{kind}_CC") for side in "LR" for kind in ("CM", "DM")]
+    for row, patient in zip(rows, ("3", "3.0", " 3", "03.00")):
+        row[1] = patient
+    rows[0][2] = "l"
+    blank = [""] * len(rows[0])
+    write_tables(tmp_path, [*rows[:2], blank, *rows[2:], blank], [("P3_L_CM_CC", circle(9, 9, 2))], "csv")
+    for file in list(tmp_path.glob("*.csv")):
+        file.rename(file.with_suffix(".CSV"))
+    read = cdd_tables.read_tables(tmp_path)
+    assert [row.patient_id for row in read] == ["3"] * 4
+    assert read[0].density == "C", "of the low-energy image, whose side is written otherwise"
+    rows[1][1] = "4"
+    write_tables(tmp_path / "other", rows, [("P3_L_CM_CC", circle(9, 9, 2))], "csv")
+    with refused("patient '4'", where="line 3, P3_L_DM_CC"):
+        cdd_tables.read_tables(tmp_path / "other")
+
+
 @pytest.fixture(scope="module")
 def real_rows(real_data):
     if not (real_data / "cdd_cesm_native").is_dir():

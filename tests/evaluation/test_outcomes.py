@@ -51,3 +51,5 @@ def test_describe_outcome():
     assert describe_outcome(outcome("a", 2, 1, 1)) == "2 of 3 lesions found, 1 false positive"
     assert describe_outcome(outcome("a", 0, 1, 0)) == "0 of 1 lesion found, no false positives"
     assert describe_outcome(outcome("a", 0, 0, 2)) == "lesion-free, 2 false positives"
+    set_aside = outcome("a", 0, 0, 2) | {"gt_ignore": [True]}
+    assert describe_outcome(set_aside) == "no lesion to find, 2 false positives"

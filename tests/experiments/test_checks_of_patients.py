@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from configs import cem_mixed, cem_real
@@ -9,10 +10,11 @@ from elk_jax import files
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.experiments.patients import foreign_models, training_sources
+from elk_jax.experiments.patients import Listed, check_apart, foreign_models, training_sources
 from elk_jax.synthesis import phantom
 from elk_jax.weights import model_folder
 from tests.experiments.checks import PATIENTS, assert_refused, on_files
+from tests.refusals import refused
 
 
 def test_a_patient_of_the_test_is_not_trained_on_in_another_file(ran, coco, tmp_path):
@@ -31,6 +33,16 @@ def test_a_patient_of_the_validation_is_not_trained_on(ran, coco, tmp_path):
     config.data.synthetic.spec = coco("painted", {"train": ("E", "A")})  # of the training patients, as painted ones are
     run_experiment(config, tmp_path / "run")
     assert ran == ["synthetic", "evaluate"]
+
+
+def test_a_patient_is_one_however_another_file_writes_it():
+    experiment = parse(on_files(real="coco:a.json", synthetic="coco:b.json"))
+    listed = lambda split, *ids: Listed(("mass",), frozenset((i, split) for i in ids), frozenset(ids), 1)
+    evaluated = {("real", "test"): listed("test", "P3", "P8")}
+    for training, word in ((("3.0", "7"), "(as 3.0)"), (("P8", "3"), "1 more"), (("P33", "7"), "")):
+        look = evaluated | {("synthetic", "train"): listed("train", *training)}
+        with refused("patient P3", word, "'real'") if word else nullcontext():
+            check_apart(experiment, experiment.stages["evaluate"], lambda *place, look=look: look[place])
 
 
 def test_images_without_patients_count_by_their_ids(coco, tmp_path):

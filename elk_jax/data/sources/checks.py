@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from elk_jax.data.sources.patients import named, patient_key
 from elk_jax.errors import UserError
+from elk_jax.images.boxes import area, within_a_pixel
 from elk_jax.images.schema import ImageInfo
 
 ROUNDING = 1.0
@@ -30,6 +32,10 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
         what = f"the box is inverted or empty: left {x1:g}, top {y1:g}, right {x2:g}, bottom {y2:g}"
         raise UserError(what, where=where, todo="correct or remove the annotation")
     overhang = max(-x1, -y1, x2 - width, y2 - height)
+    if within_a_pixel(values[None])[0] and max(width, height) > 1:
+        what = f"the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies within a pixel or so at the corner of the image"
+        todo = "give pixels if these are shares of the image, else remove the annotation"
+        raise UserError(what, where=where, todo=todo)
     clipped = np.clip(values, 0.0, [width, height, width, height])
     if overhang > ROUNDING or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         raise UserError(
@@ -38,7 +44,11 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
             where=where,
             todo="correct the annotation or the image size",
         )
-    return clipped.astype(np.float32)
+    box32 = clipped.astype(np.float32)
+    if not area(box32[None])[0] > 0:
+        what = f"the box of {x2 - x1:g} x {y2 - y1:g} px is empty in float32"
+        raise UserError(what, where=where, todo="correct or remove the annotation")
+    return box32
 
 
 def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> None:
@@ -74,20 +84,43 @@ def check_unique(ids: Iterable[object], what: str, where: object) -> None:
             raise UserError(f"{what} {key} occurs {count} times", where=where, todo="give every entry its own id")
 
 
-def check_no_patient_in_two_splits(infos: Iterable[ImageInfo], where: object = "") -> None:
-    """UserError if images of one patient name different splits; images without a split do not count."""
-    split_of: dict[str, ImageInfo] = {}
+def check_no_patient_in_two_splits(infos: Sequence[ImageInfo], where: object = "") -> None:
+    """UserError if images of one patient name different splits; images without a split do not count.
+
+    IDs that other files know (`patients.named`) are compared by their keys: 108 and 108.0 are too alike.
+    """
+    known = named(infos)
+    split_of: dict[tuple[bool, str], ImageInfo] = {}
     for info in infos:
         if not info.split:
             continue
-        first = split_of.setdefault(info.patient_id, info)
-        if first.split != info.split:
-            raise UserError(
-                f"patient {info.patient_id} is in two splits: image {first.image_id} in '{first.split}', "
-                f"image {info.image_id} in '{info.split}'",
-                where=where,
-                todo="put all images of a patient into one split",
-            )
+        own = info.patient_id in known
+        first = split_of.setdefault((own, patient_key(info.patient_id) if own else info.patient_id), info)
+        if first.split == info.split:
+            continue
+        what, todo = f"patient {info.patient_id} is", "put all images of a patient into one split"
+        if first.patient_id != info.patient_id:
+            what = f"patients {first.patient_id} and {info.patient_id} are written alike, and are"
+            todo = "write a patient in one way, in one split; give different people IDs that differ in more"
+        raise UserError(
+            f"{what} in two splits: image {first.image_id} in '{first.split}', image {info.image_id} in '{info.split}'",
+            where=where,
+            todo=todo,
+        )
+
+
+def check_split_names(infos: Sequence[ImageInfo], where: object = "") -> None:
+    """UserError where images would be left out unseen: some name no split, or one that differs from another in case."""
+    names: dict[str, str] = {}
+    for info in infos:
+        other = names.setdefault(info.split.casefold(), info.split)
+        if other != info.split:
+            todo = "write the name of a split in one way"
+            raise UserError(f"the splits '{other}' and '{info.split}' differ in case alone", where=where, todo=todo)
+    unused = [info.image_id for info in infos if not info.split]
+    if unused and len(unused) < len(infos):
+        what = f"{len(unused)} of {len(infos)} images name no split, for example image {unused[0]}, and would be unused"
+        raise UserError(what, where=where, todo="name a split for every image, 'unused' for example, or remove them")
 
 
 def no_lesions(split: str, where: object) -> UserError:

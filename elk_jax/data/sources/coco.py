@@ -1,13 +1,16 @@
 """COCO folders in and out: one JSON file, images in `images/` beside it (or beside the JSON itself).
 
-Per image the fields `patient_id` (default: the image's own id) and `split` are honoured, and of a slice of a
-tomosynthesis volume `volume` and `slice`; all others are kept in `meta`. Boxes are xywh in the file and xyxy, px,
-everywhere else.
+Per image the fields `patient_id` and `split` are honoured, and of a slice of a tomosynthesis volume `volume` and
+`slice`; all others are kept in `meta`. An image without patient (no such field, null, NaN or "") is its own patient.
+Boxes are xywh in the file and xyxy, px, everywhere else.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +23,12 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
+from elk_jax.images.names import checked_text, is_plain
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
+
+LARGEST_SIDE = 1 << 24
+"""Pixels of an image up to which float32 tells any two apart."""
 
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
@@ -56,49 +63,95 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
 def read_coco(path: str | Path) -> CocoFile:
     """Read and validate a COCO file.
 
-    Labels are positions in the list of categories sorted by id. `iscrowd` and `ignore` annotations become
-    ignore boxes. UserError names the file, the image id and the annotation id of the first error: missing fields,
-    duplicate ids, an unknown category or image, a box that is inverted, empty, NaN or outside the image.
-    Image files are not opened.
+    Labels are positions in the list of categories sorted by id. `iscrowd` and `ignore` annotations become ignore boxes.
+    Entries of one image file that agree in all but their ids are one image, with the annotations of all.
+    UserError names the file, the image id and the annotation id of the first error: fields that are missing or of
+    another type, duplicate ids, one image file in entries that differ, an unknown category or image, a box that is
+    inverted, empty, NaN, outside the image or within its first pixel. Image files are not opened.
     """
     path = Path(path)
     content = _read(path)
-    for category in content["categories"]:
-        if not isinstance(number := _id(category, "id", f"{path}, categories"), int):
-            raise UserError(f"category id '{number}' is not a whole number", where=path, todo="number the categories")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    check_unique((category["id"] for category in categories), "category id", path)
-    label_of = {category["id"]: label for label, category in enumerate(categories)}
-    classes = tuple(str(category.get("name", category["id"])) for category in categories)
-    if not classes:
-        raise UserError("the list of categories is empty", where=path, todo="name at least one class")
-    images = content["images"]
-    check_unique((str(_id(image, "id", f"{path}, images")) for image in images), "image id", path)
+    classes, label_of = _categories(content["categories"], path)
+    ids = [_id(image, "id", f"{path}, images") for image in content["images"]]
+    check_unique(ids, "image id", path)
+    entries = {key: _without_nan(image, f"{path}, image {key}") for key, image in zip(ids, content["images"])}
+    image_of = _one_per_file(entries, path)
     check_unique((_id(a, "id", f"{path}, annotations") for a in content["annotations"]), "annotation id", path)
-
-    annotations: dict[Any, list[dict]] = {image["id"]: [] for image in images}
+    annotations: dict[str, list[dict]] = {image_id: [] for image_id in image_of.values()}
     for annotation in content["annotations"]:
         where = f"{path}, annotation {annotation['id']}"
         image_id = _id(annotation, "image_id", where)
-        if image_id not in annotations:
+        if image_id not in image_of:
             raise UserError(f"the annotation belongs to image {image_id}, which the file does not list", where=where)
-        if _id(annotation, "category_id", where) not in label_of:
+        if _whole(annotation, "category_id", where) not in label_of:
             known = ", ".join(f"{key} ({classes[label]})" for key, label in label_of.items())
             raise UserError(
                 f"unknown category {annotation['category_id']}",
                 where=f"{path}, image {image_id}, annotation {annotation['id']}",
                 todo=f"use one of: {known}",
             )
-        annotations[image_id].append(annotation)
-    infos = tuple(_info(image, annotations[image["id"]], label_of, path) for image in images)
-    return CocoFile(infos, classes, tuple(label_of), _seen_patients(content.get("info")))
+        annotations[image_of[image_id]].append(annotation)
+    for image_id, count in Counter(image_of.values()).items():
+        if count > 1:
+            annotations[image_id] = _not_repeated(annotations[image_id])
+    infos = tuple(
+        _info(entries[key], of_image, label_of, f"{path}, image {key}") for key, of_image in annotations.items()
+    )
+    return CocoFile(infos, classes, tuple(label_of), _seen_patients(content.get("info"), path))
 
 
-def _seen_patients(info: Any) -> frozenset[str]:
+def _categories(categories: list[dict], path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+    """(names, id -> label), sorted by id."""
+    where = f"{path}, categories"
+    if not categories:
+        raise UserError("the list of categories is empty", where=path, todo="name at least one class")
+    ids = [_whole(category, "id", where) for category in categories]
+    check_unique(ids, "category id", path)
+    name_of = {key: checked_text(one.get("name"), "a name", where) or str(key) for key, one in zip(ids, categories)}
+    label_of = {key: label for label, key in enumerate(sorted(ids))}
+    classes = tuple(name_of[key] for key in label_of)
+    for name, count in Counter(name.casefold() for name in classes).items():
+        if count > 1:
+            todo = "use one id for a class, or give the categories different names"
+            raise UserError(f"{count} categories are called '{name}'", where=path, todo=todo)
+    return classes, label_of
+
+
+def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
+    """The id of each entry -> that of the first entry of the same image file. UserError where the entries differ."""
+    folder, first, image_of = image_folder(path), dict[str, str](), dict[str, str]()
+    plain = {}
+    for key, image in entries.items():
+        file = os.path.normpath(folder / _file_name(image, f"{path}, image {key}"))
+        plain[key] = image | {"file_name": file, "id": None}
+        kept = image_of[key] = first.setdefault(unicodedata.normalize("NFC", file), key)
+        fields = plain[kept] | plain[key]
+        differing = [name for name in fields if plain[kept].get(name) != plain[key].get(name)]
+        if differing:
+            raise UserError(
+                f"the images {kept} and {key} are one file, {image['file_name']}, but differ in {differing[0]}",
+                where=path,
+                todo="list an image file once, with all its annotations",
+            )
+    return image_of
+
+
+def _not_repeated(annotations: list[dict]) -> list[dict]:
+    """The annotations of several entries of one image, without those of an earlier entry again."""
+    what = ("bbox", "category_id", "iscrowd", "ignore")
+    entry_of: dict[str, str] = {}
+    of_entry = lambda a: entry_of.setdefault(repr([a.get(name) for name in what]), str(a["image_id"]))
+    return [annotation for annotation in annotations if of_entry(annotation) == str(annotation["image_id"])]
+
+
+def _seen_patients(info: Any, path: Path) -> frozenset[str]:
     """The hashes in a file's `info`; sets painted by earlier versions call them `learned_from`."""
     if not isinstance(info, dict):
         return frozenset()
-    return frozenset(info.get("seen_patients") or info.get("learned_from") or ())
+    seen = info.get("seen_patients") or info.get("learned_from") or ()
+    if not isinstance(seen, list | tuple) or not all(isinstance(one, str) for one in seen):
+        raise UserError(f"seen_patients is {seen!r:.40}", where=f"{path}, info", todo="give a list of texts")
+    return frozenset(seen)
 
 
 def image_folder(path: str | Path) -> Path:
@@ -167,25 +220,26 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _info(image: dict, annotations: list[dict], label_of: dict, path: Path) -> ImageInfo:
-    where = f"{path}, image {image['id']}"
-    width, height = _field(image, "width", where), _field(image, "height", where)
-    if not all(isinstance(side, int) and side >= 1 for side in (width, height)):
+def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where: str) -> ImageInfo:
+    width, height = (_whole(image, side, where) for side in ("width", "height"))
+    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
         raise UserError(f"width and height must be whole positive numbers, got {width} and {height}", where=where)
-    boxes = np.zeros((len(annotations), 4), np.float32)
+    boxes, ignore = np.zeros((len(annotations), 4), np.float32), np.zeros(len(annotations), bool)
     for row, annotation in enumerate(annotations):
-        place = f"{where} ({image.get('file_name')}), annotation {annotation['id']}"
+        place = f"{where} ({image['file_name']}), annotation {annotation['id']}"
         boxes[row] = checked_box(_xyxy(_field(annotation, "bbox", place), place), width, height, place)
+        ignore[row] = _flag(annotation, "iscrowd", place) | _flag(annotation, "ignore", place)
+    image_id = _id(image, "id", where)
     return ImageInfo(
-        image_id=str(image["id"]),
-        patient_id=str(image.get("patient_id", image["id"])),
+        image_id=image_id,
+        patient_id=checked_text(image.get("patient_id"), "patient_id", where) or image_id,
         width=width,
         height=height,
         boxes=boxes,
-        labels=np.array([label_of[a["category_id"]] for a in annotations], np.int32),
-        ignore=np.array([bool(a.get("iscrowd") or a.get("ignore")) for a in annotations], bool),
-        split=str(image.get("split") or ""),
-        file_name=str(_field(image, "file_name", where)),
+        labels=np.array([label_of[_whole(a, "category_id", where)] for a in annotations], np.int32),
+        ignore=ignore,
+        split=checked_text(image.get("split"), "split", where),
+        file_name=image["file_name"],
         **_place_in_volume(image, where),
         meta={key: value for key, value in image.items() if key not in _IMAGE_FIELDS},
     )
@@ -193,17 +247,17 @@ def _info(image: dict, annotations: list[dict], label_of: dict, path: Path) -> I
 
 def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
     """`volume` and `slice` of an image, both or neither."""
-    volume, position = image.get("volume"), image.get("slice")
-    if volume is None and position is None:
+    volume, position = checked_text(image.get("volume"), "volume", where), image.get("slice")
+    if image.get("volume") is None and position is None:
         return {}
-    if volume in (None, "") or type(position) is not int or position < 0:
+    if not volume or type(position) is not int or position < 0:
         todo = "give both: the volume's id, and the position in it as a whole number from 0; or rename the field"
-        raise UserError(f"volume is {volume!r} and slice {position!r}", where=where, todo=todo)
-    return {"volume": str(volume), "slice": position}
+        raise UserError(f"volume is {image.get('volume')!r} and slice {position!r}", where=where, todo=todo)
+    return {"volume": volume, "slice": position}
 
 
 def _xyxy(bbox: Any, where: str) -> list[float]:
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(value, int | float) for value in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
         raise UserError(f"bbox must be four numbers (left, top, width, height), got {bbox}", where=where)
     if not all(abs(value) < math.inf for value in bbox):
         raise UserError(f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it")
@@ -217,11 +271,49 @@ def _field(entry: dict, name: str, where: object) -> Any:
     return entry[name]
 
 
-def _id(entry: dict, name: str, where: object) -> int | str:
-    value = _field(entry, name, where)
-    if not isinstance(value, int | str):
-        raise UserError(f"'{name}' is {value}, neither a number nor a text", where=where, todo="correct it")
+def _id(entry: dict, name: str, where: object) -> str:
+    """An id as text: "1" and 1 are one."""
+    value = checked_text(_field(entry, name, where), f"'{name}'", where)
+    if not value:
+        raise UserError(f"'{name}' is {entry[name]!r}", where=where, todo="write a text or a whole number")
     return value
+
+
+def _whole(entry: dict, name: str, where: object) -> int:
+    value = _field(entry, name, where)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is not int:
+        raise UserError(f"'{name}' is {value!r}, not a whole number", where=where, todo="correct it")
+    return value
+
+
+def _flag(entry: dict, name: str, where: object) -> bool:
+    value = entry.get(name, False)
+    if type(value) not in (bool, int) or value not in (0, 1):
+        todo = "write 1 for a box that is neither lesion nor background, else 0 or no such field"
+        raise UserError(f"{name} is {value!r}", where=where, todo=todo)
+    return bool(value)
+
+
+def _file_name(image: dict, where: object) -> str:
+    name = _field(image, "file_name", where)
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"file_name is {name!r}", where=where, todo="name the image file")
+    if not is_plain(name):
+        raise UserError(f"file_name is {name!r}, which no file is called", where=where, todo="correct it")
+    return name
+
+
+def _without_nan(value: Any, where: object) -> Any:
+    """The same content with None for NaN, as tables are written to JSON. UserError for an infinite number."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner, where) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner, where) for inner in value]
+    if isinstance(value, float) and math.isinf(value):
+        raise UserError("a field is infinite", where=where, todo="write null where the value is unknown")
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _plain(value: Any) -> Any:

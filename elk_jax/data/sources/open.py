@@ -20,6 +20,7 @@ from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.data.sources.splits import draw_splits
 from elk_jax.data.sources.tfds import open_tfds
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
 
 
@@ -64,8 +65,8 @@ def list_source(
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
     progress: shows the reading of TFDS records and the drawing of phantoms.
 
-    UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; any
-    bad annotation.
+    UserError: an empty spec, an unknown kind of source, split or field; no image left; a patient in two splits; images
+    without a split beside others that name the wanted one; any bad annotation.
     """
     setting = f"config.data.{name}.spec" if name else ""
     if not spec.spec:
@@ -79,7 +80,10 @@ def list_source(
     if spec.split_shares:
         source = replace(source, infos=draw_splits(source.infos, spec.split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)
-    source = _fulfilling(_in_split(source, split), spec.conditions(split))
+    conditions = spec.conditions(split)
+    if split:
+        checks.check_split_names([info for info in source.infos if _fulfils(info, conditions)], source.name)
+    source = _fulfilling(_in_split(source, split), conditions)
     if spec.ignore_over:
         source = replace(source, infos=tuple(ignore_large(info, spec.ignore_over) for info in source.infos))
     if spec.clean_boxes:
@@ -146,15 +150,15 @@ def _fulfilling(source: ImageSource, conditions: Mapping[str, Any]) -> ImageSour
         if not any(key in info.meta for info in source.infos):
             known = ", ".join(sorted({name for info in source.infos for name in info.meta}))
             raise UserError(f"no image has the field '{key}'", where=source.name, todo=f"use one of: {known}")
-    positions = [
-        i
-        for i, info in enumerate(source.infos)
-        if all(_equals(info.meta.get(key), wanted) for key, wanted in conditions.items())
-    ]
+    positions = [i for i, info in enumerate(source.infos) if _fulfils(info, conditions)]
     if not positions:
         values = {key: sorted({str(info.meta.get(key)) for info in source.infos})[:8] for key in conditions}
         raise UserError(f"no image fulfils {dict(conditions)}", where=source.name, todo=f"values present: {values}")
     return subset(source, positions)
+
+
+def _fulfils(info: ImageInfo, conditions: Mapping[str, Any]) -> bool:
+    return all(_equals(info.meta.get(key), wanted) for key, wanted in conditions.items())
 
 
 def _equals(value: Any, wanted: Any) -> bool:

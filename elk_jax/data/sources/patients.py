@@ -1,19 +1,36 @@
-"""Which patients a model has seen: by hashes, so that a model folder does not name them.
+"""Who a patient is, however tables write the ID, and which patients a model has seen.
 
-Hashing does not protect IDs that can be enumerated: trying all possible IDs finds the patients.
+A model folder keeps hashes, so that it does not name patients. Hashing does not protect IDs that can be enumerated:
+trying all possible IDs finds the patients.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Collection, Iterable
 
 from elk_jax.images.schema import ImageInfo
+
+_NUMBER = re.compile(r"(?:p|pt|pat|patient|id)?[._-]*0*([0-9]+)(?:\.0+)?")
+"""A patient's number as programs write it: 3, 3.0, 003, P3, P_003."""
 
 
 def named(infos: Iterable[ImageInfo]) -> set[str]:
     """The patients that images name. One that is called by its image's own number is unknown to other files."""
     return {info.patient_id for info in infos if info.patient_id not in (info.image_id, info.meta.get("canvas"))}
+
+
+def patient_key(patient_id: str) -> str:
+    """The ID without what differs when tables write it: case, blanks, and the P, zeros and ".0" around a number.
+
+    Two IDs with one key are not known to be one patient, but too alike to be told apart.
+    """
+    text = unicodedata.normalize("NFKC", patient_id).casefold()
+    text = "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
+    number = _NUMBER.fullmatch(text)
+    return number[1] if number else text
 
 
 def patient_hash(patient_id: str) -> str:
@@ -22,5 +39,16 @@ def patient_hash(patient_id: str) -> str:
 
 
 def among(patients: Iterable[str], hashes: Collection[str]) -> list[str]:
-    """Those of `patients` whose hashes are in `hashes`, in order."""
-    return sorted(patient for patient in patients if patient_hash(patient) in hashes)
+    """Those of `patients` whose hashes are in `hashes`, in order; also where the hashed ID was written otherwise."""
+    hashes = frozenset(hashes)
+    return sorted(p for p in patients if not hashes.isdisjoint(map(patient_hash, _spellings(p)))) if hashes else []
+
+
+def _spellings(patient_id: str) -> set[str]:
+    """Usual ways to write an ID: those with its key."""
+    key = patient_key(patient_id)
+    found = {patient_id, key, key.upper()}
+    if key.isdecimal():
+        numbers = {f"{key:0>{digits}}{end}" for digits in range(1, 7) for end in ("", ".0")}
+        found |= {prefix + number for prefix in ("", "P", "p") for number in numbers}
+    return found

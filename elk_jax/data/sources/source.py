@@ -129,15 +129,26 @@ def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> I
 
 
 def summary(infos: Iterable[ImageInfo]) -> dict[str, int]:
-    """Counts for logs and reports; `lesions` leaves out ignore boxes."""
+    """Counts for logs and reports. `lesions` leaves out ignore boxes; `lesion_free` images have none of these either.
+
+    `doubled_boxes`: those that repeat another of the image and class; `clean_boxes` drops them.
+    """
     infos = list(infos)
-    lesions = [int((~info.ignore).sum()) for info in infos]
+    boxes = sum(len(info.boxes) for info in infos)
+    different = sum(len({*zip(info.labels.tolist(), map(tuple, info.boxes.tolist()))}) for info in infos)
     return {
         "images": len(infos),
         "patients": len({info.patient_id for info in infos}),
-        "lesions": sum(lesions),
-        "lesion_free": lesions.count(0),
+        "lesions": sum(int((~info.ignore).sum()) for info in infos),
+        "lesion_free": sum(info.is_lesion_free for info in infos),
+        "ignored_boxes": sum(int(info.ignore.sum()) for info in infos),
+        "doubled_boxes": boxes - different,
     }
+
+
+def counted(infos: Iterable[ImageInfo]) -> str:
+    """The `summary` in words."""
+    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in summary(infos).items())
 
 
 # Functions of the module, not closures, so that sources can be sent to worker processes.

@@ -19,12 +19,13 @@ def draw_splits(infos: Sequence[ImageInfo], shares: Sequence[float], where: obje
     """The same images with splits drawn for their patients; see split_patients.
 
     shares: of SPLITS, in this order, above 0. Splits are drawn over all images and by a seed of their own: neither
-    later filters nor the seed of a training move a patient. UserError if the images name several splits already.
+    later filters nor the seed of a training move a patient. UserError if images, or some, name their splits already.
     """
-    named = sorted({info.split for info in infos} - {""})
-    if len(named) > 1:
+    splits = {info.split for info in infos}
+    if len(splits) > 1:
         todo = "leave split_shares out, or the field `split`"
-        raise UserError(f"the images name their splits already: {', '.join(named)}", where=where, todo=todo)
+        named, some = ", ".join(sorted(splits - {""})), "some of " if "" in splits else ""
+        raise UserError(f"{some}the images name their splits already: {named}", where=where, todo=todo)
     lesions: Counter[str] = Counter()
     for info in infos:
         lesions[info.patient_id] += int((~info.ignore).sum())

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from elk_jax.data.sources.checks import checked_box
+from elk_jax.data.sources.checks import check_unique, checked_box
 from elk_jax.data.sources.decode import decode_as
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import SPLITS
 from elk_jax.errors import UserError
+from elk_jax.images.names import checked_text
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
 
@@ -76,7 +77,8 @@ def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     """All images of a built data set, in the order train, val, test, other splits: TFDS's splits are theirs.
 
     The place of `spec` is the folder that holds `dataset_info.json`. progress: shows the reading of the records.
-    UserError: no data set there, a record whose boxes do not lie in its image.
+    UserError: no data set there, an image id that occurs twice, a record whose boxes do not lie in its image or whose
+    labels are not classes.
     """
     import tensorflow_datasets as tfds
 
@@ -91,13 +93,15 @@ def open_tfds(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
         todo = "give the folder that holds dataset_info.json"
         raise UserError(f"no readable TFDS data set: {reason}", where=folder, todo=todo) from error
     places = [(name, position) for name, store in stores.items() for position in range(len(store))]
-    infos = list(progress((_info(stores[name][position], name, folder) for name, position in places), len(places)))
+    records = ((stores[name][position], name) for name, position in places)
+    infos = list(progress((_info(record, name, folder, len(classes)) for record, name in records), len(places)))
+    check_unique((info.image_id for info in infos), "image id", folder)
     names = tuple(info.file_name or info.image_id for info in infos)
     read = partial(_read, stores, tuple(places), names, spec)
     return ImageSource(folder, classes, tuple(infos), read)
 
 
-def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
+def _info(record: dict[str, Any], split: str, folder: str, classes: int) -> ImageInfo:
     image_id = _plain(record["image_id"])
     width, height = int(record["width"]), int(record["height"])
     objects = record["objects"]
@@ -105,14 +109,20 @@ def _info(record: dict[str, Any], split: str, folder: str) -> ImageInfo:
     boxes = [
         checked_box(box, width, height, f"{where}, box {number}") for number, box in enumerate(objects["bbox"], start=1)
     ]
+    labels, ignore = np.array(objects["label"], np.int64), np.array(objects["ignore"])
+    if not ((labels >= 0) & (labels < classes)).all():  # TFDS writes -1 for an unknown one
+        todo = f"use 0 to {classes - 1}"
+        raise UserError(f"the labels {labels.tolist()} are not all of {classes} classes", where=where, todo=todo)
+    if not np.isin(ignore, (0, 1)).all():
+        raise UserError(f"ignore is {ignore.tolist()}", where=where, todo="write true or false")
     return ImageInfo(
         image_id=image_id,
-        patient_id=_plain(record["patient_id"]),
+        patient_id=checked_text(_plain(record["patient_id"]), "patient_id", where) or image_id,
         width=width,
         height=height,
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        labels=np.array(objects["label"], np.int32),
-        ignore=np.array(objects["ignore"], bool),
+        labels=labels.astype(np.int32),
+        ignore=ignore.astype(bool),
         split=split,
         file_name=_plain(record.get("file_name", "")),
         volume=_plain(record.get("volume", "")),

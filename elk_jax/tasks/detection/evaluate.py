@@ -14,15 +14,16 @@ from elk_jax import files
 from elk_jax.data.flips import Flip
 from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import open_source
-from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.fields import SHARE, AtLeast
+from elk_jax.fields import SHARE
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
@@ -30,7 +31,7 @@ from elk_jax.tasks.detection import predict, report
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
-from elk_jax.tasks.detection.train import counts, say_skipped
+from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.run import Run, new_console, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
@@ -42,7 +43,7 @@ from elk_jax.weights import model_folder
 def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> Summary:
     """Evaluate trained stages on one split; with several, compare each with the first."""
     source, folder = run.open(stage.on, stage.split), run.folder / stage.name
-    run.say(f"  {stage.split} {counts(source)}")
+    run.say(f"  {stage.split} {counted(source.infos)}")
     say_skipped(run, source)
     criterion = criterion_from_text(stage.criterion)
     floor = recipe.score_floor
@@ -96,8 +97,11 @@ class EvaluateSettings:
     criterion: str = "iou:0.3"
     score_floor: Annotated[float, SHARE] = 0.01
     all_images: bool = False
-    bootstrap: Annotated[int, AtLeast(0)] = 2000
+    bootstrap: Resamples = 2000
     flips: tuple[Flip, ...] | None = None
+
+    def __post_init__(self) -> None:
+        criterion_from_text(self.criterion)
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,8 @@ def evaluate_source(
     name, other_name = _names(subject, other)
     criterion = criterion_from_text(settings.criterion)
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
+    console = new_console()
+    console.print(f"{split or 'all'} {counted(source.infos)}", markup=False)
     categories = source.category_ids
     files.check_writable(output)
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
@@ -169,7 +175,6 @@ def evaluate_source(
         skipped=source.skipped,
     )
     write_report(output / "report.html", run_report(record, [detection_part(DetectionRun([evaluated]))]))
-    console = new_console()
     console.print(results_table(evaluations, comparisons, place))
     for note in dict.fromkeys(note for one in evaluations.values() for note in one["notes"]):
         console.print(f"note: {note}", markup=False)

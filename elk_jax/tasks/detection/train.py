@@ -16,7 +16,7 @@ from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.sources import checks
-from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.transforms import short_side_scale
 from elk_jax.detection import anchors, detectors
 from elk_jax.detection.detector import Detector, has_anchors
@@ -73,7 +73,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         raise UserError(
             f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {stage.name}"
         )
-    run.say(f"  train {counts(source)}; validation {counts(validation)}")
+    run.say(f"  train {counted(source.infos)}; validation {counted(validation.infos)}")
     say_skipped(run, source, validation)
     if not summary(source.infos)["lesions"]:
         raise checks.no_lesions("train", source.name)
@@ -157,11 +157,6 @@ def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, lev
 
     boxes = [info.boxes[~info.ignore] * scale(info, canvases[bucket]) for info, bucket in zip(infos, buckets)]
     return anchors.plan_sizes(np.concatenate(boxes), levels)
-
-
-def counts(source: ImageSource) -> str:
-    """A source's counts in words."""
-    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in summary(source.infos).items())
 
 
 def say_skipped(run: Run, *opened: ImageSource) -> None:

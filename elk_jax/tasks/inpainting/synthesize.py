@@ -22,7 +22,7 @@ from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.open import open_source
-from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.diffusion.inpainter import LossConfig
 from elk_jax.errors import UserError
@@ -87,6 +87,7 @@ def synthesize_source(
     """Paint lesions into the images of a data source, for launch/synthesize.py."""
     source = open_source(canvases, split, on_error=on_error, progress=progress_bar("  opening"))
     say = new_console().print
+    say(f"canvases {counted(source.infos)}", markup=False)
     for image_id, reason in source.skipped:
         say(f"skipped image {image_id}: {reason}", markup=False)
     paint_lesions(model, source, count, output, settings, seed, meshes.make_mesh())

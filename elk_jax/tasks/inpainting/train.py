@@ -16,6 +16,7 @@ from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.diffusion import inpainter
 from elk_jax.errors import UserError
 from elk_jax.progress import Progress
+from elk_jax.randomness import WORD
 from elk_jax.synthesis.closeups import fitting_lesions
 from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks import sampling, training
@@ -61,7 +62,8 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     shapes = base or jax.eval_shape(lambda rng: inpainter.init(parts.model, rng), jax.random.key(0))
     run.say(
         f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
-        f"{closeups.window} px; model {training.parameter_count(shapes):,} parameters"
+        f"{closeups.window} px, {counts['ignored_boxes']} ignored boxes; "
+        f"model {training.parameter_count(shapes):,} parameters"
     )
 
     # ---- Train ---------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def _cached(
     seed, windows = run.seed, recipe.cached_windows
     with Progress("  encoding", windows * len(fitting_lesions(source.infos, closeups.largest))) as bar:
         for window in range(windows):
-            for number, batch in enumerate(crops.eval_closeups(source, closeups, size, seed + window)):
+            for number, batch in enumerate(crops.eval_closeups(source, closeups, size, (seed + window) % WORD)):
                 rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), window), number)
                 found.append(encode(params, {**batch}, rng))  # type: ignore[dict-item]
                 bar.update(bar.done + int(batch["valid"].sum()))

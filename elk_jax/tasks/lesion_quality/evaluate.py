@@ -74,7 +74,10 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     painted, window = painted_places(painted_source)
     chosen = fitting_lesions(source.infos, window)
     counts = summary(source.infos)
-    run.say(f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {counts['patients']} patients")
+    run.say(
+        f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {counts['patients']} patients, "
+        f"{counts['ignored_boxes']} ignored boxes"
+    )
 
     real = describe(source, chosen, "  real lesions")
     synthetic = describe(painted_source, painted, "  synthetic lesions")

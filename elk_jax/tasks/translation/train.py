@@ -125,6 +125,7 @@ def summary(found: Pairs) -> dict[str, int]:
         "patients": len({info.patient_id for info in found.infos}),
         "tiles": len(found),
         "lesions": int(sum((~info.ignore).sum() for info in found.infos)),
+        "ignored_boxes": int(sum(info.ignore.sum() for info in found.infos)),
     }
 
 

@@ -65,12 +65,39 @@ def set_box(box):
         (lambda c: c["images"][1].update(id=[1]), ["'id' is [1]", "images"]),
         (lambda c: c["annotations"][0].update(image_id=[1]), ["'image_id' is [1]", "annotation 11"]),
         (lambda c: c["annotations"][0].update(category_id={}), ["'category_id' is {}", "annotation 11"]),
-        (lambda c: c["categories"][0].update(id="mass"), ["category id 'mass' is not a whole number"]),
+        (lambda c: c["categories"][0].update(id="mass"), ["'mass'", "not a whole number"]),
         (lambda c: c["categories"].append({"id": 3, "name": "x"}), ["category id 3 occurs 2 times"]),
         (lambda c: c["categories"].clear(), ["categories is empty"]),
         (lambda c: c["images"][1].pop("width"), ["'width' is missing", "image 2"]),
         (lambda c: c["images"][1].update(height=0), ["positive", "image 2"]),
         (lambda c: c["images"][1].pop("file_name"), ["'file_name' is missing", "image 2"]),
+        (lambda c: c["images"][1].update(height=True), ["'height' is True", "image 2"]),
+        (lambda c: c["images"][1].update(height=10**400), ["positive", "image 2"]),
+        (lambda c: c["images"][1].update(width=float("nan")), ["'width' is None", "image 2"]),
+        (lambda c: c["images"][1].update(birads=float("inf")), ["infinite", "image 2"]),
+        (lambda c: c["images"][1].update(file_name=2), ["file_name is 2", "image 2"]),
+        (lambda c: c["images"][1].update(file_name=" "), ["file_name", "image 2"]),
+        (lambda c: c["images"][1].update(file_name="a\ud800.png"), ["file_name", "image 2"]),
+        (lambda c: c["images"][1].update(patient_id=["A"]), ["patient_id is ['A']", "image 2"]),
+        (lambda c: c["images"][1].update(patient_id=True), ["patient_id is True", "image 2"]),
+        (lambda c: c["images"][1].update(patient_id=1.5), ["patient_id is 1.5", "image 2"]),
+        (lambda c: c["images"][1].update(split=True), ["split is True", "image 2"]),
+        (lambda c: c["images"][1].update(id=True), ["'id' is True", "images"]),
+        (lambda c: c["annotations"][0].update(image_id=None), ["'image_id' is None", "annotation 11"]),
+        (lambda c: c["annotations"][0].update(category_id=True), ["'category_id' is True", "annotation 11"]),
+        (lambda c: c["annotations"][0].update(category_id="3"), ["'category_id' is '3'", "annotation 11"]),
+        (lambda c: c["annotations"][1].update(id="11"), ["annotation id 11 occurs 2 times"]),
+        (lambda c: c["categories"].append({"id": 4, "name": "Mass "}), ["2 categories", "'mass'"]),
+        (lambda c: c["categories"][0].update(id=True), ["'id' is True", "categories"]),
+        (set_box([True, 6, 4, 4]), ["four numbers", "annotation 13"]),
+        (set_box(["5", "6", "4", "4"]), ["four numbers", "annotation 13"]),
+        (set_box([0.1, 0.2, 0.4, 0.5]), ["within a pixel", "shares", "annotation 13"]),
+        (set_box([0.4, 0.4, 0.9, 0.95]), ["within a pixel", "annotation 13"]),
+        (set_box([0, 0, 1, 1]), ["within a pixel", "annotation 13"]),
+        (set_box([20, 6, 1e-7, 4]), ["empty", "annotation 13"]),
+        (set_box([0, 6, 1e-30, 1e-30]), ["empty", "annotation 13"]),
+        (lambda c: c.update(info={"seen_patients": "abc"}), ["seen_patients", "info"]),
+        (lambda c: c.update(info={"seen_patients": [["a"]]}), ["seen_patients", "info"]),
         (lambda c: c.pop("annotations"), ["not a COCO file"]),
         (lambda c: c.update(images=[3]), ["not a COCO file"]),
     ],
@@ -82,6 +109,61 @@ def test_bad_annotations(coco_folder, change, words):
     line = str(error.value)
     assert all(word in line for word in [*words, str(path)]), line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("field", ["iscrowd", "ignore"])
+def test_what_is_ignored_is_said_by_true_or_false_alone(coco_folder, field):
+    flagged = lambda value: coco_folder(lambda content: content["annotations"][2].update({field: value}))
+    for value in (True, False, 1, 0):
+        assert read_coco(flagged(value)).infos[2].ignore.tolist() == [bool(value)]
+    for value in ("0", "false", "", 0.0, 1.0, 2, -1, None, [], float("nan")):
+        with refused(f"{field} is {value!r}", where="annotation 13"):
+            read_coco(flagged(value))
+
+
+def test_ids_are_the_same_as_text_and_as_numbers(coco_folder):
+    def change(content):
+        content["images"][0]["id"], content["annotations"][0]["image_id"] = "1", 1
+        content["annotations"][1]["image_id"], content["annotations"][2]["image_id"] = "2", 3.0
+        content["images"][3] |= {"width": 60.0, "height": 40.0}
+
+    infos = read_coco(coco_folder(change)).infos
+    assert [info.image_id for info in infos] == ["1", "2", "3", "4", "5", "6"]
+    assert [len(info.boxes) for info in infos] == [1] * 6 and (infos[3].width, infos[3].height) == (60, 40)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", "nan", "None"])
+def test_an_image_without_a_patient_is_its_own(coco_folder, value):
+    change = lambda content: [image.update(patient_id=value) for image in content["images"][:3]]
+    assert [info.patient_id for info in read_coco(coco_folder(change)).infos[:4]] == ["1", "2", "3", "B"]
+
+
+@pytest.mark.parametrize("value, written", [(108, "108"), (108.0, "108"), ("A ", "A"), ("e\u0301", "\u00e9")])
+def test_a_patient_is_written_in_one_way(coco_folder, value, written):
+    info = read_coco(coco_folder(lambda content: content["images"][0].update(patient_id=value))).infos[0]
+    assert info.patient_id == written
+
+
+def test_entries_of_one_file_are_one_image(coco_folder):
+    def doubled(content, **changes):
+        first, box = content["images"][0], content["annotations"][0]
+        content["images"].append(first | {"id": 7, "file_name": ".//1.png"} | changes)
+        other = {"id": 98, "image_id": 7, "category_id": 3, "bbox": [30, 6, 9, 9]}
+        content["annotations"] += [other, box | {"id": 99, "image_id": 7}]
+
+    infos = read_coco(coco_folder(doubled)).infos
+    assert len(infos) == 6 and infos[0].boxes.tolist() == [[5, 6, 26, 16], [30, 6, 39, 15]]
+    for changes in ({"split": "val"}, {"patient_id": "Z"}, {"width": 61}, {"birads": "4"}):
+        with refused("1 and 7", *changes, where="data.json"):
+            read_coco(coco_folder(lambda content, changes=changes: doubled(content, **changes)))
+
+
+def test_unknown_values_of_other_fields_can_be_written_again(coco_folder, tmp_path):
+    nested = {"birads": float("nan"), "sizes": [1, float("nan")]}
+    infos, classes, *_ = read_coco(coco_folder(lambda content: content["images"][0].update(nested)))
+    write_coco(tmp_path / "again.json", infos, classes)
+    again = read_coco(tmp_path / "again.json").infos[0].meta
+    assert (again["birads"], again["sizes"]) == (None, [1, None])
 
 
 def test_bad_files(tmp_path):

@@ -128,6 +128,19 @@ def test_images_without_splits_are_dealt_out_by_patient(at):
             open_source(named, "train")
 
 
+def test_images_are_not_left_out_unseen(at):
+    some = lambda content: [content["images"][number].update(split=None) for number in (0, 2)]
+    with refused("2 of 6 images", "image 1", where="data.json"):
+        list_source(at(some), "val")
+    assert len(list_source(at(some))) == 6
+    with refused("some of the images", "test, train, val", where="data.json"):
+        list_source(at(some, split_shares=(0.5, 0.25, 0.25)), "val")
+    assert ids(list_source(at(some, where="is_mass=false"), "train")) == ["2", "4"], "those are left out by `where`"
+    with refused("'Train' and 'train'", where="data.json"):
+        list_source(at(lambda content: [image.update(split="Train") for image in content["images"][:2]]), "val")
+    assert len(list_source(at(lambda content: content["images"][1].update(split="train ")), "train")) == 4
+
+
 def test_twelve_bits_of_a_source_and_of_an_image(at, tmp_path):
     spec = at(lambda content: content["images"][1].update(bit_depth=14), bit_depth=12)
     for number, brightest in ((1, 4095), (2, 16383)):

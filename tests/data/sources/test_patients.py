@@ -1,6 +1,7 @@
 """Patients by name and by hash."""
 
 import numpy as np
+import pytest
 
 from elk_jax.data.sources import patients
 from elk_jax.images.schema import ImageInfo
@@ -23,3 +24,8 @@ def test_a_patient_called_by_the_number_of_its_image_or_canvas_is_not_named():
 def test_those_whose_hashes_are_known():
     hashes = {patients.patient_hash(patient) for patient in "CAX"}
     assert patients.among(["C", "B", "A"], hashes) == ["A", "C"] and patients.among(["A"], ()) == []
+
+
+@pytest.mark.parametrize("seen", ["3", "3.0", "P3", "p3", "003", "P003"])
+def test_a_patient_is_found_however_it_was_written(seen):
+    assert patients.among(["P3", "P33", "Q3"], {patients.patient_hash(seen)}) == ["P3"]

@@ -5,7 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from elk_jax.data.sources.source import cached, concatenate, fewshot, subset, summary, without_unreadable
+from elk_jax.data.sources.source import (
+    cached,
+    concatenate,
+    counted,
+    fewshot,
+    subset,
+    summary,
+    without_unreadable,
+)
 from elk_jax.errors import UserError
 from tests.refusals import refused
 
@@ -47,6 +55,20 @@ def test_subset_and_fewshot(make_source, make_info):
         fewshot(source, 11)
 
 
+def test_counts_of_boxes_to_ignore_and_of_doubled_ones(make_info):
+    box, other = [0, 0, 9, 9], [5, 5, 9, 9]
+    infos = [
+        make_info(1, [box, other, box]),
+        make_info(2, [box], ignore=[True]),
+        make_info(3, [box, other], ignore=[False, True]),
+        make_info(4, []),
+    ]
+    counts = summary(infos)
+    assert (counts["lesions"], counts["ignored_boxes"], counts["doubled_boxes"]) == (4, 2, 1)
+    assert counts["lesion_free"] == 1, "an image with boxes to ignore is not known to be lesion-free"
+    assert "2 ignored boxes" in counted(infos)
+
+
 def test_concatenate(make_source, make_info):
     real = make_source([make_info(n, [[0, 0, 9, 9]]) for n in range(3)], "real")
     synthetic = make_source([make_info(n, []) for n in range(10, 12)], "synthetic")
@@ -54,7 +76,14 @@ def test_concatenate(make_source, make_info):
     assert [mixed.mixed[info.source] for info in mixed.infos] == ["real"] * 3 + ["synthetic"] * 2
     assert mixed[4].info.image_id == "11"
     assert np.array_equal(mixed[4].image, synthetic[1].image)
-    assert summary(mixed.infos) == {"images": 5, "patients": 3, "lesions": 3, "lesion_free": 2}
+    assert summary(mixed.infos) == {
+        "images": 5,
+        "patients": 3,
+        "lesions": 3,
+        "lesion_free": 2,
+        "ignored_boxes": 0,
+        "doubled_boxes": 0,
+    }
     real, synthetic = (replace(s, seen_patients=frozenset(marks)) for s, marks in ((real, "ab"), (synthetic, "bc")))
     assert concatenate([real, subset(synthetic, [0])]).seen_patients == frozenset("abc")
     assert (mixed.category_ids, concatenate([replace(real, category_ids=(3,))] * 2).category_ids) == (None, (3,))

@@ -50,3 +50,14 @@ def test_patient_in_two_splits(make_info):
     infos.append(make_info(3, [], split="val", patient_id="P0"))
     with refused("P0", "image 0 in 'train'", "image 3 in 'val'", where="data.json"):
         check_no_patient_in_two_splits(infos, "data.json")
+
+
+@pytest.mark.parametrize("other", ["P_03", "p3", "3", "3.0", "003", "P 3", "P3\u200b", "\uff13"])
+def test_a_patient_written_otherwise_in_another_split(make_info, other):
+    infos = [make_info(10, [], split="train", patient_id="P3"), make_info(11, [], split="test", patient_id=other)]
+    with refused("P3 and", other, "image 10", "image 11", where="data.json"):
+        check_no_patient_in_two_splits(infos, "data.json")
+    unnamed = make_info(3, [], split="test", patient_id="3")  # by its own number, which other files do not know
+    check_no_patient_in_two_splits([infos[0], unnamed])
+    for different in ("P33", "Q3", "P3a", "B-3"):
+        check_no_patient_in_two_splits([infos[0], make_info(11, [], split="test", patient_id=different)])

@@ -1,0 +1,34 @@
+"""Names and IDs of images, patients and splits, as files write them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Any
+
+from elk_jax.errors import UserError
+
+_UNKNOWN = frozenset({"", "nan", "none", "null", "<na>"})
+"""What programs write, in any case, where a table has no value."""
+
+
+def checked_text(value: Any, name: str, where: object) -> str:
+    """A name or ID of a file as text, without blanks around it; "" for none (null, NaN, or written so).
+
+    A whole number is text without its ".0". UserError for anything else. name: what it is, for the error.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:  # beyond, neighbours are one float
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{name} is {value!r}", where=where, todo="write a text or a whole number")
+    text = unicodedata.normalize("NFC", str(value)).strip()
+    if not is_plain(text):
+        raise UserError(f"{name} is {text!r}, which cannot be written", where=where, todo="write plain text")
+    return "" if text.casefold() in _UNKNOWN else text
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text has neither control characters nor halves of a character: it can be written and hashed."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
