@@ -40,6 +40,7 @@ from elk_jax.data.sources.dicom import breast_side
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
+from elk_jax.randomness import check_seed
 
 NAME = "cdd_cesm"
 CLASSES = ("lesion",)
@@ -293,7 +294,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the output folder once the new one is complete"
     )
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    check_seed(flags.split_seed, "--split_seed")
+    return flags
 
 
 if __name__ == "__main__":

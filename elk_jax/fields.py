@@ -42,11 +42,15 @@ class Range:
         return low and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
-        low = "" if self.low == -math.inf else f"{'above' if self.above else 'from'} {self.low:g}"
-        high = "" if self.high == math.inf else f"{'below' if self.below else 'up to'} {self.high:g}"
+        low = "" if self.low == -math.inf else f"{'above' if self.above else 'from'} {_digits(self.low)}"
+        high = "" if self.high == math.inf else f"{'below' if self.below else 'up to'} {_digits(self.high)}"
         if not high:
             return low.replace("from", "of at least")
         return f"{low} {high}".replace("up to", "to") if low else high
+
+
+def _digits(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def AtLeast(low: float) -> Range:

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from enum import Enum, unique
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.fields import Between
 
 WORD = 1 << 32
-"""Seeds and indices are below it: NumPy splits larger numbers into two."""
+"""Seeds and indices are below it: NumPy splits larger numbers into two, and JAX takes 32 bits of them."""
+
+Seed = Annotated[int, Between(0, WORD - 1)]
+"""A setting that is a seed."""
 
 
 @unique
@@ -71,10 +76,15 @@ class Purpose(Enum):
         return [next(left) if isinstance(part, str) else part for part in self.value]
 
 
+def check_seed(seed: object, where: object = "seed") -> None:
+    """UserError unless `seed` is a whole number of 32 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < WORD:
+        raise UserError(f"seed is {seed!r}", where=where, todo=f"give a whole number from 0 to {WORD - 1}")
+
+
 def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
     """The random stream of a purpose; UserError for a seed outside 32 bits."""
-    if not 0 <= seed < WORD:
-        raise UserError(f"seed is {seed}", where="seed", todo=f"give 0 to {WORD - 1}")
+    check_seed(seed)
     return np.random.default_rng([seed, *purpose.words(*indices)])
 
 

@@ -33,7 +33,7 @@ FLOOR = flags.DEFINE_float(
 )
 ALL_IMAGES = flags.DEFINE_bool("all_images", False, "Count false positives of lesion-free images in FROC too.")
 BOOTSTRAP = flags.DEFINE_integer(
-    "bootstrap", 2000, "Resamples of patients for the intervals, 0 for none.", lower_bound=0
+    "bootstrap", 2000, "Resamples of patients for the intervals, 0 for none.", lower_bound=0, upper_bound=100_000
 )
 FLIPS = flags.DEFINE_list(
     "flips", None, "Detect in mirrored views too and fuse: horizontal, vertical, both. Default: as trained."

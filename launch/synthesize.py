@@ -19,6 +19,8 @@ import command_line
 import source_flags
 from absl import flags
 
+from elk_jax.randomness import WORD
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "Which trained inpainter of the run. Default: the last one.")
 CANVASES = source_flags.define("canvases", "Images to paint on")
@@ -26,7 +28,7 @@ SPLIT = flags.DEFINE_string("split", "train", "Which split of them; empty for al
 COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one per image.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 AREA = flags.DEFINE_enum("area", "free", ["free", "medium"], "Sizes of the lesions: all, or the middle half.")
-SEED = flags.DEFINE_integer("seed", 0, "Another seed, another set.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Another seed, another set.", lower_bound=0, upper_bound=WORD - 1)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Lesions painted at once.", lower_bound=1)
 LESION_FREE = flags.DEFINE_bool("lesion_free", False, "Only canvases without lesions; else windows clear of them.")
 WHOLE_WINDOW = flags.DEFINE_bool("whole_window", False, "Paste the whole window, not the lesion with a soft border.")

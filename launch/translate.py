@@ -16,11 +16,13 @@ import command_line
 import source_flags
 from absl import flags
 
+from elk_jax.randomness import WORD
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
 STAGE = flags.DEFINE_string("stage", None, "Which trained translator of the run. Default: the last one.")
 INPUT = flags.DEFINE_multi_string("input", None, "An image file or a folder of images; can be given several times.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
-SEED = flags.DEFINE_integer("seed", 0, "Another seed, another answer.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Another seed, another answer.", lower_bound=0, upper_bound=WORD - 1)
 BATCH = flags.DEFINE_integer("batch_size", 8, "Tiles translated at once.", lower_bound=1)
 DECODING = source_flags.define_decoding()
 ON_ERROR = source_flags.define_on_error()

@@ -15,7 +15,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "precision": {"errors"},
     "fields": {"errors"},
     "files": {"errors", "budget"},
-    "randomness": {"errors"},
+    "randomness": {"errors", "fields"},
     "spread": set(),
     "progress": {"threads"},
     "threads": set(),

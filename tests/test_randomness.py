@@ -65,7 +65,7 @@ def test_a_purpose_has_its_number_of_indices(indices):
         generator(42, Purpose.PAIR_ORDER, *indices)
 
 
-@pytest.mark.parametrize("seed", [-1, 1 << 32])
+@pytest.mark.parametrize("seed", [-1, 1 << 32, 1 << 63, 0.5, True, "1"])
 def test_a_seed_has_32_bits(seed):
     with pytest.raises(UserError) as error:
         generator(seed, Purpose.PATIENTS)

@@ -13,15 +13,25 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from elk_jax.errors import UserError
 from elk_jax.precision import at_least_float32
 
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 """Decoded sides are at most 62.5 times the anchor's: a wild delta must not overflow exp (detectron2, torchvision)."""
 
 
+def as_boxes(boxes: jax.Array, name: str = "boxes", dimensions: int | None = None) -> jax.Array:
+    """An array of boxes in float32 at least; UserError for another shape than [..., 4], or number of dimensions."""
+    array = boxes if hasattr(boxes, "astype") else jnp.asarray(boxes)
+    if array.shape[-1:] != (4,) or dimensions not in (None, array.ndim):
+        wanted = "[..., 4]" if dimensions is None else f"[{'N, ' * (dimensions - 1)}4]"
+        raise UserError(f"{name} has the shape {array.shape}", where=name, todo=f"give {wanted}, xyxy")
+    return at_least_float32(array)
+
+
 def area(boxes: jax.Array) -> jax.Array:
     """Area [...] of boxes[..., 4]; 0 for inverted ones."""
-    boxes = at_least_float32(boxes)
+    boxes = as_boxes(boxes)
     width = jnp.maximum(boxes[..., 2] - boxes[..., 0], 0)
     height = jnp.maximum(boxes[..., 3] - boxes[..., 1], 0)
     return width * height
@@ -42,14 +52,14 @@ def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Intersection over union of every box of a[N, 4] with every box of b[M, 4]: [N, M] in [0, 1]."""
-    a, b = at_least_float32(a), at_least_float32(b)
+    a, b = as_boxes(a, "a", 2), as_boxes(b, "b", 2)
     common = _intersection(a[:, None], b[None, :])
     return _ratio(common, area(a)[:, None] + area(b)[None, :] - common)
 
 
 def intersection_over_area(a: jax.Array, b: jax.Array) -> jax.Array:
     """Part of every box of a[N, 4] that lies inside every box of b[M, 4]: [N, M] in [0, 1]."""
-    a, b = at_least_float32(a), at_least_float32(b)
+    a, b = as_boxes(a, "a", 2), as_boxes(b, "b", 2)
     return _ratio(_intersection(a[:, None], b[None, :]), jnp.broadcast_to(area(a)[:, None], (a.shape[0], b.shape[0])))
 
 
@@ -58,7 +68,7 @@ def generalized_iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
     IoU minus the share of the smallest enclosing box that neither covers. Two empty boxes in one place give 0.
     """
-    a, b = at_least_float32(a), at_least_float32(b)
+    a, b = as_boxes(a, "a"), as_boxes(b, "b")
     common = _intersection(a, b)
     union = area(a) + area(b) - common
     width = jnp.maximum(a[..., 2], b[..., 2]) - jnp.minimum(a[..., 0], b[..., 0])
@@ -80,7 +90,7 @@ def encode(boxes: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.0
     dx = wx (cx - cx_a) / w_a,  dw = ww log(w / w_a), `weights` = (wx, wy, ww, wh). Where box or anchor has no area or
     is not finite (padding), the deltas and their gradients are 0: such rows are for the caller to mask.
     """
-    boxes, anchors = at_least_float32(boxes), at_least_float32(anchors)
+    boxes, anchors = as_boxes(boxes), as_boxes(anchors, "anchors")
     boxes, anchors = jnp.broadcast_arrays(boxes, anchors)
     usable = _has_area(boxes) & _has_area(anchors)
     # Both sides of a `where` are differentiated: the unusable rows are replaced before the log, not only
@@ -114,7 +124,7 @@ def decode(deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.
 
     dw and dh are clipped from above at LARGEST_LOG_SCALE. The result is not clipped to the image (see `clip`).
     """
-    deltas, anchors = at_least_float32(deltas), at_least_float32(anchors)
+    deltas, anchors = as_boxes(deltas, "deltas"), as_boxes(anchors, "anchors")
     anchor_x, anchor_y, anchor_width, anchor_height = _center_size(anchors)
     wx, wy, ww, wh = weights
     x = deltas[..., 0] / wx * anchor_width + anchor_x
@@ -126,7 +136,7 @@ def decode(deltas: jax.Array, anchors: jax.Array, weights: Sequence[float] = (1.
 
 def clip(boxes: jax.Array, height: jax.Array | float, width: jax.Array | float) -> jax.Array:
     """Cut boxes[..., 4] to an image of `height` x `width` pixels (numbers, or arrays that broadcast against [...])."""
-    boxes = at_least_float32(boxes)
+    boxes = as_boxes(boxes)
     height, width = jnp.asarray(height, boxes.dtype), jnp.asarray(width, boxes.dtype)
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
     cut = [jnp.clip(x1, 0, width), jnp.clip(y1, 0, height), jnp.clip(x2, 0, width), jnp.clip(y2, 0, height)]

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elk_jax.detection import boxes as box_ops
-from elk_jax.precision import at_least_float32
+from elk_jax.detection.boxes import as_boxes
+from elk_jax.errors import UserError
 
 DENSE_LIMIT = 2000
 """Up to so many boxes one [N, N] table is built; above, tiles of TILE boxes against all: [N, TILE] at a time."""
@@ -32,7 +34,11 @@ def nms(
     A box is dropped when its IoU with a kept box of higher score is greater than `iou_threshold` (as torchvision; equal
     is kept). Equal scores: the lower index goes first. Boxes that are not in valid[N], whose score is NaN or whose
     coordinates are not finite neither survive nor suppress. Slots without a box have index 0 and valid False; K may
-    exceed N. Coordinates may be negative. No gradient flows through.
+    exceed N. Coordinates may be negative. No gradient flows through. Scores may be whole numbers, and are compared
+    exactly: also float64 and int64 ones of NumPy. The threshold is compared in float64, as by torchvision on a CPU; a
+    traced one (an argument of a compiled function) in its own type.
+
+    UserError for arrays that do not fit each other, and a threshold outside [0, 1].
     """
     return batched_nms(boxes, scores, None, iou_threshold, max_outputs, valid)
 
@@ -46,31 +52,69 @@ def batched_nms(
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`nms` in which a box suppresses only boxes of the same group: groups[N] int, for example classes or levels."""
-    boxes, scores = jax.lax.stop_gradient((at_least_float32(boxes), scores))
+    boxes = as_boxes(boxes, "boxes", 2)
     num = boxes.shape[0]
+    scores = _one_each(_exact(scores), "scores", num)
+    groups = jnp.zeros(num, jnp.int32) if groups is None else _one_each(groups, "groups", num)
+    valid = jnp.ones(num, bool) if valid is None else _one_each(valid, "valid", num).astype(bool)
+    threshold = _not_above(iou_threshold, boxes.dtype)
+    if isinstance(max_outputs, bool) or not isinstance(max_outputs, int | np.integer) or max_outputs < 0:
+        raise UserError(f"max_outputs is {max_outputs!r}", where="max_outputs", todo="give a whole number")
+    boxes, scores = jax.lax.stop_gradient((boxes, scores))
     if num == 0:
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
-    usable = ~jnp.isnan(scores) & jnp.isfinite(boxes).all(-1)
-    if valid is not None:
-        usable = usable & valid
-    order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True)
-    boxes = jnp.where(usable[:, None], boxes, 0)[order]
-    groups = jnp.zeros(num, jnp.int32) if groups is None else groups[order]
-    if num <= DENSE_LIMIT:
-        keep = _settle(_suppresses(boxes, groups, boxes, groups, iou_threshold), usable[order])
+    usable = ~jnp.isnan(scores) & jnp.isfinite(boxes).all(-1) & valid
+    if jnp.issubdtype(scores.dtype, jnp.integer):  # the complement reverses their order, and never overflows
+        order = jnp.argsort(jnp.where(usable, ~scores, jnp.iinfo(scores.dtype).max), stable=True)
     else:
-        keep = _tiled(boxes, groups, usable[order], iou_threshold, max_outputs)
+        order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True)
+    boxes, groups = jnp.where(usable[:, None], boxes, 0)[order], groups[order]
+    if num <= DENSE_LIMIT:
+        keep = _settle(_suppresses(boxes, groups, boxes, groups, threshold), usable[order])
+    else:
+        keep = _tiled(boxes, groups, usable[order], threshold, max_outputs)
     (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=num)
     filled = kept < num
     indices = jnp.where(filled, order.at[kept].get(mode="clip"), 0)
     return indices.astype(jnp.int32), filled
 
 
+def _one_each(values: jax.Array, name: str, count: int) -> jax.Array:
+    array = jnp.asarray(values)
+    if array.shape != (count,) or jnp.issubdtype(array.dtype, jnp.complexfloating):
+        what = f"{name} is {array.dtype} of the shape {array.shape} for {count} boxes"
+        raise UserError(what, where=name, todo="give one number for each")
+    return array
+
+
+def _exact(scores: jax.Array) -> jax.Array:
+    """The scores, or numbers in the same order where JAX would round or cut those of 64 bits; bools as integers."""
+    if isinstance(scores, jax.Array):
+        return scores.astype(jnp.uint8) if scores.dtype == bool else scores
+    array = np.asarray(scores)
+    if array.dtype == bool:
+        return jnp.asarray(array.astype(np.uint8))
+    if array.dtype.kind not in "iuf" or array.dtype.itemsize < 8 or jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return jnp.asarray(array)
+    ranks = np.unique(array, return_inverse=True)[1].reshape(array.shape)
+    return jnp.asarray(np.where(np.isnan(array), np.nan, ranks).astype(np.float32))
+
+
+def _not_above(threshold: float | jax.Array, kind: np.dtype) -> jax.Array:
+    """The largest number of a float type that is not above a threshold: a number of the type exceeds both or none."""
+    if isinstance(threshold, jax.Array):
+        return threshold
+    if isinstance(threshold, bool) or not 0 <= threshold <= 1:
+        raise UserError(f"iou_threshold is {threshold!r}", where="iou_threshold", todo="give 0 to 1")
+    nearest = np.asarray(threshold, kind)
+    return jnp.asarray(nearest if float(nearest) <= threshold else np.nextafter(nearest, kind.type(-1)))
+
+
 def _suppresses(
-    boxes: jax.Array, groups: jax.Array, others: jax.Array, other_groups: jax.Array, iou_threshold: float
+    boxes: jax.Array, groups: jax.Array, others: jax.Array, other_groups: jax.Array, threshold: jax.Array
 ) -> jax.Array:
     """[N, M] bool: would boxes[N] suppress others[M], were they kept and of higher score."""
-    return (box_ops.iou(boxes, others) > iou_threshold) & (groups[:, None] == other_groups[None, :])
+    return (box_ops.iou(boxes, others) > threshold) & (groups[:, None] == other_groups[None, :])
 
 
 def _settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
@@ -88,7 +132,7 @@ def _settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
 
 
 def _tiled(
-    boxes: jax.Array, groups: jax.Array, candidates: jax.Array, iou_threshold: float, max_outputs: int
+    boxes: jax.Array, groups: jax.Array, candidates: jax.Array, threshold: jax.Array, max_outputs: int
 ) -> jax.Array:
     """As `_settle`, TILE boxes at a time, in O(N * TILE) memory; stops when `max_outputs` boxes are kept.
 
@@ -108,8 +152,8 @@ def _tiled(
         tile, keep = state
         tile_boxes, tile_groups = take(boxes, tile), take(groups, tile)
         # `keep` is still False from this tile on.
-        lost = (_suppresses(boxes, groups, tile_boxes, tile_groups, iou_threshold) & keep[:, None]).any(0)
-        inside = _suppresses(tile_boxes, tile_groups, tile_boxes, tile_groups, iou_threshold)
+        lost = (_suppresses(boxes, groups, tile_boxes, tile_groups, threshold) & keep[:, None]).any(0)
+        inside = _suppresses(tile_boxes, tile_groups, tile_boxes, tile_groups, threshold)
         settled = _settle(inside, take(candidates, tile) & ~lost)
         return tile + 1, jax.lax.dynamic_update_slice_in_dim(keep, settled, tile * TILE, 0)
 

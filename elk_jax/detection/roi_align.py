@@ -10,7 +10,9 @@ level, and so is pooled from that level alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -18,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.detection import boxes as box_ops
-from elk_jax.precision import at_least_float32
+from elk_jax.detection.boxes import as_boxes
+from elk_jax.errors import UserError
 
 LEVEL_EPSILON = 1e-6
 """Added before the floor in `assign_levels`, as torchvision does."""
@@ -47,6 +50,9 @@ def roi_align(
     output_size: (h, w), or one number for both. spatial_scale: feature pixels per image pixel (1 / stride).
     """
     size = (output_size, output_size) if isinstance(output_size, int) else output_size
+    if not 0 < spatial_scale < math.inf:
+        what = f"spatial_scale is {spatial_scale!r}"
+        raise UserError(what, where="spatial_scale", todo="give feature pixels per image pixel, such as 1 / 16")
     strides = (1 / spatial_scale,)
     return multilevel_roi_align(
         [features], boxes, size, strides, sampling_ratio, aligned, max_adaptive_samples=max_adaptive_samples
@@ -79,7 +85,9 @@ def multilevel_roi_align(
     forwards and backwards. Differentiable in reverse mode in the features, and in the boxes (through the bilinear
     weights).
     """
-    boxes = at_least_float32(boxes)
+    boxes = as_boxes(boxes, "boxes", 2)
+    features = [_as_floats(level) for level in features]
+    _check(features, boxes, output_size, strides, sampling_ratio, valid, max_adaptive_samples)
     usable = jnp.isfinite(boxes).all(-1)
     if valid is not None:
         usable = usable & valid
@@ -100,6 +108,39 @@ def multilevel_roi_align(
     y = _Taps(first_row, jnp.where(usable[:, None, None], y.weight, 0))
     table = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
     return _pool(table, y, x)
+
+
+def _as_floats(level: jax.Array) -> jax.Array:
+    """Features whose means are not cut to whole numbers."""
+    level = jnp.asarray(level)
+    return level if jnp.issubdtype(level.dtype, jnp.floating) else level.astype(jnp.float32)
+
+
+def _check(
+    features: Sequence[jax.Array],
+    boxes: jax.Array,
+    output_size: tuple[int, int],
+    strides: Sequence[float],
+    sampling_ratio: int,
+    valid: jax.Array | None,
+    cap: int,
+) -> None:
+    """UserError for shapes and settings that do not fit each other."""
+    shapes = [level.shape for level in features]
+    if not shapes or {len(shape) for shape in shapes} != {3} or len({shape[-1] for shape in shapes}) > 1:
+        raise UserError(f"features have the shapes {shapes}", where="features", todo="give [H, W, C] of each level")
+    if len(strides) != len(shapes) or any(high != 2 * low for low, high in pairwise(strides)):
+        todo = "give one for each level, successive powers of two"
+        raise UserError(f"strides {tuple(strides)} of {len(shapes)} levels", where="strides", todo=todo)
+    if len(output_size) != 2 or min(output_size) < 1:
+        raise UserError(f"output_size is {output_size!r}", where="output_size", todo="give (height, width)")
+    for name, value, least in (("sampling_ratio", sampling_ratio, 0), ("max_adaptive_samples", cap, 1)):
+        if value < least:
+            raise UserError(f"{name} is {value!r}", where=name, todo=f"give {least} or more")
+    if valid is not None and valid.shape != boxes.shape[:1]:
+        raise UserError(
+            f"valid has the shape {valid.shape} for {len(boxes)} boxes", where="valid", todo="give one each"
+        )
 
 
 def assign_levels(

@@ -10,11 +10,19 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import numpy as np
 
+from elk_jax.errors import UserError
+from elk_jax.fields import Between, described, fits
+from elk_jax.randomness import check_seed
+
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Estimate = dict[str, float | None]
+
+Resamples = Annotated[int, Between(0, 100_000)]
+"""A setting: how many resamples of patients; 0 for no intervals."""
 
 LEVEL = 0.95
 CHUNK = 250  # resamples processed at once: limits the memory for large data sets
@@ -24,6 +32,13 @@ def draw_weights(patients: int, resamples: int, seed: int) -> np.ndarray:
     """Patient weights [R, P] of `resamples` draws with replacement; rows sum to P. Deterministic for a seed."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(patients, np.full(patients, 1.0 / patients), size=resamples).astype(np.float32)
+
+
+def check(resamples: object, seed: object) -> None:
+    """UserError for a number of resamples, or a seed, that cannot be."""
+    check_seed(seed)
+    if not fits(resamples, Resamples):
+        raise UserError(f"resamples is {resamples!r}", where="resamples", todo=f"give {described(Resamples)}")
 
 
 def evaluate(statistic: Statistic, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -6,8 +6,8 @@ Files: COCO results, a JSON list of {"image_id", "category_id", "bbox": [x, y, w
 
 from __future__ import annotations
 
-import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,14 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
+from elk_jax.images.boxes import within_a_pixel
+from elk_jax.images.names import checked_text
 from elk_jax.images.schema import ImageInfo
+
+OVERHANG = 1.0
+"""Pixels by which a predicted box may reach out of its image without a doubt."""
+LARGEST = float(np.finfo(np.float64).max)
+"""A float, with which Python compares whole numbers of any size."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,93 @@ def join_batches(
     return join([infos[i] for i in order], {infos[i].image_id: detections[i] for i in order})
 
 
+def checked(results: Iterable[ImageResult]) -> list[ImageResult]:
+    """The same results with arrays of float64, int64 and bool, and ids as text; a patient "" is the image's own.
+
+    UserError for what files of annotations and results must not hold either: an image that occurs twice, arrays that do
+    not fit each other, a box or score that is not finite, an inverted box, a lesion without area, a label that is no
+    class.
+    """
+    found = [_checked(result) for result in results]
+    for image_id, count in Counter(result.image_id for result in found).items():
+        if count > 1:
+            todo = "give every image once, with all its predictions"
+            raise UserError(f"the image occurs {count} times", where=f"image {image_id}", todo=todo)
+    return found
+
+
+def _checked(result: ImageResult) -> ImageResult:
+    image_id = checked_text(result.image_id, "image_id", "results")
+    where = f"image {image_id}"
+    gt_boxes, boxes = (_boxes(getattr(result, name), name, where) for name in ("gt_boxes", "boxes"))
+    if not (gt_boxes[:, 2:] > gt_boxes[:, :2]).all():
+        raise UserError("a lesion's box is inverted or empty", where=where, todo="give x1 < x2 and y1 < y2")
+    if not (boxes[:, 2:] >= boxes[:, :2]).all():
+        raise UserError("a predicted box is inverted", where=where, todo="give x1 <= x2 and y1 <= y2")
+    return ImageResult(
+        image_id=image_id,
+        patient_id=checked_text(result.patient_id, "patient_id", where) or image_id,
+        width=result.width,
+        height=result.height,
+        gt_boxes=gt_boxes,
+        gt_labels=_row(result.gt_labels, "gt_labels", len(gt_boxes), int, where),
+        gt_ignore=_row(result.gt_ignore, "gt_ignore", len(gt_boxes), bool, where),
+        boxes=boxes,
+        scores=_row(result.scores, "scores", len(boxes), float, where),
+        labels=_row(result.labels, "labels", len(boxes), int, where),
+    )
+
+
+def _boxes(values: Any, name: str, where: str) -> np.ndarray:
+    boxes = _numbers(values, name, where)
+    if boxes.shape != (0,) and boxes.shape[1:] != (4,):
+        raise UserError(f"{name} has the shape {boxes.shape}", where=where, todo="give [boxes, 4]")
+    return boxes.reshape(-1, 4)
+
+
+def _row(values: Any, name: str, count: int, kind: type, where: str) -> np.ndarray:
+    """One number of a box each, as `kind`: exactly."""
+    row = _numbers(values, name, where)
+    if row.shape != (count,):
+        raise UserError(f"{name} has the shape {row.shape} for {count} boxes", where=where, todo="give one for each")
+    if not np.array_equal(row, row.astype(kind)) or (kind is int and row.min(initial=0) < 0):
+        wanted = "class numbers from 0" if kind is int else "true or false"
+        raise UserError(f"{name} is {row.tolist()!r:.60}", where=where, todo=f"give {wanted}")
+    return row.astype(kind)
+
+
+def _numbers(values: Any, name: str, where: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(values)
+        if numbers.size and numbers.dtype.kind not in "biuf":
+            raise ValueError
+    except ValueError as error:
+        raise UserError(f"{name} is not an array of numbers", where=where, todo="correct it") from error
+    numbers = numbers.astype(float)
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{name} holds NaN or infinity", where=where, todo="correct or remove the prediction")
+    return numbers
+
+
+def doubts(results: Sequence[ImageResult]) -> list[str]:
+    """What suggests that the predicted boxes are not in pixels, not xyxy, or in the file twice; for notes."""
+    boxes = np.concatenate([np.zeros((0, 4)), *(result.boxes for result in results)])
+    size = np.repeat([[r.width, r.height] for r in results], [len(r.boxes) for r in results], axis=0).reshape(-1, 2)
+    outside = np.maximum(-boxes[:, :2], boxes[:, 2:] - size).max(axis=1, initial=-np.inf) > OVERHANG
+    tiny = within_a_pixel(boxes) & (size > 1).any(axis=1)
+    again = sum(len(r.boxes) - len({*map(tuple, np.column_stack([r.boxes, r.labels, r.scores]))}) for r in results)
+    found = {
+        "reach out of their images: COCO results are [left, top, width, height] in pixels": int(outside.sum()),
+        "lie within the first pixel: boxes are in pixels, not shares of the image": int(tiny.sum()),
+    }
+    said = [
+        f"{count} of {len(boxes)} predicted boxes {what}" for what, count in found.items() if 2 * count > len(boxes)
+    ]
+    if again and 2 * again >= len(boxes):
+        said.append(f"{again} of {len(boxes)} predictions repeat another: each counts")
+    return said
+
+
 def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResult]:
     """The same images with only the predictions that score at least `score_floor`."""
 
@@ -145,9 +239,16 @@ def above(results: Sequence[ImageResult], score_floor: float) -> list[ImageResul
 def write_results(
     path: str | os.PathLike, results: Sequence[ImageResult], category_ids: Sequence[int] | None = None
 ) -> None:
-    """Write COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids become int."""
+    """Write COCO results. Label q becomes `category_ids[q]` (default q + 1), decimal image ids become int.
+
+    UserError for a label without a category.
+    """
     entries = []
     for result in results:
+        for label in result.labels:
+            if label < 0 or (category_ids is not None and label >= len(category_ids)):
+                todo = "write the results of a detector of the data's classes"
+                raise UserError(f"label {label} is no category", where=f"image {result.image_id}", todo=todo)
         image_id = result.image_id
         numbered = image_id.isdecimal() and str(int(image_id)) == image_id
         for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):
@@ -204,19 +305,20 @@ def _read_entry(
     missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in entry]
     if missing:
         raise UserError(f"the COCO result lacks {', '.join(missing)}", where=where, todo="add it")
-    image_id = str(entry["image_id"])
+    image_id = checked_text(entry["image_id"], "image_id", where)
     if image_id not in known:
         todo = "use the image ids of the evaluated data and split"
         raise UserError(f"unknown image id {entry['image_id']!r}", where=where, todo=todo)
     category = entry["category_id"]
-    if not isinstance(category, int) or category not in labels:
+    if type(category) is not int or category not in labels:
         todo = f"use one of {sorted(labels)}, as in the data"
         raise UserError(f"unknown category id {category!r}", where=where, todo=todo)
     score = entry["score"]
     if not _is_finite(score):
         raise UserError(f"the score {score!r} is not a finite number", where=where, todo="correct it")
     bbox = entry["bbox"]
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_finite, bbox)) or min(bbox[2:]) < 0:
+    four = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_finite, bbox))
+    if not four or min(bbox[2:]) < 0 or not _is_finite(bbox[0] + bbox[2]) or not _is_finite(bbox[1] + bbox[3]):
         what = f"the box {bbox!r} is not [x, y, width, height] with finite numbers and sizes >= 0"
         raise UserError(what, where=where, todo="correct it")
     x, y, width, height = (float(v) for v in bbox)
@@ -224,4 +326,4 @@ def _read_entry(
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= LARGEST

@@ -9,8 +9,9 @@ import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.evaluation import bootstrap, coco, froc
-from elk_jax.evaluation.detections import ImageResult, above
+from elk_jax.evaluation.detections import ImageResult, above, checked, doubts
 from elk_jax.evaluation.hits import ELK_RULE, Criterion
+from elk_jax.fields import described, fits
 
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
 AREA_LIMITS = (1.0, 2.0, 3.0)
@@ -101,7 +102,8 @@ def evaluate_detections(
     threshold, sensitivity, false_positives_per_image, false_positives_per_lesion_free_image}], curve
     {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the evaluation.
     """
-    scored = above(results, score_floor)
+    _check_settings(criterion, score_floor, froc_images, resamples, seed)
+    scored = above(checked(results), score_floor)
     statistic = DetectionStatistic(scored, criterion, froc_images)
     patients = len(statistic.patients)
     estimates = bootstrap.estimate(statistic, patients, resamples=resamples, seed=seed)
@@ -138,10 +140,23 @@ def compare_detections(
     Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with the names of `scalars`.
     Raises UserError if the runs were not evaluated on the same images and lesions.
     """
+    _check_settings(criterion, score_floor, froc_images, resamples, seed)
+    first, second = checked(first), checked(second)
     _same_images(first, second)
     a, b = (DetectionStatistic(above(run, score_floor), criterion, froc_images) for run in (first, second))
     compared = bootstrap.compare(a, b, len(a.patients), resamples=resamples, seed=seed)
     return {name.replace("/", "_"): v for name, v in compared.items() if not name.startswith("at_threshold/")}
+
+
+def _check_settings(
+    criterion: object, score_floor: object, froc_images: object, resamples: object, seed: object
+) -> None:
+    bootstrap.check(resamples, seed)
+    if not isinstance(criterion, Criterion):
+        raise UserError(f"criterion is {criterion!r}", where="criterion", todo="give one of evaluation/hits.py")
+    for name, value, hint in (("score_floor", score_floor, float), ("froc_images", froc_images, FrocImages)):
+        if not fits(value, hint):
+            raise UserError(f"{name} is {value!r}", where=name, todo=f"give {described(hint)}")
 
 
 def scalars(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -218,7 +233,7 @@ def _count_all(results: Sequence[ImageResult]) -> dict[str, int]:
 
 
 def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int) -> list[str]:
-    notes = []
+    notes = doubts(results)
     if statistic.froc_counts.total_lesions == 0:
         notes.append("no lesions to find: sensitivity, AUFROC and AP are not defined")
     if not any(len(result.scores) for result in results):

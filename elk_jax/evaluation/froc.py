@@ -23,8 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import Criterion, centre_in_box
+from elk_jax.fields import ABOVE_ZERO, AtLeast, Range
 
 NEVER = -np.inf  # the score of a lesion that no prediction hits
 
@@ -128,6 +130,7 @@ def curves(counts: Counts, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def sensitivity_at(x: np.ndarray, y: np.ndarray, rates: Sequence[float]) -> np.ndarray:
     """Read curves [R, corners] at rates of false positives per image -> sensitivity [R, T]."""
+    _check_rates(rates, "rates", AtLeast(0))
     read = np.full((len(x), len(rates)), np.nan)
     for row, (xs, ys) in enumerate(zip(x, y, strict=True)):
         if _defined(xs, ys):
@@ -137,6 +140,7 @@ def sensitivity_at(x: np.ndarray, y: np.ndarray, rates: Sequence[float]) -> np.n
 
 def area_up_to(x: np.ndarray, y: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     """AUFROC: area under curves [R, corners] up to each limit, divided by the limit -> [R, T] in [0, 1]."""
+    _check_rates(limits, "limits", ABOVE_ZERO)
     areas = np.empty((len(x), len(limits)))
     for row, (xs, ys) in enumerate(zip(x, y, strict=True)):
         if not _defined(xs, ys):
@@ -160,6 +164,12 @@ def threshold_at(counts: Counts, rate: float) -> float | None:
         return None
     within = np.flatnonzero(counts.at_least.sum(axis=0) <= rate * images + 1e-6)
     return float(counts.scores[within[-1]]) if len(within) else None
+
+
+def _check_rates(rates: Sequence[float], name: str, limits: Range) -> None:
+    for rate in rates:
+        if isinstance(rate, bool) or rate is None or not limits.holds(rate):
+            raise UserError(f"one of the {name} is {rate!r}", where=name, todo=f"give numbers {limits}")
 
 
 def _defined(x: np.ndarray, y: np.ndarray) -> bool:

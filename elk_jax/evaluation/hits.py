@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO, Range
 from elk_jax.images.boxes import iou
 
 
@@ -26,8 +27,18 @@ class Criterion:
 
 
 def iou_at_least(threshold: float = 0.3) -> Criterion:
-    """Intersection over union of at least `threshold`; 0.3 is ELK's rule."""
+    """Intersection over union of at least `threshold`, above 0 and up to 1; 0.3 is ELK's rule."""
+    _check(threshold, Range(0, 1, above=True), "the threshold of IoU")
     return Criterion(f"IoU >= {threshold:g}", lambda boxes, gt_boxes: iou(boxes, gt_boxes) >= threshold)
+
+
+MOST_PIXELS, MOST_DIAGONALS = 1000.0, 5.0
+"""Farther from a lesion nothing is found: nearly every prediction of an image would be a hit."""
+
+
+def _check(value: float, limits: Range, what: str) -> None:
+    if isinstance(value, bool) or value is None or not limits.holds(value):
+        raise UserError(f"{what} is {value!r}", where="criterion", todo=f"give a number {limits}")
 
 
 ELK_RULE = iou_at_least(0.3)
@@ -41,8 +52,12 @@ def centre_in_box() -> Criterion:
 def centre_distance(pixels: float = 100.0, diagonals: float = 0.5) -> Criterion:
     """Distance of the centres at most max(`diagonals` x diagonal of the lesion's box, `pixels`): DBTex, in plane.
 
-    As in DBTex, a prediction that fits several lesions hits only the nearest one.
+    As in DBTex, a prediction that fits several lesions hits only the nearest one. pixels: up to MOST_PIXELS. diagonals:
+    up to MOST_DIAGONALS. One of them is above 0.
     """
+    _check(pixels, Range(0, MOST_PIXELS), "the distance in pixels")
+    _check(diagonals, Range(0, MOST_DIAGONALS), "the distance in diagonals")
+    _check(max(pixels, diagonals), ABOVE_ZERO, "the larger of the distances")
 
     def rule(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
         distance = np.linalg.norm(_centres(boxes)[:, None] - _centres(gt_boxes)[None], axis=-1)
@@ -65,10 +80,9 @@ def criterion_from_text(text: str) -> Criterion:
     }
     name, *values = text.split(":")
     try:
-        numbers = [float(value) for value in values]
-        if any(not np.isfinite(number) or number < 0 for number in numbers):
-            raise ValueError(text)
-        return makers[name](*numbers)
+        return makers[name](*map(float, values))
+    except UserError as error:
+        raise UserError(f"in {text!r} {error.what}", where="criterion", todo=error.todo) from error
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"unknown criterion {text!r}",

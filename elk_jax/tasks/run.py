@@ -18,6 +18,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
+from elk_jax.randomness import Seed
 from elk_jax.tasks.stages import Data, Stage
 
 SYNTHETIC = "synthetic.json"
@@ -41,7 +42,7 @@ class Experiment:
     """
 
     name: str
-    seed: Annotated[int, AtLeast(0)]
+    seed: Seed
     mesh: MeshSettings
     on_error: Literal["stop", "skip"]
     data: Mapping[str, SourceSpec]

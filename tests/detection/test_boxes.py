@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from elk_jax.detection import boxes as box_ops
+from tests.refusals import refused
 
 
 def test_iou_of_hand_computed_pairs():
@@ -14,6 +15,17 @@ def test_iou_of_hand_computed_pairs():
     expected = [[50 / 150, 1, 0, 25 / 175], [0, 0, 0, 0]]
     np.testing.assert_allclose(box_ops.iou(a, b), expected, rtol=1e-6)
     np.testing.assert_allclose(box_ops.intersection_over_area(a, b)[0], [0.5, 1, 0, 0.25], rtol=1e-6)
+
+
+def test_lists_and_whole_numbers_are_boxes_and_other_shapes_are_not():
+    small = np.array([[250, 250, 255, 255]], np.uint8), np.array([[0, 0, 255, 255]], np.uint8)
+    np.testing.assert_allclose(box_ops.iou(*small), [[25 / 255**2]], rtol=1e-6)
+    assert box_ops.iou([[0, 0, 2, 2]], [[0, 0, 2, 1]]).tolist() == [[0.5]]
+    for wrong in (np.zeros(4), np.zeros((2, 5)), np.zeros((1, 2, 4))):
+        with refused(wrong.shape, where="b"):
+            box_ops.iou(np.zeros((2, 4)), wrong)
+    with refused("(2, 3)", where="anchors"):
+        box_ops.encode(np.zeros((2, 4)), np.zeros((2, 3)))
 
 
 def test_overlaps_equal_torchvisions(golden):

@@ -7,6 +7,7 @@ import pytest
 
 from elk_jax.detection import nms as nms_module
 from elk_jax.detection.nms import batched_nms, nms
+from tests.refusals import refused
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -140,6 +141,56 @@ def test_ties_go_to_the_lower_index_and_equality_is_kept():
     assert of_three(apart, [-jnp.inf, -0.0, 0.0], 0.5) == [1, 2, 0]
     # Boxes without area overlap nothing.
     assert of_three([[5, 5, 5, 5], [5, 5, 5, 5], box], [3.0, 2, 1], 0.1) == [0, 1, 2]
+
+
+APART = [[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]]
+
+
+@pytest.mark.parametrize(
+    "scores, order",
+    [
+        (np.array([0, 200, 5], np.uint8), [1, 2]),
+        (np.array([-(2**31), 2**31 - 1, 0], np.int32), [1, 2]),
+        (np.array([3 * 10**9, 5, 1]), [0, 2]),
+        (np.array([2**24, 2**24 + 1, 0], np.int32), [1, 2]),
+        (np.array([1.0, 1 + 1e-12, np.nan]), [1]),
+        (np.array([False, True, False]), [1, 2]),
+        ([0.1, 0.2, 0.3], [2, 1]),
+    ],
+)
+def test_scores_of_any_type_are_compared_exactly(scores, order):
+    assert chosen(nms(APART, scores, 0.5, 3)) == order
+
+
+def test_scores_of_whole_numbers_under_jit():
+    assert chosen(run(jnp.array(APART), jnp.array([0, 200, 5], jnp.uint8), None, 0.5, 3)) == [1, 2]
+
+
+def test_the_threshold_is_compared_in_float64():
+    """As `inter / union > threshold` of torchvision: float32 against double. 0.1 in float32 is above 0.1, 0.7 below."""
+    tall = lambda share: jnp.array([[0.0, 0, 10, 10], [0, 0, 10, 10 * share]], jnp.float32)
+    for share in (0.1, 0.7):
+        overlap = np.float32(10 * np.float32(10 * share)) / np.float32(100)
+        for threshold in (share, np.float32(share)):
+            kept = [0] if float(overlap) > float(threshold) else [0, 1]
+            assert chosen(nms(tall(share), jnp.array([1.0, 0.5]), threshold, 2)) == kept, (share, threshold)
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    boxes, scores = jnp.array(APART), jnp.ones(3)
+    for where, arguments in {
+        "boxes": (boxes[:, :3], scores, 0.5, 3),
+        "scores": (boxes, scores[:2], 0.5, 3),
+        "iou_threshold": (boxes, scores, 50, 3),
+        "max_outputs": (boxes, scores, 0.5, -1),
+        "valid": (boxes, scores, 0.5, 3, jnp.ones(2, bool)),
+    }.items():
+        with refused(where=where):
+            nms(*arguments)
+    with refused(where="iou_threshold"):
+        nms(boxes, scores, float("nan"), 3)
+    with refused(where="groups"):
+        batched_nms(boxes, scores, jnp.ones(4), 0.5, 3)
 
 
 def test_no_boxes():

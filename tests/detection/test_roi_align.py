@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from elk_jax.detection.roi_align import assign_levels, multilevel_roi_align, roi_align
+from tests.refusals import refused
 
 STATIC = (2, 3, 4, 5, 6)
 STRIDES = (4, 8, 16, 32)
@@ -236,3 +237,33 @@ def test_float64_stays(pyramid, random_boxes):
 
 def test_no_boxes():
     assert roi_align(random_features(4, 4), jnp.zeros((0, 4)), (2, 3), 1.0, 2, True).shape == (0, 2, 3, 2)
+
+
+def test_whole_numbers_as_features_are_not_cut():
+    features, box = np.arange(16, dtype=np.uint8).reshape(4, 4, 1), np.array([[0.5, 0.5, 3, 2.2]])
+    pooled = roi_align(features, box, 1, 1.0, 2, True)
+    np.testing.assert_allclose(pooled, roi_align(features.astype(np.float32), box, 1, 1.0, 2, True))
+    assert pooled.dtype == jnp.float32 and pooled.item() % 1 != 0
+
+
+@pytest.mark.parametrize(
+    "where, change",
+    [
+        ("features", {"features": np.zeros((4, 4))}),
+        ("boxes", {"boxes": np.zeros((2, 5))}),
+        ("output_size", {"output_size": 0}),
+        ("spatial_scale", {"spatial_scale": 0.0}),
+        ("sampling_ratio", {"sampling_ratio": -1}),
+        ("max_adaptive_samples", {"max_adaptive_samples": 0}),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(where, change):
+    good = {"features": np.zeros((4, 4, 1)), "boxes": np.zeros((2, 4)), "output_size": 2, "spatial_scale": 1.0}
+    with refused(where=where):
+        roi_align(**{**good, "sampling_ratio": 2, "aligned": True, **change})
+
+
+def test_strides_are_those_of_the_levels():
+    for strides in ((4,), (4, 12)):
+        with refused(where="strides"):
+            multilevel_roi_align([np.zeros((4, 4, 1))] * 2, np.zeros((1, 4)), (2, 2), strides, 2, True)

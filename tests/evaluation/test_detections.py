@@ -8,6 +8,7 @@ import pytest
 from elk_jax.evaluation.detections import (
     Detections,
     above,
+    doubts,
     join,
     join_batches,
     read_results,
@@ -87,7 +88,14 @@ GOOD = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({"category_id": 2}, "unknown category id 2"),
         ({"category_id": "1"}, "category id '1'"),
         ({"score": float("nan")}, "nan"),
+        ({"category_id": True}, "category id True"),
+        ({"image_id": True}, "True"),
+        ({"image_id": float("nan")}, "nan"),
         ({"score": "high"}, "'high'"),
+        ({"score": 10**400}, "score"),
+        ({"bbox": [1, 2, True, 4]}, "box"),
+        ({"bbox": [1, 2, 10**400, 4]}, "box"),
+        ({"bbox": [1e308, 2, 1e308, 4]}, "box"),
         ({"score": True}, "True"),
         ({"bbox": [1, 2, 3]}, "box"),
         ({"bbox": [1, 2, -3, 4]}, "box"),
@@ -119,6 +127,33 @@ def test_bad_files(tmp_path, content, word, entry):
         read_results(path, [info("7")])
     with refused(where="absent.json"):
         read_results(tmp_path / "absent.json", [info("7")])
+
+
+def test_image_ids_are_the_same_as_text_and_as_numbers(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([GOOD, GOOD | {"image_id": "7"}, GOOD | {"image_id": 7.0}]))
+    assert len(read_results(path, [info("7")])["7"].scores) == 3
+
+
+@pytest.mark.parametrize(
+    "boxes, words",
+    [
+        ([[10, 10, 20, 20], [90, 40, 180, 90]], "1 of 2"),
+        ([[10, 10, 20, 20], [90, 60, 180, 120], [150, 20, 310, 30]], "2 of 3 predicted boxes reach out"),
+        ([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 1.4, 1.4], [10, 10, 20, 20]], "2 of 3 predicted boxes lie within"),
+        ([[10, 10, 20, 20], [10, 10, 20, 20]], "repeat"),
+    ],
+)
+def test_doubts_about_boxes_of_other_kinds(boxes, words):
+    found = doubts(join([info()], {"7": detections(boxes, [0.5] * len(boxes))}))
+    assert [words in doubt for doubt in found] == ([] if words == "1 of 2" else [True])
+
+
+def test_results_of_a_label_without_category_are_not_written(tmp_path):
+    for label, categories in ((-1, None), (2, (3, 8))):
+        found = join([info()], {"7": detections([[1, 2, 3, 4]], [0.5], [label])})
+        with refused(label, where="image 7"):
+            write_results(tmp_path / "predictions.json", found, categories)
 
 
 def test_empty_results_are_fine(tmp_path):

@@ -151,6 +151,70 @@ def test_better_run_is_seen_in_any_order_of_images(random):
     assert compared["low"] > 0 and compared["p_value"] < 0.02
 
 
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"scores": np.array([0.5, np.nan])}, "scores"),
+        ({"scores": np.array([0.5])}, "scores"),
+        ({"scores": np.array(["0.5", "0.6"])}, "scores"),
+        ({"boxes": np.array([A, [0, 0, np.inf, 9]])}, "boxes"),
+        ({"boxes": np.array([A, [9, 0, 2, 9]])}, "inverted"),
+        ({"boxes": np.array([[0, 0, 9], [1, 1, 9]])}, "boxes"),
+        ({"boxes": np.array(A)}, "boxes"),
+        ({"labels": np.array([0, -1])}, "labels"),
+        ({"labels": np.array([0, 0.5])}, "labels"),
+        ({"gt_boxes": np.array([[0, 0, 0, 9]])}, "empty"),
+        ({"gt_boxes": np.array([[0, 0, np.nan, 9]])}, "gt_boxes"),
+        ({"gt_labels": np.array([0, 0])}, "gt_labels"),
+        ({"gt_ignore": np.array([2])}, "gt_ignore"),
+        ({"gt_ignore": np.array(["false"])}, "gt_ignore"),
+    ],
+)
+def test_arguments_are_checked_as_files_are(make, change, word):
+    good, bad = make("1", [A], [A, B], [0.9, 0.8]), make("2", [A], [A, B], [0.9, 0.8])
+    bad = dataclasses.replace(bad, **change)
+    with refused(word, where="image 2"):
+        evaluate_detections([good, bad], resamples=0)
+    with refused(word, where="image 2"):
+        compare_detections([good, bad], [good, bad], resamples=0)
+
+
+def test_an_image_twice_and_settings_that_cannot_be_are_refused(make):
+    results = [make("1", [A], [A], [0.9]), make("2", [B], [B], [0.8])]
+    for again in ("2", 2, "2 "):
+        with refused(2, where="image 2"):
+            evaluate_detections([*results, dataclasses.replace(results[1], image_id=again)], resamples=0)
+    for setting, values in {
+        "resamples": (-1, 2.0, 10**9),
+        "seed": (-1, 1 << 32, 1 << 63, 0.5, True),
+        "score_floor": (np.nan, "0.1"),
+        "froc_images": ("some",),
+        "criterion": ("iou:0.3",),
+    }.items():
+        for value in values:
+            with refused(repr(value), where=setting):
+                evaluate_detections(results, **{setting: value})
+
+
+def test_arrays_of_other_types_give_the_same_numbers(make):
+    results = [make("1", [A], [B, A], [1, 200]), make("2", [], [B], [5], patient="x")]
+    small = [
+        dataclasses.replace(
+            result,
+            gt_boxes=result.gt_boxes.astype(np.uint16),
+            boxes=result.boxes.astype(np.int16).tolist(),
+            scores=result.scores.astype(np.uint8),
+            labels=result.labels.astype(float),
+            gt_ignore=result.gt_ignore.astype(int),
+        )
+        for result in results
+    ]
+    assert evaluate_detections(small, resamples=9) == evaluate_detections(results, resamples=9)
+    assert evaluate_detections([], resamples=9)["mean_sensitivity"] == NOTHING
+    unnamed = [dataclasses.replace(result, patient_id="") for result in results]
+    assert evaluate_detections(unnamed, resamples=0)["counts"]["patients"] == 2
+
+
 def test_runs_on_other_images_are_refused(random):
     results = random(4)
     with refused(1):

@@ -7,6 +7,7 @@ import pytest
 
 from elk_jax.evaluation import froc
 from elk_jax.evaluation.hits import iou_at_least
+from tests.refusals import refused
 
 RATES, LIMITS = (0.5, 1.0, 2.0, 3.0), (1.0, 2.0, 3.0)
 A, B = [0, 0, 100, 100], [200, 200, 300, 300]  # two lesions
@@ -192,6 +193,16 @@ def test_weights_are_repeated_patients(random):
         sensitivity, area = read(repeated)
         np.testing.assert_allclose(froc.sensitivity_at(x, y, RATES)[row], sensitivity, atol=1e-6)
         np.testing.assert_allclose(froc.area_up_to(x, y, LIMITS)[row], area, atol=1e-6)
+
+
+def test_rates_and_limits_that_cannot_be_are_refused(make):
+    _, x, y = whole([make("1", [A], [ON_A], [0.9])])
+    for rate in (-1, np.nan, np.inf):
+        with refused(rate, where="rates"):
+            froc.sensitivity_at(x, y, [1, rate])
+    for limit in (0, -1, np.nan):
+        with refused(limit, where="limits"):
+            froc.area_up_to(x, y, [limit])
 
 
 def test_threshold_keeps_within_the_rate(make):

@@ -56,3 +56,23 @@ def test_criterion_from_text():
     for wrong in ("giou:0.5", "iou:many", "iou:nan", "iou:-1", "centre_in_box:1", "iou:0.3:0.4", ""):
         with refused(repr(wrong), where="criterion"):
             criterion_from_text(wrong)
+
+
+@pytest.mark.parametrize(
+    "text, limits",
+    [
+        ("iou:0", "above 0 to 1"),
+        ("iou:30", "above 0 to 1"),
+        ("iou:1.0001", "above 0 to 1"),
+        ("iou:inf", "above 0 to 1"),
+        ("centre_distance:-1", "from 0"),
+        ("centre_distance:nan", "from 0"),
+        ("centre_distance:100:50", "from 0 to 5"),
+        ("centre_distance:1e6", "from 0 to 1000"),
+        ("centre_distance:0:0", "above 0"),
+    ],
+)
+def test_a_criterion_that_all_or_no_predictions_meet_is_refused(text, limits):
+    with refused(repr(text), limits, where="criterion"):
+        criterion_from_text(text)
+    assert criterion_from_text("iou:1").name == "IoU >= 1"

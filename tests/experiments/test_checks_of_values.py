@@ -39,6 +39,8 @@ from tests.refusals import refused
         ("stages.lesions.count", -1),
         ("stages.lesions.share", -1.0),
         ("stages.evaluate.criterion", "iou:x"),
+        ("stages.evaluate.criterion", "iou:30"),
+        ("detector.bootstrap", 10**9),
         ("stages.lesions.model", ""),
         ("stages.real.recipe", ""),
         ("stages.mixed.weights", (0.5,)),
@@ -120,10 +122,11 @@ def test_values_of_a_translator_that_cannot_be_are_named(ran, tmp_path, key, val
     assert not ran
 
 
-def test_a_seed_is_not_negative(tmp_path):
+@pytest.mark.parametrize("seed", [-1, 1 << 32, 1 << 63])
+def test_a_seed_has_32_bits(tmp_path, seed):
     config = cem_real.get_config("tiny")
-    config.seed = -1
-    assert_refused(config, tmp_path / "run", -1, where="config.seed")
+    config.seed = seed
+    assert_refused(config, tmp_path / "run", seed, 2**32 - 1, where="config.seed")
 
 
 def test_every_stage_has_its_own_weights(coco, monkeypatch, tmp_path):

@@ -129,9 +129,18 @@ def test_wrong_flags_end_in_one_line(quick_start, arguments, words):
 
 
 @pytest.mark.parametrize("script", ["evaluate", "predict"])
-@pytest.mark.parametrize("argument", ["--bootstrap=-3", "--score_floor=1.5", "--score_floor=-1", "--threshold=2"])
+@pytest.mark.parametrize(
+    "argument",
+    ["--bootstrap=-3", "--bootstrap=1000000", "--score_floor=1.5", "--score_floor=-1", "--threshold=2"],
+)
 def test_numbers_out_of_range_end_in_one_line(quick_start, script, argument):
     assert_one_line(quick_start(script, "--workdir=x", argument), argument[2:].split("=")[0])
+
+
+@pytest.mark.parametrize("script", ["synthesize", "translate"])
+@pytest.mark.parametrize("seed", [-1, 1 << 32, 1 << 63])
+def test_seeds_beyond_32_bits_end_in_one_line(quick_start, script, seed):
+    assert_one_line(quick_start(script, "--workdir=x", f"--seed={seed}"), "seed", str(seed))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
+from elk_jax.randomness import check_seed
 from elk_jax.synthesis.phantom import VIEWS, PhantomConfig, patient_id, sample
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
@@ -82,6 +83,7 @@ def parse_options(text: str) -> PhantomOptions:
     if options.modality not in MODALITIES:
         todo = f"choose one of: {', '.join(MODALITIES)}"
         raise UserError(f"unknown phantom modality '{options.modality}'", where=f"phantom:{text}", todo=todo)
+    check_seed(options.seed, f"phantom:{text}")
     if not len(VIEWS) * len(SPLITS) <= options.count <= _SPACE:
         raise UserError(
             f"phantom count {options.count} is out of range",

@@ -10,9 +10,10 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
+from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.fields import SHARE, AtLeast, ByName, OneOf
+from elk_jax.fields import SHARE, ByName, OneOf
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
 from elk_jax.training.recipe import TrainingRecipe
 
@@ -43,7 +44,7 @@ class DetectionRecipe(TrainingRecipe):
     best_metric: Annotated[str, OneOf(METRIC_NAMES)] = "mean_sensitivity"
     score_floor: Annotated[float, SHARE] = 0.01
     choose_score_floor: Annotated[float, SHARE] = 0.1
-    bootstrap: Annotated[int, AtLeast(0)] = 2000
+    bootstrap: Resamples = 2000
 
     def test_loader(self) -> LoaderConfig:
         """The canvases and batch size of training, the fixed size of testing, nothing random."""

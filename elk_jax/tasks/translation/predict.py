@@ -21,6 +21,7 @@ from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast
 from elk_jax.images.windows import Window, cut
 from elk_jax.progress import Progress, progress_bar
+from elk_jax.randomness import Seed
 from elk_jax.tasks import sampling
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.tasks.translation.model import load, trainable
@@ -37,7 +38,7 @@ Translate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class TranslateSettings:
     """seed: another seed, another likely answer. batch_size: tiles translated at once."""
 
-    seed: Annotated[int, AtLeast(0)] = 0
+    seed: Seed = 0
     batch_size: Annotated[int, AtLeast(1)] = 8
 
 

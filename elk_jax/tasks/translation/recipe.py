@@ -10,6 +10,7 @@ from elk_jax.data.tiles import check_stride
 from elk_jax.diffusion.bridge import Bridge, plan
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.errors import UserError
+from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.fields import BELOW_ONE, AtLeast, Checked, check
 from elk_jax.tasks.sampling import PixelNetwork
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
@@ -77,7 +78,7 @@ class TranslationRecipe(TrainingRecipe):
     eval_every: Annotated[int, AtLeast(0)] = 250
     validation_pairs: Annotated[int, AtLeast(0)] = 64
     choose: Literal["last", "best"] = "last"
-    bootstrap: Annotated[int, AtLeast(0)] = 2000
+    bootstrap: Resamples = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()
