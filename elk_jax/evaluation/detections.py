@@ -6,6 +6,7 @@ Files: COCO results, a JSON list of {"image_id", "category_id", "bbox": [x, y, w
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +23,6 @@ from elk_jax.images.schema import ImageInfo
 
 OVERHANG = 1.0
 """Pixels by which a predicted box may reach out of its image without a doubt."""
-LARGEST = float(np.finfo(np.float64).max)
-"""A float, with which Python compares whole numbers of any size."""
 
 
 @dataclass(frozen=True)
@@ -326,4 +325,4 @@ def _read_entry(
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= LARGEST
+    return type(value) in (int, float) and math.isfinite(value)

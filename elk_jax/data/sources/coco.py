@@ -118,13 +118,17 @@ def _categories(categories: list[dict], path: Path) -> tuple[tuple[str, ...], di
 
 
 def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
-    """The id of each entry -> that of the first entry of the same image file. UserError where the entries differ."""
+    """The id of each entry -> that of the first entry of the same image: a file, or a frame of it.
+
+    UserError where the entries of an image differ.
+    """
     folder, first, image_of = image_folder(path), dict[str, str](), dict[str, str]()
     plain = {}
     for key, image in entries.items():
         file = os.path.normpath(folder / _file_name(image, f"{path}, image {key}"))
         plain[key] = image | {"file_name": file, "id": None}
-        kept = image_of[key] = first.setdefault(unicodedata.normalize("NFC", file), key)
+        place = unicodedata.normalize("NFC", f"{image.get('frame') or 0} {file}")
+        kept = image_of[key] = first.setdefault(place, key)
         fields = plain[kept] | plain[key]
         differing = [name for name in fields if plain[kept].get(name) != plain[key].get(name)]
         if differing:
@@ -261,8 +265,8 @@ def _xyxy(bbox: Any, where: str) -> list[float]:
         raise UserError(f"bbox must be four numbers (left, top, width, height), got {bbox}", where=where)
     if not all(abs(value) < math.inf for value in bbox):
         raise UserError(f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it")
-    x, y, width, height = (min(max(value, -1e30), 1e30) for value in bbox)  # whole numbers in JSON have no bound
-    return [float(x), float(y), float(x + width), float(y + height)]
+    x, y, width, height = map(float, bbox)
+    return [x, y, x + width, y + height]
 
 
 def _field(entry: dict, name: str, where: object) -> Any:

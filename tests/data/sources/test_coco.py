@@ -72,7 +72,7 @@ def set_box(box):
         (lambda c: c["images"][1].update(height=0), ["positive", "image 2"]),
         (lambda c: c["images"][1].pop("file_name"), ["'file_name' is missing", "image 2"]),
         (lambda c: c["images"][1].update(height=True), ["'height' is True", "image 2"]),
-        (lambda c: c["images"][1].update(height=10**400), ["positive", "image 2"]),
+        (lambda c: c["images"][1].update(height=10**30), ["positive", "image 2"]),
         (lambda c: c["images"][1].update(width=float("nan")), ["'width' is None", "image 2"]),
         (lambda c: c["images"][1].update(birads=float("inf")), ["infinite", "image 2"]),
         (lambda c: c["images"][1].update(file_name=2), ["file_name is 2", "image 2"]),
@@ -156,6 +156,17 @@ def test_entries_of_one_file_are_one_image(coco_folder):
     for changes in ({"split": "val"}, {"patient_id": "Z"}, {"width": 61}, {"birads": "4"}):
         with refused("1 and 7", *changes, where="data.json"):
             read_coco(coco_folder(lambda content, changes=changes: doubled(content, **changes)))
+
+
+def test_frames_of_one_file_are_images(coco_folder):
+    def change(content):
+        for frame, image in enumerate(content["images"][:3]):
+            image |= {"file_name": "tomo.dcm", "frame": frame, "patient_id": "A"}
+
+    infos = read_coco(coco_folder(change)).infos
+    assert len(infos) == 6 and [info.meta["frame"] for info in infos[:3]] == [0, 1, 2]
+    with refused("1 and 3", "frame", where="data.json"):
+        read_coco(coco_folder(lambda content: (change(content), content["images"][2].pop("frame"))))
 
 
 def test_unknown_values_of_other_fields_can_be_written_again(coco_folder, tmp_path):
