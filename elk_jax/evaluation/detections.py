@@ -21,6 +21,8 @@ from elk_jax.images.boxes import within_a_pixel
 from elk_jax.images.names import checked_text
 from elk_jax.images.schema import ImageInfo
 
+FARTHEST = 1e9
+"""Pixels beyond which no coordinate of an image lies: areas must not overflow."""
 OVERHANG = 1.0
 """Pixels by which a predicted box may reach out of its image without a doubt."""
 
@@ -179,6 +181,8 @@ def _boxes(values: Any, name: str, where: str) -> np.ndarray:
     boxes = _numbers(values, name, where)
     if boxes.shape != (0,) and boxes.shape[1:] != (4,):
         raise UserError(f"{name} has the shape {boxes.shape}", where=where, todo="give [boxes, 4]")
+    if np.abs(boxes).max(initial=0) > FARTHEST:
+        raise UserError(f"{name} reaches {np.abs(boxes).max():g} px", where=where, todo="give pixels of the image")
     return boxes.reshape(-1, 4)
 
 
@@ -212,7 +216,8 @@ def doubts(results: Sequence[ImageResult]) -> list[str]:
     size = np.repeat([[r.width, r.height] for r in results], [len(r.boxes) for r in results], axis=0).reshape(-1, 2)
     outside = np.maximum(-boxes[:, :2], boxes[:, 2:] - size).max(axis=1, initial=-np.inf) > OVERHANG
     tiny = within_a_pixel(boxes) & (size > 1).any(axis=1)
-    again = sum(len(r.boxes) - len({*map(tuple, np.column_stack([r.boxes, r.labels, r.scores]))}) for r in results)
+    rows = [np.column_stack([r.boxes, r.labels, r.scores]) for r in results if len(r.boxes)]
+    again = sum(len(one) - len(np.unique(one, axis=0)) for one in rows)
     found = {
         "reach out of their images: COCO results are [left, top, width, height] in pixels": int(outside.sum()),
         "lie within the first pixel: boxes are in pixels, not shares of the image": int(tiny.sum()),
@@ -272,6 +277,7 @@ def read_results(
 
     Raises UserError, with the file and the entry, for anything that is not a COCO result of these images: an unknown
     image or category, a score that is not a finite number, a box that is not four finite numbers with sizes >= 0.
+    `doubts` tells whether the boxes look like another kind of boxes.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -317,8 +323,8 @@ def _read_entry(
         raise UserError(f"the score {score!r} is not a finite number", where=where, todo="correct it")
     bbox = entry["bbox"]
     four = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_finite, bbox))
-    if not four or min(bbox[2:]) < 0 or not _is_finite(bbox[0] + bbox[2]) or not _is_finite(bbox[1] + bbox[3]):
-        what = f"the box {bbox!r} is not [x, y, width, height] with finite numbers and sizes >= 0"
+    if not four or min(bbox[2:]) < 0 or max(map(abs, bbox)) > FARTHEST:
+        what = f"the box {bbox!r} is not [x, y, width, height] in pixels, with sizes >= 0"
         raise UserError(what, where=where, todo="correct it")
     x, y, width, height = (float(v) for v in bbox)
     return image_id, ([x, y, x + width, y + height], float(score), labels[category])

@@ -133,7 +133,8 @@ def describe(strata: Sequence[Stratum], infos: Sequence[ImageInfo], names: Seque
     counts: Counter[str] = Counter()
     for stratum in strata:
         info = infos[stratum.positions[0]]
-        kind = "with lesion" if info.has_lesions else "without lesion"
+        free = all(infos[position].is_lesion_free for position in stratum.positions)
+        kind = "with lesion" if info.has_lesions else "without lesion" if free else "without lesion to find"
         counts[f"{names[info.source] if names else 'all'} {kind}"] += stratum.draws
     return dict(counts)
 

@@ -104,6 +104,19 @@ def test_threads_read_the_same(tmp_path, collection):
             assert np.array_equal(batch["image"][0, :48, :64], source[index].image)
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [({"labels": np.array([-1], np.int32)}, ["labels [-1]", 2]), ({"image_id": "0"}, ["image id 0", 2])],
+)
+def test_what_a_builder_of_others_may_write_is_refused(tmp_path, collection, make_info, change, words):
+    infos, pixels = collection(np.uint8)
+    meta = {"view": "CC", "is_mass": True, "pixel_spacing": None}
+    infos["val"].append(make_info(8, [[1, 2, 9, 12]], meta=meta, **change))
+    pixels["8"] = pixels["0"]
+    with refused(*words):
+        open_source(SourceSpec(f"tfds:{build(tmp_path, infos, pixels, 8)}"))
+
+
 def test_a_patient_in_two_splits(tmp_path, collection, make_info):
     infos, pixels = collection(np.uint8)
     infos["val"].append(
