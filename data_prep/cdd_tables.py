@@ -11,6 +11,7 @@ Source: Khaled et al., Scientific Data 2022; filter and cleaning: Montoya-del-An
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import Counter, defaultdict
@@ -18,13 +19,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 
+from elk_jax import files
+from elk_jax.budget import budget_for
 from elk_jax.data.sources.cleaning import keep_clean_boxes
 from elk_jax.data.sources.patients import patient_key
-from elk_jax.errors import UserError, from_os_error
+from elk_jax.errors import UserError
 from elk_jax.images.boxes import area, iou
 
 Filter = Literal["elk", "all_masses", "none"]
@@ -45,6 +48,8 @@ _IMAGE_COLUMNS = (
     "Pathology Classification/ Follow up",
 )
 _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
+OBJECTS_OF_XML = 8
+"""Bytes that a spreadsheet takes in memory for each byte of its XML."""
 _MODALITIES = {"CESM": "subtracted", "DM": "low_energy"}
 _EXCLUDED_FINDINGS = ("non enhancement", "focus enhancement", "rim enhancement")
 
@@ -269,27 +274,34 @@ def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [{str(key): value or "" for key, value in row.items()} for row in csv.DictReader(file)]
-            return [row for row in rows if any("".join(cells).strip() for cells in row.values())]  # not a row of commas
-    except OSError as error:
-        raise from_os_error(error, path) from error
+        rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode("utf-8-sig"), newline="")))
+        found = [{str(key): value or "" for key, value in row.items()} for row in rows]
+        return [row for row in found if any("".join(cells).strip() for cells in row.values())]  # not a row of commas
     except (csv.Error, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"not a CSV table: {error}", where=path, todo="download it again") from error
 
 
 def _read_xlsx(path: Path) -> list[dict[str, str]]:
+    """The rows of the sheet 'all'. What the archive and its rows ask for is drawn from a budget before it is made."""
     import openpyxl
 
+    content = files.read_bytes(path)
+    budget = budget_for(len(content), path)
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except OSError as error:
-        raise from_os_error(error, path) from error
-    except (BadZipFile, KeyError, ValueError, openpyxl.utils.exceptions.InvalidFileException) as error:
-        raise UserError(f"not an XLSX table: {error}", where=path, todo="download it again") from error
-    if "all" not in book.sheetnames:
-        raise UserError("the sheet 'all' is missing", where=path, todo=f"it has {', '.join(book.sheetnames)}")
-    lines = [["" if cell is None else str(cell) for cell in line] for line in book["all"].iter_rows(values_only=True)]
+        with ZipFile(io.BytesIO(content)) as archive:
+            budget.spend(OBJECTS_OF_XML * sum(member.file_size for member in archive.infolist()), "its tables")
+        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        if "all" not in book.sheetnames:
+            raise UserError("the sheet 'all' is missing", where=path, todo=f"it has {', '.join(book.sheetnames)}")
+        lines = []
+        for line in book["all"].iter_rows(values_only=True):
+            budget.spend(64 * len(line), "its rows")  # a row is as wide as the sheet says
+            lines.append(["" if cell is None else str(cell) for cell in line])
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive of damaged XML can fail in any way
+        what = f"not an XLSX table: {error or type(error).__name__}"
+        raise UserError(" ".join(what.split()), where=path, todo="download it again") from error
     header = lines[0] if lines else []
     return [dict(zip(header, line)) for line in lines[1:] if any(cell.strip() for cell in line)]
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.diffusion.samplers import Denoise, normal
-from elk_jax.diffusion.schedule import spread_over
+from elk_jax.diffusion.schedule import MOST_STEPS, spread_over
 from elk_jax.errors import UserError
-from elk_jax.fields import AtLeast, Checked
+from elk_jax.fields import AtLeast, Between, Checked
 from elk_jax.precision import at_least_float32
 
 
@@ -30,7 +30,7 @@ from elk_jax.precision import at_least_float32
 class Bridge(Checked):
     """steps: T. max_variance: s, twice the variance half-way (the diversity of the samples)."""
 
-    steps: Annotated[int, AtLeast(2)] = 1000
+    steps: Annotated[int, Between(2, MOST_STEPS)] = 1000
     max_variance: Annotated[float, AtLeast(0)] = 1.0
 
     def mean_share(self) -> np.ndarray:

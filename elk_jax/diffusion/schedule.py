@@ -25,6 +25,8 @@ from elk_jax.precision import at_least_float32
 
 NAMES = ("linear", "scaled_linear", "cosine")
 PREDICTIONS = ("epsilon", "v", "x0")
+MOST_STEPS = 100_000
+"""Time steps of the longest schedule."""
 MAX_BETA = 0.999
 """Upper limit of the betas of a cosine schedule (Nichol and Dhariwal, section 3.2)."""
 
@@ -68,7 +70,7 @@ def make_schedule(
     _check(name in NAMES, "name", f"unknown noise schedule '{name}'", f"one of {', '.join(NAMES)}")
     known = ", ".join(PREDICTIONS)
     _check(prediction in PREDICTIONS, "prediction", f"unknown prediction '{prediction}'", f"one of {known}")
-    _check(steps >= 2, "steps", f"a noise schedule of {steps} steps", "at least 2")
+    _check(2 <= steps <= MOST_STEPS, "steps", f"a noise schedule of {steps} steps", f"2 to {MOST_STEPS}")
     if zero_terminal_snr and prediction == "epsilon":
         raise UserError(
             "zero terminal SNR with epsilon prediction: the last step is pure noise and carries no information on x0",

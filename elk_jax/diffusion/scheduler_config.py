@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from elk_jax.diffusion.samplers import SamplerConfig
-from elk_jax.diffusion.schedule import Schedule, make_schedule
+from elk_jax.diffusion.schedule import MOST_STEPS, Schedule, make_schedule
 from elk_jax.errors import UserError
 from elk_jax.fields import Between, OneOf, described, fits
 
@@ -45,7 +45,7 @@ NOISE: Mapping[str, Mapping[str, Any]] = {
 """The keys, and their defaults, that make the noise of training, of every class that has the noise of DDPM."""
 
 _TYPES: Mapping[str, Any] = {
-    "num_train_timesteps": Annotated[int, Between(2, 100_000)],
+    "num_train_timesteps": Annotated[int, Between(2, MOST_STEPS)],
     "beta_start": float,
     "beta_end": float,
     "beta_schedule": Annotated[str, OneOf(tuple(SCHEDULES))],

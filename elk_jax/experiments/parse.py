@@ -29,12 +29,16 @@ def parse(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
     `config.detector.steps`.
     """
     sections = fields.as_dict(config)
-    _check_chosen(stages, sections["name"], list(sections["stages"]))
+    for name in OWN_SECTIONS:
+        if name not in sections:
+            raise UserError(f"{name} is missing", where=f"config.{name}", todo="take a file of configs/ as an example")
+    all_stages = fields.as_dict(sections["stages"], "config.stages")
+    _check_chosen(stages, sections["name"], list(all_stages))
     sources = fields.as_dict(sections["data"], "config.data")
     on_error = sources.pop("on_error", "stop")
     parsed: dict[str, Stage] = {}
     recipes: dict[str, Any] = {}
-    for name, settings in sections["stages"].items():
+    for name, settings in all_stages.items():
         parsed[name] = _stage(name, fields.as_dict(settings, f"config.stages.{name}"))
         _add_recipe(recipes, parsed[name], sections)
     experiment = Experiment(
@@ -46,7 +50,7 @@ def parse(config: ConfigDict, stages: Sequence[str] | None = None, folder: Path 
         recipes=recipes,
         stages=parsed,
     )
-    fields.check_types(Experiment, {"seed": experiment.seed}, "config")
+    fields.check_types(Experiment, {"name": experiment.name, "seed": experiment.seed}, "config")
     fields.check_types(Experiment, {"on_error": on_error}, "config.data")
     _check_names(experiment, folder)
     return experiment

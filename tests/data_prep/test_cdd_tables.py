@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import Counter
 
 import cdd_tables
 import cv2
 import numpy as np
+import openpyxl
 import pytest
 from cdd_layout import circle, image_row, write_tables
 
+from elk_jax import budget
 from tests.refusals import refused
 
 
@@ -263,3 +266,20 @@ def test_xlsx_and_csv_of_the_real_tables_agree(real_rows, real_data, tmp_path):
         assert one.name == other.name and one.tags == other.tags and one.findings == other.findings
         assert (one.birads, one.pathology, one.density) == (other.birads, other.pathology, other.density)
         np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+@pytest.mark.parametrize("bomb", ["zeros", "wide rows"])
+def test_a_spreadsheet_that_asks_for_much_is_refused(bomb, tmp_path, monkeypatch):
+    write_tables(tmp_path, [image_row("P1_L_CM_CC")], [("P1_L_CM_CC", circle(9, 9, 4))])
+    path = tmp_path / "Radiology-manual annotations.xlsx"
+    assert len(cdd_tables.read_tables(tmp_path)) == 1
+    monkeypatch.setattr(budget, "FLOOR", 1 << 20)
+    if bomb == "zeros":
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("xl/media/image1.bin", bytes(1 << 21))
+    else:
+        book = openpyxl.load_workbook(path)
+        book["all"].cell(3, 16384, "x"), book["all"].cell(400, 1, "x")
+        book.save(path)
+    with refused("far more", where=path):
+        cdd_tables.read_tables(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from elk_jax.diffusion.autoencoder import AutoencoderKL
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder
 from elk_jax.diffusion.unet import UNet2DCondition
-from elk_jax.weights import diffusers_folder, stable_diffusion
+from elk_jax.weights import diffusers_folder, model_folder, stable_diffusion
 from elk_jax.weights.tokenizer import Tokenizer
 from tests.weights.parts import describe
 
@@ -27,7 +27,7 @@ def both(tiny_parts, vocabulary, tmp_path_factory):
     configs = {"unet": empty.unet, "vae": empty.autoencoder, "text_encoder": empty.text}
     random = np.random.RandomState(0)
     params = {
-        part: stable_diffusion.store.nest({path: 0.2 * random.randn(*s).astype("f4") for path, s in shapes.items()})
+        part: model_folder.nest({path: 0.2 * random.randn(*s).astype("f4") for path, s in shapes.items()})
         for part, shapes in stable_diffusion.parameter_shapes(configs).items()
     }
     # as typed configurations describe it, without what a published folder would carry besides

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elk_jax import files
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import DICOM_SUFFIXES, SUFFIXES, decode_as
 from elk_jax.data.sources.source import CACHE_BYTES, Cache, ImageSource, read_at
@@ -26,7 +27,7 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
 
     An image has one of SUFFIXES, or is a DICOM file of any name. DICOM objects that are no image (reports, presentation
     states, the DICOMDIR of an export) are skipped in folders.
-    UserError for a missing file or folder, and for a folder without an image.
+    UserError for a missing file or folder, a device or a pipe, and for a folder without an image.
     """
     found: list[Path] = []
     skipped: list[Path] = []
@@ -39,10 +40,9 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
                 raise UserError("no image in the folder", where=entry, todo=todo)
             found += images
             skipped += sorted(set(below) - set(images))
-        elif entry.is_file():
-            found.append(entry)
         else:
-            raise UserError("no such file or folder", where=entry, todo="check the path")
+            files.open_regular(entry).close()
+            found.append(entry)
     return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
 
 
