@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -36,7 +37,8 @@ class Range:
     below: bool = False
 
     def holds(self, value: Any) -> bool:
-        if not (isinstance(value, int | float) and math.isfinite(value)):
+        finite = isinstance(value, numbers.Real) and math.isfinite(value)  # of NumPy too
+        if not finite:
             return value is None  # an optional number; its type says whether it may be absent
         low = value > self.low if self.above else value >= self.low
         return low and (value < self.high if self.below else value <= self.high)

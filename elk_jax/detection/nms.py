@@ -92,6 +92,8 @@ def _exact(scores: jax.Array) -> jax.Array:
     if isinstance(scores, jax.Array):
         return scores.astype(jnp.uint8) if scores.dtype == bool else scores
     array = np.asarray(scores)
+    if array.dtype.kind not in "biufV":  # V: bfloat16
+        raise UserError(f"scores is {array.dtype}, not numbers", where="scores", todo="give one number for each box")
     if array.dtype == bool:
         return jnp.asarray(array.astype(np.uint8))
     if array.dtype.kind not in "iuf" or array.dtype.itemsize < 8 or jax.config.jax_enable_x64:  # type: ignore[attr-defined]

@@ -15,13 +15,15 @@ from typing import Annotated
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.fields import Between, described, fits
+from elk_jax.fields import Between, described
 from elk_jax.randomness import check_seed
 
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Estimate = dict[str, float | None]
 
-Resamples = Annotated[int, Between(0, 100_000)]
+MOST = 100_000
+"""Resamples; their weights are drawn at once."""
+Resamples = Annotated[int, Between(0, MOST)]
 """A setting: how many resamples of patients; 0 for no intervals."""
 
 LEVEL = 0.95
@@ -37,7 +39,7 @@ def draw_weights(patients: int, resamples: int, seed: int) -> np.ndarray:
 def check(resamples: object, seed: object) -> None:
     """UserError for a number of resamples, or a seed, that cannot be."""
     check_seed(seed)
-    if not fits(resamples, Resamples):
+    if isinstance(resamples, bool) or not isinstance(resamples, int | np.integer) or not 0 <= resamples <= MOST:
         raise UserError(f"resamples is {resamples!r}", where="resamples", todo=f"give {described(Resamples)}")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.fields import ABOVE_ZERO
 from elk_jax.files import read_json, write_json
 from elk_jax.images.boxes import within_a_pixel
 from elk_jax.images.names import checked_text
@@ -156,8 +157,15 @@ def checked(results: Iterable[ImageResult]) -> list[ImageResult]:
 
 
 def _checked(result: ImageResult) -> ImageResult:
+    if not isinstance(result, ImageResult):
+        raise UserError(
+            f"a result is a {type(result).__name__}", where="results", todo="give ImageResults, as of `join`"
+        )
     image_id = checked_text(result.image_id, "image_id", "results")
     where = f"image {image_id}"
+    for side in ("width", "height"):
+        if getattr(result, side) is None or not ABOVE_ZERO.holds(getattr(result, side)):
+            raise UserError(f"{side} is {getattr(result, side)!r}", where=where, todo="give pixels")
     gt_boxes, boxes = (_boxes(getattr(result, name), name, where) for name in ("gt_boxes", "boxes"))
     if not (gt_boxes[:, 2:] > gt_boxes[:, :2]).all():
         raise UserError("a lesion's box is inverted or empty", where=where, todo="give x1 < x2 and y1 < y2")

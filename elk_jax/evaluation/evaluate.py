@@ -11,7 +11,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import bootstrap, coco, froc
 from elk_jax.evaluation.detections import ImageResult, above, checked, doubts
 from elk_jax.evaluation.hits import ELK_RULE, Criterion
-from elk_jax.fields import described, fits
+from elk_jax.fields import Range, described, fits
 
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
 AREA_LIMITS = (1.0, 2.0, 3.0)
@@ -154,9 +154,10 @@ def _check_settings(
     bootstrap.check(resamples, seed)
     if not isinstance(criterion, Criterion):
         raise UserError(f"criterion is {criterion!r}", where="criterion", todo="give one of evaluation/hits.py")
-    for name, value, hint in (("score_floor", score_floor, float), ("froc_images", froc_images, FrocImages)):
-        if not fits(value, hint):
-            raise UserError(f"{name} is {value!r}", where=name, todo=f"give {described(hint)}")
+    if score_floor is None or not Range().holds(score_floor):
+        raise UserError(f"score_floor is {score_floor!r}", where="score_floor", todo="give a number")
+    if not fits(froc_images, FrocImages):
+        raise UserError(f"froc_images is {froc_images!r}", where="froc_images", todo=f"give {described(FrocImages)}")
 
 
 def scalars(evaluation: dict[str, Any]) -> dict[str, float]:

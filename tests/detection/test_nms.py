@@ -180,7 +180,7 @@ def test_arguments_that_do_not_fit_are_refused():
     boxes, scores = jnp.array(APART), jnp.ones(3)
     for where, arguments in {
         "boxes": (boxes[:, :3], scores, 0.5, 3),
-        "scores": (boxes, scores[:2], 0.5, 3),
+        "scores": (boxes, np.array(["a", "b", "c"]), 0.5, 3),
         "iou_threshold": (boxes, scores, 50, 3),
         "max_outputs": (boxes, scores, 0.5, -1),
         "valid": (boxes, scores, 0.5, 3, jnp.ones(2, bool)),
@@ -189,6 +189,8 @@ def test_arguments_that_do_not_fit_are_refused():
             nms(*arguments)
     with refused(where="iou_threshold"):
         nms(boxes, scores, float("nan"), 3)
+    with refused(where="scores"):
+        nms(boxes, scores[:2], 0.5, 3)
     with refused(where="groups"):
         batched_nms(boxes, scores, jnp.ones(4), 0.5, 3)
 

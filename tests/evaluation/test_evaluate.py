@@ -12,7 +12,7 @@ from elk_jax.evaluation.evaluate import (
     evaluate_detections,
     scalars,
 )
-from elk_jax.evaluation.hits import centre_in_box
+from elk_jax.evaluation.hits import centre_in_box, iou_at_least
 from tests.refusals import refused
 
 A, B = [0, 0, 100, 100], [200, 200, 300, 300]
@@ -168,6 +168,8 @@ def test_better_run_is_seen_in_any_order_of_images(random):
         ({"gt_labels": np.array([0, 0])}, "gt_labels"),
         ({"gt_ignore": np.array([2])}, "gt_ignore"),
         ({"gt_ignore": np.array(["false"])}, "gt_ignore"),
+        ({"width": 0}, "width"),
+        ({"height": None}, "height"),
     ],
 )
 def test_arguments_are_checked_as_files_are(make, change, word):
@@ -210,6 +212,11 @@ def test_arrays_of_other_types_give_the_same_numbers(make):
         for result in results
     ]
     assert evaluate_detections(small, resamples=9) == evaluate_detections(results, resamples=9)
+    numpys = {"resamples": np.int64(9), "score_floor": np.float32(0.5), "criterion": iou_at_least(np.float32(0.25))}
+    plain = {"resamples": 9, "score_floor": 0.5, "criterion": iou_at_least(0.25)}
+    assert evaluate_detections(small, **numpys) == evaluate_detections(results, **plain)
+    with refused("dict", where="results"):
+        evaluate_detections([{"image_id": "1"}])
     assert evaluate_detections([], resamples=9)["mean_sensitivity"] == NOTHING
     unnamed = [dataclasses.replace(result, patient_id="") for result in results]
     assert evaluate_detections(unnamed, resamples=0)["counts"]["patients"] == 2

@@ -78,7 +78,7 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
     counts = summary(found)
     run.say(
         f"  train {counts['tiles']} tiles of {config.size} px from {counts['images']} images of {counts['patients']} "
-        f"patients; model {training.parameter_count(shapes):,} parameters"
+        f"patients, {counts['ignored_boxes']} ignored boxes; model {training.parameter_count(shapes):,} parameters"
     )
 
     # ---- Train ---------------------------------------------------------------------------------------------------
