@@ -11,7 +11,8 @@
 
 Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet only: depth, norms, heads and
 classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
-text-to-image or inpainting. Pickles are read, never run, and PyTorch is not needed. Every tensor is listed with its
+text-to-image or inpainting. Pickles are read, never run, and PyTorch is not needed; what stands beside the weights in
+a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is listed with its
 new name; one that is left over, missing or of another shape stops the import, and nothing is written.
 """
 
@@ -45,7 +46,10 @@ INPAINTING = flags.DEFINE_bool(
     "inpainting", False, "Of diffusers: make a text-to-image model an inpainter; its new input channels start at zero."
 )
 VARIANT = flags.DEFINE_string(
-    "variant", None, "Of diffusers: read the files with this word in their names: fp16. Default: without, else fp16."
+    "variant",
+    None,
+    "Of diffusers: read the files with this word in their names, such as fp16, and the plain files of parts that have "
+    "none. Default: the plain files, else fp16.",
 )
 _OF_DETECTORS = (DEPTH, CLASSES, DROP, SET, NORM_EPS)
 _OF_DIFFUSERS = (INPAINTING, VARIANT)
@@ -67,7 +71,7 @@ def settings(pairs: list[str]) -> dict[str, Any]:
             raise command_line.UserError(f"--set={pair} has no value", todo="write --set=name=value")
         try:
             changes[name] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             changes[name] = text
     return changes
 

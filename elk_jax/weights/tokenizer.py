@@ -93,15 +93,23 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         model = model.get("model") if isinstance(model, dict) else None
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
             raise UserError("not a byte-pair encoding", where=folder / WHOLE, todo="use CLIP's tokenizer")
-        vocab, merges = model.get("vocab"), [_pair(line, folder / WHOLE) for line in model.get("merges", [])]
+        lines = model.get("merges", [])
+        if not isinstance(lines, list):
+            raise UserError("its merges are no list", where=folder / WHOLE, todo="use CLIP's tokenizer")
+        vocab, merges = model.get("vocab"), [_pair(line, folder / WHOLE) for line in lines]
     else:
         raise UserError("no tokenizer", where=folder, todo=f"add {VOCAB} and {MERGES}, or {WHOLE}")
-    if not isinstance(vocab, dict) or not all(isinstance(value, int) for value in vocab.values()):
+    if not isinstance(vocab, dict) or not all(type(value) is int and value >= 0 for value in vocab.values()):
         raise UserError("not a vocabulary (token -> id)", where=folder, todo="download it again")
     given = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    pad = _content(given.get("pad_token", END)) if isinstance(given, dict) else END
-    length = given.get("model_max_length", 77) if isinstance(given, dict) else 77
-    return Tokenizer(vocab, tuple(merges), pad, length if isinstance(length, int) and 2 < length < 1000 else 77)
+    given = given if isinstance(given, dict) else {}
+    pad, length = given.get("pad_token"), given.get("model_max_length")
+    return Tokenizer(
+        vocab,
+        tuple(merges),
+        END if pad is None else _content(pad),
+        length if type(length) is int and 2 < length < 1000 else 77,
+    )
 
 
 def write_tokenizer(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:

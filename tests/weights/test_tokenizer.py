@@ -69,3 +69,25 @@ def test_bad_files(vocabulary, tmp_path):
     (tmp_path / "vocab.json").write_text('{"a": 1}')
     with refused("'<|startoftext|>'", where="tokenizer"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda model: model["vocab"].update(a=-1), "vocabulary"),
+        (lambda model: model["vocab"].update(a=True), "vocabulary"),
+        (lambda model: model["vocab"].update(a="1"), "vocabulary"),
+        (lambda model: model.update(merges=5), "merges"),
+        (lambda model: model.update(merges=[["a"]]), "pair"),
+        (lambda model: model.update(type="WordPiece"), "byte-pair"),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused(vocabulary, tmp_path, change, word):
+    model = {"vocab": dict(vocabulary["vocab"]), "merges": vocabulary["merges"]}
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": null, "model_max_length": 1e30}')
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    assert read_tokenizer(tmp_path) == make(vocabulary)
+    change(model)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with refused(word, where=tmp_path) if word == "vocabulary" else refused(word, where="tokenizer.json"):
+        read_tokenizer(tmp_path)

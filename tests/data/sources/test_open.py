@@ -1,5 +1,6 @@
 """From a SourceSpec to an ImageSource: which images with which boxes, and what is refused."""
 
+import os
 import pickle
 from collections import Counter
 
@@ -290,3 +291,14 @@ def test_cdd_cesm(real_data):
     assert record.image.shape == (512, 512, 1)
     x1, y1, x2, y2 = record.info.boxes[0].astype(int)
     assert record.image[y1:y2, x1:x2].mean() > 1.5 * record.image.mean()
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "pipe", ".", "x" * 5000], ids=lambda name: name[:9])
+def test_a_file_name_that_is_no_file_is_refused(at, tmp_path, name):
+    (tmp_path / "images").mkdir()
+    os.mkfifo(tmp_path / "images" / "pipe")
+    spec = at(lambda content: content["images"][0].update(file_name=name))
+    with refused("image 1", "is missing"):
+        open_source(spec)
+    found = open_source(spec, on_error="skip")
+    assert len(found) == 5 and len(found.skipped) == 1
