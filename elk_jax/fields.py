@@ -112,37 +112,40 @@ class ByName:
         return f"one of {', '.join(self.kinds())}"
 
 
-def build(kind: type[T], settings: Mapping[str, Any], where: str) -> T:
+def build(kind: type[T], settings: Mapping[str, Any], where: str = "", *, complete: bool = False) -> T:
     """A dataclass from a mapping (a ConfigDict, or what JSON kept of one); lists become tuples.
 
-    Fields that are dataclasses, or unions of dataclasses told apart by their field `name`, are built as well.
-    where: the section's name, such as `config.detector`. UserError for an unknown or a missing field, and for a value
-    of another type or outside its range; its `where` is the dotted name of the field.
+    Fields that are dataclasses, unions of dataclasses told apart by their field `name`, or tuples and mappings of
+    dataclasses, are built as well. where: the section's name, such as `config.detector`; "" for the outermost.
+    complete: fields with a default must be given too, here and in every section: what was once written whole.
+    UserError for an unknown or a missing field, and for a value of another type or outside its range; its `where` is
+    the dotted name of the field.
     """
     values = as_dict(settings, where)
     hints = typing.get_type_hints(kind, include_extras=True)
-    known = {field.name for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
+    wanted = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    known = {field.name for field in wanted}
+    unknown = sorted(map(str, set(values) - known))
     if unknown:
-        raise UserError(f"no setting '{unknown[0]}'", where=where, todo=f"choose one of {', '.join(sorted(known))}")
+        todo = f"choose one of {', '.join(sorted(known))}"
+        raise UserError(f"no setting '{unknown[0]}'", where=_dotted(where, unknown[0]), todo=todo)
     for name, value in values.items():
-        section = _section(hints[name], value, f"{where}.{name}")
-        values[name] = _tuples(value) if section is None else build(section, value, f"{where}.{name}")
+        values[name] = _built(hints[name], value, _dotted(where, name), complete)
     check_types(kind, values, where)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.name not in values and field.init and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(
-                f"{field.name} is missing", where=f"{where}.{field.name}", todo=f"give {described(hints[field.name])}"
-            )
+    for field in wanted:
+        needed = complete or field.default is field.default_factory is dataclasses.MISSING
+        if field.name not in values and needed:
+            todo = f"give {described(hints[field.name])}"
+            raise UserError(f"{field.name} is missing", where=_dotted(where, field.name), todo=todo)
     try:
         return kind(**values)
     except UserError as error:
-        raise error.within(where) from error
+        raise (error.within(where) if where else error) from error
 
 
-def build_named(kinds: Mapping[str, type], settings: Mapping[str, Any], where: str) -> Any:
+def build_named(kinds: Mapping[str, type], settings: Mapping[str, Any], where: str, *, complete: bool = False) -> Any:
     """Like `build`, for the one of `kinds` that the field `name` chooses. UserError for another name."""
-    return build(_named(kinds, settings, where), settings, where)
+    return build(_named(kinds, settings, where), settings, where, complete=complete)
 
 
 def check(settings: Any) -> None:
@@ -162,8 +165,7 @@ def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:
     hints = typing.get_type_hints(kind, include_extras=True)
     for name, value in values.items():
         if name in hints and not fits(value, hints[name]):
-            place = f"{where}.{name}" if where else name
-            raise UserError(f"{name} is {value!r}", where=place, todo=f"give {described(hints[name])}")
+            raise UserError(f"{name} is {value!r}", where=_dotted(where, name), todo=f"give {described(hints[name])}")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -185,6 +187,9 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is Any:
         return True
+    if kind is Mapping:
+        one, other = typing.get_args(hint)
+        return isinstance(value, Mapping) and all(fits(k, one) and fits(v, other) for k, v in value.items())
     return isinstance(value, kind or hint) and not (hint is int and isinstance(value, bool))
 
 
@@ -201,14 +206,34 @@ def described(hint: Any) -> str:
         return " or ".join(repr(one) for one in typing.get_args(hint))
     if kind is tuple:
         return f"({', '.join('...' if one is ... else described(one) for one in typing.get_args(hint))})"
+    if kind is Mapping:
+        return "a section of settings"
     return "None" if hint is type(None) else hint.__name__
 
 
-def as_dict(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def as_dict(settings: Any, where: str = "") -> dict[str, Any]:
     """A plain dict, of a ConfigDict too, whose sections stay what they are. UserError for what is not a mapping."""
     if not isinstance(settings, Mapping) and not hasattr(settings, "items"):
         raise UserError(f"{settings!r} is not a section of settings", where=where)
     return dict(settings.items())
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _built(hint: Any, value: Any, where: str, complete: bool) -> Any:
+    """A field's value from plain data: sections become dataclasses, lists tuples. Of another type it stays as it is."""
+    section = _section(hint, value, where)
+    if section is not None:
+        return build(section, value, where, complete=complete)
+    inner = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    kind, arguments = typing.get_origin(inner), typing.get_args(inner)
+    if kind is tuple and arguments[1:] == (...,) and isinstance(value, list | tuple):
+        return tuple(_built(arguments[0], one, f"{where}[{index}]", complete) for index, one in enumerate(value))
+    if kind is Mapping and isinstance(value, Mapping):
+        return {name: _built(arguments[1], one, _dotted(where, str(name)), complete) for name, one in value.items()}
+    return _tuples(value)
 
 
 def _section(hint: Any, value: Any, where: str) -> type | None:

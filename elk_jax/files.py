@@ -154,11 +154,19 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content: 64 hex digits, as `sha256sum` prints it."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
 def fingerprint(folder: str | os.PathLike, pattern: str = "*") -> str:
     """Hash of the names and contents of the files in `folder` that match `pattern`: 16 hex digits; "" without any."""
     digest = hashlib.sha256()
     paths = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
     for path in paths:
-        with open(path, "rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+        digest.update(f"{path.name} {sha256(path)} ".encode())
     return digest.hexdigest()[:16] if paths else ""

@@ -143,15 +143,15 @@ def test_sections_are_built_with_lists_as_tuples():
 @pytest.mark.parametrize(
     "mapping, where",
     [
-        ({"inner": {"lwo": 1.0}}, "config.inner"),
+        ({"inner": {"lwo": 1.0}}, "config.inner.lwo"),
         ({"inner": {"low": 2.0}}, "config.inner.low"),
         ({"inner": {"low": "x"}}, "config.inner.low"),
         ({"schedule": {"name": "linear"}}, "config.schedule.name"),
         ({"schedule": {"base": 1.0}}, "config.schedule.name"),
-        ({"schedule": {"name": "cosine", "warmup": 3}}, "config.schedule"),
+        ({"schedule": {"name": "cosine", "warmup": 3}}, "config.schedule.warmup"),
         ({"schedule": {"name": "cosine", "base": 0.0}}, "config.schedule.base"),
         ({"model": {"name": "other"}}, "config.model.name"),
-        ({"stpes": 1}, "config"),
+        ({"stpes": 1}, "config.stpes"),
     ],
 )
 def test_an_impossible_section_is_named(mapping, where):

@@ -38,20 +38,24 @@ def build(config: Any) -> Detector:
     return DETECTORS[config.name].build(config)
 
 
-def stored_config(description: Mapping[str, Any], file: Path) -> Any:
+EARLIER = {"model": {"name": DEFAULT.name}}
+"""What a model.json lacks that was written before there were several detectors."""
+
+
+def stored_config(description: Mapping[str, Any], file: Path, complete: bool = False) -> Any:
     """The settings in model.json of a detector, or of a backbone for one. UserError as `fields.build`.
 
-    description: the content of `file`.
+    description: the content of `file`. complete: settings with a default must be there too.
     """
-    settings = {"name": DEFAULT.name, **description["model"]}  # written without a name before there were several
-    return fields.build_named(kinds(), settings, f"{file}: model")
+    where, settings = f"{file}: model", fields.as_dict(description.get("model"), f"{file}: model")
+    return fields.build_named(kinds(), {**EARLIER["model"], **settings}, where, complete=complete)
 
 
-def stored(description: Mapping[str, Any], file: Path) -> Detector:
+def stored(description: Mapping[str, Any], file: Path, complete: bool = False) -> Detector:
     """The detector that the model.json `file` describes. UserError for another kind of model, and as
     `stored_config`."""
     check_stored(description.get("architecture", ""), file.parent)
-    return build(stored_config(description, file))
+    return build(stored_config(description, file, complete))
 
 
 def check_stored(architecture: str, folder: Path) -> None:

@@ -65,8 +65,8 @@ def train(
 
 def kept_weights(
     run: Run, stage: TrainStage, result: TrainResult, choose: Literal["best", "last"], data: Opened
-) -> tuple[Params, dict[str, Any]]:
-    """(the parameters that a train stage keeps, on the host; `trained` of model.json: how they came about).
+) -> tuple[Params, model_folder.Training]:
+    """(the parameters that a train stage keeps, on the host; how they came about).
 
     For all processes to call: each may hold a part of the parameters.
     """
@@ -75,7 +75,7 @@ def kept_weights(
     seen = {patients.patient_hash(patient) for patient in patients.named(data.infos)} | data.seen_patients
     if stage.init_from:
         seen |= model_folder.seen_patients(run.model_folder(stage.init_from))
-    trained = {"step": step, "on": list(stage.train_on), "init_from": stage.init_from, "patients": sorted(seen)}
+    trained = model_folder.Training(step, tuple(stage.train_on), stage.init_from, tuple(sorted(seen)))
     return meshes.on_host(params, run.mesh), trained
 
 

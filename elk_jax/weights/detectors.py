@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -16,8 +15,10 @@ from rich.table import Table
 
 from elk_jax import fields, files
 from elk_jax.detection import faster_rcnn
+from elk_jax.detection.detectors import kinds
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
+from elk_jax.fields import ByName
 from elk_jax.weights import convert, detectron2, model_folder, reading, torchvision
 
 ALL_BUT_BACKBONE = "^(?!backbone/)"
@@ -30,7 +31,27 @@ _PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """The file of an import. format: whose names and conventions."""
+
+    format: str
+    file: str
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Imported:
+    """The content of `model.json` of an import. classes: () of a backbone; absent: as in `Converted`."""
+
+    architecture: str
+    model: Annotated[Any, ByName(kinds)]
+    classes: tuple[str, ...]
+    absent: tuple[str, ...]
+    source: Origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
     """Converted weights: params (nested), the model they fit, and what became of every tensor.
 
     absent: regular expressions of parameters that are not in `params` and start afresh in training.
@@ -56,7 +77,7 @@ def convert_foreign(
     changes: Mapping[str, Any] | None = None,
     drop: Sequence[str] = (),
     ignore: Sequence[str] = (),
-) -> Imported:
+) -> Converted:
     """The parameters of the model that `foreign` is of. `changes`: fields of FasterRCNNConfig, over what is inferred.
 
     drop, ignore: see `convert.convert`. Raises UserError when file and model do not agree in every tensor.
@@ -70,7 +91,7 @@ def convert_foreign(
     convert.check_used(ignore, foreign.tensors, "--ignore")
     params, name_map = convert.convert(foreign.tensors, foreign.format, shapes, drop, ignore)
     rest = (ALL_BUT_BACKBONE,) if foreign.backbone_only else ()
-    return Imported(params, model, name_map, (*rest, *drop))
+    return Converted(params, model, name_map, (*rest, *drop))
 
 
 def parameter_shapes(model: FasterRCNNConfig) -> dict[str, tuple[int, ...]]:
@@ -90,7 +111,7 @@ def import_file(
     ignore: Sequence[str] = (),
     norm_eps: float | None = None,
     console: Console | None = None,
-) -> Imported:
+) -> Converted:
     """Read `path`, print the name map on `console` and write the model folder `output`. Nothing is written on error."""
     console = console or Console()
     foreign = understand(reading.read_tensors(path), file_format, norm_eps)
@@ -103,17 +124,13 @@ def import_file(
     folder = files.make_folder(output)
     console.print(name_table(imported.name_map))
     say(console, *summary(foreign, imported))
-    description = {
-        "architecture": "resnet" if foreign.backbone_only else imported.model.name,
-        "model": dataclasses.asdict(imported.model),
-        "classes": [] if foreign.backbone_only else names,
-        "absent": list(imported.absent),
-        "source": {
-            "format": foreign.preset,
-            "file": Path(path).name,
-            "sha256": _sha256(path),
-        },
-    }
+    description = Imported(
+        architecture="resnet" if foreign.backbone_only else imported.model.name,
+        model=imported.model,
+        classes=() if foreign.backbone_only else tuple(names),
+        absent=imported.absent,
+        source=Origin(foreign.preset, Path(path).name, files.sha256(path)),
+    )
     model_folder.save_params(folder, imported.params, description)
     say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")
     return imported
@@ -147,7 +164,7 @@ def name_table(name_map: convert.NameMap) -> Table:
     return table
 
 
-def summary(foreign: convert.Foreign, imported: Imported) -> list[str]:
+def summary(foreign: convert.Foreign, imported: Converted) -> list[str]:
     """Lines on what was found: model, counts, and what the user should know."""
     model, name_map = imported.model, imported.name_map
     count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())

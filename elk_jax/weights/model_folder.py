@@ -1,63 +1,170 @@
 """A model on disk: a folder with `params.safetensors` (flat a/b/c names, float32) and `model.json`.
 
-An import writes one, a training leaves one, and `init_from` of a training stage reads one. `model.json` names the
-`architecture`; the modules of that architecture own its other entries.
+An import writes one, a training leaves one, and `init_from` of a training stage reads one. `model.json` has the
+`format` of the folder, the SHA-256 of the parameters' file and the `architecture`; the modules of that architecture
+describe its other entries as a dataclass (`Content.build`). Folders of earlier versions have neither format nor hash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
-from elk_jax import files
+from elk_jax import fields, files
 from elk_jax.errors import UserError
+from elk_jax.fields import AtLeast
 from elk_jax.weights.reading import read_safetensors
 
 PARAMS = "params.safetensors"
 CONFIG = "model.json"
 
+FORMAT = 2
+"""Of folders as they are written now: with a hash of the parameters, and without gaps."""
+HASH = "params_sha256"
+MARK = "elk_jax_format"
+"""In the header of the parameters: without its format, a model.json does not pass for one of an earlier version."""
+
 Params = Any
 """A nested dict of arrays."""
 
+T = TypeVar("T")
 
-def save_params(folder: str | os.PathLike, params: Params, config: Mapping[str, Any]) -> None:
-    """Write `params` (nested dict of arrays, kept as float32) and `config` (plain JSON values) into `folder`.
 
-    Both files are written atomically, model.json last: a folder that has one is whole. Raises UserError when the
-    folder cannot be written or the disk is full.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How weights came about: `trained` of model.json.
+
+    step: of the training, the last or the best. on: names of its data sources. init_from: the weights it started from,
+    "" for random ones. patients: hashes (`data.sources.patients`) of all patients that the weights have seen.
+    """
+
+    step: Annotated[int, AtLeast(0)] = 0
+    on: tuple[str, ...] = ()
+    init_from: str = ""
+    patients: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a model.json says: plain JSON, without its format.
+
+    hash: SHA-256 of the parameters' file; "" in a folder of an earlier version.
+    """
+
+    file: Path
+    entries: Mapping[str, Any]
+    hash: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing may be missing, as in all folders but those of earlier versions."""
+        return bool(self.hash)
+
+    @property
+    def architecture(self) -> str:
+        """ "" where none is named."""
+        return self.entries.get("architecture", "")
+
+    @property
+    def training(self) -> Training | None:
+        """None for weights that no training here has made."""
+        trained = self.entries.get("trained")
+        if trained is None:
+            return None
+        with _within(self.file):
+            known = _known(Training, trained) if not self.whole and isinstance(trained, Mapping) else trained
+            # users may take the patients out before they publish a model
+            given = {"patients": (), **known} if isinstance(known, Mapping) else known
+            return fields.build(Training, given, "trained", complete=self.whole)
+
+    def build(self, kind: type[T], earlier: Mapping[str, Any] | None = None) -> T:
+        """The description as the dataclass of its architecture; a field `trained` is `training`.
+
+        earlier: entries, by section, that folders of earlier versions lack. Those may lack what has a default, too, and
+        have entries that nobody reads any more. UserError, with the key behind the file, for what is unknown, missing
+        or impossible.
+        """
+        entries = dict(self.entries)
+        if not self.whole:
+            entries = _filled(earlier or {}, _known(kind, entries))
+        trained = {"trained": self.training} if "trained" in entries else {}
+        with _within(self.file):
+            return fields.build(kind, entries | trained, complete=self.whole)
+
+
+def save_params(folder: str | os.PathLike, params: Params, description: Any) -> None:
+    """Write `params` (nested dict of arrays, kept as float32) and `description` into `folder`.
+
+    description: the dataclass of an architecture, or a mapping of plain JSON values. Both files are written atomically,
+    model.json last: a folder that has one is whole. Raises UserError when the folder cannot be written or the disk is
+    full.
     """
     folder = files.make_folder(folder)
     flat = {name: np.array(leaf, np.float32, order="C") for name, leaf in flatten(params).items()}
+    entries = description if isinstance(description, Mapping) else dataclasses.asdict(description)
+    content = safetensors.numpy.save(flat, metadata={MARK: str(FORMAT)})
     (folder / CONFIG).unlink(missing_ok=True)
-    files.write_bytes(folder / PARAMS, safetensors.numpy.save(flat))
-    files.write_json(folder / CONFIG, config)
+    files.write_bytes(folder / PARAMS, content)
+    files.write_json(folder / CONFIG, {"format": FORMAT, HASH: hashlib.sha256(content).hexdigest(), **entries})
 
 
-def load_params(folder: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
-    """(params, config) as `save_params` wrote them. UserError for any other folder."""
-    folder = Path(folder)
-    config = _config(folder)
-    if not (folder / PARAMS).is_file():
-        raise no_model(folder)
-    return nest(read_safetensors(folder / PARAMS)), config
+def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:
+    """(params, what model.json says) as `save_params` wrote them. UserError for any other folder, and a damaged one."""
+    content = read(folder)
+    path = content.file.with_name(PARAMS)
+    if not path.is_file():
+        raise no_model(path.parent)
+    _check_hash(path, content)
+    return nest(read_safetensors(path)), content
+
+
+def read(folder: str | os.PathLike) -> Content:
+    """What the model.json of a folder says; the parameters are not looked at. UserError for any other folder."""
+    file = Path(folder) / CONFIG
+    if not file.is_file():
+        raise no_model(file.parent)
+    entries = files.read_json(file)
+    if not isinstance(entries, dict):
+        raise UserError("not the description of a model", where=file, todo="write the folder again")
+    version = entries.get("format")
+    if version is None and HASH in entries:
+        raise UserError("format is missing", where=f"{file}: format", todo=f"give {FORMAT}, or write the folder again")
+    if version is not None and (type(version) is not int or version != FORMAT):
+        todo = "update elk_jax" if isinstance(version, int) and version > FORMAT else f"give {FORMAT}"
+        raise UserError(f"a model folder of format {version!r}", where=f"{file}: format", todo=todo)
+    if not isinstance(entries.get("architecture", ""), str):
+        what = f"architecture is {entries['architecture']!r}"
+        raise UserError(what, where=f"{file}: architecture", todo="write the folder again")
+    if version is None:
+        return Content(file, entries)
+    known = entries.get(HASH)
+    if not known or not isinstance(known, str):
+        what = f"{HASH} is {known!r}"
+        raise UserError(what, where=f"{file}: {HASH}", todo=f"give the SHA-256 of {PARAMS}, or write the folder again")
+    rest = {name: value for name, value in entries.items() if name not in ("format", HASH)}
+    return Content(file, rest, known)
 
 
 def architecture_of(folder: str | os.PathLike) -> str:
     """The architecture that a model folder names; "" where it names none. UserError for any other folder."""
-    return str(_config(Path(folder)).get("architecture", ""))
+    return read(folder).architecture
 
 
 def kept_step(folder: Path, otherwise: int) -> int:
     """The training step, the last or the best, whose weights a model folder holds; `otherwise` without a folder."""
-    return int(_trained(folder).get("step", otherwise))
+    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    return otherwise if trained is None else trained.step
 
 
 def find(workdir: Path, stage: str | None, architectures: Collection[str], called: str) -> Path:
@@ -86,13 +193,45 @@ def find(workdir: Path, stage: str | None, architectures: Collection[str], calle
     return folders[stage or trained[-1]]
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file():
-        raise no_model(folder)
-    config = files.read_json(folder / CONFIG)
-    if not isinstance(config, dict):
-        raise UserError("not the description of a model", where=folder / CONFIG, todo="write the folder again")
-    return config
+def _check_hash(path: Path, content: Content) -> None:
+    """UserError where the file of parameters is not the one that model.json was written for."""
+    if not content.whole:
+        try:
+            with safetensors.safe_open(path, "np") as file:  # type: ignore[no-untyped-call]
+                marked = MARK in (file.metadata() or {})
+        except Exception:  # whoever reads the parameters says what is wrong with them
+            return
+        if marked:
+            what, where = "format is missing", f"{content.file}: format"
+            raise UserError(what, where=where, todo="restore the file, or write the folder again")
+        return
+    known, found = content.hash, files.sha256(path)
+    if known != found:
+        what = f"damaged, or not the parameters of this {CONFIG}: their SHA-256 is {found[:16]}..., not {known[:16]}..."
+        raise UserError(what, where=path, todo="copy the whole folder again, or train or import the model again")
+
+
+@contextlib.contextmanager
+def _within(file: Path) -> Iterator[None]:
+    """Errors name the file before the key."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(error.what, where=f"{file}: {error.where}", todo=error.todo) from error
+
+
+def _known(kind: type, entries: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in entries.items() if name in names}
+
+
+def _filled(earlier: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """`entries` with what only `earlier` has, section by section."""
+    filled = {**earlier, **entries}
+    for name, section in earlier.items():
+        if isinstance(section, Mapping) and isinstance(filled[name], Mapping):
+            filled[name] = _filled(section, filled[name])
+    return filled
 
 
 def no_model(folder: Path) -> UserError:
@@ -199,9 +338,5 @@ def first_few(items: Sequence[str], most: int = 4) -> str:
 
 def seen_patients(folder: Path) -> frozenset[str]:
     """Hashes (`data.sources.patients`) of all patients that a model was trained on; none of one that keeps none."""
-    return frozenset(_trained(folder).get("patients", ()))
-
-
-def _trained(folder: Path) -> Mapping[str, Any]:
-    trained = _config(folder).get("trained") if (folder / CONFIG).is_file() else None
-    return trained if isinstance(trained, Mapping) else {}
+    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    return frozenset() if trained is None else frozenset(trained.patients)

@@ -37,6 +37,15 @@ STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
+class Description:
+    """The content of `model.json`. parts: as in `StableDiffusion`. source: the folder of the import."""
+
+    architecture: str
+    parts: Mapping[str, Any]
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class StableDiffusion:
     """params: dict of `unet`, `vae`, `text_encoder`, nested dicts of float32 arrays.
 
@@ -144,21 +153,21 @@ def _check_together(model: StableDiffusion) -> None:
 
 def save(folder: str | os.PathLike, model: StableDiffusion, source: Mapping[str, Any] | None = None) -> None:
     """Write our model folder. source: origin of the model, recorded in model.json."""
-    description = {"architecture": ARCHITECTURE, "parts": model.parts, "source": dict(source or {})}
     tokenizer.write_tokenizer(folder, model.tokenizer)
-    model_folder.save_params(folder, model.params, description)
+    model_folder.save_params(folder, model.params, Description(ARCHITECTURE, model.parts, dict(source or {})))
 
 
 def load(folder: str | os.PathLike) -> StableDiffusion:
     """Read what `save` wrote; raises UserError for another model or a damaged folder."""
-    params, description = model_folder.load_params(folder)
-    if description.get("architecture") != ARCHITECTURE and "parts" not in description:  # an inpainter trained from one
+    params, content = model_folder.load_params(folder)
+    ours = content.architecture == ARCHITECTURE
+    parts = content.build(Description).parts if ours else content.entries.get("parts")  # an inpainter trained from one
+    if parts is None:
         raise UserError(
-            f"the model is of type {description.get('architecture')}, not Stable Diffusion",
+            f"the model is of type {content.architecture}, not Stable Diffusion",
             where=folder,
             todo="give the output of launch/import_weights.py --format=diffusers, or a model trained from it",
         )
-    parts = description.get("parts")
     if not isinstance(parts, dict) or not all(isinstance(parts.get(name), dict) for name in (*PARTS, "scheduler")):
         raise UserError("parts are missing", where=Path(folder) / model_folder.CONFIG, todo="write the folder again")
     return StableDiffusion(params, parts, tokenizer.read_tokenizer(folder))

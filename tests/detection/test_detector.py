@@ -66,7 +66,7 @@ def test_the_name_chooses_the_detector(toy):
         ({"name": "yolo"}, "model.json: model.name", "faster_rcnn"),
         ({"name": None}, "model.json: model.name", "faster_rcnn"),
         ({"name": "toy", "width": 0}, "model.json: model.width", "at least 1"),
-        ({"name": "toy", "anchor_sizes": ()}, "model.json: model", "num_classes"),  # another detector's field
+        ({"name": "toy", "anchor_sizes": ()}, "model.json: model.anchor_sizes", "num_classes"),  # another's field
     ],
 )
 def test_impossible_settings_are_refused_with_their_field(toy, settings, where, word):

@@ -76,7 +76,7 @@ def test_the_model_says_what_it_is(mixed):
     detector, params, description = load(find(mixed))
     assert find(mixed) == mixed / "mixed" / "model"
     assert find(mixed, "real") == find(mixed / "real") == mixed / "real" / "model"
-    assert detector.config.num_classes == 1 and description["trained"]["on"] == ["real", "synthetic"]
+    assert detector.config.num_classes == 1 and description.trained.on == ("real", "synthetic")
     assert all(np.isfinite(leaf).all() for leaf in _leaves(params))
     with refused("'other'", "real, synthetic, mixed", where=mixed):
         find(mixed, "other")
@@ -110,8 +110,8 @@ def test_training_validates_as_testing_tests(mixed):
     assert any(chosen.values()) and scalars(evaluation) == pytest.approx(chosen, abs=1e-6)
     # operating points are of the detector as it will be used: with the mirrored views
     results = detect_with(trained, validation, make_mesh(), recipe.score_floor)
-    points = trained.description["operating_points"]
-    saved = [(p["false_positives_per_image"], p["threshold"]) for p in points]
+    points = trained.description.operating_points
+    saved = [(p.false_positives_per_image, p.threshold) for p in points]
     evaluation = evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
     assert saved == [(p["rate"], p["threshold"]) for p in evaluation["operating_points"]]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from configs import cem_mixed, cem_real, inpaint_cem
+from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
+from elk_jax.fields import build
 from elk_jax.tasks.detection import predict
 from elk_jax.weights import model_folder
 from tests.experiments.checks import assert_refused, on_files
+from tests.models import save_imported
 from tests.refusals import refused
 
 
@@ -102,11 +105,11 @@ def test_weights_and_layers_are_checked_first(ran, coco, tmp_path):
     config.stages.mixed.init_from = str(tmp_path / "theirs")
     model = config.detector.model.to_dict() | {"pixel_scale": 1.0}
     kernel = np.zeros((7, 7, 1, 8), np.float32)
-    said = {"model": model, "absent": [r"^(rpn|fpn|box_head|backbone/res|backbone/stem/conv/norm)"]}
-    model_folder.save_params(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel}}}}, said)
+    said = build(FasterRCNNConfig, model), [r"^(rpn|fpn|box_head|backbone/res|backbone/stem/conv/norm)"]
+    save_imported(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel}}}}, *said)
     words = "pixel_scale", 1.0, 255.0, "--config.detector.model.pixel_scale=1.0"
     assert_refused(config, tmp_path / "run", *words, where="theirs")
-    model_folder.save_params(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel[..., :4]}}}}, said)
+    save_imported(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel[..., :4]}}}}, *said)
     assert_refused(config, tmp_path / "run", "stem/conv/kernel", "(7, 7, 1, 4)", "(7, 7, 1, 8)", where="theirs")
 
     config.stages.mixed.init_from = ""
@@ -115,7 +118,7 @@ def test_weights_and_layers_are_checked_first(ran, coco, tmp_path):
     assert_refused(config, tmp_path / "run", *words, where="config.detector.optimizer.frozen")
     for stage in ("real", "synthetic", "mixed"):
         config.stages[stage].init_from = str(tmp_path / "theirs")
-    model_folder.save_params(tmp_path / "theirs", {}, {"absent": [".*"]})
+    save_imported(tmp_path / "theirs", {}, said[0], absent=[".*"])
     for key, value in (("frozen", ("backbone/stm",)), ("multipliers", (("backbone/stm", 0.1),))):
         config.detector.optimizer[key] = value
         assert_refused(config, tmp_path / "run", "'backbone/stm'", where=f"config.detector.optimizer.{key}")
@@ -133,7 +136,7 @@ def test_what_is_trained_anew_or_follows_from_the_data_is_not_looked_at_before(r
 
     theirs = config.detector.model.to_dict() | {"background": "first"}
     logits = {"box_head": {"class_logits": {"kernel": np.zeros((32, 2), np.float32)}}}  # one class, as the recipe says
-    said = {"model": theirs, "absent": [r"^(backbone|rpn|fpn|box_head/fc)"]}
-    model_folder.save_params(tmp_path / "theirs", logits, said)
+    absent = [r"^(backbone|rpn|fpn|box_head/fc)"]
+    save_imported(tmp_path / "theirs", logits, build(FasterRCNNConfig, theirs), absent)
     config.stages.mixed.init_from = str(tmp_path / "theirs")
     run_experiment(config, tmp_path / "other")

@@ -12,8 +12,8 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.experiments.patients import Listed, check_apart, foreign_models, training_sources
 from elk_jax.synthesis import phantom
-from elk_jax.weights import model_folder
 from tests.experiments.checks import PATIENTS, assert_refused, on_files
+from tests.models import EARLIER, save_earlier
 from tests.refusals import refused
 
 
@@ -73,8 +73,7 @@ def test_what_a_model_from_elsewhere_was_trained_on_counts(ran, coco, tmp_path):
     model = tmp_path / "theirs"
 
     def trained_on(*patients: str) -> None:
-        said = {"absent": [".*"], "trained": {"patients": [patient_hash(name) for name in patients]}}
-        model_folder.save_params(model, {}, said)
+        save_earlier(model, {}, EARLIER | {"trained": {"patients": [patient_hash(name) for name in patients]}})
 
     config = on_files(cem_real, real=coco("real"))
     config.stages.real.init_from = str(model)

@@ -146,7 +146,7 @@ def test_every_stage_has_its_own_weights(coco, monkeypatch, tmp_path):
     assert seen == [(), (0.25, 0.75)]
     with config.unlocked():
         config.detector.loader.weights = (0.25, 0.75)
-    assert_refused(config, tmp_path / "old", "'weights'", where="config.detector.loader")
+    assert_refused(config, tmp_path / "old", "'weights'", where="config.detector.loader.weights")
 
 
 def test_limits_are_allowed():

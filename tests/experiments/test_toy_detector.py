@@ -34,7 +34,7 @@ def test_it_is_chosen_by_its_name(config, tmp_path: Path):
     summaries = run_experiment(config, tmp_path / "run")
     assert summaries["evaluate"]["models"] == ["real"]
     trained = load(tmp_path / "run" / "real" / "model")
-    assert trained.detector.name == trained.description["architecture"] == "toy"
+    assert trained.detector.name == trained.description.architecture == "toy"
     assert trained.detector.config.score_floor == config.detector.score_floor
     assert all(np.isfinite(leaf).all() for leaf in trained.params["classes"].values())
     lines = (tmp_path / "run" / "real" / "metrics.jsonl").read_text()

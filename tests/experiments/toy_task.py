@@ -105,6 +105,15 @@ def trainable(side: int) -> Model:
     )
 
 
+@dataclass(frozen=True)
+class ToyDescription:
+    """What model.json says."""
+
+    architecture: str
+    side: Annotated[int, AtLeast(1)]
+    trained: model_folder.Training
+
+
 # ---- Stages ----------------------------------------------------------------------------------------------------------
 
 
@@ -153,8 +162,7 @@ def train(run: Run, stage: TrainToyStage, recipe: ToyRecipe) -> Summary:
     )
     params, trained = training.kept_weights(run, stage, result, "best", source)
     if run.is_main:
-        description = {"architecture": "toy", "side": images.side, "trained": trained}
-        model_folder.save_params(run.folder / stage.name / "model", params, description)
+        model_folder.save_params(run.folder / stage.name / "model", params, ToyDescription("toy", images.side, trained))
     counts = {"train": summary(source.infos), "validation": summary(validation.infos)}
     return {"kind": "train", "data": counts, "skipped": skipped_images(source), **training.outcome(result)}
 
@@ -168,8 +176,8 @@ def evaluate(run: Run, stage: EvaluateToyStage, recipe: None) -> Summary:
 
 
 def evaluated(folder: Path, source: ImageSource, threshold: float) -> dict[str, float]:
-    params, description = model_folder.load_params(folder)
-    return measure(params, source, description["side"], threshold)
+    params, content = model_folder.load_params(folder)
+    return measure(params, source, content.build(ToyDescription).side, threshold)
 
 
 def evaluate_source(

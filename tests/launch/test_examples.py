@@ -13,7 +13,7 @@ from elk_jax.experiments.checks import check_inputs
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.run import Run
 from elk_jax.training.mesh import make_mesh
-from elk_jax.weights import model_folder
+from tests.models import EARLIER, save_earlier
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
@@ -49,7 +49,7 @@ def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_
     for stage in config.stages.values():
         if stage.get("init_from", ""):
             stage.init_from = str(tmp_path / "weights")
-            model_folder.save_params(tmp_path / "weights", {}, {"absent": [".*"]})
+            save_earlier(tmp_path / "weights", {}, EARLIER)
     check_inputs(Run(parse(config), tmp_path / "run", make_mesh()), list(config.stages))
 
 

@@ -60,7 +60,8 @@ def test_command_writes_a_model_folder(tmp_path):
         "nothing left over or missing",
     ):
         assert part in done.stdout
-    params, description = model_folder.load_params(out)
+    params, content = model_folder.load_params(out)
+    description = content.entries
     assert description["architecture"] == "resnet" and description["model"]["depth"] == 18
     assert description["absent"] == ["^(?!backbone/)"] and len(description["source"]["sha256"]) == 64
     assert params["backbone"]["stem"]["conv"]["kernel"].shape == (7, 7, 3, 2)

@@ -1,6 +1,7 @@
 """Model folders: round trip, damage, and weights put into a model that is not quite theirs."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ def template(classes=3):
 
 def test_round_trip(tmp_path):
     model_folder.save_params(tmp_path / "new" / "model", PARAMS, {"architecture": "x", "classes": ["mass"]})
-    params, config = model_folder.load_params(tmp_path / "new" / "model")
-    assert config == {"architecture": "x", "classes": ["mass"]}
+    params, content = model_folder.load_params(tmp_path / "new" / "model")
+    assert content.entries == {"architecture": "x", "classes": ["mass"]} and content.architecture == "x"
     before, after = model_folder.flatten(PARAMS), model_folder.flatten(params)
     assert set(before) == set(after)
     for name, leaf in before.items():
@@ -38,9 +39,21 @@ def test_round_trip(tmp_path):
 def test_save_twice_leaves_the_second(tmp_path):
     model_folder.save_params(tmp_path, {"a": np.zeros(2)}, {"n": 1})
     model_folder.save_params(tmp_path, {"b": np.ones(3)}, {"n": 2})
-    params, config = model_folder.load_params(tmp_path)
-    assert set(params) == {"b"} and config == {"n": 2}
+    params, content = model_folder.load_params(tmp_path)
+    assert set(params) == {"b"} and content.entries == {"n": 2}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "params.safetensors"]
+
+
+@pytest.mark.parametrize("place", [8, 100, -9, -1])  # in the header, and in the numbers
+def test_parameters_that_are_not_those_of_the_description_are_refused(tmp_path, place):
+    model_folder.save_params(tmp_path, PARAMS, {})
+    path = tmp_path / model_folder.PARAMS
+    content = bytearray(path.read_bytes())
+    assert files.read_json(tmp_path / model_folder.CONFIG)[model_folder.HASH] == hashlib.sha256(content).hexdigest()
+    content[place] ^= 1
+    path.write_bytes(content)
+    with refused("damaged", where=path):
+        model_folder.load_params(tmp_path)
 
 
 def test_folders_that_are_not_models(tmp_path):
@@ -77,7 +90,8 @@ def run(tmp_path):
     """A run folder of four stages, of which three have trained models of two architectures."""
     files.write_json(tmp_path / "config.json", {"stages": {"a": {}, "b": {}, "c": {}, "d": {}}})
     for stage, architecture in (("a", "detector"), ("b", "painter"), ("c", "detector")):
-        model_folder.save_params(tmp_path / stage / "model", {}, {"architecture": architecture, "trained": {"step": 7}})
+        described = {"architecture": architecture, "trained": dataclasses.asdict(model_folder.Training(7))}
+        model_folder.save_params(tmp_path / stage / "model", {}, described)
     return tmp_path
 
 

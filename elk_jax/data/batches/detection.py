@@ -13,7 +13,7 @@ import numpy as np
 
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
 from elk_jax.data.batches import mixing
-from elk_jax.data.batches.buckets import Canvas, assign_buckets, choose_buckets
+from elk_jax.data.batches.buckets import Canvas, Canvases, assign_buckets, choose_buckets
 from elk_jax.data.batches.shuffle import host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.paste import MAX_PASTED
@@ -36,7 +36,7 @@ class LoaderConfig(Reading):
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 4
-    buckets: tuple[tuple[Annotated[int, AtLeast(1)], Annotated[int, AtLeast(1)]], ...] = ((256, 160),)
+    buckets: Canvases = ((256, 160),)
     resize: Resize = field(default_factory=lambda: Resize(jitter=(0.8, 1.25)))
     augmentation: Augmentation = field(
         default_factory=lambda: Augmentation(horizontal_flip=0.5, vertical_flip=0.5, gain=0.1, gamma=0.1)

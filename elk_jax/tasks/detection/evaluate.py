@@ -214,7 +214,7 @@ def _detect(
         found = detections.read_results(subject.place, source.infos, numbers)
         return detections.join(source.infos, found), []
     trained, notes = load(subject.place), []
-    known = tuple(trained.description["classes"])
+    known = trained.description.classes
     if len(known) == len(source.classes) == 1 and known != source.classes:
         notes = [f"the class '{known[0]}' of the model counts as '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from elk_jax.data.augment import Resize
+from elk_jax.data.batches.buckets import Canvases
 from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
+from elk_jax.fields import SHARE, AtLeast, ByName
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
+from elk_jax.weights.detectors import Imported
+
+EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
+"""What model folders of earlier versions lack."""
 
 
 def trainable(detector: Detector) -> Model:
@@ -26,12 +34,42 @@ def trainable(detector: Detector) -> Model:
     )
 
 
+@dataclass(frozen=True)
+class Input:
+    """How images come into the detector. flips: mirrored views to detect in as well."""
+
+    crop_to_breast: bool
+    resize: Resize
+    buckets: Canvases
+    flips: tuple[Flip, ...]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """threshold: the score from which on so many false positives come on the validation split; None: never so many."""
+
+    false_positives_per_image: Annotated[float, AtLeast(0)]
+    threshold: Annotated[float, SHARE] | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of `model.json`. model: the settings of the detector."""
+
+    architecture: str
+    model: Annotated[Any, ByName(detectors.kinds)]
+    classes: tuple[str, ...]
+    input: Input
+    operating_points: tuple[OperatingPoint, ...]
+    trained: model_folder.Training | None = None
+
+
 class Trained(NamedTuple):
     """A detector's model folder, read."""
 
     detector: Detector
     params: Params
-    description: dict[str, Any]  # the content of model.json
+    description: Description
 
 
 def describe(
@@ -39,33 +77,36 @@ def describe(
     classes: Sequence[str],
     test_loader: LoaderConfig,
     crop_to_breast: bool,
-    flips: Sequence[str],
+    flips: Sequence[Flip],
     evaluation: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The content of `model.json`. evaluation: of the validation split, which gives the operating points."""
-    return {
-        "architecture": detector.name,
-        "model": dataclasses.asdict(detector.config),
-        "classes": list(classes),
-        "input": {
-            "crop_to_breast": crop_to_breast,
-            "resize": dataclasses.asdict(test_loader.resize),
-            "buckets": list(test_loader.buckets),
-            "flips": list(flips),
-        },
-        "operating_points": [
-            {"false_positives_per_image": point["rate"], "threshold": point["threshold"]}
-            for point in evaluation["operating_points"]
-        ],
-    }
+    trained: model_folder.Training | None = None,
+) -> Description:
+    """The description of a detector. evaluation: of the validation split, which gives the operating points."""
+    return Description(
+        architecture=detector.name,
+        model=detector.config,
+        classes=tuple(classes),
+        input=Input(crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips)),
+        operating_points=tuple(
+            OperatingPoint(point["rate"], point["threshold"]) for point in evaluation["operating_points"]
+        ),
+        trained=trained,
+    )
 
 
 def load(folder: Path) -> Trained:
     """Read a detector's model folder. UserError for a folder of another kind."""
-    params, description = model_folder.load_params(folder)
-    parts = ("model", "classes", "input")
-    if description.get("architecture") not in detectors.DETECTORS or not all(part in description for part in parts):
+    params, content = model_folder.load_params(folder)
+    if content.architecture not in detectors.DETECTORS or "source" in content.entries:
         raise UserError(
             "not a trained detector", where=folder, todo="name the model folder of a detection stage: RUN/STAGE/model"
         )
-    return Trained(detectors.stored(description, folder / model_folder.CONFIG), params, description)
+    description = content.build(Description, EARLIER)
+    return Trained(detectors.build(description.model), params, description)
+
+
+def stored(content: model_folder.Content) -> Description | Imported:
+    """What a model folder says of the detector in it, trained here or imported, or of the backbone for one."""
+    if "source" in content.entries:
+        return content.build(Imported, detectors.EARLIER)
+    return content.build(Description, EARLIER)

@@ -29,10 +29,10 @@ from elk_jax.detection import detectors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
-from elk_jax.fields import SHARE, build
+from elk_jax.fields import SHARE
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress, progress_bar
-from elk_jax.tasks.detection.model import Trained, load, trainable
+from elk_jax.tasks.detection.model import Input, OperatingPoint, Trained, load, trainable
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
@@ -144,30 +144,27 @@ def detect_with(
     flips: mirrored views to detect in as well; None for those of its training.
     """
     detector, params, description = trained
-    if tuple(description["classes"]) != source.classes:
+    if description.classes != source.classes:
         raise UserError(
-            f"the model knows the classes {description['classes']}, the data has {list(source.classes)}",
+            f"the model knows the classes {list(description.classes)}, the data has {list(source.classes)}",
             where=source.name,
             todo="evaluate on data with the classes of the training",
         )
     model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
-    seen = view(source, bool(description["input"].get("crop_to_breast")))
-    config = input_of(description, seen.source.infos)
-    flips = tuple(dict.fromkeys(description["input"].get("flips", ()) if flips is None else flips))
+    seen = view(source, description.input.crop_to_breast)
+    config = input_of(description.input, seen.source.infos)
+    flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
     return detect_view(predictor, placed, seen, config, mesh, score_floor, flips)
 
 
-def input_of(description: Mapping[str, Any], infos: Sequence[ImageInfo]) -> LoaderConfig:
-    """The input of a trained detector, by its model.json; images that fit none of its canvases share one more."""
-    entry = description["input"]
-    resize = build(Resize, entry["resize"], "model.json: input.resize")
-    buckets = tuple((int(height), int(width)) for height, width in entry["buckets"])
+def input_of(entry: Input, infos: Sequence[ImageInfo]) -> LoaderConfig:
+    """The input of a trained detector; images that fit none of its canvases share one more."""
     return LoaderConfig(
         batch_size=max(2, jax.device_count()),
-        resize=resize,
+        resize=entry.resize,
         augmentation=NO_AUGMENTATION,
-        buckets=buckets if _all_fit(infos, buckets, resize) else (),
+        buckets=entry.buckets if _all_fit(infos, entry.buckets, entry.resize) else (),
         lesion_share=None,
     )
 
@@ -221,10 +218,10 @@ def predict_files(
     paths, not_images = image_files.find_images(inputs)
     trained = load(model)
     description = trained.description
-    classes = tuple(description["classes"])
+    classes = description.classes
     source = image_files.open_files(paths, classes, decoding, on_error, progress=progress_bar("  decoding"))
     files.check_writable(output)
-    threshold = chosen_threshold(description) if settings.threshold is None else settings.threshold
+    threshold = chosen_threshold(description.operating_points) if settings.threshold is None else settings.threshold
     results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)
     infos = source.infos
     files.make_folder(output)
@@ -247,11 +244,11 @@ def predict_files(
     return results
 
 
-def chosen_threshold(description: Mapping[str, Any]) -> float:
+def chosen_threshold(points: Sequence[OperatingPoint]) -> float:
     """The operating point that training saved with the model; 0.5 where the model found nothing in validation."""
-    for point in description.get("operating_points", ()):
-        if point["false_positives_per_image"] == CHOSEN_RATE and point["threshold"] is not None:
-            return float(point["threshold"])
+    for point in points:
+        if point.false_positives_per_image == CHOSEN_RATE and point.threshold is not None:
+            return point.threshold
     return 0.5
 
 

@@ -26,13 +26,14 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
 from elk_jax.tasks import training
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import describe, trainable
+from elk_jax.tasks.detection.model import describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Params
 from elk_jax.weights import model_folder
+from elk_jax.weights.detectors import Imported
 
 
 def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
@@ -131,8 +132,9 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
     params, trained = training.kept_weights(run, stage, result, "best", source)
     if run.is_main:
-        description = describe(detector, source.classes, test_loader, recipe.crop_to_breast, flips, evaluation)
-        model_folder.save_params(run.folder / stage.name / "model", params, description | {"trained": trained})
+        crop = recipe.crop_to_breast
+        description = describe(detector, source.classes, test_loader, crop, flips, evaluation, trained)
+        model_folder.save_params(run.folder / stage.name / "model", params, description)
     value = result.best_metrics.get(recipe.best_metric)
     written = "not measured" if value is None else f"{value:.3f}"
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
@@ -171,12 +173,11 @@ def _from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) 
     Raises UserError where they are of another architecture, or of conventions that the detector does not have.
     recipe: its name, for the error.
     """
-    loaded, description = model_folder.load_params(folder)
-    absent = (detector.class_layers, *description.get("absent", ()))
-    params = model_folder.restore_into(fresh, loaded, absent, where=folder)
-    if "model" in description:
-        given, wanted = model_folder.flatten(loaded), model_folder.flatten(fresh)
-        taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
-        before = detectors.stored_config(description, folder / model_folder.CONFIG)
-        model_folder.check_same(before, detector.config, detector.settled_by(taken), folder, recipe)
+    loaded, content = model_folder.load_params(folder)
+    description = stored(content)
+    absent = description.absent if isinstance(description, Imported) else ()
+    params = model_folder.restore_into(fresh, loaded, (detector.class_layers, *absent), where=folder)
+    given, wanted = model_folder.flatten(loaded), model_folder.flatten(fresh)
+    taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
+    model_folder.check_same(description.model, detector.config, detector.settled_by(taken), folder, recipe)
     return params

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig, Words
 from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.diffusion.schedule import Schedule
 from elk_jax.errors import UserError
-from elk_jax.fields import build
+from elk_jax.fields import AtLeast
 from elk_jax.synthesis.placement import AreaRule
 from elk_jax.tasks import sampling
 from elk_jax.tasks.inpainting.recipe import LoraConfig, NoiseSettings, check_drawing
@@ -135,82 +135,98 @@ def _paint(parts: Inpainter, params: Params, batch: Mapping[str, jax.Array]) -> 
 # ---- As a folder ---------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """The content of `model.json`.
+
+    prompts: the texts of `words`, by name. window, margin: of the close-ups of the training. areas: sizes of the
+    lesions of the training split, by kind ('free', 'medium'). classes: of the data; lesions are painted as the first.
+    parts: the configurations of diffusers that the networks were imported with; None in pixel space.
+    """
+
+    architecture: str
+    model: InpainterConfig
+    noise: NoiseSettings
+    sampler: SamplerConfig
+    guidance: Annotated[float, AtLeast(0)]
+    words: Words
+    prompts: Mapping[str, str]
+    window: Annotated[int, AtLeast(1)]
+    margin: Annotated[float, AtLeast(0)]
+    areas: Mapping[str, AreaRule]
+    classes: tuple[str, ...]
+    parts: Mapping[str, Any] | None = None
+    trained: model_folder.Training | None = None
+
+
+EARLIER = {"prompts": {}, "margin": 0.0, "areas": {}}
+"""What model folders of earlier versions lack."""
+
+
 class Trained(NamedTuple):
     """An inpainter's model folder, read."""
 
     parts: Inpainter
     params: Params
-    description: dict[str, Any]  # the content of model.json
+    description: Description
 
 
 def describe(
     parts: Inpainter,
     prompts: Mapping[str, str],
     closeups: CloseupConfig,
-    rules: Mapping[str, AreaRule],
+    areas: Mapping[str, AreaRule],
     classes: tuple[str, ...],
-) -> dict[str, Any]:
-    """The content of `model.json`.
+    networks: Mapping[str, Any] | None = None,
+    trained: model_folder.Training | None = None,
+) -> Description:
+    """The description of an inpainter. closeups: of the training; networks: `Description.parts`."""
+    return Description(
+        architecture=ARCHITECTURE,
+        model=parts.model,
+        noise=settings_of(parts.noise),
+        sampler=parts.sampler,
+        guidance=parts.guidance,
+        words=parts.words,
+        prompts=prompts,
+        window=closeups.window,
+        margin=closeups.margin,
+        areas=areas,
+        classes=classes,
+        parts=networks,
+        trained=trained,
+    )
 
-    prompts: the texts of `parts.words`, by name. closeups: of the training. rules: sizes of the lesions of the training
-    split, by kind ('free', 'medium'). classes: of the data; lesions are painted as the first.
-    """
-    return {
-        "architecture": ARCHITECTURE,
-        "model": dataclasses.asdict(parts.model),
-        "noise": describe_noise(parts.noise),
-        "sampler": dataclasses.asdict(parts.sampler),
-        "guidance": parts.guidance,
-        "words": dataclasses.asdict(parts.words),
-        "prompts": dict(prompts),
-        "window": closeups.window,
-        "margin": closeups.margin,
-        "areas": {kind: dataclasses.asdict(rule) for kind, rule in rules.items()},
-        "classes": list(classes),
-    }
 
-
-def describe_noise(noise: Schedule) -> dict[str, Any]:
+def settings_of(noise: Schedule) -> NoiseSettings:
     """The settings that make the same schedule again."""
-    names = ("name", "beta_start", "beta_end", "prediction", "zero_terminal_snr")
-    return {"steps": noise.steps, **{name: getattr(noise, name) for name in names}}
+    return NoiseSettings(**{field.name: getattr(noise, field.name) for field in dataclasses.fields(NoiseSettings)})
 
 
 def load(folder: Path) -> Trained:
     """Read an inpainter's model folder. UserError for a folder of another kind."""
-    params, description = model_folder.load_params(folder)
-    return Trained(parts_of(checked(description, folder)), params, description)
-
-
-def checked(description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The description itself. UserError for one of another kind of model."""
-    if description.get("architecture") != ARCHITECTURE:
+    params, content = model_folder.load_params(folder)
+    if content.architecture != ARCHITECTURE:
         raise UserError(
-            f"a model of '{description.get('architecture')}', not an inpainter",
+            f"a model of '{content.architecture}', not an inpainter",
             where=folder,
             todo="name the model folder of an inpainting stage: RUN/STAGE/model",
         )
-    return description
+    known = content.build(Description, EARLIER)
+    parts = Inpainter(known.model, known.noise.schedule(), known.sampler, known.guidance, known.words)
+    return Trained(parts, params, known)
 
 
-def parts_of(description: Mapping[str, Any], **changes: Any) -> Inpainter:
-    """The parts for painting, from model.json. changes: of the networks (dtype, remat, attention)."""
-    where, content = model_folder.CONFIG, description["model"]
-    networks = [name for name in ("unet", "autoencoder", "text") if content.get(name) is not None]
-    values = {**content, **{name: {**content[name], **changes} for name in networks}}
-    return Inpainter(
-        model=build(InpainterConfig, values, f"{where}: model"),
-        noise=build(NoiseSettings, description["noise"], f"{where}: noise").schedule(),
-        sampler=build(SamplerConfig, description["sampler"], f"{where}: sampler"),
-        guidance=float(description["guidance"]),
-        words=build(Words, description["words"], f"{where}: words"),
-    )
+def computed(model: InpainterConfig, **changes: Any) -> InpainterConfig:
+    """The same networks, computed otherwise. changes: dtype, remat, attention."""
+    networks = {name: getattr(model, name) for name in ("unet", "autoencoder", "text")}
+    changed = {name: dataclasses.replace(one, **changes) for name, one in networks.items() if one is not None}
+    return dataclasses.replace(model, **changed)
 
 
-def rule(description: Mapping[str, Any], kind: str) -> AreaRule:
+def rule(areas: Mapping[str, AreaRule], kind: str) -> AreaRule:
     """Sizes of the lesions to paint; `kind` is 'free' or 'medium'."""
-    areas = description.get("areas", {})
     if kind not in areas:
         known = ", ".join(areas) or "none: the model was imported, not trained on lesions"
         raise UserError(f"the model knows no lesion area '{kind}'", where="area", todo=f"it knows {known}")
-    return AreaRule(tuple(areas[kind]["area"]), tuple(areas[kind]["ratio"]))
+    return areas[kind]

@@ -106,8 +106,8 @@ def paint_lesions(
         raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
     _of_training_or_error(canvases)
     parts, params, description = inpainters.load(model)
-    rule, window = inpainters.rule(description, settings.area), int(description["window"])
-    margin = float(description.get("margin", 0.0))
+    rule, window = inpainters.rule(description.areas, settings.area), description.window
+    margin = description.margin
     patients = {info.patient_id for info in canvases.infos}
     positions = healthy.canvas_positions(canvases.infos, patients, window, settings.lesion_free)
     batch_size = settings.batch_size
@@ -205,7 +205,7 @@ def _begin(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _write(
-    output: Path, plan: Planned, picture: np.ndarray, description: dict[str, Any], settings: dict[str, Any]
+    output: Path, plan: Planned, picture: np.ndarray, description: inpainters.Description, settings: dict[str, Any]
 ) -> None:
     place = plan.placement
     grainy = settings["grain"] and not settings["whole_window"]
@@ -218,13 +218,14 @@ def _write(
     mask = box_mask(np.array(region), height, width).astype(np.uint8) * 255
     files.write_bytes(output / "images" / f"{plan.name}.png", cv2.imencode(".png", image)[1].tobytes())
     files.write_bytes(output / "masks" / f"{plan.name}.png", cv2.imencode(".png", mask)[1].tobytes())
+    trained = asdict(description.trained) if description.trained else {}
     record = {
         **place.provenance,
         **extra,
         "region": list(region),
-        "prompt": description.get("prompts", {}).get("lesion", ""),
+        "prompt": description.prompts.get("lesion", ""),
         "checkpoint": settings["model"],
-        "trained": {key: value for key, value in description.get("trained", {}).items() if key != "patients"},
+        "trained": {key: value for key, value in trained.items() if key != "patients"},
         "area": settings["area"],
     }
     files.write_json(output / "provenance" / f"{plan.name}.json", record)

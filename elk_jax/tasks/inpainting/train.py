@@ -81,7 +81,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
         draw=_drawing(placed, shown, run.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        settings=[dataclasses.asdict(parts.model), inpainters.describe_noise(parts.noise)],
+        settings=[dataclasses.asdict(parts.model), dataclasses.asdict(inpainters.settings_of(parts.noise))],
         validation=validation.infos,
     )
 
@@ -90,11 +90,11 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     if run.is_main:
         folder = run.folder / stage.name / "model"
         rules = {kind: crops.training_rule(source, closeups.largest, kind) for kind in AREAS}
-        description = inpainters.describe(parts, start.prompts, closeups, rules, source.classes)
-        description |= {**start.carried, "trained": trained}
+        described = (parts, start.prompts, closeups, rules, source.classes, start.networks, trained)
         if start.tokenizer is not None:
             tokenizer.write_tokenizer(files.make_folder(folder), start.tokenizer)
-        model_folder.save_params(folder, inpainters.merged(params, model, recipe.lora), description)
+        weights = inpainters.merged(params, model, recipe.lora)
+        model_folder.save_params(folder, weights, inpainters.describe(*described))
     return {
         "kind": "train",
         "data": {"train": counts, "validation": summary(validation.infos)},
@@ -105,13 +105,13 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The starting point of a training. params: None for random ones. carried: more of model.json."""
+    """The starting point of a training. params: None for random ones. networks: `Description.parts` of model.json."""
 
     parts: Inpainter
     params: Params | None = None
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer | None = None
-    carried: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    networks: Mapping[str, Any] | None = None
 
 
 def starting_point(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, source: ImageSource) -> Start:
@@ -126,11 +126,11 @@ def starting_point(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecip
         config = recipe.model.config(_contrast(source, recipe))
         return Start(Inpainter(config, recipe.noise.schedule(), sampler, guidance, inpainter.Words()))
     folder, networks = run.model_folder(stage.init_from), vars(recipe.networks)
-    params, description = model_folder.load_params(folder)
     run.say(f"  starts from {folder}")
-    if "parts" not in description:  # of pixel space, where no text is read
-        parts = inpainters.parts_of(inpainters.checked(description, folder), **networks)
-        config = inpainters.resized(parts.model, recipe.model.size if recipe.model else parts.model.size)
+    if model_folder.read(folder).entries.get("parts") is None:  # of pixel space, where no text is read
+        parts, params, _ = inpainters.load(folder)
+        config = inpainters.computed(parts.model, **networks)
+        config = inpainters.resized(config, recipe.model.size if recipe.model else config.size)
         return Start(dataclasses.replace(parts, model=config, sampler=sampler, guidance=guidance), params)
     diffusion = stable_diffusion.load(folder)
     texts = vars(recipe.prompts)
@@ -144,7 +144,7 @@ def starting_point(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecip
     )
     words = inpainter.Words(*(tuple(int(token) for token in row) for row in tokens))
     parts = Inpainter(config, diffusion.schedule, sampler, guidance, words)
-    return Start(parts, diffusion.params, texts, diffusion.tokenizer, {"parts": diffusion.parts})
+    return Start(parts, diffusion.params, texts, diffusion.tokenizer, diffusion.parts)
 
 
 def _cached(

@@ -110,8 +110,8 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
 
 def _detector_features(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """close-ups [N, S, S] -> features [N, D] of the detector in a model folder."""
-    params, description = model_folder.load_params(folder)
-    return closeup_features(detectors.stored(description, folder / model_folder.CONFIG), params)
+    params, content = model_folder.load_params(folder)
+    return closeup_features(detectors.stored(content.entries, content.file, content.whole), params)
 
 
 def compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from elk_jax.data.sources.pairs import Pairs
 from elk_jax.diffusion import translator
 from elk_jax.diffusion.translator import TranslatorConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import build
 from elk_jax.images.breast import breast_mask
 from elk_jax.spread import spread
 from elk_jax.tasks import sampling
@@ -81,37 +79,38 @@ def trainable(parts: Translator, loss: str = "l1") -> Model:
     )
 
 
+@dataclass(frozen=True)
+class Description:
+    """The content of `model.json`."""
+
+    architecture: str
+    model: TranslatorConfig
+    sampler: BridgeSampler
+    greys: Greys
+    trained: model_folder.Training | None = None
+
+
 class Trained(NamedTuple):
     """A translator's model folder, read."""
 
     parts: Translator
     params: Params
-    description: dict[str, Any]  # the content of model.json
+    description: Description
 
 
-def describe(parts: Translator) -> dict[str, Any]:
-    """The content of `model.json`."""
-    return {
-        "architecture": ARCHITECTURE,
-        "model": dataclasses.asdict(parts.model),
-        "sampler": dataclasses.asdict(parts.sampler),
-        "greys": dataclasses.asdict(parts.greys),
-    }
+def describe(parts: Translator, trained: model_folder.Training | None = None) -> Description:
+    """The description of a translator."""
+    return Description(ARCHITECTURE, parts.model, parts.sampler, parts.greys, trained)
 
 
 def load(folder: Path) -> Trained:
     """Read a translator's model folder. UserError for a folder of another kind."""
-    params, description = model_folder.load_params(folder)
-    if description.get("architecture") != ARCHITECTURE:
+    params, content = model_folder.load_params(folder)
+    if content.architecture != ARCHITECTURE:
         raise UserError(
-            f"a model of '{description.get('architecture')}', not a translator",
+            f"a model of '{content.architecture}', not a translator",
             where=folder,
             todo="name the model folder of a translation stage: RUN/STAGE/model",
         )
-    where = model_folder.CONFIG
-    parts = Translator(
-        build(TranslatorConfig, description["model"], f"{where}: model"),
-        build(BridgeSampler, description["sampler"], f"{where}: sampler"),
-        build(Greys, description["greys"], f"{where}: greys"),
-    )
-    return Trained(parts, params, description)
+    description = content.build(Description)
+    return Trained(Translator(description.model, description.sampler, description.greys), params, description)

@@ -109,7 +109,7 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
     # ---- The model ----------------------------------------------------------------------------------------------
     params, trained = training.kept_weights(run, stage, result, recipe.choose, found)
     if run.is_main:
-        model_folder.save_params(run.folder / stage.name / "model", params, describe(parts) | {"trained": trained})
+        model_folder.save_params(run.folder / stage.name / "model", params, describe(parts, trained))
     return {
         "kind": "train",
         "data": {"train": counts, "validation": summary(validation)},

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation.detections import Detections, join
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Trained
+from elk_jax.tasks.detection.model import Input, OperatingPoint, Trained
 from tests.data.sources.dicom_files import make as dicom_file
 
 BREAST = np.array([30, 10, 60, 40])  # x0, y0, x1, y1 of the bright part of a 100 x 60 px image
@@ -97,25 +98,23 @@ def test_what_a_detector_sees_is_the_same_for_any_truth(source):
 
 def test_the_threshold_of_prediction_is_the_saved_one_of_one_false_positive_per_image():
     points = [
-        {"false_positives_per_image": 0.5, "threshold": 0.8},
-        {"false_positives_per_image": 1.0, "threshold": 0.3},
-        {"false_positives_per_image": 2.0, "threshold": 0.1},
+        OperatingPoint(0.5, 0.8),
+        OperatingPoint(1.0, 0.3),
+        OperatingPoint(2.0, 0.1),
     ]
-    assert predict.chosen_threshold({"operating_points": points}) == 0.3
-    points[1]["threshold"] = 0.0
-    assert predict.chosen_threshold({"operating_points": points}) == 0.0
-    points[1]["threshold"] = None
-    assert predict.chosen_threshold({"operating_points": points}) == 0.5
-    assert predict.chosen_threshold({}) == 0.5
+    assert predict.chosen_threshold(points) == 0.3
+    points[1] = OperatingPoint(1.0, 0.0)
+    assert predict.chosen_threshold(points) == 0.0
+    points[1] = OperatingPoint(1.0, None)
+    assert predict.chosen_threshold(points) == 0.5
+    assert predict.chosen_threshold([]) == 0.5
 
 
 def test_images_that_fit_no_canvas_of_the_model_have_one_of_their_own(source):
-    resize = {"short_sides": [], "max_long_side": 0, "jitter": [1.0, 1.0]}
-    description = lambda *canvases: {"input": {"resize": resize, "buckets": list(canvases)}}
-    found = predict.input_of(description([64, 64], [64, 128]), source.infos)
-    assert found.buckets == ((64, 64), (64, 128)) and found.lesion_share is None
-    assert found.resize == Resize(short_sides=(), max_long_side=0, jitter=(1.0, 1.0))
-    fixed = {"input": {"resize": {**resize, "short_sides": [60], "jitter": []}, "buckets": [[32, 32]]}}
+    resize = Resize(jitter=(1.0, 1.0))
+    found = predict.input_of(Input(False, resize, ((64, 64), (64, 128)), ()), source.infos)
+    assert found.buckets == ((64, 64), (64, 128)) and found.lesion_share is None and found.resize == resize
+    fixed = Input(False, Resize(short_sides=(60,)), ((32, 32),), ())
     assert predict.input_of(fixed, source.infos).buckets == ()
 
 
@@ -129,9 +128,7 @@ def found(tmp_path, monkeypatch):
     image[10:40, 30:60] = 128
     cv2.imwrite(str(tmp_path / "a.png"), image)
     (tmp_path / "notes.txt").write_text("not an image")
-    description = {
-        "classes": ["lesion"], "operating_points": [{"false_positives_per_image": 1.0, "threshold": 0.5}]
-    }  # fmt: skip
+    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),))
     monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
 
     def detect_with(trained, source, mesh, score_floor):

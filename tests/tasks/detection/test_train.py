@@ -18,6 +18,7 @@ from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import train
 from elk_jax.weights import model_folder
+from tests.models import save_imported
 from tests.refusals import refused
 
 
@@ -44,7 +45,7 @@ def started(folder: Path, classes: int, model: FasterRCNNConfig | None = None) -
 
 
 def test_another_number_of_classes_starts_the_class_layers_alone_anew(tmp_path):
-    model_folder.save_params(tmp_path / "first", params(classes=1, value=7.0), {"architecture": "faster_rcnn"})
+    save_imported(tmp_path / "first", params(classes=1, value=7.0))
     assert set(started(tmp_path / "first", classes=1).values()) == {7.0}
     assert started(tmp_path / "first", classes=3) == {
         "backbone/stem/kernel": 7.0,
@@ -60,11 +61,11 @@ def test_another_number_of_classes_starts_the_class_layers_alone_anew(tmp_path):
 def test_a_folder_may_lack_what_it_says_is_absent(tmp_path):
     """As an imported backbone does."""
     backbone = {"backbone": params(classes=1, value=7.0)["backbone"]}
-    model_folder.save_params(tmp_path / "imported", backbone, {"absent": ["^(rpn|box_head)/"]})
+    save_imported(tmp_path / "imported", backbone, absent=["^(rpn|box_head)/"])
     found = started(tmp_path / "imported", classes=1)
     assert {value for name, value in found.items() if name.startswith("backbone/")} == {7.0}
     assert {value for name, value in found.items() if not name.startswith("backbone/")} == {0.0}
-    model_folder.save_params(tmp_path / "half", backbone, {})
+    save_imported(tmp_path / "half", backbone)
     with refused("rpn/deltas/kernel", "box_head/fc1/kernel", where=tmp_path / "half"):
         started(tmp_path / "half", classes=1)
 
@@ -72,7 +73,7 @@ def test_a_folder_may_lack_what_it_says_is_absent(tmp_path):
 def test_other_layers_must_fit(tmp_path):
     other = params(classes=1, value=7.0)
     other["backbone"]["stem"]["kernel"] = np.zeros((5, 2), np.float32)
-    model_folder.save_params(tmp_path / "other", other, {})
+    save_imported(tmp_path / "other", other)
     with refused("backbone/stem/kernel", "(5, 2)", "(3, 2)", "--config.RECIPE.model.KEY", where="/other") as error:
         started(tmp_path / "other", classes=1)
     assert "`drop`" not in str(error.value)
@@ -87,10 +88,9 @@ def test_other_layers_must_fit(tmp_path):
 def kept(tmp_path):
     """Writes the model that a stage starts from: (its configuration, number of classes, parts) -> what it started."""
 
-    def start(before: FasterRCNNConfig, now: FasterRCNNConfig, classes: int = 1, parts=(), **said) -> dict:
+    def start(before: FasterRCNNConfig, now: FasterRCNNConfig, classes: int = 1, parts=(), absent=()) -> dict:
         whole = params(classes, 7.0)
-        description = {"architecture": "faster_rcnn", "model": dataclasses.asdict(before), **said}
-        model_folder.save_params(tmp_path / "first", {part: whole[part] for part in parts or whole}, description)
+        save_imported(tmp_path / "first", {part: whole[part] for part in parts or whole}, before, absent)
         return started(tmp_path / "first", 1, now)
 
     return start

@@ -40,11 +40,12 @@ def test_a_description_holds_all_that_painting_needs(parts, tmp_path):
     )  # fmt: skip
     np.testing.assert_array_equal(again.noise.alphas_cumprod, parts.noise.alphas_cumprod)
     assert again.noise.prediction == "x0" and set(params) == {"unet"}
-    assert (description["window"], description["margin"], description["classes"]) == (32, 0.1, ["mass"])
-    assert inpainters.rule(description, "free") == rules["free"]
+    assert (description.window, description.margin, description.classes) == (32, 0.1, ("mass",))
+    assert inpainters.rule(description.areas, "free") == rules["free"]
     with refused("'medium'", "free", where="area"):
-        inpainters.rule(description, "medium")
-    files.write_json(tmp_path / "model.json", description | {"architecture": "translator"})
+        inpainters.rule(description.areas, "medium")
+    written = files.read_json(tmp_path / "model.json")
+    files.write_json(tmp_path / "model.json", written | {"architecture": "translator"})
     with refused("'translator'", "inpainter", where=tmp_path):
         inpainters.load(tmp_path)
 

@@ -94,7 +94,7 @@ def test_the_prompt_of_the_training_is_the_prompt_of_the_painting(tuned):
     parts, _, description = inpainters.load(tuned / "inpainter" / "model")
     tokens = stable_diffusion.load(tuned / "inpainter" / "model").tokenizer.encode([record["prompt"]])
     assert parts.words.lesion == tuple(tokens[0]) and parts.guidance == 2.0
-    assert description["prompts"]["tissue"] == "a mammogram" and parts.words.tissue != parts.words.lesion
+    assert description.prompts["tissue"] == "a mammogram" and parts.words.tissue != parts.words.lesion
 
 
 def test_what_was_trained_goes_to_diffusers(tuned, tmp_path):
@@ -147,4 +147,4 @@ def test_a_painter_that_is_trained_further_follows_the_recipe(tuned):
     assert (start.parts.guidance, start.parts.sampler.steps) == (3.0, 4)
     assert start.prompts["lesion"] == "a lesion" and start.parts.words.lesion != before.words.lesion
     assert start.parts.words.tissue == before.words.tissue
-    assert start.parts.model == before.model and start.carried == {"parts": description["parts"]}
+    assert start.parts.model == before.model and start.networks == description.parts

@@ -29,8 +29,8 @@ def test_training_leaves_curves_pictures_and_a_model(run):
     assert picture.shape[0] == 3 * 32 and picture.shape[1] % 32 == 0
     parts, params, description = inpainters.load(run / "inpainter" / "model")
     assert parts.model.size == 32 and parts.noise.prediction == "x0"
-    assert description["window"] == 48 and set(description["areas"]) == {"free", "medium"}
-    assert description["areas"]["free"]["area"][0] < description["areas"]["medium"]["area"][0]
+    assert description.window == 48 and set(description.areas) == {"free", "medium"}
+    assert description.areas["free"].area[0] < description.areas["medium"].area[0]
     assert set(params) == {"unet"}
     found = find_model(run, None, lambda task: True)
     assert found == (run / "inpainter" / "model", TASKS["inpainting"])

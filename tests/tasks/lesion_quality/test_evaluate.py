@@ -19,7 +19,7 @@ from elk_jax.tasks.lesion_quality import evaluate as quality
 from elk_jax.tasks.lesion_quality.evaluate import compare, describe, painted_places
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.tasks.run import Experiment, MeshSettings, Run
-from elk_jax.weights import model_folder
+from tests.models import save_imported
 from tests.refusals import refused
 
 SIDE = 64
@@ -183,8 +183,7 @@ def detector(tmp_path_factory):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     folder = tmp_path_factory.mktemp("detector")
-    description = {"architecture": "faster_rcnn", "model": dataclasses.asdict(config), "classes": ["lesion"]}
-    model_folder.save_params(folder, params, {**description, "input": {}})
+    save_imported(folder, params, config)
     return folder
 
 

@@ -16,8 +16,8 @@ from tests.refusals import refused
 
 def test_a_folder_is_read_as_it_was_written(run):
     parts, _, description = load(run / "translator" / "model")
-    again = {key: files.read_json(run / "translator" / "model" / "model.json")[key] for key in describe(parts)}
-    assert again.items() <= description.items() and description["architecture"] == "translator"
+    assert description == describe(parts, description.trained) and description.architecture == "translator"
+    assert description.trained.on == ("pairs",)
 
 
 def test_another_model_is_refused(run, tmp_path):

@@ -30,7 +30,7 @@ def test_training_leaves_curves_pictures_and_a_model(run):
     assert picture.shape[:2] == (3 * 32, 6 * 32)
     parts, params, description = translators.load(run / "translator" / "model")
     assert parts.model.size == 32 and parts.model.condition == "source" and parts.model.unet.in_channels == 32
-    assert set(params) == {"unet"} and description["trained"]["step"] == 4
+    assert set(params) == {"unet"} and description.trained.step == 4
     assert 0 < parts.greys.subtracted_mean < 1 and parts.greys.low_energy_std > 0
     assert find_model(run, None, lambda task: True) == (run / "translator" / "model", TASKS["translation"])
 
