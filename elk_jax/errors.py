@@ -37,6 +37,11 @@ def from_os_error(error: OSError, where: object = "") -> UserError:
         return UserError("permission denied", where=where, todo="choose another folder or change its permissions")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return UserError("no such file or folder", where=where, todo="check the path")
+    if error.errno == errno.EFBIG:
+        todo = "raise the limit of file sizes (ulimit -f), or choose another file system"
+        return UserError("the file would be larger than the system allows", where=where, todo=todo)
+    if error.errno == errno.ELOOP:
+        return UserError("a symbolic link is in the way", where=where, todo="remove it")
     return UserError(os.strerror(error.errno) if error.errno else str(error), where=where)
 
 

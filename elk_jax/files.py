@@ -1,16 +1,29 @@
-"""Atomic writes of files, checks that folders are writable, and reading files that come from elsewhere."""
+"""Atomic writes of files, checks and locks of folders, and reading files that come from elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
+import socket
 import stat
 import tempfile
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from elk_jax.errors import UserError, from_os_error
+
+MOST_NAME = 255
+"""Bytes of a file's name."""
+PARTIAL = ".partial"
+"""End of the names of files that are being written; they are hidden."""
+LOCK = ".lock"
 
 MOST_JSON = 1 << 31
 """Bytes of the largest JSON file that is read; it takes about ten times as much memory."""
@@ -25,7 +38,7 @@ def make_folder(path: str | os.PathLike) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=path):
             pass
     except FileExistsError as error:
         raise UserError("a file, not a folder", where=path, todo="choose another folder") from error
@@ -39,7 +52,7 @@ def check_writable(path: str | os.PathLike) -> None:
     path = Path(path)
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
-        with tempfile.NamedTemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except NotADirectoryError as error:
         raise UserError("a file, not a folder", where=there, todo="choose another folder") from error
@@ -47,12 +60,26 @@ def check_writable(path: str | os.PathLike) -> None:
         raise from_os_error(error, path) from error
 
 
+def check_name(path: str | os.PathLike) -> None:
+    """Raise UserError where the last part of `path` is longer than a file's name can be; looks at no file."""
+    size = len(os.fsencode(Path(path).name))
+    if size > MOST_NAME:
+        what = f"a file name of {size} bytes, at most {MOST_NAME} are possible"
+        raise UserError(what, where=path, todo="give the file that it is named after a shorter name")
+
+
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file atomically: a reader, or a crash, sees either the old content or the new one."""
+    """Write a file atomically: a reader, or a crash, sees either the old content or the new one.
+
+    No link is followed: one at `path` is replaced, and the temporary file has a name that nobody can foresee. What a
+    crash leaves of it is hidden, and removed by the next `locked`.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    check_name(path)
+    temporary = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with open(temporary, "wb") as file:
+        with open(os.open(temporary, flags, 0o666), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -63,13 +90,97 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, content: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, content.encode())
+    """Write UTF-8 text atomically. What UTF-8 cannot hold, of file names in other encodings, is written as \\udce4."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write JSON atomically, indented, with a newline at the end. ValueError for NaN and infinity."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold `folder` for this process, and remove what killed processes left of unfinished files, two levels deep.
+
+    UserError, with process, host and time, where another process holds it. The lock is of the operating system (flock):
+    it ends with its process, however that ends, and holds for all hosts of a shared file system. Where a file system
+    has no such locks, the file in the folder is the lock; one of a process that has ended on this host is taken over.
+    """
+    folder = Path(folder)
+    path = folder / LOCK
+    try:
+        descriptor = _take(path)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    try:
+        for depth in ("", "*/", "*/*/"):
+            for left in folder.glob(f"{depth}.*{PARTIAL}"):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever opens it from now on makes another
+        os.close(descriptor)
+
+
+def _take(path: Path) -> int:
+    """The open lock file. UserError where another process has it."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        holder = _holder(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            alive = error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+            if alive or not _has_ended(holder):
+                os.close(descriptor)
+                raise _held(holder, path, alive) from error
+        try:
+            same = os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+        except FileNotFoundError:
+            same = False
+        if same:
+            break
+        os.close(descriptor)  # its holder removed it between our opening and our locking
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    content = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(content).encode(), 0)
+    return descriptor
+
+
+def _holder(descriptor: int) -> dict[str, Any]:
+    """What a lock file says; {} where it says nothing yet."""
+    try:
+        content = json.loads(os.pread(descriptor, 1000, 0))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _has_ended(holder: dict[str, Any]) -> bool:
+    """Whether the process that a lock file names is known to be gone: on this host only."""
+    if not holder:
+        return True
+    number = holder.get("process")
+    if holder.get("host") != socket.gethostname() or type(number) is not int or not 0 < number < 1 << 22:
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return number == os.getpid()
+
+
+def _held(holder: dict[str, Any], path: Path, alive: bool) -> UserError:
+    """alive: the operating system says so; else only the lock file does."""
+    named = f"process {holder.get('process')} on {holder.get('host')}, since {holder.get('since')}"
+    what = f"another process is writing into this folder: {named if holder else 'it has just begun'}"
+    gone = "" if alive else f"; if you are sure that it has ended, remove {path}"
+    return UserError(what, where=path.parent, todo=f"wait until it ends, or name another folder{gone}")
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -156,17 +267,20 @@ def _whole(digits: str) -> int:
 
 def sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file's content: 64 hex digits, as `sha256sum` prints it."""
-    try:
-        with open(path, "rb") as file:
+    with open_regular(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise from_os_error(error, path) from error
+        except OSError as error:
+            raise from_os_error(error, path) from error
 
 
 def fingerprint(folder: str | os.PathLike, pattern: str = "*") -> str:
-    """Hash of the names and contents of the files in `folder` that match `pattern`: 16 hex digits; "" without any."""
+    """Hash of the names and contents of the files in `folder` that match `pattern`: 16 hex digits; "" without any.
+
+    Hidden files do not count: locks, and what killed processes leave.
+    """
     digest = hashlib.sha256()
-    paths = sorted(path for path in Path(folder).glob(pattern) if path.is_file())
+    paths = sorted(path for path in Path(folder).glob(pattern) if path.is_file() and not path.name.startswith("."))
     for path in paths:
-        digest.update(f"{path.name} {sha256(path)} ".encode())
+        digest.update(os.fsencode(path.name) + f" {sha256(path)} ".encode())
     return digest.hexdigest()[:16] if paths else ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import os
+import signal
 import socket
 
 import pytest
@@ -130,3 +132,86 @@ def test_run_main_exits_with_two_and_one_line(capsys):
         run_main(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: wrong (there). mend it\n"
+
+
+# ---- One writer a folder, and what killed ones leave ---------------------------------------------------------------
+
+
+def test_a_folder_has_one_writer_and_the_next_one_is_told_who(tmp_path):
+    with files.locked(tmp_path):
+        with refused(os.getpid(), socket.gethostname(), "since", where=tmp_path), files.locked(tmp_path):
+            pass
+        files.write_text(tmp_path / "a.txt", "whole")
+    with files.locked(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_process_holds_nothing_and_its_leftovers_go(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with files.locked(tmp_path):
+            for folder in (tmp_path, tmp_path / "stage" / "model"):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / ".a.json.77.partial").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / files.LOCK).exists()
+    (tmp_path / "stage" / "model" / "b.json").write_text("whole")
+    before = files.fingerprint(tmp_path / "stage" / "model")
+    with files.locked(tmp_path):
+        assert files.fingerprint(tmp_path / "stage" / "model") == before
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        "stage/model/b.json"
+    ]
+
+
+@pytest.mark.parametrize("change, taken", [({}, True), ({"process": 1}, False), ({"host": "another"}, False)])
+def test_without_locks_of_the_file_system_the_file_is_the_lock(tmp_path, monkeypatch, change, taken):
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+
+    def unsupported(descriptor, operation):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    holder = {"process": gone, "host": socket.gethostname(), "since": "yesterday"} | change
+    files.write_json(tmp_path / files.LOCK, holder)
+    if taken:
+        with files.locked(tmp_path):
+            pass
+        return
+    with refused(holder["process"], holder["host"], "yesterday", "remove", where=tmp_path), files.locked(tmp_path):
+        pass
+
+
+def test_no_link_is_followed(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    (tmp_path / "a.txt").symlink_to(other)
+    (tmp_path / files.LOCK).symlink_to(other)
+    files.write_text(tmp_path / "a.txt", "ours")
+    assert other.read_text() == "theirs" and (tmp_path / "a.txt").read_text() == "ours"
+    with refused("link", where=files.LOCK), files.locked(tmp_path):
+        pass
+    assert other.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "\u00e4" * 125 + "a"])  # 255 bytes with the ending
+def test_any_name_that_a_file_can_have_is_written(tmp_path, name):
+    files.write_text(tmp_path / f"{name}.txt", "whole")
+    assert (tmp_path / f"{name}.txt").read_text() == "whole"
+    for write in (files.check_name, lambda path: files.write_text(path, "")):
+        with refused(256, 255, where=f"{name}a.txt"):
+            write(tmp_path / f"{name}a.txt")
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_name_of_other_bytes_is_written_as_text(tmp_path):
+    name = os.fsdecode(b"br\xe4st.png")
+    files.write_text(tmp_path / name, f"file,{name}")
+    assert (tmp_path / name).read_text(encoding="utf-8") == "file,br\\udce4st.png"
+    files.write_json(tmp_path / "a.json", {"file": name})
+    assert files.read_json(tmp_path / "a.json") == {"file": name} and files.fingerprint(tmp_path)

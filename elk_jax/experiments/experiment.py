@@ -10,6 +10,7 @@ A stage reads what earlier stages wrote, by stage name.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
@@ -51,8 +52,15 @@ def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str
     checks.check_inputs(run, [stage.name for stage in chosen if not resume.is_finished(run, stage, repeat)])
     files.make_folder(folder)
     meet("settings compared")
+    with files.locked(folder) if run.is_main else contextlib.nullcontext():
+        return _run_stages(run, chosen, repeat, plain(config))
+
+
+def _run_stages(run: Run, chosen: Sequence[Stage], repeat: bool, config: dict[str, Any]) -> dict[str, Any]:
+    """Run the stages and write the report, in a run folder that no other run writes into."""
+    folder, experiment = run.folder, run.experiment
     if run.is_main:
-        files.write_json(folder / "config.json", plain(config))
+        files.write_json(folder / "config.json", config)
         files.write_json(folder / "versions.json", versions())
     run.say(f"{experiment.name}: run folder {folder}")
     for stage in chosen:

@@ -114,9 +114,10 @@ def save_params(folder: str | os.PathLike, params: Params, description: Any) -> 
     flat = {name: np.array(leaf, np.float32, order="C") for name, leaf in flatten(params).items()}
     entries = description if isinstance(description, Mapping) else dataclasses.asdict(description)
     content = safetensors.numpy.save(flat, metadata={MARK: str(FORMAT)})
-    (folder / CONFIG).unlink(missing_ok=True)
-    files.write_bytes(folder / PARAMS, content)
-    files.write_json(folder / CONFIG, {"format": FORMAT, HASH: hashlib.sha256(content).hexdigest(), **entries})
+    with files.locked(folder):
+        (folder / CONFIG).unlink(missing_ok=True)
+        files.write_bytes(folder / PARAMS, content)
+        files.write_json(folder / CONFIG, {"format": FORMAT, HASH: hashlib.sha256(content).hexdigest(), **entries})
 
 
 def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:

@@ -161,20 +161,20 @@ def evaluate_source(
         evaluations = {other_name: measure(theirs), name: evaluation}  # the first is compared with
         evaluations[other_name]["notes"] += notes
         comparisons[name] = metrics.compare_detections(theirs, results, **how)
-    files.make_folder(output)
-    detections.write_results(output / "predictions.json", results, categories)
-    files.write_json(output / "evaluation.json", evaluation)
-    files.write_json(output / "comparisons.json", comparisons)
-    gallery = report.choose_pictures(results, criterion, evaluation)
-    place = f"{split or 'every'} split of {data.spec}"
-    evaluated = Evaluated(place, evaluations, comparisons, [report.pictures(name, gallery, source)])
-    record = RunRecord(
-        name=name,
-        title=f"{name} on {place}",
-        data={split or "all": summary(source.infos)},
-        skipped=source.skipped,
-    )
-    write_report(output / "report.html", run_report(record, [detection_part(DetectionRun([evaluated]))]))
+    with files.locked(files.make_folder(output)):
+        detections.write_results(output / "predictions.json", results, categories)
+        files.write_json(output / "evaluation.json", evaluation)
+        files.write_json(output / "comparisons.json", comparisons)
+        gallery = report.choose_pictures(results, criterion, evaluation)
+        place = f"{split or 'every'} split of {data.spec}"
+        evaluated = Evaluated(place, evaluations, comparisons, [report.pictures(name, gallery, source)])
+        record = RunRecord(
+            name=name,
+            title=f"{name} on {place}",
+            data={split or "all": summary(source.infos)},
+            skipped=source.skipped,
+        )
+        write_report(output / "report.html", run_report(record, [detection_part(DetectionRun([evaluated]))]))
     console.print(results_table(evaluations, comparisons, place))
     for note in dict.fromkeys(note for one in evaluations.values() for note in one["notes"]):
         console.print(f"note: {note}", markup=False)

@@ -220,28 +220,30 @@ def predict_files(
     description = trained.description
     classes = description.classes
     source = image_files.open_files(paths, classes, decoding, on_error, progress=progress_bar("  decoding"))
+    for index, info in enumerate(source.infos) if settings.pictures else ():
+        files.check_name(_picture_name(index, info))
     files.check_writable(output)
     threshold = chosen_threshold(description.operating_points) if settings.threshold is None else settings.threshold
     results = detect_with(trained, source, meshes.make_mesh(), settings.score_floor)
     infos = source.infos
-    files.make_folder(output)
-    files.write_json(
-        output / "findings.json",
-        [entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold)],
-    )
-    files.write_text(output / "findings.csv", _csv(results, infos, classes, threshold))
-    if settings.pictures:
-        picture_folder = files.make_folder(output / "pictures")
-        for index, result in enumerate(results):
+    with files.locked(files.make_folder(output)):
+        entries = [entry for r, info in zip(results, infos) for entry in _entries(r, info, classes, threshold)]
+        files.write_json(output / "findings.json", entries)
+        files.write_text(output / "findings.csv", _csv(results, infos, classes, threshold))
+        for index, result in enumerate(results) if settings.pictures else ():
             drawn = draw(source[index].image, result, threshold)
-            frame = f"_{infos[index].slice}" if infos[index].volume else ""
-            name = f"{index:04d}_{Path(infos[index].file_name).stem}{frame}.png"
-            files.write_bytes(picture_folder / name, cv2.imencode(".png", drawn)[1].tobytes())
+            path = files.make_folder(output / "pictures") / _picture_name(index, infos[index])
+            files.write_bytes(path, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
     say = f"{count} findings at or above {threshold:.3f} in {len(results)} images: {output}"
     new_console().print(say, markup=False)
     return results
+
+
+def _picture_name(index: int, info: ImageInfo) -> str:
+    frame = f"_{info.slice}" if info.volume else ""
+    return f"{index:04d}_{Path(info.file_name).stem}{frame}.png"
 
 
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:

@@ -7,6 +7,7 @@ a function of (seed, index), the model and the canvases only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Collection
@@ -139,32 +140,33 @@ def paint_lesions(
         return Planned(f"{index:06d}", place, region, pixels, breast, image, mask)
 
     planned(0)  # canvases without room for a lesion leave no folder behind
-    if is_main():
-        _begin(output, begun)
-    meet("synthesis begun")
-    todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
-    meet("synthesis counted")  # before the main process adds to what the others count
-    painter = inpainters.trainable(parts, LossConfig(), LoraConfig(), False, None)
-    sample, placed = sampling.compile_sampler(painter, mesh), meshes.place(params, mesh)
-    with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
-        for first in range(0, len(todo), batch_size):
-            indices = todo[first : first + batch_size]
-            chosen = [planned(index) for index in indices]
-            fill = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]  # one compilation
-            painted = sample(
-                placed,
-                {
-                    "image": np.stack([p.image for p in fill])[..., None],
-                    "mask": np.stack([p.mask for p in fill])[..., None].astype(np.float32),
-                    "seed": sampling.seeds(seed, [p.placement.provenance["index"] for p in fill]),
-                },
-            )
-            for plan, picture in zip(chosen, painted[..., 0]):
-                if is_main():
-                    _write(output, plan, picture, description, begun)
-            bar.update(bar.done + len(chosen))
-    if is_main():
-        _finish(output, canvases, count, canvases.seen_patients | model_folder.seen_patients(model))
+    with files.locked(files.make_folder(output)) if is_main() else contextlib.nullcontext():
+        if is_main():
+            _begin(output, begun)
+        meet("synthesis begun")
+        todo = [i for i in range(count) if not (output / "provenance" / f"{i:06d}.json").exists()]
+        meet("synthesis counted")  # before the main process adds to what the others count
+        painter = inpainters.trainable(parts, LossConfig(), LoraConfig(), False, None)
+        sample, placed = sampling.compile_sampler(painter, mesh), meshes.place(params, mesh)
+        with Progress("  painting", count, start=count - len(todo), unit="lesion") as bar:
+            for first in range(0, len(todo), batch_size):
+                indices = todo[first : first + batch_size]
+                chosen = [planned(index) for index in indices]
+                fill = [*chosen, *[chosen[-1]] * (batch_size - len(chosen))]  # one compilation
+                painted = sample(
+                    placed,
+                    {
+                        "image": np.stack([p.image for p in fill])[..., None],
+                        "mask": np.stack([p.mask for p in fill])[..., None].astype(np.float32),
+                        "seed": sampling.seeds(seed, [p.placement.provenance["index"] for p in fill]),
+                    },
+                )
+                for plan, picture in zip(chosen, painted[..., 0]):
+                    if is_main():
+                        _write(output, plan, picture, description, begun)
+                bar.update(bar.done + len(chosen))
+        if is_main():
+            _finish(output, canvases, count, canvases.seen_patients | model_folder.seen_patients(model))
 
 
 def _of_training_or_error(canvases: ImageSource) -> None:
@@ -187,7 +189,6 @@ def _digest(canvases: ImageSource) -> str:
 
 def _begin(output: Path, settings: dict[str, Any]) -> None:
     """Make the folders, or refuse to resume in one that was begun with other settings."""
-    output = files.make_folder(output)
     before = output / SETTINGS
     if before.exists():
         known = files.read_json(before)

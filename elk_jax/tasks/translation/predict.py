@@ -65,10 +65,11 @@ def translate_files(
     taken = [path for path in paths if (output / _answer_name(path)).resolve() == path.resolve()]
     if taken:
         raise UserError("the answer would replace the image", where=taken[0], todo="give another --output")
+    for path in paths:
+        files.check_name(_answer_name(path))
     files.check_writable(output)
     parts, params, _ = load(model)
     source = folder.open_files(paths, (), decoding, on_error, progress=progress_bar("  decoding"))
-    files.make_folder(output)
     mesh = meshes.make_mesh()
     sample = sampling.compile_sampler(trainable(parts), mesh)
     placed = meshes.place(params, mesh)
@@ -77,7 +78,7 @@ def translate_files(
         return sample(placed, {"image": tiles, "seed": sampling.seeds(settings.seed, numbers)})
 
     written = []
-    with Progress("  translating", len(source), unit="image") as bar:
+    with files.locked(files.make_folder(output)), Progress("  translating", len(source), unit="image") as bar:
         for index, info in enumerate(source.infos):
             image = source[index].image
             whole = translated(image, translate, parts.model.size, settings.batch_size)
