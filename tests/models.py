@@ -24,7 +24,9 @@ def save_imported(folder: str | os.PathLike, params: Any, model: Any = None, abs
     model_folder.save_params(folder, params, described)
 
 
-EARLIER = {"model": {}, "classes": [], "absent": [".*"], "source": dataclasses.asdict(ORIGIN)}
+EARLIER = {
+    "architecture": "faster_rcnn", "model": {}, "classes": [], "absent": [".*"], "source": dataclasses.asdict(ORIGIN)
+}  # fmt: skip
 """An import without parameters, of a detector with the default settings, as earlier versions described it."""
 
 

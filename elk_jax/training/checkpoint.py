@@ -2,16 +2,19 @@
 
 One checkpoint is one folder `<step>/` with the items `params`, `optimizer`, `ema_params` (where kept), the JSON `meta`
 (data-iterator states by process, and what the loop adds) and, after an evaluation, the metric that chooses the best.
-Orbax writes it under a temporary name and renames it when it is complete.
+Orbax writes it under a temporary name and renames it when it is complete. Before that the file `sha256.json` lists the
+other files with their hashes: a checkpoint that has changed since is found out, and set aside as `<step>.damaged`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +27,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from elk_jax import files
 from elk_jax.errors import UserError, from_os_error
+from elk_jax.threads import map_in_threads
 from elk_jax.training.state import TrainState
 
 SCORE = "score"
@@ -31,17 +35,24 @@ SCORE = "score"
 
 ITEMS = ("params", "optimizer", "ema_params")
 
+HASHES = "sha256.json"
+UNHASHED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files that Orbax writes last, about the act of writing; the state does not depend on them."""
+
 
 class Checkpoints:
     """The checkpoints of one run: the last `keep` and the best one, by the metric given to `save`.
 
-    Every process of a run makes one and calls its methods in the same order.
+    Every process of a run makes one and calls its methods in the same order. Damaged ones are set aside first, by the
+    main process for all; UserError where no other is left. damaged: step -> what is wrong with it.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2, best_mode: Literal["max", "min"] = "max"):
         self.folder = Path(folder).absolute()
-        if jax.process_index() == 0:
-            files.make_folder(self.folder)
+        found = _set_aside_damaged(files.make_folder(self.folder)) if jax.process_index() == 0 else {}
+        # for all processes what the main one found, which has renamed folders by then
+        self.damaged = {int(step): reason for step, reason in json.loads(_gather(json.dumps(found))[0]).items()}
+        self._saving = 0
         self._sign = 1.0 if best_mode == "max" else -1.0
         options = ocp.CheckpointManagerOptions(
             best_fn=_score,
@@ -52,6 +63,7 @@ class Checkpoints:
                 ]
             ),
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_hashes),
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
         with _user_errors(self.folder):
@@ -60,6 +72,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the last complete checkpoint."""
         return self._manager.latest_step()
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step."""
+        return step in self._manager.all_steps()
 
     def save(
         self, step: int, state: TrainState, data_state: Any, meta: Mapping[str, Any], metric: float | None = None
@@ -80,8 +96,15 @@ class Checkpoints:
         # without an evaluation the score is -inf: Orbax wants one with every checkpoint, and of equals it
         # takes the last
         metrics = {SCORE: -math.inf if metric is None or math.isnan(metric) else self._sign * metric}
+        self.wait()
+        self._saving = step
         with _user_errors(self.folder):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+    def _write_hashes(self) -> None:
+        """Called by Orbax in its own thread of the main process, when all is written but the last name."""
+        partial = next(self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self.folder / str(self._saving))
+        files.write_json(partial / HASHES, _hashes(partial))
 
     def restore(self, target: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
         """(state, data state of this process, meta) of the last checkpoint.
@@ -145,14 +168,70 @@ def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None
     folder = Path(folder).absolute()
     todo = "train this stage first, or name the folder that holds the numbered checkpoints"
     # Read without a CheckpointManager: a single process of several may call this.
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    steps = _steps(folder)
     if not steps or (step is not None and step not in steps):
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'}", where=folder, todo=todo)
     if step is None:
         score = lambda step: _score(files.read_json(folder / str(step) / "metrics" / "metrics"))  # as Orbax keeps it
         step = max(steps, key=lambda step: (score(step), step)) if best else steps[-1]
+    damage = find_damage(folder / str(step), ("params", "ema_params"))
+    if damage:
+        todo = f"remove {folder.parent} to train the stage again"
+        raise UserError(f"the checkpoint is damaged: {damage}", where=folder / str(step), todo=todo)
     params, ema_params = (_load_item(folder / str(step) / name) for name in ("params", "ema_params"))
     return TrainState(jnp.asarray(step, jnp.int32), params, None, ema_params)
+
+
+def find_damage(checkpoint: Path, items: Sequence[str] | None = None) -> str:
+    """What has changed in the folder of a checkpoint since it was written, in words; "" for nothing.
+
+    items: those to look at; None for all.
+    """
+    try:
+        known = files.read_json(checkpoint / HASHES)
+    except UserError as error:
+        return f"{HASHES}: {error.what}"
+    if not isinstance(known, dict):
+        return f"{HASHES} is no list of files"
+    known = {name: value for name, value in known.items() if items is None or name.split("/")[0] in items}
+    missing = [name for name in known if not (checkpoint / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    found = _hashes(checkpoint, known)
+    return next((f"{name} has changed" for name, value in known.items() if found[name] != value), "")
+
+
+def _hashes(checkpoint: Path, names: Collection[str] | None = None) -> dict[str, str]:
+    """File -> SHA-256, of these files of a checkpoint or of all that count."""
+    if names is None:
+        below = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name not in UNHASHED)
+        names = [path.relative_to(checkpoint).as_posix() for path in below]
+    ordered = list(names)
+    found = map_in_threads(lambda index: files.sha256(checkpoint / ordered[index]), len(ordered))
+    return dict(zip(ordered, found))
+
+
+def _set_aside_damaged(folder: Path) -> dict[int, str]:
+    """Rename damaged checkpoints, so that the last sound one is the last. UserError where there is no sound one."""
+    damaged = {step: damage for step in _steps(folder) if (damage := find_damage(folder / str(step)))}
+    if damaged and len(damaged) == len(_steps(folder)):
+        last = max(damaged)
+        what = f"the checkpoint is damaged, and there is no other: {damaged[last]}"
+        raise UserError(
+            what, where=folder / str(last), todo=f"remove {folder.parent} to train the stage from its start"
+        )
+    for step in damaged:
+        aside = folder / f"{step}.damaged"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            (folder / str(step)).rename(aside)
+        except OSError as error:
+            raise from_os_error(error, folder / str(step)) from error
+    return damaged
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def _load_item(folder: Path) -> Any:
@@ -236,6 +315,8 @@ def _user_errors(where: Path) -> Iterator[None]:
             if "No space left" in text or "Disk quota" in text:
                 todo = "free some space and start the same command again"
                 raise UserError("the disk is full", where=where, todo=todo) from error
+            if "File too large" in text:
+                raise from_os_error(OSError(errno.EFBIG, text), where) from error
             if "Permission denied" in text or "Read-only file system" in text:
                 raise UserError("permission denied", where=where, todo="choose another folder") from error
             seen = seen.__cause__ or seen.__context__

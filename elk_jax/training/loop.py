@@ -126,6 +126,7 @@ def train(
         state, data_state, meta = checkpoints.restore(program.state)
         check_identity(meta["identity"], identity, checkpoints.folder)
         memory = Memory(**meta["memory"])
+        check_best(checkpoints, memory.best_step, int(state.step))
         data_iterator.set_state(data_state)
     else:
         if initial_params is None:
@@ -163,6 +164,8 @@ def train(
 
     try:
         with StopSignal() as stop, Progress(title, total_steps, start=start) as bar:
+            for number, damage in checkpoints.damaged.items():
+                bar.say(f"warning: the checkpoint of step {number} is damaged and set aside: {damage}")
             if start:
                 bar.say(f"resuming from the checkpoint of step {start}")
             for number in range(start + 1, total_steps + 1):
@@ -275,6 +278,17 @@ def check_identity(saved: Mapping[str, str], now: Mapping[str, str], where: Path
                 where=where,
                 todo="start in a new workdir, or go back to the settings that this one was started with",
             )
+
+
+def check_best(checkpoints: Checkpoints, best_step: int, last_step: int) -> None:
+    """UserError where the best checkpoint is lost, which the training would miss at its end.
+
+    Not where a later one than the last is damaged: its step comes again, and may have been a better one.
+    """
+    if best_step and not checkpoints.has(best_step) and not any(step > last_step for step in checkpoints.damaged):
+        what = f"the best checkpoint, of step {best_step}, is damaged or missing"
+        todo = f"remove {checkpoints.folder.parent} to train the stage again"
+        raise UserError(what, where=checkpoints.folder / str(best_step), todo=todo)
 
 
 def is_due(step: int, every: int) -> bool:

@@ -16,6 +16,7 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks import training
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
+from elk_jax.weights.model_folder import Training
 
 
 def info(image: str, patient: str, **meta) -> ImageInfo:
@@ -48,15 +49,15 @@ def write_model(folder, *patients: str) -> str:
 
 def test_the_best_weights_or_the_last_are_kept(run):
     patients = sorted(map(patient_hash, "AB"))  # the others are called by their images' own numbers
-    trained = {"on": ["real"], "init_from": "", "patients": patients}
-    assert kept(run, "real") == ([1, 1, 1], {"step": 3, **trained})
-    assert kept(run, "real", choose="last") == ([2, 2, 2], {"step": 7, **trained})
+    trained = {"on": ("real",), "init_from": "", "patients": tuple(patients)}
+    assert kept(run, "real") == ([1, 1, 1], Training(step=3, **trained))
+    assert kept(run, "real", choose="last") == ([2, 2, 2], Training(step=7, **trained))
 
 
 def test_patients_of_the_images_the_initial_weights_and_the_painter_are_kept(run, tmp_path):
     theirs = write_model(tmp_path / "theirs", "A", "D")
     _, trained = kept(run, "mixed", seen_patients="C", init_from=theirs)
-    assert trained["patients"] == sorted(map(patient_hash, "ABCD")) and trained["init_from"] == theirs
+    assert trained.patients == tuple(sorted(map(patient_hash, "ABCD"))) and trained.init_from == theirs
     write_model(tmp_path / "real" / "model", "E")  # of a stage of the run
-    assert kept(run, "mixed", [], init_from="real")[1]["patients"] == [patient_hash("E")]
-    assert kept(run, "synthetic", [], "C")[1]["patients"] == [patient_hash("C")]
+    assert kept(run, "mixed", [], init_from="real")[1].patients == (patient_hash("E"),)
+    assert kept(run, "synthetic", [], "C")[1].patients == (patient_hash("C"),)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -128,17 +129,60 @@ def test_an_unfinished_write_is_not_a_checkpoint(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_a_damaged_checkpoint_is_a_users_error(tmp_path):
-    save_all(tmp_path, {1: None}).close()
-    for path in (tmp_path / "1" / "params").rglob("*"):
-        if path.is_file() and "METADATA" not in path.name:
-            path.write_bytes(b"")
-    with refused(where=tmp_path / "1" / "params"):
-        checkpoint.load_state(tmp_path)
-    saver = checkpoint.Checkpoints(tmp_path)
-    with refused(where=tmp_path / "1"):
-        saver.restore(abstract(make()))
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def halved(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    save_all(folder, {1: None, 2: None}).close()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, harm",
+    [
+        ("params/**/d/*", flipped),
+        ("params/**/d/*", halved),
+        ("optimizer/manifest.ocdbt", emptied),
+        ("optimizer/_METADATA", Path.unlink),
+        ("meta/metadata", flipped),
+        ("metrics/metrics", emptied),
+        ("sha256.json", halved),
+        ("sha256.json", Path.unlink),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(two, tmp_path, name, harm):
+    folder = shutil.copytree(two, tmp_path / "checkpoints")
+    path = max((folder / "2").glob(name), key=lambda path: path.stat().st_size)
+    harm(path)
+    saver = checkpoint.Checkpoints(folder)
+    assert saver.latest() == 1 and list(saver.damaged) == [2] and path.name in saver.damaged[2]
+    assert saver.restore(abstract(make()))[2] == {"clock": 0.5}
+    saver.save(2, make(2.0), None, {})
     saver.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "2.damaged"]
+    assert checkpoint.load_state(folder).params["b"][1] == 2
+
+
+def test_a_damaged_checkpoint_without_another_is_a_users_error(tmp_path):
+    save_all(tmp_path / "checkpoints", {1: None}).close()
+    assert checkpoint.find_damage(tmp_path / "checkpoints" / "1") == ""
+    flipped(max((tmp_path / "checkpoints" / "1" / "params").rglob("d/*"), key=lambda path: path.stat().st_size))
+    for read in (checkpoint.Checkpoints, checkpoint.load_state):
+        with refused("params/", f"remove {tmp_path}", where=tmp_path / "checkpoints" / "1"):
+            read(tmp_path / "checkpoints")
 
 
 def test_nothing_to_load_is_a_users_error(tmp_path):

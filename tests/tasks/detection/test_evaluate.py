@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -117,7 +118,7 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
     for image, patient in zip(content["images"], ("A", "B")):
         image["patient_id"] = patient
     coco.write_text(json.dumps(content))
-    trained = Trained(None, None, {"classes": ["mass", "calcification"]})
+    trained = Trained(None, None, SimpleNamespace(classes=("mass", "calcification")))
     monkeypatch.setattr(evaluate, "load", lambda folder: trained)
     monkeypatch.setattr(predict, "detect_with", lambda trained, source, *a: detections.join(source.infos, {}))
     for patients, words in ((["B", "X"], "RUN was trained on 1 of these 2 patients, for example B"), (["X"], "")):
@@ -134,7 +135,7 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
 
 
 def test_one_class_counts_as_the_other_and_several_must_agree(coco, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "load", lambda folder: Trained(None, None, {"classes": ["lesion"]}))
+    monkeypatch.setattr(evaluate, "load", lambda folder: Trained(None, None, SimpleNamespace(classes=("lesion",))))
     with refused("['lesion']", "['mass', 'calcification']"):
         evaluated(coco, tmp_path, model=tmp_path / "model")
 

@@ -48,14 +48,14 @@ def test_settings_of_a_model_arrive():
     sizes = ((8,), (16,), (32,), (64,), (128,))
     model = {"name": "faster_rcnn", "anchor_sizes": [list(level) for level in sizes], "depth": 18, "num_classes": 3}
     assert build(model=model).model == FasterRCNNConfig(anchor_sizes=sizes, depth=18, num_classes=3)
-    with refused("'dept'", "depth", where="config.detector.model"):
+    with refused("'dept'", "depth", where="config.detector.model.dept"):
         build(model={"name": "faster_rcnn", "dept": 18})
     with refused("'yolo'", "faster_rcnn", where="config.detector.model.name"):
         build(model={"name": "yolo"})
 
 
 def test_a_recipe_serves_several_mixes():
-    with refused("'weights'", where="config.detector.loader"):
+    with refused("'weights'", where="config.detector.loader.weights"):
         build(loader={"weights": (0.5, 0.5)})
 
 
