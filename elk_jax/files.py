@@ -14,8 +14,9 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from elk_jax.errors import UserError, from_os_error
 
@@ -183,7 +184,7 @@ def _held(holder: dict[str, Any], path: Path, alive: bool) -> UserError:
     return UserError(what, where=path.parent, todo=f"wait until it ends, or name another folder{gone}")
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike) -> BufferedReader:
     """Open a file that comes from elsewhere for reading: never a device or a pipe, which could have no end.
 
     Raises UserError for a missing or unreadable file, a folder, a device, a pipe, a socket, and an impossible name.
