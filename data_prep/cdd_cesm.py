@@ -29,7 +29,6 @@ import numpy as np
 from cdd_plan import PUBLISHED, SPLITS, Options, Plan, Planned, counts, make_plan
 from cdd_tables import passes, read_tables, squeeze
 from folders import new_folder
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tfds_writer import write_tfds
@@ -40,6 +39,7 @@ from elk_jax.data.sources.dicom import breast_side
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
+from elk_jax.output import Console
 from elk_jax.randomness import check_seed
 
 NAME = "cdd_cesm"
@@ -67,7 +67,7 @@ def find_images(folder: Path, wanted: set[str]) -> dict[str, Path]:
 
 def main(argv: list[str]) -> None:
     flags = parse(argv)
-    console, progress_console = Console(highlight=False), Console(stderr=True)
+    console, progress_console = Console(), Console(stderr=True)
     options = Options(flags.filter, flags.modality, flags.cleaning, flags.split, flags.split_seed)
     formats = tuple(part.strip() for part in flags.formats.split(",") if part.strip())
     if not formats or not set(formats) <= {"coco", "tfds"}:

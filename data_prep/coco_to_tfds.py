@@ -18,7 +18,6 @@ from pathlib import Path
 import checkout  # noqa: F401  before any import of elk_jax
 import numpy as np
 from folders import new_folder
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tfds_writer import write_tfds
 
@@ -26,6 +25,7 @@ from elk_jax.data.sources.checks import check_no_patient_in_two_splits, check_sp
 from elk_jax.data.sources.coco import image_folder, read_coco
 from elk_jax.data.sources.decode import as_integers, check_bit_depth, checked_frame, decode_pixels
 from elk_jax.errors import UserError, run_main
+from elk_jax.output import Console
 
 
 def stored(path: Path, bit_depth: int | None, frame: int | None) -> np.ndarray:

@@ -26,7 +26,6 @@ import checkout  # noqa: F401  before any import of elk_jax
 import cv2
 import numpy as np
 from folders import new_folder
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from elk_jax.data import tiles
@@ -42,6 +41,7 @@ from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
+from elk_jax.output import Console
 from elk_jax.spread import spread
 from elk_jax.threads import map_in_threads
 

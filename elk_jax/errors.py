@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from elk_jax.output import prepare, visible
+
 
 class UserError(Exception):
     """An error that the user can correct: `what` is wrong, `where`, and what to do (`todo`), in one line."""
@@ -21,7 +23,7 @@ class UserError(Exception):
             parts[0] += f" ({where})"
         if todo:
             parts.append(todo.strip().rstrip("."))
-        super().__init__(" ".join(". ".join(parts).split()))
+        super().__init__(visible(" ".join(". ".join(parts).split())))
 
     def within(self, section: str) -> UserError:
         """The same error of a field of `section`: `config.detector` and `steps` give `config.detector.steps`."""
@@ -51,6 +53,7 @@ def run_main(main: Callable[..., object], *args: object) -> None:
     With several processes, an error exits at once: JAX's own exit would wait minutes for the other processes, which
     wait for this one.
     """
+    prepare()
     try:
         main(*args)
     except KeyboardInterrupt:

@@ -237,6 +237,16 @@ def read_json(path: str | os.PathLike) -> Any:
             raise from_os_error(error, path) from error
 
 
+def read_object(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
+    """Read JSON that this program wrote: an object with these `keys`. UserError as in `read_json`, and for others."""
+    content = read_json(path)
+    lacking = [key for key in keys if key not in content] if isinstance(content, dict) else ["{...}"]
+    if lacking:
+        what = f"damaged: no {lacking[0]} in it"
+        raise UserError(what, where=path, todo="restore the file, or remove it to have it written again")
+    return content
+
+
 def parse_json(content: str | bytes, where: object) -> Any:
     """The value of a JSON text. UserError, with `where`, as in `read_json`."""
     try:

@@ -9,6 +9,7 @@ from typing import IO, Any, TypeVar
 
 import jax
 
+from elk_jax.output import Console, visible
 from elk_jax.threads import ProgressBar
 
 T = TypeVar("T")
@@ -72,9 +73,9 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of text that does not break the bar."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text)
         elif self._show:
-            print(text, file=self.stream, flush=True)
+            print(visible(text), file=self.stream, flush=True)
 
     @property
     def _terminal(self) -> bool:
@@ -82,7 +83,7 @@ class Progress:
 
     def _start_bar(self) -> None:
         self._bar = _rich_bar(self.stream)
-        self._task = self._bar.add_task(self.title, total=self.total, completed=self.start, rate="", note="")
+        self._task = self._bar.add_task(visible(self.title), total=self.total, completed=self.start, rate="", note="")
         self._bar.start()
 
     def _elapsed(self) -> float:
@@ -101,11 +102,8 @@ class Progress:
         left = f", {clock((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
         note = f", {self._note}" if self._note else ""
         elapsed = clock(self._elapsed())
-        print(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s in {elapsed}{left}, {self._rate_text()}{note}",
-            file=self.stream,
-            flush=True,
-        )
+        counts = f"{self.done}/{self.total} {self.unit}s in {elapsed}{left}, {self._rate_text()}{note}"
+        print(f"{visible(self.title)}: {counts}", file=self.stream, flush=True)
 
 
 def progress_bar(title: str) -> ProgressBar:
@@ -128,7 +126,6 @@ def clock(seconds: float) -> str:
 
 
 def _rich_bar(stream: IO[str]) -> Any:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -139,13 +136,13 @@ def _rich_bar(stream: IO[str]) -> Any:
     from rich.progress import Progress as RichProgress
 
     return RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(file=stream),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -26,8 +27,10 @@ _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OS
 
 def run(main: Callable[[], object], doc: str) -> None:
     """Parse the flags of the calling script, then call `main()`. `doc` is what `--help` prints above the flags."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "elk_jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))  # the same program is compiled once
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(cache) / "elk_jax")  # the same program is compiled once
     run_main(_parse_and_call, main, doc)
 
 
@@ -125,7 +128,7 @@ def _config_argument() -> str:
 
 def _no_config(file: str) -> UserError:
     files = sorted((ROOT / "configs").glob("*.py"))
-    known = ", ".join(f"configs/{path.name}" for path in files if "def get_config" in path.read_text())
+    known = ", ".join(f"configs/{path.name}" for path in files if "def get_config" in path.read_text(encoding="utf-8"))
     return UserError("no such configuration", where=file, todo=f"there are {known}")
 
 

@@ -66,7 +66,7 @@ def _run_stages(run: Run, chosen: Sequence[Stage], repeat: bool, config: dict[st
     for stage in chosen:
         _run_stage(run, stage, repeat)
     summaries = {
-        name: files.read_json(folder / name / "finished.json")["summary"]
+        name: files.read_object(folder / name / "finished.json", "summary")["summary"]
         for name in experiment.stages
         if (folder / name / "finished.json").exists()
     }

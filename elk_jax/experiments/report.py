@@ -21,9 +21,9 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
         title=experiment.name.replace("_", " "),
         data={f"{name}, {split}": counts for name, s in summaries.items() for split, counts in _counts(s).items()},
         skipped=list(dict.fromkeys(tuple(entry) for s in summaries.values() for entry in s.get("skipped", ()))),
-        config=files.read_json(folder / "config.json"),
-        versions=files.read_json(folder / "versions.json"),
-        seconds={name: files.read_json(folder / name / "finished.json")["seconds"] for name in summaries},
+        config=files.read_object(folder / "config.json"),
+        versions=files.read_object(folder / "versions.json"),
+        seconds={name: files.read_object(folder / name / "finished.json", "seconds")["seconds"] for name in summaries},
     )
     parts = []
     for task in TASKS.values():

@@ -42,7 +42,7 @@ def inputs(run: Run, stage: Stage) -> dict[str, Any]:
     places |= {model: (run.model_folder(model), "*") for model in stage.named_models().values()}
     writers = (run.experiment.writers.get(data.source) for data in stage.data())
     places |= {writer: (run.folder / writer, PAINTED) for writer in writers if writer}
-    before = files.read_json(written).get("models", {}) if written.exists() else {}
+    before = files.read_object(written).get("models", {}) if written.exists() else {}
     found = {name: files.fingerprint(*place) or before.get(name, "") for name, place in places.items()}
     return {"models": found} if found else {}
 
@@ -52,7 +52,7 @@ def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:
     folder = run.folder / stage.name
     if not (folder / "finished.json").exists() or (repeat and not isinstance(stage, TrainStage)):
         return False
-    return _without_inputs(files.read_json(folder / "config.json")) == settings(run, stage)
+    return _without_inputs(files.read_object(folder / "config.json")) == settings(run, stage)
 
 
 def check_experiment(experiment: Experiment, folder: Path) -> None:
@@ -71,7 +71,7 @@ def check_settings(run: Run, stage: Stage) -> None:
     """Refuse to resume a training under other settings than it was started with."""
     if not _is_begun_training(run, stage):
         return
-    before = _without_inputs(files.read_json(run.folder / stage.name / "config.json"))
+    before = _without_inputs(files.read_object(run.folder / stage.name / "config.json"))
     differences = _differences(before, settings(run, stage))
     if differences:
         raise UserError(
@@ -89,7 +89,7 @@ def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
     if not _is_begun_training(run, stage):
         return
     folder = run.folder / stage.name
-    known = files.read_json(folder / "config.json").get("models", {})
+    known = files.read_object(folder / "config.json").get("models", {})
     changed = [name for name, fingerprint in now.get("models", {}).items() if known.get(name) != fingerprint]
     if changed:
         raise UserError(

@@ -6,6 +6,7 @@ import html as _html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from elk_jax.output import visible
 from elk_jax.reporting.style import COLOURS
 
 Estimate = Mapping[str, float | None]
@@ -16,7 +17,7 @@ ABSENT = "–"
 
 def text(value: Any) -> str:
     """Anything as escaped HTML text."""
-    return _html.escape(str(value), quote=True)
+    return _html.escape(visible(str(value), but="\n\t"), quote=True)
 
 
 def paragraph(value: Any, style: str = "") -> str:

@@ -8,14 +8,20 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from elk_jax.output import visible
 from elk_jax.reporting import html
 
 
 def named_table(title: str, first: str) -> Table:
     """A table with a title (none if empty) and a first column of names that do not wrap."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=name_cell(title) if title else None, title_justify="left", header_style="bold")
     table.add_column(first, no_wrap=True)
     return table
+
+
+def name_cell(name: str) -> Text:
+    """A name of the user's, for any console: without Rich's markup, and visibly."""
+    return Text(visible(name))
 
 
 def estimate_cell(entry: Mapping[str, Any], digits: int = 3) -> Text:

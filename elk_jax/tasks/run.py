@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Protocol
 
 import jax
 from jax.experimental import multihost_utils
-from rich.console import Console
 
 from elk_jax.data.sources.open import check_readable, list_source
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast
 from elk_jax.images.schema import ImageInfo
+from elk_jax.output import Console
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Seed
 from elk_jax.tasks.stages import Data, Stage
@@ -114,7 +114,7 @@ class Run:
 
     def say(self, text: str) -> None:
         if self.is_main:
-            self.console.print(text, markup=False)
+            self.console.print(text)
 
 
 def _names(sources: str | Sequence[str]) -> Sequence[str]:
@@ -138,16 +138,16 @@ def meet(place: str) -> None:
 
 def new_console() -> Console:
     """As wide as the terminal; wide enough for a table of results where there is none."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 def report_skipped(not_images: Sequence[Path], unreadable: Sequence[tuple[str, str]]) -> None:
     """Print which of the user's files were skipped. unreadable: (file, reason)."""
     say = new_console().print
     if not_images:
-        say(f"skipped {len(not_images)} files that are not images, for example {not_images[0]}", markup=False)
+        say(f"skipped {len(not_images)} files that are not images, for example {not_images[0]}")
     for name, reason in unreadable:
-        say(f"skipped {name}: {reason}", markup=False)
+        say(f"skipped {name}: {reason}")
 
 
 class Opened(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from elk_jax import files
-from elk_jax.errors import from_os_error
+from elk_jax.errors import UserError, from_os_error
 
 
 class Writer:
@@ -31,7 +30,7 @@ class Writer:
         if not self._active:
             return
         self._path = files.make_folder(folder) / "metrics.jsonl"
-        drop_after(self._path, resume_step)
+        start_after(self._path, resume_step)
         try:
             self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
         except OSError as error:
@@ -78,26 +77,36 @@ class Writer:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a crash is left out. [] where there is no file."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise from_os_error(error, path) from error
-    records = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    """The lines of a metrics.jsonl; a last line cut off by a crash is left out. [] where there is no file.
+
+    UserError for any other line that is not a record.
+    """
+    return [record for record, _ in _lines(Path(path))]
 
 
-def drop_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps than `step` (and a broken one) from a metrics.jsonl, atomically."""
+def start_after(path: Path, step: int) -> None:
+    """Make a metrics.jsonl of the lines up to `step`, without a broken last one: an empty file for step 0."""
+    kept = [line for record, line in _lines(path) if record["step"] <= step] if step else []
+    files.write_bytes(path, b"".join(kept))
+
+
+def _lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """(record, its line) of a metrics.jsonl."""
     if not path.exists():
-        return
-    kept = [record for record in read_metrics(path) if record["step"] <= step and step > 0]
-    files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        return []
+    found = []
+    for number, line in enumerate(files.read_bytes(path).splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break  # cut off by a crash: a line is written with its end
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            todo = "remove the line: the other lines are used as they are"
+            raise UserError(f"line {number} is damaged", where=path, todo=todo)
+        found.append((record, line))
+    return found
 
 
 def _plain(value: Any) -> float | int | None:

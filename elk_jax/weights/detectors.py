@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from elk_jax import fields, files
@@ -19,6 +18,7 @@ from elk_jax.detection.detectors import kinds
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import ByName
+from elk_jax.output import Console
 from elk_jax.weights import convert, detectron2, model_folder, reading, torchvision
 
 ALL_BUT_BACKBONE = "^(?!backbone/)"
@@ -144,7 +144,7 @@ def _sha256(path: str | os.PathLike) -> str:
 def say(console: Console, *lines: str) -> None:
     """Print lines as they are."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def name_table(name_map: convert.NameMap) -> Table:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from elk_jax.diffusion import autoencoder, scheduler_config, text_encoder, unet
 from elk_jax.diffusion.autoencoder import AutoencoderConfig
@@ -25,6 +24,7 @@ from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
+from elk_jax.output import Console
 from elk_jax.weights import convert, detectors, diffusers, diffusers_folder, model_folder, tokenizer
 from elk_jax.weights.diffusers import PARTS
 from elk_jax.weights.tokenizer import Tokenizer

@@ -42,6 +42,27 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("line", [b"garbage\n", b'{"step": "2"}\n', b"[]\n", b"\xff\x00\n", b'{"step": 2, "tra\n'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'{"step": 3}\n')
+    for read in (read_metrics, lambda path: Writer(tmp_path, resume_step=3, tensorboard=False)):
+        with refused("line 2", where=path):
+            read(path)
+    write(tmp_path, [1])  # a new run needs nothing of the old file
+    assert [record["step"] for record in read_metrics(path)] == [1]
+
+
+def test_a_link_in_the_place_of_the_file_is_replaced(tmp_path):
+    for number, target in enumerate((tmp_path / "theirs", tmp_path / "absent")):
+        (tmp_path / "theirs").write_text("theirs")
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "metrics.jsonl").symlink_to(target)
+        write(folder, [1])
+        assert (tmp_path / "theirs").read_text() == "theirs" and not (tmp_path / "absent").exists()
+
+
 def test_nonfinite_values_stay_valid_json(tmp_path):
     writer = Writer(tmp_path, tensorboard=False)
     writer.write_scalars(1, {"eval/ap": float("nan"), "eval/n": np.int64(3), "eval/x": np.float32(0.5)})

@@ -177,8 +177,8 @@ def evaluate_source(
         write_report(output / "report.html", run_report(record, [detection_part(DetectionRun([evaluated]))]))
     console.print(results_table(evaluations, comparisons, place))
     for note in dict.fromkeys(note for one in evaluations.values() for note in one["notes"]):
-        console.print(f"note: {note}", markup=False)
-    console.print(f"report: {output / 'report.html'}", markup=False)
+        console.print(f"note: {note}")
+    console.print(f"report: {output / 'report.html'}")
     return evaluation
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from elk_jax.reporting import html
 from elk_jax.reporting.figures import Series, interval_bar, line_chart
@@ -19,7 +18,7 @@ from elk_jax.reporting.pictures import Picture, boxes_key, gallery
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
 from elk_jax.reporting.sections import FIRST_CURVES, plain_label, training_section
-from elk_jax.reporting.tables import difference_cell, estimate_cell, named_table
+from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
@@ -210,7 +209,7 @@ def results_table(evaluations: Evaluations, comparisons: Comparisons | None = No
     first = next(iter(evaluations), "")
     table = named_table(title, "metric")
     for name in (*evaluations, *(f"{name} - {first}" for name in comparisons)):
-        table.add_column(Text(name), justify="right")
+        table.add_column(name_cell(name), justify="right")
     for key in metric_keys(evaluations[first]) if evaluations else ():
         cells = [estimate_cell(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
         cells += [difference_cell(comparison.get(key, {})) for comparison in comparisons.values()]

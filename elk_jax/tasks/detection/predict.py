@@ -237,7 +237,7 @@ def predict_files(
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
     say = f"{count} findings at or above {threshold:.3f} in {len(results)} images: {output}"
-    new_console().print(say, markup=False)
+    new_console().print(say)
     return results
 
 

@@ -39,11 +39,11 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
     """The results of a finished evaluation stage. Only the images of the gallery are decoded."""
     folder, source = run.folder / name, run.list(summary["on"], summary["split"])
-    chosen = files.read_json(folder / "gallery.json")
+    chosen = files.read_object(folder / "gallery.json")
     return Evaluated(
         on=f"{summary['split']} split of {summary['on']}",
-        evaluations={m: files.read_json(folder / m / "evaluation.json") for m in summary["models"]},
-        comparisons=files.read_json(folder / "comparisons.json"),
+        evaluations={m: files.read_object(folder / m / "evaluation.json") for m in summary["models"]},
+        comparisons=files.read_object(folder / "comparisons.json"),
         pictures=[pictures(m, chosen[m], source) for m in summary["models"]],
     )
 

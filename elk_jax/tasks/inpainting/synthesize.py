@@ -44,6 +44,8 @@ from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 
 SETTINGS = "synthesis.json"
+PROVENANCE = ("canvas", "window", "box", "seed", "index")
+"""Of a painted image, what its entry in the COCO file keeps."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ def synthesize_source(
     say = new_console().print
     say(f"canvases {counted(source.infos)}", markup=False)
     for image_id, reason in source.skipped:
-        say(f"skipped image {image_id}: {reason}", markup=False)
+        say(f"skipped image {image_id}: {reason}")
     paint_lesions(model, source, count, output, settings, seed, meshes.make_mesh())
-    say(f"{count} synthetic lesions: {output / SYNTHETIC}", markup=False)
+    say(f"{count} synthetic lesions: {output / SYNTHETIC}")
 
 
 def paint_lesions(
@@ -191,7 +193,7 @@ def _begin(output: Path, settings: dict[str, Any]) -> None:
     """Make the folders, or refuse to resume in one that was begun with other settings."""
     before = output / SETTINGS
     if before.exists():
-        known = files.read_json(before)
+        known = files.read_object(before)
         differing = [key for key in settings if known.get(key) != settings[key]]
         if differing:
             key = differing[0]
@@ -237,7 +239,7 @@ def _finish(output: Path, canvases: ImageSource, count: int, seen_patients: Coll
     infos, by_id = [], {info.image_id: info for info in canvases.infos}
     for index in range(count):
         name = f"{index:06d}"
-        record = files.read_json(output / "provenance" / f"{name}.json")
+        record = files.read_object(output / "provenance" / f"{name}.json", *PROVENANCE)
         infos.append(_info(name, by_id[record["canvas"]], record))
     description = "Synthetic lesions in real breasts"
     coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients)
@@ -253,5 +255,5 @@ def _info(name: str, canvas: ImageInfo, record: dict[str, Any]) -> ImageInfo:
         labels=np.concatenate([np.zeros(1, np.int32), canvas.labels]),
         ignore=np.concatenate([np.zeros(1, bool), canvas.ignore]),
         split="train",
-        meta={"synthetic": True, **{key: record[key] for key in ("canvas", "window", "box", "seed", "index")}},
+        meta={"synthetic": True, **{key: record[key] for key in PROVENANCE}},
     )

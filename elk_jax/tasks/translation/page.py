@@ -14,7 +14,7 @@ from elk_jax.reporting.pictures import Strip, data_uri, enlarged, strips
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
 from elk_jax.reporting.sections import training_section
-from elk_jax.reporting.tables import estimate_cell, named_table
+from elk_jax.reporting.tables import estimate_cell, name_cell, named_table
 
 Evaluation = Mapping[str, Any]
 """The content of evaluation.json (evaluate.py)."""
@@ -124,7 +124,7 @@ def translation_table(evaluation: Evaluation, title: str = "") -> Table:
         table.add_column(words, justify="right")
     for name, found in evaluation["measures"].items():
         cells = [estimate_cell(found.get(key, {}), digits) for key, (_, digits) in MEASURES.items()]
-        table.add_row(name, *cells, style="bold" if name in evaluation["models"] else "")
+        table.add_row(name_cell(name), *cells, style="bold" if name in evaluation["models"] else "")
     return table
 
 

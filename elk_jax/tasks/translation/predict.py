@@ -89,7 +89,7 @@ def translate_files(
             written.append(path)
             bar.update(index + 1)
     report_skipped(not_images, source.skipped)
-    new_console().print(f"{len(written)} translated images: {output}", markup=False)
+    new_console().print(f"{len(written)} translated images: {output}")
     return written
 
 

@@ -40,7 +40,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 
 def evaluated(folder: Path) -> Evaluated:
     """An evaluation with its gallery; pictures that are gone are left out."""
-    evaluation = files.read_json(folder / "evaluation.json")
+    evaluation = files.read_object(folder / "evaluation.json")
     gallery = []
     for one in evaluation["pictures"]:
         picture = cv2.imread(str(folder / "pictures" / one["file"]), cv2.IMREAD_GRAYSCALE)
