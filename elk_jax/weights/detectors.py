@@ -136,11 +136,6 @@ def import_file(
     return imported
 
 
-def _sha256(path: str | os.PathLike) -> str:
-    with files.open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
 def say(console: Console, *lines: str) -> None:
     """Print lines as they are."""
     for line in lines:
