@@ -242,8 +242,8 @@ def read_object(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
     content = read_json(path)
     lacking = [key for key in keys if key not in content] if isinstance(content, dict) else ["{...}"]
     if lacking:
-        what = f"damaged: no {lacking[0]} in it"
-        raise UserError(what, where=path, todo="restore the file, or remove it to have it written again")
+        todo = "restore the file, or remove the folder of its stage to run that again"
+        raise UserError(f"damaged: no {lacking[0]} in it", where=path, todo=todo)
     return content
 
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import shutil
+import sys
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +56,7 @@ class Checkpoints:
         # for all processes what the main one found, which has renamed folders by then
         self.damaged = {int(step): reason for step, reason in json.loads(_gather(json.dumps(found))[0]).items()}
         self._saving = 0
+        _raise_without_printing()
         self._sign = 1.0 if best_mode == "max" else -1.0
         options = ocp.CheckpointManagerOptions(
             best_fn=_score,
@@ -73,9 +77,12 @@ class Checkpoints:
         """Step of the last complete checkpoint."""
         return self._manager.latest_step()
 
-    def has(self, step: int) -> bool:
-        """Whether there is a checkpoint of this step."""
-        return step in self._manager.all_steps()
+    def check_kept(self, step: int) -> None:
+        """UserError where the checkpoint of this step, the best one, is damaged: the training would miss it at its end."""
+        aside = _aside(self.folder, step)
+        if aside.is_dir() and not (self.folder / str(step)).is_dir():
+            todo = f"remove {self.folder.parent} to train the stage again"
+            raise UserError(f"the best checkpoint, of step {step}, is damaged", where=aside, todo=todo)
 
     def save(
         self, step: int, state: TrainState, data_state: Any, meta: Mapping[str, Any], metric: float | None = None
@@ -221,13 +228,17 @@ def _set_aside_damaged(folder: Path) -> dict[int, str]:
             what, where=folder / str(last), todo=f"remove {folder.parent} to train the stage from its start"
         )
     for step in damaged:
-        aside = folder / f"{step}.damaged"
+        aside = _aside(folder, step)
         try:
             shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
             (folder / str(step)).rename(aside)
         except OSError as error:
             raise from_os_error(error, folder / str(step)) from error
     return damaged
+
+
+def _aside(folder: Path, step: int) -> Path:
+    return folder / f"{step}.damaged"
 
 
 def _steps(folder: Path) -> list[int]:
@@ -297,6 +308,24 @@ def _gather(text: str) -> list[str]:
     padded[: raw.size] = raw
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes)]
+
+
+def _raise_without_printing() -> None:
+    """Orbax and TensorStore print the traceback of a failed write from each of their threads before they raise it."""
+    logging.getLogger("absl").addFilter(_is_not_of_orbax)
+    logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _excepthook
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    trace = record.exc_info[2] if record.exc_info else None
+    return not any("orbax" in frame.filename for frame in traceback.extract_tb(trace))
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):  # by the threads that still write
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager

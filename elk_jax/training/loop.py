@@ -126,7 +126,7 @@ def train(
         state, data_state, meta = checkpoints.restore(program.state)
         check_identity(meta["identity"], identity, checkpoints.folder)
         memory = Memory(**meta["memory"])
-        check_best(checkpoints, memory.best_step, int(state.step))
+        checkpoints.check_kept(memory.best_step)
         data_iterator.set_state(data_state)
     else:
         if initial_params is None:
@@ -278,17 +278,6 @@ def check_identity(saved: Mapping[str, str], now: Mapping[str, str], where: Path
                 where=where,
                 todo="start in a new workdir, or go back to the settings that this one was started with",
             )
-
-
-def check_best(checkpoints: Checkpoints, best_step: int, last_step: int) -> None:
-    """UserError where the best checkpoint is lost, which the training would miss at its end.
-
-    Not where a later one than the last is damaged: its step comes again, and may have been a better one.
-    """
-    if best_step and not checkpoints.has(best_step) and not any(step > last_step for step in checkpoints.damaged):
-        what = f"the best checkpoint, of step {best_step}, is damaged or missing"
-        todo = f"remove {checkpoints.folder.parent} to train the stage again"
-        raise UserError(what, where=checkpoints.folder / str(best_step), todo=todo)
 
 
 def is_due(step: int, every: int) -> bool:

@@ -170,6 +170,9 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(two, tmp_path, nam
     saver = checkpoint.Checkpoints(folder)
     assert saver.latest() == 1 and list(saver.damaged) == [2] and path.name in saver.damaged[2]
     assert saver.restore(abstract(make()))[2] == {"clock": 0.5}
+    saver.check_kept(1)
+    with refused("best", 2, where="2.damaged"):
+        saver.check_kept(2)
     saver.save(2, make(2.0), None, {})
     saver.close()
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "2.damaged"]
