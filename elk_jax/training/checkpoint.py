@@ -78,7 +78,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_kept(self, step: int) -> None:
-        """UserError where the checkpoint of this step, the best one, is damaged: the training would miss it at its end."""
+        """UserError where the best checkpoint, of this step, is damaged: the training would miss it at its end."""
         aside = _aside(self.folder, step)
         if aside.is_dir() and not (self.folder / str(step)).is_dir():
             todo = f"remove {self.folder.parent} to train the stage again"
@@ -319,7 +319,7 @@ def _raise_without_printing() -> None:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    trace = record.exc_info[2] if record.exc_info else None
+    trace = record.exc_info[2] if isinstance(record.exc_info, tuple) else None
     return not any("orbax" in frame.filename for frame in traceback.extract_tb(trace))
 
 
