@@ -17,7 +17,8 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -314,8 +315,8 @@ def _raise_without_printing() -> None:
     """Orbax and TensorStore print the traceback of a failed write from each of their threads before they raise it."""
     logging.getLogger("absl").addFilter(_is_not_of_orbax)
     logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _excepthook
+    if not isinstance(sys.excepthook, _Excepthook):
+        sys.excepthook = _Excepthook(sys.excepthook)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
@@ -323,9 +324,15 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return not any("orbax" in frame.filename for frame in traceback.extract_tb(trace))
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):  # by the threads that still write
-        sys.__excepthook__(kind, error, trace)
+@dataclass(frozen=True)
+class _Excepthook:
+    """`sys.excepthook` without what threads raise that still write when one has failed."""
+
+    before: Callable[[type[BaseException], BaseException, Any], object]
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            self.before(kind, error, trace)
 
 
 @contextlib.contextmanager

@@ -140,7 +140,7 @@ def evaluate_source(
     criterion = criterion_from_text(settings.criterion)
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
     console = new_console()
-    console.print(f"{split or 'all'} {counted(source.infos)}", markup=False)
+    console.print(f"{split or 'all'} {counted(source.infos)}")
     categories = source.category_ids
     files.check_writable(output)
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
