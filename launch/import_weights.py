@@ -11,9 +11,9 @@
 
 Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet only: depth, norms, heads and
 classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
-text-to-image or inpainting. Pickles are read, never run, and PyTorch is not needed; what stands beside the weights in
-a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is listed with its
-new name; one that is left over, missing or of another shape stops the import, and nothing is written.
+text-to-image or inpainting. Pickles are read, never run, and PyTorch is not needed. What stands beside the weights in a
+checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is listed
+with its new name; one that is left over, missing or of another shape stops the import, and nothing is written.
 """
 
 from __future__ import annotations
