@@ -32,6 +32,8 @@ OBJECT = 64
 """Bytes of the budget for each opcode: an object, and its place on the stack."""
 MOST_BITS = 4096
 """Bits of a whole number; the states of random generators have 128."""
+MOST_NESTED = 100
+"""Containers within each other."""
 MOST_AXES = 64
 """Dimensions of an array of NumPy."""
 MOST_ELEMENTS = 1 << 48
@@ -122,21 +124,26 @@ class DtypeRef:
 class ArrayRef:
     """`numpy.ndarray` before and after its state (version, shape, dtype, Fortran order, bytes) is set."""
 
-    array: np.ndarray | None = None
+    array: np.ndarray | Inert | None = None
 
 
 _PLAIN_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
-def _dtype(budget: Budget, name: Any, *_: Any) -> DtypeRef:
+def _dtype(budget: Budget, name: Any, *_: Any) -> DtypeRef | Inert:
     text = name.decode("latin1") if isinstance(name, bytes) else name
-    if not isinstance(text, str) or text.lstrip("<>=|") not in _PLAIN_DTYPES:
-        raise Refused(f"numpy dtype {text!r}" if isinstance(text, str) else "a numpy dtype without a name")
-    return DtypeRef(np.dtype(text))
+    if not isinstance(text, str):
+        raise Malformed("a numpy dtype without a name")
+    return DtypeRef(np.dtype(text)) if text.lstrip("<>=|") in _PLAIN_DTYPES else Inert(f"numpy dtype {text[:20]!r}")
 
 
-def _array(budget: Budget, raw: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> np.ndarray:
-    """An array from its bytes; NumPy's order "K", since 2.3: in the order of memory, then transposed by `axes`."""
+def _array(budget: Budget, raw: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
+    """An array from its bytes; NumPy's order "K", since 2.3: in the order of memory, then transposed by `axes`.
+
+    An array of anything but numbers (text, objects, dates) holds no weights and becomes its inert dtype.
+    """
+    if isinstance(dtype, Inert):
+        return dtype
     if not isinstance(dtype, DtypeRef) or not isinstance(raw, str | bytes | bytearray):
         raise Malformed("an array without a dtype or without bytes")
     shape = _sizes(shape)
@@ -220,10 +227,11 @@ _NUMPY: Mapping[str, Callable[..., Any]] = {
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "_codecs.encode": _encode,
-    **{f"{module}.bytes": lambda budget: b"" for module in ("builtins", "__builtin__")},
-    **{f"{module}.{name}": _sequence for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
-    **{f"{module}._reconstructor": _reconstructor for module in ("copyreg", "copy_reg")},
-    **{f"{module}.__newobj__": _reconstructor for module in ("copyreg", "copy_reg")},
+    "builtins.bytes": lambda budget: b"",
+    "builtins.set": _sequence,
+    "builtins.frozenset": _sequence,
+    "copyreg._reconstructor": _reconstructor,
+    "copyreg.__newobj__": _reconstructor,
     "numpy.dtype": _dtype,
     "numpy.ndarray": lambda budget, *_: ArrayRef(),
     **{f"numpy.{core}.{name}": function for core in ("core", "_core") for name, function in _NUMPY.items()},
@@ -234,8 +242,8 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda budget, tensor, *_: tensor,
 }
 _PLAIN = {
-    **dict.fromkeys(("collections",), ("Counter", "defaultdict", "deque")),
-    **dict.fromkeys(("builtins", "__builtin__"), ("bytearray", "dict", "list", "range", "slice", "tuple")),
+    "collections": ("Counter", "defaultdict", "deque"),
+    "builtins": ("bytearray", "complex", "dict", "list", "range", "slice", "tuple"),
     "argparse": ("Namespace",),
     "types": ("SimpleNamespace",),
     "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
@@ -253,9 +261,8 @@ _PLAIN = {
 }
 """Constructors of plain data, which become `Inert`, by their modules."""
 
-
-_OF_PYTHON = {*sys.stdlib_module_names, *_compat_pickle.IMPORT_MAPPING, "torch", "numpy"}
-"""Modules of Python 2 and 3, and those of which the tables above name what is plain data."""
+_OF_PYTHON = {*sys.stdlib_module_names, "torch", "numpy"}
+"""Modules of Python, and those of which the tables above name what is plain data."""
 
 
 def _call(budget: Budget, function: Any, args: Any) -> Any:
@@ -463,7 +470,9 @@ class _Machine:
         texts = [part.decode("utf-8") if isinstance(part, bytes) else part for part in (module, name)]
         if not all(isinstance(part, str) and len(part) < 1000 for part in texts):
             raise Malformed("a name that is no text")
-        return Global(".".join(texts))
+        names = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING  # of Python 2
+        module, name = names[0].get((texts[0], texts[1]), (names[1].get(texts[0], texts[0]), texts[1]))
+        return Global(f"{module}.{name}")
 
     def _reduce(self, args: Any) -> None:
         self.stack.append(_call(self.budget, self.stack.pop(), args))
@@ -542,8 +551,10 @@ def to_arrays(value: Any, read_storage: Callable[[StorageRef], np.ndarray], budg
     def convert(item: Any) -> Any:
         if not isinstance(item, TensorRef | ArrayRef | dict | list | tuple):
             return item
-        if id(item) in within or len(within) > 100:
-            raise damaged(where, "a container contains itself")
+        if id(item) in within or len(within) > MOST_NESTED:
+            raise damaged(
+                where, "a container within itself" if id(item) in within else "too many containers in each other"
+            )
         if id(item) not in done:
             within.add(id(item))
             done[id(item)] = build(item)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,8 @@ def state_dict(content: Any, path: object) -> Tensors:
     Raises UserError if there is none, or several of which none is under one of STATE_DICT_KEYS, and for one with an
     entry that is no array.
     """
-    if isinstance(content, pickles.Inert):
-        raise pickles.refused(content.name, path)
     if not isinstance(content, Mapping):
+        _refuse_inert([content, *(content if isinstance(content, list | tuple) else ())], path)
         kind = type(content).__name__
         raise UserError(f"the file holds a {kind}, not named tensors", where=path, todo="save the model's state_dict()")
     found = {str(key): value for key, value in content.items() if _has_tensors(value)}
@@ -104,8 +103,7 @@ def state_dict(content: Any, path: object) -> Tensors:
     for key in STATE_DICT_KEYS:
         if key in found:
             return _checked(found[key], key, path)
-        if isinstance(content.get(key), pickles.Inert):
-            raise pickles.refused(content[key].name, path)
+        _refuse_inert([content.get(key)], path)
     whole = [key for key, value in found.items() if _is_state_dict(value)]
     if len(whole) == 1:
         return _checked(found[whole[0]], whole[0], path)
@@ -113,8 +111,17 @@ def state_dict(content: Any, path: object) -> Tensors:
         return _checked(content, "", path)
     if not whole and len(found) == 1:
         return _checked(*next((value, key) for key, value in found.items()), path)
+    if not found:
+        _refuse_inert(content.values(), path)
     keys = ", ".join(sorted(shown(key) for key in content)[:8]) or "nothing"
     raise UserError(f"no state dict among the entries {keys}", where=path, todo="store it under 'model'")
+
+
+def _refuse_inert(values: Iterable[Any], path: object) -> None:
+    """Raise UserError for the first object that stands where weights are looked for, such as a whole module."""
+    for value in values:
+        if isinstance(value, pickles.Inert):
+            raise pickles.refused(value.name, path)
 
 
 def shown(name: Any) -> str:

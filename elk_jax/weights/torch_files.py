@@ -34,6 +34,8 @@ def read_zip(file: BinaryIO, budget: Budget) -> Any:
 def _read_archive(archive: zipfile.ZipFile, budget: Budget) -> Any:
     path = budget.where
     members = {member.filename: member for member in archive.infolist()}
+    if len(members) < len(archive.infolist()):
+        raise pickles.damaged(path, "two members of one name in the zip archive")
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1 or roots[0].count("/") != 1:
         raise UserError("a zip archive, but not of PyTorch", where=path, todo="give the weights file")

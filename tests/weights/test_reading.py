@@ -1,9 +1,14 @@
 """The readers against files that PyTorch and NumPy wrote, and against damaged, wrong and hostile ones."""
 
+import argparse
 import collections
+import datetime
+import decimal
+import enum
 import io
 import json
 import os
+import pathlib
 import pickle
 import shutil
 import subprocess
@@ -85,6 +90,19 @@ def test_what_stands_beside_the_weights_of_a_training_is_left_out(name):
     for number, (key, shape) in enumerate(shapes.items()):
         expected = np.arange(np.prod(shape, dtype=int)).reshape(shape) + number
         np.testing.assert_array_equal(tensors[key], expected)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_objects_beside_the_weights(tmp_path, protocol):
+    beside = {
+        "objects": [argparse.Namespace(lr=0.1), collections.Counter("aab"), collections.deque([1]), decimal.Decimal(1)],
+        "values": [{1, 2}, frozenset([1]), 1 + 2j, bytearray(b"ab"), range(3), b"ab", 1 << 100, None, -0.5, len],
+        "arrays": [np.array(["text"]), np.array([None, {}]), *(np.zeros(2, kind) for kind in ("c8", "M8[s]", "f4,i4"))],
+        "places": {(1, (2, 3)): pathlib.PurePosixPath("x"), 4: datetime.timedelta(1), None: enum.Enum},
+    }
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"model": {"w": np.arange(3.0)}, **beside}, protocol))
+    np.testing.assert_array_equal(read_tensors(path)["w"], [0, 1, 2])
 
 
 def test_an_entry_that_is_no_tensor_is_named(tmp_path):
