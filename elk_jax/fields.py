@@ -256,7 +256,7 @@ def _section(hint: Any, value: Any, where: str) -> type | None:
 
 def _named(kinds: Mapping[str, type], value: Any, where: str) -> type:
     name = value.get("name")
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise UserError(f"name is {name!r}", where=f"{where}.name", todo=f"choose one of {', '.join(kinds)}")
     return kinds[name]
 

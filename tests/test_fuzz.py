@@ -12,6 +12,7 @@ import collections
 import contextlib
 import copy
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -46,13 +47,18 @@ from cdd_layout import circle, image_row, write_tables  # noqa: E402
 from command_line import load_config  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
+from elk_jax.data.batches.detection import LoaderConfig  # noqa: E402
 from elk_jax.data.sources import coco, decode  # noqa: E402
 from elk_jax.data.sources.spec import SourceSpec  # noqa: E402
+from elk_jax.detection.detectors import build as build_detector  # noqa: E402
+from elk_jax.detection.faster_rcnn_config import detectron2  # noqa: E402
 from elk_jax.errors import UserError  # noqa: E402
 from elk_jax.evaluation.detections import read_results  # noqa: E402
 from elk_jax.experiments.parse import parse, plain  # noqa: E402
+from elk_jax.tasks.detection import model as detector_folder  # noqa: E402
 from elk_jax.weights import detectors, diffusers_folder, model_folder, reading, stable_diffusion  # noqa: E402
 from tests.data.sources import dicom_files  # noqa: E402
+from tests.models import save_earlier  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
 SECONDS = 20
@@ -353,6 +359,39 @@ def read_folder_of_diffusers(folder: Path) -> Any:
     return {name: leaf.tobytes() for name, leaf in leaves.items()}, ids.tolist(), model.schedule.prediction
 
 
+def make_model(folder: Path) -> None:
+    model_folder.save_params(folder, PARAMS, DESCRIPTION)
+    (folder / "earlier").mkdir()
+    entries = json.loads((folder / "model.json").read_bytes())
+    del entries["format"], entries[model_folder.HASH]
+    save_earlier(folder / "earlier", PARAMS, entries)
+
+
+def change_model(folder: Path, random: Random) -> None:
+    change_any_file(folder, random)
+    config, params = folder / "model.json", folder / "params.safetensors"
+    # a hash that fits, as whoever made the file would write it
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        if random.integers(0, 2):
+            content = json.loads(config.read_bytes())
+            content[model_folder.HASH] = hashlib.sha256(params.read_bytes()).hexdigest()
+            config.write_text(json.dumps(content))
+
+
+def read_model(folder: Path) -> Any:
+    found = []
+    for place in (folder, folder / "earlier"):
+        trained = detector_folder.load(place)
+        leaves = model_folder.flatten(trained.params)
+        assert all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
+        description = trained.description
+        assert description.classes and len(description.classes) == trained.detector.config.num_classes
+        assert all(1 <= side <= 8192 for canvas in description.input.buckets for side in canvas)
+        found.append((description, sorted((name, leaf.tobytes()) for name, leaf in leaves.items())))
+        model_folder.seen_patients(place)
+    return found
+
+
 def make_config(folder: Path) -> None:
     config = load_config(str(ROOT / "configs" / "cem_mixed.py"))
     (folder / "config.json").write_text(json.dumps(plain(config)))
@@ -447,6 +486,16 @@ def read_tables(folder: Path) -> Any:
 
 
 KNOWN = infos()
+PARAMS = {"rpn": {"conv1": {"kernel": np.arange(6, dtype="f4").reshape(2, 3), "bias": np.zeros(3, "f4")}}}
+DESCRIPTION = detector_folder.describe(
+    build_detector(detectron2(num_classes=1)),
+    ("mass",),
+    LoaderConfig(buckets=((64, 96),)),
+    True,
+    ("horizontal",),
+    {"operating_points": [{"rate": 1.0, "threshold": 0.4}, {"rate": 2.0, "threshold": None}]},
+    model_folder.Training(7, ("real",), "weights/coco", ("a1", "b2")),
+)
 DOORS = {
     "coco": Door(make_coco, change_any_file, read_coco, 2),
     "results": Door(make_results, change_any_file, read_detections),
@@ -456,6 +505,7 @@ DOORS = {
         change_any_file,
         read_folder_of_diffusers,
     ),
+    "model folders": Door(make_model, change_model, read_model, 2),
     "configuration": Door(make_config, change_config, read_config),
     "images": files_door(rasters, read_image, 2),
     "dicom": files_door(dicoms, read_image, 2),

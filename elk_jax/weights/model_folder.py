@@ -127,7 +127,12 @@ def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:
     if not path.is_file():
         raise no_model(path.parent)
     _check_hash(path, content)
-    return nest(read_safetensors(path)), content
+    flat = read_safetensors(path)
+    sections = {name[:end] for name in flat for end, letter in enumerate(name) if letter == "/"}
+    if both := sections & flat.keys():
+        what = f"{min(both)} is a parameter, and others lie within it"
+        raise UserError(what, where=path, todo="write the folder again")
+    return nest(flat), content
 
 
 def read(folder: str | os.PathLike) -> Content:

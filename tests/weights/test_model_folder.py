@@ -9,6 +9,7 @@ import pytest
 from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.weights import model_folder
+from tests.models import save_earlier
 from tests.refusals import refused
 
 PARAMS = {
@@ -53,6 +54,12 @@ def test_parameters_that_are_not_those_of_the_description_are_refused(tmp_path, 
     content[place] ^= 1
     path.write_bytes(content)
     with refused("damaged", where=path):
+        model_folder.load_params(tmp_path)
+
+
+def test_a_parameter_within_another_is_refused(tmp_path):
+    save_earlier(tmp_path, {"a": np.zeros(1, "f4"), "a/b": np.zeros(1, "f4")}, {})
+    with refused("a is a parameter", where=model_folder.PARAMS):
         model_folder.load_params(tmp_path)
 
 

@@ -63,6 +63,11 @@ class Description:
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.classes) != self.model.num_classes:
+            what = f"{len(self.classes)} names for {self.model.num_classes} classes"
+            raise UserError(what, where="classes", todo="name every class of the model")
+
 
 class Trained(NamedTuple):
     """A detector's model folder, read."""

@@ -67,6 +67,8 @@ def test_a_folder_of_something_else_is_refused(folder):
         (lambda c: c.update(operating_points={"1": 0.4}), "operating_points"),
         (lambda c: c.pop("classes"), "classes"),
         (lambda c: c.update(classes="mass"), "classes"),
+        (lambda c: c.update(classes=["mass"]), "classes"),
+        (lambda c: c["model"].update(name=["faster_rcnn"]), "model.name"),
         (lambda c: c.update(epoch=3), "epoch"),
         (lambda c: c["trained"].update(patients="abc"), "trained.patients"),
         (lambda c: c["trained"].pop("step"), "trained.step"),
