@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 from rich.table import Table
 
@@ -96,8 +95,7 @@ def convert_foreign(
 
 def parameter_shapes(model: FasterRCNNConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter, without computing any."""
-    tree = jax.eval_shape(faster_rcnn.detector(model).init, jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in model_folder.flatten(tree).items()}
+    return model_folder.shapes_of(faster_rcnn.detector(model).init)
 
 
 def import_file(

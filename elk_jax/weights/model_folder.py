@@ -13,10 +13,11 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -279,6 +280,21 @@ def restore_into(template: Params, loaded: Params, drop: Sequence[str] = (), whe
             raise UserError(f"{what} {first_few(names)}", where=where, todo=todo)
     matching = {name: shapes.get(name) == tuple(leaf.shape) for name, leaf in wanted.items()}
     return nest({n: np.asarray(given[n], leaf.dtype) if matching[n] else leaf for n, leaf in wanted.items()})
+
+
+def shapes_of(init: Callable[[jax.Array], Params]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter that `init(random key)` makes, without computing any."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten(jax.eval_shape(init, jax.random.key(0))).items()}
+
+
+def check_fits(params: Params, shapes: Mapping[str, tuple[int, ...]], where: object) -> None:
+    """UserError unless a folder's parameters have the names and shapes of the model that its model.json describes."""
+    template = nest({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    try:
+        restore_into(template, params, where=where)
+    except UserError as error:
+        todo = f"{CONFIG} describes another model: restore it, or write the folder again"
+        raise UserError(error.what, where=where, todo=todo) from error
 
 
 def check_same(before: Any, now: Any, fields: Collection[str], where: Path, recipe: str) -> None:

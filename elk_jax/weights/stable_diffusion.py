@@ -82,8 +82,7 @@ def parameter_shapes(configs: Mapping[str, Any]) -> dict[str, dict[str, tuple[in
 
 @functools.lru_cache(maxsize=8)
 def _shapes(init: Callable[[Any, jax.Array], model_folder.Params], config: Any) -> dict[str, tuple[int, ...]]:
-    tree = jax.eval_shape(lambda rng: init(config, rng), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in model_folder.flatten(tree).items()}
+    return model_folder.shapes_of(lambda rng: init(config, rng))
 
 
 def from_pipeline(
@@ -170,7 +169,11 @@ def load(folder: str | os.PathLike) -> StableDiffusion:
         )
     if not isinstance(parts, dict) or not all(isinstance(parts.get(name), dict) for name in (*PARTS, "scheduler")):
         raise UserError("parts are missing", where=Path(folder) / model_folder.CONFIG, todo="write the folder again")
-    return StableDiffusion(params, parts, tokenizer.read_tokenizer(folder))
+    model = StableDiffusion(params, parts, tokenizer.read_tokenizer(folder))
+    shapes = parameter_shapes({"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text})
+    wanted = {f"{part}/{path}": shape for part, paths in shapes.items() for path, shape in paths.items()}
+    model_folder.check_fits(params, wanted, folder)
+    return model
 
 
 def import_folder(

@@ -199,3 +199,18 @@ def test_drop_keeps_what_fits_and_starts_the_rest_afresh():
     np.testing.assert_array_equal(backbone["box_head"]["class_logits"]["kernel"], np.full((5, 2), 7))
     with refused("'('", where="drop"):
         model_folder.restore_into(template(2), PARAMS, ["("])
+
+
+@pytest.mark.parametrize(
+    "shapes, words",
+    [
+        ({"a/b": (2,), "c": ()}, ["lack", "c ()"]),
+        ({}, ["no place", "a/b (2,)"]),
+        ({"a/b": (3,)}, ["a/b", "(2,)", "(3,)"]),
+    ],
+)
+def test_parameters_of_another_model_than_the_described_are_refused(shapes, words):
+    params = {"a": {"b": np.zeros(2, "f4")}}
+    model_folder.check_fits(params, model_folder.shapes_of(lambda rng: params), "here")
+    with refused(*words, model_folder.CONFIG, where="here"):
+        model_folder.check_fits(params, shapes, "here")

@@ -36,6 +36,7 @@ from elk_jax.tasks.detection.model import Input, OperatingPoint, Trained, load, 
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
+from elk_jax.weights import model_folder
 
 CHOSEN_RATE = 1.0
 """False positives per image, on the validation split, of the threshold that is used when none is given."""
@@ -150,6 +151,7 @@ def detect_with(
             where=source.name,
             todo="evaluate on data with the classes of the training",
         )
+    model_folder.check_fits(params, model_folder.shapes_of(detector.init), model_folder.CONFIG)
     model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, description.input.crop_to_breast)

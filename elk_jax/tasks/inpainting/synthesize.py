@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
+from elk_jax.diffusion import inpainter
 from elk_jax.diffusion.inpainter import LossConfig
 from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
@@ -109,6 +111,7 @@ def paint_lesions(
         raise UserError(f"{count} lesions to paint", where="count", todo="give 1 or more")
     _of_training_or_error(canvases)
     parts, params, description = inpainters.load(model)
+    model_folder.check_fits(params, model_folder.shapes_of(partial(inpainter.init, parts.model)), model)
     rule, window = inpainters.rule(description.areas, settings.area), description.window
     margin = description.margin
     patients = {info.patient_id for info in canvases.infos}

@@ -29,6 +29,7 @@ from elk_jax.tasks.translation.page import translation_table
 from elk_jax.tasks.translation.recipe import EvaluateTranslatorsStage, TranslationRecipe
 from elk_jax.tasks.translation.train import open_pairs, summary
 from elk_jax.training import mesh as meshes
+from elk_jax.weights import model_folder
 
 BASELINES: dict[str, Callable[[Greys, np.ndarray], np.ndarray]] = {
     "low energy, matched": lambda greys, low: greys.matched(low),
@@ -51,6 +52,8 @@ def evaluate(run: Run, stage: EvaluateTranslatorsStage, recipe: TranslationRecip
     The baselines know the grey values that the first model was trained on.
     """
     models = {name: load(run.model_folder(name)) for name in stage.models}
+    for name, (parts, params, _) in models.items():
+        model_folder.check_fits(params, model_folder.shapes_of(trainable(parts).init), run.model_folder(name))
     size, *others = {trained.parts.model.size for trained in models.values()}
     if others:
         todo = "evaluate models of one model.size in a stage"

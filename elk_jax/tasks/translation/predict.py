@@ -26,6 +26,7 @@ from elk_jax.tasks import sampling
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.tasks.translation.model import load, trainable
 from elk_jax.training import mesh as meshes
+from elk_jax.weights import model_folder
 
 LEAST_WEIGHT = 0.01
 """Of the border of a tile beside 1 in its middle."""
@@ -69,6 +70,7 @@ def translate_files(
         files.check_name(_answer_name(path))
     files.check_writable(output)
     parts, params, _ = load(model)
+    model_folder.check_fits(params, model_folder.shapes_of(trainable(parts).init), model)
     source = folder.open_files(paths, (), decoding, on_error, progress=progress_bar("  decoding"))
     mesh = meshes.make_mesh()
     sample = sampling.compile_sampler(trainable(parts), mesh)
