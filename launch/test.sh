@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh test
-[ $# -gt 0 ] || set -- --numprocesses=auto --dist=loadfile
+[ $# -gt 0 ] || set -- --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 exec .venv/bin/python -m pytest "$@"

@@ -15,7 +15,6 @@ from elk_jax import files
 from elk_jax.experiments.experiment import run_experiment
 from tests import processes
 
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, which is most of it
 PRIVATE = 0o077  # the second process' umask: what it writes shows
 
 
@@ -27,7 +26,6 @@ def start_two(folder: Path, name: str, *changes: tuple[str, ...]):
             ["launch/train.py", "--config=configs/cem_real.py:tiny", f"--workdir={folder / 'run'}", *flags],
             folder / f"log-{name}-{i}",
             umask=(0o022, PRIVATE)[i],
-            XLA_FLAGS=FAST,
             JAX_NUM_CPU_DEVICES="1",
             ELK_COORDINATOR=f"localhost:{port}",
             ELK_NUM_PROCESSES="2",

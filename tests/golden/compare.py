@@ -52,7 +52,8 @@ def run_chain(config, params, seeded):
     lesion_free = {key: jnp.asarray(value) for key, value in golden_batch(seeded, lesion_free=1).items()}
     truth = {key: jnp.stack([batch[key], lesion_free[key]]) for key in batch if key.startswith("gt_")}
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # halves the time: it runs once
+    # of these networks, which are of full size, running unoptimised code takes longer than to optimise it a little
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False})
     def chain(params, batch, truth):
         image = faster_rcnn.normalise(config, batch["image"], batch["image_size"])
         c5 = model.apply({"params": params}, image, method=lambda m, x: m.backbone(x)[-1])
@@ -62,7 +63,8 @@ def run_chain(config, params, seeded):
         regions = faster_rcnn.pooled(config, pyramid, proposed.boxes, proposed.valid)
         scored = faster_rcnn.box_outputs(model, params, regions)
         found = faster_rcnn.predict_from_features(model, params, pyramid, batch)
-        losses = jax.vmap(lambda t: detector.loss(params, {**batch, **t}, jax.random.key(0))[1])(truth)
+        of_truth = lambda t: detector.loss_from_features(params, pyramid, {**batch, **t}, jax.random.key(0))[1]
+        losses = jax.vmap(of_truth)(truth)
         return c5, pyramid, outputs, proposed, scored, found, losses
 
     c5, pyramid, outputs, proposed, scored, found, losses = jax.device_get(chain(params, batch, truth))

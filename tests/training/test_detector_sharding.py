@@ -8,8 +8,6 @@ import pytest
 from tests import processes
 
 DEVICES = ("-m", "tests.training.detector_devices")
-# most of the time goes into compilation: no optimisation beyond what the partitioner needs
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 LOSSES = ("loss", "loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box")
 
 
@@ -24,8 +22,7 @@ def seen_by(folder, started):
 def seen(tmp_path_factory):
     """By one device and by eight."""
     folder = tmp_path_factory.mktemp("eight")
-    flags = f"--xla_force_host_platform_device_count=8 {FAST}"
-    return seen_by(folder, [processes.start([*DEVICES, folder], folder / "log", XLA_FLAGS=flags)])
+    return seen_by(folder, [processes.start([*DEVICES, folder], folder / "log", JAX_NUM_CPU_DEVICES="8")])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def two(tmp_path_factory):
     """By two processes with a device each."""
     folder, port = tmp_path_factory.mktemp("two"), processes.free_port()
     started = [
-        processes.start([*DEVICES, folder, i, port], folder / f"log{i}", XLA_FLAGS=FAST, JAX_NUM_CPU_DEVICES="1")
+        processes.start([*DEVICES, folder, i, port], folder / f"log{i}", JAX_NUM_CPU_DEVICES="1")
         for i in range(2)
     ]
     return seen_by(folder, started)

@@ -31,8 +31,7 @@ def seen(folder, started):
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
-    flags = "--xla_force_host_platform_device_count=8"
-    return seen(folder, [processes.start([*DEVICES, folder], folder / "log", XLA_FLAGS=flags)])
+    return seen(folder, [processes.start([*DEVICES, folder], folder / "log", JAX_NUM_CPU_DEVICES="8")])
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,11 @@ import pytest
 from elk_jax.training.mesh import SMALL
 from tests import processes
 
-# most of the time goes into compilation: no optimisation beyond what the partitioner needs
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
-
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp")
-    started = [processes.start(["-m", "tests.tasks.inpainting.devices", folder], folder / "log", XLA_FLAGS=FLAGS)]
+    started = [processes.start(["-m", "tests.tasks.inpainting.devices", folder], folder / "log", JAX_NUM_CPU_DEVICES="8")]
     codes = processes.finish(started, 900)
     assert codes == [0], processes.said(folder)
     return json.loads((folder / "seen.json").read_text())
