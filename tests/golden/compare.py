@@ -52,8 +52,10 @@ def run_chain(config, params, seeded):
     lesion_free = {key: jnp.asarray(value) for key, value in golden_batch(seeded, lesion_free=1).items()}
     truth = {key: jnp.stack([batch[key], lesion_free[key]]) for key in batch if key.startswith("gt_")}
 
-    # of these networks, which are of full size, running unoptimised code takes longer than to optimise it a little
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False})
+    # These networks are of full size: unoptimised, their program runs for longer than optimising it a little takes.
+    little = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False}
+
+    @partial(jax.jit, compiler_options=little)
     def chain(params, batch, truth):
         image = faster_rcnn.normalise(config, batch["image"], batch["image_size"])
         c5 = model.apply({"params": params}, image, method=lambda m, x: m.backbone(x)[-1])

@@ -11,7 +11,8 @@ from tests import processes
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp")
-    started = [processes.start(["-m", "tests.tasks.inpainting.devices", folder], folder / "log", JAX_NUM_CPU_DEVICES="8")]
+    program = ["-m", "tests.tasks.inpainting.devices", folder]
+    started = [processes.start(program, folder / "log", JAX_NUM_CPU_DEVICES="8")]
     codes = processes.finish(started, 900)
     assert codes == [0], processes.said(folder)
     return json.loads((folder / "seen.json").read_text())
