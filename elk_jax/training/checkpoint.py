@@ -315,8 +315,8 @@ def _raise_without_printing() -> None:
     """Orbax and TensorStore print the traceback of a failed write from each of their threads before they raise it."""
     logging.getLogger("absl").addFilter(_is_not_of_orbax)
     logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
-    if not isinstance(sys.excepthook, _Excepthook):
-        sys.excepthook = _Excepthook(sys.excepthook)
+    if not isinstance(sys.unraisablehook, _UnraisableHook):
+        sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
@@ -325,14 +325,14 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 @dataclass(frozen=True)
-class _Excepthook:
-    """`sys.excepthook` without what threads raise that still write when one has failed."""
+class _UnraisableHook:
+    """`sys.unraisablehook` without what threads raise that still write when another has failed."""
 
-    before: Callable[[type[BaseException], BaseException, Any], object]
+    before: Callable[[Any], object]
 
-    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            self.before(kind, error, trace)
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.before(unraisable)
 
 
 @contextlib.contextmanager
