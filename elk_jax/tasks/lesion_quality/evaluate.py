@@ -111,7 +111,11 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
 def _detector_features(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """close-ups [N, S, S] -> features [N, D] of the detector in a model folder."""
     params, content = model_folder.load_params(folder)
-    return closeup_features(detectors.stored(content.entries, content.file, content.whole), params)
+    detector = detectors.stored(content.entries, content.file, content.whole)
+    absent = model_folder.compile_patterns(content.entries.get("absent", ()), f"{content.file}: absent")
+    shapes = model_folder.shapes_of(detector.init).items()
+    model_folder.check_fits(params, {n: s for n, s in shapes if not model_folder.matches(absent, n)}, folder)
+    return closeup_features(detector, params)
 
 
 def compare(
