@@ -12,6 +12,7 @@ from benchmarks.structure import Module, Row, Trace
 
 NOT_REACHED = {
     "existing source files that name the detector": 2,  # the table, and the layouts of published weights
+    "files that a key of a data source touches: bit_depth": 4,  # raster images and DICOM, whose pipeline is a file
 }
 """Measures that are above the bound, and how far: they may become less, not more."""
 

@@ -130,7 +130,7 @@ def test_multipliers_and_freezing_together():
         ({"name": "lion"}, "optimizer.name"),
         ({"momentum": 1.0}, "optimizer.momentum"),
         ({"eps": 0.0}, "optimizer.eps"),
-        ({"momentun": 0.9}, "optimizer"),
+        ({"momentun": 0.9}, "optimizer.momentun"),
     ],
 )
 def test_wrong_settings_are_named(section, where):

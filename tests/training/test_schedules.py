@@ -68,7 +68,7 @@ def test_inside_jit(kind):
         ({"base": 1.0}, "schedule.name"),
         ({"name": "constant"}, "schedule.base"),
         ({"name": "constant", "base": -1.0}, "schedule.base"),
-        ({"name": "constant", "base": 1.0, "gamma": 0.1}, "schedule"),
+        ({"name": "constant", "base": 1.0, "gamma": 0.1}, "schedule.gamma"),
         ({"name": "warmup_multistep", "base": 1.0, "milestones": (9, 3)}, "schedule.milestones"),
         ({"name": "warmup_multistep", "base": 1.0, "milestones": (0.5, 20)}, "schedule.milestones"),
     ],
