@@ -135,6 +135,8 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {  # values for which diffusers computes
     "act_fn": ("silu", "swish"),
     "upcast_attention": (True,),  # the softmax is always in float32
     "up_block_types": (),  # checked below
+    **dict.fromkeys(("decay", "inv_gamma", "min_decay", "optimization_step", "power"), ()),  # of its EMAModel
+    **dict.fromkeys(("update_after_step", "use_ema_warmup"), ()),
 }
 
 

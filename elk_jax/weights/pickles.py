@@ -2,9 +2,9 @@
 
 A pickle is a program for a small stack machine: it names functions ("globals") and calls them. Here the machine runs on
 plain data. A call of a global is looked up in a fixed table of functions of this module, which only record their
-arguments; a class of plain data that no tensor needs (a Counter, a Namespace, a configuration) becomes an `Inert`
-object that is only known by its name; every other call is refused. Afterwards the records of tensors and arrays are
-converted to NumPy, with every size and offset checked against the available bytes. Supported: PyTorch tensors,
+arguments; an object that no tensor needs (a Counter, a Namespace, a configuration, a tensor of complex numbers) becomes
+an `Inert` one that is only known by its name; every other call is refused. Afterwards the records of tensors and arrays
+are converted to NumPy, with every size and offset checked against the available bytes. Supported: PyTorch tensors,
 parameters and storages, NumPy arrays, scalars and dtypes, and plain containers.
 
 What the program makes is drawn from the file's budget, and no key is hashed that is not a number or a text: a tuple of
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import _compat_pickle
 import codecs
+import re
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ MOST_BITS = 4096
 """Bits of a whole number; the states of random generators have 128."""
 MOST_NESTED = 100
 """Containers within each other."""
+MOST_LETTERS = 2000
+"""Of the name of a class with its module."""
 MOST_AXES = 64
 """Dimensions of an array of NumPy."""
 MOST_ELEMENTS = 1 << 48
@@ -74,6 +77,11 @@ STORAGE_TYPES = {
     **{f"{name}Storage": ElementType(np.dtype(code)) for name, code in (_FLOATS | _INTEGERS).items()},
     "BFloat16Storage": BFLOAT16,
 }
+OPAQUE_TYPES = {
+    **dict.fromkeys(("UntypedStorage", "QInt8Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage"), "V1"),
+    **{"QInt32Storage": "V4", "ComplexFloatStorage": "V8", "ComplexDoubleStorage": "V16"},
+}
+"""Of storages whose tensors are no weights here: only the size of an element counts."""
 
 
 # ---- What a pickle makes -----------------------------------------------------------------------------------------
@@ -132,9 +140,9 @@ _PLAIN_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8
 
 def _dtype(budget: Budget, name: Any, *_: Any) -> DtypeRef | Inert:
     text = name.decode("latin1") if isinstance(name, bytes) else name
-    if not isinstance(text, str):
-        raise Malformed("a numpy dtype without a name")
-    return DtypeRef(np.dtype(text)) if text.lstrip("<>=|") in _PLAIN_DTYPES else Inert(f"numpy dtype {text[:20]!r}")
+    if isinstance(text, str) and text.lstrip("<>=|") in _PLAIN_DTYPES:
+        return DtypeRef(np.dtype(text))
+    return Inert(f"numpy dtype {text[:20]!r}" if isinstance(text, str) else "numpy dtype of a class")
 
 
 def _array(budget: Budget, raw: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
@@ -175,7 +183,9 @@ def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef:
+def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef | Inert:
+    if isinstance(storage, Inert):
+        return storage
     if not isinstance(storage, StorageRef):
         raise Malformed("a tensor without storage")
     return TensorRef(storage, offset, _sizes(shape), _sizes(strides))
@@ -207,6 +217,19 @@ def _key(key: Any) -> Any:
     return Inert("a key that is not a text")
 
 
+def _attribute(budget: Budget, owner: Any, name: Any) -> Any:
+    """`getattr`, by which protocols before 4 write a class or function within a class, and a method of an object."""
+    if not isinstance(owner, Global | Inert) or not isinstance(name, str):
+        raise Refused("builtins.getattr")
+    return type(owner)(_short_name(f"{owner.name}.{name}"))
+
+
+def _short_name(name: str) -> str:
+    if len(name) > MOST_LETTERS:
+        raise Malformed(f"a name of {len(name)} letters")
+    return name
+
+
 def _reconstructor(budget: Budget, kind: Any, *_: Any) -> Any:
     """`copyreg._reconstructor`, by which protocols 0 and 1 write an object of a class."""
     return _new(kind)
@@ -230,6 +253,8 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "builtins.bytes": lambda budget: b"",
     "builtins.set": _sequence,
     "builtins.frozenset": _sequence,
+    "builtins.getattr": _attribute,
+    "collections.defaultdict": lambda budget, *_: {},
     "copyreg._reconstructor": _reconstructor,
     "copyreg.__newobj__": _reconstructor,
     "numpy.dtype": _dtype,
@@ -238,31 +263,33 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch.Size": lambda budget, items=(): tuple(_sequence(budget, items)),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._tensor._rebuild_from_type_v2": lambda budget, function, kind, args, state: _call(budget, function, args),
     "torch._utils._rebuild_parameter": lambda budget, tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda budget, tensor, *_: tensor,
 }
 _PLAIN = {
-    "collections": ("Counter", "defaultdict", "deque"),
-    "builtins": ("bytearray", "complex", "dict", "list", "range", "slice", "tuple"),
+    "collections": ("Counter", "deque"),
+    "builtins": ("bytearray", "complex", "dict", "list", "object", "range", "slice", "tuple", "type"),
     "argparse": ("Namespace",),
-    "types": ("SimpleNamespace",),
+    "types": ("GenericAlias", "SimpleNamespace"),
+    "functools": ("partial", "reduce"),  # reduce: str | None
+    "_operator": ("getitem",),  # Optional[str]
+    "re": ("_compile",),
     "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
     **dict.fromkeys(
         ("pathlib", "pathlib._local"), ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     ),
+    "_io": ("BytesIO", "StringIO"),
     "decimal": ("Decimal",),
     "fractions": ("Fraction",),
     "uuid": ("UUID",),
-    "numpy.random._pickle": ("__bit_generator_ctor", "__generator_ctor", "__randomstate_ctor"),
-    "numpy.random.bit_generator": ("__pyx_unpickle_SeedSequence",),
-    "torch": ("device", "Generator"),
+    "torch": ("device",),
     "torch.serialization": ("_get_layout",),
-    "torch._utils": ("_rebuild_sparse_tensor", "_rebuild_qtensor", "_rebuild_tensor_v3"),
 }
-"""Constructors of plain data, which become `Inert`, by their modules."""
+"""Constructors of plain data of Python, and others without the name of one, which become `Inert`, by their modules."""
 
-_OF_PYTHON = {*sys.stdlib_module_names, "torch", "numpy"}
-"""Modules of Python, and those of which the tables above name what is plain data."""
+_CONSTRUCTOR = re.compile(r"[A-Z]|_\w*(ctor|new|rebuild|reconstruct|unpickle)")
+"""How the names begin of classes, and of the functions that make their objects from a pickle."""
 
 
 def _call(budget: Budget, function: Any, args: Any) -> Any:
@@ -274,14 +301,10 @@ def _call(budget: Budget, function: Any, args: Any) -> Any:
         except TypeError as error:
             raise Malformed(f"{function.name} with other arguments") from error
     module, _, name = function.name.rpartition(".")
-    if name in _PLAIN.get(module, ()) or _is_other_class(module, name):
+    of_python = module.partition(".")[0] in sys.stdlib_module_names
+    if name in _PLAIN.get(module, ()) or (_CONSTRUCTOR.match(name) and not of_python):
         return Inert(function.name)
     raise Refused(function.name)
-
-
-def _is_other_class(module: str, name: str) -> bool:
-    """Whether a name is that of a class of a project, such as an enumeration: not of Python's own modules."""
-    return name[:1].isupper() and module.partition(".")[0] not in _OF_PYTHON
 
 
 # ---- The machine -------------------------------------------------------------------------------------------------
@@ -430,7 +453,7 @@ class _Machine:
             b"\x81": lambda: push(_new([pop(), pop()][1])),
             b"\x92": lambda: push(_new([pop(), pop(), pop()][2])),
             b"b": lambda: self._set_state(pop()),
-            b"Q": lambda: push(self._storage(pop())),
+            b"Q": lambda: push(self._persistent(pop())),
             b"\x98": lambda: None,  # a buffer becomes read-only
         }
 
@@ -468,11 +491,11 @@ class _Machine:
 
     def _named(self, module: Any, name: Any) -> Global:
         texts = [part.decode("utf-8") if isinstance(part, bytes) else part for part in (module, name)]
-        if not all(isinstance(part, str) and len(part) < 1000 for part in texts):
+        if not all(isinstance(part, str) for part in texts):
             raise Malformed("a name that is no text")
         names = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING  # of Python 2
         module, name = names[0].get((texts[0], texts[1]), (names[1].get(texts[0], texts[0]), texts[1]))
-        return Global(f"{module}.{name}")
+        return Global(_short_name(f"{module}.{name}"))
 
     def _reduce(self, args: Any) -> None:
         self.stack.append(_call(self.budget, self.stack.pop(), args))
@@ -492,17 +515,26 @@ class _Machine:
         elif not isinstance(target, dict | Inert):  # PyTorch's `_metadata` of a dict is dropped
             raise Malformed("state for an object that has none")
 
-    def _storage(self, pid: Any) -> StorageRef:
-        """('storage', type, key, device, elements[, view]); view: (key, first element, elements) or None."""
+    def _persistent(self, pid: Any) -> StorageRef | Global | Inert:
+        """('storage', type, key, device, elements[, view]); view: (key, first element, elements) or None.
+
+        The older format also has ('module', class, its file, its source).
+        """
+        if pid[0] == "module" and isinstance(pid[1], Global):
+            return pid[1]
         kind, storage_type, key, _, numel, *rest = pid
-        name = storage_type.name.removeprefix("torch.") if isinstance(storage_type, Global) else ""
-        if kind != "storage" or name not in STORAGE_TYPES or not isinstance(key, str | int):
-            raise Malformed(f"a storage of type {name}" if name else "an unknown persistent object")
+        name = storage_type.name.rpartition(".")[2] if isinstance(storage_type, Global) else ""
+        if kind != "storage" or not isinstance(key, str | int):
+            raise Malformed("an unknown persistent object")
+        opaque = OPAQUE_TYPES.get(name)
+        element = ElementType(np.dtype(opaque)) if opaque else STORAGE_TYPES.get(name)
+        if element is None:
+            raise Malformed(f"a storage of type {name}")
         _, start, numel = rest[0] if rest and rest[0] is not None else (key, 0, numel)
         if not (type(start) is int and type(numel) is int):
             raise Malformed("a storage without a size")
-        self.storages.append(StorageRef(STORAGE_TYPES[name], str(key), numel, start))
-        return self.storages[-1]
+        self.storages.append(StorageRef(element, str(key), numel, start))
+        return Inert(storage_type.name) if opaque else self.storages[-1]
 
 
 def load(file: BinaryIO, size: int, budget: Budget) -> tuple[Any, list[StorageRef]]:
@@ -541,7 +573,7 @@ def to_arrays(value: Any, read_storage: Callable[[StorageRef], np.ndarray], budg
     """Replace the records of tensors and arrays in `value` by arrays.
 
     `read_storage` returns the elements [numel] of a storage, and is called once for each. UserError for a tensor that
-    exceeds its storage or the budget, and for a container that contains itself.
+    exceeds its storage or the budget. A container that contains itself, and one below MOST_NESTED others, is left out.
     """
     where = budget.where
     storages: dict[tuple[str, int, int], np.ndarray] = {}
@@ -551,10 +583,10 @@ def to_arrays(value: Any, read_storage: Callable[[StorageRef], np.ndarray], budg
     def convert(item: Any) -> Any:
         if not isinstance(item, TensorRef | ArrayRef | dict | list | tuple):
             return item
-        if id(item) in within or len(within) > MOST_NESTED:
-            raise damaged(
-                where, "a container within itself" if id(item) in within else "too many containers in each other"
-            )
+        if id(item) in within:
+            return Inert("a container within itself")
+        if len(within) > MOST_NESTED:
+            return Inert("a container within too many others")
         if id(item) not in done:
             within.add(id(item))
             done[id(item)] = build(item)

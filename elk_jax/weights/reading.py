@@ -131,10 +131,14 @@ def shown(name: Any) -> str:
 
 
 def _is_note(name: Any) -> bool:
-    """Whether an entry beside the weights is a note, or Detectron's optimizer state."""
-    return isinstance(name, str) and (
-        name.startswith("__") or name.endswith("_momentum") or name == "matching_heuristics"
-    )
+    """Whether an entry of a state dict is none of its weights: a note, an optimizer's of Detectron, or a module's own.
+
+    Sources: detectron2's DetectionCheckpointer; `get_extra_state` of PyTorch's modules.
+    """
+    if not isinstance(name, str):
+        return False
+    ends = name.endswith(("_momentum", "_extra_state"))
+    return ends or name.startswith("__") or name in ("matching_heuristics", "weight_order")
 
 
 def _has_tensors(value: Any) -> bool:

@@ -23,7 +23,8 @@ from elk_jax import files
 from elk_jax.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-VOCAB, MERGES, WHOLE, SETTINGS = "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
+VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
+SETTINGS, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 _OTHER = "use the tokenizer of a Stable Diffusion folder"
 WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -81,8 +82,10 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """Read vocab.json and merges.txt in `folder`, or tokenizer.json; the padding token from tokenizer_config.json.
+    """Read vocab.json and merges.txt in `folder`, or tokenizer.json, and its settings.
 
+    The padding token is that of special_tokens_map.json if tokenizer_config.json has no `added_tokens_decoder`, as in
+    transformers: the two of Stable Diffusion 2 differ.
     Raises UserError if they are missing or damaged.
     """
     folder = Path(folder)
@@ -101,8 +104,9 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         raise UserError("no tokenizer", where=folder, todo=f"add {VOCAB} and {MERGES}, or {WHOLE}")
     if not isinstance(vocab, dict) or not all(type(value) is int and value >= 0 for value in vocab.values()):
         raise UserError("not a vocabulary (token -> id)", where=folder, todo="download it again")
-    given = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    given = given if isinstance(given, dict) else {}
+    given = _settings(folder / SETTINGS)
+    if "added_tokens_decoder" not in given:
+        given |= _settings(folder / SPECIAL)
     pad, length = given.get("pad_token"), given.get("model_max_length")
     return Tokenizer(
         vocab,
@@ -119,9 +123,16 @@ def write_tokenizer(folder: str | os.PathLike, tokenizer: Tokenizer) -> None:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
     files.write_text(folder / MERGES, "\n".join(lines) + "\n")
     tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": tokenizer.pad}
-    files.write_json(folder / "special_tokens_map.json", tokens)
+    files.write_json(folder / SPECIAL, tokens)
     settings = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": tokenizer.length}
     files.write_json(folder / SETTINGS, {**settings, **tokens})
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    content = files.read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise UserError("not a JSON object", where=path, todo="download it again")
+    return content
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:

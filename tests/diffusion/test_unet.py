@@ -45,7 +45,9 @@ def test_sizes_of_published_inpainters(settings, count):
 
 
 def test_defaults_are_the_published_text_to_image_model():
-    assert unet.unet_config({"_class_name": "UNet2DConditionModel", "sample_size": 64}) == UNetConfig()
+    averaged = {"decay": 0.9999, "inv_gamma": 1.0, "optimization_step": 60000, "use_ema_warmup": False}
+    for more in ({}, averaged):
+        assert unet.unet_config({"_class_name": "UNet2DConditionModel", "sample_size": 64} | more) == UNetConfig()
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,19 @@
     python tests/golden/make_checkpoints.py
 
 Made with torch 2.13.0 and NumPy 2.4.6. What they hold beside the weights are plain objects: a Counter and a Namespace
-(torchvision's references/detection), settings of a class (Lightning), an enumeration, random states.
+(torchvision's references/detection), settings of a class (Lightning), an enumeration, random states, and all that
+`beside` lists.
 """
 
 import argparse
 import datetime
 import enum
+import functools
 import pathlib
 import pickle
 import sys
 import types
+import typing
 
 import numpy as np
 import torch
@@ -71,7 +74,36 @@ def lightning():
     }
 
 
+def beside():
+    """Kinds of tensors and objects that have to be read past, in both formats of PyTorch."""
+    model, marked, table = layers(), torch.zeros(2), torch.nn.Parameter(torch.zeros(2))
+    marked.note = table.note = "attribute"
+    kind = foreign_class("scheduler_stand_in", "Schedule", object)
+    kind.curve = lambda x: x
+    kind.curve.__module__, kind.curve.__qualname__ = kind.__module__, "Schedule.curve"
+    within, deep = {}, {}
+    within["itself"], node = within, deep
+    for _ in range(150):
+        node["next"] = node = {}
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    state["0.bias"].note = "attribute"
+    return {
+        "first": [within, deep],
+        "model": {**state, "1._extra_state": None},
+        "class": torch.nn.ReLU,
+        "functions": [kind.curve, kind().__init__, functools.partial(torch.nn.ReLU, inplace=True)],
+        "types": [typing.Literal["a"], int | None, list[int], type(None)],
+        "marked": [marked, table],
+        "complex": [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, dtype=torch.complex128).conj()],
+        "small": [torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), torch.zeros(2).to(torch.float8_e5m2)],
+        "others": [torch.eye(2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(3).untyped_storage()],
+        "arrays": [np.ma.zeros(2), np.rec.array([(1, 2.0)]), np.str_("a"), np.complex64(1), np.longdouble(1)],
+    }
+
+
 def main():
+    torch.save(beside(), FOLDER / "beside.pth")
+    torch.save(beside(), FOLDER / "beside_legacy.pth", _use_new_zipfile_serialization=False)
     torch.save(torchvision_training(), FOLDER / "torchvision_training.pth")
     torch.save(lightning(), FOLDER / "lightning.ckpt")
     torch.save(torch.optim.swa_utils.AveragedModel(layers()).state_dict(), FOLDER / "averaged.pth")

@@ -80,9 +80,11 @@ def test_training_checkpoint_gives_its_model_alone():
     )
 
 
-@pytest.mark.parametrize("name", ["torchvision_training.pth", "lightning.ckpt", "averaged.pth"])
+@pytest.mark.parametrize(
+    "name", ["torchvision_training.pth", "lightning.ckpt", "averaged.pth", "beside.pth", "beside_legacy.pth"]
+)
 def test_what_stands_beside_the_weights_of_a_training_is_left_out(name):
-    """Counter, Namespace, paths, dates, random states, an enumeration, settings; wrappers in the names."""
+    """Plain objects, functions, types, other tensors, containers within themselves; wrappers in the names."""
     tensors = convert.strip_wrappers(read_tensors(FILES / name))
     shapes = {"0.weight": (2, 1, 3, 3), "0.bias": (2,), **{f"1.{k}": (2,) for k in ("weight", "bias")}}
     shapes |= {"1.running_mean": (2,), "1.running_var": (2,), "1.num_batches_tracked": ()}

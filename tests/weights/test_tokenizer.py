@@ -50,6 +50,16 @@ def test_one_file_is_read_too(vocabulary, tmp_path, pairs):
     assert read_tokenizer(tmp_path) == make(vocabulary, pad="!")
 
 
+@pytest.mark.parametrize("decoder, pad", [({}, "!"), ({"added_tokens_decoder": {}}, END)], ids=["older", "newer"])
+def test_the_padding_token_of_stable_diffusion_2(vocabulary, tmp_path, decoder, pad):
+    """tokenizer_config.json of its folder has END, special_tokens_map.json "!", which transformers takes."""
+    write_tokenizer(tmp_path, make(vocabulary))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | decoder))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
+    assert read_tokenizer(tmp_path).pad == pad
+
+
 def test_bad_files(vocabulary, tmp_path):
     with refused("vocab.json", "merges.txt", "tokenizer.json", where=tmp_path):
         read_tokenizer(tmp_path)
