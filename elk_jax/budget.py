@@ -32,6 +32,6 @@ class Budget:
         self.left -= count
 
 
-def budget_for(size: int, where: object) -> Budget:
-    """The budget of a file of `size` bytes."""
-    return Budget(FLOOR + FACTOR * size, where)
+def budget_for(size: int, where: object, floor: int | None = None) -> Budget:
+    """The budget of a file of `size` bytes. floor: in place of FLOOR."""
+    return Budget((FLOOR if floor is None else floor) + FACTOR * size, where)

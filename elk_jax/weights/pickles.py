@@ -33,6 +33,8 @@ OBJECT = 64
 """Bytes of the budget for each opcode: an object, and its place on the stack."""
 MOST_BITS = 4096
 """Bits of a whole number; the states of random generators have 128."""
+HASHED_BITS = 60
+"""Whole numbers of no more bits are their own hash in Python; of larger ones, any number can have the same."""
 MOST_NESTED = 100
 """Containers within each other."""
 MOST_LETTERS = 2000
@@ -191,6 +193,13 @@ def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any,
     return TensorRef(storage, offset, _sizes(shape), _sizes(strides))
 
 
+def _of_class(budget: Budget, function: Any, kind: Any, args: Any, state: Any) -> Any:
+    """A tensor with attributes, or of a class of its own: `function(*args)`, without them."""
+    if not isinstance(function, Global) or _CALLS.get(function.name) is _of_class:
+        raise Malformed("a tensor of no known kind")
+    return _call(budget, function, args)
+
+
 def _sequence(budget: Budget, items: Any = ()) -> list[Any]:
     """A set as well: its items are not hashed."""
     if not isinstance(items, list | tuple):
@@ -212,7 +221,11 @@ def _mapping(budget: Budget, items: Any = ()) -> dict[Any, Any]:
 
 def _key(key: Any) -> Any:
     """A key that is quick to hash: itself, or a stand-in for what names no tensor."""
-    if key is None or isinstance(key, str | bytes | int | float):
+    if (
+        key is None
+        or isinstance(key, str | bytes | float)
+        or (isinstance(key, int) and key.bit_length() <= HASHED_BITS)
+    ):
         return key
     return Inert("a key that is not a text")
 
@@ -263,7 +276,7 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch.Size": lambda budget, items=(): tuple(_sequence(budget, items)),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._tensor._rebuild_from_type_v2": lambda budget, function, kind, args, state: _call(budget, function, args),
+    "torch._tensor._rebuild_from_type_v2": _of_class,
     "torch._utils._rebuild_parameter": lambda budget, tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda budget, tensor, *_: tensor,
 }
@@ -400,7 +413,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.storages: list[StorageRef] = []
+        self.elements: dict[str, ElementType] = {}
 
     def run(self) -> Any:
         stream, others = self.stream, self._others()
@@ -533,19 +546,21 @@ class _Machine:
         _, start, numel = rest[0] if rest and rest[0] is not None else (key, 0, numel)
         if not (type(start) is int and type(numel) is int):
             raise Malformed("a storage without a size")
-        self.storages.append(StorageRef(element, str(key), numel, start))
-        return Inert(storage_type.name) if opaque else self.storages[-1]
+        if self.elements.setdefault(str(key), element) != element:
+            raise Malformed(f"storage {str(key)!r} of two types")
+        return Inert(storage_type.name) if opaque else StorageRef(element, str(key), numel, start)
 
 
-def load(file: BinaryIO, size: int, budget: Budget) -> tuple[Any, list[StorageRef]]:
+def load(file: BinaryIO, size: int, budget: Budget) -> tuple[Any, dict[str, ElementType]]:
     """The next pickle in `file`: plain containers, numbers, text, arrays and the records above.
 
-    size: bytes of the whole file. Also returns the storages it refers to. Raises UserError for a call outside the
-    tables, for a pickle that makes more than the budget holds, and for an incomplete or damaged one.
+    size: bytes of the whole file. Also returns the keys and types of the storages that it refers to. Raises UserError
+    for a call outside the tables, for a pickle that makes more than the budget holds, and for an incomplete or damaged
+    one.
     """
     machine = _Machine(file, size, budget)
     try:
-        return machine.run(), machine.storages
+        return machine.run(), machine.elements
     except Refused as error:
         raise refused(str(error), budget.where) from error
     except EOFError as error:

@@ -18,6 +18,8 @@ from elk_jax.weights import pickles, torch_files
 Tensors = dict[str, np.ndarray]
 
 STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
+FLOOR = 1 << 27
+"""Bytes that reading the smallest file may allocate: weights are stored whole, but for masks of one repeated row."""
 LONGEST_NAME = 1000
 """Characters of a tensor's name."""
 
@@ -47,7 +49,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     try:
         with files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            budget, head = budget_for(size, path), file.read(64)
+            budget, head = budget_for(size, path, FLOOR), file.read(64)
             if head[:2] == b"PK":
                 return state_dict(torch_files.read_zip(file, budget), path)
             if path.suffix == ".safetensors" or head[5:9] == b"\0\0\0{":
@@ -69,11 +71,13 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 def read_safetensors(path: str | os.PathLike) -> Tensors:
     """Name -> array of a .safetensors file; raises UserError if it is missing or damaged."""
     content = files.read_bytes(path)
-    budget = budget_for(len(content), path)
+    budget = budget_for(len(content), path, FLOOR)
     try:
         views = safetensors.deserialize(content)
     except Exception as error:  # the library's exception derives directly from Exception
         raise pickles.damaged(path, f"broken safetensors file, {error}") from error
+    if not views:
+        raise UserError("no tensors in it", where=path, todo="save the model's state_dict()")
     tensors = {}
     for name, view in views:
         element = _SAFETENSORS_TYPES.get(view["dtype"])

@@ -26,12 +26,12 @@ def read_zip(file: BinaryIO, budget: Budget) -> Any:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            return _read_archive(archive, budget)
+            return _read_archive(archive, os.fstat(file.fileno()).st_size, budget)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
         raise pickles.damaged(budget.where, f"broken zip archive, {error}") from error
 
 
-def _read_archive(archive: zipfile.ZipFile, budget: Budget) -> Any:
+def _read_archive(archive: zipfile.ZipFile, size: int, budget: Budget) -> Any:
     path = budget.where
     members = {member.filename: member for member in archive.infolist()}
     if len(members) < len(archive.infolist()):
@@ -44,14 +44,19 @@ def _read_archive(archive: zipfile.ZipFile, budget: Budget) -> Any:
         raise UserError("a TorchScript program", where=path, todo="save the model's state_dict() instead")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
         raise pickles.damaged(path, "it is compressed, unlike the files of PyTorch")
-    big_endian = f"{root}byteorder" in members and archive.read(f"{root}byteorder").strip() == b"big"
+    if any(member.file_size > size for member in members.values()):
+        raise pickles.damaged(path, "a member of the zip archive is larger than the file")
+    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
+    if order not in (b"little", b"big"):
+        raise pickles.damaged(path, f"the byte order {order[:10]!r}")
+    big_endian = order == b"big"
 
     def read_storage(storage: pickles.StorageRef) -> np.ndarray:
         name = f"{root}data/{storage.key}"
-        size = storage.numel * storage.element.dtype.itemsize
-        if name not in members or members[name].file_size != size or storage.start:
-            raise pickles.damaged(path, f"storage {storage.key!r} is missing or does not have {size} bytes")
-        budget.spend(size, f"storage {storage.key!r}")
+        count = storage.numel * storage.element.dtype.itemsize
+        if name not in members or members[name].file_size != count or storage.start:
+            raise pickles.damaged(path, f"storage {storage.key!r} is missing or does not have {count} bytes")
+        budget.spend(count, f"storage {storage.key!r}")
         storage.element.spend(budget, storage.numel, f"storage {storage.key!r}")
         return storage.element.to_array(archive.read(name), big_endian)
 
@@ -71,9 +76,8 @@ def read_legacy(file: BinaryIO, budget: Budget) -> Any:
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
         raise pickles.damaged(path, "unknown version of PyTorch's older format")
     big_endian = system.get("little_endian") is False
-    value, refs = pickles.load(file, size, budget)
+    value, elements = pickles.load(file, size, budget)
     keys, _ = pickles.load(file, size, budget)
-    elements = {ref.key: ref.element for ref in refs}
     if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
         raise pickles.damaged(path, "its list of storages is none")
     if set(map(str, keys)) != set(elements):

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from elk_jax import budget
+from elk_jax.budget import budget_for
 from elk_jax.errors import UserError
-from elk_jax.weights import convert, pickles
+from elk_jax.weights import convert, pickles, reading
 from elk_jax.weights.reading import read_tensors
 from tests.refusals import refused
 
@@ -209,6 +209,9 @@ class _Hostile:
         return self.call
 
 
+_LEGACY_HEAD = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+
+
 def _zip_of(pickled: bytes, path: Path, **members: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -228,8 +231,7 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, kind, protocol):
     elif kind == "zip":
         _zip_of(hostile, path)
     else:
-        head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-        path.write_bytes(b"".join(head) + hostile)
+        path.write_bytes(_LEGACY_HEAD + hostile)
     with pytest.raises(UserError) as error:
         read_tensors(path)
     assert_one_line(error, "refused", "posix.system", path)
@@ -319,6 +321,36 @@ def _tuple(values):
     return b"(" + b"".join(map(_int, values)) + b"t"
 
 
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_a_storage_has_one_type(tmp_path, kind):
+    one, other = (_tensor()[3:-2].replace(b"w", name) for name in (b"w", b"v"))
+    path, stored = tmp_path / "a", np.arange(4, dtype="f4").tobytes()
+    for second in (other, other.replace(b"Float", b"Int")):
+        pickled = b"\x80\x02}(" + one + second + b"u."
+        if kind == "zip":
+            _zip_of(pickled, path, **{"0": stored})
+        else:
+            tail = pickle.dumps(["0"], 2) + (4).to_bytes(8, "little") + stored
+            path.write_bytes(_LEGACY_HEAD + pickled + tail)
+        if second is other:
+            np.testing.assert_array_equal(read_tensors(path)["v"], [[0, 1], [2, 3]])
+    with refused("two types", where=path):
+        read_tensors(path)
+
+
+def test_members_of_a_zip_archive_that_say_what_is_not_so(tmp_path):
+    whole = _zip_of(_tensor(), tmp_path / "a.pth", **{"0": bytes(16)}).read_bytes()
+    path, at = tmp_path / "b.pth", whole.index(b"PK\1\2") + 20
+    path.write_bytes(whole[:at] + (1 << 30).to_bytes(4, "little") * 2 + whole[at + 8 :])
+    with refused("larger than the file", where=path):
+        read_tensors(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", _tensor())
+        archive.writestr("a/byteorder", "middle")
+    with refused("byte order", where=path):
+        read_tensors(path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -380,6 +412,10 @@ BOMBS = {
     "many copies of bytes": _calls("_codecs.encode", b"X" + (9999).to_bytes(4, "little") + b"a" * 9999, 999),
     "many objects": b"\x80\x02(" + b"]" * 99_999 + b"t.",
     "an array beyond its bytes": pickle.dumps({"w": np.zeros(2)}, 2).replace(b"K\x02\x85", b"J\0\0\0\x7f\x85"),
+    "a tensor of a class within another": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\nq\x00"
+    + b"(h\x00N" * 999 + b")" + b"Nt" * 999 + b"R.",
+    "a name that grows": b"\x80\x02ca\nb\nq\x00"
+    + (b"cbuiltins\ngetattr\nh\x00U\xff" + b"c" * 255 + b"\x86Rq\x00") * 99 + b".",
     "out of band": b"\x80\x05\x97.",
     "a registered extension": b"\x80\x02\x82\x01.",
 }
@@ -387,7 +423,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("content", BOMBS.values(), ids=list(BOMBS))
 def test_small_files_that_ask_for_much(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(budget, "FLOOR", 1 << 20)
+    monkeypatch.setattr(reading, "FLOOR", 1 << 20)
     path = tmp_path / "a.pkl"
     path.write_bytes(content)
     tracemalloc.start()
@@ -398,11 +434,18 @@ def test_small_files_that_ask_for_much(tmp_path, monkeypatch, content):
     assert peak < 30 << 20
 
 
+def test_numbers_of_one_hash_are_not_hashed():
+    numbers = b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 9))
+    content = b"\x80\x02}(K\x07N" + numbers + b"u."
+    value, _ = pickles.load(io.BytesIO(content), len(content), budget_for(len(content), "a"))
+    assert len(value) == 9 and [key for key in value if isinstance(key, int)] == [7]
+
+
 def test_expanded_tensors_in_total(tmp_path, monkeypatch):
     tensor = _tensor(shape=(1 << 10, 1 << 10), strides=(0, 0))
     path = _zip_of(tensor, tmp_path / "a.pth", **{"0": bytes(16)})
     assert read_tensors(path)["w"].shape == (1 << 10, 1 << 10)
-    monkeypatch.setattr(budget, "FLOOR", 10 << 20)
+    monkeypatch.setattr(reading, "FLOOR", 10 << 20)
     many = b"\x80\x02}(" + b"".join(_text(f"w{i}") + tensor[4 + len(_text("w")) - 1 : -2] for i in range(5)) + b"u."
     with refused("(1024, 1024)", where=_zip_of(many, tmp_path / "b.pth", **{"0": bytes(16)})):
         read_tensors(tmp_path / "b.pth")
@@ -418,6 +461,7 @@ def _safetensors(*entries, size=0, length=None):
 @pytest.mark.parametrize(
     "content",
     [
+        _safetensors(),
         _safetensors(("w", "F32", [1 << 62, 1 << 62, 0], [0, 0])),
         _safetensors(("w", "F32", [0, 1 << 62, 1 << 62], [0, 0])),
         _safetensors(("w", "F32", [1 << 62], [0, 4]), size=4),
