@@ -250,7 +250,7 @@ def read_object(path: str | os.PathLike, *keys: str) -> dict[str, Any]:
 def parse_json(content: str | bytes, where: object) -> Any:
     """The value of a JSON text. UserError, with `where`, as in `read_json`."""
     try:
-        value = json.loads(content, parse_int=_whole)
+        value = json.loads(content, parse_int=_whole, object_pairs_hook=_object)
     except RecursionError as error:
         raise _too_deep(where) from error
     except ValueError as error:
@@ -274,6 +274,15 @@ def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"a whole number of {len(digits)} digits")
     return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for one with a key twice, of which readers take one or the other value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)!a} occurs twice in an object")
+    return found
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -51,8 +51,9 @@ def test_nan_is_not_json(tmp_path):
         (b"[" * 101 + b"]" * 101, files.MOST_NESTED),
         (b'{"a": [-1' + b"0" * 400 + b"]}", "402 digits"),
         (b"1" * 5000, "5000 digits"),
+        (b'{"images": [{"id": 1, "file\\u005fname": "a", "file_name": "b"}]}', "'file_name' occurs twice"),
     ],
-    ids=["absent", "broken", "bytes", "brackets", "deep", "402 digits", "5000 digits"],
+    ids=["absent", "broken", "bytes", "brackets", "deep", "402 digits", "5000 digits", "twice"],
 )
 def test_unreadable_json_is_named(tmp_path, content, word):
     path = tmp_path / "a.json"

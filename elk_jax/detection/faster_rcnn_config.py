@@ -16,8 +16,9 @@ STRIDES = (4, 8, 16, 32, 64)
 
 Depth = Annotated[int, OneOf(tuple(BLOCKS))]
 NormName = Annotated[str, OneOf(tuple(NORMS))]
-FromZero = Annotated[int, AtLeast(0)]
-FromOne = Annotated[int, AtLeast(1)]
+FromZero = Annotated[int, Between(0, 1 << 16)]
+FromOne = Annotated[int, Between(1, 1 << 16)]
+Layers = Annotated[int, Between(0, 64)]
 NotNegative = Annotated[float, AtLeast(0)]
 Positive = Annotated[float, ABOVE_ZERO]
 Share = Annotated[float, SHARE]
@@ -77,7 +78,7 @@ class FasterRCNNConfig:
     """torchvision's whole-pixel anchors (see `anchors.pyramid_anchors`)."""
 
     # Region proposal network.
-    rpn_conv_depth: FromZero = 1
+    rpn_conv_depth: Layers = 1
     rpn_high: Share = 0.7
     """IoU from which an anchor is positive (the best anchor of every lesion is so too)."""
     rpn_low: Share = 0.3
@@ -102,20 +103,20 @@ class FasterRCNNConfig:
     roi_positive_fraction: Share = 0.25
     roi_append_gt: bool = True
     roi_size: FromOne = 7
-    roi_sampling_ratio: FromZero = 0
+    roi_sampling_ratio: Annotated[int, Between(0, 64)] = 0
     """Sampling points per bin and axis; 0: as many as the region has pixels per bin."""
-    roi_max_samples: FromOne = 8
+    roi_max_samples: Annotated[int, Between(1, 64)] = 8
     """Of those where roi_sampling_ratio is 0. Regions with longer bins are sampled coarser than by detectron2: at 8,
     those longer than 56 cells of their level, at least four times as long as wide. Time grows with its square."""
     roi_aligned: bool = True
     """Half-pixel shift (detectron2's ROIAlignV2) or not (torchvision)."""
 
     # Box head.
-    box_convs: FromZero = 0
+    box_convs: Layers = 0
     box_conv_channels: FromOne = 256
     box_norm: NormName = "none"
     """Of the head's convolutions."""
-    box_fcs: FromZero = 2
+    box_fcs: Layers = 2
     box_fc_width: FromOne = 1024
     background: Literal["first", "last"] = "last"
     """Index of the background class in the head's weights: 0 (torchvision; it has box deltas too) or Q (detectron2)."""

@@ -32,7 +32,7 @@ from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.text_encoder import CLIPTextEncoder, TextConfig
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, AtLeast, Checked, check
+from elk_jax.fields import ABOVE_ZERO, SIDE, AtLeast, Checked, check
 from elk_jax.images.grey import AIR
 from elk_jax.precision import at_least_float32
 
@@ -51,10 +51,10 @@ class InpainterConfig:
     """
 
     unet: UNetConfig
-    size: Annotated[int, AtLeast(1)] = 512
+    size: Annotated[int, SIDE] = 512
     autoencoder: AutoencoderConfig | None = None
     text: TextConfig | None = None
-    patch: Annotated[int, AtLeast(1)] = 4
+    patch: Annotated[int, SIDE] = 4
     std: Annotated[float, ABOVE_ZERO] = 0.2
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from elk_jax.diffusion.inpainter import from_patches, to_patches
 from elk_jax.diffusion.losses import draw_noise
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import AtLeast, check
+from elk_jax.fields import SIDE, check
 
 Params = Any
 
@@ -46,8 +46,8 @@ class TranslatorConfig:
     """
 
     unet: UNetConfig
-    size: Annotated[int, AtLeast(1)] = 512
-    patch: Annotated[int, AtLeast(1)] = 4
+    size: Annotated[int, SIDE] = 512
+    patch: Annotated[int, SIDE] = 4
     condition: Literal["source", "none"] = "source"
     answer: Literal["difference", "clean"] = "difference"
     bridge: Bridge = field(default_factory=Bridge)

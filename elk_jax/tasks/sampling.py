@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from elk_jax.diffusion.unet import UNetConfig
-from elk_jax.fields import AtLeast
+from elk_jax.fields import SIDE
 from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
@@ -27,8 +27,8 @@ class PixelNetwork:
     """A U-Net on patches of pixels, without text. size: side of the picture. patch: pixels of one place of the U-Net,
     in each direction. The others are fields of `UNetConfig`."""
 
-    size: Annotated[int, AtLeast(1)] = 64
-    patch: Annotated[int, AtLeast(1)] = 4
+    size: Annotated[int, SIDE] = 64
+    patch: Annotated[int, SIDE] = 4
     down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")
     block_out_channels: tuple[int, ...] = (64, 128)
     layers_per_block: int = 1

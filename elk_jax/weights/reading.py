@@ -53,7 +53,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
             if head[:2] == b"PK":
                 return state_dict(torch_files.read_zip(file, budget), path)
             if path.suffix == ".safetensors" or head[5:9] == b"\0\0\0{":
-                return read_safetensors(path)
+                return state_dict(read_safetensors(path), path)
             _refuse_other_kinds(head, path)
             file.seek(0)
             first, _ = pickles.load(file, size, budget)
@@ -76,8 +76,6 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
         views = safetensors.deserialize(content)
     except Exception as error:  # the library's exception derives directly from Exception
         raise pickles.damaged(path, f"broken safetensors file, {error}") from error
-    if not views:
-        raise UserError("no tensors in it", where=path, todo="save the model's state_dict()")
     tensors = {}
     for name, view in views:
         element = _SAFETENSORS_TYPES.get(view["dtype"])

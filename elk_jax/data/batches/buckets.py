@@ -13,12 +13,12 @@ import numpy as np
 from elk_jax.data.augment import Augmentation, Resize
 from elk_jax.data.transforms import scaled_size, short_side_scale
 from elk_jax.errors import UserError
-from elk_jax.fields import Between
+from elk_jax.fields import SIDE
 from elk_jax.images.schema import ImageInfo
 
 Canvas = tuple[int, int]
 """(height, width) in px."""
-Side = Annotated[int, Between(1, 8192)]
+Side = Annotated[int, SIDE]
 """Of a canvas, px: of the largest mammograms, with room to spare. The memory of a batch grows with its square."""
 Canvases = tuple[tuple[Side, Side], ...]
 """As a setting."""
