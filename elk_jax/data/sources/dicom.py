@@ -44,6 +44,8 @@ _ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 _CHUNK = 1 << 20
 _RLE_MOST = 64
 """Times that RLE makes a frame smaller, at most: 2 bytes stand for 128."""
+_ASPECT = 0.01
+"""Difference of the sides of a pixel that is rounding."""
 _EXPORT = "repair the DICOM header, or export the image again"
 
 PREFIX = 132
@@ -176,8 +178,10 @@ def _decode(
     budget.spend(dataset.Rows * dataset.Columns * a_pixel, f"a frame of {dataset.Rows} x {dataset.Columns} pixels")
     if UID(dataset.file_meta.TransferSyntaxUID).is_encapsulated:
         _check_encoded(pixels, dataset, frame or 0, budget)
-    stored = _stored_values(pixels, dataset, frame or 0)
-    image, voi = presented(stored, attributes, bit_depth, name)
+    else:
+        _check_length(dataset)
+    stored, words = _stored_values(pixels, dataset, frame or 0)
+    image, voi = presented(stored, words, attributes, bit_depth, name)
 
     header = _header_laterality(attributes)
     return np.ascontiguousarray(image, np.float32), {
@@ -293,15 +297,14 @@ def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str)
         return what, "export the images FOR PRESENTATION, and leave this one out (on_error=skip)"
     shape, fitting = _word(dataset, "PresentationLUTShape"), "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
     if shape not in ("", fitting):
-        what = f"PresentationLUTShape {shape} contradicts {photometric}"
-        return what, "look which is right, and correct the other: INVERSE is for MONOCHROME1, IDENTITY for MONOCHROME2"
+        what = f"PresentationLUTShape {shape} contradicts {photometric}, and viewers differ in which they follow"
+        right = f"if air is dark where it is shown as {photometric}, delete PresentationLUTShape"
+        return what, f"{right}, else correct PhotometricInterpretation"
     if "PresentationLUTSequence" in attributes and photometric == "MONOCHROME1":
         return "PresentationLUTSequence of a MONOCHROME1 image", "export it as MONOCHROME2"
     aspect = attributes.get("PixelAspectRatio") or (1, 1)
-    if isinstance(aspect, str | int) or len(aspect) != 2 or float(aspect[0]) != float(aspect[1]):
+    if isinstance(aspect, str | int) or len(aspect) != 2 or not math.isclose(*map(float, aspect), rel_tol=_ASPECT):
         return f"the pixels are not square (PixelAspectRatio {aspect})", "export the image with square pixels"
-    if "ShutterShape" in attributes:
-        return "a display shutter, which hides parts of the image", "export the image without it, or with it applied"
     if _word(dataset, "RecommendedViewingMode") == "SUB":
         return "an image that is to be shown after a subtraction of masks", "export the subtracted image"
     if _word(dataset, "PixelPresentation") not in ("", "MONOCHROME"):
@@ -320,8 +323,10 @@ def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset
     position, end = start + len(header), 0
     (length,) = struct.unpack("<L" if syntax.is_little_endian else ">L", header[-4:])
     if length != _UNDEFINED:
-        bits = int(dataset.get("NumberOfFrames") or 1) * math.prod(sizes)
-        end = position + max(length, -(-bits // 8))
+        frames, bits = int(dataset.get("NumberOfFrames") or 1), math.prod(sizes)
+        if _holds_more(length, frames, bits):
+            return False
+        end = position + max(length, -(-frames * bits // 8))
     while not end:  # encapsulated: items to a delimiter
         file.seek(position)
         group, element, length = struct.unpack("<HHL", file.read(8).ljust(8, b"\0"))
@@ -329,6 +334,20 @@ def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset
         if (group, element) != _ITEM:
             end = position if (group, element) == _DELIMITER else size + 1
     return end <= size
+
+
+def _check_length(dataset: Dataset) -> None:
+    """UserError for native pixels of more frames than the header says: it is not of these pixels."""
+    frames, bits = int(dataset.get("NumberOfFrames") or 1), dataset.Rows * dataset.Columns * dataset.BitsAllocated
+    length = next((len(dataset[key].value) for key in _PIXELS if dataset.get(key)), 0)
+    if _holds_more(length, frames, bits):
+        what = f"pixels of {8 * length // bits} frames of {dataset.Rows} x {dataset.Columns}, the header says {frames}"
+        raise UserError(what, todo=_EXPORT)
+
+
+def _holds_more(length: int, frames: int, bits: int) -> bool:
+    """Whether so many bytes hold more than the frames of so many bits: fewer bytes fill up a block."""
+    return 8 * length >= (frames + 1) * bits
 
 
 def _check_encoded(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int, budget: Budget) -> None:
@@ -368,8 +387,8 @@ def _rle_length(encoded: bytes) -> int:
     return total
 
 
-def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> np.ndarray:
-    """[H, W] integers (or floats) as stored, of one frame."""
+def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> tuple[np.ndarray, np.ndarray]:
+    """[H, W] integers (or floats) as stored, of one frame, and the words that they are written in."""
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     try:
         decoder = get_decoder(syntax)
@@ -397,7 +416,7 @@ def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> 
         raise UserError(f"pixels of shape {stored.shape}: not one grey image", todo="export it as a grey image")
     if not np.isfinite(stored).all():
         raise UserError("pixel values are NaN or infinite", todo="export the image again")
-    return significant(stored, dataset) if by_bits and stored.dtype.kind != "f" else stored
+    return (significant(stored, dataset) if by_bits and stored.dtype.kind != "f" else stored), stored
 
 
 def _decoder_package(syntax: UID) -> str:

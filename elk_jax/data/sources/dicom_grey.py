@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -20,6 +21,8 @@ from elk_jax.data.sources.dark import warn_if_dark
 from elk_jax.errors import UserError
 
 _MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
+_EDGES = tuple(f"Shutter{end}Edge" for end in ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal"))
+_CIRCLE, _CORNERS = ("CenterOfCircularShutter", "RadiusOfCircularShutter"), "VerticesOfThePolygonalShutter"
 _VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
 _UNITS = (
     *(_MODALITY, _VOI),
@@ -28,10 +31,13 @@ _UNITS = (
     *(("FrameLaterality",), ("ImageLaterality",), ("Laterality",), ("ViewPosition",), ("ViewCodeSequence",)),
     *(("BitsAllocated",), ("BitsStored",), ("PixelRepresentation",), ("PhotometricInterpretation",)),
     *(("SmallestImagePixelValue",), ("LargestImagePixelValue",), ("PresentationLUTSequence",)),
-    *(("PixelAspectRatio",), ("ShutterShape",)),
+    ("PixelAspectRatio",),
+    ("ShutterShape", *_EDGES, *_CIRCLE, _CORNERS),
 )
 """The attributes that are read. Those of one tuple come from one place: the window of a frame does not mix with the
 function or the table of another."""
+_FAR = 1 << 15
+"""Pixels up to which OpenCV draws."""
 _HEADER = "repair the DICOM header, or export the image again"
 
 
@@ -70,14 +76,17 @@ def attributes_of_frame(dataset: Dataset, frame: int) -> Dataset:
     return flat
 
 
-def presented(stored: np.ndarray, attributes: Dataset, bit_depth: int | None, name: object) -> tuple[np.ndarray, str]:
+def presented(
+    stored: np.ndarray, words: np.ndarray, attributes: Dataset, bit_depth: int | None, name: object
+) -> tuple[np.ndarray, str]:
     """Stored values [H, W] -> grey values [H, W] in [0, 1], 1 is white, and which of "lut", "window", "full" it was.
 
-    attributes: of `attributes_of_frame`. bit_depth: significant bits of 16-bit values without a window. name: of the
-    file, for the warning of values that use little of their range.
+    words: the values with the bits beyond BitsStored, in which padding may be written. attributes: of
+    `attributes_of_frame`. bit_depth: significant bits of 16-bit values without a window. name: of the file, for the
+    warning of values that use little of their range.
     """
-    padding = _padding(stored, attributes)
-    seen = ~padding if padding.any() else np.s_[:]
+    hidden = _padding(stored, words, attributes) | _behind_shutter(attributes, stored.shape)
+    seen = ~hidden if hidden.any() else np.s_[:]
     ends = _range_of_bits(attributes, stored)
     values = _after_modality(stored, attributes, ends)
     if tables := attributes.get("VOILUTSequence"):
@@ -95,7 +104,7 @@ def presented(stored: np.ndarray, attributes: Dataset, bit_depth: int | None, na
     if voi != "full" and image[seen].size and image[seen].min() == image[seen].max() and np.ptp(stored[seen]):
         shade = "white" if image[seen].flat[0] > 0.5 else "black"
         raise UserError(f"the {voi} of the header shows all pixels {shade}", todo=_HEADER)
-    image[padding] = 0
+    image[hidden] = 0
     return image, voi
 
 
@@ -218,7 +227,7 @@ def _stored_number(attributes: Dataset, key: str) -> int | None:
     return value - 2**allocated if signed else value
 
 
-def _padding(stored: np.ndarray, attributes: Dataset) -> np.ndarray:
+def _padding(stored: np.ndarray, words: np.ndarray, attributes: Dataset) -> np.ndarray:
     """[H, W] bool: pixels that hold no image (PS3.3 C.7.5.1.1.2), which are shown black."""
     if stored.dtype.kind == "f":
         value = first_number(attributes, "FloatPixelPaddingValue")
@@ -228,8 +237,52 @@ def _padding(stored: np.ndarray, attributes: Dataset) -> np.ndarray:
         limit = _stored_number(attributes, "PixelPaddingRangeLimit")
     if value is None:
         return np.zeros(stored.shape, bool)
-    limit = value if limit is None else limit
-    return (stored >= min(value, limit)) & (stored <= max(value, limit))
+    first, last = sorted((value, value if limit is None else limit))
+    low, high = _range_of_bits(attributes, stored)
+    values = stored if stored.dtype.kind == "f" or low <= first <= last <= high else words
+    return (values >= first) & (values <= last)
+
+
+def _behind_shutter(attributes: Dataset, shape: tuple[int, ...]) -> np.ndarray:
+    """[H, W] bool: pixels beyond a shape of the display shutter (PS3.3 C.7.6.11), which are not shown."""
+    hidden = np.zeros(shape, bool)
+    rows, columns = np.ogrid[1 : shape[0] + 1, 1 : shape[1] + 1]
+    for kind in map(str.upper, map(str, _list(attributes.get("ShutterShape")))):
+        if kind == "RECTANGULAR":
+            left, right, top, bottom = (_numbers(attributes, key, 1)[0] for key in _EDGES)
+            hidden |= (columns < left) | (columns > right) | (rows < top) | (rows > bottom)
+        elif kind == "CIRCULAR":
+            (row, column), (radius,) = (_numbers(attributes, key, count) for key, count in zip(_CIRCLE, (2, 1)))
+            hidden |= (rows - row) ** 2 + (columns - column) ** 2 > radius**2
+        elif kind == "POLYGONAL":
+            corners = np.array(_numbers(attributes, _CORNERS)).reshape(-1, 2)[:, ::-1] - 1
+            polygon = np.rint(corners.clip(-_FAR, _FAR)).astype(np.int32)
+            hidden |= cv2.fillPoly(np.zeros(shape, np.uint8), [polygon], 1) == 0
+        else:
+            todo = "export the image with the shutter applied, or without it"
+            raise UserError(f"a display shutter of the shape {kind}", todo=todo)
+    if hidden.size and hidden.all():
+        raise UserError("the display shutter hides the whole image", todo=_HEADER)
+    return hidden
+
+
+def _numbers(attributes: Dataset, key: str, count: int = 0) -> list[float]:
+    """The finite numbers of an attribute; UserError unless they are `count`, or (0) three pairs at least."""
+    values = _list(attributes.get(key))
+    fits = len(values) == count if count else len(values) >= 6 and len(values) % 2 == 0
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        fits = False
+    if not fits or not np.isfinite(numbers).all():
+        raise UserError(f"{key} is {str(attributes.get(key))[:40]!r}", todo=_HEADER)
+    return numbers
+
+
+def _list(value: Any) -> list[Any]:
+    """The values of an attribute of any number of them."""
+    values = list(value) if isinstance(value, list | tuple | MultiValue) else [value]
+    return [one for one in values if _is(one)]
 
 
 def _after_modality(stored: np.ndarray, attributes: Dataset, ends: tuple[float, float]) -> np.ndarray:

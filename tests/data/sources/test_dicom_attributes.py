@@ -64,6 +64,19 @@ def windowed(center, width):
     return np.clip((RAMP - float(center)) / width + 0.5, 0, 1)
 
 
+def edges(left, right, top, bottom) -> dict:
+    ends = {"LeftVertical": left, "RightVertical": right, "UpperHorizontal": top, "LowerHorizontal": bottom}
+    return {f"Shutter{end}Edge": place for end, place in ends.items()}
+
+
+def shown(first, last):
+    """The second row of the ramp between two columns, counted from 1; the rest is black."""
+    inside = (np.arange(1, 9) >= first) & (np.arange(1, 9) <= last)
+    return SHARES * inside * [[0], [1]]
+
+
+RECTANGLE = {"ShutterShape": "RECTANGULAR", **edges(3, 5, 2, 2)}
+CIRCLE = {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [3, 4], "RadiusOfCircularShutter": 1}
 HONOURED = {
     # Image Pixel
     "Rows Columns PixelData": (make(), SHARES),
@@ -79,6 +92,7 @@ HONOURED = {
         (make(SIGNED << 4, HighBit=15), (SIGNED + 2048) / 4095),
         (make(**us(HighBit=[])), SHARES),
     ],
+    "PixelAspectRatio": [(make(PixelAspectRatio=["1000", "1001"]), SHARES)],
     "PixelRepresentation": (make(SIGNED), (SIGNED + 2048) / 4095),
     "SmallestImagePixelValue LargestImagePixelValue": [
         (make(bits=16, SmallestImagePixelValue=0, LargestImagePixelValue=4095), SHARES),
@@ -96,6 +110,8 @@ HONOURED = {
         (make(PixelPaddingValue=3822, PixelPaddingRangeLimit=4095), np.where(RAMP >= 3822, 0, SHARES)),
         (make(SIGNED, **us(PixelPaddingValue=65535)), np.where(SIGNED == -1, 0, (SIGNED + 2048) / 4095)),
         (make(PixelPaddingValue=0, PhotometricInterpretation="MONOCHROME1"), np.where(RAMP == 0, 0, 1 - SHARES)),
+        (make(np.append(RAMP, [[65535] * 8], 0).astype(np.uint16), PixelPaddingValue=65535), [*SHARES, [0] * 8]),
+        (make(np.append(SIGNED, [[-32768] * 6], 0), PixelPaddingValue=-32768), [*(SIGNED + 2048) / 4095, [0] * 6]),
     ],
     "FloatPixelData": (floats("FloatPixelData"), (FLOATS + 1) / 4),
     "DoubleFloatPixelData": (floats("DoubleFloatPixelData"), (FLOATS + 1) / 4),
@@ -144,6 +160,20 @@ HONOURED = {
         make(PresentationLUTSequence=[lut([255 - 17 * i for i in range(16)], 0, 8)]),
         1 - SHARES,
     ),
+    # Display shutter
+    " ".join(["ShutterShape", *edges(0, 0, 0, 0)]): [
+        (make(**RECTANGLE), shown(3, 5)),
+        (make(ShutterShape="RECTANGULAR", **edges(1, 8, 1, 2)), SHARES),
+        (make(**RECTANGLE, PhotometricInterpretation="MONOCHROME1"), np.where(shown(3, 5), 1 - SHARES, 0)),
+        (make(**RECTANGLE | CIRCLE | {"ShutterShape": ["RECTANGULAR", "CIRCULAR"]}), shown(4, 4)),
+        (make(ShutterShape=""), SHARES),
+    ],
+    "CenterOfCircularShutter RadiusOfCircularShutter": (make(**CIRCLE), shown(4, 4)),
+    "VerticesOfThePolygonalShutter": (
+        make(ShutterShape="POLYGONAL", VerticesOfThePolygonalShutter=[2, 2, 2, 6, 9, 6, 9, 2]),
+        shown(2, 6),
+    ),
+    "FrameDisplayShutterSequence": (in_groups({"FrameDisplayShutterSequence": [item(**RECTANGLE)]}), shown(3, 5)),
     # Functional groups: the frame's own, then those of all, then the top level
     "NumberOfFrames SharedFunctionalGroupsSequence FrameVOILUTSequence": (
         in_groups(
@@ -206,7 +236,6 @@ OF_META = {
 """Attributes: what is set, where it comes out, and as what."""
 
 FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
-SHUTTER = {"ShutterShape": "CIRCULAR"}
 REFUSED = {
     "SOPClassUID": [
         (make(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.50"), "Mammography CAD SR"),
@@ -249,8 +278,16 @@ REFUSED = {
         make(PresentationLUTSequence=[lut([0, 1])], PhotometricInterpretation="MONOCHROME1"),
         "MONOCHROME1",
     ),
-    "ShutterShape": (make(**SHUTTER), "shutter"),
-    "FrameDisplayShutterSequence": (in_groups(own={"FrameDisplayShutterSequence": [item(**SHUTTER)]}), "shutter"),
+    "ShutterShape": [
+        (make(ShutterShape="BITMAP"), "BITMAP"),
+        (make(ShutterShape="RECTANGULAR"), "Edge"),
+        (make(ShutterShape="RECTANGULAR", **edges(5, 4, 1, 2)), "whole image"),
+        (make(ShutterShape="POLYGONAL", VerticesOfThePolygonalShutter=[1, 1, 2]), "Vertices"),
+    ],
+    "PixelData": [
+        (make(np.stack([RAMP] * 2), NumberOfFrames=None), "2 frames"),
+        (make(Rows=1), "2 frames of 1 x 8"),
+    ],
     "RecommendedViewingMode": (make(RecommendedViewingMode="SUB"), "subtract"),
     "PixelPresentation": (make(PixelPresentation="COLOR"), "PixelPresentation"),
     "PerFrameFunctionalGroupsSequence": (
@@ -278,7 +315,7 @@ WITHOUT_EFFECT = {
     **{"RealWorldValueMappingSequence": [OTHER], "PixelIntensityRelationshipLUTSequence": [lut([1, 0])]},
     **{"FrameContentSequence": [item(FrameAcquisitionNumber=3)], "PlanePositionSequence": [item()]},
     **{"PlaneOrientationSequence": [item(ImageOrientationPatient=[0, 1, 0, 1, 0, 0])]},
-    **{"DerivationImageSequence": [item()], "RotationAngle": 90},
+    **{"DerivationImageSequence": [item()], "RotationAngle": 90, "ShutterPresentationValue": 65535},
 }
 """Attributes and values beside which the image is the same; sequences also as functional groups."""
 
