@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from zipfile import ZipFile
 
 import numpy as np
@@ -51,6 +51,8 @@ _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
 OBJECTS_OF_XML = 8
 """Bytes that a spreadsheet takes in memory for each byte of its XML."""
 _MODALITIES = {"CESM": "subtracted", "DM": "low_energy"}
+_CODES = {"CESM": "CM", "DM": "DM"}
+"""By the column Type: what the image is, and what its name says."""
 _EXCLUDED_FINDINGS = ("non enhancement", "focus enhancement", "rim enhancement")
 
 
@@ -98,10 +100,10 @@ def join_tables(
     """Join the rows of both tables to records in the order of the first. The paths are for error messages."""
     boxes: dict[str, list] = defaultdict(list)
     points: Counter[str] = Counter()
-    for line, row in enumerate(region_rows, start=2):
+    for row in region_rows:
         name = squeeze(row["#filename"])
         name = name.rsplit(".", 1)[0] if "." in name else name
-        box = region_box(row["region_shape_attributes"], f"{regions}, line {line}, {row['#filename']}")
+        box = region_box(row["region_shape_attributes"], f"{regions}, line {row['line']}, {row['#filename']}")
         if box is None:
             points[name] += 1
         else:
@@ -112,27 +114,31 @@ def join_tables(
         if grade in ("A", "B", "C", "D"):
             density[_patient(row), row["Side"].strip().upper()] = grade
     result: dict[str, ImageRow] = {}
-    for line, row in enumerate(image_rows, start=2):
+    for row in image_rows:
         name, patient, side = (
             squeeze(row["Image_name"]),
             _patient(row),
             row["Side"].strip().upper(),
         )
-        where = f"{images}, line {line}, {name or 'no name'}"
+        where = f"{images}, line {row['line']}, {name or 'no name'}"
         kind = row["Type"].strip().upper()
         if kind not in _MODALITIES or side not in ("L", "R") or not patient or not name:
             raise UserError(f"patient '{patient}', side '{side}', type '{kind}'", where=where,
                             todo="give a name, a patient, L or R, and DM or CESM")  # fmt: skip
-        if patient_key(patient) != patient_key(name.partition("_")[0]):
-            what = f"the row is of patient '{patient}', the image's name of another"
-            raise UserError(what, where=where, todo="correct it")
+        view, named = row["View"].strip().upper(), name.upper().split("_")
+        said = {"patient": patient_key(patient), "side": side, "type": _CODES[kind], "view": view}
+        for (what, value), other in zip(said.items(), [patient_key(named[0]), *named[1:]]):
+            second = what == "view" and value and other.startswith(value)  # a second image is called MLO2
+            if value != other and not second:
+                raise UserError(f"the row says {what} '{value}', the image's name '{other}'", where=where,
+                                todo="correct one of them")  # fmt: skip
         if name in result:
             raise UserError("the image occurs twice", where=where, todo="keep one of the rows")
         result[name] = ImageRow(
             name=name,
             patient_id=patient,
             side=side,
-            view=row["View"].strip().upper(),
+            view=view,
             modality=_MODALITIES[kind],
             density=density.get((patient, side), ""),
             birads=row["BIRADS"].strip(),
@@ -272,17 +278,16 @@ def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
                     todo="add the tables of CDD-CESM, which come with the images")  # fmt: skip
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path) -> list[list[str]]:
+    """The lines of a table, the header first."""
     try:
-        rows = list(csv.DictReader(io.StringIO(files.read_bytes(path).decode("utf-8-sig"), newline="")))
-        found = [{str(key): value or "" for key, value in row.items()} for row in rows]
-        return [row for row in found if any("".join(cells).strip() for cells in row.values())]  # not a row of commas
-    except (csv.Error, UnicodeDecodeError, TypeError) as error:
+        return list(csv.reader(io.StringIO(files.read_bytes(path).decode("utf-8-sig"), newline=""), strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"not a CSV table: {error}", where=path, todo="download it again") from error
 
 
-def _read_xlsx(path: Path) -> list[dict[str, str]]:
-    """The rows of the sheet 'all'. What the archive and its rows ask for is drawn from a budget before it is made."""
+def _read_xlsx(path: Path) -> list[list[str]]:
+    """The lines of the sheet 'all'. What the archive and its rows ask for is drawn from a budget before it is made."""
     import openpyxl
 
     content = files.read_bytes(path)
@@ -302,16 +307,25 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
     except Exception as error:  # a damaged archive of damaged XML can fail in any way
         what = f"not an XLSX table: {error or type(error).__name__}"
         raise UserError(" ".join(what.split()), where=path, todo="download it again") from error
-    header = lines[0] if lines else []
-    return [dict(zip(header, line)) for line in lines[1:] if any(cell.strip() for cell in line)]
+    return lines
 
 
-def _checked(rows: list[dict[str, Any]], columns: Iterable[str], path: Path) -> list[dict[str, str]]:
-    """The rows with the required columns, whose names may have spaces around them."""
+def _checked(lines: list[list[str]], columns: Iterable[str], path: Path) -> list[dict[str, str]]:
+    """The rows with the required columns, whose names may have spaces around them, and their number, `line`.
+
+    Empty rows are left out.
+    """
+    header = [name.strip() for name in lines[0]] if lines else []
+    rows = [(number, line) for number, line in enumerate(lines[1:], start=2) if any(cell.strip() for cell in line)]
     if not rows:
         raise UserError("the table is empty", where=path, todo="download it again")
-    names = {name.strip(): name for name in rows[0]}
     for column in columns:
-        if column not in names:
-            raise UserError(f"the column '{column}' is missing", where=path, todo=f"it has {', '.join(names)}")
-    return [{column: row.get(names[column]) or "" for column in columns} for row in rows]
+        if header.count(column) != 1:
+            what = "is missing" if column not in header else f"occurs {header.count(column)} times"
+            raise UserError(f"the column '{column}' {what}", where=path, todo=f"it has {', '.join(header)}")
+    for number, line in rows:
+        if any(cell.strip() for cell in line[len(header) :]):
+            what = f"{len(line)} cells below a header of {len(header)}: a comma in a text moves those after it"
+            raise UserError(what, where=f"{path}, line {number}", todo="put the text in quotes")
+    blank = dict.fromkeys(columns, "")
+    return [blank | dict(zip(header, line)) | {"line": str(number)} for number, line in rows]

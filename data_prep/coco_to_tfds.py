@@ -13,7 +13,6 @@ import argparse
 import os
 import re
 import sys
-from pathlib import Path
 
 import checkout  # noqa: F401  before any import of elk_jax
 import numpy as np
@@ -26,11 +25,6 @@ from elk_jax.data.sources.coco import image_folder, read_coco
 from elk_jax.data.sources.decode import as_integers, check_bit_depth, checked_frame, decode_pixels
 from elk_jax.errors import UserError, run_main
 from elk_jax.output import Console
-
-
-def stored(path: Path, bit_depth: int | None, frame: int | None) -> np.ndarray:
-    """The pixels of a file, [H, W] uint8 or uint16; white is the largest value of the type."""
-    return as_integers(decode_pixels(path, bit_depth=bit_depth, frame=frame)[0])
 
 
 def main(argv: list[str]) -> None:
@@ -48,11 +42,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{flags.name!r} is not a valid name", where="--name", todo="use lower-case letters, digits, _")
     infos, classes, *_ = read_coco(flags.input)
     folder = image_folder(flags.input)
-    depth_of = {info.image_id: info.meta.pop("bit_depth", None) for info in infos}
-    frame_of = {info.image_id: info.meta.pop("frame", None) for info in infos}
-    for image_id, depth in depth_of.items():
-        check_bit_depth(depth, f"{flags.input}, image {image_id}")
-        checked_frame(frame_of[image_id], f"{flags.input}, image {image_id}")
+    options = {}
+    for info in infos:
+        where = f"{flags.input}, image {info.image_id}"
+        depth, frame = info.meta.pop("bit_depth", None), checked_frame(info.meta.pop("frame", None), where)
+        check_bit_depth(depth, where)
+        options[info.image_id] = {"bit_depth": depth, "frame": frame}
     if not infos:
         raise UserError("the file lists no images", where=flags.input)
     check_split_names(infos, where=flags.input)
@@ -63,7 +58,7 @@ def main(argv: list[str]) -> None:
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         wide = [  # read all images before writing: errors show early, and the bit depth is known
-            decode_pixels(folder / info.file_name, frame=frame_of[info.image_id])[0].dtype != np.uint8
+            decode_pixels(folder / info.file_name, **options[info.image_id])[0].dtype != np.uint8
             for info in progress.track(infos, description="reading images")
         ]
         task = progress.add_task("writing TFDS", total=len(infos))
@@ -72,7 +67,7 @@ def main(argv: list[str]) -> None:
             flags.name,
             infos,
             classes,
-            lambda info: stored(folder / info.file_name, depth_of[info.image_id], frame_of[info.image_id]),
+            lambda info: as_integers(decode_pixels(folder / info.file_name, **options[info.image_id])[0]),
             bits=16 if any(wide) else 8,
             on_image=lambda: progress.advance(task),
         )

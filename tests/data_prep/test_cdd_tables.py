@@ -227,10 +227,36 @@ def test_a_patient_is_one_however_the_table_writes_it(tmp_path):
     read = cdd_tables.read_tables(tmp_path)
     assert [row.patient_id for row in read] == ["3"] * 4
     assert read[0].density == "C", "of the low-energy image, whose side is written otherwise"
-    rows[1][1] = "4"
-    write_tables(tmp_path / "other", rows, [("P3_L_CM_CC", circle(9, 9, 2))], "csv")
-    with refused("patient '4'", where="line 3, P3_L_DM_CC"):
-        cdd_tables.read_tables(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [(1, "4", "patient '4'"), (2, "R", "side 'R'"), (3, "DM", "type 'DM'"), (8, "MLO", "view 'MLO'"), (8, "", "view ''")],
+)
+def test_a_row_that_contradicts_the_name_of_its_image(tmp_path, column, value, words):
+    rows = [[], image_row("P3_L_DM_CC2"), image_row("P3_L_CM_CC")]
+    rows[1][8], rows[2][column] = "CC", value
+    write_tables(tmp_path, rows, [("P3_L_CM_CC", circle(9, 9, 2))], "csv")
+    with refused(words, where="line 4, P3_L_CM_CC"):
+        cdd_tables.read_tables(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "word", "where"),
+    [
+        (lambda text: text.replace('"Enhancing mass"', "mass, enhancing"), "13 cells", "line 3"),
+        (lambda text: text.replace('"Age"', '"Tags"'), "'Tags' occurs 2 times", ".csv"),
+        (lambda text: text.replace('"Enhancing mass"', '"Enhancing mass'), "CSV", ".csv"),
+    ],
+)
+def test_a_table_whose_cells_are_not_below_their_columns(tmp_path, change, word, where):
+    """A comma moves what follows it, and a quote that is not closed swallows the rest of the table."""
+    write_tables(tmp_path, [[], image_row("P1_L_CM_CC")], [("P1_L_CM_CC", circle(9, 9, 2))], "csv")
+    table = tmp_path / "Radiology-manual-annotations.csv"
+    table.write_text(change(table.read_text()))
+    with refused(word) as raised:
+        cdd_tables.read_tables(tmp_path)
+    assert raised.value.where.endswith(where)
 
 
 @pytest.fixture(scope="module")
