@@ -19,7 +19,7 @@ from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO
 from elk_jax.files import read_json, write_json
 from elk_jax.images.boxes import within_a_pixel
-from elk_jax.images.names import checked_text
+from elk_jax.images.names import checked_text, whole_number
 from elk_jax.images.schema import ImageInfo
 
 FARTHEST = 1e9
@@ -322,10 +322,10 @@ def _read_entry(
     if image_id not in known:
         todo = "use the image ids of the evaluated data and split"
         raise UserError(f"unknown image id {entry['image_id']!r}", where=where, todo=todo)
-    category = entry["category_id"]
-    if type(category) is not int or category not in labels:
+    category = whole_number(entry["category_id"])
+    if category is None or category not in labels:
         todo = f"use one of {sorted(labels)}, as in the data"
-        raise UserError(f"unknown category id {category!r}", where=where, todo=todo)
+        raise UserError(f"unknown category id {entry['category_id']!r}", where=where, todo=todo)
     score = entry["score"]
     if not _is_finite(score):
         raise UserError(f"the score {score!r} is not a finite number", where=where, todo="correct it")

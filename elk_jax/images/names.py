@@ -1,4 +1,4 @@
-"""Names and IDs of images, patients and splits, as files write them."""
+"""Names, IDs and whole numbers, as files write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from elk_jax.errors import UserError
 
-_UNKNOWN = frozenset({"", "nan", "none", "null", "<na>"})
+_UNKNOWN = frozenset({"", "nan", "none", "null", "<na>", "n/a", "#n/a"})
 """What programs write, in any case, where a table has no value."""
 
 
@@ -19,14 +19,21 @@ def checked_text(value: Any, name: str, where: object) -> str:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:  # beyond, neighbours are one float
-        value = int(value)
+    if isinstance(value, float) and abs(value) < 1 << 53:  # beyond, neighbours are one float
+        value = value if (number := whole_number(value)) is None else number
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UserError(f"{name} is {value!r}", where=where, todo="write a text or a whole number")
     text = unicodedata.normalize("NFC", str(value)).strip()
     if not is_plain(text):
         raise UserError(f"{name} is {text!r}, which cannot be written", where=where, todo="write plain text")
     return "" if text.casefold() in _UNKNOWN else text
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of a file; tables with gaps write it as 3.0. None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
 
 
 def is_plain(text: str) -> bool:

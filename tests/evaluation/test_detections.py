@@ -129,7 +129,7 @@ def test_bad_files(tmp_path, content, word, entry):
 
 def test_image_ids_are_the_same_as_text_and_as_numbers(tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps([GOOD, GOOD | {"image_id": "7"}, GOOD | {"image_id": 7.0}]))
+    path.write_text(json.dumps([GOOD, GOOD | {"image_id": "7"}, GOOD | {"image_id": 7.0, "category_id": 1.0}]))
     assert len(read_results(path, [info("7")])["7"].scores) == 3
 
 

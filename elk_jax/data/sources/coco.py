@@ -23,7 +23,7 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
-from elk_jax.images.names import checked_text, is_plain
+from elk_jax.images.names import checked_text, is_plain, whole_number
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, no_bar
 
@@ -112,7 +112,7 @@ def _categories(categories: list[dict], path: Path) -> tuple[tuple[str, ...], di
     classes = tuple(name_of[key] for key in label_of)
     for name, count in Counter(name.casefold() for name in classes).items():
         if count > 1:
-            todo = "use one id for a class, or give the categories different names"
+            todo = "remove those without annotations and use one id for a class, or give them different names"
             raise UserError(f"{count} categories are called '{name}'", where=path, todo=todo)
     return classes, label_of
 
@@ -231,7 +231,7 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
     boxes, ignore = np.zeros((len(annotations), 4), np.float32), np.zeros(len(annotations), bool)
     for row, annotation in enumerate(annotations):
         place = f"{where} ({image['file_name']}), annotation {annotation['id']}"
-        boxes[row] = checked_box(_xyxy(_field(annotation, "bbox", place), place), width, height, place)
+        boxes[row] = checked_box(_xyxy(annotation, place), width, height, place)
         ignore[row] = _flag(annotation, "iscrowd", place) | _flag(annotation, "ignore", place)
     image_id = _id(image, "id", where)
     return ImageInfo(
@@ -251,16 +251,21 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
 
 def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
     """`volume` and `slice` of an image, both or neither."""
-    volume, position = checked_text(image.get("volume"), "volume", where), image.get("slice")
-    if image.get("volume") is None and position is None:
+    volume, position = checked_text(image.get("volume"), "volume", where), whole_number(image.get("slice"))
+    if image.get("volume") is None and image.get("slice") is None:
         return {}
-    if not volume or type(position) is not int or position < 0:
+    if not volume or position is None or position < 0:
         todo = "give both: the volume's id, and the position in it as a whole number from 0; or rename the field"
-        raise UserError(f"volume is {image.get('volume')!r} and slice {position!r}", where=where, todo=todo)
+        raise UserError(f"volume is {image.get('volume')!r} and slice {image.get('slice')!r}", where=where, todo=todo)
     return {"volume": volume, "slice": position}
 
 
-def _xyxy(bbox: Any, where: str) -> list[float]:
+def _xyxy(annotation: dict, where: str) -> list[float]:
+    """The corners of an annotation's box; `bbox_mode` is what detectron2 adds to records of its own."""
+    bbox, mode = _field(annotation, "bbox", where), annotation.get("bbox_mode")
+    if mode not in (None, 1, "XYWH_ABS"):
+        todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"
+        raise UserError(f"bbox_mode is {mode!r}, not that of COCO", where=where, todo=todo)
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
         raise UserError(f"bbox must be four numbers (left, top, width, height), got {bbox}", where=where)
     if not all(abs(value) < math.inf for value in bbox):
@@ -284,17 +289,18 @@ def _id(entry: dict, name: str, where: object) -> str:
 
 
 def _whole(entry: dict, name: str, where: object) -> int:
-    value = _field(entry, name, where)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if type(value) is not int:
-        raise UserError(f"'{name}' is {value!r}, not a whole number", where=where, todo="correct it")
+    value = whole_number(_field(entry, name, where))
+    if value is None:
+        raise UserError(f"'{name}' is {entry[name]!r}, not a whole number", where=where, todo="correct it")
     return value
 
 
 def _flag(entry: dict, name: str, where: object) -> bool:
-    value = entry.get(name, False)
-    if type(value) not in (bool, int) or value not in (0, 1):
+    """A field that is 0 or 1; null is no field."""
+    value = entry.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if whole_number(value) not in (0, 1):
         todo = "write 1 for a box that is neither lesion nor background, else 0 or no such field"
         raise UserError(f"{name} is {value!r}", where=where, todo=todo)
     return bool(value)

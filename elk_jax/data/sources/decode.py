@@ -27,6 +27,7 @@ from elk_jax.data.sources.raster import Stored
 from elk_jax.data.sources.spec import BitDepth, SourceSpec
 from elk_jax.errors import UserError, from_os_error
 from elk_jax.fields import fits
+from elk_jax.images.names import whole_number
 from elk_jax.images.schema import ImageInfo
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -157,10 +158,11 @@ def check_bit_depth(bit_depth: object, where: object = "") -> None:
         raise UserError(f"bit_depth is {bit_depth!r}", where=where, todo="give 1 to 16, or 0: as the file says")
 
 
-def checked_frame(frame: Any, where: object = "") -> int | None:
+def checked_frame(value: Any, where: object = "") -> int | None:
     """The field `frame` of an image; UserError unless it is a whole number from 0, or None."""
-    if frame is not None and (type(frame) is not int or frame < 0):
-        raise UserError(f"frame is {frame!r}", where=where, todo="give the number of the frame in the file, from 0")
+    frame = whole_number(value)
+    if value is not None and (frame is None or frame < 0):
+        raise UserError(f"frame is {value!r}", where=where, todo="give the number of the frame in the file, from 0")
     return frame
 
 

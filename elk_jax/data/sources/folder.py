@@ -26,7 +26,8 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """(images, skipped files): files as given and, for folders, every file below them by name.
 
     An image has one of SUFFIXES, or is a DICOM file of any name. DICOM objects that are no image (reports, presentation
-    states, the DICOMDIR of an export) are skipped in folders.
+    states, the DICOMDIR of an export) are skipped in folders, and so are hidden files, which copies from a Mac have
+    beside every image.
     UserError for a missing file or folder, a device or a pipe, and for a folder without an image.
     """
     found: list[Path] = []
@@ -34,7 +35,7 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     for entry in map(Path, inputs):
         if entry.is_dir():
             below = sorted(path for path in entry.rglob("*") if path.is_file())
-            images = [path for path in below if _is_image(path)]
+            images = [path for path in below if not _is_hidden(path.relative_to(entry)) and _is_image(path)]
             if not images:
                 todo = f"images are DICOM files, or end in {', '.join(SUFFIXES)}"
                 raise UserError("no image in the folder", where=entry, todo=todo)
@@ -44,6 +45,10 @@ def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
             files.open_regular(entry).close()
             found.append(entry)
     return list(dict.fromkeys(found)), list(dict.fromkeys(skipped))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _is_image(path: Path) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable
 
 from elk_jax.images.schema import ImageInfo
 
+_BETWEEN, _ZEROS = re.compile(r"(?<!\d)[-_]+|[-_]+(?!\d)"), re.compile(r"(?<![\d.])0+(?=\d)")
+"""Dashes that part no two numbers, and zeros before a number."""
 _NUMBER = re.compile(r"(?:p|pt|pat|patient|id)?[._-]*0*([0-9]+)(?:\.0+)?")
 """A patient's number as programs write it: 3, 3.0, 003, P3, P_003."""
 
@@ -23,14 +25,15 @@ def named(infos: Iterable[ImageInfo]) -> set[str]:
 
 
 def patient_key(patient_id: str) -> str:
-    """The ID without what differs when tables write it: case, blanks, and the P, zeros and ".0" around a number.
+    """The ID without what differs when tables write it: case, blanks, dashes, zeros before a number, and the P and ".0"
+    around a number alone.
 
     Two IDs with one key are not known to be one patient, but too alike to be told apart.
     """
     text = unicodedata.normalize("NFKC", patient_id).casefold()
     text = "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
     number = _NUMBER.fullmatch(text)
-    return number[1] if number else text
+    return number[1] if number else _ZEROS.sub("", _BETWEEN.sub("", text))
 
 
 def patient_hash(patient_id: str) -> str:

@@ -121,6 +121,8 @@ def _opened(data: bytes, where: object) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         if data[:4] in (*_TIFFS, _BIG_ENDIAN_BIG_TIFF):
             raise _Unusual("a TIFF of an unusual kind") from error
+        if data.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")):
+            raise ValueError("its header cannot be read") from error
         todo = "convert it, or leave it out"
         raise UserError("not a PNG, JPEG, TIFF or DICOM image", where=where, todo=todo) from error
     if image.format == "PNG":
@@ -135,7 +137,8 @@ def _opened(data: bytes, where: object) -> Image.Image:
 def _check_floats(pixels: np.ndarray, where: object) -> None:
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
         problem = "out of [0, 1]" if np.isfinite(pixels).all() else "NaN or infinite"
-        raise UserError(f"pixel values are {problem}", where=where, todo="write the image again with valid pixels")
+        todo = "write floats from 0 (black) to 1 (white)"
+        raise UserError(f"pixel values are {problem}", where=where, todo=todo)
 
 
 _TIFFS, _BIG_ENDIAN_BIG_TIFF = (b"II*\0", b"MM\0*", b"II+\0"), b"MM\0+"

@@ -90,6 +90,7 @@ def set_box(box):
         (lambda c: c["categories"].append({"id": 4, "name": "Mass "}), ["2 categories", "'mass'"]),
         (lambda c: c["categories"][0].update(id=True), ["'id' is True", "categories"]),
         (set_box([True, 6, 4, 4]), ["four numbers", "annotation 13"]),
+        (lambda c: c["annotations"][2].update(bbox_mode=0), ["bbox_mode is 0", "annotation 13"]),
         (set_box(["5", "6", "4", "4"]), ["four numbers", "annotation 13"]),
         (set_box([0.1, 0.2, 0.4, 0.5]), ["within a pixel", "shares", "annotation 13"]),
         (set_box([0.4, 0.4, 0.9, 0.95]), ["within a pixel", "annotation 13"]),
@@ -114,11 +115,32 @@ def test_bad_annotations(coco_folder, change, words):
 @pytest.mark.parametrize("field", ["iscrowd", "ignore"])
 def test_what_is_ignored_is_said_by_true_or_false_alone(coco_folder, field):
     flagged = lambda value: coco_folder(lambda content: content["annotations"][2].update({field: value}))
-    for value in (True, False, 1, 0):
+    for value in (True, False, 1, 0, 1.0, 0.0, None):  # tables with gaps write 0.0 and null
         assert read_coco(flagged(value)).infos[2].ignore.tolist() == [bool(value)]
-    for value in ("0", "false", "", 0.0, 1.0, 2, -1, None, [], float("nan")):
+    for value in ("0", "false", "", 0.5, 2, -1, [], float("nan")):
         with refused(f"{field} is {value!r}", where="annotation 13"):
             read_coco(flagged(value))
+
+
+@pytest.mark.parametrize(
+    ("of_image", "of_annotation"),
+    [
+        ({"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0}, {"attributes": {"occluded": False}}),
+        ({"license": None, "split": None, "volume": None}, {"area": None, "segmentation": None, "iscrowd": None}),
+        ({"extra": {"name": "x.png", "user_tags": ["a"]}}, {"segmentation": [], "area": 0, "ignore": 0}),
+        ({"patient_id": 7, "width": 60.0}, {"category_id": 3.0, "segmentation": [[1, 2, 3, 4, 5, 6]]}),
+        ({"neg_category_ids": []}, {"bbox_mode": 1, "keypoints": [1, 2, 2], "num_keypoints": 1, "track_id": 4}),
+    ],
+)
+def test_what_annotation_programs_write(coco_folder, of_image, of_annotation):
+    def change(content):
+        content["images"][2] |= of_image
+        content["annotations"][2] |= of_annotation
+        content["categories"][0]["supercategory"] = ""
+
+    plain, read = read_coco(coco_folder()).infos[2], read_coco(coco_folder(change)).infos[2]
+    np.testing.assert_array_equal(read.boxes, plain.boxes)
+    assert read.labels.tolist() == plain.labels.tolist() and not read.ignore.any()
 
 
 def test_ids_are_the_same_as_text_and_as_numbers(coco_folder):
@@ -132,7 +154,7 @@ def test_ids_are_the_same_as_text_and_as_numbers(coco_folder):
     assert [len(info.boxes) for info in infos] == [1] * 6 and (infos[3].width, infos[3].height) == (60, 40)
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", "nan", "None"])
+@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", "nan", "None", "#N/A"])
 def test_an_image_without_a_patient_is_its_own(coco_folder, value):
     change = lambda content: [image.update(patient_id=value) for image in content["images"][:3]]
     assert [info.patient_id for info in read_coco(coco_folder(change)).infos[:4]] == ["1", "2", "3", "B"]
@@ -213,7 +235,7 @@ def test_write_keeps_whole_number_ids(tmp_path, make_info):
 def test_slices_of_a_volume_come_back(coco_folder, tmp_path):
     def slices(content):
         for number, image in enumerate(content["images"][:2]):
-            image |= {"volume": 7, "slice": number}
+            image |= {"volume": 7, "slice": float(number)}  # as tables with gaps are written
 
     infos, classes, *_ = read_coco(coco_folder(slices))
     assert [(info.volume, info.slice) for info in infos[:3]] == [("7", 0), ("7", 1), ("", -1)]

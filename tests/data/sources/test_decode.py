@@ -164,6 +164,12 @@ def test_a_flipped_byte_in_a_png_is_refused():
         decode_image(bytes(data), name="bent")
 
 
+@pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
+def test_a_damaged_header_is_not_another_kind_of_file(start):
+    with refused("damaged", "fetch", where="a.png"):
+        decode_image(start + b"no header" * 9, name="a.png")
+
+
 @pytest.mark.parametrize("content", [b"hello, this is no image" * 20, b"GIF89a" + b"\0" * 50])
 def test_not_an_image(content, tmp_path):
     path = tmp_path / "notes.png"

@@ -36,6 +36,15 @@ def test_images_are_found_by_name_once(images):
         folder.find_images([images / "empty"])
 
 
+def test_hidden_files_are_left_out(images):
+    """A Mac puts ._NAME beside every file that it copies, Jupyter copies of files into a folder."""
+    for name in ("._a.png", "__MACOSX/._a.png", "b/._IM1.dcm", ".ipynb_checkpoints/a.png"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+    found, left_out = folder.find_images([images])
+    assert [path.name for path in found] == ["a.png", "broken.png", "c.png"] and len(left_out) == 5
+
+
 def test_dicom_is_found_by_its_content(images):
     for name in ("IM0001", "1.2.840.113", "b/DICOMDIR"):
         (images / name).write_bytes(bytes(128) + b"DICM")

@@ -156,11 +156,11 @@ def test_twelve_bits_of_a_source_and_of_an_image(at, tmp_path):
 
 def test_a_frame_of_an_image(at, tmp_path):
     frames = np.stack([np.full((40, 60), value, np.uint16) for value in (0, 4095)])
-    for frame in (0, 1):
+    for frame in (0, 1, 1.0):
         spec = at(lambda content, frame=frame: content["images"][0].update(frame=frame))
         (tmp_path / "images" / "1.png").write_bytes(dicom_file(frames))  # by its content, whatever its name
         assert open_source(spec)[0].image.max() == frame
-    for wrong in (-1, "two", True, 1.0):
+    for wrong in (-1, "two", True, 1.5):
         with refused("frame", wrong, where="image 1"):
             open_source(at(lambda content, wrong=wrong: content["images"][0].update(frame=wrong)))
 

@@ -26,6 +26,25 @@ def test_those_whose_hashes_are_known():
     assert patients.among(["C", "B", "A"], hashes) == ["A", "C"] and patients.among(["A"], ()) == []
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("A003", "a3", True),
+        ("A-3", "A_3", True),
+        ("DBT-P00012", "DBT_P12", True),
+        ("site-1_0007", "Site1_7", True),
+        ("C03", "P03", False),
+        ("A30", "A3", False),
+        ("A100", "A1", False),
+        ("1-2", "12", False),
+        ("3.05", "3.5", False),
+        ("A0", "A", False),
+    ],
+)
+def test_ids_that_are_written_alike(one, other, alike):
+    assert (patients.patient_key(one) == patients.patient_key(other)) is alike
+
+
 @pytest.mark.parametrize("seen", ["3", "3.0", "P3", "p3", "003", "P003"])
 def test_a_patient_is_found_however_it_was_written(seen):
     assert patients.among(["P3", "P33", "Q3"], {patients.patient_hash(seen)}) == ["P3"]
