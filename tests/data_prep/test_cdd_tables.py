@@ -231,7 +231,13 @@ def test_a_patient_is_one_however_the_table_writes_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "value", "words"),
-    [(1, "4", "patient '4'"), (2, "R", "side 'R'"), (3, "DM", "type 'DM'"), (8, "MLO", "view 'MLO'"), (8, "", "view ''")],
+    [
+        (1, "4", "patient '4'"),
+        (2, "R", "side 'R'"),
+        (3, "DM", "type 'DM'"),
+        (8, "MLO", "view 'MLO'"),
+        (8, "", "view ''"),
+    ],
 )
 def test_a_row_that_contradicts_the_name_of_its_image(tmp_path, column, value, words):
     rows = [[], image_row("P3_L_DM_CC2"), image_row("P3_L_CM_CC")]

@@ -24,15 +24,18 @@ _MODALITY = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
 _EDGES = tuple(f"Shutter{end}Edge" for end in ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal"))
 _CIRCLE, _CORNERS = ("CenterOfCircularShutter", "RadiusOfCircularShutter"), "VerticesOfThePolygonalShutter"
 _VOI = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
+_ALONE = """
+    ImagerPixelSpacing PixelSpacing EstimatedRadiographicMagnificationFactor FrameLaterality ImageLaterality Laterality
+    ViewPosition ViewCodeSequence BitsAllocated BitsStored PixelRepresentation PhotometricInterpretation
+    SmallestImagePixelValue LargestImagePixelValue PixelAspectRatio PresentationLUTSequence
+"""
 _UNITS = (
-    *(_MODALITY, _VOI),
-    *(("PixelPaddingValue", "PixelPaddingRangeLimit"), ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit")),
-    *(("PixelSpacing",), ("ImagerPixelSpacing",), ("EstimatedRadiographicMagnificationFactor",)),
-    *(("FrameLaterality",), ("ImageLaterality",), ("Laterality",), ("ViewPosition",), ("ViewCodeSequence",)),
-    *(("BitsAllocated",), ("BitsStored",), ("PixelRepresentation",), ("PhotometricInterpretation",)),
-    *(("SmallestImagePixelValue",), ("LargestImagePixelValue",), ("PresentationLUTSequence",)),
-    ("PixelAspectRatio",),
+    _MODALITY,
+    _VOI,
+    ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
     ("ShutterShape", *_EDGES, *_CIRCLE, _CORNERS),
+    *((key,) for key in _ALONE.split()),
 )
 """The attributes that are read. Those of one tuple come from one place: the window of a frame does not mix with the
 function or the table of another."""

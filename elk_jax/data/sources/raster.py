@@ -165,20 +165,13 @@ class _Tiff(NamedTuple):
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
-        numbers = lambda tag, default: (
-            tuple(
-                int(value)
-                for value in np.atleast_1d(np.asarray(tags.get(tag, default), np.float64))
-                if np.isfinite(value)
-            )
-            or (default,)
-        )
-        samples = numbers(277, 1)[0]
-        bits, (photometric, *_), (orientation, *_) = (
-            numbers(258, 1),
-            numbers(_PHOTOMETRIC, -1),
-            numbers(_ORIENTATION, 1),
-        )
+
+        def numbers(tag: int, default: int) -> tuple[int, ...]:
+            values = np.atleast_1d(np.asarray(tags.get(tag, default), np.float64))
+            return tuple(int(value) for value in values if np.isfinite(value)) or (default,)
+
+        samples, bits = numbers(277, 1)[0], numbers(258, 1)
+        photometric, orientation = numbers(_PHOTOMETRIC, -1)[0], numbers(_ORIENTATION, 1)[0]
         plain = _with_tag(data, _ORIENTATION, 1) if orientation != 1 else data
         return cls(
             bits=(bits * samples)[:samples] if len(bits) == 1 else bits,
