@@ -49,6 +49,9 @@ def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str
     repeat = stages is not None
     for stage in chosen:
         resume.check_settings(run, stage)
+    for stage in experiment.stages.values():
+        if stage not in chosen or not repeat:  # what is evaluated again is written again
+            resume.check_results(run, stage)
     checks.check_inputs(run, [stage.name for stage in chosen if not resume.is_finished(run, stage, repeat)])
     files.make_folder(folder)
     meet("settings compared")
@@ -78,10 +81,10 @@ def _run_stages(run: Run, chosen: Sequence[Stage], repeat: bool, config: dict[st
 
 def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     folder = run.folder / stage.name
-    finished, inputs = folder / "finished.json", resume.inputs(run, stage)
+    finished, inputs = folder / resume.FINISHED, resume.inputs(run, stage)
     resume.check_inputs(run, stage, inputs)
     depends = resume.settings(run, stage) | inputs
-    done = finished.exists() and files.read_json(folder / "config.json") == depends
+    done = finished.exists() and files.read_json(folder / resume.DEPENDS) == depends
     meet(f"{stage.name}: looked")  # before the main process changes what the others look at
     if done and not (repeat and not isinstance(stage, TrainStage)):
         run.say(f"stage {stage.name}: finished before, not repeated")
@@ -89,13 +92,14 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     if run.is_main:
         files.make_folder(folder)
         finished.unlink(missing_ok=True)
-        files.write_json(folder / "config.json", depends)
+        files.write_json(folder / resume.DEPENDS, depends)
     run.say(f"stage {stage.name}: {stage.kind} {stage.task}")
     started = time.time()
     summary = kind_of(stage).run(run, stage, run.experiment.recipe_of(stage))
     if run.is_main:
         seconds = time.time() - started + summary.get("seconds_before", 0.0)
-        files.write_json(finished, {"summary": summary, "seconds": round(seconds, 1)})
+        written = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}
+        files.write_json(finished, {"summary": summary, "seconds": round(seconds, 1), **written})
     meet(f"{stage.name}: finished")  # the next stage reads on all processes what the main one wrote
 
 

@@ -15,6 +15,11 @@ from elk_jax.tasks.stages import Stage, TrainStage
 PAINTED = "synth*.json"
 """Of a synthesis stage: the annotations and the settings, from which the images follow."""
 
+RESULTS = ("*.json", "*/*.json")
+"""Of an evaluation: what the report shows, beside the stage's own files."""
+FINISHED, DEPENDS = "finished.json", "config.json"
+"""The stage's own files: its summary, written last, and what it depends on."""
+
 
 def settings(run: Run, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, as they come back from JSON.
@@ -37,7 +42,7 @@ def inputs(run: Run, stage: Stage) -> dict[str, Any]:
 
     One that is gone counts as unchanged: a finished stage needs it no longer.
     """
-    written = run.folder / stage.name / "config.json"
+    written = run.folder / stage.name / DEPENDS
     places = {model: (run.folder / model / "model", "*") for model in stage.trained()}
     places |= {model: (run.model_folder(model), "*") for model in stage.named_models().values()}
     writers = (run.experiment.writers.get(data.source) for data in stage.data())
@@ -50,9 +55,28 @@ def inputs(run: Run, stage: Stage) -> dict[str, Any]:
 def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:
     """Whether a stage need not run again, unless its inputs are made again. repeat: run evaluations anyway."""
     folder = run.folder / stage.name
-    if not (folder / "finished.json").exists() or (repeat and not isinstance(stage, TrainStage)):
+    if not (folder / FINISHED).exists() or (repeat and not isinstance(stage, TrainStage)):
         return False
-    return _without_inputs(files.read_object(folder / "config.json")) == settings(run, stage)
+    return _without_inputs(files.read_object(folder / DEPENDS)) == settings(run, stage)
+
+
+def results(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 of what an evaluation left in its folder."""
+    found = sorted(path for pattern in RESULTS for path in folder.glob(pattern) if path.is_file())
+    own = (folder / FINISHED, folder / DEPENDS)
+    return {str(path.relative_to(folder)): files.sha256(path) for path in found if path not in own}
+
+
+def check_results(run: Run, stage: Stage) -> None:
+    """Refuse a finished evaluation one of whose results has changed: the report would show it."""
+    folder = run.folder / stage.name
+    if not (folder / FINISHED).exists():
+        return
+    known, now = files.read_object(folder / FINISHED).get("results", {}), results(folder)
+    changed = [name for name in now if known.get(name, now[name]) != now[name]]
+    if changed:
+        todo = f"restore the file, or remove {folder} to evaluate again"
+        raise UserError("the file has changed since it was written", where=folder / changed[0], todo=todo)
 
 
 def check_experiment(experiment: Experiment, folder: Path) -> None:
@@ -71,7 +95,7 @@ def check_settings(run: Run, stage: Stage) -> None:
     """Refuse to resume a training under other settings than it was started with."""
     if not _is_begun_training(run, stage):
         return
-    before = _without_inputs(files.read_object(run.folder / stage.name / "config.json"))
+    before = _without_inputs(files.read_object(run.folder / stage.name / DEPENDS))
     differences = _differences(before, settings(run, stage))
     if differences:
         raise UserError(
@@ -89,7 +113,7 @@ def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
     if not _is_begun_training(run, stage):
         return
     folder = run.folder / stage.name
-    known = files.read_object(folder / "config.json").get("models", {})
+    known = files.read_object(folder / DEPENDS).get("models", {})
     changed = [name for name, fingerprint in now.get("models", {}).items() if known.get(name) != fingerprint]
     if changed:
         raise UserError(
@@ -103,7 +127,7 @@ def _is_begun_training(run: Run, stage: Stage) -> bool:
     """Whether a training got so far that other settings must not replace it: to a checkpoint, or to its end."""
     folder = run.folder / stage.name
     checkpoints = any(path.name.isdigit() for path in folder.glob("checkpoints/*"))
-    begun = (folder / "config.json").exists() and (checkpoints or (folder / "finished.json").exists())
+    begun = (folder / DEPENDS).exists() and (checkpoints or (folder / FINISHED).exists())
     return isinstance(stage, TrainStage) and begun
 
 

@@ -39,6 +39,8 @@ def done(monkeypatch) -> list[str]:
 
     def evaluate(run, stage, recipe):
         ran.append(stage.name)
+        folder = files.make_folder(run.folder / stage.name / "real")
+        files.write_json(folder / "evaluation.json", {"ap50": 0.5})
         return {"kind": "evaluate"}
 
     def paint(run, stage, recipe):
@@ -99,6 +101,18 @@ def test_a_detector_notices_that_its_lesions_were_painted_again(done, tmp_path):
     with refused("lesions", "stage synthetic", where=tmp_path / "synthetic"):
         run_experiment(config, tmp_path)
     assert "real" not in done, "it uses no painted lesions"
+
+
+def test_a_result_that_was_changed_is_not_reported(done, tmp_path):
+    config = two_detectors()
+    again(done, config, tmp_path)
+    changed = tmp_path / "evaluate" / "real" / "evaluation.json"
+    files.write_json(changed, {"ap50": 0.9})
+    with refused("changed", tmp_path / "evaluate", where=changed):
+        run_experiment(config, tmp_path)
+    run_experiment(config, tmp_path, stages=["evaluate"])
+    assert files.read_json(changed) == {"ap50": 0.5}, "written again"
+    assert again(done, config, tmp_path) == []
 
 
 def test_the_seconds_of_a_stage_hold_those_of_interrupted_attempts(done, tmp_path):
