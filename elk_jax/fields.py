@@ -67,6 +67,8 @@ SHARE = Range(0, 1)
 """A share or a probability."""
 BELOW_ONE = Range(0, 1, below=True)
 ABOVE_ZERO = Range(0, above=True)
+EPSILON = Range(0, 1, above=True)
+"""What a norm adds to a variance."""
 SIDE = Range(1, 8192)
 """Pixels along one side of an image."""
 

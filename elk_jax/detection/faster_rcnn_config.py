@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from elk_jax.backbones.norms import NORMS
 from elk_jax.backbones.resnet import BLOCKS
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, SHARE, AtLeast, Between, OneOf, check
+from elk_jax.fields import NOT_EMPTY, SHARE, Between, OneOf, Range, check
 from elk_jax.precision import DTYPES
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -16,11 +16,13 @@ STRIDES = (4, 8, 16, 32, 64)
 
 Depth = Annotated[int, OneOf(tuple(BLOCKS))]
 NormName = Annotated[str, OneOf(tuple(NORMS))]
+MOST = 1e6
+"""Of any number: what is larger is damage, and can exceed the numbers of JAX."""
 FromZero = Annotated[int, Between(0, 1 << 16)]
 FromOne = Annotated[int, Between(1, 1 << 16)]
 Layers = Annotated[int, Between(0, 64)]
-NotNegative = Annotated[float, AtLeast(0)]
-Positive = Annotated[float, ABOVE_ZERO]
+NotNegative = Annotated[float, Between(0, MOST)]
+Positive = Annotated[float, Range(0, MOST, above=True)]
 Share = Annotated[float, SHARE]
 Positives = Annotated[tuple[Positive, ...], NOT_EMPTY]
 
@@ -40,7 +42,7 @@ class FasterRCNNConfig:
     # Input: image * pixel_scale, grey repeated over the channels, minus mean, over std; then 0 outside
     # image_size.
     pixel_scale: Positive = 255.0
-    pixel_mean: Annotated[tuple[float, ...], NOT_EMPTY] = (103.530, 116.280, 123.675)
+    pixel_mean: Annotated[tuple[Annotated[float, Between(-MOST, MOST)], ...], NOT_EMPTY] = (103.530, 116.280, 123.675)
     """One per input channel, in the channel order of the weights (blue, green, red here). Its length is the number of
     channels the network takes; colour images must come in the same order."""
     pixel_std: tuple[Positive, ...] = (1.0, 1.0, 1.0)

@@ -21,12 +21,13 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, MapAttention
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, Between, OneOf, check
+from elk_jax.fields import NOT_EMPTY, Between, OneOf, Range, check
 from elk_jax.precision import DTYPES, at_least_float32
 
 EPS = 1e-6
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
-MOST_BLOCKS = 16
+MOST_LAYERS = 256
+"""Of the encoder: describing more takes minutes. Stable Diffusion has 12."""
 Count = Annotated[int, Between(1, 1 << 16)]
 
 
@@ -42,7 +43,7 @@ class AutoencoderConfig:
     block_out_channels: Annotated[tuple[Count, ...], NOT_EMPTY] = (128, 256, 512, 512)
     layers_per_block: Annotated[int, Between(1, 64)] = 2
     norm_num_groups: Count = 32
-    scaling_factor: Annotated[float, ABOVE_ZERO] = 0.18215
+    scaling_factor: Annotated[float, Range(0, 1e6, above=True)] = 0.18215
     """1 / standard deviation of the latents: see `to_latents`."""
     mid_block_add_attention: bool = True
 
@@ -55,9 +56,10 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        if len(self.block_out_channels) > MOST_BLOCKS:
-            what = f"a network of {len(self.block_out_channels)} blocks"
-            raise UserError(what, where="block_out_channels", todo=f"give at most {MOST_BLOCKS}")
+        layers = len(self.block_out_channels) * (self.layers_per_block + 1)
+        if layers > MOST_LAYERS:
+            what = f"a network of {layers} layers"
+            raise UserError(what, where="layers_per_block", todo=f"give at most {MOST_LAYERS}: fewer, or fewer blocks")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise UserError(

@@ -64,8 +64,8 @@ def make_schedule(
 
     beta_start, beta_end: ends of linear and scaled_linear; cosine ignores them. betas: explicit values instead of a
     name. zero_terminal_snr: the schedule is shifted and scaled so that the last step is pure noise; since x0 cannot be
-    recovered from that noise, the prediction must be "v" or "x0". Raises UserError for unknown names and for betas
-    outside (0, 1).
+    recovered from that noise, the prediction must be "v" or "x0". Raises UserError for unknown names, for betas
+    outside (0, 1), and for another number of them than `steps`.
     """
     _check(name in NAMES, "name", f"unknown noise schedule '{name}'", f"one of {', '.join(NAMES)}")
     known = ", ".join(PREDICTIONS)
@@ -78,6 +78,7 @@ def make_schedule(
             todo="use prediction='v' (or 'x0'), or zero_terminal_snr=False",
         )
     if betas is not None:
+        _check(len(betas) == steps, "betas", f"{len(betas)} betas for {steps} steps", "one for each step")
         name, values = "betas", np.asarray(betas, np.float64)
     elif name == "linear":
         values = np.linspace(beta_start, beta_end, steps)

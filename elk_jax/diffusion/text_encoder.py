@@ -23,7 +23,7 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, attend, gelu
 from elk_jax.diffusion.layers import dense, layer_norm
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, Between, OneOf, check
+from elk_jax.fields import EPSILON, Between, OneOf, check
 from elk_jax.precision import DTYPES, at_least_float32
 
 
@@ -50,10 +50,10 @@ class TextConfig:
     max_position_embeddings: Annotated[int, Between(3, 1 << 16)] = 77
     hidden_size: Count = 768
     intermediate_size: Count = 3072
-    num_hidden_layers: Annotated[int, Between(0, 256)] = 12
+    num_hidden_layers: Annotated[int, Between(0, 64)] = 12
     num_attention_heads: Count = 12
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    layer_norm_eps: Annotated[float, ABOVE_ZERO] = 1e-5
+    layer_norm_eps: Annotated[float, EPSILON] = 1e-5
 
     attention: Implementation = "auto"
     """See attention.choose_implementation."""

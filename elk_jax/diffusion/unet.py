@@ -25,13 +25,14 @@ from elk_jax.diffusion import settings
 from elk_jax.diffusion.attention import Implementation, SpatialTransformer
 from elk_jax.diffusion.layers import Downsample, ResnetBlock, Upsample, conv, dense, zeros
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, Between, OneOf, check
+from elk_jax.fields import EPSILON, Between, OneOf, check
 from elk_jax.precision import DTYPES, at_least_float32
 
 WITH_ATTENTION, WITHOUT = "CrossAttnDownBlock2D", "DownBlock2D"
 Count = Annotated[int, Between(1, 1 << 16)]
 Layers = Annotated[int, Between(1, 64)]
-MOST_BLOCKS = 16
+MOST_LAYERS = 256
+"""Of the downward half, transformers' included: describing more takes minutes. Stable Diffusion has 24."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class UNetConfig:
     transformer_layers_per_block: Annotated[int, Between(0, 64)] = 1
     use_linear_projection: bool = False
     norm_num_groups: Count = 32
-    norm_eps: Annotated[float, ABOVE_ZERO] = 1e-5
+    norm_eps: Annotated[float, EPSILON] = 1e-5
 
     attention: Implementation = "auto"
     """See attention.choose_implementation."""
@@ -75,9 +76,10 @@ class UNetConfig:
                 where="down_block_types",
                 todo="give one type per block",
             )
-        if blocks > MOST_BLOCKS:
-            what = f"a network of {blocks} blocks"
-            raise UserError(what, where="block_out_channels", todo=f"give at most {MOST_BLOCKS}")
+        layers = blocks * (self.layers_per_block + 1) * (self.transformer_layers_per_block + 1)
+        if layers > MOST_LAYERS:
+            what = f"a network of {layers} layers"
+            raise UserError(what, where="layers_per_block", todo=f"give at most {MOST_LAYERS}: fewer, or fewer blocks")
         if unknown := set(self.down_block_types) - {WITH_ATTENTION, WITHOUT}:
             raise UserError(
                 f"unknown block {min(unknown)}", where="down_block_types", todo=f"give {WITH_ATTENTION} or {WITHOUT}"

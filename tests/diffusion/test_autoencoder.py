@@ -80,6 +80,7 @@ def test_bad_images(shape, where, words):
         ({"use_post_quant_conv": False}, "vae", ("use_post_quant_conv", "False")),
         ({"shift_factor": 0.1}, "vae", ("shift_factor", 0.1)),
         ({"scaling_factor": "large"}, "vae", ("scaling_factor", "'large'", "float")),
+        ({"layers_per_block": 64, "block_out_channels": [32] * 9}, "layers_per_block", (585,)),
     ],
 )
 def test_bad_configuration(content, where, words):

@@ -78,7 +78,7 @@ def test_bfloat16_images_keep_float32_arithmetic():
         ({"beta_end": 1.5}, "beta_end", 1.5),
         ({"beta_start": -1.0}, "beta_start", -1.0),
         ({"steps": 1}, "steps", 1),
-        ({"betas": [0.1, 2.5]}, "betas", 2.5),
+        ({"betas": [0.1, 2.5], "steps": 2}, "betas", 2.5),
     ],
 )
 def test_bad_settings_are_refused(settings, where, word):
@@ -103,8 +103,14 @@ STABLE_DIFFUSION_15 = {  # its scheduler_config.json
 def test_schedules_are_read_as_diffusers_writes_them():
     training = read_schedule(STABLE_DIFFUSION_15)
     np.testing.assert_array_equal(training.alphas_cumprod, make_schedule().alphas_cumprod)
-    training = read_schedule({**STABLE_DIFFUSION_15, "trained_betas": [0.1, 0.2, 0.3]})
+    training = read_schedule({**STABLE_DIFFUSION_15, "trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3})
     np.testing.assert_allclose(training.alphas_cumprod, [0.9, 0.72, 0.504], rtol=1e-6)
+
+
+@pytest.mark.parametrize("betas", [[], [0.1, 0.2]])
+def test_a_beta_for_each_step(betas):
+    with refused(f"{len(betas)} betas", 1000, where="scheduler_config.json.betas"):
+        read_schedule({**STABLE_DIFFUSION_15, "trained_betas": betas})
 
 
 @pytest.mark.parametrize(

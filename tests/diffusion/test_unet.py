@@ -138,6 +138,8 @@ def test_bad_input(settings, shape, text, where, words):
         ({"down_block_types": ("DownBlock2D", "ResBlock")}, "down_block_types", ("ResBlock",)),
         ({"attention_head_dim": (1, 2, 3)}, "attention_head_dim", (3, 2)),
         ({"attention": "flash"}, "attention", ("'flash'",)),
+        ({"layers_per_block": 64, "transformer_layers_per_block": 64}, "layers_per_block", (8450,)),
+        ({"norm_eps": 2**31}, "norm_eps", (2**31,)),
     ],
 )
 def test_bad_configuration(settings, where, words):
