@@ -43,6 +43,10 @@ class Range:
         low = value > self.low if self.above else value >= self.low
         return low and (value < self.high if self.below else value <= self.high)
 
+    def takes(self, value: Any) -> bool:
+        """Whether an argument is a finite number in the range, of NumPy too; a bool and None are none."""
+        return not isinstance(value, bool | None) and self.holds(value)
+
     def __str__(self) -> str:
         low = "" if self.low == -math.inf else f"{'above' if self.above else 'from'} {_digits(self.low)}"
         high = "" if self.high == math.inf else f"{'below' if self.below else 'up to'} {_digits(self.high)}"

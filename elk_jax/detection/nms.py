@@ -16,6 +16,7 @@ import numpy as np
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.boxes import as_boxes
 from elk_jax.errors import UserError
+from elk_jax.fields import SHARE
 
 DENSE_LIMIT = 2000
 """Up to so many boxes one [N, N] table is built; above, tiles of TILE boxes against all: [N, TILE] at a time."""
@@ -106,7 +107,7 @@ def _not_above(threshold: float | jax.Array, kind: np.dtype) -> jax.Array:
     """The largest number of a float type that is not above a threshold: a number of the type exceeds both or none."""
     if isinstance(threshold, jax.Array):
         return threshold
-    if isinstance(threshold, bool) or not 0 <= threshold <= 1:
+    if not SHARE.takes(threshold):
         raise UserError(f"iou_threshold is {threshold!r}", where="iou_threshold", todo="give 0 to 1")
     nearest = np.asarray(threshold, kind)
     return jnp.asarray(nearest if float(nearest) <= threshold else np.nextafter(nearest, kind.type(-1)))

@@ -164,7 +164,7 @@ def _checked(result: ImageResult) -> ImageResult:
     image_id = checked_text(result.image_id, "image_id", "results")
     where = f"image {image_id}"
     for side in ("width", "height"):
-        if getattr(result, side) is None or not ABOVE_ZERO.holds(getattr(result, side)):
+        if not ABOVE_ZERO.takes(getattr(result, side)):
             raise UserError(f"{side} is {getattr(result, side)!r}", where=where, todo="give pixels")
     gt_boxes, boxes = (_boxes(getattr(result, name), name, where) for name in ("gt_boxes", "boxes"))
     if not (gt_boxes[:, 2:] > gt_boxes[:, :2]).all():

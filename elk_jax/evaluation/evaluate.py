@@ -154,7 +154,7 @@ def _check_settings(
     bootstrap.check(resamples, seed)
     if not isinstance(criterion, Criterion):
         raise UserError(f"criterion is {criterion!r}", where="criterion", todo="give one of evaluation/hits.py")
-    if score_floor is None or not Range().holds(score_floor):
+    if not Range().takes(score_floor):
         raise UserError(f"score_floor is {score_floor!r}", where="score_floor", todo="give a number")
     if not fits(froc_images, FrocImages):
         raise UserError(f"froc_images is {froc_images!r}", where="froc_images", todo=f"give {described(FrocImages)}")

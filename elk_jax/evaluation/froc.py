@@ -168,7 +168,7 @@ def threshold_at(counts: Counts, rate: float) -> float | None:
 
 def _check_rates(rates: Sequence[float], name: str, limits: Range) -> None:
     for rate in rates:
-        if isinstance(rate, bool) or rate is None or not limits.holds(rate):
+        if not limits.takes(rate):
             raise UserError(f"one of the {name} is {rate!r}", where=name, todo=f"give numbers {limits}")
 
 

@@ -37,7 +37,7 @@ MOST_PIXELS, MOST_DIAGONALS = 1000.0, 5.0
 
 
 def _check(value: float, limits: Range, what: str) -> None:
-    if isinstance(value, bool) or value is None or not limits.holds(value):
+    if not limits.takes(value):
         raise UserError(f"{what} is {value!r}", where="criterion", todo=f"give a number {limits}")
 
 

@@ -187,8 +187,9 @@ def test_arguments_that_do_not_fit_are_refused():
     }.items():
         with refused(where=where):
             nms(*arguments)
-    with refused(where="iou_threshold"):
-        nms(boxes, scores, float("nan"), 3)
+    for threshold in (float("nan"), None, "0.5", True):
+        with refused(where="iou_threshold"):
+            nms(boxes, scores, threshold, 3)
     with refused(where="scores"):
         nms(boxes, scores[:2], 0.5, 3)
     with refused(where="groups"):
