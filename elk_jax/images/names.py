@@ -29,6 +29,12 @@ def checked_text(value: Any, name: str, where: object) -> str:
     return "" if text.casefold() in _UNKNOWN else text
 
 
+def look(text: str) -> str:
+    """What of a name cannot be overlooked: the text without case, blanks and invisible characters."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
+
+
 def whole_number(value: Any) -> int | None:
     """A whole number of a file; tables with gaps write it as 3.0. None for anything else."""
     if isinstance(value, float) and value.is_integer():

@@ -15,6 +15,7 @@ import numpy as np
 from elk_jax.data.sources.patients import named, patient_key
 from elk_jax.errors import UserError
 from elk_jax.images.boxes import area, within_a_pixel
+from elk_jax.images.names import look
 from elk_jax.images.schema import ImageInfo
 
 ROUNDING = 1.0
@@ -110,13 +111,14 @@ def check_no_patient_in_two_splits(infos: Sequence[ImageInfo], where: object = "
 
 
 def check_split_names(infos: Sequence[ImageInfo], where: object = "") -> None:
-    """UserError where images would be left out unseen: some name no split, or one that differs from another in case."""
+    """UserError where images would be left out unseen: some name no split, or one that looks like another."""
     names: dict[str, str] = {}
     for info in infos:
-        other = names.setdefault(info.split.casefold(), info.split)
+        other = names.setdefault(look(info.split), info.split)
         if other != info.split:
             todo = "write the name of a split in one way"
-            raise UserError(f"the splits '{other}' and '{info.split}' differ in case alone", where=where, todo=todo)
+            what = f"the splits '{other}' and '{info.split}' differ in case, blanks or invisible characters alone"
+            raise UserError(what, where=where, todo=todo)
     unused = [info.image_id for info in infos if not info.split]
     if unused and len(unused) < len(infos):
         what = f"{len(unused)} of {len(infos)} images name no split, for example image {unused[0]}, and would be unused"

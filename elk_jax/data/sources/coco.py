@@ -1,7 +1,8 @@
 """COCO folders in and out: one JSON file, images in `images/` beside it (or beside the JSON itself).
 
 Per image the fields `patient_id` and `split` are honoured, and of a slice of a tomosynthesis volume `volume` and
-`slice`; all others are kept in `meta`. An image without patient (no such field, null, NaN or "") is its own patient.
+`slice`; all others are kept in `meta`. An image without patient (no such field, null, NaN or "") is its own patient,
+together with the other slices of its volume or frames of its file.
 Boxes are xywh in the file and xyxy, px, everywhere else.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from elk_jax.data.sources.checks import check_unique, checked_box
 from elk_jax.data.sources.decode import files_reader
+from elk_jax.data.sources.patients import unnamed
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
@@ -230,13 +232,14 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
         raise UserError(f"width and height must be whole positive numbers, got {width} and {height}", where=where)
     boxes, ignore = np.zeros((len(annotations), 4), np.float32), np.zeros(len(annotations), bool)
     for row, annotation in enumerate(annotations):
-        place = f"{where} ({image['file_name']}), annotation {annotation['id']}"
-        boxes[row] = checked_box(_xyxy(annotation, place), width, height, place)
-        ignore[row] = _flag(annotation, "iscrowd", place) | _flag(annotation, "ignore", place)
-    image_id = _id(image, "id", where)
+        entry = f"{where} ({image['file_name']}), annotation {annotation['id']}"
+        boxes[row] = checked_box(_xyxy(annotation, entry), width, height, entry)
+        ignore[row] = _flag(annotation, "iscrowd", entry) | _flag(annotation, "ignore", entry)
+    image_id, place = _id(image, "id", where), _place_in_volume(image, where)
+    own = unnamed(image_id, place.get("volume", ""), image["file_name"], image.get("frame"))
     return ImageInfo(
         image_id=image_id,
-        patient_id=checked_text(image.get("patient_id"), "patient_id", where) or image_id,
+        patient_id=checked_text(image.get("patient_id"), "patient_id", where) or own,
         width=width,
         height=height,
         boxes=boxes,
@@ -244,7 +247,7 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
         ignore=ignore,
         split=checked_text(image.get("split"), "split", where),
         file_name=image["file_name"],
-        **_place_in_volume(image, where),
+        **place,
         meta={key: value for key, value in image.items() if key not in _IMAGE_FIELDS},
     )
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Collection, Iterable
 
+from elk_jax.images.names import look
 from elk_jax.images.schema import ImageInfo
 
 _BETWEEN, _ZEROS = re.compile(r"(?<!\d)[-_]+|[-_]+(?!\d)"), re.compile(r"(?<![\d.])0+(?=\d)")
@@ -19,9 +19,15 @@ _NUMBER = re.compile(r"(?:p|pt|pat|patient|id)?[._-]*0*([0-9]+)(?:\.0+)?")
 """A patient's number as programs write it: 3, 3.0, 003, P3, P_003."""
 
 
+def unnamed(image_id: str, volume: str, file_name: str = "", frame: object = None) -> str:
+    """The patient of an image that names none: its volume, or the file that it is a frame of, or the image itself."""
+    return volume or (image_id if frame is None else file_name)
+
+
 def named(infos: Iterable[ImageInfo]) -> set[str]:
-    """The patients that images name. One that is called by its image's own number is unknown to other files."""
-    return {info.patient_id for info in infos if info.patient_id not in (info.image_id, info.meta.get("canvas"))}
+    """The patients that images name. One of `unnamed` is unknown to other files."""
+    own = lambda info: (info.image_id, info.volume, info.file_name, info.meta.get("canvas"))
+    return {info.patient_id for info in infos if info.patient_id not in own(info)}
 
 
 def patient_key(patient_id: str) -> str:
@@ -30,8 +36,7 @@ def patient_key(patient_id: str) -> str:
 
     Two IDs with one key are not known to be one patient, but too alike to be told apart.
     """
-    text = unicodedata.normalize("NFKC", patient_id).casefold()
-    text = "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
+    text = look(patient_id)
     number = _NUMBER.fullmatch(text)
     return number[1] if number else _ZEROS.sub("", _BETWEEN.sub("", text))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from elk_jax.data.sources.checks import check_unique, checked_box
 from elk_jax.data.sources.decode import decode_as
+from elk_jax.data.sources.patients import unnamed
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import SPLITS
@@ -115,9 +116,10 @@ def _info(record: dict[str, Any], split: str, folder: str, classes: int) -> Imag
         raise UserError(f"the labels {labels.tolist()} are not all of {classes} classes", where=where, todo=todo)
     if not np.isin(ignore, (0, 1)).all():
         raise UserError(f"ignore is {ignore.tolist()}", where=where, todo="write true or false")
+    volume = _plain(record.get("volume", ""))
     return ImageInfo(
         image_id=image_id,
-        patient_id=checked_text(_plain(record["patient_id"]), "patient_id", where) or image_id,
+        patient_id=checked_text(_plain(record["patient_id"]), "patient_id", where) or unnamed(image_id, volume),
         width=width,
         height=height,
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
@@ -125,7 +127,7 @@ def _info(record: dict[str, Any], split: str, folder: str, classes: int) -> Imag
         ignore=ignore.astype(bool),
         split=split,
         file_name=_plain(record.get("file_name", "")),
-        volume=_plain(record.get("volume", "")),
+        volume=volume,
         slice=int(record.get("slice", -1)),
         meta={key: _plain(value) for key, value in record.items() if key not in _FIXED},
     )

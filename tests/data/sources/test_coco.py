@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from elk_jax.data.sources.coco import read_coco, write_coco
+from elk_jax.data.sources.patients import named
 from elk_jax.errors import UserError
 from tests.refusals import refused
 
@@ -178,6 +179,18 @@ def test_entries_of_one_file_are_one_image(coco_folder):
     for changes in ({"split": "val"}, {"patient_id": "Z"}, {"width": 61}, {"birads": "4"}):
         with refused("1 and 7", *changes, where="data.json"):
             read_coco(coco_folder(lambda content, changes=changes: doubled(content, **changes)))
+
+
+def test_slices_and_frames_without_a_patient_are_of_one(coco_folder):
+    def change(content):
+        for number, image in enumerate(content["images"]):
+            del image["patient_id"]
+            of_volume, of_file = {"volume": "v", "slice": number}, {"file_name": "tomo.dcm", "frame": number}
+            image |= of_volume if number < 2 else of_file if number < 4 else {}
+
+    infos = read_coco(coco_folder(change)).infos
+    assert [info.patient_id for info in infos] == ["v", "v", "tomo.dcm", "tomo.dcm", "5", "6"]
+    assert named(infos) == set(), "unknown to other files"
 
 
 def test_frames_of_one_file_are_images(coco_folder):
