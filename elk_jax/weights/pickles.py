@@ -185,9 +185,12 @@ def _encode(budget: Budget, text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef | Inert:
+def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef | Inert:
+    """rest: whether it has a gradient, its hooks, and how its elements are seen (conjugated, negated)."""
     if isinstance(storage, Inert):
         return storage
+    if any(rest[2:]):
+        return Inert("a tensor whose elements are negated")
     if not isinstance(storage, StorageRef):
         raise Malformed("a tensor without storage")
     return TensorRef(storage, offset, _sizes(shape), _sizes(strides))
@@ -281,28 +284,17 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda budget, tensor, *_: tensor,
 }
 _PLAIN = {
-    "collections": ("Counter", "deque"),
-    "builtins": ("bytearray", "complex", "dict", "list", "object", "range", "slice", "tuple", "type"),
-    "argparse": ("Namespace",),
-    "types": ("GenericAlias", "SimpleNamespace"),
-    "functools": ("partial", "reduce"),  # reduce: str | None
-    "_operator": ("getitem",),  # Optional[str]
-    "re": ("_compile",),
-    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
-    **dict.fromkeys(
-        ("pathlib", "pathlib._local"), ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    ),
-    "_io": ("BytesIO", "StringIO"),
-    "decimal": ("Decimal",),
-    "fractions": ("Fraction",),
-    "uuid": ("UUID",),
-    "torch": ("device",),
-    "torch.serialization": ("_get_layout",),
+    *("builtins.bytearray", "builtins.complex", "builtins.dict", "builtins.list", "builtins.object"),
+    *("builtins.range", "builtins.slice", "builtins.tuple", "builtins.type"),
+    *("types.GenericAlias", "types.SimpleNamespace", "_io.BytesIO", "_io.StringIO", "re._compile"),
+    *("functools.partial", "functools.reduce", "_operator.getitem"),  # reduce: int | None; getitem: Optional[int]
+    *("torch.device", "torch.serialization._get_layout"),
 }
-"""Constructors of plain data of Python, and others without the name of one, which become `Inert`, by their modules."""
+_PLAIN_MODULES = {"argparse", "collections", "datetime", "decimal", "fractions", "pathlib", "uuid"}
+"""Constructors of plain data, and the modules of Python that have no others; their objects become `Inert`."""
 
 _CONSTRUCTOR = re.compile(r"[A-Z]|_\w*(ctor|new|rebuild|reconstruct|unpickle)")
-"""How the names begin of classes, and of the functions that make their objects from a pickle."""
+"""How the names begin of classes, and of the functions that make their objects from a pickle, in other libraries."""
 
 
 def _call(budget: Budget, function: Any, args: Any) -> Any:
@@ -313,9 +305,9 @@ def _call(budget: Budget, function: Any, args: Any) -> Any:
             return _CALLS[function.name](budget, *args)
         except TypeError as error:
             raise Malformed(f"{function.name} with other arguments") from error
-    module, _, name = function.name.rpartition(".")
-    of_python = module.partition(".")[0] in sys.stdlib_module_names
-    if name in _PLAIN.get(module, ()) or (_CONSTRUCTOR.match(name) and not of_python):
+    package, name = function.name.partition(".")[0], function.name.rpartition(".")[2]
+    foreign = package not in sys.stdlib_module_names and _CONSTRUCTOR.match(name)
+    if package in _PLAIN_MODULES or function.name in _PLAIN or foreign:
         return Inert(function.name)
     raise Refused(function.name)
 

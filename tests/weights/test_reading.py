@@ -321,6 +321,14 @@ def _tuple(values):
     return b"(" + b"".join(map(_int, values)) + b"t"
 
 
+def test_a_negated_view_is_no_tensor_of_the_stored_numbers():
+    """As of `imag` of a conjugated tensor, which PyTorch saves without negating the storage."""
+    negated = _tensor().replace(b"\x89NtR", b"\x89N}" + _text("neg") + b"\x88stR")
+    for content, kind in ((_tensor(), pickles.TensorRef), (negated, pickles.Inert)):
+        value, _ = pickles.load(io.BytesIO(content), len(content), budget_for(len(content), "a"))
+        assert type(value["w"]) is kind
+
+
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
 def test_a_storage_has_one_type(tmp_path, kind):
     one, other = (_tensor()[3:-2].replace(b"w", name) for name in (b"w", b"v"))
