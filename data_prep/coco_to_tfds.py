@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         check_bit_depth(depth, where)
         options[info.image_id] = {"bit_depth": depth, "frame": frame}
     if not infos:
-        raise UserError("the file lists no images", where=flags.input)
+        raise UserError("the file lists no images", where=flags.input, todo="give one with images")
     check_split_names(infos, where=flags.input)
     check_no_patient_in_two_splits(infos, where=flags.input)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

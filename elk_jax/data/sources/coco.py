@@ -84,7 +84,8 @@ def read_coco(path: str | Path) -> CocoFile:
         where = f"{path}, annotation {annotation['id']}"
         image_id = _id(annotation, "image_id", where)
         if image_id not in image_of:
-            raise UserError(f"the annotation belongs to image {image_id}, which the file does not list", where=where)
+            what = f"the annotation belongs to image {image_id}, which the file does not list"
+            raise UserError(what, where=where, todo="add the image, or remove the annotation")
         if _whole(annotation, "category_id", where) not in label_of:
             known = ", ".join(f"{key} ({classes[label]})" for key, label in label_of.items())
             raise UserError(
@@ -219,17 +220,20 @@ def _read(path: Path) -> dict[str, Any]:
     content = read_json(path)
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise UserError("not a COCO file: wanted an object with the lists images, annotations, categories", where=path)
+        todo = "give an object with the lists images, annotations and categories"
+        raise UserError("not a COCO file", where=path, todo=todo)
     for part in parts:
         if not all(isinstance(entry, dict) for entry in content[part]):
-            raise UserError(f"not a COCO file: an entry of {part} is not an object", where=path)
+            what = f"not a COCO file: an entry of {part} is not an object"
+            raise UserError(what, where=path, todo="write every entry as {...}")
     return content
 
 
 def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where: str) -> ImageInfo:
     width, height = (_whole(image, side, where) for side in ("width", "height"))
     if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
-        raise UserError(f"width and height must be whole positive numbers, got {width} and {height}", where=where)
+        what = f"width and height are {width} and {height}"
+        raise UserError(what, where=where, todo=f"give positive whole numbers, at most {LARGEST_SIDE}")
     boxes, ignore = np.zeros((len(annotations), 4), np.float32), np.zeros(len(annotations), bool)
     for row, annotation in enumerate(annotations):
         entry = f"{where} ({image['file_name']}), annotation {annotation['id']}"
@@ -270,7 +274,8 @@ def _xyxy(annotation: dict, where: str) -> list[float]:
         todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"
         raise UserError(f"bbox_mode is {mode!r}, not that of COCO", where=where, todo=todo)
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
-        raise UserError(f"bbox must be four numbers (left, top, width, height), got {bbox}", where=where)
+        todo = "give four numbers: left, top, width, height"
+        raise UserError(f"bbox is {bbox!r:.60}", where=where, todo=todo)
     if not all(abs(value) < math.inf for value in bbox):
         raise UserError(f"bbox has a coordinate that is NaN or infinite: {bbox}", where=where, todo="correct it")
     x, y, width, height = map(float, bbox)

@@ -100,7 +100,8 @@ def open_files(
     infos = {position: result for position, result in enumerate(results) if isinstance(result, ImageInfo)}
     skipped = tuple((_name(*place), result) for place, result in zip(places, results) if isinstance(result, str))
     if not infos:
-        raise UserError(f"none of the {len(places)} images can be read: {skipped[0][1]}")
+        what = f"none of the {len(places)} images can be read; the first: {skipped[0][1]}"
+        raise UserError(what, todo="check that these are the right files")
     return ImageSource("files", classes, tuple(infos.values()), partial(read_at, kept, tuple(infos)), skipped)
 
 

@@ -130,7 +130,7 @@ def check_readable(
 
 def _in_split(source: ImageSource, split: str) -> ImageSource:
     if not source.infos:
-        raise UserError("the source has no image", where=source.name)
+        raise UserError("the source has no image", where=source.name, todo="check that it is the right one")
     if not split:
         return source
     counts = Counter(info.split for info in source.infos)

@@ -124,7 +124,8 @@ def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> I
     good = [position for position, reason in enumerate(failures) if not reason]
     bad = [(info.image_id, reason) for info, reason in zip(source.infos, failures) if reason]
     if not good:
-        raise UserError(f"none of {len(bad)} images can be read; the first: {bad[0][1]}", where=source.name)
+        what = f"none of {len(bad)} images can be read; the first: {bad[0][1]}"
+        raise UserError(what, where=source.name, todo="check that these are the right files")
     return replace(subset(source, good), skipped=(*source.skipped, *bad))
 
 
