@@ -27,7 +27,7 @@ class ImageInfo:
     split: str = ""
     file_name: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
-    volume: str = ""  # id of the tomosynthesis volume that it is a slice of
+    volume: str = ""  # id of the tomosynthesis volume that it is a slice of, where it is named
     slice: int = -1  # position in the volume, from 0; -1 where there is none
     source: int = 0  # which of the mixed sources it is from
 

@@ -192,8 +192,8 @@ def write_coco(
         fixed |= {"width": int(info.width), "height": int(info.height), "patient_id": info.patient_id}
         if info.split:
             fixed["split"] = info.split
-        if info.volume:
-            fixed |= {"volume": info.volume, "slice": info.slice}
+        fixed |= {"volume": info.volume} if info.volume else {}
+        fixed |= {"slice": info.slice} if info.slice >= 0 else {}
         images.append(fixed | {key: _plain(v) for key, v in info.meta.items() if key not in _IMAGE_FIELDS})
         for box, label, ignore in zip(info.boxes.tolist(), info.labels, info.ignore):
             x1, y1, x2, y2 = (round(value, 3) for value in box)
@@ -257,12 +257,12 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
 
 
 def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
-    """`volume` and `slice` of an image, both or neither."""
+    """`volume` and `slice` of an image. A slice may be of a volume that is not named."""
     volume, position = checked_text(image.get("volume"), "volume", where), whole_number(image.get("slice"))
     if image.get("volume") is None and image.get("slice") is None:
         return {}
-    if not volume or position is None or position < 0:
-        todo = "give both: the volume's id, and the position in it as a whole number from 0; or rename the field"
+    if position is None or position < 0 or (not volume and image.get("volume") is not None):
+        todo = "give the volume's id, and the position in it as a whole number from 0; or rename the field"
         raise UserError(f"volume is {image.get('volume')!r} and slice {image.get('slice')!r}", where=where, todo=todo)
     return {"volume": volume, "slice": position}
 

@@ -249,17 +249,18 @@ def test_slices_of_a_volume_come_back(coco_folder, tmp_path):
     def slices(content):
         for number, image in enumerate(content["images"][:2]):
             image |= {"volume": 7, "slice": float(number)}  # as tables with gaps are written
+        content["images"][2]["slice"] = 16
 
     infos, classes, *_ = read_coco(coco_folder(slices))
-    assert [(info.volume, info.slice) for info in infos[:3]] == [("7", 0), ("7", 1), ("", -1)]
+    assert [(info.volume, info.slice) for info in infos[:4]] == [("7", 0), ("7", 1), ("", 16), ("", -1)]
     assert not {"volume", "slice"} & set(infos[0].meta)
     write_coco(tmp_path / "again.json", infos, classes)
     again = read_coco(tmp_path / "again.json").infos
     assert [(info.volume, info.slice) for info in again] == [(info.volume, info.slice) for info in infos]
 
 
-@pytest.mark.parametrize("fields", [{"volume": "a"}, {"slice": 1}, {"volume": "a", "slice": -1}, {"volume": ""}])
-def test_a_slice_without_its_volume_is_refused(coco_folder, fields):
+@pytest.mark.parametrize("fields", [{"volume": "a"}, {"slice": -1}, {"volume": "a", "slice": "L3"}, {"volume": ""}])
+def test_a_volume_without_a_slice_is_refused(coco_folder, fields):
     with refused("volume", where="image 1"):
         read_coco(coco_folder(lambda content: content["images"][0].update(fields)))
 
