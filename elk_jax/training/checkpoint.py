@@ -40,6 +40,8 @@ SCORE = "score"
 ITEMS = ("params", "optimizer", "ema_params")
 
 HASHES = "sha256.json"
+MARK = "hashed"
+"""In `meta` of the checkpoints that have HASHES; those of earlier versions have neither."""
 UNHASHED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that Orbax writes last, about the act of writing; the state does not depend on them."""
 
@@ -93,7 +95,7 @@ class Checkpoints:
         data_state: what `get_state()` of this process's data iterator returned: JSON. meta: JSON.
         metric: finite or NaN (which never is the best). A failed earlier write is raised here.
         """
-        content = dict(meta) | {"data_states": _gather(json.dumps(data_state))}
+        content = dict(meta) | {"data_states": _gather(json.dumps(data_state)), MARK: True}
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -136,6 +138,7 @@ class Checkpoints:
             items["meta"] = ocp.args.JsonRestore()
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         meta = dict(restored["meta"])
+        meta.pop(MARK, None)
         texts = meta.pop("data_states")
         count = jax.process_count()
         if len(texts) != count and len(set(texts)) > 1:
@@ -193,12 +196,14 @@ def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None
 def find_damage(checkpoint: Path, items: Sequence[str] | None = None) -> str:
     """What has changed in the folder of a checkpoint since it was written, in words; "" for nothing.
 
-    items: those to look at; None for all.
+    items: those to look at; None for all. A checkpoint of an earlier version has no hashes, and counts as unchanged.
     """
     try:
+        if not os.path.lexists(checkpoint / HASHES) and MARK not in files.read_object(checkpoint / "meta" / "metadata"):
+            return ""
         known = files.read_json(checkpoint / HASHES)
     except UserError as error:
-        return f"{HASHES}: {error.what}"
+        return f"{Path(error.where).name}: {error.what}"
     if not isinstance(known, dict):
         return f"{HASHES} is no list of files"
     known = {name: value for name, value in known.items() if items is None or name.split("/")[0] in items}

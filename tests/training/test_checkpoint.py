@@ -179,6 +179,17 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(two, tmp_path, nam
     assert checkpoint.load_state(folder).params["b"][1] == 2
 
 
+def test_a_checkpoint_of_an_earlier_version_is_read(two, tmp_path):
+    folder = shutil.copytree(two, tmp_path / "checkpoints")
+    for step in "12":
+        (folder / step / "sha256.json").unlink()
+        path = folder / step / "meta" / "metadata"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != checkpoint.MARK}))
+    saver = checkpoint.Checkpoints(folder)
+    assert saver.latest() == 2 and not saver.damaged and saver.restore(abstract(make()))[0].step == 2
+    saver.close()
+
+
 def test_a_damaged_checkpoint_without_another_is_a_users_error(tmp_path):
     save_all(tmp_path / "checkpoints", {1: None}).close()
     assert checkpoint.find_damage(tmp_path / "checkpoints" / "1") == ""
