@@ -211,8 +211,8 @@ class _Tiff(NamedTuple):
 
     @property
     def says(self) -> int:
-        """Significant bits, as the largest value tells; many where none is named."""
-        return self.largest.bit_length() if self.largest > 0 else 64
+        """Significant bits, as the largest value tells; many where it is not that of all bits, but a statistic."""
+        return self.largest.bit_length() if self.largest > 0 and not self.largest & (self.largest + 1) else 64
 
     def width(self, pixels: np.ndarray) -> int:
         """Bits of a pixel that can be used."""

@@ -99,6 +99,7 @@ KINDS = {
     "12 bits, white is 0": (tiff(packed_twelve(EVEN), bits=12, width=6, photometric=0), 1 - EVEN / 4095, 12),
     "12 bits by the largest value": (tiff(TWELVE, largest=4095), TWELVE / 4095, 12),
     "12 bits by the largest value, white is 0": (tiff(TWELVE, largest=4095, photometric=0), 1 - TWELVE / 4095, 12),
+    "the largest value of this image": (tiff(GREY // 2, largest=int(GREY.max() // 2)), GREY // 2 / 65535, 16),
     "a largest value that is not": (tiff(GREY, largest=4095), GREY / 65535, 16),
     "signed 16 bits": (tiff((GREY >> 1).astype(np.int16)), (GREY >> 1) / 32767, 15),
     "colours of 16 bits": (tiff(channels(GREY, 3), photometric=2), GREY / 65535, 16),
