@@ -54,6 +54,14 @@ def test_dicom_is_found_by_its_content(images):
     assert [path.name for path in left_out] == ["DICOMDIR", "notes.txt", "short"]
 
 
+def test_a_link_to_an_image_that_is_gone_is_not_overlooked(images):
+    (images / "b" / "gone.png").symlink_to("nowhere.png")
+    found, _ = folder.find_images([images])
+    assert images / "b" / "gone.png" in found
+    with refused("no such file", where="gone.png"):
+        folder.open_files([images / "b" / "gone.png"], ("mass",))
+
+
 def test_a_damaged_file_stops_or_is_left_out(images):
     paths, _ = folder.find_images([images])
     with refused(where="broken.png"):
