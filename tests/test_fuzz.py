@@ -327,7 +327,8 @@ def read_detections(folder: Path) -> Any:
 
 def weights_samples() -> dict[str, bytes]:
     folder = GOLDEN / "torch_files"
-    names = ("zip.pth", "legacy.pth", "checkpoint.pth", "lightning.ckpt", "numpy_protocol5.pkl", "numpy_protocol2.pkl")
+    names = ["zip.pth", "legacy.pth", "checkpoint.pth", "lightning.ckpt", "beside.pth", "beside_legacy.pth"]
+    names += ["numpy_protocol5.pkl", "numpy_protocol2.pkl"]
     arrays = {"a.weight": np.arange(6, dtype="f4").reshape(2, 3), "b.bias": np.zeros(3, "f2")}
     found = {name: (folder / name).read_bytes() for name in names}
     for protocol in (0, 4):

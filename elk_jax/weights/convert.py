@@ -1,7 +1,7 @@
 """Convert named tensors of another library to our parameters, by rules that account for every tensor.
 
 A format (detectron2, torchvision) is data: rules `foreign name -> our path, layout`, names of tensors that are not
-weights, and constants for parameters that the format does not model_folder. `convert` applies them.
+weights, and constants for parameters that the format lacks. `convert` applies them.
 """
 
 from __future__ import annotations
@@ -127,10 +127,8 @@ def convert(
     foreign names to ignore, in addition to the format's. where: the file, for errors. Raises UserError if any other
     tensor is unused, or a parameter is missing, given twice, of another shape, or not finite.
     """
-    dropped, also_ignored = (
-        model_folder.compile_patterns(drop, "--drop"),
-        model_folder.compile_patterns(ignore, "--ignore"),
-    )
+    dropped = model_folder.compile_patterns(drop, "--drop")
+    also_ignored = model_folder.compile_patterns(ignore, "--ignore")
     wanted = {path: shape for path, shape in target_shapes.items() if not model_folder.matches(dropped, path)}
     rows: dict[str, Row] = {}
     params: dict[str, np.ndarray] = {}

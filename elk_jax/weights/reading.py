@@ -133,7 +133,7 @@ def shown(name: Any) -> str:
 
 
 def _is_note(name: Any) -> bool:
-    """Whether an entry of a state dict is none of its weights: a note, an optimizer's of Detectron, or a module's own.
+    """Whether an entry of a state dict is no weight: a note, a momentum of Detectron, or the extra state of a module.
 
     Sources: detectron2's DetectionCheckpointer; `get_extra_state` of PyTorch's modules.
     """
