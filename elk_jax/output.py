@@ -1,4 +1,4 @@
-"""What the user reads in a terminal or a log: never an error of its own, and foreign text only as text."""
+"""What the user reads in a terminal or a log: printing never fails, and foreign text is shown as text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Console(rich.console.Console):
 
 
 class _Lasting(io.FileIO):
-    """A stream whose reader may go, or whose disk may be full: the work goes on, and what it prints is lost."""
+    """A stream whose reader may leave, or whose disk may be full: the work continues, and its output is lost."""
 
     def write(self, content: Any) -> int:
         try:
@@ -50,7 +50,7 @@ class _Lasting(io.FileIO):
 
 
 def prepare() -> None:
-    """Make the standard streams of a script bear everything: closed ones, readers that go, and any character.
+    """Make the standard streams of a script safe: closed ones, readers that leave, and any character.
 
     Characters that the encoding of a stream lacks are escaped.
     """

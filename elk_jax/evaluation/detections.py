@@ -145,8 +145,8 @@ def checked(results: Iterable[ImageResult]) -> list[ImageResult]:
     """The same results with arrays of float64, int64 and bool, and ids as text; a patient "" is the image's own.
 
     UserError for what files of annotations and results must not hold either: an image that occurs twice, arrays that do
-    not fit each other, a box or score that is not finite, an inverted box, a lesion without area, a label that is no
-    class.
+    not fit each other, a box or score that is not finite, an inverted box, a lesion without area, a label that is
+    not a class.
     """
     found = [_checked(result) for result in results]
     for image_id, count in Counter(result.image_id for result in found).items():
@@ -260,7 +260,7 @@ def write_results(
         for label in result.labels:
             if label < 0 or (category_ids is not None and label >= len(category_ids)):
                 todo = "write the results of a detector of the data's classes"
-                raise UserError(f"label {label} is no category", where=f"image {result.image_id}", todo=todo)
+                raise UserError(f"label {label} is not a category", where=f"image {result.image_id}", todo=todo)
         image_id = result.image_id
         numbered = image_id.isdecimal() and str(int(image_id)) == image_id
         for box, score, label in zip(result.boxes, result.scores, result.labels, strict=True):

@@ -205,7 +205,7 @@ def find_damage(checkpoint: Path, items: Sequence[str] | None = None) -> str:
     except UserError as error:
         return f"{Path(error.where).name}: {error.what}"
     if not isinstance(known, dict):
-        return f"{HASHES} is no list of files"
+        return f"{HASHES} is not a list of files"
     known = {name: value for name, value in known.items() if items is None or name.split("/")[0] in items}
     missing = [name for name in known if not (checkpoint / name).is_file()]
     if missing:

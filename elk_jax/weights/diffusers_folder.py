@@ -65,12 +65,12 @@ def read_pipeline(folder: str | os.PathLike, variant: str | None = None) -> Pipe
         raise UserError(what, where=folder, todo=_FOREIGN_PIPELINE)
     if not (folder / INDEX).is_file():
         raise UserError(f"{INDEX} is missing", where=folder, todo=_FOREIGN_PIPELINE)
-    index = read_object(folder / INDEX)
+    index = read_config(folder / INDEX)
     kind = str(index.get("_class_name"))
     if kind not in KNOWN or any(name not in index for name in PARTS):
         raise UserError(f"the pipeline is a {kind}", where=folder / INDEX, todo=_FOREIGN_PIPELINE)
-    configs = {part: read_object(folder / part / "config.json") for part in PARTS}
-    configs["scheduler"] = read_object(folder / "scheduler" / "scheduler_config.json")
+    configs = {part: read_config(folder / part / "config.json") for part in PARTS}
+    configs["scheduler"] = read_config(folder / "scheduler" / "scheduler_config.json")
     tokenizer = read_tokenizer(folder / "tokenizer")
     words = ("", "fp16") if variant is None else (variant,)
     if variant and any(_present(folder / part, _STEMS[part], words) for part in PARTS):
@@ -81,7 +81,7 @@ def read_pipeline(folder: str | os.PathLike, variant: str | None = None) -> Pipe
     return Pipeline(kind, configs, tensors, tokenizer, names)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A JSON file whose content is an object; UserError otherwise."""
     content = files.read_json(path)
     if not isinstance(content, dict):
@@ -127,7 +127,7 @@ def read_weights(path: Path) -> reading.Tensors:
     """The tensors of a weights file, or of all shards listed in an index; raises UserError if one is missing."""
     if path.suffix != ".json":
         return reading.read_tensors(path)
-    weight_map = read_object(path).get("weight_map")
+    weight_map = read_config(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError("the index of shards has no weight_map", where=path, todo="download it again")
     tensors: reading.Tensors = {}

@@ -1,28 +1,22 @@
-"""Read pickled tensors as data: nothing that a pickle refers to is imported or called.
+"""What the pickles of weights hold, and its conversion to NumPy: nothing that a pickle names is imported or called.
 
-A pickle is a program for a small stack machine: it names functions ("globals") and calls them. Here the machine runs on
-plain data. A call of a global is looked up in a fixed table of functions of this module, which only record their
-arguments; an object that no tensor needs (a Counter, a Namespace, a configuration, a tensor of complex numbers) becomes
-an `Inert` one that is only known by its name; every other call is refused. Afterwards the records of tensors and arrays
-are converted to NumPy, with every size and offset checked against the available bytes. Supported: PyTorch tensors,
-parameters and storages, NumPy arrays, scalars and dtypes, and plain containers.
+`pickle_machine` runs a pickle on plain data and makes these records. A call is looked up in a fixed table of functions
+of this module, which only record their arguments. An object that no tensor needs (a Counter, a Namespace, a
+configuration, a tensor of complex numbers) becomes an `Inert` one, known by its name alone. Every other call is
+refused. Afterwards the records of tensors and arrays are converted, with every size and offset checked against the
+available bytes. Supported: PyTorch tensors, parameters and storages, NumPy arrays, scalars and dtypes, and plain
+containers.
 
-What the program makes is drawn from the file's budget, and no key is hashed that is not a number or a text: a tuple of
-tuples can take for ever.
-
-Sources: the pickle opcodes (Python's pickletools), `numpy.ndarray.__reduce_ex__`, PyTorch's serialization notes.
+Sources: `numpy.ndarray.__reduce_ex__`, PyTorch's serialization notes.
 """
 
 from __future__ import annotations
 
-import _compat_pickle
-import codecs
 import re
-import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +25,6 @@ from elk_jax.errors import UserError
 
 OBJECT = 64
 """Bytes of the budget for each opcode: an object, and its place on the stack."""
-MOST_BITS = 4096
-"""Bits of a whole number; the states of random generators have 128."""
 HASHED_BITS = 60
 """Whole numbers of no more bits are their own hash in Python; of larger ones, any number can have the same."""
 MOST_NESTED = 100
@@ -83,7 +75,7 @@ OPAQUE_TYPES = {
     **dict.fromkeys(("UntypedStorage", "QInt8Storage", "QUInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage"), "V1"),
     **{"QInt32Storage": "V4", "ComplexFloatStorage": "V8", "ComplexDoubleStorage": "V16"},
 }
-"""Of storages whose tensors are no weights here: only the size of an element counts."""
+"""Of storages whose tensors are not used as weights: only the size of an element counts."""
 
 
 # ---- What a pickle makes -----------------------------------------------------------------------------------------
@@ -147,7 +139,7 @@ def _dtype(budget: Budget, name: Any, *_: Any) -> DtypeRef | Inert:
     return Inert(f"numpy dtype {text[:20]!r}" if isinstance(text, str) else "numpy dtype of a class")
 
 
-def _array(budget: Budget, raw: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
+def array_from_bytes(budget: Budget, raw: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Any:
     """An array from its bytes; NumPy's order "K", since 2.3: in the order of memory, then transposed by `axes`.
 
     An array of anything but numbers (text, objects, dates) holds no weights and becomes its inert dtype.
@@ -197,16 +189,16 @@ def _tensor(budget: Budget, storage: Any, offset: Any, shape: Any, strides: Any,
 
 
 def _of_class(budget: Budget, function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """A tensor with attributes, or of a class of its own: `function(*args)`, without them."""
+    """A tensor with attributes, or of a subclass: `function(*args)`, without them."""
     if not isinstance(function, Global) or _CALLS.get(function.name) is _of_class:
-        raise Malformed("a tensor of no known kind")
-    return _call(budget, function, args)
+        raise Malformed("a tensor of an unknown kind")
+    return call(budget, function, args)
 
 
 def _sequence(budget: Budget, items: Any = ()) -> list[Any]:
     """A set as well: its items are not hashed."""
     if not isinstance(items, list | tuple):
-        raise Malformed("a sequence of no items")
+        raise Malformed("a sequence without items")
     budget.spend(8 * len(items), "a sequence")
     return list(items)
 
@@ -218,11 +210,11 @@ def _mapping(budget: Budget, items: Any = ()) -> dict[Any, Any]:
     if not isinstance(items, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in items
     ):
-        raise Malformed("a mapping of no pairs")
-    return {_key(key): value for key, value in items}
+        raise Malformed("a mapping that is not made of pairs")
+    return {checked_key(key): value for key, value in items}
 
 
-def _key(key: Any) -> Any:
+def checked_key(key: Any) -> Any:
     """A key that is quick to hash: itself, or a stand-in for what names no tensor."""
     if (
         key is None
@@ -237,10 +229,10 @@ def _attribute(budget: Budget, owner: Any, name: Any) -> Any:
     """`getattr`, by which protocols before 4 write a class or function within a class, and a method of an object."""
     if not isinstance(owner, Global | Inert) or not isinstance(name, str):
         raise Refused("builtins.getattr")
-    return type(owner)(_short_name(f"{owner.name}.{name}"))
+    return type(owner)(short_name(f"{owner.name}.{name}"))
 
 
-def _short_name(name: str) -> str:
+def short_name(name: str) -> str:
     if len(name) > MOST_LETTERS:
         raise Malformed(f"a name of {len(name)} letters")
     return name
@@ -248,20 +240,20 @@ def _short_name(name: str) -> str:
 
 def _reconstructor(budget: Budget, kind: Any, *_: Any) -> Any:
     """`copyreg._reconstructor`, by which protocols 0 and 1 write an object of a class."""
-    return _new(kind)
+    return new_object(kind)
 
 
-def _new(kind: Any) -> Any:
+def new_object(kind: Any) -> Any:
     """An object of a class without its state: nothing is called."""
     if not isinstance(kind, Global):
-        raise Malformed("an object of no class")
+        raise Malformed("an object without a class")
     return {} if kind.name == "collections.OrderedDict" else Inert(kind.name)
 
 
 _NUMPY: Mapping[str, Callable[..., Any]] = {
     "multiarray._reconstruct": lambda budget, *_: ArrayRef(),
-    "multiarray.scalar": lambda budget, dtype, raw: _array(budget, raw, dtype, ()),
-    "numeric._frombuffer": _array,
+    "multiarray.scalar": lambda budget, dtype, raw: array_from_bytes(budget, raw, dtype, ()),
+    "numeric._frombuffer": array_from_bytes,
 }
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
@@ -297,9 +289,9 @@ _CONSTRUCTOR = re.compile(r"[A-Z]|_\w*(ctor|new|rebuild|reconstruct|unpickle)")
 """How the names begin of classes, and of the functions that make their objects from a pickle, in other libraries."""
 
 
-def _call(budget: Budget, function: Any, args: Any) -> Any:
+def call(budget: Budget, function: Any, args: Any) -> Any:
     if not isinstance(function, Global) or not isinstance(args, tuple | list):
-        raise Malformed("a call of what is no function")
+        raise Malformed("a call of something that is not a function")
     if function.name in _CALLS:
         try:
             return _CALLS[function.name](budget, *args)
@@ -312,254 +304,7 @@ def _call(budget: Budget, function: Any, args: Any) -> Any:
     raise Refused(function.name)
 
 
-# ---- The machine -------------------------------------------------------------------------------------------------
-
-
-class _Stream:
-    """Reads arguments of opcodes; never asks for more bytes than the file has."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self.file, self.size = file, size
-
-    def read(self, count: int) -> bytes:
-        if count > 1 << 16 and count > self.size - self.file.tell():
-            raise EOFError
-        content = self.file.read(count)
-        if len(content) < count:
-            raise EOFError
-        return content
-
-    def line(self) -> bytes:
-        content = self.file.readline()
-        if not content.endswith(b"\n"):
-            raise EOFError
-        return content[:-1]
-
-    def number(self, code: str) -> Any:
-        return struct.unpack(code, self.read(struct.calcsize(code)))[0]
-
-    def counted(self, code: str) -> bytes:
-        return self.read(self.number(code)) if code != "<i" else self.read(max(0, self.number(code)))
-
-
-def _text(content: bytes) -> str:
-    return content.decode("utf-8")
-
-
-def _long(content: bytes) -> int:
-    return int.from_bytes(content, "little", signed=True)
-
-
-def _short(line: bytes) -> int | bool:
-    return line == b"01" if line in (b"00", b"01") else int(line)
-
-
-def _quoted(line: bytes) -> str:
-    line = line.strip()
-    if len(line) < 2 or line[:1] not in b"'\"" or line[-1:] != line[:1]:
-        raise Malformed("a text without quotes")
-    return codecs.escape_decode(line[1:-1])[0].decode("latin1")  # type: ignore[attr-defined]
-
-
-_VALUES: Mapping[bytes, Callable[[_Stream], Any]] = {
-    b"N": lambda s: None,
-    b"\x88": lambda s: True,
-    b"\x89": lambda s: False,
-    b"]": lambda s: [],
-    b")": lambda s: (),
-    b"}": lambda s: {},
-    b"\x8f": lambda s: [],  # a set
-    b"K": lambda s: s.number("<B"),
-    b"M": lambda s: s.number("<H"),
-    b"J": lambda s: s.number("<i"),
-    b"I": lambda s: _short(s.line()),
-    b"L": lambda s: int(s.line().removesuffix(b"L")),
-    b"\x8a": lambda s: _long(s.counted("<B")),
-    b"\x8b": lambda s: _long(s.counted("<i")),
-    b"F": lambda s: float(s.line()),
-    b"G": lambda s: s.number(">d"),
-    b"S": lambda s: _quoted(s.line()),
-    b"U": lambda s: s.counted("<B").decode("latin1"),
-    b"T": lambda s: s.counted("<i").decode("latin1"),
-    b"V": lambda s: s.line().decode("raw-unicode-escape"),
-    b"\x8c": lambda s: _text(s.counted("<B")),
-    b"X": lambda s: _text(s.counted("<I")),
-    b"\x8d": lambda s: _text(s.counted("<Q")),
-    b"C": lambda s: s.counted("<B"),
-    b"B": lambda s: s.counted("<I"),
-    b"\x8e": lambda s: s.counted("<Q"),
-    b"\x96": lambda s: s.counted("<Q"),
-}
-"""Opcodes that push a value."""
-_GETS = {b"g": lambda s: int(s.line()), b"h": lambda s: s.number("<B"), b"j": lambda s: s.number("<I")}
-_PUTS = {b"p": lambda s: int(s.line()), b"q": lambda s: s.number("<B"), b"r": lambda s: s.number("<I")}
-_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
-_SKIPPED = {b"\x80": "<B", b"\x95": "<Q"}  # protocol, frame
-
-
-class _Machine:
-    """Runs one pickle. stack: of the values since the last mark; below: the stacks before it."""
-
-    def __init__(self, file: BinaryIO, size: int, budget: Budget):
-        self.stream, self.budget = _Stream(file, size), budget
-        self.stack: list[Any] = []
-        self.below: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self.elements: dict[str, ElementType] = {}
-
-    def run(self) -> Any:
-        stream, others = self.stream, self._others()
-        while (code := stream.read(1)) != b".":
-            self.budget.spend(OBJECT, "its objects")
-            if code in _VALUES:
-                value = _VALUES[code](stream)
-                if type(value) is int and value.bit_length() > MOST_BITS:
-                    raise Malformed(f"a whole number of {value.bit_length()} bits")
-                self.stack.append(value)
-            elif code in _GETS:
-                self.stack.append(self.memo[_GETS[code](stream)])
-            elif code in _PUTS:
-                self.memo[_PUTS[code](stream)] = self.stack[-1]
-            elif code in _TUPLES:
-                count = _TUPLES[code]
-                if len(self.stack) < count:
-                    raise IndexError
-                self.stack[-count:] = [tuple(self.stack[-count:])]
-            elif code in _SKIPPED:
-                stream.number(_SKIPPED[code])
-            elif code in others:
-                others[code]()
-            else:
-                raise Malformed(f"unknown opcode {code!r}")
-        return self.stack.pop()
-
-    def _others(self) -> dict[bytes, Callable[[], Any]]:
-        pop, push, stream = self._pop, self._push, self.stream
-        return {
-            b"(": self._mark,
-            b"0": lambda: self.stack.pop() if self.stack else self._since_mark(),
-            b"1": self._since_mark,
-            b"2": lambda: push(self.stack[-1]),
-            b"\x94": lambda: self.memo.__setitem__(len(self.memo), self.stack[-1]),
-            b"t": lambda: push(tuple(self._since_mark())),
-            b"l": lambda: push(self._since_mark()),
-            b"\x91": lambda: push(self._since_mark()),  # a frozenset
-            b"d": lambda: self._set_items(self._since_mark(), {}),
-            b"s": lambda: self._set_items([pop(), pop()][::-1]),
-            b"u": lambda: self._set_items(self._since_mark()),
-            b"a": lambda: self._extend([pop()]),
-            b"e": lambda: self._extend(self._since_mark()),
-            b"\x90": lambda: self._extend(self._since_mark()),  # of a set
-            b"c": lambda: push(self._named(stream.line(), stream.line())),
-            b"\x93": lambda: push(self._named(*[pop(), pop()][::-1])),
-            b"R": lambda: self._reduce(pop()),
-            b"i": lambda: push(_call(self.budget, self._named(stream.line(), stream.line()), self._since_mark())),
-            b"o": self._call_of_mark,
-            b"\x81": lambda: push(_new([pop(), pop()][1])),
-            b"\x92": lambda: push(_new([pop(), pop(), pop()][2])),
-            b"b": lambda: self._set_state(pop()),
-            b"Q": lambda: push(self._persistent(pop())),
-            b"\x98": lambda: None,  # a buffer becomes read-only
-        }
-
-    def _push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def _pop(self) -> Any:
-        return self.stack.pop()
-
-    def _mark(self) -> None:
-        self.below.append(self.stack)
-        self.stack = []
-
-    def _since_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.below.pop()
-        return items
-
-    def _set_items(self, items: list[Any], new: dict | None = None) -> None:
-        if len(items) % 2:
-            raise Malformed("a key without a value")
-        if new is not None:
-            self.stack.append(new)
-        target = self.stack[-1]
-        if isinstance(target, dict):
-            target.update((_key(key), value) for key, value in zip(items[::2], items[1::2]))
-        elif not isinstance(target, Inert):
-            raise Malformed("entries of what is no mapping")
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if isinstance(target, list):
-            target += items
-        elif not isinstance(target, Inert):
-            raise Malformed("items of what is no list")
-
-    def _named(self, module: Any, name: Any) -> Global:
-        texts = [part.decode("utf-8") if isinstance(part, bytes) else part for part in (module, name)]
-        if not all(isinstance(part, str) for part in texts):
-            raise Malformed("a name that is no text")
-        names = _compat_pickle.NAME_MAPPING, _compat_pickle.IMPORT_MAPPING  # of Python 2
-        module, name = names[0].get((texts[0], texts[1]), (names[1].get(texts[0], texts[0]), texts[1]))
-        return Global(_short_name(f"{module}.{name}"))
-
-    def _reduce(self, args: Any) -> None:
-        self.stack.append(_call(self.budget, self.stack.pop(), args))
-
-    def _call_of_mark(self) -> None:
-        function, *args = self._since_mark()
-        self.stack.append(_call(self.budget, function, args))
-
-    def _set_state(self, state: Any) -> None:
-        target = self.stack[-1]
-        if isinstance(target, ArrayRef):
-            _, shape, dtype, fortran, raw = state
-            target.array = _array(self.budget, raw, dtype, shape, "F" if fortran else "C")
-        elif isinstance(target, DtypeRef):
-            order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
-            target.dtype = target.dtype.newbyteorder(order)  # type: ignore[arg-type]
-        elif not isinstance(target, dict | Inert):  # PyTorch's `_metadata` of a dict is dropped
-            raise Malformed("state for an object that has none")
-
-    def _persistent(self, pid: Any) -> StorageRef | Global | Inert:
-        """('storage', type, key, device, elements[, view]); view: (key, first element, elements) or None.
-
-        The older format also has ('module', class, its file, its source).
-        """
-        if pid[0] == "module" and isinstance(pid[1], Global):
-            return pid[1]
-        kind, storage_type, key, _, numel, *rest = pid
-        name = storage_type.name.rpartition(".")[2] if isinstance(storage_type, Global) else ""
-        if kind != "storage" or not isinstance(key, str | int):
-            raise Malformed("an unknown persistent object")
-        opaque = OPAQUE_TYPES.get(name)
-        element = ElementType(np.dtype(opaque)) if opaque else STORAGE_TYPES.get(name)
-        if element is None:
-            raise Malformed(f"a storage of type {name}")
-        _, start, numel = rest[0] if rest and rest[0] is not None else (key, 0, numel)
-        if not (type(start) is int and type(numel) is int):
-            raise Malformed("a storage without a size")
-        if self.elements.setdefault(str(key), element) != element:
-            raise Malformed(f"storage {str(key)!r} of two types")
-        return Inert(storage_type.name) if opaque else StorageRef(element, str(key), numel, start)
-
-
-def load(file: BinaryIO, size: int, budget: Budget) -> tuple[Any, dict[str, ElementType]]:
-    """The next pickle in `file`: plain containers, numbers, text, arrays and the records above.
-
-    size: bytes of the whole file. Also returns the keys and types of the storages that it refers to. Raises UserError
-    for a call outside the tables, for a pickle that makes more than the budget holds, and for an incomplete or damaged
-    one.
-    """
-    machine = _Machine(file, size, budget)
-    try:
-        return machine.run(), machine.elements
-    except Refused as error:
-        raise refused(str(error), budget.where) from error
-    except EOFError as error:
-        raise damaged(budget.where, "it ends too early") from error
-    except (Malformed, ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
-        reason = str(error) if isinstance(error, Malformed) else f"a broken pickle, {error or type(error).__name__}"
-        raise damaged(budget.where, reason) from error
+# ---- Errors and conversion -------------------------------------------------------------------------------------------
 
 
 def refused(name: str, where: object) -> UserError:

@@ -13,7 +13,7 @@ import safetensors
 from elk_jax import files
 from elk_jax.budget import budget_for
 from elk_jax.errors import UserError, from_os_error
-from elk_jax.weights import pickles, torch_files
+from elk_jax.weights import pickle_machine, pickles, torch_files
 
 Tensors = dict[str, np.ndarray]
 
@@ -56,7 +56,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
                 return state_dict(read_safetensors(path), path)
             _refuse_other_kinds(head, path)
             file.seek(0)
-            first, _ = pickles.load(file, size, budget)
+            first, _ = pickle_machine.load(file, size, budget)
             if first == torch_files.LEGACY_MAGIC:
                 return state_dict(torch_files.read_legacy(file, budget), path)
 
@@ -93,7 +93,7 @@ def state_dict(content: Any, path: object) -> Tensors:
     """The only mapping of names to arrays in a checkpoint, without the rest (optimizer, epoch, settings, author).
 
     Raises UserError if there is none, or several of which none is under one of STATE_DICT_KEYS, and for one with an
-    entry that is no array.
+    entry that is not an array.
     """
     if not isinstance(content, Mapping):
         _refuse_inert([content, *(content if isinstance(content, list | tuple) else ())], path)
@@ -133,7 +133,7 @@ def shown(name: Any) -> str:
 
 
 def _is_note(name: Any) -> bool:
-    """Whether an entry of a state dict is no weight: a note, a momentum of Detectron, or the extra state of a module.
+    """Whether an entry of a state dict is not a weight: a note, a momentum of Detectron, a module's extra state.
 
     Sources: detectron2's DetectionCheckpointer; `get_extra_state` of PyTorch's modules.
     """
@@ -153,7 +153,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _others(value: Mapping[Any, Any]) -> list[Any]:
-    """The names of entries that are neither arrays nor notes, and names that are no texts."""
+    """The names of entries that are neither arrays nor notes, and names that are not texts."""
     return [name for name, item in value.items() if not (_is_note(name) or _is_tensor(name, item))]
 
 
@@ -162,7 +162,7 @@ def _is_tensor(name: Any, item: Any) -> bool:
 
 
 def _checked(tensors: Mapping[Any, Any], key: str, path: object) -> Tensors:
-    """The arrays of a state dict; UserError that names the first entry that is no array."""
+    """The arrays of a state dict; UserError that names the first entry that is not an array."""
     others = _others(tensors)
     if others:
         item = tensors[others[0]]

@@ -98,7 +98,7 @@ def read_tokenizer(folder: str | os.PathLike) -> Tokenizer:
             raise UserError("not a byte-pair encoding", where=folder / WHOLE, todo="use CLIP's tokenizer")
         lines = model.get("merges", [])
         if not isinstance(lines, list):
-            raise UserError("its merges are no list", where=folder / WHOLE, todo="use CLIP's tokenizer")
+            raise UserError("its merges are not a list", where=folder / WHOLE, todo="use CLIP's tokenizer")
         vocab, merges = model.get("vocab"), [_pair(line, folder / WHOLE) for line in lines]
     else:
         raise UserError("no tokenizer", where=folder, todo=f"add {VOCAB} and {MERGES}, or {WHOLE}")

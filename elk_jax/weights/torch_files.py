@@ -12,7 +12,7 @@ import numpy as np
 
 from elk_jax.budget import Budget
 from elk_jax.errors import UserError
-from elk_jax.weights import pickles
+from elk_jax.weights import pickle_machine, pickles
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -61,7 +61,7 @@ def _read_archive(archive: zipfile.ZipFile, size: int, budget: Budget) -> Any:
         return storage.element.to_array(archive.read(name), big_endian)
 
     pickled = archive.read(f"{root}data.pkl")
-    value, _ = pickles.load(io.BytesIO(pickled), len(pickled), budget)
+    value, _ = pickle_machine.load(io.BytesIO(pickled), len(pickled), budget)
     return pickles.to_arrays(value, read_storage, budget)
 
 
@@ -72,14 +72,14 @@ def read_legacy(file: BinaryIO, budget: Budget) -> Any:
     of storage keys; then, for each key, the number of elements (8 bytes) and the elements.
     """
     path, size = budget.where, os.fstat(file.fileno()).st_size
-    (protocol, _), (system, _) = (pickles.load(file, size, budget) for _ in range(2))
+    (protocol, _), (system, _) = (pickle_machine.load(file, size, budget) for _ in range(2))
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict):
         raise pickles.damaged(path, "unknown version of PyTorch's older format")
     big_endian = system.get("little_endian") is False
-    value, elements = pickles.load(file, size, budget)
-    keys, _ = pickles.load(file, size, budget)
+    value, elements = pickle_machine.load(file, size, budget)
+    keys, _ = pickle_machine.load(file, size, budget)
     if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
-        raise pickles.damaged(path, "its list of storages is none")
+        raise pickles.damaged(path, "its list of storages is not a list")
     if set(map(str, keys)) != set(elements):
         raise pickles.damaged(path, "its list of storages does not match its tensors")
     raw: dict[str, np.ndarray] = {}

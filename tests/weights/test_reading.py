@@ -22,7 +22,7 @@ import pytest
 
 from elk_jax.budget import budget_for
 from elk_jax.errors import UserError
-from elk_jax.weights import convert, pickles, reading
+from elk_jax.weights import convert, pickle_machine, pickles, reading
 from elk_jax.weights.reading import read_tensors
 from tests.refusals import refused
 
@@ -325,7 +325,7 @@ def test_a_negated_view_is_no_tensor_of_the_stored_numbers():
     """As of `imag` of a conjugated tensor, which PyTorch saves without negating the storage."""
     negated = _tensor().replace(b"\x89NtR", b"\x89N}" + _text("neg") + b"\x88stR")
     for content, kind in ((_tensor(), pickles.TensorRef), (negated, pickles.Inert)):
-        value, _ = pickles.load(io.BytesIO(content), len(content), budget_for(len(content), "a"))
+        value, _ = pickle_machine.load(io.BytesIO(content), len(content), budget_for(len(content), "a"))
         assert type(value["w"]) is kind
 
 
@@ -445,7 +445,7 @@ def test_small_files_that_ask_for_much(tmp_path, monkeypatch, content):
 def test_numbers_of_one_hash_are_not_hashed():
     numbers = b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(1, 9))
     content = b"\x80\x02}(K\x07N" + numbers + b"u."
-    value, _ = pickles.load(io.BytesIO(content), len(content), budget_for(len(content), "a"))
+    value, _ = pickle_machine.load(io.BytesIO(content), len(content), budget_for(len(content), "a"))
     assert len(value) == 9 and [key for key in value if isinstance(key, int)] == [7]
 
 

@@ -268,7 +268,7 @@ def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
 
 
 def _xyxy(annotation: dict, where: str) -> list[float]:
-    """The corners of an annotation's box; `bbox_mode` is what detectron2 adds to records of its own."""
+    """The corners of an annotation's box; `bbox_mode` is what detectron2 adds to its records."""
     bbox, mode = _field(annotation, "bbox", where), annotation.get("bbox_mode")
     if mode not in (None, 1, "XYWH_ABS"):
         todo = "write boxes as left, top, width, height in pixels, and leave bbox_mode out"
@@ -304,7 +304,7 @@ def _whole(entry: dict, name: str, where: object) -> int:
 
 
 def _flag(entry: dict, name: str, where: object) -> bool:
-    """A field that is 0 or 1; null is no field."""
+    """A field that is 0 or 1; null counts as missing."""
     value = entry.get(name)
     if value is None or isinstance(value, bool):
         return bool(value)

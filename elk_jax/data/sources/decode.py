@@ -117,7 +117,7 @@ def _stored(source: str | os.PathLike | bytes, name: object, frame: int | None, 
     if _is_dicom(data, where):
         return Stored(*dicom.decode(data, name=where, frame=frame, bit_depth=bit_depth))
     if frame:
-        raise UserError(f"no frame {frame}: the file is no DICOM file", where=where, todo="leave the frame out")
+        raise UserError(f"no frame {frame}: the file is not a DICOM file", where=where, todo="leave the frame out")
     return raster.decode(data, where)
 
 

@@ -2,7 +2,7 @@
 
 Shapes: H, W image size in pixels; F frames.
 
-This file finds the pixels of a frame and refuses what is no grey image; `dicom_grey` turns them into grey values.
+This file finds the pixels of a frame and refuses anything but grey images; `dicom_grey` turns them into grey values.
 Attributes are looked up in the frame's functional groups first, then in the shared ones, then at the top level, so that
 enhanced multi-frame objects (tomosynthesis) work like classic ones. docs/dicom.md lists every attribute.
 """
@@ -69,7 +69,7 @@ def decode(
     or None; `laterality` "L", "R" or None; `laterality_header` what the header says; `view` "CC", "MLO", ... or "";
     `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied.
 
-    UserError: damaged, without pixels, no grey image for presentation, a missing decoder (naming the package to
+    UserError: damaged, without pixels, not a grey image for presentation, a missing decoder (naming the package to
     install), no such frame, far larger than the file.
     """
     with _errors_of(name):
@@ -238,7 +238,7 @@ def _sop_class(dataset: Dataset) -> UID:
 
 
 def _other_object(dataset: Dataset) -> str:
-    """The kind of object where it is no image (a report, a presentation state, a segmentation), else ""."""
+    """The kind of an object that is not an image (a report, a presentation state, a segmentation), else ""."""
     uid = _sop_class(dataset)
     if not uid:
         return ""

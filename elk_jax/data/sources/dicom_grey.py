@@ -62,7 +62,7 @@ class Table(NamedTuple):
 def attributes_of_frame(dataset: Dataset, frame: int) -> Dataset:
     """One flat dataset: of the frame's own functional groups, else of the shared ones, else of the top level.
 
-    An empty value or item is no value. UserError where the file has no functional groups for this frame.
+    An empty value or item counts as missing. UserError where the file has no functional groups for this frame.
     """
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if own and frame >= len(own):

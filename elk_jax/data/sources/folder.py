@@ -25,9 +25,9 @@ AS_STORED = SourceSpec()
 def find_images(inputs: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """(images, skipped files): files as given and, for folders, every file below them by name.
 
-    An image has one of SUFFIXES, or is a DICOM file of any name. DICOM objects that are no image (reports, presentation
-    states, the DICOMDIR of an export) are skipped in folders, and so are hidden files, which copies from a Mac have
-    beside every image.
+    An image has one of SUFFIXES, or is a DICOM file of any name. DICOM objects that are not images (reports,
+    presentation states, the DICOMDIR of an export) are skipped in folders, and so are hidden files, which copies from a
+    Mac have beside every image.
     UserError for a missing file or folder, a device or a pipe, and for a folder without an image.
     """
     found: list[Path] = []
@@ -55,11 +55,11 @@ def _is_image(path: Path) -> bool:
     """By content: exports have names such as IM0001 or 1.2.840.113."""
     named = path.suffix.lower() in SUFFIXES
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             if path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX)):
                 return path.name.upper() != "DICOMDIR" and not dicom.other_object(file)
-    except OSError:
-        pass
+    except (UserError, OSError):
+        pass  # decoding says what is wrong
     return named
 
 
@@ -113,12 +113,12 @@ def _read(spec: SourceSpec, places: tuple[tuple[Path, int | None], ...], positio
 def _frames(path: Path) -> Sequence[int | None]:
     """The frames of a DICOM file of several; None alone for any other file."""
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             if path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX)):
                 count = dicom.count_frames(file)
                 return range(count) if count > 1 else (None,)
-    except OSError:
-        pass  # decoding says what is wrong
+    except (UserError, OSError):
+        pass
     return (None,)
 
 
