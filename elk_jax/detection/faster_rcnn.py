@@ -8,7 +8,8 @@ The modules only turn arrays into arrays; everything else is a chain of public s
     normalise -> features -> rpn_outputs -> proposals -> (training: roi_samples) -> pooled -> box_outputs
 
 `detector` makes a `Detector` of that chain and nothing more. Per-image steps are written for one image and mapped by
-`map_images`. Batches and `map_images`: see `detector.py`.
+`map_images`. Batches and `map_images`: see `detector.py`. Named scopes are the parts in the account of a compiled
+program (`programs/account.py`); modules have a scope anyway.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ def _apply(model: FasterRCNN, params: Params, method: Any, inputs: Any) -> Any:
     return model.apply({"params": params}, inputs, method=method)
 
 
+@jax.named_scope("normalise")
 def normalise(config: FasterRCNNConfig, image: jax.Array, image_size: jax.Array) -> jax.Array:
     """Image [B, H, W, 1 or C] in [0, 1] -> network input [B, H, W, C], 0 outside image_size [B, 2]."""
     image = at_least_float32(image)
@@ -186,6 +188,7 @@ def anchors(config: FasterRCNNConfig, height: int, width: int) -> tuple[np.ndarr
     return pyramid_anchors((height, width), STRIDES, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
 
 
+@jax.named_scope("proposals")
 def proposals(
     config: FasterRCNNConfig,
     outputs: RPNOutputs,
@@ -212,6 +215,7 @@ def proposals(
     return map_images(of_image)(outputs.objectness_logits, outputs.deltas, batch["image_size"])
 
 
+@jax.named_scope("rpn_losses")
 def rpn_sums(
     config: FasterRCNNConfig, outputs: RPNOutputs, batch: Batch, rngs: jax.Array, map_images: MapImages = jax.vmap
 ) -> RPNSums:
@@ -236,6 +240,7 @@ def rpn_sums(
     return map_images(of_image)(rngs, outputs.objectness_logits, outputs.deltas, *truth)
 
 
+@jax.named_scope("roi_samples")
 def roi_samples(
     config: FasterRCNNConfig, proposed: Proposals, batch: Batch, rngs: jax.Array, map_images: MapImages = jax.vmap
 ) -> RoISamples:
@@ -252,6 +257,7 @@ def roi_samples(
     return map_images(of_image)(rngs, proposed, *truth)
 
 
+@jax.named_scope("roi_align")
 def pooled(
     config: FasterRCNNConfig,
     pyramid: Sequence[jax.Array],
@@ -306,7 +312,8 @@ def loss_from_features(
     samples = samples._replace(valid=samples.valid & counts[:, None], is_positive=samples.is_positive & counts[:, None])
     regions = pooled(config, pyramid, samples.boxes, samples.valid, map_images)
     scored = box_outputs(model, params, regions)
-    second = box_loss_sums(scored, samples, weights=config.box_weights, beta=config.box_smooth_l1_beta)
+    with jax.named_scope("box_losses"):
+        second = box_loss_sums(scored, samples, weights=config.box_weights, beta=config.box_smooth_l1_beta)
 
     anchors_seen, regions_seen = (jnp.maximum(sums.samples, 1) for sums in (first, second))
     losses = {
@@ -343,5 +350,6 @@ def predict_from_features(
         min_size=config.detection_min_size,
         candidates=config.detection_candidates,
     )
-    found = map_images(of_image)(scored.class_logits, scored.box_deltas, proposed, batch["image_size"])
+    with jax.named_scope("detections"):
+        found = map_images(of_image)(scored.class_logits, scored.box_deltas, proposed, batch["image_size"])
     return dict(found._asdict())

@@ -71,19 +71,22 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         compute = gradient if recipe.accumulate == 1 else accumulated_gradient
         grads, metrics = compute(state.params, constants, batch, rng)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if recipe.ema_decay:
-            ema_params = states.update_ema(ema_params, params, state.step, recipe.ema_decay)
-        grad_norm = optax.tree.norm(grads)
-        metrics = metrics | {
-            "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(select(params, trainable)),
-            "update_norm": optax.tree.norm(updates),
-            "finite": (jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)).astype(jnp.int32),
-            "learning_rate": jnp.asarray(rate(state.step)),
-        }
+            with jax.named_scope("ema"):
+                ema_params = states.update_ema(ema_params, params, state.step, recipe.ema_decay)
+        with jax.named_scope("norms"):
+            grad_norm = optax.tree.norm(grads)
+            metrics = metrics | {
+                "grad_norm": grad_norm,
+                "param_norm": optax.tree.norm(select(params, trainable)),
+                "update_norm": optax.tree.norm(updates),
+                "finite": (jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)).astype(jnp.int32),
+                "learning_rate": jnp.asarray(rate(state.step)),
+            }
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
     return Step(
