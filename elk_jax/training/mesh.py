@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
+from elk_jax.training import cluster
 from elk_jax.training.model import MapImages
 
 BATCH_AXES = ("data", "fsdp")
@@ -152,58 +153,20 @@ def shard_map_images(mesh: Mesh) -> MapImages:
 
 
 def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes of this run; does nothing for a run of one process. Call before any other use of JAX.
+    """Join the other processes of this run, as `cluster.find` describes them; does nothing for a run of one process.
 
-    ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID (for Kubernetes and for tests) say how; else the SLURM variables
-    of a multi-task step (JAX derives the coordinator from them). Raises UserError where the others cannot be joined, or
-    only half of them is described.
+    Call before any other use of JAX. Raises UserError where the others cannot be joined, or only half of them is
+    described.
     """
-    coordinator = environment.get("ELK_COORDINATOR", "")
+    described = cluster.find(environment)
+    if described is None:
+        return
     try:
-        num_processes = _number(environment, "ELK_NUM_PROCESSES", "0")
-        process_id = _number(environment, "ELK_PROCESS_ID", "-1")
-        if coordinator or num_processes > 1:
-            if not coordinator or num_processes < 1 or process_id < 0:
-                raise UserError(
-                    "a run of several processes needs a coordinator, their number and this process's id",
-                    where="ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID",
-                )
-            jax.distributed.initialize(
-                coordinator,
-                num_processes=num_processes,
-                process_id=process_id,
-                local_device_ids=_local_device_ids(environment),
-                cluster_detection_method="deactivate",  # nothing is left to ask SLURM or Kubernetes for
-            )
-        elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-            jax.distributed.initialize(
-                local_device_ids=_local_device_ids(environment), cluster_detection_method="slurm"
-            )
+        jax.distributed.initialize(**described)
         # Gloo gives the first collective 30 s to find the others, later ones any time: meet while all are here
         if jax.distributed.is_initialized():
             multihost_utils.sync_global_devices("joined")
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"could not join the other processes: {error}", where=coordinator or "SLURM") from error
-
-
-def _number(environment: Mapping[str, str], name: str, default: str) -> int:
-    text = environment.get(name, default)
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"{text!r} is not a number", where=name, todo="give a whole number") from error
-
-
-def _local_device_ids(environment: Mapping[str, str]) -> list[int] | None:
-    """Which of the GPUs that it sees this process takes; [] for all.
-
-    All, but where SLURM started several tasks on a machine and shows every one of them all GPUs: then each task its
-    own. JAX would take only one under SLURM, however many tasks there are. None: JAX_LOCAL_DEVICE_IDS decides.
-    """
-    if "JAX_LOCAL_DEVICE_IDS" in environment:
-        return None
-    tasks = int(environment.get("SLURM_NTASKS", "1"))
-    machines = int(environment.get("SLURM_STEP_NUM_NODES", tasks))  # absent: no step of srun, so no tasks beside it
-    if tasks <= machines or "SLURM_GPUS_PER_TASK" in environment:
-        return []
-    return [int(environment["SLURM_LOCALID"])]
+        by_slurm = described["cluster_detection_method"] == "slurm"
+        where = described.get("coordinator_address", "SLURM" if by_slurm else "TPU slice")
+        raise UserError(f"could not join the other processes: {error}", where=where) from error

@@ -194,73 +194,6 @@ def test_constants_that_lie_as_they_should_are_not_copied():
     assert again["other"].sharding == first["teacher"].sharding
 
 
-def test_one_process_needs_no_initialisation():
-    meshes.initialize_distributed(environment={"SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
-    assert jax.process_count() == 1
-
-
-@pytest.mark.parametrize(
-    "environment, words, where",
-    [
-        ({"ELK_COORDINATOR": "host:1"}, [], "ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID"),
-        ({"ELK_NUM_PROCESSES": "2"}, [], "ELK_COORDINATOR, ELK_NUM_PROCESSES, ELK_PROCESS_ID"),
-        ({"ELK_NUM_PROCESSES": "two"}, ["'two'"], "ELK_NUM_PROCESSES"),
-        ({"ELK_NUM_PROCESSES": "2", "ELK_PROCESS_ID": "last"}, ["'last'"], "ELK_PROCESS_ID"),
-    ],
-)
-def test_half_a_description_of_the_processes_is_refused(environment, words, where):
-    with refused(*words, where=where):
-        meshes.initialize_distributed(environment=environment)
-
-
-STEP = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2"}
-"""Of the second of two machines under `srun`, a task each."""
-FOUR = STEP | {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
-"""Two tasks on each of them; the last one."""
-BY_HAND = {"ELK_COORDINATOR": "host:1", "ELK_NUM_PROCESSES": "4", "ELK_PROCESS_ID": "3"}
-BATCH = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-"""Of a batch script, outside srun."""
-POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-
-
-@pytest.fixture
-def joined(monkeypatch):
-    """(environment) -> the keyword arguments with which JAX is told to join, the coordinator among them."""
-
-    def join(environment: dict[str, str]) -> dict:
-        calls = []
-        note = lambda coordinator=None, **given: calls.append({"coordinator": coordinator, **given})
-        monkeypatch.setattr(jax.distributed, "initialize", note)
-        meshes.initialize_distributed(environment=environment)
-        return calls[0]
-
-    return join
-
-
-@pytest.mark.parametrize(
-    "environment, taken",
-    [
-        (STEP, []),
-        (FOUR, [1]),
-        (FOUR | {"SLURM_GPUS_PER_TASK": "2"}, []),  # each sees its own alone
-        (FOUR | {"JAX_LOCAL_DEVICE_IDS": "2,3"}, None),
-        (BY_HAND, []),
-        (BY_HAND | STEP, []),
-        (BY_HAND | FOUR, [1]),
-        (BY_HAND | BATCH, []),
-        (BY_HAND | POD, []),
-    ],
-)
-def test_one_process_of_a_machine_takes_all_its_gpus_and_several_one_each(joined, environment, taken):
-    given = joined(environment)
-    assert given["local_device_ids"] == taken
-    if "ELK_COORDINATOR" in environment:
-        assert (given["coordinator"], given["num_processes"], given["process_id"]) == ("host:1", 4, 3)
-        assert given["cluster_detection_method"] == "deactivate"
-    else:
-        assert given["coordinator"] is None and given["cluster_detection_method"] == "slurm"
-
-
 def under_slurm(index: int, port: int) -> dict[str, str]:
     """Of one of two tasks that `srun` starts on this machine; JAX makes a port of the job's number."""
     task = {"SLURM_NTASKS": "2", "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
@@ -268,10 +201,22 @@ def under_slurm(index: int, port: int) -> dict[str, str]:
 
 
 def by_hand(index: int, port: int) -> dict[str, str]:
-    return POD | {"ELK_COORDINATOR": f"localhost:{port}", "ELK_NUM_PROCESSES": "2", "ELK_PROCESS_ID": str(index)}
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    return pod | {"ELK_COORDINATOR": f"localhost:{port}", "ELK_NUM_PROCESSES": "2", "ELK_PROCESS_ID": str(index)}
 
 
-@pytest.mark.parametrize("environment, gpus", [(under_slurm, ["0", "1"]), (by_hand, ["all", "all"])])
+def on_a_tpu_slice(index: int, port: int) -> dict[str, str]:
+    """Of one of two workers, as Kubernetes describes them. JAX is told to believe in chips; it would ask a metadata
+    server for several slices if the environment did not say that there is one."""
+    worker = {"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": str(index)}
+    one_slice = {"MEGASCALE_COORDINATOR_ADDRESS": "", "MEGASCALE_NUM_SLICES": "", "MEGASCALE_SLICE_ID": ""}
+    return worker | one_slice | {"JAX_FORCE_TPU_INIT": "1", "JAX_COORDINATOR_PORT": str(port)}
+
+
+@pytest.mark.parametrize(
+    "environment, gpus",
+    [(under_slurm, ["0", "1"]), (by_hand, ["all", "all"]), (on_a_tpu_slice, ["all", "all"])],
+)
 def test_processes_join_and_jax_understands_which_gpus_are_meant(tmp_path, environment, gpus):
     port = processes.free_port()
     started = [
