@@ -13,8 +13,9 @@ Every key can be set on the command line: --config.detector.steps=2000. The run 
 metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Rerun the same command to resume an
 interrupted run; finished stages are not repeated.
 
-All GPUs of a machine are used. On several machines start the same command on each, with a shared run folder. SLURM and
-Kubernetes number the processes (launch/slurm.sh, launch/kubernetes.yaml); by hand, on machine I of N, counted from 0:
+All GPUs or TPUs of a machine are used. On several machines start the same command on each, with a shared run folder.
+SLURM, Kubernetes and a Cloud TPU slice number the processes (launch/slurm.sh, launch/kubernetes.yaml, launch/tpu.sh);
+by hand, on machine I of N, counted from 0:
   ELK_COORDINATOR=MACHINE0:8476 ELK_NUM_PROCESSES=N ELK_PROCESS_ID=I python launch/train.py --config=... --workdir=...
 The batch size is global. If one process fails, all stop.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -63,16 +64,17 @@ def test_a_documented_import_works(line):
 
 
 @pytest.mark.parametrize(
-    "name, machines, gpus",
+    "name, counts",
     [
-        ("slurm.sh", r"--nodes=(\d+)", r"--gpus-per-node=(\d+)"),
-        ("kubernetes.yaml", r"completions: (\d+)", r"/gpu: (\d+)"),
+        ("slurm.sh", [r"--nodes=(\d+)", r"--gpus-per-node=(\d+)"]),
+        ("kubernetes.yaml", [r"completions: (\d+)", r"/gpu: (\d+)"]),
+        ("tpu.sh", [r"TYPE:-v5litepod-(\d+)"]),
     ],
 )
-def test_the_batch_is_divisible_by_the_gpus_of_several_machines(name, machines, gpus, monkeypatch):
+def test_the_batch_is_divisible_by_the_devices_of_several_machines(name, counts, monkeypatch):
     place = ROOT / "launch" / name
     (arguments,), text = commands(place), place.read_text()
-    devices = int(re.search(machines, text)[1]) * int(re.search(gpus, text)[1])
+    devices = math.prod(int(re.search(count, text)[1]) for count in counts)
     config, single = parsed(arguments, monkeypatch), parsed(arguments.split()[0], monkeypatch)
     assert devices > 1 and config.detector.loader.batch_size % devices == 0
     more = config.detector.loader.batch_size / single.detector.loader.batch_size
