@@ -1,0 +1,176 @@
+"""The account of a compiled program: bytes, arithmetic and collectives by part of the model.
+
+It follows the program from its entry through calls and loops, and counts every instruction as often as it runs: a loop
+by its trip count where the compiler knows it, by the number of turns that its scope expects (`turns.expected_turns`)
+where it depends on the data, else once (`Account.unknown_loops`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from elk_jax.programs import costs, hlo
+from elk_jax.programs.costs import Collective
+from elk_jax.programs.hlo import Computation, Instruction, Module
+from elk_jax.programs.parts import Part, part_of, turns_of
+
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+NEIGHBOURS = 6
+"""Steps back to an operand with a name, for instructions that the compiler has added (layout copies, prefetches)."""
+
+
+class Cost(NamedTuple):
+    """One instruction. times: how often it runs. bytes, flops: of one run."""
+
+    name: str
+    opcode: str
+    part: Part
+    times: int
+    bytes: int
+    flops: int
+    collective: Collective | None
+    is_async: bool
+
+
+class Total(NamedTuple):
+    """bytes: of main memory, read and written. flops: of matrix products and convolutions."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """costs: of every instruction that costs anything. unknown_loops: loops that are counted once.
+
+    layout_copies: bytes that are moved only to lie in another order.
+    """
+
+    costs: tuple[Cost, ...]
+    unknown_loops: tuple[str, ...]
+    devices: int
+
+    @property
+    def total(self) -> Total:
+        return _sum(self.costs)
+
+    @property
+    def layout_copies(self) -> int:
+        return sum(c.times * c.bytes for c in self.costs if c.opcode in ("copy", "transpose"))
+
+    def by(self, key: Callable[[Cost], str]) -> dict[str, Total]:
+        """Totals by a key of the costs, most bytes first."""
+        groups: dict[str, list[Cost]] = defaultdict(list)
+        for cost in self.costs:
+            groups[key(cost)].append(cost)
+        totals = {name: _sum(group) for name, group in groups.items()}
+        return dict(sorted(totals.items(), key=lambda item: -item[1].bytes))
+
+    def by_part(self, depth: int = 1) -> dict[str, Total]:
+        return self.by(lambda cost: cost.part.name(depth))
+
+    def share(self, part: str) -> float:
+        """Of the bytes, those of one part: the first name of its path."""
+        return self.by_part().get(part, Total(0, 0)).bytes / max(self.total.bytes, 1)
+
+    def collectives(self) -> dict[tuple[str, int], Total]:
+        """(kind, devices in a group) -> (bytes, number): how much and how often."""
+        groups: Counter = Counter()
+        numbers: Counter = Counter()
+        for cost in self.costs:
+            if cost.collective is not None:
+                key = cost.collective.kind, cost.collective.group
+                groups[key] += cost.times * cost.collective.bytes
+                numbers[key] += cost.times
+        return {key: Total(groups[key], numbers[key]) for key in sorted(groups)}
+
+
+def account(compiled: Any, devices: int = 1) -> Account:
+    """The account of a compiled program (`jax.jit(...).lower(...).compile()`), on each of its devices."""
+    return account_of(hlo.parse(compiled.as_text()), devices)
+
+
+def account_of(module: Module, devices: int = 1) -> Account:
+    found, unknown = [], []
+    for cost in _walk(module, module.computations[module.entry], 1, Part((), "forward"), devices, unknown):
+        if cost.bytes or cost.flops or cost.collective:
+            found.append(cost)
+    return Account(tuple(found), tuple(unknown), devices)
+
+
+def _sum(costs: Iterable[Cost]) -> Total:
+    chosen = list(costs)
+    return Total(sum(c.times * c.bytes for c in chosen), sum(c.times * c.flops for c in chosen))
+
+
+def _walk(
+    module: Module, computation: Computation, times: int, around: Part, devices: int, unknown: list[str]
+) -> Iterator[Cost]:
+    """The costs of a computation that runs `times` times. around: the part of what calls it."""
+    for instruction in computation.instructions.values():
+        part = _part(module, computation, instruction, around)
+        opcode = instruction.opcode
+        called = [module.computations[n] for key, names in instruction.called.items() for n in names]
+        if opcode == "while":
+            turns = _turns(module, instruction)
+            if turns is None:
+                unknown.append(instruction.op_name or instruction.name)
+            for inside in called:
+                yield from _walk(module, inside, times * (1 if turns is None else turns), part, devices, unknown)
+        elif opcode == "conditional":
+            branches = [list(_walk(module, inside, times, part, devices, unknown)) for inside in called]
+            yield from max(branches, key=lambda branch: _sum(branch).bytes, default=[])
+        elif opcode in ("call", "async-start"):
+            for inside in called:
+                yield from _walk(module, inside, times, part, devices, unknown)
+        else:
+            yield Cost(
+                instruction.name,
+                opcode,
+                part,
+                times,
+                costs.moved_bytes(module, computation, instruction),
+                costs.arithmetic(module, computation, instruction),
+                costs.collective(instruction, computation.inputs(instruction), devices),
+                opcode.endswith("-start"),
+            )
+
+
+def _turns(module: Module, loop: Instruction) -> int | None:
+    known = _TRIPS.search(loop.attributes)
+    if known:
+        return int(known.group(1))
+    return turns_of(loop.op_name)
+
+
+def _part(module: Module, computation: Computation, instruction: Instruction, around: Part) -> Part:
+    """The part of an instruction; one that has no name is of the part whose data it reads, or of what calls it."""
+    for step in _backwards(computation, instruction):
+        name = step.op_name or _name_inside(module, step)
+        if name:
+            part = part_of(name)
+            if part.path:
+                return part
+    return around if around.path else part_of(instruction.op_name) if instruction.op_name else around
+
+
+def _backwards(computation: Computation, instruction: Instruction) -> Iterator[Instruction]:
+    for _ in range(NEIGHBOURS):
+        yield instruction
+        before = computation.inputs(instruction)
+        if instruction.op_name or not before:
+            return
+        instruction = before[0]
+
+
+def _name_inside(module: Module, instruction: Instruction) -> str:
+    """The most frequent name of the operations of a fusion."""
+    if instruction.opcode != "fusion":
+        return ""
+    inside = module.computations[instruction.called["calls"][0]]
+    names = Counter(i.op_name for i in inside.instructions.values() if i.op_name and i.opcode != "parameter")
+    return names.most_common(1)[0][0] if names else ""

@@ -1,0 +1,234 @@
+"""What one instruction of a compiled program costs: bytes of main memory, arithmetic, data between devices.
+
+Bytes are what an instruction reads and writes in main memory (HBM), with the padding of tiled layouts: arrays that the
+compiler keeps on the chip cost nothing. A slice or gather reads what it returns, an update in place writes what
+changes. Arithmetic is that of matrix products and convolutions, two operations for each product that is not with
+padding; everything else is bound by memory.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from elk_jax.programs.hlo import Array, Computation, Instruction, Module
+
+NOTHING = frozenset(
+    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier domain "
+    "add-dependency custom-call-done".split()
+)
+"""Instructions that touch no data. Those that end in -done wait for what -start has begun."""
+READS_PART = frozenset(("dynamic-slice", "slice", "gather"))
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+"""Updates in place -> the operand that holds what changes."""
+LOOKS_THROUGH = frozenset(("bitcast", "reshape", "copy", "convert", "transpose"))
+COLLECTIVES = frozenset(
+    "all-reduce all-gather reduce-scatter all-to-all ragged-all-to-all collective-permute collective-broadcast".split()
+)
+
+
+class Collective(NamedTuple):
+    """Data between devices. kind: as `COLLECTIVES`. group: devices that take part together.
+
+    bytes: of the whole array that is reduced, gathered or exchanged, on one device.
+    """
+
+    kind: str
+    bytes: int
+    group: int
+
+
+def collective(instruction: Instruction, operands: list[Instruction], devices: int) -> Collective | None:
+    """The collective that an instruction starts, None for any other.
+
+    operands: the instructions that it reads. devices: of the program.
+    """
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    group = _group_size(instruction.attributes, devices)
+    given = sum(_logical(array) for operand in operands for array in operand.outputs)
+    return Collective(kind, given * group if kind == "all-gather" else given, group)
+
+
+def moved_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
+    """Bytes of main memory that an instruction reads and writes, without those of the computations that it calls."""
+    opcode, operands = instruction.opcode, computation.inputs(instruction)
+    if opcode in NOTHING or opcode.endswith("-done"):
+        return 0
+    if opcode == "fusion":
+        inside = module.computations[instruction.called["calls"][0]]
+        read = sum(_read_by_fusion(module, inside, place, operand) for place, operand in enumerate(operands))
+        return read + _written_by_fusion(inside, instruction)
+    if opcode.endswith("-start") and opcode.removesuffix("-start") not in COLLECTIVES:
+        return _transfer(instruction, operands)
+    if opcode in UPDATES:
+        change = operands[UPDATES[opcode]] if len(operands) > UPDATES[opcode] else instruction
+        return 2 * change.bytes if any(a.in_main_memory for a in instruction.outputs) else change.bytes
+    if opcode in READS_PART:
+        part = sum(array.bytes for array in instruction.outputs)
+        source = operands[0].outputs[0].in_main_memory if operands else False
+        return instruction.bytes + source * part + sum(operand.bytes for operand in operands[1:])
+    return instruction.bytes + sum(operand.bytes for operand in operands)
+
+
+def _transfer(instruction: Instruction, operands: list[Instruction]) -> int:
+    """Bytes of a copy or slice that runs beside the program, on the sides that are main memory.
+
+    A copy starts as (target, source, context), any other as (operands, target, context).
+    """
+    given = [array for operand in operands for array in operand.outputs]
+    place = 0 if instruction.opcode == "copy-start" else len(given)
+    if not given or place >= len(instruction.outputs):
+        return 0
+    target = instruction.outputs[place]
+    return target.bytes * (target.in_main_memory + given[0].in_main_memory)
+
+
+def arithmetic(module: Module, computation: Computation, instruction: Instruction) -> int:
+    """Operations of the matrix products and convolutions of an instruction, also of a fusion's."""
+    if instruction.opcode == "fusion":
+        inside = module.computations[instruction.called["calls"][0]]
+        return sum(arithmetic(module, inside, one) for one in inside.instructions.values())
+    if instruction.opcode == "dot":
+        left = computation.instructions[instruction.operands[0]].outputs[0]
+        axes = _numbers(instruction.attributes, "lhs_contracting_dims")
+        return 2 * instruction.outputs[0].elements * int(np.prod([left.shape[axis] for axis in axes], dtype=np.int64))
+    if instruction.opcode == "convolution":
+        return _convolution(computation, instruction)
+    return 0
+
+
+def _read_by_fusion(module: Module, inside: Computation, place: int, operand: Instruction) -> int:
+    """Bytes that a fusion reads of one operand: of one that is only sliced, the slices."""
+    whole = operand.bytes
+    if not whole or place not in inside.parameters:
+        return whole
+    read = _read(module, inside, inside.parameters[place], whole)
+    return min(read, whole)
+
+
+def _read(module: Module, inside: Computation, value: Instruction, whole: int) -> int:
+    total = 0
+    for user in inside.users[value.name]:
+        places = [place for place, name in enumerate(user.operands) if name == value.name]
+        if user.opcode in READS_PART and places == [0]:
+            total += sum(array.bytes for array in user.outputs)
+        elif user.opcode in UPDATES and places == [0]:
+            total += 0
+        elif user.opcode == "bitcast":
+            total += _read(module, inside, user, whole)
+        elif user.opcode == "fusion":
+            within = module.computations[user.called["calls"][0]]
+            total += sum(_read(module, within, within.parameters[place], whole) for place in places)
+        else:
+            return whole
+        if total >= whole:
+            return whole
+    return total
+
+
+def _written_by_fusion(inside: Computation, instruction: Instruction) -> int:
+    """Bytes that a fusion writes: of an output that is updated in place, what changes."""
+    roots = inside.inputs(inside.root) if inside.root.opcode == "tuple" else [inside.root]
+    if len(roots) != len(instruction.outputs):
+        return instruction.bytes
+    return sum(_written(inside, root, array) for root, array in zip(roots, instruction.outputs) if array.in_main_memory)
+
+
+def _written(inside: Computation, root: Instruction, array: Array) -> int:
+    while root.opcode in LOOKS_THROUGH and root.operands:
+        root = inside.inputs(root)[0]
+    if root.opcode in UPDATES:
+        change = inside.inputs(root)[UPDATES[root.opcode]]
+        return min(sum(a.bytes for a in change.outputs), array.bytes)
+    return array.bytes
+
+
+# ---- Convolutions ---------------------------------------------------------------------------------------------------
+
+
+def _convolution(computation: Computation, instruction: Instruction) -> int:
+    """Products whose factors are neither padding nor the holes of a dilation, times two."""
+    image, kernel = (computation.instructions[name].outputs[0] for name in instruction.operands[:2])
+    text = instruction.attributes
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
+    if labels is None:
+        return 0
+    of_image, of_kernel, of_output = labels.groups()
+    output = instruction.outputs[0]
+    groups = int((re.search(r"batch_group_count=(\d+)", text) or [0, 1])[1])
+    window = _window(text, sum(label.isdigit() for label in of_kernel))
+    valid = 1
+    for axis in range(len(window.size)):
+        label = str(axis)
+        valid *= _valid_pairs(
+            image.shape[of_image.index(label)], output.shape[of_output.index(label)], axis, window
+        )
+    inputs = kernel.shape[of_kernel.index("i")]  # of one feature group
+    outputs = output.shape[of_output.index("f")]
+    batch = output.shape[of_output.index("b")]
+    if groups > 1:  # the batch of the input is split over the output features
+        batch = image.shape[of_image.index("b")] // groups
+    return 2 * valid * inputs * outputs * batch
+
+
+class _Window(NamedTuple):
+    size: list[int]
+    stride: list[int]
+    low: list[int]
+    image_dilation: list[int]
+    kernel_dilation: list[int]
+
+
+def _window(text: str, axes: int) -> _Window:
+    found = re.search(r"window=\{([^}]*)\}", text)
+    fields = dict(re.findall(r"(\w+)=(\S+)", found.group(1))) if found else {}
+
+    def numbers(key: str, default: int) -> list[int]:
+        given = fields.get(key)
+        return [int(value) for value in given.split("x")] if given else [default] * axes
+
+    low = [int(pair.split("_")[0]) for pair in fields["pad"].split("x")] if "pad" in fields else [0] * axes
+    return _Window(
+        numbers("size", 1), numbers("stride", 1), low, numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
+    )
+
+
+def _valid_pairs(size: int, outputs: int, axis: int, window: _Window) -> int:
+    """Pairs of an output and a kernel position along an axis that meet a value of the image."""
+    start = np.arange(outputs)[:, None] * window.stride[axis] - window.low[axis]
+    place = start + np.arange(window.size[axis])[None, :] * window.kernel_dilation[axis]
+    dilation = window.image_dilation[axis]
+    return int(((place >= 0) & (place < (size - 1) * dilation + 1) & (place % dilation == 0)).sum())
+
+
+# ---- Attributes -----------------------------------------------------------------------------------------------------
+
+
+def _numbers(text: str, key: str) -> list[int]:
+    found = re.search(rf"{key}=\{{([\d,]*)\}}", text)
+    return [int(value) for value in found.group(1).split(",") if value] if found else []
+
+
+def _group_size(text: str, devices: int) -> int:
+    """Devices in a replica group: {{0,1},{2,3}} and [2,2]<=[4] are two groups of two, mesh['a'=2,'b'=4] {'b'} are two
+    groups of four; {} is all."""
+    if "source_target_pairs" in text:
+        return 2
+    of_mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    if of_mesh:
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", of_mesh.group(1)))
+        axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", of_mesh.group(2))
+        return int(np.prod([int(part or sizes[axis]) for axis, part in axes], dtype=np.int64))
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    if listed:
+        return len(listed.group(1).split(","))
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]", text)
+    return int(counted.group(2)) if counted else devices
+
+
+def _logical(array: Array) -> int:
+    return array._replace(tile=()).bytes
