@@ -164,9 +164,7 @@ def _convolution(computation: Computation, instruction: Instruction) -> int:
     valid = 1
     for axis in range(len(window.size)):
         label = str(axis)
-        valid *= _valid_pairs(
-            image.shape[of_image.index(label)], output.shape[of_output.index(label)], axis, window
-        )
+        valid *= _valid_pairs(image.shape[of_image.index(label)], output.shape[of_output.index(label)], axis, window)
     inputs = kernel.shape[of_kernel.index("i")]  # of one feature group
     outputs = output.shape[of_output.index("f")]
     batch = output.shape[of_output.index("b")]
@@ -192,9 +190,7 @@ def _window(text: str, axes: int) -> _Window:
         return [int(value) for value in given.split("x")] if given else [default] * axes
 
     low = [int(pair.split("_")[0]) for pair in fields["pad"].split("x")] if "pad" in fields else [0] * axes
-    return _Window(
-        numbers("size", 1), numbers("stride", 1), low, numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
-    )
+    return _Window(numbers("size", 1), numbers("stride", 1), low, numbers("lhs_dilate", 1), numbers("rhs_dilate", 1))
 
 
 def _valid_pairs(size: int, outputs: int, axis: int, window: _Window) -> int:

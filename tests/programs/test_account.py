@@ -1,0 +1,182 @@
+"""The account of compiled programs, against hand counts and against XLA's own cost analysis."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from elk_jax.programs import costs, hlo
+from elk_jax.programs.account import account, account_of
+from elk_jax.programs.parts import Part, part_of, turns_of
+from tests.tpu import compiled, tpu_mesh
+
+NAMES = {
+    "jit(update)/jvp(FasterRCNN.features)/backbone/res2_0/conv1/conv_general_dilated": (
+        ("backbone", "res2_0", "conv1"), "forward"),
+    "jit(update)/transpose(jvp(rpn))/conv1/transpose()/conv_general_dilated": (("rpn", "conv1"), "backward"),
+    "jit(update)/jvp(proposals)/shard_map/vmap(vmap(jit(clip)))/min": (("proposals",), "forward"),
+    "jit(update)/jvp(roi_align)/shard_map/vmap()/turns=12/while/body/gather": (("roi_align",), "forward"),
+    "jit(update)/jvp()/jit(_threefry_split)/loss_from_features.<locals>.<genexpr>/xor": ((), "forward"),
+    "jit(f)/jvp(UNet)/mid/rematted_computation/attn1/bqhd,bkhd->bhqk/dot_general": (
+        ("UNet", "mid", "attn1"), "recomputation"),
+    "state.params['fpn']['output2']['kernel']": (("fpn", "output2"), "forward"),
+    "state.opt_state[0].trace['fpn']['output2']['kernel']": (("optimizer",), "forward"),
+    "constants[\\'vae\\'][\\'conv_in\\'][\\'bias\\']": (("vae", "conv_in"), "forward"),
+    "batch['image']": (("input",), "forward"),
+    "jit(update)/add": ((), "forward"),
+    "": ((), "forward"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_an_operation_says_its_part(name):
+    assert part_of(name) == Part(*NAMES[name])
+
+
+def test_a_scope_says_how_often_its_loop_runs():
+    assert turns_of("jit(f)/turns=3/while/body/turns=12/while") == 12 and turns_of("jit(f)/while") is None
+
+
+BYTES = {
+    "f32[2,3]": 24,
+    "bf16[8,128]{1,0:T(8,128)(2,1)}": 2048,
+    "f32[100,4]{1,0:T(8,128)}": 104 * 128 * 4,
+    "f32[100,4]{0,1:T(8,128)}": 128 * 8 * 4,  # the long axis is the fastest: 4 rows are padded to 8
+    "f32[3]{0:T(1024)}": 4096,
+    "f32[]": 4,
+    "pred[5]{0}": 5,
+    "s4[10]{0:E(4)}": 5,
+    "f8e4m3fn[7]": 7,
+    "token[]": 0,
+}
+
+
+@pytest.mark.parametrize("text", BYTES)
+def test_bytes_of_arrays_have_the_padding_of_their_tiles(text):
+    (array,) = hlo.arrays(text)
+    assert array.bytes == BYTES[text] and array.in_main_memory
+
+
+def test_arrays_on_the_chip_are_not_in_main_memory():
+    (array,) = hlo.arrays("f32[8,128]{1,0:T(8,128)S(1)}")
+    assert array.space == 1 and not array.in_main_memory
+
+
+GROUPS = {
+    "replica_groups={{0,1},{2,3}}, x": 2,
+    "replica_groups=[2,8]<=[16]": 8,
+    "replica_groups=mesh['a'=2,'b'=4] {'b'}, x={1}": 4,
+    "replica_groups=mesh['a'=2,'b'=4] {'a','b'}": 8,
+    "replica_groups=mesh['a'=8] {'a':(2)4}": 4,
+    "source_target_pairs={{0,1},{1,0}}": 2,
+    "replica_groups={}": 32,
+}
+
+
+@pytest.mark.parametrize("attributes", GROUPS)
+def test_devices_that_take_part_in_a_collective(attributes):
+    assert costs._group_size(attributes, 32) == GROUPS[attributes]
+
+
+PROGRAM = """HloModule m, is_scheduled=true
+
+%slicing (p0: f32[100,128], p1: s32[]) -> f32[1,128] {
+  %p0 = f32[100,128]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %d = f32[1,128]{1,0} dynamic-slice(%p0, %p1, %z), dynamic_slice_sizes={1,128}
+}
+
+%updating (q0: f32[100,128], q1: f32[1,128], q2: s32[]) -> f32[100,128] {
+  %q0 = f32[100,128]{1,0} parameter(0)
+  %q1 = f32[1,128]{1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  %z.1 = s32[] constant(0)
+  ROOT %u = f32[100,128]{1,0} dynamic-update-slice(%q0, %q1, %q2, %z.1)
+}
+
+ENTRY %main (a: f32[100,128], i: s32[]) -> f32[100,128] {
+  %a = f32[100,128]{1,0} parameter(0), metadata={op_name="state.params['head']['kernel']"}
+  %i = s32[] parameter(1)
+  %row = f32[1,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%slicing, metadata={op_name="jit(f)/head/(odd \\"name/slice"}
+  %start = (f32[1,128]{1,0:S(1)}, f32[1,128]{1,0}, u32[]{:S(2)}) copy-start(%row)
+  %near = f32[1,128]{1,0:S(1)} copy-done(%start)
+  ROOT %out = f32[100,128]{1,0} fusion(%a, %near, %i), kind=kLoop, calls=%updating, metadata={op_name="jit(f)/tail/add"}
+}
+"""
+
+
+def test_slices_and_updates_in_place_cost_what_they_touch():
+    found = {cost.name: cost for cost in account_of(hlo.parse(PROGRAM)).costs}
+    row = 128 * 4
+    assert {name: cost.bytes for name, cost in found.items()} == {"row": 2 * row + 4, "start": row, "out": row + 4}
+    assert found["start"].part.path == found["row"].part.path  # a prefetch is of the part whose data it moves
+
+
+@pytest.mark.parametrize("text", ["", "HloModule m", "nothing of the kind"])
+def test_a_text_that_is_not_a_program(text):
+    with pytest.raises(ValueError, match="ENTRY"):
+        hlo.parse(text)
+
+
+def conv(x, k, **how):
+    return jax.lax.conv_general_dilated(x, k, dimension_numbers=("NHWC", "HWIO", "NHWC"), **how)
+
+
+CONVOLUTIONS = {
+    "padded": {"window_strides": (1, 1), "padding": "SAME"},
+    "strided": {"window_strides": (2, 2), "padding": ((3, 3), (3, 3))},
+    "dilated": {"window_strides": (1, 1), "padding": "VALID", "rhs_dilation": (2, 2)},
+    "transposed": {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), "lhs_dilation": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_arithmetic_is_that_of_the_cost_analysis(name):
+    x, k = jnp.ones((2, 9, 11, 8)), jnp.ones((3, 3, 8, 16))
+    program = jax.jit(lambda x, k: conv(x, k, **CONVOLUTIONS[name])).lower(x, k)
+    assert account(program.compile()).total.flops == pytest.approx(program.cost_analysis()["flops"], rel=1e-6)
+
+
+def test_loops_count_as_often_as_they_run():
+    def f(x, w):
+        def body(x, _):
+            with jax.named_scope("layer"):
+                return jnp.tanh(x @ w), None
+
+        return jax.lax.scan(body, x, None, length=7)[0]
+
+    found = account(jax.jit(f).lower(jnp.ones((16, 32)), jnp.ones((32, 32))).compile())
+    assert found.total.flops == 7 * 2 * 16 * 32 * 32 and not found.unknown_loops
+    assert found.by_part()["layer"].flops == found.total.flops
+    assert found.total.bytes >= 7 * 32 * 32 * 4
+
+
+def test_a_loop_of_unknown_length_counts_once_unless_its_scope_says_more():
+    def f(x, scope):
+        with jax.named_scope(scope):
+            return jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ x, x)
+
+    once, often = (
+        account(jax.jit(f, static_argnums=1).lower(jnp.ones((4, 4)), scope).compile()) for scope in ("a", "turns=5")
+    )
+    assert once.unknown_loops and not often.unknown_loops
+    assert 5 * once.total.flops == often.total.flops == 5 * 2 * 4**3
+
+
+def test_collectives_of_a_tpu_program_are_those_counted_by_hand():
+    """Data parallel: the gradient of w is summed over 4 devices. Split over 2 (fsdp): w is gathered, too."""
+    x = jax.ShapeDtypeStruct((64, 256), jnp.float32)
+    w = jax.ShapeDtypeStruct((256, 512), jnp.float32)
+
+    def gradient(w, x):
+        return jax.grad(lambda w: jnp.square(jnp.tanh(x @ w)).sum())(w)
+
+    mesh = tpu_mesh("v5e:2x2")
+    batch, whole = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P())
+    program = jax.jit(gradient, in_shardings=(whole, batch), out_shardings=whole).lower(w, x)
+    found = account(compiled(program), 4).collectives()
+    assert found[("all-reduce", 4)].bytes == 256 * 512 * 4 and len(found) == 1
