@@ -29,12 +29,13 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "synthesis": COMMON,
     "data": COMMON | {"synthesis"},
     "training": COMMON,
+    "programs": COMMON,
     "evaluation": COMMON,
     "weights": COMMON | {"backbones", "detection", "diffusion"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"},
-    "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
+    "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights", "programs"},
 }
 NEVER = {
     "torch",

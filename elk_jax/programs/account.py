@@ -95,7 +95,8 @@ def account(compiled: Any, devices: int = 1) -> Account:
 
 
 def account_of(module: Module, devices: int = 1) -> Account:
-    found, unknown = [], []
+    found: list[Cost] = []
+    unknown: list[str] = []
     for cost in _walk(module, module.computations[module.entry], 1, Part((), "forward"), devices, unknown):
         if cost.bytes or cost.flops or cost.collective:
             found.append(cost)

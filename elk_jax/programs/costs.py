@@ -16,8 +16,8 @@ import numpy as np
 from elk_jax.programs.hlo import Array, Computation, Instruction, Module
 
 NOTHING = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier domain "
-    "add-dependency custom-call-done".split()
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
+    + ("opt-barrier", "domain", "add-dependency")
 )
 """Instructions that touch no data. Those that end in -done wait for what -start has begun."""
 READS_PART = frozenset(("dynamic-slice", "slice", "gather"))
@@ -25,7 +25,8 @@ UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """Updates in place -> the operand that holds what changes."""
 LOOKS_THROUGH = frozenset(("bitcast", "reshape", "copy", "convert", "transpose"))
 COLLECTIVES = frozenset(
-    "all-reduce all-gather reduce-scatter all-to-all ragged-all-to-all collective-permute collective-broadcast".split()
+    ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+    + ("collective-broadcast",)
 )
 
 

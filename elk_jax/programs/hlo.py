@@ -91,7 +91,7 @@ class Computation:
 
     @cached_property
     def root(self) -> Instruction:
-        return next(i for i in reversed(self.instructions.values()) if i.is_root)
+        return next(i for i in reversed(list(self.instructions.values())) if i.is_root)
 
     @cached_property
     def parameters(self) -> dict[int, Instruction]:
