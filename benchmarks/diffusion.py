@@ -3,7 +3,6 @@
     python benchmarks/diffusion.py --model=sd15 --size=512 --batch=8 --dtype=bfloat16 --remat      a GPU
     python benchmarks/diffusion.py --model=small --size=256 --steps=10                             a CPU
     python benchmarks/diffusion.py --memory --model=sd15 --size=512 --batch=8 --dtype=bfloat16 --remat --text_encoder
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/diffusion.py --fsdp=8 --batch=8 --size=64
 
 The last line of the output is one JSON object; benchmarks/README.md explains it.
 """
@@ -27,7 +26,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shar
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks import measure, painter, rival, sharded  # noqa: E402
+from benchmarks import measure, painter, rival  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
@@ -58,13 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.guidance,
         options.text_encoder,
     )
-    if options.memory and options.fsdp:
-        raise UserError("--memory and --fsdp exclude each other", where="--memory --fsdp", todo="give one of them")
     if options.memory:
         print(json.dumps(memory(work), allow_nan=False))
-        return
-    if options.fsdp:
-        print(json.dumps(sharded.compare(work, options.fsdp, options.repetitions), allow_nan=False))
         return
     default = "" if work.with_text else rival.default_python("diffusers")
     python = {"auto": default, "none": ""}.get(options.torch_python, options.torch_python)
@@ -93,7 +87,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=2.0, help="1: no doubled batch")
     parser.add_argument("--text_encoder", action="store_true", help="also train the text encoder (not with diffusers)")
     parser.add_argument("--memory", action="store_true", help="only the memory of a training step, without running it")
-    parser.add_argument("--fsdp", type=int, default=0, help="split the state over N devices, and compare with one")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--torch_python", default="auto", help="a Python with torch and diffusers; or auto, none")

@@ -54,15 +54,19 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 """cpu: processor time of all threads, which measures the work of a program even on a busy CPU."""
 
 
-def seconds_per_call(call: Callable[[], Any], calls: int, clock: str = "wall") -> float:
-    """Mean time of `calls` calls in a row by one of CLOCKS, including the wait for the last result."""
-    now = CLOCKS[clock]
-    start = now()
+def times_per_call(call: Callable[[], Any], calls: int) -> dict[str, float]:
+    """Mean time of `calls` calls in a row by each of CLOCKS, including the wait for the last result."""
+    start = {name: now() for name, now in CLOCKS.items()}
     result = None
     for _ in range(calls):
         result = call()
     jax.block_until_ready(result)
-    return (now() - start) / calls
+    return {name: (now() - start[name]) / calls for name, now in CLOCKS.items()}
+
+
+def seconds_per_call(call: Callable[[], Any], calls: int, clock: str = "wall") -> float:
+    """`times_per_call` by one of CLOCKS."""
+    return times_per_call(call, calls)[clock]
 
 
 def calls_for(call: Callable[[], Any], least_seconds: float, most: int = 200) -> int:

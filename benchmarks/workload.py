@@ -44,6 +44,12 @@ RECIPE = TrainingRecipe(
     ),
     schedule=WarmupMultistep(base=1e-4, warmup_steps=0),
 )
+TINY = {
+    "depth": 18, "width": 8, "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
+    "rpn_samples": 32, "rpn_pre_nms_train": 64, "rpn_pre_nms_test": 64, "rpn_post_nms_train": 32,
+    "rpn_post_nms_test": 32,
+}  # fmt: skip
+"""Settings of a detector of a few channels, for tests."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +69,32 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: int = 40) -> Data:
-    """Phantoms of the shorter side, loaded as the recipes do; in the fixed batch all of `size` counts as image."""
+def phantom_loader(
+    size: tuple[int, int], batch_size: int, threads: int, images: int = 40
+) -> tuple[sources.ImageSource, loader.LoaderConfig]:
+    """Phantoms of the shorter side, and how they are loaded: as the recipes do."""
     source = open_source(SourceSpec(f"phantom:size={min(size)},count={images},seed=5"), "train")
     canvas = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
-    config = loader.LoaderConfig(batch_size=batch_size, buckets=(canvas,), threads=threads)
+    return source, loader.LoaderConfig(batch_size=batch_size, buckets=(canvas,), threads=threads)
+
+
+def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: int = 40) -> Data:
+    """Phantoms, and one batch of them with a lesion in every image; all of `size` counts as image there."""
+    source, config = phantom_loader(size, batch_size, threads, images)
     batches = loader.train_batches(source, config, seed=0)
     batch = next(batch for batch in batches if batch["gt_valid"].any(1).all())
     batches.close()
     batch["image_size"][:] = size
     return Data(source, config, {key: np.asarray(value) for key, value in batch.items()})
+
+
+def phantom_batches(size: tuple[int, int], batch_size: int, count: int) -> list[dict[str, np.ndarray]]:
+    """The first `count` batches of an epoch of phantoms."""
+    batches = loader.train_batches(*phantom_loader(size, batch_size, threads=2, images=max(40, 4 * batch_size)), seed=0)
+    try:
+        return [{key: np.asarray(value) for key, value in next(batches).items()} for _ in range(count)]
+    finally:
+        batches.close()
 
 
 class Subject:

@@ -14,12 +14,10 @@ if str(ROOT) not in sys.path:
 
 @pytest.fixture(scope="session")
 def tiny_config():
+    from benchmarks.workload import TINY
     from elk_jax.detection.faster_rcnn_config import torchvision
 
-    return torchvision(
-        depth=18, width=8, fpn_channels=16, box_fc_width=32, roi_samples=16, detections=10, rpn_samples=32,
-        rpn_pre_nms_train=64, rpn_pre_nms_test=64, rpn_post_nms_train=32, rpn_post_nms_test=32,
-    )  # fmt: skip
+    return torchvision(**TINY)
 
 
 @pytest.fixture(autouse=True)

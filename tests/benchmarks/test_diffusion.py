@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 
-import jax
 import pytest
 
 from tests.refusals import refused
@@ -45,23 +44,6 @@ def test_times_with_their_spread(result, part):
 def test_a_sampling_is_a_forward_pass_for_both_prompts_and_every_step(result):
     # 3 steps x 2 prompts = 6 forward passes; forward and two products backward are about three.
     assert 1.5 < result["sampling"]["model_flops"] / result["train"]["model_flops"] < 3
-
-
-def test_what_a_device_holds_of_a_split_state():
-    from benchmarks import sharded
-    from elk_jax.training import mesh as meshes
-
-    mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    held = sharded.state_bytes(tiny(), mesh)
-    assert held["total"] == held["whole"] > held["opt_state"] > 2 * held["params"] > 0  # two moments and two counts
-    found = sharded.compare(tiny(), fsdp=1, steps=2)
-    found = json.loads(json.dumps(found, allow_nan=False))
-    assert found["fsdp"]["losses"] == found["one_device"]["losses"] and len(found["fsdp"]["losses"]) == 2
-    assert found["largest_relative_loss_difference"] == 0
-    # parameters, two moments, and the counts of updates: bytes of 859,535,364 + 123,060,480 numbers three times
-    assert found["stable_diffusion_1_5"]["whole"] == pytest.approx(12 * 982_595_844, rel=1e-6)
-    with refused("fsdp=3"):
-        sharded.compare(tiny(), fsdp=3, steps=1)
 
 
 def test_bad_sizes_are_refused():
