@@ -1,4 +1,4 @@
-"""Loops that run as often as their data asks: the number of turns to expect, for those who read the compiled program."""
+"""Loops that run as often as their data asks: how many turns to expect, for readers of the compiled program."""
 
 from __future__ import annotations
 

@@ -24,6 +24,8 @@ from elk_jax.errors import UserError
 
 LEVEL_EPSILON = 1e-6
 """Added before the floor in `assign_levels`, as torchvision does."""
+
+
 def roi_align(
     features: jax.Array,
     boxes: jax.Array,

@@ -26,19 +26,25 @@ from elk_jax.turns import expected_turns
 
 TILE = 16
 """Cells along a side of a tile."""
-ROIS, TILES_OF_ROI = 32, 2
-"""RoIs of a turn, and tiles of each of them: what is read (8 MB of 256 bfloat16 channels) stays in fast memory."""
-TILES, ROIS_OF_TILE = 16, 8
+ROIS, TILES_OF_ROI = 64, 2
+"""RoIs of a turn, and tiles of each of them: what is read (17 MB of 256 bfloat16 channels) stays in fast memory."""
+TILES, ROIS_OF_TILE = 32, 8
 """Gradient: tiles of a turn, and RoIs of each of them."""
 TYPICAL = 6
 """Tiles that a RoI touches, and RoIs that touch a tile: most RoIs have sides of 14 to 28 cells of their level."""
 
 
+IN_TILE = np.stack(np.divmod(np.arange(TILE * TILE, dtype=np.int32), TILE))
+"""Row and column [2, K] of each cell in its tile."""
+
+
 class _Blocks(NamedTuple):
     """Tiles and RoIs of B images, and which of them meet. touched: by each RoI; none where it reads nothing."""
 
-    y: Taps  # of [B S, ...]
+    y: Taps  # [B S, ...]
     x: Taps
+    of_rows: jax.Array  # [B S tile rows, h TILE] weights of the cells of every row of tiles, and
+    of_columns: jax.Array  # [B S tile columns, w TILE] of every column
     tile: np.ndarray  # [N, 3] level, row and column (in tiles) of each
     images: int
     first: jax.Array  # [B S, 2] row and column of the first touched tile
@@ -56,12 +62,12 @@ def pool(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
         flat = tiles.reshape(-1, *tiles.shape[2:])
 
         def turn(rois: jax.Array, start: jax.Array) -> jax.Array:
-            numbers, cells = _tiles_of(blocks, rois, start)
-            weights = _outer(*_weights(blocks, rois, cells))
-            return _weighted("smk,skc->smc", weights, flat[numbers].reshape(len(rois), -1, flat.shape[-1]))
+            found, place, there = _tiles_of(blocks, rois, start)
+            weights = _outer(*_weights(blocks, rois[:, None], place, there))
+            return _weighted("rgmk,rgkc->rmc", weights, flat[found])
 
-        sums = _in_turns(blocks.shape.prod(-1), ROIS, TILES_OF_ROI, tiles.dtype, turn)
-        return sums.reshape(*level.shape, y.weight.shape[2], x.weight.shape[2], -1)
+        sums, place = _in_turns(blocks.shape.prod(-1), ROIS, TILES_OF_ROI, tiles.dtype, turn)
+        return sums[place].reshape(*level.shape, y.weight.shape[2], x.weight.shape[2], -1)
 
     return _over_images(of_images)(_cut(levels), level, y, x)
 
@@ -71,33 +77,29 @@ def levels_gradient(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient
     sizes = _sizes(levels)
     kind, channels = levels[0].dtype, levels[0].shape[-1]
 
-    def of_images(level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> jax.Array:
+    def of_images(level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> tuple[jax.Array, ...]:
         blocks = _blocks(sizes, level, y, x)
         images, rois = level.shape
         flat = gradient.reshape(images * rois, -1, channels)
         so_far = jnp.cumsum(_meet(blocks, level), axis=-1, dtype=jnp.int32).reshape(-1, rois)  # [B N, S]
         count = len(blocks.tile)
-        place = jnp.asarray(np.tile(blocks.tile[:, 1:], (images, 1)))
+        places = jnp.asarray(np.tile(blocks.tile[:, 1:], (images, 1)))
 
         def turn(tiles: jax.Array, start: jax.Array) -> jax.Array:
             """[tiles of a turn, K, C]. The RoI number n of a tile is after all those with at most n before them."""
             numbers = start + jnp.arange(ROIS_OF_TILE, dtype=jnp.int32)
             of_image = (so_far[tiles][:, None, :] <= numbers[:, None]).sum(-1, dtype=jnp.int32)
             there = of_image < rois
-            found = (jnp.minimum(of_image, rois - 1) + (tiles // count * rois)[:, None]).reshape(-1)
-            cells = _cells(place[tiles][:, None, :], there[..., None]).reshape(2, len(found), -1)
-            weights = _outer(*_weights(blocks, found, cells))
-            together = (len(tiles), -1)
-            return _weighted(
-                "tmk,tmc->tkc",
-                weights.reshape(*together, weights.shape[-1]),
-                flat[found].reshape(*together, channels),
-            )
+            found = jnp.minimum(of_image, rois - 1) + (tiles // count * rois)[:, None]
+            weights = _outer(*_weights(blocks, found, places[tiles][:, None], there))
+            return _weighted("tgmk,tgmc->tkc", weights, flat[found])
 
-        sums = _in_turns(so_far[:, -1], TILES, ROIS_OF_TILE, kind, turn)
-        return sums.reshape(images, -1, *sums.shape[1:])
+        sums, place = _in_turns(so_far[:, -1], TILES, ROIS_OF_TILE, kind, turn)
+        of_levels = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
+        return tuple(sums[of_level] for of_level in jnp.split(place.reshape(images, count), of_levels, axis=1))
 
-    return _joined(_over_images(of_images)(level, y, x, gradient), levels)
+    parts = _over_images(of_images)(level, y, x, gradient)
+    return tuple(_joined(part, f.shape) for part, f in zip(parts, levels, strict=True))
 
 
 def weights_gradient(
@@ -112,19 +114,18 @@ def weights_gradient(
         of_roi = gradient.reshape(-1, *gradient.shape[2:])
 
         def turn(rois: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-            numbers, cells = _tiles_of(blocks, rois, start)
-            read = flat[numbers].reshape(len(rois), -1, flat.shape[-1])
-            of_y, of_x = _weights(blocks, rois, cells)
+            found, place, there = _tiles_of(blocks, rois, start)
+            of_y, of_x = _weights(blocks, rois[:, None], place, there)
             product = jnp.einsum(
-                "shwc,skc->shwk", of_roi[rois], read, precision="highest", preferred_element_type=of_y.dtype
+                "rhwc,rgkc->rghwk", of_roi[rois], flat[found], precision="highest", preferred_element_type=of_y.dtype
             )
             return (
-                _of_taps(blocks.y.pixel[rois], cells[0], (product * of_x[:, None, :, :]).sum(2)),
-                _of_taps(blocks.x.pixel[rois], cells[1], (product * of_y[:, :, None, :]).sum(1)),
+                _of_taps(blocks.y.pixel[rois], place[..., 0], IN_TILE[0], (product * of_x[:, :, None]).sum(3)),
+                _of_taps(blocks.x.pixel[rois], place[..., 1], IN_TILE[1], (product * of_y[:, :, :, None]).sum(2)),
             )
 
-        sums = _in_turns(blocks.shape.prod(-1), ROIS, TILES_OF_ROI, y.weight.dtype, turn)
-        return jax.tree.map(lambda sum: sum.reshape(*level.shape, *sum.shape[1:]), sums)
+        sums, order = _in_turns(blocks.shape.prod(-1), ROIS, TILES_OF_ROI, y.weight.dtype, turn)
+        return jax.tree.map(lambda sum: sum[order].reshape(*level.shape, *sum.shape[1:]), sums)
 
     return _over_images(of_images)(_cut(levels), level, y, x, gradient)
 
@@ -147,14 +148,11 @@ def _cut(levels: Levels) -> jax.Array:
     return jnp.concatenate(tiles)
 
 
-def _joined(tiles: jax.Array, like: Levels) -> Levels:
-    """The levels again, of the shapes of `like`."""
-    levels, first = [], 0
-    for f, (rows, columns) in zip(like, _sizes(like), strict=True):
-        part = tiles[first : first + rows * columns].reshape(rows, columns, TILE, TILE, -1).swapaxes(1, 2)
-        levels.append(part.reshape(rows * TILE, columns * TILE, -1)[: f.shape[0], : f.shape[1]])
-        first += rows * columns
-    return tuple(levels)
+def _joined(tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The level of a shape [H, W, C] from its tiles."""
+    rows, columns = (-(-size // TILE) for size in shape[:2])
+    cells = tiles.reshape(rows, columns, TILE, TILE, -1).swapaxes(1, 2)
+    return cells.reshape(rows * TILE, columns * TILE, -1)[: shape[0], : shape[1]]
 
 
 # Blocks.
@@ -177,6 +175,8 @@ def _blocks(sizes: tuple[tuple[int, int], ...], level: jax.Array, y: Taps, x: Ta
     return _Blocks(
         y=y,
         x=x,
+        of_rows=_of_cells(y, max(rows for rows, _ in sizes)),
+        of_columns=_of_cells(x, max(columns for _, columns in sizes)),
         tile=tile,
         images=images,
         first=lowest,
@@ -196,46 +196,54 @@ def _meet(blocks: _Blocks, level: jax.Array) -> jax.Array:
     return meet
 
 
-def _tiles_of(blocks: _Blocks, rois: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of rois[R] the tiles from number `start` on: numbers [R, TILES_OF_ROI] among all, cells [2, R, TILES_OF_ROI K]."""
+def _tiles_of(blocks: _Blocks, rois: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of rois[R] the TILES_OF_ROI = G tiles from number `start` on: [R, G] their numbers among all, [R, G, 2] row and
+    column, [R, G] whether the RoI has so many."""
     rows, columns = blocks.shape[rois].T[:, :, None]
     number = start + jnp.arange(TILES_OF_ROI, dtype=jnp.int32)
-    there = number < rows * columns  # [R, TILES_OF_ROI]
+    there = number < rows * columns
     place = jnp.stack(jnp.divmod(jnp.where(there, number, 0), jnp.maximum(columns, 1)), axis=-1)
-    numbers = blocks.corner[rois, None] + place[..., 0] * blocks.across[rois, None] + place[..., 1]
-    cells = _cells(blocks.first[rois][:, None, :] + place, there[..., None])
-    return numbers, cells.reshape(2, len(rois), -1)
-
-
-def _cells(place: jax.Array, there: jax.Array) -> jax.Array:
-    """Pixels [2, ..., K] (rows, columns) of the cells of tiles at place[..., 2]; -1 where there[..., 1] is False."""
-    in_tile = np.stack(np.divmod(np.arange(TILE * TILE, dtype=np.int32), TILE))
-    pixels = jnp.moveaxis(place, -1, 0)[..., None] * TILE + in_tile.reshape(2, *(1,) * (place.ndim - 1), -1)
-    return jnp.where(there, pixels, -1)
+    found = blocks.corner[rois, None] + place[..., 0] * blocks.across[rois, None] + place[..., 1]
+    return found, blocks.first[rois][:, None, :] + place, there
 
 
 # Products.
 
 
-def _weights(blocks: _Blocks, rois: jax.Array, cells: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[R, h, n] and [R, w, n]: the weight of every bin of rois[R] for the n cells of cells[2, R, n]."""
+def _of_cells(taps: Taps, tiles: int) -> jax.Array:
+    """[R tiles, bins TILE]: the weights of every bin of taps[R, bins, T] for the cells of an axis of so many tiles."""
+    cells = jnp.arange(tiles * TILE, dtype=jnp.int32)
+    weights = jnp.where(taps.pixel[..., None] == cells, taps.weight[..., None], 0).sum(2)
+    return weights.reshape(*weights.shape[:2], tiles, TILE).swapaxes(1, 2).reshape(len(weights) * tiles, -1)
 
-    def of_axis(taps: Taps, pixels: jax.Array) -> jax.Array:
-        same = taps.pixel[rois][..., None] == pixels[:, None, None, :]
-        return jnp.where(same, taps.weight[rois][..., None], 0).sum(-2)
 
-    return of_axis(blocks.y, cells[0]), of_axis(blocks.x, cells[1])
+def _weights(blocks: _Blocks, rois: jax.Array, place: jax.Array, there: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[..., h, K] and [..., w, K]: weights along each axis that rois[...] have for the tiles at place[..., 2]; 0 where
+    there[...] is False."""
+
+    def of_axis(axis: int, of_tiles: jax.Array) -> jax.Array:
+        count = len(of_tiles) // len(blocks.corner)
+        narrow = jnp.where(there[..., None], of_tiles[rois * count + place[..., axis]], 0)
+        bins = narrow.shape[-1] // TILE
+        # To all cells of a tile, by the matrix unit: a product with ones and zeros is exact.
+        spread = np.kron(np.eye(bins), np.arange(TILE)[:, None] == IN_TILE[axis]).astype(narrow.dtype)
+        wide = jnp.einsum("...n,nk->...k", narrow, spread, precision="highest")
+        return wide.reshape(*wide.shape[:-1], bins, -1)
+
+    return of_axis(0, blocks.of_rows), of_axis(1, blocks.of_columns)
 
 
 def _outer(y: jax.Array, x: jax.Array) -> jax.Array:
-    """[R, h w, n]."""
-    both = y[:, :, None, :] * x[:, None, :, :]
-    return both.reshape(len(y), -1, both.shape[-1])
+    """[..., h w, K]."""
+    both = y[..., :, None, :] * x[..., None, :, :]
+    return both.reshape(*y.shape[:-2], -1, y.shape[-1])
 
 
-def _of_taps(pixel: jax.Array, cells: jax.Array, of_cells: jax.Array) -> jax.Array:
-    """[R, bins, T]: what of_cells[R, bins, n] holds for the cells[R, n] that the taps read."""
-    return jnp.where(pixel[..., None] == cells[:, None, None, :], of_cells[:, :, None, :], 0).sum(-1)
+def _of_taps(pixel: jax.Array, place: jax.Array, in_tile: np.ndarray, of_cells: jax.Array) -> jax.Array:
+    """[R, bins, T]: what of_cells[R, G, bins, K] hold for the pixel[R, bins, T] of an axis that each tap reads."""
+    cells = place[..., None] * TILE + in_tile  # [R, G, K]
+    same = pixel[:, None, :, :, None] == cells[:, :, None, None, :]
+    return jnp.where(same, of_cells[:, :, :, None, :], 0).sum((1, -1))
 
 
 def _weighted(product: str, weights: jax.Array, read: jax.Array) -> jax.Array:
@@ -250,20 +258,19 @@ def _weighted(product: str, weights: jax.Array, read: jax.Array) -> jax.Array:
     kind = jnp.finfo(read.dtype)
     # Not a cast there and back, which a compiler may leave out.
     high = jax.lax.reduce_precision(weights, kind.nexp, kind.nmant)
-    halves = jnp.stack([high, weights - high], axis=1).astype(read.dtype)
-    inputs, output = product.split("->")
-    halved = f"{inputs[0]}z{inputs[1:]}->{output[0]}z{output[1:]}"
-    return jnp.einsum(halved, halves, read, preferred_element_type=compute).sum(1)
+    halves = (half.astype(read.dtype) for half in (high, weights - high))
+    above, below = (jnp.einsum(product, half, read, preferred_element_type=compute) for half in halves)
+    return above + below
 
 
 # Loops.
 
 
 def _in_turns(counts: jax.Array, at_once: int, group: int, kind: Any, turn: Callable[..., Any]) -> Any:
-    """For each of n owners the sum of turn(owners, start) over start = 0, group, ... below counts[n], in type `kind`.
+    """For each owner n the sum of turn(owners, start) over start = 0, group, ... below counts[n], in type `kind`.
 
-    `turn` takes `at_once` owners and gives arrays with one row each, 0 beyond an owner's count. Owners of similar
-    counts come together.
+    `turn` takes `at_once` owners and gives arrays with one row for each, 0 beyond an owner's count. Owners of similar
+    counts come together: returned are the sums, and place[n], the row of owner n in them.
     """
     order = jnp.argsort(-counts)
     padded = jnp.pad(order, (0, -len(order) % at_once), mode="edge").reshape(-1, at_once)
@@ -285,8 +292,7 @@ def _in_turns(counts: jax.Array, at_once: int, group: int, kind: Any, turn: Call
         return jax.tree.map(lambda sum: sum.astype(kind), sums)
 
     parts = jax.lax.map(of_owners, padded)
-    place = jnp.argsort(order)
-    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:])[place], parts)
+    return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts), jnp.argsort(order)
 
 
 def _over_images(of_images: Callable[..., Any]) -> Callable[..., Any]:

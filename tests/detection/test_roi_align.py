@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elk_jax.detection import roi_taps, roi_tiles
 from elk_jax.detection.roi_align import assign_levels, multilevel_roi_align, roi_align
 from tests.refusals import refused
 
@@ -53,6 +54,20 @@ def random_features(height, width, channels=2, seed=0):
     return np.random.default_rng(seed).normal(size=(height, width, channels)).astype(np.float32)
 
 
+def as_on_accelerators(patch):
+    """Programs traced from now on take the form of accelerators."""
+    for name in ("pool", "levels_gradient", "weights_gradient"):
+        patch.setattr(roi_taps, name, getattr(roi_tiles, name))
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def form(request, monkeypatch):
+    """`roi_align` by pixels and by tiles."""
+    if request.param == "accelerator":
+        as_on_accelerators(monkeypatch)
+    return lambda *arguments: roi_align(*arguments)
+
+
 def test_ramp_of_5_by_5_by_hand():
     # Value = 5 y + x at pixel (y, x). The box (1, 1)-(3, 3) in 4 x 4 bins of half a pixel, one sample each.
     ramp = jnp.arange(25.0).reshape(5, 5, 1)
@@ -69,15 +84,16 @@ def test_ramp_of_5_by_5_by_hand():
 
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("ratio", [1, 2, 3, 0])
-def test_equals_torchvisions(golden, aligned, ratio):
+def test_equals_torchvisions(form, golden, aligned, ratio):
     name = f"roi_{'aligned' if aligned else 'plain'}_{ratio}"
     features, boxes = golden["roi_features"], golden["roi_boxes"]
-    np.testing.assert_allclose(pool(features, boxes, (3, 4), 0.25, ratio, aligned), golden[name], atol=1e-5)
+    pooled = jax.jit(form, static_argnums=STATIC[:-1])(features, boxes, (3, 4), 0.25, ratio, aligned)
+    np.testing.assert_allclose(pooled, golden[name], atol=1e-5)
     if name + "_grad" in golden:
         # torch laid the weights out as [S, C, h, w].
         shape = (len(boxes), features.shape[-1], 3, 4)
         weights = np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape).transpose(0, 2, 3, 1)
-        grad = jax.grad(lambda f: (roi_align(f, boxes, (3, 4), 0.25, ratio, aligned) * weights).sum())
+        grad = jax.grad(lambda f: (form(f, boxes, (3, 4), 0.25, ratio, aligned) * weights).sum())
         np.testing.assert_allclose(jax.jit(grad)(features), golden[name + "_grad"], atol=2e-4)
 
 
@@ -267,3 +283,58 @@ def test_strides_are_those_of_the_levels():
     for strides in ((4,), (4, 12)):
         with refused(where="strides"):
             multilevel_roi_align([np.zeros((4, 4, 1))] * 2, np.zeros((1, 4)), (2, 2), strides, 2, True)
+
+
+def sums_and_gradients(sampling_ratio, aligned):
+    """(levels [B, H, W, C] each, boxes [B, S, 4], weights of the sum) -> values, gradients of levels and boxes."""
+
+    def weighted(levels, boxes, weights):
+        pooled = jax.vmap(
+            lambda levels, boxes: multilevel_roi_align(
+                levels, boxes, (7, 7), STRIDES, sampling_ratio, aligned, canonical_size=56, max_adaptive_samples=3
+            )
+        )(levels, boxes)
+        return (pooled.astype(jnp.float32) * weights).sum(), pooled
+
+    return jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))
+
+
+ODD = [
+    [0, 0, 800, 3],  # elongated
+    [1, 0, 5, 270],
+    [-90, -70, 1000, 500],  # larger than the map
+    [-80, -60, -30, -20],  # outside
+    [900, 100, 1000, 200],
+    [5, 5, 5, 5],  # empty, inverted
+    [40, 30, 20, 10],
+    [0, 0, 60, 60],  # 15, 16 and 17 cells, from a border of tiles
+    [64, 64, 128, 128],
+    [0, 0, 68, 68],
+    [62, 62, 66, 66],  # 32 cells, and across four tiles
+    [0, 0, 128, 128],
+    [790, 260, 800, 272],  # the last cells
+]
+
+
+@pytest.mark.parametrize(
+    "sampling_ratio, aligned, kind", [(2, False, "float32"), (0, True, "float32"), (0, True, "bfloat16")]
+)
+def test_the_forms_of_cpus_and_accelerators_agree(monkeypatch, sampling_ratio, aligned, kind):
+    random = np.random.default_rng(0)
+    shapes = [(2, -(-272 // stride), -(-800 // stride), 3) for stride in STRIDES]
+    levels = tuple(jnp.asarray(random.normal(size=shape), kind) for shape in shapes)
+    corner, side = random.uniform(0, 500, (25, 2)), random.uniform(4, 120, (25, 2))
+    boxes = np.concatenate([ODD, np.concatenate([corner, corner + side], axis=1)]).astype(np.float32)
+    boxes = np.stack([boxes, boxes[::-1] + 3])
+    weights = random.normal(size=(2, len(boxes[0]), 7, 7, 3)).astype(np.float32)
+    (_, pooled), gradients = sums_and_gradients(sampling_ratio, aligned)(levels, boxes, weights)
+    as_on_accelerators(monkeypatch)
+    (_, by_tiles), of_tiles = sums_and_gradients(sampling_ratio, aligned)(levels, boxes, weights)
+    assert by_tiles.dtype == kind
+    tolerance = 1e-5 if kind == "float32" else 2**-7  # of a bfloat16 result: 2 of its last places
+    for wanted, found in zip(jax.tree.leaves((pooled, gradients)), jax.tree.leaves((by_tiles, of_tiles)), strict=True):
+        largest = float(jnp.abs(wanted).max())
+        np.testing.assert_allclose(
+            found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=tolerance, atol=tolerance * largest
+        )
+
