@@ -36,7 +36,8 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"},
-    "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights", "programs"},
+    "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting"},
+    "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
 }
 NEVER = {
     "torch",

@@ -20,7 +20,7 @@ from elk_jax.programs.parts import Part, part_of, turns_of
 
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 NEIGHBOURS = 6
-"""Steps back to an operand with a name, for instructions that the compiler has added (layout copies, prefetches)."""
+"""Steps to an instruction with a name, for those that the compiler has added (layout copies, prefetches)."""
 
 
 class Cost(NamedTuple):
@@ -117,7 +117,7 @@ def _walk(
         opcode = instruction.opcode
         called = [module.computations[n] for key, names in instruction.called.items() for n in names]
         if opcode == "while":
-            turns = _turns(module, instruction)
+            turns = _turns(module, computation, instruction)
             if turns is None:
                 unknown.append(instruction.op_name or instruction.name)
             for inside in called:
@@ -141,31 +141,66 @@ def _walk(
             )
 
 
-def _turns(module: Module, loop: Instruction) -> int | None:
+def _turns(module: Module, computation: Computation, loop: Instruction) -> int | None:
     known = _TRIPS.search(loop.attributes)
     if known:
         return int(known.group(1))
-    return turns_of(loop.op_name)
+    counted = _counted_turns(module, computation, loop)
+    return turns_of(loop.op_name) if counted is None else counted
+
+
+def _counted_turns(module: Module, computation: Computation, loop: Instruction) -> int | None:
+    """Turns of a loop that counts from a constant, by one, up to another: a `scan` that the compiler has rewritten."""
+    (condition,), (body,) = loop.called["condition"], loop.called["body"]
+    test = module.computations[condition]
+    read = test.inputs(test.root)
+    if test.root.opcode != "compare" or "direction=LT" not in test.root.attributes or len(read) != 2:
+        return None
+    counter, limit = read[0], _constant(test, read[1])
+    place = re.search(r"index=(\d+)", counter.attributes)
+    inside = module.computations[body]
+    start = computation.inputs(loop)
+    if limit is None or place is None or inside.root.opcode != "tuple" or not start or start[0].opcode != "tuple":
+        return None
+    index = int(place.group(1))
+    first = _constant(computation, computation.inputs(start[0])[index])
+    following = inside.inputs(inside.root)[index]
+    steps = [_constant(inside, operand) for operand in inside.inputs(following)]
+    if first is None or following.opcode != "add" or 1 not in steps:
+        return None
+    return max(limit - first, 0)
+
+
+def _constant(computation: Computation, instruction: Instruction) -> int | None:
+    """The whole number that an instruction is, or copies."""
+    while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start") and instruction.operands:
+        instruction = computation.inputs(instruction)[0]
+    number = instruction.literal.strip() if instruction.opcode == "constant" else ""
+    return int(number) if re.fullmatch(r"-?\d+", number) else None
 
 
 def _part(module: Module, computation: Computation, instruction: Instruction, around: Part) -> Part:
-    """The part of an instruction; one that has no name is of the part whose data it reads, or of what calls it."""
-    for step in _backwards(computation, instruction):
-        name = step.op_name or _name_inside(module, step)
-        if name:
-            part = part_of(name)
+    """The part of an instruction; one that has no name is of the part that reads what it makes, else of the part whose
+    data it reads, else of what calls it."""
+    own = _named(module, instruction)
+    if own.path or instruction.op_name:
+        return own if own.path else around
+    for near in (lambda step: computation.users[step.name], computation.inputs):
+        step = instruction
+        for _ in range(NEIGHBOURS):
+            found = near(step)
+            if not found:
+                break
+            step = found[0]
+            part = _named(module, step)
             if part.path:
                 return part
-    return around if around.path else part_of(instruction.op_name) if instruction.op_name else around
+    return around
 
 
-def _backwards(computation: Computation, instruction: Instruction) -> Iterator[Instruction]:
-    for _ in range(NEIGHBOURS):
-        yield instruction
-        before = computation.inputs(instruction)
-        if instruction.op_name or not before:
-            return
-        instruction = before[0]
+def _named(module: Module, instruction: Instruction) -> Part:
+    """The part that the name of an instruction says, or the most frequent name in a fusion."""
+    return part_of(instruction.op_name or _name_inside(module, instruction))
 
 
 def _name_inside(module: Module, instruction: Instruction) -> str:

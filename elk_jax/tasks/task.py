@@ -11,6 +11,7 @@ from typing import Any
 
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Run
+from elk_jax.training.model import Model
 
 Summary = dict[str, Any]
 """The summary of a stage in finished.json, JSON-able. `data`: counts by split (train stages), or of the split
@@ -22,6 +23,23 @@ def no_check(run: Run, stage: Any, recipe: Any, names: Collection[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What a train stage computes: no data and no weights are read, nothing is computed.
+
+    model: its constants may be shapes. batch_size: of the global batch. training, prediction: blank global batches of
+    the shapes that the step and `model.predict` are compiled for, by what tells them apart, such as "800x1344"; both
+    have the same keys.
+    assumed: what only data or weights could say.
+    """
+
+    model: Model
+    batch_size: int
+    training: Mapping[str, Mapping[str, Any]]
+    prediction: Mapping[str, Mapping[str, Any]]
+    assumed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class StageKind:
     """One kind of stage of a task.
 
@@ -29,6 +47,7 @@ class StageKind:
     where the stage names none. check: (run, stage, recipe, names of the stages that will run), called before the first
     stage runs; raises UserError for what only this task can see. needs_lesions: splits of the stage's data without a
     lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training data.
+    workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for launch/plan.py.
     """
 
     settings: type
@@ -36,6 +55,7 @@ class StageKind:
     check: Callable[[Run, Any, Any, Collection[str]], None] = no_check
     needs_lesions: tuple[str, ...] = ()
     learns_classes: bool = False
+    workload: Callable[[Any, Any, int | None], Workload] | None = None
 
 
 @dataclass(frozen=True)

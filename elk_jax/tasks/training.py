@@ -21,6 +21,7 @@ from elk_jax.training.loop import Evaluation, Intervals, TrainResult
 from elk_jax.training.model import Model, Params
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.step.gradient import gradient
+from elk_jax.training.step.step import Step
 from elk_jax.weights import model_folder
 
 
@@ -47,7 +48,7 @@ def train(
     """
     try:
         return loop.train(
-            gradient(model, recipe, run.mesh, run.seed),
+            step_of(model, recipe, run.mesh, run.seed),
             workdir=run.folder / stage.name,
             data_iterator=batches,
             total_steps=recipe.steps,
@@ -61,6 +62,11 @@ def train(
         )
     finally:
         batches.close()
+
+
+def step_of(model: Model, recipe: TrainingRecipe, mesh: jax.sharding.Mesh, seed: int) -> Step:
+    """The step by which a recipe trains a model."""
+    return gradient(model, recipe, mesh, seed)
 
 
 def kept_weights(

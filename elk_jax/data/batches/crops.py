@@ -12,7 +12,7 @@ from typing import Annotated, TypedDict, cast
 
 import numpy as np
 
-from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, host_rows
+from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, blank, host_rows
 from elk_jax.data.batches.stream import Reading, Stream, finite
 from elk_jax.data.batches.stream import digest as stream_digest
 from elk_jax.data.flips import random_flip
@@ -110,6 +110,13 @@ def cached_closeups(
     example = lambda slot: {key: values[shuffle(slot)] for key, values in examples.items()}
     make = Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
     return Stream(make, stream_digest(config, seed, origin), replace(config, workers=0))
+
+
+def blank_batch(batch_size: int, size: int) -> CloseupBatch:
+    """A batch of black close-ups of tissue; it takes no memory. size: S."""
+    picture, numbers = (batch_size, size, size, 1), (batch_size,)
+    shapes = {"image": picture, "mask": picture, "lesion": numbers, "index": numbers, "valid": numbers}
+    return cast(CloseupBatch, blank(shapes, index=np.int32, valid=bool) | {"valid": np.broadcast_to(True, numbers)})
 
 
 def digest(source: ImageSource, config: CloseupConfig, size: int, seed: int) -> str:

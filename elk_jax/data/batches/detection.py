@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize, augment, resize_only
 from elk_jax.data.batches import mixing
 from elk_jax.data.batches.buckets import Canvas, Canvases, assign_buckets, choose_buckets
-from elk_jax.data.batches.shuffle import host_rows
+from elk_jax.data.batches.shuffle import blank, host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.paste import MAX_PASTED
 from elk_jax.data.sources.source import ImageSource
@@ -99,6 +99,19 @@ def eval_batches(
     max_boxes = find_max_boxes(source.infos, config.max_boxes)
     make = _Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
     return finite(make, len(batches), config)
+
+
+def blank_batch(batch_size: int, canvas: Canvas, max_boxes: int) -> Batch:
+    """A batch of black images that fill their canvas, without lesions; it takes no memory. max_boxes: M."""
+    lesions, numbers = (batch_size, max_boxes), (batch_size,)
+    shapes = {"image": (batch_size, *canvas, 1), "image_size": (batch_size, 2), "gt_boxes": (*lesions, 4)}
+    shapes |= dict.fromkeys(("gt_labels", "gt_valid", "gt_ignore"), lesions)
+    shapes |= {"scale": (batch_size, 2), "index": numbers, "source": numbers, "valid": numbers}
+    kinds = {"gt_labels": np.int32, "index": np.int32, "source": np.int32, "gt_valid": bool, "gt_ignore": bool}
+    found = blank(shapes, valid=bool, **kinds)
+    found["image_size"] = np.broadcast_to(np.asarray(canvas, np.float32), (batch_size, 2))
+    found["valid"] = np.broadcast_to(True, numbers)
+    return cast(Batch, found)
 
 
 def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int = 0) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, TypedDict, cast
 
 import numpy as np
 
-from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, host_rows
+from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, blank, host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.flips import random_flip
 from elk_jax.data.sources.pairs import PARTNER, Pairs
@@ -67,6 +67,13 @@ def eval_pairs(pairs: Pairs, config: PairConfig, count: int = 0) -> Iterator[Pai
     chosen = tuple(spread(len(pairs), count or len(pairs)).tolist())
     make = Stacked(_Evaluation(pairs, chosen), config.batch_size, count=len(chosen))
     return cast(Iterator[PairBatch], finite(make, batch_count(len(chosen), config.batch_size), config))
+
+
+def blank_batch(batch_size: int, size: int) -> PairBatch:
+    """A batch of black pairs; it takes no memory. size: S."""
+    tile, numbers = (batch_size, size, size, 1), (batch_size,)
+    shapes = {"low_energy": tile, "subtracted": tile, "index": numbers, "valid": numbers}
+    return cast(PairBatch, blank(shapes, index=np.int32, valid=bool) | {"valid": np.broadcast_to(True, numbers)})
 
 
 @dataclass(frozen=True)

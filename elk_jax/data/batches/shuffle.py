@@ -28,6 +28,11 @@ def host_rows(batch_size: int, process_index: int = 0, process_count: int = 1) -
     return slice(process_index * share, (process_index + 1) * share)
 
 
+def blank(shapes: Mapping[str, tuple[int, ...]], **dtypes: Any) -> dict[str, np.ndarray]:
+    """Arrays of zeros that take no memory, for the shapes of a batch; float32, but for those that `dtypes` names."""
+    return {key: np.broadcast_to(np.zeros((), dtypes.get(key, np.float32)), shape) for key, shape in shapes.items()}
+
+
 @dataclass(frozen=True)
 class Shuffle:
     """Slot -> which of `count` things: each once an epoch, in a new order every epoch.

@@ -9,7 +9,12 @@ TASK = Task(
     recipe=recipe.DetectionRecipe,
     stages={
         "train": StageKind(
-            recipe.TrainDetectorStage, train.train, train.check_start, needs_lesions=("train",), learns_classes=True
+            recipe.TrainDetectorStage,
+            train.train,
+            train.check_start,
+            needs_lesions=("train",),
+            learns_classes=True,
+            workload=train.workload,
         ),
         "evaluate": StageKind(recipe.EvaluateDetectorsStage, evaluate.evaluate),
     },

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import optax
 
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
-from elk_jax.data.batches.buckets import assign_buckets, choose_buckets
+from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary
@@ -29,7 +30,7 @@ from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.run import Run, skipped_images
-from elk_jax.tasks.task import Summary
+from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Params
 from elk_jax.weights import model_folder
@@ -49,9 +50,7 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
             where=f"config.{stage.recipe}.optimizer.frozen",
             todo=f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze nothing: '()'",
         )
-    planned = recipe.plan_anchors and has_anchors(recipe.model)
-    sizes = {"anchor_sizes": tuple(sizes[:1] for sizes in recipe.model.anchor_sizes)} if planned else {}
-    detector = detectors.build(replace(recipe.model, **sizes))
+    detector = detectors.build(settings(recipe, recipe.model.num_classes))
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
     try:
         optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen)
@@ -89,7 +88,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     )
 
     # ---- Model -----------------------------------------------------------------------------------------------
-    config = replace(recipe.model, num_classes=len(source.classes), score_floor=recipe.score_floor)
+    config = settings(recipe, len(source.classes))
     if recipe.plan_anchors and has_anchors(config):
         sizes = planned_anchor_sizes(source.infos, test_loader, levels=len(config.anchor_sizes))
         config = replace(config, anchor_sizes=sizes)
@@ -145,6 +144,31 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         "skipped": skipped_images(source, validation),
         **training.outcome(result),
     }
+
+
+def settings(recipe: DetectionRecipe, classes: int) -> Any:
+    """The settings of the recipe's detector for so many classes; planned anchors are one of each level."""
+    config = replace(recipe.model, num_classes=classes, score_floor=recipe.score_floor)
+    if recipe.plan_anchors and has_anchors(config):
+        config = replace(config, anchor_sizes=tuple(sizes[:1] for sizes in config.anchor_sizes))
+    return config
+
+
+def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int | None) -> Workload:
+    """The training of a detector of one class, on every canvas of its recipe."""
+    loader, assumed = recipe.loader, ["one class"]
+    canvases = loader.buckets
+    if not canvases:
+        short = max(loader.resize.short_sides)
+        sides = short, loader.resize.max_long_side or 2 * short
+        canvases = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in sides),)  # type: ignore[assignment]
+        assumed.append(f"images of {sides[1]} x {sides[0]} px, as the recipe names no canvas")
+    count = batch_size or loader.batch_size
+    blanks = {
+        f"{height}x{width}": batches.blank_batch(count, (height, width), loader.max_boxes or 8)
+        for height, width in canvases
+    }
+    return Workload(trainable(detectors.build(settings(recipe, 1))), count, blanks, blanks, tuple(assumed))
 
 
 def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int) -> tuple[tuple[float], ...]:

@@ -7,7 +7,13 @@ TASK = Task(
     name="inpainting",
     recipe=recipe.InpaintingRecipe,
     stages={
-        "train": StageKind(recipe.TrainInpainterStage, train.train, train.check_start, needs_lesions=("train", "val")),
+        "train": StageKind(
+            recipe.TrainInpainterStage,
+            train.train,
+            train.check_start,
+            needs_lesions=("train", "val"),
+            workload=train.workload,
+        ),
         "synthesize": StageKind(recipe.PaintStage, synthesize.synthesize),
     },
     report=report.part,

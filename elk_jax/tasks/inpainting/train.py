@@ -14,6 +14,9 @@ from elk_jax.data.batches import crops
 from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.diffusion import inpainter
+from elk_jax.diffusion.autoencoder import AutoencoderConfig
+from elk_jax.diffusion.text_encoder import TextConfig
+from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.progress import Progress
 from elk_jax.randomness import WORD
@@ -24,7 +27,7 @@ from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.model import Inpainter
 from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, TrainInpainterStage
 from elk_jax.tasks.run import Run, skipped_images
-from elk_jax.tasks.task import Summary
+from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder, stable_diffusion, tokenizer
@@ -101,6 +104,31 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
         "skipped": skipped_images(source, validation),
         **training.outcome(result),
     }
+
+
+def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: int | None) -> Workload:
+    """The training of an inpainter: of Stable Diffusion 1.5 where the recipe has no model of its own."""
+    count = batch_size or recipe.closeups.batch_size
+    assumed: tuple[str, ...] = ()
+    if recipe.model is not None:
+        config, words, base = recipe.model.config(contrast=1.0), inpainter.Words(), None
+    else:
+        assumed = ("Stable Diffusion 1.5 inpainting: what init_from names is not read",)
+        networks = vars(recipe.networks)
+        config = inpainter.InpainterConfig(
+            unet=UNetConfig(in_channels=9, **networks),
+            size=recipe.closeups.window,
+            autoencoder=AutoencoderConfig(**networks),
+            text=TextConfig(**networks),
+        )
+        words = inpainter.Words(*((0,) * TextConfig.max_position_embeddings,) * 3)
+        base = jax.eval_shape(lambda rng: inpainter.init(config, rng), jax.random.key(0))
+    parts = Inpainter(config, recipe.noise.schedule(), recipe.sampler, float(recipe.guidance), words)
+    model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base)
+    blank = crops.blank_batch(count, config.size)
+    drawn = {key: blank[key] for key in ("image", "mask")} | {"seed": sampling.seeds(0, range(count))}
+    name = f"{config.size}x{config.size}"
+    return Workload(model, count, {name: {**blank}}, {name: drawn}, assumed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ TASK = Task(
     name="translation",
     recipe=recipe.TranslationRecipe,
     stages={
-        "train": StageKind(recipe.TrainTranslatorStage, train.train, train.check_pairs),
+        "train": StageKind(recipe.TrainTranslatorStage, train.train, train.check_pairs, workload=train.workload),
         "evaluate": StageKind(recipe.EvaluateTranslatorsStage, evaluate.evaluate, train.check_pairs),
     },
     report=report.part,

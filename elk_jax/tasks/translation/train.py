@@ -21,8 +21,8 @@ from elk_jax.spread import spread
 from elk_jax.tasks import sampling, training
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.stages import Stage
-from elk_jax.tasks.task import Summary
-from elk_jax.tasks.translation.model import Translator, describe, load, measure_greys, trainable
+from elk_jax.tasks.task import Summary, Workload
+from elk_jax.tasks.translation.model import Greys, Translator, describe, load, measure_greys, trainable
 from elk_jax.tasks.translation.recipe import TrainTranslatorStage, TranslationRecipe
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
@@ -116,6 +116,16 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
         "skipped": skipped_images(found, validation),
         **training.outcome(result),
     }
+
+
+def workload(stage: TrainTranslatorStage, recipe: TranslationRecipe, batch_size: int | None) -> Workload:
+    """The training of a translator."""
+    config, count = recipe.model.config(), batch_size or recipe.pairs.batch_size
+    model = trainable(Translator(config, recipe.sampler, Greys(0.0, 1.0, 0.0, 1.0)), recipe.loss)
+    blank = batches.blank_batch(count, config.size)
+    drawn = {"image": blank["low_energy"], "seed": sampling.seeds(0, range(count))}
+    name = f"{config.size}x{config.size}"
+    return Workload(model, count, {name: {**blank}}, {name: drawn})
 
 
 def summary(found: Pairs) -> dict[str, int]:

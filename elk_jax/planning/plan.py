@@ -1,0 +1,266 @@
+"""What a train stage needs on a slice of chips, found by compiling it: no data, no weights, no chip.
+
+A plan compiles the real training step and the real prediction of a stage for every slice it is asked about, and reads
+the compiled programs: memory by what holds it, arithmetic and bytes by part of the model, collectives, and the least
+time by the roofline of the chip. Shapes stand for arrays throughout.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from elk_jax.errors import UserError, is_out_of_memory
+from elk_jax.experiments.parse import kind_of, parse
+from elk_jax.planning.here import Measured, measure_step
+from elk_jax.planning.largest import largest_batch
+from elk_jax.programs import roofline, topology
+from elk_jax.programs.account import Account, account
+from elk_jax.programs.memory import Memory, memory
+from elk_jax.programs.roofline import Bound
+from elk_jax.programs.topology import Slice
+from elk_jax.tasks.run import Experiment
+from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.tasks.task import Workload
+from elk_jax.tasks.training import step_of
+from elk_jax.training import mesh as meshes
+from elk_jax.training.step.step import on_mesh
+
+Say = Callable[[str], None]
+STEP, PREDICTION = "training step", "prediction"
+SPARE = 0.06
+"""Of a chip's memory, that its run time keeps for itself."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled program on one slice.
+
+    what: STEP or PREDICTION. shape: of its batch, such as 800x1344. batch: examples a chip. fits: in the memory of the
+    chip. compiler_bytes: the compiler's own account of memory traffic, which counts loops once and on-chip memory too.
+    compile_seconds: processor time of the compiler. measured: seconds of an update, on the devices at hand.
+    """
+
+    what: str
+    shape: str
+    batch: int
+    memory: Memory
+    fits: bool
+    account: Account
+    bound: Bound
+    compiler_bytes: float
+    compile_seconds: float
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """A stage on one slice. refused: programs that the compiler found too large, with its reason.
+
+    largest_batch: examples a chip that fit in training; None where nobody asked.
+    """
+
+    slice: Slice
+    mesh: Mapping[str, int]
+    programs: tuple[Program, ...]
+    refused: tuple[tuple[str, str], ...] = ()
+    largest_batch: int | None = None
+
+    @property
+    def steps(self) -> list[Program]:
+        """The training steps, the slowest first."""
+        steps = [program for program in self.programs if program.what == STEP]
+        return sorted(steps, key=lambda program: -program.bound.exposed)
+
+    @property
+    def fits(self) -> bool:
+        return not self.refused and all(program.fits for program in self.programs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage on one or more slices. batch: examples a chip. assumed: what only data and weights could say."""
+
+    experiment: str
+    stage: str
+    batch: int
+    assumed: tuple[str, ...]
+    slices: tuple[SlicePlan, ...]
+
+
+class Efficiency(NamedTuple):
+    """Predicted speed of a chip in a slice, relative to one without data between chips, which are hidden behind other
+    work wholly (`hidden`) or not at all (`exposed`)."""
+
+    topology: str
+    chips: int
+    hidden: float
+    exposed: float
+
+
+def plan(
+    config: ConfigDict,
+    stage: str,
+    slices: Sequence[str],
+    batch: int = 0,
+    every_shape: bool = False,
+    largest: bool = False,
+    quick: bool = False,
+    say: Say = lambda text: None,
+) -> Plan:
+    """Compile a train stage for every slice (`topology.find`): its step, and for the first slice its prediction.
+
+    stage: "" for the only one that trains. batch: examples a chip; 0: those of the recipe's global batch where it
+    divides over the chips of the first slice, else the whole of it on every chip. every_shape: of the batches; else
+    the one with most pixels. largest: look for the largest batch that fits a chip of the first slice. quick: the least
+    effort of the TPU's compiler. say: told of progress. UserError for a stage that does not train, a slice that does
+    not exist, and settings that no training accepts.
+    """
+    experiment = parse(config)
+    chosen = _train_stage(experiment, stage)
+    found = [topology.find(name) for name in slices]
+    make = _workloads(experiment, chosen)
+    recipes_own, chips = make(None), len(found[0].devices)
+    if not batch:
+        whole = recipes_own.batch_size
+        batch = whole // chips if whole % chips == 0 else whole
+    shapes = list(recipes_own.training)
+    if not every_shape:
+        shapes = [max(shapes, key=lambda shape: sum(np.size(x) for x in recipes_own.training[shape].values()))]
+    planned: list[SlicePlan] = []
+    for target in found:
+        mesh = meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, target.devices)
+        compiler = _Compiler(experiment, chosen, make, target, mesh, quick, say)
+        first = not planned
+        one = compiler.plan(batch, shapes, (STEP, PREDICTION) if first else (STEP,))
+        planned.append(replace(one, largest_batch=compiler.largest(one, batch)) if largest and first else one)
+    return Plan(experiment.name, chosen.name, batch, recipes_own.assumed, tuple(planned))
+
+
+def efficiencies(plan: Plan) -> list[Efficiency]:
+    """Weak scaling by the roofline, by number of chips. Slices whose step was refused are left out."""
+    steps = {one.slice: one.steps[0].bound for one in plan.slices if one.steps}
+    ordered = sorted(steps, key=lambda target: len(target.devices))
+    if not ordered:
+        return []
+    alone = steps[ordered[0]].alone
+    return [
+        Efficiency(target.name, len(target.devices), alone / steps[target].least, alone / steps[target].exposed)
+        for target in ordered
+    ]
+
+
+def _train_stage(experiment: Experiment, name: str) -> TrainStage:
+    trained = [s for s in experiment.stages.values() if isinstance(s, TrainStage) and kind_of(s).workload]
+    known = ", ".join(stage.name for stage in trained) or "none of this experiment"
+    for stage in trained:
+        if stage.name == name or (not name and len(trained) == 1):
+            return stage
+    what = f"'{name}' is not a stage that trains" if name else f"{experiment.name} has several stages that train"
+    raise UserError(what, where=f"--stage={name}", todo=f"choose from {known}")
+
+
+def _workloads(experiment: Experiment, stage: Stage) -> Callable[[int | None], Workload]:
+    make, recipe = kind_of(stage).workload, experiment.recipe_of(stage)
+    assert make is not None  # _train_stage
+    return lambda batch_size: make(stage, recipe, batch_size)
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """Compiles the programs of a stage for one slice. make: global batch size -> what the stage computes."""
+
+    experiment: Experiment
+    stage: Stage
+    make: Callable[[int | None], Workload]
+    target: Slice
+    mesh: Mesh
+    quick: bool
+    say: Say
+
+    def plan(self, batch: int, shapes: Sequence[str], kinds: Sequence[str]) -> SlicePlan:
+        """Programs of the stage with `batch` examples a chip."""
+        workload = self.make(batch * self.mesh.size)
+        programs, refused = [], []
+        for what in kinds:
+            for shape in shapes:
+                program = self.program(workload, what, shape)
+                if isinstance(program, Program):
+                    programs.append(program)
+                else:
+                    refused.append((f"{what} {shape}", program))
+        return SlicePlan(self.target, dict(self.mesh.shape), tuple(programs), tuple(refused))
+
+    def largest(self, planned: SlicePlan, batch: int) -> int:
+        """Examples a chip of the largest training step that fits, of the shape that needs most memory."""
+        steps = planned.steps
+        shape = max(steps, key=lambda p: p.memory.total).shape if steps else next(iter(self.make(None).training))
+        known = {batch: next((float(p.memory.total) for p in steps if p.shape == shape), math.inf)}
+
+        def total(size: int) -> float:
+            if size not in known:
+                program = self.program(self.make(size * self.mesh.size), STEP, shape)
+                known[size] = float(program.memory.total) if isinstance(program, Program) else math.inf
+            return known[size]
+
+        return largest_batch(total, batch, self.target.chip.memory * (1 - SPARE))
+
+    def program(self, workload: Workload, what: str, shape: str) -> Program | str:
+        """The compiled program, or the compiler's reason to refuse it: it does not fit."""
+        batch, chip = workload.batch_size // self.mesh.size, self.target.chip
+        self.say(f"compiling the {what} of {shape} for {self.target.name}, {batch} examples a chip")
+        lowered = self.lowered(workload, what, shape)
+        start = time.process_time()
+        try:
+            compiled = topology.compile_for(lowered, self.target, self.quick)
+        except jax.errors.JaxRuntimeError as error:
+            if is_out_of_memory(error):
+                return str(error).strip().splitlines()[0]
+            raise
+        seconds = time.process_time() - start
+        held, read = memory(compiled), account(compiled, self.mesh.size)
+        program = Program(
+            what=what,
+            shape=shape,
+            batch=batch,
+            memory=held,
+            fits=held.total <= chip.memory * (1 - SPARE),
+            account=read,
+            bound=roofline.bound(read, chip),
+            compiler_bytes=float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0)),
+            compile_seconds=seconds,
+        )
+        if self.target.is_here and what == STEP:
+            step = step_of(workload.model, self.experiment.recipe_of(self.stage), self.mesh, self.experiment.seed)
+            program = replace(program, measured=measure_step(compiled, step, self.mesh, workload.training[shape]))
+        return program
+
+    def lowered(self, workload: Workload, what: str, shape: str) -> Any:
+        """The program as the training and the prediction trace it, from shapes."""
+        model, mesh = workload.model, self.mesh
+        constants = _laid_out(model.constants, mesh)
+        if what == STEP:
+            program = on_mesh(step_of(model, self.experiment.recipe_of(self.stage), mesh, self.experiment.seed), mesh)
+            return program.update.lower(program.state, constants, self._shapes(workload.training[shape]))
+        map_images = meshes.shard_map_images(mesh)
+        predict = jax.jit(lambda params, constants, batch: model.predict(params, constants, batch, map_images))
+        params = _laid_out(jax.eval_shape(model.init, jax.random.key(0)), mesh)
+        return predict.lower(params, constants, self._shapes(workload.prediction[shape]))
+
+    def _shapes(self, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+        sharding = meshes.batch_sharding(self.mesh)
+        return {key: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding) for key, x in batch.items()}
+
+
+def _laid_out(tree: Any, mesh: Mesh) -> Any:
+    """Shapes with their layout on the mesh."""
+    layout = meshes.tree_shardings(tree, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)

@@ -1,0 +1,109 @@
+"""Memory of one device by what it holds: the compiler's sizes, the names of the arguments, and the schedule."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from elk_jax.programs import hlo
+from elk_jax.programs.account import account_of
+from elk_jax.programs.costs import NOTHING
+from elk_jax.programs.hlo import Computation, Module
+
+Leaves = tuple[frozenset[str], ...]
+
+
+class Memory(NamedTuple):
+    """Bytes of one device, with the padding of tiled layouts.
+
+    activations: results of the forward pass that wait for the backward pass when the memory is fullest. temporaries:
+    all other working memory. results: of the program, beside those that take the place of arguments.
+    """
+
+    parameters: int
+    optimizer: int
+    averages: int
+    constants: int
+    batch: int
+    activations: int
+    temporaries: int
+    results: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def memory(compiled: Any) -> Memory:
+    """The memory of a compiled program whose arguments are named state, params, constants and batch."""
+    sizes = compiled.memory_analysis()
+    module = hlo.parse(compiled.as_text())
+    held = dict.fromkeys(("parameters", "optimizer", "averages", "constants", "batch"), 0)
+    for parameter in module.computations[module.entry].parameters.values():
+        held[_holder(parameter.op_name)] += parameter.bytes
+    working = int(sizes.temp_size_in_bytes)
+    activations = min(waiting_activations(module), working)
+    return Memory(
+        **held,
+        activations=activations,
+        temporaries=working - activations,
+        results=max(int(sizes.output_size_in_bytes - sizes.alias_size_in_bytes), 0),
+        program=int(sizes.generated_code_size_in_bytes),
+    )
+
+
+def _holder(argument: str) -> str:
+    """state.params[...], params[...] -> parameters, and so on; what has no name is part of the batch."""
+    root = re.split(r"[\[.]", argument.removeprefix("state."))[0]
+    names = {"params": "parameters", "opt_state": "optimizer", "ema_params": "averages", "constants": "constants"}
+    return names.get(root, "batch")
+
+
+def waiting_activations(module: Module) -> int:
+    """Bytes of forward results that are still needed at the instruction of the entry where the memory is fullest."""
+    entry = module.computations[module.entry]
+    phases = {cost.name: cost.part for cost in account_of(module).costs}
+    position = {name: place for place, name in enumerate(entry.instructions)}
+    buffers, last = _lifetimes(entry, position)
+    events: dict[int, list[tuple[int, bool]]] = {}
+    for name, size in buffers.items():
+        part = phases.get(name)
+        forward = part is not None and part.phase == "forward" and part.name(1) not in ("optimizer", "norms", "ema")
+        events.setdefault(position[name], []).append((size, forward))
+        events.setdefault(last[name] + 1, []).append((-size, forward))
+    held = waiting = fullest = found = 0
+    for place in sorted(events):
+        for size, forward in events[place]:
+            held += size
+            waiting += size * forward
+        if held > fullest:
+            fullest, found = held, waiting
+    return found
+
+
+def _lifetimes(entry: Computation, position: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """(bytes of every buffer in main memory by the instruction that makes it, position of its last reader)."""
+    buffers: dict[str, int] = {}
+    last: dict[str, int] = {}
+    holds: dict[str, Leaves] = {}  # instruction -> the buffers behind each of its arrays
+    for name, instruction in entry.instructions.items():
+        place = position[name]
+        given = [holds.get(operand, ()) for operand in instruction.operands]
+        for leaves in given:
+            for buffer in frozenset().union(*leaves):
+                last[buffer] = place
+        opcode = instruction.opcode
+        if opcode == "get-tuple-element":
+            index = re.search(r"index=(\d+)", instruction.attributes)
+            leaves = given[0] if given else ()
+            number = int(index.group(1)) if index else 0
+            holds[name] = (leaves[number],) if number < len(leaves) else (frozenset().union(*leaves),)
+        elif opcode in ("tuple", "while", "bitcast", "opt-barrier") or opcode.endswith("-done"):
+            holds[name] = tuple(leaf for leaves in given for leaf in leaves)
+        elif opcode in NOTHING or not instruction.bytes:
+            holds[name] = ()
+        else:
+            buffers[name], last[name] = instruction.bytes, place
+            holds[name] = (frozenset((name,)),) * len(instruction.outputs)
+    return buffers, last

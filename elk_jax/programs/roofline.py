@@ -1,0 +1,53 @@
+"""The least time of a program on a chip: arithmetic, memory and links at their published speed (Williams et al. 2009).
+
+An instruction takes at least the longer of its arithmetic and its traffic with main memory; instructions run one after
+another. Transfers that run beside them only fill the memory's bandwidth. Data between chips may be hidden behind other
+instructions: wholly at best, not at all at worst.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from elk_jax.programs.account import Account
+from elk_jax.programs.chips import Chip
+from elk_jax.programs.costs import Collective
+
+
+class Bound(NamedTuple):
+    """Seconds at the chip's published speed. alone: of one chip without data between chips."""
+
+    arithmetic: float
+    memory: float
+    links: float
+    alone: float
+
+    @property
+    def least(self) -> float:
+        """With all data between chips hidden."""
+        return max(self.alone, self.links)
+
+    @property
+    def exposed(self) -> float:
+        """With none of it hidden."""
+        return self.alone + self.links
+
+
+def bound(account: Account, chip: Chip) -> Bound:
+    """The least time of a program by its account."""
+    total = account.total
+    in_turn = sum(
+        cost.times * max(cost.flops / chip.flops, cost.bytes / chip.bandwidth)
+        for cost in account.costs
+        if not cost.is_async and cost.collective is None
+    )
+    memory = total.bytes / chip.bandwidth
+    links = sum(cost.times * seconds(cost.collective, chip) for cost in account.costs if cost.collective is not None)
+    return Bound(total.flops / chip.flops, memory, links, max(in_turn, memory))
+
+
+def seconds(collective: Collective, chip: Chip) -> float:
+    """Of a collective whose data take the shortest way over all links (rings; Thakur et al. 2005)."""
+    others = (collective.group - 1) / collective.group
+    rounds = {"all-reduce": 2 * others, "collective-permute": 1, "collective-broadcast": 1}.get(collective.kind, others)
+    return rounds * collective.bytes / chip.links if collective.group > 1 else 0.0
