@@ -86,8 +86,10 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
     if rest:
         raise UserError(f"unexpected argument '{rest[0]}'", todo="flags are written --name=value; see --help")
     from elk_jax import host_memory  # after the flags: importing JAX takes seconds
+    from elk_jax.programs import libtpu
 
     host_memory.keep_freed()
+    libtpu.only_compile()
     main()
 
 

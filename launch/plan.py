@@ -6,7 +6,7 @@
   python launch/plan.py --config=configs/cem_mixed.py --stage=real --topology=here
 
 It compiles the stage's training step and its prediction for a slice of TPUs (v4, v5e, v5p, v6e) that nobody has, with
-the TPU's own compiler: pip install 'elk_jax[plan]'. No data, no weights and no TPU are needed. It prints memory by what
+the TPU's own compiler: pip install 'elk_jax[tpu]'. No data, no weights and no TPU are needed. It prints memory by what
 holds it, arithmetic and bytes by part of the model, data between chips, and the least time of a step by the published
 speed of chips and links; with several slices also the efficiency of weak scaling. `here` compiles for the devices of
 this machine, and measures a step as well. A folder keeps the same as plan.json and plan.html.

@@ -44,5 +44,5 @@ def measure_step(compiled: Any, step: Step, mesh: Mesh, batch: Mapping[str, Any]
 def _noise(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The batch with noise in its pictures, so that a detector has something to propose."""
     random = np.random.default_rng(0)
-    noise = lambda x: random.random(x.shape, np.float32) if x.ndim == 4 else np.array(x)
+    noise = lambda x: random.random(x.shape, np.float32) if x.ndim > 2 and x.dtype == np.float32 else np.array(x)
     return {key: noise(np.asarray(x)) for key, x in batch.items()}

@@ -136,7 +136,7 @@ def _walk(
                 times,
                 costs.moved_bytes(module, computation, instruction),
                 costs.arithmetic(module, computation, instruction),
-                costs.collective(instruction, computation.inputs(instruction), devices),
+                costs.collective(module, computation, instruction, devices),
                 opcode.endswith("-start"),
             )
 

@@ -41,15 +41,22 @@ class Collective(NamedTuple):
     group: int
 
 
-def collective(instruction: Instruction, operands: list[Instruction], devices: int) -> Collective | None:
-    """The collective that an instruction starts, None for any other.
+def collective(module: Module, computation: Computation, instruction: Instruction, devices: int) -> Collective | None:
+    """The collective that an instruction starts, also inside a fusion; None for any other. devices: of the program.
 
-    operands: the instructions that it reads. devices: of the program.
+    A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it.
     """
+    if instruction.opcode == "fusion":
+        inside = module.computations[instruction.called["calls"][0]]
+        found = [collective(module, inside, one, devices) for one in inside.instructions.values()]
+        first = next((one for one in found if one is not None), None)
+        scattered = first is not None and first.kind == "all-reduce" and inside.root.opcode == "dynamic-slice"
+        return first._replace(kind="reduce-scatter") if first is not None and scattered else first
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None
     group = _group_size(instruction.attributes, devices)
+    operands = computation.inputs(instruction)
     given = sum(_logical(array) for operand in operands for array in operand.outputs)
     return Collective(kind, given * group if kind == "all-gather" else given, group)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,17 +11,11 @@ import jax
 from jax.experimental import topologies
 
 from elk_jax.errors import UserError
-from elk_jax.programs import chips
+from elk_jax.programs import chips, libtpu
 from elk_jax.programs.chips import Chip, measured_chip
 
 HERE = "here"
 """The name of the devices at hand."""
-ENVIRONMENT = {
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # what libtpu would ask of a TPU's metadata server, three of them
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is opened, so that processes need not wait for each other
-}
 TPUS = {chip.name: chip for chip in chips.CHIPS if chip.kind.startswith("TPU")}
 
 
@@ -42,7 +34,7 @@ class Slice(NamedTuple):
 def find(name: str) -> Slice:
     """`here`, or a slice of TPUs such as v5e:4x4 and v5p:2x2x4. UserError for a name that is neither.
 
-    Needs libtpu (`pip install elk_jax[plan]`) for TPUs, and no TPU.
+    Needs libtpu (`pip install elk_jax[tpu]`) for TPUs, and no TPU.
     """
     if name == HERE:
         devices = jax.devices()
@@ -53,11 +45,11 @@ def find(name: str) -> Slice:
     if generation not in TPUS or not sides:
         todo = f"give '{HERE}', or a generation ({', '.join(TPUS)}) with its shape, such as v5e:4x4 or v5p:2x2x4"
         raise UserError(f"'{name}' is not a slice of TPUs", where="--topology", todo=todo)
-    if importlib.util.find_spec("libtpu") is None:
+    if not libtpu.is_installed():
         raise UserError(
-            "the compiler of TPUs is not installed", where=f"--topology={name}", todo="pip install 'elk_jax[plan]'"
+            "the compiler of TPUs is not installed", where=f"--topology={name}", todo="pip install 'elk_jax[tpu]'"
         )
-    os.environ |= {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
+    libtpu.only_compile()
     try:
         devices = topologies.get_topology_desc(f"{generation}:{shape}", platform="tpu", **_layout(name, sides)).devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax import files
-from elk_jax.data.batches.shuffle import Shuffle, Stacked, host_rows
+from elk_jax.data.batches.shuffle import Shuffle, Stacked, blank, host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, summary
@@ -33,7 +33,7 @@ from elk_jax.reporting.run import Part
 from elk_jax.tasks import TASKS, training
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
-from elk_jax.tasks.task import Action, StageKind, Summary, Task
+from elk_jax.tasks.task import Action, StageKind, Summary, Task, Workload
 from elk_jax.training.model import Model
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Constant, Schedule
@@ -142,6 +142,12 @@ def measure(params: Any, source: ImageSource, side: int, threshold: float = 0.5)
     return {"accuracy": float(((scores >= threshold) == truth).mean()), "images": float(len(source))}
 
 
+def workload(stage: TrainToyStage, recipe: ToyRecipe, batch_size: int | None) -> Workload:
+    count, side = batch_size or recipe.images.batch_size, recipe.images.side
+    batch = blank({"image": (count, side, side), "lesion": (count,)})
+    return Workload(trainable(side), count, {f"{side}x{side}": batch}, {f"{side}x{side}": batch}, ("no noise",))
+
+
 def train(run: Run, stage: TrainToyStage, recipe: ToyRecipe) -> Summary:
     source, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     images, shuffle = recipe.images, Shuffle(len(source), run.seed, Purpose.CLOSEUP_ORDER)
@@ -201,7 +207,7 @@ TASK = Task(
     name="toy",
     recipe=ToyRecipe,
     stages={
-        "train": StageKind(TrainToyStage, train, needs_lesions=("train",)),
+        "train": StageKind(TrainToyStage, train, needs_lesions=("train",), workload=workload),
         "evaluate": StageKind(EvaluateToyStage, evaluate),
     },
     report=report,

@@ -167,16 +167,43 @@ def test_a_loop_of_unknown_length_counts_once_unless_its_scope_says_more():
     assert 5 * once.total.flops == often.total.flops == 5 * 2 * 4**3
 
 
-def test_collectives_of_a_tpu_program_are_those_counted_by_hand():
-    """Data parallel: the gradient of w is summed over 4 devices. Split over 2 (fsdp): w is gathered, too."""
-    x = jax.ShapeDtypeStruct((64, 256), jnp.float32)
+def layers(weights: int, rows: int):
+    """The gradient of a layer on v5e:2x2: (program, bytes of its weights)."""
+    mesh = tpu_mesh("v5e:2x2", fsdp=weights)
+    x = jax.ShapeDtypeStruct((rows, 256), jnp.float32)
     w = jax.ShapeDtypeStruct((256, 512), jnp.float32)
 
     def gradient(w, x):
-        return jax.grad(lambda w: jnp.square(jnp.tanh(x @ w)).sum())(w)
+        with jax.named_scope("layer"):
+            return jax.grad(lambda w: jnp.square(jnp.tanh(x @ w)).sum())(w)
 
-    mesh = tpu_mesh("v5e:2x2")
-    batch, whole = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P())
-    program = jax.jit(gradient, in_shardings=(whole, batch), out_shardings=whole).lower(w, x)
-    found = account(compiled(program), 4).collectives()
-    assert found[("all-reduce", 4)].bytes == 256 * 512 * 4 and len(found) == 1
+    batch, split = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P(None, "fsdp"))
+    return compiled(jax.jit(gradient, in_shardings=(split, batch), out_shardings=split).lower(w, x)), 256 * 512 * 4
+
+
+def test_collectives_of_a_data_parallel_tpu_program_are_those_counted_by_hand():
+    """Every chip has the weights; their gradient is summed over all four, and nothing else is exchanged."""
+    program, weights = layers(weights=1, rows=64)
+    read = account(program, 4)
+    assert read.collectives() == {("all-reduce", 4): (weights, 1)}
+    assert read.by_part()["layer"].flops == 2 * (64 // 4) * 256 * 512 * 2  # forward, and the gradient of w
+
+
+def test_collectives_of_a_program_with_split_weights_are_those_counted_by_hand():
+    """Every chip has a quarter of the weights: they are gathered for the product, and each gets the sum of its part of
+    the gradient."""
+    program, weights = layers(weights=4, rows=8192)
+    found = account(program, 4).collectives()
+    assert found == {("all-gather", 4): (weights, 1), ("reduce-scatter", 4): (weights, 1)}
+    assert program.memory_analysis().argument_size_in_bytes == (weights + 8192 * 256 * 4) // 4
+
+
+def test_a_scan_that_the_tpus_compiler_rewrites_counts_as_often_as_it_runs():
+    mesh = tpu_mesh("v5e:1x1")
+    square = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=NamedSharding(mesh, P()))
+
+    def f(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=7)[0]
+
+    read = account(compiled(jax.jit(f).lower(square, square)))
+    assert not read.unknown_loops and read.total.flops == 7 * 2 * 256**3

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elk_jax.data.batches.crops import CloseupConfig, cached_closeups, eval_closeups, train_closeups
+from elk_jax.data.batches.crops import CloseupConfig, blank_batch, cached_closeups, eval_closeups, train_closeups
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from tests.refusals import refused
@@ -32,6 +32,8 @@ def test_what_a_batch_holds(batches):
         assert batch["image"].min() >= 0 and batch["image"].max() <= 1
         assert set(np.unique(batch["mask"])) == {0, 1}
         assert batch["mask"].sum((1, 2, 3)).min() > 0 and batch["valid"].all()
+        blank = blank_batch(4, SIZE)
+        assert {k: (v.shape, v.dtype) for k, v in blank.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
 
 
 def test_lesions_and_tissue_come_in_their_shares(batches):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elk_jax.data.augment import Augmentation, Resize
-from elk_jax.data.batches.detection import LoaderConfig, eval_batches, find_max_boxes, train_batches
+from elk_jax.data.batches.detection import LoaderConfig, blank_batch, eval_batches, find_max_boxes, train_batches
 from elk_jax.data.sources.source import concatenate
 from tests.refusals import refused
 
@@ -62,6 +62,9 @@ def test_batches_follow_the_schema(source):
         }
         assert {key: (value.shape[1:], str(value.dtype)) for key, value in batch.items()} == expected
         assert {len(value) for value in batch.values()} == {4}
+        blank = blank_batch(4, (height, width), 8)
+        assert {key: (value.shape[1:], str(value.dtype)) for key, value in blank.items()} == expected
+        assert blank["valid"].all() and (blank["image_size"] == (height, width)).all()
         assert batch["valid"].all() and not (batch["gt_ignore"] & ~batch["gt_valid"]).any()
         for row in range(4):
             h, w = batch["image_size"][row].astype(int)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elk_jax.data.batches.pairs import PairConfig, eval_pairs, train_pairs
+from elk_jax.data.batches.pairs import PairConfig, blank_batch, eval_pairs, train_pairs
 from elk_jax.data.sources.pairs import Pairs
 from tests.refusals import refused
 
@@ -29,6 +29,8 @@ def test_an_epoch_has_every_pair_once_and_both_images_are_mirrored_alike(pairs):
     for _ in range(8):
         batch = next(stream)
         assert sorted(batch["index"]) == [0, 1, 2] and batch["valid"].all()
+        blank = blank_batch(3, 8)
+        assert {k: (v.shape, v.dtype) for k, v in blank.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
         for low, subtracted, index in zip(batch["low_energy"], batch["subtracted"], batch["index"]):
             corner = int(np.argmax(low))
             corners.add(corner)

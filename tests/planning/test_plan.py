@@ -1,0 +1,166 @@
+"""Plans of trainings: here, where the devices are, and for TPUs, where libtpu is."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from elk_jax.output import Console
+from elk_jax.planning import shown
+from elk_jax.planning.plan import PREDICTION, STEP, Plan, efficiencies, plan
+from elk_jax.programs import chips, libtpu, roofline, topology
+from elk_jax.programs.account import Account, Cost
+from elk_jax.programs.costs import Collective
+from elk_jax.programs.parts import Part
+from elk_jax.tasks import TASKS
+from tests.experiments import toy_task
+from tests.refusals import refused
+from tests.tpu import need_compiler
+
+V5E = next(chip for chip in chips.CHIPS if chip.name == "v5e")
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """The toy task, and no measurement of this machine."""
+    monkeypatch.setitem(TASKS, "toy", toy_task.TASK)
+    monkeypatch.setattr(topology, "measured_chip", lambda device, devices: replace_memory(V5E, 16e9))
+
+
+def replace_memory(chip: chips.Chip, memory: float) -> chips.Chip:
+    return chip._replace(memory=memory, links=float("inf"))
+
+
+def config(**changes):
+    found = toy_task.get_config()
+    for key, value in changes.items():
+        found.update_from_flattened_dict({key.replace("__", "."): value})
+    return found
+
+
+def test_a_plan_here_compiles_measures_and_is_shown(tmp_path):
+    found = plan(config(), "", ["here"])
+    (one,) = found.slices
+    step, prediction = one.programs
+    assert (step.what, prediction.what, step.shape) == (STEP, PREDICTION, "8x8") and one.fits
+    weights = 4 * (8 * 8 + 1)
+    assert step.memory.parameters == step.memory.averages == prediction.memory.parameters == weights
+    assert step.memory.optimizer >= 2 * weights and not prediction.memory.optimizer
+    assert step.measured is not None and 0 < step.measured.least <= step.measured.median <= step.measured.most
+    assert prediction.measured is None
+    console = Console(width=120, file=io.StringIO())
+    shown.print_plan(found, console)
+    text = console.file.getvalue()
+    for word in ("no noise", "fits in 16.0 GB", "parameters", "least time", "measured", "parts of the training step"):
+        assert word in text, word
+    shown.write_plan(found, tmp_path)
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["slices"][0]["programs"][0]["memory"]["parameters"] == weights
+    assert written["slices"][0]["chip"]["links"] is None  # JSON has no infinity
+    page = (tmp_path / "plan.html").read_text()
+    assert all(word in page for word in ("elk_jax plan", "toys: train", "Parts of the prediction", "no noise"))
+
+
+def test_the_batch_is_spread_over_the_chips_or_is_that_of_each():
+    devices = len(jax.devices())
+    assert plan(config(toy__images__batch_size=4 * devices), "", ["here"]).batch == 4
+    assert plan(config(), "", ["here"], batch=3).slices[0].programs[0].batch == 3
+
+
+def test_a_plan_for_tpus_counts_what_chips_exchange():
+    """The mean gradient of 65 numbers is all that data-parallel chips exchange, beside the two metrics."""
+    need_compiler()
+    found = plan(config(), "train", ["v5e:1x1", "v5e:2x2"], batch=4, quick=True)
+    alone, four = (one.steps[0].account.collectives() for one in found.slices)
+    assert not alone and set(four) == {("all-reduce", 4)}
+    assert four[("all-reduce", 4)].bytes == 4 * (64 + 1 + 2)
+    first, second = efficiencies(found)
+    assert first == ("v5e:1x1", 1, 1.0, 1.0) and second.chips == 4
+    assert second.exposed < second.hidden <= 1.01
+    assert [p.what for p in found.slices[1].programs] == [STEP]  # predictions exchange nothing
+    text = shown.as_json(found)["weak_scaling"]
+    assert [entry["chips"] for entry in text] == [1, 4]
+
+
+def test_a_batch_that_does_not_fit_is_told(monkeypatch):
+    monkeypatch.setattr(topology, "measured_chip", lambda device, devices: replace_memory(V5E, 5000.0))
+    found = plan(config(), "", ["here"], largest=True)
+    (one,) = found.slices
+    assert not one.fits or one.largest_batch
+    assert "does not fit" in shown.headline(found, replace(one, refused=(("training step 8x8", "too large"),)))
+    assert "not even one" in shown.headline(found, replace(one, largest_batch=0))
+
+
+REFUSED = {
+    "a stage that evaluates": ({"stage": "evaluate"}, "--stage=evaluate", "train"),
+    "a stage that is not there": ({"stage": "nothing"}, "--stage=nothing", "train"),
+    "a slice that is none": ({"slices": ["v5e"]}, "--topology", "v5e:4x4"),
+    "a generation that is none": ({"slices": ["v9:2x2"]}, "--topology", "v5e"),
+    "a shape with nothing": ({"slices": ["v5e:0x4"]}, "--topology", "shape"),
+    "a shape that nobody sells": ({"slices": ["v5e:3x5"]}, "--topology=v5e:3x5", "2x2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_planned_is_one_line(name):
+    given, where, word = REFUSED[name]
+    if where.startswith("--topology="):
+        need_compiler()
+    with refused(word, where=where):
+        plan(config(), given.get("stage", ""), given.get("slices", ["here"]))
+
+
+def test_without_the_compiler_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(libtpu, "is_installed", lambda: False)
+    with refused("elk_jax[tpu]", where="--topology=v5e:2x2"):
+        topology.find("v5e:2x2")
+
+
+# ---- Chips and the roofline ------------------------------------------------------------------------------------------
+
+KINDS = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100 PCIe", "NVIDIA H200": "H200",
+         "NVIDIA A100-SXM4-40GB": "A100", "NVIDIA A100-SXM4-80GB": "A100 80GB", "TPU v5 lite": "v5e", "TPU v5": "v5p",
+         "TPU v6 lite": "v6e", "TPU v4": "v4", "NVIDIA L4": "L4", "NVIDIA L40S": "L40S"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_devices_are_found_by_jaxs_name(kind):
+    assert chips.of_device(kind).name == KINDS[kind] and chips.of_device("cpu") is None
+
+
+SECONDS = {  # 200 GB/s of a v5e: 1 GB takes 5 ms one way; a ring of n sends (n - 1) / n of it, an all-reduce twice
+    ("all-reduce", 4): 2 * 0.75 * 5e-3,
+    ("all-gather", 4): 0.75 * 5e-3,
+    ("reduce-scatter", 256): 255 / 256 * 5e-3,
+    ("collective-permute", 2): 5e-3,
+    ("all-reduce", 1): 0.0,
+}
+
+
+@pytest.mark.parametrize("kind, group", SECONDS)
+def test_the_least_time_of_a_collective(kind, group):
+    found = roofline.seconds(Collective(kind, 10**9, group), V5E)
+    assert found == pytest.approx(SECONDS[kind, group])
+
+
+def test_the_least_time_is_the_longer_of_arithmetic_and_memory_one_by_one():
+    part = Part(("a",), "forward")
+    costs = (
+        Cost("bound by arithmetic", "fusion", part, 2, 819_000_000, 394_000_000_000, None, False),  # 2 x (1, 2 ms)
+        Cost("bound by memory", "fusion", part, 1, 1_638_000_000, 0, None, False),  # 2 ms
+        Cost("beside", "copy-start", part, 1, 819_000_000, 0, None, True),  # 1 ms, hidden
+        Cost("sum", "all-reduce", part, 1, 0, 0, Collective("all-reduce", 10**9, 4), False),  # 7.5 ms
+    )
+    bound = roofline.bound(Account(costs, (), 4), V5E)
+    assert np.allclose(bound, (4e-3, 5e-3, 7.5e-3, 6e-3))
+    assert bound.least == pytest.approx(7.5e-3) and bound.exposed == pytest.approx(13.5e-3)
+
+
+def test_plans_without_a_step_have_no_efficiency():
+    empty = replace(plan(config(), "", ["here"]).slices[0], programs=())
+    assert efficiencies(Plan("toy", "train", 1, (), (empty,))) == []

@@ -1,0 +1,39 @@
+"""Memory of a program by what it holds."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from elk_jax.programs import hlo
+from elk_jax.programs.memory import memory, waiting_activations
+from elk_jax.training.state import TrainState
+
+SCHEDULE = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[1000]) -> f32[1000] {
+  %a = f32[1000]{0} parameter(0), metadata={op_name="batch['image']"}
+  %first = f32[1000]{0} exponential(%a), metadata={op_name="jit(f)/jvp(net)/one/exp"}
+  %second = f32[1000]{0} tanh(%first), metadata={op_name="jit(f)/jvp(net)/two/tanh"}
+  %third = f32[1000]{0:S(1)} tanh(%second), metadata={op_name="jit(f)/jvp(net)/three/tanh"}
+  %back = f32[1000]{0} multiply(%second, %third), metadata={op_name="jit(f)/transpose(jvp(net))/three/mul"}
+  %back2 = f32[1000]{0} multiply(%back, %second), metadata={op_name="jit(f)/transpose(jvp(net))/two/mul"}
+  ROOT %out = f32[1000]{0} multiply(%back2, %first), metadata={op_name="jit(f)/transpose(jvp(net))/one/mul"}
+}
+"""
+
+
+def test_activations_are_forward_results_that_wait_where_the_memory_is_fullest():
+    """Fullest at back2: first and second wait, beside back and back2; what lies on the chip does not count."""
+    assert waiting_activations(hlo.parse(SCHEDULE)) == 2 * 4000
+
+
+def test_memory_is_divided_by_the_names_of_the_arguments():
+    def update(state, constants, batch):
+        return state.params * constants["scale"] + batch["image"].sum(), state.opt_state + state.step
+
+    state = TrainState(jnp.ones(()), jnp.ones(1000), jnp.ones(2000), None)
+    program = jax.jit(update).lower(state, {"scale": jnp.ones(())}, {"image": jnp.ones((3, 5))}).compile()
+    held = memory(program)
+    assert held[:5] == (4000, 8000, 0, 4, 60 + 4)  # the step number is with the batch
+    assert held.results >= 12000 and held.total == sum(held) >= 24068
