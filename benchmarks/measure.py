@@ -13,21 +13,9 @@ from typing import Any
 
 import jax
 
-LIBRARIES = ("elk_jax", "jax", "jaxlib", "flax", "optax", "grain", "numpy")
+from elk_jax.programs import chips
 
-PEAK_BF16 = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
-"""Published dense bfloat16 FLOP/s, by a part of the name of the device; the first match counts."""
+LIBRARIES = ("elk_jax", "jax", "jaxlib", "flax", "optax", "grain", "numpy")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -99,7 +87,9 @@ def surroundings() -> dict[str, Any]:
 
 
 def peak_bf16(device_kind: str) -> float | None:
-    return next((peak for name, peak in PEAK_BF16.items() if name in device_kind), None)
+    """Published dense bfloat16 FLOP/s; None for a device that is not in the table of chips."""
+    chip = chips.of_device(device_kind)
+    return None if chip is None else chip.flops
 
 
 def flops(cost: Mapping[str, float] | Sequence[Mapping[str, float]] | None) -> float | None:
