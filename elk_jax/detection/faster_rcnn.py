@@ -156,6 +156,7 @@ def _apply(model: FasterRCNN, params: Params, method: Any, inputs: Any) -> Any:
 
 
 @jax.named_scope("normalise")
+@jax.named_scope("normalise")
 def normalise(config: FasterRCNNConfig, image: jax.Array, image_size: jax.Array) -> jax.Array:
     """Image [B, H, W, 1 or C] in [0, 1] -> network input [B, H, W, C], 0 outside image_size [B, 2]."""
     image = at_least_float32(image)

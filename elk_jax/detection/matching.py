@@ -25,6 +25,7 @@ class Matches(NamedTuple):
     iou: jax.Array  # [N]
 
 
+@jax.named_scope("matching")
 def match(
     boxes: jax.Array,
     gt_boxes: jax.Array,

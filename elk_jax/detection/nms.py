@@ -44,6 +44,7 @@ def nms(
     return batched_nms(boxes, scores, None, iou_threshold, max_outputs, valid)
 
 
+@jax.named_scope("nms")
 def batched_nms(
     boxes: jax.Array,
     scores: jax.Array,

@@ -49,6 +49,7 @@ def roi_align(
     )
 
 
+@jax.named_scope("roi_align")
 def multilevel_roi_align(
     features: Sequence[jax.Array],
     boxes: jax.Array,

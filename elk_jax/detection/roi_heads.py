@@ -151,6 +151,7 @@ def sample_rois(
     )
 
 
+@jax.named_scope("losses")
 def box_loss_sums(outputs: BoxOutputs, samples: RoISamples, *, weights: Sequence[float], beta: float) -> BoxSums:
     """Losses summed over all regions [...]: softmax cross entropy, and smooth L1 of the true class's deltas of
     positives.
@@ -170,6 +171,7 @@ def box_loss_sums(outputs: BoxOutputs, samples: RoISamples, *, weights: Sequence
     )
 
 
+@jax.named_scope("detections")
 def select_detections(
     class_logits: jax.Array,
     box_deltas: jax.Array,

@@ -1,7 +1,6 @@
 """ROIAlign tile by tile: the form for accelerators.
 
-B images, S RoIs of an image, h w the output grid, T taps per bin and axis, N tiles of an image, K = TILE x TILE cells
-of a tile, C channels.
+S RoIs, h w the output grid, T taps per bin and axis, N tiles, K = TILE x TILE cells of a tile, C channels; one image.
 
 Every level is cut into aligned tiles of TILE x TILE cells. A RoI touches a rectangle of tiles of its level, and what it
 takes from a tile is a matrix product: weights [h w, K] times the tile [K, C]. So ROIAlign is the product of a matrix of
@@ -9,6 +8,9 @@ blocks, most of them zero, with the tiles; its gradient is the product with the 
 not zero are ever made: a turn of a loop takes a few RoIs with some of the tiles that they touch (for the gradient, a
 few tiles with some of the RoIs that touch them), until none is left. It is exact for every box; memory is read in whole
 tiles, and nothing is scattered.
+
+Images come one after another also under `vmap`: the tiles of one image fit in the fast memory of a TPU, and a loop over
+several at once would copy all that it carries in every turn.
 """
 
 from __future__ import annotations
@@ -39,95 +41,87 @@ IN_TILE = np.stack(np.divmod(np.arange(TILE * TILE, dtype=np.int32), TILE))
 
 
 class _Blocks(NamedTuple):
-    """Tiles and RoIs of B images, and which of them meet. touched: by each RoI; none where it reads nothing."""
+    """Which tiles the RoIs touch, and with which weights."""
 
-    y: Taps  # [B S, ...]
-    x: Taps
-    of_rows: jax.Array  # [B S tile rows, h TILE] weights of the cells of every row of tiles, and
-    of_columns: jax.Array  # [B S tile columns, w TILE] of every column
-    tile: np.ndarray  # [N, 3] level, row and column (in tiles) of each
-    images: int
-    first: jax.Array  # [B S, 2] row and column of the first touched tile
-    shape: jax.Array  # [B S, 2] rows and columns of touched tiles
-    corner: jax.Array  # [B S] number of the first touched tile among the B N tiles
-    across: jax.Array  # [B S] tiles in a row of the level
+    tile: np.ndarray  # [N, 3] level, row and column (in tiles) of each tile
+    level: jax.Array  # [S]
+    first: jax.Array  # [S, 2] row and column of the first tile that a RoI touches
+    shape: jax.Array  # [S, 2] rows and columns of touched tiles; 0 where a RoI reads nothing
+    corner: jax.Array  # [S] number of the first touched tile
+    across: jax.Array  # [S] tiles in a row of the level
+    of_rows: jax.Array  # [S rows, h TILE] weights for the cells of each row of tiles
+    of_columns: jax.Array  # [S columns, w TILE] of each column of tiles
 
 
 def pool(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
     """As `roi_taps.pool`."""
-    sizes = _sizes(levels)
 
-    def of_images(tiles: jax.Array, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
-        blocks = _blocks(sizes, level, y, x)
-        flat = tiles.reshape(-1, *tiles.shape[2:])
+    def of_image(levels: Levels, level: jax.Array, y: Taps, x: Taps) -> jax.Array:
+        tiles, blocks = _cut(levels), _blocks(_sizes(levels), level, y, x)
 
         def turn(rois: jax.Array, start: jax.Array) -> jax.Array:
             found, place, there = _tiles_of(blocks, rois, start)
             weights = _outer(*_weights(blocks, rois[:, None], place, there))
-            return _weighted("rgmk,rgkc->rmc", weights, flat[found])
+            return _weighted("rgmk,rgkc->rmc", weights, tiles[found])
 
         sums, place = _in_turns(blocks.shape.prod(-1), ROIS, TILES_OF_ROI, tiles.dtype, turn)
-        return sums[place].reshape(*level.shape, y.weight.shape[2], x.weight.shape[2], -1)
+        return sums[place].reshape(len(level), y.weight.shape[1], x.weight.shape[1], -1)
 
-    return _over_images(of_images)(_cut(levels), level, y, x)
+    return _image_by_image(of_image)(levels, level, y, x)
 
 
 def levels_gradient(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> Levels:
     """As `roi_taps.levels_gradient`."""
-    sizes = _sizes(levels)
-    kind, channels = levels[0].dtype, levels[0].shape[-1]
+    sizes, shapes, kind = _sizes(levels), [f.shape for f in levels], levels[0].dtype
 
-    def of_images(level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    def of_image(level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> Levels:
         blocks = _blocks(sizes, level, y, x)
-        images, rois = level.shape
-        flat = gradient.reshape(images * rois, -1, channels)
-        so_far = jnp.cumsum(_meet(blocks, level), axis=-1, dtype=jnp.int32).reshape(-1, rois)  # [B N, S]
-        count = len(blocks.tile)
-        places = jnp.asarray(np.tile(blocks.tile[:, 1:], (images, 1)))
+        of_roi = gradient.reshape(len(level), -1, gradient.shape[-1])
+        so_far = jnp.cumsum(_meet(blocks), axis=1, dtype=jnp.int32)  # [N, S]
+        places = jnp.asarray(blocks.tile[:, 1:])
 
         def turn(tiles: jax.Array, start: jax.Array) -> jax.Array:
-            """[tiles of a turn, K, C]. The RoI number n of a tile is after all those with at most n before them."""
+            """[tiles of a turn, K, C]. RoI number n of a tile comes after all RoIs with at most n up to them."""
             numbers = start + jnp.arange(ROIS_OF_TILE, dtype=jnp.int32)
-            of_image = (so_far[tiles][:, None, :] <= numbers[:, None]).sum(-1, dtype=jnp.int32)
-            there = of_image < rois
-            found = jnp.minimum(of_image, rois - 1) + (tiles // count * rois)[:, None]
+            found = (so_far[tiles][:, None, :] <= numbers[:, None]).sum(-1, dtype=jnp.int32)
+            there, found = found < len(level), jnp.minimum(found, len(level) - 1)
             weights = _outer(*_weights(blocks, found, places[tiles][:, None], there))
-            return _weighted("tgmk,tgmc->tkc", weights, flat[found])
+            return _weighted("tgmk,tgmc->tkc", weights, of_roi[found])
 
         sums, place = _in_turns(so_far[:, -1], TILES, ROIS_OF_TILE, kind, turn)
-        of_levels = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
-        return tuple(sums[of_level] for of_level in jnp.split(place.reshape(images, count), of_levels, axis=1))
+        of_levels = jnp.split(place, np.cumsum([rows * columns for rows, columns in sizes])[:-1])
+        return tuple(_joined(sums[of_level], shape) for of_level, shape in zip(of_levels, shapes, strict=True))
 
-    parts = _over_images(of_images)(level, y, x, gradient)
-    return tuple(_joined(part, f.shape) for part, f in zip(parts, levels, strict=True))
+    return _image_by_image(of_image)(level, y, x, gradient)
 
 
 def weights_gradient(
     levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """As `roi_taps.weights_gradient`."""
-    sizes = _sizes(levels)
 
-    def of_images(tiles: jax.Array, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array):
-        blocks = _blocks(sizes, level, y, x)
-        flat = tiles.reshape(-1, *tiles.shape[2:])
-        of_roi = gradient.reshape(-1, *gradient.shape[2:])
+    def of_image(levels: Levels, level: jax.Array, y: Taps, x: Taps, gradient: jax.Array) -> Any:
+        tiles, blocks = _cut(levels), _blocks(_sizes(levels), level, y, x)
 
         def turn(rois: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
             found, place, there = _tiles_of(blocks, rois, start)
             of_y, of_x = _weights(blocks, rois[:, None], place, there)
             product = jnp.einsum(
-                "rhwc,rgkc->rghwk", of_roi[rois], flat[found], precision="highest", preferred_element_type=of_y.dtype
+                "rhwc,rgkc->rghwk",
+                gradient[rois],
+                tiles[found],
+                precision="highest",
+                preferred_element_type=of_y.dtype,
             )
             return (
-                _of_taps(blocks.y.pixel[rois], place[..., 0], IN_TILE[0], (product * of_x[:, :, None]).sum(3)),
-                _of_taps(blocks.x.pixel[rois], place[..., 1], IN_TILE[1], (product * of_y[:, :, :, None]).sum(2)),
+                _of_taps(y.pixel[rois], place[..., 0], IN_TILE[0], (product * of_x[:, :, None]).sum(3)),
+                _of_taps(x.pixel[rois], place[..., 1], IN_TILE[1], (product * of_y[:, :, :, None]).sum(2)),
             )
 
         sums, order = _in_turns(blocks.shape.prod(-1), ROIS, TILES_OF_ROI, y.weight.dtype, turn)
-        return jax.tree.map(lambda sum: sum[order].reshape(*level.shape, *sum.shape[1:]), sums)
+        return jax.tree.map(lambda sum: sum[order], sums)
 
-    return _over_images(of_images)(_cut(levels), level, y, x, gradient)
+    return _image_by_image(of_image)(levels, level, y, x, gradient)
 
 
 # Tiles.
@@ -139,7 +133,7 @@ def _sizes(levels: Levels) -> tuple[tuple[int, int], ...]:
 
 
 def _cut(levels: Levels) -> jax.Array:
-    """[N, K, C] of one image, level by level, row by row; 0 beyond the edges."""
+    """[N, K, C], level by level, row by row; 0 beyond the edges."""
     tiles = []
     for f, (rows, columns) in zip(levels, _sizes(levels), strict=True):
         f = jnp.pad(f, ((0, rows * TILE - f.shape[0]), (0, columns * TILE - f.shape[1]), (0, 0)))
@@ -159,41 +153,30 @@ def _joined(tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _blocks(sizes: tuple[tuple[int, int], ...], level: jax.Array, y: Taps, x: Taps) -> _Blocks:
-    """Of level[B, S] and taps[B, S, ...]."""
-    images = len(level)
-    tile = np.concatenate(
-        [[(number, *place) for place in np.ndindex(*size)] for number, size in enumerate(sizes)]
-    ).astype(np.int32)
-    starts = np.cumsum([0, *(rows * columns for rows, columns in sizes[:-1])]).astype(np.int32)
-    y, x = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), (y, x))
-    lowest = jnp.stack([axis.pixel.min((1, 2)) for axis in (y, x)], axis=-1) // TILE
-    highest = jnp.stack([axis.pixel.max((1, 2)) for axis in (y, x)], axis=-1) // TILE
+    tile = [(number, *place) for number, size in enumerate(sizes) for place in np.ndindex(*size)]
+    starts = np.cumsum([0, *(rows * columns for rows, columns in sizes[:-1])])
+    lowest, highest = (
+        jnp.stack([end(axis.pixel, (1, 2)) // TILE for axis in (y, x)], axis=-1) for end in (jnp.min, jnp.max)
+    )
     reads = (y.weight != 0).any((1, 2)) & (x.weight != 0).any((1, 2))
-    of_image = jnp.arange(images, dtype=jnp.int32)[:, None] * len(tile)
-    across = jnp.array([columns for _, columns in sizes], jnp.int32)[level].reshape(-1)
-    start = (of_image + jnp.array(starts)[level]).reshape(-1)
+    across = jnp.array([columns for _, columns in sizes], jnp.int32)[level]
     return _Blocks(
-        y=y,
-        x=x,
-        of_rows=_of_cells(y, max(rows for rows, _ in sizes)),
-        of_columns=_of_cells(x, max(columns for _, columns in sizes)),
-        tile=tile,
-        images=images,
+        tile=np.array(tile, np.int32),
+        level=level,
         first=lowest,
         shape=jnp.where(reads[:, None], highest - lowest + 1, 0),
-        corner=start + lowest[:, 0] * across + lowest[:, 1],
+        corner=jnp.array(starts, jnp.int32)[level] + lowest[:, 0] * across + lowest[:, 1],
         across=across,
+        of_rows=_of_cells(y, max(rows for rows, _ in sizes)),
+        of_columns=_of_cells(x, max(columns for _, columns in sizes)),
     )
 
 
-def _meet(blocks: _Blocks, level: jax.Array) -> jax.Array:
-    """[B, N, S] bool: whether a RoI touches a tile."""
-    of_level, *places = (column[:, None] for column in blocks.tile.T)
-    meet = of_level == level[:, None, :]
-    for axis, place in enumerate(places):
-        first, count = (a[:, axis].reshape(blocks.images, 1, -1) for a in (blocks.first, blocks.shape))
-        meet &= (place >= first) & (place < first + count)
-    return meet
+def _meet(blocks: _Blocks) -> jax.Array:
+    """[N, S] bool: whether a RoI touches a tile."""
+    level, place = blocks.tile[:, :1], blocks.tile[:, None, 1:]
+    inside = (place >= blocks.first) & (place < blocks.first + blocks.shape)
+    return (level == blocks.level) & inside.all(-1)
 
 
 def _tiles_of(blocks: _Blocks, rois: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -291,29 +274,24 @@ def _in_turns(counts: jax.Array, at_once: int, group: int, kind: Any, turn: Call
             _, sums = jax.lax.while_loop(lambda state: state[0] < most, add, (0 * most, zeros))
         return jax.tree.map(lambda sum: sum.astype(kind), sums)
 
-    parts = jax.lax.map(of_owners, padded)
+    with expected_turns(len(padded)):
+        parts = jax.lax.map(of_owners, padded)
     return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts), jnp.argsort(order)
 
 
-def _over_images(of_images: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one image from one of B: under `vmap` images are joined, since a `while_loop` would copy all that
-    it carries in every turn."""
+def _image_by_image(of_image: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which `vmap` makes a loop."""
+    of_image = custom_vmap(of_image)
 
-    @custom_vmap
-    def joined(*arrays):
-        return of_images(*arrays)
-
-    @joined.def_vmap
+    @of_image.def_vmap
     def _(size, is_batched, *arrays):
-        def merge(array, batched):
-            array = array if batched else jnp.broadcast_to(array, (size, *array.shape))
-            return array.reshape(-1, *array.shape[2:])
-
-        of_all = joined(*jax.tree.map(merge, arrays, tuple(is_batched)))
-        apart = jax.tree.map(lambda array: array.reshape(size, -1, *array.shape[1:]), of_all)
-        return apart, jax.tree.map(lambda _: True, apart)
-
-    def of_image(*arrays):
-        return jax.tree.map(lambda array: array[0], joined(*jax.tree.map(lambda array: array[None], arrays)))
+        arrays = jax.tree.map(
+            lambda array, batched: array if batched else jnp.broadcast_to(array, (size, *array.shape)),
+            arrays,
+            tuple(is_batched),
+        )
+        with expected_turns(size):
+            of_images = jax.lax.map(lambda arrays: of_image(*arrays), arrays)
+        return of_images, jax.tree.map(lambda _: True, of_images)
 
     return of_image

@@ -78,6 +78,7 @@ class RPNHead(nn.Module):
         return RPNOutputs(tuple(logits_of_level), tuple(deltas_of_level))
 
 
+@jax.named_scope("proposals")
 def select_proposals(
     logits: Sequence[jax.Array],
     deltas: Sequence[jax.Array],
@@ -128,6 +129,7 @@ def select_proposals(
     return Proposals(jnp.where(valid[:, None], flat_boxes[index], 0), jnp.where(valid, top, 0), valid)
 
 
+@jax.named_scope("losses")
 def rpn_loss_sums(
     rng: jax.Array,
     logits: jax.Array,

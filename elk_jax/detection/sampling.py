@@ -16,6 +16,7 @@ class Samples(NamedTuple):
     valid: jax.Array  # [S] bool
 
 
+@jax.named_scope("sampling")
 def sample(
     rng: jax.Array, labels: jax.Array, num: int, positive_fraction: float, valid: jax.Array | None = None
 ) -> Samples:
