@@ -41,8 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     size = workload.parse_size(options.size)
     python = {"auto": rival.default_python(), "none": ""}.get(options.torch_python, options.torch_python)
     host_memory.keep_freed()  # as in the launch scripts
-    jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
-    config = faster_rcnn_config.torchvision(depth=options.depth, dtype=options.dtype, num_classes=1)
+    jax.config.update("jax_enable_compilation_cache", options.tiny)  # compile time is one of the results
+    changes = workload.TINY if options.tiny else {"depth": options.depth}
+    config = faster_rcnn_config.torchvision(dtype=options.dtype, num_classes=1, **changes)
     result = benchmark(
         config,
         size,
@@ -61,6 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x512", help="image height x width, for example 512x512")
     parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet")
+    parser.add_argument("--tiny", action="store_true", help="a few channels instead of --depth, for tests")
     parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")

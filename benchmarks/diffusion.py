@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from elk_jax.weights import diffusers, model_folder  # noqa: E402
 from elk_jax.weights.convert import convert  # noqa: E402
 from elk_jax.weights.reading import read_safetensors  # noqa: E402
 
+THEIRS = {"train": "train", "sampling": "infer"}
+"""Commands of diffusers_side.py."""
 MEMORY_LIMIT = 40e9
 """Bytes of accelerator memory for a full fine-tuning."""
 UNET_FIELDS = (
@@ -45,7 +48,7 @@ UNET_FIELDS = (
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     host_memory.keep_freed()  # as in the launch scripts
-    jax.config.update("jax_enable_compilation_cache", False)  # compile time is one of the results
+    jax.config.update("jax_enable_compilation_cache", options.model == "tiny")  # compile time is one of the results
     work = painter.Workload(
         options.model,
         options.size,
@@ -71,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         compiled={"auto": None, "yes": True, "no": False}[options.torch_compile],
         least_seconds=options.least_seconds,
         clock=options.clock,
+        programs=(options.only,) if options.only else painter.PROGRAMS,
     )
     print(json.dumps(result, allow_nan=False))
 
@@ -86,6 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="steps of a sampling")
     parser.add_argument("--guidance", type=float, default=2.0, help="1: no doubled batch")
     parser.add_argument("--text_encoder", action="store_true", help="also train the text encoder (not with diffusers)")
+    parser.add_argument("--only", default="", choices=("", *painter.PROGRAMS), help="default: both")
     parser.add_argument("--memory", action="store_true", help="only the memory of a training step, without running it")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
@@ -123,67 +128,65 @@ def benchmark(
     compiled: bool | None = False,
     least_seconds: float = 0.5,
     clock: str = "wall",
+    programs: Sequence[str] = painter.PROGRAMS,
 ) -> dict[str, Any]:
-    """The content of the JSON line. python: a Python with diffusers; '' for none."""
+    """The content of the JSON line. python: a Python with diffusers; '' for none. programs: those that are timed."""
     surroundings = measure.surroundings()
     batch = painter.random_batch(work)
     with rival.start(python, rival_settings(work, compiled, clock), batch, "diffusers") as other:
         params = None if other is None else rival_weights(other, work)
-        subject = painter.Subject(work, batch, params)
-        comparison = None if other is None else {**other.description, **agreement(other, subject)}
-        jax.block_until_ready(subject.step())
-        first_loss = float(subject.metrics["loss"])
-        ours = {"train": subject.step, "infer": subject.infer}
-        calls = {name: measure.calls_for(call, least_seconds) for name, call in ours.items()}
-        times: dict[str, list[float]] = {name: [] for name in ours}
-        their_times: dict[str, list[float]] = {name: [] for name in ours}
-        their_calls = {}
-        if other is not None:
-            for name in ours:
-                their_calls[name] = measure.calls_of_seconds(partial(other.seconds, name, 1), least_seconds)
+        subject = painter.Subject(work, batch, params, programs)
+        comparison = None if other is None else {**other.description, **agreement(other, subject, programs)}
+        first_loss = None
+        if "train" in programs:
+            jax.block_until_ready(subject.step())
+            first_loss = float(subject.metrics["loss"])
+        ours = {"train": subject.step, "sampling": subject.infer}
+        calls = {name: measure.calls_for(ours[name], least_seconds) for name in programs}
+        times: dict[str, list[float]] = {name: [] for name in programs}
+        their_times: dict[str, list[float]] = {name: [] for name in programs}
+        theirs = {name: partial(other.seconds, THEIRS[name]) for name in programs} if other is not None else {}
+        their_calls = {
+            name: measure.calls_of_seconds(partial(seconds, 1), least_seconds) for name, seconds in theirs.items()
+        }
         for _ in range(repetitions):
-            for name, call in ours.items():
-                times[name].append(measure.seconds_per_call(call, calls[name], clock))
+            for name in programs:
+                times[name].append(measure.seconds_per_call(ours[name], calls[name], clock))
                 if other is not None:
-                    their_times[name].append(other.seconds(name, their_calls[name]))
+                    their_times[name].append(theirs[name](their_calls[name]))
         if other is not None and comparison is not None:
             comparison["peak_memory_bytes"] = other.ask("memory")["bytes"]
-            for name, label in (("train", "train"), ("infer", "sampling")):
-                comparison[label] = timing(their_times[name], work.batch, their_calls[name])
+            for name in programs:
+                comparison[name] = timing(their_times[name], work.batch, their_calls[name])
     work_done = painter.model_flops(work, batch)
-    result = {
+    return {
         "benchmark": "diffusion",
         "settings": {**dataclasses.asdict(work), "repetitions": repetitions, "clock": clock},
         **surroundings,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.state.params)),
-        "train": timing(times["train"], work.batch, calls["train"], work_done["train"]),
-        "sampling": timing(times["infer"], work.batch, calls["infer"], work_done["sampling"]),
+        **{name: timing(times[name], work.batch, calls[name], work_done[name]) for name in programs},
         "compile_seconds": subject.compile_seconds,
         "program_bytes": subject.memory,
         "peak_memory_bytes": peak_memory(),
         "peak_memory_of": "device" if jax.devices()[0].memory_stats() else "process",
         "first_loss": first_loss,
-        "finite": bool(subject.metrics["finite"]),
+        "finite": bool(subject.metrics["finite"]) if "train" in programs else None,
         "diffusers": comparison,
-        "ratio": None,
+        "ratio": {name: measure.ratios(their_times[name], times[name]) for name in programs} if comparison else None,
     }
-    if comparison is not None:
-        result["ratio"] = {
-            "train": measure.ratios(their_times["train"], times["train"]),
-            "sampling": measure.ratios(their_times["infer"], times["infer"]),
-        }
-    return result
 
 
-def agreement(other: rival.Rival, subject: painter.Subject) -> dict[str, Any]:
+def agreement(other: rival.Rival, subject: painter.Subject, programs: Sequence[str]) -> dict[str, Any]:
     """Evidence that both sides do the same work: the difference of the sampled latents, and diffusers' loss."""
-    theirs = np.load(other.ask("image")["path"])
-    ours = np.asarray(subject.infer(), np.float32)
-    return {
-        "largest_difference": float(np.abs(theirs - ours).max()),
-        "largest_latent": float(np.abs(theirs).max()),
-        "first_loss": other.ask("loss")["loss"],
-    }
+    found: dict[str, Any] = {}
+    if "sampling" in programs:
+        theirs = np.load(other.ask("image")["path"])
+        ours = np.asarray(subject.infer(), np.float32)
+        found["largest_difference"] = float(np.abs(theirs - ours).max())
+        found["largest_latent"] = float(np.abs(theirs).max())
+    if "train" in programs:
+        found["first_loss"] = other.ask("loss")["loss"]
+    return found
 
 
 def timing(seconds: list[float], batch: int, calls: int, operations: float | None = None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from elk_jax.detection.nms import nms  # noqa: E402
 from elk_jax.detection.sampling import sample  # noqa: E402
 from elk_jax.errors import run_main  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
+from elk_jax.training.timing import peak_memory  # noqa: E402
 
 CONVENTIONS = {"torchvision": faster_rcnn_config.torchvision, "detectron2": faster_rcnn_config.detectron2}
 
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="800x1333", help="image height x width")
     parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS))
+    parser.add_argument("--tiny", action="store_true", help="a few channels instead of --depth, for tests")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
@@ -63,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS), help="see detector.py")
     options = parser.parse_args(arguments)
-    config = CONVENTIONS[options.conventions](depth=options.depth, dtype=options.dtype)
+    changes = workload.TINY if options.tiny else {"depth": options.depth}
+    config = CONVENTIONS[options.conventions](dtype=options.dtype, **changes)
     size = workload.parse_size(options.size)
     host_memory.keep_freed()  # as in the launch scripts
     result = benchmark(config, size, options.batch, options.repetitions, options.least_seconds, options.clock)
@@ -106,6 +109,7 @@ def benchmark(
             "clock": clock,
         },
         **surroundings,
+        "peak_memory_bytes": peak_memory(),
         **shares(times),
     }
 

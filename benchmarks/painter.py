@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +36,7 @@ from elk_jax.training.step.step import Program, on_mesh
 FACTOR = 8
 """Pixels per latent."""
 TOKENS = 77
+PROGRAMS = ("train", "sampling")
 RECIPE = TrainingRecipe(
     optimizer=OptimizerConfig(name="adamw", weight_decay=1e-2, clip_norm=1.0), schedule=Constant(base=1e-6)
 )
@@ -191,9 +192,16 @@ class Subject:
     """A U-Net to time: `step()` is one update, `infer()` one batch of sampled latents; both return without waiting.
 
     Parameters are float32 in training, and have the compute dtype in sampling, as a pipeline loads them.
+    programs: those of PROGRAMS that are compiled; the others cannot be called.
     """
 
-    def __init__(self, work: Workload, batch: Mapping[str, np.ndarray], params: Any = None):
+    def __init__(
+        self,
+        work: Workload,
+        batch: Mapping[str, np.ndarray],
+        params: Any = None,
+        programs: Sequence[str] = PROGRAMS,
+    ):
         self.work = work
         self.batch = {name: jnp.asarray(x) for name, x in batch.items()}
         made = init(work, jax.random.key(0)) if params is None else jax.tree.map(jnp.asarray, params)
@@ -202,17 +210,21 @@ class Subject:
         if work.dtype == "float32":  # the update donates its buffers
             self.light = jax.tree.map(jnp.copy, self.light)
         self.state = program.init(made)
-        start = time.perf_counter()
-        self.compiled_update = program.update.lower(self.state, {}, self.batch).compile()
-        middle = time.perf_counter()
-        painting = jax.jit(lambda params, batch: paint(work, params, batch))
-        self.compiled_paint = painting.lower(self.light, self.batch).compile()
-        self.compile_seconds = {"train": middle - start, "sampling": time.perf_counter() - middle}
-        self.memory = {
-            "train": measure.program_bytes(self.compiled_update),
-            "sampling": measure.program_bytes(self.compiled_paint),
-        }
+        self.compile_seconds: dict[str, float] = {}
+        self.memory: dict[str, int | None] = {}
+        if "train" in programs:
+            self.compiled_update = self._compiled("train", program.update.lower(self.state, {}, self.batch))
+        if "sampling" in programs:
+            painting = jax.jit(lambda params, batch: paint(work, params, batch))
+            self.compiled_paint = self._compiled("sampling", painting.lower(self.light, self.batch))
         self.metrics: dict[str, jax.Array] = {}
+
+    def _compiled(self, name: str, lowered: Any) -> Any:
+        start = time.perf_counter()
+        compiled = lowered.compile()
+        self.compile_seconds[name] = time.perf_counter() - start
+        self.memory[name] = measure.program_bytes(compiled)
+        return compiled
 
     def step(self) -> Any:
         self.state, self.metrics = self.compiled_update(self.state, {}, self.batch)

@@ -27,6 +27,7 @@ LONGEST = (
     *("tasks/inpainting/test_stable_diffusion.py", "experiments/test_processes.py"),
     *("tasks/inpainting/test_sharding.py", "benchmarks/test_diffusion.py", "launch/test_resume.py"),
     *("tasks/inpainting/test_synthesize.py", "training/test_mesh.py", "detection/test_faster_rcnn.py"),
+    *("benchmarks/test_gpu.py", "benchmarks/test_scaling.py"),
 )
 """Files that take longest, longest first: started first, they do not keep one worker busy after the others are done."""
 LARGE = 1.5
