@@ -36,7 +36,7 @@ from elk_jax.training.step.step import on_mesh
 
 Say = Callable[[str], None]
 STEP, PREDICTION = "training step", "prediction"
-SPARE = 0.06
+SPARE = 0.03
 """Of a chip's memory, that its run time keeps for itself."""
 
 

@@ -60,7 +60,7 @@ def headline(plan: Plan, one: SlicePlan) -> str:
     answer = "fits" if one.fits else "does not fit"
     text = (
         f"{plan.stage} on {one.slice.name} ({chips} x {chip.name}, mesh {_mesh(one)}), {plan.batch} examples a chip, "
-        f"{plan.batch * chips} in all: {answer} in {_scaled(chip.memory, 'B')} a chip"
+        f"{plan.batch * chips} in all: {answer} in {_binary(chip.memory)} a chip"
     )
     if one.largest_batch is not None:
         text += (
@@ -102,11 +102,11 @@ def _facts(one: SlicePlan, program: Program) -> dict[str, str]:
     """What the summary of a program says, in its order."""
     bound, read, memory = program.bound, program.account, program.memory
     facts = {
-        "memory": f"{_scaled(memory.total, 'B')} of {_scaled(one.slice.chip.memory, 'B')}",
-        **{f"  {MEMORY[name]}": _scaled(size, "B") for name, size in memory._asdict().items() if size},
+        "memory": f"{_binary(memory.total)} of {_binary(one.slice.chip.memory)}",
+        **{f"- {MEMORY[name]}": _binary(size) for name, size in memory._asdict().items() if size},
         "arithmetic": f"{_scaled(read.total.flops, 'FLOP')}: {_time(bound.arithmetic)}",
         "memory traffic": f"{_scaled(read.total.bytes, 'B')}: {_time(bound.memory)}",
-        "  of it layout copies": _scaled(read.layout_copies, "B"),
+        "- of it layout copies": _scaled(read.layout_copies, "B"),
     }
     for (kind, group), total in read.collectives().items():
         facts[f"{kind} over {group} chips"] = f"{total.flops} with {_scaled(total.bytes, 'B')}"
@@ -176,14 +176,24 @@ def _mesh(one: SlicePlan) -> str:
 
 def _scaled(count: float, unit: str) -> str:
     """Three digits and a prefix: 1.53 GB."""
-    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:#.3g}".rstrip(".") + f" {prefix}{unit}".rstrip()
-    return f"{count:.0f} {unit}".rstrip()
+    return _prefixed(count, 1000, ("", "k", "M", "G", "T", "P"), unit)
+
+
+def _binary(count: float) -> str:
+    """A size of memory: 1.43 GiB."""
+    return _prefixed(count, 1024, ("", "Ki", "Mi", "Gi", "Ti"), "B")
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:#.3g} ms".replace(". ", " ") if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+    return _prefixed(seconds * 1e6, 1000, ("us", "ms", "s"), "")
+
+
+def _prefixed(value: float, base: int, prefixes: Sequence[str], unit: str) -> str:
+    power = 0
+    while power < len(prefixes) - 1 and value >= base - 0.5:
+        value, power = value / base, power + 1
+    digits = 0 if not power or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {prefixes[power]}{unit}".rstrip()
 
 
 # ---- The page --------------------------------------------------------------------------------------------------------

@@ -29,14 +29,15 @@ class Chip(NamedTuple):
     source: str
 
 
+GIB = float(1 << 30)
 _TPU = "cloud.google.com/tpu/docs/"
 _NVIDIA = "nvidia.com, data sheet of the "
 
 CHIPS = (
-    Chip("v4", "TPU v4", 275e12, 32e9, 1228e9, 300e9, _TPU + "v4"),
-    Chip("v5e", "TPU v5 lite", 197e12, 16e9, 819e9, 200e9, _TPU + "v5e"),
-    Chip("v5p", "TPU v5", 459e12, 95e9, 2765e9, 600e9, _TPU + "v5p"),
-    Chip("v6e", "TPU v6", 918e12, 32e9, 1638e9, 400e9, _TPU + "v6e"),
+    Chip("v4", "TPU v4", 275e12, 32 * GIB, 1228e9, 300e9, _TPU + "v4"),
+    Chip("v5e", "TPU v5 lite", 197e12, 16 * GIB, 819e9, 200e9, _TPU + "v5e"),
+    Chip("v5p", "TPU v5", 459e12, 95 * GIB, 2765e9, 600e9, _TPU + "v5p"),
+    Chip("v6e", "TPU v6", 918e12, 32 * GIB, 1638e9, 400e9, _TPU + "v6e"),
     Chip("H200", "H200", 989e12, 141e9, 4800e9, 450e9, _NVIDIA + "H200 SXM"),
     Chip("H100 PCIe", "H100 PCIe", 756e12, 80e9, 2000e9, 300e9, _NVIDIA + "H100 PCIe"),
     Chip("H100", "H100", 989e12, 80e9, 3350e9, 450e9, _NVIDIA + "H100 SXM"),
@@ -70,8 +71,7 @@ def measured_chip(device: Any, devices: int) -> Chip:
         product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
         flops = 2 * SIDE**3 / _best(lambda: product(matrix))
         bandwidth = 2 * 4 * COPIED / _best(lambda: copy(array))
-    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    memory = float((device.memory_stats() or {}).get("bytes_limit", of_machine))
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     shared = devices if device.platform == "cpu" else 1
     name = device.device_kind
     return Chip(name, name, flops / shared, memory / shared, bandwidth / shared, math.inf, "measured on this machine")

@@ -61,9 +61,12 @@ def _holder(argument: str) -> str:
 
 
 def waiting_activations(module: Module) -> int:
-    """Bytes of forward results that are still needed at the instruction of the entry where the memory is fullest."""
+    """Bytes of forward results that are still needed at the instruction of the entry where the memory is fullest; 0 for
+    a program without a backward pass."""
     entry = module.computations[module.entry]
     phases = {cost.name: cost.part for cost in account_of(module).costs}
+    if all(part.phase == "forward" for part in phases.values()):
+        return 0
     position = {name: place for place, name in enumerate(entry.instructions)}
     buffers, last = _lifetimes(entry, position)
     events: dict[int, list[tuple[int, bool]]] = {}

@@ -39,7 +39,8 @@ def find(name: str) -> Slice:
     if name == HERE:
         devices = jax.devices()
         chip = chips.of_device(devices[0].device_kind) or measured_chip(devices[0], len(devices))
-        return Slice(HERE, tuple(devices), chip)
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit", chip.memory)  # JAX takes a part of a GPU
+        return Slice(HERE, tuple(devices), chip._replace(memory=float(limit)))
     generation, _, shape = name.partition(":")
     sides = [int(side) for side in shape.split("x")] if re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){0,2}", shape) else []
     if generation not in TPUS or not sides:

@@ -29,7 +29,7 @@ V5E = next(chip for chip in chips.CHIPS if chip.name == "v5e")
 def toy(monkeypatch):
     """The toy task, and no measurement of this machine."""
     monkeypatch.setitem(TASKS, "toy", toy_task.TASK)
-    monkeypatch.setattr(topology, "measured_chip", lambda device, devices: replace_memory(V5E, 16e9))
+    monkeypatch.setattr(topology, "measured_chip", lambda device, devices: replace_memory(V5E, 16 * chips.GIB))
 
 
 def replace_memory(chip: chips.Chip, memory: float) -> chips.Chip:
@@ -56,7 +56,7 @@ def test_a_plan_here_compiles_measures_and_is_shown(tmp_path):
     console = Console(width=120, file=io.StringIO())
     shown.print_plan(found, console)
     text = console.file.getvalue()
-    for word in ("no noise", "fits in 16.0 GB", "parameters", "least time", "measured", "parts of the training step"):
+    for word in ("no noise", "fits in 16.0 GiB", "parameters", "least time", "measured", "parts of the training step"):
         assert word in text, word
     shown.write_plan(found, tmp_path)
     written = json.loads((tmp_path / "plan.json").read_text())
@@ -164,3 +164,12 @@ def test_the_least_time_is_the_longer_of_arithmetic_and_memory_one_by_one():
 def test_plans_without_a_step_have_no_efficiency():
     empty = replace(plan(config(), "", ["here"]).slices[0], programs=())
     assert efficiencies(Plan("toy", "train", 1, (), (empty,))) == []
+
+
+WRITTEN = {0: "0 B", 999: "999 B", 1000: "1.00 kB", 999_400: "999 kB", 999_600: "1.00 MB", 12_345_678: "12.3 MB"}
+
+
+@pytest.mark.parametrize("count", WRITTEN)
+def test_sizes_have_three_digits(count):
+    assert shown._scaled(count, "B") == WRITTEN[count]
+    assert shown._binary(3 << 29) == "1.50 GiB" and shown._time(0.0123) == "12.3 ms"

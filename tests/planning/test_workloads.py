@@ -1,0 +1,61 @@
+"""What the train stages of the experiments compute, from their recipes alone."""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from elk_jax.experiments.parse import kind_of, parse
+from elk_jax.planning import plan as plans
+from elk_jax.tasks.training import parameter_count, step_of
+from elk_jax.training import mesh as meshes
+from elk_jax.training.step.step import on_mesh
+
+
+def workload(experiment: str, variant: str, stage: str, batch: int | None = None):
+    """(experiment, stage, workload)"""
+    parsed = parse(importlib.import_module(f"configs.{experiment}").get_config(variant))
+    chosen = plans._train_stage(parsed, stage)
+    return parsed, chosen, kind_of(chosen).workload(chosen, parsed.recipe_of(chosen), batch)
+
+
+@pytest.mark.parametrize("experiment, stage", [("cem_real", "real"), ("inpaint_cem", "inpainter"),
+                                               ("bridge_le_to_cem", "translator")])  # fmt: skip
+def test_the_step_and_the_prediction_take_the_blank_batches(experiment, stage):
+    """They are traced, not compiled: nothing that a real batch has is missing."""
+    parsed, chosen, work = workload(experiment, "tiny", stage, batch=2)
+    assert work.batch_size == 2 and work.training.keys() == work.prediction.keys()
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    model, step = work.model, step_of(work.model, parsed.recipe_of(chosen), mesh, seed=0)
+    predict = partial(model.predict, map_images=meshes.shard_map_images(mesh))
+    for shape in work.training:
+        state, metrics = jax.eval_shape(step.update, on_mesh(step, mesh).state, model.constants, work.training[shape])
+        assert metrics["loss"].shape == () and state.params.keys()
+        found = jax.eval_shape(predict, state.params, model.constants, work.prediction[shape])
+        assert {len(x) for x in found.values()} == {2}
+
+
+def test_every_train_stage_can_be_planned():
+    for experiment in ("cem_real", "cem_mixed", "cem_synthetic", "inpaint_cem", "bridge_le_to_cem", "mammo_pretrain"):
+        parsed = parse(importlib.import_module(f"configs.{experiment}").get_config("tiny"))
+        trained = [stage for stage in parsed.stages.values() if stage.kind == "train"]
+        assert trained and all(kind_of(stage).workload for stage in trained), experiment
+
+
+def test_the_published_inpainter_is_stable_diffusion():
+    """The autoencoder is a constant, with the published number of parameters."""
+    _, _, work = workload("inpaint_cem", "paper", "inpainter")
+    assert parameter_count(work.model.constants["vae"]) == 83_653_863 and "unet" not in work.model.constants
+    assert work.assumed and list(work.training) == ["512x512"]
+    assert work.training["512x512"]["image"].shape == (8, 512, 512, 1)
+
+
+def test_the_published_detector_has_its_canvases():
+    _, _, work = workload("cem_real", "paper", "real", batch=32)
+    assert list(work.training) == ["800x800", "1344x800", "800x1344"]
+    assert work.training["800x1344"]["image"].shape == (32, 800, 1344, 1)
+    assert np.ndarray.__sizeof__(work.training["800x1344"]["image"]) < 1000  # a view of one zero
