@@ -40,6 +40,7 @@ from elk_jax.detection import detectors, faster_rcnn_config  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.output import Console  # noqa: E402
 from elk_jax.precision import DTYPES  # noqa: E402
+from elk_jax.programs.account import account  # noqa: E402
 from elk_jax.tasks.detection.model import trainable  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.step.gradient import gradient  # noqa: E402
@@ -268,6 +269,7 @@ class Run:
             "compile_seconds": self.compile_seconds,
             "state_bytes_per_device": state_bytes(self.program.state),
             "program_bytes_per_device": measure.program_bytes(self._update),
+            "collectives": collectives(self._update, self.point.devices),
         }
 
 
@@ -276,6 +278,15 @@ def local_rows(mesh: Mesh, batch: int) -> slice:
     mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     each = batch // mesh.size
     return slice(each * mine[0], each * (mine[-1] + 1))
+
+
+def collectives(compiled: Any, devices: int) -> dict[str, dict[str, int]]:
+    """kind -> bytes of the arrays that are reduced or gathered on a device in one update, and their number."""
+    found: dict[str, dict[str, int]] = {}
+    for (kind, _), total in account(compiled, devices).collectives().items():
+        before = found.get(kind, {"bytes": 0, "number": 0})
+        found[kind] = {"bytes": before["bytes"] + total.bytes, "number": before["number"] + total.flops}
+    return found
 
 
 def state_bytes(state: Any) -> dict[str, int]:
@@ -419,10 +430,11 @@ def print_table(result: Mapping[str, Any]) -> None:
     simulated = result["simulated"]
     kind = "simulated devices of a CPU" if simulated else result["hardware"]["device"]
     measured = "work" if simulated else "efficiency"
-    columns = ("scaling", "layout", "devices", "batch", "seconds per update", "images/s", measured, "state per device")
     table = Table(header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("scaling", "layout") else "right")
+    for name in ("scaling", "layout"):
+        table.add_column(name)
+    for name in ("devices", "batch", "seconds per update", "images/s", measured, "state (MB)", "collectives (MB)"):
+        table.add_column(name, justify="right")
     runs = {Point(run["layout"], run["devices"], run["batch"]): run for run in result["runs"]}
     for scaling in KINDS:
         for layout, points in result.get(scaling, {}).items():
@@ -436,12 +448,14 @@ def print_table(result: Mapping[str, Any]) -> None:
                     _median_and_range(run["seconds"]),
                     f"{run['images_per_second']:.3g}",
                     _median_and_range(row[measured]) if row[measured] else "",
-                    f"{run['state_bytes_per_device']['total'] / 1e6:.1f} MB",
+                    f"{run['state_bytes_per_device']['total'] / 1e6:.1f}",
+                    f"{sum(each['bytes'] for each in run['collectives'].values()) / 1e6:.1f}",
                 )
     console = Console(width=120)
     console.print(", ".join(f"{name} {value}" for name, value in result["settings"].items()))
     console.print(f"{result['devices']} x {kind}; processes: {result['processes']}")
     console.print(table)
+    console.print("state: on each device; collectives: what a device reduces and gathers in an update.")
     if simulated:
         console.print("Simulated devices share the cores of a machine, so these seconds say nothing about scaling.")
         console.print("work: processor time per image, all threads, relative to the fewest devices (of one process).")

@@ -47,6 +47,9 @@ def test_every_layout_on_devices_of_one_and_of_two_processes(of_two_processes):
     for (devices, layout), run in runs.items():
         share = 1 / devices if layout == "fsdp" else 1
         assert run["state_bytes_per_device"]["params"] == 8 * (split * share + 3 * HIDDEN + 1)
+        # the gradient and the metrics are summed, and split parameters gathered
+        assert (run["collectives"].get("all-reduce", {"bytes": 0})["bytes"] >= 8 * split) == (devices > 1)
+        assert ("all-gather" in run["collectives"]) == (layout == "fsdp")
         assert run["batch"] == 4 and len(set(run["losses"])) == 3
         assert run["seconds"]["min"] > 0 and run["cpu_seconds"]["min"] > 0
     assert [row["devices"] for row in found["strong"]["fsdp"]] == [1, 2, 4]
