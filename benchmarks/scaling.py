@@ -19,6 +19,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,11 +213,10 @@ class Run:
     """
 
     def __init__(self, point: Point, training: Training, params: Any, batches: Sequence[dict[str, np.ndarray]]):
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: point.devices]
         self.point, self._params = point, params
-        self.mesh = meshes.make_mesh(fsdp=point.devices if point.layout == "fsdp" else 1, devices=devices)
+        self.mesh = mesh_of(point)
         self.program = training.program(self.mesh)
-        self.takes_part = any(device.process_index == jax.process_index() for device in devices)
+        self.takes_part = any(device.process_index == jax.process_index() for device in self.mesh.devices.flat)
         if not self.takes_part:
             return
         rows = local_rows(self.mesh, point.batch)
@@ -273,11 +273,31 @@ class Run:
         }
 
 
-def local_rows(mesh: Mesh, batch: int) -> slice:
-    """The rows of a global batch that lie on the devices of this process, which are neighbours in the mesh."""
+def mesh_of(point: Point) -> Mesh:
+    """The mesh of a point: its devices are the first of all, process after process.
+
+    UserError where they form none (a TPU's must be a box of its slice), or processes have unequal parts of it.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: point.devices]
+    if len(set(Counter(device.process_index for device in devices).values())) > 1:
+        raise UserError(
+            f"{point.devices} devices are not equally many of each process",
+            where="--devices",
+            todo="choose fewer than a process has, or multiples of that",
+        )
+    try:
+        return meshes.make_mesh(fsdp=point.devices if point.layout == "fsdp" else 1, devices=devices)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"{point.devices} of these devices form no mesh", where="--devices", todo="choose powers of two"
+        ) from error
+
+
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """The rows of a global batch on the devices of this process; a mesh of a TPU slice interleaves processes."""
+    rows = np.arange(batch).reshape(mesh.size, -1)
     mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
-    each = batch // mesh.size
-    return slice(each * mine[0], each * (mine[-1] + 1))
+    return rows[mine].ravel()
 
 
 def collectives(compiled: Any, devices: int) -> dict[str, dict[str, int]]:

@@ -105,7 +105,8 @@ def on_host(tree: Any, mesh: Mesh) -> Any:
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Move a host batch onto the devices, split along its leading axis.
 
-    Every process passes its own part; the global batch is their concatenation in process order.
+    Every process passes its own part: the rows of the global batch that lie on its devices, in the order of the mesh.
+    The parts follow each other in process order, except on a TPU slice, whose mesh interleaves the processes.
     """
     sharding = batch_sharding(mesh)
     local_devices = mesh.local_mesh.devices.size

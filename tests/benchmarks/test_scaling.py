@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -124,6 +125,25 @@ def test_a_device_holds_its_part_of_a_split_state():
     # parameters, two moments, and the counts of updates: bytes of 859,535,364 + 123,060,480 numbers three times
     full = painter.training(painter.Workload(model="sd15", with_text=True), one).state
     assert scaling.state_bytes(full)["whole"] == pytest.approx(12 * 982_595_844, rel=1e-6)
+
+
+def slice_of(*processes):
+    devices = [SimpleNamespace(process_index=process, id=i) for i, process in enumerate(processes)]
+    return SimpleNamespace(devices=np.array(devices).reshape(-1, 1), size=len(devices))
+
+
+@pytest.mark.parametrize(
+    ("processes", "rows"),
+    [((0,), range(8)), ((0, 1), [0, 1, 2, 3]), ((0, 1, 1, 0), [0, 1, 6, 7]), ((1, 0, 2, 0), [2, 3, 6, 7])],
+)
+def test_a_process_has_the_rows_of_its_devices(processes, rows):
+    assert scaling.local_rows(slice_of(*processes), 8).tolist() == list(rows)
+
+
+def test_devices_of_unequal_parts_of_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: list(slice_of(0, 0, 1, 1).devices.flat))
+    with refused(3, "process", where="--devices"):
+        scaling.mesh_of(Point("data", 3, 3))
 
 
 @pytest.mark.parametrize(("text", "available", "counts"), [("", 1, [1]), ("", 6, [1, 2, 4, 6]), ("4,2", 8, [2, 4])])
