@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left = lambda most: min(most, until - time.monotonic())
     card = None if options.dry_run else graphics_card()
     found = previous(options.output, card, options.dry_run)
-    environment = dict(os.environ)
+    # without this a JAX that cannot use the GPU would measure the CPU
+    environment = os.environ | {"JAX_PLATFORMS": "cpu" if options.dry_run else "cuda,cpu"}
     python, torch_python = options.python, options.torch_python
     if options.dry_run:
-        environment["JAX_PLATFORMS"] = "cpu"
         python, torch_python = python or sys.executable, torch_python or "none"
     if card is not None and not python:
         python = str(ENVIRONMENTS / "elk_jax" / "bin" / "python")
@@ -103,11 +103,12 @@ def measure(
     seconds: float,
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The entry of a part: `run`, and `not_compared` with the reason where torch or its library is missing."""
+    """The entry of a part: `run`, and `not_compared` with the reason where torch lacks its library or the GPU."""
     command = [python, f"benchmarks/{part.script}", *(part.tiny if options.dry_run else part.full)]
     noted = {}
     if part.torch and torch_python != "none":
-        probe = run([torch_python, "-c", f"import torch, {part.torch}"], 120, environment)
+        use = "" if options.dry_run else "; torch.zeros(1, device='cuda')"
+        probe = run([torch_python, "-c", f"import torch, {part.torch}{use}"], 120, environment)
         if "error" in probe:
             noted["not_compared"] = "; ".join([probe["error"], *probe.get("output", [])[-1:]])
     if part.torch:
@@ -153,7 +154,7 @@ def graphics_card() -> dict[str, Any]:
     name, memory, driver = (field.strip() for field in done.stdout.splitlines()[0].split(","))
     return {
         "name": name,
-        "memory_bytes": int(memory) * 2**20,
+        "memory_bytes": int(memory) * 2**20 if memory.isdigit() else None,
         "driver_version": driver,
         "driver": int(driver.split(".")[0]),
         "count": len(done.stdout.strip().splitlines()),

@@ -100,6 +100,7 @@ def on_a_gpu(monkeypatch, tmp_path):
         commands: list[list[str]] = []
 
         def note(command, seconds, environment):
+            assert environment["JAX_PLATFORMS"] == "cuda,cpu", "never the CPU instead of the GPU"
             commands.append(list(command))
             done = {"command": list(command), "seconds": 1.0}
             return done | ({"error": "failed"} if failing in " ".join(command) else {"result": {"n": len(commands)}})
@@ -121,7 +122,7 @@ def test_environments_are_set_up_by_the_driver_and_torch_apart(on_a_gpu, driver,
     code, commands, _ = on_a_gpu("--parts=detector,attention", card=CARD | {"driver": driver})
     ours, theirs, probe, detector, attention = commands
     assert code == 0 and ours == ["bash", "launch/setup.sh", extra] and theirs[-5:] == list(gpu.TORCH)
-    assert probe[-1] == "import torch, torchvision"
+    assert probe[-1].startswith("import torch, torchvision; ") and "cuda" in probe[-1]
     assert "--size=800x1333" in detector and detector[-1].endswith("torch/bin/python")
     assert detector[0] == attention[0] and detector[0].endswith("elk_jax/bin/python")
     assert len(on_a_gpu("--parts=detector", card=CARD | {"driver": driver})[1]) == 3, "torch is already there"
