@@ -215,7 +215,8 @@ class Subject:
         if "train" in programs:
             self.compiled_update = self._compiled("train", program.update.lower(self.state, {}, self.batch))
         if "sampling" in programs:
-            painting = jax.jit(lambda params, batch: paint(work, params, batch))
+            mesh = meshes.make_mesh(devices=jax.devices()[:1])
+            painting = jax.jit(meshes.traced_on(mesh, lambda params, batch: paint(work, params, batch)))
             self.compiled_paint = self._compiled("sampling", painting.lower(self.light, self.batch))
         self.metrics: dict[str, jax.Array] = {}
 

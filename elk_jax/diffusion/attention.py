@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from elk_jax.backbones.norms import GroupNorm
+from elk_jax.diffusion import flash
 from elk_jax.diffusion.layers import conv, dense, layer_norm, lecun_normal, zeros
 from elk_jax.errors import UserError
 from elk_jax.precision import at_least_float32
 
 Implementation = Literal["auto", "xla", "cudnn"]
+"""'cudnn': flash attention of cuDNN, with memory of order T, not T * S. 'xla': blocks of the matrix, one after another.
+'auto': a kernel where there is one (cuDNN on a GPU, see `uses_cudnn`; `flash` on a TPU), else blocks."""
+Attends = Callable[..., tuple[jax.Array, ...]]
 
 LARGEST = 2**25
 """Scores (heads x queries x keys) of an image in one block, without a fused kernel."""
@@ -29,105 +35,160 @@ LEAST_ROWS = 64
 """Least rows of a block: matrix products with fewer rows are slow."""
 
 
-def choose_implementation(requested: str, dtype: Any, head_size: int) -> str:
-    """'cudnn' (flash attention, with memory of order T, not T * S) or 'xla', for jax.nn.dot_product_attention.
+def uses_cudnn(requested: Implementation, dtype: Any, head_size: int) -> bool:
+    """Whether attention of these heads is computed by cuDNN.
 
-    'auto' selects cuDNN where it is available: on a GPU, in bfloat16 or float16, for head sizes that are a multiple of
-    8 and at most 128 (256 from compute capability 9).
+    'auto' selects it where it is available: on a GPU, in bfloat16 or float16, for head sizes that are a multiple of 8
+    and at most 128 (256 from compute capability 9).
     """
     if requested != "auto":
-        return requested
+        return requested == "cudnn"
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     if jax.default_backend() != "gpu" or not half or head_size % 8:
-        return "xla"
+        return False
     capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
     try:
-        most = 256 if float(capability) >= 9 else 128
+        return head_size <= (256 if float(capability) >= 9 else 128)
     except ValueError:  # not an NVIDIA GPU
-        return "xla"
-    return "cudnn" if head_size <= most else "xla"
+        return False
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, implementation: str = "auto", causal: bool = False
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: Implementation = "auto", causal: bool = False
 ) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v for query [B, T, N, size], key and value [B, S, N, size] -> [B, T, N, size].
 
     The softmax is in float32 or wider. causal: token t attends to tokens 0..t. The full T x S matrix is never
     materialised, forward or backward, except for causal attention (over the few tokens of a text).
+
+    On a TPU 'auto' uses `flash` where the program is traced on a mesh (`jax.sharding.use_abstract_mesh`) whose size
+    divides the batch: the compiler cannot split a kernel, so that each device is given its own images.
     """
-    chosen: Any = choose_implementation(implementation, query.dtype, query.shape[-1])
-    if chosen == "cudnn" or causal:
-        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=chosen)
-    return jnp.swapaxes(_attend_in_blocks(*(jnp.swapaxes(x, 1, 2) for x in (query, key, value))), 1, 2)
+    cudnn = uses_cudnn(implementation, query.dtype, query.shape[-1])
+    if cudnn or causal:
+        form: Any = "cudnn" if cudnn else "xla"
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=form)
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(_attend(*heads_first, implementation == "auto"), 1, 2)
 
 
-@jax.custom_vjp
-def _attend_in_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`attend` for query [B, N, T, size], key and value [B, N, S, size] -> [B, N, T, size].
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, kernel: bool) -> jax.Array:
+    """`attend` for query [B, N, T, size], key and value [B, N, S, size] -> [B, N, T, size]. kernel: it may be used.
 
-    Heads and rows of the matrix are processed block by block; the gradient needs only one number per row (Dao et al.
-    2022, FlashAttention, algorithms 1 and 4). Row sums come from the matrix products, by a column of ones: separate
-    reductions take three times as long on a CPU.
+    The gradient needs only one number per row, the log-sum-exp of its scores (Dao et al. 2022, FlashAttention,
+    algorithms 1 and 4). How both are computed depends on the platform that the program is compiled for.
     """
-    return _attend_forward(query, key, value)[0]
+    return _attend_forward(query, key, value, kernel)[0]
 
 
-def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array):
-    answer, log_sum = _in_blocks(_answer, (query,), (key, value))
+def _attend_forward(query: jax.Array, key: jax.Array, value: jax.Array, kernel: bool):
+    scale = query.shape[-1] ** -0.5
+
+    def on_cpu(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        query, key, value = map(at_least_float32, arrays)
+        return _in_blocks(partial(_answer, 1), (query * scale,), (key, value), LARGEST_OF_CPU)
+
+    def elsewhere(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, ...]:
+        return _in_blocks(partial(_answer, scale), (query,), (key, value), LARGEST)
+
+    def on_tpu(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(map(_transposed, flash.forward(*map(_transposed, arrays))))
+
+    answer, log_sum = _by_platform(on_cpu, elsewhere, on_tpu if kernel else None, query, key, value)
     answer = answer.astype(query.dtype)
     return answer, (query, key, value, answer, log_sum)
 
 
-def _attend_backward(saved: tuple[jax.Array, ...], gradient: jax.Array):
-    query, key, value, answer, log_sum = saved
-    pull, answer = at_least_float32(gradient), at_least_float32(answer)
-    pulled = jnp.concatenate([pull, -(pull * answer).sum(-1, keepdims=True)], -1)
-    ones = _with_ones(at_least_float32(value))
-    (of_query,) = _in_blocks(_gradient_of_query, (query, log_sum, pulled), (key, ones))
-    # the matrix is recomputed transposed: a product with its transpose is ten times slower on a CPU
-    of_key, of_value = _in_blocks(_gradient_of_key, (key, ones), (query, log_sum, pulled))
-    return of_query.astype(query.dtype), of_key.astype(key.dtype), of_value.astype(value.dtype)
+def _attend_backward(kernel: bool, saved: tuple[jax.Array, ...], gradient: jax.Array):
+    scale = gradient.shape[-1] ** -0.5
+
+    def in_blocks(largest, factor, query, key, value, pull, inner, log_sum) -> tuple[jax.Array, ...]:
+        rows, whole = (query, log_sum, pull, inner), (key, value)
+        (of_query,) = _in_blocks(partial(_gradient_of_query, factor), rows, whole, largest)
+        # the matrix is recomputed transposed: a product with its transpose is ten times slower on a CPU
+        return of_query * scale, *_in_blocks(partial(_gradient_of_key, factor), whole, rows, largest)
+
+    def on_cpu(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        query, key, value, answer, log_sum, pull = map(at_least_float32, arrays)
+        # row sums come from the matrix products: separate reductions take three times as long
+        pull = jnp.concatenate([pull, -(pull * answer).sum(-1, keepdims=True)], -1)
+        return in_blocks(LARGEST_OF_CPU, 1, query * scale, key, _with_ones(value), pull, None, log_sum)
+
+    def elsewhere(query, key, value, answer, log_sum, gradient) -> tuple[jax.Array, ...]:
+        inner = (at_least_float32(gradient) * at_least_float32(answer)).sum(-1, keepdims=True)
+        return in_blocks(LARGEST, scale, query, key, value, gradient, inner, log_sum)
+
+    def on_tpu(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(map(_transposed, flash.backward(*map(_transposed, arrays))))
+
+    found = _by_platform(on_cpu, elsewhere, on_tpu if kernel else None, *saved, gradient)
+    return tuple(of_x.astype(x.dtype) for of_x, x in zip(found, saved[:3]))
 
 
-_attend_in_blocks.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _answer(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(rows of the output, log-sum-exp of the scores of each row)."""
-    query, key, value = _scaled(query), at_least_float32(key), at_least_float32(value)
-    scores = query @ _transposed(key)
+def _by_platform(on_cpu: Attends, elsewhere: Attends, on_tpu: Attends | None, *arrays: jax.Array) -> Any:
+    """The form of attention for the platform that the program is compiled for.
+
+    arrays: [B, N, ...]; the first two are queries and keys. on_tpu: a kernel, for the images of one device; it is used
+    where it fits, and where the ambient mesh tells which images those are.
+    """
+    as_wide = lambda function: lambda *arrays: jax.tree.map(at_least_float32, function(*arrays))
+    forms = {"cpu": as_wide(on_cpu), "default": as_wide(elsewhere)}
+    if on_tpu and flash.fits(*arrays[:2]):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.axis_names and mesh.are_all_axes_manual:
+            forms["tpu"] = as_wide(on_tpu)
+        elif not mesh.empty and not mesh.manual_axes and len(arrays[0]) % mesh.size == 0:
+            spec = P(mesh.axis_names)
+            forms["tpu"] = as_wide(jax.shard_map(on_tpu, in_specs=spec, out_specs=spec, check_vma=False))
+    return jax.lax.platform_dependent(*arrays, **forms)
+
+
+def _answer(scale: float, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(rows of the output, log-sum-exp of the scores of each row); the scores are the products times `scale`.
+
+    The sums of rows come from a column of ones.
+    """
+    scores = _product(query, _transposed(key)) * scale
     largest = scores.max(-1, keepdims=True)
-    found = jnp.exp(scores - largest) @ _with_ones(value)
+    found = _product(jnp.exp(scores - largest).astype(value.dtype), _with_ones(value))
     total = found[..., -1:]
     return found[..., :-1] / total, largest + jnp.log(total)
 
 
-def _gradient_of_query(query: jax.Array, log_sum: jax.Array, pulled: jax.Array, key: jax.Array, ones: jax.Array):
-    key = at_least_float32(key)
-    weights = jnp.exp(_scaled(query) @ _transposed(key) - log_sum)
-    return (_scaled((weights * (pulled @ _transposed(ones))) @ key),)
+def _gradient_of_query(scale: float, query, log_sum, pull, inner, key, value) -> tuple[jax.Array, ...]:
+    """Gradient of a block of queries, before it is scaled.
+
+    pull: gradient of the rows of the output; inner: its product with them. If `inner` is None, `pull` has its negative
+    as a column more, and `value` a column of ones.
+    """
+    weights = jnp.exp(_product(query, _transposed(key)) * scale - log_sum)
+    of_weights = _product(pull, _transposed(value))
+    of_scores = weights * (of_weights if inner is None else of_weights - inner)
+    return (_product(of_scores.astype(key.dtype), key),)
 
 
-def _gradient_of_key(key: jax.Array, ones: jax.Array, query: jax.Array, log_sum: jax.Array, pulled: jax.Array):
-    """Gradients of a block of keys and of their values."""
-    query, key = _scaled(query), at_least_float32(key)
-    weights = jnp.exp(key @ _transposed(query) - _transposed(log_sum))
-    return (weights * (ones @ _transposed(pulled))) @ query, weights @ pulled[..., :-1]
+def _gradient_of_key(scale: float, key, value, query, log_sum, pull, inner) -> tuple[jax.Array, ...]:
+    """Gradients of a block of keys and of their values; the arguments are as above."""
+    weights = jnp.exp(_product(key, _transposed(query)) * scale - _transposed(log_sum))
+    of_weights = _product(value, _transposed(pull))
+    of_scores = weights * (of_weights if inner is None else of_weights - _transposed(inner))
+    of_value = _product(weights.astype(pull.dtype), pull[..., : key.shape[-1]])
+    return _product(of_scores.astype(query.dtype), query) * scale, of_value
 
 
-def _in_blocks(
-    function: Callable[..., tuple[jax.Array, ...]], rows: tuple[jax.Array, ...], fixed: tuple[jax.Array, ...]
-) -> tuple[jax.Array, ...]:
+def _in_blocks(function: Attends, rows: tuple[Any, ...], fixed: tuple[Any, ...], largest: int) -> tuple[jax.Array, ...]:
     """`function(*rows, *fixed)` for rows [B, N, T, *] and fixed [B, N, S, *], some heads and some rows at a time.
 
-    The batch is not split: its images may be on several devices.
+    largest: most scores of an image in a block. The batch is not split: its images may be on several devices.
     """
     heads, length = rows[0].shape[1:3]
-    largest = LARGEST_OF_CPU if jax.default_backend() == "cpu" else LARGEST
     parts, cuts = plan_blocks(heads, length, fixed[0].shape[2], largest)
 
-    def of_some_heads(both: tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+    def of_some_heads(both: tuple[tuple[Any, ...], tuple[Any, ...]]) -> tuple[jax.Array, ...]:
         mine, whole = both
         return _mapped(lambda some: function(*some, *whole), mine, axis=2, parts=cuts)
 
@@ -168,8 +229,9 @@ def _mapped(function: Callable[[Any], Any], arrays: Any, axis: int, parts: int) 
     return jax.tree.map(joined, found)
 
 
-def _scaled(query: jax.Array) -> jax.Array:
-    return at_least_float32(query) * query.shape[-1] ** -0.5
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix products of operands of any format, summed in float32 or wider."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _transposed(x: jax.Array) -> jax.Array:
@@ -191,7 +253,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def multi_head(
-    x: jax.Array, tokens: jax.Array, heads: int, implementation: str, dtype: Any, qkv_bias: bool = False
+    x: jax.Array, tokens: jax.Array, heads: int, implementation: Implementation, dtype: Any, qkv_bias: bool = False
 ) -> jax.Array:
     """Attention of x [B, T, C] to `tokens` [B, S, D] -> [B, T, C], as layers of the calling module.
 
@@ -217,7 +279,7 @@ class Attention(nn.Module):
     """Multi-head attention of x [B, T, C] to `context` [B, S, D], or to x itself -> [B, T, C]."""
 
     heads: int
-    implementation: str
+    implementation: Implementation
     dtype: Any
 
     @nn.compact
@@ -229,7 +291,7 @@ class MapAttention(nn.Module):
     """Self-attention over the positions of a map [B, H, W, C]: group norm, one head, and a shortcut."""
 
     groups: int
-    implementation: str
+    implementation: Implementation
     dtype: Any
 
     @nn.compact
@@ -270,7 +332,7 @@ class TransformerBlock(nn.Module):
     """
 
     heads: int
-    implementation: str
+    implementation: Implementation
     dtype: Any
 
     @nn.compact
@@ -295,7 +357,7 @@ class SpatialTransformer(nn.Module):
     layers: int
     groups: int
     linear: bool
-    implementation: str
+    implementation: Implementation
     dtype: Any
 
     @nn.compact

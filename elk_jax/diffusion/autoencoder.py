@@ -48,7 +48,7 @@ class AutoencoderConfig:
     mid_block_add_attention: bool = True
 
     attention: Implementation = "auto"
-    """See attention.choose_implementation."""
+    """See attention.Implementation."""
     remat: bool = False
     """Recompute the activations inside every residual block in the backward pass."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"

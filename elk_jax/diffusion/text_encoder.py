@@ -56,7 +56,7 @@ class TextConfig:
     layer_norm_eps: Annotated[float, EPSILON] = 1e-5
 
     attention: Implementation = "auto"
-    """See attention.choose_implementation."""
+    """See attention.Implementation."""
     remat: bool = False
     """Recompute the activations inside every layer in the backward pass."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"

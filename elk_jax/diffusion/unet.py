@@ -60,7 +60,7 @@ class UNetConfig:
     norm_eps: Annotated[float, EPSILON] = 1e-5
 
     attention: Implementation = "auto"
-    """See attention.choose_implementation."""
+    """See attention.Implementation."""
     remat: bool = False
     """Recompute the activations inside every residual and attention block in the backward pass."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"

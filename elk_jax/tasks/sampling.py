@@ -69,10 +69,8 @@ def compile_sampler(model: Model, mesh: Mesh) -> Sampler:
     own), perhaps more. B may be any number; it is filled up to a multiple of the devices.
     """
     map_images = meshes.shard_map_images(mesh)
-    predict = jax.jit(
-        lambda params, constants, batch: model.predict(params, constants, batch, map_images),
-        out_shardings=meshes.replicated(mesh),
-    )
+    predict = lambda params, constants, batch: model.predict(params, constants, batch, map_images)
+    compiled = jax.jit(meshes.traced_on(mesh, predict), out_shardings=meshes.replicated(mesh))
     constants = meshes.place_constants(model.constants, mesh)
 
     def sample(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -81,7 +79,7 @@ def compile_sampler(model: Model, mesh: Mesh) -> Sampler:
         filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
         # every process holds the whole batch, and lays it out over all devices
         placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
-        return np.asarray(jax.device_get(predict(params, constants, placed)["image"]))[:count]
+        return np.asarray(jax.device_get(compiled(params, constants, placed)["image"]))[:count]
 
     return sample
 
@@ -92,7 +90,7 @@ def fixed_loss(
     """The loss of a diffusion model on these batches, at the same noises and time steps every time."""
     map_images, constants = meshes.shard_map_images(mesh), meshes.place_constants(model.constants, mesh)
     loss = lambda params, constants, batch, rng: model.loss(params, constants, batch, rng, map_images)[0]
-    measure = jax.jit(loss, out_shardings=meshes.replicated(mesh))
+    measure = jax.jit(meshes.traced_on(mesh, loss), out_shardings=meshes.replicated(mesh))
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         losses, counts = [], []

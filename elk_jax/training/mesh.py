@@ -6,6 +6,7 @@ parameters where they are used). With fsdp=1 this is plain data parallelism.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -151,6 +152,20 @@ def shard_map_images(mesh: Mesh) -> MapImages:
         return jax.shard_map(jax.vmap(fn), mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES), check_vma=False)
 
     return map_images
+
+
+def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, traced with `mesh` as JAX's ambient mesh.
+
+    There kernels that the compiler cannot split learn how a batch is split over devices (`diffusion/attention.py`).
+    """
+
+    @functools.wraps(function)
+    def on_mesh(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return on_mesh
 
 
 def initialize_distributed(environment: Mapping[str, str] = os.environ) -> None:

@@ -2,13 +2,15 @@
 
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.diffusion import attention
+from elk_jax.diffusion import attention, flash
+from elk_jax.training import mesh as meshes
 
 
 class Device:
@@ -19,23 +21,23 @@ class Device:
 @pytest.mark.parametrize(
     "backend, capability, dtype, size, expected",
     [
-        ("cpu", "", "bfloat16", 64, "xla"),
-        ("gpu", "8.0", "bfloat16", 64, "cudnn"),
-        ("gpu", "8.0", "float16", 40, "cudnn"),
-        ("gpu", "8.0", "float32", 64, "xla"),
-        ("gpu", "8.0", "bfloat16", 160, "xla"),
-        ("gpu", "9.0", "bfloat16", 160, "cudnn"),
-        ("gpu", "9.0", "bfloat16", 512, "xla"),
-        ("gpu", "9.0", "bfloat16", 20, "xla"),
-        ("gpu", "gfx90a", "bfloat16", 64, "xla"),
+        ("cpu", "", "bfloat16", 64, False),
+        ("gpu", "8.0", "bfloat16", 64, True),
+        ("gpu", "8.0", "float16", 40, True),
+        ("gpu", "8.0", "float32", 64, False),
+        ("gpu", "8.0", "bfloat16", 160, False),
+        ("gpu", "9.0", "bfloat16", 160, True),
+        ("gpu", "9.0", "bfloat16", 512, False),
+        ("gpu", "9.0", "bfloat16", 20, False),
+        ("gpu", "gfx90a", "bfloat16", 64, False),
     ],
 )
-def test_choice(monkeypatch, backend, capability, dtype, size, expected):
+def test_where_cudnn_computes(monkeypatch, backend, capability, dtype, size, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
-    assert attention.choose_implementation("auto", dtype, size) == expected
-    assert attention.choose_implementation("xla", dtype, size) == "xla"
-    assert attention.choose_implementation("cudnn", dtype, size) == "cudnn"
+    assert attention.uses_cudnn("auto", dtype, size) == expected
+    assert not attention.uses_cudnn("xla", dtype, size)
+    assert attention.uses_cudnn("cudnn", dtype, size)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -117,6 +119,57 @@ def test_values_and_gradients_are_those_of_the_definition(dtype, tolerance, keys
         for ours, theirs in zip((found, *back(pulled)), (expected, *plain_back(pulled.astype("float64")))):
             scale = np.abs(theirs).max()
             np.testing.assert_allclose(ours.astype("float64") / scale, theirs / scale, atol=tolerance)
+
+
+@pytest.fixture
+def kernel_on_cpu(monkeypatch):
+    """The kernel is interpreted, in blocks that divide no length below."""
+    monkeypatch.setattr(flash.pl, "pallas_call", partial(flash.pl.pallas_call, interpret=True))
+    monkeypatch.setattr(flash, "BLOCK", 16)
+    monkeypatch.setattr(flash, "CHUNK", 16)
+
+
+@pytest.mark.parametrize("form", ["default", "tpu"])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 5e-6), ("bfloat16", 3e-2)])
+def test_forms_of_accelerators_have_the_values_of_the_definition(monkeypatch, kernel_on_cpu, form, dtype, tolerance):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, **forms: forms[form](*arrays))
+    monkeypatch.setattr(attention, "LARGEST", 150)
+    monkeypatch.setattr(attention, "LEAST_ROWS", 1)
+    random = np.random.RandomState(3)
+    shapes = (1, 37, 2, 5), (1, 21, 2, 5), (1, 21, 2, 5), (1, 37, 2, 5)
+    *inputs, pulled = (jnp.asarray(3 * random.randn(*shape), dtype) for shape in shapes)
+
+    def both(function, *arrays):
+        value, back = jax.vjp(function, *arrays[:-1])
+        return value, *back(arrays[-1])
+
+    one = meshes.make_mesh(devices=jax.devices()[:1])
+    found = jax.jit(meshes.traced_on(one, partial(both, attention.attend)))(*inputs, pulled)
+    with jax.enable_x64(True):
+        expected = both(by_definition, *(x.astype("float64") for x in (*inputs, pulled)))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.dtype(dtype)
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(np.asarray(ours, np.float64) / scale, theirs / scale, atol=tolerance)
+
+
+def test_a_kernel_is_used_where_each_device_has_its_own_images(monkeypatch):
+    offered = []
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *_, cpu, **forms: offered.append(set(forms)) or cpu(*_))
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    long = flash.VECTOR_MEMORY // 4
+    for batch, length, dtype, implementation, on_mesh, expected in [
+        (2, 8, "bfloat16", "auto", True, True),
+        (2, 8, "float32", "auto", True, True),
+        (2, 8, "float16", "auto", True, False),
+        (2, 8, "bfloat16", "xla", True, False),
+        (2, 8, "bfloat16", "auto", False, False),
+        (2, long, "bfloat16", "auto", True, False),
+    ]:
+        x = jax.ShapeDtypeStruct((batch, length, 1, 8), dtype)
+        attend = lambda x, implementation=implementation: attention.attend(x, x, x, implementation)
+        jax.eval_shape(meshes.traced_on(mesh, attend) if on_mesh else attend, x)
+        assert ("tpu" in offered.pop()) == expected
 
 
 def test_gelu_is_exact():

@@ -103,7 +103,8 @@ def resized(model: InpainterConfig, size: int) -> InpainterConfig:
 def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[str, np.ndarray], jax.Array], dict]:
     """(params, host batch of close-ups, key) -> its valid examples with `latents` and `masked_latents`
     instead of the image."""
-    compiled = jax.jit(partial(inpainter.encode, parts.model), out_shardings=meshes.replicated(mesh))
+    encode = meshes.traced_on(mesh, partial(inpainter.encode, parts.model))
+    compiled = jax.jit(encode, out_shardings=meshes.replicated(mesh))
 
     def run(params: Params, batch: Mapping[str, np.ndarray], rng: jax.Array) -> dict[str, np.ndarray]:
         latents, masked = jax.device_get(compiled(params, batch["image"], batch["mask"], rng))

@@ -50,7 +50,9 @@ def on_mesh(step: Step, mesh: Mesh) -> Program:
     return Program(
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout),
         init=jax.jit(step.init, donate_argnums=0, out_shardings=layout),
-        update=jax.jit(step.update, donate_argnums=0, out_shardings=(layout, meshes.replicated(mesh))),
+        update=jax.jit(
+            meshes.traced_on(mesh, step.update), donate_argnums=0, out_shardings=(layout, meshes.replicated(mesh))
+        ),
     )
 
 
