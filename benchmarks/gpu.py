@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left = lambda most: min(most, until - time.monotonic())
     card = None if options.dry_run else graphics_card()
     found = previous(options.output, card, options.dry_run)
-    # without this a JAX that cannot use the GPU would measure the CPU
-    environment = os.environ | {"JAX_PLATFORMS": "cpu" if options.dry_run else "cuda,cpu"}
+    environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if options.dry_run else {})
     python, torch_python = options.python, options.torch_python
     if options.dry_run:
         python, torch_python = python or sys.executable, torch_python or "none"
@@ -81,6 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(options.output, found)
         if "error" in found["set_up"]:
             fail(f"set-up failed: {found['set_up']['error']}. Its output is in {options.output}")
+    if card is not None:  # JAX would use the CPU instead, without a word
+        code = "import jax; assert jax.default_backend() == 'gpu', jax.devices()"
+        probe = run([python, "-c", code], 120, environment)
+        if "error" in probe:
+            fail(f"the JAX of {python} does not use the GPU ({explained(probe)})")
     if card is not None and not torch_python and any(part.torch for part in options.parts):
         found["set_up_torch"], torch_python = set_up_torch(left(600), environment)
         write(options.output, found)
@@ -110,7 +114,7 @@ def measure(
         use = "" if options.dry_run else "; torch.zeros(1, device='cuda')"
         probe = run([torch_python, "-c", f"import torch, {part.torch}{use}"], 120, environment)
         if "error" in probe:
-            noted["not_compared"] = "; ".join([probe["error"], *probe.get("output", [])[-1:]])
+            noted["not_compared"] = explained(probe)
     if part.torch:
         command.append(f"--torch_python={'none' if noted else torch_python}")
     if part.data and options.data:
@@ -240,6 +244,11 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str]) 
         if isinstance(result, dict):
             done["result"] = result
     return done
+
+
+def explained(done: Mapping[str, Any]) -> str:
+    """The error of a `run`, with the last line of its output."""
+    return "; ".join([done["error"], *done.get("output", [])[-1:]])
 
 
 def end(process: subprocess.Popen) -> None:

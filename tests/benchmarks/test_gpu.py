@@ -100,7 +100,6 @@ def on_a_gpu(monkeypatch, tmp_path):
         commands: list[list[str]] = []
 
         def note(command, seconds, environment):
-            assert environment["JAX_PLATFORMS"] == "cuda,cpu", "never the CPU instead of the GPU"
             commands.append(list(command))
             done = {"command": list(command), "seconds": 1.0}
             return done | ({"error": "failed"} if failing in " ".join(command) else {"result": {"n": len(commands)}})
@@ -120,26 +119,27 @@ def on_a_gpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize("driver, extra", [(580, "cuda13"), (570, "cuda12")])
 def test_environments_are_set_up_by_the_driver_and_torch_apart(on_a_gpu, driver, extra):
     code, commands, _ = on_a_gpu("--parts=detector,attention", card=CARD | {"driver": driver})
-    ours, theirs, probe, detector, attention = commands
+    ours, uses_gpu, theirs, probe, detector, attention = commands
+    assert uses_gpu[0] == detector[0] and "'gpu'" in uses_gpu[-1]
     assert code == 0 and ours == ["bash", "launch/setup.sh", extra] and theirs[-5:] == list(gpu.TORCH)
     assert probe[-1].startswith("import torch, torchvision; ") and "cuda" in probe[-1]
     assert "--size=800x1333" in detector and detector[-1].endswith("torch/bin/python")
     assert detector[0] == attention[0] and detector[0].endswith("elk_jax/bin/python")
-    assert len(on_a_gpu("--parts=detector", card=CARD | {"driver": driver})[1]) == 3, "torch is already there"
+    assert len(on_a_gpu("--parts=detector", card=CARD | {"driver": driver})[1]) == 4, "torch is already there"
 
 
 def test_given_pythons_are_used_as_they_are(on_a_gpu, tmp_path):
     flags = ["--python=a", "--torch_python=b", f"--data={tmp_path}"]
     _, commands, _ = on_a_gpu("--parts=training,real_images", *flags)
-    assert [command[0] for command in commands] == ["b", "a", "a"]
-    assert commands[1][-1] == "--torch_python=b" and commands[2][-1] == f"--data={tmp_path}"
+    assert [command[0] for command in commands] == ["a", "b", "a", "a"]
+    assert commands[2][-1] == "--torch_python=b" and commands[3][-1] == f"--data={tmp_path}"
 
 
 def test_results_are_merged_and_a_failure_ends_nothing_else(on_a_gpu):
     given = ["--python=a", "--torch_python=none"]
     on_a_gpu("--parts=detector,kernels", *given)
     code, commands, found = on_a_gpu("--parts=kernels,attention", *given, failing="kernels")
-    assert code == 1 and len(commands) == 2
+    assert code == 1 and len(commands) == 3
     assert {name: part.get("error") for name, part in found["parts"].items()} == {
         "detector": None, "kernels": "failed", "attention": None
     }  # fmt: skip
@@ -153,7 +153,13 @@ def test_without_a_library_of_torch_nothing_is_compared(on_a_gpu):
 
 def test_parts_after_the_time_is_over_are_not_started(on_a_gpu):
     code, commands, found = on_a_gpu("--python=a", "--torch_python=none", "--minutes=0")
-    assert code == 1 and not commands and all("no time" in part["error"] for part in found["parts"].values())
+    assert code == 1 and len(commands) == 1 and all("no time" in part["error"] for part in found["parts"].values())
+
+
+def test_a_jax_that_would_use_the_cpu_measures_nothing(on_a_gpu, capsys):
+    on_a_gpu("--parts=attention", "--python=a")
+    assert on_a_gpu("--python=a", failing="import jax")[0] == 2
+    assert "does not use the GPU" in capsys.readouterr().err
 
 
 def test_a_set_up_that_fails_ends_everything(on_a_gpu):
