@@ -70,13 +70,13 @@ def test_create_makes_a_slice_and_sets_up_every_worker(start, tmp_path):
     assert (worker / "as_root").read_text().splitlines()[-1] == "mount -t nfs 10.0.0.2:/my share /mnt/elk_jax"
 
 
-def test_train_starts_the_same_command_on_every_worker(start, tmp_path):
-    flags = ["--config=configs/cem_real.py:paper,fewshot", "--workdir=/mnt/elk_jax/it's", "--config.x=('a b', $HOME)"]
-    done, _ = start("train", *flags, **HERE)
+def test_run_starts_the_same_script_on_every_worker(start, tmp_path):
+    command = ["launch/train.py", "--config=configs/cem_real.py:paper,fewshot", "--workdir=it's", "--x=('a b', $HOME)"]
+    done, _ = start("run", *command, **HERE)
     assert done.returncode == 2 and "not mounted" in done.stderr
     (tmp_path / "worker" / "mounted").touch()
-    done, calls = start("train", *flags, **HERE)
-    assert done.stdout.splitlines() == ["launch/train.py", *flags]
+    done, calls = start("run", *command, **HERE)
+    assert done.stdout.splitlines() == command
     assert "--worker=all" in calls[-1]
 
 
@@ -85,7 +85,8 @@ def test_train_starts_the_same_command_on_every_worker(start, tmp_path):
     [
         ([], HERE, "usage"),
         (["start"], HERE, "usage"),
-        (["train"], {"TPU": "elk"}, "ZONE"),
+        (["run", "launch/train.py"], {"TPU": "elk"}, "ZONE"),
+        (["run", "--config=configs/cem_real.py"], HERE, "no script"),
         (["create"], HERE, "NFS"),
     ],
 )
