@@ -158,13 +158,13 @@ def benchmark(
             comparison["peak_memory_bytes"] = other.ask("memory")["bytes"]
             for name in programs:
                 comparison[name] = timing(their_times[name], work.batch, their_calls[name])
-    work_done = painter.model_flops(work, batch)
     return {
         "benchmark": "diffusion",
         "settings": {**dataclasses.asdict(work), "repetitions": repetitions, "clock": clock},
         **surroundings,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(subject.state.params)),
-        **{name: timing(times[name], work.batch, calls[name], work_done[name]) for name in programs},
+        **{name: timing(times[name], work.batch, calls[name], painter.model_flops(work, batch, name))
+           for name in programs},
         "compile_seconds": subject.compile_seconds,
         "program_bytes": subject.memory,
         "peak_memory_bytes": peak_memory(),
@@ -173,7 +173,7 @@ def benchmark(
         "finite": bool(subject.metrics["finite"]) if "train" in programs else None,
         "diffusers": comparison,
         "ratio": {name: measure.ratios(their_times[name], times[name]) for name in programs} if comparison else None,
-    }
+    }  # fmt: skip
 
 
 def agreement(other: rival.Rival, subject: painter.Subject, programs: Sequence[str]) -> dict[str, Any]:

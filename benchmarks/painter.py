@@ -213,16 +213,16 @@ class Subject:
         self.compile_seconds: dict[str, float] = {}
         self.memory: dict[str, int | None] = {}
         if "train" in programs:
-            self.compiled_update = self._compiled("train", program.update.lower(self.state, {}, self.batch))
+            self.compiled_update = self._compiled("train", program.update, self.state, {}, self.batch)
         if "sampling" in programs:
             mesh = meshes.make_mesh(devices=jax.devices()[:1])
             painting = jax.jit(meshes.traced_on(mesh, lambda params, batch: paint(work, params, batch)))
-            self.compiled_paint = self._compiled("sampling", painting.lower(self.light, self.batch))
+            self.compiled_paint = self._compiled("sampling", painting, self.light, self.batch)
         self.metrics: dict[str, jax.Array] = {}
 
-    def _compiled(self, name: str, lowered: Any) -> Any:
+    def _compiled(self, name: str, program: Any, *arguments: Any) -> Any:
         start = time.perf_counter()
-        compiled = lowered.compile()
+        compiled = program.lower(*arguments).compile()
         self.compile_seconds[name] = time.perf_counter() - start
         self.memory[name] = measure.program_bytes(compiled)
         return compiled
@@ -235,19 +235,17 @@ class Subject:
         return self.compiled_paint(self.light, self.batch)
 
 
-def model_flops(work: Workload, batch: Mapping[str, Any]) -> dict[str, float | None]:
-    """FLOPs of the model in one update and in one sampling, without recomputation by remat, with all of attention.
+def model_flops(work: Workload, batch: Mapping[str, Any], name: str) -> float | None:
+    """FLOPs of the model in one of PROGRAMS, without recomputation by remat, with all of attention.
 
-    They come from XLA's cost analysis of gradient and forward pass; nothing is compiled.
+    They come from XLA's cost analysis of the gradient or the forward pass; nothing is compiled.
     """
     plain = dataclasses.replace(work, remat=False, attention="xla")
     params = jax.eval_shape(lambda key: init(plain, key), jax.random.key(0))
     shapes = jax.eval_shape(lambda: {name: jnp.asarray(x) for name, x in batch.items()})
-    gradient = jax.jit(jax.grad(lambda params, batch: loss(plain, params, batch)[0]))
+    if name == "train":
+        gradient = jax.jit(jax.grad(lambda params, batch: loss(plain, params, batch)[0]))
+        return measure.flops(gradient.lower(params, shapes).cost_analysis())
     forward = jax.jit(lambda params, batch: loss(dataclasses.replace(plain, with_text=False), params, batch)[0])
     once = measure.flops(forward.lower(params, shapes).cost_analysis())
-    both = 1 if work.guidance == 1 else 2
-    return {
-        "train": measure.flops(gradient.lower(params, shapes).cost_analysis()),
-        "sampling": None if once is None else once * both * work.steps,
-    }
+    return None if once is None else once * (1 if work.guidance == 1 else 2) * work.steps
