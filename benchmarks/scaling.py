@@ -471,7 +471,7 @@ def print_table(result: Mapping[str, Any]) -> None:
                     f"{run['state_bytes_per_device']['total'] / 1e6:.1f}",
                     f"{sum(each['bytes'] for each in run['collectives'].values()) / 1e6:.1f}",
                 )
-    console = Console(width=120)
+    console = Console(width=140)
     console.print(", ".join(f"{name} {value}" for name, value in result["settings"].items()))
     console.print(f"{result['devices']} x {kind}; processes: {result['processes']}")
     console.print(table)
@@ -482,7 +482,9 @@ def print_table(result: Mapping[str, Any]) -> None:
     else:
         console.print("efficiency: images per second and device, relative to the fewest devices.")
     losses = result["losses"]
-    if losses["largest_relative_difference"] is not None:
+    if losses["largest_relative_difference"] == 0:
+        console.print("The losses of the same batches are equal.")
+    elif losses["largest_relative_difference"] is not None:
         one, other = losses["between"]
         console.print(f"The losses differ most, by {losses['largest_relative_difference']:.1e}, on {one} and {other}.")
 
