@@ -81,7 +81,7 @@ def phantom_loader(
 def phantom_data(size: tuple[int, int], batch_size: int, threads: int, images: int = 40) -> Data:
     """Phantoms, and one batch of them with a lesion in every image; all of `size` counts as image there."""
     source, config = phantom_loader(size, batch_size, threads, images)
-    batches = loader.train_batches(source, config, seed=0)
+    batches = loader.train_batches(source, dataclasses.replace(config, lesion_share=1.0), seed=0)
     batch = next(batch for batch in batches if batch["gt_valid"].any(1).all())
     batches.close()
     batch["image_size"][:] = size
