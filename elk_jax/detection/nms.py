@@ -9,6 +9,8 @@ N boxes, K outputs; one image (map over the batch).
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +19,14 @@ from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.boxes import as_boxes
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE
+from elk_jax.turns import expected_turns
 
 DENSE_LIMIT = 2000
-"""Up to so many boxes one [N, N] table is built; above, tiles of TILE boxes against all: [N, TILE] at a time."""
+"""Up to so many boxes a CPU builds one [N, N] table. Above, and on accelerators, where it would be written to memory
+and read in every pass, tiles of TILE boxes are compared with all: only what is of the tile itself is stored."""
 TILE = 512
+TYPICAL_PASSES = 4
+"""Until nothing changes."""
 
 
 def nms(
@@ -71,10 +77,9 @@ def batched_nms(
     else:
         order = jnp.argsort(jnp.where(usable, -scores, jnp.inf), stable=True)
     boxes, groups = jnp.where(usable[:, None], boxes, 0)[order], groups[order]
-    if num <= DENSE_LIMIT:
-        keep = _settle(_suppresses(boxes, groups, boxes, groups, threshold), usable[order])
-    else:
-        keep = _tiled(boxes, groups, usable[order], threshold, max_outputs)
+    tiled = partial(_tiled, max_outputs=max_outputs)
+    on_cpu = _dense if num <= DENSE_LIMIT else tiled
+    keep = jax.lax.platform_dependent(boxes, groups, usable[order], threshold, cpu=on_cpu, default=tiled)
     (kept,) = jnp.nonzero(keep, size=max_outputs, fill_value=num)
     filled = kept < num
     indices = jnp.where(filled, order.at[kept].get(mode="clip"), 0)
@@ -131,20 +136,27 @@ def _settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
         return refined, (refined != keep).any()
 
     # Starts from a value that shares the candidates' type in every respect (also under shard_map).
-    keep, _ = jax.lax.while_loop(lambda state: state[1], refine, refine((candidates, None)))
+    with expected_turns(TYPICAL_PASSES):
+        keep, _ = jax.lax.while_loop(lambda state: state[1], refine, refine((candidates, None)))
     return keep
+
+
+def _dense(boxes: jax.Array, groups: jax.Array, candidates: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Greedy survivors [N] bool among candidates[N], sorted by score."""
+    return _settle(_suppresses(boxes, groups, boxes, groups, threshold), candidates)
 
 
 def _tiled(
     boxes: jax.Array, groups: jax.Array, candidates: jax.Array, threshold: jax.Array, max_outputs: int
 ) -> jax.Array:
-    """As `_settle`, TILE boxes at a time, in O(N * TILE) memory; stops when `max_outputs` boxes are kept.
+    """As `_dense`, TILE boxes at a time, in O(N * TILE) memory; stops when `max_outputs` boxes are kept.
 
     Tiles come by falling score, so what a tile loses to earlier tiles is final before its own fixed point is sought,
     and boxes of tiles that were not reached (all False) would not be among the first `max_outputs`.
     """
     num = boxes.shape[0]
     padding = -num % TILE
+    tiles = (num + padding) // TILE
     boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
     groups = jnp.pad(groups, (0, padding))
     candidates = jnp.pad(candidates, (0, padding))
@@ -163,7 +175,8 @@ def _tiled(
 
     def unfinished(state):
         tile, keep = state
-        return (tile < (num + padding) // TILE) & (keep.sum() < max_outputs)
+        return (tile < tiles) & (keep.sum() < max_outputs)
 
-    _, keep = jax.lax.while_loop(unfinished, settle_tile, (0, candidates & False))
+    with expected_turns(tiles):
+        _, keep = jax.lax.while_loop(unfinished, settle_tile, (0, candidates & False))
     return keep[:num]
