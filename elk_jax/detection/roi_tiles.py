@@ -274,8 +274,7 @@ def _in_turns(counts: jax.Array, at_once: int, group: int, kind: Any, turn: Call
             _, sums = jax.lax.while_loop(lambda state: state[0] < most, add, (0 * most, zeros))
         return jax.tree.map(lambda sum: sum.astype(kind), sums)
 
-    with expected_turns(len(padded)):
-        parts = jax.lax.map(of_owners, padded)
+    parts = jax.lax.map(of_owners, padded)
     return jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), parts), jnp.argsort(order)
 
 
@@ -290,8 +289,7 @@ def _image_by_image(of_image: Callable[..., Any]) -> Callable[..., Any]:
             arrays,
             tuple(is_batched),
         )
-        with expected_turns(size):
-            of_images = jax.lax.map(lambda arrays: of_image(*arrays), arrays)
+        of_images = jax.lax.map(lambda arrays: of_image(*arrays), arrays)
         return of_images, jax.tree.map(lambda _: True, of_images)
 
     return of_image

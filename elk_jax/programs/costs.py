@@ -64,7 +64,7 @@ def collective(module: Module, computation: Computation, instruction: Instructio
 def moved_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
     """Bytes of main memory that an instruction reads and writes, without those of the computations that it calls."""
     opcode, operands = instruction.opcode, computation.inputs(instruction)
-    if opcode in NOTHING or opcode.endswith("-done"):
+    if opcode in NOTHING or opcode.endswith("-done") or 'custom_call_target="AllocateBuffer"' in instruction.attributes:
         return 0
     if opcode == "fusion":
         inside = module.computations[instruction.called["calls"][0]]

@@ -104,6 +104,7 @@ ENTRY %main (a: f32[100,128], i: s32[]) -> f32[100,128] {
   %row = f32[1,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%slicing, metadata={op_name="jit(f)/head/(odd \\"name/slice"}
   %start = (f32[1,128]{1,0:S(1)}, f32[1,128]{1,0}, u32[]{:S(2)}) copy-start(%row)
   %near = f32[1,128]{1,0:S(1)} copy-done(%start)
+  %room = f32[100,128]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   ROOT %out = f32[100,128]{1,0} fusion(%a, %near, %i), kind=kLoop, calls=%updating, metadata={op_name="jit(f)/tail/add"}
 }
 """
