@@ -30,6 +30,9 @@ COLLECTIVES = frozenset(
 )
 
 
+_KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
+
+
 class Collective(NamedTuple):
     """Data between devices. kind: as `COLLECTIVES`. group: devices that take part together.
 
@@ -96,7 +99,8 @@ def _transfer(instruction: Instruction, operands: list[Instruction]) -> int:
 
 
 def arithmetic(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Operations of the matrix products and convolutions of an instruction, also of a fusion's."""
+    """Operations of the matrix products and convolutions of an instruction, also of a fusion's; of a kernel, those that
+    it says it has (`pallas_call(cost_estimate=...)`)."""
     if instruction.opcode == "fusion":
         inside = module.computations[instruction.called["calls"][0]]
         return sum(arithmetic(module, inside, one) for one in inside.instructions.values())
@@ -106,6 +110,9 @@ def arithmetic(module: Module, computation: Computation, instruction: Instructio
         return 2 * instruction.outputs[0].elements * int(np.prod([left.shape[axis] for axis in axes], dtype=np.int64))
     if instruction.opcode == "convolution":
         return _convolution(computation, instruction)
+    if instruction.opcode == "custom-call":
+        told = _KERNEL_FLOPS.search(instruction.attributes)
+        return int(told.group(1)) if told else 0
     return 0
 
 

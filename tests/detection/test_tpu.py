@@ -1,15 +1,80 @@
-"""ROIAlign with its gradient, compiled for four chips of a TPU."""
+"""A training step of a small detector, and ROIAlign alone, compiled for four chips of a TPU."""
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
+import pytest
 
+from elk_jax.data.batches.detection import blank_batch
+from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.roi_align import multilevel_roi_align
 from elk_jax.programs import hlo
+from elk_jax.programs.account import account_of
+from elk_jax.tasks.detection.model import trainable
 from elk_jax.training import mesh as meshes
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.step.gradient import gradient
+from elk_jax.training.step.step import on_mesh
+from elk_jax.weights import model_folder
 from tests.tpu import compiled, tpu_mesh
-from tests.training.hlo import collectives
+from tests.training.hlo import collectives, gathers
+
+CONFIG = faster_rcnn_config.detectron2(
+    depth=18, width=32, norm="none", fpn_channels=64, box_fc_width=128, dtype="bfloat16", stride_in_1x1=False,
+    pixel_mean=(60.0,), pixel_std=(60.0,), roi_samples=64, rpn_pre_nms_train=128, rpn_post_nms_train=64,
+)  # fmt: skip
+FROZEN = (r"backbone/(stem|res2|res3|res4)",)  # fewer convolutions to compile
+RECIPE = TrainingRecipe(optimizer=OptimizerConfig(name="sgd", momentum=0.9, frozen=FROZEN))
+
+
+@pytest.fixture(scope="module")
+def step():
+    """(shapes of the state, the text of the program)"""
+    mesh = tpu_mesh()
+    program = on_mesh(gradient(trainable(detectors.build(CONFIG)), RECIPE, mesh), mesh)
+    sharding = meshes.batch_sharding(mesh)
+    blank = blank_batch(4, (256, 256), 8)
+    batch = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for key, x in blank.items()}
+    return program.state, compiled(program.update.lower(program.state, {}, batch)).as_text()
+
+
+def test_images_stay_on_their_chip_and_the_state_is_donated(step):
+    state, text = step
+    assert gathers(text) == []
+    aliases = text[text.index("input_output_alias=") :].split("entry_computation_layout")[0]
+    assert len(re.findall(r"(?:may|must)-alias", aliases)) == len(jax.tree.leaves(state))
+
+
+def test_convolutions_are_of_bfloat16(step):
+    kinds = [
+        {x.outputs[0].dtype for x in computation.inputs(instruction)}
+        for computation in hlo.parse(step[1])
+        for instruction in computation.instructions.values()
+        if instruction.opcode == "convolution" and "/backbone/" in instruction.op_name
+    ]
+    assert len(kinds) > 20 and all(found == {"bf16"} for found in kinds)
+
+
+def test_what_the_chips_exchange_is_the_gradient_and_a_few_numbers(step):
+    state, text = step
+    read = account_of(hlo.parse(text), 4)
+    (((kind, group), total),) = read.collectives().items()
+    flat = model_folder.flatten(state.params)
+    count = sum(leaf.size for name, leaf in flat.items() if not re.search(FROZEN[0], name))
+    assert (kind, group) == ("all-reduce", 4)
+    assert 2 * count <= total.bytes <= 4 * count  # in the format of the layers: bfloat16, of the last two float32
+
+
+def test_regions_are_pooled_by_tiles(step):
+    """Without a scatter; ROIAlign does not have most of the traffic, though the network is small."""
+    read = account_of(hlo.parse(step[1]), 4)
+    assert 0 < read.share("roi_align") < 0.5
+    opcodes = {cost.opcode for cost in read.costs if cost.part.path[:1] == ("roi_align",)}
+    assert "scatter" not in opcodes
 
 
 def test_roi_align_gathers_whole_tiles_and_never_widens_the_features():

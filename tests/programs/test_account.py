@@ -117,6 +117,13 @@ def test_slices_and_updates_in_place_cost_what_they_touch():
     assert found["start"].part.path == ("tail",)  # a prefetch is of the part that reads it
 
 
+def test_a_kernel_has_the_arithmetic_that_it_says_it_has():
+    config = 'custom_call_target="kernel", backend_config={"cost_estimate":{"flops":"960","bytes_accessed":"7"}}'
+    call = PROGRAM.replace("fusion(%a, %i), kind=kLoop, calls=%slicing", f"custom-call(%a, %i), {config}")
+    (kernel,) = (cost for cost in account_of(hlo.parse(call)).costs if cost.opcode == "custom-call")
+    assert kernel.flops == 960 and kernel.bytes == 100 * 128 * 4 + 4 + 128 * 4
+
+
 @pytest.mark.parametrize("text", ["", "HloModule m", "nothing of the kind"])
 def test_a_text_that_is_not_a_program(text):
     with pytest.raises(ValueError, match="ENTRY"):
