@@ -1,9 +1,11 @@
 """Attention of the U-Net: a kernel (cuDNN on a GPU), blocks of the matrix, and the whole matrix, forward and backward.
 
     python benchmarks/attention.py --model=sd15 --size=512 --batch=8 --dtype=bfloat16
+    python benchmarks/attention.py --topology=v5e:1x1 --model=sd15 --size=512 --batch=1 --dtype=bfloat16
 
-Every layer of the U-Net with attention is one case: to itself, and to the text. The last line of the output is one JSON
-object.
+Every layer of the U-Net with attention is one case: to itself, and to the text. With --topology nothing is run: every
+form is compiled with its gradient for a slice of TPUs that nobody has, `flash` beside them, with --batch images a chip.
+The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,14 +32,18 @@ from elk_jax import host_memory  # noqa: E402
 from elk_jax.diffusion.attention import attend  # noqa: E402
 from elk_jax.diffusion.unet import WITH_ATTENTION  # noqa: E402
 from elk_jax.errors import UserError, is_out_of_memory, run_main  # noqa: E402
+from elk_jax.programs import topology  # noqa: E402
+from elk_jax.programs.account import account  # noqa: E402
+from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
 
 FORMS: dict[str, Callable[..., jax.Array]] = {
     "cudnn": lambda q, k, v: attend(q, k, v, "cudnn"),
+    "flash": attend,
     "blocks": lambda q, k, v: attend(q, k, v, "xla"),
     "matrix": lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="xla"),
 }
-"""matrix: all scores at once, as plain code has them."""
+"""flash: the kernel of a TPU. matrix: all scores at once, as plain code has them."""
 
 
 class Case(NamedTuple):
@@ -57,14 +64,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--forms", default="", help=f"of {','.join(FORMS)}; default: all, cudnn on a GPU only")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.2, help="least time per program and round")
+    parser.add_argument("--topology", default="", help="compile only, for a slice of TPUs such as v5e:2x2")
     options = parser.parse_args(arguments)
-    here = [name for name in FORMS if name != "cudnn" or jax.default_backend() == "gpu"]
+    kernel = "flash" if options.topology else "cudnn" if jax.default_backend() == "gpu" else ""
+    here = [name for name in FORMS if name in (kernel, "blocks", "matrix")]
     forms = options.forms.split(",") if options.forms else here
     unknown = [name for name in forms if name not in FORMS]
     if unknown:
         raise UserError(f"unknown form '{unknown[0]}'", where="--forms", todo=f"give some of {','.join(FORMS)}")
     host_memory.keep_freed()  # as in the launch scripts
     work = painter.Workload(options.model, options.size, options.batch, options.dtype)
+    if options.topology:
+        print(json.dumps(compiled(work, forms, topology.find(options.topology)), allow_nan=False))
+        return
     print(json.dumps(benchmark(work, forms, options.repetitions, options.least_seconds), allow_nan=False))
 
 
@@ -91,6 +103,35 @@ def benchmark(work: painter.Workload, forms: list[str], repetitions: int, least_
         **surroundings,
         "cases": [measured(case, work, forms, repetitions, least_seconds) for case in cases(work)],
         "peak_memory_bytes": peak_memory(),
+    }  # fmt: skip
+
+
+def compiled(work: painter.Workload, forms: list[str], target: topology.Slice) -> dict[str, Any]:
+    """The content of the JSON line: what every form with its gradient reads, writes and needs on each chip."""
+    mesh = meshes.make_mesh(devices=target.devices)
+    sharding = meshes.batch_sharding(mesh)
+
+    def one(case: Case, form: str) -> dict[str, float]:
+        shapes = [(work.batch * mesh.size, n, case.heads, case.head_size) for n in (case.queries, case.keys, case.keys)]
+        inputs = [jax.ShapeDtypeStruct(shape, work.dtype, sharding=sharding) for shape in (*shapes, shapes[0])]
+
+        def both(query, key, value, cotangent):
+            found, back = jax.vjp(FORMS[form], query, key, value)
+            return found, back(cotangent)
+
+        start = time.perf_counter()
+        program = topology.compile_for(jax.jit(meshes.traced_on(mesh, both)).lower(*inputs), target)
+        return {
+            "bytes": account(program, mesh.size).total.bytes,
+            "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+            "compile_seconds": time.perf_counter() - start,
+        }
+
+    return {
+        "benchmark": "attention_compiled",
+        "settings": {"model": work.model, "size": work.size, "batch": work.batch, "dtype": work.dtype,
+                     "topology": target.name},
+        "cases": [{**case._asdict(), "forms": {form: one(case, form) for form in forms}} for case in cases(work)],
     }  # fmt: skip
 
 

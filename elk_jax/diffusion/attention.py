@@ -14,8 +14,8 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
+from elk_jax.backbones.ambient import batch_spec
 from elk_jax.backbones.norms import GroupNorm
 from elk_jax.diffusion import flash
 from elk_jax.diffusion.layers import conv, dense, layer_norm, lecun_normal, zeros
@@ -138,11 +138,10 @@ def _by_platform(on_cpu: Attends, elsewhere: Attends, on_tpu: Attends | None, *a
     as_wide = lambda function: lambda *arrays: jax.tree.map(at_least_float32, function(*arrays))
     forms = {"cpu": as_wide(on_cpu), "default": as_wide(elsewhere)}
     if on_tpu and flash.fits(*arrays[:2]):
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.axis_names and mesh.are_all_axes_manual:
+        spec = batch_spec(len(arrays[0]))
+        if jax.sharding.get_abstract_mesh().are_all_axes_manual:
             forms["tpu"] = as_wide(on_tpu)
-        elif not mesh.empty and not mesh.manual_axes and len(arrays[0]) % mesh.size == 0:
-            spec = P(mesh.axis_names)
+        elif spec is not None:
             forms["tpu"] = as_wide(jax.shard_map(on_tpu, in_specs=spec, out_specs=spec, check_vma=False))
     return jax.lax.platform_dependent(*arrays, **forms)
 

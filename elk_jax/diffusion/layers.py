@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from elk_jax.backbones.ambient import split_by_images
 from elk_jax.backbones.conv import ConvNorm, matrix_product
 from elk_jax.backbones.norms import GroupNorm, param_dtype
 
@@ -82,7 +83,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Conv(
+        convolution = nn.Conv(
             x.shape[-1],
             (3, 3),
             2,
@@ -91,7 +92,8 @@ class Downsample(nn.Module):
             param_dtype=param_dtype(self.dtype),
             kernel_init=lecun_normal,
             name="conv",
-        )(x)
+        )
+        return split_by_images(convolution(split_by_images(x)))
 
 
 class Upsample(nn.Module):

@@ -130,6 +130,20 @@ class Layer(nn.Module):
         return x + FeedForward(c, name="mlp")(layer_norm(dtype, "layer_norm2", c.layer_norm_eps)(x))
 
 
+class Table(nn.Module):
+    """Rows of a table of `rows` embeddings: [...] int32 -> [..., features]. Only these are converted to `dtype`."""
+
+    rows: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        start, stored = nn.initializers.normal(0.02), param_dtype(self.dtype)
+        table = self.param("embedding", start, (self.rows, self.features), stored)
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
+
+
 class Embeddings(nn.Module):
     """Sum of token and position embedding: [B, T] -> [B, T, D]."""
 
@@ -138,14 +152,9 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-
-        def table(rows: int, name: str) -> nn.Embed:
-            start = nn.initializers.normal(0.02)
-            return nn.Embed(rows, c.hidden_size, dtype, param_dtype(dtype), embedding_init=start, name=name)
-
         positions = jnp.arange(token_ids.shape[1])
-        tokens = table(c.vocab_size, "token_embedding")(token_ids)
-        return tokens + table(c.max_position_embeddings, "position_embedding")(positions)
+        tokens = Table(c.vocab_size, c.hidden_size, dtype, name="token_embedding")(token_ids)
+        return tokens + Table(c.max_position_embeddings, c.hidden_size, dtype, name="position_embedding")(positions)
 
 
 class Layers(nn.Module):

@@ -251,7 +251,8 @@ class _Compiler:
             program = on_mesh(step_of(model, self.experiment.recipe_of(self.stage), mesh, self.experiment.seed), mesh)
             return program.update.lower(program.state, constants, self._shapes(workload.training[shape]))
         map_images = meshes.shard_map_images(mesh)
-        predict = jax.jit(lambda params, constants, batch: model.predict(params, constants, batch, map_images))
+        drawn = lambda params, constants, batch: model.predict(params, constants, batch, map_images)
+        predict = jax.jit(meshes.traced_on(mesh, drawn))
         params = _laid_out(jax.eval_shape(model.init, jax.random.key(0)), mesh)
         return predict.lower(params, constants, self._shapes(workload.prediction[shape]))
 
