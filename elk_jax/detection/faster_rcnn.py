@@ -27,6 +27,7 @@ from elk_jax.backbones.fpn import FPN
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import frozen_patterns, norm_from_name, zero_residual_norm
 from elk_jax.backbones.resnet import ResNet
+from elk_jax.detection import lanes
 from elk_jax.detection.anchors import pyramid_anchors
 from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
 from elk_jax.detection.faster_rcnn_config import STRIDES, FasterRCNNConfig, detectron2, torchvision, torchvision_v2
@@ -227,7 +228,7 @@ def rpn_sums(
         return rpn_loss_sums(
             rng,
             jnp.concatenate(logits),
-            jnp.concatenate(deltas),
+            lanes.concatenate(deltas),
             all_anchors,
             *truth,
             low=config.rpn_low,

@@ -17,6 +17,7 @@ import numpy as np
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.detection import boxes as box_ops
+from elk_jax.detection import lanes
 from elk_jax.detection.losses import sigmoid_cross_entropy, smooth_l1
 from elk_jax.detection.matching import match
 from elk_jax.detection.nms import nms
@@ -106,7 +107,7 @@ def select_proposals(
         # sort first.
         finite = jnp.where(jnp.isfinite(level_logits), level_logits, -jnp.inf)
         best, index = jax.lax.top_k(finite, min(most, finite.shape[0]))
-        boxes = box_ops.decode(level_deltas[index], jnp.asarray(level_anchors)[index])
+        boxes = box_ops.decode(lanes.take(level_deltas, index), lanes.take(jnp.asarray(level_anchors), index))
         missing = most - best.shape[0]
         return (
             jnp.pad(best, (0, missing), constant_values=-jnp.inf),
@@ -153,11 +154,11 @@ def rpn_loss_sums(
     anchors = jnp.asarray(anchors)
     matches = match(anchors, gt_boxes, gt_valid, gt_ignore, low=low, high=high, allow_low_quality=True)
     index, is_positive, valid = sample(rng, matches.labels, samples, positive_fraction)
-    chosen = anchors[index]
+    chosen = lanes.take(anchors, index)
     # Where there is no lesion the anchor itself is the target: finite deltas, weight 0.
     target = jnp.where(is_positive[:, None], gt_boxes[matches.gt_index[index]], chosen)
     objectness = sigmoid_cross_entropy(logits[index], is_positive)
-    box = smooth_l1(deltas[index], box_ops.encode(target, chosen), beta).sum(-1)
+    box = smooth_l1(lanes.take(deltas, index), box_ops.encode(target, chosen), beta).sum(-1)
     return RPNSums(
         objectness=jnp.where(valid, objectness, 0).sum(),
         box=jnp.where(is_positive, box, 0).sum(),

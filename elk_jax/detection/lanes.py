@@ -1,0 +1,27 @@
+"""Reading rows of a few numbers, such as boxes, from long tables.
+
+The memory of a TPU holds the last axis in lanes of 128 numbers: a table [N, 4] takes, and moves, 32 times what is in
+it. As [N / 32, 128] it takes what it is.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128
+
+
+def concatenate(tables: list[jax.Array]) -> jax.Array:
+    """[N_1 + N_2 + ..., n] from tables [N_i, n], as one long row meanwhile."""
+    return jnp.concatenate([table.reshape(-1) for table in tables]).reshape(-1, tables[0].shape[-1])
+
+
+def take(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table[index] for a table [N, n], n a divisor of LANES, and index [S] int: [S, n]. Indices are in [0, N)."""
+    count, width = table.shape
+    each = LANES // width
+    packed = jnp.pad(table.reshape(-1), (0, -count % each * width)).reshape(-1, LANES)
+    read = packed[index // each].reshape(-1, each, width)
+    wanted = index[:, None] % each == jnp.arange(each, dtype=jnp.int32)
+    return jnp.where(wanted[..., None], read, 0).sum(1)
