@@ -73,8 +73,8 @@ def multilevel_roi_align(
 
     Samples further than one pixel outside the map count as 0, others move to its edge. Boxes that are not in valid[S],
     or not finite, give zeros and pass no gradient, whatever they hold. Interpolates and sums in float32 at least,
-    forwards and backwards. Differentiable in reverse mode in the features, and in the boxes (through the bilinear
-    weights).
+    forwards and backwards. Differentiable once, in reverse mode, in the features and in the boxes (through the
+    bilinear weights). A feature that is not finite spoils the boxes that read it, and on accelerators those around it.
     """
     boxes = as_boxes(boxes, "boxes", 2)
     features = [_as_floats(level) for level in features]

@@ -34,8 +34,6 @@ TILES, ROIS_OF_TILE = 32, 8
 """Gradient: tiles of a turn, and RoIs of each of them."""
 TYPICAL = 6
 """Tiles that a RoI touches, and RoIs that touch a tile: most RoIs have sides of 14 to 28 cells of their level."""
-
-
 IN_TILE = np.stack(np.divmod(np.arange(TILE * TILE, dtype=np.int32), TILE))
 """Row and column [2, K] of each cell in its tile."""
 
