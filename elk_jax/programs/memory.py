@@ -72,7 +72,7 @@ def waiting_activations(module: Module) -> int:
     events: dict[int, list[tuple[int, bool]]] = {}
     for name, size in buffers.items():
         part = phases.get(name)
-        forward = part is not None and part.phase == "forward" and part.name(1) not in ("optimizer", "norms", "ema")
+        forward = part is not None and part.phase == "forward" and part.name(1) not in ("optimizer", "ema")
         events.setdefault(position[name], []).append((size, forward))
         events.setdefault(last[name] + 1, []).append((-size, forward))
     held = waiting = fullest = found = 0

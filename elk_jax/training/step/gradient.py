@@ -78,7 +78,7 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
         if recipe.ema_decay:
             with jax.named_scope("ema"):
                 ema_params = states.update_ema(ema_params, params, state.step, recipe.ema_decay)
-        with jax.named_scope("norms"):
+        with jax.named_scope("optimizer"):  # the compiler computes the norms while it updates
             grad_norm = optax.tree.norm(grads)
             metrics = metrics | {
                 "grad_norm": grad_norm,
