@@ -23,7 +23,8 @@ NOTHING = frozenset(
 READS_PART = frozenset(("dynamic-slice", "slice", "gather"))
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """Updates in place -> the operand that holds what changes."""
-LOOKS_THROUGH = frozenset(("bitcast", "reshape", "copy", "convert", "transpose"))
+NAMES_OPERANDS = frozenset(("all-gather-start", "collective-permute-start"))
+"""Collectives that start as (operands, one result for each, context)."""
 COLLECTIVES = frozenset(
     ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
     + ("collective-broadcast",)
@@ -67,35 +68,47 @@ def collective(module: Module, computation: Computation, instruction: Instructio
 def moved_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
     """Bytes of main memory that an instruction reads and writes, without those of the computations that it calls."""
     opcode, operands = instruction.opcode, computation.inputs(instruction)
-    if opcode in NOTHING or opcode.endswith("-done") or 'custom_call_target="AllocateBuffer"' in instruction.attributes:
+    if opcode in NOTHING or opcode.endswith("-done") or is_allocation(instruction):
         return 0
     if opcode == "fusion":
         inside = module.computations[instruction.called["calls"][0]]
         read = sum(_read_by_fusion(module, inside, place, operand) for place, operand in enumerate(operands))
-        return read + _written_by_fusion(inside, instruction)
+        return read + _written_by_fusion(module, inside, instruction)
     if opcode.endswith("-start") and opcode.removesuffix("-start") not in COLLECTIVES:
-        return _transfer(instruction, operands)
-    if opcode in UPDATES:
-        change = operands[UPDATES[opcode]] if len(operands) > UPDATES[opcode] else instruction
-        return 2 * change.bytes if any(a.in_main_memory for a in instruction.outputs) else change.bytes
+        return _transfer(computation, instruction)
+    read = sum(operand.bytes for operand in operands)
+    if opcode in UPDATES and len(instruction.outputs) == 1:
+        change = sum(array.bytes for array in operands[UPDATES[opcode]].outputs)
+        return read - operands[0].bytes + instruction.outputs[0].in_main_memory * change
     if opcode in READS_PART:
         part = sum(array.bytes for array in instruction.outputs)
-        source = operands[0].outputs[0].in_main_memory if operands else False
-        return instruction.bytes + source * part + sum(operand.bytes for operand in operands[1:])
-    return instruction.bytes + sum(operand.bytes for operand in operands)
+        source = operands[0].outputs[0].in_main_memory
+        return instruction.bytes + source * part + read - operands[0].bytes
+    return read + sum(array.bytes for array in made(computation, instruction) if array.in_main_memory)
 
 
-def _transfer(instruction: Instruction, operands: list[Instruction]) -> int:
-    """Bytes of a copy or slice that runs beside the program, on the sides that are main memory.
+def made(computation: Computation, instruction: Instruction) -> tuple[Array, ...]:
+    """The arrays that an instruction makes: without those of its results that only name its operands.
 
-    A copy starts as (target, source, context), any other as (operands, target, context).
+    A copy starts as (target, source, context), a slice as (operands, target, context).
     """
-    given = [array for operand in operands for array in operand.outputs]
-    place = 0 if instruction.opcode == "copy-start" else len(given)
-    if not given or place >= len(instruction.outputs):
+    opcode, outputs = instruction.opcode, instruction.outputs
+    if opcode == "copy-start":
+        return outputs[:1]
+    given = sum(len(operand.outputs) for operand in computation.inputs(instruction))
+    if opcode in NAMES_OPERANDS:
+        return outputs[given : 2 * given]
+    if opcode.endswith("-start") and opcode.removesuffix("-start") not in COLLECTIVES:
+        return outputs[given : given + 1]
+    return outputs
+
+
+def _transfer(computation: Computation, instruction: Instruction) -> int:
+    """Bytes of a copy or slice that runs beside the program, on the sides that are main memory."""
+    sources, targets = computation.inputs(instruction), made(computation, instruction)
+    if not sources or not targets:
         return 0
-    target = instruction.outputs[place]
-    return target.bytes * (target.in_main_memory + given[0].in_main_memory)
+    return targets[0].bytes * (targets[0].in_main_memory + sources[0].outputs[0].in_main_memory)
 
 
 def arithmetic(module: Module, computation: Computation, instruction: Instruction) -> int:
@@ -131,7 +144,7 @@ def _read(module: Module, inside: Computation, value: Instruction, whole: int) -
         places = [place for place, name in enumerate(user.operands) if name == value.name]
         if user.opcode in READS_PART and places == [0]:
             total += sum(array.bytes for array in user.outputs)
-        elif user.opcode in UPDATES and places == [0]:
+        elif user.opcode in UPDATES and places == [0] and _is_result(inside, user):
             total += 0
         elif user.opcode == "bitcast":
             total += _read(module, inside, user, whole)
@@ -145,21 +158,49 @@ def _read(module: Module, inside: Computation, value: Instruction, whole: int) -
     return total
 
 
-def _written_by_fusion(inside: Computation, instruction: Instruction) -> int:
+def _is_result(inside: Computation, value: Instruction) -> bool:
+    """Whether a value of a fusion is one of its results, and nothing in the fusion reads it."""
+    users = inside.users[value.name]
+    if value is inside.root:
+        return True
+    return bool(users) and all(
+        user is inside.root if user.opcode == "tuple" else user.opcode == "bitcast" and _is_result(inside, user)
+        for user in users
+    )
+
+
+def _written_by_fusion(module: Module, inside: Computation, instruction: Instruction) -> int:
     """Bytes that a fusion writes: of an output that is updated in place, what changes."""
     roots = inside.inputs(inside.root) if inside.root.opcode == "tuple" else [inside.root]
     if len(roots) != len(instruction.outputs):
         return instruction.bytes
-    return sum(_written(inside, root, array) for root, array in zip(roots, instruction.outputs) if array.in_main_memory)
+    outputs = zip(roots, instruction.outputs)
+    return sum(_written(module, inside, root, array) for root, array in outputs if array.in_main_memory)
 
 
-def _written(inside: Computation, root: Instruction, array: Array) -> int:
-    while root.opcode in LOOKS_THROUGH and root.operands:
-        root = inside.inputs(root)[0]
-    if root.opcode in UPDATES:
-        change = inside.inputs(root)[UPDATES[root.opcode]]
-        return min(sum(a.bytes for a in change.outputs), array.bytes)
-    return array.bytes
+def _written(module: Module, inside: Computation, root: Instruction, array: Array) -> int:
+    root = _behind_bitcasts(inside, root)
+    if root.opcode == "fusion" and len(root.outputs) == 1:
+        within = module.computations[root.called["calls"][0]]
+        return min(_written(module, within, within.root, array), array.bytes)
+    if root.opcode not in UPDATES:
+        return array.bytes
+    target, change = (inside.inputs(root)[place] for place in (0, UPDATES[root.opcode]))
+    target = _behind_bitcasts(inside, target)
+    if (target.opcode != "parameter" and not is_allocation(target)) or not _is_result(inside, root):
+        return array.bytes
+    return min(sum(a.bytes for a in change.outputs), array.bytes)
+
+
+def _behind_bitcasts(computation: Computation, value: Instruction) -> Instruction:
+    while value.opcode == "bitcast":
+        value = computation.inputs(value)[0]
+    return value
+
+
+def is_allocation(instruction: Instruction) -> bool:
+    """Whether an instruction only gives room, in which nothing is written yet."""
+    return 'custom_call_target="AllocateBuffer"' in instruction.attributes
 
 
 # ---- Convolutions ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from elk_jax.programs import hlo
 from elk_jax.programs.account import account_of
-from elk_jax.programs.costs import NOTHING
+from elk_jax.programs.costs import NOTHING, made
 from elk_jax.programs.hlo import Computation, Module
 
 Leaves = tuple[frozenset[str], ...]
@@ -104,9 +104,9 @@ def _lifetimes(entry: Computation, position: dict[str, int]) -> tuple[dict[str, 
             holds[name] = (leaves[number],) if number < len(leaves) else (frozenset().union(*leaves),)
         elif opcode in ("tuple", "while", "bitcast", "opt-barrier") or opcode.endswith("-done"):
             holds[name] = tuple(leaf for leaves in given for leaf in leaves)
-        elif opcode in NOTHING or not instruction.bytes:
+        elif opcode in NOTHING or not (size := sum(a.bytes for a in made(entry, instruction) if a.in_main_memory)):
             holds[name] = ()
         else:
-            buffers[name], last[name] = instruction.bytes, place
+            buffers[name], last[name] = size, place
             holds[name] = (frozenset((name,)),) * len(instruction.outputs)
     return buffers, last

@@ -117,6 +117,65 @@ def test_slices_and_updates_in_place_cost_what_they_touch():
     assert found["start"].part.path == ("tail",)  # a prefetch is of the part that reads it
 
 
+UPDATE = "dynamic-update-slice(%q0, %q1, %q2, %z.1)"
+ROW, WHOLE = 128 * 4, 100 * 128 * 4
+UPDATED = f"%u = f32[100,128]{{1,0}} {UPDATE}\n  ROOT %end = "
+FUSIONS = {  # instructions in place of the update in place -> bytes beside the index; the row is on the chip
+    "a bitcast of an update in place": (UPDATED + "f32[100,128]{1,0} bitcast(%u)", ROW),
+    "read by another operation": (UPDATED + "f32[100,128]{1,0} exponential(%u)", 2 * WHOLE),
+    "in another order": (UPDATED + "f32[100,128]{0,1} copy(%u)", 2 * WHOLE),
+    "of zeros": ("%n = f32[] constant(0)\n  %b = f32[100,128]{1,0} broadcast(%n), dimensions={}\n"
+                 f"  ROOT %u = f32[100,128]{{1,0}} {UPDATE.replace('%q0', '%b')}", WHOLE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_an_update_is_in_place_only_where_a_result_takes_the_place_of_an_operand(name):
+    body, expected = FUSIONS[name]
+    program = PROGRAM.replace(f"ROOT %u = f32[100,128]{{1,0}} {UPDATE}", body)
+    (cost,) = (cost for cost in account_of(hlo.parse(program)).costs if cost.name == "out")
+    assert cost.bytes == expected + 4
+
+
+INSTRUCTIONS = {  # at the end of the program -> bytes
+    "dynamic-update-slice(%a, %near, %i, %i)": ROW + 4 + 4,  # the row lies on the chip and is only written
+    "dynamic-update-slice(%a, %row, %i, %i)": 2 * ROW + 4 + 4,
+    "dynamic-slice(%a, %i, %i)": 2 * WHOLE + 4 + 4,
+    "negate(%a)": 2 * WHOLE,
+}
+
+
+@pytest.mark.parametrize("text", INSTRUCTIONS)
+def test_bytes_of_an_instruction(text):
+    program = PROGRAM.replace("fusion(%a, %near, %i), kind=kLoop, calls=%updating", text)
+    (cost,) = (cost for cost in account_of(hlo.parse(program)).costs if cost.name == "out")
+    assert cost.bytes == INSTRUCTIONS[text]
+
+
+STARTS = {  # of an array of 4000 bytes, from and to main memory: what it makes is written once
+    "(f32[1000]{0}, f32[1000]{0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}": 8000,
+    "(f32[1000]{0}, f32[4000]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}, dimensions={0}": 20000,
+    "f32[1000]{0} all-reduce-start(%a), replica_groups={}": 8000,
+    "(f32[1000]{0}, f32[1000]{0}, u32[]) copy-start(%a)": 8000,
+    "(f32[1000]{0}, f32[1000]{0:S(5)}, u32[]) copy-start(%a)": 8000,
+    "(f32[1000]{0:S(5)}, f32[1000]{0}, u32[]) copy-start(%a)": 4000,  # to the host
+    "((f32[1000]{0}), f32[10]{0:S(1)}, s32[]) slice-start(%a), slice={[0:10]}": 40,
+}
+
+
+@pytest.mark.parametrize("text", STARTS)
+def test_what_runs_beside_the_program_is_counted_once(text):
+    program = f"""HloModule m
+
+ENTRY %main (a: f32[1000]) -> f32[1000] {{
+  %a = f32[1000]{{0}} parameter(0)
+  ROOT %s = {text}
+}}
+"""
+    (cost,) = account_of(hlo.parse(program), devices=4).costs
+    assert cost.bytes == STARTS[text] and cost.is_async
+
+
 def test_a_kernel_has_the_arithmetic_that_it_says_it_has():
     config = 'custom_call_target="kernel", backend_config={"cost_estimate":{"flops":"960","bytes_accessed":"7"}}'
     call = PROGRAM.replace("fusion(%a, %i), kind=kLoop, calls=%slicing", f"custom-call(%a, %i), {config}")
