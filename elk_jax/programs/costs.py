@@ -132,7 +132,7 @@ def arithmetic(module: Module, computation: Computation, instruction: Instructio
 def _read_by_fusion(module: Module, inside: Computation, place: int, operand: Instruction) -> int:
     """Bytes that a fusion reads of one operand: of one that is only sliced, the slices."""
     whole = operand.bytes
-    if not whole or place not in inside.parameters:
+    if not whole or place not in inside.parameters or _is_root(inside, inside.parameters[place]):
         return whole
     read = _read(module, inside, inside.parameters[place], whole)
     return min(read, whole)
@@ -150,12 +150,20 @@ def _read(module: Module, inside: Computation, value: Instruction, whole: int) -
             total += _read(module, inside, user, whole)
         elif user.opcode == "fusion":
             within = module.computations[user.called["calls"][0]]
-            total += sum(_read(module, within, within.parameters[place], whole) for place in places)
+            taken = [within.parameters[place] for place in places]
+            total += sum(_read(module, within, parameter, whole) for parameter in taken)
+            if any(_is_root(within, parameter) for parameter in taken):  # it is handed on, and read from there
+                total += _read(module, inside, user, whole)
         else:
             return whole
         if total >= whole:
             return whole
     return total
+
+
+def _is_root(inside: Computation, parameter: Instruction) -> bool:
+    """Whether the result of a fusion is one of its operands, at most under another shape."""
+    return _behind_bitcasts(inside, inside.root) is parameter
 
 
 def _is_result(inside: Computation, value: Instruction) -> bool:

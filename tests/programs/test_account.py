@@ -137,6 +137,40 @@ def test_an_update_is_in_place_only_where_a_result_takes_the_place_of_an_operand
     assert cost.bytes == expected + 4
 
 
+NESTED = """HloModule m
+
+%relabel (r: f32[10,100]) -> f32[1000] {
+  %r = f32[10,100]{1,0} parameter(0)
+  ROOT %flat = f32[1000]{0} bitcast(%r)
+}
+
+%outer (q: f32[10,100]) -> f32[1000] {
+  %q = f32[10,100]{1,0} parameter(0)
+  %within = f32[1000]{0} fusion(%q), kind=kLoop, calls=%relabel
+  ROOT %end = f32[1000]{0} exponential(%within)
+}
+
+ENTRY %main (a: f32[10,100]) -> f32[1000] {
+  %a = f32[10,100]{1,0} parameter(0)
+  ROOT %out = f32[1000]{0} fusion(%a), kind=kLoop, calls=%outer
+}
+"""
+END = "ROOT %end = f32[1000]{0} exponential(%within)"
+SLICE = "ROOT %end = f32[10]{0} slice(%within), slice={[0:10]}"
+HANDED_ON = {  # program -> bytes: what a fusion in a fusion hands on is read from there
+    "it is read": (NESTED, 8000),
+    "a part of it is read": (NESTED.replace(END, SLICE).replace("%out = f32[1000]", "%out = f32[10]"), 80),
+    "it is the result": (NESTED.replace("calls=%outer", "calls=%relabel"), 8000),
+}
+
+
+@pytest.mark.parametrize("name", HANDED_ON)
+def test_an_operand_that_a_fusion_hands_on_is_read(name):
+    program, expected = HANDED_ON[name]
+    (cost,) = account_of(hlo.parse(program)).costs
+    assert cost.bytes == expected
+
+
 INSTRUCTIONS = {  # at the end of the program -> bytes
     "dynamic-update-slice(%a, %near, %i, %i)": ROW + 4 + 4,  # the row lies on the chip and is only written
     "dynamic-update-slice(%a, %row, %i, %i)": 2 * ROW + 4 + 4,
