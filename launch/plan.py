@@ -22,6 +22,9 @@ import command_line
 from absl import flags
 from ml_collections import config_flags
 
+PLANS = "plans"
+"""The folder of all plans, where --output names none."""
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:variant].")
 STAGE = flags.DEFINE_string("stage", "", "The stage that trains. Default: the only one.")
 TOPOLOGY = flags.DEFINE_list("topology", None, "Slices of TPUs, such as v5e:4x4 or v5p:2x2x4, or `here`.")
@@ -36,14 +39,16 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for plan.json and plan.html
 def main() -> None:
     config = command_line.required(CONFIG, "configs/cem_mixed.py:paper")
     slices = command_line.required(TOPOLOGY, "v5e:2x2")
+    from elk_jax import files
     from elk_jax.planning.plan import plan
     from elk_jax.planning.shown import print_plan, write_plan
     from elk_jax.tasks.run import new_console
 
+    files.check_writable(OUTPUT.value or PLANS)  # before minutes of compiling
     console = new_console()
     found = plan(config, STAGE.value, slices, BATCH.value, EVERY_SHAPE.value, LARGEST.value, say=console.print)
     print_plan(found, console)
-    folder = Path(OUTPUT.value or f"plans/{found.experiment}_{found.stage}")
+    folder = Path(OUTPUT.value or f"{PLANS}/{found.experiment}_{found.stage}")
     write_plan(found, folder)
     console.print(f"page: {folder / 'plan.html'}")
 

@@ -44,8 +44,9 @@ SPARE = 0.03
 class Program:
     """One compiled program on one slice.
 
-    what: STEP or PREDICTION. shape: of its batch, such as 800x1344. batch: examples a chip. fits: in the memory of the
-    chip. compiler_bytes: the compiler's own account of memory traffic, which counts loops once and on-chip memory too.
+    what: STEP or PREDICTION. shape: of its batch, such as 800x1344. batch: examples a chip. memory: with the state of
+    the training, also of a prediction, which a training makes meanwhile. fits: in the memory of the chip.
+    compiler_bytes: the compiler's own account of memory traffic, which counts loops once and on-chip memory too.
     compile_seconds: processor time of the compiler. measured: seconds of an update, on the devices at hand.
     """
 
@@ -61,9 +62,17 @@ class Program:
     measured: Measured | None = None
 
 
+class Refused(NamedTuple):
+    """A program that the compiler found too large. what, shape: as in `Program`. reason: the compiler's."""
+
+    what: str
+    shape: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class SlicePlan:
-    """A stage on one slice. refused: programs that the compiler found too large, with its reason.
+    """A stage on one slice. refused: programs that the compiler found too large.
 
     largest_batch: examples a chip that fit in training; None where nobody asked.
     """
@@ -71,7 +80,7 @@ class SlicePlan:
     slice: Slice
     mesh: Mapping[str, int]
     programs: tuple[Program, ...]
-    refused: tuple[tuple[str, str], ...] = ()
+    refused: tuple[Refused, ...] = ()
     largest_batch: int | None = None
 
     @property
@@ -122,11 +131,12 @@ def plan(
     divides over the chips of the first slice, else the whole of it on every chip. every_shape: of the batches; else
     the one with most pixels. largest: look for the largest batch that fits a chip of the first slice. quick: the least
     effort of the TPU's compiler. say: told of progress. UserError for a stage that does not train, a slice that does
-    not exist, and settings that no training accepts.
+    not exist, slices of different chips, and settings that no training accepts.
     """
     experiment = parse(config)
     chosen = _train_stage(experiment, stage)
-    found = [topology.find(name) for name in slices]
+    found = _slices(slices)
+    meshed = [meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, target.devices) for target in found]
     make = _workloads(experiment, chosen)
     recipes_own, chips = make(None), len(found[0].devices)
     if not batch:
@@ -136,8 +146,7 @@ def plan(
     if not every_shape:
         shapes = [max(shapes, key=lambda shape: sum(np.size(x) for x in recipes_own.training[shape].values()))]
     planned: list[SlicePlan] = []
-    for target in found:
-        mesh = meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, target.devices)
+    for target, mesh in zip(found, meshed):
         compiler = _Compiler(experiment, chosen, make, target, mesh, quick, say)
         first = not planned
         one = compiler.plan(batch, shapes, (STEP, PREDICTION) if first else (STEP,))
@@ -158,9 +167,21 @@ def efficiencies(plan: Plan) -> list[Efficiency]:
     ]
 
 
+def _slices(names: Sequence[str]) -> list[Slice]:
+    """The slices of these names, each once."""
+    found = [topology.find(name) for name in dict.fromkeys(names)]
+    for target in found[1:]:
+        if target.chip.name != found[0].chip.name:
+            what = f"{found[0].name} and {target.name} are of different chips, whose times cannot be compared"
+            raise UserError(what, where="--topology", todo="plan each kind of chip in a command of its own")
+    return found
+
+
 def _train_stage(experiment: Experiment, name: str) -> TrainStage:
     trained = [s for s in experiment.stages.values() if isinstance(s, TrainStage) and kind_of(s).workload]
-    known = ", ".join(stage.name for stage in trained) or "none of this experiment"
+    if not trained:
+        raise UserError(f"{experiment.name} has no stage that trains", where="--config", todo="choose another config")
+    known = ", ".join(stage.name for stage in trained)
     for stage in trained:
         if stage.name == name or (not name and len(trained) == 1):
             return stage
@@ -189,21 +210,23 @@ class _Compiler:
     def plan(self, batch: int, shapes: Sequence[str], kinds: Sequence[str]) -> SlicePlan:
         """Programs of the stage with `batch` examples a chip."""
         workload = self.make(batch * self.mesh.size)
-        programs, refused = [], []
+        programs: list[Program] = []
+        refused: list[Refused] = []
         for what in kinds:
             for shape in shapes:
                 program = self.program(workload, what, shape)
                 if isinstance(program, Program):
-                    programs.append(program)
+                    programs.append(self.during_training(program, programs))
                 else:
-                    refused.append((f"{what} {shape}", program))
+                    refused.append(Refused(what, shape, program))
         return SlicePlan(self.target, dict(self.mesh.shape), tuple(programs), tuple(refused))
 
     def largest(self, planned: SlicePlan, batch: int) -> int:
         """Examples a chip of the largest training step that fits, of the shape that needs most memory."""
-        steps = planned.steps
-        shape = max(steps, key=lambda p: p.memory.total).shape if steps else next(iter(self.make(None).training))
-        known = {batch: next((float(p.memory.total) for p in steps if p.shape == shape), math.inf)}
+        steps, parts = planned.steps, self.experiment.recipe_of(self.stage).accumulate
+        too_large = [shape for what, shape, _ in planned.refused if what == STEP]
+        shape = too_large[0] if too_large else max(steps, key=lambda step: step.memory.total).shape
+        known = {batch: next((float(step.memory.total) for step in steps if step.shape == shape), math.inf)}
 
         def total(size: int) -> float:
             if size not in known:
@@ -211,7 +234,20 @@ class _Compiler:
                 known[size] = float(program.memory.total) if isinstance(program, Program) else math.inf
             return known[size]
 
-        return largest_batch(total, batch, self.target.chip.memory * (1 - SPARE))
+        # every micro-batch gives every chip whole examples
+        most = largest_batch(lambda each: total(each * parts), batch // parts, self.target.chip.memory * (1 - SPARE))
+        return most * parts
+
+    def during_training(self, program: Program, before: Sequence[Program]) -> Program:
+        """The program with the memory of what waits meanwhile: a training predicts while it holds its state."""
+        if program.what != PREDICTION or not before:
+            return program
+        state = before[0].memory
+        held = program.memory._replace(optimizer=state.optimizer, averages=state.averages)
+        return replace(program, memory=held, fits=self.fits(held))
+
+    def fits(self, held: Memory) -> bool:
+        return held.total <= self.target.chip.memory * (1 - SPARE)
 
     def program(self, workload: Workload, what: str, shape: str) -> Program | str:
         """The compiled program, or the compiler's reason to refuse it: it does not fit."""
@@ -232,7 +268,7 @@ class _Compiler:
             shape=shape,
             batch=batch,
             memory=held,
-            fits=held.total <= chip.memory * (1 - SPARE),
+            fits=self.fits(held),
             account=read,
             bound=roofline.bound(read, chip),
             compiler_bytes=float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0)),

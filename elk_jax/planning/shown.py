@@ -43,8 +43,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     for one in plan.slices:
         console.print()
         console.print(headline(plan, one))
-        for what, reason in one.refused:
-            console.print(f"  {what}: {reason}")
+        for what, shape, reason in one.refused:
+            console.print(f"  {what} {shape}: {reason}")
         for program in one.programs:
             if program.what == STEP or one is plan.slices[0]:
                 console.print(_summary_table(one, program))
@@ -91,7 +91,8 @@ def _split(read: Account, prefix: str, depth: int, whole: int) -> Iterable[tuple
     for name, total in read.by_part(depth).items():
         if not (name == prefix or name.startswith(f"{prefix}/") or not prefix):
             continue
-        inside = [n for n in read.by_part(depth + 1) if n.startswith(f"{name}/")]
+        # what has the name of the whole itself is not divided further: its parts stand beside it
+        inside = name != prefix and any(n.startswith(f"{name}/") for n in read.by_part(depth + 1))
         if total.bytes > LARGE * whole and inside and depth < DEEPEST:
             yield from _split(read, name, depth + 1, whole)
         else:
@@ -211,7 +212,7 @@ def page(plan: Plan) -> Report:
         blocks = [
             f"<h3>{html.text(p.what)}, {html.text(p.shape)}</h3>{html.key_values(_facts(one, p))}" for p in one.programs
         ]
-        blocks += [html.paragraph(f"{what}: {reason}") for what, reason in one.refused]
+        blocks += [html.paragraph(f"{what} {shape}: {reason}") for what, shape, reason in one.refused]
         sections.append(Section(one.slice.name, "".join(blocks), headline(plan, one)))
     for program in first.programs:
         head = ("part", "bytes", "of bytes", "FLOP", "of arithmetic")
@@ -274,7 +275,7 @@ def _slice_json(one: SlicePlan) -> dict[str, Any]:
         "chip": {name: _finite(value) for name, value in one.slice.chip._asdict().items()},
         "mesh": dict(one.mesh),
         "fits": one.fits,
-        "refused": [list(entry) for entry in one.refused],
+        "refused": [entry._asdict() for entry in one.refused],
         "largest_batch_per_chip": one.largest_batch,
         "programs": [_program_json(program) for program in one.programs],
     }

@@ -68,7 +68,7 @@ def test_freed_memory_is_retained_before_anything_runs(quick_start, script):
     assert_one_line(done, "--")
 
 
-@pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights"])
+@pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights", "plan"])
 def test_the_help_of_the_others_teaches(quick_start, script):
     done = quick_start(script, "--help")
     assert done.returncode == 0, done.stderr
@@ -106,6 +106,22 @@ def test_a_missing_flag_ends_in_one_line(arguments, flag):
 
 
 TINY = "--config=configs/cem_real.py:tiny"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([TINY], ["--topology", "v5e:2x2"]),
+        ([TINY, "--topology=here", "--stage=evaluate"], ["evaluate", "real"]),
+        ([TINY, "--topology=here,v5e"], ["'v5e'"]),
+        ([TINY, "--topology=here", "--batch=-1"], ["batch"]),
+        ([TINY, "--topology=here", "--output=README.md"], ["README.md", "folder"]),
+    ],
+)
+def test_what_cannot_be_planned_ends_before_anything_is_compiled(quick_start, arguments, words):
+    done = quick_start("plan", *arguments)
+    assert_one_line(done, *words)
+    assert "compiling" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,16 @@ import jax
 import numpy as np
 import pytest
 
+from elk_jax.experiments.parse import parse
 from elk_jax.output import Console
 from elk_jax.planning import shown
-from elk_jax.planning.plan import PREDICTION, STEP, Plan, efficiencies, plan
+from elk_jax.planning.plan import PREDICTION, STEP, Plan, Refused, _Compiler, _train_stage, efficiencies, plan
 from elk_jax.programs import chips, libtpu, roofline, topology
 from elk_jax.programs.account import Account, Cost
 from elk_jax.programs.costs import Collective
 from elk_jax.programs.parts import Part
 from elk_jax.tasks import TASKS
+from elk_jax.training import mesh as meshes
 from tests.experiments import toy_task
 from tests.refusals import refused
 from tests.tpu import need_compiler
@@ -50,7 +52,8 @@ def test_a_plan_here_compiles_measures_and_is_shown(tmp_path):
     assert (step.what, prediction.what, step.shape) == (STEP, PREDICTION, "8x8") and one.fits
     weights = 4 * (8 * 8 + 1)
     assert step.memory.parameters == step.memory.averages == prediction.memory.parameters == weights
-    assert step.memory.optimizer >= 2 * weights and not prediction.memory.optimizer
+    assert step.memory.optimizer == prediction.memory.optimizer >= 2 * weights  # a training predicts as well
+    assert prediction.memory.averages == weights
     assert step.measured is not None and 0 < step.measured.least <= step.measured.median <= step.measured.most
     assert prediction.measured is None
     console = Console(width=120, file=io.StringIO())
@@ -92,8 +95,60 @@ def test_a_batch_that_does_not_fit_is_told(monkeypatch):
     found = plan(config(), "", ["here"], largest=True)
     (one,) = found.slices
     assert not one.fits or one.largest_batch
-    assert "does not fit" in shown.headline(found, replace(one, refused=(("training step 8x8", "too large"),)))
+    assert "does not fit" in shown.headline(found, replace(one, refused=(Refused(STEP, "8x8", "too large"),)))
     assert "not even one" in shown.headline(found, replace(one, largest_batch=0))
+
+
+def test_the_largest_batch_divides_into_micro_batches(monkeypatch):
+    monkeypatch.setattr(topology, "measured_chip", lambda device, devices: replace_memory(V5E, 20_000.0))
+    (one,) = plan(config(toy__accumulate=3), "", ["here"], batch=3, largest=True).slices
+    assert one.largest_batch > 3 and one.largest_batch % 3 == 0
+
+
+def test_the_largest_batch_is_that_of_the_shape_that_does_not_fit(monkeypatch):
+    experiment = parse(config())
+    stage, (one,) = _train_stage(experiment, ""), plan(config(), "", ["here"]).slices
+    workload = TASKS["toy"].stages["train"].workload(stage, experiment.recipe_of(stage), None)
+    mesh = meshes.make_mesh(devices=one.slice.devices)
+    compiler = _Compiler(experiment, stage, lambda size: workload, one.slice, mesh, True, print)
+    asked = []
+    monkeypatch.setattr(_Compiler, "program", lambda self, workload, what, shape: asked.append(shape) or "too large")
+    assert compiler.largest(replace(one, refused=(Refused(STEP, "9x9", "too large"),)), 4) == 0
+    assert set(asked) == {"9x9"}
+
+
+def test_a_slice_is_planned_once():
+    assert len(plan(config(), "", ["here", "here"]).slices) == 1
+
+
+BEFORE = {  # slices of one chip and of different chips -> where
+    "fsdp": ({"mesh__fsdp": 2}, ["v5e:2x2", "v5e:1x1"], "mesh.fsdp", "divisor"),
+    "data": ({"mesh__data": 4}, ["v5e:2x2", "v5e:1x1"], "mesh", "data=-1"),
+    "chips": ({}, ["v5e:2x2", "v6e:2x2"], "--topology", "different chips"),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_all_slices_are_checked_before_the_first_is_compiled(name):
+    need_compiler()
+    changes, slices, where, word = BEFORE[name]
+    said = []
+    with refused(word, where=where):
+        plan(config(**changes), "", slices, say=said.append)
+    assert not said
+
+
+def test_an_experiment_without_training():
+    with refused("no stage that trains"):
+        _train_stage(replace(parse(config()), stages={}), "")
+
+
+def test_parts_are_divided_without_loss():
+    """A part with large costs of its own beside those of its parts."""
+    paths = {("a",): 300, ("a", "b"): 10, ("a", "b", "c"): 20, ("d", "e", "f"): 40, (): 5}
+    costs = tuple(Cost("", "fusion", Part(path, "forward"), 1, size, 0, None, False) for path, size in paths.items())
+    found = [(name, total.bytes) for name, total in shown.parts(Account(costs, (), 1))]
+    assert found == [("a", 300), ("d", 40), ("a/b", 30), ("other", 5)]
 
 
 REFUSED = {
