@@ -31,6 +31,15 @@ COLLECTIVES = frozenset(
 )
 
 
+LIBRARY_CONVOLUTIONS = {
+    "convForward": (0, 1, 2),
+    "convBiasActivationForward": (0, 1, 2),
+    "convBackwardInput": (2, 1, 0),
+    "convBackwardFilter": (0, 2, 1),
+}
+"""cuDNN's convolutions -> image, kernel and output of the convolution among (first operand, second operand, result)."""
+
+_LIBRARY = re.compile(r'custom_call_target="__(?:cublas|cudnn)\$(\w+)')
 _KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 
 
@@ -100,6 +109,8 @@ def made(computation: Computation, instruction: Instruction) -> tuple[Array, ...
         return outputs[given : 2 * given]
     if opcode.endswith("-start") and opcode.removesuffix("-start") not in COLLECTIVES:
         return outputs[given : given + 1]
+    if opcode == "custom-call" and _LIBRARY.search(instruction.attributes) and outputs[-1].dtype in ("s8", "u8"):
+        return outputs[:-1]  # the last is room for the library to work in
     return outputs
 
 
@@ -112,21 +123,36 @@ def _transfer(computation: Computation, instruction: Instruction) -> int:
 
 
 def arithmetic(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Operations of the matrix products and convolutions of an instruction, also of a fusion's; of a kernel, those that
-    it says it has (`pallas_call(cost_estimate=...)`)."""
+    """Operations of the matrix products and convolutions of an instruction, also of a fusion's and of calls of
+    cuBLAS and cuDNN; of a kernel, those that it says it has (`pallas_call(cost_estimate=...)`)."""
     if instruction.opcode == "fusion":
         inside = module.computations[instruction.called["calls"][0]]
         return sum(arithmetic(module, inside, one) for one in inside.instructions.values())
+    text = instruction.attributes
+    arrays = [operand.outputs[0] for operand in computation.inputs(instruction)[:2]] + [*instruction.outputs[:1]]
     if instruction.opcode == "dot":
-        left = computation.instructions[instruction.operands[0]].outputs[0]
-        axes = _numbers(instruction.attributes, "lhs_contracting_dims")
-        return 2 * instruction.outputs[0].elements * int(np.prod([left.shape[axis] for axis in axes], dtype=np.int64))
+        return _product(arrays, _numbers(text, "lhs_contracting_dims"))
     if instruction.opcode == "convolution":
-        return _convolution(computation, instruction)
+        return _convolution(arrays, text)
     if instruction.opcode == "custom-call":
-        told = _KERNEL_FLOPS.search(instruction.attributes)
-        return int(told.group(1)) if told else 0
+        return _library_call(arrays, text)
     return 0
+
+
+def _product(arrays: list[Array], axes: list[int]) -> int:
+    """Of a matrix product. axes: of the first of (left, right, result) that are summed over."""
+    return 2 * arrays[-1].elements * int(np.prod([arrays[0].shape[axis] for axis in axes], dtype=np.int64))
+
+
+def _library_call(arrays: list[Array], text: str) -> int:
+    """Of a call of cuBLAS or cuDNN, or of a kernel."""
+    library, told = _LIBRARY.search(text), _KERNEL_FLOPS.search(text)
+    if library and library.group(1) in LIBRARY_CONVOLUTIONS:
+        return _convolution([arrays[place] for place in LIBRARY_CONVOLUTIONS[library.group(1)]], text)
+    axes = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', text)
+    if library and axes and "__cublas" in library.group():
+        return _product(arrays, [int(axis) for axis in re.findall(r"\d+", axes.group(1))])
+    return int(told.group(1)) if told else 0
 
 
 def _read_by_fusion(module: Module, inside: Computation, place: int, operand: Instruction) -> int:
@@ -214,15 +240,16 @@ def is_allocation(instruction: Instruction) -> bool:
 # ---- Convolutions ---------------------------------------------------------------------------------------------------
 
 
-def _convolution(computation: Computation, instruction: Instruction) -> int:
-    """Products whose factors are neither padding nor the holes of a dilation, times two."""
-    image, kernel = (computation.instructions[name].outputs[0] for name in instruction.operands[:2])
-    text = instruction.attributes
+def _convolution(arrays: list[Array], text: str) -> int:
+    """Products whose factors are neither padding nor the holes of a dilation, times two.
+
+    arrays: image, kernel and output. text: with the window and the labels of the axes.
+    """
+    image, kernel, output = arrays
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     if labels is None:
         return 0
     of_image, of_kernel, of_output = labels.groups()
-    output = instruction.outputs[0]
     groups = int((re.search(r"batch_group_count=(\d+)", text) or [0, 1])[1])
     window = _window(text, sum(label.isdigit() for label in of_kernel))
     valid = 1

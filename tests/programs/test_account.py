@@ -242,6 +242,47 @@ def test_arithmetic_is_that_of_the_cost_analysis(name):
     assert account(program.compile()).total.flops == pytest.approx(program.cost_analysis()["flops"], rel=1e-6)
 
 
+IMAGE, KERNEL, RESULT = "f32[2,9,11,8]{3,2,1,0}", "f32[3,3,8,16]{3,2,1,0}", "f32[2,9,11,16]{3,2,1,0}"
+WINDOW = "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f"
+LIBRARY = {  # what a GPU's program calls -> (first operand, second operand, result, target)
+    "the convolution": (IMAGE, KERNEL, RESULT, "convForward"),
+    "the gradient of its image": (RESULT, KERNEL, IMAGE, "convBackwardInput"),
+    "the gradient of its kernel": (IMAGE, RESULT, KERNEL, "convBackwardFilter"),
+}
+
+
+def library_call(first: str, second: str, result: str, rest: str):
+    """The cost of a call of a library with 1000 bytes of working space."""
+    program = f"""HloModule m
+
+ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{
+  %a = {first} parameter(0)
+  %b = {second} parameter(1)
+  ROOT %call = ({result}, s8[1000]{{0}}) custom-call(%a, %b), {rest}
+}}
+"""
+    (cost,) = account_of(hlo.parse(program)).costs
+    return cost
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_convolutions_of_a_library_have_their_arithmetic(name):
+    *shapes, target = LIBRARY[name]
+    cost = library_call(*shapes, f'{WINDOW}, custom_call_target="__cudnn${target}"')
+    x, k = jnp.ones((2, 9, 11, 8)), jnp.ones((3, 3, 8, 16))
+    program = jax.jit(lambda x, k: conv(x, k, **CONVOLUTIONS["padded"])).lower(x, k)
+    assert cost.flops == pytest.approx(program.cost_analysis()["flops"], rel=1e-6)
+    assert cost.bytes == 4 * (2 * 9 * 11 * (8 + 16) + 3 * 3 * 8 * 16)
+
+
+@pytest.mark.parametrize("target", ["__cublas$gemm", "__cublas$lt$matmul"])
+def test_products_of_a_library_have_their_arithmetic(target):
+    numbers = '"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"]}'
+    rest = f'custom_call_target="{target}", backend_config={{"gemm_backend_config":{{{numbers}}}}}'
+    cost = library_call("f32[3,40,50]{2,1,0}", "f32[3,40,60]{2,1,0}", "f32[3,50,60]{2,1,0}", rest)
+    assert cost.flops == 2 * 3 * 50 * 60 * 40 and cost.bytes == 4 * 3 * (40 * 50 + 40 * 60 + 50 * 60)
+
+
 def test_loops_count_as_often_as_they_run():
     def f(x, w):
         def body(x, _):
