@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,6 +15,7 @@ from elk_jax.planning import plan as plans
 from elk_jax.tasks.training import parameter_count, step_of
 from elk_jax.training import mesh as meshes
 from elk_jax.training.step.step import on_mesh
+from tests.refusals import refused
 
 
 def workload(experiment: str, variant: str, stage: str, batch: int | None = None):
@@ -52,6 +54,32 @@ def test_the_published_inpainter_is_stable_diffusion():
     assert parameter_count(work.model.constants["vae"]) == 83_653_863 and "unet" not in work.model.constants
     assert work.assumed and list(work.training) == ["512x512"]
     assert work.training["512x512"]["image"].shape == (8, 512, 512, 1)
+
+
+def test_latents_that_are_encoded_once_are_the_batch():
+    """The step reads no image, as a training with `cached_windows`."""
+    unchanged = dict.fromkeys(("tissue_share", "horizontal_flip", "vertical_flip", "gain"), 0.0)
+    config = importlib.import_module("configs.inpaint_cem").get_config("paper")
+    config.inpainter.update({"cached_windows": 2, "closeups": unchanged})
+    parsed = parse(config)
+    stage = plans._train_stage(parsed, "inpainter")
+    work = kind_of(stage).workload(stage, parsed.recipe_of(stage), 2)
+    batch = work.training["512x512"]
+    assert batch.keys() == {"mask", "lesion", "valid", "latents", "masked_latents"}
+    assert batch["latents"].shape == batch["masked_latents"].shape == (2, 64, 64, 4)
+    assert work.prediction["512x512"]["image"].shape == (2, 512, 512, 1)
+
+
+def test_adapters_are_planned_on_the_model_that_they_adapt():
+    config = importlib.import_module("configs.inpaint_cem").get_config("tiny")
+    config.inpainter.lora.rank = 2
+    parsed = parse(config)
+    stage = plans._train_stage(parsed, "inpainter")
+    make, recipe = kind_of(stage).workload, parsed.recipe_of(stage)
+    with refused("adapt", where="config.inpainter.lora.rank"):
+        make(stage, recipe, 2)
+    work = make(replace(stage, init_from="folder"), recipe, 2)
+    assert "unet" in work.model.constants and any("init_from" in sentence for sentence in work.assumed)
 
 
 def test_the_published_detector_has_its_canvases():

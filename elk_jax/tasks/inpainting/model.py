@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -107,12 +107,23 @@ def compile_encoder(parts: Inpainter, mesh: Mesh) -> Callable[[Params, Mapping[s
     compiled = jax.jit(encode, out_shardings=meshes.replicated(mesh))
 
     def run(params: Params, batch: Mapping[str, np.ndarray], rng: jax.Array) -> dict[str, np.ndarray]:
-        latents, masked = jax.device_get(compiled(params, batch["image"], batch["mask"], rng))
-        arrays = {key: np.asarray(batch[key]) for key in ("mask", "lesion", "valid")}
-        found = arrays | {"latents": latents, "masked_latents": masked}
+        found = _encoded(batch, jax.device_get(compiled(params, batch["image"], batch["mask"], rng)))
         return {key: value[np.asarray(batch["valid"])] for key, value in found.items()}
 
     return run
+
+
+def blank_latents(parts: Inpainter, params: Params, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `compile_encoder` makes of a blank batch: zeros that take no memory. params: may be shapes."""
+    encode = partial(inpainter.encode, parts.model)
+    shapes = jax.eval_shape(encode, params, batch["image"], batch["mask"], jax.random.key(0))
+    return _encoded(batch, [np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in shapes])
+
+
+def _encoded(batch: Mapping[str, np.ndarray], latents: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch with latents in place of its image."""
+    arrays = {key: np.asarray(batch[key]) for key in ("mask", "lesion", "valid")}
+    return arrays | {"latents": latents[0], "masked_latents": latents[1]}
 
 
 def _nested(adapters: lora.Lora) -> Params:

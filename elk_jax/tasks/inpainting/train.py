@@ -42,7 +42,12 @@ def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, 
             where=f"config.stages.{stage.name}.init_from",
             todo="name a folder of launch/import_weights.py --format=diffusers",
         )
-    if recipe.lora.rank and not stage.init_from:
+    if not stage.init_from:
+        _check_no_adapters(stage, recipe)
+
+
+def _check_no_adapters(stage: TrainInpainterStage, recipe: InpaintingRecipe) -> None:
+    if recipe.lora.rank:
         raise UserError(
             "adapters need a model to adapt", where=f"config.{stage.recipe}.lora.rank", todo="give init_from, or rank 0"
         )
@@ -111,7 +116,9 @@ def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: i
     count = batch_size or recipe.closeups.batch_size
     assumed: tuple[str, ...] = ()
     if recipe.model is not None:
-        config, words, base = recipe.model.config(contrast=1.0), inpainter.Words(), None
+        config, words = recipe.model.config(contrast=1.0), inpainter.Words()
+        if stage.init_from:
+            assumed = ("the recipe's own model: what init_from names is not read",)
     else:
         assumed = ("Stable Diffusion 1.5 inpainting: what init_from names is not read",)
         networks = vars(recipe.networks)
@@ -122,13 +129,19 @@ def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: i
             text=TextConfig(**networks),
         )
         words = inpainter.Words(*((0,) * TextConfig.max_position_embeddings,) * 3)
+    base: Params | None = None
+    if stage.init_from or recipe.model is None:
         base = jax.eval_shape(lambda rng: inpainter.init(config, rng), jax.random.key(0))
+    else:
+        _check_no_adapters(stage, recipe)
     parts = Inpainter(config, recipe.noise.schedule(), recipe.sampler, float(recipe.guidance), words)
     model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base)
-    blank = crops.blank_batch(count, config.size)
+    blank: dict[str, Any] = {**crops.blank_batch(count, config.size)}
     drawn = {key: blank[key] for key in ("image", "mask")} | {"seed": sampling.seeds(0, range(count))}
+    if recipe.cached_windows:
+        blank = inpainters.blank_latents(parts, _check_cached(stage, recipe, parts, base), blank)
     name = f"{config.size}x{config.size}"
-    return Workload(model, count, {name: {**blank}}, {name: drawn}, assumed)
+    return Workload(model, count, {name: blank}, {name: drawn}, assumed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +188,23 @@ def starting_point(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecip
     return Start(parts, diffusion.params, texts, diffusion.tokenizer, diffusion.parts)
 
 
+def _check_cached(
+    stage: TrainInpainterStage, recipe: InpaintingRecipe, parts: Inpainter, params: Params | None
+) -> Params:
+    """The parameters whose latents are cached. UserError where there are none, or close-ups change in every step."""
+    changed = [k for k in ("tissue_share", "horizontal_flip", "vertical_flip", "gain") if getattr(recipe.closeups, k)]
+    where = f"config.{stage.recipe}.cached_windows"
+    if params is None or parts.model.autoencoder is None:
+        raise UserError("only latents of an autoencoder are cached", where=where, todo="set it to 0, or give init_from")
+    if changed:
+        raise UserError(
+            f"close-ups that are encoded once cannot be changed by closeups.{changed[0]}",
+            where=where,
+            todo=f"set it to 0, or closeups.{changed[0]} to 0",
+        )
+    return params
+
+
 def _cached(
     run: Run,
     stage: TrainInpainterStage,
@@ -185,16 +215,7 @@ def _cached(
 ) -> Stream:
     """Training batches of latents that are encoded once: every lesion in `recipe.cached_windows` random windows."""
     closeups, size = recipe.closeups, parts.model.size
-    changed = [k for k in ("tissue_share", "horizontal_flip", "vertical_flip", "gain") if getattr(closeups, k)]
-    where = f"config.{stage.recipe}.cached_windows"
-    if params is None or parts.model.autoencoder is None:
-        raise UserError("only latents of an autoencoder are cached", where=where, todo="set it to 0, or give init_from")
-    if changed:
-        raise UserError(
-            f"close-ups that are encoded once cannot be changed by closeups.{changed[0]}",
-            where=where,
-            todo=f"set it to 0, or closeups.{changed[0]} to 0",
-        )
+    params = _check_cached(stage, recipe, parts, params)
     encode = inpainters.compile_encoder(parts, run.mesh)
     found: list[dict[str, np.ndarray]] = []
     seed, windows = run.seed, recipe.cached_windows
