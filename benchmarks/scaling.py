@@ -303,9 +303,9 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
 def collectives(compiled: Any, devices: int) -> dict[str, dict[str, int]]:
     """kind -> bytes of the arrays that are reduced or gathered on a device in one update, and their number."""
     found: dict[str, dict[str, int]] = {}
-    for (kind, _), total in account(compiled, devices).collectives().items():
+    for (kind, _), moved in account(compiled, devices).collectives().items():
         before = found.get(kind, {"bytes": 0, "number": 0})
-        found[kind] = {"bytes": before["bytes"] + total.bytes, "number": before["number"] + total.flops}
+        found[kind] = {"bytes": before["bytes"] + moved.bytes, "number": before["number"] + moved.number}
     return found
 
 

@@ -109,8 +109,8 @@ def _facts(one: SlicePlan, program: Program) -> dict[str, str]:
         "memory traffic": f"{_scaled(read.total.bytes, 'B')}: {_time(bound.memory)}",
         "- of it layout copies": _scaled(read.layout_copies, "B"),
     }
-    for (kind, group), total in read.collectives().items():
-        facts[f"{kind} over {group} chips"] = f"{total.flops} with {_scaled(total.bytes, 'B')}"
+    for (kind, group), moved in read.collectives().items():
+        facts[f"{kind} over {group} chips"] = f"{moved.number} with {_scaled(moved.bytes, 'B')}"
     if read.collectives():
         facts["data between chips"] = _time(bound.links)
     facts["least time"] = _time(bound.least) + (
@@ -299,8 +299,7 @@ def _program_json(program: Program) -> dict[str, Any]:
         "parts": {name: total._asdict() for name, total in read.by_part().items()},
         "parts_in_detail": {name: total._asdict() for name, total in read.by_part(3).items()},
         "collectives": [
-            {"kind": kind, "chips": group, "bytes": total.bytes, "number": total.flops}
-            for (kind, group), total in read.collectives().items()
+            {"kind": kind, "chips": group, **moved._asdict()} for (kind, group), moved in read.collectives().items()
         ],
         "loops_counted_once": list(read.unknown_loops),
         "compile_seconds": program.compile_seconds,

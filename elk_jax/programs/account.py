@@ -43,6 +43,13 @@ class Total(NamedTuple):
     flops: int
 
 
+class Exchange(NamedTuple):
+    """What collectives of one kind move. bytes: of all of them. number: how often they run."""
+
+    bytes: int
+    number: int
+
+
 @dataclass(frozen=True)
 class Account:
     """costs: of every instruction that costs anything. unknown_loops: loops that are counted once.
@@ -77,16 +84,16 @@ class Account:
         """Of the bytes, those of one part: the first name of its path."""
         return self.by_part().get(part, Total(0, 0)).bytes / max(self.total.bytes, 1)
 
-    def collectives(self) -> dict[tuple[str, int], Total]:
-        """(kind, devices in a group) -> (bytes, number): how much and how often."""
-        groups: Counter = Counter()
+    def collectives(self) -> dict[tuple[str, int], Exchange]:
+        """(kind, devices in a group) -> what is exchanged."""
+        sizes: Counter = Counter()
         numbers: Counter = Counter()
         for cost in self.costs:
             if cost.collective is not None:
                 key = cost.collective.kind, cost.collective.group
-                groups[key] += cost.times * cost.collective.bytes
+                sizes[key] += cost.times * cost.collective.bytes
                 numbers[key] += cost.times
-        return {key: Total(groups[key], numbers[key]) for key in sorted(groups)}
+        return {key: Exchange(sizes[key], numbers[key]) for key in sorted(sizes)}
 
 
 def account(compiled: Any, devices: int = 1) -> Account:
