@@ -122,7 +122,8 @@ def measure(
     print(f"{part.name}: {' '.join(command)}", flush=True)
     if seconds < 1:
         return {"command": command, "seconds": 0.0, "error": f"no time is left of {options.minutes:g} minutes"}
-    return run(command, seconds, environment) | noted
+    done = run(command, seconds, environment) | noted
+    return done if "result" in done or "error" in done else done | {"error": "its last line is not a JSON object"}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -166,7 +167,13 @@ def graphics_card() -> dict[str, Any]:
 
 
 def previous(path: Path, card: Mapping[str, Any] | None, dry_run: bool) -> dict[str, Any]:
-    """The results at `path` that are added to, or empty ones. Ends the program where they are of another card."""
+    """The results at `path` that are added to, or empty ones.
+
+    Ends the program where they are of another card, or none can be written.
+    """
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        fail(f"no file can be written there ({path}). Choose another --output")
     fresh: dict[str, Any] = {"benchmark": "gpu", "dry_run": dry_run, "card": card, "parts": {}}
     if not path.exists():
         return fresh

@@ -81,6 +81,23 @@ def test_the_last_line_is_the_result_or_the_output_explains_the_error(code, expe
     assert {name: value for name, value in done.items() if name not in ("command", "seconds")} == expected
 
 
+def test_a_part_without_a_result_has_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "run", lambda command, seconds, environment: {"command": command, "seconds": 1.0})
+    output = tmp_path / "gpu.json"
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--dry-run", "--parts=kernels", f"--output={output}"])
+    assert end.value.code == 1 and "JSON" in json.loads(output.read_text())["parts"]["kernels"]["error"]
+
+
+@pytest.mark.parametrize("place", [".", "file/gpu.json"])
+def test_a_place_where_nothing_can_be_written_is_refused_first(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.setattr(gpu, "run", lambda *arguments: pytest.fail("it started"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--dry-run", "--parts=kernels", f"--output={tmp_path / place}"])
+    assert end.value.code == 2 and "--output" in capsys.readouterr().err
+
+
 def test_what_takes_too_long_ends_with_all_that_it_started():
     start = time.monotonic()
     done = gpu.run(["bash", "-c", "echo begun; sleep 60 & sleep 60"], 0.3, os.environ)
