@@ -31,9 +31,9 @@ TOPOLOGY = flags.DEFINE_list("topology", None, "Slices of TPUs, such as v5e:4x4 
 BATCH = flags.DEFINE_integer(
     "batch", 0, "Examples a chip. Default: the recipe's batch, spread over the chips or on each of them.", lower_bound=0
 )
-LARGEST = flags.DEFINE_bool("largest", False, "Find the largest batch that fits a chip.")
+LARGEST = flags.DEFINE_bool("largest", False, "Find the largest batch that fits a chip of the first slice.")
 EVERY_SHAPE = flags.DEFINE_bool("every_shape", False, "Compile every canvas of the recipe, not only the largest.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder for plan.json and plan.html. Default: plans/NAME.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for plan.json and plan.html. Default: plans/NAME_STAGE_SLICES.")
 
 
 def main() -> None:
@@ -48,7 +48,8 @@ def main() -> None:
     console = new_console()
     found = plan(config, STAGE.value, slices, BATCH.value, EVERY_SHAPE.value, LARGEST.value, say=console.print)
     print_plan(found, console)
-    folder = Path(OUTPUT.value or f"{PLANS}/{found.experiment}_{found.stage}")
+    names = "_".join([found.experiment, found.stage, *(one.slice.name.replace(":", "-") for one in found.slices)])
+    folder = Path(OUTPUT.value or f"{PLANS}/{names}")
     write_plan(found, folder)
     console.print(f"page: {folder / 'plan.html'}")
 

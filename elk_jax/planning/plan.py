@@ -139,9 +139,12 @@ def plan(
     meshed = [meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, target.devices) for target in found]
     make = _workloads(experiment, chosen)
     recipes_own, chips = make(None), len(found[0].devices)
+    assumed = recipes_own.assumed
     if not batch:
         whole = recipes_own.batch_size
         batch = whole // chips if whole % chips == 0 else whole
+        if whole % chips:
+            assumed += (f"{whole} examples on each chip, as the recipe's batch does not divide over {chips} chips",)
     shapes = list(recipes_own.training)
     if not every_shape:
         shapes = [max(shapes, key=lambda shape: sum(np.size(x) for x in recipes_own.training[shape].values()))]
@@ -151,7 +154,7 @@ def plan(
         first = not planned
         one = compiler.plan(batch, shapes, (STEP, PREDICTION) if first else (STEP,))
         planned.append(replace(one, largest_batch=compiler.largest(one, batch)) if largest and first else one)
-    return Plan(experiment.name, chosen.name, batch, recipes_own.assumed, tuple(planned))
+    return Plan(experiment.name, chosen.name, batch, assumed, tuple(planned))
 
 
 def efficiencies(plan: Plan) -> list[Efficiency]:

@@ -84,7 +84,12 @@ def parts(read: Account) -> list[tuple[str, Total]]:
     whole = max(read.total.bytes, 1)
     chosen = dict(_split(read, "", 1, whole))
     totals = [(name, read.by_part(depth)[name]) for name, depth in chosen.items()]
-    return sorted(totals, key=lambda entry: -entry[1].bytes)[:ROWS]
+    totals.sort(key=lambda entry: -entry[1].bytes)
+    rest = [total for _, total in totals[ROWS:]]
+    if not rest:
+        return totals
+    others = Total(sum(total.bytes for total in rest), sum(total.flops for total in rest))
+    return [*totals[:ROWS], ("all other parts", others)]
 
 
 def _split(read: Account, prefix: str, depth: int, whole: int) -> Iterable[tuple[str, int]]:

@@ -67,7 +67,7 @@ class Account:
 
     @property
     def layout_copies(self) -> int:
-        return sum(c.times * c.bytes for c in self.costs if c.opcode in ("copy", "transpose"))
+        return sum(c.times * c.bytes for c in self.costs if c.opcode in ("copy", "transpose", "reshape"))
 
     def by(self, key: Callable[[Cost], str]) -> dict[str, Total]:
         """Totals by a key of the costs, most bytes first."""

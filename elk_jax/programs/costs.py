@@ -57,14 +57,20 @@ class Collective(NamedTuple):
 def collective(module: Module, computation: Computation, instruction: Instruction, devices: int) -> Collective | None:
     """The collective that an instruction starts, also inside a fusion; None for any other. devices: of the program.
 
-    A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it.
+    A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it. Several in a fusion are of one kind.
     """
     if instruction.opcode == "fusion":
         inside = module.computations[instruction.called["calls"][0]]
         found = [collective(module, inside, one, devices) for one in inside.instructions.values()]
-        first = next((one for one in found if one is not None), None)
-        scattered = first is not None and first.kind == "all-reduce" and inside.root.opcode == "dynamic-slice"
-        return first._replace(kind="reduce-scatter") if first is not None and scattered else first
+        exchanged = [one for one in found if one is not None]
+        if not exchanged:
+            return None
+        root = inside.root
+        while root.opcode in ("bitcast", "reshape", "convert") and root.operands:
+            root = inside.inputs(root)[0]
+        whole = exchanged[0]._replace(bytes=sum(one.bytes for one in exchanged))
+        scattered = whole.kind == "all-reduce" and root.opcode == "dynamic-slice"
+        return whole._replace(kind="reduce-scatter") if scattered else whole
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None

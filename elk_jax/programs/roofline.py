@@ -35,15 +35,20 @@ class Bound(NamedTuple):
 
 def bound(account: Account, chip: Chip) -> Bound:
     """The least time of a program by its account."""
-    total = account.total
-    in_turn = sum(
-        cost.times * max(cost.flops / chip.flops, cost.bytes / chip.bandwidth)
-        for cost in account.costs
-        if not cost.is_async and cost.collective is None
-    )
-    memory = total.bytes / chip.bandwidth
-    links = sum(cost.times * seconds(cost.collective, chip) for cost in account.costs if cost.collective is not None)
-    return Bound(total.flops / chip.flops, memory, links, max(in_turn, memory))
+    total, in_turn, own_bytes, links = account.total, 0.0, 0, 0.0
+    for cost in account.costs:
+        arithmetic, memory = cost.flops / chip.flops, cost.bytes / chip.bandwidth
+        if (
+            cost.collective is not None
+        ):  # a product fused with it counts; what it moves in memory is hidden in the links
+            links += cost.times * seconds(cost.collective, chip)
+            in_turn += cost.times * arithmetic
+            continue
+        own_bytes += cost.times * cost.bytes
+        if not cost.is_async:
+            in_turn += cost.times * max(arithmetic, memory)
+    alone = max(in_turn, own_bytes / chip.bandwidth)
+    return Bound(total.flops / chip.flops, total.bytes / chip.bandwidth, links, alone)
 
 
 def seconds(collective: Collective, chip: Chip) -> float:
