@@ -11,10 +11,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from elk_jax.experiments.checks import check_inputs
-from elk_jax.experiments.parse import parse
+from elk_jax.experiments.parse import kind_of, parse
+from elk_jax.programs import topology
 from elk_jax.tasks.run import Run
 from elk_jax.training.mesh import make_mesh
 from tests.models import EARLIER, save_earlier
+from tests.tpu import need_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
@@ -29,21 +31,34 @@ def commands(path: Path) -> list[str]:
     return COMMAND.findall(joined)
 
 
-def parsed(arguments: str, monkeypatch) -> ConfigDict:
+def parsed(arguments: str, monkeypatch, *others: str) -> flags.FlagValues:
+    """The flags of a command: config, and `others`."""
     values, line = flags.FlagValues(), ["train.py", *arguments.split()]
     monkeypatch.chdir(ROOT)
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=line)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    for name in others:
+        flags.DEFINE_string(name, None, "", flag_values=values)
     values(line)
-    return values.config
+    return values
 
 
 EXAMPLES = [pytest.param(text, id=f"{path.name}-{i}") for path in PLACES for i, text in enumerate(commands(path))]
+PLANS = [example for example in EXAMPLES if "--topology=" in example.values[0]]
 
 
-@pytest.mark.parametrize("arguments", EXAMPLES)
+@pytest.mark.parametrize("arguments", PLANS)
+def test_an_example_of_a_plan_names_a_stage_and_slices_that_there_are(arguments, monkeypatch):
+    need_compiler()
+    given = parsed(arguments, monkeypatch, "stage", "topology")
+    experiment = parse(given.config)
+    assert kind_of(experiment.stages[given.stage]).workload
+    for name in given.topology.split(","):
+        make_mesh(experiment.mesh.data, experiment.mesh.fsdp, topology.find(name).devices)
+
+
+@pytest.mark.parametrize("arguments", [example for example in EXAMPLES if example not in PLANS])
 def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_path):
-    config = parsed(arguments, monkeypatch)
+    config = parsed(arguments, monkeypatch, "workdir").config
     for source in config.data.values():
         if isinstance(source, ConfigDict) and source.spec.startswith("coco:"):
             source.spec = PHANTOMS
@@ -75,7 +90,7 @@ def test_the_batch_is_divisible_by_the_devices_of_several_machines(name, counts,
     place = ROOT / "launch" / name
     (arguments,), text = commands(place), place.read_text()
     devices = math.prod(int(re.search(count, text)[1]) for count in counts)
-    config, single = parsed(arguments, monkeypatch), parsed(arguments.split()[0], monkeypatch)
+    config, single = (parsed(line, monkeypatch, "workdir").config for line in (arguments, arguments.split()[0]))
     assert devices > 1 and config.detector.loader.batch_size % devices == 0
     more = config.detector.loader.batch_size / single.detector.loader.batch_size
     assert config.detector.schedule.base == pytest.approx(more * single.detector.schedule.base)
