@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 from elk_jax.programs import hlo
 from elk_jax.programs.account import account_of
 from elk_jax.programs.costs import NOTHING, made
-from elk_jax.programs.hlo import Computation, Module
+from elk_jax.programs.hlo import Module
 
 Leaves = tuple[frozenset[str], ...]
+_ALIASED = re.compile(r"\{(\d+)\}: \(\d+")
+"""A result that takes the place of an argument, in the header of a program."""
 
 
 class Memory(NamedTuple):
@@ -68,7 +70,7 @@ def waiting_activations(module: Module) -> int:
     if all(part.phase == "forward" for part in phases.values()):
         return 0
     position = {name: place for place, name in enumerate(entry.instructions)}
-    buffers, last = _lifetimes(entry, position)
+    buffers, last = _lifetimes(module, position)
     events: dict[int, list[tuple[int, bool]]] = {}
     for name, size in buffers.items():
         part = phases.get(name)
@@ -85,8 +87,10 @@ def waiting_activations(module: Module) -> int:
     return found
 
 
-def _lifetimes(entry: Computation, position: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """(bytes of every buffer in main memory by the instruction that makes it, position of its last reader)."""
+def _lifetimes(module: Module, position: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """(bytes of every buffer in main memory by the instruction that makes it, position of its last reader), without
+    results that take the place of arguments."""
+    entry = module.computations[module.entry]
     buffers: dict[str, int] = {}
     last: dict[str, int] = {}
     holds: dict[str, Leaves] = {}  # instruction -> the buffers behind each of its arrays
@@ -109,4 +113,8 @@ def _lifetimes(entry: Computation, position: dict[str, int]) -> tuple[dict[str, 
         else:
             buffers[name], last[name] = size, place
             holds[name] = (frozenset((name,)),) * len(instruction.outputs)
+    results = holds.get(entry.root.name, ())
+    for number in _ALIASED.findall(module.header):
+        for buffer in results[int(number)] if int(number) < len(results) else ():
+            buffers.pop(buffer, None)
     return buffers, last

@@ -28,6 +28,20 @@ def test_activations_are_forward_results_that_wait_where_the_memory_is_fullest()
     assert waiting_activations(hlo.parse(SCHEDULE)) == 2 * 4000
 
 
+WEIGHT = """  %w = f32[9000]{0} parameter(1)
+  %new = f32[9000]{0} negate(%w), metadata={op_name="jit(f)/optimizer/neg"}
+  ROOT %all = (f32[1000]{0}, f32[9000]{0}) tuple(%out, %new)
+}"""
+
+
+def test_results_in_the_place_of_arguments_are_not_working_memory():
+    """The update of a large donated weight, at the end, is not where the memory is fullest."""
+    updating = SCHEDULE.replace("  ROOT %out", "  %out").replace('/one/mul"}\n}', f'/one/mul"}}\n{WEIGHT}')
+    donated = updating.replace("scheduled=true", "scheduled=true, input_output_alias={ {1}: (1, {}, may-alias) }")
+    assert waiting_activations(hlo.parse(donated)) == 2 * 4000
+    assert waiting_activations(hlo.parse(updating)) < 2 * 4000  # it is not donated
+
+
 def test_memory_is_divided_by_the_names_of_the_arguments():
     def update(state, constants, batch):
         return state.params * constants["scale"] + batch["image"].sum(), state.opt_state + state.step
