@@ -25,6 +25,7 @@ from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection.model import trainable
 from elk_jax.training import mesh as meshes
+from elk_jax.training import prediction
 from elk_jax.training.loop import Intervals, train
 from elk_jax.training.model import Params
 from elk_jax.training.optimizer import OptimizerConfig
@@ -114,9 +115,7 @@ class Subject:
         lowered = program.update.lower(self.state, {}, self.batch)
         self.compiled_update = lowered.compile()
         middle = time.perf_counter()
-        map_images = meshes.shard_map_images(mesh)
-        predict = jax.jit(lambda params, batch: model.predict(params, {}, batch, map_images))
-        lowered_predict = predict.lower(self.params, self.batch)
+        lowered_predict = prediction.on_mesh(model, mesh).lower(self.params, {}, self.batch)
         self.compiled_predict = lowered_predict.compile()
         self.compile_seconds = {"train": middle - start, "inference": time.perf_counter() - middle}
         self.train_cost, self.inference_cost = lowered.cost_analysis(), lowered_predict.cost_analysis()
@@ -128,7 +127,7 @@ class Subject:
         return self.state, self.metrics
 
     def infer(self) -> Any:
-        return self.compiled_predict(self.params, self.batch)
+        return self.compiled_predict(self.params, {}, self.batch)[0]
 
 
 def run_loop(subject: Subject, data: Data, steps: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ PLANS = "plans"
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:variant].")
 STAGE = flags.DEFINE_string("stage", "", "The stage that trains. Default: the only one.")
 TOPOLOGY = flags.DEFINE_list("topology", None, "Slices of TPUs, such as v5e:4x4 or v5p:2x2x4, or `here`.")
+flags.DEFINE_alias("topologies", "topology")
 BATCH = flags.DEFINE_integer(
     "batch", 0, "Examples a chip. Default: the recipe's batch, spread over the chips or on each of them.", lower_bound=0
 )
@@ -40,8 +41,9 @@ def main() -> None:
     config = command_line.required(CONFIG, "configs/cem_mixed.py:paper")
     slices = command_line.required(TOPOLOGY, "v5e:2x2")
     from elk_jax import files
+    from elk_jax.planning.folder import write_plan
     from elk_jax.planning.plan import plan
-    from elk_jax.planning.shown import print_plan, write_plan
+    from elk_jax.planning.tables import print_plan
     from elk_jax.tasks.run import new_console
 
     files.check_writable(OUTPUT.value or PLANS)  # before minutes of compiling

@@ -32,6 +32,7 @@ from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.tasks.task import Workload
 from elk_jax.tasks.training import step_of
 from elk_jax.training import mesh as meshes
+from elk_jax.training import prediction
 from elk_jax.training.step.step import on_mesh
 
 Say = Callable[[str], None]
@@ -176,7 +177,7 @@ def _slices(names: Sequence[str]) -> list[Slice]:
     for target in found[1:]:
         if target.chip.name != found[0].chip.name:
             what = f"{found[0].name} and {target.name} are of different chips, whose times cannot be compared"
-            raise UserError(what, where="--topology", todo="plan each kind of chip in a command of its own")
+            raise UserError(what, where="--topology", todo="plan each kind of chip separately")
     return found
 
 
@@ -289,11 +290,9 @@ class _Compiler:
         if what == STEP:
             program = on_mesh(step_of(model, self.experiment.recipe_of(self.stage), mesh, self.experiment.seed), mesh)
             return program.update.lower(program.state, constants, self._shapes(workload.training[shape]))
-        map_images = meshes.shard_map_images(mesh)
-        drawn = lambda params, constants, batch: model.predict(params, constants, batch, map_images)
-        predict = jax.jit(meshes.traced_on(mesh, drawn))
         params = _laid_out(jax.eval_shape(model.init, jax.random.key(0)), mesh)
-        return predict.lower(params, constants, self._shapes(workload.prediction[shape]))
+        batch = self._shapes(workload.prediction[shape])
+        return prediction.on_mesh(model, mesh).lower(params, constants, batch)
 
     def _shapes(self, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
         sharding = meshes.batch_sharding(self.mesh)

@@ -122,7 +122,7 @@ def _walk(
     for instruction in computation.instructions.values():
         part = _part(module, computation, instruction, around)
         opcode = instruction.opcode
-        called = [module.computations[n] for key, names in instruction.called.items() for n in names]
+        called = [module.computations[name] for names in instruction.called.values() for name in names]
         if opcode == "while":
             turns = _turns(module, computation, instruction)
             if turns is None:

@@ -16,6 +16,7 @@ from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.fields import SIDE
 from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
+from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
 
 VALIDATION_DRAWS = 4
@@ -68,10 +69,7 @@ def compile_sampler(model: Model, mesh: Mesh) -> Sampler:
     The batch holds what `model.predict` takes: `image` [B, S, S, 1], `seed` [B, 2] uint32 (a picture follows from its
     own), perhaps more. B may be any number; it is filled up to a multiple of the devices.
     """
-    map_images = meshes.shard_map_images(mesh)
-    predict = lambda params, constants, batch: model.predict(params, constants, batch, map_images)
-    compiled = jax.jit(meshes.traced_on(mesh, predict), out_shardings=meshes.replicated(mesh))
-    constants = meshes.place_constants(model.constants, mesh)
+    predict, constants = prediction.on_mesh(model, mesh), meshes.place_constants(model.constants, mesh)
 
     def sample(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         count = len(batch["image"])
@@ -79,7 +77,8 @@ def compile_sampler(model: Model, mesh: Mesh) -> Sampler:
         filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
         # every process holds the whole batch, and lays it out over all devices
         placed = {key: jax.device_put(value, meshes.batch_sharding(mesh)) for key, value in filled.items()}
-        return np.asarray(jax.device_get(compiled(params, constants, placed)["image"]))[:count]
+        found, _ = predict(params, constants, placed)
+        return np.asarray(jax.device_get(found["image"]))[:count]
 
     return sample
 

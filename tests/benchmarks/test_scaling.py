@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import painter, scaling
-from benchmarks.scaling import Point
+from benchmarks import painter, scaling, scaling_run
+from benchmarks.scaling_run import Point
 from elk_jax.training import mesh as meshes
 from tests import processes
 from tests.benchmarks.toy_scaling import HIDDEN
@@ -120,11 +120,11 @@ def test_a_loss_that_is_not_finite_is_an_error():
 
 def test_a_device_holds_its_part_of_a_split_state():
     one = meshes.make_mesh(devices=jax.devices()[:1])
-    held = scaling.state_bytes(painter.training(painter.Workload(model="tiny", size=32), one).state)
+    held = scaling_run.state_bytes(painter.training(painter.Workload(model="tiny", size=32), one).state)
     assert held["total"] == held["whole"] > held["opt_state"] > 2 * held["params"] > 0  # two moments and two counts
     # parameters, two moments, and the counts of updates: bytes of 859,535,364 + 123,060,480 numbers three times
     full = painter.training(painter.Workload(model="sd15", with_text=True), one).state
-    assert scaling.state_bytes(full)["whole"] == pytest.approx(12 * 982_595_844, rel=1e-6)
+    assert scaling_run.state_bytes(full)["whole"] == pytest.approx(12 * 982_595_844, rel=1e-6)
 
 
 def slice_of(*processes):
@@ -137,13 +137,13 @@ def slice_of(*processes):
     [((0,), range(8)), ((0, 1), [0, 1, 2, 3]), ((0, 1, 1, 0), [0, 1, 6, 7]), ((1, 0, 2, 0), [2, 3, 6, 7])],
 )
 def test_a_process_has_the_rows_of_its_devices(processes, rows):
-    assert scaling.local_rows(slice_of(*processes), 8).tolist() == list(rows)
+    assert scaling_run.local_rows(slice_of(*processes), 8).tolist() == list(rows)
 
 
 def test_devices_of_unequal_parts_of_processes_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: list(slice_of(0, 0, 1, 1).devices.flat))
     with refused(3, "process", where="--devices"):
-        scaling.mesh_of(Point("data", 3, 3))
+        scaling_run.mesh_of(Point("data", 3, 3))
 
 
 @pytest.mark.parametrize(("text", "available", "counts"), [("", 1, [1]), ("", 6, [1, 2, 4, 6]), ("4,2", 8, [2, 4])])

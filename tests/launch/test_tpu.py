@@ -19,7 +19,7 @@ home = os.environ["WORKER"]
 with open(os.path.join(home, "calls"), "a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 if "describe" in sys.argv:
-    sys.exit(1)  # there is no such slice yet
+    sys.exit(1)  # the slice does not exist yet
 for flag in sys.argv:
     if flag.startswith("--command="):
         sys.exit(subprocess.run(["bash", "-c", flag.partition("=")[2]], cwd=home).returncode)

@@ -12,7 +12,7 @@ import pytest
 
 from elk_jax.experiments.parse import parse
 from elk_jax.output import Console
-from elk_jax.planning import shown
+from elk_jax.planning import folder, tables
 from elk_jax.planning.plan import PREDICTION, STEP, Plan, Refused, _Compiler, _train_stage, efficiencies, plan
 from elk_jax.programs import chips, libtpu, roofline, topology
 from elk_jax.programs.account import Account, Cost
@@ -57,11 +57,11 @@ def test_a_plan_here_compiles_measures_and_is_shown(tmp_path):
     assert step.measured is not None and 0 < step.measured.least <= step.measured.median <= step.measured.most
     assert prediction.measured is None
     console = Console(width=120, file=io.StringIO())
-    shown.print_plan(found, console)
+    tables.print_plan(found, console)
     text = console.file.getvalue()
     for word in ("no noise", "fits in 16.0 GiB", "parameters", "least time", "measured", "parts of the training step"):
         assert word in text, word
-    shown.write_plan(found, tmp_path)
+    folder.write_plan(found, tmp_path)
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["slices"][0]["programs"][0]["memory"]["parameters"] == weights
     assert written["slices"][0]["chip"]["links"] is None  # JSON has no infinity
@@ -86,7 +86,7 @@ def test_a_plan_for_tpus_counts_what_chips_exchange():
     assert first == ("v5e:1x1", 1, 1.0, 1.0) and second.chips == 4
     assert second.exposed < second.hidden <= 1.01
     assert [p.what for p in found.slices[1].programs] == [STEP]  # predictions exchange nothing
-    text = shown.as_json(found)["weak_scaling"]
+    text = folder.as_json(found)["weak_scaling"]
     assert [entry["chips"] for entry in text] == [1, 4]
 
 
@@ -95,8 +95,8 @@ def test_a_batch_that_does_not_fit_is_told(monkeypatch):
     found = plan(config(), "", ["here"], largest=True)
     (one,) = found.slices
     assert not one.fits and one.largest_batch == 0  # the weights alone are larger
-    assert "does not fit" in shown.headline(found, replace(one, refused=(Refused(STEP, "8x8", "too large"),)))
-    assert "not even one" in shown.headline(found, replace(one, largest_batch=0))
+    assert "does not fit" in tables.headline(found, replace(one, refused=(Refused(STEP, "8x8", "too large"),)))
+    assert "not even one" in tables.headline(found, replace(one, largest_batch=0))
 
 
 def test_the_largest_batch_divides_into_micro_batches(monkeypatch):
@@ -144,10 +144,10 @@ def test_an_experiment_without_training():
 
 
 def test_parts_are_divided_without_loss():
-    """A part with large costs of its own beside those of its parts."""
+    """A part that has large costs itself, beside those of its parts."""
     paths = {("a",): 300, ("a", "b"): 10, ("a", "b", "c"): 20, ("d", "e", "f"): 40, (): 5}
     costs = tuple(Cost("", "fusion", Part(path, "forward"), 1, size, 0, None, False) for path, size in paths.items())
-    found = [(name, total.bytes) for name, total in shown.parts(Account(costs, (), 1))]
+    found = [(name, total.bytes) for name, total in tables.parts(Account(costs, (), 1))]
     assert found == [("a", 300), ("d", 40), ("a/b", 30), ("other", 5)]
 
 
@@ -229,5 +229,5 @@ WRITTEN = {0: "0 B", 999: "999 B", 1000: "1.00 kB", 999_400: "999 kB", 999_600: 
 
 @pytest.mark.parametrize("count", WRITTEN)
 def test_sizes_have_three_digits(count):
-    assert shown._scaled(count, "B") == WRITTEN[count]
-    assert shown._binary(3 << 29) == "1.50 GiB" and shown._time(0.0123) == "12.3 ms"
+    assert tables.scaled(count, "B") == WRITTEN[count]
+    assert tables.binary(3 << 29) == "1.50 GiB" and tables.duration(0.0123) == "12.3 ms"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import NamedTuple
+
+from elk_jax.programs import hlo
+from elk_jax.programs.costs import COLLECTIVES
 
 
 class Collective(NamedTuple):
@@ -15,19 +17,15 @@ class Collective(NamedTuple):
     source: str
 
 
-KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
-
-
 def collectives(text: str) -> list[Collective]:
     """The collectives in optimised HLO (`compiled.as_text()`), asynchronous ones counted once."""
     found = []
-    for line in text.splitlines():
-        match = re.match(r"\s*(?:ROOT )?%?\S+ = (.+?) (" + "|".join(KINDS) + r")(?:-start)?\(", line)
-        if match:
-            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
-            elements = max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
-            source = re.search(r'op_name="([^"]*)"', line)
-            found.append(Collective(match[2], elements, source[1] if source else ""))
+    for computation in hlo.parse(text):
+        for instruction in computation.instructions.values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                elements = max(array.elements for array in instruction.outputs)
+                found.append(Collective(kind, elements, instruction.op_name))
     return found
 
 

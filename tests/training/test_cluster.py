@@ -22,7 +22,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 CHIPS = {"TPU_ML_PLATFORM": "JAX"}
 """What JAX adds to the environment of a machine with libtpu and chips."""
 NO_CHIPS = {"TPU_SKIP_MDS_QUERY": "1"}
-"""What it adds where there are no chips, whether or not libtpu is installed."""
+"""What JAX adds on a machine without chips, with libtpu or without."""
 WORKER = {"TPU_WORKER_HOSTNAMES": "w0,w1,w2,w3", "TPU_WORKER_ID": "2"}
 
 

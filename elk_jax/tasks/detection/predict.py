@@ -35,6 +35,7 @@ from elk_jax.progress import Progress, progress_bar
 from elk_jax.tasks.detection.model import Input, OperatingPoint, Trained, load, trainable
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.training import mesh as meshes
+from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
 
@@ -42,7 +43,7 @@ CHOSEN_RATE = 1.0
 """False positives per image, on the validation split, of the threshold that is used when none is given."""
 COLOUR = (64, 196, 255)  # BGR
 
-Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, jax.Array]]
+Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, Any]]
 
 
 # ---- Over a source -------------------------------------------------------------------------------------------------
@@ -73,13 +74,14 @@ def view(source: ImageSource, crop_to_breast: bool) -> View:
 
 def compile_predictor(model: Model, mesh: Mesh) -> Predictor:
     """(params, placed batch) -> predictions, and the batch's own `index`, `scale`, `valid`, on every process."""
-    map_images = meshes.shard_map_images(mesh)
+    predict = prediction.on_mesh(model, mesh, echo=("index", "scale", "valid"))
+    constants = meshes.place_constants(model.constants, mesh)
 
-    def predict(params, batch):
-        found = model.predict(params, model.constants, batch, map_images)
-        return {"predictions": found, "batch": {key: batch[key] for key in ("index", "scale", "valid")}}
+    def predictor(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+        found, own = predict(params, constants, batch)
+        return {"predictions": found, "batch": own}
 
-    return jax.jit(predict, out_shardings=meshes.replicated(mesh))
+    return predictor
 
 
 def detect(

@@ -112,7 +112,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
 
 
 def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: int | None) -> Workload:
-    """The training of an inpainter: of Stable Diffusion 1.5 where the recipe has no model of its own."""
+    """The training of an inpainter: of Stable Diffusion 1.5 where the recipe defines no model."""
     count = batch_size or recipe.closeups.batch_size
     assumed: tuple[str, ...] = ()
     if recipe.model is not None:
