@@ -228,10 +228,16 @@ def test_processes_join_and_jax_understands_which_gpus_are_meant(tmp_path, envir
 
 
 def test_collectives_are_found_in_program_text():
-    text = """
+    text = """HloModule jit_f
+
+ENTRY %main (p: f32[2,300], q: f32[8,4]) -> f32[8,4] {
+  %p = f32[2,300]{1,0} parameter(0)
+  %q = f32[8,4]{1,0} parameter(1)
   %x = f32[16,300]{1,0} all-gather(%p), channel_id=1, metadata={op_name="jit(f)/top_k"}
-  ROOT %y = (f32[2]{0}, f32[8,4]{1,0}) all-reduce-start(%q), channel_id=2
-  %z = f32[4]{0} fusion(%all-gather.3), kind=kLoop
+  %y = (f32[8,4]{1,0}, f32[8,4]{1,0}) all-reduce-start(%q), channel_id=2
+  %z = f32[4]{0} fusion(%x), kind=kLoop, calls=%all-gather.3
+  ROOT %d = f32[8,4]{1,0} all-reduce-done(%y)
+}
 """
     assert hlo.collectives(text) == [("all-gather", 4800, "jit(f)/top_k"), ("all-reduce", 32, "")]
     assert [c.kind for c in hlo.gathers(text)] == ["all-gather"]
