@@ -29,13 +29,15 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "diffusion": {"errors", "fields", "precision", "images", "backbones"},
     "synthesis": COMMON,
     "data": COMMON | {"synthesis"},
-    "training": COMMON,
+    "training": COMMON | {"privacy"},
+    "privacy": COMMON,
     "programs": COMMON,
     "evaluation": COMMON,
     "weights": COMMON | {"backbones", "detection", "diffusion"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
-    | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"},
+    | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
+    | {"privacy"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
 }
