@@ -23,6 +23,7 @@ from elk_jax.detection.matching import match
 from elk_jax.detection.nms import batched_nms
 from elk_jax.detection.rpn import Proposals
 from elk_jax.detection.sampling import sample
+from elk_jax.detection.selection import top_k
 from elk_jax.precision import at_least_float32
 
 
@@ -194,7 +195,7 @@ def select_detections(
     scores = jax.nn.softmax(at_least_float32(class_logits), axis=-1)[:, :num_classes]
     # A comparison with NaN is False, so a broken row drops out here.
     scores = jnp.where(proposals.valid[:, None] & (scores > score_floor), scores, -jnp.inf).reshape(-1)
-    top, pair = jax.lax.top_k(scores, min(candidates, scores.shape[0]))
+    top, pair = top_k(scores, min(candidates, scores.shape[0]))
     labels = (pair % num_classes).astype(jnp.int32)
     boxes = box_ops.decode(box_deltas.reshape(-1, 4)[pair], proposals.boxes[pair // num_classes], weights)
     usable = (top > -jnp.inf) & jnp.isfinite(boxes).all(-1)

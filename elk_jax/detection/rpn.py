@@ -22,6 +22,7 @@ from elk_jax.detection.losses import sigmoid_cross_entropy, smooth_l1
 from elk_jax.detection.matching import match
 from elk_jax.detection.nms import nms
 from elk_jax.detection.sampling import sample
+from elk_jax.detection.selection import choose, top_k
 from elk_jax.precision import at_least_float32
 
 
@@ -106,7 +107,8 @@ def select_proposals(
         # Before decoding, so that thousands of boxes are decoded and not hundreds of thousands; NaN would
         # sort first.
         finite = jnp.where(jnp.isfinite(level_logits), level_logits, -jnp.inf)
-        best, index = jax.lax.top_k(finite, min(most, finite.shape[0]))
+        index = choose(finite, min(most, finite.shape[0]))
+        best = finite[index]
         boxes = box_ops.decode(lanes.take(level_deltas, index), lanes.take(jnp.asarray(level_anchors), index))
         missing = most - best.shape[0]
         return (
@@ -125,7 +127,7 @@ def select_proposals(
     best = [best_of_level(*level) for level in zip(logits, deltas, anchors)]
     scores, boxes = jax.vmap(thin)(jnp.stack([s for s, _ in best]), jnp.stack([b for _, b in best]))
     flat_scores, flat_boxes = scores.reshape(-1), boxes.reshape(-1, 4)
-    top, index = jax.lax.top_k(flat_scores, min(post_nms, flat_scores.shape[0]))
+    top, index = top_k(flat_scores, min(post_nms, flat_scores.shape[0]))
     valid = top > -jnp.inf
     return Proposals(jnp.where(valid[:, None], flat_boxes[index], 0), jnp.where(valid, top, 0), valid)
 

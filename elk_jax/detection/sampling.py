@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from elk_jax.detection.selection import top_k
+
 
 class Samples(NamedTuple):
     """Positives first, then negatives, then empty slots (valid False, index 0)."""
@@ -35,8 +37,8 @@ def sample(
     cap = min(int(num * positive_fraction), size)
     # Random keys in [0, 1); boxes of the other kind get -1 and so come last. float32 keys whatever the boxes' type.
     keys = jax.random.uniform(rng, (size,), jnp.float32)
-    _, drawn_positive = jax.lax.top_k(jnp.where(positive, keys, -1), max(cap, 1))
-    _, drawn_negative = jax.lax.top_k(jnp.where(negative, keys, -1), min(num, size))
+    _, drawn_positive = top_k(jnp.where(positive, keys, -1), max(cap, 1))
+    _, drawn_negative = top_k(jnp.where(negative, keys, -1), min(num, size))
     num_positive = jnp.minimum(positive.sum(), cap)
     num_negative = jnp.minimum(negative.sum(), num - num_positive)
 
