@@ -40,7 +40,7 @@ Look = Callable[[str, str], Listed]
 def look(run: Run, source: str, split: str) -> Listed:
     """One split of a source without its pixels; phantoms are not drawn."""
     spec = run.spec(source)
-    if spec.kind == "phantom":
+    if spec.kind == "phantom" and not spec.patient_pattern:
         split_of = phantom.patients(spec.place, split)
         return Listed(phantom.CLASSES, frozenset(split_of.items()), frozenset(split_of), None)
     listed = run.list(source, split)

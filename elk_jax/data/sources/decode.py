@@ -73,6 +73,18 @@ def decode_pixels(
     return np.round(_grey_values(stored, white) * full).astype(stored.pixels.dtype), stored.meta
 
 
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of the image that `decode_image` makes of a file, by its header. UserError as there."""
+    with files.open_regular(path) as file:
+        try:
+            if _is_dicom(file.read(dicom.PREFIX), path):
+                return dicom.size(file, path)
+            file.seek(0)
+            return raster.size(file.read(), path)
+        except OSError as error:
+            raise from_os_error(error, path) from error
+
+
 def decode_as(
     spec: SourceSpec, source: str | os.PathLike | bytes, name: object = "", frame: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -124,6 +124,13 @@ def count_frames(file: BinaryIO) -> int:
         return 1
 
 
+def size(file: BinaryIO, name: object) -> tuple[int, int]:
+    """(width, height) of the frames of a DICOM file, by its header."""
+    with _errors_of(name):
+        header = _read(file, budget_for(file.seek(0, io.SEEK_END), name), stop_before_pixels=True)
+        return int(header.Columns), int(header.Rows)
+
+
 @contextmanager
 def _errors_of(name: object) -> Iterator[None]:
     """Whatever goes wrong with the file `name` becomes a UserError with this place; warnings are dropped."""

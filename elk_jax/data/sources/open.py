@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from elk_jax.data.sources import checks, coco
+from elk_jax.data.sources import checks, class_folders, coco, patients
 from elk_jax.data.sources.cleaning import clean_info, ignore_large
 from elk_jax.data.sources.phantom import open_phantom
 from elk_jax.data.sources.source import CACHE_BYTES, ImageSource, cached, fewshot, subset, without_unreadable
@@ -40,6 +40,7 @@ class Kind:
 
 KINDS = {
     "coco": Kind(coco.open_coco, image_folder=coco.image_folder),
+    "folders": Kind(class_folders.open_class_folders, image_folder=Path),
     "tfds": Kind(open_tfds),
     "phantom": Kind(open_phantom, in_memory=True),
 }
@@ -55,11 +56,12 @@ def list_source(
     cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
 ) -> ImageSource:
-    """The images of a split (""; of all splits) that `spec` asks for. No image file is looked at.
+    """The images of a split (""; of all splits) that `spec` asks for. No image is decoded.
 
-    In this order: splits are drawn (`split_shares`), the split and the conditions are applied, boxes are set aside
-    (`ignore_over`) and cleaned, and `patients` are drawn by `seed`, for the split "train" alone. The patients are drawn
-    before unreadable images are known: with on_error="skip", a patient without any readable image still counts.
+    In this order: patients are read from file names (`patient_pattern`), splits are drawn (`split_shares`), the split
+    and the conditions are applied, boxes are set aside (`ignore_over`) and cleaned, and `patients` are drawn by `seed`,
+    for the split "train" alone. The patients are drawn before unreadable images are known: with on_error="skip", a
+    patient without any readable image still counts.
 
     name: of the source in the configuration; it becomes the source's own. Default: the place of the data.
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
@@ -71,12 +73,14 @@ def list_source(
     setting = f"config.data.{name}.spec" if name else ""
     if not spec.spec:
         what = f"data source '{name}' is not set" if name else "no data source given"
-        raise UserError(what, where=setting, todo="give coco:FILE.json")
+        raise UserError(what, where=setting, todo="give coco:FILE.json or folders:DIR")
     if spec.kind not in KINDS:
-        known = "coco:FILE.json, tfds:DIR or phantom:"
+        known = "coco:FILE.json, folders:DIR, tfds:DIR or phantom:"
         raise UserError(f"unknown data source '{spec.spec}'", where=setting, todo=f"write {known}")
     kind = KINDS[spec.kind]
     source = kind.open(spec, "" if spec.split_shares else split, progress)
+    if spec.patient_pattern:
+        source = replace(source, infos=patients.from_file_names(source.infos, spec.patient_pattern, source.name))
     if spec.split_shares:
         source = replace(source, infos=draw_splits(source.infos, spec.split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)

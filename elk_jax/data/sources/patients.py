@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from elk_jax.images.names import look
+from elk_jax.errors import UserError
+from elk_jax.images.names import checked_text, look
 from elk_jax.images.schema import ImageInfo
 
 _BETWEEN, _ZEROS = re.compile(r"(?<!\d)[-_]+|[-_]+(?!\d)"), re.compile(r"(?<![\d.])0+(?=\d)")
@@ -28,6 +31,22 @@ def named(infos: Iterable[ImageInfo]) -> set[str]:
     """The patients that images name. One of `unnamed` is unknown to other files."""
     own = lambda info: (info.image_id, info.volume, info.file_name, info.meta.get("canvas"))
     return {info.patient_id for info in infos if info.patient_id not in own(info)}
+
+
+def from_file_names(infos: Sequence[ImageInfo], pattern: str, where: object = "") -> tuple[ImageInfo, ...]:
+    """The same images, their patients being the one group of `pattern` in the names of their files.
+
+    UserError that names the first image whose file name has no such part.
+    """
+    found = []
+    for info in infos:
+        match = re.search(pattern, Path(info.file_name).name)
+        patient = checked_text(match[1], "a patient", where) if match else ""
+        if not patient:
+            what = f"the file name {Path(info.file_name).name} names no patient by the pattern {pattern}"
+            raise UserError(what, where=f"{where}, image {info.image_id}", todo="correct patient_pattern, or the name")
+        found.append(replace(info, patient_id=patient))
+    return tuple(found)
 
 
 def patient_key(patient_id: str) -> str:

@@ -12,7 +12,8 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import cv2
@@ -32,6 +33,7 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda pixels: pixels[:, ::-1].T,
 }
 """Values of the orientation tag other than 1 (TIFF 6.0, section 8): how to turn [H, W] pixels."""
+_SIDEWAYS = (5, 6, 7, 8)
 _PHOTOMETRIC, _ORIENTATION = 262, 274
 _CONVERT = "convert it to grey with 8 or 16 bits"
 
@@ -55,10 +57,27 @@ def decode(data: bytes, where: object) -> Stored:
     UserError: damaged, truncated, of several pages, far larger than the file, of a kind that is not read as it is
     meant, or floats beyond [0, 1].
     """
+    with _errors_of(where):
+        return _decode(data, where)
+
+
+def size(data: bytes, where: object) -> tuple[int, int]:
+    """(width, height) of the upright picture of a file, by its header. UserError as in `decode` for what that shows."""
+    with _errors_of(where):
+        tiff = _Tiff.read(data) if data[:4] in _TIFFS else None
+        image = _opened(tiff.plain if tiff else data, where)
+        width, height = image.size
+        turned = (tiff.orientation if tiff else _orientation(image)) in _SIDEWAYS
+        return (height, width) if turned else (width, height)
+
+
+@contextmanager
+def _errors_of(where: object) -> Iterator[None]:
+    """Whatever goes wrong with the file becomes a UserError with this place; warnings are dropped."""
     try:
         with warnings.catch_warnings():  # of damaged metadata, which is not used
             warnings.simplefilter("ignore")
-            return _decode(data, where)
+            yield
     except (UserError, MemoryError):
         raise
     except _Unusual as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ class SourceSpec:
     its `where` is the field's name.
     """
 
-    spec: str = _field("", "coco:FILE.json, tfds:DIR or phantom:KEY=VALUE,...")
+    spec: str = _field("", "coco:FILE.json, folders:DIR, tfds:DIR or phantom:KEY=VALUE,...")
     where: str = _field("", "Only images whose fields have these values: is_mass=true,view=MLO|CC")
     train_where: str = _field("", "Conditions as in `where` that hold for the training split alone.")
     clean_boxes: bool = _field(False, "Drop boxes inside others, and the smaller of two that overlap, as ELK does.")
@@ -39,6 +40,10 @@ class SourceSpec:
         metadata={"help": "Boxes of more than this share of the image are neither lesion nor background; 0: none."},
     )
     patients: Annotated[int, AtLeast(0)] = _field(0, "Only this many training patients, drawn by the seed; 0: all.")
+    patient_pattern: str = _field(
+        "",
+        r"Regular expression whose one group is the patient in a file's name: P_(\d+); empty: as the data say.",
+    )
     split_shares: tuple[Annotated[float, ABOVE_ZERO], ...] = _field(
         (), "0.7,0.15,0.15 deals patients out to train, val and test where images name no split."
     )
@@ -51,6 +56,7 @@ class SourceSpec:
         if len(self.split_shares) not in (0, 3):
             todo = "give three numbers, of train, val and test: 0.7,0.15,0.15"
             raise UserError(f"split_shares has {len(self.split_shares)} numbers", where="split_shares", todo=todo)
+        _check_pattern(self.patient_pattern)
         parse_where(self.where, "where")
         self.conditions("train")
 
@@ -86,6 +92,17 @@ def parse_where(text: str, where: str = "where") -> dict[str, Any]:
         values = tuple(_json_or_text(v) for v in value.split("|"))
         found[key] = values if len(values) > 1 else values[0]
     return found
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        what = f"not a regular expression: {pattern!r}, {error}"
+        raise UserError(what, where="patient_pattern", todo="repair it") from error
+    if pattern and groups != 1:
+        todo = r"put the patient's part in the only parentheses: P_(\d+); write (?:...) for others"
+        raise UserError(f"{pattern!r} has {groups} groups", where="patient_pattern", todo=todo)
 
 
 def _json_or_text(text: str) -> Any:

@@ -25,10 +25,19 @@ from pydicom.uid import (
 
 from elk_jax import budget
 from elk_jax.data.sources import dicom, dicom_grey
-from elk_jax.data.sources.decode import decode_image
+from elk_jax.data.sources.decode import decode_image, image_size
 from elk_jax.errors import UserError
 from tests.data.sources.dicom_files import RAMP, item, make
 from tests.refusals import refused
+
+
+def test_the_size_is_that_of_the_image(tmp_path):
+    path = tmp_path / "a.dcm"
+    path.write_bytes(make())
+    assert image_size(path) == decode_image(path)[0].shape[1::-1]
+    path.write_bytes(make(Rows=None))
+    with refused("Rows", where=path):
+        image_size(path)
 
 
 def decoded(*args, frame=None, **attributes) -> np.ndarray:

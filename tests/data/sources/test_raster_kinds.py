@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from elk_jax.data.sources import raster
 from elk_jax.data.sources.decode import decode_image, decode_pixels
 from tests.refusals import refused
 
@@ -188,6 +189,7 @@ def test_pictures_are_turned_by_one_rule(orientation):
         (png_of(channels(GREY, 1), after=chunk(b"eXIf", block)), 0.5),
     ):
         image = decode_image(data)[0][..., 0]
+        assert raster.size(data, "") == image.shape[::-1]
         image = 1 - image if tolerance is None else image
         image = image[8::16, 8::16] if image.size > EIGHT.size else image
         np.testing.assert_allclose(image, upright / 255, atol=(0.5 if tolerance is None else tolerance + 0.1) / 128)
