@@ -142,3 +142,9 @@ def token_ids(vocabulary):
     ids = (uniform("ids", (2, 77), 0, 1) * (vocabulary - 2)).astype(np.int64)
     ids[:, 0], ids[0, -1], ids[1, 6:] = vocabulary - 2, vocabulary - 1, vocabulary - 1
     return ids
+
+
+def swin_tensors(shapes):
+    """name -> array for name -> shape of a Swin transformer: vectors of weights are those of norms."""
+    norms = {name.rpartition(".")[0] for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 1}
+    return {name: tensor(name, tuple(shape), norms, [(r"", 0.7, False)]) for name, shape in shapes.items()}
