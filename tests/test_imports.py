@@ -24,7 +24,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "turns": set(),
     "host_memory": set(),
     "images": {"errors"},
-    "backbones": {"errors", "precision"},
+    "backbones": {"errors", "fields", "precision"},
     "detection": {"errors", "fields", "precision", "turns", "backbones"},
     "diffusion": {"errors", "fields", "precision", "images", "backbones"},
     "synthesis": COMMON,
