@@ -63,6 +63,15 @@ def estimate(statistic: Statistic, patients: int, *, resamples: int = 2000, seed
     }
 
 
+def bands(statistic: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0) -> dict[str, list[Estimate]]:
+    """95 % percentile intervals [{"low", "high"}, ...] of a statistic whose values are [R, G]: one for each place.
+
+    {} with fewer than two patients or without resamples; None where a place is not defined in any of them.
+    """
+    draws = _draw(statistic, patients, resamples, seed)
+    return {name: [interval(column, 0.0) for column in values.T] for name, values in draws.items()}
+
+
 def compare(
     first: Statistic, second: Statistic, patients: int, *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, float | None]]:

@@ -213,12 +213,11 @@ def _curve(statistic: DetectionStatistic, resamples: int, seed: int) -> dict[str
     end = CURVE_GRID[-1]
     curve["false_positives_per_image"] = [*x[x <= end].tolist(), end]
     curve["sensitivity"] = [*y[x <= end].tolist(), float(np.interp(end, x, y))]
-    if patients < 2 or resamples < 1:
+    band = bootstrap.bands(statistic.curve, patients, resamples=resamples, seed=seed)
+    if not band:
         return curve
-    weights = bootstrap.draw_weights(patients, resamples, seed)
-    band = bootstrap.evaluate(statistic.curve, weights)["sensitivity"]
-    low, high = np.nanquantile(band, [0.025, 0.975], axis=0)
-    return curve | {"band_at": list(CURVE_GRID), "low": low.tolist(), "high": high.tolist()}
+    low, high = ([bounds[end] for bounds in band["sensitivity"]] for end in ("low", "high"))
+    return curve | {"band_at": list(CURVE_GRID), "low": low, "high": high}  # type: ignore[dict-item]
 
 
 def _count_all(results: Sequence[ImageResult]) -> dict[str, int]:
