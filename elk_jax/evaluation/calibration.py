@@ -64,7 +64,7 @@ def cross_entropy(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndar
 def slope(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Calibration slope [R]: b of the logistic regression logit P(class) = a + b logit(probability).
 
-    1 is right, less is over-confident. NaN where no finite b is best: the scores separate the classes, or are all equal.
+    1 is right, less is over-confident. NaN where no finite b is best: the scores separate the classes, or are equal.
 
     Source: Cox, Biometrika 1958.
     """

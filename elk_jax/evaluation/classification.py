@@ -9,6 +9,7 @@ Shapes: N images, P patients, R weightings of the patients, G places of the curv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from elk_jax.evaluation.froc import sensitivity_at
 from elk_jax.evaluation.predictions import Predictions, aligned
 from elk_jax.evaluation.thresholds import HALF, OperatingPoint, called
 
-TARGETS = (0.8, 0.9, 0.95)
+TARGETS = (0.9, 0.95)
 """Specificities at which sensitivity is read, and sensitivities at which specificity is."""
 CURVE_GRID = tuple(np.round(np.linspace(0.0, 1.0, 101), 6))
 HISTOGRAM = 20
@@ -106,13 +107,13 @@ def evaluate_classification(
     points: thresholds of the operating points, chosen on other images (`thresholds.choose`).
     resamples: of patients, for 95 % percentile intervals; 0 for none.
 
-    A metric is {"value", "low", "high"}, with None if it is not defined: auroc; average_precision {class: ..., other
-    class: ...}, each of them as the positive one; sensitivity_at_specificity and specificity_at_sensitivity
-    {"0.9": ...}; brier, cross_entropy, calibration_error, calibration_slope, calibration_intercept. Definitions: roc.py,
-    calibration.py. Besides: auroc_delong {value, low, high, error}; operating_points [{threshold, rule, chosen_on,
-    accuracy, balanced_accuracy, f1, sensitivity, specificity, precision, negative_predictive_value}], with the
-    definitions of `thresholds.called`; curve {false_positive_rate, sensitivity, band_at, low, high}; reliability [{low,
-    high, images, probability, share}]; histogram {edges, counts: {class: [...]}}; counts, notes, and the settings.
+    A metric is {"value", "low", "high"}, with None if it is not defined; roc.py, calibration.py, delong.py define it:
+    auroc, auroc_delong (and its "error"), brier, cross_entropy, calibration_error, calibration_slope,
+    calibration_intercept; average_precision {class: ..., other class: ...}, each of them as the positive one;
+    sensitivity_at_specificity and specificity_at_sensitivity {"0.9": ...}.
+    operating_points: [{threshold, rule, chosen_on, there, and the metrics of `thresholds.called`}].
+    Besides: curve {false_positive_rate, sensitivity, band_at, low, high}; reliability [{low, high, images, probability,
+    share}]; histogram {edges, counts: {class: [...]}}; counts, notes, and the settings of the evaluation.
 
     UserError for another class than those of the predictions, and unless there are images of both kinds.
     """
@@ -200,7 +201,7 @@ def _operating_points(
     for index, point in enumerate(points):
         prefix = f"at_threshold/{index}/"
         right = {name.removeprefix(prefix): value for name, value in estimates.items() if name.startswith(prefix)}
-        found.append({"threshold": point.threshold, "rule": point.rule, "chosen_on": point.chosen_on, **right})
+        found.append({**asdict(point), **right})
     return found
 
 

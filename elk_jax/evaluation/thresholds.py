@@ -7,7 +7,8 @@ Shapes: N images, R weightings of the images, J distinct scores.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -58,11 +59,15 @@ def rule_from_text(text: str) -> Rule:
 
 @dataclass(frozen=True)
 class OperatingPoint(Checked):
-    """A threshold, the rule that chose it, and the data that it was chosen on; "" for a threshold that is given."""
+    """A threshold, the rule that chose it, and the data that it was chosen on; "" for a threshold that is given.
+
+    there: what `called` says of those data, so that a report shows what the threshold promised.
+    """
 
     threshold: float
     rule: str = ""
     chosen_on: str = ""
+    there: Mapping[str, float | None] = field(default_factory=dict)
 
 
 HALF = OperatingPoint(0.5)
@@ -80,7 +85,7 @@ def choose(predictions: Predictions, positive: str, rule: Rule, chosen_on: str =
     found = roc.corners(ranking, np.ones((1, len(truth))))
     true, false = found.true[0], found.false[0]
     positives, negatives = true[-1], false[-1]
-    values = {
+    goodness = {
         "youden": true / positives - false / negatives,
         "accuracy": true - false,
         "f1": 2 * true / (true + false + positives),
@@ -90,10 +95,12 @@ def choose(predictions: Predictions, positive: str, rule: Rule, chosen_on: str =
     elif rule.aim == "specificity":
         corner = int(np.flatnonzero(false <= (1 - (rule.target or 0)) * negatives + roc.EXACT)[-1])
     else:
-        value = values[rule.aim]
+        value = goodness[rule.aim]
         corner = int(np.flatnonzero(value >= value.max() - 1e-12)[-1])
-    threshold = np.nextafter(ranking.scores[0], np.inf) if corner == 0 else ranking.scores[corner - 1]
-    return OperatingPoint(float(threshold), rule.name, chosen_on)
+    threshold = float(np.nextafter(ranking.scores[0], np.inf) if corner == 0 else ranking.scores[corner - 1])
+    there = called(scores, truth, threshold, np.ones((1, len(truth))))
+    values = {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in there.items()}
+    return OperatingPoint(threshold, rule.name, chosen_on, values)
 
 
 def called(scores: np.ndarray, truth: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:

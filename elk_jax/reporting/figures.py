@@ -25,7 +25,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     index: int = 0
-    band: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None  # x, low, high
+    band: tuple[Sequence[float], Sequence[float | None], Sequence[float | None]] | None = None  # x, low, high
     dots: tuple[Sequence[float], Sequence[float]] | None = None  # x, y of points to highlight
     smoothing: float = 0.0  # 0 to 1; above 0 the line is a running mean over this share of its points
     mark: float | None = None  # x of a vertical line, for example the selected step
@@ -40,11 +40,12 @@ def line_chart(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     rules: Sequence[float] = (),
+    diagonal: bool = False,
     size: tuple[int, int] = (820, 460),
 ) -> str:
     """A chart of all series on common axes, as an <svg>. Ranges that are not given follow from the data.
 
-    rules: x positions of faint vertical lines.
+    rules: x positions of faint vertical lines. diagonal: a faint line y = x, from corner to corner of equal ranges.
     """
     width, height = size
     left, right, top, bottom = 58 if y_label else 48, 14, 30 if title else 14, 46 if x_label else 26
@@ -70,6 +71,10 @@ def line_chart(
         x = to_x(rule)
         parts.append(f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')
     base = height - bottom
+    if diagonal:
+        ends = max(x_low, y_low), min(x_high, y_high)
+        (x1, x2), (y1, y2) = to_x(ends), to_y(ends)
+        parts.append(f'<line class="rule" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>')
     parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
     if x_label:
         parts.append(
@@ -138,7 +143,9 @@ def _draw(one: Series, xs: np.ndarray, ys: np.ndarray, to_x, to_y, span: tuple[f
         x = float(to_x(one.mark))
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{span[0]}" y2="{span[1]}"/>')
     if one.band is not None:
-        band_x, low, high = (np.asarray(values, float) for values in one.band)
+        band_x, low, high = (np.array(values, float) for values in one.band)
+        known = np.isfinite(low) & np.isfinite(high)
+        band_x, low, high = band_x[known], low[known], high[known]
         outline_x = to_x(np.concatenate([band_x, band_x[::-1]]))
         outline_y = to_y(np.concatenate([low, high[::-1]]))
         parts.append(f'<path class="band" d="{_path(outline_x, outline_y)}Z"/>')

@@ -80,7 +80,7 @@ svg .track { stroke: var(--line); stroke-width: 2; stroke-linecap: round; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: .9rem; margin: 8px 0 2px; }
 .multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px 24px;
   margin: 14px 0; }
-.wide { max-width: 860px; margin: 12px auto 0; }
+.wide { max-width: 860px; margin: 12px auto 0; } .square { max-width: 620px; margin: 12px auto 0; }
 
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(225px, 1fr)); gap: 18px; margin: 12px 0; }
 figure { margin: 0; break-inside: avoid; }

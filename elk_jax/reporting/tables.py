@@ -31,12 +31,15 @@ def estimate_cell(entry: Mapping[str, Any], digits: int = 3) -> Text:
     return text.append(f"  {bounds}", "dim") if bounds else text
 
 
-def difference_cell(entry: Mapping[str, Any]) -> Text:
-    """A signed difference and its interval, {"difference", "low", "high"}; coloured if the interval excludes 0."""
+def difference_cell(entry: Mapping[str, Any], better: int = 1) -> Text:
+    """A signed difference and its interval, {"difference", "low", "high"}; coloured if the interval excludes 0.
+
+    better: 1 if more is better, -1 if less is, 0 if neither.
+    """
     if entry.get("difference") is None:
         return Text(html.ABSENT)
     bounds = html.interval(entry, 2, html.signed)
     clear = bounds and (entry["low"] > 0 or entry["high"] < 0)
-    style = ("green" if entry["difference"] > 0 else "red") if clear else ""
+    style = ("green" if better * entry["difference"] > 0 else "red") if clear and better else ""
     text = Text(html.signed(entry["difference"]), style)
     return text.append(f"  {bounds}", "dim") if bounds else text

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.predictions import Predictions
 
 Make = Callable[..., ImageResult]
 
@@ -94,3 +95,45 @@ def make() -> Make:
 @pytest.fixture(scope="session")
 def random() -> Callable[..., list[ImageResult]]:
     return random_results
+
+
+def make_predictions(scores, labels=None, patients=None, *, classes=("benign", "malignant"), order=None):
+    """Predictions from probabilities of the second class, or from rows of them; every image is of its own patient.
+
+    With `order`: the predictions `scores` in another order.
+    """
+    if order is not None:
+        names = [[of[row] for row in order] for of in (scores.image_ids, scores.patient_ids)]
+        return Predictions(*names, scores.labels[order], scores.probabilities[order], scores.classes)
+    rows = np.asarray(scores, float)
+    rows = rows if rows.ndim == 2 else np.stack([1 - rows, rows], 1)
+    ids = [str(image) for image in range(len(rows))]
+    return Predictions(ids, [""] * len(rows) if patients is None else patients, labels, rows, classes)
+
+
+def random_predictions(
+    seed: int,
+    *,
+    patients: int = 40,
+    images_of_a_patient: int = 2,
+    signal: float = 1.0,
+    shared: float = 0.5,
+    decimals: int = 12,
+) -> Predictions:
+    """Logits of two classes, `signal` apart in standard deviations, of which a share is the same for a patient."""
+    rng = np.random.default_rng(seed)
+    of = np.repeat(np.arange(patients), images_of_a_patient)
+    labels = (rng.uniform(size=patients) < 0.45)[of].astype(int)
+    noise = np.sqrt(shared) * rng.normal(size=patients)[of] + np.sqrt(1 - shared) * rng.normal(size=len(of))
+    p = np.round(1 / (1 + np.exp(-(signal * (labels - 0.5) + noise))), decimals)
+    return make_predictions(p, labels, [f"p{patient}" for patient in of])
+
+
+@pytest.fixture(scope="session")
+def classified() -> Callable[..., Predictions]:
+    return make_predictions
+
+
+@pytest.fixture(scope="session")
+def random_classified() -> Callable[..., Predictions]:
+    return random_predictions

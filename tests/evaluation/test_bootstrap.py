@@ -71,6 +71,15 @@ def test_resamples_where_it_is_not_defined_are_left_out():
     assert found["never"] == {"value": None, "low": None, "high": None}
 
 
+def test_bands_are_the_intervals_of_every_place():
+    pair = lambda weights: {"both": np.stack([weights[:, 0], np.full(len(weights), np.nan)], 1)}
+    first = bootstrap.estimate(lambda weights: {"both": weights[:, 0]}, 5, resamples=100)["both"]
+    (one, never) = bootstrap.bands(pair, 5, resamples=100)["both"]
+    assert one == {"low": first["low"], "high": first["high"]}
+    assert never == {"low": None, "high": None}
+    assert bootstrap.bands(pair, 1, resamples=100) == bootstrap.bands(pair, 5, resamples=0) == {}
+
+
 def test_equal_runs_have_no_difference():
     statistic = proportion([1, 0, 1, 1], [1, 1, 2, 1])
     assert bootstrap.compare(statistic, statistic, 4)["share"] == {

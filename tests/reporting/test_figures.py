@@ -76,6 +76,21 @@ def test_band_dots_mark_and_names():
     assert "x & more" in [node.text for node in root.iter("text")]
 
 
+def test_diagonal():
+    (line,) = (
+        node
+        for node in parsed(line_chart([], x_range=(0, 1), y_range=(0, 1), diagonal=True, size=(400, 300))).iter("line")
+        if node.get("class") == "rule"
+    )
+    assert [float(line.get(end)) for end in ("x1", "x2", "y1", "y2")] == [48, 386, 274, 14]
+
+
+def test_band_is_drawn_where_it_is_defined():
+    series = Series("a", [0, 1], [0, 1], band=([0, 0.5, 1], [0.0, None, 0.5], [0.5, None, 1.0]))
+    (band,) = paths(line_chart([series]), "band")
+    assert len(band) == 4
+
+
 @pytest.mark.parametrize(
     "low, high, about, expected",
     [

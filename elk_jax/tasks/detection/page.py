@@ -13,7 +13,8 @@ from typing import Any
 from rich.table import Table
 
 from elk_jax.reporting import html
-from elk_jax.reporting.figures import Series, interval_bar, line_chart
+from elk_jax.reporting.comparison import difference_card, difference_html, interpret, value_card
+from elk_jax.reporting.figures import Series, line_chart
 from elk_jax.reporting.pictures import Picture, boxes_key, gallery
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
@@ -96,7 +97,7 @@ def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
         return ""
     text = f"Mean sensitivity: {', '.join(found)}."
     if comparisons:
-        outcomes = [f"{name}: {_interpret(comparison.get(MAIN, {}))[0]}" for name, comparison in comparisons.items()]
+        outcomes = [f"{name}: {interpret(comparison.get(MAIN, {}))[0]}" for name, comparison in comparisons.items()]
         text += f" Compared with {next(iter(evaluations))}, {'; '.join(outcomes)}."
     return text
 
@@ -106,22 +107,16 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
     first = next(iter(evaluations))
     cards, differences = [], []
     for index, (name, evaluation) in enumerate(evaluations.items()):
-        entry = evaluation[MAIN]
-        bounds = html.interval(entry) or "no interval"
-        cards.append(
-            f'<div class="card {html.colour(index)}"><div class="name">{html.text(name)}</div>'
-            f'<div class="big">{html.number(entry["value"])}</div>{interval_bar(entry, index)}'
-            f'<div class="what">mean sensitivity, {bounds}</div></div>'
-        )
+        cards.append(value_card(name, evaluation[MAIN], "mean sensitivity", index))
     for name, comparison in comparisons.items():
-        differences.append(_difference_card(first, name, comparison.get(MAIN, {}), list(evaluations).index(name)))
+        differences.append(difference_card(first, name, comparison.get(MAIN, {}), list(evaluations).index(name)))
     head = ["Metric", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(evaluations))]
     head += [f"{html.text(name)} − {html.text(first)}" for name in comparisons]
     rows = []
     for key in metric_keys(evaluations[first]):
         cells = [html.text(metric_label(key))]
         cells += [html.estimate_cell(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
-        cells += [_difference_cell(comparison.get(key, {})) for comparison in comparisons.values()]
+        cells += [difference_html(comparison.get(key, {})) for comparison in comparisons.values()]
         rows.append(html.row(cells, style="main" if key == MAIN else ""))
     evaluation = evaluations[first]
     resamples = evaluation.get("bootstrap", {}).get("resamples")
@@ -242,44 +237,6 @@ def estimate_of(evaluation: Mapping[str, Any], key: str) -> Mapping[str, float |
         return evaluation[key]
     group, _, rate = key.rpartition("_")
     return evaluation[group][rate]
-
-
-def _difference_cell(entry: Mapping[str, float | None]) -> str:
-    if entry.get("difference") is None:
-        return html.ABSENT
-    _, style = _interpret(entry)
-    bounds = html.interval(entry, write=html.signed)
-    beneath = f'<br><span class="range">{bounds}, {html.p_value(entry.get("p_value"))}</span>' if bounds else ""
-    return f'<b class="{style}">{html.signed(entry["difference"])}</b>{beneath}'
-
-
-def _difference_card(first: str, name: str, entry: Mapping[str, float | None], index: int) -> str:
-    words, style = _interpret(entry)
-    estimate = {"value": entry.get("difference"), "low": entry.get("low"), "high": entry.get("high")}
-    reach = max([0.1, *(abs(v) * 1.15 for v in estimate.values() if v is not None)])
-    bounds = html.interval(estimate, write=html.signed) or "no interval"
-    p = html.p_value(entry.get("p_value"))
-    title = f"{html.text(name)} − {html.text(first)}"
-    return (
-        f'<div class="card {html.colour(index)}"><div class="name">{title}</div>'
-        f'<div class="big">{html.signed(estimate["value"])}</div>{interval_bar(estimate, index, (-reach, reach))}'
-        f'<div class="what">{bounds}{f", {p}" if p else ""}</div>'
-        f'<div class="verdict small {style}">{html.text(words[0].upper() + words[1:])}</div></div>'
-    )
-
-
-def _interpret(entry: Mapping[str, float | None]) -> tuple[str, str]:
-    """A difference in sensitivity in words, and its style."""
-    low, high, difference = entry.get("low"), entry.get("high"), entry.get("difference")
-    if difference is None:
-        return "the difference is not defined", ""
-    if low is None or high is None:
-        return f"{html.signed(difference)}, without an interval", ""
-    if low > 0:
-        return f"better by {html.number(difference)}", "good"
-    if high < 0:
-        return f"worse by {html.number(-difference)}", "bad"
-    return "no clear difference", ""
 
 
 def _facts(run: DetectionRun) -> dict[str, str]:
