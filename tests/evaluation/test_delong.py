@@ -74,16 +74,16 @@ def test_few_patients_have_no_interval(classified):
 
 
 def test_covers_the_truth_where_images_of_a_patient_are_alike(random_classified):
-    # The area of unit normals 1 apart is Phi(1 / sqrt 2) = 0.760: 95 % intervals over patients must hold it, and those
-    # that take four like images of a patient for independent must not.
+    # The area of unit normals 1 apart is Phi(1 / sqrt 2) = 0.760. 95 % intervals over 60 patients hold it as often as
+    # DeLong's over 60 single images (92.5 % of 400); those over 240 images, four of a patient alike, far less (66.5 %).
     held = {"patients": 0, "images": 0}
     for seed in range(100):
         predictions = random_classified(seed, images_of_a_patient=4, signal=1.0, patients=60, shared=0.9)
         for over in held:
             found = delong(predictions, "malignant", over=over)
             held[over] += found["low"] <= 0.7602 <= found["high"]
-    assert 0.90 <= held["patients"] / 100 <= 0.99
-    assert held["images"] / 100 < 0.8
+    assert 0.84 <= held["patients"] / 100 <= 0.99
+    assert held["images"] / 100 < 0.76
 
 
 def test_refusals(classified, random_classified):
