@@ -56,16 +56,26 @@ def settings(kind: type[T], own: Sequence[flags.FlagHolder], model: str) -> T:
     """
     from elk_jax import fields
 
-    given = {flag.name: _tuple(flag.value) for flag in own if flag.present}
+    present = given([flag for flag in own if flag.present])
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in given:
+    for name in present:
         if name not in known:
             raise UserError(f"a {model} takes no --{name}", where=f"--{name}", todo="leave it out")
+    of_flags(lambda: fields.check_types(kind, present))
+    return of_flags(lambda: kind(**present))
+
+
+def given(own: Sequence[flags.FlagHolder]) -> dict[str, Any]:
+    """The flags that have a value, by name."""
+    return {flag.name: _tuple(flag.value) for flag in own if flag.value is not None}
+
+
+def of_flags(call: Callable[[], T]) -> T:
+    """What `call` returns. Its UserError of a field names the flag of that name."""
     try:
-        fields.check_types(kind, given)
-        return kind(**given)
+        return call()
     except UserError as error:
-        raise UserError(error.what, where=f"--{error.where}", todo=error.todo) from error
+        raise UserError(error.what, where=f"--{error.where}", todo=error.todo.removesuffix(" or None")) from error
 
 
 def _tuple(value: Any) -> Any:

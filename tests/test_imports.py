@@ -38,7 +38,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
     | {"privacy"},
-    "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting"},
+    "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
 }
 NEVER = {

@@ -1,23 +1,98 @@
-"""What noise buys: epsilon of private training, and the noise that a budget of epsilon needs.
+"""What noise buys: epsilon of private training, and the noise that a budget of epsilon needs. No data are read.
 
-A noise multiplier is the standard deviation of the Gaussian noise over the clip norm.
+A private step adds up the clipped gradients of the units (images or patients) in a batch, and adds Gaussian noise. Its
+noise multiplier is the standard deviation of that noise over the clip norm. A batch has each unit with the same
+probability, independently of the others (Poisson sampling); with probability 1 it is a full batch.
+
+Two data sets are adjacent if the contribution of one unit is zeroed out (Kairouz et al. 2021, arXiv:2103.00039,
+definition 1.1). The number of units is then public, and with it the sampling rate and the number of steps. Adding or
+removing a unit has the same figures; replacing one by another unit is a stronger promise, which is not made here.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import dp_accounting
 import numpy as np
+from scipy import optimize, stats
 
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, AtLeast, Range
+from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, AtLeast, Checked, Range
 
+Unit = Literal["image", "patient"]
+"""Whose contribution is clipped and sampled as a whole, and protected: one image's, or that of all of a patient's."""
+
+Accountant = Literal["pld", "rdp"]
+"""pld: privacy loss distributions, tight; for full batches alone, exact. rdp: Renyi divergences, a looser bound."""
+
+ACCOUNTANTS: tuple[Accountant, ...] = get_args(Accountant)
 DELTA = Range(0, 1, above=True, below=True)
+RATE = Range(0, 1, above=True)
+NOISE = AtLeast(0.01)
+"""Of a noise multiplier; a step with less has an epsilon of thousands."""
+LOWEST = math.log(NOISE.low)
+LEAST_DELTA = 1e-12
+"""Of privacy loss distributions: below it their rounding errors outweigh the tails."""
+TOLERANCE = 5e-4
+"""Of a noise multiplier, relative: the least sufficient one is at most this much smaller."""
+PRECISION = 2e-4
+"""Of epsilon by privacy loss distributions, relative. What is left makes epsilon larger, never smaller."""
+MOST_POINTS = 1 << 18
+"""Of the grid of one step's privacy losses; more take many seconds. On a coarser grid epsilon is larger."""
+ROUNDING = 1e-14
+"""Of the logarithm of a mean in double precision. It is added, so that a divergence is never too small."""
+
+
+@dataclass(frozen=True)
+class Phase(Checked):
+    """Steps with the same sampling rate and the same noise."""
+
+    sampling_rate: Annotated[float, RATE]
+    """Probability of a unit to be in a batch; 1 for full batches."""
+    noise_multiplier: Annotated[float, NOISE]
+    steps: Annotated[int, AtLeast(1)]
+
+
+@dataclass(frozen=True)
+class Ledger(Checked):
+    """All that was released about the private data, in one run or several, and whom the guarantee protects."""
+
+    phases: Annotated[tuple[Phase, ...], NOT_EMPTY]
+    unit: Unit
+    adjacency: Literal["zero-out"] = "zero-out"
+
+
+def epsilon_of(phases: Sequence[Phase], delta: float, accountant: Accountant = "pld") -> float:
+    """Epsilon at `delta` of all phases together, in any order. An upper bound; see `Accountant` for how tight.
+
+    UserError for an impossible delta, and without a phase.
+    """
+    _check(delta=(delta, DELTA))
+    if not phases:
+        raise UserError("nothing was released", where="phases", todo="give at least one phase")
+    return _epsilon(_merged(phases), float(delta), accountant)
+
+
+def noise_for(
+    epsilon: float, delta: float, sampling_rate: float, steps: int, accountant: Accountant = "pld", runs: int = 1
+) -> float:
+    """The noise multiplier with which `runs` runs of `steps` steps have at most `epsilon` together.
+
+    It is at most `TOLERANCE` above the least one. UserError for impossible values, and where almost no noise is needed.
+    """
+    _check(epsilon=(epsilon, ABOVE_ZERO), delta=(delta, DELTA), sampling_rate=(sampling_rate, RATE))
+    _check(steps=(steps, AtLeast(1)), runs=(runs, AtLeast(1)))
+    return _noise(float(epsilon), float(delta), float(sampling_rate), steps * runs, accountant)
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float, steps: int = 1) -> float:
-    """Epsilon of `steps` full batches with Gaussian noise: exact, not a bound. UserError for impossible values.
+    """Epsilon of `steps` full batches: exact, not a bound. UserError for impossible values.
 
     Balle and Wang 2018 (arXiv:1805.06530), theorem 8: delta = Phi(m/2 - e/m) - exp(e) Phi(-m/2 - e/m) with
     m = sqrt(steps) / noise_multiplier, since steps of the same noise compose to one of less noise.
@@ -32,6 +107,160 @@ def gaussian_noise_multiplier(epsilon: float, delta: float, steps: int = 1) -> f
     _check(epsilon=(epsilon, ABOVE_ZERO), delta=(delta, DELTA), steps=(steps, AtLeast(1)))
     with np.errstate(divide="ignore"):
         return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * math.sqrt(steps)
+
+
+def renyi_divergence(phase: Phase, order: float) -> float:
+    """Renyi divergence of an order above 1 of all steps of a phase, in nats.
+
+    Mironov, Talwar and Zhang 2019 (arXiv:1908.10530), equation 3: the mean over z ~ N(0, s^2) of
+    (1 - q + q exp((2z - 1) / (2 s^2)))^order, by the trapezoidal rule, which converges exponentially for integrands
+    that are analytic about the real line. Their series of section 3.3 converges like a power of its length, so that
+    libraries leave out the orders that serve small noise best.
+    """
+    rate, noise = phase.sampling_rate, phase.noise_multiplier
+    if rate == 1:
+        return phase.steps * order / (2 * noise**2)
+    spacing = min(noise / 8, noise**2 / 2)  # singularities are noise^2 pi away, the Gaussian factor is noise wide
+    z = np.arange(-10 * noise, order + 10 * noise, spacing)
+    ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + (2 * z - 1) / (2 * noise**2))
+    logs = order * ratio - (z / noise) ** 2 / 2
+    most = logs.max()
+    mean = most + math.log(np.exp(logs - most).sum() * spacing / (noise * math.sqrt(2 * math.pi)))
+    return phase.steps * (max(mean, 0.0) + ROUNDING) / (order - 1)
+
+
+@functools.lru_cache(1024)
+def _epsilon(phases: tuple[Phase, ...], delta: float, accountant: Accountant) -> float:
+    if accountant == "rdp":
+        return _renyi_epsilon(phases, delta)
+    if all(phase.sampling_rate == 1 for phase in phases):
+        together = sum(phase.steps / phase.noise_multiplier**2 for phase in phases)
+        return gaussian_epsilon(1 / math.sqrt(together), delta)
+    return _loss_epsilon(phases, delta, _interval(phases, delta))
+
+
+@functools.lru_cache(1024)
+def _noise(epsilon: float, delta: float, sampling_rate: float, steps: int, accountant: Accountant) -> float:
+    def phases(noise: float) -> tuple[Phase, ...]:
+        return (Phase(sampling_rate, noise, steps),)
+
+    if accountant == "pld" and sampling_rate == 1:
+        exact = gaussian_noise_multiplier(epsilon, delta, steps)
+        if exact < NOISE.low:
+            raise _needs_no_noise(epsilon)
+        return exact
+    if accountant == "pld" and steps * math.log1p(-sampling_rate) >= math.log1p(-delta):
+        what = f"delta {delta:g} is above the chance that a unit is used at all, so that no noise is needed"
+        raise UserError(what, where="delta", todo="give a smaller delta")
+    noise = _root(lambda noise: _renyi_epsilon(phases(noise), delta), epsilon, guess=1.0)
+    if accountant == "pld":
+        interval = _interval(phases(noise), delta)
+        noise = _root(lambda noise: _loss_epsilon(phases(noise), delta, interval), epsilon, guess=noise)
+    while _epsilon(phases(noise), delta, accountant) > epsilon:
+        noise *= 1 + TOLERANCE / 5
+    return noise
+
+
+def _root(epsilon_of_noise: Callable[[float], float], epsilon: float, guess: float) -> float:
+    """Noise with at most `epsilon`, which is a falling function of the noise, near its least."""
+
+    def excess(log_noise: float) -> float:
+        return epsilon_of_noise(math.exp(log_noise)) - epsilon
+
+    low = high = math.log(guess)
+    width = 0.05
+    if excess(high) > 0:
+        while excess(high := high + width) > 0:
+            low, width = high, 2 * width
+    else:
+        while excess(low := max(low - width, LOWEST)) <= 0:
+            if low == LOWEST:
+                raise _needs_no_noise(epsilon)
+            high, width = low, 2 * width
+    return math.exp(optimize.brentq(excess, low, high, xtol=TOLERANCE / 5) + TOLERANCE / 5)
+
+
+def _needs_no_noise(epsilon: float) -> UserError:
+    what = f"epsilon {epsilon:g} needs a noise multiplier below {NOISE.low:g}"
+    return UserError(what, where="epsilon", todo="give a smaller epsilon, or a smaller delta")
+
+
+def _renyi_epsilon(phases: Sequence[Phase], delta: float) -> float:
+    """The least bound of all orders, by Canonne, Kamath and Steinke 2020 (arXiv:2004.00010), proposition 12.
+
+    The bound is a convex function of the order over order - 1, so that it has one minimum. No phase that is added
+    moves it to a larger order.
+    """
+
+    def epsilon(log_order: float) -> float:
+        order = 1 + math.exp(log_order)
+        return dp_accounting.rdp.compute_epsilon([order], [sum(renyi_divergence(p, order) for p in phases)], delta)[0]
+
+    least = math.log(0.0101)  # orders below 1.01 are left to the bound by the Kullback-Leibler divergence
+    most = math.log(min(64 * max(1.0, min(phase.noise_multiplier for phase in phases) ** 2), 1e5))
+    found = optimize.minimize_scalar(epsilon, bounds=(least, most), method="bounded", options={"xatol": 1e-4})
+    return float(min(found.fun, epsilon(least)))
+
+
+def _loss_epsilon(phases: Sequence[Phase], delta: float, interval: float) -> float:
+    """An upper bound by privacy loss distributions on a grid of `interval`; its excess falls as interval squared.
+
+    A grid of more than `MOST_POINTS` is made coarser.
+
+    Doroshenko et al. 2022 (arXiv:2207.04380).
+    """
+    relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL  # zero-out
+    accountant = dp_accounting.pld.PLDAccountant(relation, max(interval, _finest(phases)))
+    for phase in phases:
+        noise = dp_accounting.GaussianDpEvent(phase.noise_multiplier)
+        step = noise if phase.sampling_rate == 1 else dp_accounting.PoissonSampledDpEvent(phase.sampling_rate, noise)
+        accountant.compose(dp_accounting.SelfComposedDpEvent(step, phase.steps))
+    return float(accountant.get_epsilon(delta))
+
+
+def _interval(phases: Sequence[Phase], delta: float) -> float:
+    """A grid of privacy losses that is fine enough for `PRECISION`, or has `MOST_POINTS`.
+
+    The search starts from a coarse one, where many steps are nearly Gaussian: the grid adds interval^2 / 6 a step to
+    the variance of the loss.
+    """
+    if delta < LEAST_DELTA:
+        raise UserError(
+            f"delta {delta:g} is too small for privacy loss distributions",
+            where="delta",
+            todo=f"give at least {LEAST_DELTA:g}, or choose the accountant rdp",
+        )
+    epsilon = max(_renyi_epsilon(phases, delta), 1e-9)
+    tail = max(-stats.norm.ppf(delta), 0.1)
+    deviation = math.sqrt(tail**2 + 2 * epsilon) - tail  # of a Gaussian loss with this epsilon
+    slope = (deviation + tail) / (2 * deviation)
+    interval = 16 * math.sqrt(6 * PRECISION * epsilon / (slope * sum(phase.steps for phase in phases)))
+    coarse = math.inf
+    while interval > _finest(phases):
+        fine = _loss_epsilon(phases, delta, interval)
+        if coarse - fine <= PRECISION * fine:
+            break
+        coarse, interval = fine, interval / 2
+    return interval
+
+
+def _finest(phases: Sequence[Phase]) -> float:
+    """The interval of a grid of `MOST_POINTS` from no loss to that of the noise's ten-fold deviation, in one step."""
+
+    def largest_loss(phase: Phase) -> float:
+        unsampled = (1 + 20 * phase.noise_multiplier) / (2 * phase.noise_multiplier**2)
+        unused = math.log1p(-phase.sampling_rate) if phase.sampling_rate < 1 else -math.inf
+        return float(np.logaddexp(unused, math.log(phase.sampling_rate) + unsampled))
+
+    return max(map(largest_loss, phases)) / MOST_POINTS
+
+
+def _merged(phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Phases without repetitions, in one order: what is equal has equal figures."""
+    steps: Counter[tuple[float, float]] = Counter()
+    for phase in phases:
+        steps[phase.sampling_rate, phase.noise_multiplier] += phase.steps
+    return tuple(Phase(rate, noise, number) for (rate, noise), number in sorted(steps.items()))
 
 
 def _check(**values: tuple[float, Range]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elk_jax.reporting.html import colour, interval, number, text
+from elk_jax.reporting.style import picture_style
 from elk_jax.spread import spread
 
 MAX_POINTS = 400  # per line: more would not be visible
@@ -89,6 +90,25 @@ def line_chart(
     label = text(title or y_label or "chart")
     opening = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">'
     return f"{opening}{''.join(parts)}</svg>"
+
+
+def picture(charts: Sequence[str], names: Sequence[str] = (), *, title: str = "", size: tuple[int, int]) -> str:
+    """Charts of `size` side by side as one SVG file, which any program draws; names: of the series, for the legend."""
+    width, height = size
+    top = (26 if title else 0) + (26 if names else 0)
+    parts = [f'<text class="title" x="20" y="22">{text(title)}</text>'] if title else []
+    for index, name in enumerate(names):
+        x, y = 28 + 170 * index, top - 8
+        dot = f'<circle class="point" cx="{x}" cy="{y - 4}" r="5"/>'
+        parts.append(f'<g class="{colour(index)}">{dot}</g><text x="{x + 11}" y="{y}">{text(name)}</text>')
+    for index, chart in enumerate(charts):
+        parts.append(f'<svg x="{index * width}" y="{top}" width="{width}" height="{height}">{chart}</svg>')
+    whole = f"{len(charts) * width} {top + height}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole}" width="{len(charts) * width}" '
+        f'height="{top + height}" font-family="sans-serif"><style>{picture_style()}</style>'
+        f'<rect fill="#ffffff" width="100%" height="100%"/>{"".join(parts)}</svg>\n'
+    )
 
 
 def interval_bar(estimate, index: int = 0, bounds: tuple[float, float] = (0.0, 1.0), width: int = 220) -> str:

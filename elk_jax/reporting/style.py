@@ -5,6 +5,8 @@ Series colours are custom properties --c0 ... --c5; elements of class s0 ... s5 
 
 from __future__ import annotations
 
+import re
+
 COLOURS = 6  # further series repeat them
 
 _LIGHT = """
@@ -144,3 +146,15 @@ def style_sheet() -> str:
         f"@media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}\n"
         f"{classes}{_RULES}{_PAPER.replace('%LIGHT%', _LIGHT)}"
     )
+
+
+def picture_style() -> str:
+    """The rules of charts alone, light, with each colour written out: not every program knows custom properties."""
+    colours = dict(re.findall(r"--(\w+): (#\w+)", _LIGHT))
+    rules = []
+    for selector, body in re.findall(r"\bsvg (\.?\w+) (\{[^}]*\})", _RULES):
+        if "var(--c)" in body:
+            rules += [f".s{i} {selector} {body.replace('var(--c)', colours[f'c{i}'])}" for i in range(COLOURS)]
+        else:
+            rules.append(f"{selector} {body}")
+    return re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], "\n".join(rules))

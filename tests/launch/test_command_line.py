@@ -68,7 +68,7 @@ def test_freed_memory_is_retained_before_anything_runs(quick_start, script):
     assert_one_line(done, "--")
 
 
-@pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights", "plan"])
+@pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights", "plan", "privacy"])
 def test_the_help_of_the_others_teaches(quick_start, script):
     done = quick_start(script, "--help")
     assert done.returncode == 0, done.stderr
@@ -122,6 +122,37 @@ def test_what_cannot_be_planned_ends_before_anything_is_compiled(quick_start, ar
     done = quick_start("plan", *arguments)
     assert_one_line(done, *words)
     assert "compiling" not in done.stdout
+
+
+FULL_BATCHES = ["--examples=578", "--batch_size=578", "--steps=50", "--delta=1e-4", "--unit=patient"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], ["--examples"]),
+        (FULL_BATCHES, ["--noise_multiplier", "epsilon"]),
+        ([*FULL_BATCHES, "--epsilon=-1"], ["--epsilon", "above 0"]),
+        ([*FULL_BATCHES, "--epsilon=6", "--delta=0"], ["--delta"]),
+        ([*FULL_BATCHES, "--epsilon=6", "--noise_multiplier=0"], ["--noise_multiplier"]),
+        ([*FULL_BATCHES, "--epsilon=6", "--batch_size=600"], ["--batch_size", "578"]),
+        ([*FULL_BATCHES, "--epsilon=6", "--epochs=3"], ["--steps", "epochs"]),
+        ([*FULL_BATCHES, "--epsilon=1e9"], ["--epsilon"]),
+        ([*FULL_BATCHES, "--epsilon=6", "--unit=breast"], ["unit", "patient"]),
+        ([*FULL_BATCHES, "--epsilon=6", "--curve", "--output=privacy.png"], ["--output", ".svg"]),
+    ],
+)
+def test_impossible_questions_about_privacy_end_in_one_line(quick_start, arguments, words):
+    assert_one_line(quick_start("privacy", *arguments), *words)
+
+
+def test_a_question_about_privacy_is_answered_and_drawn(quick_start, tmp_path):
+    picture = tmp_path / "pictures" / "epsilon.svg"
+    done = quick_start("privacy", *FULL_BATCHES, "--epsilon=6", "--curve", f"--output={picture}")
+    assert done.returncode == 0, done.stderr
+    assert "one patient" in done.stdout and str(picture) in done.stdout
+    assert picture.read_text().startswith("<svg")
+    assert list(picture.parent.iterdir()) == [picture]
 
 
 @pytest.mark.parametrize(
