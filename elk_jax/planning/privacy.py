@@ -186,7 +186,9 @@ def curve(found: Answer) -> str:
     question, noise = found.question, found.noise
     half = POINTS // 2  # both curves have a point at what was asked
     steps = sorted({max(1, round(question.steps_of_a_run * point / half)) for point in range(1, POINTS + 1)})
-    noises = np.geomspace(max(noise / 2, NOISE.low), 2 * noise, POINTS - 1)
+    noises = np.geomspace(max(noise / 2, NOISE.low), 2 * noise, POINTS - 1).tolist()
+
+    names = [_name(name, question) for name in ACCOUNTANTS]
 
     def of_steps(number: float, accountant: Accountant) -> float:
         return replace(question, steps=int(number), epochs=None).epsilon_at(noise, accountant)
@@ -194,25 +196,26 @@ def curve(found: Answer) -> str:
     runs = f" of each of {question.runs} runs" if question.runs > 1 else ""
     number = question.steps_of_a_run
     charts = [
-        _chart(steps, of_steps, f"steps{runs}", number, f"Noise multiplier {noise:.5g}"),
-        _chart(noises, question.epsilon_at, "noise multiplier", noise, f"{number:,} steps{runs}"),
+        _chart(names, steps, of_steps, f"steps{runs}", number, f"Noise multiplier {noise:.5g}"),
+        _chart(names, noises, question.epsilon_at, "noise multiplier", noise, f"{number:,} steps{runs}"),
     ]
     title = (
         f"{question.examples:,} {question.unit}s, batches of {question.batch_size:.4g}, delta {question.delta:g}; "
         f"one {question.unit} is protected; dashed: epsilon {found.epsilon:.4g}"
     )
-    return picture(charts, [_name(name, question) for name in ACCOUNTANTS], title=title, size=CHART)
+    return picture(charts, names, title=title, size=CHART)
 
 
 def _chart(
-    xs: Sequence[float] | np.ndarray,
+    names: Sequence[str],
+    xs: Sequence[float],
     epsilon: Callable[[float, Accountant], float],
     label: str,
     mark: float,
     title: str,
 ) -> str:
     series = [
-        Series(name, xs, [epsilon(float(x), name) for x in xs], index, mark=None if index else mark)
+        Series(names[index], xs, [epsilon(x, name) for x in xs], index, mark=None if index else mark)
         for index, name in enumerate(ACCOUNTANTS)
     ]
     return line_chart(series, title=title, x_label=label, y_label="epsilon", size=CHART)
