@@ -83,6 +83,7 @@ if __name__ == "__main__":
     from ml_collections import config_flags  # noqa: F401
 
     from elk_jax.experiments import experiment  # noqa: F401
+    from elk_jax.planning import privacy  # noqa: F401
 
     for line in sys.stdin:
         script, instead, *arguments = json.loads(line)
