@@ -29,6 +29,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "diffusion": {"errors", "fields", "precision", "images", "backbones"},
     "synthesis": COMMON,
     "data": COMMON | {"synthesis"},
+    "features": COMMON,
     "training": COMMON | {"privacy"},
     "privacy": COMMON,
     "programs": COMMON,
@@ -37,7 +38,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
-    | {"privacy"},
+    | {"features", "privacy"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
 }

@@ -1,0 +1,59 @@
+"""Whitening: few, uncorrelated features of equal variance, by the statistics of PUBLIC images.
+
+Shapes: M public images, N images, F features, D components.
+
+A private head adds the same noise to every component, so that components of equal variance lose least. Mean and
+components are part of the published model: they must never be fitted on a private training set.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from elk_jax.errors import UserError
+
+SMALLEST = 1e-6
+"""Deviations of components below this share of the largest are rounding, not content."""
+
+
+class Whitening(NamedTuple):
+    """mean [F]; components [F, D], each divided by its deviation. float32."""
+
+    mean: np.ndarray
+    components: np.ndarray
+
+
+def fit(public: np.ndarray, components: int, where: str = "") -> Whitening:
+    """The whitening to `components` principal components of features [M, F] of public images.
+
+    UserError unless the features are finite and have as many components as are asked for: at most M - 1, and F.
+    """
+    features = np.asarray(public, np.float64)
+    if not np.isfinite(features).all():
+        raise UserError("the features of the public images have NaN or infinity", where=where, todo="omit those images")
+    mean = features.mean(0)
+    _, deviations, directions = np.linalg.svd(
+        (features - mean) / np.sqrt(max(len(features) - 1, 1)), full_matrices=False
+    )
+    present = int((deviations > SMALLEST * deviations[:1]).sum())
+    if not 1 <= components <= present:
+        raise UserError(
+            f"{components} components, and {len(features)} public images give {present}",
+            where=where,
+            todo="ask for fewer components, or give more public images",
+        )
+    scaled = directions[:components].T / deviations[:components]
+    return Whitening(mean.astype(np.float32), scaled.astype(np.float32))
+
+
+def whiten(features: np.ndarray, whitening: Whitening) -> np.ndarray:
+    """Features [N, F] -> [N, D], float32; of mean 0 and covariance 1 for the public images."""
+    return (np.asarray(features, np.float32) - whitening.mean) @ whitening.components
+
+
+def unit_norm(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] divided by their norm [N]: gradients of a head are then at most 1. Zero stays zero."""
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1.0)

@@ -1,0 +1,116 @@
+"""A private classifier on frozen features: logistic regression by full batches, clipped per unit, with Gaussian noise.
+
+Shapes: N examples, D features, U units of privacy (images, or patients with all their images), S settings, K keys,
+T steps.
+
+Every step sums the gradients of a unit, clips the sum to `clip_norm`, adds the sums of all units, and adds noise of
+deviation `noise_multiplier * clip_norm` once. The number of units is public; what is private is which examples a unit
+has: a unit whose examples are removed adds nothing (zero-out adjacency), so that the sum moves by at most `clip_norm`.
+As every step reads all units, T steps have the epsilon of `accounting.gaussian_epsilon`, exactly.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Descent(NamedTuple):
+    """How to descend. Each is a number, or an array [S] for as many trainings at once (`train_many`).
+
+    learning_rate: of the mean gradient of a unit. steps: how many of the T steps are taken; the noise must be that of
+    as many. clip_norm: the largest norm of a unit's gradient. noise_multiplier: deviation of the noise over clip_norm;
+    0 is not private. l2: weight decay of the loss, l2 / 2 |w|^2. averaged: share of the last iterates whose mean is the
+    result; 0 for the last one.
+    """
+
+    learning_rate: jax.Array | float
+    steps: jax.Array | int
+    clip_norm: jax.Array | float
+    noise_multiplier: jax.Array | float
+    l2: jax.Array | float = 0.0
+    averaged: jax.Array | float = 0.0
+
+
+def clipped_sum(
+    weights: jax.Array,
+    features: jax.Array,
+    labels: jax.Array,
+    units: jax.Array,
+    clip_norm: jax.Array | float,
+    num_units: int,
+) -> jax.Array:
+    """Sum over units of the clipped gradient of their logistic losses: weights [D], features [N, D] -> [D].
+
+    labels: [N], 1 for the class whose log odds are features @ weights, and 0. units: [N] in 0..U-1; an example of
+    another number (-1) is padding. The examples of a unit make one gradient, and one clip. A unit whose gradient is not
+    finite adds nothing, like one without examples.
+    """
+    errors = jax.nn.sigmoid(features @ weights) - labels
+    belongs = (units >= 0) & (units < num_units)
+    terms = jnp.where(belongs[:, None], errors[:, None] * features, 0.0)
+    gradients = jax.ops.segment_sum(terms, jnp.where(belongs, units, 0), num_units)
+    norms = jnp.linalg.norm(gradients, axis=1)
+    scales = jnp.where(norms > clip_norm, clip_norm / norms, 1.0)
+    return jnp.where(jnp.isfinite(norms)[:, None], gradients * scales[:, None], 0.0).sum(0)
+
+
+def gaussian_noise(key: jax.Array, step: jax.Array, size: int) -> jax.Array:
+    """The standard normal numbers [size] of a step."""
+    return jax.random.normal(jax.random.fold_in(key, step), (size,), jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("num_units", "most_steps"))
+def train(
+    features: jax.Array,
+    labels: jax.Array,
+    units: jax.Array,
+    descent: Descent,
+    key: jax.Array,
+    *,
+    num_units: int,
+    most_steps: int,
+) -> jax.Array:
+    """Weights [D] of a head trained on features [N, D]; labels and units as `clipped_sum` has them.
+
+    key: a SECRET key of JAX. Whoever knows it can subtract the noise: take it from `os.urandom`, and keep it out of
+    configurations, reports and models. most_steps: T, at least `descent.steps`; only its compilation costs time.
+    """
+    size = features.shape[1]
+
+    def step(state: tuple[jax.Array, jax.Array], index: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        weights, mean = state
+        total = clipped_sum(weights, features, labels, units, descent.clip_norm, num_units)
+        total += descent.noise_multiplier * descent.clip_norm * gaussian_noise(key, index, size)
+        moved = weights - descent.learning_rate * (total / num_units + descent.l2 * weights)
+        first = jnp.minimum(jnp.floor(descent.steps * (1 - descent.averaged)), descent.steps - 1)
+        share = 1 / jnp.maximum(index - first + 1, 1)
+        taken = index < descent.steps
+        return (jnp.where(taken, moved, weights), jnp.where(taken, mean + share * (moved - mean), mean)), None
+
+    start = jnp.zeros(size, jnp.float32)
+    return jax.lax.scan(step, (start, start), jnp.arange(most_steps))[0][1]
+
+
+@partial(jax.jit, static_argnames=("num_units", "most_steps"))
+def train_many(
+    features: jax.Array,
+    labels: jax.Array,
+    units: jax.Array,
+    descents: Descent,
+    keys: jax.Array,
+    *,
+    num_units: int,
+    most_steps: int,
+) -> jax.Array:
+    """Weights [S, K, D] of `train` for S settings (every field of `descents` is [S]) with K keys each.
+
+    All of them together are far more than one release: this is for choosing settings and for measuring how much the
+    noise scatters, never for publishing more than was accounted for.
+    """
+    one = partial(train, num_units=num_units, most_steps=most_steps)
+    over_keys = jax.vmap(one, in_axes=(None, None, None, None, 0))
+    return jax.vmap(over_keys, in_axes=(None, None, None, 0, None))(features, labels, units, descents, keys)
