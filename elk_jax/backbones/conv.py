@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -24,18 +24,31 @@ xavier_uniform_fan_in: Initializer = nn.initializers.variance_scaling(1.0, "fan_
 """Uniform with variance 1/fan_in, as in the pyramids of detectron2 and torchvision."""
 
 
+Padding = Literal["symmetric", "same"]
+"""Zeros around a map: k // 2 on each side (PyTorch), or as few as give ceil(size / stride), the odd one behind the map
+(TensorFlow's SAME). The maps are equally large; with a stride, other pixels are read."""
+
+
 BAND = 2**19
 """Size of the map of an image above which a CPU computes weight gradients in bands of rows of this size."""
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """[B, H, W, C_in] -> [B, ceil(H/stride), ceil(W/stride), C_out], padded as in PyTorch: k // 2 zeros on each side.
+def margins(padding: Padding, size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """Zeros before and behind an axis of `size` pixels, for a kernel of odd size."""
+    if padding == "symmetric":
+        return kernel_size // 2, kernel_size // 2
+    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding = "symmetric") -> jax.Array:
+    """[B, H, W, C_in] -> [B, ceil(H/stride), ceil(W/stride), C_out].
 
     A 1x1 convolution is computed as a matrix product over every stride-th pixel.
     """
     if kernel.shape[0] == 1:
         return matrix_product(x[:, ::stride, ::stride], kernel[0, 0])
-    return split_by_images(_spatial(split_by_images(x), kernel, stride))
+    return split_by_images(_spatial(split_by_images(x), kernel, stride, padding))
 
 
 def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, **options: Any) -> jax.Array:
@@ -49,35 +62,36 @@ def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = Non
     return split_by_images(flat.reshape(*x.shape[:-1], kernel.shape[-1]))
 
 
-def _plain(x: jax.Array, kernel: jax.Array, stride: int, pad_rows: bool = True) -> jax.Array:
-    pad = kernel.shape[0] // 2
+def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, pad_rows: bool = True) -> jax.Array:
+    rows, columns = (margins(padding, size, kernel.shape[0], stride) for size in x.shape[1:3])
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=((pad * pad_rows, pad * pad_rows), (pad, pad)),
+        padding=(rows if pad_rows else (0, 0), columns),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _spatial(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _spatial(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """`_plain` with a weight gradient chosen for the platform."""
-    return _plain(x, kernel, stride)
+    return _plain(x, kernel, stride, padding)
 
 
-def _spatial_forward(x: jax.Array, kernel: jax.Array, stride: int):
-    return _plain(x, kernel, stride), (x, kernel)
+def _spatial_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
+    return _plain(x, kernel, stride, padding), (x, kernel)
 
 
-def _spatial_backward(stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+def _spatial_backward(stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
     x, kernel = saved
-    (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, stride), x)(gradient)
+    (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, stride, padding), x)(gradient)
     whole = partial(
         weight_gradient,
         like=jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
         stride=stride,
         rows=gradient.shape[1],
+        padding=padding,
     )
     row = max(math.prod(x.shape[2:]), math.prod(gradient.shape[2:]))
     if row * x.shape[1] <= BAND:
@@ -87,7 +101,13 @@ def _spatial_backward(stride: int, saved: tuple[jax.Array, jax.Array], gradient:
 
 
 def weight_gradient(
-    x: jax.Array, gradient: jax.Array, *, like: jax.ShapeDtypeStruct, stride: int, rows: int
+    x: jax.Array,
+    gradient: jax.Array,
+    *,
+    like: jax.ShapeDtypeStruct,
+    stride: int,
+    rows: int,
+    padding: Padding = "symmetric",
 ) -> jax.Array:
     """Gradient of a kernel of the shape of `like` [k, k, C_in, C_out], over bands of `rows` rows of `gradient`.
 
@@ -96,14 +116,16 @@ def weight_gradient(
     """
     k, height = like.shape[0], gradient.shape[1]
     if rows >= height:
-        return jax.linear_transpose(lambda kernel: _plain(x, kernel, stride), like)(gradient)[0]
-    padded = jnp.pad(x, ((0, 0), (k // 2, k // 2), (0, 0), (0, 0)))
+        return jax.linear_transpose(lambda kernel: _plain(x, kernel, stride, padding), like)(gradient)[0]
+    padded = jnp.pad(x, ((0, 0), margins(padding, x.shape[1], k, stride), (0, 0), (0, 0)))
     total = jnp.zeros(like.shape, like.dtype)
     for first in range(0, height, rows):
         some = gradient[:, first : first + rows]
         below = stride * (first + some.shape[1] - 1) + k
         band = padded[:, stride * first : below]
-        of_band = jax.linear_transpose(lambda kernel, band=band: _plain(band, kernel, stride, pad_rows=False), like)
+        of_band = jax.linear_transpose(
+            lambda kernel, band=band: _plain(band, kernel, stride, padding, pad_rows=False), like
+        )
         total += of_band(some)[0]
     return total
 
@@ -112,7 +134,7 @@ _spatial.defvjp(_spatial_forward, _spatial_backward)
 
 
 class ConvNorm(nn.Module):
-    """Convolution with PyTorch's padding (kernel // 2 on each side), then a norm, or a bias if there is no norm.
+    """Convolution, then a norm, or a bias if there is no norm.
 
     Parameters kernel [k, k, C_in, features], and bias [features] or norm/*.
     """
@@ -122,14 +144,20 @@ class ConvNorm(nn.Module):
     stride: int = 1
     norm: Norm | None = None
     kernel_init: Initializer = he_normal_fan_out
+    padding: Padding = "symmetric"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        k, stored = self.kernel_size, param_dtype(self.dtype)
-        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), stored)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
-        if self.norm is None:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), stored)
-            return y + bias.astype(self.dtype)
-        return self.norm(dtype=self.dtype, name="norm")(y)
+        k = self.kernel_size
+        kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), param_dtype(self.dtype))
+        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        return normed(self, y)
+
+
+def normed(layer: Any, y: jax.Array) -> jax.Array:
+    """`y` [B, H, W, C] behind the norm of a compact `layer` with fields `norm` and `dtype`, or plus its bias."""
+    if layer.norm is None:
+        bias = layer.param("bias", nn.initializers.zeros, (y.shape[-1],), param_dtype(layer.dtype))
+        return y + bias.astype(layer.dtype)
+    return layer.norm(dtype=layer.dtype, name="norm")(y)
