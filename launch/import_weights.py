@@ -1,4 +1,4 @@
-"""Turn weights of detectron2, torchvision or diffusers into a model folder that training can start from.
+"""Turn weights of other libraries into a model folder that training can start from.
 
   python launch/import_weights.py --format=detectron2 --input=model_final.pkl --output=weights/coco
   python launch/import_weights.py --format=torchvision --input=fasterrcnn_resnet50_fpn_coco.pth --norm_eps=0 \\
@@ -6,14 +6,22 @@
   python launch/import_weights.py --format=torchvision --input=resnet50.pth --output=weights/imagenet
   python launch/train.py --config=configs/cem_real.py:paper --config.stages.real.init_from=weights/coco
 
+  python launch/import_weights.py --format=efficientnet_pytorch --model=efficientnet-lite0 \\
+      --input=efficientnet-lite0-57934424.pth --output=weights/lite0
+  python launch/import_weights.py --format=torchvision --model=efficientnet_b0 --input=efficientnet_b0.pth \\
+      --output=weights/b0
+  python launch/import_weights.py --format=timm --model=tf_efficientnet_b0.ns_jft_in1k --input=model.safetensors \\
+      --output=weights/b0
+
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-inpainting --output=weights/sd
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-v1-5 --inpainting --output=weights/sd
 
 Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet only: depth, norms, heads and
 classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
-text-to-image or inpainting. Pickles are read, never run, and PyTorch is not needed. What stands beside the weights in a
-checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is listed
-with its new name; one that is left over, missing or of another shape stops the import, and nothing is written.
+text-to-image or inpainting. Reads EfficientNets by the name that they have in their library (--model), which tells the
+conventions that tensors cannot. Pickles are read, never run, and PyTorch is not needed. What stands beside the weights
+in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is
+listed with its new name; one that is left over, missing or of another shape stops the import, and nothing is written.
 """
 
 from __future__ import annotations
@@ -25,8 +33,18 @@ from typing import Any
 import command_line
 from absl import flags
 
-FORMAT = flags.DEFINE_enum("format", None, ["detectron2", "torchvision", "diffusers"], "Whose names the tensors have.")
+FORMAT = flags.DEFINE_enum(
+    "format",
+    None,
+    ["detectron2", "torchvision", "diffusers", "timm", "efficientnet_pytorch"],
+    "Whose names the tensors have.",
+)
 INPUT = flags.DEFINE_string("input", None, "The weights file; of diffusers, the folder with model_index.json.")
+MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "Of a classifier: its name in the library, of timm with the tag of its weights: tf_efficientnet_b0.ns_jft_in1k",
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write: params.safetensors and model.json.")
 DEPTH = flags.DEFINE_integer("depth", None, "Layers of the ResNet. Default: inferred; else checked.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the file's classes, without background: mass,calcification")
@@ -51,15 +69,16 @@ VARIANT = flags.DEFINE_string(
     "Of diffusers: read the files with this word in their names, such as fp16, and the plain files of parts that have "
     "none. Default: the plain files, else fp16.",
 )
-_OF_DETECTORS = (DEPTH, CLASSES, DROP, SET, NORM_EPS)
+_OF_DETECTORS = (DEPTH, CLASSES, DROP, NORM_EPS)
 _OF_DIFFUSERS = (INPAINTING, VARIANT)
+CLASSIFIERS_ONLY = ("timm", "efficientnet_pytorch")
 
 
-def refuse(given: Sequence[flags.FlagHolder], file_format: str) -> None:
-    """Raise an error if a flag of the other formats is set: it would have no effect."""
+def refuse(given: Sequence[flags.FlagHolder], kind: str) -> None:
+    """Raise an error if a flag of another kind of weights is set: it would have no effect."""
     for flag in given:
         if flag.value != flag.default:
-            raise command_line.UserError(f"--{flag.name} is not for --format={file_format}", todo="leave it out")
+            raise command_line.UserError(f"--{flag.name} is not for {kind}", todo="leave it out")
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:
@@ -81,15 +100,22 @@ def main() -> None:
     path = command_line.required(INPUT, "model_final.pkl")
     output = command_line.required(OUTPUT, "weights/coco")
     if file_format == "diffusers":
-        refuse(_OF_DETECTORS, file_format)
+        refuse((*_OF_DETECTORS, SET, MODEL), f"--format={file_format}")
         from elk_jax.weights import stable_diffusion
 
         stable_diffusion.import_folder(
             path, output, inpainting=INPAINTING.value, variant=VARIANT.value, ignore=IGNORE.value
         )
         return
-    refuse(_OF_DIFFUSERS, file_format)
+    refuse(_OF_DIFFUSERS, f"--format={file_format}")
     changes = settings(SET.value)
+    if MODEL.value is not None or file_format in CLASSIFIERS_ONLY:
+        name = command_line.required(MODEL, "tf_efficientnet_b0.ns_jft_in1k")
+        refuse(_OF_DETECTORS, "classifiers (--model)")
+        from elk_jax.weights import classifiers
+
+        classifiers.import_file(path, file_format, name, output, changes=changes, ignore=IGNORE.value)
+        return
     if DEPTH.value is not None:
         changes["depth"] = DEPTH.value
     from elk_jax.weights import detectors

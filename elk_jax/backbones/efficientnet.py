@@ -4,13 +4,13 @@ Shapes: B batch, H W input size, C channels, Q classes. Stage s (1..7) is [B, ce
 2, 4, 8, 16, 16, 32, 32.
 
 Parameters: backbone/stem and backbone/stage{1..7}_{block}/{expand, depthwise, project} (kernel, norm/*), with
-squeeze-and-excitation also .../squeeze/{reduce, expand} (kernel, bias); head (kernel, norm/*); classifier (kernel, bias).
+squeeze-and-excitation also .../squeeze/{reduce, expand} (kernel, bias); head (kernel, norm/*); classifier (kernel,
+bias).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -236,9 +236,7 @@ class Backbone(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, shares: jax.Array | None = None) -> tuple[jax.Array, ...]:
         c = self.config
-        stem = ConvNorm(
-            stem_width(c), 3, 2, norm_of(c), padding=c.padding, dtype=jnp.dtype(c.dtype), name="stem"
-        )
+        stem = ConvNorm(stem_width(c), 3, 2, norm_of(c), padding=c.padding, dtype=jnp.dtype(c.dtype), name="stem")
         x = activate(c.activation, stem(image))
         outputs: dict[int, jax.Array] = {}
         for number, block in enumerate(blocks(c)):
@@ -355,7 +353,5 @@ def grey_stem(config: EfficientNetConfig, params: Params) -> tuple[EfficientNetC
         )
     kernel = params["backbone"]["stem"]["kernel"].sum(axis=2, keepdims=True)
     stem = {**params["backbone"]["stem"], "kernel": kernel}
-    one = EfficientNetConfig(
-        **{**vars(config), "pixel_mean": config.pixel_mean[:1], "pixel_std": config.pixel_std[:1]}
-    )
+    one = EfficientNetConfig(**{**vars(config), "pixel_mean": config.pixel_mean[:1], "pixel_std": config.pixel_std[:1]})
     return one, {**params, "backbone": {**params["backbone"], "stem": stem}}

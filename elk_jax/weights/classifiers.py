@@ -78,7 +78,8 @@ def import_file(
     console.print(name_table(imported.name_map))
     say(
         console,
-        f"{name} of {file_format}, {model.num_classes} classes: padding {model.padding}, norm epsilon {model.norm_eps:g}",
+        f"{name} of {file_format}, {model.num_classes} classes",
+        f"padding {model.padding}, norm epsilon {model.norm_eps:g}",
         f"input (image - {model.pixel_mean}) / {model.pixel_std}, for an image in [0, 1], red, green, blue",
         f"{count:,} parameters in {len(rows)} tensors; ignored {len(imported.name_map.ignored)}; "
         "nothing left over or missing",

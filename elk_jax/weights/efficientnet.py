@@ -35,7 +35,9 @@ def configure(tensors: Tensors, file_format: str, name: str, changes: Mapping[st
     if match is None or match[2] not in VARIANTS or (file_format != "timm" and (match[1] or match[3])):
         known = {"torchvision": "efficientnet_b0", "timm": "tf_efficientnet_b0.ns_jft_in1k"}
         todo = f"name it as in {known.get(file_format, 'efficientnet-lite0')}"
-        raise UserError(f"{file_format} has no EfficientNet '{name}' of the kinds read here", where="--model", todo=todo)
+        raise UserError(
+            f"{file_format} has no EfficientNet '{name}' of the kinds read here", where="--model", todo=todo
+        )
     head, classifier = _ENDS[file_format]
     settings: dict[str, Any] = {"head": f"{head[0]}.weight" in tensors, "num_classes": 0}
     if f"{classifier}.weight" in tensors:

@@ -148,3 +148,8 @@ def swin_tensors(shapes):
     """name -> array for name -> shape of a Swin transformer: vectors of weights are those of norms."""
     norms = {name.rpartition(".")[0] for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 1}
     return {name: tensor(name, tuple(shape), norms, [(r"", 0.7, False)]) for name, shape in shapes.items()}
+
+
+def efficientnet_images():
+    """Two colour images [2, 62, 45, 3] in [0, 1]."""
+    return uniform("efficientnet images", (2, 62, 45, 3), 0, 1)
