@@ -308,18 +308,19 @@ def features(
     rng: of stochastic depth; None, as in inference: there is none.
     """
     shares = None if rng is None else _shares(config, rng, len(images))
-    return Backbone(config).apply({"params": params["backbone"]}, normalise(config, images), shares)
+    stages: Any = Backbone(config).apply({"params": params["backbone"]}, normalise(config, images), shares)
+    return stages
 
 
 def logits(config: EfficientNetConfig, params: Params, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
     """Class logits [B, Q], float32 or wider, of images as in `features`. rng: of stochastic depth and dropout."""
     depth, drop = (None, None) if rng is None else jax.random.split(rng)
     last = features(config, params, images, depth)[-1]
-    pooled = EfficientNet(config).apply({"params": params}, last, method=EfficientNet.pooled)
+    pooled: Any = EfficientNet(config).apply({"params": params}, last, method=EfficientNet.pooled)
     if drop is not None:
         kept = jax.random.bernoulli(drop, 1 - config.dropout, pooled.shape)
         pooled = jnp.where(kept, pooled / (1 - config.dropout), 0)
-    found = EfficientNet(config).apply({"params": params}, pooled, method=lambda network, x: network.classifier(x))
+    found: Any = EfficientNet(config).apply({"params": params}, pooled, method=lambda network, x: network.classifier(x))
     return at_least_float32(found)
 
 
