@@ -6,7 +6,8 @@ T steps.
 Every step sums the gradients of a unit, clips the sum to `clip_norm`, adds the sums of all units, and adds noise of
 deviation `noise_multiplier * clip_norm` once. The number of units is public; what is private is which examples a unit
 has: a unit whose examples are removed adds nothing (zero-out adjacency), so that the sum moves by at most `clip_norm`.
-As every step reads all units, T steps have the epsilon of `accounting.gaussian_epsilon`, exactly.
+As every step reads all units, T steps have the epsilon of `accounting.gaussian_epsilon`, exactly; a private mean of
+the features may come first.
 """
 
 from __future__ import annotations
@@ -53,9 +54,49 @@ def clipped_sum(
     belongs = (units >= 0) & (units < num_units)
     terms = jnp.where(belongs[:, None], errors[:, None] * features, 0.0)
     gradients = jax.ops.segment_sum(terms, jnp.where(belongs, units, 0), num_units)
-    norms = jnp.linalg.norm(gradients, axis=1)
+    return _sum_of_clipped(gradients, clip_norm)
+
+
+@partial(jax.jit, static_argnames="num_units")
+def private_mean(
+    features: jax.Array,
+    units: jax.Array,
+    clip_norm: jax.Array | float,
+    noise_multiplier: jax.Array | float,
+    key: jax.Array,
+    *,
+    num_units: int,
+) -> jax.Array:
+    """Mean [D] over units of the mean features of a unit, each clipped, with noise of a SECRET key.
+
+    Public images centre features only roughly. What is left is one large direction that all examples share, in which a
+    head learns nothing, and which a unit's norm is spent on: subtract this mean. It is one more full batch in the
+    account: `split_noise` gives its noise. A
+    unit whose features are not finite adds nothing.
+    """
+    belongs = (units >= 0) & (units < num_units)
+    of_units = jnp.where(belongs, units, 0)
+    totals = jax.ops.segment_sum(jnp.where(belongs[:, None], features, 0.0), of_units, num_units)
+    counts = jax.ops.segment_sum(belongs.astype(features.dtype), of_units, num_units)
+    total = _sum_of_clipped(totals / jnp.maximum(counts, 1)[:, None], clip_norm)
+    noise = jax.random.normal(key, total.shape, jnp.float32)
+    return (total + noise_multiplier * clip_norm * noise) / num_units
+
+
+def _sum_of_clipped(vectors: jax.Array, clip_norm: jax.Array | float) -> jax.Array:
+    """[U, D] -> [D]; vectors that are not finite add nothing."""
+    norms = jnp.linalg.norm(vectors, axis=1)
     scales = jnp.where(norms > clip_norm, clip_norm / norms, 1.0)
-    return jnp.where(jnp.isfinite(norms)[:, None], gradients * scales[:, None], 0.0).sum(0)
+    return jnp.where(jnp.isfinite(norms)[:, None], vectors * scales[:, None], 0.0).sum(0)
+
+
+def split_noise(noise_multiplier: float, mean_share: float, steps: int) -> tuple[float, float]:
+    """Noise multipliers of a private mean and of each step, which together cost as much as one batch of the given one.
+
+    mean_share: of the budget 1 / noise_multiplier^2 that the mean gets, above 0 and below 1. Gaussian mechanisms
+    compose exactly: 1 / noise_multiplier^2 = 1 / mean^2 + steps / step^2 (Dong, Roth and Su 2022, corollary 3.3).
+    """
+    return noise_multiplier / mean_share**0.5, noise_multiplier * (steps / (1 - mean_share)) ** 0.5
 
 
 def gaussian_noise(key: jax.Array, step: jax.Array, size: int) -> jax.Array:

@@ -128,3 +128,35 @@ def test_the_noise_of_a_step_has_the_deviation_that_is_accounted_for():
     assert steps.std() == pytest.approx(multiplier * clip_norm, rel=3e-3)
     assert abs(steps.mean()) < 4 * multiplier * clip_norm / np.sqrt(2 * size)
     assert abs(np.corrcoef(steps)[0, 1]) < 4 / np.sqrt(size)
+
+
+def mean_of(data, clip_norm, multiplier=0.0, key=0):
+    features, _, units = data
+    return np.asarray(
+        head.private_mean(features, units, clip_norm, multiplier, jax.random.key(key), num_units=U)
+    )
+
+
+def test_a_private_mean_is_that_of_clipped_patients(data):
+    features, labels, units = data
+    means = [features[units == unit].mean(0) for unit in np.unique(units)]
+    for clip_norm in (0.5, 100.0):
+        expected = sum(mean * min(1, clip_norm / np.linalg.norm(mean)) for mean in means) / U
+        np.testing.assert_allclose(mean_of(data, clip_norm), expected, rtol=1e-4, atol=1e-6)
+    broken = features.copy()
+    broken[units == 3] = np.nan
+    without = mean_of((features, labels, np.where(units == 3, -1, units)), 0.5)
+    np.testing.assert_array_equal(mean_of((broken, labels, units), 0.5), without)
+    assert np.linalg.norm(without - mean_of(data, 0.5)) * U <= 0.5 * (1 + 1e-4)
+
+
+def test_the_noise_of_a_private_mean_has_its_deviation():
+    nobody = (jnp.zeros((1, 1_000_000)), None, jnp.full(1, -1))
+    assert mean_of(nobody, 0.5, 3.0).std() * U == pytest.approx(1.5, rel=3e-3)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.9])
+def test_a_mean_and_steps_cost_what_one_batch_costs(share):
+    mean, step = head.split_noise(3.0, share, 20)
+    assert 1 / mean**2 + 20 / step**2 == pytest.approx(1 / 3.0**2)
+    assert (1 / mean**2) / (1 / 3.0**2) == pytest.approx(share)
