@@ -12,16 +12,18 @@
       --output=weights/b0
   python launch/import_weights.py --format=timm --model=tf_efficientnet_b0.ns_jft_in1k --input=model.safetensors \\
       --output=weights/b0
+  python launch/import_weights.py --format=torchvision --model=swin_t --input=swin_t.pth --output=weights/swin_t
 
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-inpainting --output=weights/sd
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-v1-5 --inpainting --output=weights/sd
 
 Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet only: depth, norms, heads and
 classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
-text-to-image or inpainting. Reads EfficientNets by the name that they have in their library (--model), which tells the
-conventions that tensors cannot. Pickles are read, never run, and PyTorch is not needed. What stands beside the weights
-in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is
-listed with its new name; one that is left over, missing or of another shape stops the import, and nothing is written.
+text-to-image or inpainting. Reads EfficientNets and Swin transformers by the name that they have in their library
+(--model), which tells the conventions that tensors cannot. Pickles are read, never run, and PyTorch is not needed. What
+stands beside the weights in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged
+models. Every tensor is listed with its new name; one that is left over, missing or of another shape stops the import,
+and nothing is written.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from absl import flags
 FORMAT = flags.DEFINE_enum(
     "format",
     None,
-    ["detectron2", "torchvision", "diffusers", "timm", "efficientnet_pytorch"],
+    ["detectron2", "torchvision", "diffusers", "timm", "transformers", "efficientnet_pytorch"],
     "Whose names the tensors have.",
 )
 INPUT = flags.DEFINE_string("input", None, "The weights file; of diffusers, the folder with model_index.json.")
@@ -71,7 +73,7 @@ VARIANT = flags.DEFINE_string(
 )
 _OF_DETECTORS = (DEPTH, CLASSES, DROP, NORM_EPS)
 _OF_DIFFUSERS = (INPAINTING, VARIANT)
-CLASSIFIERS_ONLY = ("timm", "efficientnet_pytorch")
+CLASSIFIERS_ONLY = ("timm", "transformers", "efficientnet_pytorch")
 
 
 def refuse(given: Sequence[flags.FlagHolder], kind: str) -> None:

@@ -3,8 +3,8 @@
 Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^l), ceil(W/2^l), C]. In a block: h w
 size of the map, G windows of an image, T = window * window tokens of each, N heads, D channels of a head. Q classes.
 
-Parameters: patches, patches_norm, merge{3..5}/norm and /reduction, res{2..5}_{block}/norm1, /attention, /norm2, /mlp1
-and /mlp2.
+Parameters: backbone/patches, /patches_norm, /merge{3..5}/norm and /reduction, /res{2..5}_{block}/norm1, /attention,
+/norm2, /mlp1 and /mlp2; norm; hidden, where there is such a layer; classifier.
 Maps of any size are padded on the right and below: to whole patches, to whole windows, to pairs of tokens.
 """
 
@@ -21,10 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.backbones.conv import matrix_product
+from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import param_dtype
 from elk_jax.errors import UserError
-from elk_jax.fields import BELOW_ONE, AtLeast, Between, check
+from elk_jax.fields import BELOW_ONE, SIDE, AtLeast, Between, check
 from elk_jax.precision import at_least_float32
+
+Params = Any
 
 EPS = 1e-5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -40,6 +43,8 @@ class SwinConfig:
     patch: pixels of a token's side. window: tokens of a window's side. drop_path: share of dropped residual branches in
     the last block; it rises from 0 over the blocks. frozen_stages: how many of stem, C2, ..., C5 are not trained: no
     branch of them is dropped. remat: recompute the activations of blocks in the backward pass.
+    num_classes: Q; 0: no classifier. hidden: width of a layer before the class logits, with a leaky ReLU of slope 0.2;
+    0: they are linear. image_size: pixels along a side in the published training; any size can be computed.
     pixel_mean, pixel_std: of images in [0, 1]; their number is that of the input channels, and grey images are
     replicated to so many.
     """
@@ -54,6 +59,9 @@ class SwinConfig:
     drop_path: Annotated[float, BELOW_ONE] = 0.2
     frozen_stages: Annotated[int, Between(0, STAGES + 1)] = 0
     remat: bool = False
+    num_classes: Annotated[int, Between(0, 1 << 16)] = 1000
+    hidden: Annotated[int, AtLeast(0)] = 0
+    image_size: Annotated[int, SIDE] = 224
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     dtype: str = "float32"
@@ -75,31 +83,57 @@ class SwinConfig:
         return self.embed * 2**stage
 
 
-def tiny(**changes: Any) -> SwinConfig:
-    """Swin-T: 27,519,354 parameters without a head."""
-    return SwinConfig(**changes)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {"depths": (2, 2, 18, 2), "drop_path": 0.3},
+    "base": {"embed": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "drop_path": 0.5},
+}
 
 
-def small(**changes: Any) -> SwinConfig:
-    """Swin-S."""
-    return SwinConfig(**{"depths": (2, 2, 18, 2), "drop_path": 0.3, **changes})
+def named(variant: str, **changes: Any) -> SwinConfig:
+    """The published network `variant`, a key of VARIANTS, with `changes`. UserError for another name."""
+    if variant not in VARIANTS:
+        raise UserError(f"no Swin transformer '{variant}'", todo=f"choose one of {', '.join(VARIANTS)}")
+    return SwinConfig(**{**VARIANTS[variant], **changes})
 
 
-def base(**changes: Any) -> SwinConfig:
-    """Swin-B."""
-    return SwinConfig(**{"embed": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32), "drop_path": 0.5, **changes})
+def init(config: SwinConfig, rng: jax.Array) -> Params:
+    """Random parameters."""
+    return draw_params(Classifier(config), rng, jnp.zeros((1, 32, 32, len(config.pixel_mean))))
 
 
+@jax.named_scope("normalise")
 def normalise(config: SwinConfig, images: jax.Array) -> jax.Array:
-    """Images [B, H, W, 1 or more] in [0, 1] -> [B, H, W, input channels] in the compute type."""
-    mean, std = (jnp.asarray(values, jnp.float32) for values in (config.pixel_mean, config.pixel_std))
-    return ((at_least_float32(images) - mean) / std).astype(config.dtype)
+    """Images [B, H, W, C or 1] in [0, 1] -> network input [B, H, W, C]. Grey images are repeated over the channels."""
+    channels = len(config.pixel_mean)
+    if images.shape[-1] not in (1, channels):
+        raise UserError(f"images of {images.shape[-1]} channels", todo=f"give 1 or {channels} channels")
+    images = at_least_float32(images)
+    mean, std = (jnp.asarray(values, images.dtype) for values in (config.pixel_mean, config.pixel_std))
+    return (images - mean) / std
 
 
-def frozen(config: SwinConfig, prefix: str = "") -> tuple[str, ...]:
-    """Regular expressions of the parameters under `prefix` that are not trained."""
+def features(
+    config: SwinConfig, params: Params, images: jax.Array, rng: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+    """(C2, C3, C4, C5) of images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
+
+    rng: of the dropped residual branches; None drops none.
+    """
+    stages: Any = Swin(config).apply({"params": params["backbone"]}, normalise(config, images), rng)
+    return stages
+
+
+def logits(config: SwinConfig, params: Params, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+    """Class logits [B, Q], float32 or wider, of images as in `features`. rng: of the dropped residual branches."""
+    found: Any = Classifier(config).apply({"params": params}, normalise(config, images), rng)
+    return found
+
+
+def frozen(config: SwinConfig) -> tuple[str, ...]:
+    """Regular expressions of the parameters that are not trained."""
     names = ["patches|patches_norm", *(f"merge{stage}|res{stage}_\\d+" for stage in range(2, 2 + STAGES))]
-    return tuple(f"^{prefix}({name})/" for name in names[: config.frozen_stages])
+    return tuple(f"^backbone/({name})/" for name in names[: config.frozen_stages])
 
 
 class Swin(nn.Module):
@@ -113,6 +147,7 @@ class Swin(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, rng: jax.Array | None = None) -> tuple[jax.Array, ...]:
         config = self.config
+        image = image.astype(config.dtype)
         rates = np.linspace(0, config.drop_path, sum(config.depths))
         make_block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
         x = layer_norm(config, "patches_norm")(Patches(config, name="patches")(image))
@@ -285,19 +320,20 @@ def layer_norm(config: SwinConfig, name: str) -> nn.LayerNorm:
 
 
 class Classifier(nn.Module):
-    """Normalised image [B, H, W, C_in] -> class logits [B, Q] in float32 or wider, from the mean of C5 over its map.
+    """Network input [B, H, W, C_in] -> class logits [B, Q] in float32 or wider, from the mean of C5 over its map.
 
-    hidden: width of a layer before the logits, with a leaky ReLU of slope 0.2; 0: the logits are linear.
+    Without a classifier (num_classes 0) the means [B, C].
     """
 
     config: SwinConfig
-    classes: int
-    hidden: int = 0
 
     @nn.compact
     def __call__(self, image: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        x = Swin(self.config, name="backbone")(image, rng)[-1]
-        x = at_least_float32(layer_norm(self.config, "norm")(x)).mean((1, 2)).astype(self.config.dtype)
-        if self.hidden:
-            x = nn.leaky_relu(dense(self.config, self.hidden, name="hidden")(x), 0.2)
-        return at_least_float32(dense(self.config, self.classes, name="logits")(x))
+        config = self.config
+        x = Swin(config, name="backbone")(image, rng)[-1]
+        x = at_least_float32(layer_norm(config, "norm")(x)).mean((1, 2))
+        if not config.num_classes:
+            return x
+        if config.hidden:
+            x = nn.leaky_relu(dense(config, config.hidden, name="hidden")(x), 0.2)
+        return at_least_float32(dense(config, config.num_classes, name="classifier")(x))

@@ -149,6 +149,8 @@ def plan(
     shapes = list(recipes_own.training)
     if not every_shape:
         shapes = [max(shapes, key=lambda shape: sum(np.size(x) for x in recipes_own.training[shape].values()))]
+    if quick:
+        assumed += ("the least effort of the compiler: a training's own program needs less memory, moves fewer bytes",)
     planned: list[SlicePlan] = []
     for target, mesh in zip(found, meshed):
         compiler = _Compiler(experiment, chosen, make, target, mesh, quick, say)

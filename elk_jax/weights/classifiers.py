@@ -7,24 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from elk_jax import files
-from elk_jax.backbones.efficientnet import EfficientNetConfig, init
+from elk_jax.backbones.networks import NETWORKS, kinds
 from elk_jax.errors import UserError
+from elk_jax.fields import ByName
 from elk_jax.output import Console
-from elk_jax.weights import convert, efficientnet, model_folder, reading
+from elk_jax.weights import convert, efficientnet, model_folder, reading, swin
 from elk_jax.weights.detectors import Origin, name_table, say
+
+READERS = {"efficientnet": efficientnet.understand, "swin": swin.understand}
+"""By the word that stands in the names of a kind of network, in all libraries."""
 
 
 @dataclass(frozen=True)
 class ImportedClassifier:
     """The content of `model.json` of an import."""
 
-    architecture: Literal["efficientnet"]
-    model: EfficientNetConfig
+    architecture: str
+    model: Annotated[Any, ByName(kinds)]
     source: Origin
 
 
@@ -32,7 +36,7 @@ class Classifier(NamedTuple):
     """A classifier's weights: params (nested) and the model they fit."""
 
     params: model_folder.Params
-    model: EfficientNetConfig
+    model: Any
     name_map: convert.NameMap
 
 
@@ -48,14 +52,13 @@ def convert_tensors(
     changes: settings of the model, over the library's. ignore: see `convert.convert`. UserError where file and model do
     not agree in every tensor.
     """
-    tensors = convert.strip_wrappers(tensors)
-    if file_format not in efficientnet.FORMATS:
-        todo = f"choose one of {', '.join(efficientnet.FORMATS)}"
-        raise UserError(f"no classifiers are read in the format '{file_format}'", where="--format", todo=todo)
-    model = efficientnet.configure(tensors, file_format, name, changes or {})
+    kind = next((kind for kind in READERS if kind in name), None)
+    if kind is None:
+        todo = f"name it as the library does; there are {' and '.join(READERS)}"
+        raise UserError(f"'{name}' is not a kind of classifier that is read here", where="--model", todo=todo)
+    tensors, model, names = READERS[kind](convert.strip_wrappers(tensors), file_format, name, changes or {})
     convert.check_used(ignore, tensors, "--ignore")
-    shapes = model_folder.shapes_of(partial(init, model))
-    params, name_map = convert.convert(tensors, efficientnet.format_of(model, file_format), shapes, ignore=ignore)
+    params, name_map = convert.convert(tensors, names, _shapes(model), ignore=ignore)
     return Classifier(params, model, name_map)
 
 
@@ -90,12 +93,16 @@ def import_file(
     return imported
 
 
-def load(folder: str | os.PathLike) -> tuple[EfficientNetConfig, model_folder.Params]:
+def load(folder: str | os.PathLike) -> tuple[Any, model_folder.Params]:
     """The model and the parameters of an imported classifier. UserError for any other folder."""
     params, content = model_folder.load_params(folder)
-    if content.architecture != EfficientNetConfig.name:
+    if content.architecture not in NETWORKS:
         todo = "name a folder of launch/import_weights.py --model=..."
         raise UserError(f"the weights are of '{content.architecture}', not a classifier's", where=folder, todo=todo)
     model = content.build(ImportedClassifier).model
-    model_folder.check_fits(params, model_folder.shapes_of(partial(init, model)), folder)
+    model_folder.check_fits(params, _shapes(model), folder)
     return model, params
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return model_folder.shapes_of(partial(NETWORKS[model.name].init, model))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,6 +100,14 @@ class Foreign:
     preset: str
     settings: dict[str, Any]
     backbone_only: bool
+
+
+class Understood(NamedTuple):
+    """The file of a classifier: its tensors by uniform names, the settings of the model, the rules of its names."""
+
+    tensors: Tensors
+    model: Any
+    format: Format
 
 
 def layer(pattern: str, target: str, kernel: Layout) -> tuple[Rule, ...]:

@@ -14,7 +14,7 @@ from elk_jax import fields
 from elk_jax.backbones import efficientnet
 from elk_jax.backbones.efficientnet import VARIANTS, Block, EfficientNetConfig
 from elk_jax.errors import UserError
-from elk_jax.weights.convert import Format, Rule, layer, norm, oihw_to_hwio, out_in_to_in_out, sizes
+from elk_jax.weights.convert import Format, Rule, Understood, layer, norm, oihw_to_hwio, out_in_to_in_out, sizes
 from elk_jax.weights.reading import Tensors
 
 IGNORED = (r".*\.num_batches_tracked",)
@@ -24,6 +24,15 @@ _TAGS = {
     "imagenet": r"(ns_jft_|aa_|ra_|ra2_|ft_|sw_in12k_ft_)?in1k|sw_in12k",
 }
 """How images were normalised for the weights of timm, by the tag behind the model's name."""
+
+
+def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[str, Any]) -> Understood:
+    """The model of a file: `name` in the library `file_format`, with `changes`. UserError for others."""
+    if file_format not in FORMATS:
+        todo = f"choose one of {', '.join(FORMATS)}"
+        raise UserError(f"no EfficientNets are read in the format '{file_format}'", where="--format", todo=todo)
+    model = configure(tensors, file_format, name, changes)
+    return Understood(tensors, model, format_of(model, file_format))
 
 
 def configure(tensors: Tensors, file_format: str, name: str, changes: Mapping[str, Any]) -> EfficientNetConfig:

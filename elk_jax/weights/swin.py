@@ -1,42 +1,30 @@
-"""Names of Swin classifiers of torchvision, timm and Hugging Face transformers, recognised by themselves."""
+"""Names of the Swin transformers of torchvision, timm (and their authors), and Hugging Face transformers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from elk_jax.backbones.swin import IMAGENET_MEAN, IMAGENET_STD, STAGES
+from elk_jax import fields
+from elk_jax.backbones.swin import IMAGENET_MEAN, IMAGENET_STD, STAGES, SwinConfig
 from elk_jax.errors import UserError
 from elk_jax.weights.convert import (
     Format,
     Rule,
+    Understood,
     find,
     indices,
     layer,
     out_in_to_in_out,
     sizes,
-    strip_wrappers,
 )
 from elk_jax.weights.reading import Tensors
 
 IGNORED = (r".*relative_position_index", r".*attn_mask")
-
-
-class SwinFile(NamedTuple):
-    """A recognised file. settings: fields of SwinConfig that follow from the shapes. classes: 0 for one without a head.
-
-    library: torchvision, timm or transformers.
-    """
-
-    tensors: Tensors
-    format: Format
-    settings: dict[str, Any]
-    classes: int
-    library: str
 
 
 class Spelling(NamedTuple):
@@ -94,6 +82,7 @@ TRANSFORMERS = Spelling(
     norm="layernorm",
     head="classifier",
 )
+SPELLINGS = {"torchvision": TORCHVISION, "timm": TIMM, "transformers": TRANSFORMERS}
 RENAMED = {
     r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.": r"attention.\1_proj.",
     r"attention\.self\.relative_position_bias_table": TRANSFORMERS.position,
@@ -104,17 +93,23 @@ RENAMED = {
 """Names in the files of transformers before version 5, and since: the first that is found in a name."""
 
 
-def interpret(tensors: Tensors) -> SwinFile:
-    """Recognise the tensors of a file. UserError unless they are a Swin transformer in one of the known spellings."""
-    tensors = strip_wrappers(tensors)
-    library, spelling = "torchvision", TORCHVISION
-    if f"{TIMM.patches}.weight" in tensors:
-        newer = any(name.startswith(f"{TIMM.merge(STAGES - 1)}.") for name in tensors)
-        library, spelling = "timm", TIMM if newer else PUBLISHED
-    elif any(name.removeprefix("swin.").startswith("embeddings.") for name in tensors):
-        library, spelling = "transformers", TRANSFORMERS
+def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[str, Any]) -> Understood:
+    """The model of a file: `name` in the library `file_format`, with `changes`. Sizes and classes are the file's.
+
+    UserError unless the tensors are those of a Swin transformer in the spelling of the library.
+    """
+    if "swinv2" in name:
+        raise UserError("version 2 of Swin is another network", where="--model", todo="choose weights of version 1")
+    if file_format not in SPELLINGS:
+        todo = f"choose one of {', '.join(SPELLINGS)}"
+        raise UserError(f"no Swin transformers are read in the format '{file_format}'", where="--format", todo=todo)
+    spelling = SPELLINGS[file_format]
+    if file_format == "timm" and not any(name.startswith(f"{spelling.merge(STAGES - 1)}.") for name in tensors):
+        spelling = PUBLISHED
+    if file_format == "transformers":
         tensors = _joined({_renamed(name.removeprefix("swin.")): tensor for name, tensor in tensors.items()})
-    return SwinFile(tensors, Format(_rules(spelling), IGNORED), *_sizes(tensors, spelling), library)
+    model = fields.build(SwinConfig, {**vars(SwinConfig()), **_settings(tensors, spelling), **changes}, "model")
+    return Understood(tensors, model, Format(_rules(spelling), IGNORED, partial=False))
 
 
 def patches_to_rows(x: np.ndarray) -> np.ndarray:
@@ -122,14 +117,16 @@ def patches_to_rows(x: np.ndarray) -> np.ndarray:
     return x.transpose(2, 3, 1, 0).reshape(-1, len(x))
 
 
-def _sizes(tensors: Tensors, spelling: Spelling) -> tuple[dict[str, Any], int]:
+def _settings(tensors: Tensors, spelling: Spelling) -> dict[str, Any]:
     embed, channels, patch, _ = sizes(tensors, f"{spelling.patches}.weight", 4)
     blocks = [re.escape(spelling.block(stage)) for stage in range(STAGES)]
     depths = tuple(len(indices(tensors, rf"{block}\.(\d+)\..*")) for block in blocks)
     if not all(depths):
         raise UserError(f"the file has {list(depths)} blocks in four stages", todo="check --format and --input")
     tables = [sizes(tensors, f"{spelling.block(stage)}.0.{spelling.position}", 2) for stage in range(STAGES)]
+    head = f"{spelling.head}.weight"
     settings = {
+        "num_classes": len(find(tensors, head)) if head in tensors else 0,
         "embed": embed,
         "patch": patch,
         "depths": depths,
@@ -139,8 +136,7 @@ def _sizes(tensors: Tensors, spelling: Spelling) -> tuple[dict[str, Any], int]:
     }
     if channels == 1:
         settings |= {"pixel_mean": (sum(IMAGENET_MEAN) / 3,), "pixel_std": (sum(IMAGENET_STD) / 3,)}
-    head = f"{spelling.head}.weight"
-    return settings, len(find(tensors, head)) if head in tensors else 0
+    return settings
 
 
 def _rules(spelling: Spelling) -> tuple[Rule, ...]:
@@ -148,7 +144,7 @@ def _rules(spelling: Spelling) -> tuple[Rule, ...]:
         *layer(re.escape(spelling.patches), "backbone/patches/projection", patches_to_rows),
         *_norm(re.escape(spelling.patches_norm), "backbone/patches_norm"),
         *_norm(re.escape(spelling.norm), "norm"),
-        *layer(re.escape(spelling.head), "logits", out_in_to_in_out),
+        *layer(re.escape(spelling.head), "classifier", out_in_to_in_out),
     )
     for stage in range(STAGES):
         block, ours = rf"{re.escape(spelling.block(stage))}\.(\d+)\.", rf"backbone/res{stage + 2}_\1/"

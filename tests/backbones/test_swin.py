@@ -1,6 +1,7 @@
 """Swin transformers: sizes, windows, dropped branches. Their values: tests/weights/test_swin.py."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +13,27 @@ from elk_jax.backbones.swin import Classifier, Swin, SwinConfig
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 
-SMALL = {"embed": 8, "depths": (1, 2, 1, 1), "heads": (1, 2, 2, 4), "window": 3, "drop_path": 0.5}
+SMALL = {
+    "num_classes": 2, "hidden": 6, "embed": 8, "depths": (1, 2, 1, 1), "heads": (1, 2, 2, 4), "window": 3,
+    "drop_path": 0.5,
+}  # fmt: skip
 CONFIG = SwinConfig(**SMALL)
-RUN = jax.jit(Classifier(CONFIG, 2, hidden=6).apply)
+RUN = jax.jit(Classifier(CONFIG).apply)
 IMAGES = np.random.default_rng(0).normal(size=(2, 50, 36, 3)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(Classifier(CONFIG, 2, hidden=6).init)(jax.random.key(0), IMAGES)
+    return {"params": swin.init(CONFIG, jax.random.key(0))}
 
 
 @pytest.mark.parametrize(
-    "make, classes, count",  # torchvision's num_params; with 2 classes by hand: 768 * 998 + 998 fewer
-    [(swin.tiny, 1000, 28_288_354), (swin.tiny, 2, 27_520_892), (swin.small, 1000, 49_606_258),
-     (swin.base, 1000, 87_768_224)],
+    "variant, changes, count",  # torchvision's num_params; with 2 classes by hand: 768 * 998 + 998 fewer
+    [("tiny", {}, 28_288_354), ("tiny", {"num_classes": 2}, 27_520_892), ("small", {}, 49_606_258),
+     ("base", {}, 87_768_224)],
 )  # fmt: skip
-def test_parameter_counts(make, classes, count):
-    shapes = model_folder.shapes_of(lambda rng: Classifier(make(), classes).init(rng, jnp.zeros((1, 32, 32, 3))))
+def test_parameter_counts(variant, changes, count):
+    shapes = model_folder.shapes_of(partial(swin.init, swin.named(variant, **changes)))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
 
 
@@ -71,16 +75,16 @@ def test_branches_are_dropped_with_a_key_alone(params):
 
 def test_what_is_frozen_drops_nothing_and_is_named(params):
     config = SwinConfig(**SMALL, frozen_stages=5)
-    found = jax.jit(Classifier(config, 2, hidden=6).apply)(params, IMAGES, jax.random.key(1))
+    found = jax.jit(Classifier(config).apply)(params, IMAGES, jax.random.key(1))
     np.testing.assert_allclose(found, RUN(params, IMAGES), rtol=1e-5)
     names = model_folder.flatten(params["params"])
     for stages, left in ((0, {"patches", "res3", "res5"}), (3, {"merge4", "res4", "res5"}), (5, set())):
-        patterns = swin.frozen(SwinConfig(**SMALL, frozen_stages=stages), "backbone/")
+        patterns = swin.frozen(SwinConfig(**SMALL, frozen_stages=stages))
         trained = {name.split("/")[1].split("_")[0] for name in names if name.startswith("backbone/")} - {
             name.split("/")[1].split("_")[0] for name in names for pattern in patterns if re.search(pattern, name)
         }
         assert left <= trained and bool(trained) == bool(left)
-        assert not any(re.search(pattern, "logits/kernel") for pattern in patterns)
+        assert not any(re.search(pattern, "classifier/kernel") for pattern in patterns)
 
 
 def test_gradients_of_examples_sum_to_that_of_the_batch(params):
@@ -88,7 +92,7 @@ def test_gradients_of_examples_sum_to_that_of_the_batch(params):
     keys = jax.random.split(jax.random.key(2), 2)
 
     def loss(params, image, key, config=CONFIG):
-        return (Classifier(config, 2, hidden=6).apply(params, image[None], key) ** 2).sum()
+        return (Classifier(config).apply(params, image[None], key) ** 2).sum()
 
     one = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(params, IMAGES, keys)
     remat = SwinConfig(**SMALL, remat=True)
@@ -99,11 +103,16 @@ def test_gradients_of_examples_sum_to_that_of_the_batch(params):
     )
 
 
-def test_grey_images_are_replicated(params):
+def test_grey_images_are_repeated_over_the_channels():
     grey = np.random.default_rng(1).random((1, 16, 16, 1), np.float32)
     assert np.array_equal(swin.normalise(CONFIG, grey), swin.normalise(CONFIG, np.repeat(grey, 3, -1)))
     one = SwinConfig(**SMALL, pixel_mean=(0.5,), pixel_std=(0.25,), dtype="bfloat16")
-    assert swin.normalise(one, grey).shape == grey.shape and swin.normalise(one, grey).dtype == jnp.bfloat16
+    shapes = jax.eval_shape(partial(swin.init, one), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    assert jax.eval_shape(partial(swin.features, one), shapes, grey)[0].dtype == jnp.bfloat16
+    assert jax.eval_shape(partial(swin.logits, one), shapes, grey).dtype == jnp.float32
+    with refused("2 channels"):
+        swin.normalise(CONFIG, np.repeat(grey, 2, -1))
 
 
 @pytest.mark.parametrize(
@@ -114,3 +123,8 @@ def test_grey_images_are_replicated(params):
 def test_impossible_settings(changes, where):
     with refused(where=where):
         SwinConfig(**{**SMALL, **changes})
+
+
+def test_an_unknown_variant():
+    with refused("large", "tiny"):
+        swin.named("large")

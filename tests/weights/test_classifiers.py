@@ -73,7 +73,6 @@ def test_conventions_follow_from_the_name(library, name, expected):
         ("timm", "efficientnet_b0", "tag"),
         ("timm", "tf_efficientnet_b0.mine", "mine"),
         ("timm", "efficientnet_b9.in1k", "b9"),
-        ("torchvision", "resnet50", "resnet50"),
         ("torchvision", "tf_efficientnet_b0", "efficientnet_b0"),
     ],
 )

@@ -4,36 +4,33 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.backbones.swin import Classifier, SwinConfig
-from elk_jax.weights import convert, model_folder, swin
+from elk_jax.backbones import swin
+from elk_jax.backbones.swin import SwinConfig
+from elk_jax.weights import classifiers
 from tests.refusals import refused
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FACTS = json.loads((GOLDEN / "swin.json").read_text())
 
 
-def imported(tensors):
-    """(model, params, file)"""
-    file = swin.interpret(tensors)
-    model = Classifier(SwinConfig(**file.settings), file.classes)
-    shapes = model_folder.shapes_of(lambda rng: model.init(rng, jnp.zeros((1, 32, 32, 3)))["params"])
-    return model, convert.convert(file.tensors, file.format, shapes)[0], file
+NAMES = {"torchvision": "swin_t", "timm": "swin_tiny_patch4_window7_224.ms_in1k", "transformers": "swin-tiny"}
 
 
-@pytest.mark.parametrize("library", FACTS["sizes"])
+def imported(tensors, library):
+    return classifiers.convert_tensors(tensors, library, NAMES[library])
+
+
+@pytest.mark.parametrize("library", NAMES)
 def test_same_as_the_reference(library, seeded):
-    model, params, file = imported(seeded.swin_tensors(FACTS["shapes"][library]))
-    assert (file.library, file.classes) == (library, 5)
-    assert file.settings == {
-        "embed": 16, "patch": 4, "depths": (2,) * 4, "heads": (1, 2, 4, 8), "window": 4, "mlp_ratio": 4,
-    }  # fmt: skip
+    found = imported(seeded.swin_tensors(FACTS["shapes"][library]), library)
+    wanted = SwinConfig(embed=16, depths=(2,) * 4, heads=(1, 2, 4, 8), window=4, num_classes=5)
+    assert found.model == wanted and not found.name_map.ignored
     images = seeded.uniform("swin images", (2, *FACTS["sizes"][library], 3), -1, 1)
-    found = jax.jit(model.apply)({"params": params}, images)
-    np.testing.assert_allclose(found, np.load(GOLDEN / "swin.npz")[library], atol=1e-4)
+    logits = jax.jit(swin.Classifier(found.model).apply)({"params": found.params}, images)
+    np.testing.assert_allclose(logits, np.load(GOLDEN / "swin.npz")[library], atol=1e-4)
 
 
 OLDER = {
@@ -54,15 +51,26 @@ def written_otherwise(tensors, library):
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_names_of_earlier_versions(library, seeded):
     tensors = seeded.swin_tensors(FACTS["shapes"][library])
-    other = imported(written_otherwise(tensors, library))
-    assert jax.tree.all(jax.tree.map(np.array_equal, other[1], imported(tensors)[1]))
+    other = imported(written_otherwise(tensors, library), library)
+    assert jax.tree.all(jax.tree.map(np.array_equal, other.params, imported(tensors, library).params))
 
 
 def test_a_file_that_lacks_a_tensor_or_has_one_more(seeded):
     tensors = seeded.swin_tensors(FACTS["shapes"]["timm"])
-    with refused("", "norm/scale"):
-        imported({name: value for name, value in tensors.items() if name != "norm.weight"})
-    with refused("", "extra"):
-        imported(tensors | {"extra": np.zeros(3, np.float32)})
-    with refused("", "blocks"):
-        imported({name: value for name, value in tensors.items() if "layers.2." not in name})
+    with refused("norm/scale"):
+        imported({name: value for name, value in tensors.items() if name != "norm.weight"}, "timm")
+    with refused("extra"):
+        imported(tensors | {"extra": np.zeros(3, np.float32)}, "timm")
+    with refused("blocks"):
+        imported({name: value for name, value in tensors.items() if "layers.2." not in name}, "timm")
+    headless = imported({name: value for name, value in tensors.items() if not name.startswith("head.")}, "timm")
+    assert headless.model.num_classes == 0 and "classifier" not in headless.params
+
+
+@pytest.mark.parametrize(
+    "library, name, where",
+    [("timm", "swinv2_tiny", "--model"), ("timm", "vit_base", "--model"), ("detectron2", "swin_t", "--format")],
+)
+def test_other_networks_and_formats(library, name, where):
+    with refused(where=where):
+        classifiers.convert_tensors({}, library, name)
