@@ -81,9 +81,8 @@ def import_file(
     console.print(name_table(imported.name_map))
     say(
         console,
-        f"{name} of {file_format}, {model.num_classes} classes",
-        f"padding {model.padding}, norm epsilon {model.norm_eps:g}",
-        f"input (image - {model.pixel_mean}) / {model.pixel_std}, for an image in [0, 1], red, green, blue",
+        f"{name} of {file_format}, {model.num_classes} classes, published for {model.image_size} px",
+        f"input (image - {_digits(model.pixel_mean)}) / {_digits(model.pixel_std)}, for red, green, blue in [0, 1]",
         f"{count:,} parameters in {len(rows)} tensors; ignored {len(imported.name_map.ignored)}; "
         "nothing left over or missing",
     )
@@ -102,6 +101,10 @@ def load(folder: str | os.PathLike) -> tuple[Any, model_folder.Params]:
     model = content.build(ImportedClassifier).model
     model_folder.check_fits(params, _shapes(model), folder)
     return model, params
+
+
+def _digits(values: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from elk_jax.backbones import swin
 from elk_jax.backbones.swin import SwinConfig
+from elk_jax.output import Console
 from elk_jax.weights import classifiers
 from tests.refusals import refused
 
@@ -65,6 +67,17 @@ def test_a_file_that_lacks_a_tensor_or_has_one_more(seeded):
         imported({name: value for name, value in tensors.items() if "layers.2." not in name}, "timm")
     headless = imported({name: value for name, value in tensors.items() if not name.startswith("head.")}, "timm")
     assert headless.model.num_classes == 0 and "classifier" not in headless.params
+
+
+def test_a_model_folder(seeded, tmp_path):
+    tensors = seeded.swin_tensors(FACTS["shapes"]["timm"])
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    console = Console(quiet=True)
+    kept = classifiers.import_file(
+        tmp_path / "model.safetensors", "timm", NAMES["timm"], tmp_path / "swin", console=console
+    )
+    config, params = classifiers.load(tmp_path / "swin")
+    assert config == kept.model and jax.tree.all(jax.tree.map(np.array_equal, params, kept.params))
 
 
 @pytest.mark.parametrize(
