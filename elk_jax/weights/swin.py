@@ -98,7 +98,7 @@ def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[s
 
     UserError unless the tensors are those of a Swin transformer in the spelling of the library.
     """
-    if "swinv2" in name:
+    if re.search("swin_?v2", name):
         raise UserError("version 2 of Swin is another network", where="--model", todo="choose weights of version 1")
     if file_format not in SPELLINGS:
         todo = f"choose one of {', '.join(SPELLINGS)}"

@@ -82,8 +82,9 @@ def test_a_model_folder(seeded, tmp_path):
 
 @pytest.mark.parametrize(
     "library, name, where",
-    [("timm", "swinv2_tiny", "--model"), ("timm", "vit_base", "--model"), ("detectron2", "swin_t", "--format")],
-)
+    [("timm", "swinv2_tiny", "--model"), ("torchvision", "swin_v2_t", "--model"), ("timm", "vit_base", "--model"),
+     ("detectron2", "swin_t", "--format")],
+)  # fmt: skip
 def test_other_networks_and_formats(library, name, where):
     with refused(where=where):
         classifiers.convert_tensors({}, library, name)
