@@ -221,9 +221,14 @@ def described(hint: Any) -> str:
 
 def as_dict(settings: Any, where: str = "") -> dict[str, Any]:
     """A plain dict, of a ConfigDict too, whose sections stay what they are. UserError for what is not a mapping."""
-    if not isinstance(settings, Mapping) and not hasattr(settings, "items"):
+    if not _is_section(settings):
         raise UserError(f"{settings!r} is not a section of settings", where=where)
     return dict(settings.items())
+
+
+def _is_section(value: Any) -> bool:
+    """Whether a value is a mapping, or a ConfigDict, which is none."""
+    return isinstance(value, Mapping) or hasattr(value, "items")
 
 
 def _dotted(where: str, name: str) -> str:
@@ -239,14 +244,14 @@ def _built(hint: Any, value: Any, where: str, complete: bool) -> Any:
     kind, arguments = typing.get_origin(inner), typing.get_args(inner)
     if kind is tuple and arguments[1:] == (...,) and isinstance(value, list | tuple):
         return tuple(_built(arguments[0], one, f"{where}[{index}]", complete) for index, one in enumerate(value))
-    if kind is Mapping and isinstance(value, Mapping):
+    if kind is Mapping and _is_section(value):
         return {name: _built(arguments[1], one, _dotted(where, str(name)), complete) for name, one in value.items()}
     return _tuples(value)
 
 
 def _section(hint: Any, value: Any, where: str) -> type | None:
     """The dataclass that a field's value describes; None for a plain value."""
-    if not (isinstance(value, Mapping) or hasattr(value, "items")):
+    if not _is_section(value):
         return None
     if typing.get_origin(hint) is Annotated:
         hint, *limits = typing.get_args(hint)

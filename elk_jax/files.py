@@ -69,7 +69,12 @@ def check_name(path: str | os.PathLike) -> None:
         raise UserError(what, where=path, todo="give the file that it is named after a shorter name")
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+def write_private(path: str | os.PathLike, content: bytes) -> None:
+    """`write_bytes` of a file that nobody but its owner can read, at any time (mode 0600)."""
+    write_bytes(path, content, mode=0o600)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes, mode: int = 0o666) -> None:
     """Write a file atomically: a reader, or a crash, sees either the old content or the new one.
 
     No link is followed: one at `path` is replaced, and the temporary file has a name that nobody can foresee. What a
@@ -80,7 +85,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     temporary = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with open(os.open(temporary, flags, 0o666), "wb") as file:
+        with open(os.open(temporary, flags, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Evaluate a trained detector, or predictions made elsewhere, on a split of a data source.
+"""Evaluate a trained detector or classifier, or detections made elsewhere, on a split of a data source.
 
   python launch/evaluate.py --workdir=runs/cem_mixed --data=coco:/data/cem/cem.json --split=test
   python launch/evaluate.py --workdir=runs/cem_mixed --stage=real --data=tfds:/data/cem_tfds --split=test
@@ -8,6 +8,8 @@
 Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % interval over patients; operating points;
 false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table. With
 --against also the differences from another run on the same images, by a paired bootstrap: comparisons.json.
+Of a classifier: AUROC, average precision of both classes, operating points, calibration, and predictions.csv too; its
+images have one class each.
 The flags of the data source mean what config.data.NAME.FLAG means in the training: give the same values.
 """
 

@@ -9,7 +9,8 @@ the boxes that reach the threshold. Every frame of a multi-frame DICOM file (tom
 findings name it. docs/dicom.md says how files are read, and which are left out or refused.
 
 Without --threshold the pictures use the operating point of one false positive per image that the training chose on its
-validation split. With a translator: what launch/translate.py does.
+validation split. With a translator: what launch/translate.py does. With a classifier: predictions.json and
+predictions.csv, the probability of its positive class for every image.
 """
 
 from __future__ import annotations

@@ -22,6 +22,11 @@ def test_written_json_reads_back_and_leaves_no_other_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_private_file_is_its_owners_alone(tmp_path):
+    files.write_private(tmp_path / "a", b"secret")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600 and (tmp_path / "a").read_bytes() == b"secret"
+
+
 def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
     files.write_text(tmp_path / "a.txt", "old")
 

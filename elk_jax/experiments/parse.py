@@ -79,19 +79,21 @@ def _stage(name: str, settings: dict[str, Any]) -> Stage:
 
 
 def _add_recipe(recipes: dict[str, Any], stage: Stage, sections: Mapping[str, Any]) -> None:
-    name, kind = stage.recipe, TASKS[stage.task].recipe
+    name, kind = stage.recipe, kind_of(stage).recipe
     if not name and not type(stage).recipe:
         return
     if kind is None or name in OWN_SECTIONS or name not in sections:
         raise UserError(
             f"'{name}' is not a recipe of the configuration",
             where=f"config.stages.{stage.name}.recipe",
-            todo=f"name a section with the recipe of the task {stage.task}, such as '{type(stage).recipe}'",
+            todo=f"name a section with a recipe of the task {stage.task}, such as '{type(stage).recipe}'",
         )
     if name not in recipes:
         recipes[name] = fields.build(kind, sections[name], f"config.{name}")
     elif not isinstance(recipes[name], kind):
-        raise UserError(f"'{name}' is the recipe of another task too", where=f"config.stages.{stage.name}.recipe")
+        raise UserError(
+            f"'{name}' is the recipe of stages of another kind too", where=f"config.stages.{stage.name}.recipe"
+        )
 
 
 # ---- Names ---------------------------------------------------------------------------------------------------------

@@ -39,4 +39,4 @@ def _counts(summary: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """Counts by split."""
     if "data" not in summary:
         return {}
-    return summary["data"] if summary["kind"] == "train" else {summary["split"]: summary["data"]}
+    return {summary["split"]: summary["data"]} if "split" in summary else summary["data"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from elk_jax.errors import UserError
-from elk_jax.tasks import detection, inpainting, lesion_quality, translation
+from elk_jax.tasks import classification, detection, inpainting, lesion_quality, translation
 from elk_jax.tasks.task import Task
 from elk_jax.weights import model_folder
 
@@ -15,6 +15,7 @@ TASKS: dict[str, Task] = {
         lesion_quality.TASK,
         inpainting.TASK,
         translation.TASK,
+        classification.TASK,
     )
 }
 

@@ -67,13 +67,13 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(Stage):
-    """Train a model; leaves RUN/STAGE/model.
+    """Train a model step by step (train), or fit one at once, with nothing to resume (fit); leaves RUN/STAGE/model.
 
     train_on: data sources, mixed. validate_on: the source whose validation split chooses the checkpoint. init_from: an
     earlier train stage, or a model folder (of another run, or of launch/import_weights.py), to take the weights from.
     """
 
-    kind: Literal["train"] = "train"
+    kind: Literal["train", "fit"] = "train"
     train_on: Annotated[tuple[str, ...], NOT_EMPTY]
     validate_on: str
     init_from: str = ""

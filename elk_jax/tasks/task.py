@@ -48,6 +48,7 @@ class StageKind:
     stage runs; raises UserError for what only this task can see. needs_lesions: splits of the stage's data without a
     lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training data.
     workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for launch/plan.py.
+    recipe: the dataclass of the recipe that the stage names; None where it reads none.
     """
 
     settings: type
@@ -56,6 +57,7 @@ class StageKind:
     needs_lesions: tuple[str, ...] = ()
     learns_classes: bool = False
     workload: Callable[[Any, Any, int | None], Workload] | None = None
+    recipe: type | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Action:
 class Task:
     """Everything that the rest of elk_jax knows of a task.
 
-    name: in configurations. stages: by kind (train, synthesize, evaluate). report: (run, summaries of its finished
-    stages by name) -> its part of the page. recipe: the dataclass of its recipes; None where its stages read none.
+    name: in configurations. stages: by kind (train, fit, synthesize, evaluate). report: (run, summaries of its finished
+    stages by name) -> its part of the page.
     architectures: of its models, as model.json names them. model: what to call one in a message.
     evaluate, predict: what launch/evaluate.py and launch/predict.py do with its models; None where they do nothing.
     """
@@ -85,7 +87,6 @@ class Task:
     name: str
     stages: Mapping[str, StageKind]
     report: Callable[[Run, Mapping[str, Summary]], Part]
-    recipe: type | None = None
     architectures: tuple[str, ...] = ()
     model: str = "model"
     evaluate: Action | None = None

@@ -205,9 +205,8 @@ def report(run: Run, summaries: Mapping[str, Summary]) -> Part:
 
 TASK = Task(
     name="toy",
-    recipe=ToyRecipe,
     stages={
-        "train": StageKind(TrainToyStage, train, needs_lesions=("train",), workload=workload),
+        "train": StageKind(TrainToyStage, train, needs_lesions=("train",), workload=workload, recipe=ToyRecipe),
         "evaluate": StageKind(EvaluateToyStage, evaluate),
     },
     report=report,

@@ -19,7 +19,7 @@ from tests.refusals import refused
 
 PACKAGE = Path(__file__).resolve().parents[2] / "elk_jax"
 MODULES = {"recipe", "model", "train", "evaluate", "synthesize", "predict", "report", "page"}
-KINDS = {"train": TrainStage, "evaluate": EvaluateStage, "synthesize": SynthesizeStage}
+KINDS = {"train": TrainStage, "fit": TrainStage, "evaluate": EvaluateStage, "synthesize": SynthesizeStage}
 
 
 # ---- Packages ------------------------------------------------------------------------------------------------------
@@ -42,9 +42,9 @@ def test_the_stages_of_a_task_are_stages_of_its_kind_and_name(name):
         assert issubclass(stage.settings, KINDS[kind])
         fields = stage.settings.__dataclass_fields__
         assert (fields["kind"].default, fields["task"].default) == (kind, name)
-        assert bool(fields["recipe"].default) <= (task.recipe is not None)
-    assert task.recipe is None or issubclass(task.recipe, TrainingRecipe)
-    assert ("train" in task.stages) == bool(task.architectures)
+        assert bool(fields["recipe"].default) == (stage.recipe is not None)
+        assert kind != "train" or issubclass(stage.recipe, TrainingRecipe)
+    assert bool({"train", "fit"} & set(task.stages)) == bool(task.architectures)
 
 
 def test_a_model_folder_is_of_one_task():

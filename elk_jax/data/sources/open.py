@@ -15,6 +15,7 @@ from typing import Any, get_args
 from elk_jax.data.sources import checks, class_folders, coco, patients
 from elk_jax.data.sources.cleaning import clean_info, ignore_large
 from elk_jax.data.sources.phantom import open_phantom
+from elk_jax.data.sources.phantom_patches import open_phantom_patches
 from elk_jax.data.sources.source import CACHE_BYTES, ImageSource, cached, fewshot, subset, without_unreadable
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.data.sources.splits import draw_splits
@@ -43,6 +44,7 @@ KINDS = {
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
     "tfds": Kind(open_tfds),
     "phantom": Kind(open_phantom, in_memory=True),
+    "phantom_patches": Kind(open_phantom_patches, in_memory=True),
 }
 """By the word before the colon of `SourceSpec.spec`. A new kind of source is a line here."""
 

@@ -6,7 +6,6 @@ from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
     name="detection",
-    recipe=recipe.DetectionRecipe,
     stages={
         "train": StageKind(
             recipe.TrainDetectorStage,
@@ -15,8 +14,9 @@ TASK = Task(
             needs_lesions=("train",),
             learns_classes=True,
             workload=train.workload,
+            recipe=recipe.DetectionRecipe,
         ),
-        "evaluate": StageKind(recipe.EvaluateDetectorsStage, evaluate.evaluate),
+        "evaluate": StageKind(recipe.EvaluateDetectorsStage, evaluate.evaluate, recipe=recipe.DetectionRecipe),
     },
     report=report.part,
     architectures=tuple(DETECTORS),

@@ -5,7 +5,6 @@ from elk_jax.tasks.task import StageKind, Task
 
 TASK = Task(
     name="inpainting",
-    recipe=recipe.InpaintingRecipe,
     stages={
         "train": StageKind(
             recipe.TrainInpainterStage,
@@ -13,6 +12,7 @@ TASK = Task(
             train.check_start,
             needs_lesions=("train", "val"),
             workload=train.workload,
+            recipe=recipe.InpaintingRecipe,
         ),
         "synthesize": StageKind(recipe.PaintStage, synthesize.synthesize),
     },

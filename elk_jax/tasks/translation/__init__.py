@@ -5,10 +5,17 @@ from elk_jax.tasks.translation import evaluate, model, predict, recipe, report, 
 
 TASK = Task(
     name="translation",
-    recipe=recipe.TranslationRecipe,
     stages={
-        "train": StageKind(recipe.TrainTranslatorStage, train.train, train.check_pairs, workload=train.workload),
-        "evaluate": StageKind(recipe.EvaluateTranslatorsStage, evaluate.evaluate, train.check_pairs),
+        "train": StageKind(
+            recipe.TrainTranslatorStage,
+            train.train,
+            train.check_pairs,
+            workload=train.workload,
+            recipe=recipe.TranslationRecipe,
+        ),
+        "evaluate": StageKind(
+            recipe.EvaluateTranslatorsStage, evaluate.evaluate, train.check_pairs, recipe=recipe.TranslationRecipe
+        ),
     },
     report=report.part,
     architectures=(model.ARCHITECTURE,),

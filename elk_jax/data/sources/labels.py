@@ -1,0 +1,37 @@
+"""The class of a whole image, for tasks that classify images: that of its boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.errors import UserError
+
+
+def image_labels(source: ImageSource) -> np.ndarray:
+    """The class [N] int64 of every image: the one that all its boxes have; boxes to ignore do not count.
+
+    UserError that names the first image with boxes of several classes, or without a box.
+    """
+    labels = np.zeros(len(source), np.int64)
+    for position, info in enumerate(source.infos):
+        found = np.unique(info.labels[~info.ignore])
+        if len(found) != 1:
+            named = " and ".join(source.classes[label] for label in found)
+            what = f"the image has boxes of the classes {named}" if named else "the image has no box, and so no class"
+            where = f"{source.name}, image {info.image_id} ({info.file_name})"
+            todo = "give images of one class each, or choose them by `where`"
+            raise UserError(what, where=where, todo=todo)
+        labels[position] = found[0]
+    return labels
+
+
+def check_both_classes(labels: np.ndarray, source: ImageSource, split: str) -> None:
+    """UserError unless there are two classes, and images of both."""
+    if len(source.classes) != 2:
+        what = f"{len(source.classes)} classes: {', '.join(source.classes)}"
+        raise UserError(what, where=source.name, todo="give data with two classes")
+    missing = [name for label, name in enumerate(source.classes) if not (labels == label).any()]
+    if missing:
+        what = f"no image of the class {missing[0]} in the split '{split}'"
+        raise UserError(what, where=source.name, todo="check the split and which images are chosen (where)")

@@ -1,0 +1,315 @@
+"""A classifier as a folder: frozen features, their whitening by public images, and a linear head.
+
+Shapes: N images, S side of a patch, F features, D components of all kinds of features together, K heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.backbones import efficientnet
+from elk_jax.backbones.efficientnet import EfficientNetConfig
+from elk_jax.data import patches
+from elk_jax.data.sources.duplicates import pixel_hash
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.errors import UserError
+from elk_jax.evaluation.predictions import Predictions
+from elk_jax.evaluation.thresholds import OperatingPoint
+from elk_jax.features import network, scattering, store
+from elk_jax.features.whitening import Whitening, unit_norm, whiten
+from elk_jax.fields import ABOVE_ZERO, SHARE, SIDE, AtLeast
+from elk_jax.images.schema import ImageInfo
+from elk_jax.privacy.accounting import DELTA
+from elk_jax.progress import LONG, Progress, progress_bar
+from elk_jax.tasks.classification.recipe import Features, HeadRecipe, NetworkFeatures, ScatteringFeatures
+from elk_jax.training.model import Params
+from elk_jax.weights import classifiers, model_folder
+
+ARCHITECTURE = "linear_head"
+BATCH = 16
+"""Patches whose features are computed at once."""
+WHOLE_WINDOWS = 8
+"""Windows along a side whose mean are the scattering coefficients of a whole patch."""
+LAST = 3
+"""Stages of a network whose maps are taken where none are named."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What differential privacy promises of a head; it holds nothing of the data.
+
+    private: False where the noise is known. epsilon, delta: of mean and steps together. unit: whose data are protected.
+    noise_multiplier: of each of the steps; mean_noise: of the mean that is subtracted from the features first.
+    """
+
+    private: bool
+    epsilon: Annotated[float, ABOVE_ZERO]
+    delta: Annotated[float, DELTA]
+    unit: Literal["image", "patient"]
+    noise_multiplier: Annotated[float, ABOVE_ZERO]
+    mean_noise: Annotated[float, ABOVE_ZERO]
+    steps: Annotated[int, AtLeast(1)]
+    adjacency: Literal["zero-out"] = "zero-out"
+
+    def sentence(self) -> str:
+        """The promise in words, with what it leaves out."""
+        if not self.private:
+            return "Not private: the seed of the noise is known."
+        data = "all images of each patient" if self.unit == "patient" else "each image"
+        return (
+            f"The head protects {data} of the training data with epsilon {self.epsilon:.3g} at delta {self.delta:g} "
+            f"(adjacency: {self.adjacency}, a mean and {self.steps} full batches, exact). Not counted: the choice of "
+            "settings, further draws of the noise, other models of the same data, and the validation patients."
+        )
+
+
+class Network(NamedTuple):
+    """A frozen network: its configuration, its parameters, and a hash of these."""
+
+    config: EfficientNetConfig
+    params: Params
+    hash: str
+
+
+class Frozen(NamedTuple):
+    """All that features of patches follow from. centre: of the lesion; features, networks: by a name of one's own."""
+
+    size: int
+    centre: tuple[float, float]
+    features: Mapping[str, Any]
+    networks: Mapping[str, Network]
+
+    def only(self, names: Sequence[str]) -> Frozen:
+        """Some of the features."""
+        some = {name: self.features[name] for name in names}
+        return self._replace(features=some, networks={n: self.networks[n] for n in names if n in self.networks})
+
+
+def frozen(recipe: HeadRecipe) -> Frozen:
+    """The features that a recipe tries, with the weights of their networks. UserError for a folder without one."""
+    used = recipe.used()
+    networks = {name: _network(Path(one.weights)) for name, one in used.items() if isinstance(one, NetworkFeatures)}
+    return Frozen(recipe.size, recipe.centre, used, networks)
+
+
+def _network(folder: Path) -> Network:
+    config, params = classifiers.load(folder)
+    return Network(config, params, _hash(params))
+
+
+def _hash(params: Params) -> str:
+    digest = hashlib.sha256()
+    for name, leaf in sorted(model_folder.flatten(params).items()):
+        digest.update(f"{name} {np.shape(leaf)} ".encode() + np.ascontiguousarray(leaf, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+# ---- Features --------------------------------------------------------------------------------------------------------
+
+
+def hashes_of(images: np.ndarray) -> list[str]:
+    """The hash of every patch of [N, S, S, 1]."""
+    return [pixel_hash(image) for image in images]
+
+
+def frozen_features(parts: Frozen, images: np.ndarray, folder: Path | None = None) -> dict[str, np.ndarray]:
+    """Every kind of features [N, F] float32 of patches [N, S, S, 1] in [0, 1]; kept in `folder`, where one is given."""
+    compute = {name: partial(_compute, parts, name, images) for name in parts.features}
+    if folder is None:
+        return {name: work() for name, work in compute.items()}
+    hashes, found = hashes_of(images), {}
+    for name, work in compute.items():
+        trained = parts.networks.get(name)
+        settings = asdict(parts.features[name]) | {"weights": "", "size": parts.size, "centre": parts.centre}
+        if trained is not None:
+            settings |= {"network": asdict(trained.config), "input": parts.features[name].size}
+        key = store.key_of(settings, "" if trained is None else trained.hash, hashes)
+        found[name] = store.kept(folder, key, work)
+    return found
+
+
+def patches_of(source: ImageSource, size: int) -> np.ndarray:
+    """Every image of a source, scaled to a patch: [N, S, S, 1]."""
+    return patches.whole_images(source, size, progress_bar("  reading"))
+
+
+def _compute(parts: Frozen, name: str, images: np.ndarray) -> np.ndarray:
+    settings = parts.features[name]
+    if isinstance(settings, ScatteringFeatures):
+        return scattering_features(settings, images, parts.centre)
+    return network_features(settings, parts.networks[name], images, parts.centre)
+
+
+def scattering_features(settings: ScatteringFeatures, images: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
+    """Invariant log coefficients [N, F] of patches [N, S, S, 1]: of the whole patch, then under windows about `centre`.
+
+    Source: Bruna and Mallat 2013; the averages over the symmetries of the square are free (`scattering.invariants`).
+    """
+    size, scales = images.shape[1], settings.scales
+    bank = scattering.filters(size, size, scales, settings.orientations)
+    whole = (np.arange(WHOLE_WINDOWS) + 0.5) * size / WHOLE_WINDOWS - 0.5
+    grid = settings.spacing * (np.arange(settings.windows) - (settings.windows - 1) / 2)
+    rows, columns = (np.concatenate([whole, share * size - 0.5 + grid]) for share in centre)
+
+    @jax.jit
+    def of_batch(batch: jax.Array, bank: scattering.Filters) -> jax.Array:
+        found = scattering.coefficients(batch, bank, rows, columns, scales)
+        everywhere = [part[..., :WHOLE_WINDOWS, :WHOLE_WINDOWS].mean((-2, -1), keepdims=True) for part in found]
+        about = [part[..., WHOLE_WINDOWS:, WHOLE_WINDOWS:] for part in found]
+        logs = (
+            scattering.Coefficients(*(jnp.log(jnp.maximum(part, 0) + settings.floor) for part in parts))
+            for parts in (everywhere, about)
+        )
+        return jnp.concatenate([scattering.invariants(one) for one in logs], axis=-1)
+
+    found = []
+    with Progress("  scattering", len(images), unit="image", patience=LONG) as bar:
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH, ..., 0]
+            padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0)])
+            found.append(np.asarray(of_batch(padded, bank))[: len(batch)])
+            bar.update(start + len(batch))
+    return np.concatenate(found)
+
+
+def network_features(
+    settings: NetworkFeatures, trained: Network, images: np.ndarray, centre: tuple[float, float]
+) -> np.ndarray:
+    """Statistics [N, F] of a network's maps of patches [N, S, S, 1]; see `features.network`."""
+
+    def taps(batch: jax.Array) -> Sequence[jax.Array]:
+        shape = (len(batch), settings.size, settings.size, batch.shape[-1])
+        maps = efficientnet.features(trained.config, trained.params, jax.image.resize(batch, shape, "bilinear"))
+        return [maps[stage - 1] for stage in settings.stages] if settings.stages else maps[-LAST:]
+
+    window = network.Window(*centre, settings.deviation)
+    return np.concatenate(network.features(taps, images, window, batch_size=BATCH), axis=-1)
+
+
+def whitened(found: Mapping[str, np.ndarray], by: Mapping[str, Whitening]) -> np.ndarray:
+    """Features of every kind as one vector [N, D] for each image, in the order of `by`."""
+    return np.concatenate([whiten(found[name], one) for name, one in by.items()], axis=1).astype(np.float32)
+
+
+# ---- Head ------------------------------------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """Log odds of the positive class: inputs @ weights [D] + bias, where an input is a vector of whitened features less
+    `mean` [D], divided by its norm."""
+
+    mean: np.ndarray
+    weights: np.ndarray
+    bias: float
+
+    def inputs(self, features: np.ndarray) -> np.ndarray:
+        """Whitened features [N, D] -> [N, D]."""
+        return unit_norm(features - self.mean)
+
+
+def predictions(
+    head: Head,
+    features: np.ndarray,
+    infos: Sequence[ImageInfo],
+    labels: np.ndarray,
+    classes: Sequence[str],
+    positive: str,
+) -> Predictions:
+    """The probabilities of a head for whitened features [N, D] of images with labels [N]."""
+    odds = head.inputs(features).astype(np.float64) @ head.weights + head.bias
+    of_positive = 0.5 * (1 + np.tanh(odds / 2))
+    own = list(classes).index(positive)
+    columns = np.stack([of_positive if label == own else 1 - of_positive for label in range(2)], axis=1)
+    ids, patients = (tuple(getattr(info, name) for info in infos) for name in ("image_id", "patient_id"))
+    return Predictions(ids, patients, labels, columns, tuple(classes))
+
+
+# ---- Folder ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of `model.json`. features: without the places of their weights, which are in the folder.
+
+    networks: the configurations of the frozen networks, by the name of their features. promise: of a private head.
+    """
+
+    architecture: str
+    classes: tuple[str, str]
+    positive: str
+    size: Annotated[int, SIDE]
+    centre: tuple[Annotated[float, SHARE], Annotated[float, SHARE]]
+    features: Mapping[str, Features]
+    networks: Mapping[str, EfficientNetConfig]
+    operating_points: tuple[OperatingPoint, ...]
+    trained: model_folder.Training | None = None
+    promise: Promise | None = None
+
+    def __post_init__(self) -> None:
+        if self.positive not in self.classes:
+            raise UserError(f"no class '{self.positive}'", where="positive", todo="name one of the classes")
+
+
+class Trained(NamedTuple):
+    """A classifier's model folder, read. head: its weights are those of `whitening`, in the order of the features."""
+
+    parts: Frozen
+    whitening: Mapping[str, Whitening]
+    head: Head
+    description: Description
+
+
+def save(folder: Path, trained: Trained) -> None:
+    """Write a classifier's model folder."""
+    params = {
+        "head": {name: np.asarray(value) for name, value in trained.head._asdict().items()},
+        "whitening": {name: one._asdict() for name, one in trained.whitening.items()},
+        **(
+            {"networks": {name: one.params for name, one in trained.parts.networks.items()}}
+            if trained.parts.networks
+            else {}
+        ),
+    }
+    model_folder.save_params(folder, params, trained.description)
+
+
+def load(folder: Path) -> Trained:
+    """Read a classifier's model folder. UserError for a folder of another kind, and for parameters that do not fit."""
+    params, content = model_folder.load_params(folder)
+    if content.architecture != ARCHITECTURE:
+        todo = "name the model folder of a classification stage: RUN/STAGE/model"
+        raise UserError(f"a model of '{content.architecture}', not a classifier", where=folder, todo=todo)
+    description = content.build(Description)
+    _check_fits(params, description, folder)
+    own = {name: params["networks"][name] for name in description.networks}
+    networks = {name: Network(description.networks[name], one, _hash(one)) for name, one in own.items()}
+    parts = Frozen(description.size, description.centre, description.features, networks)
+    whitening = {name: Whitening(**params["whitening"][name]) for name in description.features}
+    head = Head(params["head"]["mean"], params["head"]["weights"], float(params["head"]["bias"]))
+    return Trained(parts, whitening, head, description)
+
+
+def _check_fits(params: Params, description: Description, folder: Path) -> None:
+    """UserError unless the parameters have the shapes that the description, and each other, ask for."""
+    flat = model_folder.flatten(params)
+    shapes: dict[str, tuple[int, ...]] = {}
+    total = 0
+    for name in description.features:
+        components = flat.get(f"whitening/{name}/components", np.zeros((0, 0)))
+        inner, outer = components.shape if components.ndim == 2 else (0, 0)
+        shapes |= {f"whitening/{name}/mean": (inner,), f"whitening/{name}/components": (inner, outer)}
+        total += outer
+    shapes |= {"head/mean": (total,), "head/weights": (total,), "head/bias": ()}
+    for name, config in description.networks.items():
+        own = model_folder.shapes_of(partial(efficientnet.init, config))
+        shapes |= {f"networks/{name}/{path}": shape for path, shape in own.items()}
+    model_folder.check_fits(params, shapes, folder)

@@ -1,0 +1,184 @@
+"""Report sections of classification, from plain data: the summaries of fits, evaluations, draws of the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from elk_jax.reporting import html
+from elk_jax.reporting.classification import (
+    Comparisons,
+    Evaluations,
+    classification_sections,
+    errors_section,
+    results_table,
+)
+from elk_jax.reporting.pictures import Picture
+from elk_jax.reporting.report import Section
+from elk_jax.reporting.run import Part
+from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
+
+MOST_COLUMNS = 2
+"""Models that have a column of their own in the terminal."""
+Published = tuple[str, float, float]
+"""Name of the work, epsilon (0: without privacy), AUROC."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation. title: "test split of patches". errors: pictures by model. draws: values of every draw of the
+    noise by model and metric. unnamed: no image names a patient."""
+
+    title: str
+    evaluations: Evaluations
+    comparisons: Comparisons
+    errors: Mapping[str, Sequence[Picture]]
+    draws: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    published: Sequence[Published] = ()
+    unnamed: bool = False
+
+
+@dataclass(frozen=True)
+class ClassificationRun:
+    """The content of a report on classification; empty parts are omitted. fitted: summaries of fit stages by name."""
+
+    evaluated: Sequence[Evaluated] = ()
+    fitted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def classification_part(run: ClassificationRun) -> Part:
+    """The report on classification: privacy, results against epsilon, metrics, errors, what is odd about the data."""
+    many, sections = len(run.evaluated) > 1, list[Section]()
+    if run.fitted:
+        sections.append(heads_section(run.fitted))
+    for one in run.evaluated:
+        known = {name: run.fitted[name] for name in one.evaluations if name in run.fitted}
+        found = [epsilon_section(one, known)] if known else []
+        found += classification_sections(one.evaluations, one.comparisons)
+        found += [_errors(name, one) for name in one.errors]
+        sections += [Section(f"{s.title}: {one.title}" if many else s.title, s.html, s.note) for s in found]
+    notes = data_notes(run)
+    if notes:
+        sections.append(Section("Notes on the data", "".join(html.paragraph(note) for note in notes)))
+    summary = " ".join(verdict(one) for one in run.evaluated)
+    return Part("Image classification", summary, _facts(run), sections)
+
+
+def verdict(one: Evaluated) -> str:
+    """The result in a sentence."""
+    values = ", ".join(f"{name} {html.number(found['auroc']['value'])}" for name, found in one.evaluations.items())
+    return f"AUROC on the {one.title}: {values}."
+
+
+def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
+    """What each head is, which settings the validation chose, and what is promised of it."""
+    rows, promises = [], {}
+    for index, (name, summary) in enumerate(fitted.items()):
+        cells = [
+            f"{html.swatch(index)}{html.text(name)}",
+            html.text(summary["protection"]),
+            html.text(summary["chosen"]),
+        ]
+        rows.append(html.row([*cells, mean_and_deviation(summary["auroc"])], numeric_from=3))
+        if summary["promise"]:
+            promises[name] = summary["promise"]
+    table = html.table(["Head", "Protection", "Chosen on the validation split", "AUROC there"], rows, numeric_from=3)
+    said = "".join(f"<p><b>{html.text(name)}</b>: {html.text(promise)}</p>" for name, promise in promises.items())
+    tried = max(summary["tried"] for summary in fitted.values())
+    public = next(iter(fitted.values()))["public"]
+    note = (
+        f"Logistic regression on frozen features, whitened by {public} public patches. {tried} settings were tried for "
+        "each head. The AUROC is that on which they were chosen, and so too good; ± is the standard deviation over "
+        "draws of the noise."
+    )
+    return Section("Heads", table + said, note)
+
+
+def epsilon_section(one: Evaluated, fitted: Mapping[str, Mapping[str, Any]]) -> Section:
+    """AUROC of every head beside its epsilon, its draws of the noise and published values at the same epsilon."""
+    names = list(dict.fromkeys(name for name, _, _ in one.published))
+    known = {(name, epsilon): value for name, epsilon, value in one.published}
+    rows = []
+    for index, (model, summary) in enumerate(fitted.items()):
+        cells = [f"{html.swatch(index)}{html.text(model)}", html.text(summary["protection"])]
+        cells.append(html.estimate_cell(one.evaluations[model]["auroc"]))
+        cells.append(mean_and_deviation(one.draws.get(model, {}).get("auroc", ())))
+        cells += [html.number(known.get((name, summary["epsilon"]))) for name in names]
+        rows.append(html.row(cells, numeric_from=2))
+    head = ["Head", "Protection", "AUROC of the model", "Mean over draws of the noise", *map(html.text, names)]
+    note = (
+        "The model is the first draw; the intervals are over patients and do not include the noise, the ± is the "
+        "standard deviation over draws of it. Only one draw may be published at this epsilon."
+    )
+    return Section("Privacy and accuracy", html.table(head, rows, numeric_from=2), note)
+
+
+def terminal_table(
+    evaluations: Evaluations, comparisons: Comparisons, draws: Mapping[str, Mapping[str, Sequence[float]]], title: str
+) -> Table:
+    """For the terminal: every metric of one or two models, else the main ones of each in a row."""
+    if len(evaluations) <= MOST_COLUMNS:
+        return results_table(evaluations, comparisons, title)
+    first = next(iter(evaluations))
+    positive, negative = evaluations[first]["positive"], evaluations[first]["negative"]
+    table = named_table(f"{title}, positive: {positive}", "")
+    columns = ["AUROC", "draws of the noise", f"precision {positive}", f"precision {negative}", "sens. at spec. 0.9"]
+    for words in (*columns, f"AUROC − {first}"):
+        table.add_column(words, justify="right")
+    for name, found in evaluations.items():
+        precision = found["average_precision"]
+        cells = [estimate_cell(found["auroc"]), _spread_text(draws.get(name, {}).get("auroc", ()))]
+        cells += [Text(html.number(precision[kind]["value"])) for kind in (positive, negative)]
+        cells += [Text(html.number(found["sensitivity_at_specificity"]["0.9"]["value"]))]
+        cells += [difference_cell(comparisons[name]["auroc"]) if name in comparisons else Text("")]
+        table.add_row(name_cell(name), *cells)
+    table.caption = "precision: average precision of the class as the positive one"
+    return table
+
+
+def _spread_text(values: Sequence[float]) -> Text:
+    if len(values) < 2:
+        return Text(html.ABSENT)
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    return Text(f"{mean:.3f} ± {deviation:.3f}")
+
+
+def data_notes(run: ClassificationRun) -> list[str]:
+    """What is odd about the data, each once. The images of a private training are not named."""
+    notes = [f"{note[:1].upper()}{note[1:]}." for summary in run.fitted.values() for note in summary["notes"]]
+    if any(one.unnamed for one in run.evaluated) or any(summary["unnamed"] for summary in run.fitted.values()):
+        notes.append("The images name no patient: each counts as one of its own, and the intervals are too narrow.")
+    if any(summary["withheld"] for summary in run.fitted.values()):
+        units = [f"{count} {unit}" for summary in run.fitted.values() for unit, count in summary["units"].items()]
+        notes.append(
+            f"Of the training data of private heads only the number of protected units is given: {units[0]}. Copies "
+            "among their images, and images that could not be read, are named in the terminal, not here."
+        )
+    return list(dict.fromkeys(notes))
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """'0.712 ± 0.015' with how many values below, as HTML; the value alone where there is one."""
+    if not len(values):
+        return html.ABSENT
+    mean = html.number(float(np.mean(values)))
+    if len(values) == 1:
+        return mean
+    deviation = html.number(float(np.std(values, ddof=1)))
+    return f'<b>{mean}</b> ± {deviation}<br><span class="range">{len(values)} draws</span>'
+
+
+def _errors(name: str, one: Evaluated) -> Section:
+    evaluation = one.evaluations[name]
+    threshold = evaluation["operating_points"][0]["threshold"]
+    return errors_section(name, one.errors[name], evaluation["positive"], threshold)
+
+
+def _facts(run: ClassificationRun) -> dict[str, str]:
+    private = sum(summary["protection"].startswith("epsilon") for summary in run.fitted.values())
+    return {"Private heads": f"{private} of {len(run.fitted)}"} if private else {}

@@ -1,0 +1,189 @@
+"""The settings of classification: frozen features and the head on them, and the stages that fit and evaluate it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from elk_jax.data.patches import Cutting
+from elk_jax.errors import UserError
+from elk_jax.evaluation.bootstrap import Resamples
+from elk_jax.evaluation.thresholds import rule_from_text
+from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SHARE, SIDE, AtLeast, ByName, Checked, Range
+from elk_jax.privacy.accounting import DELTA
+from elk_jax.randomness import Seed
+from elk_jax.tasks.stages import Data, EvaluateModelsStage, TrainStage
+
+DEVIATION = Range(0, 1, above=True)
+
+
+@dataclass(frozen=True)
+class ScatteringFeatures(Checked):
+    """Logarithms of scattering coefficients, the same for mirrored and turned patches: over the whole patch, and under
+    a square grid of windows about its centre.
+
+    scales, orientations: of the wavelets. windows: along a side of the grid. spacing: pixels between them. floor: is
+    added to a coefficient before the logarithm.
+    """
+
+    name: Literal["scattering"] = "scattering"
+    scales: Annotated[int, AtLeast(2)] = 5
+    orientations: Annotated[int, AtLeast(2)] = 8
+    windows: Annotated[int, AtLeast(1)] = 5
+    spacing: Annotated[float, ABOVE_ZERO] = 16.0
+    floor: Annotated[float, ABOVE_ZERO] = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.orientations % 2:
+            what = f"{self.orientations} orientations, between which turned patches fall"
+            raise UserError(what, where="orientations", todo="give an even number")
+
+
+@dataclass(frozen=True)
+class NetworkFeatures(Checked):
+    """Means and deviations of a frozen network's maps, over the whole patch and under a Gaussian about its centre.
+
+    weights: the model folder of a network (`launch/import_weights.py`); "": these features are not used. size: pixels
+    of a patch in the network. stages: whose maps are taken; () for the last three. deviation: of the Gaussian, as a
+    share of the patch.
+    """
+
+    name: Literal["network"] = "network"
+    weights: str = ""
+    size: Annotated[int, SIDE] = 224
+    stages: tuple[Annotated[int, AtLeast(1)], ...] = ()
+    deviation: Annotated[float, DEVIATION] = 0.15
+
+
+def feature_kinds() -> Mapping[str, type]:
+    """The kinds of frozen features, by name."""
+    return {"scattering": ScatteringFeatures, "network": NetworkFeatures}
+
+
+Features = Annotated[Any, ByName(feature_kinds)]
+
+
+@dataclass(frozen=True)
+class Search(Checked):
+    """The settings that are tried; those with the largest mean AUROC on the validation split are taken.
+
+    Every combination of all of them is tried, each with `draws` draws of the noise.
+    features: names of `features`, several joined by + (scattering+lite0). components: of each kind of features after
+    the whitening. learning_rates, steps, averaged: of the descent; averaged is the share of the last iterates whose
+    mean is taken. l2: weight decay.
+    """
+
+    features: Annotated[tuple[str, ...], NOT_EMPTY] = ("scattering",)
+    components: Annotated[tuple[Annotated[int, AtLeast(1)], ...], NOT_EMPTY] = (32, 48, 64)
+    learning_rates: Annotated[tuple[Annotated[float, ABOVE_ZERO], ...], NOT_EMPTY] = (20.0, 70.0, 200.0)
+    steps: Annotated[tuple[Annotated[int, AtLeast(1)], ...], NOT_EMPTY] = (30,)
+    averaged: Annotated[tuple[Annotated[float, BELOW_ONE], ...], NOT_EMPTY] = (0.5,)
+    l2: Annotated[tuple[Annotated[float, AtLeast(0)], ...], NOT_EMPTY] = (0.0,)
+    draws: Annotated[int, AtLeast(1)] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRecipe(Checked):
+    """How a head is fitted on frozen features, and evaluated.
+
+    size: pixels of a patch; images of another size are scaled. centre: row and column of the lesion, as shares of the
+    patch. cutting: of patches out of whole public images. features: by a name of one's own. search: what is tuned.
+    clip_norm: of a unit's gradient, for a private head; inputs have the norm 1. mean_clip: of the mean features of a
+    unit, over the root of their number, for their private mean. mean_share: of the budget, that this mean gets.
+    draws: heads that are fitted, each with noise of its own: the first is the model, the others show how much the noise
+    matters. positive: the class that scores speak for. rules: by which thresholds are chosen on the validation split;
+    the first is that of a diagnosis.
+    bootstrap: resamples of patients.
+    """
+
+    size: Annotated[int, SIDE] = 128
+    centre: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] = (0.5, 0.5)
+    cutting: Cutting = field(default_factory=Cutting)
+    features: Mapping[str, Features] = field(default_factory=lambda: {"scattering": ScatteringFeatures()})
+    search: Search = field(default_factory=Search)
+    clip_norm: Annotated[float, ABOVE_ZERO] = 0.5
+    mean_clip: Annotated[float, ABOVE_ZERO] = 1.2
+    mean_share: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
+    draws: Annotated[int, AtLeast(1)] = 10
+    positive: str = "malignant"
+    rules: Annotated[tuple[str, ...], NOT_EMPTY] = ("youden", "sensitivity:0.9", "specificity:0.9")
+    bootstrap: Resamples = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rule in self.rules:
+            try:
+                rule_from_text(rule)
+            except UserError as error:
+                raise UserError(error.what, where="rules", todo=error.todo) from error
+        for text in self.search.features:
+            for name in text.split("+"):
+                if name not in self.features:
+                    todo = f"choose from {', '.join(self.features)}, or join some by +"
+                    raise UserError(f"no features '{name}'", where="search.features", todo=todo)
+
+    def used(self) -> dict[str, Any]:
+        """The features that the search tries, by name; those of networks without weights are left out."""
+        wanted = {name for text in self.search.features for name in text.split("+")}
+        return {name: one for name, one in self.features.items() if name in wanted and is_there(one)}
+
+    def combinations(self) -> list[tuple[str, ...]]:
+        """Names of features that are tried together: those combinations all of whose features are there."""
+        used = self.used()
+        split = [tuple(text.split("+")) for text in self.search.features]
+        return [names for names in split if all(name in used for name in names)]
+
+
+def is_there(features: Any) -> bool:
+    """Whether features can be computed: a network needs weights."""
+    return not isinstance(features, NetworkFeatures) or bool(features.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitHeadStage(TrainStage):
+    """Fit a linear head on frozen features, privately or not; leaves RUN/STAGE/model.
+
+    public: data sources of other people's images, all their splits together: the features are whitened by them.
+    epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
+    a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
+    the head is not private.
+    """
+
+    kind: Literal["fit"] = "fit"
+    task: Literal["classification"] = "classification"
+    recipe: str = "head"
+    public: Annotated[tuple[str, ...], NOT_EMPTY]
+    epsilon: Annotated[float, AtLeast(0)] = 0.0
+    delta: Annotated[float, DELTA] = 1e-4
+    unit: Literal["image", "patient"] = "patient"
+    known_seed: Seed | None = None
+
+    def __post_init__(self) -> None:
+        if self.name and self.init_from:
+            raise UserError("a head starts from nothing", where="init_from", todo="leave it empty")
+        for name in self.public:
+            if self.is_private and name in self.train_on:
+                what = f"'{name}' is the training data, and the whitening would publish its statistics"
+                raise UserError(what, where="public", todo="name a data source of public images")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether noise protects the training data."""
+        return self.epsilon > 0
+
+    def data(self) -> tuple[Data, ...]:
+        return *super().data(), *(Data(name, "") for name in self.public)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateClassifiersStage(EvaluateModelsStage):
+    """Evaluate classifiers on one split, each compared with the first.
+
+    published: (name, epsilon, AUROC) of results to show beside those of this run; epsilon 0: without privacy.
+    """
+
+    task: Literal["classification"] = "classification"
+    recipe: str = "head"
+    published: tuple[tuple[str, float, float], ...] = ()
