@@ -5,7 +5,9 @@
                                                                               tiles of 128 px, a CPU or any GPU
   python launch/train.py --config=configs/bridge_le_to_cem.py:paper --config.data.pairs.spec=coco:data/tiles/tiles.json
                                                                               tiles of 512 px, a GPU
-The tiles come from data_prep/paired_tiles.py. Variants: tiny (tests), quick (default), small, paper.
+  python launch/train.py --config=configs/bridge_le_to_cem.py:private --config.bridge.privacy.epsilon=6
+                                                                              the patients of the tiles are protected
+The tiles come from data_prep/paired_tiles.py. Variants: tiny (tests), quick (default), small, paper; and private.
 """
 
 from configs import variants
@@ -18,12 +20,12 @@ PHANTOMS = {"tiny": (64, 32), "quick": (256, 200), "small": (512, 200), "paper":
 
 
 def get_config(variant=None):
-    size, _ = variants.parse(variant, ())
+    size, extras = variants.parse(variant, ("private",))
     pixels, count = PHANTOMS[size]
     return variants.experiment(
         "bridge_le_to_cem",
         data={"on_error": "stop", "pairs": SourceSpec(f"phantom:size={pixels},count={count},seed=2")},
-        bridge=bridge(size),
+        bridge=bridge(size, private="private" in extras),
         stages={
             "translator": TrainTranslatorStage(train_on=("pairs",), validate_on="pairs"),
             "evaluate": EvaluateTranslatorsStage(models=("translator",), on="pairs"),

@@ -13,6 +13,7 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
             faster than a ResNet-18 on a CPU
   medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
   double    two painted lesions for each real one (ELK's 200 %)
+  private   the training data are protected by differential privacy (elk_jax/privacy/settings.py)
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ class Purpose(Enum):
     PAIR_ORDER = 9, "epoch"
     PAIR_FLIPS = 10, "slot"
     REPORT_CLOSEUP = 12, "lesion"
+    PRIVATE_BATCH = 13, "batch"
+    PRIVATE_UNIT = 14, "batch", "unit"
     CANVAS_ORDER = 1, "epoch"
     PLACEMENT = 2, "lesion"
     # of a phantom data set

@@ -28,13 +28,13 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "detection": {"errors", "fields", "precision", "turns", "backbones"},
     "diffusion": {"errors", "fields", "precision", "images", "backbones"},
     "synthesis": COMMON,
-    "data": COMMON | {"synthesis"},
+    "data": COMMON | {"synthesis", "privacy"},
     "features": COMMON,
     "training": COMMON | {"privacy"},
     "privacy": COMMON,
     "programs": COMMON,
     "evaluation": COMMON,
-    "weights": COMMON | {"backbones", "detection", "diffusion"},
+    "weights": COMMON | {"backbones", "detection", "diffusion", "privacy"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}

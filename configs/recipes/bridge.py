@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from configs.variants import merge, settings
+from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.translation.recipe import TranslationRecipe
 from elk_jax.training.schedules import Constant
 
 
-def bridge(size: str) -> dict[str, Any]:
+def bridge(size: str, private: bool = False) -> dict[str, Any]:
     """The recipe of a translator."""
     changes = {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}
-    return merge(settings(TranslationRecipe()), changes[size])
+    recipe = merge(settings(TranslationRecipe()), changes[size])
+    return recipe | {"privacy": settings(Privacy(epsilon=8.0))} if private else recipe
 
 
 def tiny() -> dict[str, Any]:

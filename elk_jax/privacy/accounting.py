@@ -7,6 +7,8 @@ probability, independently of the others (Poisson sampling); with probability 1 
 Two data sets are adjacent if the contribution of one unit is zeroed out (Kairouz et al. 2021, arXiv:2103.00039,
 definition 1.1). The number of units is then public, and with it the sampling rate and the number of steps. Adding or
 removing a unit has the same figures; replacing one by another unit is a stronger promise, which is not made here.
+
+Libraries are imported where they count: every program knows the types of this module, and they take seconds.
 """
 
 from __future__ import annotations
@@ -18,9 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-import dp_accounting
 import numpy as np
-from scipy import optimize, stats
 
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, AtLeast, Checked, Range
@@ -97,6 +97,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float, steps: int = 1) -> f
     Balle and Wang 2018 (arXiv:1805.06530), theorem 8: delta = Phi(m/2 - e/m) - exp(e) Phi(-m/2 - e/m) with
     m = sqrt(steps) / noise_multiplier, since steps of the same noise compose to one of less noise.
     """
+    import dp_accounting
+
     _check(noise_multiplier=(noise_multiplier, ABOVE_ZERO), delta=(delta, DELTA), steps=(steps, AtLeast(1)))
     with np.errstate(divide="ignore"):  # log(0) where delta underflows
         return float(dp_accounting.get_epsilon_gaussian(noise_multiplier / math.sqrt(steps), delta))
@@ -104,6 +106,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float, steps: int = 1) -> f
 
 def gaussian_noise_multiplier(epsilon: float, delta: float, steps: int = 1) -> float:
     """The least noise with which `steps` full batches have `epsilon`: the inverse of `gaussian_epsilon`, exact."""
+    import dp_accounting
+
     _check(epsilon=(epsilon, ABOVE_ZERO), delta=(delta, DELTA), steps=(steps, AtLeast(1)))
     with np.errstate(divide="ignore"):
         return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * math.sqrt(steps)
@@ -163,6 +167,7 @@ def _noise(epsilon: float, delta: float, sampling_rate: float, steps: int, accou
 
 def _root(epsilon_of_noise: Callable[[float], float], epsilon: float, guess: float) -> float:
     """Noise with at most `epsilon`, which is a falling function of the noise, near its least."""
+    from scipy import optimize
 
     def excess(log_noise: float) -> float:
         return epsilon_of_noise(math.exp(log_noise)) - epsilon
@@ -191,6 +196,8 @@ def _renyi_epsilon(phases: Sequence[Phase], delta: float) -> float:
     The bound is a convex function of the order over order - 1, so that it has one minimum. No phase that is added
     moves it to a larger order.
     """
+    import dp_accounting
+    from scipy import optimize
 
     def epsilon(log_order: float) -> float:
         order = 1 + math.exp(log_order)
@@ -209,6 +216,8 @@ def _loss_epsilon(phases: Sequence[Phase], delta: float, interval: float) -> flo
 
     Doroshenko et al. 2022 (arXiv:2207.04380).
     """
+    import dp_accounting
+
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL  # zero-out
     accountant = dp_accounting.pld.PLDAccountant(relation, max(interval, _finest(phases)))
     for phase in phases:
@@ -224,6 +233,8 @@ def _interval(phases: Sequence[Phase], delta: float) -> float:
     The search starts from a coarse one, where many steps are nearly Gaussian: the grid adds interval^2 / 6 a step to
     the variance of the loss.
     """
+    from scipy import stats
+
     if delta < LEAST_DELTA:
         raise UserError(
             f"delta {delta:g} is too small for privacy loss distributions",

@@ -95,6 +95,25 @@ class TrainStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivateTrainStage(TrainStage):
+    """A train stage of a task that also trains privately, with `privacy` in its recipe.
+
+    public: data sources whose examples need no protection, such as synthetic ones. Their gradient is added to that of
+    `train_on`, weighted by `privacy.public_weight`.
+    """
+
+    public: tuple[str, ...] = ()
+
+    def data(self) -> tuple[Data, ...]:
+        *train, held_out = super().data()
+        return *train, *(Data(source, "train") for source in self.public), held_out
+
+    def origin(self) -> Origin:
+        sources, models = super().origin()
+        return Origin(sources + self.public, models)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SynthesizeStage(Stage):
     """Make images with a trained model: RUN/STAGE becomes the data source `stage:STAGE`.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import patients
+from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.run import Opened, Run
 from elk_jax.tasks.stages import TrainStage
@@ -21,7 +22,9 @@ from elk_jax.training.loop import Evaluation, Intervals, TrainResult
 from elk_jax.training.model import Model, Params
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.step.gradient import gradient
-from elk_jax.training.step.step import Step
+from elk_jax.training.step.private import private
+from elk_jax.training.step.separable import check_model
+from elk_jax.training.step.step import Protection, Step
 from elk_jax.weights import model_folder
 
 
@@ -40,15 +43,17 @@ def train(
     settings: Any,
     validation: Sequence[ImageInfo],
     buckets: int = 1,
+    protection: Protection | None = None,
 ) -> TrainResult:
     """Train a model by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
 
-    settings, validation: the model's configuration, for JSON, and the images that its checkpoints are chosen on; a
-    training is not resumed from a checkpoint of others.
+    protection: of a private training, whose batches are of units (`tasks.private.protected`). settings, validation: the
+    model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is not resumed from a
+    checkpoint of others.
     """
     try:
         return loop.train(
-            step_of(model, recipe, run.mesh, run.seed),
+            step_of(model, recipe, run.mesh, run.seed, protection),
             workdir=run.folder / stage.name,
             data_iterator=batches,
             total_steps=recipe.steps,
@@ -64,24 +69,46 @@ def train(
         batches.close()
 
 
-def step_of(model: Model, recipe: TrainingRecipe, mesh: jax.sharding.Mesh, seed: int) -> Step:
-    """The step by which a recipe trains a model."""
+def step_of(
+    model: Model, recipe: TrainingRecipe, mesh: jax.sharding.Mesh, seed: int, protection: Protection | None = None
+) -> Step:
+    """The step by which a recipe trains a model. UserError for a private recipe without protection."""
+    if protection is not None:
+        return private(model, recipe, protection, mesh, seed)
+    if recipe.privacy is not None:
+        check_model(model)
+        todo = "leave privacy out here, and where a task does not make batches of units"
+        what = "a private step needs the data, whose number of units sets its noise"
+        raise UserError(what, where="privacy", todo=todo)
     return gradient(model, recipe, mesh, seed)
 
 
 def kept_weights(
-    run: Run, stage: TrainStage, result: TrainResult, choose: Literal["best", "last"], data: Opened
+    run: Run,
+    stage: TrainStage,
+    result: TrainResult,
+    choose: Literal["best", "last"],
+    data: Opened,
+    protection: Protection | None = None,
+    public: Opened | None = None,
 ) -> tuple[Params, model_folder.Training]:
     """(the parameters that a train stage keeps, on the host; how they came about).
 
-    For all processes to call: each may hold a part of the parameters.
+    Of a private training what it promises is kept, and not its patients: whose data are in it is what it hides. Those
+    of its public data are kept. For all processes to call: each may hold a part of the parameters.
     """
     last = result.params, int(result.state.step)
     params, step = (result.best_params, result.best_step) if choose == "best" else last
-    seen = {patients.patient_hash(patient) for patient in patients.named(data.infos)} | data.seen_patients
+    open_data = [*([] if protection else [data]), *([] if public is None else [public])]
+    seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
+    seen = seen.union(data.seen_patients, *(one.seen_patients for one in open_data))
     if stage.init_from:
         seen |= model_folder.seen_patients(run.model_folder(stage.init_from))
-    trained = model_folder.Training(step, tuple(stage.train_on), stage.init_from, tuple(sorted(seen)))
+    promise = None
+    if protection is not None:
+        promise = protection.mechanism.statement(last[1], private=not protection.secret.known)
+    sources = stage.origin().sources
+    trained = model_folder.Training(step, sources, stage.init_from, tuple(sorted(seen)), promise)
     return meshes.on_host(params, run.mesh), trained
 
 

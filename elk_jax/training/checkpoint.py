@@ -39,6 +39,9 @@ SCORE = "score"
 
 ITEMS = ("params", "optimizer", "ema_params")
 
+SECRET = "secret"
+"""In `meta` of the checkpoints of a private training, as text."""
+
 HASHES = "sha256.json"
 MARK = "hashed"
 """In `meta` of the checkpoints that have HASHES; those of earlier versions have neither."""
@@ -50,12 +53,25 @@ class Checkpoints:
     """The checkpoints of one run: the last `keep` and the best one, by the metric given to `save`.
 
     Every process of a run makes one and calls its methods in the same order. Damaged ones are set aside first, by the
-    main process for all; UserError where no other is left. damaged: step -> what is wrong with it.
+    main process for all; UserError where no other is left. damaged: step -> what is wrong with it. secret: only the
+    owner of the files may read them.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 2, best_mode: Literal["max", "min"] = "max"):
-        self.folder = Path(folder).absolute()
-        found = _set_aside_damaged(files.make_folder(self.folder)) if jax.process_index() == 0 else {}
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int = 2,
+        best_mode: Literal["max", "min"] = "max",
+        secret: bool = False,
+    ):
+        self.folder, self._secret = Path(folder).absolute(), secret
+        found = {}
+        if jax.process_index() == 0:
+            files.make_folder(self.folder)
+            if secret:
+                _hide(self.folder)
+            found = _set_aside_damaged(self.folder)
         # for all processes what the main one found, which has renamed folders by then
         self.damaged = {int(step): reason for step, reason in json.loads(_gather(json.dumps(found))[0]).items()}
         self._saving = 0
@@ -115,6 +131,9 @@ class Checkpoints:
         """Called by Orbax in its own thread of the main process, when all is written but the last name."""
         partial = next(self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self.folder / str(self._saving))
         files.write_json(partial / HASHES, _hashes(partial))
+        if self._secret:
+            for path in (partial, *partial.rglob("*")):
+                _hide(path)
 
     def restore(self, target: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
         """(state, data state of this process, meta) of the last checkpoint.
@@ -191,6 +210,29 @@ def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None
         raise UserError(f"the checkpoint is damaged: {damage}", where=folder / str(step), todo=todo)
     params, ema_params = (_load_item(folder / str(step) / name) for name in ("params", "ema_params"))
     return TrainState(jnp.asarray(step, jnp.int32), params, None, ema_params)
+
+
+def kept_secret(folder: Path) -> tuple[str, Path] | None:
+    """(the secret of a private training, as text; where it was found), from the last checkpoint that can be read.
+
+    None without checkpoints, and where they are not those of a private training.
+    """
+    for step in reversed(_steps(folder) if folder.is_dir() else []):
+        place = folder / str(step) / "meta" / "metadata"
+        try:
+            found = files.read_object(place).get(SECRET)
+        except UserError:  # a damaged one, which `Checkpoints` sets aside
+            continue
+        return None if found is None else (found, place)
+    return None
+
+
+def _hide(path: Path) -> None:
+    """Let only the owner read a file or a folder."""
+    try:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    except OSError as error:
+        raise from_os_error(error, path) from error
 
 
 def find_damage(checkpoint: Path, items: Sequence[str] | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,10 +19,10 @@ from jax.sharding import Mesh
 from elk_jax.errors import UserError, is_out_of_memory
 from elk_jax.progress import Progress
 from elk_jax.training import mesh as meshes
-from elk_jax.training.checkpoint import Checkpoints, load_state, tree_difference
+from elk_jax.training.checkpoint import SECRET, Checkpoints, load_state, tree_difference
 from elk_jax.training.model import Params
 from elk_jax.training.state import TrainState
-from elk_jax.training.step.step import Step, fresh_params, fresh_shapes, on_mesh
+from elk_jax.training.step.step import Protection, Step, fresh_params, fresh_shapes, on_mesh
 from elk_jax.training.stopping import StopSignal
 from elk_jax.training.timing import Timer
 from elk_jax.training.window import Window
@@ -120,11 +121,13 @@ def train(
 
     # ---- State: (1) this run's last checkpoint, (2) the given weights, (3) fresh weights ----
     best_mode = "max" if evaluation is None else evaluation.best_mode
-    checkpoints = Checkpoints(workdir / "checkpoints", best_mode=best_mode)
+    protection = step.protection
+    checkpoints = Checkpoints(workdir / "checkpoints", best_mode=best_mode, secret=protection is not None)
     memory = Memory()
     if checkpoints.latest() is not None:
         state, data_state, meta = checkpoints.restore(program.state)
         check_identity(meta["identity"], identity, checkpoints.folder)
+        check_protection(meta, protection, int(state.step), checkpoints.folder)
         memory = Memory(**meta["memory"])
         checkpoints.check_kept(memory.best_step)
         data_iterator.set_state(data_state)
@@ -139,6 +142,9 @@ def train(
         state = program.init(params)
         del params
     start, seconds_before = int(state.step), memory.clock
+    wanted_steps = total_steps
+    if protection is not None:
+        total_steps = min(total_steps, protection.mechanism.steps)
 
     # ---- The loop ----
     writer = Writer(workdir, resume_step=start, tensorboard=tensorboard)
@@ -150,16 +156,16 @@ def train(
     due = 0  # the step whose log line still waits for its numbers: they are fetched while the next step runs
 
     def log(number: int) -> str:
-        scalars = window.take(number)
-        writer.write_scalars(
-            number,
-            {f"train/{k}": v for k, v in scalars.items()} | {f"time/{k}": v for k, v in timer.take().items()},
-        )
-        return f"loss {scalars['loss']:.4g}"
+        scalars, times = window.take(number), timer.take()
+        published = {f"train/{k}": v for k, v in scalars.items()}
+        if protection is None:  # the time of a step follows the size of its batch
+            published |= {f"time/{k}": v for k, v in times.items()}
+        writer.write_scalars(number, published)
+        return f"loss {scalars['loss']:.4g}" if "loss" in scalars else ""
 
     def save(number: int, metric: float | None) -> None:
         memory.clock, memory.window = timer.clock(), window.on_host()
-        meta = {"identity": identity, "memory": dataclasses.asdict(memory)}
+        meta = {"identity": identity, "memory": dataclasses.asdict(memory), **protected(protection, number)}
         checkpoints.save(number, state, data_iterator.get_state(), meta, metric)
 
     try:
@@ -168,6 +174,11 @@ def train(
                 bar.say(f"warning: the checkpoint of step {number} is damaged and set aside: {damage}")
             if start:
                 bar.say(f"resuming from the checkpoint of step {start}")
+            if total_steps < wanted_steps:
+                bar.say(f"the privacy budget allows {total_steps} of {wanted_steps} steps")
+            if protection is not None and checkpoints.latest() is None:
+                save(0, None)  # an attempt whose secret is lost would be paid for twice
+                checkpoints.wait()
             for number in range(start + 1, total_steps + 1):
                 last = number == total_steps
                 # 1. data
@@ -184,7 +195,7 @@ def train(
                 state, metrics = compiled[key](state, constants, placed)
                 window.add(number, metrics)
                 timer.count(len(jax.tree.leaves(placed)[0]))
-                in_flight.append(metrics["loss"])
+                in_flight.append(metrics["finite"])
                 if len(in_flight) > IN_FLIGHT:
                     in_flight.popleft().block_until_ready()
                 # 3. log, one step late
@@ -275,6 +286,29 @@ def check_identity(saved: Mapping[str, str], now: Mapping[str, str], where: Path
         if saved.get(key) != now.get(key):
             raise UserError(
                 f"the checkpoint was made with another {key}",
+                where=where,
+                todo="start in a new workdir, or go back to the settings that this one was started with",
+            )
+
+
+def protected(protection: Protection | None, number: int) -> dict[str, Any]:
+    """What a checkpoint of this step keeps of a protected training: entries of its meta."""
+    if protection is None:
+        return {}
+    ledger = protection.mechanism.ledger(number)
+    return {SECRET: protection.secret.text(), "ledger": ledger and dataclasses.asdict(ledger)}
+
+
+def check_protection(meta: Mapping[str, Any], protection: Protection | None, number: int, where: Path) -> None:
+    """Refuse to resume a protected training without protection, with another secret, or from another ledger.
+
+    A training has one sampling rate and one amount of noise: its budget was shown before it began.
+    """
+    wanted = json.loads(json.dumps(protected(protection, number)))
+    for name, words in ((SECRET, "another secret, or none"), ("ledger", "other settings of privacy")):
+        if meta.get(name) != wanted.get(name):
+            raise UserError(
+                f"the checkpoint was made with {words}",
                 where=where,
                 todo="start in a new workdir, or go back to the settings that this one was started with",
             )

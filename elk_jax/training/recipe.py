@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from elk_jax.errors import UserError
 from elk_jax.fields import BELOW_ONE, AtLeast
+from elk_jax.privacy.settings import Privacy
 from elk_jax.training import schedules
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import Schedule, WarmupCosine
@@ -19,7 +21,8 @@ class TrainingRecipe:
     """steps: updates of the whole training. accumulate: micro-batches that a batch is split into.
 
     ema_decay: of the smoothed parameters, which are then the ones that are evaluated and kept; 0 for none.
-    checkpoint_every, eval_every: in steps; 0: only at the end.
+    checkpoint_every, eval_every: in steps; 0: only at the end. privacy: of the training data; None: they are not
+    protected.
     """
 
     steps: Annotated[int, AtLeast(1)] = 300
@@ -30,6 +33,10 @@ class TrainingRecipe:
     log_every: Annotated[int, AtLeast(1)] = 10
     checkpoint_every: Annotated[int, AtLeast(0)] = 100
     eval_every: Annotated[int, AtLeast(0)] = 100
+    privacy: Privacy | None = None
 
     def __post_init__(self) -> None:
+        if self.privacy is not None and self.accumulate > 1:
+            todo = "set privacy.micro_batch, the units of a device at once, and leave accumulate at 1"
+            raise UserError(f"accumulate is {self.accumulate} in a private training", where="accumulate", todo=todo)
         schedules.build(self.schedule, self.steps)  # milestones in an order that only the number of steps shows

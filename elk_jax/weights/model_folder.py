@@ -25,6 +25,7 @@ import safetensors.numpy
 from elk_jax import fields, files
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.weights.reading import read_safetensors
 
 PARAMS = "params.safetensors"
@@ -47,13 +48,15 @@ class Training:
     """How weights came about: `trained` of model.json.
 
     step: of the training, the last or the best. on: names of its data sources. init_from: the weights it started from,
-    "" for random ones. patients: hashes (`data.sources.patients`) of all patients that the weights have seen.
+    "" for random ones. patients: hashes (`data.sources.patients`) of all patients that the weights have seen, but for
+    those of a private training. privacy: what that one promises.
     """
 
     step: Annotated[int, AtLeast(0)] = 0
     on: tuple[str, ...] = ()
     init_from: str = ""
     patients: tuple[str, ...] = ()
+    privacy: Statement | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +88,8 @@ class Content:
             return None
         with _within(self.file):
             known = _known(Training, trained) if not self.whole and isinstance(trained, Mapping) else trained
-            # users may take the patients out before they publish a model
-            given = {"patients": (), **known} if isinstance(known, Mapping) else known
+            # users may take the patients out before they publish a model; privacy came after other entries
+            given = {"patients": (), "privacy": None, **known} if isinstance(known, Mapping) else known
             return fields.build(Training, given, "trained", complete=self.whole)
 
     def build(self, kind: type[T], earlier: Mapping[str, Any] | None = None) -> T:
@@ -172,6 +175,12 @@ def kept_step(folder: Path, otherwise: int) -> int:
     """The training step, the last or the best, whose weights a model folder holds; `otherwise` without a folder."""
     trained = read(folder).training if (folder / CONFIG).is_file() else None
     return otherwise if trained is None else trained.step
+
+
+def promise(folder: Path) -> str:
+    """What a privately trained model promises to the patients of its training data, in words; "" for any other."""
+    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    return trained.privacy.sentence() if trained and trained.privacy else ""
 
 
 def find(workdir: Path, stage: str | None, architectures: Collection[str], called: str) -> Path:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from elk_jax.tasks.stages import Data, EvaluateModelsStage, EvaluateStage, Origin, SynthesizeStage, TrainStage
+from elk_jax.tasks.stages import (
+    Data,
+    EvaluateModelsStage,
+    EvaluateStage,
+    Origin,
+    PrivateTrainStage,
+    SynthesizeStage,
+    TrainStage,
+)
 from tests.refusals import refused
 
 WRITERS = {"painted": "lesions"}
@@ -20,6 +28,12 @@ def test_initial_weights_are_an_origin_of_a_training():
     stage = TrainStage(name="mixed", task="t", train_on=("real",), validate_on="real", init_from="weights/coco")
     assert stage.named_models() == {"init_from": "weights/coco"}
     assert stage.origin() == Origin(("real",), ("weights/coco",))
+
+
+def test_public_data_of_a_private_training_are_read_and_an_origin():
+    stage = PrivateTrainStage(name="t", task="t", train_on=("real",), public=("painted",), validate_on="real")
+    assert stage.data() == (Data("real", "train"), Data("painted", "train"), Data("real", "val"))
+    assert stage.origin() == Origin(("real", "painted"), ())
 
 
 def test_a_synthesis_goes_back_to_its_model():

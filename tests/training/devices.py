@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.privacy import secret as secrets
 from elk_jax.training import mesh as meshes
 from elk_jax.training.checkpoint import load_state
 from elk_jax.training.writer import read_metrics
@@ -37,6 +38,19 @@ def run(folder, mesh, dtype="float32", **data):
         log_every=1,
         checkpoint_every=3,
     )
+
+
+def run_privately(folder, mesh, **share):
+    """Train the toy by the private step, in float64. share: of this process."""
+    secret = secrets.known(1)
+    step = toy.private_step(toy.separable(jnp.float64, hidden=HIDDEN), secret, mesh, steps=STEPS)
+    batches = toy.unit_batches(secret, np.float64, lanes=mesh.size, **share)
+    return toy.train(folder, step, batches, mesh, steps=STEPS, log_every=1)
+
+
+def published(folder):
+    """Of a private training, by step: norm of the noisy gradient, and adaptive clip norm."""
+    return [[line["train/grad_norm"], line["train/clip_norm"]] for line in read_metrics(folder / "metrics.jsonl")]
 
 
 def losses(folder):
@@ -85,6 +99,14 @@ def eight_devices(out: Path) -> dict:
     shutil.rmtree(out / "moved" / "checkpoints" / str(STEPS))
     moved = run(out / "moved", layouts["one"], "float64")
     seen["difference"]["moved"] = largest_difference(host(moved.state), wanted)
+    seen["private"] = {}
+    for name, mesh in layouts.items():
+        got = host(run_privately(out / f"private-{name}", mesh).state)
+        wanted = got if name == "one" else wanted
+        seen["private"][name] = {
+            "published": published(out / f"private-{name}"),
+            "difference": largest_difference(got, wanted),
+        }
     jax.config.update("jax_enable_x64", False)
     return seen | {"collectives": per_image_stages(meshes.make_mesh(fsdp=2))}
 
@@ -125,6 +147,10 @@ def two_processes(out: Path, index: int, port: str) -> dict:
         jax.config.update("jax_enable_x64", dtype == "float64")
         run(out / dtype, meshes.make_mesh(), dtype, rows=rows)
         seen["losses"][dtype] = losses(out / dtype)
+    jax.config.update("jax_enable_x64", True)
+    run_privately(out / "private", meshes.make_mesh(), process_index=index, process_count=2)
+    seen["private"] = published(out / "private")
+    jax.config.update("jax_enable_x64", False)
 
     mesh = meshes.make_mesh(fsdp=4)
     large = np.arange(2.0 * meshes.SMALL, dtype=np.float32)

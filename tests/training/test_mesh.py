@@ -54,6 +54,14 @@ def test_eight_devices_follow_one(eight, layout, tolerance):
     assert eight["difference"][layout] < tolerance
 
 
+@pytest.mark.parametrize("layout", ["data", "fsdp"])
+def test_a_private_run_on_eight_devices_follows_one(eight, layout):
+    wanted, found = eight["private"]["one"], eight["private"][layout]
+    assert len(wanted["published"]) == 5
+    np.testing.assert_allclose(found["published"], wanted["published"], rtol=1e-7)
+    assert found["difference"] < 1e-7
+
+
 def test_a_run_of_eight_devices_is_finished_by_one(eight):
     assert eight["difference"]["moved"] < 1e-7
 
@@ -81,6 +89,10 @@ def test_per_image_stages_move_nothing_between_devices(eight):
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-7), ("float32", 1e-3)])
 def test_two_processes_follow_one(eight, two, dtype, tolerance):
     assert two["losses"][dtype] == pytest.approx(eight["losses"][f"{dtype}-one"], rel=tolerance)
+
+
+def test_a_private_run_of_two_processes_follows_one(eight, two):
+    np.testing.assert_allclose(two["private"], eight["private"]["one"]["published"], rtol=1e-7)
 
 
 def test_parameters_split_over_processes_come_back_whole(two):

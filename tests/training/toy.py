@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.data.batches import poisson
+from elk_jax.data.batches.stream import Reading, Stream
+from elk_jax.privacy.mechanism import Mechanism
+from elk_jax.privacy.secret import Secret
+from elk_jax.privacy.settings import Adaptive, Privacy
 from elk_jax.training import loop
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import Evaluation, Intervals, TrainResult
@@ -16,7 +21,8 @@ from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import WarmupMultistep
 from elk_jax.training.step.gradient import gradient
-from elk_jax.training.step.step import Step
+from elk_jax.training.step.private import private
+from elk_jax.training.step.step import Protection, Step
 
 FEATURES = 12
 
@@ -46,6 +52,51 @@ def model(dtype=jnp.float32, frozen: tuple[str, ...] = (), nan_at: int | None = 
         return fit + size, {"fit": fit, "size": size}
 
     return Model(init=init, loss=loss, predict=predict, per_example=False, frozen=frozen)
+
+
+def separable(dtype=jnp.float32, frozen: tuple[str, ...] = (), hidden: int = 32) -> Model:
+    """The toy whose loss is a mean over valid examples, each with its own noise."""
+    plain = model(dtype, frozen, hidden=hidden)
+
+    def loss(params, constants, batch, rng, map_images):
+        noise = jax.random.normal(rng, batch["y"].shape, batch["y"].dtype) * 0.1
+        errors = (plain.predict(params, constants, batch, map_images)["y"] - batch["y"] - noise) ** 2
+        mean = jnp.where(batch["valid"], errors[:, 0], 0).sum() / jnp.maximum(batch["valid"].sum(), 1)
+        return mean, {"fit": mean}
+
+    return dataclasses.replace(plain, loss=loss, per_example=True)
+
+
+UNITS, EXPECTED = 24, 6
+"""Units of the private toy, each of two examples, and how many of them a batch is expected to have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitExample:
+    """Number of an example, random numbers of its augmentation -> its arrays."""
+
+    dtype: type = np.float32
+
+    def __call__(self, index, rng):
+        x = np.random.default_rng(index).normal(size=FEATURES) + 0.01 * rng.normal(size=FEATURES)
+        return {"x": x.astype(self.dtype), "y": np.sin(x[:1]).astype(self.dtype)}
+
+
+def unit_batches(secret: Secret, dtype=np.float32, **options) -> Stream:
+    """The stream of a private training of the toy; options: of `poisson.private_batches`."""
+    members = tuple((2 * unit, 2 * unit + 1) for unit in range(UNITS))
+    example, rate = UnitExample(dtype), EXPECTED / UNITS
+    return poisson.private_batches(example, members, secret, rate, Reading(), images=2, **options)[0]
+
+
+ADAPTIVE = Adaptive(count_noise=0.5)
+
+
+def private_step(model: Model, secret: Secret, mesh, noise=1.0, allowed=1000, unit="patient", **changes) -> Step:
+    """A step with an adaptive clip norm. changes: of fields of `RECIPE`."""
+    privacy = Privacy(noise_multiplier=1.0, clipping=ADAPTIVE, unit=unit)
+    mechanism = Mechanism(privacy, UNITS, EXPECTED, noise, allowed)
+    return private(model, dataclasses.replace(RECIPE, **changes), Protection(mechanism, secret), mesh, seed=3)
 
 
 class Crash(Exception):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 
@@ -50,13 +50,14 @@ def train_pairs(
     pairs: Pairs, config: PairConfig, seed: int, process_index: int = 0, process_count: int = 1
 ) -> Stream[PairBatch]:
     """Endless batches: every pair once an epoch, in a new order, mirrored at random (both images alike)."""
-    example = _Training(pairs, config, seed, Shuffle(len(pairs), seed, Purpose.PAIR_ORDER))
-    make = Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
-    records = [
-        (info.image_id, info.file_name, str(info.meta.get(PARTNER, "")), window)
-        for info, (_, window) in zip(pairs.infos, pairs.places)
-    ]
-    return cast(Stream[PairBatch], Stream(make, digest(config, seed, records), config))
+    make = shuffled(pairs, config, seed, process_index, process_count)
+    return cast(Stream[PairBatch], Stream(make, digest(config, seed, records(pairs)), config))
+
+
+def shuffled(pairs: Pairs, config: PairConfig, seed: int, process_index: int = 0, process_count: int = 1) -> Stacked:
+    """Batch number -> the batch of `train_pairs`."""
+    example = _Training(Augmented(pairs, config), seed, Shuffle(len(pairs), seed, Purpose.PAIR_ORDER))
+    return Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
 
 
 def eval_pairs(pairs: Pairs, config: PairConfig, count: int = 0) -> Iterator[PairBatch]:
@@ -76,19 +77,36 @@ def blank_batch(batch_size: int, size: int) -> PairBatch:
     return cast(PairBatch, blank(shapes, index=np.int32, valid=bool) | {"valid": np.broadcast_to(True, numbers)})
 
 
+def records(pairs: Pairs) -> list[Any]:
+    """What tells the pairs from others, for JSON."""
+    return [
+        (info.image_id, info.file_name, str(info.meta.get(PARTNER, "")), window)
+        for info, (_, window) in zip(pairs.infos, pairs.places)
+    ]
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Number of a pair -> example, both images mirrored alike by the random numbers."""
+
+    pairs: Pairs
+    config: PairConfig
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        flip = random_flip(rng, self.config.horizontal_flip, self.config.vertical_flip)
+        return _example(self.pairs, index, flip)
+
+
 @dataclass(frozen=True)
 class _Training:
     """Slot -> example."""
 
-    pairs: Pairs
-    config: PairConfig
+    example: Augmented
     seed: int
     shuffle: Shuffle
 
     def __call__(self, slot: int) -> dict[str, np.ndarray]:
-        rng = generator(self.seed, Purpose.PAIR_FLIPS, slot)
-        flip = random_flip(rng, self.config.horizontal_flip, self.config.vertical_flip)
-        return _example(self.pairs, self.shuffle(slot), flip)
+        return self.example(self.shuffle(slot), generator(self.seed, Purpose.PAIR_FLIPS, slot))
 
 
 @dataclass(frozen=True)

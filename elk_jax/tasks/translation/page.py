@@ -52,6 +52,7 @@ class TranslationRun:
     progress: Sequence[Progress] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
 def translation_part(run: TranslationRun) -> Part:
@@ -67,7 +68,8 @@ def translation_part(run: TranslationRun) -> Part:
     if any(run.histories.values()):
         colours = {name: index for index, name in enumerate(run.histories)}
         sections.append(training_section(run.histories, run.chosen_steps, colours, "Translator training"))
-    return Part("Mammogram to CEM", " ".join(verdict(one) for one in run.evaluated), {}, sections)
+    promises = [f"{name}: {said}" if len(run.promises) > 1 else said for name, said in run.promises.items()]
+    return Part("Mammogram to CEM", " ".join([*map(verdict, run.evaluated), *promises]), {}, sections)
 
 
 def verdict(one: Evaluated) -> str:

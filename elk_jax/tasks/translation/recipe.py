@@ -13,7 +13,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.fields import BELOW_ONE, AtLeast, Checked, check
 from elk_jax.tasks.sampling import PixelNetwork
-from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
+from elk_jax.tasks.stages import EvaluateModelsStage, PrivateTrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Schedule, WarmupCosine
@@ -93,7 +93,7 @@ class TranslationRecipe(TrainingRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTranslatorStage(TrainStage):
+class TrainTranslatorStage(PrivateTrainStage):
     """Train a translator on pairs of the training split."""
 
     task: Literal["translation"] = "translation"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from elk_jax.data.batches import pairs as batches
 from elk_jax.data.batches.pairs import PairConfig
+from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import coco, pairs
 from elk_jax.data.sources.checks import check_files
 from elk_jax.data.sources.pairs import Pairs
@@ -18,13 +19,14 @@ from elk_jax.data.tiles import tile_windows
 from elk_jax.diffusion import translator
 from elk_jax.progress import progress_bar
 from elk_jax.spread import spread
-from elk_jax.tasks import sampling, training
+from elk_jax.tasks import private, sampling, training
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.stages import Stage
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.tasks.translation.model import Greys, Translator, describe, load, measure_greys, trainable
 from elk_jax.tasks.translation.recipe import TrainTranslatorStage, TranslationRecipe
 from elk_jax.training.model import Model, Params
+from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder
 
 SHOWN = 6
@@ -33,6 +35,8 @@ SHOWN = 6
 
 def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collection[str]) -> None:
     """Raise UserError where images have no partners, or are smaller than a tile. Decodes none, and draws no phantom."""
+    if isinstance(stage, TrainTranslatorStage):
+        private.check_public(stage, recipe)
     for source, split in stage.data():
         spec = run.spec(source)
         if spec.kind == "phantom" or source in run.experiment.writers:
@@ -71,18 +75,15 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
     config, settings = recipe.model.config(), recipe.pairs
     found = open_pairs(run, stage.train_on, "train", settings, config.size)
     validation = open_pairs(run, (stage.validate_on,), "val", settings, config.size)
-    host_batches = batches.train_pairs(found, settings, run.seed, jax.process_index(), jax.process_count())
     shown = list(batches.eval_pairs(validation, settings, recipe.validation_pairs))
-    parts = Translator(config, recipe.sampler, measure_greys(found))
+    # of its own pairs a private training publishes only how many units they have
+    parts = Translator(config, recipe.sampler, measure_greys(validation if recipe.privacy else found))
     shapes = jax.eval_shape(lambda rng: translator.init(config, rng), jax.random.key(0))
-    counts = summary(found)
-    run.say(
-        f"  train {counts['tiles']} tiles of {config.size} px from {counts['images']} images of {counts['patients']} "
-        f"patients, {counts['ignored_boxes']} ignored boxes; model {training.parameter_count(shapes):,} parameters"
-    )
+    model = trainable(parts, recipe.loss)
+    learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, model, found)
+    run.say(f"  tiles of {config.size} px; model {training.parameter_count(shapes):,} parameters")
 
     # ---- Train ---------------------------------------------------------------------------------------------------
-    model = trainable(parts, recipe.loss)
     initial = None
     if stage.init_from:
         folder = run.model_folder(stage.init_from)
@@ -96,7 +97,7 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
         stage,
         recipe,
         model,
-        host_batches,
+        learned.batches,
         initial=initial,
         evaluate=sampling.fixed_loss(model, shown, run.mesh),
         draw=_drawing(model, shown, run.seed, run.mesh),
@@ -104,18 +105,64 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
         best_mode="min",
         settings=asdict(config),
         validation=validation.infos,
+        protection=learned.protection,
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params, trained = training.kept_weights(run, stage, result, recipe.choose, found)
+    params, trained = training.kept_weights(
+        run, stage, result, recipe.choose, found, learned.protection, learned.public
+    )
     if run.is_main:
         model_folder.save_params(run.folder / stage.name / "model", params, describe(parts, trained))
     return {
         "kind": "train",
-        "data": {"train": counts, "validation": summary(validation)},
-        "skipped": skipped_images(found, validation),
+        "data": {**learned.counts, "validation": summary(validation)},
+        "skipped": skipped_images(*([] if learned.protection else [found]), validation),
         **training.outcome(result),
     }
+
+
+class Learned(NamedTuple):
+    """What a translator is trained on. counts: of what may be told, by what it is of. public: see PrivateTrainStage."""
+
+    batches: Stream
+    counts: dict[str, dict[str, int]]
+    protection: Protection | None = None
+    public: Pairs | None = None
+
+
+def _openly(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, model: Model, found: Pairs) -> Learned:
+    """Every pair once an epoch."""
+    counts = summary(found)
+    run.say(
+        f"  train {counts['tiles']} tiles from {counts['images']} images of {counts['patients']} patients, "
+        f"{counts['ignored_boxes']} ignored boxes"
+    )
+    stream = batches.train_pairs(found, recipe.pairs, run.seed, jax.process_index(), jax.process_count())
+    return Learned(stream, {"train": counts})
+
+
+def _privately(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, model: Model, found: Pairs) -> Learned:
+    """Batches of units, with public pairs beside them where there are some."""
+    settings, public, make, counts = recipe.pairs, None, None, {}
+    identity = [batches.records(found)]
+    if stage.public:
+        public = open_pairs(run, stage.public, "train", settings, recipe.model.size)
+        make = batches.shuffled(public, settings, run.seed, jax.process_index(), jax.process_count())
+        counts, identity = {"public": summary(public)}, [*identity, batches.records(public)]
+    stream, protection = private.protected(
+        run,
+        stage,
+        recipe,
+        model,
+        example=batches.Augmented(found, settings),
+        infos=found.infos,
+        batch_size=settings.batch_size,
+        reading=settings,
+        public=make,
+        identity=identity,
+    )
+    return Learned(stream, {"train": {"units": protection.mechanism.units}, **counts}, protection, public)
 
 
 def workload(stage: TrainTranslatorStage, recipe: TranslationRecipe, batch_size: int | None) -> Workload:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from elk_jax.training import mesh as meshes
-from elk_jax.training import optimizer as optimizers
-from elk_jax.training import schedules
 from elk_jax.training import state as states
 from elk_jax.training.model import Batch, Constants, Metrics, Model, Params
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.state import TrainState
+from elk_jax.training.step.descent import descent
 from elk_jax.training.step.step import Step
 
 
@@ -36,15 +32,12 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
     parameters; `update` raises one, while it is traced, for a batch that does not divide over micro-batches and
     devices.
     """
-    abstract_params = jax.eval_shape(model.init, jax.random.key(seed))
-    rate = schedules.build(recipe.schedule, recipe.steps)
-    trainable = optimizers.trainable_mask(abstract_params, recipe.optimizer, model.frozen)
-    tx = optimizers.build(recipe.optimizer, rate, abstract_params, model.frozen)
+    down = descent(model, recipe)
     map_images = meshes.shard_map_images(mesh)
 
     def gradient(params: Params, constants: Constants, batch: Batch, rng: jax.Array):
         def objective(params):
-            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trainable)
+            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, down.trainable)
             value, terms = model.loss(params, constants, batch, rng, map_images)
             return value, {**terms, "loss": value}
 
@@ -71,27 +64,13 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         compute = gradient if recipe.accumulate == 1 else accumulated_gradient
         grads, metrics = compute(state.params, constants, batch, rng)
-        with jax.named_scope("optimizer"):
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if recipe.ema_decay:
-            with jax.named_scope("ema"):
-                ema_params = states.update_ema(ema_params, params, state.step, recipe.ema_decay)
-        with jax.named_scope("optimizer"):  # the compiler computes the norms while it updates
-            grad_norm = optax.tree.norm(grads)
-            metrics = metrics | {
-                "grad_norm": grad_norm,
-                "param_norm": optax.tree.norm(select(params, trainable)),
-                "update_norm": optax.tree.norm(updates),
-                "finite": (jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)).astype(jnp.int32),
-                "learning_rate": jnp.asarray(rate(state.step)),
-            }
-        return TrainState(state.step + 1, params, opt_state, ema_params), metrics
+        state, norms = down.update(state, grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms["grad_norm"])
+        return state, metrics | norms | {"finite": finite.astype(jnp.int32)}
 
     return Step(
         fresh=model.init,
-        init=lambda params: states.create(params, tx, ema=bool(recipe.ema_decay)),
+        init=down.init,
         update=update,
         evaluation_params=states.evaluation_params,
         constants=model.constants,
@@ -103,8 +82,3 @@ def split_batch(x: jax.Array, parts: int) -> jax.Array:
     """[B, ...] -> [parts, B / parts, ...]. Example i goes to part i % parts: on a batch that is sharded along B every
     device keeps its own examples."""
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-
-
-def select(params: Any, mask: Any) -> list[Any]:
-    """The leaves where mask is True."""
-    return [p for p, keep in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True) if keep]

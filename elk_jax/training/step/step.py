@@ -9,9 +9,23 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from elk_jax.privacy.mechanism import Mechanism
+from elk_jax.privacy.secret import Secret
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Batch, Constants, Metrics, Params
 from elk_jax.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How a step protects the data that it is trained on.
+
+    The loop makes no more than `mechanism.steps` updates, and keeps the ledger and the secret in its checkpoints, which
+    only their owner may read. It publishes what the metrics have, and no times, which follow the sizes of batches.
+    """
+
+    mechanism: Mechanism
+    secret: Secret
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +39,7 @@ class Step:
     evaluation_params: state -> the params that are evaluated and shipped. It reads only `params` and `ema_params`.
     constants: arrays for `update` that no state holds, so no checkpoint and no result either.
     seed:      of `fresh` params.
+    protection: of the training data; None where they are not protected.
     """
 
     fresh: Callable[[jax.Array], Params]
@@ -33,6 +48,7 @@ class Step:
     evaluation_params: Callable[[TrainState], Params]
     constants: Constants = field(default_factory=dict)
     seed: int = 0
+    protection: Protection | None = None
 
 
 class Program(NamedTuple):

@@ -1,0 +1,125 @@
+"""The numbers of one private training: sampling rate, noise, how many steps its budget allows, and what it promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elk_jax.errors import UserError
+from elk_jax.privacy import accounting
+from elk_jax.privacy.accounting import Accountant, Ledger, Phase
+from elk_jax.privacy.settings import Adaptive, Privacy
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """Every step draws each of `units` with the probability `sampling_rate`, and adds noise to the clipped sum.
+
+    batch_size: expected units of a batch. noise_multiplier: standard deviation of the noise of a step over what one
+    unit can change. steps: that are allowed.
+    """
+
+    privacy: Privacy
+    units: int
+    batch_size: int
+    noise_multiplier: float
+    steps: int
+
+    @property
+    def sampling_rate(self) -> float:
+        return self.batch_size / self.units
+
+    @property
+    def gradient_noise(self) -> float:
+        """The noise multiplier of the gradients alone.
+
+        An adaptive clip norm spends a part of the privacy on the counts of unclipped gradients, of which one unit
+        changes a half. Andrew et al. 2021 (arXiv:1905.03871), theorem 1: z = (z_gradient^-2 + (2 sigma_b)^-2)^(-1/2).
+        """
+        if not isinstance(self.privacy.clipping, Adaptive):
+            return self.noise_multiplier
+        return (self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
+
+    @property
+    def count_noise(self) -> float:
+        """Standard deviation of the noise on the number of unclipped gradients of an adaptive clip norm; 0 without."""
+        clipping = self.privacy.clipping
+        return clipping.count_noise * self.batch_size if isinstance(clipping, Adaptive) else 0.0
+
+    def ledger(self, steps: int) -> Ledger | None:
+        """What so many steps spend; None for no step."""
+        if not steps:
+            return None
+        return Ledger((Phase(self.sampling_rate, self.noise_multiplier, steps),), self.privacy.unit)
+
+    def statement(self, steps: int, private: bool) -> Statement:
+        """The promise after so many steps, at least one. private: whether the secret is one."""
+        privacy, ledger = self.privacy, self.ledger(steps)
+        assert ledger is not None
+        epsilon = accounting.epsilon_of(ledger.phases, privacy.delta, privacy.accountant)
+        return Statement(private, epsilon, privacy.delta, privacy.accountant, ledger)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a private training promises, as its model and its report say it. It holds nothing of the data.
+
+    private: False where the seed of the noise is known. epsilon: of the ledger, at delta, by the accountant.
+    """
+
+    private: bool
+    epsilon: float
+    delta: float
+    accountant: Accountant
+    ledger: Ledger
+
+    def sentence(self) -> str:
+        """The promise in words, with what it leaves out."""
+        if not self.private:
+            return "Not private: the seed of the noise is known."
+        return (
+            f"The training data of each {self.ledger.unit} are protected by differential privacy with epsilon "
+            f"{self.epsilon:.3g} at delta {self.delta:g} (adjacency: {self.ledger.adjacency}; by {self.accountant}). "
+            "Not counted: the choice of settings, other trainings on the same data, and the validation data."
+        )
+
+
+def plan(privacy: Privacy, units: int, batch_size: int, steps: int) -> Mechanism:
+    """The mechanism of a training of `steps` steps on `units` units, `batch_size` of them expected in a batch.
+
+    UserError where batches would be larger than the data, or the budget allows no step.
+    """
+    if batch_size > units:
+        what = f"an expected batch of {batch_size} of {units} {privacy.unit}s"
+        raise UserError(what, where="batch_size", todo=f"give at most {units}; with {units} every batch is full")
+    rate, noise = batch_size / units, privacy.noise_multiplier
+    if noise is None:
+        assert privacy.epsilon is not None  # Privacy checks it
+        noise = accounting.noise_for(privacy.epsilon, privacy.delta, rate, steps, privacy.accountant)
+    elif privacy.epsilon is not None:
+        steps = _affordable(privacy, privacy.epsilon, rate, noise, steps)
+    found = Mechanism(privacy, units, batch_size, noise, steps)
+    if isinstance(privacy.clipping, Adaptive) and 2 * found.count_noise <= noise:
+        raise UserError(
+            f"the noise on counts spends all of the privacy of a noise multiplier of {noise:.4g}",
+            where="privacy.clipping.count_noise",
+            todo=f"give more than {noise / (2 * batch_size):.3g}, or a larger batch",
+        )
+    return found
+
+
+def _affordable(privacy: Privacy, epsilon: float, rate: float, noise: float, steps: int) -> int:
+    """The most of `steps` steps that keep to epsilon."""
+
+    def spent(steps: int) -> float:
+        return accounting.epsilon_of((Phase(rate, noise, steps),), privacy.delta, privacy.accountant)
+
+    if spent(steps) <= epsilon:
+        return steps
+    least, most = 0, steps  # allowed, not allowed
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if spent(middle) <= epsilon else (least, middle)
+    if not least:
+        what = f"a step with the noise multiplier {noise:g} spends more than epsilon {epsilon:g}"
+        raise UserError(what, where="privacy.noise_multiplier", todo="give more noise, or leave noise_multiplier out")
+    return least

@@ -1,0 +1,99 @@
+"""Private training of a stage: its secret, its mechanism, and batches of units in place of batches of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from elk_jax.data.batches import poisson
+from elk_jax.data.batches.poisson import Example
+from elk_jax.data.batches.stream import Reading, Stream
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.privacy import mechanism, secret
+from elk_jax.privacy.secret import Secret
+from elk_jax.privacy.settings import Privacy
+from elk_jax.tasks.run import Run, is_main
+from elk_jax.tasks.stages import PrivateTrainStage, TrainStage
+from elk_jax.training.checkpoint import kept_secret
+from elk_jax.training.model import Model
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.step.separable import check_examples
+from elk_jax.training.step.step import Protection
+
+
+def protected(
+    run: Run,
+    stage: TrainStage,
+    recipe: TrainingRecipe,
+    model: Model,
+    example: Example,
+    infos: Sequence[ImageInfo],
+    batch_size: int,
+    reading: Reading,
+    public: Callable[[int], Mapping[str, Any]] | None,
+    identity: Any,
+) -> tuple[Stream, Protection]:
+    """(batches of the units of a private training, how it is protected); says what it promises.
+
+    The recipe has `privacy`. example, public: see `data.batches.poisson`. infos: of all examples. identity: what the
+    examples depend on beside the settings of reading, for JSON. UserError for data, a model or a budget that do not
+    fit.
+    """
+    privacy = recipe.privacy
+    assert privacy is not None
+    units = poisson.members(infos, privacy.unit)
+    plan = mechanism.plan(privacy, len(units), batch_size, recipe.steps)
+    protection = Protection(plan, _secret(run, stage, privacy))
+    batches, blank = poisson.private_batches(
+        example,
+        units,
+        protection.secret,
+        plan.sampling_rate,
+        reading,
+        images=privacy.images,
+        views=privacy.views,
+        micro_batch=privacy.micro_batch,
+        lanes=run.mesh.size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        public=public,
+        identity=identity,
+    )
+    check_examples(model, {name: values[0] for name, values in blank.items()})
+    if privacy.delta * len(units) >= 1:
+        run.say(f"  warning: with delta {privacy.delta:g} the data of one of {len(units)} units may be published whole")
+    run.say(
+        f"  private: {len(units)} {privacy.unit}s, {batch_size} expected in a batch, noise multiplier "
+        f"{plan.noise_multiplier:.4g}, {plan.steps} steps"
+    )
+    run.say(f"  {plan.statement(plan.steps, not protection.secret.known).sentence()}")
+    return batches, protection
+
+
+def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
+    """UserError for public data that no loss reads, and a loss without them."""
+    weight = recipe.privacy.public_weight if recipe.privacy else 0.0
+    if bool(stage.public) != bool(weight):
+        place, setting = f"stages.{stage.name}.public", f"{stage.recipe}.privacy.public_weight"
+        if weight:
+            todo = f"name data sources in {place}, or set {setting}=0"
+            raise UserError(f"{setting} is {weight:g}, and there are no public data", where=place, todo=todo)
+        todo = f"set {setting} above 0 in a private training, or leave {place} empty"
+        raise UserError(f"no loss reads the public data {', '.join(stage.public)}", where=place, todo=todo)
+
+
+def _secret(run: Run, stage: TrainStage, privacy: Privacy) -> Secret:
+    """That of the run's checkpoints, or a fresh one; the same on all processes."""
+    if privacy.known_seed is not None:
+        return secret.known(privacy.known_seed)
+    found = kept_secret(run.folder / stage.name / "checkpoints") if is_main() else None
+    own = secret.fresh() if found is None else secret.read(*found)
+    if jax.process_count() == 1:
+        return own
+    words = multihost_utils.broadcast_one_to_all(np.asarray(own.words, np.uint32))
+    return Secret(tuple(map(int, words)))

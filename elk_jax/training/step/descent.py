@@ -1,0 +1,74 @@
+"""What a recipe does with a gradient: frozen parameters, optimiser, learning rate, averaged parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from elk_jax.training import optimizer as optimizers
+from elk_jax.training import schedules
+from elk_jax.training import state as states
+from elk_jax.training.model import Metrics, Model, Params
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.state import TrainState
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """trainable: tree of bools. rate: of the learning, by step. ema_decay: of the averaged parameters; 0: there are
+    none."""
+
+    trainable: Any
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+    ema_decay: float
+
+    def init(self, params: Params) -> TrainState:
+        """The state before the first update."""
+        return states.create(params, self.optimizer, ema=bool(self.ema_decay))
+
+    def update(self, state: TrainState, grads: Params) -> tuple[TrainState, Metrics]:
+        """The state one step further down the gradient, and `grad_norm`, `param_norm`, `update_norm`, `learning_rate`.
+
+        The norms are over trained parameters, that of the gradient before the optimiser clips it. grads: 0 for frozen
+        parameters.
+        """
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if self.ema_decay:
+            with jax.named_scope("ema"):
+                ema_params = states.update_ema(ema_params, params, state.step, self.ema_decay)
+        with jax.named_scope("optimizer"):  # the compiler computes the norms while it updates
+            metrics = {
+                "grad_norm": optax.tree.norm(grads),
+                "param_norm": optax.tree.norm(select(params, self.trainable)),
+                "update_norm": optax.tree.norm(updates),
+                "learning_rate": jnp.asarray(self.rate(state.step)),
+            }
+        return TrainState(state.step + 1, params, opt_state, ema_params), metrics
+
+
+def descent(model: Model, recipe: TrainingRecipe) -> Descent:
+    """Of a recipe: its `optimizer`, `schedule` (over `steps`) and `ema_decay`.
+
+    UserError for expressions of the recipe that do not fit the parameters.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rate = schedules.build(recipe.schedule, recipe.steps)
+    return Descent(
+        trainable=optimizers.trainable_mask(shapes, recipe.optimizer, model.frozen),
+        optimizer=optimizers.build(recipe.optimizer, rate, shapes, model.frozen),
+        rate=rate,
+        ema_decay=recipe.ema_decay,
+    )
+
+
+def select(params: Any, mask: Any) -> list[Any]:
+    """The leaves where mask is True."""
+    return [p for p, keep in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True) if keep]

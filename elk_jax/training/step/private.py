@@ -1,0 +1,200 @@
+"""Gradient descent that protects its training data (DP-SGD, Abadi et al. 2016, arXiv:1607.00133), by a recipe.
+
+Shapes: R rows of a batch, each a unit (a patient or an image) or padding; K examples of a unit; D devices.
+
+The gradient of a unit is that of the model's loss on its own examples: their views and images are averaged before
+clipping. The clipped gradients are summed on each device and then over all, noise is added once to the sum, and the
+expected number of units divides it, since the true number is secret. What follows (optimiser, averaged parameters,
+clipping by the optimiser) sees only that, and costs no privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from elk_jax.errors import UserError
+from elk_jax.privacy.settings import Adaptive, Flat, Normalised
+from elk_jax.training import mesh as meshes
+from elk_jax.training import state as states
+from elk_jax.training.mesh import BATCH_AXES
+from elk_jax.training.model import Batch, Constants, Metrics, Model, Params
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.state import TrainState
+from elk_jax.training.step.descent import descent
+from elk_jax.training.step.separable import check_model
+from elk_jax.training.step.step import Protection, Step
+
+
+def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: Mesh, seed: int = 0) -> Step:
+    """A step that descends the noisy mean of the clipped gradients of units.
+
+    Batches are those of `data.batches.poisson`: `examples` [R, K, ...] with `valid` [R, K], and `unit` [R], -1 for
+    padding, which adds nothing, whatever it holds. With `public_weight` they have `public` as well, a batch of the
+    model, whose gradient is added with this weight, without clipping and noise.
+
+    protection: its secret is that of the noise, of the draws of the loss (by step and unit) and, in the data, of the
+    batches. It is a constant of the step, so that no compiled program holds it. seed: of fresh parameters.
+
+    Metrics: of what is published anyway, that is `grad_norm` of the noisy gradient and the other norms, the learning
+    rate, an adaptive `clip_norm`, and `public_loss`. Not the loss on private examples: `finite` is 1 where the new
+    parameters are finite. A gradient that is not finite counts as 0.
+
+    With parameters split over "fsdp", every device gathers all of them for its units.
+
+    UserError for a model whose examples meet, and settings of the recipe that do not fit; `update` raises one, while it
+    is traced, for batches that do not divide over devices and micro-batches.
+    """
+    from jax_privacy.clipping import clipped_grad  # takes seconds, and most trainings do not need it
+
+    check_model(model)
+    mechanism, privacy = protection.mechanism, protection.mechanism.privacy
+    clipping, micro_batch = privacy.clipping, privacy.micro_batch
+    adaptive = clipping if isinstance(clipping, Adaptive) else None
+    down = descent(model, recipe)
+
+    def init(params: Params) -> TrainState:
+        state = down.init(params)
+        if adaptive is None:
+            return state
+        return state._replace(opt_state={"descent": state.opt_state, "clip_norm": jnp.float32(adaptive.bound)})
+
+    def clipped_sum(params: Params, constants: Constants, batch: Batch, key: jax.Array, clip_norm: Any):
+        """(the sum of the clipped gradients of trained parameters, None for others; half of the number of units whose
+        gradient is not clipped, less half of the number of others), over all devices."""
+
+        def loss(trained: Params, examples: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+            return model.loss(merged(trained, params), constants, filled(examples), key, jax.vmap)[0]
+
+        gradient = clipped_grad(
+            loss,
+            batch_argnums=(1, 2),
+            keep_batch_dim=False,
+            l2_clip_norm=clip_norm,
+            pre_clipping_transform=_transform(clipping),
+            microbatch_size=micro_batch,
+            return_grad_norms=True,
+        )
+        unit = batch["unit"]
+        keys = jax.vmap(lambda unit: jax.random.fold_in(key, unit))(unit)
+        ordered = jax.tree.map(lambda x: by_micro_batches(x, micro_batch), (batch["examples"], keys, unit < 0))
+        examples, keys, padding = ordered
+        total, found = gradient(only(params, down.trainable), examples, keys, is_padding_example=padding)
+        votes = jnp.where(padding, 0.0, jnp.where(found.grad_norms <= clip_norm, 0.5, -0.5))
+        return jax.lax.psum((total, votes.sum()), BATCH_AXES)
+
+    on_devices = jax.shard_map(
+        clipped_sum, mesh=mesh, in_specs=(P(), P(), P(BATCH_AXES), P(), P()), out_specs=P(), check_vma=False
+    )
+
+    def public_gradient(params: Params, constants: Constants, batch: Batch, key: jax.Array):
+        def loss(trained: Params) -> jax.Array:
+            return model.loss(merged(trained, params), constants, batch, key, meshes.shard_map_images(mesh))[0]
+
+        return jax.value_and_grad(loss)(only(params, down.trainable))
+
+    def update(state: TrainState, constants: Constants, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+        check_rows(len(batch["unit"]), mesh.size, micro_batch)
+        noise_key, loss_key = (
+            jax.random.fold_in(jax.random.wrap_key_data(data), state.step) for data in constants["secret"]
+        )
+        gradient_key, count_key = jax.random.split(noise_key)
+        unit_key, public_key = jax.random.split(loss_key)
+        clip_norm = state.opt_state["clip_norm"] if adaptive else clipping.bound
+        units = {name: batch[name] for name in ("examples", "unit")}
+        total, votes = on_devices(state.params, constants["model"], units, unit_key, clip_norm)
+        with jax.named_scope("noise"):
+            noisy = with_noise(total, gradient_key, mechanism.gradient_noise * clip_norm)
+            grads = jax.tree.map(lambda x: x / mechanism.batch_size, noisy)
+        published: dict[str, Any] = {}
+        if privacy.public_weight:
+            published["public_loss"], public = public_gradient(
+                state.params, constants["model"], batch["public"], public_key
+            )
+            grads = jax.tree.map(lambda x, y: x + privacy.public_weight * y, grads, public)
+        whole = jax.tree.map(lambda p, g: jnp.zeros_like(p) if g is None else g.astype(p.dtype), state.params, grads,
+                             is_leaf=lambda x: x is None)  # fmt: skip
+        inner = state._replace(opt_state=state.opt_state["descent"]) if adaptive else state
+        after, norms = down.update(inner, whole)
+        if adaptive:
+            count = votes + mechanism.count_noise * jax.random.normal(count_key, (), jnp.float32)
+            share = 0.5 + count / mechanism.batch_size
+            following = clip_norm * jnp.exp(-adaptive.rate * (share - adaptive.quantile))
+            after = after._replace(opt_state={"descent": after.opt_state, "clip_norm": following.astype(jnp.float32)})
+            published["clip_norm"] = clip_norm
+        finite = jnp.isfinite(norms["param_norm"]) & jnp.isfinite(norms["grad_norm"])
+        return after, published | norms | {"finite": finite.astype(jnp.int32)}
+
+    return Step(
+        fresh=model.init,
+        init=init,
+        update=update,
+        evaluation_params=states.evaluation_params,
+        constants={"model": model.constants, "secret": protection.secret.keys()},
+        seed=seed,
+        protection=protection,
+    )
+
+
+def _transform(clipping: Flat | Normalised | Adaptive) -> Any:
+    """What is done to a gradient before it is clipped."""
+    if not isinstance(clipping, Normalised):
+        return lambda grads: grads
+    return lambda grads: optax.tree.scale(1 / (optax.tree.norm(grads) + clipping.stability), grads)
+
+
+def with_noise(tree: Any, key: jax.Array, deviation: Any) -> Any:
+    """`tree` plus Gaussian noise of this standard deviation, drawn in float32, of another key for every leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def noisy(index: int, leaf: jax.Array) -> jax.Array:
+        drawn = jax.random.normal(jax.random.fold_in(key, index), leaf.shape, jnp.float32)
+        return leaf + (deviation * drawn).astype(leaf.dtype)
+
+    return jax.tree.unflatten(structure, [noisy(index, leaf) for index, leaf in enumerate(leaves)])
+
+
+def filled(examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The examples [K, ...] of a unit, with copies of the first valid one for those that it lacks.
+
+    Their loss does not count, but it is computed: without the copies, what happens to lie there could make the gradient
+    of the unit infinite.
+    """
+    rows = jnp.where(examples["valid"], jnp.arange(len(examples["valid"])), jnp.argmax(examples["valid"]))
+    return {name: x if name == "valid" else jax.tree.map(lambda x: x[rows], x) for name, x in examples.items()}
+
+
+def by_micro_batches(x: jax.Array, size: int) -> jax.Array:
+    """[R, ...] in the order in which row r is in micro-batch r // size.
+
+    Of n micro-batches jax_privacy puts row r into r % n, and leaves out the last ones that are all padding.
+    """
+    if size == 1:
+        return x
+    return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 0, 1).reshape(x.shape)
+
+
+def only(params: Params, mask: Any) -> Params:
+    """The leaves where mask is True, and None for the others."""
+    return jax.tree.map(lambda p, keep: p if keep else None, params, mask)
+
+
+def merged(trained: Params, params: Params) -> Params:
+    """`trained`, with the leaves of `params` where it has None."""
+    return jax.tree.map(lambda t, p: p if t is None else t, trained, params, is_leaf=lambda x: x is None)
+
+
+def check_rows(rows: int, devices: int, micro_batch: int) -> None:
+    """UserError where a batch does not give every device whole micro-batches."""
+    if rows % (devices * micro_batch):
+        raise UserError(
+            f"{rows} rows do not divide over {devices} devices in micro-batches of {micro_batch}",
+            where="privacy.micro_batch",
+            todo=f"pad the batches to a multiple of {devices * micro_batch} rows",
+        )
