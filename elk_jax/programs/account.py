@@ -157,7 +157,8 @@ def _turns(module: Module, computation: Computation, loop: Instruction) -> int |
 
 
 def _counted_turns(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """Turns of a loop that counts from a constant, by one, up to another: a `scan` that the compiler has rewritten."""
+    """Turns of a loop that counts from a constant up to another in constant steps: a `scan` that the compiler has
+    rewritten, or a product whose operand goes from chip to chip."""
     (condition,), (body,) = loop.called["condition"], loop.called["body"]
     test = module.computations[condition]
     read = test.inputs(test.root)
@@ -172,10 +173,10 @@ def _counted_turns(module: Module, computation: Computation, loop: Instruction) 
     index = int(place.group(1))
     first = _constant(computation, computation.inputs(start[0])[index])
     following = inside.inputs(inside.root)[index]
-    steps = [_constant(inside, operand) for operand in inside.inputs(following)]
-    if first is None or following.opcode != "add" or 1 not in steps:
+    steps = [step for operand in inside.inputs(following) if (step := _constant(inside, operand)) is not None]
+    if first is None or following.opcode != "add" or len(steps) != 1 or steps[0] < 1:
         return None
-    return max(limit - first, 0)
+    return max(-(-(limit - first) // steps[0]), 0)
 
 
 def _constant(computation: Computation, instruction: Instruction) -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+import jax
+
 from elk_jax.programs import hlo
 from elk_jax.programs.account import account_of
 from elk_jax.programs.costs import NOTHING, made
@@ -42,8 +44,8 @@ def memory(compiled: Any) -> Memory:
     sizes = compiled.memory_analysis()
     module = hlo.parse(compiled.as_text())
     held = dict.fromkeys(("parameters", "optimizer", "averages", "constants", "batch"), 0)
-    for parameter in module.computations[module.entry].parameters.values():
-        held[_holder(parameter.op_name)] += parameter.bytes
+    for argument, size in _arguments(compiled, module):
+        held[_holder(argument)] += size
     working = int(sizes.temp_size_in_bytes)
     activations = min(waiting_activations(module), working)
     return Memory(
@@ -53,6 +55,25 @@ def memory(compiled: Any) -> Memory:
         results=max(int(sizes.output_size_in_bytes - sizes.alias_size_in_bytes), 0),
         program=int(sizes.generated_code_size_in_bytes),
     )
+
+
+def _arguments(compiled: Any, module: Module) -> list[tuple[str, int]]:
+    """(name, bytes) of every argument that the program reads."""
+    given = list(module.computations[module.entry].parameters.values())
+    if len(given) != 1 or len(given[0].outputs) == 1:
+        return [(parameter.op_name, parameter.bytes) for parameter in given]
+    # JAX makes one tuple of more than 2000 arguments, which has no names; those that are not read are not in it.
+    leaves, _ = jax.tree_util.tree_flatten_with_path(compiled.args_info[0])
+    kept = getattr(compiled._executable, "_kept_var_idx", range(len(leaves)))
+    names = [_tuple_name(path) for place, (path, _) in enumerate(leaves) if place in kept]
+    return [(name, array.bytes) for name, array in zip(names, given[0].outputs)]
+
+
+def _tuple_name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf of (state, constants, batch), or of (params, constants, batch)."""
+    place, *rest = path
+    root = ("state" if rest and isinstance(rest[0], jax.tree_util.GetAttrKey) else "params", "constants", "batch")
+    return root[place.idx] + jax.tree_util.keystr(tuple(rest))
 
 
 def _holder(argument: str) -> str:

@@ -323,6 +323,46 @@ def layers(weights: int, rows: int):
     return compiled(jax.jit(gradient, in_shardings=(split, batch), out_shardings=split).lower(w, x)), 256 * 512 * 4
 
 
+RING = """HloModule m, is_scheduled=true
+
+%body (p: (f32[64], u32[])) -> (f32[64], u32[]) {{
+  %p = (f32[64], u32[]) parameter(0)
+  %x = f32[64]{{0}} get-tuple-element(%p), index=0
+  %i = u32[] get-tuple-element(%p), index=1
+  %next = f32[64]{{0}} collective-permute(%x), source_target_pairs={{{{0,1}},{{1,0}}}}
+  %by = u32[] constant({step})
+  %after = u32[] add(%i, %by)
+  ROOT %out = (f32[64], u32[]) tuple(%next, %after)
+}}
+
+%more (q: (f32[64], u32[])) -> pred[] {{
+  %q = (f32[64], u32[]) parameter(0)
+  %j = u32[] get-tuple-element(%q), index=1
+  %limit = u32[] constant({limit})
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
+}}
+
+ENTRY %main (a: f32[64]) -> (f32[64], u32[]) {{
+  %a = f32[64]{{0}} parameter(0)
+  %first = u32[] constant(0)
+  %begin = (f32[64], u32[]) tuple(%a, %first)
+  ROOT %loop = (f32[64], u32[]) while(%begin), condition=%more, body=%body
+}}
+"""
+
+
+@pytest.mark.parametrize("step, limit, turns", [(1, 4, 4), (2, 4, 2), (2, 7, 4), (3, 0, 0)])
+def test_loops_that_count_by_a_constant_run_so_often(step, limit, turns):
+    read = account_of(hlo.parse(RING.format(step=step, limit=limit)), 2)
+    assert sum(exchange.bytes for exchange in read.collectives().values()) == turns * 64 * 4
+    assert not read.unknown_loops
+
+
+def test_a_loop_that_may_never_end_counts_once():
+    read = account_of(hlo.parse(RING.format(step=0, limit=4)), 2)
+    assert len(read.unknown_loops) == 1
+
+
 def test_collectives_of_a_data_parallel_tpu_program_are_those_counted_by_hand():
     """Every chip has the weights; their gradient is summed over all four, and nothing else is exchanged."""
     program, weights = layers(weights=1, rows=64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 
@@ -51,3 +53,27 @@ def test_memory_is_divided_by_the_names_of_the_arguments():
     held = memory(program)
     assert held[:5] == (4000, 8000, 0, 4, 60 + 4)  # the step number is with the batch
     assert held.results >= 12000 and held.total == sum(held) >= 24068
+
+
+TUPLE = """HloModule m, is_scheduled=true
+
+ENTRY %main (args: (f32[10], f32[20], f32[30], f32[40])) -> f32[10] {
+  %args = (f32[10]{0}, f32[20]{0}, f32[30]{0}, f32[40]{0}) parameter(0)
+  ROOT %one = f32[10]{0} get-tuple-element(%args), index=0
+}"""
+
+
+def test_arguments_in_one_tuple_have_their_names():
+    """JAX makes a tuple of more than 2000 arguments; those that no instruction reads are left out."""
+    params, batch = {"w": jnp.zeros(10), "unread": jnp.zeros(5)}, {"image": jnp.zeros(40)}
+    state = TrainState(jnp.zeros(20), params, {"trace": jnp.zeros(30)}, None)
+    compiled = SimpleNamespace(
+        memory_analysis=lambda: SimpleNamespace(
+            temp_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0, generated_code_size_in_bytes=0
+        ),
+        as_text=lambda: TUPLE,
+        args_info=((state, {}, batch), {}),
+        _executable=SimpleNamespace(_kept_var_idx={0, 2, 3, 4}),
+    )
+    held = memory(compiled)
+    assert (held.parameters, held.optimizer, held.batch) == (80, 120, 200)  # the step is that of the batch
