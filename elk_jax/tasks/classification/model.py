@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elk_jax.backbones import efficientnet
-from elk_jax.backbones.efficientnet import EfficientNetConfig
+from elk_jax.backbones.networks import NETWORKS, kinds
 from elk_jax.data import patches
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.source import ImageSource
@@ -26,7 +25,7 @@ from elk_jax.evaluation.predictions import Predictions
 from elk_jax.evaluation.thresholds import OperatingPoint
 from elk_jax.features import network, scattering, store
 from elk_jax.features.whitening import Whitening, unit_norm, whiten
-from elk_jax.fields import ABOVE_ZERO, SHARE, SIDE, AtLeast
+from elk_jax.fields import ABOVE_ZERO, SHARE, SIDE, AtLeast, ByName
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy.accounting import DELTA
 from elk_jax.progress import LONG, Progress, progress_bar
@@ -72,10 +71,10 @@ class Promise:
         )
 
 
-class Network(NamedTuple):
+class FrozenNetwork(NamedTuple):
     """A frozen network: its configuration, its parameters, and a hash of these."""
 
-    config: EfficientNetConfig
+    config: Any
     params: Params
     hash: str
 
@@ -86,7 +85,7 @@ class Frozen(NamedTuple):
     size: int
     centre: tuple[float, float]
     features: Mapping[str, Any]
-    networks: Mapping[str, Network]
+    networks: Mapping[str, FrozenNetwork]
 
     def only(self, names: Sequence[str]) -> Frozen:
         """Some of the features."""
@@ -97,13 +96,18 @@ class Frozen(NamedTuple):
 def frozen(recipe: HeadRecipe) -> Frozen:
     """The features that a recipe tries, with the weights of their networks. UserError for a folder without one."""
     used = recipe.used()
-    networks = {name: _network(Path(one.weights)) for name, one in used.items() if isinstance(one, NetworkFeatures)}
+    networks = {name: _network(one) for name, one in used.items() if isinstance(one, NetworkFeatures)}
     return Frozen(recipe.size, recipe.centre, used, networks)
 
 
-def _network(folder: Path) -> Network:
-    config, params = classifiers.load(folder)
-    return Network(config, params, _hash(params))
+def _network(settings: NetworkFeatures) -> FrozenNetwork:
+    config, params = classifiers.load(Path(settings.weights))
+    image = jax.ShapeDtypeStruct((1, settings.size, settings.size, 1), jnp.float32)
+    count = len(jax.eval_shape(partial(NETWORKS[config.name].features, config), params, image))
+    if max(settings.stages, default=1) > count:
+        what = f"no stage {max(settings.stages)}: the network has {count}"
+        raise UserError(what, where=settings.weights, todo=f"let the features' stages be from 1 to {count}")
+    return FrozenNetwork(config, params, _hash(params))
 
 
 def _hash(params: Params) -> str:
@@ -182,13 +186,15 @@ def scattering_features(settings: ScatteringFeatures, images: np.ndarray, centre
 
 
 def network_features(
-    settings: NetworkFeatures, trained: Network, images: np.ndarray, centre: tuple[float, float]
+    settings: NetworkFeatures, trained: FrozenNetwork, images: np.ndarray, centre: tuple[float, float]
 ) -> np.ndarray:
     """Statistics [N, F] of a network's maps of patches [N, S, S, 1]; see `features.network`."""
 
     def taps(batch: jax.Array) -> Sequence[jax.Array]:
         shape = (len(batch), settings.size, settings.size, batch.shape[-1])
-        maps = efficientnet.features(trained.config, trained.params, jax.image.resize(batch, shape, "bilinear"))
+        maps = NETWORKS[trained.config.name].features(
+            trained.config, trained.params, jax.image.resize(batch, shape, "bilinear")
+        )
         return [maps[stage - 1] for stage in settings.stages] if settings.stages else maps[-LAST:]
 
     window = network.Window(*centre, settings.deviation)
@@ -249,7 +255,7 @@ class Description:
     size: Annotated[int, SIDE]
     centre: tuple[Annotated[float, SHARE], Annotated[float, SHARE]]
     features: Mapping[str, Features]
-    networks: Mapping[str, EfficientNetConfig]
+    networks: Mapping[str, Annotated[Any, ByName(kinds)]]
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
     promise: Promise | None = None
@@ -291,7 +297,7 @@ def load(folder: Path) -> Trained:
     description = content.build(Description)
     _check_fits(params, description, folder)
     own = {name: params["networks"][name] for name in description.networks}
-    networks = {name: Network(description.networks[name], one, _hash(one)) for name, one in own.items()}
+    networks = {name: FrozenNetwork(description.networks[name], one, _hash(one)) for name, one in own.items()}
     parts = Frozen(description.size, description.centre, description.features, networks)
     whitening = {name: Whitening(**params["whitening"][name]) for name in description.features}
     head = Head(params["head"]["mean"], params["head"]["weights"], float(params["head"]["bias"]))
@@ -310,6 +316,6 @@ def _check_fits(params: Params, description: Description, folder: Path) -> None:
         total += outer
     shapes |= {"head/mean": (total,), "head/weights": (total,), "head/bias": ()}
     for name, config in description.networks.items():
-        own = model_folder.shapes_of(partial(efficientnet.init, config))
+        own = model_folder.shapes_of(partial(NETWORKS[config.name].init, config))
         shapes |= {f"networks/{name}/{path}": shape for path, shape in own.items()}
     model_folder.check_fits(params, shapes, folder)
