@@ -28,11 +28,11 @@ from elk_jax.tasks.classification.recipe import (
 PHANTOMS = {"tiny": (128, 60), "quick": (256, 400), "small": (512, 800), "paper": (512, 800)}
 """Variant -> (pixels of a breast, images) of the embedded data."""
 PUBLISHED = (
-    ("Osuala et al. 2024", 1.0, 0.661),
-    ("Osuala et al. 2024", 6.0, 0.677),
-    ("Osuala et al. 2024", 60.0, 0.712),
+    ("Osuala et al. 2024, per image", 1.0, 0.661),
+    ("Osuala et al. 2024, per image", 6.0, 0.677),
+    ("Osuala et al. 2024, per image", 60.0, 0.712),
 )
-FROZEN = ("Osuala et al. 2024", 0.0, 0.778)
+FROZEN = ("Osuala et al. 2024, per image", 0.0, 0.778)
 CROPS = (0.6875, 0.5625)
 """Row and column of the lesions in the published crops of CBIS-DDSM."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from elk_jax.output import visible
 from elk_jax.reporting import html
 from elk_jax.reporting.classification import (
     Comparisons,
@@ -127,9 +128,8 @@ def terminal_table(
     first = next(iter(evaluations))
     positive, negative = evaluations[first]["positive"], evaluations[first]["negative"]
     table = named_table(f"{title}, positive: {positive}", "")
-    columns = ["AUROC", "draws of the noise", f"precision {positive}", f"precision {negative}", "sens. at spec. 0.9"]
-    for words in (*columns, f"AUROC − {first}"):
-        table.add_column(words, justify="right")
+    for words in ("AUROC", "noise draws", f"AP {positive}", f"AP {negative}", "sensitivity", "difference"):
+        table.add_column(words, justify="right", no_wrap=not words.startswith("AP"))
     for name, found in evaluations.items():
         precision = found["average_precision"]
         cells = [estimate_cell(found["auroc"]), _spread_text(draws.get(name, {}).get("auroc", ()))]
@@ -137,7 +137,10 @@ def terminal_table(
         cells += [Text(html.number(found["sensitivity_at_specificity"]["0.9"]["value"]))]
         cells += [difference_cell(comparisons[name]["auroc"]) if name in comparisons else Text("")]
         table.add_row(name_cell(name), *cells)
-    table.caption = "precision: average precision of the class as the positive one"
+    table.caption = (
+        "AP: average precision of the class as the positive one; sensitivity: at a specificity of 0.9; "
+        f"difference: of AUROC, paired, from {visible(first)}"
+    )
     return table
 
 
