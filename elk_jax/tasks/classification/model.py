@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,9 @@ from elk_jax.evaluation.predictions import Predictions
 from elk_jax.evaluation.thresholds import OperatingPoint
 from elk_jax.features import network, scattering, store
 from elk_jax.features.whitening import Whitening, unit_norm, whiten
-from elk_jax.fields import ABOVE_ZERO, SHARE, SIDE, AtLeast, ByName
+from elk_jax.fields import SHARE, SIDE, ByName
 from elk_jax.images.schema import ImageInfo
-from elk_jax.privacy.accounting import DELTA
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import LONG, Progress, progress_bar
 from elk_jax.tasks.classification.recipe import Features, HeadRecipe, NetworkFeatures, ScatteringFeatures
 from elk_jax.training.model import Params
@@ -40,35 +40,6 @@ WHOLE_WINDOWS = 8
 """Windows along a side whose mean are the scattering coefficients of a whole patch."""
 LAST = 3
 """Stages of a network whose maps are taken where none are named."""
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What differential privacy promises of a head; it holds nothing of the data.
-
-    private: False where the noise is known. epsilon, delta: of mean and steps together. unit: whose data are protected.
-    noise_multiplier: of each of the steps; mean_noise: of the mean that is subtracted from the features first.
-    """
-
-    private: bool
-    epsilon: Annotated[float, ABOVE_ZERO]
-    delta: Annotated[float, DELTA]
-    unit: Literal["image", "patient"]
-    noise_multiplier: Annotated[float, ABOVE_ZERO]
-    mean_noise: Annotated[float, ABOVE_ZERO]
-    steps: Annotated[int, AtLeast(1)]
-    adjacency: Literal["zero-out"] = "zero-out"
-
-    def sentence(self) -> str:
-        """The promise in words, with what it leaves out."""
-        if not self.private:
-            return "Not private: the seed of the noise is known."
-        data = "all images of each patient" if self.unit == "patient" else "each image"
-        return (
-            f"The head protects {data} of the training data with epsilon {self.epsilon:.3g} at delta {self.delta:g} "
-            f"(adjacency: {self.adjacency}, a mean and {self.steps} full batches, exact). Not counted: the choice of "
-            "settings, further draws of the noise, other models of the same data, and the validation patients."
-        )
 
 
 class FrozenNetwork(NamedTuple):
@@ -246,7 +217,7 @@ def predictions(
 class Description:
     """The content of `model.json`. features: without the places of their weights, which are in the folder.
 
-    networks: the configurations of the frozen networks, by the name of their features. promise: of a private head.
+    networks: the configurations of the frozen networks, by the name of their features.
     """
 
     architecture: str
@@ -258,7 +229,11 @@ class Description:
     networks: Mapping[str, Annotated[Any, ByName(kinds)]]
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
-    promise: Promise | None = None
+
+    @property
+    def promise(self) -> Statement | None:
+        """What a private head promises; None for another."""
+        return self.trained.privacy if self.trained else None
 
     def __post_init__(self) -> None:
         if self.positive not in self.classes:

@@ -11,7 +11,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.thresholds import rule_from_text
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SHARE, SIDE, AtLeast, ByName, Checked, Range
-from elk_jax.privacy.accounting import DELTA
+from elk_jax.privacy.accounting import DELTA, Unit
 from elk_jax.randomness import Seed
 from elk_jax.tasks.stages import Data, EvaluateModelsStage, TrainStage
 
@@ -157,7 +157,7 @@ class FitHeadStage(TrainStage):
     public: Annotated[tuple[str, ...], NOT_EMPTY]
     epsilon: Annotated[float, AtLeast(0)] = 0.0
     delta: Annotated[float, DELTA] = 1e-4
-    unit: Literal["image", "patient"] = "patient"
+    unit: Unit = "patient"
     known_seed: Seed | None = None
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ import safetensors.numpy
 
 from elk_jax import files
 from elk_jax.data import patches
+from elk_jax.data.batches import poisson
 from elk_jax.data.sources import duplicates, patients
 from elk_jax.data.sources.labels import check_both_classes, image_labels
 from elk_jax.data.sources.source import ImageSource, concatenate
@@ -32,9 +33,11 @@ from elk_jax.features import scattering, whitening
 from elk_jax.features.whitening import Whitening
 from elk_jax.privacy import accounting
 from elk_jax.privacy import head as heads
+from elk_jax.privacy.accounting import Ledger, Phase, Unit
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import LONG, Progress, progress_bar
 from elk_jax.tasks.classification import model
-from elk_jax.tasks.classification.model import Frozen, Head, Promise
+from elk_jax.tasks.classification.model import Frozen, Head
 from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, NetworkFeatures, ScatteringFeatures
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
@@ -100,11 +103,11 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
 
 
 def _check_named(source: ImageSource, where: str) -> None:
-    unnamed = {info.patient_id for info in source.infos} - patients.named(source.infos)
-    if unnamed:
-        what = f"the unit is the patient, and {len(unnamed)} images name none, for example {min(unnamed)}"
+    try:
+        _units(source, "patient")
+    except UserError as error:
         todo = "set data.NAME.patient_pattern, give the field patient_id, or set unit=image"
-        raise UserError(what, where=f"{where}.unit", todo=todo)
+        raise UserError(error.what, where=f"{where}.unit", todo=todo) from error
 
 
 def _check_unseen(weights: Path, listed: dict[str, ImageSource], stage: FitHeadStage) -> None:
@@ -127,7 +130,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     """
     training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     public = [run.open(name, "") for name in stage.public]
-    unit = stage.unit if stage.is_private else "image"
+    unit: Unit = stage.unit if stage.is_private else "image"
     units, count = _units(training, unit)
     others = sum(map(len, public))
     run.say(f"  train {count} {unit}s; validation {len(validation)} images; whitened by {others} public images")
@@ -313,16 +316,13 @@ def read_draws(folder: Path) -> list[Head]:
 # ---- Parts -----------------------------------------------------------------------------------------------------------
 
 
-def _units(source: ImageSource, unit: str) -> tuple[np.ndarray, int]:
-    """(the unit of every image [N], how many there are); spellings of one patient are one unit."""
-    if unit == "image":
-        return np.arange(len(source)), len(source)
-    known = patients.named(source.infos)
-    people = [info.patient_id for info in source.infos]
-    names, units = np.unique(
-        [patients.patient_key(one) if one in known else one for one in people], return_inverse=True
-    )
-    return units, len(names)
+def _units(source: ImageSource, unit: Unit) -> tuple[np.ndarray, int]:
+    """(the unit of every image [N], how many there are)."""
+    groups = poisson.members(source.infos, unit)
+    units = np.zeros(len(source), np.int64)
+    for number, positions in enumerate(groups):
+        units[list(positions)] = number
+    return units, len(groups)
 
 
 def _other_splits(run: Run, stage: FitHeadStage) -> list[ImageSource]:
@@ -380,11 +380,13 @@ def _trained(
     validation: Labelled,
 ) -> model.Trained:
     """The model of the stage. Of a private one, nothing says who was in the training data."""
-    promise, seen = None, frozenset[str]()
+    promise: Statement | None = None
+    seen = frozenset[str]()
     if stage.is_private:
         of_mean, of_steps = noise
-        secret = stage.known_seed is None
-        promise = Promise(secret, stage.epsilon, stage.delta, stage.unit, of_steps, of_mean, choice.steps)
+        ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, choice.steps)), stage.unit)
+        spent = accounting.epsilon_of(ledger.phases, stage.delta)
+        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger)
     else:
         seen = frozenset(map(patients.patient_hash, patients.named(training.infos))) | training.seen_patients
     for one in parts.only(choice.features).features.values():
@@ -411,8 +413,7 @@ def _trained(
         features=nameless,
         networks={name: one.config for name, one in chosen.networks.items()},
         operating_points=tuple(points),
-        trained=model_folder.Training(choice.steps, tuple(stage.train_on), "", tuple(sorted(seen))),
-        promise=promise,
+        trained=model_folder.Training(choice.steps, tuple(stage.train_on), "", tuple(sorted(seen)), promise),
     )
     return model.Trained(chosen, by, head, description)
 
@@ -427,11 +428,12 @@ def _is_withheld(run: Run, stage: FitHeadStage) -> bool:
     return any(one.is_private and set(one.train_on) & set(stage.train_on) for one in others)
 
 
-def _protection(promise: Promise | None) -> str:
+def _protection(promise: Statement | None) -> str:
     """'epsilon 6, per patient'."""
     if promise is None:
         return "without privacy"
-    return f"epsilon {promise.epsilon:g}, per {promise.unit}" if promise.private else "not private: known noise"
+    said = f"epsilon {promise.epsilon:.3g}, per {promise.ledger.unit}"
+    return said if promise.private else "not private: known noise"
 
 
 def _counts(part: Labelled) -> dict[str, int]:

@@ -32,10 +32,12 @@ def test_heads_learn_and_noise_costs(fitted):
 def test_the_promise_is_that_of_the_noise(fitted):
     run, _ = fitted
     promise = model.load(run / "epsilon_6" / "model").description.promise
-    assert promise.private and (promise.epsilon, promise.delta, promise.unit) == (6.0, 1e-4, "patient")
-    precision = promise.mean_noise**-2 + promise.steps * promise.noise_multiplier**-2  # of mean and steps together
+    assert promise.private and (promise.delta, promise.ledger.unit) == (1e-4, "patient")
+    mean, steps = promise.ledger.phases
+    assert (mean.sampling_rate, mean.steps, steps.sampling_rate, steps.steps) == (1, 1, 1, 30)
+    precision = mean.noise_multiplier**-2 + steps.steps * steps.noise_multiplier**-2  # of mean and steps together
     spent = accounting.gaussian_epsilon(precision**-0.5, promise.delta)
-    assert spent == pytest.approx(6, rel=1e-3) and spent <= 6 * (1 + 1e-9)
+    assert spent == pytest.approx(6, rel=1e-3) == promise.epsilon and spent <= 6 * (1 + 1e-6)
     for words in ("each patient", "epsilon 6", "0.0001", "zero-out", "Not counted", "validation"):
         assert words in promise.sentence()
     assert promise.sentence() in (run / "report.html").read_text()
