@@ -76,10 +76,11 @@ class Statement:
         """The promise in words, with what it leaves out."""
         if not self.private:
             return "Not private: the seed of the noise is known."
+        whose = "All training images of each patient are" if self.ledger.unit == "patient" else "Each training image is"
         return (
-            f"The training data of each {self.ledger.unit} are protected by differential privacy with epsilon "
-            f"{self.epsilon:.3g} at delta {self.delta:g} (adjacency: {self.ledger.adjacency}; by {self.accountant}). "
-            "Not counted: the choice of settings, other trainings on the same data, and the validation data."
+            f"{whose} protected by differential privacy with epsilon {self.epsilon:.3g} at delta {self.delta:g} "
+            f"(adjacency: {self.ledger.adjacency}; by {self.accountant}). Not counted: the choice of settings, other "
+            "trainings on the same data, and the validation data."
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -150,14 +151,17 @@ def _transform(clipping: Flat | Normalised | Adaptive) -> Any:
 
 
 def with_noise(tree: Any, key: jax.Array, deviation: Any) -> Any:
-    """`tree` plus Gaussian noise of this standard deviation, drawn in float32, of another key for every leaf."""
+    """`tree` plus Gaussian noise of this standard deviation, drawn in float32.
+
+    All leaves have parts of one draw, which compiles in a fraction of the time of a draw for each.
+    """
     leaves, structure = jax.tree.flatten(tree)
-
-    def noisy(index: int, leaf: jax.Array) -> jax.Array:
-        drawn = jax.random.normal(jax.random.fold_in(key, index), leaf.shape, jnp.float32)
-        return leaf + (deviation * drawn).astype(leaf.dtype)
-
-    return jax.tree.unflatten(structure, [noisy(index, leaf) for index, leaf in enumerate(leaves)])
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    drawn = deviation * jax.random.normal(key, (int(ends[-1]),), jnp.float32)
+    parts = [
+        drawn[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype) for leaf, end in zip(leaves, ends.tolist())
+    ]
+    return jax.tree.unflatten(structure, [leaf + part for leaf, part in zip(leaves, parts)])
 
 
 def filled(examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
