@@ -76,7 +76,7 @@ class Search(Checked):
     """
 
     features: Annotated[tuple[str, ...], NOT_EMPTY] = ("scattering",)
-    components: Annotated[tuple[Annotated[int, AtLeast(1)], ...], NOT_EMPTY] = (24, 32, 48)
+    components: Annotated[tuple[Annotated[int, AtLeast(1)], ...], NOT_EMPTY] = (24, 48, 96)
     learning_rates: Annotated[tuple[Annotated[float, ABOVE_ZERO], ...], NOT_EMPTY] = (20.0, 70.0, 200.0)
     steps: Annotated[tuple[Annotated[int, AtLeast(1)], ...], NOT_EMPTY] = (30,)
     averaged: Annotated[tuple[Annotated[float, BELOW_ONE], ...], NOT_EMPTY] = (0.5,)
