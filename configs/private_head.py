@@ -59,7 +59,9 @@ def get_config(variant=None):
         head=head(size),
         stages={
             **heads,
-            "evaluate": EvaluateClassifiersStage(models=tuple(heads), on="patches", published=published),
+            "evaluate": EvaluateClassifiersStage(
+                models=tuple(heads), on="patches", published=published, bootstrap=200 if size == "tiny" else 2000
+            ),
         },
     )
 
@@ -69,7 +71,7 @@ def head(size):
     if size == "tiny":
         scattering = ScatteringFeatures(scales=3, orientations=4, windows=3, spacing=12.0)
         few = Search(components=(8,), learning_rates=(20.0, 70.0), draws=2)
-        return HeadRecipe(size=64, features={"scattering": scattering}, search=few, draws=3, bootstrap=200)
+        return HeadRecipe(size=64, features={"scattering": scattering}, search=few, draws=3)
     if size == "quick":
         scattering = ScatteringFeatures(scales=4, windows=3, spacing=12.0)
         return HeadRecipe(size=64, features={"scattering": scattering}, search=Search(components=(16, 32)))

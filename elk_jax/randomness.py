@@ -48,6 +48,8 @@ class Purpose(Enum):
     REPORT_CLOSEUP = 12, "lesion"
     PRIVATE_BATCH = 13, "batch"
     PRIVATE_UNIT = 14, "batch", "unit"
+    LABELLED_ORDER = 15, "epoch"
+    LABELLED_VIEWS = 16, "slot"
     CANVAS_ORDER = 1, "epoch"
     PLACEMENT = 2, "lesion"
     # of a phantom data set

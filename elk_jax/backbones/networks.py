@@ -42,6 +42,9 @@ NETWORKS = {
 }
 """By `name` of the settings. A new kind of network is a line here."""
 
+CLASS_LAYERS = ("hidden", "classifier")
+"""Top-level names of the parameters that depend on the classes; all others are the same for any classes."""
+
 
 def kinds() -> dict[str, type]:
     """Name -> dataclass of the settings, as `fields.ByName` wants them."""

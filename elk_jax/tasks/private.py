@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from elk_jax.data.batches import poisson
 from elk_jax.data.batches.poisson import Example
 from elk_jax.data.batches.stream import Reading, Stream
+from elk_jax.data.sources import patients
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
@@ -24,6 +25,7 @@ from elk_jax.training.model import Model
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.step.separable import check_examples
 from elk_jax.training.step.step import Protection
+from elk_jax.weights import model_folder
 
 
 def protected(
@@ -85,6 +87,22 @@ def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
             raise UserError(f"{setting} is {weight:g}, and there are no public data", where=place, todo=todo)
         todo = f"set {setting} above 0 in a private training, or leave {place} empty"
         raise UserError(f"no loss reads the public data {', '.join(stage.public)}", where=place, todo=todo)
+
+
+def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe, infos: Sequence[ImageInfo]) -> None:
+    """UserError for a private training from weights that have seen its patients: what those say of them is not
+    accounted for. infos: of the training data."""
+    if recipe.privacy is None or not stage.init_from:
+        return
+    where, todo = f"config.stages.{stage.name}.init_from", "start from weights of other people's images"
+    earlier, sources = stage.init_from, set(stage.train_on)
+    while isinstance(before := run.experiment.stages.get(earlier), TrainStage):
+        if both := sources & set(before.origin().sources):
+            raise UserError(f"'{earlier}' is trained on the same data '{min(both)}'", where=where, todo=todo)
+        earlier = before.init_from
+    known = patients.among(patients.named(infos), model_folder.seen_patients(run.model_folder(earlier)))
+    if known:
+        raise UserError(f"the weights have seen the patient {known[0]} of the training data", where=where, todo=todo)
 
 
 def _secret(run: Run, stage: TrainStage, privacy: Privacy) -> Secret:

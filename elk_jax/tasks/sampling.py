@@ -94,7 +94,7 @@ def fixed_loss(
     def evaluate(params: Params, step: int) -> dict[str, float]:
         losses, counts = [], []
         for number, batch in enumerate(batches):
-            placed = meshes.put_batch(_share(batch), mesh)
+            placed = meshes.put_batch(host_share(batch), mesh)
             for draw in range(VALIDATION_DRAWS):
                 rng = jax.random.fold_in(jax.random.key(draw), number)
                 losses.append(measure(params, constants, placed, rng))
@@ -104,7 +104,7 @@ def fixed_loss(
     return evaluate
 
 
-def _share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def host_share(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """This process's part of a batch that all of them hold."""
     part = len(batch["valid"]) // jax.process_count()
     rows = slice(jax.process_index() * part, (jax.process_index() + 1) * part)

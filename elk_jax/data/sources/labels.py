@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from elk_jax.data.sources.source import ImageSource
@@ -35,3 +37,10 @@ def check_both_classes(labels: np.ndarray, source: ImageSource, split: str) -> N
     if missing:
         what = f"no image of the class {missing[0]} in the split '{split}'"
         raise UserError(what, where=source.name, todo="check the split and which images are chosen (where)")
+
+
+def class_counts(source: ImageSource) -> dict[str, int]:
+    """Counts for logs and reports: images, patients, and images of every class by its name."""
+    named = Counter(source.classes[label] for label in image_labels(source))
+    people = len({info.patient_id for info in source.infos})
+    return {"images": len(source), "patients": people, **{name: named[name] for name in source.classes}}

@@ -1,18 +1,24 @@
-"""Classification: images of two classes, by a linear head on frozen features that differential privacy may protect."""
+"""Classification: images of two classes, by a linear head on frozen features or by a network, privately or not."""
 
-from elk_jax.tasks.classification import evaluate, model, predict, recipe, report, train
+from elk_jax.tasks.classification import evaluate, fit, model, predict, recipe, report, train
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
     name="classification",
     stages={
-        "fit": StageKind(
-            recipe.FitHeadStage, train.fit, train.check_fit, learns_classes=True, recipe=recipe.HeadRecipe
+        "fit": StageKind(recipe.FitHeadStage, fit.fit, fit.check_fit, learns_classes=True, recipe=recipe.HeadRecipe),
+        "train": StageKind(
+            recipe.TrainClassifierStage,
+            train.train,
+            train.check_train,
+            learns_classes=True,
+            workload=train.workload,
+            recipe=recipe.NetworkRecipe,
         ),
-        "evaluate": StageKind(recipe.EvaluateClassifiersStage, evaluate.evaluate, recipe=recipe.HeadRecipe),
+        "evaluate": StageKind(recipe.EvaluateClassifiersStage, evaluate.evaluate),
     },
     report=report.part,
-    architectures=(model.ARCHITECTURE,),
+    architectures=(model.HEAD, model.NETWORK),
     model="classifier",
     evaluate=Action(evaluate.evaluate_source, evaluate.EvaluateSettings),
     predict=Action(predict.predict_files, predict.PredictSettings),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources import patients
-from elk_jax.data.sources.labels import image_labels
+from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import OnError, SourceSpec
@@ -35,10 +34,10 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.classification import model, report
-from elk_jax.tasks.classification.model import ARCHITECTURE, Head, Trained, load
+from elk_jax.tasks.classification.model import HEAD, NETWORK, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
-from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, HeadRecipe
-from elk_jax.tasks.classification.train import FEATURES, read_draws
+from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
+from elk_jax.tasks.classification.fit import FEATURES, with_draws
 from elk_jax.tasks.run import Run, new_console, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
@@ -59,19 +58,18 @@ class Evaluation(NamedTuple):
 # ---- As a stage ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: HeadRecipe) -> Summary:
+def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: None) -> Summary:
     """Evaluate trained stages on one split; with several, compare each with the first."""
     source, folder = run.open(stage.on, stage.split), run.folder / stage.name
-    counts = summary(source)
+    counts = class_counts(source)
     run.say(f"  {stage.split} {', '.join(f'{value} {key}' for key, value in counts.items())}")
     if not run.is_main:
         return {}
     found: dict[str, Evaluation] = {}
-    trained = {name: model.load(run.model_folder(name)) for name in stage.models}
+    trained = {name: with_draws(model.load(run.model_folder(name)), run.folder / name) for name in stage.models}
     for name, one in trained.items():
-        draws = read_draws(run.folder / name) if name in run.experiment.stages else []
-        found[name] = measure(one, source, recipe.bootstrap, run.folder / FEATURES, draws)
-    comparisons = compare(trained, found, recipe.bootstrap)
+        found[name] = measure(one, source, stage.bootstrap, run.folder / FEATURES)
+    comparisons = compare(trained, found, stage.bootstrap)
     for name in found:
         _write(files.make_folder(folder / name), found[name], trained[name], source)
     files.write_json(folder / "comparisons.json", comparisons)
@@ -91,14 +89,8 @@ def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: HeadRecipe) -> S
     }
 
 
-def measure(
-    trained: Trained,
-    source: ImageSource,
-    resamples: int,
-    folder: Path | None = None,
-    draws: Sequence[Head] = (),
-) -> Evaluation:
-    """Everything about one classifier on one split. folder: where frozen features are kept. draws: see `read_draws`.
+def measure(trained: Trained, source: ImageSource, resamples: int, shelf: Path | None = None) -> Evaluation:
+    """Everything about one classifier on one split. shelf: where frozen features are kept.
 
     UserError for classes other than those of the model.
     """
@@ -106,16 +98,15 @@ def measure(
     if tuple(source.classes) != description.classes:
         what = f"the model knows the classes {', '.join(description.classes)}, the data {', '.join(source.classes)}"
         raise UserError(what, where=source.name, todo="rename the classes of the data")
-    images = model.patches_of(source, description.size)
-    features = model.whitened(model.frozen_features(trained.parts, images, folder), trained.whitening)
-    positive = description.positive
-    predict = lambda head: model.predictions(head, features, source.infos, labels, source.classes, positive)
-    predicted, points = predict(trained.head), description.operating_points
+    positive, points = description.positive, description.operating_points
+    predicted, *draws = (
+        model.predictions(one, source, labels, positive) for one in trained.probabilities(source, shelf)
+    )
     metrics = evaluate_classification(predicted, positive=positive, points=points, resamples=resamples)
     return Evaluation(
         predicted,
         metrics,
-        _of_draws([predict(head) for head in draws], positive),
+        _of_draws(draws, positive),
         confident_errors(predicted, positive, points[0].threshold),
     )
 
@@ -137,13 +128,6 @@ def compare(
         )
         for name in others
     }
-
-
-def summary(source: ImageSource) -> dict[str, int]:
-    """Counts for logs and reports."""
-    named = Counter(source.classes[label] for label in image_labels(source))
-    people = len({info.patient_id for info in source.infos})
-    return {"images": len(source), "patients": people, **{name: named[name] for name in source.classes}}
 
 
 def _of_draws(sets: Sequence[Predictions], positive: str) -> dict[str, list[float]]:
@@ -197,13 +181,13 @@ def evaluate_source(
     the evaluation. With `settings.against`, comparisons.json holds the paired differences from that model."""
     folders = {_name(model): model}
     if settings.against:
-        other = model_folder.find(Path(settings.against), None, [ARCHITECTURE], "a classifier")
+        other = model_folder.find(Path(settings.against), None, [HEAD, NETWORK], "a classifier")
         if other.resolve() == model.resolve():
             what = "the same model as the one that is evaluated"
             raise UserError(what, where="--against", todo="name another run or model")
         folders = {_name(other) if _name(other) != _name(model) else str(other): other} | folders
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
-    console, counts = new_console(), summary(source)
+    console, counts = new_console(), class_counts(source)
     console.print(f"{split or 'all'} {', '.join(f'{value} {key}' for key, value in counts.items())}")
     files.check_writable(output)
     trained = {name: load(folder) for name, folder in folders.items()}

@@ -1,6 +1,9 @@
-"""A classifier as a folder: frozen features, their whitening by public images, and a linear head.
+"""Classifiers as folders: a linear head on frozen features that are whitened by public images, or a network.
 
-Shapes: N images, S side of a patch, F features, D components of all kinds of features together, K heads.
+Both give the probability of the positive class for the images of a source (`Trained`).
+
+Shapes: N images, S side of a patch, F features, D components of all kinds of features together, K heads; of a network B
+batch, Q classes.
 """
 
 from __future__ import annotations
@@ -16,26 +19,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elk_jax.backbones.networks import NETWORKS, kinds
+from elk_jax.backbones.networks import CLASS_LAYERS, NETWORKS, kinds
 from elk_jax.data import patches
+from elk_jax.data.batches import labelled
+from elk_jax.data.batches.labelled import Labelled, LabelledConfig
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
+from elk_jax.evaluation import roc
 from elk_jax.evaluation.predictions import Predictions
 from elk_jax.evaluation.thresholds import OperatingPoint
 from elk_jax.features import network, scattering, store
 from elk_jax.features.whitening import Whitening, unit_norm, whiten
 from elk_jax.fields import SHARE, SIDE, ByName
-from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import LONG, Progress, progress_bar
 from elk_jax.tasks.classification.recipe import Features, HeadRecipe, NetworkFeatures, ScatteringFeatures
-from elk_jax.training.model import Params
+from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 
-ARCHITECTURE = "linear_head"
+HEAD, NETWORK = "linear_head", "classifier"
+"""The two architectures."""
 BATCH = 16
-"""Patches whose features are computed at once."""
+"""Patches whose features, or probabilities, are computed at once."""
 WHOLE_WINDOWS = 8
 """Windows along a side whose mean are the scattering coefficients of a whole patch."""
 LAST = 3
@@ -192,25 +198,13 @@ class Head(NamedTuple):
         """Whitened features [N, D] -> [N, D]."""
         return unit_norm(features - self.mean)
 
-
-def predictions(
-    head: Head,
-    features: np.ndarray,
-    infos: Sequence[ImageInfo],
-    labels: np.ndarray,
-    classes: Sequence[str],
-    positive: str,
-) -> Predictions:
-    """The probabilities of a head for whitened features [N, D] of images with labels [N]."""
-    odds = head.inputs(features).astype(np.float64) @ head.weights + head.bias
-    of_positive = 0.5 * (1 + np.tanh(odds / 2))
-    own = list(classes).index(positive)
-    columns = np.stack([of_positive if label == own else 1 - of_positive for label in range(2)], axis=1)
-    ids, patients = (tuple(getattr(info, name) for info in infos) for name in ("image_id", "patient_id"))
-    return Predictions(ids, patients, labels, columns, tuple(classes))
+    def probability(self, features: np.ndarray) -> np.ndarray:
+        """Of the positive class [N], for whitened features [N, D]."""
+        odds = self.inputs(features).astype(np.float64) @ self.weights + self.bias
+        return 0.5 * (1 + np.tanh(odds / 2))
 
 
-# ---- Folder ----------------------------------------------------------------------------------------------------------
+# ---- Folder of a head ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -236,21 +230,30 @@ class Description:
         return self.trained.privacy if self.trained else None
 
     def __post_init__(self) -> None:
-        if self.positive not in self.classes:
-            raise UserError(f"no class '{self.positive}'", where="positive", todo="name one of the classes")
+        check_positive(self.positive, self.classes)
 
 
-class Trained(NamedTuple):
-    """A classifier's model folder, read. head: its weights are those of `whitening`, in the order of the features."""
+class FittedHead(NamedTuple):
+    """The model folder of a head, read. head: its weights are those of `whitening`, in the order of the features.
+
+    draws: heads by all draws of the noise, the first of which is `head`; () where they are not there.
+    """
 
     parts: Frozen
     whitening: Mapping[str, Whitening]
     head: Head
     description: Description
+    draws: tuple[Head, ...] = ()
+
+    def probabilities(self, source: ImageSource, shelf: Path | None = None) -> np.ndarray:
+        """Of the positive class [1 + draws, N], first that of the model. shelf: where frozen features are kept."""
+        images = patches_of(source, self.description.size)
+        features = whitened(frozen_features(self.parts, images, shelf), self.whitening)
+        return np.stack([head.probability(features) for head in (self.head, *self.draws)])
 
 
-def save(folder: Path, trained: Trained) -> None:
-    """Write a classifier's model folder."""
+def save(folder: Path, trained: FittedHead) -> None:
+    """Write the model folder of a head."""
     params = {
         "head": {name: np.asarray(value) for name, value in trained.head._asdict().items()},
         "whitening": {name: one._asdict() for name, one in trained.whitening.items()},
@@ -263,12 +266,7 @@ def save(folder: Path, trained: Trained) -> None:
     model_folder.save_params(folder, params, trained.description)
 
 
-def load(folder: Path) -> Trained:
-    """Read a classifier's model folder. UserError for a folder of another kind, and for parameters that do not fit."""
-    params, content = model_folder.load_params(folder)
-    if content.architecture != ARCHITECTURE:
-        todo = "name the model folder of a classification stage: RUN/STAGE/model"
-        raise UserError(f"a model of '{content.architecture}', not a classifier", where=folder, todo=todo)
+def _load_head(params: Params, content: model_folder.Content, folder: Path) -> FittedHead:
     description = content.build(Description)
     _check_fits(params, description, folder)
     own = {name: params["networks"][name] for name in description.networks}
@@ -276,7 +274,7 @@ def load(folder: Path) -> Trained:
     parts = Frozen(description.size, description.centre, description.features, networks)
     whitening = {name: Whitening(**params["whitening"][name]) for name in description.features}
     head = Head(params["head"]["mean"], params["head"]["weights"], float(params["head"]["bias"]))
-    return Trained(parts, whitening, head, description)
+    return FittedHead(parts, whitening, head, description)
 
 
 def _check_fits(params: Params, description: Description, folder: Path) -> None:
@@ -294,3 +292,121 @@ def _check_fits(params: Params, description: Description, folder: Path) -> None:
         own = model_folder.shapes_of(partial(NETWORKS[config.name].init, config))
         shapes |= {f"networks/{name}/{path}": shape for path, shape in own.items()}
     model_folder.check_fits(params, shapes, folder)
+
+
+# ---- Network ---------------------------------------------------------------------------------------------------------
+
+
+def trainable(config: Any, label_smoothing: float = 0.0) -> Model:
+    """A network for the training loop: the loss is the mean over valid examples of the cross entropy.
+
+    Batches are those of `data.batches.labelled`; `predict` gives `probability` [B, Q].
+    """
+    network = NETWORKS[config.name]
+
+    def loss(params: Params, constants: Params, batch: Mapping[str, jax.Array], rng: jax.Array, map_images: Any):
+        logs = jax.nn.log_softmax(network.logits(config, params, batch["image"], rng))
+        of_label = jnp.take_along_axis(logs, batch["label"][:, None], axis=1)[:, 0]
+        terms = -(1 - label_smoothing) * of_label - label_smoothing * logs.mean(1)
+        count = jnp.maximum(batch["valid"].sum(), 1)
+        mean = jnp.where(batch["valid"], terms, 0).sum() / count
+        right = jnp.where(batch["valid"], logs.argmax(1) == batch["label"], False).sum() / count
+        return mean, {"loss": mean, "accuracy": right}
+
+    def predict(params: Params, constants: Params, batch: Mapping[str, jax.Array], map_images: Any):
+        return {"probability": jax.nn.softmax(network.logits(config, params, batch["image"]))}
+
+    return Model(
+        init=partial(network.init, config),
+        loss=loss,
+        predict=predict,
+        per_example=True,
+        frozen=network.frozen(config),
+    )
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """The content of `model.json` of a network. size: S of its images."""
+
+    architecture: str
+    classes: tuple[str, str]
+    positive: str
+    size: Annotated[int, SIDE]
+    model: Annotated[Any, ByName(kinds)]
+    operating_points: tuple[OperatingPoint, ...]
+    trained: model_folder.Training | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self.positive, self.classes)
+
+    @property
+    def promise(self) -> Statement | None:
+        """What a private network promises; None for another."""
+        return self.trained.privacy if self.trained else None
+
+
+class TrainedNetwork(NamedTuple):
+    """The model folder of a network, read."""
+
+    params: Params
+    description: NetworkDescription
+
+    def probabilities(self, source: ImageSource, shelf: Path | None = None) -> np.ndarray:
+        """Of the positive class [1, N]. Nothing is kept in `shelf`."""
+        description = self.description
+        images = Labelled(source, np.zeros(len(source), np.int32), description.size)
+        predict = jax.jit(lambda params, batch: trainable(description.model).predict(params, {}, batch, jax.vmap))
+        found = []
+        with Progress("  predicting", len(images), unit="image", patience=LONG) as bar:
+            for batch in labelled.eval_batches(images, LabelledConfig(batch_size=BATCH)):
+                found.append(np.asarray(predict(self.params, batch)["probability"])[batch["valid"]])
+                bar.update(sum(map(len, found)))
+        return np.concatenate(found)[None, :, description.classes.index(description.positive)].astype(np.float64)
+
+
+def _load_network(params: Params, content: model_folder.Content, folder: Path) -> TrainedNetwork:
+    description = content.build(NetworkDescription)
+    model_folder.check_fits(params, model_folder.shapes_of(trainable(description.model).init), folder)
+    return TrainedNetwork(params, description)
+
+
+def without_class_layers(params: Params) -> Params:
+    """The parameters of a network that are the same for any classes."""
+    return {name: part for name, part in params.items() if name not in CLASS_LAYERS}
+
+
+# ---- Both ------------------------------------------------------------------------------------------------------------
+
+Trained = FittedHead | TrainedNetwork
+"""A classifier: `description` and `probabilities`."""
+
+
+def load(folder: Path) -> Trained:
+    """Read a classifier's model folder. UserError for a folder of another kind, and for parameters that do not fit."""
+    params, content = model_folder.load_params(folder)
+    if content.architecture == HEAD:
+        return _load_head(params, content, folder)
+    if content.architecture == NETWORK:
+        return _load_network(params, content, folder)
+    todo = "name the model folder of a classification stage: RUN/STAGE/model"
+    raise UserError(f"a model of '{content.architecture}', not a classifier", where=folder, todo=todo)
+
+
+def predictions(probability: np.ndarray, source: ImageSource, labels: np.ndarray, positive: str) -> Predictions:
+    """The probabilities of the positive class [N] for images of two classes with labels [N]."""
+    own = list(source.classes).index(positive)
+    columns = np.stack([probability if label == own else 1 - probability for label in range(2)], axis=1)
+    ids, patients = (tuple(getattr(info, name) for info in source.infos) for name in ("image_id", "patient_id"))
+    return Predictions(ids, patients, labels, columns, tuple(source.classes))
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """AUROC of scores [N]; truth: whether an image is of the positive class [N]."""
+    return float(roc.area(roc.corners(roc.rank(scores, truth), np.ones((1, len(truth)))))[0])
+
+
+def check_positive(positive: str, classes: Sequence[str], where: str = "positive") -> None:
+    """UserError for a positive class that the data do not have."""
+    if positive not in classes:
+        raise UserError(f"no class '{positive}'", where=where, todo=f"choose one of {', '.join(classes)}")

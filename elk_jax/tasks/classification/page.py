@@ -1,4 +1,4 @@
-"""Report sections of classification, from plain data: the summaries of fits, evaluations, draws of the noise."""
+"""Report sections of classification, from plain data: summaries of fits and trainings, evaluations, draws of noise."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from elk_jax.reporting.classification import (
 from elk_jax.reporting.pictures import Picture
 from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
+from elk_jax.reporting.sections import training_section
 from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
 
 MOST_COLUMNS = 2
@@ -46,10 +47,22 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class ClassificationRun:
-    """The content of a report on classification; empty parts are omitted. fitted: summaries of fit stages by name."""
+    """The content of a report on classification; empty parts are omitted.
+
+    fitted, trained: summaries of fit and of train stages by name. histories: lines of metrics.jsonl of the latter.
+    chosen_steps: the steps of their saved weights.
+    """
 
     evaluated: Sequence[Evaluated] = ()
     fitted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    chosen_steps: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def models(self) -> dict[str, Mapping[str, Any]]:
+        """The summaries of all models of the run."""
+        return {**self.fitted, **self.trained}
 
 
 def classification_part(run: ClassificationRun) -> Part:
@@ -58,11 +71,16 @@ def classification_part(run: ClassificationRun) -> Part:
     if run.fitted:
         sections.append(heads_section(run.fitted))
     for one in run.evaluated:
-        known = {name: run.fitted[name] for name in one.evaluations if name in run.fitted}
+        known = {name: run.models[name] for name in one.evaluations if name in run.models}
         found = [epsilon_section(one, known)] if known else []
         found += classification_sections(one.evaluations, one.comparisons)
         found += [_errors(name, one) for name in one.errors]
         sections += [Section(f"{s.title}: {one.title}" if many else s.title, s.html, s.note) for s in found]
+    if run.trained:
+        sections.append(networks_section(run.trained))
+    if any(run.histories.values()):
+        colours = {name: index for index, name in enumerate(run.histories)}
+        sections.append(training_section(run.histories, run.chosen_steps, colours, "Training of networks"))
     notes = data_notes(run)
     if notes:
         sections.append(Section("Notes on the data", "".join(html.paragraph(note) for note in notes)))
@@ -89,7 +107,7 @@ def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
         if summary["promise"]:
             promises[name] = summary["promise"]
     table = html.table(["Head", "Protection", "Chosen on the validation split", "AUROC there"], rows, numeric_from=3)
-    said = "".join(f"<p><b>{html.text(name)}</b>: {html.text(promise)}</p>" for name, promise in promises.items())
+    said = _said(promises)
     tried = max(summary["tried"] for summary in fitted.values())
     public = next(iter(fitted.values()))["public"]
     note = (
@@ -100,21 +118,39 @@ def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
     return Section("Heads", table + said, note)
 
 
-def epsilon_section(one: Evaluated, fitted: Mapping[str, Mapping[str, Any]]) -> Section:
-    """AUROC of every head beside its epsilon, its draws of the noise and published values at the same epsilon."""
+def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:
+    """What each network is, which checkpoint the validation chose, and what is promised of it."""
+    rows = []
+    for name, summary in trained.items():
+        cells = [html.text(name), html.text(summary["protection"]), html.text(f"{summary['parameters']:,}")]
+        cells += [str(summary["best_step"]), html.number(summary["best"].get("auroc"))]
+        rows.append(html.row(cells, numeric_from=2))
+    head = ["Network", "Protection", "Parameters", "Best step", "Validation AUROC"]
+    promises = {name: summary["promise"] for name, summary in trained.items() if summary["promise"]}
+    note = "The AUROC is that on which the checkpoint was chosen, and so too good."
+    return Section("Networks", html.table(head, rows, numeric_from=2) + _said(promises), note)
+
+
+def _said(promises: Mapping[str, str]) -> str:
+    """What is promised of every model, as HTML."""
+    return "".join(f"<p><b>{html.text(name)}</b>: {html.text(promise)}</p>" for name, promise in promises.items())
+
+
+def epsilon_section(one: Evaluated, models: Mapping[str, Mapping[str, Any]]) -> Section:
+    """AUROC of every model beside its epsilon, its draws of the noise and published values at the same epsilon."""
     names = list(dict.fromkeys(name for name, _, _ in one.published))
     known = {(name, epsilon): value for name, epsilon, value in one.published}
     rows = []
-    for index, (model, summary) in enumerate(fitted.items()):
+    for index, (model, summary) in enumerate(models.items()):
         cells = [f"{html.swatch(index)}{html.text(model)}", html.text(summary["protection"])]
         cells.append(html.estimate_cell(one.evaluations[model]["auroc"]))
         cells.append(mean_and_deviation(one.draws.get(model, {}).get("auroc", ())))
         cells += [html.number(known.get((name, summary["epsilon"]))) for name in names]
         rows.append(html.row(cells, numeric_from=2))
-    head = ["Head", "Protection", "AUROC of the model", "Mean over draws of the noise", *map(html.text, names)]
+    head = ["Model", "Protection", "AUROC of the model", "Mean over draws of the noise", *map(html.text, names)]
     note = (
-        "The model is the first draw; the intervals are over patients and do not include the noise, the ± is the "
-        "standard deviation over draws of it. Only one draw may be published at this epsilon."
+        "The intervals are over patients and do not include the noise. A head is the first draw of it, the ± is the "
+        "standard deviation over draws. Only one draw may be published at this epsilon."
     )
     return Section("Privacy and accuracy", html.table(head, rows, numeric_from=2), note)
 
@@ -153,13 +189,13 @@ def _spread_text(values: Sequence[float]) -> Text:
 
 def data_notes(run: ClassificationRun) -> list[str]:
     """What is odd about the data, each once. The images of a private training are not named."""
-    notes = [f"{note[:1].upper()}{note[1:]}." for summary in run.fitted.values() for note in summary["notes"]]
-    if any(one.unnamed for one in run.evaluated) or any(summary["unnamed"] for summary in run.fitted.values()):
+    notes = [f"{note[:1].upper()}{note[1:]}." for summary in run.models.values() for note in summary["notes"]]
+    if any(one.unnamed for one in run.evaluated) or any(summary["unnamed"] for summary in run.models.values()):
         notes.append("The images name no patient: each counts as one of its own, and the intervals are too narrow.")
-    if any(summary["withheld"] for summary in run.fitted.values()):
-        units = [f"{count} {unit}" for summary in run.fitted.values() for unit, count in summary["units"].items()]
+    if any(summary["withheld"] for summary in run.models.values()):
+        units = [f"{count} {unit}" for summary in run.models.values() for unit, count in summary["units"].items()]
         notes.append(
-            f"Of the training data of private heads only the number of protected units is given: {units[0]}. Copies "
+            f"Of the training data of private models only the number of protected units is given: {units[0]}. Copies "
             "among their images, and images that could not be read, are named in the terminal, not here."
         )
     return list(dict.fromkeys(notes))
@@ -183,5 +219,5 @@ def _errors(name: str, one: Evaluated) -> Section:
 
 
 def _facts(run: ClassificationRun) -> dict[str, str]:
-    private = sum(summary["protection"].startswith("epsilon") for summary in run.fitted.values())
-    return {"Private heads": f"{private} of {len(run.fitted)}"} if private else {}
+    private = sum(summary["protection"].startswith("epsilon") for summary in run.models.values())
+    return {"Private models": f"{private} of {len(run.models)}"} if private else {}

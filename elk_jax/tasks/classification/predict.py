@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-
 from elk_jax import files
 from elk_jax.data.sources import folder
 from elk_jax.data.sources.spec import SourceSpec
@@ -47,12 +45,7 @@ def predict_files(
     description, point = trained.description, trained.description.operating_points[0]
     threshold = point.threshold if settings.threshold is None else settings.threshold
     source = folder.open_files(paths, description.classes, decoding, on_error, progress=progress_bar("  decoding"))
-    images = classifier.patches_of(source, description.size)
-    features = classifier.whitened(classifier.frozen_features(trained.parts, images), trained.whitening)
-    labels = np.zeros(len(source), np.int64)  # not known, and not used
-    predicted = classifier.predictions(
-        trained.head, features, source.infos, labels, description.classes, description.positive
-    )
+    scores = trained.probabilities(source)[0]
     (other,) = set(description.classes) - {description.positive}
     rows: list[dict[str, object]] = [
         {
@@ -61,7 +54,7 @@ def predict_files(
             "probability": round(float(score), 6),
             "called": description.positive if score >= threshold else other,
         }
-        for info, score in zip(source.infos, predicted.scores(description.positive))
+        for info, score in zip(source.infos, scores)
     ]
     with files.locked(files.make_folder(output)):
         content = {"positive": description.positive, "threshold": threshold, "images": rows}

@@ -1,4 +1,4 @@
-"""The settings of classification: frozen features and the head on them, and the stages that fit and evaluate it."""
+"""The settings of classification: a head on frozen features, a network, and the stages that fit, train and evaluate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from elk_jax.backbones import networks, swin
+from elk_jax.data.batches.labelled import LabelledConfig
 from elk_jax.data.patches import Cutting
 from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
@@ -13,7 +15,10 @@ from elk_jax.evaluation.thresholds import rule_from_text
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SHARE, SIDE, AtLeast, ByName, Checked, Range
 from elk_jax.privacy.accounting import DELTA, Unit
 from elk_jax.randomness import Seed
-from elk_jax.tasks.stages import Data, EvaluateModelsStage, TrainStage
+from elk_jax.tasks.stages import Data, EvaluateModelsStage, PrivateTrainStage, TrainStage
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Schedule, WarmupCosine
 
 DEVIATION = Range(0, 1, above=True)
 
@@ -85,17 +90,32 @@ class Search(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadRecipe(Checked):
-    """How a head is fitted on frozen features, and evaluated.
+class DecisionRecipe(Checked):
+    """What becomes of scores. positive: the class that they speak for. rules: by which thresholds are chosen on the
+    validation split; the first is that of a diagnosis."""
+
+    positive: str = "malignant"
+    rules: Annotated[tuple[str, ...], NOT_EMPTY] = ("youden", "sensitivity:0.9", "specificity:0.9")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rule in self.rules:
+            try:
+                rule_from_text(rule)
+            except UserError as error:
+                raise UserError(error.what, where="rules", todo=error.todo) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRecipe(DecisionRecipe):
+    """How a head is fitted on frozen features.
 
     size: pixels of a patch; images of another size are scaled. centre: row and column of the lesion, as shares of the
     patch. cutting: of patches out of whole public images. features: by a name of one's own. search: what is tuned.
     clip_norm: of a unit's gradient, for a private head; inputs have the norm 1. mean_clip: of the mean features of a
     unit, over the root of their number, for their private mean. mean_share: of the budget, that this mean gets.
     draws: heads that are fitted, each with noise of its own: the first is the model, the others show how much the noise
-    matters. positive: the class that scores speak for. rules: by which thresholds are chosen on the validation split;
-    the first is that of a diagnosis.
-    bootstrap: resamples of patients.
+    matters.
     """
 
     size: Annotated[int, SIDE] = 128
@@ -107,17 +127,9 @@ class HeadRecipe(Checked):
     mean_clip: Annotated[float, ABOVE_ZERO] = 1.2
     mean_share: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
     draws: Annotated[int, AtLeast(1)] = 10
-    positive: str = "malignant"
-    rules: Annotated[tuple[str, ...], NOT_EMPTY] = ("youden", "sensitivity:0.9", "specificity:0.9")
-    bootstrap: Resamples = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for rule in self.rules:
-            try:
-                rule_from_text(rule)
-            except UserError as error:
-                raise UserError(error.what, where="rules", todo=error.todo) from error
         for text in self.search.features:
             for name in text.split("+"):
                 if name not in self.features:
@@ -177,13 +189,56 @@ class FitHeadStage(TrainStage):
         return *super().data(), *(Data(name, "") for name in self.public)
 
 
+ADAMW = OptimizerConfig(name="adamw", weight_decay=0.05, clip_norm=1.0)
+COSINE = WarmupCosine(base=1e-4, warmup_steps=20)
+NUM_CLASSES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecipe(DecisionRecipe, TrainingRecipe):
+    """How a network is trained on images of two classes. Its checkpoint is the one with the best validation AUROC.
+
+    model: the network (`backbones.networks`). size: pixels along a side of an image in it; images of another size are
+    scaled. label_smoothing: share of a label that is spread over both classes (Szegedy et al. 2016). choose: the
+    checkpoint to keep.
+    """
+
+    model: Annotated[Any, ByName(networks.kinds)] = field(default_factory=lambda: swin.SwinConfig(num_classes=2))
+    size: Annotated[int, SIDE] = 224
+    label_smoothing: Annotated[float, BELOW_ONE] = 0.0
+    images: LabelledConfig = field(default_factory=LabelledConfig)
+    optimizer: OptimizerConfig = ADAMW
+    schedule: Schedule = COSINE
+    choose: Literal["last", "best"] = "best"
+
+    def __post_init__(self) -> None:
+        DecisionRecipe.__post_init__(self)
+        TrainingRecipe.__post_init__(self)
+        if self.model.num_classes != NUM_CLASSES:
+            what = f"num_classes is {self.model.num_classes}, and there are two classes"
+            raise UserError(what, where="model.num_classes", todo=f"set {NUM_CLASSES}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifierStage(PrivateTrainStage):
+    """Train a network on images of the training split.
+
+    init_from: an earlier train stage of networks, or its model folder, whose weights are all taken; or a folder of
+    `launch/import_weights.py`, of which the layers that depend on the classes are left out.
+    """
+
+    task: Literal["classification"] = "classification"
+    recipe: str = "network"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateClassifiersStage(EvaluateModelsStage):
     """Evaluate classifiers on one split, each compared with the first.
 
-    published: (name, epsilon, AUROC) of results to show beside those of this run; epsilon 0: without privacy.
+    bootstrap: resamples of patients. published: (name, epsilon, AUROC) of results to show beside those of this run;
+    epsilon 0: without privacy.
     """
 
     task: Literal["classification"] = "classification"
-    recipe: str = "head"
+    bootstrap: Resamples = 2000
     published: tuple[tuple[str, float, float], ...] = ()

@@ -12,13 +12,24 @@ from elk_jax.reporting.pictures import Picture, enlarged
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part
 from elk_jax.tasks.run import Run
+from elk_jax.training.writer import read_metrics
+from elk_jax.weights.model_folder import kept_step
 
 
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """The part of the finished stages of classification. summaries: by stage."""
     fitted = {name: s for name, s in summaries.items() if s["kind"] == "fit"}
+    trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
     evaluated = [_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"]
-    return classification_part(ClassificationRun(evaluated, fitted))
+    return classification_part(
+        ClassificationRun(
+            evaluated,
+            fitted,
+            trained,
+            histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
+            chosen_steps={n: kept_step(run.folder / n / "model", s["best_step"]) for n, s in trained.items()},
+        )
+    )
 
 
 def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:

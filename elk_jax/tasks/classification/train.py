@@ -1,322 +1,92 @@
-"""Fit a head on frozen features, privately or not. The stage leaves `model/` (model.py) and `draws.safetensors`.
+"""Train a network on images of two classes. The stage leaves `model/` (model.py).
 
-Shapes: N images, D features, S settings, K draws of the noise.
-
-Nothing is published while a private head is fitted, so nothing has to be resumed: an attempt that is interrupted starts
-again with other noise. The seeds of the noise are nowhere but in the memory of the process.
+Shapes: N images.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from elk_jax import files
-from elk_jax.data import patches
-from elk_jax.data.batches import poisson
+from elk_jax.data.batches import labelled, poisson
+from elk_jax.data.batches.labelled import Labelled
+from elk_jax.data.batches.stream import Stream
+from elk_jax.data.patches import resized
 from elk_jax.data.sources import duplicates, patients
-from elk_jax.data.sources.labels import check_both_classes, image_labels
+from elk_jax.data.sources.duplicates import pixel_hash
+from elk_jax.data.sources.labels import check_both_classes, class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.errors import UserError
-from elk_jax.evaluation import calibration, roc, thresholds
-from elk_jax.features import scattering, whitening
-from elk_jax.features.whitening import Whitening
-from elk_jax.privacy import accounting
-from elk_jax.privacy import head as heads
-from elk_jax.privacy.accounting import Ledger, Phase, Unit
+from elk_jax.evaluation import thresholds
+from elk_jax.privacy.accounting import Unit
 from elk_jax.privacy.mechanism import Statement
-from elk_jax.progress import LONG, Progress, progress_bar
+from elk_jax.progress import progress_bar
+from elk_jax.tasks import private, training
 from elk_jax.tasks.classification import model
-from elk_jax.tasks.classification.model import Frozen, Head
-from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, NetworkFeatures, ScatteringFeatures
+from elk_jax.tasks.classification.model import NetworkDescription, TrainedNetwork
+from elk_jax.tasks.classification.recipe import DecisionRecipe, FitHeadStage, NetworkRecipe, TrainClassifierStage
 from elk_jax.tasks.run import Run, skipped_images
-from elk_jax.tasks.task import Summary
-from elk_jax.weights import model_folder
+from elk_jax.tasks.sampling import host_share
+from elk_jax.tasks.stages import TrainStage
+from elk_jax.tasks.task import Summary, Workload
+from elk_jax.threads import map_in_threads
+from elk_jax.training import mesh as meshes
+from elk_jax.training import prediction
+from elk_jax.training.model import Model, Params
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.step.step import Protection
+from elk_jax.weights import classifiers, model_folder
 
-DRAWS = "draws.safetensors"
-"""The heads of all draws of the noise. Of a private head the first alone is published: all of them promise less."""
-FEATURES = "features"
-"""Folder of the run with the features of its images, which are private as these are."""
-UNBOUNDED = 1e9
-"""Clip norm without privacy."""
-
-
-class Labelled(NamedTuple):
-    """One split: its images, their classes [N], and their frozen features by name."""
-
-    source: ImageSource
-    labels: np.ndarray
-    features: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Settings of the descent, and the features and components that it runs on."""
-
-    features: tuple[str, ...]
-    components: int
-    learning_rate: float
-    steps: int
-    averaged: float
-    l2: float
+FREE = ("num_classes", "hidden", "image_size", "drop_path", "dropout", "frozen_stages", "remat", "dtype")
+"""Settings of a network that may differ from those of the weights that a training starts from."""
 
 
 # ---- Before anything runs --------------------------------------------------------------------------------------------
 
 
-def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collection[str]) -> None:
-    """UserError for data without two classes, a public source that is the private one, units that nobody names, weights
-    that have seen patients, and patches that are too small."""
-    where = f"stage {stage.name}"
-    if not recipe.combinations():
-        todo = "set config.RECIPE.features.NAME.weights, or let search.features name others"
-        raise UserError("none of the features of search.features is there", where=f"config.{stage.recipe}", todo=todo)
-    for name, one in recipe.used().items():
-        if isinstance(one, ScatteringFeatures):
-            scattering.check_size((recipe.size, recipe.size), one.scales, f"config.{stage.recipe}.features.{name}")
-    places = {run.spec(name).spec: name for name in stage.train_on}
-    for name in stage.public:
-        if stage.is_private and (twin := places.get(run.spec(name).spec)):
-            what = f"'{name}' is the training data '{twin}', and the whitening would publish its statistics"
-            raise UserError(what, where=f"{where}.public", todo="name a data source of public images")
+def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, names: Collection[str]) -> None:
+    """UserError for data without two classes, frozen layers without weights, weights that do not fit, and units that
+    nobody names or that the weights have seen."""
+    private.check_public(stage, recipe)
+    listed = check_classes(run, stage, recipe)
+    if recipe.privacy is not None and recipe.privacy.unit == "patient":
+        check_named(listed["train"], f"config.{stage.recipe}.privacy.unit")
+    private.check_start(run, stage, recipe, listed["train"].infos)
+    if (recipe.optimizer.frozen or recipe.model.frozen_stages) and not stage.init_from:
+        raise UserError(
+            "frozen parameters without weights to start from would stay random",
+            where=f"stages.{stage.name}.init_from",
+            todo=f"name weights, --config.stages.{stage.name}.init_from=DIR, or freeze nothing",
+        )
+    if stage.init_from and stage.init_from not in names:
+        _start(run.model_folder(stage.init_from), stage, recipe, listed["train"].classes, _shapes(recipe))
+
+
+def check_classes(run: Run, stage: TrainStage, recipe: DecisionRecipe) -> dict[str, ImageSource]:
+    """The listed sources of both splits, {"train": ..., "val": ...}. UserError for data that do not have the two
+    classes, and the positive one among them."""
     listed = {"train": run.list(stage.train_on, "train"), "val": run.list(stage.validate_on, "val")}
     for split, source in listed.items():
         check_both_classes(image_labels(source), source, split)
-        if recipe.positive not in source.classes:
-            what, todo = f"no class '{recipe.positive}'", f"choose one of {', '.join(source.classes)}"
-            raise UserError(what, where=f"config.{stage.recipe}.positive", todo=todo)
-    if stage.is_private and stage.unit == "patient":
-        _check_named(listed["train"], where)
-    for one in recipe.used().values():
-        if isinstance(one, NetworkFeatures):
-            _check_unseen(Path(one.weights), listed, stage)
+        model.check_positive(recipe.positive, source.classes, f"config.{stage.recipe}.positive")
+    return listed
 
 
-def _check_named(source: ImageSource, where: str) -> None:
+def check_named(source: ImageSource, where: str) -> None:
+    """UserError where images name no patient."""
     try:
-        _units(source, "patient")
+        units_of(source, "patient")
     except UserError as error:
         todo = "set data.NAME.patient_pattern, give the field patient_id, or set unit=image"
-        raise UserError(error.what, where=f"{where}.unit", todo=todo) from error
+        raise UserError(error.what, where=where, todo=todo) from error
 
 
-def _check_unseen(weights: Path, listed: dict[str, ImageSource], stage: FitHeadStage) -> None:
-    """A network that has seen a patient leaks it into a private head, and flatters the validation."""
-    seen = model_folder.seen_patients(weights)
-    for split, source in listed.items():
-        known = patients.among(patients.named(source.infos), seen)
-        if known and (split == "val" or stage.is_private):
-            what = f"the network was trained on the patient {known[0]} of the split '{split}'"
-            raise UserError(what, where=weights, todo="take weights of other patients")
-
-
-# ---- Fitting ---------------------------------------------------------------------------------------------------------
-
-
-def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
-    """Fit heads with every setting of the search, take the best, and write `<stage>/model/`.
-
-    The main process works alone: noise that processes draw themselves would differ.
-    """
-    training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
-    public = [run.open(name, "") for name in stage.public]
-    unit: Unit = stage.unit if stage.is_private else "image"
-    units, count = _units(training, unit)
-    others = sum(map(len, public))
-    run.say(f"  train {count} {unit}s; validation {len(validation)} images; whitened by {others} public images")
-    if not run.is_main:
-        return {}
-    folder = files.make_folder(run.folder / stage.name)
-    images = [model.patches_of(source, recipe.size) for source in (training, validation)]
-    cuttings = np.concatenate(
-        [
-            patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
-            for one in public
-        ]
-    )
-    held = _other_splits(run, stage)
-    findings = _copies((training, validation, *held), [*images, *(model.patches_of(one, recipe.size) for one in held)])
-    for line in findings:
-        run.say(f"  note: {line}")
-    if stage.is_private:
-        _check_public(cuttings, images[0], stage)
-    parts, shelf = model.frozen(recipe), run.folder / FEATURES
-    public_features = model.frozen_features(parts, cuttings, shelf)
-    train, val = (
-        Labelled(source, image_labels(source), model.frozen_features(parts, of, shelf))
-        for source, of in zip((training, validation), images)
-    )
-
-    # ---- The search --------------------------------------------------------------------------------------------------
-    own = training.classes.index(recipe.positive)
-    problem = Problem(train.labels == own, val.labels == own, units, count, stage, recipe)
-    found: list[tuple[float, Choice]] = []
-    grid = list(itertools.product(recipe.combinations(), recipe.search.components))
-    with Progress(f"  fitting {stage.name}", len(grid), unit="representation", patience=LONG) as bar:
-        for done, (names, components) in enumerate(grid, start=1):
-            by = _whitening(public_features, names, components, f"stage {stage.name}.public")
-            inputs, of_val = (model.whitened(part.features, by) for part in (train, val))
-            choices = [Choice(names, components, *rest) for rest in itertools.product(*_descents(recipe))]
-            drawn = [
-                problem.fit(inputs, of_val, choices, key)
-                for key in noise_keys(recipe.search.draws, stage.known_seed, done)
-            ]
-            aurocs = np.mean([one.aurocs for one in drawn], axis=0)
-            found += zip(aurocs.tolist(), choices)
-            bar.update(done)
-    _, choice = max(found, key=lambda one: one[0])
-
-    # ---- The heads ---------------------------------------------------------------------------------------------------
-    by = _whitening(public_features, choice.features, choice.components, f"stage {stage.name}.public")
-    inputs, of_val = (model.whitened(part.features, by) for part in (train, val))
-    draws = recipe.draws if stage.is_private else 1
-    drawn = [problem.fit(inputs, of_val, [choice], key) for key in noise_keys(draws, stage.known_seed, 0)]
-    aurocs = np.array([one.aurocs[0] for one in drawn])
-    calibrated = [calibrate(Head(one.mean, one.weights[0], 0.0), of_val, problem.val_truth) for one in drawn]
-    trained = _trained(
-        run,
-        stage,
-        recipe,
-        parts,
-        by,
-        calibrated[0],
-        choice,
-        problem.noise(choice.steps),
-        train.source,
-        of_val,
-        val,
-    )
-    model.save(folder / "model", trained)
-    files.write_private(folder / DRAWS, safetensors.numpy.save(_draws(calibrated)))
-    run.say(f"  {_chosen(choice)}; validation AUROC {_spread(aurocs)}")
-    promise = trained.description.promise
-    if promise is not None:
-        run.say(f"  {promise.sentence()}")
-        if stage.delta * count >= 1:
-            run.say(
-                f"  warning: a delta of {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published"
-            )
-    withheld = _is_withheld(run, stage)
-    return {
-        "kind": "fit",
-        "data": ({} if withheld else {"train": _counts(train)}) | {"validation": _counts(val)},
-        "units": {f"{stage.unit}s": count} if stage.is_private else {},
-        "skipped": skipped_images(validation) if withheld else skipped_images(training, validation),
-        "notes": [] if withheld else findings,
-        "withheld": withheld,
-        "unnamed": not patients.named(validation.infos),
-        "epsilon": stage.epsilon,
-        "protection": _protection(promise),
-        "promise": "" if promise is None else promise.sentence(),
-        "chosen": _chosen(choice),
-        "public": len(cuttings),
-        "auroc": aurocs.tolist(),
-        "tried": len(found),
-    }
-
-
-class Drawn(NamedTuple):
-    """Heads of S settings by one draw of the noise: mean [D], weights [S, D], AUROC [S] on the validation images."""
-
-    mean: np.ndarray
-    weights: np.ndarray
-    aurocs: np.ndarray
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What every setting of the search has in common. truth: of the training [N], val_truth: of the validation images.
-
-    units: of privacy, of every training image [N], numbered from 0 to num_units - 1.
-    """
-
-    truth: np.ndarray
-    val_truth: np.ndarray
-    units: np.ndarray
-    num_units: int
-    stage: FitHeadStage
-    recipe: HeadRecipe
-
-    def noise(self, steps: int) -> tuple[float, float]:
-        """Noise multipliers (of the mean, of each step) with the epsilon of the stage; 0 without privacy."""
-        if not self.stage.is_private:
-            return 0.0, 0.0
-        together = accounting.gaussian_noise_multiplier(self.stage.epsilon, self.stage.delta)
-        return heads.split_noise(together, self.recipe.mean_share, steps)
-
-    def fit(self, training: np.ndarray, validation: np.ndarray, choices: Sequence[Choice], key: jax.Array) -> Drawn:
-        """Heads with every one of the settings, by one draw of the noise, from whitened features [N, D]."""
-        of_mean, of_steps = jax.random.split(key)
-        private = self.stage.is_private
-        clip = self.recipe.mean_clip * training.shape[1] ** 0.5 if private else UNBOUNDED
-        units, noise = self.units.astype(np.int32), self.noise(choices[0].steps)[0]
-        mean = np.asarray(heads.private_mean(training, units, clip, noise, of_mean, num_units=self.num_units))
-        inputs = Head(mean, np.zeros_like(mean), 0.0).inputs(training)
-        column = lambda values: jnp.asarray(values, jnp.float32)
-        descents = heads.Descent(
-            learning_rate=column([one.learning_rate for one in choices]),
-            steps=jnp.asarray([one.steps for one in choices], jnp.int32),
-            clip_norm=column([self.recipe.clip_norm if private else UNBOUNDED] * len(choices)),
-            noise_multiplier=column([self.noise(one.steps)[1] for one in choices]),
-            l2=column([one.l2 for one in choices]),
-            averaged=column([one.averaged for one in choices]),
-        )
-        most, truth = max(one.steps for one in choices), self.truth.astype(np.float32)
-        weights = np.asarray(
-            heads.train_many(inputs, truth, units, descents, of_steps[None], num_units=self.num_units, most_steps=most)
-        )[:, 0]
-        scores = Head(mean, mean, 0.0).inputs(validation) @ weights.T
-        return Drawn(mean, weights, np.array([_auroc(one, self.val_truth) for one in scores.T]))
-
-
-def noise_keys(count: int, known_seed: int | None, purpose: int) -> jax.Array:
-    """`count` keys of the noise [K]: of the system's entropy, or of a number that is no secret.
-
-    purpose: other noise for the same number. The entropy is an argument of compiled programs, never a part of them.
-    """
-    if known_seed is None:
-        words = np.frombuffer(os.urandom(8 * count), np.uint32)
-    else:
-        words = np.random.SeedSequence([known_seed, purpose]).generate_state(2 * count).astype(np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(words.reshape(count, 2)), impl="threefry2x32")
-
-
-def calibrate(head: Head, features: np.ndarray, truth: np.ndarray) -> Head:
-    """The head with its log odds scaled and shifted to the shares of the validation images, features [N, D].
-
-    Platt scaling. Where no positive scale is best, log odds keep their own.
-    """
-    ones, odds = np.ones((1, len(truth))), head.inputs(features).astype(np.float64) @ head.weights
-    expit = lambda x: 0.5 * (1 + np.tanh(x / 2))
-    slope = float(calibration.slope(expit(odds), truth, ones)[0])
-    scale = slope if np.isfinite(slope) and slope > 0 else 1.0
-    shift = float(calibration.intercept(expit(scale * odds), truth, ones)[0])
-    weights = (scale * head.weights).astype(np.float32)
-    return Head(head.mean, weights, shift if np.isfinite(shift) else 0.0)
-
-
-def read_draws(folder: Path) -> list[Head]:
-    """The heads of all draws of a stage; [] where they are not there, as in a published model."""
-    if not (folder / DRAWS).is_file():
-        return []
-    found = safetensors.numpy.load(files.read_bytes(folder / DRAWS))
-    return [Head(mean, weights, float(bias)) for mean, weights, bias in zip(*(found[name] for name in Head._fields))]
-
-
-# ---- Parts -----------------------------------------------------------------------------------------------------------
-
-
-def _units(source: ImageSource, unit: Unit) -> tuple[np.ndarray, int]:
+def units_of(source: ImageSource, unit: Unit) -> tuple[np.ndarray, int]:
     """(the unit of every image [N], how many there are)."""
     groups = poisson.members(source.infos, unit)
     units = np.zeros(len(source), np.int64)
@@ -325,137 +95,222 @@ def _units(source: ImageSource, unit: Unit) -> tuple[np.ndarray, int]:
     return units, len(groups)
 
 
-def _other_splits(run: Run, stage: FitHeadStage) -> list[ImageSource]:
-    """What the data of a stage have beside training and validation images: no training may have seen copies of it."""
-    found = []
+def _shapes(recipe: NetworkRecipe) -> Params:
+    return jax.eval_shape(model.trainable(recipe.model).init, jax.random.key(0))
+
+
+def _start(
+    folder: Path,
+    stage: TrainClassifierStage,
+    recipe: NetworkRecipe,
+    classes: Sequence[str],
+    fresh: Params,
+) -> Params:
+    """`fresh` with the weights of a folder: all of a trained network, all but the layers of the classes of an imported
+    one. UserError for any other folder, and for weights that do not all fit."""
+    if model_folder.architecture_of(folder) == model.NETWORK:
+        trained = model.load(folder)
+        assert isinstance(trained, TrainedNetwork)
+        before, params, drop = trained.description.model, trained.params, []
+        if trained.description.classes != tuple(classes):
+            what = f"the weights know the classes {', '.join(trained.description.classes)}, not {', '.join(classes)}"
+            raise UserError(what, where=folder, todo="rename the classes of the data, or take other weights")
+        free = [name for name in FREE if name != "hidden"]
+    else:
+        before, params = classifiers.load(folder)
+        params, free = model.without_class_layers(params), list(FREE)
+        drop = [f"^{name}/" for name in model.CLASS_LAYERS]
+    conventions = [field.name for field in fields(recipe.model) if field.name not in free]
+    model_folder.check_same(before, recipe.model, conventions, folder, stage.recipe)
+    return model_folder.restore_into(fresh, params, drop, where=folder)
+
+
+# ---- Training --------------------------------------------------------------------------------------------------------
+
+
+def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summary:
+    """Train a network, choose its checkpoint by the validation AUROC, and write `<stage>/model/`."""
+    # ---- Data ----------------------------------------------------------------------------------------------------
+    found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
+    images, of_val = (Labelled(one, image_labels(one), recipe.size) for one in (found, validation))
+    findings = copies(run, stage, recipe.size)
+    network = model.trainable(recipe.model, recipe.label_smoothing)
+    learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, network, images)
+
+    # ---- Train ---------------------------------------------------------------------------------------------------
+    initial = None
+    if stage.init_from:
+        folder = run.model_folder(stage.init_from)
+        run.say(f"  starts from {folder}")
+        fresh = jax.device_get(network.init(jax.random.key(run.seed)))
+        initial = _start(folder, stage, recipe, found.classes, fresh)
+    result = training.train(
+        run,
+        stage,
+        recipe,
+        network,
+        learned.batches,
+        initial=initial,
+        evaluate=_validating(network, of_val, recipe, run.mesh),
+        best_metric="auroc",
+        settings=asdict(recipe.model) | {"size": recipe.size, "label_smoothing": recipe.label_smoothing},
+        validation=validation.infos,
+        protection=learned.protection,
+    )
+
+    # ---- The model -----------------------------------------------------------------------------------------------
+    params, trained = training.kept_weights(
+        run, stage, result, recipe.choose, found, learned.protection, learned.public
+    )
+    promise = "" if trained.privacy is None else trained.privacy.sentence()
+    if run.is_main:
+        description = _described(params, recipe, of_val, trained)
+        model_folder.save_params(run.folder / stage.name / "model", params, description)
+    withheld = is_withheld(run, stage)
+    return {
+        "kind": "train",
+        "data": {**({} if withheld else learned.counts), "validation": class_counts(validation)},
+        "units": learned.units,
+        "skipped": skipped_images(*([] if withheld else [found]), validation),
+        "notes": [] if withheld else findings,
+        "withheld": withheld,
+        "unnamed": not patients.named(validation.infos),
+        "epsilon": 0.0 if trained.privacy is None else trained.privacy.epsilon,
+        "protection": protection_words(trained.privacy),
+        "promise": promise,
+        **training.outcome(result),
+    }
+
+
+class Learned(NamedTuple):
+    """What a network is trained on. counts: of what may be told, by what it is of. units: that are protected, by kind.
+    public: see PrivateTrainStage."""
+
+    batches: Stream
+    counts: dict[str, dict[str, int]]
+    units: dict[str, int]
+    protection: Protection | None = None
+    public: ImageSource | None = None
+
+
+def _openly(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, network: Model, images: Labelled) -> Learned:
+    """Every image once an epoch."""
+    counts = class_counts(images.source)
+    run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}")
+    stream = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
+    return Learned(stream, {"train": counts}, {})
+
+
+def _privately(
+    run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, network: Model, images: Labelled
+) -> Learned:
+    """Batches of units, with public images beside them where there are some."""
+    assert recipe.privacy is not None
+    settings, public, make = recipe.images, None, None
+    counts, identity = dict[str, dict[str, int]](), [images.records()]
+    if stage.public:
+        public = run.open(stage.public, "train")
+        beside = Labelled(public, image_labels(public), recipe.size)
+        make = labelled.shuffled(beside, settings, run.seed, jax.process_index(), jax.process_count())
+        counts, identity = {"public": class_counts(public)}, [*identity, beside.records()]
+    stream, protection = private.protected(
+        run,
+        stage,
+        recipe,
+        network,
+        example=labelled.Augmented(images, settings),
+        infos=images.source.infos,
+        batch_size=settings.batch_size,
+        reading=settings,
+        public=make,
+        identity=identity,
+    )
+    units = {f"{recipe.privacy.unit}s": protection.mechanism.units}
+    return Learned(stream, counts, units, protection, public)
+
+
+def _validating(
+    network: Model, images: Labelled, recipe: NetworkRecipe, mesh: jax.sharding.Mesh
+) -> Callable[[Params, int], dict[str, float]]:
+    """AUROC, and the mean cross entropy without smoothing, on the validation images."""
+    predict = prediction.on_mesh(network, mesh, ("valid",))
+    constants = meshes.place_constants(network.constants, mesh)
+    own, rows = list(images.source.classes).index(recipe.positive), np.arange(len(images))
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        found = []
+        for batch in labelled.eval_batches(images, recipe.images):
+            answer, echo = jax.device_get(predict(params, constants, meshes.put_batch(host_share(batch), mesh)))
+            found.append(answer["probability"][echo["valid"]])
+        probability = np.concatenate(found).astype(np.float64)
+        of_label = np.maximum(probability[rows, images.labels], np.finfo(np.float32).tiny)
+        return {
+            "auroc": model.auroc(probability[:, own], images.labels == own),
+            "loss": float(-np.log(of_label).mean()),
+        }
+
+    return evaluate
+
+
+def _described(
+    params: Params, recipe: NetworkRecipe, images: Labelled, trained: model_folder.Training
+) -> NetworkDescription:
+    """The description of a network, with thresholds by the rules of the recipe on the validation images."""
+    source, classes = images.source, tuple(images.source.classes)
+    description = NetworkDescription(model.NETWORK, classes, recipe.positive, recipe.size, recipe.model, (), trained)  # type: ignore[arg-type]
+    probability = TrainedNetwork(params, description).probabilities(source)[0]
+    predicted = model.predictions(probability, source, images.labels, recipe.positive)
+    rules = map(thresholds.rule_from_text, recipe.rules)
+    return replace(
+        description, operating_points=tuple(thresholds.choose(predicted, recipe.positive, rule) for rule in rules)
+    )
+
+
+def workload(stage: TrainClassifierStage, recipe: NetworkRecipe, batch_size: int | None) -> Workload:
+    """The training of a network."""
+    count = batch_size or recipe.images.batch_size
+    blank = {f"{recipe.size}x{recipe.size}": {**labelled.blank_batch(count, recipe.size)}}
+    return Workload(model.trainable(recipe.model, recipe.label_smoothing), count, blank, blank)
+
+
+# ---- What every training of a classifier says of its data ------------------------------------------------------------
+
+
+def copies(run: Run, stage: TrainStage, size: int) -> list[str]:
+    """What to report of images that are copies of each other, within the splits of a stage's data and between them.
+
+    They are printed. size: to which the images are scaled before they are compared.
+    """
+    splits = [run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")]
     for name in dict.fromkeys((*stage.train_on, stage.validate_on)):
-        splits = {info.split for info in run.list(name, "").infos} - {"train", "val", ""}
-        found += [run.open(name, split) for split in sorted(splits)]
+        others = {info.split for info in run.list(name, "").infos} - {"train", "val", ""}
+        splits += [run.open(name, split) for split in sorted(others)]
+    everything = concatenate(splits)
+    hash_of = lambda position: pixel_hash(resized(everything[position].image, size))
+    hashes = map_in_threads(hash_of, len(everything), progress_bar("  comparing"))
+    classes = [everything.classes[label] for label in image_labels(everything)]
+    found = duplicates.notes(duplicates.find(everything.infos, hashes, classes), everything.infos, classes)
+    for line in found:
+        run.say(f"  note: {line}")
     return found
 
 
-def _copies(sources: Sequence[ImageSource], images: Sequence[np.ndarray]) -> list[str]:
-    """What to report of images that are copies of each other, within a source and between them."""
-    everything = concatenate(sources)
-    hashes = [key for of_source in images for key in model.hashes_of(of_source)]
-    classes = [everything.classes[label] for label in image_labels(everything)]
-    found = duplicates.find(everything.infos, hashes, classes)
-    return duplicates.notes(found, everything.infos, classes)
+def is_withheld(run: Run, stage: TrainStage) -> bool:
+    """Whether what a report says of the training data would break the promise of a model: of this stage or another."""
+    others = [one for one in run.experiment.stages.values() if isinstance(one, TrainStage)]
+    return any(_is_private(run, one) and set(one.train_on) & set(stage.train_on) for one in others)
 
 
-def _check_public(public: np.ndarray, private: np.ndarray, stage: FitHeadStage) -> None:
-    both = set(model.hashes_of(public)) & set(model.hashes_of(private))
-    if both:
-        what = f"{len(both)} of the public images are training images, and the whitening would publish their statistics"
-        raise UserError(what, where=f"stage {stage.name}.public", todo="name a data source of other images")
+def _is_private(run: Run, stage: TrainStage) -> bool:
+    if isinstance(stage, FitHeadStage):
+        return stage.is_private
+    recipe = run.experiment.recipe_of(stage)
+    return isinstance(recipe, TrainingRecipe) and recipe.privacy is not None
 
 
-def _whitening(
-    public: dict[str, np.ndarray], names: Sequence[str], components: int, where: str
-) -> dict[str, Whitening]:
-    return {name: whitening.fit(public[name], components, where) for name in names}
-
-
-def _descents(recipe: HeadRecipe) -> list[Sequence[Any]]:
-    search = recipe.search
-    return [search.learning_rates, search.steps, search.averaged, search.l2]
-
-
-def _auroc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """AUROC of scores [N]."""
-    return float(roc.area(roc.corners(roc.rank(scores, truth), np.ones((1, len(truth)))))[0])
-
-
-def _trained(
-    run: Run,
-    stage: FitHeadStage,
-    recipe: HeadRecipe,
-    parts: Frozen,
-    by: dict[str, Whitening],
-    head: Head,
-    choice: Choice,
-    noise: tuple[float, float],
-    training: ImageSource,
-    validation_features: np.ndarray,
-    validation: Labelled,
-) -> model.Trained:
-    """The model of the stage. Of a private one, nothing says who was in the training data."""
-    promise: Statement | None = None
-    seen = frozenset[str]()
-    if stage.is_private:
-        of_mean, of_steps = noise
-        ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, choice.steps)), stage.unit)
-        spent = accounting.epsilon_of(ledger.phases, stage.delta)
-        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger)
-    else:
-        seen = frozenset(map(patients.patient_hash, patients.named(training.infos))) | training.seen_patients
-    for one in parts.only(choice.features).features.values():
-        seen |= model_folder.seen_patients(Path(one.weights)) if isinstance(one, NetworkFeatures) else frozenset()
-    predicted = model.predictions(
-        head,
-        validation_features,
-        validation.source.infos,
-        validation.labels,
-        validation.source.classes,
-        recipe.positive,
-    )
-    points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]
-    chosen = parts.only(choice.features)
-    nameless = {
-        n: replace(one, weights="") if isinstance(one, NetworkFeatures) else one for n, one in chosen.features.items()
-    }
-    description = model.Description(
-        architecture=model.ARCHITECTURE,
-        classes=tuple(training.classes),  # type: ignore[arg-type]
-        positive=recipe.positive,
-        size=recipe.size,
-        centre=recipe.centre,
-        features=nameless,
-        networks={name: one.config for name, one in chosen.networks.items()},
-        operating_points=tuple(points),
-        trained=model_folder.Training(choice.steps, tuple(stage.train_on), "", tuple(sorted(seen)), promise),
-    )
-    return model.Trained(chosen, by, head, description)
-
-
-def _draws(found: Sequence[Head]) -> dict[str, np.ndarray]:
-    return {name: np.stack([np.float32(getattr(head, name)) for head in found]) for name in Head._fields}
-
-
-def _is_withheld(run: Run, stage: FitHeadStage) -> bool:
-    """Whether what a report says of the training data would break the promise of a head: of this stage or another."""
-    others = [one for one in run.experiment.stages.values() if isinstance(one, FitHeadStage)]
-    return any(one.is_private and set(one.train_on) & set(stage.train_on) for one in others)
-
-
-def _protection(promise: Statement | None) -> str:
+def protection_words(promise: Statement | None) -> str:
     """'epsilon 6, per patient'."""
     if promise is None:
         return "without privacy"
     said = f"epsilon {promise.epsilon:.3g}, per {promise.ledger.unit}"
     return said if promise.private else "not private: known noise"
-
-
-def _counts(part: Labelled) -> dict[str, int]:
-    """Counts of a split for logs and reports."""
-    named = Counter(part.source.classes[label] for label in part.labels)
-    people = len({info.patient_id for info in part.source.infos})
-    return {"images": len(part.source), "patients": people, **{name: named[name] for name in part.source.classes}}
-
-
-def _chosen(choice: Choice) -> str:
-    """The settings that were chosen, in words."""
-    averaged = f", mean of the last {choice.averaged:.0%}" if choice.averaged else ""
-    decay = f", weight decay {choice.l2:g}" if choice.l2 else ""
-    kinds = " + ".join(choice.features)
-    return (
-        f"{kinds}, {choice.components} components each, {choice.steps} steps at learning rate {choice.learning_rate:g}"
-        f"{averaged}{decay}"
-    )
-
-
-def _spread(values: np.ndarray) -> str:
-    """'0.712 ± 0.015 (10 draws of the noise)'."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f} ({len(values)} draws of the noise)"

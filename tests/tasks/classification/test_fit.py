@@ -15,7 +15,7 @@ from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.privacy import accounting
-from elk_jax.tasks.classification import model, train
+from elk_jax.tasks.classification import fit, model, train
 from elk_jax.tasks.classification.model import Head
 from elk_jax.weights import model_folder
 from tests.refusals import refused
@@ -72,8 +72,8 @@ def test_private_files_are_their_owners(fitted):
     run, _ = fitted
     private = [*(run / "features").iterdir(), run / "epsilon_6" / "draws.safetensors"]
     assert len(private) == 5 and {path.stat().st_mode & 0o777 for path in private} == {0o600}
-    assert len(train.read_draws(run / "epsilon_6")) == 3 and train.read_draws(run / "epsilon_6" / "model") == []
-    first = train.read_draws(run / "epsilon_6")[0]
+    assert len(fit.read_draws(run / "epsilon_6")) == 3 and fit.read_draws(run / "epsilon_6" / "model") == []
+    first = fit.read_draws(run / "epsilon_6")[0]
     np.testing.assert_array_equal(first.weights, model.load(run / "epsilon_6" / "model").head.weights)
 
 
@@ -103,7 +103,7 @@ def test_noise_is_fresh_or_known_to_all(folders, tmp_path, cheap_features):
 def test_every_training_image_belongs_to_a_unit(folders, unit, count):
     spec = SourceSpec(f"folders:{folders / 'patches'}", patient_pattern=r"p(\d+)_")
     source = list_source(spec, "train")
-    units, found = train._units(source, unit)
+    units, found = train.units_of(source, unit)
     assert found == count and sorted(set(units)) == list(range(count)) and len(units) == 60
     of = {}
     for info, number in zip(source.infos, units):
@@ -112,9 +112,9 @@ def test_every_training_image_belongs_to_a_unit(folders, unit, count):
 
 
 def test_keys_of_draws_differ():
-    keys = np.asarray(jax.random.key_data(train.noise_keys(5, None, 0)))
+    keys = np.asarray(jax.random.key_data(fit.noise_keys(5, None, 0)))
     assert len(np.unique(keys, axis=0)) == 5
-    data = lambda purpose: np.asarray(jax.random.key_data(train.noise_keys(2, 7, purpose)))
+    data = lambda purpose: np.asarray(jax.random.key_data(fit.noise_keys(2, 7, purpose)))
     np.testing.assert_array_equal(data(1), data(1))
     assert not (data(1) == data(2)).any()
 
@@ -126,10 +126,10 @@ def test_calibration_takes_the_scale_and_shift_of_the_validation_images():
     # inputs have the norm 1: two columns carry one number between -1 and 1
     angle = np.arcsin(np.clip(odds / 4, -1, 1))
     features = np.stack([np.sin(angle), np.cos(angle)], 1).astype(np.float32)
-    head = train.calibrate(Head(np.zeros(2), np.array([4.0, 0.0]), 0.0), features, truth)
+    head = fit.calibrate(Head(np.zeros(2), np.array([4.0, 0.0]), 0.0), features, truth)
     assert head.weights[0] == pytest.approx(12, rel=0.1) and head.bias == pytest.approx(-1, abs=0.15)
     two = Head(np.zeros(1), np.array([2.0]), 0.0)
-    separable = train.calibrate(two, np.array([[-1.0], [1.0]]), np.array([False, True]))
+    separable = fit.calibrate(two, np.array([[-1.0], [1.0]]), np.array([False, True]))
     assert separable.weights[0] == 2 and np.isfinite(separable.bias)
 
 

@@ -1,0 +1,59 @@
+"""The recipe of a network that classifies, at the size of each variant. Defaults stand in
+elk_jax/tasks/classification/recipe.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.variants import merge, settings
+from elk_jax.backbones import efficientnet, swin
+from elk_jax.tasks.classification.recipe import NetworkRecipe
+from elk_jax.training.schedules import Constant
+
+HEAD_ONLY = (r"^(?!hidden/|classifier/)",)
+"""Parameters that are frozen where the layers of the classes alone are trained."""
+
+
+def network(size: str) -> dict[str, Any]:
+    """The recipe of a network."""
+    if size in ("tiny", "quick"):
+        steps = 4 if size == "tiny" else 300
+        recipe = NetworkRecipe(model=small_swin(size), size=32 if size == "tiny" else 64, steps=steps)
+        return merge(settings(recipe), tiny() if size == "tiny" else {})
+    if size == "small":
+        recipe = NetworkRecipe(model=efficientnet.named("lite0", num_classes=2), steps=350)
+        return merge(settings(recipe), {"schedule": {"base": 3e-4}, "eval_every": 50, "label_smoothing": 0.1})
+    return merge(settings(NetworkRecipe(model=swin.named("tiny", num_classes=2))), published())
+
+
+def small_swin(size: str) -> swin.SwinConfig:
+    """A network that is trained from scratch in seconds (tiny) or minutes."""
+    if size == "tiny":
+        shape = {"embed": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2)}
+    else:
+        shape = {"embed": 32, "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8)}
+    return swin.SwinConfig(**shape, window=4, drop_path=0.1, num_classes=2, pixel_mean=(0.5,), pixel_std=(0.25,))
+
+
+def tiny() -> dict[str, Any]:
+    """For tests."""
+    return {
+        "images": {"batch_size": 4},
+        "schedule": {"warmup_steps": 1},
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "eval_every": 2,
+    }
+
+
+def published() -> dict[str, Any]:
+    """300 epochs of 1,104 patches in batches of 128 at a constant rate."""
+    return {
+        "label_smoothing": 0.1,
+        "images": {"batch_size": 128, "threads": 8},
+        "steps": 2588,
+        "optimizer": {"clip_norm": 0.0},
+        "schedule": settings(Constant(base=1e-5)),
+        "checkpoint_every": 100,
+        "eval_every": 50,
+    }
