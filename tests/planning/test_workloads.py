@@ -26,7 +26,8 @@ def workload(experiment: str, variant: str, stage: str, batch: int | None = None
 
 
 @pytest.mark.parametrize("experiment, stage", [("cem_real", "real"), ("inpaint_cem", "inpainter"),
-                                               ("bridge_le_to_cem", "translator")])  # fmt: skip
+                                               ("bridge_le_to_cem", "translator"),
+                                               ("swin_real", "network")])  # fmt: skip
 def test_the_step_and_the_prediction_take_the_blank_batches(experiment, stage):
     """They are traced, not compiled: nothing that a real batch has is missing."""
     parsed, chosen, work = workload(experiment, "tiny", stage, batch=2)
@@ -42,7 +43,8 @@ def test_the_step_and_the_prediction_take_the_blank_batches(experiment, stage):
 
 
 def test_every_train_stage_can_be_planned():
-    for experiment in ("cem_real", "cem_mixed", "cem_synthetic", "inpaint_cem", "bridge_le_to_cem", "mammo_pretrain"):
+    experiments = "cem_real", "cem_mixed", "cem_synthetic", "inpaint_cem", "bridge_le_to_cem", "mammo_pretrain"
+    for experiment in (*experiments, "swin_real"):
         parsed = parse(importlib.import_module(f"configs.{experiment}").get_config("tiny"))
         trained = [stage for stage in parsed.stages.values() if stage.kind == "train"]
         assert trained and all(kind_of(stage).workload for stage in trained), experiment

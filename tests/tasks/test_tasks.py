@@ -18,7 +18,7 @@ from elk_jax.training.recipe import TrainingRecipe
 from tests.refusals import refused
 
 PACKAGE = Path(__file__).resolve().parents[2] / "elk_jax"
-MODULES = {"recipe", "model", "train", "evaluate", "synthesize", "predict", "report", "page"}
+MODULES = {"recipe", "model", "train", "fit", "evaluate", "synthesize", "predict", "report", "page"}
 KINDS = {"train": TrainStage, "fit": TrainStage, "evaluate": EvaluateStage, "synthesize": SynthesizeStage}
 
 

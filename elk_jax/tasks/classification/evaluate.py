@@ -34,10 +34,10 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.classification import model, report
+from elk_jax.tasks.classification.fit import FEATURES, with_draws
 from elk_jax.tasks.classification.model import HEAD, NETWORK, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
-from elk_jax.tasks.classification.fit import FEATURES, with_draws
 from elk_jax.tasks.run import Run, new_console, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder

@@ -1,0 +1,230 @@
+"""A network is trained on patches, plainly and privately, from the phantom to its model folder and its evaluation."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from configs import swin_dp, swin_real
+from elk_jax import files
+from elk_jax.backbones import swin
+from elk_jax.data.batches import labelled
+from elk_jax.data.batches.labelled import Augmented, Labelled, LabelledConfig
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.evaluation.predictions import read_predictions
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
+from elk_jax.fields import build
+from elk_jax.tasks.classification import evaluate, model, predict, train
+from elk_jax.tasks.classification.evaluate import EvaluateSettings
+from elk_jax.tasks.classification.predict import PredictSettings
+from elk_jax.tasks.classification.recipe import NetworkRecipe, TrainClassifierStage
+from elk_jax.training.step.separable import check_examples
+from elk_jax.training.writer import read_metrics
+from elk_jax.weights import model_folder
+from elk_jax.weights.classifiers import ImportedClassifier, Origin
+from tests.refusals import refused
+
+PATCHES = SourceSpec("phantom_patches:size=128,count=60,healthy_fraction=0.1,seed=5")
+TINY = swin_real.get_config("tiny").network.model
+STAGE = TrainClassifierStage(name="network", train_on=("patches",), validate_on="patches")
+
+
+def private_config():
+    config = swin_dp.get_config("tiny")
+    config.network.privacy.accountant = "rdp"
+    return config
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, run_experiment(swin_real.get_config("tiny"), folder)
+
+
+@pytest.fixture(scope="module")
+def private_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("private")
+    return folder, run_experiment(private_config(), folder)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return build(swin.SwinConfig, TINY)
+
+
+@pytest.fixture(scope="module")
+def weights(config):
+    return swin.init(config, jax.random.key(1))
+
+
+# ---- Trained ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_trained_network_is_kept_at_its_best_validation_auroc(plain_run):
+    folder, summaries = plain_run
+    lines = [line for line in read_metrics(folder / "network" / "metrics.jsonl") if "eval/auroc" in line]
+    best = max(line["eval/auroc"] for line in lines)
+    summary = summaries["network"]
+    assert summary["best"]["auroc"] == best and summary["best_step"] in {
+        line["step"] for line in lines if line["eval/auroc"] == best
+    }
+    trained = model.load(folder / "network" / "model")
+    assert trained.description.trained.step == summary["best_step"] and len(trained.description.trained.patients) == 9
+    validation = open_source(PATCHES, "val")
+    scores = trained.probabilities(validation)[0]
+    truth = np.array([info.labels[0] == 1 for info in validation.infos])
+    pairs = scores[truth][:, None] - scores[~truth][None]
+    assert best == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+def test_it_is_evaluated_and_predicts_as_in_the_stage(plain_run, tmp_path):
+    folder, _ = plain_run
+    staged = files.read_object(folder / "evaluate" / "network" / "evaluation.json")
+    found = evaluate.evaluate_source(
+        model=folder / "network" / "model", data=PATCHES, split="test", on_error="stop", output=tmp_path,
+        settings=EvaluateSettings(bootstrap=0),
+    )  # fmt: skip
+    assert found["auroc"]["value"] == pytest.approx(staged["auroc"]["value"])
+    page = (folder / "report.html").read_text()
+    for title in ("Networks", "Privacy and accuracy", "ROC", "Training of networks"):
+        assert f"<h2>{title}</h2>" in page
+
+
+def test_files_are_classified_as_their_source_is(plain_run, tmp_path, folders):
+    folder = plain_run[0] / "network" / "model"
+    place = folders / "patches"
+    source = open_source(SourceSpec(f"folders:{place}"), "test")
+    expected = model.load(folder).probabilities(source)[0][:3]
+    rows = predict.predict_files(
+        model=folder, inputs=[str(place / info.file_name) for info in source.infos[:3]], decoding=SourceSpec(),
+        on_error="stop", output=tmp_path, settings=PredictSettings(),
+    )  # fmt: skip
+    np.testing.assert_allclose([row["probability"] for row in rows], expected, atol=2e-6)
+
+
+def test_a_private_network_says_what_it_promises_and_nothing_of_its_patients(private_run):
+    folder, summaries = private_run
+    description = model.load(folder / "network" / "model").description
+    promise, summary = description.trained.privacy, summaries["network"]
+    assert promise.private and promise.epsilon <= 6 and promise.ledger.unit == "patient" and description.is_private
+    assert description.trained.patients == () and summary["units"] == {"patients": 9}
+    assert list(summary["data"]) == ["validation"] and summary["notes"] == [] and summary["withheld"]
+    keys = {key for line in read_metrics(folder / "network" / "metrics.jsonl") for key in line}
+    assert not {"train/loss", "train/accuracy"} & keys and "eval/auroc" in keys
+    page = (folder / "report.html").read_text()
+    assert promise.sentence() in page and "epsilon 6, per patient" in page
+    assert read_predictions(folder / "evaluate" / "network" / "predictions.json").classes == ("benign", "malignant")
+
+
+# ---- Loss and batches ------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_smoothed_cross_entropy_of_valid_examples(config, weights):
+    batch = {
+        "image": np.random.default_rng(0).random((3, 32, 32, 1), np.float32),
+        "label": np.array([0, 1, 1], np.int32),
+        "valid": np.array([True, True, False]),
+    }
+    still = build(swin.SwinConfig, {**TINY, "drop_path": 0.0})
+    network = model.trainable(still, 0.1)
+    loss = lambda batch: network.loss(weights, {}, batch, jax.random.key(0), jax.vmap)[0]
+    logits = np.asarray(swin.logits(still, weights, batch["image"]), np.float64)
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    by_hand = -np.mean([0.95 * logs[0, 0] + 0.05 * logs[0, 1], 0.95 * logs[1, 1] + 0.05 * logs[1, 0]])
+    assert loss(batch) == pytest.approx(by_hand, rel=1e-5)
+    assert loss(batch | {"valid": np.zeros(3, bool)}) == 0
+
+
+def test_an_image_is_seen_in_all_symmetries_of_the_square():
+    source = open_source(PATCHES, "val")
+    images = Labelled(source, np.arange(len(source)), 16)
+    example = Augmented(images, LabelledConfig())
+    views = [example(1, np.random.default_rng(seed))["image"] for seed in range(80)]
+    plain = images.example(1)["image"]
+    turned = [np.rot90(plain, k) for k in range(4)]
+    expected = {one.tobytes() for one in (*turned, *(one[:, ::-1] for one in turned))}
+    assert {view.tobytes() for view in views} == expected and len(expected) == 8
+    batches = list(labelled.eval_batches(images, LabelledConfig(batch_size=4)))
+    assert [batch["label"][batch["valid"]].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5]]
+
+
+# ---- Weights to start from -------------------------------------------------------------------------------------------
+
+
+def imported(folder, **changes):
+    settings = build(swin.SwinConfig, {**TINY, "num_classes": 2, **changes})
+    params = swin.init(settings, jax.random.key(3))
+    model_folder.save_params(folder, params, ImportedClassifier("swin", settings, Origin("timm", "file", "0" * 64)))
+    return params
+
+
+def test_of_imported_weights_all_but_the_classes_are_taken(tmp_path, config, weights):
+    params, recipe = imported(tmp_path), NetworkRecipe(model=config)
+    found = train._start(tmp_path, STAGE, recipe, ("benign", "malignant"), weights)
+    assert found.keys() == weights.keys()
+    for name, part in found.items():
+        origin = weights if name == "classifier" else params  # of as many classes, and yet of others
+        jax.tree.map(np.testing.assert_array_equal, part, origin[name])
+
+
+def test_of_an_earlier_training_everything_is_taken(plain_run, config, weights):
+    folder = plain_run[0] / "network" / "model"
+    found = train._start(folder, STAGE, NetworkRecipe(model=config), ("benign", "malignant"), weights)
+    jax.tree.map(np.testing.assert_array_equal, found, model.load(folder).params)
+    with refused("benign, malignant", where=folder):
+        train._start(folder, STAGE, NetworkRecipe(model=config), ("malignant", "benign"), weights)
+
+
+@pytest.mark.parametrize("changes, word", [({"window": 2}, "window"), ({"pixel_mean": (0.4,)}, "pixel_mean")])
+def test_weights_of_another_network_are_refused(tmp_path, config, weights, changes, word):
+    imported(tmp_path, **changes)
+    with refused(word, f"--config.network.model.{word}", where=tmp_path):
+        train._start(tmp_path, STAGE, NetworkRecipe(model=config), ("benign", "malignant"), weights)
+
+
+# ---- Refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, where, words",
+    [
+        (lambda c: c.network.model.update(num_classes=3), "config.network.model.num_classes", ["two classes"]),
+        (lambda c: c.network.update(positive="cancer"), "config.network.positive", ["cancer", "benign, malignant"]),
+        (lambda c: c.network.update(rules=("best",)), "config.network.rules", ["best"]),
+        (lambda c: c.network.model.update(frozen_stages=2), "stages.network.init_from", ["frozen"]),
+        (lambda c: c.network.optimizer.update(frozen=("^backbone",)), "stages.network.init_from", ["frozen"]),
+        (lambda c: c.network.update(label_smoothing=1.0), "config.network.label_smoothing", ["below 1"]),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, change, where, words):
+    config = private_config()
+    change(config)
+    with refused(*words, where=where):
+        run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_have_seen_the_protected_patients_are_refused(plain_run, tmp_path):
+    config = private_config()
+    config.stages.network.init_from = str(plain_run[0] / "network" / "model")
+    with refused("patient", "other people", where="config.stages.network.init_from"):
+        run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("experiment", [swin_real, swin_dp])
+@pytest.mark.parametrize("variant", [None, "tiny", "small", "paper", "paper,head"])
+def test_every_variant_is_well_formed(experiment, variant):
+    recipe = parse(experiment.get_config(variant)).recipes["network"]
+    assert bool(recipe.privacy) == (experiment is swin_dp) and bool(recipe.optimizer.frozen) == ("head" in str(variant))
+    if variant == "paper":
+        assert (recipe.size, recipe.schedule.base, recipe.label_smoothing) == (224, 1e-5, 0.1)
+        assert recipe.images.batch_size == 128 and recipe.model.depths == (2, 2, 6, 2)
+
+
+def test_no_example_changes_the_gradient_of_another(config):
+    blank = labelled.blank_batch(1, 32)
+    check_examples(model.trainable(config), {name: np.asarray(value) for name, value in blank.items()})
