@@ -29,7 +29,7 @@ def network(size: str) -> dict[str, Any]:
 def small_swin(size: str) -> swin.SwinConfig:
     """A network that is trained from scratch in seconds (tiny) or minutes."""
     if size == "tiny":
-        shape = {"embed": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2)}
+        shape: dict[str, Any] = {"embed": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 2, 2)}
     else:
         shape = {"embed": 32, "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8)}
     return swin.SwinConfig(**shape, window=4, drop_path=0.1, num_classes=2, pixel_mean=(0.5,), pixel_std=(0.25,))

@@ -175,7 +175,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         "notes": [] if withheld else findings,
         "withheld": withheld,
         "unnamed": not patients.named(validation.infos),
-        "epsilon": 0.0 if trained.privacy is None else trained.privacy.epsilon,
+        "epsilon": 0.0 if recipe.privacy is None else recipe.privacy.epsilon,
         "protection": protection_words(trained.privacy),
         "promise": promise,
         **training.outcome(result),

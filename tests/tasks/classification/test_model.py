@@ -34,17 +34,17 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def trained(weights) -> model.Trained:
+def trained(weights) -> model.FittedHead:
     features = {"net": NetworkFeatures(weights=str(weights), size=32, stages=(2, 7))}
     parts = model.frozen(HeadRecipe(size=SIZE, features=features, search=Search(features=("net",))))
     count = 4 * (8 + 64)  # four statistics of every channel of the stages 2 and 7
     by = {"net": Whitening(np.zeros(count, np.float32), np.eye(count, 3, dtype=np.float32))}
     head = Head(np.zeros(3, np.float32), np.ones(3, np.float32), 0.5)
     description = model.Description(
-        model.ARCHITECTURE, ("a", "b"), "b", SIZE, (0.5, 0.5), {"net": NetworkFeatures(size=32, stages=(2, 7))},
+        model.HEAD, ("a", "b"), "b", SIZE, (0.5, 0.5), {"net": NetworkFeatures(size=32, stages=(2, 7))},
         {"net": CONFIG}, (), model_folder.Training(),
     )  # fmt: skip
-    return model.Trained(parts, by, head, description)
+    return model.FittedHead(parts, by, head, description)
 
 
 def test_a_folder_needs_no_other_weights(trained, tmp_path):
