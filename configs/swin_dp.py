@@ -1,10 +1,10 @@
 """Patches of two classes, by a network whose training protects the patients (DP-SGD).
 
   python launch/train.py --config=configs/swin_dp.py                          generated patches, minutes on 2 CPU cores
-  python launch/train.py --config=configs/swin_dp.py:paper,head \\
+  python launch/train.py --config=configs/swin_dp.py:paper \\
       --config.network.privacy.epsilon=6 --config.network.privacy.unit=patient \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
-      --config.stages.network.init_from=weights/swin_t                        Swin-T, the linear head alone as published
+      --config.stages.network.init_from=weights/swin_t                        Swin-T; the published head: paper,head
 The weights to start from are imported (launch/import_weights.py), or those of a run of swin_real.py on other people's
 patches: weights that have seen the protected patients are refused. Data, weights and variants: swin_real.py. In a
 private training `batch_size` is the expected number of units in a batch; privacy: elk_jax/privacy/settings.py.

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
 PLACES += [path for path in sorted((ROOT / "launch").iterdir()) if path.suffix in (".py", ".sh", ".yaml")]
 COMMAND = re.compile(r"--config=configs/\w+\.py:paper\S*(?: --[\w.]+=\S+)*")
-PHANTOMS = "phantom:size=64,count=12"
+PHANTOMS = {"coco": "phantom:size=64,count=12", "folders": "phantom_patches:size=128,count=60"}
+"""Embedded data in place of a user's, by their kind."""
 
 
 def commands(path: Path) -> list[str]:
@@ -60,8 +61,8 @@ def test_an_example_of_a_plan_names_a_stage_and_slices_that_there_are(arguments,
 def test_an_example_of_a_published_recipe_can_start(arguments, monkeypatch, tmp_path):
     config = parsed(arguments, monkeypatch, "workdir").config
     for source in config.data.values():
-        if isinstance(source, ConfigDict) and source.spec.startswith("coco:"):
-            source.spec = PHANTOMS
+        if isinstance(source, ConfigDict):
+            source.spec = PHANTOMS.get(source.spec.partition(":")[0], source.spec)
     for stage in config.stages.values():
         if stage.get("init_from", ""):
             stage.init_from = str(tmp_path / "weights")
