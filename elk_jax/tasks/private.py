@@ -100,6 +100,8 @@ def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe, infos: Sequ
         if both := sources & set(before.origin().sources):
             raise UserError(f"'{earlier}' is trained on the same data '{min(both)}'", where=where, todo=todo)
         earlier = before.init_from
+    if not earlier:
+        return
     known = patients.among(patients.named(infos), model_folder.seen_patients(run.model_folder(earlier)))
     if known:
         raise UserError(f"the weights have seen the patient {known[0]} of the training data", where=where, todo=todo)

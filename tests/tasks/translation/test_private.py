@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import bridge_le_to_cem
 from elk_jax import files
@@ -111,3 +112,15 @@ def test_a_budget_that_does_not_fit_is_refused_before_training(tmp_path, setting
     with refused(*words, where=where):
         run_experiment(config, tmp_path, stages=["translator"])
     assert not (tmp_path / "translator" / "checkpoints").exists()
+
+
+def test_weights_that_have_seen_the_protected_patients_are_refused(tmp_path):
+    config = config_with()
+    first = config.stages.translator.copy_and_resolve_references()
+    first.name = "first"
+    config.stages.translator.init_from = "first"
+    with config.unlocked():
+        config.stages = ConfigDict({"first": first, **config.stages}, sort_keys=False)
+    with refused("'first'", "pairs", where="config.stages.translator.init_from"):
+        run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
