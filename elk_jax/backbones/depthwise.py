@@ -1,4 +1,4 @@
-"""Depthwise convolution: each channel has a kernel of its own.
+"""Depthwise convolution: each channel has its own kernel.
 
 Shapes: B batch, H W C; k kernel size. Kernels are [k, k, 1, C].
 

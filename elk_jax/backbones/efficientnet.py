@@ -22,6 +22,7 @@ from elk_jax.backbones.conv import ConvNorm, Padding, matrix_product
 from elk_jax.backbones.depthwise import DepthwiseConvNorm
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import NORMS, Norm, frozen_patterns, norm_from_name, param_dtype
+from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SIDE, Between, OneOf, Range, check
 from elk_jax.precision import DTYPES, at_least_float32
@@ -60,7 +61,6 @@ VARIANTS: dict[str, tuple[float, float, int, float]] = {
 }
 """Width and depth multipliers, image size and dropout of the published networks."""
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LITE: dict[str, Any] = {
     "squeeze_excite": False,
     "fixed_ends": True,
@@ -289,17 +289,6 @@ def init(config: EfficientNetConfig, rng: jax.Array) -> Params:
     return draw_params(EfficientNet(config), rng, jnp.zeros((1, 32, 32, len(config.pixel_mean))))
 
 
-@jax.named_scope("normalise")
-def normalise(config: EfficientNetConfig, images: jax.Array) -> jax.Array:
-    """Images [B, H, W, C or 1] in [0, 1] -> network input [B, H, W, C]. Grey images are repeated over the channels."""
-    channels = len(config.pixel_mean)
-    if images.shape[-1] not in (1, channels):
-        raise UserError(f"images of {images.shape[-1]} channels", todo=f"give 1 or {channels} channels")
-    images = at_least_float32(images)
-    mean, std = (jnp.asarray(v, images.dtype) for v in (config.pixel_mean, config.pixel_std))
-    return (images - mean) / std
-
-
 def features(
     config: EfficientNetConfig, params: Params, images: jax.Array, rng: jax.Array | None = None
 ) -> tuple[jax.Array, ...]:
@@ -308,7 +297,9 @@ def features(
     rng: of stochastic depth; None, as in inference: there is none.
     """
     shares = None if rng is None else _shares(config, rng, len(images))
-    stages: Any = Backbone(config).apply({"params": params["backbone"]}, normalise(config, images), shares)
+    stages: Any = Backbone(config).apply(
+        {"params": params["backbone"]}, normalise(images, config.pixel_mean, config.pixel_std), shares
+    )
     return stages
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from elk_jax.backbones.conv import matrix_product
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import param_dtype
+from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from elk_jax.errors import UserError
 from elk_jax.fields import BELOW_ONE, SIDE, AtLeast, Between, check
 from elk_jax.precision import at_least_float32
@@ -30,7 +31,6 @@ from elk_jax.precision import at_least_float32
 Params = Any
 
 EPS = 1e-5
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES = 4
 
 small_normal = nn.initializers.truncated_normal(0.02)
@@ -102,17 +102,6 @@ def init(config: SwinConfig, rng: jax.Array) -> Params:
     return draw_params(Classifier(config), rng, jnp.zeros((1, 32, 32, len(config.pixel_mean))))
 
 
-@jax.named_scope("normalise")
-def normalise(config: SwinConfig, images: jax.Array) -> jax.Array:
-    """Images [B, H, W, C or 1] in [0, 1] -> network input [B, H, W, C]. Grey images are repeated over the channels."""
-    channels = len(config.pixel_mean)
-    if images.shape[-1] not in (1, channels):
-        raise UserError(f"images of {images.shape[-1]} channels", todo=f"give 1 or {channels} channels")
-    images = at_least_float32(images)
-    mean, std = (jnp.asarray(values, images.dtype) for values in (config.pixel_mean, config.pixel_std))
-    return (images - mean) / std
-
-
 def features(
     config: SwinConfig, params: Params, images: jax.Array, rng: jax.Array | None = None
 ) -> tuple[jax.Array, ...]:
@@ -120,13 +109,17 @@ def features(
 
     rng: of the dropped residual branches; None drops none.
     """
-    stages: Any = Swin(config).apply({"params": params["backbone"]}, normalise(config, images), rng)
+    stages: Any = Swin(config).apply(
+        {"params": params["backbone"]}, normalise(images, config.pixel_mean, config.pixel_std), rng
+    )
     return stages
 
 
 def logits(config: SwinConfig, params: Params, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
     """Class logits [B, Q], float32 or wider, of images as in `features`. rng: of the dropped residual branches."""
-    found: Any = Classifier(config).apply({"params": params}, normalise(config, images), rng)
+    found: Any = Classifier(config).apply(
+        {"params": params}, normalise(images, config.pixel_mean, config.pixel_std), rng
+    )
     return found
 
 

@@ -43,7 +43,7 @@ class Predictions:
     def __post_init__(self) -> None:
         classes = tuple(checked_text(name, "a class", "classes") for name in self.classes)
         if len(classes) < 2 or len(set(classes)) < len(classes) or not all(classes):
-            todo = "give at least two classes, each with a name of its own"
+            todo = "give at least two classes, each with its own name"
             raise UserError(f"the classes are {', '.join(map(repr, classes)) or 'none'}", where="classes", todo=todo)
         image_ids = tuple(checked_text(image_id, "image_id", "image_ids") for image_id in self.image_ids)
         if not image_ids:
@@ -51,7 +51,7 @@ class Predictions:
         for image_id, count in Counter(image_ids).items():
             if count > 1 or not image_id:
                 what = f"the image occurs {count} times" if image_id else f"{count} images have no id"
-                raise UserError(what, where=f"image {image_id}", todo="give every image once, with an id of its own")
+                raise UserError(what, where=f"image {image_id}", todo="give every image once, with its own id")
         if len(self.patient_ids) != len(image_ids):
             what = f"{len(self.patient_ids)} patients for {len(image_ids)} images"
             raise UserError(what, where="patient_ids", todo="give one for each")

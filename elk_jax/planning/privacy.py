@@ -115,7 +115,7 @@ class Answer:
 
 
 def answer(question: Question) -> Answer:
-    """UserError where there is no such noise."""
+    """UserError where no noise gives this epsilon."""
     noise = question.noise(question.accountant)
     wanted = question.noise_multiplier is None
     rows = tuple(

@@ -76,10 +76,12 @@ class Statement:
         """The promise in words, with what it leaves out."""
         if not self.private:
             return "Not private: the seed of the noise is known."
+        full = self.accountant == "pld" and all(phase.sampling_rate == 1 for phase in self.ledger.phases)
+        accounted = "exact for full batches" if full else f"by {self.accountant}"
         whose = "All training images of each patient are" if self.ledger.unit == "patient" else "Each training image is"
         return (
             f"{whose} protected by differential privacy with epsilon {self.epsilon:.3g} at delta {self.delta:g} "
-            f"(adjacency: {self.ledger.adjacency}; by {self.accountant}). Not counted: the choice of settings, other "
+            f"(adjacency: {self.ledger.adjacency}; {accounted}). Not counted: the choice of settings, other "
             "trainings on the same data, and the validation data."
         )
 

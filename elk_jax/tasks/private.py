@@ -84,7 +84,7 @@ def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
         place, setting = f"stages.{stage.name}.public", f"{stage.recipe}.privacy.public_weight"
         if weight:
             todo = f"name data sources in {place}, or set {setting}=0"
-            raise UserError(f"{setting} is {weight:g}, and there are no public data", where=place, todo=todo)
+            raise UserError(f"{setting} is {weight:g}, but no public data are named", where=place, todo=todo)
         todo = f"set {setting} above 0 in a private training, or leave {place} empty"
         raise UserError(f"no loss reads the public data {', '.join(stage.public)}", where=place, todo=todo)
 

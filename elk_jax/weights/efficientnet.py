@@ -13,6 +13,7 @@ from typing import Any
 from elk_jax import fields
 from elk_jax.backbones import efficientnet
 from elk_jax.backbones.efficientnet import VARIANTS, Block, EfficientNetConfig
+from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
 from elk_jax.errors import UserError
 from elk_jax.weights.convert import Format, Rule, Understood, layer, norm, oihw_to_hwio, out_in_to_in_out, sizes
 from elk_jax.weights.reading import Tensors
@@ -72,7 +73,7 @@ def _timm(prefix: str, variant: str, tag: str | None) -> dict[str, Any]:
         what = f"the model's name has the unknown tag '{tag}'" if tag else "the model's name has no tag"
         todo = "give it as in tf_efficientnet_b0.ns_jft_in1k: the tag says how images are normalised"
         raise UserError(what, where="--model", todo=todo)
-    mean, std = (HALF, HALF) if kind == "half" else (efficientnet.IMAGENET_MEAN, efficientnet.IMAGENET_STD)
+    mean, std = (HALF, HALF) if kind == "half" else (IMAGENET_MEAN, IMAGENET_STD)
     return conventions | {"pixel_mean": mean, "pixel_std": std}
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elk_jax import fields
-from elk_jax.backbones.swin import IMAGENET_MEAN, IMAGENET_STD, STAGES, SwinConfig
+from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
+from elk_jax.backbones.swin import STAGES, SwinConfig
 from elk_jax.errors import UserError
 from elk_jax.weights.convert import (
     Format,

@@ -30,7 +30,7 @@ def test_what_it_holds():
     "field, value, where, words",
     [
         ("classes", ("benign",), "classes", ["benign"]),
-        ("classes", ("benign", "benign"), "classes", ["name of its own"]),
+        ("classes", ("benign", "benign"), "classes", ["its own name"]),
         ("image_ids", [], "image_ids", ["no image"]),
         ("image_ids", ["a", "a"], "image a", [2]),
         ("image_ids", [None, None], "image ", [2, "no id"]),

@@ -11,13 +11,13 @@ from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 
-from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, blank, host_rows
+from elk_jax.data.batches.shuffle import Augmenting, Shuffle, Stacked, batch_count, blank, host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.flips import random_flip
 from elk_jax.data.patches import resized
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.fields import SHARE, AtLeast
-from elk_jax.randomness import Purpose, generator
+from elk_jax.randomness import Purpose
 
 
 class LabelledBatch(TypedDict):
@@ -76,7 +76,9 @@ def shuffled(
     found: Labelled, config: LabelledConfig, seed: int, process_index: int = 0, process_count: int = 1
 ) -> Stacked:
     """Batch number -> the batch of `train_batches`."""
-    example = _Training(Augmented(found, config), seed, Shuffle(len(found), seed, Purpose.LABELLED_ORDER))
+    example = Augmenting(
+        Augmented(found, config), Shuffle(len(found), seed, Purpose.LABELLED_ORDER), seed, Purpose.LABELLED_VIEWS
+    )
     return Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
 
 
@@ -108,15 +110,3 @@ class Augmented:
         image = example["image"][flip]
         image = image.swapaxes(0, 1) if turned else image
         return example | {"image": np.ascontiguousarray(image)}
-
-
-@dataclass(frozen=True)
-class _Training:
-    """Slot -> example."""
-
-    example: Augmented
-    seed: int
-    shuffle: Shuffle
-
-    def __call__(self, slot: int) -> dict[str, np.ndarray]:
-        return self.example(self.shuffle(slot), generator(self.seed, Purpose.LABELLED_VIEWS, slot))

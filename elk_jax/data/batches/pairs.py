@@ -11,13 +11,13 @@ from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 
-from elk_jax.data.batches.shuffle import Shuffle, Stacked, batch_count, blank, host_rows
+from elk_jax.data.batches.shuffle import Augmenting, Shuffle, Stacked, batch_count, blank, host_rows
 from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.flips import random_flip
 from elk_jax.data.sources.pairs import PARTNER, Pairs
 from elk_jax.data.tiles import MAX_BLACK
 from elk_jax.fields import SHARE, AtLeast
-from elk_jax.randomness import Purpose, generator
+from elk_jax.randomness import Purpose
 from elk_jax.spread import spread
 
 
@@ -56,7 +56,9 @@ def train_pairs(
 
 def shuffled(pairs: Pairs, config: PairConfig, seed: int, process_index: int = 0, process_count: int = 1) -> Stacked:
     """Batch number -> the batch of `train_pairs`."""
-    example = _Training(Augmented(pairs, config), seed, Shuffle(len(pairs), seed, Purpose.PAIR_ORDER))
+    example = Augmenting(
+        Augmented(pairs, config), Shuffle(len(pairs), seed, Purpose.PAIR_ORDER), seed, Purpose.PAIR_FLIPS
+    )
     return Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
 
 
@@ -95,18 +97,6 @@ class Augmented:
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         flip = random_flip(rng, self.config.horizontal_flip, self.config.vertical_flip)
         return _example(self.pairs, index, flip)
-
-
-@dataclass(frozen=True)
-class _Training:
-    """Slot -> example."""
-
-    example: Augmented
-    seed: int
-    shuffle: Shuffle
-
-    def __call__(self, slot: int) -> dict[str, np.ndarray]:
-        return self.example(self.shuffle(slot), generator(self.seed, Purpose.PAIR_FLIPS, slot))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.randomness import Purpose, random_order
+from elk_jax.randomness import Purpose, generator, random_order
 
 
 def host_rows(batch_size: int, process_index: int = 0, process_count: int = 1) -> slice:
@@ -48,6 +48,22 @@ class Shuffle:
     def __call__(self, slot: int) -> int:
         epoch, place = divmod(slot, self.count)
         return int(random_order(self.count, self.seed, self.purpose, *self.of, epoch)[place])
+
+
+@dataclass(frozen=True)
+class Augmenting:
+    """Slot -> example of a training, augmented by random numbers that are the slot's.
+
+    example: (which of all examples, random numbers) -> its arrays. purpose: of the random numbers, counted by slot.
+    """
+
+    example: Callable[[int, np.random.Generator], Mapping[str, Any]]
+    shuffle: Shuffle
+    seed: int
+    purpose: Purpose
+
+    def __call__(self, slot: int) -> Mapping[str, Any]:
+        return self.example(self.shuffle(slot), generator(self.seed, self.purpose, slot))
 
 
 def filled_rows(count: int, size: int) -> np.ndarray:

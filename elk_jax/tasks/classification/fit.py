@@ -265,7 +265,7 @@ class Problem:
 
 
 def noise_keys(count: int, known_seed: int | None, purpose: int) -> jax.Array:
-    """`count` keys of the noise [K]: of the system's entropy, or of a number that is no secret.
+    """`count` keys of the noise [K]: from the system's entropy, or from a number that is not secret.
 
     purpose: other noise for the same number. The entropy is an argument of compiled programs, never a part of them.
     """

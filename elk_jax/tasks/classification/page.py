@@ -191,7 +191,7 @@ def data_notes(run: ClassificationRun) -> list[str]:
     """What is odd about the data, each once. The images of a private training are not named."""
     notes = [f"{note[:1].upper()}{note[1:]}." for summary in run.models.values() for note in summary["notes"]]
     if any(one.unnamed for one in run.evaluated) or any(summary["unnamed"] for summary in run.models.values()):
-        notes.append("The images name no patient: each counts as one of its own, and the intervals are too narrow.")
+        notes.append("No image names its patient: each counts as a patient, and the intervals are too narrow.")
     if any(summary["withheld"] for summary in run.models.values()):
         units = [f"{count} {unit}" for summary in run.models.values() for unit, count in summary["units"].items()]
         notes.append(

@@ -114,7 +114,7 @@ class HeadRecipe(DecisionRecipe):
     patch. cutting: of patches out of whole public images. features: by a name of one's own. search: what is tuned.
     clip_norm: of a unit's gradient, for a private head; inputs have the norm 1. mean_clip: of the mean features of a
     unit, over the root of their number, for their private mean. mean_share: of the budget, that this mean gets.
-    draws: heads that are fitted, each with noise of its own: the first is the model, the others show how much the noise
+    draws: heads that are fitted, each with its own noise: the first is the model, the others show how much the noise
     matters.
     """
 

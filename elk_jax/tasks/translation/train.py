@@ -83,7 +83,7 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
     found = open_pairs(run, stage.train_on, "train", settings, config.size)
     validation = open_pairs(run, (stage.validate_on,), "val", settings, config.size)
     shown = list(batches.eval_pairs(validation, settings, recipe.validation_pairs))
-    # of its own pairs a private training publishes only how many units they have
+    # a private training publishes nothing of its pairs but the number of units
     parts = Translator(config, recipe.sampler, measure_greys(validation if recipe.privacy else found))
     shapes = jax.eval_shape(lambda rng: translator.init(config, rng), jax.random.key(0))
     model = trainable(parts, recipe.loss)
