@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elk_jax.errors import UserError
@@ -84,6 +85,32 @@ class Statement:
             f"(adjacency: {self.ledger.adjacency}; {accounted}). Not counted: the choice of settings, other "
             "trainings on the same data, and the validation data."
         )
+
+
+def together(statements: Sequence[Statement]) -> float | None:
+    """Epsilon of one who is in the data of several trainings, at the largest of their deltas.
+
+    None where they protect different units, or one of them protects nobody.
+    """
+    if len({one.ledger.unit for one in statements}) != 1 or not all(one.private for one in statements):
+        return None
+    phases = [phase for one in statements for phase in one.ledger.phases]
+    loose = all(one.accountant == "rdp" for one in statements)
+    return accounting.epsilon_of(phases, max(one.delta for one in statements), "rdp" if loose else "pld")
+
+
+def in_words(statements: Sequence[Statement]) -> str:
+    """What several trainings in a row promise, the first one first; "" for none."""
+    if len(statements) < 2:
+        return "".join(one.sentence() for one in statements)
+    *_, last = statements
+    epsilon = together(statements)
+    if epsilon is None:
+        both = "Who is in several of them is protected less, by an amount that is not accounted for here."
+    else:
+        delta = max(one.delta for one in statements)
+        both = f"Who is in all of them is protected with epsilon {epsilon:.3g} at delta {delta:g}."
+    return f"{len(statements)} private trainings in a row. Of the last one: {last.sentence()} {both}"
 
 
 def plan(privacy: Privacy, units: int, batch_size: int, steps: int) -> Mechanism:

@@ -73,7 +73,9 @@ def protected(
         f"  private: {len(units)} {privacy.unit}s, {batch_size} expected in a batch, noise multiplier "
         f"{plan.noise_multiplier:.4g}, {plan.steps} steps"
     )
-    run.say(f"  {plan.statement(plan.steps, not protection.secret.known).sentence()}")
+    promised = plan.statement(plan.steps, not protection.secret.known)
+    before = model_folder.promises(run.model_folder(stage.init_from)) if stage.init_from else ()
+    run.say(f"  {mechanism.in_words([*before, promised])}")
     return batches, protection
 
 

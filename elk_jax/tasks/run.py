@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 import jax
 from jax.experimental import multihost_utils
 
+from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import check_readable, list_source
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.data.sources.spec import SourceSpec
@@ -20,6 +21,7 @@ from elk_jax.output import Console
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Seed
 from elk_jax.tasks.stages import Data, Stage
+from elk_jax.weights import model_folder
 
 SYNTHETIC = "synthetic.json"
 """The COCO file that a synthesis stage writes, with its images beside it."""
@@ -159,6 +161,24 @@ class Opened(Protocol):
     def skipped(self) -> tuple[tuple[str, str], ...]: ...
     @property
     def seen_patients(self) -> frozenset[str]: ...
+
+
+def patients_seen(name: str, folder: Path, infos: Sequence[ImageInfo]) -> list[str]:
+    """Notes for an evaluation: the model has seen patients of the data, or does not say whom it has seen.
+
+    name, folder: of the model. infos: of the images that it is evaluated on.
+    """
+    notes = []
+    if model_folder.promises(folder):
+        notes.append(f"{name} was trained privately, and does not say on whom")
+    known = patients.among(patients.named(infos), model_folder.seen_patients(folder))
+    if known:
+        everyone = len({info.patient_id for info in infos})
+        notes.append(
+            f"{name} was trained on {len(known)} of these {everyone} patients, for example {known[0]}: it may do worse "
+            "on others"
+        )
+    return notes
 
 
 def skipped_images(*sources: Opened) -> list[list[str]]:

@@ -102,13 +102,14 @@ def kept_weights(
     open_data = [*([] if protection else [data]), *([] if public is None else [public])]
     seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
     seen = seen.union(data.seen_patients, *(one.seen_patients for one in open_data))
-    if stage.init_from:
-        seen |= model_folder.seen_patients(run.model_folder(stage.init_from))
-    promise = None
+    before = run.model_folder(stage.init_from) if stage.init_from else None
+    if before is not None:
+        seen |= model_folder.seen_patients(before)
+    promise, inherited = None, () if before is None else model_folder.promises(before)
     if protection is not None:
         promise = protection.mechanism.statement(last[1], private=not protection.secret.known)
     sources = stage.origin().sources
-    trained = model_folder.Training(step, sources, stage.init_from, tuple(sorted(seen)), promise)
+    trained = model_folder.Training(step, sources, stage.init_from, tuple(sorted(seen)), promise, inherited)
     return meshes.on_host(params, run.mesh), trained
 
 

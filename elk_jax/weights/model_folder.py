@@ -25,7 +25,7 @@ import safetensors.numpy
 from elk_jax import fields, files
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast
-from elk_jax.privacy.mechanism import Statement
+from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.weights.reading import read_safetensors
 
 PARAMS = "params.safetensors"
@@ -49,7 +49,8 @@ class Training:
 
     step: of the training, the last or the best. on: names of its data sources. init_from: the weights it started from,
     "" for random ones. patients: hashes (`data.sources.patients`) of all patients that the weights have seen, but for
-    those of a private training. privacy: what that one promises.
+    those of a private training. privacy: what that one promises. inherited: what the private trainings before it have
+    promised, which its initial weights went through.
     """
 
     step: Annotated[int, AtLeast(0)] = 0
@@ -57,6 +58,12 @@ class Training:
     init_from: str = ""
     patients: tuple[str, ...] = ()
     privacy: Statement | None = None
+    inherited: tuple[Statement, ...] = ()
+
+    @property
+    def promises(self) -> tuple[Statement, ...]:
+        """Of all private trainings that have made these weights, the first one first."""
+        return self.inherited if self.privacy is None else (*self.inherited, self.privacy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +96,8 @@ class Content:
         with _within(self.file):
             known = _known(Training, trained) if not self.whole and isinstance(trained, Mapping) else trained
             # users may take the patients out before they publish a model; privacy came after other entries
-            given = {"patients": (), "privacy": None, **known} if isinstance(known, Mapping) else known
+            later = {"patients": (), "privacy": None, "inherited": ()}
+            given = {**later, **known} if isinstance(known, Mapping) else known
             return fields.build(Training, given, "trained", complete=self.whole)
 
     def build(self, kind: type[T], earlier: Mapping[str, Any] | None = None) -> T:
@@ -177,10 +185,15 @@ def kept_step(folder: Path, otherwise: int) -> int:
     return otherwise if trained is None else trained.step
 
 
-def promise(folder: Path) -> str:
-    """What a privately trained model promises to the patients of its training data, in words; "" for any other."""
+def promises(folder: Path) -> tuple[Statement, ...]:
+    """What all private trainings of a model promise to the patients of their data; none without a folder."""
     trained = read(folder).training if (folder / CONFIG).is_file() else None
-    return trained.privacy.sentence() if trained and trained.privacy else ""
+    return trained.promises if trained else ()
+
+
+def promise(folder: Path) -> str:
+    """The promises of a model in words; "" for one that was not trained privately."""
+    return in_words(promises(folder))
 
 
 def find(workdir: Path, stage: str | None, architectures: Collection[str], called: str) -> Path:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import cv2
 import numpy as np
 import pytest
 
+from elk_jax import files
+from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.privacy.mechanism import Mechanism
+from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.inpainting.recipe import PaintStage, TrainInpainterStage
-from elk_jax.tasks.run import SYNTHETIC, Experiment, MeshSettings, Run
+from elk_jax.tasks.run import SYNTHETIC, Experiment, MeshSettings, Run, patients_seen
 from tests.refusals import refused
 
 
@@ -82,3 +87,20 @@ def test_what_a_stage_writes_is_a_source_and_its_model_a_folder(coco, tmp_path):
     assert run.model_folder("inpainter") == tmp_path / "inpainter" / "model"
     assert str(run.model_folder("weights/sd")) == "weights/sd"
     assert run.experiment.recipe_of(stages[1]) is None
+
+
+# ---- Whom a model has seen -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "patients, private, words",
+    [([], False, []), (["P7", "X"], False, ["1 of these 2", "P7"]), (["P7"], True, ["on whom", "1 of these 2"])],
+)
+def test_an_evaluation_notes_whom_the_model_has_seen(coco, tmp_path, patients, private, words):
+    statement = Mechanism(Privacy(noise_multiplier=20.0), 9, 9, 20.0, 10).statement(10, private=True)
+    trained = {"patients": list(map(patient_hash, patients)), "privacy": asdict(statement) if private else None}
+    files.write_json(files.make_folder(tmp_path / "model") / "model.json", {"trained": trained})
+    notes = patients_seen("RUN", tmp_path / "model", run_on(tmp_path, real=SourceSpec(coco)).list("real", "test").infos)
+    assert len(notes) == private + bool(patients)
+    for word in words:
+        assert word in " ".join(notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +13,12 @@ from elk_jax import files
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.experiments.parse import parse
 from elk_jax.images.schema import ImageInfo
+from elk_jax.privacy.mechanism import Mechanism, Statement, in_words, together
+from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import training
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
+from elk_jax.weights import model_folder
 from elk_jax.weights.model_folder import Training
 
 
@@ -41,8 +44,8 @@ def kept(run: Run, name: str, infos=INFOS, seen_patients=(), choose="best", init
     return params["kernel"].tolist(), trained
 
 
-def write_model(folder, *patients: str) -> str:
-    trained = {"patients": list(map(patient_hash, patients))}
+def write_model(folder, *patients: str, **entries) -> str:
+    trained = {"patients": list(map(patient_hash, patients)), **entries}
     files.write_json(files.make_folder(folder) / "model.json", {"trained": trained})
     return str(folder)
 
@@ -61,3 +64,26 @@ def test_patients_of_the_images_the_initial_weights_and_the_painter_are_kept(run
     write_model(tmp_path / "real" / "model", "E")  # of a stage of the run
     assert kept(run, "mixed", [], init_from="real")[1].patients == (patient_hash("E"),)
     assert kept(run, "synthetic", [], "C")[1].patients == (patient_hash("C"),)
+
+
+def promised(steps: int, **settings) -> Statement:
+    privacy = Privacy(**{"noise_multiplier": 20.0, "accountant": "rdp"} | settings)
+    return Mechanism(privacy, 9, 9, 20.0, steps).statement(steps, private=privacy.known_seed is None)
+
+
+def test_promises_of_earlier_trainings_stay_with_the_weights(run, tmp_path):
+    first, second = promised(10), promised(20)
+    once = write_model(tmp_path / "once", privacy=asdict(first))
+    twice = write_model(tmp_path / "twice", privacy=asdict(second), inherited=[asdict(first)])
+    assert kept(run, "mixed", init_from=once)[1].promises == (first,)  # an open training afterwards hides nothing
+    assert kept(run, "mixed", init_from=twice)[1].inherited == (first, second)
+    assert model_folder.promise(tmp_path / "once") == first.sentence()
+    both, said = together([first, second]), model_folder.promise(tmp_path / "twice")
+    assert both == pytest.approx(promised(30).epsilon) and both > second.epsilon
+    assert second.sentence() in said and f"epsilon {both:.3g} " in said
+
+
+@pytest.mark.parametrize("other", [{"unit": "image"}, {"known_seed": 1}])
+def test_promises_to_others_or_nobody_are_not_added_up(other):
+    statements = [promised(10, **other), promised(10)]
+    assert together(statements) is None and "not accounted for" in in_words(statements)

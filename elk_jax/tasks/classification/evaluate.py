@@ -38,7 +38,7 @@ from elk_jax.tasks.classification.fit import FEATURES, with_draws
 from elk_jax.tasks.classification.model import HEAD, NETWORK, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
-from elk_jax.tasks.run import Run, new_console, skipped_images
+from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
@@ -193,7 +193,7 @@ def evaluate_source(
     trained = {name: load(folder) for name, folder in folders.items()}
     found = {name: measure(one, source, settings.bootstrap) for name, one in trained.items()}
     for name, one in found.items():
-        one.metrics["notes"] += _seen(folders[name], name, trained[name], source)
+        one.metrics["notes"] += patients_seen(name, folders[name], source.infos)
     comparisons = compare(trained, found, settings.bootstrap)
     evaluations = {name: one.metrics for name, one in found.items()}
     own = _name(model)
@@ -215,14 +215,3 @@ def evaluate_source(
 def _name(folder: Path) -> str:
     path = folder.absolute()
     return path.parent.name if path.name == "model" else path.name
-
-
-def _seen(folder: Path, name: str, trained: Trained, source: ImageSource) -> list[str]:
-    """A note where the model has seen patients of the data, or does not say whether it has."""
-    if trained.description.promise is not None:
-        return [f"{name} is private, and does not say whom it was trained on"]
-    everyone = {info.patient_id for info in source.infos}
-    seen = patients.among(patients.named(source.infos), model_folder.seen_patients(folder))
-    if not seen:
-        return []
-    return [f"{name} was trained on {len(seen)} of these {len(everyone)} patients, for example {seen[0]}"]

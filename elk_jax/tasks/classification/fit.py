@@ -32,7 +32,7 @@ from elk_jax.features.whitening import Whitening
 from elk_jax.privacy import accounting
 from elk_jax.privacy import head as heads
 from elk_jax.privacy.accounting import Ledger, Phase, Unit
-from elk_jax.privacy.mechanism import Statement
+from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.progress import LONG, Progress, progress_bar
 from elk_jax.tasks.classification import model, train
 from elk_jax.tasks.classification.model import Frozen, Head
@@ -181,9 +181,11 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     model.save(folder / "model", trained)
     files.write_private(folder / DRAWS, safetensors.numpy.save(_draws(calibrated)))
     run.say(f"  {_chosen(choice)}; validation AUROC {_spread(aurocs)}")
-    promise = trained.description.promise
-    if promise is not None:
-        run.say(f"  {promise.sentence()}")
+    made = trained.description.trained
+    assert made is not None
+    promise = in_words(made.promises)
+    if promise:
+        run.say(f"  {promise}")
         if stage.delta * count >= 1:
             run.say(
                 f"  warning: a delta of {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published"
@@ -201,8 +203,8 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
         "withheld": withheld,
         "unnamed": not patients.named(validation.infos),
         "epsilon": stage.epsilon,
-        "protection": train.protection_words(promise),
-        "promise": "" if promise is None else promise.sentence(),
+        "protection": train.protection_words(made.privacy),
+        "promise": promise,
         "chosen": _chosen(choice),
         "public": len(cuttings),
         "auroc": aurocs.tolist(),
@@ -347,12 +349,15 @@ def _trained(
         promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger)
     else:
         seen = frozenset(map(patients.patient_hash, patients.named(training.infos))) | training.seen_patients
-    for one in parts.only(choice.features).features.values():
-        seen |= model_folder.seen_patients(Path(one.weights)) if isinstance(one, NetworkFeatures) else frozenset()
+    chosen = parts.only(choice.features)
+    inherited: tuple[Statement, ...] = ()
+    for one in chosen.features.values():
+        if isinstance(one, NetworkFeatures):
+            seen |= model_folder.seen_patients(Path(one.weights))
+            inherited += model_folder.promises(Path(one.weights))
     of_positive = head.probability(validation_features)
     predicted = model.predictions(of_positive, validation.source, validation.labels, recipe.positive)
     points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]
-    chosen = parts.only(choice.features)
     nameless = {
         n: replace(one, weights="") if isinstance(one, NetworkFeatures) else one for n, one in chosen.features.items()
     }
@@ -365,7 +370,7 @@ def _trained(
         features=nameless,
         networks={name: one.config for name, one in chosen.networks.items()},
         operating_points=tuple(points),
-        trained=model_folder.Training(choice.steps, tuple(stage.train_on), "", tuple(sorted(seen)), promise),
+        trained=model_folder.Training(choice.steps, tuple(stage.train_on), "", tuple(sorted(seen)), promise, inherited),
     )
     return model.FittedHead(chosen, by, head, description)
 

@@ -32,7 +32,6 @@ from elk_jax.evaluation.thresholds import OperatingPoint
 from elk_jax.features import network, scattering, store
 from elk_jax.features.whitening import Whitening, unit_norm, whiten
 from elk_jax.fields import SHARE, SIDE, ByName
-from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import LONG, Progress, progress_bar
 from elk_jax.tasks.classification.recipe import Features, HeadRecipe, NetworkFeatures, ScatteringFeatures
 from elk_jax.training.model import Model, Params
@@ -224,11 +223,6 @@ class Description:
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
 
-    @property
-    def promise(self) -> Statement | None:
-        """What a private head promises; None for another."""
-        return self.trained.privacy if self.trained else None
-
     def __post_init__(self) -> None:
         check_positive(self.positive, self.classes)
 
@@ -339,11 +333,6 @@ class NetworkDescription:
 
     def __post_init__(self) -> None:
         check_positive(self.positive, self.classes)
-
-    @property
-    def promise(self) -> Statement | None:
-        """What a private network promises; None for another."""
-        return self.trained.privacy if self.trained else None
 
 
 class TrainedNetwork(NamedTuple):

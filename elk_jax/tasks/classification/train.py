@@ -24,7 +24,7 @@ from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.errors import UserError
 from elk_jax.evaluation import thresholds
 from elk_jax.privacy.accounting import Unit
-from elk_jax.privacy.mechanism import Statement
+from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.progress import progress_bar
 from elk_jax.tasks import private, training
 from elk_jax.tasks.classification import model
@@ -162,7 +162,6 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     params, trained = training.kept_weights(
         run, stage, result, recipe.choose, found, learned.protection, learned.public
     )
-    promise = "" if trained.privacy is None else trained.privacy.sentence()
     if run.is_main:
         description = _described(params, recipe, of_val, trained)
         model_folder.save_params(run.folder / stage.name / "model", params, description)
@@ -177,7 +176,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         "unnamed": not patients.named(validation.infos),
         "epsilon": 0.0 if recipe.privacy is None else recipe.privacy.epsilon,
         "protection": protection_words(trained.privacy),
-        "promise": promise,
+        "promise": in_words(trained.promises),
         **training.outcome(result),
     }
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from elk_jax import files
 from elk_jax.data.flips import Flip
-from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
@@ -32,7 +31,7 @@ from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.train import say_skipped
-from elk_jax.tasks.run import Run, new_console, skipped_images
+from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -218,12 +217,6 @@ def _detect(
     if len(known) == len(source.classes) == 1 and known != source.classes:
         notes = [f"the class '{known[0]}' of the model counts as '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)
-    everyone = {info.patient_id for info in source.infos}
-    seen = patients.among(patients.named(source.infos), model_folder.seen_patients(subject.place))
-    if seen:
-        notes.append(
-            f"{subject.parts[-1]} was trained on {len(seen)} of these {len(everyone)} patients, for example {seen[0]}: "
-            "it may find fewer lesions of other patients"
-        )
+    notes += patients_seen(subject.parts[-1], subject.place, source.infos)
     results = predict.detect_with(trained, source, meshes.make_mesh(), settings.score_floor, settings.flips)
     return results, notes

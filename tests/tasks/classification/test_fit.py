@@ -31,7 +31,7 @@ def test_heads_learn_and_noise_costs(fitted):
 
 def test_the_promise_is_that_of_the_noise(fitted):
     run, _ = fitted
-    promise = model.load(run / "epsilon_6" / "model").description.promise
+    promise = model.load(run / "epsilon_6" / "model").description.trained.privacy
     assert promise.private and (promise.delta, promise.ledger.unit) == (1e-4, "patient")
     mean, steps = promise.ledger.phases
     assert (mean.sampling_rate, mean.steps, steps.sampling_rate, steps.steps) == (1, 1, 1, 30)
@@ -94,7 +94,7 @@ def test_noise_is_fresh_or_known_to_all(folders, tmp_path, cheap_features):
     assert not np.allclose(first.head.weights, second.head.weights)
     (_, known), (summary, again) = weights("known", known_seed=3), weights("again", known_seed=3)
     np.testing.assert_array_equal(known.head.weights, again.head.weights)
-    assert not known.description.promise.private and summary["protection"].startswith("not private")
+    assert not known.description.trained.privacy.private and summary["protection"].startswith("not private")
     assert "Not private" in summary["promise"]
     assert "Not private" in (tmp_path / "again" / "report.html").read_text()
 

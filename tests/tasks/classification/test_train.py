@@ -116,7 +116,7 @@ def test_files_are_classified_as_their_source_is(plain_run, tmp_path, folders):
 def test_a_private_network_says_what_it_promises_and_nothing_of_its_patients(private_run):
     folder, summaries = private_run
     description = model.load(folder / "network" / "model").description
-    promise, summary = description.promise, summaries["network"]
+    promise, summary = description.trained.privacy, summaries["network"]
     assert promise.private and promise.epsilon <= 6 and promise.ledger.unit == "patient"
     assert description.trained.patients == () and summary["units"] == {"patients": 9}
     assert list(summary["data"]) == ["validation"] and summary["notes"] == [] and summary["withheld"]
