@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from elk_jax import files
 from elk_jax.experiments import checks, report, resume
 from elk_jax.experiments.parse import kind_of, parse, plain
+from elk_jax.tasks import private
 from elk_jax.tasks.run import Run, meet
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.training import mesh as meshes
@@ -94,6 +95,8 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
         finished.unlink(missing_ok=True)
         files.write_json(folder / resume.DEPENDS, depends)
     run.say(f"stage {stage.name}: {stage.kind} {stage.task}")
+    if warning := private.unprotected(run.experiment, stage):
+        run.say(f"  warning: {warning}")
     started = time.time()
     summary = kind_of(stage).run(run, stage, run.experiment.recipe_of(stage))
     if run.is_main:

@@ -9,7 +9,7 @@ from typing import Any
 from elk_jax import files
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks import TASKS
+from elk_jax.tasks import TASKS, private
 from elk_jax.tasks.run import Run
 
 
@@ -23,6 +23,7 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
         skipped=list(dict.fromkeys(tuple(entry) for s in summaries.values() for entry in s.get("skipped", ()))),
         config=files.read_object(folder / "config.json"),
         versions=files.read_object(folder / "versions.json"),
+        notes=[note for name in summaries if (note := private.unprotected(experiment, experiment.stages[name]))],
         seconds={name: files.read_object(folder / name / "finished.json", "seconds")["seconds"] for name in summaries},
     )
     parts = []

@@ -29,6 +29,7 @@ class RunRecord:
     title: str = ""
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # counts by split
     skipped: Sequence[tuple[str, str]] = ()  # image, reason
+    notes: Sequence[str] = ()  # on the whole run, of one sentence each
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage
@@ -47,7 +48,7 @@ def run_report(run: RunRecord, parts: Sequence[Part]) -> Report:
     return Report(
         title=run.title or run.name,
         kicker=f"{what} · {run.name}" if run.title else what,
-        summary=" ".join(part.summary for part in parts if part.summary),
+        summary=" ".join([*(part.summary for part in parts if part.summary), *run.notes]),
         facts={name: value for part in parts for name, value in part.facts.items()} | _facts(run),
         sections=sections,
         footer=f"elk_jax {run.versions.get('elk_jax', '')}".strip(),

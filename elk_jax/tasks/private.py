@@ -18,8 +18,8 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
 from elk_jax.privacy.secret import Secret
 from elk_jax.privacy.settings import Privacy
-from elk_jax.tasks.run import Run, is_main
-from elk_jax.tasks.stages import PrivateTrainStage, TrainStage
+from elk_jax.tasks.run import Experiment, Run, is_main
+from elk_jax.tasks.stages import PrivateTrainStage, Stage, TrainStage
 from elk_jax.training.checkpoint import kept_secret
 from elk_jax.training.model import Model
 from elk_jax.training.recipe import TrainingRecipe
@@ -77,6 +77,30 @@ def protected(
     before = model_folder.promises(run.model_folder(stage.init_from)) if stage.init_from else ()
     run.say(f"  {mechanism.in_words([*before, promised])}")
     return batches, protection
+
+
+def is_withheld(experiment: Experiment, stage: Stage) -> bool:
+    """Whether a report must not describe the training images that a stage reads: it, or another, protects them."""
+    return bool(_protected_data(experiment, stage))
+
+
+def unprotected(experiment: Experiment, stage: Stage) -> str:
+    """What is to be said of a stage that reads training images which another one protects; "" for any other."""
+    if isinstance(stage, TrainStage) and stage.protects(experiment.recipe_of(stage)):
+        return ""
+    for source, by in _protected_data(experiment, stage).items():
+        return f"Stage {stage.name} is not private: it reads training images of '{source}', which stage {by} protects."
+    return ""
+
+
+def _protected_data(experiment: Experiment, stage: Stage) -> dict[str, str]:
+    """Data source whose training images a stage reads -> the first stage that protects them."""
+    protected: dict[str, str] = {}
+    for one in experiment.stages.values():
+        if isinstance(one, TrainStage) and one.protects(experiment.recipe_of(one)):
+            protected = dict.fromkeys(one.train_on, one.name) | protected
+    read = [source for source, split in stage.data() if split in ("train", "")]
+    return {source: protected[source] for source in read if source in protected}
 
 
 def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:

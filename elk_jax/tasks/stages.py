@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from elk_jax.errors import UserError
 from elk_jax.fields import NOT_EMPTY
@@ -86,6 +86,10 @@ class TrainStage(Stage):
 
     def held_out(self) -> Data:
         return Data(self.validate_on, "val")
+
+    def protects(self, recipe: Any) -> bool:
+        """Whether the training hides whose images of `train_on` it has seen. recipe: of the stage."""
+        return getattr(recipe, "privacy", None) is not None
 
     def origin(self) -> Origin:
         return Origin(self.train_on, tuple(self.named_models().values()))

@@ -10,7 +10,7 @@ from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.images.schema import ImageInfo
-from elk_jax.tasks.inpainting.recipe import PaintStage, TrainInpainterStage
+from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, PaintStage, TrainInpainterStage
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.tasks.run import SYNTHETIC, Experiment, MeshSettings, Run
 
@@ -72,7 +72,8 @@ def painted_run(tmp_path) -> Run:
         PaintStage(name="lesions", model="inpainter", canvases="real"),
         LesionQualityStage(name="quality", on="real", synthetic="synthetic"),
     )
-    experiment = Experiment("two", 0, MeshSettings(), "stop", data, {}, {stage.name: stage for stage in stages})
+    by_name = {stage.name: stage for stage in stages}
+    experiment = Experiment("two", 0, MeshSettings(), "stop", data, {"inpainter": InpaintingRecipe()}, by_name)
     return Run(experiment, tmp_path, mesh=None)
 
 

@@ -34,6 +34,7 @@ from elk_jax.privacy import head as heads
 from elk_jax.privacy.accounting import Ledger, Phase, Unit
 from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.progress import LONG, Progress, progress_bar
+from elk_jax.tasks import private
 from elk_jax.tasks.classification import model, train
 from elk_jax.tasks.classification.model import Frozen, Head
 from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, NetworkFeatures, ScatteringFeatures
@@ -190,7 +191,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
             run.say(
                 f"  warning: a delta of {stage.delta:g} allows the data of one of {count} {stage.unit}s to be published"
             )
-    withheld = train.is_withheld(run, stage)
+    withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "fit",
         "data": {

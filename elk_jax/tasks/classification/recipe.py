@@ -185,6 +185,9 @@ class FitHeadStage(TrainStage):
         """Whether noise protects the training data."""
         return self.epsilon > 0
 
+    def protects(self, recipe: Any) -> bool:
+        return self.is_private
+
     def data(self) -> tuple[Data, ...]:
         return *super().data(), *(Data(name, "") for name in self.public)
 

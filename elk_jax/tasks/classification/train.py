@@ -29,7 +29,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.tasks import private, training
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.model import NetworkDescription, TrainedNetwork
-from elk_jax.tasks.classification.recipe import DecisionRecipe, FitHeadStage, NetworkRecipe, TrainClassifierStage
+from elk_jax.tasks.classification.recipe import DecisionRecipe, NetworkRecipe, TrainClassifierStage
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.sampling import host_share
 from elk_jax.tasks.stages import TrainStage
@@ -38,7 +38,6 @@ from elk_jax.threads import map_in_threads
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
-from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.step.step import Protection
 from elk_jax.weights import classifiers, model_folder
 
@@ -165,7 +164,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     if run.is_main:
         description = _described(params, recipe, of_val, trained)
         model_folder.save_params(run.folder / stage.name / "model", params, description)
-    withheld = is_withheld(run, stage)
+    withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
         "data": {**({} if withheld else learned.counts), "validation": class_counts(validation)},
@@ -292,19 +291,6 @@ def copies(run: Run, stage: TrainStage, size: int) -> list[str]:
     for line in found:
         run.say(f"  note: {line}")
     return found
-
-
-def is_withheld(run: Run, stage: TrainStage) -> bool:
-    """Whether what a report says of the training data would break the promise of a model: of this stage or another."""
-    others = [one for one in run.experiment.stages.values() if isinstance(one, TrainStage)]
-    return any(_is_private(run, one) and set(one.train_on) & set(stage.train_on) for one in others)
-
-
-def _is_private(run: Run, stage: TrainStage) -> bool:
-    if isinstance(stage, FitHeadStage):
-        return stage.is_private
-    recipe = run.experiment.recipe_of(stage)
-    return isinstance(recipe, TrainingRecipe) and recipe.privacy is not None
 
 
 def protection_words(promise: Statement | None) -> str:
