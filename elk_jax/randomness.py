@@ -50,6 +50,7 @@ class Purpose(Enum):
     PRIVATE_UNIT = 14, "batch", "unit"
     LABELLED_ORDER = 15, "epoch"
     LABELLED_VIEWS = 16, "slot"
+    FOLDS = (17,)
     CANVAS_ORDER = 1, "epoch"
     PLACEMENT = 2, "lesion"
     # of a phantom data set

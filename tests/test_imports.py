@@ -30,6 +30,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "synthesis": COMMON,
     "data": COMMON | {"synthesis", "privacy"},
     "features": COMMON,
+    "heads": COMMON | {"features"},
     "training": COMMON | {"privacy"},
     "privacy": COMMON,
     "programs": COMMON,
@@ -38,7 +39,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
-    | {"features", "privacy"},
+    | {"features", "heads", "privacy"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
 }

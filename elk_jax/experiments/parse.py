@@ -13,7 +13,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.tasks import TASKS
 from elk_jax.tasks.run import Experiment, MeshSettings
-from elk_jax.tasks.stages import Stage, SynthesizeStage, TrainStage
+from elk_jax.tasks.stages import CombineStage, Stage, SynthesizeStage, TrainStage
 from elk_jax.tasks.task import StageKind
 from elk_jax.weights import model_folder
 
@@ -111,12 +111,12 @@ def _check_chosen(stages: Sequence[str] | None, experiment: str, known: Sequence
 
 def _check_names(experiment: Experiment, folder: Path | None) -> None:
     """Every source, stage and model that a stage names exists, and is made before the stage runs."""
-    trained: list[str] = []  # train stages before this one
+    trained: list[str] = []  # stages before this one that leave a model
     written: list[str] = []  # synthesis stages before it
     for stage in experiment.stages.values():
         _check_sources(experiment, stage, written)
         _check_models(experiment, stage, trained, folder)
-        if isinstance(stage, TrainStage):
+        if isinstance(stage, TrainStage | CombineStage):
             trained.append(stage.name)
         if isinstance(stage, SynthesizeStage):
             written.append(stage.name)

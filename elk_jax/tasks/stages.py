@@ -1,6 +1,6 @@
 """The stages of an experiment as types: what each of them reads, and which models and patients are involved.
 
-A task derives its own stages from the three kinds below; its fields are the settings of the stage in the configuration.
+A task derives its own stages from the kinds below; its fields are the settings of the stage in the configuration.
 """
 
 from __future__ import annotations
@@ -115,6 +115,34 @@ class PrivateTrainStage(TrainStage):
     def origin(self) -> Origin:
         sources, models = super().origin()
         return Origin(sources + self.public, models)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineStage(Stage):
+    """Make one model of several that are trained; leaves RUN/STAGE/model.
+
+    members: earlier stages that leave a model, or model folders. validate_on: the source whose validation split chooses
+    the operating points.
+    """
+
+    kind: Literal["combine"] = "combine"
+    members: Annotated[tuple[str, ...], NOT_EMPTY]
+    validate_on: str
+
+    def data(self) -> tuple[Data, ...]:
+        return (Data(self.validate_on, "val"),)
+
+    def named_models(self) -> Mapping[str, str]:
+        return {f"members[{number}]": member for number, member in enumerate(self.members)}
+
+    def held_out(self) -> Data:
+        return Data(self.validate_on, "val")
+
+    def origin(self) -> Origin:
+        return Origin((), self.members)
+
+    def evaluated(self, writers: Mapping[str, str]) -> tuple[str, ...]:
+        return (self.name,)
 
 
 @dataclass(frozen=True, kw_only=True)

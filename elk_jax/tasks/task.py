@@ -78,8 +78,8 @@ class Action:
 class Task:
     """Everything that the rest of elk_jax knows of a task.
 
-    name: in configurations. stages: by kind (train, fit, synthesize, evaluate). report: (run, summaries of its finished
-    stages by name) -> its part of the page.
+    name: in configurations. stages: by kind (train, fit, combine, synthesize, evaluate). report: (run, summaries of its
+    finished stages by name) -> its part of the page.
     architectures: of its models, as model.json names them. model: what to call one in a message.
     evaluate, predict: what launch/evaluate.py and launch/predict.py do with its models; None where they do nothing.
     """

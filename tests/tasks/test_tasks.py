@@ -13,13 +13,19 @@ from elk_jax import files
 from elk_jax.experiments import report
 from elk_jax.fields import build
 from elk_jax.tasks import TASKS, find_model
-from elk_jax.tasks.stages import EvaluateStage, SynthesizeStage, TrainStage
+from elk_jax.tasks.stages import CombineStage, EvaluateStage, SynthesizeStage, TrainStage
 from elk_jax.training.recipe import TrainingRecipe
 from tests.refusals import refused
 
 PACKAGE = Path(__file__).resolve().parents[2] / "elk_jax"
-MODULES = {"recipe", "model", "train", "fit", "evaluate", "synthesize", "predict", "report", "page"}
-KINDS = {"train": TrainStage, "fit": TrainStage, "evaluate": EvaluateStage, "synthesize": SynthesizeStage}
+MODULES = {"recipe", "model", "train", "fit", "combine", "evaluate", "synthesize", "predict", "report", "page"}
+KINDS = {
+    "train": TrainStage,
+    "fit": TrainStage,
+    "combine": CombineStage,
+    "evaluate": EvaluateStage,
+    "synthesize": SynthesizeStage,
+}
 
 
 # ---- Packages ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Classification: images of two classes, by a linear head on frozen features or by a network, privately or not."""
 
-from elk_jax.tasks.classification import evaluate, fit, model, predict, recipe, report, train
+from elk_jax.tasks.classification import combine, evaluate, fit, model, predict, recipe, report, train
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
@@ -15,10 +15,11 @@ TASK = Task(
             workload=train.workload,
             recipe=recipe.NetworkRecipe,
         ),
+        "combine": StageKind(recipe.CombineClassifiersStage, combine.combine, combine.check_combine),
         "evaluate": StageKind(recipe.EvaluateClassifiersStage, evaluate.evaluate),
     },
     report=report.part,
-    architectures=(model.HEAD, model.NETWORK),
+    architectures=model.ARCHITECTURES,
     model="classifier",
     evaluate=Action(evaluate.evaluate_source, evaluate.EvaluateSettings),
     predict=Action(predict.predict_files, predict.PredictSettings),

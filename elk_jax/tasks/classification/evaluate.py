@@ -35,7 +35,7 @@ from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.classification import model, report
 from elk_jax.tasks.classification.fit import FEATURES, with_draws
-from elk_jax.tasks.classification.model import HEAD, NETWORK, Trained, load
+from elk_jax.tasks.classification.model import ARCHITECTURES, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
 from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
@@ -181,7 +181,7 @@ def evaluate_source(
     the evaluation. With `settings.against`, comparisons.json holds the paired differences from that model."""
     folders = {_name(model): model}
     if settings.against:
-        other = model_folder.find(Path(settings.against), None, [HEAD, NETWORK], "a classifier")
+        other = model_folder.find(Path(settings.against), None, ARCHITECTURES, "a classifier")
         if other.resolve() == model.resolve():
             what = "the same model as the one that is evaluated"
             raise UserError(what, where="--against", todo="name another run or model")

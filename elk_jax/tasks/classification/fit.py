@@ -1,6 +1,7 @@
-"""Fit a head on frozen features, privately or not. The stage leaves `model/` (model.py) and `draws.safetensors`.
+"""Fit a head on frozen features, privately or not. The stage leaves `model/` (model.py) and, of a linear head,
+`draws.safetensors`.
 
-Shapes: N images, D features, S settings, K draws of the noise.
+Shapes: N images, F features of a kind, D components of all kinds together, S settings, K draws of the noise.
 
 Nothing is published while a private head is fitted, so nothing has to be resumed: an attempt that is interrupted starts
 again with other noise. The seeds of the noise are nowhere but in the memory of the process.
@@ -10,17 +11,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from elk_jax import files
+from elk_jax import files, randomness
 from elk_jax.data import patches
 from elk_jax.data.sources import patients
 from elk_jax.data.sources.labels import class_counts, image_labels
@@ -29,21 +30,36 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import calibration, thresholds
 from elk_jax.features import scattering, whitening
 from elk_jax.features.whitening import Whitening
+from elk_jax.heads import folds, kernel, linear
+from elk_jax.heads.heads import Head, architecture_of, probability
+from elk_jax.heads.kernel import Kernel
+from elk_jax.heads.linear import Linear
 from elk_jax.privacy import accounting
-from elk_jax.privacy import head as heads
+from elk_jax.privacy import head as descent
 from elk_jax.privacy.accounting import Ledger, Phase, Unit
 from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.progress import LONG, Progress, progress_bar
+from elk_jax.randomness import Purpose
 from elk_jax.tasks import private
 from elk_jax.tasks.classification import model, train
-from elk_jax.tasks.classification.model import Frozen, Head
-from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, NetworkFeatures, ScatteringFeatures
+from elk_jax.tasks.classification.model import Frozen
+from elk_jax.tasks.classification.recipe import (
+    FitHeadStage,
+    HeadRecipe,
+    KernelSearch,
+    NetworkFeatures,
+    ScatteringFeatures,
+    Search,
+)
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
 DRAWS = "draws.safetensors"
-"""The heads of all draws of the noise. Of a private head the first alone is published: all of them promise less."""
+"""The linear heads of all draws of the noise. Of a private one the first alone is published: all of them promise
+less."""
+OF_A_DRAW = ("mean", "weights", "bias")
+"""Fields of a linear head that differ between draws."""
 FEATURES = "features"
 """Folder of the run with the features of its images, which are private as these are."""
 UNBOUNDED = 1e9
@@ -60,7 +76,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings of the descent, and the features and components that it runs on."""
+    """Settings of the descent of a linear head, and the features and components that it runs on."""
 
     features: tuple[str, ...]
     components: int
@@ -69,14 +85,50 @@ class Choice:
     averaged: float
     l2: float
 
+    def __str__(self) -> str:
+        averaged = f", mean of the last {self.averaged:.0%}" if self.averaged else ""
+        decay = f", weight decay {self.l2:g}" if self.l2 else ""
+        return (
+            f"{' + '.join(self.features)}, {self.components} components each, {self.steps} steps at learning rate "
+            f"{self.learning_rate:g}{averaged}{decay}"
+        )
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """Settings of a kernel head, and the features that it is fitted on."""
+
+    features: tuple[str, ...]
+    width: float
+    penalty: float
+
+    def __str__(self) -> str:
+        kind = f"Gaussian kernel of width {self.width:g}" if self.width else "linear kernel"
+        return f"{' + '.join(self.features)}, {kind}, penalty {self.penalty:g}"
+
+
+class Fitted(NamedTuple):
+    """What a search has found. heads: not yet calibrated, by every draw of the noise; the first is the model. aurocs:
+    theirs on the validation images. tried: settings. noise: multipliers of the mean and of each step. within: AUROC by
+    cross-validation, where it was tried."""
+
+    heads: Sequence[Head]
+    aurocs: np.ndarray
+    choice: Choice | KernelChoice
+    tried: int
+    noise: tuple[float, float] = (0.0, 0.0)
+    within: float | None = None
+
 
 # ---- Before anything runs --------------------------------------------------------------------------------------------
 
 
 def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collection[str]) -> None:
-    """UserError for data without two classes, a public source that is the private one, units that nobody names, weights
-    that have seen patients, and patches that are too small."""
+    """UserError for data without two classes, a private kernel head, a linear one without public images, a public
+    source that is the private one, units that nobody names, weights that have seen patients, and patches that are too
+    small."""
     where = f"stage {stage.name}"
+    _check_kind(stage, recipe)
     if not recipe.combinations():
         todo = "set config.RECIPE.features.NAME.weights, or let search.features name others"
         raise UserError("none of the features of search.features is there", where=f"config.{stage.recipe}", todo=todo)
@@ -94,6 +146,24 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
     for one in recipe.used().values():
         if isinstance(one, NetworkFeatures):
             _check_unseen(Path(one.weights), listed, stage)
+
+
+def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
+    where = f"config.stages.{stage.name}"
+    if isinstance(recipe.search, Search):
+        if not stage.public:
+            todo = "name data sources of other people's images"
+            raise UserError(
+                "a linear head without public images to whiten its features by", where=f"{where}.public", todo=todo
+            )
+        return
+    if stage.is_private:
+        what = "a kernel head consists of the features of its training images, which noise cannot protect"
+        todo = f"set epsilon=0, or fit a linear head: config.{stage.recipe}.search.name=linear"
+        raise UserError(what, where=f"{where}.epsilon", todo=todo)
+    if stage.public:
+        what = "a kernel head is scaled by its training images, and reads no public ones"
+        raise UserError(what, where=f"{where}.public", todo="leave it empty")
 
 
 def _check_unseen(weights: Path, listed: dict[str, ImageSource], stage: FitHeadStage) -> None:
@@ -118,70 +188,43 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     public = [run.open(name, "") for name in stage.public]
     unit: Unit = stage.unit if stage.is_private else "image"
     units, count = train.units_of(training, unit)
-    others = sum(map(len, public))
-    run.say(f"  train {count} {unit}s; validation {len(validation)} images; whitened by {others} public images")
+    others = f"; whitened by {sum(map(len, public))} public images" if public else ""
+    run.say(f"  train {count} {unit}s; validation {len(validation)} images{others}")
     if not run.is_main:
         return {}
     folder = files.make_folder(run.folder / stage.name)
     images = [model.patches_of(source, recipe.size) for source in (training, validation)]
-    cuttings = np.concatenate(
-        [
-            patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
-            for one in public
-        ]
-    )
+    cuttings = [
+        patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
+        for one in public
+    ]
     findings = train.copies(run, stage, recipe.size)
     if stage.is_private:
-        _check_public(cuttings, images[0], stage)
+        _check_public(np.concatenate(cuttings), images[0], stage)
     parts, shelf = model.frozen(recipe), run.folder / FEATURES
-    public_features = model.frozen_features(parts, cuttings, shelf)
+    public_features = model.frozen_features(parts, np.concatenate(cuttings), shelf) if public else {}
     learned, val = (
         Labelled(source, image_labels(source), model.frozen_features(parts, of, shelf))
         for source, of in zip((training, validation), images)
     )
-
-    # ---- The search --------------------------------------------------------------------------------------------------
     own = training.classes.index(recipe.positive)
     problem = Problem(learned.labels == own, val.labels == own, units, count, stage, recipe)
-    found: list[tuple[float, Choice]] = []
-    grid = list(itertools.product(recipe.combinations(), recipe.search.components))
-    with Progress(f"  fitting {stage.name}", len(grid), unit="representation", patience=LONG) as bar:
-        for done, (names, components) in enumerate(grid, start=1):
-            by = _whitening(public_features, names, components, f"stage {stage.name}.public")
-            inputs, of_val = (model.whitened(part.features, by) for part in (learned, val))
-            choices = [Choice(names, components, *rest) for rest in itertools.product(*_descents(recipe))]
-            drawn = [
-                problem.fit(inputs, of_val, choices, key)
-                for key in noise_keys(recipe.search.draws, stage.known_seed, done)
-            ]
-            aurocs = np.mean([one.aurocs for one in drawn], axis=0)
-            found += zip(aurocs.tolist(), choices)
-            bar.update(done)
-    _, choice = max(found, key=lambda one: one[0])
+    if isinstance(recipe.search, Search):
+        found = fit_linear(problem, recipe.search, learned.features, val.features, public_features)
+    else:
+        people = train.units_of(training, "patient")[0]
+        found = fit_kernel(problem, recipe.search, learned.features, val.features, people, run.seed)
 
-    # ---- The heads ---------------------------------------------------------------------------------------------------
-    by = _whitening(public_features, choice.features, choice.components, f"stage {stage.name}.public")
-    inputs, of_val = (model.whitened(part.features, by) for part in (learned, val))
-    draws = recipe.draws if stage.is_private else 1
-    drawn = [problem.fit(inputs, of_val, [choice], key) for key in noise_keys(draws, stage.known_seed, 0)]
-    aurocs = np.array([one.aurocs[0] for one in drawn])
-    calibrated = [calibrate(Head(one.mean, one.weights[0], 0.0), of_val, problem.val_truth) for one in drawn]
-    trained = _trained(
-        run,
-        stage,
-        recipe,
-        parts,
-        by,
-        calibrated[0],
-        choice,
-        problem.noise(choice.steps),
-        learned.source,
-        of_val,
-        val,
-    )
+    # ---- The model ---------------------------------------------------------------------------------------------------
+    calibrated = [calibrate(one, val.features, problem.val_truth) for one in found.heads]
+    trained = _trained(run, stage, recipe, parts, calibrated[0], found, learned.source, val)
     model.save(folder / "model", trained)
-    files.write_private(folder / DRAWS, safetensors.numpy.save(_draws(calibrated)))
-    run.say(f"  {_chosen(choice)}; validation AUROC {_spread(aurocs)}")
+    if isinstance(trained.head, Linear):
+        files.write_private(folder / DRAWS, safetensors.numpy.save(_draws(calibrated)))
+    within = "" if found.within is None else f", {found.within:.3f} by cross-validation"
+    run.say(f"  {found.choice}; validation AUROC {_spread(found.aurocs)}{within}")
+    if trained.description.contains:
+        run.say(f"  the model folder has {trained.description.contains}")
     made = trained.description.trained
     assert made is not None
     promise = in_words(made.promises)
@@ -194,6 +237,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "fit",
+        "head": recipe.search.name,
         "data": {
             **({} if withheld else {"train": class_counts(learned.source)}),
             "validation": class_counts(val.source),
@@ -202,14 +246,16 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
         "skipped": skipped_images(validation) if withheld else skipped_images(training, validation),
         "notes": [] if withheld else findings,
         "withheld": withheld,
+        "contains": trained.description.contains,
         "unnamed": not patients.named(validation.infos),
         "epsilon": stage.epsilon,
         "protection": train.protection_words(made.privacy),
         "promise": promise,
-        "chosen": _chosen(choice),
-        "public": len(cuttings),
-        "auroc": aurocs.tolist(),
-        "tried": len(found),
+        "chosen": str(found.choice),
+        "public": sum(map(len, cuttings)),
+        "auroc": found.aurocs.tolist(),
+        "cross_validated": None if withheld else found.within,
+        "tried": found.tried,
     }
 
 
@@ -240,7 +286,7 @@ class Problem:
         if not self.stage.is_private:
             return 0.0, 0.0
         together = accounting.gaussian_noise_multiplier(self.stage.epsilon, self.stage.delta)
-        return heads.split_noise(together, self.recipe.mean_share, steps)
+        return descent.split_noise(together, self.recipe.mean_share, steps)
 
     def fit(self, training: np.ndarray, validation: np.ndarray, choices: Sequence[Choice], key: jax.Array) -> Drawn:
         """Heads with every one of the settings, by one draw of the noise, from whitened features [N, D]."""
@@ -248,10 +294,10 @@ class Problem:
         private = self.stage.is_private
         clip = self.recipe.mean_clip * training.shape[1] ** 0.5 if private else UNBOUNDED
         units, noise = self.units.astype(np.int32), self.noise(choices[0].steps)[0]
-        mean = np.asarray(heads.private_mean(training, units, clip, noise, of_mean, num_units=self.num_units))
-        inputs = Head(mean, np.zeros_like(mean), 0.0).inputs(training)
+        mean = np.asarray(descent.private_mean(training, units, clip, noise, of_mean, num_units=self.num_units))
+        inputs = linear.inputs(training, mean)
         column = lambda values: jnp.asarray(values, jnp.float32)
-        descents = heads.Descent(
+        descents = descent.Descent(
             learning_rate=column([one.learning_rate for one in choices]),
             steps=jnp.asarray([one.steps for one in choices], jnp.int32),
             clip_norm=column([self.recipe.clip_norm if private else UNBOUNDED] * len(choices)),
@@ -261,10 +307,83 @@ class Problem:
         )
         most, truth = max(one.steps for one in choices), self.truth.astype(np.float32)
         weights = np.asarray(
-            heads.train_many(inputs, truth, units, descents, of_steps[None], num_units=self.num_units, most_steps=most)
+            descent.train_many(
+                inputs, truth, units, descents, of_steps[None], num_units=self.num_units, most_steps=most
+            )
         )[:, 0]
-        scores = Head(mean, mean, 0.0).inputs(validation) @ weights.T
+        scores = linear.inputs(validation, mean) @ weights.T
         return Drawn(mean, weights, np.array([model.auroc(one, self.val_truth) for one in scores.T]))
+
+
+def fit_linear(
+    problem: Problem,
+    search: Search,
+    training: Mapping[str, np.ndarray],
+    validation: Mapping[str, np.ndarray],
+    public: Mapping[str, np.ndarray],
+) -> Fitted:
+    """Linear heads with the best of all settings, from features [N, F] of every kind."""
+    stage, recipe = problem.stage, problem.recipe
+    found: list[tuple[float, Choice]] = []
+    grid = list(itertools.product(recipe.combinations(), search.components))
+    with Progress(f"  fitting {stage.name}", len(grid), unit="representation", patience=LONG) as bar:
+        for done, (names, components) in enumerate(grid, start=1):
+            by = _whitening(public, names, components, f"stage {stage.name}.public")
+            inputs, of_val = (linear.whitened(part, by) for part in (training, validation))
+            rest = itertools.product(search.learning_rates, search.steps, search.averaged, search.l2)
+            choices = [Choice(names, components, *one) for one in rest]
+            drawn = [
+                problem.fit(inputs, of_val, choices, key) for key in noise_keys(search.draws, stage.known_seed, done)
+            ]
+            aurocs = np.mean([one.aurocs for one in drawn], axis=0)
+            found += zip(aurocs.tolist(), choices)
+            bar.update(done)
+    _, choice = max(found, key=lambda one: one[0])
+    by = _whitening(public, choice.features, choice.components, f"stage {stage.name}.public")
+    inputs, of_val = (linear.whitened(part, by) for part in (training, validation))
+    draws = recipe.draws if stage.is_private else 1
+    drawn = [problem.fit(inputs, of_val, [choice], key) for key in noise_keys(draws, stage.known_seed, 0)]
+    return Fitted(
+        heads=[Linear(by, one.mean, one.weights[0], 0.0) for one in drawn],
+        aurocs=np.array([one.aurocs[0] for one in drawn]),
+        choice=choice,
+        tried=len(found),
+        noise=problem.noise(choice.steps),
+    )
+
+
+def fit_kernel(
+    problem: Problem,
+    search: KernelSearch,
+    training: Mapping[str, np.ndarray],
+    validation: Mapping[str, np.ndarray],
+    people: np.ndarray,
+    seed: int,
+) -> Fitted:
+    """A kernel head with the best of all settings, from features [N, F] of every kind. people: the patient of every
+    training image [N], numbered."""
+    where = f"stage {problem.stage.name}"
+    rng = randomness.generator(seed, Purpose.FOLDS)
+    fold = folds.grouped(people, problem.truth, search.folds, rng, f"config.{problem.stage.recipe}.search.folds")
+    scaling = {name: kernel.scaling_of(one, where) for name, one in training.items()}
+    found: list[tuple[float, float, float, KernelChoice]] = []
+    grid = list(itertools.product(problem.recipe.combinations(), search.widths))
+    with Progress(f"  fitting {problem.stage.name}", len(grid), unit="kernel", patience=LONG) as bar:
+        for done, (names, width) in enumerate(grid, start=1):
+            by = {name: scaling[name] for name in names}
+            inputs, of_val = (kernel.scaled(part, by) for part in (training, validation))
+            matrix = kernel.gram(inputs, inputs, width)
+            scores = kernel.cross_validated(matrix, problem.truth, fold, search.penalties)
+            coefficients, _ = kernel.solve(matrix, problem.truth, search.penalties)
+            val_scores = coefficients @ kernel.gram(inputs, of_val, width)
+            for penalty, one, of_one in zip(search.penalties, scores, val_scores):
+                within, beyond = model.auroc(one, problem.truth), model.auroc(of_one, problem.val_truth)
+                found.append(((within + beyond) / 2, within, beyond, KernelChoice(names, width, penalty)))
+            bar.update(done)
+    _, within, auroc, choice = max(found, key=lambda one: one[0])
+    by = {name: scaling[name] for name in choice.features}
+    head = kernel.fit(kernel.scaled(training, by), by, problem.truth, choice.width, choice.penalty)
+    return Fitted([head], np.array([auroc]), choice, len(found), within=within)
 
 
 def noise_keys(count: int, known_seed: int | None, purpose: int) -> jax.Array:
@@ -279,31 +398,26 @@ def noise_keys(count: int, known_seed: int | None, purpose: int) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(words.reshape(count, 2)), impl="threefry2x32")
 
 
-def calibrate(head: Head, features: np.ndarray, truth: np.ndarray) -> Head:
-    """The head with its log odds scaled and shifted to the shares of the validation images, features [N, D].
+def calibrate(head: Head, features: Mapping[str, np.ndarray], truth: np.ndarray) -> Head:
+    """The head with its log odds scaled and shifted to the shares of the validation images, features [N, F].
 
     Platt scaling. Where no positive scale is best, log odds keep their own.
     """
-    ones, odds = np.ones((1, len(truth))), head.inputs(features).astype(np.float64) @ head.weights
-    expit = lambda x: 0.5 * (1 + np.tanh(x / 2))
-    slope = float(calibration.slope(expit(odds), truth, ones)[0])
+    ones, odds = np.ones((1, len(truth))), head.log_odds(features)
+    slope = float(calibration.slope(probability(odds), truth, ones)[0])
     scale = slope if np.isfinite(slope) and slope > 0 else 1.0
-    shift = float(calibration.intercept(expit(scale * odds), truth, ones)[0])
-    weights = (scale * head.weights).astype(np.float32)
-    return Head(head.mean, weights, shift if np.isfinite(shift) else 0.0)
-
-
-def read_draws(folder: Path) -> list[Head]:
-    """The heads of all draws of a stage; [] where they are not there, as in a published model."""
-    if not (folder / DRAWS).is_file():
-        return []
-    found = safetensors.numpy.load(files.read_bytes(folder / DRAWS))
-    return [Head(mean, weights, float(bias)) for mean, weights, bias in zip(*(found[name] for name in Head._fields))]
+    shift = float(calibration.intercept(probability(scale * odds), truth, ones)[0])
+    return head.scaled(scale, shift if np.isfinite(shift) else 0.0)
 
 
 def with_draws(trained: model.Trained, folder: Path) -> model.Trained:
-    """A head with those of all draws of its stage; any other model as it is."""
-    return trained._replace(draws=tuple(read_draws(folder))) if isinstance(trained, model.FittedHead) else trained
+    """A linear head with those of all draws of its stage, where they are there; any other model as it is."""
+    if not isinstance(trained, model.FittedHead) or not (folder / DRAWS).is_file():
+        return trained
+    head, found = trained.head, safetensors.numpy.load(files.read_bytes(folder / DRAWS))
+    assert isinstance(head, Linear)
+    draws = zip(*(found[name] for name in OF_A_DRAW))
+    return trained._replace(draws=tuple(head._replace(mean=m, weights=w, bias=float(b)) for m, w, b in draws))
 
 
 # ---- Parts -----------------------------------------------------------------------------------------------------------
@@ -317,14 +431,9 @@ def _check_public(public: np.ndarray, private: np.ndarray, stage: FitHeadStage) 
 
 
 def _whitening(
-    public: dict[str, np.ndarray], names: Sequence[str], components: int, where: str
+    public: Mapping[str, np.ndarray], names: Sequence[str], components: int, where: str
 ) -> dict[str, Whitening]:
     return {name: whitening.fit(public[name], components, where) for name in names}
-
-
-def _descents(recipe: HeadRecipe) -> list[Sequence[Any]]:
-    search = recipe.search
-    return [search.learning_rates, search.steps, search.averaged, search.l2]
 
 
 def _trained(
@@ -332,20 +441,18 @@ def _trained(
     stage: FitHeadStage,
     recipe: HeadRecipe,
     parts: Frozen,
-    by: dict[str, Whitening],
     head: Head,
-    choice: Choice,
-    noise: tuple[float, float],
+    found: Fitted,
     training: ImageSource,
-    validation_features: np.ndarray,
     validation: Labelled,
 ) -> model.FittedHead:
     """The model of the stage. Of a private one, nothing says who was in the training data."""
     promise: Statement | None = None
-    seen = frozenset[str]()
+    seen, choice = frozenset[str](), found.choice
+    steps = choice.steps if isinstance(choice, Choice) else 0
     if stage.is_private:
-        of_mean, of_steps = noise
-        ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, choice.steps)), stage.unit)
+        of_mean, of_steps = found.noise
+        ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, steps)), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
         promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger)
     else:
@@ -356,14 +463,14 @@ def _trained(
         if isinstance(one, NetworkFeatures):
             seen |= model_folder.seen_patients(Path(one.weights))
             inherited += model_folder.promises(Path(one.weights))
-    of_positive = head.probability(validation_features)
+    of_positive = probability(head.log_odds(validation.features))
     predicted = model.predictions(of_positive, validation.source, validation.labels, recipe.positive)
     points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]
     nameless = {
         n: replace(one, weights="") if isinstance(one, NetworkFeatures) else one for n, one in chosen.features.items()
     }
     description = model.Description(
-        architecture=model.HEAD,
+        architecture=architecture_of(head),
         classes=tuple(training.classes),  # type: ignore[arg-type]
         positive=recipe.positive,
         size=recipe.size,
@@ -371,24 +478,18 @@ def _trained(
         features=nameless,
         networks={name: one.config for name, one in chosen.networks.items()},
         operating_points=tuple(points),
-        trained=model_folder.Training(choice.steps, tuple(stage.train_on), "", tuple(sorted(seen)), promise, inherited),
+        trained=model_folder.Training(steps, tuple(stage.train_on), "", tuple(sorted(seen)), promise, inherited),
+        contains="the features of its training images, as private as these" if _keeps_images(head) else "",
     )
-    return model.FittedHead(chosen, by, head, description)
+    return model.FittedHead(chosen, head, description)
+
+
+def _keeps_images(head: Head) -> bool:
+    return isinstance(head, Kernel) and head.width != kernel.LINEAR
 
 
 def _draws(found: Sequence[Head]) -> dict[str, np.ndarray]:
-    return {name: np.stack([np.float32(getattr(head, name)) for head in found]) for name in Head._fields}
-
-
-def _chosen(choice: Choice) -> str:
-    """The settings that were chosen, in words."""
-    averaged = f", mean of the last {choice.averaged:.0%}" if choice.averaged else ""
-    decay = f", weight decay {choice.l2:g}" if choice.l2 else ""
-    kinds = " + ".join(choice.features)
-    return (
-        f"{kinds}, {choice.components} components each, {choice.steps} steps at learning rate {choice.learning_rate:g}"
-        f"{averaged}{decay}"
-    )
+    return {name: np.stack([np.float32(getattr(head, name)) for head in found]) for name in OF_A_DRAW}
 
 
 def _spread(values: np.ndarray) -> str:

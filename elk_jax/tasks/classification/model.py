@@ -1,9 +1,8 @@
-"""Classifiers as folders: a linear head on frozen features that are whitened by public images, or a network.
+"""Classifiers as folders: a head on frozen features (`heads.heads`), a network, or the mean of several of them.
 
-Both give the probability of the positive class for the images of a source (`Trained`).
+All give the probability of the positive class for the images of a source (`Trained`).
 
-Shapes: N images, S side of a patch, F features, D components of all kinds of features together, K heads; of a network B
-batch, Q classes.
+Shapes: N images, S side of a patch, F features, K heads; of a network B batch, Q classes.
 """
 
 from __future__ import annotations
@@ -26,19 +25,20 @@ from elk_jax.data.batches.labelled import Labelled, LabelledConfig
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
-from elk_jax.evaluation import roc
+from elk_jax.evaluation import calibration, roc
 from elk_jax.evaluation.predictions import Predictions
 from elk_jax.evaluation.thresholds import OperatingPoint
 from elk_jax.features import network, scattering, store
-from elk_jax.features.whitening import Whitening, unit_norm, whiten
-from elk_jax.fields import SHARE, SIDE, ByName
+from elk_jax.fields import NOT_EMPTY, SHARE, SIDE, ByName, OneOf
+from elk_jax.heads.heads import HEADS, Head, probability
 from elk_jax.progress import LONG, Progress, progress_bar
-from elk_jax.tasks.classification.recipe import Features, HeadRecipe, NetworkFeatures, ScatteringFeatures
+from elk_jax.tasks.classification.recipe import Features, HeadRecipe, Mean, NetworkFeatures, ScatteringFeatures
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 
-HEAD, NETWORK = "linear_head", "classifier"
-"""The two architectures."""
+NETWORK, MEAN = "classifier", "mean_of_classifiers"
+ARCHITECTURES = (*HEADS, NETWORK, MEAN)
+"""A network, the mean of several classifiers, and all kinds of heads."""
 BATCH = 16
 """Patches whose features, or probabilities, are computed at once."""
 WHOLE_WINDOWS = 8
@@ -177,32 +177,6 @@ def network_features(
     return np.concatenate(network.features(taps, images, window, batch_size=BATCH), axis=-1)
 
 
-def whitened(found: Mapping[str, np.ndarray], by: Mapping[str, Whitening]) -> np.ndarray:
-    """Features of every kind as one vector [N, D] for each image, in the order of `by`."""
-    return np.concatenate([whiten(found[name], one) for name, one in by.items()], axis=1).astype(np.float32)
-
-
-# ---- Head ------------------------------------------------------------------------------------------------------------
-
-
-class Head(NamedTuple):
-    """Log odds of the positive class: inputs @ weights [D] + bias, where an input is a vector of whitened features less
-    `mean` [D], divided by its norm."""
-
-    mean: np.ndarray
-    weights: np.ndarray
-    bias: float
-
-    def inputs(self, features: np.ndarray) -> np.ndarray:
-        """Whitened features [N, D] -> [N, D]."""
-        return unit_norm(features - self.mean)
-
-    def probability(self, features: np.ndarray) -> np.ndarray:
-        """Of the positive class [N], for whitened features [N, D]."""
-        odds = self.inputs(features).astype(np.float64) @ self.weights + self.bias
-        return 0.5 * (1 + np.tanh(odds / 2))
-
-
 # ---- Folder of a head ------------------------------------------------------------------------------------------------
 
 
@@ -210,10 +184,11 @@ class Head(NamedTuple):
 class Description:
     """The content of `model.json`. features: without the places of their weights, which are in the folder.
 
-    networks: the configurations of the frozen networks, by the name of their features.
+    networks: the configurations of the frozen networks, by the name of their features. contains: what the parameters
+    hold of the training images, in words; "" for nothing.
     """
 
-    architecture: str
+    architecture: Annotated[str, OneOf(tuple(HEADS))]
     classes: tuple[str, str]
     positive: str
     size: Annotated[int, SIDE]
@@ -222,19 +197,19 @@ class Description:
     networks: Mapping[str, Annotated[Any, ByName(kinds)]]
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
+    contains: str = ""
 
     def __post_init__(self) -> None:
         check_positive(self.positive, self.classes)
 
 
 class FittedHead(NamedTuple):
-    """The model folder of a head, read. head: its weights are those of `whitening`, in the order of the features.
+    """The model folder of a head, read.
 
     draws: heads by all draws of the noise, the first of which is `head`; () where they are not there.
     """
 
     parts: Frozen
-    whitening: Mapping[str, Whitening]
     head: Head
     description: Description
     draws: tuple[Head, ...] = ()
@@ -242,21 +217,14 @@ class FittedHead(NamedTuple):
     def probabilities(self, source: ImageSource, shelf: Path | None = None) -> np.ndarray:
         """Of the positive class [1 + draws, N], first that of the model. shelf: where frozen features are kept."""
         images = patches_of(source, self.description.size)
-        features = whitened(frozen_features(self.parts, images, shelf), self.whitening)
-        return np.stack([head.probability(features) for head in (self.head, *self.draws)])
+        features = frozen_features(self.parts, images, shelf)
+        return np.stack([probability(head.log_odds(features)) for head in (self.head, *self.draws)])
 
 
 def save(folder: Path, trained: FittedHead) -> None:
     """Write the model folder of a head."""
-    params = {
-        "head": {name: np.asarray(value) for name, value in trained.head._asdict().items()},
-        "whitening": {name: one._asdict() for name, one in trained.whitening.items()},
-        **(
-            {"networks": {name: one.params for name, one in trained.parts.networks.items()}}
-            if trained.parts.networks
-            else {}
-        ),
-    }
+    networks = {name: one.params for name, one in trained.parts.networks.items()}
+    params = trained.head.params() | ({"networks": networks} if networks else {})
     model_folder.save_params(folder, params, trained.description)
 
 
@@ -266,22 +234,12 @@ def _load_head(params: Params, content: model_folder.Content, folder: Path) -> F
     own = {name: params["networks"][name] for name in description.networks}
     networks = {name: FrozenNetwork(description.networks[name], one, _hash(one)) for name, one in own.items()}
     parts = Frozen(description.size, description.centre, description.features, networks)
-    whitening = {name: Whitening(**params["whitening"][name]) for name in description.features}
-    head = Head(params["head"]["mean"], params["head"]["weights"], float(params["head"]["bias"]))
-    return FittedHead(parts, whitening, head, description)
+    return FittedHead(parts, HEADS[description.architecture].of(params, description.features), description)
 
 
 def _check_fits(params: Params, description: Description, folder: Path) -> None:
     """UserError unless the parameters have the shapes that the description, and each other, ask for."""
-    flat = model_folder.flatten(params)
-    shapes: dict[str, tuple[int, ...]] = {}
-    total = 0
-    for name in description.features:
-        components = flat.get(f"whitening/{name}/components", np.zeros((0, 0)))
-        inner, outer = components.shape if components.ndim == 2 else (0, 0)
-        shapes |= {f"whitening/{name}/mean": (inner,), f"whitening/{name}/components": (inner, outer)}
-        total += outer
-    shapes |= {"head/mean": (total,), "head/weights": (total,), "head/bias": ()}
+    shapes = HEADS[description.architecture].shapes(model_folder.flatten(params), description.features)
     for name, config in description.networks.items():
         own = model_folder.shapes_of(partial(NETWORKS[config.name].init, config))
         shapes |= {f"networks/{name}/{path}": shape for path, shape in own.items()}
@@ -365,19 +323,86 @@ def without_class_layers(params: Params) -> Params:
     return {name: part for name, part in params.items() if name not in CLASS_LAYERS}
 
 
-# ---- Both ------------------------------------------------------------------------------------------------------------
+# ---- Mean ------------------------------------------------------------------------------------------------------------
 
-Trained = FittedHead | TrainedNetwork
+
+@dataclass(frozen=True)
+class MeanDescription:
+    """The content of `model.json` of a mean. mean: of what. members: the content of theirs, without format and hash."""
+
+    architecture: str
+    classes: tuple[str, str]
+    positive: str
+    mean: Mean
+    members: Annotated[tuple[Mapping[str, Any], ...], NOT_EMPTY]
+    operating_points: tuple[OperatingPoint, ...]
+    trained: model_folder.Training | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self.positive, self.classes)
+
+
+class MeanOfClassifiers(NamedTuple):
+    """The model folder of a mean, read."""
+
+    members: tuple[Trained, ...]
+    description: MeanDescription
+
+    def probabilities(self, source: ImageSource, shelf: Path | None = None) -> np.ndarray:
+        """Of the positive class [1, N], with equal weights. shelf: where frozen features are kept."""
+        found = np.stack([member.probabilities(source, shelf)[0] for member in self.members])
+        if self.description.mean == "probabilities":
+            return found.mean(0, keepdims=True)
+        return probability(calibration.logits(found).mean(0, keepdims=True))
+
+
+def save_mean(folder: Path, params: Sequence[Params], description: MeanDescription) -> None:
+    """Write the model folder of a mean, with the parameters of its members."""
+    members = {str(number): one for number, one in enumerate(params)}
+    model_folder.save_params(folder, {"members": members}, description)
+
+
+def _load_mean(params: Params, content: model_folder.Content, folder: Path) -> MeanOfClassifiers:
+    description = content.build(MeanDescription)
+    names, found = [str(number) for number in range(len(description.members))], params.get("members", {})
+    if set(params) != {"members"} or set(found) != set(names):
+        what = f"parameters of the members {', '.join(sorted(found))}, and {len(names)} members"
+        raise UserError(what, where=folder, todo="write the folder again")
+    members = [
+        _of(found[name], model_folder.Content(content.file, entries, content.hash), folder)
+        for name, entries in zip(names, description.members)
+    ]
+    for member in members:
+        check_alike(member.description, description, folder)
+    return MeanOfClassifiers(tuple(members), description)
+
+
+def check_alike(one: Any, other: Any, where: object) -> None:
+    """UserError unless two descriptions have the same classes, and the same positive one."""
+    for name in ("classes", "positive"):
+        if getattr(one, name) != getattr(other, name):
+            what = f"classifiers of different {name}: {getattr(one, name)} and {getattr(other, name)}"
+            raise UserError(what, where=where, todo="combine classifiers of the same classes")
+
+
+# ---- All -------------------------------------------------------------------------------------------------------------
+
+Trained = FittedHead | TrainedNetwork | MeanOfClassifiers
 """A classifier: `description` and `probabilities`."""
 
 
 def load(folder: Path) -> Trained:
     """Read a classifier's model folder. UserError for a folder of another kind, and for parameters that do not fit."""
-    params, content = model_folder.load_params(folder)
-    if content.architecture == HEAD:
+    return _of(*model_folder.load_params(folder), folder)
+
+
+def _of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
+    if content.architecture in HEADS:
         return _load_head(params, content, folder)
     if content.architecture == NETWORK:
         return _load_network(params, content, folder)
+    if content.architecture == MEAN:
+        return _load_mean(params, content, folder)
     todo = "name the model folder of a classification stage: RUN/STAGE/model"
     raise UserError(f"a model of '{content.architecture}', not a classifier", where=folder, todo=todo)
 

@@ -49,20 +49,21 @@ class Evaluated:
 class ClassificationRun:
     """The content of a report on classification; empty parts are omitted.
 
-    fitted, trained: summaries of fit and of train stages by name. histories: lines of metrics.jsonl of the latter.
-    chosen_steps: the steps of their saved weights.
+    fitted, trained, combined: summaries of stages of these kinds by name. histories: lines of metrics.jsonl of
+    trainings. chosen_steps: of their saved weights.
     """
 
     evaluated: Sequence[Evaluated] = ()
     fitted: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trained: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    combined: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     chosen_steps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, Mapping[str, Any]]:
         """The summaries of all models of the run."""
-        return {**self.fitted, **self.trained}
+        return {**self.fitted, **self.trained, **self.combined}
 
 
 def classification_part(run: ClassificationRun) -> Part:
@@ -78,6 +79,8 @@ def classification_part(run: ClassificationRun) -> Part:
         sections += [Section(f"{s.title}: {one.title}" if many else s.title, s.html, s.note) for s in found]
     if run.trained:
         sections.append(networks_section(run.trained))
+    if run.combined:
+        sections.append(means_section(run.combined))
     if any(run.histories.values()):
         colours = {name: index for index, name in enumerate(run.histories)}
         sections.append(training_section(run.histories, run.chosen_steps, colours, "Training of networks"))
@@ -102,20 +105,43 @@ def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
             f"{html.swatch(index)}{html.text(name)}",
             html.text(summary["protection"]),
             html.text(summary["chosen"]),
+            html.number(summary["cross_validated"]),
         ]
         rows.append(html.row([*cells, mean_and_deviation(summary["auroc"])], numeric_from=3))
         if summary["promise"]:
             promises[name] = summary["promise"]
-    table = html.table(["Head", "Protection", "Chosen on the validation split", "AUROC there"], rows, numeric_from=3)
+    titles = ["Head", "Protection", "Chosen on the validation split", "Cross-validated AUROC", "Validation AUROC"]
+    table = html.table(titles, rows, numeric_from=3)
     said = _said(promises)
     tried = max(summary["tried"] for summary in fitted.values())
-    public = next(iter(fitted.values()))["public"]
+    public = max(summary["public"] for summary in fitted.values())
+    kinds = {
+        "linear": f"Logistic regression on frozen features, whitened by {public} public patches.",
+        "kernel": "Kernel ridge regression on frozen features, scaled by the training images.",
+    }
+    here = {summary["head"] for summary in fitted.values()}
+    said += "".join(
+        f"<p><b>{html.text(name)}</b> has {html.text(summary['contains'])}.</p>"
+        for name, summary in fitted.items()
+        if summary["contains"]
+    )
     note = (
-        f"Logistic regression on frozen features, whitened by {public} public patches. {tried} settings were tried for "
-        "each head. The AUROC is that on which they were chosen, and so too good; ± is the standard deviation over "
-        "draws of the noise."
+        f"{' '.join(words for kind, words in kinds.items() if kind in here)} Up to {tried} settings were tried for a "
+        "head. The AUROC is that on which they were chosen, and so too good; ± is the standard deviation over draws of "
+        "the noise."
     )
     return Section("Heads", table + said, note)
+
+
+def means_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
+    """What each mean is of."""
+    rows = []
+    for name, summary in combined.items():
+        of = f"{summary['mean'].replace('_', ' ')} of {', '.join(summary['members'])}"
+        rows.append(html.row([html.text(name), html.text(of), mean_and_deviation(summary["auroc"])], numeric_from=2))
+    head = ["Mean", "Of", "Validation AUROC"]
+    note = "The validation split has chosen the settings of the members, so that the AUROC is too good."
+    return Section("Means of classifiers", html.table(head, rows, numeric_from=2), note)
 
 
 def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from elk_jax.evaluation.thresholds import rule_from_text
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SHARE, SIDE, AtLeast, ByName, Checked, Range
 from elk_jax.privacy.accounting import DELTA, Unit
 from elk_jax.randomness import Seed
-from elk_jax.tasks.stages import Data, EvaluateModelsStage, PrivateTrainStage, TrainStage
+from elk_jax.tasks.stages import CombineStage, Data, EvaluateModelsStage, PrivateTrainStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Schedule, WarmupCosine
@@ -72,7 +72,8 @@ Features = Annotated[Any, ByName(feature_kinds)]
 
 @dataclass(frozen=True)
 class Search(Checked):
-    """The settings that are tried; those with the largest mean AUROC on the validation split are taken.
+    """A linear head, privately or not, on features that are whitened by public images: the settings that are tried.
+    Those with the largest mean AUROC on the validation split are taken.
 
     Every combination of all of them is tried, each with `draws` draws of the noise.
     features: names of `features`, several joined by + (scattering+lite0). components: of each kind of features after
@@ -80,6 +81,7 @@ class Search(Checked):
     mean is taken. l2: weight decay.
     """
 
+    name: Literal["linear"] = "linear"
     features: Annotated[tuple[str, ...], NOT_EMPTY] = ("scattering",)
     components: Annotated[tuple[Annotated[int, AtLeast(1)], ...], NOT_EMPTY] = (24, 48, 96)
     learning_rates: Annotated[tuple[Annotated[float, ABOVE_ZERO], ...], NOT_EMPTY] = (20.0, 70.0, 200.0)
@@ -89,21 +91,53 @@ class Search(Checked):
     draws: Annotated[int, AtLeast(1)] = 5
 
 
+@dataclass(frozen=True)
+class KernelSearch(Checked):
+    """A kernel head (`heads.kernel`), never a private one, on features that are scaled by the training images: the
+    settings that are tried. Those with the largest mean of two AUROCs are taken: on the validation split, and by
+    cross-validation over the patients of the training split.
+
+    features: as in `Search`. widths: of the Gaussian kernel; 0: the linear kernel. penalties: of the function's norm.
+    folds: of the cross-validation.
+    """
+
+    name: Literal["kernel"] = "kernel"
+    features: Annotated[tuple[str, ...], NOT_EMPTY] = ("scattering",)
+    widths: Annotated[tuple[Annotated[float, AtLeast(0)], ...], NOT_EMPTY] = (0.7, 1.0, 1.5, 2.2)
+    penalties: Annotated[tuple[Annotated[float, ABOVE_ZERO], ...], NOT_EMPTY] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    folds: Annotated[int, AtLeast(2)] = 5
+
+
+def searches() -> Mapping[str, type]:
+    """The kinds of heads that can be fitted, by name."""
+    return {"linear": Search, "kernel": KernelSearch}
+
+
+RULES = ("youden", "sensitivity:0.9", "specificity:0.9")
+Mean = Literal["probabilities", "log_odds"]
+"""Of what classifiers say, for their mean."""
+
+
+def check_rules(rules: Sequence[str]) -> None:
+    """UserError for a text that is not a rule of thresholds."""
+    for rule in rules:
+        try:
+            rule_from_text(rule)
+        except UserError as error:
+            raise UserError(error.what, where="rules", todo=error.todo) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecisionRecipe(Checked):
     """What becomes of scores. positive: the class that they speak for. rules: by which thresholds are chosen on the
     validation split; the first is that of a diagnosis."""
 
     positive: str = "malignant"
-    rules: Annotated[tuple[str, ...], NOT_EMPTY] = ("youden", "sensitivity:0.9", "specificity:0.9")
+    rules: Annotated[tuple[str, ...], NOT_EMPTY] = RULES
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for rule in self.rules:
-            try:
-                rule_from_text(rule)
-            except UserError as error:
-                raise UserError(error.what, where="rules", todo=error.todo) from error
+        check_rules(self.rules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +145,8 @@ class HeadRecipe(DecisionRecipe):
     """How a head is fitted on frozen features.
 
     size: pixels of a patch; images of another size are scaled. centre: row and column of the lesion, as shares of the
-    patch. cutting: of patches out of whole public images. features: by a name of one's own. search: what is tuned.
+    patch. cutting: of patches out of whole public images. features: by a name of one's own. search: which head, and
+    what of it is tuned. All that follows is of a linear head.
     clip_norm: of a unit's gradient, for a private head; inputs have the norm 1. mean_clip: of the mean features of a
     unit, over the root of their number, for their private mean. mean_share: of the budget, that this mean gets.
     draws: heads that are fitted, each with its own noise: the first is the model, the others show how much the noise
@@ -122,7 +157,7 @@ class HeadRecipe(DecisionRecipe):
     centre: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] = (0.5, 0.5)
     cutting: Cutting = field(default_factory=Cutting)
     features: Mapping[str, Features] = field(default_factory=lambda: {"scattering": ScatteringFeatures()})
-    search: Search = field(default_factory=Search)
+    search: Annotated[Any, ByName(searches)] = field(default_factory=Search)
     clip_norm: Annotated[float, ABOVE_ZERO] = 0.5
     mean_clip: Annotated[float, ABOVE_ZERO] = 1.2
     mean_share: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
@@ -155,9 +190,10 @@ def is_there(features: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FitHeadStage(TrainStage):
-    """Fit a linear head on frozen features, privately or not; leaves RUN/STAGE/model.
+    """Fit a head on frozen features; a linear one privately or not. Leaves RUN/STAGE/model.
 
-    public: data sources of other people's images, all their splits together: the features are whitened by them.
+    public: data sources of other people's images, all their splits together: the features of a linear head are whitened
+    by them.
     epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
     a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
     the head is not private.
@@ -166,7 +202,7 @@ class FitHeadStage(TrainStage):
     kind: Literal["fit"] = "fit"
     task: Literal["classification"] = "classification"
     recipe: str = "head"
-    public: Annotated[tuple[str, ...], NOT_EMPTY]
+    public: tuple[str, ...] = ()
     epsilon: Annotated[float, AtLeast(0)] = 0.0
     delta: Annotated[float, DELTA] = 1e-4
     unit: Unit = "patient"
@@ -232,6 +268,21 @@ class TrainClassifierStage(PrivateTrainStage):
 
     task: Literal["classification"] = "classification"
     recipe: str = "network"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineClassifiersStage(CombineStage):
+    """Make one classifier of several: the mean of what they say.
+
+    mean: of their probabilities, or of their log odds. rules: by which thresholds are chosen, as in a recipe.
+    """
+
+    task: Literal["classification"] = "classification"
+    mean: Mean = "log_odds"
+    rules: Annotated[tuple[str, ...], NOT_EMPTY] = RULES
+
+    def __post_init__(self) -> None:
+        check_rules(self.rules)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,14 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """The part of the finished stages of classification. summaries: by stage."""
     fitted = {name: s for name, s in summaries.items() if s["kind"] == "fit"}
     trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
+    combined = {name: s for name, s in summaries.items() if s["kind"] == "combine"}
     evaluated = [_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"]
     return classification_part(
         ClassificationRun(
             evaluated,
             fitted,
             trained,
+            combined,
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
             chosen_steps={n: kept_step(run.folder / n / "model", s["best_step"]) for n, s in trained.items()},
         )

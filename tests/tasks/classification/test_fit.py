@@ -14,9 +14,10 @@ from elk_jax.data.sources.open import list_source
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.experiments.experiment import run_experiment
+from elk_jax.features.whitening import Whitening
+from elk_jax.heads.linear import Linear
 from elk_jax.privacy import accounting
 from elk_jax.tasks.classification import fit, model, train
-from elk_jax.tasks.classification.model import Head
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 from tests.tasks.classification.conftest import COUNTS, MARKER, experiment
@@ -72,9 +73,10 @@ def test_private_files_are_their_owners(fitted):
     run, _ = fitted
     private = [*(run / "features").iterdir(), run / "epsilon_6" / "draws.safetensors"]
     assert len(private) == 5 and {path.stat().st_mode & 0o777 for path in private} == {0o600}
-    assert len(fit.read_draws(run / "epsilon_6")) == 3 and fit.read_draws(run / "epsilon_6" / "model") == []
-    first = fit.read_draws(run / "epsilon_6")[0]
-    np.testing.assert_array_equal(first.weights, model.load(run / "epsilon_6" / "model").head.weights)
+    alone = model.load(run / "epsilon_6" / "model")
+    drawn = fit.with_draws(alone, run / "epsilon_6").draws
+    assert len(drawn) == 3 and fit.with_draws(alone, run / "epsilon_6" / "model").draws == ()
+    np.testing.assert_array_equal(drawn[0].weights, alone.head.weights)
 
 
 def test_features_are_computed_once(fitted, folders, monkeypatch):
@@ -126,10 +128,11 @@ def test_calibration_takes_the_scale_and_shift_of_the_validation_images():
     # inputs have the norm 1: two columns carry one number between -1 and 1
     angle = np.arcsin(np.clip(odds / 4, -1, 1))
     features = np.stack([np.sin(angle), np.cos(angle)], 1).astype(np.float32)
-    head = fit.calibrate(Head(np.zeros(2), np.array([4.0, 0.0]), 0.0), features, truth)
+    plain = lambda size: {"a": Whitening(np.zeros(size, np.float32), np.eye(size, dtype=np.float32))}
+    head = fit.calibrate(Linear(plain(2), np.zeros(2), np.array([4.0, 0.0]), 0.0), {"a": features}, truth)
     assert head.weights[0] == pytest.approx(12, rel=0.1) and head.bias == pytest.approx(-1, abs=0.15)
-    two = Head(np.zeros(1), np.array([2.0]), 0.0)
-    separable = fit.calibrate(two, np.array([[-1.0], [1.0]]), np.array([False, True]))
+    two = Linear(plain(1), np.zeros(1), np.array([2.0]), 0.0)
+    separable = fit.calibrate(two, {"a": np.array([[-1.0], [1.0]])}, np.array([False, True]))
     assert separable.weights[0] == 2 and np.isfinite(separable.bias)
 
 

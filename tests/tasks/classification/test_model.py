@@ -9,10 +9,10 @@ import pytest
 
 from elk_jax.backbones import efficientnet
 from elk_jax.backbones.efficientnet import EfficientNetConfig
-from elk_jax.features import whitening
 from elk_jax.features.whitening import Whitening
+from elk_jax.heads import linear
+from elk_jax.heads.linear import Linear
 from elk_jax.tasks.classification import model
-from elk_jax.tasks.classification.model import Head
 from elk_jax.tasks.classification.recipe import HeadRecipe, NetworkFeatures, ScatteringFeatures, Search
 from elk_jax.weights import classifiers, model_folder
 from elk_jax.weights.detectors import Origin
@@ -39,12 +39,12 @@ def trained(weights) -> model.FittedHead:
     parts = model.frozen(HeadRecipe(size=SIZE, features=features, search=Search(features=("net",))))
     count = 4 * (8 + 64)  # four statistics of every channel of the stages 2 and 7
     by = {"net": Whitening(np.zeros(count, np.float32), np.eye(count, 3, dtype=np.float32))}
-    head = Head(np.zeros(3, np.float32), np.ones(3, np.float32), 0.5)
+    head = Linear(by, np.zeros(3, np.float32), np.ones(3, np.float32), 0.5)
     description = model.Description(
-        model.HEAD, ("a", "b"), "b", SIZE, (0.5, 0.5), {"net": NetworkFeatures(size=32, stages=(2, 7))},
+        "linear_head", ("a", "b"), "b", SIZE, (0.5, 0.5), {"net": NetworkFeatures(size=32, stages=(2, 7))},
         {"net": CONFIG}, (), model_folder.Training(),
     )  # fmt: skip
-    return model.FittedHead(parts, by, head, description)
+    return model.FittedHead(parts, head, description)
 
 
 def test_a_folder_needs_no_other_weights(trained, tmp_path):
@@ -53,7 +53,9 @@ def test_a_folder_needs_no_other_weights(trained, tmp_path):
     assert again.description == trained.description
     assert again.parts.networks["net"].hash == trained.parts.networks["net"].hash  # so that kept features are found
     images = np.random.default_rng(0).random((3, SIZE, SIZE, 1), np.float32)
-    features = [model.whitened(model.frozen_features(one.parts, images), one.whitening) for one in (trained, again)]
+    features = [
+        linear.whitened(model.frozen_features(one.parts, images), one.head.whitening) for one in (trained, again)
+    ]
     assert features[0].shape == (3, 3) and len(np.unique(features[0], axis=0)) == 3
     np.testing.assert_array_equal(*features)
 
@@ -65,7 +67,7 @@ def test_a_stage_that_a_network_has_not_is_refused(weights):
 
 
 def test_parameters_that_do_not_fit_are_refused(trained, tmp_path):
-    model.save(tmp_path, trained._replace(head=Head(np.zeros(3), np.ones(4), 0.0)))
+    model.save(tmp_path, trained._replace(head=trained.head._replace(weights=np.ones(4))))
     with refused("head/weights", where=tmp_path):
         model.load(tmp_path)
     model_folder.save_params(tmp_path, {"a": np.zeros(1)}, {"architecture": "translator"})
@@ -84,11 +86,3 @@ def test_scattering_is_the_same_for_turned_patches_and_sees_the_lesion_where_it_
     assert (moved[0] != found[0]).any()
     black = model.scattering_features(settings, np.zeros((1, 32, 32, 1), np.float32), (0.5, 0.5))
     assert np.isfinite(black).all()
-
-
-def test_inputs_of_a_head_have_the_norm_1():
-    rng = np.random.default_rng(0)
-    features = rng.normal(3, 1, (5, 4)).astype(np.float32)
-    found = Head(features.mean(0), np.zeros(4), 0.0).inputs(features)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(found, whitening.unit_norm(features - features.mean(0)), rtol=1e-5)

@@ -39,8 +39,8 @@ def test_features_without_weights_are_not_tried():
     [
         ({"features": {"a": {"name": "wavelets"}}}, "head.features.a.name", ["scattering, network"]),
         ({"features": {"a": {"name": "scattering", "orientations": 3}}}, "head.features.a.orientations", ["even"]),
-        ({"search": {"features": ("scattering+nets",)}}, "head.search.features", ["nets"]),
-        ({"search": {"learning_rates": ()}}, "head.search.learning_rates", ["at least one"]),
+        ({"search": {"name": "linear", "features": ("scattering+nets",)}}, "head.search.features", ["nets"]),
+        ({"search": {"name": "kernel", "widths": ()}}, "head.search.widths", ["at least one"]),
         ({"draws": 0}, "head.draws", ["at least 1"]),
         ({"centre": (0.5, 1.5)}, "head.centre", ["to 1"]),
     ],

@@ -1,0 +1,64 @@
+"""Patches of two classes, by kernel heads on frozen features, and their mean: without privacy, seconds on a CPU.
+
+  python launch/train.py --config=configs/frozen_heads.py                     generated patches, a minute on 2 CPU cores
+  python launch/train.py --config=configs/frozen_heads.py:small \\
+      --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
+      --config.networks.features.lite0.weights=weights/lite0
+The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. Weights of frozen networks:
+launch/import_weights.py; the small variant needs some. A kernel head keeps the features of its training images, so its
+model folder is as private as these; private heads are those of configs/private_head.py. Variants: tiny (tests), quick
+(default), small (the published crops).
+Published (CBIS-DDSM test split, frozen Swin-T from ImageNet): AUROC 0.778.
+"""
+
+from dataclasses import replace
+
+from configs import private_head, variants
+from configs.private_head import PHANTOMS
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.classification.recipe import (
+    CombineClassifiersStage,
+    EvaluateClassifiersStage,
+    FitHeadStage,
+    KernelSearch,
+)
+
+PUBLISHED = (("Osuala et al. 2024", 0.0, 0.778),)
+LINEAR = (0.0,)
+"""Widths of a search for linear kernels alone."""
+
+
+def get_config(variant=None):
+    size, _ = variants.parse(variant, ())
+    pixels, count = PHANTOMS[size]
+    recipes = heads(size)
+    fits = {name: FitHeadStage(train_on=("patches",), validate_on="patches", recipe=name) for name in recipes}
+    return variants.experiment(
+        "frozen_heads",
+        data={
+            "on_error": "stop",
+            "patches": SourceSpec(f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed=5"),
+        },
+        **recipes,
+        stages={
+            **fits,
+            "mean": CombineClassifiersStage(members=tuple(fits), validate_on="patches"),
+            "evaluate": EvaluateClassifiersStage(
+                models=(*fits, "mean"),
+                on="patches",
+                published=PUBLISHED if size == "small" else (),
+                bootstrap=200 if size == "tiny" else 2000,
+            ),
+        },
+    )
+
+
+def heads(size):
+    """The recipes at the size of a variant, each of a stage of the same name."""
+    base = private_head.head(size)
+    scattering = {"scattering": base.features["scattering"]}
+    gaussian = replace(base, features=scattering, search=KernelSearch())
+    if size == "small":
+        search = KernelSearch(features=("lite0", "scattering+lite0"))
+        return {"scattering": gaussian, "networks": replace(base, search=search)}
+    return {"gaussian": gaussian, "linear": replace(gaussian, search=KernelSearch(widths=LINEAR))}

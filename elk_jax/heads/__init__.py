@@ -1,0 +1,1 @@
+"""Classifiers on features of images that are computed once: linear, and by kernels."""

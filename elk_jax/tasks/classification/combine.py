@@ -1,0 +1,85 @@
+"""Make one classifier of several, the mean of what they say. The stage leaves `model/`, which holds all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from elk_jax import files
+from elk_jax.data.sources import patients
+from elk_jax.data.sources.labels import class_counts, image_labels
+from elk_jax.errors import UserError
+from elk_jax.evaluation import thresholds
+from elk_jax.tasks.classification import model
+from elk_jax.tasks.classification.fit import FEATURES
+from elk_jax.tasks.classification.recipe import CombineClassifiersStage
+from elk_jax.tasks.classification.train import protection_words
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.task import Summary
+from elk_jax.weights import model_folder
+from elk_jax.weights.model_folder import Content, Training
+
+
+def check_combine(run: Run, stage: CombineClassifiersStage, recipe: None, names: Collection[str]) -> None:
+    """UserError for a member that is not a classifier, as far as the members are there yet."""
+    for number, name in enumerate(stage.members):
+        folder = run.model_folder(name)
+        if name not in names and model_folder.architecture_of(folder) not in model.ARCHITECTURES:
+            where = f"config.stages.{stage.name}.members[{number}]"
+            raise UserError(f"not a classifier: {folder}", where=where, todo="name a stage that fits or trains one")
+
+
+def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
+    """Write `<stage>/model/`, with thresholds for the mean on the validation split."""
+    validation = run.open(stage.validate_on, "val")
+    if not run.is_main:
+        return {}
+    folders = [run.model_folder(name) for name in stage.members]
+    members = [model.load(folder) for folder in folders]
+    for folder, member in zip(folders, members):
+        model.check_alike(member.description, members[0].description, folder)
+    read = [model_folder.load_params(folder) for folder in folders]
+    first = members[0].description
+    description = model.MeanDescription(
+        architecture=model.MEAN,
+        classes=first.classes,
+        positive=first.positive,
+        mean=stage.mean,
+        members=tuple(content.entries for _, content in read),
+        operating_points=(),
+        trained=_trained(stage, [content for _, content in read], folders),
+    )
+    labels = image_labels(validation)
+    scores = model.MeanOfClassifiers(tuple(members), description).probabilities(validation, run.folder / FEATURES)[0]
+    predicted = model.predictions(scores, validation, labels, first.positive)
+    rules = map(thresholds.rule_from_text, stage.rules)
+    points = tuple(thresholds.choose(predicted, first.positive, rule) for rule in rules)
+    folder = files.make_folder(run.folder / stage.name)
+    model.save_mean(folder / "model", [params for params, _ in read], replace(description, operating_points=points))
+    auroc = model.auroc(scores, labels == validation.classes.index(first.positive))
+    run.say(f"  mean of {len(members)} classifiers; validation AUROC {auroc:.3f}")
+    return {
+        "kind": "combine",
+        "data": {"validation": class_counts(validation)},
+        "units": {},
+        "skipped": skipped_images(validation),
+        "notes": [],
+        "withheld": False,
+        "unnamed": not patients.named(validation.infos),
+        "epsilon": 0.0,
+        "protection": protection_words(None),
+        "promise": "",
+        "members": list(stage.members),
+        "mean": stage.mean,
+        "auroc": [auroc],
+    }
+
+
+def _trained(stage: CombineClassifiersStage, contents: Sequence[Content], folders: Sequence[Path]) -> Training:
+    """What the weights of all members have seen, and promise."""
+    known = [content.training for content in contents if content.training is not None]
+    on = dict.fromkeys(name for one in known for name in one.on)
+    seen = frozenset[str]().union(*(one.patients for one in known))
+    inherited = tuple(promise for one in known for promise in one.promises)
+    return Training(0, tuple(on), "", tuple(sorted(seen)), None, inherited)
