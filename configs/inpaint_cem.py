@@ -4,8 +4,13 @@
   python launch/train.py --config=configs/inpaint_cem.py:small --config.data.real.spec=coco:/data/cem/cem.json
   python launch/train.py --config=configs/inpaint_cem.py:paper --config.data.real.spec=coco:/data/cem/cem.json \\
       --config.stages.inpainter.init_from=weights/sd15_inpainting             the published recipe, on a GPU
+  python launch/train.py --config=configs/inpaint_cem.py:private --config.data.real.spec=coco:/data/cem/cem.json \\
+      --config.stages.inpainter.init_from=OTHER/inpainter/model \\
+      --config.data.canvases.spec=coco:/data/healthy/healthy.json             the patients of `real` are protected
 The painted set is RUN/lesions/synthetic.json, a data source for any experiment: coco:RUN/lesions/synthetic.json.
-Variants beside the size: fewshot, medium, double.
+Variants beside the size: fewshot, medium, double, private. A private training starts from an inpainter of other
+people's images: from random weights it learns too little beneath its noise. Its lesions are painted into images that
+need no protection, `canvases`.
 """
 
 from configs import variants
@@ -15,15 +20,17 @@ from elk_jax.data.sources.spec import SourceSpec
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, variants.PAINTING_EXTRAS)
+    size, extras = variants.parse(variant, (*variants.PAINTING_EXTRAS, "private"))
+    private = "private" in extras
     return variants.experiment(
         "inpaint_cem",
         data={
             "on_error": "stop",
             "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
             "synthetic": SourceSpec("stage:lesions"),
-            "canvases": SourceSpec(),  # healthy images to paint on: with stages.lesions.canvases=canvases
+            # healthy images to paint on: with stages.lesions.canvases=canvases
+            "canvases": SourceSpec(phantom(size, "realistic", seed=3) if private else ""),
         },
-        inpainter=inpainter(size),
+        inpainter=inpainter(size, private),
         stages=painting_stages(size, extras),
     )

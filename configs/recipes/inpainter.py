@@ -8,19 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 from configs.variants import merge, settings
+from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, PaintStage, TrainInpainterStage
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.training.schedules import Constant
 
 
-def inpainter(size: str) -> dict[str, Any]:
+def inpainter(size: str, private: bool = False) -> dict[str, Any]:
     """The recipe of a lesion inpainter.
 
     A small model in pixel space, trained from scratch; `paper`: Stable Diffusion 1.5 inpainting, fine-tuned as
     published, which init_from brings (launch/import_weights.py --format=diffusers).
     """
     changes = {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}
-    return merge(settings(InpaintingRecipe()), changes[size])
+    recipe = merge(settings(InpaintingRecipe()), changes[size])
+    return recipe | {"privacy": settings(Privacy(epsilon=8.0))} if private else recipe
 
 
 def tiny() -> dict[str, Any]:
@@ -66,17 +68,19 @@ def published() -> dict[str, Any]:
 def painting_stages(size: str, extras: frozenset[str]) -> dict[str, Any]:
     """Stages that lead from the source `real` to the source `synthetic` ('stage:lesions'): train, paint, compare.
 
-    `paper` pastes whole windows, as published; the others only the lesion, with a soft border and grain.
+    `paper` pastes whole windows, as published; the others only the lesion, with a soft border and grain. `private`
+    paints into the source `canvases`, and compares with validation lesions: no stage shows a protected image.
     """
+    private = "private" in extras
     return {
         "inpainter": TrainInpainterStage(train_on=("real",), validate_on="real"),
         "lesions": PaintStage(
             model="inpainter",
-            canvases="real",
-            share_of="real",
+            canvases="canvases" if private else "real",
+            share_of="canvases" if private else "real",
             share=2.0 if "double" in extras else 1.0,
             area="medium" if "medium" in extras else "free",
             whole_window=size == "paper",
         ),
-        "lesion_quality": LesionQualityStage(synthetic="synthetic", on="real"),
+        "lesion_quality": LesionQualityStage(synthetic="synthetic", on="real", split="val" if private else "train"),
     }

@@ -239,9 +239,12 @@ def loss(
     noise: Schedule,
     weights: LossConfig,
     words: Words,
+    tissue_share: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, metrics) of a batch of close-ups: `image`, `mask` [B, S, S, 1], `lesion`, `valid` [B].
 
+    tissue_share: expected share of healthy tissue. With it the loss is a mean over examples that do not meet; without,
+    means over the lesions and over the tissue of the batch are added up.
     If the batch has `latents` and `masked_latents` [B, h, h, depth], they are used and the image is not encoded.
     """
     rngs = jax.random.split(rng, 3)
@@ -259,9 +262,13 @@ def loss(
 
     valid = batch.get("valid", jnp.ones(lesion.shape, bool))
     is_prior, is_lesion = (lesion < 0.5) & valid, (lesion >= 0.5) & valid
-    weight = losses.prior_weight(lesion < 0.5, weights.prior_weight, valid)
-    # prior_weight weights the two means; this division makes their sum a mean again
-    weight = weight / (1 + weights.prior_weight * jnp.any(is_prior))
+    # both weight the two means; the division makes their sum a mean again
+    if tissue_share is None:
+        weight = losses.prior_weight(lesion < 0.5, weights.prior_weight, valid)
+        weight = weight / (1 + weights.prior_weight * jnp.any(is_prior))
+    else:
+        weight = losses.expected_prior_weight(lesion < 0.5, weights.prior_weight, tissue_share)
+        weight = weight / (1 + weights.prior_weight * (tissue_share > 0))
     if weights.min_snr_gamma:
         weight = weight * losses.min_snr_weight(noise, t, weights.min_snr_gamma)
     pixels = None if weights.mask_outside == 1 else losses.mask_weight(seen, weights.mask_outside)

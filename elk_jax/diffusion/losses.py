@@ -74,6 +74,14 @@ def prior_weight(is_prior: jax.Array, weight: float = 1.0, valid: jax.Array | No
     return valid.sum() * jnp.where(is_prior, weight / jnp.maximum(prior, 1), 1 / jnp.maximum(own, 1))
 
 
+def expected_prior_weight(is_prior: jax.Array, weight: float, share: float) -> jax.Array:
+    """`prior_weight` by the expected share of prior examples, instead of their number in the batch.
+
+    No example changes the weight of another, and the mean over many batches is the same.
+    """
+    return jnp.where(is_prior, weight / share if share else 0, 1 / (1 - share) if share < 1 else 0)
+
+
 def draw_noise(rng: jax.Array, shape: tuple[int, ...], offset: float = 0.0, dtype: type = jnp.float32) -> jax.Array:
     """Standard normal noise [B, H, W, C], plus `offset` (0.05 to 0.1) times one draw per example and channel.
 

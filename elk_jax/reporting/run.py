@@ -55,6 +55,11 @@ def run_report(run: RunRecord, parts: Sequence[Part]) -> Report:
     )
 
 
+def promised(promises: Mapping[str, str]) -> list[str]:
+    """What privately trained models promise, by model, as sentences; one of several is named."""
+    return [f"{name}: {said}" if len(promises) > 1 else said for name, said in promises.items()]
+
+
 def _facts(run: RunRecord) -> dict[str, str]:
     facts: dict[str, str] = {}
     if run.seconds:

@@ -115,9 +115,9 @@ def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
         raise UserError(f"no loss reads the public data {', '.join(stage.public)}", where=place, todo=todo)
 
 
-def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe, infos: Sequence[ImageInfo]) -> None:
+def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe) -> None:
     """UserError for a private training from weights that have seen its patients: what those say of them is not
-    accounted for. infos: of the training data."""
+    accounted for. Phantoms are not drawn to find their patients."""
     if recipe.privacy is None or not stage.init_from:
         return
     where, todo = f"config.stages.{stage.name}.init_from", "start from weights of other people's images"
@@ -128,6 +128,8 @@ def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe, infos: Sequ
         earlier = before.init_from
     if not earlier:
         return
+    listed = [name for name in stage.train_on if run.is_listed(name)]
+    infos = run.list(listed, "train").infos if listed else ()
     known = patients.among(patients.named(infos), model_folder.seen_patients(run.model_folder(earlier)))
     if known:
         raise UserError(f"the weights have seen the patient {known[0]} of the training data", where=where, todo=todo)

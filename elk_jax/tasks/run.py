@@ -86,6 +86,10 @@ class Run:
         spec, writer = self.experiment.data[name], self.experiment.writers.get(name)
         return spec if writer is None else replace(spec, spec=f"coco:{self.folder / writer / SYNTHETIC}")
 
+    def is_listed(self, name: str) -> bool:
+        """Whether the annotations of a data source are there: no stage writes them, and no phantom has to be drawn."""
+        return name not in self.experiment.writers and self.spec(name).kind != "phantom"
+
     def list(self, sources: str | Sequence[str], split: str) -> ImageSource:
         """One split of the named sources as one source, without looking at image files; annotations are read once."""
         return _joined([self._list(Data(name, split)) for name in _names(sources)])

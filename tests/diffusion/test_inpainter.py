@@ -171,6 +171,20 @@ def test_weights_of_healthy_examples(config, trained, batch):
     np.testing.assert_allclose(alone, parts["error_lesion"], rtol=1e-5)
 
 
+def test_with_an_expected_share_of_tissue_examples_do_not_meet(trained, batch):
+    """One example weights the same whatever its neighbours are, and lesions and tissue by the expected numbers."""
+    weight, share = WEIGHTS.prior_weight, 0.25
+    loss = lambda batch: inpainter.loss(
+        PIXELS, trained[PIXELS], batch, jax.random.key(0), NOISE, WEIGHTS, WORDS, share
+    )
+    total, parts = loss(batch)
+    lesions, tissue = parts["error_lesion"] / (1 - share), weight * parts["error_tissue"] / share
+    np.testing.assert_allclose(total, (2 / 3 * lesions + 1 / 3 * tissue) / (1 + weight), rtol=1e-5)
+    first = batch | {"valid": np.array([True, False, False])}
+    other = first | {"lesion": np.array([1, 1, 1], np.float32)}
+    np.testing.assert_allclose(loss(first)[0], loss(other)[0], rtol=1e-6)
+
+
 def test_the_text_decides_between_lesion_and_tissue(trained, batch):
     states = inpainter._condition(LATENTS, trained[LATENTS], jnp.asarray(batch["lesion"]), WORDS)
     np.testing.assert_array_equal(states[0], states[2])

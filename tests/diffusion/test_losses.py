@@ -81,6 +81,16 @@ def test_prior_preservation_is_a_sum_of_two_means():
     assert float(loss) == pytest.approx(float(error[0] + 0.3 * error[1:3].mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.0, 1.0])
+def test_the_prior_by_its_expected_share_weights_as_much_over_many_batches(share):
+    is_prior = jnp.arange(1000) < 1000 * share
+    weight = losses.expected_prior_weight(is_prior, 0.3, share)
+    assert float(weight.sum()) / 1000 == pytest.approx((share < 1) + 0.3 * (share > 0), rel=1e-5)
+    values = jnp.linspace(1, 2, 1000)
+    exact = (values * losses.prior_weight(is_prior, 0.3)).mean()
+    assert float((values * weight).mean()) == pytest.approx(float(exact), rel=1e-5)
+
+
 def test_padded_examples_do_not_count_even_as_nan():
     valid = jnp.array([True, True, False, True])
     broken = WRONG.at[2].set(jnp.nan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast
 from elk_jax.images.breast import breast_mask
+from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, generator
 from elk_jax.spread import spread
 from elk_jax.synthesis.closeups import Closeup, fitting_lesions, lesion_closeup, tissue_closeup
@@ -72,11 +73,27 @@ def train_closeups(
     size: S. UserError: no lesion fits into the window, no image has healthy tissue where some is wanted, batch size
     not divisible by the number of hosts, unreadable image (when it is reached).
     """
+    make = shuffled(source, config, size, seed, process_index, process_count)
+    return cast(Stream[CloseupBatch], Stream(make, digest(source, config, size, seed), config))
+
+
+def shuffled(
+    source: ImageSource, config: CloseupConfig, size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> Stacked:
+    """Batch number -> the batch of `train_closeups`."""
     lesions = fitting_lesions(source.infos, config.largest)
     shuffle = Shuffle(len(lesions), seed, Purpose.CLOSEUP_ORDER)
-    example = _Training(source, config, size, seed, tuple(lesions), shuffle, training_rule(source, config.largest))
-    make = Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
-    return cast(Stream[CloseupBatch], Stream(make, digest(source, config, size, seed), config))
+    example = _Training(source, config, size, tuple(lesions), seed, shuffle, lesion_sizes(source, config.largest))
+    return Stacked(example, config.batch_size, host_rows(config.batch_size, process_index, process_count))
+
+
+def apart(source: ImageSource, config: CloseupConfig, size: int, sizes: AreaRule) -> tuple[Augmented, list[ImageInfo]]:
+    """(number of a lesion -> an example of it; the image of every lesion), for a training whose examples are protected.
+
+    size: S. sizes: of the masks over healthy tissue. UserError: no lesion fits into the window.
+    """
+    lesions = tuple(fitting_lesions(source.infos, config.largest))
+    return Augmented(source, config, size, lesions, sizes), [source.infos[position] for position, _ in lesions]
 
 
 def eval_closeups(
@@ -89,7 +106,7 @@ def eval_closeups(
     lesions = fitting_lesions(source.infos, config.largest)
     chosen = tuple(lesions[i] for i in spread(len(lesions), count or len(lesions)))
     plain = replace(config, horizontal_flip=0.0, vertical_flip=0.0, gain=0.0)
-    make = Stacked(_Evaluation(source, plain, size, seed, chosen), config.batch_size, count=len(chosen))
+    make = Stacked(_Evaluation(source, plain, size, chosen, seed), config.batch_size, count=len(chosen))
     return cast(Iterator[CloseupBatch], finite(make, batch_count(len(chosen), config.batch_size), config))
 
 
@@ -121,68 +138,98 @@ def blank_batch(batch_size: int, size: int) -> CloseupBatch:
 
 def digest(source: ImageSource, config: CloseupConfig, size: int, seed: int) -> str:
     """Fingerprint of everything that `train_closeups` depends on."""
-    records = [(info.image_id, info.boxes.tolist(), info.ignore.tolist()) for info in source.infos]
-    return stream_digest(config, size, seed, records)
+    return stream_digest(config, size, seed, records(source))
 
 
-def training_rule(source: ImageSource, largest: int, kind: str = "free") -> AreaRule:
-    """Sizes and shapes of the training lesions whose sides are below `largest` px; see `placement.area_rule`."""
+def records(source: ImageSource) -> list[Any]:
+    """What tells the lesions of a source from others, for JSON."""
+    return [(info.image_id, info.boxes.tolist(), info.ignore.tolist()) for info in source.infos]
+
+
+def lesion_sizes(source: ImageSource, largest: int, kind: str = "free") -> AreaRule:
+    """Sizes and shapes of the lesions of a source whose sides are below `largest` px; see `placement.area_rule`."""
     boxes = [info.boxes[~info.ignore] for info in source.infos]
     return area_rule(np.concatenate(boxes), kind, largest)
 
 
 @dataclass(frozen=True)
-class _Evaluation:
-    """Number of a lesion -> example."""
+class _Lesions:
+    """Lesions of a source that fit into the window, as (image, lesion)."""
 
     source: ImageSource
     config: CloseupConfig
     size: int
-    seed: int
     lesions: tuple[tuple[int, int], ...]
 
-    def __call__(self, number: int) -> dict[str, np.ndarray]:
-        return self._around(number, generator(self.seed, Purpose.EVAL_CLOSEUP, number))
-
-    def _around(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def around(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """A close-up of a lesion."""
         position, lesion = self.lesions[number]
         pixels, boxes = self.source[position].image[..., 0], self.source.infos[position].boxes
         closeup = lesion_closeup(pixels, boxes, lesion, self.config.window, rng, self.config.margin)
         return _example(self.config, self.size, closeup, position, True, rng)
 
+    def tissue(self, position: int, sizes: AreaRule, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+        """A close-up of healthy tissue of an image; None where no window of it is healthy."""
+        info, window = self.source.infos[position], self.config.window
+        if min(info.width, info.height) < window:
+            return None
+        pixels = self.source[position].image[..., 0]
+        breast, margin = breast_mask(pixels), self.config.margin
+        closeup = tissue_closeup(pixels, breast, info.boxes, window, sizes, rng, margin=margin)
+        return None if closeup is None else _example(self.config, self.size, closeup, position, False, rng)
+
 
 @dataclass(frozen=True)
-class _Training(_Evaluation):
-    """Slot -> example."""
+class _Evaluation(_Lesions):
+    """Number of a lesion -> example."""
 
+    seed: int
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        return self.around(number, generator(self.seed, Purpose.EVAL_CLOSEUP, number))
+
+
+@dataclass(frozen=True)
+class _Training(_Lesions):
+    """Slot -> example. Healthy tissue is of a random image that has some."""
+
+    seed: int
     shuffle: Shuffle
-    rule: AreaRule
+    sizes: AreaRule
 
     def __call__(self, slot: int) -> dict[str, np.ndarray]:
         rng = generator(self.seed, Purpose.CLOSEUP, slot)
         if rng.random() < self.config.tissue_share:
-            position, closeup = self._tissue(rng)
-            return _example(self.config, self.size, closeup, position, False, rng)
-        return self._around(self.shuffle(slot), rng)
+            return self._tissue(rng)
+        return self.around(self.shuffle(slot), rng)
 
-    def _tissue(self, rng: np.random.Generator) -> tuple[int, Closeup]:
-        """A close-up of healthy tissue of a random image that has one."""
-        window = self.config.window
+    def _tissue(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         for position in rng.permutation(len(self.source)):
-            info = self.source.infos[int(position)]
-            if min(info.width, info.height) < window:
-                continue
-            pixels = self.source[int(position)].image[..., 0]
-            breast, margin = breast_mask(pixels), self.config.margin
-            closeup = tissue_closeup(pixels, breast, info.boxes, window, self.rule, rng, margin=margin)
-            if closeup is not None:
-                return int(position), closeup
+            found = self.tissue(int(position), self.sizes, rng)
+            if found is not None:
+                return found
         raise UserError(
-            f"no image has a healthy window of {window} px",
+            f"no image has a healthy window of {self.config.window} px",
             where=self.source.name,
             todo="use a smaller window, or closeups.tissue_share=0",
         )
+
+
+@dataclass(frozen=True)
+class Augmented(_Lesions):
+    """Number of a lesion -> example, which shows nothing but the image of the lesion.
+
+    Healthy tissue is of that image too. Where it has no healthy window, the lesion takes its place.
+    """
+
+    sizes: AreaRule
+
+    def __call__(self, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if rng.random() < self.config.tissue_share:
+            found = self.tissue(self.lesions[number][0], self.sizes, rng)
+            if found is not None:
+                return found
+        return self.around(number, rng)
 
 
 def _example(

@@ -55,7 +55,7 @@ def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, na
     listed = check_classes(run, stage, recipe)
     if recipe.privacy is not None and recipe.privacy.unit == "patient":
         check_named(listed["train"], f"config.{stage.recipe}.privacy.unit")
-    private.check_start(run, stage, recipe, listed["train"].infos)
+    private.check_start(run, stage, recipe)
     if (recipe.optimizer.frozen or recipe.model.frozen_stages) and not stage.init_from:
         raise UserError(
             "frozen parameters without weights to start from would stay random",

@@ -47,8 +47,18 @@ class Inpainter:
 # ---- To train ------------------------------------------------------------------------------------------------------
 
 
-def trainable(parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_text: bool, base: Params | None) -> Model:
+def trainable(
+    parts: Inpainter,
+    loss: LossConfig,
+    adapters: LoraConfig,
+    train_text: bool,
+    base: Params | None,
+    tissue_share: float | None = None,
+) -> Model:
     """An inpainter for the training loop.
+
+    tissue_share: expected share of healthy tissue among the examples; with it, they do not meet in the loss, which is
+    not divided by their numbers in a batch.
 
     base: the weights to start from, None for random ones. Its untrained parts are constants: the autoencoder,
     the text encoder without `train_text`, and with adapters everything; the parameters are then only the adapters.
@@ -71,12 +81,12 @@ def trainable(parts: Inpainter, loss: LossConfig, adapters: LoraConfig, train_te
     return Model(
         init=init,
         loss=lambda params, constants, batch, rng, map_images: inpainter.loss(
-            parts.model, whole(params, constants), batch, rng, parts.noise, loss, parts.words
+            parts.model, whole(params, constants), batch, rng, parts.noise, loss, parts.words, tissue_share
         ),
         predict=lambda params, constants, batch, map_images: {"image": _paint(parts, whole(params, constants), batch)},
         frozen=tuple(f"^{name}/" for name in untrained),
         constants=constants,
-        per_example=False,  # the prior is a mean over the healthy examples of the batch
+        per_example=tissue_share is not None,
     )
 
 
@@ -152,8 +162,9 @@ class Description:
     """The content of `model.json`.
 
     prompts: the texts of `words`, by name. window, margin: of the close-ups of the training. areas: sizes of the
-    lesions of the training split, by kind ('free', 'medium'). classes: of the data; lesions are painted as the first.
-    parts: the configurations of diffusers that the networks were imported with; None in pixel space.
+    lesions of the training split, or of the validation split where the training is private, by kind ('free',
+    'medium'). classes: of the data; lesions are painted as the first. parts: the configurations of diffusers that the
+    networks were imported with; None in pixel space.
     """
 
     architecture: str

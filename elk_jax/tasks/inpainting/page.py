@@ -11,7 +11,7 @@ import numpy as np
 from elk_jax.reporting import html
 from elk_jax.reporting.pictures import Strip, data_uri, enlarged, strips
 from elk_jax.reporting.report import Section
-from elk_jax.reporting.run import Part
+from elk_jax.reporting.run import Part, promised
 from elk_jax.reporting.sections import training_section
 
 
@@ -22,7 +22,7 @@ class PaintedSet:
     stage: str
     count: int
     painted: Sequence[Strip] = ()  # canvas before and after
-    real: Sequence[Strip] = ()  # lesions of the training split
+    real: Sequence[Strip] = ()  # lesions of the training split; of validation where training is private
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class InpaintingRun:
     progress: Sequence[Progress] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
 def inpainting_part(run: InpaintingRun) -> Part:
@@ -60,7 +61,7 @@ def inpainting_part(run: InpaintingRun) -> Part:
         colours = {name: index for index, name in enumerate(run.histories)}
         sections.append(training_section(run.histories, run.chosen_steps, colours, "Inpainter training"))
     facts = {"Synthetic lesions": ", ".join(str(one.count) for one in run.sets)} if run.sets else {}
-    return Part("Lesion synthesis", "", facts, sections)
+    return Part("Lesion synthesis", " ".join(promised(run.promises)), facts, sections)
 
 
 def painted_section(painted: PaintedSet, named: bool = False) -> Section:

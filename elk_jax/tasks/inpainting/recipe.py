@@ -17,7 +17,7 @@ from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, Checked, OneOf, check
 from elk_jax.precision import DTYPES
 from elk_jax.synthesis.placement import AREAS
 from elk_jax.tasks.sampling import PixelNetwork
-from elk_jax.tasks.stages import Data, Origin, SynthesizeStage, TrainStage
+from elk_jax.tasks.stages import Data, Origin, PrivateTrainStage, SynthesizeStage
 from elk_jax.training.optimizer import OptimizerConfig, compile_pattern
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Schedule as RateSchedule
@@ -141,6 +141,9 @@ class InpaintingRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.privacy is not None and self.cached_windows:
+            todo = "set it to 0: a private training draws a new window of every lesion in every step"
+            raise UserError("no windows are cached in a private training", where="cached_windows", todo=todo)
         check_drawing(self.noise.schedule(), self.sampler, self.guidance)
 
 
@@ -155,7 +158,7 @@ def check_drawing(noise: Schedule, sampler: SamplerConfig, guidance: float) -> N
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainInpainterStage(TrainStage):
+class TrainInpainterStage(PrivateTrainStage):
     """Train an inpainter on close-ups of the lesions of the training split."""
 
     task: Literal["inpainting"] = "inpainting"

@@ -18,13 +18,14 @@ from elk_jax.reporting.pictures import Closeup, Strip
 from elk_jax.reporting.run import Part
 from elk_jax.spread import spread
 from elk_jax.synthesis.closeups import fitting_lesions, lesion_closeup
+from elk_jax.tasks import private
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Step, inpainting_part
 from elk_jax.tasks.inpainting.recipe import PaintStage
 from elk_jax.tasks.run import SYNTHETIC, Run
 from elk_jax.tasks.sampling import saved_grids
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.training.writer import read_metrics
-from elk_jax.weights.model_folder import kept_step
+from elk_jax.weights.model_folder import kept_step, promise
 
 PAINTED = 9
 """Painted lesions in the gallery, from all over the set."""
@@ -44,6 +45,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
             progress=[one for one in rows if one is not None],
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
             chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
+            promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
         )
     )
 
@@ -71,9 +73,12 @@ def _painted(run: Run, name: str, summary: Mapping[str, Any]) -> PaintedSet:
 
 
 def _lesions(run: Run, stage: PaintStage) -> ImageSource:
-    """Real lesions to compare with: those that the inpainter was trained on, where it is a stage of this run."""
+    """Real lesions to compare with: those that the inpainter was trained on, where it is a stage of this run and may
+    show them; validation lesions where it may not."""
     inpainter = run.experiment.stages.get(stage.model)
     if isinstance(inpainter, TrainStage):
+        if private.is_withheld(run.experiment, inpainter):
+            return run.list(inpainter.validate_on, "val")
         return run.list(inpainter.train_on, "train")
     return run.list(stage.share_of or stage.canvases, "train")
 

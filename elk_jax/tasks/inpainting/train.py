@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,8 +21,8 @@ from elk_jax.errors import UserError
 from elk_jax.progress import Progress
 from elk_jax.randomness import WORD
 from elk_jax.synthesis.closeups import fitting_lesions
-from elk_jax.synthesis.placement import AREAS
-from elk_jax.tasks import sampling, training
+from elk_jax.synthesis.placement import AREAS, AreaRule
+from elk_jax.tasks import private, sampling, training
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.model import Inpainter
 from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, TrainInpainterStage
@@ -30,12 +30,15 @@ from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
+from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder, stable_diffusion, tokenizer
 from elk_jax.weights.tokenizer import Tokenizer
 
 
 def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, names: Collection[str]) -> None:
-    """Raise UserError where there is no model to train."""
+    """Raise UserError where there is no model to train, and for a private training that cannot be one."""
+    private.check_public(stage, recipe)
+    private.check_start(run, stage, recipe)
     if not stage.init_from and recipe.model is None:
         raise UserError(
             "no model to start from",
@@ -57,33 +60,30 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     """Train an inpainter and write `<stage>/model/`."""
     # ---- Data ----------------------------------------------------------------------------------------------------
     source, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
-    start = starting_point(run, stage, recipe, source)
+    told = validation if recipe.privacy else source  # whose contrast and lesion sizes the model folder has
+    start = starting_point(run, stage, recipe, told)
     parts, base, closeups = start.parts, start.params, recipe.closeups
-    size = parts.model.size
-    if recipe.cached_windows:
-        batches: Stream = _cached(run, stage, recipe, parts, base, source)
-    else:
-        batches = crops.train_closeups(source, closeups, size, run.seed, jax.process_index(), jax.process_count())
-    shown = list(crops.eval_closeups(validation, closeups, size, run.seed, recipe.validation_closeups))
-    usable = len(fitting_lesions(source.infos, closeups.largest))
-    counts = summary(source.infos)
+    shown = list(crops.eval_closeups(validation, closeups, parts.model.size, run.seed, recipe.validation_closeups))
     shapes = base or jax.eval_shape(lambda rng: inpainter.init(parts.model, rng), jax.random.key(0))
-    run.say(
-        f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
-        f"{closeups.window} px, {counts['ignored_boxes']} ignored boxes; "
-        f"model {training.parameter_count(shapes):,} parameters"
-    )
+    run.say(f"  model {training.parameter_count(shapes):,} parameters")
 
     # ---- Train ---------------------------------------------------------------------------------------------------
-    model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base)
+    tissue_share = closeups.tissue_share if recipe.privacy else None
+    model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base, tissue_share)
     # one copy of the constants on the devices for the steps, the validation and the pictures
     placed = dataclasses.replace(model, constants=meshes.place_constants(model.constants, run.mesh))
+    if recipe.privacy:
+        learned = _privately(
+            run, stage, recipe, placed, parts.model.size, source, crops.lesion_sizes(told, closeups.largest)
+        )
+    else:
+        learned = _openly(run, stage, recipe, start, source)
     result = training.train(
         run,
         stage,
         recipe,
         placed,
-        batches,
+        learned.batches,
         initial=inpainters.initial_weights(model, recipe.lora, base),
         evaluate=sampling.fixed_loss(placed, shown, run.mesh),
         draw=_drawing(placed, shown, run.seed, run.mesh),
@@ -91,13 +91,16 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
         best_mode="min",
         settings=[dataclasses.asdict(parts.model), dataclasses.asdict(inpainters.settings_of(parts.noise))],
         validation=validation.infos,
+        protection=learned.protection,
     )
 
     # ---- The model ----------------------------------------------------------------------------------------------
-    params, trained = training.kept_weights(run, stage, result, recipe.choose, source)
+    params, trained = training.kept_weights(
+        run, stage, result, recipe.choose, source, learned.protection, learned.public
+    )
     if run.is_main:
         folder = run.folder / stage.name / "model"
-        rules = {kind: crops.training_rule(source, closeups.largest, kind) for kind in AREAS}
+        rules = {kind: crops.lesion_sizes(told, closeups.largest, kind) for kind in AREAS}
         described = (parts, start.prompts, closeups, rules, source.classes, start.networks, trained)
         if start.tokenizer is not None:
             tokenizer.write_tokenizer(files.make_folder(folder), start.tokenizer)
@@ -105,10 +108,67 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
         model_folder.save_params(folder, weights, inpainters.describe(*described))
     return {
         "kind": "train",
-        "data": {"train": counts, "validation": summary(validation.infos)},
-        "skipped": skipped_images(source, validation),
+        "data": {**learned.counts, "validation": summary(validation.infos)},
+        "skipped": skipped_images(*([] if learned.protection else [source]), validation),
         **training.outcome(result),
     }
+
+
+class Learned(NamedTuple):
+    """What an inpainter is trained on. counts: of what may be told, by what it is of. public: see PrivateTrainStage."""
+
+    batches: Stream
+    counts: dict[str, dict[str, int]]
+    protection: Protection | None = None
+    public: ImageSource | None = None
+
+
+def _openly(
+    run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, start: Start, source: ImageSource
+) -> Learned:
+    """Every lesion once an epoch, in new windows or in some that are encoded once."""
+    closeups, counts = recipe.closeups, summary(source.infos)
+    usable = len(fitting_lesions(source.infos, closeups.largest))
+    run.say(
+        f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
+        f"{closeups.window} px, {counts['ignored_boxes']} ignored boxes"
+    )
+    if recipe.cached_windows:
+        return Learned(_cached(run, stage, recipe, start.parts, start.params, source), {"train": counts})
+    size, processes = start.parts.model.size, (jax.process_index(), jax.process_count())
+    return Learned(crops.train_closeups(source, closeups, size, run.seed, *processes), {"train": counts})
+
+
+def _privately(
+    run: Run,
+    stage: TrainInpainterStage,
+    recipe: InpaintingRecipe,
+    model: Model,
+    size: int,
+    source: ImageSource,
+    sizes: AreaRule,
+) -> Learned:
+    """Batches of units, with public close-ups beside them where there are some. sizes: of masks over healthy tissue."""
+    closeups, public, make, counts = recipe.closeups, None, None, {}
+    identity = [size, dataclasses.asdict(sizes), crops.records(source)]
+    if stage.public:
+        public = run.open(stage.public, "train")
+        make = crops.shuffled(public, closeups, size, run.seed, jax.process_index(), jax.process_count())
+        counts, identity = {"public": summary(public.infos)}, [*identity, crops.records(public)]
+    example, infos = crops.apart(source, closeups, size, sizes)
+    stream, protection = private.protected(
+        run,
+        stage,
+        recipe,
+        model,
+        example=example,
+        infos=infos,
+        batch_size=closeups.batch_size,
+        reading=closeups,
+        public=make,
+        identity=identity,
+    )
+    return Learned(stream, {"train": {"units": protection.mechanism.units}, **counts}, protection, public)
 
 
 def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: int | None) -> Workload:

@@ -12,7 +12,7 @@ from rich.table import Table
 from elk_jax.reporting import html
 from elk_jax.reporting.pictures import Strip, data_uri, enlarged, strips
 from elk_jax.reporting.report import Section
-from elk_jax.reporting.run import Part
+from elk_jax.reporting.run import Part, promised
 from elk_jax.reporting.sections import training_section
 from elk_jax.reporting.tables import estimate_cell, name_cell, named_table
 
@@ -68,8 +68,7 @@ def translation_part(run: TranslationRun) -> Part:
     if any(run.histories.values()):
         colours = {name: index for index, name in enumerate(run.histories)}
         sections.append(training_section(run.histories, run.chosen_steps, colours, "Translator training"))
-    promises = [f"{name}: {said}" if len(run.promises) > 1 else said for name, said in run.promises.items()]
-    return Part("Mammogram to CEM", " ".join([*map(verdict, run.evaluated), *promises]), {}, sections)
+    return Part("Mammogram to CEM", " ".join([*map(verdict, run.evaluated), *promised(run.promises)]), {}, sections)
 
 
 def verdict(one: Evaluated) -> str:

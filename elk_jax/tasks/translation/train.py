@@ -37,10 +37,9 @@ def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collec
     """Raise UserError where images have no partners, or are smaller than a tile. Decodes none, and draws no phantom."""
     if isinstance(stage, TrainTranslatorStage):
         private.check_public(stage, recipe)
-        real = [name for name in stage.train_on if _is_listed(run, name)]
-        private.check_start(run, stage, recipe, run.list(real, "train").infos if real else ())
+        private.check_start(run, stage, recipe)
     for source, split in stage.data():
-        if not _is_listed(run, source):
+        if not run.is_listed(source):
             continue
         spec = run.spec(source)
         subtracted = run.list(source, split)
@@ -49,11 +48,6 @@ def check_pairs(run: Run, stage: Stage, recipe: TranslationRecipe, names: Collec
             for info in subtracted.infos:
                 tile_windows(info.height, info.width, recipe.model.size, where=f"{source}, {info.file_name}")
             check_files(partners.infos, coco.image_folder(spec.place), source)
-
-
-def _is_listed(run: Run, source: str) -> bool:
-    """Whether the annotations of a source are there, and need not be drawn."""
-    return run.spec(source).kind != "phantom" and source not in run.experiment.writers
 
 
 def open_pairs(run: Run, sources: Sequence[str], split: str, settings: PairConfig, size: int) -> Pairs:

@@ -1,11 +1,22 @@
 """Close-ups as batches: what is in them, and that they follow from (seed, number) alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from elk_jax.data.batches.crops import CloseupConfig, blank_batch, cached_closeups, eval_closeups, train_closeups
+from elk_jax.data.batches.crops import (
+    CloseupConfig,
+    apart,
+    blank_batch,
+    cached_closeups,
+    eval_closeups,
+    lesion_sizes,
+    train_closeups,
+)
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.synthesis.closeups import fitting_lesions
 from tests.refusals import refused
 
 SIZE = 32
@@ -78,6 +89,28 @@ def test_every_lesion_comes_once_an_epoch(source):
     epochs = [[int(next(stream)["index"][0]) for _ in range(lesions)] for _ in range(2)]
     stream.close()
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("tissue_share", [0.0, 1.0])
+def test_apart_an_example_shows_nothing_but_the_image_of_its_lesion(source, tissue_share):
+    example, infos = apart(source, replace(CONFIG, tissue_share=tissue_share), SIZE, lesion_sizes(source, 48))
+    assert len(infos) == len(fitting_lesions(source.infos, 48))
+    kinds = set()
+    for number in range(8):
+        found = example(number, np.random.default_rng(number))
+        assert source.infos[int(found["index"])] is infos[number]
+        again = example(number, np.random.default_rng(number))
+        assert all(np.array_equal(found[key], again[key]) for key in found)
+        kinds.add(float(found["lesion"]))
+    assert kinds == {1.0} if not tissue_share else 0.0 in kinds
+
+
+def test_apart_a_lesion_takes_the_place_of_tissue_that_its_image_lacks(source):
+    crowded = replace(source.infos[0], boxes=np.array([[40, 40, 60, 60], [0, 0, 128, 128]], np.float32))
+    crowded = replace(crowded, labels=np.zeros(2, np.int32), ignore=np.array([False, True]))
+    one = replace(source, infos=(crowded, *source.infos[1:]))
+    example, _ = apart(one, replace(CONFIG, tissue_share=1.0), SIZE, lesion_sizes(source, 48))
+    assert example(0, np.random.default_rng(0))["lesion"] == 1
 
 
 def test_evaluation_repeats_itself_and_fills_its_last_batch(source):
