@@ -44,6 +44,8 @@ def main() -> None:
     inputs = command_line.required(INPUT, "FOLDER")
     output = Path(command_line.required(OUTPUT, "FOLDER"))
     from elk_jax.tasks import find_model
+    from elk_jax.tasks.run import new_console
+    from elk_jax.weights import model_folder
 
     model, task = find_model(workdir, STAGE.value, lambda task: task.predict)
     assert task.predict is not None
@@ -55,6 +57,8 @@ def main() -> None:
         output=output,
         settings=command_line.settings(task.predict.settings, OF_DETECTORS, task.model),
     )
+    if said := model_folder.promise(model):
+        new_console().print(said)
 
 
 if __name__ == "__main__":

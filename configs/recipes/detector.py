@@ -6,6 +6,7 @@ from typing import Any
 
 from configs.variants import merge, settings
 from elk_jax.detection.faster_rcnn_config import detectron2
+from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import WarmupMultistep
@@ -137,3 +138,40 @@ def published() -> dict[str, Any]:
         "checkpoint_every": 250,
         "eval_every": 250,
     }
+
+
+# ---- For private training --------------------------------------------------------------------------------------------
+
+LAST_LAYERS = (r"^(?!rpn/(objectness|deltas)/|box_head/(class_logits|box_deltas)/)",)
+"""Parameters that are frozen where the last layers alone are trained: noise grows with the root of their number."""
+
+
+def detector_for_privacy(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The recipe of a detector that is fine-tuned privately later: its anchors and its canvas follow from no data."""
+    recipe = detector(size, extras)
+    sides = {"tiny": 8.0, "quick": 6.0, "small": 14.0, "paper": 32.0}
+    ratio = 2.0 if size == "paper" else 1.6
+    anchor_sizes = tuple((round(sides[size] * ratio**level, 1),) for level in range(5))
+    canvas = {"tiny": (128, 96), "quick": (160, 96), "small": (448, 304) if "half" in extras else (384, 256)}
+    merge(recipe, {"plan_anchors": False, "model": {"anchor_sizes": anchor_sizes}})
+    merge(recipe, {"loader": {"buckets": (canvas.get(size, (1344, 1344)),), "max_boxes": 16}})
+    if size == "quick":
+        merge(recipe, {
+            "model": {"fpn_channels": 64, "box_fc_width": 256, "roi_samples": 32},
+            "loader": {"batch_size": 8},
+            "steps": 800,
+            "ema_decay": 0.99,
+            "checkpoint_every": 400,
+            "eval_every": 0,
+        })  # fmt: skip
+    return recipe
+
+
+def private_detector(size: str, extras: frozenset[str], privacy: Privacy | None) -> dict[str, Any]:
+    """The recipe that fine-tunes the last layers privately, or without privacy."""
+    recipe = detector_for_privacy(size, extras)
+    merge(recipe, {"optimizer": {"frozen": LAST_LAYERS, "multipliers": ()}})
+    if privacy is None:
+        return recipe
+    merge(recipe, {"loader": {"lesion_share": None}})
+    return recipe | {"privacy": settings(privacy)}

@@ -148,6 +148,36 @@ def compare_detections(
     return {name.replace("/", "_"): v for name, v in compared.items() if not name.startswith("at_threshold/")}
 
 
+def share_of_gain(
+    before: Sequence[ImageResult],
+    after: Sequence[ImageResult],
+    reference: Sequence[ImageResult],
+    *,
+    criterion: Criterion = ELK_RULE,
+    score_floor: float = 0.01,
+    froc_images: FrocImages = "with_lesions",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> bootstrap.Estimate:
+    """The share {"value", "low", "high"} that `after` has of the gain in mean sensitivity from `before` to `reference`.
+
+    1: as good as the reference, 0: no better than before. Not defined (None) where the reference is no better than
+    before; resamples in which it is not are left out of the interval. UserError as `compare_detections`.
+    """
+    _check_settings(criterion, score_floor, froc_images, resamples, seed)
+    runs = [checked(run) for run in (before, after, reference)]
+    for run in runs[1:]:
+        _same_images(runs[0], run)
+    statistics = [DetectionStatistic(above(run, score_floor), criterion, froc_images) for run in runs]
+
+    def share(weights: np.ndarray) -> dict[str, np.ndarray]:
+        first, own, best = (statistic(weights)["mean_sensitivity"] for statistic in statistics)
+        gains = np.where(best > first, best - first, np.nan)
+        return {"share": (own - first) / gains}
+
+    return bootstrap.estimate(share, len(statistics[0].patients), resamples=resamples, seed=seed)["share"]
+
+
 def _check_settings(
     criterion: object, score_floor: object, froc_images: object, resamples: object, seed: object
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from elk_jax.data.batches import poisson
 from elk_jax.data.batches.poisson import Example
 from elk_jax.data.batches.stream import Reading, Stream
-from elk_jax.data.sources import patients
+from elk_jax.data.sources import patients, phantom
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
@@ -128,11 +128,18 @@ def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe) -> None:
         earlier = before.init_from
     if not earlier:
         return
-    listed = [name for name in stage.train_on if run.is_listed(name)]
-    infos = run.list(listed, "train").infos if listed else ()
-    known = patients.among(patients.named(infos), model_folder.seen_patients(run.model_folder(earlier)))
+    own = [patient for name in stage.train_on for patient in _patients(run, name)]
+    known = patients.among(own, model_folder.seen_patients(run.model_folder(earlier)))
     if known:
         raise UserError(f"the weights have seen the patient {known[0]} of the training data", where=where, todo=todo)
+
+
+def _patients(run: Run, source: str) -> Collection[str]:
+    """The training patients of a source that other files know by the same name; none of one that a stage writes."""
+    spec = run.spec(source)
+    if spec.kind == "phantom" and not spec.patient_pattern:
+        return phantom.patients(spec.place, "train")
+    return patients.named(run.list(source, "train").infos) if run.is_listed(source) else ()
 
 
 def _secret(run: Run, stage: TrainStage, privacy: Privacy) -> Secret:

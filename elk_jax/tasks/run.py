@@ -173,8 +173,8 @@ def patients_seen(name: str, folder: Path, infos: Sequence[ImageInfo]) -> list[s
     name, folder: of the model. infos: of the images that it is evaluated on.
     """
     notes = []
-    if model_folder.promises(folder):
-        notes.append(f"{name} was trained privately, and does not say on whom")
+    if said := model_folder.promise(folder):
+        notes.append(f"{name} was trained privately, and does not say on whom. {said.removesuffix('.')}")
     known = patients.among(patients.named(infos), model_folder.seen_patients(folder))
     if known:
         everyone = len({info.patient_id for info in infos})

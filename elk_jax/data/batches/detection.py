@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast
 from elk_jax.images.schema import Batch, ImageInfo
 from elk_jax.randomness import Purpose, generator
+
+LEARNED = ("image", "image_size", "gt_boxes", "gt_labels", "gt_valid", "gt_ignore")
+"""What a loss reads of an example."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,21 @@ def train_batches(
     too many lesions for `max_boxes`, batch size not divisible by the number of hosts, unreadable image (when
     it is reached).
     """
+    make = mixed(source, config, seed, process_index, process_count, weights)
+    stream_digest = digest(config, seed, tuple(weights), *records(source))
+    drawn = mixing.describe(make.examples.strata, source.infos, source.mixed)
+    return TrainBatches(make, stream_digest, config, drawn)
+
+
+def mixed(
+    source: ImageSource,
+    config: LoaderConfig,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    weights: Sequence[float] = (),
+) -> Batches[_TrainExamples]:
+    """Batch number -> the batch of `train_batches`."""
     augmentation = config.augmentation
     canvases = config.buckets or choose_buckets(source.infos, config.resize, augmentation)
     buckets = assign_buckets(source.infos, canvases, config.resize, augmentation)
@@ -75,13 +93,16 @@ def train_batches(
     examples = _TrainExamples(source, config, canvases, strata, donors, seed)
     rows = host_rows(config.batch_size, process_index, process_count)
     pasted = MAX_PASTED if augmentation.copy_paste > 0 else 0
-    make = _Batches(examples, rows, canvases, find_max_boxes(source.infos, config.max_boxes, pasted))
-    records = [
+    return Batches(examples, rows, canvases, find_max_boxes(source.infos, config.max_boxes, pasted))
+
+
+def records(source: ImageSource) -> list[Any]:
+    """What tells the images of a source from others, for JSON."""
+    found = [
         (i.image_id, i.patient_id, i.boxes.tolist(), i.labels.tolist(), i.ignore.tolist(), i.source)
         for i in source.infos
     ]
-    stream_digest = digest(config, seed, tuple(weights), source.classes, records)
-    return TrainBatches(make, stream_digest, config, mixing.describe(strata, source.infos, source.mixed))
+    return [source.classes, found]
 
 
 def eval_batches(
@@ -97,7 +118,7 @@ def eval_batches(
     batches = mixing.ordered_batches(buckets, config.batch_size)
     rows = host_rows(config.batch_size, process_index, process_count)
     max_boxes = find_max_boxes(source.infos, config.max_boxes)
-    make = _Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
+    make = Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
     return finite(make, len(batches), config)
 
 
@@ -129,13 +150,35 @@ def find_max_boxes(infos: Sequence[ImageInfo], max_boxes: int = 0, pasted: int =
     return max_boxes
 
 
+def augmented(source: ImageSource, config: LoaderConfig) -> Augmented:
+    """The examples of a source on one canvas, as private trainings draw them. UserError: an image does not fit it, or
+    has more lesions than `max_boxes`."""
+    assign_buckets(source.infos, config.buckets, config.resize, config.augmentation)
+    return Augmented(source, config, find_max_boxes(source.infos, config.max_boxes))
+
+
 class TrainBatches(Stream[Batch]):
     """The training stream of a detector. draws_per_epoch: {"real with lesion": 80, ...}."""
 
-    def __init__(self, make: _Batches, digest: str, reading: Reading, draws_per_epoch: dict[str, int]):
+    def __init__(self, make: Batches[_TrainExamples], digest: str, reading: Reading, draws_per_epoch: dict[str, int]):
         super().__init__(make, digest, reading)
         self.canvases, self.max_boxes = make.canvases, make.max_boxes
         self.draws_per_epoch = draws_per_epoch
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Number of an image -> example, augmented by the random numbers alone. config: with one canvas."""
+
+    source: ImageSource
+    config: LoaderConfig
+    max_boxes: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        (canvas,) = self.config.buckets
+        batch = empty_batch(1, canvas, self.max_boxes)
+        fill(batch, 0, augment(self.source[index], self.config.augmentation, self.config.resize, canvas, rng))
+        return {name: cast(Any, batch)[name][0] for name in LEARNED}
 
 
 class _TrainExamples:
@@ -179,11 +222,14 @@ class _EvalExamples:
         return resize_only(record, self.config.resize, self.canvases[batch.bucket])
 
 
+Examples = TypeVar("Examples", _TrainExamples, _EvalExamples)
+
+
 @dataclass(frozen=True)
-class _Batches:
+class Batches(Generic[Examples]):
     """Callable: batch number -> this host's rows of that batch."""
 
-    examples: _TrainExamples | _EvalExamples
+    examples: Examples
     rows: slice
     canvases: tuple[Canvas, ...]
     max_boxes: int

@@ -5,7 +5,7 @@ The stage leaves `<model>/predictions.json`, `<model>/evaluation.json`, `compari
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report
 from elk_jax.tasks.detection.model import load
-from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, results_table
+from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
@@ -46,10 +46,13 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     say_skipped(run, source)
     criterion = criterion_from_text(stage.criterion)
     floor = recipe.score_floor
+    trainings: dict[str, model_folder.Training | None] = {}
     results: dict[str, list[ImageResult]] = {}
     evaluations: dict[str, Any] = {}
     for model in stage.models:
-        results[model] = predict.detect_with(load(run.model_folder(model)), source, run.mesh, floor)
+        trained = load(run.model_folder(model))
+        trainings[model] = trained.description.trained
+        results[model] = predict.detect_with(trained, source, run.mesh, floor)
         evaluations[model] = metrics.evaluate_detections(
             results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
         )
@@ -64,11 +67,27 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         )
         for other in stage.models[1:]
     }
+    gains = {
+        model: {
+            "reference": reference,
+            **metrics.share_of_gain(
+                results[first],
+                results[model],
+                results[reference],
+                criterion=criterion,
+                score_floor=floor,
+                resamples=recipe.bootstrap,
+            ),
+        }
+        for model, reference in references(trainings, evaluations).items()
+    }
     if run.is_main:
         chosen = {model: report.choose_pictures(results[model], criterion, evaluations[model]) for model in results}
         files.write_json(folder / "comparisons.json", comparisons)
         files.write_json(folder / "gallery.json", chosen)
         run.console.print(results_table(evaluations, comparisons, f"{stage.split} split of {stage.on}"))
+        for sentence in gain_sentences(gains):
+            run.say(f"  {sentence}")
     return {
         "kind": "evaluate",
         "on": stage.on,
@@ -76,7 +95,23 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         "data": summary(source.infos),
         "skipped": skipped_images(source),
         "models": list(stage.models),
+        "gains": gains,
     }
+
+
+def references(
+    trainings: Mapping[str, model_folder.Training | None], evaluations: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """The best model without privacy by each private one, of the models whose training started from the first.
+
+    Their gains over the first can be compared: what privacy costs.
+    """
+    first = next(iter(trainings))
+    tuned = {name: one.privacy is not None for name, one in trainings.items() if one and one.init_from == first}
+    without = {name: evaluations[name][MAIN]["value"] for name, private in tuned.items() if not private}
+    if not without or None in without.values():
+        return {}
+    return {name: max(without, key=lambda other: without[other]) for name, private in tuned.items() if private}
 
 
 # ---- On any source ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvases
 from elk_jax.data.batches.detection import LoaderConfig
@@ -15,7 +18,7 @@ from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast, ByName
-from elk_jax.training.model import Model, Params
+from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
 from elk_jax.weights import model_folder
 from elk_jax.weights.detectors import Imported
 
@@ -23,14 +26,34 @@ EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
 """What model folders of earlier versions lack."""
 
 
-def trainable(detector: Detector) -> Model:
-    """A detector for the training loop. Its loss divides by counts of the whole batch."""
+def trainable(detector: Detector, per_image: bool = False) -> Model:
+    """A detector for the training loop. Its loss divides by counts of the whole batch.
+
+    per_image: the loss is the mean over the images of the loss that each has on its own, which divides by its own
+    counts. So images do not meet in it, as private training requires.
+    """
+
+    def loss(
+        params: Params, constants: Constants, batch: Batch, rng: jax.Array, map_images: MapImages
+    ) -> tuple[jax.Array, Metrics]:
+        return (image_mean if per_image else detector.loss)(params, batch, rng, map_images)
+
+    def image_mean(params: Params, batch: Batch, rng: jax.Array, map_images: MapImages) -> tuple[jax.Array, Metrics]:
+        def of_image(image: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+            return detector.loss(params, jax.tree.map(lambda x: x[None], image), key, jax.vmap)
+
+        counts = batch["valid"]
+        images = {name: x for name, x in batch.items() if name != "valid"}
+        found = map_images(of_image)(images, jax.random.split(rng, len(counts)))
+        mean = lambda x: jnp.where(counts, x, 0).sum() / jnp.maximum(counts.sum(), 1)
+        return jax.tree.map(mean, found)
+
     return Model(
         init=detector.init,
-        loss=lambda params, constants, batch, rng, map_images: detector.loss(params, batch, rng, map_images),
+        loss=loss,
         predict=lambda params, constants, batch, map_images: detector.predict(params, batch, map_images),
         frozen=detector.frozen,
-        per_example=False,
+        per_example=per_image,
     )
 
 

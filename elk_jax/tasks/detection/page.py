@@ -23,6 +23,8 @@ from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, 
 
 Evaluations = Mapping[str, Mapping[str, Any]]
 Comparisons = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+Gains = Mapping[str, Mapping[str, Any]]
+"""By private model: {"reference", "value", "low", "high"}, the share of the gain of the reference that it keeps."""
 
 MAIN = "mean_sensitivity"
 CURVES = (*FIRST_CURVES, f"eval/{MAIN}", "eval/aufroc_3")
@@ -54,6 +56,7 @@ class Evaluated:
     evaluations: Evaluations
     comparisons: Comparisons = field(default_factory=dict)
     pictures: Sequence[Pictures] = ()
+    gains: Gains = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class DetectionRun:
     evaluated: Sequence[Evaluated] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
 def detection_part(run: DetectionRun) -> Part:
@@ -77,14 +81,15 @@ def detection_part(run: DetectionRun) -> Part:
             *(gallery_section(pictures) for pictures in one.pictures),
         ]
         sections += [replace(s, title=f"{s.title}: {one.on}") for s in found] if many else found
-        words = verdict(one.evaluations, one.comparisons)
+        words = " ".join([verdict(one.evaluations, one.comparisons), *gain_sentences(one.gains)])
         verdicts.append(f"{one.on}: {words}" if many else words)
     if any(run.histories.values()):
         first = run.evaluated[0].evaluations if run.evaluated else {}
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
         curves = training_section(run.histories, run.chosen_steps, colours, "Detector training", CURVES, metric_label)
         sections.append(curves)
-    return Part("Lesion detection", " ".join(verdicts), _facts(run), sections)
+    promises = [f"{name}: {said}" for name, said in run.promises.items()]
+    return Part("Lesion detection", " ".join([*verdicts, *promises]), _facts(run), sections)
 
 
 def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
@@ -100,6 +105,19 @@ def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
         outcomes = [f"{name}: {interpret(comparison.get(MAIN, {}))[0]}" for name, comparison in comparisons.items()]
         text += f" Compared with {next(iter(evaluations))}, {'; '.join(outcomes)}."
     return text
+
+
+def gain_sentences(gains: Gains) -> list[str]:
+    """What every private model keeps of the gain that fine-tuning brings without privacy."""
+    sentences = []
+    for name, found in gains.items():
+        if found["value"] is None:
+            sentences.append(f"{found['reference']} gains nothing, so that no share of it can be given for {name}.")
+            continue
+        bounds = html.interval(found, 2)
+        share = f"{html.number(found['value'], 2)}{f' ({bounds})' if bounds else ''}"
+        sentences.append(f"{name} keeps {share} of the gain in mean sensitivity of {found['reference']}.")
+    return sentences
 
 
 def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Section:

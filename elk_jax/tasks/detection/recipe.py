@@ -10,11 +10,13 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
+from elk_jax.detection.detector import has_anchors
+from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.fields import SHARE, ByName, OneOf
-from elk_jax.tasks.stages import EvaluateModelsStage, TrainStage
+from elk_jax.tasks.stages import EvaluateModelsStage, PrivateTrainStage
 from elk_jax.training.recipe import TrainingRecipe
 
 FIT = Resize(short_sides=(), max_long_side=0, jitter=(1.0, 1.0))
@@ -33,6 +35,9 @@ class DetectionRecipe(TrainingRecipe):
     best_metric: of the validation split, chooses the checkpoint. choose_score_floor: detections that score less are
         dropped while choosing; score_floor: in testing.
     bootstrap: resamples of patients for the intervals; 0: no intervals.
+
+    In a private training `loader.batch_size` is the expected number of units in a batch, the loss is the mean over the
+    images of a unit, and nothing may be taken from the training data: give the anchors, one canvas and `max_boxes`.
     """
 
     model: Annotated[Any, ByName(detectors.kinds)] = field(default_factory=detectors.DEFAULT)
@@ -46,6 +51,30 @@ class DetectionRecipe(TrainingRecipe):
     choose_score_floor: Annotated[float, SHARE] = 0.1
     bootstrap: Resamples = 2000
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.privacy is not None:
+            self._check_private()
+
+    def _check_private(self) -> None:
+        """UserError for settings that would take statistics from the training data, or let units meet."""
+        loader = self.loader
+        if self.plan_anchors and has_anchors(self.model):
+            todo = "set plan_anchors=False, and model.anchor_sizes from what is publicly known of lesions"
+            raise UserError("anchors planned from protected lesions tell of them", where="plan_anchors", todo=todo)
+        if len(loader.buckets) != 1:
+            what = f"{len(loader.buckets)} canvases, where every example of a private training has the same one"
+            raise UserError(what, where="loader.buckets", todo="give one (height, width), not chosen by the data")
+        if not loader.max_boxes:
+            what = "the most lesions of a protected image would set the size of batches"
+            raise UserError(what, where="loader.max_boxes", todo="give a number that no image exceeds, such as 16")
+        if loader.lesion_share is not None:
+            what = f"lesion_share is {loader.lesion_share:g}, but every unit is drawn with the same probability"
+            raise UserError(what, where="loader.lesion_share", todo="set it to None in a private training")
+        if loader.augmentation.copy_paste:
+            what = "lesions pasted from other patients would let protected patients meet in one gradient"
+            raise UserError(what, where="loader.augmentation.copy_paste", todo="set it to 0 in a private training")
+
     def test_loader(self) -> LoaderConfig:
         """The canvases and batch size of training, the fixed size of testing, nothing random."""
         return replace(
@@ -54,7 +83,7 @@ class DetectionRecipe(TrainingRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDetectorStage(TrainStage):
+class TrainDetectorStage(PrivateTrainStage):
     """Train a detector. weights: share of the draws of each of `train_on`, on any scale; () for shares by size."""
 
     task: Literal["detection"] = "detection"

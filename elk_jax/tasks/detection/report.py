@@ -17,6 +17,7 @@ from elk_jax.reporting.run import Part
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
 from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
+from elk_jax.weights.model_folder import promise
 
 SHOWN = 6
 """Best and worst images of each model."""
@@ -32,6 +33,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
             evaluated=[_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"],
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
             chosen_steps={name: s["best_step"] for name, s in trained.items()},
+            promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
         )
     )
 
@@ -45,6 +47,7 @@ def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
         evaluations={m: files.read_object(folder / m / "evaluation.json") for m in summary["models"]},
         comparisons=files.read_object(folder / "comparisons.json"),
         pictures=[pictures(m, chosen[m], source) for m in summary["models"]],
+        gains=summary.get("gains", {}),  # not of earlier versions
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.transforms import short_side_scale
@@ -25,25 +26,34 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
-from elk_jax.tasks import training
+from elk_jax.tasks import private, training
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import optimizer as optimizers
-from elk_jax.training.model import Params
+from elk_jax.training.model import Model, Params
+from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder
 from elk_jax.weights.detectors import Imported
 
 
 def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
     """Raise UserError where the recipe names layers that its detector does not have, freezes weights that nothing has
-    trained, or where the stage starts from weights of another detector.
+    trained, or where the stage starts from weights of another detector, or from some that have seen protected patients.
 
     names: stages that will run; the weights of one of them are not there yet. Nothing is computed: parameters are
     shapes. The class layers, which follow from the data, are left to the stage.
     """
+    private.check_public(stage, recipe)
+    private.check_start(run, stage, recipe)
+    if recipe.privacy is not None and stage.weights:
+        raise UserError(
+            f"{len(stage.weights)} mixing weights, but every unit is drawn with the same probability",
+            where=f"config.stages.{stage.name}.weights",
+            todo="leave it empty in a private training: '()'",
+        )
     if recipe.optimizer.frozen and not stage.init_from:
         raise UserError(
             f"stage {stage.name} starts from random weights, and {', '.join(recipe.optimizer.frozen)} would keep them",
@@ -73,19 +83,13 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         raise UserError(
             f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {stage.name}"
         )
-    run.say(f"  train {counted(source.infos)}; validation {counted(validation.infos)}")
-    say_skipped(run, source, validation)
     if not summary(source.infos)["lesions"]:
         raise checks.no_lesions("train", source.name)
     if not summary(validation.infos)["lesions"]:
         run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
-    if recipe.crop_to_breast:
-        source, _ = breast.crop_to_breast(source, progress_bar("  finding the breasts"))
+    source = _cut(source, recipe)
     seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
     test_loader = recipe.test_loader()
-    host_batches = batches.train_batches(
-        source, recipe.loader, run.seed, jax.process_index(), jax.process_count(), weights=stage.weights
-    )
 
     # ---- Model -----------------------------------------------------------------------------------------------
     config = settings(recipe, len(source.classes))
@@ -94,7 +98,10 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         config = replace(config, anchor_sizes=sizes)
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
-    model = trainable(detector)
+    model = trainable(detector, per_image=recipe.privacy is not None)
+    learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, model, source)
+    run.say(f"  validation {counted(validation.infos)}")
+    say_skipped(run, validation)
     initial = None
     if stage.init_from:
         weights, fresh = run.model_folder(stage.init_from), jax.device_get(model.init(jax.random.key(run.seed)))
@@ -116,20 +123,21 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         stage,
         recipe,
         model,
-        host_batches,
+        learned.batches,
         initial=initial,
         evaluate=evaluate_params,
         best_metric=recipe.best_metric,
         settings=asdict(detector.config),
         validation=validation.infos,
-        buckets=len(host_batches.canvases),
+        buckets=learned.canvases,
+        protection=learned.protection,
     )
 
     # ---- The model with its operating points -------------------------------------------------------------------
     floor = recipe.score_floor
     results = predict.detect_view(predictor, result.best_params, seen, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
-    params, trained = training.kept_weights(run, stage, result, "best", source)
+    params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
         crop = recipe.crop_to_breast
         description = describe(detector, source.classes, test_loader, crop, flips, evaluation, trained)
@@ -137,13 +145,71 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     value = result.best_metrics.get(recipe.best_metric)
     written = "not measured" if value is None else f"{value:.3f}"
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
+    withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
-        "data": {"train": summary(source.infos), "validation": summary(validation.infos)},
-        "draws_per_epoch": host_batches.draws_per_epoch,
-        "skipped": skipped_images(source, validation),
+        "data": {**({} if withheld else learned.counts), "validation": summary(validation.infos)},
+        "draws_per_epoch": {} if withheld else learned.draws_per_epoch,
+        "skipped": skipped_images(*([] if withheld else [source]), validation),
         **training.outcome(result),
     }
+
+
+class Learned(NamedTuple):
+    """What a detector is trained on. counts: of what may be told, by what it is of. canvases: how many.
+    public: see PrivateTrainStage."""
+
+    batches: Stream
+    counts: dict[str, dict[str, int]]
+    draws_per_epoch: dict[str, int]
+    canvases: int = 1
+    protection: Protection | None = None
+    public: ImageSource | None = None
+
+
+def _openly(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, model: Model, source: ImageSource) -> Learned:
+    """Batches of images, drawn as the loader says."""
+    run.say(f"  train {counted(source.infos)}")
+    say_skipped(run, source)
+    stream = batches.train_batches(
+        source, recipe.loader, run.seed, jax.process_index(), jax.process_count(), weights=stage.weights
+    )
+    counts = {"train": summary(source.infos)}
+    return Learned(stream, counts, stream.draws_per_epoch, len(stream.canvases))
+
+
+def _privately(
+    run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, model: Model, source: ImageSource
+) -> Learned:
+    """Batches of units, with public images beside them where there are some."""
+    loader, public, make = recipe.loader, None, None
+    counts, identity = dict[str, dict[str, int]](), batches.records(source)
+    if stage.public:
+        public = run.open(stage.public, "train")
+        beside = _cut(public, recipe)
+        make = batches.mixed(beside, loader, run.seed, jax.process_index(), jax.process_count())
+        counts, identity = {"public": summary(public.infos)}, [*identity, batches.records(beside)]
+    stream, protection = private.protected(
+        run,
+        stage,
+        recipe,
+        model,
+        example=batches.augmented(source, loader),
+        infos=source.infos,
+        batch_size=loader.batch_size,
+        reading=loader,
+        public=make,
+        identity=identity,
+    )
+    units = {"units": protection.mechanism.units}
+    return Learned(stream, {"train": units, **counts}, {}, protection=protection, public=public)
+
+
+def _cut(source: ImageSource, recipe: DetectionRecipe) -> ImageSource:
+    """`source` as a detector is trained on it: the breasts, where they are cut out."""
+    if not recipe.crop_to_breast:
+        return source
+    return breast.crop_to_breast(source, progress_bar("  finding the breasts"))[0]
 
 
 def settings(recipe: DetectionRecipe, classes: int) -> Any:
@@ -168,7 +234,8 @@ def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int
         f"{height}x{width}": batches.blank_batch(count, (height, width), loader.max_boxes or 8)
         for height, width in canvases
     }
-    return Workload(trainable(detectors.build(settings(recipe, 1))), count, blanks, blanks, tuple(assumed))
+    model = trainable(detectors.build(settings(recipe, 1)), per_image=recipe.privacy is not None)
+    return Workload(model, count, blanks, blanks, tuple(assumed))
 
 
 def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int) -> tuple[tuple[float], ...]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from elk_jax import files
 from elk_jax.data.augment import Resize
+from elk_jax.data.batches import detection
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.tasks.detection import model as detector_folder
 from elk_jax.weights import model_folder
+from tests.detection import toy_detector
 from tests.models import save_earlier, save_imported
 from tests.refusals import refused
 
@@ -105,3 +108,50 @@ def test_a_folder_of_an_earlier_version_is_read(folder):
     detector, params, description = detector_folder.load(folder)
     assert detector.config == CONFIG and params["rpn"]["kernel"].tolist() == [1, 1] and description.trained is None
     assert description.input == detector_folder.Input(False, LOADER.resize, ((64, 96),), ())
+
+
+# ---- As a model to train -------------------------------------------------------------------------------------------
+
+TINY = faster_rcnn_config.detectron2(
+    depth=18, width=8, norm="gn", norm_groups=8, pixel_mean=(60.0,), pixel_std=(60.0,), fpn_channels=8,
+    box_fc_width=16, roi_samples=8, rpn_samples=32, rpn_pre_nms_train=16, rpn_post_nms_train=16, anchor_sizes=SIZES,
+)  # fmt: skip
+KINDS = {"faster_rcnn": detectors.build(TINY), "toy": toy_detector.detector(toy_detector.ToyConfig(width=4))}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Four images: with two lesions, with one in a smaller image, without any, and one that only fills the batch."""
+    rng = np.random.default_rng(0)
+    found = detection.empty_batch(4, (64, 64), 4)
+    found["image"][:] = rng.random(found["image"].shape)
+    found["image_size"][:] = [[64, 64], [48, 32], [64, 64], [64, 64]]
+    found["gt_boxes"][0, :2] = [[8, 8, 24, 30], [40, 30, 60, 50]]
+    found["gt_boxes"][[1, 3], 0] = [[4, 6, 20, 20], [10, 10, 50, 50]]
+    found["gt_valid"][0, :2] = found["gt_valid"][[1, 3], 0] = True
+    found["valid"][:3] = True
+    return {name: found[name] for name in (*detection.LEARNED, "valid")}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_loss_per_image_is_the_mean_of_the_losses_of_single_images(name, batch):
+    """Which each detector gives for a batch of one."""
+    one, key = KINDS[name], jax.random.key(5)
+    assert not detector_folder.trainable(one).per_example
+    params = one.init(jax.random.key(0))
+    loss = jax.jit(
+        lambda params, batch: detector_folder.trainable(one, per_image=True).loss(params, {}, batch, key, jax.vmap)
+    )
+    alone = jax.jit(lambda image, key: one.loss(params, image, key, jax.vmap))
+    singles = [
+        alone({name: x[i : i + 1] for name, x in batch.items()}, key)
+        for i, key in enumerate(jax.random.split(key, 4))
+    ]
+    value, terms = loss(params, batch)
+    assert value == pytest.approx(float(np.mean([single for single, _ in singles[:3]])), rel=1e-5)
+    for term, found in terms.items():
+        assert found == pytest.approx(float(np.mean([each[term] for _, each in singles[:3]])), rel=1e-5), term
+    filler = batch | {"image": batch["image"].copy()}
+    filler["image"][3] = 0.25
+    assert loss(params, filler)[0] == value
+    assert loss(params, batch | {"valid": np.zeros(4, bool)})[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from elk_jax import fields
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
+from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.detection.recipe import FIT, DetectionRecipe, EvaluateDetectorsStage, TrainDetectorStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import ADAMW
@@ -83,3 +85,27 @@ def test_a_criterion_is_one_that_there_is():
     EvaluateDetectorsStage(models=("a",), on="real", criterion="centre_in_box")
     with refused("'iou:x'", where="criterion"):
         EvaluateDetectorsStage(models=("a",), on="real", criterion="iou:x")
+
+
+PRIVATE = DetectionRecipe(
+    plan_anchors=False, loader=LoaderConfig(max_boxes=16, lesion_share=None), privacy=Privacy(epsilon=8.0)
+)
+
+
+@pytest.mark.parametrize(
+    "where, change",
+    [
+        ("plan_anchors", {"plan_anchors": True}),
+        ("loader.buckets", {"buckets": (), "resize": Resize(short_sides=(64,))}),
+        ("loader.buckets", {"buckets": ((64, 64), (64, 32))}),
+        ("loader.max_boxes", {"max_boxes": 0}),
+        ("loader.lesion_share", {"lesion_share": 0.5}),
+        ("loader.augmentation.copy_paste", {"augmentation": Augmentation(copy_paste=0.5)}),
+        ("accumulate", {"accumulate": 2}),
+    ],
+)
+def test_a_private_recipe_takes_nothing_from_its_training_data(where, change):
+    change = change if hasattr(PRIVATE, next(iter(change))) else {"loader": replace(PRIVATE.loader, **change)}
+    replace(PRIVATE, privacy=None, **change)
+    with refused(where=where):
+        replace(PRIVATE, **change)

@@ -1,0 +1,54 @@
+"""A detector that is fine-tuned privately: patients of the training data are protected by differential privacy.
+
+  python launch/train.py --config=configs/cem_real_dp.py                      embedded data, 2,010 training patients
+  python launch/train.py --config=configs/cem_real_dp.py:small,half --stages=private,evaluate \\
+      --config.data.real.spec=coco:/data/cem/cem.json --config.stages.private.init_from=weights/public \\
+      --config.private.privacy.epsilon=8 "--config.stages.evaluate.models=('private',)"
+A detector is trained on public mammograms of other people, without privacy. From its weights three start on
+contrast-enhanced mammograms: `private`; `same_layers`, which trains the same few layers without privacy; and `open`,
+which trains all layers without privacy. The report compares them, and says which share of the gain of fine-tuning the
+private one keeps. Weights that have seen the protected patients are refused.
+In `private`, `loader.batch_size` is the expected number of patients in a batch; privacy: elk_jax/privacy/settings.py.
+Variants: tiny (tests), quick (default), small, paper; and half.
+"""
+
+from dataclasses import replace
+
+from configs import variants
+from configs.recipes.detector import detector_for_privacy, private_detector
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.privacy.settings import Privacy
+from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
+
+PHANTOMS = {"tiny": (128, 48), "quick": (160, 13_400), "small": (512, 400), "paper": (1024, 800)}
+"""Variant -> (pixels of a side, images) of the protected embedded data: 60 % of the patients, of four images each, are
+training patients."""
+PUBLIC = 2400
+"""Public images of the embedded data, at most."""
+EPSILON, DELTA = 8.0, 1e-4
+
+
+def get_config(variant=None):
+    size, extras = variants.parse(variant, ("half",))
+    pixels, count = PHANTOMS[size]
+    phantom = f"phantom:size={pixels},lesions=realistic"
+    detector, privacy = detector_for_privacy(size, extras), Privacy(epsilon=EPSILON, delta=DELTA)
+    fine_tuned = TrainDetectorStage(train_on=("real",), validate_on="real", init_from="public")
+    return variants.experiment(
+        "cem_real_dp",
+        data={
+            "on_error": "stop",
+            "mammo": SourceSpec(f"{phantom},count={min(count, PUBLIC)},seed=3,modality=low_energy"),
+            "real": SourceSpec(f"{phantom},count={count},seed=1"),
+        },
+        detector=detector,
+        same_layers=private_detector(size, extras, None),
+        private=private_detector(size, extras, privacy),
+        stages={
+            "public": TrainDetectorStage(train_on=("mammo",), validate_on="mammo"),
+            "private": replace(fine_tuned, recipe="private"),
+            "same_layers": replace(fine_tuned, recipe="same_layers"),
+            "open": fine_tuned,
+            "evaluate": EvaluateDetectorsStage(models=("public", "private", "same_layers", "open"), on="real"),
+        },
+    )
