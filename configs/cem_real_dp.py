@@ -20,7 +20,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
 
-PHANTOMS = {"tiny": (128, 48), "quick": (160, 13_400), "small": (512, 400), "paper": (1024, 800)}
+PHANTOMS = {"tiny": (128, 48), "quick": (128, 13_400), "small": (512, 400), "paper": (1024, 800)}
 """Variant -> (pixels of a side, images) of the protected embedded data: 60 % of the patients, of four images each, are
 training patients."""
 PUBLIC = 2400

@@ -11,6 +11,7 @@ from elk_jax.evaluation.evaluate import (
     compare_detections,
     evaluate_detections,
     scalars,
+    share_of_gain,
 )
 from elk_jax.evaluation.hits import centre_in_box, iou_at_least
 from tests.refusals import refused
@@ -233,3 +234,24 @@ def test_runs_on_other_images_are_refused(random):
     other = [dataclasses.replace(r, gt_labels=r.gt_labels + 1) if r is chosen else r for r in results]
     with refused(1, repr(chosen.image_id)):
         compare_detections(results, other)
+
+
+# ---- The share of a gain ---------------------------------------------------------------------------------------------
+
+
+def finding(make, found: int):
+    """Eight patients of one lesion each, of which the first `found` are found."""
+    return [make(f"{n}", [A], [A] if n < found else [], [0.9] * (n < found)) for n in range(8)]
+
+
+@pytest.mark.parametrize("after, share", [(2, 0.0), (5, 0.75), (6, 1.0), (8, 1.5), (0, -0.5)])
+def test_the_share_of_a_gain_is_of_what_the_reference_gains(make, after, share):
+    found = share_of_gain(finding(make, 2), finding(make, after), finding(make, 6), resamples=200)
+    assert found["value"] == pytest.approx(share)
+    assert found["low"] <= found["value"] + 1e-9 and found["value"] <= found["high"] + 1e-9
+
+
+def test_a_reference_without_a_gain_has_no_share(make):
+    assert share_of_gain(finding(make, 5), finding(make, 6), finding(make, 5), resamples=50) == NOTHING
+    with refused(1):
+        share_of_gain(finding(make, 2), finding(make, 3), finding(make, 4)[:-1])

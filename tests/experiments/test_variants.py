@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import cem_mixed, cem_real, cem_synthetic, inpaint_cem, mammo_pretrain
+from configs import cem_mixed, cem_real, cem_real_dp, cem_synthetic, inpaint_cem, mammo_pretrain
 from elk_jax.experiments.parse import parse, plain
 from tests.refusals import refused
 
@@ -30,6 +30,15 @@ def test_every_variant_of_every_experiment_is_well_formed(name, variant):
     for stage in config.stages.values():
         assert set(stage.get("train_on", ())) <= set(config.data)
     json.dumps(plain(config))
+
+
+@pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper"])
+def test_a_private_detector_and_those_without_privacy_are_comparable(variant):
+    found = parse(cem_real_dp.get_config(variant)).recipes
+    assert found["detector"].model == found["same_layers"].model == found["private"].model
+    assert found["same_layers"].optimizer.frozen == found["private"].optimizer.frozen != ()
+    assert found["private"].privacy.unit == "patient"
+    assert found["same_layers"].privacy is None and found["detector"].privacy is None
 
 
 @pytest.mark.parametrize("name", ["cem_mixed", "cem_real", "cem_synthetic", "mammo"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs import bridge_le_to_cem, cem_mixed, private_head
+from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, private_head
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks import private
 
@@ -23,6 +23,7 @@ def test_without_a_private_stage_nothing_is_withheld():
     "config, protects, bare",
     [
         (bridge_le_to_cem.get_config("tiny,private"), ["translator"], []),
+        (cem_real_dp.get_config("tiny"), ["private"], ["same_layers", "open"]),
         (private_head.get_config("tiny"), ["epsilon_60", "epsilon_6", "epsilon_1"], ["without_privacy"]),
     ],
 )

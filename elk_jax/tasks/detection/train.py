@@ -146,9 +146,10 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     written = "not measured" if value is None else f"{value:.3f}"
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
     withheld = private.is_withheld(run.experiment, stage)
+    told = learned.counts if learned.protection or not withheld else {}
     return {
         "kind": "train",
-        "data": {**({} if withheld else learned.counts), "validation": summary(validation.infos)},
+        "data": {**told, "validation": summary(validation.infos)},
         "draws_per_epoch": {} if withheld else learned.draws_per_epoch,
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **training.outcome(result),

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from elk_jax.data.augment import Augmentation, Resize
-from elk_jax.data.batches.detection import LoaderConfig, blank_batch, eval_batches, find_max_boxes, train_batches
+from elk_jax.data.batches.detection import (
+    LEARNED,
+    LoaderConfig,
+    augmented,
+    blank_batch,
+    eval_batches,
+    find_max_boxes,
+    train_batches,
+)
 from elk_jax.data.sources.source import concatenate
 from tests.refusals import refused
 
@@ -264,3 +272,18 @@ def test_a_closed_stream_can_be_read_on(source):
     stream.close()
     stream.close()
     assert_same(first + take(stream, 2), expected)
+
+
+def test_an_example_on_its_own_follows_from_its_random_numbers(source):
+    """As private trainings draw them; of the shapes of a batch's rows, whatever is in it."""
+    config = replace(CONFIG, buckets=((64, 64),), max_boxes=8, augmentation=Augmentation(horizontal_flip=0.5))
+    example = augmented(source, config)
+    empty, lesions = (example(n, np.random.default_rng(n)) for n in (0, 2))
+    assert tuple(empty) == LEARNED and empty["gt_valid"].sum() == 0 and lesions["gt_valid"].sum() == 2
+    for name in LEARNED:
+        assert empty[name].shape == lesions[name].shape == blank_batch(1, (64, 64), 8)[name].shape[1:]
+    assert_same([lesions], [example(2, np.random.default_rng(2))])
+    with refused("boxes", "max_boxes"):
+        augmented(source, replace(config, max_boxes=1))
+    with refused("fits no bucket"):
+        augmented(source, replace(config, buckets=((32, 32),)))
