@@ -138,6 +138,23 @@ def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Exampl
     return _clip_boxes(replace(example, image=image[..., None], boxes=turned.astype(np.float32)), min_visible)
 
 
+def moved(image: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
+    """An image [H, W, 1] scaled about its centre, then moved by `shift` px (down, right), in its own size.
+
+    What comes in at a border is the mirrored image, which has the texture of the rest.
+    """
+    if scale == 1.0 and not np.any(shift):
+        return image
+    height, width = image.shape[:2]
+    centre = np.array([width - 1, height - 1]) / 2
+    matrix = np.column_stack([scale * np.eye(2), centre * (1 - scale) + np.asarray(shift, float)[::-1]])
+    found = cv2.warpAffine(
+        np.ascontiguousarray(image[..., 0]), matrix, (width, height), flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )  # fmt: skip
+    return found[..., None]
+
+
 def change_greys(image: np.ndarray, gamma: float, gain: float, noise: float, rng: np.random.Generator) -> np.ndarray:
     """x -> x^gamma * gain + normal * noise, within [0, 1]; pixels that are 0 (air, padding) stay 0."""
     if gamma == 1.0 and gain == 1.0 and noise == 0.0:

@@ -187,3 +187,14 @@ def test_inputs_are_left_alone(make_record):
     ):
         change(example)
     assert np.array_equal(record.image, before[0]) and np.array_equal(record.info.boxes, before[1])
+
+
+def test_an_image_is_scaled_about_its_centre_and_moved():
+    image = np.random.default_rng(0).random((9, 7, 1), np.float32)
+    assert t.moved(image, 1.0, np.zeros(2)) is image
+    down = t.moved(image, 1.0, np.array([2.0, -1.0]))
+    np.testing.assert_allclose(down[2:, :-1], image[:-2, 1:], atol=1e-6)
+    np.testing.assert_allclose(down[:2, :-1], image[[2, 1], 1:], atol=1e-6)  # mirrored at the border
+    larger = t.moved(image, 2.0, np.zeros(2))
+    np.testing.assert_allclose(larger[::2, 1::2][:5, :3], image[2:7, 2:5], atol=1e-6)
+    np.testing.assert_allclose(t.moved(np.full((6, 6, 1), 0.3, np.float32), 0.7, np.ones(2)), 0.3, atol=1e-6)

@@ -16,6 +16,7 @@ from elk_jax.data.batches.stream import Reading, Stream, digest, finite
 from elk_jax.data.flips import random_flip
 from elk_jax.data.patches import resized
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.transforms import change_greys, moved
 from elk_jax.fields import SHARE, AtLeast
 from elk_jax.randomness import Purpose
 
@@ -33,13 +34,19 @@ class LabelledConfig(Reading):
     """How images become batches.
 
     batch_size: of the GLOBAL batch, over all hosts. horizontal_flip, vertical_flip, transpose: probabilities; with one
-    half each, an image is seen in all eight symmetries of the square.
+    half each, an image is seen in all eight symmetries of the square. zoom: an image is scaled by exp(u(-zoom, zoom)).
+    shift: it is moved by up to this share of its side along each. gain, gamma, noise: as in `data.augment`.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 16
     horizontal_flip: Annotated[float, SHARE] = 0.5
     vertical_flip: Annotated[float, SHARE] = 0.5
     transpose: Annotated[float, SHARE] = 0.5
+    zoom: Annotated[float, AtLeast(0)] = 0.0
+    shift: Annotated[float, SHARE] = 0.0
+    gain: Annotated[float, AtLeast(0)] = 0.0
+    gamma: Annotated[float, AtLeast(0)] = 0.0
+    noise: Annotated[float, AtLeast(0)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,15 +105,19 @@ def blank_batch(batch_size: int, size: int) -> LabelledBatch:
 
 @dataclass(frozen=True)
 class Augmented:
-    """Number of an image -> example, mirrored and transposed by the random numbers."""
+    """Number of an image -> example, changed by the random numbers."""
 
     found: Labelled
     config: LabelledConfig
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        flip = random_flip(rng, self.config.horizontal_flip, self.config.vertical_flip)
-        turned = rng.random() < self.config.transpose
+        config = self.config
+        flip = random_flip(rng, config.horizontal_flip, config.vertical_flip)
+        turned = rng.random() < config.transpose
+        scale, shift = np.exp(rng.uniform(-config.zoom, config.zoom)), rng.uniform(-config.shift, config.shift, 2)
+        gamma, gain = np.exp(rng.uniform(-1, 1, 2) * (config.gamma, config.gain))
+        noise = rng.uniform(0, config.noise)
         example = self.found.example(index)
         image = example["image"][flip]
-        image = image.swapaxes(0, 1) if turned else image
-        return example | {"image": np.ascontiguousarray(image)}
+        image = moved(image.swapaxes(0, 1) if turned else image, float(scale), shift * self.found.size)
+        return example | {"image": np.ascontiguousarray(change_greys(image, float(gamma), float(gain), noise, rng))}

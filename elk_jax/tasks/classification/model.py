@@ -249,10 +249,11 @@ def _check_fits(params: Params, description: Description, folder: Path) -> None:
 # ---- Network ---------------------------------------------------------------------------------------------------------
 
 
-def trainable(config: Any, label_smoothing: float = 0.0) -> Model:
+def trainable(config: Any, label_smoothing: float = 0.0, symmetries: bool = False) -> Model:
     """A network for the training loop: the loss is the mean over valid examples of the cross entropy.
 
-    Batches are those of `data.batches.labelled`; `predict` gives `probability` [B, Q].
+    Batches are those of `data.batches.labelled`; `predict` gives `probability` [B, Q], with `symmetries` the mean over
+    those of the square.
     """
     network = NETWORKS[config.name]
 
@@ -266,7 +267,10 @@ def trainable(config: Any, label_smoothing: float = 0.0) -> Model:
         return mean, {"loss": mean, "accuracy": right}
 
     def predict(params: Params, constants: Params, batch: Mapping[str, jax.Array], map_images: Any):
-        return {"probability": jax.nn.softmax(network.logits(config, params, batch["image"]))}
+        of_images = lambda images: jax.nn.softmax(network.logits(config, params, images))
+        if not symmetries:
+            return {"probability": of_images(batch["image"])}
+        return {"probability": jax.lax.map(of_images, symmetric_views(batch["image"])).mean(0)}
 
     return Model(
         init=partial(network.init, config),
@@ -277,9 +281,15 @@ def trainable(config: Any, label_smoothing: float = 0.0) -> Model:
     )
 
 
+def symmetric_views(images: jax.Array) -> jax.Array:
+    """The eight views [8, B, S, S, C] of images [B, S, S, C] in the symmetries of the square, the plain one first."""
+    turned = [view for one in (images, images.swapaxes(1, 2)) for view in (one, one[:, ::-1])]
+    return jnp.stack([view for one in turned for view in (one, one[:, :, ::-1])])
+
+
 @dataclass(frozen=True)
 class NetworkDescription:
-    """The content of `model.json` of a network. size: S of its images."""
+    """The content of `model.json` of a network. size: S of its images. test_symmetries: see the recipe."""
 
     architecture: str
     classes: tuple[str, str]
@@ -288,6 +298,7 @@ class NetworkDescription:
     model: Annotated[Any, ByName(kinds)]
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
+    test_symmetries: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self.positive, self.classes)
@@ -303,7 +314,8 @@ class TrainedNetwork(NamedTuple):
         """Of the positive class [1, N]. Nothing is kept in `shelf`."""
         description = self.description
         images = Labelled(source, np.zeros(len(source), np.int32), description.size)
-        predict = jax.jit(lambda params, batch: trainable(description.model).predict(params, {}, batch, jax.vmap))
+        network = trainable(description.model, symmetries=description.test_symmetries)
+        predict = jax.jit(lambda params, batch: network.predict(params, {}, batch, jax.vmap))
         found = []
         with Progress("  predicting", len(images), unit="image", patience=LONG) as bar:
             for batch in labelled.eval_batches(images, LabelledConfig(batch_size=BATCH)):

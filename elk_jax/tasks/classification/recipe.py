@@ -238,13 +238,15 @@ class NetworkRecipe(DecisionRecipe, TrainingRecipe):
     """How a network is trained on images of two classes. Its checkpoint is the one with the best validation AUROC.
 
     model: the network (`backbones.networks`). size: pixels along a side of an image in it; images of another size are
-    scaled. label_smoothing: share of a label that is spread over both classes (Szegedy et al. 2016). choose: the
-    checkpoint to keep.
+    scaled. label_smoothing: share of a label that is spread over both classes (Szegedy et al. 2016). test_symmetries:
+    in testing, an image's probability is the mean over the eight symmetries of the square, which takes eight times as
+    long; checkpoints are chosen without. choose: the checkpoint to keep.
     """
 
     model: Annotated[Any, ByName(networks.kinds)] = field(default_factory=lambda: swin.SwinConfig(num_classes=2))
     size: Annotated[int, SIDE] = 224
     label_smoothing: Annotated[float, BELOW_ONE] = 0.0
+    test_symmetries: bool = False
     images: LabelledConfig = field(default_factory=LabelledConfig)
     optimizer: OptimizerConfig = ADAMW
     schedule: Schedule = COSINE

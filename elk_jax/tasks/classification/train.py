@@ -254,8 +254,17 @@ def _described(
     params: Params, recipe: NetworkRecipe, images: Labelled, trained: model_folder.Training
 ) -> NetworkDescription:
     """The description of a network, with thresholds by the rules of the recipe on the validation images."""
-    source, classes = images.source, tuple(images.source.classes)
-    description = NetworkDescription(model.NETWORK, classes, recipe.positive, recipe.size, recipe.model, (), trained)  # type: ignore[arg-type]
+    source = images.source
+    description = NetworkDescription(
+        architecture=model.NETWORK,
+        classes=tuple(source.classes),  # type: ignore[arg-type]
+        positive=recipe.positive,
+        size=recipe.size,
+        model=recipe.model,
+        operating_points=(),
+        trained=trained,
+        test_symmetries=recipe.test_symmetries,
+    )
     probability = TrainedNetwork(params, description).probabilities(source)[0]
     predicted = model.predictions(probability, source, images.labels, recipe.positive)
     rules = map(thresholds.rule_from_text, recipe.rules)

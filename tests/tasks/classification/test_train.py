@@ -31,6 +31,7 @@ from tests.refusals import refused
 
 PATCHES = SourceSpec("phantom_patches:size=128,count=60,healthy_fraction=0.1,seed=5")
 TINY = swin_real.get_config("tiny").network.model
+FLIPS = ("horizontal_flip", "vertical_flip", "transpose")
 STAGE = TrainClassifierStage(name="network", train_on=("patches",), validate_on="patches")
 
 
@@ -157,6 +158,33 @@ def test_an_image_is_seen_in_all_symmetries_of_the_square():
     assert {view.tobytes() for view in views} == expected and len(expected) == 8
     batches = list(labelled.eval_batches(images, LabelledConfig(batch_size=4)))
     assert [batch["label"][batch["valid"]].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_images_are_moved_and_their_greys_changed_at_random():
+    images, still = Labelled(open_source(PATCHES, "val"), np.zeros(6, np.int32), 16), dict.fromkeys(FLIPS, 0.0)
+
+    def view(seed, **change):
+        return Augmented(images, LabelledConfig(**still, **change))(1, np.random.default_rng(seed))["image"]
+
+    plain = images.example(1)["image"]
+    np.testing.assert_array_equal(view(0), plain)
+    for change in ({"zoom": 0.2}, {"shift": 0.1}, {"gain": 0.2}, {"gamma": 0.2}, {"noise": 0.05}):
+        first, again, other = view(0, **change), view(0, **change), view(1, **change)
+        assert first.shape == plain.shape and first.dtype == np.float32 and first.min() >= 0 and first.max() <= 1
+        assert (first != plain).any() and (first != other).any()
+        np.testing.assert_array_equal(first, again)
+
+
+def test_symmetric_views_give_turned_images_the_same_probability(config, weights):
+    image = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
+    views = np.asarray(model.symmetric_views(image))
+    turned = [np.rot90(image, k, (1, 2)) for k in range(4)]
+    assert {view.tobytes() for view in views} == {v.tobytes() for one in turned for v in (one, one[:, :, ::-1])}
+    network, plain = model.trainable(config, symmetries=True), model.trainable(config)
+    predict = jax.jit(lambda images: network.predict(weights, {}, {"image": images}, jax.vmap)["probability"])
+    of_one = jax.jit(lambda images: plain.predict(weights, {}, {"image": images}, jax.vmap)["probability"])
+    np.testing.assert_allclose([predict(one) for one in turned], [predict(image)] * 4, atol=1e-5)
+    np.testing.assert_allclose(predict(image), np.mean([of_one(view) for view in views], 0), atol=1e-5)
 
 
 # ---- Weights to start from -------------------------------------------------------------------------------------------
