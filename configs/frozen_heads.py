@@ -21,6 +21,8 @@ from elk_jax.tasks.classification.recipe import (
     EvaluateClassifiersStage,
     FitHeadStage,
     KernelSearch,
+    NetworkFeatures,
+    ScatteringFeatures,
 )
 
 PUBLISHED = (("Osuala et al. 2024", 0.0, 0.778),)
@@ -56,9 +58,17 @@ def get_config(variant=None):
 def heads(size):
     """The recipes at the size of a variant, each of a stage of the same name."""
     base = private_head.head(size)
-    scattering = {"scattering": base.features["scattering"]}
-    gaussian = replace(base, features=scattering, search=KernelSearch())
-    if size == "small":
-        search = KernelSearch(features=("lite0", "scattering+lite0"))
-        return {"scattering": gaussian, "networks": replace(base, search=search)}
-    return {"gaussian": gaussian, "linear": replace(gaussian, search=KernelSearch(widths=LINEAR))}
+    if size != "small":
+        gaussian = replace(base, features={"scattering": base.features["scattering"]}, search=KernelSearch())
+        return {"gaussian": gaussian, "linear": replace(gaussian, search=KernelSearch(widths=LINEAR))}
+    waves = {
+        "coarse": ScatteringFeatures(windows=7),
+        "fine": ScatteringFeatures(scales=4, windows=7, spacing=12.0),
+    }
+    every = waves | {"lite0": NetworkFeatures()}
+    of_waves = KernelSearch(features=("coarse", "fine", "coarse+fine"))
+    of_every = KernelSearch(features=("lite0", "coarse+lite0", "coarse+fine+lite0"))
+    return {
+        "scattering": replace(base, features=waves, search=of_waves),
+        "networks": replace(base, features=every, search=of_every),
+    }

@@ -92,11 +92,13 @@ def scaling_of(features: np.ndarray, where: str = "") -> Scaling:
 def scaled(features: Mapping[str, np.ndarray], by: Mapping[str, Scaling]) -> np.ndarray:
     """Features of every kind as one vector [N, F] for each image, in the order of `by`; float32.
 
-    A feature that is the same in all training images counts nothing.
+    The mean squared norm of the training images' vectors is 1, of which every kind has the same share, and in it every
+    feature; one that is the same in all training images counts nothing.
     """
     parts = []
     for name, one in by.items():
-        factors = np.where(one.deviation > 0, 1 / np.where(one.deviation > 0, one.deviation, 1), 0)
+        varies = one.deviation > 0
+        factors = varies / np.where(varies, one.deviation, 1) / np.sqrt(max(varies.sum(), 1) * len(by))
         parts.append(((features[name] - one.mean) * factors).astype(np.float32))
     return np.concatenate(parts, axis=1)
 
@@ -104,14 +106,13 @@ def scaled(features: Mapping[str, np.ndarray], by: Mapping[str, Scaling]) -> np.
 def gram(first: np.ndarray, second: np.ndarray, width: float) -> np.ndarray:
     """Kernel [M, N] of inputs [M, F] and [N, F], in float64.
 
-    exp(-d / (2 width^2)), where d is the mean over features of the squared difference; LINEAR: the mean of the product.
+    exp(-d / (2 width^2)), where d is the squared distance; LINEAR: the product.
     """
     products = first.astype(np.float64) @ second.T.astype(np.float64)
-    count = first.shape[1]
     if width == LINEAR:
-        return products / count
+        return products
     squares = [(one.astype(np.float64) ** 2).sum(1) for one in (first, second)]
-    distances = np.maximum(squares[0][:, None] + squares[1] - 2 * products, 0) / count
+    distances = np.maximum(squares[0][:, None] + squares[1] - 2 * products, 0)
     return np.exp(-distances / (2 * width**2))
 
 

@@ -115,10 +115,11 @@ class Content:
             return fields.build(kind, entries | trained, complete=self.whole)
 
 
-def save_params(folder: str | os.PathLike, params: Params, description: Any) -> None:
+def save_params(folder: str | os.PathLike, params: Params, description: Any, *, private: bool = False) -> None:
     """Write `params` (nested dict of arrays, kept as float32) and `description` into `folder`.
 
-    description: the dataclass of an architecture, or a mapping of plain JSON values. Both files are written atomically,
+    description: the dataclass of an architecture, or a mapping of plain JSON values. private: the parameters hold
+    training images, or features of them, and only their owner may read them. Both files are written atomically,
     model.json last: a folder that has one is whole. Raises UserError when the folder cannot be written or the disk is
     full.
     """
@@ -128,7 +129,8 @@ def save_params(folder: str | os.PathLike, params: Params, description: Any) -> 
     content = safetensors.numpy.save(flat, metadata={MARK: str(FORMAT)})
     with files.locked(folder):
         (folder / CONFIG).unlink(missing_ok=True)
-        files.write_bytes(folder / PARAMS, content)
+        write = files.write_private if private else files.write_bytes
+        write(folder / PARAMS, content)
         files.write_json(folder / CONFIG, {"format": FORMAT, HASH: hashlib.sha256(content).hexdigest(), **entries})
 
 

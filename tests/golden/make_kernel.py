@@ -3,7 +3,8 @@
     pip install scikit-learn==1.5.2
     python tests/golden/make_kernel.py
 
-A free intercept is the same as a centred kernel and centred targets. Each case is named by width (0: linear) and
+A free intercept is the same as a centred kernel and centred targets. Features are of two kinds, 3 and 4 of them, which
+have the same share of the squared norm. Each case is named by width (0: linear) and
 penalty. The version is stored under `version`.
 """
 
@@ -23,7 +24,8 @@ if __name__ == "__main__":
     truth = random.random(30) < 0.4
     scaler, targets = StandardScaler().fit(features), np.where(truth, 1.0, -1.0)
     out = {"version": np.array(sklearn.__version__), "features": features, "others": others, "truth": truth}
-    inputs, new = (scaler.transform(one) / np.sqrt(features.shape[1]) for one in (features, others))
+    shares = np.sqrt(2 * np.array([3] * 3 + [4] * 4))
+    inputs, new = (scaler.transform(one) / shares for one in (features, others))
     for width, penalty in CASES:
         kernel = (lambda a, b, w=width: rbf_kernel(a, b, gamma=1 / (2 * w**2))) if width else linear_kernel
         centerer = KernelCenterer().fit(kernel(inputs, inputs))

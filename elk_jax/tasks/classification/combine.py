@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from elk_jax import files
 from elk_jax.data.sources import patients
@@ -40,7 +39,7 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
     for folder, member in zip(folders, members):
         model.check_alike(member.description, members[0].description, folder)
     read = [model_folder.load_params(folder) for folder in folders]
-    first = members[0].description
+    first, kept = members[0].description, [getattr(member.description, "contains", "") for member in members]
     description = model.MeanDescription(
         architecture=model.MEAN,
         classes=first.classes,
@@ -48,7 +47,8 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         mean=stage.mean,
         members=tuple(content.entries for _, content in read),
         operating_points=(),
-        trained=_trained(stage, [content for _, content in read], folders),
+        trained=_trained([content for _, content in read]),
+        contains=next(filter(None, kept), ""),
     )
     labels = image_labels(validation)
     scores = model.MeanOfClassifiers(tuple(members), description).probabilities(validation, run.folder / FEATURES)[0]
@@ -76,7 +76,7 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
     }
 
 
-def _trained(stage: CombineClassifiersStage, contents: Sequence[Content], folders: Sequence[Path]) -> Training:
+def _trained(contents: Sequence[Content]) -> Training:
     """What the weights of all members have seen, and promise."""
     known = [content.training for content in contents if content.training is not None]
     on = dict.fromkeys(name for one in known for name in one.on)

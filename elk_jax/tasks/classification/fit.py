@@ -212,7 +212,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     if isinstance(recipe.search, Search):
         found = fit_linear(problem, recipe.search, learned.features, val.features, public_features)
     else:
-        people = train.units_of(training, "patient")[0]
+        people = np.unique([info.patient_id for info in training.infos], return_inverse=True)[1]
         found = fit_kernel(problem, recipe.search, learned.features, val.features, people, run.seed)
 
     # ---- The model ---------------------------------------------------------------------------------------------------

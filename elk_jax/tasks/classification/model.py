@@ -225,7 +225,7 @@ def save(folder: Path, trained: FittedHead) -> None:
     """Write the model folder of a head."""
     networks = {name: one.params for name, one in trained.parts.networks.items()}
     params = trained.head.params() | ({"networks": networks} if networks else {})
-    model_folder.save_params(folder, params, trained.description)
+    model_folder.save_params(folder, params, trained.description, private=bool(trained.description.contains))
 
 
 def _load_head(params: Params, content: model_folder.Content, folder: Path) -> FittedHead:
@@ -340,7 +340,10 @@ def without_class_layers(params: Params) -> Params:
 
 @dataclass(frozen=True)
 class MeanDescription:
-    """The content of `model.json` of a mean. mean: of what. members: the content of theirs, without format and hash."""
+    """The content of `model.json` of a mean. mean: of what. members: the content of theirs, without format and hash.
+
+    contains: as in `Description`, of any member.
+    """
 
     architecture: str
     classes: tuple[str, str]
@@ -349,6 +352,7 @@ class MeanDescription:
     members: Annotated[tuple[Mapping[str, Any], ...], NOT_EMPTY]
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
+    contains: str = ""
 
     def __post_init__(self) -> None:
         check_positive(self.positive, self.classes)
@@ -371,7 +375,7 @@ class MeanOfClassifiers(NamedTuple):
 def save_mean(folder: Path, params: Sequence[Params], description: MeanDescription) -> None:
     """Write the model folder of a mean, with the parameters of its members."""
     members = {str(number): one for number, one in enumerate(params)}
-    model_folder.save_params(folder, {"members": members}, description)
+    model_folder.save_params(folder, {"members": members}, description, private=bool(description.contains))
 
 
 def _load_mean(params: Params, content: model_folder.Content, folder: Path) -> MeanOfClassifiers:

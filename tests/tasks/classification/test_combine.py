@@ -61,14 +61,26 @@ def test_kernel_heads_learn_and_are_chosen_by_validation_and_cross_validation(co
 
 
 def test_a_folder_says_that_it_has_features_of_training_images(combined):
-    run, _ = combined
+    run, summaries = combined[0], ("gaussian", "linear", "mean")
     gaussian, linear = (model.load(run / name / "model") for name in ("gaussian", "linear"))
     assert len(gaussian.head.anchors) == 2 * COUNTS["train"] and len(linear.head.anchors) == 1
     assert "training images" in gaussian.description.contains and linear.description.contains == ""
+    modes = {name: (run / name / "model" / "params.safetensors").stat().st_mode & 0o777 for name in summaries}
+    assert modes["gaussian"] == modes["mean"] == 0o600 != modes["linear"]
     page = (run / "report.html").read_text()
     assert gaussian.description.contains in page and "Kernel ridge regression" in page
     known = frozenset(patient_hash(str(701 + number)) for number in range(COUNTS["train"]))
     assert model_folder.seen_patients(run / "gaussian" / "model") == known
+
+
+def test_images_that_name_no_patient_count_as_one_each(folders, tmp_path, cheap_features):
+    config = kernels(folders)
+    config.data.patches.patient_pattern = ""
+    for name in ("linear", "mean", "evaluate"):
+        del config.stages[name]
+    del config["linear"]
+    summary = run_experiment(config, tmp_path)["gaussian"]
+    assert summary["unnamed"] and summary["cross_validated"] > 0.9
 
 
 def test_beside_a_private_head_nothing_is_said_of_cross_validation(folders, tmp_path, cheap_features):
