@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".gpu"
-TORCH = ("torch", "torchvision", "diffusers", "safetensors", "numpy")
+TORCH = ("torch", "torchvision", "diffusers", "opacus", "safetensors", "numpy")
 """What the other side of a comparison needs."""
 CUDA_13 = 580
 """Major version of the first driver for CUDA 13."""
@@ -56,6 +56,8 @@ PARTS = (
          (*TINY_UNET, "--only=train"), 480, "diffusers"),
     Part("sampling", "diffusion.py", (*SD15, "--steps=20", "--repetitions=3", "--only=sampling"),
          (*TINY_UNET, "--steps=2", "--only=sampling"), 480, "diffusers"),
+    Part("privacy", "privacy.py", ("--model=swin_t", "--batch=64", "--micro_batches=8,32,64", "--dtype=bfloat16"),
+         ("--model=translator", "--tiny", "--size=16", "--batch=2", "--micro_batches=1", *SHORT), 420, "opacus"),
     Part("real_images", "real_images.py", ("--dtype=bfloat16", "--batch=8", "--steps=1200", "--threads=8"),
          ("--variant=tiny",), 480, data=True),
 )  # fmt: skip

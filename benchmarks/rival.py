@@ -1,4 +1,4 @@
-"""The other side of a comparison, in a separate process: torchvision_side.py or diffusers_side.py."""
+"""The other side of a comparison, in a separate process: torchvision_side.py, diffusers_side.py or opacus_side.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 class Rival:
-    """Answers of torchvision_side.py or diffusers_side.py; see torch_side.py."""
+    """Answers of the other process; see torch_side.py."""
 
     def __init__(self, process: subprocess.Popen, folder: Path, library: str):
         self._process, self.folder, self._library = process, folder, library
@@ -31,7 +31,7 @@ class Rival:
         return self.folder / "weights.pth"
 
     def seconds(self, what: str, calls: int) -> float:
-        """Mean time of `calls` calls in a row of 'train' (one update) or 'infer' (one batch)."""
+        """Mean time of `calls` calls in a row of 'train' (one update), 'infer' (one batch), or what the side names."""
         return self.ask(f"{what} {calls}")["seconds"]
 
     def ask(self, line: str) -> dict[str, Any]:

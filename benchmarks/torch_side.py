@@ -1,4 +1,4 @@
-"""Shared by torchvision_side.py and diffusers_side.py: set-up, clock, and the protocol with the benchmark.
+"""Shared by all that is written LIBRARY_side.py: set-up, clock, and the protocol with the benchmark.
 
 Import it before the library: it removes this folder from the path, whose kernels.py would shadow a library of that
 name. It requires only torch.
@@ -19,7 +19,7 @@ import torch  # noqa: E402
 
 
 class Side:
-    """A model to time. Subclasses add `train()`, one update, which returns the loss, and `infer()`."""
+    """Something to time. A model has `train()`, one update, which returns the loss, and `infer()`."""
 
     def __init__(self, settings, device):
         self.settings, self.device = settings, device
@@ -60,11 +60,12 @@ def begin():
     return folder, settings, device
 
 
-def serve(side, versions, about, answers):
+def serve(side, versions, about, answers, calls=None):
     """Print a description of this side as one JSON line, then answer every line of standard input with one.
 
     `train N`, `infer N`: {"seconds": mean of N calls in a row}; `memory`: {"bytes": peak}; `loss`: that of one update.
     versions: of the library; about: further items of the first line; answers: command -> function that answers it.
+    calls: what is timed by its name, instead of `train` and `infer`.
     """
     say(
         device=torch.cuda.get_device_name() if side.device == "cuda" else "cpu",
@@ -78,7 +79,7 @@ def serve(side, versions, about, answers):
         "loss": lambda: {"loss": float(side.train())},
         **answers,
     }
-    calls = {"train": side.train, "infer": side.infer}
+    calls = calls or {"train": side.train, "infer": side.infer}
     for line in sys.stdin:
         what, _, count = line.strip().partition(" ")
         say(**(answers[what]() if what in answers else {"seconds": side.seconds(calls[what], int(count))}))

@@ -4,12 +4,14 @@
   python launch/plan.py --config=configs/cem_mixed.py:paper --stage=real --topology=v5e:1x1,v5e:2x2,v5e:4x4,v5e:16x16
   python launch/plan.py --config=configs/cem_mixed.py:paper --stage=inpainter --topology=v5p:2x2x2 --config.mesh.fsdp=8
   python launch/plan.py --config=configs/cem_mixed.py --stage=real --topology=here
+  python launch/plan.py --config=configs/swin_dp.py:paper --stage=network --topology=v5e:2x2 --quick
 
 It compiles the stage's training step and its prediction for a slice of TPUs (v4, v5e, v5p, v6e) that nobody has, with
 the TPU's own compiler: pip install 'elk_jax[tpu]'. No data, no weights and no TPU are needed. It prints memory by what
 holds it, arithmetic and bytes by part of the model, data between chips, and the least time of a step by the published
 speed of chips and links; with several slices also the efficiency of weak scaling. `here` compiles for the devices of
-this machine, and measures a step as well. A folder keeps the same as plan.json and plan.html.
+this machine, and measures a step as well. The examples of a private training are units (patients or images), and its
+batches have rows for all that can be drawn. A folder keeps the same as plan.json and plan.html.
 
 Compiling takes minutes, of Stable Diffusion most of an hour: every convolution takes the TPU's compiler ten seconds.
 --quick takes an eighth of the time; its programs need more memory and move more bytes than those of a training. With

@@ -31,7 +31,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "data": COMMON | {"synthesis", "privacy"},
     "features": COMMON,
     "heads": COMMON | {"features"},
-    "training": COMMON | {"privacy"},
+    "training": COMMON | {"privacy", "turns"},
     "privacy": COMMON,
     "programs": COMMON,
     "evaluation": COMMON,

@@ -27,13 +27,14 @@ from elk_jax.programs.account import Account, account
 from elk_jax.programs.memory import Memory, memory
 from elk_jax.programs.roofline import Bound
 from elk_jax.programs.topology import Slice
+from elk_jax.tasks import private
 from elk_jax.tasks.run import Experiment
-from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.tasks.stages import PrivateTrainStage, Stage, TrainStage
 from elk_jax.tasks.task import Workload
 from elk_jax.tasks.training import step_of
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
-from elk_jax.training.step.step import on_mesh
+from elk_jax.training.step.step import Step, on_mesh
 
 Say = Callable[[str], None]
 STEP, PREDICTION = "training step", "prediction"
@@ -138,8 +139,8 @@ def plan(
     chosen = _train_stage(experiment, stage)
     found = _slices(slices)
     meshed = [meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, target.devices) for target in found]
-    make = _workloads(experiment, chosen)
-    recipes_own, chips = make(None), len(found[0].devices)
+    make, chips = _workloads(experiment, chosen), len(found[0].devices)
+    recipes_own = make(None, chips)
     assumed = recipes_own.assumed
     if not batch:
         whole = recipes_own.batch_size
@@ -148,7 +149,7 @@ def plan(
             assumed += (f"{whole} examples on each chip, as the recipe's batch does not divide over {chips} chips",)
     shapes = list(recipes_own.training)
     if not every_shape:
-        shapes = [max(shapes, key=lambda shape: sum(np.size(x) for x in recipes_own.training[shape].values()))]
+        shapes = [max(shapes, key=lambda shape: sum(map(np.size, jax.tree.leaves(recipes_own.training[shape]))))]
     if quick:
         assumed += ("the least effort of the compiler: a training's own program needs less memory, moves fewer bytes",)
     planned: list[SlicePlan] = []
@@ -195,19 +196,30 @@ def _train_stage(experiment: Experiment, name: str) -> TrainStage:
     raise UserError(what, where=f"--stage={name}", todo=f"choose from {known}")
 
 
-def _workloads(experiment: Experiment, stage: Stage) -> Callable[[int | None], Workload]:
+Make = Callable[[int | None, int], Workload]
+"""(global batch size, None for the recipe's; devices) -> what a stage computes."""
+
+
+def _workloads(experiment: Experiment, stage: Stage) -> Make:
     make, recipe = kind_of(stage).workload, experiment.recipe_of(stage)
     assert make is not None  # _train_stage
-    return lambda batch_size: make(stage, recipe, batch_size)
+
+    def workload(batch_size: int | None, devices: int) -> Workload:
+        work = make(stage, recipe, batch_size)
+        if recipe.privacy is None or not isinstance(stage, PrivateTrainStage):
+            return work
+        return private.of_units(work, recipe.privacy, devices)
+
+    return workload
 
 
 @dataclass(frozen=True)
 class _Compiler:
-    """Compiles the programs of a stage for one slice. make: global batch size -> what the stage computes."""
+    """Compiles the programs of a stage for one slice."""
 
     experiment: Experiment
     stage: Stage
-    make: Callable[[int | None], Workload]
+    make: Make
     target: Slice
     mesh: Mesh
     quick: bool
@@ -215,7 +227,7 @@ class _Compiler:
 
     def plan(self, batch: int, shapes: Sequence[str], kinds: Sequence[str]) -> SlicePlan:
         """Programs of the stage with `batch` examples a chip."""
-        workload = self.make(batch * self.mesh.size)
+        workload = self.make(batch * self.mesh.size, self.mesh.size)
         programs: list[Program] = []
         refused: list[Refused] = []
         for what in kinds:
@@ -236,7 +248,7 @@ class _Compiler:
 
         def total(size: int) -> float:
             if size not in known:
-                program = self.program(self.make(size * self.mesh.size), STEP, shape)
+                program = self.program(self.make(size * self.mesh.size, self.mesh.size), STEP, shape)
                 known[size] = float(program.memory.total) if isinstance(program, Program) else math.inf
             return known[size]
 
@@ -281,24 +293,29 @@ class _Compiler:
             compile_seconds=seconds,
         )
         if self.target.is_here and what == STEP:
-            step = step_of(workload.model, self.experiment.recipe_of(self.stage), self.mesh, self.experiment.seed)
-            program = replace(program, measured=measure_step(compiled, step, self.mesh, workload.training[shape]))
+            measured = measure_step(compiled, self.step(workload), self.mesh, workload.training[shape])
+            program = replace(program, measured=measured)
         return program
+
+    def step(self, workload: Workload) -> Step:
+        recipe = self.experiment.recipe_of(self.stage)
+        return step_of(workload.model, recipe, self.mesh, self.experiment.seed, workload.protection)
 
     def lowered(self, workload: Workload, what: str, shape: str) -> Any:
         """The program as the training and the prediction trace it, from shapes."""
         model, mesh = workload.model, self.mesh
-        constants = _laid_out(model.constants, mesh)
         if what == STEP:
-            program = on_mesh(step_of(model, self.experiment.recipe_of(self.stage), mesh, self.experiment.seed), mesh)
+            step = self.step(workload)
+            program, constants = on_mesh(step, mesh), _laid_out(step.constants, mesh)
             return program.update.lower(program.state, constants, self._shapes(workload.training[shape]))
+        constants = _laid_out(model.constants, mesh)
         params = _laid_out(jax.eval_shape(model.init, jax.random.key(0)), mesh)
         batch = self._shapes(workload.prediction[shape])
         return prediction.on_mesh(model, mesh).lower(params, constants, batch)
 
-    def _shapes(self, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    def _shapes(self, batch: Mapping[str, Any]) -> Any:
         sharding = meshes.batch_sharding(self.mesh)
-        return {key: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding) for key, x in batch.items()}
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), dict(batch))
 
 
 def _laid_out(tree: Any, mesh: Mesh) -> Any:

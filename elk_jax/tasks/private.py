@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,12 +21,16 @@ from elk_jax.privacy.secret import Secret
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.run import Experiment, Run, is_main
 from elk_jax.tasks.stages import PrivateTrainStage, Stage, TrainStage
+from elk_jax.tasks.task import Workload
 from elk_jax.training.checkpoint import kept_secret
 from elk_jax.training.model import Model
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.step.separable import check_examples
 from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder
+
+PLANNED = 0.01
+"""A noise multiplier for a plan, where the data would say which."""
 
 
 def protected(
@@ -101,6 +106,33 @@ def _protected_data(experiment: Experiment, stage: Stage) -> dict[str, str]:
             protected = dict.fromkeys(one.train_on, one.name) | protected
     read = [source for source, split in stage.data() if split in ("train", "")]
     return {source: protected[source] for source in read if source in protected}
+
+
+def of_units(work: Workload, privacy: Privacy, devices: int) -> Workload:
+    """The workload of a private training, from that of an open one with the same settings.
+
+    Without data the number of units is unknown: their batches have the rows that suffice for any number of them, as
+    many of which have a unit as a batch is expected to have.
+    """
+    rows = poisson.expected_rows(work.batch_size, devices * privacy.micro_batch)
+    lane, full = rows // devices, -(-work.batch_size // devices)
+    unit = np.arange(rows, dtype=np.int32)
+    unit[np.arange(rows) % lane >= full] = -1
+    count = rows, privacy.images * privacy.views
+
+    def batch(blank: Mapping[str, Any]) -> dict[str, Any]:
+        examples = {name: np.broadcast_to(x[:1, None], (*count, *x.shape[1:])) for name, x in blank.items()}
+        examples["valid"] = np.broadcast_to(True, count)
+        return {"examples": examples, "unit": unit, **({"public": blank} if privacy.public_weight else {})}
+
+    any_noise = replace(privacy, epsilon=None, noise_multiplier=privacy.noise_multiplier or PLANNED)
+    made = mechanism.plan(any_noise, rows, work.batch_size, steps=1)
+    return replace(
+        work,
+        training={shape: batch(blank) for shape, blank in work.training.items()},
+        protection=Protection(made, secret.known(0)),  # whatever the numbers are, the program is the same
+        assumed=(*work.assumed, f"a {privacy.unit} with {privacy.images} images, {work.batch_size} of them in a batch"),
+    )
 
 
 def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Run
 from elk_jax.training.model import Model
+from elk_jax.training.step.step import Protection
 
 Summary = dict[str, Any]
 """The summary of a stage in finished.json, JSON-able. `data`: counts by split (train stages), or of the split
@@ -26,10 +27,11 @@ def no_check(run: Run, stage: Any, recipe: Any, names: Collection[str]) -> None:
 class Workload:
     """What a train stage computes: no data and no weights are read, nothing is computed.
 
-    model: its constants may be shapes. batch_size: of the global batch. training, prediction: blank global batches of
-    the shapes that the step and `model.predict` are compiled for, by what tells them apart, such as "800x1344"; both
-    have the same keys.
-    assumed: what only data or weights could say.
+    model: its constants may be shapes. batch_size: of the global batch; of units, those that are expected in it.
+    training, prediction: blank global batches of the shapes that the step and `model.predict` are compiled for, by what
+    tells them apart, such as "800x1344"; both have the same keys.
+    assumed: what only data or weights could say. protection: of a private training, whose batches are of units; its
+    numbers are not those of the data.
     """
 
     model: Model
@@ -37,6 +39,7 @@ class Workload:
     training: Mapping[str, Mapping[str, Any]]
     prediction: Mapping[str, Mapping[str, Any]]
     assumed: tuple[str, ...] = ()
+    protection: Protection | None = None
 
 
 @dataclass(frozen=True)

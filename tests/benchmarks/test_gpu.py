@@ -141,7 +141,7 @@ def test_environments_are_set_up_by_the_driver_and_torch_apart(on_a_gpu, driver,
     code, commands, _ = on_a_gpu("--parts=detector,attention", card=CARD | {"driver": driver})
     ours, uses_gpu, theirs, probe, detector, attention = commands
     assert uses_gpu[0] == detector[0] and "'gpu'" in uses_gpu[-1]
-    assert code == 0 and ours == ["bash", "launch/setup.sh", extra] and theirs[-5:] == list(gpu.TORCH)
+    assert code == 0 and ours == ["bash", "launch/setup.sh", extra] and theirs[-len(gpu.TORCH) :] == list(gpu.TORCH)
     assert probe[-1].startswith("import torch, torchvision; ") and "cuda" in probe[-1]
     assert "--size=800x1333" in detector and detector[-1].endswith("torch/bin/python")
     assert detector[0] == attention[0] and detector[0].endswith("elk_jax/bin/python")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from configs import variants
 from elk_jax.experiments.parse import parse
 from elk_jax.output import Console
 from elk_jax.planning import folder, tables
 from elk_jax.planning.plan import PREDICTION, STEP, Plan, Refused, _Compiler, _train_stage, efficiencies, plan
+from elk_jax.privacy.settings import Privacy
 from elk_jax.programs import chips, libtpu, roofline, topology
 from elk_jax.programs.account import Account, Cost
 from elk_jax.programs.costs import Collective
 from elk_jax.programs.parts import Part
 from elk_jax.tasks import TASKS
+from elk_jax.tasks.stages import PrivateTrainStage
 from elk_jax.training import mesh as meshes
 from tests.experiments import toy_task
 from tests.refusals import refused
@@ -69,6 +73,33 @@ def test_a_plan_here_compiles_measures_and_is_shown(tmp_path):
     assert all(word in page for word in ("elk_jax plan", "toys: train", "Parts of the prediction", "no noise"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivateToyStage(toy_task.TrainToyStage, PrivateTrainStage):
+    """The toy as a task that trains in units."""
+
+
+def test_a_private_training_is_planned_with_units_in_the_turns_that_a_batch_is_expected_to_take(monkeypatch):
+    train = replace(toy_task.TASK.stages["train"], settings=PrivateToyStage)
+    monkeypatch.setitem(TASKS, "toy", replace(toy_task.TASK, stages={**toy_task.TASK.stages, "train": train}))
+    (alone,) = plan(config(), "", ["here"], batch=6).slices
+    found = config()
+    found.toy.privacy = ConfigDict(variants.settings(Privacy(epsilon=2.0, images=2, micro_batch=3)))
+    planned = plan(found, "", ["here"], batch=6)
+    (one,) = planned.slices
+    step, prediction = one.programs
+    assert step.measured is not None and step.batch == 6 and prediction.memory.batch == alone.programs[1].memory.batch
+    assert step.memory.batch > 2 * 2 * alone.programs[0].memory.batch  # rows for all batches, of two images
+    assert not step.account.unknown_loops
+    assert any("2 images" in sentence for sentence in planned.assumed)
+
+
+def test_a_private_recipe_of_a_task_without_units_is_refused():
+    found = config()
+    found.toy.privacy = ConfigDict(variants.settings(Privacy(epsilon=2.0)))
+    with refused("units", where="privacy"):
+        plan(found, "", ["here"])
+
+
 def test_the_batch_is_spread_over_the_chips_or_is_that_of_each():
     devices = len(jax.devices())
     assert plan(config(toy__images__batch_size=4 * devices), "", ["here"]).batch == 4
@@ -110,7 +141,7 @@ def test_the_largest_batch_is_that_of_the_shape_that_does_not_fit(monkeypatch):
     stage, (one,) = _train_stage(experiment, ""), plan(config(), "", ["here"]).slices
     workload = TASKS["toy"].stages["train"].workload(stage, experiment.recipe_of(stage), None)
     mesh = meshes.make_mesh(devices=one.slice.devices)
-    compiler = _Compiler(experiment, stage, lambda size: workload, one.slice, mesh, True, print)
+    compiler = _Compiler(experiment, stage, lambda size, devices: workload, one.slice, mesh, True, print)
     asked = []
     monkeypatch.setattr(_Compiler, "program", lambda self, workload, what, shape: asked.append(shape) or "too large")
     assert compiler.largest(replace(one, refused=(Refused(STEP, "9x9", "too large"),)), 4) == 0

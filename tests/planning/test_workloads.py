@@ -12,6 +12,7 @@ import pytest
 
 from elk_jax.experiments.parse import kind_of, parse
 from elk_jax.planning import plan as plans
+from elk_jax.tasks import private
 from elk_jax.tasks.training import parameter_count, step_of
 from elk_jax.training import mesh as meshes
 from elk_jax.training.step.step import on_mesh
@@ -42,9 +43,32 @@ def test_the_step_and_the_prediction_take_the_blank_batches(experiment, stage):
         assert {len(x) for x in found.values()} == {2}
 
 
+@pytest.mark.parametrize("experiment, variant, stage, public",
+                         [("bridge_le_to_cem", "tiny,private", "translator", 0.5),
+                          ("inpaint_cem", "tiny,private", "inpainter", 0.0),
+                          ("swin_dp", "tiny", "network", 0.0)])  # fmt: skip
+def test_a_private_step_takes_units(experiment, variant, stage, public):
+    """Every device has whole micro-batches, and as many units as are expected; the loss sees all examples of one."""
+    parsed, chosen, open_work = workload(experiment, variant, stage, batch=6)
+    recipe = parsed.recipe_of(chosen)
+    recipe = replace(recipe, privacy=replace(recipe.privacy, images=3, views=2, micro_batch=4, public_weight=public))
+    devices, mesh = 3, meshes.make_mesh(devices=jax.devices()[:3])
+    work = private.of_units(open_work, recipe.privacy, devices)
+    step = step_of(work.model, recipe, mesh, seed=0, protection=work.protection)
+    for batch in work.training.values():
+        lanes = batch["unit"].reshape(devices, -1)
+        assert lanes.shape[1] % 4 == 0 and lanes.size > 6 + 4 * 6**0.5
+        assert ((lanes >= 0).sum(1) == 2).all() and (np.diff(lanes >= 0, axis=1) == 0)[:, 2:].all()
+        assert {x.shape[:2] for x in batch["examples"].values()} == {(lanes.size, 6)}
+        assert batch["examples"]["valid"].all()
+        assert ("public" in batch) == bool(public)
+        state, metrics = jax.eval_shape(step.update, on_mesh(step, mesh).state, step.constants, batch)
+        assert metrics.keys() >= {"grad_norm", "finite"} and state.params.keys()
+
+
 def test_every_train_stage_can_be_planned():
     experiments = "cem_real", "cem_mixed", "cem_synthetic", "inpaint_cem", "bridge_le_to_cem", "mammo_pretrain"
-    for experiment in (*experiments, "swin_real"):
+    for experiment in (*experiments, "swin_real", "swin_dp"):
         parsed = parse(importlib.import_module(f"configs.{experiment}").get_config("tiny"))
         trained = [stage for stage in parsed.stages.values() if stage.kind == "train"]
         assert trained and all(kind_of(stage).workload for stage in trained), experiment

@@ -70,6 +70,13 @@ def row_count(units: int, rate: float, multiple: int) -> int:
     return multiple * max(1, -(-most // multiple))
 
 
+def expected_rows(expected: int, multiple: int) -> int:
+    """R for batches of so many expected units, however many units there are: more than `row_count` of any number."""
+    from scipy import stats  # as above
+
+    return multiple * -(-int(stats.poisson.isf(OVERFLOW, expected)) // multiple)
+
+
 def drawn_units(secret: Secret, number: int, units: int, rate: float) -> np.ndarray:
     """The units in batch `number`, ascending."""
     return np.flatnonzero(secret.generator(Purpose.PRIVATE_BATCH, number).random(units) < rate)

@@ -195,7 +195,8 @@ def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: i
     else:
         _check_no_adapters(stage, recipe)
     parts = Inpainter(config, recipe.noise.schedule(), recipe.sampler, float(recipe.guidance), words)
-    model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base)
+    tissue_share = recipe.closeups.tissue_share if recipe.privacy else None
+    model = inpainters.trainable(parts, recipe.loss, recipe.lora, recipe.train_text_encoder, base, tissue_share)
     blank: dict[str, Any] = {**crops.blank_batch(count, config.size)}
     drawn = {key: blank[key] for key in ("image", "mask")} | {"seed": sampling.seeds(0, range(count))}
     if recipe.cached_windows:

@@ -31,6 +31,7 @@ from elk_jax.training.state import TrainState
 from elk_jax.training.step.descent import descent
 from elk_jax.training.step.separable import check_model
 from elk_jax.training.step.step import Protection, Step
+from elk_jax.turns import expected_turns
 
 
 def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: Mesh, seed: int = 0) -> Step:
@@ -86,7 +87,8 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
         keys = jax.vmap(lambda unit: jax.random.fold_in(key, unit))(unit)
         ordered = jax.tree.map(lambda x: by_micro_batches(x, micro_batch), (batch["examples"], keys, unit < 0))
         examples, keys, padding = ordered
-        total, found = gradient(only(params, down.trainable), examples, keys, is_padding_example=padding)
+        with expected_turns(-(-mechanism.batch_size // (mesh.size * micro_batch))):
+            total, found = gradient(only(params, down.trainable), examples, keys, is_padding_example=padding)
         votes = jnp.where(padding, 0.0, jnp.where(found.grad_norms <= clip_norm, 0.5, -0.5))
         return jax.lax.psum((total, votes.sum()), BATCH_AXES)
 
