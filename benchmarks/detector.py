@@ -1,4 +1,4 @@
-"""Speed of the detector in training and inference, compared with torchvision on the same machine, images and weights.
+"""Speed of a detector in training and inference, compared with torchvision on the same machine, images and weights.
 
     python benchmarks/detector.py --size=800x1333 --depth=50 --torch_python=/usr/bin/python3
 
@@ -25,12 +25,12 @@ import jax  # noqa: E402
 from benchmarks import measure, rival, workload  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
 from elk_jax.backbones.resnet import BLOCKS  # noqa: E402
-from elk_jax.detection import faster_rcnn_config  # noqa: E402
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig  # noqa: E402
+from elk_jax.detection.retinanet_config import RetinaNetConfig  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
-from elk_jax.weights import detectors, reading  # noqa: E402
+from elk_jax.weights import detectors, reading, resnet  # noqa: E402
 
 TRAINABLE_STAGES = 3
 """Of the backbone, from the top; `workload.RECIPE` freezes the others."""
@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     python = {"auto": rival.default_python(), "none": ""}.get(options.torch_python, options.torch_python)
     host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", options.tiny)  # compile time is one of the results
-    changes = workload.TINY if options.tiny else {"depth": options.depth}
-    config = faster_rcnn_config.torchvision(dtype=options.dtype, num_classes=1, **changes)
+    make: Any = workload.retinanet if options.detector == "retinanet" else workload.faster_rcnn
+    config = make(options.depth, options.dtype, tiny=options.tiny)
     result = benchmark(
         config,
         size,
@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x512", help="image height x width, for example 512x512")
+    parser.add_argument("--detector", default="faster_rcnn", choices=("faster_rcnn", "retinanet"))
     parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet")
     parser.add_argument("--tiny", action="store_true", help="a few channels instead of --depth, for tests")
     parser.add_argument("--batch", type=int, default=2, help="images per step")
@@ -81,7 +82,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def benchmark(
-    config: FasterRCNNConfig,
+    config: FasterRCNNConfig | RetinaNetConfig,
     size: tuple[int, int],
     batch_size: int,
     *,
@@ -98,7 +99,7 @@ def benchmark(
     data = workload.phantom_data(size, batch_size, threads=max(2, min(8, (os.cpu_count() or 2) // 2)))
     layout = accelerator if channels_last is None else channels_last
     with rival.start(python, rival_settings(config, accelerator, layout, clock), data.batch) as other:
-        params = None if other is None else rival_weights(other, config)
+        params = None if other is None else rival_weights(other)
         subject = workload.Subject(config, data, meshes.make_mesh(devices=jax.devices()[:1]), params)
         jax.block_until_ready(subject.step())
         first_loss = float(subject.metrics["loss"])
@@ -134,8 +135,9 @@ def benchmark(
             "size": list(size),
             "canvas": list(data.config.buckets[0]),
             "batch": batch_size,
-            "depth": config.depth,
-            "dtype": config.dtype,
+            "detector": config.name,
+            "depth": config.backbone.depth,
+            "dtype": config.backbone.dtype,
             "conventions": "torchvision",
             "repetitions": repetitions,
             "clock": clock,
@@ -182,12 +184,12 @@ def timing(seconds: list[float], batch_size: int, calls: int, cost: Any = None) 
 
 
 def rival_settings(
-    config: FasterRCNNConfig, accelerator: bool, channels_last: bool, clock: str
+    config: FasterRCNNConfig | RetinaNetConfig, accelerator: bool, channels_last: bool, clock: str
 ) -> dict[str, Any]:
     """The settings of the same detector in torchvision."""
     return {
-        "depth": config.depth,
-        "dtype": config.dtype,
+        "depth": config.backbone.depth,
+        "dtype": config.backbone.dtype,
         "clock": clock,
         "accelerator": accelerator,
         "channels_last": channels_last,
@@ -197,23 +199,35 @@ def rival_settings(
             "momentum": workload.RECIPE.optimizer.momentum,
             "weight_decay": workload.RECIPE.optimizer.weight_decay,
         },
-        "detector": {
-            "rpn_pre_nms_top_n_train": config.rpn_pre_nms_train,
-            "rpn_pre_nms_top_n_test": config.rpn_pre_nms_test,
-            "rpn_post_nms_top_n_train": config.rpn_post_nms_train,
-            "rpn_post_nms_top_n_test": config.rpn_post_nms_test,
-            "rpn_batch_size_per_image": config.rpn_samples,
-            "box_batch_size_per_image": config.roi_samples,
-            "box_score_thresh": config.score_floor,
-            "box_detections_per_img": config.detections,
-        },
+        "name": config.name,
+        "detector": _limits(config),
     }
 
 
-def rival_weights(other: rival.Rival, config: FasterRCNNConfig) -> Any:
+def _limits(config: FasterRCNNConfig | RetinaNetConfig) -> dict[str, Any]:
+    """How much torchvision's detector does, by the names of its arguments."""
+    if isinstance(config, RetinaNetConfig):
+        return {
+            "score_thresh": config.score_floor,
+            "topk_candidates": config.level_candidates,
+            "detections_per_img": config.detections,
+        }
+    return {
+        "rpn_pre_nms_top_n_train": config.rpn_pre_nms_train,
+        "rpn_pre_nms_top_n_test": config.rpn_pre_nms_test,
+        "rpn_post_nms_top_n_train": config.rpn_post_nms_train,
+        "rpn_post_nms_top_n_test": config.rpn_post_nms_test,
+        "rpn_batch_size_per_image": config.rpn_samples,
+        "box_batch_size_per_image": config.roi_samples,
+        "box_score_thresh": config.score_floor,
+        "box_detections_per_img": config.detections,
+    }
+
+
+def rival_weights(other: rival.Rival) -> Any:
     """torchvision's random weights, converted, so that both sides do the same work."""
-    foreign = detectors.understand(reading.read_tensors(other.weights), "torchvision")
-    return detectors.convert_foreign(foreign, {"dtype": config.dtype}).params
+    foreign = resnet.foreign(reading.read_tensors(other.weights), "torchvision")
+    return detectors.convert_foreign(foreign).params
 
 
 if __name__ == "__main__":

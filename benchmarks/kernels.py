@@ -27,7 +27,7 @@ from benchmarks import measure, workload  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
 from elk_jax.backbones.resnet import BLOCKS  # noqa: E402
 from elk_jax.detection import boxes as box_ops  # noqa: E402
-from elk_jax.detection import faster_rcnn, faster_rcnn_config  # noqa: E402
+from elk_jax.detection import faster_rcnn  # noqa: E402
 from elk_jax.detection.faster_rcnn import FasterRCNN, FasterRCNNConfig  # noqa: E402
 from elk_jax.detection.matching import match  # noqa: E402
 from elk_jax.detection.nms import nms  # noqa: E402
@@ -35,8 +35,6 @@ from elk_jax.detection.sampling import sample  # noqa: E402
 from elk_jax.errors import run_main  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
-
-CONVENTIONS = {"torchvision": faster_rcnn_config.torchvision, "detectron2": faster_rcnn_config.detectron2}
 
 Array = jax.Array
 
@@ -58,15 +56,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--conventions",
         default="torchvision",
-        choices=sorted(CONVENTIONS),
+        choices=sorted(workload.CONVENTIONS),
         help="among others: ROIAlign with 2 samples a bin (torchvision), or as many as it has pixels, up to 8",
     )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS), help="see detector.py")
     options = parser.parse_args(arguments)
-    changes = workload.TINY if options.tiny else {"depth": options.depth}
-    config = CONVENTIONS[options.conventions](dtype=options.dtype, **changes)
+    config = workload.faster_rcnn(
+        options.depth, options.dtype, conventions=options.conventions, tiny=options.tiny
+    )
     size = workload.parse_size(options.size)
     host_memory.keep_freed()  # as in the launch scripts
     result = benchmark(config, size, options.batch, options.repetitions, options.least_seconds, options.clock)
@@ -103,8 +102,8 @@ def benchmark(
             "size": list(size),
             "canvas": list(data.config.buckets[0]),
             "batch": batch_size,
-            "depth": config.depth,
-            "dtype": config.dtype,
+            "depth": config.backbone.depth,
+            "dtype": config.backbone.dtype,
             "repetitions": repetitions,
             "clock": clock,
         },

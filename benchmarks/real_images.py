@@ -61,8 +61,8 @@ def experiment(options: argparse.Namespace) -> Any:
         config.data.real.clean_boxes = True
     recipe = config.detector
     if options.variant != "tiny":
-        recipe.model.depth = 50
-    recipe.model.dtype = options.dtype
+        recipe.model.backbone.depth = 50
+    recipe.model.backbone.dtype = options.dtype
     if options.batch:
         recipe.schedule.base *= options.batch / recipe.loader.batch_size
         recipe.loader.batch_size = options.batch
@@ -92,8 +92,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "settings": {
             "variant": options.variant,
             "data": options.data,
-            "depth": recipe.model.depth,
-            "dtype": recipe.model.dtype,
+            "depth": recipe.model.backbone.depth,
+            "dtype": recipe.model.backbone.dtype,
             "batch": batch,
             "steps": recipe.steps,
         },

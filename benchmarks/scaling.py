@@ -33,7 +33,7 @@ from benchmarks import measure, painter, workload  # noqa: E402
 from benchmarks.scaling_run import Point, Run, Training  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
 from elk_jax.backbones.resnet import BLOCKS  # noqa: E402
-from elk_jax.detection import detectors, faster_rcnn_config  # noqa: E402
+from elk_jax.detection import detectors  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.output import Console  # noqa: E402
 from elk_jax.precision import DTYPES  # noqa: E402
@@ -152,12 +152,12 @@ def plan(
 
 def detector(options: argparse.Namespace) -> Training:
     size = workload.parse_size(options.size or "512x512")
-    changes = workload.TINY if options.model == "tiny" else {"depth": options.depth}
-    if options.remat:
-        changes = changes | {"remat": (2, 3)}
-    model = trainable(detectors.build(faster_rcnn_config.torchvision(dtype=options.dtype, **changes)))
+    config = workload.faster_rcnn(
+        options.depth, options.dtype, tiny=options.model == "tiny", remat=(2, 3) if options.remat else ()
+    )
+    model, resnet = trainable(detectors.build(config)), config.backbone
     return Training(
-        {"workload": "detector", "size": list(size), "dtype": options.dtype, **changes},
+        {"workload": "detector", "size": list(size), **{n: getattr(resnet, n) for n in ("depth", "dtype", "remat")}},
         program=lambda mesh: on_mesh(gradient(model, workload.RECIPE, mesh), mesh),
         params=lambda: model.init(jax.random.key(0)),
         batches=lambda count, batch: workload.phantom_batches(size, batch, count),

@@ -202,10 +202,10 @@ def traced_rows() -> list[Row]:
     import jax
     import train  # type: ignore[import-not-found]
 
-    from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
+    from elk_jax.backbones.resnet import ResNetConfig
     from elk_jax.tasks import run as runs
 
-    trace, listed, checked = Trace(FasterRCNNConfig), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    trace, listed, checked = Trace(ResNetConfig), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     list_source, check_readable = runs.list_source, runs.check_readable
 
     def instead_of_compiling(lowered: Any) -> Any:
@@ -241,7 +241,7 @@ def traced_rows() -> list[Row]:
     opened = tuple(f"{source}, {split}: {listed[source, split]}, {n}" for (source, split), n in sorted(checked.items()))
     stays, climbs = tuple(trace.stays), trace.climbs(modules("elk_jax", "launch"))
     return [
-        Row("files that --config.detector.model.depth crosses", "18 (12)", len(crossed), 9, crossed),
+        Row("files that --config.detector.model.backbone.depth crosses", "18 (12)", len(crossed), 9, crossed),
         Row("times it is parsed", "3", trace.parsed, 1),
         Row("times an experiment opens one source (listed, checked)", "3", most, 1, opened),
         Row("stays of `config`", "56 (57)", len(stays), 20, stays),
@@ -254,7 +254,7 @@ def _flags(folder: Path) -> list[str]:
     return [
         f"--config={ROOT / 'configs' / 'cem_real.py'}:tiny",
         f"--config.data.real.spec=coco:{write_coco(folder / 'data')}",
-        f"--config.detector.model.depth={Trace.DEPTH}",
+        f"--config.detector.model.backbone.depth={Trace.DEPTH}",
         f"--workdir={folder / 'run'}",
     ]
 

@@ -1,4 +1,4 @@
-"""Times torchvision's Faster R-CNN on request, in a separate Python with torch and torchvision.
+"""Times torchvision's Faster R-CNN or RetinaNet on request, in a separate Python with torch and torchvision.
 
     python torchvision_side.py FOLDER      FOLDER/settings.json, FOLDER/batch.npz -> FOLDER/weights.pth
 
@@ -12,28 +12,34 @@ import torch_side  # isort: skip  corrects the path before the library is import
 import numpy as np
 import torch
 import torchvision
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 RESIDUAL_GAIN = 0.25
 """Scale of the last norm of each residual branch, without which features of random weights grow with depth."""
 
 
 def build(settings, device):
-    """fasterrcnn_resnet*_fpn with frozen batch norm, random weights, two classes, and no resizing."""
+    """fasterrcnn_resnet*_fpn or retinanet_resnet*_fpn with frozen batch norm, random weights, two classes, and no
+    resizing."""
     torch.manual_seed(0)
     name = f"resnet{settings['depth']}"
+    kind, pyramid = FasterRCNN, {}
+    if settings["name"] == "retinanet":
+        kind, pyramid = RetinaNet, {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
     backbone = resnet_fpn_backbone(
         backbone_name=name,
         weights=None,
         norm_layer=torchvision.ops.misc.FrozenBatchNorm2d,
         trainable_layers=settings["trainable_layers"],
+        **pyramid,
     )
     last = "bn3.weight" if settings["depth"] >= 50 else "bn2.weight"
     for key, value in backbone.state_dict().items():
         if key.endswith(last):
             value.fill_(RESIDUAL_GAIN)
-    model = FasterRCNN(backbone, num_classes=2, **settings["detector"])
+    model = kind(backbone, num_classes=2, **settings["detector"])
     model.transform.resize = lambda image, target: (image, target)  # the images already have the final size
     return model.to(device)
 

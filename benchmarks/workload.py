@@ -16,12 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import measure
+from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.detection import detectors
+from elk_jax.detection import detectors, faster_rcnn_config, retinanet_config
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
+from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection.model import trainable
 from elk_jax.training import mesh as meshes
@@ -46,11 +48,32 @@ RECIPE = TrainingRecipe(
     schedule=WarmupMultistep(base=1e-4, warmup_steps=0),
 )
 TINY = {
-    "depth": 18, "width": 8, "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
+    "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
     "rpn_samples": 32, "rpn_pre_nms_train": 64, "rpn_pre_nms_test": 64, "rpn_post_nms_train": 32,
     "rpn_post_nms_test": 32,
 }  # fmt: skip
 """Settings of a detector of a few channels, for tests."""
+CONVENTIONS = {"torchvision": faster_rcnn_config.torchvision, "detectron2": faster_rcnn_config.detectron2}
+
+
+def faster_rcnn(
+    depth: int, dtype: str, *, conventions: str = "torchvision", tiny: bool = False, remat: tuple[int, ...] = ()
+) -> FasterRCNNConfig:
+    """A detector of one class with a ResNet. tiny: of few channels and 18 layers, for tests."""
+    preset = CONVENTIONS[conventions]
+    backbone = dataclasses.replace(preset().backbone, depth=depth, dtype=dtype, remat=remat)
+    if tiny:
+        return preset(backbone=dataclasses.replace(backbone, depth=18, width=8), **TINY)
+    return preset(backbone=backbone)
+
+
+def retinanet(depth: int, dtype: str, *, tiny: bool = False) -> RetinaNetConfig:
+    """torchvision's RetinaNet with one class. Random weights score low: all scores are let through to the NMS."""
+    backbone = ResNetConfig(depth=depth, dtype=dtype, num_classes=0)
+    if tiny:
+        backbone = dataclasses.replace(backbone, depth=18, width=8)
+        return retinanet_config.torchvision(backbone=backbone, score_floor=0.0, fpn_channels=16, detections=10)
+    return retinanet_config.torchvision(backbone=backbone, score_floor=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +127,7 @@ class Subject:
     The programs are compiled on construction: see compile_seconds, train_cost, inference_cost, step_memory.
     """
 
-    def __init__(self, config: FasterRCNNConfig, data: Data, mesh: Mesh, params: Params | None = None):
+    def __init__(self, config: Any, data: Data, mesh: Mesh, params: Params | None = None):
         model = trainable(detectors.build(config))
         self.mesh, self.training = mesh, gradient(model, RECIPE, mesh)
         program = on_mesh(self.training, mesh)

@@ -5,7 +5,7 @@
       --config.stages.inpainter.init_from=weights/sd15_inpainting --config.stages.synthetic.init_from=weights/dbt
 With a set that was painted before: --config.data.synthetic.spec=coco:FILE.json --stages=synthetic,evaluate
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity 0.58 to 0.62.
-Variants beside the size: fewshot, medium, double, half.
+Variants beside the size: fewshot, medium, double, retinanet, half, lite0, swin.
 """
 
 from configs import variants
@@ -17,7 +17,7 @@ from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetector
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, (*variants.PAINTING_EXTRAS, "half"))
+    size, extras = variants.parse(variant, (*variants.PAINTING_EXTRAS, *variants.DETECTORS))
     return variants.experiment(
         "cem_synthetic",
         data={

@@ -11,6 +11,8 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
             --config.data.real.train_where=fewshot=true
   half      a ResNet-50 of half the width, to start from weights of such a network (docs/open_nsfw_weights.py):
             faster than a ResNet-18 on a CPU
+  lite0     an EfficientNet-Lite0, and swin, a Swin-T, to start from public weights (launch/import_weights.py)
+  retinanet a RetinaNet in place of the Faster R-CNN
   medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
   double    two painted lesions for each real one (ELK's 200 %)
   private   the training data are protected by differential privacy (elk_jax/privacy/settings.py)
@@ -26,7 +28,9 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 SIZES = ("quick", "tiny", "small", "paper")
-DETECTOR_EXTRAS = ("fewshot", "half")
+BACKBONES = ("half", "lite0", "swin")
+DETECTORS = ("retinanet", *BACKBONES)
+DETECTOR_EXTRAS = ("fewshot", *DETECTORS)
 PAINTING_EXTRAS = ("fewshot", "medium", "double")
 
 
@@ -43,6 +47,9 @@ def parse(variant: str | None, extras: tuple[str, ...] = DETECTOR_EXTRAS) -> tup
     sizes = [word for word in words if word in SIZES] or ["quick"]
     if len(sizes) > 1:
         raise ValueError(f"'{sizes[0]}' and '{sizes[1]}' exclude each other")
+    backbones = [word for word in words if word in BACKBONES]
+    if len(backbones) > 1:
+        raise ValueError(f"'{backbones[0]}' and '{backbones[1]}' exclude each other")
     return sizes[0], frozenset(words) & frozenset(extras)
 
 

@@ -104,5 +104,5 @@ def _from_out_of_memory(error: BaseException) -> UserError:
     size = re.search(r"allocat\w*\s+(\d[\d.]*\s?\w+)", str(error))
     return UserError(
         f"out of device memory{f' while allocating {size[1]}' if size else ''}",
-        todo="lower loader.batch_size or loader.buckets, or set model.remat=(2,3) in the recipe",
+        todo="lower loader.batch_size or loader.buckets, or set model.backbone.remat=(2,3) in the recipe",
     )

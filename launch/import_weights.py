@@ -17,10 +17,11 @@
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-inpainting --output=weights/sd
   python launch/import_weights.py --format=diffusers --input=stable-diffusion-v1-5 --inpainting --output=weights/sd
 
-Reads .pkl, .pth and .safetensors of a Faster R-CNN with a ResNet-FPN or of a ResNet only: depth, norms, heads and
-classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
+Reads .pkl, .pth and .safetensors of a Faster R-CNN or RetinaNet with a ResNet-FPN, or of a ResNet only: depth, norms,
+heads and classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
 text-to-image or inpainting. Reads EfficientNets and Swin transformers by the name that they have in their library
-(--model), which tells the conventions that tensors cannot. Pickles are read, never run, and PyTorch is not needed. What
+(--model), which tells the conventions that tensors cannot. A detector can start from any of these networks, which
+becomes its backbone. Pickles are read, never run, and PyTorch is not needed. What
 stands beside the weights in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged
 models. Every tensor is listed with its new name; one that is left over, missing or of another shape stops the import,
 and nothing is written.
@@ -48,7 +49,6 @@ MODEL = flags.DEFINE_string(
     "Of a classifier: its name in the library, of timm with the tag of its weights: tf_efficientnet_b0.ns_jft_in1k",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write: params.safetensors and model.json.")
-DEPTH = flags.DEFINE_integer("depth", None, "Layers of the ResNet. Default: inferred; else checked.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the file's classes, without background: mass,calcification")
 DROP = flags.DEFINE_multi_string(
     "drop", [], "Leave out our parameters that this regular expression finds, to start afresh: box_head/class_logits"
@@ -57,7 +57,10 @@ IGNORE = flags.DEFINE_multi_string(
     "ignore", [], "Leave out tensors of the file that this regular expression finds: ^roi_heads.mask_head"
 )
 SET = flags.DEFINE_multi_string(
-    "set", [], "A setting of the model that shapes cannot tell, as name=JSON: stride_in_1x1=false, pixel_std=[57,57,58]"
+    "set",
+    [],
+    "A setting of the model that shapes cannot tell, as name=JSON: stride_in_1x1=false, pixel_std=[57,57,58]; of a "
+    "detector's backbone: backbone.stride_in_1x1=false",
 )
 NORM_EPS = flags.DEFINE_float(
     "norm_eps", None, "Epsilon of the file's batch norms: 0 for torchvision's published COCO_V1 detector, else 1e-5."
@@ -71,7 +74,7 @@ VARIANT = flags.DEFINE_string(
     "Of diffusers: read the files with this word in their names, such as fp16, and the plain files of parts that have "
     "none. Default: the plain files, else fp16.",
 )
-_OF_DETECTORS = (DEPTH, CLASSES, DROP, NORM_EPS)
+_OF_DETECTORS = (CLASSES, DROP, NORM_EPS)
 _OF_DIFFUSERS = (INPAINTING, VARIANT)
 CLASSIFIERS_ONLY = ("timm", "transformers", "efficientnet_pytorch")
 
@@ -84,16 +87,22 @@ def refuse(given: Sequence[flags.FlagHolder], kind: str) -> None:
 
 
 def settings(pairs: list[str]) -> dict[str, Any]:
-    """['name=JSON', ...] as a dict; text that is not JSON stays text."""
+    """['name=JSON', 'section.name=JSON', ...] as nested dicts; text that is not JSON stays text."""
     changes: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise command_line.UserError(f"--set={pair} has no value", todo="write --set=name=value")
+        *sections, name = name.split(".")
+        place = changes
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise command_line.UserError(f"--set={section} has a value", todo="give a section or a value, not both")
         try:
-            changes[name] = json.loads(text)
+            place[name] = json.loads(text)
         except (ValueError, RecursionError):
-            changes[name] = text
+            place[name] = text
     return changes
 
 
@@ -118,8 +127,6 @@ def main() -> None:
 
         classifiers.import_file(path, file_format, name, output, changes=changes, ignore=IGNORE.value)
         return
-    if DEPTH.value is not None:
-        changes["depth"] = DEPTH.value
     from elk_jax.weights import detectors
 
     detectors.import_file(

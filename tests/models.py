@@ -12,9 +12,9 @@ import safetensors.numpy
 
 from elk_jax import files
 from elk_jax.detection import faster_rcnn_config
-from elk_jax.weights import detectors, model_folder
+from elk_jax.weights import classifiers, detectors, model_folder
 
-ORIGIN = detectors.Origin("detectron2", "theirs.pkl", "0" * 64)
+ORIGIN = classifiers.Origin("detectron2", "theirs.pkl", "0" * 64)
 
 
 def save_imported(folder: str | os.PathLike, params: Any, model: Any = None, absent: Sequence[str] = ()) -> None:

@@ -56,7 +56,7 @@ from elk_jax.errors import UserError  # noqa: E402
 from elk_jax.evaluation.detections import read_results  # noqa: E402
 from elk_jax.experiments.parse import parse, plain  # noqa: E402
 from elk_jax.tasks.detection import model as detector_folder  # noqa: E402
-from elk_jax.weights import detectors, diffusers_folder, model_folder, reading, stable_diffusion  # noqa: E402
+from elk_jax.weights import diffusers_folder, model_folder, reading, resnet, stable_diffusion  # noqa: E402
 from tests.data.sources import dicom_files  # noqa: E402
 from tests.models import save_earlier  # noqa: E402
 
@@ -344,7 +344,7 @@ def read_weights(path: Path) -> Any:
     assert sum(array.nbytes for array in tensors.values()) < 1 << 30
     for file_format in ("torchvision", "detectron2"):
         try:
-            detectors.understand(tensors, file_format)
+            resnet.foreign(tensors, file_format)
         except UserError as error:
             assert "\n" not in str(error)
     return {name: (array.shape, str(array.dtype), array.tobytes()) for name, array in tensors.items()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from configs.variants import merge, settings
+from elk_jax.backbones import efficientnet, resnet, swin
 from elk_jax.detection.faster_rcnn_config import detectron2
+from elk_jax.detection.retinanet_config import RetinaNetConfig, torchvision_v2
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.training.optimizer import OptimizerConfig
@@ -16,21 +18,25 @@ def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The recipe of a detector: model, input, augmentation, optimisation, evaluation."""
     recipe = settings(DetectionRecipe(model=quick_model()))
     merge(recipe, {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}[size])
-    if "half" in extras:
-        merge(recipe, half_resnet50())
+    if "retinanet" in extras:
+        merge(recipe, {"model": retinanet(size, recipe["model"])})
+    for name in extras & BACKBONES.keys():
+        merge(recipe, BACKBONES[name]())
     return recipe
 
 
 def quick_model():
     """A ResNet-18-FPN of half the width: as good on the embedded data, in half the time."""
     return detectron2(
-        depth=18,
-        norm="gn",
-        norm_groups=16,
-        width=32,
-        stride_in_1x1=False,
-        pixel_mean=(60.0,),  # one channel: about the mean and spread of a mammogram on black
-        pixel_std=(60.0,),
+        backbone=resnet.detectron2(
+            depth=18,
+            norm="gn",
+            norm_groups=16,
+            width=32,
+            stride_in_1x1=False,
+            pixel_mean=(60.0,),  # one channel: about the mean and spread of a mammogram on black
+            pixel_std=(60.0,),
+        ),
         fpn_channels=128,
         rpn_pre_nms_train=500,
         rpn_pre_nms_test=500,
@@ -48,7 +54,8 @@ def tiny() -> dict[str, Any]:
     """For tests: 128 px, a few channels, four steps."""
     return {
         "model": {
-            "width": 8, "norm_groups": 8, "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
+            "backbone": {"width": 8, "norm_groups": 8},
+            "fpn_channels": 16, "box_fc_width": 32, "roi_samples": 16, "detections": 10,
             "rpn_pre_nms_train": 64, "rpn_pre_nms_test": 64, "rpn_post_nms_train": 32, "rpn_post_nms_test": 32,
             "detection_candidates": 32, "anchor_sizes": ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,)),
         },
@@ -68,7 +75,7 @@ def tiny() -> dict[str, Any]:
 def small() -> dict[str, Any]:
     """For real images in their hundreds, from scratch or from another modality's weights."""
     return {
-        "model": {"width": 64, "norm_groups": 32},
+        "model": {"backbone": {"width": 64, "norm_groups": 32}},
         "loader": {
             "batch_size": 2,
             "buckets": ((384, 256),),
@@ -86,23 +93,51 @@ def small() -> dict[str, Any]:
     }
 
 
+def retinanet(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
+    """A RetinaNet on the backbone and pyramid of the size's Faster R-CNN; paper: torchvision's, for its weights."""
+    if size == "paper":
+        network = resnet.ResNetConfig(norm="affine_bn", num_classes=0, dtype="bfloat16")
+        return settings(torchvision_v2(backbone=network))
+    config = RetinaNetConfig(head_convs=2, head_norm="gn", norm_groups=8, box_loss="giou")
+    kept = ("backbone", "fpn_channels", "detections", *(("anchor_sizes",) if size == "tiny" else ()))
+    return {**settings(config), **{name: two_stages[name] for name in kept}}
+
+
 def half_resnet50() -> dict[str, Any]:
     """The ResNet-50 of half the width that docs/open_nsfw_weights.py prepares, and what spares its weights."""
     return {
         "model": {
-            "depth": 50,
-            "width": 32,
-            "stem_width": 64,
-            "norm": "frozen_bn",
-            "stride_in_1x1": True,
-            "pixel_mean": (104.0, 117.0, 123.0),
-            "pixel_std": (1.0, 1.0, 1.0),
+            "backbone": {
+                "depth": 50,
+                "width": 32,
+                "stem_width": 64,
+                "norm": "frozen_bn",
+                "stride_in_1x1": True,
+                "pixel_mean": (104.0, 117.0, 123.0),
+                "pixel_std": (1.0, 1.0, 1.0),
+            },
         },
         "optimizer": {
             "frozen": (r"backbone/stem", r"backbone/res2"),
             "multipliers": ((r"^backbone/", 0.3),),
         },
     }
+
+
+def lite0() -> dict[str, Any]:
+    """EfficientNet-Lite0 with the weights of its public package, whose first stages stay as they are."""
+    network = efficientnet.named("lite0", num_classes=0, head=False, frozen_stages=2)
+    return {"model": {"backbone": settings(network)}, "optimizer": {"multipliers": ((r"^backbone/", 0.3),)}}
+
+
+def swin_tiny() -> dict[str, Any]:
+    """Swin-T with the weights of torchvision or timm; the stem and the first stage stay as they are."""
+    network = swin.named("tiny", num_classes=0, frozen_stages=2)
+    return {"model": {"backbone": settings(network)}, "optimizer": {"multipliers": ((r"^backbone/", 0.3),)}}
+
+
+BACKBONES = {"half": half_resnet50, "lite0": lite0, "swin": swin_tiny}
+"""Variants that change the backbone, and what spares its weights; one of them at a time."""
 
 
 def published() -> dict[str, Any]:
@@ -112,7 +147,7 @@ def published() -> dict[str, Any]:
     launch/import_weights.py makes.
     """
     return {
-        "model": settings(detectron2(dtype="bfloat16")),
+        "model": settings(detectron2(backbone=resnet.detectron2(dtype="bfloat16"))),
         "plan_anchors": False,
         "crop_to_breast": False,
         "loader": {
@@ -165,8 +200,7 @@ def small_images() -> dict[str, Any]:
     """A network for images of 128 px, of which two CPU cores read thousands in minutes."""
     return {
         "model": {
-            "width": 16,
-            "norm_groups": 8,
+            "backbone": {"width": 16, "norm_groups": 8},
             "fpn_channels": 32,
             "box_fc_width": 128,
             "roi_samples": 32,

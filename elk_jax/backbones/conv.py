@@ -144,6 +144,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     norm: Norm | None = None
     kernel_init: Initializer = he_normal_fan_out
+    bias_init: Initializer = nn.initializers.zeros
     padding: Padding = "symmetric"
     dtype: Any = jnp.float32
 
@@ -152,12 +153,12 @@ class ConvNorm(nn.Module):
         k = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), param_dtype(self.dtype))
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-        return normed(self, y)
+        return normed(self, y, self.bias_init)
 
 
-def normed(layer: Any, y: jax.Array) -> jax.Array:
+def normed(layer: Any, y: jax.Array, bias_init: Initializer = nn.initializers.zeros) -> jax.Array:
     """`y` [B, H, W, C] behind the norm of a compact `layer` with fields `norm` and `dtype`, or plus its bias."""
     if layer.norm is None:
-        bias = layer.param("bias", nn.initializers.zeros, (y.shape[-1],), param_dtype(layer.dtype))
+        bias = layer.param("bias", bias_init, (y.shape[-1],), param_dtype(layer.dtype))
         return y + bias.astype(layer.dtype)
     return layer.norm(dtype=layer.dtype, name="norm")(y)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elk_jax.backbones.conv import ConvNorm, Padding, matrix_product
 from elk_jax.backbones.depthwise import DepthwiseConvNorm
@@ -41,8 +42,6 @@ STAGES = (
 """Blocks, kernel size, stride, expansion and channels of the seven stages of B0."""
 STEM, HEAD = 32, 1280
 """Channels of the first and of the last convolution of B0."""
-PYRAMID = (1, 2, 4, 6)
-"""Places among the features of C2, C3, C4, C5: the last stage of each stride from 4 to 32."""
 
 VARIANTS: dict[str, tuple[float, float, int, float]] = {
     "b0": (1.0, 1.0, 224, 0.2),
@@ -290,15 +289,19 @@ def init(config: EfficientNetConfig, rng: jax.Array) -> Params:
 
 
 def features(
-    config: EfficientNetConfig, params: Params, images: jax.Array, rng: jax.Array | None = None
+    config: EfficientNetConfig,
+    params: Params,
+    images: jax.Array,
+    rng: jax.Array | None = None,
+    image_size: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """The outputs of the seven stages for images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
 
-    rng: of stochastic depth; None, as in inference: there is none.
+    rng: of stochastic depth; None, as in inference: there is none. image_size: see `pixels.normalise`.
     """
     shares = None if rng is None else _shares(config, rng, len(images))
-    stages: Any = Backbone(config).apply(
-        {"params": params["backbone"]}, normalise(images, config.pixel_mean, config.pixel_std), shares
+    stages: Any = Backbone(config, name="backbone").apply(
+        {"params": params["backbone"]}, normalise(images, config.pixel_mean, config.pixel_std, image_size), shares
     )
     return stages
 
@@ -329,7 +332,25 @@ def _shares(config: EfficientNetConfig, rng: jax.Array, batch: int) -> jax.Array
 def frozen(config: EfficientNetConfig) -> tuple[str, ...]:
     """Regular expressions of the parameters that are not trained."""
     stages = "".join(str(stage) for stage in range(1, config.frozen_stages + 1))
-    return (*frozen_patterns(config.norm), *((rf"^backbone/(stem|stage[{stages}]_\d+)/",) if stages else ()))
+    constants = frozen_patterns(config.norm, ("backbone/", "head"))
+    return (*constants, *((rf"^backbone/(stem|stage[{stages}]_\d+)/",) if stages else ()))
+
+
+def strides(config: EfficientNetConfig) -> tuple[int, ...]:
+    """Pixels per cell of every map of `features`."""
+    return tuple(int(stride) for stride in np.cumprod([stride for _, _, stride, _, _ in STAGES]) * 2)
+
+
+def conventions(config: EfficientNetConfig) -> dict[str, str]:
+    """Field -> the layers whose weights mean something else when it is changed (see `Network`)."""
+    layers = {
+        "pixel_mean": r"^backbone/stem/",
+        "pixel_std": r"^backbone/stem/",
+        "padding": r"^backbone/",
+        "activation": r"^backbone/",
+        "norm_eps": r"^(backbone/.*|head)/norm/",
+    }
+    return {**layers, "norm_groups": r"^(backbone/.*|head)/norm/"} if config.norm == "gn" else layers
 
 
 def grey_stem(config: EfficientNetConfig, params: Params) -> tuple[EfficientNetConfig, Params]:

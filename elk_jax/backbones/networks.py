@@ -11,18 +11,24 @@ from typing import Any
 
 import jax
 
-from elk_jax.backbones import efficientnet, swin
+from elk_jax.backbones import efficientnet, resnet, swin
 
 
 @dataclass(frozen=True)
 class Network:
     """A kind of network as pure functions. A rng is of stochastic depth and the like; without one nothing is dropped.
 
-    config: the dataclass of its settings, with `num_classes` (0: no classifier) and `image_size`.
+    config: the dataclass of its settings, with `num_classes` (0: no classifier), `image_size`, `pixel_mean`,
+    `pixel_std` and `dtype`.
     init: (config, rng) -> params, with `backbone` as one of their top-level names.
-    features: (config, params, images [B, H, W, 1 or C] in [0, 1], rng=None) -> maps [B, h, w, C], the finest first.
+    features: (config, params, images [B, H, W, 1 or C] in [0, 1], rng=None, image_size=None) -> maps [B, h, w, C], the
+    finest first. They read `backbone` alone. image_size [B, 2]: height and width of the images within their canvas;
+    what is outside is zero after the normalisation.
     logits: (config, params, images, rng=None) -> [B, Q] in float32 or wider.
     frozen: config -> regular expressions of the parameters that are not trained.
+    strides: config -> pixels per cell of every map of `features`.
+    conventions: config -> field -> regular expression of the layers whose weights mean something else when the field
+    is changed, though their shapes stay.
     """
 
     config: type
@@ -30,13 +36,17 @@ class Network:
     features: Callable[..., tuple[jax.Array, ...]]
     logits: Callable[..., jax.Array]
     frozen: Callable[[Any], tuple[str, ...]]
+    strides: Callable[[Any], tuple[int, ...]]
+    conventions: Callable[[Any], dict[str, str]]
 
 
 def _network(module: Any, config: type) -> Network:
-    return Network(config, module.init, module.features, module.logits, module.frozen)
+    m = module
+    return Network(config, m.init, m.features, m.logits, m.frozen, m.strides, m.conventions)
 
 
 NETWORKS = {
+    "resnet": _network(resnet, resnet.ResNetConfig),
     "efficientnet": _network(efficientnet, efficientnet.EfficientNetConfig),
     "swin": _network(swin, swin.SwinConfig),
 }

@@ -18,13 +18,21 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @jax.named_scope("normalise")
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Images [B, H, W, C or 1] in [0, 1] -> network input [B, H, W, C]. Grey images are repeated over the channels.
+def normalise(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], image_size: jax.Array | None = None
+) -> jax.Array:
+    """Images [B, H, W, C or 1] -> network input [B, H, W, C]. Grey images are repeated over the channels.
 
-    mean, std: one number per channel. UserError for another number of channels.
+    mean, std: one number per channel, on the scale of the images. image_size [B, 2]: height and width of each image
+    within its canvas; outside the input is 0. None: the canvas is the image. UserError for another number of channels.
     """
     channels = len(mean)
     if images.shape[-1] not in (1, channels):
         raise UserError(f"images of {images.shape[-1]} channels", todo=f"give 1 or {channels} channels")
     images = at_least_float32(images)
-    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+    normalised = (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+    if image_size is None:
+        return normalised
+    rows = jnp.arange(images.shape[1])[None, :] < image_size[:, :1]
+    columns = jnp.arange(images.shape[2])[None, :] < image_size[:, 1:]
+    return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], normalised, 0)

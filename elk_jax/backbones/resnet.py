@@ -1,25 +1,99 @@
-"""Residual networks (He et al. 2016) as feature extractors.
+"""Residual networks (He et al. 2016) as feature extractors and classifiers.
 
-Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^l), ceil(W/2^l), C].
+Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^l), ceil(W/2^l), C]. Q classes.
 
-Parameters: stem/conv, res{2..5}_{block}/conv{1,2,3} and /shortcut, each a ConvNorm (kernel, norm/*).
+Parameters: backbone/stem/conv, backbone/res{2..5}_{block}/conv{1,2,3} and /shortcut, each a ConvNorm (kernel, norm/*);
+classifier (kernel, bias).
 Padding is as in PyTorch, so that weights of torchvision and detectron2 give the same features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.conv import ConvNorm
-from elk_jax.backbones.norms import Norm
+from elk_jax.backbones.conv import ConvNorm, matrix_product
+from elk_jax.backbones.initial import draw_params
+from elk_jax.backbones.norms import NORMS, Norm, frozen_patterns, norm_from_name, param_dtype, zero_residual_norm
+from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from elk_jax.errors import UserError
+from elk_jax.fields import NOT_EMPTY, SIDE, Between, OneOf, Range, check
+from elk_jax.precision import DTYPES, at_least_float32
+
+Params = Any
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Residual blocks of the stages res2..res5, by depth: all depths that there are."""
+
+
+MOST = 1e6
+"""Of any number of the input: what is larger is damage, and can exceed the numbers of JAX."""
+Positive = Annotated[float, Range(0, MOST, above=True)]
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A ResNet. The defaults are torchvision's ResNet-50.
+
+    UserError for a value that cannot be; its `where` is the field.
+    """
+
+    name: Literal["resnet"] = "resnet"
+    depth: Annotated[int, OneOf(tuple(BLOCKS))] = 50
+    """Layers."""
+    width: Annotated[int, Between(1, 1 << 16)] = 64
+    """Channels of the convolutions in the blocks of C2; each later stage doubles it."""
+    stem_width: Annotated[int, Between(0, 1 << 16)] = 0
+    """Channels of the stem; 0: as `width`. Half-width networks keep a whole stem of 64."""
+    norm: Annotated[str, OneOf(tuple(NORMS))] = "frozen_bn"
+    """See `norms.NORMS`."""
+    norm_groups: Annotated[int, Between(1, 1 << 16)] = 32
+    """Groups of 'gn': must divide all widths."""
+    norm_eps: Annotated[float, Between(0, MOST)] = 1e-5
+    stride_in_1x1: bool = False
+    """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution (torchvision)."""
+    remat: tuple[Annotated[int, Between(2, 5)], ...] = ()
+    """Stages (2..5) whose activations are recomputed in the backward pass: less memory, more time."""
+    num_classes: Annotated[int, Between(0, 1 << 16)] = 1000
+    """Q; 0: no classifier."""
+
+    # Input: (image * pixel_scale - pixel_mean) / pixel_std, for an image in [0, 1]; one number per input channel.
+    pixel_scale: Positive = 1.0
+    pixel_mean: Annotated[tuple[Annotated[float, Between(-MOST, MOST)], ...], NOT_EMPTY] = IMAGENET_MEAN
+    """In the channel order of the weights. Its length is the number of channels that the network takes; colour images
+    must come in the same order."""
+    pixel_std: tuple[Positive, ...] = IMAGENET_STD
+    image_size: Annotated[int, SIDE] = 224
+    """Pixels along a side in the published training. Any size can be computed."""
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+
+    def __post_init__(self) -> None:
+        check(self)
+        if len(self.pixel_std) != len(self.pixel_mean):
+            raise self._impossible("pixel_std", f"give {len(self.pixel_mean)} numbers, as many as pixel_mean has")
+        for name in ("width", "stem_width") if self.norm == "gn" else ():
+            if getattr(self, name) % self.norm_groups:
+                raise self._impossible("norm_groups", f"give a divisor of {name} = {getattr(self, name)}")
+
+    def _impossible(self, name: str, todo: str) -> UserError:
+        return UserError(f"{name} is {getattr(self, name)!r}", where=name, todo=todo)
+
+
+def detectron2(**changes: Any) -> ResNetConfig:
+    """For weights of detectron2's backbones (Caffe2 ResNets, blue, green, red in 0..255), and `changes`."""
+    settings: dict[str, Any] = {
+        "depth": 101,
+        "stride_in_1x1": True,
+        "num_classes": 0,
+        "pixel_scale": 255.0,
+        "pixel_mean": (103.530, 116.280, 123.675),
+        "pixel_std": (1.0, 1.0, 1.0),
+    }
+    return ResNetConfig(**{**settings, **changes})
 
 
 def has_bottlenecks(depth: int) -> bool:
@@ -125,40 +199,105 @@ def shortcut(block: Block, x: jax.Array, features: int) -> jax.Array:
 
 
 class ResNet(nn.Module):
-    """Image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32.
+    """Normalised image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32."""
 
-    depth: a key of BLOCKS. width: of the convolutions in the blocks of C2, each later stage doubles it (fewer than
-    64 for narrow networks). stem_width: channels of the stem; 0: as `width`.
-    norm: factory of all norms; None: convolutions with biases.
-    last_norm: last norm of each residual branch (`norms.zero_residual_norm(norm)`); None: same as `norm`.
-    remat: recompute the activations inside the blocks of these stages (2..5) in the backward pass.
-    """
-
-    depth: int = 50
-    width: int = 64
-    stem_width: int = 0
-    norm: Norm | None = None
-    last_norm: Norm | None = None
-    stride_in_1x1: bool = False
-    remat: Sequence[int] = ()
-    dtype: Any = jnp.float32
+    config: ResNetConfig
 
     @nn.compact
     def __call__(self, image: jax.Array) -> tuple[jax.Array, ...]:
-        block_type = Bottleneck if has_bottlenecks(self.depth) else BasicBlock
-        x = Stem(self.stem_width or self.width, self.norm, self.dtype, name="stem")(image)
+        c = self.config
+        norm, dtype = norm_from_name(c.norm, groups=c.norm_groups, eps=c.norm_eps), jnp.dtype(c.dtype)
+        block_type = Bottleneck if has_bottlenecks(c.depth) else BasicBlock
+        x = Stem(c.stem_width or c.width, norm, dtype, name="stem")(image)
         stages = []
-        for stage, blocks in enumerate(BLOCKS[self.depth], start=2):
-            make_block = nn.remat(block_type) if stage in self.remat else block_type
+        for stage, blocks in enumerate(BLOCKS[c.depth], start=2):
+            make_block = nn.remat(block_type) if stage in c.remat else block_type
             for i in range(blocks):
                 x = make_block(
-                    width=self.width * 2 ** (stage - 2),
+                    width=c.width * 2 ** (stage - 2),
                     stride=2 if i == 0 and stage > 2 else 1,
-                    norm=self.norm,
-                    last_norm=self.last_norm or self.norm,
-                    stride_in_1x1=self.stride_in_1x1,
-                    dtype=self.dtype,
+                    norm=norm,
+                    last_norm=zero_residual_norm(norm),
+                    stride_in_1x1=c.stride_in_1x1,
+                    dtype=dtype,
                     name=f"res{stage}_{i}",
                 )(x)
             stages.append(x)
         return tuple(stages)
+
+
+class Classifier(nn.Module):
+    """The network: backbone and classifier, the two top-level names of its parameters.
+
+    Normalised image [B, H, W, C_in] -> class logits [B, Q] in float32 or wider, from the mean of C5 over its map;
+    without a classifier (num_classes 0) the means [B, C].
+    """
+
+    config: ResNetConfig
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        c = self.config
+        pooled = at_least_float32(ResNet(c, name="backbone")(image)[-1]).mean((1, 2))
+        if not c.num_classes:
+            return pooled
+        stored = param_dtype(c.dtype)
+        dense = nn.Dense(
+            c.num_classes, dtype=c.dtype, param_dtype=stored, dot_general=matrix_product, name="classifier"
+        )
+        return at_least_float32(dense(pooled))
+
+
+def init(config: ResNetConfig, rng: jax.Array) -> Params:
+    """Random parameters."""
+    return draw_params(Classifier(config), rng, jnp.zeros((1, 32, 32, len(config.pixel_mean))))
+
+
+def features(
+    config: ResNetConfig,
+    params: Params,
+    images: jax.Array,
+    rng: jax.Array | None = None,
+    image_size: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """(C2, C3, C4, C5) of images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
+
+    Nothing is random in them: `rng` is not used. image_size: see `pixels.normalise`.
+    """
+    stages: Any = ResNet(config, name="backbone").apply(
+        {"params": params["backbone"]}, _input(config, images, image_size)
+    )
+    return stages
+
+
+def logits(config: ResNetConfig, params: Params, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+    """Class logits [B, Q], float32 or wider, of images as in `features`."""
+    found: Any = Classifier(config).apply({"params": params}, _input(config, images))
+    return found
+
+
+def _input(config: ResNetConfig, images: jax.Array, image_size: jax.Array | None = None) -> jax.Array:
+    scaled = at_least_float32(images) * config.pixel_scale
+    return normalise(scaled, config.pixel_mean, config.pixel_std, image_size)
+
+
+def frozen(config: ResNetConfig) -> tuple[str, ...]:
+    """Regular expressions of the parameters that are not trained."""
+    return frozen_patterns(config.norm, ("backbone/",))
+
+
+def strides(config: ResNetConfig) -> tuple[int, ...]:
+    """Pixels per cell of every map of `features`."""
+    return 4, 8, 16, 32
+
+
+def conventions(config: ResNetConfig) -> dict[str, str]:
+    """Field -> the layers whose weights mean something else when it is changed (see `Network`)."""
+    layers = {
+        "pixel_scale": r"^backbone/stem/",
+        "pixel_mean": r"^backbone/stem/",
+        "pixel_std": r"^backbone/stem/",
+        "stride_in_1x1": r"^backbone/res\d_\d+/conv3/",  # of bottlenecks alone
+        "norm_eps": r"^backbone/.*/norm/",
+    }
+    return {**layers, "norm_groups": r"^backbone/.*/norm/"} if config.norm == "gn" else layers

@@ -25,8 +25,8 @@ from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import param_dtype
 from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from elk_jax.errors import UserError
-from elk_jax.fields import BELOW_ONE, SIDE, AtLeast, Between, check
-from elk_jax.precision import at_least_float32
+from elk_jax.fields import BELOW_ONE, SIDE, AtLeast, Between, OneOf, check
+from elk_jax.precision import DTYPES, at_least_float32
 
 Params = Any
 
@@ -64,7 +64,7 @@ class SwinConfig:
     image_size: Annotated[int, SIDE] = 224
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
-    dtype: str = "float32"
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
 
     def __post_init__(self) -> None:
         check(self)
@@ -103,14 +103,18 @@ def init(config: SwinConfig, rng: jax.Array) -> Params:
 
 
 def features(
-    config: SwinConfig, params: Params, images: jax.Array, rng: jax.Array | None = None
+    config: SwinConfig,
+    params: Params,
+    images: jax.Array,
+    rng: jax.Array | None = None,
+    image_size: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """(C2, C3, C4, C5) of images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
 
-    rng: of the dropped residual branches; None drops none.
+    rng: of the dropped residual branches; None drops none. image_size: see `pixels.normalise`.
     """
-    stages: Any = Swin(config).apply(
-        {"params": params["backbone"]}, normalise(images, config.pixel_mean, config.pixel_std), rng
+    stages: Any = Swin(config, name="backbone").apply(
+        {"params": params["backbone"]}, normalise(images, config.pixel_mean, config.pixel_std, image_size), rng
     )
     return stages
 
@@ -127,6 +131,16 @@ def frozen(config: SwinConfig) -> tuple[str, ...]:
     """Regular expressions of the parameters that are not trained."""
     names = ["patches|patches_norm", *(f"merge{stage}|res{stage}_\\d+" for stage in range(2, 2 + STAGES))]
     return tuple(f"^backbone/({name})/" for name in names[: config.frozen_stages])
+
+
+def strides(config: SwinConfig) -> tuple[int, ...]:
+    """Pixels per cell of every map of `features`."""
+    return tuple(config.patch * 2**stage for stage in range(STAGES))
+
+
+def conventions(config: SwinConfig) -> dict[str, str]:
+    """Field -> the layers whose weights mean something else when it is changed (see `Network`)."""
+    return {"pixel_mean": r"^backbone/patches/", "pixel_std": r"^backbone/patches/"}
 
 
 class Swin(nn.Module):

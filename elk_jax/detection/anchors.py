@@ -112,3 +112,12 @@ def plan_sizes(
     middle = (low + high) / 2
     planned = np.exp(middle + step * (np.arange(num_levels) - (num_levels - 1) / 2))
     return tuple((round(float(size), 2),) for size in planned)
+
+
+def scaled(sizes: Sequence[Sequence[float]], planned: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """The anchor sizes of every level with the ratios that they have, and the planned size as their geometric mean."""
+    means = [math.exp(sum(map(math.log, level)) / len(level)) for level in sizes]
+    return tuple(
+        tuple(round(size * wanted / mean, 2) for size in level)
+        for level, mean, (wanted,) in zip(sizes, means, planned, strict=True)
+    )

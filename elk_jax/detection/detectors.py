@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from elk_jax import fields
-from elk_jax.detection import faster_rcnn
+from elk_jax.detection import faster_rcnn, retinanet
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 
@@ -21,6 +22,7 @@ class Kind(NamedTuple):
 
 DETECTORS = {
     "faster_rcnn": Kind(faster_rcnn.FasterRCNNConfig, faster_rcnn.detector),
+    "retinanet": Kind(retinanet.RetinaNetConfig, retinanet.detector),
 }
 
 
@@ -42,13 +44,45 @@ EARLIER = {"model": {"name": DEFAULT.name}}
 """What a model.json lacks that was written before there were several detectors."""
 
 
+_FLAT = (
+    "depth",
+    "width",
+    "stem_width",
+    "norm",
+    "stride_in_1x1",
+    "remat",
+    "pixel_scale",
+    "pixel_mean",
+    "pixel_std",
+    "dtype",
+)
+_SHARED = ("norm_groups", "norm_eps")
+
+
+def in_present_form(settings: Any) -> Any:
+    """The settings of a detector as they are written now.
+
+    Those of a Faster R-CNN had the settings of its backbone, a ResNet, beside its own (_SHARED: of both), before there
+    were other backbones.
+    """
+    if not isinstance(settings, Mapping) or settings.get("name", DEFAULT.name) != DEFAULT.name:
+        return settings
+    moved = {name: value for name, value in settings.items() if name in _FLAT}
+    if "backbone" in settings or not moved:
+        return settings
+    shared = {name: value for name, value in settings.items() if name in _SHARED}
+    own = {name: value for name, value in settings.items() if name not in _FLAT}
+    return {**own, "backbone": {**asdict(DEFAULT().backbone), **moved, **shared}}
+
+
 def stored_config(description: Mapping[str, Any], file: Path, complete: bool = False) -> Any:
-    """The settings in model.json of a detector, or of a backbone for one. UserError as `fields.build`.
+    """The settings in model.json of a detector. UserError as `fields.build`.
 
     description: the content of `file`. complete: settings with a default must be there too.
     """
     where, settings = f"{file}: model", fields.as_dict(description.get("model"), f"{file}: model")
-    return fields.build_named(kinds(), {**EARLIER["model"], **settings}, where, complete=complete)
+    present = in_present_form({**EARLIER["model"], **settings})
+    return fields.build_named(kinds(), present, where, complete=complete)
 
 
 def stored(description: Mapping[str, Any], file: Path, complete: bool = False) -> Detector:

@@ -5,7 +5,7 @@ P proposals, S sampled RoIs, K detections, Q classes, h w pooled size, C channel
 
 The modules only turn arrays into arrays; everything else is a chain of public steps, each usable alone:
 
-    normalise -> features -> rpn_outputs -> proposals -> (training: roi_samples) -> pooled -> box_outputs
+    features -> rpn_outputs -> proposals -> (training: roi_samples) -> pooled -> box_outputs
 
 `detector` makes a `Detector` of that chain and nothing more. Per-image steps are written for one image and mapped by
 `map_images`. Batches and `map_images`: see `detector.py`. Named scopes are the parts in the account of a compiled
@@ -24,13 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.backbones.fpn import FPN
-from elk_jax.backbones.initial import draw_params
-from elk_jax.backbones.norms import frozen_patterns, norm_from_name, zero_residual_norm
-from elk_jax.backbones.resnet import ResNet
-from elk_jax.detection import lanes
+from elk_jax.backbones.norms import frozen_patterns, norm_from_name
+from elk_jax.detection import backbone, lanes
 from elk_jax.detection.anchors import pyramid_anchors
 from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
-from elk_jax.detection.faster_rcnn_config import STRIDES, FasterRCNNConfig, detectron2, torchvision, torchvision_v2
+from elk_jax.detection.faster_rcnn_config import (
+    STAGES,
+    STRIDES,
+    FasterRCNNConfig,
+    detectron2,
+    torchvision,
+    torchvision_v2,
+)
 from elk_jax.detection.roi_align import multilevel_roi_align
 from elk_jax.detection.roi_heads import (
     BoxHead,
@@ -41,7 +46,6 @@ from elk_jax.detection.roi_heads import (
     select_detections,
 )
 from elk_jax.detection.rpn import Proposals, RPNHead, RPNOutputs, RPNSums, rpn_loss_sums, select_proposals
-from elk_jax.precision import at_least_float32
 
 __all__ = ["FasterRCNN", "FasterRCNNConfig", "detectron2", "torchvision", "torchvision_v2"]
 
@@ -49,27 +53,17 @@ CLASS_LAYERS = r"box_head/(class_logits|box_deltas)/"
 
 
 class FasterRCNN(nn.Module):
-    """The network: backbone, fpn, rpn and box_head, the four top-level names of its parameters."""
+    """What is behind the backbone: fpn, rpn and box_head, top-level names of the parameters beside `backbone`."""
 
     config: FasterRCNNConfig
 
     def setup(self) -> None:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
+        dtype = jnp.dtype(c.backbone.dtype)
 
         def norm(name: str):
             return norm_from_name(name, groups=c.norm_groups, eps=c.norm_eps)
 
-        self.backbone = ResNet(
-            depth=c.depth,
-            width=c.width,
-            stem_width=c.stem_width,
-            norm=norm(c.norm),
-            last_norm=zero_residual_norm(norm(c.norm)),
-            stride_in_1x1=c.stride_in_1x1,
-            remat=c.remat,
-            dtype=dtype,
-        )
         self.fpn = FPN(c.fpn_channels, norm(c.fpn_norm), dtype=dtype)
         self.rpn = RPNHead(len(c.anchor_sizes[0]) * len(c.anchor_ratios), c.rpn_conv_depth, dtype)
         self.box_head = BoxHead(
@@ -83,17 +77,13 @@ class FasterRCNN(nn.Module):
             dtype=dtype,
         )
 
-    def __call__(self, image: jax.Array) -> tuple[RPNOutputs, BoxOutputs]:
-        """Touch every parameter once, for `init`: image [B, H, W, C] normalised; the region is arbitrary."""
-        features = self.features(image)
+    def __call__(self, stages: Sequence[jax.Array]) -> tuple[RPNOutputs, BoxOutputs]:
+        """Touch every parameter once, for `init`: C2..C5; the region is arbitrary."""
+        features = self.fpn(stages)
         size = self.config.roi_size
         finest = features[0]
-        region = jnp.broadcast_to(finest[:, :1, None, :1], (len(image), 1, size, size, finest.shape[-1]))
+        region = jnp.broadcast_to(finest[:, :1, None, :1], (len(finest), 1, size, size, finest.shape[-1]))
         return self.rpn(features), self.box_head(region)
-
-    def features(self, image: jax.Array) -> tuple[jax.Array, ...]:
-        """Normalised image [B, H, W, C] -> P2..P6 [B, H_l, W_l, C]."""
-        return self.fpn(self.backbone(image))
 
 
 def detector(config: FasterRCNNConfig) -> Detector:
@@ -114,27 +104,26 @@ def detector(config: FasterRCNNConfig) -> Detector:
 
 def init(model: FasterRCNN, rng: jax.Array) -> Params:
     """Fresh parameters, a nested dict; see `draw_params`."""
-    return draw_params(model, rng, jnp.zeros((1, 32, 32, len(model.config.pixel_mean))))
+    return backbone.draw(model.config.backbone, model, STAGES, rng)
 
 
 def frozen(config: FasterRCNNConfig) -> tuple[str, ...]:
     """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
-    parts = {"backbone/": config.norm, "fpn/": config.fpn_norm, "box_head/": config.box_norm}
-    return tuple(pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
+    parts = {"fpn/": config.fpn_norm, "box_head/": config.box_norm}
+    own = (pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
+    return (*backbone.frozen(config.backbone), *own)
 
 
 def conventions(config: FasterRCNNConfig) -> dict[str, str]:
-    """Field -> the layers whose weights mean something else when it is changed (see `Detector`).
+    """Setting -> the layers whose weights mean something else when it is changed (see `Detector`).
 
     Not the sizes of anchors, which every training may plan for its own lesions.
     """
+    norms = r"^(fpn|box_head)/.*/norm/"
     layers = {
-        "pixel_scale": r"^backbone/stem/",
-        "pixel_mean": r"^backbone/stem/",
-        "pixel_std": r"^backbone/stem/",
-        "stride_in_1x1": r"^backbone/res\d_\d+/conv3/",  # of bottlenecks alone
-        "norm_groups": r"/norm/",
-        "norm_eps": r"/norm/",
+        **backbone.conventions(config.backbone),
+        "norm_groups": norms,
+        "norm_eps": norms,
         "anchor_ratios": r"^rpn/(objectness|deltas)/",
         "anchor_offset": r"^rpn/(objectness|deltas)/",
         "anchor_rounded": r"^rpn/(objectness|deltas)/",
@@ -142,10 +131,11 @@ def conventions(config: FasterRCNNConfig) -> dict[str, str]:
         "background": r"^box_head/class_logits/",
         "box_weights": r"^box_head/box_deltas/",
     }
-    if len(config.pixel_mean) == 1:  # another contrast of the same grey values
-        del layers["pixel_mean"], layers["pixel_std"]
-    if "gn" not in (config.norm, config.fpn_norm, config.box_norm):
+    used = {config.fpn_norm, config.box_norm} - {"none"}
+    if "gn" not in used:
         del layers["norm_groups"]
+    if not used:
+        del layers["norm_eps"]
     return layers
 
 
@@ -156,22 +146,10 @@ def _apply(model: FasterRCNN, params: Params, method: Any, inputs: Any) -> Any:
     return model.apply({"params": params}, inputs, method=method)
 
 
-@jax.named_scope("normalise")
-@jax.named_scope("normalise")
-def normalise(config: FasterRCNNConfig, image: jax.Array, image_size: jax.Array) -> jax.Array:
-    """Image [B, H, W, 1 or C] in [0, 1] -> network input [B, H, W, C], 0 outside image_size [B, 2]."""
-    image = at_least_float32(image)
-    mean, std = (jnp.asarray(v, image.dtype) for v in (config.pixel_mean, config.pixel_std))
-    rows = jnp.arange(image.shape[1])[None, :] < image_size[:, :1]
-    columns = jnp.arange(image.shape[2])[None, :] < image_size[:, 1:]
-    inside = rows[:, :, None, None] & columns[:, None, :, None]
-    return jnp.where(inside, (image * config.pixel_scale - mean) / std, 0)
-
-
 def features(model: FasterRCNN, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
-    """P2..P6 [B, H_l, W_l, C] of a batch's images. Nothing is random in them: `rng` is not used."""
-    image = normalise(model.config, batch["image"], batch["image_size"])
-    return _apply(model, params, "features", image)
+    """P2..P6 [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
+    stages = backbone.stages(model.config.backbone, params, batch, rng, strides=STAGES)
+    return _apply(model, params, lambda network, maps: network.fpn(maps), stages)
 
 
 def rpn_outputs(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array]) -> RPNOutputs:
@@ -274,14 +252,14 @@ def pooled(
             levels,
             boxes,
             (config.roi_size, config.roi_size),
-            STRIDES[: len(levels)],
+            STAGES,
             config.roi_sampling_ratio,
             config.roi_aligned,
             valid=valid,
             max_adaptive_samples=config.roi_max_samples,
         )
 
-    return map_images(of_image)(tuple(pyramid[:4]), boxes, valid)
+    return map_images(of_image)(tuple(pyramid[: len(STAGES)]), boxes, valid)
 
 
 # The two chains.

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from elk_jax.backbones import networks, resnet
 from elk_jax.backbones.norms import NORMS
-from elk_jax.backbones.resnet import BLOCKS
+from elk_jax.detection import backbone
 from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY, SHARE, Between, OneOf, Range, check
-from elk_jax.precision import DTYPES
+from elk_jax.fields import NOT_EMPTY, SHARE, Between, ByName, OneOf, Range, check
 
 STRIDES = (4, 8, 16, 32, 64)
-"""Pixels per cell of P2..P6. Regions are pooled from P2..P5."""
+"""Pixels per cell of P2..P6."""
+STAGES = STRIDES[:4]
+"""Of C2..C5, the maps of the backbone, and of P2..P5, from which regions are pooled."""
 
-Depth = Annotated[int, OneOf(tuple(BLOCKS))]
 NormName = Annotated[str, OneOf(tuple(NORMS))]
 MOST = 1e6
 """Of any number: what is larger is damage, and can exceed the numbers of JAX."""
-FromZero = Annotated[int, Between(0, 1 << 16)]
 FromOne = Annotated[int, Between(1, 1 << 16)]
 Layers = Annotated[int, Between(0, 64)]
 NotNegative = Annotated[float, Between(0, MOST)]
@@ -29,7 +29,7 @@ Positives = Annotated[tuple[Positive, ...], NOT_EMPTY]
 
 @dataclass(frozen=True)
 class FasterRCNNConfig:
-    """Faster R-CNN with a ResNet-FPN. The defaults are ELK's: detectron2's R-101-FPN, one class.
+    """Faster R-CNN with a feature pyramid. The defaults are ELK's: detectron2's R-101-FPN, one class.
 
     UserError for a value that cannot be; its `where` is the field.
     """
@@ -39,36 +39,18 @@ class FasterRCNNConfig:
     num_classes: FromOne = 1
     """Q, background not counted."""
 
-    # Input: image * pixel_scale, grey repeated over the channels, minus mean, over std; then 0 outside
-    # image_size.
-    pixel_scale: Positive = 255.0
-    pixel_mean: Annotated[tuple[Annotated[float, Between(-MOST, MOST)], ...], NOT_EMPTY] = (103.530, 116.280, 123.675)
-    """One per input channel, in the channel order of the weights (blue, green, red here). Its length is the number of
-    channels the network takes; colour images must come in the same order."""
-    pixel_std: tuple[Positive, ...] = (1.0, 1.0, 1.0)
-
-    # Backbone.
-    depth: Depth = 101
-    """Layers of the ResNet."""
-    width: FromOne = 64
-    """Channels of the convolutions in the first stage; every other width of the ResNet follows from it."""
-    stem_width: FromZero = 0
-    """Channels of the stem; 0: as `width`. Half-width networks keep a whole stem of 64."""
-    norm: NormName = "frozen_bn"
-    """See `norms.NORMS`."""
-    norm_groups: FromOne = 32
-    """Groups of every 'gn': must divide all widths."""
-    norm_eps: NotNegative = 1e-5
-    stride_in_1x1: bool = True
-    """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution (torchvision)."""
-    remat: tuple[Annotated[int, Between(2, 5)], ...] = ()
-    """Stages (2..5) whose activations are recomputed in the backward pass: less memory, more time."""
-    dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    """Of the convolutions and dense layers. Boxes and losses never below float32."""
+    backbone: Annotated[Any, ByName(networks.kinds)] = field(default_factory=resnet.detectron2)
+    """The network (`backbones.networks`) and the input that it takes. The pyramid and the heads compute in its
+    `dtype`; boxes and losses never below float32."""
 
     # Feature pyramid, P2..P6.
     fpn_channels: FromOne = 256
     fpn_norm: NormName = "none"
+    """See `norms.NORMS`."""
+    norm_groups: FromOne = 32
+    """Groups of every 'gn' behind the backbone: must divide all widths."""
+    norm_eps: NotNegative = 1e-5
+    """Of the norms behind the backbone."""
 
     # Anchors.
     anchor_sizes: tuple[Positives, ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
@@ -137,9 +119,7 @@ class FasterRCNNConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        channels = len(self.pixel_mean)
-        if len(self.pixel_std) != channels:
-            raise self._impossible("pixel_std", f"give {channels} numbers, as many as pixel_mean has")
+        backbone.check(self.backbone, STAGES)
         per_level = {len(sizes) for sizes in self.anchor_sizes}
         if len(self.anchor_sizes) != len(STRIDES) or len(per_level) != 1:
             raise self._impossible("anchor_sizes", f"give {len(STRIDES)} tuples of equal length, one per level")
@@ -150,10 +130,8 @@ class FasterRCNNConfig:
                 raise self._impossible("norm_groups", f"give a divisor of {width} = {getattr(self, width)}")
 
     def _grouped_widths(self) -> list[str]:
-        """Fields of the channels that group norms split. Every later width of the ResNet is a multiple of `width`."""
+        """Fields of the channels that group norms split."""
         grouped = {
-            "width": self.norm == "gn",
-            "stem_width": self.norm == "gn" and self.stem_width > 0,
             "fpn_channels": self.fpn_norm == "gn",
             "box_conv_channels": self.box_norm == "gn" and self.box_convs > 0,
         }
@@ -164,21 +142,17 @@ class FasterRCNNConfig:
 
 
 def detectron2(**changes: Any) -> FasterRCNNConfig:
-    """For weights of detectron2's R-50/R-101-FPN (caffe ResNets, BGR in 0..255), and `changes`: ELK's own."""
+    """For weights of detectron2's R-101-FPN, and `changes`: ELK's own."""
     return FasterRCNNConfig(**changes)
 
 
 def torchvision(**changes: Any) -> FasterRCNNConfig:
     """For weights of torchvision's fasterrcnn_resnet50_fpn (RGB in 0..1), and `changes`.
 
-    Its published COCO_V1 weights were trained with norm_eps=0.
+    Its published COCO_V1 weights were trained with norms of epsilon 0.
     """
     settings: dict[str, Any] = {
-        "pixel_scale": 1.0,
-        "pixel_mean": (0.485, 0.456, 0.406),
-        "pixel_std": (0.229, 0.224, 0.225),
-        "depth": 50,
-        "stride_in_1x1": False,
+        "backbone": resnet.ResNetConfig(num_classes=0),
         "anchor_rounded": True,
         "rpn_smooth_l1_beta": 1 / 9,
         "rpn_post_nms_train": 2000,
@@ -200,7 +174,7 @@ def torchvision_v2(**changes: Any) -> FasterRCNNConfig:
     dense layer.
     """
     settings: dict[str, Any] = {
-        "norm": "affine_bn",
+        "backbone": resnet.ResNetConfig(norm="affine_bn", num_classes=0),
         "fpn_norm": "affine_bn",
         "rpn_conv_depth": 2,
         "box_convs": 4,

@@ -49,6 +49,18 @@ def sigmoid_focal(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, ga
     return jnp.where(targets > 0.5, alpha, 1 - alpha) * loss
 
 
+def focal_sum(
+    logits: jax.Array, labels: jax.Array, classes: jax.Array, alpha: float = 0.25, gamma: float = 2.0
+) -> jax.Array:
+    """Sum of the focal loss of logits [A, Q] over the anchors of an image, each class by itself.
+
+    labels [A]: 1 positive, 0 negative, -1 neither, which counts for nothing (`matching.Matches`). classes [A] int: of
+    positives.
+    """
+    targets = jax.nn.one_hot(classes, logits.shape[-1]) * (labels > 0)[:, None]
+    return jnp.where((labels >= 0)[:, None], sigmoid_focal(logits, targets, alpha, gamma), 0).sum()
+
+
 def giou_loss(pred_boxes: jax.Array, gt_boxes: jax.Array) -> jax.Array:
     """1 - generalized IoU of pred_boxes[..., 4] with gt_boxes[..., 4], row by row: [...] in [0, 2]."""
     return 1 - box_ops.generalized_iou(pred_boxes, gt_boxes)

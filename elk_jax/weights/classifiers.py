@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from rich.table import Table
 
 from elk_jax import files
 from elk_jax.backbones.networks import NETWORKS, kinds
+from elk_jax.detection.detectors import in_present_form
 from elk_jax.errors import UserError
 from elk_jax.fields import ByName
 from elk_jax.output import Console
-from elk_jax.weights import convert, efficientnet, model_folder, reading, swin
-from elk_jax.weights.detectors import Origin, name_table, say
+from elk_jax.weights import convert, efficientnet, model_folder, reading, resnet, swin
 
-READERS = {"efficientnet": efficientnet.understand, "swin": swin.understand}
+READERS = {"efficientnet": efficientnet.understand, "swin": swin.understand, "resnet": resnet.understand}
 """By the word that stands in the names of a kind of network, in all libraries."""
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The file of an import. format: whose names and conventions."""
+
+    format: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ImportedClassifier:
-    """The content of `model.json` of an import."""
+    """The content of `model.json` of an import. A network without a classifier has no classes."""
 
     architecture: str
     model: Annotated[Any, ByName(kinds)]
@@ -56,10 +66,20 @@ def convert_tensors(
     if kind is None:
         todo = f"name it as the library does; there are {' and '.join(READERS)}"
         raise UserError(f"'{name}' is not a kind of classifier that is read here", where="--model", todo=todo)
-    tensors, model, names = READERS[kind](convert.strip_wrappers(tensors), file_format, name, changes or {})
-    convert.check_used(ignore, tensors, "--ignore")
-    params, name_map = convert.convert(tensors, names, _shapes(model), ignore=ignore)
-    return Classifier(params, model, name_map)
+    return _converted(READERS[kind](convert.strip_wrappers(tensors), file_format, name, changes or {}), ignore)
+
+
+def convert_resnet(
+    foreign: convert.Foreign, changes: Mapping[str, Any] | None = None, ignore: Sequence[str] = ()
+) -> Classifier:
+    """The same of a ResNet whose depth and widths follow from the tensors."""
+    return _converted(resnet.of(foreign, changes or {}), ignore)
+
+
+def _converted(found: convert.Understood, ignore: Sequence[str]) -> Classifier:
+    convert.check_used(ignore, found.tensors, "--ignore")
+    params, name_map = convert.convert(found.tensors, found.format, _shapes(found.model), ignore=ignore)
+    return Classifier(params, found.model, name_map)
 
 
 def import_file(
@@ -75,21 +95,28 @@ def import_file(
     """Read `path`, print the name map on `console` and write the model folder `output`. Nothing is written on error."""
     console = console or Console()
     imported = convert_tensors(reading.read_tensors(path), file_format, name, changes, ignore)
+    write(
+        imported, f"{name} of {file_format}", Origin(file_format, Path(path).name, files.sha256(path)), output, console
+    )
+    return imported
+
+
+def write(imported: Classifier, title: str, origin: Origin, output: str | os.PathLike, console: Console) -> None:
+    """Print the name map and what was found, and write the model folder `output`."""
     folder = files.make_folder(output)
     model, rows = imported.model, imported.name_map.rows
     count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
+    pixels = [f"{name} {_digits(value)}" for name, value in vars(model).items() if name.startswith("pixel_")]
     console.print(name_table(imported.name_map))
     say(
         console,
-        f"{name} of {file_format}, {model.num_classes} classes, published for {model.image_size} px",
-        f"input (image - {_digits(model.pixel_mean)}) / {_digits(model.pixel_std)}, for red, green, blue in [0, 1]",
+        f"{title}, {model.num_classes} classes, published for {model.image_size} px",
+        f"input: {', '.join(pixels)}",
         f"{count:,} parameters in {len(rows)} tensors; ignored {len(imported.name_map.ignored)}; "
         "nothing left over or missing",
     )
-    origin = Origin(file_format, Path(path).name, files.sha256(path))
     model_folder.save_params(folder, imported.params, ImportedClassifier(model.name, model, origin))
     say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")
-    return imported
 
 
 def load(folder: str | os.PathLike) -> tuple[Any, model_folder.Params]:
@@ -98,13 +125,49 @@ def load(folder: str | os.PathLike) -> tuple[Any, model_folder.Params]:
     if content.architecture not in NETWORKS:
         todo = "name a folder of launch/import_weights.py --model=..."
         raise UserError(f"the weights are of '{content.architecture}', not a classifier's", where=folder, todo=todo)
-    model = content.build(ImportedClassifier).model
+    model = stored(content).model
     model_folder.check_fits(params, _shapes(model), folder)
     return model, params
 
 
-def _digits(values: Sequence[float]) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in values)})"
+def stored(content: model_folder.Content) -> ImportedClassifier:
+    """What the folder of an imported network says. UserError as `Content.build`."""
+    entries: dict[str, Any] = dict(content.entries)
+    before = entries.get("model")
+    if "absent" in entries and isinstance(before, Mapping) and "backbone" not in before:
+        # a ResNet that an earlier version described as a detector without its heads
+        kept = {name: entries[name] for name in ("architecture", "source") if name in entries}
+        entries = kept | {"model": in_present_form(before).get("backbone")}
+    return replace(content, entries=entries).build(ImportedClassifier)
+
+
+def name_table(name_map: convert.NameMap) -> Table:
+    """Foreign name and shape, our path and shape, layout: one row per tensor."""
+    table = Table(header_style="bold")
+    for title in ("in the file", "shape", "here", "shape", "layout"):
+        table.add_column(title, overflow="fold")
+    for row in name_map.rows:
+        theirs, ours = ("x".join(map(str, shape)) or "1" for shape in (row.foreign_shape, row.shape))
+        table.add_row(row.foreign, theirs, row.path, ours, row.layout if row.layout != "as_is" else "")
+    for path, value in name_map.filled:
+        table.add_row("(not in the file)", "", path, "", f"constant {value:g}")
+    for path in name_map.dropped:
+        table.add_row("(dropped)", "", path, "", "re-initialised in training")
+    for name in name_map.ignored:
+        table.add_row(name, "", "(ignored)", "", "")
+    return table
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _digits(value: float | Sequence[float]) -> str:
+    if isinstance(value, Sequence):
+        return f"({', '.join(f'{one:.4g}' for one in value)})"
+    return f"{value:g}"
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -91,13 +91,15 @@ class NameMap:
 class Foreign:
     """A recognised foreign file: its tensors with uniform names, their format, and the architecture.
 
-    preset: 'detectron2', 'torchvision' or 'torchvision_v2', the conventions of the training. settings: fields of the
-    model's configuration that follow from the shapes. backbone_only: the file has no detector.
+    preset: the conventions of the training: 'detectron2', 'torchvision' or 'torchvision_v2'; 'retinanet' or
+    'retinanet_v2', those of torchvision. resnet, settings: fields of the configurations of the backbone and of the
+    detector that follow from the shapes. backbone_only: the file has no detector.
     """
 
     tensors: Tensors
     format: Format
     preset: str
+    resnet: dict[str, Any]
     settings: dict[str, Any]
     backbone_only: bool
 
@@ -253,7 +255,7 @@ def indices(tensors: Tensors, pattern: str) -> list[int]:
     return sorted({int(match.group(1)) for match in found if match})
 
 
-def resnet_settings(tensors: Tensors, stem: str, stages: Sequence[str]) -> dict[str, int]:
+def resnet_settings(tensors: Tensors, stem: str, stages: Sequence[str]) -> dict[str, Any]:
     """`depth`, `width` and `stem_width` of a ResNet, from the name of its stem's kernel and the prefixes of its stages.
 
     UserError where a tensor is missing, and where no known ResNet has so many blocks.

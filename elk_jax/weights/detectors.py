@@ -1,46 +1,36 @@
-"""Weights of other libraries as a model folder: read, converted, checked against the model and explained."""
+"""Detectors of other libraries as a model folder: read, converted, checked against the model and explained."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich.table import Table
 
 from elk_jax import fields, files
-from elk_jax.detection import faster_rcnn
+from elk_jax.detection import detectors, faster_rcnn, retinanet
 from elk_jax.detection.detectors import kinds
-from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import ByName
 from elk_jax.output import Console
-from elk_jax.weights import convert, detectron2, model_folder, reading, torchvision
+from elk_jax.weights import classifiers, convert, model_folder, reading, resnet
+from elk_jax.weights.classifiers import Origin, name_table, say
 
-ALL_BUT_BACKBONE = "^(?!backbone/)"
-
-_PRESETS = {
+_PRESETS: dict[str, Callable[[], Any]] = {
     "detectron2": faster_rcnn.detectron2,
     "torchvision": faster_rcnn.torchvision,
     "torchvision_v2": faster_rcnn.torchvision_v2,
+    "retinanet": retinanet.torchvision,
+    "retinanet_v2": retinanet.torchvision_v2,
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """The file of an import. format: whose names and conventions."""
-
-    format: str
-    file: str
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Imported:
-    """The content of `model.json` of an import. classes: () of a backbone; absent: as in `Converted`."""
+    """The content of `model.json` of an import. absent: as in `Converted`."""
 
     architecture: str
     model: Annotated[Any, ByName(kinds)]
@@ -57,18 +47,9 @@ class Converted:
     """
 
     params: model_folder.Params
-    model: FasterRCNNConfig
+    model: Any
     name_map: convert.NameMap
     absent: tuple[str, ...]
-
-
-def understand(tensors: reading.Tensors, file_format: str, norm_eps: float | None = None) -> convert.Foreign:
-    """What `tensors` are, in the names of "detectron2" or "torchvision". norm_eps: see `torchvision.interpret`."""
-    if file_format == "torchvision":
-        return torchvision.interpret(tensors, norm_eps=torchvision.EPS if norm_eps is None else norm_eps)
-    if norm_eps is not None:
-        raise UserError("--norm_eps is of the torchvision format", todo="leave it out")
-    return detectron2.interpret(tensors)
 
 
 def convert_foreign(
@@ -77,25 +58,25 @@ def convert_foreign(
     drop: Sequence[str] = (),
     ignore: Sequence[str] = (),
 ) -> Converted:
-    """The parameters of the model that `foreign` is of. `changes`: fields of FasterRCNNConfig, over what is inferred.
+    """The parameters of the detector that `foreign` is of. `changes`: settings of the detector, over what is inferred;
+    those of its backbone are a section.
 
     drop, ignore: see `convert.convert`. Raises UserError when file and model do not agree in every tensor.
     """
-    preset = dataclasses.asdict(_PRESETS[foreign.preset]())
-    model = fields.build(FasterRCNNConfig, {**preset, **foreign.settings, **(changes or {})}, "model")
+    preset, changes = _PRESETS[foreign.preset](), changes or {}
+    backbone = resnet.settings(foreign) | fields.as_dict(changes.get("backbone", {}), "model.backbone")
+    settings = {**dataclasses.asdict(preset), **foreign.settings, **changes, "backbone": backbone}
+    model = fields.build(type(preset), settings, "model")
     shapes = parameter_shapes(model)
-    if foreign.backbone_only:
-        shapes = {path: shape for path, shape in shapes.items() if path.startswith("backbone/")}
     convert.check_used(drop, shapes, "--drop")
     convert.check_used(ignore, foreign.tensors, "--ignore")
     params, name_map = convert.convert(foreign.tensors, foreign.format, shapes, drop, ignore)
-    rest = (ALL_BUT_BACKBONE,) if foreign.backbone_only else ()
-    return Converted(params, model, name_map, (*rest, *drop))
+    return Converted(params, model, name_map, tuple(drop))
 
 
-def parameter_shapes(model: FasterRCNNConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter, without computing any."""
-    return model_folder.shapes_of(faster_rcnn.detector(model).init)
+    return model_folder.shapes_of(detectors.build(model).init)
 
 
 def import_file(
@@ -109,66 +90,56 @@ def import_file(
     ignore: Sequence[str] = (),
     norm_eps: float | None = None,
     console: Console | None = None,
-) -> Converted:
-    """Read `path`, print the name map on `console` and write the model folder `output`. Nothing is written on error."""
+) -> Converted | classifiers.Classifier:
+    """Read `path`, print the name map on `console` and write the model folder `output`. Nothing is written on error.
+
+    The folder of a ResNet without a detector is that of a network.
+    """
     console = console or Console()
-    foreign = understand(reading.read_tensors(path), file_format, norm_eps)
+    foreign = resnet.foreign(reading.read_tensors(path), file_format, norm_eps)
+    origin = Origin(foreign.preset, Path(path).name, files.sha256(path))
+    if foreign.backbone_only:
+        for flag, given in (("--classes", classes), ("--drop", drop)):
+            if given:
+                raise UserError(f"{flag} is of detectors, the file has none", where=flag, todo="leave it out")
+        network = classifiers.convert_resnet(foreign, changes, ignore)
+        title = f"ResNet-{network.model.depth}, conventions of {foreign.preset}"
+        classifiers.write(network, title, origin, output, console)
+        return network
     imported = convert_foreign(foreign, changes, drop, ignore)
     count = imported.model.num_classes
     names = list(classes) or [f"class {i}" for i in range(count)]
-    if not foreign.backbone_only and len(names) != count:
+    if len(names) != count:
         todo = "name every class of the file, without background"
         raise UserError(f"{len(names)} names for {count} classes", where="--classes", todo=todo)
     folder = files.make_folder(output)
     console.print(name_table(imported.name_map))
     say(console, *summary(foreign, imported))
     description = Imported(
-        architecture="resnet" if foreign.backbone_only else imported.model.name,
+        architecture=imported.model.name,
         model=imported.model,
-        classes=() if foreign.backbone_only else tuple(names),
+        classes=tuple(names),
         absent=imported.absent,
-        source=Origin(foreign.preset, Path(path).name, files.sha256(path)),
+        source=origin,
     )
     model_folder.save_params(folder, imported.params, description)
     say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")
     return imported
 
 
-def say(console: Console, *lines: str) -> None:
-    """Print lines as they are."""
-    for line in lines:
-        console.print(line, soft_wrap=True)
-
-
-def name_table(name_map: convert.NameMap) -> Table:
-    """Foreign name and shape, our path and shape, layout: one row per tensor."""
-    table = Table(header_style="bold")
-    for title in ("in the file", "shape", "here", "shape", "layout"):
-        table.add_column(title, overflow="fold")
-    for row in name_map.rows:
-        theirs, ours = ("x".join(map(str, shape)) or "1" for shape in (row.foreign_shape, row.shape))
-        table.add_row(row.foreign, theirs, row.path, ours, row.layout if row.layout != "as_is" else "")
-    for path, value in name_map.filled:
-        table.add_row("(not in the file)", "", path, "", f"constant {value:g}")
-    for path in name_map.dropped:
-        table.add_row("(dropped)", "", path, "", "re-initialised in training")
-    for name in name_map.ignored:
-        table.add_row(name, "", "(ignored)", "", "")
-    return table
-
-
 def summary(foreign: convert.Foreign, imported: Converted) -> list[str]:
     """Lines on what was found: model, counts, and what the user should know."""
     model, name_map = imported.model, imported.name_map
     count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
-    kind = "backbone alone" if foreign.backbone_only else f"Faster R-CNN, {model.num_classes} classes"
+    resnet = model.backbone
     lines = [
-        f"{kind}: ResNet-{model.depth}, conventions of {foreign.preset}, norm {model.norm}",
+        f"{model.name}, {model.num_classes} classes: ResNet-{resnet.depth}, conventions of {foreign.preset}, "
+        f"norm {resnet.norm}",
         f"{count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}, "
         f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; nothing left over or missing",
     ]
     frozen = "backbone.body.bn1.running_var" in foreign.tensors
     tracked = any(name.endswith("num_batches_tracked") for name in foreign.tensors)
-    if foreign.preset == "torchvision" and not foreign.backbone_only and frozen and not tracked:
+    if foreign.preset in ("torchvision", "retinanet") and frozen and not tracked:
         lines.append("note: torchvision's published COCO_V1 detector was trained with norms of epsilon 0: --norm_eps=0")
     return lines

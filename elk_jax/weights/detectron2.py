@@ -49,10 +49,11 @@ def interpret(tensors: Tensors) -> Foreign:
     if "stem.conv1.weight" in tensors:
         tensors = {BODY + name: tensor for name, tensor in tensors.items()}
     backbone_only = not any(name.startswith((f"{RPN}.", f"{ROI}.", "backbone.fpn_")) for name in tensors)
-    settings = _backbone_settings(tensors, caffe2) | ({} if backbone_only else _detector_settings(tensors))
+    resnet = _backbone_settings(tensors, caffe2)
+    settings = {} if backbone_only else _detector_settings(tensors)
     folded = caffe2 and not any(name.endswith(".running_mean") for name in tensors)
     constants = ((r".*/norm/mean", 0.0), (r".*/norm/var", 1.0 - EPS)) if folded else ()
-    return Foreign(tensors, Format(_RULES, IGNORED, constants), "detectron2", settings, backbone_only)
+    return Foreign(tensors, Format(_RULES, IGNORED, constants), "detectron2", resnet, settings, backbone_only)
 
 
 def _backbone_settings(tensors: Tensors, caffe2: bool) -> dict[str, Any]:

@@ -325,10 +325,12 @@ def check_same(before: Any, now: Any, fields: Collection[str], where: Path, reci
     """UserError for the first of `fields` that a training would change in the model whose weights it starts from.
 
     before, now: the settings of the model of the weights and of the recipe, dataclasses; a field that only one of them
-    has is not compared. where: the folder of the weights. The error lists all settings to change, of the recipe's name.
+    has is not compared. fields: dotted names, of sections too. where: the folder of the weights. The error lists all
+    settings to change, of the recipe's name.
     """
     old, new = (flatten(dataclasses.asdict(model)) for model in (before, now))
-    differing = [key for key in new if key in old and key.split("/")[0] in fields and old[key] != new[key]]
+    wanted = tuple(f"{field}/".replace(".", "/") for field in fields)
+    differing = [key for key in new if key in old and f"{key}/".startswith(wanted) and old[key] != new[key]]
     if differing:
         named = {key: key.replace("/", ".") for key in differing}
         settings = [f"--config.{recipe}.model.{named[key]}={shlex.quote(str(old[key]))}" for key in differing]

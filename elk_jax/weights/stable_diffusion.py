@@ -25,7 +25,7 @@ from elk_jax.diffusion.text_encoder import TextConfig
 from elk_jax.diffusion.unet import UNetConfig
 from elk_jax.errors import UserError
 from elk_jax.output import Console
-from elk_jax.weights import convert, detectors, diffusers, diffusers_folder, model_folder, tokenizer
+from elk_jax.weights import classifiers, convert, diffusers, diffusers_folder, model_folder, tokenizer
 from elk_jax.weights.diffusers import PARTS
 from elk_jax.weights.tokenizer import Tokenizer
 
@@ -193,11 +193,11 @@ def import_folder(
     pipeline = diffusers_folder.read_pipeline(path, variant)
     model, maps = from_pipeline(pipeline, inpainting=inpainting, ignore=ignore, where=path)
     for part in PARTS:
-        detectors.say(console, f"{part}: {pipeline.files[part]}")
-        console.print(detectors.name_table(maps[part]))
-    detectors.say(console, *summary(pipeline, model, maps))
+        classifiers.say(console, f"{part}: {pipeline.files[part]}")
+        console.print(classifiers.name_table(maps[part]))
+    classifiers.say(console, *summary(pipeline, model, maps))
     save(output, model, {"format": "diffusers", "folder": Path(path).name, "files": pipeline.files})
-    detectors.say(console, f"wrote {Path(output) / model_folder.PARAMS} and {model_folder.CONFIG}")
+    classifiers.say(console, f"wrote {Path(output) / model_folder.PARAMS} and {model_folder.CONFIG}")
     return model
 
 
@@ -237,5 +237,5 @@ def export_folder(
     model = load(folder)
     written = diffusers_folder.write_pipeline(output, model.params, model.parts, model.tokenizer, dtype)
     kind = diffusers_folder.pipeline_kind(model.params, model.parts)
-    detectors.say(console or Console(), f"wrote {written}: load it with {kind}.from_pretrained")
+    classifiers.say(console or Console(), f"wrote {written}: load it with {kind}.from_pretrained")
     return written

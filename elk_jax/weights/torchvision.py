@@ -1,7 +1,8 @@
-"""Names of torchvision's Faster R-CNN with a ResNet-FPN (v1 and v2), and of plain ResNets (torchvision, timm).
+"""Names of torchvision's Faster R-CNN and RetinaNet with a ResNet-FPN (v1 and v2), and of plain ResNets (also timm's).
 
-Full detectors: `backbone.body.*`, `backbone.fpn.*`, `rpn.head.*`, `roi_heads.*`, with the names since 0.13 or the
-older ones (`inner_blocks.0.weight`, `rpn.head.conv.weight`). Backbones alone: `conv1.weight`, `bn1.*`, `layer1.0.*`.
+Full detectors: `backbone.body.*`, `backbone.fpn.*`, then `rpn.head.*` and `roi_heads.*`, or `head.*`, with the names
+since 0.13 or the older ones (`inner_blocks.0.weight`, `rpn.head.conv.weight`). Backbones alone: `conv1.weight`,
+`bn1.*`, `layer1.0.*`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from elk_jax.weights.reading import Tensors
 
 BODY = "backbone.body."
 _BODY = re.escape(BODY)
-IGNORED = (r".*\.num_batches_tracked", rf"{_BODY}fc\.(weight|bias)")
+RETINANET = "head.classification_head."
+IGNORED = (r".*\.num_batches_tracked",)
 EPS = 1e-5  # epsilon of the model's norms
 
 
@@ -44,18 +46,22 @@ def interpret(tensors: Tensors, norm_eps: float = EPS) -> Foreign:
     tensors = strip_wrappers(tensors)
     if "conv1.weight" in tensors:
         tensors = {BODY + name: tensor for name, tensor in tensors.items()}
-    backbone_only = not any(name.startswith(("rpn.", "roi_heads.", "backbone.fpn.")) for name in tensors)
-    settings: dict[str, Any] = resnet_settings(
-        tensors, f"{BODY}conv1.weight", [f"{BODY}layer{i}" for i in (1, 2, 3, 4)]
-    )
-    settings |= {} if backbone_only else _detector_settings(tensors)
-    v2 = settings.get("box_convs", 0) > 0
-    preset = "torchvision_v2" if v2 else "torchvision"
+    backbone_only = not any(name.startswith(("rpn.", "roi_heads.", "head.", "backbone.fpn.")) for name in tensors)
+    resnet = resnet_settings(tensors, f"{BODY}conv1.weight", [f"{BODY}layer{i}" for i in (1, 2, 3, 4)])
+    is_retinanet = any(name.startswith(RETINANET) for name in tensors)
+    settings: dict[str, Any] = {}
+    if not backbone_only:
+        settings = _retinanet_settings(tensors) if is_retinanet else _detector_settings(tensors)
+    v2 = settings.get("box_convs", 0) > 0 or settings.get("head_norm", "none") != "none"
+    preset = ("retinanet" if is_retinanet else "torchvision") + ("_v2" if v2 else "")
     # Version 2 of the detector trains its norms; in version 1 and in backbones they are constant.
-    settings["norm"] = "affine_bn" if v2 else "frozen_bn"
+    resnet["norm"] = "affine_bn" if v2 else "frozen_bn"
+    classifier = f"{BODY}fc.weight"
+    resnet["num_classes"] = sizes(tensors, classifier, 2)[0] if backbone_only and classifier in tensors else 0
     if norm_eps != EPS:
         tensors = fold_eps(tensors, norm_eps)
-    return Foreign(tensors, Format(_rules(), IGNORED), preset, settings, backbone_only)
+    rules = (*_body_rules(), *(_retinanet_rules() if is_retinanet else _detector_rules()))
+    return Foreign(tensors, Format(rules, IGNORED), preset, resnet, settings, backbone_only)
 
 
 def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
@@ -73,16 +79,37 @@ def fold_eps(tensors: Tensors, norm_eps: float) -> Tensors:
     return folded
 
 
-def _detector_settings(tensors: Tensors) -> dict[str, Any]:
+def _pyramid_width(tensors: Tensors) -> int:
     names = [f"backbone.fpn.inner_blocks.0{suffix}.weight" for suffix in ("", ".0")]
     lateral = next((name for name in names if name in tensors), None)
     if lateral is None:
-        raise UserError("the file has no feature pyramid", todo="use a Faster R-CNN with an FPN, or a plain ResNet")
+        raise UserError("the file has no feature pyramid", todo="use a detector with an FPN, or a plain ResNet")
+    return sizes(tensors, lateral, 4)[0]
+
+
+def _retinanet_settings(tensors: Tensors) -> dict[str, Any]:
+    width = _pyramid_width(tensors)
+    boxes = sizes(tensors, "head.regression_head.bbox_reg.weight", 4)[0]
+    outputs = sizes(tensors, f"{RETINANET}cls_logits.weight", 4)[0]
+    if boxes % 4 or outputs * 4 % boxes:
+        raise UserError(f"{outputs} outputs for classes and {boxes} for boxes", todo="use another file")
+    convs = indices(tensors, rf"{re.escape(RETINANET)}conv\.(\d)\.0\.weight")
+    older = indices(tensors, rf"{re.escape(RETINANET)}conv\.(\d)\.weight")
+    return {
+        "fpn_channels": width,
+        "head_convs": len(convs) or len(older),
+        "head_norm": "gn" if f"{RETINANET}conv.0.1.weight" in tensors else "none",
+        "num_classes": outputs * 4 // boxes - 1,
+    }
+
+
+def _detector_settings(tensors: Tensors) -> dict[str, Any]:
+    channels = _pyramid_width(tensors)
     has_norm = "backbone.fpn.inner_blocks.0.1.running_mean" in tensors
     outputs, width = sizes(tensors, "roi_heads.box_predictor.cls_score.weight", 2)
     convs = indices(tensors, r"roi_heads\.box_head\.(\d)\.0\.weight")
     settings = {
-        "fpn_channels": sizes(tensors, lateral, 4)[0],
+        "fpn_channels": channels,
         "fpn_norm": "affine_bn" if has_norm else "none",
         "rpn_conv_depth": max(1, len(indices(tensors, r"rpn\.head\.conv\.(\d)\.0\.weight"))),
         "box_convs": len(convs),
@@ -96,12 +123,35 @@ def _detector_settings(tensors: Tensors) -> dict[str, Any]:
     return settings
 
 
-def _rules() -> tuple[Rule, ...]:
+def _body_rules() -> tuple[Rule, ...]:
     return (
         *layer(_BODY + r"conv1", "backbone/stem/conv", oihw_to_hwio),
         *norm(_BODY + r"bn1", "backbone/stem/conv"),
         *(rule for stage in (1, 2, 3, 4) for rule in _stage(stage)),
-        *(rule for level in (0, 1, 2, 3) for rule in _level(level)),
+        *layer(_BODY + r"fc", "classifier", out_in_to_in_out),
+    )
+
+
+def _retinanet_rules() -> tuple[Rule, ...]:
+    rules = (
+        *(rule for level in (0, 1, 2) for rule in _level(level, 3)),
+        *layer(r"backbone\.fpn\.extra_blocks\.(p6|p7)", r"fpn/\1", oihw_to_hwio),
+        *layer(r"head\.classification_head\.cls_logits", "class_head/logits", oihw_to_hwio),
+        *layer(r"head\.regression_head\.bbox_reg", "box_head/deltas", oihw_to_hwio),
+    )
+    for theirs, ours in ((re.escape(RETINANET), "class_head"), (r"head\.regression_head\.", "box_head")):
+        for i in range(8):
+            conv = rf"{theirs}conv\."
+            rules += (
+                *layer(rf"{conv}(?:{i}\.0|{2 * i})", f"{ours}/conv{i + 1}", oihw_to_hwio),
+                *norm(rf"{conv}{i}\.1", f"{ours}/conv{i + 1}"),
+            )
+    return rules
+
+
+def _detector_rules() -> tuple[Rule, ...]:
+    return (
+        *(rule for level in (0, 1, 2, 3) for rule in _level(level, 2)),
         *layer(r"rpn\.head\.conv", "rpn/conv1", oihw_to_hwio),
         *(rule for i in range(8) for rule in layer(rf"rpn\.head\.conv\.{i}\.0", f"rpn/conv{i + 1}", oihw_to_hwio)),
         *layer(r"rpn\.head\.cls_logits", "rpn/objectness", oihw_to_hwio),
@@ -129,9 +179,9 @@ def _stage(stage: int) -> tuple[Rule, ...]:
     )
 
 
-def _level(level: int) -> tuple[Rule, ...]:
+def _level(level: int, first: int) -> tuple[Rule, ...]:
     rules: tuple[Rule, ...] = ()
-    for theirs, ours in (("inner", f"fpn/lateral{level + 2}"), ("layer", f"fpn/output{level + 2}")):
+    for theirs, ours in (("inner", f"fpn/lateral{level + first}"), ("layer", f"fpn/output{level + first}")):
         block = rf"backbone\.fpn\.{theirs}_blocks\.{level}"
         rules += (*layer(rf"{block}(?:\.0)?", ours, oihw_to_hwio), *norm(rf"{block}\.1", ours))
     return rules

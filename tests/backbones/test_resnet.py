@@ -1,13 +1,27 @@
 """ResNets: parameter counts of the published networks, strides, blocks by identities."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.backbones.norms import norm_from_name, zero_residual_norm
-from elk_jax.backbones.resnet import BasicBlock, Bottleneck, ResNet, max_pool, rectified_sum
+from elk_jax import fields
+from elk_jax.backbones import resnet
+from elk_jax.backbones.norms import NORMS, norm_from_name, zero_residual_norm
+from elk_jax.backbones.resnet import (
+    BLOCKS,
+    BasicBlock,
+    Bottleneck,
+    ResNet,
+    ResNetConfig,
+    detectron2,
+    max_pool,
+    rectified_sum,
+)
+from elk_jax.errors import UserError
 
 CHECKPOINT = jax.make_jaxpr(jax.checkpoint(lambda x: x * 2))(1.0).eqns[0].primitive.name
 GROUPS = norm_from_name("gn", groups=2)
@@ -26,19 +40,17 @@ def image():
 )
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_parameter_counts_are_those_of_torchvision(depth, published, stride_in_1x1):
-    network = ResNet(depth, norm=norm_from_name("affine_bn"), stride_in_1x1=stride_in_1x1)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    config = ResNetConfig(depth=depth, stride_in_1x1=stride_in_1x1)
+    shapes = jax.eval_shape(lambda key: resnet.init(config, key), jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    count = sum(leaf.size for path, leaf in leaves if path[-1].key not in ("mean", "var"))
-    final_layer = (512 if depth < 50 else 2048) * 1000 + 1000
-    assert count == published - final_layer
+    assert sum(leaf.size for path, leaf in leaves if path[-1].key not in ("mean", "var")) == published
     assert all(leaf.dtype == jnp.float32 for _, leaf in leaves)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 33)])
 @pytest.mark.parametrize("depth", [18, 50])
 def test_stages_have_strides_4_to_32_rounded_up(depth, size):
-    network = ResNet(depth, width=4, norm=GROUPS)
+    network = ResNet(ResNetConfig(depth=depth, width=4, norm="gn", norm_groups=2))
     image = jnp.zeros((2, *size, 1))
     stages = jax.eval_shape(lambda key: network.init_with_output(key, image)[0], jax.random.key(0))
     expansion = 1 if depth == 18 else 4
@@ -50,7 +62,7 @@ def test_stages_have_strides_4_to_32_rounded_up(depth, size):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_a_stem_of_another_width_changes_the_stem_and_what_reads_it_alone(depth):
     def shapes(**widths):
-        network = ResNet(depth, norm=GROUPS, **widths)
+        network = ResNet(ResNetConfig(depth=depth, norm="gn", norm_groups=2, **widths))
         params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
         leaves = jax.tree_util.tree_leaves_with_path(params)
         return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
@@ -108,7 +120,7 @@ def test_remat_is_of_the_named_stages_and_keeps_the_names():
     image = jnp.zeros((1, 32, 32, 3))
 
     def trace(stages):
-        network = ResNet(18, width=2, norm=GROUPS, remat=stages)
+        network = ResNet(ResNetConfig(depth=18, width=2, norm="gn", norm_groups=2, remat=stages))
         variables = jax.eval_shape(network.init, jax.random.key(0), image)
         jaxpr = jax.make_jaxpr(lambda v: network.apply(v, image))(variables)
         return jax.tree.structure(variables), [e.primitive.name for e in jaxpr.eqns].count(CHECKPOINT)
@@ -152,3 +164,73 @@ def test_no_block_works_out_the_blocks_before_it_again(block_type, differentiate
         return max(computation.count("\n") for computation in computations)
 
     assert longest_computation(8) <= 1.2 * longest_computation(4)
+
+
+# ---- As a network that classifies ------------------------------------------------------------------------------------
+
+
+def test_input_features_and_logits():
+    """Logits are a dense layer on the means of C5. Twice the image at half the scale is the same, and what is outside
+    of its size does not matter."""
+    config = ResNetConfig(
+        depth=18, width=2, norm="none", num_classes=3, pixel_scale=255.0, pixel_mean=(60.0,) * 3, pixel_std=(57.0,) * 3
+    )
+    params = resnet.init(config, jax.random.key(0))
+    image, outside = np.random.default_rng(0).uniform(0, 0.5, size=(2, 1, 32, 32, 1)).astype(np.float32)
+
+    @jax.jit
+    def run(params, image, outside):
+        cut, size = image.at[:, :, 20:].set(outside[:, :, 20:]), np.array([[32.0, 20.0]])
+        half = dataclasses.replace(config, pixel_scale=127.5)
+        found = [resnet.features(c, params, x, image_size=size)[3] for c, x in ((config, image), (half, 2 * cut))]
+        return found, resnet.features(config, params, image)[3], resnet.logits(config, params, image)
+
+    (found, other), last, logits = run(params, image, outside)
+    np.testing.assert_allclose(found, other, rtol=1e-5, atol=1e-5)
+    assert last.shape == (1, 1, 1, 16) and np.abs(found - last).max() > 1e-4
+    dense = params["classifier"]
+    np.testing.assert_allclose(logits, last.mean((1, 2)) @ dense["kernel"] + dense["bias"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("name", "swin"),
+        ("depth", 77),
+        ("norm", "batch"),
+        ("dtype", "float16"),
+        ("stride_in_1x1", 1),
+        ("width", -8),
+        ("width", 10**9),
+        ("num_classes", -1),
+        ("norm_eps", -1e-5),
+        ("pixel_scale", 0.0),
+        ("pixel_mean", ()),
+        ("pixel_std", (1.0,)),
+        ("pixel_std", (1.0, 1.0, 0.0)),
+        ("remat", (1, 2)),
+    ],
+)
+def test_an_impossible_value_is_refused_with_its_field(field, value):
+    with pytest.raises(UserError) as built:
+        fields.build(ResNetConfig, {field: value}, "config.detector.model.backbone")
+    with pytest.raises(UserError) as by_hand:
+        ResNetConfig(**{field: value})
+    assert built.value.where == f"config.detector.model.backbone.{field}"
+    assert by_hand.value.where == field
+    assert field in built.value.what and built.value.todo
+
+
+def test_groups_divide_every_width_that_a_group_norm_splits():
+    for settings, width in (({"width": 20}, "width = 20"), ({"stem_width": 20}, "stem_width = 20")):
+        with pytest.raises(UserError) as error:
+            ResNetConfig(norm="gn", **settings)
+        assert error.value.where == "norm_groups" and width in error.value.todo
+    ResNetConfig(norm="none", width=20)
+
+
+def test_every_depth_and_norm_that_there_is_can_be_chosen():
+    for depth in BLOCKS:
+        assert detectron2(depth=depth).depth == depth
+    for norm in NORMS:
+        assert detectron2(norm=norm).norm == norm

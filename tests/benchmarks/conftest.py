@@ -14,10 +14,9 @@ if str(ROOT) not in sys.path:
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    from benchmarks.workload import TINY
-    from elk_jax.detection.faster_rcnn_config import torchvision
+    from benchmarks import workload
 
-    return torchvision(**TINY)
+    return workload.faster_rcnn(18, "float32", tiny=True)
 
 
 @pytest.fixture(autouse=True)

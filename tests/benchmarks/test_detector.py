@@ -65,15 +65,15 @@ def test_without_torchvision_nothing_is_compared(result):
     assert result["torchvision"] is None and result["ratio"] is None
 
 
-def test_beside_torchvision():
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
+def test_beside_torchvision(kind):
     """On the same weights and batch both find a loss of the same size: they do the same work."""
     python = os.environ.get("ELK_JAX_TORCH_PYTHON", "")
     if not python:
         pytest.skip("set ELK_JAX_TORCH_PYTHON to a Python with torch and torchvision")
-    from benchmarks import detector
-    from elk_jax.detection.faster_rcnn_config import torchvision
+    from benchmarks import detector, workload
 
-    config = torchvision(depth=18, num_classes=1)
+    config = {"faster_rcnn": workload.faster_rcnn, "retinanet": workload.retinanet}[kind](18, "float32")
     found = detector.benchmark(config, (64, 64), 2, repetitions=2, loop_steps=0, python=python, least_seconds=0.01)
     theirs = found["torchvision"]
     assert theirs["train"]["seconds"].keys() == SPREAD and theirs["peak_memory_bytes"] > 0

@@ -63,7 +63,7 @@ def test_real_images_are_found_in_a_folder(tmp_path):
     (tmp_path / "subtracted.json").touch()
     config = real_images.experiment(options)
     assert config.data.real.spec == f"coco:{tmp_path / 'subtracted.json'}"
-    assert (config.detector.model.depth, config.detector.model.dtype) == (50, "bfloat16")
+    assert (config.detector.model.backbone.depth, config.detector.model.backbone.dtype) == (50, "bfloat16")
     assert (config.detector.loader.batch_size, config.detector.schedule.base) == (8, pytest.approx(4 * 3e-4))
     assert (config.detector.steps, config.detector.eval_every) == (900, 300)
 

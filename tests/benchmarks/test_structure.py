@@ -52,10 +52,10 @@ def test_lists_of_depths_are_seen(code, found):
 
 def test_a_configuration_is_parsed_once_and_climbs_no_more_than_it_may():
     from configs import cem_real
-    from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
+    from elk_jax.backbones.resnet import ResNetConfig
     from elk_jax.experiments.parse import parse
 
-    config, trace = cem_real.get_config("tiny"), Trace(FasterRCNNConfig)
+    config, trace = cem_real.get_config("tiny"), Trace(ResNetConfig)
     previous = sys.getprofile()
     sys.setprofile(trace)
     try:

@@ -68,3 +68,9 @@ def test_planning_from_equal_lesions_and_from_none():
     assert anchor_ops.plan_sizes(np.concatenate([squares([50]), [[5, 5, 5, 9], [0, 0, np.nan, 4]]]), 1) == ((50.0,),)
     with refused("box", where="anchor_sizes"):
         anchor_ops.plan_sizes(np.zeros((0, 4)), 3)
+
+
+def test_planned_sizes_keep_the_ratios_of_a_level():
+    octaves = ((32.0, 64.0, 128.0), (10.0, 10.0, 10.0))
+    assert anchor_ops.scaled(octaves, ((16.0,), (20.0,))) == ((8.0, 16.0, 32.0), (20.0, 20.0, 20.0))
+    assert anchor_ops.scaled(((32.0,), (64.0,)), ((9.5,), (12.25,))) == ((9.5,), (12.25,))

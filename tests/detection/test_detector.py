@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,12 +12,27 @@ import numpy as np
 import optax
 import pytest
 
-from elk_jax.detection import closeups, detectors, faster_rcnn
+from elk_jax.backbones import efficientnet, networks, resnet, swin
+from elk_jax.backbones.resnet import ResNetConfig
+from elk_jax.detection import backbone, closeups, detectors, faster_rcnn, retinanet_config
 from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig, detectron2
+from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.errors import UserError
+from elk_jax.weights import model_folder
 from tests.detection import toy_detector
+from tests.refusals import refused
 
+SMALL = {
+    "resnet": resnet.detectron2(depth=18, width=8, norm="none"),
+    "efficientnet": efficientnet.EfficientNetConfig(
+        width=0.25, depth=0.2, norm="gn", head=False, num_classes=0, drop_path=0.5
+    ),
+    "swin": swin.SwinConfig(
+        embed=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, num_classes=0, drop_path=0.5
+    ),
+}
+"""A small backbone of every kind."""
 SETTINGS = {"name": "toy", "num_classes": 2, "dropped": 0.5, "detections": 4}
 
 
@@ -52,12 +68,24 @@ def batch() -> dict[str, np.ndarray]:
 
 def test_the_name_chooses_the_detector(toy):
     assert toy.name == "toy" and toy.config == toy_detector.ToyConfig(num_classes=2, dropped=0.5, detections=4)
-    assert detectors.kinds() == {"faster_rcnn": FasterRCNNConfig, "toy": toy_detector.ToyConfig}
-    ours = detectors.stored_config({"model": {"name": "faster_rcnn", "depth": 18}}, Path("model.json"))
-    assert ours == FasterRCNNConfig(depth=18) and detectors.build(ours).name == "faster_rcnn"
-    before_names = {"model": {"depth": 18}}  # of a model.json that an earlier version wrote
-    assert detectors.stored_config(before_names, Path("model.json")) == ours
+    kinds = {"faster_rcnn": FasterRCNNConfig, "retinanet": RetinaNetConfig, "toy": toy_detector.ToyConfig}
+    assert detectors.kinds() == kinds
+    settings = {"name": "faster_rcnn", "backbone": {"name": "resnet", "depth": 18, "num_classes": 0}}
+    ours = detectors.stored_config({"model": settings}, Path("model.json"))
+    assert ours == detectron2(backbone=ResNetConfig(depth=18, num_classes=0))
+    assert detectors.build(ours).name == "faster_rcnn"
     assert has_anchors(ours) and not has_anchors(toy.config)
+
+
+def test_a_description_from_before_there_were_other_backbones_is_read():
+    before = {"depth": 18, "width": 8, "norm": "gn", "norm_groups": 4, "pixel_mean": [60.0], "pixel_std": [60.0]}
+    ours = detectors.stored_config({"model": {**before, "dtype": "bfloat16", "fpn_channels": 64}}, Path("model.json"))
+    expected = resnet.detectron2(
+        depth=18, width=8, norm="gn", norm_groups=4, pixel_mean=(60.0,), pixel_std=(60.0,), dtype="bfloat16"
+    )
+    assert ours == detectron2(backbone=expected, norm_groups=4, fpn_channels=64)
+    with refused("depth", where="model.json: model.backbone.depth"):
+        detectors.stored_config({"model": {"depth": 77}}, Path("model.json"))
 
 
 @pytest.mark.parametrize(
@@ -98,37 +126,74 @@ def shapes(detector: Detector) -> dict[str, tuple[int, ...]]:
 
 
 def test_class_layers_are_those_whose_shape_follows_from_the_classes(toy):
-    for config in (toy.config, detectron2(depth=18)):
+    for config in (toy.config, detectron2(backbone=SMALL["resnet"]), retinanet_config.torchvision()):
         one, many = (shapes(detectors.build(dataclasses.replace(config, num_classes=n))) for n in (1, 3))
         layers = detectors.build(config).class_layers
         assert {name for name in one if re.search(layers, name)} == {n for n in one if one[n] != many[n]}
 
 
 def test_conventions_are_fields_and_layers_of_their_detector(toy):
-    for config in (toy.config, detectron2(depth=50, norm="gn", fpn_norm="gn")):
+    grouped = [resnet.detectron2(depth=50, norm="gn"), efficientnet.named("b0", norm="gn", num_classes=0)]
+    others = [detectron2(backbone=network, fpn_norm="gn") for network in (*grouped, swin.named("tiny", num_classes=0))]
+    others += [RetinaNetConfig(head_norm="gn"), retinanet_config.plain(), retinanet_config.torchvision_v2()]
+    for config in (toy.config, *others):
         detector = detectors.build(config)
         for field, layers in detector.conventions.items():
-            assert hasattr(config, field), field
+            assert field.replace(".", "/") in model_folder.flatten(dataclasses.asdict(config)), field
             assert any(re.search(layers, name) for name in shapes(detector)), (field, layers)
 
 
 def test_weights_settle_the_conventions_of_their_layers(toy):
     assert toy.settled_by(["backbone_0/kernel", "sides/bias"]) == ["pixel_std"]
     assert toy.settled_by(["sides/bias"]) == []
-    grey = faster_rcnn.detector(detectron2(pixel_mean=(60.0,), pixel_std=(60.0,)))
-    assert grey.settled_by(["backbone/stem/conv/kernel"]) == ["pixel_scale"]  # its contrast may change
-    assert faster_rcnn.detector(detectron2()).settled_by(["fpn/norm/scale"]) == ["norm_eps"]
-    assert faster_rcnn.detector(detectron2(fpn_norm="gn")).settled_by(["fpn/norm/scale"]) == ["norm_groups", "norm_eps"]
+    grey = faster_rcnn.detector(detectron2(backbone=resnet.detectron2(pixel_mean=(60.0,), pixel_std=(60.0,))))
+    assert grey.settled_by(["backbone/stem/conv/kernel"]) == ["backbone.pixel_scale"]  # its contrast may change
+    scale = ["fpn/lateral2/norm/scale"]
+    assert faster_rcnn.detector(detectron2(fpn_norm="affine_bn")).settled_by(scale) == ["norm_eps"]
+    assert faster_rcnn.detector(detectron2(fpn_norm="gn")).settled_by(scale) == ["norm_groups", "norm_eps"]
 
 
 # ---- Features, loss and predictions --------------------------------------------------------------------------------
 
 
 def test_strides_are_those_of_the_features(toy, batch):
-    for detector in (toy, faster_rcnn.detector(detectron2(depth=18, width=8, norm="none"))):
+    configs = detectron2(backbone=SMALL["resnet"]), RetinaNetConfig(), retinanet_config.plain()
+    for detector in (toy, *map(detectors.build, configs)):
         params = jax.eval_shape(detector.init, jax.random.key(0))
         pyramid = jax.eval_shape(detector.features, params, batch)
-        assert [level.shape[1:3] for level in pyramid] == [(64 // s, 64 // s) for s in detector.strides]
+        assert [level.shape[1:3] for level in pyramid] == [(-(-64 // s), -(-64 // s)) for s in detector.strides]
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_network_can_be_the_backbone(batch, kind):
+    """Features are those of the network, every part learns, and what is outside of an image does not matter."""
+    network, config = networks.NETWORKS[kind], SMALL[kind]
+    sizes = tuple((size,) for size in (8.0, 16.0, 32.0, 64.0, 128.0))
+    detector = detectors.build(
+        RetinaNetConfig(backbone=config, num_classes=2, fpn_channels=8, head_convs=1, anchor_sizes=sizes)
+    )
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(params, batch, rng):
+        maps = network.features(config, params, batch["image"], image_size=batch["image_size"])
+        stages = backbone.stages(config, params, batch, strides=(4, 8, 16, 32))
+        return maps, stages, jax.value_and_grad(detector.loss, has_aux=True)(params, batch, rng)
+
+    params, smaller = detector.init(jax.random.key(0)), {**batch, "image_size": np.full((3, 2), (64, 40), np.float32)}
+    maps, stages, ((loss, _), gradients) = run(params, smaller, jax.random.key(1))
+    assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients["backbone"]["patches" if kind == "swin" else "stem"]))
+    last = dict(zip(network.strides(config), maps, strict=True))
+    for stride, stage in zip((4, 8, 16, 32), stages, strict=True):
+        np.testing.assert_allclose(stage, last[stride], atol=1e-4)
+        assert stage.shape[1:3] == (64 // stride, 64 // stride)
+    outside = np.where(np.arange(64)[:, None] < 40, batch["image"], 9.0).astype(np.float32)
+    (other, _), _ = run(params, {**smaller, "image": outside}, jax.random.key(1))[2]
+    assert loss == other
+
+    two_stages = faster_rcnn.detector(detectron2(backbone=config, fpn_channels=8, box_fc_width=8))
+    fresh = jax.eval_shape(two_stages.init, jax.random.key(0))
+    assert jax.eval_shape(two_stages.loss, fresh, batch, jax.random.key(0))[0].shape == ()
 
 
 def test_loss_and_predictions_are_computed_from_features(toy, batch):

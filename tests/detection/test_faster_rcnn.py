@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from elk_jax.backbones.resnet import detectron2 as detectron2_resnet
 from elk_jax.detection import faster_rcnn
 from elk_jax.detection.faster_rcnn import (
     FasterRCNN,
@@ -25,13 +26,9 @@ from elk_jax.detection.faster_rcnn import (
 
 TINY = FasterRCNNConfig(
     num_classes=2,
-    pixel_scale=1.0,
-    pixel_mean=(0.5,),
-    pixel_std=(0.25,),
-    depth=18,
-    width=8,
-    norm="gn",
-    norm_groups=4,
+    backbone=detectron2_resnet(
+        depth=18, width=8, norm="gn", norm_groups=4, pixel_scale=1.0, pixel_mean=(0.5,), pixel_std=(0.25,)
+    ),
     fpn_channels=16,
     anchor_sizes=((8,), (16,), (32,), (64,), (128,)),
     rpn_pre_nms_train=60,
@@ -46,6 +43,10 @@ TINY = FasterRCNNConfig(
     detections=6,
 )
 MODEL, DETECTOR = FasterRCNN(TINY), faster_rcnn.detector(TINY)
+def computing_in(dtype):
+    return dataclasses.replace(TINY, backbone=dataclasses.replace(TINY.backbone, dtype=dtype))
+
+
 LOSSES = {"loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box"}
 
 
@@ -177,25 +178,11 @@ def test_initial_parameters_follow_the_key(params):
 # Steps.
 
 
-def test_grey_images_are_repeated_normalised_and_zero_outside():
-    config = detectron2()
-    image = np.full((1, 4, 6, 1), 0.5, np.float32)
-    found = faster_rcnn.normalise(config, image, np.array([[3.0, 5.0]], np.float32))
-    expected = np.zeros((1, 4, 6, 3))
-    expected[:, :3, :5] = 127.5 - np.array(config.pixel_mean)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    colour = np.random.default_rng(0).uniform(size=(1, 4, 6, 3)).astype(np.float32)
-    found = faster_rcnn.normalise(torchvision(), colour, np.array([[4.0, 6.0]], np.float32))
-    np.testing.assert_allclose(
-        found, (colour - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], rtol=1e-4, atol=1e-5
-    )
-
-
 def test_anchors_fit_the_outputs_of_odd_images():
     batch = {"image": jnp.zeros((1, 75, 45, 1)), "image_size": jnp.array([[75.0, 45.0]])}
 
     def outputs(key):
-        params = MODEL.init(key, jnp.zeros((1, 32, 32, 1)))["params"]
+        params = DETECTOR.init(key)
         return faster_rcnn.rpn_outputs(MODEL, params, faster_rcnn.features(MODEL, params, batch))
 
     levels = jax.eval_shape(outputs, jax.random.key(0)).objectness_logits
@@ -238,10 +225,10 @@ def test_float64_stays_float64_and_bfloat16_losses_are_float32(batch, params):
             *(metrics[name].dtype for name in LOSSES),
         }
 
-    assert dtypes(dataclasses.replace(TINY, dtype="bfloat16"), params) == {jnp.dtype("float32")}
+    assert dtypes(computing_in("bfloat16"), params) == {jnp.dtype("float32")}
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        assert dtypes(dataclasses.replace(TINY, dtype="float64"), wide) == {jnp.dtype("float64")}
+        assert dtypes(computing_in("float64"), wide) == {jnp.dtype("float64")}
 
 
 # Loss.
@@ -388,7 +375,7 @@ def test_images_do_not_influence_each_other(trained, batch, predict):
 
 
 def test_bfloat16_finds_the_same(trained, batch, predict):
-    in_bfloat16 = jax.jit(faster_rcnn.detector(dataclasses.replace(TINY, dtype="bfloat16")).predict)
+    in_bfloat16 = jax.jit(faster_rcnn.detector(computing_in("bfloat16")).predict)
     half = jax.device_get(in_bfloat16(trained[1], inference(batch)))
     full = jax.device_get(predict(trained[1], inference(batch)))
     np.testing.assert_allclose(half["scores"][:, 0], full["scores"][:, 0], atol=0.1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from elk_jax.backbones import resnet
 from elk_jax.data.batches.detection import blank_batch
 from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.roi_align import multilevel_roi_align
@@ -24,8 +25,10 @@ from tests.tpu import compiled, tpu_mesh
 from tests.training.hlo import collectives, gathers
 
 CONFIG = faster_rcnn_config.detectron2(
-    depth=18, width=32, norm="none", fpn_channels=64, box_fc_width=128, dtype="bfloat16", stride_in_1x1=False,
-    pixel_mean=(60.0,), pixel_std=(60.0,), roi_samples=64, rpn_pre_nms_train=128, rpn_post_nms_train=64,
+    backbone=resnet.detectron2(
+        depth=18, width=32, norm="none", dtype="bfloat16", stride_in_1x1=False, pixel_mean=(60.0,), pixel_std=(60.0,)
+    ),
+    fpn_channels=64, box_fc_width=128, roi_samples=64, rpn_pre_nms_train=128, rpn_post_nms_train=64,
 )  # fmt: skip
 FROZEN = (r"backbone/(stem|res2|res3|res4)",)  # fewer convolutions to compile
 RECIPE = TrainingRecipe(optimizer=OptimizerConfig(name="sgd", momentum=0.9, frozen=FROZEN))

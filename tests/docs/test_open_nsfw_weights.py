@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from docs import open_nsfw_weights
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
-from elk_jax.weights import detectors
+from elk_jax.weights import classifiers, resnet
 
 WIDTH, STEM = 2, 4
 
@@ -41,9 +41,9 @@ def test_every_convolution_has_its_place_and_its_bias(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["", "--input=open-nsfw.onnx", f"--output={tmp_path / 'half.safetensors'}"])
     open_nsfw_weights.main()
 
-    foreign = detectors.understand(load_file(tmp_path / "half.safetensors"), "torchvision")
-    imported = detectors.convert_foreign(foreign)  # refuses what is left over or missing
+    imported = classifiers.convert_resnet(resnet.foreign(load_file(tmp_path / "half.safetensors"), "torchvision"))
     assert (imported.model.depth, imported.model.width, imported.model.stem_width) == (50, WIDTH, STEM)
+    assert imported.model.num_classes == 0
     _, kernel, bias = drawn[0]
     image = rng.normal(size=(1, 9, 9, 3)).astype("f4")
     stem = ConvNorm(STEM, 7, 2, norm=FrozenBatchNorm).apply(

@@ -103,11 +103,12 @@ def test_weights_and_layers_are_checked_first(ran, coco, tmp_path):
     config = cem_mixed.get_config("tiny")
     config.data.real.spec = coco("real")
     config.stages.mixed.init_from = str(tmp_path / "theirs")
-    model = config.detector.model.to_dict() | {"pixel_scale": 1.0}
+    model = config.detector.model.to_dict()
+    model["backbone"]["pixel_scale"] = 1.0
     kernel = np.zeros((7, 7, 1, 8), np.float32)
     said = build(FasterRCNNConfig, model), [r"^(rpn|fpn|box_head|backbone/res|backbone/stem/conv/norm)"]
     save_imported(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel}}}}, *said)
-    words = "pixel_scale", 1.0, 255.0, "--config.detector.model.pixel_scale=1.0"
+    words = "pixel_scale", 1.0, 255.0, "--config.detector.model.backbone.pixel_scale=1.0"
     assert_refused(config, tmp_path / "run", *words, where="theirs")
     save_imported(tmp_path / "theirs", {"backbone": {"stem": {"conv": {"kernel": kernel[..., :4]}}}}, *said)
     assert_refused(config, tmp_path / "run", "stem/conv/kernel", "(7, 7, 1, 4)", "(7, 7, 1, 8)", where="theirs")

@@ -49,7 +49,7 @@ from tests.refusals import refused
         ("stages.real.weights", (0.5, 0.5)),
         ("detector.best_metric", "aufroc3"),
         ("detector.test_flips", ("diagonal",)),
-        ("detector.model.depth", 77),
+        ("detector.model.backbone.depth", 77),
         ("detector.loader.batch_size", 0),
         ("detector.schedule.name", "magic"),
         ("detector.schedule.base", -1e-3),
@@ -61,7 +61,7 @@ from tests.refusals import refused
         ("detector.optimizer.frozen", (2,)),
         ("detector.optimizer.eps", 0.0),
         ("detector.optimizer.b2", 1.0),
-        ("detector.model.dtype", "foo"),
+        ("detector.model.backbone.dtype", "foo"),
         ("detector.loader.buckets", (384, 256)),
         ("detector.loader.buckets", ()),  # its images are jittered in a canvas
         ("detector.loader.lesion_share", 2.0),

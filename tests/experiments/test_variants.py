@@ -45,10 +45,30 @@ def test_a_private_detector_and_those_without_privacy_are_comparable(variant):
 def test_the_half_resnet50_is_that_of_the_weights_it_starts_from(name):
     """A Caffe network, as detectron2's are: colours from blue to red, strides in the first 1x1 convolutions."""
     config = CONFIGS[name].get_config("small,half")
-    model = parse(config).recipes["detector"].model
-    assert (model.depth, model.width, model.stem_width, model.norm) == (50, 32, 64, "frozen_bn")
-    assert (model.stride_in_1x1, model.pixel_scale, model.pixel_mean) == (True, 255.0, (104.0, 117.0, 123.0))
+    resnet = parse(config).recipes["detector"].model.backbone
+    assert (resnet.depth, resnet.width, resnet.stem_width, resnet.norm) == (50, 32, 64, "frozen_bn")
+    assert (resnet.stride_in_1x1, resnet.pixel_scale, resnet.pixel_mean) == (True, 255.0, (104.0, 117.0, 123.0))
     assert config.detector.loader == CONFIGS[name].get_config("small").detector.loader
+
+
+@pytest.mark.parametrize(
+    ("variant", "detector", "network", "extra"),
+    [
+        ("quick,retinanet", "retinanet", "resnet", 18),
+        ("small,retinanet,half", "retinanet", "resnet", 50),
+        ("paper,retinanet", "retinanet", "resnet", 50),
+        ("small,lite0", "faster_rcnn", "efficientnet", False),
+        ("small,retinanet,swin", "retinanet", "swin", 96),
+    ],
+)
+def test_detectors_and_their_backbones(variant, detector, network, extra):
+    recipe = parse(cem_real.get_config(variant)).recipes["detector"]
+    backbone = recipe.model.backbone
+    assert (recipe.model.name, backbone.name) == (detector, network)
+    told = {"resnet": "depth", "efficientnet": "squeeze_excite", "swin": "embed"}[network]
+    assert getattr(backbone, told) == extra
+    with pytest.raises(ValueError, match=r"half.*swin"):
+        cem_real.get_config("small,half,swin")
 
 
 def test_an_unknown_variant_is_refused():
@@ -67,7 +87,8 @@ def test_variants_of_the_painted_lesions():
 def test_the_paper_variant_is_the_published_recipe():
     recipe = cem_real.get_config("paper").detector
     assert (recipe.steps, recipe.loader.batch_size, recipe.schedule.base) == (3000, 2, 2.5e-4)
-    assert (recipe.model.depth, recipe.model.norm, recipe.model.stride_in_1x1) == (101, "frozen_bn", True)
+    resnet = recipe.model.backbone
+    assert (resnet.depth, resnet.norm, resnet.stride_in_1x1, resnet.dtype) == (101, "frozen_bn", True, "bfloat16")
     assert recipe.model.anchor_sizes == ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)) and not recipe.plan_anchors
     assert recipe.optimizer.frozen == ("backbone/stem", "backbone/res2")
     (spared,) = recipe.optimizer.no_decay  # detectron2 spares norms alone from weight decay

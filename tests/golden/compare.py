@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elk_jax.detection import faster_rcnn
+from elk_jax.detection import backbone, faster_rcnn, retinanet
 from elk_jax.detection.faster_rcnn import FasterRCNN
-from elk_jax.weights import detectors
+from elk_jax.weights import detectors, resnet
 
 GOLDEN = Path(__file__).parent
 
@@ -52,13 +52,9 @@ def run_chain(config, params, seeded):
     lesion_free = {key: jnp.asarray(value) for key, value in golden_batch(seeded, lesion_free=1).items()}
     truth = {key: jnp.stack([batch[key], lesion_free[key]]) for key in batch if key.startswith("gt_")}
 
-    # These networks are of full size: unoptimised, their program runs for longer than optimising it a little takes.
-    little = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False}
-
-    @partial(jax.jit, compiler_options=little)
+    @partial(jax.jit, compiler_options=LITTLE)
     def chain(params, batch, truth):
-        image = faster_rcnn.normalise(config, batch["image"], batch["image_size"])
-        c5 = model.apply({"params": params}, image, method=lambda m, x: m.backbone(x)[-1])
+        (c5,) = backbone.stages(config.backbone, params, batch, strides=(32,))
         pyramid = faster_rcnn.features(model, params, batch)
         outputs = faster_rcnn.rpn_outputs(model, params, pyramid)
         proposed = faster_rcnn.proposals(config, outputs, batch, training=False)
@@ -87,6 +83,47 @@ def run_chain(config, params, seeded):
     return {key: np.array(value) for key, value in ours.items()}
 
 
+LITTLE = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False}
+"""These networks are of full size: unoptimised, their program runs for longer than optimising it a little takes."""
+
+
+def retinanet_with_reference(name, seeded):
+    """(largest differences, the import) for the RetinaNet of a fixture, its weights converted."""
+    tensors, expected = load(name, seeded)
+    changes = {"detections": facts(name)["detections"], "level_candidates": facts(name)["candidates"]}
+    imported = detectors.convert_foreign(resnet.foreign(tensors, "torchvision"), changes)
+    config, model = imported.model, retinanet.RetinaNet(imported.model)
+    batch, lesion_free = golden_batch(seeded), golden_batch(seeded, lesion_free=1)
+
+    @partial(jax.jit, compiler_options=LITTLE)
+    def chain(params, batch, lesion_free):
+        (c5,) = backbone.stages(config.backbone, params, batch, strides=(32,))
+        pyramid = retinanet.features(model, params, batch)
+        loss = lambda b: retinanet.loss_from_features(model, params, pyramid, b, jax.random.key(0))[1]
+        found = retinanet.predict_from_features(model, params, pyramid, batch)
+        return c5, pyramid, retinanet.outputs(model, params, pyramid), found, loss(batch), loss(lesion_free)
+
+    c5, pyramid, outputs, found, *losses = jax.device_get(chain(imported.params, batch, lesion_free))
+    logits, deltas = (np.concatenate(part, 1)[:, :: seeded.STRIDE_OF_DELTAS] for part in outputs)
+    both = [np.array([terms["loss_class"], terms["loss_box"]]) for terms in losses]
+    ours = {
+        "c5": seeded.project(c5),
+        **{f"p{level}": seeded.project(x) for level, x in enumerate(pyramid, start=3)},
+        "logits": logits,
+        "deltas": deltas,
+        "anchors": np.concatenate(retinanet.anchors(config, *seeded.CANVAS))[:: seeded.STRIDE_OF_DELTAS],
+        **{f"detected_{key}": np.array(found[key]) for key in ("boxes", "scores", "labels")},
+        "counts": found["valid"].sum(1)[None],
+        "losses": both[0],
+        "losses_lesion_free": both[1],
+    }
+    expected["detected_labels"] -= 1  # its first class is the background
+    np.testing.assert_array_equal(ours["counts"], expected["counts"])
+    for key in ("losses", "losses_lesion_free"):
+        ours[key], expected[key] = ours[key] / expected[key], np.ones(2)
+    return worst_differences(expected, ours, seeded), imported
+
+
 def worst_differences(expected, ours, seeded):
     """Largest difference of everything, after pairing off proposals and detections (equal scores come in any
     order)."""
@@ -111,7 +148,7 @@ SAMPLING = {  # a slot for each of the 14,328 anchors and for each of 62 proposa
 def with_reference(name, file_format, seeded, **changes):
     """(largest differences, the import) for the detector of a fixture, its weights converted."""
     tensors, expected = load(name, seeded)
-    foreign = detectors.understand(tensors, file_format)
+    foreign = resnet.foreign(tensors, file_format)
     imported = detectors.convert_foreign(foreign, {**SAMPLING, **changes})
     ours = run_chain(imported.model, imported.params, seeded)
     deltas = expected["box_deltas"].reshape(*expected["box_deltas"].shape[:2], -1, 4)

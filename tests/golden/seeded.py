@@ -88,7 +88,8 @@ def pair_rows(exact, other):
 
     Changes `other`. Raises ValueError where they do not pair off.
     """
-    for keys, counts in zip(ROWS, exact["counts"].astype(int)):
+    rows = [keys for keys in ROWS if keys[0] in exact]
+    for keys, counts in zip(rows, exact["counts"].astype(int), strict=True):
         for i, count in enumerate(counts):
             order = nearest(_identity(exact, keys, i)[:count], _identity(other, keys, i)[:count])
             for key in keys:
@@ -121,7 +122,7 @@ def check_stability(name, exact, other):
     pair_rows(exact, other)
     worst = {k: float(np.abs(exact[k] - other[k]).max()) for k in exact}
     print(name, {k: float(f"{v:.2g}") for k, v in worst.items()})
-    assert worst["proposals"] < 0.03 and worst["detected_boxes"] < 0.03 and worst["detected_scores"] < 5e-4
+    assert worst.get("proposals", 0) < 0.03 and worst["detected_boxes"] < 0.03 and worst["detected_scores"] < 5e-4
     assert worst["detected_labels"] == 0
 
 

@@ -196,7 +196,7 @@ def test_seeds_beyond_32_bits_end_in_one_line(quick_start, script, seed):
         ("--config.detector.steps=0", ["config.detector.steps", "at least 1"]),
         ("--config.data.real.spec=coco:/nowhere/cem.json", ["/nowhere/cem.json"]),
         ("--config.data.real.spec=ftp:images", ["ftp"]),
-        ("--config.detector.model.depth=77", ["model.depth", "101"]),
+        ("--config.detector.model.backbone.depth=77", ["model.backbone.depth", "101"]),
         ("--config.detector.optimizer.name=magic", ["magic", "adamw"]),
         ("--config.detector.loader.buckets=()", ["loader.buckets", "canvas"]),
         ("--config.detector.best_metric=aufroc3", ["aufroc3", "aufroc_3"]),

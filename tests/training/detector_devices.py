@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from elk_jax.backbones import resnet
 from elk_jax.detection import faster_rcnn
 from elk_jax.detection.detector import Detector
 from elk_jax.training import mesh as meshes
@@ -32,13 +33,16 @@ def detector(dtype: str) -> Detector:
     return faster_rcnn.detector(
         faster_rcnn.FasterRCNNConfig(
             num_classes=2,
-            pixel_scale=1.0,
-            pixel_mean=(0.5,),
-            pixel_std=(0.25,),
-            depth=18,
-            width=4,
-            norm="gn",
-            norm_groups=2,
+            backbone=resnet.ResNetConfig(
+                depth=18,
+                width=4,
+                norm="gn",
+                norm_groups=2,
+                num_classes=0,
+                pixel_mean=(0.5,),
+                pixel_std=(0.25,),
+                dtype=dtype,
+            ),
             fpn_channels=8,
             anchor_sizes=((8,), (16,), (32,), (64,), (128,)),
             rpn_pre_nms_train=40,
@@ -48,7 +52,6 @@ def detector(dtype: str) -> Detector:
             roi_size=3,
             roi_sampling_ratio=1,
             box_fc_width=16,
-            dtype=dtype,
         )
     )
 

@@ -1,5 +1,6 @@
 """EfficientNets of three libraries, imported, have their features and logits (tests/golden/make_efficientnet.py)."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from elk_jax.backbones import efficientnet
+from elk_jax.backbones import efficientnet, resnet
+from elk_jax.detection.faster_rcnn_config import detectron2
 from elk_jax.output import Console
 from elk_jax.weights import classifiers, model_folder
 from tests.refusals import refused
@@ -108,6 +110,39 @@ def test_a_model_folder(files, tmp_path):
     config, params = classifiers.load(tmp_path / "b0")
     assert config == imported.model and config.num_classes == 0 and config.head
     assert jax.tree.all(jax.tree.map(np.array_equal, params, imported.params))
-    model_folder.save_params(tmp_path / "other", params, {"architecture": "resnet"})
-    with refused("resnet", where="other"):
+    model_folder.save_params(tmp_path / "other", params, {"architecture": "inpainter"})
+    with refused("inpainter", where="other"):
         classifiers.load(tmp_path / "other")
+
+
+# ---- ResNets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_resnet_that_an_earlier_version_imported_is_read(tmp_path):
+    """It was described as a Faster R-CNN without its heads, with the settings of its backbone beside the others."""
+    config = resnet.detectron2(depth=18, width=4, stem_width=8)
+    params = {"backbone": resnet.init(config, jax.random.key(0))["backbone"]}
+    settings = dataclasses.asdict(detectron2(backbone=config))
+    moved = settings.pop("backbone")
+    ours = ("name", "num_classes", "image_size", "norm_groups", "norm_eps")
+    settings |= {name: value for name, value in moved.items() if name not in ours}
+    source = {"format": "torchvision", "file": "half.safetensors", "sha256": ""}
+    rest = {"classes": (), "absent": ("^(?!backbone/)",), "source": source}
+    model_folder.save_params(tmp_path / "half", params, {"architecture": "resnet", "model": settings, **rest})
+    found, loaded = classifiers.load(tmp_path / "half")
+    assert found == config and jax.tree.all(jax.tree.map(np.array_equal, loaded, params))
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "word"),
+    [
+        ("torchvision", "resnet18.a1_in1k", "resnet50"),  # timm's
+        ("timm", "resnet50d.ra2_in1k", "resnet50"),
+        ("timm", "resnet77", 77),
+    ],
+)
+def test_resnets_of_other_kinds_are_refused(library, name, word):
+    blocks = [f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    tensors = {name: np.zeros((4, 4, 3, 3)) for name in blocks}
+    with refused(word):
+        classifiers.convert_tensors(tensors | {"conv1.weight": np.zeros((4, 3, 7, 7))}, library, name)

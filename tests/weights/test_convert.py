@@ -1,12 +1,14 @@
 """Name maps on small detectors whose tensors are made here under each library's names."""
 
+import dataclasses
+
 import flax.linen as nn
 import numpy as np
 import pytest
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.norms import FrozenBatchNorm
-from elk_jax.weights import convert, detectors, model_folder, torchvision
+from elk_jax.weights import classifiers, convert, detectors, model_folder, resnet, torchvision
 from tests.refusals import refused
 
 WIDTH, FPN, CLASSES, FC = 4, 6, 2, 5
@@ -74,6 +76,28 @@ def torchvision_detector(old=False):
     return fill({**torchvision_backbone("backbone.body."), **heads(shapes)})
 
 
+def retinanet_detector(old=False, normed=False):
+    """old: with the names before 0.13. normed: version 2, whose heads have group norms instead of biases."""
+    level, shapes = "" if old else ".0", {}
+    for i in range(3):
+        shapes[f"backbone.fpn.inner_blocks.{i}{level}"] = (FPN, WIDTH * 2 ** (i + 1), 1, 1)
+        shapes[f"backbone.fpn.layer_blocks.{i}{level}"] = (FPN, FPN, 3, 3)
+    inputs = 8 * WIDTH if normed else FPN
+    shapes |= {"backbone.fpn.extra_blocks.p6": (FPN, inputs, 3, 3), "backbone.fpn.extra_blocks.p7": (FPN, FPN, 3, 3)}
+    head = "head.classification_head", "head.regression_head"
+    for part in head:
+        for i in range(4):
+            shapes[f"{part}.conv.{2 * i}" if old else f"{part}.conv.{i}.0"] = (FPN, FPN, 3, 3)
+    shapes |= {f"{head[0]}.cls_logits": (9 * (CLASSES + 1), FPN, 3, 3), f"{head[1]}.bbox_reg": (36, FPN, 3, 3)}
+    tensors = fill({**torchvision_backbone("backbone.body."), **heads(shapes)})
+    if not normed:
+        return tensors
+    biases = {name for name in tensors if ".conv." in name and name.endswith(".0.bias")}
+    norms = {name.replace(".0.bias", ".1") for name in biases}
+    scales = {f"{name}.{part}": np.ones(FPN, "f4") for name in norms for part in ("weight", "bias")}
+    return {name: tensor for name, tensor in tensors.items() if name not in biases} | scales
+
+
 def detectron2_detector():
     shapes = {}
     for i in range(4):
@@ -91,7 +115,9 @@ def detectron2_detector():
 
 
 def run(tensors, file_format, changes=None, drop=(), ignore=(), norm_eps=None):
-    foreign = detectors.understand(tensors, file_format, norm_eps)
+    foreign = resnet.foreign(tensors, file_format, norm_eps)
+    if foreign.backbone_only:
+        return classifiers.convert_resnet(foreign, changes, ignore)
     return detectors.convert_foreign(foreign, changes, drop, ignore)
 
 
@@ -115,8 +141,9 @@ def from_detectron2():
 def test_what_is_inferred(from_torchvision, from_detectron2):
     for imported in (from_torchvision, from_detectron2):
         model = imported.model
-        assert (model.depth, model.width, model.fpn_channels, model.num_classes) == (18, WIDTH, FPN, CLASSES)
-        assert (model.box_fc_width, model.box_fcs, model.box_convs, model.norm) == (FC, 2, 0, "frozen_bn")
+        assert (model.backbone.depth, model.backbone.width, model.backbone.norm) == (18, WIDTH, "frozen_bn")
+        assert (model.fpn_channels, model.num_classes, model.backbone.num_classes) == (FPN, CLASSES, 0)
+        assert (model.box_fc_width, model.box_fcs, model.box_convs) == (FC, 2, 0)
         assert imported.absent == ()
     assert (from_torchvision.model.background, from_torchvision.model.roi_aligned) == ("first", False)
     assert (from_detectron2.model.background, from_detectron2.model.roi_aligned) == ("last", True)
@@ -176,14 +203,13 @@ def test_backbones_alone(from_detectron2, from_torchvision):
         ("torchvision", fill(torchvision_backbone()), from_torchvision),
         ("detectron2", fill(detectron2_backbone()), from_detectron2),
     ):
-        tensors |= {"fc.weight": np.zeros((10, 32)), "fc.bias": np.zeros(10), "bn1.num_batches_tracked": np.array(3)}
-        imported = run(tensors, file_format)
-        assert_equal_trees(imported.params, {"backbone": whole.params["backbone"]})
-        assert imported.absent == ("^(?!backbone/)",) and len(imported.name_map.ignored) == 3
-        fresh = {name: np.full(shape, 7.0) for name, shape in detectors.parameter_shapes(whole.model).items()}
-        restored = model_folder.restore_into(model_folder.nest(fresh), imported.params, imported.absent)
-        assert (restored["rpn"]["conv1"]["bias"] == 7).all()
-        assert (restored["backbone"]["stem"]["conv"]["kernel"] != 7).all()
+        fc = {"fc.weight": np.ones((10, 32)), "fc.bias": np.zeros(10)}
+        imported = run(tensors | fc | {"bn1.num_batches_tracked": np.array(3)}, file_format)
+        assert_equal_trees(imported.params["backbone"], whole.params["backbone"])
+        assert imported.model == dataclasses.replace(whole.model.backbone, num_classes=imported.model.num_classes)
+        kept = file_format == "torchvision"  # detectron2 reads no classifier
+        assert ("classifier" in imported.params, imported.model.num_classes) == (kept, 10 if kept else 0)
+        assert len(imported.name_map.ignored) == (1 if kept else 3)
 
 
 def caffe2_backbone():
@@ -275,7 +301,7 @@ def test_wrong_format_is_said():
 
 def test_wrong_depth_is_said(from_torchvision):
     with refused("backbone/res2_2/conv1/kernel (3, 3, 4, 4)"):
-        run(torchvision_detector(), "torchvision", {"depth": 34})
+        run(torchvision_detector(), "torchvision", {"backbone": {"depth": 34}})
     with refused("colour"):
         run(torchvision_detector(), "torchvision", {"colour": 3})
 
@@ -298,5 +324,24 @@ def test_group_norm_and_convolutions_in_heads():
         tensors |= {f"roi_heads.box_head.conv{i}.norm.{k}": np.ones(FPN, "f4") for k in ("weight", "bias")}
     tensors["roi_heads.box_head.fc1.weight"] = np.ones((FC, FPN * 49), "f4")
     tensors["roi_heads.box_head.fc1.bias"] = np.ones(FC, "f4")
-    model = run(tensors, "detectron2", {"norm_groups": 2}).model
-    assert (model.norm, model.box_norm, model.box_convs, model.box_fcs) == ("gn", "gn", 2, 1)
+    model = run(tensors, "detectron2", {"norm_groups": 2, "backbone": {"norm_groups": 2}}).model
+    assert (model.backbone.norm, model.box_norm, model.box_convs, model.box_fcs) == ("gn", "gn", 2, 1)
+
+
+def test_retinanets_of_both_versions_and_older_names():
+    first = run(retinanet_detector(), "torchvision", {"norm_groups": 2})
+    assert (first.model.name, first.model.num_classes, first.model.fpn_top) == ("retinanet", CLASSES, "p5")
+    assert (first.model.backbone.norm, first.model.head_norm, first.model.box_loss) == ("frozen_bn", "none", "l1")
+    assert_equal_trees(run(retinanet_detector(old=True), "torchvision").params, first.params)
+    second = run(retinanet_detector(normed=True), "torchvision", {"norm_groups": 2})
+    assert (second.model.fpn_top, second.model.head_norm, second.model.box_loss) == ("c5", "gn", "giou")
+    assert second.model.backbone.norm == "affine_bn"
+    assert second.params["class_head"]["conv4"]["norm"]["bias"].shape == (FPN,)
+    with refused("fpn/p6/kernel"):
+        run(retinanet_detector(normed=True), "torchvision", {"norm_groups": 2, "fpn_top": "p5"})
+    lacking = {name: tensor for name, tensor in retinanet_detector().items() if "extra_blocks.p7" not in name}
+    with refused("fpn/p7/bias"):
+        run(lacking, "torchvision")
+    odd = retinanet_detector() | {"head.regression_head.bbox_reg.weight": np.zeros((35, FPN, 3, 3), "f4")}
+    with refused("35"):
+        run(odd, "torchvision")

@@ -5,9 +5,11 @@ with the scripts that made them. Tolerances are about ten times what was seen (f
 """
 
 import math
+import re
 
 import pytest
 
+from elk_jax.detection import retinanet
 from elk_jax.detection.faster_rcnn import detectron2, torchvision, torchvision_v2
 from elk_jax.weights.detectors import parameter_shapes
 
@@ -46,7 +48,39 @@ def test_same_as_the_reference(name, compare, seeded):
     assert not imported.name_map.filled and not imported.name_map.dropped
     assert all(ignored.endswith("num_batches_tracked") for ignored in imported.name_map.ignored)
     assert imported.model.num_classes == seeded.NUM_CLASSES
-    assert imported.model.depth == (101 if file_format == "detectron2" else 50)
+    assert imported.model.backbone.depth == (101 if file_format == "detectron2" else 50)
+
+
+RETINANET = {
+    "c5": 2e-4,
+    **{f"p{level}": 2e-4 for level in (3, 4, 5, 6, 7)},
+    "logits": 1e-3,  # of size 10
+    "deltas": 1e-4,
+    "anchors": 0.0,
+    "detected_boxes": 0.01,  # pixels
+    "detected_scores": 1e-4,
+    "detected_labels": 0.0,
+    "losses": 1e-4,  # relative
+    "losses_lesion_free": 1e-4,
+    "counts": 0.0,
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("retinanet_v1", 34_014_999), ("retinanet_v2", 38_198_935)])
+def test_retinanet_is_that_of_torchvision(name, parameters, compare, seeded):
+    worst, imported = compare.retinanet_with_reference(name, seeded)
+    print(name, {key: float(f"{value:.2g}") for key, value in worst.items()})
+    assert set(worst) == set(RETINANET)
+    for key, tolerance in RETINANET.items():
+        assert worst[key] <= tolerance, (key, worst[key])
+    assert not imported.name_map.filled and not imported.name_map.dropped
+    preset = {"retinanet_v1": retinanet.torchvision, "retinanet_v2": retinanet.torchvision_v2}[name]
+    shapes, facts = parameter_shapes(preset(num_classes=90)), compare.facts(name)
+    assert _count(shapes, norms=True) == facts["parameters_with_91_classes"] + facts["buffers_with_91_classes"]
+    published = preset(num_classes=90)
+    frozen = [re.compile(pattern) for pattern in retinanet.frozen(published)]
+    trained = {n: s for n, s in shapes.items() if not any(p.search(n) for p in frozen)}
+    assert _count(trained, norms=True) == parameters
 
 
 def _count(shapes, *, norms):

@@ -34,6 +34,9 @@ def tiny_resnet():
     return tensors
 
 
+FC = {"fc.weight": np.ones((3, 16), "f4"), "fc.bias": np.zeros(3, "f4")}
+
+
 def _norm(name, width):
     return {f"{name}.{part}": np.ones(width, "f4") for part in ("weight", "bias", "running_mean", "running_var")}
 
@@ -45,9 +48,9 @@ def command(*arguments):
 
 
 def test_command_writes_a_model_folder(tmp_path):
-    safetensors.numpy.save_file(tiny_resnet() | {"fc.bias": np.zeros(3, "f4")}, tmp_path / "r18.safetensors")
+    safetensors.numpy.save_file(tiny_resnet() | FC, tmp_path / "r18.safetensors")
     out = tmp_path / "model"
-    done = command("--format=torchvision", f"--input={tmp_path / 'r18.safetensors'}", f"--output={out}", "--depth=18")
+    done = command("--format=torchvision", f"--input={tmp_path / 'r18.safetensors'}", f"--output={out}")
     assert done.returncode == 0, done.stderr
     for part in (
         "layer1.0.conv1.weight",
@@ -55,16 +58,17 @@ def test_command_writes_a_model_folder(tmp_path):
         "2x2x3x3",
         "3x3x2x2",
         "oihw_to_hwio",
-        "(ignored)",
         "ResNet-18",
+        "3 classes",
         "nothing left over or missing",
     ):
         assert part in done.stdout
     params, content = model_folder.load_params(out)
     description = content.entries
     assert description["architecture"] == "resnet" and description["model"]["depth"] == 18
-    assert description["absent"] == ["^(?!backbone/)"] and len(description["source"]["sha256"]) == 64
+    assert description["model"]["num_classes"] == 3 and len(description["source"]["sha256"]) == 64
     assert params["backbone"]["stem"]["conv"]["kernel"].shape == (7, 7, 3, 2)
+    assert params["classifier"]["kernel"].shape == (16, 3)
 
 
 def test_command_ends_in_one_line(tmp_path):
@@ -90,6 +94,7 @@ def test_command_ends_in_one_line(tmp_path):
         (("--format=caffe",), ["caffe"]),
         (("--format=detectron2",), ["no --input"]),
         (("--format=detectron2", "--input=x", "--output=y", "--set=depth"), ["--set=depth has no value"]),
+        (("--format=detectron2", "--input=x", "--output=y", "--set=a=1", "--set=a.b=1"), ["--set=a"]),
         (("--format=diffusers", "--input=x", "--output=y", "--drop=a"), ["--drop is not for --format=diffusers"]),
         (("--format=torchvision", "--input=x", "--output=y", "--inpainting"), ["--inpainting is not for"]),
     ],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from elk_jax.backbones.networks import NETWORKS
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvases
 from elk_jax.data.batches.detection import LoaderConfig
@@ -19,7 +20,8 @@ from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast, ByName
 from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
-from elk_jax.weights import model_folder
+from elk_jax.weights import classifiers, model_folder
+from elk_jax.weights.classifiers import ImportedClassifier
 from elk_jax.weights.detectors import Imported
 
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
@@ -129,12 +131,19 @@ def load(folder: Path) -> Trained:
         raise UserError(
             "not a trained detector", where=folder, todo="name the model folder of a detection stage: RUN/STAGE/model"
         )
-    description = content.build(Description, EARLIER)
+    description = _present(content).build(Description, EARLIER)
     return Trained(detectors.build(description.model), params, description)
 
 
-def stored(content: model_folder.Content) -> Description | Imported:
-    """What a model folder says of the detector in it, trained here or imported, or of the backbone for one."""
+def stored(content: model_folder.Content) -> Description | Imported | ImportedClassifier:
+    """What a model folder says of the detector in it, trained here or imported, or of the network for its backbone."""
+    if content.architecture in NETWORKS:
+        return classifiers.stored(content)
     if "source" in content.entries:
-        return content.build(Imported, detectors.EARLIER)
-    return content.build(Description, EARLIER)
+        return _present(content).build(Imported, detectors.EARLIER)
+    return _present(content).build(Description, EARLIER)
+
+
+def _present(content: model_folder.Content) -> model_folder.Content:
+    model = {"model": detectors.in_present_form(content.entries["model"])} if "model" in content.entries else {}
+    return replace(content, entries={**content.entries, **model})

@@ -28,7 +28,8 @@ class DetectionRecipe(TrainingRecipe):
     """How a detector is trained, tested and evaluated.
 
     model: the detector, chosen by its field `name` (`detection.detectors.DETECTORS`).
-    plan_anchors: one anchor size per level from the lesions of the training split; False: those of `model`.
+    plan_anchors: one anchor size per level from the lesions of the training split; several of a level keep their
+        ratios. False: those of `model`.
     crop_to_breast: cut the air beside the breast away first.
     test_resize: size of the images in testing, in the canvases of `loader`. test_flips: mirrored views to detect in as
         well; the detections are fused. Checkpoints are chosen without them.

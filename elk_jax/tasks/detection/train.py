@@ -36,7 +36,10 @@ from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Model, Params
 from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder
+from elk_jax.weights.classifiers import ImportedClassifier
 from elk_jax.weights.detectors import Imported
+
+ALL_BUT_BACKBONE = "^(?!backbone/)"
 
 
 def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
@@ -62,6 +65,13 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
         )
     detector = detectors.build(settings(recipe, recipe.model.num_classes))
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
+    kept = [name for name in model_folder.flatten(fresh) if any(re.search(p, name) for p in detector.frozen)]
+    if not stage.init_from and (random := [name for name in kept if "/norm/" not in name]):
+        raise UserError(
+            f"stage {stage.name} starts from random weights, and its model would keep {random[0]}",
+            where=f"config.{stage.recipe}.model",
+            todo=f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze no stages",
+        )
     try:
         optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen)
     except UserError as error:
@@ -95,7 +105,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     config = settings(recipe, len(source.classes))
     if recipe.plan_anchors and has_anchors(config):
         sizes = planned_anchor_sizes(source.infos, test_loader, levels=len(config.anchor_sizes))
-        config = replace(config, anchor_sizes=sizes)
+        config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
     model = trainable(detector, per_image=recipe.privacy is not None)
@@ -214,11 +224,8 @@ def _cut(source: ImageSource, recipe: DetectionRecipe) -> ImageSource:
 
 
 def settings(recipe: DetectionRecipe, classes: int) -> Any:
-    """The settings of the recipe's detector for so many classes; planned anchors are one of each level."""
-    config = replace(recipe.model, num_classes=classes, score_floor=recipe.score_floor)
-    if recipe.plan_anchors and has_anchors(config):
-        config = replace(config, anchor_sizes=tuple(sizes[:1] for sizes in config.anchor_sizes))
-    return config
+    """The settings of the recipe's detector for so many classes, before its anchors are planned."""
+    return replace(recipe.model, num_classes=classes, score_floor=recipe.score_floor)
 
 
 def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int | None) -> Workload:
@@ -260,16 +267,20 @@ def say_skipped(run: Run, *opened: ImageSource) -> None:
 
 
 def _from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -> Params:
-    """`fresh`, parameters of the detector or their shapes, with the weights of a model folder where they agree.
+    """`fresh`, parameters of the detector or their shapes, with the weights of a model folder where they agree; of a
+    network that classifies, with all of its backbone.
 
     Raises UserError where they are of another architecture, or of conventions that the detector does not have.
     recipe: its name, for the error.
     """
     loaded, content = model_folder.load_params(folder)
     description = stored(content)
-    absent = description.absent if isinstance(description, Imported) else ()
+    before, absent = description.model, description.absent if isinstance(description, Imported) else ()
+    if isinstance(description, ImportedClassifier):
+        loaded, absent = {"backbone": loaded["backbone"]}, (ALL_BUT_BACKBONE,)
+        before = replace(detector.config, backbone=replace(before, num_classes=0))
     params = model_folder.restore_into(fresh, loaded, (detector.class_layers, *absent), where=folder)
     given, wanted = model_folder.flatten(loaded), model_folder.flatten(fresh)
     taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
-    model_folder.check_same(description.model, detector.config, detector.settled_by(taken), folder, recipe)
+    model_folder.check_same(before, detector.config, detector.settled_by(taken), folder, recipe)
     return params

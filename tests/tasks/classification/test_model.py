@@ -15,7 +15,7 @@ from elk_jax.heads.linear import Linear
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.recipe import HeadRecipe, NetworkFeatures, ScatteringFeatures, Search
 from elk_jax.weights import classifiers, model_folder
-from elk_jax.weights.detectors import Origin
+from elk_jax.weights.classifiers import Origin
 from tests.refusals import refused
 
 CONFIG = EfficientNetConfig(width=0.2, depth=0.1, num_classes=0, head=False)

@@ -25,8 +25,7 @@ from elk_jax.tasks.classification.predict import PredictSettings
 from elk_jax.tasks.classification.recipe import NetworkRecipe, TrainClassifierStage
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
-from elk_jax.weights.classifiers import ImportedClassifier
-from elk_jax.weights.detectors import Origin
+from elk_jax.weights.classifiers import ImportedClassifier, Origin
 from tests.refusals import refused
 
 PATCHES = SourceSpec("phantom_patches:size=128,count=60,healthy_fraction=0.1,seed=5")

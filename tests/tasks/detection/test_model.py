@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from elk_jax import files
+from elk_jax.backbones import resnet
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches import detection
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection import detectors, faster_rcnn_config
+from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.tasks.detection import model as detector_folder
 from elk_jax.weights import model_folder
 from tests.detection import toy_detector
@@ -21,7 +23,7 @@ from tests.refusals import refused
 
 SIZES = ((8.0,), (12.0,), (18.0,), (27.0,), (40.0,))
 TRAINED = model_folder.Training(7, ("real",), "weights/coco", ("a1", "b2"))
-CONFIG = faster_rcnn_config.detectron2(depth=18, num_classes=2, anchor_sizes=SIZES)
+CONFIG = faster_rcnn_config.detectron2(backbone=resnet.detectron2(depth=18), num_classes=2, anchor_sizes=SIZES)
 LOADER = LoaderConfig(resize=Resize(short_sides=(64,), max_long_side=96, jitter=()), buckets=((64, 96),))
 
 
@@ -64,7 +66,9 @@ def test_a_folder_of_something_else_is_refused(folder):
         (lambda c: c["input"].update(buckets=[[10**6, 10**6]]), "input.buckets"),
         (lambda c: c["input"]["resize"].pop("max_long_side"), "input.resize.max_long_side"),
         (lambda c: c["model"].pop("detection_nms_iou"), "model.detection_nms_iou"),
-        (lambda c: c["model"].update(depth=77), "model.depth"),
+        (lambda c: c["model"]["backbone"].update(depth=77), "model.backbone.depth"),
+        (lambda c: c["model"]["backbone"].pop("norm"), "model.backbone.norm"),
+        (lambda c: c["model"].pop("backbone"), "model.backbone"),
         (lambda c: c["model"].pop("name"), "model.name"),
         (lambda c: c["operating_points"][0].update(threshold="0.4"), "operating_points[0].threshold"),
         (lambda c: c.update(operating_points={"1": 0.4}), "operating_points"),
@@ -113,10 +117,17 @@ def test_a_folder_of_an_earlier_version_is_read(folder):
 # ---- As a model to train -------------------------------------------------------------------------------------------
 
 TINY = faster_rcnn_config.detectron2(
-    depth=18, width=8, norm="gn", norm_groups=8, pixel_mean=(60.0,), pixel_std=(60.0,), fpn_channels=8,
-    box_fc_width=16, roi_samples=8, rpn_samples=32, rpn_pre_nms_train=16, rpn_post_nms_train=16, anchor_sizes=SIZES,
+    backbone=resnet.detectron2(depth=18, width=8, norm="gn", norm_groups=8, pixel_mean=(60.0,), pixel_std=(60.0,)),
+    fpn_channels=8, box_fc_width=16, roi_samples=8, rpn_samples=32, rpn_pre_nms_train=16, rpn_post_nms_train=16,
+    anchor_sizes=SIZES,
 )  # fmt: skip
-KINDS = {"faster_rcnn": detectors.build(TINY), "toy": toy_detector.detector(toy_detector.ToyConfig(width=4))}
+KINDS = {
+    "faster_rcnn": detectors.build(TINY),
+    "retinanet": detectors.build(
+        RetinaNetConfig(backbone=TINY.backbone, fpn_channels=8, head_convs=1, anchor_sizes=SIZES)
+    ),
+    "toy": toy_detector.detector(toy_detector.ToyConfig(width=4)),
+}
 
 
 @pytest.fixture(scope="module")

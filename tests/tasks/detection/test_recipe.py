@@ -10,6 +10,7 @@ import pytest
 from configs.recipes.detector import detector
 from configs.variants import experiment
 from elk_jax import fields
+from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.data.augment import NO_AUGMENTATION, Augmentation, Resize
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
@@ -30,6 +31,7 @@ def test_the_configuration_names_every_field(size):
     names = lambda kind: {field.name for field in dataclasses.fields(kind)}
     assert set(recipe) == names(DetectionRecipe)
     assert set(recipe["model"]) == names(FasterRCNNConfig)
+    assert set(recipe["model"]["backbone"]) == names(ResNetConfig)
     assert set(recipe["optimizer"]) == names(OptimizerConfig)
     assert set(recipe["loader"]) == names(LoaderConfig)
     assert set(recipe["loader"]["augmentation"]) == names(Augmentation)
@@ -48,10 +50,12 @@ def test_what_the_configuration_does_not_change_is_the_default():
 
 def test_settings_of_a_model_arrive():
     sizes = ((8,), (16,), (32,), (64,), (128,))
-    model = {"name": "faster_rcnn", "anchor_sizes": [list(level) for level in sizes], "depth": 18, "num_classes": 3}
-    assert build(model=model).model == FasterRCNNConfig(anchor_sizes=sizes, depth=18, num_classes=3)
-    with refused("'dept'", "depth", where="config.detector.model.dept"):
-        build(model={"name": "faster_rcnn", "dept": 18})
+    backbone = {"name": "resnet", "depth": 18, "num_classes": 0}
+    model = {"name": "faster_rcnn", "anchor_sizes": [list(level) for level in sizes], "backbone": backbone}
+    expected = FasterRCNNConfig(anchor_sizes=sizes, backbone=ResNetConfig(depth=18, num_classes=0), num_classes=3)
+    assert build(model=model | {"num_classes": 3}).model == expected
+    with refused("'dept'", "depth", where="config.detector.model.backbone.dept"):
+        build(model={"name": "faster_rcnn", "backbone": {"name": "resnet", "dept": 18}})
     with refused("'yolo'", "faster_rcnn", where="config.detector.model.name"):
         build(model={"name": "yolo"})
 

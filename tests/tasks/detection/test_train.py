@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from configs.recipes.detector import detector
+from elk_jax import fields
+from elk_jax.backbones import efficientnet, resnet
 from elk_jax.data.augment import NO_AUGMENTATION, Resize
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import train
-from elk_jax.weights import model_folder
+from elk_jax.weights import classifiers, model_folder
 from tests.models import save_imported
 from tests.refusals import refused
 
@@ -96,17 +98,22 @@ def kept(tmp_path):
     return start
 
 
-GREY = faster_rcnn_config.detectron2(pixel_mean=(60.0,), pixel_std=(60.0,))
+def detectron2(**changes) -> FasterRCNNConfig:
+    """changes: of the backbone."""
+    return faster_rcnn_config.detectron2(backbone=resnet.detectron2(**changes))
+
+
+GREY = detectron2(pixel_mean=(60.0,), pixel_std=(60.0,))
 
 
 @pytest.mark.parametrize(
     "field, value, todo",
     [
-        ("pixel_scale", 1.0, "1.0"),
-        ("pixel_mean", (1.0, 2.0, 3.0), "'(1.0, 2.0, 3.0)'"),
-        ("pixel_std", (57.0, 57.0, 58.0), "'(57.0, 57.0, 58.0)'"),
-        ("stride_in_1x1", False, "False"),
-        ("norm_eps", 0.0, "0.0"),
+        ("backbone.pixel_scale", 1.0, "1.0"),
+        ("backbone.pixel_mean", (1.0, 2.0, 3.0), "'(1.0, 2.0, 3.0)'"),
+        ("backbone.pixel_std", (57.0, 57.0, 58.0), "'(57.0, 57.0, 58.0)'"),
+        ("backbone.stride_in_1x1", False, "False"),
+        ("backbone.norm_eps", 0.0, "0.0"),
         ("anchor_ratios", (2.0, 1.0, 0.5), "'(2.0, 1.0, 0.5)'"),
         ("anchor_offset", 0.5, "0.5"),
         ("anchor_rounded", True, "True"),
@@ -117,34 +124,39 @@ GREY = faster_rcnn_config.detectron2(pixel_mean=(60.0,), pixel_std=(60.0,))
 )
 def test_weights_are_not_trained_on_under_other_conventions(kept, field, value, todo):
     ours = faster_rcnn_config.detectron2()
-    with refused(f"{field} {value!r}", repr(getattr(ours, field)), where="first") as error:
-        kept(dataclasses.replace(ours, **{field: value}), ours)
+    name = field.removeprefix("backbone.")
+    part = ours if name == field else ours.backbone
+    theirs = dataclasses.replace(part, **{name: value})
+    before = theirs if part is ours else dataclasses.replace(ours, backbone=theirs)
+    with refused(f"{field} {value!r}", repr(getattr(part, name)), where="first") as error:
+        kept(before, ours)
     assert error.value.todo == f"set --config.detector.model.{field}={todo}"
 
 
 def test_groups_of_a_norm_are_a_convention(kept):
-    ours = faster_rcnn_config.detectron2(norm="gn")
     with refused("norm_groups", 16, 32, where="first"):
-        kept(dataclasses.replace(ours, norm_groups=16), ours)
+        kept(detectron2(norm="gn", norm_groups=16), detectron2(norm="gn"))
 
 
 def test_the_error_names_all_settings_to_change(kept):
-    ours = faster_rcnn_config.detectron2(depth=50)
-    with refused("pixel_scale", 1.0, 255.0, where="first") as error:
+    ours = detectron2(depth=50)
+    with refused("backbone.stride_in_1x1", False, True, where="first") as error:
         kept(faster_rcnn_config.torchvision(), ours)
-    flags = [word.partition("=")[0].rpartition(".")[2] for word in error.value.todo.split() if word.startswith("--")]
-    means = ["pixel_scale", "pixel_mean", "pixel_std"]
-    assert flags == [*means, "stride_in_1x1", "anchor_rounded", "roi_aligned", "background"]
+    words = [word for word in error.value.todo.split() if word.startswith("--")]
+    flags = [word.partition("=")[0].partition(".model.")[2] for word in words]
+    of_backbone = ("stride_in_1x1", "pixel_scale", "pixel_mean", "pixel_std")
+    assert flags == [*(f"backbone.{name}" for name in of_backbone), "anchor_rounded", "roi_aligned", "background"]
 
 
 @pytest.mark.parametrize(
     "before, now, parts",
     [
         (GREY, dataclasses.replace(GREY, anchor_sizes=((9.0,), (12.0,), (15.0,), (20.0,), (30.0,))), {}),  # planned
-        (GREY, dataclasses.replace(GREY, pixel_mean=(40.0,), pixel_std=(50.0,)), {}),
-        (GREY, dataclasses.replace(GREY, dtype="bfloat16", detections=5, norm="affine_bn", remat=(2,)), {}),
-        (faster_rcnn_config.detectron2(), detector("paper")["model"], {}),
-        (faster_rcnn_config.detectron2(norm_groups=16), faster_rcnn_config.detectron2(), {}),  # there are none
+        (GREY, detectron2(pixel_mean=(40.0,), pixel_std=(50.0,)), {}),
+        (dataclasses.replace(GREY, detections=5), GREY, {}),
+        (GREY, detectron2(pixel_mean=(60.0,), pixel_std=(60.0,), dtype="bfloat16", norm="affine_bn", remat=(2,)), {}),
+        (detectron2(), detector("paper")["model"], {}),
+        (detectron2(norm_groups=16), detectron2(), {}),  # there are none
         # a backbone alone has no say in what is made of its features, nor class layers that are not taken
         (dataclasses.replace(GREY, roi_aligned=False, anchor_rounded=True), GREY,
          {"parts": ("backbone",), "absent": ("^(rpn|box_head)/",)}),
@@ -152,8 +164,63 @@ def test_the_error_names_all_settings_to_change(kept):
     ],
 )  # fmt: skip
 def test_what_a_training_may_change_it_may(kept, before, now, parts):
-    now = now if isinstance(now, FasterRCNNConfig) else FasterRCNNConfig(**now)
+    now = now if isinstance(now, FasterRCNNConfig) else fields.build(FasterRCNNConfig, now)
     assert kept(before, now, **parts)["backbone/stem/kernel"] == 7.0
+
+
+# ---- A network as the backbone -------------------------------------------------------------------------------------
+
+
+NETWORK = efficientnet.EfficientNetConfig(width=0.25, depth=0.2, norm="gn", num_classes=3)
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A function that writes an imported network of these settings, every leaf 7, and returns its folder."""
+
+    def write(config: efficientnet.EfficientNetConfig, remove: str = "") -> Path:
+        shapes = model_folder.flatten(jax.eval_shape(lambda key: efficientnet.init(config, key), jax.random.key(0)))
+        params = {name: np.full(leaf.shape, 7.0, np.float32) for name, leaf in shapes.items() if name != remove}
+        described = classifiers.ImportedClassifier("efficientnet", config, classifiers.Origin("timm", "file", ""))
+        model_folder.save_params(tmp_path / "network", model_folder.nest(params), described)
+        return tmp_path / "network"
+
+    return write
+
+
+def from_network(folder: Path, backbone: efficientnet.EfficientNetConfig) -> dict:
+    ours = detectors.build(faster_rcnn_config.detectron2(backbone=backbone, fpn_channels=8, box_fc_width=8))
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), jax.eval_shape(ours.init, jax.random.key(0)))
+    return model_folder.flatten(train._from_weights(folder, fresh, ours, "detector"))
+
+
+def test_a_detector_starts_from_the_backbone_of_a_classifier(network):
+    """All of it, and nothing of its head; the classes and what is behind the backbone are the detector's own."""
+    found = from_network(network(NETWORK), dataclasses.replace(NETWORK, num_classes=0))
+    assert all((leaf == (7 if name.startswith("backbone/") else 0)).all() for name, leaf in found.items())
+    assert {name.split("/")[0] for name in found} == {"backbone", "fpn", "rpn", "box_head"}
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"pixel_mean": (0.5, 0.5, 0.5)}, "model.backbone.pixel_mean"),
+        ({"padding": "symmetric"}, "model.backbone.padding=same"),
+        ({"norm_groups": 4}, "model.backbone.norm_groups=8"),
+        ({"width": 0.5}, "stage1_0/depthwise/kernel"),
+        ({"squeeze_excite": False}, "squeeze"),
+        ({"pixel_mean": (0.5,), "pixel_std": (0.2,)}, "(3, 3, 1, 8)"),
+    ],
+)
+def test_weights_of_another_network_are_refused(network, changes, word):
+    with refused(word, where="network"):
+        from_network(network(NETWORK), dataclasses.replace(NETWORK, num_classes=0, **changes))
+
+
+def test_a_backbone_that_lacks_a_tensor_is_refused(network):
+    folder = network(NETWORK, remove="backbone/stem/kernel")
+    with refused("backbone/stem/kernel", where="network"):
+        from_network(folder, dataclasses.replace(NETWORK, num_classes=0))
 
 
 # ---- Anchors from lesions ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from elk_jax import files
+from elk_jax.backbones import resnet
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.detection import closeups as detection_closeups
 from elk_jax.detection import faster_rcnn, faster_rcnn_config
@@ -176,7 +177,9 @@ def test_one_patient_leaves_measures_undefined_and_one_lesion_is_refused(real):
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     config = faster_rcnn_config.detectron2(
-        depth=18, width=8, norm="gn", norm_groups=8, stride_in_1x1=False, pixel_mean=(60.0,), pixel_std=(60.0,),
+        backbone=resnet.detectron2(
+            depth=18, width=8, norm="gn", norm_groups=8, stride_in_1x1=False, pixel_mean=(60.0,), pixel_std=(60.0,)
+        ),
         fpn_channels=16, box_fc_width=8,
     )  # fmt: skip
     shapes = jax.eval_shape(faster_rcnn.detector(config).init, jax.random.key(0))

@@ -1,0 +1,64 @@
+"""A network of `backbones.networks` as the backbone of a detector: its maps of some strides, and its parameters.
+
+Shapes: B batch, H W canvas, C channels; the map of a stride s is [B, ceil(H/s), ceil(W/s), C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from elk_jax.backbones.initial import draw_params
+from elk_jax.backbones.networks import NETWORKS
+from elk_jax.detection.detector import Batch, Params, Pyramid
+from elk_jax.errors import UserError
+
+
+def check(config: Any, strides: Sequence[int]) -> None:
+    """UserError unless a network can be the backbone of a detector that reads maps of these strides."""
+    if config.num_classes:
+        todo = "set 0: a detector has classes of its own"
+        raise UserError(f"the backbone has {config.num_classes} classes", where="backbone.num_classes", todo=todo)
+    own = NETWORKS[config.name].strides(config)
+    if missing := [stride for stride in strides if stride not in own]:
+        what = f"the backbone has maps of {', '.join(map(str, own))} pixels per cell, none of {missing[0]}"
+        todo = f"choose one with maps of {', '.join(map(str, strides))}"
+        raise UserError(what, where="backbone", todo=todo)
+
+
+def draw(config: Any, rest: nn.Module, strides: Sequence[int], rng: jax.Array) -> Params:
+    """Fresh parameters of a detector (see `draw_params`): `backbone`, and those of `rest`, which takes its maps."""
+    backbone = {"backbone": NETWORKS[config.name].init(config, rng)["backbone"]}
+    batch = {"image": jnp.zeros((1, 32, 32, len(config.pixel_mean))), "image_size": jnp.full((1, 2), 32.0)}
+    maps = jax.eval_shape(partial(stages, config, strides=strides), backbone, batch)
+    return {**backbone, **draw_params(rest, rng, tuple(jnp.zeros(one.shape, one.dtype) for one in maps))}
+
+
+def stages(
+    config: Any, params: Params, batch: Batch, rng: jax.Array | None = None, *, strides: Sequence[int]
+) -> Pyramid:
+    """The last map of every stride (4, 8, 16, 32: C2, ..., C5) of a batch's images, which are 0 outside image_size."""
+    network = NETWORKS[config.name]
+    maps = network.features(config, params, batch["image"], rng, batch["image_size"])
+    by_stride = dict(zip(network.strides(config), maps))
+    return tuple(by_stride[stride] for stride in strides)
+
+
+def frozen(config: Any) -> tuple[str, ...]:
+    """Regular expressions of the parameters that are never trained."""
+    return NETWORKS[config.name].frozen(config)
+
+
+def conventions(config: Any) -> dict[str, str]:
+    """`Network.conventions` as settings of a detector.
+
+    Without mean and spread of a single channel: another contrast of the same grey values.
+    """
+    layers = NETWORKS[config.name].conventions(config)
+    free = ("pixel_mean", "pixel_std") if len(config.pixel_mean) == 1 else ()
+    return {f"backbone.{field}": pattern for field, pattern in layers.items() if field not in free}

@@ -1,0 +1,323 @@
+"""RetinaNet (Lin et al. 2017): parameters, losses, predictions.
+
+Shape legend: B batch, H W size of the padded images, L levels P3..P7 (or C5 alone), A_l anchors of a level and A of
+all levels, M padded ground truth, K detections, Q classes, Q' outputs of classes: Q, or Q + 1 with a background.
+
+The modules only turn arrays into arrays; everything else is a chain of public steps, each usable alone:
+
+    features -> outputs -> image_losses, or select_detections
+
+Per-image steps are written for one image and mapped by `map_images`. Batches and `map_images`: see `detector.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.backbones.conv import ConvNorm
+from elk_jax.backbones.fpn import FPN
+from elk_jax.backbones.norms import Norm, frozen_patterns, norm_from_name
+from elk_jax.detection import backbone, lanes
+from elk_jax.detection import boxes as box_ops
+from elk_jax.detection.anchors import pyramid_anchors
+from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
+from elk_jax.detection.losses import focal_sum, giou_loss, smooth_l1
+from elk_jax.detection.matching import POSITIVE, match
+from elk_jax.detection.nms import batched_nms
+from elk_jax.detection.retinanet_config import RetinaNetConfig, plain, torchvision, torchvision_v2
+from elk_jax.detection.selection import top_k
+from elk_jax.precision import at_least_float32
+
+__all__ = ["RetinaNet", "RetinaNetConfig", "plain", "torchvision", "torchvision_v2"]
+
+CLASS_LAYERS = r"^class_head/logits/"
+
+
+class Outputs(NamedTuple):
+    """Per level; the anchors of a level lie row by row, column by column, then by cell anchor."""
+
+    logits: tuple[jax.Array, ...]  # [B, A_l, Q']
+    deltas: tuple[jax.Array, ...]  # [B, A_l, 4]
+
+
+class ImageLosses(NamedTuple):
+    """Of an image: sums over its anchors, and its number of positive ones."""
+
+    classes: jax.Array
+    box: jax.Array
+    positives: jax.Array
+
+
+class Head(nn.Module):
+    """Levels [B, H_l, W_l, C] -> per level [B, A_l, size]; one head for all levels.
+
+    Parameters: conv1..conv{convs}, and `output`, the name of the last convolution.
+    """
+
+    cell_anchors: int
+    size: int
+    output: str
+    convs: int
+    width: int
+    norm: Norm | None = None
+    bias: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, levels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        small, bias = nn.initializers.normal(0.01), nn.initializers.constant(self.bias)
+        width = self.width or levels[0].shape[-1]
+        trunk = [
+            ConvNorm(width, norm=self.norm, kernel_init=small, dtype=self.dtype, name=f"conv{i + 1}")
+            for i in range(self.convs)
+        ]
+        channels = self.cell_anchors * self.size
+        last = ConvNorm(channels, kernel_init=small, bias_init=bias, dtype=self.dtype, name=self.output)
+        found = []
+        for x in levels:
+            for layer in trunk:
+                x = nn.relu(layer(x))
+            found.append(at_least_float32(last(x)).reshape(x.shape[0], -1, self.size))
+        return tuple(found)
+
+
+class RetinaNet(nn.Module):
+    """What is behind the backbone: fpn, class_head and box_head, top-level names of the parameters beside
+    `backbone`."""
+
+    config: RetinaNetConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.backbone.dtype)
+
+        def norm(name: str) -> Norm | None:
+            return norm_from_name(name, groups=c.norm_groups, eps=c.norm_eps)
+
+        if c.fpn:
+            self.fpn = FPN(c.fpn_channels, norm(c.fpn_norm), first_level=3, top=c.fpn_top, dtype=dtype)
+        head = partial(
+            Head,
+            len(c.anchor_sizes[0]) * len(c.anchor_ratios),
+            convs=c.head_convs,
+            width=c.head_width,
+            norm=norm(c.head_norm),
+            dtype=dtype,
+        )
+        outputs = c.num_classes + (c.background == "first")
+        self.class_head = head(size=outputs, output="logits", bias=-math.log((1 - c.prior) / c.prior))
+        self.box_head = head(size=4, output="deltas")
+
+    def __call__(self, stages: Sequence[jax.Array]) -> Outputs:
+        """C3..C5, or C5 alone, to the outputs: touches every parameter, for `init`."""
+        return self.outputs(self.levels(stages))
+
+    def levels(self, stages: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """C3..C5 -> P3..P7; C5 alone stays as it is."""
+        return self.fpn(stages) if self.config.fpn else tuple(stages)
+
+    def outputs(self, levels: Sequence[jax.Array]) -> Outputs:
+        """Levels -> class logits and box deltas of all anchors."""
+        return Outputs(self.class_head(levels), self.box_head(levels))
+
+
+def detector(config: RetinaNetConfig) -> Detector:
+    """RetinaNet as the trainings see it."""
+    model = RetinaNet(config)
+    return Detector(
+        config=config,
+        init=lambda rng: backbone.draw(config.backbone, model, config.stages, rng),
+        features=partial(features, model),
+        loss_from_features=partial(loss_from_features, model),
+        predict_from_features=partial(predict_from_features, model),
+        class_layers=CLASS_LAYERS,
+        conventions=conventions(config),
+        frozen=frozen(config),
+        strides=config.strides,
+    )
+
+
+def frozen(config: RetinaNetConfig) -> tuple[str, ...]:
+    """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
+    parts = {"fpn/": config.fpn_norm, "(class|box)_head/": config.head_norm}
+    own = (pattern for prefix, name in parts.items() for pattern in frozen_patterns(name, (prefix,)))
+    return (*backbone.frozen(config.backbone), *own)
+
+
+def conventions(config: RetinaNetConfig) -> dict[str, str]:
+    """Setting -> the layers whose weights mean something else when it is changed (see `Detector`).
+
+    Not the sizes of anchors, which every training may plan for its own lesions.
+    """
+    norms, outputs = r"^(fpn|class_head|box_head)/.*/norm/", r"^(class_head/logits|box_head/deltas)/"
+    layers = {
+        **backbone.conventions(config.backbone),
+        "fpn_top": r"^fpn/p6/",
+        "norm_groups": norms,
+        "norm_eps": norms,
+        "anchor_ratios": outputs,
+        "anchor_offset": outputs,
+        "anchor_rounded": outputs,
+        "background": r"^class_head/logits/",
+        "box_weights": r"^box_head/deltas/",
+    }
+    used = {config.fpn_norm, config.head_norm} - {"none"}
+    if "gn" not in used:
+        del layers["norm_groups"]
+    if not used:
+        del layers["norm_eps"]
+    if not config.fpn:
+        del layers["fpn_top"]
+    return layers
+
+
+# The steps.
+
+
+def features(model: RetinaNet, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
+    """The levels [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
+    config = model.config
+    stages = backbone.stages(config.backbone, params, batch, rng, strides=config.stages)
+    return _apply(model, params, "levels", stages)
+
+
+def outputs(model: RetinaNet, params: Params, pyramid: Sequence[jax.Array]) -> Outputs:
+    """Class logits and box deltas per level."""
+    return _apply(model, params, "outputs", pyramid)
+
+
+def _apply(model: RetinaNet, params: Params, method: str, inputs: Any) -> Any:
+    own = {name: part for name, part in params.items() if name != "backbone"}
+    return model.apply({"params": own}, inputs, method=method)
+
+
+def anchors(config: RetinaNetConfig, height: int, width: int) -> tuple[np.ndarray, ...]:
+    """Anchors [A_l, 4] of every level for padded images of this size: constants."""
+    c, size = config, (height, width)
+    return pyramid_anchors(size, c.strides, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
+
+
+@jax.named_scope("losses")
+def image_losses(
+    config: RetinaNetConfig,
+    logits: jax.Array,
+    deltas: jax.Array,
+    all_anchors: jax.Array | np.ndarray,
+    gt_boxes: jax.Array,
+    gt_labels: jax.Array,
+    gt_valid: jax.Array,
+    gt_ignore: jax.Array,
+) -> ImageLosses:
+    """Of one image: focal loss of all anchors that are positive or negative, box loss of the positive ones.
+
+    logits [A, Q'], deltas [A, 4], all_anchors [A, 4]; gt_boxes [M, 4], gt_labels [M] int, gt_valid and gt_ignore [M].
+    """
+    c, all_anchors = config, jnp.asarray(all_anchors)
+    matches = match(all_anchors, gt_boxes, gt_valid, gt_ignore, low=c.iou_low, high=c.iou_high, allow_low_quality=True)
+    positive = matches.labels == POSITIVE
+    classes = jnp.take(gt_labels, matches.gt_index, mode="clip") + (c.background == "first")
+    # Where there is no lesion the anchor itself is the target: finite deltas, weight 0.
+    target = jnp.where(positive[:, None], jnp.take(gt_boxes, matches.gt_index, axis=0, mode="clip"), all_anchors)
+    if c.box_loss == "giou":
+        box = giou_loss(box_ops.decode(deltas, all_anchors, c.box_weights), target)
+    else:
+        encoded = box_ops.encode(target, all_anchors, c.box_weights)
+        box = smooth_l1(deltas, encoded, c.box_smooth_l1_beta).sum(-1)
+    return ImageLosses(
+        classes=focal_sum(logits, matches.labels, classes, c.focal_alpha, c.focal_gamma),
+        box=jnp.where(positive, box, 0).sum(),
+        positives=positive.sum(),
+    )
+
+
+def loss_from_features(
+    model: RetinaNet,
+    params: Params,
+    pyramid: Pyramid,
+    batch: Batch,
+    rng: jax.Array,
+    map_images: MapImages = jax.vmap,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum of the two losses, and metrics: each loss, and the mean number of positive anchors of an image.
+
+    The losses of an image are divided by its number of positive anchors, or by 1; then their mean over the images is
+    taken (as torchvision). Images without a lesion teach background. Images with batch["valid"] False do not count.
+    Nothing is drawn: `rng` is not used.
+    """
+    config = model.config
+    counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
+    found = outputs(model, params, pyramid)
+    all_anchors = np.concatenate(anchors(config, *batch["image"].shape[1:3]))
+
+    def of_image(logits: Any, deltas: Any, *truth: jax.Array) -> ImageLosses:
+        return image_losses(config, jnp.concatenate(logits), lanes.concatenate(deltas), all_anchors, *truth)
+
+    truth = (batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore"))
+    sums = map_images(of_image)(found.logits, found.deltas, *truth)
+    images, positives = jnp.maximum(counts.sum(), 1), jnp.maximum(sums.positives, 1)
+
+    def mean(per_image: jax.Array) -> jax.Array:
+        return jnp.where(counts, per_image, 0).sum() / images
+
+    losses = {"loss_class": mean(sums.classes / positives), "loss_box": mean(sums.box / positives)}
+    return losses["loss_class"] + losses["loss_box"], {**losses, "positives": mean(sums.positives)}
+
+
+@jax.named_scope("detections")
+def select_detections(
+    config: RetinaNetConfig,
+    logits: Sequence[jax.Array],
+    deltas: Sequence[jax.Array],
+    levels: Sequence[np.ndarray],
+    image_size: jax.Array,
+) -> dict[str, jax.Array]:
+    """The K best detections of one image, after NMS within each class: boxes [K, 4], scores, labels, valid [K].
+
+    Per level: logits [A_l, Q'], deltas and anchors [A_l, 4]. image_size [2] (height, width). The best pairs of anchor
+    and class of every level enter the NMS. Non-finite scores or boxes are dropped, and boxes without an area.
+    """
+    c = config
+    first = int(c.background == "first")
+
+    def best_of_level(logits: jax.Array, deltas: jax.Array, level: np.ndarray) -> tuple[jax.Array, ...]:
+        scores = jax.nn.sigmoid(at_least_float32(logits[:, first:])).reshape(-1)
+        scores = jnp.where(scores > c.score_floor, scores, -jnp.inf)  # False for NaN, too
+        top, pair = top_k(scores, min(c.level_candidates, scores.shape[0]))
+        anchor = pair // c.num_classes
+        boxes = box_ops.decode(lanes.take(deltas, anchor), lanes.take(jnp.asarray(level), anchor), c.box_weights)
+        return boxes, top, pair % c.num_classes
+
+    best = [best_of_level(*each) for each in zip(logits, deltas, levels)]
+    boxes, top, labels = (jnp.concatenate(part) for part in zip(*best))
+    usable = (top > -jnp.inf) & jnp.isfinite(boxes).all(-1)
+    boxes = box_ops.clip(boxes, image_size[0], image_size[1])
+    usable &= (boxes[:, 2:] - boxes[:, :2] > c.detection_min_size).all(-1)
+    index, valid = batched_nms(boxes, top, labels, c.detection_nms_iou, c.detections, usable)
+    return {
+        "boxes": jnp.where(valid[:, None], boxes[index], 0),
+        "scores": jnp.where(valid, top[index], 0),
+        "labels": jnp.where(valid, labels[index], 0).astype(jnp.int32),
+        "valid": valid,
+    }
+
+
+def predict_from_features(
+    model: RetinaNet, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
+) -> dict[str, jax.Array]:
+    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
+    [B, K]."""
+    found = outputs(model, params, pyramid)
+    levels = anchors(model.config, *batch["image"].shape[1:3])
+
+    def of_image(logits: Any, deltas: Any, image_size: jax.Array) -> dict[str, jax.Array]:
+        return select_detections(model.config, logits, deltas, levels, image_size)
+
+    return map_images(of_image)(found.logits, found.deltas, batch["image_size"])

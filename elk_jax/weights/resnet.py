@@ -1,0 +1,52 @@
+"""ResNets as classifiers, with the names of torchvision, timm, detectron2 and Caffe2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from elk_jax import fields
+from elk_jax.backbones import resnet
+from elk_jax.backbones.resnet import ResNetConfig
+from elk_jax.errors import UserError
+from elk_jax.weights import detectron2, torchvision
+from elk_jax.weights.convert import Foreign, Understood
+from elk_jax.weights.reading import Tensors
+
+NAMES = r"resnet(\d+)(\.\w+)?"
+"""Of torchvision, and of timm with the tag of its weights; the stem of timm's other ResNets is another."""
+
+
+def foreign(tensors: Tensors, file_format: str, norm_eps: float | None = None) -> Foreign:
+    """What `tensors` are, a ResNet or a detector with one, in the names of "detectron2" or "torchvision".
+
+    norm_eps: see `torchvision.interpret`.
+    """
+    if file_format == "torchvision":
+        return torchvision.interpret(tensors, norm_eps=torchvision.EPS if norm_eps is None else norm_eps)
+    if norm_eps is not None:
+        raise UserError("--norm_eps is of the torchvision format", todo="leave it out")
+    return detectron2.interpret(tensors)
+
+
+def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[str, Any]) -> Understood:
+    """The model of a file: `name` in the library `file_format`, with `changes`. UserError for others."""
+    match = re.fullmatch(NAMES, name)
+    if match is None or file_format not in ("torchvision", "timm") or (file_format == "torchvision" and match[2]):
+        todo = "give resnet50 of torchvision, resnet50.a1_in1k of timm, or leave --model out for detectron2"
+        raise UserError(f"{file_format} has no ResNet '{name}' of the kinds read here", where="--model", todo=todo)
+    return of(foreign(tensors, "torchvision"), {"depth": int(match[1]), **changes})
+
+
+def of(found: Foreign, changes: Mapping[str, Any]) -> Understood:
+    """The network of a file without a detector. changes: fields of ResNetConfig, over what is inferred."""
+    model = fields.build(ResNetConfig, {**settings(found), **changes}, "model")
+    return Understood(found.tensors, model, found.format)
+
+
+def settings(found: Foreign) -> dict[str, Any]:
+    """The fields of ResNetConfig in the conventions of a file."""
+    preset = resnet.detectron2() if found.preset == "detectron2" else ResNetConfig()
+    return {**asdict(preset), **found.resnet}
