@@ -37,8 +37,8 @@ class Detector:
     config: a frozen dataclass whose fields `name` (the key of `detectors.DETECTORS`), `num_classes` (Q, without
     background) and `score_floor` (detections score more) every detector has: a training sets the last two. A detector
     with anchors has `anchor_sizes` (per level, in pixels of the resized image), which a training may plan; others have
-    no such field. Fields of one meaning have one name in all detectors (`pixel_mean`, `stride_in_1x1`), since a
-    training may start from the backbone of another one.
+    no such field. A network of `backbones.networks` is its field `backbone`, so that any detector can start from the
+    weights of one.
 
     init: rng -> params.
     features: (params, batch, rng=None) -> pyramid. rng: for networks that drop branches in training; None: drop none.

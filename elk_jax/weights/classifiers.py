@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from elk_jax import files
+from elk_jax import fields, files
 from elk_jax.backbones.networks import NETWORKS, kinds
 from elk_jax.detection.detectors import in_present_form
 from elk_jax.errors import UserError
@@ -22,6 +22,10 @@ from elk_jax.weights import convert, efficientnet, model_folder, reading, resnet
 
 READERS = {"efficientnet": efficientnet.understand, "swin": swin.understand, "resnet": resnet.understand}
 """By the word that stands in the names of a kind of network, in all libraries."""
+
+
+TRAINED = "classifier"
+"""The architecture of networks that were trained here."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,17 @@ def stored(content: model_folder.Content) -> ImportedClassifier:
         kept = {name: entries[name] for name in ("architecture", "source") if name in entries}
         entries = kept | {"model": in_present_form(before).get("backbone")}
     return replace(content, entries=entries).build(ImportedClassifier)
+
+
+def network_of(content: model_folder.Content) -> Any:
+    """The settings of the network in a model folder, imported or trained here; None for any other folder."""
+    if content.architecture in NETWORKS:
+        return stored(content).model
+    if content.architecture != TRAINED:
+        return None
+    where = f"{content.file}: model"
+    settings = fields.as_dict(content.entries.get("model"), where)
+    return fields.build_named(kinds(), settings, where, complete=content.whole)
 
 
 def name_table(name_map: convert.NameMap) -> Table:

@@ -26,7 +26,7 @@ from tests.refusals import refused
 SMALL = {
     "resnet": resnet.detectron2(depth=18, width=8, norm="none"),
     "efficientnet": efficientnet.EfficientNetConfig(
-        width=0.25, depth=0.2, norm="gn", head=False, num_classes=0, drop_path=0.5
+        width=0.25, depth=0.2, norm="none", squeeze_excite=False, head=False, num_classes=0, drop_path=0.0
     ),
     "swin": swin.SwinConfig(
         embed=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, num_classes=0, drop_path=0.5
@@ -126,21 +126,23 @@ def shapes(detector: Detector) -> dict[str, tuple[int, ...]]:
 
 
 def test_class_layers_are_those_whose_shape_follows_from_the_classes(toy):
-    for config in (toy.config, detectron2(backbone=SMALL["resnet"]), retinanet_config.torchvision()):
+    small = SMALL["resnet"]
+    for config in (toy.config, detectron2(backbone=small), retinanet_config.torchvision(backbone=small)):
         one, many = (shapes(detectors.build(dataclasses.replace(config, num_classes=n))) for n in (1, 3))
         layers = detectors.build(config).class_layers
         assert {name for name in one if re.search(layers, name)} == {n for n in one if one[n] != many[n]}
 
 
 def test_conventions_are_fields_and_layers_of_their_detector(toy):
-    grouped = [resnet.detectron2(depth=50, norm="gn"), efficientnet.named("b0", norm="gn", num_classes=0)]
-    others = [detectron2(backbone=network, fpn_norm="gn") for network in (*grouped, swin.named("tiny", num_classes=0))]
-    others += [RetinaNetConfig(head_norm="gn"), retinanet_config.plain(), retinanet_config.torchvision_v2()]
+    grouped = [resnet.detectron2(depth=50, norm="gn"), dataclasses.replace(SMALL["efficientnet"], norm="gn")]
+    others = [detectron2(backbone=network, fpn_norm="gn") for network in (*grouped, SMALL["swin"])]
+    others += [RetinaNetConfig(backbone=grouped[0], head_norm="gn"), retinanet_config.plain(backbone=grouped[0])]
     for config in (toy.config, *others):
         detector = detectors.build(config)
+        names, settings = list(shapes(detector)), model_folder.flatten(dataclasses.asdict(config))
         for field, layers in detector.conventions.items():
-            assert field.replace(".", "/") in model_folder.flatten(dataclasses.asdict(config)), field
-            assert any(re.search(layers, name) for name in shapes(detector)), (field, layers)
+            assert field.replace(".", "/") in settings, field
+            assert any(re.search(layers, name) for name in names), (field, layers)
 
 
 def test_weights_settle_the_conventions_of_their_layers(toy):
@@ -157,7 +159,7 @@ def test_weights_settle_the_conventions_of_their_layers(toy):
 
 
 def test_strides_are_those_of_the_features(toy, batch):
-    configs = detectron2(backbone=SMALL["resnet"]), RetinaNetConfig(), retinanet_config.plain()
+    configs = [make(backbone=SMALL["resnet"]) for make in (detectron2, RetinaNetConfig, retinanet_config.plain)]
     for detector in (toy, *map(detectors.build, configs)):
         params = jax.eval_shape(detector.init, jax.random.key(0))
         pyramid = jax.eval_shape(detector.features, params, batch)

@@ -26,12 +26,14 @@ def workload(experiment: str, variant: str, stage: str, batch: int | None = None
     return parsed, chosen, kind_of(chosen).workload(chosen, parsed.recipe_of(chosen), batch)
 
 
-@pytest.mark.parametrize("experiment, stage", [("cem_real", "real"), ("inpaint_cem", "inpainter"),
-                                               ("bridge_le_to_cem", "translator"),
-                                               ("swin_real", "network")])  # fmt: skip
-def test_the_step_and_the_prediction_take_the_blank_batches(experiment, stage):
+@pytest.mark.parametrize("experiment, variant, stage", [("cem_real", "tiny", "real"),
+                                                        ("cem_real", "tiny,retinanet", "real"),
+                                                        ("inpaint_cem", "tiny", "inpainter"),
+                                                        ("bridge_le_to_cem", "tiny", "translator"),
+                                                        ("swin_real", "tiny", "network")])  # fmt: skip
+def test_the_step_and_the_prediction_take_the_blank_batches(experiment, variant, stage):
     """They are traced, not compiled: nothing that a real batch has is missing."""
-    parsed, chosen, work = workload(experiment, "tiny", stage, batch=2)
+    parsed, chosen, work = workload(experiment, variant, stage, batch=2)
     assert work.batch_size == 2 and work.training.keys() == work.prediction.keys()
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     model, step = work.model, step_of(work.model, parsed.recipe_of(chosen), mesh, seed=0)

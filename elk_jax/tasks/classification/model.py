@@ -36,7 +36,7 @@ from elk_jax.tasks.classification.recipe import Features, HeadRecipe, Mean, Netw
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 
-NETWORK, MEAN = "classifier", "mean_of_classifiers"
+NETWORK, MEAN = classifiers.TRAINED, "mean_of_classifiers"
 ARCHITECTURES = (*HEADS, NETWORK, MEAN)
 """A network, the mean of several classifiers, and all kinds of heads."""
 BATCH = 16

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.networks import NETWORKS
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import Canvases
 from elk_jax.data.batches.detection import LoaderConfig
@@ -20,8 +19,7 @@ from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, AtLeast, ByName
 from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
-from elk_jax.weights import classifiers, model_folder
-from elk_jax.weights.classifiers import ImportedClassifier
+from elk_jax.weights import model_folder
 from elk_jax.weights.detectors import Imported
 
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
@@ -135,10 +133,8 @@ def load(folder: Path) -> Trained:
     return Trained(detectors.build(description.model), params, description)
 
 
-def stored(content: model_folder.Content) -> Description | Imported | ImportedClassifier:
-    """What a model folder says of the detector in it, trained here or imported, or of the network for its backbone."""
-    if content.architecture in NETWORKS:
-        return classifiers.stored(content)
+def stored(content: model_folder.Content) -> Description | Imported:
+    """What a model folder says of the detector in it, trained here or imported."""
     if "source" in content.entries:
         return _present(content).build(Imported, detectors.EARLIER)
     return _present(content).build(Description, EARLIER)

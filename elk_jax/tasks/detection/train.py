@@ -35,8 +35,7 @@ from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Model, Params
 from elk_jax.training.step.step import Protection
-from elk_jax.weights import model_folder
-from elk_jax.weights.classifiers import ImportedClassifier
+from elk_jax.weights import classifiers, model_folder
 from elk_jax.weights.detectors import Imported
 
 ALL_BUT_BACKBONE = "^(?!backbone/)"
@@ -274,12 +273,16 @@ def _from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) 
     recipe: its name, for the error.
     """
     loaded, content = model_folder.load_params(folder)
-    description = stored(content)
-    before, absent = description.model, description.absent if isinstance(description, Imported) else ()
-    if isinstance(description, ImportedClassifier):
-        loaded, absent = {"backbone": loaded["backbone"]}, (ALL_BUT_BACKBONE,)
-        before = replace(detector.config, backbone=replace(before, num_classes=0))
+    network = classifiers.network_of(content)
+    described = stored(content) if network is None else None
+    absent = described.absent if isinstance(described, Imported) else ()
+    if network is not None:
+        loaded, absent = {"backbone": loaded.get("backbone", {})}, (ALL_BUT_BACKBONE,)
     params = model_folder.restore_into(fresh, loaded, (detector.class_layers, *absent), where=folder)
+    if described is None:
+        before = replace(detector.config, backbone=replace(network, num_classes=0))
+    else:
+        before = described.model
     given, wanted = model_folder.flatten(loaded), model_folder.flatten(fresh)
     taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
     model_folder.check_same(before, detector.config, detector.settled_by(taken), folder, recipe)

@@ -194,9 +194,15 @@ def from_network(folder: Path, backbone: efficientnet.EfficientNetConfig) -> dic
     return model_folder.flatten(train._from_weights(folder, fresh, ours, "detector"))
 
 
-def test_a_detector_starts_from_the_backbone_of_a_classifier(network):
+@pytest.mark.parametrize("trained_here", [False, True])
+def test_a_detector_starts_from_the_backbone_of_a_classifier(network, trained_here):
     """All of it, and nothing of its head; the classes and what is behind the backbone are the detector's own."""
-    found = from_network(network(NETWORK), dataclasses.replace(NETWORK, num_classes=0))
+    folder = network(NETWORK)
+    if trained_here:
+        params, _ = model_folder.load_params(folder)
+        described = {"architecture": classifiers.TRAINED, "model": dataclasses.asdict(NETWORK), "classes": ("a", "b")}
+        model_folder.save_params(folder, params, described)
+    found = from_network(folder, dataclasses.replace(NETWORK, num_classes=0))
     assert all((leaf == (7 if name.startswith("backbone/") else 0)).all() for name, leaf in found.items())
     assert {name.split("/")[0] for name in found} == {"backbone", "fpn", "rpn", "box_head"}
 
