@@ -1,6 +1,6 @@
-"""Cost of a private training step over the plain one, on the same model and examples, by micro-batch.
+"""Cost of a private training step over the plain one, on the same model and examples, by micro-batch and way.
 
-    python benchmarks/privacy.py --model=swin_t --batch=4 --micro_batches=1,2,4 --torch_python=PATH
+    python benchmarks/privacy.py --model=swin_t --batch=4 --ways=per_example/1,per_example/4,ghost/4 --torch_python=PATH
 
 Every program is timed in every round; a ratio is private over plain of one round. With a Python that has torch and
 Opacus, the private steps of torch.func and of Opacus are timed over their own plain steps in the same rounds.
@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.model import Model  # noqa: E402
 from elk_jax.training.recipe import TrainingRecipe  # noqa: E402
 from elk_jax.training.step.gradient import gradient  # noqa: E402
-from elk_jax.training.step.private import private  # noqa: E402
+from elk_jax.training.step.private import CLIPPED_SUMS, private  # noqa: E402
 from elk_jax.training.step.step import Protection, Step, on_mesh  # noqa: E402
 
 PLAIN = "plain"
@@ -111,7 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=0, help="side of the images in pixels; 0: that of the model")
     parser.add_argument("--tiny", action="store_true", help="a few channels in a few blocks, for tests")
     parser.add_argument("--batch", type=int, default=4, help="units per step, of one image each")
-    parser.add_argument("--micro_batches", default="1,2,4", help="units whose gradients are computed at once")
+    parser.add_argument("--ways", default="per_example/1,per_example/2,per_example/4,ghost/4",
+                        help="`gradients` and `micro_batch` of the privacy of a recipe, of every way")  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
                         help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)
-    micro_batches = parse_sizes(options.micro_batches, options.batch)
+    ways = parse_ways(options.ways, options.batch)
     python = {"auto": rival.default_python("opacus"), "none": ""}.get(options.torch_python, options.torch_python)
     host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", options.tiny)  # compile time is one of the results
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = benchmark(
         kind.make(size, options.dtype, options.tiny),
         options.batch,
-        micro_batches,
+        ways,
         settings={"model": options.model, "size": size, "dtype": options.dtype},
         repetitions=options.repetitions,
         least_seconds=options.least_seconds,
@@ -138,20 +139,22 @@ def main(arguments: list[str] | None = None) -> None:
     print(json.dumps(result, allow_nan=False))
 
 
-def parse_sizes(text: str, batch: int) -> tuple[int, ...]:
-    """'1,2,8' -> (1, 2, 8). UserError for what does not divide the batch."""
-    words = text.split(",")
-    wrong = [word for word in words if not word.isdigit() or not int(word) or batch % int(word)]
-    if wrong:
-        todo = f"give divisors of the batch of {batch}, joined by commas"
-        raise UserError(f"a micro-batch of {wrong[0]!r}", where="--micro_batches", todo=todo)
-    return tuple(map(int, words))
+def parse_ways(text: str, batch: int) -> dict[str, Privacy]:
+    """'ghost/4,...' -> the settings by that name. UserError for another way, and for what does not divide the batch."""
+    found = {}
+    for word in text.split(","):
+        way, _, size = word.partition("/")
+        if way not in CLIPPED_SUMS or not size.isdigit() or not int(size) or batch % int(size):
+            todo = f"give {' or '.join(CLIPPED_SUMS)}, a slash and a divisor of the batch of {batch}, joined by commas"
+            raise UserError(f"the way {word!r}", where="--ways", todo=todo)
+        found[word] = Privacy(noise_multiplier=1.0, micro_batch=int(size), gradients=way)  # type: ignore[arg-type]
+    return found
 
 
 def benchmark(
     subject: Subject,
     batch: int,
-    micro_batches: Sequence[int],
+    ways: Mapping[str, Privacy],
     *,
     settings: Mapping[str, Any],
     repetitions: int = 5,
@@ -166,16 +169,15 @@ def benchmark(
     plain = examples(subject, batch) | {"valid": np.ones(batch, bool)}
     units = {"examples": {name: values[:, None] for name, values in plain.items()}, "unit": np.arange(batch)}
     programs = {PLAIN: Program(gradient(subject.model, recipe, mesh), mesh, plain)}
-    for micro_batch in micro_batches:
-        privacy = Privacy(noise_multiplier=1.0, micro_batch=micro_batch)
+    for name, privacy in ways.items():
         protection = Protection(Mechanism(privacy, 100 * batch, batch, 1.0, 1000), secret.fresh())
-        programs[str(micro_batch)] = Program(private(subject.model, recipe, protection, mesh), mesh, units)
+        programs[name] = Program(private(subject.model, recipe, protection, mesh), mesh, units)
     accelerator = jax.default_backend() != "cpu"
     rival_settings = {
         **settings,
         "network": subject.torch,
         "classes": CLASSES,
-        "micro_batches": micro_batches,
+        "micro_batches": sorted({privacy.micro_batch for privacy in ways.values()}),
         "clock": clock,
         "accelerator": accelerator,
         "channels_last": accelerator,
@@ -203,9 +205,7 @@ def benchmark(
         },
         **surroundings,
         "seconds": {name: seconds[name] for name in programs},
-        "private_over_plain": {
-            name: measure.ratios(times[name], times[PLAIN]) for name in programs if name != PLAIN
-        },
+        "private_over_plain": {name: measure.ratios(times[name], times[PLAIN]) for name in programs if name != PLAIN},
         "program_bytes": {name: program.bytes for name, program in programs.items()},
         "compile_seconds": {name: program.compile_seconds for name, program in programs.items()},
         "torch": None,

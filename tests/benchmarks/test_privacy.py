@@ -9,19 +9,20 @@ import jax
 import numpy as np
 import pytest
 
+from elk_jax.privacy.settings import Privacy
 from tests.refusals import refused
 
 
 def test_a_private_step_is_compared_with_the_plain_one(capsys):
     from benchmarks import privacy
 
-    tiny = ["--model=translator", "--tiny", "--size=16", "--batch=2", "--micro_batches=1", "--repetitions=1"]
+    tiny = ["--model=translator", "--tiny", "--size=16", "--batch=2", "--ways=ghost/2", "--repetitions=1"]
     privacy.main([*tiny, "--least_seconds=0.01", "--torch_python=none"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["seconds"].keys() == result["program_bytes"].keys() == {"plain", "1"}
-    assert result["private_over_plain"].keys() == {"1"}
-    ratio = result["seconds"]["1"]["median"] / result["seconds"]["plain"]["median"]
-    assert result["private_over_plain"]["1"]["median"] == pytest.approx(ratio)
+    assert result["seconds"].keys() == result["program_bytes"].keys() == {"plain", "ghost/2"}
+    assert result["private_over_plain"].keys() == {"ghost/2"}
+    ratio = result["seconds"]["ghost/2"]["median"] / result["seconds"]["plain"]["median"]
+    assert result["private_over_plain"]["ghost/2"]["median"] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize("name", ["swin_t", "efficientnet_b0", "translator"])
@@ -65,14 +66,16 @@ def test_times_of_torch_are_those_of_its_own_programs(monkeypatch):
     program = types.SimpleNamespace(step=int, parameters=1, bytes=1, compile_seconds=1.0)
     monkeypatch.setattr(privacy, "Program", lambda *_: program)
     subject = dataclasses.replace(privacy.translator_subject(16, "float32", True), torch="a network")
-    found = privacy.benchmark(subject, 2, (1,), settings={}, repetitions=3, least_seconds=0.0, python="torch's")
+    ways = {"ghost/1": Privacy(noise_multiplier=1.0, gradients="ghost")}
+    found = privacy.benchmark(subject, 2, ways, settings={}, repetitions=3, least_seconds=0.0, python="torch's")
     assert found["torch"]["private_over_plain"]["net/way"]["median"] == 2.5
-    assert found["torch"]["private_over_plain"].keys() == {"net/way"} and found["seconds"].keys() == {"plain", "1"}
+    assert found["torch"]["private_over_plain"].keys() == {"net/way"}
+    assert found["seconds"].keys() == {"plain", "ghost/1"}
 
 
-@pytest.mark.parametrize("text", ["3", "0", "1,x", ""])
-def test_micro_batches_divide_the_batch(text):
+@pytest.mark.parametrize("text", ["ghost/3", "ghost/0", "ghost/1,ghost", "other/2", ""])
+def test_ways_and_micro_batches_that_are_none(text):
     from benchmarks import privacy
 
-    with refused(8, where="--micro_batches"):
-        privacy.parse_sizes(text, 8)
+    with refused(8, "ghost", where="--ways"):
+        privacy.parse_ways(text, 8)

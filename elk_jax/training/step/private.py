@@ -1,6 +1,6 @@
 """Gradient descent that protects its training data (DP-SGD, Abadi et al. 2016, arXiv:1607.00133), by a recipe.
 
-Shapes: R rows of a batch, each a unit (a patient or an image) or padding; K examples of a unit; D devices.
+Shapes: R rows of a batch, each a unit (a patient or an image) or padding; K examples of a unit.
 
 The gradient of a unit is that of the model's loss on its own examples: their views and images are averaged before
 clipping. The clipped gradients are summed on each device and then over all, noise is added once to the sum, and the
@@ -16,22 +16,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
-from elk_jax.privacy.settings import Adaptive, Flat, Normalised
+from elk_jax.privacy.settings import Adaptive
 from elk_jax.training import mesh as meshes
 from elk_jax.training import state as states
 from elk_jax.training.mesh import BATCH_AXES
 from elk_jax.training.model import Batch, Constants, Metrics, Model, Params
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.state import TrainState
+from elk_jax.training.step import ghost, per_example
 from elk_jax.training.step.descent import descent
 from elk_jax.training.step.separable import check_model
 from elk_jax.training.step.step import Protection, Step
 from elk_jax.turns import expected_turns
+
+CLIPPED_SUMS = {"per_example": per_example.clipped_sum, "ghost": ghost.clipped_sum}
+"""Two ways to the same sum, by the name of the setting."""
 
 
 def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: Mesh, seed: int = 0) -> Step:
@@ -53,11 +56,9 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
     UserError for a model whose examples meet, and settings of the recipe that do not fit; `update` raises one, while it
     is traced, for batches that do not divide over devices and micro-batches.
     """
-    from jax_privacy.clipping import clipped_grad  # takes seconds, and most trainings do not need it
-
     check_model(model)
     mechanism, privacy = protection.mechanism, protection.mechanism.privacy
-    clipping, micro_batch = privacy.clipping, privacy.micro_batch
+    clipping, micro_batch, summed = privacy.clipping, privacy.micro_batch, CLIPPED_SUMS[privacy.gradients]
     adaptive = clipping if isinstance(clipping, Adaptive) else None
     down = descent(model, recipe)
 
@@ -74,22 +75,12 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
         def loss(trained: Params, examples: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
             return model.loss(merged(trained, params), constants, filled(examples), key, jax.vmap)[0]
 
-        gradient = clipped_grad(
-            loss,
-            batch_argnums=(1, 2),
-            keep_batch_dim=False,
-            l2_clip_norm=clip_norm,
-            pre_clipping_transform=_transform(clipping),
-            microbatch_size=micro_batch,
-            return_grad_norms=True,
-        )
         unit = batch["unit"]
         keys = jax.vmap(lambda unit: jax.random.fold_in(key, unit))(unit)
         ordered = jax.tree.map(lambda x: by_micro_batches(x, micro_batch), (batch["examples"], keys, unit < 0))
-        examples, keys, padding = ordered
         with expected_turns(-(-mechanism.batch_size // (mesh.size * micro_batch))):
-            total, found = gradient(only(params, down.trainable), examples, keys, is_padding_example=padding)
-        votes = jnp.where(padding, 0.0, jnp.where(found.grad_norms <= clip_norm, 0.5, -0.5))
+            total, norms = summed(loss, clipping, clip_norm, micro_batch, only(params, down.trainable), *ordered)
+        votes = jnp.where(ordered[-1], 0.0, jnp.where(norms <= clip_norm, 0.5, -0.5))
         return jax.lax.psum((total, votes.sum()), BATCH_AXES)
 
     on_devices = jax.shard_map(
@@ -145,13 +136,6 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
     )
 
 
-def _transform(clipping: Flat | Normalised | Adaptive) -> Any:
-    """What is done to a gradient before it is clipped."""
-    if not isinstance(clipping, Normalised):
-        return lambda grads: grads
-    return lambda grads: optax.tree.scale(1 / (optax.tree.norm(grads) + clipping.stability), grads)
-
-
 def with_noise(tree: Any, key: jax.Array, deviation: Any) -> Any:
     """`tree` plus Gaussian noise of this standard deviation, drawn in float32.
 
@@ -179,7 +163,7 @@ def filled(examples: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 def by_micro_batches(x: jax.Array, size: int) -> jax.Array:
     """[R, ...] in the order in which row r is in micro-batch r // size.
 
-    Of n micro-batches jax_privacy puts row r into r % n, and leaves out the last ones that are all padding.
+    Of n micro-batches optax puts row r into r % n, and the last ones that are all padding are left out.
     """
     if size == 1:
         return x

@@ -110,6 +110,7 @@ def run(made, batch):
     [
         (None, lambda norm: min(1, 0.5 / norm)),  # of the fixture
         ({"clipping": Normalised(stability=0.1), "micro_batch": 4}, lambda norm: 1 / (norm + 0.1)),
+        ({"gradients": "ghost", "micro_batch": 4}, lambda norm: min(1, 0.5 / norm)),
     ],
 )
 def test_a_step_equals_a_loop_over_units(flat, settings, bound):

@@ -1,0 +1,333 @@
+"""The sum of clipped gradients without the gradient of any unit (ghost norms, book-keeping).
+
+Shapes: M units at once; for one of them N positions of a layer (examples times tokens), I inputs and O outputs.
+
+Of a layer y = x W the gradient of a unit is x^T g, and its squared norm <x x^T, g g^T>, which needs two matrices
+[N, N] instead of one [I, O] (Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679). Every such layer is
+handed a number of each unit, on which nothing depends, and gives back the squared norm as its derivative: `jax.vjp`
+sums over layers. Its second call, with the factors of clipping, gives the sum of the clipped gradients from the same
+activations (Bu et al. 2023, arXiv:2210.00038).
+
+The layers are found in the program of the loss, whatever module they are of. A parameter that one matrix product,
+convolution or function with its own derivative takes is a layer. Of all others (biases, scales, tables, and what
+several layers share, whose parts must be added before they are squared) every unit has a copy, and so a gradient of its
+own, which is small in the networks of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.custom_batching import custom_vmap
+from jax.extend import core
+
+from elk_jax.precision import at_least_float32
+from elk_jax.privacy.settings import Clipping, Normalised
+from elk_jax.training.model import Params
+
+LAYERS = ("dot_general", "conv_general_dilated", "custom_vjp_call")
+VIEWS = ("convert_element_type", "reshape", "squeeze", "transpose", "broadcast_in_dim", "slice", "copy")
+"""What only rearranges all numbers of a parameter does not change the norm of its gradient."""
+NESTED = ("jit", "remat2")
+"""Operations that are programs: `jax.jit`, `jax.checkpoint`."""
+
+
+class Weight(NamedTuple):
+    """The parameter of one layer. tap: the number whose derivative is the squared norm of a unit's gradient."""
+
+    array: jax.Array
+    tap: jax.Array
+
+
+def clipped_sum(
+    loss: Callable[..., jax.Array],
+    clipping: Clipping,
+    clip_norm: jax.Array | float,
+    micro_batch: int,
+    trained: Params,
+    examples: Any,
+    keys: jax.Array,
+    padding: jax.Array,
+) -> tuple[Params, jax.Array]:
+    """As `per_example.clipped_sum`, but of a gradient that is not finite nothing is added."""
+
+    def factor(norms: jax.Array) -> jax.Array:
+        if isinstance(clipping, Normalised):
+            return 1 / (norms + clipping.stability)
+        return jnp.minimum(1, clip_norm / norms)
+
+    kinds = optax.microbatching.AccumulationType
+    used = ~padding.reshape(micro_batch, -1).all(0)
+    return optax.microbatching.microbatch(
+        partial(_of_some, loss, factor),
+        argnums=(1, 2, 3),
+        microbatch_size=micro_batch,
+        accumulator=(kinds.SUM, kinds.CONCAT),
+        num_real_microbatches=jnp.max(jnp.where(used, 1 + jnp.arange(len(used)), 0)),
+    )(trained, examples, keys, padding)
+
+
+def _of_some(
+    loss: Callable[..., jax.Array],
+    factor: Callable[[jax.Array], jax.Array],
+    trained: Params,
+    examples: Any,
+    keys: jax.Array,
+    padding: jax.Array,
+) -> tuple[Params, jax.Array]:
+    """`clipped_sum` of the units of one micro-batch. factor: of gradients with these norms."""
+    leaves, structure = jax.tree.flatten(trained)
+    one = jax.tree.map(lambda x: x[0], (examples, keys))
+    program = jax.make_jaxpr(lambda leaves, one: loss(jax.tree.unflatten(structure, leaves), *one))(leaves, one)
+    is_layer = single_layers(program.jaxpr, len(leaves))
+    count = len(padding)
+
+    def losses(shared: Sequence[jax.Array], copies: Sequence[jax.Array], taps: jax.Array) -> jax.Array:
+        def of_unit(copies: Sequence[jax.Array], tap: jax.Array, *of_one: Any) -> jax.Array:
+            weights = [Weight(leaf, tap) for leaf in shared]
+            values = [*_in_order(is_layer, weights, copies), *jax.tree.leaves(of_one)]
+            return evaluate(program.jaxpr, program.consts, values)[0]
+
+        return jax.vmap(of_unit)(copies, taps, examples, keys)
+
+    shared = [leaf for leaf, layer in zip(leaves, is_layer) if layer]
+    copies = [jnp.broadcast_to(leaf, (count, *leaf.shape)) for leaf, layer in zip(leaves, is_layer) if not layer]
+    kind = jnp.promote_types(jnp.float32, program.out_avals[0].dtype)
+    values, pull = jax.vjp(losses, shared, copies, jnp.zeros(count, kind))
+    _, gradients, squares = pull(jnp.ones_like(values))
+    norms = jnp.sqrt(sum((_square(jnp.square(at_least_float32(g))) for g in gradients), squares))
+    factors = factor(norms)
+    factors = jnp.where(padding | ~jnp.isfinite(norms) | ~jnp.isfinite(factors), 0, factors)
+    sums, gradients, _ = pull(factors.astype(values.dtype))
+    of_copies = [jnp.where(jnp.isfinite(g), g, 0).sum(0) for g in gradients]
+    return jax.tree.unflatten(structure, _in_order(is_layer, sums, of_copies)), norms
+
+
+def _in_order(is_layer: Sequence[bool], layers: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """What belongs to the parameters, from that of layers and that of others."""
+    of_layers, of_others = iter(layers), iter(others)
+    return [next(of_layers) if layer else next(of_others) for layer in is_layer]
+
+
+def _square(x: jax.Array) -> jax.Array:
+    """[M, ...] -> its sums [M]."""
+    return x.sum(tuple(range(1, x.ndim)))
+
+
+# ---- The program of a loss -------------------------------------------------------------------------------------------
+
+
+def single_layers(program: core.Jaxpr, count: int) -> list[bool]:
+    """Which of the first `count` arguments are the parameter of one layer, and of nothing else."""
+    uses: list[list[bool]] = [[] for _ in range(count)]
+    results = _uses(program, dict(zip(program.invars, range(count))), uses)
+    return [own == [True] and place not in results.values() for place, own in enumerate(uses)]
+
+
+def _uses(program: core.Jaxpr, places: dict[Any, int], uses: list[list[bool]]) -> dict[int, int]:
+    """Note whether each use of the parameters at `places` is that of a layer. Which results are parameters."""
+    for equation in program.eqns:
+        own = [(number, places[v]) for number, v in enumerate(equation.invars) if _is_in(v, places)]
+        if not own:
+            continue
+        if inner := _nested(equation):
+            passed = _uses(inner, {inner.invars[number]: place for number, place in own}, uses)
+            places |= {equation.outvars[number]: place for number, place in passed.items()}
+        elif _is_view(equation):
+            places[equation.outvars[0]] = own[0][1]
+        else:
+            layer = _is_layer(equation)
+            for _, place in own:
+                uses[place].append(layer)
+    return {number: places[v] for number, v in enumerate(program.outvars) if _is_in(v, places)}
+
+
+def evaluate(program: core.Jaxpr, constants: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """The results of a program for values of which some are a `Weight`."""
+    known: dict[Any, Any] = dict(zip([*program.constvars, *program.invars], [*constants, *values]))
+    read = lambda v: v.val if isinstance(v, core.Literal) else known[v]
+    for equation in program.eqns:
+        given = [read(v) for v in equation.invars]
+        weights = [number for number, value in enumerate(given) if isinstance(value, Weight)]
+        scope = str(equation.source_info.name_stack)
+        with jax.named_scope(scope) if scope else nullcontext():
+            if not weights:
+                found = run(program, equation, given)
+            elif inner := _nested(equation):
+                found = _evaluate_nested(equation, inner, given)
+            elif _is_view(equation):
+                (weight,) = given
+                (array,) = run(program, equation, [weight.array])
+                found = [Weight(array, weight.tap)]
+            else:
+                found = [layer(program, equation, given, weights[0])]
+        known |= dict(zip(equation.outvars, found))
+    return [read(v) for v in program.outvars]
+
+
+def run(program: core.Jaxpr, equation: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The results of one operation of a program."""
+    given = [(v, value) for v, value in zip(equation.invars, values) if not isinstance(v, core.Literal)]
+    alone = program.replace(constvars=[], invars=[v for v, _ in given], outvars=equation.outvars, eqns=[equation])
+    return jax.core.eval_jaxpr(alone, (), *(value for _, value in given))
+
+
+def _evaluate_nested(equation: core.JaxprEqn, inner: core.Jaxpr, values: Sequence[Any]) -> list[Any]:
+    whole = partial(evaluate, inner, getattr(equation.params["jaxpr"], "consts", ()))
+    if equation.primitive.name == "jit":
+        return whole(values)
+    return jax.checkpoint(whole, prevent_cse=equation.params["prevent_cse"], policy=equation.params["policy"])(values)
+
+
+def _nested(equation: core.JaxprEqn) -> core.Jaxpr | None:
+    found = equation.params["jaxpr"] if equation.primitive.name in NESTED else None
+    return found.jaxpr if isinstance(found, core.ClosedJaxpr) else found
+
+
+def _is_in(v: Any, places: Mapping[Any, int]) -> bool:
+    return not isinstance(v, core.Literal) and v in places
+
+
+def _is_view(equation: core.JaxprEqn) -> bool:
+    variables: list[Any] = [*equation.invars, *equation.outvars]
+    sizes = {math.prod(v.aval.shape) for v in variables}
+    return equation.primitive.name in VIEWS and len(equation.invars) == 1 and len(sizes) == 1
+
+
+def _is_layer(equation: core.JaxprEqn) -> bool:
+    variables: list[Any] = [*equation.invars, *equation.outvars]
+    floats = all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in variables)
+    return equation.primitive.name in LAYERS and floats and len(equation.outvars) == 1
+
+
+# ---- A layer ---------------------------------------------------------------------------------------------------------
+
+Apply = Callable[..., jax.Array]
+"""(weight, other arguments) -> result, of one unit."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of the weight of a layer, from [M, ...] of all units, by (weight, gradient of the result, others).
+
+    squared_norm: of each unit [M]. total: of all units together.
+    """
+
+    squared_norm: Callable[..., jax.Array]
+    total: Callable[..., jax.Array]
+
+
+def layer(program: core.Jaxpr, equation: core.JaxprEqn, values: Sequence[Any], place: int) -> jax.Array:
+    """An operation of one unit, whose argument at `place` is a `Weight`: under `jax.vmap`, with squared norms."""
+    weight, kind = values[place], equation.primitive.name
+
+    def apply(array: jax.Array, *others: jax.Array) -> jax.Array:
+        return run(program, equation, [*others[:place], array, *others[place:]])[0]
+
+    if kind == "dot_general":
+        norms = partial(product_norms, equation.params["dimension_numbers"], place)
+    else:
+        norms = partial(norms_in_turn, apply)
+    # under vmap, a function with its own derivative would make the gradient of every unit before it sums them
+    total = partial(sum_in_turn if kind == "custom_vjp_call" else sum_at_once, apply)
+    others = [value for number, value in enumerate(values) if number != place]
+    return _of_one(apply, Gradient(norms, total))(weight.array, weight.tap, *others)
+
+
+def _of_one(apply: Apply, gradient: Gradient) -> Apply:
+    @custom_vmap
+    def of_one(weight: jax.Array, tap: jax.Array, *others: jax.Array) -> jax.Array:
+        return apply(weight, *others)
+
+    @of_one.def_vmap
+    def of_units(count: int, mapped: Sequence[bool], weight: jax.Array, tap: jax.Array, *others: jax.Array):
+        of_weight, _, *of_others = mapped
+        assert not of_weight  # a copy is not the parameter of a layer
+        every = [x if own else jnp.broadcast_to(x, (count, *x.shape)) for x, own in zip(others, of_others)]
+        return _of_all(apply, gradient)(weight, tap, *every), True
+
+    return of_one
+
+
+def _of_all(apply: Apply, gradient: Gradient) -> Apply:
+    """A layer of M units. The derivative of `taps` [M] is the squared norm of each unit's gradient of the weight."""
+
+    @jax.custom_vjp
+    def of_all(weight: jax.Array, taps: jax.Array, *others: jax.Array) -> jax.Array:
+        return _mapped(apply, weight, *others)
+
+    def forward(weight: jax.Array, taps: jax.Array, *others: jax.Array):
+        return _mapped(apply, weight, *others), (weight, taps, others)
+
+    def backward(saved: tuple[jax.Array, jax.Array, tuple[jax.Array, ...]], g: jax.Array):
+        weight, taps, others = saved
+        of_others = jax.vjp(partial(_mapped, apply, weight), *others)[1](g)
+        squares = gradient.squared_norm(weight, g, *others).astype(taps.dtype)
+        finite = jnp.stack([_is_finite(x) for x in (g, *others)]).all(0)
+        # 0 times what is not finite is not 0
+        clean = [jnp.where(jnp.expand_dims(finite, tuple(range(1, x.ndim))), x, 0) for x in (g, *others)]
+        return gradient.total(weight, *clean), squares, *of_others
+
+    of_all.defvjp(forward, backward)
+    return of_all
+
+
+def _mapped(apply: Apply, weight: jax.Array, *others: jax.Array) -> jax.Array:
+    return jax.vmap(apply, (None, *(0 for _ in others)))(weight, *others)
+
+
+def _is_finite(x: jax.Array) -> jax.Array:
+    """[M, ...] -> whether all numbers of a unit are finite [M]."""
+    return jnp.isfinite(x).all(tuple(range(1, x.ndim)))
+
+
+def sum_at_once(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
+    """The gradient of a weight, of all units."""
+    return jax.vjp(lambda weight: _mapped(apply, weight, *others), weight)[1](g)[0]
+
+
+def sum_in_turn(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
+    """`sum_at_once`, one unit after another."""
+    add = lambda total, given: (total + _of_unit(apply, weight, *given), None)
+    return jax.lax.scan(add, jnp.zeros_like(weight), (g, *others))[0]
+
+
+def norms_in_turn(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
+    """[M] squared norms of the gradients of a weight, one unit after another."""
+    norm = lambda given: jnp.square(at_least_float32(_of_unit(apply, weight, *given))).sum()
+    return jax.lax.map(norm, (g, *others))
+
+
+def _of_unit(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) -> jax.Array:
+    return jax.vjp(lambda weight: apply(weight, *others), weight)[1](g)[0]
+
+
+def product_norms(dimensions: Any, place: int, weight: jax.Array, g: jax.Array, x: jax.Array) -> jax.Array:
+    """[M] squared norms of the gradients x^T g of the weight of a `dot_general`, whose argument `place` it is.
+
+    x, g: [M, ...]. Axes of a batch that both factors of the product have are products of their own.
+    """
+    contracted, batch = dimensions[0][1 - place], dimensions[1][1 - place]
+    free = [axis for axis in range(x.ndim - 1) if axis not in (*contracted, *batch)]
+    products, positions, inputs = (math.prod(x.shape[1 + axis] for axis in axes) for axes in (batch, free, contracted))
+    count, outputs = len(x), math.prod(g.shape) // max(1, len(x) * products * positions)
+    rows = jnp.transpose(x, (0, *(1 + axis for axis in (*batch, *free, *contracted))))
+    rows = rows.reshape(count, products, positions, inputs)
+    # the result has the axes of the batch, then those of the first factor, then those of the second
+    if place:
+        columns = g.reshape(count, products, positions, outputs)
+    else:
+        columns = g.reshape(count, products, outputs, positions).swapaxes(-1, -2)
+    product = partial(jnp.einsum, preferred_element_type=jnp.promote_types(jnp.float32, x.dtype))
+    if positions * (inputs + outputs) < inputs * outputs:
+        pairs = product("mpni,mpki->mpnk", rows, rows) * product("mpno,mpko->mpnk", columns, columns)
+        return pairs.sum((1, 2, 3))
+    return jnp.square(product("mpni,mpno->mpio", rows, columns)).sum((1, 2, 3))
