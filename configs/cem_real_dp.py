@@ -2,7 +2,8 @@
 
   python launch/train.py --config=configs/cem_real_dp.py                      embedded data, 2,010 training patients
   python launch/train.py --config=configs/cem_real_dp.py:small,half --stages=private,evaluate \\
-      --config.data.real.spec=coco:/data/cem/cem.json --config.stages.private.init_from=weights/public \\
+      --config.data.real.spec=coco:/data/cem/cem.json --config.data.held_out.spec=coco:/data/cem/cem.json \\
+      --config.stages.private.init_from=weights/public \\
       --config.private.privacy.epsilon=8 "--config.stages.evaluate.models=('private',)"
 A detector is trained on public mammograms of other people, without privacy. From its weights three start on
 contrast-enhanced mammograms: `private`; `same_layers`, which trains the same few layers without privacy; and `open`,
@@ -22,24 +23,29 @@ from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetector
 
 PHANTOMS = {"tiny": (128, 48), "quick": (128, 13_400), "small": (512, 400), "paper": (1024, 800)}
 """Variant -> (pixels of a side, images) of the protected embedded data: 60 % of the patients, of four images each, are
-training patients."""
-PUBLIC = 2400
-"""Public images of the embedded data, at most."""
+training patients, and none of the others is used."""
+OTHERS = 2400
+"""Public images of the embedded data, and images for validation and testing, at most: with those of training patients,
+of which none is used."""
 EPSILON, DELTA = 8.0, 1e-4
 
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, ("half",))
     pixels, count = PHANTOMS[size]
-    phantom = f"phantom:size={pixels},lesions=realistic"
-    detector, privacy = detector_for_privacy(size, extras), Privacy(epsilon=EPSILON, delta=DELTA)
-    fine_tuned = TrainDetectorStage(train_on=("real",), validate_on="real", init_from="public")
+    phantom, others = f"phantom:size={pixels},lesions=realistic", min(count, OTHERS)
+    detector, privacy = (
+        detector_for_privacy(size, extras),
+        Privacy(epsilon=EPSILON, delta=DELTA, images=1, micro_batch=1 if size == "tiny" else 16),
+    )
+    fine_tuned = TrainDetectorStage(train_on=("real",), validate_on="held_out", init_from="public")
     return variants.experiment(
         "cem_real_dp",
         data={
             "on_error": "stop",
-            "mammo": SourceSpec(f"{phantom},count={min(count, PUBLIC)},seed=3,modality=low_energy"),
-            "real": SourceSpec(f"{phantom},count={count},seed=1"),
+            "mammo": SourceSpec(f"{phantom},count={others},seed=3,modality=low_energy"),
+            "real": SourceSpec(f"{phantom},count={count},seed=1"),  # the training split
+            "held_out": SourceSpec(f"{phantom},count={others},seed=5"),  # the others; of your own data the same file
         },
         detector=detector,
         same_layers=private_detector(size, extras, None),
@@ -49,6 +55,6 @@ def get_config(variant=None):
             "private": replace(fine_tuned, recipe="private"),
             "same_layers": replace(fine_tuned, recipe="same_layers"),
             "open": fine_tuned,
-            "evaluate": EvaluateDetectorsStage(models=("public", "private", "same_layers", "open"), on="real"),
+            "evaluate": EvaluateDetectorsStage(models=("public", "private", "same_layers", "open"), on="held_out"),
         },
     )

@@ -11,7 +11,7 @@ from elk_jax.detection.retinanet_config import RetinaNetConfig, torchvision_v2
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.training.optimizer import OptimizerConfig
-from elk_jax.training.schedules import WarmupMultistep
+from elk_jax.training.schedules import WarmupCosine, WarmupMultistep
 
 
 def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -177,8 +177,9 @@ def published() -> dict[str, Any]:
 
 # ---- For private training --------------------------------------------------------------------------------------------
 
-LAST_LAYERS = (r"^(?!rpn/(objectness|deltas)/|box_head/(class_logits|box_deltas)/)",)
-"""Parameters that are frozen where the last layers alone are trained: noise grows with the root of their number."""
+HEADS = (r"^(?!rpn/|box_head/(fc2|class_logits|box_deltas)/)",)
+"""Parameters that are frozen where what follows the features alone is trained: noise grows with the root of their
+number. The first dense layer, which has most parameters of a box head, stays as well."""
 
 
 def detector_for_privacy(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -220,10 +221,20 @@ def small_images() -> dict[str, Any]:
 
 
 def private_detector(size: str, extras: frozenset[str], privacy: Privacy | None) -> dict[str, Any]:
-    """The recipe that fine-tunes the last layers privately, or without privacy."""
+    """The recipe that fine-tunes the heads privately, or without privacy."""
     recipe = detector_for_privacy(size, extras)
-    merge(recipe, {"optimizer": {"frozen": LAST_LAYERS, "multipliers": ()}})
+    merge(recipe, {"optimizer": {"frozen": HEADS, "multipliers": ()}})
     if privacy is None:
         return recipe
-    merge(recipe, {"loader": {"lesion_share": None}})
-    return recipe | {"privacy": settings(privacy)}
+    changes = {
+        # of patients; a gradient is mostly noise, so momentum and averages of many steps
+        "loader": {"batch_size": {"tiny": 2, "quick": 200}.get(size, 32), "lesion_share": None},
+        "steps": {"tiny": 4, "quick": 40}.get(size, 60),
+        "optimizer": settings(OptimizerConfig(name="sgd", weight_decay=0.0, frozen=HEADS)),
+        "schedule": settings(WarmupCosine(base=0.05, warmup_steps=1 if size == "tiny" else 4)),
+        "ema_decay": 0.9,
+        "log_every": 2,
+        "checkpoint_every": 2 if size == "tiny" else 20,
+        "eval_every": 2 if size == "tiny" else 0,
+    }
+    return merge(recipe, changes) | {"privacy": settings(privacy)}
