@@ -17,7 +17,7 @@ from elk_jax.reporting.comparison import difference_card, difference_html, inter
 from elk_jax.reporting.figures import Series, line_chart
 from elk_jax.reporting.pictures import Picture, boxes_key, gallery
 from elk_jax.reporting.report import Section
-from elk_jax.reporting.run import Part
+from elk_jax.reporting.run import Part, promised
 from elk_jax.reporting.sections import FIRST_CURVES, plain_label, training_section
 from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
 
@@ -88,8 +88,7 @@ def detection_part(run: DetectionRun) -> Part:
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
         curves = training_section(run.histories, run.chosen_steps, colours, "Detector training", CURVES, metric_label)
         sections.append(curves)
-    promises = [f"{name}: {said}" for name, said in run.promises.items()]
-    return Part("Lesion detection", " ".join([*verdicts, *promises]), _facts(run), sections)
+    return Part("Lesion detection", " ".join([*verdicts, *promised(run.promises)]), _facts(run), sections)
 
 
 def verdict(evaluations: Evaluations, comparisons: Comparisons) -> str:
