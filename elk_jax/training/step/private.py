@@ -49,7 +49,7 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
 
     Metrics: of what is published anyway, that is `grad_norm` of the noisy gradient and the other norms, the learning
     rate, an adaptive `clip_norm`, and `public_loss`. Not the loss on private examples: `finite` is 1 where the new
-    parameters are finite. A gradient that is not finite counts as 0.
+    parameters are finite. What is not finite in the gradient of a unit counts as 0; with ghost norms, all of it.
 
     With parameters split over "fsdp", every device gathers all of them for its units.
 
