@@ -72,8 +72,9 @@ class Privacy:
     clipping: how the gradient of a unit is bounded. images: of a unit in a batch at most, drawn at random where it has
     more. views: augmentations of every image, averaged before clipping (De et al. 2022, arXiv:2204.13650).
     micro_batch: units whose gradients are computed at once; more need more memory, and gain nothing on a CPU.
-    gradients: of every unit, or their norms and their clipped sum alone ("ghost", training/step/ghost.py), for
-    micro-batches of many units on an accelerator. Both are the same sum, but for rounding.
+    gradients: of every unit, or their norms and their clipped sum alone ("ghost", training/step/ghost.py). Both are the
+    same sum, but for rounding. Ghost norms need no memory for gradients of units, but another backward pass: they are
+    for layers with many parameters and few positions. For a Swin-T they cost more (benchmarks/README.md).
     public_weight: of the loss on public examples beside the private ones; 0: there are none.
     known_seed: take the noise and the batches from this number instead of the system's entropy. For tests: whoever
     knows it can subtract the noise, so that such a training is not private.

@@ -131,7 +131,7 @@ def of_units(work: Workload, privacy: Privacy, devices: int) -> Workload:
         work,
         training={shape: batch(blank) for shape, blank in work.training.items()},
         protection=Protection(made, secret.known(0)),  # whatever the numbers are, the program is the same
-        assumed=(*work.assumed, f"a {privacy.unit} with {privacy.images} images, {work.batch_size} of them in a batch"),
+        assumed=(*work.assumed, f"{privacy.images} images of every {privacy.unit}, and any number of them in the data"),
     )
 
 
