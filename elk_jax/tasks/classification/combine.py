@@ -10,6 +10,7 @@ from elk_jax.data.sources import patients
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.errors import UserError
 from elk_jax.evaluation import thresholds
+from elk_jax.privacy.mechanism import in_words
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.fit import FEATURES
 from elk_jax.tasks.classification.recipe import CombineClassifiersStage
@@ -35,11 +36,13 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
     if not run.is_main:
         return {}
     folders = [run.model_folder(name) for name in stage.members]
-    members = [model.load(folder) for folder in folders]
-    for folder, member in zip(folders, members):
-        model.check_alike(member.description, members[0].description, folder)
     read = [model_folder.load_params(folder) for folder in folders]
+    members = [model.of(params, content, folder) for (params, content), folder in zip(read, folders)]
+    for folder, member in zip(folders, members):
+        model.check_classes(member.description, validation)
+        model.check_alike(member.description, members[0].description, folder)
     first, kept = members[0].description, [getattr(member.description, "contains", "") for member in members]
+    trained = _trained([content for _, content in read])
     description = model.MeanDescription(
         architecture=model.MEAN,
         classes=first.classes,
@@ -47,7 +50,7 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         mean=stage.mean,
         members=tuple(content.entries for _, content in read),
         operating_points=(),
-        trained=_trained([content for _, content in read]),
+        trained=trained,
         contains=next(filter(None, kept), ""),
     )
     labels = image_labels(validation)
@@ -69,7 +72,7 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         "unnamed": not patients.named(validation.infos),
         "epsilon": 0.0,
         "protection": protection_words(None),
-        "promise": "",
+        "promise": in_words(trained.promises),
         "members": list(stage.members),
         "mean": stage.mean,
         "auroc": [auroc],

@@ -95,9 +95,7 @@ def measure(trained: Trained, source: ImageSource, resamples: int, shelf: Path |
     UserError for classes other than those of the model.
     """
     description, labels = trained.description, image_labels(source)
-    if tuple(source.classes) != description.classes:
-        what = f"the model knows the classes {', '.join(description.classes)}, the data {', '.join(source.classes)}"
-        raise UserError(what, where=source.name, todo="rename the classes of the data")
+    model.check_classes(description, source)
     positive, points = description.positive, description.operating_points
     predicted, *draws = (
         model.predictions(one, source, labels, positive) for one in trained.probabilities(source, shelf)

@@ -385,12 +385,19 @@ def _load_mean(params: Params, content: model_folder.Content, folder: Path) -> M
         what = f"parameters of the members {', '.join(sorted(found))}, and {len(names)} members"
         raise UserError(what, where=folder, todo="write the folder again")
     members = [
-        _of(found[name], model_folder.Content(content.file, entries, content.hash), folder)
+        of(found[name], model_folder.Content(content.file, entries, content.hash), folder)
         for name, entries in zip(names, description.members)
     ]
     for member in members:
         check_alike(member.description, description, folder)
     return MeanOfClassifiers(tuple(members), description)
+
+
+def check_classes(description: Any, source: ImageSource) -> None:
+    """UserError unless the images have the classes of the model."""
+    if tuple(source.classes) != description.classes:
+        what = f"the model knows the classes {', '.join(description.classes)}, the data {', '.join(source.classes)}"
+        raise UserError(what, where=source.name, todo="rename the classes of the data")
 
 
 def check_alike(one: Any, other: Any, where: object) -> None:
@@ -409,10 +416,11 @@ Trained = FittedHead | TrainedNetwork | MeanOfClassifiers
 
 def load(folder: Path) -> Trained:
     """Read a classifier's model folder. UserError for a folder of another kind, and for parameters that do not fit."""
-    return _of(*model_folder.load_params(folder), folder)
+    return of(*model_folder.load_params(folder), folder)
 
 
-def _of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
+def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
+    """A classifier from the content of its folder. UserError as `load`."""
     if content.architecture in HEADS:
         return _load_head(params, content, folder)
     if content.architecture == NETWORK:

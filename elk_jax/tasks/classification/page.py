@@ -141,7 +141,8 @@ def means_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
         rows.append(html.row([html.text(name), html.text(of), mean_and_deviation(summary["auroc"])], numeric_from=2))
     head = ["Mean", "Of", "Validation AUROC"]
     note = "The validation split has chosen the settings of the members, so that the AUROC is too good."
-    return Section("Means of classifiers", html.table(head, rows, numeric_from=2), note)
+    promises = {name: summary["promise"] for name, summary in combined.items() if summary["promise"]}
+    return Section("Means of classifiers", html.table(head, rows, numeric_from=2) + _said(promises), note)
 
 
 def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:

@@ -127,6 +127,18 @@ def test_a_mean_is_evaluated_and_predicts_as_in_its_stage(combined, folders, sou
     assert "<h2>Means of classifiers</h2>" in page and "log odds of gaussian, linear" in page
 
 
+def test_a_mean_keeps_the_promises_of_its_members(folders, tmp_path, cheap_features):
+    config = experiment(folders)
+    config.stages.mean = kernels(folders).stages.mean
+    config.stages.mean.members = ("without_privacy", "epsilon_6")
+    del config.stages["evaluate"]
+    summary = run_experiment(config, tmp_path)["mean"]
+    trained = model.load(tmp_path / "mean" / "model").description.trained
+    assert [round(promise.epsilon) for promise in trained.inherited] == [6] and trained.privacy is None
+    assert "epsilon 6" in summary["promise"] and len(trained.patients) == COUNTS["train"]
+    assert summary["promise"] in (tmp_path / "report.html").read_text()
+
+
 def test_members_of_other_classes_are_refused(combined, tmp_path):
     run, _ = combined
     params, content = model_folder.load_params(run / "mean" / "model")
