@@ -3,9 +3,11 @@
   python launch/train.py --config=configs/frozen_heads.py                     generated patches, a minute on 2 CPU cores
   python launch/train.py --config=configs/frozen_heads.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
-      --config.networks.features.lite0.weights=weights/lite0
-The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. Weights of frozen networks:
-launch/import_weights.py; the small variant needs some. A kernel head keeps the features of its training images, so its
+      --config.networks.features.lite0.weights=weights/lite0 --config.networks.features.half.weights=weights/half
+The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. Weights of frozen networks, an
+EfficientNet-Lite0 and a ResNet-50 of half the width (docs/open_nsfw_weights.py): launch/import_weights.py; the small
+variant needs one of them. Trained networks join the mean: --config.stages.mean.members="('networks','DIR')", with DIR
+a model folder of configs/swin_real.py. A kernel head keeps the features of its training images, so its
 model folder is as private as these; private heads are those of configs/private_head.py. Variants: tiny (tests), quick
 (default), small (the published crops).
 Published (CBIS-DDSM test split, frozen Swin-T from ImageNet): AUROC 0.778.
@@ -65,9 +67,10 @@ def heads(size):
         "coarse": ScatteringFeatures(windows=7),
         "fine": ScatteringFeatures(scales=4, windows=7, spacing=12.0),
     }
-    every = waves | {"lite0": NetworkFeatures()}
+    every = waves | {"lite0": NetworkFeatures(), "half": NetworkFeatures(stages=(2, 3))}
     of_waves = KernelSearch(features=("coarse", "fine", "coarse+fine"))
-    of_every = KernelSearch(features=("lite0", "coarse+lite0", "coarse+fine+lite0"))
+    sets = ("lite0", "coarse+lite0", "coarse+fine+lite0", "half", "coarse+half", "lite0+half", "coarse+lite0+half")
+    of_every = KernelSearch(features=sets)
     return {
         "scattering": replace(base, features=waves, search=of_waves),
         "networks": replace(base, features=every, search=of_every),
