@@ -66,7 +66,7 @@ def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: None) -> Summary
     if not run.is_main:
         return {}
     found: dict[str, Evaluation] = {}
-    trained = {name: with_draws(model.load(run.model_folder(name)), run.folder / name) for name in stage.models}
+    trained = {name: with_draws(model.load(run.folder / name / "model"), run.folder / name) for name in stage.models}
     for name, one in trained.items():
         found[name] = measure(one, source, stage.bootstrap, run.folder / FEATURES)
     comparisons = compare(trained, found, stage.bootstrap)

@@ -50,7 +50,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     results: dict[str, list[ImageResult]] = {}
     evaluations: dict[str, Any] = {}
     for model in stage.models:
-        trained = load(run.model_folder(model))
+        trained = load(run.folder / model / "model")
         trainings[model] = trained.description.trained
         results[model] = predict.detect_with(trained, source, run.mesh, floor)
         evaluations[model] = metrics.evaluate_detections(

@@ -51,9 +51,9 @@ def evaluate(run: Run, stage: EvaluateTranslatorsStage, recipe: TranslationRecip
 
     The baselines know the grey values that the first model was trained on.
     """
-    models = {name: load(run.model_folder(name)) for name in stage.models}
+    models = {name: load(run.folder / name / "model") for name in stage.models}
     for name, (parts, params, _) in models.items():
-        model_folder.check_fits(params, model_folder.shapes_of(trainable(parts).init), run.model_folder(name))
+        model_folder.check_fits(params, model_folder.shapes_of(trainable(parts).init), run.folder / name / "model")
     size, *others = {trained.parts.model.size for trained in models.values()}
     if others:
         todo = "evaluate models of one model.size in a stage"

@@ -83,14 +83,6 @@ def test_images_that_name_no_patient_count_as_one_each(folders, tmp_path, cheap_
     assert summary["unnamed"] and summary["cross_validated"] > 0.9
 
 
-def test_beside_a_private_head_nothing_is_said_of_cross_validation(folders, tmp_path, cheap_features):
-    config, own = experiment(folders), kernels(folders)
-    del config.stages["without_privacy"], config.stages["evaluate"]
-    config.gaussian, config.stages.gaussian = own.gaussian, own.stages.gaussian
-    summaries = run_experiment(config, tmp_path)
-    assert summaries["gaussian"]["withheld"] and summaries["gaussian"]["cross_validated"] is None
-
-
 # ---- The mean --------------------------------------------------------------------------------------------------------
 
 
@@ -127,16 +119,30 @@ def test_a_mean_is_evaluated_and_predicts_as_in_its_stage(combined, folders, sou
     assert "<h2>Means of classifiers</h2>" in page and "log odds of gaussian, linear" in page
 
 
-def test_a_mean_keeps_the_promises_of_its_members(folders, tmp_path, cheap_features):
-    config = experiment(folders)
-    config.stages.mean = kernels(folders).stages.mean
-    config.stages.mean.members = ("without_privacy", "epsilon_6")
-    del config.stages["evaluate"]
-    summary = run_experiment(config, tmp_path)["mean"]
+def test_beside_a_private_head_cross_validation_is_withheld_and_a_mean_keeps_its_promise(
+    folders, tmp_path, cheap_features
+):
+    config, own = experiment(folders), kernels(folders)
+    del config.stages["without_privacy"], config.stages["evaluate"]
+    config.gaussian, config.stages.gaussian, config.stages.mean = own.gaussian, own.stages.gaussian, own.stages.mean
+    config.stages.mean.members = ("gaussian", "epsilon_6")
+    summaries = run_experiment(config, tmp_path)
+    assert summaries["gaussian"]["withheld"] and summaries["gaussian"]["cross_validated"] is None
     trained = model.load(tmp_path / "mean" / "model").description.trained
     assert [round(promise.epsilon) for promise in trained.inherited] == [6] and trained.privacy is None
-    assert "epsilon 6" in summary["promise"] and len(trained.patients) == COUNTS["train"]
-    assert summary["promise"] in (tmp_path / "report.html").read_text()
+    assert len(trained.patients) == COUNTS["train"]  # of the member that is not private
+    promise = summaries["mean"]["promise"]
+    assert "epsilon 6" in promise and promise in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_of_the_run_folder_is_evaluated_without_its_stage(combined, folders, tmp_path, cheap_features):
+    run = shutil.copytree(combined[0], tmp_path / "run")
+    config = kernels(folders)
+    del config.stages["linear"], config.stages["mean"], config["linear"]
+    config.stages.evaluate.models = ("linear", "gaussian")
+    run_experiment(config, run)
+    found = files.read_object(run / "evaluate" / "linear" / "evaluation.json")
+    assert found == files.read_object(combined[0] / "evaluate" / "linear" / "evaluation.json")
 
 
 def test_members_of_other_classes_are_refused(combined, tmp_path):
