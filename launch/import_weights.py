@@ -5,9 +5,12 @@
       --output=weights/coco
   python launch/import_weights.py --format=torchvision --input=resnet50.pth --output=weights/imagenet
   python launch/train.py --config=configs/cem_real.py:paper --config.stages.real.init_from=weights/coco
+  python launch/import_weights.py --format=torchvision --input=retinanet_resnet50_fpn_v2.pth --output=weights/retinanet
+  python launch/train.py --config=configs/cem_real.py:paper,retinanet --config.stages.real.init_from=weights/retinanet
 
   python launch/import_weights.py --format=efficientnet_pytorch --model=efficientnet-lite0 \\
       --input=efficientnet-lite0-57934424.pth --output=weights/lite0
+  python launch/train.py --config=configs/cem_real.py:small,lite0 --config.stages.real.init_from=weights/lite0
   python launch/import_weights.py --format=torchvision --model=efficientnet_b0 --input=efficientnet_b0.pth \\
       --output=weights/b0
   python launch/import_weights.py --format=timm --model=tf_efficientnet_b0.ns_jft_in1k --input=model.safetensors \\

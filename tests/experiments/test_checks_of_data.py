@@ -127,6 +127,13 @@ def test_weights_and_layers_are_checked_first(ran, coco, tmp_path):
     assert ran == []
 
 
+def test_stages_of_a_backbone_are_not_frozen_without_weights(ran, coco, tmp_path):
+    config = cem_real.get_config("tiny,lite0")
+    config.data.real.spec = coco("real")
+    assert_refused(config, tmp_path / "run", "backbone/stage1_0", "init_from", where="config.detector.model")
+    assert ran == []
+
+
 def test_what_is_trained_anew_or_follows_from_the_data_is_not_looked_at_before(ran, coco, tmp_path):
     config = on_files(cem_mixed, real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
     config.stages.mixed.init_from = "real"
