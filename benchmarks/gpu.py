@@ -58,7 +58,7 @@ PARTS = (
          (*TINY_UNET, "--steps=2", "--only=sampling"), 480, "diffusers"),
     Part("privacy", "privacy.py", ("--model=swin_t", "--batch=64", "--dtype=bfloat16",
          "--ways=per_example/8,per_example/64,ghost/8,ghost/64"),
-         ("--model=translator", "--tiny", "--size=16", "--batch=2", "--ways=ghost/2", *SHORT), 420, "opacus"),
+         ("--model=translator", "--tiny", "--size=16", "--batch=2", "--ways=per_example/1", *SHORT), 420, "opacus"),
     Part("real_images", "real_images.py", ("--dtype=bfloat16", "--batch=8", "--steps=1200", "--threads=8"),
          ("--variant=tiny",), 480, data=True),
 )  # fmt: skip
