@@ -23,10 +23,9 @@ from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetector
 
 PHANTOMS = {"tiny": (128, 48), "quick": (128, 13_400), "small": (512, 400), "paper": (1024, 800)}
 """Variant -> (pixels of a side, images) of the protected embedded data: 60 % of the patients, of four images each, are
-training patients, and none of the others is used."""
+training patients. The others are not used."""
 OTHERS = 2400
-"""Public images of the embedded data, and images for validation and testing, at most: with those of training patients,
-of which none is used."""
+"""Images, at most, of the public data, and of those whose validation and test splits are used."""
 EPSILON, DELTA = 8.0, 1e-4
 
 
@@ -34,10 +33,7 @@ def get_config(variant=None):
     size, extras = variants.parse(variant, ("half",))
     pixels, count = PHANTOMS[size]
     phantom, others = f"phantom:size={pixels},lesions=realistic", min(count, OTHERS)
-    detector, privacy = (
-        detector_for_privacy(size, extras),
-        Privacy(epsilon=EPSILON, delta=DELTA, images=1, micro_batch=1 if size == "tiny" else 16),
-    )
+    privacy = Privacy(epsilon=EPSILON, delta=DELTA, images=1, micro_batch=1 if size == "tiny" else 16)
     fine_tuned = TrainDetectorStage(train_on=("real",), validate_on="held_out", init_from="public")
     return variants.experiment(
         "cem_real_dp",
@@ -47,7 +43,7 @@ def get_config(variant=None):
             "real": SourceSpec(f"{phantom},count={count},seed=1"),  # the training split
             "held_out": SourceSpec(f"{phantom},count={others},seed=5"),  # the others; of your own data the same file
         },
-        detector=detector,
+        detector=detector_for_privacy(size, extras),
         same_layers=private_detector(size, extras, None),
         private=private_detector(size, extras, privacy),
         stages={
