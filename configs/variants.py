@@ -11,7 +11,8 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
             --config.data.real.train_where=fewshot=true
   half      a ResNet-50 of half the width, to start from weights of such a network (docs/open_nsfw_weights.py):
             faster than a ResNet-18 on a CPU
-  lite0     an EfficientNet-Lite0, and swin, a Swin-T, to start from public weights (launch/import_weights.py)
+  lite0     an EfficientNet-Lite0, to start from public weights (launch/import_weights.py)
+  swin      a Swin-T, to start from public weights as well
   retinanet a RetinaNet in place of the Faster R-CNN
   medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
   double    two painted lesions for each real one (ELK's 200 %)

@@ -22,12 +22,11 @@
 
 Reads .pkl, .pth and .safetensors of a Faster R-CNN or RetinaNet with a ResNet-FPN, or of a ResNet only: depth, norms,
 heads and classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
-text-to-image or inpainting. Reads EfficientNets and Swin transformers by the name that they have in their library
-(--model), which tells the conventions that tensors cannot. A detector can start from any of these networks, which
-becomes its backbone. Pickles are read, never run, and PyTorch is not needed. What
-stands beside the weights in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged
-models. Every tensor is listed with its new name; one that is left over, missing or of another shape stops the import,
-and nothing is written.
+text-to-image or inpainting. Reads ResNets, EfficientNets and Swin transformers by the name that they have in their
+library (--model), which tells the conventions that tensors cannot. A detector can start from any of these networks,
+which becomes its backbone. Pickles are read, never run, and PyTorch is not needed. What stands beside the weights in a
+checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is listed
+with its new name; one that is left over, missing or of another shape stops the import, and nothing is written.
 """
 
 from __future__ import annotations
@@ -49,7 +48,8 @@ INPUT = flags.DEFINE_string("input", None, "The weights file; of diffusers, the 
 MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Of a classifier: its name in the library, of timm with the tag of its weights: tf_efficientnet_b0.ns_jft_in1k",
+    "Of a classifier (ResNet, EfficientNet, Swin): its name in the library, of timm with the tag of its weights: "
+    "resnet50, resnet50.a1_in1k, tf_efficientnet_b0.ns_jft_in1k, swin_t",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write: params.safetensors and model.json.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the file's classes, without background: mass,calcification")

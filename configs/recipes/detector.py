@@ -7,7 +7,7 @@ from typing import Any
 from configs.variants import merge, settings
 from elk_jax.backbones import efficientnet, resnet, swin
 from elk_jax.detection.faster_rcnn_config import detectron2
-from elk_jax.detection.retinanet_config import RetinaNetConfig, torchvision_v2
+from elk_jax.detection.retinanet_config import PYRAMID, RetinaNetConfig, torchvision_v2
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.training.optimizer import OptimizerConfig
@@ -19,9 +19,11 @@ def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     recipe = settings(DetectionRecipe(model=quick_model()))
     merge(recipe, {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}[size])
     if "retinanet" in extras:
-        merge(recipe, {"model": retinanet(size, recipe["model"])})
+        merge(recipe, {"model": retinanet(size, recipe["model"]), "plan_anchors": False})
     for name in extras & BACKBONES.keys():
+        dtype = recipe["model"]["backbone"]["dtype"]  # of the size
         merge(recipe, BACKBONES[name]())
+        merge(recipe, {"model": {"backbone": {"dtype": dtype}}})
     return recipe
 
 
@@ -94,13 +96,18 @@ def small() -> dict[str, Any]:
 
 
 def retinanet(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
-    """A RetinaNet on the backbone and pyramid of the size's Faster R-CNN; paper: torchvision's, for its weights."""
+    """A RetinaNet on the backbone and pyramid of the size's Faster R-CNN; paper: torchvision's, for its weights.
+
+    Its anchors are not planned: a level for every part of the lesions' sizes would put small lesions on coarse levels,
+    between whose anchors they fall. Those of a level have 1 to 2.8 times its stride; up to two strides they only serve
+    lesions that no finer level has.
+    """
     if size == "paper":
         network = resnet.ResNetConfig(norm="affine_bn", num_classes=0, dtype="bfloat16")
         return settings(torchvision_v2(backbone=network))
-    config = RetinaNetConfig(head_convs=2, head_norm="gn", norm_groups=8, box_loss="giou")
-    kept = ("backbone", "fpn_channels", "detections", *(("anchor_sizes",) if size == "tiny" else ()))
-    return {**settings(config), **{name: two_stages[name] for name in kept}}
+    sizes = tuple(tuple(stride * 2 ** (half / 2) for half in range(4)) for stride in PYRAMID)
+    config = RetinaNetConfig(head_convs=2, head_norm="gn", norm_groups=8, box_loss="giou", anchor_sizes=sizes)
+    return {**settings(config), **{name: two_stages[name] for name in ("backbone", "fpn_channels", "detections")}}
 
 
 def half_resnet50() -> dict[str, Any]:
@@ -113,6 +120,7 @@ def half_resnet50() -> dict[str, Any]:
                 "stem_width": 64,
                 "norm": "frozen_bn",
                 "stride_in_1x1": True,
+                "pixel_scale": 255.0,
                 "pixel_mean": (104.0, 117.0, 123.0),
                 "pixel_std": (1.0, 1.0, 1.0),
             },
@@ -125,15 +133,21 @@ def half_resnet50() -> dict[str, Any]:
 
 
 def lite0() -> dict[str, Any]:
-    """EfficientNet-Lite0 with the weights of its public package, whose first stages stay as they are."""
+    """EfficientNet-Lite0 with the weights of its public package; the stem and the first two stages stay as they are."""
     network = efficientnet.named("lite0", num_classes=0, head=False, frozen_stages=2)
-    return {"model": {"backbone": settings(network)}, "optimizer": {"multipliers": ((r"^backbone/", 0.3),)}}
+    return spared(network)
 
 
 def swin_tiny() -> dict[str, Any]:
     """Swin-T with the weights of torchvision or timm; the stem and the first stage stay as they are."""
     network = swin.named("tiny", num_classes=0, frozen_stages=2)
-    return {"model": {"backbone": settings(network)}, "optimizer": {"multipliers": ((r"^backbone/", 0.3),)}}
+    return spared(network)
+
+
+def spared(network: Any) -> dict[str, Any]:
+    """A backbone that says itself which of its stages are frozen; the others learn slowly."""
+    optimizer = {"frozen": (), "multipliers": ((r"^backbone/", 0.3),)}
+    return {"model": {"backbone": settings(network)}, "optimizer": optimizer}
 
 
 BACKBONES = {"half": half_resnet50, "lite0": lite0, "swin": swin_tiny}

@@ -108,7 +108,8 @@ class EfficientNetConfig:
     dropout: Annotated[float, BELOW_ONE] = 0.2
     """Share of the features that the classifier does not see in training."""
     frozen_stages: Annotated[int, Between(0, len(STAGES))] = 0
-    """So many stages, with the stem, are not trained, and have no stochastic depth. 0: all are trained."""
+    """0: everything is trained. n: the stem and the first n stages are not; no branch of them is dropped. The stem is
+    not counted, unlike in `SwinConfig`."""
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
 
     def __post_init__(self) -> None:

@@ -41,8 +41,9 @@ class SwinConfig:
     """embed: channels of C2; each later stage doubles it. depths, heads: blocks and heads of the stages.
 
     patch: pixels of a token's side. window: tokens of a window's side. drop_path: share of dropped residual branches in
-    the last block; it rises from 0 over the blocks. frozen_stages: how many of stem, C2, ..., C5 are not trained: no
-    branch of them is dropped. remat: recompute the activations of blocks in the backward pass.
+    the last block; it rises from 0 over the blocks. frozen_stages: how many of stem, C2, ..., C5 are not trained, the
+    stem counted (1: the stem alone, 2: the stem and C2), unlike in `EfficientNetConfig`; no branch of them is dropped.
+    remat: recompute the activations of blocks in the backward pass.
     num_classes: Q; 0: no classifier. hidden: width of a layer before the class logits, with a leaky ReLU of slope 0.2;
     0: they are linear. image_size: pixels along a side in the published training; any size can be computed.
     pixel_mean, pixel_std: of images in [0, 1]; their number is that of the input channels, and grey images are

@@ -64,7 +64,7 @@ class FasterRCNNConfig:
     # Region proposal network.
     rpn_conv_depth: Layers = 1
     rpn_high: Share = 0.7
-    """IoU from which an anchor is positive (the best anchor of every lesion is so too)."""
+    """IoU from which an anchor is positive. The best anchors of every lesion are positive as well."""
     rpn_low: Share = 0.3
     """IoU below which an anchor is negative."""
     rpn_samples: FromOne = 256

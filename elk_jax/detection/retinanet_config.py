@@ -81,7 +81,7 @@ class RetinaNetConfig:
 
     # Losses.
     iou_high: Share = 0.5
-    """IoU from which an anchor is positive (the best anchors of every lesion are so too)."""
+    """IoU from which an anchor is positive. The best anchors of every lesion are positive as well."""
     iou_low: Share = 0.4
     """IoU below which an anchor is negative."""
     focal_alpha: Share = 0.25

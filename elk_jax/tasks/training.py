@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -26,6 +27,26 @@ from elk_jax.training.step.private import private
 from elk_jax.training.step.separable import check_model
 from elk_jax.training.step.step import Protection, Step
 from elk_jax.weights import model_folder
+
+
+def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, frozen: Iterable[str]) -> None:
+    """UserError where a training from random weights would keep some of them.
+
+    params: or their shapes. frozen: expressions of the parameters that the model itself does not train. Norms may be
+    frozen: they start as the identity.
+    """
+    if stage.init_from:
+        return
+    random = [name for name in model_folder.flatten(params) if "/norm/" not in name]
+    todo = f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze"
+    for place, patterns, instead in (
+        ("optimizer.frozen", recipe.optimizer.frozen, "nothing: '()'"),
+        ("model", frozen, "no stages"),
+    ):
+        kept = [name for name in random if any(re.search(pattern, name) for pattern in patterns)]
+        if kept:
+            what = f"stage {stage.name} starts from random weights, and would keep {kept[0]} frozen"
+            raise UserError(what, where=f"config.{stage.recipe}.{place}", todo=f"{todo} {instead}")
 
 
 def train(

@@ -13,18 +13,16 @@ from typing import Any
 from elk_jax import fields
 from elk_jax.backbones import efficientnet
 from elk_jax.backbones.efficientnet import VARIANTS, Block, EfficientNetConfig
-from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
 from elk_jax.errors import UserError
+from elk_jax.weights import timm
 from elk_jax.weights.convert import Format, Rule, Understood, layer, norm, oihw_to_hwio, out_in_to_in_out, sizes
 from elk_jax.weights.reading import Tensors
 
 IGNORED = (r".*\.num_batches_tracked",)
-HALF = (0.5, 0.5, 0.5)
-_TAGS = {
+_TAGS: timm.Tags = {
     "half": r"ap_in1k|ra4_\w+",
     "imagenet": r"(ns_jft_|aa_|ra_|ra2_|ft_|sw_in12k_ft_)?in1k|sw_in12k",
 }
-"""How images were normalised for the weights of timm, by the tag behind the model's name."""
 
 
 def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[str, Any]) -> Understood:
@@ -67,14 +65,8 @@ def _timm(prefix: str, variant: str, tag: str | None) -> dict[str, Any]:
     else:
         conventions = {"padding": "symmetric", "norm_eps": 1e-5}
     if prefix and variant.startswith("lite"):
-        return conventions | {"pixel_mean": HALF, "pixel_std": HALF}
-    kind = next((kind for kind, tags in _TAGS.items() if tag and re.fullmatch(tags, tag)), "")
-    if not kind:
-        what = f"the model's name has the unknown tag '{tag}'" if tag else "the model's name has no tag"
-        todo = "give it as in tf_efficientnet_b0.ns_jft_in1k: the tag says how images are normalised"
-        raise UserError(what, where="--model", todo=todo)
-    mean, std = (HALF, HALF) if kind == "half" else (IMAGENET_MEAN, IMAGENET_STD)
-    return conventions | {"pixel_mean": mean, "pixel_std": std}
+        return conventions | {"pixel_mean": timm.HALF, "pixel_std": timm.HALF}
+    return conventions | timm.pixels(tag, _TAGS, "tf_efficientnet_b0.ns_jft_in1k")
 
 
 _CONVENTIONS: dict[str, Callable[[str, str, str | None], dict[str, Any]]] = {

@@ -11,12 +11,16 @@ from elk_jax import fields
 from elk_jax.backbones import resnet
 from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.errors import UserError
-from elk_jax.weights import detectron2, torchvision
+from elk_jax.weights import detectron2, timm, torchvision
 from elk_jax.weights.convert import Foreign, Understood
 from elk_jax.weights.reading import Tensors
 
-NAMES = r"resnet(\d+)(\.\w+)?"
-"""Of torchvision, and of timm with the tag of its weights; the stem of timm's other ResNets is another."""
+NAMES = r"resnet(\d+)(?:\.(\w+))?"
+"""Of torchvision, and of timm with the tag of its weights. timm's other ResNets have a stem of another kind."""
+_TAGS: timm.Tags = {
+    "half": r"ra4_\w+",
+    "imagenet": r"(a1h?|a2|a3|b1k|b2k|c1|c2|d|am|ra|ram|bt|tv2?|gluon|fb_(ssl_yfcc100m|swsl_ig1b)_ft)_in1k|bamboo",
+}
 
 
 def foreign(tensors: Tensors, file_format: str, norm_eps: float | None = None) -> Foreign:
@@ -37,7 +41,8 @@ def understand(tensors: Tensors, file_format: str, name: str, changes: Mapping[s
     if match is None or file_format not in ("torchvision", "timm") or (file_format == "torchvision" and match[2]):
         todo = "give resnet50 of torchvision, resnet50.a1_in1k of timm, or leave --model out for detectron2"
         raise UserError(f"{file_format} has no ResNet '{name}' of the kinds read here", where="--model", todo=todo)
-    return of(foreign(tensors, "torchvision"), {"depth": int(match[1]), **changes})
+    pixels = timm.pixels(match[2], _TAGS, "resnet50.a1_in1k") if file_format == "timm" else {}
+    return of(foreign(tensors, "torchvision"), {"depth": int(match[1]), **pixels, **changes})
 
 
 def of(found: Foreign, changes: Mapping[str, Any]) -> Understood:

@@ -91,7 +91,7 @@ def _retinanet_settings(tensors: Tensors) -> dict[str, Any]:
     width = _pyramid_width(tensors)
     boxes = sizes(tensors, "head.regression_head.bbox_reg.weight", 4)[0]
     outputs = sizes(tensors, f"{RETINANET}cls_logits.weight", 4)[0]
-    if boxes % 4 or outputs * 4 % boxes:
+    if not boxes or boxes % 4 or outputs * 4 % boxes:
         raise UserError(f"{outputs} outputs for classes and {boxes} for boxes", todo="use another file")
     convs = indices(tensors, rf"{re.escape(RETINANET)}conv\.(\d)\.0\.weight")
     older = indices(tensors, rf"{re.escape(RETINANET)}conv\.(\d)\.weight")

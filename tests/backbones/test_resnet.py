@@ -1,6 +1,8 @@
 """ResNets: parameter counts of the published networks, strides, blocks by identities."""
 
 import dataclasses
+import re
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -12,12 +14,10 @@ from elk_jax import fields
 from elk_jax.backbones import resnet
 from elk_jax.backbones.norms import NORMS, norm_from_name, zero_residual_norm
 from elk_jax.backbones.resnet import (
-    BLOCKS,
     BasicBlock,
     Bottleneck,
     ResNet,
     ResNetConfig,
-    detectron2,
     max_pool,
     rectified_sum,
 )
@@ -229,8 +229,15 @@ def test_groups_divide_every_width_that_a_group_norm_splits():
     ResNetConfig(norm="none", width=20)
 
 
-def test_every_depth_and_norm_that_there_is_can_be_chosen():
-    for depth in BLOCKS:
-        assert detectron2(depth=depth).depth == depth
-    for norm in NORMS:
-        assert detectron2(norm=norm).norm == norm
+CONSTANTS = {"frozen_bn": {"scale", "bias", "mean", "var"}, "affine_bn": {"mean", "var"}}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_exactly_the_constants_of_a_norm_are_frozen(norm):
+    config = ResNetConfig(depth=18, width=2, norm=norm, norm_groups=2)
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(partial(resnet.init, config), jax.random.key(0)))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    found = {name for name in names if any(re.search(pattern, name) for pattern in resnet.frozen(config))}
+    constants = CONSTANTS.get(norm, set())
+    assert found == {name for name in names if "/norm/" in name and name.rsplit("/", 1)[1] in constants}
+    assert len(found) == 20 * len(constants)  # stem, two in each of eight blocks, three shortcuts

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from functools import lru_cache, partial
 
+import jax
+import numpy as np
+import optax
 import pytest
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
-from configs import cem_mixed, cem_real, cem_real_dp, cem_synthetic, inpaint_cem, mammo_pretrain
+from configs import cem_mixed, cem_real, cem_real_dp, cem_synthetic, inpaint_cem, mammo_pretrain, variants
+from elk_jax.backbones.networks import NETWORKS
+from elk_jax.detection.anchors import pyramid_anchors
+from elk_jax.detection.boxes import iou
 from elk_jax.experiments.parse import parse, plain
+from elk_jax.training import optimizer
 from tests.refusals import refused
 
 CONFIGS = {
@@ -44,11 +54,12 @@ def test_a_private_detector_and_those_without_privacy_are_comparable(variant):
 @pytest.mark.parametrize("name", ["cem_mixed", "cem_real", "cem_synthetic", "mammo"])
 def test_the_half_resnet50_is_that_of_the_weights_it_starts_from(name):
     """A Caffe network, as detectron2's are: colours from blue to red, strides in the first 1x1 convolutions."""
-    config = CONFIGS[name].get_config("small,half")
-    resnet = parse(config).recipes["detector"].model.backbone
-    assert (resnet.depth, resnet.width, resnet.stem_width, resnet.norm) == (50, 32, 64, "frozen_bn")
-    assert (resnet.stride_in_1x1, resnet.pixel_scale, resnet.pixel_mean) == (True, 255.0, (104.0, 117.0, 123.0))
-    assert config.detector.loader == CONFIGS[name].get_config("small").detector.loader
+    for size in ("small", "small,retinanet", "paper", "paper,retinanet"):
+        config = CONFIGS[name].get_config(f"{size},half")
+        resnet = parse(config).recipes["detector"].model.backbone
+        assert (resnet.depth, resnet.width, resnet.stem_width, resnet.norm) == (50, 32, 64, "frozen_bn")
+        assert (resnet.stride_in_1x1, resnet.pixel_scale, resnet.pixel_mean) == (True, 255.0, (104.0, 117.0, 123.0))
+        assert config.detector.loader == CONFIGS[name].get_config(size).detector.loader
 
 
 @pytest.mark.parametrize(
@@ -69,6 +80,41 @@ def test_detectors_and_their_backbones(variant, detector, network, extra):
     assert getattr(backbone, told) == extra
     with pytest.raises(ValueError, match=r"half.*swin"):
         cem_real.get_config("small,half,swin")
+
+
+@lru_cache
+def backbone_shapes(config):
+    network = NETWORKS[config.name]
+    return {"backbone": jax.eval_shape(partial(network.init, config), jax.random.key(0))["backbone"]}
+
+
+@pytest.mark.parametrize("network", ["", "half", "lite0", "swin"])
+@pytest.mark.parametrize("kind", ["", "retinanet"])
+@pytest.mark.parametrize("size", variants.SIZES)
+def test_every_backbone_has_the_layers_that_its_optimizer_names(size, kind, network):
+    """All of them are of the backbone. One that starts from weights of a network is frozen in part."""
+    recipe = parse(cem_real.get_config(",".join(filter(None, (size, kind, network))))).recipes["detector"]
+    config = recipe.model.backbone
+    assert config.dtype == ("bfloat16" if size == "paper" else "float32")
+    params, frozen = backbone_shapes(replace(config, dtype="float32")), NETWORKS[config.name].frozen(config)
+    optimizer.build(recipe.optimizer, optax.constant_schedule(1.0), params, frozen)
+    if network:
+        trained = flatten_dict(optimizer.trainable_mask(params, recipe.optimizer, frozen), sep="/")
+        assert {value for name, value in trained.items() if name.endswith("/kernel")} == {False, True}
+
+
+@pytest.mark.parametrize("size", ["quick", "tiny", "small"])
+def test_a_retinanet_has_anchors_for_a_lesion_at_any_place(size):
+    """Lesions of 16 px or more have an anchor that is not negative, also in the middle between anchors of a level."""
+    recipe = parse(cem_real.get_config(f"{size},retinanet")).recipes["detector"]
+    model = recipe.model
+    assert not recipe.plan_anchors
+    boxes = np.concatenate(
+        pyramid_anchors((256, 384), model.strides, model.anchor_sizes, model.anchor_ratios, offset=model.anchor_offset)
+    )
+    halves = np.geomspace(16, 200, 30)[:, None] / 2
+    for at in (124.0, 120.0, 112.0, 96.0, 64.0, 121.5):  # between anchors of P3, ..., P6; at one of all; elsewhere
+        assert iou(np.concatenate([at - halves, at - halves, at + halves, at + halves], 1), boxes).max(1).min() > 0.38
 
 
 def test_an_unknown_variant_is_refused():

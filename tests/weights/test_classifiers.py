@@ -13,6 +13,7 @@ from elk_jax.backbones import efficientnet, resnet
 from elk_jax.detection.faster_rcnn_config import detectron2
 from elk_jax.output import Console
 from elk_jax.weights import classifiers, model_folder
+from elk_jax.weights import resnet as resnets
 from tests.refusals import refused
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -133,16 +134,34 @@ def test_a_resnet_that_an_earlier_version_imported_is_read(tmp_path):
     assert found == config and jax.tree.all(jax.tree.map(np.array_equal, loaded, params))
 
 
+RESNET18 = {f"layer{stage}.{block}.conv1.weight": np.zeros((4, 4, 3, 3)) for stage in (1, 2, 3, 4) for block in (0, 1)}
+RESNET18["conv1.weight"] = np.zeros((4, 3, 7, 7))
+"""As much of one as tells that it is one."""
+
+
 @pytest.mark.parametrize(
     ("library", "name", "word"),
     [
         ("torchvision", "resnet18.a1_in1k", "resnet50"),  # timm's
         ("timm", "resnet50d.ra2_in1k", "resnet50"),
-        ("timm", "resnet77", 77),
+        ("timm", "resnet77.a1_in1k", 77),
+        ("timm", "resnet18", "no tag"),
+        ("timm", "resnet18.mine", "mine"),
     ],
 )
 def test_resnets_of_other_kinds_are_refused(library, name, word):
-    blocks = [f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in (0, 1)]
-    tensors = {name: np.zeros((4, 4, 3, 3)) for name in blocks}
     with refused(word):
-        classifiers.convert_tensors(tensors | {"conv1.weight": np.zeros((4, 3, 7, 7))}, library, name)
+        classifiers.convert_tensors(RESNET18, library, name)
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "mean"),
+    [
+        ("torchvision", "resnet18", 0.485),
+        ("timm", "resnet18.a1_in1k", 0.485),
+        ("timm", "resnet18.fb_swsl_ig1b_ft_in1k", 0.485),
+        ("timm", "resnet18.ra4_e3600_r224_in1k", 0.5),
+    ],
+)
+def test_how_a_resnets_images_are_normalised_is_in_its_name(library, name, mean):
+    assert resnets.understand(RESNET18, library, name, {}).model.pixel_mean[0] == mean

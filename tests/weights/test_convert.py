@@ -342,6 +342,7 @@ def test_retinanets_of_both_versions_and_older_names():
     lacking = {name: tensor for name, tensor in retinanet_detector().items() if "extra_blocks.p7" not in name}
     with refused("fpn/p7/bias"):
         run(lacking, "torchvision")
-    odd = retinanet_detector() | {"head.regression_head.bbox_reg.weight": np.zeros((35, FPN, 3, 3), "f4")}
-    with refused("35"):
-        run(odd, "torchvision")
+    for outputs in (35, 0):
+        odd = {"head.regression_head.bbox_reg.weight": np.zeros((outputs, FPN, 3, 3), "f4")}
+        with refused(f"{outputs} for boxes"):
+            run(retinanet_detector() | odd, "torchvision")

@@ -56,14 +56,11 @@ def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, na
     if recipe.privacy is not None and recipe.privacy.unit == "patient":
         check_named(listed["train"], f"config.{stage.recipe}.privacy.unit")
     private.check_start(run, stage, recipe)
-    if (recipe.optimizer.frozen or recipe.model.frozen_stages) and not stage.init_from:
-        raise UserError(
-            "frozen parameters without weights to start from would stay random",
-            where=f"stages.{stage.name}.init_from",
-            todo=f"name weights, --config.stages.{stage.name}.init_from=DIR, or freeze nothing",
-        )
+    network = model.trainable(recipe.model)
+    fresh = jax.eval_shape(network.init, jax.random.key(0))
+    training.check_frozen(stage, recipe, fresh, network.frozen)
     if stage.init_from and stage.init_from not in names:
-        _start(run.model_folder(stage.init_from), stage, recipe, listed["train"].classes, _shapes(recipe))
+        _start(run.model_folder(stage.init_from), stage, recipe, listed["train"].classes, fresh)
 
 
 def check_classes(run: Run, stage: TrainStage, recipe: DecisionRecipe) -> dict[str, ImageSource]:
@@ -92,10 +89,6 @@ def units_of(source: ImageSource, unit: Unit) -> tuple[np.ndarray, int]:
     for number, positions in enumerate(groups):
         units[list(positions)] = number
     return units, len(groups)
-
-
-def _shapes(recipe: NetworkRecipe) -> Params:
-    return jax.eval_shape(model.trainable(recipe.model).init, jax.random.key(0))
 
 
 def _start(
@@ -181,7 +174,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
 
 
 class Learned(NamedTuple):
-    """What a network is trained on. counts: of what may be told, by what it is of. units: that are protected, by kind.
+    """What a network is trained on. counts: what the report may show, by data source. units: protected ones, by kind.
     public: see PrivateTrainStage."""
 
     batches: Stream

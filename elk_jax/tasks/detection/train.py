@@ -56,21 +56,9 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
             where=f"config.stages.{stage.name}.weights",
             todo="leave it empty in a private training: '()'",
         )
-    if recipe.optimizer.frozen and not stage.init_from:
-        raise UserError(
-            f"stage {stage.name} starts from random weights, and {', '.join(recipe.optimizer.frozen)} would keep them",
-            where=f"config.{stage.recipe}.optimizer.frozen",
-            todo=f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze nothing: '()'",
-        )
     detector = detectors.build(settings(recipe, recipe.model.num_classes))
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
-    kept = [name for name in model_folder.flatten(fresh) if any(re.search(p, name) for p in detector.frozen)]
-    if not stage.init_from and (random := [name for name in kept if "/norm/" not in name]):
-        raise UserError(
-            f"stage {stage.name} starts from random weights, and its model would keep {random[0]}",
-            where=f"config.{stage.recipe}.model",
-            todo=f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze no stages",
-        )
+    training.check_frozen(stage, recipe, fresh, detector.frozen)
     try:
         optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen)
     except UserError as error:
@@ -166,7 +154,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
 
 
 class Learned(NamedTuple):
-    """What a detector is trained on. counts: of what may be told, by what it is of. canvases: how many.
+    """What a detector is trained on. counts: what the report may show, by data source. canvases: how many.
     public: see PrivateTrainStage."""
 
     batches: Stream

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import swin_dp, swin_real
 from elk_jax import files
-from elk_jax.backbones import swin
+from elk_jax.backbones import resnet, swin
 from elk_jax.data.batches import labelled
 from elk_jax.data.batches.labelled import Augmented, Labelled, LabelledConfig
 from elk_jax.data.sources.open import open_source
@@ -23,6 +25,7 @@ from elk_jax.tasks.classification import evaluate, model, predict, train
 from elk_jax.tasks.classification.evaluate import EvaluateSettings
 from elk_jax.tasks.classification.predict import PredictSettings
 from elk_jax.tasks.classification.recipe import NetworkRecipe, TrainClassifierStage
+from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from elk_jax.weights.classifiers import ImportedClassifier, Origin
@@ -229,8 +232,8 @@ def test_weights_of_another_network_are_refused(tmp_path, config, weights, chang
         (lambda c: c.network.model.update(num_classes=3), "config.network.model.num_classes", ["two classes"]),
         (lambda c: c.network.update(positive="cancer"), "config.network.positive", ["cancer", "benign, malignant"]),
         (lambda c: c.network.update(rules=("best",)), "config.network.rules", ["best"]),
-        (lambda c: c.network.model.update(frozen_stages=2), "stages.network.init_from", ["frozen"]),
-        (lambda c: c.network.optimizer.update(frozen=("^backbone",)), "stages.network.init_from", ["frozen"]),
+        (lambda c: c.network.model.update(frozen_stages=2), "config.network.model", ["random", "backbone/patches"]),
+        (lambda c: c.network.optimizer.update(frozen=("^backbone",)), "config.network.optimizer.frozen", ["random"]),
         (lambda c: c.network.update(label_smoothing=1.0), "config.network.label_smoothing", ["below 1"]),
     ],
 )
@@ -240,6 +243,24 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, change, 
     with refused(*words, where=where):
         run_experiment(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resnet_is_trained_from_weights_or_freezes_its_norms_alone(tmp_path):
+    """Constant norms start as the identity."""
+    config = swin_real.get_config("tiny")
+    with config.unlocked():
+        network = resnet.ResNetConfig(depth=18, width=2, num_classes=2, image_size=32)
+        config.network.model = ConfigDict(dataclasses.asdict(network))
+    for patterns, kept in (((), ""), (("^backbone/stem",), "backbone/stem/conv/kernel"), (("/norm/",), "")):
+        config.network.optimizer.frozen = patterns
+        experiment = parse(config)
+        run = Run(experiment, tmp_path, mesh=None)
+        check = partial(train.check_train, run, experiment.stages["network"], experiment.recipes["network"], ())
+        if kept:
+            with refused(kept, where="config.network.optimizer.frozen"):
+                check()
+        else:
+            check()
 
 
 def test_weights_that_have_seen_the_protected_patients_are_refused(plain_run, tmp_path):

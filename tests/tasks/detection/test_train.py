@@ -61,7 +61,7 @@ def test_another_number_of_classes_starts_the_class_layers_alone_anew(tmp_path):
 
 
 def test_a_folder_may_lack_what_it_says_is_absent(tmp_path):
-    """As an imported backbone does."""
+    """As an import that left layers out does (`--drop`)."""
     backbone = {"backbone": params(classes=1, value=7.0)["backbone"]}
     save_imported(tmp_path / "imported", backbone, absent=["^(rpn|box_head)/"])
     found = started(tmp_path / "imported", classes=1)
