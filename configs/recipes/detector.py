@@ -98,9 +98,9 @@ def small() -> dict[str, Any]:
 def retinanet(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
     """A RetinaNet on the backbone and pyramid of the size's Faster R-CNN; paper: torchvision's, for its weights.
 
-    Its anchors are not planned: a level for every part of the lesions' sizes would put small lesions on coarse levels,
-    between whose anchors they fall. Those of a level have 1 to 2.8 times its stride; up to two strides they only serve
-    lesions that no finer level has.
+    Its anchors are not planned: one size per level would put small lesions on coarse levels, whose anchors are further
+    apart than the lesions are large. The anchors of a level are 1 to 2.8 of its strides long, so that every lesion of
+    two strides of the finest level (16 px) or more has an anchor, wherever it is.
     """
     if size == "paper":
         network = resnet.ResNetConfig(norm="affine_bn", num_classes=0, dtype="bfloat16")
