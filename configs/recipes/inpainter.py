@@ -82,5 +82,7 @@ def painting_stages(size: str, extras: frozenset[str]) -> dict[str, Any]:
             area="medium" if "medium" in extras else "free",
             whole_window=size == "paper",
         ),
-        "lesion_quality": LesionQualityStage(synthetic="synthetic", on="real", split="val" if private else "train"),
+        "lesion_quality": LesionQualityStage(
+            synthetic="synthetic", on="real", split="val" if private else "train", repeated=not private
+        ),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from elk_jax.data.sources import patients, phantom
 from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
+from elk_jax.tasks import origins
 from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.weights import model_folder
@@ -49,28 +50,6 @@ def look(run: Run, source: str, split: str) -> Listed:
     return Listed(listed.classes, splits, frozenset(patients.named(listed.infos)), lesions, listed.seen_patients)
 
 
-def training_sources(experiment: Experiment, name: str) -> list[str]:
-    """The data sources, each once, whose training patients reached a train or synthesis stage."""
-    return list(dict.fromkeys(origin for origin, is_model in _origins(experiment, name) if not is_model))
-
-
-def foreign_models(experiment: Experiment, name: str) -> list[str]:
-    """The model folders from outside the run, each once, whose training patients reached a stage."""
-    return list(dict.fromkeys(origin for origin, is_model in _origins(experiment, name) if is_model))
-
-
-def _origins(experiment: Experiment, name: str) -> list[tuple[str, bool]]:
-    """(data source or model folder, whether it is a folder) that a train or synthesis stage goes back to."""
-    origin = experiment.stages[name].origin()
-    found: list[tuple[str, bool]] = []
-    for source in origin.sources:
-        writer = experiment.writers.get(source)
-        found += _origins(experiment, writer) if writer else [(source, False)]
-    for model in origin.models:
-        found += _origins(experiment, model) if model in experiment.stages else [(model, True)]
-    return found
-
-
 def check_apart(experiment: Experiment, stage: Stage, look: Look) -> None:
     """Refuse a stage that evaluates a model, or chooses its checkpoint, on patients that the model was trained on, or
     on other classes."""
@@ -101,7 +80,7 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
             )
 
     trainer = experiment.stages[model]
-    for source in training_sources(experiment, model):
+    for source in origins.training_sources(experiment, model):
         try:
             training = look(source, "train")
         except UserError:
@@ -121,5 +100,5 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
             written = "" if both[first] == first else f" (as {both[first]})"
             refuse(sorted(both), f"the training data '{source}'{written}")
         refuse(patients.among(known, training.seen_patients), f"the training data of the painter of '{source}'")
-    for folder in foreign_models(experiment, model):
+    for folder in origins.foreign_models(experiment, model):
         refuse(patients.among(known, model_folder.seen_patients(Path(folder))), f"the training data of {folder}")

@@ -100,7 +100,7 @@ def together(statements: Sequence[Statement]) -> float | None:
 
 
 def in_words(statements: Sequence[Statement]) -> str:
-    """What several trainings in a row promise, the first one first; "" for none."""
+    """What the private trainings behind some weights promise, the last one last; "" for none."""
     if len(statements) < 2:
         return "".join(one.sentence() for one in statements)
     *_, last = statements
@@ -110,7 +110,7 @@ def in_words(statements: Sequence[Statement]) -> str:
     else:
         delta = max(one.delta for one in statements)
         both = f"Who is in all of them is protected with epsilon {epsilon:.3g} at delta {delta:g}."
-    return f"{len(statements)} private trainings in a row. Of the last one: {last.sentence()} {both}"
+    return f"Of {len(statements)} private trainings behind these weights, the last one: {last.sentence()} {both}"
 
 
 def plan(privacy: Privacy, units: int, batch_size: int, steps: int) -> Mechanism:

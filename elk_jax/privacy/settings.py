@@ -69,12 +69,13 @@ class Privacy:
 
     epsilon, noise_multiplier: the one follows from the other, delta and the steps of the recipe. With both, the
     training stops before the step that would exceed epsilon. unit: whose contribution is protected as a whole.
-    clipping: how the gradient of a unit is bounded. images: of a unit in a batch at most, drawn at random where it has
-    more. views: augmentations of every image, averaged before clipping (De et al. 2022, arXiv:2204.13650).
-    micro_batch: units whose gradients are computed at once; more need more memory, and gain nothing on a CPU.
-    gradients: of every unit, or their norms and their clipped sum alone ("ghost", training/step/ghost.py). Both are the
-    same sum, but for rounding. Ghost norms need no memory for gradients of units, but another backward pass: they are
-    for layers with many parameters and few positions. For a Swin-T they cost more (benchmarks/README.md).
+    clipping: how the gradient of a unit is bounded. images: of a unit in a batch at most (of an inpainter: lesions),
+    drawn at random where it has more. views: augmentations of every image, averaged before clipping (De et al. 2022,
+    arXiv:2204.13650). micro_batch: units whose gradients are computed at once; more need more memory, and gain little
+    on a CPU. gradients: of every unit, or their norms and their clipped sum alone ("ghost", training/step/ghost.py).
+    Both are the same sum, but for rounding. Ghost norms need memory for gradients of units only where layers are used
+    several times, and another backward pass: they are for layers with many parameters and few positions. For a Swin-T
+    they cost more (benchmarks/README.md).
     public_weight: of the loss on public examples beside the private ones; 0: there are none.
     known_seed: take the noise and the batches from this number instead of the system's entropy. For tests: whoever
     knows it can subtract the noise, so that such a training is not private.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
 from elk_jax.privacy.secret import Secret
 from elk_jax.privacy.settings import Privacy
+from elk_jax.tasks import origins
 from elk_jax.tasks.run import Experiment, Run, is_main
 from elk_jax.tasks.stages import PrivateTrainStage, Stage, TrainStage
 from elk_jax.tasks.task import Workload
@@ -91,9 +94,11 @@ def is_withheld(experiment: Experiment, stage: Stage) -> bool:
 
 def unprotected(experiment: Experiment, stage: Stage) -> str:
     """What is to be said of a stage that reads training images which another one protects; "" for any other."""
-    if isinstance(stage, TrainStage) and stage.protects(experiment.recipe_of(stage)):
-        return ""
+    protects = isinstance(stage, TrainStage) and stage.protects(experiment.recipe_of(stage))
+    own = stage.train_on if isinstance(stage, TrainStage) and protects else ()
     for source, by in _protected_data(experiment, stage).items():
+        if source in own:
+            continue
         return f"Stage {stage.name} is not private: it reads training images of '{source}', which stage {by} protects."
     return ""
 
@@ -148,22 +153,61 @@ def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
 
 
 def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe) -> None:
-    """UserError for a private training from weights that have seen its patients: what those say of them is not
-    accounted for. Phantoms are not drawn to find their patients."""
-    if recipe.privacy is None or not stage.init_from:
+    """UserError for a private training whose patients are known elsewhere: to its initial weights, to its public data,
+    or to the stage that made its images. What those say of them is not accounted for.
+
+    Phantoms are not drawn to find their patients.
+    """
+    if recipe.privacy is None:
         return
-    where, todo = f"config.stages.{stage.name}.init_from", "start from weights of other people's images"
-    earlier, sources = stage.init_from, set(stage.train_on)
-    while isinstance(before := run.experiment.stages.get(earlier), TrainStage):
-        if both := sources & set(before.origin().sources):
-            raise UserError(f"'{earlier}' is trained on the same data '{min(both)}'", where=where, todo=todo)
-        earlier = before.init_from
-    if not earlier:
-        return
-    own = [patient for name in stage.train_on for patient in _patients(run, name)]
-    known = patients.among(own, model_folder.seen_patients(run.model_folder(earlier)))
-    if known:
-        raise UserError(f"the weights have seen the patient {known[0]} of the training data", where=where, todo=todo)
+    experiment, place = run.experiment, f"config.stages.{stage.name}"
+    for source in stage.train_on:
+        if source in experiment.writers:
+            raise UserError(
+                f"'{source}' is made by stage {experiment.writers[source]}: its images show more than their patients",
+                where=f"{place}.train_on",
+                todo="name it in public, if others' images alone are behind it",
+            )
+    own = {source: _by_key(run, source) for source in stage.train_on}
+
+    def check(behind: list[tuple[str, bool]], what: str, where: str, todo: str) -> None:
+        for (origin, is_folder), (source, ids) in itertools.product(behind, own.items()):
+            if not is_folder and run.spec(origin).spec == run.spec(source).spec:
+                raise UserError(f"{what} go back to '{origin}', the training data", where=where, todo=todo)
+            if is_folder:
+                both = patients.among(ids.values(), model_folder.seen_patients(Path(origin)))
+            else:
+                both = [ids[key] for key in sorted(ids.keys() & _by_key(run, origin))]
+            if both:
+                known = f"{what} go back to '{origin}', which has the patient {both[0]} of the training data"
+                raise UserError(known, where=where, todo=todo)
+
+    if stage.init_from:
+        todo = "start from weights of other people's images"
+        check(
+            origins.of_model(experiment, stage.init_from),
+            f"the weights of '{stage.init_from}'",
+            f"{place}.init_from",
+            todo,
+        )
+    for source in stage.public if isinstance(stage, PrivateTrainStage) else ():
+        todo = "name data of other people"
+        check(origins.of_source(experiment, source), f"the public data '{source}'", f"{place}.public", todo)
+
+
+def check_classes(stage: PrivateTrainStage, own: Sequence[str], public: Sequence[str]) -> None:
+    """UserError where the public data have other classes, or the same ones in another order."""
+    if tuple(own) != tuple(public):
+        raise UserError(
+            f"the training data have the classes {', '.join(own)}, the public ones {', '.join(public)}",
+            where=f"config.stages.{stage.name}.public",
+            todo="name data with the same classes, in the same order",
+        )
+
+
+def _by_key(run: Run, source: str) -> dict[str, str]:
+    """Key -> ID of the training patients of a source."""
+    return {patients.patient_key(patient): patient for patient in _patients(run, source)}
 
 
 def _patients(run: Run, source: str) -> Collection[str]:

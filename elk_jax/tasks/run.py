@@ -174,7 +174,7 @@ def patients_seen(name: str, folder: Path, infos: Sequence[ImageInfo]) -> list[s
     """
     notes = []
     if said := model_folder.promise(folder):
-        notes.append(f"{name} was trained privately, and does not say on whom. {said.removesuffix('.')}")
+        notes.append(f"{name} was trained privately and does not list its patients. {said.removesuffix('.')}")
     known = patients.among(patients.named(infos), model_folder.seen_patients(folder))
     if known:
         everyone = len({info.patient_id for info in infos})

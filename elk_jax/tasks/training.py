@@ -122,7 +122,7 @@ def kept_weights(
     params, step = (result.best_params, result.best_step) if choose == "best" else last
     open_data = [*([] if protection else [data]), *([] if public is None else [public])]
     seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
-    seen = seen.union(data.seen_patients, *(one.seen_patients for one in open_data))
+    seen = seen.union(*(one.seen_patients for one in open_data))
     before = run.model_folder(stage.init_from) if stage.init_from else None
     if before is not None:
         seen |= model_folder.seen_patients(before)

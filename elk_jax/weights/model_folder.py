@@ -65,6 +65,12 @@ class Training:
         """Of all private trainings that have made these weights, the first one first."""
         return self.inherited if self.privacy is None else (*self.inherited, self.privacy)
 
+    def sentence(self) -> str:
+        """The promises in words; "" where there is none."""
+        if self.privacy is None and self.inherited:
+            return f"Only the private trainings behind these weights protect their patients. {in_words(self.inherited)}"
+        return in_words(self.promises)
+
 
 @dataclasses.dataclass(frozen=True)
 class Content:
@@ -195,7 +201,8 @@ def promises(folder: Path) -> tuple[Statement, ...]:
 
 def promise(folder: Path) -> str:
     """The promises of a model in words; "" for one that was not trained privately."""
-    return in_words(promises(folder))
+    trained = read(folder).training if (folder / CONFIG).is_file() else None
+    return trained.sentence() if trained else ""
 
 
 def find(workdir: Path, stage: str | None, architectures: Collection[str], called: str) -> Path:

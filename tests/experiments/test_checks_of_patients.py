@@ -10,8 +10,9 @@ from elk_jax import files
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.experiments.patients import Listed, check_apart, foreign_models, training_sources
+from elk_jax.experiments.patients import Listed, check_apart
 from elk_jax.synthesis import phantom
+from elk_jax.tasks.origins import foreign_models, training_sources
 from tests.experiments.checks import PATIENTS, assert_refused, on_files
 from tests.models import EARLIER, save_earlier
 from tests.refusals import refused

@@ -94,7 +94,7 @@ def test_what_a_stage_writes_is_a_source_and_its_model_a_folder(coco, tmp_path):
 
 @pytest.mark.parametrize(
     "patients, private, words",
-    [([], False, []), (["P7", "X"], False, ["1 of these 2", "P7"]), (["P7"], True, ["on whom", "1 of these 2"])],
+    [([], False, []), (["P7", "X"], False, ["1 of these 2", "P7"]), (["P7"], True, ["privately", "1 of these 2"])],
 )
 def test_an_evaluation_notes_whom_the_model_has_seen(coco, tmp_path, patients, private, words):
     statement = Mechanism(Privacy(noise_multiplier=20.0), 9, 9, 20.0, 10).statement(10, private=True)

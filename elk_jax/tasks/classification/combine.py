@@ -10,7 +10,7 @@ from elk_jax.data.sources import patients
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.errors import UserError
 from elk_jax.evaluation import thresholds
-from elk_jax.privacy.mechanism import in_words
+from elk_jax.privacy.mechanism import together
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.fit import FEATURES
 from elk_jax.tasks.classification.recipe import CombineClassifiersStage
@@ -41,8 +41,10 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
     for folder, member in zip(folders, members):
         model.check_classes(member.description, validation)
         model.check_alike(member.description, members[0].description, folder)
-    first, kept = members[0].description, [getattr(member.description, "contains", "") for member in members]
+    first, contained = members[0].description, [getattr(member.description, "contains", "") for member in members]
     trained = _trained([content for _, content in read])
+    everyone = all(content.training and content.training.promises for _, content in read)
+    epsilon = together(trained.inherited) if everyone else None
     description = model.MeanDescription(
         architecture=model.MEAN,
         classes=first.classes,
@@ -51,7 +53,7 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         members=tuple(content.entries for _, content in read),
         operating_points=(),
         trained=trained,
-        contains=next(filter(None, kept), ""),
+        contains=next(filter(None, contained), ""),
     )
     labels = image_labels(validation)
     scores = model.MeanOfClassifiers(tuple(members), description).probabilities(validation, run.folder / FEATURES)[0]
@@ -70,9 +72,10 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         "notes": [],
         "withheld": False,
         "unnamed": not patients.named(validation.infos),
-        "epsilon": 0.0,
-        "protection": protection_words(None),
-        "promise": in_words(trained.promises),
+        "epsilon": epsilon or 0.0,
+        "protection": f"epsilon {epsilon:.3g}, all members together" if epsilon else protection_words(None),
+        "promise": trained.sentence(),
+        "contains": description.contains,
         "members": list(stage.members),
         "mean": stage.mean,
         "auroc": [auroc],

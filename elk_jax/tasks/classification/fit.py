@@ -37,7 +37,7 @@ from elk_jax.heads.linear import Linear
 from elk_jax.privacy import accounting
 from elk_jax.privacy import head as descent
 from elk_jax.privacy.accounting import Ledger, Phase, Unit
-from elk_jax.privacy.mechanism import Statement, in_words
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import LONG, Progress, progress_bar
 from elk_jax.randomness import Purpose
 from elk_jax.tasks import private
@@ -212,7 +212,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     if isinstance(recipe.search, Search):
         found = fit_linear(problem, recipe.search, learned.features, val.features, public_features)
     else:
-        people = np.unique([info.patient_id for info in training.infos], return_inverse=True)[1]
+        people = np.unique([patients.patient_key(info.patient_id) for info in training.infos], return_inverse=True)[1]
         found = fit_kernel(problem, recipe.search, learned.features, val.features, people, run.seed)
 
     # ---- The model ---------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
         run.say(f"  the model folder has {trained.description.contains}")
     made = trained.description.trained
     assert made is not None
-    promise = in_words(made.promises)
+    promise = made.sentence()
     if promise:
         run.say(f"  {promise}")
         if stage.delta * count >= 1:

@@ -120,15 +120,11 @@ def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:
         "kernel": "Kernel ridge regression on frozen features, scaled by the training images.",
     }
     here = {summary["head"] for summary in fitted.values()}
-    said += "".join(
-        f"<p><b>{html.text(name)}</b> has {html.text(summary['contains'])}.</p>"
-        for name, summary in fitted.items()
-        if summary["contains"]
-    )
+    said += _contained(fitted)
     note = (
         f"{' '.join(words for kind, words in kinds.items() if kind in here)} Up to {tried} settings were tried for a "
-        "head. The AUROC is that on which they were chosen, and so too good; ± is the standard deviation over draws of "
-        "the noise."
+        "head. The AUROC is that on which they were chosen, so that it is optimistic; ± is the standard deviation over "
+        "draws of the noise."
     )
     return Section("Heads", table + said, note)
 
@@ -142,7 +138,8 @@ def means_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
     head = ["Mean", "Of", "Validation AUROC"]
     note = "The validation split has chosen the settings of the members, so that the AUROC is too good."
     promises = {name: summary["promise"] for name, summary in combined.items() if summary["promise"]}
-    return Section("Means of classifiers", html.table(head, rows, numeric_from=2) + _said(promises), note)
+    table = html.table(head, rows, numeric_from=2)
+    return Section("Means of classifiers", table + _said(promises) + _contained(combined), note)
 
 
 def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -154,8 +151,17 @@ def networks_section(trained: Mapping[str, Mapping[str, Any]]) -> Section:
         rows.append(html.row(cells, numeric_from=2))
     head = ["Network", "Protection", "Parameters", "Best step", "Validation AUROC"]
     promises = {name: summary["promise"] for name, summary in trained.items() if summary["promise"]}
-    note = "The AUROC is that on which the checkpoint was chosen, and so too good."
+    note = "The AUROC is that on which the checkpoint was chosen, so that it is optimistic."
     return Section("Networks", html.table(head, rows, numeric_from=2) + _said(promises), note)
+
+
+def _contained(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """What models contain of their training images, as HTML."""
+    return "".join(
+        f"<p><b>{html.text(name)}</b> has {html.text(summary['contains'])}.</p>"
+        for name, summary in models.items()
+        if summary["contains"]
+    )
 
 
 def _said(promises: Mapping[str, str]) -> str:
@@ -220,10 +226,11 @@ def data_notes(run: ClassificationRun) -> list[str]:
     if any(one.unnamed for one in run.evaluated) or any(summary["unnamed"] for summary in run.models.values()):
         notes.append("No image names its patient: each counts as a patient, and the intervals are too narrow.")
     if any(summary["withheld"] for summary in run.models.values()):
-        units = [f"{count} {unit}" for summary in run.models.values() for unit, count in summary["units"].items()]
+        units = dict.fromkeys(f"{n} {unit}" for summary in run.models.values() for unit, n in summary["units"].items())
+        told = f"only the number of protected units is given: {', '.join(units)}" if units else "nothing is told"
         notes.append(
-            f"Of the training data of private models only the number of protected units is given: {units[0]}. Copies "
-            "among their images, and images that could not be read, are named in the terminal, not here."
+            f"Of the training data of private models {told}. Copies among their images, and images that could not be "
+            "read, are named in the terminal, not here."
         )
     return list(dict.fromkeys(notes))
 

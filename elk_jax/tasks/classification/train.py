@@ -24,7 +24,7 @@ from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.errors import UserError
 from elk_jax.evaluation import thresholds
 from elk_jax.privacy.accounting import Unit
-from elk_jax.privacy.mechanism import Statement, in_words
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import progress_bar
 from elk_jax.tasks import private, training
 from elk_jax.tasks.classification import model
@@ -160,7 +160,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
-        "data": {**({} if withheld else learned.counts), "validation": class_counts(validation)},
+        "data": {**learned.counts, "validation": class_counts(validation)},
         "units": learned.units,
         "skipped": skipped_images(*([] if withheld else [found]), validation),
         "notes": [] if withheld else findings,
@@ -168,7 +168,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         "unnamed": not patients.named(validation.infos),
         "epsilon": 0.0 if recipe.privacy is None else recipe.privacy.epsilon,
         "protection": protection_words(trained.privacy),
-        "promise": in_words(trained.promises),
+        "promise": trained.sentence(),
         **training.outcome(result),
     }
 
@@ -189,7 +189,8 @@ def _openly(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, networ
     counts = class_counts(images.source)
     run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}")
     stream = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
-    return Learned(stream, {"train": counts}, {})
+    withheld = private.is_withheld(run.experiment, stage)
+    return Learned(stream, {} if withheld else {"train": counts}, {})
 
 
 def _privately(
@@ -201,6 +202,7 @@ def _privately(
     counts, identity = dict[str, dict[str, int]](), [images.records()]
     if stage.public:
         public = run.open(stage.public, "train")
+        private.check_classes(stage, images.source.classes, public.classes)
         beside = Labelled(public, image_labels(public), recipe.size)
         make = labelled.shuffled(beside, settings, run.seed, jax.process_index(), jax.process_count())
         counts, identity = {"public": class_counts(public)}, [*identity, beside.records()]

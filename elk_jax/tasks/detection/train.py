@@ -184,6 +184,7 @@ def _privately(
     counts, identity = dict[str, dict[str, int]](), batches.records(source)
     if stage.public:
         public = run.open(stage.public, "train")
+        private.check_classes(stage, source.classes, public.classes)
         beside = _cut(public, recipe)
         make = batches.mixed(beside, loader, run.seed, jax.process_index(), jax.process_count())
         counts, identity = {"public": summary(public.infos)}, [*identity, batches.records(beside)]

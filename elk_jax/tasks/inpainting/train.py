@@ -106,10 +106,11 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
             tokenizer.write_tokenizer(files.make_folder(folder), start.tokenizer)
         weights = inpainters.merged(params, model, recipe.lora)
         model_folder.save_params(folder, weights, inpainters.describe(*described))
+    withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
         "data": {**learned.counts, "validation": summary(validation.infos)},
-        "skipped": skipped_images(*([] if learned.protection else [source]), validation),
+        "skipped": skipped_images(*([] if withheld else [source]), validation),
         **training.outcome(result),
     }
 
@@ -133,10 +134,11 @@ def _openly(
         f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
         f"{closeups.window} px, {counts['ignored_boxes']} ignored boxes"
     )
+    told = {} if private.is_withheld(run.experiment, stage) else {"train": counts}
     if recipe.cached_windows:
-        return Learned(_cached(run, stage, recipe, start.parts, start.params, source), {"train": counts})
+        return Learned(_cached(run, stage, recipe, start.parts, start.params, source), told)
     size, processes = start.parts.model.size, (jax.process_index(), jax.process_count())
-    return Learned(crops.train_closeups(source, closeups, size, run.seed, *processes), {"train": counts})
+    return Learned(crops.train_closeups(source, closeups, size, run.seed, *processes), told)
 
 
 def _privately(

@@ -81,8 +81,10 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
 
     real = describe(source, chosen, "  real lesions")
     synthetic = describe(painted_source, painted, "  synthetic lesions")
-    training = real
-    if stage.split != "train":  # a lesion is repeated from the training split, whatever it is compared with
+    training = real if stage.repeated else None
+    if (
+        stage.repeated and stage.split != "train"
+    ):  # a lesion is repeated from the training split, whatever it is compared with
         known = run.open(stage.on, "train")
         training = describe(known, fitting_lesions(known.infos, window), "  training lesions")
     seen = None
@@ -121,11 +123,11 @@ def _detector_features(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
 def compare(
     real: Lesions,
     synthetic: Lesions,
-    training: Lesions,
+    training: Lesions | None,
     seen: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All measures, JSON-able. training: what the inpainter was trained on, which it might repeat.
+    """All measures, JSON-able. training: what the inpainter was trained on, which it might repeat; None to go without.
 
     seen: features [N, D] of the real and [M, D] of the synthetic lesions by a network, None to go without.
     UserError for fewer than two lesions of a kind.
@@ -140,7 +142,10 @@ def compare(
             **frechet.compare_sets(*seen, real.patients, seed),
             "real_or_synthetic": _told_apart(real, synthetic, *seen, seed),
         }
-    repeated = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
+    repeated = None
+    if training is not None:
+        found = memorised.memorised_report(synthetic.patches, training.patches, training.patients)
+        repeated = {**found, "pairs": most_alike(synthetic, training, found, PAIRS)}
     return {
         "counts": {
             "real": len(real),
@@ -152,7 +157,7 @@ def compare(
         "frechet_radiomics": radiomics.frechet_radiomics(real.radiomics, synthetic.radiomics),
         "detector_features": by_features,
         "real_or_synthetic": _told_apart(real, synthetic, real.radiomics, synthetic.radiomics, seed),
-        "memorised": {**repeated, "pairs": most_alike(synthetic, training, repeated, PAIRS)},
+        "memorised": repeated,
         "statistics": lesion_statistics.compare_statistics(real.statistics, synthetic.statistics),
         "notes": [],
     }
@@ -265,7 +270,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         notes.append(f"a half has {half} lesions, fewer than there are features ({features}): distances say little")
     if evaluation["real_or_synthetic"] is None:
         notes.append("only one patient: the AUC of real against synthetic is not defined")
-    if evaluation["memorised"]["threshold"] is None:
+    if evaluation["memorised"] is not None and evaluation["memorised"]["threshold"] is None:
         notes.append("only one training patient: there is no reference for a repeated lesion")
     return notes
 

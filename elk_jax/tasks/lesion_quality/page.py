@@ -94,6 +94,8 @@ def measures(evaluation: Evaluation) -> list[Measure]:
     if features:
         rows.append(_auc("Real or synthetic, AUC by detector features", features["real_or_synthetic"]))
     found = evaluation["memorised"]
+    if found is None:
+        return rows
     rows.append(
         Measure(
             "Similarity to the nearest training lesion",
@@ -142,7 +144,7 @@ def verdict(evaluation: Evaluation) -> str:
     if auc["value"] is not None:
         found.append(f"distinguished from real lesions with an AUC of {_with_interval(auc)}")
     memorised = evaluation["memorised"]
-    if memorised["threshold"] is not None:
+    if memorised is not None and memorised["threshold"] is not None:
         similar, count = len(memorised["memorised"]), len(memorised["similarity"])
         found.append(f"{similar} of {count} too similar to a training lesion")
     return f"Synthetic lesions: {'; '.join(found)}." if found else ""
@@ -153,7 +155,10 @@ def quality_section(quality: Quality, where: str = "") -> Section:
     evaluation = quality.evaluation
     counts, distance, found = evaluation["counts"], evaluation["radiomics"], evaluation["memorised"]
     auc = _estimate(evaluation["real_or_synthetic"])
-    similar = html.ABSENT if found["threshold"] is None else str(len(found["memorised"]))
+    similar, compared = html.ABSENT, "not compared"
+    if found is not None:
+        compared = f"of {len(found['similarity'])}"
+        similar = similar if found["threshold"] is None else str(len(found["memorised"]))
     cards = [
         _card(
             0,
@@ -169,7 +174,7 @@ def quality_section(quality: Quality, where: str = "") -> Section:
             "",
             f"radiomics; between real lesions: {_written(distance['real_to_real'])}",
         ),
-        _card(2, "Too similar to a training lesion", similar, "", f"of {len(found['similarity'])}"),
+        _card(2, "Too similar to a training lesion", similar, "", compared),
     ]
     rows = [
         html.row(

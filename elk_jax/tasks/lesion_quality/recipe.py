@@ -13,16 +13,19 @@ from elk_jax.tasks.stages import Data, EvaluateStage
 class LesionQualityStage(EvaluateStage):
     """Compare the painted lesions of the source `synthetic` with the real ones of one split of `on`.
 
+    repeated: look for painted lesions that repeat one of the training split of `on`; False: do not open that split.
     features: a detector's train stage or model folder, whose features are compared beside radiomics; "": none.
     """
 
     task: Literal["lesion_quality"] = "lesion_quality"
     split: str = "train"
     synthetic: str
+    repeated: bool = True
     features: str = ""
 
     def data(self) -> tuple[Data, ...]:
-        return Data(self.on, self.split), Data(self.synthetic, "train")
+        splits = dict.fromkeys((self.split, "train") if self.repeated else (self.split,))
+        return *(Data(self.on, split) for split in splits), Data(self.synthetic, "train")
 
     def named_models(self) -> Mapping[str, str]:
         return {"features": self.features} if self.features else {}

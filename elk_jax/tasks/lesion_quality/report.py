@@ -28,8 +28,10 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 
 def _quality(run: Run, name: str, summary: Mapping[str, Any]) -> Quality:
     evaluation = files.read_object(run.folder / name / "evaluation.json")
-    painted, training = run.list(summary["synthetic"], "train"), run.list(summary["on"], "train")
-    pairs = pair_strips(evaluation["memorised"]["pairs"], painted, training)
+    pairs: list[Strip] = []
+    if evaluation["memorised"] is not None:
+        painted, training = run.list(summary["synthetic"], "train"), run.list(summary["on"], "train")
+        pairs = pair_strips(evaluation["memorised"]["pairs"], painted, training)
     return Quality(f"{summary['split']} split of {summary['on']}", evaluation, pairs)
 
 

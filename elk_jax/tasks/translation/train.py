@@ -115,10 +115,11 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
     )
     if run.is_main:
         model_folder.save_params(run.folder / stage.name / "model", params, describe(parts, trained))
+    withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
         "data": {**learned.counts, "validation": summary(validation)},
-        "skipped": skipped_images(*([] if learned.protection else [found]), validation),
+        "skipped": skipped_images(*([] if withheld else [found]), validation),
         **training.outcome(result),
     }
 
@@ -140,7 +141,7 @@ def _openly(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, mo
         f"{counts['ignored_boxes']} ignored boxes"
     )
     stream = batches.train_pairs(found, recipe.pairs, run.seed, jax.process_index(), jax.process_count())
-    return Learned(stream, {"train": counts})
+    return Learned(stream, {} if private.is_withheld(run.experiment, stage) else {"train": counts})
 
 
 def _privately(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, model: Model, found: Pairs) -> Learned:

@@ -11,7 +11,7 @@ activations (Bu et al. 2023, arXiv:2210.00038).
 The layers are found in the program of the loss, whatever module they are of. A parameter that one matrix product,
 convolution or function with its own derivative takes is a layer. Of all others (biases, scales, tables, and what
 several layers share, whose parts must be added before they are squared) every unit has a copy, and so a gradient of its
-own, which is small in the networks of this package.
+own. That is small, but in detectors whose heads serve several levels of a pyramid.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _uses(program: core.Jaxpr, places: dict[Any, int], uses: list[list[bool]]) -
         elif _is_view(equation):
             places[equation.outvars[0]] = own[0][1]
         else:
-            layer = _is_layer(equation)
+            layer = len(own) == 1 and _is_layer(equation)
             for _, place in own:
                 uses[place].append(layer)
     return {number: places[v] for number, v in enumerate(program.outvars) if _is_in(v, places)}

@@ -40,7 +40,9 @@ def test_the_model_keeps_its_promise_and_nothing_of_its_patients(private_run):
     assert counts["public"]["lesions"] > 0
     keys = {key for line in read_metrics(folder / "inpainter" / "metrics.jsonl") for key in line}
     assert not {"train/loss", "train/error_lesion"} & keys and {"eval/loss", "train/public_loss"} <= keys
-    page = (folder / "report.html").read_text()
+    page, quality = (folder / "report.html").read_text(), (folder / "lesion_quality" / "evaluation.json").read_text()
+    known = phantom.patients(config_with().data.real.spec.partition(":")[2], "train")
+    assert known and not any(patient in text for patient in known for text in (page, quality))
     assert promise.sentence() in page and "is not private" not in page
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.tasks.stages import Data
 
@@ -11,7 +13,9 @@ STAGE = LesionQualityStage(name="quality", on="real", synthetic="painted")
 def test_it_reads_both_sources():
     assert STAGE.data() == (Data("real", "train"), Data("painted", "train"))
     test = LesionQualityStage(name="quality", on="real", split="test", synthetic="painted")
-    assert test.data() == (Data("real", "test"), Data("painted", "train")) and test.held_out() == Data("real", "test")
+    assert test.data() == (Data("real", "test"), Data("real", "train"), Data("painted", "train"))
+    assert test.held_out() == Data("real", "test")
+    assert replace(test, repeated=False).data() == (Data("real", "test"), Data("painted", "train"))
 
 
 def test_what_is_evaluated_is_the_stage_that_painted():

@@ -113,6 +113,12 @@ def test_which_parameters_are_of_one_layer(name):
     assert ghost.single_layers(program, 1) == [is_layer]
 
 
+def test_a_product_of_two_parameters_is_no_layer_of_either():
+    """As that of two low-rank adapters."""
+    program = jax.make_jaxpr(lambda a, b, x: x @ (a @ b))(noise(CHANNELS, 2), noise(2, 3), noise(4, CHANNELS)).jaxpr
+    assert ghost.single_layers(program, 2) == [False, False]
+
+
 def test_layers_of_every_kind_equal_a_loop_over_units():
     """The weight, and a bias, of each between two others."""
 
