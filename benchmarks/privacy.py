@@ -44,6 +44,7 @@ from elk_jax.training.recipe import TrainingRecipe  # noqa: E402
 from elk_jax.training.step.gradient import gradient  # noqa: E402
 from elk_jax.training.step.private import CLIPPED_SUMS, private  # noqa: E402
 from elk_jax.training.step.step import Protection, Step, on_mesh  # noqa: E402
+from elk_jax.training.timing import peak_memory  # noqa: E402
 
 PLAIN = "plain"
 CLASSES = 2
@@ -208,6 +209,7 @@ def benchmark(
         "private_over_plain": {name: measure.ratios(times[name], times[PLAIN]) for name in programs if name != PLAIN},
         "program_bytes": {name: program.bytes for name, program in programs.items()},
         "compile_seconds": {name: program.compile_seconds for name, program in programs.items()},
+        "peak_memory_bytes": peak_memory(),
         "torch": None,
     }
     if other is not None:
