@@ -76,7 +76,7 @@ def test_a_model_says_whom_it_was_trained_on_unless_it_is_private(fitted, source
         settings=EvaluateSettings(bootstrap=0),
     )["notes"]  # fmt: skip
     assert any("30 of these 30 patients" in note for note in notes("without_privacy"))
-    assert [note for note in notes("epsilon_6") if "whom" in note] and "patients" not in str(notes("epsilon_6"))
+    assert [note for note in notes("epsilon_6") if "privately" in note] and "of these" not in str(notes("epsilon_6"))
 
 
 def test_other_classes_are_refused(fitted, folders, tmp_path, cheap_features):
