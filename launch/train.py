@@ -7,8 +7,8 @@
   python launch/train.py --config=configs/cem_mixed.py --stages=evaluate   one stage of it again
 
 A configuration is configs/NAME.py with an optional variant: quick (default, embedded data), tiny (seconds, for tests),
-small (hundreds of real images, a CPU or any GPU), paper (as published); and, after a comma, fewshot (few patients)
-or half (a ResNet-50 of half the width, for weights of one): small,half.
+small (hundreds of real images, a CPU or any GPU), paper (as published); and, after a comma, fewshot (few patients),
+half (a ResNet-50 of half the width, for weights of one), lite0 or swin (other backbones), retinanet: small,half.
 Every key can be set on the command line: --config.detector.steps=2000. The run folder then holds config.json,
 metrics.jsonl, TensorBoard files, checkpoints, predictions and report.html. Rerun the same command to resume an
 interrupted run; finished stages are not repeated.

@@ -14,6 +14,7 @@ from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.roi_align import multilevel_roi_align
 from elk_jax.programs import hlo
 from elk_jax.programs.account import account_of
+from elk_jax.programs.parts import part_of
 from elk_jax.tasks.detection.model import trainable
 from elk_jax.training import mesh as meshes
 from elk_jax.training.optimizer import OptimizerConfig
@@ -57,7 +58,7 @@ def test_convolutions_are_of_bfloat16(step):
         {x.outputs[0].dtype for x in computation.inputs(instruction)}
         for computation in hlo.parse(step[1])
         for instruction in computation.instructions.values()
-        if instruction.opcode == "convolution" and "/backbone/" in instruction.op_name
+        if instruction.opcode == "convolution" and part_of(instruction.op_name).path[:1] == ("backbone",)
     ]
     assert len(kinds) > 20 and all(found == {"bf16"} for found in kinds)
 
