@@ -73,8 +73,15 @@ BELOW_ONE = Range(0, 1, below=True)
 ABOVE_ZERO = Range(0, above=True)
 EPSILON = Range(0, 1, above=True)
 """What a norm adds to a variance."""
+POSITIVE, NOT_NEGATIVE = Range(0, 1e6, above=True), Range(0, 1e6)
+"""A number of a network: what is larger is damage, and can exceed the numbers of JAX."""
 SIDE = Range(1, 8192)
 """Pixels along one side of an image."""
+
+
+def impossible(settings: Any, name: str, todo: str) -> UserError:
+    """The error of a dataclass whose field `name` does not fit the others."""
+    return UserError(f"{name} is {getattr(settings, name)!r}", where=name, todo=todo)
 
 
 @dataclass(frozen=True)

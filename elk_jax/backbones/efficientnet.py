@@ -25,7 +25,7 @@ from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import NORMS, Norm, frozen_patterns, norm_from_name, param_dtype
 from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SIDE, Between, OneOf, Range, check
+from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SIDE, Between, OneOf, Range, check, impossible
 from elk_jax.precision import DTYPES, at_least_float32
 
 Params = Any
@@ -115,16 +115,13 @@ class EfficientNetConfig:
     def __post_init__(self) -> None:
         check(self)
         if len(self.pixel_std) != len(self.pixel_mean):
-            raise self._impossible("pixel_std", f"give {len(self.pixel_mean)} numbers, as many as pixel_mean has")
+            raise impossible(self, "pixel_std", f"give {len(self.pixel_mean)} numbers, as many as pixel_mean has")
         if self.num_classes and not self.head:
-            raise self._impossible("head", "set head=true, which the classifier needs, or num_classes=0")
+            raise impossible(self, "head", "set head=true, which the classifier needs, or num_classes=0")
         widths = [stem_width(self), *(width for block in blocks(self) for width in (block.expanded, block.features))]
         odd = [width for width in widths if width % self.norm_groups]
         if self.norm == "gn" and odd:
-            raise self._impossible("norm_groups", f"give a divisor of all channels, such as {odd[0]}: 8 is one")
-
-    def _impossible(self, name: str, todo: str) -> UserError:
-        return UserError(f"{name} is {getattr(self, name)!r}", where=name, todo=todo)
+            raise impossible(self, "norm_groups", f"give a divisor of all channels, such as {odd[0]}: 8 is one")
 
 
 def named(variant: str, **changes: Any) -> EfficientNetConfig:

@@ -20,8 +20,7 @@ from elk_jax.backbones.conv import ConvNorm, matrix_product
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import NORMS, Norm, frozen_patterns, norm_from_name, param_dtype, zero_residual_norm
 from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
-from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY, SIDE, Between, OneOf, Range, check
+from elk_jax.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SIDE, Between, OneOf, check, impossible
 from elk_jax.precision import DTYPES, at_least_float32
 
 Params = Any
@@ -29,10 +28,8 @@ Params = Any
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Residual blocks of the stages res2..res5, by depth: all depths that there are."""
 
-
-MOST = 1e6
-"""Of any number of the input: what is larger is damage, and can exceed the numbers of JAX."""
-Positive = Annotated[float, Range(0, MOST, above=True)]
+Positive = Annotated[float, POSITIVE]
+Shift = Annotated[float, Between(-NOT_NEGATIVE.high, NOT_NEGATIVE.high)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class ResNetConfig:
     """See `norms.NORMS`."""
     norm_groups: Annotated[int, Between(1, 1 << 16)] = 32
     """Groups of 'gn': must divide all widths."""
-    norm_eps: Annotated[float, Between(0, MOST)] = 1e-5
+    norm_eps: Annotated[float, NOT_NEGATIVE] = 1e-5
     stride_in_1x1: bool = False
     """Where a bottleneck block halves the image: its first 1x1 (detectron2) or its 3x3 convolution (torchvision)."""
     remat: tuple[Annotated[int, Between(2, 5)], ...] = ()
@@ -63,7 +60,7 @@ class ResNetConfig:
 
     # Input: (image * pixel_scale - pixel_mean) / pixel_std, for an image in [0, 1]; one number per input channel.
     pixel_scale: Positive = 1.0
-    pixel_mean: Annotated[tuple[Annotated[float, Between(-MOST, MOST)], ...], NOT_EMPTY] = IMAGENET_MEAN
+    pixel_mean: Annotated[tuple[Shift, ...], NOT_EMPTY] = IMAGENET_MEAN
     """In the channel order of the weights. Its length is the number of channels that the network takes; colour images
     must come in the same order."""
     pixel_std: tuple[Positive, ...] = IMAGENET_STD
@@ -74,13 +71,10 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         check(self)
         if len(self.pixel_std) != len(self.pixel_mean):
-            raise self._impossible("pixel_std", f"give {len(self.pixel_mean)} numbers, as many as pixel_mean has")
+            raise impossible(self, "pixel_std", f"give {len(self.pixel_mean)} numbers, as many as pixel_mean has")
         for name in ("width", "stem_width") if self.norm == "gn" else ():
             if getattr(self, name) % self.norm_groups:
-                raise self._impossible("norm_groups", f"give a divisor of {name} = {getattr(self, name)}")
-
-    def _impossible(self, name: str, todo: str) -> UserError:
-        return UserError(f"{name} is {getattr(self, name)!r}", where=name, todo=todo)
+                raise impossible(self, "norm_groups", f"give a divisor of {name} = {getattr(self, name)}")
 
 
 def detectron2(**changes: Any) -> ResNetConfig:

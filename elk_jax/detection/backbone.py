@@ -22,7 +22,7 @@ from elk_jax.errors import UserError
 def check(config: Any, strides: Sequence[int]) -> None:
     """UserError unless a network can be the backbone of a detector that reads maps of these strides."""
     if config.num_classes:
-        todo = "set 0: a detector has classes of its own"
+        todo = "set 0: the detector has its own classes"
         raise UserError(f"the backbone has {config.num_classes} classes", where="backbone.num_classes", todo=todo)
     own = NETWORKS[config.name].strides(config)
     if missing := [stride for stride in strides if stride not in own]:

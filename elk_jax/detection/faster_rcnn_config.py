@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from elk_jax.backbones import networks, resnet
-from elk_jax.backbones.norms import NORMS
 from elk_jax.detection import backbone
-from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY, SHARE, Between, ByName, OneOf, Range, check
+from elk_jax.detection.settings import (
+    FromOne,
+    NormName,
+    NotNegative,
+    Positive,
+    Positives,
+    Share,
+    check_anchors,
+    check_groups,
+)
+from elk_jax.fields import Between, ByName, check, impossible
 
 STRIDES = (4, 8, 16, 32, 64)
 """Pixels per cell of P2..P6."""
 STAGES = STRIDES[:4]
 """Of C2..C5, the maps of the backbone, and of P2..P5, from which regions are pooled."""
 
-NormName = Annotated[str, OneOf(tuple(NORMS))]
-MOST = 1e6
-"""Of any number: what is larger is damage, and can exceed the numbers of JAX."""
-FromOne = Annotated[int, Between(1, 1 << 16)]
 Layers = Annotated[int, Between(0, 64)]
-NotNegative = Annotated[float, Between(0, MOST)]
-Positive = Annotated[float, Range(0, MOST, above=True)]
-Share = Annotated[float, SHARE]
-Positives = Annotated[tuple[Positive, ...], NOT_EMPTY]
 
 
 @dataclass(frozen=True)
@@ -120,25 +120,14 @@ class FasterRCNNConfig:
     def __post_init__(self) -> None:
         check(self)
         backbone.check(self.backbone, STAGES)
-        per_level = {len(sizes) for sizes in self.anchor_sizes}
-        if len(self.anchor_sizes) != len(STRIDES) or len(per_level) != 1:
-            raise self._impossible("anchor_sizes", f"give {len(STRIDES)} tuples of equal length, one per level")
+        check_anchors(self, len(STRIDES))
         if self.rpn_low > self.rpn_high:
-            raise self._impossible("rpn_low", f"give at most rpn_high = {self.rpn_high}")
-        for width in self._grouped_widths():
-            if getattr(self, width) % self.norm_groups:
-                raise self._impossible("norm_groups", f"give a divisor of {width} = {getattr(self, width)}")
-
-    def _grouped_widths(self) -> list[str]:
-        """Fields of the channels that group norms split."""
+            raise impossible(self, "rpn_low", f"give at most rpn_high = {self.rpn_high}")
         grouped = {
             "fpn_channels": self.fpn_norm == "gn",
             "box_conv_channels": self.box_norm == "gn" and self.box_convs > 0,
         }
-        return [name for name, is_grouped in grouped.items() if is_grouped]
-
-    def _impossible(self, name: str, todo: str) -> UserError:
-        return UserError(f"{name} is {getattr(self, name)!r}", where=name, todo=todo)
+        check_groups(self, grouped)
 
 
 def detectron2(**changes: Any) -> FasterRCNNConfig:

@@ -6,27 +6,27 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from elk_jax.backbones import networks
-from elk_jax.backbones.norms import NORMS
 from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.detection import backbone
-from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY, SHARE, Between, ByName, OneOf, Range, check
+from elk_jax.detection.settings import (
+    FromOne,
+    NormName,
+    NotNegative,
+    Positive,
+    Positives,
+    Share,
+    check_anchors,
+    check_groups,
+)
+from elk_jax.fields import Between, ByName, Range, check, impossible
 
 STAGES = (8, 16, 32)
 """Pixels per cell of C3..C5, the maps of the backbone that a feature pyramid starts from."""
 PYRAMID = (*STAGES, 64, 128)
 """Of P3..P7."""
 
-NormName = Annotated[str, OneOf(tuple(NORMS))]
-MOST = 1e6
-"""Of any number: what is larger is damage, and can exceed the numbers of JAX."""
 FromZero = Annotated[int, Between(0, 1 << 16)]
-FromOne = Annotated[int, Between(1, 1 << 16)]
-NotNegative = Annotated[float, Between(0, MOST)]
-Positive = Annotated[float, Range(0, MOST, above=True)]
-Share = Annotated[float, SHARE]
 Inside = Annotated[float, Range(0, 1, above=True, below=True)]
-Positives = Annotated[tuple[Positive, ...], NOT_EMPTY]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RetinaNetConfig:
     prior: Inside = 0.01
     """Of a class, at the start: spares the first steps the many anchors on background."""
     background: Literal["first", "none"] = "none"
-    """'first': there is an unused class before all others, with an output of its own (torchvision)."""
+    """'first': there is an unused class before all others, with its own output (torchvision)."""
 
     # Anchors.
     anchor_sizes: tuple[Positives, ...] = tuple(
@@ -106,23 +106,14 @@ class RetinaNetConfig:
     def __post_init__(self) -> None:
         check(self)
         backbone.check(self.backbone, self.stages)
-        count = len(self.strides)
-        per_level = {len(sizes) for sizes in self.anchor_sizes}
-        if len(self.anchor_sizes) != count or len(per_level) != 1:
-            todo = f"give {count} tuples of equal length, one per level" if count > 1 else "give one tuple"
-            raise self._impossible("anchor_sizes", todo)
+        check_anchors(self, len(self.strides))
         if self.iou_low > self.iou_high:
-            raise self._impossible("iou_low", f"give at most iou_high = {self.iou_high}")
+            raise impossible(self, "iou_low", f"give at most iou_high = {self.iou_high}")
         grouped = {
             "fpn_channels": self.fpn and (self.fpn_norm == "gn" or (self.head_norm == "gn" and not self.head_width)),
             "head_width": self.head_norm == "gn" and self.head_width > 0,
         }
-        for width, is_grouped in grouped.items():
-            if is_grouped and getattr(self, width) % self.norm_groups:
-                raise self._impossible("norm_groups", f"give a divisor of {width} = {getattr(self, width)}")
-
-    def _impossible(self, name: str, todo: str) -> UserError:
-        return UserError(f"{name} is {getattr(self, name)!r}", where=name, todo=todo)
+        check_groups(self, grouped)
 
     @property
     def stages(self) -> tuple[int, ...]:

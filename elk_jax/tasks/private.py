@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from elk_jax.privacy import mechanism, secret
 from elk_jax.privacy.secret import Secret
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import origins
-from elk_jax.tasks.run import Experiment, Run, is_main
+from elk_jax.tasks.run import Experiment, Opened, Run, is_main
 from elk_jax.tasks.stages import PrivateTrainStage, Stage, TrainStage
 from elk_jax.tasks.task import Workload
 from elk_jax.training.checkpoint import kept_secret
@@ -36,7 +36,36 @@ PLANNED = 0.01
 """A noise multiplier for a plan, where the data would say which."""
 
 
-def protected(
+class Learned(NamedTuple):
+    """What a model is trained on. counts: what the report may show of the data, by what they are ("train", "public").
+
+    protection: of a private training. public: its public data, if it has some.
+    """
+
+    batches: Stream
+    counts: dict[str, dict[str, int]]
+    protection: Protection | None = None
+    public: Opened | None = None
+
+
+class Public(NamedTuple):
+    """Data beside those of a private training that need no protection. make: see `data.batches.poisson`.
+
+    identity: what they depend on beside the settings of reading, for JSON.
+    """
+
+    data: Opened
+    make: Callable[[int], Mapping[str, Any]]
+    counts: dict[str, int]
+    identity: Any
+
+
+def openly(run: Run, stage: TrainStage, batches: Stream, counts: dict[str, int]) -> Learned:
+    """Batches without protection. counts: of the training data, withheld where another stage protects them."""
+    return Learned(batches, {} if is_withheld(run.experiment, stage) else {"train": counts})
+
+
+def privately(
     run: Run,
     stage: TrainStage,
     recipe: TrainingRecipe,
@@ -45,14 +74,13 @@ def protected(
     infos: Sequence[ImageInfo],
     batch_size: int,
     reading: Reading,
-    public: Callable[[int], Mapping[str, Any]] | None,
+    public: Public | None,
     identity: Any,
-) -> tuple[Stream, Protection]:
-    """(batches of the units of a private training, how it is protected); says what it promises.
+) -> Learned:
+    """Batches of the units of a private training, and how it is protected; says what it promises.
 
-    The recipe has `privacy`. example, public: see `data.batches.poisson`. infos: of all examples. identity: what the
-    examples depend on beside the settings of reading, for JSON. UserError for data, a model or a budget that do not
-    fit.
+    The recipe has `privacy`. example: see `data.batches.poisson`. infos: of all examples. identity: what the examples
+    depend on beside the settings of reading, for JSON. UserError for data, a model or a budget that do not fit.
     """
     privacy = recipe.privacy
     assert privacy is not None
@@ -71,8 +99,8 @@ def protected(
         lanes=run.mesh.size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        public=public,
-        identity=identity,
+        public=public.make if public else None,
+        identity=[identity, public.identity] if public else identity,
     )
     check_examples(model, {name: values[0] for name, values in blank.items()})
     if privacy.delta * len(units) >= 1:
@@ -84,7 +112,8 @@ def protected(
     promised = plan.statement(plan.steps, not protection.secret.known)
     before = model_folder.promises(run.model_folder(stage.init_from)) if stage.init_from else ()
     run.say(f"  {mechanism.in_words([*before, promised])}")
-    return batches, protection
+    counts = {"train": {"units": len(units)}} | ({"public": public.counts} if public else {})
+    return Learned(batches, counts, protection, public.data if public else None)
 
 
 def is_withheld(experiment: Experiment, stage: Stage) -> bool:

@@ -68,7 +68,7 @@ def train(
 ) -> TrainResult:
     """Train a model by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
 
-    protection: of a private training, whose batches are of units (`tasks.private.protected`). settings, validation: the
+    protection: of a private training, whose batches are of units (`tasks.private.privately`). settings, validation: the
     model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is not resumed from a
     checkpoint of others.
     """

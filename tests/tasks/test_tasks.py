@@ -18,7 +18,9 @@ from elk_jax.training.recipe import TrainingRecipe
 from tests.refusals import refused
 
 PACKAGE = Path(__file__).resolve().parents[2] / "elk_jax"
-MODULES = {"recipe", "model", "train", "fit", "combine", "evaluate", "synthesize", "predict", "report", "page"}
+MODULES = {
+    "recipe", "model", "train", "fit", "search", "combine", "evaluate", "synthesize", "predict", "report", "page"
+}  # fmt: skip
 KINDS = {
     "train": TrainStage,
     "fit": TrainStage,

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from elk_jax.data.batches import labelled, poisson
 from elk_jax.data.batches.labelled import Labelled
-from elk_jax.data.batches.stream import Stream
 from elk_jax.data.patches import resized
 from elk_jax.data.sources import duplicates, patients
 from elk_jax.data.sources.duplicates import pixel_hash
@@ -30,6 +28,7 @@ from elk_jax.tasks import private, training
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.model import NetworkDescription, TrainedNetwork
 from elk_jax.tasks.classification.recipe import DecisionRecipe, NetworkRecipe, TrainClassifierStage
+from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.sampling import host_share
 from elk_jax.tasks.stages import TrainStage
@@ -38,7 +37,6 @@ from elk_jax.threads import map_in_threads
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
-from elk_jax.training.step.step import Protection
 from elk_jax.weights import classifiers, model_folder
 
 FREE = ("num_classes", "hidden", "image_size", "drop_path", "dropout", "frozen_stages", "remat", "dtype")
@@ -161,7 +159,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     return {
         "kind": "train",
         "data": {**learned.counts, "validation": class_counts(validation)},
-        "units": learned.units,
+        "units": {f"{recipe.privacy.unit}s": learned.counts["train"]["units"]} if recipe.privacy else {},
         "skipped": skipped_images(*([] if withheld else [found]), validation),
         "notes": [] if withheld else findings,
         "withheld": withheld,
@@ -173,40 +171,26 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     }
 
 
-class Learned(NamedTuple):
-    """What a network is trained on. counts: what the report may show, by data source. units: protected ones, by kind.
-    public: see PrivateTrainStage."""
-
-    batches: Stream
-    counts: dict[str, dict[str, int]]
-    units: dict[str, int]
-    protection: Protection | None = None
-    public: ImageSource | None = None
-
-
 def _openly(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, network: Model, images: Labelled) -> Learned:
     """Every image once an epoch."""
     counts = class_counts(images.source)
     run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}")
     stream = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
-    withheld = private.is_withheld(run.experiment, stage)
-    return Learned(stream, {} if withheld else {"train": counts}, {})
+    return private.openly(run, stage, stream, counts)
 
 
 def _privately(
     run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, network: Model, images: Labelled
 ) -> Learned:
     """Batches of units, with public images beside them where there are some."""
-    assert recipe.privacy is not None
-    settings, public, make = recipe.images, None, None
-    counts, identity = dict[str, dict[str, int]](), [images.records()]
+    settings, public = recipe.images, None
     if stage.public:
-        public = run.open(stage.public, "train")
-        private.check_classes(stage, images.source.classes, public.classes)
-        beside = Labelled(public, image_labels(public), recipe.size)
+        data = run.open(stage.public, "train")
+        private.check_classes(stage, images.source.classes, data.classes)
+        beside = Labelled(data, image_labels(data), recipe.size)
         make = labelled.shuffled(beside, settings, run.seed, jax.process_index(), jax.process_count())
-        counts, identity = {"public": class_counts(public)}, [*identity, beside.records()]
-    stream, protection = private.protected(
+        public = Public(data, make, class_counts(data), beside.records())
+    return private.privately(
         run,
         stage,
         recipe,
@@ -215,11 +199,9 @@ def _privately(
         infos=images.source.infos,
         batch_size=settings.batch_size,
         reading=settings,
-        public=make,
-        identity=identity,
+        public=public,
+        identity=images.records(),
     )
-    units = {f"{recipe.privacy.unit}s": protection.mechanism.units}
-    return Learned(stream, counts, units, protection, public)
 
 
 def _validating(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +15,7 @@ import optax
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
-from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.data.batches.stream import Stream
+from elk_jax.data.batches.detection import LoaderConfig, TrainBatches
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.transforms import short_side_scale
@@ -30,11 +29,11 @@ from elk_jax.tasks import private, training
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
+from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Model, Params
-from elk_jax.training.step.step import Protection
 from elk_jax.weights import classifiers, model_folder
 from elk_jax.weights.detectors import Imported
 
@@ -96,7 +95,13 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
     model = trainable(detector, per_image=recipe.privacy is not None)
-    learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, model, source)
+    drawn, canvases = {}, 1
+    if recipe.privacy:
+        learned = _privately(run, stage, recipe, model, source)
+    else:
+        stream = _openly(run, stage, recipe, source)
+        learned = private.openly(run, stage, stream, summary(source.infos))
+        drawn, canvases = stream.draws_per_epoch, len(stream.canvases)
     run.say(f"  validation {counted(validation.infos)}")
     say_skipped(run, validation)
     initial = None
@@ -126,7 +131,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         best_metric=recipe.best_metric,
         settings=asdict(detector.config),
         validation=validation.infos,
-        buckets=learned.canvases,
+        buckets=canvases,
         protection=learned.protection,
     )
 
@@ -143,52 +148,36 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     written = "not measured" if value is None else f"{value:.3f}"
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
     withheld = private.is_withheld(run.experiment, stage)
-    told = learned.counts if learned.protection or not withheld else {}
     return {
         "kind": "train",
-        "data": {**told, "validation": summary(validation.infos)},
-        "draws_per_epoch": {} if withheld else learned.draws_per_epoch,
+        "data": {**learned.counts, "validation": summary(validation.infos)},
+        "draws_per_epoch": {} if withheld else drawn,
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **training.outcome(result),
     }
 
 
-class Learned(NamedTuple):
-    """What a detector is trained on. counts: what the report may show, by data source. canvases: how many.
-    public: see PrivateTrainStage."""
-
-    batches: Stream
-    counts: dict[str, dict[str, int]]
-    draws_per_epoch: dict[str, int]
-    canvases: int = 1
-    protection: Protection | None = None
-    public: ImageSource | None = None
-
-
-def _openly(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, model: Model, source: ImageSource) -> Learned:
+def _openly(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, source: ImageSource) -> TrainBatches:
     """Batches of images, drawn as the loader says."""
     run.say(f"  train {counted(source.infos)}")
     say_skipped(run, source)
-    stream = batches.train_batches(
+    return batches.train_batches(
         source, recipe.loader, run.seed, jax.process_index(), jax.process_count(), weights=stage.weights
     )
-    counts = {"train": summary(source.infos)}
-    return Learned(stream, counts, stream.draws_per_epoch, len(stream.canvases))
 
 
 def _privately(
     run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, model: Model, source: ImageSource
 ) -> Learned:
     """Batches of units, with public images beside them where there are some."""
-    loader, public, make = recipe.loader, None, None
-    counts, identity = dict[str, dict[str, int]](), batches.records(source)
+    loader, public = recipe.loader, None
     if stage.public:
-        public = run.open(stage.public, "train")
-        private.check_classes(stage, source.classes, public.classes)
-        beside = _cut(public, recipe)
+        data = run.open(stage.public, "train")
+        private.check_classes(stage, source.classes, data.classes)
+        beside = _cut(data, recipe)
         make = batches.mixed(beside, loader, run.seed, jax.process_index(), jax.process_count())
-        counts, identity = {"public": summary(public.infos)}, [*identity, batches.records(beside)]
-    stream, protection = private.protected(
+        public = Public(data, make, summary(data.infos), batches.records(beside))
+    return private.privately(
         run,
         stage,
         recipe,
@@ -197,11 +186,9 @@ def _privately(
         infos=source.infos,
         batch_size=loader.batch_size,
         reading=loader,
-        public=make,
-        identity=identity,
+        public=public,
+        identity=batches.records(source),
     )
-    units = {"units": protection.mechanism.units}
-    return Learned(stream, {"train": units, **counts}, {}, protection=protection, public=public)
 
 
 def _cut(source: ImageSource, recipe: DetectionRecipe) -> ImageSource:

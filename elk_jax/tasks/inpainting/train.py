@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,17 +26,17 @@ from elk_jax.tasks import private, sampling, training
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.model import Inpainter
 from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, TrainInpainterStage
+from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
-from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder, stable_diffusion, tokenizer
 from elk_jax.weights.tokenizer import Tokenizer
 
 
 def check_start(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, names: Collection[str]) -> None:
-    """Raise UserError where there is no model to train, and for a private training that cannot be one."""
+    """UserError where there is no model to train, and where patients of a private training are known elsewhere."""
     private.check_public(stage, recipe)
     private.check_start(run, stage, recipe)
     if not stage.init_from and recipe.model is None:
@@ -115,15 +115,6 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
     }
 
 
-class Learned(NamedTuple):
-    """What an inpainter is trained on. counts: of what may be told, by what it is of. public: see PrivateTrainStage."""
-
-    batches: Stream
-    counts: dict[str, dict[str, int]]
-    protection: Protection | None = None
-    public: ImageSource | None = None
-
-
 def _openly(
     run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe, start: Start, source: ImageSource
 ) -> Learned:
@@ -134,11 +125,12 @@ def _openly(
         f"  train {counts['images']} images, {usable} of {counts['lesions']} lesions fit into close-ups of "
         f"{closeups.window} px, {counts['ignored_boxes']} ignored boxes"
     )
-    told = {} if private.is_withheld(run.experiment, stage) else {"train": counts}
     if recipe.cached_windows:
-        return Learned(_cached(run, stage, recipe, start.parts, start.params, source), told)
-    size, processes = start.parts.model.size, (jax.process_index(), jax.process_count())
-    return Learned(crops.train_closeups(source, closeups, size, run.seed, *processes), told)
+        stream: Stream = _cached(run, stage, recipe, start.parts, start.params, source)
+    else:
+        size, processes = start.parts.model.size, (jax.process_index(), jax.process_count())
+        stream = crops.train_closeups(source, closeups, size, run.seed, *processes)
+    return private.openly(run, stage, stream, counts)
 
 
 def _privately(
@@ -151,14 +143,13 @@ def _privately(
     sizes: AreaRule,
 ) -> Learned:
     """Batches of units, with public close-ups beside them where there are some. sizes: of masks over healthy tissue."""
-    closeups, public, make, counts = recipe.closeups, None, None, {}
-    identity = [size, dataclasses.asdict(sizes), crops.records(source)]
+    closeups, public = recipe.closeups, None
     if stage.public:
-        public = run.open(stage.public, "train")
-        make = crops.shuffled(public, closeups, size, run.seed, jax.process_index(), jax.process_count())
-        counts, identity = {"public": summary(public.infos)}, [*identity, crops.records(public)]
+        data = run.open(stage.public, "train")
+        make = crops.shuffled(data, closeups, size, run.seed, jax.process_index(), jax.process_count())
+        public = Public(data, make, summary(data.infos), crops.records(data))
     example, infos = crops.apart(source, closeups, size, sizes)
-    stream, protection = private.protected(
+    return private.privately(
         run,
         stage,
         recipe,
@@ -167,10 +158,9 @@ def _privately(
         infos=infos,
         batch_size=closeups.batch_size,
         reading=closeups,
-        public=make,
-        identity=identity,
+        public=public,
+        identity=[size, dataclasses.asdict(sizes), crops.records(source)],
     )
-    return Learned(stream, {"train": {"units": protection.mechanism.units}, **counts}, protection, public)
 
 
 def workload(stage: TrainInpainterStage, recipe: InpaintingRecipe, batch_size: int | None) -> Workload:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from elk_jax.data.batches import pairs as batches
 from elk_jax.data.batches.pairs import PairConfig
-from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import coco, pairs
 from elk_jax.data.sources.checks import check_files
 from elk_jax.data.sources.pairs import Pairs
@@ -20,13 +19,13 @@ from elk_jax.diffusion import translator
 from elk_jax.progress import progress_bar
 from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling, training
+from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.stages import Stage
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.tasks.translation.model import Greys, Translator, describe, load, measure_greys, trainable
 from elk_jax.tasks.translation.recipe import TrainTranslatorStage, TranslationRecipe
 from elk_jax.training.model import Model, Params
-from elk_jax.training.step.step import Protection
 from elk_jax.weights import model_folder
 
 SHOWN = 6
@@ -124,15 +123,6 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
     }
 
 
-class Learned(NamedTuple):
-    """What a translator is trained on. counts: of what may be told, by what it is of. public: see PrivateTrainStage."""
-
-    batches: Stream
-    counts: dict[str, dict[str, int]]
-    protection: Protection | None = None
-    public: Pairs | None = None
-
-
 def _openly(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, model: Model, found: Pairs) -> Learned:
     """Every pair once an epoch."""
     counts = summary(found)
@@ -141,18 +131,17 @@ def _openly(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, mo
         f"{counts['ignored_boxes']} ignored boxes"
     )
     stream = batches.train_pairs(found, recipe.pairs, run.seed, jax.process_index(), jax.process_count())
-    return Learned(stream, {} if private.is_withheld(run.experiment, stage) else {"train": counts})
+    return private.openly(run, stage, stream, counts)
 
 
 def _privately(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe, model: Model, found: Pairs) -> Learned:
     """Batches of units, with public pairs beside them where there are some."""
-    settings, public, make, counts = recipe.pairs, None, None, {}
-    identity = [batches.records(found)]
+    settings, public = recipe.pairs, None
     if stage.public:
-        public = open_pairs(run, stage.public, "train", settings, recipe.model.size)
-        make = batches.shuffled(public, settings, run.seed, jax.process_index(), jax.process_count())
-        counts, identity = {"public": summary(public)}, [*identity, batches.records(public)]
-    stream, protection = private.protected(
+        pairs = open_pairs(run, stage.public, "train", settings, recipe.model.size)
+        make = batches.shuffled(pairs, settings, run.seed, jax.process_index(), jax.process_count())
+        public = Public(pairs, make, summary(pairs), batches.records(pairs))
+    return private.privately(
         run,
         stage,
         recipe,
@@ -161,10 +150,9 @@ def _privately(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe,
         infos=found.infos,
         batch_size=settings.batch_size,
         reading=settings,
-        public=make,
-        identity=identity,
+        public=public,
+        identity=batches.records(found),
     )
-    return Learned(stream, {"train": {"units": protection.mechanism.units}, **counts}, protection, public)
 
 
 def workload(stage: TrainTranslatorStage, recipe: TranslationRecipe, batch_size: int | None) -> Workload:

@@ -313,7 +313,7 @@ def _of_unit(apply: Apply, weight: jax.Array, g: jax.Array, *others: jax.Array) 
 def product_norms(dimensions: Any, place: int, weight: jax.Array, g: jax.Array, x: jax.Array) -> jax.Array:
     """[M] squared norms of the gradients x^T g of the weight of a `dot_general`, whose argument `place` it is.
 
-    x, g: [M, ...]. Axes of a batch that both factors of the product have are products of their own.
+    x, g: [M, ...]. Axes of a batch that both factors of the product have are separate products.
     """
     contracted, batch = dimensions[0][1 - place], dimensions[1][1 - place]
     free = [axis for axis in range(x.ndim - 1) if axis not in (*contracted, *batch)]

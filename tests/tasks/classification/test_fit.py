@@ -17,7 +17,7 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.features.whitening import Whitening
 from elk_jax.heads.linear import Linear
 from elk_jax.privacy import accounting
-from elk_jax.tasks.classification import fit, model, train
+from elk_jax.tasks.classification import fit, model, search, train
 from elk_jax.weights import model_folder
 from tests.refusals import refused
 from tests.tasks.classification.conftest import COUNTS, MARKER, experiment
@@ -114,9 +114,9 @@ def test_every_training_image_belongs_to_a_unit(folders, unit, count):
 
 
 def test_keys_of_draws_differ():
-    keys = np.asarray(jax.random.key_data(fit.noise_keys(5, None, 0)))
+    keys = np.asarray(jax.random.key_data(search.noise_keys(5, None, 0)))
     assert len(np.unique(keys, axis=0)) == 5
-    data = lambda purpose: np.asarray(jax.random.key_data(fit.noise_keys(2, 7, purpose)))
+    data = lambda purpose: np.asarray(jax.random.key_data(search.noise_keys(2, 7, purpose)))
     np.testing.assert_array_equal(data(1), data(1))
     assert not (data(1) == data(2)).any()
 

@@ -122,7 +122,7 @@ def test_a_private_network_says_what_it_promises_and_nothing_of_its_patients(pri
     promise, summary = description.trained.privacy, summaries["network"]
     assert promise.private and promise.epsilon <= 6 and promise.ledger.unit == "patient"
     assert description.trained.patients == () and summary["units"] == {"patients": 9}
-    assert list(summary["data"]) == ["validation"] and summary["notes"] == [] and summary["withheld"]
+    assert summary["data"]["train"] == {"units": 9} and summary["notes"] == [] and summary["withheld"]
     keys = {key for line in read_metrics(folder / "network" / "metrics.jsonl") for key in line}
     assert not {"train/loss", "train/accuracy"} & keys and "eval/auroc" in keys
     page = (folder / "report.html").read_text()

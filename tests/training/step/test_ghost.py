@@ -90,7 +90,7 @@ LAYERS = {  # what computes with a weight w and maps x [K, SIDE, SIDE, CHANNELS]
     "within jit": (lambda w, x: jax.jit(lambda w, x: curved(x @ w))(w, x), (CHANNELS, 3), True),
     "recomputed": (lambda w, x: jax.checkpoint(lambda w, x: curved(x @ w))(w, curved(x)), (CHANNELS, 3), True),
     "convolution": (image_convolution, (3, 3, CHANNELS, 4), True),
-    "convolution with a derivative of its own": (lambda w, x: convolve(x, w, 2), (3, 3, CHANNELS, 4), True),
+    "convolution with its own derivative": (lambda w, x: convolve(x, w, 2), (3, 3, CHANNELS, 4), True),
     "depthwise convolution": (grouped, (3, 3, 1, CHANNELS), True),
     "for every image": (jax.vmap(lambda w, x: x @ w, (None, 0)), (CHANNELS, 3), True),
     "scale": (lambda w, x: x * w, (CHANNELS,), False),

@@ -1,0 +1,31 @@
+"""What the settings of all detectors have in common: types of their fields, and what must fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from elk_jax.backbones.norms import NORMS
+from elk_jax.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SHARE, Between, OneOf, impossible
+
+NormName = Annotated[str, OneOf(tuple(NORMS))]
+FromOne = Annotated[int, Between(1, 1 << 16)]
+NotNegative = Annotated[float, NOT_NEGATIVE]
+Positive = Annotated[float, POSITIVE]
+Share = Annotated[float, SHARE]
+Positives = Annotated[tuple[Positive, ...], NOT_EMPTY]
+
+
+def check_anchors(config: Any, levels: int) -> None:
+    """UserError unless `anchor_sizes` has equally many for every level."""
+    per_level = {len(sizes) for sizes in config.anchor_sizes}
+    if len(config.anchor_sizes) != levels or len(per_level) != 1:
+        todo = f"give {levels} tuples of equal length, one per level" if levels > 1 else "give one tuple"
+        raise impossible(config, "anchor_sizes", todo)
+
+
+def check_groups(config: Any, grouped: Mapping[str, bool]) -> None:
+    """UserError unless `norm_groups` divides the widths that group norms split. grouped: field -> whether they do."""
+    for width, is_grouped in grouped.items():
+        if is_grouped and getattr(config, width) % config.norm_groups:
+            raise impossible(config, "norm_groups", f"give a divisor of {width} = {getattr(config, width)}")
