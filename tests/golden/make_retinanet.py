@@ -13,6 +13,7 @@ import numpy as np
 import seeded
 import torch
 import torchvision
+from make_torchvision import images_and_targets
 from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 FOLDER = Path(__file__).parent
@@ -26,16 +27,6 @@ GAINS = [
 ]
 BACKGROUND = [-20.0, -1.0, -1.0] * 9  # of every anchor: an unused class, which is never found, and two classes
 ADDED = {"head.classification_head.cls_logits.bias": BACKGROUND}
-
-
-def images_and_targets():
-    canvas = np.repeat(seeded.images(), 3, axis=-1).transpose(0, 3, 1, 2)
-    pictures = [torch.tensor(canvas[i, :, :h, :w]) for i, (h, w) in enumerate(seeded.SIZES)]
-    targets = [
-        {"boxes": torch.tensor(boxes), "labels": torch.tensor(labels) + 1}  # 0 is the background
-        for boxes, labels in zip(seeded.BOXES, seeded.LABELS)
-    ]
-    return pictures, targets
 
 
 def build(make):
