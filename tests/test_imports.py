@@ -27,6 +27,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "backbones": {"errors", "fields", "precision"},
     "detection": {"errors", "fields", "precision", "turns", "backbones"},
     "diffusion": {"errors", "fields", "precision", "images", "backbones"},
+    "distillation": {"errors", "fields", "precision"},
     "synthesis": COMMON,
     "data": COMMON | {"synthesis", "privacy"},
     "features": COMMON,
@@ -38,6 +39,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "weights": COMMON | {"backbones", "detection", "diffusion", "privacy"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
+    | {"distillation"}
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
     | {"features", "heads", "privacy"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},

@@ -1,0 +1,1 @@
+"""Losses between the features of two networks, as pure functions. Whose features, and which level, the caller says."""

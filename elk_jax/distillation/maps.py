@@ -1,0 +1,77 @@
+"""Losses between two feature maps of the same images, cell by cell.
+
+Shape legend: B images, h w cells, C channels. teacher and student [B, h, w, C]; weights [B, h, w] >= 0 of the cells: 0
+where nothing is to be learned, such as outside the breast, in padding, and in images that do not count. All means are
+over the cells of the whole batch, by their weights; without any weight a loss is 0 and has no gradient. No gradient
+flows into the teacher.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from elk_jax.precision import at_least_float32
+
+EPSILON = 1e-6
+"""Added to a standard deviation."""
+TINY = 1e-12
+"""A variance below it is none: the channel is constant."""
+
+
+def normalised_mse(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean of (s - t)^2 / 2, channels of both at mean 0 and spread 1 over the batch: 1 - Pearson's r (Cao et al. 2022).
+
+    The similarity loss of paired regimes, and PKD, which multiplies it by 6 (two stages) or 10 (one).
+    """
+    teacher, student = (standardised(x, weights) for x in _pair(teacher, student))
+    return weighted_mean((student - teacher) ** 2, weights) / 2
+
+
+def sigmoid_l2(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean of (sigmoid(s) - sigmoid(t))^2: large activations do not rule (Hoffman et al. 2016, hallucination)."""
+    teacher, student = _pair(teacher, student)
+    return weighted_mean((jax.nn.sigmoid(student) - jax.nn.sigmoid(teacher)) ** 2, weights)
+
+
+def cwd(teacher: jax.Array, student: jax.Array, weights: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Channel-wise distillation (Shu et al. 2021): T^2 times the mean over images and channels of the KL divergence
+    between softmaxes over the cells of an image with weights above 0."""
+    teacher, student = _pair(teacher, student)
+    there = (weights > 0)[..., None]
+    images = there.any((1, 2, 3))
+
+    def logs(x: jax.Array) -> jax.Array:
+        x = jnp.where(there, x / temperature, -jnp.inf)
+        x = jnp.where(images[:, None, None, None], x, 0)
+        return x - jax.nn.logsumexp(x, axis=(1, 2), keepdims=True)
+
+    wanted, found = (jnp.where(there, logs(x), 0) for x in (teacher, student))
+    divergence = jnp.where(there, jnp.exp(wanted) * (wanted - found), 0).sum((1, 2)).mean(-1)
+    return temperature**2 * jnp.where(images, divergence, 0).sum() / jnp.maximum(images.sum(), 1)
+
+
+def standardised(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x [B, h, w, C] with mean 0 and standard deviation 1 of every channel over the batch, by the weights."""
+    total = jnp.maximum(weights.sum(), TINY)
+    mean = (x * weights[..., None]).sum((0, 1, 2)) / total
+    centred = x - mean
+    variance = (centred**2 * weights[..., None]).sum((0, 1, 2)) / total
+    varies = variance > TINY
+    return jnp.where(varies, centred / (jnp.sqrt(jnp.where(varies, variance, 1)) + EPSILON), 0)
+
+
+def correlation(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> jax.Array:
+    """Pearson's r of the two, the mean over channels: 1 where the student has learned all; for a log."""
+    teacher, student = (standardised(x, weights) for x in _pair(teacher, student))
+    return weighted_mean(student * teacher, weights)
+
+
+def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """The mean of x [B, h, w, C] over cells, by their weights, and over channels."""
+    found = jnp.where(weights[..., None] > 0, x * weights[..., None], 0).sum()
+    return found / (jnp.maximum(weights.sum(), TINY) * x.shape[-1])
+
+
+def _pair(teacher: jax.Array, student: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.stop_gradient(at_least_float32(teacher)), at_least_float32(student)

@@ -1,0 +1,189 @@
+"""Distillation losses against values worked out by hand, by NumPy loops, and by their properties."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from elk_jax.distillation import fgd, lesions, maps
+from elk_jax.distillation.points import Points
+
+T = 2.0
+
+
+def some(key, *shape):
+    return jax.random.normal(jax.random.key(key), shape)
+
+
+def points(values, present=None):
+    values = jnp.asarray(values, jnp.float32)
+    return Points(values, jnp.ones(len(values), bool) if present is None else jnp.array(present))
+
+
+# ---- Of points -------------------------------------------------------------------------------------------------------
+
+
+def test_lskd_by_hand():
+    """One channel, two points: t = (0, ln 4) at T 2 -> (1/3, 2/3); s = (0, 0) -> (1/2, 1/2)."""
+    teacher, student = points([[[0.0], [np.log(4)]]]), points(np.zeros((3, 2, 1)))
+    expected = T**2 * (1 / 3 * np.log(2 / 3) + 2 / 3 * np.log(4 / 3))
+    assert lesions.lskd(teacher, student, lesions.identity_map(2), T) == pytest.approx(expected, rel=1e-6)
+    swap = {"kernel": jnp.array([[0.0, 1], [1, 0]])}
+    swap["bias"] = jnp.array([np.log(4), 0.0])  # of s = (ln 16, 0) the map gives (ln 4, ln 16) = t + ln 4
+    assert lesions.lskd(teacher, points([[[np.log(16)], [0.0]]]), swap, T) == pytest.approx(0, abs=1e-6)
+
+
+def test_lskd_compares_means_over_the_images_with_lesions():
+    t, s = some(0, 3, 5, 4), some(1, 4, 5, 4)
+    present = [True, False, True, True]
+    learned = lesions.init_map(jax.random.key(2), 5)
+    mean_t, mean_s = np.asarray(t).mean(0).T, np.asarray(s)[[0, 2, 3]].mean(0).T
+    mapped = mean_s @ np.asarray(learned["kernel"]) + np.asarray(learned["bias"])
+    p, q = scipy.special.softmax(mean_t / T, 1), scipy.special.softmax(mapped / T, 1)
+    expected = T**2 * np.mean([scipy.stats.entropy(a, b) for a, b in zip(p, q)])
+    assert lesions.lskd(points(t), points(s, present), learned, T) == pytest.approx(expected, rel=1e-5)
+    one = lesions.lskd(points(some(3, 2, 1, 4)), points(some(4, 2, 1, 4)), lesions.init_map(jax.random.key(0), 1), T)
+    assert one == pytest.approx(0, abs=1e-6)  # one point
+    assert np.abs(learned["kernel"]).max() <= 5**-0.5
+
+
+def test_image_level_is_the_same_over_all_cells():
+    t, s, valid = some(0, 2, 2, 3, 4), some(1, 2, 2, 3, 4), jnp.ones(2, bool)
+    learned = lesions.identity_map(6)
+    flat = lesions.lskd(points(t.reshape(2, 6, 4)), points(s.reshape(2, 6, 4)), learned, T)
+    assert lesions.image_level(t, s, learned, T, valid, valid) == pytest.approx(float(flat))
+
+
+def test_impa_by_hand():
+    """P_1 = (1, 0), P_2 = (0, 2), N_1 = (1, 0), N_2 = (-1, 0): cosines of pairs 1, 0, 0, 1; of others 1, -1, 0, 0."""
+    own, beside = points([[[1.0, 0]], [[0.0, 2]]]), points([[[1.0, 0]], [[-1.0, 0]]])
+    assert [float(x) for x in lesions.impa(own, beside)] == pytest.approx([2 / 4, 1 / 4])
+    absent = own._replace(present=jnp.array([True, False]))
+    assert [float(x) for x in lesions.impa(absent, beside)] == pytest.approx([0, 1 / 2])
+
+
+def test_classwise_by_hand():
+    """One class: mean logits of lesions ln 9 -> (0.9, 0.1) against ln 1 -> (0.5, 0.5); backgrounds alike."""
+    t, s = jnp.array([[[np.log(3)], [np.log(27)], [0.0], [99.0]]]), jnp.zeros((1, 4, 1))
+    classes = jnp.array([[0, 0, 1, -1]])
+    p, q = (0.9, 0.1), (0.5, 0.5)
+    expected = (scipy.stats.entropy(p, q) + scipy.stats.entropy(q, p)) / 2 / 2
+    assert lesions.classwise(t, classes, s, classes, 1.0) == pytest.approx(expected, rel=1e-5)
+    without = jnp.array([[1, 1, 1, -1]])
+    background = lesions.classwise(t[:, 2:], without[:, 2:], s, without, 1.0)
+    assert background == pytest.approx(0, abs=1e-7)  # the class that one batch lacks does not count
+
+
+def test_the_hardest_negatives():
+    found = lesions.hardest(jnp.array([3.0, 9, 1, 2]), jnp.array([True, False, True, True]), 2)
+    assert found.tolist() == [True, False, False, True]
+    assert lesions.hardest(jnp.ones(3), jnp.array([False, True, False]), 3).tolist() == [False, True, False]
+
+
+# ---- Of maps ---------------------------------------------------------------------------------------------------------
+
+
+def test_normalised_mse_is_one_minus_pearson():
+    t, s = np.asarray(some(0, 2, 3, 4, 5)), np.asarray(some(1, 2, 3, 4, 5))
+    weights = np.ones((2, 3, 4), np.float32)
+    weights[1, 2] = 0
+    r = [scipy.stats.pearsonr(t[..., c][weights > 0], s[..., c][weights > 0])[0] for c in range(5)]
+    assert maps.normalised_mse(t, 7 * s - 3, weights) == pytest.approx(1 - np.mean(r), rel=1e-4)
+    assert maps.correlation(t, 7 * s - 3, weights) == pytest.approx(np.mean(r), rel=1e-4)
+    assert maps.normalised_mse(t, t, weights) == pytest.approx(0, abs=1e-9)
+
+
+def test_sigmoid_l2_by_hand():
+    t, s = jnp.zeros((1, 1, 2, 1)), jnp.array([[[[np.log(3)], [100.0]]]])
+    assert maps.sigmoid_l2(t, s, jnp.array([[[1.0, 0.0]]])) == pytest.approx(0.25**2)
+
+
+def test_cwd_by_hand():
+    t, s = np.asarray(some(0, 2, 3, 2, 4)), np.asarray(some(1, 2, 3, 2, 4))
+    p, q = (scipy.special.softmax(x.reshape(2, 6, 4) / T, 1) for x in (t, s))
+    expected = T**2 * scipy.stats.entropy(p, q, axis=1).mean()
+    assert maps.cwd(t, s, jnp.ones((2, 3, 2)), T) == pytest.approx(expected, rel=1e-5)
+    half = jnp.ones((2, 3, 2)).at[1].set(0)
+    assert maps.cwd(t, s, half, T) == pytest.approx(T**2 * scipy.stats.entropy(p[:1], q[:1], axis=1).mean(), rel=1e-5)
+
+
+# ---- Focal and global ------------------------------------------------------------------------------------------------
+
+
+def published_fgd(t, s, boxes, canvas, temperature):
+    """The focal part as loops over one image, after the published formulas."""
+    h, w, channels = t.shape
+    attend = lambda x: (h * w * scipy.special.softmax(np.abs(x).mean(-1) / temperature),
+                        channels * scipy.special.softmax(np.abs(x).mean((0, 1)) / temperature))  # fmt: skip
+    inside, free = np.zeros((h, w)), np.ones((h, w))
+    for x0, y0, x1, y1 in boxes * ([w / canvas[1], h / canvas[0]] * 2):
+        rows, columns = slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        inside[rows, columns] = np.maximum(inside[rows, columns], 1 / area)
+        free[rows, columns] = 0
+    (cells, of_channels), own = attend(t), attend(s)
+    weighted = (cells[..., None] * of_channels * (t - s) ** 2).sum(-1)
+    scale = fgd.PUBLISHED_CANVAS / canvas[0] / canvas[1]
+    attentions = scale * np.abs(cells - own[0]).sum() + np.abs(of_channels - own[1]).sum()
+    return (weighted * inside).sum(), (weighted * free / free.sum()).sum(), attentions
+
+
+def test_fgd_against_loops():
+    t, s = np.asarray(some(0, 2, 4, 6, 3)), np.asarray(some(1, 2, 4, 6, 3))
+    boxes = np.array([[[8, 8, 40, 30], [8, 8, 16, 16], [0, 0, 9, 9]]] * 2, float)
+    valid = jnp.array([[True, True, False]] * 2)
+    relations = {"teacher": fgd.init_relation(jax.random.key(0), 3), "student": fgd.init_relation(jax.random.key(1), 3)}
+    call = partial(fgd.of_level, t, s, boxes, valid, relations=relations, canvas=(32, 48))
+    found, weights = call(counts=jnp.ones(2, bool)), fgd.Weights()
+    expected = np.array([published_fgd(t[i], s[i], boxes[i][:2], (32, 48), 0.5) for i in range(2)])
+    for name, factor, value in zip(("inside", "outside", "attention"), (weights.alpha, weights.beta, weights.gamma),
+                                   expected.mean(0)):  # fmt: skip
+        assert found[name] == pytest.approx(factor * value, rel=1e-4), name
+    scale = fgd.PUBLISHED_CANVAS / (32 * 48)
+    assert found["relation"] == pytest.approx(weights.relation * scale * ((t - s) ** 2).sum() / 2, rel=1e-4)
+    one = call(counts=jnp.array([True, False]))
+    assert one["inside"] == pytest.approx(weights.alpha * expected[0, 0], rel=1e-4)
+    assert all(value == 0 for value in call(counts=jnp.zeros(2, bool)).values())
+
+
+# ---- Gradients -------------------------------------------------------------------------------------------------------
+
+
+def of_points(loss):
+    return lambda t, s, there: loss(points(t.reshape(2, 6, 3), there), points(s.reshape(2, 6, 3), there))
+
+
+LOSSES = {
+    "lskd": of_points(lambda t, s: lesions.lskd(t, s, lesions.identity_map(6), T)),
+    "impa": of_points(lambda t, s: sum(lesions.impa(s, t))),
+    "image": lambda t, s, there: lesions.image_level(t, s, lesions.identity_map(6), T, there, there),
+    "mse": lambda t, s, there: maps.normalised_mse(t, s, jnp.ones((2, 2, 3)) * there[:, None, None]),
+    "sigmoid": lambda t, s, there: maps.sigmoid_l2(t, s, jnp.ones((2, 2, 3)) * there[:, None, None]),
+    "cwd": lambda t, s, there: maps.cwd(t, s, jnp.ones((2, 2, 3)) * there[:, None, None]),
+    "fgd": lambda t, s, there: sum(fgd.of_level(t, s, jnp.array([[[4.0, 4, 4.5, 4.5]]] * 2), there[:, None], there, {
+        name: fgd.init_relation(jax.random.key(0), 3) for name in ("teacher", "student")}, (16, 24)).values()),
+    "classwise": lambda t, s, there: lesions.classwise(
+        t.reshape(2, 6, 3), jnp.where(there[:, None], 0, -1) + jnp.zeros((2, 6), int),
+        s.reshape(2, 6, 3), jnp.where(there[:, None], 0, -1) + jnp.zeros((2, 6), int), T),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_finite_and_nothing_is_learned_from_nothing(name):
+    loss = jax.jit(jax.value_and_grad(LOSSES[name], argnums=(0, 1)))
+    t, s = some(0, 2, 2, 3, 3), some(1, 2, 2, 3, 3)
+    value, (to_teacher, to_student) = loss(t, s, jnp.array([True, True]))
+    assert value > 0 and np.isfinite(to_student).all() and np.abs(to_student).max() > 0
+    if name != "impa":  # of one network
+        assert not np.asarray(to_teacher).any()
+    value, (_, gradient) = loss(t, s, jnp.array([False, False]))
+    assert value == 0 and not np.asarray(gradient).any()
+    for constant in (jnp.zeros_like(s), jnp.ones_like(s)):
+        value, (_, gradient) = loss(constant, constant, jnp.array([True, False]))
+        assert np.isfinite(value) and np.isfinite(gradient).all()
