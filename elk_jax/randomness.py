@@ -65,6 +65,8 @@ class Purpose(Enum):
     PHANTOM_EXPOSURE = 8, "view"
     PHANTOM_NIPPLE = 9, "view"
     PHANTOM_HEALTHY = (11,)
+    PHANTOM_SHEET = 12, "view", "sheet", "octave"
+    PHANTOM_VOLUME = 13, "view", "part"
     # of one lesion of a phantom
     PHANTOM_LESION = (7,)
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from elk_jax.data.sources import checks
+from elk_jax.data.sources.open import drawn
 from elk_jax.experiments import patients
 from elk_jax.experiments.parse import kind_of
 from elk_jax.experiments.patients import Look
@@ -35,7 +36,7 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
 
 def _check_files(run: Run, source: str, split: str) -> None:
     """The image files are there. Phantoms have none; "skip" decodes every image, in the stage that reads it."""
-    if run.experiment.on_error == "stop" and run.spec(source).kind != "phantom":
+    if run.experiment.on_error == "stop" and drawn(run.spec(source)) is None:
         run.open(source, split)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elk_jax.data.sources import patients, phantom
+from elk_jax.data.sources import patients
+from elk_jax.data.sources.open import drawn
 from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
 from elk_jax.tasks import origins
@@ -41,9 +42,10 @@ Look = Callable[[str, str], Listed]
 def look(run: Run, source: str, split: str) -> Listed:
     """One split of a source without its pixels; phantoms are not drawn."""
     spec = run.spec(source)
-    if spec.kind == "phantom" and not spec.patient_pattern:
+    phantom = drawn(spec)
+    if phantom and not spec.patient_pattern:
         split_of = phantom.patients(spec.place, split)
-        return Listed(phantom.CLASSES, frozenset(split_of.items()), frozenset(split_of), None)
+        return Listed(phantom.classes, frozenset(split_of.items()), frozenset(split_of), None)
     listed = run.list(source, split)
     lesions = sum(int((~info.ignore).sum()) for info in listed.infos)
     splits = frozenset((info.patient_id, info.split) for info in listed.infos)

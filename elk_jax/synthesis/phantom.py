@@ -31,11 +31,10 @@ VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
 
 
 @dataclass(frozen=True)
-class PhantomConfig:
-    """What kind of phantoms to draw."""
+class BreastConfig:
+    """What kind of breasts to draw, whatever modality shows them."""
 
     size: Annotated[int, Between(64, 4096)] = 512  # H
-    square: bool = True  # pad the breast to H x H (in the middle, black), else W is the breast's own width
     healthy_fraction: Annotated[float, SHARE] = 0.3  # of the breasts
     lesions: Literal["realistic", "blobs"] = "realistic"  # blobs: plain Gaussian ellipses
     max_lesions: Annotated[int, Between(1, 11)] = 11
@@ -43,6 +42,13 @@ class PhantomConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class PhantomConfig(BreastConfig):
+    """What kind of phantoms to draw."""
+
+    square: bool = True  # pad the breast to H x H (in the middle, black), else W is the breast's own width
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,25 @@ def patient_id(seed: int, index: int) -> str:
     return f"S{seed}P{index // len(VIEWS):05d}"
 
 
+def plan_view(
+    seed: int, index: int, config: BreastConfig
+) -> tuple[phantom_tissue.Character, list[phantom_lesions.Plan], Shape]:
+    """What view `index` is before any tissue is drawn: the patient's character, the breast's lesions, its outline.
+
+    UserError for a negative `seed` or `index`.
+    """
+    if seed < 0 or index < 0:
+        what = f"phantom seed {seed} and index {index} must not be negative"
+        raise UserError(what, where="seed" if seed < 0 else "index", todo="count from 0")
+    patient, breast = index // 4, index // 2
+    character = phantom_tissue.make_character(generator(seed, Purpose.PHANTOM_CHARACTER, patient))
+    plans: list[phantom_lesions.Plan] = []
+    if not is_healthy(seed, breast, config.healthy_fraction):
+        rng = generator(seed, Purpose.PHANTOM_PLANS, breast)
+        plans = phantom_lesions.plan_lesions(rng, config.max_lesions, config.contrast)
+    return character, plans, make_shape(generator(seed, Purpose.PHANTOM_SHAPE, index), VIEWS[index % 4][1], config.size)
+
+
 def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     """Draw view `index` of the endless data set `seed`; the same arguments give the same phantom.
 
@@ -79,18 +104,8 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     resolution, changing `config.lesions` the same breast with lesions of the other model at the same
     places.
     """
-    if seed < 0 or index < 0:
-        what = f"phantom seed {seed} and index {index} must not be negative"
-        raise UserError(what, where="seed" if seed < 0 else "index", todo="count from 0")
-    patient, breast = index // 4, index // 2
     laterality, view = VIEWS[index % 4]
-    character = phantom_tissue.make_character(generator(seed, Purpose.PHANTOM_CHARACTER, patient))
-    plans: list[phantom_lesions.Plan] = []
-    if not is_healthy(seed, breast, config.healthy_fraction):
-        rng = generator(seed, Purpose.PHANTOM_PLANS, breast)
-        plans = phantom_lesions.plan_lesions(rng, config.max_lesions, config.contrast)
-
-    shape = make_shape(generator(seed, Purpose.PHANTOM_SHAPE, index), view, config.size)
+    character, plans, shape = plan_view(seed, index, config)
     tissue = phantom_tissue.make_tissue(seed, index, character, shape)
     placed = phantom_lesions.place(seed, index, plans, shape, tissue.gland)
     drawn = [phantom_lesions.draw(plan, x, y, config.size, config.lesions) for plan, x, y in placed]
@@ -109,10 +124,10 @@ def sample(seed: int, index: int, config: PhantomConfig) -> Phantom:
     rng = generator(seed, Purpose.PHANTOM_NIPPLE, index)
     phantom_distractors.draw_nipple(rng, shape, low_energy, subtracted)
 
-    lesion_map = _label(drawn, shape)
+    lesion_map = label_extents(drawn, shape)
     layers = [np.clip(low_energy, 0, 1), np.clip(subtracted, 0, 1), lesion_map, shape.breast]
     layers = [_lay_out(layer, config, laterality) for layer in layers]
-    boxes = [_tight_box(layers[2] == k + 1) for k in range(len(drawn))]
+    boxes = [tight_box(layers[2] == k + 1) for k in range(len(drawn))]
     return Phantom(
         low_energy=layers[0],
         subtracted=layers[1],
@@ -141,7 +156,7 @@ def _expose(
     return (low_energy * edge).astype(np.float32), (subtracted * edge).astype(np.float32)
 
 
-def _label(drawn: list[phantom_lesions.Lesion], shape: Shape) -> np.ndarray:
+def label_extents(drawn: list[phantom_lesions.Lesion], shape: Shape) -> np.ndarray:
     """The lesions' visible extents as a label map [H, U] uint8; smaller lesions lie on top."""
     labels = np.zeros(shape.depth.shape, np.uint8)
     for k, lesion in enumerate(drawn):
@@ -161,6 +176,6 @@ def _lay_out(layer: np.ndarray, config: PhantomConfig, laterality: str) -> np.nd
     return image
 
 
-def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1

@@ -85,7 +85,7 @@ def _lines(noise: np.ndarray, thinness: float) -> np.ndarray:
     return lit[::-1, ::-1] / (np.float32(1) + (noise * np.float32(thinness)) ** 2)
 
 
-def _fibres(streams: Streams, size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fibres(streams: Streams, size: int, shape: Shape, warp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fibrous structure that runs towards the nipple: (rough, web), [H, U].
 
     `rough` is power-law noise (mean 0, sd about 1), `web` thin bright lines (0..1) along zero crossings of
@@ -148,24 +148,47 @@ def draw_vessels(rng: np.random.Generator, count: int, shape: Shape) -> np.ndarr
     return vessels * smooth_step(shape.depth / 0.02)
 
 
+@dataclass(frozen=True)
+class Cone:
+    """Where the gland lies: behind the nipple, lengths in units of H."""
+
+    x: float
+    y: float
+    reach: float
+
+    def field(
+        self, shape: Shape, character: Character, clouds: np.ndarray, rough: np.ndarray, web: np.ndarray
+    ) -> np.ndarray:
+        """The cone, roughened: the higher, the rather gland, [H, U]."""
+        along = ((shape.x - np.float32(self.x)) / np.float32(self.reach)) ** 2
+        across = ((shape.y - np.float32(self.y)) / np.float32(0.3 + 0.1 * character.gland_fraction)) ** 2
+        field = 0.4 * clouds + 0.16 * rough + 0.2 * web - 1.2 * (along + across)
+        return field - (2.0 * (1 - smooth_step(shape.depth / 0.08)) + 1.5 * shape.pectoral)
+
+
+def draw_cone(rng: np.random.Generator, shape: Shape) -> Cone:
+    reach = shape.width * rng.uniform(0.5, 0.75)
+    x = shape.nipple[0] - reach * rng.uniform(0.7, 0.95)
+    return Cone(x, shape.nipple[1] - rng.uniform(0.0, 0.1), reach)
+
+
+def fill_gland(field: np.ndarray, shape: Shape, character: Character, softness: float) -> np.ndarray:
+    """Amount of gland 0..1, [..., H, U]: `field` cut at the level that leaves the wanted share of the breast."""
+    probe = field[..., ::8, ::8][..., shape.breast[::8, ::8]]
+    level = np.quantile(probe, 1 - character.gland_fraction)
+    return smooth_step((field - np.float32(level)) / np.float32(softness) + 0.42) * shape.breast
+
+
 def make_tissue(seed: int, view: int, character: Character, shape: Shape) -> Tissue:
     """Draw the layers of one view, number `view` of the data set `seed`."""
     size, columns = shape.depth.shape
     streams = partial(generator, seed, Purpose.PHANTOM_TISSUE, view)
     clouds = octaves(partial(streams, CLOUDS), size, columns, [5, 10, 20], [1.0, 0.7, 0.4])
     mottle = octaves(partial(streams, MOTTLE), size, columns, [40, 80, 160], [0.8, 0.5, 0.35])
-    rough, web = _fibres(partial(streams, FIBRES), size, shape, 0.6 * clouds)
+    rough, web = fibres(partial(streams, FIBRES), size, shape, 0.6 * clouds)
     rng = generator(seed, Purpose.PHANTOM_GLAND, view)
-    # Gland: a cone behind the nipple, roughened, cut at the level that leaves the wanted share of the breast.
-    reach = shape.width * rng.uniform(0.5, 0.75)
-    cx, cy = shape.nipple[0] - reach * rng.uniform(0.7, 0.95), shape.nipple[1] - rng.uniform(0.0, 0.1)
-    along = ((shape.x - np.float32(cx)) / np.float32(reach)) ** 2
-    across = ((shape.y - np.float32(cy)) / np.float32(0.3 + 0.1 * character.gland_fraction)) ** 2
-    field = 0.4 * clouds + 0.16 * rough + 0.2 * web - 1.2 * (along + across)
-    field -= 2.0 * (1 - smooth_step(shape.depth / 0.08)) + 1.5 * shape.pectoral
-    probe = field[::8, ::8][shape.breast[::8, ::8]]
-    level = np.quantile(probe, 1 - character.gland_fraction)
-    gland = smooth_step((field - np.float32(level)) / np.float32(rng.uniform(1.3, 2.4)) + 0.42) * shape.breast
+    cone = draw_cone(rng, shape)
+    gland = fill_gland(cone.field(shape, character, clouds, rough, web), shape, character, rng.uniform(1.3, 2.4))
     return Tissue(gland, web, rough, draw_vessels(rng, character.vessels, shape), clouds, mottle)
 
 

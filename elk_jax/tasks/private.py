@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from elk_jax.data.batches import poisson
 from elk_jax.data.batches.poisson import Example
 from elk_jax.data.batches.stream import Reading, Stream
-from elk_jax.data.sources import patients, phantom
+from elk_jax.data.sources import patients
+from elk_jax.data.sources.open import drawn
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
@@ -242,7 +243,8 @@ def _by_key(run: Run, source: str) -> dict[str, str]:
 def _patients(run: Run, source: str) -> Collection[str]:
     """The training patients of a source that other files know by the same name; none of one that a stage writes."""
     spec = run.spec(source)
-    if spec.kind == "phantom" and not spec.patient_pattern:
+    phantom = drawn(spec)
+    if phantom and not spec.patient_pattern:
         return phantom.patients(spec.place, "train")
     return patients.named(run.list(source, "train").infos) if run.is_listed(source) else ()
 

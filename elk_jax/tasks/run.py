@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from elk_jax.data.sources import patients
-from elk_jax.data.sources.open import check_readable, list_source
+from elk_jax.data.sources.open import check_readable, drawn, list_source
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast
@@ -88,7 +88,7 @@ class Run:
 
     def is_listed(self, name: str) -> bool:
         """Whether the annotations of a data source are there: no stage writes them, and no phantom has to be drawn."""
-        return name not in self.experiment.writers and self.spec(name).kind != "phantom"
+        return name not in self.experiment.writers and drawn(self.spec(name)) is None
 
     def list(self, sources: str | Sequence[str], split: str) -> ImageSource:
         """One split of the named sources as one source, without looking at image files; annotations are read once."""

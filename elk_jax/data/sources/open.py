@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from elk_jax.data.sources import checks, class_folders, coco, patients
+from elk_jax.data.sources import checks, class_folders, coco, patients, phantom, phantom_sets, phantom_volumes
 from elk_jax.data.sources.cleaning import clean_info, ignore_large
-from elk_jax.data.sources.phantom import open_phantom
 from elk_jax.data.sources.phantom_patches import open_phantom_patches
 from elk_jax.data.sources.source import CACHE_BYTES, ImageSource, cached, fewshot, subset, without_unreadable
 from elk_jax.data.sources.spec import OnError, SourceSpec
@@ -26,27 +25,47 @@ from elk_jax.threads import ProgressBar, no_bar
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What is known of a drawn source before it is drawn. patients: (place, split) -> patient -> split."""
+
+    classes: tuple[str, ...]
+    patients: Callable[[str, str], dict[str, str]]
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of source.
 
     open: (spec, split, progress) -> its images. Those of other splits may be left out, where they would cost time.
     image_folder: place -> the folder with a file for every image; None where images do not lie in files.
     in_memory: the source holds its decoded images, so that they need no cache.
+    drawn: what is known of a source without drawing it; None where opening it draws nothing.
     """
 
     open: Callable[[SourceSpec, str, ProgressBar], ImageSource]
     image_folder: Callable[[str], Path] | None = None
     in_memory: bool = False
+    drawn: Drawn | None = None
 
 
 KINDS = {
     "coco": Kind(coco.open_coco, image_folder=coco.image_folder),
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
     "tfds": Kind(open_tfds),
-    "phantom": Kind(open_phantom, in_memory=True),
+    "phantom": Kind(phantom.open_phantom, in_memory=True, drawn=Drawn(phantom_sets.CLASSES, phantom.patients)),
+    "phantom_volumes": Kind(
+        phantom_volumes.open_phantom_volumes,
+        in_memory=True,
+        drawn=Drawn(phantom_sets.CLASSES, phantom_volumes.patients),
+    ),
     "phantom_patches": Kind(open_phantom_patches, in_memory=True),
 }
 """By the word before the colon of `SourceSpec.spec`. A new kind of source is a line here."""
+
+
+def drawn(spec: SourceSpec) -> Drawn | None:
+    """What is known of a source that would be drawn; None for any other."""
+    return KINDS[spec.kind].drawn if spec.kind in KINDS else None
 
 
 def list_source(

@@ -31,7 +31,9 @@ class SourceSpec:
     its `where` is the field's name.
     """
 
-    spec: str = _field("", "coco:FILE.json, folders:DIR, tfds:DIR or phantom:KEY=VALUE,...")
+    spec: str = _field(
+        "", "coco:FILE.json, folders:DIR, tfds:DIR, phantom:KEY=VALUE,... or phantom_volumes:KEY=VALUE,..."
+    )
     where: str = _field("", "Only images whose fields have these values: is_mass=true,view=MLO|CC")
     train_where: str = _field("", "Conditions as in `where` that hold for the training split alone.")
     clean_boxes: bool = _field(False, "Drop boxes inside others, and the smaller of two that overlap, as ELK does.")

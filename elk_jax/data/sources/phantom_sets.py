@@ -1,0 +1,96 @@
+"""What all phantom data sets share: options after the colon of `phantom:KEY=VALUE,KEY=VALUE`, and splits by patient.
+
+Nothing is drawn here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from elk_jax.data.sources.splits import largest_remainder
+from elk_jax.errors import UserError
+from elk_jax.randomness import check_seed
+from elk_jax.synthesis.phantom import VIEWS, patient_id
+
+SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
+CLASSES = ("lesion",)
+_SPACE = 1_000_000  # indices reserved for each split: its phantoms stay the same when `count` grows
+
+
+class SetOptions(Protocol):
+    """Options that every phantom data set has.
+
+    count: views in all splits together, four per patient; 60 / 15 / 25 % of the patients are in train / val / test.
+    seed: sets of patients with different seeds are disjoint.
+    modality: what is shown; with the same seed, all modalities show the same breasts and lesions.
+    """
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def modality(self) -> str: ...
+
+
+T = TypeVar("T", bound=SetOptions)
+
+
+def parse(text: str, kind: type[T], name: str, modalities: Sequence[str], without: Sequence[str] = ()) -> T:
+    """`size=256,seed=3` -> options of a dataclass, all of whose fields but `without` can be given.
+
+    name: of the kind of source. UserError that names the key and what is known.
+    """
+    where = f"{name}:{text}"
+    kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(kind) if f.name not in without}  # type: ignore[arg-type]
+    values: dict[str, object] = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        key, equals, value = item.partition("=")
+        if key not in kinds or not equals:
+            todo = f"write KEY=VALUE with one of: {', '.join(kinds)}"
+            raise UserError(f"unknown phantom option '{item}'", where=where, todo=todo)
+        try:
+            values[key] = kinds[key](value)
+        except ValueError as error:
+            what = f"phantom option {key} is '{value}', not of type {kinds[key].__name__}"
+            raise UserError(what, where=where) from error
+    options = kind(**values)
+    if options.modality not in modalities:
+        todo = f"choose one of: {', '.join(modalities)}"
+        raise UserError(f"unknown phantom modality '{options.modality}'", where=where, todo=todo)
+    check_seed(options.seed, where)
+    if not len(VIEWS) * len(SPLITS) <= options.count <= _SPACE:
+        raise UserError(
+            f"phantom count {options.count} is out of range",
+            where=where,
+            todo=f"choose {len(VIEWS) * len(SPLITS)} (a patient per split) to {_SPACE}",
+        )
+    return options
+
+
+def jobs(options: SetOptions, split: str, where: str) -> list[tuple[str, int]]:
+    """(split, phantom index) of the views of one split, "" for all."""
+    if split and split not in SPLITS:
+        todo = f"choose one of: {', '.join(SPLITS)}"
+        raise UserError(f"a phantom has no split '{split}'", where=where, todo=todo)
+    patients = largest_remainder(np.array(list(SPLITS.values())), options.count // len(VIEWS), at_least=1)
+    return [
+        (name, start * _SPACE + view)
+        for start, (name, number) in enumerate(zip(SPLITS, patients))
+        for view in range(number * len(VIEWS))
+        if split in ("", name)
+    ]
+
+
+def patients_of(options: SetOptions, split: str, where: str) -> dict[str, str]:
+    """Patient id -> split of what a source with these options would draw."""
+    return {patient_id(options.seed, index): name for name, index in jobs(options, split, where)}
+
+
+def read_grey(images: tuple[np.ndarray, ...], position: int) -> np.ndarray:
+    """An image kept as 8 bits, as [H, W, 1] float32 in [0, 1]."""
+    return (images[position].astype(np.float32) * np.float32(1 / 255)).clip(0, 1)[..., None]

@@ -1,0 +1,98 @@
+"""The tomosynthesis phantom as a source: slices, mammograms, pairs."""
+
+import numpy as np
+import pytest
+
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.phantom_volumes import open_pairs, parse_options, patients
+from elk_jax.data.sources.spec import SourceSpec
+from tests.refusals import refused
+
+SPEC = "phantom_volumes:size=64,count=24,slices=9"
+
+
+def opened(options: str = "", split: str = "val"):
+    return open_source(SourceSpec(f"{SPEC},{options}"), split)
+
+
+def test_patients_are_those_that_are_known_without_drawing():
+    sources = {split: opened(split=split) for split in ("train", "val", "test")}
+    known = {split: set(patients(SPEC.partition(":")[2], split)) for split in sources}
+    assert known == {split: {info.patient_id for info in source.infos} for split, source in sources.items()}
+    assert not known["train"] & known["val"] and not known["val"] & known["test"]
+    assert set(patients(SPEC.partition(":")[2] + ",seed=1", "val")).isdisjoint(known["val"])
+    few = open_source(SourceSpec(SPEC, patients=1), "train")
+    assert len({info.patient_id for info in few.infos}) == 1
+
+
+def test_all_slices_of_a_volume_and_those_that_are_asked_for():
+    every, near, central = (opened(f"which={which}", "train") for which in ("all", "near", "central"))
+    assert len(every) == 16 * 9 and [info.slice for info in every.infos[:9]] == list(range(9))
+    assert all(info.meta["volume_slices"] == 9 for info in every.infos)
+    at = {info.image_id: position for position, info in enumerate(every.infos)}
+    for source in (near, central):
+        assert {info.volume for info in source.infos} == {info.volume for info in every.infos}
+        for position, info in enumerate(source.infos):
+            whole = every.infos[at[info.image_id]]
+            assert (info.slice, info.volume) == (whole.slice, whole.volume)
+            assert np.array_equal(info.boxes, whole.boxes) and np.array_equal(info.ignore, whole.ignore)
+            assert np.array_equal(source[position].image, every[at[info.image_id]].image)
+    assert len(central) < len(near) < len(every)
+    # Every lesion is one to be found in a central slice; further away it is to be ignored, and then gone.
+    sick = {info.volume for info in every.infos if info.has_lesions}
+    assert sick == {info.volume for info in central.infos if info.has_lesions}
+    assert any(info.ignore.any() for info in near.infos)
+    assert any(info.is_lesion_free for info in every.infos if info.volume in sick)
+
+
+def test_the_modalities_show_the_same_breasts():
+    mammogram, synthetic = opened("modality=mammogram"), opened("modality=synthetic_2d")
+    for one, other in zip(mammogram.infos, synthetic.infos, strict=True):
+        assert (one.image_id, one.volume, one.slice) == (other.image_id, "", -1)
+        assert np.array_equal(one.boxes, other.boxes)
+    for position in range(len(mammogram)):
+        one, other = mammogram[position].image, synthetic[position].image
+        assert not np.array_equal(one, other)
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.8
+
+
+def test_pairs_are_aligned():
+    pairs = open_pairs(SourceSpec(SPEC), "val")
+    synthetic, mammogram = opened("modality=synthetic_2d"), opened("modality=mammogram")
+    assert len(pairs) == len(synthetic) == 4
+    for position in range(4):
+        first, second = pairs.read(position)
+        assert np.array_equal(first, synthetic[position].image) and np.array_equal(second, mammogram[position].image)
+
+
+def test_misaligned_mammograms_carry_their_boxes():
+    sick = f"{SPEC},healthy_fraction=0"
+    aligned, moved = (open_pairs(SourceSpec(sick + more), "val") for more in ("", ",shift=64,zoom=0.05"))
+    for before, after, same, other in zip(
+        aligned.second.infos, moved.second.infos, aligned.first.infos, moved.first.infos, strict=True
+    ):
+        assert np.array_equal(same.boxes, other.boxes)
+        factor, step = after.meta["zoomed"], after.meta["moved"]
+        assert 0.95 <= factor <= 1.05 and np.abs(step).max() <= 64 * 64 / 1024
+        if len(before.boxes) == len(after.boxes):
+            size = before.boxes[:, 2:] - before.boxes[:, :2]
+            cut = (after.boxes[:, :2] > 0).all(1) & (after.boxes[:, 2:] < (after.width, after.height)).all(1)
+            np.testing.assert_allclose((after.boxes[:, 2:] - after.boxes[:, :2])[cut], size[cut] * factor, rtol=1e-4)
+    images = [pairs.read(1)[1] for pairs in (aligned, moved)]
+    assert not np.array_equal(*images)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("which=some", ["some", "central"]),
+        ("modality=ct", ["ct", "dbt"]),
+        ("slices=1", ["slices"]),
+        ("half_angle=0", ["half_angle"]),
+        ("shift=-1", ["shift"]),
+        ("square=0", ["square", "size"]),
+    ],
+)
+def test_bad_options(options, words):
+    with refused(*words):
+        parse_options(options)
