@@ -54,7 +54,7 @@ def inset(height: np.ndarray | float, thick: float) -> np.ndarray:
 def sheets(seed: int, view: int, character: Character, shape: Shape, thick: float) -> tuple[Stack, np.ndarray]:
     """All tissue without lesions, and where the gland is in the mean over the sheets, [H, U] 0..1.
 
-    A structure is as deep as it is wide: the coarsest clouds are those of the whole breast, each sheet has its own fibres.
+    A structure is as deep as it is wide: the coarsest clouds are the whole breast's, fibres each sheet's own.
     """
     size, columns = shape.depth.shape
     heights = (np.arange(SHEETS) + 0.5 - SHEETS / 2) * (thick / SHEETS)

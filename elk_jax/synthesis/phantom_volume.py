@@ -2,7 +2,7 @@
 
 `sample(seed, index, config)` draws one view of one patient, in the way of `phantom.sample`, whose outlines, characters
 and lesion plans it shares: sheets of tissue in depth, lesions and calcifications between them (`phantom_sheets.py`),
-and what a scan makes of it (`tomosynthesis.py`). Sizes, counts and grey values follow the single slices of BCS-DBT (Buda et
+and what a scan makes of it (`tomosynthesis.py`). Sizes, counts and grey values follow single slices of BCS-DBT (Buda et
 al., JAMA Netw Open 2021). No real image enters.
 
 - slices: of filtered shift-and-add, with ghosts, shadows and noise of N projections;

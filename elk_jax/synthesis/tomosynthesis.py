@@ -4,8 +4,8 @@ The tube moves along the rows of the image (parallel to the chest wall) and expo
 +-`half_angle`. In parallel beams a layer at height z appears shifted by z tan(angle), and slices are made by filtered
 shift-and-add: each projection is filtered along the motion, shifted back for the slice's height z', and the mean is
 taken (Niklason et al., Radiology 205:399, 1997; Dobbins and Godfrey, Phys Med Biol 48:R65, 2003; filter: Mertelmeier et
-al., SPIE 6142, 2006). So a point at z appears in slice z' as N faint copies (ghosts) over 2 |z - z'| tan(half_angle). The
-filter makes the dark shadows beside dense objects. Magnification and scatter are left out.
+al., SPIE 6142, 2006). So a point at z appears in slice z' as N faint copies (ghosts) over 2 |z - z'| tan(half_angle).
+The filter makes the dark shadows beside dense objects. Magnification and scatter are left out.
 
 Shifts are phases of the Fourier transform along the rows, so that they may be fractions of a pixel, and slices are a
 matrix product per frequency, of those slices alone that are asked for.

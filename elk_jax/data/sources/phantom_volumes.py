@@ -1,8 +1,8 @@
-"""The embedded tomosynthesis phantom (`synthesis/phantom_volume.py`) as a data source: `phantom_volumes:KEY=VALUE,...`.
+"""The embedded tomosynthesis phantom (`synthesis/phantom_volume.py`) as a data source: `phantom_volumes:KEY=VALUE,..`.
 
-Modalities: `dbt`, slices of volumes; `mammogram` and `synthetic_2d`, one image of the same breast. With the same seed all
-show the same patients; another seed draws other patients. The images are drawn when the source is opened, and kept as
-8-bit arrays. Images [H, W, 1] float32 in [0, 1].
+Modalities: `dbt`, slices of volumes; `mammogram` and `synthetic_2d`, one image of the same breast. With the same seed
+all show the same patients; another seed draws other patients. The images are drawn when the source is opened, and kept
+as 8-bit arrays. Images [H, W, 1] float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class VolumeOptions(VolumeConfig):
     which: slices of `dbt`. central: in which a lesion is in focus, of a volume without lesions the middle one; near:
         those within a quarter of the volume from these; all. A lesion that a slice does not cut through, although it is
         within a quarter of the volume, is an ignore box there: neither to be found nor wrong when found.
-    shift, zoom: the mammogram is misaligned with the synthetic one, as by another compression: by up to this many pixels
-        of an image 1024 high, and by a factor of up to 1 +- zoom.
+    shift, zoom: the mammogram is misaligned with the synthetic one, as by another compression: by up to this many
+        pixels of an image 1024 high, and by a factor of up to 1 +- zoom.
     """
 
     count: int = 240
