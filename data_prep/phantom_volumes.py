@@ -1,4 +1,4 @@
-"""Write phantom tomosynthesis volumes as the BCS-DBT collection is laid out: DICOM files and its three tables per split.
+"""Write phantom tomosynthesis volumes in the layout of BCS-DBT: DICOM files, and three tables per split.
 
   python data_prep/phantom_volumes.py --output=data/phantom_dbt --options=count=48,size=256
 
@@ -78,8 +78,8 @@ def _write_volume(folder: Path, options: VolumeOptions, index: int) -> Rows:
     """Write one file, and say what the tables have of it."""
     volume = sample(options.seed, index, options)
     header = Header(
-        patient_id=f"DBT-{volume.patient_id}",
-        study=f"DBT-{volume.patient_id.replace('P', 'E')}",
+        patient_id=volume.patient_id,
+        study=volume.patient_id.replace("P", "E"),
         laterality=volume.laterality,
         view=volume.view,
         pixel_spacing=volume.spacing[0],
@@ -101,9 +101,10 @@ def _boxes(volume: PhantomVolume) -> list[dict[str, Any]]:
     rows = []
     for box, position, kind in zip(volume.boxes, volume.central, volume.lesion_kinds):
         left, top, right, bottom = np.round(box).astype(int).tolist()
-        place = {"Subject": "", "Slice": int(position), "X": left, "Y": top, "Width": right - left, "Height": bottom - top}
-        about = {"Class": "cancer" if kind in MALIGNANT else "benign", "AD": 0, "VolumeSlices": len(volume.slice_heights)}
-        rows.append(place | about)
+        place = {"X": left, "Y": top, "Width": right - left, "Height": bottom - top}
+        name = "cancer" if kind in MALIGNANT else "benign"
+        about = {"Subject": "", "Class": name, "AD": 0, "VolumeSlices": len(volume.slice_heights)}
+        rows.append({"Slice": int(position)} | place | about)
     return rows
 
 

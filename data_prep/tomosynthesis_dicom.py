@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import BreastTomosynthesisImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, BreastTomosynthesisImageStorage, ExplicitVRLittleEndian, generate_uid
 
 WINDOW = 1023.0
 """Width of the window: grey values of 10 bits, as those of BCS-DBT."""
@@ -36,7 +36,7 @@ class Header:
         """`lcc`: laterality and view, as BCS-DBT names them."""
         return f"{self.laterality}{self.view}".lower()
 
-    def uid(self, what: str) -> str:
+    def uid(self, what: str) -> UID:
         return generate_uid(entropy_srcs=["elk_jax phantom", self.patient_id, self.study, what])
 
 
@@ -55,8 +55,9 @@ def _about_the_exam(header: Header) -> Dataset:
     dataset, (date, time) = Dataset(), _MOMENT
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = BreastTomosynthesisImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = header.uid(f"volume {header.title}")
+    dataset.SOPClassUID, dataset.SOPInstanceUID = BreastTomosynthesisImageStorage, header.uid(f"volume {header.title}")
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.PatientID, dataset.PatientName = header.patient_id, header.patient_id
     dataset.PatientBirthDate, dataset.PatientSex = "", "F"
     dataset.StudyInstanceUID, dataset.StudyID = header.uid("study"), header.study
@@ -136,8 +137,8 @@ def _of_frame(header: Header, position: int, frames: int) -> Dataset:
 def _orientation(header: Header) -> tuple[int, ...]:
     """Directions of growing columns and rows in the patient (left, posterior, head), of an idealised view.
 
-    Columns of a left breast grow towards the nipple (anterior), those of a right one towards the chest wall. Rows grow from
-    the outer to the inner side in CC, from head to foot in MLO.
+    Columns of a left breast grow towards the nipple (anterior), those of a right one towards the chest wall. Rows grow
+    from the outer to the inner side in CC, from head to foot in MLO.
     """
     columns = (0, -1, 0) if header.laterality == "L" else (0, 1, 0)
     if header.view == "MLO":

@@ -61,7 +61,7 @@ def sheets(seed: int, view: int, character: Character, shape: Shape, thick: floa
     streams = partial(generator, seed, Purpose.PHANTOM_SHEET, view)
     rng = generator(seed, Purpose.PHANTOM_VOLUME, view, 0)
     cone, softness = phantom_tissue.draw_cone(rng, shape), rng.uniform(0.9, 1.6)
-    skin_level, skin_width, muscle = rng.uniform(0.5, 1.4), rng.uniform(0.004, 0.008), rng.uniform(0.1, 0.22)
+    skin_level, skin_width, muscle = rng.uniform(0.5, 1.4), rng.uniform(0.004, 0.008), rng.uniform(0.15, 0.5)
     whole = phantom_tissue.octaves(partial(streams, SHEETS), size, columns, [5, 10], [1.0, 0.5])
     fields, fine = [], []
     for number, height in enumerate(heights):
@@ -71,8 +71,9 @@ def sheets(seed: int, view: int, character: Character, shape: Shape, thick: floa
         rough, web = phantom_tissue.fibres(partial(streams, number), size, shape, 0.4 * (whole + clouds))
         field = cone.field(shape, character, whole + clouds, rough, web)
         fields.append(field - 1.2 * (height / (0.45 * thick)) ** 2)
-        fine.append((web - np.float32(0.45), rough))
+        fine.append((web - np.float32(0.5) + 1.5 * np.maximum(web - np.float32(0.6), 0), rough))
     glands = phantom_tissue.fill_gland(np.stack(fields), shape, character, softness)
+    flesh = shape.pectoral * np.float32(muscle) * (0.6 + 3 * np.clip(shape.muscle_depth, 0, 0.25))
     vessels = phantom_tissue.draw_vessels(streams(SHEETS, 30), character.vessels, shape)
     vessel_sheet = int(rng.integers(2, SHEETS - 2))
     images = np.empty((SHEETS, size, columns), np.float32)
@@ -84,7 +85,7 @@ def sheets(seed: int, view: int, character: Character, shape: Shape, thick: floa
         strands = SHEET_CONTRAST * (
             web * (0.3 + 0.1 * gland) * np.float32(character.strands) + rough * (0.02 + 0.05 * gland)
         )
-        image = 0.30 + 0.5 * gland + strands * (1 - 0.7 * shape.pectoral) + muscle * shape.pectoral
+        image = 0.30 + 0.5 * gland + strands * (1 - 0.7 * shape.pectoral) + flesh
         if number == vessel_sheet:
             image = image + 0.8 * vessels
         image = np.clip(image, 0.05, None) * smooth_step(depth / (0.5 * slant) + 0.5)

@@ -95,11 +95,12 @@ class Look:
     width: int
     gamma: float
     brightness: float
+    contrast: float  # of slices
 
     def slices(self, raw: np.ndarray) -> np.ndarray:
         """[n, H, U] -> [n, H, W]."""
         low = np.float32(tomosynthesis.LOW_FREQUENCIES * 0.30)
-        grey = 0.23 + 1.1 * (raw - low * self.thick)
+        grey = 0.19 + np.float32(self.contrast) * (raw - low * self.thick)
         return self._finish(grey)
 
     def mammogram(self, raw: np.ndarray) -> np.ndarray:
@@ -109,8 +110,8 @@ class Look:
         mean = raw.mean(0)
         detail = raw - np.stack([cv2.GaussianBlur(layer, (0, 0), 0.02 * raw.shape[1]) for layer in raw])
         low = np.float32(tomosynthesis.LOW_FREQUENCIES * 0.30)
-        both = 1.2 * (mean - low * self.thick) + 0.5 * detail.max(0)
-        return self._finish(0.16 + cv2.GaussianBlur(both, (0, 0), max(0.003 * raw.shape[1], 0.4)))
+        both = np.float32(self.contrast) * (mean - low * self.thick) + 0.7 * detail.max(0)
+        return self._finish(0.12 + cv2.GaussianBlur(both, (0, 0), max(0.0025 * raw.shape[1], 0.6)))
 
     def _finish(self, grey: np.ndarray) -> np.ndarray:
         grey = np.float32(self.brightness) * np.clip(grey, 0, None) ** np.float32(self.gamma) * self.outline
@@ -132,7 +133,10 @@ def sample(seed: int, index: int, config: VolumeConfig) -> PhantomVolume:
     """
     laterality, view = VIEWS[index % 4]
     character, plans, shape = plan_view(seed, index, config)
-    plans = [replace(plan, radius=max(plan.radius * LESION_SCALE, 0.013)) for plan in plans]
+    plans = [
+        replace(plan, radius=max(plan.radius * LESION_SCALE, 0.013), density=plan.density * config.contrast)
+        for plan in plans
+    ]
     thick = phantom_sheets.thickness(generator(seed, Purpose.PHANTOM_VOLUME, index // 2, 2))
     tissue, gland = phantom_sheets.sheets(seed, index, character, shape, thick)
     size, columns = shape.depth.shape
@@ -144,7 +148,7 @@ def sample(seed: int, index: int, config: VolumeConfig) -> PhantomVolume:
     geometry = tomosynthesis.Geometry(HEIGHT_MM / size, config.projections, config.half_angle)
     scan = tomosynthesis.project(stacks, geometry, (size, columns), thick / 2)
     rng = generator(seed, Purpose.PHANTOM_VOLUME, index, 3)
-    gamma, brightness = rng.uniform(0.95, 1.1), np.exp(rng.normal(0, 0.08))
+    gamma, brightness, contrast = rng.uniform(0.95, 1.1), np.exp(rng.normal(0, 0.08)), np.exp(rng.normal(0.6, 0.22))
     full = np.zeros((size, columns), np.float32)
     for stack in stacks:
         full[:, stack.column : stack.column + stack.images.shape[2]] += stack.images.sum(0)
@@ -160,6 +164,7 @@ def sample(seed: int, index: int, config: VolumeConfig) -> PhantomVolume:
         width=image_width(config.size),
         gamma=float(gamma),
         brightness=float(brightness),
+        contrast=float(contrast),
     )
     extents = label_extents([solid.section for solid in solids], shape)
     labels = look._finish(np.zeros_like(full)).astype(np.uint8)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOW_FREQUENCIES = 0.35
+LOW_FREQUENCIES = 0.25
 """Share of the lowest frequencies that the filter lets through; without them, slices would have no tissue in grey."""
 
 FULL_PASS = 0.16
