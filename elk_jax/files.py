@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
+import math
 import os
 import secrets
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from io import BufferedReader
 from pathlib import Path
@@ -225,6 +228,38 @@ def read_text(path: str | os.PathLike) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError("not a text in UTF-8", where=path, todo="save it again as UTF-8") from error
+
+
+def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place for errors, row) of a CSV file that has these columns, and perhaps others; blanks around values are cut.
+
+    UserError for a missing column, a row that is cut off, and a file that is no such table.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    try:
+        lines = [(reader.line_num, line) for line in reader if line]
+    except csv.Error as error:
+        raise UserError(f"not a CSV file: {error}", where=path, todo="save it again as CSV") from error
+    names = [name.strip() for name in lines[0][1]] if lines else []
+    if missing := [name for name in columns if name not in names]:
+        todo = f"give a table with the columns {', '.join(columns)}"
+        raise UserError(f"no column {', '.join(missing)}", where=path, todo=todo)
+    for number_of_line, line in lines[1:]:
+        where = f"{path}, line {number_of_line}"
+        if len(line) != len(names):
+            raise UserError(f"{len(line)} values for {len(names)} columns", where=where, todo="repair the row")
+        yield where, {name: value.strip() for name, value in zip(names, line, strict=True)}
+
+
+def number(row: Mapping[str, str], name: str, where: str) -> float:
+    """A finite number of a row of a table. UserError for anything else."""
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{name} is {row[name]!r}, not a finite number", where=where, todo="correct it")
+    return value
 
 
 def read_json(path: str | os.PathLike) -> Any:

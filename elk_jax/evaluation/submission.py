@@ -1,0 +1,71 @@
+"""The CSV file of the DBTex challenge: one row a detection, named by the volume's study and view.
+
+Columns: PatientID, StudyUID, View, X, Width, Y, Height, Z, Depth, Score; X, Y the top left corner in pixels of the
+oriented slice, Z the first slice, from 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.errors import UserError
+from elk_jax.evaluation.volumes import VolumeDetections, VolumeResult, VolumeTruth, no_detections
+
+KEY = ("PatientID", "StudyUID", "View")
+NUMBERS = ("X", "Width", "Y", "Height", "Z", "Depth", "Score")
+
+
+def text(results: Sequence[VolumeResult]) -> str:
+    """The file of these detections; boxes are rounded to whole pixels."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*KEY, *NUMBERS])
+    for result in results:
+        found, volume = result.found, [result.truth.patient_id, result.truth.study, result.truth.view]
+        for box, first, depth, score in zip(found.boxes, found.first, found.depth, found.scores, strict=True):
+            x0, y0, x1, y1 = (round(float(side)) for side in box)
+            writer.writerow([*volume, x0, x1 - x0, y0, y1 - y0, round(first), round(depth), float(score)])
+    return out.getvalue()
+
+
+def read(path: str | os.PathLike, truths: Sequence[VolumeTruth]) -> list[VolumeResult]:
+    """The detections in a file beside the truth of each volume; a volume without a row has none.
+
+    UserError, with the file and the line, for missing columns, numbers that are not finite, negative sizes and a volume
+    that is none of `truths`: the published evaluation counts such rows as false positives or drops them in silence.
+    """
+    known = {truth.key: truth for truth in truths}
+    rows: dict[tuple[str, str], list[list[float]]] = {key: [] for key in known}
+    for where, row in files.read_table(path, (*KEY, *NUMBERS)):
+        key = (row["StudyUID"], row["View"].lower())
+        if key not in known:
+            todo = "evaluate on the split that the file was made for, or remove the row"
+            raise UserError(f"no volume {row['StudyUID']} {row['View']} in the evaluated data", where=where, todo=todo)
+        if row["PatientID"] != known[key].patient_id:
+            what = f"the study {key[0]} is of patient {known[key].patient_id}, not {row['PatientID']}"
+            raise UserError(what, where=where, todo="correct the row")
+        rows[key].append(_numbers(row, where))
+    return [VolumeResult(truth, _detections(rows[truth.key])) for truth in truths]
+
+
+def _numbers(row: Mapping[str, str], where: str) -> list[float]:
+    """x0, y0, x1, y1, first, depth, score."""
+    x, width, y, height, first, depth, score = (files.number(row, name, where) for name in NUMBERS)
+    if min(width, height) < 0:
+        raise UserError("Width and Height may not be negative", where=where, todo="correct the row")
+    return [x, y, x + width, y + height, first, depth, score]
+
+
+def _detections(rows: list[list[float]]) -> VolumeDetections:
+    if not rows:
+        return no_detections()
+    values = np.array(rows)
+    first, depth = values[:, 4], values[:, 5]
+    best = np.rint(first + depth / 2).astype(int)
+    return VolumeDetections(values[:, :4], first, depth, best, values[:, 6], np.zeros(len(rows), int))
