@@ -168,7 +168,7 @@ def _count(results: Sequence[VolumeResult], patients: Sequence[str]) -> _Counts:
             table[patient] += score >= thresholds
     for patient, score in hit:
         own[patient] |= score == thresholds
-    return _Counts(volumes, lesions, *at_least, own)
+    return _Counts(volumes, lesions, at_least[0], at_least[1], own)
 
 
 def _sensitivities(counts: _Counts, weights: np.ndarray, rates: Sequence[float]) -> np.ndarray:

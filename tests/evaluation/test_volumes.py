@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.refusals import refused
 
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.volumes import (
@@ -15,6 +14,7 @@ from elk_jax.evaluation.volumes import (
     hits,
     no_detections,
 )
+from tests.refusals import refused
 
 MEAN = "mean_sensitivity_positive"
 
@@ -164,7 +164,10 @@ def test_volumes_that_cannot_be_evaluated_are_refused():
 def test_a_submission_comes_back_as_written(tmp_path):
     volumes = [truth(LESION), truth(study="S2", view="rmlo2")]
     path = tmp_path / "submission.csv"
-    written = [VolumeResult(volumes[0], found((3, 4, 10, 20, 7, 6, 0.25), (0, 0, 5, 5, 1, 0, 3.5))), VolumeResult(volumes[1], found())]
+    written = [
+        VolumeResult(volumes[0], found((3, 4, 10, 20, 7, 6, 0.25), (0, 0, 5, 5, 1, 0, 3.5))),
+        VolumeResult(volumes[1], found()),
+    ]
     path.write_text(submission.text(written))
     assert path.read_text().splitlines()[:2] == [
         "PatientID,StudyUID,View,X,Width,Y,Height,Z,Depth,Score",

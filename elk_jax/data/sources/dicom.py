@@ -72,7 +72,7 @@ def decode(
     UserError: damaged, without pixels, not a grey image for presentation, a missing decoder (naming the package to
     install), no such frame, far larger than the file.
     """
-    with _errors_of(name):
+    with errors_of(name):
         budget = budget_for(len(data), name)
         dataset = _read(io.BytesIO(data), budget)
         _check_object(dataset, any(dataset.get(key) for key in _PIXELS))
@@ -86,7 +86,7 @@ def decode_frame(
 
     A file that is cut off, deflated or mislabelled is read as a whole.
     """
-    with _errors_of(name):
+    with errors_of(name):
         budget = budget_for(file.seek(0, io.SEEK_END), name)
         dataset = _read(file, budget, stop_before_pixels=True)
         start, size = file.tell(), file.seek(0, io.SEEK_END)
@@ -107,7 +107,7 @@ def other_object(file: BinaryIO) -> str:
     Damaged files are images here: who decodes them says what is wrong.
     """
     try:
-        with _errors_of(""):
+        with errors_of(""):
             return _other_object(_read(file, budget_for(file.seek(0, io.SEEK_END), ""), stop_before_pixels=True))
     except UserError:
         return ""
@@ -116,7 +116,7 @@ def other_object(file: BinaryIO) -> str:
 def count_frames(file: BinaryIO) -> int:
     """Frames of a DICOM file, at least 1; no more than it has room for. Of a damaged one 1."""
     try:
-        with _errors_of(""):
+        with errors_of(""):
             size = file.seek(0, io.SEEK_END)
             frames = int(_read(file, budget_for(size, ""), stop_before_pixels=True).get("NumberOfFrames") or 1)
             return max(1, min(frames, size // 8))
@@ -126,13 +126,21 @@ def count_frames(file: BinaryIO) -> int:
 
 def size(file: BinaryIO, name: object) -> tuple[int, int]:
     """(width, height) of the frames of a DICOM file, by its header."""
-    with _errors_of(name):
-        header = _read(file, budget_for(file.seek(0, io.SEEK_END), name), stop_before_pixels=True)
-        return int(header.Columns), int(header.Rows)
+    with errors_of(name):
+        dataset = header(file, name)
+        return int(dataset.Columns), int(dataset.Rows)
+
+
+def header(file: BinaryIO, name: object) -> Dataset:
+    """All that a DICOM file says before its pixels."""
+    with errors_of(name):
+        dataset = _read(file, budget_for(file.seek(0, io.SEEK_END), name), stop_before_pixels=True)
+        _check_object(dataset, True)
+        return dataset
 
 
 @contextmanager
-def _errors_of(name: object) -> Iterator[None]:
+def errors_of(name: object) -> Iterator[None]:
     """Whatever goes wrong with the file `name` becomes a UserError with this place; warnings are dropped."""
     try:
         with warnings.catch_warnings():  # what matters is raised; the rest is about values that are not used
@@ -190,14 +198,14 @@ def _decode(
     stored, words = _stored_values(pixels, dataset, frame or 0)
     image, voi = presented(stored, words, attributes, bit_depth, name)
 
-    header = _header_laterality(attributes)
+    of_header = header_laterality(attributes)
     return np.ascontiguousarray(image, np.float32), {
         "format": "dicom",
         "bits": int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize),
         "pixel_spacing": _pixel_spacing(attributes),
-        "laterality": breast_side(image) or header,
-        "laterality_header": header,
-        "view": _view(attributes),
+        "laterality": breast_side(image) or of_header,
+        "laterality_header": of_header,
+        "view": view(attributes),
         "patient_id": str(dataset.get("PatientID", "")).strip(),
         "frames": frames,
         "photometric": _word(dataset, "PhotometricInterpretation"),
@@ -435,7 +443,8 @@ def _decoder_package(syntax: UID) -> str:
     return "pylibjpeg pylibjpeg-libjpeg"
 
 
-def _header_laterality(attributes: Dataset) -> str | None:
+def header_laterality(attributes: Dataset) -> str | None:
+    """ "L" or "R", as the header says."""
     keys = ("FrameLaterality", "ImageLaterality", "Laterality")
     values = (str(attributes.get(key) or "").strip().upper() for key in keys)
     return next((value for value in values if value in ("L", "R")), None)
@@ -447,8 +456,8 @@ _VIEW_CODES = {  # SNOMED CT and SNOMED RT codes
 }
 
 
-def _view(attributes: Dataset) -> str:
-    """View position, or the meaning of the SNOMED view code."""
+def view(attributes: Dataset) -> str:
+    """The view position, or the meaning of the SNOMED view code."""
     position = str(attributes.get("ViewPosition") or "").strip().upper()
     if position:
         return position

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from elk_jax.data.sources import checks, class_folders, coco, patients, phantom, phantom_sets, phantom_volumes
+from elk_jax.data.sources.bcs_dbt import open_bcs_dbt
 from elk_jax.data.sources.cleaning import clean_info, ignore_large
 from elk_jax.data.sources.phantom_patches import open_phantom_patches
 from elk_jax.data.sources.source import CACHE_BYTES, ImageSource, cached, fewshot, subset, without_unreadable
-from elk_jax.data.sources.spec import OnError, SourceSpec
+from elk_jax.data.sources.spec import CENTRAL, OnError, SourceSpec
 from elk_jax.data.sources.splits import draw_splits
 from elk_jax.data.sources.tfds import open_tfds
 from elk_jax.errors import UserError
@@ -39,17 +40,20 @@ class Kind:
     open: (spec, split, progress) -> its images. Those of other splits may be left out, where they would cost time.
     image_folder: place -> the folder with a file for every image; None where images do not lie in files.
     in_memory: the source holds its decoded images, so that they need no cache.
+    of_volumes: it reads whole volumes, of which `SourceSpec.slices` chooses.
     drawn: what is known of a source without drawing it; None where opening it draws nothing.
     """
 
     open: Callable[[SourceSpec, str, ProgressBar], ImageSource]
     image_folder: Callable[[str], Path] | None = None
     in_memory: bool = False
+    of_volumes: bool = False
     drawn: Drawn | None = None
 
 
 KINDS = {
     "coco": Kind(coco.open_coco, image_folder=coco.image_folder),
+    "bcs_dbt": Kind(open_bcs_dbt, of_volumes=True),
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
     "tfds": Kind(open_tfds),
     "phantom": Kind(phantom.open_phantom, in_memory=True, drawn=Drawn(phantom_sets.CLASSES, phantom.patients)),
@@ -99,6 +103,9 @@ def list_source(
         known = "coco:FILE.json, folders:DIR, tfds:DIR or phantom:"
         raise UserError(f"unknown data source '{spec.spec}'", where=setting, todo=f"write {known}")
     kind = KINDS[spec.kind]
+    if spec.slices != CENTRAL and not kind.of_volumes:
+        todo = "leave it out: `slices` chooses among those of bcs_dbt:DIR"
+        raise UserError(f"slices={spec.slices} of a source of images", where=spec.spec, todo=todo)
     source = kind.open(spec, "" if spec.split_shares else split, progress)
     if spec.patient_pattern:
         source = replace(source, infos=patients.from_file_names(source.infos, spec.patient_pattern, source.name))

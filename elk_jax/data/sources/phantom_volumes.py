@@ -123,6 +123,7 @@ def _slices(volume: PhantomVolume, options: VolumeOptions, split: str, index: in
         info = _info(volume, image, "dbt", split)
         name = f"{info.image_id}_{position:03d}"
         kinds = [kind for kind, is_near in zip(volume.lesion_kinds, near) if is_near]
+        own = volume.central[near].tolist()
         info = replace(
             info,
             image_id=name,
@@ -130,7 +131,7 @@ def _slices(volume: PhantomVolume, options: VolumeOptions, split: str, index: in
             boxes=volume.boxes[near],
             labels=np.zeros(int(near.sum()), np.int32),
             ignore=~shown[near],
-            meta=info.meta | {"lesion_kinds": kinds, "volume_slices": total},
+            meta=info.meta | {"lesion_kinds": kinds, "volume_slices": total, "lesion_slices": own},
             volume=info.image_id,
             slice=position,
         )

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, SHARE, AtLeast, Between, check
 
+CENTRAL = "central"
+"""Of a volume, the slices in which its lesions are marked; the middle one where it has none."""
+
 OnError = Literal["stop", "skip"]
 """What to do with an unreadable image."""
 
@@ -53,8 +56,14 @@ class SourceSpec:
         0, "Significant bits of 16-bit files that hold fewer, such as 12; 0: as the file says.", of_files=True
     )
 
+    slices: str = _field(
+        CENTRAL, "Slices of the volumes of bcs_dbt:DIR: central, near:K (within K slices of a lesion's own) or all."
+    )
+
     def __post_init__(self) -> None:
         check(self)
+        if not re.fullmatch("central|all|near:[0-9]{1,3}", self.slices):
+            raise UserError(f"slices is {self.slices!r}", where="slices", todo="write central, near:2 or all")
         if len(self.split_shares) not in (0, 3):
             todo = "give three numbers, of train, val and test: 0.7,0.15,0.15"
             raise UserError(f"split_shares has {len(self.split_shares)} numbers", where="split_shares", todo=todo)

@@ -1,0 +1,236 @@
+"""The tomosynthesis volumes of BCS-DBT, or any in its layout: `bcs_dbt:DIR`.
+
+DIR holds the tables and, below it, the DICOM files. A table is known by its columns, whatever its name:
+
+  labels  PatientID, StudyUID, View, Normal, Actionable, Benign, Cancer        one row a volume
+  boxes   PatientID, StudyUID, View, Slice, X, Y, Width, Height, Class, VolumeSlices
+  paths   PatientID, StudyUID, View, descriptive_path, classic_path
+
+The split of a row is the word train, validation or test in the name of its table. Slices count from 0; boxes are of
+slices that hang as the view says (`dicom_volumes`). One class, `lesion`; conditions choose among the fields `class`
+(normal, actionable, benign, cancer), `study_uid` and `view`. Actionable volumes have no boxes, and their lesions were
+never biopsied: they count as volumes without lesions, as in the challenge.
+
+Source: Buda et al., JAMA Netw Open 2021, e2119100; The Cancer Imaging Archive, doi 10.7937/E4WT-CD02.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.sources import checks
+from elk_jax.data.sources.source import ImageSource, read_at
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.volumes import Volume, as_source, dicom_volume
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
+
+CLASSES = ("lesion",)
+KEY = ("PatientID", "StudyUID", "View")
+LABELS = ("Normal", "Actionable", "Benign", "Cancer")
+BOX = ("Slice", "X", "Y", "Width", "Height", "VolumeSlices")
+PATHS = ("descriptive_path", "classic_path")
+_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+_FILES = ("1-1.dcm", "000000.dcm")
+"""Names that versions of the downloader give to the file of a volume."""
+IGNORED_SHARE = 0.25
+"""Of a volume's slices, within which a lesion may be seen beside its own slice: no background there."""
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One volume of the tables. slices: 0 where no box says how many it has."""
+
+    patient_id: str
+    study: str
+    view: str
+    split: str
+    kind: str  # normal, actionable, benign or cancer
+    boxes: np.ndarray  # [N, 4] float32
+    at: np.ndarray  # [N] slice of each box
+    slices: int
+    paths: tuple[str, ...]  # where its file may be, below the folder
+
+    @property
+    def name(self) -> str:
+        """The id of the volume."""
+        return f"{self.patient_id}_{self.study}_{self.view}"
+
+
+def read_entries(folder: Path, split: str = "") -> list[Entry]:
+    """The volumes of the tables in a folder, by the rows of the labels; no DICOM file is opened.
+
+    UserError: no table of a kind, a volume twice, a box or path of a volume that no label names, bad numbers.
+    """
+    if not folder.is_dir():
+        raise UserError("no such folder", where=f"bcs_dbt:{folder}", todo="give bcs_dbt:DIR")
+    labels = dict(_unique(_rows(folder, LABELS), "labels"))
+    paths = dict(_unique(_rows(folder, PATHS), "paths"))
+    boxes: dict[Key, list[tuple[str, Mapping[str, str]]]] = {}
+    for key, _, where, row in _rows(folder, BOX):
+        if key not in labels:
+            raise UserError(f"no label of the volume {' '.join(key)}", where=where, todo="use tables of one release")
+        boxes.setdefault(key, []).append((where, row))
+    for key, (_, where, _) in paths.items():
+        if key not in labels:
+            raise UserError(f"no label of the volume {' '.join(key)}", where=where, todo="use tables of one release")
+    entries = [
+        _entry(key, part, where, row, boxes.get(key, []), paths.get(key)) for key, (part, where, row) in labels.items()
+    ]
+    return [entry for entry in entries if not split or entry.split == split or not entry.split]
+
+
+def open_bcs_dbt(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
+    """The slices of all volumes of a split that `spec.slices` asks for; the headers of their files are read now.
+
+    UserError as in `read_entries` and `dicom_volume`, and for volumes whose file is missing or is there twice.
+    """
+    folder = Path(spec.place)
+    entries = read_entries(folder, split)
+    places = [_file_of(entry, folder) for entry in entries]
+    if missing := [entry.name for entry, place in zip(entries, places) if place is None]:
+        what = f"{len(missing)} of {len(entries)} volumes have no file; the first is {missing[0]}"
+        todo = "fetch them, or take their rows out of the tables"
+        raise UserError(what, where=spec.spec, todo=todo)
+    opened = partial(_opened, entries, places, spec)
+    return as_source(map_in_threads(opened, len(entries), progress), CLASSES, spec.spec)
+
+
+def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, position: int) -> Volume:
+    entry, path = entries[position], places[position]
+    assert path is not None
+    volume = dicom_volume(path, spec, view=entry.view, name=entry.name)
+    if entry.slices and entry.slices != len(volume):
+        what = f"{len(volume)} frames, the table says VolumeSlices {entry.slices}"
+        raise UserError(what, where=path, todo="fetch the file again, or correct the table")
+    width, height = volume.infos[0].width, volume.infos[0].height
+    corners = [checks.checked_box(box, width, height, f"{spec.spec}, volume {entry.name}") for box in entry.boxes]
+    entry = replace(entry, boxes=np.array(corners, np.float32).reshape(-1, 4))
+    chosen = chosen_slices(len(volume), entry.at, spec.slices)
+    infos = tuple(_with_truth(volume.infos[k], entry, _reach(spec.slices)) for k in chosen)
+    return Volume(infos, partial(read_at, volume.read, tuple(chosen)))
+
+
+def chosen_slices(count: int, at: np.ndarray, which: str) -> list[int]:
+    """Positions of slices by `SourceSpec.slices`; a volume without lesions has the middle one instead of theirs."""
+    centres = np.unique(at) if len(at) else np.array([count // 2])
+    if which == "all":
+        return list(range(count))
+    return [k for k in range(count) if np.abs(centres - k).min() <= _reach(which)]
+
+
+def _reach(which: str) -> int:
+    """Slices around a lesion's own that `SourceSpec.slices` marks with it."""
+    return int(which.partition(":")[2] or 0)
+
+
+def _with_truth(info: ImageInfo, entry: Entry, reach: int) -> ImageInfo:
+    """A slice with the boxes of the lesions around it: lesions within `reach` slices, beyond that boxes to ignore."""
+    away = np.abs(entry.at - info.slice)
+    chosen = away <= max(reach, IGNORED_SHARE * info.meta["volume_slices"])
+    fields = {"study_uid": entry.study, "class": entry.kind, "lesion_slices": entry.at[chosen].tolist()}
+    return replace(
+        info,
+        patient_id=entry.patient_id,
+        split=entry.split,
+        boxes=entry.boxes[chosen],
+        labels=np.zeros(int(chosen.sum()), np.int32),
+        ignore=away[chosen] > reach,
+        meta=info.meta | fields,
+    )
+
+
+def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, str, Mapping[str, str]]]:
+    """(volume, split, place for errors, row) of the tables with these columns."""
+    tables = [path for path in _tables(folder) if _has(path, columns)]
+    if not tables:
+        what = f"no table with the columns {', '.join((*KEY, *columns))}"
+        raise UserError(what, where=folder, todo="put the CSV files of the collection there")
+    for path in tables:
+        words = re.findall("[a-z]+", path.stem.lower())
+        split = next((_SPLITS[word] for word in words if word in _SPLITS), "")
+        for where, row in files.read_table(path, (*KEY, *columns)):
+            yield (row["PatientID"], row["StudyUID"], row["View"].lower()), split, where, row
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The tables of volumes. UserError for one that is of no kind: its rows would be missed."""
+    tables = [path for path in sorted(folder.glob("*.csv")) if _has(path, ())]
+    for path in tables:
+        if not any(_has(path, columns) for columns in (LABELS, BOX, PATHS)):
+            what = "a table of volumes that holds neither labels nor boxes nor paths"
+            todo = f"move it elsewhere, or give it the columns {', '.join(BOX)} (boxes) or those of labels or paths"
+            raise UserError(what, where=path, todo=todo)
+    return tables
+
+
+def _has(path: Path, columns: tuple[str, ...]) -> bool:
+    header = files.read_text(path).partition("\n")[0]
+    return {*KEY, *columns} <= {name.strip() for name in header.split(",")}
+
+
+def _unique(
+    rows: Iterator[tuple[Key, str, str, Mapping[str, str]]], kind: str
+) -> Iterator[tuple[Key, tuple[str, str, Mapping[str, str]]]]:
+    seen: dict[Key, str] = {}
+    for key, split, where, row in rows:
+        if key in seen:
+            what = f"the volume {' '.join(key)} has two rows of {kind}, the first in {seen[key]}"
+            raise UserError(what, where=where, todo="keep one; a folder holds one release of the tables")
+        seen[key] = where
+        yield key, (split, where, row)
+
+
+def _entry(
+    key: Key,
+    split: str,
+    where: str,
+    label: Mapping[str, str],
+    boxes: list[tuple[str, Mapping[str, str]]],
+    path: tuple[str, str, Mapping[str, str]] | None,
+) -> Entry:
+    kinds = [name.lower() for name in LABELS if files.number(label, name, where) == 1]
+    if len(kinds) != 1:
+        what = f"{' and '.join(kinds) or 'none'} of {', '.join(LABELS)} is 1"
+        raise UserError(what, where=where, todo="mark one of them")
+    corners, at, counts = [], [], []
+    for place, row in boxes:
+        position, x, y, width, height, count = (files.number(row, name, place) for name in BOX)
+        if min(width, height) <= 0 or not 0 <= position < count or int(position) != position:
+            what = f"a box of {width:g} x {height:g} px in slice {position:g} of {count:g}"
+            raise UserError(what, where=place, todo="correct the row")
+        corners.append([x, y, x + width, y + height])
+        at.append(int(position))
+        counts.append(int(count))
+    found = tuple(path[2][name] for name in PATHS if path[2][name]) if path else ()
+    boxes_of = np.array(corners, np.float32).reshape(-1, 4)
+    return Entry(*key, split, kinds[0], boxes_of, np.array(at, int), counts[0] if counts else 0, found)
+
+
+def _file_of(entry: Entry, folder: Path) -> Path | None:
+    """The file of a volume: either layout of the downloader, either name, with the collection's folder or without it.
+
+    UserError where a volume has two files.
+    """
+    found: dict[Path, None] = {}
+    for text in entry.paths:
+        path = PurePosixPath(text.replace("\\", "/"))
+        for below in (path, PurePosixPath(*path.parts[1:])):
+            for name in dict.fromkeys((path.name, *_FILES)):
+                place = folder / below.parent / name
+                if place.is_file():
+                    found[place.resolve()] = None
+    if len(found) > 1:
+        what = f"two files for the volume {entry.name}: {' and '.join(str(place) for place in found)}"
+        raise UserError(what, where=folder, todo="keep one of them")
+    return next(iter(found), None)

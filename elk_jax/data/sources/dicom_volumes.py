@@ -1,0 +1,111 @@
+"""Multi-frame tomosynthesis DICOM: one window for all frames, and slices that hang as their view says.
+
+Shapes: H, W size of a slice in pixels.
+
+The side of the breast is read from the pixels, since headers are wrong for some volumes of BCS-DBT: a left breast
+touches the left edge. Where that is another side than the view's, the volume is turned by 180 degrees (both axes), as
+the published reading code does; annotations are of the turned slices. Several middle frames decide, since the first
+ones are noisy.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from elk_jax.data.sources import dicom
+from elk_jax.data.sources.decode import decode_as
+from elk_jax.data.sources.dicom_grey import attributes_of_frame
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.errors import UserError
+
+FRAMES_THAT_DECIDE = 3
+"""Middle frames by which the side of the breast is found."""
+NEAR_TIE = 0.1
+"""Difference of the sums of both edges, as a share of the larger, below which the side is doubtful."""
+_WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction", "RescaleSlope", "RescaleIntercept")
+
+
+class OrientedFrames:
+    """Frame -> image [H, W, 1] of a volume's file, for any number of threads; one frame is in memory at a time.
+
+    spec: how files are decoded. side: "L" or "R", of the view; "" leaves the frames as stored.
+    """
+
+    def __init__(self, path: Path, spec: SourceSpec, frames: int, side: str):
+        self.path, self.spec, self.frames, self.side = path, spec, frames, side
+        self._lock = Lock()
+
+    def __call__(self, frame: int) -> np.ndarray:
+        image = self._stored(frame)
+        if self.side:
+            with self._lock:
+                turned = self.is_turned
+            image = np.ascontiguousarray(image[::-1, ::-1]) if turned else image
+        return image[..., None]
+
+    @cached_property
+    def is_turned(self) -> bool:
+        """Whether the file's frames are turned by 180 degrees."""
+        middle = [self.frames * (k + 1) // (FRAMES_THAT_DECIDE + 1) for k in range(FRAMES_THAT_DECIDE)]
+        edges = [
+            (float(image[:, 0].sum()), float(image[:, -1].sum())) for image in map(self._stored, sorted({*middle}))
+        ]
+        left, right = np.sum(edges, axis=0)
+        shown = "R" if left < right else "L"
+        if abs(left - right) <= NEAR_TIE * max(left, right):
+            logging.getLogger(__name__).warning(
+                f"the side of the breast in {self.path} is doubtful: the edges of its middle frames add up to "
+                f"{left:.1f} (left) and {right:.1f} (right), its view says {self.side}; it is read as {shown}"
+            )
+        return shown != self.side
+
+    def _stored(self, frame: int) -> np.ndarray:
+        return decode_as(self.spec, self.path, frame=frame)[0][..., 0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrientedFrames, (self.path, self.spec, self.frames, self.side)
+
+
+def check_volume(header: Dataset, name: object) -> None:
+    """UserError unless a file holds several frames that one window shows.
+
+    That is the window, or the table, of the shared functional groups, or of the top level. One frame, no window at all
+    and windows that differ by frame are refused.
+    """
+    with dicom.errors_of(name):
+        frames = int(header.get("NumberOfFrames") or 1)
+        if frames < 2:
+            raise UserError("one frame: a volume has several", todo="give it as an image, without the volume")
+        windows = [_window(attributes_of_frame(header, frame)) for frame in range(frames)]
+    if windows[0] is None:
+        what = "no functional groups with a window, by which its slices could be shown alike"
+        todo = "fetch the file again, or export it with SharedFunctionalGroupsSequence"
+        raise UserError(what, where=name, todo=todo)
+    for frame, window in enumerate(windows):
+        if window != windows[0]:
+            what = f"the windows of frames 0 and {frame} differ: a volume is shown by one"
+            raise UserError(what, where=name, todo="export the volume with its window in the shared functional groups")
+
+
+def _window(attributes: Dataset) -> tuple[str, ...] | None:
+    if "VOILUTSequence" in attributes:
+        return (str(attributes.VOILUTSequence),)
+    return tuple(str(attributes.get(key)) for key in _WINDOW) if "WindowCenter" in attributes else None
+
+
+def described(header: Dataset) -> dict[str, Any]:
+    """What a header says of a volume: `patient_id`, `study_uid`, `view` such as "lcc" ("" if it does not say)."""
+    attributes = attributes_of_frame(header, 0)
+    position, side = dicom.view(attributes), dicom.header_laterality(attributes)
+    return {
+        "patient_id": str(header.get("PatientID") or "").strip(),
+        "study_uid": str(header.get("StudyInstanceUID") or "").strip(),
+        "view": f"{side or ''}{position}".lower(),
+    }

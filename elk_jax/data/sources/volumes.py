@@ -1,0 +1,222 @@
+"""Tomosynthesis volumes: slices of one breast, in order, read one by one.
+
+Shapes: H, W size of a slice in pixels; S slices of a volume. Slices are [H, W, 1] float32 in [0, 1] under one window
+for the whole volume. `dicom_volume` and `slice_folder` make a volume of files, `volumes_of` finds those of a source.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.sources import dicom
+from elk_jax.data.sources.decode import DICOM_SUFFIXES, decode_as, image_size
+from elk_jax.data.sources.dicom_volumes import OrientedFrames, check_volume, described
+from elk_jax.data.sources.folder import AS_STORED, find_images
+from elk_jax.data.sources.source import ImageSource, Read, read_at, read_part
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The slices of a volume that are there, by position. `read(k)` is the image of `infos[k]`."""
+
+    infos: tuple[ImageInfo, ...]
+    read: Read
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    @property
+    def name(self) -> str:
+        """The id of the volume."""
+        return volume_id(self.infos[0])
+
+    @property
+    def patient_id(self) -> str:
+        """Whose breast it is."""
+        return self.infos[0].patient_id
+
+    @property
+    def study(self) -> str:
+        """The study that it is of; its own id where none is named."""
+        return str(self.infos[0].meta.get("study_uid") or self.name)
+
+    @property
+    def view(self) -> str:
+        """`lcc`, `rmlo`, `lcc2`, ... or ""."""
+        return str(self.infos[0].meta.get("view") or "").lower()
+
+    @property
+    def slices(self) -> int:
+        """Slices of the whole volume, of which some may be left out here."""
+        return int(self.infos[0].meta.get("volume_slices") or max(info.slice for info in self.infos) + 1)
+
+    def lesions(self) -> tuple[np.ndarray, np.ndarray]:
+        """([N, 4] boxes, [N] slices): a lesion counts once, in its own slice.
+
+        Where images have a list `lesion_slices`, the own slice of the lesion of each box, boxes in other slices are not
+        counted; else every box that is not to be ignored is a lesion.
+        """
+        boxes, at = [np.zeros((0, 4))], []
+        for info in self.infos:
+            own = np.asarray(info.meta.get("lesion_slices", [info.slice] * len(info.boxes))) == info.slice
+            chosen = info.boxes[own & ~info.ignore]
+            boxes.append(chosen)
+            at += [info.slice] * len(chosen)
+        return np.concatenate(boxes), np.array(at, int)
+
+
+def volume_id(info: ImageInfo) -> str:
+    """The volume that an image is a slice of, "" for none: named, or by its study and view."""
+    if info.slice < 0:
+        return ""
+    study, view = info.meta.get("study_uid"), info.meta.get("view")
+    return info.volume or (f"{study} {view}".lower() if study and view else "")
+
+
+def volumes_of(source: ImageSource) -> tuple[Volume, ...]:
+    """The volumes of a source of slices, in the order of their first images.
+
+    UserError for an image that is no slice of a volume, a slice that is there twice (two files for one volume), and
+    slices of different sizes, patients or numbers of slices.
+    """
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, info in enumerate(source.infos):
+        if not (name := volume_id(info)):
+            what = f"the image {info.image_id} is no slice of a volume"
+            todo = "give images the fields `volume` and `slice`, or choose a source of volumes"
+            raise UserError(what, where=source.name, todo=todo)
+        positions[name].append(position)
+    return tuple(_volume(source, name, chosen) for name, chosen in positions.items())
+
+
+def _volume(source: ImageSource, name: str, positions: Sequence[int]) -> Volume:
+    ordered = tuple(sorted(positions, key=lambda position: source.infos[position].slice))
+    infos = tuple(source.infos[position] for position in ordered)
+    for one, other in itertools.pairwise(infos):
+        if one.slice == other.slice:
+            what = f"slice {one.slice} of the volume {name} is there twice: {one.file_name} and {other.file_name}"
+            raise UserError(what, where=source.name, todo="keep one of the files of a volume")
+    alike = lambda info: (info.width, info.height, info.patient_id, info.meta.get("volume_slices"))
+    for info in infos:
+        if alike(info) != alike(infos[0]):
+            what = f"slices {infos[0].slice} and {info.slice} of the volume {name} differ in size, patient or volume"
+            raise UserError(what, where=source.name, todo="correct the fields of the images")
+    return Volume(infos, partial(read_at, source.read, ordered))
+
+
+def as_source(volumes: Sequence[Volume], classes: tuple[str, ...], name: str = "volumes") -> ImageSource:
+    """All slices of volumes as one source."""
+    places = tuple((part, k) for part, volume in enumerate(volumes) for k in range(len(volume)))
+    infos = tuple(info for volume in volumes for info in volume.infos)
+    return ImageSource(name, classes, infos, partial(read_part, tuple(volume.read for volume in volumes), places))
+
+
+# ---- Volumes of files ------------------------------------------------------------------------------------------------
+
+
+def dicom_volume(path: Path, spec: SourceSpec = AS_STORED, *, view: str = "", name: str = "") -> Volume:
+    """A multi-frame DICOM file. Its header is read now, a frame when it is asked for.
+
+    spec: how files are decoded. view: of which breast it is, "lcc", "rmlo", ...; then the volume is turned by 180 degrees where its pixels show
+        another side (`dicom_volumes`). "" leaves it as stored, and takes the view from the header.
+    name: of the volume; its path by default. UserError as in `check_volume`, and for damaged files.
+    """
+    with files.open_regular(path) as file:
+        header = dicom.header(file, path)
+    check_volume(header, path)
+    own = described(header)
+    patient = own.pop("patient_id") or name or str(path)
+    meta: dict[str, Any] = {**own, "view": view.lower() or own["view"], "volume_slices": int(header.NumberOfFrames)}
+    infos = blank_slices(name or str(path), patient, (int(header.Columns), int(header.Rows)), str(path), meta)
+    return Volume(infos, OrientedFrames(path, spec, len(infos), view[:1].upper()))
+
+
+def blank_slices(
+    name: str, patient_id: str, size: tuple[int, int], file_name: str, meta: dict[str, Any]
+) -> tuple[ImageInfo, ...]:
+    """All slices of a volume of one file, without lesions. size: (width, height). meta: has `volume_slices`."""
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    return tuple(
+        ImageInfo(f"{name}, slice {k}", patient_id, *size, *none, file_name=file_name, meta=meta, volume=name, slice=k)
+        for k in range(meta["volume_slices"])
+    )
+
+
+def slice_folder(folder: Path, spec: SourceSpec) -> Volume:
+    """A folder of image files, one a slice, by their names (numbers in them count as numbers).
+
+    UserError for one file, files of different sizes, and of different bits a pixel: one window shows the volume.
+    """
+    paths = sorted(find_images([folder])[0], key=lambda path: _natural(path.relative_to(folder).as_posix()))
+    if len(paths) < 2:
+        raise UserError("one image: a volume has several slices", where=folder, todo="give the image itself")
+    sizes = [image_size(path) for path in paths]
+    if odd := next((path for path, size in zip(paths, sizes) if size != sizes[0]), None):
+        what = f"slices of different sizes: {paths[0].name} and {odd.name}"
+        raise UserError(what, where=folder, todo="put each volume into a folder of its own")
+    bits = [decode_as(spec, path)[1]["bits"] for path in (paths[0], paths[-1])]
+    if bits[0] != bits[1]:
+        what = f"{paths[0].name} has {bits[0]} bits a pixel, {paths[-1].name} has {bits[1]}"
+        raise UserError(what, where=folder, todo="export all slices of a volume in the same way")
+    infos = blank_slices(str(folder), str(folder), sizes[0], "", {"volume_slices": len(paths)})
+    infos = tuple(replace(info, file_name=str(path)) for info, path in zip(infos, paths))
+    return Volume(infos, partial(_read_slice, tuple(paths), spec))
+
+
+def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tuple[tuple[Path, str], ...]]:
+    """(volumes, skipped files with the reason) of a DICOM file of several frames, a folder of slices, or a folder of
+    such files and folders.
+
+    UserError where there is none.
+    """
+    if not entry.is_dir():
+        return (dicom_volume(entry, spec),), ()
+    paths, others = find_images([entry])
+    skipped = [(path, "not an image") for path in others]
+    volumes, folders = [], defaultdict(list)
+    for path in paths:
+        if not _is_dicom(path):
+            folders[path.parent].append(path)
+            continue
+        with files.open_regular(path) as file:
+            frames = dicom.count_frames(file)
+        if frames > 1:
+            volumes.append(dicom_volume(path, spec))
+        else:
+            skipped.append((path, "a DICOM file of one frame, which is no volume"))
+    for folder, images in folders.items():
+        if len(images) > 1:
+            volumes.append(slice_folder(folder, spec))
+        else:
+            skipped += [(path, "one image, which is no volume") for path in images]
+    if not volumes:
+        todo = "give DICOM files of several frames, or folders of slices"
+        raise UserError("no volume in the folder", where=entry, todo=todo)
+    return tuple(volumes), tuple(skipped)
+
+
+def _is_dicom(path: Path) -> bool:
+    with files.open_regular(path) as file:
+        return path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX))
+
+
+def _read_slice(paths: tuple[Path, ...], spec: SourceSpec, position: int) -> np.ndarray:
+    return decode_as(spec, paths[position])[0]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which 2 comes before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name) if part]

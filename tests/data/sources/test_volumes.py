@@ -1,0 +1,213 @@
+"""Volumes of DICOM files, folders of slices and the layout of BCS-DBT."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLSLossless
+
+from elk_jax.data.sources.bcs_dbt import read_entries
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.volumes import dicom_volume, find_volumes, slice_folder, volumes_of
+from tests.data.sources import dbt_files
+from tests.data.sources.dbt_files import BOXES, GROUPS, VOLUMES, WINDOW, pixels
+from tests.data.sources.dicom_files import item, make
+from tests.refusals import refused
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return dbt_files.write(tmp_path_factory.mktemp("dbt"))
+
+
+def opened(folder, slices="all", split=""):
+    return open_source(SourceSpec(f"bcs_dbt:{folder}", slices=slices), split)
+
+
+def key_of(volume):
+    return volume.patient_id, volume.study, volume.view
+
+
+def test_volumes_hang_as_their_view_says_and_boxes_lie_on_the_lesions(folder):
+    volumes = volumes_of(opened(folder))
+    assert {key_of(volume) for volume in volumes} == set(VOLUMES)
+    marked = 0
+    for volume in volumes:
+        wanted = pixels(key_of(volume))
+        for k in (0, 6, 11):
+            grey = np.clip((wanted[k] - 499.5) / 999 + 0.5, 0, 1)
+            np.testing.assert_allclose(volume.read(k)[..., 0], grey, atol=1e-5)
+        boxes, at = volume.lesions()
+        for box, k in zip(boxes.astype(int), at):
+            assert (volume.read(k)[box[1] : box[3], box[0] : box[2]] > 0.85).all()
+            marked += 1
+        assert volume.slices == len(volume) == 12
+    assert marked == len(BOXES)
+
+
+@pytest.mark.parametrize(
+    "slices, wanted",  # of the two lesions of the first volume, in slices 3 and 8
+    [("central", [3, 8]), ("near:1", [2, 3, 4, 7, 8, 9]), ("all", list(range(12)))],
+)
+def test_slices_that_train(folder, slices, wanted):
+    source = opened(folder, slices, "train")
+    volume = volumes_of(source)[0]
+    assert [info.slice for info in volume.infos] == wanted
+    by_slice = {info.slice: info for info in volume.infos}
+    assert by_slice[3].ignore.tolist() == [False]  # slice 8 is more than a quarter away
+    assert len(volume.lesions()[1]) == 2
+    if slices == "near:1":
+        assert by_slice[2].ignore.tolist() == [False]
+    if slices == "all":
+        assert by_slice[2].ignore.tolist() == [True] and by_slice[0].ignore.tolist() == [True]
+        assert by_slice[6].ignore.tolist() == [True, True]
+    assert [info.slice for info in volumes_of(opened(folder, slices, "test"))[1].infos if info.slice == 6] == [6]
+
+
+def test_splits_and_classes_are_those_of_the_tables(folder):
+    assert len(read_entries(folder, "train")) == 4 and len(read_entries(folder, "test")) == 2
+    source = open_source(SourceSpec(f"bcs_dbt:{folder}", where="class=normal"), "test")
+    assert {info.patient_id for info in source.infos} == {"DBT-P5"} and source.infos[0].slice == 6
+
+
+def test_a_doubtful_side_is_logged(tmp_path, caplog):
+    (tmp_path / "a.dcm").write_bytes(volume_bytes(np.tile(np.arange(8, dtype=np.uint16) % 7 * 50, (4, 8, 1))))
+    with caplog.at_level(logging.WARNING):
+        dicom_volume(tmp_path / "a.dcm", view="lcc").read(0)
+    assert "doubtful" in caplog.text and "a.dcm" in caplog.text
+
+
+def volume_bytes(frames=None, **attributes):
+    frames = pixels(next(iter(VOLUMES))) if frames is None else frames
+    return make(frames, bits=16, **{"SharedFunctionalGroupsSequence": GROUPS} | attributes)
+
+
+def windows(*centres):
+    return [item(FrameVOILUTSequence=[item(WindowCenter=centre, WindowWidth=1000)]) for centre in centres]
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (volume_bytes(pixels(next(iter(VOLUMES)))[:1]), ["one frame"]),
+        (make(np.zeros((3, 8, 8), np.uint16)), ["functional groups"]),
+        (
+            volume_bytes(np.zeros((3, 8, 8), np.uint16), PerFrameFunctionalGroupsSequence=windows(500, 500, 600)),
+            [0, 2, "differ"],
+        ),
+        (
+            volume_bytes(np.zeros((3, 8, 8), np.uint16), PerFrameFunctionalGroupsSequence=windows(500, 500)),
+            ["functional groups", 2],
+        ),
+        (b"no DICOM file", []),
+    ],
+    ids=["one frame", "no groups", "windows differ", "too few groups", "damaged"],
+)
+def test_files_that_are_no_volume_are_refused(tmp_path, data, words):
+    path = tmp_path / "a.dcm"
+    path.write_bytes(data)
+    with refused(*words, where=path):
+        dicom_volume(path)
+
+
+def test_a_window_at_the_top_level_or_repeated_by_frame_is_one_window(tmp_path):
+    frames = pixels(next(iter(VOLUMES)))
+    ways = [
+        volume_bytes(frames),
+        make(frames, bits=16, **WINDOW),
+        make(frames, bits=16, PerFrameFunctionalGroupsSequence=windows(*[500] * 12)),
+    ]
+    images = []
+    for number, data in enumerate(ways):
+        (tmp_path / f"{number}.dcm").write_bytes(data)
+        images.append(dicom_volume(tmp_path / f"{number}.dcm").read(3))
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0], images[2])
+
+
+def test_a_compressed_volume_without_a_decoder_names_the_package(tmp_path):
+    path = tmp_path / "a.dcm"
+    path.write_bytes(volume_bytes())
+    dataset = dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
+    dataset.PixelData = encapsulate([b"\xff\xd8" + bytes(20)] * 12)
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    with refused("JPEG-LS", "pip install pyjpegls", where=path):
+        dicom_volume(path).read(0)
+
+
+def test_a_folder_of_slices_is_ordered_by_number(tmp_path):
+    for k in (10, 2, 1):
+        cv2.imwrite(str(tmp_path / f"slice_{k}.png"), np.full((6, 5), 10 * k, np.uint8))
+    volume = slice_folder(tmp_path, SourceSpec())
+    assert [round(float(volume.read(k).max() * 255)) for k in range(3)] == [10, 20, 100]
+    cv2.imwrite(str(tmp_path / "slice_3.png"), np.zeros((7, 5), np.uint8))
+    with refused("sizes", "slice_3.png", where=tmp_path):
+        slice_folder(tmp_path, SourceSpec())
+
+
+def test_volumes_are_found_in_folders(tmp_path, folder):
+    volumes, skipped = find_volumes(folder, SourceSpec())
+    assert len(volumes) == 6 and {str(path)[-4:] for path, _ in skipped} == {".csv"}
+    assert {len(volume) for volume in volumes} == {12}
+    (tmp_path / "one.dcm").write_bytes(make())
+    with refused("no volume", where=tmp_path):
+        find_volumes(tmp_path, SourceSpec())
+
+
+def test_slices_of_two_files_for_one_volume_are_refused(folder):
+    source = opened(folder)
+    infos = tuple(replace(info, volume="v", patient_id="p") for info in source.infos[:24])
+    with refused("twice", "v", where=source.name):
+        volumes_of(replace(source, infos=infos))
+    with refused("no slice", where=source.name):
+        volumes_of(replace(source, infos=(replace(infos[0], slice=-1),)))
+
+
+def change(name, old, new):
+    def apply(folder):
+        path = next(folder.glob(name))
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return apply
+
+
+def copy_file(folder):
+    path = next(folder.rglob("000000.dcm"))
+    (path.parent / "1-1.dcm").write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (change("*boxes-train*", "DBT-S3", "DBT-S9"), ["label", "DBT-S9"]),
+        (change("*paths-train*", "DBT-S3", "DBT-S9"), ["label", "DBT-S9"]),
+        (change("*labels-train*", "0,0,1,0", "0,1,1,0"), ["actionable", "benign"]),
+        (change("*boxes-train*", ",0,3,5", ",0,12,5"), [12, "slice"]),
+        (change("*boxes-train*", ",0,3,5,", ",0,3,45,"), ["outside"]),
+        (change("*boxes-train*", "benign,0,12", "benign,0,13"), [13, 12]),
+        (change("*boxes-train*", "VolumeSlices", "Slices"), ["neither", "VolumeSlices"]),
+        (copy_file, ["two files", "1-1.dcm"]),
+        (lambda folder: next(folder.rglob("000000.dcm")).unlink(), ["no file", "DBT-P"]),
+        (lambda folder: next(folder.glob("*labels-train*")).rename(folder / "labels.txt"), ["label"]),
+        (
+            lambda folder: (folder / "more.csv").write_text(next(folder.glob("*labels-train*")).read_text()),
+            ["two rows"],
+        ),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, damage, words):
+    folder = dbt_files.write(tmp_path / "dbt")
+    damage(folder)
+    with refused(*words):
+        opened(folder)
+    with refused("no such folder"):
+        opened(tmp_path / "nowhere")
