@@ -130,7 +130,8 @@ def as_source(volumes: Sequence[Volume], classes: tuple[str, ...], name: str = "
 def dicom_volume(path: Path, spec: SourceSpec = AS_STORED, *, view: str = "", name: str = "") -> Volume:
     """A multi-frame DICOM file. Its header is read now, a frame when it is asked for.
 
-    spec: how files are decoded. view: of which breast it is, "lcc", "rmlo", ...; then the volume is turned by 180 degrees where its pixels show
+    spec: how files are decoded.
+    view: of which breast it is, "lcc", "rmlo", ...; then the volume is turned by 180 degrees where its pixels show
         another side (`dicom_volumes`). "" leaves it as stored, and takes the view from the header.
     name: of the volume; its path by default. UserError as in `check_volume`, and for damaged files.
     """
