@@ -126,7 +126,7 @@ def _suppresses(
     return (box_ops.iou(boxes, others) > threshold) & (groups[:, None] == other_groups[None, :])
 
 
-def _settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
+def settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
     """Greedy survivors [T] bool among candidates[T], sorted by score, from suppresses[T, T]."""
     suppresses = jnp.triu(suppresses, k=1)
 
@@ -143,7 +143,7 @@ def _settle(suppresses: jax.Array, candidates: jax.Array) -> jax.Array:
 
 def _dense(boxes: jax.Array, groups: jax.Array, candidates: jax.Array, threshold: jax.Array) -> jax.Array:
     """Greedy survivors [N] bool among candidates[N], sorted by score."""
-    return _settle(_suppresses(boxes, groups, boxes, groups, threshold), candidates)
+    return settle(_suppresses(boxes, groups, boxes, groups, threshold), candidates)
 
 
 def _tiled(
@@ -170,7 +170,7 @@ def _tiled(
         # `keep` is still False from this tile on.
         lost = (_suppresses(boxes, groups, tile_boxes, tile_groups, threshold) & keep[:, None]).any(0)
         inside = _suppresses(tile_boxes, tile_groups, tile_boxes, tile_groups, threshold)
-        settled = _settle(inside, take(candidates, tile) & ~lost)
+        settled = settle(inside, take(candidates, tile) & ~lost)
         return tile + 1, jax.lax.dynamic_update_slice_in_dim(keep, settled, tile * TILE, 0)
 
     def unfinished(state):
