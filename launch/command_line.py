@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags
+from ml_collections import config_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # config files import their shared parts as `configs.*`
@@ -78,6 +79,24 @@ def of_flags(call: Callable[[], T]) -> T:
         raise UserError(error.what, where=f"--{error.where}", todo=error.todo.removesuffix(" or None")) from error
 
 
+def config_value(key: str, text: str) -> Any:
+    """The value that `--config.KEY=TEXT` would give to a key of the configuration that --config names.
+
+    UserError for an unknown key, and for a text that is not of its type; it names `--config.KEY=TEXT`.
+    """
+    arguments = [f"--config={_config_argument()}", f"--config.{key}={text}"]
+    own = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=own, sys_argv=["", *arguments])
+    try:
+        own(["", *arguments])
+    except _FLAG_ERRORS as error:
+        raise _explain(error, arguments) from error
+    node: Any = own["config"].value
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -92,7 +111,7 @@ def _parse_and_call(main: Callable[[], object], doc: str) -> None:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except _FLAG_ERRORS as error:
-        raise _explain(error) from error
+        raise _explain(error, sys.argv[1:]) from error
     if rest:
         raise UserError(f"unexpected argument '{rest[0]}'", todo="flags are written --name=value; see --help")
     from elk_jax import host_memory  # after the flags: importing JAX takes seconds
@@ -109,12 +128,12 @@ def _flag_help() -> str:
     return "\n" + "\n".join(line for line in lines if not line.strip().startswith("(a ") and "override" not in line)
 
 
-def _explain(error: Exception) -> UserError:
+def _explain(error: Exception, arguments: Sequence[str]) -> UserError:
     """Turn what absl and ml_collections raise on bad flags into a line with the nearest right name."""
     text = str(error.args[0] if error.args else error)
     if "Traceback (most recent call last)" in text:  # of a configuration file: its last line says what is wrong
         text = text.strip().splitlines()[-1].partition("Error: ")[2] or text
-    overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
+    overrides = [a for a in arguments if a.startswith("--config.")]
     known = _all_config_keys() if overrides else []
     for override in overrides:
         key = _key_of(override)

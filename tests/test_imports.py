@@ -44,6 +44,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     | {"features", "heads", "privacy"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
+    "sweeps": COMMON | {"experiments", "tasks", "evaluation", "reporting"},
 }
 NEVER = {
     "torch",

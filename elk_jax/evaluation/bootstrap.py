@@ -10,7 +10,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 
@@ -20,6 +20,15 @@ from elk_jax.randomness import check_seed
 
 Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 Estimate = dict[str, float | None]
+
+
+class PatientStatistic(Protocol):
+    """A `Statistic` that knows its patients, in the order of their weights."""
+
+    patients: list[str]
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
+
 
 MOST = 100_000
 """Resamples; their weights are drawn at once."""
@@ -94,7 +103,7 @@ def compare(
             "second": _number(b[name][0]),
             "difference": difference,
             **bounds,
-            "p_value": None if bounds["low"] is None or draws is None else _two_sided(draws),
+            "p_value": None if bounds["low"] is None or draws is None else two_sided(draws),
         }
     return compared
 
@@ -114,7 +123,8 @@ def _draw(statistic: Statistic, patients: int, resamples: int, seed: int) -> dic
     return evaluate(statistic, draw_weights(patients, resamples, seed))
 
 
-def _two_sided(draws: np.ndarray) -> float:
+def two_sided(draws: np.ndarray) -> float:
+    """The two-sided p-value of "0" from resampled differences [R]; NaN ones do not count. See `compare`."""
     defined = draws[np.isfinite(draws)]
     # Two runs with equal predictions differ at most by rounding, which counts as a tie.
     below, above = (defined <= 1e-12).sum(), (defined >= -1e-12).sum()

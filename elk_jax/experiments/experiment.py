@@ -84,7 +84,7 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     folder = run.folder / stage.name
     finished, inputs = folder / resume.FINISHED, resume.inputs(run, stage)
     resume.check_inputs(run, stage, inputs)
-    depends = resume.settings(run, stage) | inputs
+    depends = resume.settings(run.experiment, stage) | inputs
     done = finished.exists() and files.read_json(folder / resume.DEPENDS) == depends
     meet(f"{stage.name}: looked")  # before the main process changes what the others look at
     if done and not (repeat and not isinstance(stage, TrainStage)):

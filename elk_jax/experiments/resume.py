@@ -21,12 +21,11 @@ FINISHED, DEPENDS = "finished.json", "config.json"
 """The stage's own files: its summary, written last, and what it depends on."""
 
 
-def settings(run: Run, stage: Stage) -> dict[str, Any]:
+def settings(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, as they come back from JSON.
 
     Of the data only the sources that it reads. `data.on_error` may change.
     """
-    experiment = run.experiment
     found = {
         "seed": experiment.seed,
         "data": {name: dataclasses.asdict(experiment.data[name]) for name, _ in stage.data()},
@@ -57,7 +56,7 @@ def is_finished(run: Run, stage: Stage, repeat: bool) -> bool:
     folder = run.folder / stage.name
     if not (folder / FINISHED).exists() or (repeat and not isinstance(stage, TrainStage)):
         return False
-    return _without_inputs(files.read_object(folder / DEPENDS)) == settings(run, stage)
+    return _without_inputs(files.read_object(folder / DEPENDS)) == settings(run.experiment, stage)
 
 
 def results(folder: Path) -> dict[str, str]:
@@ -96,10 +95,10 @@ def check_settings(run: Run, stage: Stage) -> None:
     if not _is_begun_training(run, stage):
         return
     before = _without_inputs(files.read_object(run.folder / stage.name / DEPENDS))
-    differences = _differences(before, settings(run, stage))
-    if differences:
+    found = differences(before, settings(run.experiment, stage))
+    if found:
         raise UserError(
-            f"stage {stage.name} was started here with other settings: {'; '.join(differences[:3])}",
+            f"stage {stage.name} was started here with other settings: {'; '.join(found[:3])}",
             where=run.folder,
             todo="name another --workdir, or give the same settings",
         )
@@ -135,11 +134,12 @@ def _without_inputs(written: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in written.items() if key != "models"}
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """What differs between two values of JSON, by dotted key: "steps was 100 and is 200"."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             text
             for name in {**before, **now}
-            for text in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+            for text in differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if before == now else [f"{key} was {before!r} and is {now!r}"]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Run
 from elk_jax.training.model import Model
@@ -52,6 +54,8 @@ class StageKind:
     lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training data.
     workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for launch/plan.py.
     recipe: the dataclass of the recipe that the stage names; None where it reads none.
+    statistics: of an evaluation: (folder of the finished stage, stage, recipe) -> by model, its metrics as a function
+    of patient weights, named as in <model>/evaluation.json, with "/" between keys; None where only these are kept.
     """
 
     settings: type
@@ -61,6 +65,7 @@ class StageKind:
     learns_classes: bool = False
     workload: Callable[[Any, Any, int | None], Workload] | None = None
     recipe: type | None = None
+    statistics: Callable[[Path, Any, Any], Mapping[str, PatientStatistic]] | None = None
 
 
 @dataclass(frozen=True)

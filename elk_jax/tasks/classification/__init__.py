@@ -16,7 +16,7 @@ TASK = Task(
             recipe=recipe.NetworkRecipe,
         ),
         "combine": StageKind(recipe.CombineClassifiersStage, combine.combine, combine.check_combine),
-        "evaluate": StageKind(recipe.EvaluateClassifiersStage, evaluate.evaluate),
+        "evaluate": StageKind(recipe.EvaluateClassifiersStage, evaluate.evaluate, statistics=evaluate.statistics),
     },
     report=report.part,
     architectures=model.ARCHITECTURES,

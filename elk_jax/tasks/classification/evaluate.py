@@ -22,14 +22,14 @@ from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.errors import UserError
-from elk_jax.evaluation.bootstrap import Resamples
+from elk_jax.evaluation.bootstrap import PatientStatistic, Resamples
 from elk_jax.evaluation.classification import (
     ClassificationStatistic,
     compare_classification,
     confident_errors,
     evaluate_classification,
 )
-from elk_jax.evaluation.predictions import Predictions, write_predictions
+from elk_jax.evaluation.predictions import Predictions, read_predictions, write_predictions
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
@@ -87,6 +87,15 @@ def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: None) -> Summary
         "models": list(stage.models),
         "unnamed": not patients.named(source.infos),
     }
+
+
+def statistics(folder: Path, stage: EvaluateClassifiersStage, recipe: None) -> dict[str, PatientStatistic]:
+    """The metrics of each model as functions of patients, from what the stage left in `folder`."""
+    found: dict[str, PatientStatistic] = {}
+    for name in stage.models:
+        positive = files.read_object(folder / name / "evaluation.json", "positive")["positive"]
+        found[name] = ClassificationStatistic(read_predictions(folder / name / "predictions.json"), positive)
+    return found
 
 
 def measure(trained: Trained, source: ImageSource, resamples: int, shelf: Path | None = None) -> Evaluation:

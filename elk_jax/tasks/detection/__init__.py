@@ -16,7 +16,12 @@ TASK = Task(
             workload=train.workload,
             recipe=recipe.DetectionRecipe,
         ),
-        "evaluate": StageKind(recipe.EvaluateDetectorsStage, evaluate.evaluate, recipe=recipe.DetectionRecipe),
+        "evaluate": StageKind(
+            recipe.EvaluateDetectorsStage,
+            evaluate.evaluate,
+            recipe=recipe.DetectionRecipe,
+            statistics=evaluate.statistics,
+        ),
     },
     report=report.part,
     architectures=tuple(DETECTORS),

@@ -1,6 +1,7 @@
 """Evaluate detectors: as a stage of an experiment, or any detector and predictions made elsewhere on any source.
 
-The stage leaves `<model>/predictions.json`, `<model>/evaluation.json`, `comparisons.json` and `gallery.json`.
+The stage leaves `<model>/predictions.json`, `<model>/evaluation.json`, `comparisons.json`, `gallery.json` and
+`truth.json`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections
 from elk_jax.evaluation import evaluate as metrics
-from elk_jax.evaluation.bootstrap import Resamples
+from elk_jax.evaluation.bootstrap import PatientStatistic, Resamples
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.evaluation.truth import read_measured, write_truth
 from elk_jax.fields import SHARE
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
@@ -35,6 +37,8 @@ from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
+
+TRUTH = "truth.json"
 
 # ---- As a stage ------------------------------------------------------------------------------------------------------
 
@@ -85,6 +89,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         chosen = {model: report.choose_pictures(results[model], criterion, evaluations[model]) for model in results}
         files.write_json(folder / "comparisons.json", comparisons)
         files.write_json(folder / "gallery.json", chosen)
+        write_truth(folder / TRUTH, source.infos, source.category_ids or range(1, len(source.classes) + 1))
         run.console.print(results_table(evaluations, comparisons, f"{stage.split} split of {stage.on}"))
         for sentence in gain_sentences(gains):
             run.say(f"  {sentence}")
@@ -96,6 +101,16 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         "skipped": skipped_images(source),
         "models": list(stage.models),
         "gains": gains,
+    }
+
+
+def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> dict[str, PatientStatistic]:
+    """The metrics of each model as functions of patients, from what the stage left in `folder`."""
+    criterion = criterion_from_text(stage.criterion)
+    found = {model: read_measured(folder / TRUTH, folder / model / "predictions.json") for model in stage.models}
+    return {
+        model: metrics.DetectionStatistic(detections.above(results, recipe.score_floor), criterion)
+        for model, results in found.items()
     }
 
 

@@ -1,0 +1,246 @@
+"""The results of a sweep as a table in the terminal, as CSV, as JSON and as a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from elk_jax.errors import UserError
+from elk_jax.reporting import html
+from elk_jax.reporting.comparison import difference_html
+from elk_jax.reporting.figures import interval_bar
+from elk_jax.reporting.report import Report, Section
+from elk_jax.reporting.sections import config_section, plain_label
+from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
+from elk_jax.sweeps.results import Entry, Place, Results
+
+COLUMNS = (
+    *("setting", "evaluation", "model", "metric", "seeds", "mean", "deviation", "low", "high", "interval_over"),
+    *("baseline", "difference", "difference_low", "difference_high", "p_value", "difference_interval_over"),
+    *("published", "note"),
+)
+"""Of table.csv, before the value of each seed."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run on the page. error: one line, "" for one that is finished. report, log: paths from the page."""
+
+    name: str
+    seconds: float | None
+    error: str
+    report: str
+    log: str
+
+
+def titled(place: Place) -> str:
+    return " · ".join(filter(None, place))
+
+
+def chosen_metrics(results: Results, wanted: Sequence[str]) -> dict[Place, list[str]]:
+    """The metrics of each evaluation that are shown first: those of `wanted` that it has, or its first one.
+
+    UserError for a name that no evaluation has.
+    """
+    known = {name: None for by_metric in results.metrics.values() for name in by_metric}
+    for name in wanted:
+        if name not in known:
+            what, todo = f"no metric '{name}'", f"choose from {', '.join(known) or 'none: no run is evaluated'}"
+            raise UserError(what, where=f"--metrics={','.join(wanted)}", todo=todo)
+    return {
+        place: [name for name in wanted if name in by_metric] if wanted else list(by_metric)[:1]
+        for place, by_metric in results.metrics.items()
+    }
+
+
+# ---- Terminal --------------------------------------------------------------------------------------------------------
+
+
+def terminal_table(results: Results, shown: Mapping[Place, Sequence[str]], title: str) -> Table:
+    table = named_table(title, "setting")
+    for column in ("seeds", "mean", "deviation", "difference", "published"):
+        table.add_column(column)
+    table.add_column("note")
+    for place, name, entries in _shown(results, shown):
+        table.add_section()
+        table.add_row(name_cell(f"{titled(place)}: {plain_label(name)}"), *[""] * 6)
+        for entry in entries:
+            mean, published = entry.mean or {}, entry.published(name)
+            table.add_row(
+                name_cell(f"  {entry.row.name}"),
+                str(mean.get("seeds", "")),
+                estimate_cell(mean) if entry.mean else "",
+                html.number(mean.get("deviation")) if entry.mean else "",
+                difference_cell(entry.difference_entry, 0) if entry.difference else "",
+                "" if published is None else html.number(published),
+                name_cell(said(entry)),
+            )
+    return table
+
+
+def said(entry: Entry) -> str:
+    """The note of a row, and why it was not run."""
+    row = entry.row
+    return "; ".join(filter(None, (f"not run: {row.not_run}" if row.not_run else "", row.note)))
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def records(results: Results) -> list[dict[str, Any]]:
+    """Every metric of every setting, flat and JSON-able: COLUMNS, and `by_seed` {seed: value}."""
+    found = []
+    for place, by_metric in results.metrics.items():
+        for name, entries in by_metric.items():
+            for entry in entries:
+                mean, difference = entry.mean or {}, entry.difference or {}
+                values = (
+                    *(entry.row.name, *place, name, mean.get("seeds", 0), mean.get("value"), mean.get("deviation")),
+                    *(mean.get("low"), mean.get("high"), mean.get("over", "")),
+                    *(entry.baseline if entry.difference else "", difference.get("value"), difference.get("low")),
+                    *(difference.get("high"), difference.get("p_value"), difference.get("over", "")),
+                    *(entry.published(name), said(entry)),
+                )
+                by_seed = dict(zip(map(str, results.seeds), entry.by_seed))
+                found.append(dict(zip(COLUMNS, values, strict=True)) | {"by_seed": by_seed})
+    return found
+
+
+def csv_text(results: Results) -> str:
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow([*COLUMNS, *(f"seed_{seed}" for seed in results.seeds)])
+    for record in records(results):
+        values = [record[column] for column in COLUMNS]
+        writer.writerow([*values, *(record["by_seed"].get(str(seed)) for seed in results.seeds)])
+    return output.getvalue()
+
+
+# ---- Page ------------------------------------------------------------------------------------------------------------
+
+
+def report(
+    name: str,
+    results: Results,
+    shown: Mapping[Place, Sequence[str]],
+    runs: Sequence[RunState],
+    config: Mapping[str, Any],
+) -> Report:
+    """config: what all settings have in common."""
+    sections = [_metric_section(place, metric, entries) for place, metric, entries in _shown(results, shown)]
+    for place, by_metric in results.metrics.items():
+        rest = [metric for metric in by_metric if metric not in shown[place]]
+        if rest:
+            blocks = (html.folded(plain_label(metric), _metric_table(metric, by_metric[metric])) for metric in rest)
+            sections.append(Section(f"{titled(place)}: other metrics", "".join(blocks)))
+    sections += [_runs_section(runs), config_section(config)]
+    failed = [run for run in runs if run.error]
+    finished = f"{len(runs) - len(failed)} of {len(runs)} runs are finished."
+    return Report(
+        title=f"Sweep of {name.replace('_', ' ')}",
+        kicker=f"Sweep · {name}",
+        summary=" ".join([*([finished] if failed else []), *results.notes]),
+        facts={
+            "Settings": str(len({entry.row.name for _, _, entries in _every(results) for entry in entries})),
+            "Seeds": str(len(results.seeds)),
+            "Time of all runs": html.duration(sum(run.seconds or 0 for run in runs)),
+        },
+        sections=sections,
+        footer="elk_jax",
+    )
+
+
+def _metric_section(place: Place, metric: str, entries: Sequence[Entry]) -> Section:
+    return Section(f"{titled(place)}: {plain_label(metric)}", _metric_table(metric, entries))
+
+
+def _metric_table(metric: str, entries: Sequence[Entry]) -> str:
+    bounds, reach = _bounds(entries), _reach(entries)
+    has_published = any(entry.published(metric) is not None for entry in entries)
+    head = ["Setting", "Seeds", "Mean", "", "Deviation", "Difference", ""]
+    head += ["Published"] if has_published else []
+    rows = []
+    for index, entry in enumerate(entries):
+        published = [html.number(entry.published(metric))] if has_published else []
+        cells = [_named(entry), *_own_cells(entry, bounds, index), *_difference_cells(entry, reach, index), *published]
+        rows.append(html.row(cells))
+    return html.table(head, rows)
+
+
+def _named(entry: Entry) -> str:
+    note = said(entry)
+    return html.text(entry.row.name) + (f'<br><span class="range">{html.text(note)}</span>' if note else "")
+
+
+def _own_cells(entry: Entry, bounds: tuple[float, float], index: int) -> list[str]:
+    if entry.mean is None:
+        return ["", "", "", ""]
+    mean = entry.mean
+    bar = interval_bar(mean, index, bounds, 160) if mean["value"] is not None else ""
+    deviation = html.number(mean["deviation"]) if mean["deviation"] is not None else ""
+    return [str(mean["seeds"]), html.estimate_cell(mean), f'<span class="{html.colour(index)}">{bar}</span>', deviation]
+
+
+def _difference_cells(entry: Entry, reach: float, index: int) -> list[str]:
+    if entry.difference is None:
+        return ["", ""]
+    shown = entry.difference
+    bar = interval_bar(shown, index, (-reach, reach), 160) if shown["value"] is not None else ""
+    to = f'<br><span class="range">to {html.text(entry.baseline)}</span>'
+    return [
+        difference_html(entry.difference_entry, better=0) + to,
+        f'<span class="{html.colour(index)}">{bar}</span>',
+    ]
+
+
+def _runs_section(runs: Sequence[RunState]) -> Section:
+    rows = []
+    for run in runs:
+        link = f'<a href="{html.text(run.log)}">log</a>'
+        if not run.error:
+            link = f'<a href="{html.text(run.report)}">report</a>, {link}'
+        time = "" if run.seconds is None else html.duration(run.seconds)
+        state = html.text(run.error) if run.error else "finished"
+        rows.append(html.row([html.text(run.name), state, time, link], numeric_from=2))
+    return Section("Runs", html.table(["Run", "State", "Time", ""], rows, 2))
+
+
+def _bounds(entries: Sequence[Entry]) -> tuple[float, float]:
+    """The ends of the bars: [0, 1] where all values lie in it."""
+    numbers = [
+        entry.mean[key]
+        for entry in entries
+        if entry.mean
+        for key in ("value", "low", "high")
+        if entry.mean[key] is not None
+    ]
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _reach(entries: Sequence[Entry]) -> float:
+    """Half the width of the bars of differences."""
+    numbers = [
+        abs(entry.difference[key])
+        for entry in entries
+        if entry.difference
+        for key in ("value", "low", "high")
+        if entry.difference[key] is not None
+    ]
+    return 1.1 * max(numbers, default=0.0) or 1.0
+
+
+def _shown(results: Results, shown: Mapping[Place, Sequence[str]]) -> list[tuple[Place, str, tuple[Entry, ...]]]:
+    return [(place, name, results.metrics[place][name]) for place, names in shown.items() for name in names]
+
+
+def _every(results: Results) -> list[tuple[Place, str, tuple[Entry, ...]]]:
+    return _shown(results, {place: list(by_metric) for place, by_metric in results.metrics.items()})

@@ -1,0 +1,259 @@
+"""The runs of a sweep: every setting with every seed, each a run folder of its own; stages that runs have in common.
+
+Sweep folder:
+  sweep.json                 what the sweep varies: it is not continued with something else
+  runs/SETTING/seed-N/       a run folder, as of launch/train.py
+  runs/SETTING/seed-N.log    what the run prints; errors.json names the runs that failed
+  table.csv, table.json, report.html
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from elk_jax import files
+from elk_jax.errors import UserError
+from elk_jax.experiments import resume
+from elk_jax.experiments.parse import parse, plain
+from elk_jax.randomness import check_seed
+from elk_jax.sweeps.settings import Row
+from elk_jax.tasks.run import Experiment
+from elk_jax.tasks.stages import Stage
+
+SWEEP = "sweep.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """One setting with one seed. config: the whole configuration. folder: of the run."""
+
+    row: Row
+    seed: int
+    config: ConfigDict
+    experiment: Experiment
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every stage and the report are written, of this configuration."""
+        written = self.folder / "config.json"
+        ends = [self.folder / REPORT, *(self.folder / name / resume.FINISHED for name in self.experiment.stages)]
+        if not written.is_file() or not all(end.is_file() for end in ends):
+            return False
+        return files.read_json(written) == json.loads(json.dumps(plain(self.config)))
+
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """Stage -> hash of everything that its result follows from: two stages of one hash leave the same result."""
+        found: dict[str, str] = {}
+        for stage in self.experiment.stages.values():
+            found[stage.name] = _identity(self.experiment, stage, found)
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole sweep. rows: of the table, with those that are not run. runs: those that share a stage with an earlier
+    one come after it."""
+
+    folder: Path
+    base: ConfigDict
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[PlannedRun, ...]
+
+    def before(self, run: PlannedRun) -> tuple[int, ...]:
+        """Positions of the runs that make a stage which this one takes from them."""
+        makers: dict[str, int] = {}
+        for position, other in enumerate(self.runs):
+            for identity in other.identities.values():
+                makers.setdefault(identity, position)
+        return tuple(sorted({makers[key] for key in run.identities.values()} - {self.runs.index(run)}))
+
+
+def plan(base: ConfigDict, rows: Sequence[Row], seeds: int, folder: Path) -> Plan:
+    """Check every setting with every seed, before any of them runs.
+
+    base: the configuration that the rows change. seeds: how many, from `config.seed` on. UserError, with the row, for a
+    key or value that cannot be; for a row that sets the seed.
+    """
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds", where="--seeds", todo="give 1 or more")
+    _check_varied(rows)
+    first = parse(base).seed
+    chosen = tuple(first + number for number in range(seeds))
+    for seed in chosen:
+        check_seed(seed)
+    runs = []
+    for row in rows:
+        if row.not_run:
+            continue
+        for seed in chosen:
+            config = changed(base, row.overrides, f"row '{row.name}'")
+            config.seed = seed
+            place = folder / "runs" / row.folder / f"seed-{seed}"
+            runs.append(PlannedRun(row, seed, config, _parsed(config, row), place))
+    return Plan(folder, base, tuple(rows), chosen, _ordered(runs))
+
+
+def changed(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
+    """A copy of a configuration with other values, by dotted key. UserError for an unknown key and another type."""
+    config = _copied(base)
+    known = _keys(base)
+    for key, value in overrides.items():
+        if not any(name == key or name.startswith(f"{key}.") for name in known):
+            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            todo = f"did you mean {' or '.join(close)}" if close else "see config.json of a run for all keys"
+            raise UserError(f"unknown config key '{key}'", where=where, todo=todo)
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, KeyError, ValueError) as error:
+            what = f"bad value for config key '{key}': {value!r}"
+            raise UserError(what, where=where, todo="give a value of the type that config.json of a run has") from error
+    return config
+
+
+def start(plan: Plan) -> None:
+    """Make the folder of a sweep, or refuse that of another: for another configuration, or when a setting is missing.
+
+    More settings and another number of seeds continue the same sweep.
+    """
+    path = plan.folder / SWEEP
+    now = {
+        "experiment": plain(plan.base),
+        "settings": {row.name: json.loads(json.dumps(dict(row.overrides))) for row in plan.rows},
+    }
+    now = json.loads(json.dumps(now))
+    if path.exists():
+        before = files.read_object(path, "experiment", "settings")
+        found = resume.differences(_without_seed(before["experiment"]), _without_seed(now["experiment"]), "config")
+        for name, overrides in before["settings"].items():
+            if name not in now["settings"]:
+                found.append(f"the setting '{name}' is not among those given")
+            else:
+                found += resume.differences(overrides, now["settings"][name], f"setting '{name}'")
+        if found:
+            todo = "name another --workdir, or give the same settings"
+            raise UserError(f"this folder belongs to another sweep: {found[0]}", where=plan.folder, todo=todo)
+    files.make_folder(plan.folder)
+    files.write_json(path, now)
+
+
+def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
+    """Copy into a run folder the finished stages that other runs of the sweep have made already; returns their names.
+
+    Only stages that were not begun in it, and whose settings, seed and inputs, back to the data, are the same. Their
+    checkpoints stay behind: a finished stage needs none.
+    """
+    taken = []
+    for name, identity in run.identities.items():
+        place = run.folder / name
+        if place.exists():
+            continue
+        for other in plan.runs:
+            made = [stage for stage, key in other.identities.items() if key == identity]
+            if other is not run and made == [name] and _is_made(other, name):
+                _copy_stage(other.folder / name, place)
+                taken.append(name)
+                break
+    return taken
+
+
+def _is_made(run: PlannedRun, stage: str) -> bool:
+    """Whether a stage is finished with the settings of the plan."""
+    folder = run.folder / stage
+    if not (folder / resume.FINISHED).is_file() or not (folder / resume.DEPENDS).is_file():
+        return False
+    written = files.read_object(folder / resume.DEPENDS)
+    return {**written, "models": None} == {
+        **resume.settings(run.experiment, run.experiment.stages[stage]),
+        "models": None,
+    }
+
+
+def _copy_stage(source: Path, place: Path) -> None:
+    partial = place.with_name(f".{place.name}.partial-stage")
+    shutil.rmtree(partial, ignore_errors=True)
+    files.make_folder(place.parent)
+    shutil.copytree(source, partial, ignore=lambda folder, names: {"checkpoints"} & set(names))
+    partial.rename(place)
+
+
+def _identity(experiment: Experiment, stage: Stage, earlier: Mapping[str, str]) -> str:
+    """earlier: identities of the stages before it. What a stage reads of them is a part of its own."""
+    read = [*stage.trained(), *stage.named_models().values()]
+    read += [writer for data in stage.data() if (writer := experiment.writers.get(data.source))]
+    follows = {
+        "settings": resume.settings(experiment, stage),
+        "mesh": [experiment.mesh.data, experiment.mesh.fsdp],
+        "on_error": experiment.on_error,
+        "reads": {name: earlier[name] for name in read if name in earlier},
+    }
+    return hashlib.sha256(json.dumps(follows, sort_keys=True).encode()).hexdigest()
+
+
+def _ordered(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """All seeds of a setting before the next; runs that take a stage from an earlier one at the end."""
+    seen: set[str] = set()
+    first: list[PlannedRun] = []
+    later: list[PlannedRun] = []
+    for run in runs:
+        own = set(run.identities.values())
+        (later if own & seen else first).append(run)
+        seen |= own
+    return (*first, *later)
+
+
+def _check_varied(rows: Sequence[Row]) -> None:
+    for row in rows:
+        if "seed" in row.overrides:
+            todo = "give --seeds=N, and the first seed as --config.seed=S"
+            raise UserError(
+                "the seed is not a setting: every setting runs with the same seeds", where="seed", todo=todo
+            )
+
+
+def _parsed(config: ConfigDict, row: Row) -> Experiment:
+    try:
+        return parse(config)
+    except UserError as error:
+        raise UserError(f"setting {row.name}: {error.what}", where=error.where, todo=error.todo) from error
+
+
+def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "seed"}
+
+
+def _copied(config: ConfigDict) -> ConfigDict:
+    """A copy with the same order, types and no further keys; ConfigDict's own copies sort the keys."""
+
+    def of(key: str, value: Any) -> Any:
+        return _copied(value) if isinstance(value, ConfigDict) else FieldReference(value, config.get_type(key))
+
+    return ConfigDict({key: of(key, value) for key, value in config.items()}, sort_keys=False).lock()
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of every leaf."""
+    if not isinstance(config, ConfigDict):
+        return [prefix]
+    return [name for key, child in config.items() for name in _keys(child, f"{prefix}.{key}" if prefix else key)]

@@ -1,0 +1,216 @@
+"""What the runs of a sweep measured: every metric of their evaluations, by setting, with differences to a baseline.
+
+A metric is read from the `evaluation.json` of an evaluation stage, or of a folder in it: each {"value": ...} there; in
+a file without any, each number with a fraction. Its name is its keys, joined by "/".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.evaluation import seeds
+from elk_jax.evaluation.bootstrap import PatientStatistic
+from elk_jax.evaluation.seeds import Measured, Resampling
+from elk_jax.experiments import resume
+from elk_jax.experiments.parse import kind_of
+from elk_jax.sweeps.plan import Plan, PlannedRun
+from elk_jax.sweeps.settings import Row
+from elk_jax.tasks.stages import EvaluateStage
+
+EVALUATION = "evaluation.json"
+BOUNDS = ("low", "high", "level")
+"""Numbers beside a metric that are none themselves."""
+
+Place = tuple[str, str]
+"""(evaluation stage, what it evaluates: a model, or "" for the stage as a whole)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table of one metric. mean, difference: as of `seeds.summarise`; None where there is nothing.
+
+    by_seed: value of each seed of the plan, None without one. published: of a paper.
+    """
+
+    row: Row
+    by_seed: tuple[float | None, ...]
+    mean: Mapping[str, Any] | None
+    baseline: str = ""
+    difference: Mapping[str, Any] | None = None
+
+    @property
+    def difference_entry(self) -> Mapping[str, Any]:
+        """The difference as `reporting.comparison` takes it."""
+        found = self.difference or {}
+        return {"difference": found.get("value"), **{key: found.get(key) for key in ("low", "high", "p_value")}}
+
+    def published(self, metric: str) -> float | None:
+        return self.row.published.get(metric)
+
+
+@dataclass(frozen=True)
+class Results:
+    """place -> metric -> entries, in the order of the rows. notes: what a reader has to know of the intervals."""
+
+    seeds: tuple[int, ...]
+    metrics: Mapping[Place, Mapping[str, tuple[Entry, ...]]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """One evaluation of one run."""
+
+    values: Mapping[str, float | None]
+    statistic: PatientStatistic | None = None
+
+
+@dataclass
+class _Table:
+    """row name -> seed -> place -> what was measured."""
+
+    found: dict[str, dict[int, dict[Place, _Evaluated]]] = field(default_factory=dict)
+
+    def patients(self) -> list[str]:
+        return [
+            patient
+            for by_seed in self.found.values()
+            for by_place in by_seed.values()
+            for one in by_place.values()
+            if one.statistic is not None
+            for patient in one.statistic.patients
+        ]
+
+    def places(self) -> list[Place]:
+        return list({p: None for by_seed in self.found.values() for by_place in by_seed.values() for p in by_place})
+
+
+def collect(plan: Plan, baselines: Mapping[str, str], resamples: int) -> Results:
+    """Read what the finished evaluations of all runs left. baselines: row -> the row that it is compared with."""
+    table = _Table()
+    for run in plan.runs:
+        table.found.setdefault(run.row.name, {})[run.seed] = dict(_evaluations(run))
+    resampling = seeds.draw(table.patients(), len(plan.seeds), resamples)
+    metrics = {place: _of_place(plan, table, place, baselines, resampling) for place in table.places()}
+    return Results(plan.seeds, metrics, tuple(_notes(plan, table, resampling)))
+
+
+def _of_place(
+    plan: Plan, table: _Table, place: Place, baselines: Mapping[str, str], resampling: Resampling
+) -> dict[str, tuple[Entry, ...]]:
+    measured = {
+        row.name: _measured([table.found[row.name].get(seed, {}).get(place) for seed in plan.seeds], resampling)
+        for row in plan.rows
+        if not row.not_run
+    }
+    names = list({name: None for by_name in measured.values() for name in by_name})
+    return {name: tuple(_entry(row, name, measured, baselines, resampling) for row in plan.rows) for name in names}
+
+
+def _measured(by_seed: Sequence[_Evaluated | None], resampling: Resampling) -> dict[str, Measured]:
+    """The metrics of one setting, of every seed; None for a seed that was not evaluated."""
+    statistics = [one.statistic if one is not None else None for one in by_seed]
+    draws = {}
+    if len(resampling.patients) > 1 and len(resampling.seed_weights):
+        draws = seeds.resampled(statistics, resampling)
+    names = {name: None for one in by_seed if one is not None for name in one.values}
+    return {
+        name: Measured(
+            np.array([_value(one, name) for one in by_seed], float),
+            draws.get(name),
+        )
+        for name in names
+    }
+
+
+def _value(one: _Evaluated | None, name: str) -> float:
+    value = one.values.get(name) if one is not None else None
+    return np.nan if value is None else float(value)
+
+
+def _entry(
+    row: Row,
+    name: str,
+    measured: Mapping[str, Mapping[str, Measured]],
+    baselines: Mapping[str, str],
+    resampling: Resampling,
+) -> Entry:
+    own = measured.get(row.name, {}).get(name)
+    if own is None:
+        return Entry(row, (), None)
+    by_seed = tuple(float(value) if np.isfinite(value) else None for value in own.values)
+    baseline = baselines.get(row.name, "")
+    other = measured.get(baseline, {}).get(name)
+    difference = seeds.summarise(own.minus(other), resampling) if other is not None else None
+    return Entry(row, by_seed, seeds.summarise(own, resampling), baseline, difference)
+
+
+def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
+    """Of the finished evaluation stages of a run."""
+    for stage in run.experiment.stages.values():
+        folder = run.folder / stage.name
+        if not isinstance(stage, EvaluateStage) or not (folder / resume.FINISHED).is_file():
+            continue
+        statistics: Mapping[str, PatientStatistic] = {}
+        kind = kind_of(stage)
+        if kind.statistics is not None:
+            statistics = kind.statistics(folder, stage, run.experiment.recipe_of(stage))
+        for path in [folder / EVALUATION, *(folder / name / EVALUATION for name in _subfolders(folder))]:
+            if path.is_file():
+                name = path.parent.name if path.parent != folder else ""
+                yield (stage.name, name), _Evaluated(values(files.read_json(path)), statistics.get(name))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def values(evaluation: Any) -> dict[str, float | None]:
+    """The metrics of an evaluation, by name, in its order."""
+    estimates = dict(_estimates(evaluation))
+    return estimates or dict(_fractions(evaluation))
+
+
+def _estimates(tree: Any, name: str = "") -> Iterator[tuple[str, float | None]]:
+    if not isinstance(tree, Mapping):
+        return
+    if "value" in tree and not isinstance(tree["value"], Mapping):
+        yield name, tree["value"]
+        return
+    for key, child in tree.items():
+        yield from _estimates(child, f"{name}/{key}" if name else str(key))
+
+
+def _fractions(tree: Any, name: str = "") -> Iterator[tuple[str, float | None]]:
+    if isinstance(tree, float):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, child in tree.items():
+            if key not in BOUNDS:
+                yield from _fractions(child, f"{name}/{key}" if name else str(key))
+
+
+def _notes(plan: Plan, table: _Table, resampling: Resampling) -> Iterator[str]:
+    count = len(plan.seeds)
+    if len(resampling.patients) > 1:
+        yield f"Intervals are over {len(resampling.patients)} patients{f' and {count} seeds' if count > 1 else ''}."
+    if 1 < count < 20:
+        part = f"{np.sqrt((count - 1) / count):.2f}"
+        yield f"With {count} seeds the part of an interval that is over seeds is too narrow, by the factor {part}."
+    if count == 1:
+        yield "One seed: nothing is known of what another seed would give."
+    for place in table.places():
+        sets = {
+            tuple(one.statistic.patients)
+            for by_seed in table.found.values()
+            for by_place in by_seed.values()
+            if (one := by_place.get(place)) is not None and one.statistic is not None
+        }
+        if len(sets) > 1:
+            yield f"{' · '.join(filter(None, place))}: not all runs were evaluated on the same patients."

@@ -1,0 +1,139 @@
+"""Programs that run beside each other, each with its share of the cores; one that fails does not stop the others.
+
+A program ends with the process that started it, however that ends: the other end of its standard input closes then.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from elk_jax import files
+from elk_jax.output import visible
+
+WORKER = "ELK_SWEEP_WORKER"
+"""Set in the environment of a program that ends with its starter."""
+MEMORY, SHARED_MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.9
+"""The share of an accelerator's memory that JAX takes, in all programs together."""
+PATIENCE = 20.0
+"""Seconds that a program has to end by itself."""
+LAST = 1 << 16
+"""Bytes of the end of a log in which the error is looked for."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program. log: of what it prints. after: positions of jobs that end before it starts."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """error: one line; "" for a program that ended well."""
+
+    seconds: float
+    error: str = ""
+
+
+def run_all(jobs: Sequence[Job], at_once: int, tell: Callable[[int, Ended | None], None]) -> list[Ended]:
+    """Run all programs, `at_once` beside each other; returns how each ended, in their order.
+
+    tell: called with a position when it starts (None) and when it has ended. When this is interrupted, the programs
+    that run are stopped.
+    """
+    shares = core_shares(at_once)
+    ended: dict[int, Ended] = {}
+    running: dict[Future[Ended], tuple[int, int]] = {}
+    open_programs: dict[int, subprocess.Popen] = {}
+    waiting, free = list(range(len(jobs))), list(range(at_once))
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            while waiting or running:
+                ready = [n for n in waiting if all(before in ended for before in jobs[n].after)]
+                while ready and free:
+                    number, slot = ready.pop(0), free.pop(0)
+                    waiting.remove(number)
+                    tell(number, None)
+                    open_programs[number] = _start(jobs[number], shares[slot], at_once)
+                    running[pool.submit(_finish, open_programs[number], jobs[number])] = number, slot
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    number, slot = running.pop(future)
+                    ended[number] = future.result()
+                    free.append(slot)
+                    tell(number, ended[number])
+        finally:
+            for number, program in open_programs.items():
+                if number not in ended:
+                    _stop(program)
+    return [ended[number] for number in range(len(jobs))]
+
+
+def end_with_starter() -> None:
+    """In a program of `run_all`: end when the process that started it has ended or stops it."""
+    if os.environ.get(WORKER):
+        threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def core_shares(at_once: int) -> list[list[int]]:
+    """The cores of each of `at_once` programs: as equal as they can be, at least one."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return [cores[slot::at_once] or [cores[slot % len(cores)]] for slot in range(at_once)]
+
+
+def _start(job: Job, cores: Sequence[int], at_once: int) -> subprocess.Popen:
+    files.make_folder(job.log.parent)
+    environment: Mapping[str, str] = os.environ | {WORKER: "1"}
+    if at_once > 1:
+        environment = {MEMORY: f"{SHARED_MEMORY / at_once:.3f}", **environment}
+    with open(job.log, "ab") as log:
+        program = subprocess.Popen(
+            job.command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+    if hasattr(os, "sched_setaffinity"):  # of its threads too: they start later
+        os.sched_setaffinity(program.pid, cores)
+    return program
+
+
+def _finish(program: subprocess.Popen, job: Job) -> Ended:
+    started = time.monotonic()
+    code = program.wait()
+    seconds = time.monotonic() - started
+    return Ended(seconds) if code == 0 else Ended(seconds, said_error(job.log, code))
+
+
+def _stop(program: subprocess.Popen) -> None:
+    if program.stdin is not None:
+        program.stdin.close()
+    try:
+        program.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        program.wait()
+
+
+def said_error(log: Path, code: int) -> str:
+    """The error of a program that ended with `code`, in one line: the last one that its log names."""
+    if code < 0:
+        return f"killed by signal {-code}{': perhaps for lack of memory' if code == -9 else ''}"
+    with open(log, "rb") as file:
+        file.seek(max(0, os.path.getsize(log) - LAST))
+        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return visible((errors or lines or [f"exit code {code}"])[-1].removeprefix("error: "))
+
+
+def _wait_for_end() -> None:
+    while os.read(0, 1024):  # of the descriptor: a thread that waits in sys.stdin would hold its lock at the end
+        pass
+    os._exit(130)

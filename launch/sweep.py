@@ -1,0 +1,95 @@
+"""Run an experiment with several settings and seeds, and compare the settings.
+
+  python launch/sweep.py --config=configs/cem_real.py --over=detector.ema_decay=0.9,0.99 --seeds=5 --workdir=runs/decay
+  python launch/sweep.py --config=configs/private_head.py:tiny --over=head.size=48,64 --over=head.draws=2,3 --seeds=3 \\
+      --jobs=2 --against=size=64 --metrics=auroc,brier --workdir=runs/heads
+  python launch/sweep.py --config=configs/cem_mixed.py --list=table.py --seeds=3 --workdir=runs/table
+
+Every combination of the values of --over is a setting; --config.KEY=VALUE holds for all of them. A value is what
+--config.KEY=VALUE takes. Commas separate values, except in brackets and quotes:
+  "--over=stages.mixed.train_on=('a',),('a','b')"
+A text that itself has a comma, a bracket or a quote is quoted; an empty text is '':
+  "--over=data.real.spec='phantom:size=64,count=24','coco:b.json'"
+
+A list is for settings that are not a product: a Python file with ROWS, a tuple of elk_jax.sweeps.settings.Row, or a
+JSON file with objects of the same fields:
+  [{"name": "ours", "overrides": {"detector.steps": 100}, "published": {"mean_sensitivity": 0.71}, "note": ""},
+   {"name": "theirs", "not_run": "needs a GPU", "published": {"mean_sensitivity": 0.69}}]
+A row with a reason not to run it, not_run, stands in the table only.
+
+Every setting runs with the same seeds, config.seed and those after it. The seed of a phantom is its own. Each run is an
+ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by a program of its own; --jobs of them run at once and share the
+cores. A stage that has the same settings, seed and inputs in several runs is made once. Rerun the same command to
+resume: finished runs are not repeated, interrupted ones continue from their checkpoints. More settings and seeds may be
+added. A run that fails does not stop the others.
+
+At the end: table.csv, table.json and report.html, with the mean over the seeds, the deviation of one seed, 95 %
+intervals by resampling patients and seeds, and the difference of each setting to --against, on the same patients and
+seeds: to the first setting, to a named one, or, with KEY=VALUE, to the one that has this value and is otherwise the
+same. The launcher chooses nothing: what is compared on a test split is only reported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import command_line
+from absl import flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:variant].")
+OVER = flags.DEFINE_multi_string("over", [], "KEY=VALUE,VALUE,...: the values of a key of the configuration.")
+LIST = flags.DEFINE_string("list", None, "A Python or JSON file of settings, in place of --over.")
+SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each setting.")
+JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the sweep.")
+AGAINST = flags.DEFINE_string("against", "", "The setting that others are compared with. Default: the first.")
+METRICS = flags.DEFINE_list("metrics", [], "Metrics shown first. Default: the first one of each evaluation.")
+BOOTSTRAP = flags.DEFINE_integer(
+    "bootstrap", 2000, "Resamples for the intervals, 0 for none.", lower_bound=0, upper_bound=100_000
+)
+RUN = flags.DEFINE_string("run", None, "Do only this run, SETTING/seed-N, in this process: one of them on a cluster.")
+
+
+def main() -> None:
+    config = command_line.required(CONFIG, "configs/cem_real.py")
+    folder = Path(command_line.required(WORKDIR, "runs/sweep")).absolute()
+    if OVER.value and LIST.value:
+        raise command_line.UserError("--over and --list exclude each other", todo="give one of them")
+    from elk_jax.sweeps import settings
+    from elk_jax.sweeps.plan import plan
+    from elk_jax.sweeps.sweep import own_command, run_one, run_sweep
+
+    values: dict[tuple[str, str], object] = {}
+    if LIST.value:
+        rows = settings.read_rows(Path(LIST.value))
+    elif OVER.value:
+        overs = [settings.read_over(text) for text in OVER.value]
+        values = {(over.key, text): _value(over.key, text) for over in overs for text in over.texts}
+        rows = settings.product(overs, values)
+    else:
+        rows = (settings.Row(config.name),)
+    baselines = settings.baselines(rows, AGAINST.value, values)
+    planned = plan(config, rows, SEEDS.value, folder)
+    if RUN.value:
+        run_one(planned, RUN.value)
+        return
+    run_sweep(
+        planned,
+        baselines,
+        jobs=JOBS.value,
+        resamples=BOOTSTRAP.value,
+        metrics=METRICS.value,
+        command=own_command(),
+    )
+
+
+def _value(key: str, text: str) -> object:
+    try:
+        return command_line.config_value(key, text)
+    except command_line.UserError as error:
+        raise command_line.UserError(error.what, where=f"--over={key}={text}", todo=error.todo) from error
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__ or "")
