@@ -78,7 +78,8 @@ def breast_interior(grey: np.ndarray) -> np.ndarray:
 def spectrum_slope(grey: np.ndarray, inside: np.ndarray) -> float:
     """Slope b of the radial power spectrum ~ f^-b, 3 to 30 cycles in a 128 px window in the thickest part."""
     distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_C, 3)
-    y, x = (min(max(int(i), 64), 448) for i in np.unravel_index(np.argmax(distance), distance.shape))
+    middle = np.unravel_index(np.argmax(distance), distance.shape)
+    y, x = (min(max(int(i), 64), side - 64) for i, side in zip(middle, grey.shape))
     window = grey[y - 64 : y + 64, x - 64 : x + 64].astype(np.float64)
     window = (window - window.mean()) * np.outer(np.hanning(128), np.hanning(128))
     power = np.abs(np.fft.fft2(window)) ** 2
@@ -103,26 +104,39 @@ def lesion_contrasts(grey: np.ndarray, boxes: np.ndarray) -> list[float]:
     return contrasts
 
 
+def spread(values: list[float]) -> str:
+    """10th / 50th / 90th percentile."""
+    return " / ".join(f"{v:.4g}" for v in np.percentile(values, [10, 50, 90]))
+
+
+def grey_statistics(name: str, images: list[np.ndarray]) -> dict[str, str]:
+    """Grey values and structure inside the breast, of images 512 px high."""
+    interiors = [(grey, breast_interior(grey)) for grey in images]
+    levels = np.array([np.percentile(grey[inside], [5, 25, 50, 75, 95]) for grey, inside in interiors])
+    return {
+        f"{name}: mean": spread([grey[inside].mean() for grey, inside in interiors]),
+        f"{name}: sd": spread([grey[inside].std() for grey, inside in interiors]),
+        f"{name}: mean 5, 25, 50, 75, 95 %": " ".join(f"{v:.0f}" for v in levels.mean(0)),
+        f"{name}: spectrum slope": spread([spectrum_slope(*case) for case in interiors]),
+    }
+
+
+def lesion_statistics(cases: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, str]:
+    """Of (image, boxes)."""
+    boxes = np.concatenate([boxes for _, boxes in cases])
+    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) / len(cases[0][0])
+    return {
+        "lesion side / image": spread(list(sides)),
+        "lesion contrast": spread([c for case in cases for c in lesion_contrasts(*case)]),
+        "lesions per image with any": f"{np.mean([len(boxes) for _, boxes in cases if len(boxes)]):.2f}",
+    }
+
+
 def statistics(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, str]:
     """The numbers by which phantom and real images are compared, as text."""
-
-    def spread(values: list[float]) -> str:
-        return " / ".join(f"{v:.4g}" for v in np.percentile(values, [10, 50, 90]))
-
-    rows = {}
-    for name, channel in (("subtracted", 0), ("low energy", 1)):
-        interiors = [(case[channel], breast_interior(case[channel])) for case in cases]
-        levels = np.array([np.percentile(grey[inside], [5, 25, 50, 75, 95]) for grey, inside in interiors])
-        rows[f"{name}: mean"] = spread([grey[inside].mean() for grey, inside in interiors])
-        rows[f"{name}: sd"] = spread([grey[inside].std() for grey, inside in interiors])
-        rows[f"{name}: mean 5, 25, 50, 75, 95 %"] = " ".join(f"{v:.0f}" for v in levels.mean(0))
-        rows[f"{name}: spectrum slope"] = spread([spectrum_slope(*case) for case in interiors])
-    boxes = np.concatenate([case[2] for case in cases])
-    sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) / len(cases[0][0])
-    rows["lesion side / image"] = spread(list(sides))
-    rows["lesion contrast"] = spread([c for case in cases for c in lesion_contrasts(case[0], case[2])])
-    rows["lesions per image with any"] = f"{np.mean([len(case[2]) for case in cases if len(case[2])]):.2f}"
-    return rows
+    rows = grey_statistics("subtracted", [case[0] for case in cases])
+    rows |= grey_statistics("low energy", [case[1] for case in cases])
+    return rows | lesion_statistics([(case[0], case[2]) for case in cases])
 
 
 def main(real: Path | None, output: Path | None, count: int) -> None:
