@@ -2,7 +2,7 @@
 
   python data_prep/phantom_volumes.py --output=data/phantom_dbt --options=count=48,size=256
 
-OPTIONS are those of the data source phantom_volumes: but `modality` and `which`. The folder has
+OPTIONS are those of the data source phantom_volumes: but `modality`. The folder has
 Breast-Cancer-Screening-DBT/<patient>/<study>/<series>/1-1.dcm and, per split, BCS-DBT-labels-*.csv, BCS-DBT-boxes-*.csv
 and BCS-DBT-file-paths-*.csv. A lesion is in the boxes table with its central slice; round, lobulated and rim-enhancing
 lesions are benign, the others cancer.
@@ -24,7 +24,6 @@ from rich.progress import track
 from tomosynthesis_dicom import Header, volume_dataset
 
 from elk_jax.data.sources import phantom_sets
-from elk_jax.data.sources.phantom_patches import MALIGNANT
 from elk_jax.data.sources.phantom_volumes import VolumeOptions, parse_options
 from elk_jax.errors import run_main
 from elk_jax.files import make_folder
@@ -79,7 +78,7 @@ def _write_volume(folder: Path, options: VolumeOptions, index: int) -> Rows:
     volume = sample(options.seed, index, options)
     header = Header(
         patient_id=volume.patient_id,
-        study=volume.patient_id.replace("P", "E"),
+        study=volume.study,
         laterality=volume.laterality,
         view=volume.view,
         pixel_spacing=volume.spacing[0],
@@ -102,7 +101,7 @@ def _boxes(volume: PhantomVolume) -> list[dict[str, Any]]:
     for box, position, kind in zip(volume.boxes, volume.central, volume.lesion_kinds):
         left, top, right, bottom = np.round(box).astype(int).tolist()
         place = {"X": left, "Y": top, "Width": right - left, "Height": bottom - top}
-        name = "cancer" if kind in MALIGNANT else "benign"
+        name = "cancer" if kind in phantom_sets.MALIGNANT else "benign"
         about = {"Subject": "", "Class": name, "AD": 0, "VolumeSlices": len(volume.slice_heights)}
         rows.append({"Slice": int(position)} | place | about)
     return rows

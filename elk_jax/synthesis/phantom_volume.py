@@ -69,10 +69,10 @@ class PhantomVolume:
         """The slice in which each lesion is in focus, [N]."""
         return np.abs(self.slice_heights[:, None] - self.heights).argmin(0).reshape(-1)
 
-    def shown(self, position: int) -> np.ndarray:
-        """Which lesions reach into a slice, or have it as their central one, [N] bool."""
-        reach = np.abs(self.slice_heights[position] - self.heights) <= self.half_depths
-        return reach | (self.central == position)
+    @property
+    def study(self) -> str:
+        """A name for the patient's only exam."""
+        return self.patient_id.replace("P", "E")
 
     def slices(self, positions: Sequence[int] | None = None) -> np.ndarray:
         """The slices at `positions` (None: all), [n, H, W]. A slice does not depend on which others are drawn."""

@@ -32,7 +32,7 @@ def table(folder, name: str) -> list[dict[str, str]]:
 
 def test_every_volume_is_a_file_of_its_slices(built):
     for split, word in SPLITS.items():
-        source = open_source(SourceSpec(f"phantom_volumes:{OPTIONS},which=all"), split)
+        source = open_source(SourceSpec(f"phantom_volumes:{OPTIONS}", slices="all"), split)
         rows = table(built, f"BCS-DBT-file-paths-{word}")
         assert len(rows) == 4
         for number, row in enumerate(rows):

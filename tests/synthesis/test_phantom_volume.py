@@ -80,7 +80,7 @@ def test_a_lesion_is_in_focus_in_its_slice_and_fades_with_the_distance(half_angl
     assert np.median(fades) < (0.7 if half_angle > 20 else 0.95)
 
 
-def test_lesions_lie_in_the_breast_and_reach_into_the_slices_about_their_own(volumes):
+def test_lesions_lie_in_the_breast_and_are_nearest_to_their_own_slice(volumes):
     lesions = 0
     for volume in volumes:
         thick = volume.spacing[1] * len(volume.slice_heights)
@@ -89,9 +89,6 @@ def test_lesions_lie_in_the_breast_and_reach_into_the_slices_about_their_own(vol
         for k, central in enumerate(volume.central):
             lesions += 1
             assert abs(volume.slice_heights[central] - volume.heights[k]) <= volume.spacing[1] / 2 + 1e-9
-            shown = [position for position in range(12) if volume.shown(position)[k]]
-            assert central in shown and shown == list(range(shown[0], shown[-1] + 1))
-            assert len(shown) <= 2 * volume.half_depths[k] / volume.spacing[1] + 1
             left, top, right, bottom = volume.boxes[k]
             assert 0 <= left < right <= volume.width and 0 <= top < bottom <= 96
     assert lesions >= 8

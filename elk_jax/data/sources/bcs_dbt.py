@@ -26,11 +26,11 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources import checks
+from elk_jax.data.sources.slices import chosen_slices, with_lesions
 from elk_jax.data.sources.source import ImageSource, read_at
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import Volume, as_source, dicom_volume
 from elk_jax.errors import UserError
-from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 CLASSES = ("lesion",)
@@ -41,9 +41,6 @@ PATHS = ("descriptive_path", "classic_path")
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 _FILES = ("1-1.dcm", "000000.dcm")
 """Names that versions of the downloader give to the file of a volume."""
-IGNORED_SHARE = 0.25
-"""Of a volume's slices, within which a lesion may be seen beside its own slice: no background there."""
-
 Key = tuple[str, str, str]
 
 
@@ -117,37 +114,12 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
     corners = [checks.checked_box(box, width, height, f"{spec.spec}, volume {entry.name}") for box in entry.boxes]
     entry = replace(entry, boxes=np.array(corners, np.float32).reshape(-1, 4))
     chosen = chosen_slices(len(volume), entry.at, spec.slices)
-    infos = tuple(_with_truth(volume.infos[k], entry, _reach(spec.slices)) for k in chosen)
-    return Volume(infos, partial(read_at, volume.read, tuple(chosen)))
-
-
-def chosen_slices(count: int, at: np.ndarray, which: str) -> list[int]:
-    """Positions of slices by `SourceSpec.slices`; a volume without lesions has the middle one instead of theirs."""
-    centres = np.unique(at) if len(at) else np.array([count // 2])
-    if which == "all":
-        return list(range(count))
-    return [k for k in range(count) if np.abs(centres - k).min() <= _reach(which)]
-
-
-def _reach(which: str) -> int:
-    """Slices around a lesion's own that `SourceSpec.slices` marks with it."""
-    return int(which.partition(":")[2] or 0)
-
-
-def _with_truth(info: ImageInfo, entry: Entry, reach: int) -> ImageInfo:
-    """A slice with the boxes of the lesions around it: lesions within `reach` slices, beyond that boxes to ignore."""
-    away = np.abs(entry.at - info.slice)
-    chosen = away <= max(reach, IGNORED_SHARE * info.meta["volume_slices"])
-    fields = {"study_uid": entry.study, "class": entry.kind, "lesion_slices": entry.at[chosen].tolist()}
-    return replace(
-        info,
-        patient_id=entry.patient_id,
-        split=entry.split,
-        boxes=entry.boxes[chosen],
-        labels=np.zeros(int(chosen.sum()), np.int32),
-        ignore=away[chosen] > reach,
-        meta=info.meta | fields,
-    )
+    fields = {"study_uid": entry.study, "class": entry.kind}
+    infos = []
+    for k in chosen:
+        info, _ = with_lesions(volume.infos[k], entry.boxes, entry.at, spec.slices)
+        infos.append(replace(info, patient_id=entry.patient_id, split=entry.split, meta=info.meta | fields))
+    return Volume(tuple(infos), partial(read_at, volume.read, tuple(chosen)))
 
 
 def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, str, Mapping[str, str]]]:

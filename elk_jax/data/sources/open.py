@@ -60,6 +60,7 @@ KINDS = {
     "phantom_volumes": Kind(
         phantom_volumes.open_phantom_volumes,
         in_memory=True,
+        of_volumes=True,
         drawn=Drawn(phantom_sets.CLASSES, phantom_volumes.patients),
     ),
     "phantom_patches": Kind(open_phantom_patches, in_memory=True),
@@ -104,7 +105,7 @@ def list_source(
         raise UserError(f"unknown data source '{spec.spec}'", where=setting, todo=f"write {known}")
     kind = KINDS[spec.kind]
     if spec.slices != CENTRAL and not kind.of_volumes:
-        todo = "leave it out: `slices` chooses among those of bcs_dbt:DIR"
+        todo = "leave it out: `slices` chooses among those of bcs_dbt: and phantom_volumes:"
         raise UserError(f"slices={spec.slices} of a source of images", where=spec.spec, todo=todo)
     source = kind.open(spec, "" if spec.split_shares else split, progress)
     if spec.patient_pattern:

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from elk_jax.data.patches import Cutting, resized, window_around
-from elk_jax.data.sources import phantom
+from elk_jax.data.sources import phantom, phantom_sets
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.images.schema import ImageInfo
@@ -20,7 +20,6 @@ from elk_jax.images.windows import cut
 from elk_jax.threads import ProgressBar, no_bar
 
 CLASSES = ("benign", "malignant")
-MALIGNANT = ("irregular", "spiculated", "clustered")
 SIDE = 64
 CUTTING = Cutting(margin=1.5, least=24)
 
@@ -46,7 +45,7 @@ def _info(info: ImageInfo, number: int, kind: str) -> ImageInfo:
         width=SIDE,
         height=SIDE,
         boxes=np.array([[0, 0, SIDE, SIDE]], np.float32),
-        labels=np.array([int(kind in MALIGNANT)], np.int32),
+        labels=np.array([int(kind in phantom_sets.MALIGNANT)], np.int32),
         ignore=np.zeros(1, bool),
         split=info.split,
         file_name=f"{name}.png",

@@ -18,6 +18,8 @@ from elk_jax.synthesis.phantom import VIEWS, patient_id
 
 SPLITS = {"train": 0.6, "val": 0.15, "test": 0.25}
 CLASSES = ("lesion",)
+MALIGNANT = ("irregular", "spiculated", "clustered")
+"""Kinds of lesions whose form looks malignant to radiologists; the others look benign."""
 _SPACE = 1_000_000  # indices reserved for each split: its phantoms stay the same when `count` grows
 
 

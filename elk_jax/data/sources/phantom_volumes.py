@@ -16,8 +16,9 @@ import cv2
 import numpy as np
 
 from elk_jax.data.sources import phantom_sets
+from elk_jax.data.sources.slices import chosen_slices, with_lesions
 from elk_jax.data.sources.source import ImageSource
-from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.spec import CENTRAL, SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast, Between
 from elk_jax.images.schema import ImageInfo
@@ -26,16 +27,12 @@ from elk_jax.synthesis.phantom_volume import PhantomVolume, VolumeConfig, sample
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 MODALITIES = ("dbt", "mammogram", "synthetic_2d")
-WHICH = ("central", "near", "all")
 
 
 @dataclass(frozen=True)
 class VolumeOptions(VolumeConfig):
     """What can follow `phantom_volumes:`: these, `phantom_sets.SetOptions`, and the fields of `VolumeConfig`.
 
-    which: slices of `dbt`. central: in which a lesion is in focus, of a volume without lesions the middle one; near:
-        those within a quarter of the volume from these; all. A lesion that a slice does not cut through, although it is
-        within a quarter of the volume, is an ignore box there: neither to be found nor wrong when found.
     shift, zoom: the mammogram is misaligned with the synthetic one, as by another compression: by up to this many
         pixels of an image 1024 high, and by a factor of up to 1 +- zoom.
     """
@@ -43,7 +40,6 @@ class VolumeOptions(VolumeConfig):
     count: int = 240
     seed: int = 0
     modality: str = MODALITIES[0]
-    which: str = WHICH[0]
     shift: Annotated[float, AtLeast(0)] = 0.0
     zoom: Annotated[float, Between(0, 0.5)] = 0.0
 
@@ -51,7 +47,10 @@ class VolumeOptions(VolumeConfig):
 def open_phantom_volumes(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """The slices or images of one split, "" for all; they are drawn now."""
     options = parse_options(spec.place)
-    return _draw_all(spec.place, options, (options.modality,), split, progress)[0]
+    if spec.slices != CENTRAL and options.modality != MODALITIES[0]:
+        what = f"slices={spec.slices} of modality {options.modality}, which has none"
+        raise UserError(what, where=spec.spec, todo="leave `slices` out, or choose modality=dbt")
+    return _draw_all(spec, options, (options.modality,), split, progress)[0]
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ class ViewPairs:
 
 
 def open_pairs(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ViewPairs:
-    """(synthetic mammogram, mammogram) of every view of a split; `modality` and `which` are not asked."""
+    """(synthetic mammogram, mammogram) of every view of a split; `modality` is not asked."""
     options = parse_options(spec.place)
-    return ViewPairs(*_draw_all(spec.place, options, ("synthetic_2d", "mammogram"), split, progress))
+    return ViewPairs(*_draw_all(spec, options, ("synthetic_2d", "mammogram"), split, progress))
 
 
 def patients(options: str, split: str = "") -> dict[str, str]:
@@ -82,81 +81,68 @@ def patients(options: str, split: str = "") -> dict[str, str]:
 
 def parse_options(text: str) -> VolumeOptions:
     """`size=128,seed=3` -> options. UserError that names the key and what is known."""
-    options = phantom_sets.parse(text, VolumeOptions, "phantom_volumes", MODALITIES)
-    if options.which not in WHICH:
-        todo = f"choose one of: {', '.join(WHICH)}"
-        raise UserError(f"unknown slices '{options.which}'", where=f"phantom_volumes:{text}", todo=todo)
-    return options
+    return phantom_sets.parse(text, VolumeOptions, "phantom_volumes", MODALITIES)
 
 
 Drawn = tuple[ImageInfo, np.ndarray]
 
 
 def _draw_all(
-    place: str, options: VolumeOptions, modalities: tuple[str, ...], split: str, progress: ProgressBar
+    spec: SourceSpec, options: VolumeOptions, modalities: tuple[str, ...], split: str, progress: ProgressBar
 ) -> list[ImageSource]:
     """One source for each modality; every breast is drawn once."""
-    name = f"phantom_volumes:{place}"
-    jobs = phantom_sets.jobs(options, split, name)
+    jobs = phantom_sets.jobs(options, split, spec.spec)
 
     def draw(position: int) -> list[list[Drawn]]:
         part, index = jobs[position]
         volume = sample(options.seed, index, options)
-        return [_IMAGES[modality](volume, options, part, index) for modality in modalities]
+        images = {
+            "dbt": lambda: _slices(volume, spec.slices, part),
+            "mammogram": lambda: [_mammogram(volume, options, part, index)],
+            "synthetic_2d": lambda: [_image(volume, volume.synthetic, "synthetic_2d", part)],
+        }
+        return [images[modality]() for modality in modalities]
 
     views = map_in_threads(draw, len(jobs), progress)
     sources = []
     for number in range(len(modalities)):
         drawn = list(chain.from_iterable(view[number] for view in views))
         read = partial(phantom_sets.read_grey, tuple(image for _, image in drawn))
-        sources.append(ImageSource(name, phantom_sets.CLASSES, tuple(info for info, _ in drawn), read))
+        sources.append(ImageSource(spec.spec, phantom_sets.CLASSES, tuple(info for info, _ in drawn), read))
     return sources
 
 
-def _slices(volume: PhantomVolume, options: VolumeOptions, split: str, index: int) -> list[Drawn]:
+def _slices(volume: PhantomVolume, which: str, split: str) -> list[Drawn]:
     total = len(volume.slice_heights)
-    chosen = chosen_slices(volume, options.which)
-    drawn = []
+    classes = {"cancer" if kind in phantom_sets.MALIGNANT else "benign" for kind in volume.lesion_kinds}
+    fields = {
+        "study_uid": volume.study,
+        "view": f"{volume.laterality}{volume.view}".lower(),
+        "class": min(classes, key="cancer benign".index, default="normal"),
+        "volume_slices": total,
+    }
+    chosen, drawn = chosen_slices(total, volume.central, which), list[Drawn]()
     for position, image in zip(chosen, volume.slices(chosen)):
-        shown = volume.shown(position)
-        near = shown | (np.abs(volume.central - position) <= total / 4)
-        info = _info(volume, image, "dbt", split)
-        name = f"{info.image_id}_{position:03d}"
-        kinds = [kind for kind, is_near in zip(volume.lesion_kinds, near) if is_near]
-        own = volume.central[near].tolist()
-        info = replace(
-            info,
+        whole, grey = _image(volume, image, "dbt", split)
+        name = f"{whole.image_id}_{position:03d}"
+        of_slice = replace(
+            whole,
             image_id=name,
             file_name=f"{name}.png",
-            boxes=volume.boxes[near],
-            labels=np.zeros(int(near.sum()), np.int32),
-            ignore=~shown[near],
-            meta=info.meta | {"lesion_kinds": kinds, "volume_slices": total, "lesion_slices": own},
-            volume=info.image_id,
+            meta=whole.meta | fields,
+            volume=whole.image_id,
             slice=position,
         )
-        drawn.append((info, np.round(image * 255).astype(np.uint8)))
+        info, seen = with_lesions(of_slice, volume.boxes, volume.central, which)
+        kinds = [kind for kind, is_seen in zip(volume.lesion_kinds, seen) if is_seen]
+        drawn.append((replace(info, meta=info.meta | {"lesion_kinds": kinds}), grey))
     return drawn
 
 
-def chosen_slices(volume: PhantomVolume, which: str) -> list[int]:
-    """Positions of the slices `which` of `VolumeOptions`, in order."""
-    total = len(volume.slice_heights)
-    if which == "all":
-        return list(range(total))
-    middles = volume.central if len(volume.central) else np.array([total // 2])
-    if which == "central":
-        return np.unique(middles).tolist()
-    return [k for k in range(total) if (np.abs(middles - k) <= total / 4).any()]
-
-
-def _synthetic(volume: PhantomVolume, options: VolumeOptions, split: str, index: int) -> list[Drawn]:
-    image = volume.synthetic
-    return [(_info(volume, image, "synthetic_2d", split), np.round(image * 255).astype(np.uint8))]
-
-
-def _mammogram(volume: PhantomVolume, options: VolumeOptions, split: str, index: int) -> list[Drawn]:
-    image, info = volume.mammogram, _info(volume, volume.mammogram, "mammogram", split)
+def _mammogram(volume: PhantomVolume, options: VolumeOptions, split: str, index: int) -> Drawn:
+    """The mammogram, misaligned as the options say."""
+    image = volume.mammogram
+    info, grey = _image(volume, image, "mammogram", split)
     if options.shift or options.zoom:
         rng = generator(options.seed, Purpose.PHANTOM_VOLUME, index, 4)
         factor = 1 + rng.uniform(-1, 1) * options.zoom
@@ -170,7 +156,8 @@ def _mammogram(volume: PhantomVolume, options: VolumeOptions, split: str, index:
         boxes = np.clip(info.boxes * factor + np.tile(offset, 2), 0, limits).astype(np.float32)
         meta = info.meta | {"zoomed": float(factor), "moved": [float(step) for step in move]}
         info = _kept(replace(info, boxes=boxes, meta=meta))
-    return [(info, np.round(image.clip(0, 1) * 255).astype(np.uint8))]
+        grey = _as_grey(image)
+    return info, grey
 
 
 def _kept(info: ImageInfo) -> ImageInfo:
@@ -186,10 +173,10 @@ def _kept(info: ImageInfo) -> ImageInfo:
     )
 
 
-def _info(volume: PhantomVolume, image: np.ndarray, modality: str, split: str) -> ImageInfo:
-    """Of an image of the whole breast, with all lesions."""
+def _image(volume: PhantomVolume, image: np.ndarray, modality: str, split: str) -> Drawn:
+    """An image of the whole breast, with all lesions."""
     name, count = f"{volume.patient_id}_{volume.laterality}_{volume.view}", len(volume.boxes)
-    return ImageInfo(
+    info = ImageInfo(
         image_id=name,
         patient_id=volume.patient_id,
         width=image.shape[1],
@@ -207,6 +194,8 @@ def _info(volume: PhantomVolume, image: np.ndarray, modality: str, split: str) -
             "lesion_kinds": list(volume.lesion_kinds),
         },
     )
+    return info, _as_grey(image)
 
 
-_IMAGES = {"dbt": _slices, "mammogram": _mammogram, "synthetic_2d": _synthetic}
+def _as_grey(image: np.ndarray) -> np.ndarray:
+    return np.round(image.clip(0, 1) * 255).astype(np.uint8)

@@ -57,7 +57,8 @@ class SourceSpec:
     )
 
     slices: str = _field(
-        CENTRAL, "Slices of the volumes of bcs_dbt:DIR: central, near:K (within K slices of a lesion's own) or all."
+        CENTRAL,
+        "Slices of volumes (bcs_dbt:, phantom_volumes:): central, near:K (within K slices of a lesion's own) or all.",
     )
 
     def __post_init__(self) -> None:

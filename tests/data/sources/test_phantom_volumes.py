@@ -6,6 +6,7 @@ import pytest
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.phantom_volumes import open_pairs, parse_options, patients
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.volumes import volumes_of
 from tests.refusals import refused
 
 SPEC = "phantom_volumes:size=64,count=12,slices=9,healthy_fraction=0.2"
@@ -26,23 +27,36 @@ def test_patients_are_those_that_are_known_without_drawing():
 
 
 def test_all_slices_of_a_volume_and_those_that_are_asked_for():
-    every, near, central = (opened(f"which={which}", "train") for which in ("all", "near", "central"))
+    kinds = ("all", "near:1", "central")
+    every, near, central = (open_source(SourceSpec(SPEC, slices=which), "train") for which in kinds)
     assert len(every) == 4 * 9 and [info.slice for info in every.infos[:9]] == list(range(9))
-    assert all(info.meta["volume_slices"] == 9 for info in every.infos)
     at = {info.image_id: position for position, info in enumerate(every.infos)}
     for source in (near, central):
         assert {info.volume for info in source.infos} == {info.volume for info in every.infos}
         for position, info in enumerate(source.infos):
             whole = every.infos[at[info.image_id]]
-            assert (info.slice, info.volume) == (whole.slice, whole.volume)
-            assert np.array_equal(info.boxes, whole.boxes) and np.array_equal(info.ignore, whole.ignore)
+            assert (info.slice, info.volume, info.meta["volume_slices"]) == (whole.slice, whole.volume, 9)
             assert np.array_equal(source[position].image, every[at[info.image_id]].image)
     assert len(central) < len(near) < len(every)
-    # Every lesion is one to be found in a central slice; further away it is to be ignored, and then gone.
+    # A lesion is one of its own slice, or of those near it; further away it is to be ignored, and then gone.
     sick = {info.volume for info in every.infos if info.has_lesions}
     assert sick == {info.volume for info in central.infos if info.has_lesions}
-    assert any(info.ignore.any() for info in near.infos)
+    for source, reach in ((every, 0), (near, 1)):
+        for info in source.infos:
+            away = np.abs(np.array(info.meta["lesion_slices"]) - info.slice)
+            assert np.array_equal(info.ignore, away > reach) and (away <= 9 / 4).all()
+            assert len(info.meta["lesion_kinds"]) == len(info.boxes)
     assert any(info.is_lesion_free for info in every.infos if info.volume in sick)
+
+
+def test_volumes_and_their_lesions():
+    """Each counts once, as in files of BCS-DBT."""
+    volumes, whole = volumes_of(open_source(SourceSpec(SPEC, slices="all"), "val")), opened("modality=mammogram")
+    assert [volume.view for volume in volumes] == ["lcc", "lmlo", "rcc", "rmlo"]
+    for volume, info in zip(volumes, whole.infos, strict=True):
+        boxes, at = volume.lesions()
+        assert (len(volume), volume.slices, volume.patient_id) == (9, 9, info.patient_id)
+        assert sorted(map(tuple, boxes)) == sorted(map(tuple, info.boxes)) and len(at) == len(boxes)
 
 
 def test_the_modalities_show_the_same_breasts():
@@ -84,7 +98,6 @@ def test_misaligned_mammograms_carry_their_boxes():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("which=some", ["some", "central"]),
         ("modality=ct", ["ct", "dbt"]),
         ("slices=1", ["slices"]),
         ("half_angle=0", ["half_angle"]),
@@ -95,3 +108,8 @@ def test_misaligned_mammograms_carry_their_boxes():
 def test_bad_options(options, words):
     with refused(*words):
         parse_options(options)
+
+
+def test_a_mammogram_has_no_slices_to_choose():
+    with refused("slices=all", "mammogram", where=f"{SPEC},modality=mammogram"):
+        open_source(SourceSpec(f"{SPEC},modality=mammogram", slices="all"), "val")
