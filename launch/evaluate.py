@@ -4,12 +4,14 @@
   python launch/evaluate.py --workdir=runs/cem_mixed --stage=real --data=tfds:/data/cem_tfds --split=test
   python launch/evaluate.py --predictions=theirs.json --data=coco:/data/cem/cem.json --split=test --output=theirs
   python launch/evaluate.py --workdir=runs/b --against=runs/a --data=coco:/data/cem/cem.json --split=test
+  python launch/evaluate.py --workdir=runs/comoto --metric=dbtex --data=bcs_dbt:/data/dbt --split=test
+  python launch/evaluate.py --predictions=a.csv --metric=dbtex --data=bcs_dbt:/data/dbt --split=test --output=theirs
 
 Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % interval over patients; operating points;
 false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table. With
 --against also the differences from another run on the same images, by a paired bootstrap: comparisons.json.
 Of a classifier: AUROC, average precision of both classes, operating points, calibration, and predictions.csv too; its
-images have one class each.
+images have one class each. With --metric=dbtex the findings of whole volumes are evaluated as in the DBTex challenge.
 The flags of the data source mean what config.data.NAME.FLAG means in the training: give the same values.
 """
 
@@ -40,11 +42,15 @@ BOOTSTRAP = flags.DEFINE_integer(
 FLIPS = flags.DEFINE_list(
     "flips", None, "Detect in mirrored views too and fuse: horizontal, vertical, both. Default: as trained."
 )
+METRIC = flags.DEFINE_enum("metric", "froc", ["froc", "dbtex"], "froc, of images; dbtex, of tomosynthesis volumes.")
+VOLUME_RULE = flags.DEFINE_enum(
+    "volume_rule", "group", ["group", "comoto"], "How detections of slices become findings of a volume."
+)
 ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results. Default: WORKDIR/evaluation-SPLIT.")
 
 
-OF_DETECTORS = (PREDICTIONS, AGAINST, CRITERION, FLOOR, ALL_IMAGES, BOOTSTRAP, FLIPS)
+OF_DETECTORS = (PREDICTIONS, AGAINST, CRITERION, FLOOR, ALL_IMAGES, BOOTSTRAP, FLIPS, METRIC, VOLUME_RULE)
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found
   python launch/predict.py --workdir=runs/cem_mixed --stage=real --input=a.dcm --input=b.png --output=found
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found --threshold=0.4
+  python launch/predict.py --workdir=runs/comoto --input=/data/dbt --output=found --volumes
 
 Writes findings.json (boxes in each file's own pixels, with scores), findings.csv, and one picture per image with
 the boxes that reach the threshold. Every frame of a multi-frame DICOM file (tomosynthesis) is an image, and the
-findings name it. docs/dicom.md says how files are read, and which are left out or refused.
+findings name it. With --volumes it is one volume, and so is a folder of slices: findings.csv has the columns of the
+DBTex challenge, and report.html shows every finding in its best slice and along z. docs/dicom.md says how files are
+read, and which are left out or refused.
 
 Without --threshold the pictures use the operating point of one false positive per image that the training chose on its
 validation split. With a translator: what launch/translate.py does. With a classifier: predictions.json and
@@ -33,10 +36,14 @@ FLOOR = flags.DEFINE_float(
 )
 DECODING = source_flags.define_decoding()
 PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
+VOLUMES = flags.DEFINE_bool("volumes", False, "The inputs are tomosynthesis volumes: DICOM files or folders of slices.")
+VOLUME_RULE = flags.DEFINE_enum(
+    "volume_rule", "group", ["group", "comoto"], "How detections of slices become findings of a volume."
+)
 ON_ERROR = source_flags.define_on_error()
 
 
-OF_DETECTORS = (THRESHOLD, FLOOR, PICTURES)
+OF_DETECTORS = (THRESHOLD, FLOOR, PICTURES, VOLUMES, VOLUME_RULE)
 
 
 def main() -> None:

@@ -287,6 +287,8 @@ EVALUATE_SETTINGS = {
     "--all_images": ("all_images", True),
     "--bootstrap=5": ("bootstrap", 5),
     "--flips=horizontal,both": ("flips", ["horizontal", "both"]),
+    "--metric=dbtex": ("metric", "dbtex"),
+    "--volume_rule=comoto": ("volume_rule", "comoto"),
 }
 PREDICT = {
     "--input=a,b.png": ("inputs", ["a,b.png"]),
@@ -298,6 +300,8 @@ PREDICT_SETTINGS = {
     "--threshold=0.25": ("threshold", 0.25),
     "--score_floor=0.5": ("score_floor", 0.5),
     "--nopictures": ("pictures", False),
+    "--volumes": ("volumes", True),
+    "--volume_rule=comoto": ("volume_rule", "comoto"),
 }
 SYNTHESIZE = {
     "--canvases=coco:a.json": ("canvases", GIVEN),

@@ -1,7 +1,7 @@
 """Detection: a detector learns lesions with boxes, and is evaluated by FROC and AP."""
 
 from elk_jax.detection.detectors import DETECTORS
-from elk_jax.tasks.detection import evaluate, predict, recipe, report, train
+from elk_jax.tasks.detection import evaluate, predict, recipe, report, train, volumes
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
@@ -27,5 +27,5 @@ TASK = Task(
     architectures=tuple(DETECTORS),
     model="detector",
     evaluate=Action(evaluate.evaluate_source, evaluate.EvaluateSettings),
-    predict=Action(predict.predict_files, predict.PredictSettings),
+    predict=Action(volumes.predict_inputs, predict.PredictSettings),
 )

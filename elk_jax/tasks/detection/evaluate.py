@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from elk_jax import files
 from elk_jax.data.flips import Flip
@@ -24,11 +24,11 @@ from elk_jax.evaluation.bootstrap import PatientStatistic, Resamples
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.evaluation.truth import read_measured, write_truth
-from elk_jax.fields import SHARE
+from elk_jax.fields import SHARE, check
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks.detection import predict, report
+from elk_jax.tasks.detection import predict, report, volumes
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
@@ -139,6 +139,8 @@ class EvaluateSettings:
     predictions: COCO results to evaluate instead of a model. against: a run or model folder, or COCO results, to
     compare with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images
     count in FROC too. bootstrap: resamples of patients. flips: mirrored views; None: those of the model's training.
+    metric: froc, of images, or dbtex, of tomosynthesis volumes; predictions are a CSV file of the challenge then.
+    volume_rule: how detections of slices become findings of a volume.
     """
 
     predictions: str = ""
@@ -148,8 +150,11 @@ class EvaluateSettings:
     all_images: bool = False
     bootstrap: Resamples = 2000
     flips: tuple[Flip, ...] | None = None
+    metric: Literal["froc", "dbtex"] = "froc"
+    volume_rule: volumes.Rule = "group"
 
     def __post_init__(self) -> None:
+        check(self)
         criterion_from_text(self.criterion)
 
 
@@ -183,6 +188,8 @@ def evaluate_source(
     model: a model folder; None to evaluate `settings.predictions`. With `settings.against`, comparisons.json holds the
     paired differences; they are in the report and the table too.
     """
+    if settings.metric == "dbtex":
+        return _evaluate_volumes(model, data, split, on_error, output, settings)
     subject = Subject(Path(settings.predictions), False) if model is None else Subject(model, True)
     other = _compared_with(settings.against) if settings.against else None
     name, other_name = _names(subject, other)
@@ -229,6 +236,29 @@ def evaluate_source(
         console.print(f"note: {note}")
     console.print(f"report: {output / 'report.html'}")
     return evaluation
+
+
+def _evaluate_volumes(
+    model: Path | None, data: SourceSpec, split: str, on_error: OnError, output: Path, settings: EvaluateSettings
+) -> dict[str, Any]:
+    """By the DBTex metric. UserError for settings that it has no use for."""
+    plain = EvaluateSettings()
+    for name in ("against", "criterion", "all_images"):
+        if getattr(settings, name) != getattr(plain, name):
+            what = f"--{name} is of images, not of volumes"
+            raise UserError(what, where=f"--{name}", todo="leave it out, or leave --metric out")
+    return volumes.evaluate_dbtex(
+        model=model,
+        predictions=Path(settings.predictions) if model is None else None,
+        data=data,
+        split=split,
+        on_error=on_error,
+        output=output,
+        rule=settings.volume_rule,
+        score_floor=settings.score_floor,
+        resamples=settings.bootstrap,
+        flips=settings.flips,
+    )
 
 
 def _compared_with(against: str) -> Subject:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import jax
@@ -208,11 +208,14 @@ def _uncut(
 @dataclass(frozen=True)
 class PredictSettings:
     """threshold: score from which a box is a finding; None: the operating point of CHOSEN_RATE. score_floor: boxes
-    that score less are not written. pictures: write a picture of every image."""
+    that score less are not written. pictures: write a picture of every image. volumes: the inputs are volumes of
+    slices. volume_rule: how detections of their slices become findings."""
 
     threshold: Annotated[float, SHARE] | None = None
     score_floor: Annotated[float, SHARE] = 0.01
     pictures: bool = True
+    volumes: bool = False
+    volume_rule: Literal["group", "comoto"] = "group"
 
 
 def predict_files(

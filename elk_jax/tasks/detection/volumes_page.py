@@ -1,0 +1,114 @@
+"""Pages of detectors on tomosynthesis volumes: the metric, and every finding in its best slice and along z."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elk_jax.data.sources.volumes import Volume
+from elk_jax.evaluation.volumes import PRIMARY, VolumeDetections, VolumeResult, hits
+from elk_jax.reporting import html
+from elk_jax.reporting.pictures import Closeup, Picture, Strip, boxes_key, gallery, strips
+from elk_jax.reporting.report import Report, Section
+
+SHOWN = 24
+"""Findings with pictures on a page: those of the highest scores."""
+STRIP = 5
+"""Slices of a strip along z."""
+
+
+def findings_page(volumes: Sequence[Volume], found: Sequence[VolumeDetections], threshold: float) -> Report:
+    """The findings at or above a threshold in volumes without truth."""
+    count = sum(int((one.scores >= threshold).sum()) for one in found)
+    return Report(
+        title=f"Findings in {len(volumes)} volumes",
+        kicker="Lesion detection in tomosynthesis",
+        summary=f"{count} findings score {threshold:.3f} or more.",
+        sections=findings_sections(volumes, found, threshold),
+    )
+
+
+def evaluation_page(
+    name: str,
+    place: str,
+    evaluation: Mapping[str, Any],
+    results: Sequence[VolumeResult],
+    volumes: Sequence[Volume],
+) -> Report:
+    """The DBTex metric, and the findings of highest score where the volumes are at hand."""
+    metrics = evaluation["metrics"]
+    rows = [html.row([key.replace("_", " "), html.estimate_cell(entry)]) for key, entry in metrics.items()]
+    sections = [
+        Section("DBTex metric", html.table(["Metric", "Value (95 % interval)"], rows), "Intervals over patients.")
+    ]
+    counts = {key.replace("_", " "): str(evaluation[key]) for key in ("volumes", "lesions", "patients")}
+    if volumes:
+        truths = [result.truth for result in results]
+        marks = [np.where(hits(truth, one.found) >= 0, "hit", "no hit") for truth, one in zip(truths, results)]
+        sections += findings_sections(volumes, [result.found for result in results], 0.0, marks)
+    value = html.number(metrics[PRIMARY]["value"])
+    return Report(
+        title=f"{name} on {place}",
+        kicker="Lesion detection in tomosynthesis",
+        summary=f"Mean sensitivity at 1 to 4 false positives per volume with lesions: {value}.",
+        facts=counts,
+        sections=sections,
+        footer=" ".join(evaluation["notes"]),
+    )
+
+
+def findings_sections(
+    volumes: Sequence[Volume],
+    found: Sequence[VolumeDetections],
+    threshold: float,
+    marks: Sequence[np.ndarray] | None = None,
+) -> list[Section]:
+    """Best slices and strips of the findings of highest score. marks: a word for each finding of each volume."""
+    places = [(number, int(k)) for number, one in enumerate(found) for k in np.flatnonzero(one.scores >= threshold)]
+    places = sorted(places, key=lambda place: -found[place[0]].scores[place[1]])[:SHOWN]
+    if not places:
+        return [Section("Findings", html.paragraph("No finding reaches the threshold."))]
+    slices, along = [], []
+    for number, k in places:
+        volume, one = volumes[number], found[number]
+        title, said = volume.name, f", {marks[number][k]}" if marks is not None else ""
+        first, last = int(one.first[k]), int(one.first[k] + one.depth[k])
+        caption = f"slice {one.best[k]} of {volume.slices}, seen in {first} to {last}, score {one.scores[k]:.2f}{said}"
+        lesions = np.zeros((0, 4)) if marks is None else _lesions_in(volume, int(one.best[k]))
+        image = volume.read(int(one.best[k]))
+        slices.append(Picture(image, title, caption, lesions, boxes=one.boxes[k : k + 1], scores=one.scores[k : k + 1]))
+        along.append(Strip(_along(volume, one, k), title, f"slices {', '.join(map(str, _positions(volume, one, k)))}"))
+    note = f"The {len(places)} findings of the highest scores." if len(places) == SHOWN else ""
+    return [
+        Section("Findings in their best slices", boxes_key() + gallery(slices), note),
+        Section("Findings along z", strips(along), "The same findings in slices around the best one."),
+    ]
+
+
+def _lesions_in(volume: Volume, position: int) -> np.ndarray:
+    boxes, at = volume.lesions()
+    return boxes[np.abs(at - position) <= volume.slices / 4]
+
+
+def _positions(volume: Volume, found: VolumeDetections, k: int) -> list[int]:
+    """Slices around the best one, from the first to the last of the finding at least."""
+    first, last, best = int(found.first[k]), int(found.first[k] + found.depth[k]), int(found.best[k])
+    reach = max(STRIP // 2, best - first, last - best)
+    around = np.rint(np.linspace(best - reach, best + reach, STRIP)).astype(int)
+    return np.unique(np.clip(around, 0, volume.slices - 1)).tolist()
+
+
+def _along(volume: Volume, found: VolumeDetections, k: int) -> list[Closeup]:
+    """Close-ups of a finding, with as much around it as it is wide."""
+    x0, y0, x1, y1 = found.boxes[k]
+    half = max(x1 - x0, y1 - y0, 16)
+    centre, height, width = np.array([x0 + x1, y0 + y1]) / 2, volume.infos[0].height, volume.infos[0].width
+    left, top = np.clip(np.floor(centre - half), 0, None).astype(int)
+    right, bottom = np.minimum(np.ceil(centre + half), [width, height]).astype(int)
+    box = found.boxes[k] - [left, top, left, top]
+    return [
+        Closeup(np.ascontiguousarray(volume.read(at)[top:bottom, left:right, 0]), box)
+        for at in _positions(volume, found, k)
+    ]

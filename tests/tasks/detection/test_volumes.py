@@ -1,0 +1,111 @@
+"""Detectors over volumes, with a detector that finds what is bright: evaluation, the challenge's file and the pages."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.data.sources.volumes import volumes_of
+from elk_jax.evaluation import submission
+from elk_jax.evaluation.detections import Detections, join
+from elk_jax.tasks.detection import evaluate, predict, volumes
+from elk_jax.tasks.detection.model import OperatingPoint, Trained
+from tests.data.sources import dbt_files
+from tests.refusals import refused
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return dbt_files.write(tmp_path_factory.mktemp("dbt"))
+
+
+@pytest.fixture
+def model(monkeypatch, tmp_path):
+    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, 0.5),))
+    monkeypatch.setattr(volumes, "load", lambda folder: Trained(None, None, description))
+    monkeypatch.setattr(volumes, "patients_seen", lambda *arguments: ["a note"])
+
+    def detect_with(trained, source, mesh, score_floor=0.0, flips=None):
+        found = {}
+        for position, info in enumerate(source.infos):
+            assert not len(info.boxes)
+            bright = (source.read(position)[..., 0] > 0.85).astype(np.uint8)
+            boxes = cv2.connectedComponentsWithStats(bright)[2][1:, :4].astype(float)
+            boxes[:, 2:] += boxes[:, :2]
+            found[info.image_id] = Detections(boxes, np.full(len(boxes), 0.9), np.zeros(len(boxes), int))
+        return join(source.infos, found)
+
+    monkeypatch.setattr(predict, "detect_with", detect_with)
+    return tmp_path / "model"
+
+
+def run(folder, output, model=None, split="train", data=None, **settings):
+    return evaluate.evaluate_source(
+        model=model,
+        data=data or SourceSpec(f"bcs_dbt:{folder}"),
+        split=split,
+        on_error="stop",
+        output=output,
+        settings=evaluate.EvaluateSettings(metric="dbtex", bootstrap=50, **settings),
+    )
+
+
+def test_all_lesions_of_the_volumes_are_found_and_the_file_gives_the_same_figures(folder, model, tmp_path, capsys):
+    found = run(folder, tmp_path / "out", model)
+    assert found["metrics"]["mean_sensitivity_positive"]["value"] == 1.0
+    assert (found["volumes"], found["volumes_with_lesions"], found["lesions"], found["detections"]) == (4, 4, 5, 5)
+    assert "a note" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure>") == 2 * 5 and "DBTex metric" in page and ", hit" in page
+    again = run(folder, tmp_path / "again", predictions=str(tmp_path / "out" / "submission.csv"))
+    assert again["metrics"] == found["metrics"]
+    rows = (tmp_path / "out" / "submission.csv").read_text().splitlines()[1:]
+    assert "DBT-P3,DBT-S3,rmlo,30,10,8,12,6,0," in "\n".join(rows)
+
+
+def test_slices_at_the_ends_are_not_looked_at_by_the_published_rule(folder, model, tmp_path):
+    found = run(folder, tmp_path / "out", model, volume_rule="comoto")
+    assert found["detections"] == 3  # of slices 3, 8, 5, 6, 6 those from 4 to 7
+    assert found["metrics"]["mean_sensitivity_positive"]["value"] == pytest.approx(3 / 5)
+
+
+def test_what_the_metric_has_no_use_for_is_refused(folder, model, tmp_path):
+    with refused("criterion", where="--criterion"):
+        run(folder, tmp_path / "out", model, criterion="centre_in_box")
+    with refused("all volumes", where=f"bcs_dbt:{folder}"):
+        data = SourceSpec(f"bcs_dbt:{folder}", where="class=normal")
+        run(folder, tmp_path / "out", predictions="a.csv", data=data)
+    central = volumes_of(open_source(SourceSpec(f"bcs_dbt:{folder}"), "train"))
+    with refused(2, 12, "slices"):
+        volumes.detect_volumes(volumes.load(model), central, None, volumes.RULES["group"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path):
+    stack = tmp_path / "stack"
+    stack.mkdir()
+    for k in range(5):
+        image = np.zeros((40, 60), np.uint8)
+        image[10:20, 30:45] = 255 if k in (2, 3) else 0
+        cv2.imwrite(str(stack / f"{k}.png"), image)
+    settings = predict.PredictSettings(volumes=True)
+    how = {"model": model, "decoding": SourceSpec(), "output": tmp_path / "out", "settings": settings}
+    volumes.predict_inputs(inputs=[str(stack), str(folder)], on_error="stop", **how)
+    entries = json.loads((tmp_path / "out" / "findings.json").read_text())
+    of_stack = [entry for entry in entries if entry["volume"] == str(stack)]
+    assert [(e["slice"], e["slices"], e["box_xyxy"], e["finding"]) for e in of_stack] == [
+        (2, [2, 3], [30, 10, 45, 20], True)
+    ]
+    rows = (tmp_path / "out" / "findings.csv").read_text().splitlines()
+    assert rows[0] == ",".join((*submission.KEY, *submission.NUMBERS)) and len(rows) == 1 + len(entries) == 8
+    assert rows[1].rpartition(",")[0] == f"{stack},{stack},,30,15,10,10,2,1"
+    assert float(rows[1].rpartition(",")[2]) == pytest.approx(0.9)
+    assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 2 * 7
+    with refused("skip", where="--on_error"):
+        volumes.predict_inputs(inputs=[str(stack)], on_error="skip", **how)
