@@ -82,7 +82,7 @@ def _run_stages(run: Run, chosen: Sequence[Stage], repeat: bool, config: dict[st
 
 def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     folder = run.folder / stage.name
-    finished, inputs = folder / resume.FINISHED, resume.inputs(run, stage)
+    finished, inputs = folder / resume.FINISHED, resume.inputs(run.experiment, run.folder, stage)
     resume.check_inputs(run, stage, inputs)
     depends = resume.settings(run.experiment, stage) | inputs
     done = finished.exists() and files.read_json(folder / resume.DEPENDS) == depends

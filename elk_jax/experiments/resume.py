@@ -36,16 +36,16 @@ def settings(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def inputs(run: Run, stage: Stage) -> dict[str, Any]:
+def inputs(experiment: Experiment, folder: Path, stage: Stage) -> dict[str, Any]:
     """Fingerprints of what a stage reads of other stages (models, synthetic data), which may be made again.
 
-    One that is gone counts as unchanged: a finished stage needs it no longer.
+    folder: of the run. One that is gone counts as unchanged: a finished stage needs it no longer.
     """
-    written = run.folder / stage.name / DEPENDS
-    places = {model: (run.folder / model / "model", "*") for model in stage.trained()}
-    places |= {model: (run.model_folder(model), "*") for model in stage.named_models().values()}
-    writers = (run.experiment.writers.get(data.source) for data in stage.data())
-    places |= {writer: (run.folder / writer, PAINTED) for writer in writers if writer}
+    written = folder / stage.name / DEPENDS
+    places = {model: (folder / model / "model", "*") for model in stage.trained()}
+    places |= {model: (experiment.model_folder(folder, model), "*") for model in stage.named_models().values()}
+    writers = (experiment.writers.get(data.source) for data in stage.data())
+    places |= {writer: (folder / writer, PAINTED) for writer in writers if writer}
     before = files.read_object(written).get("models", {}) if written.exists() else {}
     found = {name: files.fingerprint(*place) or before.get(name, "") for name, place in places.items()}
     return {"models": found} if found else {}

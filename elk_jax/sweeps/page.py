@@ -49,9 +49,9 @@ def chosen_metrics(results: Results, wanted: Sequence[str]) -> dict[Place, list[
     """
     known = {name: None for by_metric in results.metrics.values() for name in by_metric}
     for name in wanted:
-        if name not in known:
-            what, todo = f"no metric '{name}'", f"choose from {', '.join(known) or 'none: no run is evaluated'}"
-            raise UserError(what, where=f"--metrics={','.join(wanted)}", todo=todo)
+        if known and name not in known:  # without any, every run has failed: that is the error
+            todo = f"choose from {', '.join(known)}"
+            raise UserError(f"no metric '{name}'", where=f"--metrics={','.join(wanted)}", todo=todo)
     return {
         place: [name for name in wanted if name in by_metric] if wanted else list(by_metric)[:1]
         for place, by_metric in results.metrics.items()
@@ -130,8 +130,9 @@ def report(
     shown: Mapping[Place, Sequence[str]],
     runs: Sequence[RunState],
     config: Mapping[str, Any],
+    seconds: float,
 ) -> Report:
-    """config: what all settings have in common."""
+    """config: what all settings have in common. seconds: of all stages; one that runs share counts once."""
     sections = [_metric_section(place, metric, entries) for place, metric, entries in _shown(results, shown)]
     for place, by_metric in results.metrics.items():
         rest = [metric for metric in by_metric if metric not in shown[place]]
@@ -148,7 +149,7 @@ def report(
         facts={
             "Settings": str(len({entry.row.name for _, _, entries in _every(results) for entry in entries})),
             "Seeds": str(len(results.seeds)),
-            "Time of all runs": html.duration(sum(run.seconds or 0 for run in runs)),
+            "Time of all runs": html.duration(seconds),
         },
         sections=sections,
         footer="elk_jax",

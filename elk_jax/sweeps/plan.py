@@ -161,33 +161,26 @@ def start(plan: Plan) -> None:
 def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
     """Copy into a run folder the finished stages that other runs of the sweep have made already; returns their names.
 
-    Only stages that were not begun in it, and whose settings, seed and inputs, back to the data, are the same. Their
-    checkpoints stay behind: a finished stage needs none.
+    Only stages that were not begun in it, and whose settings, seed and inputs are the same, down to the models that
+    they read: the run itself would take them for its own. Their checkpoints stay behind: a finished stage needs none.
     """
     taken = []
     for name, identity in run.identities.items():
-        place = run.folder / name
-        if place.exists():
-            continue
         for other in plan.runs:
-            made = [stage for stage, key in other.identities.items() if key == identity]
-            if other is not run and made == [name] and _is_made(other, name):
-                _copy_stage(other.folder / name, place)
+            same = other is not run and other.identities.get(name) == identity
+            if same and not (run.folder / name).exists() and _is_made(other.folder / name, run):
+                _copy_stage(other.folder / name, run.folder / name)
                 taken.append(name)
-                break
     return taken
 
 
-def _is_made(run: PlannedRun, stage: str) -> bool:
-    """Whether a stage is finished with the settings of the plan."""
-    folder = run.folder / stage
-    if not (folder / resume.FINISHED).is_file() or not (folder / resume.DEPENDS).is_file():
+def _is_made(place: Path, run: PlannedRun) -> bool:
+    """Whether `place` has a finished stage that depends on what it would depend on in `run`."""
+    if not (place / resume.FINISHED).is_file() or not (place / resume.DEPENDS).is_file():
         return False
-    written = files.read_object(folder / resume.DEPENDS)
-    return {**written, "models": None} == {
-        **resume.settings(run.experiment, run.experiment.stages[stage]),
-        "models": None,
-    }
+    stage = run.experiment.stages[place.name]
+    depends = resume.settings(run.experiment, stage) | resume.inputs(run.experiment, run.folder, stage)
+    return files.read_object(place / resume.DEPENDS) == depends
 
 
 def _copy_stage(source: Path, place: Path) -> None:

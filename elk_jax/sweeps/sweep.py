@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 
 from elk_jax import files
 from elk_jax.errors import UserError
+from elk_jax.experiments import resume
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import plain
 from elk_jax.reporting import html
@@ -53,7 +53,7 @@ def run_sweep(
         files.write_text(plan.folder / "table.csv", page.csv_text(results))
         states = [_state(plan, run, errors.get(run, "")) for run in plan.runs]
         path = plan.folder / plans.REPORT
-        write_report(path, page.report(plan.base.name, results, shown, states, plain(plan.base)))
+        write_report(path, page.report(plan.base.name, results, shown, states, plain(plan.base), _seconds(plan)))
     console.print(page.terminal_table(results, shown, ""))
     for note in results.notes:
         console.print(f"note: {note}")
@@ -108,16 +108,25 @@ def _told(run: PlannedRun, end: Ended | None) -> str:
 
 
 def _state(plan: Plan, run: PlannedRun, error: str) -> page.RunState:
-    ends = [run.folder / stage / "finished.json" for stage in run.experiment.stages]
-    seconds = [json.loads(files.read_text(end))["seconds"] for end in ends if end.is_file()]
+    seconds = _stage_seconds(run)
     report, log = run.folder / plans.REPORT, run.log
     return page.RunState(
         run.name,
-        sum(seconds) if seconds else None,
+        sum(seconds.values()) if seconds else None,
         error,
         str(report.relative_to(plan.folder)),
         str(log.relative_to(plan.folder)),
     )
+
+
+def _seconds(plan: Plan) -> float:
+    """Of all finished stages; one that several runs have in common counts once."""
+    return sum({run.identities[name]: time for run in plan.runs for name, time in _stage_seconds(run).items()}.values())
+
+
+def _stage_seconds(run: PlannedRun) -> dict[str, float]:
+    ends = {stage: run.folder / stage / resume.FINISHED for stage in run.experiment.stages}
+    return {stage: files.read_object(end, "seconds")["seconds"] for stage, end in ends.items() if end.is_file()}
 
 
 def own_command() -> tuple[str, ...]:

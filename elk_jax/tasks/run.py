@@ -55,6 +55,10 @@ class Experiment:
         """The recipe of a stage; None for a stage without one."""
         return self.recipes[stage.recipe] if stage.recipe else None
 
+    def model_folder(self, folder: Path, name: str) -> Path:
+        """Where a model lies: of a stage by its name, in a run folder; or any model folder."""
+        return folder / name / "model" if name in self.stages else Path(name)
+
     @property
     def writers(self) -> dict[str, str]:
         """Data source -> the stage that writes it, of those that a stage writes (`stage:NAME`)."""
@@ -116,7 +120,7 @@ class Run:
 
     def model_folder(self, name: str) -> Path:
         """Where a model lies: of a stage of this run by its name, or any model folder."""
-        return self.folder / name / "model" if name in self.experiment.stages else Path(name)
+        return self.experiment.model_folder(self.folder, name)
 
     def say(self, text: str) -> None:
         if self.is_main:

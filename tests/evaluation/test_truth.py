@@ -31,7 +31,8 @@ INFOS = (
 
 def measured(tmp_path):
     box = np.array([[11.0, 10, 30, 30], [60, 0, 80, 10]])
-    found = {"1": Detections(box, np.array([0.9, 0.4]), np.zeros(2, int)), "2": Detections(box, np.ones(2), np.zeros(2))}
+    none = np.zeros(2, int)
+    found = {"1": Detections(box, np.array([0.9, 0.4]), none), "2": Detections(box, np.ones(2), none)}
     results = join(INFOS, found)
     write_truth(tmp_path / "truth.json", INFOS, (7,))
     write_results(tmp_path / "predictions.json", results, (7,))

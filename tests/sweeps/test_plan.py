@@ -1,0 +1,133 @@
+"""The runs of a sweep: checked before any of them runs, in folders of one sweep, with what they have in common."""
+
+from __future__ import annotations
+
+import pytest
+
+from elk_jax import files
+from elk_jax.experiments import resume
+from elk_jax.sweeps import plan as plans
+from elk_jax.sweeps.plan import plan
+from elk_jax.sweeps.settings import Row
+from elk_jax.tasks import TASKS
+from tests.experiments import toy_task
+from tests.refusals import refused
+
+STEPS = (Row("few", {"toy.steps": 10}), Row("many", {"toy.steps": 40}))
+THRESHOLDS = (Row("low", {"stages.evaluate.threshold": 0.4}), Row("high", {"stages.evaluate.threshold": 0.6}))
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", toy_task.TASK)
+
+
+def planned(folder, rows=STEPS, seeds=2, **changes):
+    config = toy_task.get_config()
+    config.update_from_flattened_dict(changes)
+    return plan(config, rows, seeds, folder)
+
+
+def test_every_setting_runs_with_the_same_seeds(tmp_path):
+    found = planned(tmp_path, seeds=3)
+    assert [(run.row.name, run.experiment.seed) for run in found.runs] == [
+        (name, seed) for name in ("few", "many") for seed in (42, 43, 44)
+    ]
+    assert [run.experiment.recipes["toy"].steps for run in found.runs] == [10] * 3 + [40] * 3
+    assert found.runs[0].folder == tmp_path / "runs" / "few" / "seed-42"
+    assert list(found.runs[0].config.stages) == ["train", "evaluate"]
+    assert not tmp_path.joinpath("runs").exists()
+
+
+def test_a_row_that_is_not_run_has_no_run(tmp_path):
+    found = planned(tmp_path, (*STEPS, Row("theirs", {"no.such.key": 1}, not_run="needs a GPU")), 1)
+    assert [run.row.name for run in found.runs] == ["few", "many"] and len(found.rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words", "where"),
+    [
+        ({"toy.stepz": 3}, ("toy.stepz", "toy.steps"), "row 'x'"),
+        ({"toy.steps.more": 3}, ("toy.steps.more",), "row 'x'"),
+        ({"toy.steps": "many"}, ("toy.steps", "many"), "row 'x'"),
+        ({"toy.steps": 0}, ("x",), "config.toy.steps"),
+        ({"stages.evaluate.models": ("other",)}, ("x", "other"), "stages.evaluate.models"),
+        ({"seed": 3}, ("--seeds",), "seed"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_runs(tmp_path, overrides, words, where):
+    with refused(*words, where=where):
+        planned(tmp_path, (STEPS[0], Row("x", overrides)))
+
+
+def test_no_seed_and_seeds_that_cannot_be(tmp_path):
+    with refused(0, where="--seeds"):
+        planned(tmp_path, seeds=0)
+
+
+def test_another_sweep_in_the_folder_is_refused(tmp_path):
+    plans.start(planned(tmp_path))
+    plans.start(planned(tmp_path, (*STEPS, Row("more", {"toy.steps": 50})), 5))
+    plans.start(planned(tmp_path, (*STEPS, Row("more", {"toy.steps": 50})), 1, seed=7))
+    with refused("another sweep", "'many'", 60, where=tmp_path):
+        plans.start(planned(tmp_path, (STEPS[0], Row("many", {"toy.steps": 60}), Row("more", {"toy.steps": 50}))))
+    with refused("another sweep", "'more'", where=tmp_path):
+        plans.start(planned(tmp_path))
+    with refused("another sweep", "ema_decay", 0.5, where=tmp_path):
+        plans.start(planned(tmp_path, (*STEPS, Row("more", {"toy.steps": 50})), **{"toy.ema_decay": 0.5}))
+
+
+def test_stages_with_the_same_settings_seed_and_inputs_are_one(tmp_path):
+    low, low43, high, _ = planned(tmp_path, THRESHOLDS).runs
+    assert low.identities["train"] == high.identities["train"] != low43.identities["train"]
+    assert low.identities["evaluate"] != high.identities["evaluate"]
+    few, many = planned(tmp_path, STEPS, 1).runs
+    assert few.identities["evaluate"] != many.identities["evaluate"], "what it evaluates is another model"
+
+
+def test_runs_that_take_a_stage_wait_for_the_one_that_makes_it(tmp_path):
+    found = planned(tmp_path, (*THRESHOLDS, Row("few", {"toy.steps": 10})))
+    names = [(run.row.name, run.seed) for run in found.runs]
+    assert names == [("low", 42), ("low", 43), ("few", 42), ("few", 43), ("high", 42), ("high", 43)]
+    assert [found.before(run) for run in found.runs] == [(), (), (), (), (0,), (1,)]
+
+
+def made(run, stage: str, weights: str = "") -> None:
+    folder = files.make_folder(run.folder / stage)
+    files.make_folder(folder / "checkpoints" / "5")
+    if stage == "train":
+        files.make_folder(folder / "model")
+        files.write_text(folder / "model" / "params", weights)
+    own = run.experiment.stages[stage]
+    depends = resume.settings(run.experiment, own) | resume.inputs(run.experiment, run.folder, own)
+    files.write_json(folder / resume.DEPENDS, depends)
+    files.write_json(folder / resume.FINISHED, {"summary": {}, "seconds": 1.0})
+
+
+def test_only_finished_stages_that_are_the_same_are_taken(tmp_path):
+    found = planned(tmp_path, THRESHOLDS)
+    low, low43, high, high43 = found.runs
+    assert plans.take_finished(found, high) == []
+    made(low, "train")
+    made(low, "evaluate")
+    assert plans.take_finished(found, low43) == []
+    assert plans.take_finished(found, high) == ["train"]
+    assert (high.folder / "train" / "finished.json").is_file() and not (high.folder / "train" / "checkpoints").exists()
+    assert plans.take_finished(found, high) == [], "what is begun stays as it is"
+    (low43.folder / "train").mkdir(parents=True)
+    files.write_json(low43.folder / "train" / "config.json", {"seed": 43})
+    files.write_json(low43.folder / "train" / "finished.json", {})
+    assert plans.take_finished(found, high43) == [], "it was made with other settings"
+
+
+def test_what_read_other_weights_is_not_taken(tmp_path):
+    """An evaluation belongs to its weights, even where the settings of their training are the same."""
+    found = planned(tmp_path, (Row("a"), Row("b", {"toy.steps": 40})), 1)
+    first, second = found.runs
+    assert first.identities == second.identities
+    made(first, "train", "weights")
+    made(first, "evaluate")
+    made(second, "train", "weights of another machine")
+    assert plans.take_finished(found, second) == []
+    files.write_text(second.folder / "train" / "model" / "params", "weights")
+    assert plans.take_finished(found, second) == ["evaluate"]

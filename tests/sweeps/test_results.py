@@ -1,0 +1,132 @@
+"""From the evaluations of runs to the table, the files and the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from elk_jax import files
+from elk_jax.reporting.report import build_report
+from elk_jax.sweeps import page
+from elk_jax.sweeps.plan import plan
+from elk_jax.sweeps.results import collect, values
+from elk_jax.sweeps.settings import Row
+from elk_jax.tasks import TASKS
+from tests.experiments import toy_task
+from tests.refusals import refused
+
+ROWS = (
+    Row("plain", {"toy.steps": 10}, {"train/score": 0.66}, note="per image"),
+    Row("<better>", {"toy.steps": 20}),
+    Row("theirs", published={"train/score": 0.7}, not_run="needs a GPU"),
+)
+SCORES = {  # row -> seed -> value of each patient
+    "plain": {42: (0.0, 0.2, 0.4), 43: (0.1, 0.3, 0.5)},
+    "<better>": {42: (0.1, 0.3, 0.5), 43: (0.2, 0.4, 0.6)},
+}
+
+
+class Score:
+    """The mean score over patients, read from a file."""
+
+    def __init__(self, scores):
+        self.patients, self.scores = [f"p{number}" for number in range(len(scores))], np.array(scores)
+
+    def __call__(self, weights):
+        return {"train/score": weights @ self.scores / weights.sum(axis=1)}
+
+
+def statistics(folder, stage, recipe):
+    return {"": Score(files.read_json(folder / "scores.json"))}
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    kind = replace(toy_task.TASK.stages["evaluate"], statistics=statistics)
+    task = replace(toy_task.TASK, stages={**toy_task.TASK.stages, "evaluate": kind})
+    monkeypatch.setitem(TASKS, "toy", task)
+    return plan(toy_task.get_config(), ROWS, 2, tmp_path)
+
+
+def write(sweep, leave_out=()):
+    for run in sweep.runs:
+        if (run.row.name, run.seed) in leave_out:
+            continue
+        folder, scores = files.make_folder(run.folder / "evaluate"), SCORES[run.row.name][run.seed]
+        found = {"score": {"value": float(np.mean(scores)), "low": 0.0, "high": 1.0}, "loss": {"value": 2.5}}
+        files.write_json(folder / "evaluation.json", {"train": found, "counts": 3})
+        files.write_json(folder / "scores.json", scores)
+        files.write_json(folder / "finished.json", {"summary": {}, "seconds": 1.0})
+
+
+BASELINES = {"<better>": "plain"}
+
+
+def test_metrics_are_estimates_or_else_fractions():
+    assert values({"b": {"value": 0.5, "low": 0.1}, "a": {"1": {"value": None}}, "floor": 0.1, "count": 3}) == {
+        "b": 0.5,
+        "a/1": None,
+    }
+    assert values({"m": {"auc": 0.5, "low": 0.1, "high": 0.9, "n": 3, "ok": True}, "all": [0.1]}) == {"m/auc": 0.5}
+    assert values([0.5]) == {} and values({}) == {}
+
+
+def test_means_and_differences_over_seeds_and_patients(sweep):
+    write(sweep)
+    found = collect(sweep, BASELINES, 300)
+    plain, better, theirs = found.metrics["evaluate", ""]["train/score"]
+    assert plain.by_seed == pytest.approx((0.2, 0.3)) and plain.mean["value"] == pytest.approx(0.25)
+    assert plain.mean["deviation"] == pytest.approx(0.1 / np.sqrt(2)) and plain.mean["over"] == "patients and seeds"
+    assert plain.difference is None and plain.mean["low"] < 0.25 < plain.mean["high"]
+    difference = better.difference
+    assert (difference["value"], difference["low"], difference["high"]) == pytest.approx((0.1, 0.1, 0.1), abs=1e-6)
+    assert theirs.mean is None and theirs.published("train/score") == 0.7
+    loss = found.metrics["evaluate", ""]["train/loss"][1]
+    assert loss.mean["over"] == "seeds" and loss.difference["value"] == 0
+    assert any("3 patients and 2 seeds" in note for note in found.notes)
+
+
+def test_runs_that_are_missing_are_left_out(sweep):
+    write(sweep, leave_out=[("plain", 43)])
+    plain, better, _ = collect(sweep, BASELINES, 300).metrics["evaluate", ""]["train/score"]
+    assert plain.by_seed[1] is None and plain.mean["seeds"] == 1 and plain.mean["over"] == "patients"
+    assert better.mean["seeds"] == 2 and better.difference["seeds"] == 1
+    assert better.difference["value"] == pytest.approx(0.1)
+
+
+def test_no_run_at_all(sweep):
+    found = collect(sweep, BASELINES, 300)
+    assert found.metrics == {} and page.records(found) == [] and page.chosen_metrics(found, ["auroc"]) == {}
+    assert "<h1>" in build_report(page.report("toys", found, {}, [], {"seed": 42}, 0.0))
+
+
+def test_the_files_and_the_page_say_the_same(sweep):
+    write(sweep)
+    found = collect(sweep, BASELINES, 100)
+    rows = list(csv.DictReader(io.StringIO(page.csv_text(found))))
+    score = [row for row in rows if row["metric"] == "train/score"]
+    assert [row["setting"] for row in score] == ["plain", "<better>", "theirs"]
+    assert float(score[1]["difference"]) == pytest.approx(0.1) and score[1]["baseline"] == "plain"
+    assert float(score[0]["published"]) == 0.66 and score[2]["mean"] == "" and "not run" in score[2]["note"]
+    assert float(score[1]["seed_43"]) == pytest.approx(0.4)
+    shown = page.chosen_metrics(found, [])
+    assert shown == {("evaluate", ""): ["train/score"]}
+    states = [page.RunState("plain, seed 42", 3.0, "", "r.html", "r.log"), page.RunState("x", None, "no <b>", "r", "l")]
+    html = build_report(page.report("toys", found, shown, states, {"seed": 42}, 3.0))
+    for text in ("+0.100", "0.660", "0.700", "not run: needs a GPU", "per image", "&lt;better&gt;", "no &lt;b&gt;"):
+        assert text in html, text
+    assert "<better>" not in html and 'href="r.html"' in html and "1 of 2 runs" in html
+    assert page.terminal_table(found, shown, "").row_count == 4
+
+
+def test_metrics_are_chosen_by_name(sweep):
+    write(sweep)
+    found = collect(sweep, BASELINES, 0)
+    assert page.chosen_metrics(found, ["train/loss"]) == {("evaluate", ""): ["train/loss"]}
+    assert found.metrics["evaluate", ""]["train/score"][0].mean["low"] is None
+    with refused("train/score", "train/loss", where="auroc"):
+        page.chosen_metrics(found, ["auroc"])
