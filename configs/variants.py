@@ -35,23 +35,25 @@ DETECTOR_EXTRAS = ("fewshot", *DETECTORS)
 PAINTING_EXTRAS = ("fewshot", "medium", "double")
 
 
-def parse(variant: str | None, extras: tuple[str, ...] = DETECTOR_EXTRAS) -> tuple[str, frozenset[str]]:
-    """'paper,fewshot' -> ('paper', {'fewshot'}). extras: those that the experiment knows.
+def parse(
+    variant: str | None, extras: tuple[str, ...] = DETECTOR_EXTRAS, sizes: tuple[str, ...] = SIZES
+) -> tuple[str, frozenset[str]]:
+    """'paper,fewshot' -> ('paper', {'fewshot'}). extras, sizes: those that the experiment knows.
 
     Raises ValueError for a word that is not a variant of it.
     """
     words = [word for word in (variant or "quick").split(",") if word]
-    known = (*SIZES, *extras)
+    known = (*sizes, *extras)
     unknown = [word for word in words if word not in known]
     if unknown:
         raise ValueError(f"no variant '{unknown[0]}'; choose from {', '.join(known)}")
-    sizes = [word for word in words if word in SIZES] or ["quick"]
-    if len(sizes) > 1:
-        raise ValueError(f"'{sizes[0]}' and '{sizes[1]}' exclude each other")
+    chosen = [word for word in words if word in sizes] or ["quick"]
+    if len(chosen) > 1:
+        raise ValueError(f"'{chosen[0]}' and '{chosen[1]}' exclude each other")
     backbones = [word for word in words if word in BACKBONES]
     if len(backbones) > 1:
         raise ValueError(f"'{backbones[0]}' and '{backbones[1]}' exclude each other")
-    return sizes[0], frozenset(words) & frozenset(extras)
+    return chosen[0], frozenset(words) & frozenset(extras)
 
 
 def experiment(name: str, **parts: Any) -> ConfigDict:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 Params = Any
 """A nested dict of arrays."""
@@ -52,6 +53,8 @@ class Detector:
     their shapes stay. Of this configuration: without fields that do not matter in it.
     frozen: regular expressions of the parameters that are never trained, whatever the recipe sets.
     strides: pixels per cell of every level.
+    anchor_logits: (params, pyramid, canvas (H, W)) -> (class logits [B, A, Q] of all anchors, the anchors [A, 4]); of a
+    detector of two stages the objectness of its proposals, Q 1. None: there are none to compare.
     """
 
     config: Any
@@ -63,6 +66,7 @@ class Detector:
     conventions: Mapping[str, str]
     frozen: tuple[str, ...]
     strides: tuple[int, ...]
+    anchor_logits: Callable[[Params, Pyramid, tuple[int, int]], tuple[jax.Array, np.ndarray]] | None = None
 
     @property
     def name(self) -> str:

@@ -99,6 +99,7 @@ def detector(config: FasterRCNNConfig) -> Detector:
         conventions=conventions(config),
         frozen=frozen(config),
         strides=STRIDES,
+        anchor_logits=partial(anchor_logits, model),
     )
 
 
@@ -166,6 +167,14 @@ def anchors(config: FasterRCNNConfig, height: int, width: int) -> tuple[np.ndarr
     """Anchors [A_l, 4] of every level for padded images of this size: constants."""
     c = config
     return pyramid_anchors((height, width), STRIDES, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
+
+
+def anchor_logits(
+    model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
+) -> tuple[jax.Array, np.ndarray]:
+    """Objectness [B, A, 1] of all anchors, and these [A, 4]."""
+    logits = jnp.concatenate(rpn_outputs(model, params, pyramid).objectness_logits, 1)
+    return logits[..., None], np.concatenate(anchors(model.config, *canvas))
 
 
 @jax.named_scope("proposals")

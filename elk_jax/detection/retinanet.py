@@ -142,6 +142,7 @@ def detector(config: RetinaNetConfig) -> Detector:
         conventions=conventions(config),
         frozen=frozen(config),
         strides=config.strides,
+        anchor_logits=partial(anchor_logits, model),
     )
 
 
@@ -203,6 +204,14 @@ def anchors(config: RetinaNetConfig, height: int, width: int) -> tuple[np.ndarra
     """Anchors [A_l, 4] of every level for padded images of this size: constants."""
     c, size = config, (height, width)
     return pyramid_anchors(size, c.strides, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
+
+
+def anchor_logits(
+    model: RetinaNet, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
+) -> tuple[jax.Array, np.ndarray]:
+    """Logits [B, A, Q] of the classes, without an unused background, and all anchors [A, 4]."""
+    logits = jnp.concatenate(outputs(model, params, pyramid).logits, 1)
+    return logits[..., int(model.config.background == "first") :], np.concatenate(anchors(model.config, *canvas))
 
 
 @jax.named_scope("losses")

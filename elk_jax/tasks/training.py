@@ -123,10 +123,9 @@ def kept_weights(
     open_data = [*([] if protection else [data]), *([] if public is None else [public])]
     seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
     seen = seen.union(*(one.seen_patients for one in open_data))
-    before = run.model_folder(stage.init_from) if stage.init_from else None
-    if before is not None:
-        seen |= model_folder.seen_patients(before)
-    promise, inherited = None, () if before is None else model_folder.promises(before)
+    before = [run.model_folder(name) for name in dict.fromkeys(stage.named_models().values())]
+    seen = seen.union(*(model_folder.seen_patients(folder) for folder in before))
+    promise, inherited = None, tuple(promise for folder in before for promise in model_folder.promises(folder))
     if protection is not None:
         promise = protection.mechanism.statement(last[1], private=not protection.secret.known)
     sources = stage.origin().sources

@@ -30,6 +30,9 @@ KINDS = {
     "synthesize": SynthesizeStage,
 }
 
+BUILDS_ON = {"distillation": {"detection"}}
+"""Task -> the tasks whose models are its own: it has no architecture, no evaluation and no prediction beside theirs."""
+
 
 # ---- Packages ------------------------------------------------------------------------------------------------------
 
@@ -53,7 +56,7 @@ def test_the_stages_of_a_task_are_stages_of_its_kind_and_name(name):
         assert (fields["kind"].default, fields["task"].default) == (kind, name)
         assert bool(fields["recipe"].default) == (stage.recipe is not None)
         assert kind != "train" or issubclass(stage.recipe, TrainingRecipe)
-    assert bool({"train", "fit"} & set(task.stages)) == bool(task.architectures)
+    assert bool({"train", "fit"} & set(task.stages)) == bool(task.architectures or BUILDS_ON.get(name))
 
 
 def test_a_model_folder_is_of_one_task():
@@ -149,7 +152,7 @@ def test_a_task_is_named_by_its_own_package_alone(path):
     if path == PACKAGE / "tasks" / "__init__.py":
         return
     folder = path.relative_to(PACKAGE).parts
-    own = {folder[1]} if folder[0] == "tasks" else set()
+    own = {folder[1], *BUILDS_ON.get(folder[1], ())} if folder[0] == "tasks" else set()
     assert mentions(path, set(TASKS) - own) == []
 
 

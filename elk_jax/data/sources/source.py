@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,6 +72,18 @@ def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
     order = random_order(len(names), seed, Purpose.PATIENTS)
     chosen = {names[position] for position in order[:patients]}
     return subset(source, [i for i, info in enumerate(source.infos) if info.patient_id in chosen])
+
+
+def share_of(source: ImageSource, share: float, of: Literal["patients", "images"], seed: int = 0) -> ImageSource:
+    """All images of a share of the patients, or a share of the images, rounded, at least one; drawn by the seed.
+
+    A smaller share is a subset of a larger one.
+    """
+    if of == "patients":
+        patients = len({info.patient_id for info in source.infos})
+        return fewshot(source, max(1, round(share * patients)), seed)
+    order = random_order(len(source), seed, Purpose.PATIENTS)
+    return subset(source, sorted(order[: max(1, round(share * len(source)))].tolist()))
 
 
 def concatenate(sources: Sequence[ImageSource]) -> ImageSource:

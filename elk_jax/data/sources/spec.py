@@ -45,6 +45,12 @@ class SourceSpec:
         metadata={"help": "Boxes of more than this share of the image are neither lesion nor background; 0: none."},
     )
     patients: Annotated[int, AtLeast(0)] = _field(0, "Only this many training patients, drawn by the seed; 0: all.")
+    train_share: Annotated[float, ABOVE_ZERO] = _field(
+        1.0, "Only this share of the training split, drawn by the seed, of whole patients at least one; 1: all."
+    )
+    train_share_of: Literal["patients", "images"] = _field(
+        "patients", "What `train_share` counts; images: few patients may keep most of theirs, as CoMoTo draws."
+    )
     patient_pattern: str = _field(
         "",
         r"Regular expression whose one group is the patient in a file's name: P_(\d+); empty: as the data say.",
@@ -68,6 +74,12 @@ class SourceSpec:
         if len(self.split_shares) not in (0, 3):
             todo = "give three numbers, of train, val and test: 0.7,0.15,0.15"
             raise UserError(f"split_shares has {len(self.split_shares)} numbers", where="split_shares", todo=todo)
+        if self.train_share > 1:
+            todo = "give a share above 0, such as 0.1; 1 for all"
+            raise UserError(f"train_share is {self.train_share:g}", where="train_share", todo=todo)
+        if self.patients and self.train_share < 1:
+            what = f"patients is {self.patients} and train_share {self.train_share:g}"
+            raise UserError(what, where="train_share", todo="set one of the two: patients=0 or train_share=1")
         _check_pattern(self.patient_pattern)
         parse_where(self.where, "where")
         self.conditions("train")

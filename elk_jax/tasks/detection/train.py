@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import optax
 from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
-from elk_jax.data.batches.detection import LoaderConfig, TrainBatches
+from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.transforms import short_side_scale
@@ -65,11 +66,68 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
     if stage.init_from and stage.init_from not in names:
         flat = model_folder.flatten(fresh)
         layers = {path: shape for path, shape in flat.items() if not re.search(detector.class_layers, path)}
-        _from_weights(run.model_folder(stage.init_from), model_folder.nest(layers), detector, stage.recipe)
+        from_weights(run.model_folder(stage.init_from), model_folder.nest(layers), detector, stage.recipe)
+
+
+class Learning(NamedTuple):
+    """What the training of a detector runs with.
+
+    model: its parameters may have more than the detector's. learned: its batches. initial: parameters to start from;
+    None: fresh ones. of_detector: parameters of the model -> those of the detector, which are evaluated and kept.
+    draws_per_epoch: by kind of image. canvases: shapes of batches.
+    """
+
+    model: Model
+    learned: Learned
+    initial: Params | None
+    of_detector: Callable[[Params], Params] = lambda params: params
+    draws_per_epoch: Mapping[str, int] = MappingProxyType({})
+    canvases: int = 1
+
+
+Prepare = Callable[[Run, Any, Any, Detector, ImageSource], Learning]
+"""(run, stage, recipe, detector, training images as it sees them) -> what it is trained with."""
 
 
 def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
     """Train one detector and write `<stage>/model/`."""
+    return train_with(run, stage, recipe, prepare)
+
+
+def prepare(
+    run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, detector: Detector, source: ImageSource
+) -> Learning:
+    """The detector's own loss, on batches of `source`."""
+    model = trainable(detector, per_image=recipe.privacy is not None)
+    if recipe.privacy:
+        return Learning(model, _privately(run, stage, recipe, model, source), started(run, stage, detector))
+    run.say(f"  train {counted(source.infos)}")
+    say_skipped(run, source)
+    stream = batches.train_batches(
+        source, recipe.loader, run.seed, jax.process_index(), jax.process_count(), weights=stage.weights
+    )
+    return Learning(
+        model,
+        private.openly(run, stage, stream, summary(source.infos)),
+        started(run, stage, detector),
+        draws_per_epoch=stream.draws_per_epoch,
+        canvases=len(stream.canvases),
+    )
+
+
+def started(run: Run, stage: TrainDetectorStage, detector: Detector) -> Params | None:
+    """The detector with the weights of `init_from`; None where the stage names none."""
+    if not stage.init_from:
+        return None
+    weights = run.model_folder(stage.init_from)
+    fresh = jax.device_get(detector.init(jax.random.key(run.seed)))
+    run.say(f"  starts from {weights}")
+    return from_weights(weights, fresh, detector, stage.recipe)
+
+
+def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, prepare: Prepare) -> Summary:
+    """Train a detector by what `prepare` gives, choose the checkpoint on the validation split, write
+    `<stage>/model/`."""
     flips = tuple(dict.fromkeys(recipe.test_flips))
 
     # ---- Data ------------------------------------------------------------------------------------------------
@@ -83,7 +141,7 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         raise checks.no_lesions("train", source.name)
     if not summary(validation.infos)["lesions"]:
         run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
-    source = _cut(source, recipe)
+    source = cut(source, recipe)
     seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
     test_loader = recipe.test_loader()
 
@@ -94,28 +152,17 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
         config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
-    model = trainable(detector, per_image=recipe.privacy is not None)
-    drawn, canvases = {}, 1
-    if recipe.privacy:
-        learned = _privately(run, stage, recipe, model, source)
-    else:
-        stream = _openly(run, stage, recipe, source)
-        learned = private.openly(run, stage, stream, summary(source.infos))
-        drawn, canvases = stream.draws_per_epoch, len(stream.canvases)
+    model, learned, initial, of_detector, drawn, canvases = prepare(run, stage, recipe, detector, source)
     run.say(f"  validation {counted(validation.infos)}")
     say_skipped(run, validation)
-    initial = None
-    if stage.init_from:
-        weights, fresh = run.model_folder(stage.init_from), jax.device_get(model.init(jax.random.key(run.seed)))
-        initial = _from_weights(weights, fresh, detector, stage.recipe)
-        run.say(f"  starts from {weights}")
 
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
-    predictor = predict.compile_predictor(model, run.mesh)
+    predictor = predict.compile_predictor(trainable(detector), run.mesh)
 
     def evaluate_params(params: Params, step: int) -> dict[str, float]:
         floor = recipe.choose_score_floor
-        results = predict.detect_view(predictor, params, seen, test_loader, run.mesh, floor, progress=False)
+        found = of_detector(params)
+        results = predict.detect_view(predictor, found, seen, test_loader, run.mesh, floor, progress=False)
         scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
         # before the first hit a metric is not defined: nothing was found
         return {recipe.best_metric: 0.0, **scores}
@@ -137,13 +184,14 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
 
     # ---- The model with its operating points -------------------------------------------------------------------
     floor = recipe.score_floor
-    results = predict.detect_view(predictor, result.best_params, seen, test_loader, run.mesh, floor, flips)
+    best = of_detector(result.best_params)
+    results = predict.detect_view(predictor, best, seen, test_loader, run.mesh, floor, flips)
     evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
         crop = recipe.crop_to_breast
         description = describe(detector, source.classes, test_loader, crop, flips, evaluation, trained)
-        model_folder.save_params(run.folder / stage.name / "model", params, description)
+        model_folder.save_params(run.folder / stage.name / "model", of_detector(params), description)
     value = result.best_metrics.get(recipe.best_metric)
     written = "not measured" if value is None else f"{value:.3f}"
     run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
@@ -151,19 +199,10 @@ def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summa
     return {
         "kind": "train",
         "data": {**learned.counts, "validation": summary(validation.infos)},
-        "draws_per_epoch": {} if withheld else drawn,
+        "draws_per_epoch": {} if withheld else dict(drawn),
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **training.outcome(result),
     }
-
-
-def _openly(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, source: ImageSource) -> TrainBatches:
-    """Batches of images, drawn as the loader says."""
-    run.say(f"  train {counted(source.infos)}")
-    say_skipped(run, source)
-    return batches.train_batches(
-        source, recipe.loader, run.seed, jax.process_index(), jax.process_count(), weights=stage.weights
-    )
 
 
 def _privately(
@@ -174,7 +213,7 @@ def _privately(
     if stage.public:
         data = run.open(stage.public, "train")
         private.check_classes(stage, source.classes, data.classes)
-        beside = _cut(data, recipe)
+        beside = cut(data, recipe)
         make = batches.mixed(beside, loader, run.seed, jax.process_index(), jax.process_count())
         public = Public(data, make, summary(data.infos), batches.records(beside))
     return private.privately(
@@ -191,7 +230,7 @@ def _privately(
     )
 
 
-def _cut(source: ImageSource, recipe: DetectionRecipe) -> ImageSource:
+def cut(source: ImageSource, recipe: DetectionRecipe) -> ImageSource:
     """`source` as a detector is trained on it: the breasts, where they are cut out."""
     if not recipe.crop_to_breast:
         return source
@@ -241,7 +280,7 @@ def say_skipped(run: Run, *opened: ImageSource) -> None:
             run.say(f"  skipped image {image_id}: {reason}")
 
 
-def _from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -> Params:
+def from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -> Params:
     """`fresh`, parameters of the detector or their shapes, with the weights of a model folder where they agree; of a
     network that classifies, with all of its backbone.
 

@@ -10,6 +10,7 @@ from elk_jax.data.sources.source import (
     concatenate,
     counted,
     fewshot,
+    share_of,
     subset,
     summary,
     without_unreadable,
@@ -53,6 +54,17 @@ def test_subset_and_fewshot(make_source, make_info):
     assert len(fewshot(source, 5)) == 10
     with refused(11, 10, where=source.name):
         fewshot(source, 11)
+
+
+def test_a_share_of_the_patients_or_of_the_images(make_source, make_info):
+    source = make_source([make_info(f"{i}", patient=f"P{i // 2}") for i in range(20)])
+    ids = lambda share, of, seed=3: {info.image_id for info in share_of(source, share, of, seed).infos}
+    assert len(ids(0.3, "patients")) == 6 and len({int(i) // 2 for i in ids(0.3, "patients")}) == 3
+    assert len(ids(0.3, "images")) == 6 and len({int(i) // 2 for i in ids(0.3, "images")}) > 3
+    for of in ("patients", "images"):
+        assert ids(0.1, of) < ids(0.5, of) < ids(0.9, of) and len(ids(0.001, of)) == {"patients": 2, "images": 1}[of]
+    assert ids(0.3, "patients") == {i.image_id for i in fewshot(source, 3, 3).infos}
+
 
 
 def test_counts_of_boxes_to_ignore_and_of_doubled_ones(make_info):

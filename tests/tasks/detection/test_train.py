@@ -41,7 +41,7 @@ def params(classes: int, value: float) -> dict:
 def started(folder: Path, classes: int, model: FasterRCNNConfig | None = None) -> dict:
     """Names and values (each leaf is constant) of what a model of so many classes starts from; a fresh one is 0."""
     fresh, model = params(classes, 0.0), model or faster_rcnn_config.detectron2()
-    initial = train._from_weights(folder, fresh, detectors.build(model), "detector")
+    initial = train.from_weights(folder, fresh, detectors.build(model), "detector")
     jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), initial, fresh)
     return {name: np.unique(leaf).item() for name, leaf in model_folder.flatten(initial).items()}
 
@@ -191,7 +191,7 @@ def network(tmp_path):
 def from_network(folder: Path, backbone: efficientnet.EfficientNetConfig) -> dict:
     ours = detectors.build(faster_rcnn_config.detectron2(backbone=backbone, fpn_channels=8, box_fc_width=8))
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), jax.eval_shape(ours.init, jax.random.key(0)))
-    return model_folder.flatten(train._from_weights(folder, fresh, ours, "detector"))
+    return model_folder.flatten(train.from_weights(folder, fresh, ours, "detector"))
 
 
 @pytest.mark.parametrize("trained_here", [False, True])

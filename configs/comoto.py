@@ -1,0 +1,56 @@
+"""CoMoTo: a detector of mammograms teaches one of tomosynthesis slices, of which there are few and of other patients.
+
+  python launch/train.py --config=configs/comoto.py                            embedded data, minutes on 2 CPU cores
+  python launch/train.py --config=configs/comoto.py --config.distill.mode=pkd   another way to distil
+  python launch/train.py --config=configs/comoto.py:small --config.data.mammo.spec=coco:/data/mammo.json \\
+      --config.data.dbt.spec=coco:/data/dbt.json --config.data.dbt.train_share=0.1
+  python launch/train.py --config=configs/comoto.py:published --config.data.mammo.spec=coco:/data/mammo.json \\
+      --config.data.dbt.spec=coco:/data/dbt.json                               the published training, on a GPU
+Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
+starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
+(the teacher sees its mammograms); pkd, fgd, cwd (it sees the slices); pretraining (its weights alone); none. The
+student is evaluated on test slices, the teacher on test mammograms.
+One teacher serves several students: --config.stages.student.teacher=RUN/teacher/model --stages=student,evaluate.
+Without a teacher: --config.distill.mode=none --stages=student,evaluate, from --config.stages.student.init_from=DIR.
+Variants beside the size (tiny, quick, small, published): baselines (also a student from random weights, and one
+detector of both sets), half, lite0, swin.
+Published: 7 points of mean sensitivity more than pretraining and image-level distillation, with 10 % of the images.
+"""
+
+from typing import Any
+
+from configs import variants
+from configs.recipes.distillation import distillation
+from configs.sources import phantom
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
+from elk_jax.tasks.distillation.recipe import TrainDistilledStage
+
+SIZES = ("tiny", "quick", "small", "published")
+
+
+def get_config(variant=None):
+    size, extras = variants.parse(variant, ("baselines", *variants.BACKBONES), SIZES)
+    data = "quick" if size == "published" else size
+    slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}
+    students: dict[str, TrainDetectorStage] = {
+        "student": TrainDistilledStage(role="student", teacher="teacher", beside=("mammo",), **slices)
+    }
+    if "baselines" in extras:
+        students["scratch"] = TrainDetectorStage(recipe="distill", **slices)
+        students["joint"] = TrainDetectorStage(train_on=("mammo", "dbt"), validate_on="dbt", recipe="distill")
+    return variants.experiment(
+        "comoto",
+        data={
+            "on_error": "stop",
+            "mammo": SourceSpec(phantom(data, "realistic", seed=3, modality="low_energy")),
+            "dbt": SourceSpec(phantom(data, "realistic", seed=5), train_share=0.5 if size == "tiny" else 0.1),
+        },
+        distill=distillation(size, extras),
+        stages={
+            "teacher": TrainDistilledStage(role="teacher", train_on=("mammo",), validate_on="mammo"),
+            **students,
+            "evaluate": EvaluateDetectorsStage(models=tuple(students), on="dbt", recipe="distill"),
+            "mammograms": EvaluateDetectorsStage(models=("teacher",), on="mammo", recipe="distill"),
+        },
+    )

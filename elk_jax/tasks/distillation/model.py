@@ -1,0 +1,284 @@
+"""Teacher and student as models to train: a detector whose loss has one more term.
+
+Shape legend: B images, M padded boxes, N points, h w cells, A anchors, Q classes.
+
+A batch of a student holds that of its own images, `beside` (a batch of the teacher's images) where the mode reads one,
+and `distilled` [B] bool: whether this step distils. What the term learns itself is in the parameters under LEARNED,
+beside those of the detector, and is not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from elk_jax.data.batches.detection import blank_batch
+from elk_jax.detection.detector import Detector, Pyramid
+from elk_jax.detection.matching import NEGATIVE, POSITIVE, match
+from elk_jax.distillation import fgd, lesions, maps, points
+from elk_jax.distillation.points import Grid, Points
+from elk_jax.images.grey import AIR
+from elk_jax.tasks.detection.model import trainable
+from elk_jax.tasks.distillation.recipe import DistillationRecipe
+from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
+
+LEARNED = "distillation"
+HARD_NEGATIVES = 100
+"""Anchors of an image that stand for the background in class-wise distillation."""
+
+
+class Side(NamedTuple):
+    """A detector, what it sees, and what it makes of it."""
+
+    detector: Detector
+    params: Params
+    pyramid: Pyramid
+    batch: Batch
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return self.batch["image"].shape[1], self.batch["image"].shape[2]
+
+    def level(self, stride: int) -> jax.Array:
+        return self.pyramid[self.detector.strides.index(stride)]
+
+    @property
+    def lesions(self) -> jax.Array:
+        """[B, M] bool: boxes to find, in images that count."""
+        return self.batch["gt_valid"] & ~self.batch["gt_ignore"] & self.batch["valid"][:, None]
+
+
+Loss = Callable[[Side, Side, Params, DistillationRecipe, MapImages], tuple[jax.Array, Metrics]]
+"""(teacher, student, what it learns itself, recipe, map_images) -> (the loss before its weight, metrics)."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to distil.
+
+    reads: what the teacher sees: beside, its own images; same, those of the student. weight: as published, of a
+    detector of one stage. init: (rng, levels {stride: (h, w, C)}, recipe) -> what the loss learns itself. one_canvas:
+    that follows from the size of the map.
+    """
+
+    loss: Loss
+    reads: str
+    weight: float
+    init: Callable[[jax.Array, Mapping[int, tuple[int, ...]], DistillationRecipe], Params] = lambda *_: {}
+    one_canvas: bool = False
+
+
+# ---- The losses ------------------------------------------------------------------------------------------------------
+
+
+def lesion(
+    teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
+) -> tuple[jax.Array, Metrics]:
+    t, s = (lesion_points(side, recipe) for side in (teacher, student))
+    loss = partial(lesions.lskd, t, s, temperature=recipe.temperature or 4.0)
+    return loss(learned), {
+        "kl_identity": loss(lesions.identity_map(recipe.points)),
+        "distinct_cells": _distinct(student, recipe),
+    }
+
+
+def image(
+    teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
+) -> tuple[jax.Array, Metrics]:
+    t, s = (side.level(recipe.stride) for side in (teacher, student))
+    valid, temperature = (teacher.batch["valid"], student.batch["valid"]), recipe.temperature or 4.0
+    cells = len(learned["bias"])
+    identity = lesions.image_level(t, s, lesions.identity_map(cells), temperature, *valid)
+    return lesions.image_level(t, s, learned, temperature, *valid), {"kl_identity": identity}
+
+
+def classwise(
+    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, map_images: MapImages
+) -> tuple[jax.Array, Metrics]:
+    found = [anchor_classes(side, map_images) for side in (teacher, student)]
+    return lesions.classwise(*found[0], *found[1], recipe.temperature or 2.0), {}
+
+
+def pkd(
+    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
+) -> tuple[jax.Array, Metrics]:
+    pairs = _levels(teacher, student)
+    alike = jnp.stack([maps.correlation(*pair) for pair in pairs]).mean()
+    return jnp.stack([maps.normalised_mse(*pair) for pair in pairs]).sum(), {"correlation": alike}
+
+
+def cwd(
+    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
+) -> tuple[jax.Array, Metrics]:
+    temperature = recipe.temperature or 1.0
+    return jnp.stack([maps.cwd(*pair, temperature) for pair in _levels(teacher, student)]).sum(), {}
+
+
+def focal_global(
+    teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
+) -> tuple[jax.Array, Metrics]:
+    constants = fgd.TWO_STAGES if teacher.detector.name == "faster_rcnn" else fgd.Weights()
+    boxes, counts = student.batch["gt_boxes"], student.batch["valid"]
+    total: dict[str, Any] = {}
+    for number, (t, s, __) in enumerate(_levels(teacher, student)):
+        relations = learned[f"level{number}"]
+        terms = fgd.of_level(t, s, boxes, student.lesions, counts, relations, student.canvas, constants)
+        total = {name: total.get(name, 0) + term for name, term in terms.items()}
+    return jnp.stack(list(total.values())).sum(), {f"fgd_{name}": term for name, term in total.items()}
+
+
+def _map_of_points(rng: jax.Array, _: Any, recipe: DistillationRecipe) -> Params:
+    return lesions.init_map(rng, recipe.points)
+
+
+def _map_of_cells(rng: jax.Array, levels: Mapping[int, tuple[int, ...]], recipe: DistillationRecipe) -> Params:
+    height, width, _ = levels[recipe.stride]
+    return lesions.init_map(rng, height * width)
+
+
+def _relations(rng: jax.Array, levels: Mapping[int, tuple[int, ...]], _: DistillationRecipe) -> Params:
+    def of_level(number: int, channels: int) -> Params:
+        keys = jax.random.split(jax.random.fold_in(rng, number))
+        return {name: fgd.init_relation(key, channels) for name, key in zip(("teacher", "student"), keys)}
+
+    return {f"level{number}": of_level(number, shape[-1]) for number, shape in enumerate(levels.values())}
+
+
+MODES: dict[str, Mode] = {
+    "lesion": Mode(lesion, "beside", 2.0, _map_of_points),
+    "image": Mode(image, "beside", 2.0, _map_of_cells, one_canvas=True),
+    "classwise": Mode(classwise, "beside", 0.5),
+    "pkd": Mode(pkd, "same", 10.0),
+    "fgd": Mode(focal_global, "same", 1.0, _relations),
+    "cwd": Mode(cwd, "same", 10.0),
+}
+"""By `recipe.mode`; pretraining and none have no loss."""
+
+
+# ---- What they read --------------------------------------------------------------------------------------------------
+
+
+def lesion_points(side: Side, recipe: DistillationRecipe) -> Points:
+    """The points of the lesions on the level of `recipe.stride`."""
+    level = side.level(recipe.stride)
+    return points.read(level, side.batch["gt_boxes"], side.lesions, side.canvas, recipe.points, recipe.sampling)
+
+
+def _distinct(side: Side, recipe: DistillationRecipe) -> jax.Array:
+    height, width = side.level(recipe.stride).shape[1:3]
+    grid = Grid((height, width), side.canvas)
+    return points.distinct_share(side.batch["gt_boxes"], side.lesions, grid, recipe.points)
+
+
+def points_beside(side: Side, recipe: DistillationRecipe, rng: jax.Array, map_images: MapImages) -> Points:
+    """As many cells of every image as a lesion has points, drawn outside the lesions."""
+    level = side.level(recipe.stride)
+    grid = Grid((level.shape[1], level.shape[2]), side.canvas)
+    outside = points.published_outside if recipe.sampling == "cell" else points.cells_outside
+    allowed = outside(side.batch["gt_boxes"], side.batch["gt_valid"], grid)
+    if recipe.negatives == "breast":
+        allowed &= points.cells_of_breast(side.batch["image"], grid, AIR)
+    keys = jax.random.split(rng, len(level))
+    values, enough = map_images(lambda x, free, key: points.draw_cells(x, free, recipe.points, key))(
+        level, allowed, keys
+    )
+    return Points(values, enough & side.batch["valid"])
+
+
+def anchor_classes(side: Side, map_images: MapImages) -> tuple[jax.Array, jax.Array]:
+    """(logits [B, A, Q], class of every anchor [B, A]: of its lesion; Q for the hardest on background; else -1)."""
+    assert side.detector.anchor_logits is not None
+    logits, anchors = side.detector.anchor_logits(side.params, side.pyramid, side.canvas)
+    background = logits.shape[-1]
+
+    def of_image(logits, boxes, labels, valid, ignore, counts):
+        found = match(jnp.asarray(anchors), boxes, valid, ignore, low=0.4, high=0.5, allow_low_quality=True)
+        hard = lesions.hardest(logits.max(-1), found.labels == NEGATIVE, min(HARD_NEGATIVES, len(anchors)))
+        own = labels[found.gt_index] if background > 1 else jnp.zeros_like(found.gt_index)
+        classes = jnp.where(found.labels == POSITIVE, own, jnp.where(hard, background, -1))
+        return jnp.where(counts, classes, -1)
+
+    truth = (side.batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore", "valid"))
+    return logits, map_images(of_image)(jax.lax.stop_gradient(logits), *truth)
+
+
+def _levels(teacher: Side, student: Side) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+    """(teacher's map, student's map, weights [B, h, w]: 1 in the images' breasts) of every level."""
+
+    def weights(level: jax.Array) -> jax.Array:
+        grid = Grid((level.shape[1], level.shape[2]), student.canvas)
+        breast = points.cells_of_breast(student.batch["image"], grid, AIR)
+        return (breast & student.batch["valid"][:, None, None]).astype(jnp.float32)
+
+    return [(t, s, weights(s)) for t, s in zip(teacher.pyramid, student.pyramid)]
+
+
+# ---- The models ------------------------------------------------------------------------------------------------------
+
+
+def aligning(detector: Detector, recipe: DistillationRecipe) -> Model:
+    """A teacher that learns intra-modal point alignment beside detection (Alberb et al. 2024)."""
+
+    def loss(params: Params, constants: Constants, batch: Batch, rng: jax.Array, map_images: MapImages):
+        for_features, for_loss, for_points = jax.random.split(rng, 3)
+        pyramid = detector.features(params, batch, for_features)
+        value, terms = detector.loss_from_features(params, pyramid, batch, for_loss, map_images)
+        side = Side(detector, params, pyramid, batch)
+        beside = points_beside(side, recipe, for_points, map_images)
+        pull, push = lesions.impa(lesion_points(side, recipe), beside)
+        added = {"align_pull": pull, "align_push": push, "distinct_cells": _distinct(side, recipe)}
+        return value + recipe.align_weight * (pull + push), {**terms, **added}
+
+    own = trainable(detector)
+    return Model(init=own.init, loss=loss, predict=own.predict, frozen=own.frozen, per_example=False)
+
+
+def learning(
+    detector: Detector, teacher: Detector, weights: Params, recipe: DistillationRecipe, canvas: tuple[int, int]
+) -> Model:
+    """A student of a teacher with these weights, which are its constants. canvas: of its batches, or one of them."""
+    mode = MODES[recipe.mode]
+    factor = mode.weight if recipe.weight is None else recipe.weight
+
+    def init(rng: jax.Array) -> Params:
+        return {**detector.init(rng), **fresh_part(detector, recipe, canvas, rng)}
+
+    def loss(params: Params, constants: Constants, batch: Batch, rng: jax.Array, map_images: MapImages):
+        own, (for_features, for_loss) = of_detector(params), jax.random.split(rng)
+        pyramid = detector.features(own, batch, for_features)
+        value, terms = detector.loss_from_features(own, pyramid, batch, for_loss, map_images)
+        shown: Any = batch["beside"] if mode.reads == "beside" else batch
+        taught = jax.lax.stop_gradient(teacher.features(constants["teacher"], shown))
+        with jax.named_scope("distillation"):
+            added, found = mode.loss(
+                Side(teacher, constants["teacher"], taught, shown),
+                Side(detector, own, pyramid, batch),
+                params.get(LEARNED, {}),
+                recipe,
+                map_images,
+            )
+        total = value + jnp.where(batch["distilled"].any(), factor * added, 0)
+        return total, {**terms, "loss_detection": value, "loss_distillation": added, **found}
+
+    own = trainable(detector)
+    predict = lambda params, *rest: own.predict(of_detector(params), *rest)
+    return Model(init, loss, predict, per_example=False, frozen=own.frozen, constants={"teacher": weights})
+
+
+def of_detector(params: Params) -> Params:
+    """The parameters of the detector alone."""
+    return {name: part for name, part in params.items() if name != LEARNED}
+
+
+def fresh_part(detector: Detector, recipe: DistillationRecipe, canvas: tuple[int, int], rng: jax.Array) -> Params:
+    """What the loss of the mode learns itself, fresh: {LEARNED: ...}; {} for nothing."""
+    blank = {name: jnp.asarray(x) for name, x in blank_batch(1, canvas, 1).items() if name in ("image", "image_size")}
+    levels = jax.eval_shape(lambda key: detector.features(detector.init(key), blank), rng)
+    shapes = {stride: level.shape[1:] for stride, level in zip(detector.strides, levels)}
+    found = MODES[recipe.mode].init(jax.random.fold_in(rng, 1), shapes, recipe)
+    return {LEARNED: found} if found else {}

@@ -1,0 +1,86 @@
+"""Report sections of teachers and students: what each learned of the other modality, and the curves of training.
+
+Their detections are evaluated and shown by the sections of detection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elk_jax.reporting import html
+from elk_jax.reporting.report import Section
+from elk_jax.reporting.run import Part
+from elk_jax.reporting.sections import FIRST_CURVES, training_section
+from elk_jax.tasks.detection.page import MAIN, metric_label
+
+CURVES = (*FIRST_CURVES, "train/loss_distillation", "train/kl_identity", "train/distinct_cells", f"eval/{MAIN}")
+"""Keys of metrics.jsonl whose curves are shown first."""
+TERMS = {
+    "loss_distillation": "Distillation loss",
+    "kl_identity": "without its learned map",
+    "correlation": "Correlation of the maps",
+    "align_pull": "Lesions unlike each other",
+    "align_push": "Lesions like tissue",
+    "distinct_cells": "Distinct cells of a lesion's points",
+}
+"""Metric of a training -> its row."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A teacher or student. best: metrics of the validation split at `step`. history: lines of metrics.jsonl."""
+
+    role: str
+    mode: str
+    intra_align: bool
+    step: int
+    best: Mapping[str, float]
+    history: Sequence[Mapping[str, Any]]
+
+    @property
+    def words(self) -> str:
+        """How it was trained."""
+        if self.role == "teacher":
+            return f"teacher, {'with' if self.intra_align else 'without'} point alignment"
+        return f"student, {self.mode}"
+
+    def ends(self, term: str) -> tuple[float, float] | None:
+        """The first and the last value of a metric; None where it has none."""
+        values = [line[f"train/{term}"] for line in self.history if line.get(f"train/{term}") is not None]
+        return (values[0], values[-1]) if values else None
+
+
+def distillation_part(trained: Mapping[str, Trained]) -> Part:
+    """The report on teachers and students."""
+    colours = {name: index for index, name in enumerate(trained)}
+    curves = training_section(
+        {name: one.history for name, one in trained.items()},
+        {name: one.step for name, one in trained.items()},
+        colours,
+        "Training of teacher and student",
+        CURVES,
+        metric_label,
+    )
+    summary = ". ".join(f"{name}: {one.words}" for name, one in trained.items())
+    return Part("Distillation", f"{summary}." if summary else "", {}, [learned_section(trained), curves])
+
+
+def learned_section(trained: Mapping[str, Trained]) -> Section:
+    """Every term of the training at its beginning and its end, and the validation."""
+    head = ["", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(trained))]
+    rows = [html.row(["Trained as", *(html.text(one.words) for one in trained.values())])]
+    for term, label in TERMS.items():
+        ends = [one.ends(term) for one in trained.values()]
+        if any(ends):
+            cells = [f"{html.number(e[0])} → {html.number(e[1])}" if e else html.ABSENT for e in ends]
+            rows.append(html.row([label, *cells]))
+    best = [html.number(one.best.get(MAIN)) for one in trained.values()]
+    rows.append(html.row([f"{metric_label(MAIN)}, validation", *best], style="main"))
+    note = (
+        "At the first and the last log line of the training. A distillation loss that falls while it stays as it was "
+        "without its learned map is learned by the map, not by the student. Where the points of a lesion share a few "
+        "cells, there is little to align: choose a finer level (stride)."
+    )
+    return Section("What the student learned of the teacher", html.table(head, rows), note)

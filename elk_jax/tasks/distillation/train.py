@@ -1,0 +1,200 @@
+"""Train a teacher, or a student of one. Either stage leaves the model folder of an ordinary detector."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from elk_jax.data.batches import detection as batches
+from elk_jax.data.batches.stream import Stream, digest
+from elk_jax.data.sources import checks
+from elk_jax.data.sources.source import ImageSource, counted, summary
+from elk_jax.detection import detectors
+from elk_jax.detection.detector import Detector
+from elk_jax.errors import UserError
+from elk_jax.randomness import Purpose, generator
+from elk_jax.tasks.detection import train as detection
+from elk_jax.tasks.detection.model import Trained, load
+from elk_jax.tasks.detection.train import Learning
+from elk_jax.tasks.distillation.model import MODES, aligning, fresh_part, learning, of_detector
+from elk_jax.tasks.distillation.recipe import DistillationRecipe, TrainDistilledStage
+from elk_jax.tasks.private import Learned
+from elk_jax.tasks.run import Run
+from elk_jax.tasks.task import Summary, Workload
+from elk_jax.weights import model_folder
+
+
+def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, names: Collection[str]) -> None:
+    """Raise UserError as a detector's training does, where the mode lacks what it reads, and where the teacher is of
+    another architecture or has other levels.
+
+    names: stages that will run; the weights of one of them are not there yet.
+    """
+    place, detector = f"config.{stage.recipe}", _detector(recipe)
+    mode = MODES.get(recipe.mode) if stage.role == "student" else None
+    reads_level = recipe.mode in ("lesion", "image") if stage.role == "student" else recipe.intra_align
+    if reads_level and recipe.stride not in detector.strides:
+        what = f"the detector has no level of {recipe.stride} pixels per cell"
+        raise UserError(what, where=f"{place}.stride", todo=f"choose from {', '.join(map(str, detector.strides))}")
+    if stage.role == "teacher":
+        return detection.check_start(run, stage, recipe, names)
+    if recipe.mode != "none" and not stage.teacher:
+        todo = "name a train stage before it or a model folder, or set mode=none"
+        raise UserError(
+            f"the mode {recipe.mode} needs a teacher", where=f"config.stages.{stage.name}.teacher", todo=todo
+        )
+    if recipe.mode != "none" and stage.init_from:
+        what = f"a student in the mode {recipe.mode} starts from its teacher"
+        raise UserError(what, where=f"config.stages.{stage.name}.init_from", todo="leave it empty, or set mode=none")
+    if mode and mode.reads == "beside" and not stage.beside:
+        what = f"the mode {recipe.mode} needs images for the teacher"
+        todo = "name data sources, such as the training data of the teacher"
+        raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
+    if mode and mode.one_canvas and len(recipe.loader.buckets) != 1:
+        what = f"the mode {recipe.mode} learns a map of one size, but there are {len(recipe.loader.buckets)} canvases"
+        raise UserError(what, where=f"{place}.loader.buckets", todo="give one (height, width)")
+    if recipe.mode == "classwise" and detector.anchor_logits is None:
+        what = f"{detector.name} has no classes of anchors to compare"
+        raise UserError(what, where=f"{place}.mode", todo="choose another mode, or another detector")
+    if recipe.mode != "none" and stage.teacher not in names:
+        check_teacher(load(run.model_folder(stage.teacher)).detector, detector, run.model_folder(stage.teacher))
+    detection.check_start(run, stage.starting(recipe), recipe, names)
+
+
+def train(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:
+    """Train one detector and write `<stage>/model/`."""
+    prepare = _teacher if stage.role == "teacher" else _student
+    found = detection.train_with(run, stage.starting(recipe), recipe, prepare)
+    return {**found, "role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}
+
+
+def _teacher(
+    run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector, source: ImageSource
+) -> Learning:
+    found = detection.prepare(run, stage, recipe, detector, source)
+    return found._replace(model=aligning(detector, recipe)) if recipe.intra_align else found
+
+
+def _student(
+    run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector, source: ImageSource
+) -> Learning:
+    found = detection.prepare(run, stage, recipe, detector, source)
+    if recipe.mode == "none":
+        return found
+    folder = run.model_folder(stage.teacher)
+    teacher = load(folder)
+    check_teacher(teacher.detector, detector, folder)
+    if teacher.description.classes != source.classes:
+        what = f"the teacher knows the classes {teacher.description.classes}, the data have {source.classes}"
+        raise UserError(what, where=folder, todo="rename the categories of one of them")
+    if recipe.mode not in MODES:
+        return found
+    return _distilled(run, stage, recipe, detector, source, found, teacher)
+
+
+def _distilled(
+    run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector, source: ImageSource,
+    found: Learning, teacher: Trained,
+) -> Learning:  # fmt: skip
+    """What a student is trained with by a mode that has a loss: batches of both streams, the map that it learns."""
+    make = partial(batches.mixed, process_index=jax.process_index(), process_count=jax.process_count())
+    own = make(source, recipe.loader, run.seed, weights=stage.weights)
+    beside, shown, counts = None, [], found.learned.counts
+    if MODES[recipe.mode].reads == "beside":
+        data = run.open(stage.beside, "train")
+        if not summary(data.infos)["lesions"]:
+            raise checks.no_lesions("train", data.name)
+        run.say(f"  beside {counted(data.infos)}")
+        detection.say_skipped(run, data)
+        cut = detection.cut(data, recipe)
+        beside, shown = make(cut, recipe.loader, second_seed(run.seed)), batches.records(cut)
+        counts = {**counts, "beside": summary(data.infos)} if counts else {}
+    depends = digest(recipe.loader, run.seed, stage.weights, batches.records(source), shown, recipe.distill_from)
+    stream = Stream(TwoStreams(own, beside, recipe.distill_from), depends, recipe.loader)
+    learned = fresh_part(detector, recipe, own.canvases[0], jax.random.key(run.seed))
+    return found._replace(
+        model=learning(detector, teacher.detector, teacher.params, recipe, own.canvases[0]),
+        learned=Learned(stream, counts),
+        initial={**(found.initial or {}), **jax.device_get(learned)},
+        of_detector=of_detector,
+        canvases=len(own.canvases) * (len(beside.canvases) if beside else 1),
+    )
+
+
+def second_seed(seed: int) -> int:
+    """Of the stream of the teacher's images: its order and augmentation have nothing to do with the student's."""
+    return int(generator(seed, Purpose.UNPAIRED).integers(1 << 32))
+
+
+@dataclass(frozen=True)
+class TwoStreams:
+    """Batch number -> the batch of `own`, with that of `beside` and with whether its step distils.
+
+    Each has its own epochs: batch k follows from k in either.
+    """
+
+    own: Callable[[int], Mapping[str, Any]]
+    beside: Callable[[int], Mapping[str, Any]] | None
+    distill_from: int
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        batch = dict(self.own(number))
+        batch["distilled"] = np.full(len(batch["valid"]), number >= self.distill_from)
+        return batch if self.beside is None else {**batch, "beside": dict(self.beside(number))}
+
+
+def check_teacher(teacher: Detector, student: Detector, folder: Any) -> None:
+    """UserError unless the maps of a teacher can be compared with those of the student, and start it."""
+    kinds = [_words(one) for one in (teacher, student)]
+    if kinds[0] != kinds[1]:
+        todo = f"name a teacher that is a {kinds[1]}, or set the student's model to that of the teacher"
+        raise UserError(f"the teacher is a {kinds[0]}, the student a {kinds[1]}", where=folder, todo=todo)
+    if teacher.strides != student.strides:
+        levels = [", ".join(map(str, one.strides)) for one in (teacher, student)]
+        what = f"the teacher has levels of {levels[0]} pixels per cell, the student of {levels[1]}"
+        raise UserError(what, where=folder, todo="name a teacher with the levels of the student")
+    shapes = [model_folder.shapes_of(one.init) for one in (teacher, student)]
+    differ = [name for name, shape in shapes[1].items() if shapes[0].get(name) != shape]
+    if others := [name for name in differ if not re.search(student.class_layers, name)]:
+        before, now = shapes[0].get(others[0], "absent"), shapes[1][others[0]]
+        what = f"the teacher is another network: its {others[0]} is {before}, the student's {now}"
+        raise UserError(what, where=folder, todo="train both with the same model settings")
+
+
+def _words(detector: Detector) -> str:
+    backbone = getattr(detector.config, "backbone", None)
+    return detector.name if backbone is None else f"{detector.name} on a {backbone.name}"
+
+
+def _detector(recipe: DistillationRecipe) -> Detector:
+    return detectors.build(detection.settings(recipe, recipe.model.num_classes))
+
+
+def workload(stage: TrainDistilledStage, recipe: DistillationRecipe, batch_size: int | None) -> Workload:
+    """The training of a teacher or a student of one class, on every canvas of its recipe."""
+    work = detection.workload(stage, recipe, batch_size)
+    detector = detectors.build(detection.settings(recipe, 1))
+    if stage.role == "teacher":
+        return replace(work, model=aligning(detector, recipe)) if recipe.intra_align else work
+    if recipe.mode not in MODES:
+        return work
+    weights = jax.eval_shape(detector.init, jax.random.key(0))
+    canvas = next(iter(work.training.values()))["image"].shape[1:3]
+    both = MODES[recipe.mode].reads == "beside"
+
+    def batch(blank: Mapping[str, Any]) -> dict[str, Any]:
+        return {**blank, "distilled": blank["valid"], **({"beside": blank} if both else {})}
+
+    return replace(
+        work,
+        model=learning(detector, detector, weights, recipe, canvas),
+        training={shape: batch(blank) for shape, blank in work.training.items()},
+        prediction={shape: batch(blank) for shape, blank in work.prediction.items()},
+        assumed=(*work.assumed, "the teacher's images on the canvas of the student's") if both else work.assumed,
+    )

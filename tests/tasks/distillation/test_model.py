@@ -1,0 +1,155 @@
+"""Every mode as the loss of a student: what it adds, that it can be learned, and what it does without lesions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elk_jax.backbones import resnet
+from elk_jax.detection import detectors, faster_rcnn_config
+from elk_jax.detection.retinanet_config import RetinaNetConfig
+from elk_jax.privacy.settings import Privacy
+from elk_jax.tasks.distillation import model
+from elk_jax.tasks.distillation.model import LEARNED, MODES, aligning, learning, of_detector
+from elk_jax.tasks.distillation.recipe import DistillationRecipe
+from tests.detection import toy_detector
+from tests.refusals import refused
+
+SIDE = 32
+CONFIG = toy_detector.ToyConfig(width=4)
+
+
+def detector():
+    """The toy, whose cells are its anchors."""
+    toy = toy_detector.detector(CONFIG)
+
+    def anchor_logits(params, pyramid, canvas):
+        y, x = np.mgrid[0 : SIDE // 8, 0 : SIDE // 8].reshape(2, -1, 1) * 8.0
+        return pyramid[0][..., :1].reshape(len(pyramid[0]), -1, 1), np.concatenate([x, y, x + 8, y + 8], 1)
+
+    return replace(toy, anchor_logits=anchor_logits)
+
+
+def some_batch(seed: int, lesions: bool = True):
+    boxes = jnp.array([[[4.0, 4, 16, 20], [20, 20, 22, 21]], [[8, 2, 24, 30], [0, 0, 0, 0]]])
+    valid = jnp.array([[True, True], [True, False]]) & lesions
+    return {
+        "image": jax.random.uniform(jax.random.key(seed), (2, SIDE, SIDE, 1)),
+        "image_size": jnp.full((2, 2), float(SIDE)),
+        "gt_boxes": boxes, "gt_valid": valid, "gt_labels": jnp.zeros((2, 2), jnp.int32),
+        "gt_ignore": jnp.zeros((2, 2), bool), "valid": jnp.ones(2, bool),
+    }  # fmt: skip
+
+
+@cache
+def student(mode: str):
+    recipe = DistillationRecipe(model=CONFIG, mode=mode, stride=8)
+    own = detector()
+    return learning(own, own, jax.jit(own.init)(jax.random.key(7)), recipe, (SIDE, SIDE))
+
+
+def both(distilled: bool = True, lesions: bool = True):
+    return {**some_batch(0, lesions), "distilled": jnp.full(2, distilled), "beside": some_batch(1, lesions)}
+
+
+@cache
+def compiled(found):
+    call = lambda p, batch: found.loss(p, found.constants, batch, jax.random.key(0), jax.vmap)
+    return jax.jit(jax.value_and_grad(call, has_aux=True))
+
+
+def measure(found, params, batch):
+    (value, terms), gradient = compiled(found)(params, batch)
+    return value, terms, gradient
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_adds_its_weighted_loss_and_reaches_the_backbone(mode):
+    found = student(mode)
+    params = jax.jit(found.init)(jax.random.key(1))
+    value, terms, gradient = measure(found, params, both())
+    factor = MODES[mode].weight
+    assert terms["loss_distillation"] > 0 and np.isfinite(list(terms.values())).all()
+    assert value == pytest.approx(float(terms["loss_detection"] + factor * terms["loss_distillation"]), rel=1e-5)
+    before = measure(found, params, both(distilled=False))
+    assert before[0] == pytest.approx(float(terms["loss_detection"]), rel=1e-6)
+    reached = jax.tree.map(lambda a, b: np.abs(a - b).max(), of_detector(gradient), of_detector(before[2]))
+    assert reached["backbone_0"]["kernel"] > 0
+    assert bool(jax.tree.leaves(params.get(LEARNED, {}))) == (mode in ("lesion", "image", "fgd"))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_without_a_lesion_and_padding_give_finite_gradients(mode):
+    found = student(mode)
+    params = jax.jit(found.init)(jax.random.key(1))
+    for batch in (both(lesions=False), jax.tree.map(jnp.zeros_like, both())):
+        _, terms, gradient = measure(found, params, batch)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((terms, gradient)))
+        if mode == "lesion":
+            assert terms["loss_distillation"] == 0
+
+
+@pytest.mark.parametrize("mode", ["pkd", "fgd", "cwd"])
+def test_on_the_same_images_a_student_that_is_its_teacher_has_nothing_to_learn(mode):
+    found = student(mode)
+    params = {**jax.jit(found.init)(jax.random.key(1)), **found.constants["teacher"]}
+    _, terms, _ = measure(found, params, both())
+    assert terms["loss_distillation"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_teacher_aligns_its_lesions():
+    recipe = DistillationRecipe(model=CONFIG, stride=8, points=4, align_weight=3.0)
+    found = aligning(detector(), recipe)
+    params = jax.jit(found.init)(jax.random.key(0))
+    value, terms, gradient = measure(found, params, some_batch(0))
+    own = jax.jit(detector().loss)(params, some_batch(0), jax.random.key(0))[0]
+    added = 3 * (terms["align_pull"] + terms["align_push"])
+    assert added > 0 and value == pytest.approx(float(own + added), rel=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    black = {**some_batch(0), "image": jnp.zeros((2, SIDE, SIDE, 1))}  # no cell of a breast to draw from
+    assert measure(found, params, black)[1]["align_push"] == 0
+    anywhere = aligning(detector(), replace(recipe, negatives="anywhere", sampling="cell"))
+    assert np.isfinite(measure(anywhere, params, black)[0])
+
+
+def test_anchors_of_lesions_and_the_hardest_of_background(monkeypatch):
+    monkeypatch.setattr(model, "HARD_NEGATIVES", 3)
+    own = detector()
+    params, batch = own.init(jax.random.key(0)), some_batch(0)
+    batch["gt_boxes"] = jnp.zeros((2, 2, 4)).at[0, 0].set(jnp.array([8.0, 8, 16, 16]))
+    batch["gt_valid"] = jnp.zeros((2, 2), bool).at[0, 0].set(True)
+    side = model.Side(own, params, own.features(params, batch), batch)
+    logits, classes = model.anchor_classes(side, jax.vmap)
+    assert np.flatnonzero(classes[0] == 0).tolist() == [5] and (classes == 1).sum(1).tolist() == [3, 3]
+    hard = np.asarray(logits[1, :, 0])[np.asarray(classes[1] == 1)]
+    assert hard.min() >= np.sort(logits[1, :, 0])[-3]
+
+
+def test_the_detectors_of_the_table_give_logits_of_their_anchors():
+    network = resnet.ResNetConfig(num_classes=0, depth=18, width=8, norm="none")
+    small = {"backbone": network, "fpn_channels": 8}
+    configs = (RetinaNetConfig(num_classes=3, background="first", **small), faster_rcnn_config.detectron2(
+        num_classes=3, box_fc_width=8, **small))  # fmt: skip
+    for config, classes in zip(configs, (3, 1)):
+        one = detectors.build(config)
+        batch = {"image": jnp.zeros((2, 64, 64, 3)), "image_size": jnp.full((2, 2), 64.0)}
+        counts = []
+
+        def call(params, one=one, batch=batch, counts=counts):
+            logits, anchors = one.anchor_logits(params, one.features(params, batch), (64, 64))
+            counts.append(anchors.shape)
+            return logits
+
+        logits = jax.eval_shape(call, jax.eval_shape(one.init, jax.random.key(0)))
+        assert counts == [(logits.shape[1], 4)] and logits.shape[::2] == (2, classes)
+
+
+def test_a_private_recipe_is_refused():
+    with refused(where="privacy"):
+        DistillationRecipe(model=CONFIG, privacy=Privacy(epsilon=8.0, delta=1e-5))

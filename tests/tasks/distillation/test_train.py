@@ -1,0 +1,192 @@
+"""Teacher, student, evaluation through the real loop at a tiny size; resume of both streams; refusals."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, replace
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from elk_jax.backbones.resnet import ResNetConfig
+from elk_jax.detection import detectors
+from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
+from elk_jax.tasks.detection.model import load
+from elk_jax.tasks.distillation import train
+from elk_jax.tasks.distillation.recipe import TrainDistilledStage
+from elk_jax.tasks.distillation.train import TwoStreams, check_start, check_teacher, workload
+from elk_jax.tasks.run import Run
+from elk_jax.training.writer import read_metrics
+from elk_jax.weights import model_folder
+from tests.detection import toy_detector
+from tests.refusals import refused
+from tests.tasks.distillation.conftest import small_config
+
+
+def leaves(folder):
+    return model_folder.flatten(model_folder.load_params(folder / "model")[0])
+
+
+def test_teacher_and_student_are_ordinary_detectors(finished):
+    for stage, on in (("teacher", ("mammo",)), ("student", ("dbt", "mammo"))):
+        trained = load(finished / stage / "model")
+        assert trained.description.architecture == "toy" and trained.description.trained.on == on
+        assert not any("distillation" in name for name in leaves(finished / stage)), "the learned map is not kept"
+    assert load(finished / "student" / "model").description.trained.init_from == "teacher"
+    seen = [set(load(finished / stage / "model").description.trained.patients) for stage in ("teacher", "student")]
+    assert seen[0] < seen[1], "the student has seen the patients of its teacher"
+    page = (finished / "report.html").read_text()
+    assert "What the student learned of the teacher" in page and "student, lesion" in page
+
+
+def test_the_terms_of_both_trainings_are_logged(finished):
+    lines = {stage: read_metrics(finished / stage / "metrics.jsonl") for stage in ("teacher", "student")}
+    keys = {stage: {key for line in found for key in line} for stage, found in lines.items()}
+    assert {"train/align_pull", "train/align_push", "train/distinct_cells"} <= keys["teacher"]
+    assert {"train/loss_distillation", "train/kl_identity", "train/distinct_cells"} <= keys["student"]
+    last = lines["student"][-1] if "train/loss" in lines["student"][-1] else lines["student"][-2]
+    total = last["train/loss_detection"] + 2 * last["train/loss_distillation"]
+    assert last["train/loss"] == pytest.approx(total, rel=1e-4) and last["train/loss_distillation"] > 0
+
+
+def test_a_student_is_resumed_to_the_bit_with_both_streams(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(copy / "student" / "checkpoints" / "4")
+    shutil.rmtree(copy / "student" / "model")
+    (copy / "student" / "finished.json").unlink()
+    run_experiment(small_config(), copy, stages=["student"])
+    again = leaves(copy / "student")
+    for name, leaf in leaves(finished / "student").items():
+        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+
+
+def test_a_step_of_no_learning_keeps_the_weights_of_the_teacher(finished, tmp_path):
+    """The same teacher for another student, from its folder: the mode that has its weights alone."""
+    config = small_config("pretraining")
+    config.stages.student.teacher = str(finished / "teacher" / "model")
+    config.distill.schedule.base = 0.0
+    run_experiment(config, tmp_path / "run", stages=["student"])
+    for name, leaf in leaves(tmp_path / "run" / "student").items():
+        np.testing.assert_array_equal(leaf, leaves(finished / "teacher")[name], err_msg=name)
+
+
+def test_two_streams_have_their_own_epochs():
+    def batches(count):
+        return lambda n: {"valid": np.ones(2, bool), "index": np.arange(2 * n, 2 * n + 2) % count}
+
+    own, beside = batches(4), batches(6)
+    stream = TwoStreams(own, beside, distill_from=2)
+    found = [stream(n) for n in range(4)]
+    assert [batch["index"].tolist() for batch in found] == [[0, 1], [2, 3], [0, 1], [2, 3]]
+    assert [batch["beside"]["index"].tolist() for batch in found] == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    assert [batch["distilled"].tolist() for batch in found] == [[False] * 2] * 2 + [[True] * 2] * 2
+    assert "beside" not in TwoStreams(own, None, 0)(0)
+    assert train.second_seed(1) not in (1, train.second_seed(2))
+
+
+# ---- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def check(config: ConfigDict, stage: str = "student", names=("teacher", "student")) -> None:
+    experiment = parse(config)
+    found = experiment.stages[stage]
+    check_start(Run(experiment, None, mesh=None), found, experiment.recipe_of(found), names)
+
+
+@pytest.mark.parametrize(
+    "changes, where, words",
+    [
+        ({"stages.student.teacher": ""}, "config.stages.student.teacher", ("lesion",)),
+        ({"stages.student.beside": ()}, "config.stages.student.beside", ("lesion", "images")),
+        ({"stages.student.init_from": "teacher"}, "config.stages.student.init_from", ("lesion",)),
+        ({"distill.stride": 16}, "config.distill.stride", ("16", "8")),
+        ({"distill.mode": "classwise"}, "config.distill.mode", ("toy", "anchors")),
+        ({"distill.mode": "image", "distill.loader.buckets": ((64, 64), (64, 96))}, "config.distill.loader.buckets",
+         ("image", "2")),
+    ],
+)  # fmt: skip
+def test_what_a_mode_lacks_is_named(toy, changes, where, words):
+    config = small_config()
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        part = config
+        for one in section.split("."):
+            part = part[one]
+        part[name] = value
+    with refused(*words, where=where):
+        check(config)
+
+
+def test_modes_that_need_less_ask_for_less(toy):
+    config = small_config("pkd")
+    config.stages.student.beside = ()
+    config.distill.stride = 16  # of one level; this mode reads all
+    check(config)
+    config.distill.mode = "none"
+    config.stages.student.teacher = ""
+    check(config)
+
+
+@pytest.mark.parametrize("settings, where", [
+    ({"role": "teacher", "teacher": "other"}, "teacher"),
+    ({"role": "teacher", "beside": ("a",)}, "beside"),
+    ({"role": "student", "public": ("a",)}, "public"),
+])  # fmt: skip
+def test_a_stage_that_contradicts_itself(settings, where):
+    with refused(where=where):
+        TrainDistilledStage(train_on=("a",), validate_on="a", **settings)
+
+
+SMALL = {"fpn_channels": 8, "head_convs": 1}
+NETWORK = ResNetConfig(num_classes=0, depth=18, width=8, norm="none")
+
+
+@pytest.mark.parametrize("teacher, words", [
+    (toy_detector.ToyConfig(), ("toy", "retinanet on a resnet")),
+    (plain(backbone=NETWORK), ("32", "8, 16, 32, 64, 128")),
+    (RetinaNetConfig(backbone=replace(NETWORK, width=16), **SMALL), ("backbone/", "same model")),
+    (RetinaNetConfig(backbone=NETWORK, **SMALL | {"fpn_channels": 16}), ("(", "16")),
+])  # fmt: skip
+def test_a_teacher_of_another_architecture_or_other_levels(toy, tmp_path, teacher, words):
+    student = detectors.build(RetinaNetConfig(backbone=NETWORK, **SMALL))
+    with refused(*words, where=tmp_path):
+        check_teacher(detectors.build(teacher), student, tmp_path)
+    more_classes = detectors.build(replace(student.config, num_classes=3))
+    check_teacher(more_classes, student, tmp_path)  # the classes are compared with the data
+
+
+def test_another_teacher_is_refused_before_anything_runs(finished, tmp_path):
+    config = small_config()
+    config.stages.student.teacher = str(finished / "teacher" / "model")
+    with config.unlocked():
+        config.distill.model = ConfigDict(asdict(toy_detector.ToyConfig(width=6)))
+    with refused("(4,)", "(6,)", where=finished / "teacher" / "model"):
+        run_experiment(config, tmp_path / "run", stages=["student", "evaluate"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_mammograms_without_a_lesion_are_refused(finished, tmp_path):
+    config = small_config()
+    config.stages.student.teacher = str(finished / "teacher" / "model")
+    config.data.mammo.spec += ",healthy_fraction=1.0"
+    with refused("lesion", where="mammo"):
+        run_experiment(config, tmp_path / "run", stages=["student"])
+
+
+@pytest.mark.parametrize("mode", ["lesion", "pkd", "pretraining"])
+def test_a_training_is_planned_as_it_runs(toy, mode):
+    experiment = parse(small_config(mode))
+    for name in ("teacher", "student"):
+        stage = experiment.stages[name]
+        work = workload(stage, experiment.recipe_of(stage), 2)
+        (batch,) = work.training.values()
+        params = jax.eval_shape(work.model.init, jax.random.key(0))
+        call = lambda params, constants, batch, model=work.model: model.loss(
+            params, constants, batch, jax.random.key(0), jax.vmap
+        )[0]
+        assert jax.eval_shape(call, params, work.model.constants, batch).shape == ()
+        assert ("beside" in batch) == (name == "student" and mode == "lesion")
