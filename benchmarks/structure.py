@@ -44,6 +44,8 @@ from rich.table import Table  # noqa: E402
 
 DEPTHS = {18, 34, 50, 101}
 DETECTOR = "faster_rcnn"
+BUILDS_ON = {"distillation": {"detection"}}
+"""Task -> the tasks whose models are its own: it names them, and has no architecture, evaluation or prediction."""
 
 
 class Row(NamedTuple):
@@ -148,14 +150,20 @@ def _lists_of(values: set[int], tree: ast.AST) -> Iterator[int]:
                 yield node.lineno
 
 
+def built_on(task: str) -> list[str]:
+    """The tasks that build on it."""
+    return [name for name, others in BUILDS_ON.items() if task in others]
+
+
 def _imports_task(module: Module, task: str) -> bool:
-    own, dotted = f"elk_jax/tasks/{task}/", f"elk_jax.tasks.{task}"
+    own = tuple(f"elk_jax/tasks/{name}/" for name in (task, *built_on(task)))
+    dotted = f"elk_jax.tasks.{task}"
     return not module.path.startswith(own) and any(f"{name}.".startswith(f"{dotted}.") for name in module.imports)
 
 
 def _names_task(module: Module, task: str) -> bool:
     """Whether a file outside a task's package holds its name as a string, or imports the package."""
-    if module.path.startswith(f"elk_jax/tasks/{task}/"):
+    if any(module.path.startswith(f"elk_jax/tasks/{own}/") for own in (task, *built_on(task))):
         return False
     return task in module.strings or _imports_task(module, task)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.structure import BUILDS_ON
 from elk_jax import files
 from elk_jax.experiments import report
 from elk_jax.fields import build
@@ -29,9 +30,6 @@ KINDS = {
     "evaluate": EvaluateStage,
     "synthesize": SynthesizeStage,
 }
-
-BUILDS_ON = {"distillation": {"detection"}}
-"""Task -> the tasks whose models are its own: it has no architecture, no evaluation and no prediction beside theirs."""
 
 
 # ---- Packages ------------------------------------------------------------------------------------------------------

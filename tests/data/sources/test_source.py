@@ -57,10 +57,11 @@ def test_subset_and_fewshot(make_source, make_info):
 
 
 def test_a_share_of_the_patients_or_of_the_images(make_source, make_info):
-    source = make_source([make_info(f"{i}", patient=f"P{i // 2}") for i in range(20)])
+    source = make_source([make_info(n, []) for n in range(20)])  # two images per patient
+    patient = {info.image_id: info.patient_id for info in source.infos}
     ids = lambda share, of, seed=3: {info.image_id for info in share_of(source, share, of, seed).infos}
-    assert len(ids(0.3, "patients")) == 6 and len({int(i) // 2 for i in ids(0.3, "patients")}) == 3
-    assert len(ids(0.3, "images")) == 6 and len({int(i) // 2 for i in ids(0.3, "images")}) > 3
+    assert len(ids(0.3, "patients")) == 6 and len({patient[i] for i in ids(0.3, "patients")}) == 3
+    assert len(ids(0.3, "images")) == 6 and len({patient[i] for i in ids(0.3, "images")}) > 3
     for of in ("patients", "images"):
         assert ids(0.1, of) < ids(0.5, of) < ids(0.9, of) and len(ids(0.001, of)) == {"patients": 2, "images": 1}[of]
     assert ids(0.3, "patients") == {i.image_id for i in fewshot(source, 3, 3).infos}
