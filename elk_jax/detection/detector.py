@@ -53,6 +53,7 @@ class Detector:
     their shapes stay. Of this configuration: without fields that do not matter in it.
     frozen: regular expressions of the parameters that are never trained, whatever the recipe sets.
     strides: pixels per cell of every level.
+    stages: 1, or 2 for a detector that scores regions which it has proposed.
     anchor_logits: (params, pyramid, canvas (H, W)) -> (class logits [B, A, Q] of all anchors, the anchors [A, 4]); of a
     detector of two stages the objectness of its proposals, Q 1. None: there are none to compare.
     """
@@ -66,6 +67,7 @@ class Detector:
     conventions: Mapping[str, str]
     frozen: tuple[str, ...]
     strides: tuple[int, ...]
+    stages: int = 1
     anchor_logits: Callable[[Params, Pyramid, tuple[int, int]], tuple[jax.Array, np.ndarray]] | None = None
 
     @property

@@ -61,14 +61,15 @@ Loss = Callable[[Side, Side, Params, DistillationRecipe, MapImages], tuple[jax.A
 class Mode:
     """One way to distil.
 
-    reads: what the teacher sees: beside, its own images; same, those of the student. weight: as published, of a
-    detector of one stage. init: (rng, levels {stride: (h, w, C)}, recipe) -> what the loss learns itself. one_canvas:
+    reads: what the teacher sees: beside, its own images; same, those of the student. weight: as published.
+    of_two_stages: that of a detector of two stages, where it differs. init: (rng, levels {stride: (h, w, C)}, recipe) -> what the loss learns itself. one_canvas:
     that follows from the size of the map.
     """
 
     loss: Loss
     reads: str
     weight: float
+    of_two_stages: float | None = None
     init: Callable[[jax.Array, Mapping[int, tuple[int, ...]], DistillationRecipe], Params] = lambda *_: {}
     one_canvas: bool = False
 
@@ -122,7 +123,7 @@ def cwd(
 def focal_global(
     teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
 ) -> tuple[jax.Array, Metrics]:
-    constants = fgd.TWO_STAGES if teacher.detector.name == "faster_rcnn" else fgd.Weights()
+    constants = fgd.TWO_STAGES if student.detector.stages == 2 else fgd.Weights()
     boxes, counts = student.batch["gt_boxes"], student.batch["valid"]
     total: dict[str, Any] = {}
     for number, (t, s, __) in enumerate(_levels(teacher, student)):
@@ -150,11 +151,11 @@ def _relations(rng: jax.Array, levels: Mapping[int, tuple[int, ...]], _: Distill
 
 
 MODES: dict[str, Mode] = {
-    "lesion": Mode(lesion, "beside", 2.0, _map_of_points),
-    "image": Mode(image, "beside", 2.0, _map_of_cells, one_canvas=True),
+    "lesion": Mode(lesion, "beside", 2.0, init=_map_of_points),
+    "image": Mode(image, "beside", 2.0, init=_map_of_cells, one_canvas=True),
     "classwise": Mode(classwise, "beside", 0.5),
-    "pkd": Mode(pkd, "same", 10.0),
-    "fgd": Mode(focal_global, "same", 1.0, _relations),
+    "pkd": Mode(pkd, "same", 10.0, of_two_stages=6.0),
+    "fgd": Mode(focal_global, "same", 1.0, init=_relations),
     "cwd": Mode(cwd, "same", 10.0),
 }
 """By `recipe.mode`; pretraining and none have no loss."""
@@ -243,7 +244,8 @@ def learning(
 ) -> Model:
     """A student of a teacher with these weights, which are its constants. canvas: of its batches, or one of them."""
     mode = MODES[recipe.mode]
-    factor = mode.weight if recipe.weight is None else recipe.weight
+    published = mode.of_two_stages if detector.stages == 2 and mode.of_two_stages else mode.weight
+    factor = published if recipe.weight is None else recipe.weight
 
     def init(rng: jax.Array) -> Params:
         return {**detector.init(rng), **fresh_part(detector, recipe, canvas, rng)}
