@@ -62,8 +62,8 @@ class Mode:
     """One way to distil.
 
     reads: what the teacher sees: beside, its own images; same, those of the student. weight: as published.
-    of_two_stages: that of a detector of two stages, where it differs. init: (rng, levels {stride: (h, w, C)}, recipe) -> what the loss learns itself. one_canvas:
-    that follows from the size of the map.
+    of_two_stages: that of a detector of two stages, where it differs. init: (rng, levels {stride: (h, w, C)}, recipe)
+    -> what the loss learns itself. one_canvas: that follows from the size of the map.
     """
 
     loss: Loss
