@@ -202,7 +202,7 @@ def _decode(
     return np.ascontiguousarray(image, np.float32), {
         "format": "dicom",
         "bits": int(dataset.get("BitsStored") or 8 * stored.dtype.itemsize),
-        "pixel_spacing": _pixel_spacing(attributes),
+        "pixel_spacing": pixel_spacing(attributes),
         "laterality": breast_side(image) or of_header,
         "laterality_header": of_header,
         "view": view(attributes),
@@ -465,7 +465,7 @@ def view(attributes: Dataset) -> str:
     return _VIEW_CODES.get(codes[0], "") if codes else ""
 
 
-def _pixel_spacing(attributes: Dataset) -> tuple[float, float] | None:
+def pixel_spacing(attributes: Dataset) -> tuple[float, float] | None:
     """(row, column) mm. PixelSpacing is calibrated; ImagerPixelSpacing holds at the detector."""
     for key in ("PixelSpacing", "ImagerPixelSpacing"):
         value = attributes.get(key)

@@ -101,11 +101,13 @@ def _window(attributes: Dataset) -> tuple[str, ...] | None:
 
 
 def described(header: Dataset) -> dict[str, Any]:
-    """What a header says of a volume: `patient_id`, `study_uid`, `view` such as "lcc" ("" if it does not say)."""
+    """What a header says of a volume: `patient_id`, `study_uid`, `view` such as "lcc", each "" if it does not say, and
+    `pixel_spacing` (row, column) in mm or None."""
     attributes = attributes_of_frame(header, 0)
     position, side = dicom.view(attributes), dicom.header_laterality(attributes)
     return {
         "patient_id": str(header.get("PatientID") or "").strip(),
         "study_uid": str(header.get("StudyInstanceUID") or "").strip(),
         "view": f"{side or ''}{position}".lower(),
+        "pixel_spacing": dicom.pixel_spacing(attributes),
     }

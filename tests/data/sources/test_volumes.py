@@ -48,7 +48,7 @@ def test_volumes_hang_as_their_view_says_and_boxes_lie_on_the_lesions(folder):
         for box, k in zip(boxes.astype(int), at):
             assert (volume.read(k)[box[1] : box[3], box[0] : box[2]] > 0.85).all()
             marked += 1
-        assert volume.slices == len(volume) == 12
+        assert volume.slices == len(volume) == 12 and volume.infos[0].meta["pixel_spacing"] == (0.1, 0.1)
     assert marked == len(BOXES)
 
 
