@@ -21,7 +21,7 @@ from typing import Any
 
 from configs import variants
 from configs.recipes.distillation import distillation
-from configs.sources import phantom
+from configs.sources import phantom_volumes
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
 from elk_jax.tasks.distillation.recipe import TrainDistilledStage
@@ -31,7 +31,7 @@ SIZES = ("tiny", "quick", "small", "published")
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, ("baselines", *variants.BACKBONES), SIZES)
-    data = "quick" if size == "published" else size
+    data = "paper" if size == "published" else size
     slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}
     students: dict[str, TrainDetectorStage] = {
         "student": TrainDistilledStage(role="student", teacher="teacher", beside=("mammo",), **slices)
@@ -43,8 +43,8 @@ def get_config(variant=None):
         "comoto",
         data={
             "on_error": "stop",
-            "mammo": SourceSpec(phantom(data, "realistic", seed=3, modality="low_energy")),
-            "dbt": SourceSpec(phantom(data, "realistic", seed=5), train_share=0.5 if size == "tiny" else 0.1),
+            "mammo": SourceSpec(phantom_volumes(data, seed=3, modality="mammogram")),
+            "dbt": SourceSpec(phantom_volumes(data, seed=5), train_share=0.5 if size == "tiny" else 0.1),
         },
         distill=distillation(size, extras),
         stages={

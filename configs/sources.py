@@ -12,6 +12,16 @@ def phantom(size: str, lesions: str, seed: int, modality: str = "subtracted") ->
     return f"phantom:size={pixels},count={count},lesions={lesions},seed={seed},modality={modality}"
 
 
+VOLUMES = {"tiny": (64, 24), "quick": (256, 240), "small": (512, 240), "paper": (1024, 400)}
+"""Variant -> (pixels of the height, breasts)."""
+
+
+def phantom_volumes(size: str, seed: int, modality: str = "dbt") -> str:
+    """The embedded tomosynthesis data set at the size of a variant; its modalities are dbt, mammogram, synthetic_2d."""
+    pixels, count = VOLUMES[size]
+    return f"phantom_volumes:size={pixels},count={count},seed={seed},modality={modality}"
+
+
 def few(size: str, extras: frozenset[str]) -> int:
     """Training patients of the few-shot variant: ELK's 26, fewer where the embedded data is small; else 0, all."""
     return (2 if size == "tiny" else 26 if size == "paper" else 8) if "fewshot" in extras else 0

@@ -15,7 +15,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
-from configs import cem_mixed, cem_real, cem_real_dp, cem_synthetic, inpaint_cem, mammo_pretrain, variants
+from configs import cem_mixed, cem_real, cem_real_dp, cem_synthetic, comoto, inpaint_cem, mammo_pretrain, variants
 from elk_jax.backbones.networks import NETWORKS
 from elk_jax.detection.anchors import pyramid_anchors
 from elk_jax.detection.boxes import iou
@@ -40,6 +40,19 @@ def test_every_variant_of_every_experiment_is_well_formed(name, variant):
     for stage in config.stages.values():
         assert set(stage.get("train_on", ())) <= set(config.data)
     json.dumps(plain(config))
+
+
+@pytest.mark.parametrize("variant", [None, "tiny,baselines", "small,half", "published"])
+def test_teacher_and_student_are_one_detector(variant):
+    config = comoto.get_config(variant)
+    found = parse(config)
+    model, stages = found.recipes["distill"].model, found.stages
+    assert found.recipe_of(stages["teacher"]) is found.recipe_of(stages["student"])
+    assert found.recipes["distill"].stride in model.strides and stages["student"].teacher == "teacher"
+    assert (variant == "published") == (not model.fpn) and found.data["dbt"].train_share < 1
+    assert ("joint" in stages) == ("baselines" in (variant or "").split(","))
+    with pytest.raises(ValueError, match=r"paper.*published"):
+        comoto.get_config("paper")
 
 
 @pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper"])

@@ -21,7 +21,7 @@ def small_config(mode: str = "lesion") -> ConfigDict:
     config.distill.mode = mode
     config.distill.distill_from = 1
     for name in ("mammo", "dbt"):
-        config.data[name].spec = config.data[name].spec.replace("size=128", "size=64")
+        config.data[name].spec = config.data[name].spec.replace("count=24", "count=12,slices=5")
     config.distill.loader.buckets = ((64, 64),)
     return config
 
