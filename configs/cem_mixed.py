@@ -9,7 +9,7 @@ healthy windows of the same breasts, and three detectors are trained: on real, o
 compares them on real test images. Other people's synthetic images: --config.data.synthetic.spec=coco:FILE.json
 --stages=real,synthetic,mixed,evaluate. Shares of real and painted images in the mix (default: by their
 numbers): "--config.stages.mixed.weights=(0.5,0.5)". Variants beside the size: fewshot, medium, double,
-retinanet, half, lite0, swin.
+retinanet, efficientdet, half, lite0, swin.
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity real 0.71, synthetic alone 0.58 to 0.62,
 real + 100 % synthetic 0.74, real + 200 % 0.72, real + medium area 0.70.
 """

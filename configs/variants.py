@@ -14,6 +14,7 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
   lite0     an EfficientNet-Lite0, to start from public weights (launch/import_weights.py)
   swin      a Swin-T, to start from public weights as well
   retinanet a RetinaNet in place of the Faster R-CNN
+  efficientdet  an EfficientDet in place of it; paper: D0
   medium    painted lesions of the middle half of the real sizes only (ELK's medium area)
   double    two painted lesions for each real one (ELK's 200 %)
   private   the training data are protected by differential privacy (elk_jax/privacy/settings.py)
@@ -30,7 +31,9 @@ from ml_collections import ConfigDict, FieldReference
 
 SIZES = ("quick", "tiny", "small", "paper")
 BACKBONES = ("half", "lite0", "swin")
-DETECTORS = ("retinanet", *BACKBONES)
+KINDS = ("retinanet", "efficientdet")
+"""Detectors beside the Faster R-CNN."""
+DETECTORS = (*KINDS, *BACKBONES)
 DETECTOR_EXTRAS = ("fewshot", *DETECTORS)
 PAINTING_EXTRAS = ("fewshot", "medium", "double")
 
@@ -48,11 +51,9 @@ def parse(
     if unknown:
         raise ValueError(f"no variant '{unknown[0]}'; choose from {', '.join(known)}")
     chosen = [word for word in words if word in sizes] or ["quick"]
-    if len(chosen) > 1:
-        raise ValueError(f"'{chosen[0]}' and '{chosen[1]}' exclude each other")
-    backbones = [word for word in words if word in BACKBONES]
-    if len(backbones) > 1:
-        raise ValueError(f"'{backbones[0]}' and '{backbones[1]}' exclude each other")
+    for rivals in (chosen, *([word for word in words if word in group] for group in (KINDS, BACKBONES))):
+        if len(rivals) > 1:
+            raise ValueError(f"'{rivals[0]}' and '{rivals[1]}' exclude each other")
     return chosen[0], frozenset(words) & frozenset(extras)
 
 

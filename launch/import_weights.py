@@ -8,6 +8,9 @@
   python launch/import_weights.py --format=torchvision --input=retinanet_resnet50_fpn_v2.pth --output=weights/retinanet
   python launch/train.py --config=configs/cem_real.py:paper,retinanet --config.stages.real.init_from=weights/retinanet
 
+  python launch/import_weights.py --format=effdet --model=tf_efficientdet_d0 --output=weights/d0 \\
+      --input=tf_efficientdet_d0_34-f153e0cf.pth
+
   python launch/import_weights.py --format=efficientnet_pytorch --model=efficientnet-lite0 \\
       --input=efficientnet-lite0-57934424.pth --output=weights/lite0
   python launch/train.py --config=configs/cem_real.py:small,lite0 --config.stages.real.init_from=weights/lite0
@@ -22,11 +25,12 @@
 
 Reads .pkl, .pth and .safetensors of a Faster R-CNN or RetinaNet with a ResNet-FPN, or of a ResNet only: depth, norms,
 heads and classes are inferred from the file. Reads folders of Stable Diffusion 1.x and 2.x as diffusers writes them,
-text-to-image or inpainting. Reads ResNets, EfficientNets and Swin transformers by the name that they have in their
-library (--model), which tells the conventions that tensors cannot. A detector can start from any of these networks,
-which becomes its backbone. Pickles are read, never run, and PyTorch is not needed. What stands beside the weights in a
-checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every tensor is listed
-with its new name; one that is left over, missing or of another shape stops the import, and nothing is written.
+text-to-image or inpainting. Reads ResNets, EfficientNets, Swin transformers and EfficientDets by the name that they
+have in their library (--model), which tells the conventions that tensors cannot. A detector can start from any of these
+networks, which becomes its backbone. Pickles are read, never run, and PyTorch is not needed. What stands beside the
+weights in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every
+tensor is listed with its new name; one that is left over, missing or of another shape stops the import, and nothing is
+written.
 """
 
 from __future__ import annotations
@@ -41,15 +45,15 @@ from absl import flags
 FORMAT = flags.DEFINE_enum(
     "format",
     None,
-    ["detectron2", "torchvision", "diffusers", "timm", "transformers", "efficientnet_pytorch"],
+    ["detectron2", "torchvision", "diffusers", "timm", "transformers", "efficientnet_pytorch", "effdet"],
     "Whose names the tensors have.",
 )
 INPUT = flags.DEFINE_string("input", None, "The weights file; of diffusers, the folder with model_index.json.")
 MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Of a classifier (ResNet, EfficientNet, Swin): its name in the library, of timm with the tag of its weights: "
-    "resnet50, resnet50.a1_in1k, tf_efficientnet_b0.ns_jft_in1k, swin_t",
+    "Of a classifier (ResNet, EfficientNet, Swin) and of effdet: its name in the library, of timm with the tag of its "
+    "weights: resnet50, resnet50.a1_in1k, tf_efficientnet_b0.ns_jft_in1k, swin_t, tf_efficientdet_d0",
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write: params.safetensors and model.json.")
 CLASSES = flags.DEFINE_list("classes", [], "Names of the file's classes, without background: mass,calcification")
@@ -123,6 +127,14 @@ def main() -> None:
         return
     refuse(_OF_DIFFUSERS, f"--format={file_format}")
     changes = settings(SET.value)
+    if file_format == "effdet":
+        name = command_line.required(MODEL, "tf_efficientdet_d0")
+        refuse((NORM_EPS,), "--format=effdet")
+        from elk_jax.weights import detectors
+
+        options: dict[str, Any] = {"classes": CLASSES.value, "drop": DROP.value, "ignore": IGNORE.value}
+        detectors.import_effdet(path, name, output, changes=changes, **options)
+        return
     if MODEL.value is not None or file_format in CLASSIFIERS_ONLY:
         name = command_line.required(MODEL, "tf_efficientnet_b0.ns_jft_in1k")
         refuse(_OF_DETECTORS, "classifiers (--model)")

@@ -6,6 +6,8 @@ from typing import Any
 
 from configs.variants import merge, settings
 from elk_jax.backbones import efficientnet, resnet, swin
+from elk_jax.detection import efficientdet_config
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.faster_rcnn_config import detectron2
 from elk_jax.detection.retinanet_config import PYRAMID, RetinaNetConfig, torchvision_v2
 from elk_jax.privacy.settings import Privacy
@@ -18,8 +20,8 @@ def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The recipe of a detector: model, input, augmentation, optimisation, evaluation."""
     recipe = settings(DetectionRecipe(model=quick_model()))
     merge(recipe, {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}[size])
-    if "retinanet" in extras:
-        merge(recipe, {"model": retinanet(size, recipe["model"]), "plan_anchors": False})
+    for name in extras & ONE_STAGE.keys():
+        merge(recipe, {**ONE_STAGE[name](size, recipe["model"]), "plan_anchors": False})
     for name in extras & BACKBONES.keys():
         dtype = recipe["model"]["backbone"]["dtype"]  # of the size
         merge(recipe, BACKBONES[name]())
@@ -104,27 +106,39 @@ def retinanet(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
     """
     if size == "paper":
         network = resnet.ResNetConfig(norm="affine_bn", num_classes=0, dtype="bfloat16")
-        return settings(torchvision_v2(backbone=network))
+        return {"model": settings(torchvision_v2(backbone=network))}
     sizes = tuple(tuple(stride * 2 ** (half / 2) for half in range(4)) for stride in PYRAMID)
     config = RetinaNetConfig(head_convs=2, head_norm="gn", norm_groups=8, box_loss="giou", anchor_sizes=sizes)
-    return {**settings(config), **{name: two_stages[name] for name in ("backbone", "fpn_channels", "detections")}}
+    shared = {name: two_stages[name] for name in ("backbone", "fpn_channels", "detections")}
+    return {"model": {**settings(config), **shared}}
+
+
+def efficient_det(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
+    """An EfficientDet on the backbone of the size's Faster R-CNN; paper: D0, for weights of effdet.
+
+    Its anchors are those of the published ones, but 1.4 instead of 4 strides long, for the same reason as the
+    RetinaNet's.
+    """
+    if size == "paper":
+        network = efficientnet.named(
+            "b0", head=False, num_classes=0, norm="affine_bn", dtype="bfloat16", frozen_stages=2
+        )
+        return spared(network, settings(efficientdet_config.named("d0", norm="affine_bn")))
+    sizes = efficientdet_config.octaves(2**0.5, len(PYRAMID))
+    depth = 1 if size == "tiny" else 3
+    config = EfficientDetConfig(channels=two_stages["fpn_channels"], cells=depth, head_convs=depth, anchor_sizes=sizes)
+    return {"model": {**settings(config), **{name: two_stages[name] for name in ("backbone", "detections")}}}
+
+
+ONE_STAGE = {"retinanet": retinanet, "efficientdet": efficient_det}
+"""Variants that change the detector: (size, settings of the size's Faster R-CNN) -> changes of the recipe."""
 
 
 def half_resnet50() -> dict[str, Any]:
     """The ResNet-50 of half the width that docs/open_nsfw_weights.py prepares, and what spares its weights."""
+    network = resnet.detectron2(depth=50, width=32, stem_width=64, norm="frozen_bn", pixel_mean=(104.0, 117.0, 123.0))
     return {
-        "model": {
-            "backbone": {
-                "depth": 50,
-                "width": 32,
-                "stem_width": 64,
-                "norm": "frozen_bn",
-                "stride_in_1x1": True,
-                "pixel_scale": 255.0,
-                "pixel_mean": (104.0, 117.0, 123.0),
-                "pixel_std": (1.0, 1.0, 1.0),
-            },
-        },
+        "model": {"backbone": settings(network)},
         "optimizer": {
             "frozen": (r"backbone/stem", r"backbone/res2"),
             "multipliers": ((r"^backbone/", 0.3),),
@@ -144,10 +158,10 @@ def swin_tiny() -> dict[str, Any]:
     return spared(network)
 
 
-def spared(network: Any) -> dict[str, Any]:
-    """A backbone that says itself which of its stages are frozen; the others learn slowly."""
+def spared(network: Any, model: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A backbone that says itself which of its stages are frozen; the others learn slowly. model: what is around it."""
     optimizer = {"frozen": (), "multipliers": ((r"^backbone/", 0.3),)}
-    return {"model": {"backbone": settings(network)}, "optimizer": optimizer}
+    return {"model": {**(model or {}), "backbone": settings(network)}, "optimizer": optimizer}
 
 
 BACKBONES = {"half": half_resnet50, "lite0": lite0, "swin": swin_tiny}

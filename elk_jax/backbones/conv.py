@@ -136,7 +136,8 @@ _spatial.defvjp(_spatial_forward, _spatial_backward)
 class ConvNorm(nn.Module):
     """Convolution, then a norm, or a bias if there is no norm.
 
-    Parameters kernel [k, k, C_in, features], and bias [features] or norm/*.
+    bias: whether there is one, whatever the norm (None: as said). Parameters kernel [k, k, C_in, features], bias
+    [features] and norm/*.
     """
 
     features: int
@@ -144,6 +145,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     norm: Norm | None = None
     kernel_init: Initializer = he_normal_fan_out
+    bias: bool | None = None
     bias_init: Initializer = nn.initializers.zeros
     padding: Padding = "symmetric"
     dtype: Any = jnp.float32
@@ -153,12 +155,17 @@ class ConvNorm(nn.Module):
         k = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features), param_dtype(self.dtype))
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
-        return normed(self, y, self.bias_init)
+        return normed(self, y, self.bias, self.bias_init)
 
 
-def normed(layer: Any, y: jax.Array, bias_init: Initializer = nn.initializers.zeros) -> jax.Array:
-    """`y` [B, H, W, C] behind the norm of a compact `layer` with fields `norm` and `dtype`, or plus its bias."""
-    if layer.norm is None:
-        bias = layer.param("bias", bias_init, (y.shape[-1],), param_dtype(layer.dtype))
-        return y + bias.astype(layer.dtype)
-    return layer.norm(dtype=layer.dtype, name="norm")(y)
+def normed(
+    layer: Any, y: jax.Array, bias: bool | None = None, bias_init: Initializer = nn.initializers.zeros
+) -> jax.Array:
+    """`y` [B, H, W, C] behind the norm of a compact `layer` with fields `norm` and `dtype`, or plus its bias.
+
+    bias: whether there is one; None: where there is no norm.
+    """
+    if layer.norm is None if bias is None else bias:
+        values = layer.param("bias", bias_init, (y.shape[-1],), param_dtype(layer.dtype))
+        y = y + values.astype(layer.dtype)
+    return y if layer.norm is None else layer.norm(dtype=layer.dtype, name="norm")(y)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from elk_jax.backbones.ambient import split_by_images
-from elk_jax.backbones.conv import Padding, margins, normed
+from elk_jax.backbones.conv import ConvNorm, Padding, margins, normed
 from elk_jax.backbones.norms import Initializer, Norm, param_dtype
 from elk_jax.precision import at_least_float32
 
@@ -148,3 +148,34 @@ class DepthwiseConvNorm(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (k, k, 1, x.shape[-1]), param_dtype(self.dtype))
         y = convolve_depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
         return normed(self, y)
+
+
+class SeparableConv(nn.Module):
+    """A depthwise 3x3 convolution without bias and a 1x1 convolution, then a norm: [B, H, W, C] -> [B, H, W, features].
+
+    bias: of the 1x1 convolution, as in `ConvNorm`. Parameters depthwise [3, 3, 1, C], pointwise/kernel, /bias, /norm.
+    """
+
+    features: int
+    norm: Norm | None = None
+    bias: bool | None = None
+    bias_init: Initializer = nn.initializers.zeros
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+    padding: Padding = "symmetric"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("depthwise", self.kernel_init, (3, 3, 1, x.shape[-1]), param_dtype(self.dtype))
+        x = convolve_depthwise(x.astype(self.dtype), kernel.astype(self.dtype), padding=self.padding)
+        pointwise = ConvNorm(
+            self.features,
+            1,
+            norm=self.norm,
+            kernel_init=self.kernel_init,
+            bias=self.bias,
+            bias_init=self.bias_init,
+            dtype=self.dtype,
+            name="pointwise",
+        )
+        return pointwise(x)

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.conv import ConvNorm, matrix_product
+from elk_jax.backbones.conv import ConvNorm, Padding, margins, matrix_product
 from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import NORMS, Norm, frozen_patterns, norm_from_name, param_dtype, zero_residual_norm
 from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -107,16 +107,15 @@ class Stem(nn.Module):
         return max_pool(nn.relu(ConvNorm(self.width, 7, 2, self.norm, dtype=self.dtype, name="conv")(x)))
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 max-pool of stride 2, padded by 1 with -inf: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+def max_pool(x: jax.Array, padding: Padding = "symmetric") -> jax.Array:
+    """3x3 max-pool of stride 2, padded with -inf: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
 
     It is the maximum of three shifted slices, along one axis and then the other. The gradient of a windowed reduction
     is several times slower on a CPU, and on a sharded batch it gathers the activations of all devices.
     """
     for axis in (1, 2):
-        size = -(-x.shape[axis] // 2)
-        padding = [(1, 1) if i == axis else (0, 0) for i in range(4)]
-        padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+        size, edges = -(-x.shape[axis] // 2), margins(padding, x.shape[axis], 3, 2)
+        padded = jnp.pad(x, [edges if i == axis else (0, 0) for i in range(4)], constant_values=-jnp.inf)
         first, second, third = (
             jax.lax.slice_in_dim(padded, start, start + 2 * size - 1, stride=2, axis=axis) for start in range(3)
         )

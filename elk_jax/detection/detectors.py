@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elk_jax import fields
-from elk_jax.detection import faster_rcnn, retinanet
+from elk_jax.detection import efficientdet, faster_rcnn, retinanet
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 
@@ -23,6 +23,7 @@ class Kind(NamedTuple):
 DETECTORS = {
     "faster_rcnn": Kind(faster_rcnn.FasterRCNNConfig, faster_rcnn.detector),
     "retinanet": Kind(retinanet.RetinaNetConfig, retinanet.detector),
+    "efficientdet": Kind(efficientdet.EfficientDetConfig, efficientdet.detector),
 }
 
 

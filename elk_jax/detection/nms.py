@@ -19,6 +19,7 @@ from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.boxes import as_boxes
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE
+from elk_jax.precision import at_least_float32
 from elk_jax.turns import expected_turns
 
 DENSE_LIMIT = 2000
@@ -84,6 +85,37 @@ def batched_nms(
     filled = kept < num
     indices = jnp.where(filled, order.at[kept].get(mode="clip"), 0)
     return indices.astype(jnp.int32), filled
+
+
+@jax.named_scope("nms")
+def soft_nms(
+    boxes: jax.Array,
+    scores: jax.Array,
+    groups: jax.Array,
+    sigma: float,
+    max_outputs: int,
+    valid: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Indices[K] and scores[K] of boxes[N, 4] whose scores[N] fall with their overlap with better ones of their group.
+
+    Again and again the best box is taken, and the score of every other one of its group is multiplied by
+    exp(-IoU^2 / sigma) (Bodla et al. 2017). K = `max_outputs`; slots without a box have index 0 and score -inf. Boxes
+    not in valid[N], and those that are not finite, do not take part. No gradient flows through.
+    """
+    boxes, scores = jax.lax.stop_gradient((as_boxes(boxes, "boxes", 2), at_least_float32(scores)))
+    usable = jnp.asarray(valid) & jnp.isfinite(scores) & jnp.isfinite(boxes).all(-1)
+    boxes, groups = jnp.where(usable[:, None], boxes, 0), jnp.asarray(groups)
+
+    def take(left: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        best = left.argmax()
+        overlap = box_ops.iou(boxes[best][None], boxes)[0]
+        decay = jnp.where(groups == groups[best], jnp.exp(-(overlap**2) / sigma), 1)
+        return (left * decay).at[best].set(-jnp.inf), (best.astype(jnp.int32), left[best])
+
+    # A score of 0 or less cannot fall by a factor: probabilities are above it.
+    left = jnp.where(usable & (scores > 0), scores, -jnp.inf)
+    _, (index, kept) = jax.lax.scan(take, left, None, length=max_outputs)
+    return jnp.where(kept > -jnp.inf, index, 0), kept
 
 
 def _one_each(values: jax.Array, name: str, count: int) -> jax.Array:

@@ -5,7 +5,7 @@ all levels, M padded ground truth, K detections, Q classes, Q' outputs of classe
 
 The modules only turn arrays into arrays; everything else is a chain of public steps, each usable alone:
 
-    features -> outputs -> image_losses, or select_detections
+    features -> outputs -> dense.losses, or dense.detections
 
 Per-image steps are written for one image and mapped by `map_images`. Batches and `map_images`: see `detector.py`.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,35 +25,15 @@ import numpy as np
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.fpn import FPN
 from elk_jax.backbones.norms import Norm, frozen_patterns, norm_from_name
-from elk_jax.detection import backbone, lanes
-from elk_jax.detection import boxes as box_ops
-from elk_jax.detection.anchors import pyramid_anchors
+from elk_jax.detection import backbone, dense
+from elk_jax.detection.dense import Outputs
 from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
-from elk_jax.detection.losses import focal_sum, giou_loss, smooth_l1
-from elk_jax.detection.matching import POSITIVE, match
-from elk_jax.detection.nms import batched_nms
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain, torchvision, torchvision_v2
-from elk_jax.detection.selection import top_k
 from elk_jax.precision import at_least_float32
 
 __all__ = ["RetinaNet", "RetinaNetConfig", "plain", "torchvision", "torchvision_v2"]
 
 CLASS_LAYERS = r"^class_head/logits/"
-
-
-class Outputs(NamedTuple):
-    """Per level; the anchors of a level lie row by row, column by column, then by cell anchor."""
-
-    logits: tuple[jax.Array, ...]  # [B, A_l, Q']
-    deltas: tuple[jax.Array, ...]  # [B, A_l, 4]
-
-
-class ImageLosses(NamedTuple):
-    """Of an image: sums over its anchors, and its number of positive ones."""
-
-    classes: jax.Array
-    box: jax.Array
-    positives: jax.Array
 
 
 class Head(nn.Module):
@@ -200,51 +180,11 @@ def _apply(model: RetinaNet, params: Params, method: str, inputs: Any) -> Any:
     return model.apply({"params": own}, inputs, method=method)
 
 
-def anchors(config: RetinaNetConfig, height: int, width: int) -> tuple[np.ndarray, ...]:
-    """Anchors [A_l, 4] of every level for padded images of this size: constants."""
-    c, size = config, (height, width)
-    return pyramid_anchors(size, c.strides, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
-
-
 def anchor_logits(
     model: RetinaNet, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
 ) -> tuple[jax.Array, np.ndarray]:
-    """Logits [B, A, Q] of the classes, without an unused background, and all anchors [A, 4]."""
-    logits = jnp.concatenate(outputs(model, params, pyramid).logits, 1)
-    return logits[..., int(model.config.background == "first") :], np.concatenate(anchors(model.config, *canvas))
-
-
-@jax.named_scope("losses")
-def image_losses(
-    config: RetinaNetConfig,
-    logits: jax.Array,
-    deltas: jax.Array,
-    all_anchors: jax.Array | np.ndarray,
-    gt_boxes: jax.Array,
-    gt_labels: jax.Array,
-    gt_valid: jax.Array,
-    gt_ignore: jax.Array,
-) -> ImageLosses:
-    """Of one image: focal loss of all anchors that are positive or negative, box loss of the positive ones.
-
-    logits [A, Q'], deltas [A, 4], all_anchors [A, 4]; gt_boxes [M, 4], gt_labels [M] int, gt_valid and gt_ignore [M].
-    """
-    c, all_anchors = config, jnp.asarray(all_anchors)
-    matches = match(all_anchors, gt_boxes, gt_valid, gt_ignore, low=c.iou_low, high=c.iou_high, allow_low_quality=True)
-    positive = matches.labels == POSITIVE
-    classes = jnp.take(gt_labels, matches.gt_index, mode="clip") + (c.background == "first")
-    # Where there is no lesion the anchor itself is the target: finite deltas, weight 0.
-    target = jnp.where(positive[:, None], jnp.take(gt_boxes, matches.gt_index, axis=0, mode="clip"), all_anchors)
-    if c.box_loss == "giou":
-        box = giou_loss(box_ops.decode(deltas, all_anchors, c.box_weights), target)
-    else:
-        encoded = box_ops.encode(target, all_anchors, c.box_weights)
-        box = smooth_l1(deltas, encoded, c.box_smooth_l1_beta).sum(-1)
-    return ImageLosses(
-        classes=focal_sum(logits, matches.labels, classes, c.focal_alpha, c.focal_gamma),
-        box=jnp.where(positive, box, 0).sum(),
-        positives=positive.sum(),
-    )
+    """See `dense.anchor_logits`."""
+    return dense.anchor_logits(model.config, outputs(model, params, pyramid), canvas)
 
 
 def loss_from_features(
@@ -261,16 +201,7 @@ def loss_from_features(
     taken (as torchvision). Images without a lesion teach background. Images with batch["valid"] False do not count.
     Nothing is drawn: `rng` is not used.
     """
-    config = model.config
-    counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
-    found = outputs(model, params, pyramid)
-    all_anchors = np.concatenate(anchors(config, *batch["image"].shape[1:3]))
-
-    def of_image(logits: Any, deltas: Any, *truth: jax.Array) -> ImageLosses:
-        return image_losses(config, jnp.concatenate(logits), lanes.concatenate(deltas), all_anchors, *truth)
-
-    truth = (batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore"))
-    sums = map_images(of_image)(found.logits, found.deltas, *truth)
+    counts, sums = dense.losses(model.config, outputs(model, params, pyramid), batch, map_images)
     images, positives = jnp.maximum(counts.sum(), 1), jnp.maximum(sums.positives, 1)
 
     def mean(per_image: jax.Array) -> jax.Array:
@@ -280,53 +211,9 @@ def loss_from_features(
     return losses["loss_class"] + losses["loss_box"], {**losses, "positives": mean(sums.positives)}
 
 
-@jax.named_scope("detections")
-def select_detections(
-    config: RetinaNetConfig,
-    logits: Sequence[jax.Array],
-    deltas: Sequence[jax.Array],
-    levels: Sequence[np.ndarray],
-    image_size: jax.Array,
-) -> dict[str, jax.Array]:
-    """The K best detections of one image, after NMS within each class: boxes [K, 4], scores, labels, valid [K].
-
-    Per level: logits [A_l, Q'], deltas and anchors [A_l, 4]. image_size [2] (height, width). The best pairs of anchor
-    and class of every level enter the NMS. Non-finite scores or boxes are dropped, and boxes without an area.
-    """
-    c = config
-    first = int(c.background == "first")
-
-    def best_of_level(logits: jax.Array, deltas: jax.Array, level: np.ndarray) -> tuple[jax.Array, ...]:
-        scores = jax.nn.sigmoid(at_least_float32(logits[:, first:])).reshape(-1)
-        scores = jnp.where(scores > c.score_floor, scores, -jnp.inf)  # False for NaN, too
-        top, pair = top_k(scores, min(c.level_candidates, scores.shape[0]))
-        anchor = pair // c.num_classes
-        boxes = box_ops.decode(lanes.take(deltas, anchor), lanes.take(jnp.asarray(level), anchor), c.box_weights)
-        return boxes, top, pair % c.num_classes
-
-    best = [best_of_level(*each) for each in zip(logits, deltas, levels)]
-    boxes, top, labels = (jnp.concatenate(part) for part in zip(*best))
-    usable = (top > -jnp.inf) & jnp.isfinite(boxes).all(-1)
-    boxes = box_ops.clip(boxes, image_size[0], image_size[1])
-    usable &= (boxes[:, 2:] - boxes[:, :2] > c.detection_min_size).all(-1)
-    index, valid = batched_nms(boxes, top, labels, c.detection_nms_iou, c.detections, usable)
-    return {
-        "boxes": jnp.where(valid[:, None], boxes[index], 0),
-        "scores": jnp.where(valid, top[index], 0),
-        "labels": jnp.where(valid, labels[index], 0).astype(jnp.int32),
-        "valid": valid,
-    }
-
-
 def predict_from_features(
     model: RetinaNet, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
 ) -> dict[str, jax.Array]:
     """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
     [B, K]."""
-    found = outputs(model, params, pyramid)
-    levels = anchors(model.config, *batch["image"].shape[1:3])
-
-    def of_image(logits: Any, deltas: Any, image_size: jax.Array) -> dict[str, jax.Array]:
-        return select_detections(model.config, logits, deltas, levels, image_size)
-
-    return map_images(of_image)(found.logits, found.deltas, batch["image_size"])
+    return dense.detections(model.config, outputs(model, params, pyramid), batch, map_images)

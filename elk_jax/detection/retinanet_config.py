@@ -99,6 +99,8 @@ class RetinaNetConfig:
     level_candidates: FromOne = 1000
     """Best (anchor, class) pairs of each level that enter the NMS."""
     detection_nms_iou: Share = 0.5
+    soft_nms_sigma: NotNegative = 0.0
+    """Above 0: the scores of overlapping boxes fall instead (see `nms.soft_nms`)."""
     detections: FromOne = 300
     """K of an image."""
     detection_min_size: NotNegative = 0.0

@@ -16,7 +16,7 @@ from elk_jax.detection.detectors import kinds
 from elk_jax.errors import UserError
 from elk_jax.fields import ByName
 from elk_jax.output import Console
-from elk_jax.weights import classifiers, convert, model_folder, reading, resnet
+from elk_jax.weights import classifiers, convert, effdet, model_folder, reading, resnet
 from elk_jax.weights.classifiers import Origin, name_table, say
 
 _PRESETS: dict[str, Callable[[], Any]] = {
@@ -67,11 +67,16 @@ def convert_foreign(
     backbone = resnet.settings(foreign) | fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**dataclasses.asdict(preset), **foreign.settings, **changes, "backbone": backbone}
     model = fields.build(type(preset), settings, "model")
-    shapes = parameter_shapes(model)
+    return convert_understood(convert.Understood(foreign.tensors, model, foreign.format), drop, ignore)
+
+
+def convert_understood(found: convert.Understood, drop: Sequence[str] = (), ignore: Sequence[str] = ()) -> Converted:
+    """The parameters of a detector whose model is known. drop, ignore, errors: as `convert_foreign`."""
+    shapes = parameter_shapes(found.model)
     convert.check_used(drop, shapes, "--drop")
-    convert.check_used(ignore, foreign.tensors, "--ignore")
-    params, name_map = convert.convert(foreign.tensors, foreign.format, shapes, drop, ignore)
-    return Converted(params, model, name_map, tuple(drop))
+    convert.check_used(ignore, found.tensors, "--ignore")
+    params, name_map = convert.convert(found.tensors, found.format, shapes, drop, ignore)
+    return Converted(params, found.model, name_map, tuple(drop))
 
 
 def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -107,39 +112,59 @@ def import_file(
         classifiers.write(network, title, origin, output, console)
         return network
     imported = convert_foreign(foreign, changes, drop, ignore)
-    count = imported.model.num_classes
-    names = list(classes) or [f"class {i}" for i in range(count)]
-    if len(names) != count:
-        todo = "name every class of the file, without background"
-        raise UserError(f"{len(names)} names for {count} classes", where="--classes", todo=todo)
-    folder = files.make_folder(output)
-    console.print(name_table(imported.name_map))
-    say(console, *summary(foreign, imported))
-    description = Imported(
-        architecture=imported.model.name,
-        model=imported.model,
-        classes=tuple(names),
-        absent=imported.absent,
-        source=origin,
-    )
-    model_folder.save_params(folder, imported.params, description)
-    say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")
-    return imported
-
-
-def summary(foreign: convert.Foreign, imported: Converted) -> list[str]:
-    """Lines on what was found: model, counts, and what the user should know."""
-    model, name_map = imported.model, imported.name_map
-    count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
-    resnet = model.backbone
-    lines = [
-        f"{model.name}, {model.num_classes} classes: ResNet-{resnet.depth}, conventions of {foreign.preset}, "
-        f"norm {resnet.norm}",
-        f"{count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}, "
-        f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; nothing left over or missing",
-    ]
+    body = imported.model.backbone
+    title = f"ResNet-{body.depth}, conventions of {foreign.preset}, norm {body.norm}"
+    _write(imported, title, origin, classes, output, console)
     frozen = "backbone.body.bn1.running_var" in foreign.tensors
     tracked = any(name.endswith("num_batches_tracked") for name in foreign.tensors)
     if foreign.preset in ("torchvision", "retinanet") and frozen and not tracked:
-        lines.append("note: torchvision's published COCO_V1 detector was trained with norms of epsilon 0: --norm_eps=0")
-    return lines
+        note = "note: torchvision's published COCO_V1 detector was trained with norms of epsilon 0: --norm_eps=0"
+        say(console, note)
+    return imported
+
+
+def import_effdet(
+    path: str | os.PathLike,
+    name: str,
+    output: str | os.PathLike,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    console: Console | None = None,
+) -> Converted:
+    """The same of an EfficientDet, called `name` in effdet."""
+    console = console or Console()
+    found = effdet.understand(convert.strip_wrappers(reading.read_tensors(path)), name, changes or {})
+    imported = convert_understood(found, drop, ignore)
+    origin = Origin("effdet", Path(path).name, files.sha256(path))
+    _write(imported, f"{name} of effdet, norm {imported.model.norm}", origin, classes, output, console)
+    return imported
+
+
+def _write(
+    imported: Converted,
+    title: str,
+    origin: Origin,
+    classes: Sequence[str],
+    output: str | os.PathLike,
+    console: Console,
+) -> None:
+    model, name_map = imported.model, imported.name_map
+    names = list(classes) or [f"class {i}" for i in range(model.num_classes)]
+    if len(names) != model.num_classes:
+        todo = "name every class of the file, without background"
+        raise UserError(f"{len(names)} names for {model.num_classes} classes", where="--classes", todo=todo)
+    folder = files.make_folder(output)
+    count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
+    console.print(name_table(name_map))
+    say(
+        console,
+        f"{model.name}, {model.num_classes} classes: {title}",
+        f"{count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}, "
+        f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; nothing left over or missing",
+    )
+    description = Imported(model.name, model, tuple(names), imported.absent, origin)
+    model_folder.save_params(folder, imported.params, description)
+    say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")

@@ -16,6 +16,7 @@ from elk_jax.backbones import efficientnet, networks, resnet, swin
 from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.detection import backbone, closeups, detectors, faster_rcnn, retinanet_config
 from elk_jax.detection.detector import Detector, has_anchors
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig, detectron2
 from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.errors import UserError
@@ -68,8 +69,8 @@ def batch() -> dict[str, np.ndarray]:
 
 def test_the_name_chooses_the_detector(toy):
     assert toy.name == "toy" and toy.config == toy_detector.ToyConfig(num_classes=2, dropped=0.5, detections=4)
-    kinds = {"faster_rcnn": FasterRCNNConfig, "retinanet": RetinaNetConfig, "toy": toy_detector.ToyConfig}
-    assert detectors.kinds() == kinds
+    kinds = {"faster_rcnn": FasterRCNNConfig, "retinanet": RetinaNetConfig, "efficientdet": EfficientDetConfig}
+    assert detectors.kinds() == {**kinds, "toy": toy_detector.ToyConfig}
     settings = {"name": "faster_rcnn", "backbone": {"name": "resnet", "depth": 18, "num_classes": 0}}
     ours = detectors.stored_config({"model": settings}, Path("model.json"))
     assert ours == detectron2(backbone=ResNetConfig(depth=18, num_classes=0))
@@ -127,7 +128,9 @@ def shapes(detector: Detector) -> dict[str, tuple[int, ...]]:
 
 def test_class_layers_are_those_whose_shape_follows_from_the_classes(toy):
     small = SMALL["resnet"]
-    for config in (toy.config, detectron2(backbone=small), retinanet_config.torchvision(backbone=small)):
+    efficient = EfficientDetConfig(backbone=small, cells=1, head_convs=1)
+    others = (detectron2(backbone=small), retinanet_config.torchvision(backbone=small), efficient)
+    for config in (toy.config, *others):
         one, many = (shapes(detectors.build(dataclasses.replace(config, num_classes=n))) for n in (1, 3))
         layers = detectors.build(config).class_layers
         assert {name for name in one if re.search(layers, name)} == {n for n in one if one[n] != many[n]}
@@ -137,6 +140,7 @@ def test_conventions_are_fields_and_layers_of_their_detector(toy):
     grouped = [resnet.detectron2(depth=50, norm="gn"), dataclasses.replace(SMALL["efficientnet"], norm="gn")]
     others = [detectron2(backbone=network, fpn_norm="gn") for network in (*grouped, SMALL["swin"])]
     others += [RetinaNetConfig(backbone=grouped[0], head_norm="gn"), retinanet_config.plain(backbone=grouped[0])]
+    others += [EfficientDetConfig(backbone=grouped[1], cells=1, head_convs=1)]
     for config in (toy.config, *others):
         detector = detectors.build(config)
         names, settings = list(shapes(detector)), model_folder.flatten(dataclasses.asdict(config))
@@ -159,7 +163,8 @@ def test_weights_settle_the_conventions_of_their_layers(toy):
 
 
 def test_strides_are_those_of_the_features(toy, batch):
-    configs = [make(backbone=SMALL["resnet"]) for make in (detectron2, RetinaNetConfig, retinanet_config.plain)]
+    kinds = (detectron2, RetinaNetConfig, retinanet_config.plain, EfficientDetConfig)
+    configs = [make(backbone=SMALL["resnet"]) for make in kinds]
     for detector in (toy, *map(detectors.build, configs)):
         params = jax.eval_shape(detector.init, jax.random.key(0))
         pyramid = jax.eval_shape(detector.features, params, batch)

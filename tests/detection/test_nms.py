@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elk_jax.detection import nms as nms_module
-from elk_jax.detection.nms import batched_nms, nms
+from elk_jax.detection.nms import batched_nms, nms, soft_nms
 from tests.refusals import refused
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -219,3 +219,32 @@ def test_no_gradient_and_float64(random_boxes):
     with jax.enable_x64(True):
         wide = jax.ShapeDtypeStruct((20, 4), jnp.float64), jax.ShapeDtypeStruct((20,), jnp.float64)
         assert jax.eval_shape(lambda b, s: nms(b, s, 0.3, 5), *wide)[0].dtype == jnp.int32
+
+
+def test_soft_nms_is_the_textbook_loop():
+    """Bodla et al. 2017 with the Gaussian: within classes, without boxes that do not take part."""
+    rng = np.random.default_rng(3)
+    count, kept, sigma = 40, 30, 0.5
+    corner = rng.uniform(0, 30, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 20, (count, 2))], 1).astype(np.float32)
+    scores, groups = rng.uniform(0.01, 1, count).astype(np.float32), rng.integers(0, 2, count)
+    valid = rng.random(count) < 0.8
+    boxes[3, 2], scores[5], valid[[3, 5]] = np.nan, np.nan, True
+    index, found = jax.device_get(soft_nms(boxes, scores, groups, sigma, kept, valid))
+    left = {i: float(scores[i]) for i in range(count) if valid[i] and i not in (3, 5)}
+    taken = []
+    while left and len(taken) < kept:
+        best = max(left, key=left.__getitem__)
+        taken.append((best, left.pop(best)))
+        for i in left:
+            if groups[i] == groups[best]:
+                left[i] *= np.exp(-_iou(boxes[best], boxes[i]) ** 2 / sigma)
+    np.testing.assert_array_equal(index[: len(taken)], [i for i, _ in taken])
+    np.testing.assert_allclose(found[: len(taken)], [score for _, score in taken], rtol=1e-5)
+    assert np.all(found[len(taken) :] == -np.inf) and np.all(index[len(taken) :] == 0)
+
+
+def _iou(a, b):
+    width, height = (min(a[2 + k], b[2 + k]) - max(a[k], b[k]) for k in (0, 1))
+    common = max(width, 0) * max(height, 0)
+    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)

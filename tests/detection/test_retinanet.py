@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from elk_jax.backbones.resnet import ResNetConfig
-from elk_jax.detection import retinanet
+from elk_jax.detection import dense, retinanet
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
 
 BACKBONE = ResNetConfig(
@@ -69,7 +69,7 @@ def of_image(config, logits, deltas=None, ignore=(False, True), labels=(1, 0)):
     deltas = np.zeros((4, 4), np.float32) if deltas is None else deltas
     valid, truth = np.ones(2, bool), (np.asarray(labels, np.int32),)
     return jax.device_get(
-        retinanet.image_losses(config, logits, deltas, ANCHORS, LESION, *truth, valid, np.asarray(ignore))
+        dense.image_losses(config, logits, deltas, ANCHORS, LESION, *truth, valid, np.asarray(ignore))
     )
 
 
@@ -174,5 +174,5 @@ def test_anchors_fit_the_outputs_of_odd_images():
         return retinanet.outputs(model, params, retinanet.features(model, params, images))
 
     found = jax.eval_shape(outputs, jax.random.key(0))
-    assert [level.shape for level in found.deltas] == [(1, *level.shape) for level in retinanet.anchors(TINY, 75, 45)]
-    assert [level.shape[1:] for level in found.logits] == [(len(level), 2) for level in retinanet.anchors(TINY, 75, 45)]
+    assert [level.shape for level in found.deltas] == [(1, *level.shape) for level in dense.anchors(TINY, 75, 45)]
+    assert [level.shape[1:] for level in found.logits] == [(len(level), 2) for level in dense.anchors(TINY, 75, 45)]

@@ -81,6 +81,9 @@ def test_the_half_resnet50_is_that_of_the_weights_it_starts_from(name):
         ("quick,retinanet", "retinanet", "resnet", 18),
         ("small,retinanet,half", "retinanet", "resnet", 50),
         ("paper,retinanet", "retinanet", "resnet", 50),
+        ("quick,efficientdet", "efficientdet", "resnet", 18),
+        ("small,efficientdet,lite0", "efficientdet", "efficientnet", False),
+        ("paper,efficientdet", "efficientdet", "efficientnet", True),
         ("small,lite0", "faster_rcnn", "efficientnet", False),
         ("small,retinanet,swin", "retinanet", "swin", 96),
     ],
@@ -91,8 +94,9 @@ def test_detectors_and_their_backbones(variant, detector, network, extra):
     assert (recipe.model.name, backbone.name) == (detector, network)
     told = {"resnet": "depth", "efficientnet": "squeeze_excite", "swin": "embed"}[network]
     assert getattr(backbone, told) == extra
-    with pytest.raises(ValueError, match=r"half.*swin"):
-        cem_real.get_config("small,half,swin")
+    for rivals in ("half,swin", "retinanet,efficientdet"):
+        with pytest.raises(ValueError, match=rivals.replace(",", ".*")):
+            cem_real.get_config(f"small,{rivals}")
 
 
 @lru_cache
@@ -102,7 +106,7 @@ def backbone_shapes(config):
 
 
 @pytest.mark.parametrize("network", ["", "half", "lite0", "swin"])
-@pytest.mark.parametrize("kind", ["", "retinanet"])
+@pytest.mark.parametrize("kind", ["", *variants.KINDS])
 @pytest.mark.parametrize("size", variants.SIZES)
 def test_every_backbone_has_the_layers_that_its_optimizer_names(size, kind, network):
     """All of them are of the backbone. One that starts from weights of a network is frozen in part."""
@@ -116,10 +120,11 @@ def test_every_backbone_has_the_layers_that_its_optimizer_names(size, kind, netw
         assert {value for name, value in trained.items() if name.endswith("/kernel")} == {False, True}
 
 
+@pytest.mark.parametrize("kind", variants.KINDS)
 @pytest.mark.parametrize("size", ["quick", "tiny", "small"])
-def test_a_retinanet_has_anchors_for_a_lesion_at_any_place(size):
+def test_one_stage_detectors_have_anchors_for_a_lesion_at_any_place(size, kind):
     """Lesions of 16 px or more have an anchor that is not negative, also in the middle between anchors of a level."""
-    recipe = parse(cem_real.get_config(f"{size},retinanet")).recipes["detector"]
+    recipe = parse(cem_real.get_config(f"{size},{kind}")).recipes["detector"]
     model = recipe.model
     assert not recipe.plan_anchors
     boxes = np.concatenate(

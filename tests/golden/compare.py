@@ -1,5 +1,6 @@
 """Runs our detector as the reference scripts run theirs, and compares."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elk_jax.detection import backbone, faster_rcnn, retinanet
+from elk_jax.detection import backbone, dense, efficientdet, faster_rcnn, retinanet
 from elk_jax.detection.faster_rcnn import FasterRCNN
-from elk_jax.weights import detectors, resnet
+from elk_jax.weights import detectors, effdet, resnet
 
 GOLDEN = Path(__file__).parent
 
@@ -111,7 +112,7 @@ def retinanet_with_reference(name, seeded):
         **{f"p{level}": seeded.project(x) for level, x in enumerate(pyramid, start=3)},
         "logits": logits,
         "deltas": deltas,
-        "anchors": np.concatenate(retinanet.anchors(config, *seeded.CANVAS))[:: seeded.STRIDE_OF_DELTAS],
+        "anchors": np.concatenate(dense.anchors(config, *seeded.CANVAS))[:: seeded.STRIDE_OF_DELTAS],
         **{f"detected_{key}": np.array(found[key]) for key in ("boxes", "scores", "labels")},
         "counts": found["valid"].sum(1)[None],
         "losses": both[0],
@@ -122,6 +123,49 @@ def retinanet_with_reference(name, seeded):
     for key in ("losses", "losses_lesion_free"):
         ours[key], expected[key] = ours[key] / expected[key], np.ones(2)
     return worst_differences(expected, ours, seeded), imported
+
+
+def efficientdet_with_reference(name, seeded):
+    """(largest differences, the import) for the EfficientDet of a fixture, its weights converted.
+
+    Differences of features are shares of the largest one.
+    """
+    tensors, expected = load(name, seeded)
+    made = facts(name)
+    plain = {"pixel_mean": (0.0,) * 3, "pixel_std": (1.0,) * 3}  # the reference has not normalised the images
+    changes = {**made["settings"], "level_candidates": made["candidates"], "backbone": plain}
+    imported = detectors.convert_understood(effdet.understand(tensors, name, changes))
+    config, model = imported.model, efficientdet.EfficientDet(imported.model)
+    soft = dataclasses.replace(config, soft_nms_sigma=0.5)
+
+    @partial(jax.jit, compiler_options=LITTLE)
+    def chain(params, batch):
+        pyramid = efficientdet.features(model, params, batch)
+        terms = efficientdet.loss_from_features(model, params, pyramid, batch, jax.random.key(0))[1]
+        outputs = efficientdet.outputs(model, params, pyramid)
+        return pyramid, outputs, terms, [dense.detections(kind, outputs, batch) for kind in (config, soft)]
+
+    batch = golden_batch(seeded)
+    rows, columns = (whole - part for whole, part in zip(made["canvas"], seeded.CANVAS))
+    batch["image"] = np.pad(batch["image"], ((0, 0), (0, rows), (0, columns), (0, 0)))
+    pyramid, outputs, terms, found = jax.device_get(chain(imported.params, batch))
+    logits, deltas = (np.concatenate(part, 1)[:, :: seeded.STRIDE_OF_DELTAS] for part in outputs)
+    ours = {
+        **{f"p{level}": seeded.project(x) for level, x in enumerate(pyramid, start=3)},
+        "logits": logits,
+        "deltas": deltas,
+        "anchors": np.concatenate(dense.anchors(config, *made["canvas"]))[:: seeded.STRIDE_OF_DELTAS],
+        "losses": np.array([terms["loss_class"], terms["loss_box"]]),
+        "positives": np.array([terms["positives"] * len(seeded.SIZES)]),
+    }
+    for kind, rows in zip(("hard", "soft"), found):
+        ours |= {f"{kind}_{part}": rows[part] for part in ("boxes", "scores", "labels")}
+    for key in ("deltas", "anchors"):  # y before x
+        expected[key] = expected[key][..., [1, 0, 3, 2]]
+    for key in ("p3", "p4", "p5", "p6", "p7", "logits", "deltas", "losses"):
+        largest = np.abs(expected[key]).max()
+        expected[key], ours[key] = expected[key] / largest, ours[key] / largest
+    return {key: float(np.abs(expected[key] - ours[key]).max()) for key in expected}, imported
 
 
 def worst_differences(expected, ours, seeded):

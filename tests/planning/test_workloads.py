@@ -27,7 +27,7 @@ def workload(experiment: str, variant: str, stage: str, batch: int | None = None
 
 
 @pytest.mark.parametrize("experiment, variant, stage", [("cem_real", "tiny", "real"),
-                                                        ("cem_real", "tiny,retinanet", "real"),
+                                                        ("cem_real", "tiny,efficientdet", "real"),
                                                         ("inpaint_cem", "tiny", "inpainter"),
                                                         ("bridge_le_to_cem", "tiny", "translator"),
                                                         ("swin_real", "tiny", "network")])  # fmt: skip

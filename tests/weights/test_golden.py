@@ -83,6 +83,27 @@ def test_retinanet_is_that_of_torchvision(name, parameters, compare, seeded):
     assert _count(trained, norms=True) == parameters
 
 
+EFFICIENTDET = {
+    **{f"p{level}": 1e-4 for level in (3, 4, 5, 6, 7)},
+    **{"logits": 1e-4, "deltas": 1e-4, "losses": 1e-4, "positives": 0.0},
+    "anchors": 1e-3,  # pixels
+    **{f"{kind}_boxes": 0.02 for kind in ("hard", "soft")},  # pixels
+    **{f"{kind}_scores": 1e-4 for kind in ("hard", "soft")},
+    **{f"{kind}_labels": 0.0 for kind in ("hard", "soft")},
+}
+
+
+@pytest.mark.parametrize("name", ["tf_efficientdet_d0", "efficientdet_lite0"])
+def test_efficientdet_is_that_of_effdet(name, compare, seeded):
+    """Both fusions, paddings and activations, with biases beside norms and without, norms repeat first."""
+    worst, imported = compare.efficientdet_with_reference(name, seeded)
+    print(name, {key: float(f"{value:.2g}") for key, value in worst.items()})
+    assert set(worst) == set(EFFICIENTDET)
+    for key, tolerance in EFFICIENTDET.items():
+        assert worst[key] <= tolerance, (key, worst[key])
+    assert not imported.name_map.filled and imported.model.num_classes == seeded.NUM_CLASSES
+
+
 def _count(shapes, *, norms):
     """Parameters, with the norms or without."""
     return sum(math.prod(shape) for path, shape in shapes.items() if norms or "/norm/" not in path)

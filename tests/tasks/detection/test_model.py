@@ -14,6 +14,7 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.batches import detection
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection import detectors, faster_rcnn_config
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.tasks.detection import model as detector_folder
 from elk_jax.weights import model_folder
@@ -125,6 +126,9 @@ KINDS = {
     "faster_rcnn": detectors.build(TINY),
     "retinanet": detectors.build(
         RetinaNetConfig(backbone=TINY.backbone, fpn_channels=8, head_convs=1, anchor_sizes=SIZES)
+    ),
+    "efficientdet": detectors.build(
+        EfficientDetConfig(backbone=TINY.backbone, channels=8, cells=1, head_convs=1, anchor_sizes=SIZES)
     ),
     "toy": toy_detector.detector(toy_detector.ToyConfig(width=4)),
 }

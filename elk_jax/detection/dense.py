@@ -1,0 +1,153 @@
+"""What detectors with an output for every anchor of a pyramid share: their losses and detections.
+
+Shape legend: B batch, A_l anchors of a level and A of all levels, M padded ground truth, K detections, Q classes, Q'
+outputs of classes: Q, or Q + 1 with a background.
+
+`config` is of RetinaNet or EfficientDet, whose fields of one meaning have one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.detection import boxes as box_ops
+from elk_jax.detection import lanes
+from elk_jax.detection.anchors import pyramid_anchors
+from elk_jax.detection.detector import Batch, MapImages
+from elk_jax.detection.losses import focal_sum, giou_loss, smooth_l1
+from elk_jax.detection.matching import POSITIVE, match
+from elk_jax.detection.nms import batched_nms, soft_nms
+from elk_jax.detection.selection import top_k
+from elk_jax.precision import at_least_float32
+
+
+class Outputs(NamedTuple):
+    """Per level; the anchors of a level lie row by row, column by column, then by cell anchor."""
+
+    logits: tuple[jax.Array, ...]  # [B, A_l, Q']
+    deltas: tuple[jax.Array, ...]  # [B, A_l, 4]
+
+
+class ImageLosses(NamedTuple):
+    """Of an image: sums over its anchors, and its number of positive ones."""
+
+    classes: jax.Array
+    box: jax.Array
+    positives: jax.Array
+
+
+def anchors(config: Any, height: int, width: int) -> tuple[np.ndarray, ...]:
+    """Anchors [A_l, 4] of every level for padded images of this size: constants."""
+    c, size = config, (height, width)
+    return pyramid_anchors(size, c.strides, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
+
+
+def anchor_logits(config: Any, found: Outputs, canvas: tuple[int, int]) -> tuple[jax.Array, np.ndarray]:
+    """Logits [B, A, Q] of the classes, without an unused background, and all anchors [A, 4], of images of a canvas."""
+    logits = jnp.concatenate(found.logits, 1)
+    return logits[..., int(config.background == "first") :], np.concatenate(anchors(config, *canvas))
+
+
+@jax.named_scope("losses")
+def image_losses(
+    config: Any,
+    logits: jax.Array,
+    deltas: jax.Array,
+    all_anchors: jax.Array | np.ndarray,
+    gt_boxes: jax.Array,
+    gt_labels: jax.Array,
+    gt_valid: jax.Array,
+    gt_ignore: jax.Array,
+) -> ImageLosses:
+    """Of one image: focal loss of all anchors that are positive or negative, box loss of the positive ones.
+
+    logits [A, Q'], deltas [A, 4], all_anchors [A, 4]; gt_boxes [M, 4], gt_labels [M] int, gt_valid and gt_ignore [M].
+    """
+    c, all_anchors = config, jnp.asarray(all_anchors)
+    matches = match(all_anchors, gt_boxes, gt_valid, gt_ignore, low=c.iou_low, high=c.iou_high, allow_low_quality=True)
+    positive = matches.labels == POSITIVE
+    classes = jnp.take(gt_labels, matches.gt_index, mode="clip") + (c.background == "first")
+    # Where there is no lesion the anchor itself is the target: finite deltas, weight 0.
+    target = jnp.where(positive[:, None], jnp.take(gt_boxes, matches.gt_index, axis=0, mode="clip"), all_anchors)
+    if c.box_loss == "giou":
+        box = giou_loss(box_ops.decode(deltas, all_anchors, c.box_weights), target)
+    else:
+        encoded = box_ops.encode(target, all_anchors, c.box_weights)
+        box = smooth_l1(deltas, encoded, c.box_smooth_l1_beta).sum(-1)
+    return ImageLosses(
+        classes=focal_sum(logits, matches.labels, classes, c.focal_alpha, c.focal_gamma),
+        box=jnp.where(positive, box, 0).sum(),
+        positives=positive.sum(),
+    )
+
+
+def losses(
+    config: Any, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap
+) -> tuple[jax.Array, ImageLosses]:
+    """(images that count [B] bool, the sums [B] of every image of a batch)."""
+    counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
+    all_anchors = np.concatenate(anchors(config, *batch["image"].shape[1:3]))
+
+    def of_image(logits: Any, deltas: Any, *truth: jax.Array) -> ImageLosses:
+        return image_losses(config, jnp.concatenate(logits), lanes.concatenate(deltas), all_anchors, *truth)
+
+    truth = (batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore"))
+    return counts, map_images(of_image)(found.logits, found.deltas, *truth)
+
+
+@jax.named_scope("detections")
+def select_detections(
+    config: Any,
+    logits: Sequence[jax.Array],
+    deltas: Sequence[jax.Array],
+    levels: Sequence[np.ndarray],
+    image_size: jax.Array,
+) -> dict[str, jax.Array]:
+    """The K best detections of one image, after NMS within each class: boxes [K, 4], scores, labels, valid [K].
+
+    Per level: logits [A_l, Q'], deltas and anchors [A_l, 4]. image_size [2] (height, width). The best pairs of anchor
+    and class of every level enter the NMS. Non-finite scores or boxes are dropped, and boxes without an area.
+    """
+    c = config
+    first = int(c.background == "first")
+
+    def best_of_level(logits: jax.Array, deltas: jax.Array, level: np.ndarray) -> tuple[jax.Array, ...]:
+        scores = jax.nn.sigmoid(at_least_float32(logits[:, first:])).reshape(-1)
+        scores = jnp.where(scores > c.score_floor, scores, -jnp.inf)  # False for NaN, too
+        top, pair = top_k(scores, min(c.level_candidates, scores.shape[0]))
+        anchor = pair // c.num_classes
+        boxes = box_ops.decode(lanes.take(deltas, anchor), lanes.take(jnp.asarray(level), anchor), c.box_weights)
+        return boxes, top, pair % c.num_classes
+
+    best = [best_of_level(*each) for each in zip(logits, deltas, levels)]
+    boxes, top, labels = (jnp.concatenate(part) for part in zip(*best))
+    usable = (top > -jnp.inf) & jnp.isfinite(boxes).all(-1)
+    boxes = box_ops.clip(boxes, image_size[0], image_size[1])
+    usable &= (boxes[:, 2:] - boxes[:, :2] > c.detection_min_size).all(-1)
+    if c.soft_nms_sigma:
+        index, scores = soft_nms(boxes, top, labels, c.soft_nms_sigma, c.detections, usable)
+        valid = scores > c.score_floor
+    else:
+        index, valid = batched_nms(boxes, top, labels, c.detection_nms_iou, c.detections, usable)
+        scores = top[index]
+    return {
+        "boxes": jnp.where(valid[:, None], boxes[index], 0),
+        "scores": jnp.where(valid, scores, 0),
+        "labels": jnp.where(valid, labels[index], 0).astype(jnp.int32),
+        "valid": valid,
+    }
+
+
+def detections(config: Any, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap) -> dict[str, jax.Array]:
+    """`select_detections` of every image: boxes [B, K, 4] and the like."""
+    levels = anchors(config, *batch["image"].shape[1:3])
+
+    def of_image(logits: Any, deltas: Any, image_size: jax.Array) -> dict[str, jax.Array]:
+        return select_detections(config, logits, deltas, levels, image_size)
+
+    return map_images(of_image)(found.logits, found.deltas, batch["image_size"])

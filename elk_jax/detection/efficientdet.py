@@ -1,0 +1,226 @@
+"""EfficientDet (Tan, Pang and Le 2020): parameters, losses, predictions.
+
+Shape legend: B batch, H W size of the padded images, L levels P3..P7 (P8), A_l anchors of a level, Q classes.
+Losses and detections of all anchors: `dense.py`. Batches and `map_images`: see `detector.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elk_jax.backbones.bifpn import BiFPN
+from elk_jax.backbones.conv import Padding
+from elk_jax.backbones.depthwise import SeparableConv
+from elk_jax.backbones.efficientnet import activate
+from elk_jax.backbones.norms import Norm, frozen_patterns, norm_from_name
+from elk_jax.detection import backbone, dense
+from elk_jax.detection.dense import Outputs
+from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
+from elk_jax.detection.efficientdet_config import STAGES, EfficientDetConfig, named
+from elk_jax.precision import at_least_float32
+
+__all__ = ["EfficientDet", "EfficientDetConfig", "named"]
+
+CLASS_LAYERS = r"^class_head/logits/pointwise/"
+
+_small = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class LevelNorm(nn.Module):
+    """The norm of one level."""
+
+    norm: Norm
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(dtype=self.dtype, name="norm")(x)
+
+
+class Head(nn.Module):
+    """Levels [B, H_l, W_l, C] -> per level [B, A_l, size]; convolutions for all levels, norms of each.
+
+    Parameters: conv1..conv{convs}, norms{1..convs}_{level} and `output`, the name of the last convolution.
+    """
+
+    cell_anchors: int
+    size: int
+    output: str
+    convs: int
+    activation: str
+    norm: Norm | None
+    biases: bool
+    bias: float
+    padding: Padding
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, levels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        width = levels[0].shape[-1]
+
+        def conv(name: str, features: int, **options: Any) -> SeparableConv:
+            made = partial(SeparableConv, features, kernel_init=_small, padding=self.padding, dtype=self.dtype)
+            return made(name=name, **options)
+
+        own_bias = self.biases or self.norm is None
+        trunk = [conv(f"conv{i + 1}", width, bias=own_bias) for i in range(self.convs)]
+        bias = nn.initializers.constant(self.bias)
+        last = conv(self.output, self.cell_anchors * self.size, bias_init=bias)
+        found = []
+        for level, x in enumerate(levels, start=3):
+            for i, layer in enumerate(trunk, start=1):
+                x = layer(x)
+                x = x if self.norm is None else LevelNorm(self.norm, self.dtype, name=f"norms{i}_{level}")(x)
+                x = activate(self.activation, x)
+            found.append(at_least_float32(last(x)).reshape(x.shape[0], -1, self.size))
+        return tuple(found)
+
+
+class EfficientDet(nn.Module):
+    """What is behind the backbone: fpn, class_head and box_head, top-level names of the parameters beside
+    `backbone`."""
+
+    config: EfficientDetConfig
+
+    def setup(self) -> None:
+        c = self.config
+        norm = norm_from_name(c.norm, groups=c.norm_groups, eps=c.norm_eps)
+        dtype = jnp.dtype(c.backbone.dtype)
+        self.fpn = BiFPN(c.channels, c.cells, c.levels, c.fusion, c.activation, norm, c.biases, c.padding, dtype)
+        head = partial(
+            Head,
+            len(c.anchor_sizes[0]) * len(c.anchor_ratios),
+            convs=c.head_convs,
+            activation=c.activation,
+            norm=norm,
+            biases=c.biases,
+            padding=c.padding,
+            dtype=dtype,
+        )
+        self.class_head = head(size=c.num_classes, output="logits", bias=-math.log((1 - c.prior) / c.prior))
+        self.box_head = head(size=4, output="deltas", bias=0.0)
+
+    def __call__(self, stages: Sequence[jax.Array]) -> Outputs:
+        """C3..C5 to the outputs: touches every parameter, for `init`."""
+        return self.outputs(self.levels(stages))
+
+    def levels(self, stages: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """C3..C5 -> P3..P7."""
+        return self.fpn(stages)
+
+    def outputs(self, levels: Sequence[jax.Array]) -> Outputs:
+        """Levels -> class logits and box deltas of all anchors."""
+        return Outputs(self.class_head(levels), self.box_head(levels))
+
+
+def detector(config: EfficientDetConfig) -> Detector:
+    """EfficientDet as the trainings see it."""
+    model = EfficientDet(config)
+    return Detector(
+        config=config,
+        init=lambda rng: backbone.draw(config.backbone, model, STAGES, rng),
+        features=partial(features, model),
+        loss_from_features=partial(loss_from_features, model),
+        predict_from_features=partial(predict_from_features, model),
+        class_layers=CLASS_LAYERS,
+        conventions=conventions(config),
+        frozen=frozen(config),
+        strides=config.strides,
+        anchor_logits=partial(anchor_logits, model),
+    )
+
+
+def frozen(config: EfficientDetConfig) -> tuple[str, ...]:
+    """Regular expressions of parameters that the choice of norms makes constants: never to be trained."""
+    return (*backbone.frozen(config.backbone), *frozen_patterns(config.norm, ("(fpn|class_head|box_head)/",)))
+
+
+def conventions(config: EfficientDetConfig) -> dict[str, str]:
+    """Setting -> the layers whose weights mean something else when it is changed (see `Detector`).
+
+    Not the sizes of anchors, which every training may plan for its own lesions.
+    """
+    own, norms = r"^(fpn|class_head|box_head)/", r"^(fpn|class_head|box_head)/.*/norm/"
+    outputs = r"^(class_head/logits|box_head/deltas)/"
+    layers = {
+        **backbone.conventions(config.backbone),
+        "activation": own,
+        "padding": own,
+        "norm_groups": norms,
+        "norm_eps": norms,
+        "anchor_ratios": outputs,
+        "anchor_offset": outputs,
+        "box_weights": r"^box_head/deltas/",
+    }
+    if config.norm != "gn":
+        del layers["norm_groups"]
+    if config.norm == "none":
+        del layers["norm_eps"]
+    return layers
+
+
+def features(model: EfficientDet, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
+    """The levels [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
+    stages = backbone.stages(model.config.backbone, params, batch, rng, strides=STAGES)
+    return _apply(model, params, "levels", stages)
+
+
+def outputs(model: EfficientDet, params: Params, pyramid: Sequence[jax.Array]) -> Outputs:
+    """Class logits and box deltas per level."""
+    return _apply(model, params, "outputs", pyramid)
+
+
+def anchor_logits(
+    model: EfficientDet, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
+) -> tuple[jax.Array, np.ndarray]:
+    """See `dense.anchor_logits`."""
+    return dense.anchor_logits(model.config, outputs(model, params, pyramid), canvas)
+
+
+def _apply(model: EfficientDet, params: Params, method: str, inputs: Any) -> Any:
+    own = {name: part for name, part in params.items() if name != "backbone"}
+    return model.apply({"params": own}, inputs, method=method)
+
+
+def loss_from_features(
+    model: EfficientDet,
+    params: Params,
+    pyramid: Pyramid,
+    batch: Batch,
+    rng: jax.Array,
+    map_images: MapImages = jax.vmap,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum of the two losses, and metrics: each loss, and the mean number of positive anchors of an image.
+
+    Both are divided by the number of positive anchors of the whole batch, or by 1. Images without a lesion teach
+    background. Images with batch["valid"] False do not count. Nothing is drawn: `rng` is not used.
+    """
+    c = model.config
+    counts, sums = dense.losses(c, outputs(model, params, pyramid), batch, map_images)
+    sums = jax.tree.map(lambda per_image: jnp.where(counts, per_image, 0).sum(), sums)
+    positives = jnp.maximum(sums.positives, 1)
+    losses = {"loss_class": sums.classes / positives, "loss_box": box_scale(c) * sums.box / positives}
+    mean = sums.positives / jnp.maximum(counts.sum(), 1)
+    return losses["loss_class"] + losses["loss_box"], {**losses, "positives": mean}
+
+
+def box_scale(config: EfficientDetConfig) -> float:
+    """The factor of the box loss: its weight, and what makes a sum of `smooth_l1` the mean of Huber's losses."""
+    huber = (config.box_smooth_l1_beta or 1.0) / 4 if config.box_loss == "l1" else 1.0
+    return config.box_loss_weight * huber
+
+
+def predict_from_features(
+    model: EfficientDet, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
+) -> dict[str, jax.Array]:
+    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
+    [B, K]."""
+    return dense.detections(model.config, outputs(model, params, pyramid), batch, map_images)

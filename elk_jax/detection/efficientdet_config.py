@@ -1,0 +1,160 @@
+"""Every number of an EfficientDet, and the published ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from elk_jax.backbones import efficientnet, networks
+from elk_jax.backbones.conv import Padding
+from elk_jax.detection import backbone
+from elk_jax.detection.settings import (
+    FromOne,
+    NormName,
+    NotNegative,
+    Positive,
+    Positives,
+    Share,
+    check_anchors,
+    check_groups,
+)
+from elk_jax.errors import UserError
+from elk_jax.fields import Between, ByName, Range, check, impossible
+
+STAGES = (8, 16, 32)
+"""Pixels per cell of C3..C5, the maps of the backbone."""
+
+Inside = Annotated[float, Range(0, 1, above=True, below=True)]
+
+
+def octaves(scale: float, levels: int) -> tuple[tuple[float, ...], ...]:
+    """Three sizes of anchors for every level from P3 on: `scale` strides, one and two thirds of an octave more."""
+    return tuple(tuple(scale * 2 ** (3 + level + o / 3) for o in range(3)) for level in range(levels))
+
+
+@dataclass(frozen=True)
+class EfficientDetConfig:
+    """EfficientDet (Tan, Pang and Le 2020). The defaults are D0 with one class, and norms that can be trained.
+
+    UserError for a value that cannot be; its `where` is the field.
+    """
+
+    name: Literal["efficientdet"] = "efficientdet"
+
+    num_classes: FromOne = 1
+    """Q; there is no background."""
+
+    backbone: Annotated[Any, ByName(networks.kinds)] = field(
+        default_factory=lambda: efficientnet.named("b0", head=False, num_classes=0)
+    )
+    """The network (`backbones.networks`) and the input that it takes. The pyramid and the heads compute in its
+    `dtype`; boxes and losses never below float32."""
+
+    # Pyramid and heads.
+    channels: FromOne = 64
+    cells: Annotated[int, Between(1, 64)] = 3
+    levels: Annotated[int, Between(3, 6)] = 5
+    """From P3 on."""
+    fusion: Literal["fast", "sum"] = "fast"
+    """Of maps: a mean with trained weights, or the sum."""
+    head_convs: Annotated[int, Between(0, 64)] = 3
+    activation: Literal["swish", "relu6"] = "swish"
+    padding: Padding = "same"
+    """TensorFlow's, or PyTorch's (`conv.Padding`): weights fit one of them."""
+    norm: NormName = "gn"
+    """See `norms.NORMS`. The heads have norms of their own for every level."""
+    norm_groups: FromOne = 8
+    """Groups of 'gn': must divide `channels`."""
+    norm_eps: NotNegative = 1e-3
+    biases: bool = True
+    """Whether convolutions have a bias beside their norm, as TensorFlow's weights do."""
+    prior: Inside = 0.01
+    """Of a class, at the start: spares the first steps the many anchors on background."""
+    background: Literal["none"] = "none"
+
+    # Anchors.
+    anchor_sizes: tuple[Positives, ...] = octaves(4.0, 5)
+    """Per level, pixels of the resized image; every level has equally many."""
+    anchor_ratios: Positives = (1.0, 0.5, 2.0)
+    """Height / width."""
+    anchor_offset: NotNegative = 0.5
+    anchor_rounded: Literal[False] = False
+
+    # Losses.
+    iou_high: Share = 0.5
+    """IoU from which an anchor is positive (the best anchors of every lesion are so too)."""
+    iou_low: Share = 0.5
+    """IoU below which an anchor is negative."""
+    focal_alpha: Share = 0.25
+    """Weight of positives; negatives have the rest."""
+    focal_gamma: Annotated[float, Between(0, 100)] = 1.5
+    box_loss: Literal["l1", "giou"] = "l1"
+    """Of the deltas, or of the boxes that they decode to."""
+    box_smooth_l1_beta: NotNegative = 0.1
+    """Of 'l1': quadratic below it (Huber's delta)."""
+    box_loss_weight: NotNegative = 50.0
+    """Of the box loss: of Huber's, a mean over coordinates, or of 'giou'."""
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
+
+    # Detections.
+    score_floor: Share = 0.05
+    """Detections must score more than this."""
+    level_candidates: FromOne = 1000
+    """Best (anchor, class) pairs of each level that enter the NMS."""
+    detection_nms_iou: Share = 0.5
+    soft_nms_sigma: NotNegative = 0.0
+    """Above 0: the scores of overlapping boxes fall instead (see `nms.soft_nms`); 0.5 in the published evaluation."""
+    detections: FromOne = 100
+    """K of an image."""
+    detection_min_size: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        check(self)
+        backbone.check(self.backbone, STAGES)
+        check_anchors(self, self.levels)
+        if self.iou_low > self.iou_high:
+            raise impossible(self, "iou_low", f"give at most iou_high = {self.iou_high}")
+        check_groups(self, {"channels": self.norm == "gn"})
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell of every level."""
+        return tuple(2 ** (3 + level) for level in range(self.levels))
+
+
+VARIANTS: dict[str, tuple[str, int, int, int, str, int, float]] = {
+    "d0": ("b0", 64, 3, 3, "fast", 5, 4.0),
+    "d1": ("b1", 88, 4, 3, "fast", 5, 4.0),
+    "d2": ("b2", 112, 5, 3, "fast", 5, 4.0),
+    "d3": ("b3", 160, 6, 4, "fast", 5, 4.0),
+    "d4": ("b4", 224, 7, 4, "fast", 5, 4.0),
+    "d5": ("b5", 288, 7, 4, "fast", 5, 4.0),
+    "d6": ("b6", 384, 8, 5, "sum", 5, 4.0),
+    "d7": ("b6", 384, 8, 5, "sum", 5, 5.0),
+    "d7x": ("b7", 384, 8, 5, "sum", 6, 4.0),
+    "lite0": ("lite0", 64, 3, 3, "sum", 5, 3.0),
+    "lite1": ("lite1", 88, 4, 3, "sum", 5, 3.0),
+    "lite2": ("lite2", 112, 5, 3, "sum", 5, 3.0),
+    "lite3": ("lite3", 160, 6, 4, "sum", 5, 4.0),
+    "lite3x": ("lite3", 200, 6, 4, "sum", 5, 3.0),
+    "lite4": ("lite4", 224, 7, 4, "sum", 5, 4.0),
+}
+"""Backbone, channels, cells, convolutions of the heads, fusion, levels and anchor scale of the published detectors."""
+
+
+def named(variant: str, **changes: Any) -> EfficientDetConfig:
+    """The published detector `variant`, a key of VARIANTS, with `changes`. UserError for another name."""
+    if variant not in VARIANTS:
+        raise UserError(f"no EfficientDet '{variant}'", todo=f"choose one of {', '.join(VARIANTS)}")
+    network, channels, cells, convs, fusion, levels, scale = VARIANTS[variant]
+    published: dict[str, Any] = {
+        "backbone": efficientnet.named(network, head=False, num_classes=0),
+        "channels": channels,
+        "cells": cells,
+        "head_convs": convs,
+        "fusion": fusion,
+        "levels": levels,
+        "anchor_sizes": octaves(scale, levels),
+        "activation": "relu6" if variant.startswith("lite") else "swish",
+    }
+    return EfficientDetConfig(**{**published, **changes})

@@ -1,0 +1,122 @@
+"""Names and conventions of EfficientDets in effdet (R. Wightman's port), of TensorFlow's weights and of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from elk_jax import fields
+from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD
+from elk_jax.detection import efficientdet_config
+from elk_jax.detection.efficientdet_config import VARIANTS, EfficientDetConfig
+from elk_jax.errors import UserError
+from elk_jax.weights import efficientnet as backbones
+from elk_jax.weights import timm
+from elk_jax.weights.convert import Format, Layout, Rule, Understood, as_is, layer, norm, oihw_to_hwio, sizes
+from elk_jax.weights.reading import Tensors
+
+NAMES = r"(tf_)?efficientdet_(d\d|d7x|lite\d|lite3x)(_ap)?"
+IGNORED = (r".*\.num_batches_tracked",)
+FIRST = 3
+
+
+def understand(tensors: Tensors, name: str, changes: Mapping[str, Any]) -> Understood:
+    """The detector `name` of effdet in a file, with `changes`. UserError for others. Classes are the file's."""
+    match = re.fullmatch(NAMES, name)
+    if match is None or match[2] not in VARIANTS:
+        todo = "name it as in tf_efficientdet_d0"
+        raise UserError(f"effdet has no EfficientDet '{name}' of the kinds read here", where="--model", todo=todo)
+    model = configure(match[1] or "", match[2], bool(match[3]), tensors)
+    ours = fields.as_dict(changes.get("backbone", {}), "model.backbone")
+    settings = {**vars(model), **changes, "backbone": {**vars(model.backbone), **ours}}
+    model = fields.build(EfficientDetConfig, settings, "model")
+    return Understood(tensors, model, format_of(model))
+
+
+def configure(prefix: str, variant: str, adversarial: bool, tensors: Tensors) -> EfficientDetConfig:
+    """The conventions of a name: `tf_` is of TensorFlow, `_ap` of its adversarial training."""
+    published = efficientdet_config.named(variant)
+    lite = variant.startswith("lite")
+    ported = bool(prefix)
+    half = ported and (lite or adversarial)
+    network: dict[str, Any] = {"padding": "same", "norm_eps": 1e-3, "norm": "affine_bn"}
+    if not ported:
+        network |= {"padding": "symmetric", "norm_eps": 1e-5}
+    if half:
+        network |= {"pixel_mean": timm.HALF, "pixel_std": timm.HALF}
+    elif lite:
+        network |= {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
+    if not ported and lite:
+        scale, fusion = 4.0, "fast"
+    else:
+        scale, fusion = VARIANTS[variant][-1], published.fusion
+    anchors = len(published.anchor_ratios) * len(published.anchor_sizes[0])
+    settings = {
+        **vars(published),
+        "backbone": {**vars(published.backbone), **network},
+        "anchor_sizes": efficientdet_config.octaves(scale, published.levels),
+        "fusion": fusion,
+        "norm": "affine_bn",
+        "padding": "same" if ported or lite else "symmetric",
+        "biases": "class_net.conv_rep.0.conv_pw.bias" in tensors,
+        "num_classes": sizes(tensors, "class_net.predict.conv_pw.weight", 4)[0] // anchors,
+    }
+    return fields.build(EfficientDetConfig, settings, "model")
+
+
+def xy_first(x: np.ndarray) -> np.ndarray:
+    """Box outputs [A 4, ...] in the order y, x, height, width -> x, y, width, height."""
+    return x.reshape(-1, 4, *x.shape[1:])[:, [1, 0, 3, 2]].reshape(x.shape)
+
+
+def xy_first_kernel(x: np.ndarray) -> np.ndarray:
+    """The kernel [A 4, in, h, w] of such outputs -> [h, w, in, A 4]."""
+    return oihw_to_hwio(xy_first(x))
+
+
+def format_of(config: EfficientDetConfig) -> Format:
+    """The rules of every tensor of the detector."""
+    body = backbones.format_of(config.backbone, "timm").rules
+    rules = (
+        *(Rule(rf"backbone\.{rule.pattern}", rule.target, rule.layout) for rule in body),
+        *layer(r"fpn\.resample\.3\.conv\.conv", "fpn/p6", oihw_to_hwio),
+        *norm(r"fpn\.resample\.3\.conv\.bn", "fpn/p6"),
+    )
+    last = config.levels - 1
+    nodes = [("down", level) for level in reversed(range(last))] + [("up", level) for level in range(1, last + 1)]
+    for number, (way, level) in enumerate(nodes):
+        theirs, ours = rf"fpn\.cell\.(\d+)\.fnode\.{number}\.", rf"fpn/cell\1/{way}{level + FIRST}"
+        rules += (
+            Rule(rf"{theirs}combine\.edge_weights", f"{ours}/weights"),
+            *_separable(rf"{theirs}after_combine\.conv", f"{ours}/conv"),
+            *norm(rf"{theirs}after_combine\.conv\.bn", f"{ours}/conv/pointwise"),
+        )
+        for stage in range(3):
+            resample, inputs = rf"{theirs}combine\.resample\.{stage}\.conv\.", f"{ours}/inputs{stage + FIRST}"
+            rules += (*layer(rf"{resample}conv", inputs, oihw_to_hwio), *norm(rf"{resample}bn", inputs))
+    for net, head in (("class_net", "class_head"), ("box_net", "box_head")):
+        for i in range(config.head_convs):
+            rules += _separable(rf"{net}\.conv_rep\.{i}", f"{head}/conv{i + 1}")
+            for level in range(config.levels):
+                path = f"{head}/norms{i + 1}_{level + FIRST}"
+                rules += norm(rf"{net}\.bn_rep\.{i}\.{level}\.bn", path)
+                rules += norm(rf"{net}\.bn_rep\.{level}\.{i}", path)  # the newer order, levels first
+    return Format(
+        (
+            *rules,
+            *_separable(r"class_net\.predict", "class_head/logits"),
+            *_separable(r"box_net\.predict", "box_head/deltas", xy_first_kernel, xy_first),
+        ),
+        IGNORED,
+    )
+
+
+def _separable(theirs: str, ours: str, kernel: Layout = oihw_to_hwio, bias: Layout = as_is) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{theirs}\.conv_dw\.weight", f"{ours}/depthwise", oihw_to_hwio),
+        Rule(rf"{theirs}\.conv_pw\.weight", f"{ours}/pointwise/kernel", kernel),
+        Rule(rf"{theirs}\.conv_pw\.bias", f"{ours}/pointwise/bias", bias),
+    )
