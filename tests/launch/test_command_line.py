@@ -54,7 +54,7 @@ def assert_one_line(done: SimpleNamespace, *words: str) -> None:
         assert word in error[-1], error[-1]
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "predict", "import_weights"])
+@pytest.mark.parametrize("script", ["train", "evaluate", "predict", "import_weights", "sweep"])
 def test_help_teaches(script):
     done = start(script, "--help")
     assert done.returncode == 0, done.stderr
@@ -409,3 +409,24 @@ def test_a_quick_start_is_a_start(quick_start):
     assert (helped.returncode, helped.stdout) == (0, start("train", "--help").stdout)
     assert quick_start("train", TINY, "stray").stderr == start("train", TINY, "stray").stderr
     assert quick_start("train").stderr == start("train").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--over=detector.stepz=1,2"], ["--over=detector.stepz=1", "detector.steps"]),
+        (["--over=detector.steps=1,x"], ["--over=detector.steps=x"]),
+        (["--over=detector.steps=1,0"], ["config.detector.steps", "steps=0"]),
+        (["--over=detector.steps=1,2", "--list=rows.json"], ["--list"]),
+        (["--list=no_such_rows.json"], ["no_such_rows.json"]),
+        (["--over=detector.steps=1,2", "--against=steps=3"], ["--against=steps=3", "steps=2"]),
+        (["--seeds=0"], ["--seeds"]),
+        (["--jobs=0"], ["--jobs"]),
+        (["--run=steps=1/seed-42"], ["--run", "cem_real/seed-42"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_ends_before_anything_runs(quick_start, tmp_path, arguments, words):
+    folder = tmp_path / "sweep"
+    done = quick_start("sweep", "--config=configs/cem_real.py:tiny", f"--workdir={folder}", *arguments)
+    assert_one_line(done, *words)
+    assert not folder.exists()
