@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,16 @@ def test_the_stage_measures_every_model_and_draw(fitted):
     assert draws["epsilon_6"]["auroc"][0] == pytest.approx(found["auroc"]["value"])  # the first draw is the model
     compared = files.read_object(run / "evaluate" / "comparisons.json")["epsilon_6"]["auroc"]
     assert compared["second"] == pytest.approx(found["auroc"]["value"])
+
+
+def test_metrics_as_functions_of_patients_are_those_that_were_measured(fitted):
+    folder = fitted[0] / "evaluate"
+    statistics = evaluate.statistics(folder, SimpleNamespace(models=("without_privacy", "epsilon_6")), None)
+    assert list(statistics) == ["without_privacy", "epsilon_6"]
+    found, statistic = files.read_object(folder / "epsilon_6" / "evaluation.json"), statistics["epsilon_6"]
+    values = statistic(np.ones((1, len(statistic.patients))))
+    assert values["auroc"][0] == pytest.approx(found["auroc"]["value"])
+    assert values["average_precision/benign"][0] == pytest.approx(found["average_precision"]["benign"]["value"])
 
 
 def test_predictions_are_a_table_with_a_row_for_every_image(fitted):
