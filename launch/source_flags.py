@@ -15,7 +15,7 @@ from elk_jax.data.sources.spec import OnError, SourceSpec
 
 flags.disclaim_key_flags()  # they are listed in the help of the script that defines them
 
-OF_TRAINING = ("train_where", "patients")
+OF_TRAINING = ("train_where", "patients", "train_share", "train_share_of")
 """Fields without a flag: they choose training images."""
 _HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(SourceSpec)}
 
