@@ -58,7 +58,8 @@ def test_programs_end_with_the_process_that_started_them(tmp_path):
         f"os.rename(r'{tmp_path / 'pid'}', r'{tmp_path / 'there'}'); time.sleep(60)"
     )
     parent = (
-        "import sys; from pathlib import Path; from elk_jax.sweeps.workers import Job, run_all; "
+        "import signal, sys; from pathlib import Path; from elk_jax.sweeps.workers import Job, run_all; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # background jobs of a shell ignore it
         f"run_all([Job('child', (sys.executable, '-c', {child!r}), Path(r'{tmp_path / 'log'}'))], 1, lambda a, e: None)"
     )
     for number in (signal.SIGKILL, signal.SIGINT):
