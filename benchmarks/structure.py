@@ -44,8 +44,6 @@ from rich.table import Table  # noqa: E402
 
 DEPTHS = {18, 34, 50, 101}
 DETECTOR = "faster_rcnn"
-BUILDS_ON = {"distillation": {"detection"}}
-"""Task -> the tasks whose models are its own: it names them, and has no architecture, evaluation or prediction."""
 
 
 class Row(NamedTuple):
@@ -151,8 +149,10 @@ def _lists_of(values: set[int], tree: ast.AST) -> Iterator[int]:
 
 
 def built_on(task: str) -> list[str]:
-    """The tasks that build on it."""
-    return [name for name, others in BUILDS_ON.items() if task in others]
+    """The tasks that build on it (`Task.builds_on`)."""
+    from elk_jax.tasks import TASKS
+
+    return [name for name, other in TASKS.items() if task in other.builds_on]
 
 
 def _imports_task(module: Module, task: str) -> bool:

@@ -5,13 +5,14 @@
   python launch/train.py --config=configs/comoto.py:small --config.data.mammo.spec=coco:/data/mammo.json \\
       --config.data.dbt.spec=coco:/data/dbt.json --config.data.dbt.train_share=0.1
   python launch/train.py --config=configs/comoto.py:published --config.data.mammo.spec=coco:/data/mammo.json \\
-      --config.data.dbt.spec=coco:/data/dbt.json                               the published training, on a GPU
+      --config.data.dbt.spec=coco:/data/dbt.json                               the published numbers, on a GPU
 Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
 starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
 (the teacher sees its mammograms); pkd, fgd, cwd (it sees the slices); pretraining (its weights alone); none. The
 student is evaluated on test slices, the teacher on test mammograms.
 One teacher serves several students: --config.stages.student.teacher=RUN/teacher/model --stages=student,evaluate.
 Without a teacher: --config.distill.mode=none --stages=student,evaluate, from --config.stages.student.init_from=DIR.
+published has the numbers of the published training, not its preprocessing (configs/recipes/distillation.py).
 Variants beside the size (tiny, quick, small, published): baselines (also a student from random weights, and one
 detector of both sets), half, lite0, swin.
 Published: 7 points of mean sensitivity more than pretraining and image-level distillation, with 10 % of the images.

@@ -13,11 +13,12 @@ from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import WarmupMultistep
 
 EPOCH = 450
-"""Steps of a published epoch of the teacher, of about 3,600 images in batches of 8."""
+"""Steps of an epoch of the teacher, if its data have 3,600 images in batches of 8; their number is not published. The
+student, whose data are fewer, gets as many steps here."""
 
 
 def distillation(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The recipe of teacher and student. published: that of CoMoTo's code."""
+    """The recipe of teacher and student. published: the numbers of CoMoTo's code."""
     if size == "published":
         return merge(settings(DistillationRecipe(model=published_model())), published())
     recipe = settings(DistillationRecipe())
@@ -31,8 +32,9 @@ def published_model():
 
 
 def published() -> dict[str, Any]:
-    """The published training. Images are scaled once, to the size that the network saw after two resizes: 666 x 1333
-    with their sides in proportion."""
+    """The published numbers. Other than published: images are scaled once, with their sides in proportion, to the size
+    that the network saw after two resizes (666 x 1333); grey values are scaled; statistics of batch norms are constant.
+    """
     return {
         "plan_anchors": False,
         "crop_to_breast": False,

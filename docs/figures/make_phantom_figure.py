@@ -48,13 +48,19 @@ def phantom_column(seed: int, index: int) -> np.ndarray:
     return column(as_grey(phantom.subtracted), as_grey(phantom.low_energy), phantom.boxes)
 
 
-def real_cases(folder: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(subtracted, low energy, boxes) of all paired images with ELK's mass filter."""
-    content = read_json(folder / "subtracted.json")
-    boxes: dict[int, list] = {image["id"]: [] for image in content["images"]}
+def boxes_of(content: dict) -> dict[int, list[list[float]]]:
+    """Image id -> xyxy boxes of a COCO file."""
+    boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
         x, y, width, height = annotation["bbox"]
         boxes[annotation["image_id"]].append([x, y, x + width, y + height])
+    return boxes
+
+
+def real_cases(folder: Path) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(subtracted, low energy, boxes) of all paired images with ELK's mass filter."""
+    content = read_json(folder / "subtracted.json")
+    boxes = boxes_of(content)
     cases = []
     for image in content["images"]:
         partner = folder / "images" / image["file_name"].replace("_CM_", "_DM_")

@@ -16,7 +16,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from docs.figures.make_phantom_figure import ROOT, as_grey, grey_statistics, lesion_statistics, spread, with_boxes
+from docs.figures.make_phantom_figure import (
+    ROOT,
+    as_grey,
+    boxes_of,
+    grey_statistics,
+    lesion_statistics,
+    spread,
+    with_boxes,
+)
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import read_json, write_bytes
 from elk_jax.synthesis.phantom_volume import PhantomVolume, VolumeConfig, sample
@@ -39,10 +47,7 @@ def row(volume: PhantomVolume) -> np.ndarray:
 def real_slices(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     """(image, boxes), 512 px high."""
     content = read_json(folder / "slices.json")
-    boxes: dict[int, list] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        boxes[annotation["image_id"]].append([x, y, x + width, y + height])
+    boxes = boxes_of(content)
     cases = []
     for image in content["images"]:
         grey = cv2.imread(str(folder / "images" / image["file_name"]), cv2.IMREAD_GRAYSCALE)

@@ -8,7 +8,7 @@ inputs, conv (separable), and in the first cell inputs{level} (1x1) of the maps 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,15 +27,10 @@ FIRST = 3
 """The finest level."""
 
 
-class BiFPN(nn.Module):
-    """(C3, C4, C5) -> `levels` maps from P3 on, all with `channels` channels.
-
-    bias: whether convolutions have one beside their norm.
-    """
+class Layers(NamedTuple):
+    """How every layer of a pyramid is made. bias: whether convolutions have one beside their norm."""
 
     channels: int
-    cells: int
-    levels: int = 5
     fusion: Fusion = "fast"
     activation: str = "swish"
     norm: Norm | None = None
@@ -43,52 +38,36 @@ class BiFPN(nn.Module):
     padding: Padding = "same"
     dtype: Any = jnp.float32
 
+
+class BiFPN(nn.Module):
+    """(C3, C4, C5) -> `levels` maps from P3 on, all with the channels of the layers."""
+
+    layers: Layers
+    cells: int
+    levels: int = 5
+
     @nn.compact
     def __call__(self, stages: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         maps = list(stages)
-        above = _projected(self, "p6", maps[-1])
+        above = _projected(self.layers, "p6", maps[-1])
         while len(maps) < self.levels:
-            above = max_pool(above, self.padding)
+            above = max_pool(above, self.layers.padding)
             maps.append(above)
         for number in range(self.cells):
-            maps = Cell(
-                self.channels,
-                self.fusion,
-                self.activation,
-                self.norm,
-                self.bias,
-                self.padding,
-                self.dtype,
-                name=f"cell{number}",
-            )(maps)
+            maps = Cell(self.layers, name=f"cell{number}")(maps)
         return tuple(maps)
 
 
 class Cell(nn.Module):
-    """One way down to the finest level and one way up: as many maps as it is given, all with `channels` channels."""
+    """One way down to the finest level and one way up: as many maps as it is given, with the channels of the layers."""
 
-    channels: int
-    fusion: Fusion
-    activation: str
-    norm: Norm | None
-    bias: bool
-    padding: Padding
-    dtype: Any
+    layers: Layers
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
         def node(way: str, level: int, inputs: Sequence[tuple[int, jax.Array]]) -> jax.Array:
-            return Node(
-                (maps[level].shape[1], maps[level].shape[2]),
-                self.channels,
-                self.fusion,
-                self.activation,
-                self.norm,
-                self.bias,
-                self.padding,
-                self.dtype,
-                name=f"{way}{level + FIRST}",
-            )(inputs)
+            size = (maps[level].shape[1], maps[level].shape[2])
+            return Node(self.layers, size, name=f"{way}{level + FIRST}")(inputs)
 
         last = len(maps) - 1
         down = {last: maps[last]}
@@ -102,50 +81,33 @@ class Cell(nn.Module):
 
 
 class Node(nn.Module):
-    """Maps of several levels, the first of its own size, brought to `size`, weighed and convolved.
+    """Maps of several levels, brought to `size`, the size of the first, then weighed and convolved.
 
     inputs: (level from 0, map).
     """
 
+    layers: Layers
     size: tuple[int, int]
-    channels: int
-    fusion: Fusion
-    activation: str
-    norm: Norm | None
-    bias: bool
-    padding: Padding
-    dtype: Any
 
     @nn.compact
     def __call__(self, inputs: Sequence[tuple[int, jax.Array]]) -> jax.Array:
-        found = []
+        c, found = self.layers, []
         for level, x in inputs:
-            x = _projected(self, f"inputs{level + FIRST}", x)
+            x = _projected(c, f"inputs{level + FIRST}", x)
             if x.shape[1] > self.size[0] or x.shape[2] > self.size[1]:
-                x = max_pool(x, self.padding)
+                x = max_pool(x, c.padding)
             found.append(upsample_to(x, *self.size) if x.shape[1:3] != self.size else x)
-        if self.fusion == "fast":
-            weights = nn.relu(self.param("weights", nn.initializers.ones, (len(found),), param_dtype(self.dtype)))
-            shares = (weights / (weights.sum() + 1e-4)).astype(self.dtype)
+        if c.fusion == "fast":
+            weights = nn.relu(self.param("weights", nn.initializers.ones, (len(found),), param_dtype(c.dtype)))
+            shares = (weights / (weights.sum() + 1e-4)).astype(c.dtype)
             found = [x * shares[i] for i, x in enumerate(found)]
-        total = activate(self.activation, sum(found[1:], found[0]))
-        conv = SeparableConv(
-            self.channels, self.norm, self.bias or None, padding=self.padding, dtype=self.dtype, name="conv"
-        )
-        return conv(total)
+        total = activate(c.activation, sum(found[1:], found[0]))
+        return SeparableConv(c.channels, c.norm, c.bias or None, padding=c.padding, dtype=c.dtype, name="conv")(total)
 
 
-def _projected(module: Any, name: str, x: jax.Array) -> jax.Array:
-    """A map with the channels of the pyramid: itself, or behind a 1x1 convolution."""
-    if x.shape[-1] == module.channels:
+def _projected(c: Layers, name: str, x: jax.Array) -> jax.Array:
+    """A map with the channels of the pyramid: itself, or behind a 1x1 convolution. Called in a compact module."""
+    if x.shape[-1] == c.channels:
         return x
-    conv = ConvNorm(
-        module.channels,
-        1,
-        norm=module.norm,
-        kernel_init=nn.initializers.xavier_uniform(),
-        bias=module.bias or None,
-        dtype=module.dtype,
-        name=name,
-    )
-    return conv(x)
+    glorot = nn.initializers.xavier_uniform()
+    return ConvNorm(c.channels, 1, norm=c.norm, kernel_init=glorot, bias=c.bias or None, dtype=c.dtype, name=name)(x)

@@ -1,24 +1,30 @@
-"""What detectors with an output for every anchor of a pyramid share: their losses and detections.
+"""What one-stage detectors share, which have an output for every anchor of a pyramid: their steps, each usable alone.
+
+    features -> outputs -> losses, or detections
 
 Shape legend: B batch, A_l anchors of a level and A of all levels, M padded ground truth, K detections, Q classes, Q'
 outputs of classes: Q, or Q + 1 with a background.
 
-`config` is of RetinaNet or EfficientDet, whose fields of one meaning have one name.
+A model is a Flax module of what is behind the backbone, with a `config`, and the methods `levels` (maps of the backbone
+-> pyramid) and `outputs` (pyramid -> Outputs). Per-image steps are written for one image and mapped by `map_images`.
+Batches and `map_images`: see `detector.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.detection import backbone, lanes
 from elk_jax.detection import boxes as box_ops
-from elk_jax.detection import lanes
 from elk_jax.detection.anchors import pyramid_anchors
-from elk_jax.detection.detector import Batch, MapImages
+from elk_jax.detection.dense_config import DenseConfig
+from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
 from elk_jax.detection.losses import focal_sum, giou_loss, smooth_l1
 from elk_jax.detection.matching import POSITIVE, match
 from elk_jax.detection.nms import batched_nms, soft_nms
@@ -41,21 +47,63 @@ class ImageLosses(NamedTuple):
     positives: jax.Array
 
 
-def anchors(config: Any, height: int, width: int) -> tuple[np.ndarray, ...]:
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+"""(model, params, pyramid, batch, rng, map_images) -> (loss, metrics)."""
+
+
+def detector(
+    model: Any, loss: Loss, class_layers: str, conventions: Mapping[str, str], frozen: tuple[str, ...]
+) -> Detector:
+    """A model as the trainings see it. The other arguments: see `Detector`."""
+    config: DenseConfig = model.config
+    return Detector(
+        config=config,
+        init=lambda rng: backbone.draw(config.backbone, model, config.stages, rng),
+        features=partial(features, model),
+        loss_from_features=partial(loss, model),
+        predict_from_features=partial(predict_from_features, model),
+        class_layers=class_layers,
+        conventions=conventions,
+        frozen=frozen,
+        strides=config.strides,
+        anchor_logits=partial(anchor_logits, model),
+    )
+
+
+def features(model: Any, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
+    """The levels [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
+    config: DenseConfig = model.config
+    return _apply(model, params, "levels", backbone.stages(config.backbone, params, batch, rng, strides=config.stages))
+
+
+def outputs(model: Any, params: Params, pyramid: Sequence[jax.Array]) -> Outputs:
+    """Class logits and box deltas per level."""
+    return _apply(model, params, "outputs", pyramid)
+
+
+def _apply(model: Any, params: Params, method: str, inputs: Any) -> Any:
+    own = {name: part for name, part in params.items() if name != "backbone"}
+    return model.apply({"params": own}, inputs, method=method)
+
+
+def anchors(config: DenseConfig, height: int, width: int) -> tuple[np.ndarray, ...]:
     """Anchors [A_l, 4] of every level for padded images of this size: constants."""
     c, size = config, (height, width)
     return pyramid_anchors(size, c.strides, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
 
 
-def anchor_logits(config: Any, found: Outputs, canvas: tuple[int, int]) -> tuple[jax.Array, np.ndarray]:
+def anchor_logits(
+    model: Any, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
+) -> tuple[jax.Array, np.ndarray]:
     """Logits [B, A, Q] of the classes, without an unused background, and all anchors [A, 4], of images of a canvas."""
-    logits = jnp.concatenate(found.logits, 1)
-    return logits[..., int(config.background == "first") :], np.concatenate(anchors(config, *canvas))
+    logits = jnp.concatenate(outputs(model, params, pyramid).logits, 1)
+    first = int(model.config.background == "first")
+    return logits[..., first:], np.concatenate(anchors(model.config, *canvas))
 
 
 @jax.named_scope("losses")
 def image_losses(
-    config: Any,
+    config: DenseConfig,
     logits: jax.Array,
     deltas: jax.Array,
     all_anchors: jax.Array | np.ndarray,
@@ -87,7 +135,7 @@ def image_losses(
 
 
 def losses(
-    config: Any, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap
+    config: DenseConfig, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap
 ) -> tuple[jax.Array, ImageLosses]:
     """(images that count [B] bool, the sums [B] of every image of a batch)."""
     counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
@@ -102,7 +150,7 @@ def losses(
 
 @jax.named_scope("detections")
 def select_detections(
-    config: Any,
+    config: DenseConfig,
     logits: Sequence[jax.Array],
     deltas: Sequence[jax.Array],
     levels: Sequence[np.ndarray],
@@ -143,7 +191,17 @@ def select_detections(
     }
 
 
-def detections(config: Any, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap) -> dict[str, jax.Array]:
+def predict_from_features(
+    model: Any, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
+) -> dict[str, jax.Array]:
+    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
+    [B, K]."""
+    return detections(model.config, outputs(model, params, pyramid), batch, map_images)
+
+
+def detections(
+    config: DenseConfig, found: Outputs, batch: Batch, map_images: MapImages = jax.vmap
+) -> dict[str, jax.Array]:
     """`select_detections` of every image: boxes [B, K, 4] and the like."""
     levels = anchors(config, *batch["image"].shape[1:3])
 

@@ -1,7 +1,7 @@
 """EfficientDet (Tan, Pang and Le 2020): parameters, losses, predictions.
 
 Shape legend: B batch, H W size of the padded images, L levels P3..P7 (P8), A_l anchors of a level, Q classes.
-Losses and detections of all anchors: `dense.py`. Batches and `map_images`: see `detector.py`.
+The steps around the modules: `dense.py`. Batches and `map_images`: see `detector.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from elk_jax.backbones.bifpn import BiFPN
+from elk_jax.backbones.bifpn import BiFPN, Layers
 from elk_jax.backbones.conv import Padding
 from elk_jax.backbones.depthwise import SeparableConv
 from elk_jax.backbones.efficientnet import activate
@@ -24,7 +23,7 @@ from elk_jax.backbones.norms import Norm, frozen_patterns, norm_from_name
 from elk_jax.detection import backbone, dense
 from elk_jax.detection.dense import Outputs
 from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
-from elk_jax.detection.efficientdet_config import STAGES, EfficientDetConfig, named
+from elk_jax.detection.efficientdet_config import EfficientDetConfig, named
 from elk_jax.precision import at_least_float32
 
 __all__ = ["EfficientDet", "EfficientDetConfig", "named"]
@@ -94,7 +93,8 @@ class EfficientDet(nn.Module):
         c = self.config
         norm = norm_from_name(c.norm, groups=c.norm_groups, eps=c.norm_eps)
         dtype = jnp.dtype(c.backbone.dtype)
-        self.fpn = BiFPN(c.channels, c.cells, c.levels, c.fusion, c.activation, norm, c.biases, c.padding, dtype)
+        layers = Layers(c.channels, c.fusion, c.activation, norm, c.biases, c.padding, dtype)
+        self.fpn = BiFPN(layers, c.cells, c.levels)
         head = partial(
             Head,
             len(c.anchor_sizes[0]) * len(c.anchor_ratios),
@@ -123,19 +123,7 @@ class EfficientDet(nn.Module):
 
 def detector(config: EfficientDetConfig) -> Detector:
     """EfficientDet as the trainings see it."""
-    model = EfficientDet(config)
-    return Detector(
-        config=config,
-        init=lambda rng: backbone.draw(config.backbone, model, STAGES, rng),
-        features=partial(features, model),
-        loss_from_features=partial(loss_from_features, model),
-        predict_from_features=partial(predict_from_features, model),
-        class_layers=CLASS_LAYERS,
-        conventions=conventions(config),
-        frozen=frozen(config),
-        strides=config.strides,
-        anchor_logits=partial(anchor_logits, model),
-    )
+    return dense.detector(EfficientDet(config), loss_from_features, CLASS_LAYERS, conventions(config), frozen(config))
 
 
 def frozen(config: EfficientDetConfig) -> tuple[str, ...]:
@@ -167,29 +155,6 @@ def conventions(config: EfficientDetConfig) -> dict[str, str]:
     return layers
 
 
-def features(model: EfficientDet, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
-    """The levels [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
-    stages = backbone.stages(model.config.backbone, params, batch, rng, strides=STAGES)
-    return _apply(model, params, "levels", stages)
-
-
-def outputs(model: EfficientDet, params: Params, pyramid: Sequence[jax.Array]) -> Outputs:
-    """Class logits and box deltas per level."""
-    return _apply(model, params, "outputs", pyramid)
-
-
-def anchor_logits(
-    model: EfficientDet, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
-) -> tuple[jax.Array, np.ndarray]:
-    """See `dense.anchor_logits`."""
-    return dense.anchor_logits(model.config, outputs(model, params, pyramid), canvas)
-
-
-def _apply(model: EfficientDet, params: Params, method: str, inputs: Any) -> Any:
-    own = {name: part for name, part in params.items() if name != "backbone"}
-    return model.apply({"params": own}, inputs, method=method)
-
-
 def loss_from_features(
     model: EfficientDet,
     params: Params,
@@ -204,7 +169,7 @@ def loss_from_features(
     background. Images with batch["valid"] False do not count. Nothing is drawn: `rng` is not used.
     """
     c = model.config
-    counts, sums = dense.losses(c, outputs(model, params, pyramid), batch, map_images)
+    counts, sums = dense.losses(c, dense.outputs(model, params, pyramid), batch, map_images)
     sums = jax.tree.map(lambda per_image: jnp.where(counts, per_image, 0).sum(), sums)
     positives = jnp.maximum(sums.positives, 1)
     losses = {"loss_class": sums.classes / positives, "loss_box": box_scale(c) * sums.box / positives}
@@ -216,11 +181,3 @@ def box_scale(config: EfficientDetConfig) -> float:
     """The factor of the box loss: its weight, and what makes a sum of `smooth_l1` the mean of Huber's losses."""
     huber = (config.box_smooth_l1_beta or 1.0) / 4 if config.box_loss == "l1" else 1.0
     return config.box_loss_weight * huber
-
-
-def predict_from_features(
-    model: EfficientDet, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
-) -> dict[str, jax.Array]:
-    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
-    [B, K]."""
-    return dense.detections(model.config, outputs(model, params, pyramid), batch, map_images)

@@ -7,24 +7,10 @@ from typing import Annotated, Any, Literal
 
 from elk_jax.backbones import efficientnet, networks
 from elk_jax.backbones.conv import Padding
-from elk_jax.detection import backbone
-from elk_jax.detection.settings import (
-    FromOne,
-    NormName,
-    NotNegative,
-    Positive,
-    Positives,
-    Share,
-    check_anchors,
-    check_groups,
-)
+from elk_jax.detection.dense_config import STAGES, DenseConfig
+from elk_jax.detection.settings import FromOne, NormName, NotNegative, Positives, Share, check_groups
 from elk_jax.errors import UserError
-from elk_jax.fields import Between, ByName, Range, check, impossible
-
-STAGES = (8, 16, 32)
-"""Pixels per cell of C3..C5, the maps of the backbone."""
-
-Inside = Annotated[float, Range(0, 1, above=True, below=True)]
+from elk_jax.fields import Between, ByName
 
 
 def octaves(scale: float, levels: int) -> tuple[tuple[float, ...], ...]:
@@ -33,22 +19,28 @@ def octaves(scale: float, levels: int) -> tuple[tuple[float, ...], ...]:
 
 
 @dataclass(frozen=True)
-class EfficientDetConfig:
+class EfficientDetConfig(DenseConfig):
     """EfficientDet (Tan, Pang and Le 2020). The defaults are D0 with one class, and norms that can be trained.
 
     UserError for a value that cannot be; its `where` is the field.
     """
 
     name: Literal["efficientdet"] = "efficientdet"
-
-    num_classes: FromOne = 1
-    """Q; there is no background."""
-
     backbone: Annotated[Any, ByName(networks.kinds)] = field(
         default_factory=lambda: efficientnet.named("b0", head=False, num_classes=0)
     )
-    """The network (`backbones.networks`) and the input that it takes. The pyramid and the heads compute in its
-    `dtype`; boxes and losses never below float32."""
+    background: Literal["none"] = "none"
+
+    anchor_sizes: tuple[Positives, ...] = octaves(4.0, 5)
+    anchor_ratios: Positives = (1.0, 0.5, 2.0)
+    anchor_offset: NotNegative = 0.5
+    anchor_rounded: Literal[False] = False
+    iou_low: Share = 0.5
+    focal_gamma: Annotated[float, Between(0, 100)] = 1.5
+    box_smooth_l1_beta: NotNegative = 0.1
+    box_loss_weight: NotNegative = 50.0
+    """Of the box loss: of Huber's, a mean over coordinates, or of 'giou'."""
+    detections: FromOne = 100
 
     # Pyramid and heads.
     channels: FromOne = 64
@@ -68,53 +60,15 @@ class EfficientDetConfig:
     norm_eps: NotNegative = 1e-3
     biases: bool = True
     """Whether convolutions have a bias beside their norm, as TensorFlow's weights do."""
-    prior: Inside = 0.01
-    """Of a class, at the start: spares the first steps the many anchors on background."""
-    background: Literal["none"] = "none"
-
-    # Anchors.
-    anchor_sizes: tuple[Positives, ...] = octaves(4.0, 5)
-    """Per level, pixels of the resized image; every level has equally many."""
-    anchor_ratios: Positives = (1.0, 0.5, 2.0)
-    """Height / width."""
-    anchor_offset: NotNegative = 0.5
-    anchor_rounded: Literal[False] = False
-
-    # Losses.
-    iou_high: Share = 0.5
-    """IoU from which an anchor is positive (the best anchors of every lesion are so too)."""
-    iou_low: Share = 0.5
-    """IoU below which an anchor is negative."""
-    focal_alpha: Share = 0.25
-    """Weight of positives; negatives have the rest."""
-    focal_gamma: Annotated[float, Between(0, 100)] = 1.5
-    box_loss: Literal["l1", "giou"] = "l1"
-    """Of the deltas, or of the boxes that they decode to."""
-    box_smooth_l1_beta: NotNegative = 0.1
-    """Of 'l1': quadratic below it (Huber's delta)."""
-    box_loss_weight: NotNegative = 50.0
-    """Of the box loss: of Huber's, a mean over coordinates, or of 'giou'."""
-    box_weights: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
-
-    # Detections.
-    score_floor: Share = 0.05
-    """Detections must score more than this."""
-    level_candidates: FromOne = 1000
-    """Best (anchor, class) pairs of each level that enter the NMS."""
-    detection_nms_iou: Share = 0.5
-    soft_nms_sigma: NotNegative = 0.0
-    """Above 0: the scores of overlapping boxes fall instead (see `nms.soft_nms`); 0.5 in the published evaluation."""
-    detections: FromOne = 100
-    """K of an image."""
-    detection_min_size: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        check(self)
-        backbone.check(self.backbone, STAGES)
-        check_anchors(self, self.levels)
-        if self.iou_low > self.iou_high:
-            raise impossible(self, "iou_low", f"give at most iou_high = {self.iou_high}")
+        super().__post_init__()
         check_groups(self, {"channels": self.norm == "gn"})
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Pixels per cell of the maps that are read of the backbone."""
+        return STAGES
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -3,11 +3,7 @@
 Shape legend: B batch, H W size of the padded images, L levels P3..P7 (or C5 alone), A_l anchors of a level and A of
 all levels, M padded ground truth, K detections, Q classes, Q' outputs of classes: Q, or Q + 1 with a background.
 
-The modules only turn arrays into arrays; everything else is a chain of public steps, each usable alone:
-
-    features -> outputs -> dense.losses, or dense.detections
-
-Per-image steps are written for one image and mapped by `map_images`. Batches and `map_images`: see `detector.py`.
+The steps around the modules: `dense.py`. Batches and `map_images`: see `detector.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from elk_jax.backbones.conv import ConvNorm
 from elk_jax.backbones.fpn import FPN
@@ -111,19 +106,7 @@ class RetinaNet(nn.Module):
 
 def detector(config: RetinaNetConfig) -> Detector:
     """RetinaNet as the trainings see it."""
-    model = RetinaNet(config)
-    return Detector(
-        config=config,
-        init=lambda rng: backbone.draw(config.backbone, model, config.stages, rng),
-        features=partial(features, model),
-        loss_from_features=partial(loss_from_features, model),
-        predict_from_features=partial(predict_from_features, model),
-        class_layers=CLASS_LAYERS,
-        conventions=conventions(config),
-        frozen=frozen(config),
-        strides=config.strides,
-        anchor_logits=partial(anchor_logits, model),
-    )
+    return dense.detector(RetinaNet(config), loss_from_features, CLASS_LAYERS, conventions(config), frozen(config))
 
 
 def frozen(config: RetinaNetConfig) -> tuple[str, ...]:
@@ -160,33 +143,6 @@ def conventions(config: RetinaNetConfig) -> dict[str, str]:
     return layers
 
 
-# The steps.
-
-
-def features(model: RetinaNet, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
-    """The levels [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
-    config = model.config
-    stages = backbone.stages(config.backbone, params, batch, rng, strides=config.stages)
-    return _apply(model, params, "levels", stages)
-
-
-def outputs(model: RetinaNet, params: Params, pyramid: Sequence[jax.Array]) -> Outputs:
-    """Class logits and box deltas per level."""
-    return _apply(model, params, "outputs", pyramid)
-
-
-def _apply(model: RetinaNet, params: Params, method: str, inputs: Any) -> Any:
-    own = {name: part for name, part in params.items() if name != "backbone"}
-    return model.apply({"params": own}, inputs, method=method)
-
-
-def anchor_logits(
-    model: RetinaNet, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
-) -> tuple[jax.Array, np.ndarray]:
-    """See `dense.anchor_logits`."""
-    return dense.anchor_logits(model.config, outputs(model, params, pyramid), canvas)
-
-
 def loss_from_features(
     model: RetinaNet,
     params: Params,
@@ -201,7 +157,7 @@ def loss_from_features(
     taken (as torchvision). Images without a lesion teach background. Images with batch["valid"] False do not count.
     Nothing is drawn: `rng` is not used.
     """
-    counts, sums = dense.losses(model.config, outputs(model, params, pyramid), batch, map_images)
+    counts, sums = dense.losses(model.config, dense.outputs(model, params, pyramid), batch, map_images)
     images, positives = jnp.maximum(counts.sum(), 1), jnp.maximum(sums.positives, 1)
 
     def mean(per_image: jax.Array) -> jax.Array:
@@ -209,11 +165,3 @@ def loss_from_features(
 
     losses = {"loss_class": mean(sums.classes / positives), "loss_box": mean(sums.box / positives)}
     return losses["loss_class"] + losses["loss_box"], {**losses, "positives": mean(sums.positives)}
-
-
-def predict_from_features(
-    model: RetinaNet, params: Params, pyramid: Pyramid, batch: Batch, map_images: MapImages = jax.vmap
-) -> dict[str, jax.Array]:
-    """Detections of every image, best first: boxes [B, K, 4] in the batch image's pixels, scores, labels, valid
-    [B, K]."""
-    return dense.detections(model.config, outputs(model, params, pyramid), batch, map_images)

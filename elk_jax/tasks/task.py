@@ -89,6 +89,7 @@ class Task:
     name: in configurations. stages: by kind (train, fit, combine, synthesize, evaluate). report: (run, summaries of its
     finished stages by name) -> its part of the page.
     architectures: of its models, as model.json names them. model: what to call one in a message.
+    builds_on: names of tasks whose models are its own: it may import them, and they evaluate and predict.
     evaluate, predict: what launch/evaluate.py and launch/predict.py do with its models; None where they do nothing.
     """
 
@@ -97,5 +98,6 @@ class Task:
     report: Callable[[Run, Mapping[str, Summary]], Part]
     architectures: tuple[str, ...] = ()
     model: str = "model"
+    builds_on: tuple[str, ...] = ()
     evaluate: Action | None = None
     predict: Action | None = None

@@ -171,7 +171,7 @@ def test_anchors_fit_the_outputs_of_odd_images():
 
     def outputs(key):
         params = DETECTOR.init(key)
-        return retinanet.outputs(model, params, retinanet.features(model, params, images))
+        return dense.outputs(model, params, dense.features(model, params, images))
 
     found = jax.eval_shape(outputs, jax.random.key(0))
     assert [level.shape for level in found.deltas] == [(1, *level.shape) for level in dense.anchors(TINY, 75, 45)]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.structure import BUILDS_ON
 from elk_jax import files
 from elk_jax.experiments import report
 from elk_jax.fields import build
@@ -54,7 +53,7 @@ def test_the_stages_of_a_task_are_stages_of_its_kind_and_name(name):
         assert (fields["kind"].default, fields["task"].default) == (kind, name)
         assert bool(fields["recipe"].default) == (stage.recipe is not None)
         assert kind != "train" or issubclass(stage.recipe, TrainingRecipe)
-    assert bool({"train", "fit"} & set(task.stages)) == bool(task.architectures or BUILDS_ON.get(name))
+    assert bool({"train", "fit"} & set(task.stages)) == bool(task.architectures or task.builds_on)
 
 
 def test_a_model_folder_is_of_one_task():
@@ -150,7 +149,8 @@ def test_a_task_is_named_by_its_own_package_alone(path):
     if path == PACKAGE / "tasks" / "__init__.py":
         return
     folder = path.relative_to(PACKAGE).parts
-    own = {folder[1], *BUILDS_ON.get(folder[1], ())} if folder[0] == "tasks" else set()
+    task = TASKS.get(folder[1]) if folder[0] == "tasks" else None
+    own = {task.name, *task.builds_on} if task else set()
     assert mentions(path, set(TASKS) - own) == []
 
 

@@ -61,24 +61,5 @@ def parse_options(text: str) -> PhantomOptions:
 def _draw(options: PhantomOptions, split: str, index: int) -> tuple[ImageInfo, np.ndarray]:
     phantom = sample(options.seed, index, options)
     image = phantom.subtracted if options.modality == "subtracted" else phantom.low_energy
-    name = f"{phantom.patient_id}_{phantom.laterality}_{phantom.view}"
-    count = len(phantom.boxes)
-    info = ImageInfo(
-        image_id=name,
-        patient_id=phantom.patient_id,
-        width=image.shape[1],
-        height=image.shape[0],
-        boxes=phantom.boxes,
-        labels=np.zeros(count, np.int32),
-        ignore=np.zeros(count, bool),
-        split=split,
-        file_name=f"{name}.png",
-        meta={
-            "laterality": phantom.laterality,
-            "view": phantom.view,
-            "density": phantom.density,
-            "modality": options.modality,
-            "lesion_kinds": list(phantom.lesion_kinds),
-        },
-    )
+    info = phantom_sets.whole_image(phantom, image.shape[1], image.shape[0], options.modality, split)
     return info, np.round(image * 255).astype(np.uint8)

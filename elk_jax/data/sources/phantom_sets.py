@@ -13,6 +13,7 @@ import numpy as np
 
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import check_seed
 from elk_jax.synthesis.phantom import VIEWS, patient_id
 
@@ -91,6 +92,29 @@ def jobs(options: SetOptions, split: str, where: str) -> list[tuple[str, int]]:
 def patients_of(options: SetOptions, split: str, where: str) -> dict[str, str]:
     """Patient id -> split of what a source with these options would draw."""
     return {patient_id(options.seed, index): name for name, index in jobs(options, split, where)}
+
+
+def whole_image(breast: Any, width: int, height: int, modality: str, split: str) -> ImageInfo:
+    """What is known of an image of a whole phantom breast (`Phantom`, `PhantomVolume`), with all its lesions."""
+    name, count = f"{breast.patient_id}_{breast.laterality}_{breast.view}", len(breast.boxes)
+    return ImageInfo(
+        image_id=name,
+        patient_id=breast.patient_id,
+        width=width,
+        height=height,
+        boxes=breast.boxes,
+        labels=np.zeros(count, np.int32),
+        ignore=np.zeros(count, bool),
+        split=split,
+        file_name=f"{name}.png",
+        meta={
+            "laterality": breast.laterality,
+            "view": breast.view,
+            "density": breast.density,
+            "modality": modality,
+            "lesion_kinds": list(breast.lesion_kinds),
+        },
+    )
 
 
 def read_grey(images: tuple[np.ndarray, ...], position: int) -> np.ndarray:

@@ -175,25 +175,7 @@ def _kept(info: ImageInfo) -> ImageInfo:
 
 def _image(volume: PhantomVolume, image: np.ndarray, modality: str, split: str) -> Drawn:
     """An image of the whole breast, with all lesions."""
-    name, count = f"{volume.patient_id}_{volume.laterality}_{volume.view}", len(volume.boxes)
-    info = ImageInfo(
-        image_id=name,
-        patient_id=volume.patient_id,
-        width=image.shape[1],
-        height=image.shape[0],
-        boxes=volume.boxes,
-        labels=np.zeros(count, np.int32),
-        ignore=np.zeros(count, bool),
-        split=split,
-        file_name=f"{name}.png",
-        meta={
-            "laterality": volume.laterality,
-            "view": volume.view,
-            "density": volume.density,
-            "modality": modality,
-            "lesion_kinds": list(volume.lesion_kinds),
-        },
-    )
+    info = phantom_sets.whole_image(volume, image.shape[1], image.shape[0], modality, split)
     return info, _as_grey(image)
 
 

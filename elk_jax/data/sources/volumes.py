@@ -89,13 +89,13 @@ def volume_id(info: ImageInfo) -> str:
 def volumes_of(source: ImageSource) -> tuple[Volume, ...]:
     """The volumes of a source of slices, in the order of their first images.
 
-    UserError for an image that is no slice of a volume, a slice that is there twice (two files for one volume), and
+    UserError for an image that is not a slice of a volume, a slice that is there twice (two files for one volume), and
     slices of different sizes, patients or numbers of slices.
     """
     positions: dict[str, list[int]] = defaultdict(list)
     for position, info in enumerate(source.infos):
         if not (name := volume_id(info)):
-            what = f"the image {info.image_id} is no slice of a volume"
+            what = f"the image {info.image_id} is not a slice of a volume"
             todo = "give images the fields `volume` and `slice`, or choose a source of volumes"
             raise UserError(what, where=source.name, todo=todo)
         positions[name].append(position)
@@ -167,7 +167,7 @@ def slice_folder(folder: Path, spec: SourceSpec) -> Volume:
     sizes = [image_size(path) for path in paths]
     if odd := next((path for path, size in zip(paths, sizes) if size != sizes[0]), None):
         what = f"slices of different sizes: {paths[0].name} and {odd.name}"
-        raise UserError(what, where=folder, todo="put each volume into a folder of its own")
+        raise UserError(what, where=folder, todo="put each volume into its own folder")
     bits = [decode_as(spec, path)[1]["bits"] for path in (paths[0], paths[-1])]
     if bits[0] != bits[1]:
         what = f"{paths[0].name} has {bits[0]} bits a pixel, {paths[-1].name} has {bits[1]}"
@@ -197,12 +197,12 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
         if frames > 1:
             volumes.append(dicom_volume(path, spec))
         else:
-            skipped.append((path, "a DICOM file of one frame, which is no volume"))
+            skipped.append((path, "a DICOM file of one frame, not a volume"))
     for folder, images in folders.items():
         if len(images) > 1:
             volumes.append(slice_folder(folder, spec))
         else:
-            skipped += [(path, "one image, which is no volume") for path in images]
+            skipped += [(path, "one image, not a volume") for path in images]
     if not volumes:
         todo = "give DICOM files of several frames, or folders of slices"
         raise UserError("no volume in the folder", where=entry, todo=todo)

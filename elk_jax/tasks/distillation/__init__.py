@@ -17,4 +17,5 @@ TASK = Task(
         ),
     },
     report=report.part,
+    builds_on=("detection",),
 )

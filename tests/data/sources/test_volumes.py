@@ -168,7 +168,7 @@ def test_slices_of_two_files_for_one_volume_are_refused(folder):
     infos = tuple(replace(info, volume="v", patient_id="p") for info in source.infos[:24])
     with refused("twice", "v", where=source.name):
         volumes_of(replace(source, infos=infos))
-    with refused("no slice", where=source.name):
+    with refused("not a slice", where=source.name):
         volumes_of(replace(source, infos=(replace(infos[0], slice=-1),)))
 
 
