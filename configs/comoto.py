@@ -1,6 +1,6 @@
 """CoMoTo: a detector of mammograms teaches one of tomosynthesis slices, of which there are few and of other patients.
 
-  python launch/train.py --config=configs/comoto.py                            embedded data, minutes on 2 CPU cores
+  python launch/train.py --config=configs/comoto.py                            embedded data, 10 minutes on 2 CPU cores
   python launch/train.py --config=configs/comoto.py --config.distill.mode=pkd   another way to distil
   python launch/train.py --config=configs/comoto.py:small --config.data.mammo.spec=coco:/data/mammo.json \\
       --config.data.dbt.spec=coco:/data/dbt.json --config.data.dbt.train_share=0.1

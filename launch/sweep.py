@@ -18,7 +18,7 @@ JSON file with objects of the same fields:
 A row with a reason not to run it, not_run, stands in the table only.
 
 Every setting runs with the same seeds, config.seed and those after it. The seed of a phantom is its own. Each run is an
-ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by a program of its own; --jobs of them run at once and share the
+ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by its own process; --jobs of them run at once and share the
 cores. A stage that has the same settings, seed and inputs in several runs is made once. Rerun the same command to
 resume: finished runs are not repeated, interrupted ones continue from their checkpoints. More settings and seeds may be
 added. A run that fails does not stop the others.

@@ -1,4 +1,4 @@
-"""The runs of a sweep: every setting with every seed, each a run folder of its own; stages that runs have in common.
+"""The runs of a sweep: every setting with every seed, each in its own run folder; stages that runs have in common.
 
 Sweep folder:
   sweep.json                 what the sweep varies: it is not continued with something else

@@ -26,7 +26,7 @@ from elk_jax.detection.volumes import COMOTO, VolumeRule, find
 from elk_jax.errors import UserError
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.volumes import VolumeDetections, VolumeResult, VolumeTruth, evaluate_volumes
+from elk_jax.evaluation.volumes import LEAST_DISTANCE, VolumeDetections, VolumeResult, VolumeTruth, evaluate_volumes
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks.detection import predict
@@ -37,6 +37,8 @@ from elk_jax.training import mesh as meshes
 
 SLICES_STEP, DETECTIONS_STEP = 16, 16
 """Volumes of similar numbers share one compilation."""
+FULL_HEIGHT = 1000
+"""Pixels of a slice from which on the distances of the DBTex metric, which are pixels, are a small part of it."""
 
 Rule = Literal["group", "comoto"]
 """A setting: how detections of slices become findings."""
@@ -143,6 +145,7 @@ def evaluate_dbtex(
         found = detect_volumes(trained, volumes, meshes.make_mesh(), RULES[rule], score_floor, flips)
         results = [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)]
     evaluation = evaluate_volumes(results, resamples=resamples) | {"notes": notes}
+    notes += size_notes(volumes)
     place = f"{split or 'every'} split of {data.spec}"
     with files.locked(files.make_folder(output)):
         files.write_json(output / "evaluation.json", evaluation)
@@ -156,6 +159,17 @@ def evaluate_dbtex(
         console.print(f"note: {note}")
     console.print(f"report: {output / 'report.html'}")
     return evaluation
+
+
+def size_notes(volumes: Sequence[Volume]) -> list[str]:
+    """A line where slices are so small that the pixels within which the metric counts a hit are much of the breast."""
+    heights = [volume.infos[0].height for volume in volumes]
+    if not heights or min(heights) >= FULL_HEIGHT:
+        return []
+    return [
+        f"slices are {min(heights)} px high: the metric counts a hit within {LEAST_DISTANCE:.0f} px, as fits those of "
+        "the challenge, about 2,400 px high; of smaller ones it says little"
+    ]
 
 
 def _opened(data: SourceSpec, split: str, on_error: OnError) -> tuple[Volume, ...]:

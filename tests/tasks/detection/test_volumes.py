@@ -60,7 +60,8 @@ def test_all_lesions_of_the_volumes_are_found_and_the_file_gives_the_same_figure
     found = run(folder, tmp_path / "out", model)
     assert found["metrics"]["mean_sensitivity_positive"]["value"] == 1.0
     assert (found["volumes"], found["volumes_with_lesions"], found["lesions"], found["detections"]) == (4, 4, 5, 5)
-    assert "a note" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a note" in printed and "64 px" in printed  # the metric is of images of full size
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<figure>") == 2 * 5 and "DBTex metric" in page and ", hit" in page
     again = run(folder, tmp_path / "again", predictions=str(tmp_path / "out" / "submission.csv"))
