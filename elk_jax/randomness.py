@@ -51,6 +51,7 @@ class Purpose(Enum):
     LABELLED_ORDER = 15, "epoch"
     LABELLED_VIEWS = 16, "slot"
     FOLDS = (17,)
+    REPETITION = 18, "number"  # the seed of a training that is repeated
     UNPAIRED = (20,)  # the seed of a second stream of images beside the first
     CANVAS_ORDER = 1, "epoch"
     PLACEMENT = 2, "lesion"

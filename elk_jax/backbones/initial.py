@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 
-def draw_params(model: nn.Module, rng: jax.Array, *inputs: Any) -> Any:
-    """The parameters of `model.init`, a nested dict. Works under `jax.eval_shape`, and under `jit` with out_shardings.
+def draw_params(model: nn.Module, rng: jax.Array, *inputs: Any, method: str = "__call__") -> Any:
+    """The parameters of `model.init`, a nested dict; of a method, those that it reads.
+
+    Works under `jax.eval_shape`, and under `jit` with out_shardings.
 
     It is jitted, so that XLA drops the forward pass and compiles only the random numbers. These come from the "rbg"
     generator, seeded by `rng` (of any kind): it takes a third of threefry's compile time for the many arrays of a
@@ -19,6 +21,6 @@ def draw_params(model: nn.Module, rng: jax.Array, *inputs: Any) -> Any:
 
     def draw(rng: jax.Array) -> Any:
         key = jax.random.wrap_key_data(jax.random.bits(rng, (4,), jnp.uint32), impl="unsafe_rbg")
-        return model.init(key, *inputs)["params"]
+        return model.init(key, *inputs, method=method)["params"]
 
     return jax.jit(draw)(rng)

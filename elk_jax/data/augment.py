@@ -1,10 +1,10 @@
 """From a record to an example of a batch: augmentation for training, resizing for evaluation.
 
-Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
+Images [H, W, I] float32 in [0, 1], I = 1 or, of a pair, 2; boxes xyxy, px.
 
 Order of `augment`: copy-paste, rotation, choice of scale, window that keeps lesions, resize, flips, grey
 values. Scale and window are chosen before pixels are touched, so a pixel is interpolated once (twice with a
-small rotation).
+small rotation). Both images of a pair get one geometry, and grey values of their own.
 """
 
 from __future__ import annotations
@@ -130,10 +130,15 @@ def augment(
         example = flip(example, "horizontal")
     if rng.random() < augmentation.vertical_flip:
         example = flip(example, "vertical")
+    images = np.split(example.image, example.image.shape[-1], axis=-1)
+    return replace(example, image=np.concatenate([_other_greys(one, augmentation, rng) for one in images], axis=-1))
+
+
+def _other_greys(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     gamma = math.exp(rng.uniform(-augmentation.gamma, augmentation.gamma))
     gain = math.exp(rng.uniform(-augmentation.gain, augmentation.gain))
     noise = rng.uniform(0.0, augmentation.noise)
-    return replace(example, image=change_greys(example.image, gamma, gain, noise, rng))
+    return change_greys(image, gamma, gain, noise, rng)
 
 
 def resize_only(record: Record, resize: Resize, canvas: tuple[int, int]) -> Example:

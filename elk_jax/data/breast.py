@@ -30,9 +30,11 @@ def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
 def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple[ImageSource, tuple[Window, ...]]:
     """`source` with every image cut to its breast, and the windows in the pixels of `source`.
 
-    Decodes every image once. A window is widened to hold all annotated boxes, so that none is lost.
+    Pairs are cut to the breast of the first image. Decodes every image once. A window is widened to hold all annotated
+    boxes, so that none is lost.
     """
-    breasts = map_in_threads(lambda position: breast_window(source[position].image), len(source), progress)
+    window_of = lambda position: breast_window(source[position].image[..., :1])
+    breasts = map_in_threads(window_of, len(source), progress)
     windows, infos = [], []
     for info, (x0, y0, x1, y1) in zip(source.infos, breasts):
         if len(info.boxes):

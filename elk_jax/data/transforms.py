@@ -1,6 +1,7 @@
 """Transforms of an image together with its boxes: pure functions of (example, parameters, random generator).
 
-Shapes: H, W image size, N boxes, all of one example. Images [H, W, 1] float32 in [0, 1]; boxes xyxy, px.
+Shapes: H, W image size, N boxes, all of one example. Images [H, W, I] float32 in [0, 1], I = 1 or, of a pair, 2;
+boxes xyxy, px.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from elk_jax.images.schema import Record
 class Example:
     """A record on its way into a batch; `scale` (x, y) is the product of all resizing so far."""
 
-    image: np.ndarray  # [H, W, 1] float32
+    image: np.ndarray  # [H, W, I] float32
     boxes: np.ndarray  # [N, 4] float32
     labels: np.ndarray  # [N] int32
     ignore: np.ndarray  # [N] bool
@@ -93,10 +94,11 @@ def resize_to(example: Example, size: tuple[int, int]) -> Example:
         return example
     shrinks = size[0] <= height and size[1] <= width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    image = cv2.resize(np.ascontiguousarray(example.image[..., 0]), size[::-1], interpolation=method)
+    image = cv2.resize(np.ascontiguousarray(example.image), size[::-1], interpolation=method)
     x, y = size[1] / width, size[0] / height
     boxes = (example.boxes * np.array([x, y, x, y])).astype(np.float32)
-    return replace(example, image=image[..., None], boxes=boxes, scale=(example.scale[0] * x, example.scale[1] * y))
+    scale = (example.scale[0] * x, example.scale[1] * y)
+    return replace(example, image=_with_images(image), boxes=boxes, scale=scale)
 
 
 def flip(example: Example, direction: str) -> Example:
@@ -125,7 +127,7 @@ def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Exampl
     """
     height, width = example.image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    image = cv2.warpAffine(np.ascontiguousarray(example.image[..., 0]), matrix, (width, height), flags=cv2.INTER_LINEAR)
+    image = cv2.warpAffine(np.ascontiguousarray(example.image), matrix, (width, height), flags=cv2.INTER_LINEAR)
     radians = math.radians(degrees)
     cos, sin = math.cos(radians), math.sin(radians)
     boxes = example.boxes.astype(np.float64)
@@ -135,7 +137,7 @@ def rotate(example: Example, degrees: float, min_visible: float = 0.5) -> Exampl
     new_x, new_y = x * cos + y * sin + width / 2, -x * sin + y * cos + height / 2
     reach_x, reach_y = np.hypot(half_x * cos, half_y * sin), np.hypot(half_x * sin, half_y * cos)
     turned = np.stack([new_x - reach_x, new_y - reach_y, new_x + reach_x, new_y + reach_y], axis=1)
-    return _clip_boxes(replace(example, image=image[..., None], boxes=turned.astype(np.float32)), min_visible)
+    return _clip_boxes(replace(example, image=_with_images(image), boxes=turned.astype(np.float32)), min_visible)
 
 
 def moved(image: np.ndarray, scale: float, shift: np.ndarray) -> np.ndarray:
@@ -164,6 +166,11 @@ def change_greys(image: np.ndarray, gamma: float, gain: float, noise: float, rng
     if noise > 0:
         changed += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(noise)
     return np.clip(changed, 0.0, 1.0) * tissue
+
+
+def _with_images(image: np.ndarray) -> np.ndarray:
+    """[H, W, I]: OpenCV leaves out an axis of one image."""
+    return image[..., None] if image.ndim == 2 else image
 
 
 def _clip_boxes(example: Example, min_visible: float) -> Example:

@@ -24,7 +24,7 @@ from elk_jax.detection import backbone, lanes
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.anchors import pyramid_anchors
 from elk_jax.detection.dense_config import DenseConfig
-from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
+from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid, Tap
 from elk_jax.detection.losses import focal_sum, giou_loss, smooth_l1
 from elk_jax.detection.matching import POSITIVE, match
 from elk_jax.detection.nms import batched_nms, soft_nms
@@ -67,13 +67,24 @@ def detector(
         frozen=frozen,
         strides=config.strides,
         anchor_logits=partial(anchor_logits, model),
+        backbone=Tap(partial(backbone_maps, model), config.stages, partial(levels, model)),
     )
 
 
 def features(model: Any, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
     """The levels [B, H_l, W_l, C] of a batch's images. rng: of a backbone that drops branches; None drops none."""
+    return levels(model, params, backbone_maps(model, params, batch, rng))
+
+
+def backbone_maps(model: Any, params: Params, batch: Batch, rng: jax.Array | None = None) -> Pyramid:
+    """The maps of the backbone that the levels are made of."""
     config: DenseConfig = model.config
-    return _apply(model, params, "levels", backbone.stages(config.backbone, params, batch, rng, strides=config.stages))
+    return backbone.stages(config.backbone, params, batch, rng, strides=config.stages)
+
+
+def levels(model: Any, params: Params, maps: Sequence[jax.Array]) -> Pyramid:
+    """The levels of maps of the backbone."""
+    return _apply(model, params, "levels", maps)
 
 
 def outputs(model: Any, params: Params, pyramid: Sequence[jax.Array]) -> Outputs:
@@ -83,7 +94,8 @@ def outputs(model: Any, params: Params, pyramid: Sequence[jax.Array]) -> Outputs
 
 def _apply(model: Any, params: Params, method: str, inputs: Any) -> Any:
     own = {name: part for name, part in params.items() if name != "backbone"}
-    return model.apply({"params": own}, inputs, method=method)
+    found: Any = model.apply({"params": own}, inputs, method=method)
+    return found
 
 
 def anchors(config: DenseConfig, height: int, width: int) -> tuple[np.ndarray, ...]:

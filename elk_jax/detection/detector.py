@@ -1,8 +1,9 @@
 """The interface of a detector: features of a pyramid, and a loss and detections that are computed from them.
 
-Shapes: B images of H x W pixels, L levels of h x w cells, C channels, M padded lesions, K detections.
+Shapes: B batch of breasts, I images of each, of H x W pixels; L levels of h x w cells, C channels, M padded lesions, K
+detections.
 
-A batch is a mapping with the keys of `images.schema.Batch`: image [B, H, W, 1 or C] in [0, 1], image_size [B, 2]
+A batch is a mapping with the keys of `images.schema.Batch`: image [B, H, W, I or C] in [0, 1], image_size [B, 2]
 (height, width), gt_boxes [B, M, 4], gt_labels, gt_valid, gt_ignore [B, M], and optionally valid [B] (images that
 count). Features and predictions need only image and image_size.
 
@@ -14,10 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+
+from elk_jax.errors import UserError
 
 Params = Any
 """A nested dict of arrays."""
@@ -29,6 +32,21 @@ MapImages = Callable[[Callable[..., Any]], Callable[..., Any]]
 sharded batch."""
 
 _FEATURES = 0xFEA7  # folded into the key of a step for the features' own key
+
+
+TapName = Literal["pyramid", "backbone"]
+"""Which maps of a detector are read."""
+
+
+class Tap(NamedTuple):
+    """Maps of a detector: (params, batch, rng=None) -> maps, fine to coarse, of these strides in pixels per cell.
+
+    pyramid: (params, maps) -> the pyramid that is made of them.
+    """
+
+    maps: Callable[..., Pyramid]
+    strides: tuple[int, ...]
+    pyramid: Callable[[Params, Pyramid], Pyramid]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +74,8 @@ class Detector:
     stages: 1, or 2 for a detector that scores regions which it has proposed.
     anchor_logits: (params, pyramid, canvas (H, W)) -> (class logits [B, A, Q] of all anchors, the anchors [A, 4]); of a
     detector of two stages the objectness of its proposals, Q 1. None: there are none to compare.
+    backbone: the maps that the pyramid is made of; None: they cannot be read.
+    images, tested_images: I in training and in testing, 2 for pairs (`SourceSpec.partner`).
     """
 
     config: Any
@@ -69,6 +89,9 @@ class Detector:
     strides: tuple[int, ...]
     stages: int = 1
     anchor_logits: Callable[[Params, Pyramid, tuple[int, int]], tuple[jax.Array, np.ndarray]] | None = None
+    backbone: Tap | None = None
+    images: int = 1
+    tested_images: int = 1
 
     @property
     def name(self) -> str:
@@ -85,10 +108,23 @@ class Detector:
         """The detections of a batch. No gradient flows through the choice of boxes."""
         return self.predict_from_features(params, self.features(params, batch), batch, map_images)
 
+    def tap(self, name: TapName) -> Tap:
+        """The maps of this name. UserError where they cannot be read."""
+        if name == "pyramid":
+            return Tap(self.features, self.strides, lambda params, maps: maps)
+        if self.backbone is None:
+            raise UserError(f"the maps of {self.name}'s backbone cannot be read", where="tap", todo="set tap=pyramid")
+        return self.backbone
+
     def settled_by(self, taken: Iterable[str]) -> list[str]:
         """The conventions that a training may not change where it starts with weights of the names `taken`."""
         names = list(taken)
         return [field for field, layers in self.conventions.items() if any(re.search(layers, n) for n in names)]
+
+
+def image_of(batch: Batch, number: int) -> dict[str, jax.Array]:
+    """The batch with the first (0) or the second (1) image of its pairs."""
+    return {**batch, "image": batch["image"][..., number : number + 1]}
 
 
 def has_anchors(config: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elk_jax import fields
-from elk_jax.detection import efficientdet, faster_rcnn, retinanet
+from elk_jax.detection import efficientdet, faster_rcnn, fused, retinanet
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 
@@ -24,6 +24,7 @@ DETECTORS = {
     "faster_rcnn": Kind(faster_rcnn.FasterRCNNConfig, faster_rcnn.detector),
     "retinanet": Kind(retinanet.RetinaNetConfig, retinanet.detector),
     "efficientdet": Kind(efficientdet.EfficientDetConfig, efficientdet.detector),
+    "fused": Kind(fused.FusedConfig, fused.detector),
 }
 
 

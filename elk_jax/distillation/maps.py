@@ -19,19 +19,74 @@ TINY = 1e-12
 """A variance below it is none: the channel is constant."""
 
 
-def normalised_mse(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> jax.Array:
+def normalised_mse(teacher: jax.Array, student: jax.Array, weights: jax.Array, tolerance: int = 0) -> jax.Array:
     """Mean of (s - t)^2 / 2, channels of both at mean 0 and spread 1 over the batch: 1 - Pearson's r (Cao et al. 2022).
 
-    The similarity loss of paired regimes, and PKD, which multiplies it by 6 (two stages) or 10 (one).
+    The similarity loss of paired regimes, and PKD, which multiplies it by 6 (two stages) or 10 (one). tolerance: cells
+    by which the images may be displaced (`least_of_shifts`).
     """
     teacher, student = (standardised(x, weights) for x in _pair(teacher, student))
-    return weighted_mean((student - teacher) ** 2, weights) / 2
+    return least_of_shifts(teacher, student, weights, tolerance) / 2
 
 
-def sigmoid_l2(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean of (sigmoid(s) - sigmoid(t))^2: large activations do not rule (Hoffman et al. 2016, hallucination)."""
+def sigmoid_l2(teacher: jax.Array, student: jax.Array, weights: jax.Array, tolerance: int = 0) -> jax.Array:
+    """Mean of (sigmoid(s) - sigmoid(t))^2: large activations do not rule (Hoffman et al. 2016, hallucination).
+
+    tolerance: cells by which the images may be displaced (`least_of_shifts`).
+    """
+    teacher, student = (jax.nn.sigmoid(x) for x in _pair(teacher, student))
+    return least_of_shifts(teacher, student, weights, tolerance)
+
+
+def least_of_shifts(teacher: jax.Array, student: jax.Array, weights: jax.Array, tolerance: int) -> jax.Array:
+    """The mean over cells, by their weights, of the squared distance of the student's cell, per channel, to the nearest
+    of the teacher's cells with a weight up to `tolerance` cells away in each direction; for images that are not
+    registered."""
+    if not tolerance:
+        return weighted_mean((student - teacher) ** 2, weights)
+    r = tolerance
+    around = ((0, 0), (r, r), (r, r))
+    there, cells = jnp.pad(weights, around) > 0, jnp.pad(teacher, (*around, (0, 0)))
+    h, w = weights.shape[1:]
+    least = jnp.full(weights.shape, jnp.inf)
+    for y in range(2 * r + 1):
+        for x in range(2 * r + 1):
+            distance = ((student - cells[:, y : y + h, x : x + w]) ** 2).mean(-1)
+            least = jnp.minimum(least, jnp.where(there[:, y : y + h, x : x + w], distance, jnp.inf))
+    return weighted_mean(jnp.where(weights > 0, least, 0)[..., None], weights)
+
+
+def contrastive(
+    teacher: jax.Array, student: jax.Array, weights: jax.Array, projections: dict[str, jax.Array], temperature: float
+) -> jax.Array:
+    """Cross-entropy of finding the teacher's view of each image among those of the batch (Tian et al. 2020, CRD).
+
+    Maps are averaged over the cells of an image by their weights and projected ({teacher, student} [C, D]); similarity
+    is the cosine over a temperature. Images without any weight are left out; of one image the loss is 0. Images need
+    not be registered.
+    """
     teacher, student = _pair(teacher, student)
-    return weighted_mean((jax.nn.sigmoid(student) - jax.nn.sigmoid(teacher)) ** 2, weights)
+    total = weights.sum((1, 2))
+    there = total > 0
+
+    def directions(x: jax.Array, projection: jax.Array) -> jax.Array:
+        pooled = (x * weights[..., None]).sum((1, 2)) / jnp.where(there, total, 1)[:, None]
+        y = pooled @ projection
+        square = (y**2).sum(-1, keepdims=True)
+        some = there[:, None] & (square > 0)
+        return jnp.where(some, y / jnp.sqrt(jnp.where(some, square, 1)), 0)
+
+    own, other = directions(student, projections["student"]), directions(teacher, projections["teacher"])
+    logits = jnp.where(there, own @ other.T / temperature, -jnp.inf)
+    logits = jnp.where(there[:, None], logits, 0.0)
+    losses = -jnp.diagonal(jax.nn.log_softmax(logits))
+    return jnp.where(there, losses, 0).sum() / jnp.maximum(there.sum(), 1)
+
+
+def init_projections(rng: jax.Array, channels: int, size: int = 128) -> dict[str, jax.Array]:
+    """Fresh {teacher, student} [C, size], normal with variance 1 / C."""
+    keys = dict(zip(("teacher", "student"), jax.random.split(rng)))
+    return {name: jax.random.normal(key, (channels, size)) / channels**0.5 for name, key in keys.items()}
 
 
 def cwd(teacher: jax.Array, student: jax.Array, weights: jax.Array, temperature: float = 1.0) -> jax.Array:

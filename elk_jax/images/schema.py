@@ -49,16 +49,16 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class Record:
-    """One decoded image with its lesions."""
+    """One decoded image with its lesions. Of a pair, I = 2: the partner shows the same breast, pixel by pixel."""
 
     info: ImageInfo
-    image: np.ndarray  # [H, W, 1] float32 in [0, 1]
+    image: np.ndarray  # [H, W, I] float32 in [0, 1]; I = 1 but for pairs
 
 
 class Batch(TypedDict):
     """One padded batch, a plain dict of arrays. Images lie at the top left of their canvas."""
 
-    image: np.ndarray  # [B, H, W, 1] float32 in [0, 1], zero outside image_size
+    image: np.ndarray  # [B, H, W, I] float32 in [0, 1], zero outside image_size; I = 1 but for pairs
     image_size: np.ndarray  # [B, 2] float32 (height, width) of the part that is image
     gt_boxes: np.ndarray  # [B, M, 4] float32, in the coordinates of the resized image
     gt_labels: np.ndarray  # [B, M] int32

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from elk_jax.errors import UserError
-from elk_jax.tasks import classification, detection, distillation, inpainting, lesion_quality, translation
+from elk_jax.tasks import classification, detection, distillation, inpainting, lesion_quality, translation, unified
 from elk_jax.tasks.task import Task
 from elk_jax.weights import model_folder
 
@@ -13,6 +13,7 @@ TASKS: dict[str, Task] = {
     for task in (
         detection.TASK,
         distillation.TASK,
+        unified.TASK,
         lesion_quality.TASK,
         inpainting.TASK,
         translation.TASK,

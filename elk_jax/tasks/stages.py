@@ -87,6 +87,11 @@ class TrainStage(Stage):
     def held_out(self) -> Data:
         return Data(self.validate_on, "val")
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether it starts from trained weights."""
+        return bool(self.init_from)
+
     def protects(self, recipe: Any) -> bool:
         """Whether the training hides whose images of `train_on` it has seen. recipe: of the stage."""
         return getattr(recipe, "privacy", None) is not None

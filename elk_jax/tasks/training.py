@@ -35,7 +35,7 @@ def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, froz
     params: or their shapes. frozen: expressions of the parameters that the model itself does not train. Norms may be
     frozen: they start as the identity.
     """
-    if stage.init_from:
+    if stage.starts_trained:
         return
     random = [name for name in model_folder.flatten(params) if "/norm/" not in name]
     todo = f"name weights to start from, --config.stages.{stage.name}.init_from=DIR, or freeze"
@@ -64,17 +64,19 @@ def train(
     settings: Any,
     validation: Sequence[ImageInfo],
     buckets: int = 1,
+    seed: int | None = None,
     protection: Protection | None = None,
 ) -> TrainResult:
     """Train a model by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
 
     protection: of a private training, whose batches are of units (`tasks.private.privately`). settings, validation: the
     model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is not resumed from a
-    checkpoint of others.
+    checkpoint of others. seed: None for that of the run.
     """
+    seed = run.seed if seed is None else seed
     try:
         return loop.train(
-            step_of(model, recipe, run.mesh, run.seed, protection),
+            step_of(model, recipe, run.mesh, seed, protection),
             workdir=run.folder / stage.name,
             data_iterator=batches,
             total_steps=recipe.steps,

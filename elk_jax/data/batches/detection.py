@@ -92,8 +92,12 @@ def mixed(
     donors = np.flatnonzero([info.has_lesions for info in source.infos])
     examples = _TrainExamples(source, config, canvases, strata, donors, seed)
     rows = host_rows(config.batch_size, process_index, process_count)
+    if source.images > 1 and augmentation.copy_paste > 0:
+        what = "lesions are pasted into single images, and these are pairs"
+        raise UserError(what, where="augmentation.copy_paste", todo="set it to 0")
     pasted = MAX_PASTED if augmentation.copy_paste > 0 else 0
-    return Batches(examples, rows, canvases, find_max_boxes(source.infos, config.max_boxes, pasted))
+    most = find_max_boxes(source.infos, config.max_boxes, pasted)
+    return Batches(examples, rows, canvases, most, source.images)
 
 
 def records(source: ImageSource) -> list[Any]:
@@ -118,14 +122,14 @@ def eval_batches(
     batches = mixing.ordered_batches(buckets, config.batch_size)
     rows = host_rows(config.batch_size, process_index, process_count)
     max_boxes = find_max_boxes(source.infos, config.max_boxes)
-    make = Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes)
+    make = Batches(_EvalExamples(source, config, canvases, batches), rows, canvases, max_boxes, source.images)
     return finite(make, len(batches), config)
 
 
-def blank_batch(batch_size: int, canvas: Canvas, max_boxes: int) -> Batch:
-    """A batch of black images that fill their canvas, without lesions; it takes no memory. max_boxes: M."""
+def blank_batch(batch_size: int, canvas: Canvas, max_boxes: int, images: int = 1) -> Batch:
+    """A batch of black images that fill their canvas, without lesions; it takes no memory. max_boxes: M; images: I."""
     lesions, numbers = (batch_size, max_boxes), (batch_size,)
-    shapes = {"image": (batch_size, *canvas, 1), "image_size": (batch_size, 2), "gt_boxes": (*lesions, 4)}
+    shapes = {"image": (batch_size, *canvas, images), "image_size": (batch_size, 2), "gt_boxes": (*lesions, 4)}
     shapes |= dict.fromkeys(("gt_labels", "gt_valid", "gt_ignore"), lesions)
     shapes |= {"scale": (batch_size, 2), "index": numbers, "source": numbers, "valid": numbers}
     kinds = {"gt_labels": np.int32, "index": np.int32, "source": np.int32, "gt_valid": bool, "gt_ignore": bool}
@@ -176,7 +180,7 @@ class Augmented:
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         (canvas,) = self.config.buckets
-        batch = empty_batch(1, canvas, self.max_boxes)
+        batch = empty_batch(1, canvas, self.max_boxes, self.source.images)
         fill(batch, 0, augment(self.source[index], self.config.augmentation, self.config.resize, canvas, rng))
         return {name: cast(Any, batch)[name][0] for name in LEARNED}
 
@@ -233,11 +237,12 @@ class Batches(Generic[Examples]):
     rows: slice
     canvases: tuple[Canvas, ...]
     max_boxes: int
+    images: int = 1
 
     def __call__(self, number: int) -> Batch:
         planned = self.examples.planned(number)
         rows = range(len(planned.positions))[self.rows]
-        batch = empty_batch(len(rows), self.canvases[planned.bucket], self.max_boxes)
+        batch = empty_batch(len(rows), self.canvases[planned.bucket], self.max_boxes, self.images)
         for out, row in enumerate(rows):
             position = int(planned.positions[row])
             fill(batch, out, self.examples.example(planned, row))
@@ -246,10 +251,10 @@ class Batches(Generic[Examples]):
         return batch
 
 
-def empty_batch(size: int, canvas: Canvas, max_boxes: int) -> Batch:
+def empty_batch(size: int, canvas: Canvas, max_boxes: int, images: int = 1) -> Batch:
     """A batch of which every row is filler."""
     return Batch(
-        image=np.zeros((size, *canvas, 1), np.float32),
+        image=np.zeros((size, *canvas, images), np.float32),
         image_size=np.zeros((size, 2), np.float32),
         gt_boxes=np.zeros((size, max_boxes, 4), np.float32),
         gt_labels=np.zeros((size, max_boxes), np.int32),

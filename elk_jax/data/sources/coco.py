@@ -13,6 +13,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import numpy as np
 from elk_jax.data.sources.checks import check_unique, checked_box
 from elk_jax.data.sources.decode import files_reader
 from elk_jax.data.sources.patients import unnamed
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.source import ImageSource, paired
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
@@ -52,7 +53,7 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     """All images of a COCO file, whatever their split."""
     path = spec.place
     content = read_coco(path)
-    return ImageSource(
+    source = ImageSource(
         name=path,
         classes=content.classes,
         infos=content.infos,
@@ -60,6 +61,22 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
         seen_patients=content.seen_patients,
         category_ids=content.category_ids,
     )
+    if not spec.partner:
+        return source
+    named = partners(content.infos, spec.partner, path)
+    return paired(source, files_reader(image_folder(path), named, spec, where=path))
+
+
+def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[ImageInfo, ...]:
+    """The images with the files that their field names instead of their own. UserError for an image without one."""
+    for info in infos:
+        if not isinstance(info.meta.get(field), str) or not info.meta[field]:
+            raise UserError(
+                f"the field '{field}' is missing, which names the file of the partner",
+                where=f"{where}, image {info.image_id} ({info.file_name})",
+                todo="make pairs with data_prep/paired_images.py (tiles: paired_tiles.py), or remove the image",
+            )
+    return tuple(replace(info, file_name=info.meta[field]) for info in infos)
 
 
 def read_coco(path: str | Path) -> CocoFile:

@@ -41,6 +41,7 @@ class Kind:
     image_folder: place -> the folder with a file for every image; None where images do not lie in files.
     in_memory: the source holds its decoded images, so that they need no cache.
     of_volumes: it reads whole volumes, of which `SourceSpec.slices` chooses.
+    of_pairs: its images may have partners (`SourceSpec.partner`).
     drawn: what is known of a source without drawing it; None where opening it draws nothing.
     """
 
@@ -48,19 +49,26 @@ class Kind:
     image_folder: Callable[[str], Path] | None = None
     in_memory: bool = False
     of_volumes: bool = False
+    of_pairs: bool = False
     drawn: Drawn | None = None
 
 
 KINDS = {
-    "coco": Kind(coco.open_coco, image_folder=coco.image_folder),
+    "coco": Kind(coco.open_coco, image_folder=coco.image_folder, of_pairs=True),
     "bcs_dbt": Kind(open_bcs_dbt, of_volumes=True),
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
     "tfds": Kind(open_tfds),
-    "phantom": Kind(phantom.open_phantom, in_memory=True, drawn=Drawn(phantom_sets.CLASSES, phantom.patients)),
+    "phantom": Kind(
+        phantom.open_phantom,
+        in_memory=True,
+        of_pairs=True,
+        drawn=Drawn(phantom_sets.CLASSES, phantom.patients),
+    ),
     "phantom_volumes": Kind(
         phantom_volumes.open_phantom_volumes,
         in_memory=True,
         of_volumes=True,
+        of_pairs=True,
         drawn=Drawn(phantom_sets.CLASSES, phantom_volumes.patients),
     ),
     "phantom_patches": Kind(open_phantom_patches, in_memory=True),
@@ -107,6 +115,10 @@ def list_source(
     if spec.slices != CENTRAL and not kind.of_volumes:
         todo = "leave it out: `slices` chooses among those of bcs_dbt: and phantom_volumes:"
         raise UserError(f"slices={spec.slices} of a source of images", where=spec.spec, todo=todo)
+    if spec.partner and not kind.of_pairs:
+        known = ", ".join(f"{name}:" for name, one in KINDS.items() if one.of_pairs)
+        what = f"partner={spec.partner} of a source without pairs"
+        raise UserError(what, where=spec.spec, todo=f"leave it out, or give one of {known}")
     source = kind.open(spec, "" if spec.split_shares else split, progress)
     if spec.patient_pattern:
         source = replace(source, infos=patients.from_file_names(source.infos, spec.patient_pattern, source.name))
@@ -160,6 +172,9 @@ def check_readable(
     image_folder = KINDS[spec.kind].image_folder
     if image_folder is not None:
         checks.check_files(source.infos, image_folder(spec.place), source.name)
+        if spec.partner:
+            named = coco.partners(source.infos, spec.partner, source.name)
+            checks.check_files(named, image_folder(spec.place), source.name)
     return source
 
 

@@ -77,14 +77,7 @@ def pair_up(subtracted: ImageSource, spec: SourceSpec, progress: ProgressBar = n
     if kind != "coco":
         todo = "give coco:FILE.json of data_prep/paired_tiles.py, or phantom:"
         raise UserError("the source has no pairs", where=spec.spec, todo=todo)
-    for info in subtracted.infos:
-        if not isinstance(info.meta.get(PARTNER), str):
-            raise UserError(
-                f"the field '{PARTNER}' is missing, which names the low-energy partner",
-                where=f"{place}, image {info.image_id} ({info.file_name})",
-                todo="make pairs with data_prep/paired_tiles.py",
-            )
-    partners = tuple(replace(info, file_name=info.meta[PARTNER]) for info in subtracted.infos)
+    partners = coco.partners(subtracted.infos, PARTNER, place)
     read = files_reader(coco.image_folder(place), partners, spec, where=place)
     return sources.cached(replace(subtracted, infos=partners, read=read))
 

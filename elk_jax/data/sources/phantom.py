@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from elk_jax.data.sources import phantom_sets
-from elk_jax.data.sources.source import ImageSource, Read
+from elk_jax.data.sources.source import ImageSource, Read, paired
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.images.schema import ImageInfo
 from elk_jax.synthesis.phantom import PhantomConfig, sample
@@ -33,7 +33,11 @@ class PhantomOptions(PhantomConfig):
 def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """The phantoms of one split, "" for all; they are drawn now."""
     infos, read = read_phantom(spec.place, split, progress)
-    return ImageSource(f"phantom:{spec.place}", phantom_sets.CLASSES, infos, read)
+    source = ImageSource(f"phantom:{spec.place}", phantom_sets.CLASSES, infos, read)
+    if not spec.partner:
+        return source
+    phantom_sets.check_partner(spec, parse_options(spec.place).modality, MODALITIES)
+    return paired(source, read_phantom(f"{spec.place},modality={spec.partner}", split, progress)[1])
 
 
 def read_phantom(options: str, split: str = "", progress: ProgressBar = no_bar) -> tuple[tuple[ImageInfo, ...], Read]:

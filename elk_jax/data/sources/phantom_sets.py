@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
@@ -73,6 +74,15 @@ def parse(text: str, kind: type[T], name: str, modalities: Sequence[str], withou
             todo=f"choose {len(VIEWS) * len(SPLITS)} (a patient per split) to {_SPACE}",
         )
     return options
+
+
+def check_partner(spec: SourceSpec, modality: str, modalities: Sequence[str]) -> None:
+    """UserError unless the partner is another of the modalities, as the first image is one of them."""
+    others = [name for name in modalities if name != modality]
+    if modality not in modalities or spec.partner not in others:
+        what = f"partner is '{spec.partner}' of images of modality {modality}"
+        todo = f"pairs are of {' and '.join(modalities)}" + (f": set {others[0]}" if len(others) == 1 else "")
+        raise UserError(what, where=f"{spec.spec}: partner", todo=todo)
 
 
 def jobs(options: SetOptions, split: str, where: str) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from elk_jax.data.sources import phantom_sets
 from elk_jax.data.sources.slices import chosen_slices, with_lesions
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.source import ImageSource, paired
 from elk_jax.data.sources.spec import CENTRAL, SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast, Between
@@ -26,7 +26,9 @@ from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis.phantom_volume import PhantomVolume, VolumeConfig, sample
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
-MODALITIES = ("dbt", "mammogram", "synthetic_2d")
+OF_VIEWS = ("mammogram", "synthetic_2d")
+"""One image of a breast: two of them are a pair."""
+MODALITIES = ("dbt", *OF_VIEWS)
 
 
 @dataclass(frozen=True)
@@ -50,28 +52,11 @@ def open_phantom_volumes(spec: SourceSpec, split: str = "", progress: ProgressBa
     if spec.slices != CENTRAL and options.modality != MODALITIES[0]:
         what = f"slices={spec.slices} of modality {options.modality}, which has none"
         raise UserError(what, where=spec.spec, todo="leave `slices` out, or choose modality=dbt")
-    return _draw_all(spec, options, (options.modality,), split, progress)[0]
-
-
-@dataclass(frozen=True)
-class ViewPairs:
-    """Two images of each view: entry k of both sources is one breast. Boxes are those of each image."""
-
-    first: ImageSource
-    second: ImageSource
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Both images, [H, W, 1] float32 in [0, 1]."""
-        return self.first.read(position), self.second.read(position)
-
-
-def open_pairs(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ViewPairs:
-    """(synthetic mammogram, mammogram) of every view of a split; `modality` is not asked."""
-    options = parse_options(spec.place)
-    return ViewPairs(*_draw_all(spec, options, ("synthetic_2d", "mammogram"), split, progress))
+    if not spec.partner:
+        return _draw_all(spec, options, (options.modality,), split, progress)[0]
+    phantom_sets.check_partner(spec, options.modality, OF_VIEWS)
+    first, second = _draw_all(spec, options, (options.modality, spec.partner), split, progress)
+    return paired(first, second.read)
 
 
 def patients(options: str, split: str = "") -> dict[str, str]:

@@ -17,7 +17,7 @@ from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 Read = Callable[[int], np.ndarray]
-"""Position -> image [H, W, 1] float32 in [0, 1]."""
+"""Position -> image [H, W, I] float32 in [0, 1]."""
 
 CACHE_BYTES = 1 << 30
 """Memory for the decoded images of a source (`cached`): 4000 of 512 x 512 px, or 80 full mammograms, of 8 bits."""
@@ -31,6 +31,7 @@ class ImageSource:
     seen_patients: of painted images, hashes (`patients.patient_hash`) of the patients that their painter has seen.
     category_ids: the id that a COCO file gives to each class, in label order; None where classes have no ids.
     mixed: names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none.
+    images: I, images of a record: 2 for pairs, of which boxes and everything known belong to the first.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ImageSource:
     seen_patients: frozenset[str] = frozenset()
     category_ids: tuple[int, ...] | None = None
     mixed: tuple[str, ...] = ()
+    images: int = 1
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -49,7 +51,8 @@ class ImageSource:
         """Decode one image. UserError if it is missing, damaged, not finite, or of another size."""
         info = self.infos[index]
         image = self.read(index)
-        checks.check_pixels(image, info.width, info.height, f"{self.name}, image {info.image_id} ({info.file_name})")
+        where = f"{self.name}, image {info.image_id} ({info.file_name})"
+        checks.check_pixels(image, info.width, info.height, where, self.images)
         return Record(info, image)
 
 
@@ -89,7 +92,7 @@ def share_of(source: ImageSource, share: float, of: Literal["patients", "images"
 def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
     """Several sources as one, in order. `ImageInfo.source` tells which of `mixed` a record is from.
 
-    UserError if the sources name different classes.
+    UserError if the sources name different classes, or only some are of pairs.
     """
     if not sources:
         raise UserError("no source to join")
@@ -100,6 +103,9 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
                 where=f"{sources[0].name} and {source.name}",
                 todo="rename the categories of one of them",
             )
+        if source.images != sources[0].images:
+            where = f"{sources[0].name} and {source.name}"
+            raise UserError("pairs and single images", where=where, todo="set `partner` of both, or of neither")
     places = tuple((part, position) for part, source in enumerate(sources) for position in range(len(source)))
     ids = {source.category_ids for source in sources}
     return ImageSource(
@@ -111,7 +117,29 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
         seen_patients=frozenset().union(*(source.seen_patients for source in sources)),
         mixed=tuple(source.name for source in sources),
         category_ids=ids.pop() if len(ids) == 1 else None,
+        images=sources[0].images,
     )
+
+
+def paired(first: ImageSource, second: Read) -> ImageSource:
+    """The records of `first`, each with the image that `second` reads for its position as its partner."""
+    return replace(first, read=partial(read_pair, first.read, second, first.infos), images=2)
+
+
+def one_of(source: ImageSource, number: int) -> ImageSource:
+    """The first (0) or the second (1) image of every record alone. The boxes stay those of the first."""
+    if number >= source.images:
+        raise UserError(
+            "the source has no pairs",
+            where=source.name,
+            todo="set its `partner`: the field that names the file of the second image, or a modality",
+        )
+    return source if source.images == 1 else replace(source, read=partial(read_one, source.read, number), images=1)
+
+
+def with_images(source: ImageSource, images: int) -> ImageSource:
+    """The source with so many images a record: of pairs, the first alone. UserError where there are fewer."""
+    return source if source.images == images else one_of(source, 0) if images == 1 else one_of(source, images - 1)
 
 
 def cached(source: ImageSource, max_bytes: int = CACHE_BYTES) -> ImageSource:
@@ -176,6 +204,25 @@ def read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], posi
     """The image whose reader, and position for it, are in `places`."""
     part, inner = places[position]
     return reads[part](inner)
+
+
+def read_pair(first: Read, second: Read, infos: tuple[ImageInfo, ...], position: int) -> np.ndarray:
+    """Both images of a pair, which must be of one size."""
+    images = first(position), second(position)
+    sizes = [image.shape[:2] for image in images]
+    if sizes[0] != sizes[1]:
+        what = " and its partner ".join(f"{width} x {height} px" for height, width in sizes)
+        raise UserError(
+            f"the image has {what}",
+            where=f"image {infos[position].image_id} ({infos[position].file_name})",
+            todo="bring pairs into one frame with data_prep/paired_images.py",
+        )
+    return np.concatenate(images, axis=-1)
+
+
+def read_one(read: Read, number: int, position: int) -> np.ndarray:
+    """One image of a pair."""
+    return read(position)[..., number : number + 1]
 
 
 class Cache:

@@ -62,6 +62,12 @@ class SourceSpec:
         0, "Significant bits of 16-bit files that hold fewer, such as 12; 0: as the file says.", of_files=True
     )
 
+    partner: str = _field(
+        "",
+        "A second image of every breast, pixel by pixel in the frame of the first: the field of COCO images that names "
+        "its file, or the modality of a phantom; empty: none.",
+    )
+
     slices: str = _field(
         CENTRAL,
         "Slices of volumes (bcs_dbt:, phantom_volumes:): central, near:K (within K slices of a lesion's own) or all.",

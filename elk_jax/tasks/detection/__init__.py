@@ -19,6 +19,7 @@ TASK = Task(
         "evaluate": StageKind(
             recipe.EvaluateDetectorsStage,
             evaluate.evaluate,
+            evaluate.check_start,
             recipe=recipe.DetectionRecipe,
             statistics=evaluate.statistics,
         ),

@@ -6,7 +6,7 @@ The stage leaves `<model>/predictions.json`, `<model>/evaluation.json`, `compari
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 from elk_jax import files
 from elk_jax.data.flips import Flip
 from elk_jax.data.sources.open import open_source
-from elk_jax.data.sources.source import ImageSource, counted, summary
+from elk_jax.data.sources.source import ImageSource, counted, one_of, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
+from elk_jax.detection import detectors
 from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections
+from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.bootstrap import PatientStatistic, Resamples
 from elk_jax.evaluation.detections import ImageResult
@@ -32,7 +33,7 @@ from elk_jax.tasks.detection import predict, report, volumes
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
-from elk_jax.tasks.detection.train import say_skipped
+from elk_jax.tasks.detection.train import check_pairs, say_skipped
 from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
@@ -41,6 +42,15 @@ from elk_jax.weights import model_folder
 TRUTH = "truth.json"
 
 # ---- As a stage ------------------------------------------------------------------------------------------------------
+
+
+def check_start(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
+    """Raise UserError where detectors read pairs, and the data are single images."""
+    stages = run.experiment.stages
+    for model in filter(stages.__contains__, stage.models):
+        detector = detectors.build(run.experiment.recipe_of(stages[model]).model)
+        check_pairs(run, (stage.on,), detector.tested_images, f"{model} reads pairs")
+    check_pairs(run, (stage.on,), 2 if stage.late else 1, "boxes of both images are to be fused")
 
 
 def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> Summary:
@@ -57,6 +67,13 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         trained = load(run.folder / model / "model")
         trainings[model] = trained.description.trained
         results[model] = predict.detect_with(trained, source, run.mesh, floor)
+    for own, other in stage.late:
+        views = [
+            predict.detect_with(load(run.folder / model / "model"), one_of(source, number), run.mesh, floor)
+            for number, model in enumerate((own, other))
+        ]
+        results[f"{own}+{other}"] = detections.above(fusion.fuse(views), floor)
+    for model in stage.subjects:
         evaluations[model] = metrics.evaluate_detections(
             results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
         )
@@ -69,7 +86,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         other: metrics.compare_detections(
             results[first], results[other], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
         )
-        for other in stage.models[1:]
+        for other in stage.subjects[1:]
     }
     gains = {
         model: {
@@ -99,7 +116,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         "split": stage.split,
         "data": summary(source.infos),
         "skipped": skipped_images(source),
-        "models": list(stage.models),
+        "models": list(stage.subjects),
         "gains": gains,
     }
 
@@ -107,7 +124,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
 def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> dict[str, PatientStatistic]:
     """The metrics of each model as functions of patients, from what the stage left in `folder`."""
     criterion = criterion_from_text(stage.criterion)
-    found = {model: read_measured(folder / TRUTH, folder / model / "predictions.json") for model in stage.models}
+    found = {model: read_measured(folder / TRUTH, folder / model / "predictions.json") for model in stage.subjects}
     return {
         model: metrics.DetectionStatistic(detections.above(results, recipe.score_floor), criterion)
         for model, results in found.items()

@@ -23,7 +23,7 @@ from elk_jax.data.batches.buckets import assign_buckets
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import flip_boxes, flipped
 from elk_jax.data.sources import folder as image_files
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.source import ImageSource, with_images
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import detectors
 from elk_jax.errors import UserError
@@ -154,6 +154,7 @@ def detect_with(
             todo="evaluate on data with the classes of the training",
         )
     model_folder.check_fits(params, model_folder.shapes_of(detector.init), model_folder.CONFIG)
+    source = with_images(source, detector.tested_images)
     model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, description.input.crop_to_breast)

@@ -15,7 +15,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.fields import SHARE, ByName, OneOf
+from elk_jax.fields import SHARE, AtLeast, ByName, OneOf
 from elk_jax.tasks.stages import EvaluateModelsStage, PrivateTrainStage
 from elk_jax.training.recipe import TrainingRecipe
 
@@ -85,11 +85,16 @@ class DetectionRecipe(TrainingRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDetectorStage(PrivateTrainStage):
-    """Train a detector. weights: share of the draws of each of `train_on`, on any scale; () for shares by size."""
+    """Train a detector.
+
+    weights: share of the draws of each of `train_on`, on any scale; () for shares by size. repetition: another number
+    draws other weights and batches, to tell what a training adds from what chance adds; the data stay the same.
+    """
 
     task: Literal["detection"] = "detection"
     recipe: str = "detector"
     weights: tuple[float, ...] = ()
+    repetition: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self) -> None:
         check_weights(self.weights, len(self.train_on))
@@ -97,11 +102,25 @@ class TrainDetectorStage(PrivateTrainStage):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateDetectorsStage(EvaluateModelsStage):
-    """Evaluate detectors. criterion: what counts as found (`evaluation.hits.criterion_from_text`)."""
+    """Evaluate detectors.
+
+    criterion: what counts as found (`evaluation.hits.criterion_from_text`). late: pairs of trained models, of which the
+    first sees the images of `on` and the second their partners (`SourceSpec.partner`); the boxes of both are fused, and
+    evaluated as FIRST+SECOND.
+    """
 
     task: Literal["detection"] = "detection"
     recipe: str = "detector"
     criterion: str = "iou:0.3"
+    late: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         criterion_from_text(self.criterion)
+
+    def trained(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.models, *(model for pair in self.late for model in pair))))
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Everything that is evaluated, by name."""
+        return *self.models, *("+".join(pair) for pair in self.late)

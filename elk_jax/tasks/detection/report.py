@@ -81,7 +81,7 @@ def pictures(model: str, chosen: Mapping[str, Any], source: ImageSource) -> Pict
     def draw(entry: Mapping[str, Any]) -> Picture:
         record = source[position[entry["image_id"]]]
         return Picture(
-            image=record.image,
+            image=record.image[..., :1],
             title=record.info.file_name or entry["image_id"],
             caption=outcomes.describe_outcome(entry),
             gt_boxes=np.reshape(np.asarray(entry["gt_boxes"], float), (-1, 4)),

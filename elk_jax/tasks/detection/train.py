@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.sources import checks
-from elk_jax.data.sources.source import ImageSource, counted, summary
+from elk_jax.data.sources.source import ImageSource, counted, summary, with_images
 from elk_jax.data.transforms import short_side_scale
 from elk_jax.detection import anchors, detectors
 from elk_jax.detection.detector import Detector, has_anchors
@@ -26,6 +26,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
+from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks import private, training
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import describe, stored, trainable
@@ -57,6 +58,8 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
             todo="leave it empty in a private training: '()'",
         )
     detector = detectors.build(settings(recipe, recipe.model.num_classes))
+    check_pairs(run, stage.train_on, detector.images, f"the {detector.name} is trained on pairs")
+    check_pairs(run, (stage.validate_on,), detector.tested_images, f"the {detector.name} reads pairs")
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
     training.check_frozen(stage, recipe, fresh, detector.frozen)
     try:
@@ -69,12 +72,21 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
         from_weights(run.model_folder(stage.init_from), model_folder.nest(layers), detector, stage.recipe)
 
 
+def check_pairs(run: Run, sources: Sequence[str], images: int, why: str) -> None:
+    """UserError for the first of the data sources that has fewer images of a breast than are needed."""
+    for name in sources:
+        if images > 1 and not run.spec(name).partner:
+            todo = "name the field of the partner's file, or the modality of a phantom"
+            raise UserError(f"{why}, and {name} has single images", where=f"config.data.{name}.partner", todo=todo)
+
+
 class Learning(NamedTuple):
     """What the training of a detector runs with.
 
     model: its parameters may have more than the detector's. learned: its batches. initial: parameters to start from;
     None: fresh ones. of_detector: parameters of the model -> those of the detector, which are evaluated and kept.
-    draws_per_epoch: by kind of image. canvases: shapes of batches.
+    draws_per_epoch: by kind of image. canvases: shapes of batches. measure: parameters of the model -> further metrics
+    of the validation data. detects: whether its detections are measured while it is trained.
     """
 
     model: Model
@@ -83,10 +95,12 @@ class Learning(NamedTuple):
     of_detector: Callable[[Params], Params] = lambda params: params
     draws_per_epoch: Mapping[str, int] = MappingProxyType({})
     canvases: int = 1
+    measure: Callable[[Params], dict[str, float]] | None = None
+    detects: bool = True
 
 
 Prepare = Callable[[Run, Any, Any, Detector, ImageSource], Learning]
-"""(run, stage, recipe, detector, training images as it sees them) -> what it is trained with."""
+"""(run, stage, recipe, detector, training images, cut as it sees them) -> what it is trained with."""
 
 
 def train(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
@@ -99,12 +113,13 @@ def prepare(
 ) -> Learning:
     """The detector's own loss, on batches of `source`."""
     model = trainable(detector, per_image=recipe.privacy is not None)
+    source = with_images(source, detector.images)
     if recipe.privacy:
         return Learning(model, _privately(run, stage, recipe, model, source), started(run, stage, detector))
     run.say(f"  train {counted(source.infos)}")
     say_skipped(run, source)
     stream = batches.train_batches(
-        source, recipe.loader, run.seed, jax.process_index(), jax.process_count(), weights=stage.weights
+        source, recipe.loader, seed_of(run, stage), jax.process_index(), jax.process_count(), weights=stage.weights
     )
     return Learning(
         model,
@@ -120,9 +135,16 @@ def started(run: Run, stage: TrainDetectorStage, detector: Detector) -> Params |
     if not stage.init_from:
         return None
     weights = run.model_folder(stage.init_from)
-    fresh = jax.device_get(detector.init(jax.random.key(run.seed)))
+    fresh = jax.device_get(detector.init(jax.random.key(seed_of(run, stage))))
     run.say(f"  starts from {weights}")
     return from_weights(weights, fresh, detector, stage.recipe)
+
+
+def seed_of(run: Run, stage: TrainDetectorStage) -> int:
+    """The seed of the weights, batches and steps of a training: that of the run, or another for a repetition."""
+    if not stage.repetition:
+        return run.seed
+    return int(generator(run.seed, Purpose.REPETITION, stage.repetition).integers(1 << 32))
 
 
 def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, prepare: Prepare) -> Summary:
@@ -142,7 +164,6 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
     if not summary(validation.infos)["lesions"]:
         run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
     source = cut(source, recipe)
-    seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
     test_loader = recipe.test_loader()
 
     # ---- Model -----------------------------------------------------------------------------------------------
@@ -152,7 +173,10 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
         config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
-    model, learned, initial, of_detector, drawn, canvases = prepare(run, stage, recipe, detector, source)
+    tested = with_images(validation, detector.tested_images)
+    seen = predict.view(tested, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
+    learning = prepare(run, stage, recipe, detector, source)
+    model, learned, of_detector = learning.model, learning.learned, learning.of_detector
     run.say(f"  validation {counted(validation.infos)}")
     say_skipped(run, validation)
 
@@ -160,12 +184,14 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
     predictor = predict.compile_predictor(trainable(detector), run.mesh)
 
     def evaluate_params(params: Params, step: int) -> dict[str, float]:
-        floor = recipe.choose_score_floor
-        found = of_detector(params)
-        results = predict.detect_view(predictor, found, seen, test_loader, run.mesh, floor, progress=False)
-        scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
+        floor, scores = recipe.choose_score_floor, dict[str, float]()
+        if learning.detects:
+            found = of_detector(params)
+            results = predict.detect_view(predictor, found, seen, test_loader, run.mesh, floor, progress=False)
+            scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
+        further = learning.measure(params) if learning.measure else {}
         # before the first hit a metric is not defined: nothing was found
-        return {recipe.best_metric: 0.0, **scores}
+        return {recipe.best_metric: 0.0, **scores, **further}
 
     result = training.train(
         run,
@@ -173,12 +199,13 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
         recipe,
         model,
         learned.batches,
-        initial=initial,
+        initial=learning.initial,
         evaluate=evaluate_params,
         best_metric=recipe.best_metric,
         settings=asdict(detector.config),
         validation=validation.infos,
-        buckets=canvases,
+        buckets=learning.canvases,
+        seed=seed_of(run, stage),
         protection=learned.protection,
     )
 
@@ -199,7 +226,7 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
     return {
         "kind": "train",
         "data": {**learned.counts, "validation": summary(validation.infos)},
-        "draws_per_epoch": {} if withheld else dict(drawn),
+        "draws_per_epoch": {} if withheld else dict(learning.draws_per_epoch),
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **training.outcome(result),
     }
@@ -214,7 +241,7 @@ def _privately(
         data = run.open(stage.public, "train")
         private.check_classes(stage, source.classes, data.classes)
         beside = cut(data, recipe)
-        make = batches.mixed(beside, loader, run.seed, jax.process_index(), jax.process_count())
+        make = batches.mixed(beside, loader, seed_of(run, stage), jax.process_index(), jax.process_count())
         public = Public(data, make, summary(data.infos), batches.records(beside))
     return private.privately(
         run,
@@ -251,13 +278,14 @@ def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int
         sides = short, loader.resize.max_long_side or 2 * short
         canvases = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in sides),)  # type: ignore[assignment]
         assumed.append(f"images of {sides[1]} x {sides[0]} px, as the recipe names no canvas")
-    count = batch_size or loader.batch_size
-    blanks = {
-        f"{height}x{width}": batches.blank_batch(count, (height, width), loader.max_boxes or 8)
-        for height, width in canvases
-    }
-    model = trainable(detectors.build(settings(recipe, 1)), per_image=recipe.privacy is not None)
-    return Workload(model, count, blanks, blanks, tuple(assumed))
+    count, detector = batch_size or loader.batch_size, detectors.build(settings(recipe, 1))
+
+    def blanks(images: int) -> dict[str, Any]:
+        most = loader.max_boxes or 8
+        return {f"{size[0]}x{size[1]}": batches.blank_batch(count, size, most, images) for size in canvases}
+
+    model = trainable(detector, per_image=recipe.privacy is not None)
+    return Workload(model, count, blanks(detector.images), blanks(detector.tested_images), tuple(assumed))
 
 
 def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, levels: int) -> tuple[tuple[float], ...]:

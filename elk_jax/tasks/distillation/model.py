@@ -3,49 +3,54 @@
 Shape legend: B images, M padded boxes, N points, h w cells, A anchors, Q classes.
 
 A batch of a student holds that of its own images, `beside` (a batch of the teacher's images) where the mode reads one,
-and `distilled` [B] bool: whether this step distils. What the term learns itself is in the parameters under LEARNED,
-beside those of the detector, and is not kept.
+and `distilled` [B] bool: whether this step distils. Where the teacher sees partners, the images are pairs. What the
+term learns itself is in the parameters under LEARNED, beside those of the detector, and is not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elk_jax.data.batches.detection import blank_batch
-from elk_jax.detection.detector import Detector, Pyramid
+from elk_jax.detection.detector import Detector, Pyramid, image_of
 from elk_jax.detection.matching import NEGATIVE, POSITIVE, match
-from elk_jax.distillation import fgd, lesions, maps, points
+from elk_jax.distillation import fgd, lesions, likeness, maps, points
+from elk_jax.distillation.likeness import Moments
 from elk_jax.distillation.points import Grid, Points
 from elk_jax.images.grey import AIR
 from elk_jax.tasks.detection.model import trainable
-from elk_jax.tasks.distillation.recipe import DistillationRecipe
+from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe
 from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
 
 LEARNED = "distillation"
+NOT_TAPPED = {"pyramid": f"^(?!(backbone|fpn|{LEARNED})/)", "backbone": f"^(?!(backbone|{LEARNED})/)"}
+"""What stays as it is in a student that learns to resemble its teacher alone: what its maps do not depend on."""
 HARD_NEGATIVES = 100
 """Anchors of an image that stand for the background in class-wise distillation."""
 
 
 class Side(NamedTuple):
-    """A detector, what it sees, and what it makes of it."""
+    """A detector, what it sees, and what it makes of it: maps of these strides."""
 
     detector: Detector
     params: Params
     pyramid: Pyramid
     batch: Batch
+    strides: tuple[int, ...]
 
     @property
     def canvas(self) -> tuple[int, int]:
         return self.batch["image"].shape[1], self.batch["image"].shape[2]
 
     def level(self, stride: int) -> jax.Array:
-        return self.pyramid[self.detector.strides.index(stride)]
+        return self.pyramid[self.strides.index(stride)]
 
     @property
     def lesions(self) -> jax.Array:
@@ -61,7 +66,8 @@ Loss = Callable[[Side, Side, Params, DistillationRecipe, MapImages], tuple[jax.A
 class Mode:
     """One way to distil.
 
-    reads: what the teacher sees: beside, its own images; same, those of the student. weight: as published.
+    reads: what the teacher sees: beside, its own images; same, those of the student, or their partners. weight: as
+    published.
     of_two_stages: that of a detector of two stages, where it differs. init: (rng, levels {stride: (h, w, C)}, recipe)
     -> what the loss learns itself. one_canvas: that follows from the size of the map.
     """
@@ -109,8 +115,7 @@ def pkd(
     teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
 ) -> tuple[jax.Array, Metrics]:
     pairs = _levels(teacher, student)
-    alike = jnp.stack([maps.correlation(*pair) for pair in pairs]).mean()
-    return jnp.stack([maps.normalised_mse(*pair) for pair in pairs]).sum(), {"correlation": alike}
+    return jnp.stack([maps.normalised_mse(*pair) for pair in pairs]).sum(), _alike(pairs)
 
 
 def cwd(
@@ -118,6 +123,30 @@ def cwd(
 ) -> tuple[jax.Array, Metrics]:
     temperature = recipe.temperature or 1.0
     return jnp.stack([maps.cwd(*pair, temperature) for pair in _levels(teacher, student)]).sum(), {}
+
+
+def mse(
+    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
+) -> tuple[jax.Array, Metrics]:
+    pairs = _levels(teacher, student)
+    found = jnp.stack([maps.normalised_mse(*pair, recipe.tolerance) for pair in pairs])
+    return found.mean(), _alike(pairs)
+
+
+def sigmoid_l2(
+    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
+) -> tuple[jax.Array, Metrics]:
+    pairs = _levels(teacher, student)
+    found = jnp.stack([maps.sigmoid_l2(*pair, recipe.tolerance) for pair in pairs])
+    return found.mean(), _alike(pairs)
+
+
+def contrastive(
+    teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
+) -> tuple[jax.Array, Metrics]:
+    temperature, pairs = recipe.temperature or 0.1, _levels(teacher, student)
+    found = [maps.contrastive(*pair, learned[f"level{n}"], temperature) for n, pair in enumerate(pairs)]
+    return jnp.stack(found).mean(), _alike(pairs)
 
 
 def focal_global(
@@ -150,6 +179,11 @@ def _relations(rng: jax.Array, levels: Mapping[int, tuple[int, ...]], _: Distill
     return {f"level{number}": of_level(number, shape[-1]) for number, shape in enumerate(levels.values())}
 
 
+def _projections(rng: jax.Array, levels: Mapping[int, tuple[int, ...]], _: DistillationRecipe) -> Params:
+    keys = jax.random.split(rng, len(levels))
+    return {f"level{n}": maps.init_projections(keys[n], shape[-1]) for n, shape in enumerate(levels.values())}
+
+
 MODES: dict[str, Mode] = {
     "lesion": Mode(lesion, "beside", 2.0, init=_map_of_points),
     "image": Mode(image, "beside", 2.0, init=_map_of_cells, one_canvas=True),
@@ -157,6 +191,9 @@ MODES: dict[str, Mode] = {
     "pkd": Mode(pkd, "same", 10.0, of_two_stages=6.0),
     "fgd": Mode(focal_global, "same", 1.0, init=_relations),
     "cwd": Mode(cwd, "same", 10.0),
+    "mse": Mode(mse, "same", 1.0),
+    "sigmoid_l2": Mode(sigmoid_l2, "same", 1.0),
+    "contrastive": Mode(contrastive, "same", 1.0, init=_projections),
 }
 """By `recipe.mode`; pretraining and none have no loss."""
 
@@ -209,14 +246,20 @@ def anchor_classes(side: Side, map_images: MapImages) -> tuple[jax.Array, jax.Ar
 
 
 def _levels(teacher: Side, student: Side) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
-    """(teacher's map, student's map, weights [B, h, w]: 1 in the images' breasts) of every level."""
+    """(teacher's map, student's map, weights [B, h, w]: 1 in the breast of both images) of every level."""
+    pairs = zip(teacher.pyramid, student.pyramid, strict=True)
+    return [(t, s, _breast(student, s) * _breast(teacher, t)) for t, s in pairs]
 
-    def weights(level: jax.Array) -> jax.Array:
-        grid = Grid((level.shape[1], level.shape[2]), student.canvas)
-        breast = points.cells_of_breast(student.batch["image"], grid, AIR)
-        return (breast & student.batch["valid"][:, None, None]).astype(jnp.float32)
 
-    return [(t, s, weights(s)) for t, s in zip(teacher.pyramid, student.pyramid)]
+def _alike(pairs: list[tuple[jax.Array, jax.Array, jax.Array]]) -> Metrics:
+    """The correlation of the maps of a batch, the mean over levels."""
+    return {"correlation": jnp.stack([maps.correlation(*pair) for pair in pairs]).mean()}
+
+
+def _breast(side: Side, level: jax.Array) -> jax.Array:
+    """[B, h, w] float32: 1 in the breast of an image that counts."""
+    cells = points.cells_of_breast(side.batch["image"], Grid((level.shape[1], level.shape[2]), side.canvas), AIR)
+    return (cells & side.batch["valid"][:, None, None]).astype(jnp.float32)
 
 
 # ---- The models ------------------------------------------------------------------------------------------------------
@@ -229,7 +272,7 @@ def aligning(detector: Detector, recipe: DistillationRecipe) -> Model:
         for_features, for_loss, for_points = jax.random.split(rng, 3)
         pyramid = detector.features(params, batch, for_features)
         value, terms = detector.loss_from_features(params, pyramid, batch, for_loss, map_images)
-        side = Side(detector, params, pyramid, batch)
+        side = Side(detector, params, pyramid, batch, detector.strides)
         beside = points_beside(side, recipe, for_points, map_images)
         pull, push = lesions.impa(lesion_points(side, recipe), beside)
         added = {"align_pull": pull, "align_push": push, "distinct_cells": _distinct(side, recipe)}
@@ -240,10 +283,14 @@ def aligning(detector: Detector, recipe: DistillationRecipe) -> Model:
 
 
 def learning(
-    detector: Detector, teacher: Detector, weights: Params, recipe: DistillationRecipe, canvas: tuple[int, int]
-) -> Model:
-    """A student of a teacher with these weights, which are its constants. canvas: of its batches, or one of them."""
-    mode = MODES[recipe.mode]
+    detector: Detector, teacher: Detector, weights: Params, recipe: DistillationRecipe, canvas: tuple[int, int],
+    partner: bool = False,
+) -> Model:  # fmt: skip
+    """A student of a teacher with these weights, which are its constants.
+
+    canvas: of its batches, or one of them. partner: these are of pairs, of which the teacher sees the second images.
+    """
+    mode, taps = MODES[recipe.mode], [one.tap(recipe.tap) for one in (teacher, detector)]
     published = mode.of_two_stages if detector.stages == 2 and mode.of_two_stages else mode.weight
     factor = published if recipe.weight is None else recipe.weight
 
@@ -252,24 +299,66 @@ def learning(
 
     def loss(params: Params, constants: Constants, batch: Batch, rng: jax.Array, map_images: MapImages):
         own, (for_features, for_loss) = of_detector(params), jax.random.split(rng)
-        pyramid = detector.features(own, batch, for_features)
-        value, terms = detector.loss_from_features(own, pyramid, batch, for_loss, map_images)
-        shown: Any = batch["beside"] if mode.reads == "beside" else batch
-        taught = jax.lax.stop_gradient(teacher.features(constants["teacher"], shown))
+        seen = image_of(batch, 0) if partner else batch
+        shown: Any = batch["beside"] if mode.reads == "beside" else image_of(batch, 1) if partner else batch
+        own_maps = taps[1].maps(own, seen, for_features)
+        value, terms = jnp.float32(0), Metrics()
+        if recipe.detection_weight:
+            pyramid = taps[1].pyramid(own, own_maps)
+            value, terms = detector.loss_from_features(own, pyramid, seen, for_loss, map_images)
+            terms = {**terms, "loss_detection": value}
+        taught = jax.lax.stop_gradient(taps[0].maps(constants["teacher"], shown))
         with jax.named_scope("distillation"):
             added, found = mode.loss(
-                Side(teacher, constants["teacher"], taught, shown),
-                Side(detector, own, pyramid, batch),
+                Side(teacher, constants["teacher"], taught, shown, taps[0].strides),
+                Side(detector, own, own_maps, seen, taps[1].strides),
                 params.get(LEARNED, {}),
                 recipe,
                 map_images,
             )
-        total = value + jnp.where(batch["distilled"].any(), factor * added, 0)
-        return total, {**terms, "loss_detection": value, "loss_distillation": added, **found}
+        total = recipe.detection_weight * value + jnp.where(batch["distilled"].any(), factor * added, 0)
+        return total, {**terms, "loss_distillation": added, **found}
 
     own = trainable(detector)
     predict = lambda params, *rest: own.predict(of_detector(params), *rest)
-    return Model(init, loss, predict, per_example=False, frozen=own.frozen, constants={"teacher": weights})
+    frozen = own.frozen if recipe.detection_weight else (*own.frozen, NOT_TAPPED[recipe.tap])
+    return Model(init, loss, predict, per_example=False, frozen=frozen, constants={"teacher": weights})
+
+
+def likeness_of_batch(
+    detector: Detector, teacher: Detector, recipe: DistillationRecipe, params: Params, weights: Params, batch: Batch
+) -> list[tuple[Moments, Moments]]:
+    """Of every level, the sums of a batch of pairs, and of pairs that do not belong together (`likeness.moments`)."""
+    taps = [one.tap(recipe.tap) for one in (teacher, detector)]
+    shown, seen = image_of(batch, 1), image_of(batch, 0)
+    sides = (
+        Side(teacher, weights, taps[0].maps(weights, shown), shown, taps[0].strides),
+        Side(detector, params, taps[1].maps(params, seen), seen, taps[1].strides),
+    )
+    return [(likeness.moments(*pair), likeness.shuffled(*pair)) for pair in _levels(*sides)]
+
+
+def likeness_metrics(levels: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:
+    """The metrics of the sums over a data set, with means over the levels.
+
+    similarity: the correlation; similarity_shuffled: of pairs that do not belong together; similarity_gap: their
+    difference, which is what was learned. spread, effective_rank: of the student, and of the teacher.
+    """
+    own, other = (tuple(Moments(*one) for one in side) for side in zip(*levels))
+    mean = lambda values: float(np.mean(list(values)))
+    similarity, shuffled = (mean(map(likeness.correlation, side)) for side in (own, other))
+    ranks = [likeness.effective_rank(one) for one in own]
+    found = {
+        SIMILARITY: similarity,
+        "similarity_shuffled": shuffled,
+        "similarity_gap": similarity - shuffled,
+        "cosine": mean(map(likeness.mean_cosine, own)),
+        "spread": mean(map(likeness.spread, own)),
+        "effective_rank": mean(rank for _, rank in ranks),
+        "effective_rank_teacher": mean(rank for rank, _ in ranks),
+        **{f"similarity_level{number}": likeness.correlation(one) for number, one in enumerate(own)},
+    }
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def of_detector(params: Params) -> Params:
@@ -280,7 +369,8 @@ def of_detector(params: Params) -> Params:
 def fresh_part(detector: Detector, recipe: DistillationRecipe, canvas: tuple[int, int], rng: jax.Array) -> Params:
     """What the loss of the mode learns itself, fresh: {LEARNED: ...}; {} for nothing."""
     blank = {name: jnp.asarray(x) for name, x in blank_batch(1, canvas, 1).items() if name in ("image", "image_size")}
-    levels = jax.eval_shape(lambda key: detector.features(detector.init(key), blank), rng)
-    shapes = {stride: level.shape[1:] for stride, level in zip(detector.strides, levels)}
+    tap = detector.tap(recipe.tap)
+    levels = jax.eval_shape(lambda key: tap.maps(detector.init(key), blank), rng)
+    shapes = {stride: level.shape[1:] for stride, level in zip(tap.strides, levels)}
     found = MODES[recipe.mode].init(jax.random.fold_in(rng, 1), shapes, recipe)
     return {LEARNED: found} if found else {}

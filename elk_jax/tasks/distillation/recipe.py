@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+from elk_jax.detection.detector import TapName
 from elk_jax.distillation.points import Count, Sampling
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, NOT_NEGATIVE, AtLeast
+from elk_jax.evaluation.evaluate import METRIC_NAMES
+from elk_jax.fields import ABOVE_ZERO, NOT_NEGATIVE, AtLeast, Between, OneOf
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.stages import Data, Origin
 
-Mode = Literal["lesion", "image", "pretraining", "none", "pkd", "fgd", "classwise", "cwd"]
+Mode = Literal[
+    "lesion", "image", "pretraining", "none", "pkd", "fgd", "classwise", "cwd", "mse", "sigmoid_l2", "contrastive"
+]
+SIMILARITY = "similarity"
+"""Of a student's maps and those of the teacher that sees the partners, on the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,29 +27,41 @@ class DistillationRecipe(DetectionRecipe):
 
     mode: what a student learns of its teacher beside detection (`model.MODES`); pretraining: its weights, to start
     from; none: nothing, it starts from `init_from`, or from random weights. weight: of this loss; None: as published.
-    distill_from: the first step with it, from 0.
+    detection_weight: of detection; 0: the student learns to resemble its teacher alone, and its heads stay as they
+    are. distill_from: the first step with the loss of the mode, from 0.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
-    pixels per cell; the others read all levels. temperature: of `lesion`, `image`, `classwise` and `cwd`; None: as
-    published.
+    pixels per cell; the others read all levels. tap: which levels: those of the pyramid, or of the backbone below it.
+    temperature: of `lesion`, `image`, `classwise`, `cwd` and `contrastive`; None: as published. tolerance: cells by
+    which the maps of `mse` and `sigmoid_l2` may be displaced.
     intra_align: the teacher learns that lesions resemble each other and not what lies beside them (ImPA), by
     align_weight. negatives: what lies beside; breast: cells of the breast; anywhere: air and padding too.
     """
 
     mode: Mode = "lesion"
     weight: Annotated[float, NOT_NEGATIVE] | None = None
+    detection_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     distill_from: Annotated[int, AtLeast(0)] = 0
     points: Count = 9
     sampling: Sampling = "bilinear"
     stride: Annotated[int, AtLeast(1)] = 8
+    tap: TapName = "pyramid"
     temperature: Annotated[float, ABOVE_ZERO] | None = None
+    tolerance: Annotated[int, Between(0, 8)] = 0
     intra_align: bool = True
     align_weight: Annotated[float, NOT_NEGATIVE] = 2.0
     negatives: Literal["breast", "anywhere"] = "breast"
+    best_metric: Annotated[str, OneOf((*METRIC_NAMES, SIMILARITY))] = "mean_sensitivity"
 
     def __post_init__(self) -> None:
         if self.privacy is not None:
             what = "the losses of distillation are means over the images of a batch, which meet in them"
             raise UserError(what, where="privacy", todo="set it to None; a detection stage trains privately")
+        if not self.detection_weight and self.mode in ("pretraining", "none"):
+            what = f"the mode {self.mode} has no loss but that of detection"
+            raise UserError(what, where="detection_weight", todo="give a number above 0, or choose another mode")
+        if not self.detection_weight and self.best_metric != SIMILARITY:
+            what = "a student that does not learn to detect is not chosen by its detections"
+            raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
         super().__post_init__()
 
 
@@ -52,7 +70,9 @@ class TrainDistilledStage(TrainDetectorStage):
     """Train a teacher, or a student of one.
 
     teacher: of a student, a train stage before it or a model folder; its weights start the student, unless the mode is
-    none. beside: images of a student's teacher, of any patients: batches of them run beside those of `train_on`.
+    none, or `init_from` names others, which a student of pairs may have. beside: images of a student's teacher, of any
+    patients: batches of them run beside those of `train_on`. partner: the teacher sees the partners of the student's
+    images, which are pairs (`SourceSpec.partner`).
     """
 
     task: Literal["distillation"] = "distillation"  # type: ignore[assignment]
@@ -60,12 +80,14 @@ class TrainDistilledStage(TrainDetectorStage):
     role: Literal["teacher", "student"]
     teacher: str = ""
     beside: tuple[str, ...] = ()
+    partner: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.role == "teacher" and (self.teacher or self.beside):
-            where = "teacher" if self.teacher else "beside"
-            raise UserError(f"a teacher has no {where}", where=where, todo="leave it empty, or set role=student")
+        if self.role == "teacher":
+            for where in ("teacher", "beside", "partner"):
+                if getattr(self, where):
+                    raise UserError(f"a teacher has no {where}", where=where, todo="leave it out, or set role=student")
         if self.public:
             raise UserError("public data are of private trainings", where="public", todo="leave it empty")
 
@@ -81,5 +103,7 @@ class TrainDistilledStage(TrainDetectorStage):
         return Origin(sources + self.beside, models)
 
     def starting(self, recipe: DistillationRecipe) -> TrainDistilledStage:
-        """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher."""
-        return self if recipe.mode == "none" or not self.teacher else replace(self, init_from=self.teacher)
+        """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher, unless
+        it names others."""
+        own = recipe.mode == "none" or not self.teacher or self.init_from
+        return self if own else replace(self, init_from=self.teacher)

@@ -14,19 +14,29 @@ import numpy as np
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.stream import Stream, digest
 from elk_jax.data.sources import checks
-from elk_jax.data.sources.source import ImageSource, counted, summary
+from elk_jax.data.sources.source import ImageSource, counted, summary, with_images
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks.detection import train as detection
 from elk_jax.tasks.detection.model import Trained, load
+from elk_jax.tasks.detection.predict import view
 from elk_jax.tasks.detection.train import Learning
-from elk_jax.tasks.distillation.model import MODES, aligning, fresh_part, learning, of_detector
-from elk_jax.tasks.distillation.recipe import DistillationRecipe, TrainDistilledStage
+from elk_jax.tasks.distillation.model import (
+    MODES,
+    aligning,
+    fresh_part,
+    learning,
+    likeness_metrics,
+    likeness_of_batch,
+    of_detector,
+)
+from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe, TrainDistilledStage
 from elk_jax.tasks.private import Learned
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.task import Summary, Workload
+from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 
 
@@ -37,11 +47,15 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     names: stages that will run; the weights of one of them are not there yet.
     """
     place, detector = f"config.{stage.recipe}", _detector(recipe)
+    if recipe.best_metric == SIMILARITY and not stage.partner:
+        what = f"stage {stage.name} has no teacher that sees partners, so that nothing is similar"
+        raise UserError(what, where=f"{place}.best_metric", todo="choose a metric of detection")
     mode = MODES.get(recipe.mode) if stage.role == "student" else None
+    strides = detector.tap(recipe.tap).strides if stage.role == "student" else detector.strides
     reads_level = recipe.mode in ("lesion", "image") if stage.role == "student" else recipe.intra_align
-    if reads_level and recipe.stride not in detector.strides:
+    if reads_level and recipe.stride not in strides:
         what = f"the detector has no level of {recipe.stride} pixels per cell"
-        raise UserError(what, where=f"{place}.stride", todo=f"choose from {', '.join(map(str, detector.strides))}")
+        raise UserError(what, where=f"{place}.stride", todo=f"choose from {', '.join(map(str, strides))}")
     if stage.role == "teacher":
         return detection.check_start(run, stage, recipe, names)
     if recipe.mode != "none" and not stage.teacher:
@@ -49,19 +63,28 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         raise UserError(
             f"the mode {recipe.mode} needs a teacher", where=f"config.stages.{stage.name}.teacher", todo=todo
         )
-    if recipe.mode != "none" and stage.init_from:
+    if recipe.mode != "none" and stage.init_from and not stage.partner:
         what = f"a student in the mode {recipe.mode} starts from its teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.init_from", todo="leave it empty, or set mode=none")
     if mode and mode.reads == "beside" and not stage.beside:
         what = f"the mode {recipe.mode} needs images for the teacher"
         todo = "name data sources, such as the training data of the teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
+    if stage.partner and (mode is None or mode.reads == "beside"):
+        what = f"in the mode {recipe.mode} the teacher does not see the images of the student, nor their partners"
+        pairs = ", ".join(name for name, one in MODES.items() if one.reads == "same")
+        raise UserError(what, where=f"{place}.mode", todo=f"choose from {pairs}, or set partner=False")
     if mode and mode.one_canvas and len(recipe.loader.buckets) != 1:
         what = f"the mode {recipe.mode} learns a map of one size, but there are {len(recipe.loader.buckets)} canvases"
         raise UserError(what, where=f"{place}.loader.buckets", todo="give one (height, width)")
     if recipe.mode == "classwise" and detector.anchor_logits is None:
         what = f"{detector.name} has no classes of anchors to compare"
         raise UserError(what, where=f"{place}.mode", todo="choose another mode, or another detector")
+    if stage.partner:
+        detection.check_pairs(run, (*stage.train_on, stage.validate_on), 2, "the teacher sees partners")
+    if stage.partner and detector.images != 1:
+        what = f"{detector.name} reads pairs, and a student of pairs sees the first image alone"
+        raise UserError(what, where=f"{place}.model.name", todo="choose a detector of single images")
     if recipe.mode != "none" and stage.teacher not in names:
         check_teacher(load(run.model_folder(stage.teacher)).detector, detector, run.model_folder(stage.teacher))
     detection.check_start(run, stage.starting(recipe), recipe, names)
@@ -104,7 +127,9 @@ def _distilled(
 ) -> Learning:  # fmt: skip
     """What a student is trained with by a mode that has a loss: batches of both streams, the map that it learns."""
     make = partial(batches.mixed, process_index=jax.process_index(), process_count=jax.process_count())
-    own = make(source, recipe.loader, run.seed, weights=stage.weights)
+    seed, images = detection.seed_of(run, stage), 2 if stage.partner else 1
+    source = with_images(source, images)
+    own = make(source, recipe.loader, seed, weights=stage.weights)
     beside, shown, counts = None, [], found.learned.counts
     if MODES[recipe.mode].reads == "beside":
         data = run.open(stage.beside, "train")
@@ -113,18 +138,44 @@ def _distilled(
         run.say(f"  beside {counted(data.infos)}")
         detection.say_skipped(run, data)
         cut = detection.cut(data, recipe)
-        beside, shown = make(cut, recipe.loader, second_seed(run.seed)), batches.records(cut)
+        beside, shown = make(cut, recipe.loader, second_seed(seed)), batches.records(cut)
         counts = {**counts, "beside": summary(data.infos)} if counts else {}
-    depends = digest(recipe.loader, run.seed, stage.weights, batches.records(source), shown, recipe.distill_from)
+    depends = digest(recipe.loader, seed, stage.weights, batches.records(source), shown, recipe.distill_from)
     stream = Stream(TwoStreams(own, beside, recipe.distill_from), depends, recipe.loader)
-    learned = fresh_part(detector, recipe, own.canvases[0], jax.random.key(run.seed))
+    learned = fresh_part(detector, recipe, own.canvases[0], jax.random.key(seed))
     return found._replace(
-        model=learning(detector, teacher.detector, teacher.params, recipe, own.canvases[0]),
+        model=learning(detector, teacher.detector, teacher.params, recipe, own.canvases[0], stage.partner),
         learned=Learned(stream, counts),
         initial={**(found.initial or {}), **jax.device_get(learned)},
         of_detector=of_detector,
         canvases=len(own.canvases) * (len(beside.canvases) if beside else 1),
+        measure=_likeness(run, stage, recipe, detector, teacher) if stage.partner else None,
+        detects=recipe.detection_weight > 0,
     )
+
+
+def _likeness(
+    run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe, detector: Detector, teacher: Trained
+) -> Callable[[Any], dict[str, float]]:
+    """Parameters of the student -> how its maps of the validation images resemble those of the teacher of their
+    partners."""
+    pairs = with_images(run.open(stage.validate_on, "val"), 2)
+    seen = view(pairs, recipe.crop_to_breast).source
+    loader, constants = recipe.test_loader(), meshes.place_constants(teacher.params, run.mesh)
+    compare = jax.jit(
+        partial(likeness_of_batch, detector, teacher.detector, recipe), out_shardings=meshes.replicated(run.mesh)
+    )
+
+    def measure(params: Any) -> dict[str, float]:
+        total = None
+        for batch in batches.eval_batches(seen, loader, jax.process_index(), jax.process_count()):
+            shown = meshes.put_batch({name: batch[name] for name in ("image", "image_size", "valid")}, run.mesh)
+            found = jax.device_get(compare(of_detector(params), constants, shown))
+            found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+            total = found if total is None else jax.tree.map(np.add, total, found)
+        return likeness_metrics(total or [])
+
+    return measure
 
 
 def second_seed(seed: int) -> int:
@@ -191,10 +242,14 @@ def workload(stage: TrainDistilledStage, recipe: DistillationRecipe, batch_size:
     def batch(blank: Mapping[str, Any]) -> dict[str, Any]:
         return {**blank, "distilled": blank["valid"], **({"beside": blank} if both else {})}
 
+    def pairs(blank: Mapping[str, Any]) -> dict[str, Any]:
+        image = blank["image"]
+        return {**blank, "image": np.broadcast_to(image, (*image.shape[:-1], 2)) if stage.partner else image}
+
     return replace(
         work,
-        model=learning(detector, detector, weights, recipe, canvas),
-        training={shape: batch(blank) for shape, blank in work.training.items()},
+        model=learning(detector, detector, weights, recipe, canvas, stage.partner),
+        training={shape: batch(pairs(blank)) for shape, blank in work.training.items()},
         prediction={shape: batch(blank) for shape, blank in work.prediction.items()},
         assumed=(*work.assumed, "the teacher's images on the canvas of the student's") if both else work.assumed,
     )

@@ -1,0 +1,41 @@
+"""The recipes of the unified regime at the size of each variant: of the detectors of one image, of the one that learns
+what the other image shows, and of those that fuse both. Of detection where they agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.recipes.detector import detector
+from configs.variants import merge, settings
+from elk_jax.detection.fused_config import FusedConfig
+from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe
+
+TRUNKS = ("^(own|other)/",)
+
+
+def single(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """An EfficientDet of one image."""
+    return detector(size, extras | {"efficientdet"})
+
+
+def borrowing(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """An EfficientDet that learns to see what the detector of the partners sees: its maps, and not detection."""
+    alone = {"mode": "mse", "detection_weight": 0.0, "best_metric": SIMILARITY}
+    recipe = settings(DistillationRecipe(mode="mse", detection_weight=0.0, best_metric=SIMILARITY))
+    merge(recipe, single(size, extras))
+    return merge(recipe, alone)
+
+
+def fused(size: str, extras: frozenset[str] = frozenset(), **model: Any) -> dict[str, Any]:
+    """Two trained trunks that stay as they are, and what follows them. model: settings of `FusedConfig`."""
+    recipe = single(size, extras)
+    recipe["model"] = {**settings(FusedConfig(**model)), **recipe["model"], "name": "fused", **model}
+    if "tuned" in extras:  # the trunks follow, slowly
+        return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ((TRUNKS[0], 0.1),)}})
+    return merge(recipe, {"optimizer": {"frozen": TRUNKS, "multipliers": ()}})
+
+
+def dropout(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Two trunks that are trained at once, on pairs of which half lack the partner (modality dropout)."""
+    recipe = fused(size, extras, second="partner", drop=0.5)
+    return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ()}})

@@ -1,0 +1,22 @@
+"""Unified representations: one detector with what two have learned of the same breasts. Its models are of detection."""
+
+from elk_jax.tasks.detection.recipe import DetectionRecipe
+from elk_jax.tasks.task import StageKind, Task
+from elk_jax.tasks.unified import recipe, report, train
+
+TASK = Task(
+    name="unified",
+    stages={
+        "train": StageKind(
+            recipe.TrainFusedStage,
+            train.train,
+            train.check_start,
+            needs_lesions=("train",),
+            learns_classes=True,
+            workload=train.workload,
+            recipe=DetectionRecipe,
+        ),
+    },
+    report=report.part,
+    builds_on=("detection",),
+)

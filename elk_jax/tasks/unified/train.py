@@ -1,0 +1,108 @@
+"""Train a fused detector: the third stage of the unified regime, its bounds and its rivals.
+
+Shapes: F channels of a trunk; L maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import jax
+import numpy as np
+
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.detection import detectors, fused
+from elk_jax.detection.detector import Detector
+from elk_jax.detection.fused_config import FusedConfig
+from elk_jax.errors import UserError
+from elk_jax.tasks.detection import train as detection
+from elk_jax.tasks.detection.recipe import DetectionRecipe
+from elk_jax.tasks.detection.train import Learning
+from elk_jax.tasks.run import Run
+from elk_jax.tasks.task import Summary, Workload
+from elk_jax.tasks.unified.recipe import TrainFusedStage
+from elk_jax.training.model import Params
+from elk_jax.weights import model_folder
+
+JOIN = "join"
+
+
+def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
+    """Raise UserError as a detector's training does, for a detector without two trunks, and where a member is not an
+    EfficientDet of the settings of the trunks.
+
+    names: stages that will run; the weights of one of them are not there yet.
+    """
+    _config(stage, recipe)
+    if recipe.privacy is not None:
+        what, where = "a fused detector is not trained privately", f"config.{stage.recipe}.privacy"
+        raise UserError(what, where=where, todo="set it to None")
+    detection.check_start(run, stage, recipe, names)
+    if any(member in names for member in stage.members.values()):
+        return
+    detector = detectors.build(detection.settings(recipe, recipe.model.num_classes))
+    _members(run, stage, detector, jax.eval_shape(_member(detector).init, jax.random.key(0)))
+
+
+def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
+    """Train one detector and write `<stage>/model/`."""
+    found = detection.train_with(run, stage, recipe, _prepare)
+    shares = {}
+    if run.is_main:
+        params, _ = model_folder.load_params(run.folder / stage.name / "model")
+        shares = shares_of_other(params)
+    return {**found, "second": recipe.model.second, "members": stage.members, "shares_of_other": shares}
+
+
+def shares_of_other(params: Params) -> dict[str, float]:
+    """Map -> the share of the second trunk in the weights of the layer that joins both, from 0 to 1: Frobenius norms.
+
+    {} for a detector that joins without one.
+    """
+
+    def share(kernel: np.ndarray) -> float:
+        own, other = (float(np.linalg.norm(half)) for half in np.split(np.asarray(kernel, np.float64), 2))
+        return other / (own + other)
+
+    return {name: share(layer["kernel"]) for name, layer in params.get(JOIN, {}).items()}
+
+
+def _prepare(
+    run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, detector: Detector, source: ImageSource
+) -> Learning:
+    found = detection.prepare(run, stage, recipe, detector, source)
+    if not stage.members:
+        return found
+    member, key = _member(detector), jax.random.key(detection.seed_of(run, stage))
+    trunks = _members(run, stage, detector, jax.device_get(member.init(key)))
+    for setting, name in stage.members.items():
+        run.say(f"  {setting} trunk from {run.model_folder(name)}")
+    joined = fused.from_members(detector.config, trunks["own"], trunks["other"])
+    fresh = jax.device_get(detector.init(key))
+    return found._replace(initial=jax.device_get({**fresh, **joined}))
+
+
+def _members(run: Run, stage: TrainFusedStage, detector: Detector, fresh: Params) -> dict[str, Params]:
+    """Setting -> the weights of the model of each trunk. fresh: parameters of a member, or their shapes."""
+    member = _member(detector)
+    return {
+        setting: detection.from_weights(run.model_folder(name), fresh, member, stage.recipe)
+        for setting, name in stage.members.items()
+    }
+
+
+def _member(detector: Detector) -> Detector:
+    return detectors.build(fused.member_config(detector.config))
+
+
+def _config(stage: TrainFusedStage, recipe: DetectionRecipe) -> FusedConfig:
+    if not isinstance(recipe.model, FusedConfig):
+        what = f"a {recipe.model.name} has one trunk"
+        raise UserError(what, where=f"config.{stage.recipe}.model.name", todo="set it to fused")
+    return recipe.model
+
+
+def workload(stage: TrainFusedStage, recipe: DetectionRecipe, batch_size: int | None) -> Workload:
+    """The training of a fused detector of one class, on every canvas of its recipe."""
+    _config(stage, recipe)
+    return detection.workload(stage, recipe, batch_size)
