@@ -1,23 +1,26 @@
 """Unified representations: a detector of synthetic mammograms (SM) that has learned what full-field ones (FFDM) show.
 
-  python launch/train.py --config=configs/unified.py                               embedded data, minutes on 2 CPU cores
-  python launch/train.py --config=configs/unified.py --config.borrow.mode=sigmoid_l2 --config.stages.borrowed.init_from=''
+  python launch/train.py --config=configs/unified.py                           embedded data, 15 minutes on 2 CPU cores
+  python launch/train.py --config=configs/unified.py --config.borrow.mode=sigmoid_l2 --config.stages.borrowed.init_from=
   python launch/train.py --config=configs/unified.py:small --config.data.sm.spec=coco:/data/pairs.json \\
       --config.data.ffdm.spec=coco:/data/ffdm.json \\
       --config.data.pairs.spec=coco:/data/pairs.json --config.data.pairs.partner=partner
-Stages: sm (A) and ffdm (C) learn to detect, each in its images. borrowed (B) sees the SM of pairs and learns to make the
-maps that C makes of the FFDM: no boxes, and C stays as it is. unified joins the maps of A and B, and learns to detect
-in SM alone; it opens no FFDM. All are evaluated on the same test images.
+Stages: sm (A) and ffdm (C) learn to detect, each in its images. borrowed (B) sees the SM of pairs and learns to make
+the maps that C makes of the FFDM: no boxes, and C stays as it is. unified joins the maps of A and B, and learns to
+detect in SM alone; it opens no FFDM. All are evaluated on the same test images.
 Beside it: base_ub joins A and C and is shown both images (the upper bound); capacity joins A and a second A
 (sm_again), since two trunks beat one anyway; dropout learns from pairs of which half lack the FFDM; sm+ffdm are the
 fused boxes of A and C. ffdm is evaluated on its own images.
---config.borrow.mode: mse (of maps with mean 0 and deviation 1), sigmoid_l2, pkd, fgd, cwd, contrastive (for images that
-are not registered; so is --config.borrow.tolerance=1). --config.stages.borrowed.init_from: where B starts, sm, or '' for
-C. --config.borrow.tap and --config.fused.model.tap: pyramid or backbone. docs/unified.md says what the paper leaves open.
+--config.borrow.mode: mse (of maps with mean 0 and deviation 1), sigmoid_l2, pkd, fgd, cwd, contrastive (for images
+that are not registered; so is --config.borrow.tolerance=1). --config.stages.borrowed.init_from: where B starts, sm;
+empty for C. --config.borrow.tap and --config.fused.model.tap: pyramid or backbone. docs/unified.md says what the paper
+leaves open.
 Variants beside the size (quick, tiny, small, paper): tuned (the trunks are trained on, at a tenth of the rate), half,
 lite0, swin. Pairs: data_prep/paired_images.py.
 Published: better than A and C, near the upper bound; no number.
 """
+
+from typing import Any
 
 from configs import variants
 from configs.recipes import unified
@@ -30,8 +33,9 @@ from elk_jax.tasks.unified.recipe import TrainFusedStage
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, ("tuned", *variants.BACKBONES))
-    synthetic, own = phantom_volumes(size, seed=7, modality="synthetic_2d"), {"train_on": ("sm",), "validate_on": "sm"}
-    both = {"train_on": ("pairs",), "validate_on": "pairs"}
+    synthetic = phantom_volumes(size, seed=7, modality="synthetic_2d")
+    own: dict[str, Any] = {"train_on": ("sm",), "validate_on": "sm"}
+    both: dict[str, Any] = {"train_on": ("pairs",), "validate_on": "pairs"}
     return variants.experiment(
         "unified",
         data={

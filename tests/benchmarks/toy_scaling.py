@@ -1,6 +1,6 @@
 """benchmarks/scaling.py with a toy instead of the inpainter, which compiles in no time: run as a program.
 
-    python -m tests.benchmarks.toy_scaling FLAGS of scaling.py
+python -m tests.benchmarks.toy_scaling FLAGS of scaling.py
 """
 
 from __future__ import annotations

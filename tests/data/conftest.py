@@ -87,9 +87,7 @@ def coco_folder(tmp_path: Path) -> Callable[..., Path]:
             pixels = rng.integers(0, 256, (40, 60), dtype=np.uint8)
             cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), pixels)
             entry = {"id": number, "file_name": f"{number}.png", "width": 60, "height": 40, "split": split}
-            content["images"].append(
-                entry | {"patient_id": patient, "is_mass": number % 2 == 1, "birads": "5"}
-            )
+            content["images"].append(entry | {"patient_id": patient, "is_mass": number % 2 == 1, "birads": "5"})
             content["annotations"].append(
                 {"id": 10 + number, "image_id": number, "category_id": 3, "bbox": [5, 6, 20 + number, 10]}
             )

@@ -106,10 +106,7 @@ def test_bad_settings(make, field):
 def test_sizes_are_drawn_from_the_list(make_record):
     rng = np.random.default_rng(0)
     record = make_record([])
-    heights = {
-        augment(record, NO_AUGMENTATION, Resize((24, 36, 48)), (64, 64), rng).image.shape[0]
-        for _ in range(40)
-    }
+    heights = {augment(record, NO_AUGMENTATION, Resize((24, 36, 48)), (64, 64), rng).image.shape[0] for _ in range(40)}
     assert heights == {24, 36, 48}
 
 
@@ -131,12 +128,7 @@ def test_paste(make_record):
         assert example.image[(y1 + y2) // 2, (x1 + x2) // 2, 0] == pytest.approx(0.6, abs=0.02)
         changed = np.abs(example.image - target.image)[..., 0] > 1e-6
         rows, columns = np.nonzero(changed)
-        assert (
-            rows.min() >= y1 - 4
-            and rows.max() < y2 + 4
-            and columns.min() >= x1 - 4
-            and columns.max() < x2 + 4
-        )
+        assert rows.min() >= y1 - 4 and rows.max() < y2 + 4 and columns.min() >= x1 - 4 and columns.max() < x2 + 4
         assert not example.ignore.any() and example.labels.tolist() == [0, 0]
     assert pasted >= 15
 

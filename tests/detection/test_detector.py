@@ -29,9 +29,7 @@ SMALL = {
     "efficientnet": efficientnet.EfficientNetConfig(
         width=0.25, depth=0.2, norm="none", squeeze_excite=False, head=False, num_classes=0, drop_path=0.0
     ),
-    "swin": swin.SwinConfig(
-        embed=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, num_classes=0, drop_path=0.5
-    ),
+    "swin": swin.SwinConfig(embed=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, num_classes=0, drop_path=0.5),
 }
 """A small backbone of every kind."""
 SETTINGS = {"name": "toy", "num_classes": 2, "dropped": 0.5, "detections": 4}

@@ -43,6 +43,8 @@ TINY = FasterRCNNConfig(
     detections=6,
 )
 MODEL, DETECTOR = FasterRCNN(TINY), faster_rcnn.detector(TINY)
+
+
 def computing_in(dtype):
     return dataclasses.replace(TINY, backbone=dataclasses.replace(TINY.backbone, dtype=dtype))
 
@@ -115,9 +117,7 @@ def inference(batch, **changes):
 
 
 def paths(tree):
-    return {
-        "/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def shapes(config):
@@ -133,9 +133,7 @@ def test_parameter_counts_are_those_of_torchvision(preset, published):
     config = preset(num_classes=90)
     frozen = faster_rcnn.frozen(config)
     sizes = {path: leaf.size for path, leaf in shapes(config).items()}
-    assert (
-        sum(size for path, size in sizes.items() if not any(re.search(p, path) for p in frozen)) == published
-    )
+    assert sum(size for path, size in sizes.items() if not any(re.search(p, path) for p in frozen)) == published
 
 
 def test_names_that_converted_weights_rely_on():

@@ -238,7 +238,7 @@ def test_soft_nms_is_the_textbook_loop():
         taken.append((best, left.pop(best)))
         for i in left:
             if groups[i] == groups[best]:
-                left[i] *= np.exp(-_iou(boxes[best], boxes[i]) ** 2 / sigma)
+                left[i] *= np.exp(-(_iou(boxes[best], boxes[i]) ** 2) / sigma)
     np.testing.assert_array_equal(index[: len(taken)], [i for i, _ in taken])
     np.testing.assert_allclose(found[: len(taken)], [score for _, score in taken], rtol=1e-5)
     assert np.all(found[len(taken) :] == -np.inf) and np.all(index[len(taken) :] == 0)

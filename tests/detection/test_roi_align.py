@@ -337,4 +337,3 @@ def test_the_forms_of_cpus_and_accelerators_agree(monkeypatch, sampling_ratio, a
         np.testing.assert_allclose(
             found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=tolerance, atol=tolerance * largest
         )
-

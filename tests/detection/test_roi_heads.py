@@ -91,9 +91,7 @@ def test_regions_by_hand():
     """Valid proposals 0, 1 lie on lesion 0; 2 and 3 are background; 4 lies in an ignored lesion; lesions join in."""
     found = draw()(jax.random.key(0), PROPOSALS, GT_BOXES, GT_LABELS, GT_VALID, GT_IGNORE)
     positive = np.asarray(found.is_positive)
-    assert (
-        found.valid.sum() == 6
-    )  # two background, two on lesion 0, lesions 0 and 2 themselves; no slot 7 and 8
+    assert found.valid.sum() == 6  # two background, two on lesion 0, lesions 0 and 2 themselves; no slot 7 and 8
     assert rows(found.boxes[positive]) == {(0, 0, 10, 10), (0, 0, 10, 9), (70, 70, 80, 80)}
     assert rows(found.boxes[found.valid & ~positive]) == {(50, 50, 60, 60), (0, 0, 10, 4)}
     for box, label, gt in zip(found.boxes[positive], found.labels[positive], found.gt_boxes[positive]):
@@ -125,9 +123,7 @@ def test_no_proposals_and_no_lesions_give_nothing():
 def test_more_padding_and_another_order_of_lesions_draw_the_same():
     order = np.array([3, 2, 0, 1, 3, 3])
     few = draw()(jax.random.key(0), PROPOSALS, GT_BOXES, GT_LABELS, GT_VALID, GT_IGNORE)
-    many = draw()(
-        jax.random.key(0), PROPOSALS, GT_BOXES[order], GT_LABELS[order], GT_VALID[order], GT_IGNORE[order]
-    )
+    many = draw()(jax.random.key(0), PROPOSALS, GT_BOXES[order], GT_LABELS[order], GT_VALID[order], GT_IGNORE[order])
 
     def table(found):
         columns = [found.boxes, found.labels[:, None], found.gt_boxes, found.is_positive[:, None]]
@@ -187,9 +183,7 @@ def test_losses_by_hand(scored):
     np.testing.assert_allclose(sums.classes, expected, rtol=1e-5)
     targets = np.array([[0, 10 * 0.1, 0, 5 * np.log(1.2)], [10 * 0.1, 0, 0, 0]])
     distance = np.abs(outputs.box_deltas[0, [0, 1], [2, 0]] - targets)
-    np.testing.assert_allclose(
-        sums.box, np.where(distance < 1, distance**2 / 2, distance - 0.5).sum(), rtol=1e-5
-    )
+    np.testing.assert_allclose(sums.box, np.where(distance < 1, distance**2 / 2, distance - 0.5).sum(), rtol=1e-5)
     assert (sums.samples, sums.positives) == (3, 2)
 
 
@@ -261,9 +255,7 @@ def plain_detections(class_logits, box_deltas, proposals):
     kept = []
     for score, q, box in sorted(found, key=lambda item: -item[0]):
         rivals = [other for _, other_q, other in kept if other_q == q]
-        areas = [
-            np.prod(np.maximum(np.minimum(box[2:], b[2:]) - np.maximum(box[:2], b[:2]), 0)) for b in rivals
-        ]
+        areas = [np.prod(np.maximum(np.minimum(box[2:], b[2:]) - np.maximum(box[:2], b[:2]), 0)) for b in rivals]
         unions = [np.prod(box[2:] - box[:2]) + np.prod(b[2:] - b[:2]) - a for a, b in zip(areas, rivals)]
         if all(a / u <= 0.4 for a, u in zip(areas, unions)):
             kept.append((score, q, box))

@@ -27,9 +27,7 @@ def levels():
 
 @pytest.fixture(scope="module")
 def select(levels):
-    return jax.jit(
-        functools.partial(select_proposals, anchors=levels[2], image_size=jnp.array(SIZE), **LIMITS)
-    )
+    return jax.jit(functools.partial(select_proposals, anchors=levels[2], image_size=jnp.array(SIZE), **LIMITS))
 
 
 def iou(a, b):
@@ -112,9 +110,7 @@ def test_no_gradient_flows_through_the_choice(levels):
 
 # Losses. With room for every anchor nothing is left to chance.
 
-ANCHORS = np.array(
-    [[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30], [2, 2, 12, 12], [100, 100, 110, 110]], np.float32
-)
+ANCHORS = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30], [2, 2, 12, 12], [100, 100, 110, 110]], np.float32)
 GT = np.array([[0, 0, 10, 10], [20, 20, 30, 32], [0, 0, 0, 0]], np.float32)
 LOSS = {"low": 0.3, "high": 0.7, "samples": 16, "positive_fraction": 1.0, "beta": 0.0}
 

@@ -174,9 +174,7 @@ def test_weights_of_healthy_examples(config, trained, batch):
 def test_with_an_expected_share_of_tissue_examples_do_not_meet(trained, batch):
     """One example weights the same whatever its neighbours are, and lesions and tissue by the expected numbers."""
     weight, share = WEIGHTS.prior_weight, 0.25
-    loss = lambda batch: inpainter.loss(
-        PIXELS, trained[PIXELS], batch, jax.random.key(0), NOISE, WEIGHTS, WORDS, share
-    )
+    loss = lambda batch: inpainter.loss(PIXELS, trained[PIXELS], batch, jax.random.key(0), NOISE, WEIGHTS, WORDS, share)
     total, parts = loss(batch)
     lesions, tissue = parts["error_lesion"] / (1 - share), weight * parts["error_tissue"] / share
     np.testing.assert_allclose(total, (2 / 3 * lesions + 1 / 3 * tissue) / (1 + weight), rtol=1e-5)

@@ -152,6 +152,39 @@ def test_fgd_against_loops():
     assert all(value == 0 for value in call(counts=jnp.zeros(2, bool)).values())
 
 
+def test_images_may_be_displaced_by_the_tolerance():
+    t, weights = some(0, 2, 6, 7, 3), jnp.ones((2, 6, 7)).at[:, 0].set(0).at[:, -1].set(0).at[:, :, -1].set(0)
+    moved = jnp.roll(t, (1, -1), (1, 2))
+    inside = jnp.zeros_like(weights).at[:, 2:5, :5].set(1)  # where the moved cell still has a weight
+    assert maps.least_of_shifts(t, moved, inside, 0) > 1
+    found = jnp.where(inside[..., None] > 0, moved, some(1, 2, 6, 7, 3))
+    assert maps.least_of_shifts(t, found, weights, 1) < maps.least_of_shifts(t, found, weights, 0)
+    assert maps.least_of_shifts(t, t, weights, 2) == 0
+    expected, (w, a, b) = [], (np.asarray(weights), np.asarray(t), np.asarray(some(1, 2, 6, 7, 3)))
+    for i, y, x in zip(*np.nonzero(w)):
+        near = [(v, u) for v in range(max(y - 1, 0), min(y + 2, 6)) for u in range(max(x - 1, 0), min(x + 2, 7))]
+        expected.append(min(((a[i, v, u] - b[i, y, x]) ** 2).mean() for v, u in near if w[i, v, u] > 0))
+    assert maps.least_of_shifts(t, some(1, 2, 6, 7, 3), weights, 1) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_contrastive_is_the_cross_entropy_of_the_own_partner():
+    t, s = np.asarray(some(0, 3, 2, 2, 4)), np.asarray(some(1, 3, 2, 2, 4))
+    weights = np.array([[[1, 0], [1, 1]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]], float)
+    projections = {name: np.asarray(some(k, 4, 5)) for name, k in (("teacher", 2), ("student", 3))}
+
+    def directions(x, name):
+        pooled = [(x[i] * weights[i][..., None]).sum((0, 1)) / weights[i].sum() for i in range(2)]
+        y = np.array(pooled) @ projections[name]
+        return y / np.linalg.norm(y, axis=1, keepdims=True)
+
+    logits = directions(s, "student") @ directions(t, "teacher").T / 0.1
+    expected = -np.diagonal(scipy.special.log_softmax(logits, axis=1)).mean()
+    found = maps.contrastive(*map(jnp.asarray, (t, s, weights)), projections, 0.1)
+    assert found == pytest.approx(expected, rel=1e-4)
+    alone = maps.contrastive(*(jnp.asarray(x[:1]) for x in (t, s, weights)), projections, 0.1)
+    assert alone == pytest.approx(0, abs=1e-6)
+
+
 # ---- Gradients -------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +198,9 @@ LOSSES = {
     "image": lambda t, s, there: lesions.image_level(t, s, lesions.identity_map(6), T, there, there),
     "mse": lambda t, s, there: maps.normalised_mse(t, s, jnp.ones((2, 2, 3)) * there[:, None, None]),
     "sigmoid": lambda t, s, there: maps.sigmoid_l2(t, s, jnp.ones((2, 2, 3)) * there[:, None, None]),
+    "shifted": lambda t, s, there: maps.normalised_mse(t, s, jnp.ones((2, 2, 3)) * there[:, None, None], 1),
+    "contrastive": lambda t, s, there: maps.contrastive(t, s, jnp.ones((2, 2, 3)) * there[:, None, None], {
+        name: jnp.eye(3) for name in ("teacher", "student")}, 0.1),
     "cwd": lambda t, s, there: maps.cwd(t, s, jnp.ones((2, 2, 3)) * there[:, None, None]),
     "fgd": lambda t, s, there: sum(fgd.of_level(t, s, jnp.array([[[4.0, 4, 4.5, 4.5]]] * 2), there[:, None], there, {
         name: fgd.init_relation(jax.random.key(0), 3) for name in ("teacher", "student")}, (16, 24)).values()),

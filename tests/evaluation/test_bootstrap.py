@@ -39,9 +39,7 @@ def test_interval_covers_a_binomial_share():
     covered, widths = 0, []
     for seed in range(300):
         successes = rng.binomial(3, 0.6, 40)
-        found = bootstrap.estimate(proportion(successes, np.full(40, 3)), 40, resamples=300, seed=seed)[
-            "share"
-        ]
+        found = bootstrap.estimate(proportion(successes, np.full(40, 3)), 40, resamples=300, seed=seed)["share"]
         covered += found["low"] <= 0.6 <= found["high"]
         widths.append(found["high"] - found["low"])
     assert 0.90 <= covered / 300 <= 0.985
@@ -95,9 +93,7 @@ def test_equal_runs_have_no_difference():
 def test_pairing_sees_a_small_constant_gain():
     rng = np.random.default_rng(0)
     base = rng.uniform(0, 1, 40)
-    compared = bootstrap.compare(proportion(base, np.ones(40)), proportion(base + 0.02, np.ones(40)), 40)[
-        "share"
-    ]
+    compared = bootstrap.compare(proportion(base, np.ones(40)), proportion(base + 0.02, np.ones(40)), 40)["share"]
     assert compared["difference"] == pytest.approx(0.02)
     assert compared["low"] == pytest.approx(0.02, abs=1e-6)
     assert compared["p_value"] < 0.01
@@ -112,9 +108,9 @@ def test_p_value_is_uniform_enough_under_no_difference():
         a, b = rng.normal(0, 1, (2, 30))
         ones = np.ones(30)
         p_values.append(
-            bootstrap.compare(proportion(a, ones), proportion(b, ones), 30, resamples=300, seed=seed)[
-                "share"
-            ]["p_value"]
+            bootstrap.compare(proportion(a, ones), proportion(b, ones), 30, resamples=300, seed=seed)["share"][
+                "p_value"
+            ]
         )
     assert 0.01 <= np.mean(np.array(p_values) <= 0.05) <= 0.12
     assert 0.4 <= np.mean(p_values) <= 0.6

@@ -77,9 +77,7 @@ def test_differences_are_paired_on_patients_and_seeds():
     easy, luck = rng.uniform(0, 0.5, 20), rng.normal(0, 0.1, 4)
     of = lambda gain: [Mean(**{f"p{i}": v + one + gain for i, v in enumerate(easy)}) for one in luck]
     resampling = draw(of(0)[0].patients, 4, 500)
-    a, b = (
-        Measured(easy.mean() + luck + gain, resampled(of(gain), resampling)["mean"]) for gain in (0.0, 0.05)
-    )
+    a, b = (Measured(easy.mean() + luck + gain, resampled(of(gain), resampling)["mean"]) for gain in (0.0, 0.05))
     found = summarise(b.minus(a), resampling)
     assert (found["value"], found["low"], found["high"]) == pytest.approx((0.05, 0.05, 0.05))
     assert found["deviation"] == pytest.approx(0, abs=1e-12) and found["p_value"] == pytest.approx(2 / 501)

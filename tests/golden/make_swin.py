@@ -59,9 +59,7 @@ def main():
         outputs[library] = getattr(found, "logits", found).numpy()
         print(library, outputs[library])
     facts = {
-        "made_with": {
-            lib.__name__: lib.__version__ for lib in (torch, torchvision, timm, transformers)
-        },
+        "made_with": {lib.__name__: lib.__version__ for lib in (torch, torchvision, timm, transformers)},
         "sizes": SIZES,
         "shapes": shapes,
     }

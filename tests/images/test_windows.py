@@ -57,9 +57,7 @@ def test_boxes_are_clipped_and_named():
 def test_counts_equal_the_slow_way(height, width):
     blocked = np.random.default_rng(0).random((6, 7)) < 0.4
     counts = windows.count_covered(blocked, height, width)
-    slow = [
-        [blocked[y : y + height, x : x + width].sum() for x in range(7 - width + 1)] for y in range(6 - height + 1)
-    ]
+    slow = [[blocked[y : y + height, x : x + width].sum() for x in range(7 - width + 1)] for y in range(6 - height + 1)]
     assert counts.shape == (max(6 - height + 1, 0), max(7 - width + 1, 0))
     np.testing.assert_array_equal(counts.ravel(), np.ravel(slow))
 

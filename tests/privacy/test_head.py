@@ -132,9 +132,7 @@ def test_the_noise_of_a_step_has_the_deviation_that_is_accounted_for():
 
 def mean_of(data, clip_norm, multiplier=0.0, key=0):
     features, _, units = data
-    return np.asarray(
-        head.private_mean(features, units, clip_norm, multiplier, jax.random.key(key), num_units=U)
-    )
+    return np.asarray(head.private_mean(features, units, clip_norm, multiplier, jax.random.key(key), num_units=U))
 
 
 def test_a_private_mean_is_that_of_clipped_patients(data):

@@ -35,9 +35,7 @@ def test_intervals():
     assert "<br>" not in html.estimate_cell({"value": 0.5, "low": None, "high": None})
 
 
-@pytest.mark.parametrize(
-    "value, said", [(0.0005, "p < 0.001"), (0.0123, "p = 0.012"), (0.5, "p = 0.50"), (None, "")]
-)
+@pytest.mark.parametrize("value, said", [(0.0005, "p < 0.001"), (0.0123, "p = 0.012"), (0.5, "p = 0.50"), (None, "")])
 def test_p_values(value, said):
     assert html.p_value(value) == said
 

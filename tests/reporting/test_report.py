@@ -50,9 +50,7 @@ def test_is_well_formed(page):
 
 
 def test_links_to_nothing_outside_the_page(page):
-    addresses = re.findall(r'(?:src|href|action|data|poster)="([^"]*)"', page) + re.findall(
-        r"url\(([^)]*)\)", page
-    )
+    addresses = re.findall(r'(?:src|href|action|data|poster)="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
     assert addresses
     assert all(address.startswith(("#", "data:image/")) for address in addresses)
     assert "<script" not in page and "@import" not in page
@@ -133,9 +131,7 @@ addEventListener("load", () => {
 
 def test_in_a_browser_everything_is_there(tmp_path, page):
     # The page does not allow scripts, so the probe runs in a copy without that policy.
-    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace(
-        "</body>", f"{PROBE}</body>"
-    )
+    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", f"{PROBE}</body>")
     result = open_in_chromium(tmp_path, probed, "--dump-dom")
     found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", result.stdout, re.S).group(1)))
     assert found["images"] == 2 and found["broken"] == 0

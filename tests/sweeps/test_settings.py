@@ -76,10 +76,14 @@ def test_two_texts_of_one_value_and_a_key_twice_are_refused():
 
 def test_each_setting_is_compared_with_its_baseline():
     assert baselines(ROWS, "", VALUES) == {row.name: "mode=none,share=0.1" for row in ROWS[1:]}
-    assert baselines(ROWS, "mode=none", VALUES) == baselines(ROWS, "distill.mode=none", VALUES) == {
-        "mode=lesion,share=0.1": "mode=none,share=0.1",
-        "mode=lesion,share=1": "mode=none,share=1",
-    }
+    assert (
+        baselines(ROWS, "mode=none", VALUES)
+        == baselines(ROWS, "distill.mode=none", VALUES)
+        == {
+            "mode=lesion,share=0.1": "mode=none,share=0.1",
+            "mode=lesion,share=1": "mode=none,share=1",
+        }
+    )
     assert set(baselines(ROWS, "mode=lesion,share=1", VALUES).values()) == {"mode=lesion,share=1"}
     for unknown in ("mode=image", "mode", "mode=none,", "mode=none,share=7"):
         with refused("mode=none,share=1" if not unknown.endswith(",") else "empty", where=f"--against={unknown}"):

@@ -1,7 +1,7 @@
 """Five training steps of a tiny Faster R-CNN on several devices: run as a program, it writes what it saw as JSON.
 
-    python -m tests.training.detector_devices OUT              on 8 simulated devices
-    python -m tests.training.detector_devices OUT I PORT       as process I of 2, with 1 device each
+python -m tests.training.detector_devices OUT              on 8 simulated devices
+python -m tests.training.detector_devices OUT I PORT       as process I of 2, with 1 device each
 """
 
 from __future__ import annotations

@@ -30,8 +30,7 @@ def two(tmp_path_factory):
     """By two processes with a device each."""
     folder, port = tmp_path_factory.mktemp("two"), processes.free_port()
     started = [
-        processes.start([*DEVICES, folder, i, port], folder / f"log{i}", JAX_NUM_CPU_DEVICES="1")
-        for i in range(2)
+        processes.start([*DEVICES, folder, i, port], folder / f"log{i}", JAX_NUM_CPU_DEVICES="1") for i in range(2)
     ]
     return seen_by(folder, started)
 

@@ -24,9 +24,7 @@ def test_multistep_follows_hand_computed_values():
 
 
 def test_constant_warm_up_and_milestone_within_it():
-    schedule = WarmupMultistep(
-        base=1.0, warmup_steps=4, warmup_factor=0.1, milestones=(2,), gamma=0.5, linear=False
-    )
+    schedule = WarmupMultistep(base=1.0, warmup_steps=4, warmup_factor=0.1, milestones=(2,), gamma=0.5, linear=False)
     assert rates(schedule, 6, range(6)) == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.5, 0.5])
 
 

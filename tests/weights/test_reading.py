@@ -26,9 +26,7 @@ from elk_jax.weights import convert, pickle_machine, pickles, reading
 from elk_jax.weights.reading import read_tensors
 from tests.refusals import refused
 
-FILES = (
-    Path(__file__).parent.parent / "golden" / "torch_files"
-)  # written by tests/golden/make_torch_files.py
+FILES = Path(__file__).parent.parent / "golden" / "torch_files"  # written by tests/golden/make_torch_files.py
 
 WRITTEN_BY_TORCH = {
     "contiguous": np.arange(6, dtype="f4").reshape(2, 3),
@@ -274,9 +272,7 @@ def test_attributes_of_stand_ins_cannot_be_set(tmp_path):
     assert read_tensors(FILES / "zip.pth")
 
 
-@pytest.mark.parametrize(
-    "name", ["zip.pth", "legacy.pth", *(f"detectron2_protocol{n}.pkl" for n in (2, 4, 5))]
-)
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", *(f"detectron2_protocol{n}.pkl" for n in (2, 4, 5))])
 def test_every_truncation_is_one_clear_line(tmp_path, name):
     whole = (FILES / name).read_bytes()
     path = tmp_path / name
@@ -421,9 +417,13 @@ BOMBS = {
     "many objects": b"\x80\x02(" + b"]" * 99_999 + b"t.",
     "an array beyond its bytes": pickle.dumps({"w": np.zeros(2)}, 2).replace(b"K\x02\x85", b"J\0\0\0\x7f\x85"),
     "a tensor of a class within another": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\nq\x00"
-    + b"(h\x00N" * 999 + b")" + b"Nt" * 999 + b"R.",
+    + b"(h\x00N" * 999
+    + b")"
+    + b"Nt" * 999
+    + b"R.",
     "a name that grows": b"\x80\x02ca\nb\nq\x00"
-    + (b"cbuiltins\ngetattr\nh\x00U\xff" + b"c" * 255 + b"\x86Rq\x00") * 99 + b".",
+    + (b"cbuiltins\ngetattr\nh\x00U\xff" + b"c" * 255 + b"\x86Rq\x00") * 99
+    + b".",
     "out of band": b"\x80\x05\x97.",
     "a registered extension": b"\x80\x02\x82\x01.",
 }

@@ -15,15 +15,26 @@ from elk_jax.reporting.run import Part
 from elk_jax.reporting.sections import FIRST_CURVES, training_section
 from elk_jax.tasks.detection.page import MAIN, metric_label
 
-CURVES = (*FIRST_CURVES, "train/loss_distillation", "train/kl_identity", "train/distinct_cells", f"eval/{MAIN}")
+CURVES = (
+    *FIRST_CURVES,
+    *("train/loss_distillation", "train/kl_identity", "train/distinct_cells", "eval/similarity", "eval/similarity_gap"),
+    f"eval/{MAIN}",
+)
 """Keys of metrics.jsonl whose curves are shown first."""
 TERMS = {
-    "loss_distillation": "Distillation loss",
-    "kl_identity": "without its learned map",
-    "correlation": "Correlation of the maps",
-    "align_pull": "Lesions unlike each other",
-    "align_push": "Lesions like tissue",
-    "distinct_cells": "Distinct cells of a lesion's points",
+    "train/loss_distillation": "Distillation loss",
+    "train/kl_identity": "without its learned map",
+    "train/correlation": "Correlation of the maps of a batch",
+    "train/align_pull": "Lesions unlike each other",
+    "train/align_push": "Lesions like tissue",
+    "train/distinct_cells": "Distinct cells of a lesion's points",
+    "eval/similarity": "Similarity of the maps, validation",
+    "eval/similarity_shuffled": "of pairs that do not belong together",
+    "eval/similarity_gap": "Difference of the two: what was learned",
+    "eval/cosine": "Cosine of the channels of a cell",
+    "eval/spread": "Spread of the student's maps over the teacher's",
+    "eval/effective_rank": "Effective rank of the student's channels",
+    "eval/effective_rank_teacher": "Effective rank of the teacher's channels",
 }
 """Metric of a training -> its row."""
 
@@ -48,7 +59,7 @@ class Trained:
 
     def ends(self, term: str) -> tuple[float, float] | None:
         """The first and the last value of a metric; None where it has none."""
-        values = [line[f"train/{term}"] for line in self.history if line.get(f"train/{term}") is not None]
+        values = [line[term] for line in self.history if line.get(term) is not None]
         return (values[0], values[-1]) if values else None
 
 

@@ -58,6 +58,10 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         raise UserError(what, where=f"{place}.stride", todo=f"choose from {', '.join(map(str, strides))}")
     if stage.role == "teacher":
         return detection.check_start(run, stage, recipe, names)
+    if stage.partner and (mode is None or mode.reads == "beside"):
+        what = f"in the mode {recipe.mode} the teacher does not see the images of the student, nor their partners"
+        pairs = ", ".join(name for name, one in MODES.items() if one.reads == "same")
+        raise UserError(what, where=f"{place}.mode", todo=f"choose from {pairs}, or set partner=False")
     if recipe.mode != "none" and not stage.teacher:
         todo = "name a train stage before it or a model folder, or set mode=none"
         raise UserError(
@@ -70,10 +74,6 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         what = f"the mode {recipe.mode} needs images for the teacher"
         todo = "name data sources, such as the training data of the teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
-    if stage.partner and (mode is None or mode.reads == "beside"):
-        what = f"in the mode {recipe.mode} the teacher does not see the images of the student, nor their partners"
-        pairs = ", ".join(name for name, one in MODES.items() if one.reads == "same")
-        raise UserError(what, where=f"{place}.mode", todo=f"choose from {pairs}, or set partner=False")
     if mode and mode.one_canvas and len(recipe.loader.buckets) != 1:
         what = f"the mode {recipe.mode} learns a map of one size, but there are {len(recipe.loader.buckets)} canvases"
         raise UserError(what, where=f"{place}.loader.buckets", todo="give one (height, width)")

@@ -5,7 +5,7 @@ Shapes: F channels of a trunk; L maps.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax
 import numpy as np
@@ -38,10 +38,10 @@ def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names
         what, where = "a fused detector is not trained privately", f"config.{stage.recipe}.privacy"
         raise UserError(what, where=where, todo="set it to None")
     detection.check_start(run, stage, recipe, names)
-    if any(member in names for member in stage.members.values()):
-        return
     detector = detectors.build(detection.settings(recipe, recipe.model.num_classes))
-    _members(run, stage, detector, jax.eval_shape(_member(detector).init, jax.random.key(0)))
+    fresh = jax.eval_shape(_member(detector).init, jax.random.key(0))
+    written = {setting: name for setting, name in stage.members.items() if name not in names}
+    _read(run, stage, written, detector, fresh)
 
 
 def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
@@ -74,20 +74,22 @@ def _prepare(
     if not stage.members:
         return found
     member, key = _member(detector), jax.random.key(detection.seed_of(run, stage))
-    trunks = _members(run, stage, detector, jax.device_get(member.init(key)))
+    trunks = _read(run, stage, stage.members, detector, jax.device_get(member.init(key)))
     for setting, name in stage.members.items():
         run.say(f"  {setting} trunk from {run.model_folder(name)}")
     joined = fused.from_members(detector.config, trunks["own"], trunks["other"])
-    fresh = jax.device_get(detector.init(key))
+    fresh = detector.init(key) if detector.config.join == "concat" else {}
     return found._replace(initial=jax.device_get({**fresh, **joined}))
 
 
-def _members(run: Run, stage: TrainFusedStage, detector: Detector, fresh: Params) -> dict[str, Params]:
-    """Setting -> the weights of the model of each trunk. fresh: parameters of a member, or their shapes."""
+def _read(
+    run: Run, stage: TrainFusedStage, members: Mapping[str, str], detector: Detector, fresh: Params
+) -> dict[str, Params]:
+    """Setting -> the weights of the model of its trunk. fresh: parameters of a member, or their shapes."""
     member = _member(detector)
     return {
         setting: detection.from_weights(run.model_folder(name), fresh, member, stage.recipe)
-        for setting, name in stage.members.items()
+        for setting, name in members.items()
     }
 
 

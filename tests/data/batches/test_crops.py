@@ -59,9 +59,7 @@ def test_lesions_are_brighter_than_their_surroundings_and_tissue_is_not(batches)
         image, mask = batch["image"][row], batch["mask"][row] > 0
         return image[mask].mean() - np.median(image[~mask & (image > 0.03)])
 
-    of = {
-        kind: [contrast(b, r) for b in batches for r in range(4) if b["lesion"][r] == kind] for kind in (0.0, 1.0)
-    }
+    of = {kind: [contrast(b, r) for b in batches for r in range(4) if b["lesion"][r] == kind] for kind in (0.0, 1.0)}
     assert np.median(of[1.0]) > 0.03 > abs(np.median(of[0.0]))
 
 

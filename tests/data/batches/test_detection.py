@@ -23,9 +23,7 @@ from tests.refusals import refused
 CONFIG = LoaderConfig(
     batch_size=4,
     resize=Resize((40, 48), 64),
-    augmentation=Augmentation(
-        horizontal_flip=0.5, vertical_flip=0.5, crop=0.5, gain=0.1, noise=0.01, copy_paste=0.3
-    ),
+    augmentation=Augmentation(horizontal_flip=0.5, vertical_flip=0.5, crop=0.5, gain=0.1, noise=0.01, copy_paste=0.3),
     buckets=((64, 64), (48, 64)),
     lesion_share=None,
 )
@@ -130,9 +128,7 @@ def test_hosts_together_are_one(source, hosts):
     assert_same(joined, whole)
     whole = list(eval_batches(source, CONFIG))
     parts = [list(eval_batches(source, CONFIG, host, hosts)) for host in range(hosts)]
-    joined = [
-        {key: np.concatenate([part[i][key] for part in parts]) for key in whole[0]} for i in range(len(whole))
-    ]
+    joined = [{key: np.concatenate([part[i][key] for part in parts]) for key in whole[0]} for i in range(len(whole))]
     assert_same(joined, whole)
 
 

@@ -49,9 +49,7 @@ def test_pure_function_of_seed_and_epoch(infos):
     strata = mixing.plan_strata(infos, np.zeros(21, int), 4)
 
     def order(seed, epoch):
-        return np.concatenate(
-            [batch.positions for batch in mixing.epoch_batches(strata, 4, seed, epoch)]
-        ).tolist()
+        return np.concatenate([batch.positions for batch in mixing.epoch_batches(strata, 4, seed, epoch)]).tolist()
 
     assert order(1, 3) == order(1, 3)
     assert order(1, 3) != order(1, 4) and order(1, 3) != order(2, 3)

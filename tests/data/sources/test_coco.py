@@ -222,9 +222,7 @@ def test_bad_files(tmp_path):
 
 def test_write_and_read_again(tmp_path, make_info):
     infos = [
-        make_info(
-            0, [[1.25, 2, 30.5, 40]], image_id="S1_L_CC", split="train", meta={"view": "CC", "n": np.int64(3)}
-        ),
+        make_info(0, [[1.25, 2, 30.5, 40]], image_id="S1_L_CC", split="train", meta={"view": "CC", "n": np.int64(3)}),
         make_info(5, [], image_id="S2_R_CC"),
         make_info(6, [[0, 0, 5, 5], [3, 3, 9, 9]], ignore=[True, False], labels=np.array([0, 1], np.int32)),
     ]

@@ -325,9 +325,7 @@ def test_a_missing_decoder_names_its_package(syntax, package, monkeypatch):
     dataset.file_meta.TransferSyntaxUID = syntax
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    monkeypatch.setattr(
-        type(pydicom.pixels.get_decoder(syntax)), "is_available", property(lambda self: False)
-    )
+    monkeypatch.setattr(type(pydicom.pixels.get_decoder(syntax)), "is_available", property(lambda self: False))
     with refused("JPEG", "pip install", package, where="x.dcm"):
         dicom.decode(buffer.getvalue(), name="x.dcm")
 

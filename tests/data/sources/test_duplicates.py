@@ -14,8 +14,7 @@ def collection(make_info, make_source):
 
     def make(images, pictures):
         infos = [
-            make_info(number, [], patient_id=patient, split=split)
-            for number, (patient, split, _) in enumerate(images)
+            make_info(number, [], patient_id=patient, split=split) for number, (patient, split, _) in enumerate(images)
         ]
         grey = [np.full((48, 64, 1), 0.1 * picture, np.float32) for picture in pictures]
         source = replace(make_source(infos), read=lambda position: grey[position])

@@ -67,7 +67,6 @@ def test_a_share_of_the_patients_or_of_the_images(make_source, make_info):
     assert ids(0.3, "patients") == {i.image_id for i in fewshot(source, 3, 3).infos}
 
 
-
 def test_counts_of_boxes_to_ignore_and_of_doubled_ones(make_info):
     box, other = [0, 0, 9, 9], [5, 5, 9, 9]
     infos = [
@@ -107,14 +106,10 @@ def test_concatenate(make_source, make_info):
 @pytest.mark.parametrize("levels", [255, 65535])
 def test_cached(make_source, make_info, levels):
     rng = np.random.default_rng(0)
-    images = [
-        rng.integers(0, levels + 1, (48, 64, 1)).astype(np.float32) * np.float32(1 / levels) for _ in range(3)
-    ]
+    images = [rng.integers(0, levels + 1, (48, 64, 1)).astype(np.float32) * np.float32(1 / levels) for _ in range(3)]
     images = [image.clip(0, 1) for image in images]
     reads = []
-    source = replace(
-        make_source([make_info(n, []) for n in range(3)]), read=lambda i: reads.append(i) or images[i]
-    )
+    source = replace(make_source([make_info(n, []) for n in range(3)]), read=lambda i: reads.append(i) or images[i])
     kept = cached(source, max_bytes=2 * 48 * 64 * (1 if levels == 255 else 2))  # room for two
     for _ in range(3):
         for i in range(3):

@@ -34,9 +34,7 @@ def build(folder, infos_by_split, pixels, bits):
 
         def _generate_examples(self, infos):
             for info in infos:
-                row = replace(
-                    info, meta=info.meta | {"pixel_spacing": info.meta["pixel_spacing"] or [np.nan] * 2}
-                )
+                row = replace(info, meta=info.meta | {"pixel_spacing": info.meta["pixel_spacing"] or [np.nan] * 2})
                 yield info.image_id, example(row, encode_png(pixels[info.image_id]))
 
     builder = Small(data_dir=folder, file_format="array_record")
@@ -84,9 +82,7 @@ def test_records_survive(tmp_path, collection, kind, bits):
         assert info.labels.tolist() == old.labels.tolist() and info.ignore.tolist() == old.ignore.tolist()
         assert (info.patient_id, info.file_name, info.meta) == (old.patient_id, old.file_name, old.meta)
         assert (info.volume, info.slice) == (old.volume, old.slice)
-        np.testing.assert_allclose(
-            source[index].image[..., 0] * (2**bits - 1), pixels[info.image_id], atol=1e-2
-        )
+        np.testing.assert_allclose(source[index].image[..., 0] * (2**bits - 1), pixels[info.image_id], atol=1e-2)
     assert len(open_source(SourceSpec(spec, where="is_mass=true"), "train")) == 2
     assert "tensorflow" not in sys.modules
     with refused("test", "train (4), val (2)", where=source.name):
@@ -119,9 +115,7 @@ def test_what_a_builder_of_others_may_write_is_refused(tmp_path, collection, mak
 
 def test_a_patient_in_two_splits(tmp_path, collection, make_info):
     infos, pixels = collection(np.uint8)
-    infos["val"].append(
-        make_info(7, [], patient_id="P0", meta={"view": "CC", "is_mass": True, "pixel_spacing": None})
-    )
+    infos["val"].append(make_info(7, [], patient_id="P0", meta={"view": "CC", "is_mass": True, "pixel_spacing": None}))
     pixels["7"] = pixels["0"]
     folder = build(tmp_path, infos, pixels, 8)
     with refused("P0", where=folder):

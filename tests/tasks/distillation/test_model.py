@@ -80,7 +80,7 @@ def test_a_mode_adds_its_weighted_loss_and_reaches_the_backbone(mode):
     assert before[0] == pytest.approx(float(terms["loss_detection"]), rel=1e-6)
     reached = jax.tree.map(lambda a, b: np.abs(a - b).max(), of_detector(gradient), of_detector(before[2]))
     assert reached["backbone_0"]["kernel"] > 0
-    assert bool(jax.tree.leaves(params.get(LEARNED, {}))) == (mode in ("lesion", "image", "fgd"))
+    assert bool(jax.tree.leaves(params.get(LEARNED, {}))) == (mode in ("lesion", "image", "fgd", "contrastive"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -95,7 +95,7 @@ def test_images_without_a_lesion_and_padding_give_finite_gradients(mode):
             assert terms["loss_distillation"] == 0
 
 
-@pytest.mark.parametrize("mode", ["pkd", "fgd", "cwd"])
+@pytest.mark.parametrize("mode", ["pkd", "fgd", "cwd", "mse", "sigmoid_l2"])
 def test_on_the_same_images_a_student_that_is_its_teacher_has_nothing_to_learn(mode):
     found = student(mode)
     params = {**jax.jit(found.init)(jax.random.key(1)), **found.constants["teacher"]}
@@ -124,7 +124,7 @@ def test_anchors_of_lesions_and_the_hardest_of_background(monkeypatch):
     params, batch = own.init(jax.random.key(0)), some_batch(0)
     batch["gt_boxes"] = jnp.zeros((2, 2, 4)).at[0, 0].set(jnp.array([8.0, 8, 16, 16]))
     batch["gt_valid"] = jnp.zeros((2, 2), bool).at[0, 0].set(True)
-    side = model.Side(own, params, own.features(params, batch), batch)
+    side = model.Side(own, params, own.features(params, batch), batch, own.strides)
     logits, classes = model.anchor_classes(side, jax.vmap)
     assert np.flatnonzero(classes[0] == 0).tolist() == [5] and (classes == 1).sum(1).tolist() == [3, 3]
     hard = np.asarray(logits[1, :, 0])[np.asarray(classes[1] == 1)]

@@ -1,0 +1,177 @@
+"""Pairs as a data source: two images a record, of COCO files and phantoms, through crops, flips and batches."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from elk_jax.data.augment import Augmentation, Resize, augment, resize_only
+from elk_jax.data.batches.detection import LoaderConfig, blank_batch, eval_batches, train_batches
+from elk_jax.data.breast import crop_to_breast
+from elk_jax.data.flips import flipped
+from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.source import concatenate, one_of, subset, with_images
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.files import write_json
+from elk_jax.images.schema import Record
+from tests.refusals import refused
+
+CANVAS = (48, 32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images with a bright square at the lesion, and their partners, whose square is darker by half."""
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for number in range(1, 4):
+        pixels = np.full((40, 24), 60, np.uint8)
+        pixels[10:18, 4 + number : 12 + number] = 200
+        (tmp_path / "images" / f"{number}.png").write_bytes(encode_png(pixels))
+        (tmp_path / "images" / f"{number}_other.png").write_bytes(encode_png(pixels // 2))
+        entry = {
+            "id": number,
+            "file_name": f"{number}.png",
+            "partner": f"{number}_other.png",
+            "patient_id": f"P{number}",
+        }
+        images.append({**entry, "width": 24, "height": 40, "split": "train"})
+        annotations.append({"id": number, "image_id": number, "category_id": 1, "bbox": [4 + number, 10, 8, 8]})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "lesion"}]}
+
+    def write(change=lambda content: None):
+        change(content)
+        write_json(tmp_path / "pairs.json", content)
+        return SourceSpec(f"coco:{tmp_path / 'pairs.json'}", partner="partner")
+
+    write.folder = tmp_path
+    return write
+
+
+def test_a_record_has_both_images(folder):
+    pairs = open_source(folder(), "train")
+    assert pairs.images == 2 and pairs[1].image.shape == (40, 24, 2)
+    np.testing.assert_allclose(pairs[1].image[12, 8], [200 / 255, 100 / 255], atol=1e-6)
+    assert np.array_equal(one_of(pairs, 0)[2].image, pairs[2].image[..., :1])
+    assert np.array_equal(one_of(pairs, 1)[2].image, pairs[2].image[..., 1:])
+    assert one_of(pairs, 1).infos == pairs.infos and one_of(pairs, 1).images == 1
+    chosen = subset(pickle.loads(pickle.dumps(pairs)), [2, 0])
+    assert np.array_equal(chosen[0].image, pairs[2].image) and chosen.images == 2
+    assert concatenate([pairs, chosen]).images == 2
+
+
+def test_a_source_gives_as_many_images_as_are_read(folder):
+    pairs = open_source(folder(), "train")
+    single = open_source(SourceSpec(folder().spec), "train")
+    assert with_images(pairs, 2) is pairs and with_images(single, 1) is single
+    assert with_images(pairs, 1)[0].image.shape == (40, 24, 1)
+    for refuse in (lambda: with_images(single, 2), lambda: one_of(single, 1)):
+        with refused("partner", where="pairs.json"):
+            refuse()
+    with refused("partner", where=f"{pairs.name} and {single.name}"):
+        concatenate([pairs, single])
+
+
+EVERYTHING = Augmentation(horizontal_flip=0.5, vertical_flip=0.5, rotate90=0.5, rotation=10.0, crop=0.7)
+
+
+@pytest.mark.parametrize("resize", [Resize(jitter=(0.6, 1.5)), Resize((20, 30), 50)])
+def test_both_images_get_one_geometry(folder, resize):
+    pairs, rng = open_source(folder(), "train"), np.random.default_rng(0)
+    for turn in range(40):
+        record = pairs[turn % 3]
+        twice = Record(record.info, np.repeat(record.image[..., :1], 2, -1))
+        example = augment(twice, EVERYTHING, resize, (48, 48), rng)
+        assert example.image.ndim == 3 and np.array_equal(example.image[..., 0], example.image[..., 1])
+    example = resize_only(pairs[0], resize, CANVAS)
+    assert example.image.shape[-1] == 2
+    np.testing.assert_allclose(example.image[..., 1], example.image[..., 0] / 2, atol=2 / 255)
+
+
+def test_grey_values_change_apart_and_those_of_the_first_do_not_depend_on_the_second(folder):
+    record = open_source(folder(), "train")[0]
+    greys = Augmentation(gain=0.3, gamma=0.3, noise=0.02)
+    both = augment(record, greys, Resize((24,)), CANVAS, np.random.default_rng(3)).image
+    alone = Record(record.info, record.image[..., :1])
+    assert np.array_equal(both[..., :1], augment(alone, greys, Resize((24,)), CANVAS, np.random.default_rng(3)).image)
+    ratio = both / record.image
+    assert not np.allclose(ratio[..., 0], ratio[..., 1], atol=0.02)
+
+
+def test_batches_hold_both_images(folder):
+    pairs = open_source(folder(), "train")
+    config = LoaderConfig(batch_size=2, buckets=(CANVAS,), lesion_share=None)
+    stream = train_batches(pairs, config, seed=0)
+    batch = next(stream)
+    stream.close()
+    assert batch["image"].shape == (2, *CANVAS, 2) == blank_batch(2, CANVAS, 8, images=2)["image"].shape
+    tested = list(eval_batches(pairs, config))
+    assert tested[0]["image"].shape == (2, *CANVAS, 2) and tested[0]["gt_valid"][0].sum() == 1
+    pasting = LoaderConfig(batch_size=2, buckets=(CANVAS,), augmentation=Augmentation(copy_paste=0.5))
+    with refused("pairs", where="augmentation.copy_paste"):
+        train_batches(pairs, pasting, seed=0)
+
+
+def test_pairs_are_cut_to_the_breast_of_the_first_image_and_mirrored_together():
+    pairs = open_source(SourceSpec("phantom:size=64,count=12", partner="low_energy"), "val")
+    cut, windows = crop_to_breast(pairs)
+    alone, same = crop_to_breast(one_of(pairs, 0))
+    assert windows == same
+    assert np.array_equal(cut[0].image[..., :1], alone[0].image) and cut[0].image.shape[-1] == 2
+    assert np.array_equal(flipped(pairs, "horizontal")[0].image, pairs[0].image[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "spec, partner",
+    [
+        ("phantom:size=64,count=12,seed=2,modality=low_energy", "subtracted"),
+        ("phantom_volumes:size=64,count=12,slices=9,modality=synthetic_2d", "mammogram"),
+        ("phantom_volumes:size=64,count=12,slices=9,modality=mammogram", "synthetic_2d"),
+    ],
+)
+def test_pairs_of_phantoms_are_their_modalities(spec, partner):
+    pairs = open_source(SourceSpec(spec, partner=partner), "val")
+    for number, modality in enumerate((spec.rpartition("=")[2], partner)):
+        other = open_source(SourceSpec(f"{spec},modality={modality}"), "val")
+        assert np.array_equal(pairs[1].image[..., number], other[1].image[..., 0])
+    first = open_source(SourceSpec(spec), "val")
+    assert all(np.array_equal(a.boxes, b.boxes) for a, b in zip(pairs.infos, first.infos, strict=True))
+
+
+# ---- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_without_a_partner_is_named(folder):
+    spec = folder(lambda content: content["images"][1].pop("partner"))
+    with refused("partner", "paired_images.py", where="image 2 (2.png)"):
+        open_source(spec, "train")
+    with refused("other", where="image 1 (1.png)"):
+        open_source(SourceSpec(spec.spec, partner="other"), "train")
+
+
+def test_a_partner_that_is_not_there_or_of_another_size_is_named(folder):
+    (folder.folder / "images" / "3_other.png").write_bytes(encode_png(np.zeros((40, 25), np.uint8)))
+    with refused(24, 25, "paired_images.py", where="image 3 (3.png)"):
+        open_source(folder(), "train")[2]
+    assert [name for name, _ in open_source(folder(), "train", on_error="skip").skipped] == ["3"]
+    (folder.folder / "images" / "3_other.png").unlink()
+    with refused("3_other.png", where="pairs.json"):
+        open_source(folder(), "train")
+
+
+@pytest.mark.parametrize(
+    "spec, partner, words",
+    [
+        ("phantom:size=64,count=12", "subtracted", ("subtracted", "low_energy")),
+        ("phantom:size=64,count=12", "ct", ("ct", "low_energy")),
+        ("phantom_volumes:size=64,count=12,slices=9", "mammogram", ("dbt", "synthetic_2d")),
+        ("phantom_volumes:size=64,count=12,slices=9,modality=mammogram", "dbt", ("dbt", "synthetic_2d")),
+        ("phantom_patches:count=12", "low_energy", ("coco:", "phantom:")),
+    ],
+)
+def test_impossible_partners_are_named(spec, partner, words):
+    with refused(*words):
+        open_source(SourceSpec(spec, partner=partner), "val")

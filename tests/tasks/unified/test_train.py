@@ -1,0 +1,190 @@
+"""The three stages through the real loop at a tiny size: what each starts from, what moves, and what is not read."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from elk_jax import files
+from elk_jax.data.sources import phantom_volumes
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
+from elk_jax.tasks.detection.evaluate import check_start as check_evaluation
+from elk_jax.tasks.detection.model import load
+from elk_jax.tasks.distillation.train import check_start as check_student
+from elk_jax.tasks.run import Run
+from elk_jax.tasks.unified.recipe import TrainFusedStage
+from elk_jax.tasks.unified.train import check_start, shares_of_other
+from elk_jax.training.writer import read_metrics
+from elk_jax.weights import model_folder
+from tests.refusals import refused
+from tests.tasks.unified.conftest import small_config
+
+
+def leaves(folder, stage):
+    return model_folder.flatten(model_folder.load_params(folder / stage / "model")[0])
+
+
+def same(a, b, names):
+    return [np.array_equal(a[name], b[other]) for name, other in names.items()]
+
+
+def test_what_learns_to_resemble_starts_from_the_other_and_keeps_its_heads(finished):
+    before, after = leaves(finished, "sm"), leaves(finished, "borrowed")
+    heads = {name: name for name in before if name.split("/")[0] in ("class_head", "box_head")}
+    trunk = {name: name for name in before if name.split("/")[0] in ("backbone", "fpn") and name.endswith("kernel")}
+    assert all(same(before, after, heads)) and not any(same(before, after, trunk))
+    trained = load(finished / "borrowed" / "model").description
+    assert trained.architecture == "efficientdet" and trained.trained.init_from == "sm"
+
+
+def test_what_it_learned_is_measured_beside_pairs_that_do_not_belong_together(finished):
+    lines = read_metrics(finished / "borrowed" / "metrics.jsonl")
+    measured = next(line for line in reversed(lines) if "eval/similarity" in line)
+    assert measured["eval/similarity_gap"] == pytest.approx(
+        measured["eval/similarity"] - measured["eval/similarity_shuffled"], abs=1e-6
+    )
+    assert -1 <= measured["eval/similarity"] <= 1 and measured["eval/spread"] > 0
+    assert 1 <= measured["eval/effective_rank"] <= 8 and "eval/similarity_level2" in measured
+    assert "eval/mean_sensitivity" not in measured, "it does not learn to detect"
+    summary = files.read_json(finished / "borrowed" / "finished.json")
+    assert "similarity" in str(summary)
+
+
+def test_trunks_are_those_of_their_members_and_stay(finished):
+    for stage, other in (("unified", "borrowed"), ("base_ub", "ffdm")):
+        found = leaves(finished, stage)
+        for trunk, member in (("own", "sm"), ("other", other)):
+            names = {name.removeprefix(f"{trunk}/"): name for name in found if name.startswith(f"{trunk}/")}
+            assert names and all(same(leaves(finished, member), found, names))
+        assert not np.array_equal(found["class_head/logits/pointwise/kernel"],
+                                  leaves(finished, "sm")["class_head/logits/pointwise/kernel"])  # fmt: skip
+    trained = load(finished / "unified" / "model").description.trained
+    assert trained.on == ("sm",)
+    seen = [set(load(finished / stage / "model").description.trained.patients) for stage in ("ffdm", "unified")]
+    assert seen[0] <= seen[1], "the patients of the trunks are those of the detector"
+
+
+def test_all_are_evaluated_on_the_same_images(finished):
+    folder = finished / "evaluate"
+    assert {path.parent.name for path in folder.glob("*/evaluation.json")} == {"sm", "unified", "base_ub", "sm+ffdm"}
+    assert set(files.read_json(folder / "comparisons.json")) == {"unified", "base_ub", "sm+ffdm"}
+    page = (finished / "report.html").read_text()
+    for words in ("What is fused", "sm and borrowed", "the image and its partner", "Similarity of the maps", "sm+ffdm"):
+        assert words in page
+
+
+def test_the_third_stage_reads_no_partner(finished, tmp_path, monkeypatch):
+    """NaN in every FFDM, and it trains as before."""
+    copy = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(copy / "unified")
+    draw = phantom_volumes._mammogram
+
+    def blinded(*arguments):
+        info, grey = draw(*arguments)
+        return info, np.full(grey.shape, np.nan, np.float32)
+
+    monkeypatch.setattr(phantom_volumes, "_mammogram", blinded)
+    config = small_config("sm", "ffdm", "borrowed", "unified")
+    run_experiment(config, copy, stages=["unified"])
+    again = leaves(copy, "unified")
+    assert all(np.array_equal(leaf, again[name]) for name, leaf in leaves(finished, "unified").items())
+    shutil.rmtree(copy / "borrowed")
+    with refused("finite"):
+        run_experiment(config, copy, stages=["borrowed"])
+
+
+def test_a_repetition_has_weights_of_its_own(finished, tmp_path):
+    config = small_config("sm")
+    config.stages.sm.repetition, config.detector.schedule.base = 1, 0.0
+    config.data.ffdm.spec = config.data.pairs.spec = ""
+    run_experiment(config, tmp_path / "run", stages=["sm"])
+    first, again = leaves(finished, "sm"), leaves(tmp_path / "run", "sm")
+    assert not np.array_equal(first["backbone/stem/conv/kernel"], again["backbone/stem/conv/kernel"])
+
+
+def test_the_share_of_the_second_trunk():
+    kernel = np.concatenate([3 * np.eye(4), np.eye(4)])
+    assert shares_of_other({"join": {"level0": {"kernel": kernel}}}) == {"level0": pytest.approx(0.25)}
+    assert shares_of_other({"class_head": {}}) == {}
+
+
+# ---- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
+    experiment = parse(config)
+    found = experiment.stages[stage]
+    function(Run(experiment, None, mesh=None), found, experiment.recipe_of(found), names)
+
+
+@pytest.mark.parametrize(
+    "stage, changes, where, words",
+    [
+        ("borrowed", {"data.pairs.partner": ""}, "config.data.pairs.partner", ("partner", "pairs")),
+        ("base_ub", {"data.pairs.partner": ""}, "config.data.pairs.partner", ("pairs",)),
+        ("base_ub", {"stages.base_ub.validate_on": "sm"}, "config.data.sm.partner", ("pairs",)),
+        ("evaluate", {"stages.evaluate.on": "sm"}, "config.data.sm.partner", ("base_ub",)),
+        (
+            "borrowed",
+            {"borrow.mode": "lesion", "borrow.detection_weight": 1.0},
+            "config.borrow.mode",
+            ("lesion", "mse"),
+        ),
+        ("borrowed", {"stages.borrowed.partner": False}, "config.borrow.best_metric", ("partners",)),
+        ("unified", {"stages.unified.recipe": "detector"}, "config.detector.model.name", ("one trunk", "fused")),
+    ],
+)
+def test_what_is_missing_is_named(stage, changes, where, words):
+    config = small_config()
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        part = config
+        for section in sections:
+            part = part[section]
+        part[name] = value
+    function = {"evaluate": check_evaluation, "borrowed": check_student}.get(stage, check_start)
+    with refused(*words, where=where):
+        check(config, stage, function)
+
+
+def test_a_member_of_other_settings_is_refused(finished):
+    config = small_config()
+    config.stages.unified.other = str(finished / "borrowed" / "model")
+    config.fused.model.channels = 16
+    with refused(where="borrowed/model"):
+        check(config, "unified", check_start)
+    config.fused.model.channels, config.fused.model.activation = 8, "relu6"
+    with refused("activation", where="borrowed/model"):
+        check(config, "unified", check_start)
+
+
+@pytest.mark.parametrize(
+    "changes, where",
+    [({"own": "a"}, "other"), ({"other": "a"}, "own"), ({"own": "a", "other": "b", "init_from": "c"}, "init_from")],
+)
+def test_a_start_that_says_two_things_is_refused(changes, where):
+    with refused(where=where):
+        TrainFusedStage(train_on=("sm",), validate_on="sm", **changes)
+
+
+@pytest.mark.parametrize(
+    "changes, where",
+    [
+        ({"borrow.mode": "none"}, "config.borrow.detection_weight"),
+        ({"borrow.best_metric": "ap50"}, "config.borrow.best_metric"),
+        ({"fused.model.second": "own", "fused.model.drop": 0.5}, "config.fused.model.drop"),
+    ],
+)
+def test_settings_that_contradict_are_refused(changes, where):
+    config = small_config()
+    for key, value in changes.items():
+        section, *rest, name = key.split(".")
+        part = config[section]
+        for one in rest:
+            part = part[one]
+        part[name] = value
+    with refused(where=where):
+        parse(config)
