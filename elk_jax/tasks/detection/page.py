@@ -27,6 +27,10 @@ Gains = Mapping[str, Mapping[str, Any]]
 """By private model: {"reference", "value", "low", "high"}, the share of the gain of the reference that it keeps."""
 
 MAIN = "mean_sensitivity"
+MOST_COLUMNS = 3
+"""Models beside each other in the terminal."""
+BESIDE_MAIN = ("sensitivity_at_1", "sensitivity_at_3", "ap50", "ap10")
+"""Other metrics in a terminal table of more models."""
 CURVES = (*FIRST_CURVES, f"eval/{MAIN}", "eval/aufroc_3")
 """Keys of metrics.jsonl whose curves are shown first."""
 METRIC_NAMES = {
@@ -215,9 +219,11 @@ def gallery_section(pictures: Pictures) -> Section:
 def results_table(evaluations: Evaluations, comparisons: Comparisons | None = None, title: str = "") -> Table:
     """For the terminal: metrics as rows, models as columns with intervals, then paired differences to the first.
 
-    Print it with `rich.console.Console().print(table)`.
+    More than MOST_COLUMNS models are the rows. Print it with `rich.console.Console().print(table)`.
     """
     comparisons = comparisons or {}
+    if len(evaluations) > MOST_COLUMNS:
+        return _table_of_models(evaluations, comparisons, title)
     first = next(iter(evaluations), "")
     table = named_table(title, "metric")
     for name in (*evaluations, *(f"{name} - {first}" for name in comparisons)):
@@ -226,6 +232,20 @@ def results_table(evaluations: Evaluations, comparisons: Comparisons | None = No
         cells = [estimate_cell(estimate_of(evaluation, key)) for evaluation in evaluations.values()]
         cells += [difference_cell(comparison.get(key, {})) for comparison in comparisons.values()]
         table.add_row(metric_label(key), *cells, style="bold" if key == MAIN else "")
+    return table
+
+
+def _table_of_models(evaluations: Evaluations, comparisons: Comparisons, title: str) -> Table:
+    """Models as rows: the main metric with its interval and its paired difference to the first, and other metrics."""
+    first = next(iter(evaluations))
+    table = named_table(title, "model")
+    keys = [key for key in metric_keys(evaluations[first]) if key in BESIDE_MAIN]
+    for column in (metric_label(MAIN), f"- {first}", *(metric_label(key) for key in keys)):
+        table.add_column(name_cell(column), justify="right")
+    for model, evaluation in evaluations.items():
+        difference = difference_cell(comparisons[model].get(MAIN, {})) if model in comparisons else ""
+        others = [html.number(estimate_of(evaluation, key)["value"]) for key in keys]
+        table.add_row(name_cell(model), estimate_cell(estimate_of(evaluation, MAIN)), difference, *others)
     return table
 
 

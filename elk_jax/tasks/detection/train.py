@@ -180,6 +180,8 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
     run.say(f"  validation {counted(validation.infos)}")
     say_skipped(run, validation)
 
+    before = learning.measure(learning.initial) if learning.measure and learning.initial is not None else {}
+
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
     predictor = predict.compile_predictor(trainable(detector), run.mesh)
 
@@ -228,6 +230,7 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
         "data": {**learned.counts, "validation": summary(validation.infos)},
         "draws_per_epoch": {} if withheld else dict(learning.draws_per_epoch),
         "skipped": skipped_images(*([] if withheld else [source]), validation),
+        **({"before": before} if before else {}),
         **training.outcome(result),
     }
 

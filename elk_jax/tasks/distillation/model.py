@@ -32,6 +32,8 @@ from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, 
 LEARNED = "distillation"
 NOT_TAPPED = {"pyramid": f"^(?!(backbone|fpn|{LEARNED})/)", "backbone": f"^(?!(backbone|{LEARNED})/)"}
 """What stays as it is in a student that learns to resemble its teacher alone: what its maps do not depend on."""
+COLLAPSED = 0.1
+"""Spread of a student's maps, as a share of the teacher's, below which they say nothing."""
 HARD_NEGATIVES = 100
 """Anchors of an image that stand for the background in class-wise distillation."""
 
@@ -359,6 +361,18 @@ def likeness_metrics(levels: Sequence[tuple[Moments, Moments]]) -> dict[str, flo
         **{f"similarity_level{number}": likeness.correlation(one) for number, one in enumerate(own)},
     }
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def likeness_warnings(before: Mapping[str, float], best: Mapping[str, float]) -> list[str]:
+    """What is wrong with a student's maps, from its metrics before the training and at its best: nothing learned beyond
+    what all breasts share, or collapsed maps."""
+    found, gap = [], "similarity_gap"
+    if gap in before and gap in best and best[gap] <= before[gap]:
+        change = f"{before[gap]:.3f} before the training and {best[gap]:.3f} after it"
+        found.append(f"pairs resemble each other no more than images of others: by {change}")
+    if best.get("spread", 1) < COLLAPSED:
+        found.append(f"the student's maps have collapsed: their spread is {best['spread']:.3f} of the teacher's")
+    return found
 
 
 def of_detector(params: Params) -> Params:

@@ -41,13 +41,15 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A teacher or student. best: metrics of the validation split at `step`. history: lines of metrics.jsonl."""
+    """A teacher or student. best: metrics of the validation split at `step`, and before the training, where they are
+    known. history: lines of metrics.jsonl."""
 
     role: str
     mode: str
     intra_align: bool
     step: int
     best: Mapping[str, float]
+    before: Mapping[str, float]
     history: Sequence[Mapping[str, Any]]
 
     @property
@@ -58,9 +60,10 @@ class Trained:
         return f"student, {self.mode}"
 
     def ends(self, term: str) -> tuple[float, float] | None:
-        """The first and the last value of a metric; None where it has none."""
+        """The first value of a metric, before the training where it is known, and the last; None where it has none."""
         values = [line[term] for line in self.history if line.get(term) is not None]
-        return (values[0], values[-1]) if values else None
+        first = self.before.get(term.removeprefix("eval/"))
+        return (values[0] if first is None else first, values[-1]) if values else None
 
 
 def distillation_part(trained: Mapping[str, Trained]) -> Part:
@@ -90,7 +93,7 @@ def learned_section(trained: Mapping[str, Trained]) -> Section:
     best = [html.number(one.best.get(MAIN)) for one in trained.values()]
     rows.append(html.row([f"{metric_label(MAIN)}, validation", *best], style="main"))
     note = (
-        "At the first and the last log line of the training. A distillation loss that falls while it stays as it was "
+        "Before the training, or at its first log line, and at the last one. A distillation loss that falls while it stays as it was "
         "without its learned map is learned by the map, not by the student. Where the points of a lesion share a few "
         "cells, there is little to align: choose a finer level (stride)."
     )

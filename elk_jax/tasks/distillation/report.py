@@ -21,6 +21,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
                 intra_align=s["intra_align"],
                 step=s["best_step"],
                 best=s["best"],
+                before=s.get("before", {}),
                 history=read_metrics(run.folder / name / "metrics.jsonl"),
             )
             for name, s in summaries.items()

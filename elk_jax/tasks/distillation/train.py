@@ -30,6 +30,7 @@ from elk_jax.tasks.distillation.model import (
     learning,
     likeness_metrics,
     likeness_of_batch,
+    likeness_warnings,
     of_detector,
 )
 from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe, TrainDistilledStage
@@ -94,6 +95,8 @@ def train(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> S
     """Train one detector and write `<stage>/model/`."""
     prepare = _teacher if stage.role == "teacher" else _student
     found = detection.train_with(run, stage.starting(recipe), recipe, prepare)
+    for warning in likeness_warnings(found.get("before", {}), found["best"]):
+        run.say(f"  warning: {warning}")
     return {**found, "role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}
 
 

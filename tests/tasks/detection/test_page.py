@@ -105,3 +105,11 @@ def test_clear_differences_are_coloured(run):
 def test_without_comparisons_or_models(run):
     assert "–" in printed(results_table({"real": run.evaluated[0].evaluations["real"]}))
     printed(results_table({}))
+
+
+def test_many_models_are_the_rows_of_the_terminal_table(run):
+    real = run.evaluated[0].evaluations["real"]
+    comparison = next(iter(run.evaluated[0].comparisons.values()))
+    names = [f"detector_number_{number}" for number in range(6)]
+    text = printed(results_table(dict.fromkeys(names, real), dict.fromkeys(names[1:], comparison)))
+    assert all(name in text for name in names) and f"- {names[0]}" in text

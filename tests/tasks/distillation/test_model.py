@@ -153,3 +153,12 @@ def test_the_detectors_of_the_table_give_logits_of_their_anchors():
 def test_a_private_recipe_is_refused():
     with refused(where="privacy"):
         DistillationRecipe(model=CONFIG, privacy=Privacy(epsilon=8.0, delta=1e-5))
+
+
+def test_what_is_wrong_with_maps_that_were_learned_is_said():
+    good = {"similarity_gap": 0.3, "spread": 0.8}
+    assert model.likeness_warnings({"similarity_gap": 0.1}, good) == [] == model.likeness_warnings({}, {})
+    (nothing,) = model.likeness_warnings({"similarity_gap": 0.3}, good)
+    assert "0.300" in nothing
+    (collapsed,) = model.likeness_warnings({}, {**good, "spread": 0.05})
+    assert "collapsed" in collapsed and "0.050" in collapsed

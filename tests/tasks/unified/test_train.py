@@ -13,6 +13,7 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.detection.evaluate import check_start as check_evaluation
 from elk_jax.tasks.detection.model import load
+from elk_jax.tasks.detection.train import seed_of
 from elk_jax.tasks.distillation.train import check_start as check_student
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.unified.recipe import TrainFusedStage
@@ -96,13 +97,14 @@ def test_the_third_stage_reads_no_partner(finished, tmp_path, monkeypatch):
         run_experiment(config, copy, stages=["borrowed"])
 
 
-def test_a_repetition_has_weights_of_its_own(finished, tmp_path):
-    config = small_config("sm")
-    config.stages.sm.repetition, config.detector.schedule.base = 1, 0.0
-    config.data.ffdm.spec = config.data.pairs.spec = ""
-    run_experiment(config, tmp_path / "run", stages=["sm"])
-    first, again = leaves(finished, "sm"), leaves(tmp_path / "run", "sm")
-    assert not np.array_equal(first["backbone/stem/conv/kernel"], again["backbone/stem/conv/kernel"])
+def test_a_repetition_has_a_seed_of_its_own():
+    seeds = []
+    for seed, repetition in ((0, 0), (0, 1), (0, 2), (1, 1), (0, 1)):
+        config = small_config()
+        config.seed, config.stages.sm.repetition = seed, repetition
+        experiment = parse(config)
+        seeds.append(seed_of(Run(experiment, None, mesh=None), experiment.stages["sm"]))
+    assert seeds[0] == 0 and len(set(seeds)) == 4 and seeds[1] == seeds[4]
 
 
 def test_the_share_of_the_second_trunk():
