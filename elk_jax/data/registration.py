@@ -135,6 +135,11 @@ def warp(moving: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.n
     return cv2.warpAffine(moving, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
+def scaling(scale: np.ndarray) -> np.ndarray:
+    """[2, 3]: from a pixel to its place in an image that has `scale` (x, y) times as many pixels."""
+    return _of_corners(scale, np.zeros(2))
+
+
 def inverse(matrix: np.ndarray) -> np.ndarray:
     """[2, 3]: the way back."""
     return np.linalg.inv(_square(matrix))[:2]
@@ -235,7 +240,7 @@ def _ecc(
 
 def _at_full_size(matrix: np.ndarray, factor: float) -> np.ndarray:
     """The same map between the images before they were made smaller."""
-    shrunk = _square(_of_corners(np.full(2, factor), np.zeros(2)))
+    shrunk = _square(scaling(np.full(2, factor)))
     return (np.linalg.inv(shrunk) @ _square(matrix) @ shrunk)[:2]
 
 
