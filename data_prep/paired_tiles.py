@@ -17,20 +17,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import checkout  # noqa: F401  before any import of elk_jax
-import cv2
 import numpy as np
+import pairing
 from folders import new_folder
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from elk_jax.data import tiles
 from elk_jax.data.registration import register, warp
-from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
@@ -41,16 +38,9 @@ from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import cut
-from elk_jax.output import Console
 from elk_jax.spread import spread
-from elk_jax.threads import map_in_threads
 
-VIEW = ("laterality", "view")
 INDEX, SUMMARY = "tiles.json", "summary.json"
-OVERLAYS = 8
-
-Key = tuple[str, ...]
-"""patient_id, laterality, view."""
 
 
 @dataclass(frozen=True)
@@ -68,29 +58,22 @@ def main(argv: list[str]) -> None:
     files = flags.low_energy, flags.subtracted
     specs = (SourceSpec(f"coco:{path}", bit_depth=flags.bit_depth) for path in files)
     low, subtracted = (open_source(spec, cache_bytes=0) for spec in specs)
-    pairs, alone = matched(low, subtracted)
+    for source in (low, subtracted):
+        refuse_doubles(source)
+    found = pairing.matched(low, subtracted)
+    pairs, alone = sorted(found.pairs, key=lambda pair: pair[1]), list(found.alone)
+    names = pairing.file_names([subtracted.infos[j] for _, j in pairs])
     check_sizes(subtracted, pairs, flags.tile, flags.stride)
-    cv2.setNumThreads(0)  # pairs are processed in threads
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        new_folder(flags.output, flags.overwrite) as built,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
+    with new_folder(flags.output, flags.overwrite) as built:
         for name in ("images/low_energy", "images/subtracted", "overlays"):
             make_folder(built / name)
-        drawn = set(spread(len(pairs), OVERLAYS).tolist())
-        task = progress.add_task("registering pairs", total=len(pairs))
-
-        def advance(results: Iterable[Any], total: int) -> Iterator[Any]:
-            for result in results:
-                progress.advance(task)
-                yield result
+        drawn = set(spread(len(pairs), pairing.OVERLAYS).tolist())
 
         def prepare(number: int) -> Prepared:
             i, j = pairs[number]
-            return prepared(low, i, subtracted, j, flags, built, number in drawn)
+            return prepared(low, i, subtracted, j, names[number], flags, built, number in drawn)
 
-        results = map_in_threads(prepare, len(pairs), advance)
+        results = pairing.with_progress(prepare, len(pairs), "registering pairs")
         infos = [info for result in results for info in result.infos]
         if not infos:
             reason = next((result.failure for result in results if result.failure), "all tiles are mostly black")
@@ -135,47 +118,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return flags
 
 
-def matched(low: ImageSource, subtracted: ImageSource) -> tuple[list[tuple[int, int]], list[str]]:
-    """((position in low, position in subtracted) of every pair, in the order of the latter; images without a partner).
-
-    UserError for an image without laterality or view, two images of one view, a pair in two splits, or no pairs.
-    """
-    first, second = by_view(low), by_view(subtracted)
-    pairs = [(first[key], position) for key, position in second.items() if key in first]
-    if not pairs:
-        raise UserError(
-            "no pairs: no low-energy image has the patient_id, laterality and view of a subtracted image, "
-            f"for example {' '.join(next(iter(first)))} and {' '.join(next(iter(second)))}",
-            where=f"{low.name} and {subtracted.name}",
-            todo="check these fields",
-        )
-    for i, j in pairs:
-        splits = low.infos[i].split, subtracted.infos[j].split
-        if splits[0] != splits[1]:
+def refuse_doubles(source: ImageSource) -> None:
+    """UserError for two images of one view."""
+    for key, positions in pairing.by_view(source).items():
+        if len(positions) > 1:
+            first, other = (source.infos[position] for position in positions[:2])
             raise UserError(
-                f"a pair in two splits: {low.infos[i].file_name} is in '{splits[0]}', "
-                f"{subtracted.infos[j].file_name} in '{splits[1]}'",
-                where=low.name,
-                todo="give both images of a view the same split",
+                f"two images of {' '.join(key)}; the first is {first.file_name}",
+                where=f"{source.name}, image {other.image_id} ({other.file_name})",
+                todo="remove one of them",
             )
-    alone = [low.infos[i].file_name for key, i in first.items() if key not in second]
-    return pairs, alone + [subtracted.infos[j].file_name for key, j in second.items() if key not in first]
-
-
-def by_view(source: ImageSource) -> dict[Key, int]:
-    found: dict[Key, int] = {}
-    for position, info in enumerate(source.infos):
-        where = f"{source.name}, image {info.image_id} ({info.file_name})"
-        for field in VIEW:
-            if not info.meta.get(field):
-                raise UserError(f"the field '{field}' is missing", where=where, todo="add it: it identifies pairs")
-        key = (info.patient_id, *(str(info.meta[field]) for field in VIEW))
-        if key in found:
-            other = source.infos[found[key]].file_name
-            todo = "remove one of them"
-            raise UserError(f"two images of {' '.join(key)}; the first is {other}", where=where, todo=todo)
-        found[key] = position
-    return found
 
 
 def check_sizes(subtracted: ImageSource, pairs: list[tuple[int, int]], tile: int, stride: int) -> None:
@@ -186,26 +138,30 @@ def check_sizes(subtracted: ImageSource, pairs: list[tuple[int, int]], tile: int
 
 
 def prepared(
-    low: ImageSource, i: int, subtracted: ImageSource, j: int, flags: argparse.Namespace, built: Path, drawn: bool
+    low: ImageSource,
+    i: int,
+    subtracted: ImageSource,
+    j: int,
+    name: str,
+    flags: argparse.Namespace,
+    built: Path,
+    drawn: bool,
 ) -> Prepared:
     """Register one pair and write its tiles below `built`."""
     info = subtracted.infos[j]
     moving, fixed = low[i].image[..., 0], subtracted[j].image[..., 0]
     alignment = register(moving, fixed)
     moved = warp(moving, alignment.matrix, fixed.shape)
-    name = "_".join([info.patient_id, *(str(info.meta[field]) for field in VIEW)]).replace("/", "-")
     if drawn:
-        picture = overlay(moved, fixed, 1024)
-        write_bytes(built / "overlays" / f"{name}.jpg", cv2.imencode(".jpg", picture)[1].tobytes())
+        pairing.write_overlay(built / "overlays" / f"{name}.jpg", moved, fixed)
     if alignment.failure:
         return Prepared(failure=alignment.failure, likeness=alignment.likeness)
-    depth = sources.pack(moving).dtype  # 8 bits stay 8 bits
-    white = np.iinfo(depth).max
-    moved, fixed = np.round(moved * white).astype(depth), sources.pack(fixed)
+    moved, fixed = pairing.stored_as(moved, moving), pairing.stored_as(fixed, fixed)
+    white = np.float32(np.iinfo(moved.dtype).max)
     infos, black = [], 0
     for window in tiles.tile_windows(info.height, info.width, flags.tile, flags.stride):
         part = cut(moved, window)
-        if tiles.black_share(part / np.float32(white)) > flags.max_black:
+        if tiles.black_share(part / white) > flags.max_black:
             black += 1
             continue
         file = f"{name}_{window[0]:04d}_{window[1]:04d}.png"
@@ -223,19 +179,12 @@ def index_entry(info: ImageInfo, window: tuple[int, int, int, int], file: str, l
         file_name=f"subtracted/{file}",
         meta={
             PARTNER: f"low_energy/{file}",
-            **{field: info.meta[field] for field in VIEW},
+            **{field: info.meta[field] for field in pairing.VIEW},
             "position": list(window[:2]),
             "cut_from": info.file_name,
             "likeness": round(likeness, 4),
         },
     )
-
-
-def overlay(low: np.ndarray, subtracted: np.ndarray, side: int) -> np.ndarray:
-    """[h, w, 3] uint8: the low-energy image in green over the subtracted one in magenta, long side at most `side`."""
-    colours = (np.dstack([subtracted, low, subtracted]).clip(0, 1) ** 0.6 * 255).astype(np.uint8)
-    scale = min(1.0, side / max(colours.shape[:2]))
-    return cv2.resize(colours, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def summarised(

@@ -53,6 +53,7 @@ class Purpose(Enum):
     FOLDS = (17,)
     REPETITION = 18, "number"  # the seed of a training that is repeated
     UNPAIRED = (20,)  # the seed of a second stream of images beside the first
+    MISPLACED_PAIR = 21, "pair"  # of data_prep
     CANVAS_ORDER = 1, "epoch"
     PLACEMENT = 2, "lesion"
     # of a phantom data set

@@ -15,7 +15,8 @@ A list is for settings that are not a product: a Python file with ROWS, a tuple 
 JSON file with objects of the same fields:
   [{"name": "ours", "overrides": {"detector.steps": 100}, "published": {"mean_sensitivity": 0.71}, "note": ""},
    {"name": "theirs", "not_run": "needs a GPU", "published": {"mean_sensitivity": 0.69}}]
-A row with a reason not to run it, not_run, stands in the table only.
+A row with a reason not to run it, not_run, stands in the table only. Rows with a number on an axis, {"at": 16,
+"axis": "shift, pixels", "line": "with tolerance"}, are drawn over it too, and so is a product with one key of numbers.
 
 Every setting runs with the same seeds, config.seed and those after it. The seed of a phantom is its own. Each run is an
 ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by its own process; --jobs of them run at once and share the

@@ -13,6 +13,7 @@ Source: Evangelidis and Psarakis, "Parametric image alignment using enhanced cor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -42,37 +43,90 @@ class Alignment:
     failure: str = ""
 
 
+NO_BREAST = Alignment(np.eye(2, 3), 0.0, "no breast to be seen")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of two images of one breast under a matrix. overlap: of the breast masks, intersection over union. likeness: of
+    the edges, their correlation in and near the fixed image's breast.
+    """
+
+    overlap: float
+    likeness: float
+
+
 def register(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     """The affine map under which `moving` fits `fixed`. Deterministic; look at `failure` before using it."""
-    factor = min(1.0, WORKING_SIDE / max(*moving.shape, *fixed.shape))
-    small_moving, small_fixed = _smaller(moving, factor), _smaller(fixed, factor)
-    breasts = breast_mask(small_moving), breast_mask(small_fixed)
-    if min(breasts[0].sum(), breasts[1].sum()) < LEAST_BREAST:
-        return Alignment(np.eye(2, 3), 0.0, "no breast to be seen")
-    near = cv2.dilate(breasts[1].astype(np.uint8), np.ones((9, 9), np.uint8))
-    edges = edge_image(small_moving), edge_image(small_fixed)
-
-    def likeness(matrix: np.ndarray) -> float:
-        moved = warp(edges[0], matrix, edges[1].shape)[near > 0]
-        other = edges[1][near > 0]
-        return float(np.corrcoef(moved, other)[0, 1]) if moved.std() > 0 and other.std() > 0 else 0.0
-
-    outlines = [cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 6) for mask in breasts]
-    tried = [_from_moments(*breasts)]
+    pair = _small(moving, fixed)
+    if not pair.has_breasts:
+        return NO_BREAST
+    edges, near = pair.edges, pair.near
+    outlines = [cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 6) for mask in pair.breasts]
+    tried = [_from_moments(*pair.breasts)]
     tried.append(_ecc(outlines[0], outlines[1], tried[0], None))
-    start = max(tried, key=likeness)
+    start = max(tried, key=pair.likeness)
     for smoothing in (15, 5):
         start = _ecc(edges[0], edges[1], start, near, smoothing)
         tried.append(start)
-    found = max(tried, key=likeness)
-    best = likeness(found)
-    stretch = np.linalg.svd(found[:, :2], compute_uv=False)
-    failure = ""
-    if best < LEAST_LIKENESS:
-        failure = f"edges agree by {best:.2f} only"
-    elif stretch[0] > MOST_STRETCH or stretch[1] < 1 / MOST_STRETCH or np.linalg.det(found[:, :2]) < 0:
-        failure = f"stretched by {stretch[0]:.2f} and {stretch[1]:.2f}"
-    return Alignment(_at_full_size(found, factor), best, failure)
+    found = max(tried, key=pair.likeness)
+    best = pair.likeness(found)
+    failure = f"edges agree by {best:.2f} only" if best < LEAST_LIKENESS else _overstretched(found)
+    return Alignment(_at_full_size(found, pair.factor), best, failure)
+
+
+def match_breasts(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
+    """The scale of each axis and the shift that lay the rectangle around one breast on that around the other."""
+    pair = _small(moving, fixed)
+    if not pair.has_breasts:
+        return NO_BREAST
+    (low, high), (other_low, other_high) = (_rectangle(breast_mask(image)) for image in (moving, fixed))
+    scale = (high - low) / (other_high - other_low)
+    matrix = _of_corners(scale, low - scale * other_low)
+    likeness = pair.likeness(_at_small_size(matrix, pair.factor))
+    return Alignment(matrix, likeness, _overstretched(matrix))
+
+
+def agreement(moving: np.ndarray, fixed: np.ndarray, matrix: np.ndarray) -> Agreement:
+    """How well `moving` fits `fixed` under `matrix`: the residual of a registration."""
+    pair = _small(moving, fixed)
+    small = _at_small_size(matrix, pair.factor)
+    own, other = warp(pair.breasts[0].astype(np.float32), small, pair.breasts[1].shape) > 0.5, pair.breasts[1]
+    union = int((own | other).sum())
+    overlap = float((own & other).sum() / union) if union else 0.0
+    return Agreement(overlap, pair.likeness(small) if pair.has_breasts else 0.0)
+
+
+@dataclass(frozen=True)
+class Misplacement:
+    """How another compression shows a breast. A place (x, y), in pixels from the image's corner, goes to
+    factor * place + offset. moved: the part of the offset that is a shift, in pixels.
+    """
+
+    factor: float
+    moved: np.ndarray
+    offset: np.ndarray
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """[2, 3], from a pixel before to its place after."""
+        return _of_corners(np.full(2, self.factor), self.offset)
+
+
+def misplacement(rng: np.random.Generator, shift: float, zoom: float, held: Sequence[float]) -> Misplacement:
+    """A random one: by up to `shift` pixels in each direction, and by a factor of 1 - zoom to 1 + zoom about `held`."""
+    factor = float(1 + rng.uniform(-1, 1) * zoom)
+    moved = rng.uniform(-1, 1, 2) * shift
+    return Misplacement(factor, moved, np.asarray(held, float) * (1 - factor) + moved)
+
+
+def chest_wall(image: np.ndarray) -> tuple[float, float]:
+    """(x, y), pixels: the middle of the side, left or right, that the breast lies at."""
+    breast = breast_mask(image)
+    height, width = breast.shape
+    half = width // 2
+    left = breast[:, :half].sum() >= breast[:, width - half :].sum()
+    return (0.0 if left else float(width)), height / 2
 
 
 def warp(moving: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -81,12 +135,65 @@ def warp(moving: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.n
     return cv2.warpAffine(moving, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
+def scaling(scale: np.ndarray) -> np.ndarray:
+    """[2, 3]: from a pixel to its place in an image that has `scale` (x, y) times as many pixels."""
+    return _of_corners(scale, np.zeros(2))
+
+
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """[2, 3]: the way back."""
+    return np.linalg.inv(_square(matrix))[:2]
+
+
+def followed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[2, 3]: `first`, then `second`."""
+    return (_square(second) @ _square(first))[:2]
+
+
 def edge_image(image: np.ndarray) -> np.ndarray:
     """Steepness of the grey values over what is usual around: edges of either sign and any contrast alike."""
     smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5)
     steep = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
     around = cv2.GaussianBlur(steep, (0, 0), 16)
     return cv2.GaussianBlur(steep / (around + 2e-3), (0, 0), 1)
+
+
+@dataclass(frozen=True)
+class _Small:
+    """Both images, moving and fixed, at working size: their breast masks, edges, and `near`, the fixed breast and what
+    lies around it. factor: of the size.
+    """
+
+    factor: float
+    breasts: tuple[np.ndarray, np.ndarray]
+    edges: tuple[np.ndarray, np.ndarray]
+    near: np.ndarray
+
+    @property
+    def has_breasts(self) -> bool:
+        return min(self.breasts[0].sum(), self.breasts[1].sum()) >= LEAST_BREAST
+
+    def likeness(self, matrix: np.ndarray) -> float:
+        """Correlation of the edges under a matrix between images of working size."""
+        moved = warp(self.edges[0], matrix, self.edges[1].shape)[self.near > 0]
+        other = self.edges[1][self.near > 0]
+        return float(np.corrcoef(moved, other)[0, 1]) if moved.std() > 0 and other.std() > 0 else 0.0
+
+
+def _small(moving: np.ndarray, fixed: np.ndarray) -> _Small:
+    factor = min(1.0, WORKING_SIDE / max(*moving.shape, *fixed.shape))
+    images = _smaller(moving, factor), _smaller(fixed, factor)
+    breasts = breast_mask(images[0]), breast_mask(images[1])
+    near = cv2.dilate(breasts[1].astype(np.uint8), np.ones((9, 9), np.uint8))
+    return _Small(factor, breasts, (edge_image(images[0]), edge_image(images[1])), near)
+
+
+def _overstretched(matrix: np.ndarray) -> str:
+    """Why the map cannot be of one compression, or ""."""
+    stretch = np.linalg.svd(matrix[:, :2], compute_uv=False)
+    if stretch[0] > MOST_STRETCH or stretch[1] < 1 / MOST_STRETCH or np.linalg.det(matrix[:, :2]) < 0:
+        return f"stretched by {stretch[0]:.2f} and {stretch[1]:.2f}"
+    return ""
 
 
 def _smaller(image: np.ndarray, factor: float) -> np.ndarray:
@@ -101,6 +208,12 @@ def _from_moments(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     (centre, spread), (other_centre, other_spread) = _moments(moving), _moments(fixed)
     scale = spread / np.maximum(other_spread, 1e-6)
     return np.column_stack([np.diag(scale), centre - scale * other_centre])
+
+
+def _rectangle(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners (x, y), pixels, of the rectangle around a mask."""
+    rows, columns = np.nonzero(mask)
+    return np.array([columns.min(), rows.min()], float), np.array([columns.max() + 1, rows.max() + 1], float)
 
 
 def _moments(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +239,19 @@ def _ecc(
 
 
 def _at_full_size(matrix: np.ndarray, factor: float) -> np.ndarray:
-    """The same map between the images before they were made smaller: pixel x became (x + 0.5) * factor - 0.5."""
-    small = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
-    return (np.linalg.inv(small) @ np.vstack([matrix, [0, 0, 1]]) @ small)[:2]
+    """The same map between the images before they were made smaller."""
+    shrunk = _square(scaling(np.full(2, factor)))
+    return (np.linalg.inv(shrunk) @ _square(matrix) @ shrunk)[:2]
+
+
+def _at_small_size(matrix: np.ndarray, factor: float) -> np.ndarray:
+    return _at_full_size(matrix, 1 / factor)
+
+
+def _of_corners(scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """[2, 3]: the map of places, scale * place + offset (x, y), from centre to centre of pixels."""
+    return np.column_stack([np.diag(scale), 0.5 * scale + offset - 0.5])
+
+
+def _square(matrix: np.ndarray) -> np.ndarray:
+    return np.vstack([matrix, [0.0, 0.0, 1.0]])

@@ -13,7 +13,7 @@ from rich.table import Table
 from elk_jax.errors import UserError
 from elk_jax.reporting import html
 from elk_jax.reporting.comparison import difference_html
-from elk_jax.reporting.figures import interval_bar
+from elk_jax.reporting.figures import Series, interval_bar, line_chart
 from elk_jax.reporting.report import Report, Section
 from elk_jax.reporting.sections import config_section, plain_label
 from elk_jax.reporting.tables import difference_cell, estimate_cell, name_cell, named_table
@@ -22,7 +22,7 @@ from elk_jax.sweeps.results import Entry, Place, Results
 COLUMNS = (
     *("setting", "evaluation", "model", "metric", "seeds", "mean", "deviation", "low", "high", "interval_over"),
     *("baseline", "difference", "difference_low", "difference_high", "p_value", "difference_interval_over"),
-    *("published", "note"),
+    *("published", "note", "line", "at", "axis"),
 )
 """Of table.csv, before the value of each seed."""
 
@@ -104,7 +104,7 @@ def records(results: Results) -> list[dict[str, Any]]:
                     *(mean.get("low"), mean.get("high"), mean.get("over", "")),
                     *(entry.baseline if entry.difference else "", difference.get("value"), difference.get("low")),
                     *(difference.get("high"), difference.get("p_value"), difference.get("over", "")),
-                    *(entry.published(name), said(entry)),
+                    *(entry.published(name), said(entry), entry.row.line, entry.row.at, entry.row.axis),
                 )
                 by_seed = dict(zip(map(str, results.seeds), entry.by_seed))
                 found.append(dict(zip(COLUMNS, values, strict=True)) | {"by_seed": by_seed})
@@ -137,7 +137,7 @@ def report(
     for place, by_metric in results.metrics.items():
         rest = [metric for metric in by_metric if metric not in shown[place]]
         if rest:
-            blocks = (html.folded(plain_label(metric), _metric_table(metric, by_metric[metric])) for metric in rest)
+            blocks = (html.folded(plain_label(metric), _metric_block(metric, by_metric[metric])) for metric in rest)
             sections.append(Section(f"{titled(place)}: other metrics", "".join(blocks)))
     sections += [_runs_section(runs), config_section(config)]
     failed = [run for run in runs if run.error]
@@ -157,7 +157,36 @@ def report(
 
 
 def _metric_section(place: Place, metric: str, entries: Sequence[Entry]) -> Section:
-    return Section(f"{titled(place)}: {plain_label(metric)}", _metric_table(metric, entries))
+    return Section(f"{titled(place)}: {plain_label(metric)}", _metric_block(metric, entries))
+
+
+def _metric_block(metric: str, entries: Sequence[Entry]) -> str:
+    """The table of a metric, and above it a chart of the settings that have a number."""
+    axes = list({entry.row.axis: None for entry in entries if entry.row.axis})
+    return "".join([*(_chart(metric, axis, entries) for axis in axes), _metric_table(metric, entries)])
+
+
+def _chart(metric: str, axis: str, entries: Sequence[Entry]) -> str:
+    """The means over an axis, with their intervals; "" where fewer than two places of it were measured."""
+    lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    for entry in entries:
+        if entry.row.at is not None and entry.row.axis == axis and entry.mean and entry.mean["value"] is not None:
+            lines.setdefault(entry.row.line, []).append((entry.row.at, entry.mean))
+    if len({at for points in lines.values() for at, _ in points}) < 2:
+        return ""
+    series, ends = [], list[float]()
+    for index, (name, points) in enumerate(lines.items()):
+        points.sort(key=lambda point: point[0])
+        x = [at for at, _ in points]
+        value, low, high = ([mean[key] for _, mean in points] for key in ("value", "low", "high"))
+        band = (x, low, high) if any(number is not None for number in low) else None
+        series.append(Series(name or plain_label(metric), x, value, index, band))
+        ends += [number for number in (*value, *low, *high) if number is not None]
+    named = html.legend(lines) if len(lines) > 1 or any(lines) else ""
+    margin = 0.06 * (max(ends) - min(ends)) or 0.1
+    bounds = min(ends) - margin, max(ends) + margin  # of the bands too
+    label = plain_label(metric)
+    return named + line_chart(series, x_label=plain_label(axis), y_label=label, y_range=bounds)
 
 
 def _metric_table(metric: str, entries: Sequence[Entry]) -> str:

@@ -5,6 +5,7 @@
   --over="data.real.spec='phantom:size=64,count=24','coco:x.json'"      quote a text that has commas or brackets itself
 
 A list is a Python file that defines `ROWS`, a tuple of `Row`, or a JSON file with a list of objects of the same fields.
+Rows that have a number on an axis are drawn over it too; those of a product with one key of numbers are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import importlib.util
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class Row:
     published: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     not_run: str = ""
+    at: float | None = None
+    axis: str = ""
+    line: str = ""
 
     @property
     def folder(self) -> str:
@@ -92,12 +96,26 @@ def product(overs: Sequence[Over], values: Values) -> tuple[Row, ...]:
         if keys.count(over.key) > 1:
             todo = f"write --over={over.key}=" + ",".join(t for o in overs if o.key == over.key for t in o.texts)
             raise UserError("the key is given twice", where=over.flag, todo=todo)
-    short = _short(keys)
+    short, axis = _short(keys), _axis(overs, values)
     rows = []
     for texts in itertools.product(*(over.texts for over in overs)):
-        name = ",".join(f"{short[key]}={text}" for key, text in zip(keys, texts))
-        rows.append(Row(name, {key: values[key, text] for key, text in zip(keys, texts)}))
+        named = {key: f"{short[key]}={text}" for key, text in zip(keys, texts)}
+        row = Row(",".join(named.values()), {key: values[key, text] for key, text in zip(keys, texts)})
+        if axis:
+            line = ",".join(text for key, text in named.items() if key != axis)
+            row = replace(row, at=float(row.overrides[axis]), axis=short[axis], line=line)
+        rows.append(row)
     return checked(rows, "--over")
+
+
+def _axis(overs: Sequence[Over], values: Values) -> str:
+    """The one key of which all values, at least two, are numbers; "" for none or several."""
+    of_numbers = [
+        over.key
+        for over in overs
+        if len(over.texts) > 1 and all(fields.Range().takes(values[over.key, text]) for text in over.texts)
+    ]
+    return of_numbers[0] if len(of_numbers) == 1 else ""
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
@@ -224,7 +242,7 @@ def _row(entry: Any, where: str) -> Row:
 
 
 def _check_row(row: Row, where: str) -> Row:
-    for name in ("name", "note", "not_run"):
+    for name in ("name", "note", "not_run", "axis", "line"):
         if not isinstance(getattr(row, name), str):
             raise UserError(f"{name} is not a text", where=where, todo="quote it")
     if not row.name.strip() or not row.name.isprintable():
@@ -233,6 +251,11 @@ def _check_row(row: Row, where: str) -> Row:
         value = getattr(row, name)
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise UserError(f"{name} is not an object of names and {kind}s", where=where, todo="correct it")
+    if row.at is not None and not fields.Range().takes(row.at):
+        raise UserError(f"at is {row.at!r}", where=where, todo="give a number, or leave it out")
+    if (row.at is None) != (not row.axis):
+        todo = "give a row that is drawn both, at=16 and axis='shift, pixels'"
+        raise UserError(f"at is {row.at!r} and axis {row.axis!r}", where=where, todo=todo)
     for metric, number in row.published.items():
         if not fields.Range().takes(number):
             raise UserError(f"the published {metric} is {number!r}", where=where, todo="give a number")

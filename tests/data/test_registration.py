@@ -6,7 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from elk_jax.data.registration import register, warp
+from elk_jax.data.registration import (
+    agreement,
+    chest_wall,
+    followed,
+    inverse,
+    match_breasts,
+    misplacement,
+    register,
+    scaling,
+    warp,
+)
 from elk_jax.synthesis.phantom import PhantomConfig, sample
 
 SIDE, MARGIN = 256, 32
@@ -85,3 +95,50 @@ def test_what_cannot_be_aligned_says_so(breast):
     noise = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
     assert "edges agree by" in register(noise, subtracted).failure
     assert np.array_equal(register(low, subtracted).matrix, register(low, subtracted).matrix)
+
+
+def test_what_is_left_of_a_misalignment_is_measured():
+    """Two squares, of which a shift by a quarter of the side leaves 3/5 of the union; large images are made smaller."""
+    for side in (64, 640):
+        square = np.zeros((2 * side, 2 * side), np.float32)
+        square[side // 2 : side // 2 + side, side // 2 : side // 2 + side] = 0.5
+        aligned = agreement(square, square, np.eye(2, 3))
+        assert aligned.overlap == 1 and aligned.likeness == pytest.approx(1, abs=1e-6)
+        moved = agreement(square, square, np.array([[1.0, 0, side / 4], [0, 1, 0]]))
+        assert moved.overlap == pytest.approx(0.6, abs=0.02) and moved.likeness < 0.8
+    apart = agreement(square, square, np.array([[1.0, 0, 2.0 * side], [0, 1, 0]]))
+    assert apart.overlap == 0 and apart.likeness == 0
+    assert agreement(square, np.zeros_like(square), np.eye(2, 3)).overlap == 0
+
+
+def test_rectangles_around_breasts_are_laid_on_each_other():
+    """Corners of pixels, so that 10 px on 20 px is a factor of 2 and not 9 / 19."""
+    moving, fixed = np.zeros((60, 50), np.float32), np.zeros((80, 90), np.float32)
+    moving[20:50, 10:30], fixed[8:38, 60:84] = 0.5, 0.5
+    found = match_breasts(moving, fixed)
+    assert not found.failure
+    np.testing.assert_allclose(found.matrix @ [59.5, 7.5, 1], [9.5, 19.5], atol=1e-9)
+    np.testing.assert_allclose(found.matrix @ [83.5, 37.5, 1], [29.5, 49.5], atol=1e-9)
+    assert agreement(moving, fixed, found.matrix).overlap > 0.95
+    fixed[8:68] = fixed[20]
+    assert "stretched" in match_breasts(moving, fixed).failure
+    assert match_breasts(np.zeros_like(moving), fixed).failure and register(moving, np.zeros_like(fixed)).failure
+
+
+def test_a_misplacement_keeps_what_is_held_but_for_its_shift():
+    held = np.array([12.0, 30.0])
+    found = misplacement(np.random.default_rng(0), 5.0, 0.1, held)
+    assert 0.9 <= found.factor <= 1.1 and found.factor != 1 and (np.abs(found.moved) <= 5).all()
+    np.testing.assert_allclose(found.factor * held + found.offset, held + found.moved)
+    np.testing.assert_allclose(found.matrix @ [*(held - 0.5), 1], held + found.moved - 0.5)  # centres of pixels
+    np.testing.assert_allclose(followed(found.matrix, inverse(found.matrix)), np.eye(2, 3), atol=1e-12)
+    unmoved = misplacement(np.random.default_rng(0), 0.0, 0.0, held)
+    np.testing.assert_allclose(unmoved.matrix, np.eye(2, 3))
+    np.testing.assert_allclose(scaling(np.array([2.0, 3.0])) @ [0, 0, 1], [0.5, 1.0])
+
+
+def test_the_chest_wall_is_at_the_side_of_the_breast(breast):
+    low = breast[0]
+    left = low[:, : SIDE // 2].sum() > low[:, SIDE // 2 :].sum()
+    assert chest_wall(low) == (0.0 if left else SIDE, SIDE / 2)
+    assert chest_wall(low[:, ::-1]) == (SIDE if left else 0.0, SIDE / 2)

@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import paired_tiles
 import pytest
+from pair_sets import phantom, warped, write_set
 
 from elk_jax.data.sources import pairs
-from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.files import read_json, write_json
-from elk_jax.synthesis.phantom import PhantomConfig, sample
+from elk_jax.files import read_json
 from tests.refusals import refused
 
-SIDE, TILE = 160, 64
-SHIFT = np.array([[1.03, 0.0, -6.0], [0.01, 0.98, 4.0]])
-"""Of the low-energy images: pixel of the subtracted one -> pixel here."""
-
-
-def write_set(folder, kind, count=3, **changes):
-    (folder / "images").mkdir(parents=True)
-    images, annotations = [], []
-    for index in range(count):
-        phantom = sample(5, 4 * index, PhantomConfig(size=SIDE, healthy_fraction=0.0))
-        pixels = phantom.subtracted if kind == "subtracted" else warped(phantom.low_energy)
-        if kind == "low_energy" and index == 2:
-            pixels = np.random.default_rng(0).random((SIDE, SIDE))  # what cannot be registered
-        name = f"{index}_{kind}.png"
-        (folder / "images" / name).write_bytes(encode_png(np.round(pixels * 255).astype(np.uint8)))
-        images.append(
-            {
-                "id": index + 1, "file_name": name, "width": SIDE, "height": SIDE, "patient_id": f"P{index}",
-                "laterality": phantom.laterality, "view": phantom.view, "split": "test" if index == 1 else "train",
-            }
-            | changes
-        )  # fmt: skip
-        x0, y0, x1, y1 = phantom.boxes[0].tolist()
-        annotations.append(
-            {"id": index + 1, "image_id": index + 1, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-        )
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "lesion"}]}
-    write_json(folder / f"{kind}.json", content)
-    return folder / f"{kind}.json"
-
-
-def warped(image):
-    return cv2.warpAffine(image, SHIFT, (SIDE, SIDE), flags=cv2.INTER_CUBIC).clip(0, 1)
+TILE = 64
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +40,22 @@ def test_tiles_are_aligned_pairs_that_the_reader_takes(built):
     assert len(found) == len(subtracted) and {i.patient_id for i in found.infos} == {"P0", "P1"}
     for i, info in enumerate(found.infos):
         index = int(info.patient_id[1:])
-        phantom = sample(5, 4 * index, PhantomConfig(size=SIDE, healthy_fraction=0.0))
+        breast = phantom(index)
         x, y = info.meta["position"]
         low, contrast = (image[..., 0] for image in found[i])
-        np.testing.assert_allclose(contrast, phantom.subtracted[y : y + TILE, x : x + TILE], atol=0.5 / 255 + 1e-6)
+        np.testing.assert_allclose(contrast, breast.subtracted[y : y + TILE, x : x + TILE], atol=0.5 / 255 + 1e-6)
         assert info.split == ("test" if index == 1 else "train") and info.meta["likeness"] > 0.4
         assert (low <= 0.02).mean() <= 0.7
-        true = phantom.low_energy[y : y + TILE, x : x + TILE]
+        true = breast.low_energy[y : y + TILE, x : x + TILE]
         shown = (low > 0.02) & (true > 0.02)
-        before = warped(phantom.low_energy)[y : y + TILE, x : x + TILE]
+        before = warped(breast.low_energy)[y : y + TILE, x : x + TILE]
         assert np.abs(low - true)[shown].mean() < 0.7 * np.abs(before - true)[shown].mean()
 
 
 def test_boxes_move_with_their_tile(built):
     infos = open_source(SourceSpec(f"coco:{built / 'tiles.json'}")).infos
-    phantom = sample(5, 0, PhantomConfig(size=SIDE, healthy_fraction=0.0))
-    box = phantom.boxes[0]
+    breast = phantom(0)
+    box = breast.boxes[0]
     for info in infos:
         if info.patient_id != "P0":
             continue

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -121,6 +123,67 @@ def test_the_files_and_the_page_say_the_same(sweep):
         assert text in html, text
     assert "<better>" not in html and 'href="r.html"' in html and "1 of 2 runs" in html
     assert page.terminal_table(found, shown, "").row_count == 4
+
+
+def drawn(sweep, metric="train/score", **at):
+    """The charts of a metric, by an SVG parser, where these rows have a place on an axis."""
+    rows = {row.name: replace(row, **at.get(row.name, {})) for row in sweep.rows}
+    found = collect(sweep, BASELINES, 100)
+    placed = {
+        place: {
+            name: tuple(replace(entry, row=rows[entry.row.name]) for entry in entries)
+            for name, entries in by_metric.items()
+        }
+        for place, by_metric in found.metrics.items()
+    }
+    found = replace(found, metrics=placed)
+    shown = page.chosen_metrics(found, [metric])
+    html = build_report(page.report("toys", found, shown, [], {"seed": 42}, 3.0))
+    body = next(part for part in html.split("<h2>") if part.startswith(f"evaluate: {metric}"))
+    charts = re.findall(r'<svg viewBox="0 0 820 460".*?</svg>', body, re.S)
+    return [ElementTree.fromstring(chart) for chart in charts], body, found
+
+
+def circles(chart, line=0):
+    """{x: y} of the dots of a line, in the units of the chart."""
+    groups = [group for group in chart.iter("g") if group.find("circle") is not None]
+    return {float(dot.get("cx")): float(dot.get("cy")) for dot in groups[line].iter("circle")}
+
+
+def test_settings_with_a_number_are_drawn_over_it(sweep):
+    """Two rows are a line with a band of intervals; y grows upwards, and the chart holds the band."""
+    write(sweep)
+    axis = {"axis": "shift, <px>"}
+    (chart,), body, found = drawn(sweep, plain={"at": 16, **axis}, **{"<better>": {"at": 0, **axis}})
+    (left, high), (right, low) = sorted(circles(chart).items())
+    assert left < right and high < low  # 0.35 at 0, on the left, above 0.25 at 16
+    texts = [element.text for element in chart.iter("text")]
+    assert "shift, <px>" in texts and "train/score" in texts and "16" in texts
+    (band,) = (path.get("d") for path in chart.iter("path") if path.get("class") == "band")
+    ends = [float(number) for number in re.findall(r"[-0-9.]+ ([-0-9.]+)", band)]
+    assert len(ends) == 4 and min(ends) >= 14 and max(ends) <= 460 - 46
+    assert max(ends) > low and min(ends) < high
+    record = next(one for one in page.records(found) if one["metric"] == "train/score")
+    assert (record["at"], record["axis"], record["line"]) == (16, "shift, <px>", "")
+    assert body.index("<svg") < body.index("<table") and "<px>" not in body.replace("&lt;px&gt;", "")
+
+
+def test_lines_are_named_and_single_places_are_no_chart(sweep):
+    write(sweep)
+    axis, better = {"axis": "shift"}, "<better>"
+    (chart,), body, _ = drawn(sweep, plain={"at": 1, "line": "a", **axis}, **{better: {"at": 2, "line": "<b>", **axis}})
+    assert len(circles(chart, 0)) == len(circles(chart, 1)) == 1 and "&lt;b&gt;" in body
+    assert drawn(sweep, plain={"at": 1, **axis})[0] == []
+    assert drawn(sweep, plain={"at": 1, **axis}, **{better: {"at": 2, "axis": "other"}})[0] == []
+    assert drawn(sweep, plain={"at": 1, **axis}, theirs={"at": 2, **axis})[0] == []  # the latter was not run
+
+
+def test_a_metric_without_intervals_is_drawn_too(sweep):
+    write(sweep, leave_out=[("plain", 43), ("<better>", 43)])
+    axis = {"axis": "shift"}
+    (chart,), _, __ = drawn(sweep, "train/loss", plain={"at": 1, **axis}, **{"<better>": {"at": 2, **axis}})
+    (first, second) = circles(chart).values()
+    assert first == second and not [path for path in chart.iter("path") if path.get("class") == "band"]
 
 
 def test_metrics_are_chosen_by_name(sweep):

@@ -67,6 +67,33 @@ def test_keys_are_named_by_as_many_parts_as_distinguish_them():
     assert row.name == "real.steps=1,mixed.steps=1,steps=1"
 
 
+def test_a_product_with_one_key_of_numbers_is_drawn_over_it():
+    assert [(row.at, row.axis, row.line) for row in ROWS] == [
+        (0.1, "share", "mode=none"),
+        (1.0, "share", "mode=none"),
+        (0.1, "share", "mode=lesion"),
+        (1.0, "share", "mode=lesion"),
+    ]
+    (alone, _) = product([read_over("a.steps=1,2")], {("a.steps", "1"): 1, ("a.steps", "2"): 2})
+    assert (alone.at, alone.axis, alone.line) == (1.0, "steps", "")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"a": {"1": 1, "2": 2}, "b": {"3": 3, "4": 4}},  # two keys of numbers
+        {"a": {"True": True, "False": False}},
+        {"a": {"1": 1, "None": None}},
+        {"a": {"x": "x", "1": 1}},
+        {"a": {"1": 1}, "b": {"x": "x", "y": "y"}},  # one value is no axis
+    ],
+)
+def test_other_products_have_no_axis(values):
+    overs = [read_over(f"{key}={','.join(texts)}") for key, texts in values.items()]
+    rows = product(overs, {(key, text): value for key, texts in values.items() for text, value in texts.items()})
+    assert all(row.at is None and not row.axis for row in rows)
+
+
 def test_two_texts_of_one_value_and_a_key_twice_are_refused():
     with refused("same setting"):
         product([read_over("a=0.1,0.10")], {("a", "0.1"): 0.1, ("a", "0.10"): 0.1})
@@ -99,8 +126,10 @@ def test_a_row_that_is_not_run_is_no_baseline():
 
 def test_lists_are_python_or_json(tmp_path):
     entry = {"name": "ours", "overrides": {"a.b": 2}, "published": {"auroc": 0.7}, "note": "per image"}
+    entry |= {"at": 16, "axis": "shift, pixels", "line": "<tolerant>"}
     (tmp_path / "table.json").write_text(json.dumps([entry, {"name": "theirs", "not_run": "needs a GPU"}]))
-    python = "from elk_jax.sweeps.settings import Row\nROWS = (Row('ours', {'a.b': 2}, {'auroc': 0.7}, 'per image'),"
+    python = "from elk_jax.sweeps.settings import Row\nROWS = (Row('ours', {'a.b': 2}, {'auroc': 0.7}, 'per image',"
+    python += "at=16, axis='shift, pixels', line='<tolerant>'),"
     (tmp_path / "table.py").write_text(f"{python} Row('theirs', not_run='needs a GPU'))")
     assert read_rows(tmp_path / "table.json") == read_rows(tmp_path / "table.py")
     assert read_rows(tmp_path / "table.py")[0].published == {"auroc": 0.7}
@@ -117,6 +146,11 @@ def test_lists_are_python_or_json(tmp_path):
         ("a.json", '[{"name": " "}]', "name"),
         ("a.json", '[{"name": "x", "overrides": [1]}]', "overrides"),
         ("a.json", '[{"name": "x", "published": {"auroc": "0.7"}}]', "auroc"),
+        ("a.json", '[{"name": "x", "at": "3", "axis": "shift"}]', "at is '3'"),
+        ("a.json", '[{"name": "x", "at": true, "axis": "shift"}]', "at is True"),
+        ("a.json", '[{"name": "x", "at": 3}]', "axis"),
+        ("a.json", '[{"name": "x", "axis": "shift"}]', "axis"),
+        ("a.json", '[{"name": "x", "line": 3}]', "line is not a text"),
         ("a.json", '[{"name": "x"}, {"name": "x", "overrides": {"a": 1}}]', "x"),
         ("a.json", '[{"name": "x"}, {"name": "y"}]', "same setting"),
         ("a.json", '[{"name": "x", "not_run": "no"}]', "no setting"),

@@ -15,6 +15,7 @@ from typing import Annotated
 import cv2
 import numpy as np
 
+from elk_jax.data.registration import misplacement
 from elk_jax.data.sources import phantom_sets
 from elk_jax.data.sources.slices import chosen_slices, with_lesions
 from elk_jax.data.sources.source import ImageSource, paired
@@ -130,16 +131,13 @@ def _mammogram(volume: PhantomVolume, options: VolumeOptions, split: str, index:
     info, grey = _image(volume, image, "mammogram", split)
     if options.shift or options.zoom:
         rng = generator(options.seed, Purpose.PHANTOM_VOLUME, index, 4)
-        factor = 1 + rng.uniform(-1, 1) * options.zoom
-        move = rng.uniform(-1, 1, 2) * options.shift * options.size / 1024
         # About the middle of the chest wall, where a second compression holds the breast.
-        fixed = np.array([0 if volume.laterality == "L" else info.width, info.height / 2])
-        offset = fixed * (1 - factor) + move
-        matrix = np.array([[factor, 0, offset[0] + 0.5 * (factor - 1)], [0, factor, offset[1] + 0.5 * (factor - 1)]])
-        image = cv2.warpAffine(image, matrix, (info.width, info.height), flags=cv2.INTER_LINEAR)
+        held = (0 if volume.laterality == "L" else info.width, info.height / 2)
+        found = misplacement(rng, options.shift * options.size / 1024, options.zoom, held)
+        image = cv2.warpAffine(image, found.matrix, (info.width, info.height), flags=cv2.INTER_LINEAR)
         limits = np.array([info.width, info.height] * 2, np.float32)
-        boxes = np.clip(info.boxes * factor + np.tile(offset, 2), 0, limits).astype(np.float32)
-        meta = info.meta | {"zoomed": float(factor), "moved": [float(step) for step in move]}
+        boxes = np.clip(info.boxes * found.factor + np.tile(found.offset, 2), 0, limits).astype(np.float32)
+        meta = info.meta | {"zoomed": found.factor, "moved": found.moved.tolist()}
         info = _kept(replace(info, boxes=boxes, meta=meta))
         grey = _as_grey(image)
     return info, grey
