@@ -69,7 +69,7 @@ def sgd(model, settings):
 
 
 def train_without_statistics(model):
-    """`model.train()`, but batch norms keep their statistics, as those of elk_jax do; scales and biases are trained."""
+    """`model.train()`, but batch norms keep their statistics, as on the other side; scales and biases are trained."""
     model.train()
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
