@@ -1,6 +1,8 @@
-"""Speed of a detector in training and inference, compared with torchvision on the same machine, images and weights.
+"""Speed of a detector in training and inference, compared with torchvision or effdet on the same machine, images and
+weights.
 
     python benchmarks/detector.py --size=800x1333 --depth=50 --torch_python=/usr/bin/python3
+    python benchmarks/detector.py --detector=efficientdet --variant=lite0 --torch_python=/usr/bin/python3
 
 The last line of the output is one JSON object; benchmarks/README.md explains it.
 """
@@ -18,19 +20,24 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torchvision's process
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with the other process
 
 import jax  # noqa: E402
 
 from benchmarks import measure, rival, workload  # noqa: E402
 from elk_jax import host_memory  # noqa: E402
 from elk_jax.backbones.resnet import BLOCKS  # noqa: E402
+from elk_jax.detection import dense  # noqa: E402
+from elk_jax.detection.efficientdet_config import VARIANTS, EfficientDetConfig  # noqa: E402
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig  # noqa: E402
 from elk_jax.detection.retinanet_config import RetinaNetConfig  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
-from elk_jax.weights import detectors, reading, resnet  # noqa: E402
+from elk_jax.weights import detectors, effdet, reading, resnet  # noqa: E402
+
+Config = FasterRCNNConfig | RetinaNetConfig | EfficientDetConfig
+DETECTORS = ("faster_rcnn", "retinanet", "retinanet_v2", "efficientdet")
 
 TRAINABLE_STAGES = 3
 """Of the backbone, from the top; `workload.RECIPE` freezes the others."""
@@ -39,17 +46,17 @@ TRAINABLE_STAGES = 3
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     size = workload.parse_size(options.size)
-    python = {"auto": rival.default_python(), "none": ""}.get(options.torch_python, options.torch_python)
+    config = configure(options)
+    python = {"auto": rival.default_python(library(config)), "none": ""}.get(options.torch_python, options.torch_python)
     host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", options.tiny)  # compile time is one of the results
-    make: Any = workload.retinanet if options.detector == "retinanet" else workload.faster_rcnn
-    config = make(options.depth, options.dtype, tiny=options.tiny)
     result = benchmark(
         config,
         size,
         options.batch,
         repetitions=options.repetitions,
         loop_steps=options.loop_steps,
+        variant=options.variant,
         python=python,
         channels_last={"auto": None, "channels_last": True, "contiguous": False}[options.torch_layout],
         least_seconds=options.least_seconds,
@@ -61,15 +68,20 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="512x512", help="image height x width, for example 512x512")
-    parser.add_argument("--detector", default="faster_rcnn", choices=("faster_rcnn", "retinanet"))
-    parser.add_argument("--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet")
+    parser.add_argument("--detector", default="faster_rcnn", choices=DETECTORS)
+    parser.add_argument("--variant", default="d0", choices=tuple(VARIANTS), help="of the EfficientDet")
+    parser.add_argument(
+        "--depth", type=int, default=50, choices=tuple(BLOCKS), help="layers of the ResNet of the others"
+    )
     parser.add_argument("--tiny", action="store_true", help="a few channels instead of --depth, for tests")
     parser.add_argument("--batch", type=int, default=2, help="images per step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
     parser.add_argument("--least_seconds", type=float, default=0.5, help="least time per program and round")
     parser.add_argument("--loop_steps", type=int, default=10, help="steps of the real loop; 0: none")
-    parser.add_argument("--torch_python", default="auto", help="a Python with torch and torchvision; or auto, none")
+    parser.add_argument(
+        "--torch_python", default="auto", help="a Python with torch and torchvision, or effdet; or auto, none"
+    )
     parser.add_argument("--torch_layout", default="auto", choices=("auto", "channels_last", "contiguous"),
                         help="memory format of torch; auto: channels_last on a GPU, contiguous on a CPU")  # fmt: skip
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS),
@@ -81,25 +93,42 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def configure(options: argparse.Namespace) -> Config:
+    """The settings of the detector that is asked for."""
+    if options.detector == "efficientdet":
+        return workload.efficientdet(options.variant, options.dtype, tiny=options.tiny)
+    if options.detector == "faster_rcnn":
+        return workload.faster_rcnn(options.depth, options.dtype, tiny=options.tiny)
+    version = 2 if options.detector == "retinanet_v2" else 1
+    return workload.retinanet(options.depth, options.dtype, version=version, tiny=options.tiny)
+
+
+def library(config: Config) -> str:
+    """Which has the same detector."""
+    return "effdet" if isinstance(config, EfficientDetConfig) else "torchvision"
+
+
 def benchmark(
-    config: FasterRCNNConfig | RetinaNetConfig,
+    config: Config,
     size: tuple[int, int],
     batch_size: int,
     *,
     repetitions: int,
     loop_steps: int,
+    variant: str = "d0",
     python: str = "",
     channels_last: bool | None = None,
     least_seconds: float = 0.5,
     clock: str = "wall",
 ) -> dict[str, Any]:
-    """The content of the JSON line. python: a Python with torchvision; '' for none."""
+    """The content of the JSON line. variant: of an EfficientDet. python: with torch and the library; '' for none."""
     accelerator = jax.default_backend() != "cpu"
     surroundings = measure.surroundings()
     data = workload.phantom_data(size, batch_size, threads=max(2, min(8, (os.cpu_count() or 2) // 2)))
     layout = accelerator if channels_last is None else channels_last
-    with rival.start(python, rival_settings(config, accelerator, layout, clock), data.batch) as other:
-        params = None if other is None else rival_weights(other)
+    settings = rival_settings(config, variant, data.config.buckets[0], accelerator, layout, clock)
+    with rival.start(python, settings, data.batch, library(config)) as other:
+        params = None if other is None else rival_weights(other, config, settings["name"])
         subject = workload.Subject(config, data, meshes.make_mesh(devices=jax.devices()[:1]), params)
         jax.block_until_ready(subject.step())
         first_loss = float(subject.metrics["loss"])
@@ -136,9 +165,10 @@ def benchmark(
             "canvas": list(data.config.buckets[0]),
             "batch": batch_size,
             "detector": config.name,
-            "depth": config.backbone.depth,
+            "variant": variant if isinstance(config, EfficientDetConfig) else version_of(config),
+            "depth": None if isinstance(config, EfficientDetConfig) else config.backbone.depth,
             "dtype": config.backbone.dtype,
-            "conventions": "torchvision",
+            "conventions": library(config),
             "repetitions": repetitions,
             "clock": clock,
         },
@@ -155,7 +185,7 @@ def benchmark(
         "first_loss": first_loss,
         "finite": finite,
         "detections": detections,
-        "torchvision": comparison,
+        library(config): comparison,
         "ratio": None,
     }
     if comparison is not None:
@@ -184,33 +214,52 @@ def timing(seconds: list[float], batch_size: int, calls: int, cost: Any = None) 
 
 
 def rival_settings(
-    config: FasterRCNNConfig | RetinaNetConfig, accelerator: bool, channels_last: bool, clock: str
+    config: Config, variant: str, canvas: tuple[int, int], accelerator: bool, channels_last: bool, clock: str
 ) -> dict[str, Any]:
-    """The settings of the same detector in torchvision."""
-    return {
-        "depth": config.backbone.depth,
+    """The settings of the same detector in its library."""
+    recipe = workload.recipe_of(config)
+    settings: dict[str, Any] = {
+        "name": config.name,
         "dtype": config.backbone.dtype,
         "clock": clock,
         "accelerator": accelerator,
         "channels_last": channels_last,
-        "trainable_layers": TRAINABLE_STAGES,
         "optimizer": {
-            "rate": workload.RECIPE.schedule.base,
-            "momentum": workload.RECIPE.optimizer.momentum,
-            "weight_decay": workload.RECIPE.optimizer.weight_decay,
+            "rate": recipe.schedule.base,
+            "momentum": recipe.optimizer.momentum,
+            "weight_decay": recipe.optimizer.weight_decay,
         },
-        "name": config.name,
-        "detector": _limits(config),
+        "detector": limits(config, canvas),
     }
+    if isinstance(config, EfficientDetConfig):
+        inputs = {"pixel_mean": config.backbone.pixel_mean, "pixel_std": config.backbone.pixel_std}
+        ratios = [1 / ratio for ratio in config.anchor_ratios]  # there they are width / height
+        return {**settings, **inputs, "name": f"tf_efficientdet_{variant}", "aspect_ratios": ratios}
+    version = version_of(config)
+    return {**settings, "depth": config.backbone.depth, "version": version, "trainable_layers": TRAINABLE_STAGES}
 
 
-def _limits(config: FasterRCNNConfig | RetinaNetConfig) -> dict[str, Any]:
-    """How much torchvision's detector does, by the names of its arguments."""
+def version_of(config: FasterRCNNConfig | RetinaNetConfig) -> int:
+    """1 or 2, of torchvision's detector."""
+    return 2 if isinstance(config, RetinaNetConfig) and config.head_norm == "gn" else 1
+
+
+def limits(config: Config, canvas: tuple[int, int]) -> dict[str, Any]:
+    """How much the library's detector does with an image of the canvas, by the names of its arguments."""
     if isinstance(config, RetinaNetConfig):
         return {
             "score_thresh": config.score_floor,
             "topk_candidates": config.level_candidates,
             "detections_per_img": config.detections,
+        }
+    if isinstance(config, EfficientDetConfig):
+        levels = dense.anchors(config, *canvas)
+        return {
+            "fpn_channels": config.channels,
+            "fpn_cell_repeats": config.cells,
+            "box_class_repeats": config.head_convs,
+            "max_detection_points": sum(min(len(level), config.level_candidates) for level in levels),
+            "max_det_per_image": config.detections,
         }
     return {
         "rpn_pre_nms_top_n_train": config.rpn_pre_nms_train,
@@ -224,10 +273,13 @@ def _limits(config: FasterRCNNConfig | RetinaNetConfig) -> dict[str, Any]:
     }
 
 
-def rival_weights(other: rival.Rival) -> Any:
-    """torchvision's random weights, converted, so that both sides do the same work."""
-    foreign = resnet.foreign(reading.read_tensors(other.weights), "torchvision")
-    return detectors.convert_foreign(foreign).params
+def rival_weights(other: rival.Rival, config: Config, name: str) -> Any:
+    """The library's random weights, converted, so that both sides do the same work."""
+    tensors = reading.read_tensors(other.weights)
+    if isinstance(config, EfficientDetConfig):
+        changes = {field: getattr(config, field) for field in ("channels", "cells", "head_convs")}
+        return detectors.convert_understood(effdet.understand(tensors, name, changes)).params
+    return detectors.convert_foreign(resnet.foreign(tensors, "torchvision")).params
 
 
 if __name__ == "__main__":

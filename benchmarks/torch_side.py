@@ -1,4 +1,4 @@
-"""Shared by all that is written LIBRARY_side.py: set-up, clock, and the protocol with the benchmark.
+"""Shared by all that is written LIBRARY_side.py: set-up, clock, training, and the protocol with the benchmark.
 
 Import it before the library: it removes this folder from the path, whose kernels.py would shadow a library of that
 name. It requires only torch.
@@ -58,6 +58,33 @@ def begin():
         torch.set_num_threads(cores)
     torch.backends.cudnn.benchmark = True  # the shapes are fixed
     return folder, settings, device
+
+
+def sgd(model, settings):
+    """The optimiser of what is trained of a model."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.SGD(
+        trainable, lr=settings["rate"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
+    )
+
+
+def train_without_statistics(model):
+    """`model.train()`, but batch norms keep their statistics, as on the other side; scales and biases are trained."""
+    model.train()
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.eval()
+
+
+def matmul_rate(device, rows=512, inner=4096, columns=1024):
+    """FLOP/s of a float32 matrix product as in a box head, which reveals a torch with a slow BLAS."""
+    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * inner * columns / best
 
 
 def serve(side, versions, about, answers, calls=None):

@@ -6,7 +6,7 @@ detector.py starts it. The protocol is that of `torch_side.serve`, with `detecti
 side runs at a time, so both can use the whole machine. It requires only torch, torchvision and numpy.
 """
 
-import time
+from functools import partial
 
 import torch_side  # isort: skip  corrects the path before the library is imported
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 RESIDUAL_GAIN = 0.25
@@ -21,17 +22,22 @@ RESIDUAL_GAIN = 0.25
 
 
 def build(settings, device):
-    """fasterrcnn_resnet*_fpn or retinanet_resnet*_fpn with frozen batch norm, random weights, two classes, and no
-    resizing."""
+    """fasterrcnn_resnet*_fpn, retinanet_resnet*_fpn or retinanet_resnet*_fpn_v2 with random weights, two classes, and
+    no resizing. Batch norms are frozen; of v2, scales and biases are trained."""
     torch.manual_seed(0)
     name = f"resnet{settings['depth']}"
-    kind, pyramid = FasterRCNN, {}
+    second = settings["version"] == 2
+    kind, pyramid, parts = FasterRCNN, {}, {}
     if settings["name"] == "retinanet":
-        kind, pyramid = RetinaNet, {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+        top = 256 if not second else 512 if settings["depth"] < 50 else 2048
+        kind, pyramid = RetinaNet, {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(top, 256)}
+    if second:
+        parts["head"] = RetinaNetHead(256, 9, 2, norm_layer=partial(torch.nn.GroupNorm, 32))
+        parts["head"].regression_head._loss_type = "giou"
     backbone = resnet_fpn_backbone(
         backbone_name=name,
         weights=None,
-        norm_layer=torchvision.ops.misc.FrozenBatchNorm2d,
+        norm_layer=torch.nn.BatchNorm2d if second else torchvision.ops.misc.FrozenBatchNorm2d,
         trainable_layers=settings["trainable_layers"],
         **pyramid,
     )
@@ -39,7 +45,7 @@ def build(settings, device):
     for key, value in backbone.state_dict().items():
         if key.endswith(last):
             value.fill_(RESIDUAL_GAIN)
-    model = kind(backbone, num_classes=2, **settings["detector"])
+    model = kind(backbone, num_classes=2, **parts, **settings["detector"])
     model.transform.resize = lambda image, target: (image, target)  # the images already have the final size
     return model.to(device)
 
@@ -67,14 +73,10 @@ class Side(torch_side.Side):
                 lambda _, inputs: (inputs[0].to(memory_format=torch.channels_last),)
             )
         self.images, self.targets = load_batch(folder / "batch.npz", device)
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = settings["optimizer"]
-        self.optimizer = torch.optim.SGD(
-            trainable, lr=optimizer["rate"], momentum=optimizer["momentum"], weight_decay=optimizer["weight_decay"]
-        )
+        self.optimizer = torch_side.sgd(self.model, settings["optimizer"])
 
     def train(self):
-        self.model.train()
+        torch_side.train_without_statistics(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision():
             loss = sum(self.model(self.images, self.targets).values())
@@ -88,23 +90,12 @@ class Side(torch_side.Side):
             return self.model(self.images)
 
 
-def matmul_rate(device, rows=512, inner=4096, columns=1024):
-    """FLOP/s of a float32 matrix product as in the box head, which reveals a torch with a slow BLAS."""
-    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        (a @ b).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * rows * inner * columns / best
-
-
 def main():
     folder, settings, device = torch_side.begin()
     side = Side(settings, folder, device)
     about = {
         "precision": "bfloat16 autocast" if side.bfloat16 else "float32",
-        "matmul_flops_per_second": matmul_rate(device),
+        "matmul_flops_per_second": torch_side.matmul_rate(device),
         "compiled": False,  # torch.compile cannot compile a whole detector of torchvision
     }
     count = lambda: {"detections": [len(found["boxes"]) for found in side.infer()]}

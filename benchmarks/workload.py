@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import measure
-from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.data.batches import detection as loader
 from elk_jax.data.sources import source as sources
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.detection import detectors, faster_rcnn_config, retinanet_config
+from elk_jax.detection import detectors, efficientdet_config, faster_rcnn_config, retinanet_config
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
 from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.errors import UserError
@@ -67,13 +67,32 @@ def faster_rcnn(
     return preset(backbone=backbone)
 
 
-def retinanet(depth: int, dtype: str, *, tiny: bool = False) -> RetinaNetConfig:
-    """torchvision's RetinaNet with one class. Random weights score low: all scores are let through to the NMS."""
-    backbone = ResNetConfig(depth=depth, dtype=dtype, num_classes=0)
+def retinanet(depth: int, dtype: str, *, version: int = 1, tiny: bool = False) -> RetinaNetConfig:
+    """torchvision's RetinaNet of this version with one class.
+
+    Random weights score low: all scores are let through to the NMS.
+    """
+    preset = retinanet_config.torchvision_v2 if version == 2 else retinanet_config.torchvision
+    backbone = dataclasses.replace(preset().backbone, depth=depth, dtype=dtype)
     if tiny:
-        backbone = dataclasses.replace(backbone, depth=18, width=8)
-        return retinanet_config.torchvision(backbone=backbone, score_floor=0.0, fpn_channels=16, detections=10)
-    return retinanet_config.torchvision(backbone=backbone, score_floor=0.0)
+        few = {"fpn_channels": 16, "norm_groups": 8, "detections": 10}
+        return preset(backbone=dataclasses.replace(backbone, depth=18, width=8), score_floor=0.0, **few)
+    return preset(backbone=backbone, score_floor=0.0)
+
+
+def efficientdet(variant: str, dtype: str, *, tiny: bool = False) -> EfficientDetConfig:
+    """effdet's EfficientDet with one class and constant statistics of its norms. All scores enter the NMS, as above."""
+    published = efficientdet_config.named(variant)
+    backbone = dataclasses.replace(published.backbone, norm="affine_bn", dtype=dtype, drop_path=0.0)
+    few: dict[str, Any] = {"channels": 16, "cells": 1, "head_convs": 1, "detections": 10} if tiny else {}
+    return dataclasses.replace(published, backbone=backbone, norm="affine_bn", score_floor=0.0, **few)
+
+
+def recipe_of(config: Any) -> TrainingRecipe:
+    """RECIPE; of an EfficientDet everything is trained, as in effdet."""
+    if not isinstance(config, EfficientDetConfig):
+        return RECIPE
+    return dataclasses.replace(RECIPE, optimizer=dataclasses.replace(RECIPE.optimizer, frozen=()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +148,7 @@ class Subject:
 
     def __init__(self, config: Any, data: Data, mesh: Mesh, params: Params | None = None):
         model = trainable(detectors.build(config))
-        self.mesh, self.training = mesh, gradient(model, RECIPE, mesh)
+        self.mesh, self.training = mesh, gradient(model, recipe_of(config), mesh)
         program = on_mesh(self.training, mesh)
         self.batch = meshes.put_batch(data.batch, mesh)
         self.params = meshes.place(model.init(jax.random.key(0)) if params is None else params, mesh)

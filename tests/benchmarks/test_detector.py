@@ -65,20 +65,47 @@ def test_without_torchvision_nothing_is_compared(result):
     assert result["torchvision"] is None and result["ratio"] is None
 
 
-@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
-def test_beside_torchvision(kind):
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "retinanet_v2", "efficientdet"])
+def test_beside_another_library(kind):
     """On the same weights and batch both find a loss of the same size: they do the same work."""
     python = os.environ.get("ELK_JAX_TORCH_PYTHON", "")
     if not python:
-        pytest.skip("set ELK_JAX_TORCH_PYTHON to a Python with torch and torchvision")
-    from benchmarks import detector, workload
+        pytest.skip("set ELK_JAX_TORCH_PYTHON to a Python with torch, torchvision and effdet")
+    from benchmarks import detector
 
-    config = {"faster_rcnn": workload.faster_rcnn, "retinanet": workload.retinanet}[kind](18, "float32")
-    found = detector.benchmark(config, (64, 64), 2, repetitions=2, loop_steps=0, python=python, least_seconds=0.01)
-    theirs = found["torchvision"]
+    options = detector.parse([f"--detector={kind}", "--depth=18", "--variant=lite0"])
+    config, size = detector.configure(options), 256 if kind == "efficientdet" else 64
+    found = detector.benchmark(
+        config, (size, size), 2, repetitions=2, loop_steps=0, variant="lite0", python=python, least_seconds=0.01
+    )
+    theirs = found[detector.library(config)]
     assert theirs["train"]["seconds"].keys() == SPREAD and theirs["peak_memory_bytes"] > 0
     assert found["ratio"]["train"].keys() == found["ratio"]["inference"].keys() == SPREAD
-    assert theirs["first_loss"] == pytest.approx(found["first_loss"], rel=0.2)  # each draws its own samples
+    assert theirs["first_loss"] == pytest.approx(found["first_loss"], rel=0.2)  # each draws or counts its own samples
+
+
+@pytest.mark.parametrize(
+    ("kind", "library", "variant"),
+    [("faster_rcnn", "torchvision", 1), ("retinanet", "torchvision", 1), ("retinanet_v2", "torchvision", 2)],
+)
+def test_the_detector_that_is_asked_for(kind, library, variant):
+    from benchmarks import detector
+
+    config = detector.configure(detector.parse([f"--detector={kind}", "--depth=34"]))
+    assert kind.startswith(config.name) and config.backbone.depth == 34
+    assert detector.library(config) == library and detector.version_of(config) == variant
+
+
+def test_effdet_is_told_to_do_the_same_work():
+    from benchmarks import detector
+
+    config = detector.configure(detector.parse(["--detector=efficientdet", "--variant=d1"]))
+    assert detector.library(config) == "effdet"
+    told = detector.rival_settings(config, "d1", (128, 128), accelerator=False, channels_last=False, clock="cpu")
+    assert told["name"] == "tf_efficientdet_d1" and told["aspect_ratios"] == [1, 2, 0.5]  # width / height
+    # 16 x 16 cells of 9 anchors, and 8 x 8, 4 x 4, 2 x 2 and 1: at most 1000 of a level.
+    assert told["detector"]["max_detection_points"] == 1000 + 576 + 144 + 36 + 9
+    assert (told["detector"]["fpn_channels"], told["detector"]["fpn_cell_repeats"]) == (88, 4)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +131,7 @@ def test_a_python_without_torchvision_is_one_line(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", ["torchvision_side.py", "diffusers_side.py", "torch_side.py"])
+@pytest.mark.parametrize("name", ["torchvision_side.py", "effdet_side.py", "diffusers_side.py", "torch_side.py"])
 def test_the_other_side_needs_nothing_of_the_project(name):
     """It runs in a Python that has torch, and perhaps neither jax nor this package."""
     from benchmarks import rival
