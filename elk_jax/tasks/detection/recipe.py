@@ -117,6 +117,9 @@ class EvaluateDetectorsStage(EvaluateModelsStage):
     def __post_init__(self) -> None:
         criterion_from_text(self.criterion)
 
+    def relevant(self, recipe: DetectionRecipe) -> DetectionRecipe:
+        return DetectionRecipe(score_floor=recipe.score_floor, bootstrap=recipe.bootstrap)
+
     def trained(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.models, *(model for pair in self.late for model in pair))))
 
