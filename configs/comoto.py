@@ -9,12 +9,13 @@
 Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
 starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
 (the teacher sees its mammograms); pkd, fgd, cwd (it sees the slices); pretraining (its weights alone); none. The
-student is evaluated on test slices, the teacher on test mammograms.
+student is evaluated on test slices, the teacher on test mammograms; tiny and quick end with whole volumes (DBTex).
 One teacher serves several students: configs/comoto.py:student --config.stages.student.teacher=RUN/teacher/model.
 Without a teacher: configs/comoto.py:student --config.distill.mode=none --config.stages.student.init_from=DIR.
 published has the numbers of the published training, not its preprocessing (configs/recipes/distillation.py).
 Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
-from random weights, and one detector of both sets), half, lite0, swin. Many settings: configs/comoto_table.py.
+from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin.
+Many settings: configs/comoto_table.py.
 Published: 7 points of mean sensitivity more than pretraining and image-level distillation, with 10 % of the images.
 """
 
@@ -32,7 +33,7 @@ SIZES = ("tiny", "quick", "small", "published")
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, ("student", "baselines", *variants.BACKBONES), SIZES)
+    size, extras = variants.parse(variant, ("student", "baselines", "volumes", *variants.BACKBONES), SIZES)
     data = "paper" if size == "published" else size
     slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}
     alone = "student" in extras
@@ -48,6 +49,8 @@ def get_config(variant=None):
         "evaluate": EvaluateDetectorsStage(models=tuple(students), on="dbt", recipe="distill"),
         "mammograms": EvaluateDetectorsStage(models=("teacher",), on="mammo", recipe="distill"),
     }
+    if size in ("tiny", "quick") or "volumes" in extras:
+        stages["volumes"] = EvaluateDetectorsStage(models=tuple(students), on="dbt", metric="dbtex", recipe="distill")
     return variants.experiment(
         "comoto",
         data={

@@ -159,8 +159,7 @@ def test_a_loss_per_image_is_the_mean_of_the_losses_of_single_images(name, batch
     )
     alone = jax.jit(lambda image, key: one.loss(params, image, key, jax.vmap))
     singles = [
-        alone({name: x[i : i + 1] for name, x in batch.items()}, key)
-        for i, key in enumerate(jax.random.split(key, 4))
+        alone({name: x[i : i + 1] for name, x in batch.items()}, key) for i, key in enumerate(jax.random.split(key, 4))
     ]
     value, terms = loss(params, batch)
     assert value == pytest.approx(float(np.mean([single for single, _ in singles[:3]])), rel=1e-5)
