@@ -39,7 +39,7 @@ from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.evaluation.volumes import VolumeDetections  # noqa: E402
 from elk_jax.tasks.detection import predict  # noqa: E402
 from elk_jax.tasks.detection.model import Description, Input, Trained, trainable  # noqa: E402
-from elk_jax.tasks.detection.volumes import RULES, findings_of  # noqa: E402
+from elk_jax.tasks.detection.volumes import findings_of  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
 
 SYNTAXES = ("uncompressed", "jpeg2000")

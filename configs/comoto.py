@@ -9,12 +9,13 @@
 Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
 starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
 (the teacher sees its mammograms); pkd, fgd, cwd (it sees the slices); pretraining (its weights alone); none. The
-student is evaluated on test slices, the teacher on test mammograms.
-One teacher serves several students: --config.stages.student.teacher=RUN/teacher/model --stages=student,evaluate.
-Without a teacher: --config.distill.mode=none --stages=student,evaluate, from --config.stages.student.init_from=DIR.
+student is evaluated on test slices, the teacher on test mammograms; tiny and quick end with whole volumes (DBTex).
+One teacher serves several students: configs/comoto.py:student --config.stages.student.teacher=RUN/teacher/model.
+Without a teacher: configs/comoto.py:student --config.distill.mode=none --config.stages.student.init_from=DIR.
 published has the numbers of the published training, not its preprocessing (configs/recipes/distillation.py).
-Variants beside the size (tiny, quick, small, published): baselines (also a student from random weights, and one
-detector of both sets), half, lite0, swin.
+Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
+from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin.
+Many settings: configs/comoto_table.py.
 Published: 7 points of mean sensitivity more than pretraining and image-level distillation, with 10 % of the images.
 """
 
@@ -26,20 +27,30 @@ from configs.sources import phantom_volumes
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetectorStage
 from elk_jax.tasks.distillation.recipe import TrainDistilledStage
+from elk_jax.tasks.stages import Stage
 
 SIZES = ("tiny", "quick", "small", "published")
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, ("baselines", *variants.BACKBONES), SIZES)
+    size, extras = variants.parse(variant, ("student", "baselines", "volumes", *variants.BACKBONES), SIZES)
     data = "paper" if size == "published" else size
     slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}
+    alone = "student" in extras
     students: dict[str, TrainDetectorStage] = {
-        "student": TrainDistilledStage(role="student", teacher="teacher", beside=("mammo",), **slices)
+        "student": TrainDistilledStage(role="student", teacher="" if alone else "teacher", beside=("mammo",), **slices)
     }
     if "baselines" in extras:
         students["scratch"] = TrainDetectorStage(recipe="distill", **slices)
         students["joint"] = TrainDetectorStage(train_on=("mammo", "dbt"), validate_on="dbt", recipe="distill")
+    stages: dict[str, Stage] = {
+        "teacher": TrainDistilledStage(role="teacher", train_on=("mammo",), validate_on="mammo"),
+        **students,
+        "evaluate": EvaluateDetectorsStage(models=tuple(students), on="dbt", recipe="distill"),
+        "mammograms": EvaluateDetectorsStage(models=("teacher",), on="mammo", recipe="distill"),
+    }
+    if size in ("tiny", "quick") or "volumes" in extras:
+        stages["volumes"] = EvaluateDetectorsStage(models=tuple(students), on="dbt", metric="dbtex", recipe="distill")
     return variants.experiment(
         "comoto",
         data={
@@ -48,10 +59,5 @@ def get_config(variant=None):
             "dbt": SourceSpec(phantom_volumes(data, seed=5), train_share=0.5 if size == "tiny" else 0.1),
         },
         distill=distillation(size, extras),
-        stages={
-            "teacher": TrainDistilledStage(role="teacher", train_on=("mammo",), validate_on="mammo"),
-            **students,
-            "evaluate": EvaluateDetectorsStage(models=tuple(students), on="dbt", recipe="distill"),
-            "mammograms": EvaluateDetectorsStage(models=("teacher",), on="mammo", recipe="distill"),
-        },
+        stages={name: stage for name, stage in stages.items() if not alone or name not in ("teacher", "mammograms")},
     )

@@ -60,6 +60,9 @@ class VolumeRule:
 
 COMOTO = VolumeRule("peaks", overlap=0.5, margin=4, most=300)
 """As published: slices 4 to N - 5, and d a quarter of them."""
+Rule = Literal["group", "comoto"]
+"""A setting: which rule makes findings of the detections of slices."""
+RULES: dict[Rule, VolumeRule] = {"group": VolumeRule(), "comoto": COMOTO}
 
 
 @jax.named_scope("volume_findings")

@@ -10,6 +10,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentil
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 import numpy as np
@@ -28,6 +29,21 @@ class PatientStatistic(Protocol):
     patients: list[str]
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """A statistic whose names begin with a prefix, as where its values are a section of an evaluation."""
+
+    statistic: PatientStatistic
+    prefix: str
+
+    @property
+    def patients(self) -> list[str]:
+        return self.statistic.patients
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {f"{self.prefix}{name}": values for name, values in self.statistic(weights).items()}
 
 
 MOST = 100_000

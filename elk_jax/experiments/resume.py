@@ -24,7 +24,7 @@ FINISHED, DEPENDS = "finished.json", "config.json"
 def settings(experiment: Experiment, stage: Stage) -> dict[str, Any]:
     """The settings that a stage's result depends on, as they come back from JSON.
 
-    Of the data only the sources that it reads. `data.on_error` may change.
+    Of the data only the sources that it reads, of the recipe what it uses. `data.on_error` may change.
     """
     found = {
         "seed": experiment.seed,
@@ -32,7 +32,7 @@ def settings(experiment: Experiment, stage: Stage) -> dict[str, Any]:
         "stage": dataclasses.asdict(stage),
     }
     if stage.recipe:
-        found["recipe"] = dataclasses.asdict(experiment.recipe_of(stage))
+        found["recipe"] = dataclasses.asdict(stage.relevant(experiment.recipe_of(stage)))
     return json.loads(json.dumps(found))
 
 

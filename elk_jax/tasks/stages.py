@@ -64,6 +64,13 @@ class Stage:
         """The stages whose results are measured on `held_out`. writers: data source -> the stage that writes it."""
         return self.trained()
 
+    def relevant(self, recipe: Any) -> Any:
+        """The recipe as far as the result depends on it: what is of other stages is at its default.
+
+        Stages that agree in it leave the same result, so that a sweep over settings of a student trains one teacher.
+        """
+        return recipe
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(Stage):

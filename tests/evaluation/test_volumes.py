@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from elk_jax.evaluation import submission
+from elk_jax.evaluation import submission, volume_results
 from elk_jax.evaluation.volumes import (
     VolumeDetections,
     VolumeResult,
@@ -177,6 +177,26 @@ def test_a_submission_comes_back_as_written(tmp_path):
     for name in ("boxes", "first", "depth", "best", "scores"):
         np.testing.assert_array_equal(getattr(again[0].found, name), getattr(written[0].found, name))
     assert len(again[1].found.scores) == 0
+
+
+def test_findings_come_back_from_their_file_to_the_bit(tmp_path):
+    written = [
+        VolumeResult(truth(LESION), found((3.25, 4, 10, 20, 7, 6, 1 / 3), (0, 0, 5, 5, 1, 0, 3.5))),
+        VolumeResult(truth(study="S2", view="rmlo2"), found()),
+    ]
+    volume_results.write(tmp_path / "volumes.json", written)
+    again = volume_results.read(tmp_path / "volumes.json")
+    for one, other in zip(written, again, strict=True):
+        for part in ("truth", "found"):
+            fields = [vars(getattr(result, part)) for result in (one, other)]
+            assert fields[0].keys() == fields[1].keys()
+            for name, value in fields[0].items():
+                np.testing.assert_array_equal(fields[1][name], value)
+                assert np.asarray(fields[1][name]).dtype.kind == np.asarray(value).dtype.kind, name
+    assert evaluate_volumes(again) == evaluate_volumes(written)
+    (tmp_path / "volumes.json").write_text('[{"truth": {"patient": 3}, "found": {}}]')
+    with refused("damaged", where=tmp_path / "volumes.json"):
+        volume_results.read(tmp_path / "volumes.json")
 
 
 HEADER = "PatientID,StudyUID,View,X,Width,Y,Height,Z,Depth,Score\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from elk_jax import files
 from elk_jax.data.flips import Flip
@@ -18,6 +18,7 @@ from elk_jax.data.sources.source import ImageSource, counted, one_of, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.detection import detectors
 from elk_jax.detection.detectors import DETECTORS
+from elk_jax.detection.volumes import Rule
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation import evaluate as metrics
@@ -32,7 +33,7 @@ from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
-from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
+from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import check_pairs, say_skipped
 from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
 from elk_jax.tasks.task import Summary
@@ -46,6 +47,8 @@ TRUTH = "truth.json"
 
 def check_start(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
     """Raise UserError where detectors read pairs, and the data are single images."""
+    if stage.metric == "dbtex":
+        volumes.check_start(run, stage)
     stages = run.experiment.stages
     for model in filter(stages.__contains__, stage.models):
         detector = detectors.build(run.experiment.recipe_of(stages[model]).model)
@@ -55,6 +58,8 @@ def check_start(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe
 
 def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> Summary:
     """Evaluate trained stages on one split; with several, compare each with the first."""
+    if stage.metric == "dbtex":
+        return volumes.evaluate(run, stage, recipe)
     source, folder = run.open(stage.on, stage.split), run.folder / stage.name
     run.say(f"  {stage.split} {counted(source.infos)}")
     say_skipped(run, source)
@@ -123,6 +128,8 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
 
 def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> dict[str, PatientStatistic]:
     """The metrics of each model as functions of patients, from what the stage left in `folder`."""
+    if stage.metric == "dbtex":
+        return volumes.statistics(folder, stage)
     criterion = criterion_from_text(stage.criterion)
     found = {model: read_measured(folder / TRUTH, folder / model / "predictions.json") for model in stage.subjects}
     return {
@@ -167,8 +174,8 @@ class EvaluateSettings:
     all_images: bool = False
     bootstrap: Resamples = 2000
     flips: tuple[Flip, ...] | None = None
-    metric: Literal["froc", "dbtex"] = "froc"
-    volume_rule: volumes.Rule = "group"
+    metric: Metric = "froc"
+    volume_rule: Rule = "group"
 
     def __post_init__(self) -> None:
         check(self)

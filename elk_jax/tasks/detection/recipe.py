@@ -11,6 +11,7 @@ from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import has_anchors
+from elk_jax.detection.volumes import Rule
 from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.evaluate import METRIC_NAMES
@@ -19,6 +20,8 @@ from elk_jax.fields import SHARE, AtLeast, ByName, OneOf
 from elk_jax.tasks.stages import EvaluateModelsStage, PrivateTrainStage
 from elk_jax.training.recipe import TrainingRecipe
 
+Metric = Literal["froc", "dbtex"]
+"""A setting: of images, or of tomosynthesis volumes as in the DBTex challenge."""
 FIT = Resize(short_sides=(), max_long_side=0, jitter=(1.0, 1.0))
 """As large as the canvas allows."""
 
@@ -104,18 +107,28 @@ class TrainDetectorStage(PrivateTrainStage):
 class EvaluateDetectorsStage(EvaluateModelsStage):
     """Evaluate detectors.
 
-    criterion: what counts as found (`evaluation.hits.criterion_from_text`). late: pairs of trained models, of which the
-    first sees the images of `on` and the second their partners (`SourceSpec.partner`); the boxes of both are fused, and
-    evaluated as FIRST+SECOND.
+    metric: froc, of images; dbtex, of whole tomosynthesis volumes, for which all slices of `on` are read, whatever its
+    `slices`. criterion: what counts as found in an image (`evaluation.hits.criterion_from_text`). volume_rule: how
+    detections of slices become findings of a volume. late: pairs of trained models, of which the first sees the images
+    of `on` and the second their partners (`SourceSpec.partner`); the boxes of both are fused, and evaluated as
+    FIRST+SECOND.
     """
 
     task: Literal["detection"] = "detection"
     recipe: str = "detector"
+    metric: Metric = "froc"
     criterion: str = "iou:0.3"
+    volume_rule: Rule = "group"
     late: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         criterion_from_text(self.criterion)
+        if self.metric == "dbtex" and self.late:
+            todo = "leave it out, or set metric=froc"
+            raise UserError("boxes of pairs are fused, not findings of volumes", where="late", todo=todo)
+
+    def relevant(self, recipe: DetectionRecipe) -> DetectionRecipe:
+        return DetectionRecipe(score_floor=recipe.score_floor, bootstrap=recipe.bootstrap)
 
     def trained(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.models, *(model for pair in self.late for model in pair))))

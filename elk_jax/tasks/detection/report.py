@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from elk_jax.evaluation import outcomes
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import Criterion
 from elk_jax.reporting.pictures import Picture
+from elk_jax.reporting.report import Section
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.detection.page import DetectionRun, Evaluated, Pictures, detection_part
+from elk_jax.tasks.detection.volumes_page import metric_section
 from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import promise
@@ -28,14 +31,24 @@ SHOWN_RATE = 1.0
 def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     """The part of the finished stages of detection. summaries: by stage."""
     trained = {name: s for name, s in summaries.items() if s["kind"] == "train"}
-    return detection_part(
+    measured = {name: s for name, s in summaries.items() if s["kind"] == "evaluate"}
+    of_volumes = {name: s for name, s in measured.items() if s.get("metric") == "dbtex"}
+    found = detection_part(
         DetectionRun(
-            evaluated=[_evaluated(run, name, s) for name, s in summaries.items() if s["kind"] == "evaluate"],
+            evaluated=[_evaluated(run, name, s) for name, s in measured.items() if name not in of_volumes],
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
             chosen_steps={name: s["best_step"] for name, s in trained.items()},
             promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
         )
     )
+    return replace(found, sections=[*found.sections, *(_volumes(run, name, s) for name, s in of_volumes.items())])
+
+
+def _volumes(run: Run, name: str, summary: Mapping[str, Any]) -> Section:
+    folder = run.folder / name
+    evaluations = {m: files.read_object(folder / m / "evaluation.json", "metrics") for m in summary["models"]}
+    place = f"{summary['split']} split of {summary['on']}"
+    return metric_section(place, evaluations, files.read_object(folder / "comparisons.json"))
 
 
 def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,30 +19,37 @@ from rich.table import Table
 from elk_jax import files
 from elk_jax.data.sources import bcs_dbt
 from elk_jax.data.sources.open import KINDS, open_source
-from elk_jax.data.sources.source import read_at
+from elk_jax.data.sources.source import read_at, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.data.sources.volumes import Volume, as_source, find_volumes, volumes_of
-from elk_jax.detection.volumes import COMOTO, VolumeRule, find
+from elk_jax.detection.volumes import RULES, Rule, VolumeRule, find
 from elk_jax.errors import UserError
-from elk_jax.evaluation import submission
+from elk_jax.evaluation import bootstrap, submission, volume_results
+from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.volumes import LEAST_DISTANCE, VolumeDetections, VolumeResult, VolumeTruth, evaluate_volumes
+from elk_jax.evaluation.volumes import (
+    LEAST_DISTANCE,
+    VolumeDetections,
+    VolumeResult,
+    VolumeStatistic,
+    VolumeTruth,
+    evaluate_volumes,
+)
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import Trained, load
+from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.volumes_page import evaluation_page, findings_page
-from elk_jax.tasks.run import new_console, patients_seen, report_skipped
+from elk_jax.tasks.run import Run, new_console, patients_seen, report_skipped
+from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 
 SLICES_STEP, DETECTIONS_STEP = 16, 16
 """Volumes of similar numbers share one compilation."""
+RESULTS = "volumes.json"
 FULL_HEIGHT = 1000
 """Pixels of a slice from which on the distances of the DBTex metric, which are pixels, are a small part of it."""
-
-Rule = Literal["group", "comoto"]
-"""A setting: how detections of slices become findings."""
-RULES: dict[Rule, VolumeRule] = {"group": VolumeRule(), "comoto": COMOTO}
 
 
 def detect_volumes(
@@ -111,6 +118,92 @@ def truth_of(volume: Volume) -> VolumeTruth:
     return VolumeTruth(volume.patient_id, volume.study, volume.view, volume.slices, *volume.lesions())
 
 
+def measured(
+    trained: Trained,
+    volumes: Sequence[Volume],
+    mesh: Mesh,
+    rule: Rule,
+    score_floor: float,
+    flips: Sequence[str] | None = None,
+) -> list[VolumeResult]:
+    """The findings of whole volumes beside their lesions; arguments as of `detect_volumes`."""
+    found = detect_volumes(trained, volumes, mesh, RULES[rule], score_floor, flips)
+    return [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)]
+
+
+# ---- As a stage ------------------------------------------------------------------------------------------------------
+
+
+def check_start(run: Run, stage: EvaluateDetectorsStage) -> None:
+    """Raise UserError where the data are no whole volumes: of a COCO file all slices have to be there."""
+    spec, place = run.spec(stage.on), f"config.stages.{stage.name}.on"
+    if spec.kind in KINDS and KINDS[spec.kind].of_volumes:
+        return
+    todo = "name a source of whole volumes, or leave the stage out by --stages"
+    if not run.is_listed(stage.on):
+        raise UserError(f"{stage.on} has images, no volumes", where=place, todo=todo)
+    for volume in volumes_of(run.list(stage.on, stage.split)):
+        if len(volume) != volume.slices:
+            what = f"{stage.on} has {len(volume)} of {volume.slices} slices of the volume {volume.name}"
+            raise UserError(what, where=place, todo=todo)
+
+
+def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> Summary:
+    """Evaluate trained stages on the volumes of one split; with several, compare each with the first.
+
+    Leaves `<model>/evaluation.json`, `<model>/volumes.json`, `<model>/submission.csv` and `comparisons.json`.
+    """
+    folder = run.folder / stage.name
+    volumes = _opened(run.spec(stage.on), stage.split, run.experiment.on_error)
+    run.say(f"  {stage.split} {len(volumes)} volumes, {sum(map(len, volumes))} slices")
+    evaluations, statistics = {}, {}
+    for model in stage.models:
+        trained = load(run.folder / model / "model")
+        results = measured(trained, volumes, run.mesh, stage.volume_rule, recipe.score_floor)
+        evaluations[model] = evaluated(results, volumes, recipe.bootstrap)
+        statistics[model] = VolumeStatistic(results)
+        if run.is_main:
+            _write(files.make_folder(folder / model), evaluations[model], results)
+            volume_results.write(folder / model / RESULTS, results)
+    first, *others = stage.models
+    patients = len(statistics[first].patients)
+    comparisons = {
+        other: bootstrap.compare(statistics[first], statistics[other], patients, resamples=recipe.bootstrap)
+        for other in others
+    }
+    if run.is_main:
+        files.write_json(folder / "comparisons.json", comparisons)
+        for model, evaluation in evaluations.items():
+            run.console.print(_table(evaluation, f"{model} on the {stage.split} split of {stage.on}"))
+    for note in size_notes(volumes):
+        run.say(f"  note: {note}")
+    return {
+        "kind": "evaluate",
+        "metric": stage.metric,
+        "on": stage.on,
+        "split": stage.split,
+        "data": summary([info for volume in volumes for info in volume.infos]),
+        "skipped": [],
+        "models": list(stage.models),
+    }
+
+
+def statistics(folder: Path, stage: EvaluateDetectorsStage) -> dict[str, PatientStatistic]:
+    """The metrics of each model as functions of patients, from what the stage left in `folder`."""
+    found = {model: VolumeStatistic(volume_results.read(folder / model / RESULTS)) for model in stage.models}
+    return {model: bootstrap.Prefixed(statistic, "metrics/") for model, statistic in found.items()}
+
+
+def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamples: int) -> dict[str, Any]:
+    """The content of evaluation.json. volumes: their slices, where they are at hand."""
+    return evaluate_volumes(results, resamples=resamples) | {"notes": size_notes(volumes)}
+
+
+def _write(folder: Path, evaluation: dict[str, Any], results: Sequence[VolumeResult]) -> None:
+    files.write_json(folder / "evaluation.json", evaluation)
+    files.write_text(folder / "submission.csv", submission.text(results))
+
+
 # ---- launch/evaluate.py --metric=dbtex -------------------------------------------------------------------------------
 
 
@@ -142,14 +235,12 @@ def evaluate_dbtex(
         volumes = _opened(data, split, on_error)
         trained = load(model)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
-        found = detect_volumes(trained, volumes, meshes.make_mesh(), RULES[rule], score_floor, flips)
-        results = [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)]
-    evaluation = evaluate_volumes(results, resamples=resamples) | {"notes": notes}
-    notes += size_notes(volumes)
+        results = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
+    evaluation = evaluated(results, volumes, resamples)
+    notes = evaluation["notes"] = [*notes, *evaluation["notes"]]
     place = f"{split or 'every'} split of {data.spec}"
     with files.locked(files.make_folder(output)):
-        files.write_json(output / "evaluation.json", evaluation)
-        files.write_text(output / "submission.csv", submission.text(results))
+        _write(output, evaluation, results)
         write_report(
             output / "report.html", evaluation_page(str(model or predictions), place, evaluation, results, volumes)
         )
@@ -241,9 +332,8 @@ def predict_volumes(
     files.check_writable(output)
     points = trained.description.operating_points
     threshold = predict.chosen_threshold(points) if settings.threshold is None else settings.threshold
-    rule = RULES[settings.volume_rule]
-    found = detect_volumes(trained, volumes, meshes.make_mesh(), rule, settings.score_floor)
-    results = [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)]
+    results = measured(trained, volumes, meshes.make_mesh(), settings.volume_rule, settings.score_floor)
+    found = [result.found for result in results]
     classes = trained.description.classes
     entries = [entry for pair in zip(volumes, found) for entry in _entries(*pair, classes, threshold)]
     with files.locked(files.make_folder(output)):

@@ -10,6 +10,7 @@ import numpy as np
 from elk_jax.data.sources.volumes import Volume
 from elk_jax.evaluation.volumes import PRIMARY, VolumeDetections, VolumeResult, hits
 from elk_jax.reporting import html
+from elk_jax.reporting.comparison import difference_html
 from elk_jax.reporting.pictures import Closeup, Picture, Strip, boxes_key, gallery, strips
 from elk_jax.reporting.report import Report, Section
 
@@ -57,6 +58,30 @@ def evaluation_page(
         sections=sections,
         footer=" ".join(evaluation["notes"]),
     )
+
+
+def metric_section(
+    on: str,
+    evaluations: Mapping[str, Mapping[str, Any]],
+    comparisons: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+) -> Section:
+    """The DBTex metric of several models by name, with the differences from the first."""
+    first = next(iter(evaluations))
+    head = [
+        "Metric",
+        *map(html.text, evaluations),
+        *(f"{html.text(name)} − {html.text(first)}" for name in comparisons),
+    ]
+    rows = []
+    for key in evaluations[first]["metrics"]:
+        cells = [html.estimate_cell(evaluation["metrics"][key]) for evaluation in evaluations.values()]
+        cells += [difference_html(comparison[key]) for comparison in comparisons.values()]
+        rows.append(html.row([key.replace("_", " "), *cells], style="main" if key == PRIMARY else ""))
+    notes = dict.fromkeys(note for evaluation in evaluations.values() for note in evaluation["notes"])
+    counts = (f"{evaluations[first][key]} {key}" for key in ("volumes", "lesions", "patients"))
+    remarks = "".join(html.paragraph(f"Note: {note}.", "soft small") for note in notes)
+    said = f"{', '.join(counts)}. Intervals: 95 %, over patients."
+    return Section(f"DBTex metric: {on}", html.table(head, rows) + remarks, said)
 
 
 def findings_sections(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal
 
 from elk_jax.detection.detector import TapName
@@ -65,6 +65,11 @@ class DistillationRecipe(DetectionRecipe):
         super().__post_init__()
 
 
+OF_STUDENTS = ("mode", "weight", "detection_weight", "distill_from", "tap", "temperature", "tolerance")
+OF_TEACHERS = ("intra_align", "align_weight", "negatives")
+"""Settings that the training of the other does not read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainDistilledStage(TrainDetectorStage):
     """Train a teacher, or a student of one.
@@ -101,6 +106,10 @@ class TrainDistilledStage(TrainDetectorStage):
     def origin(self) -> Origin:
         sources, models = super().origin()
         return Origin(sources + self.beside, models)
+
+    def relevant(self, recipe: DistillationRecipe) -> DistillationRecipe:
+        others = OF_STUDENTS if self.role == "teacher" else OF_TEACHERS
+        return replace(recipe, **{one.name: one.default for one in fields(DistillationRecipe) if one.name in others})
 
     def starting(self, recipe: DistillationRecipe) -> TrainDistilledStage:
         """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher, unless

@@ -9,13 +9,17 @@ import cv2
 import numpy as np
 import pytest
 
+from elk_jax import files
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import volumes_of
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.detections import Detections, join
-from elk_jax.tasks.detection import evaluate, predict, volumes
+from elk_jax.sweeps import results as sweeps
+from elk_jax.tasks.detection import evaluate, predict, report, volumes
 from elk_jax.tasks.detection.model import OperatingPoint, Trained
+from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
+from elk_jax.tasks.run import Experiment, MeshSettings, Run
 from tests.data.sources import dbt_files
 from tests.refusals import refused
 
@@ -86,6 +90,44 @@ def test_what_the_metric_has_no_use_for_is_refused(folder, model, tmp_path):
     with refused(2, 12, "slices"):
         volumes.detect_volumes(volumes.load(model), central, None, volumes.RULES["group"])
     assert not (tmp_path / "out").exists()
+
+
+def of_stage(tmp_path, spec, **settings):
+    stage = EvaluateDetectorsStage(name="volumes", on="dbt", metric="dbtex", split="train", **settings)
+    data = {"dbt": spec}
+    experiment = Experiment("e", 1, MeshSettings(), "stop", data, {}, {"volumes": stage})
+    return Run(experiment, tmp_path / "run", None), stage
+
+
+def test_a_stage_measures_as_the_launch_script_does_and_compares_with_the_first_model(folder, model, tmp_path, capsys):
+    run_, stage = of_stage(tmp_path, SourceSpec(f"bcs_dbt:{folder}"), models=("a", "b"), volume_rule="comoto")
+    recipe = DetectionRecipe(bootstrap=50)
+    evaluate.check_start(run_, stage, recipe, ("volumes",))
+    summary = evaluate.evaluate(run_, stage, recipe)
+    place = tmp_path / "run" / "volumes"
+    found = files.read_json(place / "b" / "evaluation.json")
+    alone = run(folder, tmp_path / "out", model, volume_rule="comoto")
+    assert found["metrics"] == alone["metrics"] and summary["data"]["lesions"] == 5
+    assert (place / "b" / "submission.csv").read_text() == (tmp_path / "out" / "submission.csv").read_text()
+    (compared,) = files.read_json(place / "comparisons.json").values()
+    assert {entry["difference"] for entry in compared.values()} == {0.0} and "64 px" in capsys.readouterr().out
+    statistic = evaluate.statistics(place, stage, recipe)["b"]
+    values = statistic(np.ones((1, len(statistic.patients))))
+    assert {name: float(value[0]) for name, value in values.items()} == pytest.approx(sweeps.values(found))
+    section = report.part(run_, {"volumes": summary}).sections[0]
+    assert section.html.count("0.600") == 2 * len(values) and "train split of dbt" in section.title
+
+
+def test_a_stage_refuses_what_are_no_whole_volumes_before_it_starts(tmp_path):
+    coco = tmp_path / "slices.json"
+    image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9, "patient_id": "P", "split": "train"}
+    image |= {"study_uid": "S", "view": "lcc", "slice": 3, "volume_slices": 9}
+    coco.write_text(json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "lesion"}]}))
+    for spec, words in ((f"coco:{coco}", ("1 of 9", "s lcc")), ("phantom:size=64,count=4", ("no volumes",))):
+        with refused(*words, where="config.stages.volumes.on"):
+            evaluate.check_start(*of_stage(tmp_path, SourceSpec(spec), models=("a",)), DetectionRecipe(), ())
+    with refused("pairs", where="late"):
+        of_stage(tmp_path, SourceSpec(f"coco:{coco}"), models=("a",), late=(("a", "b"),))
 
 
 def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path):

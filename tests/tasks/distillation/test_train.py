@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from elk_jax import files
 from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.detection import detectors
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
@@ -41,6 +42,13 @@ def test_teacher_and_student_are_ordinary_detectors(finished):
     assert seen[0] < seen[1], "the student has seen the patients of its teacher"
     page = (finished / "report.html").read_text()
     assert "What the student learned of the teacher" in page and "student, lesion" in page
+
+
+def test_the_run_ends_with_the_metric_of_whole_volumes(finished):
+    found = files.read_json(finished / "volumes" / "student" / "evaluation.json")
+    slices = files.read_json(finished / "volumes" / "finished.json")["summary"]["data"]["images"]
+    assert slices == 5 * found["volumes"] > 5 and found["lesions"] > 0
+    assert "DBTex metric: test split of dbt" in (finished / "report.html").read_text()
 
 
 def test_the_terms_of_both_trainings_are_logged(finished):
