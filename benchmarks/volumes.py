@@ -35,6 +35,7 @@ from elk_jax import host_memory  # noqa: E402
 from elk_jax.data.augment import Resize  # noqa: E402
 from elk_jax.data.sources.volumes import as_source, dicom_volume  # noqa: E402
 from elk_jax.detection import detectors  # noqa: E402
+from elk_jax.detection.volumes import RULES  # noqa: E402
 from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.evaluation.volumes import VolumeDetections  # noqa: E402
 from elk_jax.tasks.detection import predict  # noqa: E402

@@ -26,7 +26,8 @@ Estimate = dict[str, float | None]
 class PatientStatistic(Protocol):
     """A `Statistic` that knows its patients, in the order of their weights."""
 
-    patients: list[str]
+    @property
+    def patients(self) -> list[str]: ...
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from elk_jax.detection.detector import TapName
 from elk_jax.distillation.points import Count, Sampling
@@ -109,7 +109,8 @@ class TrainDistilledStage(TrainDetectorStage):
 
     def relevant(self, recipe: DistillationRecipe) -> DistillationRecipe:
         others = OF_STUDENTS if self.role == "teacher" else OF_TEACHERS
-        return replace(recipe, **{one.name: one.default for one in fields(DistillationRecipe) if one.name in others})
+        changes: Any = {one.name: one.default for one in fields(DistillationRecipe) if one.name in others}
+        return replace(recipe, **changes)
 
     def starting(self, recipe: DistillationRecipe) -> TrainDistilledStage:
         """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher, unless
