@@ -16,7 +16,8 @@ that are not registered; so is --config.borrow.tolerance=1). --config.stages.bor
 empty for C. --config.borrow.tap and --config.fused.model.tap: pyramid or backbone. docs/unified.md says what the paper
 leaves open.
 Variants beside the size (quick, tiny, small, paper): tuned (the trunks are trained on, at a tenth of the rate), half,
-lite0, swin. Pairs: data_prep/paired_images.py.
+lite0, swin: these start from weights, --config.stages.STAGE.init_from=DIR of sm, ffdm and sm_again, and own and other
+of dropout. Pairs: data_prep/paired_images.py.
 Published: better than A and C, near the upper bound; no number.
 """
 

@@ -10,7 +10,7 @@ from configs.variants import merge, settings
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe
 
-TRUNKS = ("^(own|other)/",)
+TRUNKS = "^(own|other)/"
 
 
 def single(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -20,22 +20,32 @@ def single(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
 
 def borrowing(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """An EfficientDet that learns to see what the detector of the partners sees: its maps, and not detection."""
-    alone = {"mode": "mse", "detection_weight": 0.0, "best_metric": SIMILARITY}
-    recipe = settings(DistillationRecipe(mode="mse", detection_weight=0.0, best_metric=SIMILARITY))
-    merge(recipe, single(size, extras))
-    return merge(recipe, alone)
+    resembling: dict[str, Any] = {"mode": "mse", "detection_weight": 0.0, "best_metric": SIMILARITY}
+    recipe = merge(settings(DistillationRecipe(**resembling)), single(size, extras))
+    return merge(halved(recipe), resembling)
 
 
 def fused(size: str, extras: frozenset[str] = frozenset(), **model: Any) -> dict[str, Any]:
     """Two trained trunks that stay as they are, and what follows them. model: settings of `FusedConfig`."""
-    recipe = single(size, extras)
-    recipe["model"] = {**settings(FusedConfig(**model)), **recipe["model"], "name": "fused", **model}
+    recipe = of_two_trunks(size, extras, **model)
     if "tuned" in extras:  # the trunks follow, slowly
-        return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ((TRUNKS[0], 0.1),)}})
-    return merge(recipe, {"optimizer": {"frozen": TRUNKS, "multipliers": ()}})
+        return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ((TRUNKS, 0.1),)}})
+    return merge(halved(recipe), {"optimizer": {"frozen": (TRUNKS,), "multipliers": ()}})
 
 
 def dropout(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Two trunks that are trained at once, on pairs of which half lack the partner (modality dropout)."""
-    recipe = fused(size, extras, second="partner", drop=0.5)
+    recipe = of_two_trunks(size, extras, second="partner", drop=0.5)
     return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ()}})
+
+
+def of_two_trunks(size: str, extras: frozenset[str], **model: Any) -> dict[str, Any]:
+    recipe = single(size, extras)
+    recipe["model"] = {**settings(FusedConfig(**model)), **recipe["model"], "name": "fused", **model}
+    return recipe
+
+
+def halved(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Half the steps: what starts from trained networks, and trains a part, is done sooner."""
+    intervals = {name: recipe[name] // 2 for name in ("steps", "checkpoint_every", "eval_every")}
+    return merge(recipe, intervals)
