@@ -42,23 +42,27 @@ TWO_STAGES = Weights(alpha=5e-5, beta=2.5e-5, gamma=5e-5, relation=5e-7)
 def of_level(
     teacher: jax.Array, student: jax.Array, boxes: jax.Array, valid: jax.Array, counts: jax.Array,
     relations: dict[str, Relation], canvas: tuple[int, int], weights: Weights = Weights(),
+    cells: jax.Array | None = None,
 ) -> dict[str, jax.Array]:  # fmt: skip
     """The weighted terms of maps [B, h, w, C]: {inside, outside, attention, relation}, sums over cells, means over the
     images that counts [B].
 
     boxes [B, M, 4] in pixels of the canvas (H, W), valid [B, M]. relations: {teacher, student}, both trained. No
-    gradient flows into the teacher's map.
+    gradient flows into the teacher's map. cells [B, h, w]: above 0 where there is something to learn, such as the
+    breast; None: everywhere, as published.
     """
     teacher, student = jax.lax.stop_gradient(at_least_float32(teacher)), at_least_float32(student)
     h, w, _ = teacher.shape[1:]
-    inside, outside = masks(boxes, valid, Grid((h, w), canvas))
-    spatial, of_channels = attention(teacher, weights.temperature)
-    own_spatial, own_channels = attention(student, weights.temperature)
+    there = jnp.ones(teacher.shape[:3], bool) if cells is None else cells > 0
+    inside, outside = masks(boxes, valid, Grid((h, w), canvas), there)
+    spatial, of_channels = attention(teacher, weights.temperature, there)
+    own_spatial, own_channels = attention(student, weights.temperature, there)
     square = (spatial[..., None] * of_channels[:, None, None] * (teacher - student) ** 2).sum(-1)
     scale = PUBLISHED_CANVAS / (canvas[0] * canvas[1])
     of_cells = scale * jnp.abs(spatial - own_spatial).sum((1, 2))
     attentions = of_cells + jnp.abs(of_channels - own_channels).sum(-1)
     related = relation(relations["teacher"], teacher) - relation(relations["student"], student)
+    related = jnp.where(there[..., None], related, 0)
     terms = {
         "inside": weights.alpha * (square * inside).sum((1, 2)),  # the masks are shares of 1 already
         "outside": weights.beta * (square * outside).sum((1, 2)),
@@ -69,16 +73,23 @@ def of_level(
     return {name: jnp.where(counts, term, 0).sum() / images for name, term in terms.items()}
 
 
-def attention(features: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """(of cells [B, h, w], with mean 1; of channels [B, C], with mean 1), from absolute values."""
-    size = jnp.abs(features)
-    count, h, w, channels = features.shape
-    cells = jax.nn.softmax(size.mean(-1).reshape(count, -1) / temperature).reshape(count, h, w)
-    return h * w * cells, channels * jax.nn.softmax(size.mean((1, 2)) / temperature)
+def attention(features: jax.Array, temperature: float, there: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(of cells [B, h, w], with mean 1; of channels [B, C], with mean 1), from absolute values of the cells there
+    [B, h, w] bool; 0 in all others."""
+    size, count = jnp.abs(features), there.sum((1, 2))
+    heights = jnp.where(there, size.mean(-1) / temperature, -jnp.inf)
+    heights = jnp.where((count > 0)[:, None, None], heights, 0)
+    cells = jnp.where(there, jax.nn.softmax(heights, axis=(1, 2)), 0)
+    of_channels = jnp.where(there[..., None], size, 0).sum((1, 2)) / jnp.maximum(count, 1)[:, None]
+    channels = features.shape[-1] * jax.nn.softmax(of_channels / temperature)
+    return count[:, None, None] * cells, channels
 
 
-def masks(boxes: jax.Array, valid: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
-    """(inside [B, h, w]: 1 / cells of the smallest box there, else 0; outside: 1 / their number where no box is)."""
+def masks(boxes: jax.Array, valid: jax.Array, grid: Grid, there: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(inside [B, h, w]: 1 / cells of the smallest box there, else 0; outside: 1 / their number where no box is).
+
+    there [B, h, w] bool: cells that count; both are 0 in others.
+    """
     (h, w), (height, width) = grid
     x0, y0, x1, y1 = jnp.moveaxis(at_least_float32(boxes) * jnp.array([w / width, h / height] * 2), -1, 0)
     first = [jnp.floor(x0), jnp.floor(y0)]
@@ -88,8 +99,8 @@ def masks(boxes: jax.Array, valid: jax.Array, grid: Grid) -> tuple[jax.Array, ja
     on_y = (rows >= first[1][..., None]) & (rows <= last[1][..., None])
     on = on_y[..., :, None] & on_x[..., None, :] & valid[..., None, None]  # [B, M, h, w]
     cells = (last[0] - first[0] + 1) * (last[1] - first[1] + 1)
-    inside = jnp.where(on, 1 / jnp.maximum(cells, 1)[..., None, None], 0).max(1)
-    free = ~on.any(1)
+    inside = jnp.where(there, jnp.where(on, 1 / jnp.maximum(cells, 1)[..., None, None], 0).max(1), 0)
+    free = ~on.any(1) & there
     outside = free / jnp.maximum(free.sum((1, 2), keepdims=True), 1)
     return inside, outside
 

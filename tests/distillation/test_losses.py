@@ -147,6 +147,11 @@ def test_fgd_against_loops():
         assert found[name] == pytest.approx(factor * value, rel=1e-4), name
     scale = fgd.PUBLISHED_CANVAS / (32 * 48)
     assert found["relation"] == pytest.approx(weights.relation * scale * ((t - s) ** 2).sum() / 2, rel=1e-4)
+    cells = jnp.zeros((2, 4, 6)).at[:, :, :4].set(1)  # the images' left parts alone
+    part = fgd.of_level(t[:, :, :4], s[:, :, :4], boxes, valid, jnp.ones(2, bool), relations, (32, 32))
+    masked = call(counts=jnp.ones(2, bool), cells=cells)
+    for name in ("inside", "outside"):
+        assert masked[name] == pytest.approx(float(part[name]), rel=1e-4), name
     one = call(counts=jnp.array([True, False]))
     assert one["inside"] == pytest.approx(weights.alpha * expected[0, 0], rel=1e-4)
     assert all(value == 0 for value in call(counts=jnp.zeros(2, bool)).values())

@@ -157,9 +157,9 @@ def focal_global(
     constants = fgd.TWO_STAGES if student.detector.stages == 2 else fgd.Weights()
     boxes, counts = student.batch["gt_boxes"], student.batch["valid"]
     total: dict[str, Any] = {}
-    for number, (t, s, __) in enumerate(_levels(teacher, student)):
+    for number, (t, s, cells) in enumerate(_levels(teacher, student)):
         relations = learned[f"level{number}"]
-        terms = fgd.of_level(t, s, boxes, student.lesions, counts, relations, student.canvas, constants)
+        terms = fgd.of_level(t, s, boxes, student.lesions, counts, relations, student.canvas, constants, cells)
         total = {name: total.get(name, 0) + term for name, term in terms.items()}
     return jnp.stack(list(total.values())).sum(), {f"fgd_{name}": term for name, term in total.items()}
 

@@ -24,6 +24,7 @@ from elk_jax.tasks.detection.model import Trained, load
 from elk_jax.tasks.detection.predict import view
 from elk_jax.tasks.detection.train import Learning
 from elk_jax.tasks.distillation.model import (
+    LEARNED,
     MODES,
     aligning,
     fresh_part,
@@ -86,9 +87,21 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     if stage.partner and detector.images != 1:
         what = f"{detector.name} reads pairs, and a student of pairs sees the first image alone"
         raise UserError(what, where=f"{place}.model.name", todo="choose a detector of single images")
+    if mode:
+        _check_learned_is_trained(recipe, detector, place)
     if recipe.mode != "none" and stage.teacher not in names:
         check_teacher(load(run.model_folder(stage.teacher)).detector, detector, run.model_folder(stage.teacher))
     detection.check_start(run, stage.starting(recipe), recipe, names)
+
+
+def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, place: str) -> None:
+    """UserError for an expression that freezes what the loss of the mode learns itself, which starts at random."""
+    fresh = jax.eval_shape(lambda key: fresh_part(detector, recipe, (128, 128), key), jax.random.key(0))
+    for pattern in recipe.optimizer.frozen:
+        if frozen := [name for name in model_folder.flatten(fresh) if re.search(pattern, name)]:
+            what = f"the expression {pattern!r} freezes {frozen[0]}, which the mode {recipe.mode} has to learn"
+            todo = f"leave it out of the expression, such as by (?!{LEARNED}/)"
+            raise UserError(what, where=f"{place}.optimizer.frozen", todo=todo)
 
 
 def train(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:

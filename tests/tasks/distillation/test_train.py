@@ -111,6 +111,7 @@ def check(config: ConfigDict, stage: str = "student", names=("teacher", "student
         ({"stages.student.teacher": ""}, "config.stages.student.teacher", ("lesion",)),
         ({"stages.student.beside": ()}, "config.stages.student.beside", ("lesion", "images")),
         ({"stages.student.init_from": "teacher"}, "config.stages.student.init_from", ("lesion",)),
+        ({"distill.optimizer.frozen": ("^(?!classes/)",)}, "config.distill.optimizer.frozen", ("distillation",)),
         ({"distill.stride": 16}, "config.distill.stride", ("16", "8")),
         ({"distill.mode": "classwise"}, "config.distill.mode", ("toy", "anchors")),
         ({"distill.mode": "image", "distill.loader.buckets": ((64, 64), (64, 96))}, "config.distill.loader.buckets",
