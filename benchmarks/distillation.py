@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from elk_jax.training.step.gradient import gradient  # noqa: E402
 from elk_jax.training.step.step import fresh_params, on_mesh  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
 
+RECIPE = replace(workload.RECIPE, optimizer=replace(workload.RECIPE.optimizer, frozen=()))
+"""All layers learn, as in configs/comoto.py."""
 PLAIN, MAPS, LOGITS, ALIGNED = "student alone", "teacher's maps", "teacher's maps and logits", "aligned teacher"
 READS_LOGITS = ("classwise",)
 AIM = 1.4
@@ -151,7 +154,7 @@ def compiled(
 
 def _step(model: Model, batch: Any, mesh: Any) -> Callable[[], Any]:
     """One update of a model, as the training loop makes it."""
-    step = gradient(model, workload.RECIPE, mesh)
+    step = gradient(model, RECIPE, mesh)
     program, constants = on_mesh(step, mesh), meshes.place_constants(model.constants, mesh)
     state = [program.init(fresh_params(step, mesh))]
     update = program.update.lower(state[0], constants, batch).compile()
