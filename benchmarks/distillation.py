@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from elk_jax.tasks.detection.recipe import DetectionRecipe  # noqa: E402
 from elk_jax.tasks.distillation.model import MODES, aligning, learning  # noqa: E402
 from elk_jax.tasks.distillation.recipe import DistillationRecipe  # noqa: E402
 from elk_jax.training import mesh as meshes  # noqa: E402
-from elk_jax.training.model import Model  # noqa: E402
+from elk_jax.training.model import Model, Params  # noqa: E402
 from elk_jax.training.step.gradient import gradient  # noqa: E402
 from elk_jax.training.step.step import fresh_params, on_mesh  # noqa: E402
 from elk_jax.training.timing import peak_memory  # noqa: E402
@@ -143,13 +144,18 @@ def compiled(
         seconds[name] = time.perf_counter() - start
     forward: dict[str, Callable[..., Any]] = {MAPS: own.features}
     if set(modes) & set(READS_LOGITS):
-        forward[LOGITS] = lambda params, seen: own.anchor_logits(params, own.features(params, seen), canvas)[0]
+        forward[LOGITS] = partial(_logits, own, canvas)
     for name, call in forward.items():
         start = time.perf_counter()
         program = jax.jit(call).lower(teacher, alone).compile()
-        found[name] = lambda program=program: program(teacher, alone)
+        found[name] = partial(program, teacher, alone)
         seconds[name] = time.perf_counter() - start
     return found, seconds
+
+
+def _logits(own: Detector, canvas: tuple[int, int], params: Params, batch: Any) -> jax.Array:
+    assert own.anchor_logits is not None
+    return own.anchor_logits(params, own.features(params, batch), canvas)[0]
 
 
 def _step(model: Model, batch: Any, mesh: Any) -> Callable[[], Any]:
