@@ -29,8 +29,9 @@ Padding = Literal["symmetric", "same"]
 (TensorFlow's SAME). The maps are equally large; with a stride, other pixels are read."""
 
 
-BAND = 2**19
-"""Size of the map of an image above which a CPU computes weight gradients in bands of rows of this size."""
+BAND, BANDS = 2**17, 32
+"""Size of the map of an image above which a CPU computes weight gradients in bands of rows of this size; and at most so
+many bands of a map, each of which is compiled."""
 
 
 def margins(padding: Padding, size: int, kernel_size: int, stride: int) -> tuple[int, int]:
@@ -96,7 +97,7 @@ def _spatial_backward(stride: int, padding: Padding, saved: tuple[jax.Array, jax
     row = max(math.prod(x.shape[2:]), math.prod(gradient.shape[2:]))
     if row * x.shape[1] <= BAND:
         return of_x, whole(x, gradient)
-    in_bands = partial(whole, rows=max(BAND // row, 1))
+    in_bands = partial(whole, rows=max(BAND // row, -(-gradient.shape[1] // BANDS)))
     return of_x, lax.platform_dependent(x, gradient, cpu=in_bands, default=whole)
 
 

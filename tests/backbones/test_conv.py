@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.backbones.conv import BAND, ConvNorm, convolve, matrix_product, weight_gradient
+from elk_jax.backbones.conv import BAND, BANDS, ConvNorm, convolve, matrix_product, weight_gradient
 
 
 def plain(x, kernel, stride):
@@ -41,6 +41,15 @@ def test_weight_gradient_in_bands_is_that_of_the_whole(kernel_size, stride, rows
         np.testing.assert_allclose(banded, pull(gradient)[0], rtol=1e-10, atol=1e-10)
         # The convolution is linear in its kernel: <gradient, y(kernel)> = <gradient of the kernel, kernel>.
         np.testing.assert_allclose((gradient * y).sum(), (banded * kernel).sum(), rtol=1e-10)
+
+
+def test_a_large_map_has_a_limited_number_of_bands():
+    """Each of them is a convolution to compile."""
+    rows, columns = 3 * BANDS + 1, BAND // 4
+    x, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, rows, columns, 4), (3, 3, 4, 4)))
+    text = str(jax.make_jaxpr(lambda x, kernel, gradient: jax.vjp(convolve, x, kernel)[1](gradient))(x, kernel, x))
+    # Bands of 4 rows; the convolution itself, the gradient of the map, and that of the kernel for other platforms.
+    assert text.count("conv_general_dilated[") == -(-rows // 4) + 3
 
 
 def test_gradients_of_large_maps_under_jit_and_per_example():
