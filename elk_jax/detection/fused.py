@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.ambient import split_by_images
+from elk_jax.backbones.conv import matrix_product
 from elk_jax.backbones.initial import draw_params
 from elk_jax.detection import backbone, dense, efficientdet
 from elk_jax.detection.detector import Batch, Detector, Params, Pyramid, image_of
@@ -126,7 +126,7 @@ def joined(params: Mapping[str, Any] | None, own: Sequence[jax.Array], other: Se
 
     def project(number: int, x: jax.Array) -> jax.Array:
         layer = {name: jnp.asarray(value, x.dtype) for name, value in params[f"level{number}"].items()}
-        return split_by_images(jnp.einsum("bhwc,cf->bhwf", split_by_images(x), layer["kernel"]) + layer["bias"])
+        return matrix_product(x, layer["kernel"]) + layer["bias"]
 
     return tuple(project(number, x) for number, x in enumerate(both))
 
