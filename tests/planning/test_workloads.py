@@ -27,7 +27,8 @@ def workload(experiment: str, variant: str, stage: str, batch: int | None = None
 
 
 @pytest.mark.parametrize("experiment, variant, stage", [("cem_real", "tiny", "real"),
-                                                        ("cem_real", "tiny,efficientdet", "real"),
+                                                        ("unified", "tiny", "borrowed"),
+                                                        ("unified", "tiny", "dropout"),
                                                         ("inpaint_cem", "tiny", "inpainter"),
                                                         ("bridge_le_to_cem", "tiny", "translator"),
                                                         ("swin_real", "tiny", "network")])  # fmt: skip
@@ -70,7 +71,7 @@ def test_a_private_step_takes_units(experiment, variant, stage, public):
 
 def test_every_train_stage_can_be_planned():
     experiments = "cem_real", "cem_mixed", "cem_synthetic", "inpaint_cem", "bridge_le_to_cem", "mammo_pretrain"
-    for experiment in (*experiments, "swin_real", "swin_dp"):
+    for experiment in (*experiments, "swin_real", "swin_dp", "comoto", "unified"):
         parsed = parse(importlib.import_module(f"configs.{experiment}").get_config("tiny"))
         trained = [stage for stage in parsed.stages.values() if stage.kind == "train"]
         assert trained and all(kind_of(stage).workload for stage in trained), experiment

@@ -322,7 +322,7 @@ def learning(
         return total, {**terms, "loss_distillation": added, **found}
 
     own = trainable(detector)
-    predict = lambda params, *rest: own.predict(of_detector(params), *rest)
+    predict = lambda params, constants, batch, map_images: own.predict(of_detector(params), {}, batch, map_images)
     frozen = own.frozen if recipe.detection_weight else (*own.frozen, NOT_TAPPED[recipe.tap])
     return Model(init, loss, predict, per_example=False, frozen=frozen, constants={"teacher": weights})
 
