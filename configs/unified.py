@@ -37,6 +37,8 @@ def get_config(variant=None):
     synthetic = phantom_volumes(size, seed=7, modality="synthetic_2d")
     own: dict[str, Any] = {"train_on": ("sm",), "validate_on": "sm"}
     both: dict[str, Any] = {"train_on": ("pairs",), "validate_on": "pairs"}
+    # Where layers of a backbone stay as they are, these need weights: those of A and C.
+    start = {"own": "sm", "other": "ffdm"} if extras & set(variants.BACKBONES) else {}
     return variants.experiment(
         "unified",
         data={
@@ -60,7 +62,7 @@ def get_config(variant=None):
             "base_ub": TrainFusedStage(own="sm", other="ffdm", recipe="bound", **both),
             "sm_again": TrainDetectorStage(repetition=1, **own),
             "capacity": TrainFusedStage(own="sm", other="sm_again", **own),
-            "dropout": TrainFusedStage(recipe="dropout", **both),
+            "dropout": TrainFusedStage(recipe="dropout", **start, **both),
             "evaluate": EvaluateDetectorsStage(
                 models=("sm", "unified", "base_ub", "capacity", "dropout"), late=(("sm", "ffdm"),), on="pairs"
             ),
