@@ -38,7 +38,7 @@ MADE_OF = (
     Row("backbone", {"borrow.tap": "backbone", **BELOW}, note="maps of the backbone, below one pyramid"),
     Row(
         "tuned trunks",
-        {"fused.optimizer.frozen": (), "fused.optimizer.multipliers": ((*TRUNKS, 0.1),)},
+        {"fused.optimizer.frozen": (), "fused.optimizer.multipliers": ((TRUNKS, 0.1),)},
         note="both trunks are trained on, at a tenth of the rate",
     ),
     Row("concat", CONCAT, note="both maps to wider heads, which start afresh"),
