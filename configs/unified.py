@@ -9,8 +9,9 @@ Stages: sm (A) and ffdm (C) learn to detect, each in its images. borrowed (B) se
 the maps that C makes of the FFDM: no boxes, and C stays as it is. unified joins the maps of A and B, and learns to
 detect in SM alone; it opens no FFDM. All are evaluated on the same test images.
 Beside it: base_ub joins A and C and is shown both images (the upper bound); capacity joins A and a second A
-(sm_again), since two trunks beat one anyway; dropout learns from pairs of which half lack the FFDM; sm+ffdm are the
-fused boxes of A and C. ffdm is evaluated on its own images.
+(sm_again), since two trunks beat one anyway; dropout learns from pairs of which half lack the FFDM, and starts from A
+and C where a variant has a pretrained backbone; sm+ffdm are the fused boxes of A and C. ffdm is evaluated on its own
+images.
 --config.borrow.mode: mse (of maps with mean 0 and deviation 1), sigmoid_l2, pkd, fgd, cwd, contrastive (for images
 that are not registered; so is --config.borrow.tolerance=1). --config.stages.borrowed.init_from: where B starts, sm;
 empty for C. --config.borrow.tap and --config.fused.model.tap: pyramid or backbone. docs/unified.md says what the paper
@@ -37,6 +38,8 @@ def get_config(variant=None):
     synthetic = phantom_volumes(size, seed=7, modality="synthetic_2d")
     own: dict[str, Any] = {"train_on": ("sm",), "validate_on": "sm"}
     both: dict[str, Any] = {"train_on": ("pairs",), "validate_on": "pairs"}
+    # Where layers of a backbone stay as they are, these need weights: those of A and C.
+    start: dict[str, Any] = {"own": "sm", "other": "ffdm"} if extras & set(variants.BACKBONES) else {}
     return variants.experiment(
         "unified",
         data={
@@ -60,7 +63,7 @@ def get_config(variant=None):
             "base_ub": TrainFusedStage(own="sm", other="ffdm", recipe="bound", **both),
             "sm_again": TrainDetectorStage(repetition=1, **own),
             "capacity": TrainFusedStage(own="sm", other="sm_again", **own),
-            "dropout": TrainFusedStage(recipe="dropout", **both),
+            "dropout": TrainFusedStage(recipe="dropout", **start, **both),
             "evaluate": EvaluateDetectorsStage(
                 models=("sm", "unified", "base_ub", "capacity", "dropout"), late=(("sm", "ffdm"),), on="pairs"
             ),

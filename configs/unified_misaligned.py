@@ -1,0 +1,53 @@
+"""What misaligned pairs cost the unified regime, as a table for launch/sweep.py, on the embedded tomosynthesis.
+
+  python launch/sweep.py --config=configs/unified.py --list=configs/unified_misaligned.py --seeds=5 \\
+      --workdir=runs/misaligned
+The mammogram is moved by up to SHIFTS pixels of an image 1024 high, and scaled by up to 5 % at the largest shift, at
+random, as by another compression; the synthetic one stays. The similarity compares cell with cell (mse), the best of
+the neighbouring cells (tolerance), or images as a whole (contrastive). The page draws every metric over the shift: what
+the regime gains is the distance between the charts of the models unified and sm, which no shift changes.
+For another variant, a file with: from configs.unified_misaligned import rows; ROWS = rows("small")
+Real pairs are misplaced by data_prep/paired_images.py --shift=PX --zoom=SHARE.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from configs.sources import phantom_volumes
+from elk_jax.sweeps.settings import Row
+
+SHIFTS = (0, 8, 16, 32, 64)
+MOST_ZOOM = 0.05
+"""Of the largest shift; others in proportion."""
+SEED = 7
+"""Of the phantom in configs/unified.py."""
+AXIS = "shift of the mammogram, pixels of 1024"
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "mse": {},
+    "tolerance of one cell": {"borrow.tolerance": 1},
+    "contrastive": {"borrow.mode": "contrastive"},
+}
+
+
+def rows(size: str = "quick") -> tuple[Row, ...]:
+    """Every loss at every shift, for a size of configs/variants.py."""
+    return tuple(
+        Row(f"{loss}, {shift}", {**misplaced(size, shift), **changes}, at=shift, axis=AXIS, line=loss)
+        for loss, changes in LOSSES.items()
+        for shift in SHIFTS
+    )
+
+
+def misplaced(size: str, shift: int) -> dict[str, Any]:
+    """The sources with a moved mammogram."""
+    zoom = MOST_ZOOM * shift / max(SHIFTS)
+    ending = f",shift={shift},zoom={zoom:g}" if shift else ""
+    return {
+        "data.pairs.spec": phantom_volumes(size, SEED, "synthetic_2d") + ending,
+        "data.ffdm.spec": phantom_volumes(size, SEED, "mammogram") + ending,
+    }
+
+
+ROWS = rows()

@@ -1,0 +1,56 @@
+"""What the unified regime is made of, as a table for launch/sweep.py: similarity losses, starts of B, what is joined.
+
+  python launch/sweep.py --config=configs/unified.py:small --list=configs/unified_table.py --seeds=5 \\
+      --workdir=runs/unified --config.data.sm.spec=coco:/data/pairs.json --config.data.ffdm.spec=coco:/data/ffdm.json \\
+      --config.data.pairs.spec=coco:/data/pairs.json --config.data.pairs.partner=partner
+Each setting is compared with the first, the regime of the paper as far as it is known. Every run has the detector of
+one image (sm), the upper bound (base_ub) and the control of two equal trunks (capacity) beside it; they are trained
+once per seed, unless a setting changes them.
+
+Published (Sharma et al. 2024): better than either image alone, near the upper bound; no number, no ablation. The losses
+and the starts are those of its relatives: hallucination (Hoffman et al. 2016) for sigmoid_l2 from C, distillation of
+maps for pkd, fgd and cwd.
+"""
+
+from __future__ import annotations
+
+from configs.recipes.unified import TRUNKS
+from elk_jax.sweeps.settings import Row
+
+FROM_C = {"stages.borrowed.init_from": ""}
+"""B starts from the detector of the other image, its teacher."""
+BELOW = {f"{recipe}.model.tap": "backbone" for recipe in ("fused", "bound")}
+CONCAT = {f"{recipe}.model.join": "concat" for recipe in ("fused", "bound")}
+
+LOSSES = (
+    Row("mse", note="maps with mean 0 and deviation 1; B from A"),
+    Row("sigmoid_l2, B from C", {"borrow.mode": "sigmoid_l2", **FROM_C}, note="modality hallucination"),
+    Row("sigmoid_l2", {"borrow.mode": "sigmoid_l2"}),
+    Row("pkd", {"borrow.mode": "pkd"}, note="mse, summed over levels, times 10"),
+    Row("fgd", {"borrow.mode": "fgd"}, note="lesions and their surroundings, by attention"),
+    Row("cwd", {"borrow.mode": "cwd"}, note="where each channel is active"),
+    Row("contrastive", {"borrow.mode": "contrastive"}, note="images as a whole; needs no registration"),
+)
+
+MADE_OF = (
+    Row("mse, B from C", FROM_C),
+    Row("B detects too", {"borrow.detection_weight": 1.0, "borrow.best_metric": "mean_sensitivity"}),
+    Row("backbone", {"borrow.tap": "backbone", **BELOW}, note="maps of the backbone, below one pyramid"),
+    Row(
+        "tuned trunks",
+        {"fused.optimizer.frozen": (), "fused.optimizer.multipliers": ((TRUNKS, 0.1),)},
+        note="both trunks are trained on, at a tenth of the rate",
+    ),
+    Row("concat", CONCAT, note="both maps to wider heads, which start afresh"),
+    Row("without B", {"stages.unified.other": "sm"}, note="A twice: the further steps alone"),
+    Row("without A", {"stages.unified.own": "borrowed"}, note="B twice"),
+)
+
+ABSENT = (
+    Row("outputs", not_run="no distillation of what a detector says (generalised distillation), only of its maps"),
+    Row("hints", not_run="no regressor between maps (FitNets); those of A, B and C have one width"),
+    Row("classwise", not_run="needs no pairs: configs/comoto.py, mode classwise"),
+)
+"""Of the published alternatives, what is not run here."""
+
+ROWS = (*LOSSES, *MADE_OF, *ABSENT)

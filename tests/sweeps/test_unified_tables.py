@@ -1,0 +1,86 @@
+"""The tables of the unified regime: every row is a setting of its experiment; nothing is trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs import unified, unified_misaligned
+from elk_jax.data.sources import phantom_volumes
+from elk_jax.detection.fused_config import FusedConfig
+from elk_jax.sweeps.plan import plan
+from elk_jax.sweeps.settings import checked, read_rows
+from elk_jax.tasks.distillation.model import MODES
+
+CONFIGS = Path(unified.__file__).parent
+
+
+def planned(rows, folder):
+    """(plan, name of the row -> its experiment)."""
+    found = plan(unified.get_config("tiny"), rows, 1, folder)
+    return found, {run.row.name: run.experiment for run in found.runs}
+
+
+def made_anew(found, row, first):
+    """The stages of a row that its first row does not share."""
+    of = {run.row.name: run.identities for run in found.runs}
+    return {stage for stage, identity in of[row].items() if identity != of[first][stage]}
+
+
+def test_what_the_unified_regime_is_made_of(tmp_path):
+    rows = read_rows(CONFIGS / "unified_table.py")
+    found, experiments = planned(rows, tmp_path)
+    assert len(experiments) == len([row for row in rows if not row.not_run]) == len(found.runs)
+    modes = {one.recipes["borrow"].mode for one in experiments.values()}
+    assert modes == {name for name, mode in MODES.items() if mode.reads == "same"}
+    for name, one in experiments.items():
+        assert one.stages["borrowed"].init_from == ("" if name.endswith("from C") else "sm")
+        fused, bound = (one.recipes[recipe].model for recipe in ("fused", "bound"))
+        assert isinstance(fused, FusedConfig) and (fused.tap, fused.join) == (bound.tap, bound.join)
+        assert fused.tap == one.recipes["borrow"].tap  # B resembles what is joined
+    assert experiments["B detects too"].recipes["borrow"].detection_weight == 1
+    tuned = experiments["tuned trunks"].recipes["fused"].optimizer
+    assert not tuned.frozen and tuned.multipliers == (("^(own|other)/", 0.1),)
+    assert experiments["mse"].recipes["fused"].optimizer.frozen == ("^(own|other)/",)
+    assert {one.recipes["fused"].model.join for one in experiments.values()} == {"conv", "concat"}
+    assert experiments["without B"].stages["unified"].members == {"own": "sm", "other": "sm"}
+    assert experiments["without A"].stages["unified"].members == {"own": "borrowed", "other": "borrowed"}
+
+
+def test_settings_share_what_they_do_not_change(tmp_path):
+    found, _ = planned(read_rows(CONFIGS / "unified_table.py"), tmp_path)
+    of_b = {"borrowed", "unified", "evaluate"}
+    assert made_anew(found, "pkd", "mse") == of_b and made_anew(found, "mse, B from C", "mse") == of_b
+    assert made_anew(found, "without B", "mse") == {"unified", "evaluate"}
+    assert made_anew(found, "tuned trunks", "mse") == {"unified", "capacity", "evaluate"}
+    assert made_anew(found, "backbone", "mse") == of_b | {"base_ub", "capacity"}
+
+
+def test_misaligned_pairs(tmp_path):
+    """Every loss at every shift; without one, the sources are those of the experiment itself."""
+    rows = checked(unified_misaligned.rows("tiny"), "table")
+    found, experiments = planned(rows, tmp_path)
+    assert len(rows) == len(unified_misaligned.LOSSES) * len(unified_misaligned.SHIFTS)
+    assert {row.axis for row in rows} == {unified_misaligned.AXIS}
+    base = unified.get_config("tiny").data
+    for row in rows:
+        data = experiments[row.name].data
+        options = [phantom_volumes.parse_options(data[name].place) for name in ("pairs", "ffdm")]
+        assert [(one.shift, one.zoom) for one in options] == [(row.at, pytest.approx(0.05 * row.at / 64))] * 2
+        assert [one.modality for one in options] == ["synthetic_2d", "mammogram"]
+        assert data["pairs"].partner == "mammogram" and data["sm"].spec == base.sm.spec
+        assert (data["pairs"].spec == base.pairs.spec) == (data["ffdm"].spec == base.ffdm.spec) == (row.at == 0)
+        assert experiments[row.name].recipes["borrow"].tolerance == (row.line == "tolerance of one cell")
+    unmoved = {"sm", "sm_again", "capacity"}
+    assert not made_anew(found, "mse, 64", "mse, 0") & unmoved
+    assert made_anew(found, "contrastive, 16", "mse, 16") == {"borrowed", "unified", "evaluate"}
+    assert read_rows(CONFIGS / "unified_misaligned.py") == unified_misaligned.ROWS
+
+
+@pytest.mark.parametrize("extra", ["lite0", "half"])
+def test_modality_dropout_starts_from_a_and_c_where_layers_are_frozen(extra):
+    """They would stay random otherwise."""
+    stages = unified.get_config(f"small,{extra}").stages
+    assert (stages.dropout.own, stages.dropout.other) == ("sm", "ffdm")
+    assert unified.get_config("small").stages.dropout.own == ""
