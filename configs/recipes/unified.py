@@ -28,6 +28,8 @@ def borrowing(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]
 def fused(size: str, extras: frozenset[str] = frozenset(), **model: Any) -> dict[str, Any]:
     """Two trained trunks that stay as they are, and what follows them. model: settings of `FusedConfig`."""
     recipe = of_two_trunks(size, extras, **model)
+    # It starts as a trained detector, which the rate of a training from scratch would undo.
+    merge(recipe, {"schedule": {"base": recipe["schedule"]["base"] / 6}})
     if "tuned" in extras:  # the trunks follow, slowly
         return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ((TRUNKS, 0.1),)}})
     return merge(halved(recipe), {"optimizer": {"frozen": (TRUNKS,), "multipliers": ()}})
