@@ -11,7 +11,7 @@ other fields are those of the first image. The second one is moved onto it:
   --register=affine   by the skin line and the edges of tissue (elk_jax/data/registration.py)
   --register=breast   so that the rectangles around the breasts match
   --register=none     not at all; images of different size are brought to one pixel size, by their field
-                      pixel_spacing (row, column, mm)
+                      pixel_spacing (row, column, mm), which the others need where it differs by more than a third
 What is left of the misalignment is measured: `overlap` of the breast masks (intersection over union) and `likeness` of
 the edges (their correlation), fields of every image. Pairs that overlap less than --least_overlap or could not be
 registered are dropped, counted and listed in summary.json. overlays/ shows some: the second image in green, the first
@@ -43,7 +43,7 @@ from pairing import Matched
 
 from elk_jax.data import registration
 from elk_jax.data.registration import Agreement, Alignment
-from elk_jax.data.sources.coco import write_coco
+from elk_jax.data.sources.coco import OF_FILES, write_coco
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, summary
@@ -177,7 +177,8 @@ def prepared(
         "matrix": [rounded(row) for row in matrix],
         **displaced,
     }
-    return Prepared(info.file_name, found, replace(info, file_name=f"first/{name}.png", meta=info.meta | fields))
+    kept = {key: value for key, value in info.meta.items() if key not in OF_FILES}  # the files are written anew
+    return Prepared(info.file_name, found, replace(info, file_name=f"first/{name}.png", meta=kept | fields))
 
 
 def unregistered(moving: np.ndarray, fixed: np.ndarray, infos: tuple[ImageInfo, ImageInfo]) -> Alignment:
@@ -185,13 +186,24 @@ def unregistered(moving: np.ndarray, fixed: np.ndarray, infos: tuple[ImageInfo, 
     if moving.shape == fixed.shape:
         return Alignment(np.eye(2, 3), 0.0)
     sizes = " and ".join(f"{shape[1]} x {shape[0]} px" for shape in (moving.shape, fixed.shape))
-    spacings = [spacing(info) for info in infos]
-    if spacings[0] is None or spacings[1] is None:
+    factor = pixels_for_one(infos)
+    if factor is None:
         return Alignment(np.eye(2, 3), 0.0, f"{sizes}, and no pixel_spacing to bring them to one")
-    factor = spacings[1] / spacings[0]  # pixels of the moving image for one of the fixed image
     if (np.abs(np.array(moving.shape) / factor - fixed.shape) > ROUNDING).any():
         return Alignment(np.eye(2, 3), 0.0, f"{sizes}, which are not one field of view")
     return Alignment(registration.scaling(factor[::-1]), 0.0)
+
+
+def pixels_for_one(infos: tuple[ImageInfo, ImageInfo]) -> np.ndarray | None:
+    """(rows, columns): pixels of the moving image for one of the fixed image; None where it is not known."""
+    moving, fixed = (spacing(info) for info in infos)
+    return None if moving is None or fixed is None else fixed / moving
+
+
+def scale_of(infos: tuple[ImageInfo, ImageInfo]) -> float:
+    """As `pixels_for_one`, the mean of both axes; 1 where it is not known."""
+    factor = pixels_for_one(infos)
+    return 1.0 if factor is None else float(factor.mean())
 
 
 def spacing(info: ImageInfo) -> np.ndarray | None:
@@ -205,8 +217,8 @@ def spacing(info: ImageInfo) -> np.ndarray | None:
 
 
 ALIGN = {
-    "affine": lambda moving, fixed, infos: registration.register(moving, fixed),
-    "breast": lambda moving, fixed, infos: registration.match_breasts(moving, fixed),
+    "affine": lambda moving, fixed, infos: registration.register(moving, fixed, scale_of(infos)),
+    "breast": lambda moving, fixed, infos: registration.match_breasts(moving, fixed, scale_of(infos)),
     "none": unregistered,
 }
 """--register -> (moving image, fixed image, what is known of both) -> alignment."""

@@ -56,8 +56,11 @@ class Agreement:
     likeness: float
 
 
-def register(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
-    """The affine map under which `moving` fits `fixed`. Deterministic; look at `failure` before using it."""
+def register(moving: np.ndarray, fixed: np.ndarray, pixels: float = 1.0) -> Alignment:
+    """The affine map under which `moving` fits `fixed`. Deterministic; look at `failure` before using it.
+
+    pixels: of the moving image for one of the fixed image, where their sizes differ.
+    """
     pair = _small(moving, fixed)
     if not pair.has_breasts:
         return NO_BREAST
@@ -71,12 +74,15 @@ def register(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
         tried.append(start)
     found = max(tried, key=pair.likeness)
     best = pair.likeness(found)
-    failure = f"edges agree by {best:.2f} only" if best < LEAST_LIKENESS else _overstretched(found)
+    failure = f"edges agree by {best:.2f} only" if best < LEAST_LIKENESS else _overstretched(found, pixels)
     return Alignment(_at_full_size(found, pair.factor), best, failure)
 
 
-def match_breasts(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
-    """The scale of each axis and the shift that lay the rectangle around one breast on that around the other."""
+def match_breasts(moving: np.ndarray, fixed: np.ndarray, pixels: float = 1.0) -> Alignment:
+    """The scale of each axis and the shift that lay the rectangle around one breast on that around the other.
+
+    pixels: as in `register`.
+    """
     pair = _small(moving, fixed)
     if not pair.has_breasts:
         return NO_BREAST
@@ -84,7 +90,7 @@ def match_breasts(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     scale = (high - low) / (other_high - other_low)
     matrix = _of_corners(scale, low - scale * other_low)
     likeness = pair.likeness(_at_small_size(matrix, pair.factor))
-    return Alignment(matrix, likeness, _overstretched(matrix))
+    return Alignment(matrix, likeness, _overstretched(matrix, pixels))
 
 
 def agreement(moving: np.ndarray, fixed: np.ndarray, matrix: np.ndarray) -> Agreement:
@@ -188,11 +194,11 @@ def _small(moving: np.ndarray, fixed: np.ndarray) -> _Small:
     return _Small(factor, breasts, (edge_image(images[0]), edge_image(images[1])), near)
 
 
-def _overstretched(matrix: np.ndarray) -> str:
+def _overstretched(matrix: np.ndarray, pixels: float) -> str:
     """Why the map cannot be of one compression, or ""."""
-    stretch = np.linalg.svd(matrix[:, :2], compute_uv=False)
+    stretch = np.linalg.svd(matrix[:, :2], compute_uv=False) / pixels
     if stretch[0] > MOST_STRETCH or stretch[1] < 1 / MOST_STRETCH or np.linalg.det(matrix[:, :2]) < 0:
-        return f"stretched by {stretch[0]:.2f} and {stretch[1]:.2f}"
+        return f"stretched by {stretch[0]:.2f} and {stretch[1]:.2f}; pixels of two sizes need pixel_spacing"
     return ""
 
 

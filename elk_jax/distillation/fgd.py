@@ -61,7 +61,7 @@ def of_level(
     scale = PUBLISHED_CANVAS / (canvas[0] * canvas[1])
     of_cells = scale * jnp.abs(spatial - own_spatial).sum((1, 2))
     attentions = of_cells + jnp.abs(of_channels - own_channels).sum(-1)
-    related = relation(relations["teacher"], teacher) - relation(relations["student"], student)
+    related = relation(relations["teacher"], teacher, there) - relation(relations["student"], student, there)
     related = jnp.where(there[..., None], related, 0)
     terms = {
         "inside": weights.alpha * (square * inside).sum((1, 2)),  # the masks are shares of 1 already
@@ -117,11 +117,14 @@ def init_relation(rng: jax.Array, channels: int) -> Relation:
     }  # fmt: skip
 
 
-def relation(params: Relation, features: jax.Array) -> jax.Array:
-    """features + the global context of each image (a GcBlock, Cao et al. 2019)."""
+def relation(params: Relation, features: jax.Array, there: jax.Array) -> jax.Array:
+    """features + the global context of each image (a GcBlock, Cao et al. 2019), of the cells there [B, h, w] bool."""
     count, h, w, channels = features.shape
     flat = features.reshape(count, h * w, channels)
-    context = jnp.einsum("bpc,bp->bc", flat, jax.nn.softmax(flat @ params["pool"]))
+    inside = there.reshape(count, h * w)
+    heights = jnp.where(inside, flat @ params["pool"], -jnp.inf)
+    heights = jnp.where(inside.any(1, keepdims=True), heights, 0)
+    context = jnp.einsum("bpc,bp->bc", flat, jnp.where(inside, jax.nn.softmax(heights), 0))
     x = context @ params["squeeze"] + params["squeeze_bias"]
     spread = jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
     x = jax.nn.relu((x - x.mean(-1, keepdims=True)) / spread * params["scale"] + params["shift"])

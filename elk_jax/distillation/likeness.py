@@ -38,13 +38,15 @@ def moments(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> Momen
     )
 
 
-def shuffled(teacher: jax.Array, student: jax.Array, weights: jax.Array) -> Moments:
-    """The sums of pairs that do not belong together: each student's image with the teacher's of the next in the batch.
+def shuffled(teacher: jax.Array, student: jax.Array, weights: jax.Array, patients: jax.Array) -> Moments:
+    """The sums of pairs that do not belong together: each student's image with the teacher's of the image before it in
+    the batch.
 
-    Cells count where both images have a weight.
+    Cells count where both images have a weight, and images of one patient do not. patients: [B] int.
     """
-    both = weights * jnp.roll(weights, 1, axis=0)
-    return moments(jnp.roll(teacher, 1, axis=0), student, both * (len(weights) > 1))
+    other = patients != jnp.roll(patients, 1)
+    both = weights * jnp.roll(weights, 1, axis=0) * other[:, None, None]
+    return moments(jnp.roll(teacher, 1, axis=0), student, both)
 
 
 def correlation(found: Moments) -> float:

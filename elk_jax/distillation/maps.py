@@ -20,7 +20,8 @@ TINY = 1e-12
 
 
 def normalised_mse(teacher: jax.Array, student: jax.Array, weights: jax.Array, tolerance: int = 0) -> jax.Array:
-    """Mean of (s - t)^2 / 2, channels of both at mean 0 and spread 1 over the batch: 1 - Pearson's r (Cao et al. 2022).
+    """Mean of (s - t)^2 / 2, channels of both at mean 0 and spread 1 over the batch (Cao et al. 2022): without
+    tolerance 1 - Pearson's r.
 
     The similarity loss of paired regimes, and PKD, which multiplies it by 6 (two stages) or 10 (one). tolerance: cells
     by which the images may be displaced (`least_of_shifts`).

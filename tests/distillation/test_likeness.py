@@ -14,8 +14,8 @@ def some(key, *shape):
     return np.asarray(jax.random.normal(jax.random.key(key), shape))
 
 
-def summed(teacher, student, weights, batches=((0, 3), (3, 5)), of=likeness.moments):
-    parts = [of(*(jnp.asarray(x[a:b]) for x in (teacher, student, weights))) for a, b in batches]
+def summed(teacher, student, weights, *others, batches=((0, 3), (3, 5)), of=likeness.moments):
+    parts = [of(*(jnp.asarray(x[a:b]) for x in (teacher, student, weights, *others))) for a, b in batches]
     return jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *parts)
 
 
@@ -59,12 +59,16 @@ def test_the_effective_rank_is_the_number_of_directions(maps):
 
 def test_shuffled_pairs_do_not_belong_together(maps):
     teacher, _, weights = maps
-    found = summed(teacher, teacher, np.ones_like(weights), of=likeness.shuffled)
+    found = summed(teacher, teacher, np.ones_like(weights), np.arange(5), of=likeness.shuffled)
     rolled = np.concatenate([np.roll(teacher[a:b], 1, 0) for a, b in ((0, 3), (3, 5))]).reshape(-1, 6)
     expected = np.mean([np.corrcoef(rolled[:, c], teacher.reshape(-1, 6)[:, c])[0, 1] for c in range(6)])
     assert likeness.correlation(found) == pytest.approx(expected, abs=1e-5)
-    only = summed(teacher, teacher, weights, ((0, 1),), of=likeness.shuffled)
+    only = summed(teacher, teacher, weights, np.arange(5), batches=((0, 1),), of=likeness.shuffled)
     assert only.weight == 0 and np.isnan(likeness.correlation(only)), "one image has no other"
+    same = summed(teacher, teacher, weights, np.zeros(5), of=likeness.shuffled)
+    assert same.weight == 0, "other views of a patient are not of another"
+    some_of_one = summed(teacher, teacher, np.ones_like(weights), np.array([0, 0, 1, 2, 2]), of=likeness.shuffled)
+    assert some_of_one.weight == 2 * 12, "the first after the third of its batch, and the third after the second"
 
 
 def test_nothing_can_be_said_of_no_cells(maps):

@@ -152,6 +152,13 @@ def test_fgd_against_loops():
     masked = call(counts=jnp.ones(2, bool), cells=cells)
     for name in ("inside", "outside"):
         assert masked[name] == pytest.approx(float(part[name]), rel=1e-4), name
+    learned = {who: {**one, "expand": some(k, *one["expand"].shape)} for k, (who, one) in enumerate(relations.items())}
+    elsewhere = t + 5 * (1 - np.asarray(cells))[..., None]
+    terms = [
+        fgd.of_level(x, s, boxes, valid, jnp.ones(2, bool), learned, (32, 48), cells=cells) for x in (t, elsewhere)
+    ]
+    for name, value in terms[0].items():
+        assert terms[1][name] == pytest.approx(float(value), rel=1e-5), f"{name} reads cells that do not count"
     one = call(counts=jnp.array([True, False]))
     assert one["inside"] == pytest.approx(weights.alpha * expected[0, 0], rel=1e-4)
     assert all(value == 0 for value in call(counts=jnp.zeros(2, bool)).values())

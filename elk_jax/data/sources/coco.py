@@ -33,6 +33,8 @@ from elk_jax.threads import ProgressBar, no_bar
 LARGEST_SIDE = 1 << 24
 """Pixels of an image up to which float32 tells any two apart."""
 
+OF_FILES = ("frame", "bit_depth")
+"""Fields of an image that say how its file is decoded."""
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
 
@@ -68,7 +70,10 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
 
 
 def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[ImageInfo, ...]:
-    """The images with the files that their field names instead of their own. UserError for an image without one."""
+    """The images with the files that their field names instead of their own. UserError for an image without one.
+
+    `frame` and `bit_depth` of an image say nothing of its partner's file: FIELD_frame and FIELD_bit_depth do.
+    """
     for info in infos:
         if not isinstance(info.meta.get(field), str) or not info.meta[field]:
             raise UserError(
@@ -76,7 +81,12 @@ def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[Ima
                 where=f"{where}, image {info.image_id} ({info.file_name})",
                 todo="make pairs with data_prep/paired_images.py (tiles: paired_tiles.py), or remove the image",
             )
-    return tuple(replace(info, file_name=info.meta[field]) for info in infos)
+
+    def meta(info: ImageInfo) -> dict[str, Any]:
+        rest = {name: value for name, value in info.meta.items() if name not in OF_FILES}
+        return rest | {name: info.meta[f"{field}_{name}"] for name in OF_FILES if f"{field}_{name}" in info.meta}
+
+    return tuple(replace(info, file_name=info.meta[field], meta=meta(info)) for info in infos)
 
 
 def read_coco(path: str | Path) -> CocoFile:

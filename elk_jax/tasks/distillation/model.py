@@ -330,14 +330,18 @@ def learning(
 def likeness_of_batch(
     detector: Detector, teacher: Detector, recipe: DistillationRecipe, params: Params, weights: Params, batch: Batch
 ) -> list[tuple[Moments, Moments]]:
-    """Of every level, the sums of a batch of pairs, and of pairs that do not belong together (`likeness.moments`)."""
+    """Of every level, the sums of a batch of pairs, and of pairs that do not belong together (`likeness.moments`).
+
+    batch: with `patient` [B] int, a number for each.
+    """
     taps = [one.tap(recipe.tap) for one in (teacher, detector)]
     shown, seen = image_of(batch, 1), image_of(batch, 0)
     sides = (
         Side(teacher, weights, taps[0].maps(weights, shown), shown, taps[0].strides),
         Side(detector, params, taps[1].maps(params, seen), seen, taps[1].strides),
     )
-    return [(likeness.moments(*pair), likeness.shuffled(*pair)) for pair in _levels(*sides)]
+    patients = batch["patient"]
+    return [(likeness.moments(*pair), likeness.shuffled(*pair, patients)) for pair in _levels(*sides)]
 
 
 def likeness_metrics(levels: Sequence[tuple[Moments, Moments]]) -> dict[str, float]:
@@ -382,7 +386,8 @@ def of_detector(params: Params) -> Params:
 
 def fresh_part(detector: Detector, recipe: DistillationRecipe, canvas: tuple[int, int], rng: jax.Array) -> Params:
     """What the loss of the mode learns itself, fresh: {LEARNED: ...}; {} for nothing."""
-    blank = {name: jnp.asarray(x) for name, x in blank_batch(1, canvas, 1).items() if name in ("image", "image_size")}
+    batch = blank_batch(1, canvas, 1, detector.images)
+    blank = {name: jnp.asarray(x) for name, x in batch.items() if name in ("image", "image_size")}
     tap = detector.tap(recipe.tap)
     levels = jax.eval_shape(lambda key: tap.maps(detector.init(key), blank), rng)
     shapes = {stride: level.shape[1:] for stride, level in zip(tap.strides, levels)}

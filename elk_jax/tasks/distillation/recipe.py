@@ -21,6 +21,13 @@ SIMILARITY = "similarity"
 """Of a student's maps and those of the teacher that sees the partners, on the validation split."""
 
 
+READ_BY = {
+    "temperature": ("lesion", "image", "classwise", "cwd", "contrastive"),
+    "tolerance": ("mse", "sigmoid_l2"),
+}
+"""Setting -> the modes that read it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillationRecipe(DetectionRecipe):
     """How a teacher and its student are trained (Alberb et al. 2024). Both are the detector `model`.
@@ -62,6 +69,10 @@ class DistillationRecipe(DetectionRecipe):
         if not self.detection_weight and self.best_metric != SIMILARITY:
             what = "a student that does not learn to detect is not chosen by its detections"
             raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
+        for name, modes in READ_BY.items():
+            if getattr(self, name) and self.mode not in modes:
+                what = f"{name} is {getattr(self, name):g}, which the mode {self.mode} does not read"
+                raise UserError(what, where=name, todo=f"leave it out; it is of {', '.join(modes)}")
         super().__post_init__()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.stream import Stream, digest
 from elk_jax.data.sources import checks
-from elk_jax.data.sources.source import ImageSource, counted, summary, with_images
+from elk_jax.data.sources.source import ImageSource, counted, subset, summary, with_images
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks.detection import train as detection
 from elk_jax.tasks.detection.model import Trained, load
@@ -49,6 +51,9 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     names: stages that will run; the weights of one of them are not there yet.
     """
     place, detector = f"config.{stage.recipe}", _detector(recipe)
+    if not recipe.detection_weight and not stage.partner:
+        what = "a student that does not learn to detect is chosen by its likeness to the teacher of its partners"
+        raise UserError(what, where=f"{place}.detection_weight", todo="give a number above 0, or set partner=True")
     if recipe.best_metric == SIMILARITY and not stage.partner:
         what = f"stage {stage.name} has no teacher that sees partners, so that nothing is similar"
         raise UserError(what, where=f"{place}.best_metric", todo="choose a metric of detection")
@@ -76,6 +81,9 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         what = f"the mode {recipe.mode} needs images for the teacher"
         todo = "name data sources, such as the training data of the teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
+    if recipe.mode == "classwise" and recipe.tap != "pyramid":
+        what = "classes are compared behind the pyramid"
+        raise UserError(what, where=f"{place}.tap", todo="set tap=pyramid")
     if mode and mode.one_canvas and len(recipe.loader.buckets) != 1:
         what = f"the mode {recipe.mode} learns a map of one size, but there are {len(recipe.loader.buckets)} canvases"
         raise UserError(what, where=f"{place}.loader.buckets", todo="give one (height, width)")
@@ -89,6 +97,13 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         raise UserError(what, where=f"{place}.model.name", todo="choose a detector of single images")
     if mode:
         _check_learned_is_trained(recipe, detector, place)
+    before = run.experiment.stages.get(stage.teacher)
+    if mode and before is not None:
+        taught = run.experiment.recipe_of(before)
+        if taught.crop_to_breast != recipe.crop_to_breast:
+            what = f"the teacher, {stage.teacher}, is trained with crop_to_breast={taught.crop_to_breast}"
+            todo = "cut the images of both, or of neither"
+            raise UserError(f"{what}, the student is not", where=f"{place}.crop_to_breast", todo=todo)
     if recipe.mode != "none" and stage.teacher not in names:
         check_teacher(load(run.model_folder(stage.teacher)).detector, detector, run.model_folder(stage.teacher))
     detection.check_start(run, stage.starting(recipe), recipe, names)
@@ -143,12 +158,12 @@ def _distilled(
 ) -> Learning:  # fmt: skip
     """What a student is trained with by a mode that has a loss: batches of both streams, the map that it learns."""
     make = partial(batches.mixed, process_index=jax.process_index(), process_count=jax.process_count())
-    seed, images = detection.seed_of(run, stage), 2 if stage.partner else 1
+    seed, images = detection.seed_of(run, stage), 2 if stage.partner else detector.images
     source = with_images(source, images)
     own = make(source, recipe.loader, seed, weights=stage.weights)
     beside, shown, counts = None, [], found.learned.counts
     if MODES[recipe.mode].reads == "beside":
-        data = run.open(stage.beside, "train")
+        data = with_images(run.open(stage.beside, "train"), teacher.detector.images)
         if not summary(data.infos)["lesions"]:
             raise checks.no_lesions("train", data.name)
         run.say(f"  beside {counted(data.infos)}")
@@ -176,6 +191,9 @@ def _likeness(
     """Parameters of the student -> how its maps of the validation images resemble those of the teacher of their
     partners."""
     pairs = with_images(run.open(stage.validate_on, "val"), 2)
+    pairs = subset(pairs, apart(pairs.infos))
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(i.patient_id for i in pairs.infos))}
+    patients = np.array([numbers[info.patient_id] for info in pairs.infos], np.int32)
     seen = view(pairs, recipe.crop_to_breast).source
     loader, constants = recipe.test_loader(), meshes.place_constants(teacher.params, run.mesh)
     compare = jax.jit(
@@ -185,13 +203,25 @@ def _likeness(
     def measure(params: Any) -> dict[str, float]:
         total = None
         for batch in batches.eval_batches(seen, loader, jax.process_index(), jax.process_count()):
-            shown = meshes.put_batch({name: batch[name] for name in ("image", "image_size", "valid")}, run.mesh)
+            read = {name: batch[name] for name in ("image", "image_size", "valid")}
+            shown = meshes.put_batch({**read, "patient": patients[batch["index"]]}, run.mesh)
             found = jax.device_get(compare(of_detector(params), constants, shown))
             found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
             total = found if total is None else jax.tree.map(np.add, total, found)
         return likeness_metrics(total or [])
 
     return measure
+
+
+def apart(infos: Sequence[ImageInfo]) -> list[int]:
+    """Positions in an order in which neighbours are of different patients, as far as there are: the first image of each
+    patient, the second of each, ..."""
+    before = Counter[str]()
+    ranks = []
+    for info in infos:
+        ranks.append(before[info.patient_id])
+        before[info.patient_id] += 1
+    return sorted(range(len(infos)), key=ranks.__getitem__)
 
 
 def second_seed(seed: int) -> int:

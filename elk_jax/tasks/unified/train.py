@@ -6,6 +6,7 @@ Shapes: F channels of a trunk; L maps.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,11 +38,26 @@ def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names
     if recipe.privacy is not None:
         what, where = "a fused detector is not trained privately", f"config.{stage.recipe}.privacy"
         raise UserError(what, where=where, todo="set it to None")
+    _check_taps(run, stage, recipe)
     detection.check_start(run, stage, recipe, names)
     detector = detectors.build(detection.settings(recipe, recipe.model.num_classes))
     fresh = jax.eval_shape(_member(detector).init, jax.random.key(0))
     written = {setting: name for setting, name in stage.members.items() if name not in names}
     _read(run, stage, written, detector, fresh)
+
+
+def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> None:
+    """UserError where a member has learned other maps than those that are joined."""
+    for setting, name in stage.members.items():
+        before = run.experiment.stages.get(name)
+        learned: Any = None if before is None else run.experiment.recipe_of(before)
+        if before is None or getattr(learned, "detection_weight", 1) or learned.tap == recipe.model.tap:
+            continue
+        what = (
+            f"the {setting} trunk, {name}, learns maps of the {learned.tap}; those of the {recipe.model.tap} are joined"
+        )
+        todo = f"set it and config.{before.recipe}.tap to the same"
+        raise UserError(what, where=f"config.{stage.recipe}.model.tap", todo=todo)
 
 
 def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:

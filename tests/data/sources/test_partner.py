@@ -141,6 +141,18 @@ def test_pairs_of_phantoms_are_their_modalities(spec, partner):
     assert all(np.array_equal(a.boxes, b.boxes) for a, b in zip(pairs.infos, first.infos, strict=True))
 
 
+def test_what_is_said_of_a_file_is_not_said_of_its_partner(folder):
+    deep = np.full((40, 24), 3000, np.uint16)
+    for name in ("1.png", "1_other.png"):
+        (folder.folder / "images" / name).write_bytes(encode_png(deep))
+
+    spec = folder(lambda content: content["images"][0].update(bit_depth=12))
+    image = open_source(spec, "train")[0].image
+    np.testing.assert_allclose(image[0, 0], [3000 / 4095, 3000 / 65535], rtol=1e-4)
+    spec = folder(lambda content: content["images"][0].update(partner_bit_depth=12))
+    np.testing.assert_allclose(open_source(spec, "train")[0].image[0, 0], 3000 / 4095, rtol=1e-4)
+
+
 # ---- Refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -162,3 +162,23 @@ def test_what_is_wrong_with_maps_that_were_learned_is_said():
     assert "0.300" in nothing
     (collapsed,) = model.likeness_warnings({}, {**good, "spread": 0.05})
     assert "collapsed" in collapsed and "0.050" in collapsed
+
+
+def test_a_student_of_pairs_sees_the_first_image_and_its_teacher_the_second():
+    recipe = DistillationRecipe(model=CONFIG, mode="mse", detection_weight=0.0, best_metric="similarity")
+    own = detector()
+    weights = jax.jit(own.init)(jax.random.key(7))
+    found = learning(own, own, weights, recipe, (SIDE, SIDE), partner=True)
+    params = jax.jit(own.init)(jax.random.key(1))
+    seen = {}
+    for blind in (None, 0, 1):
+        image = jnp.concatenate([some_batch(0)["image"], some_batch(1)["image"]], -1)
+        image = image if blind is None else image.at[..., blind].set(0.5)
+        batch = {**some_batch(0), "image": image, "distilled": jnp.ones(2, bool), "patient": jnp.arange(2)}
+        value, gradient = compiled(found)(params, batch)[0][0], compiled(found)(params, batch)[1]
+        level, _ = model.likeness_of_batch(own, own, recipe, params, weights, batch)[0]
+        channels = len(level.total) // 2
+        seen[blind] = value, np.asarray(level.total[:channels]), np.asarray(level.total[channels:]), gradient
+    assert not np.allclose(seen[None][0], seen[0][0]) and not np.allclose(seen[None][0], seen[1][0])
+    assert np.array_equal(seen[None][1], seen[0][1]) and not np.allclose(seen[None][1], seen[1][1]), "the teacher: 1"
+    assert np.array_equal(seen[None][2], seen[1][2]) and not np.allclose(seen[None][2], seen[0][2]), "the student: 0"
