@@ -51,11 +51,10 @@ def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> No
     for setting, name in stage.members.items():
         before = run.experiment.stages.get(name)
         learned: Any = None if before is None else run.experiment.recipe_of(before)
-        if before is None or getattr(learned, "detection_weight", 1) or learned.tap == recipe.model.tap:
+        tap = getattr(learned, "tap", "") if getattr(learned, "detection_weight", 1.0) == 0 else ""
+        if before is None or tap in ("", recipe.model.tap):
             continue
-        what = (
-            f"the {setting} trunk, {name}, learns maps of the {learned.tap}; those of the {recipe.model.tap} are joined"
-        )
+        what = f"the {setting} trunk, {name}, learns maps of the {tap}, and those of the {recipe.model.tap} are joined"
         todo = f"set it and config.{before.recipe}.tap to the same"
         raise UserError(what, where=f"config.{stage.recipe}.model.tap", todo=todo)
 

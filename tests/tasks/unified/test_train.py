@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_neighbours_are_of_different_patients():
     order = apart(infos)
     people = [infos[position].patient_id for position in order]
     assert sorted(order) == list(range(len(infos))) and len(set(people)) > 4
-    assert all(a != b for a, b in zip(people, people[1:]))
+    assert all(a != b for a, b in pairwise(people))
     assert len({(infos[position].meta["view"]) for position in order[:4]}) == 1
 
 
