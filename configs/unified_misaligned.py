@@ -4,8 +4,8 @@
       --workdir=runs/misaligned
 The mammogram is moved by up to SHIFTS pixels of an image 1024 high, and scaled by up to 5 % at the largest shift, at
 random, as by another compression; the synthetic one stays. The similarity compares cell with cell (mse), the best of
-the neighbouring cells (tolerance), or images as a whole (contrastive). The page draws every metric over the shift: what
-the regime gains is the distance between the charts of the models unified and sm, which no shift changes.
+the neighbouring cells (tolerance), or images as a whole (contrastive). The page draws every metric over the shift. The
+gain of the regime is the distance between the charts of unified and capacity, which no shift changes.
 For another variant, a file with: from configs.unified_misaligned import rows; ROWS = rows("small")
 Real pairs are misplaced by data_prep/paired_images.py --shift=PX --zoom=SHARE.
 """

@@ -66,7 +66,22 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     if not spec.partner:
         return source
     named = partners(content.infos, spec.partner, path)
+    check_same_patient(content.infos, named, path)
     return paired(source, files_reader(image_folder(path), named, spec, where=path))
+
+
+def check_same_patient(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], where: object) -> None:
+    """UserError where a partner's file is itself an image of another patient, or of another split."""
+    of_file = {os.path.normpath(info.file_name): info for info in infos}
+    for info, partner in zip(infos, named, strict=True):
+        other = of_file.get(os.path.normpath(partner.file_name), info)
+        for what, own, its in (("patient", info.patient_id, other.patient_id), ("split", info.split, other.split)):
+            if own != its:
+                raise UserError(
+                    f"the image is of {what} {own!r}, and its partner, image {other.image_id}, of {its!r}",
+                    where=f"{where}, image {info.image_id} ({info.file_name})",
+                    todo="name an image of the same breast",
+                )
 
 
 def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[ImageInfo, ...]:

@@ -54,6 +54,10 @@ def check_start(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe
         detector = detectors.build(run.experiment.recipe_of(stages[model]).model)
         check_pairs(run, (stage.on,), detector.tested_images, f"{model} reads pairs")
     check_pairs(run, (stage.on,), 2 if stage.late else 1, "boxes of both images are to be fused")
+    for model in filter(stages.__contains__, (name for pair in stage.late for name in pair)):
+        if detectors.build(run.experiment.recipe_of(stages[model]).model).tested_images > 1:
+            what = f"{model} reads pairs, and boxes are fused of detectors of single images"
+            raise UserError(what, where=f"config.stages.{stage.name}.late", todo="name others, or leave it out")
 
 
 def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> Summary:

@@ -154,6 +154,9 @@ def detect_with(
             todo="evaluate on data with the classes of the training",
         )
     model_folder.check_fits(params, model_folder.shapes_of(detector.init), model_folder.CONFIG)
+    if source.images < detector.tested_images:
+        what = f"the detector reads {detector.tested_images} images of a breast, and there is one"
+        raise UserError(what, where=source.name, todo="evaluate it on pairs (partner), or choose another --stage")
     source = with_images(source, detector.tested_images)
     model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)

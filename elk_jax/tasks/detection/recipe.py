@@ -123,6 +123,11 @@ class EvaluateDetectorsStage(EvaluateModelsStage):
 
     def __post_init__(self) -> None:
         criterion_from_text(self.criterion)
+        default = type(self).__dataclass_fields__
+        for name, metric in (("criterion", "froc"), ("volume_rule", "dbtex")):
+            if self.metric != metric and getattr(self, name) != default[name].default:
+                what = f"{name} is of metric={metric}, and this is {self.metric}"
+                raise UserError(what, where=name, todo="leave it out")
         if self.metric == "dbtex" and self.late:
             todo = "leave it out, or set metric=froc"
             raise UserError("boxes of pairs are fused, not findings of volumes", where="late", todo=todo)

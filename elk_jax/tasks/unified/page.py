@@ -18,7 +18,6 @@ from elk_jax.tasks.detection.page import MAIN, metric_label
 
 CURVES = (*FIRST_CURVES, f"eval/{MAIN}")
 """Keys of metrics.jsonl whose curves are shown first."""
-READS = {"own": "one image", "partner": "the image and its partner"}
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,19 @@ class Fused:
     best: metrics of the validation split at `step`. history: lines of metrics.jsonl."""
 
     second: str
+    drop: float
     members: Mapping[str, str]
     shares: Mapping[str, float]
     step: int
     best: Mapping[str, float]
     history: Sequence[Mapping[str, Any]]
+
+    @property
+    def reads(self) -> str:
+        """What it is trained on, and shown."""
+        if self.second == "own":
+            return "one image"
+        return "one image, trained with its partner" if self.drop else "the image and its partner"
 
     @property
     def trunks(self) -> str:
@@ -50,7 +57,7 @@ def unified_part(fused: Mapping[str, Fused]) -> Part:
         CURVES,
         metric_label,
     )
-    summary = ". ".join(f"{name}: {one.trunks}, reads {READS[one.second]}" for name, one in fused.items())
+    summary = ". ".join(f"{name}: {one.trunks}, reads {one.reads}" for name, one in fused.items())
     return Part("Unified representations", f"{summary}." if summary else "", {}, [made_section(fused), curves])
 
 
@@ -59,7 +66,7 @@ def made_section(fused: Mapping[str, Fused]) -> Section:
     head = ["", *(f"{html.swatch(i)}{html.text(name)}" for i, name in enumerate(fused))]
     rows = [
         html.row(["Trunks", *(html.text(one.trunks) for one in fused.values())]),
-        html.row(["Trained on", *(html.text(READS[one.second]) for one in fused.values())]),
+        html.row(["Reads", *(html.text(one.reads) for one in fused.values())]),
     ]
     for level in dict.fromkeys(level for one in fused.values() for level in one.shares):
         shares = [one.shares.get(level) for one in fused.values()]

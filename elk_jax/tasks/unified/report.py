@@ -17,6 +17,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
         {
             name: Fused(
                 second=s["second"],
+                drop=s["drop"],
                 members=s["members"],
                 shares=s["shares_of_other"],
                 step=s["best_step"],

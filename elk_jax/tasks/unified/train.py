@@ -66,7 +66,13 @@ def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
     if run.is_main:
         params, _ = model_folder.load_params(run.folder / stage.name / "model")
         shares = shares_of_other(params)
-    return {**found, "second": recipe.model.second, "members": stage.members, "shares_of_other": shares}
+    return {
+        **found,
+        "second": recipe.model.second,
+        "drop": recipe.model.drop,
+        "members": stage.members,
+        "shares_of_other": shares,
+    }
 
 
 def shares_of_other(params: Params) -> dict[str, float]:

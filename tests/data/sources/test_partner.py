@@ -187,3 +187,12 @@ def test_a_partner_that_is_not_there_or_of_another_size_is_named(folder):
 def test_impossible_partners_are_named(spec, partner, words):
     with refused(*words):
         open_source(SourceSpec(spec, partner=partner), "val")
+
+
+def test_a_partner_of_another_patient_or_split_is_named(folder):
+    spec = folder(lambda content: content["images"][0].update(partner="2.png"))
+    with refused("P1", "P2", where="image 1 (1.png)"):
+        open_source(spec, "train")
+    spec = folder(lambda content: content["images"][1].update(patient_id="P1", split="test"))
+    with refused("train", "test", where="image 1 (1.png)"):
+        open_source(spec, "train")

@@ -140,6 +140,7 @@ def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
         ("base_ub", {"data.pairs.partner": ""}, "config.data.pairs.partner", ("pairs",)),
         ("base_ub", {"stages.base_ub.validate_on": "sm"}, "config.data.sm.partner", ("pairs",)),
         ("evaluate", {"stages.evaluate.on": "sm"}, "config.data.sm.partner", ("base_ub",)),
+        ("evaluate", {"stages.evaluate.late": (("base_ub", "ffdm"),)}, "config.stages.evaluate.late", ("base_ub",)),
         (
             "borrowed",
             {"borrow.mode": "lesion", "borrow.detection_weight": 1.0},
