@@ -104,6 +104,9 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
             what = f"the teacher, {stage.teacher}, is trained with crop_to_breast={taught.crop_to_breast}"
             todo = "cut the images of both, or of neither"
             raise UserError(f"{what}, the student is not", where=f"{place}.crop_to_breast", todo=todo)
+        if before.recipe != stage.recipe:
+            planned = detectors.build(detection.settings(taught, recipe.model.num_classes))
+            check_teacher(planned, detector, f"config.{before.recipe}.model")
     if recipe.mode != "none" and stage.teacher not in names:
         check_teacher(load(run.model_folder(stage.teacher)).detector, detector, run.model_folder(stage.teacher))
     detection.check_start(run, stage.starting(recipe), recipe, names)

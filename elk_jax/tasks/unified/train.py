@@ -6,6 +6,7 @@ Shapes: F channels of a trunk; L maps.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.detection import detectors, fused
 from elk_jax.detection.detector import Detector
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import train as detection
@@ -26,6 +28,11 @@ from elk_jax.training.model import Params
 from elk_jax.weights import model_folder
 
 JOIN = "join"
+STRUCTURE = (
+    *("backbone", "channels", "cells", "levels", "fusion", "head_convs", "activation", "padding"),
+    *("norm", "norm_groups", "norm_eps", "biases"),
+)
+"""Settings of an EfficientDet that its parameters follow from, or mean something by."""
 
 
 def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
@@ -44,6 +51,19 @@ def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names
     fresh = jax.eval_shape(_member(detector).init, jax.random.key(0))
     written = {setting: name for setting, name in stage.members.items() if name not in names}
     _read(run, stage, written, detector, fresh)
+    for name in stage.members.values():
+        if name in names:
+            _check_planned(run, stage, recipe, name)
+
+
+def _check_planned(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, name: str) -> None:
+    """UserError where a member that is still to be trained will be another network than the trunks."""
+    before = run.experiment.stages[name]
+    planned, place = run.experiment.recipe_of(before).model, Path(f"config.{before.recipe}.model")
+    if not isinstance(planned, EfficientDetConfig):
+        what = f"{name} is trained as a {planned.name}, and trunks are of EfficientDets"
+        raise UserError(what, where=place, todo="set its name to efficientdet")
+    model_folder.check_same(planned, recipe.model, STRUCTURE, place, stage.recipe)
 
 
 def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> None:

@@ -150,6 +150,8 @@ def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
         ("borrowed", {"stages.borrowed.partner": False}, "config.borrow.detection_weight", ("partner",)),
         ("unified", {"borrow.tap": "backbone"}, "config.fused.model.tap", ("backbone", "pyramid", "borrowed")),
         ("borrowed", {"detector.crop_to_breast": False}, "config.borrow.crop_to_breast", ("ffdm",)),
+        ("unified", {"detector.model.channels": 16}, "config.detector.model", ("channels", 16)),
+        ("borrowed", {"detector.model.channels": 16}, "config.detector.model", (16, "student")),
         ("unified", {"stages.unified.recipe": "detector"}, "config.detector.model.name", ("one trunk", "fused")),
     ],
 )
