@@ -18,6 +18,7 @@ from elk_jax.detection import backbone, closeups, detectors, faster_rcnn, retina
 from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig, detectron2
+from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.errors import UserError
 from elk_jax.weights import model_folder
@@ -68,6 +69,7 @@ def batch() -> dict[str, np.ndarray]:
 def test_the_name_chooses_the_detector(toy):
     assert toy.name == "toy" and toy.config == toy_detector.ToyConfig(num_classes=2, dropped=0.5, detections=4)
     kinds = {"faster_rcnn": FasterRCNNConfig, "retinanet": RetinaNetConfig, "efficientdet": EfficientDetConfig}
+    kinds |= {"fused": FusedConfig}
     assert detectors.kinds() == {**kinds, "toy": toy_detector.ToyConfig}
     settings = {"name": "faster_rcnn", "backbone": {"name": "resnet", "depth": 18, "num_classes": 0}}
     ours = detectors.stored_config({"model": settings}, Path("model.json"))

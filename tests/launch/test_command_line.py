@@ -266,6 +266,7 @@ def model(tmp_path_factory):
 
 SOURCE = {
     "--split_shares=0.7,0.15,0.15": ("split_shares", [0.7, 0.15, 0.15]),
+    "--partner=other": ("partner", "other"),
     "--slices=near:2": ("slices", "near:2"),
     "--bit_depth=12": ("bit_depth", 12),
     r"--patient_pattern=P_(\d+)": ("patient_pattern", r"P_(\d+)"),

@@ -132,9 +132,6 @@ class EvaluateDetectorsStage(EvaluateModelsStage):
             todo = "leave it out, or set metric=froc"
             raise UserError("boxes of pairs are fused, not findings of volumes", where="late", todo=todo)
 
-    def relevant(self, recipe: DetectionRecipe) -> DetectionRecipe:
-        return DetectionRecipe(score_floor=recipe.score_floor, bootstrap=recipe.bootstrap)
-
     def trained(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.models, *(model for pair in self.late for model in pair))))
 
