@@ -54,7 +54,7 @@ ABLATED = (
 
 ABSENT = (
     Row("few,lesion,1 point", not_run="the loss is 0: softmax of one point"),
-    Row("few,lesion,Faster R-CNN", not_run="a sweep of its own: levels and losses are of one detector"),
+    Row("few,lesion,Faster R-CNN", not_run="needs another sweep: levels and losses belong to the detector"),
     Row("few,mgd", not_run="no masked generation in elk_jax", note="published on COCO: 41.0"),
     Row("few,ld", not_run="needs edges as distributions (GFL), which no detector here has"),
     Row("few,crosskd", not_run="needs half of a teacher's head", note="published on COCO, another teacher: 39.7"),

@@ -1,6 +1,6 @@
 """Unified representations: a detector of synthetic mammograms (SM) that has learned what full-field ones (FFDM) show.
 
-  python launch/train.py --config=configs/unified.py                           embedded data, 15 minutes on 2 CPU cores
+  python launch/train.py --config=configs/unified.py                           embedded data
   python launch/train.py --config=configs/unified.py --config.borrow.mode=sigmoid_l2 --config.stages.borrowed.init_from=
   python launch/train.py --config=configs/unified.py:small --config.data.sm.spec=coco:/data/pairs.json \\
       --config.data.ffdm.spec=coco:/data/ffdm.json \\

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elk_jax.backbones.conv import matrix_product
 from elk_jax.backbones.initial import draw_params
@@ -129,6 +130,19 @@ def joined(params: Mapping[str, Any] | None, own: Sequence[jax.Array], other: Se
         return matrix_product(x, layer["kernel"]) + layer["bias"]
 
     return tuple(project(number, x) for number, x in enumerate(both))
+
+
+def shares_of_other(params: Params) -> dict[str, float]:
+    """Map -> the share of the second trunk in the weights of the layer that joins both, from 0 to 1: Frobenius norms.
+
+    {} for a detector that joins without one.
+    """
+
+    def share(kernel: np.ndarray) -> float:
+        own, other = (float(np.linalg.norm(half)) for half in np.split(np.asarray(kernel, np.float64), 2))
+        return other / (own + other)
+
+    return {name: share(layer["kernel"]) for name, layer in params.get("join", {}).items()}
 
 
 def _maps(config: FusedConfig, member: Params) -> tuple[jax.ShapeDtypeStruct, ...]:

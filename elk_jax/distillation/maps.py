@@ -85,7 +85,9 @@ def contrastive(
 
 
 def init_projections(rng: jax.Array, channels: int, size: int = 128) -> dict[str, jax.Array]:
-    """Fresh {teacher, student} [C, size], normal with variance 1 / C."""
+    """Fresh {teacher, student} [C, D], normal with variance 1 / C. D: the smaller of `size` and C."""
+    # More directions than channels would add nothing to a cosine.
+    size = min(size, channels)
     keys = dict(zip(("teacher", "student"), jax.random.split(rng)))
     return {name: jax.random.normal(key, (channels, size)) / channels**0.5 for name, key in keys.items()}
 

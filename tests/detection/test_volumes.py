@@ -12,7 +12,7 @@ from elk_jax.detection.volumes import COMOTO, VolumeRule, find
 from tests.refusals import refused
 
 SLICES, PER_SLICE = 24, 6
-found_by = jax.jit(partial(find), static_argnums=0)  # a cache of its own
+found_by = jax.jit(partial(find), static_argnums=0)  # not the cache of the task's
 
 
 def arrays(rows):

@@ -85,7 +85,7 @@ def test_a_product_with_one_key_of_numbers_is_drawn_over_it():
         {"a": {"True": True, "False": False}},
         {"a": {"1": 1, "None": None}},
         {"a": {"x": "x", "1": 1}},
-        {"a": {"1": 1}, "b": {"x": "x", "y": "y"}},  # one value is no axis
+        {"a": {"1": 1}, "b": {"x": "x", "y": "y"}},  # one value is not an axis
     ],
 )
 def test_other_products_have_no_axis(values):

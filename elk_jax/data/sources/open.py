@@ -40,7 +40,7 @@ class Kind:
     open: (spec, split, progress) -> its images. Those of other splits may be left out, where they would cost time.
     image_folder: place -> the folder with a file for every image; None where images do not lie in files.
     in_memory: the source holds its decoded images, so that they need no cache.
-    of_volumes: it reads whole volumes, of which `SourceSpec.slices` chooses.
+    of_volumes: place -> whether it has whole volumes, of which `SourceSpec.slices` chooses.
     of_pairs: its images may have partners (`SourceSpec.partner`).
     drawn: what is known of a source without drawing it; None where opening it draws nothing.
     """
@@ -48,14 +48,14 @@ class Kind:
     open: Callable[[SourceSpec, str, ProgressBar], ImageSource]
     image_folder: Callable[[str], Path] | None = None
     in_memory: bool = False
-    of_volumes: bool = False
+    of_volumes: Callable[[str], bool] = lambda place: False
     of_pairs: bool = False
     drawn: Drawn | None = None
 
 
 KINDS = {
     "coco": Kind(coco.open_coco, image_folder=coco.image_folder, of_pairs=True),
-    "bcs_dbt": Kind(open_bcs_dbt, of_volumes=True),
+    "bcs_dbt": Kind(open_bcs_dbt, of_volumes=lambda place: True),
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
     "tfds": Kind(open_tfds),
     "phantom": Kind(
@@ -67,7 +67,7 @@ KINDS = {
     "phantom_volumes": Kind(
         phantom_volumes.open_phantom_volumes,
         in_memory=True,
-        of_volumes=True,
+        of_volumes=phantom_volumes.has_slices,
         of_pairs=True,
         drawn=Drawn(phantom_sets.CLASSES, phantom_volumes.patients),
     ),
@@ -79,6 +79,11 @@ KINDS = {
 def drawn(spec: SourceSpec) -> Drawn | None:
     """What is known of a source that would be drawn; None for any other."""
     return KINDS[spec.kind].drawn if spec.kind in KINDS else None
+
+
+def has_volumes(spec: SourceSpec) -> bool:
+    """Whether a source reads whole volumes, whose slices it chooses. A COCO file of slices does not."""
+    return spec.kind in KINDS and KINDS[spec.kind].of_volumes(spec.place)
 
 
 def list_source(
@@ -112,9 +117,9 @@ def list_source(
         known = "coco:FILE.json, folders:DIR, tfds:DIR or phantom:"
         raise UserError(f"unknown data source '{spec.spec}'", where=setting, todo=f"write {known}")
     kind = KINDS[spec.kind]
-    if spec.slices != CENTRAL and not kind.of_volumes:
+    if spec.slices != CENTRAL and not has_volumes(spec):
         todo = "leave it out: `slices` chooses among those of bcs_dbt: and phantom_volumes:"
-        raise UserError(f"slices={spec.slices} of a source of images", where=spec.spec, todo=todo)
+        raise UserError(f"slices={spec.slices} of images: {spec.spec} has no slices", where=spec.spec, todo=todo)
     if spec.partner and not kind.of_pairs:
         known = ", ".join(f"{name}:" for name, one in KINDS.items() if one.of_pairs)
         what = f"partner={spec.partner} of a source without pairs"

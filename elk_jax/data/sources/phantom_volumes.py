@@ -19,8 +19,7 @@ from elk_jax.data.registration import misplacement
 from elk_jax.data.sources import phantom_sets
 from elk_jax.data.sources.slices import chosen_slices, with_lesions
 from elk_jax.data.sources.source import ImageSource, paired
-from elk_jax.data.sources.spec import CENTRAL, SourceSpec
-from elk_jax.errors import UserError
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast, Between
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, generator
@@ -50,14 +49,16 @@ class VolumeOptions(VolumeConfig):
 def open_phantom_volumes(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
     """The slices or images of one split, "" for all; they are drawn now."""
     options = parse_options(spec.place)
-    if spec.slices != CENTRAL and options.modality != MODALITIES[0]:
-        what = f"slices={spec.slices} of modality {options.modality}, which has none"
-        raise UserError(what, where=spec.spec, todo="leave `slices` out, or choose modality=dbt")
     if not spec.partner:
         return _draw_all(spec, options, (options.modality,), split, progress)[0]
     phantom_sets.check_partner(spec, options.modality, OF_VIEWS)
     first, second = _draw_all(spec, options, (options.modality, spec.partner), split, progress)
     return paired(first, second.read)
+
+
+def has_slices(options: str) -> bool:
+    """Whether the images are slices of volumes. UserError for a bad option."""
+    return parse_options(options).modality == MODALITIES[0]
 
 
 def patients(options: str, split: str = "") -> dict[str, str]:

@@ -128,18 +128,19 @@ def paired(first: ImageSource, second: Read) -> ImageSource:
 
 def one_of(source: ImageSource, number: int) -> ImageSource:
     """The first (0) or the second (1) image of every record alone. The boxes stay those of the first."""
-    if number >= source.images:
+    both = source if number == 0 else with_images(source, 2)
+    return both if both.images == 1 else replace(both, read=partial(read_one, both.read, number), images=1)
+
+
+def with_images(source: ImageSource, images: int) -> ImageSource:
+    """The source with so many images a record: of pairs, the first alone. UserError where there are fewer."""
+    if source.images < images:
         raise UserError(
             "the source has no pairs",
             where=source.name,
             todo="set its `partner`: the field that names the file of the second image, or a modality",
         )
-    return source if source.images == 1 else replace(source, read=partial(read_one, source.read, number), images=1)
-
-
-def with_images(source: ImageSource, images: int) -> ImageSource:
-    """The source with so many images a record: of pairs, the first alone. UserError where there are fewer."""
-    return source if source.images == images else one_of(source, 0) if images == 1 else one_of(source, images - 1)
+    return one_of(source, 0) if source.images > images else source
 
 
 def cached(source: ImageSource, max_bytes: int = CACHE_BYTES) -> ImageSource:

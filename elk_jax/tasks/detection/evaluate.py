@@ -326,5 +326,7 @@ def _detect(
         notes = [f"the class '{known[0]}' of the model counts as '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)
     notes += patients_seen(subject.parts[-1], subject.place, source.infos)
+    if source.images > 1 and trained.detector.tested_images == 1:
+        notes.append(f"{subject.parts[-1]} reads one image of a breast: it was shown the first of each pair")
     results = predict.detect_with(trained, source, meshes.make_mesh(), settings.score_floor, settings.flips)
     return results, notes

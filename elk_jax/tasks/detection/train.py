@@ -311,6 +311,16 @@ def say_skipped(run: Run, *opened: ImageSource) -> None:
             run.say(f"  skipped image {image_id}: {reason}")
 
 
+def differing_layer(before: Detector, now: Detector) -> str:
+    """The first layer, but for those of the classes, in which two networks differ: "NAME is SHAPE, and SHAPE here"; ""
+    where there is none. Shapes alone are computed."""
+    shapes, wanted = (model_folder.shapes_of(one.init) for one in (before, now))
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape and not re.search(now.class_layers, name):
+            return f"{name} is {shapes.get(name, 'absent')}, and {shape} here"
+    return ""
+
+
 def from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -> Params:
     """`fresh`, parameters of the detector or their shapes, with the weights of a model folder where they agree; of a
     network that classifies, with all of its backbone.

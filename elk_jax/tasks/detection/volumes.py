@@ -18,7 +18,7 @@ from rich.table import Table
 
 from elk_jax import files
 from elk_jax.data.sources import bcs_dbt
-from elk_jax.data.sources.open import KINDS, open_source
+from elk_jax.data.sources.open import has_volumes, open_source
 from elk_jax.data.sources.source import read_at, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.data.sources.volumes import Volume, as_source, find_volumes, volumes_of
@@ -135,9 +135,10 @@ def measured(
 
 
 def check_start(run: Run, stage: EvaluateDetectorsStage) -> None:
-    """Raise UserError where the data are no whole volumes: of a COCO file all slices have to be there."""
-    spec, place = run.spec(stage.on), f"config.stages.{stage.name}.on"
-    if spec.kind in KINDS and KINDS[spec.kind].of_volumes:
+    """Raise UserError where the data are not whole volumes (a COCO file lists all slices), or some would be skipped."""
+    place = f"config.stages.{stage.name}.on"
+    _check_stops(run.experiment.on_error, "config.data.on_error")
+    if has_volumes(run.spec(stage.on)):
         return
     todo = "name a source of whole volumes, or leave the stage out by --stages"
     if not run.is_listed(stage.on):
@@ -265,8 +266,15 @@ def size_notes(volumes: Sequence[Volume]) -> list[str]:
 
 def _opened(data: SourceSpec, split: str, on_error: OnError) -> tuple[Volume, ...]:
     """Whole volumes of a source, whose slices are not kept in memory."""
-    whole = replace(data, slices="all") if data.kind in KINDS and KINDS[data.kind].of_volumes else data
+    _check_stops(on_error, "on_error")
+    whole = replace(data, slices="all") if has_volumes(data) else data
     return volumes_of(open_source(whole, split, on_error=on_error, cache_bytes=0, progress=progress_bar("  opening")))
+
+
+def _check_stops(on_error: OnError, where: str) -> None:
+    if on_error != "stop":
+        todo = "leave it at stop, and give the volumes that can be read"
+        raise UserError("volumes are read while they are looked at: none can be skipped", where=where, todo=todo)
 
 
 def _truths(data: SourceSpec, split: str, on_error: OnError) -> list[VolumeTruth]:
@@ -312,9 +320,7 @@ def predict_inputs(
         return predict.predict_files(
             model=model, inputs=inputs, decoding=decoding, on_error=on_error, output=output, settings=settings
         )
-    if on_error != "stop":
-        todo = "leave it out, and give the volumes that can be read"
-        raise UserError("volumes are read while they are looked at: none can be skipped", where="--on_error", todo=todo)
+    _check_stops(on_error, "--on_error")
     return predict_volumes(model=model, inputs=inputs, decoding=decoding, output=output, settings=settings)
 
 

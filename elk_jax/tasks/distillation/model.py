@@ -127,20 +127,16 @@ def cwd(
     return jnp.stack([maps.cwd(*pair, temperature) for pair in _levels(teacher, student)]).sum(), {}
 
 
-def mse(
-    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
-) -> tuple[jax.Array, Metrics]:
-    pairs = _levels(teacher, student)
-    found = jnp.stack([maps.normalised_mse(*pair, recipe.tolerance) for pair in pairs])
-    return found.mean(), _alike(pairs)
+def resembling(loss: Callable[..., jax.Array]) -> Loss:
+    """The mean over levels of a loss of `maps`: (teacher, student, weights, tolerance)."""
 
+    def of_levels(
+        teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
+    ) -> tuple[jax.Array, Metrics]:
+        pairs = _levels(teacher, student)
+        return jnp.stack([loss(*pair, recipe.tolerance) for pair in pairs]).mean(), _alike(pairs)
 
-def sigmoid_l2(
-    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
-) -> tuple[jax.Array, Metrics]:
-    pairs = _levels(teacher, student)
-    found = jnp.stack([maps.sigmoid_l2(*pair, recipe.tolerance) for pair in pairs])
-    return found.mean(), _alike(pairs)
+    return of_levels
 
 
 def contrastive(
@@ -193,8 +189,8 @@ MODES: dict[str, Mode] = {
     "pkd": Mode(pkd, "same", 10.0, of_two_stages=6.0),
     "fgd": Mode(focal_global, "same", 1.0, init=_relations),
     "cwd": Mode(cwd, "same", 10.0),
-    "mse": Mode(mse, "same", 1.0),
-    "sigmoid_l2": Mode(sigmoid_l2, "same", 1.0),
+    "mse": Mode(resembling(maps.normalised_mse), "same", 1.0),
+    "sigmoid_l2": Mode(resembling(maps.sigmoid_l2), "same", 1.0),
     "contrastive": Mode(contrastive, "same", 1.0, init=_projections),
 }
 """By `recipe.mode`; pretraining and none have no loss."""

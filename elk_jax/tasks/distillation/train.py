@@ -259,11 +259,8 @@ def check_teacher(teacher: Detector, student: Detector, folder: Any) -> None:
         levels = [", ".join(map(str, one.strides)) for one in (teacher, student)]
         what = f"the teacher has levels of {levels[0]} pixels per cell, the student of {levels[1]}"
         raise UserError(what, where=folder, todo="name a teacher with the levels of the student")
-    shapes = [model_folder.shapes_of(one.init) for one in (teacher, student)]
-    differ = [name for name, shape in shapes[1].items() if shapes[0].get(name) != shape]
-    if others := [name for name in differ if not re.search(student.class_layers, name)]:
-        before, now = shapes[0].get(others[0], "absent"), shapes[1][others[0]]
-        what = f"the teacher is another network: its {others[0]} is {before}, the student's {now}"
+    if differing := detection.differing_layer(teacher, student):
+        what = f"the teacher is another network than the student: its {differing}"
         raise UserError(what, where=folder, todo="train both with the same model settings")
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.detection import detectors, fused
 from elk_jax.detection.detector import Detector
-from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import train as detection
@@ -27,12 +25,7 @@ from elk_jax.tasks.unified.recipe import TrainFusedStage
 from elk_jax.training.model import Params
 from elk_jax.weights import model_folder
 
-JOIN = "join"
-STRUCTURE = (
-    *("backbone", "channels", "cells", "levels", "fusion", "head_convs", "activation", "padding"),
-    *("norm", "norm_groups", "norm_eps", "biases"),
-)
-"""Settings of an EfficientDet that its parameters follow from, or mean something by."""
+SAME = "give both the same model settings"
 
 
 def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
@@ -59,11 +52,13 @@ def check_start(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, names
 def _check_planned(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, name: str) -> None:
     """UserError where a member that is still to be trained will be another network than the trunks."""
     before = run.experiment.stages[name]
-    planned, place = run.experiment.recipe_of(before).model, Path(f"config.{before.recipe}.model")
-    if not isinstance(planned, EfficientDetConfig):
-        what = f"{name} is trained as a {planned.name}, and trunks are of EfficientDets"
-        raise UserError(what, where=place, todo="set its name to efficientdet")
-    model_folder.check_same(planned, recipe.model, STRUCTURE, place, stage.recipe)
+    place = Path(f"config.{before.recipe}.model")
+    trained = detection.settings(run.experiment.recipe_of(before), recipe.model.num_classes)
+    planned, member = detectors.build(trained), detectors.build(fused.member_config(recipe.model))
+    if differing := detection.differing_layer(planned, member):
+        raise UserError(f"{name} will be another network than the trunks: its {differing}", where=place, todo=SAME)
+    conventions = member.settled_by(model_folder.shapes_of(member.init))
+    model_folder.check_same(planned.config, member.config, conventions, place, stage.recipe)
 
 
 def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> None:
@@ -85,7 +80,7 @@ def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
     shares = {}
     if run.is_main:
         params, _ = model_folder.load_params(run.folder / stage.name / "model")
-        shares = shares_of_other(params)
+        shares = fused.shares_of_other(params)
     return {
         **found,
         "second": recipe.model.second,
@@ -93,19 +88,6 @@ def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
         "members": stage.members,
         "shares_of_other": shares,
     }
-
-
-def shares_of_other(params: Params) -> dict[str, float]:
-    """Map -> the share of the second trunk in the weights of the layer that joins both, from 0 to 1: Frobenius norms.
-
-    {} for a detector that joins without one.
-    """
-
-    def share(kernel: np.ndarray) -> float:
-        own, other = (float(np.linalg.norm(half)) for half in np.split(np.asarray(kernel, np.float64), 2))
-        return other / (own + other)
-
-    return {name: share(layer["kernel"]) for name, layer in params.get(JOIN, {}).items()}
 
 
 def _prepare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -126,6 +127,13 @@ def test_a_stage_refuses_what_are_no_whole_volumes_before_it_starts(tmp_path):
     for spec, words in ((f"coco:{coco}", ("1 of 9", "s lcc")), ("phantom:size=64,count=4", ("no volumes",))):
         with refused(*words, where="config.stages.volumes.on"):
             evaluate.check_start(*of_stage(tmp_path, SourceSpec(spec), models=("a",)), DetectionRecipe(), ())
+    mammograms = SourceSpec("phantom_volumes:size=64,count=12,slices=9,modality=mammogram")
+    with refused("no volumes", where="config.stages.volumes.on"):
+        evaluate.check_start(*of_stage(tmp_path, mammograms, models=("a",)), DetectionRecipe(), ())
+    skipping, stage = of_stage(tmp_path, SourceSpec("phantom_volumes:size=64,count=12,slices=9"), models=("a",))
+    skipping = replace(skipping, experiment=replace(skipping.experiment, on_error="skip"))
+    with refused("skipped", where="config.data.on_error"):
+        evaluate.check_start(skipping, stage, DetectionRecipe(), ())
     with refused("pairs", where="late"):
         of_stage(tmp_path, SourceSpec(f"coco:{coco}"), models=("a",), late=(("a", "b"),))
 

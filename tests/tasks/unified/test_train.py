@@ -12,6 +12,7 @@ from elk_jax import files
 from elk_jax.data.sources import phantom_volumes
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.detection import fused
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.detection.evaluate import check_start as check_evaluation
@@ -21,7 +22,7 @@ from elk_jax.tasks.distillation.train import apart
 from elk_jax.tasks.distillation.train import check_start as check_student
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.unified.recipe import TrainFusedStage
-from elk_jax.tasks.unified.train import check_start, shares_of_other
+from elk_jax.tasks.unified.train import check_start
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from tests.refusals import refused
@@ -48,7 +49,7 @@ def test_what_learns_to_resemble_starts_from_the_other_and_keeps_its_heads(finis
 def test_what_it_learned_is_measured_beside_pairs_that_do_not_belong_together(finished):
     lines = read_metrics(finished / "borrowed" / "metrics.jsonl")
     measured = next(line for line in reversed(lines) if "eval/similarity" in line)
-    assert "eval/similarity_gap" not in measured, "of one patient there are no pairs that do not belong together"
+    assert "eval/similarity_gap" not in measured, "validation has one patient: no image of another to compare with"
     assert -1 <= measured["eval/similarity"] <= 1 and measured["eval/spread"] > 0
     assert 1 <= measured["eval/effective_rank"] <= 8 and "eval/similarity_level2" in measured
     assert "eval/mean_sensitivity" not in measured, "it does not learn to detect"
@@ -120,8 +121,8 @@ def test_a_repetition_has_a_seed_of_its_own():
 
 def test_the_share_of_the_second_trunk():
     kernel = np.concatenate([3 * np.eye(4), np.eye(4)])
-    assert shares_of_other({"join": {"level0": {"kernel": kernel}}}) == {"level0": pytest.approx(0.25)}
-    assert shares_of_other({"class_head": {}}) == {}
+    assert fused.shares_of_other({"join": {"level0": {"kernel": kernel}}}) == {"level0": pytest.approx(0.25)}
+    assert fused.shares_of_other({"class_head": {}}) == {}
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------
@@ -150,7 +151,8 @@ def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
         ("borrowed", {"stages.borrowed.partner": False}, "config.borrow.detection_weight", ("partner",)),
         ("unified", {"borrow.tap": "backbone"}, "config.fused.model.tap", ("backbone", "pyramid", "borrowed")),
         ("borrowed", {"detector.crop_to_breast": False}, "config.borrow.crop_to_breast", ("ffdm",)),
-        ("unified", {"detector.model.channels": 16}, "config.detector.model", ("channels", 16)),
+        ("unified", {"detector.model.channels": 16}, "config.detector.model", ("sm", 16)),
+        ("unified", {"detector.model.activation": "relu6"}, "config.detector.model", ("activation", "relu6")),
         ("borrowed", {"detector.model.channels": 16}, "config.detector.model", (16, "student")),
         ("unified", {"stages.unified.recipe": "detector"}, "config.detector.model.name", ("one trunk", "fused")),
     ],
