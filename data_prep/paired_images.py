@@ -43,8 +43,8 @@ from pairing import Matched
 
 from elk_jax.data import registration
 from elk_jax.data.registration import Agreement, Alignment
-from elk_jax.data.sources.coco import OF_FILES, write_coco
-from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.coco import write_coco
+from elk_jax.data.sources.decode import DECODING, encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, summary
 from elk_jax.data.sources.spec import SourceSpec
@@ -177,7 +177,7 @@ def prepared(
         "matrix": [rounded(row) for row in matrix],
         **displaced,
     }
-    kept = {key: value for key, value in info.meta.items() if key not in OF_FILES}  # the files are written anew
+    kept = {key: value for key, value in info.meta.items() if key not in DECODING}  # the files are written anew
     return Prepared(info.file_name, found, replace(info, file_name=f"first/{name}.png", meta=kept | fields))
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elk_jax.data.sources.checks import check_unique, checked_box
-from elk_jax.data.sources.decode import files_reader
+from elk_jax.data.sources.decode import decoding_of_partner, files_reader
 from elk_jax.data.sources.patients import unnamed
 from elk_jax.data.sources.source import ImageSource, paired
 from elk_jax.data.sources.spec import SourceSpec
@@ -33,8 +33,6 @@ from elk_jax.threads import ProgressBar, no_bar
 LARGEST_SIDE = 1 << 24
 """Pixels of an image up to which float32 tells any two apart."""
 
-OF_FILES = ("frame", "bit_depth")
-"""Fields of an image that say how its file is decoded."""
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
 
@@ -87,7 +85,7 @@ def check_same_patient(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], w
 def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[ImageInfo, ...]:
     """The images with the files that their field names instead of their own. UserError for an image without one.
 
-    `frame` and `bit_depth` of an image say nothing of its partner's file: FIELD_frame and FIELD_bit_depth do.
+    What the image says of the decoding of its file is not said of the partner's (`decode.decoding_of_partner`).
     """
     for info in infos:
         if not isinstance(info.meta.get(field), str) or not info.meta[field]:
@@ -97,11 +95,8 @@ def partners(infos: Sequence[ImageInfo], field: str, where: object) -> tuple[Ima
                 todo="make pairs with data_prep/paired_images.py (tiles: paired_tiles.py), or remove the image",
             )
 
-    def meta(info: ImageInfo) -> dict[str, Any]:
-        rest = {name: value for name, value in info.meta.items() if name not in OF_FILES}
-        return rest | {name: info.meta[f"{field}_{name}"] for name in OF_FILES if f"{field}_{name}" in info.meta}
-
-    return tuple(replace(info, file_name=info.meta[field], meta=meta(info)) for info in infos)
+    named = ((info.meta[field], decoding_of_partner(info.meta, field)) for info in infos)
+    return tuple(replace(info, file_name=name, meta=meta) for info, (name, meta) in zip(infos, named))
 
 
 def read_coco(path: str | Path) -> CocoFile:

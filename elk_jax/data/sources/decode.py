@@ -12,7 +12,7 @@ show it. Its size, and boxes in it, are those of the turned picture.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from elk_jax.images.schema import ImageInfo
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", *DICOM_SUFFIXES)
 """File name endings that count as images when a folder is searched."""
+DECODING = ("frame", "bit_depth")
+"""Fields of an image that say how its file is decoded."""
 
 
 def decode_image(
@@ -90,6 +92,12 @@ def decode_as(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """`decode_image` of a file of a data source, with what its settings say of its files."""
     return decode_image(source, name=name, frame=frame, bit_depth=spec.bit_depth)
+
+
+def decoding_of_partner(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The fields of an image for the file that `field` names: of DECODING, FIELD_frame and FIELD_bit_depth count."""
+    rest = {name: value for name, value in meta.items() if name not in DECODING}
+    return rest | {name: meta[f"{field}_{name}"] for name in DECODING if f"{field}_{name}" in meta}
 
 
 def files_reader(
