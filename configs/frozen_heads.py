@@ -5,7 +5,7 @@
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.networks.features.lite0.weights=weights/lite0 --config.networks.features.half.weights=weights/half
 The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. Weights of frozen networks, an
-EfficientNet-Lite0 and a ResNet-50 of half the width (docs/open_nsfw_weights.py): launch/import_weights.py; the small
+EfficientNet-Lite0 and a ResNet-50 of half the width (data_prep/public_weights.py); the small
 variant needs one of them. Trained networks join the mean: --config.stages.mean.members="('networks','DIR')", with DIR
 a model folder of configs/swin_real.py. A kernel head keeps the features of its training images, so its
 model folder is as private as these; private heads are those of configs/private_head.py. Variants: tiny (tests), quick

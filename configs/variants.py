@@ -9,7 +9,7 @@ Variants (the text after the colon of --config=configs/NAME.py:VARIANT; several 
   fewshot   only the lesions of a few training patients (ELK: 26 patients, 104 lesions), drawn by the seed. Data with
             its own subset, such as ELK's, which data_prep marks: take paper without fewshot, and
             --config.data.real.train_where=fewshot=true
-  half      a ResNet-50 of half the width, to start from weights of such a network (docs/open_nsfw_weights.py):
+  half      a ResNet-50 of half the width, to start from weights of such a network (data_prep/public_weights.py):
             faster than a ResNet-18 on a CPU
   lite0     an EfficientNet-Lite0, to start from public weights (launch/import_weights.py)
   swin      a Swin-T, to start from public weights as well

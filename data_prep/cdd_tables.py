@@ -267,7 +267,8 @@ def _find(folder: Path, *words: str, endings: tuple[str, ...]) -> Path:
             path
             for path in folder.rglob("*")
             if path.suffix.lower() == ending
-            and all(word.lower() in path.name.lower() for word in words) and not path.name.startswith((".", "~"))
+            and all(word.lower() in path.name.lower() for word in words)
+            and not path.name.startswith((".", "~"))
         )
         if len(found) > 1:
             what = f"{len(found)} tables match: {found[0].name} and {found[1].name}"

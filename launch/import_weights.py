@@ -28,9 +28,9 @@ heads and classes are inferred from the file. Reads folders of Stable Diffusion 
 text-to-image or inpainting. Reads ResNets, EfficientNets, Swin transformers and EfficientDets by the name that they
 have in their library (--model), which tells the conventions that tensors cannot. A detector can start from any of these
 networks, which becomes its backbone. Pickles are read, never run, and PyTorch is not needed. What stands beside the
-weights in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. Every
-tensor is listed with its new name; one that is left over, missing or of another shape stops the import, and nothing is
-written.
+weights in a checkpoint is left out, and so are the prefixes of data-parallel, compiled and averaged models. A tensor
+that is left over, missing or of another shape stops the import, and nothing is written; --names lists all of them with
+their new names. Small public networks, download included: data_prep/public_weights.py.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ VARIANT = flags.DEFINE_string(
     "Of diffusers: read the files with this word in their names, such as fp16, and the plain files of parts that have "
     "none. Default: the plain files, else fp16.",
 )
+NAMES = flags.DEFINE_bool("names", False, "List every tensor of the file with its new name.")
 _OF_DETECTORS = (CLASSES, DROP, NORM_EPS)
 _OF_DIFFUSERS = (INPAINTING, VARIANT)
 CLASSIFIERS_ONLY = ("timm", "transformers", "efficientnet_pytorch")
@@ -122,7 +123,7 @@ def main() -> None:
         from elk_jax.weights import stable_diffusion
 
         stable_diffusion.import_folder(
-            path, output, inpainting=INPAINTING.value, variant=VARIANT.value, ignore=IGNORE.value
+            path, output, inpainting=INPAINTING.value, variant=VARIANT.value, ignore=IGNORE.value, names=NAMES.value
         )
         return
     refuse(_OF_DIFFUSERS, f"--format={file_format}")
@@ -132,15 +133,25 @@ def main() -> None:
         refuse((NORM_EPS,), "--format=effdet")
         from elk_jax.weights import detectors
 
-        options: dict[str, Any] = {"classes": CLASSES.value, "drop": DROP.value, "ignore": IGNORE.value}
-        detectors.import_effdet(path, name, output, changes=changes, **options)
+        detectors.import_effdet(
+            path,
+            name,
+            output,
+            changes=changes,
+            classes=CLASSES.value,
+            drop=DROP.value,
+            ignore=IGNORE.value,
+            names=NAMES.value,
+        )
         return
     if MODEL.value is not None or file_format in CLASSIFIERS_ONLY:
         name = command_line.required(MODEL, "tf_efficientnet_b0.ns_jft_in1k")
         refuse(_OF_DETECTORS, "classifiers (--model)")
         from elk_jax.weights import classifiers
 
-        classifiers.import_file(path, file_format, name, output, changes=changes, ignore=IGNORE.value)
+        classifiers.import_file(
+            path, file_format, name, output, changes=changes, ignore=IGNORE.value, names=NAMES.value
+        )
         return
     from elk_jax.weights import detectors
 
@@ -153,6 +164,7 @@ def main() -> None:
         drop=DROP.value,
         ignore=IGNORE.value,
         norm_eps=NORM_EPS.value,
+        names=NAMES.value,
     )
 
 

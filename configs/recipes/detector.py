@@ -136,7 +136,7 @@ ONE_STAGE = {"retinanet": retinanet, "efficientdet": efficient_det}
 
 
 def half_resnet50() -> dict[str, Any]:
-    """The ResNet-50 of half the width that docs/open_nsfw_weights.py prepares, and what spares its weights."""
+    """The ResNet-50 of half the width that data_prep/public_weights.py prepares, and what spares its weights."""
     network = resnet.detectron2(depth=50, width=32, stem_width=64, norm="frozen_bn", pixel_mean=(104.0, 117.0, 123.0))
     return {
         "model": {"backbone": settings(network)},

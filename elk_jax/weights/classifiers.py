@@ -95,23 +95,29 @@ def import_file(
     changes: Mapping[str, Any] | None = None,
     ignore: Sequence[str] = (),
     console: Console | None = None,
+    names: bool = False,
 ) -> Classifier:
-    """Read `path`, print the name map on `console` and write the model folder `output`. Nothing is written on error."""
+    """Read `path`, print what was found, with the name map if `names`, and write the model folder `output`.
+
+    Nothing is written on error.
+    """
     console = console or Console()
     imported = convert_tensors(reading.read_tensors(path), file_format, name, changes, ignore)
-    write(
-        imported, f"{name} of {file_format}", Origin(file_format, Path(path).name, files.sha256(path)), output, console
-    )
+    origin = Origin(file_format, Path(path).name, files.sha256(path))
+    write(imported, f"{name} of {file_format}", origin, output, console, names)
     return imported
 
 
-def write(imported: Classifier, title: str, origin: Origin, output: str | os.PathLike, console: Console) -> None:
-    """Print the name map and what was found, and write the model folder `output`."""
+def write(
+    imported: Classifier, title: str, origin: Origin, output: str | os.PathLike, console: Console, names: bool
+) -> None:
+    """Print what was found, with the name map if `names`, and write the model folder `output`."""
     folder = files.make_folder(output)
     model, rows = imported.model, imported.name_map.rows
     count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
     pixels = [f"{name} {_digits(value)}" for name, value in vars(model).items() if name.startswith("pixel_")]
-    console.print(name_table(imported.name_map))
+    if names:
+        console.print(name_table(imported.name_map))
     say(
         console,
         f"{title}, {model.num_classes} classes, published for {model.image_size} px",

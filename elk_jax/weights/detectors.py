@@ -95,10 +95,11 @@ def import_file(
     ignore: Sequence[str] = (),
     norm_eps: float | None = None,
     console: Console | None = None,
+    names: bool = False,
 ) -> Converted | classifiers.Classifier:
-    """Read `path`, print the name map on `console` and write the model folder `output`. Nothing is written on error.
+    """Read `path`, print what was found, with the name map if `names`, and write the model folder `output`.
 
-    The folder of a ResNet without a detector is that of a network.
+    Nothing is written on error. The folder of a ResNet without a detector is that of a network.
     """
     console = console or Console()
     foreign = resnet.foreign(reading.read_tensors(path), file_format, norm_eps)
@@ -109,12 +110,12 @@ def import_file(
                 raise UserError(f"{flag} is of detectors, the file has none", where=flag, todo="leave it out")
         network = classifiers.convert_resnet(foreign, changes, ignore)
         title = f"ResNet-{network.model.depth}, conventions of {foreign.preset}"
-        classifiers.write(network, title, origin, output, console)
+        classifiers.write(network, title, origin, output, console, names)
         return network
     imported = convert_foreign(foreign, changes, drop, ignore)
     body = imported.model.backbone
     title = f"ResNet-{body.depth}, conventions of {foreign.preset}, norm {body.norm}"
-    _write(imported, title, origin, classes, output, console)
+    _write(imported, title, origin, classes, output, console, names)
     frozen = "backbone.body.bn1.running_var" in foreign.tensors
     tracked = any(name.endswith("num_batches_tracked") for name in foreign.tensors)
     if foreign.preset in ("torchvision", "retinanet") and frozen and not tracked:
@@ -133,13 +134,14 @@ def import_effdet(
     drop: Sequence[str] = (),
     ignore: Sequence[str] = (),
     console: Console | None = None,
+    names: bool = False,
 ) -> Converted:
     """The same of an EfficientDet, called `name` in effdet."""
     console = console or Console()
     found = effdet.understand(convert.strip_wrappers(reading.read_tensors(path)), name, changes or {})
     imported = convert_understood(found, drop, ignore)
     origin = Origin("effdet", Path(path).name, files.sha256(path))
-    _write(imported, f"{name} of effdet, norm {imported.model.norm}", origin, classes, output, console)
+    _write(imported, f"{name} of effdet, norm {imported.model.norm}", origin, classes, output, console, names)
     return imported
 
 
@@ -150,21 +152,23 @@ def _write(
     classes: Sequence[str],
     output: str | os.PathLike,
     console: Console,
+    names: bool,
 ) -> None:
     model, name_map = imported.model, imported.name_map
-    names = list(classes) or [f"class {i}" for i in range(model.num_classes)]
-    if len(names) != model.num_classes:
+    named = list(classes) or [f"class {i}" for i in range(model.num_classes)]
+    if len(named) != model.num_classes:
         todo = "name every class of the file, without background"
-        raise UserError(f"{len(names)} names for {model.num_classes} classes", where="--classes", todo=todo)
+        raise UserError(f"{len(named)} names for {model.num_classes} classes", where="--classes", todo=todo)
     folder = files.make_folder(output)
     count = sum(int(np.size(leaf)) for leaf in model_folder.flatten(imported.params).values())
-    console.print(name_table(name_map))
+    if names:
+        console.print(name_table(name_map))
     say(
         console,
         f"{model.name}, {model.num_classes} classes: {title}",
         f"{count:,} parameters in {len(name_map.rows)} tensors; ignored {len(name_map.ignored)}, "
         f"constant {len(name_map.filled)}, re-initialised {len(name_map.dropped)}; nothing left over or missing",
     )
-    description = Imported(model.name, model, tuple(names), imported.absent, origin)
+    description = Imported(model.name, model, tuple(named), imported.absent, origin)
     model_folder.save_params(folder, imported.params, description)
     say(console, f"wrote {folder / model_folder.PARAMS} and {model_folder.CONFIG}")

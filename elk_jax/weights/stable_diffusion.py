@@ -184,8 +184,9 @@ def import_folder(
     variant: str | None = None,
     ignore: Sequence[str] = (),
     console: Console | None = None,
+    names: bool = False,
 ) -> StableDiffusion:
-    """Read the diffusers folder `path`, print the name map on `console`, write our model folder `output`.
+    """Read the diffusers folder `path`, print what was found, with the name map if `names`, write our model folder.
 
     Nothing is written on error. inpainting, ignore: see `from_pipeline`; variant: see `read_pipeline`.
     """
@@ -194,7 +195,8 @@ def import_folder(
     model, maps = from_pipeline(pipeline, inpainting=inpainting, ignore=ignore, where=path)
     for part in PARTS:
         classifiers.say(console, f"{part}: {pipeline.files[part]}")
-        console.print(classifiers.name_table(maps[part]))
+        if names:
+            console.print(classifiers.name_table(maps[part]))
     classifiers.say(console, *summary(pipeline, model, maps))
     save(output, model, {"format": "diffusers", "folder": Path(path).name, "files": pipeline.files})
     classifiers.say(console, f"wrote {Path(output) / model_folder.PARAMS} and {model_folder.CONFIG}")

@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("script", ["cdd_cesm", "coco_to_tfds", "paired_images", "paired_tiles", "phantom_volumes"])
+SCRIPTS = ("cdd_cesm", "coco_to_tfds", "paired_images", "paired_tiles", "phantom_volumes", "public_weights")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_takes_the_package_of_its_checkout(script, tmp_path):
     """Not one that happens to be installed, and none needs to be."""
     (tmp_path / "elk_jax.py").write_text("raise ImportError('another elk_jax')")

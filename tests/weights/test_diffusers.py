@@ -109,7 +109,7 @@ def command(script, *arguments):
 
 def test_commands(written, tmp_path):
     ours, out = tmp_path / "ours", tmp_path / "out"
-    done = command("import_weights.py", "--format=diffusers", f"--input={written}", f"--output={ours}")
+    done = command("import_weights.py", "--format=diffusers", f"--input={written}", f"--output={ours}", "--names")
     assert done.returncode == 0, done.stderr
     for part in ("conv_in.weight", "8x9x3x3", "3x3x9x8", "StableDiffusionInpaintPipeline: 9 input channels"):
         assert part in done.stdout, part
@@ -398,7 +398,7 @@ def test_import_tells_what_became_of_every_tensor(folder, tmp_path):
     with refused("logit_scale ()", "--ignore", where="sd/text_encoder"):
         stable_diffusion.import_folder(folder, tmp_path / "out", console=console)
     console = Console(width=200, record=True, file=io.StringIO())
-    stable_diffusion.import_folder(folder, tmp_path / "out", ignore=["logit_scale"], console=console)
+    stable_diffusion.import_folder(folder, tmp_path / "out", ignore=["logit_scale"], console=console, names=True)
     text = console.export_text()
     for part in (
         "unet: unet/diffusion_pytorch_model.safetensors",

@@ -50,19 +50,14 @@ def command(*arguments):
 def test_command_writes_a_model_folder(tmp_path):
     safetensors.numpy.save_file(tiny_resnet() | FC, tmp_path / "r18.safetensors")
     out = tmp_path / "model"
-    done = command("--format=torchvision", f"--input={tmp_path / 'r18.safetensors'}", f"--output={out}")
+    arguments = ("--format=torchvision", f"--input={tmp_path / 'r18.safetensors'}", f"--output={out}")
+    names = ("layer1.0.conv1.weight", "backbone/res2_0/conv1/kernel", "2x2x3x3", "3x3x2x2", "oihw_to_hwio")
+    found = ("ResNet-18", "3 classes", "nothing left over or missing")
+    done = command(*arguments)
     assert done.returncode == 0, done.stderr
-    for part in (
-        "layer1.0.conv1.weight",
-        "backbone/res2_0/conv1/kernel",
-        "2x2x3x3",
-        "3x3x2x2",
-        "oihw_to_hwio",
-        "ResNet-18",
-        "3 classes",
-        "nothing left over or missing",
-    ):
-        assert part in done.stdout
+    assert all(part in done.stdout for part in found) and not any(part in done.stdout for part in names)
+    listed = command(*arguments, "--names")
+    assert all(part in listed.stdout for part in (*found, *names))
     params, content = model_folder.load_params(out)
     description = content.entries
     assert description["architecture"] == "resnet" and description["model"]["depth"] == 18
