@@ -395,9 +395,9 @@ def test_a_setting_out_of_range_names_its_flag(quick_start, model):
 
 def test_the_flags_of_weights_arrive(quick_start):
     common, module = ("--input=theirs", "--output=ours"), "elk_jax.weights.stable_diffusion"
-    given = ("--format=diffusers", "--inpainting", "--variant=fp16", "--ignore=a", "--ignore=b")
+    given = ("--format=diffusers", "--inpainting", "--variant=fp16", "--ignore=a", "--ignore=b", "--names")
     done = quick_start("import_weights", *common, *given, instead=f"{module}.import_folder")
-    settings = {"inpainting": True, "variant": "fp16", "ignore": ["a", "b"]}
+    settings = {"inpainting": True, "variant": "fp16", "ignore": ["a", "b"], "names": True}
     assert json.loads(done.stdout) == [["theirs", "ours"], settings]
     given = ("--model=ours", "--output=theirs", "--dtype=float16")
     done = quick_start("export_weights", *given, instead=f"{module}.export_folder")
