@@ -63,16 +63,16 @@ def texture(levels: np.ndarray, count: int) -> texture_features.Features:
     if lonely.any():  # of single pixels, which are uniform
         twice = np.repeat(levels.max((1, 2))[lonely], 2).reshape(-1, 1, 2)
         of_lonely = texture_features.cooccurrence_features(texture_matrices.neighbours(twice), count)
-    found = _averaged(texture_features.cooccurrence_features(pairs, count))
+    found = texture_features.averaged(texture_features.cooccurrence_features(pairs, count))
     if lonely.any():
-        for name, values in _averaged(of_lonely).items():
+        for name, values in texture_features.averaged(of_lonely).items():
             found[name][lonely] = values
     runs, zones = texture_matrices.runs(levels), texture_matrices.zones(levels)
     of_runs = texture_features.size_features(runs, np.tile(pixels, 4), "short", "long", "run", "length")
     return {
         **_named("histogram", texture_features.histogram_features(levels.reshape(len(levels), -1))),
         **_named("cooccurrence", found),
-        **_named("run", _averaged(of_runs)),
+        **_named("run", texture_features.averaged(of_runs)),
         **_named("zone", texture_features.size_features(zones, pixels, "small", "large", "zone", "size")),
         **_named("tone", texture_features.tone_features(*texture_matrices.tone_differences(levels))),
     }
@@ -114,13 +114,3 @@ def frechet_radiomics(real: np.ndarray, synthetic: np.ndarray) -> dict[str, floa
 
 def _named(family: str, features: texture_features.Features) -> texture_features.Features:
     return {f"{family}_{name}": value for name, value in features.items()}
-
-
-def _averaged(features: texture_features.Features) -> texture_features.Features:
-    """Features [4 N] of four directions -> [N], the means over the directions that have any."""
-    with np.errstate(invalid="ignore"):
-        known = {name: np.isfinite(value).reshape(4, -1) for name, value in features.items()}
-        return {
-            name: np.where(known[name], value.reshape(4, -1), 0).sum(0) / known[name].sum(0)
-            for name, value in features.items()
-        }

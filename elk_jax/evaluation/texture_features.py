@@ -207,6 +207,16 @@ def _tone_features(pixels: np.ndarray, differences: np.ndarray) -> dict[str, flo
     }
 
 
+def averaged(features: Features) -> Features:
+    """Features [4 N] of four directions -> [N], the means over the directions that have any."""
+    with np.errstate(invalid="ignore"):
+        known = {name: np.isfinite(value).reshape(4, -1) for name, value in features.items()}
+        return {
+            name: np.where(known[name], value.reshape(4, -1), 0).sum(0) / known[name].sum(0)
+            for name, value in features.items()
+        }
+
+
 def entropy(p: np.ndarray) -> np.ndarray:
     """Entropy in bits of probabilities [..., K] that sum to 1."""
     return -(p * np.log2(p, out=np.zeros_like(p, dtype=np.float64), where=p > 0)).sum(-1)
