@@ -327,21 +327,14 @@ def _diagnostics(whole: np.ndarray, region: np.ndarray, small: np.ndarray, insid
     rows = [
         {
             **_statistics("Image-original", image),
-            **_counted("Mask-original", mask),
+            **_counted("Mask-original", mask, without=int(mask.all())),
             **_statistics("Image-interpolated", prepared),
             **_counted("Mask-interpolated", small_mask),
             **_statistics("Mask-interpolated", prepared[small_mask]),
         }
-        for image, mask, prepared, small_mask in zip(whole, _without_corner(region), small, inside)
+        for image, mask, prepared, small_mask in zip(whole, region, small, inside)
     ]
     return _many("diagnostics", rows)
-
-
-def _without_corner(region: np.ndarray) -> np.ndarray:
-    """Regions [B, H, W] as frd-score gives them: of a whole image the first pixel is left out."""
-    without = region.copy()
-    without[region.all((1, 2)), 0, 0] = False
-    return without
 
 
 def _statistics(name: str, values: np.ndarray) -> dict[str, float]:
@@ -350,9 +343,10 @@ def _statistics(name: str, values: np.ndarray) -> dict[str, float]:
     return {f"{name}_Mean": values.mean(), f"{name}_Minimum": values.min(), f"{name}_Maximum": values.max()}
 
 
-def _counted(name: str, mask: np.ndarray) -> dict[str, float]:
+def _counted(name: str, mask: np.ndarray, without: int = 0) -> dict[str, float]:
+    """Pixels and connected parts. without: pixels that frd-score leaves out; of a whole image, the first."""
     parts = 1 if mask.all() else cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
-    return {f"{name}_VoxelNum": float(mask.sum()), f"{name}_VolumeNum": float(parts)}
+    return {f"{name}_VoxelNum": float(mask.sum() - without), f"{name}_VolumeNum": float(parts)}
 
 
 def shape_features(mask: np.ndarray) -> dict[str, float]:

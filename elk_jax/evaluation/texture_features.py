@@ -87,12 +87,10 @@ def cooccurrence_features(pairs: Counts, count: np.ndarray | int) -> Features:
     off_sum = sums - mean_sum[:, None]
     squared = off_sum * off_sum
     tendency, contrast = (squared * summed).sum(1), difference @ apart**2
-    maximum = np.zeros(pairs.groups)
-    np.maximum.at(maximum, pairs.group, np.where(on_diagonal, share, share / 2))
     count = np.broadcast_to(np.asarray(count, np.float64), total.shape)[:, None]
     varies = variance > 1e-12
     found = {
-        "joint_maximum": maximum,
+        "joint_maximum": pairs.largest(np.where(on_diagonal, share, share / 2)),
         "joint_average": mean,
         "joint_variance": variance,
         "joint_entropy": joint,
@@ -235,8 +233,9 @@ def _squares_by_second(counts: Counts) -> np.ndarray:
 
     Zones have few sizes, far apart: sizes are numbered as they occur.
     """
-    different, place = np.unique(counts.second, return_inverse=True)
-    return (counts.table(place, len(different)) ** 2).sum(1)
+    occurs = np.bincount(counts.second) > 0
+    place = np.cumsum(occurs) - 1
+    return (counts.table(place[counts.second], int(occurs.sum())) ** 2).sum(1)
 
 
 def _wide(table: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ the four directions of the plane.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,8 +17,9 @@ DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """Offsets (rows, columns) from a pixel to its neighbour. Group d N + n is image n in direction d."""
 
 
-class Counts(NamedTuple):
-    """How often pairs of whole numbers occur in each group: those that do, by group, first and second.
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """How often pairs of whole numbers occur in each group: those that do, ordered by group.
 
     groups: M. group, first, second, number: [U].
     """
@@ -30,7 +32,11 @@ class Counts(NamedTuple):
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """The sum [M] of values [U] over each group."""
-        return np.bincount(self.group, values, self.groups)
+        return self._reduced(np.add, values)
+
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """The largest of values [U] in each group, [M]; 0 in one without."""
+        return self._reduced(np.maximum, values)
 
     def totals(self) -> np.ndarray:
         """How many pairs each group has, [M]."""
@@ -38,19 +44,30 @@ class Counts(NamedTuple):
 
     def by_first(self) -> np.ndarray:
         """How many pairs have each first number, [M, largest + 1]."""
-        return self._table(self.first)
+        return self.table(self.first, int(self.first.max(initial=0)) + 1)
 
     def by_second(self) -> np.ndarray:
         """How many pairs have each second number, [M, largest + 1]."""
-        return self._table(self.second)
+        return self.table(self.second, int(self.second.max(initial=0)) + 1)
 
     def table(self, values: np.ndarray, size: int) -> np.ndarray:
         """How many pairs have each of `values` [U], whole numbers below `size`: [M, size]."""
         found = np.bincount(self.group * size + values, self.number, self.groups * size)
         return found.reshape(self.groups, size)
 
-    def _table(self, values: np.ndarray) -> np.ndarray:
-        return self.table(values, int(values.max(initial=0)) + 1)
+    @functools.cached_property
+    def _present(self) -> tuple[np.ndarray, np.ndarray]:
+        """The groups that have pairs, and where each begins."""
+        edges = np.searchsorted(self.group, np.arange(self.groups + 1))
+        present = np.flatnonzero(np.diff(edges))
+        return present, edges[present]
+
+    def _reduced(self, how: np.ufunc, values: np.ndarray) -> np.ndarray:
+        present, begins = self._present
+        found = np.zeros(self.groups)
+        if len(present):
+            found[present] = how.reduceat(values, begins)
+        return found
 
 
 def neighbours(levels: np.ndarray) -> Counts:
@@ -63,11 +80,10 @@ def neighbours(levels: np.ndarray) -> Counts:
     rows = []
     for down, right in DIRECTIONS:
         here, there = _neighbours(levels, down, right)
-        codes = np.minimum(here, there) * _kind(scale, scale) * scale + np.maximum(here, there)
-        rows.append(np.where((here > 0) & (there > 0), codes, -1).reshape(len(levels), -1))
+        codes = np.minimum(here, there) * _one(scale, scale) * scale + np.maximum(here, there)
+        rows.append(codes.reshape(len(levels), -1))
     width = max(row.shape[1] for row in rows)
-    padded = [np.pad(row, ((0, 0), (0, width - row.shape[1])), constant_values=-1) for row in rows]
-    return _count(np.concatenate(padded), scale)
+    return _count(np.concatenate([np.pad(row, ((0, 0), (0, width - row.shape[1]))) for row in rows]), scale)
 
 
 def runs(levels: np.ndarray) -> Counts:
@@ -85,26 +101,28 @@ def zones(levels: np.ndarray) -> Counts:
     from scipy import sparse  # takes a moment, and few programs need it
     from scipy.sparse import csgraph
 
+    width = levels.shape[2]
     levels = np.ascontiguousarray(levels)
-    place = np.arange(levels.size).reshape(levels.shape)
-    starts, ends = [], []
-    for down, right in DIRECTIONS:
+    place = np.arange(levels.size, dtype=np.int32)
+    equal = np.zeros((*levels.shape, len(DIRECTIONS)), bool)
+    for number, (down, right) in enumerate(DIRECTIONS):
         here, there = _neighbours(levels, down, right)
-        equal = (here == there) & (here > 0)
-        start, end = _neighbours(place, down, right)
-        starts.append(start[equal])
-        ends.append(end[equal])
-    edges = np.concatenate(starts), np.concatenate(ends)
-    graph = sparse.coo_matrix((np.ones(len(edges[0]), np.int8), edges), (levels.size, levels.size))
+        _neighbours(equal[..., number], down, right)[0][:] = (here == there) & (here > 0)
+    equal = equal.reshape(-1, len(DIRECTIONS))
+    steps = np.array([down * width + right for down, right in DIRECTIONS], np.int32)
+    ends = (place[:, None] + steps)[equal]
+    begins = np.concatenate([[0], np.cumsum(equal.sum(1, dtype=np.int32))]).astype(np.int32)
+    graph = sparse.csr_matrix((np.ones(len(ends)), ends, begins), (levels.size, levels.size))
     count, labels = csgraph.connected_components(graph, directed=False)
     sizes = np.bincount(labels, minlength=count)
     member = np.empty(count, np.int64)
-    member[labels] = place.ravel()  # one pixel of each zone
+    member[labels] = place  # one pixel of each zone
     level = levels.reshape(-1)[member]
     scale = int(sizes.max(initial=0)) + 1
-    codes = np.full(levels.size, -1, np.int64)
-    codes[member] = np.where(level > 0, level * np.int64(scale) + sizes, -1)
-    return _count(codes.reshape(len(levels), -1), scale)
+    codes = np.zeros(levels.size, np.int64)
+    codes[member] = level * np.int64(scale) + sizes
+    kind = type(_one(level.max(initial=0) + 1, scale))
+    return _count(codes.reshape(len(levels), -1).astype(kind), scale)
 
 
 def dependences(levels: np.ndarray) -> Counts:
@@ -115,8 +133,7 @@ def dependences(levels: np.ndarray) -> Counts:
         equal = here == there
         for part in _neighbours(alike, down, right):
             part += equal
-    codes = np.where(levels > 0, levels.astype(np.int32) * 10 + alike, -1)
-    return _count(codes.reshape(len(levels), -1), 10)
+    return _count((levels * 10 + alike).reshape(len(levels), -1), 10)
 
 
 def tone_differences(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +166,7 @@ def _neighbours(images: np.ndarray, down: int, right: int) -> tuple[np.ndarray, 
 
 def _run_ends(lines: np.ndarray, right: int, scale: int) -> np.ndarray:
     """Codes level * scale + length [N, P] of the runs from line to line [L, N, W] and `right` columns further each
-    time, at the pixels where they end; -1 elsewhere."""
+    time, at the pixels where they end; 0 elsewhere."""
     lines = np.ascontiguousarray(lines)
     ahead = slice(max(0, right), lines.shape[2] + min(0, right))
     behind = slice(max(0, -right), lines.shape[2] + min(0, -right))
@@ -159,25 +176,31 @@ def _run_ends(lines: np.ndarray, right: int, scale: int) -> np.ndarray:
         on = lines[k, :, ahead] == lines[k - 1, :, behind]
         length[k, :, ahead] += on * length[k - 1, :, behind]
         ends[k - 1, :, behind] = ~on
-    codes = np.where(ends & (lines > 0), lines * _kind(lines.max(initial=0) + 1, scale) * scale + length, -1)
+    codes = (lines * _one(lines.max(initial=0) + 1, scale) * scale + length) * ends
     return codes.transpose(1, 0, 2).reshape(lines.shape[1], -1)
 
 
 def _count(codes: np.ndarray, scale: int) -> Counts:
-    """Counts of codes [M, P], first * scale + second, one group a row. A negative code is none."""
+    """Counts of codes [M, P], first * scale + second, one group a row. Codes of first 0 do not count."""
     groups, width = codes.shape
-    codes = np.sort(codes, axis=1)
-    new = np.ones(codes.shape, bool)
-    np.not_equal(codes[:, 1:], codes[:, :-1], out=new[:, 1:])
-    starts = np.flatnonzero(new)
-    number = np.diff(starts, append=codes.size)
-    found = codes.ravel()[starts]
-    kept = found >= 0
-    starts, number, found = starts[kept], number[kept], found[kept]
-    first = found // scale
-    return Counts(groups, starts // width, first, found - first * scale, number)
+    size = int(codes.max(initial=0)) + 1
+    if size <= width:  # a table of all codes is quicker than sorting
+        count = np.bincount((codes + np.arange(groups)[:, None] * size).ravel(), minlength=groups * size)
+        starts = np.flatnonzero(count != 0)
+        group, found = np.divmod(starts, size)
+        number = count[starts]
+    else:
+        codes = np.sort(codes.astype(np.uint16) if size <= 1 << 16 else codes, axis=1)  # short ones are sorted faster
+        new = np.ones(codes.shape, bool)
+        np.not_equal(codes[:, 1:], codes[:, :-1], out=new[:, 1:])
+        starts = np.flatnonzero(new)
+        group, number = starts // width, np.diff(starts, append=codes.size)
+        found = codes.ravel()[starts].astype(np.int64)
+    first, second = np.divmod(found, scale)
+    kept = first > 0
+    return Counts(groups, group[kept], first[kept], second[kept], number[kept])
 
 
-def _kind(first: int, scale: int) -> np.integer:
-    """1, of the narrowest type that holds codes of two numbers: sorting is twice as fast with 32 bits."""
+def _one(first: int, scale: int) -> np.integer:
+    """1, of the narrowest type that holds codes of two numbers."""
     return np.int32(1) if int(first) * int(scale) < 2**31 else np.int64(1)  # type: ignore[return-value]
