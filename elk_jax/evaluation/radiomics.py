@@ -81,13 +81,18 @@ def texture(levels: np.ndarray, count: int) -> texture_features.Features:
 def standardise(reference: np.ndarray, *others: np.ndarray, limit: float = np.inf) -> tuple[np.ndarray, ...]:
     """Feature tables [N, F] standardised by mean and standard deviation of `reference`, and clipped to +-`limit`.
 
-    Features that are not finite in some table, or constant in the reference, are dropped from all.
+    Features that do not vary (`varying`) are dropped from all.
     """
-    tables = (reference, *others)
+    usable = varying(reference, *others)
+    mean, spread = reference[:, usable].mean(0), reference[:, usable].std(0)
+    return tuple(np.clip((table[:, usable] - mean) / spread, -limit, limit) for table in (reference, *others))
+
+
+def varying(reference: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Which features [F] are finite in all tables [N, F], and not constant, but for rounding, in the reference."""
     spread = reference.std(0)
-    usable = np.isfinite(np.concatenate(tables)).all(0) & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
-    mean = reference[:, usable].mean(0)
-    return tuple(np.clip((table[:, usable] - mean) / spread[usable], -limit, limit) for table in tables)
+    finite = np.isfinite(np.concatenate((reference, *others))).all(0)
+    return finite & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
 
 
 def frechet_radiomics(real: np.ndarray, synthetic: np.ndarray) -> dict[str, float | int | None]:

@@ -45,11 +45,9 @@ def halved(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     grids = [_grid(low, high, size) for (low, high), size in zip(box, image.shape)]
     rows, columns = (_spline(size, *grid) for grid, size in zip(grids, image.shape))
     small = rows @ image.astype(np.float64) @ columns.T
-    taken = []
-    for (first, last), size in zip(grids, image.shape):
-        place = 2 * np.arange(first, last + 1) + 1
-        taken.append((np.minimum(place, size - 1), place < size))
-    (down, known_down), (right, known_right) = taken
+    (down, known_down), (right, known_right) = (
+        _nearest(*grid, size, interpolated) for grid, size, interpolated in zip(grids, image.shape, (False, True))
+    )
     return small, mask[np.ix_(down, right)] & np.outer(known_down, known_right)
 
 
@@ -79,9 +77,7 @@ def laplacians(images: np.ndarray, deviations: tuple[float, ...], spacing: float
     """
     found = {}
     for deviation in deviations:
-        (smooth_rows, bent_rows), (smooth, bent) = (
-            _gaussian(size, deviation / spacing) for size in images.shape[1:]
-        )
+        (smooth_rows, bent_rows), (smooth, bent) = (_gaussian(size, deviation / spacing) for size in images.shape[1:])
         total = bent_rows @ (images @ smooth.T) + smooth_rows @ (images @ bent.T)
         name = f"log-sigma-{str(float(deviation)).replace('.', '-')}-mm-3D"
         found[name] = total.astype(np.float32)
@@ -93,6 +89,18 @@ def _grid(low: int, high: int, size: int) -> tuple[int, int]:
     first = max(0, int(np.floor((low - 0.5) / 2 - PAD)))
     last = min(int(np.ceil(size / 2)) - 1, int(np.ceil((high + 0.5) / 2 + PAD)))
     return first, last
+
+
+def _nearest(first: int, last: int, size: int, interpolated: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel nearest to each place of a grid, and whether there is one. Half way it is the later one.
+
+    interpolated: places are computed as ITK does along rows, between the two ends; rounding takes some to the pixel
+    before.
+    """
+    steps = np.arange(last - first + 1)
+    along = steps / len(steps) * (2.0 * len(steps)) if interpolated else 2.0 * steps
+    nearest = np.floor(2 * first + 0.5 + along + 0.5).astype(int)
+    return np.minimum(nearest, size - 1), 2 * (first + steps) + 1 < size
 
 
 @functools.lru_cache(maxsize=64)
@@ -146,9 +154,7 @@ _COSINES, _SINES = {0: (1.3530, -0.3531), 2: (-1.3563, 0.3446)}, {0: (1.8151, 0.
 
 def _recursive(deviation: float) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Numerator N0..N3 and denominator D1..D4 of the causal half of a Gaussian and of its second derivative."""
-    (cos1, cos2), (sin1, sin2) = (
-        tuple(of(wave / deviation) for wave in _WAVES) for of in (np.cos, np.sin)
-    )
+    (cos1, cos2), (sin1, sin2) = (tuple(of(wave / deviation) for wave in _WAVES) for of in (np.cos, np.sin))
     exp1, exp2 = (np.exp(decay / deviation) for decay in _DECAYS)
     d = np.array(
         [

@@ -51,9 +51,7 @@ V0 = FeatureSet(
 )
 """102 features of an image (Osuala et al. 2024)."""
 
-V1 = FeatureSet(
-    "v1", True, ("original", "wavelet"), ("firstorder", "glcm", "glrlm", "glszm", "ngtdm"), 5.0, 300.0
-)
+V1 = FeatureSet("v1", True, ("original", "wavelet"), ("firstorder", "glcm", "glrlm", "glszm", "ngtdm"), 5.0, 300.0)
 """398 features of an image (Konz, Osuala et al. 2026). PyRadiomics leaves the Laplacians of a single slice out."""
 
 V1_LOG = FeatureSet("v1_log", True, ("original", "log", "wavelet"), V1.families, V1.bin_width, V1.shift)
@@ -132,9 +130,7 @@ GLRLM = _sizes("ShortRun", "LongRun", "Run", "run", "RunLength", "Run")
 GLSZM = _sizes("SmallArea", "LargeArea", "Zone", "zone", "SizeZone", "Zone")
 GLDM = {
     name: own
-    for name, own in _sizes(
-        "SmallDependence", "LargeDependence", "", "dependence", "Dependence", "Dependence"
-    ).items()
+    for name, own in _sizes("SmallDependence", "LargeDependence", "", "dependence", "Dependence", "Dependence").items()
     if name not in ("DependencePercentage", "GrayLevelNonUniformityNormalized")
 }
 

@@ -137,7 +137,9 @@ def maximal_correlation(pairs: Counts) -> np.ndarray:
     return np.where(present > 1, second, np.where(present == 1, 1.0, np.nan))
 
 
-def size_features(counts: Counts, pixels: np.ndarray | int, small: str, large: str, what: str, measure: str) -> Features:
+def size_features(
+    counts: Counts, pixels: np.ndarray | int, small: str, large: str, what: str, measure: str
+) -> Features:
     """16 features of runs ("short", "long", "run", "length"), zones ("small", "large", "zone", "size") or dependences
     ("low", "high", "dependence", "count").
 
