@@ -57,7 +57,7 @@ def main() -> None:
     output = Path(OUTPUT.value)
     files.check_writable(output)
     networks = [network.load(Path(folder)) for folder in NETWORK.value]
-    limits = 2 * settings.count, settings.count
+    limits = 4 * settings.count, settings.count  # of the real ones, more than two sets: patients stay whole
     real, synthetic = (
         sets.read(
             source,

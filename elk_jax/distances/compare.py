@@ -158,8 +158,8 @@ def compare(
             measure, notes = _radiomics(kind, ours, theirs, draws, (of_real, of_synthetic), settings)
             found.append(measure)
             said += [f"FRD {kind}: {note}" for note in notes]
-        for name, (ours, theirs) in pooled.items():
-            found += _of_network(name, ours, theirs, draws, (of_real, of_synthetic))
+        for name, features in pooled.items():
+            found += _of_network(name, features[0], features[1], draws, (of_real, of_synthetic))
         if not draws:
             said.append("too few real images or patients to compare real with real: there is no reference")
         return found, said
@@ -188,7 +188,7 @@ def compare(
         _different(ours.names, *values),
         _map(a, b),
         tuple(int(place) for place in far),
-        tuple([*_said_of_images(real, synthetic), *dict.fromkeys(notes)]),
+        (*_said_of_images(real, synthetic), *dict.fromkeys(notes)),
     )
 
 
@@ -253,10 +253,10 @@ def _spectra(real: ImageSet, synthetic: ImageSet) -> list[Measure]:
     found = []
     measures = (("Checkerboard of single pixels", spectrum.checkerboard), ("Waves below 4 pixels", spectrum.fine))
     for name, share in measures:
-        ours, theirs = (float(share(one.images)) for one in (real, synthetic))
-        values = tuple(value if np.isfinite(value) else None for value in (theirs, ours))
-        spreads = [Spread(value, None, None) for value in values]
-        found.append(Measure(name, "share of the power", *spreads, _ratio(*values), len(synthetic), 1, values))
+        ours, theirs = (_known(share(one.images)) for one in (real, synthetic))
+        spreads = Spread(theirs, None, None), Spread(ours, None, None)
+        ratio = _ratio(theirs, ours)
+        found.append(Measure(name, "of the power", *spreads, ratio, len(synthetic), 1, (theirs, ours)))
     return found
 
 
@@ -300,6 +300,10 @@ def _written(sizes: Sequence[tuple[int, int]]) -> str:
     if len(sizes) == 1:
         return f"{sizes[0][0]} x {sizes[0][1]} px"
     return f"{len(sizes)} sizes from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]} px"
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

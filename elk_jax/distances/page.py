@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from elk_jax.distances.compare import Comparison, Measure, Spread
 from elk_jax.distances.sets import ImageSet
 from elk_jax.distances.tables import ends, headline, told_apart, written
@@ -16,8 +14,11 @@ from elk_jax.reporting.pictures import Closeup, Strip, strips
 from elk_jax.reporting.report import Report, Section
 from elk_jax.spread import spread
 
-PICTURES = 8
+PICTURES = 12
 """Images of a kind that are shown."""
+
+LONGEST = 30
+"""Letters of the name of an image; of a longer one the middle is left out."""
 
 NAMES = ("synthetic from real", "real from real")
 
@@ -67,7 +68,7 @@ def _pair(measure: Measure) -> tuple[Spread, Spread]:
 
 
 def _says(spread: Spread, measure: Measure) -> str:
-    return html.ABSENT if spread.mean is None else f"{written(spread.mean)}  {measure.unit}"
+    return html.ABSENT if spread.mean is None else f"{written(spread.mean)} {measure.unit}"
 
 
 def _cards(found: Comparison) -> str:
@@ -131,8 +132,8 @@ def _features(found: Comparison) -> Section:
         html.row(
             [
                 html.text(one.name),
-                html.text(written(one.real)),
-                html.text(written(one.synthetic)),
+                html.text(written(one.real, 4)),
+                html.text(written(one.synthetic, 4)),
                 f"<b>{html.signed(one.difference, 2)}</b>",
                 interval_bar(
                     {"value": one.difference, "low": min(0, one.difference), "high": max(0, one.difference)},
@@ -160,6 +161,13 @@ def _pictures(found: Comparison) -> Section:
         ("Synthetic, least like the mean of the real ones", synthetic, list(found.far[:PICTURES])),
         ("Synthetic, most like the mean of the real ones", synthetic, list(near[:PICTURES])),
     ):
-        shown = [Strip([Closeup(one.images[k])], one.titles[k], one.classes[k]) for k in places]
+        shown = [Strip([Closeup(one.images[k])], _short(one.titles[k]), one.classes[k]) for k in places]
         blocks.append(f"<h3>{html.text(title)}</h3>{strips(shown)}")
     return Section("Pictures", "".join(blocks), "A click enlarges a picture.")
+
+
+def _short(name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    half = (LONGEST - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"

@@ -23,7 +23,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
     for name in ("real", "synthetic", "difference, sd"):
         table.add_column(name, justify="right")
     for one in found.different[:10]:
-        table.add_row(one.name, written(one.real), written(one.synthetic), html.signed(one.difference, 2))
+        table.add_row(one.name, written(one.real, 4), written(one.synthetic, 4), html.signed(one.difference, 2))
     console.print(table)
     if found.told_apart is not None:
         console.print(told_apart(found))
@@ -36,8 +36,8 @@ def _measures(title: str, measures: Sequence[Measure]) -> Table:
     for name in ("synthetic from real", "real from real", "ratio", "images", "features", "unit"):
         table.add_column(name, justify="left" if name == "unit" else "right")
     for one in measures:
-        cells = [_cell(one.synthetic), _cell(one.real), written(one.ratio), str(one.images), str(one.features)]
-        table.add_row(one.name, *cells, Text(one.unit, "dim"))
+        counts = written(one.ratio), str(one.images), str(one.features)
+        table.add_row(one.name, _cell(one.synthetic), _cell(one.real), *counts, Text(one.unit, "dim"))
     return table
 
 
@@ -72,13 +72,17 @@ def ends(spread: Spread) -> str:
     return f"{written(spread.low)} to {written(spread.high)}"
 
 
-def written(value: float | None) -> str:
-    """A number with three or four significant digits: 0.0123, 7.45, 1234, 4.8e−3, 80,000."""
+def written(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, or a whole one below a million: 0.0123, 7.45, 79,493, 4.82e−3."""
     if value is None or not np.isfinite(value):
         return html.ABSENT
     size = abs(value)
-    if size >= 10_000 or 0 < size < 1e-3:
-        text = f"{value:,.0f}" if 10_000 <= size < 1e9 else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
-        return text.replace("-", "−")
-    digits = 3 if size == 0 else max(0, 2 - int(np.floor(np.log10(size))))
-    return html.number(value, min(digits, 4))
+    if size >= 1e6 or 0 < size < 1e-3:
+        mantissa, power = f"{value:.{digits - 1}e}".split("e")
+        text = f"{mantissa}e{int(power)}"
+    elif size >= 10 ** (digits - 1):
+        text = f"{value:,.0f}"
+    else:
+        places = digits - 1 if size == 0 else digits - 1 - int(np.floor(np.log10(size)))
+        text = f"{value:.{places}f}"
+    return text.replace("-", "−")

@@ -1,7 +1,7 @@
 """Images as PyRadiomics prepares and filters them before it measures features: normalised, halved, wavelets, Laplacian.
 
-Shapes: H, W size of an image in pixels; h, w that of the prepared one; B images of one size.
-A filter is linear along rows and along columns: it is a pair of matrices, made once for a size.
+Shapes: B images of one size, H, W in pixels; h, w that of the prepared ones. All filters work along one axis after the
+other, without matrix products where those of large images would wait for each other's threads.
 Sources: PyRadiomics (van Griethuysen et al. 2017), `imageoperations.py`; ITK's cubic B-splines (Unser 1999) and
 recursive Gaussians (Deriche 1993, Farneback and Westin 2006); coif1 and the stationary transform of PyWavelets.
 """
@@ -24,31 +24,35 @@ SCALE = 100.0
 PAD = 10
 """Pixels of the halved image that are kept around a region, since filters look beyond it."""
 
+POLE = 3**0.5 - 2
+"""Of the recursive filter that finds the coefficients of cubic B-splines."""
+
+HORIZON = 40
+"""Lines that the first coefficient depends on: powers of POLE beyond it are rounding."""
+
 WAVELETS = ("wavelet-LH", "wavelet-HL", "wavelet-HH", "wavelet-LL")
 """Low or high along the rows' pixels, then along the columns'."""
 
 
-def normalised(image: np.ndarray) -> np.ndarray:
-    """Grey values [H, W] of mean 0 and deviation SCALE, float64. NaN for a constant image."""
-    values = image.astype(np.float64)
-    spread = values.std(ddof=1) if values.size > 1 else 0.0
-    return (values - values.mean()) / (spread or np.nan) * SCALE
+def normalised(images: np.ndarray) -> np.ndarray:
+    """Grey values [B, H, W] of mean 0 and deviation SCALE, float64. NaN for a constant image."""
+    values = images.astype(np.float64)
+    spread = values.std((1, 2), ddof=1, keepdims=True) if values[0].size > 1 else np.zeros((len(values), 1, 1))
+    return (values - values.mean((1, 2), keepdims=True)) / np.where(spread > 0, spread, np.nan) * SCALE
 
 
-def halved(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask [H, W] at every second pixel, between pixels by cubic B-splines: [h, w] float64 and bool.
+def halved(images: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images and masks [B, H, W] at every second pixel, between pixels by cubic B-splines: [B, h, w], float64 and bool.
 
-    Pixels further than PAD from the bounding box of the mask are left out. A place beyond the last pixel, which an odd
-    size has, is 0 and outside the mask.
+    All masks have the same bounding box; pixels further than PAD from it are left out. A place beyond the last pixel,
+    which an odd size has, is 0 and outside the mask.
     """
-    box = bounds(mask)
-    grids = [_grid(low, high, size) for (low, high), size in zip(box, image.shape)]
-    rows, columns = (_spline(size, *grid) for grid, size in zip(grids, image.shape))
-    small = rows @ image.astype(np.float64) @ columns.T
-    (down, known_down), (right, known_right) = (
-        _nearest(*grid, size, interpolated) for grid, size, interpolated in zip(grids, image.shape, (False, True))
-    )
-    return small, mask[np.ix_(down, right)] & np.outer(known_down, known_right)
+    height, width = images.shape[1:]
+    rows, columns = (_grid(low, high, size) for (low, high), size in zip(bounds(masks[0]), (height, width)))
+    down = _between(images.transpose(1, 0, 2), *rows)
+    small = _between(down.transpose(2, 1, 0), *columns).transpose(1, 2, 0)
+    (below, known_below), (right, known_right) = _nearest(*rows, height, False), _nearest(*columns, width, True)
+    return small, masks[:, below][:, :, right] & np.outer(known_below, known_right)
 
 
 def bounds(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -62,12 +66,11 @@ def bounds(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def wavelets(images: np.ndarray) -> dict[str, np.ndarray]:
     """The four parts of the stationary wavelet transform of images [B, h, w] by coif1, by WAVELETS."""
-    height, width = images.shape[1:]
-    low_rows, high_rows = _wavelet(height)
-    low_columns, high_columns = _wavelet(width)
-    along = {"L": images @ low_columns.T, "H": images @ high_columns.T}
-    down = {"L": low_rows, "H": high_rows}
-    return {name: down[name[-1]] @ along[name[-2]] for name in WAVELETS}
+    parts = {}
+    for right, along in _low_and_high(images.transpose(2, 0, 1)).items():
+        for down, part in _low_and_high(along.transpose(2, 1, 0)).items():
+            parts[f"wavelet-{right}{down}"] = part.transpose(1, 0, 2)
+    return {name: parts[name] for name in WAVELETS}
 
 
 def laplacians(images: np.ndarray, deviations: tuple[float, ...], spacing: float) -> dict[str, np.ndarray]:
@@ -103,39 +106,42 @@ def _nearest(first: int, last: int, size: int, interpolated: bool) -> tuple[np.n
     return np.minimum(nearest, size - 1), 2 * (first + steps) + 1 < size
 
 
-@functools.lru_cache(maxsize=64)
-def _spline(size: int, first: int, last: int) -> np.ndarray:
-    """Values between pixels 2 k and 2 k + 1, for k from first to last: [k, size]. The image is mirrored at its ends."""
-    if size == 1:
-        return np.ones((last - first + 1, 1))
-    reflect = lambda k: (size - 1) - abs((size - 1) - k % (2 * size - 2))
-    weights = np.zeros((size, size))  # of coefficients in the values at pixels
-    for k in range(size):
-        for step, weight in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
-            weights[k, reflect(k + step)] += weight
-    between = np.zeros((last - first + 1, size))
-    for row, k in enumerate(range(first, last + 1)):
-        if 2 * k + 0.5 < size - 0.5:
-            for step, weight in ((-1, 1 / 48), (0, 23 / 48), (1, 23 / 48), (2, 1 / 48)):
-                between[row, reflect(2 * k + step)] += weight
-    return np.linalg.solve(weights.T, between.T).T
+def _between(lines: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Lines [L, ...] -> those half way between 2 k and 2 k + 1, for k from first to last, by cubic B-splines.
+
+    The lines are mirrored at their ends. Beyond the last line is 0.
+    """
+    count = len(lines)
+    if count == 1:
+        return np.repeat(lines, last - first + 1, axis=0)
+    reflect = lambda k: (count - 1) - np.abs((count - 1) - k % (2 * count - 2))
+    weights = POLE ** np.arange(HORIZON)
+    coefficients = 6 * lines
+    coefficients[0] = np.tensordot(weights, coefficients[reflect(np.arange(HORIZON))], axes=1)
+    for k in range(1, count):
+        coefficients[k] += POLE * coefficients[k - 1]
+    coefficients[-1] = POLE / (POLE**2 - 1) * (coefficients[-1] + POLE * coefficients[-2])
+    for k in range(count - 2, -1, -1):
+        coefficients[k] = POLE * (coefficients[k + 1] - coefficients[k])
+    places = 2 * np.arange(first, last + 1)
+    outer = coefficients[reflect(places - 1)] + coefficients[reflect(places + 2)]
+    found = (outer + 23 * (coefficients[reflect(places)] + coefficients[reflect(places + 1)])) / 48
+    found[places + 1 >= count] = 0
+    return found
 
 
-@functools.lru_cache(maxsize=16)
-def _wavelet(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Low-pass and high-pass filter along an axis: [size, size] each, periodic; an odd size is padded by its first."""
+def _low_and_high(lines: np.ndarray) -> dict[str, np.ndarray]:
+    """Lines [L, ...] filtered by coif1, from line to line, periodically; odd numbers of lines repeat their first."""
+    count = len(lines)
+    padded = lines if count % 2 == 0 else np.concatenate([lines, lines[:1]])
+    around = padded[np.arange(-2, count + 3) % len(padded)]
     low = np.array(COIF1)
     high = low[::-1] * (-1.0) ** np.arange(1, len(low) + 1)
-    padded = size + size % 2
-    found = []
-    for taps in (low, high):
-        matrix = np.zeros((size, size))
-        for row in range(size):
-            for k, tap in enumerate(taps):
-                place = (row - k + len(taps) // 2) % padded
-                matrix[row, place if place < size else 0] += tap
-        found.append(matrix)
-    return found[0], found[1]
+    last = len(low) - 1
+    return {
+        name: sum(tap * around[last - k : last - k + count] for k, tap in enumerate(taps))  # type: ignore[misc]
+        for name, taps in (("L", low), ("H", high))
+    }
 
 
 @functools.lru_cache(maxsize=16)

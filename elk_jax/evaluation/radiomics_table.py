@@ -219,9 +219,7 @@ def _of_one_size(images: list[np.ndarray], regions: list[np.ndarray], kind: Feat
     whole = np.stack([image.astype(np.float64) for image in images])
     region = np.stack(regions)
     if kind.prepared:
-        normalised = [radiomics_images.normalised(image) for image in whole]
-        pairs = [radiomics_images.halved(image, one) for image, one in zip(normalised, region)]
-        small, inside = np.stack([one for one, _ in pairs]), np.stack([one for _, one in pairs])
+        small, inside = radiomics_images.halved(radiomics_images.normalised(whole), region)
         found |= _diagnostics(whole, region, small, inside)
     else:
         (top, bottom), (left, right) = radiomics_images.bounds(region[0])
@@ -238,20 +236,17 @@ def _of_one_size(images: list[np.ndarray], regions: list[np.ndarray], kind: Feat
             filtered |= radiomics_images.wavelets(small)
         else:
             filtered |= radiomics_images.laplacians(small, DEVIATIONS, spacing=2.0)
-    values = np.concatenate([filtered[name][defined] for name in names])
-    of_filters = _measured(values, np.tile(inside[defined], (len(names), 1, 1)), kind)
-    for name, value in of_filters.items():
-        for prefix, part in zip(names, value.reshape(len(names), -1)):
-            column = np.full(len(images), np.nan)
-            column[defined] = part
+    values = np.concatenate([np.where(defined[:, None, None], filtered[name], 0) for name in names])
+    of_filters = _measured(values, np.tile(inside | ~defined[:, None, None], (len(names), 1, 1)), kind)
+    for prefix, at in zip(names, range(0, len(values), len(images))):
+        for name, value in of_filters.items():
+            column = np.where(defined, value[at : at + len(images)], np.nan)
             found[name if prefix == "original" else f"{prefix}_{name}"] = column
     return Table(tuple(found), np.stack(list(found.values()), axis=1))
 
 
 def _measured(values: np.ndarray, inside: np.ndarray, kind: FeatureSet) -> Features:
     """The features of filtered images [B, h, w], inside their regions, of every family but shape: [B] each."""
-    if not len(values):
-        return _measured(np.zeros((1, 2, 2)), np.ones((1, 2, 2), bool), kind) | dict.fromkeys((), np.zeros(0))
     pixels = inside.sum((1, 2))
     levels = binned(values, inside, kind.bin_width)
     found = _first_order(values, inside, levels, kind)
@@ -349,8 +344,8 @@ def shape_features(mask: np.ndarray) -> dict[str, float]:
     """9 features of the shape of a region [H, W], whose outline runs half way between its pixels and the others."""
     padded = np.pad(mask, 1)
     corners = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    number = sum(corner.astype(int) for corner in corners)
-    diagonal = (number == 2) & (corners[0] == corners[3])
+    number = np.sum(corners, axis=0)
+    diagonal = np.logical_and(number == 2, corners[0] == corners[3])
     quarter, half, most, all_four = (int((number == k).sum()) for k in (1, 2, 3, 4))
     crossed = int(diagonal.sum())
     half -= crossed

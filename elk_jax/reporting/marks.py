@@ -15,7 +15,7 @@ from elk_jax.reporting.html import colour, text
 from elk_jax.spread import spread
 
 MOST_POINTS = 600  # of a cloud: more would hide each other
-ROW, BAR, NAMES, VALUES = 46, 15, 230, 130
+ROW, BAR, NAMES, VALUES = 46, 15, 250, 150
 
 
 @dataclass(frozen=True)

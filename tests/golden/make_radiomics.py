@@ -92,7 +92,7 @@ def main():
                 for side, images in enumerate(textures.sets(name))
             ]
             for variant, settings in VARIANTS.items():
-                if name == "few" or variant in ("v0", "v1") and name == "many" or variant == "v1":
+                if name == "few" or variant == "v1" or (variant, name) == ("v0", "many"):
                     out[f"{name}_{variant}"] = np.array(frd.compute_frd(paths, num_workers=1, **settings))
     np.savez_compressed(Path(__file__).with_name("radiomics.npz"), **out)
 

@@ -1,4 +1,4 @@
-"""Images and regions that anybody can make again from their names, for features of texture: fixtures need not store them.
+"""Images and regions that anybody can make again from their names, for features of texture.
 
 NumPy's RandomState has a frozen stream, so every NumPy version gives the same numbers. Used by make_radiomics.py and by
 the tests that compare with its output; needs NumPy alone.
