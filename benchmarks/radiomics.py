@@ -37,7 +37,8 @@ extractor = frd.get_feature_extractor(frd_version=sys.argv[1])
 for line in sys.stdin:
     paths = json.loads(line)
     wall, cpu = time.perf_counter(), time.process_time()
-    found = [frd.process_image_mask_pair((p, None), feature_extractor=extractor, frd_version=sys.argv[1]) for p in paths]
+    settings = {"feature_extractor": extractor, "frd_version": sys.argv[1]}
+    found = [frd.process_image_mask_pair((path, None), **settings) for path in paths]
     seconds = time.perf_counter() - wall, time.process_time() - cpu
     print(json.dumps([*seconds, found[0][1]]), flush=True)
 """
