@@ -57,7 +57,7 @@ def main() -> None:
     kind = radiomics_table.FEATURE_SETS[arguments.version]
     with tempfile.TemporaryDirectory() as place:
         paths = _paths(arguments, Path(place))
-        images = [cv2.imread(path, cv2.IMREAD_GRAYSCALE).astype(np.float64) for path in paths]
+        images = [np.asarray(cv2.imread(path, cv2.IMREAD_GRAYSCALE), np.float64) for path in paths]
         found = radiomics_table.table(images[: arguments.reference], kind)
         rounds: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
         theirs = _their_process(arguments)

@@ -11,7 +11,8 @@ features tell the sets apart.
 
 Prints the table; writes comparison.json and report.html, with a map of the images, the features that differ most, and
 pictures. --network is a model folder, of launch/import_weights.py or of a classifier trained here; several are
-separated by commas. Names of images and the pictures are in report.html: it is as private as the images.
+separated by commas. --inception is the file of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), whose features the
+published FID has, or of torchvision's inception_v3. Names of images and the pictures are in report.html: it is as private as the images.
 The flags of the sources begin with real_ and synthetic_.
 """
 
@@ -31,6 +32,7 @@ SYNTHETIC = source_flags.define("synthetic", "Synthetic images", prefix="synthet
 SYNTHETIC_SPLIT = flags.DEFINE_string("synthetic_split", "", "Which split of the synthetic images; empty for all.")
 FRD = flags.DEFINE_list("frd", ["v0", "v1"], "Versions of the Frechet radiomics distance: v0, v1, v1_log.")
 NETWORK = flags.DEFINE_list("network", [], "Model folders of networks, for FID and KID.")
+INCEPTION = flags.DEFINE_string("inception", None, "Weights of Inception-v3, for the published FID: FILE.pth.")
 COUNT = flags.DEFINE_integer(
     "count", 0, "Images of a set in a comparison; 0: half the real ones, or all synthetic ones."
 )
@@ -46,7 +48,7 @@ OWN = (FRD, COUNT, PAPER_LOG, BY_CLASS, SEED)
 def main() -> None:
     sources = REAL.read(), SYNTHETIC.read()
     from elk_jax import fields, files
-    from elk_jax.distances import network, sets
+    from elk_jax.distances import inception, network, sets
     from elk_jax.distances.compare import Settings, compare
     from elk_jax.distances.folder import write_comparison
     from elk_jax.distances.tables import print_comparison
@@ -57,6 +59,8 @@ def main() -> None:
     output = Path(OUTPUT.value)
     files.check_writable(output)
     networks = [network.load(Path(folder)) for folder in NETWORK.value]
+    if INCEPTION.value:
+        networks.append(inception.load(Path(INCEPTION.value)))
     limits = 4 * settings.count, settings.count  # of the real ones, more than two sets: patients stay whole
     real, synthetic = (
         sets.read(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from elk_jax.backbones.networks import NETWORKS
 from elk_jax.errors import UserError
-from elk_jax.threads import ProgressBar, no_bar
+from elk_jax.threads import ProgressBar, in_parts, no_bar
 from elk_jax.weights import classifiers, model_folder
 
 BATCH = 16
@@ -42,23 +42,27 @@ def load(folder: Path) -> Pooled:
         )
     network = NETWORKS[config.name]
 
-    @jax.jit
-    def of_batch(batch: jax.Array) -> jax.Array:
-        return network.features(config, params, batch)[-1].mean((1, 2))
+    last_map = lambda params, batch: network.features(config, params, batch)[-1]
+    return pooled(f"{config.name} of {folder.name}", last_map, params, config.image_size)
+
+
+def pooled(name: str, last_map: Callable[[Any, jax.Array], jax.Array], params: Any, side: int) -> Pooled:
+    """A function (params, batch [B, S, S, 1]) -> its last map [B, h, w, C], as features of any images: its means."""
+    compiled = jax.jit(lambda params, batch: last_map(params, batch).mean((1, 2)))
 
     def features(images: Sequence[np.ndarray], progress: ProgressBar = no_bar) -> np.ndarray:
-        side = config.image_size
         starts = range(0, len(images), BATCH)
+        bar = in_parts(progress, [min(BATCH, len(images) - start) for start in starts])
 
         def of_start(start: int) -> np.ndarray:
             part = [_resized(image, side) for image in images[start : start + BATCH]]
             padded = np.zeros((BATCH, side, side, 1), np.float32)
             padded[: len(part), ..., 0] = part
-            return np.asarray(of_batch(padded))[: len(part)]
+            return np.asarray(compiled(params, padded))[: len(part)]
 
-        return np.concatenate(list(progress((of_start(start) for start in starts), len(starts))))
+        return np.concatenate(list(bar((of_start(start) for start in starts), len(starts))))
 
-    return Pooled(f"{config.name} of {folder.name}", features)
+    return Pooled(name, features)
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from elk_jax.errors import UserError
 from elk_jax.evaluation import radiomics_images, texture_features, texture_matrices
 from elk_jax.evaluation.texture_features import Features
-from elk_jax.threads import ProgressBar, map_in_threads, no_bar
+from elk_jax.threads import ProgressBar, in_parts, map_in_threads, no_bar
 
 DEVIATIONS = (2.0, 3.0, 4.0, 5.0)
 """Of the Laplacian of Gaussians, in pixels of the image."""
@@ -169,7 +169,7 @@ def table(
         chosen = jobs[number]
         return _of_one_size([images[k] for k in chosen], [regions[k] for k in chosen], kind)
 
-    parts = map_in_threads(work, len(jobs), progress)
+    parts = map_in_threads(work, len(jobs), in_parts(progress, [len(job) for job in jobs]))
     values = np.empty((len(images), len(parts[0].names)))
     for numbers, part in zip(jobs, parts):
         values[numbers] = part.values

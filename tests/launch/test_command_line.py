@@ -247,6 +247,7 @@ PATCHES = "phantom_patches:size=64,count=12,"
         (["--real_bit_depth=99"], ["real_bit_depth", "99"]),
         (["--synthetic_where=view"], ["--synthetic_where", "field=value"]),
         (["--network={}/none"], ["none"]),
+        (["--inception={}/none.pth"], ["none.pth"]),
         (["--output=README.md"], ["README.md", "folder"]),
         ([f"--real={PATCHES}seed=1"], ["both"]),
         (["--by_class", f"--synthetic={PATCHES}seed=1,where=x"], ["where"]),
