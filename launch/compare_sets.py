@@ -12,7 +12,8 @@ features tell the sets apart.
 Prints the table; writes comparison.json and report.html, with a map of the images, the features that differ most, and
 pictures. --network is a model folder, of launch/import_weights.py or of a classifier trained here; several are
 separated by commas. --inception is the file of pytorch-fid (pt_inception-2015-12-05-6726825d.pth), whose features the
-published FID has, or of torchvision's inception_v3. Names of images and the pictures are in report.html: it is as private as the images.
+published FID has, or of torchvision's inception_v3. Names of images and the pictures are in report.html: it is as
+private as the images.
 The flags of the sources begin with real_ and synthetic_.
 """
 
