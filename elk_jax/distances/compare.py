@@ -130,66 +130,75 @@ def compare(
             raise UserError(what, where=one.name, todo="a distribution needs two at least")
     check_apart(real, synthetic)
     classes = common_classes(real, synthetic) if settings.by_class else []
-    tables = {
-        kind: tuple(
-            radiomics_table.table(
-                [image * 255.0 for image in one.images],
-                radiomics_table.FEATURE_SETS[kind],
-                progress=bar(f"  features {kind}, {which}"),
-            )
-            for one, which in ((real, "real"), (synthetic, "synthetic"))
-        )
-        for kind in settings.frd
-    }
-    pooled = {
-        network.name: tuple(
-            network.features(one.images, bar(f"  {network.name}, {which}"))
-            for one, which in ((real, "real"), (synthetic, "synthetic"))
-        )
-        for network in networks
-    }
-
-    def measured(of_real: np.ndarray, of_synthetic: np.ndarray) -> tuple[list[Measure], list[str]]:
-        patients = at(real.patients, of_real)
-        draws = frechet.draws(patients, len(of_synthetic), settings.seed, settings.count or None)
-        draws = [frechet.Draw(of_real[d.one], of_real[d.other], of_synthetic[d.synthetic]) for d in draws]
-        found, said = [], []
-        for kind, (ours, theirs) in tables.items():
-            measure, notes = _radiomics(kind, ours, theirs, draws, (of_real, of_synthetic), settings)
-            found.append(measure)
-            said += [f"FRD {kind}: {note}" for note in notes]
-        for name, features in pooled.items():
-            found += _of_network(name, features[0], features[1], draws, (of_real, of_synthetic))
-        if not draws:
-            said.append("too few real images or patients to compare real with real: there is no reference")
-        return found, said
-
+    spaces = _spaces(real, synthetic, settings, networks, bar)
     everything = np.arange(len(real)), np.arange(len(synthetic))
-    measures, notes = measured(*everything)
-    measures += _spectra(real, synthetic)
-    of_classes = {name: tuple(measured(of_class(real, name), of_class(synthetic, name))[0]) for name in classes}
-    kind = "v1" if "v1" in tables else settings.frd[-1]
-    ours, theirs = tables[kind]
+    measures, notes = _measured(spaces, real.patients, everything, settings)
+    of_classes = {
+        name: tuple(_measured(spaces, real.patients, (of_class(real, name), of_class(synthetic, name)), settings)[0])
+        for name in classes
+    }
+    ours, theirs = spaces.tables["v1" if "v1" in spaces.tables else settings.frd[-1]]
     defined = [np.flatnonzero(np.isfinite(one.values).all(1)) for one in (ours, theirs)]
     values = [one.values[places] for one, places in zip((ours, theirs), defined)]
     a, b = radiomics.standardise(*values, limit=radiomics.LIMIT)
-    far = defined[1][np.argsort(-np.linalg.norm(b, axis=1), kind="stable")]
     patients = at(real.patients, defined[0]), at(synthetic.patients, defined[1])
-    told_apart = None
-    if len({*patients[0], *patients[1]}) > 1:
-        told_apart = real_or_synthetic(a, b, *patients, seed=settings.seed)
+    may_tell = a.shape[1] > 0 and len({*patients[0], *patients[1]}) > 1
     return Comparison(
         real,
         synthetic,
         settings,
-        tuple(measures),
+        (*measures, *_spectra(real, synthetic)),
         of_classes,
-        told_apart,
+        real_or_synthetic(a, b, *patients, seed=settings.seed) if may_tell else None,
         _different(ours.names, *values),
         _map(a, b),
-        tuple(int(place) for place in far),
+        tuple(defined[1][np.argsort(-np.linalg.norm(b, axis=1), kind="stable")].tolist()),
         (*_said_of_images(real, synthetic), *dict.fromkeys(notes)),
     )
+
+
+@dataclass(frozen=True)
+class _Spaces:
+    """Features of both sets, real and synthetic: tables by version, arrays [N, C] and [M, C] by network."""
+
+    tables: Mapping[str, tuple[Table, Table]]
+    pooled: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def _spaces(real: ImageSet, synthetic: ImageSet, settings: Settings, networks: Sequence[Pooled], bar: Bar) -> _Spaces:
+    def of_version(one: ImageSet, which: str, kind: str) -> Table:
+        grey = [image * 255.0 for image in one.images]
+        return radiomics_table.table(
+            grey, radiomics_table.FEATURE_SETS[kind], progress=bar(f"  features {kind}, {which}")
+        )
+
+    def of_network(one: ImageSet, which: str, network: Pooled) -> np.ndarray:
+        return network.features(one.images, bar(f"  {network.name}, {which}"))
+
+    sets = (real, "real"), (synthetic, "synthetic")
+    return _Spaces(
+        {kind: (of_version(*sets[0], kind), of_version(*sets[1], kind)) for kind in settings.frd},
+        {one.name: (of_network(*sets[0], one), of_network(*sets[1], one)) for one in networks},
+    )
+
+
+def _measured(
+    spaces: _Spaces, patients: Sequence[str], places: tuple[np.ndarray, np.ndarray], settings: Settings
+) -> tuple[list[Measure], list[str]]:
+    """The distances of the images at these places, real and synthetic, and notes."""
+    ours, theirs = places
+    drawn = frechet.draws(at(patients, ours), len(theirs), settings.seed, settings.count or None)
+    draws = [frechet.Draw(ours[one.one], ours[one.other], theirs[one.synthetic]) for one in drawn]
+    found, notes = [], []
+    for kind, tables in spaces.tables.items():
+        measure, said = _radiomics(kind, *tables, draws, places, settings)
+        found.append(measure)
+        notes += [f"FRD {kind}: {one}" for one in said]
+    for name, features in spaces.pooled.items():
+        found += _of_network(name, *features, draws, places)
+    if not draws:
+        notes.append("too few real images or patients to compare real with real: there is no reference")
+    return found, notes
 
 
 def _radiomics(

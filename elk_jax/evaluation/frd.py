@@ -105,7 +105,7 @@ def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarra
                 notes.append(f"{many} of the {which} set left out: constant, so that texture is undefined")
             one = one[whole].astype(np.float32)
         if len(one) < 2:
-            what = f"{len(one)} image with defined features in the {which} set"
+            what = f"{len(one)} image{'' if len(one) == 1 else 's'} with defined features in the {which} set"
             raise UserError(what, where="images", todo="a distribution needs two at least")
         values.append(one)
     bases = {"first": (values[0],) * 2, "joint": (np.concatenate(values),) * 2, "own": tuple(values)}[recipe.reference]

@@ -111,6 +111,15 @@ def test_what_was_left_out_is_said(found):
     assert sorted(other.far) == list(range(8))
 
 
+def test_sets_without_any_contrast_are_equal():
+    grey = lambda name, value: replace(made(name, "smooth", 6), images=(np.full((16, 16), value, np.float32),) * 6)
+    found = compare(grey("one", 0.2), grey("two", 0.7), V0)
+    assert found.told_apart is None and found.different == () and named(found, "FRD v0").synthetic.mean > 0
+    assert found.measures[1].ratio is None and "nan" not in page(found).sections[0].html
+    with refused("0 images", where="images"):
+        compare(grey("one", 0.2), grey("two", 0.7), Settings(frd=("v1",)))
+
+
 def test_sizes_that_differ_are_said():
     mixed = replace(OTHER, images=(*OTHER.images[:5], *made("large", "smooth", 5, side=20).images))
     assert any("16 x 16" in note and "2 sizes" in note and "20 x 20" in note for note in compare(REAL, mixed, V0).notes)
