@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
 import textures  # noqa: E402
 
 from benchmarks import measure  # noqa: E402
+from elk_jax.errors import UserError, run_main  # noqa: E402
 from elk_jax.evaluation import radiomics_table  # noqa: E402
 
 THEIRS = """
@@ -44,7 +46,7 @@ for line in sys.stdin:
 """
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", choices=["v0", "v1"], default="v1")
     parser.add_argument("--size", type=int, default=128)
@@ -53,7 +55,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default="", help="Take the images from here, *.png; default: made ones.")
     parser.add_argument("--pyradiomics_python", default="")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    for name in ("size", "images", "reference", "rounds"):
+        if (value := getattr(arguments, name)) < 1:
+            raise UserError(f"{value}", where=f"--{name}", todo="give 1 or more")
     kind = radiomics_table.FEATURE_SETS[arguments.version]
     with tempfile.TemporaryDirectory() as place:
         paths = _paths(arguments, Path(place))
@@ -128,4 +133,4 @@ def _report(arguments: argparse.Namespace, rounds: Any, found: radiomics_table.T
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
