@@ -16,6 +16,10 @@ from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
+MOST_GIGABYTES = 16.0
+"""Of decoded images; all of a set are in memory."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """N images [H, W] float32 in [0, 1] of any sizes, with what is known of each. classes: "" where it has none."""
@@ -46,13 +50,17 @@ def read(
 ) -> ImageSet:
     """The images of a split of a source ("": of all); of more than `most`, that many drawn by the seed (0: all).
 
-    UserError as `open_source`, and for a source of pairs.
+    UserError as `open_source`, for a source of pairs, and for images that would take more than MOST_GIGABYTES.
     """
     source = open_source(spec, split, on_error=on_error, cache_bytes=0)
     if source.images != 1:
         raise UserError("pairs of images", where=source.name, todo="leave `partner` out")
     if most and len(source) > most:
         source = subset(source, sorted(random_order(len(source), seed, Purpose.PATIENTS)[:most].tolist()))
+    gigabytes = 4e-9 * sum(info.width * info.height for info in source.infos)
+    if gigabytes > MOST_GIGABYTES:
+        what = f"{len(source)} images take {gigabytes:.0f} GB of memory"
+        raise UserError(what, where=source.name, todo="compare fewer with --count, or cut patches")
     images = map_in_threads(lambda position: source[position].image[..., 0], len(source), progress)
     infos = source.infos
     return ImageSet(

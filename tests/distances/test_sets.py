@@ -54,3 +54,11 @@ def test_copies_and_shared_images(folder):
 def test_pairs_are_refused():
     with refused("partner"):
         sets.read(SourceSpec("phantom:size=64,count=12", partner="low_energy"), "")
+
+
+def test_more_than_fits_memory_is_refused_before_it_is_read(folder, monkeypatch):
+    monkeypatch.setattr(sets, "MOST_GIGABYTES", 3 * 12 * 12 * 4e-9)
+    spec = SourceSpec(f"folders:{folder}")
+    with refused("8 images", "--count", where=str(folder)):
+        sets.read(spec, "")
+    assert len(sets.read(spec, "", most=3)) == 3
