@@ -15,7 +15,6 @@ from elk_jax.errors import UserError
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
-
 MOST_GIGABYTES = 16.0
 """Of decoded images; all of a set are in memory."""
 
