@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from elk_jax.backbones import resnet
+from elk_jax.backbones import resnet, swin
 from elk_jax.distances import network
 from elk_jax.weights import classifiers, model_folder
 from tests.models import save_imported
@@ -44,3 +44,13 @@ def test_another_models_folder_is_refused(tmp_path):
     save_imported(tmp_path / "detector", {"a": np.zeros(3, np.float32)}, absent=[".*"])
     with refused("faster_rcnn", where=tmp_path / "detector"):
         network.load(tmp_path / "detector")
+
+
+def test_a_transformer_is_a_network_too(tmp_path):
+    config = swin.SwinConfig(embed=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=4, num_classes=0, image_size=64)
+    origin = classifiers.Origin("timm", "theirs.pth", "0" * 64)
+    content = classifiers.ImportedClassifier("swin", config, origin)
+    shapes = jax.eval_shape(partial(swin.init, config), jax.random.key(0))
+    model_folder.save_params(tmp_path / "swin", jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes), content)
+    features = network.load(tmp_path / "swin").features([np.zeros((20, 30), np.float32)] * 2)
+    assert features.shape == (2, 64) and np.isfinite(features).all()
