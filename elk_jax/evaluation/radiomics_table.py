@@ -150,7 +150,8 @@ def table(
 ) -> Table:
     """The features of images, which may have any sizes, inside their masks (None: everywhere).
 
-    A constant image has no deviation to divide by: its features of a prepared set are NaN, as PyRadiomics' are.
+    A constant image has no deviation to divide by: its features of a prepared set are NaN, where PyRadiomics raises an
+    error.
     UserError for no image, images that are not of grey values, values that are not finite, and a mask of another size,
     with fewer than two pixels, or, of a prepared set, one pixel wide.
     """
