@@ -153,7 +153,7 @@ def table(
     A constant image has no deviation to divide by: its features of a prepared set are NaN, where PyRadiomics raises an
     error.
     UserError for no image, images that are not of grey values, values that are not finite, and a mask of another size,
-    with fewer than two pixels, or, of a prepared set, one pixel wide.
+    with fewer than two pixels, or, of a prepared set, narrower than four.
     """
     if not len(images):
         raise UserError("no image", where="images", todo="give two or more")
