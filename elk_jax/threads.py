@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,21 @@ class ProgressBar(Protocol):
 def no_bar(results: Iterable[T], total: int) -> Iterable[T]:
     """The ProgressBar that shows nothing."""
     return results
+
+
+def in_parts(progress: ProgressBar, sizes: Sequence[int]) -> ProgressBar:
+    """The bar of work that is done in parts, of so many things each: it shows the things."""
+
+    def bar(results: Iterable[T], total: int) -> Iterator[T]:
+        def repeated() -> Iterator[tuple[bool, T]]:
+            for size, result in zip(sizes, results):
+                yield from ((k == 0, result) for k in range(size))
+
+        for is_first, result in progress(repeated(), sum(sizes)):
+            if is_first:
+                yield result
+
+    return bar
 
 
 def map_in_threads(work: Callable[[int], T], count: int, progress: ProgressBar = no_bar) -> list[T]:

@@ -39,13 +39,14 @@ class SourceFlags:
             ) from error
 
 
-def define(name: str, what: str) -> SourceFlags:
-    """Flags for a data source: --NAME is its place, the others have the names of their fields.
+def define(name: str, what: str, prefix: str = "") -> SourceFlags:
+    """Flags for a data source: --NAME is its place, the others have the names of their fields, after the prefix.
 
-    what: the images, for the help of --NAME.
+    what: the images, for the help of --NAME. prefix: tells the flags of several sources of a script apart.
     """
     found = {"spec": flags.DEFINE_string(name, None, f"{what}: {_HELP['spec']}")}
-    return SourceFlags(found | {field: define_field(field) for field in _HELP if field not in ("spec", *OF_TRAINING)})
+    others = [field for field in _HELP if field not in ("spec", *OF_TRAINING)]
+    return SourceFlags(found | {field: define_field(field, prefix) for field in others})
 
 
 def define_decoding() -> SourceFlags:
@@ -54,10 +55,10 @@ def define_decoding() -> SourceFlags:
     return SourceFlags({field: define_field(field) for field in chosen})
 
 
-def define_field(name: str) -> flags.FlagHolder:
+def define_field(field: str, prefix: str = "") -> flags.FlagHolder:
     """The flag of one field of SourceSpec."""
-    hint = typing.get_type_hints(SourceSpec, include_extras=True)[name]
-    default, text = getattr(SourceSpec(), name), _HELP[name]
+    hint = typing.get_type_hints(SourceSpec, include_extras=True)[field]
+    name, default, text = prefix + field, getattr(SourceSpec(), field), _HELP[field]
     kind, *limits = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     if kind is str:
         return flags.DEFINE_string(name, default, text)

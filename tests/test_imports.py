@@ -42,6 +42,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     | {"distillation"}
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
     | {"features", "heads", "privacy"},
+    "distances": COMMON | {"data", "evaluation", "reporting", "backbones", "weights"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
     "sweeps": COMMON | {"experiments", "tasks", "evaluation", "reporting"},

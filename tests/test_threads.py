@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from elk_jax.threads import map_in_threads
+from elk_jax.threads import in_parts, map_in_threads
 
 
 def test_results_come_in_order_and_from_several_threads_at_once():
@@ -45,3 +45,15 @@ def test_the_progress_bar_sees_every_result():
 
     assert map_in_threads(str, 3, progress) == ["0", "1", "2"]
     assert seen == [("0", 3), ("1", 3), ("2", 3)]
+
+
+def test_a_bar_over_parts_shows_their_things():
+    shown = []
+
+    def bar(results, total):
+        for result in results:
+            shown.append(total)
+            yield result
+
+    assert map_in_threads(lambda k: k * 10, 3, in_parts(bar, [2, 1, 3])) == [0, 10, 20]
+    assert shown == [6] * 6

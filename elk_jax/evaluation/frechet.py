@@ -7,6 +7,7 @@ Sources: Heusel et al. 2017 (Frechet distance); Binkowski et al. 2018 (kernel di
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,6 +74,32 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     )
 
 
+class Draw(NamedTuple):
+    """Positions of equally many images: two sets of real ones, of different patients, and one of synthetic ones."""
+
+    one: np.ndarray
+    other: np.ndarray
+    synthetic: np.ndarray
+
+
+def draws(patients: Sequence[str], synthetic: int, seed: int = 0, most: int | None = None) -> list[Draw]:
+    """SPLITS random halves of the real images by patient, with as many of the `synthetic` images; those of two or more.
+
+    patients: patient of each real image. most: images of a set at most; None: as many as there are.
+    """
+    rng = np.random.default_rng(seed)
+    names, owner = np.unique(np.asarray(patients), return_inverse=True)
+    found = []
+    for _ in range(SPLITS):
+        first = np.isin(owner, rng.permutation(len(names))[: len(names) // 2])
+        size = min(first.sum(), (~first).sum(), synthetic, *(() if most is None else (most,)))
+        if size < 2:
+            continue
+        one, other = (rng.permutation(np.flatnonzero(side))[:size] for side in (first, ~first))
+        found.append(Draw(one, other, rng.permutation(synthetic)[:size]))
+    return found
+
+
 def compare_sets(
     real: np.ndarray, synthetic: np.ndarray, patients: Sequence[str], seed: int = 0
 ) -> dict[str, float | int | None]:
@@ -84,22 +111,12 @@ def compare_sets(
         the same small-sample bias, so that the two can be compared; None for fewer than two patients or too few images;
         `distance` and `kernel_distance` of the whole sets, and the counts `real`, `synthetic`, `half`.
     """
-    rng = np.random.default_rng(seed)
     real, synthetic = np.asarray(real, np.float64), np.asarray(synthetic, np.float64)
-    names, owner = np.unique(np.asarray(patients), return_inverse=True)
-    if len(owner) != len(real):
-        raise ValueError(f"{len(owner)} patients for {len(real)} images")
-    within, across, sizes = [], [], []
-    for _ in range(SPLITS):
-        first = np.isin(owner, rng.permutation(len(names))[: len(names) // 2])
-        size = min(first.sum(), (~first).sum(), len(synthetic))
-        if size < 2:
-            continue
-        one, other = (rng.permutation(np.flatnonzero(side))[:size] for side in (first, ~first))
-        drawn = rng.permutation(len(synthetic))[:size]
-        within.append(frechet_distance(real[one], real[other]))
-        across.append(frechet_distance(real[one], synthetic[drawn]))
-        sizes.append(size)
+    if len(patients) != len(real):
+        raise ValueError(f"{len(patients)} patients for {len(real)} images")
+    drawn = draws(patients, len(synthetic), seed)
+    within = [frechet_distance(real[draw.one], real[draw.other]) for draw in drawn]
+    across = [frechet_distance(real[draw.one], synthetic[draw.synthetic]) for draw in drawn]
     return {
         "distance": frechet_distance(real, synthetic),
         "kernel_distance": kernel_distance(real, synthetic),
@@ -107,7 +124,7 @@ def compare_sets(
         "synthetic_to_real": float(np.mean(across)) if across else None,
         "real": len(real),
         "synthetic": len(synthetic),
-        "half": int(np.mean(sizes)) if sizes else 0,
+        "half": int(np.mean([len(draw.one) for draw in drawn])) if drawn else 0,
     }
 
 

@@ -7,13 +7,10 @@ four directions. Frechet radiomics distance: Konz, Osuala et al., arXiv 2412.014
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.evaluation import frechet, texture_matrices
-from elk_jax.evaluation.texture_features import Features, cooccurrence_features, entropy, size_features, tone_features
+from elk_jax.evaluation import frechet, texture_features, texture_matrices
 
 LEVELS = 32
 """Grey levels between black and white. Their width is fixed, so that contrast counts; few enough for small lesions."""
@@ -32,6 +29,9 @@ LIMIT = 6.0
 """Standard deviations at which a feature is clipped in the robust distance."""
 
 
+Features = dict[str, float]
+
+
 def radiomics(patch: np.ndarray, mask: np.ndarray | None = None, count: int = LEVELS) -> Features:
     """All features of the region `mask` [H, W] bool (None: all) of patch [H, W]: finite floats, always the same names.
 
@@ -44,10 +44,10 @@ def radiomics(patch: np.ndarray, mask: np.ndarray | None = None, count: int = LE
     if not np.isfinite(values).all():
         raise UserError("NaN or infinity", where="patch")
     features = {
-        **_named("intensity", intensity_features(values)),
-        **texture(np.where(mask, discretise(patch, count), 0).astype(np.int32), count),
+        **_named("intensity", texture_features.intensity_features(values[None])),
+        **texture(np.where(mask, discretise(patch, count), 0).astype(np.int32)[None], count),
     }
-    return {name: value for name, value in features.items() if name not in LEFT_OUT}
+    return {name: float(value[0]) for name, value in features.items() if name not in LEFT_OUT}
 
 
 def discretise(patch: np.ndarray, count: int) -> np.ndarray:
@@ -55,70 +55,44 @@ def discretise(patch: np.ndarray, count: int) -> np.ndarray:
     return np.clip(np.floor(np.nan_to_num(patch) * count) + 1, 1, count).astype(np.int32)
 
 
-def intensity_features(values: np.ndarray) -> Features:
-    """18 statistics of grey values [P]."""
-    low, quarter, median, three_quarters, high = np.quantile(values, [0.1, 0.25, 0.5, 0.75, 0.9])
-    mean, variance = values.mean(), values.var()
-    spread = np.sqrt(variance)
-    even = spread <= 1e-12
-    centred = values - mean
-    robust = values[(values >= low) & (values <= high)]
-    robust = robust if len(robust) else values
-    features = {
-        "mean": mean,
-        "variance": variance,
-        "skewness": 0.0 if even else (centred**3).mean() / spread**3,
-        "excess_kurtosis": 0.0 if even else (centred**4).mean() / variance**2 - 3,
-        "median": median,
-        "minimum": values.min(),
-        "percentile_10": low,
-        "percentile_90": high,
-        "maximum": values.max(),
-        "interquartile_range": three_quarters - quarter,
-        "range": np.ptp(values),
-        "mean_absolute_deviation": np.abs(centred).mean(),
-        "robust_mean_absolute_deviation": np.abs(robust - robust.mean()).mean(),
-        "median_absolute_deviation": np.abs(values - median).mean(),
-        "coefficient_of_variation": spread / mean if mean else 0.0,
-        "quartile_coefficient_of_dispersion": (
-            (three_quarters - quarter) / (three_quarters + quarter) if three_quarters + quarter else 0.0
-        ),
-        "energy": (values**2).sum(),
-        "root_mean_square": np.sqrt((values**2).mean()),
-    }
-    return {name: float(value) for name, value in features.items()}
-
-
-def texture(levels: np.ndarray, count: int) -> Features:
-    """2 histogram and 62 texture features of levels [H, W] (0: outside); directions are averaged."""
-    inside = levels[levels > 0]
-    share = np.bincount(inside) / len(inside)
-    pairs = texture_matrices.cooccurrences(levels, count)
-    pairs = pairs[pairs.sum((1, 2)) > 0]
-    if not len(pairs):  # a single pixel, which is uniform
-        pairs = np.zeros((1, count, count))
-        pairs[0, inside[0] - 1, inside[0] - 1] = 1
-    runs = texture_matrices.runs(levels)
-    zone_levels, zone_sizes = texture_matrices.zones(levels)
+def texture(levels: np.ndarray, count: int) -> texture_features.Features:
+    """2 histogram and 62 texture features of levels [N, H, W] (0: outside), [N]; directions are averaged."""
+    pixels = (levels > 0).sum((1, 2))
+    pairs = texture_matrices.neighbours(levels)
+    lonely = pairs.totals().reshape(4, -1).sum(0) == 0
+    if lonely.any():  # of single pixels, which are uniform
+        twice = np.repeat(levels.max((1, 2))[lonely], 2).reshape(-1, 1, 2)
+        of_lonely = texture_features.cooccurrence_features(texture_matrices.neighbours(twice), count)
+    found = texture_features.averaged(texture_features.cooccurrence_features(pairs, count))
+    if lonely.any():
+        for name, values in texture_features.averaged(of_lonely).items():
+            found[name][lonely] = values
+    runs, zones = texture_matrices.runs(levels), texture_matrices.zones(levels)
+    of_runs = texture_features.size_features(runs, np.tile(pixels, 4), "short", "long", "run", "length")
     return {
-        **_named("histogram", {"entropy": entropy(share), "uniformity": float((share**2).sum())}),
-        **_named("cooccurrence", _mean([cooccurrence_features(matrix) for matrix in pairs])),
-        **_named("run", _mean([size_features(i, j, len(inside), "run", "length") for i, j in runs])),
-        **_named("zone", size_features(zone_levels, zone_sizes, len(inside), "zone", "size")),
-        **_named("tone", tone_features(*texture_matrices.tone_differences(levels, count))),
+        **_named("histogram", texture_features.histogram_features(levels.reshape(len(levels), -1))),
+        **_named("cooccurrence", found),
+        **_named("run", texture_features.averaged(of_runs)),
+        **_named("zone", texture_features.size_features(zones, pixels, "small", "large", "zone", "size")),
+        **_named("tone", texture_features.tone_features(*texture_matrices.tone_differences(levels))),
     }
 
 
 def standardise(reference: np.ndarray, *others: np.ndarray, limit: float = np.inf) -> tuple[np.ndarray, ...]:
     """Feature tables [N, F] standardised by mean and standard deviation of `reference`, and clipped to +-`limit`.
 
-    Features that are not finite in some table, or constant in the reference, are dropped from all.
+    Features that do not vary (`varying`) are dropped from all.
     """
-    tables = (reference, *others)
+    usable = varying(reference, *others)
+    mean, spread = reference[:, usable].mean(0), reference[:, usable].std(0)
+    return tuple(np.clip((table[:, usable] - mean) / spread, -limit, limit) for table in (reference, *others))
+
+
+def varying(reference: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Which features [F] are finite in all tables [N, F], and not constant, but for rounding, in the reference."""
     spread = reference.std(0)
-    usable = np.isfinite(np.concatenate(tables)).all(0) & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
-    mean = reference[:, usable].mean(0)
-    return tuple(np.clip((table[:, usable] - mean) / spread[usable], -limit, limit) for table in tables)
+    finite = np.isfinite(np.concatenate((reference, *others))).all(0)
+    return finite & (spread > 1e-12 * (1 + np.abs(reference).max(0)))
 
 
 def frechet_radiomics(real: np.ndarray, synthetic: np.ndarray) -> dict[str, float | int | None]:
@@ -143,9 +117,5 @@ def frechet_radiomics(real: np.ndarray, synthetic: np.ndarray) -> dict[str, floa
     }
 
 
-def _named(family: str, features: Features) -> Features:
+def _named(family: str, features: texture_features.Features) -> texture_features.Features:
     return {f"{family}_{name}": value for name, value in features.items()}
-
-
-def _mean(features: Sequence[Features]) -> Features:
-    return {name: float(np.mean([one[name] for one in features])) for name in features[0]}

@@ -88,3 +88,15 @@ def test_refusals():
         frechet.kernel_distance(ok, ok[:1])
     with pytest.raises(ValueError, match="4 patients"):
         frechet.compare_sets(ok, ok, ["P"] * 4)
+
+
+def test_draws_share_no_patient():
+    patients = [f"P{k // 3}" for k in range(40)]
+    drawn = frechet.draws(patients, 12, seed=1, most=15)
+    assert len(drawn) == frechet.SPLITS
+    for draw in drawn:
+        assert len(draw.one) == len(draw.other) == len(draw.synthetic) == 12
+        assert not {patients[k] for k in draw.one} & {patients[k] for k in draw.other}
+        assert len(set(draw.synthetic.tolist())) == 12 and draw.synthetic.max() < 12
+    assert all(len(draw.one) == 5 for draw in frechet.draws(patients, 12, most=5))
+    assert frechet.draws(["P"] * 9, 12) == [] and frechet.draws(patients, 1) == []

@@ -14,16 +14,10 @@ PHANTOM = np.array(BENCHMARK["phantom"], np.int32)
 @pytest.fixture(scope="module")
 def found():
     """All 82 features of the phantom, textures averaged over its slices."""
-    slices = [radiomics.texture(levels, 6) for levels in PHANTOM]
-    features = {name: np.mean([one[name] for one in slices]) for name in slices[0]}
-    inside = PHANTOM[PHANTOM > 0]
-    share = np.bincount(inside) / len(inside)
-    statistics = radiomics.intensity_features(inside.astype(float))
-    return (
-        features
-        | {f"intensity_{name}": value for name, value in statistics.items()}
-        | {"histogram_entropy": texture_features.entropy(share), "histogram_uniformity": (share**2).sum()}
-    )
+    features = {name: value.mean() for name, value in radiomics.texture(PHANTOM, 6).items()}
+    inside = PHANTOM[PHANTOM > 0][None]
+    features |= {f"intensity_{k}": value[0] for k, value in texture_features.intensity_features(inside).items()}
+    return features | {f"histogram_{k}": value[0] for k, value in texture_features.histogram_features(inside).items()}
 
 
 @pytest.mark.parametrize("name", BENCHMARK["values"])
@@ -38,38 +32,87 @@ def test_every_feature_has_a_published_value(found):
     assert set(found) == set(BENCHMARK["values"]) and len(found) == 82
 
 
-def test_cooccurrences_by_hand():
-    levels = np.array([[1, 2, 2], [0, 1, 3]])
-    right, down, diagonal, other = texture_matrices.cooccurrences(levels, 3)
-    np.testing.assert_array_equal(right, [[0, 1, 1], [1, 2, 0], [1, 0, 0]])
-    np.testing.assert_array_equal(down, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
-    np.testing.assert_array_equal(diagonal, [[2, 0, 0], [0, 0, 1], [0, 1, 0]])
-    np.testing.assert_array_equal(other, [[0, 1, 0], [1, 0, 0], [0, 0, 0]])
+def listed(counts, group):
+    """(first, second): number of a group."""
+    own = counts.group == group
+    pairs = zip(counts.first[own].tolist(), counts.second[own].tolist())
+    return dict(zip(pairs, counts.number[own].tolist()))
+
+
+def test_neighbours_by_hand():
+    found = texture_matrices.neighbours(np.array([[[1, 2, 2], [0, 1, 3]]], np.int32))
+    right, down, diagonal, other = (listed(found, group) for group in range(4))
+    assert right == {(1, 2): 1, (2, 2): 1, (1, 3): 1}
+    assert down == {(1, 2): 1, (2, 3): 1}
+    assert diagonal == {(1, 1): 1, (2, 3): 1}
+    assert other == {(1, 2): 1}
 
 
 def test_runs_by_hand():
-    levels = np.array([[1, 1, 2], [1, 0, 2], [1, 1, 1]])
+    found = texture_matrices.runs(np.array([[[1, 1, 2], [1, 0, 2], [1, 1, 1]]], np.int32))
+    across, down, diagonal, other = (listed(found, group) for group in range(4))
+    assert across == {(1, 1): 1, (1, 2): 1, (1, 3): 1, (2, 1): 2}
+    assert down == {(1, 1): 3, (1, 3): 1, (2, 2): 1}
+    assert diagonal == other == {(1, 1): 4, (1, 2): 1, (2, 1): 2}
 
-    def listed(pair):
-        return sorted(zip(pair[0].tolist(), pair[1].tolist()))
 
-    across, down, diagonal, other = map(listed, texture_matrices.runs(levels))
-    assert across == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 1)]
-    assert down == [(1, 1), (1, 1), (1, 1), (1, 3), (2, 2)]
-    assert diagonal == other == [(1, 1)] * 4 + [(1, 2)] + [(2, 1)] * 2
+def test_zones_and_dependences_by_hand():
+    levels = np.array([[[1, 1, 2], [0, 2, 1], [2, 3, 3]], [[3, 3, 3]] * 3], np.int32)
+    zones, dependences = texture_matrices.zones(levels), texture_matrices.dependences(levels)
+    assert listed(zones, 0) == {(1, 3): 1, (2, 3): 1, (3, 2): 1}
+    assert listed(zones, 1) == {(3, 9): 1}
+    assert listed(dependences, 0) == {(1, 2): 2, (1, 3): 1, (2, 2): 2, (2, 3): 1, (3, 2): 2}
+    assert listed(dependences, 1) == {(3, 4): 4, (3, 6): 4, (3, 9): 1}
+
+
+def test_tone_differences_by_hand():
+    pixels, differences = texture_matrices.tone_differences(np.array([[[1, 3], [0, 2]], [[0, 0], [0, 4]]], np.int32))
+    np.testing.assert_array_equal(pixels, [[0, 1, 1, 1, 0], [0] * 5])
+    np.testing.assert_array_equal(differences, [[0, 1.5, 0, 1.5, 0], [0] * 5])
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (5, 9), (9, 4)])
 def test_matrices_account_for_every_pixel(shape):
     rng = np.random.default_rng(0)
-    levels = rng.integers(0, 4, shape).astype(np.int32)
-    pixels = np.bincount(levels.ravel(), minlength=4)[1:]
-    for i, j in texture_matrices.runs(levels):
-        np.testing.assert_array_equal(np.bincount(i, weights=j, minlength=4)[1:], pixels)
-    i, j = texture_matrices.zones(levels)
-    np.testing.assert_array_equal(np.bincount(i, weights=j, minlength=4)[1:], pixels)
-    for matrix in texture_matrices.cooccurrences(levels, 3):
-        np.testing.assert_array_equal(matrix, matrix.T)
+    levels = rng.integers(0, 4, (3, *shape)).astype(np.int32)
+    pixels = np.stack([np.bincount(image.ravel(), minlength=4) for image in levels])
+    pixels[:, 0] = 0
+    runs, zones, dependences = (
+        of(levels) for of in (texture_matrices.runs, texture_matrices.zones, texture_matrices.dependences)
+    )
+    for counts, expected in ((runs, np.tile(pixels, (4, 1))), (zones, pixels)):
+        covered = np.zeros((counts.groups, 4))
+        np.add.at(covered, (counts.group, counts.first), counts.number * counts.second)
+        np.testing.assert_array_equal(covered, expected)
+    np.testing.assert_array_equal(dependences.totals(), pixels.sum(1))
+
+
+def test_many_images_are_as_each_alone():
+    rng = np.random.default_rng(3)
+    levels = rng.integers(0, 5, (4, 7, 9)).astype(np.int32)
+    levels[1] = np.where(levels[1] > 2, 900, 0)  # many more levels than the others
+    levels[2], levels[3] = 0, 3
+    levels[2, 4, 4] = 2
+    together = radiomics.texture(levels, 1000)
+    for k, one in enumerate(levels):
+        for name, value in radiomics.texture(one[None], 1000).items():
+            assert together[name][k] == pytest.approx(value[0]), name
+
+
+def test_the_maximal_correlation_is_a_singular_value():
+    """By its definition (Haralick 1973): the root of the second eigenvalue of the matrix Q."""
+    levels = np.random.default_rng(4).integers(1, 4, (1, 6, 6)).astype(np.int32)
+    pairs = texture_matrices.neighbours(levels)
+    for group, found in enumerate(texture_features.maximal_correlation(pairs)):
+        p = np.zeros((3, 3))
+        for (i, j), number in listed(pairs, group).items():
+            p[i - 1, j - 1] += number
+            p[j - 1, i - 1] += number
+        p /= p.sum()
+        margin = p.sum(1)
+        q = sum(np.outer(p[:, k], p[:, k]) / (margin[:, None] * margin[k]) for k in range(3))
+        assert found == pytest.approx(np.sqrt(np.sort(np.linalg.eigvals(q).real)[-2]))
+    assert (texture_features.maximal_correlation(texture_matrices.neighbours(np.full((1, 3, 3), 2))) == 1).all()
 
 
 def test_turning_and_mirroring_change_nothing():

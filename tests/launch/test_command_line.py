@@ -68,7 +68,7 @@ def test_freed_memory_is_retained_before_anything_runs(quick_start, script):
     assert_one_line(done, "--")
 
 
-@pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights", "plan", "privacy"])
+@pytest.mark.parametrize("script", ["synthesize", "translate", "export_weights", "plan", "privacy", "compare_sets"])
 def test_the_help_of_the_others_teaches(quick_start, script):
     done = quick_start(script, "--help")
     assert done.returncode == 0, done.stderr
@@ -99,6 +99,7 @@ def test_without_a_model_there_is_one_line_and_no_folder(quick_start, tmp_path, 
         (["synthesize", "--workdir=x"], "--canvases"),
         (["translate", "--workdir=x"], "--input"),
         (["export_weights"], "--model"),
+        (["compare_sets", "--real=phantom:size=64"], "--synthetic"),
     ],
 )
 def test_a_missing_flag_ends_in_one_line(arguments, flag):
@@ -233,6 +234,38 @@ def test_the_help_names_the_variants(quick_start):
     assert {"quick", "small", "fewshot"} <= set(variants)
     text = quick_start("train", "--help").stdout
     assert [name for name in variants if not re.search(rf"\b{name}\b[ :]", text)] == []
+
+
+PATCHES = "phantom_patches:size=64,count=12,"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--frd=v2"], ["--frd"]),
+        (["--count=1"], ["--count"]),
+        (["--real_bit_depth=99"], ["real_bit_depth", "99"]),
+        (["--synthetic_where=view"], ["--synthetic_where", "field=value"]),
+        (["--network={}/none"], ["none"]),
+        (["--inception={}/none.pth"], ["none.pth"]),
+        (["--output=README.md"], ["README.md", "folder"]),
+        ([f"--real={PATCHES}seed=1"], ["both"]),
+        (["--by_class", f"--synthetic={PATCHES}seed=1,where=x"], ["where"]),
+    ],
+)
+def test_sets_that_cannot_be_compared_end_in_one_line(quick_start, tmp_path, arguments, words):
+    given = [f"--real={PATCHES}seed=0", f"--synthetic={PATCHES}seed=1", f"--output={tmp_path}/out", "--frd=v0"]
+    done = quick_start("compare_sets", *given, *(argument.format(tmp_path) for argument in arguments))
+    assert_one_line(done, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sets_are_compared(quick_start, tmp_path):
+    sources = f"--real={PATCHES}seed=0", f"--synthetic={PATCHES}seed=1"
+    done = quick_start("compare_sets", *sources, "--count=5", f"--output={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    assert "FRD v1" in done.stdout and f"page: {tmp_path}/out/report.html" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison.json", "report.html"}
 
 
 def test_a_failed_evaluation_leaves_no_folder(quick_start, tmp_path):

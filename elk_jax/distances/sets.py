@@ -1,0 +1,126 @@
+"""Sets of images to compare, read from data sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from elk_jax.data.sources.duplicates import pixel_hash
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.source import ImageSource, subset
+from elk_jax.data.sources.spec import OnError, SourceSpec
+from elk_jax.errors import UserError
+from elk_jax.randomness import Purpose, random_order
+from elk_jax.threads import ProgressBar, map_in_threads, no_bar
+
+MOST_GIGABYTES = 16.0
+"""Of decoded images; all of a set are in memory."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N images [H, W] float32 in [0, 1] of any sizes, with what is known of each. classes: "" where it has none."""
+
+    name: str
+    images: tuple[np.ndarray, ...]
+    titles: tuple[str, ...]
+    patients: tuple[str, ...]
+    classes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Different (width, height) of the images, ascending."""
+        return sorted({image.shape[::-1] for image in self.images})  # type: ignore[misc]
+
+
+def read(
+    spec: SourceSpec,
+    split: str,
+    *,
+    most: int = 0,
+    seed: int = 0,
+    on_error: OnError = "stop",
+    progress: ProgressBar = no_bar,
+) -> ImageSet:
+    """The images of a split of a source ("": of all); of more than `most`, that many drawn by the seed (0: all).
+
+    UserError as `open_source`, for a source of pairs, and for images that would take more than MOST_GIGABYTES.
+    """
+    source = open_source(spec, split, on_error=on_error, cache_bytes=0)
+    if source.images != 1:
+        raise UserError("pairs of images", where=source.name, todo="leave `partner` out")
+    if most and len(source) > most:
+        source = subset(source, sorted(random_order(len(source), seed, Purpose.PATIENTS)[:most].tolist()))
+    gigabytes = 4e-9 * sum(info.width * info.height for info in source.infos)
+    if gigabytes > MOST_GIGABYTES:
+        what = f"{len(source)} images take {gigabytes:.0f} GB of memory"
+        raise UserError(what, where=source.name, todo="compare fewer with --count, or cut patches")
+    images = map_in_threads(lambda position: source[position].image[..., 0], len(source), progress)
+    infos = source.infos
+    return ImageSet(
+        source.name,
+        tuple(images),
+        tuple(info.title for info in infos),
+        tuple(info.patient_id for info in infos),
+        _classes(source),
+        source.skipped,
+    )
+
+
+def _classes(source: ImageSource) -> tuple[str, ...]:
+    """The one class of each image; "" for an image with none, or with boxes of several."""
+    found = []
+    for info in source.infos:
+        labels = set(info.labels[~info.ignore].tolist())
+        found.append(source.classes[labels.pop()] if len(labels) == 1 else "")
+    return tuple(found)
+
+
+def check_apart(real: ImageSet, synthetic: ImageSet) -> None:
+    """UserError where an image is in both sets: the distance would measure the copies."""
+    seen = {pixel_hash(image[..., None]): title for image, title in zip(real.images, real.titles)}
+    shared = [
+        (seen[key], title)
+        for image, title in zip(synthetic.images, synthetic.titles)
+        if (key := pixel_hash(image[..., None])) in seen
+    ]
+    if shared:
+        many = "1 image is" if len(shared) == 1 else f"{len(shared)} images are"
+        what = f"{many} in both sets, for example {shared[0][1]} as {shared[0][0]}"
+        raise UserError(what, where=synthetic.name, todo="compare sets that share no image")
+
+
+def copies(one: ImageSet) -> int:
+    """How many images of a set repeat an earlier one, pixel by pixel."""
+    return len(one) - len({pixel_hash(image[..., None]) for image in one.images})
+
+
+def common_classes(real: ImageSet, synthetic: ImageSet) -> list[str]:
+    """The classes of both sets. UserError where images have no class, and for a class of fewer than two images."""
+    for one in (real, synthetic):
+        if "" in one.classes:
+            raise UserError("images without a class of their own", where=one.name, todo="compare them without by_class")
+    names = sorted({*real.classes, *synthetic.classes})
+    for name in names:
+        for one in (real, synthetic):
+            count = one.classes.count(name)
+            if count < 2:
+                known = ", ".join(sorted(set(one.classes)))
+                what = f"{count} image{'' if count == 1 else 's'} of the class '{name}' (there are {known})"
+                raise UserError(what, where=one.name, todo="give two or more images of each class")
+    return names
+
+
+def of_class(one: ImageSet, name: str) -> np.ndarray:
+    """Positions of the images of a class."""
+    return np.flatnonzero(np.array(one.classes) == name)
+
+
+def at(values: Sequence[str], positions: np.ndarray) -> list[str]:
+    """The values at positions."""
+    return [values[int(position)] for position in positions]

@@ -1,0 +1,146 @@
+"""The Frechet radiomics distance of two sets of images, as frd-score 1.0.1 computes it.
+
+Shapes: N and M images, F features. Tables of features are those of `radiomics_table.py`.
+Sources: Osuala et al. 2024 (v0); Konz, Osuala et al., arXiv 2412.01496 (v1); frd-score 1.0.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from elk_jax.errors import UserError
+from elk_jax.evaluation import frechet
+from elk_jax.evaluation.radiomics_table import Table
+
+Scaling = Literal["deviation", "range"]
+Reference = Literal["first", "joint", "own"]
+
+V0_WIDTH = 7.45670747756958
+"""Width of the range of each feature in v0."""
+
+ROUNDING = 1e-9
+"""Deviations below this share of a unit of grey are rounding errors of a mean that is 0 by construction."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How features become a distance.
+
+    scaling: by the deviation of each feature, or to its range. reference: whose deviation or range, that of the first
+    set, of both together, or of each set itself (which hides differences). width: what the unit, or the range, becomes.
+    strict: images with an undefined feature are left out, then features that are constant or undefined; otherwise both
+    take the middle of the range. Calculation is in 32 bits then. logarithm: of the squared distance, or, halved, of the
+    distance itself, as the formula of the paper has it and frd-score does not. means_only: without covariances.
+    """
+
+    scaling: Scaling
+    reference: Reference
+    width: float
+    strict: bool
+    logarithm: Literal["none", "squared", "distance"]
+    means_only: bool = False
+
+
+V0 = Recipe("range", "joint", V0_WIDTH, False, "none")
+V1 = Recipe("deviation", "first", 1.0, True, "squared")
+RECIPES = {"v0": V0, "v1": V1, "v1_log": V1}
+"""By the name of the set of features."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """squared: the squared Frechet distance; value: what frd-score reports, None for the logarithm of nothing.
+
+    first, second: images that were compared. features: that were compared. notes: what a reader should know.
+    """
+
+    squared: float
+    value: float | None
+    first: int
+    second: int
+    features: int
+    notes: tuple[str, ...] = ()
+
+
+def distance(first: Table, second: Table, recipe: Recipe = V1) -> Distance:
+    """The distance of the second set from the first, the reference.
+
+    UserError for tables of other features, fewer than two images with all features, and no feature left.
+    """
+    if first.names != second.names:
+        raise UserError("features of two kinds", where="features", todo="measure both sets with one kind of features")
+    (a, b), kept, notes = scaled(first, second, recipe)
+    if not kept.any():
+        raise UserError("no feature varies", where="features", todo="give images that differ from each other")
+    notes += _warnings(first, kept, len(a), len(b))
+    squared = float(((a.mean(0) - b.mean(0)) ** 2).sum()) if recipe.means_only else frechet.frechet_distance(a, b)
+    value: float | None = squared
+    if recipe.logarithm != "none":
+        value = float(np.log(squared)) if squared > 0 else None
+        if value is None:
+            notes.append(
+                "the distance is 0 and has no logarithm: the sets have the same features (frd-score says -inf)"
+            )
+        elif recipe.logarithm == "distance":
+            value /= 2
+    return Distance(squared, value, len(a), len(b), int(kept.sum()), tuple(notes))
+
+
+def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, list[str]]:
+    """Both tables scaled, [N, K] and [M, K]; which features they still have, [F] bool; notes on what was left out.
+
+    UserError for fewer than two images of a set with all features.
+    """
+    notes: list[str] = []
+    values = []
+    for table, which in ((first, "first"), (second, "second")):
+        one = table.values
+        if recipe.strict:
+            whole = np.isfinite(one).all(1)
+            if not whole.all():
+                many = f"{(~whole).sum()} of {len(whole)} images"
+                notes.append(f"{many} of the {which} set left out: constant, so that texture is undefined")
+            one = one[whole].astype(np.float32)
+        if len(one) < 2:
+            what = f"{len(one)} image{'' if len(one) == 1 else 's'} with defined features in the {which} set"
+            raise UserError(what, where="images", todo="a distribution needs two at least")
+        values.append(one)
+    bases = {"first": (values[0],) * 2, "joint": (np.concatenate(values),) * 2, "own": tuple(values)}[recipe.reference]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        done = [_scaled(one, base, recipe) for one, base in zip(values, bases)]
+    kept = np.isfinite(np.concatenate(done)).all(0)
+    if not kept.all():
+        notes.append(f"{(~kept).sum()} of {len(kept)} features left out: constant or undefined in the reference")
+    return (done[0][:, kept], done[1][:, kept]), kept, notes
+
+
+def _scaled(values: np.ndarray, base: np.ndarray, recipe: Recipe) -> np.ndarray:
+    if recipe.scaling == "range":
+        low, high = np.nanmin(base, 0), np.nanmax(base, 0)
+        done = np.where(high > low, (values - low) / (high - low), 0.5) * recipe.width
+    else:
+        spread = np.nanstd(base, 0)
+        done = (values - np.nanmean(base, 0)) / spread * recipe.width
+        if not recipe.strict:
+            done = np.where(spread > 0, done, 0.0)
+    return done if recipe.strict else np.where(np.isnan(done), recipe.width / 2, done)
+
+
+def _warnings(first: Table, kept: np.ndarray, images: int, others: int) -> list[str]:
+    notes = []
+    features = int(kept.sum())
+    fewer = min(images, others)
+    if fewer <= features:
+        notes.append(
+            f"{fewer} images of {features} features: the covariance is singular and the distance too large; compare it "
+            "with that of two real sets of these sizes only"
+        )
+    spread = first.values.std(0)
+    rounding = kept & (spread < ROUNDING) & (np.abs(first.values).max(0) < ROUNDING)
+    if rounding.any():
+        names = ", ".join(name for name, one in zip(first.names, rounding) if one)
+        notes.append(f"{rounding.sum()} features are 0 but for rounding, which is scaled like any other: {names}")
+    return notes

@@ -1,0 +1,40 @@
+"""Power of images at the finest frequencies, where the checkerboards of upsampling networks stand.
+
+Shapes: H, W size of an image in pixels; images of a set may have different sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def checkerboard(images: Sequence[np.ndarray]) -> float:
+    """The share of the power of images [H, W], each without its mean, that a checkerboard of single pixels has.
+
+    It is the diagonal Nyquist frequency. An odd row or column at the end is left out. NaN for constant images.
+    """
+    found = total = 0.0
+    for image in images:
+        height, width = (size - size % 2 for size in image.shape)
+        values = image[:height, :width].astype(np.float64)
+        values = values - values.mean()
+        signs = np.outer((-1.0) ** np.arange(height), (-1.0) ** np.arange(width))
+        found += float((values * signs).sum() ** 2) / values.size
+        total += float((values**2).sum())
+    return found / total if total > 0 else float("nan")
+
+
+def fine(images: Sequence[np.ndarray]) -> float:
+    """The share of the power of images [H, W], each without its mean, that waves shorter than four pixels have.
+
+    NaN for constant images.
+    """
+    found = total = 0.0
+    for image in images:
+        power = np.abs(np.fft.fft2(image.astype(np.float64) - image.mean())) ** 2 / image.size
+        down, right = np.meshgrid(*(np.fft.fftfreq(size) for size in image.shape), indexing="ij")
+        found += float(power[np.hypot(down, right) > 0.25].sum())
+        total += float(power.sum())
+    return found / total if total > 0 else float("nan")

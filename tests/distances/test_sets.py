@@ -1,0 +1,64 @@
+import cv2
+import numpy as np
+import pytest
+
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.distances import sets
+from tests.golden import textures
+from tests.refusals import refused
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for label in ("benign", "malignant"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            image = textures.image("rough", 12, 10 + 2 * (number % 2), number + 10 * (label == "benign"))
+            cv2.imwrite(str(tmp_path / label / f"P{number // 2}_{label[0]}{number}.png"), image)
+    return tmp_path
+
+
+def test_read(folder):
+    found = sets.read(SourceSpec(f"folders:{folder}", patient_pattern=r"(P\d)_"), "")
+    assert len(found) == 8 and found.classes == ("benign",) * 4 + ("malignant",) * 4
+    assert found.patients[:4] == ("P0", "P0", "P1", "P1") and found.titles[0] == "P0_b0"
+    np.testing.assert_allclose(found.images[1] * 255, textures.image("rough", 12, 12, 11), atol=1e-4)
+    assert found.sizes() == [(10, 12), (12, 12)] and sets.copies(found) == 0
+    assert sets.of_class(found, "malignant").tolist() == [4, 5, 6, 7]
+
+
+def test_some_are_drawn_by_the_seed(folder):
+    spec = SourceSpec(f"folders:{folder}")
+    three = sets.read(spec, "", most=3, seed=1)
+    assert len(three) == 3 and three.titles == sets.read(spec, "", most=3, seed=1).titles
+    assert len({sets.read(spec, "", most=3, seed=seed).titles for seed in range(8)}) > 1
+    assert len(sets.read(spec, "", most=30)) == 8
+
+
+def test_an_unreadable_image_is_skipped_where_that_is_asked_for(folder):
+    (folder / "benign" / "P0_b0.png").write_bytes(b"no picture")
+    found = sets.read(SourceSpec(f"folders:{folder}"), "", on_error="skip")
+    assert len(found) == 7 and "b0" in found.skipped[0][0]
+    with refused(where="benign/P0_b0.png"):
+        sets.read(SourceSpec(f"folders:{folder}"), "")
+
+
+def test_copies_and_shared_images(folder):
+    found = sets.read(SourceSpec(f"folders:{folder}"), "")
+    with refused("8 images are in both", where=found.name):
+        sets.check_apart(found, found)
+    cv2.imwrite(str(folder / "malignant" / "again.png"), (found.images[0] * 255).round().astype(np.uint8))
+    assert sets.copies(sets.read(SourceSpec(f"folders:{folder}"), "")) == 1
+
+
+def test_pairs_are_refused():
+    with refused("partner"):
+        sets.read(SourceSpec("phantom:size=64,count=12", partner="low_energy"), "")
+
+
+def test_more_than_fits_memory_is_refused_before_it_is_read(folder, monkeypatch):
+    monkeypatch.setattr(sets, "MOST_GIGABYTES", 3 * 12 * 12 * 4e-9)
+    spec = SourceSpec(f"folders:{folder}")
+    with refused("8 images", "--count", where=str(folder)):
+        sets.read(spec, "")
+    assert len(sets.read(spec, "", most=3)) == 3
