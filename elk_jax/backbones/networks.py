@@ -16,7 +16,8 @@ from elk_jax.backbones import efficientnet, resnet, swin
 
 @dataclass(frozen=True)
 class Network:
-    """A kind of network as pure functions. A rng is of stochastic depth and the like; without one nothing is dropped.
+    """A kind of network as pure functions. A rng is given in training alone, for stochastic depth and the like; without
+    one nothing is dropped, and batch norms read running statistics.
 
     config: the dataclass of its settings, with `num_classes` (0: no classifier), `image_size`, `pixel_mean`,
     `pixel_std` and `dtype`.
@@ -26,6 +27,7 @@ class Network:
     what is outside is zero after the normalisation.
     logits: (config, params, images, rng=None) -> [B, Q] in float32 or wider.
     frozen: config -> regular expressions of the parameters that are not trained.
+    statistics: config -> those of the parameters that are running statistics (see `Model`).
     strides: config -> pixels per cell of every map of `features`.
     conventions: config -> field -> regular expression of the layers whose weights mean something else when the field
     is changed, though their shapes stay.
@@ -38,15 +40,16 @@ class Network:
     frozen: Callable[[Any], tuple[str, ...]]
     strides: Callable[[Any], tuple[int, ...]]
     conventions: Callable[[Any], dict[str, str]]
+    statistics: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
-def _network(module: Any, config: type) -> Network:
+def _network(module: Any, config: type, **more: Any) -> Network:
     m = module
-    return Network(config, m.init, m.features, m.logits, m.frozen, m.strides, m.conventions)
+    return Network(config, m.init, m.features, m.logits, m.frozen, m.strides, m.conventions, **more)
 
 
 NETWORKS = {
-    "resnet": _network(resnet, resnet.ResNetConfig),
+    "resnet": _network(resnet, resnet.ResNetConfig, statistics=resnet.statistics),
     "efficientnet": _network(efficientnet, efficientnet.EfficientNetConfig),
     "swin": _network(swin, swin.SwinConfig),
 }

@@ -1,10 +1,12 @@
-"""Normalisation layers without mutable state.
+"""Normalisation layers as pure functions: none changes its parameters.
 
 Shapes: B batch, H W C. All layers keep the shape of their input.
 
 A `Norm` is a factory: `norm(dtype=..., name=...)` gives a module. Networks take the factory as an argument
-(`norm_from_name` maps names to factories). No layer updates running statistics: batch statistics come from a
-pre-trained network and stay constant, so that every network supports per-example gradients.
+(`norm_from_name` maps names to factories). In the layers of NORMS images do not meet: batch statistics come from a
+pre-trained network and stay constant, so that every network supports per-example gradients. Of BATCH_NORM, which a
+ResNet may have beside them, the statistics are those of the batch, and the training step keeps their running means
+(`BatchNorm`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from jax import lax
 
 from elk_jax.errors import UserError
 from elk_jax.precision import at_least_float32
+
+MOMENTUM = 0.1
+"""The weight of a batch in running statistics: PyTorch's default."""
 
 Initializer = Callable[..., jax.Array]
 Norm = Callable[..., nn.Module]
@@ -52,6 +57,57 @@ class FrozenBatchNorm(nn.Module):
             scale, bias = lax.stop_gradient((scale, bias))
         factor = scale * lax.rsqrt(var + self.eps)
         return (at_least_float32(x) * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as PyTorch trains it (Ioffe & Szegedy 2015), statistics in float32 or wider.
+
+    training: the statistics are those of the batch, over images, rows and columns, on all devices; else the running
+    ones. Parameters scale, bias, mean, var [C]; the last two are running means, var of unbiased variances.
+
+    Nothing is mutable: the derivative of any loss by `mean` and `var`, in training, is MOMENTUM times their distance
+    from the statistics of the batch, whatever the loss. A step that subtracts it from them, as it is
+    (`Model.statistics`), makes PyTorch's update; the mean over micro-batches makes that of their mean statistics. They
+    belong to the parameters, so that checkpoints, averages and layouts hold them as any other.
+    """
+
+    eps: float = 1e-5
+    training: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, stored = (x.shape[-1],), param_dtype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, shape, stored)
+        bias = self.param("bias", nn.initializers.zeros, shape, stored)
+        mean = self.param("mean", nn.initializers.zeros, shape, stored)
+        var = self.param("var", nn.initializers.ones, shape, stored)
+        wide = at_least_float32(x)
+        if self.training:
+            axes, values = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            own_mean = wide.mean(axes)
+            own_var = jnp.square(wide - own_mean).mean(axes)
+            seen = own_mean, own_var * (values / max(values - 1, 1))
+            wide, mean, var = followed(wide, (mean, var), jax.lax.stop_gradient(seen)), own_mean, own_var
+        factor = scale * lax.rsqrt(var + self.eps)
+        return ((wide - mean) * factor + bias).astype(self.dtype)
+
+
+@jax.custom_vjp
+def followed(x: jax.Array, running: Any, seen: Any) -> jax.Array:
+    """x. Its derivative by `running` is said to be MOMENTUM (running - seen), a step towards what was seen."""
+    return x
+
+
+def _followed_forward(x: jax.Array, running: Any, seen: Any):
+    return x, jax.tree.map(lambda old, new: MOMENTUM * (old - new), running, seen)
+
+
+def _followed_backward(step: Any, gradient: jax.Array):
+    return gradient, step, jax.tree.map(jnp.zeros_like, step)
+
+
+followed.defvjp(_followed_forward, _followed_backward)
 
 
 class GroupNorm(nn.Module):
@@ -102,9 +158,13 @@ NORMS: dict[str, Callable[[int, float], Norm | None]] = {
 bias; 'gn': GroupNorm; 'none': no norm."""
 
 
-def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5) -> Norm | None:
-    """The norm factory called `name`, a key of NORMS."""
-    return NORMS[name](groups, eps)
+BATCH_NORM = "batch_bn"
+"""The name of `BatchNorm`: 'batch_bn', statistics of the batch, everything trained."""
+
+
+def norm_from_name(name: str, *, groups: int = 32, eps: float = 1e-5, training: bool = False) -> Norm | None:
+    """The norm factory called `name`, a key of NORMS or BATCH_NORM, for which alone `training` matters."""
+    return partial(BatchNorm, eps=eps, training=training) if name == BATCH_NORM else NORMS[name](groups, eps)
 
 
 def zero_residual_norm(norm: Norm | None) -> Norm | None:
@@ -118,3 +178,8 @@ def frozen_patterns(name: str, prefixes: Sequence[str] = ("",)) -> tuple[str, ..
     """Regular expressions of the parameters under `prefixes` that the norm `name` does not train."""
     names = {"frozen_bn": "scale|bias|mean|var", "affine_bn": "mean|var"}.get(name)
     return tuple(f"^{prefix}.*/norm/({names})$" for prefix in prefixes) if names else ()
+
+
+def statistics_patterns(name: str, prefixes: Sequence[str] = ("",)) -> tuple[str, ...]:
+    """Regular expressions of the parameters under `prefixes` that are running statistics of the norm `name`."""
+    return tuple(f"^{prefix}.*/norm/(mean|var)$" for prefix in prefixes) if name == BATCH_NORM else ()

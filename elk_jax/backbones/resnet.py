@@ -18,7 +18,16 @@ import jax.numpy as jnp
 
 from elk_jax.backbones.conv import ConvNorm, Padding, margins, matrix_product
 from elk_jax.backbones.initial import draw_params
-from elk_jax.backbones.norms import NORMS, Norm, frozen_patterns, norm_from_name, param_dtype, zero_residual_norm
+from elk_jax.backbones.norms import (
+    BATCH_NORM,
+    NORMS,
+    Norm,
+    frozen_patterns,
+    norm_from_name,
+    param_dtype,
+    statistics_patterns,
+    zero_residual_norm,
+)
 from elk_jax.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from elk_jax.fields import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, SIDE, Between, OneOf, check, impossible
 from elk_jax.precision import DTYPES, at_least_float32
@@ -46,8 +55,8 @@ class ResNetConfig:
     """Channels of the convolutions in the blocks of C2; each later stage doubles it."""
     stem_width: Annotated[int, Between(0, 1 << 16)] = 0
     """Channels of the stem; 0: as `width`. Half-width networks keep a whole stem of 64."""
-    norm: Annotated[str, OneOf(tuple(NORMS))] = "frozen_bn"
-    """See `norms.NORMS`."""
+    norm: Annotated[str, OneOf((*NORMS, BATCH_NORM))] = "frozen_bn"
+    """See `norms.NORMS` and `norms.BatchNorm`."""
     norm_groups: Annotated[int, Between(1, 1 << 16)] = 32
     """Groups of 'gn': must divide all widths."""
     norm_eps: Annotated[float, NOT_NEGATIVE] = 1e-5
@@ -195,11 +204,14 @@ class ResNet(nn.Module):
     """Normalised image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32."""
 
     config: ResNetConfig
+    training: bool = False
+    """Whether batch norms read the statistics of the batch."""
 
     @nn.compact
     def __call__(self, image: jax.Array) -> tuple[jax.Array, ...]:
         c = self.config
-        norm, dtype = norm_from_name(c.norm, groups=c.norm_groups, eps=c.norm_eps), jnp.dtype(c.dtype)
+        norm = norm_from_name(c.norm, groups=c.norm_groups, eps=c.norm_eps, training=self.training)
+        dtype = jnp.dtype(c.dtype)
         block_type = Bottleneck if has_bottlenecks(c.depth) else BasicBlock
         x = Stem(c.stem_width or c.width, norm, dtype, name="stem")(image)
         stages = []
@@ -223,15 +235,16 @@ class Classifier(nn.Module):
     """The network: backbone and classifier, the two top-level names of its parameters.
 
     Normalised image [B, H, W, C_in] -> class logits [B, Q] in float32 or wider, from the mean of C5 over its map;
-    without a classifier (num_classes 0) the means [B, C].
+    without a classifier (num_classes 0) the means [B, C]. training: see `ResNet`.
     """
 
     config: ResNetConfig
+    training: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         c = self.config
-        pooled = at_least_float32(ResNet(c, name="backbone")(image)[-1]).mean((1, 2))
+        pooled = at_least_float32(ResNet(c, self.training, name="backbone")(image)[-1]).mean((1, 2))
         if not c.num_classes:
             return pooled
         stored = param_dtype(c.dtype)
@@ -255,9 +268,10 @@ def features(
 ) -> tuple[jax.Array, ...]:
     """(C2, C3, C4, C5) of images [B, H, W, 1 or C] in [0, 1]. params may have more than the backbone.
 
-    Nothing is random in them: `rng` is not used. image_size: see `pixels.normalise`.
+    Nothing is random in them. rng: that there is one says that the network is trained, which `batch_bn` reads; padding
+    counts in its statistics. image_size: see `pixels.normalise`.
     """
-    stages: Any = ResNet(config, name="backbone").apply(
+    stages: Any = ResNet(config, rng is not None, name="backbone").apply(
         {"params": params["backbone"]}, _input(config, images, image_size)
     )
     return stages
@@ -265,7 +279,7 @@ def features(
 
 def logits(config: ResNetConfig, params: Params, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
     """Class logits [B, Q], float32 or wider, of images as in `features`."""
-    found: Any = Classifier(config).apply({"params": params}, _input(config, images))
+    found: Any = Classifier(config, rng is not None).apply({"params": params}, _input(config, images))
     return found
 
 
@@ -277,6 +291,11 @@ def _input(config: ResNetConfig, images: jax.Array, image_size: jax.Array | None
 def frozen(config: ResNetConfig) -> tuple[str, ...]:
     """Regular expressions of the parameters that are not trained."""
     return frozen_patterns(config.norm, ("backbone/",))
+
+
+def statistics(config: ResNetConfig) -> tuple[str, ...]:
+    """Regular expressions of the parameters that are running statistics (see `norms.BatchNorm`)."""
+    return statistics_patterns(config.norm, ("backbone/",))
 
 
 def strides(config: ResNetConfig) -> tuple[int, ...]:

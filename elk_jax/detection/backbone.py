@@ -54,6 +54,11 @@ def frozen(config: Any) -> tuple[str, ...]:
     return NETWORKS[config.name].frozen(config)
 
 
+def statistics(config: Any) -> tuple[str, ...]:
+    """Regular expressions of the parameters that are running statistics."""
+    return NETWORKS[config.name].statistics(config)
+
+
 def conventions(config: Any) -> dict[str, str]:
     """`Network.conventions` as settings of a detector.
 

@@ -66,6 +66,7 @@ def detector(
         conventions=conventions,
         frozen=frozen,
         strides=config.strides,
+        statistics=backbone.statistics(config.backbone),
         anchor_logits=partial(anchor_logits, model),
         backbone=Tap(partial(backbone_maps, model), config.stages, partial(levels, model)),
     )

@@ -60,7 +60,8 @@ class Detector:
     weights of one.
 
     init: rng -> params.
-    features: (params, batch, rng=None) -> pyramid. rng: for networks that drop branches in training; None: drop none.
+    features: (params, batch, rng=None) -> pyramid. rng: in training alone, for networks that drop branches or read the
+    statistics of the batch; None: drop none.
     loss_from_features: (params, pyramid, batch, rng, map_images) -> (scalar, terms: dict of scalars). Means are over
     the global batch; images with batch["valid"] False do not count.
     predict_from_features: (params, pyramid, batch, map_images) -> detections of every image, best first: boxes
@@ -70,6 +71,7 @@ class Detector:
     conventions: field -> regular expression of the layers whose weights mean something else when it is changed, though
     their shapes stay. Of this configuration: without fields that do not matter in it.
     frozen: regular expressions of the parameters that are never trained, whatever the recipe sets.
+    statistics: of those that are running statistics of batches (`Model.statistics`).
     strides: pixels per cell of every level.
     stages: 1, or 2 for a detector that scores regions which it has proposed.
     anchor_logits: (params, pyramid, canvas (H, W)) -> (class logits [B, A, Q] of all anchors, the anchors [A, 4]); of a
@@ -90,6 +92,7 @@ class Detector:
     stages: int = 1
     anchor_logits: Callable[[Params, Pyramid, tuple[int, int]], tuple[jax.Array, np.ndarray]] | None = None
     backbone: Tap | None = None
+    statistics: tuple[str, ...] = ()
     images: int = 1
     tested_images: int = 1
 

@@ -99,6 +99,7 @@ def detector(config: FasterRCNNConfig) -> Detector:
         conventions=conventions(config),
         frozen=frozen(config),
         strides=STRIDES,
+        statistics=backbone.statistics(config.backbone),
         stages=2,
         anchor_logits=partial(anchor_logits, model),
     )

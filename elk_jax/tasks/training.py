@@ -49,6 +49,15 @@ def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, froz
             raise UserError(what, where=f"config.{stage.recipe}.{place}", todo=f"{todo} {instead}")
 
 
+def check_private(stage: TrainStage, recipe: TrainingRecipe, model: Model) -> None:
+    """UserError where a recipe protects its data and the model says that examples meet in its loss."""
+    if recipe.privacy is not None:
+        try:
+            check_model(model)
+        except UserError as error:
+            raise error.within(f"config.{stage.recipe}") from error
+
+
 def train(
     run: Run,
     stage: TrainStage,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 Params = Any
-"""A pytree of float32 arrays. Models keep no other state (no running statistics), so each can be trained privately."""
+"""A pytree of float32 arrays. Models keep no other state."""
 Constants = Any
 """A pytree of arrays that a loss or a prediction reads and nobody trains."""
 Batch = Mapping[str, jax.Array]
@@ -34,6 +34,9 @@ class Model:
                  statistics of the batch, weights that depend on which other examples are in it.
     frozen:      regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the
                  configuration sets.
+    statistics:  regular expressions of the parameters that are running statistics of batches. What the loss says is their
+                 gradient is a step that is subtracted as it is, by any recipe: no optimiser, no rate, no part in norms
+                 (see `backbones.norms.BatchNorm`). Where there are any, images meet, and privacy is refused.
     constants:   arrays that are read and never trained: a teacher, an autoencoder, the base of low-rank adapters. They
                  are not averaged, not in checkpoints and not in the result of a training.
     """
@@ -43,4 +46,5 @@ class Model:
     predict: Callable[[Params, Constants, Batch, MapImages], dict[str, jax.Array]]
     per_example: bool
     frozen: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
     constants: Constants = field(default_factory=dict)

@@ -53,6 +53,10 @@ class OptimizerConfig:
                 compile_pattern(pattern, name)
 
 
+FOLLOWED = 2
+"""Of running statistics, beside True and False of what is trained and what is not: a number that is sorted with them."""
+
+
 def paths(params: Params) -> Any:
     """The tree of `params` with each leaf replaced by its path, `a/b/c`."""
     return jax.tree_util.tree_map_with_path(
@@ -86,9 +90,12 @@ def compile_pattern(pattern: str, where: str) -> re.Pattern[str]:
         raise UserError(f"not a regular expression: {pattern!r} ({error})", where=where) from error
 
 
-def trainable_mask(params: Params, config: OptimizerConfig, frozen: Iterable[str] = ()) -> Any:
-    """Tree of bools, True where a parameter is trained. `frozen`: the model's own expressions beside the config's."""
-    by_model = matches(params, frozen, "the model's frozen parameters", may_miss=True)
+def trainable_mask(
+    params: Params, config: OptimizerConfig, frozen: Iterable[str] = (), statistics: Iterable[str] = ()
+) -> Any:
+    """Tree of bools, True where a parameter is trained. frozen, statistics: the model's own expressions (`Model`),
+    beside the config's."""
+    by_model = matches(params, (*frozen, *statistics), "the model's frozen parameters", may_miss=True)
     by_config = matches(params, config.frozen, "optimizer.frozen")
     trainable = jax.tree.map(lambda a, b: not (a or b), by_model, by_config)
     if not any(jax.tree.leaves(trainable)):
@@ -96,15 +103,28 @@ def trainable_mask(params: Params, config: OptimizerConfig, frozen: Iterable[str
     return trainable
 
 
+def followed_mask(
+    params: Params, config: OptimizerConfig, frozen: Iterable[str] = (), statistics: Iterable[str] = ()
+) -> Any:
+    """Tree of bools, True for running statistics that follow the batches: those that nothing freezes."""
+    own = matches(params, statistics, "the model's statistics", may_miss=True)
+    kept = matches(params, (*frozen, *config.frozen), "optimizer.frozen", may_miss=True)
+    return jax.tree.map(lambda one, stays: one and not stays, own, kept)
+
+
 def build(
-    config: OptimizerConfig, schedule: optax.Schedule, params: Params, frozen: Iterable[str] = ()
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    params: Params,
+    frozen: Iterable[str] = (),
+    statistics: Iterable[str] = (),
 ) -> optax.GradientTransformation:
     """The transformation for `params` (arrays or abstract shapes; only their paths are read).
 
     Order: clip the global norm -> (sgd) add decay, momentum | (adamw) Adam, add decay -> learning rate ->
-    multipliers.
+    multipliers. Running statistics take their step as it is.
     """
-    trainable = trainable_mask(params, config, frozen)
+    trainable = trainable_mask(params, config, frozen, statistics)
     spared = matches(params, config.no_decay, "optimizer.no_decay", may_miss=True)
     decayed = jax.tree.map(lambda spare: not spare, spared)
     decay = optax.add_decayed_weights(config.weight_decay, mask=_inside(decayed, trainable))
@@ -117,7 +137,11 @@ def build(
         parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
     parts.append(optax.scale_by_learning_rate(schedule))
     parts += _scales(params, config.multipliers, trainable)
-    return optax.partition({True: optax.chain(*parts), False: optax.set_to_zero()}, jax.tree.map(bool, trainable))
+    follows = followed_mask(params, config, frozen, statistics)
+    kinds: dict[int, optax.GradientTransformation] = {True: optax.chain(*parts), False: optax.set_to_zero()}
+    if any(jax.tree.leaves(follows)):  # else the state stays as that of models without statistics
+        kinds[FOLLOWED] = optax.scale(-1.0)
+    return optax.partition(kinds, jax.tree.map(lambda t, f: FOLLOWED if f else bool(t), trainable, follows))
 
 
 def _scales(params: Params, multipliers, trainable: Any) -> list[optax.GradientTransformation]:

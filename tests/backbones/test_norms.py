@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from elk_jax.backbones.norms import (
+    BatchNorm,
     FrozenBatchNorm,
     GroupNorm,
     frozen_patterns,
     norm_from_name,
+    statistics_patterns,
     zero_residual_norm,
 )
 from tests.refusals import refused
@@ -38,6 +40,39 @@ def test_gradients_of_a_batch_norm_reach_only_what_is_trained(rng, train_affine,
     gradients, of_input = jax.grad(lambda p, x: (layer.apply({"params": p}, x) ** 2).sum(), (0, 1))(params, x)
     assert {name for name, g in gradients.items() if np.any(g != 0)} == trained
     assert np.all(of_input != 0)
+
+
+def test_a_batch_norm_reads_the_batch_in_training_and_running_statistics_otherwise(rng):
+    x = rng.normal(3, 2, size=(2, 3, 4, 5)).astype(np.float32)
+    params = {name: rng.uniform(0.5, 2, 5).astype(np.float32) for name in ("scale", "bias", "mean", "var")}
+    found = BatchNorm(eps=1e-3, training=True).apply({"params": params}, x)
+    normal = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-3)
+    np.testing.assert_allclose(found, normal * params["scale"] + params["bias"], rtol=1e-4, atol=1e-5)
+    constant = FrozenBatchNorm(eps=1e-3).apply({"params": params}, x)
+    np.testing.assert_allclose(BatchNorm(eps=1e-3).apply({"params": params}, x), constant, rtol=1e-5, atol=1e-5)
+
+
+def test_running_statistics_take_the_step_of_pytorch_whatever_the_loss(rng):
+    """0.9 running + 0.1 of the batch, whose variance is the unbiased one."""
+    x = rng.normal(3, 2, size=(2, 3, 4, 5)).astype(np.float32)
+    params = {name: rng.uniform(0.5, 2, 5).astype(np.float32) for name in ("scale", "bias", "mean", "var")}
+    layer = BatchNorm(training=True)
+    for factor in (1.0, -1e3):
+        step = jax.grad(lambda p, f=factor: f * (layer.apply({"params": p}, x) ** 3).sum())(params)
+        found = {name: params[name] - step[name] for name in ("mean", "var")}
+        np.testing.assert_allclose(found["mean"], 0.9 * params["mean"] + 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+        np.testing.assert_allclose(found["var"], 0.9 * params["var"] + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-5)
+
+
+def test_gradients_flow_through_the_statistics_of_the_batch(rng):
+    """Whatever is added to a channel, or multiplies it, leaves its normalised values: no gradient along either."""
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    layer, weights = BatchNorm(eps=0.0, training=True), rng.normal(size=x.shape).astype(np.float32)
+    params = layer.init(jax.random.key(0), x)["params"]
+    gradient = jax.grad(lambda x: (layer.apply({"params": params}, x) * weights).sum())(x)
+    assert np.abs(gradient).max() > 0.1
+    np.testing.assert_allclose(gradient.sum((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose((gradient * x).sum((0, 1, 2)), 0, atol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -103,3 +138,10 @@ def test_frozen_patterns(name, never_trained):
     paths += ["backbone/res2_0/conv1/kernel", "backbone/stem/conv/bias", "fpn/lateral2/norm/mean"]
     matched = {path for path in paths if any(re.search(pattern, path) for pattern in patterns)}
     assert matched == {f"backbone/res2_0/conv1/norm/{leaf}" for leaf in never_trained}
+
+
+def test_only_a_live_norm_has_running_statistics():
+    (pattern,) = statistics_patterns("batch_bn", ("backbone/",))
+    names = [f"backbone/res2_0/conv1/norm/{leaf}" for leaf in ("scale", "bias", "mean", "var")] + ["fpn/p2/norm/mean"]
+    assert [bool(re.search(pattern, name)) for name in names] == [False, False, True, True, False]
+    assert frozen_patterns("batch_bn") == statistics_patterns("affine_bn") == ()

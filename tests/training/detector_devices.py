@@ -23,6 +23,7 @@ from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Constant
 from elk_jax.training.step.gradient import gradient
 from elk_jax.training.step.step import fresh_params, on_mesh
+from elk_jax.weights.model_folder import flatten
 from tests.training import hlo
 
 STEPS, BATCH, SIZE = 5, 8, 64
@@ -36,8 +37,7 @@ def detector(dtype: str) -> Detector:
             backbone=resnet.ResNetConfig(
                 depth=18,
                 width=4,
-                norm="gn",
-                norm_groups=2,
+                norm="batch_bn",
                 num_classes=0,
                 pixel_mean=(0.5,),
                 pixel_std=(0.25,),
@@ -79,13 +79,14 @@ def batch(number: int, dtype: str, rows: slice = slice(None)) -> dict[str, np.nd
 
 
 def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
-    """The metrics of five steps, and what the compiled step sends around."""
+    """The metrics of five steps, with the norm of the running statistics, and what the compiled step sends around."""
     net = detector(dtype)
     model = Model(
         init=lambda rng: jax.tree.map(lambda x: x.astype(dtype), net.init(rng)),
         loss=lambda params, _, batch, rng, map_images: net.loss(params, batch, rng, map_images),
         predict=lambda params, _, batch, map_images: net.predict(params, batch, map_images),
         per_example=False,
+        statistics=net.statistics,
     )
     step = gradient(model, RECIPE, mesh)
     program = on_mesh(step, mesh)
@@ -95,9 +96,15 @@ def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
     seen: list[dict[str, float]] = []
     for number in range(STEPS):
         state, metrics = update(state, {}, meshes.put_batch(batch(number, dtype, rows), mesh))
-        seen.append({key: float(value) for key, value in metrics.items()})
+        seen.append({key: float(value) for key, value in metrics.items()} | {"statistics": of_statistics(state.params)})
     gathers = [list(c) for c in hlo.gathers(update.as_text())]
     return {"metrics": seen, "gathers": gathers, "collectives": len(hlo.collectives(update.as_text()))}
+
+
+def of_statistics(params) -> float:
+    """The L2 norm of the running statistics."""
+    names = {name: leaf for name, leaf in flatten(params).items() if name.endswith(("norm/mean", "norm/var"))}
+    return float(np.sqrt(sum(np.sum(np.square(jax.device_get(leaf))) for leaf in names.values())))
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-"""The detector's training step on 8 devices, or of 2 processes, is the single-device program: same numbers, nothing
-gathered."""
+"""The detector's training step on 8 devices, or of 2 processes, is the single-device program: same numbers, also of
+batch norms with the statistics of the whole batch; nothing gathered."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from tests import processes
 
 DEVICES = ("-m", "tests.training.detector_devices")
-LOSSES = ("loss", "loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box")
+LOSSES = ("statistics", "loss", "loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box")
 
 
 def seen_by(folder, started):

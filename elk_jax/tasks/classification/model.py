@@ -276,8 +276,9 @@ def trainable(config: Any, label_smoothing: float = 0.0, symmetries: bool = Fals
         init=partial(network.init, config),
         loss=loss,
         predict=predict,
-        per_example=True,
+        per_example=not network.statistics(config),
         frozen=network.frozen(config),
+        statistics=network.statistics(config),
     )
 
 

@@ -53,6 +53,7 @@ def trainable(detector: Detector, per_image: bool = False) -> Model:
         loss=loss,
         predict=lambda params, constants, batch, map_images: detector.predict(params, batch, map_images),
         frozen=detector.frozen,
+        statistics=detector.statistics,
         per_example=per_image,
     )
 

@@ -61,9 +61,10 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
     check_pairs(run, stage.train_on, detector.images, f"the {detector.name} is trained on pairs")
     check_pairs(run, (stage.validate_on,), detector.tested_images, f"the {detector.name} reads pairs")
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
+    training.check_private(stage, recipe, trainable(detector, per_image=True))
     training.check_frozen(stage, recipe, fresh, detector.frozen)
     try:
-        optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen)
+        optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen, detector.statistics)
     except UserError as error:
         raise error.within(f"config.{stage.recipe}") from error
     if stage.init_from and stage.init_from not in names:

@@ -277,7 +277,9 @@ def aligning(detector: Detector, recipe: DistillationRecipe) -> Model:
         return value + recipe.align_weight * (pull + push), {**terms, **added}
 
     own = trainable(detector)
-    return Model(init=own.init, loss=loss, predict=own.predict, frozen=own.frozen, per_example=False)
+    return Model(
+        init=own.init, loss=loss, predict=own.predict, frozen=own.frozen, statistics=own.statistics, per_example=False
+    )
 
 
 def learning(
@@ -320,7 +322,9 @@ def learning(
     own = trainable(detector)
     predict = lambda params, constants, batch, map_images: own.predict(of_detector(params), {}, batch, map_images)
     frozen = own.frozen if recipe.detection_weight else (*own.frozen, NOT_TAPPED[recipe.tap])
-    return Model(init, loss, predict, per_example=False, frozen=frozen, constants={"teacher": weights})
+    return Model(
+        init, loss, predict, per_example=False, frozen=frozen, statistics=own.statistics, constants={"teacher": weights}
+    )
 
 
 def likeness_of_batch(

@@ -19,10 +19,11 @@ from elk_jax.training.state import TrainState
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """trainable: tree of bools. rate: of the learning, by step. ema_decay: of the averaged parameters; 0: there are
-    none."""
+    """trainable: tree of bools. changing: the same, with the running statistics. rate: of the learning, by step.
+    ema_decay: of the averaged parameters; 0: there are none."""
 
     trainable: Any
+    changing: Any
     optimizer: optax.GradientTransformation
     rate: optax.Schedule
     ema_decay: float
@@ -35,7 +36,7 @@ class Descent:
         """The state one step further down the gradient, and `grad_norm`, `param_norm`, `update_norm`, `learning_rate`.
 
         The norms are over trained parameters, that of the gradient before the optimiser clips it. grads: 0 for frozen
-        parameters.
+        parameters; of running statistics their step.
         """
         with jax.named_scope("optimizer"):
             updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -46,9 +47,9 @@ class Descent:
                 ema_params = states.update_ema(ema_params, params, state.step, self.ema_decay)
         with jax.named_scope("optimizer"):  # the compiler computes the norms while it updates
             metrics = {
-                "grad_norm": optax.tree.norm(grads),
+                "grad_norm": optax.tree.norm(select(grads, self.trainable)),
                 "param_norm": optax.tree.norm(select(params, self.trainable)),
-                "update_norm": optax.tree.norm(updates),
+                "update_norm": optax.tree.norm(select(updates, self.trainable)),
                 "learning_rate": jnp.asarray(self.rate(state.step)),
             }
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
@@ -61,9 +62,12 @@ def descent(model: Model, recipe: TrainingRecipe) -> Descent:
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rate = schedules.build(recipe.schedule, recipe.steps)
+    own = shapes, recipe.optimizer, model.frozen, model.statistics
+    trainable = optimizers.trainable_mask(*own)
     return Descent(
-        trainable=optimizers.trainable_mask(shapes, recipe.optimizer, model.frozen),
-        optimizer=optimizers.build(recipe.optimizer, rate, shapes, model.frozen),
+        trainable=trainable,
+        changing=jax.tree.map(lambda t, f: t or f, trainable, optimizers.followed_mask(*own)),
+        optimizer=optimizers.build(recipe.optimizer, rate, shapes, model.frozen, model.statistics),
         rate=rate,
         ema_decay=recipe.ema_decay,
     )

@@ -37,7 +37,7 @@ def gradient(model: Model, recipe: TrainingRecipe, mesh: Mesh, seed: int = 0) ->
 
     def gradient(params: Params, constants: Constants, batch: Batch, rng: jax.Array):
         def objective(params):
-            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, down.trainable)
+            params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, down.changing)
             value, terms = model.loss(params, constants, batch, rng, map_images)
             return value, {**terms, "loss": value}
 

@@ -24,6 +24,12 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 def check_model(model: Model) -> None:
     """UserError for a model that says that examples meet in its loss."""
+    if model.statistics:
+        raise UserError(
+            "batch norms read the statistics of the batch, in which examples meet",
+            where="privacy",
+            todo="choose norms that keep them apart, such as norm=gn or affine_bn, or train without privacy",
+        )
     if not model.per_example:
         raise UserError(
             "the loss of this model is not a sum over examples, so that no example can be clipped on its own",
