@@ -4,7 +4,7 @@ Images [H, W, I] float32 in [0, 1], I = 1 or, of a pair, 2; boxes xyxy, px.
 
 Order of `augment`: copy-paste, rotation, choice of scale, window that keeps lesions, resize, flips, grey
 values. Scale and window are chosen before pixels are touched, so a pixel is interpolated once (twice with a
-small rotation). Both images of a pair get one geometry, and grey values of their own.
+small rotation or a stretch). Both images of a pair get one geometry, and grey values of their own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from elk_jax.data.paste import paste_lesions
 from elk_jax.data.transforms import (
     Example,
+    Pixels,
+    Rounding,
     change_greys,
     crop,
     example_of,
@@ -30,7 +32,7 @@ from elk_jax.data.transforms import (
     short_side_scale,
 )
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, SHARE, AtLeast, Between, check
+from elk_jax.fields import ABOVE_ZERO, SHARE, SIDE, AtLeast, Between, check
 from elk_jax.images.schema import Record
 
 
@@ -42,11 +44,17 @@ class Resize:
     max_long_side: px; the scale is lowered where the longer side would exceed it. 0: no limit.
     jitter: (low, high). The scale that just fits the image into its canvas, times a number drawn log-uniformly from
         [low, high]; what sticks out of the canvas is cut off (large-scale jitter, Ghiasi et al. 2021).
+    stretch: (height, width) that every image gets before that, whatever its own; (): it keeps its own.
+    rounding, pixels: how the size in whole px is found, and how it is filled. A pixel is interpolated once, with
+        `stretch` twice.
     """
 
     short_sides: tuple[Annotated[int, AtLeast(1)], ...] = ()
     max_long_side: Annotated[int, AtLeast(0)] = 0
     jitter: tuple[()] | tuple[Annotated[float, ABOVE_ZERO], Annotated[float, ABOVE_ZERO]] = ()
+    stretch: tuple[()] | tuple[Annotated[int, SIDE], Annotated[int, SIDE]] = ()
+    rounding: Rounding = "nearest"
+    pixels: Pixels = "mean"
 
     def __post_init__(self) -> None:
         check(self)
@@ -55,6 +63,21 @@ class Resize:
             raise UserError(found, where="short_sides", todo="give one of them, and () for the other")
         if self.jitter and self.jitter[0] > self.jitter[1]:
             raise UserError(f"jitter is {self.jitter}", where="jitter", todo="give (low, high) with low <= high")
+
+    def scale(self, size: tuple[int, int], canvas: tuple[int, int], short_side: int | None = None) -> float:
+        """The scale of an image of this size (height, width), as it is after `stretch`, without randomness: what fits
+        the canvas, or a short side of `short_side` px, by default the last."""
+        if self.jitter:
+            return min(canvas[0] / size[0], canvas[1] / size[1])
+        return short_side_scale(size, short_side or self.short_sides[-1], self.max_long_side)
+
+    def stretched(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of an image of this size after `stretch`."""
+        return self.stretch or size
+
+    def size(self, size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None) -> tuple[int, int]:
+        """(height, width) of an image of this size, as it is after `stretch`, at this scale and within a canvas."""
+        return scaled_size(size, scale, canvas, self.rounding)
 
 
 @dataclass(frozen=True)
@@ -112,19 +135,20 @@ def augment(
         angle = rng.uniform(-augmentation.rotation, augmentation.rotation)
         example = rotate(example, angle, augmentation.min_visible)
 
+    example = resize_to(example, resize.stretched(example.image.shape[:2]), resize.pixels)
     size = example.image.shape[:2]
     if resize.jitter:
-        fit_scale = min(canvas[0] / size[0], canvas[1] / size[1])
-        scale = fit_scale * math.exp(rng.uniform(math.log(resize.jitter[0]), math.log(resize.jitter[1])))
+        drawn = math.exp(rng.uniform(math.log(resize.jitter[0]), math.log(resize.jitter[1])))
+        scale = resize.scale(size, canvas) * drawn
     else:
-        scale = short_side_scale(size, int(rng.choice(resize.short_sides)), resize.max_long_side)
+        scale = resize.scale(size, canvas, int(rng.choice(resize.short_sides)))
     share = np.ones(2)
     if rng.random() < augmentation.crop:
         share = rng.uniform(*augmentation.crop_sides, size=2)
     largest = ((canvas[0] + 0.49) / scale, (canvas[1] + 0.49) / scale)
     window = lesion_window(example, share, largest, rng)
     example = crop(example, window, augmentation.min_visible)
-    example = resize_to(example, scaled_size(example.image.shape[:2], scale, canvas))
+    example = resize_to(example, resize.size(example.image.shape[:2], scale, canvas), resize.pixels)
 
     if rng.random() < augmentation.horizontal_flip:
         example = flip(example, "horizontal")
@@ -143,9 +167,6 @@ def _other_greys(image: np.ndarray, augmentation: Augmentation, rng: np.random.G
 
 def resize_only(record: Record, resize: Resize, canvas: tuple[int, int]) -> Example:
     """Without randomness, for evaluation: the last of `short_sides`, or with jitter what fits the canvas."""
-    size = record.image.shape[:2]
-    if resize.jitter:
-        scale = min(canvas[0] / size[0], canvas[1] / size[1])
-    else:
-        scale = short_side_scale(size, resize.short_sides[-1], resize.max_long_side)
-    return resize_to(example_of(record), scaled_size(size, scale, canvas))
+    size = resize.stretched(record.image.shape[:2])
+    example = resize_to(example_of(record), size, resize.pixels)
+    return resize_to(example, resize.size(size, resize.scale(size, canvas), canvas), resize.pixels)

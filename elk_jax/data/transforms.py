@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,6 +16,12 @@ import numpy as np
 from elk_jax.data.flips import flip_boxes, flip_image
 from elk_jax.images.boxes import area
 from elk_jax.images.schema import Record
+
+
+Rounding = Literal["nearest", "down"]
+"""Of the sides of a resized image, as a setting (`scaled_size`)."""
+Pixels = Literal["mean", "linear"]
+"""How a resized image is read, as a setting (`resize_to`)."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,15 @@ def short_side_scale(size: tuple[int, int], short_side: int, max_long_side: int 
     return scale
 
 
-def scaled_size(size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(height, width) after scaling: int(x + 0.5) as in detectron2, at least 1, never beyond the canvas."""
-    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+def scaled_size(
+    size: tuple[int, int], scale: float, canvas: tuple[int, int] | None = None, rounding: Rounding = "nearest"
+) -> tuple[int, int]:
+    """(height, width) after scaling, at least 1, never beyond the canvas.
+
+    nearest: int(x + 0.5), as in detectron2. down: int(x), as in torchvision.
+    """
+    more = 0.5 if rounding == "nearest" else 0.0
+    height, width = (max(1, int(side * scale + more)) for side in size)
     return (height, width) if canvas is None else (min(height, canvas[0]), min(width, canvas[1]))
 
 
@@ -87,13 +100,17 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visible: float
     return _clip_boxes(example, min_visible)
 
 
-def resize_to(example: Example, size: tuple[int, int]) -> Example:
-    """Resize to (height, width): area mean where both sides shrink, else linear; corners stay aligned."""
+def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean") -> Example:
+    """Resize to (height, width); corners stay aligned.
+
+    mean: the mean over the area of a pixel where both sides shrink, else linear. linear: between the nearest four pixels
+    always, which leaves most out of a small image (PyTorch's bilinear without antialiasing).
+    """
     height, width = example.image.shape[:2]
     if size == (height, width):
         return example
     shrinks = size[0] <= height and size[1] <= width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if shrinks and pixels == "mean" else cv2.INTER_LINEAR
     image = cv2.resize(np.ascontiguousarray(example.image), size[::-1], interpolation=method)
     x, y = size[1] / width, size[0] / height
     boxes = (example.boxes * np.array([x, y, x, y])).astype(np.float32)

@@ -34,9 +34,9 @@ class Model:
                  statistics of the batch, weights that depend on which other examples are in it.
     frozen:      regular expressions (re.search on 'a/b/c' parameter paths) that are never trained, whatever the
                  configuration sets.
-    statistics:  regular expressions of the parameters that are running statistics of batches. What the loss says is their
-                 gradient is a step that is subtracted as it is, by any recipe: no optimiser, no rate, no part in norms
-                 (see `backbones.norms.BatchNorm`). Where there are any, images meet, and privacy is refused.
+    statistics:  regular expressions of the parameters that are running statistics of batches. What the loss says is
+                 their gradient is a step that is subtracted as it is, by any recipe: no optimiser, no rate, no part in
+                 norms (see `backbones.norms.BatchNorm`). Where there are any, images meet, and privacy is refused.
     constants:   arrays that are read and never trained: a teacher, an autoencoder, the base of low-rank adapters. They
                  are not averaged, not in checkpoints and not in the result of a training.
     """

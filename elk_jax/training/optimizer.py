@@ -54,7 +54,7 @@ class OptimizerConfig:
 
 
 FOLLOWED = 2
-"""Of running statistics, beside True and False of what is trained and what is not: a number that is sorted with them."""
+"""Of running statistics, beside True and False of what is trained and what is not, with which it is sorted."""
 
 
 def paths(params: Params) -> Any:

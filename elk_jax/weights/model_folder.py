@@ -106,14 +106,16 @@ class Content:
             given = {**later, **known} if isinstance(known, Mapping) else known
             return fields.build(Training, given, "trained", complete=self.whole)
 
-    def build(self, kind: type[T], earlier: Mapping[str, Any] | None = None) -> T:
+    def build(
+        self, kind: type[T], earlier: Mapping[str, Any] | None = None, later: Mapping[str, Any] | None = None
+    ) -> T:
         """The description as the dataclass of its architecture; a field `trained` is `training`.
 
         earlier: entries, by section, that folders of earlier versions lack. Those may lack what has a default, too, and
         have entries that nobody reads any more. UserError, with the key behind the file, for what is unknown, missing
-        or impossible.
+        or impossible. later: entries, by section, that came after others: any folder may lack them.
         """
-        entries = dict(self.entries)
+        entries = _filled(later or {}, self.entries)
         if not self.whole:
             entries = _filled(earlier or {}, _known(kind, entries))
         trained = {"trained": self.training} if "trained" in entries else {}

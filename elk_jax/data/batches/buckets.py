@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 
 from elk_jax.data.augment import Augmentation, Resize
-from elk_jax.data.transforms import scaled_size, short_side_scale
+from elk_jax.data.transforms import short_side_scale
 from elk_jax.errors import UserError
 from elk_jax.fields import SIDE
 from elk_jax.images.schema import ImageInfo
@@ -27,10 +27,10 @@ MULTIPLE = 32
 
 def worst_size(info: ImageInfo, resize: Resize, augmentation: Augmentation) -> Canvas:
     """The largest (height, width) this record can have in a batch."""
-    size = (info.height, info.width)
+    size = resize.stretched((info.height, info.width))
     scale = max(short_side_scale(size, side, resize.max_long_side) for side in resize.short_sides)
-    height, width = scaled_size(size, scale)
-    if augmentation.rotate90 > 0:
+    height, width = resize.size(size, scale)
+    if augmentation.rotate90 > 0 and not resize.stretch:
         return max(height, width), max(height, width)
     return height, width
 
@@ -54,8 +54,8 @@ def assign_buckets(
     for position, info in enumerate(infos):
         if resize.jitter:
             # every image is scaled to fit, so none is too large: the least empty canvas is the best
-            scale = [min(h / info.height, w / info.width) for h, w in buckets]
-            filled = np.array(scale) ** 2 * info.height * info.width / area
+            own = height, width = resize.stretched((info.height, info.width))
+            filled = np.array([resize.scale(own, bucket) for bucket in buckets]) ** 2 * height * width / area
             chosen[position] = int(np.argmax(filled))
             continue
         height, width = worst_size(info, resize, augmentation)

@@ -24,6 +24,8 @@ from elk_jax.weights.detectors import Imported
 
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
 """What model folders of earlier versions lack."""
+LATER = {"input": {"resize": {"stretch": (), "rounding": "nearest", "pixels": "mean"}}}
+"""What any model folder may lack."""
 
 
 def trainable(detector: Detector, per_image: bool = False) -> Model:
@@ -130,7 +132,7 @@ def load(folder: Path) -> Trained:
         raise UserError(
             "not a trained detector", where=folder, todo="name the model folder of a detection stage: RUN/STAGE/model"
         )
-    description = _present(content).build(Description, EARLIER)
+    description = _present(content).build(Description, EARLIER, LATER)
     return Trained(detectors.build(description.model), params, description)
 
 
@@ -138,7 +140,7 @@ def stored(content: model_folder.Content) -> Description | Imported:
     """What a model folder says of the detector in it, trained here or imported."""
     if "source" in content.entries:
         return _present(content).build(Imported, detectors.EARLIER)
-    return _present(content).build(Description, EARLIER)
+    return _present(content).build(Description, EARLIER, LATER)
 
 
 def _present(content: model_folder.Content) -> model_folder.Content:

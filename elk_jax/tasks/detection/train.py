@@ -19,7 +19,6 @@ from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_bucket
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary, with_images
-from elk_jax.data.transforms import short_side_scale
 from elk_jax.detection import anchors, detectors
 from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.errors import UserError
@@ -280,6 +279,8 @@ def workload(stage: TrainDetectorStage, recipe: DetectionRecipe, batch_size: int
     if not canvases:
         short = max(loader.resize.short_sides)
         sides = short, loader.resize.max_long_side or 2 * short
+        if own := loader.resize.stretch:
+            sides = loader.resize.size(own, loader.resize.scale(own, own, short))
         canvases = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in sides),)  # type: ignore[assignment]
         assumed.append(f"images of {sides[1]} x {sides[0]} px, as the recipe names no canvas")
     count, detector = batch_size or loader.batch_size, detectors.build(settings(recipe, 1))
@@ -297,10 +298,10 @@ def planned_anchor_sizes(infos: tuple[ImageInfo, ...], config: LoaderConfig, lev
     canvases = config.buckets or choose_buckets(infos, config.resize, config.augmentation)
     buckets = assign_buckets(infos, canvases, config.resize, config.augmentation)
 
-    def scale(info: ImageInfo, canvas: tuple[int, int]) -> float:
-        if config.resize.jitter:
-            return min(canvas[0] / info.height, canvas[1] / info.width)
-        return short_side_scale((info.height, info.width), config.resize.short_sides[-1], config.resize.max_long_side)
+    def scale(info: ImageInfo, canvas: tuple[int, int]) -> np.ndarray:
+        height, width = config.resize.stretched((info.height, info.width))
+        both = np.array([width / info.width, height / info.height]) * config.resize.scale((height, width), canvas)
+        return np.tile(both, 2)
 
     boxes = [info.boxes[~info.ignore] * scale(info, canvases[bucket]) for info, bucket in zip(infos, buckets)]
     return anchors.plan_sizes(np.concatenate(boxes), levels)

@@ -1,4 +1,4 @@
-"""Running statistics of batch norms through the training step: what follows the batches, and what nothing else moves."""
+"""Running statistics of batch norms through the training step: they follow the batches, and nothing else moves them."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_what_a_recipe_freezes_stays():
     step, update = compiled(recipe)
     params = jax.jit(step.fresh)(jax.random.key(0))
     state, _ = update(step.init(params), {}, batch())
-    same = [np.array_equal(old, new) for old, new in zip(*map(lambda t: flatten(t).values(), (params, state.params)))]
-    named = dict(zip(flatten(params), same))
+    new = flatten(state.params)
+    named = {name: np.array_equal(leaf, new[name]) for name, leaf in flatten(params).items()}
     assert all(named[f"{STEM}{leaf}"] for leaf in ("scale", "bias", "mean", "var"))
     assert not named["backbone/res2_0/conv1/norm/mean"] and not named["classifier/kernel"]
 
