@@ -103,8 +103,8 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visible: float
 def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean") -> Example:
     """Resize to (height, width); corners stay aligned.
 
-    mean: the mean over the area of a pixel where both sides shrink, else linear. linear: between the nearest four pixels
-    always, which leaves most out of a small image (PyTorch's bilinear without antialiasing).
+    mean: the mean over the area of a pixel where both sides shrink, else linear. linear: always between the nearest
+    four pixels, which leaves out most of them where an image shrinks much (PyTorch's bilinear, not antialiased).
     """
     height, width = example.image.shape[:2]
     if size == (height, width):

@@ -15,7 +15,13 @@ from elk_jax.fields import Range, described, fits
 
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
 AREA_LIMITS = (1.0, 2.0, 3.0)
-AP_THRESHOLDS = {"ap": coco.COCO_THRESHOLDS, "ap50": (0.5,), "ap10": (0.1,), "ap30": (0.3,)}
+AP_THRESHOLDS = {
+    "ap": coco.COCO_THRESHOLDS,
+    "ap50": (0.5,),
+    "ap10": (0.1,),
+    "ap30": (0.3,),
+    "ap10_50": tuple(np.round(np.linspace(0.1, 0.5, 9), 2)),  # MONAI's, by which CoMoTo chooses its checkpoints
+}
 METRIC_NAMES = (  # names by `scalars`; higher is better, so a checkpoint can be selected by any of them
     "mean_sensitivity",
     *(f"sensitivity_at_{rate:g}" for rate in RATES),
@@ -97,10 +103,10 @@ def evaluate_detections(
     resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
 
     A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why): mean_sensitivity (over
-    RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10, ap30 and, at the thresholds of
-    the operating points, false_positives_per_lesion_free_image {"0.5": ...}. Besides: operating_points [{rate,
-    threshold, sensitivity, false_positives_per_image, false_positives_per_lesion_free_image}], curve
-    {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the evaluation.
+    RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10, ap30, ap10_50 (the mean from IoU
+    0.1 to 0.5) and, at the thresholds of the operating points, false_positives_per_lesion_free_image {"0.5": ...}.
+    Besides: operating_points [{rate, threshold, sensitivity, false_positives_per_image,
+    false_positives_per_lesion_free_image}], curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the evaluation.
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     scored = above(checked(results), score_floor)

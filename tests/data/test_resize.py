@@ -1,4 +1,4 @@
-"""Resizing as torchvision's detectors do it, after a stretch: against its own transform (tests/golden/make_resize.py)."""
+"""Resizing as torchvision's detectors do it, after a stretch, against their transform (tests/golden/make_resize.py)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.refusals import refused
 
 A, B = [0, 0, 100, 100], [200, 200, 300, 300]
 ELSEWHERE = [300, 0, 380, 80]
-METRICS = ("mean_sensitivity", "aufroc_1", "aufroc_2", "aufroc_3", "ap", "ap50", "ap10", "ap30")
+METRICS = ("mean_sensitivity", "aufroc_1", "aufroc_2", "aufroc_3", "ap", "ap50", "ap10", "ap30", "ap10_50")
 NOTHING = {"value": None, "low": None, "high": None}
 
 
@@ -56,6 +56,13 @@ def test_perfect_run(random):
     for name in METRICS:
         assert evaluation[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert evaluation["false_positives_per_lesion_free_image"]["1"]["value"] == 0
+
+
+def test_the_mean_of_ap_from_iou_10_to_50(make):
+    """A box of IoU 1/3 is a hit at 0.1, 0.15, ..., 0.3, five of nine thresholds."""
+    shifted = [[10, 15, 20, 25]]
+    found = scalars(evaluate_detections([make("1", [[10, 10, 20, 20]], shifted, [0.9])], resamples=0))
+    assert found["ap10_50"] == pytest.approx(5 / 9) and found["ap30"] == 1 and found["ap50"] == 0
 
 
 def test_counts_and_false_positives_on_lesion_free_images(make):

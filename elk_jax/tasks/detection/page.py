@@ -39,6 +39,7 @@ METRIC_NAMES = {
     "ap50": "AP at IoU 0.5",
     "ap30": "AP at IoU 0.3",
     "ap10": "AP at IoU 0.1",
+    "ap10_50": "AP, IoU 0.10 to 0.50",
 }
 
 
@@ -265,7 +266,7 @@ def metric_keys(evaluation: Mapping[str, Any]) -> list[str]:
     """The metrics of a table in display order, with the keys of a comparison."""
     keys = [MAIN, *(f"sensitivity_at_{rate}" for rate in evaluation.get("sensitivity_at", ()))]
     keys += [key for key in evaluation if key.startswith("aufroc_")]
-    return keys + [key for key in ("ap", "ap50", "ap30", "ap10") if key in evaluation]
+    return keys + [key for key in ("ap", "ap50", "ap30", "ap10", "ap10_50") if key in evaluation]
 
 
 def estimate_of(evaluation: Mapping[str, Any], key: str) -> Mapping[str, float | None]:

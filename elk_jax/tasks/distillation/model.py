@@ -201,8 +201,21 @@ MODES: dict[str, Mode] = {
 
 def lesion_points(side: Side, recipe: DistillationRecipe) -> Points:
     """The points of the lesions on the level of `recipe.stride`."""
-    level = side.level(recipe.stride)
-    return points.read(level, side.batch["gt_boxes"], side.lesions, side.canvas, recipe.points, recipe.sampling)
+    boxes, canvas = framed(side, recipe)
+    return points.read(side.level(recipe.stride), boxes, side.lesions, canvas, recipe.points, recipe.sampling)
+
+
+def framed(side: Side, recipe: DistillationRecipe) -> tuple[jax.Array, tuple[int, int]]:
+    """(the boxes [B, M, 4], the canvas (height, width)) that points are read from.
+
+    Where images are stretched, cells are as published those of the stretched image, whose width alone gives the ratio,
+    whatever the size that the network sees: no box is seen quite where it is.
+    """
+    boxes, frame = side.batch["gt_boxes"], recipe.loader.resize.stretch
+    if recipe.sampling != "cell" or not frame:
+        return boxes, side.canvas
+    ratio = jnp.asarray(frame, boxes.dtype) / side.batch["image_size"]  # of (height, width)
+    return boxes * jnp.tile(ratio[:, ::-1], 2)[:, None], frame
 
 
 def _distinct(side: Side, recipe: DistillationRecipe) -> jax.Array:
@@ -214,9 +227,10 @@ def _distinct(side: Side, recipe: DistillationRecipe) -> jax.Array:
 def points_beside(side: Side, recipe: DistillationRecipe, rng: jax.Array, map_images: MapImages) -> Points:
     """As many cells of every image as a lesion has points, drawn outside the lesions."""
     level = side.level(recipe.stride)
-    grid = Grid((level.shape[1], level.shape[2]), side.canvas)
+    cells = level.shape[1], level.shape[2]
+    grid, (boxes, frame) = Grid(cells, side.canvas), framed(side, recipe)
     outside = points.published_outside if recipe.sampling == "cell" else points.cells_outside
-    allowed = outside(side.batch["gt_boxes"], side.batch["gt_valid"], grid)
+    allowed = outside(boxes, side.batch["gt_valid"], Grid(cells, frame))
     if recipe.negatives == "breast":
         allowed &= points.cells_of_breast(side.batch["image"], grid, AIR)
     keys = jax.random.split(rng, len(level))
