@@ -5,14 +5,18 @@
   python launch/train.py --config=configs/comoto.py:small --config.data.mammo.spec=coco:/data/mammo.json \\
       --config.data.dbt.spec=coco:/data/dbt.json --config.data.dbt.train_share=0.1
   python launch/train.py --config=configs/comoto.py:published --config.data.mammo.spec=coco:/data/mammo.json \\
-      --config.data.dbt.spec=coco:/data/dbt.json                               the published numbers, on a GPU
+      --config.data.dbt.spec=coco:/data/dbt.json --config.stages.teacher.init_from=weights/imagenet
+                                                                               the published configuration, on a GPU
 Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
 starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
 (the teacher sees its mammograms); pkd, fgd, cwd (it sees the slices); pretraining (its weights alone); none. The
 student is evaluated on test slices, the teacher on test mammograms; tiny and quick end with whole volumes (DBTex).
 One teacher serves several students: configs/comoto.py:student --config.stages.student.teacher=RUN/teacher/model.
 Without a teacher: configs/comoto.py:student --config.distill.mode=none --config.stages.student.init_from=DIR.
-published has the numbers of the published training, not its preprocessing (configs/recipes/distillation.py).
+published repeats the published configuration for comparison, with its preprocessing and batch norms; what still
+differs, configs/recipes/distillation.py says. It starts from a ResNet-50 of ImageNet that is read as if for grey
+values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_scale=255. Where images name no split,
+--config.data.dbt.split_shares=0.7,0.1,0.2 deals patients out as published.
 Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
 from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin.
 Many settings: configs/comoto_table.py.
@@ -34,7 +38,9 @@ SIZES = ("tiny", "quick", "small", "published")
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, ("student", "baselines", "volumes", *variants.BACKBONES), SIZES)
-    data = "paper" if size == "published" else size
+    published = size == "published"
+    data = "paper" if published else size
+    few: dict[str, Any] = {"train_share_of": "images"} if published else {}
     slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}
     alone = "student" in extras
     students: dict[str, TrainDetectorStage] = {
@@ -50,13 +56,19 @@ def get_config(variant=None):
         "mammograms": EvaluateDetectorsStage(models=("teacher",), on="mammo", recipe="distill"),
     }
     if size in ("tiny", "quick") or "volumes" in extras:
-        stages["volumes"] = EvaluateDetectorsStage(models=tuple(students), on="dbt", metric="dbtex", recipe="distill")
+        stages["volumes"] = EvaluateDetectorsStage(
+            models=tuple(students),
+            on="dbt",
+            metric="dbtex",
+            volume_rule="comoto" if published else "group",
+            recipe="distill",
+        )
     return variants.experiment(
         "comoto",
         data={
             "on_error": "stop",
             "mammo": SourceSpec(phantom_volumes(data, seed=3, modality="mammogram")),
-            "dbt": SourceSpec(phantom_volumes(data, seed=5), train_share=0.5 if size == "tiny" else 0.1),
+            "dbt": SourceSpec(phantom_volumes(data, seed=5), train_share=0.5 if size == "tiny" else 0.1, **few),
         },
         distill=distillation(size, extras),
         stages={name: stage for name, stage in stages.items() if not alone or name not in ("teacher", "mammograms")},

@@ -17,7 +17,6 @@ from elk_jax.data.flips import flip_boxes, flip_image
 from elk_jax.images.boxes import area
 from elk_jax.images.schema import Record
 
-
 Rounding = Literal["nearest", "down"]
 """Of the sides of a resized image, as a setting (`scaled_size`)."""
 Pixels = Literal["mean", "linear"]

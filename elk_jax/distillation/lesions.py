@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.distillation.maps import TINY
 from elk_jax.distillation.points import Points
 from elk_jax.precision import at_least_float32
 
@@ -31,14 +32,31 @@ def identity_map(size: int) -> Map:
     return {"kernel": jnp.eye(size), "bias": jnp.zeros(size)}
 
 
-def lskd(teacher: Points, student: Points, learned: Map, temperature: float) -> jax.Array:
+def lskd(teacher: Points, student: Points, learned: Map, temperature: float, normalised: bool = False) -> jax.Array:
     """Lesion-specific knowledge distillation: the images of the two need not be of the same patients.
 
     T^2 (1/C) sum_c KL(softmax(t_c / T) | softmax(s'_c / T)) over the N points, t and s the means over the images with
     lesions, s' the learned map of s (Alberb et al. 2024). With one point it is 0. The weight alpha is the caller's.
+
+    Where the points differ by less than T, a channel adds half the mean square of what t and s' differ by, less their
+    means over the points, and T drops out: the loss grows with the square of the features' scale. normalised: of t and
+    s as `deviations`, which have none; with s' = s it is then about 1 - r, r the correlation of t and s over channels
+    and points.
     """
     there = teacher.present.any() & student.present.any()
-    return jnp.where(there, _kl(mean_of(teacher), mean_of(student), learned, temperature), 0)
+    t, s = mean_of(teacher), mean_of(student)
+    if normalised:
+        t, s = deviations(t), deviations(s)
+    return jnp.where(there, _kl(t, s, learned, temperature), 0)
+
+
+def deviations(x: jax.Array) -> jax.Array:
+    """x [C, n] less its mean over the points, divided by the standard deviation of all its values from those: channels
+    keep their shares. Zeros where the points are alike."""
+    centred = x - x.mean(1, keepdims=True)
+    square = (centred**2).mean()
+    differ = square > TINY
+    return jnp.where(differ, centred / jnp.sqrt(jnp.where(differ, square, 1)), 0)
 
 
 def mean_of(points: Points) -> jax.Array:
@@ -57,7 +75,7 @@ def _kl(teacher: jax.Array, student: jax.Array, learned: Map, temperature: float
 
 def image_level(
     teacher: jax.Array, student: jax.Array, learned: Map, temperature: float,
-    teacher_valid: jax.Array, student_valid: jax.Array,
+    teacher_valid: jax.Array, student_valid: jax.Array, normalised: bool = False,
 ) -> jax.Array:  # fmt: skip
     """The published rival: as `lskd`, over all cells of the mean maps [B, h, w, C] instead of points of lesions.
 
@@ -67,7 +85,7 @@ def image_level(
     def cells(features: jax.Array, valid: jax.Array) -> Points:
         return Points(at_least_float32(features).reshape(len(features), -1, features.shape[-1]), valid)
 
-    return lskd(cells(teacher, teacher_valid), cells(student, student_valid), learned, temperature)
+    return lskd(cells(teacher, teacher_valid), cells(student, student_valid), learned, temperature, normalised)
 
 
 def impa(lesions: Points, beside: Points) -> tuple[jax.Array, jax.Array]:

@@ -106,7 +106,8 @@ def evaluate_detections(
     RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10, ap30, ap10_50 (the mean from IoU
     0.1 to 0.5) and, at the thresholds of the operating points, false_positives_per_lesion_free_image {"0.5": ...}.
     Besides: operating_points [{rate, threshold, sensitivity, false_positives_per_image,
-    false_positives_per_lesion_free_image}], curve {false_positives_per_image, sensitivity, band_at, low, high}, counts, notes, and the settings of the evaluation.
+    false_positives_per_lesion_free_image}], curve {false_positives_per_image, sensitivity, band_at, low, high}, counts,
+    notes, and the settings of the evaluation.
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     scored = above(checked(results), score_floor)

@@ -53,6 +53,34 @@ def test_lskd_compares_means_over_the_images_with_lesions():
     assert np.abs(learned["kernel"]).max() <= 5**-0.5
 
 
+def test_deviations_by_hand():
+    """Channels (0, 2) and (5, 11): deviations -1, 1 and -3, 3, mean square 5."""
+    found = lesions.deviations(jnp.array([[0.0, 2], [5, 11]]))
+    np.testing.assert_allclose(found, np.array([[-1, 1], [-3, 3]]) / 5**0.5, rtol=1e-6)
+    alike = jnp.array([[4.0, 4], [7, 7]])
+    assert np.all(lesions.deviations(alike) == 0)
+    assert np.isfinite(jax.grad(lambda x: lesions.deviations(x).sum())(alike)).all()
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(0.5, 0.0), (1.0, 5.0), (8.0, -2.0)])
+def test_without_normalisation_the_loss_grows_with_the_square_of_the_scale_of_features(factor, shift):
+    """L = C^-1 sum_c (1/2) mean_p (t - s)^2 of centred t and s, where these are small against T."""
+    t, s = some(0, 3, 9, 4), some(1, 4, 9, 4)
+    identity, big = lesions.identity_map(9), 60.0
+    plain, normal = (
+        [
+            float(lesions.lskd(points(a), points(b), identity, big, normalised))
+            for a, b in ((t, s), (factor * t + shift, factor * s))
+        ]
+        for normalised in (False, True)
+    )
+    centred = [np.asarray(x).mean(0).T - np.asarray(x).mean(0).mean(0)[:, None] for x in (t, s)]
+    assert plain[0] == pytest.approx(((centred[0] - centred[1]) ** 2).mean() / 2, rel=0.02)
+    assert plain[1] == pytest.approx(factor**2 * plain[0], rel=0.05)
+    r = np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1]
+    assert normal == pytest.approx([1 - r, 1 - r], rel=0.02)
+
+
 def test_image_level_is_the_same_over_all_cells():
     t, s, valid = some(0, 2, 2, 3, 4), some(1, 2, 2, 3, 4), jnp.ones(2, bool)
     learned = lesions.identity_map(6)

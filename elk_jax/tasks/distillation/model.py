@@ -89,7 +89,7 @@ def lesion(
     teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
 ) -> tuple[jax.Array, Metrics]:
     t, s = (lesion_points(side, recipe) for side in (teacher, student))
-    loss = partial(lesions.lskd, t, s, temperature=recipe.temperature or 4.0)
+    loss = partial(lesions.lskd, t, s, temperature=recipe.temperature or 4.0, normalised=recipe.normalised)
     return loss(learned), {
         "kl_identity": loss(lesions.identity_map(recipe.points)),
         "distinct_cells": _distinct(student, recipe),
@@ -100,10 +100,12 @@ def image(
     teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
 ) -> tuple[jax.Array, Metrics]:
     t, s = (side.level(recipe.stride) for side in (teacher, student))
-    valid, temperature = (teacher.batch["valid"], student.batch["valid"]), recipe.temperature or 4.0
-    cells = len(learned["bias"])
-    identity = lesions.image_level(t, s, lesions.identity_map(cells), temperature, *valid)
-    return lesions.image_level(t, s, learned, temperature, *valid), {"kl_identity": identity}
+    valid = teacher.batch["valid"], student.batch["valid"]
+
+    def loss(learned: Params) -> jax.Array:
+        return lesions.image_level(t, s, learned, recipe.temperature or 4.0, *valid, recipe.normalised)
+
+    return loss(learned), {"kl_identity": loss(lesions.identity_map(len(learned["bias"])))}
 
 
 def classwise(

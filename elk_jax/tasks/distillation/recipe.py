@@ -34,8 +34,11 @@ class DistillationRecipe(DetectionRecipe):
 
     mode: what a student learns of its teacher beside detection (`model.MODES`); pretraining: its weights, to start
     from; none: nothing, it starts from `init_from`, or from random weights. weight: of this loss; None: as published.
+    normalised: `lesion` and `image` compare features that have no scale; False: as they are, as published, so that on a
+    pyramid's fine levels this loss rules all others (`lesions.lskd`).
     detection_weight: of detection; 0: the student learns to resemble its teacher alone, and its heads stay as they
-    are. distill_from: the first step with the loss of the mode, from 0.
+    are. distill_from: the first step with the loss of the mode, from 0. student_rate: factor on the learning rate of
+    students, which start from a trained detector.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
     pixels per cell; the others read all levels. tap: which levels: those of the pyramid, or of the backbone below it.
     temperature: of `lesion`, `image`, `classwise`, `cwd` and `contrastive`; None: as published. tolerance: cells by
@@ -46,8 +49,10 @@ class DistillationRecipe(DetectionRecipe):
 
     mode: Mode = "lesion"
     weight: Annotated[float, NOT_NEGATIVE] | None = None
+    normalised: bool = True
     detection_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     distill_from: Annotated[int, AtLeast(0)] = 0
+    student_rate: Annotated[float, ABOVE_ZERO] = 1.0
     points: Count = 9
     sampling: Sampling = "bilinear"
     stride: Annotated[int, AtLeast(1)] = 8
@@ -76,7 +81,17 @@ class DistillationRecipe(DetectionRecipe):
         super().__post_init__()
 
 
-OF_STUDENTS = ("mode", "weight", "detection_weight", "distill_from", "tap", "temperature", "tolerance")
+OF_STUDENTS = (
+    "mode",
+    "weight",
+    "normalised",
+    "detection_weight",
+    "distill_from",
+    "student_rate",
+    "tap",
+    "temperature",
+    "tolerance",
+)
 OF_TEACHERS = ("intra_align", "align_weight", "negatives")
 """Settings that the training of the other does not read."""
 
@@ -122,6 +137,11 @@ class TrainDistilledStage(TrainDetectorStage):
         others = OF_STUDENTS if self.role == "teacher" else OF_TEACHERS
         changes: Any = {one.name: one.default for one in fields(DistillationRecipe) if one.name in others}
         return replace(recipe, **changes)
+
+    def paced(self, recipe: DistillationRecipe) -> DistillationRecipe:
+        """The recipe with the learning rate of this stage."""
+        factor = recipe.student_rate if self.role == "student" else 1.0
+        return replace(recipe, schedule=replace(recipe.schedule, base=factor * recipe.schedule.base))
 
     def starting(self, recipe: DistillationRecipe) -> TrainDistilledStage:
         """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher, unless

@@ -125,7 +125,7 @@ def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, pl
 def train(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:
     """Train one detector and write `<stage>/model/`."""
     prepare = _teacher if stage.role == "teacher" else _student
-    found = detection.train_with(run, stage.starting(recipe), recipe, prepare)
+    found = detection.train_with(run, stage.starting(recipe), stage.paced(recipe), prepare)
     for warning in likeness_warnings(found.get("before", {}), found["best"]):
         run.say(f"  warning: {warning}")
     return {**found, "role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import comoto
 from elk_jax.backbones import resnet
 from elk_jax.detection import detectors, faster_rcnn_config
-from elk_jax.detection.retinanet_config import RetinaNetConfig
+from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
+from elk_jax.experiments.parse import parse
 from elk_jax.privacy.settings import Privacy
+from elk_jax.tasks.detection.recipe import FIT
 from elk_jax.tasks.distillation import model
 from elk_jax.tasks.distillation.model import LEARNED, MODES, aligning, learning, of_detector
 from elk_jax.tasks.distillation.recipe import DistillationRecipe
@@ -148,6 +151,27 @@ def test_the_detectors_of_the_table_give_logits_of_their_anchors():
 
         logits = jax.eval_shape(call, jax.eval_shape(one.init, jax.random.key(0)))
         assert counts == [(logits.shape[1], 4)] and logits.shape[::2] == (2, classes)
+
+
+def test_published_points_lie_in_the_frame_of_the_stretched_image():
+    """A box at (488, 976) to (590, 1170) of 1024 x 2048 px: r = 21 / 1024 gives the cells 10, 20, 12 and 23; in the
+    canvas of 672 px, which is 666 px of the image and padding, r = 21 / 672 would give 9, 19, 11 and 23."""
+    one = detectors.build(plain(backbone=resnet.ResNetConfig(num_classes=0, depth=18, width=8, norm="none")))
+    box = np.array([488.0, 976, 590, 1170]) * np.tile([666 / 1024, 1333 / 2048], 2)
+    batch = {
+        "image": jnp.zeros((1, 1344, 672, 1)), "image_size": jnp.array([[1333.0, 666]]),
+        "gt_boxes": jnp.asarray(box, jnp.float32)[None, None], "gt_valid": jnp.ones((1, 1), bool),
+        "gt_ignore": jnp.zeros((1, 1), bool), "valid": jnp.ones(1, bool),
+    }  # fmt: skip
+    level = jnp.stack(jnp.meshgrid(jnp.arange(42.0), jnp.arange(21.0), indexing="ij")[::-1], -1)[None]
+    side = model.Side(one, {}, (level,), batch, (32,))
+    recipe = parse(comoto.get_config("published")).recipes["distill"]
+    found = model.lesion_points(side, recipe).values[0]
+    assert found[:4].tolist() == [[10, 20], [12, 20], [10, 23], [12, 23]] and found[4].tolist() == [11, 21]
+    whole = replace(recipe, loader=replace(recipe.loader, resize=FIT))
+    assert model.lesion_points(side, whole).values[0, 0].tolist() == [9, 19]
+    bare = replace(recipe, sampling="bilinear")
+    np.testing.assert_allclose(model.lesion_points(side, bare).values[0, 0], box[:2] / 32 - 0.5, rtol=1e-4)
 
 
 def test_a_private_recipe_is_refused():
