@@ -44,7 +44,7 @@ from elk_jax.training.timing import peak_memory  # noqa: E402
 RECIPE = replace(workload.RECIPE, optimizer=replace(workload.RECIPE.optimizer, frozen=()))
 """All layers learn, as in configs/comoto.py."""
 PLAIN, MAPS, LOGITS, ALIGNED = "student alone", "teacher's maps", "teacher's maps and logits", "aligned teacher"
-READS_LOGITS = ("classwise",)
+READS_LOGITS = ("classwise", "outputs")
 AIM = 1.4
 """A step that distils over both parts; not more on a CPU."""
 
@@ -154,8 +154,8 @@ def compiled(
 
 
 def _logits(own: Detector, canvas: tuple[int, int], params: Params, batch: Any) -> jax.Array:
-    assert own.anchor_logits is not None
-    return own.anchor_logits(params, own.features(params, batch), canvas)[0]
+    assert own.anchored is not None
+    return own.anchored(params, own.features(params, batch), canvas).logits
 
 
 def _step(model: Model, batch: Any, mesh: Any) -> Callable[[], Any]:

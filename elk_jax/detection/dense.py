@@ -24,7 +24,7 @@ from elk_jax.detection import backbone, lanes
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.anchors import pyramid_anchors
 from elk_jax.detection.dense_config import DenseConfig
-from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid, Tap
+from elk_jax.detection.detector import Anchored, Batch, Detector, MapImages, Params, Pyramid, Tap
 from elk_jax.detection.losses import focal_sum, giou_loss, smooth_l1
 from elk_jax.detection.matching import POSITIVE, match
 from elk_jax.detection.nms import batched_nms, soft_nms
@@ -67,7 +67,7 @@ def detector(
         frozen=frozen,
         strides=config.strides,
         statistics=backbone.statistics(config.backbone),
-        anchor_logits=partial(anchor_logits, model),
+        anchored=partial(anchored, model),
         backbone=Tap(partial(backbone_maps, model), config.stages, partial(levels, model)),
     )
 
@@ -105,13 +105,12 @@ def anchors(config: DenseConfig, height: int, width: int) -> tuple[np.ndarray, .
     return pyramid_anchors(size, c.strides, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
 
 
-def anchor_logits(
-    model: Any, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
-) -> tuple[jax.Array, np.ndarray]:
-    """Logits [B, A, Q] of the classes, without an unused background, and all anchors [A, 4], of images of a canvas."""
-    logits = jnp.concatenate(outputs(model, params, pyramid).logits, 1)
+def anchored(model: Any, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]) -> Anchored:
+    """What is said of all anchors of images of a canvas: without an unused background."""
+    found, every = outputs(model, params, pyramid), np.concatenate(anchors(model.config, *canvas))
+    boxes = box_ops.decode(jnp.concatenate(found.deltas, 1), jnp.asarray(every), model.config.box_weights)
     first = int(model.config.background == "first")
-    return logits[..., first:], np.concatenate(anchors(model.config, *canvas))
+    return Anchored(jnp.concatenate(found.logits, 1)[..., first:], boxes, every)
 
 
 @jax.named_scope("losses")

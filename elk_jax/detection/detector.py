@@ -49,6 +49,14 @@ class Tap(NamedTuple):
     pyramid: Callable[[Params, Pyramid], Pyramid]
 
 
+class Anchored(NamedTuple):
+    """Of all A anchors of all levels: class logits, each against the background, and boxes, in px of the canvas."""
+
+    logits: jax.Array  # [B, A, Q]
+    boxes: jax.Array  # [B, A, 4], not clipped to the image
+    anchors: np.ndarray  # [A, 4]
+
+
 @dataclass(frozen=True, eq=False)
 class Detector:
     """One configured detector, as pure functions.
@@ -74,8 +82,8 @@ class Detector:
     statistics: of those that are running statistics of batches (`Model.statistics`).
     strides: pixels per cell of every level.
     stages: 1, or 2 for a detector that scores regions which it has proposed.
-    anchor_logits: (params, pyramid, canvas (H, W)) -> (class logits [B, A, Q] of all anchors, the anchors [A, 4]); of a
-    detector of two stages the objectness of its proposals, Q 1. None: there are none to compare.
+    anchored: (params, pyramid, canvas (H, W)) -> what is said of all anchors; of a detector of two stages of its
+    proposals, whose class is the objectness. None: there are none to compare.
     backbone: the maps that the pyramid is made of; None: they cannot be read.
     images, tested_images: I in training and in testing, 2 for pairs (`SourceSpec.partner`).
     """
@@ -90,7 +98,7 @@ class Detector:
     frozen: tuple[str, ...]
     strides: tuple[int, ...]
     stages: int = 1
-    anchor_logits: Callable[[Params, Pyramid, tuple[int, int]], tuple[jax.Array, np.ndarray]] | None = None
+    anchored: Callable[[Params, Pyramid, tuple[int, int]], Anchored] | None = None
     backbone: Tap | None = None
     statistics: tuple[str, ...] = ()
     images: int = 1

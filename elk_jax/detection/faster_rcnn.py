@@ -26,8 +26,9 @@ import numpy as np
 from elk_jax.backbones.fpn import FPN
 from elk_jax.backbones.norms import frozen_patterns, norm_from_name
 from elk_jax.detection import backbone, lanes
+from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.anchors import pyramid_anchors
-from elk_jax.detection.detector import Batch, Detector, MapImages, Params, Pyramid
+from elk_jax.detection.detector import Anchored, Batch, Detector, MapImages, Params, Pyramid
 from elk_jax.detection.faster_rcnn_config import (
     STAGES,
     STRIDES,
@@ -101,7 +102,7 @@ def detector(config: FasterRCNNConfig) -> Detector:
         strides=STRIDES,
         statistics=backbone.statistics(config.backbone),
         stages=2,
-        anchor_logits=partial(anchor_logits, model),
+        anchored=partial(anchored, model),
     )
 
 
@@ -171,12 +172,11 @@ def anchors(config: FasterRCNNConfig, height: int, width: int) -> tuple[np.ndarr
     return pyramid_anchors((height, width), STRIDES, c.anchor_sizes, c.anchor_ratios, c.anchor_offset, c.anchor_rounded)
 
 
-def anchor_logits(
-    model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]
-) -> tuple[jax.Array, np.ndarray]:
-    """Objectness [B, A, 1] of all anchors, and these [A, 4]."""
-    logits = jnp.concatenate(rpn_outputs(model, params, pyramid).objectness_logits, 1)
-    return logits[..., None], np.concatenate(anchors(model.config, *canvas))
+def anchored(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array], canvas: tuple[int, int]) -> Anchored:
+    """Objectness [B, A, 1] of all anchors, and what the proposals make of them."""
+    found, every = rpn_outputs(model, params, pyramid), np.concatenate(anchors(model.config, *canvas))
+    boxes = box_ops.decode(jnp.concatenate(found.deltas, 1), jnp.asarray(every))
+    return Anchored(jnp.concatenate(found.objectness_logits, 1)[..., None], boxes, every)
 
 
 @jax.named_scope("proposals")

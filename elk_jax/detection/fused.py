@@ -46,7 +46,7 @@ def detector(config: FusedConfig) -> Detector:
         frozen=tuple(map(_of_trunks, efficientdet.frozen(config))),
         strides=config.strides,
         statistics=tuple(map(_of_trunks, backbone.statistics(config.backbone))),
-        anchor_logits=partial(dense.anchor_logits, model),
+        anchored=partial(dense.anchored, model),
         images=1 if config.second == "own" else 2,
         tested_images=1 if config.second == "own" or config.drop else 2,
     )

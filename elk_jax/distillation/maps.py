@@ -92,6 +92,26 @@ def init_projections(rng: jax.Array, channels: int, size: int = 128) -> dict[str
     return {name: jax.random.normal(key, (channels, size)) / channels**0.5 for name, key in keys.items()}
 
 
+def hint(teacher: jax.Array, student: jax.Array, weights: jax.Array, regressor: dict[str, jax.Array]) -> jax.Array:
+    """Mean of (r(s) - t)^2 / 2, r a learned 1x1 convolution, {kernel [C_s, C_t], bias [C_t]} (Romero et al. 2015,
+    FitNets): what the student's map tells of the teacher's, not how alike they are.
+
+    t with mean 0 and spread 1 of every channel over the batch, so that levels and networks weigh alike.
+    """
+    teacher, student = _pair(teacher, student)
+    return weighted_mean((regressed(student, regressor) - standardised(teacher, weights)) ** 2, weights) / 2
+
+
+def regressed(student: jax.Array, regressor: dict[str, jax.Array]) -> jax.Array:
+    """r(s) [B, h, w, C_t]."""
+    return at_least_float32(student) @ regressor["kernel"] + regressor["bias"]
+
+
+def init_regressor(rng: jax.Array, channels: int, taught: int) -> dict[str, jax.Array]:
+    """Fresh {kernel, bias}, from `channels` to `taught`; the kernel normal with variance 1 / channels."""
+    return {"kernel": jax.random.normal(rng, (channels, taught)) / channels**0.5, "bias": jnp.zeros(taught)}
+
+
 def cwd(teacher: jax.Array, student: jax.Array, weights: jax.Array, temperature: float = 1.0) -> jax.Array:
     """Channel-wise distillation (Shu et al. 2021): T^2 times the mean over images and channels of the KL divergence
     between softmaxes over the cells of an image with weights above 0."""

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.data.batches.detection import blank_batch
-from elk_jax.detection.detector import Detector, Pyramid, image_of
+from elk_jax.detection.detector import Anchored, Detector, Pyramid, image_of
 from elk_jax.detection.matching import NEGATIVE, POSITIVE, match
-from elk_jax.distillation import fgd, lesions, likeness, maps, points
+from elk_jax.distillation import fgd, lesions, likeness, maps, outputs, points
 from elk_jax.distillation.likeness import Moments
 from elk_jax.distillation.points import Grid, Points
 from elk_jax.images.grey import AIR
@@ -34,6 +34,8 @@ NOT_TAPPED = {"pyramid": f"^(?!(backbone|fpn|{LEARNED})/)", "backbone": f"^(?!(b
 """What stays as it is in a student that learns to resemble its teacher alone: what its maps do not depend on."""
 COLLAPSED = 0.1
 """Spread of a student's maps, as a share of the teacher's, below which they say nothing."""
+CONFIDENT = 0.3
+"""Probability from which on a teacher's box is a target, unless the recipe gives another."""
 HARD_NEGATIVES = 100
 """Anchors of an image that stand for the background in class-wise distillation."""
 
@@ -71,7 +73,9 @@ class Mode:
     reads: what the teacher sees: beside, its own images; same, those of the student, or their partners. weight: as
     published.
     of_two_stages: that of a detector of two stages, where it differs. init: (rng, levels {stride: (h, w, C)}, recipe)
-    -> what the loss learns itself. one_canvas: that follows from the size of the map.
+    -> what the loss learns itself. one_canvas: that follows from the size of the map. of_anchors: it reads what is said
+    of anchors, so that heads learn by it. mapped: (the student's maps, what the loss learns itself) -> the maps that
+    resemble those of the teacher.
     """
 
     loss: Loss
@@ -80,6 +84,8 @@ class Mode:
     of_two_stages: float | None = None
     init: Callable[[jax.Array, Mapping[int, tuple[int, ...]], DistillationRecipe], Params] = lambda *_: {}
     one_canvas: bool = False
+    of_anchors: bool = False
+    mapped: Callable[[Pyramid, Params], Pyramid] = lambda maps, _: maps
 
 
 # ---- The losses ------------------------------------------------------------------------------------------------------
@@ -149,6 +155,28 @@ def contrastive(
     return jnp.stack(found).mean(), _alike(pairs)
 
 
+def hints(
+    teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
+) -> tuple[jax.Array, Metrics]:
+    pairs = _levels(teacher, student)
+    found = [maps.hint(*pair, learned[f"level{n}"]) for n, pair in enumerate(pairs)]
+    mapped = student._replace(pyramid=_regressed(student.pyramid, learned))
+    return jnp.stack(found).mean(), _alike(_levels(teacher, mapped))
+
+
+def soft_outputs(
+    teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
+) -> tuple[jax.Array, Metrics]:
+    (logits, boxes, _), (own_logits, own_boxes, _) = (_anchored(side) for side in (teacher, student))
+    counts, confidence = student.batch["valid"], CONFIDENT if recipe.confidence is None else recipe.confidence
+    found = {
+        "soft_classes": outputs.soft_classes(logits, own_logits, counts, recipe.temperature or 2.0),
+        "soft_boxes": outputs.confident_boxes(logits, boxes, own_boxes, counts, confidence),
+    }
+    confident = outputs.confident(logits, counts, confidence).sum() / jnp.maximum(counts.sum(), 1)
+    return jnp.stack(list(found.values())).sum(), {**found, "confident_anchors": confident}
+
+
 def focal_global(
     teacher: Side, student: Side, learned: Params, recipe: DistillationRecipe, _: MapImages
 ) -> tuple[jax.Array, Metrics]:
@@ -184,16 +212,28 @@ def _projections(rng: jax.Array, levels: Mapping[int, tuple[int, ...]], _: Disti
     return {f"level{n}": maps.init_projections(keys[n], shape[-1]) for n, shape in enumerate(levels.values())}
 
 
+def _regressors(rng: jax.Array, levels: Mapping[int, tuple[int, ...]], _: DistillationRecipe) -> Params:
+    keys = jax.random.split(rng, len(levels))
+    widths = [shape[-1] for shape in levels.values()]
+    return {f"level{n}": maps.init_regressor(keys[n], width, width) for n, width in enumerate(widths)}
+
+
+def _regressed(student: Pyramid, learned: Params) -> Pyramid:
+    return tuple(maps.regressed(level, learned[f"level{n}"]) for n, level in enumerate(student))
+
+
 MODES: dict[str, Mode] = {
     "lesion": Mode(lesion, "beside", 2.0, init=_map_of_points),
     "image": Mode(image, "beside", 2.0, init=_map_of_cells, one_canvas=True),
-    "classwise": Mode(classwise, "beside", 0.5),
+    "classwise": Mode(classwise, "beside", 0.5, of_anchors=True),
     "pkd": Mode(pkd, "same", 10.0, of_two_stages=6.0),
     "fgd": Mode(focal_global, "same", 1.0, init=_relations),
     "cwd": Mode(cwd, "same", 10.0),
     "mse": Mode(resembling(maps.normalised_mse), "same", 1.0),
     "sigmoid_l2": Mode(resembling(maps.sigmoid_l2), "same", 1.0),
     "contrastive": Mode(contrastive, "same", 1.0, init=_projections),
+    "hints": Mode(hints, "same", 1.0, init=_regressors, mapped=_regressed),
+    "outputs": Mode(soft_outputs, "same", 1.0, of_anchors=True),
 }
 """By `recipe.mode`; pretraining and none have no loss."""
 
@@ -244,8 +284,7 @@ def points_beside(side: Side, recipe: DistillationRecipe, rng: jax.Array, map_im
 
 def anchor_classes(side: Side, map_images: MapImages) -> tuple[jax.Array, jax.Array]:
     """(logits [B, A, Q], class of every anchor [B, A]: of its lesion; Q for the hardest on background; else -1)."""
-    assert side.detector.anchor_logits is not None
-    logits, anchors = side.detector.anchor_logits(side.params, side.pyramid, side.canvas)
+    logits, _, anchors = _anchored(side)
     background = logits.shape[-1]
 
     def of_image(logits, boxes, labels, valid, ignore, counts):
@@ -257,6 +296,11 @@ def anchor_classes(side: Side, map_images: MapImages) -> tuple[jax.Array, jax.Ar
 
     truth = (side.batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore", "valid"))
     return logits, map_images(of_image)(jax.lax.stop_gradient(logits), *truth)
+
+
+def _anchored(side: Side) -> Anchored:
+    assert side.detector.anchored is not None
+    return side.detector.anchored(side.params, side.pyramid, side.canvas)
 
 
 def _levels(teacher: Side, student: Side) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
@@ -337,7 +381,8 @@ def learning(
 
     own = trainable(detector)
     predict = lambda params, constants, batch, map_images: own.predict(of_detector(params), {}, batch, map_images)
-    frozen = own.frozen if recipe.detection_weight else (*own.frozen, NOT_TAPPED[recipe.tap])
+    whole = recipe.detection_weight > 0 or mode.of_anchors
+    frozen = own.frozen if whole else (*own.frozen, NOT_TAPPED[recipe.tap])
     return Model(
         init, loss, predict, per_example=False, frozen=frozen, statistics=own.statistics, constants={"teacher": weights}
     )
@@ -348,13 +393,14 @@ def likeness_of_batch(
 ) -> list[tuple[Moments, Moments]]:
     """Of every level, the sums of a batch of pairs, and of pairs that do not belong together (`likeness.moments`).
 
-    batch: with `patient` [B] int, a number for each.
+    params: of the student, with what the loss learns itself. batch: with `patient` [B] int, a number for each.
     """
+    own, mapped = of_detector(params), MODES[recipe.mode].mapped
     taps = [one.tap(recipe.tap) for one in (teacher, detector)]
     shown, seen = image_of(batch, 1), image_of(batch, 0)
     sides = (
         Side(teacher, weights, taps[0].maps(weights, shown), shown, taps[0].strides),
-        Side(detector, params, taps[1].maps(params, seen), seen, taps[1].strides),
+        Side(detector, own, mapped(taps[1].maps(own, seen), params.get(LEARNED, {})), seen, taps[1].strides),
     )
     patients = batch["patient"]
     return [(likeness.moments(*pair), likeness.shuffled(*pair, patients)) for pair in _levels(*sides)]

@@ -10,20 +10,33 @@ from elk_jax.detection.detector import TapName
 from elk_jax.distillation.points import Count, Sampling
 from elk_jax.errors import UserError
 from elk_jax.evaluation.evaluate import METRIC_NAMES
-from elk_jax.fields import ABOVE_ZERO, NOT_NEGATIVE, AtLeast, Between, OneOf
+from elk_jax.fields import ABOVE_ZERO, NOT_NEGATIVE, SHARE, AtLeast, Between, OneOf
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.stages import Data, Origin
 
 Mode = Literal[
-    "lesion", "image", "pretraining", "none", "pkd", "fgd", "classwise", "cwd", "mse", "sigmoid_l2", "contrastive"
+    "lesion",
+    "image",
+    "pretraining",
+    "none",
+    "pkd",
+    "fgd",
+    "classwise",
+    "cwd",
+    "mse",
+    "sigmoid_l2",
+    "contrastive",
+    "hints",
+    "outputs",
 ]
 SIMILARITY = "similarity"
 """Of a student's maps and those of the teacher that sees the partners, on the validation split."""
 
 
 READ_BY = {
-    "temperature": ("lesion", "image", "classwise", "cwd", "contrastive"),
+    "temperature": ("lesion", "image", "classwise", "cwd", "contrastive", "outputs"),
     "tolerance": ("mse", "sigmoid_l2"),
+    "confidence": ("outputs",),
 }
 """Setting -> the modes that read it."""
 
@@ -36,13 +49,14 @@ class DistillationRecipe(DetectionRecipe):
     from; none: nothing, it starts from `init_from`, or from random weights. weight: of this loss; None: as published.
     normalised: `lesion` and `image` compare features that have no scale; False: as they are, as published, so that on a
     pyramid's fine levels this loss rules all others (`lesions.lskd`).
-    detection_weight: of detection; 0: the student learns to resemble its teacher alone, and its heads stay as they
-    are. distill_from: the first step with the loss of the mode, from 0. student_rate: factor on the learning rate of
-    students, which start from a trained detector.
+    detection_weight: of detection; 0: the student learns of its teacher alone, and its heads stay as they are, but in
+    the mode `outputs`. distill_from: the first step with the loss of the mode, from 0. student_rate: factor on the
+    learning rate of students, which start from a trained detector.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
     pixels per cell; the others read all levels. tap: which levels: those of the pyramid, or of the backbone below it.
-    temperature: of `lesion`, `image`, `classwise`, `cwd` and `contrastive`; None: as published. tolerance: cells by
-    which the maps of `mse` and `sigmoid_l2` may be displaced.
+    temperature: of `lesion`, `image`, `classwise`, `cwd`, `contrastive` and `outputs`; None: as published. tolerance:
+    cells by which the maps of `mse` and `sigmoid_l2` may be displaced. confidence: of `outputs`: probability from which
+    on the teacher's box is a target; None: 0.3.
     intra_align: the teacher learns that lesions resemble each other and not what lies beside them (ImPA), by
     align_weight. negatives: what lies beside; breast: cells of the breast; anywhere: air and padding too.
     """
@@ -59,6 +73,7 @@ class DistillationRecipe(DetectionRecipe):
     tap: TapName = "pyramid"
     temperature: Annotated[float, ABOVE_ZERO] | None = None
     tolerance: Annotated[int, Between(0, 8)] = 0
+    confidence: Annotated[float, SHARE] | None = None
     intra_align: bool = True
     align_weight: Annotated[float, NOT_NEGATIVE] = 2.0
     negatives: Literal["breast", "anywhere"] = "breast"
@@ -71,7 +86,7 @@ class DistillationRecipe(DetectionRecipe):
         if not self.detection_weight and self.mode in ("pretraining", "none"):
             what = f"the mode {self.mode} has no loss but that of detection"
             raise UserError(what, where="detection_weight", todo="give a number above 0, or choose another mode")
-        if not self.detection_weight and self.best_metric != SIMILARITY:
+        if not self.detection_weight and self.mode != "outputs" and self.best_metric != SIMILARITY:
             what = "a student that does not learn to detect is not chosen by its detections"
             raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
         for name, modes in READ_BY.items():
@@ -91,6 +106,7 @@ OF_STUDENTS = (
     "tap",
     "temperature",
     "tolerance",
+    "confidence",
 )
 OF_TEACHERS = ("intra_align", "align_weight", "negatives")
 """Settings that the training of the other does not read."""

@@ -51,7 +51,7 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     names: stages that will run; the weights of one of them are not there yet.
     """
     place, detector = f"config.{stage.recipe}", _detector(recipe)
-    if not recipe.detection_weight and not stage.partner:
+    if not recipe.detection_weight and not stage.partner and recipe.mode != "outputs":
         what = "a student that does not learn to detect is chosen by its likeness to the teacher of its partners"
         raise UserError(what, where=f"{place}.detection_weight", todo="give a number above 0, or set partner=True")
     if recipe.best_metric == SIMILARITY and not stage.partner:
@@ -81,14 +81,14 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         what = f"the mode {recipe.mode} needs images for the teacher"
         todo = "name data sources, such as the training data of the teacher"
         raise UserError(what, where=f"config.stages.{stage.name}.beside", todo=todo)
-    if recipe.mode == "classwise" and recipe.tap != "pyramid":
-        what = "classes are compared behind the pyramid"
+    if mode and mode.of_anchors and recipe.tap != "pyramid":
+        what = "what is said of anchors is compared behind the pyramid"
         raise UserError(what, where=f"{place}.tap", todo="set tap=pyramid")
     if mode and mode.one_canvas and len(recipe.loader.buckets) != 1:
         what = f"the mode {recipe.mode} learns a map of one size, but there are {len(recipe.loader.buckets)} canvases"
         raise UserError(what, where=f"{place}.loader.buckets", todo="give one (height, width)")
-    if recipe.mode == "classwise" and detector.anchor_logits is None:
-        what = f"{detector.name} has no classes of anchors to compare"
+    if mode and mode.of_anchors and detector.anchored is None:
+        what = f"{detector.name} says nothing of anchors that could be compared"
         raise UserError(what, where=f"{place}.mode", todo="choose another mode, or another detector")
     if stage.partner:
         detection.check_pairs(run, (*stage.train_on, stage.validate_on), 2, "the teacher sees partners")
@@ -184,7 +184,7 @@ def _distilled(
         of_detector=of_detector,
         canvases=len(own.canvases) * (len(beside.canvases) if beside else 1),
         measure=_likeness(run, stage, recipe, detector, teacher) if stage.partner else None,
-        detects=recipe.detection_weight > 0,
+        detects=recipe.detection_weight > 0 or recipe.mode == "outputs",
     )
 
 
@@ -208,7 +208,7 @@ def _likeness(
         for batch in batches.eval_batches(seen, loader, jax.process_index(), jax.process_count()):
             read = {name: batch[name] for name in ("image", "image_size", "valid")}
             shown = meshes.put_batch({**read, "patient": patients[batch["index"]]}, run.mesh)
-            found = jax.device_get(compare(of_detector(params), constants, shown))
+            found = jax.device_get(compare(params, constants, shown))
             found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
             total = found if total is None else jax.tree.map(np.add, total, found)
         return likeness_metrics(total or [])

@@ -25,7 +25,7 @@ from tests.tasks.distillation.test_model import CONFIG, SIDE, detector
 from tests.training import hlo
 
 STEPS, BATCH = 2, 8
-TRIED = ("lesion", "image", "classwise", "pkd", "fgd", "contrastive")
+TRIED = ("lesion", "image", "classwise", "pkd", "fgd", "contrastive", "hints", "outputs")
 """The others reduce as these do: over the images of a batch, their pairs, or the cells of an image."""
 RECIPE = TrainingRecipe(optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), schedule=Constant(base=0.02))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +14,7 @@ import pytest
 from configs import comoto
 from elk_jax.backbones import resnet
 from elk_jax.detection import detectors, faster_rcnn_config
+from elk_jax.detection.detector import Anchored
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
 from elk_jax.experiments.parse import parse
 from elk_jax.privacy.settings import Privacy
@@ -20,6 +22,7 @@ from elk_jax.tasks.detection.recipe import FIT
 from elk_jax.tasks.distillation import model
 from elk_jax.tasks.distillation.model import LEARNED, MODES, aligning, learning, of_detector
 from elk_jax.tasks.distillation.recipe import DistillationRecipe
+from elk_jax.weights.model_folder import flatten
 from tests.detection import toy_detector
 from tests.refusals import refused
 
@@ -31,11 +34,13 @@ def detector():
     """The toy, whose cells are its anchors."""
     toy = toy_detector.detector(CONFIG)
 
-    def anchor_logits(params, pyramid, canvas):
+    def anchored(params, pyramid, canvas):
         y, x = np.mgrid[0 : SIDE // 8, 0 : SIDE // 8].reshape(2, -1, 1) * 8.0
-        return pyramid[0][..., :1].reshape(len(pyramid[0]), -1, 1), np.concatenate([x, y, x + 8, y + 8], 1)
+        flat = pyramid[0].reshape(len(pyramid[0]), -1, pyramid[0].shape[-1])
+        anchors = np.concatenate([x, y, x + 8, y + 8], 1)
+        return Anchored(flat[..., :1], anchors + jnp.tanh(flat[..., 1:2]), anchors)
 
-    return replace(toy, anchor_logits=anchor_logits)
+    return replace(toy, anchored=anchored)
 
 
 def some_batch(seed: int, lesions: bool = True):
@@ -83,7 +88,9 @@ def test_a_mode_adds_its_weighted_loss_and_reaches_the_backbone(mode):
     assert before[0] == pytest.approx(float(terms["loss_detection"]), rel=1e-6)
     reached = jax.tree.map(lambda a, b: np.abs(a - b).max(), of_detector(gradient), of_detector(before[2]))
     assert reached["backbone_0"]["kernel"] > 0
-    assert bool(jax.tree.leaves(params.get(LEARNED, {}))) == (mode in ("lesion", "image", "fgd", "contrastive"))
+    assert bool(jax.tree.leaves(params.get(LEARNED, {}))) == (
+        mode in ("lesion", "image", "fgd", "contrastive", "hints")
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -98,12 +105,40 @@ def test_images_without_a_lesion_and_padding_give_finite_gradients(mode):
             assert terms["loss_distillation"] == 0
 
 
-@pytest.mark.parametrize("mode", ["pkd", "fgd", "cwd", "mse", "sigmoid_l2"])
+@pytest.mark.parametrize("mode", ["pkd", "fgd", "cwd", "mse", "sigmoid_l2", "outputs"])
 def test_on_the_same_images_a_student_that_is_its_teacher_has_nothing_to_learn(mode):
     found = student(mode)
     params = {**jax.jit(found.init)(jax.random.key(1)), **found.constants["teacher"]}
     _, terms, _ = measure(found, params, both())
     assert terms["loss_distillation"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("mse", True), ("outputs", False)])
+def test_without_detection_the_heads_stay_but_where_outputs_are_learned(mode, kept):
+    metric = "similarity" if mode == "mse" else "mean_sensitivity"
+    recipe = DistillationRecipe(model=CONFIG, mode=mode, detection_weight=0.0, best_metric=metric)
+    own = detector()
+    found = learning(own, own, jax.eval_shape(own.init, jax.random.key(0)), recipe, (SIDE, SIDE))
+    names = [name for name in flatten(jax.eval_shape(own.init, jax.random.key(0))) if not name.startswith("backbone")]
+    frozen = [any(re.search(pattern, name) for pattern in found.frozen) for name in names]
+    assert names and frozen == [kept] * len(names)
+
+
+def test_likeness_of_hints_is_that_of_the_maps_that_the_regressor_makes():
+    """A student with the maps of its teacher, channels swapped: the regressor swaps them back."""
+    own, batch = detector(), some_batch(0)
+    batch = {**batch, "image": jnp.tile(batch["image"], 2), "patient": jnp.arange(2)}
+    recipe = DistillationRecipe(model=CONFIG, mode="hints")
+    weights = jax.jit(own.init)(jax.random.key(7))
+    channels = own.features(weights, some_batch(0))[0].shape[-1]
+    swap = {"level0": {"kernel": jnp.eye(channels)[::-1], "bias": jnp.zeros(channels)}}
+
+    def similarity(learned):
+        sums = model.likeness_of_batch(own, own, recipe, {**weights, LEARNED: learned}, weights, batch)
+        return model.likeness_metrics(sums)["similarity"]
+
+    same = {"level0": {"kernel": jnp.eye(channels), "bias": jnp.zeros(channels)}}
+    assert similarity(same) == pytest.approx(1, abs=1e-4) and similarity(swap) < 0.99
 
 
 def test_a_teacher_aligns_its_lesions():
@@ -145,8 +180,9 @@ def test_the_detectors_of_the_table_give_logits_of_their_anchors():
         counts = []
 
         def call(params, one=one, batch=batch, counts=counts):
-            logits, anchors = one.anchor_logits(params, one.features(params, batch), (64, 64))
+            logits, boxes, anchors = one.anchored(params, one.features(params, batch), (64, 64))
             counts.append(anchors.shape)
+            assert boxes.shape == (2, *anchors.shape)
             return logits
 
         logits = jax.eval_shape(call, jax.eval_shape(one.init, jax.random.key(0)))

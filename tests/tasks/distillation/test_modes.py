@@ -50,7 +50,7 @@ def last(lines, key):
     return [line[f"train/{key}"] for line in lines if f"train/{key}" in line][-1]
 
 
-@pytest.mark.parametrize("mode", ["image", "pkd", "fgd", "cwd"])
+@pytest.mark.parametrize("mode", ["image", "pkd", "fgd", "cwd", "hints"])
 def test_a_mode_changes_what_the_student_becomes(finished, alone, tmp_path, mode):
     own, lines = taught(finished, tmp_path, mode)
     assert differ(own, alone)
@@ -79,8 +79,9 @@ def test_a_teacher_without_alignment_is_a_plain_detector(finished, toy, tmp_path
     assert not any("train/align_pull" in line for line in read_metrics(tmp_path / "teacher" / "metrics.jsonl"))
 
 
-def test_the_anchors_of_an_efficientdet_learn_class_by_class(toy, tmp_path):
-    config = small_config("classwise")
+@pytest.mark.parametrize("mode", ["classwise", "outputs"])
+def test_the_anchors_of_an_efficientdet_learn_of_those_of_the_teacher(toy, tmp_path, mode):
+    config = small_config(mode)
     with config.unlocked():
         config.distill.model = ConfigDict(settings("tiny", frozenset({"efficientdet"}))["model"])
     config.distill.steps, config.distill.distill_from, config.distill.eval_every = 2, 0, 0
