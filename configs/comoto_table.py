@@ -34,6 +34,8 @@ COMPARED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("pkd", {"distill.mode": "pkd"}, "published on COCO: 40.8"),
     ("fgd", {"distill.mode": "fgd"}, "published on COCO: 40.7"),
     ("cwd", {"distill.mode": "cwd"}, "published on COCO with another detector only"),
+    ("hints", {"distill.mode": "hints"}, "FitNets: a learned regressor between maps of the slices"),
+    ("outputs", {"distill.mode": "outputs"}, "generalised distillation: what the teacher says of the slices"),
 )
 """(name, settings, note), each with few slices and with all."""
 
@@ -44,6 +46,16 @@ ABLATED = (
         "few,lesion,cells",
         {"distill.mode": "lesion", "distill.sampling": "cell", "data.dbt.train_share": FEW},
         note="points as published: the cell that a point lies in",
+    ),
+    Row(
+        "few,lesion,with scale",
+        {"distill.mode": "lesion", "distill.normalised": False, "data.dbt.train_share": FEW},
+        note="features as they are, as published: on a fine level this loss rules that of detection",
+    ),
+    Row(
+        "few,lesion,a third of the rate",
+        {"distill.mode": "lesion", "distill.student_rate": 1 / 3, "data.dbt.train_share": FEW},
+        note="the student starts from a trained detector",
     ),
     Row(
         "few,lesion,images",

@@ -9,7 +9,7 @@ once per seed, unless a setting changes them.
 
 Published (Sharma et al. 2024): better than either image alone, near the upper bound; no number, no ablation. The losses
 and the starts are those of its relatives: hallucination (Hoffman et al. 2016) for sigmoid_l2 from C, distillation of
-maps for pkd, fgd and cwd.
+maps for pkd, fgd and cwd, hints (Romero et al. 2015), generalised distillation (Lopez-Paz et al. 2016) for outputs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ LOSSES = (
     Row("fgd", {"borrow.mode": "fgd"}, note="lesions and their surroundings, by attention"),
     Row("cwd", {"borrow.mode": "cwd"}, note="where each channel is active"),
     Row("contrastive", {"borrow.mode": "contrastive"}, note="images as a whole; needs no registration"),
+    Row("hints", {"borrow.mode": "hints"}, note="FitNets: maps of B tell those of C by a learned regressor"),
+    Row(
+        "outputs",
+        {"borrow.mode": "outputs", "borrow.best_metric": "mean_sensitivity"},
+        note="generalised distillation: B says of SM what C says of FFDM, and sees no box",
+    ),
 )
 
 MADE_OF = (
@@ -46,11 +52,7 @@ MADE_OF = (
     Row("without A", {"stages.unified.own": "borrowed"}, note="B twice"),
 )
 
-ABSENT = (
-    Row("outputs", not_run="no distillation of what a detector says (generalised distillation), only of its maps"),
-    Row("hints", not_run="no regressor between maps (FitNets); those of A, B and C have one width"),
-    Row("classwise", not_run="needs no pairs: configs/comoto.py, mode classwise"),
-)
+ABSENT = (Row("classwise", not_run="needs no pairs: configs/comoto.py, mode classwise"),)
 """Of the published alternatives, what is not run here."""
 
 ROWS = (*LOSSES, *MADE_OF, *ABSENT)

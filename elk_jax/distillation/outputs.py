@@ -17,9 +17,9 @@ SMALLEST_SIDE = 1.0
 
 
 def soft_classes(teacher: jax.Array, student: jax.Array, counts: jax.Array, temperature: float) -> jax.Array:
-    """T^2 times the sum over anchors and classes of KL(sigmoid(t / T) | sigmoid(s / T)), divided by the number of anchors
-    with a lesion as the teacher sees them, the sum of its highest class probabilities, or by 1 where they are fewer (as
-    RetinaNet divides by its positive anchors)."""
+    """T^2 times the sum of KL(sigmoid(t / T) | sigmoid(s / T)) over anchors and classes, divided by how many anchors
+    have a lesion in the teacher's eyes: the sum of its highest class probabilities, at least 1. RetinaNet divides by
+    its positive anchors in the same way."""
     t, s = jax.lax.stop_gradient(at_least_float32(teacher)), at_least_float32(student)
     wanted, found = t / temperature, s / temperature
     p = jax.nn.sigmoid(wanted)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.recipes.detector import detector as settings
+from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.detection import detectors
+from elk_jax.detection.retinanet_config import plain
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.detection import train as detection
@@ -80,10 +82,11 @@ def test_a_teacher_without_alignment_is_a_plain_detector(finished, toy, tmp_path
 
 
 @pytest.mark.parametrize("mode", ["classwise", "outputs"])
-def test_the_anchors_of_an_efficientdet_learn_of_those_of_the_teacher(toy, tmp_path, mode):
+def test_the_anchors_of_a_retinanet_with_live_norms_learn_of_those_of_the_teacher(toy, tmp_path, mode):
     config = small_config(mode)
+    network = ResNetConfig(depth=18, width=2, norm="batch_bn", num_classes=0, pixel_mean=(0.4,), pixel_std=(0.3,))
     with config.unlocked():
-        config.distill.model = ConfigDict(settings("tiny", frozenset({"efficientdet"}))["model"])
+        config.distill.model = ConfigDict(asdict(plain(backbone=network, head_convs=1, head_width=4)))
     config.distill.steps, config.distill.distill_from, config.distill.eval_every = 2, 0, 0
     recipe, teacher = parse(config).recipes["distill"], tmp_path / "teacher"
     own = detectors.build(detection.settings(recipe, 1))
@@ -92,7 +95,10 @@ def test_the_anchors_of_an_efficientdet_learn_of_those_of_the_teacher(toy, tmp_p
     save_params(teacher, jax.device_get(jax.jit(own.init)(jax.random.key(0))), described)
     config.stages.student.teacher = str(teacher)
     run_experiment(config, tmp_path / "run", stages=["student"])
-    assert load(tmp_path / "run" / "student" / "model").detector.name == "efficientdet"
+    student = load(tmp_path / "run" / "student" / "model")
+    assert student.detector.name == "retinanet"
+    followed = np.asarray(student.params["backbone"]["stem"]["conv"]["norm"]["var"])
+    assert np.all(followed != 1) and np.all(followed > 0)
     lines = read_metrics(tmp_path / "run" / "student" / "metrics.jsonl")
     assert last(lines, "loss_distillation") > 0 and last(lines, "loss_box") > 0
 

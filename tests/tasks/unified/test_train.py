@@ -57,6 +57,22 @@ def test_what_it_learned_is_measured_beside_pairs_that_do_not_belong_together(fi
     assert before["similarity"] != measured["eval/similarity"]
 
 
+@pytest.mark.parametrize(("mode", "metric"), [("hints", "similarity"), ("outputs", "mean_sensitivity")])
+def test_b_learns_by_hints_and_by_what_c_says(finished, tmp_path, mode, metric):
+    config = small_config()
+    config.borrow.mode, config.borrow.best_metric = mode, metric
+    stage = config.stages.borrowed
+    stage.teacher, stage.init_from = (str(finished / name / "model") for name in ("ffdm", "sm"))
+    run_experiment(config, tmp_path, stages=["borrowed"])
+    own, before = leaves(tmp_path, "borrowed"), leaves(finished, "sm")
+    assert own.keys() == before.keys(), "no regressor is kept"
+    moved = {name.split("/")[0] for name in own if not np.array_equal(own[name], before[name])}
+    assert moved == {"backbone", "fpn"} | ({"class_head", "box_head"} if mode == "outputs" else set())
+    lines = read_metrics(tmp_path / "borrowed" / "metrics.jsonl")
+    logged = {key for line in lines for key in line}
+    assert "eval/similarity" in logged and ("eval/mean_sensitivity" in logged) == (mode == "outputs")
+
+
 def test_neighbours_are_of_different_patients():
     infos = open_source(SourceSpec("phantom:size=64,count=48"), "train").infos
     order = apart(infos)
