@@ -13,7 +13,8 @@ Beside it: base_ub joins A and C and is shown both images (the upper bound); cap
 and C where a variant has a pretrained backbone; sm+ffdm are the fused boxes of A and C. ffdm is evaluated on its own
 images.
 --config.borrow.mode: mse (of maps with mean 0 and deviation 1), sigmoid_l2, pkd, fgd, cwd, contrastive (for images
-that are not registered). --config.borrow.tolerance=1: for pairs that are slightly misaligned.
+that are not registered), hints (a learned regressor between maps), outputs (what C says of every anchor; with
+--config.borrow.best_metric=mean_sensitivity). --config.borrow.tolerance=1: for pairs that are slightly misaligned.
 --config.stages.borrowed.init_from: where B starts, sm; empty for C. --config.borrow.tap and --config.fused.model.tap:
 pyramid or backbone. docs/unified.md says what the paper leaves open.
 Variants beside the size (quick, tiny, small, paper): tuned (the trunks are trained on, at a tenth of the rate), half,
