@@ -9,8 +9,9 @@
                                                                                the published configuration, on a GPU
 Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
 starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
-(the teacher sees its mammograms); pkd, fgd, cwd, hints, outputs (it sees the slices); pretraining (its weights alone); none. The
-student is evaluated on test slices, the teacher on test mammograms; tiny and quick end with whole volumes (DBTex).
+(the teacher sees its mammograms); pkd, fgd, cwd, hints, outputs (it sees the slices); pretraining (its weights alone);
+none. The student is evaluated on test slices, the teacher on test mammograms; tiny and quick end with whole volumes
+(DBTex).
 One teacher serves several students: configs/comoto.py:student --config.stages.student.teacher=RUN/teacher/model.
 Without a teacher: configs/comoto.py:student --config.distill.mode=none --config.stages.student.init_from=DIR.
 published repeats the published configuration for comparison, with its preprocessing and batch norms; what still

@@ -115,6 +115,14 @@ def test_a_folder_of_an_earlier_version_is_read(folder):
     assert description.input == detector_folder.Input(False, LOADER.resize, ((64, 96),), ())
 
 
+def test_a_folder_may_lack_how_images_are_stretched(folder):
+    written = files.read_json(folder / "model.json")
+    for name in ("stretch", "rounding", "pixels"):
+        del written["input"]["resize"][name]
+    files.write_json(folder / "model.json", written)
+    assert detector_folder.load(folder).description.input.resize == LOADER.resize
+
+
 # ---- As a model to train -------------------------------------------------------------------------------------------
 
 TINY = faster_rcnn_config.detectron2(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,7 +17,9 @@ from elk_jax.detection import detectors
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.tasks.detection.model import load
+from elk_jax.tasks import training
+from elk_jax.tasks.detection.model import load, trainable
+from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.distillation import train
 from elk_jax.tasks.distillation.recipe import TrainDistilledStage
 from elk_jax.tasks.distillation.train import TwoStreams, check_start, check_teacher, workload
@@ -176,6 +179,35 @@ def test_another_teacher_is_refused_before_anything_runs(finished, tmp_path):
     with refused("(4,)", "(6,)", where=finished / "teacher" / "model"):
         run_experiment(config, tmp_path / "run", stages=["student", "evaluate"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_may_have_a_rate_of_its_own(finished, toy, tmp_path):
+    config = small_config("pretraining")
+    config.stages.student.teacher, config.distill.student_rate = str(finished / "teacher" / "model"), 0.25
+    run_experiment(config, tmp_path, stages=["student"])
+    rates = [
+        [
+            line["train/learning_rate"]
+            for line in read_metrics(folder / "student" / "metrics.jsonl")
+            if "train/loss" in line
+        ]
+        for folder in (tmp_path, finished)
+    ]
+    assert rates[0] and rates[0] == pytest.approx([0.25 * rate for rate in rates[1]])
+    experiment = parse(config)
+    recipe, stages = experiment.recipes["distill"], experiment.stages
+    assert stages["teacher"].paced(recipe) == recipe
+    assert stages["teacher"].relevant(recipe) == stages["teacher"].relevant(replace(recipe, student_rate=1.0))
+
+
+def test_statistics_of_a_batch_are_refused_where_privacy_is_wanted():
+    network = ResNetConfig(depth=18, width=2, norm="batch_bn", num_classes=0)
+    recipe = DetectionRecipe(model=RetinaNetConfig(backbone=network))
+    live = trainable(detectors.build(recipe.model), per_image=True)
+    stage = TrainDetectorStage(name="a", train_on=("a",), validate_on="a")
+    training.check_private(stage, recipe, live)
+    with refused("statistics of the batch", where="config.detector.privacy"):
+        training.check_private(stage, SimpleNamespace(privacy=True), live)
 
 
 def test_mammograms_without_a_lesion_are_refused(finished, tmp_path):
