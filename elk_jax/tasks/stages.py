@@ -204,3 +204,8 @@ class EvaluateModelsStage(EvaluateStage):
 
     def trained(self) -> tuple[str, ...]:
         return self.models
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Everything that is evaluated, by name: the models, and what a task makes of several."""
+        return self.models
