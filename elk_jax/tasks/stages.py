@@ -20,6 +20,15 @@ class Data(NamedTuple):
     split: str
 
 
+class Need(NamedTuple):
+    """What a stage needs of its data: pairs, of which it reads both images, or volumes, which it reads whole. why: the
+    first half of a sentence, for the error."""
+
+    data: Data
+    of: Literal["pairs", "volumes"]
+    why: str
+
+
 class Origin(NamedTuple):
     """The training data behind a stage: data sources (their training split) and models (a train stage or a folder)."""
 

@@ -38,7 +38,8 @@ from elk_jax.tasks.distillation.model import (
 )
 from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe, TrainDistilledStage
 from elk_jax.tasks.private import Learned
-from elk_jax.tasks.run import Run
+from elk_jax.tasks.run import Experiment, Run
+from elk_jax.tasks.stages import Need
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -90,8 +91,6 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     if recipe.mode == "classwise" and detector.anchor_logits is None:
         what = f"{detector.name} has no classes of anchors to compare"
         raise UserError(what, where=f"{place}.mode", todo="choose another mode, or another detector")
-    if stage.partner:
-        detection.check_pairs(run, (*stage.train_on, stage.validate_on), 2, "the teacher sees partners")
     if stage.partner and detector.images != 1:
         what = f"{detector.name} reads pairs, and a student of pairs sees the first image alone"
         raise UserError(what, where=f"{place}.model.name", todo="choose a detector of single images")
@@ -112,6 +111,15 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     detection.check_start(run, stage.starting(recipe), recipe, names)
 
 
+def needs(experiment: Experiment, stage: TrainDistilledStage, recipe: DistillationRecipe) -> list[Need]:
+    """The data of which the student and its teacher read both images of a breast."""
+    found = detection.needs(experiment, stage, recipe)
+    if stage.partner:
+        for sources, split in ((stage.train_on, "train"), ((stage.validate_on,), "val")):
+            found += detection.pairs(sources, split, "the teacher sees partners")
+    return found
+
+
 def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, place: str) -> None:
     """UserError for an expression that freezes what the loss of the mode learns itself, which starts at random."""
     fresh = jax.eval_shape(lambda key: fresh_part(detector, recipe, (128, 128), key), jax.random.key(0))
@@ -125,7 +133,8 @@ def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, pl
 def train(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:
     """Train one detector and write `<stage>/model/`."""
     prepare = _teacher if stage.role == "teacher" else _student
-    found = detection.train_with(run, stage.starting(recipe), recipe, prepare)
+    images = 2 if stage.partner else 0
+    found = detection.train_with(run, stage.starting(recipe), recipe, prepare, images)
     for warning in likeness_warnings(found.get("before", {}), found["best"]):
         run.say(f"  warning: {warning}")
     return {**found, "role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}
@@ -166,7 +175,7 @@ def _distilled(
     own = make(source, recipe.loader, seed, weights=stage.weights)
     beside, shown, counts = None, [], found.learned.counts
     if MODES[recipe.mode].reads == "beside":
-        data = with_images(run.open(stage.beside, "train"), teacher.detector.images)
+        data = run.open(stage.beside, "train", teacher.detector.images)
         if not summary(data.infos)["lesions"]:
             raise checks.no_lesions("train", data.name)
         run.say(f"  beside {counted(data.infos)}")
@@ -193,7 +202,7 @@ def _likeness(
 ) -> Callable[[Any], dict[str, float]]:
     """Parameters of the student -> how its maps of the validation images resemble those of the teacher of their
     partners."""
-    pairs = with_images(run.open(stage.validate_on, "val"), 2)
+    pairs = run.open(stage.validate_on, "val", 2)
     pairs = subset(pairs, apart(pairs.infos))
     numbers = {patient: number for number, patient in enumerate(dict.fromkeys(i.patient_id for i in pairs.infos))}
     patients = np.array([numbers[info.patient_id] for info in pairs.infos], np.int32)
