@@ -242,6 +242,9 @@ def evaluate_source(
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
     loaded = {one: load(one.place) for one in subjects if one.is_model}
     images = max([1, *(one.detector.tested_images for one in loaded.values())])
+    if images > 1 and not data.partner:
+        what = f"a detector that reads {images} images of a breast is evaluated, and there is one"
+        raise UserError(what, where=data.spec, todo="give the second by --partner, or choose another --stage")
     source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=images)
     console = new_console()
     console.print(f"{split or 'all'} {counted(source.infos)}")

@@ -107,7 +107,11 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
             planned = detectors.build(detection.settings(taught, recipe.model.num_classes))
             check_teacher(planned, detector, f"config.{before.recipe}.model")
     if recipe.mode != "none" and stage.teacher not in names:
-        check_teacher(load(run.model_folder(stage.teacher)).detector, detector, run.model_folder(stage.teacher))
+        folder = run.model_folder(stage.teacher)
+        written = load(folder)
+        check_teacher(written.detector, detector, folder)
+        if all(map(run.is_listed, stage.train_on)):
+            _check_classes(written, run.list(stage.train_on, "train").classes, folder)
     detection.check_start(run, stage.starting(recipe), recipe, names)
 
 
@@ -156,9 +160,7 @@ def _student(
     folder = run.model_folder(stage.teacher)
     teacher = load(folder)
     check_teacher(teacher.detector, detector, folder)
-    if teacher.description.classes != source.classes:
-        what = f"the teacher knows the classes {teacher.description.classes}, the data have {source.classes}"
-        raise UserError(what, where=folder, todo="rename the categories of one of them")
+    _check_classes(teacher, source.classes, folder)
     if recipe.mode not in MODES:
         return found
     return _distilled(run, stage, recipe, detector, source, found, teacher)
@@ -271,6 +273,12 @@ def check_teacher(teacher: Detector, student: Detector, folder: Any) -> None:
     if differing := detection.differing_layer(teacher, student):
         what = f"the teacher is another network than the student: its {differing}"
         raise UserError(what, where=folder, todo="train both with the same model settings")
+
+
+def _check_classes(teacher: Trained, classes: tuple[str, ...], folder: Any) -> None:
+    if teacher.description.classes != classes:
+        what = f"the teacher knows the classes {teacher.description.classes}, the data have {classes}"
+        raise UserError(what, where=folder, todo="rename the categories of one of them")
 
 
 def _words(detector: Detector) -> str:
