@@ -11,7 +11,8 @@ Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % inter
 false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table. With
 --against also the differences from another run on the same images, by a paired bootstrap: comparisons.json.
 Of a classifier: AUROC, average precision of both classes, operating points, calibration, and predictions.csv too; its
-images have one class each. With --metric=dbtex the findings of whole volumes are evaluated as in the DBTex challenge.
+images have one class each. With --metric=dbtex the findings of whole volumes are evaluated as in the DBTex challenge;
+with --by_slice predictions.json then has the detections of slices.
 The flags of the data source mean what config.data.NAME.FLAG means in the training: give the same values.
 """
 
@@ -46,11 +47,12 @@ METRIC = flags.DEFINE_enum("metric", "froc", ["froc", "dbtex"], "froc, of images
 VOLUME_RULE = flags.DEFINE_enum(
     "volume_rule", "group", ["group", "comoto"], "How detections of slices become findings of a volume."
 )
+BY_SLICE = flags.DEFINE_bool("by_slice", False, "Of volumes, write the detections of slices too, as COCO results.")
 ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results. Default: WORKDIR/evaluation-SPLIT.")
 
 
-OF_DETECTORS = (PREDICTIONS, AGAINST, CRITERION, FLOOR, ALL_IMAGES, BOOTSTRAP, FLIPS, METRIC, VOLUME_RULE)
+OF_DETECTORS = (PREDICTIONS, AGAINST, CRITERION, FLOOR, ALL_IMAGES, BOOTSTRAP, FLIPS, METRIC, VOLUME_RULE, BY_SLICE)
 
 
 def main() -> None:

@@ -27,7 +27,10 @@ added. A run that fails does not stop the others.
 At the end: table.csv, table.json and report.html, with the mean over the seeds, the deviation of one seed, 95 %
 intervals by resampling patients and seeds, and the difference of each setting to --against, on the same patients and
 seeds: to the first setting, to a named one, or, with KEY=VALUE, to the one that has this value and is otherwise the
-same. The launcher chooses nothing: what is compared on a test split is only reported.
+same. The models of an evaluation are compared as well, within each run: on the same patients, seed by seed, each with
+the first one or with those that --models_against names:
+  python launch/sweep.py --config=configs/unified.py:small --seeds=5 --models_against=capacity,sm --workdir=runs/gains
+The launcher chooses nothing: what is compared on a test split is only reported.
 """
 
 from __future__ import annotations
@@ -45,6 +48,11 @@ SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each setting.")
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the sweep.")
 AGAINST = flags.DEFINE_string("against", "", "The setting that others are compared with. Default: the first.")
+MODELS_AGAINST = flags.DEFINE_list(
+    "models_against",
+    [],
+    "Models that the others of their evaluation are compared with, within each run. Default: the first one of each.",
+)
 METRICS = flags.DEFINE_list("metrics", [], "Metrics shown first. Default: the first one of each evaluation.")
 BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 2000, "Resamples for the intervals, 0 for none.", lower_bound=0, upper_bound=100_000
@@ -59,6 +67,7 @@ def main() -> None:
         raise command_line.UserError("--over and --list exclude each other", todo="give one of them")
     from elk_jax.sweeps import settings
     from elk_jax.sweeps.plan import plan
+    from elk_jax.sweeps.results import check_references
     from elk_jax.sweeps.sweep import own_command, run_one, run_sweep
 
     values: dict[tuple[str, str], object] = {}
@@ -75,12 +84,14 @@ def main() -> None:
     if RUN.value:
         run_one(planned, RUN.value)
         return
+    check_references(planned, MODELS_AGAINST.value, f"--models_against={','.join(MODELS_AGAINST.value)}")
     run_sweep(
         planned,
         baselines,
         jobs=JOBS.value,
         resamples=BOOTSTRAP.value,
         metrics=METRICS.value,
+        references=MODELS_AGAINST.value,
         command=own_command(),
     )
 

@@ -83,7 +83,8 @@ def shifted_gradients(
     """Gradients of the map, a sum of shifted gradients, and of the kernel, summed row by row.
 
     The kernel's is a sum over rows of products that keep batch and columns, and is reduced at the end: XLA's CPU
-    reductions to the last axis are 10 to 20 times slower.
+    reductions to the last axis are 10 to 20 times slower. Each row of the kernel is a turn of one loop, since the
+    time of the compiler grows with the number of products that are written out.
     """
     k, wide = kernel.shape[0], at_least_float32(gradient)
     edges = []
@@ -94,18 +95,20 @@ def shifted_gradients(
     of_x = _slide(spread, kernel[::-1, ::-1], 1, *x.shape[1:3])
 
     padded = _padded(x, k, stride, padding)
-    taps = _taps(k)
     span = stride * (gradient.shape[2] - 1) + 1
 
-    def add_row(totals: tuple[jax.Array, ...], row: jax.Array):
-        band = lax.dynamic_slice_in_dim(padded, stride * row, k, axis=1)
-        of_row = lax.dynamic_index_in_dim(wide, row, axis=1, keepdims=False)
-        read = (lax.slice_in_dim(band[:, i], j, j + span, stride, axis=1) for i, j in taps)
-        return tuple(total + tap * of_row for total, tap in zip(totals, read, strict=True)), None
+    def of_kernel_row(down: jax.Array) -> jax.Array:
+        def add_row(totals: tuple[jax.Array, ...], row: jax.Array):
+            under = lax.dynamic_index_in_dim(padded, stride * row + down, axis=1, keepdims=False)
+            of_row = lax.dynamic_index_in_dim(wide, row, axis=1, keepdims=False)
+            read = (lax.slice_in_dim(under, across, across + span, stride, axis=1) for across in range(k))
+            return tuple(total + tap * of_row for total, tap in zip(totals, read, strict=True)), None
 
-    zero = jnp.zeros_like(wide[:, 0])
-    totals, _ = lax.scan(add_row, (zero,) * len(taps), jnp.arange(gradient.shape[1]))
-    of_kernel = jnp.stack([total.sum((0, 1)) for total in totals]).reshape(kernel.shape)
+        zero = jnp.zeros_like(wide[:, 0])
+        totals, _ = lax.scan(add_row, (zero,) * k, jnp.arange(gradient.shape[1]))
+        return jnp.stack([total.sum((0, 1)) for total in totals])
+
+    of_kernel = lax.map(of_kernel_row, jnp.arange(k)).reshape(kernel.shape)
     return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.source import ImageSource, one_of, reread
+from elk_jax.data.sources.volumes import volume_id
 from elk_jax.images.breast import breast_mask
+from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
@@ -30,22 +34,42 @@ def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
 def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple[ImageSource, tuple[Window, ...]]:
     """`source` with every image cut to its breast, and the windows in the pixels of `source`.
 
-    Pairs are cut to the breast of the first image. Decodes every image once. A window is widened to hold all annotated
-    boxes, so that none is lost.
+    Pairs are cut to the breast of the first image, and the slices of a volume by one window, which holds the breast of
+    each of them. Decodes every image once, of pairs the first. A window is widened to hold all annotated boxes, so that
+    none is lost.
     """
-    window_of = lambda position: breast_window(source[position].image[..., :1])
-    breasts = map_in_threads(window_of, len(source), progress)
-    windows, infos = [], []
-    for info, (x0, y0, x1, y1) in zip(source.infos, breasts):
-        if len(info.boxes):
-            low, high = np.floor(info.boxes[:, :2].min(0)), np.ceil(info.boxes[:, 2:].max(0))
-            x0, y0 = min(x0, int(low[0])), min(y0, int(low[1]))
-            x1, y1 = max(x1, int(high[0])), max(y1, int(high[1]))
-        windows.append((x0, y0, x1, y1))
+    first = one_of(source, 0)
+    breasts = map_in_threads(lambda position: breast_window(first[position].image), len(source), progress)
+    windows = _one_per_volume(source, [_with_boxes(*one) for one in zip(breasts, source.infos, strict=True)])
+    infos = []
+    for info, (x0, y0, x1, y1) in zip(source.infos, windows):
         shift = np.array([x0, y0, x0, y0], np.float32)
         infos.append(replace(info, width=x1 - x0, height=y1 - y0, boxes=info.boxes - shift))
-    read = partial(_read, source, tuple(windows))
-    return replace(source, infos=tuple(infos), read=read), tuple(windows)
+    return reread(source, lambda read: partial(_read, replace(first, read=read), windows), tuple(infos)), windows
+
+
+def _with_boxes(window: Window, info: ImageInfo) -> Window:
+    if not len(info.boxes):
+        return window
+    low, high = np.floor(info.boxes[:, :2].min(0)), np.ceil(info.boxes[:, 2:].max(0))
+    return _around([window, (int(low[0]), int(low[1]), int(high[0]), int(high[1]))])
+
+
+def _one_per_volume(source: ImageSource, windows: Sequence[Window]) -> tuple[Window, ...]:
+    """The window of each image; of slices of one volume and size, one around the windows of all."""
+    of_volume: dict[object, list[Window]] = defaultdict(list)
+    keys = [
+        (info.source, volume_id(info), info.width, info.height) if volume_id(info) else position
+        for position, info in enumerate(source.infos)
+    ]
+    for key, window in zip(keys, windows, strict=True):
+        of_volume[key].append(window)
+    return tuple(_around(of_volume[key]) for key in keys)
+
+
+def _around(windows: Sequence[Window]) -> Window:
+    x0, y0, x1, y1 = zip(*windows)
+    return min(x0), min(y0), max(x1), max(y1)
 
 
 def _read(source: ImageSource, windows: tuple[Window, ...], position: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from elk_jax.data.sources.source import ImageSource, Read
+from elk_jax.data.sources.source import ImageSource, Read, reread
 
 Flip = Literal["horizontal", "vertical", "both"]
 
@@ -38,7 +38,7 @@ def flipped(source: ImageSource, flip: str) -> ImageSource:
     """The source with every image, and its boxes, mirrored."""
     boxes = (flip_boxes(info.boxes, info.width, info.height, flip) for info in source.infos)
     infos = tuple(replace(info, boxes=mirrored) for info, mirrored in zip(source.infos, boxes))
-    return replace(source, infos=infos, read=partial(_read_flipped, source.read, flip))
+    return reread(source, lambda read: partial(_read_flipped, read, flip), infos)
 
 
 def _read_flipped(read: Read, flip: str, position: int) -> np.ndarray:

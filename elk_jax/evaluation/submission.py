@@ -18,6 +18,8 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.volumes import VolumeDetections, VolumeResult, VolumeTruth, no_detections
 
 KEY = ("PatientID", "StudyUID", "View")
+ROUNDING = 1.0
+"""Slices by which a finding may reach out of its volume."""
 NUMBERS = ("X", "Width", "Y", "Height", "Z", "Depth", "Score")
 
 
@@ -37,10 +39,15 @@ def text(results: Sequence[VolumeResult]) -> str:
 def read(path: str | os.PathLike, truths: Sequence[VolumeTruth]) -> list[VolumeResult]:
     """The detections in a file beside the truth of each volume; a volume without a row has none.
 
-    UserError, with the file and the line, for missing columns, numbers that are not finite, negative sizes and a volume
-    that is none of `truths`: the published evaluation counts such rows as false positives or drops them in silence.
+    UserError, with the file and the line, for missing columns, numbers that are not finite, negative sizes, slices
+    that the volume does not have and a volume that is none of `truths`: the published evaluation counts such rows as
+    false positives or drops them in silence. So for two volumes of one study and view, which no row can tell apart.
     """
-    known = {truth.key: truth for truth in truths}
+    known: dict[tuple[str, str], VolumeTruth] = {}
+    for truth in truths:
+        if known.setdefault(truth.key, truth) is not truth:
+            what = f"the evaluated data have two volumes of the study {truth.study} and the view '{truth.view}'"
+            raise UserError(what, where=path, todo="name a view for each, such as lcc and lcc2")
     rows: dict[tuple[str, str], list[list[float]]] = {key: [] for key in known}
     for where, row in files.read_table(path, (*KEY, *NUMBERS)):
         key = (row["StudyUID"], row["View"].lower())
@@ -50,15 +57,18 @@ def read(path: str | os.PathLike, truths: Sequence[VolumeTruth]) -> list[VolumeR
         if row["PatientID"] != known[key].patient_id:
             what = f"the study {key[0]} is of patient {known[key].patient_id}, not {row['PatientID']}"
             raise UserError(what, where=where, todo="correct the row")
-        rows[key].append(_numbers(row, where))
+        rows[key].append(_numbers(row, known[key].slices, where))
     return [VolumeResult(truth, _detections(rows[truth.key])) for truth in truths]
 
 
-def _numbers(row: Mapping[str, str], where: str) -> list[float]:
-    """x0, y0, x1, y1, first, depth, score."""
+def _numbers(row: Mapping[str, str], slices: int, where: str) -> list[float]:
+    """x0, y0, x1, y1, first, depth, score. slices: of the volume; 0 where this is not known."""
     x, width, y, height, first, depth, score = (files.number(row, name, where) for name in NUMBERS)
-    if min(width, height) < 0:
-        raise UserError("Width and Height may not be negative", where=where, todo="correct the row")
+    if min(width, height, depth) < 0:
+        raise UserError("Width, Height and Depth may not be negative", where=where, todo="correct the row")
+    if first < -ROUNDING or (slices and first + depth > slices - 1 + ROUNDING):
+        what = f"slices {first:g} to {first + depth:g} of a volume of {slices or 'any number of'} slices"
+        raise UserError(what, where=where, todo="count slices from 0, and correct the row")
     return [x, y, x + width, y + height, first, depth, score]
 
 

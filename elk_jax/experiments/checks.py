@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.open import drawn
-from elk_jax.experiments import patients
+from elk_jax.experiments import needs, patients
 from elk_jax.experiments.parse import kind_of
 from elk_jax.experiments.patients import Look
 from elk_jax.tasks.run import Experiment, Run
@@ -29,15 +29,19 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
             if source not in experiment.writers:
                 look(source, split)
                 _check_files(run, source, split)
+        for data, of, _ in needs.of_stage(experiment, stage):
+            if of == "pairs":
+                _check_files(run, *data, images=2)
         for split in kind_of(stage).needs_lesions:
             _check_lesions(experiment, stage, split, look)
         patients.check_apart(experiment, stage, look)
 
 
-def _check_files(run: Run, source: str, split: str) -> None:
-    """The image files are there. Phantoms have none; "skip" decodes every image, in the stage that reads it."""
+def _check_files(run: Run, source: str, split: str, images: int = 1) -> None:
+    """The image files are there, so many of each record. Phantoms have none; "skip" decodes every image, in the stage
+    that reads it."""
     if run.experiment.on_error == "stop" and drawn(run.spec(source)) is None:
-        run.open(source, split)
+        run.open(source, split, images)
 
 
 def _check_weights(run: Run, stage: Stage, names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.experiments import checks, report, resume
+from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import kind_of, parse, plain
 from elk_jax.tasks import private
 from elk_jax.tasks.run import Run, meet
@@ -44,9 +45,10 @@ def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str
     """
     folder = Path(workdir)
     experiment = parse(config, stages, folder)
+    chosen = [stage for name, stage in experiment.stages.items() if stages is None or name in stages]
+    check_needs(experiment, chosen)
     resume.check_experiment(experiment, folder)
     run = Run(experiment, folder, meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp))
-    chosen = [stage for name, stage in experiment.stages.items() if stages is None or name in stages]
     repeat = stages is not None
     for stage in chosen:
         resume.check_settings(run, stage)

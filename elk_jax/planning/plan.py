@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from elk_jax.errors import UserError, is_out_of_memory
+from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import kind_of, parse
 from elk_jax.planning.here import Measured, measure_step
 from elk_jax.planning.largest import largest_batch
@@ -137,6 +138,7 @@ def plan(
     """
     experiment = parse(config)
     chosen = _train_stage(experiment, stage)
+    check_needs(experiment, [chosen])
     found = _slices(slices)
     meshed = [meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp, target.devices) for target in found]
     make, chips = _workloads(experiment, chosen), len(found[0].devices)

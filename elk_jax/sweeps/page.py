@@ -21,10 +21,12 @@ from elk_jax.sweeps.results import Entry, Place, Results
 
 COLUMNS = (
     *("setting", "evaluation", "model", "metric", "seeds", "mean", "deviation", "low", "high", "interval_over"),
+    "mean_p_value",
     *("baseline", "difference", "difference_low", "difference_high", "p_value", "difference_interval_over"),
     *("published", "note", "line", "at", "axis"),
 )
-"""Of table.csv, before the value of each seed."""
+"""Of table.csv, before the value of each seed. A gain of one model over another stands in rows of its own, whose model
+is "MODEL - OTHER" and whose `mean` is the difference; `mean_p_value` is of gains alone."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class RunState:
     error: str
     report: str
     log: str
+
+
+Gain = tuple[str, Entry]
+"""("MODEL - OTHER", the difference between both in one setting)."""
 
 
 def titled(place: Place) -> str:
@@ -66,7 +72,7 @@ def terminal_table(results: Results, shown: Mapping[Place, Sequence[str]], title
     for column in ("seeds", "mean", "deviation", "difference", "published"):
         table.add_column(column)
     table.add_column("note")
-    for place, name, entries in _shown(results, shown):
+    for place, name, entries in _listed(results.metrics, shown):
         table.add_section()
         table.add_row(name_cell(f"{titled(place)}: {plain_label(name)}"), *[""] * 6)
         for entry in entries:
@@ -79,6 +85,15 @@ def terminal_table(results: Results, shown: Mapping[Place, Sequence[str]], title
                 difference_cell(entry.difference_entry, 0) if entry.difference else "",
                 "" if published is None else html.number(published),
                 name_cell(said(entry)),
+            )
+    for stage, name, gains in _listed_gains(results, shown):
+        table.add_section()
+        table.add_row(name_cell(f"{_of_gains(stage)}: {plain_label(name)}"), *[""] * 6)
+        for models, entry in gains:
+            mean = entry.mean or {}
+            cells = [str(mean.get("seeds", "")), "", html.number(mean.get("deviation")) if entry.mean else ""]
+            table.add_row(
+                name_cell(f"  {entry.row.name}: {models}"), *cells, difference_cell(entry.gain_entry, 0), "", ""
             )
     return table
 
@@ -93,15 +108,16 @@ def said(entry: Entry) -> str:
 
 
 def records(results: Results) -> list[dict[str, Any]]:
-    """Every metric of every setting, flat and JSON-able: COLUMNS, and `by_seed` {seed: value}."""
+    """Every metric of every setting, and every gain, flat and JSON-able: COLUMNS, and `by_seed` {seed: value}."""
     found = []
-    for place, by_metric in results.metrics.items():
+    for place, by_metric in (*results.metrics.items(), *results.gains.items()):
         for name, entries in by_metric.items():
             for entry in entries:
                 mean, difference = entry.mean or {}, entry.difference or {}
                 values = (
                     *(entry.row.name, *place, name, mean.get("seeds", 0), mean.get("value"), mean.get("deviation")),
                     *(mean.get("low"), mean.get("high"), mean.get("over", "")),
+                    mean.get("p_value") if place in results.gains else None,
                     *(entry.baseline if entry.difference else "", difference.get("value"), difference.get("low")),
                     *(difference.get("high"), difference.get("p_value"), difference.get("over", "")),
                     *(entry.published(name), said(entry), entry.row.line, entry.row.at, entry.row.axis),
@@ -133,12 +149,19 @@ def report(
     seconds: float,
 ) -> Report:
     """config: what all settings have in common. seconds: of all stages; one that runs share counts once."""
-    sections = [_metric_section(place, metric, entries) for place, metric, entries in _shown(results, shown)]
+    sections = [_metric_section(*one) for one in _listed(results.metrics, shown)]
+    sections += [_gain_section(*one) for one in _listed_gains(results, shown)]
     for place, by_metric in results.metrics.items():
         rest = [metric for metric in by_metric if metric not in shown[place]]
         if rest:
             blocks = (html.folded(plain_label(metric), _metric_block(metric, by_metric[metric])) for metric in rest)
             sections.append(Section(f"{titled(place)}: other metrics", "".join(blocks)))
+    for stage in {stage: None for stage, _ in results.gains}:
+        everything = {place: list(by_metric) for place, by_metric in results.metrics.items()}
+        others = [gain for gain in _listed_gains(results, everything, but=shown) if gain[0] == stage]
+        if others:
+            blocks = (html.folded(plain_label(metric), _gain_block(metric, gains)) for _, metric, gains in others)
+            sections.append(Section(f"{_of_gains(stage)}: other metrics", "".join(blocks)))
     sections += [_runs_section(runs), config_section(config)]
     failed = [run for run in runs if run.error]
     finished = f"{len(runs) - len(failed)} of {len(runs)} runs are finished."
@@ -162,12 +185,19 @@ def _metric_section(place: Place, metric: str, entries: Sequence[Entry]) -> Sect
 
 def _metric_block(metric: str, entries: Sequence[Entry]) -> str:
     """The table of a metric, and above it a chart of the settings that have a number."""
-    axes = list({entry.row.axis: None for entry in entries if entry.row.axis})
-    return "".join([*(_chart(metric, axis, entries) for axis in axes), _metric_table(metric, entries)])
+    charts = (_chart(plain_label(metric), axis, entries) for axis in _axes(entries))
+    return "".join([*charts, _metric_table(metric, entries)])
 
 
-def _chart(metric: str, axis: str, entries: Sequence[Entry]) -> str:
-    """The means over an axis, with their intervals; "" where fewer than two places of it were measured."""
+def _axes(entries: Sequence[Entry]) -> list[str]:
+    return list({entry.row.axis: None for entry in entries if entry.row.axis})
+
+
+def _chart(label: str, axis: str, entries: Sequence[Entry]) -> str:
+    """The means over an axis, with their intervals; "" where fewer than two places of it were measured.
+
+    label: what is measured.
+    """
     lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     for entry in entries:
         if entry.row.at is not None and entry.row.axis == axis and entry.mean and entry.mean["value"] is not None:
@@ -180,17 +210,16 @@ def _chart(metric: str, axis: str, entries: Sequence[Entry]) -> str:
         x = [at for at, _ in points]
         value, low, high = ([mean[key] for _, mean in points] for key in ("value", "low", "high"))
         band = (x, low, high) if any(number is not None for number in low) else None
-        series.append(Series(name or plain_label(metric), x, value, index, band))
+        series.append(Series(name or label, x, value, index, band))
         ends += [number for number in (*value, *low, *high) if number is not None]
     named = html.legend(lines) if len(lines) > 1 or any(lines) else ""
     margin = 0.06 * (max(ends) - min(ends)) or 0.1
     bounds = min(ends) - margin, max(ends) + margin  # of the bands too
-    label = plain_label(metric)
     return named + line_chart(series, x_label=plain_label(axis), y_label=label, y_range=bounds)
 
 
 def _metric_table(metric: str, entries: Sequence[Entry]) -> str:
-    bounds, reach = _bounds(entries), _reach(entries)
+    bounds, reach = _bounds(entries), _reach([entry.difference for entry in entries])
     has_published = any(entry.published(metric) is not None for entry in entries)
     head = ["Setting", "Seeds", "Mean", "", "Deviation", "Difference", ""]
     head += ["Published"] if has_published else []
@@ -200,6 +229,41 @@ def _metric_table(metric: str, entries: Sequence[Entry]) -> str:
         cells = [_named(entry), *_own_cells(entry, bounds, index), *_difference_cells(entry, reach, index), *published]
         rows.append(html.row(cells))
     return html.table(head, rows)
+
+
+def _gain_section(stage: str, metric: str, gains: Sequence[Gain]) -> Section:
+    note = (
+        "Both models are of the same run: seed by seed, and evaluated on the same patients. The interval is of the "
+        "mean difference. The change is that of the difference, from one setting to another."
+    )
+    return Section(f"{_of_gains(stage)}: {plain_label(metric)}", _gain_block(metric, gains), note)
+
+
+def _gain_block(metric: str, gains: Sequence[Gain]) -> str:
+    """The table of the differences of a metric between models, and above it a chart of each over the axes."""
+    charts = [
+        _chart(f"{plain_label(metric)}, {models}", axis, entries)
+        for models in dict.fromkeys(models for models, _ in gains)
+        if (entries := [entry for name, entry in gains if name == models])
+        for axis in _axes(entries)
+    ]
+    reach = _reach([entry.mean for _, entry in gains])
+    changes = [entry.difference for _, entry in gains if entry.difference]
+    head = ["Models", "Seeds", "Difference", "", "Deviation", *(["Change", ""] if changes else [])]
+    rows = []
+    for index, (models, entry) in enumerate(gains):
+        mean = entry.mean or {}
+        bar = interval_bar(mean, index, (-reach, reach), 160) if mean.get("value") is not None else ""
+        cells = [
+            f'{html.text(models)}<br><span class="range">{html.text(entry.row.name)}</span>',
+            str(mean.get("seeds", "")),
+            difference_html(entry.gain_entry, better=0),
+            f'<span class="{html.colour(index)}">{bar}</span>',
+            html.number(mean["deviation"]) if mean.get("deviation") is not None else "",
+            *(_difference_cells(entry, _reach(changes), index) if changes else []),
+        ]
+        rows.append(html.row(cells))
+    return "".join([*charts, html.table(head, rows)])
 
 
 def _named(entry: Entry) -> str:
@@ -256,21 +320,43 @@ def _bounds(entries: Sequence[Entry]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _reach(entries: Sequence[Entry]) -> float:
+def _reach(differences: Sequence[Mapping[str, Any] | None]) -> float:
     """Half the width of the bars of differences."""
-    numbers = [
-        abs(entry.difference[key])
-        for entry in entries
-        if entry.difference
-        for key in ("value", "low", "high")
-        if entry.difference[key] is not None
-    ]
+    numbers = [abs(one[key]) for one in differences if one for key in ("value", "low", "high") if one[key] is not None]
     return 1.1 * max(numbers, default=0.0) or 1.0
 
 
-def _shown(results: Results, shown: Mapping[Place, Sequence[str]]) -> list[tuple[Place, str, tuple[Entry, ...]]]:
-    return [(place, name, results.metrics[place][name]) for place, names in shown.items() for name in names]
+def _listed(
+    metrics: Mapping[Place, Mapping[str, tuple[Entry, ...]]], shown: Mapping[Place, Sequence[str]]
+) -> list[tuple[Place, str, tuple[Entry, ...]]]:
+    return [(place, name, metrics[place][name]) for place, names in shown.items() for name in names]
+
+
+def _listed_gains(
+    results: Results, shown: Mapping[Place, Sequence[str]], but: Mapping[Place, Sequence[str]] | None = None
+) -> list[tuple[str, str, list[Gain]]]:
+    """(evaluation stage, metric, gains of its models) for the metrics that are shown of a stage, but for some."""
+    found = []
+    for stage in {stage: None for stage, _ in results.gains}:
+        names, left_out = (
+            {name: None for (own, _), of_place in chosen.items() if own == stage for name in of_place}
+            for chosen in (shown, but or {})
+        )
+        for name in names:
+            gains = [
+                (models, entry)
+                for (own, models), by_metric in results.gains.items()
+                if own == stage
+                for entry in by_metric.get(name, ())
+            ]
+            if gains and name not in left_out:
+                found.append((stage, name, gains))
+    return found
+
+
+def _of_gains(stage: str) -> str:
+    return f"{stage}: between models"
 
 
 def _every(results: Results) -> list[tuple[Place, str, tuple[Entry, ...]]]:
-    return _shown(results, {place: list(by_metric) for place, by_metric in results.metrics.items()})
+    return _listed(results.metrics, {place: list(by_metric) for place, by_metric in results.metrics.items()})

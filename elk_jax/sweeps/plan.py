@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, FieldReference
 from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.experiments import resume
+from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import parse, plain
 from elk_jax.randomness import check_seed
 from elk_jax.sweeps.settings import Row
@@ -227,7 +228,9 @@ def _check_varied(rows: Sequence[Row]) -> None:
 
 def _parsed(config: ConfigDict, row: Row) -> Experiment:
     try:
-        return parse(config)
+        experiment = parse(config)
+        check_needs(experiment, experiment.stages.values())
+        return experiment
     except UserError as error:
         raise UserError(f"setting {row.name}: {error.what}", where=error.where, todo=error.todo) from error
 

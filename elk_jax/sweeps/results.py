@@ -1,19 +1,22 @@
 """What the runs of a sweep measured: every metric of their evaluations, by setting, with differences to a baseline.
 
+Models of one evaluation are compared too, within each run: the gain of one over another is a metric like any other.
+
 A metric is read from the `evaluation.json` of an evaluation stage, or of a folder in it: each {"value": ...} there; in
 a file without any, each number with a fraction. Its name is its keys, joined by "/".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elk_jax import files
+from elk_jax.errors import UserError
 from elk_jax.evaluation import seeds
 from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.evaluation.seeds import Measured, Resampling
@@ -21,7 +24,7 @@ from elk_jax.experiments import resume
 from elk_jax.experiments.parse import kind_of
 from elk_jax.sweeps.plan import Plan, PlannedRun
 from elk_jax.sweeps.settings import Row
-from elk_jax.tasks.stages import EvaluateStage
+from elk_jax.tasks.stages import EvaluateModelsStage, EvaluateStage
 
 EVALUATION = "evaluation.json"
 BOUNDS = ("low", "high", "level")
@@ -47,19 +50,32 @@ class Entry:
     @property
     def difference_entry(self) -> Mapping[str, Any]:
         """The difference as `reporting.comparison` takes it."""
-        found = self.difference or {}
-        return {"difference": found.get("value"), **{key: found.get(key) for key in ("low", "high", "p_value")}}
+        return _as_difference(self.difference or {})
+
+    @property
+    def gain_entry(self) -> Mapping[str, Any]:
+        """The same of the mean, which is a difference itself: of two models."""
+        return _as_difference(self.mean or {})
 
     def published(self, metric: str) -> float | None:
         return self.row.published.get(metric)
 
 
+def _as_difference(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {"difference": summary.get("value"), **{key: summary.get(key) for key in ("low", "high", "p_value")}}
+
+
 @dataclass(frozen=True)
 class Results:
-    """place -> metric -> entries, in the order of the rows. notes: what a reader has to know of the intervals."""
+    """place -> metric -> entries, in the order of the rows. notes: what a reader has to know of the intervals.
+
+    gains: the same of differences between two models of an evaluation, seed by seed and on the same patients; the place
+    names both, (stage, "MODEL - OTHER").
+    """
 
     seeds: tuple[int, ...]
     metrics: Mapping[Place, Mapping[str, tuple[Entry, ...]]]
+    gains: Mapping[Place, Mapping[str, tuple[Entry, ...]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -91,26 +107,83 @@ class _Table:
         return list({p: None for by_seed in self.found.values() for by_place in by_seed.values() for p in by_place})
 
 
-def collect(plan: Plan, baselines: Mapping[str, str], resamples: int) -> Results:
-    """Read what the finished evaluations of all runs left. baselines: row -> the row that it is compared with."""
+ByRow = Mapping[str, Mapping[str, Measured]]
+"""Row -> metric -> what was measured."""
+
+
+def collect(plan: Plan, baselines: Mapping[str, str], resamples: int, references: Sequence[str] = ()) -> Results:
+    """Read what the finished evaluations of all runs left.
+
+    baselines: row -> the row that it is compared with. references: models with which the others of their evaluation
+    are compared, within each run; () for the first one of each evaluation.
+    """
     table = _Table()
     for run in plan.runs:
         table.found.setdefault(run.row.name, {})[run.seed] = dict(_evaluations(run))
     resampling = seeds.draw(table.patients(), len(plan.seeds), resamples)
-    metrics = {place: _of_place(plan, table, place, baselines, resampling) for place in table.places()}
-    return Results(plan.seeds, metrics, tuple(_notes(plan, table, resampling)))
+    measured = {place: _of_place(plan, table, place, resampling) for place in table.places()}
+    gains = {
+        (stage, f"{model} - {other}"): _gains(measured[stage, model], measured[stage, other])
+        for stage, model, other in _compared(plan, references)
+        if (stage, model) in measured and (stage, other) in measured
+    }
+    of_gains = [replace(row, published={}) for row in plan.rows if not row.not_run]
+    return Results(
+        plan.seeds,
+        {place: _entries(plan.rows, found, baselines, resampling) for place, found in measured.items()},
+        {place: _entries(of_gains, found, baselines, resampling) for place, found in gains.items()},
+        tuple(_notes(plan, table, resampling)),
+    )
 
 
-def _of_place(
-    plan: Plan, table: _Table, place: Place, baselines: Mapping[str, str], resampling: Resampling
-) -> dict[str, tuple[Entry, ...]]:
-    measured = {
+def check_references(plan: Plan, references: Sequence[str], where: str) -> None:
+    """UserError for a model that no evaluation compares with another."""
+    known = list(dict.fromkeys(name for stage in _comparing(plan) for name in stage.subjects))
+    for name in references:
+        if name not in known:
+            todo = f"name some of {', '.join(known)}" if known else "leave it out"
+            raise UserError(f"no evaluation compares a model '{name}' with others", where=where, todo=todo)
+
+
+def _comparing(plan: Plan) -> Iterator[EvaluateModelsStage]:
+    """The evaluations of several models, of all runs."""
+    for run in plan.runs:
+        for stage in run.experiment.stages.values():
+            if isinstance(stage, EvaluateModelsStage) and len(stage.subjects) > 1:
+                yield stage
+
+
+def _compared(plan: Plan, references: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(evaluation stage, model, the one it is compared with), two models once."""
+    found: dict[tuple[str, frozenset[str]], tuple[str, str, str]] = {}
+    for stage in _comparing(plan):
+        for other in references or stage.subjects[:1]:
+            for model in stage.subjects if other in stage.subjects else ():
+                if model != other:
+                    found.setdefault((stage.name, frozenset((model, other))), (stage.name, model, other))
+    return list(found.values())
+
+
+def _of_place(plan: Plan, table: _Table, place: Place, resampling: Resampling) -> ByRow:
+    return {
         row.name: _measured([table.found[row.name].get(seed, {}).get(place) for seed in plan.seeds], resampling)
         for row in plan.rows
         if not row.not_run
     }
+
+
+def _gains(own: ByRow, other: ByRow) -> ByRow:
+    return {
+        row: {name: value.minus(other[row][name]) for name, value in by_name.items() if name in other[row]}
+        for row, by_name in own.items()
+    }
+
+
+def _entries(
+    rows: Iterable[Row], measured: ByRow, baselines: Mapping[str, str], resampling: Resampling
+) -> dict[str, tuple[Entry, ...]]:
     names = list({name: None for by_name in measured.values() for name in by_name})
-    return {name: tuple(_entry(row, name, measured, baselines, resampling) for row in plan.rows) for name in names}
+    return {name: tuple(_entry(row, name, measured, baselines, resampling) for row in rows) for name in names}
 
 
 def _measured(by_seed: Sequence[_Evaluated | None], resampling: Resampling) -> dict[str, Measured]:
@@ -137,7 +210,7 @@ def _value(one: _Evaluated | None, name: str) -> float:
 def _entry(
     row: Row,
     name: str,
-    measured: Mapping[str, Mapping[str, Measured]],
+    measured: ByRow,
     baselines: Mapping[str, str],
     resampling: Resampling,
 ) -> Entry:

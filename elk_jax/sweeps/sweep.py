@@ -30,11 +30,13 @@ def run_sweep(
     jobs: int,
     resamples: int,
     metrics: Sequence[str] = (),
+    references: Sequence[str] = (),
     command: Sequence[str],
 ) -> None:
     """Run what is not finished yet, `jobs` runs at once, and write the table and the page.
 
     baselines: row -> the row that it is compared with. metrics: shown first; () for the first of each evaluation.
+    references: models with which others of their evaluation are compared, within each run; () for its first.
     command: starts this sweep; with PLACE it does one run (`run_one`). UserError at the end if a run failed.
     """
     if jobs < 1:
@@ -47,7 +49,7 @@ def run_sweep(
         console.print(f"{plan.base.name}: {len(plan.runs)} runs, {before} finished before; folder {plan.folder}")
         ended = run_all(_jobs(plan, left, command), jobs, lambda at, end: console.print(_told(left[at], end)))
         errors = {run: end.error for run, end in zip(left, ended) if end.error}
-        results = collect(plan, baselines, resamples)
+        results = collect(plan, baselines, resamples, references)
         shown = page.chosen_metrics(results, metrics)
         files.write_json(plan.folder / "table.json", page.records(results))
         files.write_text(plan.folder / "table.csv", page.csv_text(results))

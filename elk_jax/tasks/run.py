@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import check_readable, drawn, list_source
-from elk_jax.data.sources.source import ImageSource, concatenate
+from elk_jax.data.sources.source import ImageSource, concatenate, with_images
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.fields import AtLeast
 from elk_jax.images.schema import ImageInfo
@@ -75,7 +75,7 @@ class Run:
     mesh: jax.sharding.Mesh
     console: Console = field(default_factory=lambda: new_console())
     _listed: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
-    _opened: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
+    _opened: dict[tuple[Data, int], ImageSource] = field(default_factory=dict, repr=False)
 
     @property
     def seed(self) -> int:
@@ -98,12 +98,13 @@ class Run:
         """One split of the named sources as one source, without looking at image files; annotations are read once."""
         return _joined([self._list(Data(name, split)) for name in _names(sources)])
 
-    def open(self, sources: str | Sequence[str], split: str) -> ImageSource:
+    def open(self, sources: str | Sequence[str], split: str, images: int = 1) -> ImageSource:
         """One split of the named sources as one source, whose image files are there.
 
         Each is opened once per run, and keeps its decoded images for later stages (`source.CACHE_BYTES`).
+        images: of a record that are read: 2 for pairs. Where it is 1, no file of a partner is looked at.
         """
-        return _joined([self._open(Data(name, split)) for name in _names(sources)])
+        return _joined([self._open(Data(name, split), images) for name in _names(sources)])
 
     def _list(self, place: Data) -> ImageSource:
         if place not in self._listed:
@@ -112,11 +113,12 @@ class Run:
             self._listed[place] = found
         return self._listed[place]
 
-    def _open(self, place: Data) -> ImageSource:
-        if place not in self._opened:
+    def _open(self, place: Data, images: int) -> ImageSource:
+        if (place, images) not in self._opened:
             spec, on_error = self.spec(place.source), self.experiment.on_error
-            self._opened[place] = check_readable(self._list(place), spec, on_error, progress=progress_bar("  opening"))
-        return self._opened[place]
+            wanted = with_images(self._list(place), images)
+            self._opened[place, images] = check_readable(wanted, spec, on_error, progress=progress_bar("  opening"))
+        return self._opened[place, images]
 
     def model_folder(self, name: str) -> Path:
         """Where a model lies: of a stage of this run by its name, or any model folder."""
@@ -187,6 +189,13 @@ def patients_seen(name: str, folder: Path, infos: Sequence[ImageInfo]) -> list[s
             "on others"
         )
     return notes
+
+
+def unread_partners(data: SourceSpec) -> list[str]:
+    """A note for an evaluation of what reads single images, on data that name a partner for each."""
+    if not data.partner:
+        return []
+    return [f"--partner={data.partner} is not used: what is evaluated reads one image of a breast, the first of a pair"]
 
 
 def skipped_images(*sources: Opened) -> list[list[str]]:

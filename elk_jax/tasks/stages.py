@@ -20,6 +20,15 @@ class Data(NamedTuple):
     split: str
 
 
+class Need(NamedTuple):
+    """What a stage needs of its data: pairs, of which it reads both images, or volumes, which it reads whole. why: the
+    first half of a sentence, for the error."""
+
+    data: Data
+    of: Literal["pairs", "volumes"]
+    why: str
+
+
 class Origin(NamedTuple):
     """The training data behind a stage: data sources (their training split) and models (a train stage or a folder)."""
 
@@ -203,4 +212,9 @@ class EvaluateModelsStage(EvaluateStage):
     models: Annotated[tuple[str, ...], NOT_EMPTY]
 
     def trained(self) -> tuple[str, ...]:
+        return self.models
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Everything that is evaluated, by name: the models, and what a task makes of several."""
         return self.models

@@ -5,14 +5,15 @@ Every task is a package of `elk_jax/tasks` whose `__init__.py` holds one `TASK`;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.reporting.run import Part
-from elk_jax.tasks.run import Run
+from elk_jax.tasks.run import Experiment, Run
+from elk_jax.tasks.stages import Need
 from elk_jax.training.model import Model
 from elk_jax.training.step.step import Protection
 
@@ -23,6 +24,11 @@ Summary = dict[str, Any]
 
 def no_check(run: Run, stage: Any, recipe: Any, names: Collection[str]) -> None:
     """For stages whose settings and data say everything."""
+
+
+def no_needs(experiment: Experiment, stage: Any, recipe: Any) -> Iterable[Need]:
+    """For stages that read single images."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,11 @@ class StageKind:
 
     settings: a dataclass derived from one of `stages`. run: (run, stage, recipe) -> its summary; the recipe is None
     where the stage names none. check: (run, stage, recipe, names of the stages that will run), called before the first
-    stage runs; raises UserError for what only this task can see. needs_lesions: splits of the stage's data without a
-    lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training data.
-    workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for launch/plan.py.
+    stage runs; raises UserError for what only this task can see. needs: (experiment, stage, recipe) -> the data that
+    must be pairs or volumes; those of pairs are opened with both images. needs_lesions: splits of the stage's data
+    without a lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training
+    data. workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for
+    launch/plan.py.
     recipe: the dataclass of the recipe that the stage names; None where it reads none.
     statistics: of an evaluation: (folder of the finished stage, stage, recipe) -> by model, its metrics as a function
     of patient weights, named as in <model>/evaluation.json, with "/" between keys; None where only these are kept.
@@ -61,6 +69,7 @@ class StageKind:
     settings: type
     run: Callable[[Run, Any, Any], Summary]
     check: Callable[[Run, Any, Any, Collection[str]], None] = no_check
+    needs: Callable[[Experiment, Any, Any], Iterable[Need]] = no_needs
     needs_lesions: tuple[str, ...] = ()
     learns_classes: bool = False
     workload: Callable[[Any, Any, int | None], Workload] | None = None

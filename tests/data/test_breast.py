@@ -28,3 +28,29 @@ def test_crop_moves_the_boxes_and_loses_none(make_source, make_info):
     assert [(info.width, info.height) for info in cut.infos] == [(40, 39), (64, 48)]
     np.testing.assert_array_equal(cut.infos[0].boxes, [[4, 4, 12, 18], [30, 0, 40, 8]])
     np.testing.assert_array_equal(cut[0].image, pixels[2:41, :40])
+
+
+def test_the_slices_of_a_volume_are_cut_by_one_window(make_source, make_info):
+    """It holds the breast of each slice, and is that of no other volume, nor of an image without one."""
+    infos = [replace(make_info(number, []), volume="ab"[number // 2] if number < 4 else "") for number in range(5)]
+    infos = [replace(info, slice=number % 2) if info.volume else info for number, info in enumerate(infos)]
+    pixels = np.zeros((5, 48, 64, 1), np.float32)
+    for number, (top, bottom, right) in enumerate([(4, 30, 20), (10, 40, 10), (8, 20, 30), (8, 20, 32), (4, 40, 16)]):
+        pixels[number, top:bottom, :right] = 0.6
+    source = replace(make_source(infos), read=lambda position: pixels[position])
+    cut, windows = crop_to_breast(source)
+    margin = 1  # 2 % of 64 px
+    volume_a, volume_b = (0, 4 - margin, 20 + margin, 40 + margin), (0, 8 - margin, 32 + margin, 20 + margin)
+    alone = (0, 4 - margin, 16 + margin, 40 + margin)
+    assert windows == (volume_a, volume_a, volume_b, volume_b, alone)
+    assert {(info.width, info.height) for info in cut.infos[:2]} == {(21, 38)}
+    np.testing.assert_array_equal(cut[1].image, pixels[1, 3:41, :21])
+
+
+def test_slices_of_a_volume_of_other_sizes_are_cut_apart(make_source, make_info):
+    infos = [replace(make_info(number, []), volume="a", slice=number) for number in range(2)]
+    infos[1] = replace(infos[1], width=32)
+    pixels = [np.zeros((48, 64, 1), np.float32), np.zeros((48, 32, 1), np.float32)]
+    pixels[0][4:40, :20], pixels[1][4:40, :30] = 0.6, 0.6
+    source = replace(make_source(infos), read=lambda position: pixels[position])
+    assert crop_to_breast(source)[1] == ((0, 3, 21, 41), (0, 3, 31, 41))

@@ -211,6 +211,9 @@ HEADER = "PatientID,StudyUID,View,X,Width,Y,Height,Z,Depth,Score\n"
         (HEADER + "P7,S1,lcc,1,1,1,1,1,0,0.5\n", ["P1", "P7"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,1,1,1,1,0,nan\n", ["Score"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,-1,1,1,1,0,0.5\n", ["negative"], ", line 2"),
+        (HEADER + "P1,S1,lcc,1,1,1,1,1,-1,0.5\n", ["Depth", "negative"], ", line 2"),
+        (HEADER + "P1,S1,lcc,1,1,1,1,-3,0,0.5\n", ["slices -3"], ", line 2"),
+        (HEADER + "P1,S1,lcc,1,1,1,1,1,0,0.5\nP1,S1,lcc,1,1,1,1,20,21,0.5\n", [41, "from 0"], ", line 3"),
         (HEADER + "P1,S1,lcc,1,1,1\n", [6, 10], ", line 2"),
     ],
 )
@@ -219,3 +222,14 @@ def test_bad_submissions_name_the_line(tmp_path, content, words, line):
     path.write_text(content)
     with refused(*words, where=f"{path}{line}"):
         submission.read(path, [truth(LESION)])
+
+
+def test_volumes_that_a_row_cannot_tell_apart_are_refused(tmp_path):
+    path = tmp_path / "submission.csv"
+    path.write_text(HEADER + "P1,S1,lcc,1,1,1,1,1,0,0.5\n")
+    with refused("S1", "lcc", where=path):
+        submission.read(path, [truth(LESION), truth()])
+    ends = HEADER + "P1,S1,lcc,1,1,1,1,0,39,0.5\nP1,S1,lcc,1,1,1,1,0,40,0.5\nP1,S1,lcc,1,1,1,1,-1,0,0.5\n"
+    path.write_text(ends)
+    (found,) = submission.read(path, [truth(LESION)])
+    assert found.found.depth.tolist() == [39, 40, 0]

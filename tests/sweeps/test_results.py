@@ -10,12 +10,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from elk_jax import files
 from elk_jax.reporting.report import build_report
 from elk_jax.sweeps import page
 from elk_jax.sweeps.plan import plan
-from elk_jax.sweeps.results import collect, values
+from elk_jax.sweeps.results import check_references, collect, values
 from elk_jax.sweeps.settings import Row
 from elk_jax.tasks import TASKS
 from tests.experiments import toy_task
@@ -193,3 +194,121 @@ def test_metrics_are_chosen_by_name(sweep):
     assert found.metrics["evaluate", ""]["train/score"][0].mean["low"] is None
     with refused("train/score", "train/loss", where="auroc"):
         page.chosen_metrics(found, ["auroc"])
+
+
+# ---- Models within each run ------------------------------------------------------------------------------------------
+
+MODELS = ("first", "second", "third")
+OF_MODELS = {  # row -> seed -> model -> value of each of four patients
+    "plain": {
+        42: {"first": (0.1, 0.1, 0.3, 0.3), "second": (0.2, 0.2, 0.4, 0.4), "third": (0.4, 0.2, 0.6, 0.4)},
+        43: {"first": (0.5, 0.1, 0.5, 0.1), "second": (0.7, 0.3, 0.7, 0.3), "third": (0.6, 0.0, 0.4, 0.2)},
+    },
+    "<better>": {
+        42: {"first": (0.1, 0.1, 0.3, 0.3), "second": (0.4, 0.4, 0.6, 0.6), "third": (0.1, 0.1, 0.3, 0.3)},
+        43: {"first": (0.5, 0.1, 0.5, 0.1), "second": (0.9, 0.5, 0.9, 0.5), "third": (0.5, 0.1, 0.5, 0.1)},
+    },
+}
+
+
+def statistics_of_models(folder, stage, recipe):
+    return {name: Score(files.read_json(folder / name / "scores.json")) for name in stage.subjects}
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+    """A sweep whose evaluation has three models, with what its runs left."""
+    kind = replace(toy_task.TASK.stages["evaluate"], statistics=statistics_of_models)
+    task = replace(toy_task.TASK, stages={**toy_task.TASK.stages, "evaluate": kind})
+    monkeypatch.setitem(TASKS, "toy", task)
+    config = toy_task.get_config()
+    with config.unlocked():
+        stages = {**dict.fromkeys(MODELS, config.stages.train), "evaluate": config.stages.evaluate}
+        stages["evaluate"].models = MODELS
+        config.stages = ConfigDict({name: stage.to_dict() for name, stage in stages.items()}, sort_keys=False)
+    found = plan(config, ROWS, 2, tmp_path)
+    for run in found.runs:
+        stage = files.make_folder(run.folder / "evaluate")
+        files.write_json(stage / "finished.json", {"summary": {}, "seconds": 1.0})
+        for name, scores in OF_MODELS[run.row.name][run.seed].items():
+            folder = files.make_folder(stage / name)
+            files.write_json(folder / "evaluation.json", {"train": {"score": {"value": float(np.mean(scores))}}})
+            files.write_json(folder / "scores.json", scores)
+    return found
+
+
+def test_models_of_an_evaluation_are_compared_within_each_run(compared):
+    """second - first is 0.1 and 0.2 in the two seeds, for every patient: only seeds make an interval."""
+    gains = collect(compared, BASELINES, 4000).gains
+    assert list(gains) == [("evaluate", "second - first"), ("evaluate", "third - first")]
+    plain, better = gains["evaluate", "second - first"]["train/score"]
+    assert plain.by_seed == pytest.approx((0.1, 0.2)) and plain.mean["value"] == pytest.approx(0.15)
+    assert (plain.mean["low"], plain.mean["high"]) == pytest.approx((0.1, 0.2), abs=1e-6)
+    assert plain.mean["over"] == "patients and seeds" and plain.mean["deviation"] == pytest.approx(0.1 / np.sqrt(2))
+    assert plain.mean["p_value"] < 0.001
+    assert better.by_seed == pytest.approx((0.3, 0.4))
+    change = better.difference
+    assert (change["value"], change["low"], change["high"]) == pytest.approx((0.2, 0.2, 0.2), abs=1e-6)
+
+
+def test_gains_are_paired_over_patients(compared):
+    """third - first of seed 42: 0.3, 0.1, 0.3, 0.1 by patient; of 43: 0.1, -0.1, -0.1, 0.1. Exact 95 % ends of all
+    256 x 4 equally likely draws of four patients and two seeds."""
+    gain = collect(compared, BASELINES, 60_000).gains["evaluate", "third - first"]["train/score"][0].mean
+    by_patient = np.array([[0.3, 0.1, 0.3, 0.1], [0.1, -0.1, -0.1, 0.1]])
+    of_draws = by_patient[:, np.indices((4,) * 4).reshape(4, -1)].mean(axis=1)
+    means = [(of_draws[a] + of_draws[b]) / 2 for a in range(2) for b in range(2)]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    assert gain["value"] == pytest.approx(0.1)
+    assert (gain["low"], gain["high"]) == pytest.approx((low, high), abs=0.011)
+
+
+def test_models_are_compared_with_those_that_are_named(compared):
+    named = lambda *names: [models for _, models in collect(compared, {}, 0, names).gains]
+    assert named("third", "first") == ["first - third", "second - third", "second - first"]
+    assert named("second") == ["first - second", "third - second"]
+    check_references(compared, MODELS, "--models_against")
+    with refused("fourth", "first, second, third", where="--models_against=fourth"):
+        check_references(compared, ["first", "fourth"], "--models_against=fourth")
+
+
+def test_an_evaluation_of_one_model_compares_nothing(sweep):
+    write(sweep)
+    assert collect(sweep, BASELINES, 100).gains == {}
+    with refused("train", where="--models_against=train"):
+        check_references(sweep, ["train"], "--models_against=train")
+
+
+def test_a_seed_without_an_evaluation_has_no_gain(compared):
+    (compared.runs[1].folder / "evaluate" / "finished.json").unlink()
+    plain = collect(compared, BASELINES, 100).gains["evaluate", "second - first"]["train/score"][0]
+    assert plain.by_seed == (pytest.approx(0.1), None) and plain.mean["seeds"] == 1 and plain.mean["over"] == "patients"
+
+
+def test_gains_stand_in_the_files_in_the_terminal_and_on_the_page(compared):
+    found = collect(compared, BASELINES, 200)
+    rows = list(csv.DictReader(io.StringIO(page.csv_text(found))))
+    gains = [row for row in rows if row["model"] == "second - first"]
+    assert [row["setting"] for row in gains] == ["plain", "<better>"] and gains[0]["published"] == ""
+    assert float(gains[0]["mean"]) == pytest.approx(0.15) and float(gains[0]["seed_43"]) == pytest.approx(0.2)
+    assert float(gains[0]["mean_p_value"]) < 0.05 and float(gains[1]["difference"]) == pytest.approx(0.2)
+    assert all(row["mean_p_value"] == "" for row in rows if " - " not in row["model"])
+    shown = page.chosen_metrics(found, [])
+    html = build_report(page.report("toys", found, shown, [], {"seed": 42}, 0.0))
+    body = next(part for part in html.split("<h2>") if part.startswith("evaluate: between models: train/score"))
+    for text in ("second - first", "third - first", "+0.150", "+0.350", "+0.200", "&lt;better&gt;", "to plain"):
+        assert text in body, text
+    table = page.terminal_table(found, shown, "")
+    assert table.row_count == 3 * 4 + 5  # three models with a title and three rows each; a title and four gains
+
+
+def test_gains_are_drawn_over_an_axis(compared):
+    axis = {"axis": "shift, px"}
+    rows = (replace(ROWS[0], at=0, **axis), replace(ROWS[1], at=16, **axis), ROWS[2])
+    found = collect(replace(compared, rows=rows), BASELINES, 100)
+    html = build_report(page.report("toys", found, page.chosen_metrics(found, []), [], {"seed": 42}, 0.0))
+    body = next(part for part in html.split("<h2>") if part.startswith("evaluate: between models: train/score"))
+    charts = [ElementTree.fromstring(chart) for chart in re.findall(r'<svg viewBox="0 0 820 460".*?</svg>', body, re.S)]
+    (left, low), (right, high) = sorted(circles(charts[0]).items())
+    assert len(charts) == 2 and left < right and high < low  # second - first grows from 0.15 to 0.35
+    assert "train/score, second - first" in [element.text for element in charts[0].iter("text")]

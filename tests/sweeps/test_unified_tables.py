@@ -10,8 +10,9 @@ from configs import unified, unified_misaligned
 from elk_jax.data.sources import phantom_volumes
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.sweeps.plan import plan
-from elk_jax.sweeps.settings import checked, read_rows
+from elk_jax.sweeps.settings import Row, checked, read_rows
 from elk_jax.tasks.distillation.model import MODES
+from tests.refusals import refused
 
 CONFIGS = Path(unified.__file__).parent
 
@@ -84,3 +85,8 @@ def test_modality_dropout_starts_from_a_and_c_where_layers_are_frozen(extra):
     stages = unified.get_config(f"small,{extra}").stages
     assert (stages.dropout.own, stages.dropout.other) == ("sm", "ffdm")
     assert unified.get_config("small").stages.dropout.own == ""
+
+
+def test_single_images_where_pairs_are_read_are_refused_before_any_run(tmp_path):
+    with refused("setting single", "pairs", where="config.data.pairs.partner"):
+        planned(checked([Row("pairs"), Row("single", {"data.pairs.partner": ""})], "table"), tmp_path)

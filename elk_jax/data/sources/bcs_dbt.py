@@ -67,11 +67,17 @@ class Entry:
 def read_entries(folder: Path, split: str = "") -> list[Entry]:
     """The volumes of the tables in a folder, by the rows of the labels; no DICOM file is opened.
 
-    UserError: no table of a kind, a volume twice, a box or path of a volume that no label names, bad numbers.
+    UserError: no table of a kind, a volume twice, a study of two patients, a box or path of a volume that no label
+    names, bad numbers.
     """
     if not folder.is_dir():
         raise UserError("no such folder", where=f"bcs_dbt:{folder}", todo="give bcs_dbt:DIR")
     labels = dict(_unique(_rows(folder, LABELS), "labels"))
+    patient_of: dict[str, str] = {}
+    for (patient, study, _), (_, where, _) in labels.items():
+        if (other := patient_of.setdefault(study, patient)) != patient:
+            what = f"the study {study} is of two patients, {other} and {patient}"
+            raise UserError(what, where=where, todo="give every study a UID of its own")
     paths = dict(_unique(_rows(folder, PATHS), "paths"))
     boxes: dict[Key, list[tuple[str, Mapping[str, str]]]] = {}
     for key, _, where, row in _rows(folder, BOX):
@@ -136,9 +142,17 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, st
 
 
 def _tables(folder: Path) -> list[Path]:
-    """The tables of volumes. UserError for one that is of no kind: its rows would be missed."""
-    tables = [path for path in sorted(folder.glob("*.csv")) if _has(path, ())]
+    """The tables of volumes. UserError for one that is empty, of no kind, or without a column by which volumes are
+    named: its rows would be missed."""
+    found = {path: _columns(path, "[,;\t]") for path in sorted(folder.glob("*.csv"))}
+    if empty := next((path for path, columns in found.items() if columns == {""}), None):
+        raise UserError("a table without a line", where=empty, todo="fetch it again, or remove it")
+    tables = [path for path, columns in found.items() if columns & {"PatientID", "StudyUID"}]
     for path in tables:
+        if missing := [name for name in KEY if name not in _columns(path)]:
+            what = f"a table of volumes without the column {', '.join(missing)}"
+            todo = f"name its columns {', '.join(KEY)}, with commas between them, or move it elsewhere"
+            raise UserError(what, where=path, todo=todo)
         if not any(_has(path, columns) for columns in (LABELS, BOX, PATHS)):
             what = "a table of volumes that holds neither labels nor boxes nor paths"
             todo = f"move it elsewhere, or give it the columns {', '.join(BOX)} (boxes) or those of labels or paths"
@@ -147,8 +161,12 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _has(path: Path, columns: tuple[str, ...]) -> bool:
-    header = files.read_text(path).partition("\n")[0]
-    return {*KEY, *columns} <= {name.strip() for name in header.split(",")}
+    return {*KEY, *columns} <= _columns(path)
+
+
+def _columns(path: Path, between: str = ",") -> set[str]:
+    """The names of a table's first line. between: an expression of what separates them."""
+    return {name.strip() for name in re.split(between, files.read_text(path).partition("\n")[0])}
 
 
 def _unique(

@@ -52,17 +52,16 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
     return box32
 
 
-def check_pixels(image: np.ndarray, width: int, height: int, where: object, images: int = 1) -> None:
-    """UserError unless `image` is [height, width, images], finite and within [0, 1]."""
+def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> None:
+    """UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
     if image.shape[:2] != (height, width):
         what = f"the image has {image.shape[1]} x {image.shape[0]} px, its record says {width} x {height}"
         todo = "correct the record or replace the image"
         if image.shape[:2] == (width, height):
             todo = "give size and boxes of the image as it is shown, turned as its orientation tag says"
         raise UserError(what, where=where, todo=todo)
-    if image.shape[2:] != (images,):
-        wanted = "one grey channel" if images == 1 else f"{images} grey images"
-        raise UserError(f"the image has shape {image.shape}, wanted {wanted}", where=where)
+    if image.shape[2:] != (1,):
+        raise UserError(f"the image has shape {image.shape}, wanted one grey channel", where=where)
     low, high = float(image.min()), float(image.max())  # both are NaN if one pixel is
     if not (low >= 0.0 and high <= 1.0):
         bad = int((~np.isfinite(image)).sum())

@@ -64,12 +64,20 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     if not spec.partner:
         return source
     named = partners(content.infos, spec.partner, path)
-    check_same_patient(content.infos, named, path)
+    check_partners(content.infos, named, path)
     return paired(source, files_reader(image_folder(path), named, spec, where=path))
 
 
-def check_same_patient(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], where: object) -> None:
-    """UserError where a partner's file is itself an image of another patient, or of another split."""
+def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], where: object) -> None:
+    """UserError where a partner is the image itself, or an image of the file of another patient or split."""
+    for info, partner in zip(infos, named, strict=True):
+        places = [(os.path.normpath(one.file_name), one.meta.get("frame") or 0) for one in (info, partner)]
+        if places[0] == places[1]:
+            raise UserError(
+                "the partner of the image is the image itself",
+                where=f"{where}, image {info.image_id} ({info.file_name})",
+                todo="name the other image of the breast, or remove the image from the pairs",
+            )
     of_file = {os.path.normpath(info.file_name): info for info in infos}
     for info, partner in zip(infos, named, strict=True):
         other = of_file.get(os.path.normpath(partner.file_name), info)
@@ -301,6 +309,12 @@ def _place_in_volume(image: dict, where: str) -> dict[str, Any]:
     if position is None or position < 0 or (not volume and image.get("volume") is not None):
         todo = "give the volume's id, and the position in it as a whole number from 0; or rename the field"
         raise UserError(f"volume is {image.get('volume')!r} and slice {image.get('slice')!r}", where=where, todo=todo)
+    if image.get("volume_slices") is not None:
+        slices = whole_number(image["volume_slices"])
+        if slices is None or slices <= position:
+            todo = "count slices from 0, and give the number of all slices of the volume, or leave volume_slices out"
+            what = f"slice {position} of a volume whose volume_slices is {image['volume_slices']!r}"
+            raise UserError(what, where=where, todo=todo)
     return {"volume": volume, "slice": position}
 
 

@@ -16,7 +16,16 @@ from elk_jax.data.sources import checks, class_folders, coco, patients, phantom,
 from elk_jax.data.sources.bcs_dbt import open_bcs_dbt
 from elk_jax.data.sources.cleaning import clean_info, ignore_large
 from elk_jax.data.sources.phantom_patches import open_phantom_patches
-from elk_jax.data.sources.source import CACHE_BYTES, ImageSource, cached, fewshot, share_of, subset, without_unreadable
+from elk_jax.data.sources.source import (
+    CACHE_BYTES,
+    ImageSource,
+    cached,
+    fewshot,
+    share_of,
+    subset,
+    with_images,
+    without_unreadable,
+)
 from elk_jax.data.sources.spec import CENTRAL, OnError, SourceSpec
 from elk_jax.data.sources.splits import draw_splits
 from elk_jax.data.sources.tfds import open_tfds
@@ -41,6 +50,7 @@ class Kind:
     image_folder: place -> the folder with a file for every image; None where images do not lie in files.
     in_memory: the source holds its decoded images, so that they need no cache.
     of_volumes: place -> whether it has whole volumes, of which `SourceSpec.slices` chooses.
+    of_slices: its images may say which volume they are slices of.
     of_pairs: its images may have partners (`SourceSpec.partner`).
     drawn: what is known of a source without drawing it; None where opening it draws nothing.
     """
@@ -49,15 +59,16 @@ class Kind:
     image_folder: Callable[[str], Path] | None = None
     in_memory: bool = False
     of_volumes: Callable[[str], bool] = lambda place: False
+    of_slices: bool = False
     of_pairs: bool = False
     drawn: Drawn | None = None
 
 
 KINDS = {
-    "coco": Kind(coco.open_coco, image_folder=coco.image_folder, of_pairs=True),
+    "coco": Kind(coco.open_coco, image_folder=coco.image_folder, of_slices=True, of_pairs=True),
     "bcs_dbt": Kind(open_bcs_dbt, of_volumes=lambda place: True),
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
-    "tfds": Kind(open_tfds),
+    "tfds": Kind(open_tfds, of_slices=True),
     "phantom": Kind(
         phantom.open_phantom,
         in_memory=True,
@@ -84,6 +95,11 @@ def drawn(spec: SourceSpec) -> Drawn | None:
 def has_volumes(spec: SourceSpec) -> bool:
     """Whether a source reads whole volumes, whose slices it chooses. A COCO file of slices does not."""
     return spec.kind in KINDS and KINDS[spec.kind].of_volumes(spec.place)
+
+
+def may_be_slices(spec: SourceSpec) -> bool:
+    """Whether a source may have slices of volumes, as far as that is known without its annotations."""
+    return has_volumes(spec) or (spec.kind in KINDS and KINDS[spec.kind].of_slices)
 
 
 def list_source(
@@ -154,16 +170,20 @@ def open_source(
     on_error: OnError = "stop",
     cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
+    images: int | None = None,
 ) -> ImageSource:
-    """`list_source`, then `check_readable`; see there for the arguments."""
+    """`list_source`, then `check_readable`; see there for the arguments. images: of a record that are wanted; None for
+    those that there are."""
     source = list_source(spec, split, cache_bytes=cache_bytes, progress=progress)
-    return check_readable(source, spec, on_error, progress)
+    wanted = source if images is None else with_images(source, images)
+    return check_readable(wanted, spec, on_error, progress)
 
 
 def check_readable(
     source: ImageSource, spec: SourceSpec, on_error: OnError = "stop", progress: ProgressBar = no_bar
 ) -> ImageSource:
-    """A listed source, of which every image can be read as far as that is known.
+    """A listed source, of which every image can be read as far as that is known. Of pairs that is both images; where
+    the first alone is wanted (`with_images`), its partner may be missing.
 
     on_error: "stop" raises UserError if an image file is missing; a damaged one is found when it is read. "skip"
         decodes every image once now and lists the unreadable ones in `.skipped`, so that what follows is as
@@ -177,7 +197,7 @@ def check_readable(
     image_folder = KINDS[spec.kind].image_folder
     if image_folder is not None:
         checks.check_files(source.infos, image_folder(spec.place), source.name)
-        if spec.partner:
+        if source.images > 1:
             named = coco.partners(source.infos, spec.partner, source.name)
             checks.check_files(named, image_folder(spec.place), source.name)
     return source

@@ -17,7 +17,7 @@ from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 Read = Callable[[int], np.ndarray]
-"""Position -> image [H, W, I] float32 in [0, 1]."""
+"""Position -> image [H, W, 1] float32 in [0, 1]."""
 
 CACHE_BYTES = 1 << 30
 """Memory for the decoded images of a source (`cached`): 4000 of 512 x 512 px, or 80 full mammograms, of 8 bits."""
@@ -31,7 +31,7 @@ class ImageSource:
     seen_patients: of painted images, hashes (`patients.patient_hash`) of the patients that their painter has seen.
     category_ids: the id that a COCO file gives to each class, in label order; None where classes have no ids.
     mixed: names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none.
-    images: I, images of a record: 2 for pairs, of which boxes and everything known belong to the first.
+    partner: of pairs, reads the second image; boxes and everything known belong to the first. None for single images.
     """
 
     name: str
@@ -42,25 +42,42 @@ class ImageSource:
     seen_patients: frozenset[str] = frozenset()
     category_ids: tuple[int, ...] | None = None
     mixed: tuple[str, ...] = ()
-    images: int = 1
+    partner: Read | None = None
+
+    @property
+    def images(self) -> int:
+        """I, images of a record: 2 for pairs."""
+        return 1 if self.partner is None else 2
 
     def __len__(self) -> int:
         return len(self.infos)
 
     def __getitem__(self, index: int) -> Record:
-        """Decode one image. UserError if it is missing, damaged, not finite, or of another size."""
+        """Decode one image [H, W, I]. UserError if it is missing, damaged, not finite, or of another size."""
         info = self.infos[index]
-        image = self.read(index)
         where = f"{self.name}, image {info.image_id} ({info.file_name})"
-        checks.check_pixels(image, info.width, info.height, where, self.images)
-        return Record(info, image)
+        image = self.read(index)
+        checks.check_pixels(image, info.width, info.height, where)
+        if self.partner is None:
+            return Record(info, image)
+        partner = self.partner(index)
+        checks.check_pixels(partner, info.width, info.height, f"{where}, its partner")
+        return Record(info, np.concatenate([image, partner], axis=-1))
 
 
 def subset(source: ImageSource, positions: Sequence[int] | np.ndarray) -> ImageSource:
     """The records at `positions`, in that order."""
     chosen = tuple(int(position) for position in positions)
     infos = tuple(source.infos[position] for position in chosen)
-    return replace(source, infos=infos, read=partial(read_at, source.read, chosen))
+    return reread(source, lambda read: partial(read_at, read, chosen), infos)
+
+
+def reread(
+    source: ImageSource, wrap: Callable[[Read], Read], infos: tuple[ImageInfo, ...] | None = None
+) -> ImageSource:
+    """The source with every reader of its images replaced by what `wrap` makes of it; with other infos, if given."""
+    partner = None if source.partner is None else wrap(source.partner)
+    return replace(source, infos=source.infos if infos is None else infos, read=wrap(source.read), partner=partner)
 
 
 def fewshot(source: ImageSource, patients: int, seed: int = 0) -> ImageSource:
@@ -107,6 +124,7 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
             where = f"{sources[0].name} and {source.name}"
             raise UserError("pairs and single images", where=where, todo="set `partner` of both, or of neither")
     places = tuple((part, position) for part, source in enumerate(sources) for position in range(len(source)))
+    partners = tuple(source.partner for source in sources if source.partner is not None)
     ids = {source.category_ids for source in sources}
     return ImageSource(
         name=" + ".join(source.name for source in sources),
@@ -117,19 +135,26 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
         seen_patients=frozenset().union(*(source.seen_patients for source in sources)),
         mixed=tuple(source.name for source in sources),
         category_ids=ids.pop() if len(ids) == 1 else None,
-        images=sources[0].images,
+        partner=partial(read_part, partners, places) if partners else None,
     )
 
 
 def paired(first: ImageSource, second: Read) -> ImageSource:
-    """The records of `first`, each with the image that `second` reads for its position as its partner."""
-    return replace(first, read=partial(read_pair, first.read, second, first.infos), images=2)
+    """The records of `first`, each with the image that `second` reads for its position as its partner.
+
+    The partner is read where it is asked for: who takes `one_of` them opens the files of one alone.
+    """
+    return replace(first, partner=partial(read_partner, second, first.infos))
 
 
 def one_of(source: ImageSource, number: int) -> ImageSource:
-    """The first (0) or the second (1) image of every record alone. The boxes stay those of the first."""
-    both = source if number == 0 else with_images(source, 2)
-    return both if both.images == 1 else replace(both, read=partial(read_one, both.read, number), images=1)
+    """The first (0) or the second (1) image of every record alone; the other is not read. The boxes stay those of the
+    first."""
+    if number == 0:
+        return replace(source, partner=None)
+    partner = with_images(source, 2).partner
+    assert partner is not None
+    return replace(source, read=partner, partner=None)
 
 
 def with_images(source: ImageSource, images: int) -> ImageSource:
@@ -148,7 +173,7 @@ def cached(source: ImageSource, max_bytes: int = CACHE_BYTES) -> ImageSource:
 
     A record has the same pixels whether it was in memory or not.
     """
-    return replace(source, read=Cache(source.read, max_bytes))
+    return reread(source, lambda read: Cache(read, max_bytes // source.images))
 
 
 def without_unreadable(source: ImageSource, progress: ProgressBar = no_bar) -> ImageSource:
@@ -207,23 +232,16 @@ def read_part(reads: tuple[Read, ...], places: tuple[tuple[int, int], ...], posi
     return reads[part](inner)
 
 
-def read_pair(first: Read, second: Read, infos: tuple[ImageInfo, ...], position: int) -> np.ndarray:
-    """Both images of a pair, which must be of one size."""
-    images = first(position), second(position)
-    sizes = [image.shape[:2] for image in images]
-    if sizes[0] != sizes[1]:
-        what = " and its partner ".join(f"{width} x {height} px" for height, width in sizes)
+def read_partner(read: Read, infos: tuple[ImageInfo, ...], position: int) -> np.ndarray:
+    """The second image of a pair, which must be of the size of the first."""
+    image, info = read(position), infos[position]
+    if image.shape[:2] != (info.height, info.width):
         raise UserError(
-            f"the image has {what}",
-            where=f"image {infos[position].image_id} ({infos[position].file_name})",
+            f"the image has {info.width} x {info.height} px and its partner {image.shape[1]} x {image.shape[0]} px",
+            where=f"image {info.image_id} ({info.file_name})",
             todo="bring pairs into one frame with data_prep/paired_images.py",
         )
-    return np.concatenate(images, axis=-1)
-
-
-def read_one(read: Read, number: int, position: int) -> np.ndarray:
-    """One image of a pair."""
-    return read(position)[..., number : number + 1]
+    return image
 
 
 class Cache:

@@ -38,7 +38,7 @@ from elk_jax.tasks.classification.fit import FEATURES, with_draws
 from elk_jax.tasks.classification.model import ARCHITECTURES, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
-from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
+from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images, unread_partners
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
@@ -193,14 +193,14 @@ def evaluate_source(
             what = "the same model as the one that is evaluated"
             raise UserError(what, where="--against", todo="name another run or model")
         folders = {_name(other) if _name(other) != _name(model) else str(other): other} | folders
-    source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
+    source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=1)
     console, counts = new_console(), class_counts(source)
     console.print(f"{split or 'all'} {', '.join(f'{value} {key}' for key, value in counts.items())}")
     files.check_writable(output)
     trained = {name: load(folder) for name, folder in folders.items()}
     found = {name: measure(one, source, settings.bootstrap) for name, one in trained.items()}
     for name, one in found.items():
-        one.metrics["notes"] += patients_seen(name, folders[name], source.infos)
+        one.metrics["notes"] += [*patients_seen(name, folders[name], source.infos), *unread_partners(data)]
     comparisons = compare(trained, found, settings.bootstrap)
     evaluations = {name: one.metrics for name, one in found.items()}
     own = _name(model)

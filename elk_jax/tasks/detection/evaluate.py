@@ -31,11 +31,12 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
-from elk_jax.tasks.detection.model import load
+from elk_jax.tasks.detection.model import Trained, load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
-from elk_jax.tasks.detection.train import check_pairs, say_skipped
-from elk_jax.tasks.run import Run, new_console, patients_seen, skipped_images
+from elk_jax.tasks.detection.train import say_skipped
+from elk_jax.tasks.run import Experiment, Run, new_console, patients_seen, skipped_images, unread_partners
+from elk_jax.tasks.stages import Need
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -45,17 +46,27 @@ TRUTH = "truth.json"
 # ---- As a stage ------------------------------------------------------------------------------------------------------
 
 
+def needs(experiment: Experiment, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> list[Need]:
+    """Whole volumes, where findings of these are evaluated; both images of a breast, where a detector reads them."""
+    (data,) = stage.data()
+    found = [f"{name} reads pairs" for name in stage.models if _reads_pairs(experiment, name)]
+    found += ["boxes of both images are to be fused"] if stage.late else []
+    volumes = [Need(data, "volumes", "findings of volumes are evaluated")] if stage.metric == "dbtex" else []
+    return [*volumes, *(Need(data, "pairs", why) for why in found)]
+
+
+def _reads_pairs(experiment: Experiment, model: str) -> bool:
+    """Whether the detector of a stage reads pairs; False for one that the experiment does not name."""
+    stage = experiment.stages.get(model)
+    return stage is not None and detectors.build(experiment.recipe_of(stage).model).tested_images > 1
+
+
 def check_start(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
-    """Raise UserError where detectors read pairs, and the data are single images."""
+    """Raise UserError where volumes are not whole, and where boxes are fused of detectors that read pairs."""
     if stage.metric == "dbtex":
         volumes.check_start(run, stage)
-    stages = run.experiment.stages
-    for model in filter(stages.__contains__, stage.models):
-        detector = detectors.build(run.experiment.recipe_of(stages[model]).model)
-        check_pairs(run, (stage.on,), detector.tested_images, f"{model} reads pairs")
-    check_pairs(run, (stage.on,), 2 if stage.late else 1, "boxes of both images are to be fused")
-    for model in filter(stages.__contains__, (name for pair in stage.late for name in pair)):
-        if detectors.build(run.experiment.recipe_of(stages[model]).model).tested_images > 1:
+    for model in (name for pair in stage.late for name in pair):
+        if _reads_pairs(run.experiment, model):
             what = f"{model} reads pairs, and boxes are fused of detectors of single images"
             raise UserError(what, where=f"config.stages.{stage.name}.late", todo="name others, or leave it out")
 
@@ -64,7 +75,9 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     """Evaluate trained stages on one split; with several, compare each with the first."""
     if stage.metric == "dbtex":
         return volumes.evaluate(run, stage, recipe)
-    source, folder = run.open(stage.on, stage.split), run.folder / stage.name
+    loaded = {model: load(run.folder / model / "model") for model in stage.trained()}
+    images = max([2 if stage.late else 1, *(loaded[model].detector.tested_images for model in stage.models)])
+    source, folder = run.open(stage.on, stage.split, images), run.folder / stage.name
     run.say(f"  {stage.split} {counted(source.infos)}")
     say_skipped(run, source)
     criterion = criterion_from_text(stage.criterion)
@@ -73,12 +86,11 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     results: dict[str, list[ImageResult]] = {}
     evaluations: dict[str, Any] = {}
     for model in stage.models:
-        trained = load(run.folder / model / "model")
-        trainings[model] = trained.description.trained
-        results[model] = predict.detect_with(trained, source, run.mesh, floor)
+        trainings[model] = loaded[model].description.trained
+        results[model] = predict.detect_with(loaded[model], source, run.mesh, floor)
     for own, other in stage.late:
         views = [
-            predict.detect_with(load(run.folder / model / "model"), one_of(source, number), run.mesh, floor)
+            predict.detect_with(loaded[model], one_of(source, number), run.mesh, floor)
             for number, model in enumerate((own, other))
         ]
         results[f"{own}+{other}"] = detections.above(fusion.fuse(views), floor)
@@ -168,7 +180,8 @@ class EvaluateSettings:
     compare with on the same images. criterion: what counts as found. all_images: false positives of lesion-free images
     count in FROC too. bootstrap: resamples of patients. flips: mirrored views; None: those of the model's training.
     metric: froc, of images, or dbtex, of tomosynthesis volumes; predictions are a CSV file of the challenge then.
-    volume_rule: how detections of slices become findings of a volume.
+    volume_rule: how detections of slices become findings of a volume. by_slice: of volumes, write the detections of
+    slices too.
     """
 
     predictions: str = ""
@@ -180,6 +193,7 @@ class EvaluateSettings:
     flips: tuple[Flip, ...] | None = None
     metric: Metric = "froc"
     volume_rule: Rule = "group"
+    by_slice: bool = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -216,20 +230,29 @@ def evaluate_source(
     model: a model folder; None to evaluate `settings.predictions`. With `settings.against`, comparisons.json holds the
     paired differences; they are in the report and the table too.
     """
+    if settings.by_slice and (settings.metric != "dbtex" or model is None):
+        what = "detections of slices are written where a model looks at volumes"
+        raise UserError(what, where="--by_slice", todo="give a model and --metric=dbtex, or leave it out")
     if settings.metric == "dbtex":
         return _evaluate_volumes(model, data, split, on_error, output, settings)
     subject = Subject(Path(settings.predictions), False) if model is None else Subject(model, True)
     other = _compared_with(settings.against) if settings.against else None
     name, other_name = _names(subject, other)
     criterion = criterion_from_text(settings.criterion)
-    source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"))
+    subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
+    loaded = {one: load(one.place) for one in subjects if one.is_model}
+    images = max([1, *(one.detector.tested_images for one in loaded.values())])
+    if images > 1 and not data.partner:
+        what = f"a detector that reads {images} images of a breast is evaluated, and there is one"
+        raise UserError(what, where=data.spec, todo="give the second by --partner, or choose another --stage")
+    source = open_source(data, split, on_error=on_error, progress=progress_bar("  opening"), images=images)
     console = new_console()
     console.print(f"{split or 'all'} {counted(source.infos)}")
     categories = source.category_ids
     files.check_writable(output)
-    subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
-    found = {one: _detect(one, source, categories, settings) for one in subjects}
+    found = {one: _detect(one, loaded.get(one), source, categories, settings) for one in subjects}
     results, notes = found[subject]
+    notes += unread_partners(data) if images == 1 else []
     how: dict[str, Any] = {
         "criterion": criterion,
         "score_floor": settings.score_floor,
@@ -286,6 +309,7 @@ def _evaluate_volumes(
         score_floor=settings.score_floor,
         resamples=settings.bootstrap,
         flips=settings.flips,
+        by_slice=settings.by_slice,
     )
 
 
@@ -313,14 +337,21 @@ def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:
 
 
 def _detect(
-    subject: Subject, source: ImageSource, categories: Sequence[int] | None, settings: EvaluateSettings
+    subject: Subject,
+    trained: Trained | None,
+    source: ImageSource,
+    categories: Sequence[int] | None,
+    settings: EvaluateSettings,
 ) -> tuple[list[ImageResult], list[str]]:
-    """(its detections beside the truth, notes). One class of a model and one of the data count as the same class."""
-    if not subject.is_model:
+    """(its detections beside the truth, notes). One class of a model and one of the data count as the same class.
+
+    trained: the model; None for detections made elsewhere.
+    """
+    if trained is None:
         numbers = categories or range(1, len(source.classes) + 1)
         found = detections.read_results(subject.place, source.infos, numbers)
         return detections.join(source.infos, found), []
-    trained, notes = load(subject.place), []
+    notes: list[str] = []
     known = trained.description.classes
     if len(known) == len(source.classes) == 1 and known != source.classes:
         notes = [f"the class '{known[0]}' of the model counts as '{source.classes[0]}' of the data"]

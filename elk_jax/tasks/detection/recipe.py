@@ -137,5 +137,4 @@ class EvaluateDetectorsStage(EvaluateModelsStage):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """Everything that is evaluated, by name."""
         return *self.models, *("+".join(pair) for pair in self.late)

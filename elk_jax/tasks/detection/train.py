@@ -31,7 +31,8 @@ from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.private import Learned, Public
-from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.run import Experiment, Run, skipped_images
+from elk_jax.tasks.stages import Data, Need
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import optimizer as optimizers
 from elk_jax.training.model import Model, Params
@@ -57,8 +58,6 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
             todo="leave it empty in a private training: '()'",
         )
     detector = detectors.build(settings(recipe, recipe.model.num_classes))
-    check_pairs(run, stage.train_on, detector.images, f"the {detector.name} is trained on pairs")
-    check_pairs(run, (stage.validate_on,), detector.tested_images, f"the {detector.name} reads pairs")
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
     training.check_private(stage, recipe, trainable(detector, per_image=True))
     training.check_frozen(stage, recipe, fresh, detector.frozen)
@@ -72,12 +71,18 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
         from_weights(run.model_folder(stage.init_from), model_folder.nest(layers), detector, stage.recipe)
 
 
-def check_pairs(run: Run, sources: Sequence[str], images: int, why: str) -> None:
-    """UserError for the first of the data sources that has fewer images of a breast than are needed."""
-    for name in sources:
-        if images > 1 and not run.spec(name).partner:
-            todo = "name the field of the partner's file, or the modality of a phantom"
-            raise UserError(f"{why}, and {name} has single images", where=f"config.data.{name}.partner", todo=todo)
+def needs(experiment: Experiment, stage: TrainDetectorStage, recipe: DetectionRecipe) -> list[Need]:
+    """The data of which the detector reads both images of a breast."""
+    detector = detectors.build(settings(recipe, recipe.model.num_classes))
+    found = pairs(stage.train_on, "train", f"the {detector.name} is trained on pairs") if detector.images > 1 else []
+    if detector.tested_images > 1:
+        found += pairs((stage.validate_on,), "val", f"the {detector.name} reads pairs")
+    return found
+
+
+def pairs(sources: Sequence[str], split: str, why: str) -> list[Need]:
+    """Both images of a breast are read of these data. why: as of `Need`."""
+    return [Need(Data(name, split), "pairs", why) for name in sources]
 
 
 class Learning(NamedTuple):
@@ -147,14 +152,20 @@ def seed_of(run: Run, stage: TrainDetectorStage) -> int:
     return int(generator(run.seed, Purpose.REPETITION, stage.repetition).integers(1 << 32))
 
 
-def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, prepare: Prepare) -> Summary:
+def train_with(
+    run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, prepare: Prepare, images: int = 0
+) -> Summary:
     """Train a detector by what `prepare` gives, choose the checkpoint on the validation split, write
-    `<stage>/model/`."""
+    `<stage>/model/`.
+
+    images: of a record that are read in training; 0 for those that the detector reads.
+    """
+    network = detectors.build(settings(recipe, recipe.model.num_classes))
     flips = tuple(dict.fromkeys(recipe.test_flips))
 
     # ---- Data ------------------------------------------------------------------------------------------------
-    source = run.open(stage.train_on, "train")
-    validation = run.open(stage.validate_on, "val")
+    source = run.open(stage.train_on, "train", images or network.images)
+    validation = run.open(stage.validate_on, "val", network.tested_images)
     if source.classes != validation.classes:
         raise UserError(
             f"training has the classes {source.classes}, validation {validation.classes}", where=f"stage {stage.name}"
@@ -173,8 +184,7 @@ def train_with(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, pre
         config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
-    tested = with_images(validation, detector.tested_images)
-    seen = predict.view(tested, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
+    seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
     learning = prepare(run, stage, recipe, detector, source)
     model, learned, of_detector = learning.model, learning.learned, learning.of_detector
     run.say(f"  validation {counted(validation.infos)}")

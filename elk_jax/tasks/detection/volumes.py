@@ -19,12 +19,12 @@ from rich.table import Table
 from elk_jax import files
 from elk_jax.data.sources import bcs_dbt
 from elk_jax.data.sources.open import has_volumes, open_source
-from elk_jax.data.sources.source import read_at, summary
+from elk_jax.data.sources.source import ImageSource, read_at, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.data.sources.volumes import Volume, as_source, find_volumes, volumes_of
 from elk_jax.detection.volumes import RULES, Rule, VolumeRule, find
 from elk_jax.errors import UserError
-from elk_jax.evaluation import bootstrap, submission, volume_results
+from elk_jax.evaluation import bootstrap, detections, submission, volume_results
 from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.volumes import (
@@ -59,8 +59,9 @@ def detect_volumes(
     rule: VolumeRule,
     score_floor: float = 0.0,
     flips: Sequence[str] | None = None,
-) -> list[VolumeDetections]:
-    """The findings of whole volumes; a few slices are in memory at a time.
+) -> tuple[list[VolumeDetections], list[ImageResult]]:
+    """(the findings of whole volumes, what was detected in each slice that the rule looks at, without the truth); a few
+    slices are in memory at a time.
 
     flips: as in `predict.detect_with`. UserError for volumes of which slices are left out.
     """
@@ -77,7 +78,7 @@ def detect_volumes(
     for volume in seen:
         found.append(findings_of(rule, results[start : start + len(volume)], volume, per_slice))
         start += len(volume)
-    return found
+    return found, results
 
 
 def _without_ends(volume: Volume, margin: int) -> Volume:
@@ -125,24 +126,20 @@ def measured(
     rule: Rule,
     score_floor: float,
     flips: Sequence[str] | None = None,
-) -> list[VolumeResult]:
-    """The findings of whole volumes beside their lesions; arguments as of `detect_volumes`."""
-    found = detect_volumes(trained, volumes, mesh, RULES[rule], score_floor, flips)
-    return [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)]
+) -> tuple[list[VolumeResult], list[ImageResult]]:
+    """The findings of whole volumes beside their lesions, and detections by slice; arguments as of `detect_volumes`."""
+    found, by_slice = detect_volumes(trained, volumes, mesh, RULES[rule], score_floor, flips)
+    return [VolumeResult(truth_of(volume), one) for volume, one in zip(volumes, found, strict=True)], by_slice
 
 
 # ---- As a stage ------------------------------------------------------------------------------------------------------
 
 
 def check_start(run: Run, stage: EvaluateDetectorsStage) -> None:
-    """Raise UserError where the data are not whole volumes (a COCO file lists all slices), or some would be skipped."""
-    place = f"config.stages.{stage.name}.on"
-    _check_stops(run.experiment.on_error, "config.data.on_error")
+    """Raise UserError where the volumes of the data are not whole: a COCO file lists all slices."""
     if has_volumes(run.spec(stage.on)):
         return
-    todo = "name a source of whole volumes, or leave the stage out by --stages"
-    if not run.is_listed(stage.on):
-        raise UserError(f"{stage.on} has images, no volumes", where=place, todo=todo)
+    place, todo = f"config.stages.{stage.name}.on", "name a source of whole volumes, or leave the stage out by --stages"
     for volume in volumes_of(run.list(stage.on, stage.split)):
         if len(volume) != volume.slices:
             what = f"{stage.on} has {len(volume)} of {volume.slices} slices of the volume {volume.name}"
@@ -155,12 +152,12 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     Leaves `<model>/evaluation.json`, `<model>/volumes.json`, `<model>/submission.csv` and `comparisons.json`.
     """
     folder = run.folder / stage.name
-    volumes = _opened(run.spec(stage.on), stage.split, run.experiment.on_error)
+    volumes = volumes_of(_opened(run.spec(stage.on), stage.split, run.experiment.on_error))
     run.say(f"  {stage.split} {len(volumes)} volumes, {sum(map(len, volumes))} slices")
     evaluations, statistics = {}, {}
     for model in stage.models:
         trained = load(run.folder / model / "model")
-        results = measured(trained, volumes, run.mesh, stage.volume_rule, recipe.score_floor)
+        results, _ = measured(trained, volumes, run.mesh, stage.volume_rule, recipe.score_floor)
         evaluations[model] = evaluated(results, volumes, recipe.bootstrap)
         statistics[model] = VolumeStatistic(results)
         if run.is_main:
@@ -220,28 +217,34 @@ def evaluate_dbtex(
     score_floor: float,
     resamples: int,
     flips: Sequence[str] | None,
+    by_slice: bool = False,
 ) -> dict[str, Any]:
     """Write evaluation.json, submission.csv and report.html into `output`, print the table, return the evaluation.
 
     model: a model folder; None to evaluate `predictions`, a CSV file of the challenge, for which tables of BCS-DBT
-    suffice without their images.
+    suffice without their images. by_slice: write what the model detected in each slice too, predictions.json.
     """
     files.check_writable(output)
     notes: list[str] = []
     volumes: tuple[Volume, ...] = ()
+    in_slices: list[ImageResult] = []
+    categories: Sequence[int] | None = None
     if model is None and predictions is not None:
         results = submission.read(predictions, _truths(data, split, on_error))
     else:
         assert model is not None
-        volumes = _opened(data, split, on_error)
+        source = _opened(data, split, on_error)
+        volumes, categories = volumes_of(source), source.category_ids
         trained = load(model)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
-        results = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
+        results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
     evaluation = evaluated(results, volumes, resamples)
     notes = evaluation["notes"] = [*notes, *evaluation["notes"]]
     place = f"{split or 'every'} split of {data.spec}"
     with files.locked(files.make_folder(output)):
         _write(output, evaluation, results)
+        if by_slice:
+            detections.write_results(output / "predictions.json", in_slices, categories)
         write_report(
             output / "report.html", evaluation_page(str(model or predictions), place, evaluation, results, volumes)
         )
@@ -264,11 +267,13 @@ def size_notes(volumes: Sequence[Volume]) -> list[str]:
     ]
 
 
-def _opened(data: SourceSpec, split: str, on_error: OnError) -> tuple[Volume, ...]:
-    """Whole volumes of a source, whose slices are not kept in memory."""
+def _opened(data: SourceSpec, split: str, on_error: OnError) -> ImageSource:
+    """The slices of whole volumes, which are not kept in memory."""
     _check_stops(on_error, "on_error")
+    if data.partner:
+        raise UserError("a volume has no partner", where=f"partner={data.partner}", todo="leave it out")
     whole = replace(data, slices="all") if has_volumes(data) else data
-    return volumes_of(open_source(whole, split, on_error=on_error, cache_bytes=0, progress=progress_bar("  opening")))
+    return open_source(whole, split, on_error=on_error, cache_bytes=0, progress=progress_bar("  opening"))
 
 
 def _check_stops(on_error: OnError, where: str) -> None:
@@ -280,7 +285,7 @@ def _check_stops(on_error: OnError, where: str) -> None:
 def _truths(data: SourceSpec, split: str, on_error: OnError) -> list[VolumeTruth]:
     """The volumes that predictions made elsewhere are of. Of BCS-DBT the tables are read alone."""
     if data.kind != "bcs_dbt":
-        return [truth_of(volume) for volume in _opened(data, split, on_error)]
+        return [truth_of(volume) for volume in volumes_of(_opened(data, split, on_error))]
     if data != SourceSpec(data.spec):
         todo = "leave conditions and other settings out"
         raise UserError("predictions are evaluated on all volumes of the tables", where=data.spec, todo=todo)
@@ -338,7 +343,7 @@ def predict_volumes(
     files.check_writable(output)
     points = trained.description.operating_points
     threshold = predict.chosen_threshold(points) if settings.threshold is None else settings.threshold
-    results = measured(trained, volumes, meshes.make_mesh(), settings.volume_rule, settings.score_floor)
+    results, _ = measured(trained, volumes, meshes.make_mesh(), settings.volume_rule, settings.score_floor)
     found = [result.found for result in results]
     classes = trained.description.classes
     entries = [entry for pair in zip(volumes, found) for entry in _entries(*pair, classes, threshold)]

@@ -10,6 +10,7 @@ TASK = Task(
             recipe.TrainDistilledStage,
             train.train,
             train.check_start,
+            train.needs,
             needs_lesions=("train",),
             learns_classes=True,
             workload=train.workload,

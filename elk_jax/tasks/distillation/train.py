@@ -38,7 +38,8 @@ from elk_jax.tasks.distillation.model import (
 )
 from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe, TrainDistilledStage
 from elk_jax.tasks.private import Learned
-from elk_jax.tasks.run import Run
+from elk_jax.tasks.run import Experiment, Run
+from elk_jax.tasks.stages import Need
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -90,8 +91,6 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     if mode and mode.of_anchors and detector.anchored is None:
         what = f"{detector.name} says nothing of anchors that could be compared"
         raise UserError(what, where=f"{place}.mode", todo="choose another mode, or another detector")
-    if stage.partner:
-        detection.check_pairs(run, (*stage.train_on, stage.validate_on), 2, "the teacher sees partners")
     if stage.partner and detector.images != 1:
         what = f"{detector.name} reads pairs, and a student of pairs sees the first image alone"
         raise UserError(what, where=f"{place}.model.name", todo="choose a detector of single images")
@@ -108,8 +107,21 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
             planned = detectors.build(detection.settings(taught, recipe.model.num_classes))
             check_teacher(planned, detector, f"config.{before.recipe}.model")
     if recipe.mode != "none" and stage.teacher not in names:
-        check_teacher(load(run.model_folder(stage.teacher)).detector, detector, run.model_folder(stage.teacher))
+        folder = run.model_folder(stage.teacher)
+        written = load(folder)
+        check_teacher(written.detector, detector, folder)
+        if all(map(run.is_listed, stage.train_on)):
+            _check_classes(written, run.list(stage.train_on, "train").classes, folder)
     detection.check_start(run, stage.starting(recipe), recipe, names)
+
+
+def needs(experiment: Experiment, stage: TrainDistilledStage, recipe: DistillationRecipe) -> list[Need]:
+    """The data of which the student and its teacher read both images of a breast."""
+    found = detection.needs(experiment, stage, recipe)
+    if stage.partner:
+        for sources, split in ((stage.train_on, "train"), ((stage.validate_on,), "val")):
+            found += detection.pairs(sources, split, "the teacher sees partners")
+    return found
 
 
 def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, place: str) -> None:
@@ -125,7 +137,8 @@ def _check_learned_is_trained(recipe: DistillationRecipe, detector: Detector, pl
 def train(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:
     """Train one detector and write `<stage>/model/`."""
     prepare = _teacher if stage.role == "teacher" else _student
-    found = detection.train_with(run, stage.starting(recipe), stage.paced(recipe), prepare)
+    images = 2 if stage.partner else 0
+    found = detection.train_with(run, stage.starting(recipe), stage.paced(recipe), prepare, images)
     for warning in likeness_warnings(found.get("before", {}), found["best"]):
         run.say(f"  warning: {warning}")
     return {**found, "role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}
@@ -147,9 +160,7 @@ def _student(
     folder = run.model_folder(stage.teacher)
     teacher = load(folder)
     check_teacher(teacher.detector, detector, folder)
-    if teacher.description.classes != source.classes:
-        what = f"the teacher knows the classes {teacher.description.classes}, the data have {source.classes}"
-        raise UserError(what, where=folder, todo="rename the categories of one of them")
+    _check_classes(teacher, source.classes, folder)
     if recipe.mode not in MODES:
         return found
     return _distilled(run, stage, recipe, detector, source, found, teacher)
@@ -166,7 +177,7 @@ def _distilled(
     own = make(source, recipe.loader, seed, weights=stage.weights)
     beside, shown, counts = None, [], found.learned.counts
     if MODES[recipe.mode].reads == "beside":
-        data = with_images(run.open(stage.beside, "train"), teacher.detector.images)
+        data = run.open(stage.beside, "train", teacher.detector.images)
         if not summary(data.infos)["lesions"]:
             raise checks.no_lesions("train", data.name)
         run.say(f"  beside {counted(data.infos)}")
@@ -193,7 +204,7 @@ def _likeness(
 ) -> Callable[[Any], dict[str, float]]:
     """Parameters of the student -> how its maps of the validation images resemble those of the teacher of their
     partners."""
-    pairs = with_images(run.open(stage.validate_on, "val"), 2)
+    pairs = run.open(stage.validate_on, "val", 2)
     pairs = subset(pairs, apart(pairs.infos))
     numbers = {patient: number for number, patient in enumerate(dict.fromkeys(i.patient_id for i in pairs.infos))}
     patients = np.array([numbers[info.patient_id] for info in pairs.infos], np.int32)
@@ -262,6 +273,12 @@ def check_teacher(teacher: Detector, student: Detector, folder: Any) -> None:
     if differing := detection.differing_layer(teacher, student):
         what = f"the teacher is another network than the student: its {differing}"
         raise UserError(what, where=folder, todo="train both with the same model settings")
+
+
+def _check_classes(teacher: Trained, classes: tuple[str, ...], folder: Any) -> None:
+    if teacher.description.classes != classes:
+        what = f"the teacher knows the classes {teacher.description.classes}, the data have {classes}"
+        raise UserError(what, where=folder, todo="rename the categories of one of them")
 
 
 def _words(detector: Detector) -> str:

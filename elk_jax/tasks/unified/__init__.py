@@ -1,5 +1,6 @@
 """Unified representations: one detector with what two have learned of the same breasts. Its models are of detection."""
 
+from elk_jax.tasks.detection import train as detection
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.tasks.task import StageKind, Task
 from elk_jax.tasks.unified import recipe, report, train
@@ -11,6 +12,7 @@ TASK = Task(
             recipe.TrainFusedStage,
             train.train,
             train.check_start,
+            detection.needs,
             needs_lesions=("train",),
             learns_classes=True,
             workload=train.workload,

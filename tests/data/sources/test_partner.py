@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from elk_jax.data.batches.detection import LoaderConfig, blank_batch, eval_batch
 from elk_jax.data.breast import crop_to_breast
 from elk_jax.data.flips import flipped
 from elk_jax.data.sources.decode import encode_png
-from elk_jax.data.sources.open import open_source
-from elk_jax.data.sources.source import concatenate, one_of, subset, with_images
+from elk_jax.data.sources.open import list_source, open_source
+from elk_jax.data.sources.source import cached, concatenate, one_of, subset, with_images
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.files import write_json
 from elk_jax.images.schema import Record
@@ -61,6 +62,43 @@ def test_a_record_has_both_images(folder):
     chosen = subset(pickle.loads(pickle.dumps(pairs)), [2, 0])
     assert np.array_equal(chosen[0].image, pairs[2].image) and chosen.images == 2
     assert concatenate([pairs, chosen]).images == 2
+
+
+def test_a_partner_that_is_not_read_is_not_opened(folder):
+    """By any way to the first images: their files alone are there."""
+    for number in range(1, 4):
+        (folder.folder / "images" / f"{number}_other.png").unlink()
+    spec = folder()
+    pairs = list_source(spec, "train")
+    bright = pytest.approx(200 / 255)
+    assert pairs.images == 2 and one_of(pairs, 0)[1].image[12, 8] == bright
+    single = open_source(spec, "train", images=1)
+    assert len(single) == 3 and not open_source(spec, "train", on_error="skip", images=1).skipped
+    for first in (with_images(flipped(pairs, "both"), 1), one_of(subset(concatenate([pairs, pairs]), [4]), 0)):
+        assert first[0].image.max() == bright
+    assert with_images(crop_to_breast(pairs)[0], 1)[0].image.max() == bright
+    for needed in (pairs, one_of(pairs, 1)):
+        with refused(where="1_other.png"):
+            _ = needed[0]
+
+
+def test_the_second_images_alone_do_not_need_the_first(folder):
+    pairs = list_source(folder(), "train")
+    for number in range(1, 4):
+        (folder.folder / "images" / f"{number}.png").unlink()
+    assert one_of(pairs, 1)[0].image.max() == pytest.approx(100 / 255)
+
+
+def test_both_images_of_a_pair_are_kept_within_the_memory_for_a_source(folder):
+    calls = []
+    reader = lambda number: lambda position: calls.append(number) or np.full((4, 4, 1), number / 255, np.float32)
+    source = replace(subset(open_source(folder(), "train"), [0, 1]), read=reader(1), partner=reader(2))
+    whole, tight = cached(source, 64), cached(source, 32)  # 16 bytes an image
+    for kept in (whole, tight):
+        for _ in range(3):
+            assert [one(position)[0, 0, 0] * 255 for position in (0, 1) for one in (kept.read, kept.partner)] == [
+                pytest.approx(1), pytest.approx(2)] * 2  # fmt: skip
+    assert calls.count(1) == calls.count(2) == 2 + 1 + 3, "each image once, and the one without room every time"
 
 
 def test_a_source_gives_as_many_images_as_are_read(folder):
@@ -166,8 +204,9 @@ def test_an_image_without_a_partner_is_named(folder):
 
 def test_a_partner_that_is_not_there_or_of_another_size_is_named(folder):
     (folder.folder / "images" / "3_other.png").write_bytes(encode_png(np.zeros((40, 25), np.uint8)))
-    with refused(24, 25, "paired_images.py", where="image 3 (3.png)"):
-        open_source(folder(), "train")[2]
+    for pairs in (open_source(folder(), "train"), flipped(open_source(folder(), "train"), "both")):
+        with refused(24, 25, "paired_images.py", where="image 3 (3.png)"):
+            _ = pairs[2]
     assert [name for name, _ in open_source(folder(), "train", on_error="skip").skipped] == ["3"]
     (folder.folder / "images" / "3_other.png").unlink()
     with refused("3_other.png", where="pairs.json"):
@@ -187,6 +226,14 @@ def test_a_partner_that_is_not_there_or_of_another_size_is_named(folder):
 def test_impossible_partners_are_named(spec, partner, words):
     with refused(*words):
         open_source(SourceSpec(spec, partner=partner), "val")
+
+
+def test_an_image_is_not_its_own_partner(folder):
+    spec = folder(lambda content: content["images"][1].update(partner="./2.png"))
+    with refused("itself", where="image 2 (2.png)"):
+        open_source(spec, "train")
+    frames = folder(lambda content: content["images"][1].update(partner="2.png", partner_frame=1))
+    assert list_source(frames, "train").images == 2  # another frame of the file
 
 
 def test_a_partner_of_another_patient_or_split_is_named(folder):

@@ -19,6 +19,7 @@ from elk_jax.tasks.detection.model import Trained
 from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
+OF_ONE_IMAGE = SimpleNamespace(images=1, tested_images=1)
 CATEGORY = {10: 0, 11: 1}  # of the one lesion of each image; numbers from 0, as many files have them
 
 
@@ -63,6 +64,20 @@ def test_predictions_are_read_and_written_in_the_categories_of_the_file(coco, tm
     assert evaluation["mean_sensitivity"]["value"] == evaluation["ap50"]["value"] == 1.0
     assert evaluation["mean_sensitivity"]["low"] is None
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == files.read_json(theirs)
+
+
+def test_partners_that_nothing_reads_are_named_and_not_opened(coco, tmp_path, capsys):
+    content = json.loads(coco.read_text())
+    for image in content["images"]:
+        image["other"] = "not_there.png"
+    coco.write_text(json.dumps(content))
+    theirs = results(tmp_path / "theirs.json", dict.fromkeys(BOXES, 0.9))
+    data = SourceSpec(f"coco:{coco}", partner="other")
+    evaluation = evaluated(coco, tmp_path, data=data, predictions=theirs, bootstrap=0)
+    assert evaluation["mean_sensitivity"]["value"] == 1.0
+    assert (
+        any("--partner=other" in note for note in evaluation["notes"]) and "--partner=other" in capsys.readouterr().out
+    )
 
 
 def test_how_it_is_measured_is_a_setting(coco, tmp_path):
@@ -118,7 +133,7 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
     for image, patient in zip(content["images"], ("A", "B")):
         image["patient_id"] = patient
     coco.write_text(json.dumps(content))
-    trained = Trained(None, None, SimpleNamespace(classes=("mass", "calcification")))
+    trained = Trained(OF_ONE_IMAGE, None, SimpleNamespace(classes=("mass", "calcification")))
     monkeypatch.setattr(evaluate, "load", lambda folder: trained)
     monkeypatch.setattr(predict, "detect_with", lambda trained, source, *a: detections.join(source.infos, {}))
     for patients, words in ((["B", "X"], "RUN was trained on 1 of these 2 patients, for example B"), (["X"], "")):
@@ -135,7 +150,9 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
 
 
 def test_one_class_counts_as_the_other_and_several_must_agree(coco, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "load", lambda folder: Trained(None, None, SimpleNamespace(classes=("lesion",))))
+    monkeypatch.setattr(
+        evaluate, "load", lambda folder: Trained(OF_ONE_IMAGE, None, SimpleNamespace(classes=("lesion",)))
+    )
     with refused("['lesion']", "['mass', 'calcification']"):
         evaluated(coco, tmp_path, model=tmp_path / "model")
 

@@ -16,6 +16,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import volumes_of
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.detections import Detections, join
+from elk_jax.experiments.needs import check_needs
 from elk_jax.sweeps import results as sweeps
 from elk_jax.tasks.detection import evaluate, predict, report, volumes
 from elk_jax.tasks.detection.model import OperatingPoint, Trained
@@ -75,6 +76,34 @@ def test_all_lesions_of_the_volumes_are_found_and_the_file_gives_the_same_figure
     assert "DBT-P3,DBT-S3,rmlo,30,10,8,12,6,0," in "\n".join(rows)
 
 
+def test_detections_of_slices_are_written_on_demand_and_can_be_evaluated_as_images(folder, model, tmp_path):
+    run(folder, tmp_path / "out", model)
+    assert not (tmp_path / "out" / "predictions.json").exists()
+    run(folder, tmp_path / "out", model, by_slice=True)
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    source = open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all"), "train")
+    assert {one["image_id"] for one in found} <= {info.image_id for info in source.infos}
+    again = evaluate.evaluate_source(
+        model=None,
+        data=SourceSpec(f"bcs_dbt:{folder}", slices="all"),
+        split="train",
+        on_error="stop",
+        output=tmp_path / "slices",
+        settings=evaluate.EvaluateSettings(predictions=str(tmp_path / "out" / "predictions.json"), bootstrap=0),
+    )
+    assert again["mean_sensitivity"]["value"] == 1.0, "the lesions in their own slices"
+    run(folder, tmp_path / "ends", model, by_slice=True, volume_rule="comoto")
+    inner = {one["image_id"] for one in json.loads((tmp_path / "ends" / "predictions.json").read_text())}
+    assert inner == {one["image_id"] for one in found if 4 <= int(one["image_id"].rpartition(" ")[2]) < 8}
+    for settings in ({"model": model, "metric": "froc"}, {"model": None, "predictions": "a.csv", "metric": "dbtex"}):
+        with refused("--metric=dbtex", where="--by_slice"):
+            chosen = {"by_slice": True, **settings}
+            evaluate.evaluate_source(
+                model=chosen.pop("model"), data=SourceSpec(f"bcs_dbt:{folder}"), split="train", on_error="stop",
+                output=tmp_path / "none", settings=evaluate.EvaluateSettings(**chosen),
+            )  # fmt: skip
+
+
 def test_slices_at_the_ends_are_not_looked_at_by_the_published_rule(folder, model, tmp_path):
     found = run(folder, tmp_path / "out", model, volume_rule="comoto")
     assert found["detections"] == 3  # of slices 3, 8, 5, 6, 6 those from 4 to 7
@@ -124,18 +153,36 @@ def test_a_stage_refuses_what_are_no_whole_volumes_before_it_starts(tmp_path):
     image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9, "patient_id": "P", "split": "train"}
     image |= {"study_uid": "S", "view": "lcc", "slice": 3, "volume_slices": 9}
     coco.write_text(json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "lesion"}]}))
-    for spec, words in ((f"coco:{coco}", ("1 of 9", "s lcc")), ("phantom:size=64,count=4", ("no volumes",))):
-        with refused(*words, where="config.stages.volumes.on"):
-            evaluate.check_start(*of_stage(tmp_path, SourceSpec(spec), models=("a",)), DetectionRecipe(), ())
-    mammograms = SourceSpec("phantom_volumes:size=64,count=12,slices=9,modality=mammogram")
-    with refused("no volumes", where="config.stages.volumes.on"):
-        evaluate.check_start(*of_stage(tmp_path, mammograms, models=("a",)), DetectionRecipe(), ())
-    skipping, stage = of_stage(tmp_path, SourceSpec("phantom_volumes:size=64,count=12,slices=9"), models=("a",))
-    skipping = replace(skipping, experiment=replace(skipping.experiment, on_error="skip"))
-    with refused("skipped", where="config.data.on_error"):
-        evaluate.check_start(skipping, stage, DetectionRecipe(), ())
+    spec = SourceSpec(f"coco:{coco}")
+    with refused("1 of 9", "s lcc", where="config.stages.volumes.on"):
+        evaluate.check_start(*of_stage(tmp_path, spec, models=("a",)), DetectionRecipe(), ())
     with refused("pairs", where="late"):
-        of_stage(tmp_path, SourceSpec(f"coco:{coco}"), models=("a",), late=(("a", "b"),))
+        of_stage(tmp_path, spec, models=("a",), late=(("a", "b"),))
+
+
+VOLUMES = "phantom_volumes:size=64,count=12,slices=9"
+
+
+@pytest.mark.parametrize(
+    "spec, on_error, words, where",
+    [
+        (SourceSpec("phantom:size=64,count=12"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
+        (SourceSpec(f"{VOLUMES},modality=mammogram"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
+        (SourceSpec("folders:somewhere"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
+        (SourceSpec("stage:painted"), "stop", ("dbt", "no volumes"), "config.data.dbt.spec"),
+        (SourceSpec("coco:none.json", partner="other"), "stop", ("dbt", "partner"), "config.data.dbt.partner"),
+        (SourceSpec(VOLUMES), "skip", ("skipped",), "config.data.on_error"),
+    ],
+)
+def test_data_that_can_never_be_volumes_are_refused_by_the_configuration_alone(tmp_path, spec, on_error, words, where):
+    run_, stage = of_stage(tmp_path, spec, models=("a",))
+    recipes = {"detector": DetectionRecipe()}
+    experiment = replace(run_.experiment, on_error=on_error, recipes=recipes)
+    with refused(*words, where=where):
+        check_needs(experiment, [stage])
+    good = replace(experiment, on_error="stop", data={"dbt": SourceSpec(VOLUMES)})
+    check_needs(good, [stage])
+    check_needs(replace(good, data={"dbt": SourceSpec("coco:none.json")}), [stage])  # its file may list slices
 
 
 def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path):

@@ -133,6 +133,17 @@ def test_what_a_mode_lacks_is_named(toy, changes, where, words):
         check(config)
 
 
+def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(finished, tmp_path):
+    image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9, "patient_id": "P", "split": "train"}
+    categories = [{"id": 1, "name": "lesion"}, {"id": 2, "name": "mass"}]
+    files.write_json(tmp_path / "two.json", {"images": [image], "annotations": [], "categories": categories})
+    config = small_config()
+    config.stages.student.teacher = str(finished / "teacher" / "model")
+    config.data.dbt.spec = f"coco:{tmp_path / 'two.json'}"
+    with refused("mass", where="teacher/model"):
+        check(config)
+
+
 def test_modes_that_need_less_ask_for_less(toy):
     config = small_config("pkd")
     config.stages.student.beside = ()

@@ -10,11 +10,15 @@ import pytest
 
 from elk_jax import files
 from elk_jax.data.sources import phantom_volumes
+from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import fused
+from elk_jax.experiments.checks import check_inputs
 from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import parse
+from elk_jax.planning.plan import plan
 from elk_jax.tasks.detection.evaluate import check_start as check_evaluation
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.train import seed_of
@@ -125,6 +129,45 @@ def test_the_third_stage_reads_no_partner(finished, tmp_path, monkeypatch):
         run_experiment(config, copy, stages=["borrowed"])
 
 
+def test_files_of_partners_are_asked_for_where_they_are_read(tmp_path):
+    """The same COCO file of pairs, of which one has no file, is of single images for `sm`."""
+    config = small_config("sm", "ffdm", "borrowed")
+    spec, images = f"coco:{tmp_path / 'pairs.json'}", tmp_path / "images"
+    images.mkdir()
+    entries, boxes = [], []
+    for number, split in enumerate(("train", "train", "val"), 1):
+        for name in (f"{number}.png", f"{number}_ffdm.png"):
+            (images / name).write_bytes(encode_png(np.full((40, 24), 90, np.uint8)))
+        entry = {"id": number, "file_name": f"{number}.png", "partner": f"{number}_ffdm.png", "split": split}
+        entries.append({**entry, "width": 24, "height": 40, "patient_id": f"P{number}"})
+        boxes.append({"id": number, "image_id": number, "category_id": 1, "bbox": [4, 10, 8, 8]})
+    content = {"images": entries, "annotations": boxes, "categories": [{"id": 1, "name": "lesion"}]}
+    files.write_json(tmp_path / "pairs.json", content)
+    for name, partner in (("sm", "partner"), ("ffdm", ""), ("pairs", "partner")):
+        config.data[name].spec, config.data[name].partner = spec, partner
+    run = Run(parse(config), tmp_path / "run", mesh=None)
+    check_inputs(run, ["sm", "ffdm", "borrowed"])
+    (images / "2_ffdm.png").unlink()
+    run = Run(parse(config), tmp_path / "run", mesh=None)
+    check_inputs(run, ["sm", "ffdm"])
+    assert len(run.open("sm", "train")) == 2 and run.open("sm", "train").images == 1
+    with refused("2_ffdm.png", where="pairs"):
+        check_inputs(run, ["sm", "ffdm", "borrowed"])
+    config.data.on_error = "skip"
+    skipping = Run(parse(config), tmp_path / "run", mesh=None)
+    assert skipping.open("pairs", "train").skipped == ()
+    assert [name for name, _ in skipping.open("pairs", "train", 2).skipped] == ["2"]
+
+
+def test_a_plan_is_made_of_pairs_where_the_network_reads_them():
+    config = small_config()
+    config.data.pairs.partner = ""
+    with refused("pairs", where="config.data.pairs.partner"):
+        plan(config, "base_ub", ["here"])
+    with refused("pairs", where="config.data.pairs.partner"):
+        plan(config, "borrowed", ["here"])
+
+
 def test_a_repetition_has_a_seed_of_its_own():
     seeds = []
     for seed, repetition in ((0, 0), (0, 1), (0, 2), (1, 1), (0, 1)):
@@ -147,6 +190,7 @@ def test_the_share_of_the_second_trunk():
 def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
     experiment = parse(config)
     found = experiment.stages[stage]
+    check_needs(experiment, [found])
     function(Run(experiment, None, mesh=None), found, experiment.recipe_of(found), names)
 
 

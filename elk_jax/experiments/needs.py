@@ -1,0 +1,51 @@
+"""What stages need of their data, told by the configuration alone: pairs where both images of a breast are read, and
+volumes where whole ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from elk_jax.data.sources.open import may_be_slices
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.errors import UserError
+from elk_jax.experiments.parse import kind_of
+from elk_jax.tasks.run import Experiment
+from elk_jax.tasks.stages import Need, Stage
+
+
+def of_stage(experiment: Experiment, stage: Stage) -> tuple[Need, ...]:
+    """What the stage needs of its data."""
+    return tuple(kind_of(stage).needs(experiment, stage, experiment.recipe_of(stage)))
+
+
+def check_needs(experiment: Experiment, stages: Iterable[Stage]) -> None:
+    """UserError for the first of the stages whose data can never be what it needs. Nothing is opened."""
+    for stage in stages:
+        for need in of_stage(experiment, stage):
+            spec = experiment.data[need.data.source]
+            if need.of == "pairs":
+                _check_pairs(need, spec)
+            else:
+                _check_volumes(experiment, need, spec)
+
+
+def _check_pairs(need: Need, spec: SourceSpec) -> None:
+    name = need.data.source
+    if not spec.partner:
+        what, where = f"{need.why}, and {name} has single images", f"config.data.{name}.partner"
+        todo = "name the field of the partner's file, or the modality of a phantom"
+        raise UserError(what, where=where, todo=todo)
+
+
+def _check_volumes(experiment: Experiment, need: Need, spec: SourceSpec) -> None:
+    name = need.data.source
+    if spec.spec and not may_be_slices(spec):
+        todo = "name a source of whole volumes, or leave the stage out by --stages"
+        raise UserError(f"{need.why}, and {name} has images, no volumes", where=f"config.data.{name}.spec", todo=todo)
+    if spec.partner:
+        what = f"{need.why}, and the images of {name} have partners, which no volume has"
+        raise UserError(what, where=f"config.data.{name}.partner", todo="leave it empty")
+    if experiment.on_error != "stop":
+        what = f"{need.why}, and volumes are read while they are looked at: none can be skipped"
+        todo = "leave it at stop, and give the volumes that can be read"
+        raise UserError(what, where="config.data.on_error", todo=todo)
