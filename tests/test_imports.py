@@ -28,6 +28,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "detection": {"errors", "fields", "precision", "turns", "backbones"},
     "diffusion": {"errors", "fields", "precision", "images", "backbones"},
     "distillation": {"errors", "fields", "precision"},
+    "gan": {"errors", "fields", "precision", "backbones"},
     "synthesis": COMMON,
     "data": COMMON | {"synthesis", "privacy"},
     "features": COMMON,
@@ -39,7 +40,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "weights": COMMON | {"backbones", "detection", "diffusion", "privacy"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
-    | {"distillation"}
+    | {"distillation", "gan"}
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
     | {"features", "heads", "privacy"},
     "distances": COMMON | {"data", "evaluation", "reporting", "backbones", "weights"},

@@ -305,13 +305,13 @@ class _Compiler:
 
     def lowered(self, workload: Workload, what: str, shape: str) -> Any:
         """The program as the training and the prediction trace it, from shapes."""
-        model, mesh = workload.model, self.mesh
+        model, mesh, step = workload.model, self.mesh, self.step(workload)
         if what == STEP:
-            step = self.step(workload)
             program, constants = on_mesh(step, mesh), _laid_out(step.constants, mesh)
             return program.update.lower(program.state, constants, self._shapes(workload.training[shape]))
         constants = _laid_out(model.constants, mesh)
-        params = _laid_out(jax.eval_shape(model.init, jax.random.key(0)), mesh)
+        evaluated = lambda rng: step.evaluation_params(step.init(step.fresh(rng)))
+        params = _laid_out(jax.eval_shape(evaluated, jax.random.key(0)), mesh)
         batch = self._shapes(workload.prediction[shape])
         return prediction.on_mesh(model, mesh).lower(params, constants, batch)
 

@@ -4,7 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from elk_jax.errors import UserError
-from elk_jax.tasks import classification, detection, distillation, inpainting, lesion_quality, translation, unified
+from elk_jax.tasks import (
+    classification,
+    detection,
+    distillation,
+    generation,
+    inpainting,
+    lesion_quality,
+    translation,
+    unified,
+)
 from elk_jax.tasks.task import Task
 from elk_jax.weights import model_folder
 
@@ -17,6 +26,7 @@ TASKS: dict[str, Task] = {
         lesion_quality.TASK,
         inpainting.TASK,
         translation.TASK,
+        generation.TASK,
         classification.TASK,
     )
 }

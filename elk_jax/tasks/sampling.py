@@ -17,7 +17,7 @@ from elk_jax.fields import SIDE
 from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
-from elk_jax.training.model import Model, Params
+from elk_jax.training.model import Game, Model, Params
 
 VALIDATION_DRAWS = 4
 """Noises and time steps at which the loss of every validation example is measured."""
@@ -63,16 +63,16 @@ def keys_of(seeds: jax.Array) -> jax.Array:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(seeds)
 
 
-def compile_sampler(model: Model, mesh: Mesh) -> Sampler:
+def compile_sampler(model: Model | Game, mesh: Mesh) -> Sampler:
     """(params, host batch) -> the pictures [B, S, S, 1] that `model.predict` draws, on the host.
 
-    The batch holds what `model.predict` takes: `image` [B, S, S, 1], `seed` [B, 2] uint32 (a picture follows from its
-    own), perhaps more. B may be any number; it is filled up to a multiple of the devices.
+    The batch holds what `model.predict` takes: `seed` [B, 2] uint32 (a picture follows from its own), and mostly more,
+    such as `image` [B, S, S, 1]. B may be any number; it is filled up to a multiple of the devices.
     """
     predict, constants = prediction.on_mesh(model, mesh), meshes.place_constants(model.constants, mesh)
 
     def sample(params: Params, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        count = len(batch["image"])
+        count = len(batch["seed"])
         missing = -count % mesh.size
         filled = {key: np.concatenate([value, value[-1:].repeat(missing, 0)]) for key, value in batch.items()}
         # every process holds the whole batch, and lays it out over all devices

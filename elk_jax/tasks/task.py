@@ -14,7 +14,7 @@ from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.reporting.run import Part
 from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Need
-from elk_jax.training.model import Model
+from elk_jax.training.model import Game, Model
 from elk_jax.training.step.step import Protection
 
 Summary = dict[str, Any]
@@ -42,7 +42,7 @@ class Workload:
     numbers are not those of the data.
     """
 
-    model: Model
+    model: Model | Game
     batch_size: int
     training: Mapping[str, Mapping[str, Any]]
     prediction: Mapping[str, Mapping[str, Any]]

@@ -20,8 +20,9 @@ from elk_jax.tasks.stages import TrainStage
 from elk_jax.training import loop
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import Evaluation, Intervals, TrainResult
-from elk_jax.training.model import Model, Params
-from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.model import Game, Model, Params
+from elk_jax.training.recipe import AdversarialRecipe, TrainingRecipe
+from elk_jax.training.step.adversarial import adversarial
 from elk_jax.training.step.gradient import gradient
 from elk_jax.training.step.private import private
 from elk_jax.training.step.separable import check_model
@@ -62,7 +63,7 @@ def train(
     run: Run,
     stage: TrainStage,
     recipe: TrainingRecipe,
-    model: Model,
+    model: Model | Game,
     batches: Stream,
     *,
     initial: Params | None,
@@ -76,7 +77,7 @@ def train(
     seed: int | None = None,
     protection: Protection | None = None,
 ) -> TrainResult:
-    """Train a model by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
+    """Train a model, or two players, by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
 
     protection: of a private training, whose batches are of units (`tasks.private.privately`). settings, validation: the
     model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is not resumed from a
@@ -102,9 +103,17 @@ def train(
 
 
 def step_of(
-    model: Model, recipe: TrainingRecipe, mesh: jax.sharding.Mesh, seed: int, protection: Protection | None = None
+    model: Model | Game,
+    recipe: TrainingRecipe,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+    protection: Protection | None = None,
 ) -> Step:
-    """The step by which a recipe trains a model. UserError for a private recipe without protection."""
+    """The step by which a recipe trains a model, or two players by one of theirs. UserError for a private recipe
+    without protection."""
+    if isinstance(model, Game):
+        assert isinstance(recipe, AdversarialRecipe)
+        return adversarial(model, recipe, mesh, seed)
     if protection is not None:
         return private(model, recipe, protection, mesh, seed)
     if recipe.privacy is not None:

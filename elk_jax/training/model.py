@@ -48,3 +48,29 @@ class Model:
     frozen: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     constants: Constants = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Game:
+    """Two players as pure functions: what a `Model` is to a training with one loss.
+
+    init:     rng -> {GENERATOR: params, DISCRIMINATOR: params}.
+    draw:     (rng, batch) -> what the generator is given beside its params: noise, classes.
+    generate: (generator, constants, drawn) -> what it makes, an array or a tree of arrays.
+    discriminator_loss: (discriminator, constants, batch, drawn, made, rng) -> (scalar, metrics).
+    generator_loss:     (discriminator, constants, drawn, made, rng) -> (scalar, metrics).
+    predict:  (generator, constants, batch, map_images) -> dict of arrays with leading axis B.
+
+    Means are over the GLOBAL batch. constants: as of a `Model`.
+    """
+
+    init: Callable[[jax.Array], Params]
+    draw: Callable[[jax.Array, Batch], Any]
+    generate: Callable[[Params, Constants, Any], Any]
+    discriminator_loss: Callable[[Params, Constants, Batch, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+    generator_loss: Callable[[Params, Constants, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+    predict: Callable[[Params, Constants, Batch, MapImages], dict[str, jax.Array]]
+    constants: Constants = field(default_factory=dict)
+
+
+GENERATOR, DISCRIMINATOR = PLAYERS = ("generator", "discriminator")

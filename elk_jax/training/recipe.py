@@ -40,3 +40,26 @@ class TrainingRecipe:
             todo = "set privacy.micro_batch, the units of a device at once, and leave accumulate at 1"
             raise UserError(f"accumulate is {self.accumulate} in a private training", where="accumulate", todo=todo)
         schedules.build(self.schedule, self.steps)  # milestones in an order that only the number of steps shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialRecipe(TrainingRecipe):
+    """The settings of a training of two players: `optimizer`, `schedule`, `steps` and `ema_decay` are the generator's.
+
+    ratio: updates of the discriminator for each of the generator, each on its own part of the batch.
+    discriminator_optimizer, discriminator_schedule: of its updates, `ratio * steps` in all.
+    """
+
+    ratio: Annotated[int, AtLeast(1)] = 1
+    discriminator_optimizer: OptimizerConfig = ADAMW
+    discriminator_schedule: Schedule = COSINE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schedules.build(self.discriminator_schedule, self.steps * self.ratio)
+        if self.accumulate > 1:
+            what = f"accumulate is {self.accumulate} in a training of two players"
+            raise UserError(what, where="accumulate", todo="leave it at 1, and make the batch smaller")
+        if self.privacy is not None:
+            what = "two players do not train privately"
+            raise UserError(what, where="privacy", todo="leave it out: privacy=None")

@@ -13,7 +13,9 @@ from elk_jax.training import optimizer as optimizers
 from elk_jax.training import schedules
 from elk_jax.training import state as states
 from elk_jax.training.model import Metrics, Model, Params
+from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Schedule
 from elk_jax.training.state import TrainState
 
 
@@ -61,15 +63,30 @@ def descent(model: Model, recipe: TrainingRecipe) -> Descent:
     UserError for expressions of the recipe that do not fit the parameters.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    rate = schedules.build(recipe.schedule, recipe.steps)
-    own = shapes, recipe.optimizer, model.frozen, model.statistics
+    frozen, statistics = model.frozen, model.statistics
+    schedule, ema_decay = recipe.schedule, recipe.ema_decay
+    return descent_of(shapes, recipe.optimizer, schedule, recipe.steps, ema_decay, frozen, statistics)
+
+
+def descent_of(
+    shapes: Params,
+    optimizer: OptimizerConfig,
+    schedule: Schedule,
+    steps: int,
+    ema_decay: float,
+    frozen: tuple[str, ...] = (),
+    statistics: tuple[str, ...] = (),
+) -> Descent:
+    """The descent of params of these shapes in so many updates. frozen, statistics: as of a `Model`."""
+    rate = schedules.build(schedule, steps)
+    own = shapes, optimizer, frozen, statistics
     trainable = optimizers.trainable_mask(*own)
     return Descent(
         trainable=trainable,
         changing=jax.tree.map(lambda t, f: t or f, trainable, optimizers.followed_mask(*own)),
-        optimizer=optimizers.build(recipe.optimizer, rate, shapes, model.frozen, model.statistics),
+        optimizer=optimizers.build(optimizer, rate, shapes, frozen, statistics),
         rate=rate,
-        ema_decay=recipe.ema_decay,
+        ema_decay=ema_decay,
     )
 
 

@@ -1,0 +1,72 @@
+"""MCGAN: a generator of patches by class (benign, malignant), patches drawn from it, and how real they look.
+
+  python launch/train.py --config=configs/mcgan.py                            generated patches, minutes on 2 CPU cores
+  python launch/train.py --config=configs/mcgan.py:small \\
+      --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
+                                                                              64 px, hours on 2 CPU cores or a GPU
+  python launch/train.py --config=configs/mcgan.py:paper \\
+      --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
+                                                                              128 px, as published, a GPU
+The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. RUN/samples/images is such a folder
+of drawn patches, RUN/samples/synthetic.json the same as COCO. The stages `fidelity` and `held_out` ask a classifier of
+real patches whether the classes of drawn and of unseen real patches hold. Variants: tiny (tests), quick (default),
+small, paper; and transposed or resize (how maps are enlarged), lsgan or wgan (other objectives).
+"""
+
+from configs import variants
+from configs.private_head import PHANTOMS
+from configs.private_head import head as frozen_head
+from configs.recipes.gan import gan
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.gan.objectives import LeastSquares, Wasserstein
+from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage
+from elk_jax.tasks.generation.recipe import EvaluateSamplesStage, SampleStage, TrainGeneratorStage
+from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
+
+UPSAMPLING = ("transposed", "resize")
+OBJECTIVES = {"lsgan": LeastSquares(), "wgan": Wasserstein()}
+PER_CLASS = {"tiny": 6, "quick": 100, "small": 500, "paper": 1500}
+"""Variant -> drawn patches of a class."""
+
+
+def get_config(variant=None):
+    size, extras = variants.parse(variant, (*UPSAMPLING, *OBJECTIVES))
+    pixels, count = PHANTOMS[size]
+    recipe = gan(size)
+    for word in extras & set(UPSAMPLING):
+        recipe["model"]["upsampling"] = word
+    for word in extras & set(OBJECTIVES):
+        recipe["objective"] = variants.settings(OBJECTIVES[word])
+        if word == "wgan":  # published: five updates of the critic, which sees no instance norms in its slope
+            recipe = variants.merge(recipe, WGAN | {"images": {"batch_size": 5 * (4 if size == "tiny" else 16)}})
+    resamples = 200 if size == "tiny" else 2000
+    return variants.experiment(
+        "mcgan",
+        data={
+            "on_error": "stop",
+            "patches": SourceSpec(f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed=5"),
+            "samples": SourceSpec("stage:samples"),
+            "public": SourceSpec(f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed=6"),
+        },
+        gan=recipe,
+        head=frozen_head(size),
+        stages={
+            "gan": TrainGeneratorStage(train_on=("patches",), validate_on="patches"),
+            "samples": SampleStage(model="gan", per_class=PER_CLASS[size]),
+            "looks": EvaluateSamplesStage(on="patches", synthetic="samples"),
+            "quality": LesionQualityStage(on="patches", synthetic="samples"),
+            "classifier": FitHeadStage(train_on=("patches",), validate_on="patches", public=("public",)),
+            "fidelity": EvaluateClassifiersStage(
+                models=("classifier",), on="samples", split="train", bootstrap=resamples
+            ),
+            "held_out": EvaluateClassifiersStage(models=("classifier",), on="patches", bootstrap=resamples),
+        },
+    )
+
+
+WGAN = {
+    "ratio": 5,
+    "optimizer": {"b2": 0.9},
+    "discriminator_optimizer": {"b2": 0.9},
+    "model": {"discriminator_norm": "none"},
+}

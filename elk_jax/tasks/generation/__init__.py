@@ -1,0 +1,22 @@
+"""Generation: patches by class, drawn by a generator that is trained against a discriminator."""
+
+from elk_jax.tasks.generation import evaluate, model, recipe, report, synthesize, train
+from elk_jax.tasks.task import StageKind, Task
+
+TASK = Task(
+    name="generation",
+    stages={
+        "train": StageKind(
+            recipe.TrainGeneratorStage,
+            train.train,
+            train.check_train,
+            workload=train.workload,
+            recipe=recipe.GenerationRecipe,
+        ),
+        "synthesize": StageKind(recipe.SampleStage, synthesize.synthesize),
+        "evaluate": StageKind(recipe.EvaluateSamplesStage, evaluate.evaluate, evaluate.check_sources),
+    },
+    report=report.part,
+    architectures=(model.ARCHITECTURE,),
+    model="generator",
+)

@@ -1,0 +1,130 @@
+"""Compare made patches with real ones, class by class; leaves `<stage>/evaluation.json` and `<stage>/pictures/`.
+
+Any set is synthetic that the stage names so: of a stage, of launch/synthesize.py, or of another program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.data.patches import whole_images
+from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.labels import class_counts, image_labels
+from elk_jax.data.sources.source import ImageSource
+from elk_jax.errors import UserError
+from elk_jax.evaluation import appearance
+from elk_jax.progress import progress_bar
+from elk_jax.randomness import Purpose, random_order
+from elk_jax.spread import spread
+from elk_jax.tasks import sampling
+from elk_jax.tasks.generation.page import samples_table
+from elk_jax.tasks.generation.recipe import EvaluateSamplesStage
+from elk_jax.tasks.generation.train import LEAST, SHOWN, check_sizes
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.task import Summary
+
+ALL = "all"
+
+
+def check_sources(run: Run, stage: EvaluateSamplesStage, recipe: None, names: Collection[str]) -> None:
+    """UserError for images without a class, of several sizes, or of other classes than the real ones."""
+    listed = [run.list(name, split) for name, split in stage.data() if run.is_listed(name)]
+    for source in listed:
+        check_source(source)
+    if len(listed) > 1:
+        check_same(*listed[:2])
+
+
+def check_source(source: ImageSource) -> None:
+    """UserError for images that cannot be compared."""
+    labels = image_labels(source)
+    check_sizes(source, "")
+    for label, name in enumerate(source.classes):
+        if 0 < (labels == label).sum() < LEAST:
+            raise UserError(f"one image of the class {name}", where=source.name, todo=f"give {LEAST} at least")
+
+
+def check_same(real: ImageSource, made: ImageSource) -> None:
+    """UserError for classes that the real images do not have."""
+    for name in made.classes:
+        if name not in real.classes:
+            what = f"no class '{name}' among the real images: {', '.join(real.classes)}"
+            raise UserError(what, where=made.name, todo="rename the classes of one of them")
+
+
+def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
+    """Compare the patches of one source with the real ones of another."""
+    real, made = run.open(stage.on, stage.split), run.open(stage.synthetic, "")
+    for source in (real, made):
+        check_source(source)
+    check_same(real, made)
+    size = min(source.infos[0].width for source in (real, made))
+    size -= size % appearance.COARSE
+    pictures = {name: whole_images(one, size, progress_bar(f"  {name}"))[..., 0] for name, one in
+                (("real", real), ("made", made))}  # fmt: skip
+    labels = {name: np.array(one.classes)[image_labels(one)] for name, one in (("real", real), ("made", made))}
+    evaluation = {
+        "on": stage.on,
+        "split": stage.split,
+        "synthetic": stage.synthetic,
+        "size": size,
+        "classes": compare(pictures["real"], labels["real"], pictures["made"], labels["made"], run.seed),
+    }
+    if run.is_main:
+        _write_pictures(run, stage, pictures, labels)
+        files.write_json(run.folder / stage.name / "evaluation.json", evaluation)
+        run.console.print(samples_table(evaluation))
+    return {
+        "kind": "evaluate",
+        "on": stage.on,
+        "split": stage.split,
+        "synthetic": stage.synthetic,
+        "data": class_counts(real),
+        "skipped": skipped_images(real, made),
+    }
+
+
+def compare(
+    real: np.ndarray, real_labels: np.ndarray, made: np.ndarray, made_labels: np.ndarray, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Measures of all patches, and of each class that both sets have. Patches [N, S, S] with their classes by name.
+
+    `distance` is between equally many real and made patches, `reference` between halves of the real ones, each as large
+    as a set in `distance`; None for too few.
+    """
+    found = {ALL: _measures(real, made, seed)}
+    for name in sorted(set(real_labels) & set(made_labels)):
+        found[str(name)] = _measures(real[real_labels == name], made[made_labels == name], seed)
+    return found
+
+
+def _measures(real: np.ndarray, made: np.ndarray, seed: int) -> dict[str, Any]:
+    order = random_order(len(real), seed, Purpose.FOLDS)
+    half = min(len(real) // 2, len(made))
+    first, second = real[order[:half]], real[order[half : 2 * half]]
+    enough = half >= LEAST
+    some = made[spread(len(made), half)]
+    return {
+        "real": len(real),
+        "made": len(made),
+        "distance": appearance.distance(first, some) if enough else None,
+        "reference": appearance.distance(first, second) if enough else None,
+        "checkerboard": float(appearance.checkerboard(made).mean()),
+        "real_checkerboard": float(appearance.checkerboard(real).mean()),
+        "fine_share": float(appearance.fine_share(made).mean()),
+        "real_fine_share": float(appearance.fine_share(real).mean()),
+    }
+
+
+def _write_pictures(run: Run, stage: EvaluateSamplesStage, pictures: dict, labels: dict) -> None:
+    """A grid for every class: a row of real patches, a row of made ones."""
+    folder = files.make_folder(run.folder / stage.name / "pictures")
+    for name in sorted(set(labels["real"]) & set(labels["made"])):
+        rows = [pictures[kind][labels[kind] == name] for kind in ("real", "made")]
+        count = min(SHOWN, *(len(row) for row in rows))
+        grid = sampling.grid([row[spread(len(row), count)][..., None] for row in rows])
+        files.write_bytes(folder / f"{name}.png", encode_png(np.ascontiguousarray(grid[..., 0])))

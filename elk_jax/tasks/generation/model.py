@@ -1,0 +1,127 @@
+"""A generator against its discriminator as a game to train, and as a folder: weights, networks, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from elk_jax.errors import UserError
+from elk_jax.gan import networks, objectives
+from elk_jax.gan.augment import Augmentation, augmented
+from elk_jax.gan.networks import GanConfig
+from elk_jax.gan.objectives import NonSaturating, Objective, Wasserstein
+from elk_jax.tasks import sampling
+from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Metrics, Params
+from elk_jax.weights import model_folder
+
+ARCHITECTURE = "gan"
+
+
+class Drawn(NamedTuple):
+    """What a generator is given. noise: [B, Z]. label: [B] int32."""
+
+    noise: jax.Array
+    label: jax.Array
+
+
+def trainable(
+    config: GanConfig,
+    objective: Objective = NonSaturating(),
+    augmentation: Augmentation = Augmentation(),
+) -> Game:
+    """The two players. A batch has `image` [B, S, S, 1] in [0, 1] and `label` [B]; made patches have random classes.
+
+    `predict` takes `seed` [B, 2] and `label` [B], and gives `image` [B, S, S, 1] in [0, 1].
+    """
+
+    def init(rng: jax.Array) -> Params:
+        first, second = jax.random.split(rng)
+        return {
+            GENERATOR: networks.init_generator(config, first),
+            DISCRIMINATOR: networks.init_discriminator(config, second),
+        }
+
+    def draw(rng: jax.Array, batch: Mapping[str, jax.Array]) -> Drawn:
+        noise, label = jax.random.split(rng)
+        count = len(batch["label"])
+        chosen = jax.random.randint(label, (count,), 0, config.classes)
+        return Drawn(networks.noise_of(config, noise, count), chosen)
+
+    def generate(generator: Params, constants: Constants, drawn: Drawn) -> jax.Array:
+        return networks.generate(config, generator, *drawn)
+
+    def discriminator_loss(
+        discriminator: Params, constants: Constants, batch: Mapping[str, jax.Array], drawn: Drawn, made: Any, rng: Any
+    ) -> tuple[jax.Array, Metrics]:
+        target, change, between = jax.random.split(rng, 3)
+        real = networks.to_range(batch["image"])
+        # the patches of a device stay on it: real and made ones take turns
+        both = augmented(augmentation, _in_turns(real, made), change)
+        labels = _in_turns(batch["label"], drawn.label)
+        score = networks.discriminate(config, discriminator, both, labels)
+        of_real, of_made = score[::2], score[1::2]
+        loss = objectives.discriminator_loss(objective, of_real, of_made, target)
+        terms = {"real_score": of_real.mean(), "made_score": of_made.mean()}
+        if isinstance(objective, Wasserstein) and objective.penalty:
+            judge = lambda x: networks.discriminate(config, discriminator, x, batch["label"])
+            terms["slope"] = objectives.slope_penalty(judge, both[::2], both[1::2], between)
+            loss += objective.penalty * terms["slope"]
+        return loss, terms
+
+    def generator_loss(
+        discriminator: Params, constants: Constants, drawn: Drawn, made: Any, rng: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        score = networks.discriminate(config, discriminator, augmented(augmentation, made, rng), drawn.label)
+        return objectives.generator_loss(objective, score), {}
+
+    def predict(params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
+        noise = jax.vmap(lambda key: jax.random.normal(key, (config.noise,)))(sampling.keys_of(batch["seed"]))
+        return {"image": networks.to_grey(networks.generate(config, params, noise, batch["label"]))}
+
+    return Game(init, draw, generate, discriminator_loss, generator_loss, predict)
+
+
+def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:
+    """[2B, ...] of two [B, ...]: the first of one, the first of the other, and so on."""
+    return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of `model.json`. classes: by name, in the order of the generator's labels."""
+
+    architecture: str
+    model: GanConfig
+    classes: tuple[str, ...]
+    trained: model_folder.Training | None = None
+
+
+class Trained(NamedTuple):
+    """A generator's model folder, read."""
+
+    params: Params
+    description: Description
+
+
+def load(folder: Path) -> Trained:
+    """Read a generator's model folder. UserError for a folder of another kind, and parameters that do not fit."""
+    params, content = model_folder.load_params(folder)
+    if content.architecture != ARCHITECTURE:
+        raise UserError(
+            f"a model of '{content.architecture}', not a generator",
+            where=folder,
+            todo="name the model folder of a generation stage: RUN/STAGE/model",
+        )
+    description = content.build(Description)
+    if len(description.classes) != description.model.classes:
+        what = f"{len(description.classes)} names of {description.model.classes} classes"
+        raise UserError(what, where=folder, todo="write the folder again")
+    shapes = model_folder.shapes_of(partial(networks.init_generator, description.model))
+    model_folder.check_fits(params, shapes, folder)
+    return Trained(params, description)

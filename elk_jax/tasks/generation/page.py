@@ -1,0 +1,126 @@
+"""Report sections and terminal table of made patches, from plain data: evaluation.json, metrics.jsonl, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from elk_jax.reporting import html
+from elk_jax.reporting.pictures import data_uri, enlarged
+from elk_jax.reporting.report import Section
+from elk_jax.reporting.run import Part
+from elk_jax.reporting.sections import training_section
+from elk_jax.reporting.tables import name_cell, named_table
+
+Evaluation = Mapping[str, Any]
+"""The content of evaluation.json (evaluate.py)."""
+
+CURVES = ("train/loss", "train/discriminator_loss", "train/real_score", "train/made_score", "eval/distance")
+"""Charts that are not folded."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One comparison. grids: by class, a row of real patches above a row of made ones [H, W] uint8."""
+
+    evaluation: Evaluation
+    grids: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A row of patches of every class, from the same noise, at several steps. steps: (step, picture)."""
+
+    model: str
+    steps: Sequence[tuple[int, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class GenerationRun:
+    """The content of a report on generation; empty parts are omitted."""
+
+    compared: Sequence[Compared] = ()
+    progress: Sequence[Progress] = ()
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
+    chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+
+
+def generation_part(run: GenerationRun) -> Part:
+    """The report on generation: measures, patches, progress and training curves."""
+    sections = [samples_section(one, len(run.compared) > 1) for one in run.compared]
+    sections += [progress_section(one, len(run.progress) > 1) for one in run.progress if one.steps]
+    if any(run.histories.values()):
+        colours = {name: index for index, name in enumerate(run.histories)}
+        sections.append(training_section(run.histories, run.chosen_steps, colours, "Generator training", CURVES))
+    return Part("Synthetic patches", " ".join(map(verdict, run.compared)), {}, sections)
+
+
+def verdict(one: Compared) -> str:
+    """The result in a sentence."""
+    found = one.evaluation["classes"]["all"]
+    if found["distance"] is None:
+        return ""
+    return (
+        f"Patches of {one.evaluation['synthetic']}: distance {html.number(found['distance'], 2)} from real ones, "
+        f"{html.number(found['reference'], 2)} between real ones."
+    )
+
+
+def rows_of(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Cells by class: counts, distance, its reference, shares of power of made and real patches."""
+    rows = []
+    for name, found in evaluation["classes"].items():
+        cells = [f"{found['made']}", f"{found['real']}"]
+        cells += [html.number(found[key], 3) for key in ("distance", "reference")]
+        cells += [_small(found[key]) for key in ("checkerboard", "real_checkerboard")]
+        cells += [_small(found[key]) for key in ("fine_share", "real_fine_share")]
+        rows.append((name, *cells))
+    return rows
+
+
+HEAD = ("Class", "Made", "Real", "Distance", "Real to real", "Checkerboard", "of real", "Fine waves", "of real")
+
+
+def samples_section(one: Compared, named: bool = False) -> Section:
+    """The table of all measures, and patches of every class."""
+    evaluation = one.evaluation
+    parts = [html.table(HEAD, [html.row([html.text(cell) for cell in cells]) for cells in rows_of(evaluation)])]
+    for name, grid in one.grids.items():
+        parts.append(f"<h3>{html.text(name)}</h3>{_picture(name, grid)}")
+    note = (
+        f"Patches of {evaluation['size']} px against the split '{evaluation['split']}' of {evaluation['on']}. Distance: "
+        "Fréchet, of coarse pictures and power by octave, in deviations of the real patches. Checkerboard: share of the "
+        "power in the wave of two pixels along both axes. Fine waves: shorter than four pixels. Rows of pictures: real, "
+        "made."
+    )
+    title = f"Synthetic patches: {evaluation['synthetic']}" if named else "Synthetic patches"
+    return Section(title, "".join(parts), note)
+
+
+def progress_section(progress: Progress, named: bool = False) -> Section:
+    """Patches at several steps of the training."""
+    cells = "".join(f"<div>Step {step}</div>{_picture(f'step {step}', image)}" for step, image in progress.steps)
+    title = f"Progress of {progress.model}" if named else "Progress of the generator"
+    return Section(title, f'<div class="steps">{cells}</div>', "A row for each class, always from the same noise.")
+
+
+def samples_table(evaluation: Evaluation) -> Table:
+    """For the terminal: the measures by class."""
+    table = named_table(f"{evaluation['synthetic']} against the {evaluation['split']} split of {evaluation['on']}", "")
+    for words in HEAD[1:]:
+        table.add_column(words, justify="right")
+    for name, *cells in rows_of(evaluation):
+        table.add_row(name_cell(name), *cells)
+    return table
+
+
+def _picture(name: str, image: np.ndarray) -> str:
+    return f'<img alt="{html.text(name)}" src="{data_uri(enlarged(image, 900), 1200)}">'
+
+
+def _small(share: float) -> str:
+    return f"{share:.1e}"

@@ -1,0 +1,138 @@
+"""Draw patches of every class with a trained generator: a COCO folder that is a folder of classes too.
+
+Output: `images/CLASS/NUMBER.png`, and, when all are there, `synthetic.json`, whose entries say what each patch was
+drawn from. A patch is a function of (seed, its number, its class) and the model; more patches of a class leave the
+first ones as they are. An interrupted set is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from elk_jax import files
+from elk_jax.data.sources import coco
+from elk_jax.data.sources.decode import encode_png
+from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.progress import Progress
+from elk_jax.tasks import sampling
+from elk_jax.tasks.generation.model import load, trainable
+from elk_jax.tasks.generation.recipe import SampleSettings, SampleStage
+from elk_jax.tasks.generation.train import drawn
+from elk_jax.tasks.run import SYNTHETIC, Run, is_main, meet, new_console
+from elk_jax.tasks.task import Summary
+from elk_jax.training import mesh as meshes
+from elk_jax.weights import model_folder
+
+SETTINGS = "synthesis.json"
+
+
+def synthesize(run: Run, stage: SampleStage, recipe: None) -> Summary:
+    """Draw `per_class` patches of each class into `<stage>/`."""
+    settings = SampleSettings(stage.classes, stage.batch_size)
+    model, output = run.model_folder(stage.model), run.folder / stage.name
+    counts = sample(model, stage.per_class, output, settings, run.seed, run.mesh)
+    return {"kind": "synthesize", "counts": counts, "model": stage.model, "skipped": []}
+
+
+def synthesize_files(*, model: Path, count: int, output: Path, seed: int, settings: SampleSettings) -> None:
+    """Draw patches into a folder, for launch/synthesize.py. count: of each class."""
+    counts = sample(model, count, output, settings, seed, meshes.make_mesh())
+    named = ", ".join(f"{value} {name}" for name, value in counts.items())
+    new_console().print(f"{named}: {output / SYNTHETIC}, and the folders of {output / 'images'}")
+
+
+def sample(
+    model: Path, per_class: int, output: Path, settings: SampleSettings, seed: int, mesh: Mesh
+) -> dict[str, int]:
+    """Write the patches; returns how many of each class. model: a generator's model folder.
+
+    UserError for a class that the generator does not know, and a folder that was begun with other settings.
+    """
+    if per_class < 1:
+        raise UserError(f"{per_class} patches of a class", where="count", todo="give 1 or more")
+    params, description = load(model)
+    known = description.classes
+    for name in settings.classes:
+        if name not in known:
+            raise UserError(f"no class '{name}'", where="classes", todo=f"choose from {', '.join(known)}")
+    chosen = [label for label, name in enumerate(known) if name in (settings.classes or known)]
+    begun = {"model": files.fingerprint(model), "seed": seed, "classes": [known[label] for label in chosen]}
+    with files.locked(files.make_folder(output)) if is_main() else contextlib.nullcontext():
+        if is_main():
+            _begin(output, begun | {"trained": _trained(description.trained)}, tuple(begun))
+            for label in chosen:
+                files.make_folder(output / "images" / known[label])
+        meet("sampling begun")
+        places = [(label, number) for label in chosen for number in range(per_class)]
+        todo = [place for place in places if not (output / "images" / _name(known, *place)).exists()]
+        meet("sampling counted")  # before the main process adds to what the others count
+        draw = sampling.compile_sampler(trainable(description.model), mesh)
+        placed, size = meshes.place(params, mesh), settings.batch_size
+        with Progress("  drawing", len(places), start=len(places) - len(todo), unit="patch") as bar:
+            for first in range(0, len(todo), size):
+                some = todo[first : first + size]
+                labels, numbers = np.array(some, np.int32).T
+                made = drawn(draw, placed, labels, numbers, seed, size)
+                for place, patch in zip(some, made):
+                    if is_main():
+                        grey = (patch * 255).round().astype(np.uint8)
+                        files.write_bytes(output / "images" / _name(known, *place), encode_png(grey))
+                bar.update(bar.done + len(some))
+        if is_main():
+            side = description.model.size
+            infos = [_info(known, label, number, side, seed) for label, number in places]
+            coco.write_coco(
+                output / SYNTHETIC,
+                infos,
+                known,
+                "Patches drawn by a generator",
+                seen_patients=model_folder.seen_patients(model),
+            )
+    return {known[label]: per_class for label in chosen}
+
+
+def _name(classes: tuple[str, ...], label: int, number: int) -> str:
+    return f"{classes[label]}/{number:06d}.png"
+
+
+def _trained(trained: model_folder.Training | None) -> dict | None:
+    """How the generator came about, without hashes of patients."""
+    return None if trained is None else {k: v for k, v in asdict(trained).items() if k != "patients"}
+
+
+def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
+    """Refuse to resume in a folder that was begun with other settings."""
+    before = output / SETTINGS
+    if before.exists():
+        known = files.read_object(before)
+        for key in fixed:
+            if known.get(key) != settings[key]:
+                raise UserError(
+                    f"sampling was begun here with {key} {known.get(key)!r}, and is {settings[key]!r} now",
+                    where=output,
+                    todo="name another --output, or remove the folder",
+                )
+    files.write_json(before, settings)
+
+
+def _info(classes: tuple[str, ...], label: int, number: int, side: int, seed: int) -> ImageInfo:
+    whole = [0, 0, side, side]
+    name = _name(classes, label, number)
+    return ImageInfo(
+        image_id=name,
+        patient_id=name,
+        width=side,
+        height=side,
+        boxes=np.array([whole], np.float32),
+        labels=np.array([label], np.int32),
+        ignore=np.zeros(1, bool),
+        split="train",
+        file_name=name,
+        meta={"synthetic": True, "box": whole, "window": whole, "class": classes[label], "seed": seed, "number": number},
+    )

@@ -1,0 +1,184 @@
+"""Train a generator of patches by class. The stage leaves `model/` (model.py), and `pictures/` of its progress.
+
+Shapes: N images, Q classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+
+import jax
+import numpy as np
+
+from elk_jax.data.batches import labelled
+from elk_jax.data.batches.labelled import Labelled
+from elk_jax.data.patches import whole_images
+from elk_jax.data.sources.labels import class_counts, image_labels
+from elk_jax.data.sources.source import ImageSource, subset
+from elk_jax.errors import UserError
+from elk_jax.evaluation import appearance
+from elk_jax.gan.networks import GanConfig
+from elk_jax.progress import progress_bar
+from elk_jax.spread import spread
+from elk_jax.tasks import private, sampling, training
+from elk_jax.tasks.generation.model import ARCHITECTURE, Description, trainable
+from elk_jax.tasks.generation.recipe import GenerationRecipe, TrainGeneratorStage
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.task import Summary, Workload
+from elk_jax.training.model import Params
+from elk_jax.weights import model_folder
+
+SHOWN = 8
+"""Patches of a class in the picture grid."""
+LEAST = 2
+"""Validation images that a distance needs."""
+
+
+def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, names: Collection[str]) -> None:
+    """UserError for images without a class, classes without images, and sizes that differ."""
+    train = run.list(stage.train_on, "train")
+    check_classes(train, recipe.model, f"config.{stage.recipe}.model.classes")
+    validation = run.list(stage.validate_on, "val")
+    if len(validation) < LEAST:
+        what = f"{len(validation)} validation images to compare with"
+        raise UserError(what, where=f"{stage.validate_on}, split 'val'", todo=f"give {LEAST} at least")
+    if validation.classes != train.classes:
+        what = f"{', '.join(train.classes)} to train on, {', '.join(validation.classes)} to validate on"
+        raise UserError(what, where=f"config.stages.{stage.name}.validate_on", todo="name data of the same classes")
+    for source in (train, validation):
+        image_labels(source)
+        if not recipe.mixed_sizes:
+            check_sizes(source, f"config.{stage.recipe}.mixed_sizes")
+
+
+def check_classes(source: ImageSource, model: GanConfig, where: str) -> None:
+    """UserError unless every image of the source has one class, and every class an image."""
+    counts = np.bincount(image_labels(source), minlength=len(source.classes))
+    if model.classes != len(source.classes):
+        what = f"{model.classes} in the model, and the data have {', '.join(source.classes)}"
+        raise UserError(what, where=where, todo=f"set {len(source.classes)}")
+    for name, count in zip(source.classes, counts):
+        if not count:
+            what = f"no training image of the class {name}"
+            raise UserError(what, where=source.name, todo="leave the class out, or give images of it")
+
+
+def check_sizes(source: ImageSource, setting: str) -> None:
+    """UserError unless all images are squares of one size; files that cannot be read have none."""
+    sized = [info for info in source.infos if info.width and info.height]
+    for info in sized:
+        first = sized[0]
+        if info.width != info.height or info.width != first.width:
+            kind = f"{info.width} x {info.height} px"
+            others = "not a square" if info is first else f"others {first.width} x {first.height}"
+            raise UserError(
+                f"an image of {kind}, {others}",
+                where=f"{source.name}, image {info.image_id}",
+                todo=f"cut patches of one size, or scale them: --{setting}=True",
+            )
+
+
+def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Summary:
+    """Train a generator and write `<stage>/model/`."""
+    # ---- Data ----------------------------------------------------------------------------------------------------
+    config = recipe.model
+    found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
+    images = Labelled(found, image_labels(found), config.size)
+    few = subset(validation, spread(len(validation), recipe.validation_images or len(validation)))
+    of_val = Labelled(few, image_labels(few), config.size)
+    counts = class_counts(found)
+    game = trainable(config, recipe.objective, recipe.augmentation)
+    shapes = jax.eval_shape(game.init, jax.random.key(0))
+    sizes = ", ".join(f"{player} {training.parameter_count(shapes[player]):,}" for player in shapes)
+    run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}; parameters: {sizes}")
+    batches = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
+    learned = private.openly(run, stage, batches, counts)
+
+    # ---- Train ---------------------------------------------------------------------------------------------------
+    sample = sampling.compile_sampler(game, run.mesh)
+    result = training.train(
+        run,
+        stage,
+        recipe,
+        game,
+        learned.batches,
+        initial=None,
+        evaluate=_validating(sample, of_val, recipe, run.seed),
+        draw=_drawing(sample, config, run.seed),
+        best_metric="distance",
+        best_mode="min",
+        settings=asdict(replace(recipe, steps=1)),
+        validation=few.infos,
+    )
+
+    # ---- The model -----------------------------------------------------------------------------------------------
+    params, trained = training.kept_weights(run, stage, result, recipe.choose, found)
+    if run.is_main:
+        description = Description(ARCHITECTURE, config, tuple(found.classes), trained)
+        model_folder.save_params(run.folder / stage.name / "model", params, description)
+    withheld = private.is_withheld(run.experiment, stage)
+    return {
+        "kind": "train",
+        "data": {**learned.counts, "validation": class_counts(few)},
+        "skipped": skipped_images(*([] if withheld else [found]), validation),
+        **training.outcome(result),
+    }
+
+
+def workload(stage: TrainGeneratorStage, recipe: GenerationRecipe, batch_size: int | None) -> Workload:
+    """The training of a generator and its discriminator."""
+    count, config = batch_size or recipe.images.batch_size, recipe.model
+    blank = labelled.blank_batch(count, config.size)
+    drawn = {"label": np.zeros(count, np.int32), "seed": sampling.seeds(0, range(count))}
+    name = f"{config.size}x{config.size}"
+    game = trainable(config, recipe.objective, recipe.augmentation)
+    return Workload(game, count, {name: {**blank}}, {name: drawn})
+
+
+Sampler = sampling.Sampler
+
+
+def _validating(
+    sample: Sampler, images: Labelled, recipe: GenerationRecipe, seed: int
+) -> Callable[[Params, int], dict[str, float]]:
+    """How the made patches differ from the validation images: as many of each class, always from the same noise."""
+    real = whole_images(images.source, images.size, progress_bar("  reading"))[..., 0]
+    labels = images.labels.astype(np.int32)
+    size = recipe.images.batch_size
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        made = drawn(sample, params, labels, np.arange(len(labels)), seed, size)
+        return {
+            "distance": appearance.distance(real, made),
+            "checkerboard": float(appearance.checkerboard(made).mean()),
+        }
+
+    return evaluate
+
+
+def _drawing(sample: Sampler, config: GanConfig, seed: int) -> Callable[[Params, int], dict[str, np.ndarray]]:
+    """A row of patches of each class, always from the same noise, which is the same for all classes."""
+    numbers = np.arange(SHOWN)
+
+    def draw(params: Params, step: int) -> dict[str, np.ndarray]:
+        rows: list[np.ndarray] = []
+        for label in range(config.classes):
+            made = drawn(sample, params, np.full(SHOWN, label, np.int32), numbers, seed, SHOWN)
+            rows.append(made[..., None])
+        return {"made": sampling.grid(rows)}
+
+    return draw
+
+
+def drawn(
+    sample: Sampler, params: Params, labels: np.ndarray, numbers: np.ndarray | Sequence[int], seed: int, batch: int
+) -> np.ndarray:
+    """Patches [N, S, S] of the classes `labels` [N], each a function of (seed, its number), `batch` at once."""
+    found = []
+    for first in range(0, len(labels), batch):
+        rows = np.minimum(np.arange(first, first + batch), len(labels) - 1)  # one compilation
+        seeds = sampling.seeds(seed, np.asarray(numbers)[rows])
+        made = sample(params, {"seed": seeds, "label": np.asarray(labels, np.int32)[rows]})
+        found.append(made[: len(labels) - first, ..., 0])
+    return np.concatenate(found)
