@@ -7,10 +7,10 @@
   python launch/train.py --config=configs/mcgan.py:paper \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
                                                                               128 px, as published, a GPU
-The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. RUN/samples/images is such a folder
-of drawn patches, RUN/samples/synthetic.json the same as COCO. The stages `fidelity` and `held_out` ask a classifier of
-real patches whether the classes of drawn and of unseen real patches hold. Variants: tiny (tests), quick (default),
-small, paper; and transposed or resize (how maps are enlarged), lsgan or wgan (other objectives).
+The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. RUN/samples/images is a folder of
+drawn patches by class, RUN/samples/synthetic.json the same as COCO. The stages `fidelity` and `held_out` ask a
+classifier of real patches whether the classes of drawn and of unseen real patches hold. Variants: tiny (tests), quick
+(default), small, paper; and transposed or resize (how maps are enlarged), lsgan or wgan (other objectives).
 """
 
 from configs import variants

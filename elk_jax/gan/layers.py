@@ -15,7 +15,6 @@ from jax import lax
 
 from elk_jax.backbones.ambient import split_by_images
 
-
 SUMS = (((1, 0, 0), (1, 1, 0)), ((0, 1, 1), (0, 0, 1)))
 """[2, 2, 3], for a pixel of the small map, an even or odd pixel of the large one: which of three weights are added."""
 

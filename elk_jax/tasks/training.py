@@ -77,7 +77,7 @@ def train(
     seed: int | None = None,
     protection: Protection | None = None,
 ) -> TrainResult:
-    """Train a model, or two players, by gradients; reading ahead stops with it, however it ends. See `training.loop.train`.
+    """Train a model or two players by gradients; reading ahead stops with it, however it ends. See `training.loop`.
 
     protection: of a private training, whose batches are of units (`tasks.private.privately`). settings, validation: the
     model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is not resumed from a

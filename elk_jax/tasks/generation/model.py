@@ -21,6 +21,7 @@ from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Me
 from elk_jax.weights import model_folder
 
 ARCHITECTURE = "gan"
+PUBLISHED, UNCHANGED = NonSaturating(), Augmentation()
 
 
 class Drawn(NamedTuple):
@@ -32,8 +33,8 @@ class Drawn(NamedTuple):
 
 def trainable(
     config: GanConfig,
-    objective: Objective = NonSaturating(),
-    augmentation: Augmentation = Augmentation(),
+    objective: Objective = PUBLISHED,
+    augmentation: Augmentation = UNCHANGED,
 ) -> Game:
     """The two players. A batch has `image` [B, S, S, 1] in [0, 1] and `label` [B]; made patches have random classes.
 

@@ -92,10 +92,10 @@ def samples_section(one: Compared, named: bool = False) -> Section:
     for name, grid in one.grids.items():
         parts.append(f"<h3>{html.text(name)}</h3>{_picture(name, grid)}")
     note = (
-        f"Patches of {evaluation['size']} px against the split '{evaluation['split']}' of {evaluation['on']}. Distance: "
-        "Fréchet, of coarse pictures and power by octave, in deviations of the real patches. Checkerboard: share of the "
-        "power in the wave of two pixels along both axes. Fine waves: shorter than four pixels. Rows of pictures: real, "
-        "made."
+        f"Patches of {evaluation['size']} px against the {evaluation['split']} split of {evaluation['on']}. Distance: "
+        "Fréchet, of coarse pictures and power by octave, in deviations of the real patches. Checkerboard: share of "
+        "the power in the wave of two pixels along both axes. Fine waves: shorter than four pixels. Rows of pictures: "
+        "real, made."
     )
     title = f"Synthetic patches: {evaluation['synthetic']}" if named else "Synthetic patches"
     return Section(title, "".join(parts), note)

@@ -37,6 +37,6 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
 def compared(folder: Path) -> Compared:
     """A comparison with its pictures; those that are gone are left out."""
     evaluation = files.read_object(folder / "evaluation.json", "classes")
-    read = {name: cv2.imread(str(folder / "pictures" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
-            for name in evaluation["classes"]}  # fmt: skip
+    paths = sorted((folder / "pictures").glob("*.png"))
+    read = {path.stem: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths}
     return Compared(evaluation, {name: picture for name, picture in read.items() if picture is not None})

@@ -74,7 +74,7 @@ def sample(
         meet("sampling counted")  # before the main process adds to what the others count
         draw = sampling.compile_sampler(trainable(description.model), mesh)
         placed, size = meshes.place(params, mesh), settings.batch_size
-        with Progress("  drawing", len(places), start=len(places) - len(todo), unit="patch") as bar:
+        with Progress("  drawing", len(places), start=len(places) - len(todo), unit="image") as bar:
             for first in range(0, len(todo), size):
                 some = todo[first : first + size]
                 labels, numbers = np.array(some, np.int32).T
@@ -122,17 +122,16 @@ def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
 
 
 def _info(classes: tuple[str, ...], label: int, number: int, side: int, seed: int) -> ImageInfo:
-    whole = [0, 0, side, side]
     name = _name(classes, label, number)
     return ImageInfo(
         image_id=name,
         patient_id=name,
         width=side,
         height=side,
-        boxes=np.array([whole], np.float32),
+        boxes=np.array([[0, 0, side, side]], np.float32),
         labels=np.array([label], np.int32),
         ignore=np.zeros(1, bool),
         split="train",
         file_name=name,
-        meta={"synthetic": True, "box": whole, "window": whole, "class": classes[label], "seed": seed, "number": number},
+        meta={"synthetic": True, "class": classes[label], "seed": seed, "number": number},
     )

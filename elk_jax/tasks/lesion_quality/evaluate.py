@@ -1,7 +1,8 @@
-"""Compare painted lesions with real ones; leaves `<stage>/evaluation.json`.
+"""Compare synthetic lesions with real ones; leaves `<stage>/evaluation.json`.
 
-Only what was painted counts as synthetic: an image's first box, which is also its field `box`. Lesions of the canvas
-are real, and left out.
+Where lesions were painted into real images, only what was painted counts as synthetic: an image's first box, which is
+also its field `box`. Lesions of the canvas are real, and left out. In a set whose images say nothing of it, such as
+patches of a generator, all boxes are synthetic.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ CLOSEUP = 128
 PAIRS = 6
 """Synthetic lesions that the report shows beside the training lesion most like them."""
 
+UNLIMITED = 1 << 30
+"""Pixels; no lesion has as many along a side."""
+
 Place = tuple[int, int]
 """(image of a source, box of that image)."""
 
@@ -71,8 +75,9 @@ def check_start(run: Run, stage: LesionQualityStage, recipe: None, names: Collec
 def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     """Compare the painted lesions of one source with the real ones of another."""
     source, painted_source = run.open(stage.on, stage.split), run.open(stage.synthetic, "train")
-    painted, window = painted_places(painted_source)
-    chosen = fitting_lesions(source.infos, window)
+    painted, window = synthetic_places(painted_source)
+    most = window or UNLIMITED
+    chosen = fitting_lesions(source.infos, most)
     counts = summary(source.infos)
     run.say(
         f"  {len(painted)} synthetic lesions, {len(chosen)} real ones of {counts['patients']} patients, "
@@ -86,7 +91,7 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
         stage.repeated and stage.split != "train"
     ):  # a lesion is repeated from the training split, whatever it is compared with
         known = run.open(stage.on, "train")
-        training = describe(known, fitting_lesions(known.infos, window), "  training lesions")
+        training = describe(known, fitting_lesions(known.infos, most), "  training lesions")
     seen = None
     if stage.features:
         features = _detector_features(run.model_folder(stage.features))
@@ -163,11 +168,17 @@ def compare(
     }
 
 
-def painted_places(source: ImageSource) -> tuple[list[Place], int]:
-    """The painted lesion's box of every image, and the side of the largest window that was painted in.
+def synthetic_places(source: ImageSource) -> tuple[list[Place], int | None]:
+    """The synthetic boxes of a source, and the side of the largest window that was painted in, None where images are
+    synthetic as a whole.
 
-    UserError for images that do not say what was painted.
+    UserError for painted images that do not say what was painted, and a source without a synthetic box.
     """
+    if not any({"box", "window", "canvas"} & info.meta.keys() for info in source.infos):
+        places = [(i, int(box)) for i, info in enumerate(source.infos) for box in np.flatnonzero(~info.ignore)]
+        if not places:
+            raise UserError("no synthetic lesion", where=source.name, todo="name a set with boxes")
+        return places, None
     sides = []
     for info in source.infos:
         box: Any = info.meta.get("box")
@@ -183,8 +194,6 @@ def painted_places(source: ImageSource) -> tuple[list[Place], int]:
                 f"the first box of image {info.image_id} is not the painted one, its field 'box'", where=source.name
             )
         sides.append(int(window[2] - window[0]))
-    if not sides:
-        raise UserError("no synthetic image", where=source.name)
     return [(position, 0) for position in range(len(source))], max(sides)
 
 

@@ -11,7 +11,7 @@ from elk_jax.tasks.stages import Data, EvaluateStage
 
 @dataclass(frozen=True, kw_only=True)
 class LesionQualityStage(EvaluateStage):
-    """Compare the painted lesions of the source `synthetic` with the real ones of one split of `on`.
+    """Compare the synthetic lesions of the source `synthetic` with the real ones of one split of `on`.
 
     repeated: look for painted lesions that repeat one of the training split of `on`; False: do not open that split.
     features: a detector's train stage or model folder, whose features are compared beside radiomics; "": none.

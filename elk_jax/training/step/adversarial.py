@@ -68,8 +68,8 @@ def adversarial(game: Game, recipe: AdversarialRecipe, mesh: Mesh, seed: int = 0
             make = lambda params, drawn=drawn: game.generate(params, constants, drawn)
             made, pull_back = jax.vjp(make, generator)
 
-            def discriminator_loss(params: Params, part: Any = part, drawn: Any = drawn, made: Any = made, key=judge_key):
-                value, terms = game.discriminator_loss(params, constants, part, drawn, made, key)
+            def discriminator_loss(params: Params, seen: Any = (part, drawn, made, judge_key)):
+                value, terms = game.discriminator_loss(params, constants, *seen)
                 return value, {**terms, "discriminator_loss": value}
 
             grads, terms = jax.grad(discriminator_loss, has_aux=True)(judge.params)

@@ -17,7 +17,7 @@ from elk_jax.detection import faster_rcnn, faster_rcnn_config
 from elk_jax.evaluation import memorised
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.lesion_quality import evaluate as quality
-from elk_jax.tasks.lesion_quality.evaluate import compare, describe, painted_places
+from elk_jax.tasks.lesion_quality.evaluate import compare, describe, synthetic_places
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.tasks.run import Experiment, MeshSettings, Run
 from tests.models import save_imported
@@ -83,7 +83,7 @@ def painted_source(count: int = 6, contrast: float = 0.3, seed: int = 1) -> Imag
 
 def test_only_the_painted_box_of_an_image_is_synthetic():
     painted = painted_source()
-    places, window = painted_places(painted)
+    places, window = synthetic_places(painted)
     assert places == [(i, 0) for i in range(6)] and window == 40
     lesions = describe(painted, places)
     assert [one["width"] for one in lesions.statistics] == [float(i.boxes[0, 2] - i.boxes[0, 0]) for i in painted.infos]
@@ -115,12 +115,21 @@ def test_a_set_that_does_not_say_what_was_painted_is_refused(change, words):
     painted = painted_source()
     infos = (*painted.infos[:3], dataclasses.replace(painted.infos[3], **change), *painted.infos[4:])
     with refused("synthetic3", words, where="synthetic"):
-        painted_places(dataclasses.replace(painted, infos=infos))
+        synthetic_places(dataclasses.replace(painted, infos=infos))
+
+
+def test_of_a_set_that_nothing_was_painted_in_all_boxes_are_synthetic():
+    painted = painted_source()
+    infos = tuple(dataclasses.replace(info, meta={"synthetic": True}) for info in painted.infos)
+    whole = dataclasses.replace(infos[0], ignore=np.ones(len(infos[0].boxes), bool))
+    places, window = synthetic_places(dataclasses.replace(painted, infos=(whole, *infos[1:])))
+    assert window is None
+    assert places == [(i, box) for i, info in enumerate(infos) for box in range(len(info.boxes)) if i > 0]
 
 
 def test_a_set_without_images_is_refused():
-    with refused("synthetic image", where="synthetic"):
-        painted_places(dataclasses.replace(painted_source(), infos=()))
+    with refused("synthetic lesion", where="synthetic"):
+        synthetic_places(dataclasses.replace(painted_source(), infos=()))
 
 
 # ---- What is compared ----------------------------------------------------------------------------------------------
