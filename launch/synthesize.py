@@ -1,12 +1,17 @@
-"""Paint synthetic lesions into healthy breasts with a trained inpainter: a COCO folder with boxes and masks.
+"""Synthetic images: lesions that an inpainter paints into healthy breasts, or patches that a generator draws.
 
   python launch/synthesize.py --workdir=runs/inpaint_cem --canvases=coco:/data/cem/cem.json --count=312 --output=painted
   python launch/synthesize.py --workdir=runs/inpaint_cem --canvases=coco:/data/normal.json --lesion_free --count=624 \\
       --area=medium --seed=1 --output=painted_medium
 
-Writes synthetic.json, images/, masks/ and provenance/ (of every image: canvas, window, box, painted region, seed, ...).
-The lesions have the sizes of the training split (--area=medium: its middle half). Rerun the same command to resume an
+An inpainter writes synthetic.json (COCO), images/, masks/ and provenance/ (of every image: canvas, window, box, painted
+region, seed, ...). The lesions have the sizes of the training split (--area=medium: its middle half). Rerun the same command to resume an
 interrupted set. Canvases are images of the split `train`: others would bring test patients into the training.
+  python launch/synthesize.py --workdir=runs/mcgan --count=1500 --seed=1 --output=drawn
+  python launch/synthesize.py --workdir=runs/mcgan --count=1500 --classes=malignant --output=drawn_malignant
+
+A generator writes --count patches of every class: synthetic.json (COCO), and images/CLASS/NUMBER.png, which is a source
+folders:drawn/images. synthesis.json says by which weights they were drawn.
 Then: python launch/train.py --config=configs/cem_mixed.py --config.data.synthetic.spec=coco:painted/synthetic.json \\
           --stages=real,synthetic,mixed,evaluate
 """
@@ -14,6 +19,7 @@ Then: python launch/train.py --config=configs/cem_mixed.py --config.data.synthet
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import command_line
 import source_flags
@@ -22,40 +28,59 @@ from absl import flags
 from elk_jax.randomness import WORD
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, or a model folder.")
-STAGE = flags.DEFINE_string("stage", None, "Which trained inpainter of the run. Default: the last one.")
+STAGE = flags.DEFINE_string("stage", None, "Which trained inpainter or generator of the run. Default: the last one.")
 CANVASES = source_flags.define("canvases", "Images to paint on")
 SPLIT = flags.DEFINE_string("split", "train", "Which split of them; empty for all images.")
-COUNT = flags.DEFINE_integer("count", 0, "How many lesions to paint, one per image.", lower_bound=0)
+COUNT = flags.DEFINE_integer(
+    "count", 0, "How many lesions to paint, one per image; or patches of a class.", lower_bound=0
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 AREA = flags.DEFINE_enum("area", "free", ["free", "medium"], "Sizes of the lesions: all, or the middle half.")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another set.", lower_bound=0, upper_bound=WORD - 1)
-BATCH = flags.DEFINE_integer("batch_size", 8, "Lesions painted at once.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch_size", 8, "Images made at once.", lower_bound=1)
 LESION_FREE = flags.DEFINE_bool("lesion_free", False, "Only canvases without lesions; else windows clear of them.")
 WHOLE_WINDOW = flags.DEFINE_bool("whole_window", False, "Paste the whole window, not the lesion with a soft border.")
+CLASSES = flags.DEFINE_list("classes", None, "Draw these classes only.")
 GRAIN = flags.DEFINE_bool("grain", True, "Give lesions that are smoother than the tissue around them its grain.")
 ON_ERROR = source_flags.define_on_error()
 
 
+OWN = (AREA, BATCH, LESION_FREE, WHOLE_WINDOW, GRAIN, CLASSES)
+"""Flags that only one of the tasks has."""
+
+
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/inpaint_cem"))
-    canvases = CANVASES.read()
     count, output = command_line.required(COUNT, "312"), Path(command_line.required(OUTPUT, "synthetic"))
     from elk_jax.tasks import TASKS, find_model
+
+    makers = TASKS["inpainting"], TASKS["generation"]
+    model, task = find_model(workdir, STAGE.value, lambda task: task in makers)
+    made = {"model": model, "count": count, "output": output, "seed": SEED.value}
+    if task is TASKS["generation"]:
+        draw(made)
+    else:
+        paint(made)
+
+
+def paint(made: dict[str, Any]) -> None:
+    """Lesions, by an inpainter."""
+    canvases = CANVASES.read()
     from elk_jax.tasks.inpainting.recipe import PaintSettings
     from elk_jax.tasks.inpainting.synthesize import synthesize_source
 
-    model, _ = find_model(workdir, STAGE.value, lambda task: task is TASKS["inpainting"])
-    of_painting = (AREA, BATCH, LESION_FREE, WHOLE_WINDOW, GRAIN)
-    synthesize_source(
-        model=model,
-        canvases=canvases,
-        split=SPLIT.value,
-        on_error=ON_ERROR.value,
-        count=count,
-        output=output,
-        seed=SEED.value,
-        settings=command_line.settings(PaintSettings, of_painting, "inpainter"),
-    )
+    settings = command_line.settings(PaintSettings, OWN, "inpainter")
+    synthesize_source(**made, canvases=canvases, split=SPLIT.value, on_error=ON_ERROR.value, settings=settings)
+
+
+def draw(made: dict[str, Any]) -> None:
+    """Patches by class, by a generator."""
+    from elk_jax.tasks.generation.recipe import SampleSettings
+    from elk_jax.tasks.generation.synthesize import synthesize_files
+
+    canvases = [CANVASES.by_field["spec"]]
+    settings = command_line.settings(SampleSettings, [*OWN, *canvases], "generator")
+    synthesize_files(**made, settings=settings)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from elk_jax.gan.layers import doubled, halved, instance_norm, resized, smoothed
 
 Params = Any
 NORMAL = nn.initializers.normal(0.02)
+TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""Within 1 / sqrt(inputs), as a dense layer of PyTorch starts."""
 LEAST = 4
 """Side of the smallest map."""
 SLOPE = 0.1
@@ -116,7 +118,7 @@ class _Condition(nn.Module):
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.embedding))
-        kernel = self.param("kernel", nn.initializers.lecun_uniform(), (self.embedding, self.features))
+        kernel = self.param("kernel", TORCH_UNIFORM, (self.embedding, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         chosen = jax.nn.one_hot(label, self.classes) @ table
         return nn.leaky_relu(matrix_product(chosen, kernel) + bias, SLOPE)

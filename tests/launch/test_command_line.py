@@ -96,7 +96,7 @@ def test_without_a_model_there_is_one_line_and_no_folder(quick_start, tmp_path, 
         (["evaluate", "--workdir=x"], "--data"),
         (["predict", "--workdir=x", "--input=x"], "--output"),
         (["import_weights"], "--"),
-        (["synthesize", "--workdir=x"], "--canvases"),
+        (["synthesize", "--workdir=x"], "--count"),
         (["translate", "--workdir=x"], "--input"),
         (["export_weights"], "--model"),
         (["compare_sets", "--real=phantom:size=64"], "--synthetic"),
@@ -353,6 +353,8 @@ SYNTHESIZE_SETTINGS = {
     "--nograin": ("grain", False),
 }
 TRANSLATE_SETTINGS = {"--seed=3": ("seed", 3), "--batch_size=2": ("batch_size", 2)}
+OF_OTHERS = {"synthesize": ("--classes",)}
+"""Flags of a script that models of another task take."""
 PAINT = "elk_jax.tasks.inpainting.synthesize.synthesize_source"
 TRANSLATE = "elk_jax.tasks.translation.predict.translate_files"
 
@@ -376,8 +378,29 @@ def test_every_flag_arrives(quick_start, model, script, architecture, function, 
     expected = {**dict(flags.values()), "model": str(folder), "settings": dict(settings.values()) | others}
     assert json.loads(done.stdout) == [[], expected]
     for flag in re.findall(r"^  --(?:\[no\])?(\w+)", quick_start(script, "--help").stdout, re.MULTILINE):
-        given = [*flags, *settings, *of_source, "--workdir", "--stage", *(f"--{name}" for name in others)]
+        given = [
+            *OF_OTHERS.get(script, ()),
+            *flags,
+            *settings,
+            *of_source,
+            "--workdir",
+            "--stage",
+            *(f"--{name}" for name in others),
+        ]
         assert any(re.match(rf"--(no)?{flag}\b", one) for one in given), flag
+
+
+def test_a_generator_takes_no_canvases(quick_start, model):
+    folder, given = model("gan"), ("--count=7", "--output=out", "--seed=3", "--batch_size=2", "--classes=benign")
+    instead = "elk_jax.tasks.generation.synthesize.synthesize_files"
+    done = quick_start("synthesize", f"--workdir={folder}", *given, instead=instead)
+    settings = {"batch_size": 2, "classes": ["benign"]}
+    expected = {"model": str(folder), "count": 7, "output": "out", "seed": 3, "settings": settings}
+    assert json.loads(done.stdout) == [[], expected], done.stderr
+    for other in ("--area=medium", "--canvases=coco:a.json"):
+        assert_one_line(quick_start("synthesize", f"--workdir={folder}", *given, other), other.partition("=")[0])
+    painter = quick_start("synthesize", f"--workdir={model('inpainter')}", "--count=7", "--output=out")
+    assert_one_line(painter, "--canvases")
 
 
 def test_predictions_are_evaluated_without_a_model(quick_start):

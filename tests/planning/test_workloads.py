@@ -31,19 +31,21 @@ def workload(experiment: str, variant: str, stage: str, batch: int | None = None
                                                         ("unified", "tiny", "dropout"),
                                                         ("inpaint_cem", "tiny", "inpainter"),
                                                         ("bridge_le_to_cem", "tiny", "translator"),
+                                                        ("mcgan", "tiny", "gan"),
+                                                        ("mcgan", "tiny,wgan", "gan"),
                                                         ("swin_real", "tiny", "network")])  # fmt: skip
 def test_the_step_and_the_prediction_take_the_blank_batches(experiment, variant, stage):
     """They are traced, not compiled: nothing that a real batch has is missing."""
-    parsed, chosen, work = workload(experiment, variant, stage, batch=2)
-    assert work.batch_size == 2 and work.training.keys() == work.prediction.keys()
+    parsed, chosen, work = workload(experiment, variant, stage, batch=10)
+    assert work.batch_size == 10 and work.training.keys() == work.prediction.keys()
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     model, step = work.model, step_of(work.model, parsed.recipe_of(chosen), mesh, seed=0)
     predict = partial(model.predict, map_images=meshes.shard_map_images(mesh))
     for shape in work.training:
         state, metrics = jax.eval_shape(step.update, on_mesh(step, mesh).state, model.constants, work.training[shape])
         assert metrics["loss"].shape == () and state.params.keys()
-        found = jax.eval_shape(predict, state.params, model.constants, work.prediction[shape])
-        assert {len(x) for x in found.values()} == {2}
+        found = jax.eval_shape(predict, step.evaluation_params(state), model.constants, work.prediction[shape])
+        assert {len(x) for x in found.values()} == {10}
 
 
 @pytest.mark.parametrize("experiment, variant, stage, public",
@@ -71,7 +73,7 @@ def test_a_private_step_takes_units(experiment, variant, stage, public):
 
 def test_every_train_stage_can_be_planned():
     experiments = "cem_real", "cem_mixed", "cem_synthetic", "inpaint_cem", "bridge_le_to_cem", "mammo_pretrain"
-    for experiment in (*experiments, "swin_real", "swin_dp", "comoto", "unified"):
+    for experiment in (*experiments, "swin_real", "swin_dp", "comoto", "unified", "mcgan"):
         parsed = parse(importlib.import_module(f"configs.{experiment}").get_config("tiny"))
         trained = [stage for stage in parsed.stages.values() if stage.kind == "train"]
         assert trained and all(kind_of(stage).workload for stage in trained), experiment

@@ -1,7 +1,8 @@
-"""A step of two players through the real loop: a tiny GAN whose discriminator is updated twice per generator update."""
+"""The step of two players: its arithmetic by hand, and through the real loop, with two updates of the discriminator."""
 
 import os
 import signal
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,64 +10,160 @@ import numpy as np
 import optax
 import pytest
 
+from elk_jax.privacy.settings import Privacy
+from elk_jax.training import mesh as meshes
 from elk_jax.training.checkpoint import load_state
 from elk_jax.training.loop import Evaluation
-from elk_jax.training.state import TrainState, update_ema
+from elk_jax.training.model import Game
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import AdversarialRecipe
+from elk_jax.training.schedules import Constant, WarmupCosine
+from elk_jax.training.state import update_ema
+from elk_jax.training.step.adversarial import adversarial
 from elk_jax.training.step.step import Step
 from elk_jax.training.writer import read_metrics
+from tests.refusals import refused
 from tests.training import toy
 
 STEPS, BEST, RATIO, MEAN = 50, 20, 2, 3.0
+RECIPE = AdversarialRecipe(
+    steps=STEPS,
+    ratio=RATIO,
+    optimizer=OptimizerConfig(name="adamw", b1=0.5, weight_decay=0.0),
+    schedule=Constant(base=0.05),
+    discriminator_optimizer=OptimizerConfig(name="adamw", b1=0.5, weight_decay=1.0),
+    discriminator_schedule=Constant(base=0.05),
+    ema_decay=0.9,
+)
 
 
-def pair(seed: int = 5) -> Step:
+def game() -> Game:
     """A linear generator against a linear discriminator; real examples are the toy's inputs around `MEAN`."""
-    optimizers = {"generator": optax.adam(0.05, b1=0.5), "discriminator": optax.adamw(0.05, b1=0.5, weight_decay=1.0)}
 
-    def fresh(rng):
+    def init(rng):
         a, b = jax.random.split(rng)
         return {
             "generator": {"kernel": jax.random.normal(a, (4, toy.FEATURES)) / 2, "bias": jnp.zeros(toy.FEATURES)},
             "discriminator": {"kernel": jax.random.normal(b, (toy.FEATURES, 1)) / 10, "bias": jnp.zeros(1)},
         }
 
-    def init(params):
-        opt_state = {player: tx.init(params[player]) for player, tx in optimizers.items()}
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, jax.tree.map(jnp.copy, params["generator"]))
-
-    def generate(generator, rng, count):
-        return jax.random.normal(rng, (count, 4)) @ generator["kernel"] + generator["bias"]
-
     def judge(discriminator, x):
         return x @ discriminator["kernel"] + discriminator["bias"]
 
-    def discriminator_loss(discriminator, generator, real, rng):
-        generated = generate(generator, rng, len(real))
-        real_loss = jax.nn.softplus(-judge(discriminator, real)).mean()
-        return real_loss + jax.nn.softplus(judge(discriminator, generated)).mean()
+    def generate(generator, constants, drawn):
+        return drawn @ generator["kernel"] + generator["bias"]
 
-    def generator_loss(generator, discriminator, rng, count):
-        return jax.nn.softplus(-judge(discriminator, generate(generator, rng, count))).mean()
+    def discriminator_loss(discriminator, constants, batch, drawn, made, rng):
+        of_real = jax.nn.softplus(-judge(discriminator, batch["x"] + MEAN)).mean()
+        return of_real + jax.nn.softplus(judge(discriminator, made)).mean(), {"of_real": of_real}
 
-    def update(state, constants, batch):
-        params, opt_state = dict(state.params), dict(state.opt_state)
-        rngs = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), RATIO + 1)
+    def generator_loss(discriminator, constants, drawn, made, rng):
+        return jax.nn.softplus(-judge(discriminator, made)).mean(), {}
 
-        def descend(player, loss, *arguments):
-            value, grads = jax.value_and_grad(loss)(params[player], *arguments)
-            updates, opt_state[player] = optimizers[player].update(grads, opt_state[player], params[player])
-            params[player] = optax.apply_updates(params[player], updates)
-            return value
+    return Game(
+        init=init,
+        draw=lambda rng, batch: jax.random.normal(rng, (len(batch["x"]), 4)),
+        generate=generate,
+        discriminator_loss=discriminator_loss,
+        generator_loss=generator_loss,
+        predict=lambda params, constants, batch, map_images: {"x": generate(params, constants, batch["noise"])},
+    )
 
-        for real, rng in zip(jnp.split(batch["x"] + MEAN, RATIO), rngs):
-            discriminator = descend("discriminator", discriminator_loss, params["generator"], real, rng)
-        generator = descend("generator", generator_loss, params["discriminator"], rngs[-1], len(batch["x"]))
-        ema_params = update_ema(state.ema_params, params["generator"], state.step, 0.9)
-        finite = (jnp.isfinite(generator) & jnp.isfinite(discriminator)).astype(jnp.int32)
-        metrics = {"loss": generator, "discriminator": discriminator, "finite": finite}
-        return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
-    return Step(fresh, init, update, evaluation_params=lambda state: state.ema_params, seed=seed)
+def pair(recipe: AdversarialRecipe = RECIPE, seed: int = 5) -> Step:
+    return adversarial(game(), recipe, meshes.make_mesh(), seed)
+
+
+# ---- One step --------------------------------------------------------------------------------------------------------
+
+
+PLAIN = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
+
+
+def test_a_step_is_updates_in_turn():
+    """The parts of a batch are used one after another, the generator's examples are scored behind the last update."""
+    recipe = replace(RECIPE, optimizer=PLAIN, discriminator_optimizer=PLAIN, ratio=3, schedule=Constant(base=0.02))
+    step, players = pair(recipe), game()
+    state = step.init(step.fresh(jax.random.key(0)))
+    batch = {"x": jax.random.normal(jax.random.key(1), (12, toy.FEATURES))}
+    found, metrics = step.update(state, {}, batch)
+
+    generator, judge = state.params["generator"], state.params["discriminator"]
+    losses = []
+    for number, key in enumerate(jax.random.split(jax.random.fold_in(jax.random.key(5), 0), 3)):
+        part = {"x": batch["x"][number::3]}
+        drawn = players.draw(jax.random.split(key, 3)[0], part)
+        loss = lambda params: players.discriminator_loss(
+            params, {}, part, drawn, players.generate(generator, {}, drawn), key
+        )[0]
+        value, grads = jax.value_and_grad(loss)(judge)
+        losses.append(value)
+        judge = jax.tree.map(lambda p, g: p - 0.05 * g, judge, grads)
+    loss = lambda params: players.generator_loss(judge, {}, drawn, players.generate(params, {}, drawn), None)[0]
+    value, grads = jax.value_and_grad(loss)(generator)
+    generator = jax.tree.map(lambda p, g: p - 0.02 * g, generator, grads)
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, found.params, {"generator": generator, "discriminator": judge})
+    jax.tree.map(close, found.ema_params, update_ema(state.params["generator"], generator, jnp.array(0), 0.9))
+    close(metrics["loss"], value)
+    close(metrics["discriminator_loss"], np.mean(losses))
+    close(metrics["grad_norm"], optax.tree.norm(grads))
+    assert metrics["finite"] == 1 and found.step == 1
+
+
+def test_without_an_average_the_generator_itself_is_evaluated():
+    step = pair(replace(RECIPE, ema_decay=0.0))
+    state = step.init(step.fresh(jax.random.key(0)))
+    assert state.ema_params is None and step.evaluation_params(state) is state.params["generator"]
+
+
+def test_each_player_follows_its_own_schedule():
+    """The discriminator's runs over all its updates."""
+    rate = WarmupCosine(base=1.0)
+    step = pair(replace(RECIPE, steps=4, schedule=rate, discriminator_schedule=rate))
+    state = step.init(step.fresh(jax.random.key(0)))
+    batch = {"x": jnp.ones((4, toy.FEATURES))}
+    rates = []
+    for _ in range(2):
+        state, metrics = step.update(state, {}, batch)
+        rates.append((float(metrics["learning_rate"]), float(metrics["discriminator_learning_rate"])))
+    cosine = lambda share: (1 + np.cos(np.pi * share)) / 2
+    for number, (own, other) in enumerate(rates):
+        assert own == pytest.approx(cosine(number / 4), abs=0.1)
+        assert other == pytest.approx((cosine(2 * number / 8) + cosine((2 * number + 1) / 8)) / 2, abs=0.1)
+    assert rates[1] < rates[0]
+
+
+@pytest.mark.parametrize("player", ["real", "made"])
+def test_a_loss_that_is_not_finite_is_reported(player):
+    step = pair()
+    params = step.fresh(jax.random.key(0))
+    x = jnp.ones((4, toy.FEATURES))
+    if player == "made":
+        params["generator"]["bias"] = params["generator"]["bias"].at[0].set(jnp.nan)
+    else:
+        x = x.at[3, 0].set(jnp.inf)
+    assert step.update(step.init(params), {}, {"x": x})[1]["finite"] == 0
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    step = pair()
+    with refused(5, 2):
+        jax.eval_shape(step.update, step.init(step.fresh(jax.random.key(0))), {}, {"x": jnp.ones((5, toy.FEATURES))})
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [({"accumulate": 2}, 2), ({"privacy": Privacy(epsilon=8.0)}, "private")],
+    ids=["accumulate", "privacy"],
+)
+def test_recipes_that_two_players_do_not_have_are_refused(change, word):
+    with refused(word, where=next(iter(change))):
+        replace(RECIPE, **change)
+
+
+# ---- Through the loop ------------------------------------------------------------------------------------------------
 
 
 def measure(generator, step):
@@ -95,11 +192,12 @@ def whole(tmp_path_factory):
 
 def test_both_play_at_their_ratio_and_the_generator_learns(whole):
     folder, result = whole
-    count = {player: int(optax.tree.get(state, "count")) for player, state in result.state.opt_state.items()}
-    assert count == {"generator": STEPS, "discriminator": RATIO * STEPS}
+    for player, updates in {"generator": STEPS, "discriminator": RATIO * STEPS}.items():
+        counts = optax.tree.get_all_with_path(result.state.opt_state[player], "count")
+        assert counts and {int(count) for _, count in counts} == {updates}
     distances = [line["eval/distance"] for line in records(folder) if "eval/distance" in line]
     assert distances[-1] < 0.6 * distances[0]
-    assert {"train/loss", "train/discriminator"} < records(folder)[0].keys()
+    assert {"train/loss", "train/discriminator_loss", "train/of_real"} < records(folder)[0].keys()
 
 
 def test_the_generator_alone_is_evaluated_and_returned(whole):

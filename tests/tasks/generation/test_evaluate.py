@@ -1,0 +1,101 @@
+"""Drawn patches against real ones: the stage, its measures, its report, and sets that cannot be compared."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from configs import mcgan
+from elk_jax import files
+from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.experiments import report
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
+from elk_jax.tasks.generation import evaluate
+from elk_jax.tasks.generation.page import rows_of, verdict
+from elk_jax.tasks.generation.report import compared
+from elk_jax.tasks.run import Run
+from tests.refusals import refused
+from tests.tasks.generation.test_train import write
+
+
+def test_the_stage_leaves_measures_and_pictures(run):
+    found = files.read_object(run / "looks" / "evaluation.json")
+    assert list(found["classes"]) == ["all", "benign", "malignant"] and found["size"] == 16
+    counts = {name: (one["real"], one["made"]) for name, one in found["classes"].items()}
+    assert counts["all"] == tuple(a + b for a, b in zip(counts["benign"], counts["malignant"]))
+    assert counts["benign"][1] == 6
+    for name in ("benign", "malignant"):
+        picture = cv2.imread(str(run / "looks" / "pictures" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+        assert picture.shape == (2 * 16, 6 * 16)
+
+
+def test_the_quality_of_lesions_is_measured_of_whole_patches(run):
+    found = files.read_object(run / "quality" / "evaluation.json")
+    assert found["counts"]["synthetic"] == 12 and found["counts"]["left_out"] == 0
+    assert len(found["memorised"]["similarity"]) == 12
+
+
+def test_the_report_shows_curves_progress_and_patches(run):
+    one = Run(parse(mcgan.get_config("tiny")), run, mesh=None)
+    summaries = {name: files.read_object(run / name / "finished.json")["summary"]
+                 for name in ("gan", "samples", "looks", "quality")}  # fmt: skip
+    page = report.write(one, summaries).read_text()
+    for title in ("Synthetic patches", "Progress of the generator", "Generator training", "Synthetic lesions"):
+        assert f"<h2>{title}</h2>" in page
+    shown = compared(run / "looks")
+    assert set(shown.grids) == {"benign", "malignant"}
+    assert verdict(shown).startswith("Patches of samples: distance")
+    assert [row[:3] for row in rows_of(shown.evaluation)][1][:2] == ("benign", "6")
+
+
+def noise(count, seed, size=16):
+    return np.random.default_rng(seed).uniform(0, 1, (count, size, size))
+
+
+def test_equal_sets_are_as_far_apart_as_halves_and_others_further():
+    names = np.array(["a", "b"]).repeat(40)
+    found = evaluate.compare(noise(80, 0), names, noise(80, 1), names)
+    other = evaluate.compare(noise(80, 0), names, 0.5 * noise(80, 1), names)
+    for name in ("all", "a", "b"):
+        assert found[name]["distance"] == pytest.approx(found[name]["reference"], rel=0.3)
+        assert other[name]["distance"] > 3 * other[name]["reference"]
+    assert found["a"]["real"] == 40
+
+
+def test_a_class_of_one_set_alone_has_no_row():
+    found = evaluate.compare(noise(4, 0), np.array(["a", "a", "b", "b"]), noise(4, 1), np.array(["a"] * 4))
+    assert set(found) == {"all", "a"}
+
+
+def test_few_images_have_no_distance():
+    found = evaluate.compare(noise(3, 0), np.array(["a"] * 3), noise(3, 1), np.array(["a"] * 3))["a"]
+    assert found["distance"] is None and found["reference"] is None and found["checkerboard"] > 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ({"sizes": ((16, 16), (24, 24))}, ["24 x 24 px"]),
+        ({"classes": ("benign", "normal")}, ["'normal'", "benign, malignant"]),
+    ],
+)
+def test_sets_that_cannot_be_compared_are_refused_before_the_first_stage(tmp_path, layout, words):
+    config = mcgan.get_config("tiny")
+    config.data.patches.spec = f"folders:{write(tmp_path / 'real')}"
+    config.data.samples.spec = f"folders:{write(tmp_path / 'made', **layout)}"
+    with refused(*words):
+        run_experiment(config, tmp_path / "run", stages=["looks"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_of_one_image_is_refused(tmp_path):
+    folder = write(tmp_path / "made")
+    for number in (1, 2):
+        for split in ("train", "val"):
+            (folder / split / "benign" / f"{number}.png").unlink()
+    (folder / "val" / "benign" / "0.png").unlink()
+    with refused("benign", 2):
+        evaluate.check_source(open_source(SourceSpec(f"folders:{folder}")))
