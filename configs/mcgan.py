@@ -13,13 +13,19 @@ classifier of real patches whether the classes of drawn and of unseen real patch
 (default), small, paper; and transposed or resize (how maps are enlarged), lsgan or wgan (other objectives).
 """
 
-from configs import variants
+from dataclasses import replace
+
+from configs import private_head, variants
 from configs.private_head import PHANTOMS
-from configs.private_head import head as frozen_head
 from configs.recipes.gan import gan
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.gan.objectives import LeastSquares, Wasserstein
-from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage
+from elk_jax.tasks.classification.recipe import (
+    EvaluateClassifiersStage,
+    FitHeadStage,
+    KernelSearch,
+    ScatteringFeatures,
+)
 from elk_jax.tasks.generation.recipe import EvaluateSamplesStage, SampleStage, TrainGeneratorStage
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 
@@ -46,22 +52,28 @@ def get_config(variant=None):
             "on_error": "stop",
             "patches": SourceSpec(f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed=5"),
             "samples": SourceSpec("stage:samples"),
-            "public": SourceSpec(f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed=6"),
         },
         gan=recipe,
-        head=frozen_head(size),
+        head=head(size),
         stages={
             "gan": TrainGeneratorStage(train_on=("patches",), validate_on="patches"),
             "samples": SampleStage(model="gan", per_class=PER_CLASS[size]),
             "looks": EvaluateSamplesStage(on="patches", synthetic="samples"),
             "quality": LesionQualityStage(on="patches", synthetic="samples"),
-            "classifier": FitHeadStage(train_on=("patches",), validate_on="patches", public=("public",)),
+            "classifier": FitHeadStage(train_on=("patches",), validate_on="patches"),
             "fidelity": EvaluateClassifiersStage(
                 models=("classifier",), on="samples", split="train", bootstrap=resamples
             ),
             "held_out": EvaluateClassifiersStage(models=("classifier",), on="patches", bootstrap=resamples),
         },
     )
+
+
+def head(size):
+    """The recipe of the classifier: a kernel head on scattering coefficients, which looks at both classes alike."""
+    base = private_head.head(size)
+    scattering = {name: one for name, one in base.features.items() if isinstance(one, ScatteringFeatures)}
+    return replace(base, features=scattering, search=KernelSearch())
 
 
 WGAN = {

@@ -5,15 +5,16 @@
       --area=medium --seed=1 --output=painted_medium
 
 An inpainter writes synthetic.json (COCO), images/, masks/ and provenance/ (of every image: canvas, window, box, painted
-region, seed, ...). The lesions have the sizes of the training split (--area=medium: its middle half). Rerun the same command to resume an
-interrupted set. Canvases are images of the split `train`: others would bring test patients into the training.
+region, seed, ...). The lesions have the sizes of the training split (--area=medium: its middle half). Rerun the same
+command to resume an interrupted set. Canvases are images of the split `train`: others would bring test patients into
+the training. Then: python launch/train.py --config=configs/cem_mixed.py \\
+    --config.data.synthetic.spec=coco:painted/synthetic.json --stages=real,synthetic,mixed,evaluate
+
   python launch/synthesize.py --workdir=runs/mcgan --count=1500 --seed=1 --output=drawn
   python launch/synthesize.py --workdir=runs/mcgan --count=1500 --classes=malignant --output=drawn_malignant
 
 A generator writes --count patches of every class: synthetic.json (COCO), and images/CLASS/NUMBER.png, which is a source
 folders:drawn/images. synthesis.json says by which weights they were drawn.
-Then: python launch/train.py --config=configs/cem_mixed.py --config.data.synthetic.spec=coco:painted/synthetic.json \\
-          --stages=real,synthetic,mixed,evaluate
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of launch/train.py, o
 STAGE = flags.DEFINE_string("stage", None, "Which trained inpainter or generator of the run. Default: the last one.")
 CANVASES = source_flags.define("canvases", "Images to paint on")
 SPLIT = flags.DEFINE_string("split", "train", "Which split of them; empty for all images.")
-COUNT = flags.DEFINE_integer(
-    "count", 0, "How many lesions to paint, one per image; or patches of a class.", lower_bound=0
-)
+COUNT = flags.DEFINE_integer("count", 0, "Lesions to paint, one per image; or patches of a class.", lower_bound=0)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 AREA = flags.DEFINE_enum("area", "free", ["free", "medium"], "Sizes of the lesions: all, or the middle half.")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another set.", lower_bound=0, upper_bound=WORD - 1)

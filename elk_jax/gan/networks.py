@@ -12,7 +12,7 @@ Parameters: condition/embedding, condition/kernel, condition/bias, and conv_{1, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -79,7 +79,7 @@ def init_generator(config: GanConfig, rng: jax.Array) -> Params:
 
 def generate(config: GanConfig, params: Params, noise: jax.Array, label: jax.Array) -> jax.Array:
     """Patches [B, S, S, 1] in [-1, 1] from noise [B, Z] and classes [B]."""
-    return _Generator(config).apply({"params": params}, noise, label)
+    return cast(jax.Array, _Generator(config).apply({"params": params}, noise, label))
 
 
 def init_discriminator(config: GanConfig, rng: jax.Array) -> Params:
@@ -90,7 +90,7 @@ def init_discriminator(config: GanConfig, rng: jax.Array) -> Params:
 
 def discriminate(config: GanConfig, params: Params, image: jax.Array, label: jax.Array) -> jax.Array:
     """Log odds [B] that patches [B, S, S, 1] of these classes [B] are real; of other objectives a score."""
-    return _Discriminator(config).apply({"params": params}, image, label)
+    return cast(jax.Array, _Discriminator(config).apply({"params": params}, image, label))
 
 
 def noise_of(config: GanConfig, key: jax.Array, count: int) -> jax.Array:

@@ -102,7 +102,7 @@ def made(request):
 
 
 def test_patches_are_in_the_range_and_follow_noise_and_class(made):
-    config, _, patches = made
+    _, _, patches = made
     assert patches.shape == (8, 16, 16, 1) and patches.dtype == jnp.float32
     assert float(jnp.abs(patches).max()) <= 1 and float(patches.std()) > 0
     assert float(jnp.abs(patches[:4] - patches[4:]).max()) > 1e-4, "the class makes no difference"

@@ -6,6 +6,7 @@ Made with torch 2.14.1 on a CPU. The layers are those of the published networks 
 convolutions of 4, convolutions of 6 or 4, instance norms, an embedded class beside the noise or as a second image.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class Generator(nn.Module):
         steps = (size // 4).bit_length() - 1
         widths = [2 * NOISE, *(WIDTH * 2**power for power in reversed(range(steps))), 1]
         self.condition, layers = Condition(NOISE), []
-        for number, (channels, features) in enumerate(zip(widths, widths[1:])):
+        for number, (channels, features) in enumerate(pairwise(widths)):
             stride, padding = (2, 1) if number else (1, 0)
             layers.append(nn.ConvTranspose2d(channels, features, 4, stride, padding, bias=False))
             layers += [nn.InstanceNorm2d(features), nn.ReLU()] if features > 1 else [nn.Tanh()]
@@ -46,7 +47,7 @@ class Discriminator(nn.Module):
         steps = (size // 4).bit_length() - 1
         widths = [2, *(WIDTH * 2**power for power in range(steps))]
         self.condition, layers = Condition(size * size), []
-        for number, (channels, features) in enumerate(zip(widths, widths[1:])):
+        for number, (channels, features) in enumerate(pairwise(widths)):
             layers.append(nn.Conv2d(channels, features, kernel, 2, kernel // 2 - 1, bias=False))
             layers += [nn.InstanceNorm2d(features), nn.LeakyReLU(0.1)] if number else [nn.LeakyReLU(0.1)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, kernel, 1, kernel // 2 - 2, bias=False))

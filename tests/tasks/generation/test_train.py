@@ -72,7 +72,7 @@ def test_the_other_objectives_train(tmp_path, variant):
     assert ("train/slope" in line) == ("wgan" in variant)
 
 
-# ---- Data that are refused ---------------------------------------------------------------------------------------------
+# ---- Data that are refused -------------------------------------------------------------------------------------------
 
 
 def write(folder, sizes=((16, 16),), classes=("benign", "malignant"), splits=("train", "val")):

@@ -93,10 +93,10 @@ def test_a_step_is_updates_in_turn():
     for number, key in enumerate(jax.random.split(jax.random.fold_in(jax.random.key(5), 0), 3)):
         part = {"x": batch["x"][number::3]}
         drawn = players.draw(jax.random.split(key, 3)[0], part)
-        loss = lambda params: players.discriminator_loss(
-            params, {}, part, drawn, players.generate(generator, {}, drawn), key
-        )[0]
-        value, grads = jax.value_and_grad(loss)(judge)
+        made = players.generate(generator, {}, drawn)
+        (value, _), grads = jax.value_and_grad(players.discriminator_loss, has_aux=True)(
+            judge, {}, part, drawn, made, key
+        )
         losses.append(value)
         judge = jax.tree.map(lambda p, g: p - 0.05 * g, judge, grads)
     loss = lambda params: players.generator_loss(judge, {}, drawn, players.generate(params, {}, drawn), None)[0]
