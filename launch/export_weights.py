@@ -1,27 +1,52 @@
-"""Write a Stable Diffusion model, imported or trained here, as a folder that diffusers loads.
+"""Write a trained or imported model for other programs: Stable Diffusion for diffusers, a generator for medigan.
 
   python launch/export_weights.py --model=runs/inpaint_cem/inpainter/model --output=exported
   python launch/export_weights.py --model=weights/sd --output=exported --dtype=float16
+  python launch/export_weights.py --model=runs/mcgan/gan/model --output=exported --model_id=00101_MCGAN_MASSES
 
-Then, with diffusers: StableDiffusionInpaintPipeline.from_pretrained("exported").
+Then, with diffusers: StableDiffusionInpaintPipeline.from_pretrained("exported"); or, in the folder `exported` with
+medigan: Generators().generate(model_id="00101_MCGAN_MASSES", num_samples=10, condition="malignant"). A generator is
+drawn from with NumPy alone.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import command_line
 from absl import flags
 
-MODEL = flags.DEFINE_string("model", None, "Model folder: params.safetensors, model.json, vocab.json, merges.txt.")
+from elk_jax.errors import UserError
+
+MODEL = flags.DEFINE_string("model", None, "Model folder: params.safetensors, model.json; vocab.json, merges.txt.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; new or empty.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the numbers; float32 keeps them exact.")
+MODEL_ID = flags.DEFINE_string("model_id", None, "Of a generator in medigan, such as 00101_MCGAN_MASSES.")
 
 
 def main() -> None:
     model = command_line.required(MODEL, "weights/sd")
     output = command_line.required(OUTPUT, "exported")
-    from elk_jax.weights import stable_diffusion
+    from elk_jax.tasks import TASKS
+    from elk_jax.weights import model_folder, stable_diffusion
 
+    if model_folder.architecture_of(model) in TASKS["generation"].architectures:
+        if DTYPE.present:
+            raise UserError("a generator is exported in float32", where="--dtype", todo="leave it out")
+        export_generator(Path(model), Path(output), command_line.required(MODEL_ID, "00101_MCGAN_MASSES"))
+        return
+    if MODEL_ID.present:
+        raise UserError("only a generator has an id in medigan", where="--model_id", todo="leave it out")
     stable_diffusion.export_folder(model, output, DTYPE.value)
+
+
+def export_generator(model: Path, output: Path, model_id: str) -> None:
+    """Write a generator's package for medigan."""
+    from elk_jax.tasks.generation.model import load
+    from elk_jax.weights import medigan
+
+    params, description = load(model)
+    medigan.export_folder(params, description.model, description.classes, output, model_id)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "privacy": COMMON,
     "programs": COMMON,
     "evaluation": COMMON,
-    "weights": COMMON | {"backbones", "detection", "diffusion", "privacy"},
+    "weights": COMMON | {"backbones", "detection", "diffusion", "gan", "privacy"},
     "reporting": COMMON | {"evaluation"},
     "tasks": COMMON
     | {"distillation", "gan"}

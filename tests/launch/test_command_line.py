@@ -449,15 +449,25 @@ def test_a_setting_out_of_range_names_its_flag(quick_start, model):
     assert_one_line(quick_start("evaluate", *flags), "(--flips)", "diagonal")
 
 
-def test_the_flags_of_weights_arrive(quick_start):
+def test_the_flags_of_weights_arrive(quick_start, model):
     common, module = ("--input=theirs", "--output=ours"), "elk_jax.weights.stable_diffusion"
     given = ("--format=diffusers", "--inpainting", "--variant=fp16", "--ignore=a", "--ignore=b", "--names")
     done = quick_start("import_weights", *common, *given, instead=f"{module}.import_folder")
     settings = {"inpainting": True, "variant": "fp16", "ignore": ["a", "b"], "names": True}
     assert json.loads(done.stdout) == [["theirs", "ours"], settings]
-    given = ("--model=ours", "--output=theirs", "--dtype=float16")
+    ours = model("inpainter")
+    given = (f"--model={ours}", "--output=theirs", "--dtype=float16")
     done = quick_start("export_weights", *given, instead=f"{module}.export_folder")
-    assert json.loads(done.stdout) == [["ours", "theirs", "float16"], {}]
+    assert json.loads(done.stdout) == [[str(ours), "theirs", "float16"], {}], done.stderr
+    assert_one_line(quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES"), "(--model_id)")
+
+
+def test_a_generator_is_exported_with_an_id(quick_start, model):
+    given = (f"--model={model('gan')}", "--output=theirs")
+    assert_one_line(quick_start("export_weights", *given), "--model_id")
+    assert_one_line(quick_start("export_weights", *given, "--model_id=00101_X", "--dtype=float16"), "(--dtype)")
+    done = quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES")
+    assert_one_line(done, str(model))  # it is read
 
 
 def test_a_quick_start_is_a_start(quick_start):

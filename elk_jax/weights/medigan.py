@@ -1,0 +1,106 @@
+"""A generator as a package of medigan 1.0: a folder in which medigan finds it, without a download.
+
+  OUTPUT/config/global.json                 what medigan knows of its models
+  OUTPUT/models/MODEL_ID/generator/         the package: __init__.py with `generate`, and generator.npz
+
+Python started in OUTPUT has it: Generators().generate(model_id=MODEL_ID, num_samples=10, condition="malignant"). The
+package needs NumPy alone. Osuala et al. 2023, J. Med. Imaging 10(6):061403.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elk_jax import files
+from elk_jax.errors import UserError
+from elk_jax.gan.networks import GanConfig
+from elk_jax.weights import medigan_package
+from elk_jax.weights.model_folder import Params, flatten
+
+PACKAGE = "generator"
+MODEL_ID = re.compile(r"\d{5}_\w{7,24}")
+"""As medigan accepts them: five digits, and 13 to 30 characters in all."""
+
+
+def export_folder(params: Params, config: GanConfig, classes: Sequence[str], output: Path, model_id: str) -> None:
+    """Write a generator's package and medigan's configuration into a new or empty folder.
+
+    UserError for an id that medigan does not accept, and for a folder that has something in it.
+    """
+    if not MODEL_ID.fullmatch(model_id):
+        todo = "give five digits and a name, 13 to 30 characters: 00101_MCGAN_MASSES"
+        raise UserError(f"'{model_id}' is no id of medigan", where="model_id", todo=todo)
+    if output.exists() and any(output.iterdir()):
+        raise UserError("the folder is not empty", where=output, todo="name a new one")
+    package = files.make_folder(output / "models" / model_id / PACKAGE)
+    flat = {name: np.asarray(value, np.float32) for name, value in flatten(params).items()}
+    settings = {**asdict(config), "classes": list(classes)}
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **flat, **{medigan_package.CONFIG: np.array(json.dumps(settings))})
+    files.write_bytes(package / f"{PACKAGE}.npz", buffer.getvalue())
+    files.write_text(package / "__init__.py", files.read_text(medigan_package.__file__))
+    files.make_folder(output / "config")
+    files.write_json(output / "config" / "global.json", {model_id: entry(config, classes, model_id)})
+
+
+def entry(config: GanConfig, classes: Sequence[str], model_id: str) -> dict[str, Any]:
+    """What medigan's configuration says of a model."""
+    return {
+        "execution": {
+            "package_name": PACKAGE,
+            "package_link": f"models/{model_id}/{PACKAGE}",
+            "model_name": PACKAGE,
+            "extension": ".npz",
+            "image_size": [config.size, config.size],
+            "dependencies": ["numpy"],
+            "generate_method": {
+                "name": "generate",
+                "args": {
+                    "base": ["model_file", "num_samples", "output_path", "save_images"],
+                    "custom": {"condition": None, "seed": None},
+                },
+                "input_latent_vector_size": config.noise,
+            },
+        },
+        "selection": {
+            "performance": {},
+            "use_cases": ["classification"],
+            "organ": ["breast"],
+            "modality": ["mammography"],
+            "vendors": [],
+            "centres": [],
+            "function": ["noise to image", "image generation"],
+            "condition": list(classes),
+            "dataset": [],
+            "augmentations": [],
+            "generates": ["patches"],
+            "height": config.size,
+            "width": config.size,
+            "depth": None,
+            "type": "GAN",
+            "license": "",
+            "dataset_type": "",
+            "privacy": "",
+            "tags": ["mammography", "MCGAN", *classes],
+            "year": "",
+        },
+        "description": {
+            "title": f"Patches of {config.size} px by class: {', '.join(classes)}",
+            "provided_date": "",
+            "trained_date": "",
+            "provided_after_epoch": None,
+            "version": "1",
+            "publication": "",
+            "doi": [],
+            "inspired_by": "Osuala et al. 2024, arXiv:2407.12669",
+            "comment": "",
+        },
+    }
