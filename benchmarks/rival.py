@@ -1,4 +1,4 @@
-"""The other side of a comparison, in a separate process: torchvision_side.py, diffusers_side.py or opacus_side.py."""
+"""The other side of a comparison, in a separate process: torchvision_side.py, opacus_side.py and others."""
 
 from __future__ import annotations
 
@@ -65,9 +65,16 @@ def default_python(library: str = "torchvision") -> str:
 
 @contextmanager
 def start(
-    python: str, settings: Mapping[str, Any], batch: Mapping[str, np.ndarray], library: str = "torchvision"
+    python: str,
+    settings: Mapping[str, Any],
+    batch: Mapping[str, np.ndarray],
+    library: str = "torchvision",
+    side: str = "",
 ) -> Iterator[Rival | None]:
-    """LIBRARY_side.py, started by `python` on this batch and ready to be timed; None if `python` is ''."""
+    """SIDE_side.py, started by `python` on this batch and ready to be timed; None if `python` is ''.
+
+    library: that it needs beside torch. side: "" for one that is called like the library.
+    """
     if not python:
         yield None
         return
@@ -78,7 +85,7 @@ def start(
         with open(folder / "errors.txt", "w") as errors:
             try:
                 process = subprocess.Popen(
-                    [python, str(HERE / f"{library}_side.py"), name],
+                    [python, str(HERE / f"{side or library}_side.py"), name],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,

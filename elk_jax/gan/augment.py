@@ -14,14 +14,12 @@ import jax.numpy as jnp
 
 from elk_jax.fields import SHARE, AtLeast, Checked
 
-BLACK = -1.0
-
 
 @dataclass(frozen=True)
 class Augmentation(Checked):
     """brightness: of the range, up to which grey values are moved; contrast: exp(u(-c, c)) scales them about the mean
-    of a patch. shift: of the side, up to which a patch is moved, black behind it. cutout: side of a square that is
-    replaced by mid grey, as a share. 0 switches each off.
+    of a patch. shift: of the side, up to which a patch is moved; its border is repeated behind it. cutout: side of a
+    square that is replaced by mid grey, as a share. 0 switches each off.
     """
 
     brightness: Annotated[float, SHARE] = 0.0
@@ -52,7 +50,7 @@ def _changed(config: Augmentation, image: jax.Array, key: jax.Array) -> jax.Arra
     if config.shift:
         most = round(config.shift * size)
         start = jax.random.randint(move, (2,), 0, 2 * most + 1)
-        wide = jnp.pad(image, ((most, most), (most, most), (0, 0)), constant_values=BLACK)
+        wide = jnp.pad(image, ((most, most), (most, most), (0, 0)), mode="edge")
         image = jax.lax.dynamic_slice(wide, (*start, 0), image.shape)
     if config.cutout:
         side = round(config.cutout * size)

@@ -58,6 +58,11 @@ def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     return centred * lax.rsqrt(jnp.square(centred).mean(axis=(1, 2), keepdims=True) + epsilon)
 
 
+def pixel_norm(x: jax.Array, epsilon: float = 1e-8) -> jax.Array:
+    """The channels of every pixel with a mean square of 1 (Karras et al. 2018)."""
+    return x * lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
+
+
 def smoothed(x: jax.Array) -> jax.Array:
     """Each pixel with its neighbours, weighted (1, 2, 1) / 4 along both axes: a wave of two pixels is gone.
 

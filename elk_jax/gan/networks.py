@@ -23,7 +23,7 @@ from elk_jax.backbones.initial import draw_params
 from elk_jax.backbones.norms import param_dtype
 from elk_jax.errors import UserError
 from elk_jax.fields import SIDE, AtLeast, Checked
-from elk_jax.gan.layers import doubled, halved, instance_norm, resized, smoothed
+from elk_jax.gan.layers import doubled, halved, instance_norm, pixel_norm, resized, smoothed
 
 Params = Any
 NORMAL = nn.initializers.normal(0.02)
@@ -31,6 +31,7 @@ TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """Within 1 / sqrt(inputs), as a dense layer of PyTorch starts."""
 LEAST = 4
 """Side of the smallest map."""
+NORMS = {"instance": instance_norm, "pixel": pixel_norm, "none": lambda x: x}
 SLOPE = 0.1
 """Of leaky ReLUs."""
 
@@ -43,8 +44,9 @@ class GanConfig(Checked):
     layer. generator_width, discriminator_width: channels of their largest maps. discriminator_kernel: 6, another than
     the generator's 4, or 4. upsampling: `transposed` convolutions, as published; or `resize`: every pixel becomes four
     before a convolution of 3 x 3, and the finished image is smoothed by (1, 2, 1) / 4, so that neither has a
-    checkerboard. generator_norm, discriminator_norm: of every map but the first of the discriminator, and images:
-    `instance` normalisation without parameters, or `none`, as a gradient penalty may want it.
+    checkerboard. generator_norm, discriminator_norm: of every map but images and the first of the discriminator:
+    `instance` normalisation without parameters, as published, which hides the brightness and contrast of a patch from
+    the discriminator and fixes them in the generator; `pixel` normalisation; or `none`.
     """
 
     size: Annotated[int, SIDE] = 128
@@ -55,7 +57,7 @@ class GanConfig(Checked):
     discriminator_width: Annotated[int, AtLeast(1)] = 64
     discriminator_kernel: Literal[4, 6] = 6
     upsampling: Literal["transposed", "resize"] = "transposed"
-    generator_norm: Literal["instance", "none"] = "instance"
+    generator_norm: Literal["instance", "pixel", "none"] = "instance"
     discriminator_norm: Literal["instance", "none"] = "instance"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -154,7 +156,7 @@ class _Generator(nn.Module):
         x = spread.reshape(len(noise), LEAST, LEAST, width)
         enlarge, side = (doubled, 4) if config.upsampling == "transposed" else (resized, 3)
         for number in range(2, steps + 2):
-            x = nn.relu(instance_norm(x) if config.generator_norm == "instance" else x)
+            x = nn.relu(NORMS[config.generator_norm](x))
             width = width // 2 if number <= steps else 1
             x = enlarge(x, kernel(number, side, width)(x.shape[-1]))
         image = jnp.tanh(x.astype(param_dtype(dtype)))
@@ -175,7 +177,7 @@ class _Discriminator(nn.Module):
         x, width = x.astype(dtype), config.discriminator_width
         for number in range(1, config.doublings + 1):
             x = halved(x, kernel(number, width)(x.shape[-1]))
-            x = nn.leaky_relu(instance_norm(x) if number > 1 and config.discriminator_norm == "instance" else x, SLOPE)
+            x = nn.leaky_relu(NORMS[config.discriminator_norm](x) if number > 1 else x, SLOPE)
             width *= 2
         # the last kernel covers the map and, if it is larger, the zeros around it
         margin = (config.discriminator_kernel - LEAST) // 2

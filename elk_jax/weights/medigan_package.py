@@ -15,7 +15,6 @@ import numpy as np
 
 SLOPE = 0.1
 """Of leaky ReLUs."""
-EPSILON = 1e-5
 CONFIG = "config"
 """The name, among the weights, of what is no array: JSON."""
 BATCH = 16
@@ -66,7 +65,9 @@ def draw(weights, config, noise, labels):
     for number in range(2, count + 1):
         if config["generator_norm"] == "instance":
             x = x - x.mean((1, 2), keepdims=True)
-            x = x / np.sqrt((x**2).mean((1, 2), keepdims=True) + EPSILON)
+            x = x / np.sqrt((x**2).mean((1, 2), keepdims=True) + 1e-5)
+        if config["generator_norm"] == "pixel":
+            x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-8)
         x = enlarge(np.maximum(x, 0), weights[f"conv_{number}/kernel"])
     image = np.tanh(x[..., 0])
     if config["upsampling"] == "resize":

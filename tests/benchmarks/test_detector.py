@@ -131,7 +131,9 @@ def test_a_python_without_torchvision_is_one_line(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("name", ["torchvision_side.py", "effdet_side.py", "diffusers_side.py", "torch_side.py"])
+@pytest.mark.parametrize(
+    "name", ["torchvision_side.py", "effdet_side.py", "diffusers_side.py", "gan_side.py", "torch_side.py"]
+)
 def test_the_other_side_needs_nothing_of_the_project(name):
     """It runs in a Python that has torch, and perhaps neither jax nor this package."""
     from benchmarks import rival

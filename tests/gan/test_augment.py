@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.gan.augment import BLACK, Augmentation, augmented
+from elk_jax.gan.augment import Augmentation, augmented
 
 KEY = jax.random.key(1)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 1)), jnp.float32)
@@ -30,11 +30,14 @@ def test_contrast_keeps_the_mean():
     assert np.exp(-0.5) <= factors.min() < 1 < factors.max() <= np.exp(0.5)
 
 
-def test_a_shift_leaves_black_behind():
-    moved = np.asarray(augmented(Augmentation(shift=0.25), jnp.ones((40, 8, 8, 1)), KEY))[..., 0]
-    rows, columns = (moved == BLACK).all(2).sum(1), (moved == BLACK).all(1).sum(1)
-    assert set(rows) == set(columns) == {0, 1, 2}
-    assert set(np.unique(moved)) == {BLACK, 1.0}
+def test_a_shift_repeats_the_border():
+    ramp = jnp.broadcast_to(jnp.arange(8.0)[:, None] + 10 * jnp.arange(8.0), (60, 8, 8))[..., None]
+    moved = np.asarray(augmented(Augmentation(shift=0.25), ramp, KEY))[..., 0]
+    rows, columns = moved[:, 3, 3] % 10 - 3, moved[:, 3, 3] // 10 - 3
+    assert set(rows) == set(columns) == {-2, -1, 0, 1, 2}
+    for one, down, right in zip(moved, rows, columns):
+        expected = np.clip(np.arange(8) + down, 0, 7)[:, None] + 10 * np.clip(np.arange(8) + right, 0, 7)
+        np.testing.assert_array_equal(one, expected)
 
 
 def test_a_square_is_cut_out():

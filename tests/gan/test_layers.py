@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from elk_jax.gan.layers import doubled, halved, instance_norm, resized, smoothed, space_to_depth
+from elk_jax.gan.layers import doubled, halved, instance_norm, pixel_norm, resized, smoothed, space_to_depth
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -63,6 +63,10 @@ def test_a_channel_is_normalised_by_its_own_numbers():
     pair = maps(2, 4, 4, 3)
     np.testing.assert_allclose(instance_norm(pair)[1:], instance_norm(pair[1:]), atol=1e-6)
     np.testing.assert_array_equal(instance_norm(jnp.full((1, 4, 4, 1), 3.0)), 0)
+
+
+def test_a_pixel_is_normalised_by_its_own_channels():
+    np.testing.assert_allclose(pixel_norm(jnp.array([3.0, -4.0])), np.array([3, -4]) / np.sqrt(12.5), rtol=1e-6)
 
 
 def test_a_checkerboard_is_smoothed_away_and_a_uniform_picture_stays():

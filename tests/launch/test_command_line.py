@@ -467,7 +467,7 @@ def test_a_generator_is_exported_with_an_id(quick_start, model):
     assert_one_line(quick_start("export_weights", *given), "--model_id")
     assert_one_line(quick_start("export_weights", *given, "--model_id=00101_X", "--dtype=float16"), "(--dtype)")
     done = quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES")
-    assert_one_line(done, str(model))  # it is read
+    assert_one_line(done, "no model")  # it is read
 
 
 def test_a_quick_start_is_a_start(quick_start):

@@ -113,8 +113,9 @@ def test_the_package_needs_numpy_alone(exported):
     assert done.stdout == "3\n", done.stderr
 
 
-def test_one_class_and_no_norms(tmp_path):
-    config = config_of(classes=1, generator_norm="none")
+@pytest.mark.parametrize("norm", ["none", "pixel"])
+def test_one_class_and_other_norms(tmp_path, norm):
+    config = config_of(classes=1, generator_norm=norm)
     params = jax.device_get(networks.init_generator(config, jax.random.key(0)))
     medigan.export_folder(params, config, ("mass",), tmp_path / "out", MODEL_ID)
     weights, settings = medigan_package.load(tmp_path / "out" / "models" / MODEL_ID / "generator" / "generator.npz")
