@@ -58,7 +58,7 @@ class GanConfig(Checked):
     discriminator_kernel: Literal[4, 6] = 6
     upsampling: Literal["transposed", "resize"] = "transposed"
     generator_norm: Literal["instance", "pixel", "none"] = "instance"
-    discriminator_norm: Literal["instance", "none"] = "instance"
+    discriminator_norm: Literal["instance", "pixel", "none"] = "instance"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
