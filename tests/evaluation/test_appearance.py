@@ -1,4 +1,4 @@
-"""Spectra of known pictures, and distances of known sets."""
+"""Descriptors of known pictures, and distances of known sets."""
 
 import numpy as np
 import pytest
@@ -8,22 +8,6 @@ from elk_jax.evaluation import appearance
 ROWS, COLUMNS = np.indices((16, 16))
 BOARD = 0.5 + 0.25 * (-1.0) ** (ROWS + COLUMNS)
 SLOW = 0.5 + 0.25 * np.cos(2 * np.pi * COLUMNS / 16)
-
-
-def test_the_power_of_waves():
-    found = appearance.power(np.stack([BOARD, SLOW, np.full((16, 16), 0.3)]))
-    assert found[0, 8, 8] == pytest.approx(1) and found[1, 0, 1] == found[1, 0, 15] == pytest.approx(0.5)
-    np.testing.assert_array_equal(found[2], 0)
-    np.testing.assert_allclose(found.sum((1, 2)), [1, 1, 0])
-
-
-def test_a_checkerboard_and_fine_waves_are_told():
-    both = np.stack([BOARD, SLOW, (BOARD + SLOW) / 2])
-    # the wave of one pixel pair has the amplitude 1, of a slow cosine half the power of that
-    np.testing.assert_allclose(appearance.checkerboard(both), [1, 0, 2 / 3], atol=1e-9)
-    np.testing.assert_allclose(appearance.fine_share(both), [1, 0, 2 / 3], atol=1e-9)
-    every_fourth = 0.5 + 0.25 * np.cos(2 * np.pi * COLUMNS / 4)
-    assert appearance.fine_share(every_fourth[None])[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_descriptor_has_fields_and_octaves():

@@ -16,7 +16,7 @@ from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
-from elk_jax.evaluation import appearance
+from elk_jax.evaluation import appearance, spectrum
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.spread import spread
@@ -113,11 +113,16 @@ def _measures(real: np.ndarray, made: np.ndarray, seed: int) -> dict[str, Any]:
         "made": len(made),
         "distance": appearance.distance(first, some) if enough else None,
         "reference": appearance.distance(first, second) if enough else None,
-        "checkerboard": float(appearance.checkerboard(made).mean()),
-        "real_checkerboard": float(appearance.checkerboard(real).mean()),
-        "fine_share": float(appearance.fine_share(made).mean()),
-        "real_fine_share": float(appearance.fine_share(real).mean()),
+        "checkerboard": _share(spectrum.checkerboard(made)),
+        "real_checkerboard": _share(spectrum.checkerboard(real)),
+        "fine_share": _share(spectrum.fine(made)),
+        "real_fine_share": _share(spectrum.fine(real)),
     }
+
+
+def _share(value: float) -> float | None:
+    """None for uniform patches, which have no power to share."""
+    return None if np.isnan(value) else value
 
 
 def _write_pictures(run: Run, stage: EvaluateSamplesStage, pictures: dict, labels: dict) -> None:

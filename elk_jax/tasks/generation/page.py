@@ -122,5 +122,5 @@ def _picture(name: str, image: np.ndarray) -> str:
     return f'<img alt="{html.text(name)}" src="{data_uri(enlarged(image, 900), 1200)}">'
 
 
-def _small(share: float) -> str:
-    return f"{share:.1e}"
+def _small(share: float | None) -> str:
+    return html.ABSENT if share is None else f"{share:.1e}"

@@ -17,7 +17,7 @@ from elk_jax.data.patches import whole_images
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource, subset
 from elk_jax.errors import UserError
-from elk_jax.evaluation import appearance
+from elk_jax.evaluation import appearance, spectrum
 from elk_jax.gan.networks import GanConfig
 from elk_jax.progress import progress_bar
 from elk_jax.spread import spread
@@ -151,7 +151,7 @@ def _validating(
         made = drawn(sample, params, labels, np.arange(len(labels)), seed, size)
         return {
             "distance": appearance.distance(real, made),
-            "checkerboard": float(appearance.checkerboard(made).mean()),
+            "checkerboard": float(np.nan_to_num(spectrum.checkerboard(made))),  # uniform patches have none
         }
 
     return evaluate

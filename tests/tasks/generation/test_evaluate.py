@@ -75,6 +75,14 @@ def test_few_images_have_no_distance():
     assert found["distance"] is None and found["reference"] is None and found["checkerboard"] > 0
 
 
+def test_uniform_patches_have_no_spectrum():
+    uniform = np.full((4, 16, 16), 0.5)
+    found = evaluate.compare(noise(4, 0), np.array(["a"] * 4), uniform, np.array(["a"] * 4))["a"]
+    assert found["checkerboard"] is None and found["real_checkerboard"] > 0 and np.isfinite(found["distance"])
+    (_, (name, *cells)) = rows_of({"classes": {"all": found, "a": found}})
+    assert name == "a" and "–" in cells
+
+
 @pytest.mark.parametrize(
     ("layout", "words"),
     [
