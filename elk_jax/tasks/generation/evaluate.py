@@ -113,10 +113,10 @@ def _measures(real: np.ndarray, made: np.ndarray, seed: int) -> dict[str, Any]:
         "made": len(made),
         "distance": appearance.distance(first, some) if enough else None,
         "reference": appearance.distance(first, second) if enough else None,
-        "checkerboard": _share(spectrum.checkerboard(made)),
-        "real_checkerboard": _share(spectrum.checkerboard(real)),
-        "fine_share": _share(spectrum.fine(made)),
-        "real_fine_share": _share(spectrum.fine(real)),
+        "checkerboard": _share(spectrum.checkerboard(list(made))),
+        "real_checkerboard": _share(spectrum.checkerboard(list(real))),
+        "fine_share": _share(spectrum.fine(list(made))),
+        "real_fine_share": _share(spectrum.fine(list(real))),
     }
 
 

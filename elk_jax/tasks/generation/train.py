@@ -151,7 +151,7 @@ def _validating(
         made = drawn(sample, params, labels, np.arange(len(labels)), seed, size)
         return {
             "distance": appearance.distance(real, made),
-            "checkerboard": float(np.nan_to_num(spectrum.checkerboard(made))),  # uniform patches have none
+            "checkerboard": float(np.nan_to_num(spectrum.checkerboard(list(made)))),  # uniform patches have none
         }
 
     return evaluate
