@@ -72,7 +72,7 @@ def entry(config: GanConfig, classes: Sequence[str], model_id: str) -> dict[str,
         },
         "selection": {
             "performance": {},
-            "use_cases": ["classification"],
+            "use_cases": ["training data"],
             "organ": ["breast"],
             "modality": ["mammography"],
             "vendors": [],
