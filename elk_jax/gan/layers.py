@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from elk_jax.backbones.ambient import split_by_images
+from elk_jax.precision import at_least_float32
 
 SUMS = (((1, 0, 0), (1, 1, 0)), ((0, 1, 1), (0, 0, 1)))
 """[2, 2, 3], for a pixel of the small map, an even or odd pixel of the large one: which of three weights are added."""
@@ -52,15 +53,20 @@ def resized(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
-    """Every channel of every image with mean 0 and variance 1, without parameters (Ulyanov et al. 2016)."""
-    mean = x.mean(axis=(1, 2), keepdims=True)
-    centred = x - mean
-    return centred * lax.rsqrt(jnp.square(centred).mean(axis=(1, 2), keepdims=True) + epsilon)
+    """Every channel of every image with mean 0 and variance 1, without parameters (Ulyanov et al. 2016).
+
+    Statistics are in float32 or wider.
+    """
+    wide = at_least_float32(x)
+    centred = wide - wide.mean(axis=(1, 2), keepdims=True)
+    normal = centred * lax.rsqrt(jnp.square(centred).mean(axis=(1, 2), keepdims=True) + epsilon)
+    return normal.astype(x.dtype)
 
 
 def pixel_norm(x: jax.Array, epsilon: float = 1e-8) -> jax.Array:
     """The channels of every pixel with a mean square of 1 (Karras et al. 2018)."""
-    return x * lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
+    wide = at_least_float32(x)
+    return (wide * lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
 def smoothed(x: jax.Array) -> jax.Array:

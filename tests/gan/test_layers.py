@@ -65,6 +65,15 @@ def test_a_channel_is_normalised_by_its_own_numbers():
     np.testing.assert_array_equal(instance_norm(jnp.full((1, 4, 4, 1), 3.0)), 0)
 
 
+@pytest.mark.parametrize("norm", [instance_norm, pixel_norm])
+def test_statistics_of_half_precision_are_float32(norm):
+    """A mean of 1,024 values near 100 is lost in bfloat16."""
+    x = (100 + maps(1, 32, 32, 4)).astype(jnp.bfloat16)
+    found = norm(x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), norm(x.astype(jnp.float32)), atol=0.02)
+
+
 def test_a_pixel_is_normalised_by_its_own_channels():
     np.testing.assert_allclose(pixel_norm(jnp.array([3.0, -4.0])), np.array([3, -4]) / np.sqrt(12.5), rtol=1e-6)
 
