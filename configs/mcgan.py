@@ -59,11 +59,9 @@ def get_config(variant=None):
             "gan": TrainGeneratorStage(train_on=("patches",), validate_on="patches"),
             "samples": SampleStage(model="gan", per_class=PER_CLASS[size]),
             "looks": EvaluateSamplesStage(on="patches", synthetic="samples"),
-            "quality": LesionQualityStage(on="patches", synthetic="samples"),
+            "quality": LesionQualityStage(on="patches", synthetic="samples", synthetic_split=""),
             "classifier": FitHeadStage(train_on=("patches",), validate_on="patches"),
-            "fidelity": EvaluateClassifiersStage(
-                models=("classifier",), on="samples", split="train", bootstrap=resamples
-            ),
+            "fidelity": EvaluateClassifiersStage(models=("classifier",), on="samples", split="", bootstrap=resamples),
             "held_out": EvaluateClassifiersStage(models=("classifier",), on="patches", bootstrap=resamples),
         },
     )

@@ -62,7 +62,7 @@ def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: None) -> Summary
     """Evaluate trained stages on one split; with several, compare each with the first."""
     source, folder = run.open(stage.on, stage.split), run.folder / stage.name
     counts = class_counts(source)
-    run.say(f"  {stage.split} {', '.join(f'{value} {key}' for key, value in counts.items())}")
+    run.say(f"  {stage.split or 'all'} {', '.join(f'{value} {key}' for key, value in counts.items())}")
     if not run.is_main:
         return {}
     found: dict[str, Evaluation] = {}
@@ -75,7 +75,7 @@ def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: None) -> Summary
     files.write_json(folder / "comparisons.json", comparisons)
     files.write_json(folder / "draws.json", {name: one.draws for name, one in found.items()})
     files.write_json(folder / "gallery.json", {name: one.errors for name, one in found.items()})
-    title = f"{stage.split} split of {stage.on}"
+    title = f"{stage.split} split of {stage.on}" if stage.split else stage.on
     evaluations = {name: one.metrics for name, one in found.items()}
     run.console.print(terminal_table(evaluations, comparisons, {name: one.draws for name, one in found.items()}, title))
     return {

@@ -41,7 +41,7 @@ def _evaluated(run: Run, name: str, summary: Mapping[str, Any]) -> Evaluated:
     gallery = files.read_object(folder / "gallery.json")
     stage = run.experiment.stages[name]
     return Evaluated(
-        title=f"{summary['split']} split of {summary['on']}",
+        title=f"{summary['split']} split of {summary['on']}" if summary["split"] else summary["on"],
         evaluations={model: files.read_object(folder / model / "evaluation.json") for model in summary["models"]},
         comparisons=files.read_object(folder / "comparisons.json"),
         errors={model: error_pictures(gallery[model], source) for model in summary["models"]},

@@ -6,7 +6,7 @@ Shapes: N images, Q classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import jax
 import numpy as np
@@ -108,7 +108,7 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
         draw=_drawing(sample, config, run.seed),
         best_metric="distance",
         best_mode="min",
-        settings=asdict(replace(recipe, steps=1)),
+        settings={name: asdict(getattr(recipe, name)) for name in ("model", "objective", "augmentation")},
         validation=few.infos,
     )
 

@@ -74,7 +74,7 @@ def check_start(run: Run, stage: LesionQualityStage, recipe: None, names: Collec
 
 def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
     """Compare the painted lesions of one source with the real ones of another."""
-    source, painted_source = run.open(stage.on, stage.split), run.open(stage.synthetic, "train")
+    source, painted_source = run.open(stage.on, stage.split), run.open(stage.synthetic, stage.synthetic_split)
     painted, window = synthetic_places(painted_source)
     most = window or UNLIMITED
     chosen = fitting_lesions(source.infos, most)
@@ -110,6 +110,7 @@ def evaluate(run: Run, stage: LesionQualityStage, recipe: None) -> Summary:
         "on": stage.on,
         "split": stage.split,
         "synthetic": stage.synthetic,
+        "synthetic_split": stage.synthetic_split,
         "data": counts,
         "skipped": skipped_images(source, painted_source),
     }

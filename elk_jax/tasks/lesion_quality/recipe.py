@@ -13,6 +13,7 @@ from elk_jax.tasks.stages import Data, EvaluateStage
 class LesionQualityStage(EvaluateStage):
     """Compare the synthetic lesions of the source `synthetic` with the real ones of one split of `on`.
 
+    synthetic_split: of the synthetic images; "" for all, such as those of a set without splits.
     repeated: look for painted lesions that repeat one of the training split of `on`; False: do not open that split.
     features: a detector's train stage or model folder, whose features are compared beside radiomics; "": none.
     """
@@ -20,12 +21,13 @@ class LesionQualityStage(EvaluateStage):
     task: Literal["lesion_quality"] = "lesion_quality"
     split: str = "train"
     synthetic: str
+    synthetic_split: str = "train"
     repeated: bool = True
     features: str = ""
 
     def data(self) -> tuple[Data, ...]:
         splits = dict.fromkeys((self.split, "train") if self.repeated else (self.split,))
-        return *(Data(self.on, split) for split in splits), Data(self.synthetic, "train")
+        return *(Data(self.on, split) for split in splits), Data(self.synthetic, self.synthetic_split)
 
     def named_models(self) -> Mapping[str, str]:
         return {"features": self.features} if self.features else {}

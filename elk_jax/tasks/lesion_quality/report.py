@@ -30,7 +30,8 @@ def _quality(run: Run, name: str, summary: Mapping[str, Any]) -> Quality:
     evaluation = files.read_object(run.folder / name / "evaluation.json")
     pairs: list[Strip] = []
     if evaluation["memorised"] is not None:
-        painted, training = run.list(summary["synthetic"], "train"), run.list(summary["on"], "train")
+        painted = run.list(summary["synthetic"], summary.get("synthetic_split", "train"))
+        training = run.list(summary["on"], "train")
         pairs = pair_strips(evaluation["memorised"]["pairs"], painted, training)
     return Quality(f"{summary['split']} split of {summary['on']}", evaluation, pairs)
 

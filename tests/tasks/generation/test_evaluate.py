@@ -51,6 +51,18 @@ def test_the_report_shows_curves_progress_and_patches(run):
     assert [row[:3] for row in rows_of(shown.evaluation)][1][:2] == ("benign", "6")
 
 
+def test_a_set_of_another_program_is_measured_by_the_same_stages(tmp_path):
+    """Folders of classes, without splits."""
+    config = mcgan.get_config("tiny")
+    made = write(tmp_path / "made", splits=("",))
+    config.data.patches.spec, config.data.samples.spec = f"folders:{write(tmp_path / 'real')}", f"folders:{made}"
+    found = run_experiment(config, tmp_path / "run", stages=["looks", "quality"])
+    assert found["looks"]["synthetic"] == found["quality"]["synthetic"] == "samples"
+    quality = files.read_object(tmp_path / "run" / "quality" / "evaluation.json")
+    assert quality["counts"]["synthetic"] == quality["counts"]["real"] == 6
+    assert "Synthetic lesions" in (tmp_path / "run" / "report.html").read_text()
+
+
 def noise(count, seed, size=16):
     return np.random.default_rng(seed).uniform(0, 1, (count, size, size))
 

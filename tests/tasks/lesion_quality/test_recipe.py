@@ -16,6 +16,7 @@ def test_it_reads_both_sources():
     assert test.data() == (Data("real", "test"), Data("real", "train"), Data("painted", "train"))
     assert test.held_out() == Data("real", "test")
     assert replace(test, repeated=False).data() == (Data("real", "test"), Data("painted", "train"))
+    assert replace(STAGE, synthetic_split="").data() == (Data("real", "train"), Data("painted", ""))
 
 
 def test_what_is_evaluated_is_the_stage_that_painted():
