@@ -78,7 +78,8 @@ def sample(
             for first in range(0, len(todo), size):
                 some = todo[first : first + size]
                 labels, numbers = np.array(some, np.int32).T
-                made = drawn(draw, placed, labels, numbers, seed, size)
+                # patches of two classes with one number have nothing in common
+                made = drawn(draw, placed, labels, numbers * len(known) + labels, seed, size)
                 for place, patch in zip(some, made):
                     if is_main():
                         grey = (patch * 255).round().astype(np.uint8)

@@ -73,7 +73,7 @@ def test_an_interrupted_set_is_resumed_and_a_set_grows(run, tmp_path, monkeypatc
     monkeypatch.setattr(synthesize, "drawn", lambda s, p, labels, numbers, *rest: asked.extend(
         zip(labels.tolist(), numbers.tolist())) or drawn(s, p, labels, numbers, *rest))  # fmt: skip
     draw(run, output, 7)
-    assert asked == [(0, 2), (0, 6), (1, 6)]
+    assert asked == [(0, 2 * 2), (0, 6 * 2), (1, 6 * 2 + 1)]
     difference = cv2.imdecode(np.frombuffer(before, np.uint8), 0).astype(int) - pixels(output, "benign/000002.png")
     assert np.abs(difference).max() <= 1 and kept.stat().st_mtime_ns == untouched
     assert len(open_source(SourceSpec(f"coco:{output / 'synthetic.json'}"))) == 14
