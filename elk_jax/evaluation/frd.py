@@ -24,6 +24,9 @@ V0_WIDTH = 7.45670747756958
 ROUNDING = 1e-9
 """Deviations below this share of a unit of grey are rounding errors of a mean that is 0 by construction."""
 
+ALIKE = 1e-12
+"""Values are the same if they differ by this share of the largest, or by the last bit that they are kept with."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -89,6 +92,11 @@ def distance(first: Table, second: Table, recipe: Recipe = V1) -> Distance:
     return Distance(squared, value, len(a), len(b), int(kept.sum()), tuple(notes))
 
 
+def defined(table: Table, recipe: Recipe) -> np.ndarray:
+    """Which images [N] a recipe compares: where it is strict, those with all features."""
+    return np.isfinite(table.values).all(1) if recipe.strict else np.ones(len(table.values), bool)
+
+
 def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, list[str]]:
     """Both tables scaled, [N, K] and [M, K]; which features they still have, [F] bool; notes on what was left out.
 
@@ -97,13 +105,11 @@ def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarra
     notes: list[str] = []
     values = []
     for table, which in ((first, "first"), (second, "second")):
-        one = table.values
-        if recipe.strict:
-            whole = np.isfinite(one).all(1)
-            if not whole.all():
-                many = f"{(~whole).sum()} of {len(whole)} images"
-                notes.append(f"{many} of the {which} set left out: constant, so that texture is undefined")
-            one = one[whole].astype(np.float32)
+        whole = defined(table, recipe)
+        if not whole.all():
+            many = f"{(~whole).sum()} of {len(whole)} images"
+            notes.append(f"{many} of the {which} set left out: constant, so that texture is undefined")
+        one = table.values[whole].astype(np.float32 if recipe.strict else np.float64)
         if len(one) < 2:
             what = f"{len(one)} image{'' if len(one) == 1 else 's'} with defined features in the {which} set"
             raise UserError(what, where="images", todo="a distribution needs two at least")
@@ -118,11 +124,12 @@ def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarra
 
 
 def _scaled(values: np.ndarray, base: np.ndarray, recipe: Recipe) -> np.ndarray:
+    low, high = np.nanmin(base, 0), np.nanmax(base, 0)
+    same = high - low <= max(ALIKE, np.finfo(base.dtype).eps) * np.maximum(np.abs(low), np.abs(high))
     if recipe.scaling == "range":
-        low, high = np.nanmin(base, 0), np.nanmax(base, 0)
-        done = np.where(high > low, (values - low) / (high - low), 0.5) * recipe.width
+        done = np.where(same, 0.5, (values - low) / (high - low)) * recipe.width
     else:
-        spread = np.nanstd(base, 0)
+        spread = np.where(same, 0, np.nanstd(base, 0))  # equal values can have a deviation, of their mean's rounding
         done = (values - np.nanmean(base, 0)) / spread * recipe.width
         if not recipe.strict:
             done = np.where(spread > 0, done, 0.0)
