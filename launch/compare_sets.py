@@ -59,7 +59,7 @@ def main() -> None:
     settings = command_line.of_flags(lambda: fields.build(Settings, command_line.given(OWN)))
     output = Path(OUTPUT.value)
     files.check_writable(output)
-    networks = [network.load(Path(folder)) for folder in NETWORK.value]
+    networks = network.load_all([Path(folder) for folder in NETWORK.value])
     if INCEPTION.value:
         networks.append(inception.load(Path(INCEPTION.value)))
     limits = 4 * settings.count, settings.count  # of the real ones, more than two sets: patients stay whole

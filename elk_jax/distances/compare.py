@@ -20,6 +20,8 @@ from elk_jax.evaluation.real_or_synthetic import real_or_synthetic
 from elk_jax.fields import AtLeast, Checked
 from elk_jax.threads import ProgressBar, no_bar
 
+NO_REFERENCE = "too few real images or patients to compare real with real: there is no reference"
+
 FEATURES = 20
 """Features that are listed as the most different ones."""
 
@@ -122,7 +124,8 @@ def compare(
 ) -> Comparison:
     """Compare two sets, in every space of features that is asked for.
 
-    UserError: fewer than two images of a set, an image in both, and, by class, a class without images in one of them.
+    UserError: fewer than two images of a set, or of a class of it, with features; an image in both sets; and, by class,
+    a class without images in one of them.
     """
     for one in (real, synthetic):
         if len(one) < 2:
@@ -132,11 +135,13 @@ def compare(
     classes = common_classes(real, synthetic) if settings.by_class else []
     spaces = _spaces(real, synthetic, settings, networks, bar)
     everything = np.arange(len(real)), np.arange(len(synthetic))
-    measures, notes = _measured(spaces, real.patients, everything, settings)
-    of_classes = {
-        name: tuple(_measured(spaces, real.patients, (of_class(real, name), of_class(synthetic, name)), settings)[0])
-        for name in classes
-    }
+    measures, notes = _measured(spaces, (real, synthetic), everything, settings)
+    of_classes = {}
+    for name in classes:
+        places = of_class(real, name), of_class(synthetic, name)
+        found, said = _measured(spaces, (real, synthetic), places, settings, f"class {name}: ")
+        of_classes[name] = tuple(found)
+        notes += [f"class {name}: {note}" for note in said if note not in notes]
     ours, theirs = spaces.tables["v1" if "v1" in spaces.tables else settings.frd[-1]]
     defined = [np.flatnonzero(np.isfinite(one.values).all(1)) for one in (ours, theirs)]
     values = [one.values[places] for one, places in zip((ours, theirs), defined)]
@@ -159,18 +164,17 @@ def compare(
 
 @dataclass(frozen=True)
 class _Spaces:
-    """Features of both sets, real and synthetic: tables by version, arrays [N, C] and [M, C] by network."""
+    """Features of both sets, real and synthetic: tables by version; name of a network, arrays [N, C] and [M, C]."""
 
     tables: Mapping[str, tuple[Table, Table]]
-    pooled: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    pooled: Sequence[tuple[str, np.ndarray, np.ndarray]]
 
 
 def _spaces(real: ImageSet, synthetic: ImageSet, settings: Settings, networks: Sequence[Pooled], bar: Bar) -> _Spaces:
     def of_version(one: ImageSet, which: str, kind: str) -> Table:
         grey = [image * 255.0 for image in one.images]
-        return radiomics_table.table(
-            grey, radiomics_table.FEATURE_SETS[kind], progress=bar(f"  features {kind}, {which}")
-        )
+        progress = bar(f"  features {kind}, {which}")
+        return radiomics_table.table(grey, radiomics_table.FEATURE_SETS[kind], progress=progress, titles=one.titles)
 
     def of_network(one: ImageSet, which: str, network: Pooled) -> np.ndarray:
         return network.features(one.images, bar(f"  {network.name}, {which}"))
@@ -178,27 +182,61 @@ def _spaces(real: ImageSet, synthetic: ImageSet, settings: Settings, networks: S
     sets = (real, "real"), (synthetic, "synthetic")
     return _Spaces(
         {kind: (of_version(*sets[0], kind), of_version(*sets[1], kind)) for kind in settings.frd},
-        {one.name: (of_network(*sets[0], one), of_network(*sets[1], one)) for one in networks},
+        [(one.name, of_network(*sets[0], one), of_network(*sets[1], one)) for one in networks],
     )
 
 
 def _measured(
-    spaces: _Spaces, patients: Sequence[str], places: tuple[np.ndarray, np.ndarray], settings: Settings
+    spaces: _Spaces,
+    sets: tuple[ImageSet, ImageSet],
+    places: tuple[np.ndarray, np.ndarray],
+    settings: Settings,
+    whose: str = "",
 ) -> tuple[list[Measure], list[str]]:
-    """The distances of the images at these places, real and synthetic, and notes."""
-    ours, theirs = places
-    drawn = frechet.draws(at(patients, ours), len(theirs), settings.seed, settings.count or None)
-    draws = [frechet.Draw(ours[one.one], ours[one.other], theirs[one.synthetic]) for one in drawn]
+    """The distances of the images at these places, real and synthetic, and notes. whose: begins an error."""
+    draws = _draws(sets[0], places, settings)
     found, notes = [], []
     for kind, tables in spaces.tables.items():
-        measure, said = _radiomics(kind, *tables, draws, places, settings)
+        usable, said = _usable(kind, tables, sets, places, whose)
+        drawn = _draws(sets[0], usable, settings)  # of images with features: as many of either kind in every distance
+        measure, of_distance = _radiomics(kind, *tables, drawn, usable, settings)
         found.append(measure)
-        notes += [f"FRD {kind}: {one}" for one in said]
-    for name, features in spaces.pooled.items():
-        found += _of_network(name, *features, draws, places)
+        notes += [f"FRD {kind}: {one}" for one in (*said, *of_distance)]
+        if draws and not drawn:
+            notes.append(f"FRD {kind}: {NO_REFERENCE}")
+    for name, ours, theirs in spaces.pooled:
+        found += _of_network(name, ours, theirs, draws, places)
     if not draws:
-        notes.append("too few real images or patients to compare real with real: there is no reference")
+        notes.append(NO_REFERENCE)
     return found, notes
+
+
+def _draws(real: ImageSet, places: tuple[np.ndarray, np.ndarray], settings: Settings) -> list[frechet.Draw]:
+    ours, theirs = places
+    drawn = frechet.draws(at(real.patients, ours), len(theirs), settings.seed, settings.count or None)
+    return [frechet.Draw(ours[one.one], ours[one.other], theirs[one.synthetic]) for one in drawn]
+
+
+def _usable(
+    kind: str,
+    tables: tuple[Table, Table],
+    sets: tuple[ImageSet, ImageSet],
+    places: tuple[np.ndarray, np.ndarray],
+    whose: str,
+) -> tuple[tuple[np.ndarray, np.ndarray], list[str]]:
+    """The places of the images that have the features of a version, and notes on the others."""
+    ours, theirs = (
+        chosen[frd.defined(table, frd.RECIPES[kind])[chosen]] for table, chosen in zip(tables, places, strict=True)
+    )
+    notes = []
+    for one, chosen, left, which in zip(sets, places, (ours, theirs), ("real", "synthetic"), strict=True):
+        many = f"{len(chosen) - len(left)} of {len(chosen)} {which} images"
+        if len(left) < 2:
+            todo = f"give two images with contrast at least, or leave {kind} out of frd"
+            raise UserError(f"{whose}{many} are constant, so that {kind} is undefined", where=one.name, todo=todo)
+        if len(left) < len(chosen):
+            notes.append(f"{many} left out: constant, so that texture is undefined")
+    return (ours, theirs), notes
 
 
 def _radiomics(
@@ -302,6 +340,12 @@ def _said_of_images(real: ImageSet, synthetic: ImageSet) -> list[str]:
         if repeated:
             images = "1 image is a copy" if repeated == 1 else f"{repeated} images are copies"
             notes.append(f"{images} of another {which} one")
+        constant = sum(bool((image == image.flat[0]).all()) for image in one.images)
+        if constant:
+            notes.append(f"{constant} of {len(one)} {which} images {'is' if constant == 1 else 'are'} constant")
+        if one.skipped:
+            many = "1 file" if len(one.skipped) == 1 else f"{len(one.skipped)} files"
+            notes.append(f"{many} of the {which} images could not be read, for example {one.skipped[0][0]}")
     return notes
 
 

@@ -28,10 +28,23 @@ class Pooled(NamedTuple):
     features: Callable[..., np.ndarray]
 
 
-def load(folder: Path) -> Pooled:
+def load_all(folders: Sequence[Path]) -> list[Pooled]:
+    """The networks of model folders, with different names: RUN/STAGE/model is STAGE, or where two are, all of its path.
+
+    UserError for a folder without such a network, and for one that is given twice.
+    """
+    places = [folder.absolute() for folder in folders]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise UserError("the network is given twice", where=folders[number], todo="give each once")
+    names = [place.parent.name if place.name == "model" else place.name for place in places]
+    return [load(folder, name if names.count(name) == 1 else str(folder)) for folder, name in zip(folders, names)]
+
+
+def load(folder: Path, name: str) -> Pooled:
     """The network in a model folder, imported (`launch/import_weights.py`) or trained here as a classifier.
 
-    UserError for a folder without such a network.
+    name: of the folder, for tables. UserError for a folder without such a network.
     """
     params, content = model_folder.load_params(folder)
     config = classifiers.network_of(content)
@@ -43,7 +56,7 @@ def load(folder: Path) -> Pooled:
     network = NETWORKS[config.name]
 
     last_map = lambda params, batch: network.features(config, params, batch)[-1]
-    return pooled(f"{config.name} of {folder.name}", last_map, params, config.image_size)
+    return pooled(f"{config.name} of {name}", last_map, params, config.image_size)
 
 
 def pooled(name: str, last_map: Callable[[Any, jax.Array], jax.Array], params: Any, side: int) -> Pooled:

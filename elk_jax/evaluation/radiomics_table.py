@@ -147,8 +147,11 @@ def table(
     kind: FeatureSet = V1,
     masks: Sequence[np.ndarray | None] | None = None,
     progress: ProgressBar = no_bar,
+    titles: Sequence[str] | None = None,
 ) -> Table:
     """The features of images, which may have any sizes, inside their masks (None: everywhere).
+
+    titles: what errors call the images; None: by their number.
 
     A constant image has no deviation to divide by: its features of a prepared set are NaN, where PyRadiomics raises an
     error.
@@ -160,7 +163,8 @@ def table(
     chosen = [None] * len(images) if masks is None else list(masks)
     if len(chosen) != len(images):
         raise UserError(f"{len(chosen)} masks for {len(images)} images", where="masks", todo="give one for each")
-    regions = [_region(image, mask, kind, number) for number, (image, mask) in enumerate(zip(images, chosen))]
+    called = [f"image {number + 1}" for number in range(len(images))] if titles is None else titles
+    regions = [_region(image, mask, kind, where) for image, mask, where in zip(images, chosen, called)]
     places: dict[tuple, list[int]] = {}
     for number, (image, region) in enumerate(zip(images, regions)):
         places.setdefault((image.shape, radiomics_images.bounds(region)), []).append(number)
@@ -177,8 +181,7 @@ def table(
     return Table(parts[0].names, values)
 
 
-def _region(image: np.ndarray, mask: np.ndarray | None, kind: FeatureSet, number: int) -> np.ndarray:
-    where = f"image {number + 1}"
+def _region(image: np.ndarray, mask: np.ndarray | None, kind: FeatureSet, where: str) -> np.ndarray:
     if image.ndim != 2:
         raise UserError(f"shape {image.shape}", where=where, todo="give grey values [height, width]")
     region = np.ones(image.shape, bool) if mask is None else np.asarray(mask, bool)
@@ -188,9 +191,9 @@ def _region(image: np.ndarray, mask: np.ndarray | None, kind: FeatureSet, number
     if not np.isfinite(image).all():
         raise UserError("NaN or infinity", where=where, todo="leave the image out")
     if region.sum() < 2:
-        raise UserError(f"{region.sum()} pixel in the region", where=where, todo="texture needs two at least")
+        raise UserError(f"{region.sum()} pixels in the region", where=where, todo="texture needs two at least")
     if kind.prepared and min(last - first for first, last in radiomics_images.bounds(region)) < 3:
-        todo = "choose regions of 4 pixels or more either way"
+        todo = f"give images or regions of 4 pixels or more either way, or leave {kind.name} out"
         raise UserError("the region is too narrow to be halved", where=where, todo=todo)
     return region
 

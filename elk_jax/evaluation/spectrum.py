@@ -13,12 +13,15 @@ import numpy as np
 def checkerboard(images: Sequence[np.ndarray]) -> float:
     """The share of the power of images [H, W], each without its mean, that a checkerboard of single pixels has.
 
-    It is the diagonal Nyquist frequency. An odd row or column at the end is left out. NaN for constant images.
+    It is the diagonal Nyquist frequency. An odd row or column at the end is left out. NaN for constant images, and for
+    those of a single row or column.
     """
     found = total = 0.0
     for image in images:
         height, width = (size - size % 2 for size in image.shape)
         values = image[:height, :width].astype(np.float64)
+        if not values.size:
+            continue
         values = values - values.mean()
         signs = np.outer((-1.0) ** np.arange(height), (-1.0) ** np.arange(width))
         found += float((values * signs).sum() ** 2) / values.size

@@ -108,7 +108,34 @@ def test_what_was_left_out_is_said(found):
     other = compare(REAL, constant, Settings(frd=("v1",)))
     assert any("left out: constant" in note for note in other.notes)
     assert "1 image is a copy of another synthetic one" in other.notes
+    assert "2 of 10 synthetic images are constant" in other.notes
     assert sorted(other.far) == list(range(8))
+    skipped = compare(REAL, replace(OTHER, skipped=(("b/c.png", "no image"),)), V0)
+    assert any("1 file of the synthetic" in note and "b/c.png" in note for note in skipped.notes)
+
+
+def test_constant_images_are_left_out_of_all_distances_alike():
+    grey = lambda number: np.full((16, 16), number / 20, np.float32)
+    mixed = replace(ROUGH, images=(*ROUGH.images[:3], *map(grey, range(7))))
+    only = replace(ROUGH, images=ROUGH.images[:3], patients=ROUGH.patients[:3], classes=ROUGH.classes[:3])
+    v1 = Settings(frd=("v1",))
+    found = compare(REAL, mixed, v1)
+    assert found.measures[0] == compare(REAL, only, v1).measures[0] and found.measures[0].images == 3
+    with refused("class b", "2 of 2 real images", "v1", where="real"):
+        half = replace(REAL, images=(*REAL.images[:2], grey(1), grey(2)), classes=tuple("aabb"), patients=tuple("pqrs"))
+        compare(half, ROUGH, replace(v1, by_class=True))
+
+
+def test_notes_of_a_class_name_it(found):
+    few = [note for note in found.notes if note.startswith("class a: ")]
+    assert any("6 images of" in note and "singular" in note for note in few)
+    assert not {note.removeprefix("class a: ") for note in few} & set(found.notes)
+
+
+def test_networks_of_one_name_are_both_compared():
+    first, second = (Pooled("toy", lambda images, bar, k=k: np.array([[i.mean() * k] for i in images])) for k in (1, 2))
+    measures = [one for one in compare(REAL, OTHER, V0, [first, second]).measures if one.name == "FID, toy"]
+    assert measures[1].synthetic.mean == pytest.approx(4 * measures[0].synthetic.mean)
 
 
 def test_sets_without_any_contrast_are_equal():
@@ -116,7 +143,7 @@ def test_sets_without_any_contrast_are_equal():
     found = compare(grey("one", 0.2), grey("two", 0.7), V0)
     assert found.told_apart is None and found.different == () and named(found, "FRD v0").synthetic.mean > 0
     assert found.measures[1].ratio is None and "nan" not in page(found).sections[0].html
-    with refused("0 images", where="images"):
+    with refused("6 of 6 real images", "v1", where="one"):
         compare(grey("one", 0.2), grey("two", 0.7), Settings(frd=("v1",)))
 
 

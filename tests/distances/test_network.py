@@ -1,3 +1,4 @@
+import shutil
 from functools import partial
 
 import jax
@@ -25,7 +26,7 @@ def folder(tmp_path_factory):
 def test_pooled_features_are_the_means_of_the_last_map(folder):
     place, params = folder
     images = [np.random.default_rng(number).random((32, 32), np.float32) for number in range(network.BATCH + 3)]
-    found = network.load(place)
+    found = network.load(place, "small")
     features = found.features(images)
     assert found.name == "resnet of small" and len(features) == len(images)
     last = jax.jit(partial(resnet.features, CONFIG))(params, np.stack(images[-3:])[..., None])[-1]
@@ -33,8 +34,22 @@ def test_pooled_features_are_the_means_of_the_last_map(folder):
     assert np.ptp(features, axis=0).max() > 0  # images differ
 
 
+def test_networks_have_different_names(folder, tmp_path):
+    for place in ("a/one/model", "a/two/model", "b/two/model"):
+        shutil.copytree(folder[0], tmp_path / place)
+    one, two, other = (tmp_path / place for place in ("a/one/model", "a/two/model", "b/two/model"))
+    assert [found.name for found in network.load_all([one, two, folder[0]])] == [
+        *("resnet of one", "resnet of two", "resnet of small")
+    ]
+    assert [found.name for found in network.load_all([one, two, other])] == [
+        *("resnet of one", f"resnet of {two}", f"resnet of {other}")
+    ]
+    with refused("twice", where=two):
+        network.load_all([two, one, two])
+
+
 def test_images_of_any_size_are_scaled(folder):
-    found = network.load(folder[0])
+    found = network.load(folder[0], "small")
     image = np.kron(np.arange(16, dtype=np.float32).reshape(4, 4) / 16, np.ones((8, 8), np.float32))
     large = np.kron(image, np.ones((2, 2), np.float32))
     np.testing.assert_allclose(found.features([large, large[:, :32]])[0], found.features([image])[0], atol=1e-5)
@@ -43,7 +58,7 @@ def test_images_of_any_size_are_scaled(folder):
 def test_another_models_folder_is_refused(tmp_path):
     save_imported(tmp_path / "detector", {"a": np.zeros(3, np.float32)}, absent=[".*"])
     with refused("faster_rcnn", where=tmp_path / "detector"):
-        network.load(tmp_path / "detector")
+        network.load(tmp_path / "detector", "detector")
 
 
 def test_a_transformer_is_a_network_too(tmp_path):
@@ -52,5 +67,5 @@ def test_a_transformer_is_a_network_too(tmp_path):
     content = classifiers.ImportedClassifier("swin", config, origin)
     shapes = jax.eval_shape(partial(swin.init, config), jax.random.key(0))
     model_folder.save_params(tmp_path / "swin", jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes), content)
-    features = network.load(tmp_path / "swin").features([np.zeros((20, 30), np.float32)] * 2)
+    features = network.load(tmp_path / "swin", "swin").features([np.zeros((20, 30), np.float32)] * 2)
     assert features.shape == (2, 64) and np.isfinite(features).all()

@@ -84,6 +84,22 @@ def test_a_shift_by_hand():
     assert own.value == pytest.approx(0, abs=1e-9)
 
 
+def test_features_that_differ_by_rounding_alone_are_constant():
+    """The mean of equal values need not be that value, in 32 bits; a sum need not be that of another order."""
+    share = 0.6
+    first, second = made([1, 2, 4, 9, 3, 5, 2], [share] * 7), made([3, 5, 4, 4, 2, 6, 1], [share] * 6 + [share * 1.5])
+    assert np.nanstd(first.values.astype(np.float32), 0)[1] > 0
+    found = frd.distance(first, second)
+    assert found.features == 1
+    only = [Table(one.names[:1], one.values[:, :1]) for one in (first, second)]
+    assert found.squared == pytest.approx(frd.distance(*only).squared)
+    sums = made([1, 2], [0.3, 0.1 + 0.2])
+    (a, _), _, _ = frd.scaled(sums, sums, frd.V0)
+    np.testing.assert_allclose(a[:, 1], frd.V0_WIDTH / 2)
+    small = made([1, 2], [1e-16, -1e-16])  # rounding of 0 is scaled, as it is in published values
+    assert frd.scaled(small, small, frd.V1)[1].all()
+
+
 def test_undefined_images_and_constant_features_are_left_out_of_v1():
     first, second = (
         made([0, 2, 0, 2], [0, 0, 4, 4], [7] * 4),

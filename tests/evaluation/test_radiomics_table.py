@@ -113,4 +113,6 @@ def test_refusals():
     thin[3, 2:9] = True
     with refused("narrow", where="image 1"):
         table([image], V1, [thin])
+    with refused("narrow", "v1", where="b.png"):
+        table([image, image[:3]], V1, titles=["a.png", "b.png"])
     assert np.isfinite(table([image], V0, [thin]).values).all()

@@ -27,3 +27,4 @@ def test_waves_are_fine_or_not():
 
 def test_without_power_there_is_no_share():
     assert np.isnan(spectrum.checkerboard([np.ones((4, 4))])) and np.isnan(spectrum.fine([np.ones((4, 4))]))
+    assert np.isnan(spectrum.checkerboard([np.arange(6.0)[None]]))
