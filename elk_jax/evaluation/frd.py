@@ -22,7 +22,7 @@ V0_WIDTH = 7.45670747756958
 """Width of the range of each feature in v0."""
 
 ROUNDING = 1e-9
-"""Deviations below this share of a unit of grey are rounding errors of a mean that is 0 by construction."""
+"""Values below this share of a unit of grey are rounding errors of a mean that is 0 by construction."""
 
 ALIKE = 1e-12
 """Values are the same if they differ by this share of the largest, or by the last bit that they are kept with."""
@@ -78,7 +78,7 @@ def distance(first: Table, second: Table, recipe: Recipe = V1) -> Distance:
     (a, b), kept, notes = scaled(first, second, recipe)
     if not kept.any():
         raise UserError("no feature varies", where="features", todo="give images that differ from each other")
-    notes += _warnings(first, kept, len(a), len(b))
+    notes += _warnings(_base(first, second, recipe), first.names, kept, len(a), len(b))
     squared = float(((a.mean(0) - b.mean(0)) ** 2).sum()) if recipe.means_only else frechet.frechet_distance(a, b)
     value: float | None = squared
     if recipe.logarithm != "none":
@@ -136,7 +136,13 @@ def _scaled(values: np.ndarray, base: np.ndarray, recipe: Recipe) -> np.ndarray:
     return done if recipe.strict else np.where(np.isnan(done), recipe.width / 2, done)
 
 
-def _warnings(first: Table, kept: np.ndarray, images: int, others: int) -> list[str]:
+def _base(first: Table, second: Table, recipe: Recipe) -> np.ndarray:
+    """The features that those of the first set are scaled by."""
+    tables = (first, second) if recipe.reference == "joint" else (first,)
+    return np.concatenate([table.values[defined(table, recipe)] for table in tables])
+
+
+def _warnings(base: np.ndarray, names: tuple[str, ...], kept: np.ndarray, images: int, others: int) -> list[str]:
     notes = []
     features = int(kept.sum())
     fewer = min(images, others)
@@ -145,9 +151,10 @@ def _warnings(first: Table, kept: np.ndarray, images: int, others: int) -> list[
             f"{fewer} images of {features} features: the covariance is singular and the distance too large; compare it "
             "with that of two real sets of these sizes only"
         )
-    spread = first.values.std(0)
-    rounding = kept & (spread < ROUNDING) & (np.abs(first.values).max(0) < ROUNDING)
+    largest = np.abs(base).max(0)
+    rounding = kept & (largest > 0) & (largest < ROUNDING)
     if rounding.any():
-        names = ", ".join(name for name, one in zip(first.names, rounding) if one)
-        notes.append(f"{rounding.sum()} features are 0 but for rounding, which is scaled like any other: {names}")
+        concerned = [name for name, one in zip(names, rounding) if one]
+        many = "1 feature is" if len(concerned) == 1 else f"{len(concerned)} features are"
+        notes.append(f"{many} 0 but for rounding, which is scaled like any other: {', '.join(concerned)}")
     return notes

@@ -100,6 +100,15 @@ def test_features_that_differ_by_rounding_alone_are_constant():
     assert frd.scaled(small, small, frd.V1)[1].all()
 
 
+def test_rounding_is_said_of_the_values_that_scale():
+    zero, small, large = (made([1, 2, 4, 9], column) for column in ([0] * 4, [1e-16, -1e-16] * 2, [0, 1, 2, 1]))
+    said = lambda *given: any("rounding" in note for note in frd.distance(*given).notes)
+    assert said(small, large) and said(small, small, frd.V0)
+    assert not said(zero, large, frd.V0) and not said(small, large, frd.V0) and not said(large, small)
+    undefined = small._replace(values=np.concatenate([small.values, [[np.nan, np.nan]]]))
+    assert said(undefined, large)
+
+
 def test_undefined_images_and_constant_features_are_left_out_of_v1():
     first, second = (
         made([0, 2, 0, 2], [0, 0, 4, 4], [7] * 4),
