@@ -1,14 +1,20 @@
-"""Reuse of freed host memory."""
+"""How much memory the host has, and reuse of what is freed."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 import jax
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Constants of glibc's malloc.h."""
+
+
+def installed() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed() -> None:

@@ -35,7 +35,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "heads": COMMON | {"features"},
     "training": COMMON | {"privacy", "turns"},
     "privacy": COMMON,
-    "programs": COMMON,
+    "programs": COMMON | {"host_memory"},
     "evaluation": COMMON,
     "weights": COMMON | {"backbones", "detection", "diffusion", "gan", "privacy"},
     "reporting": COMMON | {"evaluation"},
@@ -43,7 +43,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     | {"distillation", "gan"}
     | {"backbones", "detection", "diffusion", "data", "training", "evaluation", "weights", "reporting", "synthesis"}
     | {"features", "heads", "privacy"},
-    "distances": COMMON | {"data", "evaluation", "reporting", "backbones", "weights"},
+    "distances": COMMON | {"data", "evaluation", "reporting", "backbones", "weights", "host_memory"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
     "sweeps": COMMON | {"experiments", "tasks", "evaluation", "reporting"},

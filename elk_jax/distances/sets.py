@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elk_jax import host_memory
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, subset
@@ -15,8 +16,8 @@ from elk_jax.errors import UserError
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
-MOST_GIGABYTES = 16.0
-"""Of decoded images; all of a set are in memory."""
+MOST_MEMORY = 0.25
+"""Share of the machine's memory for the images of a set: both sets are in memory, and one again in other units."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,17 @@ def read(
 ) -> ImageSet:
     """The images of a split of a source ("": of all); of more than `most`, that many drawn by the seed (0: all).
 
-    UserError as `open_source`, for a source of pairs, and for images that would take more than MOST_GIGABYTES.
+    UserError as `open_source`, for a source of pairs, and for images that would take more than MOST_MEMORY.
     """
     source = open_source(spec, split, on_error=on_error, cache_bytes=0)
     if source.images != 1:
         raise UserError("pairs of images", where=source.name, todo="leave `partner` out")
     if most and len(source) > most:
         source = subset(source, sorted(random_order(len(source), seed, Purpose.PATIENTS)[:most].tolist()))
-    gigabytes = 4e-9 * sum(info.width * info.height for info in source.infos)
-    if gigabytes > MOST_GIGABYTES:
-        what = f"{len(source)} images take {gigabytes:.0f} GB of memory"
+    needed = 4 * sum(info.width * info.height for info in source.infos)
+    held = MOST_MEMORY * host_memory.installed()
+    if needed > held:
+        what = f"{len(source)} images take {needed / 1e9:.1f} GB of memory, at most {held / 1e9:.1f} here"
         raise UserError(what, where=source.name, todo="compare fewer with --count, or cut patches")
     images = map_in_threads(lambda position: source[position].image[..., 0], len(source), progress)
     infos = source.infos

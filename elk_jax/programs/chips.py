@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from elk_jax import host_memory
 
 
 class Chip(NamedTuple):
@@ -73,7 +74,7 @@ def measured_chip(device: Any, devices: int) -> Chip:
         product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
         flops = 2 * SIDE**3 / _best(lambda: product(matrix))
         bandwidth = 2 * 4 * COPIED / _best(lambda: copy(array))
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    memory = float(host_memory.installed())
     shared = devices if device.platform == "cpu" else 1
     name = device.device_kind
     return Chip(name, name, flops / shared, memory / shared, bandwidth / shared, math.inf, "measured on this machine")

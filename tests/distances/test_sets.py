@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
+from elk_jax import host_memory
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.distances import sets
 from tests.golden import textures
@@ -57,7 +58,7 @@ def test_pairs_are_refused():
 
 
 def test_more_than_fits_memory_is_refused_before_it_is_read(folder, monkeypatch):
-    monkeypatch.setattr(sets, "MOST_GIGABYTES", 3 * 12 * 12 * 4e-9)
+    monkeypatch.setattr(host_memory, "installed", lambda: 4 * 3 * 12 * 12 * 4)  # a quarter holds three
     spec = SourceSpec(f"folders:{folder}")
     with refused("8 images", "--count", where=str(folder)):
         sets.read(spec, "")
