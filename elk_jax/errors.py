@@ -57,7 +57,7 @@ def run_main(main: Callable[..., object], *args: object) -> None:
     try:
         main(*args)
     except KeyboardInterrupt:
-        print("interrupted: rerun the same command to resume from the last checkpoint", file=sys.stderr)
+        print("interrupted: rerun the same command, which resumes what it can", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         line = _one_line(error)
