@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import unified, unified_misaligned
+from configs import unified, unified_misaligned, unified_scarce
 from elk_jax.data.sources import phantom_volumes
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.sweeps.plan import plan
@@ -77,6 +77,27 @@ def test_misaligned_pairs(tmp_path):
     assert not made_anew(found, "mse, 64", "mse, 0") & unmoved
     assert made_anew(found, "contrastive, 16", "mse, 16") == {"borrowed", "unified", "evaluate"}
     assert read_rows(CONFIGS / "unified_misaligned.py") == unified_misaligned.ROWS
+
+
+def test_few_synthetic_mammograms_with_boxes(tmp_path):
+    """Only A and what follows the trunks read fewer boxes; C, B and every patient that is tested stay."""
+    rows = read_rows(CONFIGS / "unified_scarce.py")
+    found, experiments = planned(rows, tmp_path)
+    assert len(rows) == len(unified_scarce.SECOND) * len(unified_scarce.SHARES)
+    base = unified.get_config("tiny").data
+    for row in rows:
+        one = experiments[row.name]
+        assert one.data["sm"].train_share == row.at and one.data["sm"].partner == base.pairs.partner == "mammogram"
+        assert one.data["pairs"].train_share == one.data["ffdm"].train_share == 1
+        assert one.data["sm"].spec == one.data["pairs"].spec
+        learning = {name for name, stage in one.stages.items() if "sm" in getattr(stage, "train_on", ())}
+        assert learning == {"sm", "sm_again", "unified", "capacity", "base_ub", "dropout"}
+        assert one.stages["borrowed"].train_on == ("pairs",) and one.stages["borrowed"].init_from == ""
+        assert one.stages["unified"].members["other"] == ("borrowed" if row.line == "B" else "ffdm")
+    few = {"sm", "sm_again", "unified", "capacity", "base_ub", "dropout", "evaluate"}
+    assert made_anew(found, "B, 0.25", "B, 0.1") == few  # B and C are made once for all shares
+    assert made_anew(found, "C, untaught, 0.1", "B, 0.1") == {"unified", "evaluate"}
+    assert {row.overrides["data.sm.partner"] for row in unified_scarce.rows("partner")} == {"partner"}
 
 
 @pytest.mark.parametrize("extra", ["lite0", "half"])
