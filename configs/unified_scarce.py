@@ -4,8 +4,11 @@
 A (sm) and everything that follows the trunks learn from the boxes of a share of the SM patients, drawn by the seed. C
 (ffdm) has the boxes of all of its images, and B (borrowed) the pairs of all patients, without boxes: so B carries into
 the SM what the boxes of the FFDM taught. The bound (base_ub) and dropout are shown both images of the few patients.
-Compare unified with capacity, whose second trunk knows those few alone. The line "C, untaught" has C itself, shown SM,
-in the place of B: what its weights bring without the similarity. The page draws every metric over the share.
+Lines, by the trunks of unified, of which the first gives the heads that it starts with:
+  A, B: as the paper joins them. B, A: heads of C, which B kept; they are better where A knows little. C, A: C itself,
+  shown SM, in the place of B, for what its weights bring without the similarity.
+Compare unified with capacity, whose second trunk knows the few alone. B and C, shown SM, are evaluated alone as well.
+The page draws every metric over the share.
 For real pairs, a file with: from configs.unified_scarce import rows; ROWS = rows("partner")
 """
 
@@ -15,24 +18,25 @@ from typing import Any
 
 from elk_jax.sweeps.settings import Row
 
-SHARES = (0.1, 0.25, 0.5, 1.0)
+SHARES = (0.05, 0.1, 0.25, 1.0)
 AXIS = "share of the SM patients with boxes"
+EVALUATED = ("sm", "unified", "base_ub", "capacity", "dropout", "borrowed", "ffdm")
 
-SECOND: dict[str, dict[str, Any]] = {"B": {}, "C, untaught": {"stages.unified.other": "ffdm"}}
-"""The second trunk of unified."""
+TRUNKS: dict[str, tuple[str, str]] = {"A, B": ("sm", "borrowed"), "B, A": ("borrowed", "sm"), "C, A": ("ffdm", "sm")}
+"""Line -> the two models whose trunks are joined."""
 
 
 def rows(partner: str = "mammogram") -> tuple[Row, ...]:
-    """Every second trunk with every share. partner: the field or modality that names the FFDM of an SM."""
+    """Every pair of trunks with every share. partner: the field or modality that names the FFDM of an SM."""
     return tuple(
-        Row(f"{trunk}, {share:g}", {**scarce(partner, share), **changes}, at=share, axis=AXIS, line=trunk)
-        for trunk, changes in SECOND.items()
+        Row(f"{line}, {share:g}", {**scarce(partner, share), **joined(*trunks)}, at=share, axis=AXIS, line=line)
+        for line, trunks in TRUNKS.items()
         for share in SHARES
     )
 
 
 def scarce(partner: str, share: float) -> dict[str, Any]:
-    """Boxes of few patients in the SM alone. B starts from C, as A knows little."""
+    """Boxes of few patients, in the SM alone. B starts from C, as A knows little."""
     few = ("sm",)
     return {
         "data.sm.partner": partner,
@@ -40,7 +44,13 @@ def scarce(partner: str, share: float) -> dict[str, Any]:
         "stages.borrowed.init_from": "",
         "stages.base_ub.train_on": few,
         "stages.dropout.train_on": few,
+        "stages.evaluate.models": EVALUATED,
     }
+
+
+def joined(own: str, other: str) -> dict[str, Any]:
+    """The trunks of unified."""
+    return {"stages.unified.own": own, "stages.unified.other": other}
 
 
 ROWS = rows()

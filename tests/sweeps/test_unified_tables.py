@@ -83,7 +83,7 @@ def test_few_synthetic_mammograms_with_boxes(tmp_path):
     """Only A and what follows the trunks read fewer boxes; C, B and every patient that is tested stay."""
     rows = read_rows(CONFIGS / "unified_scarce.py")
     found, experiments = planned(rows, tmp_path)
-    assert len(rows) == len(unified_scarce.SECOND) * len(unified_scarce.SHARES)
+    assert len(rows) == len(unified_scarce.TRUNKS) * len(unified_scarce.SHARES)
     base = unified.get_config("tiny").data
     for row in rows:
         one = experiments[row.name]
@@ -93,10 +93,11 @@ def test_few_synthetic_mammograms_with_boxes(tmp_path):
         learning = {name for name, stage in one.stages.items() if "sm" in getattr(stage, "train_on", ())}
         assert learning == {"sm", "sm_again", "unified", "capacity", "base_ub", "dropout"}
         assert one.stages["borrowed"].train_on == ("pairs",) and one.stages["borrowed"].init_from == ""
-        assert one.stages["unified"].members["other"] == ("borrowed" if row.line == "B" else "ffdm")
+        letters = {"sm": "A", "borrowed": "B", "ffdm": "C"}
+        assert row.line == ", ".join(letters[name] for name in one.stages["unified"].members.values())
     few = {"sm", "sm_again", "unified", "capacity", "base_ub", "dropout", "evaluate"}
-    assert made_anew(found, "B, 0.25", "B, 0.1") == few  # B and C are made once for all shares
-    assert made_anew(found, "C, untaught, 0.1", "B, 0.1") == {"unified", "evaluate"}
+    assert made_anew(found, "A, B, 0.25", "A, B, 0.1") == few  # B and C are made once for all shares
+    assert made_anew(found, "C, A, 0.1", "A, B, 0.1") == {"unified", "evaluate"}
     assert {row.overrides["data.sm.partner"] for row in unified_scarce.rows("partner")} == {"partner"}
 
 
