@@ -94,11 +94,18 @@ def test_few_synthetic_mammograms_with_boxes(tmp_path):
         assert learning == {"sm", "sm_again", "unified", "capacity", "base_ub", "dropout"}
         assert one.stages["borrowed"].train_on == ("pairs",) and one.stages["borrowed"].init_from == ""
         letters = {"sm": "A", "borrowed": "B", "ffdm": "C"}
-        assert row.line == ", ".join(letters[name] for name in one.stages["unified"].members.values())
+        trunks = ", ".join(letters[name] for name in one.stages["unified"].members.values())
+        assert row.line.removesuffix(", faster") == trunks
+    assert unified_scarce.RATE == unified.get_config("quick").detector.schedule.base
     few = {"sm", "sm_again", "unified", "capacity", "base_ub", "dropout", "evaluate"}
     assert made_anew(found, "A, B, 0.25", "A, B, 0.1") == few  # B and C are made once for all shares
+    faster = {"unified", "capacity", "base_ub", "evaluate"}
+    assert made_anew(found, "A, B, faster, 0.1", "A, B, 0.1") == faster
     assert made_anew(found, "C, A, 0.1", "A, B, 0.1") == {"unified", "evaluate"}
-    assert {row.overrides["data.sm.partner"] for row in unified_scarce.rows("partner")} == {"partner"}
+    real = unified_scarce.rows("partner", rate=3e-4)
+    assert {row.overrides["data.sm.partner"] for row in real} == {"partner"}
+    rates = {row.overrides[f"{recipe}.schedule.base"] for row in real[4:8] for recipe in ("fused", "bound")}
+    assert rates == {3e-4} and not any("fused.schedule.base" in row.overrides for row in (*real[:4], *real[8:]))
 
 
 @pytest.mark.parametrize("extra", ["lite0", "half"])
