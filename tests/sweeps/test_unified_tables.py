@@ -96,7 +96,7 @@ def test_few_synthetic_mammograms_with_boxes(tmp_path):
         letters = {"sm": "A", "borrowed": "B", "ffdm": "C"}
         trunks = ", ".join(letters[name] for name in one.stages["unified"].members.values())
         assert row.line.removesuffix(", faster") == trunks
-    assert unified_scarce.RATE == unified.get_config("quick").detector.schedule.base
+    assert unified.get_config("quick").detector.schedule.base == unified_scarce.RATE
     few = {"sm", "sm_again", "unified", "capacity", "base_ub", "dropout", "evaluate"}
     assert made_anew(found, "A, B, 0.25", "A, B, 0.1") == few  # B and C are made once for all shares
     faster = {"unified", "capacity", "base_ub", "evaluate"}
