@@ -16,6 +16,7 @@ For real pairs, a file with: from configs.unified_scarce import rows; ROWS = row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from elk_jax.sweeps.settings import Row
@@ -36,7 +37,7 @@ TRUNKS: dict[str, tuple[str, str]] = {
 """Line -> the two models whose trunks are joined."""
 
 
-def rows(partner: str = "mammogram", rate: float = RATE) -> tuple[Row, ...]:
+def rows(partner: str = "mammogram", rate: float = RATE, shares: Sequence[float] = SHARES) -> tuple[Row, ...]:
     """Every line with every share. partner: the field or modality that names the FFDM of an SM. rate: of FASTER."""
     found = []
     for line, (own, other) in TRUNKS.items():
@@ -45,7 +46,7 @@ def rows(partner: str = "mammogram", rate: float = RATE) -> tuple[Row, ...]:
             changes |= {f"{recipe}.schedule.base": rate for recipe in ("fused", "bound")}
         found += [
             Row(f"{line}, {share:g}", {**scarce(partner, share), **changes}, at=share, axis=AXIS, line=line)
-            for share in SHARES
+            for share in shares
         ]
     return tuple(found)
 
