@@ -40,6 +40,8 @@ SIZES = ("tiny", "quick", "small", "published")
 def get_config(variant=None):
     size, extras = variants.parse(variant, ("student", "baselines", "volumes", *variants.BACKBONES), SIZES)
     published = size == "published"
+    if published and (other := extras & set(variants.BACKBONES)):
+        raise ValueError(f"'published' and '{min(other)}' exclude each other")
     data = "paper" if published else size
     few: dict[str, Any] = {"train_share_of": "images"} if published else {}
     slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}

@@ -94,14 +94,14 @@ def check_settings(run: Run, stage: Stage) -> None:
     """Refuse to resume a training under other settings than it was started with."""
     if not _is_begun_training(run, stage):
         return
-    before = _without_inputs(files.read_object(run.folder / stage.name / DEPENDS))
-    found = differences(before, settings(run.experiment, stage))
-    if found:
-        raise UserError(
-            f"stage {stage.name} was started here with other settings: {'; '.join(found[:3])}",
-            where=run.folder,
-            todo="name another --workdir, or give the same settings",
-        )
+    before, now = _without_inputs(files.read_object(run.folder / stage.name / DEPENDS)), settings(run.experiment, stage)
+    found = differences(before, now)
+    if not found:
+        return
+    how, todo = "with other settings", "name another --workdir, or give the same settings"
+    if not differences(_filled(before, now), now):
+        how, todo = "by an earlier version", "name another --workdir, or finish it with that version (versions.json)"
+    raise UserError(f"stage {stage.name} was started here {how}: {'; '.join(found[:3])}", where=run.folder, todo=todo)
 
 
 def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
@@ -143,3 +143,10 @@ def differences(before: Any, now: Any, key: str = "") -> list[str]:
             for text in differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
         ]
     return [] if before == now else [f"{key} was {before!r} and is {now!r}"]
+
+
+def _filled(before: Any, now: Any) -> Any:
+    """`before` with the keys that only `now` has: settings that came later."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return before
+    return {**now, **{name: _filled(value, now.get(name)) for name, value in before.items()}}

@@ -103,13 +103,21 @@ def trainable_mask(
     return trainable
 
 
-def followed_mask(
-    params: Params, config: OptimizerConfig, frozen: Iterable[str] = (), statistics: Iterable[str] = ()
-) -> Any:
-    """Tree of bools, True for running statistics that follow the batches: those that nothing freezes."""
+def followed_mask(params: Params, config: OptimizerConfig, statistics: Iterable[str] = ()) -> Any:
+    """Tree of bools, True for running statistics, which follow the batches.
+
+    UserError for an expression of the config that freezes some: the training would read those of the batch all the
+    same, and predictions others.
+    """
     own = matches(params, statistics, "the model's statistics", may_miss=True)
-    kept = matches(params, (*frozen, *config.frozen), "optimizer.frozen", may_miss=True)
-    return jax.tree.map(lambda one, stays: one and not stays, own, kept)
+    for pattern in config.frozen:
+        frozen = jax.tree.map(lambda a, b: a and b, own, matches(params, (pattern,), "optimizer.frozen", may_miss=True))
+        names = [name for name, both in zip(jax.tree.leaves(paths(params)), jax.tree.leaves(frozen)) if both]
+        if names:
+            what = f"the expression {pattern!r} freezes {names[0]}, a running statistic of a norm that reads the batch"
+            todo = r"choose norm=affine_bn, or spare them: '^(?!.*/norm/(mean|var)$)' before what is to be frozen"
+            raise UserError(what, where="optimizer.frozen", todo=todo)
+    return own
 
 
 def build(
@@ -137,7 +145,7 @@ def build(
         parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
     parts.append(optax.scale_by_learning_rate(schedule))
     parts += _scales(params, config.multipliers, trainable)
-    follows = followed_mask(params, config, frozen, statistics)
+    follows = followed_mask(params, config, statistics)
     kinds: dict[int, optax.GradientTransformation] = {True: optax.chain(*parts), False: optax.set_to_zero()}
     if any(jax.tree.leaves(follows)):  # else the state stays as that of models without statistics
         kinds[FOLLOWED] = optax.scale(-1.0)

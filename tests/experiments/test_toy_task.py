@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_a_run_trains_evaluates_and_reports(whole):
     assert evaluation["train"]["images"] == 4 and "Lesion or not" in page and "Toys" in page
     losses = [line for line in (whole / "train" / "metrics.jsonl").read_text().splitlines() if "train/loss" in line]
     assert len(losses) == 4
+
+
+def test_a_training_of_an_earlier_version_or_of_other_settings_is_not_continued(whole, toy, tmp_path):
+    """Settings that came later are told from settings that were changed: nobody can give these as they were."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "train" / "finished.json").unlink()
+    begun = files.read_object(run / "train" / "config.json")
+    steps = begun["recipe"].pop("steps")
+    files.write_json(run / "train" / "config.json", begun)
+    with refused("earlier version", "recipe.steps", steps, "versions.json", where=run):
+        run_experiment(toy_task.get_config(), run)
+    begun["recipe"]["steps"] = steps + 1
+    files.write_json(run / "train" / "config.json", begun)
+    with refused("other settings", "recipe.steps", steps, steps + 1, "same settings", where=run):
+        run_experiment(toy_task.get_config(), run)
 
 
 def test_a_killed_run_resumes_to_the_bit(whole, tmp_path):

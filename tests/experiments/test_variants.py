@@ -53,6 +53,8 @@ def test_teacher_and_student_are_one_detector(variant):
     assert ("joint" in stages) == ("baselines" in (variant or "").split(","))
     with pytest.raises(ValueError, match=r"paper.*published"):
         comoto.get_config("paper")
+    with pytest.raises(ValueError, match=r"published.*half"):  # whose network is its own
+        comoto.get_config("half,published")
 
 
 @pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper"])

@@ -89,8 +89,9 @@ class DistillationRecipe(DetectionRecipe):
         if not self.detection_weight and self.mode != "outputs" and self.best_metric != SIMILARITY:
             what = "a student that does not learn to detect is not chosen by its detections"
             raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
+        defaults = {one.name: one.default for one in fields(self)}
         for name, modes in READ_BY.items():
-            if getattr(self, name) and self.mode not in modes:
+            if getattr(self, name) != defaults[name] and self.mode not in modes:
                 what = f"{name} is {getattr(self, name):g}, which the mode {self.mode} does not read"
                 raise UserError(what, where=name, todo=f"leave it out; it is of {', '.join(modes)}")
         super().__post_init__()

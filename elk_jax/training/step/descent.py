@@ -79,11 +79,11 @@ def descent_of(
 ) -> Descent:
     """The descent of params of these shapes in so many updates. frozen, statistics: as of a `Model`."""
     rate = schedules.build(schedule, steps)
-    own = shapes, optimizer, frozen, statistics
-    trainable = optimizers.trainable_mask(*own)
+    trainable = optimizers.trainable_mask(shapes, optimizer, frozen, statistics)
+    followed = optimizers.followed_mask(shapes, optimizer, statistics)
     return Descent(
         trainable=trainable,
-        changing=jax.tree.map(lambda t, f: t or f, trainable, optimizers.followed_mask(*own)),
+        changing=jax.tree.map(lambda t, f: t or f, trainable, followed),
         optimizer=optimizers.build(optimizer, rate, shapes, frozen, statistics),
         rate=rate,
         ema_decay=ema_decay,

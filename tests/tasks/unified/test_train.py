@@ -255,6 +255,7 @@ def test_a_start_that_says_two_things_is_refused(changes, where):
     [
         ({"borrow.mode": "none"}, "config.borrow.detection_weight"),
         ({"borrow.mode": "pkd", "borrow.tolerance": 1}, "config.borrow.tolerance"),
+        ({"borrow.confidence": 0.0}, "config.borrow.confidence"),
         ({"borrow.temperature": 2.0}, "config.borrow.temperature"),
         ({"borrow.best_metric": "ap50"}, "config.borrow.best_metric"),
         ({"fused.model.second": "own", "fused.model.drop": 0.5}, "config.fused.model.drop"),

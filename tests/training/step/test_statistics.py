@@ -89,15 +89,27 @@ def test_micro_batches_move_the_statistics_to_the_mean_of_theirs():
     np.testing.assert_allclose(new[f"{STEM}var"], 0.9 + 0.1 * variance, rtol=1e-4)
 
 
-def test_what_a_recipe_freezes_stays():
-    recipe = TrainingRecipe(optimizer=OptimizerConfig(frozen=("^backbone/stem/",)), schedule=Constant(base=0.01))
+def test_what_a_recipe_freezes_stays_but_for_statistics():
+    """The network reads the statistics of the batch in every layer, frozen or not: running ones have to follow."""
+    spared = r"^(?!.*/norm/(mean|var)$)backbone/stem/"
+    recipe = TrainingRecipe(optimizer=OptimizerConfig(frozen=(spared,)), schedule=Constant(base=0.01))
     step, update = compiled(recipe)
     params = jax.jit(step.fresh)(jax.random.key(0))
     state, _ = update(step.init(params), {}, batch())
     new = flatten(state.params)
     named = {name: np.array_equal(leaf, new[name]) for name, leaf in flatten(params).items()}
-    assert all(named[f"{STEM}{leaf}"] for leaf in ("scale", "bias", "mean", "var"))
+    assert all(named[f"backbone/stem/conv/{leaf}"] for leaf in ("kernel", "norm/scale", "norm/bias"))
+    assert not named[f"{STEM}mean"] and not named[f"{STEM}var"]
     assert not named["backbone/res2_0/conv1/norm/mean"] and not named["classifier/kernel"]
+
+
+def test_frozen_statistics_are_refused():
+    """They would be those of nothing that the training has seen."""
+    recipe = TrainingRecipe(
+        optimizer=OptimizerConfig(frozen=("classifier", "^backbone/stem/")), schedule=Constant(base=0.01)
+    )
+    with refused("'^backbone/stem/'", f"{STEM}mean", "norm=affine_bn", where="optimizer.frozen"):
+        gradient(model(), recipe, one_device())
 
 
 def test_a_training_that_is_resumed_has_the_statistics_of_one_that_is_not(tmp_path):
