@@ -24,6 +24,7 @@ from elk_jax.detection.matching import NEGATIVE, POSITIVE, match
 from elk_jax.distillation import fgd, lesions, likeness, maps, outputs, points
 from elk_jax.distillation.likeness import Moments
 from elk_jax.distillation.points import Grid, Points
+from elk_jax.errors import UserError
 from elk_jax.images.grey import AIR
 from elk_jax.tasks.detection.model import trainable
 from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe
@@ -267,9 +268,12 @@ def _distinct(side: Side, recipe: DistillationRecipe) -> jax.Array:
 
 
 def points_beside(side: Side, recipe: DistillationRecipe, rng: jax.Array, map_images: MapImages) -> Points:
-    """As many cells of every image as a lesion has points, drawn outside the lesions."""
+    """As many cells of every image as a lesion has points, drawn outside the lesions. UserError for a smaller map."""
     level = side.level(recipe.stride)
     cells = level.shape[1], level.shape[2]
+    if cells[0] * cells[1] < recipe.points:
+        what = f"{recipe.points} cells beside lesions are wanted of a map of {cells[0]} x {cells[1]}"
+        raise UserError(what, where="stride", todo="choose a finer level, fewer points, or larger images")
     grid, (boxes, frame) = Grid(cells, side.canvas), framed(side, recipe)
     outside = points.published_outside if recipe.sampling == "cell" else points.cells_outside
     allowed = outside(boxes, side.batch["gt_valid"], Grid(cells, frame))

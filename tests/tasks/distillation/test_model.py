@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +154,15 @@ def test_a_teacher_aligns_its_lesions():
     assert measure(found, params, black)[1]["align_push"] == 0
     anywhere = aligning(detector(), replace(recipe, negatives="anywhere", sampling="cell"))
     assert np.isfinite(measure(anywhere, params, black)[0])
+    small = {**some_batch(0), "image": jnp.zeros((2, 16, 16, 1))}
+    with refused(9, "2 x 2", where="stride"):
+        jax.eval_shape(
+            partial(aligning(detector(), replace(recipe, points=9)).loss, map_images=jax.vmap),
+            params,
+            {},
+            small,
+            jax.random.key(0),
+        )
 
 
 def test_anchors_of_lesions_and_the_hardest_of_background(monkeypatch):
