@@ -63,9 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--least_seconds", type=float, default=0.5, help="a program is called for so long in a round")
     parser.add_argument("--clock", default="wall", choices=sorted(measure.CLOCKS), help="see detector.py")
     options = parser.parse_args(arguments)
-    config = workload.faster_rcnn(
-        options.depth, options.dtype, conventions=options.conventions, tiny=options.tiny
-    )
+    config = workload.faster_rcnn(options.depth, options.dtype, conventions=options.conventions, tiny=options.tiny)
     size = workload.parse_size(options.size)
     host_memory.keep_freed()  # as in the launch scripts
     result = benchmark(config, size, options.batch, options.repetitions, options.least_seconds, options.clock)
@@ -175,9 +173,7 @@ def kernels(config: FasterRCNNConfig, subject: workload.Subject) -> dict[str, Ke
     )
     all_boxes = jnp.concatenate([proposed.boxes, batch["gt_boxes"]], axis=1)
     match_proposals = jax.jit(
-        jax.vmap(
-            lambda boxes, *gt: match(boxes, *gt, low=config.roi_iou, high=config.roi_iou, allow_low_quality=False)
-        )
+        jax.vmap(lambda boxes, *gt: match(boxes, *gt, low=config.roi_iou, high=config.roi_iou, allow_low_quality=False))
     )
     sample_anchors = jax.jit(
         jax.vmap(lambda rng, labels: sample(rng, labels, config.rpn_samples, config.rpn_positive_fraction))
@@ -201,9 +197,7 @@ def kernels(config: FasterRCNNConfig, subject: workload.Subject) -> dict[str, Ke
     return {
         "proposal_selection": Kernel(lambda: select(outputs, batch)),
         "nms": Kernel(lambda: thin(*candidates)),
-        "roi_align": Kernel(
-            lambda: pool_forward(pyramid, samples), lambda: pool_both(pyramid, samples, cotangent)
-        ),
+        "roi_align": Kernel(lambda: pool_forward(pyramid, samples), lambda: pool_both(pyramid, samples, cotangent)),
         "matching": Kernel(lambda: (match_anchors(*truth), match_proposals(all_boxes, *truth))),
         "sampling": Kernel(lambda: (sample_anchors(rngs, anchor_labels), sample_proposals(rngs, proposal_labels))),
     }
