@@ -68,7 +68,7 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     return paired(source, files_reader(image_folder(path), named, spec, where=path))
 
 
-def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path: Path) -> None:
+def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path: str | Path) -> None:
     """UserError where a partner is the image itself, or an image of the file of another patient or split."""
     folder = image_folder(path)
     file_of = lambda info: _file(folder, info.file_name)
