@@ -12,19 +12,18 @@ import numpy as np
 from elk_jax.data.sources.source import ImageSource, one_of, reread
 from elk_jax.data.sources.volumes import volume_id
 from elk_jax.images.breast import breast_mask
-from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 
-def breast_window(image: np.ndarray, margin: float = 0.02) -> Window:
+def breast_window(image: np.ndarray, margin: float = 0.02) -> Window | None:
     """The rectangle around the breast (`images/breast.py`) of image [H, W, 1], wider by `margin` of the long
-    side on every side. The whole image where there is no breast.
+    side on every side. None where there is no breast.
     """
     height, width = image.shape[:2]
     breast = breast_mask(image)
     if not breast.any():
-        return 0, 0, width, height
+        return None
     rows, columns = np.flatnonzero(breast.any(1)), np.flatnonzero(breast.any(0))
     x, y, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     pad = round(margin * max(height, width))
@@ -35,12 +34,12 @@ def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple
     """`source` with every image cut to its breast, and the windows in the pixels of `source`.
 
     Pairs are cut to the breast of the first image, and the slices of a volume by one window, which holds the breast of
-    each of them. Decodes every image once, of pairs the first. A window is widened to hold all annotated boxes, so that
-    none is lost.
+    each of them; slices of air do not widen it. An image, or a volume, without a breast stays whole. Decodes every
+    image once, of pairs the first. A window is widened to hold all annotated boxes, so that none is lost.
     """
     first = one_of(source, 0)
     breasts = map_in_threads(lambda position: breast_window(first[position].image), len(source), progress)
-    windows = _one_per_volume(source, [_with_boxes(*one) for one in zip(breasts, source.infos, strict=True)])
+    windows = _one_per_volume(source, breasts)
     infos = []
     for info, (x0, y0, x1, y1) in zip(source.infos, windows):
         shift = np.array([x0, y0, x0, y0], np.float32)
@@ -48,23 +47,25 @@ def crop_to_breast(source: ImageSource, progress: ProgressBar = no_bar) -> tuple
     return reread(source, lambda read: partial(_read, replace(first, read=read), windows), tuple(infos)), windows
 
 
-def _with_boxes(window: Window, info: ImageInfo) -> Window:
-    if not len(info.boxes):
-        return window
-    low, high = np.floor(info.boxes[:, :2].min(0)), np.ceil(info.boxes[:, 2:].max(0))
-    return _around([window, (int(low[0]), int(low[1]), int(high[0]), int(high[1]))])
+def _one_per_volume(source: ImageSource, breasts: Sequence[Window | None]) -> tuple[Window, ...]:
+    """The window of each image; of slices of one volume and size, one around the breasts and boxes of all."""
+    together: dict[object, list[int]] = defaultdict(list)
+    for position, info in enumerate(source.infos):
+        key = (info.source, volume_id(info), info.width, info.height) if volume_id(info) else position
+        together[key].append(position)
+    windows = dict[int, Window]()
+    for positions in together.values():
+        whole = 0, 0, source.infos[positions[0]].width, source.infos[positions[0]].height
+        found = [window for position in positions if (window := breasts[position])] or [whole]
+        boxes = (source.infos[position].boxes for position in positions)
+        found += [_around_boxes(of_image) for of_image in boxes if len(of_image)]
+        windows |= dict.fromkeys(positions, _around(found))
+    return tuple(windows[position] for position in range(len(source)))
 
 
-def _one_per_volume(source: ImageSource, windows: Sequence[Window]) -> tuple[Window, ...]:
-    """The window of each image; of slices of one volume and size, one around the windows of all."""
-    of_volume: dict[object, list[Window]] = defaultdict(list)
-    keys = [
-        (info.source, volume_id(info), info.width, info.height) if volume_id(info) else position
-        for position, info in enumerate(source.infos)
-    ]
-    for key, window in zip(keys, windows, strict=True):
-        of_volume[key].append(window)
-    return tuple(_around(of_volume[key]) for key in keys)
+def _around_boxes(boxes: np.ndarray) -> Window:
+    (x0, y0), (x1, y1) = np.floor(boxes[:, :2].min(0)), np.ceil(boxes[:, 2:].max(0))
+    return int(x0), int(y0), int(x1), int(y1)
 
 
 def _around(windows: Sequence[Window]) -> Window:

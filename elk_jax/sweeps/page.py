@@ -219,14 +219,15 @@ def _chart(label: str, axis: str, entries: Sequence[Entry]) -> str:
 
 
 def _metric_table(metric: str, entries: Sequence[Entry]) -> str:
-    bounds, reach = _bounds(entries), _reach([entry.difference for entry in entries])
+    bounds, differences = _bounds(entries), [entry.difference for entry in entries if entry.difference]
     has_published = any(entry.published(metric) is not None for entry in entries)
-    head = ["Setting", "Seeds", "Mean", "", "Deviation", "Difference", ""]
+    head = ["Setting", "Seeds", "Mean", "", "Deviation", *(["Difference", ""] if differences else [])]
     head += ["Published"] if has_published else []
     rows = []
     for index, entry in enumerate(entries):
-        published = [html.number(entry.published(metric))] if has_published else []
-        cells = [_named(entry), *_own_cells(entry, bounds, index), *_difference_cells(entry, reach, index), *published]
+        cells = [_named(entry), *_own_cells(entry, bounds, index)]
+        cells += _difference_cells(entry, _reach(differences), index) if differences else []
+        cells += [html.number(entry.published(metric))] if has_published else []
         rows.append(html.row(cells))
     return html.table(head, rows)
 
@@ -234,8 +235,10 @@ def _metric_table(metric: str, entries: Sequence[Entry]) -> str:
 def _gain_section(stage: str, metric: str, gains: Sequence[Gain]) -> Section:
     note = (
         "Both models are of the same run: seed by seed, and evaluated on the same patients. The interval is of the "
-        "mean difference. The change is that of the difference, from one setting to another."
+        "mean difference."
     )
+    if any(entry.difference for _, entry in gains):
+        note += " The change is that of the difference, from one setting to another."
     return Section(f"{_of_gains(stage)}: {plain_label(metric)}", _gain_block(metric, gains), note)
 
 

@@ -14,7 +14,7 @@ def test_window_is_that_of_the_largest_bright_part_with_a_margin():
     image[50, 120] = 1.0  # a speck, which the median removes
     assert breast_window(image, margin=0.0) == (0, 20, 50, 80)
     assert breast_window(image, margin=0.02) == (0, 16, 54, 84)
-    assert breast_window(image * 0) == (0, 0, 200, 100)
+    assert breast_window(image * 0) is None
 
 
 def test_crop_moves_the_boxes_and_loses_none(make_source, make_info):
@@ -45,6 +45,20 @@ def test_the_slices_of_a_volume_are_cut_by_one_window(make_source, make_info):
     assert windows == (volume_a, volume_a, volume_b, volume_b, alone)
     assert {(info.width, info.height) for info in cut.infos[:2]} == {(21, 38)}
     np.testing.assert_array_equal(cut[1].image, pixels[1, 3:41, :21])
+
+
+def test_slices_of_air_do_not_widen_the_window_of_their_volume(make_source, make_info):
+    """Their boxes do; a volume of air alone stays whole."""
+    boxes = {1: [[30, 2, 40, 10]]}
+    infos = [
+        replace(make_info(number, boxes.get(number, [])), volume="aabbcc"[number], slice=number % 2)
+        for number in range(6)
+    ]
+    pixels = np.zeros((6, 48, 64, 1), np.float32)
+    pixels[[0, 2], 4:40, :20] = 0.6
+    cut, windows = crop_to_breast(replace(make_source(infos), read=lambda position: pixels[position]))
+    assert windows == ((0, 2, 40, 41),) * 2 + ((0, 3, 21, 41),) * 2 + ((0, 0, 64, 48),) * 2
+    np.testing.assert_array_equal(cut.infos[1].boxes, [[30, 0, 40, 8]])
 
 
 def test_slices_of_a_volume_of_other_sizes_are_cut_apart(make_source, make_info):

@@ -323,6 +323,7 @@ EVALUATE_SETTINGS = {
     "--flips=horizontal,both": ("flips", ["horizontal", "both"]),
     "--metric=dbtex": ("metric", "dbtex"),
     "--volume_rule=comoto": ("volume_rule", "comoto"),
+    "--by_slice": ("by_slice", True),
 }
 PREDICT = {
     "--input=a,b.png": ("inputs", ["a,b.png"]),

@@ -302,6 +302,18 @@ def test_gains_stand_in_the_files_in_the_terminal_and_on_the_page(compared):
     assert table.row_count == 3 * 4 + 5  # three models with a title and three rows each; a title and four gains
 
 
+def test_a_page_of_one_setting_has_no_column_of_changes(compared):
+    pages = []
+    for baselines in (BASELINES, {}):
+        found = collect(compared, baselines, 0)
+        html = build_report(page.report("toys", found, page.chosen_metrics(found, []), [], {}, 0.0))
+        pages.append([part for part in html.split("<h2>") if part.split("</h2>")[0].endswith("train/score")])
+    assert len(pages[0]) == len(pages[1]) == 4  # three models, and what is between them
+    for (*compared_models, gains), there in zip(pages, (True, False), strict=True):
+        assert all(("Difference" in part) == there for part in compared_models)
+        assert ("Change" in gains) == ("change" in gains) == there and "Difference" in gains
+
+
 def test_gains_are_drawn_over_an_axis(compared):
     axis = {"axis": "shift, px"}
     rows = (replace(ROWS[0], at=0, **axis), replace(ROWS[1], at=16, **axis), ROWS[2])

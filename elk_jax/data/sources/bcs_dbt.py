@@ -16,6 +16,7 @@ Source: Buda et al., JAMA Netw Open 2021, e2119100; The Cancer Imaging Archive, 
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -130,7 +131,7 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
 
 def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, str, Mapping[str, str]]]:
     """(volume, split, place for errors, row) of the tables with these columns."""
-    tables = [path for path in _tables(folder) if _has(path, columns)]
+    tables = [path for path, names in _tables(folder).items() if {*KEY, *columns} <= names]
     if not tables:
         what = f"no table with the columns {', '.join((*KEY, *columns))}"
         raise UserError(what, where=folder, todo="put the CSV files of the collection there")
@@ -141,32 +142,32 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, st
             yield (row["PatientID"], row["StudyUID"], row["View"].lower()), split, where, row
 
 
-def _tables(folder: Path) -> list[Path]:
-    """The tables of volumes. UserError for one that is empty, of no kind, or without a column by which volumes are
-    named: its rows would be missed."""
-    found = {path: _columns(path, "[,;\t]") for path in sorted(folder.glob("*.csv"))}
-    if empty := next((path for path, columns in found.items() if columns == {""}), None):
+def _tables(folder: Path) -> dict[Path, set[str]]:
+    """The tables of volumes, with their columns. UserError for one that is empty, of no kind, or without a column by
+    which volumes are named: its rows would be missed."""
+    headers = {path: files.read_text(path).lstrip("\r\n").partition("\n")[0] for path in sorted(folder.glob("*.csv"))}
+    if empty := next((path for path, header in headers.items() if not header.strip()), None):
         raise UserError("a table without a line", where=empty, todo="fetch it again, or remove it")
-    tables = [path for path, columns in found.items() if columns & {"PatientID", "StudyUID"}]
-    for path in tables:
-        if missing := [name for name in KEY if name not in _columns(path)]:
+    tables = {}
+    for path, header in headers.items():
+        names = _names(header, ",")
+        if not any({"PatientID", "StudyUID"} & _names(header, between) for between in ",;\t"):
+            continue  # of something else
+        if missing := [name for name in KEY if name not in names]:
             what = f"a table of volumes without the column {', '.join(missing)}"
             todo = f"name its columns {', '.join(KEY)}, with commas between them, or move it elsewhere"
             raise UserError(what, where=path, todo=todo)
-        if not any(_has(path, columns) for columns in (LABELS, BOX, PATHS)):
+        if not any(names.issuperset(columns) for columns in (LABELS, BOX, PATHS)):
             what = "a table of volumes that holds neither labels nor boxes nor paths"
             todo = f"move it elsewhere, or give it the columns {', '.join(BOX)} (boxes) or those of labels or paths"
             raise UserError(what, where=path, todo=todo)
+        tables[path] = names
     return tables
 
 
-def _has(path: Path, columns: tuple[str, ...]) -> bool:
-    return {*KEY, *columns} <= _columns(path)
-
-
-def _columns(path: Path, between: str = ",") -> set[str]:
-    """The names of a table's first line. between: an expression of what separates them."""
-    return {name.strip() for name in re.split(between, files.read_text(path).partition("\n")[0])}
+def _names(header: str, between: str) -> set[str]:
+    """The columns in the first line of a table, quoted or not. between: what separates them."""
+    return {name.strip() for line in csv.reader([header], delimiter=between) for name in line}
 
 
 def _unique(

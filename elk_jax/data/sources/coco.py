@@ -68,24 +68,25 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
     return paired(source, files_reader(image_folder(path), named, spec, where=path))
 
 
-def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], where: object) -> None:
+def check_partners(infos: Sequence[ImageInfo], named: Sequence[ImageInfo], path: str | Path) -> None:
     """UserError where a partner is the image itself, or an image of the file of another patient or split."""
+    folder = image_folder(path)
+    file_of = lambda info: _file(folder, info.file_name)
     for info, partner in zip(infos, named, strict=True):
-        places = [(os.path.normpath(one.file_name), one.meta.get("frame") or 0) for one in (info, partner)]
-        if places[0] == places[1]:
+        if (file_of(info), info.meta.get("frame") or 0) == (file_of(partner), partner.meta.get("frame") or 0):
             raise UserError(
                 "the partner of the image is the image itself",
-                where=f"{where}, image {info.image_id} ({info.file_name})",
+                where=f"{path}, image {info.image_id} ({info.file_name})",
                 todo="name the other image of the breast, or remove the image from the pairs",
             )
-    of_file = {os.path.normpath(info.file_name): info for info in infos}
+    of_file = {file_of(info): info for info in infos}
     for info, partner in zip(infos, named, strict=True):
-        other = of_file.get(os.path.normpath(partner.file_name), info)
+        other = of_file.get(file_of(partner), info)
         for what, own, its in (("patient", info.patient_id, other.patient_id), ("split", info.split, other.split)):
             if own != its:
                 raise UserError(
                     f"the image is of {what} {own!r}, and its partner, image {other.image_id}, of {its!r}",
-                    where=f"{where}, image {info.image_id} ({info.file_name})",
+                    where=f"{path}, image {info.image_id} ({info.file_name})",
                     todo="name an image of the same breast",
                 )
 
@@ -173,7 +174,7 @@ def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
     folder, first, image_of = image_folder(path), dict[str, str](), dict[str, str]()
     plain = {}
     for key, image in entries.items():
-        file = os.path.normpath(folder / _file_name(image, f"{path}, image {key}"))
+        file = _file(folder, _file_name(image, f"{path}, image {key}"))
         plain[key] = image | {"file_name": file, "id": None}
         place = unicodedata.normalize("NFC", f"{image.get('frame') or 0} {file}")
         kept = image_of[key] = first.setdefault(place, key)
@@ -186,6 +187,11 @@ def _one_per_file(entries: dict[str, dict], path: Path) -> dict[str, str]:
                 todo="list an image file once, with all its annotations",
             )
     return image_of
+
+
+def _file(folder: Path, name: str) -> str:
+    """The path of an image file, one for `a.png`, `./a.png` and `FOLDER/a.png`."""
+    return os.path.normpath(folder / name)
 
 
 def _not_repeated(annotations: list[dict]) -> list[dict]:

@@ -39,7 +39,7 @@ from elk_jax.tasks.distillation.model import (
 from elk_jax.tasks.distillation.recipe import SIMILARITY, DistillationRecipe, TrainDistilledStage
 from elk_jax.tasks.private import Learned
 from elk_jax.tasks.run import Experiment, Run
-from elk_jax.tasks.stages import Need
+from elk_jax.tasks.stages import Need, TrainStage
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -99,10 +99,7 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     before = run.experiment.stages.get(stage.teacher)
     if mode and before is not None:
         taught = run.experiment.recipe_of(before)
-        if taught.crop_to_breast != recipe.crop_to_breast:
-            what = f"the teacher, {stage.teacher}, is trained with crop_to_breast={taught.crop_to_breast}"
-            todo = "cut the images of both, or of neither"
-            raise UserError(f"{what}, the student is not", where=f"{place}.crop_to_breast", todo=todo)
+        _check_crop(stage.teacher, taught.crop_to_breast, recipe, place)
         if before.recipe != stage.recipe:
             planned = detectors.build(detection.settings(taught, recipe.model.num_classes))
             check_teacher(planned, detector, f"config.{before.recipe}.model")
@@ -110,8 +107,12 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         folder = run.model_folder(stage.teacher)
         written = load(folder)
         check_teacher(written.detector, detector, folder)
-        if all(map(run.is_listed, stage.train_on)):
-            _check_classes(written, run.list(stage.train_on, "train").classes, folder)
+        if mode:
+            _check_crop(stage.teacher, written.description.input.crop_to_breast, recipe, place)
+        _check_classes(written.description.classes, _listed_classes(run, stage), folder)
+    elif recipe.mode != "none" and isinstance(before, TrainStage):
+        place = f"config.stages.{stage.name}.teacher"
+        _check_classes(_listed_classes(run, before), _listed_classes(run, stage), place)
     detection.check_start(run, stage.starting(recipe), recipe, names)
 
 
@@ -160,7 +161,7 @@ def _student(
     folder = run.model_folder(stage.teacher)
     teacher = load(folder)
     check_teacher(teacher.detector, detector, folder)
-    _check_classes(teacher, source.classes, folder)
+    _check_classes(teacher.description.classes, source.classes, folder)
     if recipe.mode not in MODES:
         return found
     return _distilled(run, stage, recipe, detector, source, found, teacher)
@@ -275,10 +276,24 @@ def check_teacher(teacher: Detector, student: Detector, folder: Any) -> None:
         raise UserError(what, where=folder, todo="train both with the same model settings")
 
 
-def _check_classes(teacher: Trained, classes: tuple[str, ...], folder: Any) -> None:
-    if teacher.description.classes != classes:
-        what = f"the teacher knows the classes {teacher.description.classes}, the data have {classes}"
-        raise UserError(what, where=folder, todo="rename the categories of one of them")
+def _check_crop(teacher: str, cropped: bool, recipe: DistillationRecipe, place: str) -> None:
+    """UserError where one of both sees the breast alone, and the other whole images."""
+    if cropped != recipe.crop_to_breast:
+        what = f"the teacher, {teacher}, is trained with crop_to_breast={cropped}, the student is not"
+        todo = "cut the images of both, or of neither"
+        raise UserError(what, where=f"{place}.crop_to_breast", todo=todo)
+
+
+def _listed_classes(run: Run, stage: TrainStage) -> tuple[str, ...]:
+    """The classes of the training data of a stage; () where these are still to be written or drawn."""
+    return run.list(stage.train_on, "train").classes if all(map(run.is_listed, stage.train_on)) else ()
+
+
+def _check_classes(teacher: tuple[str, ...], student: tuple[str, ...], where: Any) -> None:
+    """UserError where a teacher knows other classes than the data of its student have. (): not known yet."""
+    if teacher and student and teacher != student:
+        what = f"the teacher knows the classes {teacher}, the data have {student}"
+        raise UserError(what, where=where, todo="rename the categories of one of them")
 
 
 def _words(detector: Detector) -> str:

@@ -90,7 +90,7 @@ def synthesize_source(
     settings: PaintSettings,
 ) -> None:
     """Paint lesions into the images of a data source, for launch/synthesize.py."""
-    source = open_source(canvases, split, on_error=on_error, progress=progress_bar("  opening"))
+    source = open_source(canvases, split, on_error=on_error, progress=progress_bar("  opening"), images=1)
     say = new_console().print
     say(f"canvases {counted(source.infos)}")
     for image_id, reason in source.skipped:

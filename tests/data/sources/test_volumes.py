@@ -77,6 +77,15 @@ def test_splits_and_classes_are_those_of_the_tables(folder):
     assert {info.patient_id for info in source.infos} == {"DBT-P5"} and source.infos[0].slice == 6
 
 
+def test_a_table_whose_names_are_quoted_is_read_as_any(tmp_path, folder):
+    copy = dbt_files.write(tmp_path / "dbt")
+    path = next(copy.glob("*boxes-train*"))
+    header, rows = path.read_text().split("\n", 1)
+    path.write_text("\r\n" + ",".join(f'"{name}"' for name in header.split(",")) + "\r\n" + rows)
+    boxes = [len(entry.boxes) for entry in read_entries(copy)]
+    assert boxes == [len(entry.boxes) for entry in read_entries(folder)] and sum(boxes) == len(dbt_files.BOXES)
+
+
 def test_a_doubtful_side_is_logged(tmp_path, caplog):
     (tmp_path / "a.dcm").write_bytes(volume_bytes(np.tile(np.arange(8, dtype=np.uint16) % 7 * 50, (4, 8, 1))))
     with caplog.at_level(logging.WARNING):
@@ -197,7 +206,9 @@ def copy_file(folder):
         (change("*boxes-train*", "VolumeSlices", "Slices"), ["neither", "VolumeSlices"]),
         (change("*labels-train*", "StudyUID", "Study"), ["StudyUID", "column"]),
         (change("*labels-train*", "PatientID,StudyUID,View,", "PatientID;StudyUID;View;"), ["commas"]),
+        (change("*labels-train*", "PatientID,StudyUID,View,", '"PatientID";"StudyUID";"View";'), ["commas"]),
         (lambda folder: next(folder.glob("*boxes-train*")).write_text(""), ["without a line"]),
+        (lambda folder: next(folder.glob("*boxes-train*")).write_text("\r\n"), ["without a line"]),
         (change("*labels-train*", "DBT-P2,DBT-S2", "DBT-P2,DBT-S1"), ["DBT-S1", "DBT-P1", "DBT-P2"]),
         (copy_file, ["two files", "1-1.dcm"]),
         (lambda folder: next(folder.rglob("000000.dcm")).unlink(), ["no file", "DBT-P"]),

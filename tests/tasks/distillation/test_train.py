@@ -142,6 +142,21 @@ def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(finish
     config.data.dbt.spec = f"coco:{tmp_path / 'two.json'}"
     with refused("mass", where="teacher/model"):
         check(config)
+    files.write_json(tmp_path / "one.json", {"images": [image], "annotations": [], "categories": categories[:1]})
+    config.stages.student.teacher, config.data.mammo.spec = "teacher", f"coco:{tmp_path / 'one.json'}"
+    with refused("mass", where="config.stages.student.teacher"):  # before the teacher is trained
+        check(config)
+    config.data.mammo.spec = config.data.dbt.spec
+    check(config)
+
+
+def test_a_written_teacher_saw_the_breast_alone_where_the_student_does(finished):
+    config = small_config()
+    config.stages.student.teacher = str(finished / "teacher" / "model")
+    check(config)
+    config.distill.crop_to_breast = not config.distill.crop_to_breast
+    with refused("teacher", where="config.distill.crop_to_breast"):
+        check(config)
 
 
 def test_modes_that_need_less_ask_for_less(toy):
