@@ -77,7 +77,7 @@ def draw(made: dict[str, Any]) -> None:
     from elk_jax.tasks.generation.recipe import SampleSettings
     from elk_jax.tasks.generation.synthesize import synthesize_files
 
-    canvases = [CANVASES.by_field["spec"]]
+    canvases = [*CANVASES.by_field.values(), SPLIT, ON_ERROR]
     settings = command_line.settings(SampleSettings, [*OWN, *canvases], "generator")
     synthesize_files(**made, settings=settings)
 

@@ -28,7 +28,7 @@ from elk_jax.gan.layers import doubled, halved, instance_norm, pixel_norm, resiz
 Params = Any
 NORMAL = nn.initializers.normal(0.02)
 TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Within 1 / sqrt(inputs), as a dense layer of PyTorch starts."""
+"""Within 1 / sqrt(inputs), as the kernel of a dense layer of PyTorch starts."""
 LEAST = 4
 """Side of the smallest map."""
 NORMS = {"instance": instance_norm, "pixel": pixel_norm, "none": lambda x: x}
@@ -121,7 +121,9 @@ class _Condition(nn.Module):
     def __call__(self, label: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.embedding))
         kernel = self.param("kernel", TORCH_UNIFORM, (self.embedding, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bound = self.embedding**-0.5  # the bias of a dense layer of PyTorch starts as its kernel
+        draw_bias = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        bias = self.param("bias", draw_bias, (self.features,))
         chosen = jax.nn.one_hot(label, self.classes) @ table
         return nn.leaky_relu(matrix_product(chosen, kernel) + bias, SLOPE)
 

@@ -398,7 +398,7 @@ def test_a_generator_takes_no_canvases(quick_start, model):
     settings = {"batch_size": 2, "classes": ["benign"]}
     expected = {"model": str(folder), "count": 7, "output": "out", "seed": 3, "settings": settings}
     assert json.loads(done.stdout) == [[], expected], done.stderr
-    for other in ("--area=medium", "--canvases=coco:a.json"):
+    for other in ("--area=medium", "--canvases=coco:a.json", "--split=val", "--on_error=skip"):
         assert_one_line(quick_start("synthesize", f"--workdir={folder}", *given, other), other.partition("=")[0])
     painter = quick_start("synthesize", f"--workdir={model('inpainter')}", "--count=7", "--output=out")
     assert_one_line(painter, "--canvases")

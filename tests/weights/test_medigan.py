@@ -134,3 +134,5 @@ def test_a_folder_with_something_in_it_is_refused(exported):
     folder, config, params = exported
     with refused("not empty", where=folder):
         medigan.export_folder(params, config, CLASSES, folder, MODEL_ID)
+    with refused("a file, not a folder"):
+        medigan.export_folder(params, config, CLASSES, folder / "config" / "global.json", MODEL_ID)

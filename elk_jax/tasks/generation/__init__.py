@@ -13,7 +13,7 @@ TASK = Task(
             workload=train.workload,
             recipe=recipe.GenerationRecipe,
         ),
-        "synthesize": StageKind(recipe.SampleStage, synthesize.synthesize),
+        "synthesize": StageKind(recipe.SampleStage, synthesize.synthesize, synthesize.check_classes),
         "evaluate": StageKind(recipe.EvaluateSamplesStage, evaluate.evaluate, evaluate.check_sources),
     },
     report=report.part,

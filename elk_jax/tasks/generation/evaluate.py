@@ -42,7 +42,12 @@ def check_sources(run: Run, stage: EvaluateSamplesStage, recipe: None, names: Co
 def check_source(source: ImageSource) -> None:
     """UserError for images that cannot be compared."""
     labels = image_labels(source)
-    check_sizes(source, "")
+    check_sizes(source)
+    small = [info for info in source.infos if 0 < info.width < appearance.COARSE]
+    if small:
+        what = f"an image of {small[0].width} px, too small to compare"
+        where = f"{source.name}, image {small[0].image_id}"
+        raise UserError(what, where=where, todo=f"give patches of {appearance.COARSE} px or more")
     for label, name in enumerate(source.classes):
         if 0 < (labels == label).sum() < LEAST:
             raise UserError(f"one image of the class {name}", where=source.name, todo=f"give {LEAST} at least")
@@ -62,7 +67,7 @@ def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
     for source in (real, made):
         check_source(source)
     check_same(real, made)
-    size = min(source.infos[0].width for source in (real, made))
+    size = min(max(info.width for info in source.infos) for source in (real, made))
     size -= size % appearance.COARSE
     pictures = {name: whole_images(one, size, progress_bar(f"  {name}"))[..., 0] for name, one in
                 (("real", real), ("made", made))}  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,9 +120,18 @@ def load(folder: Path) -> Trained:
             todo="name the model folder of a generation stage: RUN/STAGE/model",
         )
     description = content.build(Description)
+    check_names(description.classes, folder)
     if len(description.classes) != description.model.classes:
         what = f"{len(description.classes)} names of {description.model.classes} classes"
         raise UserError(what, where=folder, todo="write the folder again")
     shapes = model_folder.shapes_of(partial(networks.init_generator, description.model))
     model_folder.check_fits(params, shapes, folder)
     return Trained(params, description)
+
+
+def check_names(classes: Sequence[str], where: Path | str) -> None:
+    """UserError for a class whose name cannot be that of a folder, where its patches would lie."""
+    for name in classes:
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):
+            todo = "rename the class, without slashes: its patches lie in a folder of that name"
+            raise UserError(f"a class is called {name!r}", where=where, todo=todo)

@@ -8,6 +8,7 @@ first ones as they are. An interrupted set is resumed.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +31,19 @@ from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 
 SETTINGS = "synthesis.json"
+
+
+def check_classes(run: Run, stage: SampleStage, recipe: None, names: Collection[str]) -> None:
+    """UserError for a class that the generator will not know, before it is trained."""
+    known: Sequence[str] = ()
+    if stage.model not in names:
+        known = load(run.model_folder(stage.model)).description.classes
+    else:
+        sources = run.experiment.stages[stage.model].origin().sources
+        if all(map(run.is_listed, sources)):
+            known = run.list(sources, "train").classes
+    if known:
+        _check_known(stage.classes, known, f"config.stages.{stage.name}.classes")
 
 
 def synthesize(run: Run, stage: SampleStage, recipe: None) -> Summary:
@@ -58,18 +72,17 @@ def sample(
         raise UserError(f"{per_class} patches of a class", where="count", todo="give 1 or more")
     params, description = load(model)
     known = description.classes
-    for name in settings.classes:
-        if name not in known:
-            raise UserError(f"no class '{name}'", where="classes", todo=f"choose from {', '.join(known)}")
+    _check_known(settings.classes, known)
     chosen = [label for label, name in enumerate(known) if name in (settings.classes or known)]
+    places = [(label, number) for label in chosen for number in range(per_class)]
     begun = {"model": files.fingerprint(model), "seed": seed, "classes": [known[label] for label in chosen]}
     with files.locked(files.make_folder(output)) if is_main() else contextlib.nullcontext():
         if is_main():
             _begin(output, begun | {"trained": _trained(description.trained)}, tuple(begun))
+            _check_others(output / "images", {_name(known, *place) for place in places})
             for label in chosen:
                 files.make_folder(output / "images" / known[label])
         meet("sampling begun")
-        places = [(label, number) for label in chosen for number in range(per_class)]
         todo = [place for place in places if not (output / "images" / _name(known, *place)).exists()]
         meet("sampling counted")  # before the main process adds to what the others count
         draw = sampling.compile_sampler(trainable(description.model), mesh)
@@ -108,8 +121,10 @@ def _trained(trained: model_folder.Training | None) -> dict | None:
 
 
 def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
-    """Refuse to resume in a folder that was begun with other settings."""
+    """Refuse to resume in a folder that was begun with other settings, or has images and does not say how it began."""
     before = output / SETTINGS
+    if not before.exists() and (output / "images").exists():
+        raise UserError("images that were not drawn here", where=output, todo="name another --output")
     if before.exists():
         known = files.read_object(before)
         for key in fixed:
@@ -120,6 +135,24 @@ def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
                     todo="name another --output, or remove the folder",
                 )
     files.write_json(before, settings)
+
+
+def _check_others(images: Path, names: Collection[str]) -> None:
+    """Refuse patches that a smaller set would leave in its folders of classes, beside those in its COCO file."""
+    others = sorted({path.relative_to(images).as_posix() for path in images.glob("*/*.png")} - names)
+    if others:
+        raise UserError(
+            f"more patches than are asked for: {others[0]}",
+            where=images,
+            todo="ask for as many as there are, or more; or name another --output",
+        )
+
+
+def _check_known(classes: Sequence[str], known: Sequence[str], where: str = "classes") -> None:
+    """UserError for a class that a generator does not know."""
+    for name in classes:
+        if name not in known:
+            raise UserError(f"no class '{name}'", where=where, todo=f"choose from {', '.join(known)}")
 
 
 def _info(classes: tuple[str, ...], label: int, number: int, side: int, seed: int) -> ImageInfo:

@@ -22,7 +22,7 @@ from elk_jax.gan.networks import GanConfig
 from elk_jax.progress import progress_bar
 from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling, training
-from elk_jax.tasks.generation.model import ARCHITECTURE, Description, trainable
+from elk_jax.tasks.generation.model import ARCHITECTURE, Description, check_names, trainable
 from elk_jax.tasks.generation.recipe import GenerationRecipe, TrainGeneratorStage
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary, Workload
@@ -54,6 +54,7 @@ def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, 
 
 def check_classes(source: ImageSource, model: GanConfig, where: str) -> None:
     """UserError unless every image of the source has one class, and every class an image."""
+    check_names(source.classes, source.name)
     counts = np.bincount(image_labels(source), minlength=len(source.classes))
     if model.classes != len(source.classes):
         what = f"{model.classes} in the model, and the data have {', '.join(source.classes)}"
@@ -64,8 +65,11 @@ def check_classes(source: ImageSource, model: GanConfig, where: str) -> None:
             raise UserError(what, where=source.name, todo="leave the class out, or give images of it")
 
 
-def check_sizes(source: ImageSource, setting: str) -> None:
-    """UserError unless all images are squares of one size; files that cannot be read have none."""
+def check_sizes(source: ImageSource, setting: str = "") -> None:
+    """UserError unless all images are squares of one size; files that cannot be read have none.
+
+    setting: the one that scales them, if there is one.
+    """
     sized = [info for info in source.infos if info.width and info.height]
     for info in sized:
         first = sized[0]
@@ -75,7 +79,7 @@ def check_sizes(source: ImageSource, setting: str) -> None:
             raise UserError(
                 f"an image of {kind}, {others}",
                 where=f"{source.name}, image {info.image_id}",
-                todo=f"cut patches of one size, or scale them: --{setting}=True",
+                todo="cut patches of one size" + (f", or scale them: --{setting}=True" if setting else ""),
             )
 
 

@@ -99,6 +99,7 @@ def test_uniform_patches_have_no_spectrum():
     ("layout", "words"),
     [
         ({"sizes": ((16, 16), (24, 24))}, ["24 x 24 px"]),
+        ({"sizes": ((4, 4),)}, ["4 px", "8 px or more"]),
         ({"classes": ("benign", "normal")}, ["'normal'", "benign, malignant"]),
     ],
 )
@@ -106,8 +107,9 @@ def test_sets_that_cannot_be_compared_are_refused_before_the_first_stage(tmp_pat
     config = mcgan.get_config("tiny")
     config.data.patches.spec = f"folders:{write(tmp_path / 'real')}"
     config.data.samples.spec = f"folders:{write(tmp_path / 'made', **layout)}"
-    with refused(*words):
+    with refused(*words) as raised:
         run_experiment(config, tmp_path / "run", stages=["looks"])
+    assert "--" not in raised.value.todo  # no setting scales them
     assert not (tmp_path / "run").exists()
 
 

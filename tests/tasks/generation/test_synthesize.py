@@ -8,14 +8,18 @@ import cv2
 import numpy as np
 import pytest
 
+from configs import mcgan
 from elk_jax import files
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.tasks.generation import model as generators
 from elk_jax.tasks.generation import synthesize
 from elk_jax.tasks.generation.recipe import SampleSettings
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 from tests.refusals import refused
+from tests.tasks.generation.test_train import write
 
 
 def draw(run, output, count, seed=42, model="model", **settings):
@@ -77,6 +81,41 @@ def test_an_interrupted_set_is_resumed_and_a_set_grows(run, tmp_path, monkeypatc
     difference = cv2.imdecode(np.frombuffer(before, np.uint8), 0).astype(int) - pixels(output, "benign/000002.png")
     assert np.abs(difference).max() <= 1 and kept.stat().st_mtime_ns == untouched
     assert len(open_source(SourceSpec(f"coco:{output / 'synthetic.json'}"))) == 14
+
+
+def test_a_set_does_not_shrink(run, tmp_path):
+    """Its folders of classes would hold more than its COCO file."""
+    output = shutil.copytree(run / "samples", tmp_path / "samples")
+    before = (output / "synthetic.json").read_bytes()
+    with refused("benign/000005.png", where=output / "images"):
+        draw(run, output, 5)
+    assert (output / "synthetic.json").read_bytes() == before and len(list(output.glob("images/*/*.png"))) == 12
+
+
+def test_images_of_another_program_are_not_taken_for_drawn_ones(run, tmp_path):
+    shutil.copytree(run / "samples" / "images", tmp_path / "images")
+    with refused("not drawn here", where=tmp_path):
+        draw(run, tmp_path, 6)
+    assert not (tmp_path / "synthetic.json").exists()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stage_is_refused_a_class_before_anything_is_trained(run, tmp_path, again):
+    """By the classes of the data; of a trained generator by its own."""
+    config = mcgan.get_config("tiny")
+    config.data.patches.spec = f"folders:{write(tmp_path / 'data')}"
+    config.stages.samples.classes = ("normal",)
+    if again:
+        config.stages.samples.model = str(run / "gan" / "model")
+    with refused("'normal'", "benign, malignant", where="config.stages.samples.classes"):
+        run_experiment(config, tmp_path / "run", stages=["samples"] if again else ["gan", "samples"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../../a"])
+def test_a_class_that_cannot_be_a_folder_is_refused(name):
+    with refused(repr(name), "slashes", where="data"):
+        generators.check_names(("benign", name), "data")
 
 
 @pytest.mark.parametrize(
