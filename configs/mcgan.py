@@ -36,7 +36,7 @@ PER_CLASS = {"tiny": 6, "quick": 100, "small": 500, "paper": 1500}
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, (*UPSAMPLING, *OBJECTIVES))
+    size, extras = variants.parse(variant, (*UPSAMPLING, *OBJECTIVES), rivals=(UPSAMPLING, tuple(OBJECTIVES)))
     pixels, count = PHANTOMS[size]
     recipe = gan(size)
     for word in extras & set(UPSAMPLING):

@@ -34,16 +34,22 @@ BACKBONES = ("half", "lite0", "swin")
 KINDS = ("retinanet", "efficientdet")
 """Detectors beside the Faster R-CNN."""
 DETECTORS = (*KINDS, *BACKBONES)
+RIVALS = (KINDS, BACKBONES)
+"""Words of which a variant has one at most."""
 DETECTOR_EXTRAS = ("fewshot", *DETECTORS)
 PAINTING_EXTRAS = ("fewshot", "medium", "double")
 
 
 def parse(
-    variant: str | None, extras: tuple[str, ...] = DETECTOR_EXTRAS, sizes: tuple[str, ...] = SIZES
+    variant: str | None,
+    extras: tuple[str, ...] = DETECTOR_EXTRAS,
+    sizes: tuple[str, ...] = SIZES,
+    rivals: tuple[tuple[str, ...], ...] = RIVALS,
 ) -> tuple[str, frozenset[str]]:
-    """'paper,fewshot' -> ('paper', {'fewshot'}). extras, sizes: those that the experiment knows.
+    """'paper,fewshot' -> ('paper', {'fewshot'}). extras, sizes: those that the experiment knows. rivals: groups of
+    words that exclude each other.
 
-    Raises ValueError for a word that is not a variant of it.
+    Raises ValueError for a word that is not a variant of it, and for two that exclude each other.
     """
     words = [word for word in (variant or "quick").split(",") if word]
     known = (*sizes, *extras)
@@ -51,9 +57,9 @@ def parse(
     if unknown:
         raise ValueError(f"no variant '{unknown[0]}'; choose from {', '.join(known)}")
     chosen = [word for word in words if word in sizes] or ["quick"]
-    for rivals in (chosen, *([word for word in words if word in group] for group in (KINDS, BACKBONES))):
-        if len(rivals) > 1:
-            raise ValueError(f"'{rivals[0]}' and '{rivals[1]}' exclude each other")
+    for found in (chosen, *([word for word in words if word in group] for group in rivals)):
+        if len(found) > 1:
+            raise ValueError(f"'{found[0]}' and '{found[1]}' exclude each other")
     return chosen[0], frozenset(words) & frozenset(extras)
 
 

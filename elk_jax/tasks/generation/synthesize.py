@@ -144,7 +144,7 @@ def _check_others(images: Path, names: Collection[str]) -> None:
         raise UserError(
             f"more patches than are asked for: {others[0]}",
             where=images,
-            todo="ask for as many as there are, or more; or name another --output",
+            todo="ask for as many as there are, or more; or remove the folder",
         )
 
 
