@@ -136,12 +136,15 @@ def compare(
     """All measures, JSON-able. training: what the inpainter was trained on, which it might repeat; None to go without.
 
     seen: features [N, D] of the real and [M, D] of the synthetic lesions by a network, None to go without.
-    UserError for fewer than two lesions of a kind.
+    UserError for fewer than two lesions of a kind, and real ones that are all alike.
     """
     for lesions, what in ((real, "real"), (synthetic, "synthetic")):
         if len(lesions) < 2:
             raise UserError(f"{len(lesions)} {what} lesion to compare", todo="a distribution needs two at least")
     limited = radiomics.standardise(real.radiomics, synthetic.radiomics, limit=radiomics.LIMIT)
+    if not limited[0].shape[1]:
+        what = "the real lesions are uniform, or all alike: none of their radiomics varies"
+        raise UserError(what, todo="look at the images, and give others")
     by_features = None
     if seen is not None:
         by_features = {

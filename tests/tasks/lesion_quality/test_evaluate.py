@@ -162,6 +162,15 @@ def test_faint_lesions_and_repeated_ones_are_seen(real):
     assert [pair["similarity"] for pair in repeated["pairs"]] == sorted(repeated["similarity"], reverse=True)
 
 
+def test_real_lesions_that_are_all_alike_are_refused(real):
+    one = np.full((SIDE, SIDE, 1), 0.4, np.float32)
+    uniform = describe(
+        source("flat", [one] * 4, [[box(30, 30, 8)]] * 4, ["A", "A", "B", "B"]), [(i, 0) for i in range(4)]
+    )
+    with refused("uniform"):
+        compare(uniform, real, None)
+
+
 def test_the_pair_says_how_the_training_lesion_must_be_turned(real):
     wedge = np.linspace(0, 1, memorised.SIDE, dtype=np.float32)[None] * np.linspace(0.2, 1, memorised.SIDE)[:, None]
     training = dataclasses.replace(real, patches=np.stack([wedge] + [np.eye(memorised.SIDE)] * 7).astype(np.float32))
