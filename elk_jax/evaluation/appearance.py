@@ -1,10 +1,11 @@
 """How alike two sets of small images look, by a short descriptor of each image.
 
-Shapes: N images, S side in pixels (even), F numbers of a descriptor. Images are [N, S, S], grey values in [0, 1].
+Shapes: N images, S side in pixels (8 at least), F numbers of a descriptor. Images are [N, S, S], grey values in [0, 1].
 """
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from elk_jax.evaluation import frechet
@@ -18,12 +19,12 @@ LEAST_DEVIATION = 1e-6
 def descriptors(images: np.ndarray) -> np.ndarray:
     """[N, F]: the image in 8 x 8 fields, and logarithms of its variance by octaves of the wave length.
 
-    They see where an image is bright, how strong its contrast is and how fine; S is a multiple of 8.
+    They see where an image is bright, how strong its contrast is and how fine.
     """
     count, size = images.shape[:2]
-    field = size // COARSE
-    coarse = images.reshape(count, COARSE, field, COARSE, field).mean(axis=(2, 4)).reshape(count, -1)
     wide = images.astype(np.float64)
+    fields = [cv2.resize(image, (COARSE, COARSE), interpolation=cv2.INTER_AREA) for image in wide]
+    coarse = np.stack(fields).reshape(count, -1)
     spectrum = np.abs(np.fft.fft2(wide - wide.mean(axis=(1, 2), keepdims=True))) ** 2 / wide[0].size ** 2
     along = np.fft.fftfreq(size)
     waves = np.hypot(along[:, None], along[None]) * size  # in the image, along their direction

@@ -20,6 +20,14 @@ def test_a_descriptor_has_fields_and_octaves():
     np.testing.assert_allclose(octaves[:, [3, 0]].max(1), np.log([0.25**2, 0.25**2 / 2]))
 
 
+def test_fields_need_no_whole_pixels():
+    """Of 12 x 12 pixels a field is one and a half along each side."""
+    ramp = np.broadcast_to(np.arange(12.0), (1, 12, 12))
+    coarse = appearance.descriptors(ramp)[0, :8]
+    np.testing.assert_allclose(coarse[:2], [(0 + 0.5 * 1) / 1.5, (0.5 * 1 + 2) / 1.5], rtol=1e-6)
+    assert np.isfinite(appearance.descriptors(np.random.default_rng(0).random((2, 9, 9)))).all()
+
+
 def test_distances_grow_with_the_difference():
     rng = np.random.default_rng(0)
     real, same = (rng.normal(0.5, 0.1, (60, 16, 16)) for _ in range(2))

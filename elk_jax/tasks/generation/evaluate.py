@@ -68,7 +68,6 @@ def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
         check_source(source)
     check_same(real, made)
     size = min(max(info.width for info in source.infos) for source in (real, made))
-    size -= size % appearance.COARSE
     pictures = {name: whole_images(one, size, progress_bar(f"  {name}"))[..., 0] for name, one in
                 (("real", real), ("made", made))}  # fmt: skip
     labels = {name: np.array(one.classes)[image_labels(one)] for name, one in (("real", real), ("made", made))}

@@ -26,8 +26,8 @@ class GenerationRecipe(AdversarialRecipe):
 
     model: both networks; `classes` is the number of those of the data. images: how real patches become batches;
     batch_size is of a step, and each update of the discriminator gets its part. augmentation: of what the discriminator
-    sees, real or made. mixed_sizes: patches of several sizes, or not square, are scaled to
-    one; else they are refused. validation_images: real patches that as many made ones are compared with; 0: all.
+    sees, real or made. mixed_sizes: patches of several sizes, or not square, are scaled to one; else they are refused.
+    validation_images: real patches that as many made ones are compared with, two at least; 0: all.
     choose: the checkpoint to keep, the last, or the one whose patches look most like those of the validation split.
     """
 
@@ -53,6 +53,9 @@ class GenerationRecipe(AdversarialRecipe):
         if self.images.batch_size % self.ratio:
             what = f"{self.images.batch_size} images for {self.ratio} updates of the discriminator"
             raise UserError(what, where="images.batch_size", todo=f"give a multiple of {self.ratio}")
+        if self.validation_images == 1:
+            todo = "give 2 or more, or 0 for all"
+            raise UserError("1 validation image has no distance", where="validation_images", todo=todo)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,7 @@ def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
     files.write_json(before, settings)
 
 
-def _check_others(images: Path, names: Collection[str]) -> None:
+def _check_others(images: Path, names: set[str]) -> None:
     """Refuse patches that a smaller set would leave in its folders of classes, beside those in its COCO file."""
     others = sorted({path.relative_to(images).as_posix() for path in images.glob("*/*.png")} - names)
     if others:

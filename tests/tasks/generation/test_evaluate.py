@@ -95,6 +95,20 @@ def test_uniform_patches_have_no_spectrum():
     assert name == "a" and "–" in cells
 
 
+def test_a_checkerboard_is_measured_in_patches_of_any_side(tmp_path):
+    """Patches are not scaled where both sets have one size: a checkerboard would not survive that."""
+    config = mcgan.get_config("tiny")
+    config.data.patches.spec = f"folders:{write(tmp_path / 'real', sizes=((20, 20),))}"
+    made = write(tmp_path / "made", sizes=((20, 20),))
+    for number, path in enumerate(sorted(made.glob("*/*/*.png"))):
+        board = 100 + number + 50 * (np.indices((20, 20)).sum(0) % 2)
+        cv2.imwrite(str(path), board.astype(np.uint8))
+    config.data.samples.spec = f"folders:{made}"
+    run_experiment(config, tmp_path / "run", stages=["looks"])
+    found = files.read_object(tmp_path / "run" / "looks" / "evaluation.json")
+    assert found["size"] == 20 and found["classes"]["all"]["checkerboard"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("layout", "words"),
     [

@@ -8,6 +8,7 @@ from configs import mcgan
 from elk_jax.experiments.parse import parse
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import LeastSquares, NonSaturating, Wasserstein
+from tests.refusals import refused
 
 
 def recipe(variant):
@@ -36,6 +37,13 @@ def test_the_other_objectives_are_the_published_ones():
     assert wgan.objective == Wasserstein(penalty=10.0) and wgan.ratio == 5 and wgan.images.batch_size == 5 * 16
     assert wgan.optimizer.b2 == wgan.discriminator_optimizer.b2 == 0.9 and wgan.model.discriminator_norm == "none"
     assert recipe("paper,lsgan").objective == LeastSquares()
+
+
+def test_one_validation_image_is_refused():
+    config = mcgan.get_config("tiny")
+    config.gan.validation_images = 1
+    with refused(1, 2, where="validation_images"):
+        parse(config)
 
 
 @pytest.mark.parametrize("variant", ["wgan,lsgan", "tiny,resize,transposed"])
