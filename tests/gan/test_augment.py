@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.gan.augment import Augmentation, augmented
+from elk_jax.gan import augment
+from elk_jax.gan.augment import Augmentation
 
+augmented = jax.jit(augment.augmented, static_argnums=0)
 KEY = jax.random.key(1)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 1)), jnp.float32)
 
 
 def test_nothing_is_changed_by_default():
     assert Augmentation().is_off
-    assert augmented(Augmentation(), IMAGES, KEY) is IMAGES
+    assert augment.augmented(Augmentation(), IMAGES, KEY) is IMAGES
 
 
 def test_brightness_moves_all_pixels_of_a_patch():

@@ -86,7 +86,7 @@ def test_a_step_is_updates_in_turn():
     step, players = pair(recipe), game()
     state = step.init(step.fresh(jax.random.key(0)))
     batch = {"x": jax.random.normal(jax.random.key(1), (12, toy.FEATURES))}
-    found, metrics = step.update(state, {}, batch)
+    found, metrics = jax.jit(step.update)(state, {}, batch)
 
     generator, judge = state.params["generator"], state.params["discriminator"]
     losses = []
@@ -124,9 +124,9 @@ def test_each_player_follows_its_own_schedule():
     step = pair(replace(RECIPE, steps=4, schedule=rate, discriminator_schedule=rate))
     state = step.init(step.fresh(jax.random.key(0)))
     batch = {"x": jnp.ones((4, toy.FEATURES))}
-    rates = []
+    rates, update = [], jax.jit(step.update)
     for _ in range(2):
-        state, metrics = step.update(state, {}, batch)
+        state, metrics = update(state, {}, batch)
         rates.append((float(metrics["learning_rate"]), float(metrics["discriminator_learning_rate"])))
     cosine = lambda share: (1 + np.cos(np.pi * share)) / 2
     for number, (own, other) in enumerate(rates):
