@@ -27,13 +27,15 @@ training patients. The others are not used."""
 OTHERS = 2400
 """Images, at most, of the public data, and of those whose validation and test splits are used."""
 EPSILON, DELTA = 8.0, 1e-4
+MICRO_BATCH = {"tiny": 1, "quick": 4}
+"""Patients whose gradients are computed at once: on a CPU 4 take half the time of 16."""
 
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, ("half",))
     pixels, count = PHANTOMS[size]
     phantom, others = f"phantom:size={pixels},lesions=realistic", min(count, OTHERS)
-    privacy = Privacy(epsilon=EPSILON, delta=DELTA, images=1, micro_batch=1 if size == "tiny" else 16)
+    privacy = Privacy(epsilon=EPSILON, delta=DELTA, images=1, micro_batch=MICRO_BATCH.get(size, 16))
     fine_tuned = TrainDetectorStage(train_on=("real",), validate_on="held_out", init_from="public")
     return variants.experiment(
         "cem_real_dp",
