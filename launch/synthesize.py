@@ -51,35 +51,18 @@ OWN = (AREA, BATCH, LESION_FREE, WHOLE_WINDOW, GRAIN, CLASSES)
 def main() -> None:
     workdir = Path(command_line.required(WORKDIR, "runs/inpaint_cem"))
     count, output = command_line.required(COUNT, "312"), Path(command_line.required(OUTPUT, "synthetic"))
-    from elk_jax.tasks import TASKS, find_model
+    from elk_jax.tasks import find_model
 
-    makers = TASKS["inpainting"], TASKS["generation"]
-    model, task = find_model(workdir, STAGE.value, lambda task: task in makers)
-    made = {"model": model, "count": count, "output": output, "seed": SEED.value}
-    if task is TASKS["generation"]:
-        draw(made)
-    else:
-        paint(made)
-
-
-def paint(made: dict[str, Any]) -> None:
-    """Lesions, by an inpainter."""
-    canvases = CANVASES.read()
-    from elk_jax.tasks.inpainting.recipe import PaintSettings
-    from elk_jax.tasks.inpainting.synthesize import synthesize_source
-
-    settings = command_line.settings(PaintSettings, OWN, "inpainter")
-    synthesize_source(**made, canvases=canvases, split=SPLIT.value, on_error=ON_ERROR.value, settings=settings)
-
-
-def draw(made: dict[str, Any]) -> None:
-    """Patches by class, by a generator."""
-    from elk_jax.tasks.generation.recipe import SampleSettings
-    from elk_jax.tasks.generation.synthesize import synthesize_files
-
-    canvases = [*CANVASES.by_field.values(), SPLIT, ON_ERROR]
-    settings = command_line.settings(SampleSettings, [*OWN, *canvases], "generator")
-    synthesize_files(**made, settings=settings)
+    model, task = find_model(workdir, STAGE.value, lambda task: task.synthesize)
+    action = task.synthesize
+    assert action is not None
+    images: dict[str, Any] = {}
+    flags_of_images = [*CANVASES.by_field.values(), SPLIT, ON_ERROR]
+    if action.on_images:
+        images = {"canvases": CANVASES.read(), "split": SPLIT.value, "on_error": ON_ERROR.value}
+        flags_of_images = []
+    settings = command_line.settings(action.settings, [*OWN, *flags_of_images], task.model)
+    action.run(model=model, count=count, output=output, seed=SEED.value, settings=settings, **images)
 
 
 if __name__ == "__main__":

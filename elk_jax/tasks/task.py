@@ -84,11 +84,13 @@ class Action:
     Evaluation: run(model, data, split, on_error, output, settings), with data a SourceSpec.
     Prediction: run(model, inputs, decoding, on_error, output, settings), with inputs image files and folders, and
     decoding a SourceSpec with the settings of their decoding.
-    Both are called by keyword.
+    Synthesis: run(model, count, output, seed, settings); if `on_images`, also canvases, a SourceSpec, split, on_error.
+    All are called by keyword.
     """
 
     run: Callable[..., object]
     settings: type
+    on_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Task:
     finished stages by name) -> its part of the page.
     architectures: of its models, as model.json names them. model: what to call one in a message.
     builds_on: names of tasks whose models are its own: it may import them, and they evaluate and predict.
-    evaluate, predict: what launch/evaluate.py and launch/predict.py do with its models; None where they do nothing.
+    evaluate, predict, synthesize: what the scripts of launch/ with these names do with its models; None where they do
+    nothing.
     """
 
     name: str
@@ -110,3 +113,4 @@ class Task:
     builds_on: tuple[str, ...] = ()
     evaluate: Action | None = None
     predict: Action | None = None
+    synthesize: Action | None = None

@@ -356,7 +356,6 @@ SYNTHESIZE_SETTINGS = {
 TRANSLATE_SETTINGS = {"--seed=3": ("seed", 3), "--batch_size=2": ("batch_size", 2)}
 OF_OTHERS = {"synthesize": ("--classes",)}
 """Flags of a script that models of another task take."""
-PAINT = "elk_jax.tasks.inpainting.synthesize.synthesize_source"
 TRANSLATE = "elk_jax.tasks.translation.predict.translate_files"
 
 
@@ -367,7 +366,7 @@ TRANSLATE = "elk_jax.tasks.translation.predict.translate_files"
             "evaluate", "faster_rcnn", "detection.evaluate", EVALUATE, EVALUATE_SETTINGS, SOURCE, {"predictions": ""}
         ),
         ("predict", "faster_rcnn", "detection.predict", PREDICT, PREDICT_SETTINGS, (), {}),
-        ("synthesize", "inpainter", PAINT, SYNTHESIZE, SYNTHESIZE_SETTINGS, SOURCE, {}),
+        ("synthesize", "inpainter", "inpainting.synthesize", SYNTHESIZE, SYNTHESIZE_SETTINGS, SOURCE, {}),
         ("translate", "translator", TRANSLATE, PREDICT, TRANSLATE_SETTINGS, (), {}),
     ],
 )  # fmt: skip
@@ -393,8 +392,7 @@ def test_every_flag_arrives(quick_start, model, script, architecture, function, 
 
 def test_a_generator_takes_no_canvases(quick_start, model):
     folder, given = model("gan"), ("--count=7", "--output=out", "--seed=3", "--batch_size=2", "--classes=benign")
-    instead = "elk_jax.tasks.generation.synthesize.synthesize_files"
-    done = quick_start("synthesize", f"--workdir={folder}", *given, instead=instead)
+    done = quick_start("synthesize", f"--workdir={folder}", *given, instead="generation.synthesize")
     settings = {"batch_size": 2, "classes": ["benign"]}
     expected = {"model": str(folder), "count": 7, "output": "out", "seed": 3, "settings": settings}
     assert json.loads(done.stdout) == [[], expected], done.stderr

@@ -1,7 +1,7 @@
 """Generation: patches by class, drawn by a generator that is trained against a discriminator."""
 
 from elk_jax.tasks.generation import evaluate, model, recipe, report, synthesize, train
-from elk_jax.tasks.task import StageKind, Task
+from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
     name="generation",
@@ -19,4 +19,5 @@ TASK = Task(
     report=report.part,
     architectures=(model.ARCHITECTURE,),
     model="generator",
+    synthesize=Action(synthesize.synthesize_files, recipe.SampleSettings),
 )

@@ -1,7 +1,7 @@
 """Inpainting: a diffusion model learns lesions from close-ups, and paints lesions into healthy tissue."""
 
 from elk_jax.tasks.inpainting import model, recipe, report, synthesize, train
-from elk_jax.tasks.task import StageKind, Task
+from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
     name="inpainting",
@@ -19,4 +19,5 @@ TASK = Task(
     report=report.part,
     architectures=(model.ARCHITECTURE,),
     model="inpainter",
+    synthesize=Action(synthesize.synthesize_source, recipe.PaintSettings, on_images=True),
 )
