@@ -3,7 +3,7 @@
   python launch/train.py --config=configs/mcgan.py                            generated patches, minutes on 2 CPU cores
   python launch/train.py --config=configs/mcgan.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
-                                                                              64 px, hours on 2 CPU cores or a GPU
+                                                                              64 px, for hundreds of patches
   python launch/train.py --config=configs/mcgan.py:paper \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
                                                                               128 px, as published, a GPU

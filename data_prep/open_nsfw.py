@@ -35,7 +35,7 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
 def tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Every convolution and its norm, by torchvision's names. UserError for a file that is no such network."""
+    """Every convolution and its norm, by torchvision's names. UserError for any other file."""
     found = {}
     try:
         layers = list(convolutions(Path(path).read_bytes()))

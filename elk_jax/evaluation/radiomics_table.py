@@ -4,7 +4,7 @@ Shapes: N images; H, W size of an image in pixels; F features; B images of one s
 Images are [H, W] grey values as files have them, 0 to 255. Regions are [H, W] bool.
 
 Sources: PyRadiomics (van Griethuysen et al. 2017), frd-score 1.0.1 (Osuala et al.; Konz, Osuala et al.,
-arXiv 2412.01496). The names are theirs. Values differ from `radiomics.py`: bins have a width there is no number of,
+arXiv 2412.01496). The names are theirs. Values differ from `radiomics.py`: here bins have a width instead of a number,
 and begin at the darkest pixel of the region.
 """
 

@@ -86,7 +86,7 @@ def slope_penalty(
 ) -> jax.Array:
     """Mean of (|gradient of the score| - 1)^2 at random points between real and made patches [B, S, S, 1].
 
-    score: patches [B, S, S, 1] -> [B], each of its own patch.
+    score: patches [B, S, S, 1] -> [B]; a score depends on its patch alone.
     """
     share = jax.random.uniform(key, (len(real), 1, 1, 1), real.dtype)
     slopes = jax.grad(lambda x: score(x).sum())(made + share * (real - made))

@@ -37,7 +37,7 @@ def export_folder(params: Params, config: GanConfig, classes: Sequence[str], out
     """
     if not MODEL_ID.fullmatch(model_id):
         todo = "give five digits and a name, 13 to 30 characters: 00101_MCGAN_MASSES"
-        raise UserError(f"'{model_id}' is no id of medigan", where="model_id", todo=todo)
+        raise UserError(f"'{model_id}' is not an id of medigan", where="model_id", todo=todo)
     if any(files.make_folder(output).iterdir()):
         raise UserError("the folder is not empty", where=output, todo="name a new one")
     package = files.make_folder(output / "models" / model_id / PACKAGE)

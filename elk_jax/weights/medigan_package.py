@@ -16,7 +16,7 @@ import numpy as np
 SLOPE = 0.1
 """Of leaky ReLUs."""
 CONFIG = "config"
-"""The name, among the weights, of what is no array: JSON."""
+"""The name, among the weights, of the JSON text of all that is not an array."""
 BATCH = 16
 
 

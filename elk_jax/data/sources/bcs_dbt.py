@@ -78,7 +78,7 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
     for (patient, study, _), (_, where, _) in labels.items():
         if (other := patient_of.setdefault(study, patient)) != patient:
             what = f"the study {study} is of two patients, {other} and {patient}"
-            raise UserError(what, where=where, todo="give every study a UID of its own")
+            raise UserError(what, where=where, todo="give every study its own UID")
     paths = dict(_unique(_rows(folder, PATHS), "paths"))
     boxes: dict[Key, list[tuple[str, Mapping[str, str]]]] = {}
     for key, _, where, row in _rows(folder, BOX):
