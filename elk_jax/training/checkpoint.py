@@ -4,6 +4,7 @@ One checkpoint is one folder `<step>/` with the items `params`, `optimizer`, `em
 (data-iterator states by process, and what the loop adds) and, after an evaluation, the metric that chooses the best.
 Orbax writes it under a temporary name and renames it when it is complete. Before that the file `sha256.json` lists the
 other files with their hashes: a checkpoint that has changed since is found out, and set aside as `<step>.damaged`.
+One that is no longer kept goes to the folder `removed/` first, so that a kill while it is deleted leaves no half of it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ ITEMS = ("params", "optimizer", "ema_params")
 SECRET = "secret"
 """In `meta` of the checkpoints of a private training, as text."""
 
+REMOVED = "removed"
+"""Folder of the checkpoints that are to be deleted, beside those that are kept."""
+
 HASHES = "sha256.json"
 MARK = "hashed"
 """In `meta` of the checkpoints that have HASHES; those of earlier versions have neither."""
@@ -71,6 +75,7 @@ class Checkpoints:
             files.make_folder(self.folder)
             if secret:
                 _hide(self.folder)
+            self._delete_removed()  # left by a killed run
             found = _set_aside_damaged(self.folder)
         # for all processes what the main one found, which has renamed folders by then
         self.damaged = {int(step): reason for step, reason in json.loads(_gather(json.dumps(found))[0]).items()}
@@ -86,6 +91,7 @@ class Checkpoints:
                 ]
             ),
             cleanup_tmp_directories=True,
+            todelete_subdir=REMOVED,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_hashes),
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
@@ -182,11 +188,17 @@ class Checkpoints:
         with _user_errors(self.folder):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+        self._delete_removed()
 
     def close(self) -> None:
         """Wait and release the threads."""
         with _user_errors(self.folder):
             self._manager.close()
+        self._delete_removed()
+
+    def _delete_removed(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder / REMOVED, ignore_errors=True)
 
 
 def load_state(folder: str | os.PathLike, *, best: bool = True, step: int | None = None) -> TrainState:

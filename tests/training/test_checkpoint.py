@@ -129,6 +129,27 @@ def test_an_unfinished_write_is_not_a_checkpoint(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
+def test_a_kill_while_a_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):
+    deleted = []
+
+    def killed(path, *_, **__):
+        """Delete half of it: one item of the checkpoint."""
+        deleted.append(Path(path))
+        for folder in Path(path).glob("*/params"):
+            folder.rename(tmp_path / f"gone{len(deleted)}")
+
+    with monkeypatch.context() as change:
+        change.setattr(shutil, "rmtree", killed)
+        save_all(tmp_path / "checkpoints", {1: None, 2: None, 3: None, 4: None}).close()
+    removed = tmp_path / "checkpoints" / checkpoint.REMOVED
+    assert set(deleted) == {removed} and any(tmp_path.glob("gone*"))
+    assert sorted(path.name for path in removed.iterdir()) == ["1", "2"]
+    saver = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    assert not saver.damaged and saver.latest() == 4
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+    saver.close()
+
+
 def emptied(path):
     path.write_bytes(b"")
 
