@@ -17,7 +17,8 @@ that are not registered), hints (a learned regressor between maps), outputs (wha
 --config.borrow.best_metric=mean_sensitivity). --config.borrow.tolerance=1: for pairs that are slightly misaligned.
 --config.stages.borrowed.init_from: where B starts, sm; empty for C. --config.borrow.tap and --config.fused.model.tap:
 pyramid or backbone. docs/unified.md says what the paper leaves open.
-Variants beside the size (quick, tiny, small, paper): tuned (the trunks are trained on, at a tenth of the rate), half,
+Variants beside the size (quick, tiny, small, paper): scarce (sm has a recipe of its own, few, for
+configs/unified_scarce.py), tuned (the trunks are trained on, at a tenth of the rate), half,
 lite0, swin: these start from weights, --config.stages.STAGE.init_from=DIR of sm, ffdm and sm_again, and own and other
 of dropout. Pairs: data_prep/paired_images.py.
 Published: better than A and C, near the upper bound; no number.
@@ -35,9 +36,11 @@ from elk_jax.tasks.unified.recipe import TrainFusedStage
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, ("tuned", *variants.BACKBONES))
+    size, extras = variants.parse(variant, ("scarce", "tuned", *variants.BACKBONES))
+    few: dict[str, Any] = {"few": unified.single(size, extras)} if "scarce" in extras else {}
     synthetic = phantom_volumes(size, seed=7, modality="synthetic_2d")
     own: dict[str, Any] = {"train_on": ("sm",), "validate_on": "sm"}
+    alone: dict[str, Any] = {**own, "recipe": "few"} if few else own
     both: dict[str, Any] = {"train_on": ("pairs",), "validate_on": "pairs"}
     # Where layers of a backbone stay as they are, these need weights: those of A and C.
     start: dict[str, Any] = {"own": "sm", "other": "ffdm"} if extras & set(variants.BACKBONES) else {}
@@ -50,19 +53,20 @@ def get_config(variant=None):
             "pairs": SourceSpec(synthetic, partner="mammogram"),
         },
         detector=unified.single(size, extras),
+        **few,
         borrow=unified.borrowing(size, extras),
         fused=unified.fused(size, extras),
         bound=unified.fused(size, extras, second="partner"),
         dropout=unified.dropout(size, extras),
         stages={
-            "sm": TrainDetectorStage(**own),
+            "sm": TrainDetectorStage(**alone),
             "ffdm": TrainDetectorStage(train_on=("ffdm",), validate_on="ffdm"),
             "borrowed": TrainDistilledStage(
                 role="student", teacher="ffdm", init_from="sm", partner=True, recipe="borrow", **both
             ),
             "unified": TrainFusedStage(own="sm", other="borrowed", **own),
             "base_ub": TrainFusedStage(own="sm", other="ffdm", recipe="bound", **both),
-            "sm_again": TrainDetectorStage(repetition=1, **own),
+            "sm_again": TrainDetectorStage(repetition=1, **alone),
             "capacity": TrainFusedStage(own="sm", other="sm_again", **own),
             "dropout": TrainFusedStage(recipe="dropout", **start, **both),
             "evaluate": EvaluateDetectorsStage(

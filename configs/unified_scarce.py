@@ -1,6 +1,7 @@
 """The unified regime where few synthetic mammograms have boxes, as a table for launch/sweep.py.
 
-  python launch/sweep.py --config=configs/unified.py --list=configs/unified_scarce.py --seeds=5 --workdir=runs/scarce
+  python launch/sweep.py --config=configs/unified.py:scarce --list=configs/unified_scarce.py --seeds=5 \\
+      --workdir=runs/scarce
 A (sm) and everything that follows the trunks learn from the boxes of a share of the SM patients, drawn by the seed. C
 (ffdm) has the boxes of all of its images, and B (borrowed) the pairs of all patients, without boxes: so B carries into
 the SM what the boxes of the FFDM taught. The bound (base_ub) and dropout are shown both images of the few patients.
@@ -10,7 +11,7 @@ Lines, by the trunks of unified, of which the first gives the heads that it star
   B, A          it starts as B with the heads of C, which know more than those of A
   C, A          C itself, shown SM, in the place of B: what its weights bring without the similarity
 Compare unified with capacity, whose second trunk knows the few alone. B and C, shown SM, are evaluated alone as well.
-The page draws every metric over the share.
+The page draws every metric over the share. scarce: A has a recipe of its own (--config.few.steps=200).
 For real pairs, a file with: from configs.unified_scarce import rows; ROWS = rows("partner", rate=3e-4)
 """
 

@@ -108,6 +108,13 @@ def test_few_synthetic_mammograms_with_boxes(tmp_path):
     assert rates == {3e-4} and not any("fused.schedule.base" in row.overrides for row in (*real[:4], *real[8:]))
 
 
+def test_where_boxes_are_scarce_a_may_have_a_recipe_of_its_own():
+    stages = unified.get_config("tiny,scarce").stages
+    own = {name for name in stages if getattr(stages[name], "recipe", "") == "few"}
+    assert own == {"sm", "sm_again"} and stages.ffdm.recipe == "detector"
+    assert "few" not in unified.get_config("tiny")
+
+
 @pytest.mark.parametrize("extra", ["lite0", "half"])
 def test_modality_dropout_starts_from_a_and_c_where_layers_are_frozen(extra):
     """They would stay random otherwise."""

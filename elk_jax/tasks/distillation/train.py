@@ -22,7 +22,7 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks.detection import train as detection
-from elk_jax.tasks.detection.model import Trained, load
+from elk_jax.tasks.detection.model import Input, Trained, load
 from elk_jax.tasks.detection.predict import view
 from elk_jax.tasks.detection.train import Learning
 from elk_jax.tasks.distillation.model import (
@@ -164,6 +164,8 @@ def _student(
     _check_classes(teacher.description.classes, source.classes, folder)
     if recipe.mode not in MODES:
         return found
+    if warning := size_warning(teacher.description.input, recipe):
+        run.say(f"  warning: {warning}")
     return _distilled(run, stage, recipe, detector, source, found, teacher)
 
 
@@ -282,6 +284,16 @@ def _check_crop(teacher: str, cropped: bool, recipe: DistillationRecipe, place: 
         what = f"the teacher, {teacher}, is trained with crop_to_breast={cropped}, the student is not"
         todo = "cut the images of both, or of neither"
         raise UserError(what, where=f"{place}.crop_to_breast", todo=todo)
+
+
+def size_warning(taught: Input, recipe: DistillationRecipe) -> str:
+    """What to know where a teacher is shown images of another size than it has learned from; "" otherwise."""
+    shown = recipe.test_loader()
+    if (taught.resize, taught.buckets) == (shown.resize, shown.buckets):
+        return ""
+    learned, here = (", ".join(f"{height} x {width}" for height, width in one.buckets) for one in (taught, shown))
+    what = f"on canvases of {learned} px and is shown {here} px" if learned != here else "with other settings of resize"
+    return f"the teacher was trained {what}: it may know lesions of another size than these images have"
 
 
 def _listed_classes(run: Run, stage: TrainStage) -> tuple[str, ...]:

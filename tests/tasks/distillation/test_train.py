@@ -22,7 +22,7 @@ from elk_jax.tasks.detection.model import load, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.distillation import train
 from elk_jax.tasks.distillation.recipe import TrainDistilledStage
-from elk_jax.tasks.distillation.train import TwoStreams, check_start, check_teacher, workload
+from elk_jax.tasks.distillation.train import TwoStreams, check_start, check_teacher, size_warning, workload
 from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
@@ -157,6 +157,16 @@ def test_a_written_teacher_saw_the_breast_alone_where_the_student_does(finished)
     config.distill.crop_to_breast = not config.distill.crop_to_breast
     with refused("teacher", where="config.distill.crop_to_breast"):
         check(config)
+
+
+def test_a_teacher_of_other_sizes_is_warned_of(finished):
+    config = small_config()
+    recipe = parse(config).recipes["distill"]
+    taught = load(finished / "teacher" / "model").description.input
+    assert size_warning(taught, recipe) == ""
+    warning = size_warning(replace(taught, buckets=((96, 64), (64, 96))), recipe)
+    assert "96 x 64, 64 x 96" in warning and " x ".join(map(str, recipe.loader.buckets[0])) in warning
+    assert "resize" in size_warning(replace(taught, resize=replace(taught.resize, max_long_side=77)), recipe)
 
 
 def test_modes_that_need_less_ask_for_less(toy):
