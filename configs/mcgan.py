@@ -10,14 +10,17 @@
 The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. RUN/samples/images is a folder of
 drawn patches by class, RUN/samples/synthetic.json the same as COCO. The stages `fidelity` and `held_out` ask a
 classifier of real patches whether the classes of drawn and of unseen real patches hold. Variants: tiny (tests), quick
-(default), small, paper; and transposed or resize (how maps are enlarged), lsgan or wgan (other objectives).
+(default), small, paper; and transposed or resize (how maps are enlarged), lsgan or wgan (other objectives), private.
+With `private` the patients of the training patches are protected (privacy: elk_jax/privacy/settings.py): the gradients
+of the discriminator are clipped and noised, and drawn patches are compared with the validation split. The stage
+`classifier` is not private: leave it out, with `fidelity` and `held_out`, where its scores would tell too much.
 """
 
 from dataclasses import replace
 
 from configs import private_head, variants
 from configs.private_head import PHANTOMS
-from configs.recipes.gan import gan
+from configs.recipes.gan import gan, protected
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.gan.objectives import LeastSquares, Wasserstein
 from elk_jax.tasks.classification.recipe import (
@@ -31,12 +34,13 @@ from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 
 UPSAMPLING = ("transposed", "resize")
 OBJECTIVES = {"lsgan": LeastSquares(), "wgan": Wasserstein()}
+EXTRAS = (*UPSAMPLING, *OBJECTIVES, "private")
 PER_CLASS = {"tiny": 6, "quick": 100, "small": 500, "paper": 1500}
 """Variant -> drawn patches of a class."""
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, (*UPSAMPLING, *OBJECTIVES), rivals=(UPSAMPLING, tuple(OBJECTIVES)))
+    size, extras = variants.parse(variant, EXTRAS, rivals=(UPSAMPLING, tuple(OBJECTIVES)))
     pixels, count = PHANTOMS[size]
     recipe = gan(size)
     for word in extras & set(UPSAMPLING):
@@ -45,6 +49,10 @@ def get_config(variant=None):
         recipe["objective"] = variants.settings(OBJECTIVES[word])
         if word == "wgan":  # published: five updates of the critic, which sees no instance norms in its slope
             recipe = variants.merge(recipe, WGAN | {"images": {"batch_size": 5 * (4 if size == "tiny" else 16)}})
+    private = "private" in extras
+    if private:
+        recipe = variants.merge(recipe, protected(size))
+    beside = "val" if private else "train"
     resamples = 200 if size == "tiny" else 2000
     return variants.experiment(
         "mcgan",
@@ -58,8 +66,10 @@ def get_config(variant=None):
         stages={
             "gan": TrainGeneratorStage(train_on=("patches",), validate_on="patches"),
             "samples": SampleStage(model="gan", per_class=PER_CLASS[size]),
-            "looks": EvaluateSamplesStage(on="patches", synthetic="samples"),
-            "quality": LesionQualityStage(on="patches", synthetic="samples", synthetic_split=""),
+            "looks": EvaluateSamplesStage(on="patches", split=beside, synthetic="samples"),
+            "quality": LesionQualityStage(
+                on="patches", split=beside, synthetic="samples", synthetic_split="", repeated=not private
+            ),
             "classifier": FitHeadStage(train_on=("patches",), validate_on="patches"),
             "fidelity": EvaluateClassifiersStage(models=("classifier",), on="samples", split="", bootstrap=resamples),
             "held_out": EvaluateClassifiersStage(models=("classifier",), on="patches", bootstrap=resamples),

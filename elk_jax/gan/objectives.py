@@ -1,12 +1,14 @@
 """What the players want: losses of scores, by objective.
 
-Shapes: B patches; scores are [B], of a real or a made patch each. A loss is a mean over patches.
+Shapes: B patches; scores are [B], of a real or a made patch each. A loss is a mean over patches, or over those that are
+`valid` [B], as are the made ones in their places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import jax
@@ -62,14 +64,17 @@ def cross_entropy(log_odds: jax.Array, target: jax.Array | float) -> jax.Array:
     return jax.nn.softplus(log_odds) - target * log_odds
 
 
-def discriminator_loss(objective: Objective, real: jax.Array, made: jax.Array, key: jax.Array) -> jax.Array:
+def discriminator_loss(
+    objective: Objective, real: jax.Array, made: jax.Array, key: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
     """Of scores of real and made patches, without a penalty. key: draws targets."""
+    mean = partial(_mean, valid)
     if isinstance(objective, NonSaturating):
         targets = jax.random.uniform(key, real.shape, real.dtype, *objective.real)
-        return cross_entropy(real, targets).mean() + cross_entropy(made, 0.0).mean()
+        return mean(cross_entropy(real, targets)) + mean(cross_entropy(made, 0.0))
     if isinstance(objective, LeastSquares):
-        return jnp.square(real - 1).mean() / 2 + jnp.square(made).mean() / 2
-    return made.mean() - real.mean()
+        return mean(jnp.square(real - 1)) / 2 + mean(jnp.square(made)) / 2
+    return mean(made) - mean(real)
 
 
 def generator_loss(objective: Objective, made: jax.Array) -> jax.Array:
@@ -82,7 +87,11 @@ def generator_loss(objective: Objective, made: jax.Array) -> jax.Array:
 
 
 def slope_penalty(
-    score: Callable[[jax.Array], jax.Array], real: jax.Array, made: jax.Array, key: jax.Array
+    score: Callable[[jax.Array], jax.Array],
+    real: jax.Array,
+    made: jax.Array,
+    key: jax.Array,
+    valid: jax.Array | None = None,
 ) -> jax.Array:
     """Mean of (|gradient of the score| - 1)^2 at random points between real and made patches [B, S, S, 1].
 
@@ -91,4 +100,11 @@ def slope_penalty(
     share = jax.random.uniform(key, (len(real), 1, 1, 1), real.dtype)
     slopes = jax.grad(lambda x: score(x).sum())(made + share * (real - made))
     norms = jnp.sqrt(jnp.square(slopes).sum(axis=(1, 2, 3)) + 1e-12)
-    return jnp.square(norms - 1).mean()
+    return _mean(valid, jnp.square(norms - 1))
+
+
+def _mean(valid: jax.Array | None, values: jax.Array) -> jax.Array:
+    """Of the valid ones; 0 where none is."""
+    if valid is None:
+        return values.mean()
+    return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)

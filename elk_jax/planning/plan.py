@@ -210,7 +210,7 @@ def _workloads(experiment: Experiment, stage: Stage) -> Make:
         work = make(stage, recipe, batch_size)
         if recipe.privacy is None or not isinstance(stage, PrivateTrainStage):
             return work
-        return private.of_units(work, recipe.privacy, devices)
+        return private.of_units(work, recipe.privacy, devices, recipe.releases)
 
     return workload
 

@@ -16,7 +16,7 @@ class Mechanism:
     """Every step draws each of `units` with the probability `sampling_rate`, and adds noise to the clipped sum.
 
     batch_size: expected units of a batch. noise_multiplier: standard deviation of the noise of a step over what one
-    unit can change. steps: that are allowed.
+    unit can change. steps: that are allowed. releases: noisy sums of a step, each of units of its own draw.
     """
 
     privacy: Privacy
@@ -24,6 +24,7 @@ class Mechanism:
     batch_size: int
     noise_multiplier: float
     steps: int
+    releases: int = 1
 
     @property
     def sampling_rate(self) -> float:
@@ -50,7 +51,7 @@ class Mechanism:
         """What so many steps spend; None for no step."""
         if not steps:
             return None
-        return Ledger((Phase(self.sampling_rate, self.noise_multiplier, steps),), self.privacy.unit)
+        return Ledger((Phase(self.sampling_rate, self.noise_multiplier, steps * self.releases),), self.privacy.unit)
 
     def statement(self, steps: int, private: bool) -> Statement:
         """The promise after so many steps, at least one. private: whether the secret is one."""
@@ -113,8 +114,10 @@ def in_words(statements: Sequence[Statement]) -> str:
     return f"Of {len(statements)} private trainings behind these weights, the last one: {last.sentence()} {both}"
 
 
-def plan(privacy: Privacy, units: int, batch_size: int, steps: int) -> Mechanism:
+def plan(privacy: Privacy, units: int, batch_size: int, steps: int, releases: int = 1) -> Mechanism:
     """The mechanism of a training of `steps` steps on `units` units, `batch_size` of them expected in a batch.
+
+    releases: as of a `Mechanism`.
 
     UserError where batches would be larger than the data, or the budget allows no step.
     """
@@ -124,10 +127,10 @@ def plan(privacy: Privacy, units: int, batch_size: int, steps: int) -> Mechanism
     rate, noise = batch_size / units, privacy.noise_multiplier
     if noise is None:
         assert privacy.epsilon is not None  # Privacy checks it
-        noise = accounting.noise_for(privacy.epsilon, privacy.delta, rate, steps, privacy.accountant)
+        noise = accounting.noise_for(privacy.epsilon, privacy.delta, rate, steps * releases, privacy.accountant)
     elif privacy.epsilon is not None:
-        steps = _affordable(privacy, privacy.epsilon, rate, noise, steps)
-    found = Mechanism(privacy, units, batch_size, noise, steps)
+        steps = _affordable(privacy, privacy.epsilon, rate, noise, steps, releases)
+    found = Mechanism(privacy, units, batch_size, noise, steps, releases)
     if isinstance(privacy.clipping, Adaptive) and 2 * found.count_noise <= noise:
         raise UserError(
             f"the noise on counts spends all of the privacy of a noise multiplier of {noise:.4g}",
@@ -137,11 +140,11 @@ def plan(privacy: Privacy, units: int, batch_size: int, steps: int) -> Mechanism
     return found
 
 
-def _affordable(privacy: Privacy, epsilon: float, rate: float, noise: float, steps: int) -> int:
+def _affordable(privacy: Privacy, epsilon: float, rate: float, noise: float, steps: int, releases: int) -> int:
     """The most of `steps` steps that keep to epsilon."""
 
     def spent(steps: int) -> float:
-        return accounting.epsilon_of((Phase(rate, noise, steps),), privacy.delta, privacy.accountant)
+        return accounting.epsilon_of((Phase(rate, noise, steps * releases),), privacy.delta, privacy.accountant)
 
     if spent(steps) <= epsilon:
         return steps

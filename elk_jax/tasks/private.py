@@ -17,6 +17,7 @@ from elk_jax.data.batches.poisson import Example
 from elk_jax.data.batches.stream import Reading, Stream
 from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import drawn
+from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
@@ -80,13 +81,14 @@ def privately(
 ) -> Learned:
     """Batches of the units of a private training, and how it is protected; says what it promises.
 
-    The recipe has `privacy`. example: see `data.batches.poisson`. infos: of all examples. identity: what the examples
-    depend on beside the settings of reading, for JSON. UserError for data, a model or a budget that do not fit.
+    The recipe has `privacy`. example: see `data.batches.poisson`. infos: of all examples. batch_size: expected units of
+    a noisy gradient. identity: what the examples depend on beside the settings of reading, for JSON. UserError for
+    data, a model or a budget that do not fit.
     """
     privacy = recipe.privacy
     assert privacy is not None
     units = poisson.members(infos, privacy.unit)
-    plan = mechanism.plan(privacy, len(units), batch_size, recipe.steps)
+    plan = mechanism.plan(privacy, len(units), batch_size, recipe.steps, recipe.releases)
     protection = Protection(plan, _secret(run, stage, privacy))
     batches, blank = poisson.private_batches(
         example,
@@ -101,6 +103,7 @@ def privately(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         public=public.make if public else None,
+        releases=recipe.releases,
         identity=[identity, public.identity] if public else identity,
     )
     check_examples(model, {name: values[0] for name, values in blank.items()})
@@ -143,17 +146,20 @@ def _protected_data(experiment: Experiment, stage: Stage) -> dict[str, str]:
     return {source: protected[source] for source in read if source in protected}
 
 
-def of_units(work: Workload, privacy: Privacy, devices: int) -> Workload:
+def of_units(work: Workload, privacy: Privacy, devices: int, releases: int = 1) -> Workload:
     """The workload of a private training, from that of an open one with the same settings.
 
-    Without data the number of units is unknown: their batches have the rows that suffice for any number of them, as
-    many of which have a unit as a batch is expected to have.
+    releases: as of a recipe; each has its share of the batch. Without data the number of units is unknown: their
+    batches have the rows that suffice for any number of them, as many of which have a unit as a batch is expected to
+    have.
     """
-    rows = poisson.expected_rows(work.batch_size, devices * privacy.micro_batch)
-    lane, full = rows // devices, -(-work.batch_size // devices)
+    expected = work.batch_size // releases
+    rows = poisson.expected_rows(expected, devices * privacy.micro_batch)
+    lane, full = rows // devices, -(-expected // devices)
     unit = np.arange(rows, dtype=np.int32)
     unit[np.arange(rows) % lane >= full] = -1
-    count = rows, privacy.images * privacy.views
+    unit = unit.repeat(releases)  # rows of all take turns
+    count = rows * releases, privacy.images * privacy.views
 
     def batch(blank: Mapping[str, Any]) -> dict[str, Any]:
         examples = {name: np.broadcast_to(x[:1, None], (*count, *x.shape[1:])) for name, x in blank.items()}
@@ -161,13 +167,22 @@ def of_units(work: Workload, privacy: Privacy, devices: int) -> Workload:
         return {"examples": examples, "unit": unit, **({"public": blank} if privacy.public_weight else {})}
 
     any_noise = replace(privacy, epsilon=None, noise_multiplier=privacy.noise_multiplier or PLANNED)
-    made = mechanism.plan(any_noise, rows, work.batch_size, steps=1)
+    made = mechanism.plan(any_noise, rows, expected, steps=1, releases=releases)
     return replace(
         work,
         training={shape: batch(blank) for shape, blank in work.training.items()},
         protection=Protection(made, secret.known(0)),  # whatever the numbers are, the program is the same
         assumed=(*work.assumed, f"{privacy.images} images of every {privacy.unit}, and any number of them in the data"),
     )
+
+
+def check_named(source: ImageSource, where: str) -> None:
+    """UserError where patients are protected and images name none."""
+    try:
+        poisson.members(source.infos, "patient")
+    except UserError as error:
+        todo = "set data.NAME.patient_pattern, give the field patient_id, or set unit=image"
+        raise UserError(error.what, where=where, todo=todo) from error
 
 
 def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:

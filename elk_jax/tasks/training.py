@@ -25,6 +25,7 @@ from elk_jax.training.recipe import AdversarialRecipe, TrainingRecipe
 from elk_jax.training.step.adversarial import adversarial
 from elk_jax.training.step.gradient import gradient
 from elk_jax.training.step.private import private
+from elk_jax.training.step.private_adversarial import judge, private_adversarial
 from elk_jax.training.step.separable import check_model
 from elk_jax.training.step.step import Protection, Step
 from elk_jax.weights import model_folder
@@ -50,11 +51,12 @@ def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, froz
             raise UserError(what, where=f"config.{stage.recipe}.{place}", todo=f"{todo} {instead}")
 
 
-def check_private(stage: TrainStage, recipe: TrainingRecipe, model: Model) -> None:
-    """UserError where a recipe protects its data and the model says that examples meet in its loss."""
+def check_private(stage: TrainStage, recipe: TrainingRecipe, model: Model | Game) -> None:
+    """UserError where a recipe protects its data and the model, or the discriminator of two players, says that examples
+    meet in its loss."""
     if recipe.privacy is not None:
         try:
-            check_model(model)
+            check_model(judge(model) if isinstance(model, Game) else model)
         except UserError as error:
             raise error.within(f"config.{stage.recipe}") from error
 
@@ -111,16 +113,19 @@ def step_of(
 ) -> Step:
     """The step by which a recipe trains a model, or two players by one of theirs. UserError for a private recipe
     without protection."""
-    if isinstance(model, Game):
-        assert isinstance(recipe, AdversarialRecipe)
-        return adversarial(model, recipe, mesh, seed)
     if protection is not None:
+        if isinstance(model, Game):
+            assert isinstance(recipe, AdversarialRecipe)
+            return private_adversarial(model, recipe, protection, mesh, seed)
         return private(model, recipe, protection, mesh, seed)
     if recipe.privacy is not None:
-        check_model(model)
+        check_model(judge(model) if isinstance(model, Game) else model)
         todo = "leave privacy out here, and where a task does not make batches of units"
         what = "a private step needs the data, whose number of units sets its noise"
         raise UserError(what, where="privacy", todo=todo)
+    if isinstance(model, Game):
+        assert isinstance(recipe, AdversarialRecipe)
+        return adversarial(model, recipe, mesh, seed)
     return gradient(model, recipe, mesh, seed)
 
 

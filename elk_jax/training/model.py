@@ -61,7 +61,9 @@ class Game:
     generator_loss:     (discriminator, constants, drawn, made, rng) -> (scalar, metrics).
     predict:  (generator, constants, batch, map_images) -> dict of arrays with leading axis B.
 
-    Means are over the GLOBAL batch. constants: as of a `Model`.
+    Means are over the GLOBAL batch. constants: as of a `Model`. per_example: whether the loss of the discriminator is
+    the mean over valid examples of one term each, which follows from the example, what is made in its place, params,
+    constants and random numbers only; as of a `Model`.
     """
 
     init: Callable[[jax.Array], Params]
@@ -71,6 +73,7 @@ class Game:
     generator_loss: Callable[[Params, Constants, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
     predict: Callable[[Params, Constants, Batch, MapImages], dict[str, jax.Array]]
     constants: Constants = field(default_factory=dict)
+    per_example: bool = False
 
 
 GENERATOR, DISCRIMINATOR = PLAYERS = ("generator", "discriminator")

@@ -41,13 +41,19 @@ class TrainingRecipe:
             raise UserError(f"accumulate is {self.accumulate} in a private training", where="accumulate", todo=todo)
         schedules.build(self.schedule, self.steps)  # milestones in an order that only the number of steps shows
 
+    @property
+    def releases(self) -> int:
+        """Noisy gradients of a private step, each of a batch of its own."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialRecipe(TrainingRecipe):
     """The settings of a training of two players: `optimizer`, `schedule`, `steps` and `ema_decay` are the generator's.
 
     ratio: updates of the discriminator for each of the generator, each on its own part of the batch.
-    discriminator_optimizer, discriminator_schedule: of its updates, `ratio * steps` in all.
+    discriminator_optimizer, discriminator_schedule: of its updates, `ratio * steps` in all. privacy: of the data of the
+    discriminator, which alone sees them.
     """
 
     ratio: Annotated[int, AtLeast(1)] = 1
@@ -60,6 +66,7 @@ class AdversarialRecipe(TrainingRecipe):
         if self.accumulate > 1:
             what = f"accumulate is {self.accumulate} in a training of two players"
             raise UserError(what, where="accumulate", todo="leave it at 1, and make the batch smaller")
-        if self.privacy is not None:
-            what = "two players do not train privately"
-            raise UserError(what, where="privacy", todo="leave it out: privacy=None")
+
+    @property
+    def releases(self) -> int:
+        return self.ratio

@@ -150,13 +150,15 @@ def private_batches(
     process_index: int = 0,
     process_count: int = 1,
     public: Callable[[int], Mapping[str, Any]] | None = None,
+    releases: int = 1,
     identity: Any = None,
 ) -> tuple[Stream[UnitBatch], dict[str, np.ndarray]]:
     """(endless batches of units, the examples [1, K, ...] of a row without a unit).
 
     images: of a unit at most; no more than the largest unit has are kept. micro_batch: units of a device at once.
     lanes: devices of all processes. public: batch number -> this host's part of a batch of examples that need no
-    protection, which becomes the entry `public`. identity: what else the examples depend on, for JSON.
+    protection, which becomes the entry `public`. releases: batches of a step, each drawn by itself, whose rows take
+    turns: the first row of each, the second of each, and so on. identity: what else the examples depend on, for JSON.
     """
     rows = row_count(len(members), rate, lanes * micro_batch)
     images = min(images, max(map(len, members)))
@@ -165,7 +167,11 @@ def private_batches(
     share = host_rows(rows, process_index, process_count)
     make = PoissonBatches(example, members, secret, rate, rows, images, views, lanes, share, shapes)
     whole: Callable[[int], Any] = make if public is None else _WithPublic(make, public)
-    return Stream(whole, digest(reading, identity, members, rate, images, views), reading), make.blank(1)
+    depends = [identity, members, rate, images, views]
+    if releases > 1:
+        whole = _InTurn(whole, releases)
+        depends.append(releases)
+    return Stream(whole, digest(reading, *depends), reading), make.blank(1)
 
 
 @dataclass(frozen=True)
@@ -177,3 +183,22 @@ class _WithPublic:
 
     def __call__(self, number: int) -> dict[str, Any]:
         return {**self.units(number), "public": self.public(number)}
+
+
+@dataclass(frozen=True)
+class _InTurn:
+    """Step number -> its batches, whose rows take turns."""
+
+    make: Callable[[int], Mapping[str, Any]]
+    count: int
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        return _in_turn([self.make(number * self.count + place) for place in range(self.count)])
+
+
+def _in_turn(parts: Sequence[Any]) -> Any:
+    """Arrays [R, ...], or dicts of them, as one of [count * R, ...]."""
+    if isinstance(parts[0], Mapping):
+        return {name: _in_turn([part[name] for part in parts]) for name in parts[0]}
+    stacked = np.stack(parts, axis=1)
+    return stacked.reshape(-1, *stacked.shape[2:])

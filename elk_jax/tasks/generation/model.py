@@ -36,7 +36,8 @@ def trainable(
     objective: Objective = PUBLISHED,
     augmentation: Augmentation = UNCHANGED,
 ) -> Game:
-    """The two players. A batch has `image` [B, S, S, 1] in [0, 1] and `label` [B]; made patches have random classes.
+    """The two players; classes of made patches are random. A batch has `image` [B, S, S, 1] in [0, 1], `label` [B] and
+    `valid` [B].
 
     `predict` takes `seed` [B, 2] and `label` [B], and gives `image` [B, S, S, 1] in [0, 1].
     """
@@ -67,11 +68,12 @@ def trainable(
         labels = _in_turns(batch["label"], drawn.label)
         score = networks.discriminate(config, discriminator, both, labels)
         of_real, of_made = score[::2], score[1::2]
-        loss = objectives.discriminator_loss(objective, of_real, of_made, target)
+        valid = batch["valid"]
+        loss = objectives.discriminator_loss(objective, of_real, of_made, target, valid)
         terms = {"real_score": of_real.mean(), "made_score": of_made.mean()}
         if isinstance(objective, Wasserstein) and objective.penalty:
             judge = lambda x: networks.discriminate(config, discriminator, x, batch["label"])
-            terms["slope"] = objectives.slope_penalty(judge, both[::2], both[1::2], between)
+            terms["slope"] = objectives.slope_penalty(judge, both[::2], both[1::2], between, valid)
             loss += objective.penalty * terms["slope"]
         return loss, terms
 
@@ -85,7 +87,7 @@ def trainable(
         noise = jax.vmap(lambda key: jax.random.normal(key, (config.noise,)))(sampling.keys_of(batch["seed"]))
         return {"image": networks.to_grey(networks.generate(config, params, noise, batch["label"]))}
 
-    return Game(init, draw, generate, discriminator_loss, generator_loss, predict)
+    return Game(init, draw, generate, discriminator_loss, generator_loss, predict, per_example=True)
 
 
 def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from rich.table import Table
 from elk_jax.reporting import html
 from elk_jax.reporting.pictures import data_uri, enlarged
 from elk_jax.reporting.report import Section
-from elk_jax.reporting.run import Part
+from elk_jax.reporting.run import Part, promised
 from elk_jax.reporting.sections import training_section
 from elk_jax.reporting.tables import name_cell, named_table
 
@@ -47,6 +47,7 @@ class GenerationRun:
     progress: Sequence[Progress] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+    promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
 def generation_part(run: GenerationRun) -> Part:
@@ -56,7 +57,8 @@ def generation_part(run: GenerationRun) -> Part:
     if any(run.histories.values()):
         colours = {name: index for index, name in enumerate(run.histories)}
         sections.append(training_section(run.histories, run.chosen_steps, colours, "Generator training", CURVES))
-    return Part("Synthetic patches", " ".join(map(verdict, run.compared)), {}, sections)
+    said = [*map(verdict, run.compared), *promised(run.promises)]
+    return Part("Synthetic patches", " ".join(said), {}, sections)
 
 
 def verdict(one: Compared) -> str:

@@ -11,7 +11,7 @@ from elk_jax.fields import BELOW_ONE, AtLeast
 from elk_jax.gan.augment import Augmentation
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective
-from elk_jax.tasks.stages import Data, EvaluateStage, SynthesizeStage, TrainStage
+from elk_jax.tasks.stages import Data, EvaluateStage, PrivateTrainStage, SynthesizeStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import AdversarialRecipe
 from elk_jax.training.schedules import Constant, Schedule
@@ -25,8 +25,9 @@ class GenerationRecipe(AdversarialRecipe):
     """How a generator of patches by class is trained, against a discriminator.
 
     model: both networks; `classes` is the number of those of the data. images: how real patches become batches;
-    batch_size is of a step, and each update of the discriminator gets its part. augmentation: of what the discriminator
-    sees, real or made. mixed_sizes: patches of several sizes, or not square, are scaled to one; else they are refused.
+    batch_size is of a step, and each update of the discriminator gets its part, with `privacy` so many expected units.
+    augmentation: of what the discriminator sees, real or made. mixed_sizes: patches of several sizes, or not square,
+    are scaled to one; else they are refused.
     validation_images: real patches that as many made ones are compared with, two at least; 0: all.
     choose: the checkpoint to keep, the last, or the one whose patches look most like those of the validation split.
     """
@@ -59,7 +60,7 @@ class GenerationRecipe(AdversarialRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainGeneratorStage(TrainStage):
+class TrainGeneratorStage(PrivateTrainStage):
     """Train a generator on patches of the training split, which have one class each."""
 
     task: Literal["generation"] = "generation"

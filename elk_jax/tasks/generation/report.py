@@ -14,7 +14,7 @@ from elk_jax.tasks.generation.page import Compared, GenerationRun, Progress, gen
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.sampling import saved_grids
 from elk_jax.training.writer import read_metrics
-from elk_jax.weights.model_folder import kept_step
+from elk_jax.weights.model_folder import kept_step, promise
 
 STEPS = 4
 """Pictures of the progress: first, last, and between."""
@@ -30,6 +30,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
             progress=progress,
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
             chosen_steps={n: kept_step(run.folder / n / "model", summaries[n]["best_step"]) for n in trained},
+            promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
         )
     )
 

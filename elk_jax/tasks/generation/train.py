@@ -6,7 +6,7 @@ Shapes: N images, Q classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import jax
 import numpy as np
@@ -24,9 +24,11 @@ from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling, training
 from elk_jax.tasks.generation.model import ARCHITECTURE, Description, check_names, trainable
 from elk_jax.tasks.generation.recipe import GenerationRecipe, TrainGeneratorStage
+from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary, Workload
-from elk_jax.training.model import Params
+from elk_jax.training.model import GENERATOR, Game, Params
+from elk_jax.training.step.private_adversarial import judge
 from elk_jax.weights import model_folder
 
 SHOWN = 8
@@ -36,9 +38,15 @@ LEAST = 2
 
 
 def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, names: Collection[str]) -> None:
-    """UserError for images without a class, classes without images, and sizes that differ."""
+    """UserError for images without a class, classes without images, sizes that differ, and units of a private training
+    that nobody names or that its public images show."""
+    private.check_public(stage, recipe)
     train = run.list(stage.train_on, "train")
     check_classes(train, recipe.model, f"config.{stage.recipe}.model.classes")
+    if recipe.privacy is not None and recipe.privacy.unit == "patient":
+        private.check_named(train, f"config.{stage.recipe}.privacy.unit")
+    private.check_start(run, stage, recipe)
+    training.check_private(stage, recipe, trainable(recipe.model, recipe.objective, recipe.augmentation))
     validation = run.list(stage.validate_on, "val")
     if len(validation) < LEAST:
         what = f"{len(validation)} validation images to compare with"
@@ -91,13 +99,11 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
     images = Labelled(found, image_labels(found), config.size)
     few = subset(validation, spread(len(validation), recipe.validation_images or len(validation)))
     of_val = Labelled(few, image_labels(few), config.size)
-    counts = class_counts(found)
     game = trainable(config, recipe.objective, recipe.augmentation)
     shapes = jax.eval_shape(game.init, jax.random.key(0))
     sizes = ", ".join(f"{player} {training.parameter_count(shapes[player]):,}" for player in shapes)
-    run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}; parameters: {sizes}")
-    batches = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
-    learned = private.openly(run, stage, batches, counts)
+    run.say(f"  parameters: {sizes}")
+    learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, game, images)
 
     # ---- Train ---------------------------------------------------------------------------------------------------
     sample = sampling.compile_sampler(game, run.mesh)
@@ -114,10 +120,13 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
         best_mode="min",
         settings={name: asdict(getattr(recipe, name)) for name in ("model", "objective", "augmentation")},
         validation=few.infos,
+        protection=learned.protection,
     )
 
     # ---- The model -----------------------------------------------------------------------------------------------
-    params, trained = training.kept_weights(run, stage, result, recipe.choose, found)
+    params, trained = training.kept_weights(
+        run, stage, result, recipe.choose, found, learned.protection, learned.public
+    )
     if run.is_main:
         description = Description(ARCHITECTURE, config, tuple(found.classes), trained)
         model_folder.save_params(run.folder / stage.name / "model", params, description)
@@ -128,6 +137,38 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
         "skipped": skipped_images(*([] if withheld else [found]), validation),
         **training.outcome(result),
     }
+
+
+def _openly(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, game: Game, images: Labelled) -> Learned:
+    """Every patch once an epoch."""
+    counts = class_counts(images.source)
+    run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}")
+    batches = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
+    return private.openly(run, stage, batches, counts)
+
+
+def _privately(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, game: Game, images: Labelled) -> Learned:
+    """Batches of units for every update of the discriminator, with public patches beside them where there are some."""
+    settings, public = recipe.images, None
+    part = replace(settings, batch_size=settings.batch_size // recipe.ratio)
+    if stage.public:
+        data = run.open(stage.public, "train")
+        private.check_classes(stage, images.source.classes, data.classes)
+        beside = Labelled(data, image_labels(data), recipe.model.size)
+        make = labelled.shuffled(beside, part, run.seed, jax.process_index(), jax.process_count())
+        public = Public(data, make, class_counts(data), beside.records())
+    return private.privately(
+        run,
+        stage,
+        recipe,
+        judge(game, game.init(jax.random.key(run.seed))[GENERATOR]),
+        example=labelled.Augmented(images, settings),
+        infos=images.source.infos,
+        batch_size=part.batch_size,
+        reading=settings,
+        public=public,
+        identity=images.records(),
+    )
 
 
 def workload(stage: TrainGeneratorStage, recipe: GenerationRecipe, batch_size: int | None) -> Workload:

@@ -5,6 +5,8 @@ Goodfellow et al. 2014.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,10 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from elk_jax.training import mesh as meshes
-from elk_jax.training.model import DISCRIMINATOR, GENERATOR, PLAYERS, Batch, Constants, Game, Metrics, Params
+from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Batch, Constants, Game, Metrics, Params
 from elk_jax.training.recipe import AdversarialRecipe
 from elk_jax.training.state import TrainState
-from elk_jax.training.step.descent import descent_of
+from elk_jax.training.step.descent import Descent, descent_of
 from elk_jax.training.step.gradient import split_batch
 from elk_jax.training.step.step import Step
 
@@ -34,62 +36,44 @@ def adversarial(game: Game, recipe: AdversarialRecipe, mesh: Mesh, seed: int = 0
     that does not divide over the updates and devices.
     """
     shapes = jax.eval_shape(game.init, jax.random.key(0))
-    ratio = recipe.ratio
-    down = {
-        GENERATOR: descent_of(shapes[GENERATOR], recipe.optimizer, recipe.schedule, recipe.steps, recipe.ema_decay),
-        DISCRIMINATOR: descent_of(
-            shapes[DISCRIMINATOR],
-            recipe.discriminator_optimizer,
-            recipe.discriminator_schedule,
-            recipe.steps * ratio,
-            ema_decay=0.0,
-        ),
-    }
+    ratio, maker = recipe.ratio, generator_descent(shapes, recipe)
+    judging = descent_of(
+        shapes[DISCRIMINATOR],
+        recipe.discriminator_optimizer,
+        recipe.discriminator_schedule,
+        recipe.steps * ratio,
+        ema_decay=0.0,
+    )
 
     def init(params: Params) -> TrainState:
-        states = {player: down[player].init(params[player]) for player in PLAYERS}
-        opt_state = {player: states[player].opt_state for player in PLAYERS}
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, states[GENERATOR].ema_params)
-
-    def evaluation_params(state: TrainState) -> Params:
-        return state.params[GENERATOR] if state.ema_params is None else state.ema_params
+        return joined(maker.init(params[GENERATOR]), judging.init(params[DISCRIMINATOR]))
 
     def update(state: TrainState, constants: Constants, batch: Batch) -> tuple[TrainState, Metrics]:
         meshes.check_micro_batches(len(jax.tree.leaves(batch)[0]), ratio, mesh)
         parts = jax.tree.map(lambda x: split_batch(x, ratio), batch)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), ratio)
-        generator = state.params[GENERATOR]
-        judge = TrainState(state.step * ratio, state.params[DISCRIMINATOR], state.opt_state[DISCRIMINATOR], None)
+        own, judge = apart(state, ratio)
         found: list[Metrics] = []
         for number in range(ratio):
             part = jax.tree.map(lambda x, number=number: x[number], parts)
             draw_key, judge_key, last_key = jax.random.split(keys[number], 3)
             drawn = game.draw(draw_key, part)
             make = lambda params, drawn=drawn: game.generate(params, constants, drawn)
-            made, pull_back = jax.vjp(make, generator)
+            made, pull_back = jax.vjp(make, own.params)
 
             def discriminator_loss(params: Params, seen: Any = (part, drawn, made, judge_key)):
                 value, terms = game.discriminator_loss(params, constants, *seen)
                 return value, {**terms, "discriminator_loss": value}
 
             grads, terms = jax.grad(discriminator_loss, has_aux=True)(judge.params)
-            judge, norms = down[DISCRIMINATOR].update(judge, grads)
+            judge, norms = judging.update(judge, grads)
             found.append(terms | {f"{DISCRIMINATOR}_{name}": value for name, value in norms.items()})
 
-        def generator_loss(made: Any):
-            value, terms = game.generator_loss(judge.params, constants, drawn, made, last_key)
-            return value, {**terms, "loss": value}
-
-        of_made, terms = jax.grad(generator_loss, has_aux=True)(made)
-        own = TrainState(state.step, generator, state.opt_state[GENERATOR], state.ema_params)
-        own, norms = down[GENERATOR].update(own, *pull_back(of_made))
-        metrics = jax.tree.map(lambda *values: sum(values) / ratio, *found) | terms | norms
+        loss = partial(game.generator_loss, judge.params, constants, drawn)
+        own, terms = generator_update(maker, own, loss, made, pull_back, last_key)
+        metrics = jax.tree.map(lambda *values: sum(values) / ratio, *found) | terms
         watched = ("loss", "grad_norm", "discriminator_loss", "discriminator_grad_norm")
-        finite = jnp.isfinite(jnp.stack([metrics[name] for name in watched])).all()
-        params = {GENERATOR: own.params, DISCRIMINATOR: judge.params}
-        opt_state = {GENERATOR: own.opt_state, DISCRIMINATOR: judge.opt_state}
-        state = TrainState(state.step + 1, params, opt_state, own.ema_params)
-        return state, metrics | {"finite": finite.astype(jnp.int32)}
+        return joined(own, judge), metrics | {"finite": all_finite(metrics, watched)}
 
     return Step(
         fresh=game.init,
@@ -99,3 +83,53 @@ def adversarial(game: Game, recipe: AdversarialRecipe, mesh: Mesh, seed: int = 0
         constants=game.constants,
         seed=seed,
     )
+
+
+# ---- What a private step of two players has too ----------------------------------------------------------------------
+
+
+def generator_descent(shapes: Params, recipe: AdversarialRecipe) -> Descent:
+    """Of the generator. shapes: of the params of both players."""
+    return descent_of(shapes[GENERATOR], recipe.optimizer, recipe.schedule, recipe.steps, recipe.ema_decay)
+
+
+def joined(own: TrainState, judge: TrainState) -> TrainState:
+    """The state of both players, from that of the generator and that of the discriminator."""
+    params = {GENERATOR: own.params, DISCRIMINATOR: judge.params}
+    return TrainState(own.step, params, {GENERATOR: own.opt_state, DISCRIMINATOR: judge.opt_state}, own.ema_params)
+
+
+def apart(state: TrainState, ratio: int) -> tuple[TrainState, TrainState]:
+    """The states of the generator and of the discriminator, which has made `ratio` updates for each of the other."""
+    own = TrainState(state.step, state.params[GENERATOR], state.opt_state[GENERATOR], state.ema_params)
+    return own, TrainState(state.step * ratio, state.params[DISCRIMINATOR], state.opt_state[DISCRIMINATOR], None)
+
+
+def evaluation_params(state: TrainState) -> Params:
+    """Those of the generator."""
+    return state.params[GENERATOR] if state.ema_params is None else state.ema_params
+
+
+def generator_update(
+    down: Descent,
+    own: TrainState,
+    loss: Callable[[Any, jax.Array], tuple[jax.Array, Metrics]],
+    made: Any,
+    pull_back: Callable[[Any], tuple[Params]],
+    key: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """The generator one step further, and its metrics. loss: of what it has made. pull_back: to the gradient of its
+    params."""
+
+    def with_terms(made: Any) -> tuple[jax.Array, Metrics]:
+        value, terms = loss(made, key)
+        return value, {**terms, "loss": value}
+
+    of_made, terms = jax.grad(with_terms, has_aux=True)(made)
+    own, norms = down.update(own, *pull_back(of_made))
+    return own, terms | norms
+
+
+def all_finite(metrics: Metrics, names: Sequence[str]) -> jax.Array:
+    """1 where these metrics are finite, else 0."""
+    return jnp.isfinite(jnp.stack([metrics[name] for name in names])).all().astype(jnp.int32)
