@@ -43,10 +43,11 @@ def main() -> None:
 def export_generator(model: Path, output: Path, model_id: str) -> None:
     """Write a generator's package for medigan."""
     from elk_jax.tasks.generation.model import load
-    from elk_jax.weights import medigan
+    from elk_jax.weights import medigan, model_folder
 
     params, description = load(model)
-    medigan.export_folder(params, description.model, description.classes, output, model_id)
+    promise = model_folder.promise(model)
+    medigan.export_folder(params, description.model, description.classes, output, model_id, promise)
 
 
 if __name__ == "__main__":

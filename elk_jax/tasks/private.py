@@ -17,7 +17,6 @@ from elk_jax.data.batches.poisson import Example
 from elk_jax.data.batches.stream import Reading, Stream
 from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import drawn
-from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
@@ -174,15 +173,6 @@ def of_units(work: Workload, privacy: Privacy, devices: int, releases: int = 1) 
         protection=Protection(made, secret.known(0)),  # whatever the numbers are, the program is the same
         assumed=(*work.assumed, f"{privacy.images} images of every {privacy.unit}, and any number of them in the data"),
     )
-
-
-def check_named(source: ImageSource, where: str) -> None:
-    """UserError where patients are protected and images name none."""
-    try:
-        poisson.members(source.infos, "patient")
-    except UserError as error:
-        todo = "set data.NAME.patient_pattern, give the field patient_id, or set unit=image"
-        raise UserError(error.what, where=where, todo=todo) from error
 
 
 def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:

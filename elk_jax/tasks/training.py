@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from elk_jax.data.batches import poisson
 from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import patients
 from elk_jax.errors import UserError
@@ -51,12 +52,15 @@ def check_frozen(stage: TrainStage, recipe: TrainingRecipe, params: Params, froz
             raise UserError(what, where=f"config.{stage.recipe}.{place}", todo=f"{todo} {instead}")
 
 
-def check_private(stage: TrainStage, recipe: TrainingRecipe, model: Model | Game) -> None:
+def check_private(
+    stage: TrainStage, recipe: TrainingRecipe, model: Model | Game, infos: Sequence[ImageInfo] = ()
+) -> None:
     """UserError where a recipe protects its data and the model, or the discriminator of two players, says that examples
-    meet in its loss."""
+    meet in its loss; or patients, whom the training images `infos` do not name."""
     if recipe.privacy is not None:
         try:
             check_model(judge(model) if isinstance(model, Game) else model)
+            poisson.members(infos, recipe.privacy.unit)
         except UserError as error:
             raise error.within(f"config.{stage.recipe}") from error
 

@@ -30,9 +30,12 @@ MODEL_ID = re.compile(r"\d{5}_\w{7,24}")
 """As medigan accepts them: five digits, and 13 to 30 characters in all."""
 
 
-def export_folder(params: Params, config: GanConfig, classes: Sequence[str], output: Path, model_id: str) -> None:
+def export_folder(
+    params: Params, config: GanConfig, classes: Sequence[str], output: Path, model_id: str, promise: str = ""
+) -> None:
     """Write a generator's package and medigan's configuration into a new or empty folder.
 
+    promise: what private training promises, in words.
     UserError for an id that medigan does not accept, and for a folder that has something in it.
     """
     if not MODEL_ID.fullmatch(model_id):
@@ -48,10 +51,10 @@ def export_folder(params: Params, config: GanConfig, classes: Sequence[str], out
     files.write_bytes(package / f"{PACKAGE}.npz", buffer.getvalue())
     files.write_text(package / "__init__.py", files.read_text(medigan_package.__file__))
     files.make_folder(output / "config")
-    files.write_json(output / "config" / "global.json", {model_id: entry(config, classes, model_id)})
+    files.write_json(output / "config" / "global.json", {model_id: entry(config, classes, model_id, promise)})
 
 
-def entry(config: GanConfig, classes: Sequence[str], model_id: str) -> dict[str, Any]:
+def entry(config: GanConfig, classes: Sequence[str], model_id: str, promise: str) -> dict[str, Any]:
     """What medigan's configuration says of a model."""
     return {
         "execution": {
@@ -88,7 +91,7 @@ def entry(config: GanConfig, classes: Sequence[str], model_id: str) -> dict[str,
             "type": "GAN",
             "license": "",
             "dataset_type": "",
-            "privacy": "",
+            "privacy": promise,
             "tags": ["mammography", "MCGAN", *classes],
             "year": "",
         },

@@ -48,9 +48,10 @@ def run_privately(folder, mesh, **share):
     return toy.train(folder, step, batches, mesh, steps=STEPS, log_every=1)
 
 
-def published(folder):
+def published(folder, player=""):
     """Of a private training, by step: norm of the noisy gradient, and adaptive clip norm."""
-    return [[line["train/grad_norm"], line["train/clip_norm"]] for line in read_metrics(folder / "metrics.jsonl")]
+    names = [f"train/{player}{name}" for name in ("grad_norm", "clip_norm")]
+    return [[line[name] for name in names] for line in read_metrics(folder / "metrics.jsonl")]
 
 
 def losses(folder):
@@ -107,6 +108,14 @@ def eight_devices(out: Path) -> dict:
             "published": published(out / f"private-{name}"),
             "difference": largest_difference(got, wanted),
         }
+    seen["game"] = {}
+    for name in ("one", "data"):
+        got = host(toy.play_privately(out / f"game-{name}", mesh=layouts[name], dtype=np.float64).state)
+        wanted = got if name == "one" else wanted
+        seen["game"][name] = {
+            "published": published(out / f"game-{name}", "discriminator_"),
+            "difference": largest_difference(got, wanted),
+        }
     jax.config.update("jax_enable_x64", False)
     return seen | {"collectives": per_image_stages(meshes.make_mesh(fsdp=2))}
 
@@ -150,6 +159,9 @@ def two_processes(out: Path, index: int, port: str) -> dict:
     jax.config.update("jax_enable_x64", True)
     run_privately(out / "private", meshes.make_mesh(), process_index=index, process_count=2)
     seen["private"] = published(out / "private")
+    share = {"process_index": index, "process_count": 2}
+    toy.play_privately(out / "game", mesh=meshes.make_mesh(), dtype=np.float64, **share)
+    seen["game"] = published(out / "game", "discriminator_")
     jax.config.update("jax_enable_x64", False)
 
     mesh = meshes.make_mesh(fsdp=4)

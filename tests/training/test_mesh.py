@@ -62,6 +62,13 @@ def test_a_private_run_on_eight_devices_follows_one(eight, layout):
     assert found["difference"] < 1e-7
 
 
+def test_a_private_game_on_eight_devices_follows_one(eight):
+    wanted, found = eight["game"]["one"], eight["game"]["data"]
+    assert len(wanted["published"]) == 6 and len(set(map(tuple, wanted["published"]))) == 6
+    np.testing.assert_allclose(found["published"], wanted["published"], rtol=1e-7)
+    assert found["difference"] < 1e-7
+
+
 def test_a_run_of_eight_devices_is_finished_by_one(eight):
     assert eight["difference"]["moved"] < 1e-7
 
@@ -93,6 +100,10 @@ def test_two_processes_follow_one(eight, two, dtype, tolerance):
 
 def test_a_private_run_of_two_processes_follows_one(eight, two):
     np.testing.assert_allclose(two["private"], eight["private"]["one"]["published"], rtol=1e-7)
+
+
+def test_a_private_game_of_two_processes_follows_one(eight, two):
+    np.testing.assert_allclose(two["game"], eight["game"]["one"]["published"], rtol=1e-7)
 
 
 def test_parameters_split_over_processes_come_back_whole(two):

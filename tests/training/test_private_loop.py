@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 
@@ -21,31 +20,13 @@ STEPS = 7
 SECRET = secrets.known(1)
 
 
-class Batches:
-    """The stream of units, which dies at a batch."""
-
-    def __init__(self, secret, crash):
-        self.stream, self.crash = toy.unit_batches(secret), crash
-        self.get_state, self.set_state = self.stream.get_state, self.stream.set_state
-
-    def __next__(self):
-        batch = next(self.stream)
-        if self.stream.get_state()["next_batch"] == self.crash:
-            raise toy.Crash
-        return batch
-
-
 def run(workdir, secret=SECRET, crash=0, **settings):
-    mesh, batches = meshes.make_mesh(devices=jax.devices()[:1]), Batches(secret, crash)
+    mesh, batches = meshes.make_mesh(devices=jax.devices()[:1]), toy.UnitBatches(secret, crash)
     step = toy.private_step(toy.separable(), secret, mesh, steps=STEPS, **settings)
     try:
         return toy.train(workdir, step, batches, mesh, steps=STEPS, log_every=1, checkpoint_every=3)
     finally:
         batches.stream.close()
-
-
-def meta(workdir, step):
-    return json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +64,7 @@ def test_the_secret_lies_in_checkpoints_that_only_the_owner_reads_and_nowhere_el
 
 def test_checkpoints_keep_the_ledger(whole):
     folder, _ = whole
-    kept = meta(folder, STEPS)["ledger"]
+    kept = toy.ledger(folder, STEPS)
     assert kept["unit"] == "patient" and kept["adjacency"] == "zero-out"
     assert kept["phases"] == [{"sampling_rate": 0.25, "noise_multiplier": 1.0, "steps": STEPS}]
 

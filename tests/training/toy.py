@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,18 @@ import numpy as np
 from elk_jax.data.batches import poisson
 from elk_jax.data.batches.stream import Reading, Stream
 from elk_jax.privacy.mechanism import Mechanism
-from elk_jax.privacy.secret import Secret
+from elk_jax.privacy.secret import Secret, known
 from elk_jax.privacy.settings import Adaptive, Privacy
 from elk_jax.training import loop
 from elk_jax.training import mesh as meshes
 from elk_jax.training.loop import Evaluation, Intervals, TrainResult
-from elk_jax.training.model import Model
+from elk_jax.training.model import Game, Model
 from elk_jax.training.optimizer import OptimizerConfig
-from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.recipe import AdversarialRecipe, TrainingRecipe
 from elk_jax.training.schedules import WarmupMultistep
 from elk_jax.training.step.gradient import gradient
 from elk_jax.training.step.private import private
+from elk_jax.training.step.private_adversarial import private_adversarial
 from elk_jax.training.step.step import Protection, Step
 
 FEATURES = 12
@@ -67,7 +69,50 @@ def separable(dtype=jnp.float32, frozen: tuple[str, ...] = (), hidden: int = 32)
     return dataclasses.replace(plain, loss=loss, per_example=True)
 
 
-UNITS, EXPECTED = 24, 6
+MEAN = 3.0
+"""Of the real examples of the game."""
+
+
+def game(dtype=jnp.float32) -> Game:
+    """A linear generator against a linear discriminator; real examples are the inputs around `MEAN`. The loss of the
+    discriminator is a mean over valid examples, where a batch says which are."""
+
+    def init(rng):
+        a, b = jax.random.split(rng)
+        kernel = jax.random.normal(a, (4, FEATURES), dtype) / 2
+        return {
+            "generator": {"kernel": kernel, "bias": jnp.zeros(FEATURES, dtype)},
+            "discriminator": {"kernel": jax.random.normal(b, (FEATURES, 1), dtype) / 10, "bias": jnp.zeros(1, dtype)},
+        }
+
+    def judge(discriminator, x):
+        return x @ discriminator["kernel"] + discriminator["bias"]
+
+    def generate(generator, constants, drawn):
+        return drawn @ generator["kernel"] + generator["bias"]
+
+    def discriminator_loss(discriminator, constants, batch, drawn, made, rng):
+        of_real = jax.nn.softplus(-judge(discriminator, batch["x"] + MEAN))[:, 0]
+        of_made = jax.nn.softplus(judge(discriminator, made))[:, 0]
+        valid = batch.get("valid", jnp.ones(len(of_real), bool))
+        mean = lambda x: jnp.where(valid, x, 0).sum() / jnp.maximum(valid.sum(), 1)
+        return mean(of_real) + mean(of_made), {"of_real": mean(of_real)}
+
+    def generator_loss(discriminator, constants, drawn, made, rng):
+        return jax.nn.softplus(-judge(discriminator, made)).mean(), {}
+
+    return Game(
+        init=init,
+        draw=lambda rng, batch: jax.random.normal(rng, (len(batch["x"]), 4), dtype),
+        generate=generate,
+        discriminator_loss=discriminator_loss,
+        generator_loss=generator_loss,
+        predict=lambda params, constants, batch, map_images: {"x": generate(params, constants, batch["noise"])},
+        per_example=True,
+    )
+
+
+UNITS, EXPECTED = 32, 8
 """Units of the private toy, each of two examples, and how many of them a batch is expected to have."""
 
 
@@ -101,6 +146,50 @@ def private_step(model: Model, secret: Secret, mesh, noise=1.0, allowed=1000, un
 
 class Crash(Exception):
     """A run that dies."""
+
+
+class UnitBatches:
+    """The stream of units, which dies at a batch. options: of `unit_batches`."""
+
+    def __init__(self, secret, crash=0, **options):
+        self.stream, self.crash = unit_batches(secret, **options), crash
+        self.get_state, self.set_state = self.stream.get_state, self.stream.set_state
+
+    def __next__(self):
+        batch = next(self.stream)
+        if self.stream.get_state()["next_batch"] == self.crash:
+            raise Crash
+        return batch
+
+
+PLAYED = AdversarialRecipe(
+    steps=6,
+    ratio=2,
+    discriminator_optimizer=OptimizerConfig(name="adamw", b1=0.5, weight_decay=0.0),
+    ema_decay=0.9,
+    log_every=1,
+    checkpoint_every=3,
+    eval_every=0,
+    privacy=Privacy(noise_multiplier=1.0, clipping=ADAPTIVE),
+)
+"""A short private game."""
+
+
+def play_privately(workdir, crash=0, mesh=None, dtype=np.float32, **share) -> TrainResult:
+    """The real loop of a private game. share: of this process."""
+    secret, mesh = Secret(known(1).words), mesh or meshes.make_mesh(devices=jax.devices()[:1])
+    protection = Protection(Mechanism(PLAYED.privacy, UNITS, EXPECTED, 1.0, 1000, PLAYED.ratio), secret)
+    step = private_adversarial(game(jnp.dtype(dtype)), PLAYED, protection, mesh, seed=3)
+    batches = UnitBatches(secret, crash, dtype=dtype, lanes=mesh.size, releases=PLAYED.ratio, **share)
+    try:
+        return train(workdir, step, batches, mesh, steps=PLAYED.steps, log_every=1, checkpoint_every=3)
+    finally:
+        batches.stream.close()
+
+
+def ledger(workdir, step):
+    """That of the checkpoint of a step."""
+    return json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())["ledger"]
 
 
 class Batches:

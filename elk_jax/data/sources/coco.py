@@ -225,12 +225,13 @@ def write_coco(
     description: str = "",
     licence: str = "",
     seen_patients: Collection[str] = (),
+    promise: str = "",
 ) -> None:
     """Write a COCO file atomically; the caller writes the images, to `images/` beside it.
 
     Image ids are kept where all are whole numbers, else they are numbers from 1 in the order of `infos`. `meta`
     fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
-    seen_patients: hashes of the patients that a model behind these images has seen.
+    seen_patients: hashes of the patients that a model behind these images has seen. promise: what protects others.
     """
     infos = list(infos)
     whole = all(info.image_id.isdecimal() for info in infos)
@@ -260,7 +261,9 @@ def write_coco(
                 }
             )
     content = {
-        "info": {"description": description} | ({"seen_patients": sorted(seen_patients)} if seen_patients else {}),
+        "info": {"description": description}
+        | ({"seen_patients": sorted(seen_patients)} if seen_patients else {})
+        | ({"promise": promise} if promise else {}),
         "licenses": [{"id": 1, "name": licence}] if licence else [],
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
     }

@@ -87,7 +87,7 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
             raise UserError(what, where=f"{where}.public", todo="name a data source of public images")
     listed = train.check_classes(run, stage, recipe)
     if stage.is_private and stage.unit == "patient":
-        private.check_named(listed["train"], f"{where}.unit")
+        train.check_named(listed["train"], f"{where}.unit")
     for one in recipe.used().values():
         if isinstance(one, NetworkFeatures):
             _check_unseen(Path(one.weights), listed, stage)

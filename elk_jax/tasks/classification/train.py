@@ -52,7 +52,7 @@ def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, na
     private.check_public(stage, recipe)
     listed = check_classes(run, stage, recipe)
     if recipe.privacy is not None and recipe.privacy.unit == "patient":
-        private.check_named(listed["train"], f"config.{stage.recipe}.privacy.unit")
+        check_named(listed["train"], f"config.{stage.recipe}.privacy.unit")
     private.check_start(run, stage, recipe)
     network = model.trainable(recipe.model)
     training.check_private(stage, recipe, network)
@@ -70,6 +70,15 @@ def check_classes(run: Run, stage: TrainStage, recipe: DecisionRecipe) -> dict[s
         check_both_classes(image_labels(source), source, split)
         model.check_positive(recipe.positive, source.classes, f"config.{stage.recipe}.positive")
     return listed
+
+
+def check_named(source: ImageSource, where: str) -> None:
+    """UserError where images name no patient."""
+    try:
+        units_of(source, "patient")
+    except UserError as error:
+        todo = "set data.NAME.patient_pattern, give the field patient_id, or set unit=image"
+        raise UserError(error.what, where=where, todo=todo) from error
 
 
 def units_of(source: ImageSource, unit: Unit) -> tuple[np.ndarray, int]:

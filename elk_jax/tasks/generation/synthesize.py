@@ -2,7 +2,8 @@
 
 Output: `images/CLASS/NUMBER.png`, and, when all are there, `synthetic.json`, whose entries say what each patch was
 drawn from. A patch is a function of (seed, its number, its class) and the model; more patches of a class leave the
-first ones as they are. An interrupted set is resumed.
+first ones as they are. An interrupted set is resumed. `synthesis.json` has the ledgers of private trainings behind the
+generator, and `synthetic.json` says what they promise; drawing costs no privacy.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def synthesize_files(*, model: Path, count: int, output: Path, seed: int, settin
     """Draw patches into a folder, for launch/synthesize.py. count: of each class."""
     counts = sample(model, count, output, settings, seed, meshes.make_mesh())
     named = ", ".join(f"{value} {name}" for name, value in counts.items())
-    new_console().print(f"{named}: {output / SYNTHETIC}, and the folders of {output / 'images'}")
+    console = new_console()
+    console.print(f"{named}: {output / SYNTHETIC}, and the folders of {output / 'images'}")
+    if promise := model_folder.promise(model):
+        console.print(promise)
 
 
 def sample(
@@ -107,6 +111,7 @@ def sample(
                 known,
                 "Patches drawn by a generator",
                 seen_patients=model_folder.seen_patients(model),
+                promise=model_folder.promise(model),
             )
     return {known[label]: per_class for label in chosen}
 

@@ -43,10 +43,9 @@ def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, 
     private.check_public(stage, recipe)
     train = run.list(stage.train_on, "train")
     check_classes(train, recipe.model, f"config.{stage.recipe}.model.classes")
-    if recipe.privacy is not None and recipe.privacy.unit == "patient":
-        private.check_named(train, f"config.{stage.recipe}.privacy.unit")
     private.check_start(run, stage, recipe)
-    training.check_private(stage, recipe, trainable(recipe.model, recipe.objective, recipe.augmentation))
+    game = trainable(recipe.model, recipe.objective, recipe.augmentation)
+    training.check_private(stage, recipe, game, train.infos)
     validation = run.list(stage.validate_on, "val")
     if len(validation) < LEAST:
         what = f"{len(validation)} validation images to compare with"
