@@ -152,7 +152,7 @@ def of_units(work: Workload, privacy: Privacy, devices: int, releases: int = 1) 
     batches have the rows that suffice for any number of them, as many of which have a unit as a batch is expected to
     have.
     """
-    expected = work.batch_size // releases
+    expected = max(1, work.batch_size // releases)
     rows = poisson.expected_rows(expected, devices * privacy.micro_batch)
     lane, full = rows // devices, -(-expected // devices)
     unit = np.arange(rows, dtype=np.int32)

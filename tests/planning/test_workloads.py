@@ -51,6 +51,7 @@ def test_the_step_and_the_prediction_take_the_blank_batches(experiment, variant,
 @pytest.mark.parametrize("experiment, variant, stage, public",
                          [("bridge_le_to_cem", "tiny,private", "translator", 0.5),
                           ("inpaint_cem", "tiny,private", "inpainter", 0.0),
+                          ("mcgan", "tiny,private", "gan", 0.5),
                           ("swin_dp", "tiny", "network", 0.0)])  # fmt: skip
 def test_a_private_step_takes_units(experiment, variant, stage, public):
     """Every device has whole micro-batches, and as many units as are expected; the loss sees all examples of one."""
@@ -58,7 +59,7 @@ def test_a_private_step_takes_units(experiment, variant, stage, public):
     recipe = parsed.recipe_of(chosen)
     recipe = replace(recipe, privacy=replace(recipe.privacy, images=3, views=2, micro_batch=4, public_weight=public))
     devices, mesh = 3, meshes.make_mesh(devices=jax.devices()[:3])
-    work = private.of_units(open_work, recipe.privacy, devices)
+    work = private.of_units(open_work, recipe.privacy, devices, recipe.releases)
     step = step_of(work.model, recipe, mesh, seed=0, protection=work.protection)
     for batch in work.training.values():
         lanes = batch["unit"].reshape(devices, -1)

@@ -44,6 +44,16 @@ def test_the_ledger_counts_steps_of_one_rate_and_noise():
     assert [dataclasses.astuple(phase) for phase in ledger.phases] == [(1 / 9, 1.5, 7)]
 
 
+def test_every_release_of_a_step_is_counted():
+    privacy = Privacy(epsilon=2.0, delta=1e-5)
+    found = plan(privacy, steps=10, releases=3, **FULL)
+    assert found.noise_multiplier == pytest.approx(gaussian_noise_multiplier(2.0, 1e-5, 30), rel=1e-6)
+    assert found.ledger(4).phases[0].steps == 12 and found.statement(10, True).epsilon == pytest.approx(2.0, rel=1e-6)
+    stopped = plan(dataclasses.replace(privacy, noise_multiplier=5.0), steps=1000, releases=3, **FULL)
+    spent = lambda steps: gaussian_epsilon(5.0, 1e-5, 3 * steps)
+    assert spent(stopped.steps) <= 2.0 < spent(stopped.steps + 1)
+
+
 def test_the_promise_in_words():
     found = plan(Privacy(epsilon=2.0, delta=1e-5), steps=30, **FULL)
     said = found.statement(30, True).sentence()

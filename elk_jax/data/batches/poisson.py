@@ -193,12 +193,12 @@ class _InTurn:
     count: int
 
     def __call__(self, number: int) -> dict[str, Any]:
-        return _in_turn([self.make(number * self.count + place) for place in range(self.count)])
+        return in_turn([self.make(number * self.count + place) for place in range(self.count)])
 
 
-def _in_turn(parts: Sequence[Any]) -> Any:
+def in_turn(parts: Sequence[Any]) -> Any:
     """Arrays [R, ...], or dicts of them, as one of [count * R, ...]."""
     if isinstance(parts[0], Mapping):
-        return {name: _in_turn([part[name] for part in parts]) for name in parts[0]}
+        return {name: in_turn([part[name] for part in parts]) for name in parts[0]}
     stacked = np.stack(parts, axis=1)
     return stacked.reshape(-1, *stacked.shape[2:])

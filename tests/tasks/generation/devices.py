@@ -27,7 +27,8 @@ def losses(devices: int) -> list[float]:
     program, rng = on_mesh(step, mesh), np.random.default_rng(0)
     state, found = program.init(fresh_params(step, mesh)), []
     for _ in range(2):
-        batch = {"image": rng.random((8, 16, 16, 1), np.float32), "label": np.arange(8, dtype=np.int32) % 2}
+        image, valid = rng.random((8, 16, 16, 1), np.float32), np.ones(8, bool)
+        batch = {"image": image, "label": np.arange(8, dtype=np.int32) % 2, "valid": valid}
         state, metrics = program.update(state, step.constants, meshes.put_batch(batch, mesh))
         found += [float(metrics[name]) for name in ("loss", "discriminator_loss", "grad_norm", "param_norm")]
     return found

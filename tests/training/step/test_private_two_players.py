@@ -78,7 +78,7 @@ def sample(units, seed=0):
 
 
 def batch_of(*samples):
-    return poisson._in_turn(samples)
+    return poisson.in_turn(samples)
 
 
 def run(made, batch):
