@@ -29,10 +29,11 @@ from elk_jax.detection import detectors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
+from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.fields import SHARE
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress, progress_bar
-from elk_jax.tasks.detection.model import Input, OperatingPoint, Trained, load, trainable
+from elk_jax.tasks.detection.model import Input, Trained, load, trainable
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction

@@ -23,6 +23,7 @@ from elk_jax.detection import anchors, detectors
 from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation import operating
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, generator
@@ -225,11 +226,13 @@ def train_with(
     floor = recipe.score_floor
     best = of_detector(result.best_params)
     results = predict.detect_view(predictor, best, seen, test_loader, run.mesh, floor, flips)
-    evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
+    choice = operating.choose(results, score_floor=floor, resamples=recipe.bootstrap)
+    if choice.warning:
+        run.say(f"  warning: {choice.warning}")
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
         crop = recipe.crop_to_breast
-        description = describe(detector, source.classes, test_loader, crop, flips, evaluation, trained)
+        description = describe(detector, source.classes, test_loader, crop, flips, choice, trained)
         model_folder.save_params(run.folder / stage.name / "model", of_detector(params), description)
     value = result.best_metrics.get(recipe.best_metric)
     written = "not measured" if value is None else f"{value:.3f}"
