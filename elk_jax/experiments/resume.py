@@ -125,8 +125,10 @@ def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
 def _is_begun_training(run: Run, stage: Stage) -> bool:
     """Whether a training got so far that other settings must not replace it: to a checkpoint, or to its end."""
     folder = run.folder / stage.name
-    checkpoints = any(path.name.isdigit() for path in folder.glob("checkpoints/*"))
-    begun = (folder / DEPENDS).exists() and (checkpoints or (folder / FINISHED).exists())
+    written = [path for pattern in ("", "fold_*/") for path in folder.glob(f"{pattern}checkpoints/*")]
+    checkpoints = any(path.name.isdigit() for path in written)
+    finished = (folder / FINISHED).exists() or any(folder.glob(f"fold_*/{FINISHED}"))
+    begun = (folder / DEPENDS).exists() and (checkpoints or finished)
     return isinstance(stage, TrainStage) and begun
 
 
