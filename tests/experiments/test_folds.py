@@ -205,24 +205,28 @@ def test_a_model_of_folds_is_not_judged_on_the_validation_split(ran, coco, tmp_p
 # ---- A detector ------------------------------------------------------------------------------------------------------
 
 
+def of_detector():
+    """Two folds of a toy detector that looks at mirrored views; one evaluation, at the end."""
+    config = cem_real.get_config("tiny")
+    with config.unlocked():
+        config.detector.model = ConfigDict(dataclasses.asdict(toy_detector.ToyConfig(width=4)))
+    config.detector.test_flips, config.detector.folds, config.detector.eval_every = ("horizontal",), 2, 0
+    return config
+
+
 @pytest.fixture(scope="module")
 def detected(tmp_path_factory) -> Path:
-    """Two folds of a toy detector that looks at mirrored views; one evaluation, at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
-        config = cem_real.get_config("tiny")
-        with config.unlocked():
-            config.detector.model = ConfigDict(dataclasses.asdict(toy_detector.ToyConfig(width=4)))
-        config.detector.test_flips, config.detector.folds, config.detector.eval_every = ("horizontal",), 2, 0
         folder = tmp_path_factory.mktemp("detector") / "run"
-        run_experiment(config, folder)
+        run_experiment(of_detector(), folder)
     return folder
 
 
 def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(detected, monkeypatch):
     """The model of each fold, run again on the patients that it does not know, gives the points of model.json."""
     monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
-    experiment = parse(ConfigDict(files.read_object(detected / "config.json")))
+    experiment = parse(of_detector())
     run, recipe = Run(experiment, detected, meshes.make_mesh()), experiment.recipes["detector"]
     whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
     by_views: dict[str, list[ImageResult]] = {"as they are": [], "as they are+horizontal": []}
