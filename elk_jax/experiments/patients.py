@@ -14,7 +14,7 @@ from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import drawn
 from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
-from elk_jax.tasks import folds, origins
+from elk_jax.tasks import folds, origins, private
 from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.weights import model_folder
@@ -65,7 +65,8 @@ def check_apart(experiment: Experiment, stage: Stage, look: Look) -> None:
 
 def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     """Refuse folds that would not hold patients out: of data that are not trained on, or whose patients are known to
-    models and painted images that the stage starts from; and of fewer patients than folds."""
+    models and painted images that the stage starts from, or protected by another stage; and of fewer patients than
+    folds."""
     count = folds.count_of(stage, experiment.recipe_of(stage))
     if not count or not isinstance(stage, TrainStage):
         return
@@ -73,6 +74,9 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     if source not in stage.train_on:
         what = f"folds are of the patients of '{source}', which stage {stage.name} is not trained on"
         raise UserError(what, where=where, todo="set it to 0, or validate on data that are trained on")
+    if private.is_withheld(experiment, stage):
+        what = f"another stage protects the patients of '{source}', and folds would choose on them"
+        raise UserError(what, where=where, todo="set it to 0, or give the stages recipes of their own")
     if experiment.data[source].train_where:
         todo = f"set data.{source}.where instead"
         raise UserError("train_where chooses other images to train on than to validate on", where=where, todo=todo)

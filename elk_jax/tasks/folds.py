@@ -32,6 +32,10 @@ CURVE, FINISHED, CHOSEN, PREDICTED = "curve.json", "finished.json", "folds.json"
 """Of a fold: its curve, its summary, written last, and its predictions by step. Of the stage: what was chosen."""
 
 
+FOLDERS = "fold_*"
+"""The folders of the folds in that of the stage."""
+
+
 def count_of(stage: Stage, recipe: Any) -> int:
     """The folds of a stage; 0 for one without."""
     return recipe.folds if isinstance(stage, TrainStage) and isinstance(recipe, TrainingRecipe) else 0
@@ -72,7 +76,7 @@ def train(run: Run, stage: Any, recipe: Any, work: Callable[[Run, Any, Any], dic
 
 def folder_name(number: int) -> str:
     """Of a fold, counted from 1, in the folder of its stage."""
-    return f"fold_{number}"
+    return FOLDERS.replace("*", str(number))
 
 
 def _whole(run: Run, stage: TrainStage) -> Sequence[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cem_real
+from configs import cem_real, cem_real_dp
 from elk_jax import files
 from elk_jax.data.sources import folds as dealing
 from elk_jax.data.sources.patients import patient_hash
@@ -168,6 +168,14 @@ def test_folds_that_cannot_be_are_refused(ran, coco, tmp_path):
     apart = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
     apart.detector.folds = 2
     assert_refused(apart, tmp_path / "run", "'real'", "not trained on", where="config.detector.folds")
+
+
+def test_patients_that_another_stage_protects_are_not_chosen_on():
+    config = cem_real_dp.get_config("tiny")
+    config.stages.same_layers.validate_on, config.same_layers.folds = "real", 2
+    experiment = parse(config)
+    with refused("protects", "'real'", where="config.same_layers.folds"):
+        check_folds(experiment, experiment.stages["same_layers"], lambda source, split: None)
 
 
 def test_a_private_training_has_no_folds(tmp_path):
