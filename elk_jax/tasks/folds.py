@@ -62,12 +62,14 @@ def train(run: Run, stage: Any, recipe: Any, work: Callable[[Run, Any, Any], dic
     chosen = choose(curves, where)
     run.say(f"  {chosen.in_words}")
     everyone = frozenset().union(*parts)
-    summary = work(replace(run, fold=Fold(stage.validate_on, 0, count, everyone, chosen.step)), stage, recipe)
+    last = Fold(stage.validate_on, 0, count, everyone, chosen.step)
+    summary = work(replace(run, fold=last), stage, recipe)
     found = chosen.as_json(curves, list(map(len, parts)))
     if run.is_main:
         files.write_json(run.folder / stage.name / CHOSEN, found)
     return {
         **summary,
+        "data": {last.in_words if name == "validation" else name: n for name, n in summary.get("data", {}).items()},
         "best": {chosen.metric: chosen.mean},
         "folds": found,
         "seconds_before": summary.get("seconds_before", 0.0) + seconds,

@@ -20,7 +20,7 @@ from elk_jax.evaluation.detections import ImageResult
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.experiments.patients import check_folds
-from elk_jax.tasks import TASKS, folds
+from elk_jax.tasks import TASKS, folds, training
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.folds import Curve
@@ -141,6 +141,18 @@ def test_killed_folds_are_resumed_and_finished_ones_kept(whole, toy, tmp_path, m
     with refused("recipe.steps was 12 and is 16", where=run):
         run_experiment(other, run)
     monkeypatch.setattr(toy_task, "measure", measure)
+    keep = training.kept_weights
+
+    def stopped_at_the_end(run, *arguments):
+        if run.fold.is_last:
+            raise KeyboardInterrupt("killed")
+        return keep(run, *arguments)
+
+    monkeypatch.setattr(training, "kept_weights", stopped_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(small(), run)
+    assert (run / "train" / "fold_3" / "finished.json").is_file() and not (run / "train" / "finished.json").exists()
+    monkeypatch.setattr(training, "kept_weights", keep)
     run_experiment(small(), run)
     assert (run / "train" / "fold_1" / "model" / "params.safetensors").stat().st_mtime_ns == kept
     same = lambda name: np.array_equal(

@@ -192,7 +192,8 @@ def train_with(
     seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
     learning = prepare(run, stage, recipe, detector, source)
     model, learned, of_detector = learning.model, learning.learned, learning.of_detector
-    run.say(f"  validation {counted(validation.infos)}")
+    held_out = folds.to_read(run, stage)
+    run.say(f"  {run.fold.in_words if run.fold and held_out else 'validation'} {counted(validation.infos)}")
     say_skipped(run, validation)
 
     before = learning.measure(learning.initial) if learning.measure and learning.initial is not None else {}
@@ -231,7 +232,6 @@ def train_with(
 
     # ---- The model with its operating points -------------------------------------------------------------------
     floor, chosen_on, by_views = recipe.score_floor, operating.VALIDATION, dict[str, float]()
-    held_out = folds.to_read(run, stage)
     if held_out and learning.detects:
         assert run.fold is not None
         chosen_on, views = run.fold.in_words, read_views(held_out, validation.infos, len(flips) + 1)
