@@ -177,14 +177,14 @@ def train_with(
     if not summary(validation.infos)["lesions"]:
         run.say("  warning: no lesion in validation: checkpoints cannot be compared, the last one is kept")
     source = cut(source, recipe)
-    everyone = source
-    if run.fold is not None:  # folds are detectors of one kind, that of the last training
-        everyone = cut(run.with_all_patients().open(stage.train_on, "train", images or network.images), recipe)
     test_loader = recipe.test_loader()
 
     # ---- Model -----------------------------------------------------------------------------------------------
     config = settings(recipe, len(source.classes))
     if recipe.plan_anchors and has_anchors(config):
+        everyone = source
+        if run.fold is not None and not run.fold.is_last:  # folds are detectors of one kind, that of the last training
+            everyone = cut(run.with_all_patients().open(stage.train_on, "train", images or network.images), recipe)
         sizes = planned_anchor_sizes(everyone.infos, test_loader, levels=len(config.anchor_sizes))
         config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
