@@ -11,8 +11,8 @@ findings name it. With --volumes it is one volume, and so is a folder of slices:
 DBTex challenge, and report.html shows every finding in its best slice and along z. docs/dicom.md says how files are
 read, and which are left out or refused.
 
-Without --threshold the pictures use the operating point of one false positive per image that the training chose on its
-validation split. With a translator: what launch/translate.py does. With a classifier: predictions.json and
+Without --threshold the pictures use the operating point of one false positive per image that the training chose, on its
+validation split or by folds. With a translator: what launch/translate.py does. With a classifier: predictions.json and
 predictions.csv, the probability of its positive class for every image.
 """
 

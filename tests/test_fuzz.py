@@ -54,6 +54,7 @@ from elk_jax.detection.detectors import build as build_detector  # noqa: E402
 from elk_jax.detection.faster_rcnn_config import detectron2  # noqa: E402
 from elk_jax.errors import UserError  # noqa: E402
 from elk_jax.evaluation.detections import read_results  # noqa: E402
+from elk_jax.evaluation.operating import Choice, OperatingPoint  # noqa: E402
 from elk_jax.experiments.parse import parse, plain  # noqa: E402
 from elk_jax.tasks.detection import model as detector_folder  # noqa: E402
 from elk_jax.weights import diffusers_folder, model_folder, reading, resnet, stable_diffusion  # noqa: E402
@@ -494,7 +495,7 @@ DESCRIPTION = detector_folder.describe(
     LoaderConfig(buckets=((64, 96),)),
     True,
     ("horizontal",),
-    {"operating_points": [{"rate": 1.0, "threshold": 0.4}, {"rate": 2.0, "threshold": None}]},
+    Choice((OperatingPoint(1.0, 0.4), OperatingPoint(2.0, None))),
     model_folder.Training(7, ("real",), "weights/coco", ("a1", "b2")),
 )
 DOORS = {

@@ -1,6 +1,6 @@
 """docs/figures/painted.png: the first painted lesions of a run, each in the middle of 96 px of its breast.
 
-    python -m docs.figures.make_painted_figure --lesions=runs/quickstart/lesions
+python -m docs.figures.make_painted_figure --lesions=runs/quickstart/lesions
 """
 
 from __future__ import annotations

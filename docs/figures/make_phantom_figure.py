@@ -167,9 +167,7 @@ def main(real: Path | None, output: Path | None, count: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder of real images to set beside the phantoms")
     parser.add_argument("--output", type=Path, help="PNG to write (default: docs/figures/phantom.png)")
     parser.add_argument("--count", type=int, default=120, help="phantoms to compute the numbers from")

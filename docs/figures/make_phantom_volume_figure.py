@@ -124,9 +124,7 @@ def main(real: Path | None, output: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder of real slices to compare the phantoms with")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "docs" / "figures" / "phantom_volumes.jpg", help="JPG to write"

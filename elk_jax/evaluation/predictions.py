@@ -188,6 +188,19 @@ def aligned(sets: Sequence[Predictions]) -> list[Predictions]:
     return found
 
 
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of different images by classifiers of the same classes as one set."""
+    if len({part.classes for part in parts}) != 1:
+        raise UserError("predictions of different classes", where="classes", todo="join those of the same classes")
+    return Predictions(
+        image_ids=tuple(image for part in parts for image in part.image_ids),
+        patient_ids=tuple(patient for part in parts for patient in part.patient_ids),
+        labels=np.concatenate([part.labels for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        classes=parts[0].classes,
+    )
+
+
 def write_predictions(path: str | os.PathLike, predictions: Predictions) -> None:
     """Write predictions as JSON, without rounding."""
     rows = zip(predictions.image_ids, predictions.patient_ids, predictions.labels, predictions.probabilities.tolist())

@@ -34,6 +34,7 @@ def check_inputs(run: Run, names: Sequence[str]) -> None:
                 _check_files(run, *data, images=2)
         for split in kind_of(stage).needs_lesions:
             _check_lesions(experiment, stage, split, look)
+        patients.check_folds(experiment, stage, look)
         patients.check_apart(experiment, stage, look)
 
 

@@ -27,7 +27,7 @@ from elk_jax import files
 from elk_jax.experiments import checks, report, resume
 from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import kind_of, parse, plain
-from elk_jax.tasks import private
+from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Run, meet
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.training import mesh as meshes
@@ -100,7 +100,7 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     if warning := private.unprotected(run.experiment, stage):
         run.say(f"  warning: {warning}")
     started = time.time()
-    summary = kind_of(stage).run(run, stage, run.experiment.recipe_of(stage))
+    summary = folds.train(run, stage, run.experiment.recipe_of(stage), kind_of(stage).run)
     if run.is_main:
         seconds = time.time() - started + summary.get("seconds_before", 0.0)
         written = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}

@@ -14,7 +14,7 @@ from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import drawn
 from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
-from elk_jax.tasks import origins
+from elk_jax.tasks import folds, origins, private
 from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.weights import model_folder
@@ -63,6 +63,51 @@ def check_apart(experiment: Experiment, stage: Stage, look: Look) -> None:
             _check_apart(experiment, stage, model, look)
 
 
+def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
+    """Refuse folds that would not hold patients out: of data that are not trained on, or whose patients are known to
+    models and painted images that the stage starts from, or protected by another stage; and of fewer patients than
+    folds."""
+    count = folds.count_of(stage, experiment.recipe_of(stage))
+    if not count or not isinstance(stage, TrainStage):
+        return
+    where, source = f"config.{stage.recipe}.folds", stage.validate_on
+    if source not in stage.train_on:
+        what = f"folds are of the patients of '{source}', which stage {stage.name} is not trained on"
+        raise UserError(what, where=where, todo="set it to 0, or validate on data that are trained on")
+    if private.is_withheld(experiment, stage):
+        what = f"another stage protects the patients of '{source}', and folds would choose on them"
+        raise UserError(what, where=where, todo="set it to 0, or give the stages recipes of their own")
+    if experiment.data[source].train_where:
+        todo = f"set data.{source}.where instead"
+        raise UserError("train_where chooses other images to train on than to validate on", where=where, todo=todo)
+    splits = [look(source, split) for split in ("train", "val")]
+    known = {patient for split in splits for patient, _ in split.patients}
+    if len(known) < count:
+        todo = f"ask for {len(known)} at most, or give more patients"
+        raise UserError(f"{count} folds of {len(known)} patients", where=where, todo=todo)
+    named = frozenset().union(*(split.named for split in splits))
+    keys = {patients.patient_key(patient) for patient in named}
+
+    def refuse(both: Sequence[str], of: str) -> None:
+        if both:
+            what = f"patient {both[0]} is known to {of}, so that no fold of stage {stage.name} holds it out"
+            raise UserError(what, where=where, todo="set folds=0 here, or start from other people's data")
+
+    behind = {f"'{one}'": origins.of_model(experiment, one) for one in stage.origin().models}
+    painted = [one for one in stage.train_on if one in experiment.writers]
+    behind |= {f"the stage that made '{one}'": origins.of_source(experiment, one) for one in painted}
+    for of, places in behind.items():
+        for place, is_folder in places:
+            if is_folder:
+                refuse(patients.among(named, model_folder.seen_patients(Path(place))), of)
+            else:
+                seen = {patients.patient_key(patient): patient for patient in look(place, "train").named}
+                refuse([seen[key] for key in sorted(seen.keys() & keys)], of)
+    for one in stage.train_on:
+        if one not in experiment.writers:
+            refuse(patients.among(named, look(one, "train").seen_patients), f"the painter of '{one}'")
+
+
 def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -> None:
     on, split = stage.held_out() or ("", "")
     held_out = look(on, split)
@@ -82,9 +127,13 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
             )
 
     trainer = experiment.stages[model]
-    for source in origins.training_sources(experiment, model):
+    seen = [(source, "train") for source in origins.training_sources(experiment, model)]
+    seen += [(source, "val") for source in origins.refitted_on(experiment, model)]
+    if model != stage.name:
+        seen += [(source, "val") for source in origins.dealt(experiment, model)]
+    for source, part in seen:
         try:
-            training = look(source, "train")
+            training = look(source, part)
         except UserError:
             continue  # of a finished stage, or it would have been opened before: its data may be elsewhere by now
         own = isinstance(trainer, TrainStage) and kind_of(trainer).learns_classes and source in trainer.train_on

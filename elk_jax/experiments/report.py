@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from elk_jax import files
+from elk_jax.reporting.folds import folds_section
 from elk_jax.reporting.report import write_report
-from elk_jax.reporting.run import RunRecord, run_report
+from elk_jax.reporting.run import Part, RunRecord, run_report
 from elk_jax.tasks import TASKS, private
 from elk_jax.tasks.run import Run
 
@@ -31,6 +32,8 @@ def write(run: Run, summaries: Mapping[str, Any]) -> Path:
         found = {name: s for name, s in summaries.items() if experiment.stages[name].task == task.name}
         if found:
             parts.append(task.report(run, found))
+    if dealt := {name: s["folds"] for name, s in summaries.items() if "folds" in s}:
+        parts.append(Part("Cross-validation", sections=[folds_section(*entry) for entry in dealt.items()]))
     path = folder / "report.html"
     write_report(path, run_report(record, parts))
     return path

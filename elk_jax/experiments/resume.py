@@ -9,6 +9,7 @@ from typing import Any
 
 from elk_jax import files
 from elk_jax.errors import UserError
+from elk_jax.tasks import folds
 from elk_jax.tasks.run import Experiment, Run
 from elk_jax.tasks.stages import Stage, TrainStage
 
@@ -125,8 +126,10 @@ def check_inputs(run: Run, stage: Stage, now: dict[str, Any]) -> None:
 def _is_begun_training(run: Run, stage: Stage) -> bool:
     """Whether a training got so far that other settings must not replace it: to a checkpoint, or to its end."""
     folder = run.folder / stage.name
-    checkpoints = any(path.name.isdigit() for path in folder.glob("checkpoints/*"))
-    begun = (folder / DEPENDS).exists() and (checkpoints or (folder / FINISHED).exists())
+    places = [folder, *folder.glob(folds.FOLDERS)]
+    checkpoints = any(path.name.isdigit() for place in places for path in place.glob("checkpoints/*"))
+    finished = any((place / FINISHED).exists() for place in places)
+    begun = (folder / DEPENDS).exists() and (checkpoints or finished)
     return isinstance(stage, TrainStage) and begun
 
 

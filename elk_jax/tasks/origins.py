@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from elk_jax.tasks import folds
 from elk_jax.tasks.run import Experiment
+from elk_jax.tasks.stages import TrainStage
 
 
 def of_stage(experiment: Experiment, name: str) -> list[tuple[str, bool]]:
@@ -26,6 +28,24 @@ def of_model(experiment: Experiment, model: str) -> list[tuple[str, bool]]:
 def training_sources(experiment: Experiment, name: str) -> list[str]:
     """The data sources, each once, whose training patients reached a train or synthesis stage."""
     return list(dict.fromkeys(origin for origin, is_folder in of_stage(experiment, name) if not is_folder))
+
+
+def refitted_on(experiment: Experiment, name: str) -> list[str]:
+    """The data sources, each once, whose validation patients reached the models behind a stage: folds (`tasks.folds`)
+    train on them in the end. The stage's own folds do not count: it holds each patient out once."""
+    origin = experiment.stages[name].origin()
+    writers = [experiment.writers.get(source, "") for source in origin.sources]
+    behind = [one for one in (*origin.models, *writers) if one in experiment.stages]
+    found = [source for one in behind for source in (*refitted_on(experiment, one), *dealt(experiment, one))]
+    return list(dict.fromkeys(found))
+
+
+def dealt(experiment: Experiment, name: str) -> list[str]:
+    """The data source whose validation patients a stage trains on in the end, by folds of its own; [] without them."""
+    stage = experiment.stages[name]
+    if not isinstance(stage, TrainStage) or not folds.count_of(stage, experiment.recipe_of(stage)):
+        return []
+    return [stage.validate_on]
 
 
 def foreign_models(experiment: Experiment, name: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 import jax
 from jax.experimental import multihost_utils
 
-from elk_jax.data.sources import patients
+from elk_jax.data.sources import folds, patients
 from elk_jax.data.sources.open import check_readable, drawn, list_source
 from elk_jax.data.sources.source import ImageSource, concatenate, with_images
 from elk_jax.data.sources.spec import SourceSpec
@@ -67,13 +67,55 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A part of a cross-validation: the patients of both splits, training and validation, are dealt out anew.
+
+    source: the data source. number: of the fold, from 1, of `count`. held_out: the patients that validate; the others
+    train. steps: None in a fold. In the training that follows them, of so many steps, all patients train and `held_out`
+    is all of them: what is chosen on them, the folds have predicted.
+    """
+
+    source: str
+    number: int
+    count: int
+    held_out: frozenset[str]
+    steps: int | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the training on all patients, after the folds."""
+        return self.steps is not None
+
+    @property
+    def in_words(self) -> str:
+        """The data that are chosen on, in words."""
+        return f"{self.count} folds"
+
+    def deal(self, place: Data, opened: Callable[[Data], ImageSource]) -> ImageSource:
+        """A split of a source, as this part has it. opened: as it is without folds.
+
+        Patients that are held out do not come back in the training split of another source, such as a painted one.
+        """
+        own = place.source == self.source and place.split in ("train", "val")
+        if not own:
+            kept = self.is_last or place.split != "train"
+            return opened(place) if kept else folds.without_patients(opened(place), self.held_out)
+        whole = folds.pooled(*(opened(Data(self.source, split)) for split in ("train", "val")))
+        if self.is_last:
+            return whole
+        return (folds.of_patients if place.split == "val" else folds.without_patients)(whole, self.held_out)
+
+
+@dataclass(frozen=True)
 class Run:
-    """One started experiment. Only the main process (`is_main`) writes files and prints."""
+    """One started experiment. Only the main process (`is_main`) writes files and prints. fold: of a training by
+    cross-validation, which sees its sources as it has them."""
 
     experiment: Experiment
     folder: Path
     mesh: jax.sharding.Mesh
     console: Console = field(default_factory=lambda: new_console())
+    fold: Fold | None = None
     _listed: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
     _opened: dict[tuple[Data, int], ImageSource] = field(default_factory=dict, repr=False)
 
@@ -96,7 +138,7 @@ class Run:
 
     def list(self, sources: str | Sequence[str], split: str) -> ImageSource:
         """One split of the named sources as one source, without looking at image files; annotations are read once."""
-        return _joined([self._list(Data(name, split)) for name in _names(sources)])
+        return _joined([self._dealt(Data(name, split), self._list) for name in _names(sources)])
 
     def open(self, sources: str | Sequence[str], split: str, images: int = 1) -> ImageSource:
         """One split of the named sources as one source, whose image files are there.
@@ -104,7 +146,15 @@ class Run:
         Each is opened once per run, and keeps its decoded images for later stages (`source.CACHE_BYTES`).
         images: of a record that are read: 2 for pairs. Where it is 1, no file of a partner is looked at.
         """
-        return _joined([self._open(Data(name, split), images) for name in _names(sources)])
+        opened = lambda place: self._open(place, images)
+        return _joined([self._dealt(Data(name, split), opened) for name in _names(sources)])
+
+    def with_all_patients(self) -> Run:
+        """The same run, in which no patient is held out."""
+        return self if self.fold is None else replace(self, fold=replace(self.fold, steps=self.fold.steps or 1))
+
+    def _dealt(self, place: Data, opened: Callable[[Data], ImageSource]) -> ImageSource:
+        return opened(place) if self.fold is None else self.fold.deal(place, opened)
 
     def _list(self, place: Data) -> ImageSource:
         if place not in self._listed:

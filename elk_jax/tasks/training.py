@@ -16,6 +16,7 @@ from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import patients
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
+from elk_jax.tasks import folds
 from elk_jax.tasks.run import Opened, Run
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.training import loop
@@ -87,25 +88,31 @@ def train(
 
     protection: of a private training, whose batches are of units (`tasks.private.privately`). settings, validation: the
     model's configuration, for JSON, and the images that its checkpoints are chosen on; a training is not resumed from a
-    checkpoint of others. seed: None for that of the run.
+    checkpoint of others. seed: None for that of the run. The training after folds (`tasks.folds`) has the number of
+    steps that they chose, of the same schedule, and no evaluation.
     """
     seed = run.seed if seed is None else seed
+    folder, steps = run.folder / stage.name, None if run.fold is None else run.fold.steps
+    evaluation = Evaluation(evaluate, best_metric, best_mode, draw) if steps is None else None  # none is left out of it
     try:
-        return loop.train(
+        result = loop.train(
             step_of(model, recipe, run.mesh, seed, protection),
-            workdir=run.folder / stage.name,
+            workdir=folder,
             data_iterator=batches,
-            total_steps=recipe.steps,
+            total_steps=steps or recipe.steps,
             mesh=run.mesh,
             initial_params=initial,
             intervals=Intervals(recipe.log_every, recipe.checkpoint_every, recipe.eval_every),
-            evaluation=Evaluation(evaluate, best_metric, best_mode, draw),
+            evaluation=evaluation,
             identity={"model": _hash(settings), "validation split": _hash(_split(validation))},
             buckets=buckets,
             title=stage.name,
         )
     finally:
         batches.close()
+    if run.fold is not None and steps is None and run.is_main:
+        folds.write_curve(folder, best_metric, best_mode)
+    return result
 
 
 def step_of(

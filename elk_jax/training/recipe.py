@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from elk_jax.errors import UserError
-from elk_jax.fields import BELOW_ONE, AtLeast
+from elk_jax.fields import BELOW_ONE, AtLeast, Between
 from elk_jax.privacy.settings import Privacy
 from elk_jax.training import schedules
 from elk_jax.training.optimizer import OptimizerConfig
@@ -14,6 +14,7 @@ from elk_jax.training.schedules import Schedule, WarmupCosine
 
 ADAMW = OptimizerConfig(name="adamw", weight_decay=0.05, clip_norm=1.0)
 COSINE = WarmupCosine(base=4e-4, warmup_steps=30)
+MOST_FOLDS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class TrainingRecipe:
     """steps: updates of the whole training. accumulate: micro-batches that a batch is split into.
 
     ema_decay: of the smoothed parameters, which are then the ones that are evaluated and kept; 0 for none.
-    checkpoint_every, eval_every: in steps; 0: only at the end. privacy: of the training data; None: they are not
+    checkpoint_every, eval_every: in steps; 0: only at the end. folds: of a cross-validation over the patients of the
+    training and validation splits, by which the steps and thresholds are chosen before the model is trained on all of
+    them; 0: the validation split alone chooses. privacy: of the training data; None: they are not
     protected.
     """
 
@@ -33,9 +36,15 @@ class TrainingRecipe:
     log_every: Annotated[int, AtLeast(1)] = 10
     checkpoint_every: Annotated[int, AtLeast(0)] = 100
     eval_every: Annotated[int, AtLeast(0)] = 100
+    folds: Annotated[int, Between(0, MOST_FOLDS)] = 0
     privacy: Privacy | None = None
 
     def __post_init__(self) -> None:
+        if self.folds == 1:
+            raise UserError("one fold leaves no patient to train on", where="folds", todo="give 2 at least, or 0")
+        if self.privacy is not None and self.folds:
+            what = f"folds is {self.folds} in a private training, whose promise counts no choice on protected patients"
+            raise UserError(what, where="folds", todo="set it to 0, and choose on other people's data")
         if self.privacy is not None and self.accumulate > 1:
             todo = "set privacy.micro_batch, the units of a device at once, and leave accumulate at 1"
             raise UserError(f"accumulate is {self.accumulate} in a private training", where="accumulate", todo=todo)

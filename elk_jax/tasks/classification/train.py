@@ -20,16 +20,17 @@ from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.labels import check_both_classes, class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.errors import UserError
-from elk_jax.evaluation import thresholds
+from elk_jax.evaluation import predictions, thresholds
+from elk_jax.evaluation.predictions import Predictions
 from elk_jax.privacy.accounting import Unit
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.progress import progress_bar
-from elk_jax.tasks import private, training
+from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.model import NetworkDescription, TrainedNetwork
 from elk_jax.tasks.classification.recipe import DecisionRecipe, NetworkRecipe, TrainClassifierStage
 from elk_jax.tasks.private import Learned, Public
-from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.run import Fold, Run, skipped_images
 from elk_jax.tasks.sampling import host_share
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary, Workload
@@ -39,6 +40,8 @@ from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 
+PREDICTED = "predictions.json"
+"""Of a fold."""
 FREE = ("num_classes", "hidden", "image_size", "drop_path", "dropout", "frozen_stages", "remat", "dtype")
 """Settings of a network that may differ from those of the weights that a training starts from."""
 
@@ -142,7 +145,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         network,
         learned.batches,
         initial=initial,
-        evaluate=_validating(network, of_val, recipe, run.mesh),
+        evaluate=_validating(run, stage, network, of_val, recipe),
         best_metric="auroc",
         settings=asdict(recipe.model) | {"size": recipe.size, "label_smoothing": recipe.label_smoothing},
         validation=validation.infos,
@@ -154,7 +157,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         run, stage, result, recipe.choose, found, learned.protection, learned.public
     )
     if run.is_main:
-        description = _described(params, recipe, of_val, trained)
+        description = _described(params, recipe, of_val, trained, run.fold, folds.to_read(run, stage))
         model_folder.save_params(run.folder / stage.name / "model", params, description)
     withheld = private.is_withheld(run.experiment, stage)
     return {
@@ -206,9 +209,11 @@ def _privately(
 
 
 def _validating(
-    network: Model, images: Labelled, recipe: NetworkRecipe, mesh: jax.sharding.Mesh
+    run: Run, stage: TrainClassifierStage, network: Model, images: Labelled, recipe: NetworkRecipe
 ) -> Callable[[Params, int], dict[str, float]]:
-    """AUROC, and the mean cross entropy without smoothing, on the validation images."""
+    """AUROC, and the mean cross entropy without smoothing, on the validation images. A fold keeps what it says of
+    them, as in testing."""
+    mesh = run.mesh
     predict = prediction.on_mesh(network, mesh, ("valid",))
     constants = meshes.place_constants(network.constants, mesh)
     own, rows = list(images.source.classes).index(recipe.positive), np.arange(len(images))
@@ -219,6 +224,10 @@ def _validating(
             answer, echo = jax.device_get(predict(params, constants, meshes.put_batch(host_share(batch), mesh)))
             found.append(answer["probability"][echo["valid"]])
         probability = np.concatenate(found).astype(np.float64)
+        if (place := folds.to_write(run, stage, step)) is not None:
+            tested = _predicted(meshes.on_host(params, mesh), recipe, images)
+            if run.is_main:
+                predictions.write_predictions(place / PREDICTED, tested)
         of_label = np.maximum(probability[rows, images.labels], np.finfo(np.float32).tiny)
         return {
             "auroc": model.auroc(probability[:, own], images.labels == own),
@@ -228,12 +237,9 @@ def _validating(
     return evaluate
 
 
-def _described(
-    params: Params, recipe: NetworkRecipe, images: Labelled, trained: model_folder.Training
-) -> NetworkDescription:
-    """The description of a network, with thresholds by the rules of the recipe on the validation images."""
-    source = images.source
-    description = NetworkDescription(
+def _description(recipe: NetworkRecipe, source: ImageSource, trained: model_folder.Training) -> NetworkDescription:
+    """Without operating points."""
+    return NetworkDescription(
         architecture=model.NETWORK,
         classes=tuple(source.classes),  # type: ignore[arg-type]
         positive=recipe.positive,
@@ -243,12 +249,35 @@ def _described(
         trained=trained,
         test_symmetries=recipe.test_symmetries,
     )
+
+
+def _predicted(params: Params, recipe: NetworkRecipe, images: Labelled) -> Predictions:
+    """What a network says of images in testing."""
+    source = images.source
+    description = _description(recipe, source, model_folder.Training())
     probability = TrainedNetwork(params, description).probabilities(source)[0]
-    predicted = model.predictions(probability, source, images.labels, recipe.positive)
+    return model.predictions(probability, source, images.labels, recipe.positive)
+
+
+def _described(
+    params: Params,
+    recipe: NetworkRecipe,
+    images: Labelled,
+    trained: model_folder.Training,
+    fold: Fold | None,
+    held_out: Sequence[Path],
+) -> NetworkDescription:
+    """The description of a network, with thresholds by the rules of the recipe: on the validation images, or on what
+    folds said of the patients that they had not seen, where they left it in the folders `held_out`."""
+    description, on = _description(recipe, images.source, trained), "validation"
+    if held_out and fold is not None:
+        on = fold.in_words
+        predicted = predictions.joined([predictions.read_predictions(place / PREDICTED) for place in held_out])
+    else:
+        predicted = _predicted(params, recipe, images)
     rules = map(thresholds.rule_from_text, recipe.rules)
-    return replace(
-        description, operating_points=tuple(thresholds.choose(predicted, recipe.positive, rule) for rule in rules)
-    )
+    points = tuple(thresholds.choose(predicted, recipe.positive, rule, on) for rule in rules)
+    return replace(description, operating_points=points)
 
 
 def workload(stage: TrainClassifierStage, recipe: NetworkRecipe, batch_size: int | None) -> Workload:

@@ -7,7 +7,7 @@ The stage leaves `<model>/predictions.json`, `<model>/evaluation.json`, `compari
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,18 +20,18 @@ from elk_jax.detection import detectors
 from elk_jax.detection.detectors import DETECTORS
 from elk_jax.detection.volumes import Rule
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections, fusion
+from elk_jax.evaluation import detections, fusion, operating
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.bootstrap import PatientStatistic, Resamples
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import criterion_from_text
+from elk_jax.evaluation.hits import Criterion, criterion_from_text
 from elk_jax.evaluation.truth import read_measured, write_truth
 from elk_jax.fields import SHARE, check
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
-from elk_jax.tasks.detection.model import Trained, load
+from elk_jax.tasks.detection.model import Description, Trained, load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
@@ -98,6 +98,10 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         evaluations[model] = metrics.evaluate_detections(
             results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
         )
+        if model in loaded:
+            evaluations[model]["chosen"] = promises_kept(
+                loaded[model].description, results[model], criterion, floor, recipe.bootstrap
+            )
         if run.is_main:
             place = files.make_folder(folder / model)
             detections.write_results(place / "predictions.json", results[model], source.category_ids)
@@ -151,6 +155,22 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRec
     return {
         model: metrics.DetectionStatistic(detections.above(results, recipe.score_floor), criterion)
         for model, results in found.items()
+    }
+
+
+def promises_kept(
+    description: Description, results: Sequence[ImageResult], criterion: Criterion, floor: float, resamples: int
+) -> dict[str, Any]:
+    """What the thresholds of a model do on other images than those they were chosen on, for evaluation.json and the
+    report: {"on", "warning", "points": of `operating.kept`, beside those of the model}."""
+    points = [asdict(point) for point in description.operating_points if point.threshold is not None]
+    found = operating.kept(
+        results, description.operating_points, criterion=criterion, score_floor=floor, resamples=resamples
+    )
+    return {
+        "on": description.chosen_on.counted,
+        "warning": operating.doubt(description.operating_points, description.chosen_on),
+        "points": [{"chosen": point, **one} for point, one in zip(points, found)],
     }
 
 
@@ -262,6 +282,9 @@ def evaluate_source(
     measure = lambda found: metrics.evaluate_detections(found, **how)
     evaluation = measure(results)
     evaluation["notes"] += notes
+    if model is not None:
+        own = loaded[subject].description
+        evaluation["chosen"] = promises_kept(own, results, criterion, settings.score_floor, settings.bootstrap)
     evaluations, comparisons = {name: evaluation}, {}
     if other is not None:
         theirs, notes = found[other]

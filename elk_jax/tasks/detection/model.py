@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -17,15 +17,21 @@ from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
-from elk_jax.fields import SHARE, AtLeast, ByName
+from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
+from elk_jax.fields import ByName
 from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
 from elk_jax.weights import model_folder
 from elk_jax.weights.detectors import Imported
 
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
 """What model folders of earlier versions lack."""
-LATER = {"input": {"resize": {"stretch": (), "rounding": "nearest", "pixels": "mean"}}}
+LATER = {
+    "input": {"resize": {"stretch": (), "rounding": "nearest", "pixels": "mean"}},
+    "chosen_on": asdict(ChosenOn()),
+}
 """What any model folder may lack."""
+POINT = {one.name: one.default for one in fields(OperatingPoint) if one.default is not MISSING}
+"""What the operating points of any model folder may lack."""
 
 
 def trainable(detector: Detector, per_image: bool = False) -> Model:
@@ -71,16 +77,9 @@ class Input:
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
-    """threshold: the score from which on so many false positives come on the validation split; None: never so many."""
-
-    false_positives_per_image: Annotated[float, AtLeast(0)]
-    threshold: Annotated[float, SHARE] | None
-
-
-@dataclass(frozen=True)
 class Description:
-    """The content of `model.json`. model: the settings of the detector."""
+    """The content of `model.json`. model: the settings of the detector. chosen_on: what its operating
+    points were chosen on."""
 
     architecture: str
     model: Annotated[Any, ByName(detectors.kinds)]
@@ -88,6 +87,7 @@ class Description:
     input: Input
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
+    chosen_on: ChosenOn = field(default_factory=ChosenOn)
 
     def __post_init__(self) -> None:
         if len(self.classes) != self.model.num_classes:
@@ -109,19 +109,18 @@ def describe(
     test_loader: LoaderConfig,
     crop_to_breast: bool,
     flips: Sequence[Flip],
-    evaluation: Mapping[str, Any],
+    choice: Choice,
     trained: model_folder.Training | None = None,
 ) -> Description:
-    """The description of a detector. evaluation: of the validation split, which gives the operating points."""
+    """The description of a detector, with its operating points."""
     return Description(
         architecture=detector.name,
         model=detector.config,
         classes=tuple(classes),
         input=Input(crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips)),
-        operating_points=tuple(
-            OperatingPoint(point["rate"], point["threshold"]) for point in evaluation["operating_points"]
-        ),
+        operating_points=choice.points,
         trained=trained,
+        chosen_on=choice.on,
     )
 
 
@@ -145,4 +144,7 @@ def stored(content: model_folder.Content) -> Description | Imported:
 
 def _present(content: model_folder.Content) -> model_folder.Content:
     model = {"model": detectors.in_present_form(content.entries["model"])} if "model" in content.entries else {}
+    points = content.entries.get("operating_points")
+    if isinstance(points, list):
+        model["operating_points"] = [{**POINT, **point} if isinstance(point, Mapping) else point for point in points]
     return replace(content, entries={**content.entries, **model})

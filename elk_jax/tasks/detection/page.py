@@ -83,6 +83,7 @@ def detection_part(run: DetectionRun) -> Part:
             results_section(one.evaluations, one.comparisons),
             froc_section(one.evaluations),
             operating_points_section(one.evaluations),
+            *promises_section(one.evaluations),
             *(gallery_section(pictures) for pictures in one.pictures),
         ]
         sections += [replace(s, title=f"{s.title}: {one.on}") for s in found] if many else found
@@ -204,6 +205,38 @@ def operating_points_section(evaluations: Evaluations) -> Section:
             rows.append(html.row(cells))
     note = "The lowest score of a found lesion that keeps the rate, chosen on these same images."
     return Section("Operating points", html.table(head, rows), note)
+
+
+def promises_section(evaluations: Evaluations) -> list[Section]:
+    """For every model: the thresholds that its training chose, and what they do here; nothing without them."""
+    head = ["FP per image, promised", "Score threshold", "Sensitivity, promised", "FP per image", "Sensitivity"]
+    rows, notes = [], []
+    for index, (name, evaluation) in enumerate(evaluations.items()):
+        chosen = evaluation.get("chosen", {})
+        points = chosen.get("points", ())
+        if not points:
+            continue
+        rows.append(html.group_row(f"{name}, chosen on {chosen['on']}", len(head), index))
+        for point in points:
+            own = point["chosen"]
+            bounds = lambda prefix, own=own: {end: own[f"{prefix}{end}"] for end in ("low", "high")}
+            cells = [
+                html.estimate_cell({"value": point["promised"], **bounds("rate_")}, 2),
+                html.estimate_cell({"value": point["threshold"], **bounds("")}),
+                html.estimate_cell({"value": own["sensitivity"], **bounds("sensitivity_")}),
+                html.estimate_cell(point["false_positives_per_image"], 2),
+                html.estimate_cell(point["sensitivity"]),
+            ]
+            rows.append(html.row(cells))
+        if chosen["warning"]:
+            notes.append(html.paragraph(f"Warning: {name}: {chosen['warning']}", "soft small"))
+    if not rows:
+        return []
+    note = (
+        "Thresholds of the training, and what they do on these images. The interval of what is promised: what may come "
+        "on other patients, as the thresholds depend on those they were chosen on."
+    )
+    return [Section("Thresholds of the models", html.table(head, rows) + "".join(notes), note)]
 
 
 def gallery_section(pictures: Pictures) -> Section:

@@ -29,10 +29,11 @@ from elk_jax.detection import detectors
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion
 from elk_jax.evaluation.detections import Detections, ImageResult, join
+from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.fields import SHARE
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress, progress_bar
-from elk_jax.tasks.detection.model import Input, OperatingPoint, Trained, load, trainable
+from elk_jax.tasks.detection.model import Input, Trained, load, trainable
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
@@ -131,12 +132,28 @@ def detect_view(
 
     flips: mirrored views, whose detections are fused with those of the images as they are.
     """
+    return together(detect_views(predictor, params, seen, config, mesh, score_floor, flips, progress), score_floor)
+
+
+def detect_views(
+    predictor: Predictor,
+    params: Params,
+    seen: View,
+    config: LoaderConfig,
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    flips: Sequence[str] = (),
+    progress: bool = True,
+) -> list[list[ImageResult]]:
+    """As `detect_view`, for each view on its own: first the images as they are, then `flips`."""
     find = lambda source: detect(predictor, params, source, config, mesh, score_floor, progress)
-    results = find(seen.source)
-    if flips:
-        mirrored = [_unflipped(find(flipped(seen.source, flip)), flip) for flip in flips]
-        results = detections.above(fusion.fuse([results, *mirrored]), score_floor)
-    return results if seen.windows is None else _uncut(results, seen.whole, seen.windows)
+    views = [find(seen.source), *(_unflipped(find(flipped(seen.source, flip)), flip) for flip in flips)]
+    return views if seen.windows is None else [_uncut(view, seen.whole, seen.windows) for view in views]
+
+
+def together(views: Sequence[list[ImageResult]], score_floor: float) -> list[ImageResult]:
+    """The detections of several views of the same images, fused."""
+    return views[0] if len(views) == 1 else detections.above(fusion.fuse(views), score_floor)
 
 
 def detect_with(

@@ -22,11 +22,13 @@ from elk_jax.data.sources.source import ImageSource, counted, summary, with_imag
 from elk_jax.detection import anchors, detectors
 from elk_jax.detection.detector import Detector, has_anchors
 from elk_jax.errors import UserError
+from elk_jax.evaluation import detections, operating
 from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation.detections import ImageResult
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, generator
-from elk_jax.tasks import private, training
+from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.detection import predict
 from elk_jax.tasks.detection.model import describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
@@ -180,14 +182,18 @@ def train_with(
     # ---- Model -----------------------------------------------------------------------------------------------
     config = settings(recipe, len(source.classes))
     if recipe.plan_anchors and has_anchors(config):
-        sizes = planned_anchor_sizes(source.infos, test_loader, levels=len(config.anchor_sizes))
+        everyone = source
+        if run.fold is not None and not run.fold.is_last:  # folds are detectors of one kind, that of the last training
+            everyone = cut(run.with_all_patients().open(stage.train_on, "train", images or network.images), recipe)
+        sizes = planned_anchor_sizes(everyone.infos, test_loader, levels=len(config.anchor_sizes))
         config = replace(config, anchor_sizes=anchors.scaled(config.anchor_sizes, sizes))
         run.say(f"  anchor sizes from the lesions: {', '.join(f'{size:.0f}' for (size,) in sizes)} px")
     detector = detectors.build(config)
     seen = predict.view(validation, recipe.crop_to_breast)  # as in testing: the truth does not widen a window
     learning = prepare(run, stage, recipe, detector, source)
     model, learned, of_detector = learning.model, learning.learned, learning.of_detector
-    run.say(f"  validation {counted(validation.infos)}")
+    held_out = folds.to_read(run, stage)
+    run.say(f"  {run.fold.in_words if run.fold and held_out else 'validation'} {counted(validation.infos)}")
     say_skipped(run, validation)
 
     before = learning.measure(learning.initial) if learning.measure and learning.initial is not None else {}
@@ -198,9 +204,12 @@ def train_with(
     def evaluate_params(params: Params, step: int) -> dict[str, float]:
         floor, scores = recipe.choose_score_floor, dict[str, float]()
         if learning.detects:
-            found = of_detector(params)
-            results = predict.detect_view(predictor, found, seen, test_loader, run.mesh, floor, progress=False)
-            scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=floor, resamples=0))
+            found, place = of_detector(params), folds.to_write(run, stage, step)
+            views, lowest = (flips, min(floor, recipe.score_floor)) if place else ((), floor)
+            results = predict.detect_views(predictor, found, seen, test_loader, run.mesh, lowest, views, progress=False)
+            if place and run.is_main:
+                write_views(place, results)
+            scores = metrics.scalars(metrics.evaluate_detections(results[0], score_floor=floor, resamples=0))
         further = learning.measure(params) if learning.measure else {}
         # before the first hit a metric is not defined: nothing was found
         return {recipe.best_metric: 0.0, **scores, **further}
@@ -222,18 +231,34 @@ def train_with(
     )
 
     # ---- The model with its operating points -------------------------------------------------------------------
-    floor = recipe.score_floor
-    best = of_detector(result.best_params)
-    results = predict.detect_view(predictor, best, seen, test_loader, run.mesh, floor, flips)
-    evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
+    floor, chosen_on, by_views = recipe.score_floor, operating.VALIDATION, dict[str, float]()
+    if held_out and learning.detects:
+        assert run.fold is not None
+        chosen_on, views = run.fold.in_words, read_views(held_out, validation.infos, len(flips) + 1)
+        by_views = {
+            "+".join(("as they are", *flips[:count])): score_of(views[: count + 1], recipe)
+            for count in range(len(flips) + 1)
+        }
+        flips = flips[: list(by_views.values()).index(max(by_views.values()))]
+        results = predict.together(views[: len(flips) + 1], floor)
+    else:
+        chosen_on = "its own training images" if held_out else chosen_on
+        best = of_detector(result.best_params)
+        results = predict.detect_view(predictor, best, seen, test_loader, run.mesh, floor, flips)
+    choice = operating.choose(results, score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)
+    if choice.warning:
+        run.say(f"  warning: {choice.warning}")
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
         crop = recipe.crop_to_breast
-        description = describe(detector, source.classes, test_loader, crop, flips, evaluation, trained)
+        description = describe(detector, source.classes, test_loader, crop, flips, choice, trained)
         model_folder.save_params(run.folder / stage.name / "model", of_detector(params), description)
-    value = result.best_metrics.get(recipe.best_metric)
-    written = "not measured" if value is None else f"{value:.3f}"
-    run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
+    if not held_out:
+        value = result.best_metrics.get(recipe.best_metric)
+        written = "not measured" if value is None else f"{value:.3f}"
+        run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
+    for name, value in by_views.items() if len(by_views) > 1 else ():
+        run.say(f"  views {name}: {recipe.best_metric} {value:.3f} on {chosen_on}")
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
@@ -241,8 +266,33 @@ def train_with(
         "draws_per_epoch": {} if withheld else dict(learning.draws_per_epoch),
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **({"before": before} if before else {}),
+        **({"views": by_views} if by_views else {}),
+        "warning": choice.warning,
         **training.outcome(result),
     }
+
+
+def write_views(folder: Path, views: Sequence[Sequence[ImageResult]]) -> None:
+    """Keep the detections of each view."""
+    for number, results in enumerate(views):
+        detections.write_results(folder / f"view_{number}.json", results)
+
+
+def read_views(folders: Sequence[Path], infos: Sequence[ImageInfo], views: int) -> list[list[ImageResult]]:
+    """The detections of each view in all folders together, joined with the truth."""
+    categories = range(1, 2 + max([-1, *(int(label) for info in infos for label in info.labels)]))
+    found = []
+    for number in range(views):
+        parts = [detections.read_results(folder / f"view_{number}.json", infos, categories) for folder in folders]
+        found.append(detections.join(infos, {image: one for part in parts for image, one in part.items()}))
+    return found
+
+
+def score_of(views: Sequence[list[ImageResult]], recipe: DetectionRecipe) -> float:
+    """The metric that chooses checkpoints, of several views together."""
+    results = predict.together(views, recipe.score_floor)
+    scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0))
+    return scores.get(recipe.best_metric, 0.0)
 
 
 def _privately(

@@ -15,9 +15,12 @@ from elk_jax import files
 from elk_jax.backbones import resnet, swin
 from elk_jax.data.batches import labelled
 from elk_jax.data.batches.labelled import Augmented, Labelled, LabelledConfig
+from elk_jax.data.sources.folds import of_patients, pooled
 from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.evaluation.predictions import read_predictions
+from elk_jax.evaluation import thresholds
+from elk_jax.evaluation.predictions import joined, read_predictions
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.fields import build
@@ -102,6 +105,29 @@ def test_it_is_evaluated_and_predicts_as_in_the_stage(plain_run, tmp_path):
     page = (folder / "report.html").read_text()
     for title in ("Networks", "Privacy and accuracy", "ROC", "Training of networks"):
         assert f"<h2>{title}</h2>" in page
+
+
+def test_thresholds_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(tmp_path):
+    """The model of each fold, asked again, gives the thresholds of the last one."""
+    config = swin_real.get_config("tiny")
+    config.network.folds, config.network.eval_every = 2, 0
+    found = run_experiment(config, tmp_path, ["network"])["network"]
+    spec = parse(config).data["patches"]
+    pool = pooled(open_source(spec, "train"), open_source(spec, "val"))
+    parts = []
+    for fold in (1, 2):
+        own = model.load(tmp_path / "network" / f"fold_{fold}" / "model")
+        seen = own.description.trained.patients
+        theirs = of_patients(pool, {i.patient_id for i in pool.infos if patient_hash(i.patient_id) not in seen})
+        labels = np.array([info.labels[0] for info in theirs.infos])
+        parts.append(model.predictions(own.probabilities(theirs)[0], theirs, labels, own.description.positive))
+    both = joined(parts)
+    last = model.load(tmp_path / "network" / "model").description
+    assert sorted(both.image_ids) == sorted(info.image_id for info in pool.infos)
+    assert last.trained.step == found["folds"]["step"] == config.network.steps
+    for point in last.operating_points:
+        again = thresholds.choose(both, last.positive, thresholds.rule_from_text(point.rule), "2 folds")
+        assert point.chosen_on == "2 folds" and point.threshold == pytest.approx(again.threshold, abs=1e-5)
 
 
 def test_files_are_classified_as_their_source_is(plain_run, tmp_path, folders):

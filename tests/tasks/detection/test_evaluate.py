@@ -13,6 +13,7 @@ from elk_jax import files
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation import detections
+from elk_jax.evaluation.operating import ChosenOn
 from elk_jax.tasks.detection import evaluate, predict
 from elk_jax.tasks.detection.evaluate import EvaluateSettings
 from elk_jax.tasks.detection.model import Trained
@@ -20,6 +21,7 @@ from tests.refusals import refused
 
 BOXES = {10: [8, 8, 16, 16], 11: [30, 20, 12, 10]}
 OF_ONE_IMAGE = SimpleNamespace(images=1, tested_images=1)
+UNCHOSEN = {"operating_points": (), "chosen_on": ChosenOn()}
 CATEGORY = {10: 0, 11: 1}  # of the one lesion of each image; numbers from 0, as many files have them
 
 
@@ -133,7 +135,7 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
     for image, patient in zip(content["images"], ("A", "B")):
         image["patient_id"] = patient
     coco.write_text(json.dumps(content))
-    trained = Trained(OF_ONE_IMAGE, None, SimpleNamespace(classes=("mass", "calcification")))
+    trained = Trained(OF_ONE_IMAGE, None, SimpleNamespace(classes=("mass", "calcification"), **UNCHOSEN))
     monkeypatch.setattr(evaluate, "load", lambda folder: trained)
     monkeypatch.setattr(predict, "detect_with", lambda trained, source, *a: detections.join(source.infos, {}))
     for patients, words in ((["B", "X"], "RUN was trained on 1 of these 2 patients, for example B"), (["X"], "")):
@@ -151,7 +153,7 @@ def test_patients_that_the_model_was_trained_on_are_counted(coco, tmp_path, monk
 
 def test_one_class_counts_as_the_other_and_several_must_agree(coco, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        evaluate, "load", lambda folder: Trained(OF_ONE_IMAGE, None, SimpleNamespace(classes=("lesion",)))
+        evaluate, "load", lambda folder: Trained(OF_ONE_IMAGE, None, SimpleNamespace(classes=("lesion",), **UNCHOSEN))
     )
     with refused("['lesion']", "['mass', 'calcification']"):
         evaluated(coco, tmp_path, model=tmp_path / "model")

@@ -16,6 +16,7 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.retinanet_config import RetinaNetConfig
+from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
 from elk_jax.tasks.detection import model as detector_folder
 from elk_jax.weights import model_folder
 from tests.detection import toy_detector
@@ -30,9 +31,9 @@ LOADER = LoaderConfig(resize=Resize(short_sides=(64,), max_long_side=96, jitter=
 
 @pytest.fixture
 def folder(tmp_path):
-    evaluation = {"operating_points": [{"rate": 1.0, "threshold": 0.4, "sensitivity": {}}]}
+    choice = Choice((OperatingPoint(1.0, 0.4, sensitivity=0.5),), ChosenOn("validation", 9, 20, 30, 40))
     description = detector_folder.describe(
-        detectors.build(CONFIG), ("mass", "other"), LOADER, True, ("vertical",), evaluation, TRAINED
+        detectors.build(CONFIG), ("mass", "other"), LOADER, True, ("vertical",), choice, TRAINED
     )
     model_folder.save_params(tmp_path, {"rpn": {"kernel": np.ones(2, np.float32)}}, description)
     return tmp_path
@@ -43,7 +44,8 @@ def test_a_folder_is_read_as_it_was_written(folder):
     assert detector.config == CONFIG and detector.name == description.architecture == "faster_rcnn"
     assert params["rpn"]["kernel"].tolist() == [1, 1] and description.classes == ("mass", "other")
     assert description.input == detector_folder.Input(True, LOADER.resize, ((64, 96),), ("vertical",))
-    assert description.operating_points == (detector_folder.OperatingPoint(1.0, 0.4),)
+    assert description.operating_points == (OperatingPoint(1.0, 0.4, sensitivity=0.5),)
+    assert description.chosen_on == ChosenOn("validation", 9, 20, 30, 40)
     assert description.trained == TRAINED
 
 

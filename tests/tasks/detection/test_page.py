@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.reporting.report import build_report
 from elk_jax.reporting.run import RunRecord, run_report
-from elk_jax.tasks.detection.page import DetectionRun, Evaluated, detection_part, results_table, verdict
+from elk_jax.tasks.detection.page import (
+    DetectionRun,
+    Evaluated,
+    detection_part,
+    promises_section,
+    results_table,
+    verdict,
+)
 from tests.pages import detection_run
 
 
@@ -54,6 +63,26 @@ def test_undefined_metrics_and_missing_comparisons(run):
     evaluated = Evaluated("", {"a": evaluation, "b": evaluation}, {"b": {}})
     page = build_report(run_report(RunRecord("x"), [detection_part(DetectionRun([evaluated]))]))
     assert "None" not in page and "nan" not in page
+
+
+def test_thresholds_are_shown_with_what_they_promise_and_what_comes(run):
+    one = {"value": 1.4, "low": 0.9, "high": 2.1}
+    found = {"value": 0.7, "low": 0.6, "high": 0.8}
+    own = dataclasses.asdict(OperatingPoint(1.0, 0.31, 0.25, 0.4, 0.55, 1.85, 0.77, 0.66, 0.88))
+    point = {"chosen": own, "promised": 1.0, "threshold": 0.31, "false_positives_per_image": one, "sensitivity": found}
+    chosen = {"on": "4 folds: 269 lesions", "warning": "About <99> patients would do.", "points": [point]}
+    assert promises_section(run.evaluated[0].evaluations) == []
+    (section,) = promises_section({"real": {**run.evaluated[0].evaluations["real"], "chosen": chosen}, "other": {}})
+    for words in (
+        "0.55 – 1.85",
+        "<b>0.310</b>",
+        "0.660 – 0.880",
+        "<b>1.40</b>",
+        "4 folds: 269 lesions",
+        "real: About &lt;99&gt;",
+    ):
+        assert words in section.html, words
+    assert "other" not in section.html
 
 
 def test_every_evaluation_is_shown_under_its_own_name(run):

@@ -17,9 +17,10 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation.detections import Detections, join
+from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Input, OperatingPoint, Trained
+from elk_jax.tasks.detection.model import Input, Trained
 from tests.data.sources.dicom_files import make as dicom_file
 
 BREAST = np.array([30, 10, 60, 40])  # x0, y0, x1, y1 of the bright part of a 100 x 60 px image

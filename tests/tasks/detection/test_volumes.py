@@ -16,10 +16,11 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import volumes_of
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.detections import Detections, join
+from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.experiments.needs import check_needs
 from elk_jax.sweeps import results as sweeps
 from elk_jax.tasks.detection import evaluate, predict, report, volumes
-from elk_jax.tasks.detection.model import OperatingPoint, Trained
+from elk_jax.tasks.detection.model import Trained
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.run import Experiment, MeshSettings, Run
 from tests.data.sources import dbt_files

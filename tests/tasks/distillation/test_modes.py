@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.detection import detectors
 from elk_jax.detection.retinanet_config import plain
+from elk_jax.evaluation.operating import Choice
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.detection import train as detection
@@ -90,8 +91,7 @@ def test_the_anchors_of_a_retinanet_with_live_norms_learn_of_those_of_the_teache
     config.distill.steps, config.distill.distill_from, config.distill.eval_every = 2, 0, 0
     recipe, teacher = parse(config).recipes["distill"], tmp_path / "teacher"
     own = detectors.build(detection.settings(recipe, 1))
-    nothing = {"operating_points": ()}
-    described = describe(own, ("lesion",), recipe.test_loader(), True, (), nothing)
+    described = describe(own, ("lesion",), recipe.test_loader(), True, (), Choice())
     save_params(teacher, jax.device_get(jax.jit(own.init)(jax.random.key(0))), described)
     config.stages.student.teacher = str(teacher)
     run_experiment(config, tmp_path / "run", stages=["student"])

@@ -1,0 +1,100 @@
+"""How thresholds transfer: false positives an image that a threshold promises, and what comes on fresh patients.
+
+    python benchmarks/operating_points.py --patients 11 30 60
+
+Patients are simulated: they differ in how many false positives they have and in how high those score, as people do.
+Beside the rule of `elk_jax/evaluation/operating.py` stands the one before it, the lowest score of a found lesion that
+keeps the rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from elk_jax.evaluation import froc, operating
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.hits import ELK_RULE
+
+RATES = (0.5, 1.0, 2.0)
+FRESH = 4000
+"""Patients on which a threshold is tried."""
+LESION, ELSEWHERE = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 60.0, 60.0)
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def simulated(patients: int, rng: np.random.Generator) -> list[ImageResult]:
+    """Images of one lesion each, 2 to 6 of a patient, with the predictions of a detector."""
+    results = []
+    for patient in range(patients):
+        often, high = rng.gamma(1.5, 1 / 1.5), rng.normal(0, 0.5)
+        for image in range(rng.integers(2, 7)):
+            wrong = _logistic(rng.normal(-3.2 + high, 1.5, rng.poisson(12 * often)))
+            scores = np.concatenate([_logistic(rng.normal(1 + high, 2.0, 1)), wrong])
+            results.append(
+                ImageResult(
+                    image_id=f"{patient}/{image}",
+                    patient_id=str(patient),
+                    width=100,
+                    height=100,
+                    gt_boxes=np.array([LESION]),
+                    gt_labels=np.zeros(1, int),
+                    gt_ignore=np.zeros(1, bool),
+                    boxes=np.array([LESION, *[ELSEWHERE] * len(wrong)]),
+                    scores=scores,
+                    labels=np.zeros(len(scores), int),
+                )
+            )
+    return results
+
+
+def false_positives(results: list[ImageResult]) -> tuple[np.ndarray, int]:
+    """(the scores of all false positives of `simulated` images, ascending; how many images)."""
+    return np.sort(np.concatenate([result.scores[1:] for result in results])), len(results)
+
+
+def actual(fresh: tuple[np.ndarray, int], threshold: float | None) -> float:
+    """False positives an image at a threshold; NaN without one."""
+    scores, images = fresh
+    return np.nan if threshold is None else (len(scores) - np.searchsorted(scores, threshold)) / images
+
+
+def described(found: np.ndarray) -> str:
+    """found: what came, as a share of what was promised."""
+    found = found[np.isfinite(found)]
+    within = np.mean((found >= 1 / operating.TOLERATED) & (found <= operating.TOLERATED))
+    spread = np.std(np.log(np.maximum(found, 1e-3)))
+    return f"mean {found.mean():.2f}, standard deviation of the logarithm {spread:.2f}, within a third {within:.0%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patients", type=int, nargs="+", default=[11, 30, 60])
+    parser.add_argument("--trials", type=int, default=400)
+    flags = parser.parse_args()
+    rng = np.random.default_rng(0)
+    fresh = false_positives(simulated(FRESH, rng))
+    for patients in flags.patients:
+        by_rule: dict[str, list[list[float]]] = {"of lesions": [], "of false positives": []}
+        needed = []
+        for _ in range(flags.trials):
+            results = simulated(patients, rng)
+            counts = froc.count(results, ELK_RULE)
+            thresholds = [froc.threshold_at(counts, rate) for rate in RATES]
+            choice = operating.choose(results, rates=RATES, resamples=200)
+            needed.append(choice.on.patients_needed)
+            chosen = {"of lesions": thresholds, "of false positives": [point.threshold for point in choice.points]}
+            for rule, own in chosen.items():
+                by_rule[rule].append([actual(fresh, t) / rate for t, rate in zip(own, RATES)])
+        for rule, found in by_rule.items():
+            for column, rate in enumerate(RATES):
+                print(f"{patients} patients, {rate:g} an image, scores {rule}: {described(np.array(found)[:, column])}")
+        print(f"{patients} patients: {np.median(needed):.0f} needed, by the median trial")
+
+
+if __name__ == "__main__":
+    main()

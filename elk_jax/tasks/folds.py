@@ -1,0 +1,226 @@
+"""Choices by cross-validation over patients: `folds` of a training recipe, the same for every task.
+
+The patients of the training and validation splits of `validate_on` are dealt out to folds. Each fold is a training of
+its own, by the loop and with the evaluations of any other, in RUN/STAGE/fold_K: its patients validate, the others
+train. The number of steps is the best one by the mean of their curves. Then the stage trains on all of these patients
+for so many steps, without validation; what a task chooses beside, such as thresholds, it chooses on the predictions
+that the folds made at that step of the patients they had not seen (`held_out`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from elk_jax import files
+from elk_jax.data.sources import folds as dealing
+from elk_jax.errors import UserError
+from elk_jax.tasks.run import Fold, Run, meet
+from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.writer import read_metrics
+
+CURVE, FINISHED, CHOSEN, PREDICTED = "curve.json", "finished.json", "folds.json", "held_out"
+"""Of a fold: its curve, its summary, written last, and its predictions by step. Of the stage: what was chosen."""
+
+
+FOLDERS = "fold_*"
+"""The folders of the folds in that of the stage."""
+
+
+def count_of(stage: Stage, recipe: Any) -> int:
+    """The folds of a stage; 0 for one without."""
+    return recipe.folds if isinstance(stage, TrainStage) and isinstance(recipe, TrainingRecipe) else 0
+
+
+def train(run: Run, stage: Any, recipe: Any, work: Callable[[Run, Any, Any], dict[str, Any]]) -> dict[str, Any]:
+    """The summary of a train stage, which trains every fold first where its recipe has `folds`.
+
+    work: trains one model, as `StageKind.run`. A fold that is finished is not repeated; one that was interrupted is
+    resumed.
+    """
+    count = count_of(stage, recipe)
+    if not count:
+        return work(run, stage, recipe)
+    where = f"config.{stage.recipe}.folds"
+    parts = dealing.deal(_whole(run, stage), count, run.seed, where)
+    sizes = sorted(map(len, parts))
+    run.say(f"  {count} folds of {sum(sizes)} patients, {sizes[0]} to {sizes[-1]} in each")
+    seconds = 0.0
+    for number, held_out in enumerate(parts, start=1):
+        own = replace(stage, name=f"{stage.name}/{folder_name(number)}")
+        seconds += _train_fold(replace(run, fold=Fold(stage.validate_on, number, count, held_out)), own, recipe, work)
+    curves = [read_curve(run.folder / stage.name / folder_name(number)) for number in range(1, count + 1)]
+    chosen = choose(curves, where)
+    run.say(f"  {chosen.in_words}")
+    everyone = frozenset().union(*parts)
+    last = Fold(stage.validate_on, 0, count, everyone, chosen.step)
+    summary = work(replace(run, fold=last), stage, recipe)
+    found = chosen.as_json(curves, list(map(len, parts)))
+    if run.is_main:
+        files.write_json(run.folder / stage.name / CHOSEN, found)
+    return {
+        **summary,
+        "data": {last.in_words if name == "validation" else name: n for name, n in summary.get("data", {}).items()},
+        "best": {chosen.metric: chosen.mean},
+        "folds": found,
+        "seconds_before": summary.get("seconds_before", 0.0) + seconds,
+    }
+
+
+def folder_name(number: int) -> str:
+    """Of a fold, counted from 1, in the folder of its stage."""
+    return FOLDERS.replace("*", str(number))
+
+
+def _whole(run: Run, stage: TrainStage) -> Sequence[Any]:
+    """The images of all patients outside the test split."""
+    whole = replace(run, fold=Fold(stage.validate_on, 0, 1, frozenset(), 1))
+    return whole.list(stage.validate_on, "val").infos
+
+
+def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Callable) -> float:
+    """Train one fold, unless it is finished; returns the seconds that it took in earlier attempts."""
+    folder = run.folder / stage.name
+    data = _digest(run, stage)
+    assert run.fold is not None
+    if (folder / FINISHED).exists():
+        known = files.read_object(folder / FINISHED, "data", "seconds")
+        if known["data"] != data:
+            todo = f"remove {folder.parent} to train the stage again, or name another --workdir"
+            raise UserError("the data have changed since this fold was trained", where=folder, todo=todo)
+        run.say(f"  fold {run.fold.number} of {run.fold.count}: finished before, not repeated")
+        return float(known["seconds"])
+    meet(f"{stage.name}: looked")
+    run.say(f"  fold {run.fold.number} of {run.fold.count}: {len(run.fold.held_out)} patients held out")
+    started = time.time()
+    summary = work(run, stage, recipe)
+    before = summary.get("seconds_before", 0.0)
+    if run.is_main:
+        seconds = time.time() - started + before
+        files.write_json(folder / FINISHED, {"summary": summary, "data": data, "seconds": round(seconds, 1)})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes it any more
+    meet(f"{stage.name}: finished")
+    return before
+
+
+def _digest(run: Run, stage: TrainStage) -> str:
+    """What tells the images of a fold from others."""
+    splits = run.list(stage.train_on, "train"), run.list(stage.validate_on, "val")
+    found = [[[i.image_id, i.patient_id, i.boxes.tolist(), i.labels.tolist()] for i in one.infos] for one in splits]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+# ---- The number of steps ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The metric that chooses the checkpoint of a fold, by step; None where it is not defined."""
+
+    metric: str
+    mode: Literal["max", "min"]
+    values: Mapping[int, float | None]
+
+
+def write_curve(folder: Path, metric: str, mode: str) -> None:
+    """Keep what the evaluations of a finished training said, from its metrics.jsonl."""
+    key = f"eval/{metric}"
+    values = {str(line["step"]): line[key] for line in read_metrics(folder / "metrics.jsonl") if key in line}
+    files.write_json(folder / CURVE, {"metric": metric, "mode": mode, "values": values})
+
+
+def read_curve(folder: Path) -> Curve:
+    """The curve of a finished fold."""
+    found = files.read_object(folder / CURVE, "metric", "mode", "values")
+    return Curve(found["metric"], found["mode"], {int(step): value for step, value in found["values"].items()})
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The number of steps, and how good the folds were there. deviation: of the folds; own_best: the mean of the best
+    that each has anywhere, which no rule can reach."""
+
+    metric: str
+    mode: str
+    step: int
+    mean: float
+    deviation: float
+    own_best: float
+    mean_curve: Mapping[int, float]
+
+    @property
+    def in_words(self) -> str:
+        return (
+            f"{self.step} steps by the mean of the folds: {self.metric} {self.mean:.3f}, standard deviation "
+            f"{self.deviation:.3f}"
+        )
+
+    def as_json(self, curves: Sequence[Curve], patients: Sequence[int]) -> dict[str, Any]:
+        """For the summary of the stage. patients: of each fold."""
+        return {
+            "metric": self.metric,
+            "mode": self.mode,
+            "step": self.step,
+            "mean": self.mean,
+            "deviation": self.deviation,
+            "own_best": self.own_best,
+            "patients": list(patients),
+            "curves": [{str(step): value for step, value in curve.values.items()} for curve in curves],
+            "mean_curve": {str(step): value for step, value in self.mean_curve.items()},
+        }
+
+
+def choose(curves: Sequence[Curve], where: str = "") -> Chosen:
+    """The step at which the mean of the curves is best; of equals the last. UserError where it is nowhere defined."""
+    first = curves[0]
+    means = {}
+    for step in first.values:
+        values = [value for curve in curves if (value := curve.values.get(step)) is not None and math.isfinite(value)]
+        if len(values) == len(curves):
+            means[step] = statistics.fmean(values)
+    if not means:
+        what = f"at no step was {first.metric} defined in all {len(curves)} folds"
+        raise UserError(what, where=where, todo="ask for fewer folds, so that each has lesions to find")
+    sign = 1 if first.mode == "max" else -1
+    best = max(sign * value for value in means.values())
+    step = max(step for step, value in means.items() if sign * value == best)
+    there = [float(curve.values[step] or 0.0) for curve in curves]
+    tops = [sign * max(sign * v for v in curve.values.values() if v is not None) for curve in curves]
+    return Chosen(
+        metric=first.metric,
+        mode=first.mode,
+        step=step,
+        mean=means[step],
+        deviation=statistics.stdev(there) if len(there) > 1 else 0.0,
+        own_best=statistics.fmean(tops),
+        mean_curve=means,
+    )
+
+
+# ---- Predictions of held-out patients --------------------------------------------------------------------------------
+
+
+def to_write(run: Run, stage: TrainStage, step: int) -> Path | None:
+    """The folder for the predictions that a fold makes of its patients at a step; None for any other training."""
+    if run.fold is None or run.fold.steps is not None:
+        return None
+    folder = run.folder / stage.name / PREDICTED / str(step)
+    return files.make_folder(folder) if run.is_main else folder
+
+
+def to_read(run: Run, stage: TrainStage) -> list[Path]:
+    """Where the folds left their predictions at the chosen step, of all patients together; [] for a training that is
+    not the last one of folds."""
+    if run.fold is None or run.fold.steps is None:
+        return []
+    names = [folder_name(number) for number in range(1, run.fold.count + 1)]
+    return [run.folder / stage.name / name / PREDICTED / str(run.fold.steps) for name in names]

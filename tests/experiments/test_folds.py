@@ -1,0 +1,281 @@
+"""Cross-validation of a training recipe, of any task: with the toy task, and with a toy detector."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cem_real, cem_real_dp
+from elk_jax import files
+from elk_jax.data.sources import folds as dealing
+from elk_jax.data.sources.patients import patient_hash
+from elk_jax.detection import detectors
+from elk_jax.evaluation import operating
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
+from elk_jax.experiments.patients import check_folds
+from elk_jax.tasks import TASKS, folds, training
+from elk_jax.tasks.detection import predict
+from elk_jax.tasks.detection.model import load
+from elk_jax.tasks.folds import Curve
+from elk_jax.tasks.run import Run
+from elk_jax.training import mesh as meshes
+from elk_jax.training.writer import read_metrics
+from elk_jax.weights import model_folder
+from tests.detection import toy_detector
+from tests.experiments import toy_task
+from tests.experiments.checks import assert_refused, on_files
+from tests.models import EARLIER, save_earlier
+from tests.refusals import refused
+
+
+def small(count: int = 3):
+    config = toy_task.get_config()
+    config.toy.folds, config.toy.steps, config.toy.eval_every, config.toy.checkpoint_every = count, 12, 4, 2
+    return config
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(TASKS, "toy", toy_task.TASK)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("folds") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "toy", toy_task.TASK)
+        run_experiment(small(), folder)
+    return folder
+
+
+def summary(run: Path) -> dict:
+    return files.read_object(run / "train" / "finished.json")["summary"]
+
+
+# ---- The number of steps ---------------------------------------------------------------------------------------------
+
+
+def test_the_step_is_the_best_of_the_mean_curve_and_of_equals_the_last():
+    curves = [
+        Curve("ap50", "max", {10: 0.5, 20: 0.5, 30: 0.3, 40: 0.9}),
+        Curve("ap50", "max", {10: 0.1, 20: 0.3, 30: 0.5, 40: None}),
+    ]
+    chosen = folds.choose(curves)
+    assert (chosen.step, chosen.mean, chosen.own_best) == (30, pytest.approx(0.4), pytest.approx(0.7))
+    assert chosen.mean_curve == {10: pytest.approx(0.3), 20: pytest.approx(0.4), 30: pytest.approx(0.4)}
+    assert chosen.deviation == pytest.approx(statistics.stdev([0.3, 0.5]))
+    least = folds.choose([Curve("loss", "min", {1: 0.5, 2: 0.2}), Curve("loss", "min", {1: 0.1, 2: 0.3})])
+    assert (least.step, least.own_best) == (2, pytest.approx(0.15))
+    with refused("ap50", "2 folds", where="config.x.folds"):
+        folds.choose([Curve("ap50", "max", {1: None}), Curve("ap50", "max", {1: 0.3})], "config.x.folds")
+
+
+# ---- Any task --------------------------------------------------------------------------------------------------------
+
+
+def test_every_patient_is_held_out_once_and_the_last_training_has_all(whole, toy):
+    run = Run(parse(small()), whole, meshes.make_mesh())
+    pool = {info.patient_id for split in ("train", "val") for info in run.list("real", split).infos}
+    test = {info.patient_id for info in run.list("real", "test").infos}
+    seen = [model_folder.seen_patients(whole / "train" / f"fold_{k}" / "model") for k in (1, 2, 3)]
+    hashes = {patient_hash(patient) for patient in pool}
+    for patient in hashes:
+        assert sum(patient not in one for one in seen) == 1
+    assert model_folder.seen_patients(whole / "train" / "model") == hashes
+    assert not hashes & {patient_hash(patient) for patient in test}
+    counts = [files.read_object(whole / "train" / f"fold_{k}" / "finished.json")["summary"]["data"] for k in (1, 2, 3)]
+    images = summary(whole)["data"]["train"]["images"]
+    assert [one["train"]["images"] + one["validation"]["images"] for one in counts] == [images] * 3
+
+
+def test_the_last_training_ends_at_the_chosen_step_without_validation(whole):
+    found = summary(whole)["folds"]
+    curves = [
+        [
+            line["eval/accuracy"]
+            for line in read_metrics(whole / "train" / f"fold_{k}" / "metrics.jsonl")
+            if "eval/accuracy" in line
+        ]
+        for k in (1, 2, 3)
+    ]
+    mean = np.mean(curves, axis=0)
+    assert found["step"] == 4 * (1 + max(np.flatnonzero(mean == mean.max()))) == summary(whole)["best_step"]
+    assert found["mean"] == pytest.approx(mean.max())
+    lines = read_metrics(whole / "train" / "metrics.jsonl")
+    assert lines[-1]["step"] == found["step"] and not any(key.startswith("eval/") for line in lines for key in line)
+    assert model_folder.read(whole / "train" / "model").training.step == found["step"]
+    page = (whole / "report.html").read_text()
+    assert "Cross-validation: train" in page and f"{found['step']} steps" in page
+
+
+def test_killed_folds_are_resumed_and_finished_ones_kept(whole, toy, tmp_path, monkeypatch):
+    """Stopped in the second fold, and again in the last training: the same weights as without a stop."""
+    run = tmp_path / "run"
+    measure, calls = toy_task.measure, []
+
+    def stopping(at: int):
+        def stopped(*arguments):
+            calls.append(0)
+            if len(calls) == at:
+                raise KeyboardInterrupt("killed")
+            return measure(*arguments)
+
+        return stopped
+
+    monkeypatch.setattr(toy_task, "measure", stopping(5))  # of three evaluations in each fold
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(small(), run)
+    assert (run / "train" / "fold_1" / "finished.json").is_file()
+    assert not (run / "train" / "fold_2" / "finished.json").exists()
+    assert not (run / "train" / "fold_1" / "checkpoints").exists()
+    kept = (run / "train" / "fold_1" / "model" / "params.safetensors").stat().st_mtime_ns
+    other = small()
+    other.toy.steps = 16
+    with refused("recipe.steps was 12 and is 16", where=run):
+        run_experiment(other, run)
+    monkeypatch.setattr(toy_task, "measure", measure)
+    keep = training.kept_weights
+
+    def stopped_at_the_end(run, *arguments):
+        if run.fold.is_last:
+            raise KeyboardInterrupt("killed")
+        return keep(run, *arguments)
+
+    monkeypatch.setattr(training, "kept_weights", stopped_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(small(), run)
+    assert (run / "train" / "fold_3" / "finished.json").is_file() and not (run / "train" / "finished.json").exists()
+    monkeypatch.setattr(training, "kept_weights", keep)
+    run_experiment(small(), run)
+    assert (run / "train" / "fold_1" / "model" / "params.safetensors").stat().st_mtime_ns == kept
+    same = lambda name: np.array_equal(
+        *(model_folder.load_params(one / "train" / name)[0]["weights"] for one in (run, whole))
+    )
+    assert same("fold_2/model") and same("fold_3/model") and same("model")
+    assert summary(run)["folds"] == summary(whole)["folds"]
+
+
+# ---- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_folds_that_cannot_be_are_refused(ran, coco, tmp_path):
+    config = on_files(cem_real, real=coco("real"))
+    for value, word in ((1, "no patient"), (-1, "folds"), (51, "folds")):
+        config.detector.folds = value
+        assert_refused(config, tmp_path / "run", word, where="config.detector.folds")
+    config.detector.folds = 4
+    assert_refused(config, tmp_path / "run", "4 folds of 3 patients", "3 at most", where="config.detector.folds")
+    config.detector.folds = 3
+    config.data.real.train_where = "view=MLO"
+    experiment = parse(config)
+    with refused("train_where", "data.real.where", where="config.detector.folds"):
+        check_folds(experiment, experiment.stages["real"], lambda source, split: None)
+    apart = on_files(real=coco("real"), synthetic=coco("painted", {"train": ("E",)}))
+    apart.detector.folds = 2
+    assert_refused(apart, tmp_path / "run", "'real'", "not trained on", where="config.detector.folds")
+
+
+def test_patients_that_another_stage_protects_are_not_chosen_on():
+    config = cem_real_dp.get_config("tiny")
+    config.stages.same_layers.validate_on, config.same_layers.folds = "real", 2
+    experiment = parse(config)
+    with refused("protects", "'real'", where="config.same_layers.folds"):
+        check_folds(experiment, experiment.stages["same_layers"], lambda source, split: None)
+
+
+def test_a_private_training_has_no_folds(tmp_path):
+    config = cem_real.get_config("tiny")
+    config.detector.folds = 2
+    config.detector.privacy = ConfigDict({"epsilon": 8.0})
+    assert_refused(config, tmp_path / "run", "private", "folds", where="config.detector.folds")
+
+
+def test_weights_and_painters_that_know_the_patients_are_refused(ran, coco, tmp_path):
+    painted = coco("painted", {"train": ("E",)})
+    config = on_files(cem_real, real=coco("real"))
+    config.detector.folds = 2
+    model = tmp_path / "theirs"
+    save_earlier(model, {}, EARLIER | {"trained": {"patients": [patient_hash("C")]}})
+    config.stages.real.init_from = str(model)
+    assert_refused(config, tmp_path / "run", "patient C", model, where="config.detector.folds")
+    path = Path(painted.removeprefix("coco:"))
+    files.write_json(path, files.read_json(path) | {"info": {"seen_patients": [patient_hash("A")]}})
+    config = on_files(real=coco("real"), synthetic=painted)
+    config.stages.synthetic.train_on = ("real", "synthetic")
+    config.detector.folds = 2
+    assert_refused(config, tmp_path / "run", "patient A", "painter", where="config.detector.folds")
+
+
+def test_a_model_of_folds_is_not_judged_on_the_validation_split(ran, coco, tmp_path):
+    config = on_files(cem_real, real=coco("real"))
+    run_experiment(config, tmp_path / "plain")
+    config.stages.evaluate.split = "val"
+    run_experiment(config, tmp_path / "plain")
+    config.detector.folds = 2
+    assert_refused(config, tmp_path / "run", "patient C", "'val'", where="stage evaluate")
+
+
+# ---- A detector ------------------------------------------------------------------------------------------------------
+
+
+def of_detector():
+    """Two folds of a toy detector that looks at mirrored views; one evaluation, at the end."""
+    config = cem_real.get_config("tiny")
+    with config.unlocked():
+        config.detector.model = ConfigDict(dataclasses.asdict(toy_detector.ToyConfig(width=4)))
+    config.detector.test_flips, config.detector.folds, config.detector.eval_every = ("horizontal",), 2, 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def detected(tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+        folder = tmp_path_factory.mktemp("detector") / "run"
+        run_experiment(of_detector(), folder)
+    return folder
+
+
+def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(detected, monkeypatch):
+    """The model of each fold, run again on the patients that it does not know, gives the points of model.json."""
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    experiment = parse(of_detector())
+    run, recipe = Run(experiment, detected, meshes.make_mesh()), experiment.recipes["detector"]
+    whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
+    by_views: dict[str, list[ImageResult]] = {"as they are": [], "as they are+horizontal": []}
+    for number in (1, 2):
+        fold = load(detected / "real" / f"fold_{number}" / "model")
+        unseen = {
+            i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in fold.description.trained.patients
+        }
+        theirs = dealing.of_patients(whole, unseen)
+        for (_, results), flips in zip(by_views.items(), ((), ("horizontal",))):
+            results += predict.detect_with(fold, theirs, run.mesh, recipe.score_floor, flips)
+    assert sorted(r.image_id for r in by_views["as they are"]) == sorted(i.image_id for i in whole.infos)
+    model = load(detected / "real" / "model").description
+    summary = files.read_object(detected / "real" / "finished.json")["summary"]
+    assert list(summary["views"]) == list(by_views)
+    best = max(summary["views"], key=lambda name: summary["views"][name])
+    assert model.input.flips == tuple(best.split("+")[1:])
+    choice = operating.choose(
+        by_views[best], score_floor=recipe.score_floor, resamples=recipe.bootstrap, data="2 folds"
+    )
+    assert model.chosen_on == dataclasses.replace(choice.on, patients_needed=model.chosen_on.patients_needed)
+    assert model.chosen_on.lesions == sum(int((~info.ignore).sum()) for info in whole.infos)
+    for own, again in zip(model.operating_points, choice.points):
+        assert own.threshold == pytest.approx(again.threshold, abs=1e-4)
+
+
+def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(detected):
+    chosen = files.read_object(detected / "evaluate" / "real" / "evaluation.json")["chosen"]
+    assert [point["promised"] for point in chosen["points"]] == list(operating.PROMISED)
+    assert chosen["on"].startswith("2 folds: ") and "patients" in chosen["warning"]
+    page = (detected / "report.html").read_text()
+    assert "Thresholds of the models" in page and "Cross-validation: real" in page
