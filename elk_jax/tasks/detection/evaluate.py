@@ -94,20 +94,21 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
             for number, model in enumerate((own, other))
         ]
         results[f"{own}+{other}"] = detections.above(fusion.fuse(views), floor)
+    how: dict[str, Any] = {
+        "criterion": criterion,
+        "score_floor": floor,
+        "resamples": recipe.bootstrap,
+        "several": metrics.SEVERAL,
+    }
     for model in stage.subjects:
-        evaluations[model] = metrics.evaluate_detections(
-            results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
-        )
+        evaluations[model] = metrics.evaluate_detections(results[model], **how)
         if run.is_main:
             place = files.make_folder(folder / model)
             detections.write_results(place / "predictions.json", results[model], source.category_ids)
             files.write_json(place / "evaluation.json", evaluations[model])
     first = stage.models[0]
     comparisons = {
-        other: metrics.compare_detections(
-            results[first], results[other], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
-        )
-        for other in stage.subjects[1:]
+        other: metrics.compare_detections(results[first], results[other], **how) for other in stage.subjects[1:]
     }
     gains = {
         model: {
@@ -149,7 +150,9 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRec
     criterion = criterion_from_text(stage.criterion)
     found = {model: read_measured(folder / TRUTH, folder / model / "predictions.json") for model in stage.subjects}
     return {
-        model: metrics.DetectionStatistic(detections.above(results, recipe.score_floor), criterion)
+        model: metrics.DetectionStatistic(
+            detections.above(results, recipe.score_floor), criterion, several=metrics.SEVERAL
+        )
         for model, results in found.items()
     }
 
@@ -258,6 +261,7 @@ def evaluate_source(
         "score_floor": settings.score_floor,
         "froc_images": "all" if settings.all_images else "with_lesions",
         "resamples": settings.bootstrap,
+        "several": metrics.SEVERAL,
     }
     measure = lambda found: metrics.evaluate_detections(found, **how)
     evaluation = measure(results)
