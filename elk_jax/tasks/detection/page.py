@@ -73,6 +73,7 @@ class DetectionRun:
     evaluated: Sequence[Evaluated] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+    combined: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of ensembles
     promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
@@ -91,6 +92,8 @@ def detection_part(run: DetectionRun) -> Part:
         sections += [replace(s, title=f"{s.title}: {one.on}") for s in found] if many else found
         words = " ".join([verdict(one.evaluations, one.comparisons), *gain_sentences(one.gains)])
         verdicts.append(f"{one.on}: {words}" if many else words)
+    if run.combined:
+        sections.append(ensembles_section(run.combined))
     if any(run.histories.values()):
         first = run.evaluated[0].evaluations if run.evaluated else {}
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
@@ -275,6 +278,28 @@ def operating_points_section(evaluations: Evaluations) -> Section:
             rows.append(html.row(cells))
     note = "The lowest score of a found lesion that keeps the rate, chosen on these same images."
     return Section("Operating points", html.table(head, rows), note)
+
+
+def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
+    """What each ensemble is of, and how its fusion was chosen."""
+    head = ["Ensemble", "Weight", "On validation"]
+    rows, said = [], ""
+    for name, summary in combined.items():
+        rows.append(html.group_row(name, len(head)))
+        for member, weight, value in zip(summary["members"], summary["weights"], summary["alone"]):
+            rows.append(html.row([html.text(f"{member} alone"), f"{weight:g}", html.number(value)]))
+        for same, value in summary["tried"]:
+            text = f"all, boxes of one lesion from IoU {same:g}"
+            rows.append(html.row([text, "", html.number(value)], style="main" if same == summary["same"] else ""))
+        scales = ", ".join(f"{scale:g}" for scale in summary["scales"])
+        said += html.paragraph(
+            f"{name}: {metric_label(summary['metric'])}; scales of the input {scales}.", "soft small"
+        )
+        said += html.paragraph(f"{name}: {summary['promise']}") if summary["promise"] else ""
+    note = (
+        "Weighted boxes of all members. The validation split has chosen the fusion, so that these numbers are too good."
+    )
+    return Section("Ensembles", html.table(head, rows) + said, note)
 
 
 def gallery_section(pictures: Pictures) -> Section:
