@@ -46,7 +46,7 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
         if not written:
             continue
         try:
-            known.append(model.load(folder))
+            known.append(model.load_one(folder))
             model.check_alike(known[-1].description, known[0].description, folder)
             for scale in stage.scales:
                 model.at_scale(known[-1].description.input, scale)
@@ -57,7 +57,7 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
 def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> Summary:
     """Write `<stage>/model/`, with the IoU of the fusion and the operating points chosen on the validation split."""
     folders = [run.model_folder(name) for name in stage.members]
-    members = [model.load(folder) for folder in folders]
+    members = [model.load_one(folder) for folder in folders]
     for folder, member in zip(folders, members):
         model.check_alike(member.description, members[0].description, folder)
     validation = run.open(stage.validate_on, "val", max(member.tested_images for member in members))

@@ -30,7 +30,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
-from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Trained, load_any
+from elk_jax.tasks.detection.model import ARCHITECTURES, Ensemble, Trained, load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
@@ -77,7 +77,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     """Evaluate trained stages on one split; with several, compare each with the first."""
     if stage.metric == "dbtex":
         return volumes.evaluate(run, stage, recipe)
-    loaded = {model: load_any(run.folder / model / "model") for model in stage.trained()}
+    loaded = {model: load(run.folder / model / "model") for model in stage.trained()}
     images = max([2 if stage.late else 1, *(loaded[model].tested_images for model in stage.models)])
     source, folder = run.open(stage.on, stage.split, images), run.folder / stage.name
     run.say(f"  {stage.split} {counted(source.infos)}")
@@ -245,7 +245,7 @@ def evaluate_source(
     name, other_name = _names(subject, other)
     criterion = criterion_from_text(settings.criterion)
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
-    loaded = {one: load_any(one.place) for one in subjects if one.is_model}
+    loaded = {one: load(one.place) for one in subjects if one.is_model}
     images = max([1, *(one.tested_images for one in loaded.values())])
     if images > 1 and not data.partner:
         what = f"a detector that reads {images} images of a breast is evaluated, and there is one"

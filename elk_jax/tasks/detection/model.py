@@ -177,18 +177,18 @@ def describe(
     )
 
 
-def load(folder: Path) -> Trained:
+def load(folder: Path) -> Trained | Ensemble:
+    """Read the model folder of a detector, or of an ensemble. UserError for a folder of another kind."""
+    params, content = model_folder.load_params(folder)
+    return _load_ensemble(params, content, folder) if content.architecture == ENSEMBLE else of(params, content, folder)
+
+
+def load_one(folder: Path) -> Trained:
     """Read the model folder of one detector. UserError for a folder of another kind, an ensemble too."""
-    found = load_any(folder)
+    found = load(folder)
     if isinstance(found, Ensemble):
         raise _ensemble(folder)
     return found
-
-
-def load_any(folder: Path) -> Trained | Ensemble:
-    """Read the model folder of a detector, or of several. UserError for a folder of another kind."""
-    params, content = model_folder.load_params(folder)
-    return _load_ensemble(params, content, folder) if content.architecture == ENSEMBLE else of(params, content, folder)
 
 
 def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
@@ -243,7 +243,8 @@ def at_scale(entry: Input, scale: float) -> Input:
         max_long_side=round(entry.resize.max_long_side * scale),
         stretch=times(entry.resize.stretch),
     )
-    canvases = tuple(tuple(-(-side // MULTIPLE) * MULTIPLE for side in times(canvas)) for canvas in entry.buckets)
+    rounded = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in times(canvas)) for canvas in entry.buckets)
+    canvases = tuple(dict.fromkeys(rounded))
     if any(not SIDE.takes(side) for canvas in canvases for side in canvas):
         what = f"at a scale of {scale:g} the input of a detector is {max(map(max, canvases))} px"
         raise UserError(what, where="scales", todo=f"give scales at which a side is {SIDE} px")

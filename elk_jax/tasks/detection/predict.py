@@ -38,7 +38,7 @@ from elk_jax.tasks.detection.model import (
     OperatingPoint,
     Trained,
     at_scale,
-    load_any,
+    load,
     trainable,
 )
 from elk_jax.tasks.run import new_console, report_skipped
@@ -269,7 +269,7 @@ def predict_files(
 ) -> list[ImageResult]:
     """Write findings.json, findings.csv and (pictures) one PNG an image into `output`. See launch/predict.py."""
     paths, not_images = image_files.find_images(inputs)
-    trained = load_any(model)
+    trained = load(model)
     description = trained.description
     classes = description.classes
     source = image_files.open_files(paths, classes, decoding, on_error, progress=progress_bar("  decoding"))

@@ -38,7 +38,7 @@ from elk_jax.evaluation.volumes import (
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Ensemble, Trained, load_any
+from elk_jax.tasks.detection.model import Ensemble, Trained, load
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.volumes_page import evaluation_page, findings_page
 from elk_jax.tasks.run import Run, new_console, patients_seen, report_skipped
@@ -156,7 +156,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     run.say(f"  {stage.split} {len(volumes)} volumes, {sum(map(len, volumes))} slices")
     evaluations, statistics = {}, {}
     for model in stage.models:
-        trained = load_any(run.folder / model / "model")
+        trained = load(run.folder / model / "model")
         results, _ = measured(trained, volumes, run.mesh, stage.volume_rule, recipe.score_floor)
         evaluations[model] = evaluated(results, volumes, recipe.bootstrap)
         statistics[model] = VolumeStatistic(results)
@@ -235,7 +235,7 @@ def evaluate_dbtex(
         assert model is not None
         source = _opened(data, split, on_error)
         volumes, categories = volumes_of(source), source.category_ids
-        trained = load_any(model)
+        trained = load(model)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
         results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
     evaluation = evaluated(results, volumes, resamples)
@@ -339,7 +339,7 @@ def predict_volumes(
     pairs = [find_volumes(Path(entry), decoding) for entry in inputs]
     by_name = {volume.name: volume for volumes, _ in pairs for volume in volumes}
     volumes = list(by_name.values())
-    trained = load_any(model)
+    trained = load(model)
     files.check_writable(output)
     points = trained.description.operating_points
     threshold = predict.chosen_threshold(points) if settings.threshold is None else settings.threshold
