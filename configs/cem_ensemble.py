@@ -2,12 +2,13 @@
 
   python launch/train.py --config=configs/cem_ensemble.py                      embedded data, minutes on 2 CPU cores
   python launch/predict.py --workdir=runs/cem_ensemble --input=FOLDER --output=found
-  python launch/train.py --config=configs/cem_ensemble.py --stages=ensemble,evaluate \\
+  python launch/train.py --config=configs/cem_ensemble.py --stages=ensemble --workdir=runs/both \\
       "--config.stages.ensemble.members=('runs/a/real/model','runs/b/real/model')" \\
       "--config.stages.ensemble.scales=(1.0,1.25)"                             of detectors that are trained already
-The members differ in their weights at the start and in their batches (`repetition`); detectors of any architectures and
-of any runs can be members, if they have the same classes. The validation split chooses from which IoU on boxes of two
-members are of one lesion, and the operating points of the fused boxes. Variants: as of configs/cem_real.py.
+The members differ in their weights at the start and in their batches (`repetition`). Detectors of any architectures and
+of any runs can be members, if they have the same classes; of a single one, boxes that overlap are merged. The
+validation split chooses from which IoU on two boxes are of one lesion, and the operating points of the fused boxes.
+Variants: as of configs/cem_real.py.
 """
 
 from configs import cem_real, variants

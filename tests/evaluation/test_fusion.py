@@ -96,3 +96,11 @@ def test_a_weight_of_two_is_the_same_view_twice_where_boxes_agree():
 def test_boxes_that_overlap_less_than_asked_for_stay_apart():
     views = [found((0, 0, 10, 10, 0.8, 0)), found((0, 0, 10, 6, 0.6, 0))]
     assert len(fuse_boxes(views, 0.6).scores) == 1 and len(fuse_boxes(views, 0.61).scores) == 2
+
+
+def test_overlapping_boxes_of_one_view_are_merged_with_the_better_score():
+    view = found((0, 0, 10, 10, 0.6, 0), (0, 0, 10, 4, 0.2, 0), (30, 0, 40, 10, 0.1, 0))
+    merged = fuse_boxes([view], 0.4)
+    np.testing.assert_allclose(merged.boxes, [[0, 0, 10, 8.5], [30, 0, 40, 10]])
+    np.testing.assert_allclose(merged.scores, [0.6, 0.1])
+    assert len(fuse_boxes([view], 0.5).scores) == 3

@@ -106,7 +106,8 @@ class TrainDetectorStage(PrivateTrainStage):
 
 @dataclass(frozen=True, kw_only=True)
 class CombineDetectorsStage(CombineStage):
-    """Make one detector of several, of any architectures: an ensemble, whose boxes are fused (`evaluation.fusion`).
+    """Make one detector of several, of any architectures: an ensemble, whose boxes are fused (`evaluation.fusion`). Of
+    a single one, boxes that overlap are merged.
 
     recipe: its score_floor is that of the fused boxes, and by its best_metric `same` is chosen on the validation split.
     scales: factors on the size of each member's input; it looks at all of them. weights: of the members; () for equal
@@ -117,7 +118,7 @@ class CombineDetectorsStage(CombineStage):
     recipe: str = "detector"
     scales: Scales = (1.0,)
     weights: tuple[Weight, ...] = ()
-    same: Annotated[tuple[Annotated[float, Range(0, 1, above=True)], ...], NOT_EMPTY] = (0.5, 0.4, 0.6)
+    same: Annotated[tuple[Annotated[float, Range(0, 1, above=True)], ...], NOT_EMPTY] = (0.5, 0.4, 0.3)
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != len(self.members):

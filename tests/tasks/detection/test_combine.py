@@ -111,7 +111,7 @@ def test_fusion_and_thresholds_are_chosen_on_the_validation_split(ran, spec):
     folder, summaries = ran
     summary, description = summaries["ensemble"], model.load(folder_of(ran)).description
     tried = dict(summary["tried"])
-    assert list(tried) == [0.5, 0.4, 0.6] and description.same == summary["same"]
+    assert list(tried) == [0.5, 0.4, 0.3] and description.same == summary["same"]
     assert tried[summary["same"]] == max(tried.values())
     validation = open_source(spec, "val")
     found = predict.detect_with(model.load(folder_of(ran)), validation, make_mesh(), 0.02)
