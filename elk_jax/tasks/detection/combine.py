@@ -72,7 +72,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
 
     value = lambda evaluation: metrics.scalars(evaluation).get(recipe.best_metric, 0.0)
     tried = {same: measured(views, weights, same) for same in stage.same}
-    same = max(tried, key=lambda same: value(tried[same]))
+    same = max(tried, key=lambda same: round(value(tried[same]), 9))  # of equal ones, but for rounding, the first
     alone = [value(measured([own], [1.0], same)) for own in views]
     trained = model_folder.of_members([member.description.trained for member in members])
     description = EnsembleDescription(

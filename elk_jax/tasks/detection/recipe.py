@@ -118,7 +118,7 @@ class CombineDetectorsStage(CombineStage):
     recipe: str = "detector"
     scales: Scales = (1.0,)
     weights: tuple[Weight, ...] = ()
-    same: Annotated[tuple[Annotated[float, Range(0, 1, above=True)], ...], NOT_EMPTY] = (0.5, 0.4, 0.3)
+    same: Annotated[tuple[Annotated[float, Range(0, 1, above=True)], ...], NOT_EMPTY] = (0.4, 0.3, 0.5)
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != len(self.members):
