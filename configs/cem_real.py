@@ -17,13 +17,17 @@ def get_config(variant=None):
     size, extras = variants.parse(variant)
     return variants.experiment(
         "cem_real",
-        data={
-            "on_error": "stop",  # or skip: leave unreadable images out, count and list them
-            "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
-        },
+        data=data(size, extras),
         detector=detector(size, extras),
         stages={
             "real": TrainDetectorStage(train_on=("real",), validate_on="real"),
             "evaluate": EvaluateDetectorsStage(models=("real",), on="real"),
         },
     )
+
+
+def data(size, extras):
+    return {
+        "on_error": "stop",  # or skip: leave unreadable images out, count and list them
+        "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
+    }

@@ -7,7 +7,8 @@
   python launch/evaluate.py --workdir=runs/comoto --metric=dbtex --data=bcs_dbt:/data/dbt --split=test
   python launch/evaluate.py --predictions=a.csv --metric=dbtex --data=bcs_dbt:/data/dbt --split=test --output=theirs
 
-Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % interval over patients; operating points;
+Writes evaluation.json (FROC sensitivities, AUFROC, AP, each with its 95 % interval over patients; FROC by several
+criteria; what the false positives and misses are at one false positive per image; operating points;
 false positives on lesion-free images), predictions.json (COCO results) and report.html, and prints the table. With
 --against also the differences from another run on the same images, by a paired bootstrap: comparisons.json.
 Of a classifier: AUROC, average precision of both classes, operating points, calibration, and predictions.csv too; its
@@ -31,7 +32,7 @@ SPLIT = flags.DEFINE_string("split", "test", "Which split of them; empty for all
 PREDICTIONS = flags.DEFINE_string("predictions", None, "COCO results to evaluate instead of a model.")
 AGAINST = flags.DEFINE_string("against", None, "Compare with this: COCO results, a run folder or a model folder.")
 CRITERION = flags.DEFINE_string(
-    "criterion", "iou:0.3", "A hit: iou:T, centre_in_box or centre_distance:PIXELS:DIAGONALS."
+    "criterion", "iou:0.3", "A hit: iou:T, centre_in_box, regions:T or centre_distance:PIXELS:DIAGONALS."
 )
 FLOOR = flags.DEFINE_float(
     "score_floor", 0.01, "Predictions that score less are dropped.", lower_bound=0, upper_bound=1

@@ -5,11 +5,11 @@
   python launch/predict.py --workdir=runs/cem_mixed --input=/data/new --output=found --threshold=0.4
   python launch/predict.py --workdir=runs/comoto --input=/data/dbt --output=found --volumes
 
-Writes findings.json (boxes in each file's own pixels, with scores), findings.csv, and one picture per image with
-the boxes that reach the threshold. Every frame of a multi-frame DICOM file (tomosynthesis) is an image, and the
-findings name it. With --volumes it is one volume, and so is a folder of slices: findings.csv has the columns of the
-DBTex challenge, and report.html shows every finding in its best slice and along z. docs/dicom.md says how files are
-read, and which are left out or refused.
+The model is a detector, or an ensemble of several (configs/cem_ensemble.py). Writes findings.json (boxes in each
+file's own pixels, with scores), findings.csv, and one picture per image with the boxes that reach the threshold. Every
+frame of a multi-frame DICOM file (tomosynthesis) is an image, and the findings name it. With --volumes it is one
+volume, and so is a folder of slices: findings.csv has the columns of the DBTex challenge, and report.html shows every
+finding in its best slice and along z. docs/dicom.md says how files are read, and which are left out or refused.
 
 Without --threshold the pictures use the operating point of one false positive per image that the training chose, on its
 validation split or by folds. With a translator: what launch/translate.py does. With a classifier: predictions.json and

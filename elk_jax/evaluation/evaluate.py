@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.evaluation import bootstrap, coco, froc
+from elk_jax.evaluation import bootstrap, coco, froc, mistakes
 from elk_jax.evaluation.detections import ImageResult, above, checked, doubts
-from elk_jax.evaluation.hits import ELK_RULE, Criterion
+from elk_jax.evaluation.hits import ELK_RULE, Criterion, criterion_from_text
 from elk_jax.fields import Range, described, fits
 
 RATES = (0.5, 1.0, 2.0, 3.0)  # false positives per image of ELK's operating points
@@ -28,15 +28,43 @@ METRIC_NAMES = (  # names by `scalars`; higher is better, so a checkpoint can be
     *(f"aufroc_{limit:g}" for limit in AREA_LIMITS),
     *AP_THRESHOLDS,
 )
+SEVERAL = ("iou:0.3", "iou:0.1", "centre_in_box", "regions:0.3")
+"""Criteria that a report shows side by side, as `hits.criterion_from_text` reads them."""
+AP_OF = {"iou:0.3": "ap30", "iou:0.1": "ap10"}
+"""The AP that has the criterion of one of them."""
+MISTAKES_RATE = 1.0
+"""False positives per image of the operating point whose mistakes are counted by kind."""
 CURVE_GRID = tuple(np.round(np.linspace(0.0, 4.0, 81), 6))
 
 FrocImages = Literal["with_lesions", "all"]
 
 
+class FrocStatistic:
+    """The metrics of FROC by one criterion, as a function of weights of `patients` (see bootstrap.py)."""
+
+    def __init__(self, results: Sequence[ImageResult], criterion: Criterion, patients: Sequence[str]):
+        self.counts = froc.count(results, criterion, patients)
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        x, y = froc.curves(self.counts, weights)
+        at_rates = froc.sensitivity_at(x, y, RATES)
+        areas = froc.area_up_to(x, y, AREA_LIMITS)
+        values = {"mean_sensitivity": at_rates.mean(axis=1)}
+        values |= {f"sensitivity_at/{rate:g}": at_rates[:, i] for i, rate in enumerate(RATES)}
+        return values | {f"aufroc_{limit:g}": areas[:, i] for i, limit in enumerate(AREA_LIMITS)}
+
+    def curve(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Sensitivity on CURVE_GRID, {"sensitivity": [R, grid]}, for the band around the curve."""
+        return {"sensitivity": froc.sensitivity_at(*froc.curves(self.counts, weights), rates=CURVE_GRID)}
+
+
 class DetectionStatistic:
     """The metrics of one run as a function of patient weights (see bootstrap.py). Predictions are sorted once.
 
-    Attributes: patients (in order), froc_counts, thresholds (score of the operating point of each rate, or None).
+    several: further criteria, by text, whose FROC is measured too: "criteria/TEXT/mean_sensitivity" and so on.
+
+    Attributes: patients (in order), froc, by_criterion, thresholds (score of the operating point of each rate, or
+    None).
     """
 
     def __init__(
@@ -44,37 +72,35 @@ class DetectionStatistic:
         results: Sequence[ImageResult],
         criterion: Criterion,
         froc_images: FrocImages = "with_lesions",
+        several: Sequence[str] = (),
     ):
         self.patients = sorted({result.patient_id for result in results})
-        chosen = results if froc_images == "all" else [r for r in results if r.has_lesions]
-        self.froc_counts = froc.count(chosen, criterion, self.patients)
-        self.thresholds = [froc.threshold_at(self.froc_counts, rate) for rate in RATES]
+        chosen = froc_results(results, froc_images)
+        self.froc = FrocStatistic(chosen, criterion, self.patients)
+        self.by_criterion = {text: FrocStatistic(chosen, criterion_from_text(text), self.patients) for text in several}
+        self.thresholds = [froc.threshold_at(self.froc.counts, rate) for rate in RATES]
         iou_thresholds = sorted({float(t) for ts in AP_THRESHOLDS.values() for t in ts})
         self._ap_counts = coco.count(results, iou_thresholds, self.patients)
         lesion_free = [result for result in results if result.is_lesion_free]
         self._free_images, self._free_positives = _lesion_free_counts(lesion_free, self.patients, self.thresholds)
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        x, y = froc.curves(self.froc_counts, weights)
-        at_rates = froc.sensitivity_at(x, y, RATES)
-        areas = froc.area_up_to(x, y, AREA_LIMITS)
-        values = {"mean_sensitivity": at_rates.mean(axis=1)}
-        values |= {f"sensitivity_at/{rate:g}": at_rates[:, i] for i, rate in enumerate(RATES)}
-        values |= {f"aufroc_{limit:g}": areas[:, i] for i, limit in enumerate(AREA_LIMITS)}
+        values = self.froc(weights)
         for name, thresholds in AP_THRESHOLDS.items():
             values[name] = coco.mean_over_classes(self._ap_counts, thresholds, weights)
         free = froc.ratio(weights @ self._free_positives, (weights @ self._free_images)[:, None])
         for i, rate in enumerate(RATES):
             values[f"false_positives_per_lesion_free_image/{rate:g}"] = free[:, i]
+        for text, statistic in self.by_criterion.items():
+            found = {name: own for name, own in statistic(weights).items() if not name.startswith("aufroc_")}
+            values |= {f"criteria/{text}/{name}": own for name, own in found.items()}
+            if text in AP_OF:
+                values[f"criteria/{text}/ap"] = values[AP_OF[text]]
         return values | self._operating_points(weights)
-
-    def curve(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Sensitivity on CURVE_GRID, {"sensitivity": [R, grid]}, for the band around the curve."""
-        return {"sensitivity": froc.sensitivity_at(*froc.curves(self.froc_counts, weights), rates=CURVE_GRID)}
 
     def _operating_points(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Results at the thresholds chosen on the whole sample; thresholds are fixed, patients vary."""
-        counts, values = self.froc_counts, {}
+        counts, values = self.froc.counts, {}
         images, lesions = weights @ counts.images, weights @ counts.lesions
         for rate, threshold in zip(RATES, self.thresholds, strict=True):
             if threshold is None:
@@ -94,6 +120,7 @@ def evaluate_detections(
     froc_images: FrocImages = "with_lesions",
     resamples: int = 2000,
     seed: int = 0,
+    several: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All metrics of a detector on one split, ready for JSON.
 
@@ -101,17 +128,20 @@ def evaluate_detections(
     score_floor: predictions with a lower score are dropped first (ELK: 0.01 in the test, 0.1 to select checkpoints).
     froc_images: ELK's FROC counts false positives only on images with lesions; "all" counts every image.
     resamples: of patients, for 95 % percentile intervals; 0 for none (faster, during training).
+    several: criteria to measure beside it, such as SEVERAL.
 
     A metric is {"value", "low", "high"}, with None if it is not defined ("notes" explain why): mean_sensitivity (over
     RATES), sensitivity_at {"0.5": ...}, aufroc_1, aufroc_2, aufroc_3, ap, ap50, ap10, ap30, ap10_50 (the mean from IoU
     0.1 to 0.5) and, at the thresholds of the operating points, false_positives_per_lesion_free_image {"0.5": ...}.
     Besides: operating_points [{rate, threshold, sensitivity, false_positives_per_image,
     false_positives_per_lesion_free_image}], curve {false_positives_per_image, sensitivity, band_at, low, high}, counts,
-    notes, and the settings of the evaluation.
+    notes, and the settings of the evaluation. criteria: of each of `several` its name, what it counts (`to_find`
+    lesions or regions), mean_sensitivity, sensitivity_at, ap where one has this criterion, and the curve. mistakes: at
+    MISTAKES_RATE false positives per image, what these and the misses are (`mistakes.at_rate`).
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     scored = above(checked(results), score_floor)
-    statistic = DetectionStatistic(scored, criterion, froc_images)
+    statistic = DetectionStatistic(scored, criterion, froc_images, several)
     patients = len(statistic.patients)
     estimates = bootstrap.estimate(statistic, patients, resamples=resamples, seed=seed)
     flat = {name: value for name, value in estimates.items() if "/" not in name}
@@ -119,10 +149,14 @@ def evaluate_detections(
         group: {f"{rate:g}": estimates[f"{group}/{rate:g}"] for rate in RATES}
         for group in ("sensitivity_at", "false_positives_per_lesion_free_image")
     }
+    threshold = statistic.thresholds[RATES.index(MISTAKES_RATE)]
+    chosen, found = froc_results(scored, froc_images), statistic.by_criterion
     return {
         **{"mean_sensitivity": flat.pop("mean_sensitivity"), **by_rate, **flat},
         "operating_points": _operating_points(statistic, estimates),
-        "curve": _curve(statistic, resamples, seed),
+        "curve": _curve(statistic.froc, resamples, seed),
+        "criteria": {text: _by_criterion(text, one, estimates, resamples, seed) for text, one in found.items()},
+        "mistakes": mistakes.at_rate(chosen, criterion, MISTAKES_RATE, threshold),
         "counts": _count_all(scored),
         "criterion": criterion.name,
         "froc_images": froc_images,
@@ -141,16 +175,18 @@ def compare_detections(
     froc_images: FrocImages = "with_lesions",
     resamples: int = 2000,
     seed: int = 0,
+    several: Sequence[str] = (),
 ) -> dict[str, dict[str, float | None]]:
     """Paired bootstrap of two runs over the same patients: second minus first, per metric.
 
-    Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with the names of `scalars`.
+    Returns {name: {"first", "second", "difference", "low", "high", "p_value"}} with the names of `scalars`; those of
+    `several` criteria begin with "criteria_TEXT_".
     Raises UserError if the runs were not evaluated on the same images and lesions.
     """
     _check_settings(criterion, score_floor, froc_images, resamples, seed)
     first, second = checked(first), checked(second)
     _same_images(first, second)
-    a, b = (DetectionStatistic(above(run, score_floor), criterion, froc_images) for run in (first, second))
+    a, b = (DetectionStatistic(above(run, score_floor), criterion, froc_images, several) for run in (first, second))
     compared = bootstrap.compare(a, b, len(a.patients), resamples=resamples, seed=seed)
     return {name.replace("/", "_"): v for name, v in compared.items() if not name.startswith("at_threshold/")}
 
@@ -239,14 +275,35 @@ def _operating_points(statistic: DetectionStatistic, estimates: dict[str, bootst
     ]
 
 
-def _curve(statistic: DetectionStatistic, resamples: int, seed: int) -> dict[str, list[float] | None]:
+def froc_results(results: Sequence[ImageResult], froc_images: FrocImages) -> list[ImageResult]:
+    """The images of the curve."""
+    return [result for result in results if froc_images == "all" or result.has_lesions]
+
+
+def _by_criterion(
+    text: str, statistic: FrocStatistic, estimates: Mapping[str, bootstrap.Estimate], resamples: int, seed: int
+) -> dict[str, Any]:
+    """The entry of one of several criteria."""
+    criterion, within = criterion_from_text(text), f"criteria/{text}/"
+    own = {name.removeprefix(within): one for name, one in estimates.items() if name.startswith(within)}
+    return {
+        "name": criterion.name,
+        "to_find": statistic.counts.total_lesions,
+        "mean_sensitivity": own["mean_sensitivity"],
+        "sensitivity_at": {f"{rate:g}": own[f"sensitivity_at/{rate:g}"] for rate in RATES},
+        **({"ap": own["ap"]} if "ap" in own else {}),
+        "curve": _curve(statistic, resamples, seed),
+    }
+
+
+def _curve(statistic: FrocStatistic, resamples: int, seed: int) -> dict[str, list[float] | None]:
     """The corners of the curve up to the end of the grid, and the band on the grid (None without intervals)."""
-    patients = len(statistic.patients)
+    patients = len(statistic.counts.images)
     curve: dict[str, list[float] | None] = {"false_positives_per_image": [], "sensitivity": []}
     curve |= dict.fromkeys(("band_at", "low", "high"))
-    if statistic.froc_counts.total_lesions == 0:
+    if statistic.counts.total_lesions == 0:
         return curve
-    (x,), (y,) = froc.curves(statistic.froc_counts, np.ones((1, patients)))
+    (x,), (y,) = froc.curves(statistic.counts, np.ones((1, patients)))
     end = CURVE_GRID[-1]
     curve["false_positives_per_image"] = [*x[x <= end].tolist(), end]
     curve["sensitivity"] = [*y[x <= end].tolist(), float(np.interp(end, x, y))]
@@ -271,7 +328,7 @@ def _count_all(results: Sequence[ImageResult]) -> dict[str, int]:
 
 def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamples: int) -> list[str]:
     notes = doubts(results)
-    if statistic.froc_counts.total_lesions == 0:
+    if statistic.froc.counts.total_lesions == 0:
         notes.append("no lesions to find: sensitivity, AUFROC and AP are not defined")
     if not any(len(result.scores) for result in results):
         notes.append("no predictions at or above the score floor")
@@ -280,7 +337,7 @@ def _notes(results: Sequence[ImageResult], statistic: DetectionStatistic, resamp
     if resamples and len(statistic.patients) < 2:
         notes.append("fewer than two patients: no intervals")
     missing = [f"{r:g}" for r, t in zip(RATES, statistic.thresholds, strict=True) if t is None]
-    if missing and statistic.froc_counts.total_lesions:
+    if missing and statistic.froc.counts.total_lesions:
         notes.append(f"no threshold at {', '.join(missing)} false positives per image: no lesion is found there")
     return notes
 

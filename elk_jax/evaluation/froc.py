@@ -8,6 +8,9 @@ The rule is ELK's (Montoya-del-Angel et al., Deep-Breath 2024, and the repositor
 - a prediction that hits no lesion is a false positive, unless it is on a box to ignore (it meets the criterion there,
   or its centre is inside).
 
+With a criterion of regions (`hits.regions`) these take the place of lesions, and a prediction on a region that is found
+is no false positive either.
+
 Only predictions and lesions of the same class are matched. The curve has a point for every distinct score. Predictions
 of equal score enter together, which makes the curve independent of the order of images. It starts at (0, 0), is read
 by linear interpolation (at a vertical step: the upper end), and is flat after its last point.
@@ -19,13 +22,13 @@ which the curve is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import Criterion, centre_in_box
+from elk_jax.evaluation.hits import Criterion, centre_in_box, lies_on, regions_of
 from elk_jax.fields import ABOVE_ZERO, AtLeast, Range
 
 NEVER = -np.inf  # the score of a lesion that no prediction hits
@@ -39,20 +42,55 @@ class ImageScores:
     false_positives: np.ndarray  # [false positives] their scores
 
 
+@dataclass(frozen=True)
+class Matches:
+    """The predictions and the lesions, or regions, of one class of an image."""
+
+    truth: np.ndarray  # [N, 4] boxes of the lesions to find, or around the regions
+    boxes: np.ndarray  # [K, 4]
+    scores: np.ndarray  # [K]
+    hits: np.ndarray  # [K, N] bool
+    on: np.ndarray  # [K, N] bool: lies on it, a hit or not
+    false: np.ndarray  # [K] bool: a false positive
+
+    @property
+    def found(self) -> np.ndarray:
+        """The score [N] at which each is found, NEVER if no prediction hits it."""
+        return np.where(self.hits, self.scores[:, None], NEVER).max(axis=0, initial=NEVER)
+
+
+def match(result: ImageResult, criterion: Criterion) -> list[Matches]:
+    """Apply the rules above to one image: an entry for each class that it has, or that is predicted."""
+    return [_match(result, label, criterion) for label in np.union1d(result.gt_labels, result.labels)]
+
+
+def _match(result: ImageResult, label: int, criterion: Criterion) -> Matches:
+    truth = result.gt_labels == label
+    lesions, ignored = result.gt_boxes[truth & ~result.gt_ignore], result.gt_boxes[truth & result.gt_ignore]
+    boxes, scores = result.boxes[result.labels == label], result.scores[result.labels == label]
+    hits, on = criterion(boxes, lesions), lies_on(boxes, lesions)
+    if criterion.by_region:
+        numbers = regions_of(lesions)
+        groups = [numbers == number for number in range(numbers.max(initial=-1) + 1)]
+        around = [np.concatenate([lesions[g, :2].min(axis=0), lesions[g, 2:].max(axis=0)]) for g in groups]
+        lesions = np.array(around).reshape(-1, 4)
+        of_groups = lambda table: np.stack([table[:, g].any(axis=1) for g in groups], 1) if groups else table
+        hits, on = of_groups(hits) | criterion(boxes, lesions), of_groups(on) | lies_on(boxes, lesions)
+    forgiven = criterion(boxes, ignored) | centre_in_box()(boxes, ignored)
+    found = Matches(lesions, boxes, scores, hits, on, ~hits.any(axis=1) & ~forgiven.any(axis=1))
+    if criterion.by_region:
+        late = (on & (scores[:, None] <= found.found[None])).any(axis=1)
+        return replace(found, false=found.false & ~late)
+    return found
+
+
 def image_scores(result: ImageResult, criterion: Criterion) -> ImageScores:
-    """Apply the rules above to one image."""
-    lesions, false_positives = [], []
-    for label in np.union1d(result.gt_labels, result.labels):
-        truth = result.gt_labels == label
-        lesion_boxes = result.gt_boxes[truth & ~result.gt_ignore]
-        ignored_boxes = result.gt_boxes[truth & result.gt_ignore]
-        boxes, scores = result.boxes[result.labels == label], result.scores[result.labels == label]
-        hits = criterion(boxes, lesion_boxes)
-        lesions.append(np.where(hits, scores[:, None], NEVER).max(axis=0, initial=NEVER))
-        forgiven = criterion(boxes, ignored_boxes) | centre_in_box()(boxes, ignored_boxes)
-        false_positives.append(scores[~hits.any(axis=1) & ~forgiven.any(axis=1)])
-    none = np.zeros(0)
-    return ImageScores(np.concatenate([none, *lesions]), np.concatenate([none, *false_positives]))
+    """The scores of one image, of all classes."""
+    classes, none = match(result, criterion), np.zeros(0)
+    return ImageScores(
+        np.concatenate([none, *(one.found for one in classes)]),
+        np.concatenate([none, *(one.scores[one.false] for one in classes)]),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Criteria for a prediction to hit a lesion, as functions of boxes, for FROC.
 
-Shapes: K predictions, N lesions of one image; boxes xyxy in pixels.
+Shapes: K predictions, N lesions, G regions of one image; boxes xyxy in pixels.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from elk_jax.images.boxes import iou
 
 @dataclass(frozen=True)
 class Criterion:
-    """A rule with its name; call it as `criterion(boxes[K, 4], gt_boxes[N, 4]) -> hits[K, N] bool`."""
+    """A rule with its name; call it as `criterion(boxes[K, 4], gt_boxes[N, 4]) -> hits[K, N] bool`.
+
+    by_region: regions are counted in place of lesions; see `regions`.
+    """
 
     name: str
     rule: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    by_region: bool = False
 
     def __call__(self, boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
         return self.rule(boxes, gt_boxes)
@@ -45,8 +49,52 @@ ELK_RULE = iou_at_least(0.3)
 
 
 def centre_in_box() -> Criterion:
-    """The centre of the prediction is inside the box of the lesion (borders included)."""
+    """The centre of the prediction is inside the box of the lesion (borders included): the size of the box has no part.
+
+    It is the rule of marks in computer-aided detection, with the lesion's box in place of its outline. Source: Petrick
+    et al., Evaluation of computer-aided detection and diagnosis systems, Medical Physics 40 (2013), 087001.
+    """
     return Criterion("centre in box", _centre_in_box)
+
+
+def regions(threshold: float = 0.3) -> Criterion:
+    """IoU of at least `threshold` with a region; another box on a region that is found is neither hit nor false.
+
+    Lesions whose boxes overlap are one region (`regions_of`), which is found once: at the score of the best prediction
+    that has that IoU with one of its lesions or with the smallest box around all of them. A prediction that hits no
+    region but lies on one (`lies_on`, of the lesions and of the box around them) does not count if the region is found
+    at its score or a higher one. Otherwise it is a false positive: it came before the region was found.
+    """
+    return Criterion(f"regions, {iou_at_least(threshold).name}", iou_at_least(threshold).rule, by_region=True)
+
+
+ON_LESION = 0.05
+"""IoU from which a box lies on a lesion, though it may be far from hitting it."""
+
+
+def lies_on(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
+    """Whether boxes lie on lesions [K, N]: IoU of at least ON_LESION, or the centre of the box is inside the lesion's.
+
+    A box round several lumps lies on each that it does not dwarf, and so does a small box within a large lesion.
+    """
+    return (iou(boxes, gt_boxes) >= ON_LESION) | _centre_in_box(boxes, gt_boxes)
+
+
+def regions_of(gt_boxes: np.ndarray) -> np.ndarray:
+    """The number of the region [N] of each lesion, from 0 in the order of their first lesions.
+
+    Lesions are of one region if their boxes share an area, or if a chain of such lesions connects them.
+    """
+    linked = iou(gt_boxes, gt_boxes) > 0
+    numbers = np.full(len(gt_boxes), -1)
+    for first in range(len(gt_boxes)):
+        if numbers[first] >= 0:
+            continue
+        reached = np.arange(len(gt_boxes)) == first
+        while (grown := reached | linked[reached].any(axis=0)).sum() > reached.sum():
+            reached = grown
+        numbers[reached] = numbers.max() + 1
+    return numbers
 
 
 def centre_distance(pixels: float = 100.0, diagonals: float = 0.5) -> Criterion:
@@ -72,10 +120,11 @@ def centre_distance(pixels: float = 100.0, diagonals: float = 0.5) -> Criterion:
 
 
 def criterion_from_text(text: str) -> Criterion:
-    """`iou:0.3`, `centre_in_box` or `centre_distance:100:0.5` (pixels, diagonals) -> a criterion."""
+    """`iou:0.3`, `centre_in_box`, `regions:0.3` or `centre_distance:100:0.5` (pixels, diagonals) -> a criterion."""
     makers: dict[str, Callable[..., Criterion]] = {
         "iou": iou_at_least,
         "centre_in_box": centre_in_box,
+        "regions": regions,
         "centre_distance": centre_distance,
     }
     name, *values = text.split(":")
@@ -87,7 +136,7 @@ def criterion_from_text(text: str) -> Criterion:
         raise UserError(
             f"unknown criterion {text!r}",
             where="criterion",
-            todo="use iou:0.3, centre_in_box or centre_distance:100:0.5",
+            todo="use iou:0.3, centre_in_box, regions:0.3 or centre_distance:100:0.5",
         ) from error
 
 

@@ -72,6 +72,29 @@ class Training:
         return in_words(self.promises)
 
 
+def of_members(members: Sequence[Training | None]) -> Training:
+    """What the weights of several models have seen together, and promise; None: no training here has made them."""
+    known = [one for one in members if one is not None]
+    on = dict.fromkeys(name for one in known for name in one.on)
+    seen = frozenset[str]().union(*(one.patients for one in known))
+    promised = tuple(promise for one in known for promise in one.promises)
+    return Training(0, tuple(on), "", tuple(sorted(seen)), None, promised)
+
+
+def join_members(params: Sequence[Params]) -> Params:
+    """The parameters of a model that is made of several, from theirs."""
+    return {"members": {str(number): one for number, one in enumerate(params)}}
+
+
+def split_members(params: Params, count: int, where: object) -> list[Params]:
+    """The parameters of the `count` members of a model, as `join_members` put them together. UserError for others."""
+    names, found = [str(number) for number in range(count)], params.get("members", {})
+    if set(params) != {"members"} or set(found) != set(names):
+        what = f"parameters of the members {', '.join(sorted(found))}, and {count} members"
+        raise UserError(what, where=where, todo="write the folder again")
+    return [found[name] for name in names]
+
+
 @dataclasses.dataclass(frozen=True)
 class Content:
     """What a model.json says: plain JSON, without its format.

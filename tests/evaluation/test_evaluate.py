@@ -8,12 +8,14 @@ import pytest
 
 from elk_jax.evaluation.evaluate import (
     METRIC_NAMES,
+    SEVERAL,
+    DetectionStatistic,
     compare_detections,
     evaluate_detections,
     scalars,
     share_of_gain,
 )
-from elk_jax.evaluation.hits import centre_in_box, iou_at_least
+from elk_jax.evaluation.hits import ELK_RULE, centre_in_box, criterion_from_text, iou_at_least
 from tests.refusals import refused
 
 A, B = [0, 0, 100, 100], [200, 200, 300, 300]
@@ -262,3 +264,55 @@ def test_a_reference_without_a_gain_has_no_share(make):
     assert share_of_gain(finding(make, 5), finding(make, 6), finding(make, 5), resamples=50) == NOTHING
     with refused(1):
         share_of_gain(finding(make, 2), finding(make, 3), finding(make, 4)[:-1])
+
+
+# ---- Several criteria ------------------------------------------------------------------------------------------------
+
+
+def test_each_of_several_criteria_is_measured_as_if_it_were_the_only_one(random):
+    results = random(4)
+    evaluation = evaluate_detections(results, resamples=30, several=SEVERAL)
+    assert list(evaluation["criteria"]) == list(SEVERAL)
+    json.dumps(evaluation, allow_nan=False)
+    for text, entry in evaluation["criteria"].items():
+        alone = evaluate_detections(results, criterion=criterion_from_text(text), resamples=30)
+        assert entry["name"] == alone["criterion"]
+        for key in ("mean_sensitivity", "sensitivity_at", "curve"):
+            assert entry[key] == alone[key], f"{text}, {key}"
+    assert evaluation["criteria"]["iou:0.1"]["ap"] == evaluation["ap10"]
+    assert evaluation["criteria"]["iou:0.3"]["ap"] == evaluation["ap30"]
+    assert not {"ap"} & (evaluation["criteria"]["centre_in_box"].keys() | evaluation["criteria"]["regions:0.3"].keys())
+    assert evaluation["criteria"]["iou:0.3"]["to_find"] == evaluation["counts"]["lesions"]
+    assert evaluation["criteria"]["regions:0.3"]["to_find"] < evaluation["counts"]["lesions"]
+
+
+def test_several_criteria_leave_the_others_alone_and_are_compared(random):
+    results = random(4)
+    plain, more = (evaluate_detections(results, resamples=9, several=several) for several in ((), SEVERAL))
+    assert plain["criteria"] == {} and {**more, "criteria": {}} == plain
+    assert scalars(plain) == scalars(more), "logs and the choice of checkpoints do not change"
+    compared = compare_detections(results, perfect(results), resamples=9, several=SEVERAL)
+    for text in SEVERAL:
+        entry = compared[f"criteria_{text}_mean_sensitivity"]
+        assert entry["first"] == more["criteria"][text]["mean_sensitivity"]["value"] < entry["second"] == 1
+
+
+def test_names_of_the_statistic_are_the_keys_of_the_file(random):
+    results = random(4)
+    statistic = DetectionStatistic(results, ELK_RULE, several=SEVERAL)
+    evaluation = evaluate_detections(results, resamples=0, several=SEVERAL)
+    for name, (value,) in statistic(np.ones((1, len(statistic.patients)))).items():
+        if name.startswith("criteria/"):
+            entry = evaluation
+            for key in name.split("/"):
+                entry = entry[key]
+            assert entry["value"] == pytest.approx(value)
+
+
+def test_mistakes_are_of_the_images_of_the_curve(make):
+    results = [make("1", [A], [A, ELSEWHERE], [0.9, 0.95]), make("2", [], [A], [0.99])]
+    found = evaluate_detections(results, resamples=0)["mistakes"]
+    assert (found["rate"], found["threshold"], found["false_positives"]["elsewhere"]) == (1.0, 0.9, 1)
+    every = evaluate_detections(results, resamples=0, froc_images="all")["mistakes"]
+    assert every["false_positives"]["elsewhere"] == 2 and sum(every["misses"].values()) == 0
+    assert evaluate_detections([make("1", [A])], resamples=0)["mistakes"] == {}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elk_jax.evaluation import froc
-from elk_jax.evaluation.hits import iou_at_least
+from elk_jax.evaluation.hits import iou_at_least, regions
 from tests.refusals import refused
 
 RATES, LIMITS = (0.5, 1.0, 2.0, 3.0), (1.0, 2.0, 3.0)
@@ -217,3 +217,51 @@ def test_threshold_keeps_within_the_rate(make):
     late, _, _ = whole([make("1", [A], [ELSEWHERE, ON_A], [0.9, 0.8])])
     assert froc.threshold_at(late, 0.5) is None
     assert froc.threshold_at(late, 1.0) == 0.8
+
+
+# ---- Regions ---------------------------------------------------------------------------------------------------------
+
+LEFT, RIGHT = [0, 0, 60, 100], [50, 0, 100, 100]  # they overlap: one region, [0, 0, 100, 100]
+PART = [0, 0, 20, 100]  # IoU 1/3 with LEFT: a hit
+CORNER = [80, 0, 100, 30]  # IoU 600 / 5000 with RIGHT: on it, and no hit
+
+
+def scored(make, predicted, scores, lesions=(LEFT, RIGHT), **kinds):
+    found = froc.image_scores(make("1", lesions, predicted, scores, **kinds), regions(0.3))
+    return found.lesions.tolist(), found.false_positives.tolist()
+
+
+def test_a_region_is_found_once_by_the_best_box_on_a_lesion_or_around_all(make):
+    around = [0, 0, 100, 95]
+    assert scored(make, [PART, around], [0.6, 0.8]) == ([0.8], [])
+    assert scored(make, [PART], [0.6]) == ([0.6], [])
+    assert scored(make, [around], [0.6], lesions=[LEFT, RIGHT, B]) == ([0.6, froc.NEVER], [])
+
+
+@pytest.mark.parametrize("score, false", [(0.5, []), (0.6, []), (0.7, [0.7])])
+def test_another_box_on_a_region_counts_only_before_the_region_is_found(make, score, false):
+    assert scored(make, [PART, CORNER], [0.6, score]) == ([0.6], false)
+
+
+def test_a_box_on_a_region_that_nothing_hits_is_false_and_so_is_one_elsewhere(make):
+    assert scored(make, [CORNER, ELSEWHERE], [0.5, 0.4]) == ([froc.NEVER], [0.5, 0.4])
+
+
+def test_regions_are_of_one_class_and_ignored_boxes_are_none(make):
+    assert scored(make, [PART, CORNER], [0.6, 0.5], labels=[1, 1]) == ([froc.NEVER], [0.6, 0.5])
+    assert scored(make, [CORNER, [52, 0, 100, 100]], [0.5, 0.4], ignore=[False, True]) == ([froc.NEVER], [])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lesions_apart_are_regions_of_their_own(random, seed):
+    """Without overlapping lesions the regions are the lesions: only boxes beside hits are forgiven."""
+    for result in random(seed, ignored=0.2):
+        few = dataclasses.replace(
+            result, gt_boxes=result.gt_boxes[:1], gt_labels=result.gt_labels[:1], gt_ignore=result.gt_ignore[:1]
+        )
+        plain, by_region = (froc.image_scores(few, rule) for rule in (iou_at_least(0.3), regions(0.3)))
+        assert plain.lesions.tolist() == by_region.lesions.tolist()
+        kept = set(by_region.false_positives)
+        assert kept <= set(plain.false_positives)
+        for score in set(plain.false_positives) - kept:
+            assert score <= plain.lesions.max(), "forgiven, so the only region was found before"

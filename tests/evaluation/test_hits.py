@@ -6,6 +6,8 @@ from elk_jax.evaluation.hits import (
     centre_in_box,
     criterion_from_text,
     iou_at_least,
+    lies_on,
+    regions_of,
 )
 from tests.refusals import refused
 
@@ -76,3 +78,30 @@ def test_a_criterion_that_all_or_no_predictions_meet_is_refused(text, limits):
     with refused(repr(text), limits, where="criterion"):
         criterion_from_text(text)
     assert criterion_from_text("iou:1").name == "IoU >= 1"
+
+
+# ---- Regions ---------------------------------------------------------------------------------------------------------
+
+
+def test_lesions_that_overlap_or_are_linked_are_one_region():
+    boxes = np.array([[0, 0, 10, 10], [40, 0, 50, 10], [18, 0, 30, 10], [8, 0, 20, 10], [30, 0, 35, 10]], float)
+    assert regions_of(boxes).tolist() == [0, 1, 0, 0, 2], "a chain is one region; a shared edge has no area"
+    assert regions_of(boxes[::-1])[::-1].tolist() == [1, 2, 1, 1, 0], "numbers follow the order, groups do not"
+    assert regions_of(np.zeros((0, 4))).shape == (0,)
+    assert regions_of(np.array([[3, 3, 3, 3], [0, 0, 10, 10]], float)).tolist() == [0, 1], "an empty box is alone"
+
+
+def test_a_box_lies_on_a_lesion_by_a_little_overlap_or_by_its_centre():
+    boxes = np.array([[9, 9, 20, 20], [4.9, 0, 20, 10], [4, 4, 5, 5], [-95, -95, 105, 105], [30, 0, 40, 10]])
+    # IoU: 1 / 220 with the centre outside; 51 / 200; 1 / 100 with the centre inside; 1 / 400 with it inside; 0
+    assert lies_on(boxes, SQUARE)[:, 0].tolist() == [False, True, True, True, False]
+    assert lies_on(np.array([[0, 0, 20, 100.0], [0, 0, 20, 100.1]]), SQUARE)[:, 0].tolist() == [True, False]
+
+
+def test_regions_from_text():
+    criterion = criterion_from_text("regions")
+    assert criterion.by_region and criterion.name == "regions, IoU >= 0.3"
+    assert criterion_from_text("regions:0.1").name == "regions, IoU >= 0.1"
+    assert not criterion_from_text("iou:0.3").by_region
+    with refused("regions:0", "above 0 to 1", where="criterion"):
+        criterion_from_text("regions:0")

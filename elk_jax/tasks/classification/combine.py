@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 
 from elk_jax import files
@@ -18,7 +18,6 @@ from elk_jax.tasks.classification.train import protection_words
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
-from elk_jax.weights.model_folder import Content, Training
 
 
 def check_combine(run: Run, stage: CombineClassifiersStage, recipe: None, names: Collection[str]) -> None:
@@ -42,7 +41,7 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         model.check_classes(member.description, validation)
         model.check_alike(member.description, members[0].description, folder)
     first, contained = members[0].description, [getattr(member.description, "contains", "") for member in members]
-    trained = _trained([content for _, content in read])
+    trained = model_folder.of_members([content.training for _, content in read])
     everyone = all(content.training and content.training.promises for _, content in read)
     epsilon = together(trained.inherited) if everyone else None
     description = model.MeanDescription(
@@ -80,12 +79,3 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         "mean": stage.mean,
         "auroc": [auroc],
     }
-
-
-def _trained(contents: Sequence[Content]) -> Training:
-    """What the weights of all members have seen, and promise."""
-    known = [content.training for content in contents if content.training is not None]
-    on = dict.fromkeys(name for one in known for name in one.on)
-    seen = frozenset[str]().union(*(one.patients for one in known))
-    inherited = tuple(promise for one in known for promise in one.promises)
-    return Training(0, tuple(on), "", tuple(sorted(seen)), None, inherited)

@@ -375,19 +375,16 @@ class MeanOfClassifiers(NamedTuple):
 
 def save_mean(folder: Path, params: Sequence[Params], description: MeanDescription) -> None:
     """Write the model folder of a mean, with the parameters of its members."""
-    members = {str(number): one for number, one in enumerate(params)}
-    model_folder.save_params(folder, {"members": members}, description, private=bool(description.contains))
+    joined = model_folder.join_members(params)
+    model_folder.save_params(folder, joined, description, private=bool(description.contains))
 
 
 def _load_mean(params: Params, content: model_folder.Content, folder: Path) -> MeanOfClassifiers:
     description = content.build(MeanDescription)
-    names, found = [str(number) for number in range(len(description.members))], params.get("members", {})
-    if set(params) != {"members"} or set(found) != set(names):
-        what = f"parameters of the members {', '.join(sorted(found))}, and {len(names)} members"
-        raise UserError(what, where=folder, todo="write the folder again")
+    found = model_folder.split_members(params, len(description.members), folder)
     members = [
-        of(found[name], model_folder.Content(content.file, entries, content.hash), folder)
-        for name, entries in zip(names, description.members)
+        of(one, model_folder.Content(content.file, entries, content.hash), folder)
+        for one, entries in zip(found, description.members)
     ]
     for member in members:
         check_alike(member.description, description, folder)

@@ -1,7 +1,6 @@
 """Detection: a detector learns lesions with boxes, and is evaluated by FROC and AP."""
 
-from elk_jax.detection.detectors import DETECTORS
-from elk_jax.tasks.detection import evaluate, predict, recipe, report, train, volumes
+from elk_jax.tasks.detection import combine, evaluate, model, predict, recipe, report, train, volumes
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
@@ -17,6 +16,13 @@ TASK = Task(
             workload=train.workload,
             recipe=recipe.DetectionRecipe,
         ),
+        "combine": StageKind(
+            recipe.CombineDetectorsStage,
+            combine.combine,
+            combine.check_combine,
+            combine.needs,
+            recipe=recipe.DetectionRecipe,
+        ),
         "evaluate": StageKind(
             recipe.EvaluateDetectorsStage,
             evaluate.evaluate,
@@ -27,7 +33,7 @@ TASK = Task(
         ),
     },
     report=report.part,
-    architectures=tuple(DETECTORS),
+    architectures=model.ARCHITECTURES,
     model="detector",
     evaluate=Action(evaluate.evaluate_source, evaluate.EvaluateSettings),
     predict=Action(volumes.predict_inputs, predict.PredictSettings),

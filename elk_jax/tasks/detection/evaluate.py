@@ -17,7 +17,6 @@ from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, counted, one_of, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.detection import detectors
-from elk_jax.detection.detectors import DETECTORS
 from elk_jax.detection.volumes import Rule
 from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, fusion, operating
@@ -31,12 +30,12 @@ from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.detection import predict, report, volumes
-from elk_jax.tasks.detection.model import Description, Trained, load
+from elk_jax.tasks.detection.model import ARCHITECTURES, Description, Ensemble, EnsembleDescription, Trained, load
 from elk_jax.tasks.detection.page import MAIN, DetectionRun, Evaluated, detection_part, gain_sentences, results_table
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage, Metric
 from elk_jax.tasks.detection.train import say_skipped
 from elk_jax.tasks.run import Experiment, Run, new_console, patients_seen, skipped_images, unread_partners
-from elk_jax.tasks.stages import Need
+from elk_jax.tasks.stages import CombineStage, Need
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -49,15 +48,18 @@ TRUTH = "truth.json"
 def needs(experiment: Experiment, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -> list[Need]:
     """Whole volumes, where findings of these are evaluated; both images of a breast, where a detector reads them."""
     (data,) = stage.data()
-    found = [f"{name} reads pairs" for name in stage.models if _reads_pairs(experiment, name)]
+    found = [f"{name} reads pairs" for name in stage.models if reads_pairs(experiment, name)]
     found += ["boxes of both images are to be fused"] if stage.late else []
     volumes = [Need(data, "volumes", "findings of volumes are evaluated")] if stage.metric == "dbtex" else []
     return [*volumes, *(Need(data, "pairs", why) for why in found)]
 
 
-def _reads_pairs(experiment: Experiment, model: str) -> bool:
-    """Whether the detector of a stage reads pairs; False for one that the experiment does not name."""
+def reads_pairs(experiment: Experiment, model: str) -> bool:
+    """Whether the detector of a stage reads pairs, or a member of it; False for one that the experiment does not
+    name."""
     stage = experiment.stages.get(model)
+    if isinstance(stage, CombineStage):
+        return any(reads_pairs(experiment, member) for member in stage.members)
     return stage is not None and detectors.build(experiment.recipe_of(stage).model).tested_images > 1
 
 
@@ -66,7 +68,7 @@ def check_start(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe
     if stage.metric == "dbtex":
         volumes.check_start(run, stage)
     for model in (name for pair in stage.late for name in pair):
-        if _reads_pairs(run.experiment, model):
+        if reads_pairs(run.experiment, model):
             what = f"{model} reads pairs, and boxes are fused of detectors of single images"
             raise UserError(what, where=f"config.stages.{stage.name}.late", todo="name others, or leave it out")
 
@@ -76,7 +78,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     if stage.metric == "dbtex":
         return volumes.evaluate(run, stage, recipe)
     loaded = {model: load(run.folder / model / "model") for model in stage.trained()}
-    images = max([2 if stage.late else 1, *(loaded[model].detector.tested_images for model in stage.models)])
+    images = max([2 if stage.late else 1, *(loaded[model].tested_images for model in stage.models)])
     source, folder = run.open(stage.on, stage.split, images), run.folder / stage.name
     run.say(f"  {stage.split} {counted(source.infos)}")
     say_skipped(run, source)
@@ -94,10 +96,14 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
             for number, model in enumerate((own, other))
         ]
         results[f"{own}+{other}"] = detections.above(fusion.fuse(views), floor)
+    how: dict[str, Any] = {
+        "criterion": criterion,
+        "score_floor": floor,
+        "resamples": recipe.bootstrap,
+        "several": metrics.SEVERAL,
+    }
     for model in stage.subjects:
-        evaluations[model] = metrics.evaluate_detections(
-            results[model], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
-        )
+        evaluations[model] = metrics.evaluate_detections(results[model], **how)
         if model in loaded:
             evaluations[model]["chosen"] = promises_kept(
                 loaded[model].description, results[model], criterion, floor, recipe.bootstrap
@@ -108,10 +114,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
             files.write_json(place / "evaluation.json", evaluations[model])
     first = stage.models[0]
     comparisons = {
-        other: metrics.compare_detections(
-            results[first], results[other], criterion=criterion, score_floor=floor, resamples=recipe.bootstrap
-        )
-        for other in stage.subjects[1:]
+        other: metrics.compare_detections(results[first], results[other], **how) for other in stage.subjects[1:]
     }
     gains = {
         model: {
@@ -153,13 +156,19 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRec
     criterion = criterion_from_text(stage.criterion)
     found = {model: read_measured(folder / TRUTH, folder / model / "predictions.json") for model in stage.subjects}
     return {
-        model: metrics.DetectionStatistic(detections.above(results, recipe.score_floor), criterion)
+        model: metrics.DetectionStatistic(
+            detections.above(results, recipe.score_floor), criterion, several=metrics.SEVERAL
+        )
         for model, results in found.items()
     }
 
 
 def promises_kept(
-    description: Description, results: Sequence[ImageResult], criterion: Criterion, floor: float, resamples: int
+    description: Description | EnsembleDescription,
+    results: Sequence[ImageResult],
+    criterion: Criterion,
+    floor: float,
+    resamples: int,
 ) -> dict[str, Any]:
     """What the thresholds of a model do on other images than those they were chosen on, for evaluation.json and the
     report: {"on", "warning", "points": of `operating.kept`, beside those of the model}."""
@@ -261,7 +270,7 @@ def evaluate_source(
     criterion = criterion_from_text(settings.criterion)
     subjects = sorted(filter(None, (subject, other)), key=lambda one: one.is_model)  # files first: mistakes show early
     loaded = {one: load(one.place) for one in subjects if one.is_model}
-    images = max([1, *(one.detector.tested_images for one in loaded.values())])
+    images = max([1, *(one.tested_images for one in loaded.values())])
     if images > 1 and not data.partner:
         what = f"a detector that reads {images} images of a breast is evaluated, and there is one"
         raise UserError(what, where=data.spec, todo="give the second by --partner, or choose another --stage")
@@ -278,6 +287,7 @@ def evaluate_source(
         "score_floor": settings.score_floor,
         "froc_images": "all" if settings.all_images else "with_lesions",
         "resamples": settings.bootstrap,
+        "several": metrics.SEVERAL,
     }
     measure = lambda found: metrics.evaluate_detections(found, **how)
     evaluation = measure(results)
@@ -339,7 +349,7 @@ def _evaluate_volumes(
 def _compared_with(against: str) -> Subject:
     place = Path(against)
     return (
-        Subject(model_folder.find(place, None, DETECTORS, "a detector"), True)
+        Subject(model_folder.find(place, None, ARCHITECTURES, "a detector"), True)
         if place.is_dir()
         else Subject(place, False)
     )
@@ -361,7 +371,7 @@ def _names(subject: Subject, other: Subject | None) -> tuple[str, str]:
 
 def _detect(
     subject: Subject,
-    trained: Trained | None,
+    trained: Trained | Ensemble | None,
     source: ImageSource,
     categories: Sequence[int] | None,
     settings: EvaluateSettings,
@@ -380,7 +390,7 @@ def _detect(
         notes = [f"the class '{known[0]}' of the model counts as '{source.classes[0]}' of the data"]
         source = replace(source, classes=known)
     notes += patients_seen(subject.parts[-1], subject.place, source.infos)
-    if source.images > 1 and trained.detector.tested_images == 1:
+    if source.images > 1 and trained.tested_images == 1:
         notes.append(f"{subject.parts[-1]} reads one image of a breast: it was shown the first of each pair")
     results = predict.detect_with(trained, source, meshes.make_mesh(), settings.score_floor, settings.flips)
     return results, notes

@@ -1,4 +1,7 @@
-"""A detector as a model to train, and as a folder: weights, architecture, classes, input size, operating points."""
+"""A detector as a model to train, and as a folder: weights, architecture, classes, input size, operating points.
+
+A folder may also hold an ensemble: several detectors, each with its own input, whose boxes are fused.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,23 @@ import jax
 import jax.numpy as jnp
 
 from elk_jax.data.augment import Resize
-from elk_jax.data.batches.buckets import Canvases
+from elk_jax.data.batches.buckets import MULTIPLE, Canvases
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import Flip
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
-from elk_jax.fields import ByName
+from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, SHARE, SIDE, AtLeast, Between, ByName, check
 from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
 from elk_jax.weights import model_folder
 from elk_jax.weights.detectors import Imported
 
+ENSEMBLE = "ensemble_of_detectors"
+ARCHITECTURES = (*detectors.DETECTORS, ENSEMBLE)
+Scales = Annotated[tuple[Annotated[float, Between(0.25, 4)], ...], NOT_EMPTY]
+"""A setting: factors on the size of a detector's input."""
+Weight = Annotated[float, ABOVE_ZERO]
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
 """What model folders of earlier versions lack."""
 LATER = {
@@ -102,6 +110,51 @@ class Trained(NamedTuple):
     params: Params
     description: Description
 
+    @property
+    def tested_images(self) -> int:
+        """Images of a breast that it reads."""
+        return self.detector.tested_images
+
+
+@dataclass(frozen=True)
+class EnsembleDescription:
+    """The content of `model.json` of an ensemble. members: what the model.json of each says, without format and hash.
+
+    hashes: SHA-256 of the parameters of each member's own folder, "" of a folder that has none. scales: factors on the
+    size of the input; each member looks at all of them, with its own mirrored views. weights: of the members, above 0.
+    same: IoU from which boxes of members are of one lesion. operating_points: of the fused boxes, chosen on `chosen_on`.
+    """
+
+    architecture: str
+    classes: tuple[str, ...]
+    members: Annotated[tuple[Mapping[str, Any], ...], NOT_EMPTY]
+    hashes: tuple[str, ...]
+    scales: Scales
+    weights: tuple[Weight, ...]
+    same: Annotated[float, SHARE]
+    operating_points: tuple[OperatingPoint, ...]
+    trained: model_folder.Training | None = None
+    chosen_on: ChosenOn = field(default_factory=ChosenOn)
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("hashes", "weights"):
+            if len(getattr(self, name)) != len(self.members):
+                what = f"{len(getattr(self, name))} {name} for {len(self.members)} members"
+                raise UserError(what, where=name, todo="give one for each")
+
+
+class Ensemble(NamedTuple):
+    """The model folder of an ensemble, read."""
+
+    members: tuple[Trained, ...]
+    description: EnsembleDescription
+
+    @property
+    def tested_images(self) -> int:
+        """The most images of a breast that a member reads."""
+        return max(member.tested_images for member in self.members)
+
 
 def describe(
     detector: Detector,
@@ -124,9 +177,22 @@ def describe(
     )
 
 
-def load(folder: Path) -> Trained:
-    """Read a detector's model folder. UserError for a folder of another kind."""
+def load(folder: Path) -> Trained | Ensemble:
+    """Read the model folder of a detector, or of an ensemble. UserError for a folder of another kind."""
     params, content = model_folder.load_params(folder)
+    return _load_ensemble(params, content, folder) if content.architecture == ENSEMBLE else of(params, content, folder)
+
+
+def load_one(folder: Path) -> Trained:
+    """Read the model folder of one detector. UserError for a folder of another kind, an ensemble too."""
+    found = load(folder)
+    if isinstance(found, Ensemble):
+        raise _ensemble(folder)
+    return found
+
+
+def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
+    """A detector from the content of its folder. UserError as `load`."""
     if content.architecture not in detectors.DETECTORS or "source" in content.entries:
         raise UserError(
             "not a trained detector", where=folder, todo="name the model folder of a detection stage: RUN/STAGE/model"
@@ -135,8 +201,60 @@ def load(folder: Path) -> Trained:
     return Trained(detectors.build(description.model), params, description)
 
 
+def _ensemble(folder: Path) -> UserError:
+    return UserError("an ensemble, where one detector is read", where=folder, todo="name one of its members' folders")
+
+
+def save_ensemble(folder: Path, params: Sequence[Params], description: EnsembleDescription) -> None:
+    """Write the model folder of an ensemble, with the parameters of its members: it needs no other folder."""
+    model_folder.save_params(folder, model_folder.join_members(params), description)
+
+
+def _load_ensemble(params: Params, content: model_folder.Content, folder: Path) -> Ensemble:
+    description = content.build(EnsembleDescription)
+    members = []
+    found = model_folder.split_members(params, len(description.members), folder)
+    for one, entries in zip(found, description.members):
+        member = of(one, replace(content, entries=entries), folder)
+        check_alike(member.description, description, folder)
+        model_folder.check_fits(member.params, model_folder.shapes_of(member.detector.init), folder)
+        members.append(member)
+    return Ensemble(tuple(members), description)
+
+
+def check_alike(one: Description, other: Description | EnsembleDescription, where: object) -> None:
+    """UserError unless a member has the classes of another, or of its ensemble, in the same order."""
+    if one.classes != other.classes:
+        what = f"detectors of different classes: {', '.join(one.classes)} and {', '.join(other.classes)}"
+        raise UserError(what, where=where, todo="combine detectors of the same classes, in the same order")
+
+
+def at_scale(entry: Input, scale: float) -> Input:
+    """The input of a detector with images of `scale` times the size, on canvases in whole multiples of MULTIPLE px.
+
+    UserError for a canvas that is larger than any may be.
+    """
+    if scale == 1:
+        return entry
+    times = lambda sides: tuple(max(1, round(side * scale)) for side in sides)
+    resize = replace(
+        entry.resize,
+        short_sides=times(entry.resize.short_sides),
+        max_long_side=round(entry.resize.max_long_side * scale),
+        stretch=times(entry.resize.stretch),
+    )
+    rounded = (tuple(-(-side // MULTIPLE) * MULTIPLE for side in times(canvas)) for canvas in entry.buckets)
+    canvases = tuple(dict.fromkeys(rounded))
+    if any(not SIDE.takes(side) for canvas in canvases for side in canvas):
+        what = f"at a scale of {scale:g} the input of a detector is {max(map(max, canvases))} px"
+        raise UserError(what, where="scales", todo=f"give scales at which a side is {SIDE} px")
+    return replace(entry, resize=resize, buckets=canvases)
+
+
 def stored(content: model_folder.Content) -> Description | Imported:
-    """What a model folder says of the detector in it, trained here or imported."""
+    """What a model folder says of the detector in it, trained here or imported. UserError for an ensemble."""
+    if content.architecture == ENSEMBLE:
+        raise _ensemble(content.file.parent)
     if "source" in content.entries:
         return _present(content).build(Imported, detectors.EARLIER)
     return _present(content).build(Description, EARLIER, LATER)

@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
+from elk_jax.evaluation.hits import ON_LESION
+from elk_jax.evaluation.mistakes import FALSE_POSITIVES, MISSES
 from elk_jax.reporting import html
 from elk_jax.reporting.comparison import difference_card, difference_html, interpret, value_card
 from elk_jax.reporting.figures import Series, line_chart
@@ -71,6 +73,7 @@ class DetectionRun:
     evaluated: Sequence[Evaluated] = ()
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
+    combined: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of ensembles
     promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
@@ -82,6 +85,7 @@ def detection_part(run: DetectionRun) -> Part:
         found = [
             results_section(one.evaluations, one.comparisons),
             froc_section(one.evaluations),
+            *criteria_sections(one.evaluations, one.comparisons),
             operating_points_section(one.evaluations),
             *promises_section(one.evaluations),
             *(gallery_section(pictures) for pictures in one.pictures),
@@ -89,6 +93,8 @@ def detection_part(run: DetectionRun) -> Part:
         sections += [replace(s, title=f"{s.title}: {one.on}") for s in found] if many else found
         words = " ".join([verdict(one.evaluations, one.comparisons), *gain_sentences(one.gains)])
         verdicts.append(f"{one.on}: {words}" if many else words)
+    if run.combined:
+        sections.append(ensembles_section(run.combined))
     if any(run.histories.values()):
         first = run.evaluated[0].evaluations if run.evaluated else {}
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
@@ -143,11 +149,7 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
         rows.append(html.row(cells, style="main" if key == MAIN else ""))
     evaluation = evaluations[first]
     resamples = evaluation.get("bootstrap", {}).get("resamples")
-    how = (
-        [f"Criterion for a hit: {evaluation['criterion'].replace('>=', '≥').replace('<=', '≤')}."]
-        if "criterion" in evaluation
-        else []
-    )
+    how = [f"Criterion for a hit: {_written(evaluation['criterion'])}."] if "criterion" in evaluation else []
     how += [f"Intervals: 95 %, from {resamples} resamples of patients."] if resamples else []
     how += ["Differences are paired: both models use the same resamples."] if comparisons else []
     how += ["FP: false positives."]
@@ -160,36 +162,108 @@ def results_section(evaluations: Evaluations, comparisons: Comparisons) -> Secti
 
 def froc_section(evaluations: Evaluations) -> Section:
     """The FROC curves with their bands, and dots at the rates of the mean sensitivity."""
+    chart = _froc_chart(evaluations)
+    where = "images with lesions" if _first(evaluations).get("froc_images") == "with_lesions" else "all images"
+    note = f"Share of lesions found against false positives per image, over {where}; band: 95 % interval."
+    return Section("FROC", chart, note)
+
+
+def _froc_chart(entries: Mapping[str, Mapping[str, Any]], bands: bool = True) -> str:
+    """A curve for each entry, {"curve", "sensitivity_at"}, by name."""
     series = []
     rates: list[float] = []
-    for index, (name, evaluation) in enumerate(evaluations.items()):
-        curve = evaluation.get("curve", {})
-        at = evaluation["sensitivity_at"]
+    for index, (name, entry) in enumerate(entries.items()):
+        curve = entry.get("curve", {})
+        at = entry["sensitivity_at"]
         rates = [float(rate) for rate in at]
-        known = [(float(rate), entry["value"]) for rate, entry in at.items() if entry["value"] is not None]
-        band = (curve["band_at"], curve["low"], curve["high"]) if curve.get("band_at") else None
+        known = [(float(rate), found["value"]) for rate, found in at.items() if found["value"] is not None]
+        has_band = bands and curve.get("band_at")
         series.append(
             Series(
                 name,
                 curve.get("false_positives_per_image", ()),
                 curve.get("sensitivity", ()),
                 index,
-                band=band,
+                band=(curve["band_at"], curve["low"], curve["high"]) if has_band else None,
                 dots=([x for x, _ in known], [y for _, y in known]),
             )
         )
-    end = max([4.0, *rates])
     chart = line_chart(
         series,
         x_label="false positives per image",
         y_label="sensitivity",
-        x_range=(0.0, end),
+        x_range=(0.0, max([4.0, *rates])),
         y_range=(0.0, 1.0),
         rules=rates,
     )
-    where = "images with lesions" if _first(evaluations).get("froc_images") == "with_lesions" else "all images"
-    note = f"Share of lesions found against false positives per image, over {where}; band: 95 % interval."
-    return Section("FROC", f'<div class="wide">{chart}{html.legend(evaluations)}</div>', note)
+    return f'<div class="wide">{chart}{html.legend(entries)}</div>'
+
+
+def criteria_sections(evaluations: Evaluations, comparisons: Comparisons) -> list[Section]:
+    """What is found by several criteria, and what the mistakes are; none for evaluations of earlier versions."""
+    sections = []
+    if any(evaluation.get("criteria") for evaluation in evaluations.values()):
+        sections.append(criteria_section(evaluations, comparisons))
+    if any(evaluation.get("mistakes") for evaluation in evaluations.values()):
+        sections.append(mistakes_section(evaluations))
+    return sections
+
+
+def criteria_section(evaluations: Evaluations, comparisons: Comparisons) -> Section:
+    """A table of all criteria and, for each model, a chart of its curves by each."""
+    first = next(iter(evaluations))
+    head = ["Criterion", "To find", "Mean sensitivity", "Sensitivity at 1 FP per image", "AP"]
+    head += [f"Mean sensitivity − {html.text(first)}"] if comparisons else []
+    rows, charts = [], []
+    for index, (name, evaluation) in enumerate(evaluations.items()):
+        rows.append(html.group_row(name, len(head), index))
+        criteria = evaluation.get("criteria", {})
+        for text, entry in criteria.items():
+            cells = [html.text(_written(entry["name"])), str(entry["to_find"])]
+            found = (entry[MAIN], entry["sensitivity_at"].get("1", {}), entry.get("ap", {}))
+            cells += [html.estimate_cell(one) for one in found]
+            if comparisons:
+                difference = comparisons.get(name, {}).get(f"criteria_{text}_{MAIN}", {})
+                cells.append(difference_html(difference) if name != first else "")
+            rows.append(html.row(cells))
+        title = f"<h3>{html.text(name)}</h3>" if len(evaluations) > 1 else ""
+        charts.append(title + _froc_chart({_written(one["name"]): one for one in criteria.values()}, bands=False))
+    note = (
+        "One reader draws a box around several lumps where another draws each: a detector that groups them "
+        "differently has a false positive and a miss for one lesion that was seen. What the looser criteria add was "
+        "lost to how boxes are drawn; what they do not find either was not seen. Centre in box: the centre of the "
+        "predicted box lies in the lesion's box. Regions: lesions whose boxes overlap count once, and a further box on "
+        "a region that is found is neither a hit nor a false positive. AP is of boxes by their IoU."
+    )
+    return Section("By several criteria", html.table(head, rows) + "".join(charts), note)
+
+
+def mistakes_section(evaluations: Evaluations) -> Section:
+    """The kinds of false positives and misses of each model, at its own threshold of one false positive per image."""
+    known = {name: one["mistakes"] for name, one in evaluations.items() if one.get("mistakes")}
+    head = ["", *(f"{html.swatch(i)}{html.text(n)}" for i, n in enumerate(evaluations) if n in known)]
+    rows = [html.row(["Score threshold", *(html.number(one["threshold"]) for one in known.values())])]
+    round_several = {"round_several": "of all: round the centres of several lesions"}
+    groups = (
+        ("False positives", "false_positives", FALSE_POSITIVES | round_several),
+        ("Missed lesions", "misses", MISSES),
+    )
+    for title, key, kinds in groups:
+        totals = [str(sum(one[key][k] for k in kinds if k not in round_several)) for one in known.values()]
+        rows.append(html.row([title, *totals], style="main"))
+        rows += [
+            html.row([html.text(said), *(str(one[key][k]) for one in known.values())]) for k, said in kinds.items()
+        ]
+    (rate,) = {one["rate"] for one in known.values()}
+    note = (
+        f"At {rate:g} false positive per image. A box lies on a lesion where their IoU is at least {ON_LESION:g} or "
+        "its centre is in the lesion's box. Boxes on lesions are lost to how lumps are grouped and boxes are drawn."
+    )
+    return Section("Mistakes", html.table(head, rows), note)
+
+
+def _written(criterion: str) -> str:
+    return criterion.replace(">=", "≥").replace("<=", "≤")
 
 
 def operating_points_section(evaluations: Evaluations) -> Section:
@@ -237,6 +311,28 @@ def promises_section(evaluations: Evaluations) -> list[Section]:
         "on other patients, as the thresholds depend on those they were chosen on."
     )
     return [Section("Thresholds of the models", html.table(head, rows) + "".join(notes), note)]
+
+
+def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
+    """What each ensemble is of, and how its fusion was chosen."""
+    head = ["Ensemble", "Weight", "On validation"]
+    rows, said = [], ""
+    for name, summary in combined.items():
+        rows.append(html.group_row(name, len(head)))
+        for member, weight, value in zip(summary["members"], summary["weights"], summary["alone"]):
+            rows.append(html.row([html.text(f"{member} alone"), f"{weight:g}", html.number(value)]))
+        for same, value in summary["tried"]:
+            text = f"all, boxes of one lesion from IoU {same:g}"
+            rows.append(html.row([text, "", html.number(value)], style="main" if same == summary["same"] else ""))
+        scales = ", ".join(f"{scale:g}" for scale in summary["scales"])
+        said += html.paragraph(
+            f"{name}: {metric_label(summary['metric'])}; scales of the input {scales}.", "soft small"
+        )
+        said += html.paragraph(f"{name}: {summary['promise']}") if summary["promise"] else ""
+    note = (
+        "Weighted boxes of all members. The validation split has chosen the fusion, so that these numbers are too good."
+    )
+    return Section("Ensembles", html.table(head, rows) + said, note)
 
 
 def gallery_section(pictures: Pictures) -> Section:

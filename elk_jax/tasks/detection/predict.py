@@ -33,7 +33,14 @@ from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.fields import SHARE
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress, progress_bar
-from elk_jax.tasks.detection.model import Input, Trained, load, trainable
+from elk_jax.tasks.detection.model import (
+    Ensemble,
+    Input,
+    Trained,
+    at_scale,
+    load,
+    trainable,
+)
 from elk_jax.tasks.run import new_console, report_skipped
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
@@ -157,12 +164,19 @@ def together(views: Sequence[list[ImageResult]], score_floor: float) -> list[Ima
 
 
 def detect_with(
-    trained: Trained, source: ImageSource, mesh: Mesh, score_floor: float = 0.0, flips: Sequence[str] | None = None
+    trained: Trained | Ensemble,
+    source: ImageSource,
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    flips: Sequence[str] | None = None,
 ) -> list[ImageResult]:
-    """Run a trained detector over a source, at the input size it was trained for.
+    """Run a trained detector over a source, at the input size it was trained for, or an ensemble of several.
 
     flips: mirrored views to detect in as well; None for those of its training.
     """
+    if isinstance(trained, Ensemble):
+        scales, weights, same = trained.description.scales, trained.description.weights, trained.description.same
+        return fuse_members(members_views(trained.members, scales, source, mesh, score_floor, flips), weights, same)
     detector, params, description = trained
     if description.classes != source.classes:
         raise UserError(
@@ -181,6 +195,33 @@ def detect_with(
     config = input_of(description.input, seen.source.infos)
     flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
     return detect_view(predictor, placed, seen, config, mesh, score_floor, flips)
+
+
+MemberViews = Sequence[Sequence[Sequence[ImageResult]]]
+"""Of each member, at each scale: its results."""
+
+
+def members_views(
+    members: Sequence[Trained],
+    scales: Sequence[float],
+    source: ImageSource,
+    mesh: Mesh,
+    score_floor: float = 0.0,
+    flips: Sequence[str] | None = None,
+) -> MemberViews:
+    """What each detector of an ensemble finds at each scale of its input."""
+
+    def at(member: Trained, scale: float) -> list[ImageResult]:
+        scaled = replace(member.description, input=at_scale(member.description.input, scale))
+        return detect_with(member._replace(description=scaled), source, mesh, score_floor, flips)
+
+    return [[at(member, scale) for scale in scales] for member in members]
+
+
+def fuse_members(views: MemberViews, weights: Sequence[float], same: float) -> list[ImageResult]:
+    """The fused boxes; every scale of a member has the weight of the member."""
+    each = [weight for weight, own in zip(weights, views, strict=True) for _ in own]
+    return fusion.fuse([results for own in views for results in own], same, each)
 
 
 def input_of(entry: Input, infos: Sequence[ImageInfo]) -> LoaderConfig:

@@ -16,8 +16,9 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.fields import SHARE, AtLeast, ByName, OneOf
-from elk_jax.tasks.stages import EvaluateModelsStage, PrivateTrainStage
+from elk_jax.fields import NOT_EMPTY, SHARE, AtLeast, ByName, OneOf, Range
+from elk_jax.tasks.detection.model import Scales, Weight
+from elk_jax.tasks.stages import CombineStage, EvaluateModelsStage, PrivateTrainStage
 from elk_jax.training.recipe import TrainingRecipe
 
 Metric = Literal["froc", "dbtex"]
@@ -101,6 +102,28 @@ class TrainDetectorStage(PrivateTrainStage):
 
     def __post_init__(self) -> None:
         check_weights(self.weights, len(self.train_on))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineDetectorsStage(CombineStage):
+    """Make one detector of several, of any architectures: an ensemble, whose boxes are fused (`evaluation.fusion`). Of
+    a single one, boxes that overlap are merged.
+
+    recipe: its score_floor is that of the fused boxes, and by its best_metric `same` is chosen on the validation split.
+    scales: factors on the size of each member's input; it looks at all of them. weights: of the members; () for equal
+    ones. same: IoUs to try, from which boxes of members are of one lesion; of equally good ones the first is taken.
+    """
+
+    task: Literal["detection"] = "detection"
+    recipe: str = "detector"
+    scales: Scales = (1.0,)
+    weights: tuple[Weight, ...] = ()
+    same: Annotated[tuple[Annotated[float, Range(0, 1, above=True)], ...], NOT_EMPTY] = (0.4, 0.3, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.members):
+            what = f"{len(self.weights)} weights for {len(self.members)} members"
+            raise UserError(what, where="weights", todo="give one for each, or () for equal ones")
 
 
 @dataclass(frozen=True, kw_only=True)

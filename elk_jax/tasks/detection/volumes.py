@@ -38,7 +38,7 @@ from elk_jax.evaluation.volumes import (
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Trained, load
+from elk_jax.tasks.detection.model import Ensemble, Trained, load
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.detection.volumes_page import evaluation_page, findings_page
 from elk_jax.tasks.run import Run, new_console, patients_seen, report_skipped
@@ -53,7 +53,7 @@ FULL_HEIGHT = 1000
 
 
 def detect_volumes(
-    trained: Trained,
+    trained: Trained | Ensemble,
     volumes: Sequence[Volume],
     mesh: Mesh,
     rule: VolumeRule,
@@ -120,7 +120,7 @@ def truth_of(volume: Volume) -> VolumeTruth:
 
 
 def measured(
-    trained: Trained,
+    trained: Trained | Ensemble,
     volumes: Sequence[Volume],
     mesh: Mesh,
     rule: Rule,

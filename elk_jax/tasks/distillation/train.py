@@ -22,7 +22,7 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks.detection import train as detection
-from elk_jax.tasks.detection.model import Input, Trained, load
+from elk_jax.tasks.detection.model import Input, Trained, load_one
 from elk_jax.tasks.detection.predict import view
 from elk_jax.tasks.detection.train import Learning
 from elk_jax.tasks.distillation.model import (
@@ -105,7 +105,7 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
             check_teacher(planned, detector, f"config.{before.recipe}.model")
     if recipe.mode != "none" and stage.teacher not in names:
         folder = run.model_folder(stage.teacher)
-        written = load(folder)
+        written = load_one(folder)
         check_teacher(written.detector, detector, folder)
         if mode:
             _check_crop(stage.teacher, written.description.input.crop_to_breast, recipe, place)
@@ -159,7 +159,7 @@ def _student(
     if recipe.mode == "none":
         return found
     folder = run.model_folder(stage.teacher)
-    teacher = load(folder)
+    teacher = load_one(folder)
     check_teacher(teacher.detector, detector, folder)
     _check_classes(teacher.description.classes, source.classes, folder)
     if recipe.mode not in MODES:

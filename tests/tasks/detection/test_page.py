@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from elk_jax.evaluation.evaluate import SEVERAL, compare_detections, evaluate_detections
 from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.reporting.report import build_report
 from elk_jax.reporting.run import RunRecord, run_report
@@ -19,6 +21,7 @@ from elk_jax.tasks.detection.page import (
     results_table,
     verdict,
 )
+from tests.evaluation.conftest import make_result
 from tests.pages import detection_run
 
 
@@ -142,3 +145,26 @@ def test_many_models_are_the_rows_of_the_terminal_table(run):
     names = [f"detector_number_{number}" for number in range(6)]
     text = printed(results_table(dict.fromkeys(names, real), dict.fromkeys(names[1:], comparison)))
     assert all(name in text for name in names) and f"- {names[0]}" in text
+
+
+def test_several_criteria_and_mistakes_are_shown_of_each_model():
+    box, inside, far = [0, 0, 100, 100], [0, 0, 40, 50], [300, 0, 380, 80]
+    runs = {
+        "one": [make_result(str(i), [box], [box if i else inside, far], [0.9, 0.3]) for i in range(4)],
+        "two": [make_result(str(i), [box], [box, far], [0.9, 0.3]) for i in range(4)],
+    }
+    evaluations = {name: evaluate_detections(r, resamples=9, several=SEVERAL) for name, r in runs.items()}
+    comparisons = {"two": compare_detections(runs["one"], runs["two"], resamples=9, several=SEVERAL)}
+    report = run_report(RunRecord("x"), [detection_part(DetectionRun([Evaluated("test", evaluations, comparisons)]))])
+    titles = [section.title for section in report.sections]
+    assert titles[:5] == ["Results", "FROC", "By several criteria", "Mistakes", "Operating points"]
+    criteria, wrong = (report.sections[titles.index(title)].html for title in ("By several criteria", "Mistakes"))
+    for expected in ("IoU ≥ 0.1", "centre in box", "regions, IoU ≥ 0.3", "+0.250", "<h3>one</h3>", "0.750"):
+        assert expected in criteria, expected
+    assert criteria.count("<svg") == 2 and "overlap" in report.sections[titles.index("By several criteria")].note
+    rows = dict(re.findall(r'<tr[^>]*><th scope="row">(.*?)</th>(.*?)</tr>', wrong))
+    numbers = {said: [int(n) for n in re.findall(r">(\d+)<", cells)] for said, cells in rows.items()}
+    assert numbers["on a missed lesion, no larger than it"] == [1, 0]
+    assert numbers["False positives"] == [1, 0] and numbers["Missed lesions"] == [1, 0]
+    assert numbers["a box lies on it"] == [1, 0]
+    assert build_report(report)

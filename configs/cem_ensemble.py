@@ -1,0 +1,36 @@
+"""Several detectors as one: seeds and sizes of the input, whose boxes are fused, in one model folder.
+
+  python launch/train.py --config=configs/cem_ensemble.py                      embedded data, minutes on 2 CPU cores
+  python launch/predict.py --workdir=runs/cem_ensemble --input=FOLDER --output=found
+  python launch/train.py --config=configs/cem_ensemble.py --stages=ensemble --workdir=runs/both \\
+      "--config.stages.ensemble.members=('runs/a/real/model','runs/b/real/model')" \\
+      "--config.stages.ensemble.scales=(1.0,1.25)"                             of detectors that are trained already
+The members differ in their weights at the start and in their batches (`repetition`). Detectors of any architectures and
+of any runs can be members, if they have the same classes; of a single one, boxes that overlap are merged. The
+validation split chooses from which IoU on two boxes are of one lesion, and the operating points of the fused boxes.
+Variants: as of configs/cem_real.py.
+"""
+
+from configs import cem_real, variants
+from configs.recipes.detector import detector
+from elk_jax.tasks.detection.recipe import CombineDetectorsStage, EvaluateDetectorsStage, TrainDetectorStage
+
+SEEDS = 3
+
+
+def get_config(variant=None):
+    size, extras = variants.parse(variant)
+    names = ["real", *(f"real_{number}" for number in range(1, 2 if size == "tiny" else SEEDS))]
+    return variants.experiment(
+        "cem_ensemble",
+        data=cem_real.data(size, extras),
+        detector=detector(size, extras),
+        stages={
+            **{
+                name: TrainDetectorStage(train_on=("real",), validate_on="real", repetition=number)
+                for number, name in enumerate(names)
+            },
+            "ensemble": CombineDetectorsStage(members=tuple(names), validate_on="real"),
+            "evaluate": EvaluateDetectorsStage(models=(*names, "ensemble"), on="real"),
+        },
+    )

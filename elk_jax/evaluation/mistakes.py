@@ -1,0 +1,96 @@
+"""What the false positives and the misses of a detector are, at one threshold.
+
+It tells boxes that are drawn otherwise than the annotation from lesions that are not seen and from boxes on healthy
+tissue: the first are a matter of how several lumps are grouped, and no better look at the image removes them.
+
+Shapes: K predictions, N lesions (or regions) of one class of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from elk_jax.evaluation import froc
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.hits import ELK_RULE, Criterion
+from elk_jax.images.boxes import area, iou
+
+REPEATED = 0.5
+"""IoU from which a false positive repeats a better one."""
+
+FALSE_POSITIVES = {
+    "larger": "on a missed lesion, larger than it",
+    "smaller": "on a missed lesion, no larger than it",
+    "duplicate": "on a lesion that another box finds",
+    "repeated": "elsewhere, over a better false positive",
+    "elsewhere": "elsewhere",
+}
+"""Kinds of false positives, in words; each is of one kind."""
+MISSES = {
+    "shown": "a box lies on it",
+    "unsure": "a box hits it, with a score below the threshold",
+    "faint": "a box lies on it, with a score below the threshold",
+    "nothing": "no box",
+}
+"""Kinds of missed lesions, in words; each is of the first kind that fits."""
+
+
+def mistakes(
+    results: Sequence[ImageResult], criterion: Criterion = ELK_RULE, threshold: float = 0.0
+) -> dict[str, dict[str, int]]:
+    """Counts by kind: {"false_positives": {kind: n}, "misses": {kind: n}}, of the predictions from `threshold` on.
+
+    A false positive is on the lesion that it overlaps most, of those that it lies on (`hits.lies_on`). "round_several":
+    how many of all false positives have the centres of two lesions or more in them.
+    """
+    wrong = dict.fromkeys([*FALSE_POSITIVES, "round_several"], 0)
+    missed = dict.fromkeys(MISSES, 0)
+    for result in results:
+        for one in froc.match(result, criterion):
+            for kind in _false_positives(one, threshold):
+                wrong[kind] += 1
+            for kind in _misses(one, threshold):
+                missed[kind] += 1
+            chosen = one.boxes[one.false & (one.scores >= threshold)]
+            centres = (one.truth[:, :2] + one.truth[:, 2:]) / 2
+            inside = (centres >= chosen[:, None, :2]) & (centres <= chosen[:, None, 2:])
+            wrong["round_several"] += int((inside.all(axis=2).sum(axis=1) > 1).sum())
+    return {"false_positives": wrong, "misses": missed}
+
+
+def _false_positives(one: froc.Matches, threshold: float) -> list[str]:
+    kinds: list[str] = []
+    overlap = np.where(one.on, iou(one.boxes, one.truth), -1.0)
+    better: list[int] = []  # false positives elsewhere
+    for k in np.argsort(-one.scores, kind="stable"):
+        if not one.false[k] or one.scores[k] < threshold:
+            continue
+        if one.on[k].any():
+            lesion = int(overlap[k].argmax())
+            larger = area(one.boxes[[k]])[0] > area(one.truth[[lesion]])[0]
+            found = one.found[lesion] >= threshold
+            kinds.append("duplicate" if found else "larger" if larger else "smaller")
+            continue
+        again = iou(one.boxes[[k]], one.boxes[better]) >= REPEATED
+        kinds.append("repeated" if again.any() else "elsewhere")
+        better.append(int(k))
+    return kinds
+
+
+def _misses(one: froc.Matches, threshold: float) -> list[str]:
+    found = one.found
+    shown = (one.on & (one.scores[:, None] >= threshold)).any(axis=0)
+    kinds = np.select([shown, found > froc.NEVER, one.on.any(axis=0)], ["shown", "unsure", "faint"], default="nothing")
+    return [str(kind) for kind in kinds[found < threshold]]
+
+
+def at_rate(
+    results: Sequence[ImageResult], criterion: Criterion, rate: float, threshold: float | None
+) -> dict[str, Any]:
+    """`mistakes` at the operating point of `rate` false positives per image, with both numbers; {} without one."""
+    if threshold is None:
+        return {}
+    return {"rate": rate, "threshold": threshold, **mistakes(results, criterion, threshold)}

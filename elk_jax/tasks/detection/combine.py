@@ -1,0 +1,123 @@
+"""Make one detector of several: an ensemble, whose boxes are fused. The stage leaves `model/`, which holds them all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+
+from elk_jax import files
+from elk_jax.data.sources.source import counted, summary
+from elk_jax.detection.detectors import DETECTORS
+from elk_jax.errors import UserError
+from elk_jax.evaluation import detections, operating
+from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation.detections import ImageResult
+from elk_jax.tasks.detection import model, predict
+from elk_jax.tasks.detection.evaluate import reads_pairs
+from elk_jax.tasks.detection.model import EnsembleDescription
+from elk_jax.tasks.detection.recipe import CombineDetectorsStage, DetectionRecipe
+from elk_jax.tasks.detection.train import say_skipped
+from elk_jax.tasks.run import Experiment, Run, skipped_images
+from elk_jax.tasks.stages import CombineStage, Need
+from elk_jax.tasks.task import Summary
+from elk_jax.weights import model_folder
+from elk_jax.weights.model_folder import Training
+
+
+def needs(experiment: Experiment, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> list[Need]:
+    """Both images of a breast, where a member reads them."""
+    (data,) = stage.data()
+    return [Need(data, "pairs", f"{name} reads pairs") for name in stage.members if reads_pairs(experiment, name)]
+
+
+def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
+    """UserError for a member that is an ensemble or no detector, and, as far as they are there yet, for members of
+    different classes and for scales that are too large."""
+    known: list[model.Trained] = []
+    for number, name in enumerate(stage.members):
+        where, before = f"config.stages.{stage.name}.members[{number}]", run.experiment.stages.get(name)
+        folder = run.model_folder(name)
+        written = before is None or name not in names
+        kind = model_folder.architecture_of(folder) if written else ""
+        if isinstance(before, CombineStage) or kind == model.ENSEMBLE:
+            raise UserError(f"{name} is an ensemble itself", where=where, todo="name its members instead")
+        of_detectors = before is None or isinstance(run.experiment.recipe_of(before), DetectionRecipe)
+        if not of_detectors or (written and kind not in DETECTORS):
+            raise UserError(f"not a detector: {name}", where=where, todo="name a stage that trains one")
+        if not written:
+            continue
+        try:
+            known.append(model.load_one(folder))
+            model.check_alike(known[-1].description, known[0].description, folder)
+            for scale in stage.scales:
+                model.at_scale(known[-1].description.input, scale)
+        except UserError as error:
+            raise error if error.where != "scales" else error.within(f"config.stages.{stage.name}") from error
+
+
+def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> Summary:
+    """Write `<stage>/model/`, with the IoU of the fusion and the operating points chosen on the validation split."""
+    folders = [run.model_folder(name) for name in stage.members]
+    members = [model.load_one(folder) for folder in folders]
+    for folder, member in zip(folders, members):
+        model.check_alike(member.description, members[0].description, folder)
+    validation = run.open(stage.validate_on, "val", max(member.tested_images for member in members))
+    run.say(f"  {len(members)} detectors; validation {counted(validation.infos)}")
+    say_skipped(run, validation)
+    floor, weights = recipe.score_floor, stage.weights or (1.0,) * len(members)
+    views = predict.members_views(members, stage.scales, validation, run.mesh, floor)
+
+    def value(results: list[ImageResult]) -> float:
+        evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
+        return metrics.scalars(evaluation).get(recipe.best_metric, 0.0)
+
+    fused = lambda views, weights, same: detections.above(predict.fuse_members(views, weights, same), floor)
+    tried = {same: value(fused(views, weights, same)) for same in stage.same}
+    same = max(tried, key=lambda same: round(tried[same], 9))  # of equal ones, but for rounding, the first
+    alone = [value(fused([own], [1.0], same)) for own in views]
+    choice = operating.choose(fused(views, weights, same), score_floor=floor, resamples=recipe.bootstrap)
+    trained = model_folder.of_members([member.description.trained for member in members])
+    description = EnsembleDescription(
+        architecture=model.ENSEMBLE,
+        classes=members[0].description.classes,
+        members=tuple(asdict(member.description) for member in members),
+        hashes=tuple(model_folder.read(folder).hash for folder in folders),
+        scales=stage.scales,
+        weights=tuple(weights),
+        same=same,
+        operating_points=choice.points,
+        trained=trained,
+        chosen_on=choice.on,
+    )
+    if run.is_main:
+        folder = files.make_folder(run.folder / stage.name)
+        model.save_ensemble(folder / "model", [member.params for member in members], description)
+    run.say(f"  boxes are of one lesion from IoU {same:g}; {recipe.best_metric} {tried[same]:.3f} on validation")
+    if choice.warning:
+        run.say(f"  warning: {choice.warning}")
+    if said := promised([member.description.trained for member in members]):
+        run.say(f"  {said}")
+    return {
+        "kind": "combine",
+        "data": {"validation": summary(validation.infos)},
+        "skipped": skipped_images(validation),
+        "members": list(stage.members),
+        "scales": list(stage.scales),
+        "weights": list(weights),
+        "same": same,
+        "tried": [list(one) for one in tried.items()],
+        "metric": recipe.best_metric,
+        "alone": alone,
+        "promise": said,
+    }
+
+
+def promised(members: Sequence[Training | None]) -> str:
+    """What the members promise together, in words; "" where none was trained privately."""
+    private = sum(bool(one and one.promises) for one in members)
+    if not private:
+        return ""
+    said = model_folder.of_members(members).sentence()
+    if private == len(members):
+        return said
+    return f"{private} of {len(members)} members were trained privately: who is in the others is not protected. {said}"

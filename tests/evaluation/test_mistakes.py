@@ -1,0 +1,86 @@
+"""The kinds of false positives and misses, by hand."""
+
+import pytest
+
+from elk_jax.evaluation import froc
+from elk_jax.evaluation.hits import centre_in_box, iou_at_least, regions
+from elk_jax.evaluation.mistakes import FALSE_POSITIVES, MISSES, at_rate, mistakes
+
+LESION, OTHER = [0, 0, 100, 100], [200, 200, 300, 300]
+INSIDE = [0, 0, 40, 50]  # IoU 0.2 with LESION
+ROUND = [0, 0, 200, 250]  # IoU 0.2
+BOTH = [0, 0, 300, 300]  # IoU 1/9 with either
+FAR, NEAR_FAR = [300, 0, 380, 80], [300, 0, 380, 70]  # IoU 7/8
+
+
+def kinds(counts):
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def counted(make, lesions, boxes, scores, threshold=0.5, criterion=None, **labels):
+    found = mistakes([make("1", lesions, boxes, scores, **labels)], criterion or iou_at_least(0.3), threshold)
+    return kinds(found["false_positives"]), kinds(found["misses"])
+
+
+@pytest.mark.parametrize(
+    "boxes, wrong",
+    [
+        ([INSIDE], {"smaller": 1}),
+        ([ROUND], {"larger": 1}),
+        ([LESION, INSIDE], {"duplicate": 1}),
+        ([FAR, NEAR_FAR, [300, 300, 310, 310]], {"elsewhere": 2, "repeated": 1}),
+        ([LESION], {}),
+    ],
+)
+def test_false_positives(make, boxes, wrong):
+    assert counted(make, [LESION], boxes, [0.9] * len(boxes))[0] == wrong
+
+
+def test_a_box_round_two_lesions_is_counted_beside_its_kind(make):
+    assert counted(make, [LESION, OTHER], [BOTH], [0.9]) == ({"larger": 1, "round_several": 1}, {"shown": 2})
+
+
+def test_a_false_positive_is_on_the_lesion_that_it_overlaps_most(make):
+    found = [100, 0, 200, 100]  # beside LESION; the box is on both, and mostly on this one, which is found
+    box = [80, 0, 130, 100]  # IoU 0.25 with it, 1/6 with LESION
+    assert counted(make, [LESION, found], [found, box], [0.9, 0.9])[0] == {"duplicate": 1}
+
+
+@pytest.mark.parametrize(
+    "boxes, scores, missed",
+    [
+        ([INSIDE], [0.9], {"shown": 1}),
+        ([INSIDE, LESION], [0.9, 0.4], {"shown": 1}),
+        ([LESION], [0.4], {"unsure": 1}),
+        ([LESION, INSIDE], [0.3, 0.4], {"unsure": 1}),
+        ([INSIDE], [0.4], {"faint": 1}),
+        ([FAR], [0.9], {"nothing": 1}),
+        ([], [], {"nothing": 1}),
+        ([LESION], [0.5], {}),
+    ],
+)
+def test_misses_are_of_the_first_kind_that_fits(make, boxes, scores, missed):
+    assert counted(make, [LESION], boxes, scores)[1] == missed
+
+
+def test_boxes_of_other_classes_and_ignored_ones_have_no_part(make):
+    assert counted(make, [LESION], [INSIDE], [0.9], labels=[1]) == ({"elsewhere": 1}, {"nothing": 1})
+    assert counted(make, [LESION], [INSIDE], [0.9], ignore=[True]) == ({}, {})
+
+
+@pytest.mark.parametrize("criterion", [iou_at_least(0.3), iou_at_least(0.1), centre_in_box(), regions(0.3)])
+def test_kinds_add_up_to_what_froc_counts(random, criterion):
+    results = random(5, classes=2, ignored=0.2)
+    for threshold in (0.2, 0.7):
+        found = mistakes(results, criterion, threshold)
+        scores = [froc.image_scores(result, criterion) for result in results]
+        wrong = sum(int((s.false_positives >= threshold).sum()) for s in scores)
+        missed = sum(int((s.lesions < threshold).sum()) for s in scores)
+        assert sum(found["false_positives"][kind] for kind in FALSE_POSITIVES) == wrong > 0
+        assert sum(found["misses"][kind] for kind in MISSES) == missed > 0
+
+
+def test_without_an_operating_point_there_is_nothing(make):
+    results = [make("1", [LESION], [FAR], [0.9])]
+    assert at_rate(results, iou_at_least(0.3), 1.0, None) == {}
+    assert at_rate(results, iou_at_least(0.3), 1.0, 0.4)["false_positives"]["elsewhere"] == 1
