@@ -21,7 +21,7 @@ from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
-from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, SHARE, SIDE, AtLeast, Between, ByName, check
+from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, SHARE, SIDE, Between, ByName, check
 from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
 from elk_jax.weights import model_folder
 from elk_jax.weights.detectors import Imported
@@ -122,7 +122,7 @@ class EnsembleDescription:
 
     hashes: SHA-256 of the parameters of each member's own folder, "" of a folder that has none. scales: factors on the
     size of the input; each member looks at all of them, with its own mirrored views. weights: of the members, above 0.
-    same: IoU from which boxes of members are of one lesion. operating_points: of the fused boxes, chosen on `chosen_on`.
+    same: IoU from which boxes of members are of one lesion. operating_points: of the fused boxes.
     """
 
     architecture: str
