@@ -72,8 +72,8 @@ def released(contributions: np.ndarray, noise_multiplier: float, rng: np.random.
     adds nothing. noise_multiplier: deviation of the noise; 0 is not private.
     """
     flat = contributions.reshape(len(contributions), -1)
-    norms = np.sqrt((flat**2).sum(1))
-    scales = np.where(norms > BOUND, BOUND / np.where(norms > 0, norms, 1.0), 1.0)
-    kept = np.where(np.isfinite(norms)[:, None], flat * scales[:, None], 0.0)
-    total = kept.sum(0) + noise_multiplier * BOUND * rng.standard_normal(flat.shape[1])
-    return np.asarray(total.reshape(contributions.shape[1:]))
+    flat = flat[np.isfinite(flat).all(1)]
+    norms = np.sqrt((flat**2).sum(1, keepdims=True))
+    total = (flat / np.maximum(norms / BOUND, 1.0)).sum(0)
+    noise = noise_multiplier * BOUND * rng.standard_normal(len(total))
+    return np.asarray((total + noise).reshape(contributions.shape[1:]))
