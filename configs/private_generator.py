@@ -19,6 +19,7 @@ from configs.private_head import PHANTOMS
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage, ScatteringFeatures
 from elk_jax.tasks.generation.recipe import FitPoolStage, PoolRecipe, SampleStage, Votes
+from elk_jax.tasks.stages import Stage
 
 BUDGETS = {"without_privacy": 0.0, "epsilon_10": 10.0, "epsilon_1": 1.0}
 """Generator -> its epsilon; 0: the same without noise."""
@@ -44,7 +45,8 @@ def get_config(variant=None):
     )
     if "votes" in extras:
         pool = replace(pool, release=Votes())
-    stages, judged = {}, {}
+    stages: dict[str, Stage] = {}
+    judged = {}
     for name, epsilon in BUDGETS.items():
         stages[name] = FitPoolStage(
             train_on=("patches",), validate_on="patches", public=("public", "labelled"), epsilon=epsilon

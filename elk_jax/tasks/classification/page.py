@@ -101,10 +101,10 @@ def compared(comparisons: Comparisons, first: str) -> list[str]:
     """Which models have a larger or smaller AUROC than the first one, and of which that is open, as a sentence."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for name, of_name in comparisons.items():
-        entry = of_name["auroc"]
-        if entry.get("low") is None:
+        low, high = (of_name["auroc"].get(end) for end in ("low", "high"))
+        if low is None or high is None:
             continue
-        kind = "better" if entry["low"] > 0 else "worse" if entry["high"] < 0 else "not told apart"
+        kind = "better" if low > 0 else "worse" if high < 0 else "not told apart"
         found[kind].append(name)
     words = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
     return [f"Against {first}, by paired intervals over patients: {words}."] if words else []

@@ -59,9 +59,9 @@ def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collecti
     if stage.is_private and stage.unit == "patient":
         units.check_named(listed["train"], f"config.stages.{stage.name}.unit")
     heads.check_unseen(recipe, listed, stage.is_private)
-    own = {patients.patient_key(patient) for patient in patients.named(listed["train"].infos)}
+    keys = {patients.patient_key(patient) for patient in patients.named(listed["train"].infos)}
     for name in filter(run.is_listed, stage.public):
-        both = [one for one in sorted(patients.named(run.list(name, "").infos)) if patients.patient_key(one) in own]
+        both = [one for one in sorted(patients.named(run.list(name, "").infos)) if patients.patient_key(one) in keys]
         if both:
             what = f"'{name}' has the patient {both[0]} of the training data"
             todo = "name data of other people; if they only share the ID, rename it in one of them"
@@ -84,6 +84,10 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     """
     training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     public = [run.open(name, "") for name in stage.public]
+    shown = frozenset[str]().union(*map(_seen, public))
+    if stage.is_private and (known := patients.among(patients.named(training.infos), shown)):
+        what = f"the public images show, or have learned from, the patient {known[0]} of the training data"
+        raise UserError(what, where=f"config.stages.{stage.name}.public", todo="name data of other people")
     group, count = units.units_of(training, stage.unit if stage.is_private else "image")
     if not run.is_main:
         return {}
@@ -110,7 +114,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
 
     # ---- The model -------------------------------------------------------------------------------------------------
     promise: Statement | None = None
-    seen = frozenset[str]().union(*(_seen(one) for one in public))
+    seen = shown
     inherited: tuple[Statement, ...] = ()
     for one in recipe.used().values():
         if isinstance(one, NetworkFeatures):

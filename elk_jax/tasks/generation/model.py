@@ -136,9 +136,10 @@ class PoolDescription:
         def one(key: jax.Array, label: jax.Array) -> jax.Array:
             which, *coins = jax.random.split(key, 4)
             patch = params["patches"][jax.random.categorical(which, jnp.log(params["weights"][label]))]
-            for coin, view in zip(coins, (jnp.flipud, jnp.fliplr, partial(jnp.swapaxes, axis1=0, axis2=1))):
-                patch = jnp.where(jax.random.bernoulli(coin), view(patch), patch)
-            return patch
+            down, left, over = map(jax.random.bernoulli, coins)
+            patch = jnp.where(down, jnp.flipud(patch), patch)
+            patch = jnp.where(left, jnp.fliplr(patch), patch)
+            return jnp.where(over, patch.swapaxes(0, 1), patch)
 
         return {"image": jax.vmap(one)(sampling.keys_of(batch["seed"]), batch["label"])}
 

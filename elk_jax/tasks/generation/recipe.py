@@ -102,8 +102,8 @@ class Votes(Checked):
     """
 
     name: Literal["votes"] = "votes"
-    neighbours: Annotated[int, AtLeast(1)] = 8
-    threshold: Annotated[float, AtLeast(0)] = 1.0
+    neighbours: Annotated[int, AtLeast(1)] = 32
+    threshold: Annotated[float, AtLeast(0)] = 2.0
 
 
 def releases() -> Mapping[str, type]:
@@ -118,7 +118,7 @@ class PoolRecipe(FrozenRecipe):
     components: of every kind of features, after their whitening by the public patches. release: what is said.
     """
 
-    components: Annotated[int, AtLeast(1)] = 24
+    components: Annotated[int, AtLeast(1)] = 32
     release: Annotated[Any, ByName(releases)] = field(default_factory=Means)
 
 

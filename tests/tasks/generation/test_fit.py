@@ -311,6 +311,15 @@ def test_public_images_of_private_patients_are_refused(folders, tmp_path):
     assert not (tmp_path / "run" / "epsilon_10" / "model").exists()
 
 
+def test_public_images_that_were_made_of_private_patients_are_refused(folders, tmp_path, fitted):
+    """The set without privacy says whom it has seen; the private one does not show anybody."""
+    run, _ = fitted
+    config = experiment(folders)
+    config.data.public.spec = f"coco:{run / 'without_privacy_samples' / 'synthetic.json'}"
+    with refused("701", where="config.stages.epsilon_10.public"):
+        run_one(config, tmp_path)
+
+
 def test_patients_that_nobody_names_are_refused(folders, tmp_path):
     config = experiment(folders)
     config.data.patches.patient_pattern = ""
