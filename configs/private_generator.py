@@ -18,19 +18,21 @@ from configs import private_head, variants
 from configs.private_head import PHANTOMS
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage, ScatteringFeatures
-from elk_jax.tasks.generation.recipe import FitPoolStage, PoolRecipe, SampleStage, Votes
+from elk_jax.tasks.generation.recipe import FitPoolStage, Means, PoolRecipe, SampleStage, Votes
 from elk_jax.tasks.stages import Stage
 
 BUDGETS = {"without_privacy": 0.0, "epsilon_10": 10.0, "epsilon_1": 1.0}
 """Generator -> its epsilon; 0: the same without noise."""
 PER_CLASS = {"tiny": 20, "quick": 500, "small": 500, "paper": 1500}
 """Variant -> drawn patches of a class."""
+RELEASES = {"means": Means(), "votes": Votes()}
+"""Words of a variant -> what the private patches say, in place of a classifier."""
 COMPONENTS = {"tiny": 8, "quick": 16}
 """Variant -> components of the features; else the default of the recipe."""
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, ("votes",))
+    size, extras = variants.parse(variant, tuple(RELEASES), rivals=(tuple(RELEASES),))
     pixels, count = PHANTOMS[size]
     spec = f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1"
     head = private_head.head(size)
@@ -43,8 +45,8 @@ def get_config(variant=None):
         features=waves,
         components=COMPONENTS.get(size, PoolRecipe().components),
     )
-    if "votes" in extras:
-        pool = replace(pool, release=Votes())
+    for word in extras:
+        pool = replace(pool, release=RELEASES[word])
     stages: dict[str, Stage] = {}
     judged = {}
     for name, epsilon in BUDGETS.items():

@@ -1,18 +1,21 @@
 """Weight public patches so that they are like private ones of every class; leaves `<stage>/model/`, a generator.
 
-What is read of the private patches is released once, with noise (`privacy.release`): a full batch of the account. The
-noise comes from the operating system, and its seed is never written: an attempt that is interrupted has published
-nothing, and starts again with other noise. The patches themselves are public ones.
+What is read of the private patches is released with noise: a classifier (`privacy.head`), mean features or votes
+(`privacy.release`), each by full batches of the account. The noise comes from the operating system, and its seed is
+never written: an attempt that is interrupted has published nothing, and starts again with other noise. The patches
+themselves are public ones.
 
 Shapes: N private images, M patches of the pool, S their side, Q classes, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.data import patches
@@ -23,20 +26,26 @@ from elk_jax.errors import UserError
 from elk_jax.features import tilt, whitening
 from elk_jax.heads import linear
 from elk_jax.privacy import accounting, release, secret
+from elk_jax.privacy import head as descent
 from elk_jax.privacy.accounting import Ledger, Phase
 from elk_jax.privacy.mechanism import Statement
+from elk_jax.privacy.secret import Secret
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose
 from elk_jax.tasks import private
 from elk_jax.tasks.classification import fit as heads
 from elk_jax.tasks.classification import model as classifiers
+from elk_jax.tasks.classification import search
 from elk_jax.tasks.classification import train as units
 from elk_jax.tasks.classification.recipe import NetworkFeatures
 from elk_jax.tasks.generation.model import POOL, PoolDescription, check_names
-from elk_jax.tasks.generation.recipe import FitPoolStage, Means, PoolRecipe, Votes
+from elk_jax.tasks.generation.recipe import FitPoolStage, Guidance, Means, PoolRecipe, Votes
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
+
+TINY = 1e-12
+"""Deviation of log odds that say nothing."""
 
 
 def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collection[str]) -> None:
@@ -50,6 +59,10 @@ def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collecti
     listed = {"train": run.list(stage.train_on, "train"), "val": run.list(stage.validate_on, "val")}
     for split, source in listed.items():
         _check_classes(source, split)
+    known = listed["train"].classes
+    if isinstance(recipe.release, Guidance) and len(known) != 2:
+        what, where = f"a classifier of {len(known)} classes: {', '.join(known)}", f"config.{stage.recipe}.release.name"
+        raise UserError(what, where=where, todo="give data with two classes, or set means or votes")
     if listed["train"].classes != listed["val"].classes:
         own, others = (", ".join(source.classes) for source in listed.values())
         where = f"config.stages.{stage.name}.validate_on"
@@ -100,7 +113,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     images = [classifiers.patches_of(source, recipe.size) for source in (training, validation)]
     heads.check_public(pool, images[0], stage.name)
     parts, shelf = classifiers.frozen(recipe), run.folder / heads.FEATURES
-    of_pool, of_training, of_validation = _unit_features(
+    of_pool, of_training, of_validation = _whitened(
         [classifiers.frozen_features(parts, one, shelf) for one in (pool, *images)], recipe, stage
     )
     labels, val_labels = image_labels(training), image_labels(validation)
@@ -109,8 +122,8 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     # ---- Release ---------------------------------------------------------------------------------------------------
     noise = accounting.gaussian_noise_multiplier(stage.epsilon, stage.delta) if stage.is_private else 0.0
     origin = secret.fresh() if stage.known_seed is None else secret.known(stage.known_seed)
-    rng, where = origin.generator(Purpose.RELEASE), f"config.{stage.recipe}.release"
-    weights = weigh(recipe.release, private_side, of_pool, noise, rng, training.classes, where)
+    where = f"config.{stage.recipe}.release"
+    weights = weigh(recipe.release, private_side, of_pool, noise, origin, training.classes, where)
 
     # ---- The model -------------------------------------------------------------------------------------------------
     promise: Statement | None = None
@@ -121,7 +134,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
             seen |= model_folder.seen_patients(Path(one.weights))
             inherited += model_folder.promises(Path(one.weights))
     if stage.is_private:
-        ledger = Ledger((Phase(1.0, noise, 1),), stage.unit)
+        ledger = Ledger(phases(recipe.release, noise), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
         promise = Statement(not origin.known, spent, stage.delta, "pld", ledger)
     else:
@@ -133,7 +146,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
 
     # ---- What it is like -------------------------------------------------------------------------------------------
     effective = {name: tilt.effective_number(_logs(one)) for name, one in zip(training.classes, weights)}
-    auroc = _auroc(weights @ of_pool, of_validation, val_labels)
+    auroc = _auroc(weights @ unit(of_pool), unit(of_validation), val_labels)
     even = ", ".join(f"{value:.0f} {name}" for name, value in effective.items())
     run.say(f"  {len(pool)} public patches; weighted as {even} would be that count alike")
     if auroc is not None:
@@ -165,7 +178,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
 
 
 class Private(NamedTuple):
-    """Private images: features [N, D] of norm 1, labels [N] of Q classes, and the unit [N] of U that each is of."""
+    """Private images: whitened features [N, D], labels [N] of Q classes, and the unit [N] of U that each is of."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -174,15 +187,29 @@ class Private(NamedTuple):
     classes: int
 
 
-def weigh(
-    settings: Any, data: Private, pool: np.ndarray, noise: float, rng: np.random.Generator, names: Any, where: str
-) -> np.ndarray:
-    """Weights [Q, M] of public patches with features [M, D] of norm 1, each class's of sum 1, from one release.
+def phases(settings: Any, noise: float) -> tuple[Phase, ...]:
+    """What a release spends, which costs as much as one full batch with the noise multiplier `noise`."""
+    if not isinstance(settings, Guidance):
+        return (Phase(1.0, noise, 1),)
+    of_mean, of_steps = descent.split_noise(noise, settings.mean_share, settings.steps)
+    return Phase(1.0, of_mean, 1), Phase(1.0, of_steps, settings.steps)
 
-    noise: its multiplier. rng: of the noise, SECRET. names: of the classes. where: of the settings, for errors.
-    UserError for more neighbours than patches, and a class for which no patch has enough votes.
+
+def weigh(
+    settings: Any, data: Private, pool: np.ndarray, noise: float, origin: Secret, names: Sequence[str], where: str
+) -> np.ndarray:
+    """Weights [Q, M] of public patches with whitened features [M, D], each class's of sum 1, from one release.
+
+    noise: see `phases`; 0 is not private. origin: of the noise. names: of the classes. where: of the settings, for
+    errors. UserError for more neighbours than patches, and a class for which no patch has enough votes.
     """
-    of_units = {"classes": data.classes, "num_units": data.num_units}
+    if isinstance(settings, Guidance):
+        odds = _log_odds(settings, data, pool, noise, origin)
+        scores = settings.contrast * (odds - odds.mean()) / max(float(odds.std()), TINY)
+        weights = np.exp([sign * scores - np.abs(scores).max() for sign in (-1.0, 1.0)])
+        return np.asarray(weights / weights.sum(1, keepdims=True))
+    rng, of_units = origin.generator(Purpose.RELEASE), {"classes": data.classes, "num_units": data.num_units}
+    data, pool = data._replace(features=unit(data.features)), unit(pool)
     if isinstance(settings, Means):
         scale = settings.count_scale
         said = release.class_features(data.features, data.labels, data.units, count_scale=scale, **of_units)
@@ -205,11 +232,33 @@ def weigh(
     return np.asarray(kept / kept.sum(1, keepdims=True))
 
 
-def _unit_features(found: list[dict[str, np.ndarray]], recipe: PoolRecipe, stage: FitPoolStage) -> list[np.ndarray]:
-    """Features [N, D] of norm 1 of the pool, which comes first, and of other sets, whitened by the pool."""
+def _log_odds(settings: Guidance, data: Private, pool: np.ndarray, noise: float, origin: Secret) -> np.ndarray:
+    """Of the second class [M], by a classifier of the private images: a private mean, then private descent."""
+    of_mean, of_steps = (phase.noise_multiplier for phase in phases(settings, noise)) if noise else (0.0, 0.0)
+    mean_clip, clip = search.UNBOUNDED, search.UNBOUNDED
+    if noise:
+        mean_clip, clip = settings.mean_clip * pool.shape[1] ** 0.5, settings.clip_norm
+    key = jax.random.wrap_key_data(jnp.asarray(origin.keys()[0]), impl="threefry2x32")
+    first, second = jax.random.split(key)
+    features, group, count = data.features.astype(np.float32), data.units.astype(np.int32), data.num_units
+    mean = np.asarray(descent.private_mean(features, group, mean_clip, of_mean, first, num_units=count))
+    steps = settings.steps
+    descending = descent.Descent(settings.learning_rate, steps, clip, of_steps, averaged=settings.averaged)
+    inputs, truth = linear.inputs(features, mean), data.labels.astype(np.float32)
+    weights = descent.train(inputs, truth, group, descending, second, num_units=count, most_steps=steps)
+    return linear.inputs(pool.astype(np.float32), mean).astype(np.float64) @ np.asarray(weights, np.float64)
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] of norm 1, in double precision, as nearest patches and sums of thousands need it."""
+    return whitening.unit_norm(features.astype(np.float64))
+
+
+def _whitened(found: list[dict[str, np.ndarray]], recipe: PoolRecipe, stage: FitPoolStage) -> list[np.ndarray]:
+    """Features [N, D] of the pool, which comes first, and of other sets, whitened by the pool."""
     where = f"stage {stage.name}.public"
     by = {name: whitening.fit(one, recipe.components, where) for name, one in found[0].items()}
-    return [whitening.unit_norm(linear.whitened(one, by)).astype(np.float64) for one in found]
+    return [linear.whitened(one, by) for one in found]
 
 
 def _seen(source: ImageSource) -> frozenset[str]:

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from elk_jax.data.batches.labelled import LabelledConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, SHARE, AtLeast, ByName, Checked
+from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, SHARE, AtLeast, ByName, Checked, Range
 from elk_jax.gan.augment import Augmentation
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective
 from elk_jax.privacy.accounting import DELTA, Unit
 from elk_jax.randomness import Seed
-from elk_jax.tasks.classification.recipe import FrozenRecipe
+from elk_jax.tasks.classification.recipe import FrozenRecipe, HeadRecipe
 from elk_jax.tasks.stages import Data, EvaluateStage, Origin, SynthesizeStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import AdversarialRecipe
@@ -76,6 +76,26 @@ class TrainGeneratorStage(TrainStage):
 
 
 @dataclass(frozen=True)
+class Guidance(Checked):
+    """Released is a linear classifier of two classes (`privacy.head`); the weights of public patches for a class grow
+    with the log odds that it gives them: what classifier guidance is to a generator (Dhariwal and Nichol 2021,
+    arXiv:2105.05233), with a pool in place of one.
+
+    contrast: deviations of the log odds over the pool by which the mean of each class is moved, were they normal; more
+    shows the classes more clearly, on fewer patches. All others are those of a private head, with its defaults.
+    """
+
+    name: Literal["guidance"] = "guidance"
+    contrast: Annotated[float, ABOVE_ZERO] = 1.5
+    learning_rate: Annotated[float, ABOVE_ZERO] = 70.0
+    steps: Annotated[int, AtLeast(1)] = 30
+    averaged: Annotated[float, BELOW_ONE] = 0.5
+    clip_norm: Annotated[float, ABOVE_ZERO] = HeadRecipe.clip_norm
+    mean_clip: Annotated[float, ABOVE_ZERO] = HeadRecipe.mean_clip
+    mean_share: Annotated[float, Range(0, 1, above=True, below=True)] = HeadRecipe.mean_share
+
+
+@dataclass(frozen=True)
 class Means(Checked):
     """Released are the mean features of every class (DP-MERF, Harder et al. 2021, arXiv:2002.11603); the weights of the
     public patches are those that come nearest to equal ones and have these means (`features.tilt`).
@@ -108,7 +128,7 @@ class Votes(Checked):
 
 def releases() -> Mapping[str, type]:
     """What private patches may say of public ones, by name."""
-    return {"means": Means, "votes": Votes}
+    return {"guidance": Guidance, "means": Means, "votes": Votes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +138,8 @@ class PoolRecipe(FrozenRecipe):
     components: of every kind of features, after their whitening by the public patches. release: what is said.
     """
 
-    components: Annotated[int, AtLeast(1)] = 32
-    release: Annotated[Any, ByName(releases)] = field(default_factory=Means)
+    components: Annotated[int, AtLeast(1)] = 24
+    release: Annotated[Any, ByName(releases)] = field(default_factory=Guidance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import json
 import os
 
 import cv2
+import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +19,10 @@ from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.privacy import accounting
+from elk_jax.privacy import accounting, secret
 from elk_jax.tasks.classification import model as classifiers
 from elk_jax.tasks.generation import fit, model, page, synthesize
-from elk_jax.tasks.generation.recipe import Means, SampleSettings, Votes
+from elk_jax.tasks.generation.recipe import Guidance, Means, SampleSettings, Votes
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 from tests.refusals import refused
@@ -29,6 +30,10 @@ from tests.tasks.classification.conftest import COUNTS, MARKER, SIZE, write_patc
 
 GENERATORS = ["without_privacy", "epsilon_10", "epsilon_1"]
 PUBLIC = 120
+QUIET = secret.known(0)
+"""Of noise that a multiplier of 0 takes away."""
+QUIET = secret.known(0)
+"""Of noise that a multiplier of 0 takes away."""
 
 
 def sorted_means(parts, name, images):
@@ -147,26 +152,49 @@ def test_votes_alone_give_the_weights():
     """Three patients of class 0 vote for the patch at theirs, one of class 1 for its own; nothing below a vote."""
     pool = np.eye(3)
     data = fit.Private(pool[[0, 0, 1, 2]], np.array([0, 0, 0, 1]), np.arange(4), 4, 2)
-    rng = np.random.default_rng(0)
-    weights = fit.weigh(Votes(neighbours=1, threshold=0.0), data, pool, 0.0, rng, ("a", "b"), "votes")
+    weights = fit.weigh(Votes(neighbours=1, threshold=0.0), data, pool, 0.0, QUIET, ("a", "b"), "votes")
     np.testing.assert_allclose(weights, [[2 / 3, 1 / 3, 0], [0, 0, 1]])
+
+
+def test_guidance_follows_a_classifier_of_the_private_images():
+    """Of two classes along one direction: weights of a class grow with it, as the exponential of the contrast."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    features = rng.normal(size=(60, 3)) * [0.3, 1, 1] + np.outer(2 * labels - 1, [1, 0, 0])
+    data = fit.Private(features, labels, np.arange(60), 60, 2)
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    pool = np.stack([np.cos(angles), np.sin(angles), np.zeros(40)], axis=1)
+    weights = fit.weigh(Guidance(contrast=0.7), data, pool, 0.0, QUIET, ("a", "b"), "guidance")
+    np.testing.assert_allclose(weights.sum(1), 1)
+    scores = np.log(weights[1] / weights[0]) / 2  # contrast times the standardised log odds, up to a constant
+    assert np.corrcoef(scores, pool[:, 0])[0, 1] > 0.95
+    assert scores.std() == pytest.approx(0.7, rel=1e-4)
+    noisy = fit.weigh(Guidance(contrast=0.7), data, pool, 5.0, secret.known(1), ("a", "b"), "guidance")
+    assert np.abs(noisy - weights).max() > 0.01
+
+
+def test_every_release_costs_what_its_noise_says():
+    for settings in (Guidance(steps=7), Means(), Votes()):
+        spent = accounting.epsilon_of(fit.phases(settings, 3.0), 1e-4)
+        assert spent == pytest.approx(dp_accounting.get_epsilon_gaussian(3.0, 1e-4), rel=1e-6)
 
 
 def test_contrast_enlarges_the_difference_between_classes_and_shift_moves_both():
     rng = np.random.default_rng(0)
     pool = rng.normal(size=(200, 3))
     pool /= np.linalg.norm(pool, axis=1, keepdims=True)
-    private = np.array([[0.5, 0.1, 0.0], [0.3, -0.1, 0.0]])
-    data = fit.Private(private, np.array([0, 1]), np.arange(2), 2, 2)
+    features = np.array([[2.0, 0, 0], [0, 0.6, 0.8], [1, 0, 0], [0, -0.6, 0.8]])  # of norm 1 when they are released
+    private = np.array([[0.5, 0.3, 0.4], [0.5, -0.3, 0.4]])
+    data = fit.Private(features, np.array([0, 0, 1, 1]), np.arange(4), 4, 2)
 
     def means(**settings):
-        weights = fit.weigh(Means(penalty=1e-4, **settings), data, pool, 0.0, rng, ("a", "b"), "means")
+        weights = fit.weigh(Means(penalty=1e-4, **settings), data, pool, 0.0, QUIET, ("a", "b"), "means")
         np.testing.assert_allclose(weights.sum(1), 1)
         return weights @ pool
 
     np.testing.assert_allclose(means(contrast=1.0, shift=1.0), private, atol=2e-3)
     apart = means(contrast=2.0, shift=0.0)
-    np.testing.assert_allclose(apart[0] - apart[1], [0.4, 0.4, 0.0], atol=3e-3)
+    np.testing.assert_allclose(apart[0] - apart[1], [0, 1.2, 0], atol=3e-3)
     np.testing.assert_allclose(apart.mean(0), pool.mean(0), atol=3e-3)
 
 
@@ -174,13 +202,14 @@ def test_contrast_enlarges_the_difference_between_classes_and_shift_moves_both()
 
 
 @pytest.mark.parametrize(("name", "epsilon"), [("epsilon_10", 10), ("epsilon_1", 1)])
-def test_the_promise_is_that_of_one_full_batch(fitted, name, epsilon):
+def test_the_promise_is_that_of_the_noise(fitted, name, epsilon):
     run, summaries = fitted
     promise = model.load(run / name / "model").description.trained.privacy
     assert promise.private and (promise.delta, promise.ledger.unit) == (1e-4, "patient")
-    (phase,) = promise.ledger.phases
-    assert (phase.sampling_rate, phase.steps) == (1, 1)
-    assert accounting.gaussian_epsilon(phase.noise_multiplier, 1e-4) == pytest.approx(epsilon, rel=1e-6)
+    mean, steps = promise.ledger.phases
+    assert (mean.sampling_rate, mean.steps, steps.sampling_rate, steps.steps) == (1, 1, 1, 30)
+    precision = mean.noise_multiplier**-2 + steps.steps * steps.noise_multiplier**-2
+    assert dp_accounting.get_epsilon_gaussian(precision**-0.5, 1e-4) == pytest.approx(epsilon, rel=1e-6)
     assert promise.epsilon == pytest.approx(epsilon, rel=1e-6)
     assert promise.sentence() == summaries[name]["promise"] and promise.sentence() in page_of(run)
     said = files.read_object(run / f"{name}_samples" / "synthesis.json")["trained"]["privacy"]
@@ -299,6 +328,19 @@ def test_patches_of_a_class_that_has_none_are_refused(folders, tmp_path):
         run_one(config, tmp_path)
 
 
+def test_a_classifier_of_three_classes_is_refused(folders, tmp_path):
+    """Means and votes have any number of classes."""
+    config = experiment(folders)
+    for split in ("train", "val"):
+        for number, name in enumerate(("benign", "malignant", "other")):
+            place = tmp_path / "three" / split / name
+            place.mkdir(parents=True)
+            cv2.imwrite(str(place / f"p{number + 10 * (split == 'val')}_a.png"), np.full((SIZE, SIZE), 90, np.uint8))
+    config.data.patches.spec = f"folders:{tmp_path / 'three'}"
+    with refused("3 classes", "other", "votes", where="config.pool.release.name"):
+        run_one(config, tmp_path)
+
+
 def test_public_images_of_private_patients_are_refused(folders, tmp_path):
     config = experiment(folders)
     config.data.public.spec = f"folders:{folders / 'patches'}/"
@@ -340,9 +382,8 @@ def test_fewer_patches_than_votes_or_components_are_refused(folders, tmp_path, c
 
 def test_a_class_without_enough_votes_is_refused():
     data = fit.Private(np.eye(2), np.array([0, 1]), np.arange(2), 2, 2)
-    quiet = np.random.default_rng(0)
     with refused("class a", where="votes.threshold"):
-        fit.weigh(Votes(neighbours=1, threshold=1e9), data, np.eye(2), 1.0, quiet, ("a", "b"), "votes")
+        fit.weigh(Votes(neighbours=1, threshold=1e9), data, np.eye(2), 1.0, QUIET, ("a", "b"), "votes")
 
 
 def test_a_damaged_pool_is_refused(tmp_path):
