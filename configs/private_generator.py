@@ -3,9 +3,10 @@
   python launch/train.py --config=configs/private_generator.py                generated patches, minutes on 2 CPU cores
   python launch/train.py --config=configs/private_generator.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
-      --config.data.public.spec=coco:/data/mammograms/lesions.json
+      --config.data.public.spec=coco:/data/mammograms/lesions.json --config.data.labelled.spec=folders:/data/other
 The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. `public` are images of other
-people with boxes, that nobody has to protect: what is drawn are patches of them, and their classes are not read. Each
+people with boxes, that nobody has to protect: what is drawn are patches of them, and their classes are not read.
+Features of a frozen network are optional: pool.features.lite0.weights and head.features.lite0.weights. Each
 generator is judged by a head on frozen features that is fitted on its drawn patches alone. `public_only` is the same
 without anything private: a head on `labelled`, patches whose classes are public; `real` the same on the private patches
 themselves, without privacy. Variants: tiny (tests), quick (default), small (the published crops: 128 px, lesions off
@@ -17,7 +18,7 @@ from dataclasses import replace
 from configs import private_head, variants
 from configs.private_head import PHANTOMS
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage, ScatteringFeatures
+from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage
 from elk_jax.tasks.generation.recipe import FitPoolStage, Means, PoolRecipe, SampleStage, Votes
 from elk_jax.tasks.stages import Stage
 
@@ -36,13 +37,11 @@ def get_config(variant=None):
     pixels, count = PHANTOMS[size]
     spec = f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1"
     head = private_head.head(size)
-    waves = {name: one for name, one in head.features.items() if isinstance(one, ScatteringFeatures)}
-    head = replace(head, features=waves, search=replace(head.search, features=tuple(waves)))
     pool = PoolRecipe(
         size=head.size,
         centre=head.centre,
         cutting=head.cutting,
-        features=waves,
+        features=head.features,
         components=COMPONENTS.get(size, PoolRecipe().components),
     )
     for word in extras:
