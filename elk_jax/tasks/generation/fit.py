@@ -140,7 +140,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     else:
         seen |= _seen(training)
     trained = model_folder.Training(1, (*stage.train_on, *stage.public), "", tuple(sorted(seen)), promise, inherited)
-    description = PoolDescription(POOL, tuple(training.classes), recipe.size, trained)
+    description = PoolDescription(POOL, tuple(training.classes), recipe.size, recipe.centre, trained)
     params = {"patches": pool, "weights": weights.astype(np.float32)}
     model_folder.save_params(run.folder / stage.name / "model", params, description)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.fields import SIDE
+from elk_jax.fields import SHARE, SIDE
 from elk_jax.gan import networks, objectives
 from elk_jax.gan.augment import Augmentation, augmented
 from elk_jax.gan.networks import GanConfig
@@ -26,6 +26,7 @@ from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Me
 from elk_jax.weights import model_folder
 
 ARCHITECTURE, POOL = "gan", "weighted_patches"
+MIDDLE = 0.5
 PUBLISHED, UNCHANGED = NonSaturating(), Augmentation()
 
 
@@ -121,25 +122,28 @@ class Description:
 class PoolDescription:
     """The content of `model.json` of a pool of weighted patches: `patches` [M, S, S, 1] in [0, 1], `weights` [Q, M].
 
-    classes: by name. size: S.
+    classes: by name. size: S. centre: row and column of the lesion, as shares of the patch.
     """
 
     architecture: str
     classes: tuple[str, ...]
     size: Annotated[int, SIDE]
+    centre: tuple[Annotated[float, SHARE], Annotated[float, SHARE]]
     trained: model_folder.Training | None = None
 
     def predict(self, params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
-        """`image` [B, S, S, 1] in [0, 1] of `seed` [B, 2] and `label` [B]: a patch of the pool, drawn by the weights of
-        its class, in one of the eight views that mirrors and quarter turns make of it."""
+        """`image` [B, S, S, 1] in [0, 1] of `seed` [B, 2] and `label` [B]: patches of the pool, drawn by the weights
+        of their class, in one of those of the eight views by mirrors and quarter turns that leave the lesion where it
+        is."""
+        row, column = self.centre
 
         def one(key: jax.Array, label: jax.Array) -> jax.Array:
             which, *coins = jax.random.split(key, 4)
             patch = params["patches"][jax.random.categorical(which, jnp.log(params["weights"][label]))]
             down, left, over = map(jax.random.bernoulli, coins)
-            patch = jnp.where(down, jnp.flipud(patch), patch)
-            patch = jnp.where(left, jnp.fliplr(patch), patch)
-            return jnp.where(over, patch.swapaxes(0, 1), patch)
+            patch = jnp.where(down & (row == MIDDLE), jnp.flipud(patch), patch)
+            patch = jnp.where(left & (column == MIDDLE), jnp.fliplr(patch), patch)
+            return jnp.where(over & (row == column), patch.swapaxes(0, 1), patch)
 
         return {"image": jax.vmap(one)(sampling.keys_of(batch["seed"]), batch["label"])}
 

@@ -132,20 +132,30 @@ def test_a_drawn_patch_follows_the_weights():
     """By a pool of two patches, of which one class has the first alone and the other both, three to one."""
     pool = np.stack([np.zeros((2, 2, 1)), np.ones((2, 2, 1))]).astype(np.float32)
     params = {"patches": jnp.asarray(pool), "weights": jnp.array([[1.0, 0.0], [0.25, 0.75]])}
-    description = model.PoolDescription(model.POOL, ("a", "b"), 2)
+    description = model.PoolDescription(model.POOL, ("a", "b"), 2, (0.5, 0.5))
     seeds = np.stack([np.zeros(400, np.uint32), np.arange(400, dtype=np.uint32)], axis=1)
     draw = jax.jit(lambda label: description.predict(params, {}, {"seed": seeds, "label": label}, jax.vmap)["image"])
     assert not np.asarray(draw(np.zeros(400, np.int32))).any()
     assert np.asarray(draw(np.ones(400, np.int32))).mean() == pytest.approx(0.75, abs=0.07)
 
 
-def test_all_eight_views_of_a_patch_are_drawn():
-    picture = np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1) / 4
+@pytest.mark.parametrize(
+    ("centre", "views"), [((0.5, 0.5), 8), ((0.6, 0.6), 2), ((0.6, 0.5), 2), ((0.5, 0.4), 2), ((0.7, 0.6), 1)]
+)
+def test_the_views_that_are_drawn_leave_the_lesion_where_it_is(centre, views):
+    """A bright spot at the centre stays there; all views of the rest are drawn that can be."""
+    picture = np.random.default_rng(0).random((1, 10, 10, 1)).astype(np.float32) / 2
+    row, column = (np.array(centre) * 10).round().astype(int)
+    spots = np.ix_(
+        [row - 1, row] if centre[0] == 0.5 else [row], [column - 1, column] if centre[1] == 0.5 else [column]
+    )
+    picture[0, spots[0], spots[1]] = 1
     params = {"patches": jnp.asarray(picture), "weights": jnp.ones((1, 1))}
     seeds = np.stack([np.zeros(200, np.uint32), np.arange(200, dtype=np.uint32)], axis=1)
     batch = {"seed": seeds, "label": np.zeros(200, np.int32)}
-    found = np.asarray(model.PoolDescription(model.POOL, ("a",), 2).predict(params, {}, batch, jax.vmap)["image"])
-    assert len({one.tobytes() for one in found}) == 8
+    drawn = model.PoolDescription(model.POOL, ("a",), 10, centre).predict(params, {}, batch, jax.vmap)["image"]
+    assert len({one.tobytes() for one in np.asarray(drawn)}) == views
+    assert (np.asarray(drawn)[:, spots[0], spots[1]] == 1).all()
 
 
 def test_votes_alone_give_the_weights():
@@ -387,7 +397,7 @@ def test_a_class_without_enough_votes_is_refused():
 
 
 def test_a_damaged_pool_is_refused(tmp_path):
-    description = model.PoolDescription(model.POOL, ("a", "b"), 2)
+    description = model.PoolDescription(model.POOL, ("a", "b"), 2, (0.5, 0.5))
     write = lambda **params: model_folder.save_params(tmp_path, params, description)
     patches = np.zeros((3, 2, 2, 1), np.float32)
     write(patches=patches, weights=np.ones((1, 3), np.float32))
