@@ -42,10 +42,13 @@ def main() -> None:
 
 def export_generator(model: Path, output: Path, model_id: str) -> None:
     """Write a generator's package for medigan."""
-    from elk_jax.tasks.generation.model import load
+    from elk_jax.tasks.generation.model import Description, load
     from elk_jax.weights import medigan, model_folder
 
     params, description = load(model)
+    if not isinstance(description, Description):
+        todo = "name the model folder of a generator that was trained against a discriminator"
+        raise UserError("weighted patches, which medigan has no package for", where=model, todo=todo)
     promise = model_folder.promise(model)
     medigan.export_folder(params, description.model, description.classes, output, model_id, promise)
 

@@ -17,7 +17,7 @@ from elk_jax.fields import SIDE
 from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
-from elk_jax.training.model import Game, Model, Params
+from elk_jax.training.model import Model, Params, Predictor
 
 VALIDATION_DRAWS = 4
 """Noises and time steps at which the loss of every validation example is measured."""
@@ -63,7 +63,7 @@ def keys_of(seeds: jax.Array) -> jax.Array:
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(seeds)
 
 
-def compile_sampler(model: Model | Game, mesh: Mesh) -> Sampler:
+def compile_sampler(model: Predictor, mesh: Mesh) -> Sampler:
     """(params, host batch) -> the pictures [B, S, S, 1] that `model.predict` draws, on the host.
 
     The batch holds what `model.predict` takes: `seed` [B, 2] uint32 (a picture follows from its own), and mostly more,

@@ -100,7 +100,7 @@ class Task:
     name: in configurations. stages: by kind (train, fit, combine, synthesize, evaluate). report: (run, summaries of its
     finished stages by name) -> its part of the page.
     architectures: of its models, as model.json names them. model: what to call one in a message.
-    builds_on: names of tasks whose models are its own: it may import them, and they evaluate and predict.
+    builds_on: names of tasks that it may import: their models are its own, or it looks at images as they do.
     evaluate, predict, synthesize: what the scripts of launch/ with these names do with its models; None where they do
     nothing.
     """

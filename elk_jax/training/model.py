@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -74,6 +74,15 @@ class Game:
     predict: Callable[[Params, Constants, Batch, MapImages], dict[str, jax.Array]]
     constants: Constants = field(default_factory=dict)
     per_example: bool = False
+
+
+class Predictor(Protocol):
+    """What predicts: a `Model`, a `Game`, or what was never trained step by step. Both as of a `Model`."""
+
+    @property
+    def predict(self) -> Callable[[Params, Constants, Batch, MapImages], dict[str, jax.Array]]: ...
+    @property
+    def constants(self) -> Constants: ...
 
 
 GENERATOR, DISCRIMINATOR = PLAYERS = ("generator", "discriminator")

@@ -9,10 +9,10 @@ import jax
 from jax.sharding import Mesh
 
 from elk_jax.training import mesh as meshes
-from elk_jax.training.model import Batch, Constants, Game, Model, Params
+from elk_jax.training.model import Batch, Constants, Params, Predictor
 
 
-def on_mesh(model: Model | Game, mesh: Mesh, echo: Sequence[str] = ()) -> Any:
+def on_mesh(model: Predictor, mesh: Mesh, echo: Sequence[str] = ()) -> Any:
     """The jitted function (params, constants, batch) -> (what `model.predict` finds, the keys `echo` of the batch).
 
     Both are whole on every process, although each of them has only its part of the batch.

@@ -25,6 +25,13 @@ def test_components_are_the_principal_ones_in_order():
     np.testing.assert_allclose(np.abs(fitted.components), np.abs(expected), rtol=1e-3, atol=1e-6)
 
 
+def test_fewer_components_are_the_first_of_more():
+    """So that a search over their number fits them once."""
+    some, all_of_them = whitening.fit(PUBLIC, 3), whitening.fit(PUBLIC, 8)
+    np.testing.assert_array_equal(some.components, all_of_them.components[:, :3])
+    np.testing.assert_array_equal(some.mean, all_of_them.mean)
+
+
 def test_other_images_change_nothing_of_it():
     fitted = whitening.fit(PUBLIC, 4)
     one = whitening.whiten(PUBLIC[:1] * 3, fitted)

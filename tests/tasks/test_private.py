@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, inpaint_cem, private_head
+from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, inpaint_cem, private_generator, private_head
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks import private
 from elk_jax.tasks.run import Run
@@ -27,6 +27,7 @@ def test_without_a_private_stage_nothing_is_withheld():
         (bridge_le_to_cem.get_config("tiny,private"), ["translator"], []),
         (cem_real_dp.get_config("tiny"), ["private"], ["same_layers", "open"]),
         (private_head.get_config("tiny"), ["epsilon_60", "epsilon_6", "epsilon_1"], ["without_privacy"]),
+        (private_generator.get_config("tiny"), ["epsilon_10", "epsilon_1"], ["without_privacy", "real"]),
     ],
 )
 def test_a_stage_that_reads_protected_images_without_protection_is_named(config, protects, bare):

@@ -20,7 +20,7 @@ import safetensors.numpy
 from elk_jax import files
 from elk_jax.data import patches
 from elk_jax.data.sources import patients
-from elk_jax.data.sources.labels import class_counts, image_labels
+from elk_jax.data.sources.labels import check_both_classes, class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.evaluation import calibration, thresholds
@@ -38,6 +38,7 @@ from elk_jax.tasks.classification import model, search, train
 from elk_jax.tasks.classification.model import Frozen
 from elk_jax.tasks.classification.recipe import (
     FitHeadStage,
+    FrozenRecipe,
     HeadRecipe,
     NetworkFeatures,
     ScatteringFeatures,
@@ -45,6 +46,7 @@ from elk_jax.tasks.classification.recipe import (
 )
 from elk_jax.tasks.classification.search import Choice, Fitted
 from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
 
@@ -77,20 +79,29 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
     if not recipe.combinations():
         todo = "set config.RECIPE.features.NAME.weights, or let search.features name others"
         raise UserError("none of the features of search.features is there", where=f"config.{stage.recipe}", todo=todo)
-    for name, one in recipe.used().items():
-        if isinstance(one, ScatteringFeatures):
-            scattering.check_size((recipe.size, recipe.size), one.scales, f"config.{stage.recipe}.features.{name}")
-    places = {run.spec(name).spec: name for name in stage.train_on}
-    for name in stage.public:
-        if stage.is_private and (twin := places.get(run.spec(name).spec)):
-            what = f"'{name}' is the training data '{twin}', and the whitening would publish its statistics"
-            raise UserError(what, where=f"{where}.public", todo="name a data source of public images")
-    listed = train.check_classes(run, stage, recipe)
-    if stage.is_private and stage.unit == "patient":
+    check_scattering(recipe, stage.recipe)
+    if stage.is_private:
+        check_places(run, stage, stage.public)
+    listed = train.check_classes(run, stage, recipe, names)
+    if stage.is_private and stage.unit == "patient" and "train" in listed:
         train.check_named(listed["train"], f"{where}.unit")
-    for one in recipe.used().values():
-        if isinstance(one, NetworkFeatures):
-            _check_unseen(Path(one.weights), listed, stage)
+    check_unseen(recipe, listed, stage.is_private)
+
+
+def check_scattering(recipe: FrozenRecipe, name: str) -> None:
+    """UserError for patches that are too small for their features. name: of the recipe."""
+    for kind, one in recipe.used().items():
+        if isinstance(one, ScatteringFeatures):
+            scattering.check_size((recipe.size, recipe.size), one.scales, f"config.{name}.features.{kind}")
+
+
+def check_places(run: Run, stage: TrainStage, public: Sequence[str]) -> None:
+    """UserError for public data that lie where the training data lie."""
+    places = {run.spec(name).spec: name for name in stage.train_on}
+    for name in public:
+        if twin := places.get(run.spec(name).spec):
+            what = f"'{name}' is the training data '{twin}', and would publish what it shows of them"
+            raise UserError(what, where=f"stage {stage.name}.public", todo="name a data source of public images")
 
 
 def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
@@ -111,14 +122,18 @@ def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
         raise UserError(what, where=f"{where}.public", todo="leave it empty")
 
 
-def _check_unseen(weights: Path, listed: dict[str, ImageSource], stage: FitHeadStage) -> None:
-    """A network that has seen a patient leaks it into a private head, and flatters the validation."""
-    seen = model_folder.seen_patients(weights)
-    for split, source in listed.items():
-        known = patients.among(patients.named(source.infos), seen)
-        if known and (split == "val" or stage.is_private):
-            what = f"the network was trained on the patient {known[0]} of the split '{split}'"
-            raise UserError(what, where=weights, todo="take weights of other patients")
+def check_unseen(recipe: FrozenRecipe, listed: Mapping[str, ImageSource], private: bool) -> None:
+    """UserError for a network that has seen a patient: it leaks them where they are private, and flatters the
+    validation. listed: by split."""
+    for one in recipe.used().values():
+        if not isinstance(one, NetworkFeatures):
+            continue
+        seen = model_folder.seen_patients(Path(one.weights))
+        for split, source in listed.items():
+            known = patients.among(patients.named(source.infos), seen)
+            if known and (split == "val" or private):
+                what = f"the network was trained on the patient {known[0]} of the split '{split}'"
+                raise UserError(what, where=one.weights, todo="take weights of other patients")
 
 
 # ---- Fitting ---------------------------------------------------------------------------------------------------------
@@ -131,6 +146,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     """
     training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     public = [run.open(name, "") for name in stage.public]
+    check_both_classes(image_labels(training), training, "train")  # of made images, first seen here
     unit: Unit = stage.unit if stage.is_private else "image"
     units, count = train.units_of(training, unit)
     others = f"; whitened by {sum(map(len, public))} public images" if public else ""
@@ -145,7 +161,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     ]
     findings = train.copies(run, stage, recipe.size)
     if stage.is_private:
-        _check_public(np.concatenate(cuttings), images[0], stage)
+        check_public(np.concatenate(cuttings), images[0], stage.name)
     parts, shelf = model.frozen(recipe), run.folder / FEATURES
     public_features = model.frozen_features(parts, np.concatenate(cuttings), shelf) if public else {}
     learned, val = (
@@ -229,11 +245,12 @@ def with_draws(trained: model.Trained, folder: Path) -> model.Trained:
 # ---- Parts -----------------------------------------------------------------------------------------------------------
 
 
-def _check_public(public: np.ndarray, private: np.ndarray, stage: FitHeadStage) -> None:
+def check_public(public: np.ndarray, private: np.ndarray, stage: str) -> None:
+    """UserError where patches of both are the same. stage: its name."""
     both = set(model.hashes_of(public)) & set(model.hashes_of(private))
     if both:
-        what = f"{len(both)} of the public images are training images, and the whitening would publish their statistics"
-        raise UserError(what, where=f"stage {stage.name}.public", todo="name a data source of other images")
+        what = f"{len(both)} of the public images are training images, and would publish what they show"
+        raise UserError(what, where=f"stage {stage}.public", todo="name a data source of other images")
 
 
 def _trained(

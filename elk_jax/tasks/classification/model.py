@@ -32,7 +32,7 @@ from elk_jax.features import network, scattering, store
 from elk_jax.fields import NOT_EMPTY, SHARE, SIDE, ByName, OneOf
 from elk_jax.heads.heads import HEADS, Head, probability
 from elk_jax.progress import LONG, Progress, progress_bar
-from elk_jax.tasks.classification.recipe import Features, HeadRecipe, Mean, NetworkFeatures, ScatteringFeatures
+from elk_jax.tasks.classification.recipe import Features, FrozenRecipe, Mean, NetworkFeatures, ScatteringFeatures
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import classifiers, model_folder
 
@@ -69,8 +69,8 @@ class Frozen(NamedTuple):
         return self._replace(features=some, networks={n: self.networks[n] for n in names if n in self.networks})
 
 
-def frozen(recipe: HeadRecipe) -> Frozen:
-    """The features that a recipe tries, with the weights of their networks. UserError for a folder without one."""
+def frozen(recipe: FrozenRecipe) -> Frozen:
+    """The features that a recipe uses, with the weights of their networks. UserError for a folder without one."""
     used = recipe.used()
     networks = {name: _network(one) for name, one in used.items() if isinstance(one, NetworkFeatures)}
     return Frozen(recipe.size, recipe.centre, used, networks)

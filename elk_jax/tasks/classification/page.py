@@ -94,7 +94,20 @@ def classification_part(run: ClassificationRun) -> Part:
 def verdict(one: Evaluated) -> str:
     """The result in a sentence."""
     values = ", ".join(f"{name} {html.number(found['auroc']['value'])}" for name, found in one.evaluations.items())
-    return f"AUROC on the {one.title}: {values}."
+    return " ".join([f"AUROC on the {one.title}: {values}.", *compared(one.comparisons, next(iter(one.evaluations)))])
+
+
+def compared(comparisons: Comparisons, first: str) -> list[str]:
+    """Which models have a larger or smaller AUROC than the first one, and of which that is open, as a sentence."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for name, of_name in comparisons.items():
+        low, high = (of_name["auroc"].get(end) for end in ("low", "high"))
+        if low is None or high is None:
+            continue
+        kind = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+        found[kind].append(name)
+    words = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
+    return [f"Against {first}, by paired intervals over patients: {words}."] if words else []
 
 
 def heads_section(fitted: Mapping[str, Mapping[str, Any]]) -> Section:

@@ -141,22 +141,34 @@ class DecisionRecipe(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadRecipe(DecisionRecipe):
-    """How a head is fitted on frozen features.
+class FrozenRecipe(Checked):
+    """Patches and their frozen features.
 
     size: pixels of a patch; images of another size are scaled. centre: row and column of the lesion, as shares of the
-    patch. cutting: of patches out of whole public images. features: by a name of one's own. search: which head, and
-    what of it is tuned. All that follows is of a linear head.
-    clip_norm: of a unit's gradient, for a private head; inputs have the norm 1. mean_clip: of the mean features of a
-    unit, over the root of their number, for their private mean. mean_share: of the budget, that this mean gets.
-    draws: heads that are fitted, each with its own noise: the first is the model, the others show how much the noise
-    matters.
+    patch. cutting: of patches out of whole public images. features: by a name of one's own.
     """
 
     size: Annotated[int, SIDE] = 128
     centre: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] = (0.5, 0.5)
     cutting: Cutting = field(default_factory=Cutting)
     features: Mapping[str, Features] = field(default_factory=lambda: {"scattering": ScatteringFeatures()})
+
+    def used(self) -> dict[str, Any]:
+        """The features that are computed, by name; those of networks without weights are left out."""
+        return {name: one for name, one in self.features.items() if is_there(one)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRecipe(DecisionRecipe, FrozenRecipe):
+    """How a head is fitted on frozen features.
+
+    search: which head, and what of it is tuned. All that follows is of a linear head.
+    clip_norm: of a unit's gradient, for a private head; inputs have the norm 1. mean_clip: of the mean features of a
+    unit, over the root of their number, for their private mean. mean_share: of the budget, that this mean gets.
+    draws: heads that are fitted, each with its own noise: the first is the model, the others show how much the noise
+    matters.
+    """
+
     search: Annotated[Any, ByName(searches)] = field(default_factory=Search)
     clip_norm: Annotated[float, ABOVE_ZERO] = 0.5
     mean_clip: Annotated[float, ABOVE_ZERO] = 1.2
@@ -174,7 +186,7 @@ class HeadRecipe(DecisionRecipe):
     def used(self) -> dict[str, Any]:
         """The features that the search tries, by name; those of networks without weights are left out."""
         wanted = {name for text in self.search.features for name in text.split("+")}
-        return {name: one for name, one in self.features.items() if name in wanted and is_there(one)}
+        return {name: one for name, one in super().used().items() if name in wanted}
 
     def combinations(self) -> list[tuple[str, ...]]:
         """Names of features that are tried together: those combinations all of whose features are there."""

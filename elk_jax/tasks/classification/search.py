@@ -5,6 +5,7 @@ Shapes: N images, F features of a kind, D components of all kinds together, S se
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -145,9 +146,11 @@ def linear_head(
     stage, recipe = problem.stage, problem.recipe
     found: list[tuple[float, Choice]] = []
     grid = list(itertools.product(recipe.combinations(), search.components))
+    where = f"stage {stage.name}.public"
+    whole = functools.cache(lambda names: _whitening(public, names, max(search.components), where))
     with Progress(f"  fitting {stage.name}", len(grid), unit="representation", patience=LONG) as bar:
         for done, (names, components) in enumerate(grid, start=1):
-            by = _whitening(public, names, components, f"stage {stage.name}.public")
+            by = _first(whole(names), components)
             inputs, of_val = (linear.whitened(part, by) for part in (training, validation))
             rest = itertools.product(search.learning_rates, search.steps, search.averaged, search.l2)
             choices = [Choice(names, components, *one) for one in rest]
@@ -158,7 +161,7 @@ def linear_head(
             found += zip(aurocs.tolist(), choices)
             bar.update(done)
     _, choice = max(found, key=lambda one: one[0])
-    by = _whitening(public, choice.features, choice.components, f"stage {stage.name}.public")
+    by = _first(whole(choice.features), choice.components)
     inputs, of_val = (linear.whitened(part, by) for part in (training, validation))
     draws = recipe.draws if stage.is_private else 1
     drawn = [problem.fit(inputs, of_val, [choice], key) for key in noise_keys(draws, stage.known_seed, 0)]
@@ -221,3 +224,8 @@ def _whitening(
     public: Mapping[str, np.ndarray], names: Sequence[str], components: int, where: str
 ) -> dict[str, Whitening]:
     return {name: whitening.fit(public[name], components, where) for name in names}
+
+
+def _first(by: Mapping[str, Whitening], components: int) -> dict[str, Whitening]:
+    """The first components of each: they are the same, however many are fitted."""
+    return {name: one._replace(components=one.components[:, :components]) for name, one in by.items()}

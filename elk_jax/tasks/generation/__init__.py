@@ -1,6 +1,6 @@
-"""Generation: patches by class, drawn by a generator that is trained against a discriminator."""
+"""Generation: patches by class, drawn by a generator that is trained against a discriminator, or from a public pool."""
 
-from elk_jax.tasks.generation import evaluate, model, recipe, report, synthesize, train
+from elk_jax.tasks.generation import evaluate, fit, model, recipe, report, synthesize, train
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
@@ -13,11 +13,13 @@ TASK = Task(
             workload=train.workload,
             recipe=recipe.GenerationRecipe,
         ),
+        "fit": StageKind(recipe.FitPoolStage, fit.fit, fit.check_fit, recipe=recipe.PoolRecipe),
         "synthesize": StageKind(recipe.SampleStage, synthesize.synthesize, synthesize.check_classes),
         "evaluate": StageKind(recipe.EvaluateSamplesStage, evaluate.evaluate, evaluate.check_sources),
     },
     report=report.part,
-    architectures=(model.ARCHITECTURE,),
+    architectures=(model.ARCHITECTURE, model.POOL),
     model="generator",
+    builds_on=("classification",),
     synthesize=Action(synthesize.synthesize_files, recipe.SampleSettings),
 )

@@ -1,4 +1,7 @@
-"""A generator against its discriminator as a game to train, and as a folder: weights, networks, classes."""
+"""Generators as folders: one that was trained against a discriminator, as a game to train; and weighted patches.
+
+Shapes: B batch, S side of a patch, Q classes, M patches of a pool.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elk_jax.errors import UserError
+from elk_jax.fields import SHARE, SIDE
 from elk_jax.gan import networks, objectives
 from elk_jax.gan.augment import Augmentation, augmented
 from elk_jax.gan.networks import GanConfig
@@ -20,7 +25,8 @@ from elk_jax.tasks import sampling
 from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Metrics, Params
 from elk_jax.weights import model_folder
 
-ARCHITECTURE = "gan"
+ARCHITECTURE, POOL = "gan", "weighted_patches"
+MIDDLE = 0.5
 PUBLISHED, UNCHANGED = NonSaturating(), Augmentation()
 
 
@@ -104,17 +110,68 @@ class Description:
     classes: tuple[str, ...]
     trained: model_folder.Training | None = None
 
+    @property
+    def size(self) -> int:
+        """S of its patches."""
+        return self.model.size
+
+    def predict(self, params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
+        """See `trainable`."""
+        return trainable(self.model).predict(params, constants, batch, map_images)
+
+
+@dataclass(frozen=True)
+class PoolDescription:
+    """The content of `model.json` of a pool of weighted patches: `patches` [M, S, S, 1] in [0, 1], `weights` [Q, M].
+
+    classes: by name. size: S. centre: row and column of the lesion, as shares of the patch.
+    """
+
+    architecture: str
+    classes: tuple[str, ...]
+    size: Annotated[int, SIDE]
+    centre: tuple[Annotated[float, SHARE], Annotated[float, SHARE]]
+    trained: model_folder.Training | None = None
+
+    def predict(self, params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
+        """`image` [B, S, S, 1] in [0, 1] of `seed` [B, 2] and `label` [B]: patches of the pool, drawn by the weights
+        of their class, in one of those of the eight views by mirrors and quarter turns that leave the lesion where it
+        is."""
+        row, column = self.centre
+
+        def one(key: jax.Array, label: jax.Array) -> jax.Array:
+            which, *coins = jax.random.split(key, 4)
+            patch = params["patches"][jax.random.categorical(which, jnp.log(params["weights"][label]))]
+            down, left, over = map(jax.random.bernoulli, coins)
+            patch = jnp.where(down & (row == MIDDLE), jnp.flipud(patch), patch)
+            patch = jnp.where(left & (column == MIDDLE), jnp.fliplr(patch), patch)
+            return jnp.where(over & (row == column), patch.swapaxes(0, 1), patch)
+
+        return {"image": jax.vmap(one)(sampling.keys_of(batch["seed"]), batch["label"])}
+
 
 class Trained(NamedTuple):
     """A generator's model folder, read."""
 
     params: Params
-    description: Description
+    description: Description | PoolDescription
+
+    @property
+    def constants(self) -> Constants:
+        """A generator has none."""
+        return {}
+
+    @property
+    def predict(self) -> Any:
+        """The patches of `seed` [B, 2] and `label` [B]: `image` [B, S, S, 1] in [0, 1]."""
+        return self.description.predict
 
 
 def load(folder: Path) -> Trained:
     """Read a generator's model folder. UserError for a folder of another kind, and parameters that do not fit."""
     params, content = model_folder.load_params(folder)
+    if content.architecture == POOL:
+        return _load_pool(params, content, folder)
     if content.architecture != ARCHITECTURE:
         raise UserError(
             f"a model of '{content.architecture}', not a generator",
@@ -128,6 +185,20 @@ def load(folder: Path) -> Trained:
         raise UserError(what, where=folder, todo="write the folder again")
     shapes = model_folder.shapes_of(partial(networks.init_generator, description.model))
     model_folder.check_fits(params, shapes, folder)
+    return Trained(params, description)
+
+
+def _load_pool(params: Params, content: model_folder.Content, folder: Path) -> Trained:
+    description = content.build(PoolDescription)
+    check_names(description.classes, folder)
+    count = len(params.get("patches", ()))
+    side = description.size
+    shapes = {"patches": (count, side, side, 1), "weights": (len(description.classes), count)}
+    model_folder.check_fits(params, shapes, folder)
+    for name, weights in zip(description.classes, params["weights"]):
+        if not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+            what = f"the weights of the class {name} are no weights"
+            raise UserError(what, where=folder, todo="write the folder again")
     return Trained(params, description)
 
 

@@ -48,11 +48,13 @@ class GenerationRun:
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
     promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
+    pools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of fit stages
 
 
 def generation_part(run: GenerationRun) -> Part:
     """The report on generation: measures, patches, progress and training curves."""
-    sections = [samples_section(one, len(run.compared) > 1) for one in run.compared]
+    sections = [pools_section(run.pools)] if run.pools else []
+    sections += [samples_section(one, len(run.compared) > 1) for one in run.compared]
     sections += [progress_section(one, len(run.progress) > 1) for one in run.progress if one.steps]
     if any(run.histories.values()):
         colours = {name: index for index, name in enumerate(run.histories)}
@@ -101,6 +103,25 @@ def samples_section(one: Compared, named: bool = False) -> Section:
     )
     title = f"Synthetic patches: {evaluation['synthetic']}" if named else "Synthetic patches"
     return Section(title, "".join(parts), note)
+
+
+def pools_section(pools: Mapping[str, Mapping[str, Any]]) -> Section:
+    """What the weights of public patches follow from, how even they are, and what is promised of them."""
+    rows = []
+    for name, summary in pools.items():
+        even = ", ".join(f"{value:.0f} {kind}" for kind, value in summary["effective"].items())
+        cells = [name, summary["protection"], summary["release"], f"{summary['pool']}", even]
+        rows.append(html.row([*map(html.text, cells), html.number(summary["auroc"])], numeric_from=5))
+    head = ["Generator", "Protection", "Released", "Public patches", "As even as", "Validation AUROC"]
+    said = "".join(
+        html.paragraph(f"{name}: {summary['promise']}") for name, summary in pools.items() if summary["promise"]
+    )
+    note = (
+        "Patches are drawn from public ones, by weights that follow from one release of what the private ones say of "
+        "them. As even as: how many patches of equal weight would scatter a mean as much. AUROC: of validation images "
+        "along the difference between the weighted means of both classes."
+    )
+    return Section("Weighted public patches", html.table(head, rows, numeric_from=5) + said, note)
 
 
 def progress_section(progress: Progress, named: bool = False) -> Section:

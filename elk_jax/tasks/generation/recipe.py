@@ -1,17 +1,21 @@
-"""The settings of generation: the recipe of a generator of patches by class, and its stages."""
+"""The settings of generation: the recipes of generators of patches by class, and their stages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from elk_jax.data.batches.labelled import LabelledConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import BELOW_ONE, AtLeast
+from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, SHARE, AtLeast, ByName, Checked, Range
 from elk_jax.gan.augment import Augmentation
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective
-from elk_jax.tasks.stages import Data, EvaluateStage, PrivateTrainStage, SynthesizeStage
+from elk_jax.privacy.accounting import DELTA, Unit
+from elk_jax.randomness import Seed
+from elk_jax.tasks.classification.recipe import FrozenRecipe, HeadRecipe
+from elk_jax.tasks.stages import Data, EvaluateStage, Origin, PrivateTrainStage, SynthesizeStage, TrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import AdversarialRecipe
 from elk_jax.training.schedules import Constant, Schedule
@@ -70,6 +74,121 @@ class TrainGeneratorStage(PrivateTrainStage):
         if self.name and self.init_from:
             what = "a generator starts from nothing: its discriminator is not kept"
             raise UserError(what, where="init_from", todo="leave it empty")
+
+
+@dataclass(frozen=True)
+class Guidance(Checked):
+    """Released is a linear classifier of two classes (`privacy.head`); the weights of public patches for a class grow
+    with the log odds that it gives them: what classifier guidance is to a generator (Dhariwal and Nichol 2021,
+    arXiv:2105.05233), with a pool in place of one.
+
+    contrast: deviations of the log odds over the pool by which the mean of each class is moved, were they normal; more
+    shows the classes more clearly, on fewer patches. All others are those of a private head, with its defaults.
+    """
+
+    name: Literal["guidance"] = "guidance"
+    contrast: Annotated[float, ABOVE_ZERO] = 1.5
+    learning_rate: Annotated[float, ABOVE_ZERO] = 70.0
+    steps: Annotated[int, AtLeast(1)] = 30
+    averaged: Annotated[float, BELOW_ONE] = 0.5
+    clip_norm: Annotated[float, ABOVE_ZERO] = HeadRecipe.clip_norm
+    mean_clip: Annotated[float, ABOVE_ZERO] = HeadRecipe.mean_clip
+    mean_share: Annotated[float, Range(0, 1, above=True, below=True)] = HeadRecipe.mean_share
+
+
+@dataclass(frozen=True)
+class Means(Checked):
+    """Released are the mean features of every class (DP-MERF, Harder et al. 2021, arXiv:2002.11603); the weights of the
+    public patches are those that come nearest to equal ones and have these means (`features.tilt`).
+
+    shift: share of the way from the public patches to the private ones, that the weighted patches of all classes go
+    together. contrast: by which the differences between classes are enlarged: few patches then show their class as
+    many would. penalty: keeps weights even. count_scale: see `privacy.release.class_features`.
+    """
+
+    name: Literal["means"] = "means"
+    shift: Annotated[float, SHARE] = 1.0
+    contrast: Annotated[float, ABOVE_ZERO] = 3.0
+    penalty: Annotated[float, ABOVE_ZERO] = 0.03
+    count_scale: Annotated[float, ABOVE_ZERO] = 0.3
+
+
+@dataclass(frozen=True)
+class Votes(Checked):
+    """Released are votes of private patches for the public ones that are most alike, by class: a round of Private
+    Evolution (Lin et al. 2024, arXiv:2305.15560) over a large pool. Weights are the votes.
+
+    neighbours: for how many public patches a private one votes. threshold: of a patch with fewer votes the weight is 0;
+    in deviations of the noise.
+    """
+
+    name: Literal["votes"] = "votes"
+    neighbours: Annotated[int, AtLeast(1)] = 32
+    threshold: Annotated[float, AtLeast(0)] = 2.0
+
+
+def releases() -> Mapping[str, type]:
+    """What private patches may say of public ones, by name."""
+    return {"guidance": Guidance, "means": Means, "votes": Votes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolRecipe(FrozenRecipe):
+    """How public patches are weighted by what private ones say of them.
+
+    components: of every kind of features, after their whitening by the public patches. release: what is said.
+    """
+
+    components: Annotated[int, AtLeast(1)] = 24
+    release: Annotated[Any, ByName(releases)] = field(default_factory=Guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPoolStage(TrainStage):
+    """Weight public patches so that they are like the private ones of every class. Leaves RUN/STAGE/model, a generator.
+
+    public: data sources of other people's images, all their splits together: what is drawn are patches of them.
+    epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
+    a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
+    the generator is not private.
+    """
+
+    kind: Literal["fit"] = "fit"
+    task: Literal["generation"] = "generation"
+    recipe: str = "pool"
+    public: tuple[str, ...] = ()
+    epsilon: Annotated[float, AtLeast(0)] = 1.0
+    delta: Annotated[float, DELTA] = 1e-4
+    unit: Unit = "patient"
+    known_seed: Seed | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            return
+        if self.init_from:
+            raise UserError("weights of patches start from nothing", where="init_from", todo="leave it empty")
+        if not self.public:
+            what = "no public images to draw patches from"
+            raise UserError(what, where="public", todo="name data sources of other people's images")
+        for name in self.public:
+            if name in self.train_on:
+                what = f"'{name}' is the training data, whose patches would be published"
+                raise UserError(what, where="public", todo="name data sources of public images")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether noise protects the training data."""
+        return self.epsilon > 0
+
+    def protects(self, recipe: Any) -> bool:
+        return self.is_private
+
+    def data(self) -> tuple[Data, ...]:
+        return *super().data(), *(Data(name, "") for name in self.public)
+
+    def origin(self) -> Origin:
+        sources, models = super().origin()
+        return Origin(sources + self.public, models)
 
 
 @dataclass(frozen=True)

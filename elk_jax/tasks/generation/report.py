@@ -26,6 +26,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
     progress = [Progress(name, saved_grids(run.folder / name, "made", STEPS)) for name in trained]
     return generation_part(
         GenerationRun(
+            pools={name: s for name, s in summaries.items() if s["kind"] == "fit"},
             compared=[compared(run.folder / name) for name, s in summaries.items() if s["kind"] == "evaluate"],
             progress=progress,
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},

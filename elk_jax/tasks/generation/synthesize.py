@@ -23,10 +23,11 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress
 from elk_jax.tasks import sampling
-from elk_jax.tasks.generation.model import load, trainable
+from elk_jax.tasks.generation.model import load
 from elk_jax.tasks.generation.recipe import SampleSettings, SampleStage
 from elk_jax.tasks.generation.train import drawn
 from elk_jax.tasks.run import SYNTHETIC, Run, is_main, meet, new_console
+from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -40,9 +41,10 @@ def check_classes(run: Run, stage: SampleStage, recipe: None, names: Collection[
     if stage.model not in names:
         known = load(run.model_folder(stage.model)).description.classes
     else:
-        sources = run.experiment.stages[stage.model].origin().sources
-        if all(map(run.is_listed, sources)):
-            known = run.list(sources, "train").classes
+        trainer = run.experiment.stages[stage.model]
+        assert isinstance(trainer, TrainStage)  # the parser checks it
+        if all(map(run.is_listed, trainer.train_on)):
+            known = run.list(trainer.train_on, "train").classes
     if known:
         _check_known(stage.classes, known, f"config.stages.{stage.name}.classes")
 
@@ -74,7 +76,8 @@ def sample(
     """
     if per_class < 1:
         raise UserError(f"{per_class} patches of a class", where="count", todo="give 1 or more")
-    params, description = load(model)
+    trained = load(model)
+    params, description = trained
     known = description.classes
     _check_known(settings.classes, known)
     chosen = [label for label, name in enumerate(known) if name in (settings.classes or known)]
@@ -89,7 +92,7 @@ def sample(
         meet("sampling begun")
         todo = [place for place in places if not (output / "images" / _name(known, *place)).exists()]
         meet("sampling counted")  # before the main process adds to what the others count
-        draw = sampling.compile_sampler(trainable(description.model), mesh)
+        draw = sampling.compile_sampler(trained, mesh)
         placed, size = meshes.place(params, mesh), settings.batch_size
         with Progress("  drawing", len(places), start=len(places) - len(todo), unit="image") as bar:
             for first in range(0, len(todo), size):
@@ -103,8 +106,7 @@ def sample(
                         files.write_bytes(output / "images" / _name(known, *place), encode_png(grey))
                 bar.update(bar.done + len(some))
         if is_main():
-            side = description.model.size
-            infos = [_info(known, label, number, side, seed) for label, number in places]
+            infos = [_info(known, label, number, description.size, seed) for label, number in places]
             coco.write_coco(
                 output / SYNTHETIC,
                 infos,

@@ -1,0 +1,77 @@
+"""Private patches by class: public patches, weighted by what private ones say of them once, with noise.
+
+  python launch/train.py --config=configs/private_generator.py                generated patches, minutes on 2 CPU cores
+  python launch/train.py --config=configs/private_generator.py:small \\
+      --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
+      --config.data.public.spec=coco:/data/mammograms/lesions.json --config.data.labelled.spec=folders:/data/other
+The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. `public` are images of other
+people with boxes, that nobody has to protect: what is drawn are patches of them, and their classes are not read.
+Features of a frozen network are optional: pool.features.lite0.weights and head.features.lite0.weights. Each
+generator is judged by a head on frozen features that is fitted on its drawn patches alone. `public_only` is the same
+without anything private: a head on `labelled`, patches whose classes are public; `real` the same on the private patches
+themselves, without privacy. Variants: tiny (tests), quick (default), small (the published crops: 128 px, lesions off
+centre); and votes, which releases votes for the most alike patches instead of mean features.
+"""
+
+from dataclasses import replace
+
+from configs import private_head, variants
+from configs.private_head import PHANTOMS
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage
+from elk_jax.tasks.generation.recipe import FitPoolStage, Means, PoolRecipe, SampleStage, Votes
+from elk_jax.tasks.stages import Stage
+
+BUDGETS = {"without_privacy": 0.0, "epsilon_10": 10.0, "epsilon_1": 1.0}
+"""Generator -> its epsilon; 0: the same without noise."""
+PER_CLASS = {"tiny": 20, "quick": 500, "small": 500, "paper": 1500}
+"""Variant -> drawn patches of a class."""
+RELEASES = {"means": Means(), "votes": Votes()}
+"""Words of a variant -> what the private patches say, in place of a classifier."""
+COMPONENTS = {"tiny": 8, "quick": 16}
+"""Variant -> components of the features; else the default of the recipe."""
+
+
+def get_config(variant=None):
+    size, extras = variants.parse(variant, tuple(RELEASES), rivals=(tuple(RELEASES),))
+    pixels, count = PHANTOMS[size]
+    spec = f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1"
+    head = private_head.head(size)
+    pool = PoolRecipe(
+        size=head.size,
+        centre=head.centre,
+        cutting=head.cutting,
+        features=head.features,
+        components=COMPONENTS.get(size, PoolRecipe().components),
+    )
+    for word in extras:
+        pool = replace(pool, release=RELEASES[word])
+    stages: dict[str, Stage] = {}
+    judged = {}
+    for name, epsilon in BUDGETS.items():
+        stages[name] = FitPoolStage(
+            train_on=("patches",), validate_on="patches", public=("public", "labelled"), epsilon=epsilon
+        )
+        stages[f"{name}_samples"] = SampleStage(model=name, per_class=PER_CLASS[size])
+        judged[f"{name}_head"] = f"{name}_samples"
+    fits = {"public_only": "labelled", **judged, "real": "patches"}
+    for name, source in fits.items():
+        stages[name] = FitHeadStage(train_on=(source,), validate_on="patches", public=("public", "labelled"))
+    return variants.experiment(
+        "private_generator",
+        data={
+            "on_error": "stop",
+            "patches": SourceSpec(f"{spec},seed=5"),
+            "public": SourceSpec(f"{spec},seed=6"),
+            "labelled": SourceSpec(f"{spec},seed=7"),
+            **{samples: SourceSpec(f"stage:{samples}") for samples in judged.values()},
+        },
+        pool=pool,
+        head=head,
+        stages={
+            **stages,
+            "evaluate": EvaluateClassifiersStage(
+                models=tuple(fits), on="patches", bootstrap=200 if size == "tiny" else 2000
+            ),
+        },
+    )
