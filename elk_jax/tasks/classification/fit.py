@@ -20,7 +20,7 @@ import safetensors.numpy
 from elk_jax import files
 from elk_jax.data import patches
 from elk_jax.data.sources import patients
-from elk_jax.data.sources.labels import class_counts, image_labels
+from elk_jax.data.sources.labels import check_both_classes, class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.evaluation import calibration, thresholds
@@ -46,7 +46,7 @@ from elk_jax.tasks.classification.recipe import (
 from elk_jax.tasks.classification.search import Choice, Fitted
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
-from elk_jax.weights import model_folder
+from elk_jax.weights import classifiers, model_folder
 
 DRAWS = "draws.safetensors"
 """The linear heads of all draws of the noise. Of a private one the first alone is published: all of them promise
@@ -74,6 +74,9 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
     small."""
     where = f"stage {stage.name}"
     _check_kind(stage, recipe)
+    if stage.network:
+        _check_network(run, stage, recipe, names)
+        recipe = recipe.on(str(run.model_folder(stage.network)))
     if not recipe.combinations():
         todo = "set config.RECIPE.features.NAME.weights, or let search.features name others"
         raise UserError("none of the features of search.features is there", where=f"config.{stage.recipe}", todo=todo)
@@ -85,12 +88,24 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
         if stage.is_private and (twin := places.get(run.spec(name).spec)):
             what = f"'{name}' is the training data '{twin}', and the whitening would publish its statistics"
             raise UserError(what, where=f"{where}.public", todo="name a data source of public images")
-    listed = train.check_classes(run, stage, recipe)
-    if stage.is_private and stage.unit == "patient":
+    listed = train.check_classes(run, stage, recipe, names)
+    if stage.is_private and stage.unit == "patient" and "train" in listed:
         train.check_named(listed["train"], f"{where}.unit")
+    private.check_start(run, stage, recipe)
     for one in recipe.used().values():
         if isinstance(one, NetworkFeatures):
-            _check_unseen(Path(one.weights), listed, stage)
+            own = stage.exposed and bool(stage.network) and Path(one.weights) == run.model_folder(stage.network)
+            _check_unseen(Path(one.weights), listed, stage.is_private and not own)
+
+
+def _check_network(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collection[str]) -> None:
+    where = f"config.stages.{stage.name}.network"
+    if not any(isinstance(one, NetworkFeatures) and not one.weights for one in recipe.features.values()):
+        todo = f"give config.{stage.recipe}.features one of a network without weights, or leave network empty"
+        raise UserError("no features for the network", where=where, todo=todo)
+    folder = run.model_folder(stage.network)
+    if stage.network not in names and classifiers.network_of(model_folder.read(folder)) is None:
+        raise UserError(f"not a network: {folder}", where=where, todo="name a stage that trains one")
 
 
 def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
@@ -111,12 +126,12 @@ def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
         raise UserError(what, where=f"{where}.public", todo="leave it empty")
 
 
-def _check_unseen(weights: Path, listed: dict[str, ImageSource], stage: FitHeadStage) -> None:
+def _check_unseen(weights: Path, listed: dict[str, ImageSource], is_private: bool) -> None:
     """A network that has seen a patient leaks it into a private head, and flatters the validation."""
     seen = model_folder.seen_patients(weights)
     for split, source in listed.items():
         known = patients.among(patients.named(source.infos), seen)
-        if known and (split == "val" or stage.is_private):
+        if known and (split == "val" or is_private):
             what = f"the network was trained on the patient {known[0]} of the split '{split}'"
             raise UserError(what, where=weights, todo="take weights of other patients")
 
@@ -129,8 +144,11 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
 
     The main process works alone: noise that processes draw themselves would differ.
     """
+    if stage.network:
+        recipe = recipe.on(str(run.model_folder(stage.network)))
     training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     public = [run.open(name, "") for name in stage.public]
+    check_both_classes(image_labels(training), training, "train")  # of made images, first seen here
     unit: Unit = stage.unit if stage.is_private else "image"
     units, count = train.units_of(training, unit)
     others = f"; whitened by {sum(map(len, public))} public images" if public else ""
@@ -254,15 +272,18 @@ def _trained(
         of_mean, of_steps = found.noise
         ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, steps)), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
-        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger)
+        exposed = private.exposure(run, stage, recipe)
+        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger, exposed)
     else:
         seen = frozenset(map(patients.patient_hash, patients.named(training.infos))) | training.seen_patients
     chosen = parts.only(choice.features)
-    inherited: tuple[Statement, ...] = ()
+    seen |= private.painters_saw(run, stage.train_on)
+    inherited = private.promises_before(run, stage)
     for one in chosen.features.values():
         if isinstance(one, NetworkFeatures):
             seen |= model_folder.seen_patients(Path(one.weights))
-            inherited += model_folder.promises(Path(one.weights))
+            if not stage.network or Path(one.weights) != run.model_folder(stage.network):
+                inherited += model_folder.promises(Path(one.weights))
     of_positive = probability(head.log_odds(validation.features))
     predicted = model.predictions(of_positive, validation.source, validation.labels, recipe.positive)
     points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]

@@ -50,8 +50,8 @@ def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, na
     """UserError for data without two classes, frozen layers without weights, weights that do not fit, and units that
     nobody names or that the weights have seen."""
     private.check_public(stage, recipe)
-    listed = check_classes(run, stage, recipe)
-    if recipe.privacy is not None and recipe.privacy.unit == "patient":
+    listed = check_classes(run, stage, recipe, names)
+    if recipe.privacy is not None and recipe.privacy.unit == "patient" and "train" in listed:
         check_named(listed["train"], f"config.{stage.recipe}.privacy.unit")
     private.check_start(run, stage, recipe)
     network = model.trainable(recipe.model)
@@ -59,15 +59,25 @@ def check_train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, na
     fresh = jax.eval_shape(network.init, jax.random.key(0))
     training.check_frozen(stage, recipe, fresh, network.frozen)
     if stage.init_from and stage.init_from not in names:
-        _start(run.model_folder(stage.init_from), stage, recipe, listed["train"].classes, fresh)
+        _start(run.model_folder(stage.init_from), stage, recipe, listed["val"].classes, fresh)
 
 
-def check_classes(run: Run, stage: TrainStage, recipe: DecisionRecipe) -> dict[str, ImageSource]:
+def check_classes(
+    run: Run, stage: TrainStage, recipe: DecisionRecipe, names: Collection[str]
+) -> dict[str, ImageSource]:
     """The listed sources of both splits, {"train": ..., "val": ...}. UserError for data that do not have the two
-    classes, and the positive one among them."""
-    listed = {"train": run.list(stage.train_on, "train"), "val": run.list(stage.validate_on, "val")}
+    classes, and the positive one among them.
+
+    names: stages that will run. What one of them makes is not there yet, and is left out; "train" then has the other
+    sources, and is missing where there are none.
+    """
+    made = {source for source, writer in run.experiment.writers.items() if writer in names}
+    there = [source for source in stage.train_on if source not in made]
+    listed = {"train": run.list(there, "train")} if there else {}
+    listed["val"] = run.list(stage.validate_on, "val")
     for split, source in listed.items():
-        check_both_classes(image_labels(source), source, split)
+        if split == "val" or not made & set(stage.train_on):
+            check_both_classes(image_labels(source), source, split)
         model.check_positive(recipe.positive, source.classes, f"config.{stage.recipe}.positive")
     return listed
 
@@ -124,6 +134,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     # ---- Data ----------------------------------------------------------------------------------------------------
     found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     images, of_val = (Labelled(one, image_labels(one), recipe.size) for one in (found, validation))
+    check_both_classes(images.labels, found, "train")  # of images that an earlier stage has made, first seen here
     findings = copies(run, stage, recipe.size)
     network = model.trainable(recipe.model, recipe.label_smoothing)
     learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, network, images)
@@ -285,4 +296,6 @@ def protection_words(promise: Statement | None) -> str:
     if promise is None:
         return "without privacy"
     said = f"epsilon {promise.epsilon:.3g}, per {promise.ledger.unit}"
-    return said if promise.private else "not private: known noise"
+    if not promise.private:
+        return "not private: known noise"
+    return f"not private: {said}, of the last training alone" if promise.exposed else said
