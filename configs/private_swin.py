@@ -167,7 +167,8 @@ def last_layer(size, epsilon, frozen):
 
 
 def head(taught):
-    """The recipe of a linear head on frozen features, of `first` or of public weights."""
-    settings = Search(features=("lite0",) if taught else ("lite0", "scattering"), components=(32, 96), draws=3)
+    """The recipe of a linear head on frozen features: of `first`, or of public weights and scattering."""
+    settings = Search(features=("first",) if taught else ("lite0", "scattering"), components=(32, 96), draws=3)
     features = {"lite0": NetworkFeatures(size=128), "scattering": ScatteringFeatures()}
-    return HeadRecipe(centre=CROPS, features=features, search=settings, draws=5)
+    own = {"first": NetworkFeatures(size=128)} if taught else {}
+    return HeadRecipe(centre=CROPS, features=own | features, search=settings, draws=5)

@@ -245,7 +245,9 @@ def _exposures(run: Run, stage: TrainStage, recipe: Any) -> Iterator[_Exposure]:
         todo = "start from weights of other people's images"
         yield from _known(run, own, behind, f"the weights of '{name}'", setting, todo)
     for source in getattr(stage, "public", ()):
-        behind = origins.of_source(experiment, source, bare=True)
+        # images that a head is whitened by are compared with its training images one by one (`classification.fit`)
+        of = origins.of_source if isinstance(stage, PrivateTrainStage) else origins.behind
+        behind = of(experiment, source, bare=True)
         yield from _known(run, own, behind, f"the public data '{source}'", "public", "name data of other people")
 
 
