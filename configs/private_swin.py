@@ -162,7 +162,9 @@ def last_layer(size, epsilon, frozen):
         recipe["images"]["batch_size"] = 123
     if epsilon:
         accountant = "rdp" if size == "paper" else "pld"
-        recipe["privacy"] = variants.settings(Privacy(epsilon=epsilon, delta=DELTA, unit="image", accountant=accountant))
+        recipe["privacy"] = variants.settings(
+            Privacy(epsilon=epsilon, delta=DELTA, unit="image", accountant=accountant)
+        )
     return recipe
 
 

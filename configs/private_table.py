@@ -143,9 +143,7 @@ def of_cpu() -> list[Row]:
             config=config("cpu,nothing"),
         ),
     ]
-    return rows + [
-        Row(f"Swin-T: {name}", published=values(found), not_run=NO_GPU) for name, found in PUBLISHED.items()
-    ]
+    return rows + [Row(f"Swin-T: {name}", published=values(found), not_run=NO_GPU) for name, found in PUBLISHED.items()]
 
 
 SLOW = 0.5
