@@ -3,7 +3,8 @@
   python launch/train.py --config=configs/private_swin.py                     generated patches, minutes on 2 CPU cores
   python launch/train.py --config=configs/private_swin.py:cpu,published \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
-      --config.data.published.spec=folders:/data/synthetic --config.data.public.spec=coco:/data/mammograms/lesions.json \\
+      --config.data.published.spec=folders:/data/synthetic \\
+      --config.data.public.spec=coco:/data/mammograms/lesions.json \\
       --config.stages.first.init_from=weights/lite0                           EfficientNet-Lite0, minutes on 2 CPU cores
   python launch/train.py --config=configs/private_swin.py:paper \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
@@ -26,7 +27,9 @@ Published (CBIS-DDSM test split, epsilon per image of the last training, delta 1
 0.712 at epsilon 1, 6, 12, 20, 60, and 0.639 of `first`. The whole table: configs/private_table.py.
 """
 
-from configs import mcgan, private_head, variants
+from typing import Any
+
+from configs import mcgan, variants
 from configs.private_head import CROPS, PHANTOMS
 from configs.recipes.gan import gan
 from configs.recipes.network import HEAD_ONLY, network
@@ -64,7 +67,9 @@ def get_config(variant=None):
     made = "published" if "published" in extras else "samples"
     read = {"synthetic": (made,), "real": ("patches",), "mixed": ("patches", made), "nothing": ()}[learned]
     taught, drawn = bool(read), made == "samples" and (made in read or bool(last))
-    data, recipes, stages = sources(size), {}, {}
+    data = {"patches": SourceSpec(patches(size, seed=5))}
+    recipes: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
     if made in read or last:
         data[made] = stand_in(size) if made == "published" else SourceSpec("stage:samples")
     if drawn:
@@ -75,7 +80,7 @@ def get_config(variant=None):
         recipes["first"] = first(size, read)
         stages["first"] = TrainClassifierStage(train_on=read, validate_on="patches", recipe="first")
     shown = {"beside": ("patches", made), "alone": (made,), "": ("patches",)}[last]
-    common = {"train_on": shown, "validate_on": "patches"}
+    common: dict[str, Any] = {"train_on": shown, "validate_on": "patches"}
     budgets = {OPEN: 0.0} | ({} if last == "alone" else {f"epsilon_{e}": float(e) for e in EPSILONS[size]})
     for name, epsilon in budgets.items():
         exposed = epsilon > 0 and (taught or bool(last))
@@ -107,10 +112,6 @@ def patches(size, seed):
     """The embedded patches at the size of a variant."""
     pixels, count = PHANTOMS["quick" if size == "cpu" else size]
     return f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed={seed}"
-
-
-def sources(size):
-    return {"patches": SourceSpec(patches(size, seed=5))}
 
 
 def stand_in(size):
@@ -161,7 +162,7 @@ def last_layer(size, epsilon, frozen):
         recipe["steps"] = 2700
         recipe["images"]["batch_size"] = 123
     if epsilon:
-        accountant = "rdp" if size == "paper" else "pld"
+        accountant: Any = "rdp" if size == "paper" else "pld"
         recipe["privacy"] = variants.settings(
             Privacy(epsilon=epsilon, delta=DELTA, unit="image", accountant=accountant)
         )

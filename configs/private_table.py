@@ -7,8 +7,8 @@
       --config.head.features.lite0.weights=weights/lite0
   python launch/sweep.py --config=configs/private_swin.py:paper,published --list=configs/private_table.py:paper ... \\
       --config.stages.first.init_from=weights/swin_t                          Swin-T, a GPU
-A row is what the networks learn from, an evaluated model is a budget: `without_privacy`, `epsilon_1` to `epsilon_60`, and
-`first`, the network that learned from synthetic patches. In `paper`, rows without a first network start from SWIN.
+A row is what the networks learn from; an evaluated model is a budget, `without_privacy`, `epsilon_1` to `epsilon_60`,
+or `first`, the network that learned from synthetic patches. In `paper`, rows without a first network start from SWIN.
 Variants: tiny (tests), cpu (a linear head on a frozen EfficientNet-Lite0 in place of the layer of the classes of a
 Swin-T; 20 minutes of two cores), paper.
 
@@ -51,7 +51,7 @@ PUBLISHED: dict[str, Values] = {
         "epsilon_6": (0.549, 0.662),
         "epsilon_60": (0.583, 0.681),
     },
-    "synthetic, then real": {
+    "synthetic, then real": {  # in private_swin.PUBLISHED too, for the page of a run
         "first": (0.639, 0.733),
         "epsilon_1": (0.661, 0.741),
         "epsilon_6": (0.677, 0.752),

@@ -16,9 +16,10 @@ JSON file with objects of the same fields:
   [{"name": "ours", "overrides": {"detector.steps": 100}, "published": {"mean_sensitivity": 0.71}, "note": ""},
    {"name": "theirs", "not_run": "needs a GPU", "published": {"mean_sensitivity": 0.69}}]
 A row with a reason not to run it, not_run, stands in the table only. A row may have a configuration of its own,
-{"config": "configs/cem_mixed.py:small"}, which takes those of the given --config.KEY=VALUE whose keys it has; a value
-that is published of one model of an evaluation has its name before it, {"mixed/mean_sensitivity": 0.74}. Rows with a number on an axis, {"at": 16,
-"axis": "shift, pixels", "line": "with tolerance"}, are drawn over it too, and so is a product with one key of numbers.
+{"config": "configs/cem_mixed.py:small"}, which takes those of the given --config.KEY=VALUE whose keys it has. A value
+that is published of one model of an evaluation has its name before it, {"mixed/mean_sensitivity": 0.74}. Rows with a
+number on an axis, {"at": 16, "axis": "shift, pixels", "line": "with tolerance"}, are drawn over it too, and so is a
+product with one key of numbers.
 
 Every setting runs with the same seeds, config.seed and those after it. The seed of a phantom is its own. Each run is an
 ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by its own process; --jobs of them run at once and share the

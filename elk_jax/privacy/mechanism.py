@@ -53,7 +53,8 @@ class Mechanism:
         return Ledger((Phase(self.sampling_rate, self.noise_multiplier, steps),), self.privacy.unit)
 
     def statement(self, steps: int, private: bool, exposed: str = "") -> Statement:
-        """The promise after so many steps, at least one. private: whether the secret is one. exposed: see `Statement`."""
+        """The promise after so many steps, at least one. private: whether the secret is one. exposed: as of a
+        `Statement`."""
         privacy, ledger = self.privacy, self.ledger(steps)
         assert ledger is not None
         epsilon = accounting.epsilon_of(ledger.phases, privacy.delta, privacy.accountant)

@@ -4,8 +4,8 @@
   --over="stages.real.train_on=('a',),('a','b')"                        commas in brackets separate no values
   --over="data.real.spec='phantom:size=64,count=24','coco:x.json'"      quote a text that has commas or brackets itself
 
-A list is a Python file that defines `ROWS`, a tuple of `Row`, or `get_rows(variant)`, which returns one (FILE.py:VARIANT),
-or a JSON file with a list of objects of the same fields.
+A list is a Python file that defines `ROWS`, a tuple of `Row`, or `get_rows(variant)`, which returns one for
+FILE.py:VARIANT; or a JSON file with a list of objects of the same fields.
 Rows that have a number on an axis are drawn over it too; those of a product with one key of numbers are.
 """
 

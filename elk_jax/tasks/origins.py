@@ -24,7 +24,7 @@ def of_stage(experiment: Experiment, name: str, bare: bool = False) -> list[tupl
 
 
 def of_source(experiment: Experiment, source: str, bare: bool = False) -> list[tuple[str, bool]]:
-    """As `of_stage`, of a data source: itself, or what the stage goes back to that writes it; and what it is made of."""
+    """As `of_stage`, of a data source: itself, or what its writer goes back to; and what it is made from."""
     own = [] if source in experiment.writers else [(source, False)]
     return own + behind(experiment, source, bare)
 

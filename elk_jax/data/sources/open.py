@@ -114,9 +114,10 @@ def list_source(
     """The images of a split (""; of all splits) that `spec` asks for. No image is decoded.
 
     In this order: patients are read from file names (`patient_pattern`), made images without a split become training
-    images (`made_from`), splits are drawn (`split_shares`), the split and the conditions are applied, boxes are set aside (`ignore_over`) and cleaned, and `patients` or a `train_share`
-    are drawn by `seed`, for the split "train" alone. They are drawn before unreadable images are known: with
-    on_error="skip", a patient without any readable image still counts.
+    images (`made_from`), splits are drawn (`split_shares`), the split and the conditions are applied, boxes are set
+    aside (`ignore_over`) and cleaned, and `patients` or a `train_share` are drawn by `seed`, for the split "train"
+    alone. They are drawn before unreadable images are known: with on_error="skip", a patient without any readable image
+    still counts.
 
     name: of the source in the configuration; it becomes the source's own. Default: the place of the data.
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
