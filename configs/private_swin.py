@@ -126,7 +126,7 @@ def generator(size):
     """The recipe of the generator."""
     if size != "cpu":
         return gan(size)
-    return variants.merge(gan("quick"), {"steps": 1000})
+    return variants.merge(gan("quick"), {"steps": 600})
 
 
 def first(size, read):
