@@ -239,7 +239,9 @@ def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
         kind = kind_of(stage)
         if kind.statistics is not None:
             statistics = kind.statistics(folder, stage, run.experiment.recipe_of(stage))
-        for path in [folder / EVALUATION, *(folder / name / EVALUATION for name in _subfolders(folder))]:
+        order = stage.subjects if isinstance(stage, EvaluateModelsStage) else ()
+        names = sorted(_subfolders(folder), key=lambda name: order.index(name) if name in order else len(order))
+        for path in [folder / EVALUATION, *(folder / name / EVALUATION for name in names)]:
             if path.is_file():
                 name = path.parent.name if path.parent != folder else ""
                 yield (stage.name, name), _Evaluated(values(files.read_json(path)), statistics.get(name))
