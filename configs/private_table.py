@@ -10,7 +10,7 @@
 A row is what the networks learn from; an evaluated model is a budget, `without_privacy`, `epsilon_1` to `epsilon_60`,
 or `first`, the network that learned from synthetic patches. In `paper`, rows without a first network start from SWIN.
 Variants: tiny (tests), cpu (a linear head on a frozen EfficientNet-Lite0 in place of the layer of the classes of a
-Swin-T; 20 minutes of two cores), paper.
+Swin-T), paper.
 
 Published (Osuala et al. 2024, CBIS-DDSM test split, mean of three seeds; epsilon of the last training alone, per image,
 delta 1e-4). Average precision is that of benign as the positive class.
