@@ -147,7 +147,8 @@ def of_cpu() -> list[Row]:
 
 
 SLOW = 0.5
-"""A rate at which a head hardly moves in its 30 steps, as the published one at 1e-5 in its 2,700."""
+"""Far below the rates that are tried elsewhere. A head starts from 0 here, so that a small rate leaves it a direction:
+unlike the published one, which starts from random weights, it does not stay at chance."""
 
 
 # ---- As published ----------------------------------------------------------------------------------------------------
