@@ -84,17 +84,44 @@ def config_value(key: str, text: str) -> Any:
 
     UserError for an unknown key, and for a text that is not of its type; it names `--config.KEY=TEXT`.
     """
-    arguments = [f"--config={_config_argument()}", f"--config.{key}={text}"]
+    node: Any = _config_of([f"--config={_config_argument()}", f"--config.{key}={text}"])
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def other_config(path: str) -> Any:
+    """Another configuration, FILE[:VARIANT], with those of the overrides --config.KEY=VALUE whose keys it has.
+
+    UserError for a file that is not there, and for what it raises.
+    """
+    if not Path(path.partition(":")[0]).is_file():
+        raise _no_config(path.partition(":")[0])
+    given = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    try:
+        known = _keys(load_config(path), "")
+    except _FLAG_ERRORS as error:
+        raise UserError(str(error), where=path, todo="see the head of the file for its variants") from error
+    fitting = [argument for argument in given if _key_of(argument) in known]
+    return _config_of([f"--config={path}", *fitting])
+
+
+def _config_of(arguments: Sequence[str]) -> Any:
+    """The configuration that --config and its overrides give. UserError that names the wrong one."""
     own = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=own, sys_argv=["", *arguments])
     try:
         own(["", *arguments])
     except _FLAG_ERRORS as error:
         raise _explain(error, arguments) from error
-    node: Any = own["config"].value
-    for part in key.split("."):
-        node = node[part]
-    return node
+    return own["config"].value
+
+
+def _keys(node: object, prefix: str) -> list[str]:
+    """Dotted names of all leaves of a configuration."""
+    if not hasattr(node, "items"):
+        return [prefix]
+    return [name for key, child in node.items() for name in _keys(child, f"{prefix}.{key}" if prefix else key)]
 
 
 def _tuple(value: Any) -> Any:
@@ -172,13 +199,7 @@ def _all_config_keys() -> list[str]:
         config = load_config(path)
     except Exception:  # only a hint is at stake
         return []
-
-    def walk(node: object, prefix: str) -> list[str]:
-        if not hasattr(node, "items"):
-            return [prefix]
-        return [name for key, child in node.items() for name in walk(child, f"{prefix}.{key}" if prefix else key)]
-
-    return walk(config, "")
+    return _keys(config, "")
 
 
 def load_config(path: str):

@@ -15,8 +15,8 @@ from elk_jax.data.sources.spec import OnError, SourceSpec
 
 flags.disclaim_key_flags()  # they are listed in the help of the script that defines them
 
-OF_TRAINING = ("train_where", "patients", "train_share", "train_share_of")
-"""Fields without a flag: they choose training images."""
+OF_TRAINING = ("train_where", "patients", "train_share", "train_share_of", "made_from")
+"""Fields without a flag: they are of training images."""
 _HELP = {field.name: field.metadata["help"] for field in dataclasses.fields(SourceSpec)}
 
 

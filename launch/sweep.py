@@ -15,8 +15,11 @@ A list is for settings that are not a product: a Python file with ROWS, a tuple 
 JSON file with objects of the same fields:
   [{"name": "ours", "overrides": {"detector.steps": 100}, "published": {"mean_sensitivity": 0.71}, "note": ""},
    {"name": "theirs", "not_run": "needs a GPU", "published": {"mean_sensitivity": 0.69}}]
-A row with a reason not to run it, not_run, stands in the table only. Rows with a number on an axis, {"at": 16,
-"axis": "shift, pixels", "line": "with tolerance"}, are drawn over it too, and so is a product with one key of numbers.
+A row with a reason not to run it, not_run, stands in the table only. A row may have a configuration of its own,
+{"config": "configs/cem_mixed.py:small"}, which takes those of the given --config.KEY=VALUE whose keys it has. A value
+that is published of one model of an evaluation has its name before it, {"mixed/mean_sensitivity": 0.74}. Rows with a
+number on an axis, {"at": 16, "axis": "shift, pixels", "line": "with tolerance"}, are drawn over it too, and so is a
+product with one key of numbers.
 
 Every setting runs with the same seeds, config.seed and those after it. The seed of a phantom is its own. Each run is an
 ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by its own process; --jobs of them run at once and share the
@@ -43,7 +46,7 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: configs/NAME.py[:variant].")
 OVER = flags.DEFINE_multi_string("over", [], "KEY=VALUE,VALUE,...: the values of a key of the configuration.")
-LIST = flags.DEFINE_string("list", None, "A Python or JSON file of settings, in place of --over.")
+LIST = flags.DEFINE_string("list", None, "A Python or JSON file of settings, FILE[:VARIANT], in place of --over.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds of each setting.")
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at once.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the sweep.")
@@ -72,7 +75,8 @@ def main() -> None:
 
     values: dict[tuple[str, str], object] = {}
     if LIST.value:
-        rows = settings.read_rows(Path(LIST.value))
+        file, _, variant = LIST.value.partition(":")
+        rows = settings.read_rows(Path(file), variant)
     elif OVER.value:
         overs = [settings.read_over(text) for text in OVER.value]
         values = {(over.key, text): _value(over.key, text) for over in overs for text in over.texts}
@@ -80,7 +84,8 @@ def main() -> None:
     else:
         rows = (settings.Row(config.name),)
     baselines = settings.baselines(rows, AGAINST.value, values)
-    planned = plan(config, rows, SEEDS.value, folder)
+    own = {row.config: command_line.other_config(row.config) for row in rows if row.config and not row.not_run}
+    planned = plan(config, rows, SEEDS.value, folder, own)
     if RUN.value:
         run_one(planned, RUN.value)
         return

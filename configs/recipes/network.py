@@ -69,7 +69,7 @@ def published() -> dict[str, Any]:
         "label_smoothing": 0.1,
         "images": {"batch_size": 128, "threads": 8},
         "steps": 2588,
-        "optimizer": {"clip_norm": 0.0},
+        "optimizer": {"clip_norm": 0.0, "weight_decay": 1e-8},
         "schedule": settings(Constant(base=1e-5)),
         "checkpoint_every": 100,
         "eval_every": 50,

@@ -122,6 +122,10 @@ def _check_names(experiment: Experiment, folder: Path | None) -> None:
             written.append(stage.name)
     read = {data.source for stage in experiment.stages.values() for data in stage.data()}
     for name, spec in experiment.data.items():
+        for other in spec.made_from:
+            if other not in experiment.data or other == name or experiment.data[other].made_from:
+                todo = "name data sources of config.data that no program made"
+                raise UserError(f"made_from names '{other}'", where=f"config.data.{name}.made_from", todo=todo)
         if spec.spec and name not in read:
             raise UserError(
                 f"no stage reads the data source '{name}'",

@@ -53,19 +53,22 @@ class Mechanism:
             return None
         return Ledger((Phase(self.sampling_rate, self.noise_multiplier, steps * self.releases),), self.privacy.unit)
 
-    def statement(self, steps: int, private: bool) -> Statement:
-        """The promise after so many steps, at least one. private: whether the secret is one."""
+    def statement(self, steps: int, private: bool, exposed: str = "") -> Statement:
+        """The promise after so many steps, at least one. private: whether the secret is one. exposed: as of a
+        `Statement`."""
         privacy, ledger = self.privacy, self.ledger(steps)
         assert ledger is not None
         epsilon = accounting.epsilon_of(ledger.phases, privacy.delta, privacy.accountant)
-        return Statement(private, epsilon, privacy.delta, privacy.accountant, ledger)
+        return Statement(private, epsilon, privacy.delta, privacy.accountant, ledger, exposed)
 
 
 @dataclass(frozen=True)
 class Statement:
     """What a private training promises, as its model and its report say it. It holds nothing of the data.
 
-    private: False where the seed of the noise is known. epsilon: of the ledger, at delta, by the accountant.
+    private: False where the seed of the noise is known. epsilon: of the ledger, at delta, by the accountant. exposed:
+    what the training has used that learned from the same patients without protecting them, as half a sentence: then the
+    epsilon is of the training alone, and nobody has that of the whole chain.
     """
 
     private: bool
@@ -73,11 +76,23 @@ class Statement:
     delta: float
     accountant: Accountant
     ledger: Ledger
+    exposed: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it protects anybody."""
+        return self.private and not self.exposed
 
     def sentence(self) -> str:
         """The promise in words, with what it leaves out."""
         if not self.private:
             return "Not private: the seed of the noise is known."
+        if self.exposed:
+            return (
+                f"Not private: {self.exposed}, without protection, so that epsilon {self.epsilon:.3g} at delta "
+                f"{self.delta:g} for each {self.ledger.unit} is that of this training alone and no epsilon holds for "
+                "the whole chain."
+            )
         full = self.accountant == "pld" and all(phase.sampling_rate == 1 for phase in self.ledger.phases)
         accounted = "exact for full batches" if full else f"by {self.accountant}"
         whose = "All training images of each patient are" if self.ledger.unit == "patient" else "Each training image is"
@@ -93,7 +108,7 @@ def together(statements: Sequence[Statement]) -> float | None:
 
     None where they protect different units, or one of them protects nobody.
     """
-    if len({one.ledger.unit for one in statements}) != 1 or not all(one.private for one in statements):
+    if len({one.ledger.unit for one in statements}) != 1 or not all(one.holds for one in statements):
         return None
     phases = [phase for one in statements for phase in one.ledger.phases]
     loose = all(one.accountant == "rdp" for one in statements)
@@ -105,6 +120,9 @@ def in_words(statements: Sequence[Statement]) -> str:
     if len(statements) < 2:
         return "".join(one.sentence() for one in statements)
     *_, last = statements
+    exposed = next((one for one in statements if one.exposed), None)
+    if exposed is not None and last.private:
+        return exposed.sentence()
     epsilon = together(statements)
     if epsilon is None:
         both = "Who is in several of them is protected less, by an amount that is not accounted for here."

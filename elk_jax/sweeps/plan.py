@@ -91,11 +91,14 @@ class Plan:
         return tuple(sorted({makers[key] for key in run.identities.values()} - {self.runs.index(run)}))
 
 
-def plan(base: ConfigDict, rows: Sequence[Row], seeds: int, folder: Path) -> Plan:
+def plan(
+    base: ConfigDict, rows: Sequence[Row], seeds: int, folder: Path, configs: Mapping[str, ConfigDict] | None = None
+) -> Plan:
     """Check every setting with every seed, before any of them runs.
 
-    base: the configuration that the rows change. seeds: how many, from `config.seed` on. UserError, with the row, for a
-    key or value that cannot be; for a row that sets the seed.
+    base: the configuration that the rows change. seeds: how many, from `config.seed` on. configs: those of rows that
+    have their own, by `Row.config`. UserError, with the row, for a key or value that cannot be; for a row that sets the
+    seed.
     """
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", todo="give 1 or more")
@@ -109,7 +112,8 @@ def plan(base: ConfigDict, rows: Sequence[Row], seeds: int, folder: Path) -> Pla
         if row.not_run:
             continue
         for seed in chosen:
-            config = changed(base, row.overrides, f"row '{row.name}'")
+            own = (configs or {})[row.config] if row.config else base
+            config = changed(own, row.overrides, f"row '{row.name}'")
             config.seed = seed
             place = folder / "runs" / row.folder / f"seed-{seed}"
             runs.append(PlannedRun(row, seed, config, _parsed(config, row), place))
@@ -141,7 +145,7 @@ def start(plan: Plan) -> None:
     path = plan.folder / SWEEP
     now = {
         "experiment": plain(plan.base),
-        "settings": {row.name: json.loads(json.dumps(dict(row.overrides))) for row in plan.rows},
+        "settings": {row.name: json.loads(json.dumps(_settings(row))) for row in plan.rows},
     }
     now = json.loads(json.dumps(now))
     if path.exists():
@@ -233,6 +237,10 @@ def _parsed(config: ConfigDict, row: Row) -> Experiment:
         return experiment
     except UserError as error:
         raise UserError(f"setting {row.name}: {error.what}", where=error.where, todo=error.todo) from error
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    return {**({"config": row.config} if row.config else {}), **row.overrides}
 
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, Any]:

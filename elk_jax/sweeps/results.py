@@ -130,7 +130,7 @@ def collect(plan: Plan, baselines: Mapping[str, str], resamples: int, references
     of_gains = [replace(row, published={}) for row in plan.rows if not row.not_run]
     return Results(
         plan.seeds,
-        {place: _entries(plan.rows, found, baselines, resampling) for place, found in measured.items()},
+        {place: _entries(_rows(plan, place), found, baselines, resampling) for place, found in measured.items()},
         {place: _entries(of_gains, found, baselines, resampling) for place, found in gains.items()},
         tuple(_notes(plan, table, resampling)),
     )
@@ -177,6 +177,11 @@ def _gains(own: ByRow, other: ByRow) -> ByRow:
         row: {name: value.minus(other[row][name]) for name, value in by_name.items() if name in other[row]}
         for row, by_name in own.items()
     }
+
+
+def _rows(plan: Plan, place: Place) -> list[Row]:
+    """The rows with what is published of the model of a place."""
+    return [replace(row, published=row.published_of(place[1])) for row in plan.rows]
 
 
 def _entries(
@@ -234,7 +239,9 @@ def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
         kind = kind_of(stage)
         if kind.statistics is not None:
             statistics = kind.statistics(folder, stage, run.experiment.recipe_of(stage))
-        for path in [folder / EVALUATION, *(folder / name / EVALUATION for name in _subfolders(folder))]:
+        order = stage.subjects if isinstance(stage, EvaluateModelsStage) else ()
+        names = sorted(_subfolders(folder), key=lambda name: order.index(name) if name in order else len(order))
+        for path in [folder / EVALUATION, *(folder / name / EVALUATION for name in names)]:
             if path.is_file():
                 name = path.parent.name if path.parent != folder else ""
                 yield (stage.name, name), _Evaluated(values(files.read_json(path)), statistics.get(name))

@@ -4,7 +4,8 @@
   --over="stages.real.train_on=('a',),('a','b')"                        commas in brackets separate no values
   --over="data.real.spec='phantom:size=64,count=24','coco:x.json'"      quote a text that has commas or brackets itself
 
-A list is a Python file that defines `ROWS`, a tuple of `Row`, or a JSON file with a list of objects of the same fields.
+A list is a Python file that defines `ROWS`, a tuple of `Row`, or `get_rows(variant)`, which returns one for
+FILE.py:VARIANT; or a JSON file with a list of objects of the same fields.
 Rows that have a number on an axis are drawn over it too; those of a product with one key of numbers are.
 """
 
@@ -32,9 +33,11 @@ LONGEST = 80
 class Row:
     """One row of a table of settings, as plain data.
 
-    name: in the table. overrides: dotted key of the configuration -> value. published: metric -> value of a paper, to
-    stand beside the row's own; a metric is named as in the table, such as "mean_sensitivity". note: printed with the
-    row. not_run: why the row is not run here, such as "needs a GPU"; it is printed with its published values only.
+    name: in the table. overrides: dotted key of the configuration -> value. config: a configuration of its own,
+    FILE[:VARIANT], in place of that of the sweep. published: metric -> value of a paper, to stand beside the row's own;
+    a metric is named as in the table, such as "mean_sensitivity", or "MODEL/mean_sensitivity" where it is of one model.
+    note: printed with the row. not_run: why the row is not run here, such as "needs a GPU"; it is printed with its
+    published values only.
     """
 
     name: str
@@ -45,6 +48,12 @@ class Row:
     at: float | None = None
     axis: str = ""
     line: str = ""
+    config: str = ""
+
+    def published_of(self, model: str) -> Mapping[str, float]:
+        """The published values of a model by metric, and those of no model in particular."""
+        own = {key.removeprefix(f"{model}/"): value for key, value in self.published.items() if model}
+        return {**self.published, **own}
 
     @property
     def folder(self) -> str:
@@ -118,15 +127,18 @@ def _axis(overs: Sequence[Over], values: Values) -> str:
     return of_numbers[0] if len(of_numbers) == 1 else ""
 
 
-def read_rows(path: Path) -> tuple[Row, ...]:
-    """The rows of a list file, Python or JSON. UserError, with the file and the row, for anything else."""
+def read_rows(path: Path, variant: str = "") -> tuple[Row, ...]:
+    """The rows of a list file, Python or JSON. variant: of a Python file with `get_rows`. UserError, with the file and
+    the row, for anything else."""
+    if path.suffix == ".json" and variant:
+        raise UserError("a JSON file has no variants", where=f"{path}:{variant}", todo=f"give {path}")
     if path.suffix == ".json":
         entries = files.read_json(path)
         if not isinstance(entries, list):
             raise UserError("not a list of rows", where=path, todo='write [{"name": ..., "overrides": {...}}, ...]')
         rows = [_row(entry, f"{path}, row {number}") for number, entry in enumerate(entries, 1)]
     else:
-        rows = _rows_of_python(path)
+        rows = _rows_of_python(path, variant)
     return checked(rows, str(path))
 
 
@@ -140,7 +152,7 @@ def checked(rows: Sequence[Row], where: str) -> tuple[Row, ...]:
         if names.count(row.name) > 1:
             raise UserError(f"two rows are called '{row.name}'", where=where, todo="give each its own name")
     for row, other in itertools.combinations(running, 2):
-        if _normal(row.overrides) == _normal(other.overrides):
+        if row.config == other.config and _normal(row.overrides) == _normal(other.overrides):
             what = f"'{row.name}' and '{other.name}' are the same setting"
             raise UserError(what, where=where, todo="leave one of them out")
     return tuple(rows)
@@ -242,7 +254,7 @@ def _row(entry: Any, where: str) -> Row:
 
 
 def _check_row(row: Row, where: str) -> Row:
-    for name in ("name", "note", "not_run", "axis", "line"):
+    for name in ("name", "note", "not_run", "axis", "line", "config"):
         if not isinstance(getattr(row, name), str):
             raise UserError(f"{name} is not a text", where=where, todo="quote it")
     if not row.name.strip() or not row.name.isprintable():
@@ -262,7 +274,7 @@ def _check_row(row: Row, where: str) -> Row:
     return row
 
 
-def _rows_of_python(path: Path) -> list[Row]:
+def _rows_of_python(path: Path, variant: str) -> list[Row]:
     text = files.read_text(path)  # refuses a missing file and a folder
     spec = importlib.util.spec_from_file_location("elk_jax_rows", path)
     if spec is None or spec.loader is None:
@@ -270,9 +282,15 @@ def _rows_of_python(path: Path) -> list[Row]:
     module = importlib.util.module_from_spec(spec)
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
+        rows = getattr(module, "ROWS", None)
+        has_variants = rows is None and callable(getattr(module, "get_rows", None))
+        if has_variants:
+            rows = module.get_rows(variant)
     except Exception as error:
-        raise UserError(f"{type(error).__name__}: {error}", where=path, todo="correct the file") from error
-    rows = getattr(module, "ROWS", None)
+        todo = "correct the file, or name another variant" if variant else "correct the file"
+        raise UserError(f"{type(error).__name__}: {error}", where=path, todo=todo) from error
+    if variant and not has_variants:
+        raise UserError(f"the file has no variant '{variant}'", where=path, todo="leave it out, or define get_rows")
     if not isinstance(rows, Sequence) or not all(isinstance(row, Row) for row in rows):
         todo = "define ROWS, a tuple of elk_jax.sweeps.settings.Row"
         raise UserError("the file has no ROWS", where=path, todo=todo)

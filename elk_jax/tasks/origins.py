@@ -7,22 +7,45 @@ from elk_jax.tasks.run import Experiment
 from elk_jax.tasks.stages import TrainStage
 
 
-def of_stage(experiment: Experiment, name: str) -> list[tuple[str, bool]]:
-    """(data source or model folder, whether it is a folder) that a train or synthesis stage goes back to."""
-    origin = experiment.stages[name].origin()
-    found = [place for source in origin.sources for place in of_source(experiment, source)]
-    return found + [place for model in origin.models for place in of_model(experiment, model)]
+def of_stage(experiment: Experiment, name: str, bare: bool = False) -> list[tuple[str, bool]]:
+    """(data source or model folder, whether it is a folder) that a train or synthesis stage goes back to.
+
+    bare: without what a stage in between has learned with protection: its promise holds for whatever follows from it.
+    """
+    stage = experiment.stages[name]
+    origin = stage.origin()
+    guarded: tuple[str, ...] = ()
+    if bare and isinstance(stage, TrainStage) and stage.protects(experiment.recipe_of(stage)):
+        guarded = stage.train_on
+    sources = [source for source in origin.sources if source not in guarded]
+    # made images are no secret of a stage that protects the images of `train_on`
+    found = [place for source in sources for place in of_source(experiment, source, bare)]
+    found += [place for source in guarded for place in behind(experiment, source, bare)]
+    return found + [place for model in origin.models for place in of_model(experiment, model, bare)]
 
 
-def of_source(experiment: Experiment, source: str) -> list[tuple[str, bool]]:
-    """As `of_stage`, of a data source: itself, or what the stage goes back to that writes it."""
-    writer = experiment.writers.get(source)
-    return of_stage(experiment, writer) if writer else [(source, False)]
+def of_source(experiment: Experiment, source: str, bare: bool = False) -> list[tuple[str, bool]]:
+    """As `of_stage`, of a data source: itself, or what its writer goes back to; and what it is made from."""
+    own = [] if source in experiment.writers else [(source, False)]
+    return own + behind(experiment, source, bare)
 
 
-def of_model(experiment: Experiment, model: str) -> list[tuple[str, bool]]:
+def behind(experiment: Experiment, source: str, bare: bool = False) -> list[tuple[str, bool]]:
+    """As `of_source`, of what stands behind the images of a data source alone: none for images that nobody made."""
+    if source in experiment.writers:
+        return of_stage(experiment, experiment.writers[source], bare)
+    return [place for other in experiment.data[source].made_from for place in of_source(experiment, other, bare)]
+
+
+def of_model(experiment: Experiment, model: str, bare: bool = False) -> list[tuple[str, bool]]:
     """As `of_stage`, of a model: a stage, or a model folder from outside the run."""
-    return of_stage(experiment, model) if model in experiment.stages else [(model, True)]
+    return of_stage(experiment, model, bare) if model in experiment.stages else [(model, True)]
+
+
+def painters(experiment: Experiment, sources: tuple[str, ...]) -> list[str]:
+    """The models that made the images of data sources, of those that a stage of the experiment writes."""
+    written = [experiment.stages[experiment.writers[name]] for name in sources if name in experiment.writers]
+    return list(dict.fromkeys(model for stage in written for model in stage.named_models().values()))
 
 
 def training_sources(experiment: Experiment, name: str) -> list[str]:

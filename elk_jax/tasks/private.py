@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from elk_jax.data.sources.open import drawn
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy import mechanism, secret
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.privacy.secret import Secret
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import origins
@@ -112,9 +113,8 @@ def privately(
         f"  private: {len(units)} {privacy.unit}s, {batch_size} expected in a batch, noise multiplier "
         f"{plan.noise_multiplier:.4g}, {plan.steps} steps"
     )
-    promised = plan.statement(plan.steps, not protection.secret.known)
-    before = model_folder.promises(run.model_folder(stage.init_from)) if stage.init_from else ()
-    run.say(f"  {mechanism.in_words([*before, promised])}")
+    promised = plan.statement(plan.steps, not protection.secret.known, exposure(run, stage, recipe))
+    run.say(f"  {mechanism.in_words([*promises_before(run, stage), promised])}")
     counts = {"train": {"units": len(units)}} | ({"public": public.counts} if public else {})
     return Learned(batches, counts, protection, public.data if public else None)
 
@@ -187,47 +187,96 @@ def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
         raise UserError(f"no loss reads the public data {', '.join(stage.public)}", where=place, todo=todo)
 
 
-def check_start(run: Run, stage: TrainStage, recipe: TrainingRecipe) -> None:
-    """UserError for a private training whose patients are known elsewhere: to its initial weights, to its public data,
-    or to the stage that made its images. What those say of them is not accounted for.
+def check_start(run: Run, stage: TrainStage, recipe: Any) -> None:
+    """UserError for a private training whose patients are known elsewhere, unless it says so itself (`exposed`): to its
+    initial weights, to its public data, or to what made its images. What those say of them is not accounted for.
 
     Phantoms are not drawn to find their patients.
     """
-    if recipe.privacy is None:
+    if getattr(stage, "exposed", False):
         return
-    experiment, place = run.experiment, f"config.stages.{stage.name}"
+    for one in _exposures(run, stage, recipe):
+        where, todo = f"config.stages.{stage.name}.{one.setting}", one.todo
+        if hasattr(stage, "exposed"):
+            todo += f"; or set config.stages.{stage.name}.exposed=True, and no epsilon holds for the whole chain"
+        raise UserError(one.what + one.proof, where=where, todo=todo)
+
+
+def exposure(run: Run, stage: TrainStage, recipe: Any) -> str:
+    """What has learned from the patients of a private training without protecting them, as half a sentence, without
+    names of patients; "" for nothing."""
+    return next((one.what for one in _exposures(run, stage, recipe)), "")
+
+
+def promises_before(run: Run, stage: TrainStage) -> tuple[Statement, ...]:
+    """What the private trainings behind the weights and the made images of a stage have promised."""
+    models = (*stage.named_models().values(), *origins.painters(run.experiment, stage.origin().sources))
+    folders = dict.fromkeys(run.model_folder(name) for name in models)
+    return tuple(promise for folder in folders for promise in model_folder.promises(folder))
+
+
+def painters_saw(run: Run, sources: Sequence[str]) -> frozenset[str]:
+    """Hashes of the patients behind images that a program made of them (`SourceSpec.made_from`)."""
+    made = {other for name in sources for other in run.experiment.data[name].made_from if run.is_listed(other)}
+    named = (patient for other in made for patient in patients.named(run.list(other, "train").infos))
+    return frozenset(map(patients.patient_hash, named))
+
+
+class _Exposure(NamedTuple):
+    """what: half a sentence. proof: how that is known, of patients. setting: of the stage. todo: as of a UserError."""
+
+    what: str
+    proof: str
+    setting: str
+    todo: str
+
+
+def _exposures(run: Run, stage: TrainStage, recipe: Any) -> Iterator[_Exposure]:
+    """All that knows the patients of a private training beside itself. What others have learned of them privately is
+    none: their promises are composed (`promises_before`)."""
+    if not stage.protects(recipe):
+        return
+    experiment = run.experiment
+    own = {source: _by_key(run, source) for source in stage.train_on if source not in experiment.writers}
     for source in stage.train_on:
         if source in experiment.writers:
-            raise UserError(
-                f"'{source}' is made by stage {experiment.writers[source]}: its images show more than their patients",
-                where=f"{place}.train_on",
-                todo="name it in public, if others' images alone are behind it",
-            )
-    own = {source: _by_key(run, source) for source in stage.train_on}
-
-    def check(behind: list[tuple[str, bool]], what: str, where: str, todo: str) -> None:
-        for (origin, is_folder), (source, ids) in itertools.product(behind, own.items()):
-            if not is_folder and run.spec(origin).spec == run.spec(source).spec:
-                raise UserError(f"{what} go back to '{origin}', the training data", where=where, todo=todo)
-            if is_folder:
-                both = patients.among(ids.values(), model_folder.seen_patients(Path(origin)))
-            else:
-                both = [ids[key] for key in sorted(ids.keys() & _by_key(run, origin))]
-            if both:
-                known = f"{what} go back to '{origin}', which has the patient {both[0]} of the training data"
-                raise UserError(known, where=where, todo=todo)
-
-    if stage.init_from:
+            what = f"'{source}' is made by stage {experiment.writers[source]}: its images show more than their patients"
+            yield _Exposure(what, "", "train_on", "name it in public, if others' images alone are behind it")
+        else:
+            behind = origins.behind(experiment, source, bare=True)
+            yield from _known(run, own, behind, f"the images '{source}'", "train_on", "leave it out")
+    for setting, name in stage.named_models().items():
+        behind = origins.of_model(experiment, name, bare=True)
         todo = "start from weights of other people's images"
-        check(
-            origins.of_model(experiment, stage.init_from),
-            f"the weights of '{stage.init_from}'",
-            f"{place}.init_from",
-            todo,
-        )
-    for source in stage.public if isinstance(stage, PrivateTrainStage) else ():
-        todo = "name data of other people"
-        check(origins.of_source(experiment, source), f"the public data '{source}'", f"{place}.public", todo)
+        yield from _known(run, own, behind, f"the weights of '{name}'", setting, todo)
+    for source in getattr(stage, "public", ()):
+        # images that a head is whitened by are compared with its training images one by one (`classification.fit`)
+        of = origins.of_source if isinstance(stage, PrivateTrainStage) else origins.behind
+        behind = of(experiment, source, bare=True)
+        yield from _known(run, own, behind, f"the public data '{source}'", "public", "name data of other people")
+
+
+def _known(
+    run: Run,
+    own: Mapping[str, Mapping[str, str]],
+    behind: Sequence[tuple[str, bool]],
+    what: str,
+    setting: str,
+    todo: str,
+) -> Iterator[_Exposure]:
+    """Which of the places `behind` (`tasks.origins`) know a training patient. own: key -> ID, by data source."""
+    for (origin, is_folder), (source, ids) in itertools.product(behind, own.items()):
+        back = f"{what} go back to '{origin}'"
+        if not is_folder and run.spec(origin).spec == run.spec(source).spec:
+            yield _Exposure(f"{back}, the training data", "", setting, todo)
+            continue
+        if is_folder:
+            both = patients.among(ids.values(), model_folder.seen_patients(Path(origin)))
+        else:
+            both = [ids[key] for key in sorted(ids.keys() & _by_key(run, origin))]
+            both = both or patients.among(ids.values(), _painter_saw(run, origin))
+        if both:
+            yield _Exposure(back, f", which has the patient {both[0]} of the training data", setting, todo)
 
 
 def check_classes(stage: PrivateTrainStage, own: Sequence[str], public: Sequence[str]) -> None:
@@ -252,6 +301,11 @@ def _patients(run: Run, source: str) -> Collection[str]:
     if phantom and not spec.patient_pattern:
         return phantom.patients(spec.place, "train")
     return patients.named(run.list(source, "train").infos) if run.is_listed(source) else ()
+
+
+def _painter_saw(run: Run, source: str) -> frozenset[str]:
+    """Hashes of the patients that made images say of whom they are made."""
+    return run.list(source, "train").seen_patients if run.is_listed(source) else frozenset()
 
 
 def _secret(run: Run, stage: TrainStage, privacy: Privacy) -> Secret:

@@ -125,9 +125,12 @@ class PrivateTrainStage(TrainStage):
 
     public: data sources whose examples need no protection, such as synthetic ones. Their gradient is added to that of
     `train_on`, weighted by `privacy.public_weight`.
+    exposed: train privately although weights or images that the stage reads have learned from the same patients without
+    protecting them, as published chains do. Its epsilon is of this training alone then, as its model and report say.
     """
 
     public: tuple[str, ...] = ()
+    exposed: bool = False
 
     def data(self) -> tuple[Data, ...]:
         *train, held_out = super().data()

@@ -17,6 +17,7 @@ from elk_jax.data.sources import patients
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks import folds
+from elk_jax.tasks.private import exposure, painters_saw, promises_before
 from elk_jax.tasks.run import Opened, Run
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.training import loop
@@ -154,17 +155,19 @@ def kept_weights(
     Of a private training what it promises is kept, and not its patients: whose data are in it is what it hides. Those
     of its public data are kept. For all processes to call: each may hold a part of the parameters.
     """
-    last = result.params, int(result.state.step)
+    recipe, last = run.experiment.recipe_of(stage), (result.params, int(result.state.step))
     params, step = (result.best_params, result.best_step) if choose == "best" else last
     open_data = [*([] if protection else [data]), *([] if public is None else [public])]
     seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
     seen = seen.union(*(one.seen_patients for one in open_data))
     before = [run.model_folder(name) for name in dict.fromkeys(stage.named_models().values())]
     seen = seen.union(*(model_folder.seen_patients(folder) for folder in before))
-    promise, inherited = None, tuple(promise for folder in before for promise in model_folder.promises(folder))
+    sources, promise = stage.origin().sources, None
+    seen |= painters_saw(run, sources)
     if protection is not None:
-        promise = protection.mechanism.statement(last[1], private=not protection.secret.known)
-    sources = stage.origin().sources
+        exposed = exposure(run, stage, recipe)
+        promise = protection.mechanism.statement(last[1], not protection.secret.known, exposed)
+    inherited = promises_before(run, stage)
     trained = model_folder.Training(step, sources, stage.init_from, tuple(sorted(seen)), promise, inherited)
     return meshes.on_host(params, run.mesh), trained
 

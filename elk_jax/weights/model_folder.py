@@ -127,6 +127,10 @@ class Content:
             # users may take the patients out before they publish a model; privacy came after other entries
             later = {"patients": (), "privacy": None, "inherited": ()}
             given = {**later, **known} if isinstance(known, Mapping) else known
+            if isinstance(given, dict):  # as did what a promise says of a chain
+                given["privacy"] = _with_exposed(given["privacy"])
+                if isinstance(given["inherited"], Sequence):
+                    given["inherited"] = [_with_exposed(one) for one in given["inherited"]]
             return fields.build(Training, given, "trained", complete=self.whole)
 
     def build(
@@ -281,6 +285,10 @@ def _within(file: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(error.what, where=f"{file}: {error.where}", todo=error.todo) from error
+
+
+def _with_exposed(promise: Any) -> Any:
+    return {"exposed": "", **promise} if isinstance(promise, Mapping) else promise
 
 
 def _known(kind: type, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,17 @@ def test_fewer_components_are_the_first_of_more():
     np.testing.assert_array_equal(some.mean, all_of_them.mean)
 
 
+def test_more_features_than_images_give_the_components_of_a_singular_value_decomposition():
+    wide = RANDOM.normal(size=(20, 6)) @ (RANDOM.normal(size=(6, 90)) * np.geomspace(1e-3, 10, 90)) + 3
+    _, deviations, directions = np.linalg.svd((wide - wide.mean(0)) / np.sqrt(19), full_matrices=False)
+    fitted = whitening.fit(wide, 6)
+    expected = directions[:6].T / deviations[:6]
+    signs = np.sign((fitted.components * expected).sum(0))
+    np.testing.assert_allclose(fitted.components * signs, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+    with refused(7, 6):
+        whitening.fit(wide, 7)
+
+
 def test_other_images_change_nothing_of_it():
     fitted = whitening.fit(PUBLIC, 4)
     one = whitening.whiten(PUBLIC[:1] * 3, fitted)

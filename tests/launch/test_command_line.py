@@ -307,7 +307,14 @@ SOURCE = {
     "--clean_boxes": ("clean_boxes", True),
     "--ignore_over=0.25": ("ignore_over", 0.25),
 }
-GIVEN = dataclasses.asdict(SourceSpec("coco:a.json")) | dict(SOURCE.values())
+
+
+def written(spec: SourceSpec) -> dict:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+GIVEN = written(SourceSpec("coco:a.json")) | dict(SOURCE.values())
 EVALUATE = {
     "--data=coco:a.json": ("data", GIVEN),
     "--split=other": ("split", "other"),
@@ -328,7 +335,7 @@ EVALUATE_SETTINGS = {
 PREDICT = {
     "--input=a,b.png": ("inputs", ["a,b.png"]),
     "--output=out": ("output", "out"),
-    "--bit_depth=12": ("decoding", dataclasses.asdict(SourceSpec(bit_depth=12)) | {"split_shares": []}),
+    "--bit_depth=12": ("decoding", written(SourceSpec(bit_depth=12))),
     "--on_error=skip": ("on_error", "skip"),
 }
 PREDICT_SETTINGS = {
@@ -496,3 +503,20 @@ def test_a_sweep_that_cannot_be_ends_before_anything_runs(quick_start, tmp_path,
     done = quick_start("sweep", "--config=configs/cem_real.py:tiny", f"--workdir={folder}", *arguments)
     assert_one_line(done, *words)
     assert not folder.exists()
+
+
+OF_TINY = ("--config=configs/private_swin.py:tiny", "--config.first.steps=5", "--workdir=none")
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"config": "configs/nothing.py:tiny"}, ["no such configuration", "configs/nothing.py"]),
+        ({"config": "configs/mcgan.py:huge"}, ["huge", "configs/mcgan.py:huge"]),
+        # that of the sweep has the key of --config.first.steps, that of the row has not, and takes no harm
+        ({"config": "configs/private_swin.py:tiny,nothing", "overrides": {"first.steps": 3}}, ["'first.steps'", "row"]),
+    ],
+)
+def test_configurations_of_rows_that_cannot_be_end_in_one_line(quick_start, tmp_path, row, words):
+    (tmp_path / "rows.json").write_text(json.dumps([{"name": "own", **row}]))
+    assert_one_line(quick_start("sweep", *OF_TINY, f"--list={tmp_path / 'rows.json'}"), *words)

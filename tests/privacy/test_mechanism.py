@@ -7,7 +7,7 @@ import pytest
 
 from elk_jax import fields
 from elk_jax.privacy.accounting import gaussian_epsilon, gaussian_noise_multiplier
-from elk_jax.privacy.mechanism import Mechanism, plan
+from elk_jax.privacy.mechanism import Mechanism, in_words, plan, together
 from elk_jax.privacy.settings import Adaptive, Flat, Normalised, Privacy
 from tests.refusals import refused
 
@@ -60,6 +60,19 @@ def test_the_promise_in_words():
     for word in ("patient", "epsilon 2 ", "1e-05", "zero-out", "validation", "settings"):
         assert word in said
     assert found.statement(30, False).sentence().startswith("Not private")
+
+
+def test_no_epsilon_holds_for_a_chain_that_is_exposed():
+    found = plan(Privacy(epsilon=2.0, delta=1e-5), steps=30, **FULL)
+    fine, exposed = found.statement(30, True), found.statement(30, True, "the images of 'a' go back to 'b'")
+    said = exposed.sentence()
+    assert said.startswith("Not private: the images of 'a' go back to 'b'") and said.count(". ") == 0
+    assert "epsilon 2 at delta 1e-05" in said and "this training alone" in said and "no epsilon" in said
+    assert fine.holds and not exposed.holds and not found.statement(30, False).holds
+    assert together([fine, fine]) > 2 and together([fine, exposed]) is None
+    for statements in ([exposed], [exposed, fine], [fine, exposed]):
+        assert in_words(statements) == said
+    assert in_words([exposed, found.statement(30, False)]).startswith("Of 2 private trainings")
 
 
 def test_batches_larger_than_the_data_and_counts_that_spend_everything_are_refused():

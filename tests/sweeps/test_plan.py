@@ -44,6 +44,25 @@ def test_a_row_that_is_not_run_has_no_run(tmp_path):
     assert [run.row.name for run in found.runs] == ["few", "many"] and len(found.rows) == 3
 
 
+def test_a_row_may_have_a_configuration_of_its_own(tmp_path):
+    other = toy_task.get_config()
+    other.toy.steps = 30
+    rows = (
+        Row("own"),
+        Row("other", config="other.py"),
+        Row("both", {"stages.evaluate.threshold": 0.7}, config="other.py"),
+    )
+    found = plan(toy_task.get_config(), rows, 1, tmp_path, {"other.py": other})
+    steps = {run.row.name: run.experiment.recipes["toy"].steps for run in found.runs}
+    assert steps == {"own": toy_task.get_config().toy.steps, "other": 30, "both": 30}
+    own, changed, both = found.runs
+    assert changed.identities["train"] == both.identities["train"] != own.identities["train"]
+    plans.start(found)
+    moved = (Row("own"), Row("other", {"toy.steps": 30}), rows[2])
+    with refused("config", "other"):
+        plans.start(plan(toy_task.get_config(), moved, 1, tmp_path, {"other.py": other}))
+
+
 @pytest.mark.parametrize(
     ("overrides", "words", "where"),
     [

@@ -135,9 +135,47 @@ def test_lists_are_python_or_json(tmp_path):
     assert read_rows(tmp_path / "table.py")[0].published == {"auroc": 0.7}
 
 
+VARIANTS = """
+from elk_jax.sweeps.settings import Row
+def get_rows(variant):
+    return {"": (Row("a"),), "b": (Row("b", config="other.py:small"),)}[variant]
+"""
+
+
+def test_a_list_may_have_variants(tmp_path):
+    path, plain = tmp_path / "table.py", tmp_path / "plain.py"
+    path.write_text(VARIANTS)
+    plain.write_text(f"{VARIANTS}ROWS = get_rows('b')")
+    assert [row.name for row in read_rows(path)] == ["a"]
+    assert [(row.name, row.config) for row in read_rows(path, "b")] == [("b", "other.py:small")]
+    assert read_rows(plain) == read_rows(path, "b")
+    with refused("KeyError", "c", where=str(path)):
+        read_rows(path, "c")
+    with refused("no variant 'b'", where=str(plain)):
+        read_rows(plain, "b")
+    with refused("JSON", where="table.json:b"):
+        read_rows(tmp_path / "table.json", "b")
+
+
+def test_published_values_are_of_a_model_or_of_all():
+    row = Row("x", published={"auroc": 0.6, "first/auroc": 0.5, "first/average_precision/benign": 0.7})
+    assert row.published_of("first")["auroc"] == 0.5 and row.published_of("last")["auroc"] == 0.6
+    assert row.published_of("first")["average_precision/benign"] == 0.7
+    assert "average_precision/benign" not in row.published_of("last")
+    assert row.published_of("")["auroc"] == 0.6
+
+
+def test_rows_of_two_configurations_may_change_the_same():
+    rows = [Row("a", config="one.py"), Row("b", config="two.py"), Row("c")]
+    assert checked(rows, "list") == tuple(rows)
+    with refused("same setting"):
+        checked([*rows, Row("d", config="two.py")], "list")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [
+        ("a.json", '[{"name": "x", "config": 3}]', "config is not a text"),
         ("a.json", '{"name": "x"}', "list of rows"),
         ("a.json", "[3]", "not a row"),
         ("a.json", '[{"overrides": {}}]', "no name"),

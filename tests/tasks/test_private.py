@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, inpaint_cem, private_generator, private_head
+from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, inpaint_cem, private_generator, private_head, private_swin
+from elk_jax.data.sources import coco, patients
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks import private
+from elk_jax.tasks.generation.recipe import TrainGeneratorStage
 from elk_jax.tasks.run import Run
 from tests.refusals import refused
 
@@ -95,3 +99,97 @@ def test_public_data_have_the_classes_of_the_training():
     private.check_classes(stage, ("benign", "malignant"), ["benign", "malignant"])
     with refused("malignant, benign", where="config.stages.private.public"):
         private.check_classes(stage, ("benign", "malignant"), ("malignant", "benign"))
+
+
+# ---- The chain: a generator, a network on its patches, private training ----------------------------------------------
+
+
+def chain(variant: str, exposed: bool = False, **places: str):
+    config = private_swin.get_config(variant)
+    for stage in config.stages.values():
+        if "exposed" in stage:
+            stage.exposed = exposed
+    for source, place in places.items():
+        config.data[source].spec = place
+    return config
+
+
+def exposure(config, stage: str = "epsilon_6", folder=None) -> str:
+    experiment = parse(config)
+    one = experiment.stages[stage]
+    return private.exposure(Run(experiment, folder, mesh=None), one, experiment.recipe_of(one))
+
+
+@pytest.mark.parametrize("variant", ["tiny", "tiny,published", "tiny,real", "tiny,mixed", "tiny,mixed,published"])
+def test_a_chain_that_learned_from_the_protected_patients_is_refused_unless_it_says_so(variant):
+    with refused("'first'", "'patches', the training data", "exposed=True", where="stages.epsilon_6.init_from"):
+        check(chain(variant), "epsilon_6")
+    config = chain(variant, exposed=True)
+    check(config, "epsilon_6")
+    assert exposure(config) == "the weights of 'first' go back to 'patches', the training data"
+
+
+def test_public_weights_alone_expose_nobody():
+    check(chain("tiny,nothing"), "epsilon_6")
+    assert exposure(chain("tiny,nothing")) == ""
+
+
+@pytest.mark.parametrize(
+    "variant, what", [("beside", "made by stage samples"), ("beside,published", "'published' go back to 'patches'")]
+)
+def test_made_images_among_the_protected_ones_do_not_pass_unsaid(variant, what):
+    with refused(what, where="stages.epsilon_6.train_on"):
+        check(chain(f"tiny,nothing,{variant}"), "epsilon_6")
+    assert what in exposure(chain(f"tiny,nothing,{variant}", exposed=True))
+
+
+def test_images_of_a_program_that_has_seen_others_expose_nobody():
+    config = chain("tiny,published")
+    config.data.published.made_from = ()
+    check(config, "epsilon_6")
+
+
+def test_what_a_private_training_has_learned_is_composed_and_not_refused():
+    config = chain("tiny,nothing")
+    with config.unlocked():
+        config.stages.again = config.stages.epsilon_6.copy_and_resolve_references()
+        config.stages.again.init_from = "epsilon_6"
+    check(config, "again")
+    config.stages.again.init_from = "without_privacy"
+    with refused("'without_privacy'", where="again.init_from"):
+        check(config, "again")
+
+
+def test_a_generator_that_protects_the_patients_exposes_nobody(monkeypatch):
+    monkeypatch.setattr(TrainGeneratorStage, "protects", lambda self, recipe: True)
+    check(chain("tiny"), "epsilon_6")
+    with refused("'patches', the training data", where="init_from"):  # what a network has seen beside its patches
+        check(chain("tiny,mixed"), "epsilon_6")
+
+
+def test_a_set_that_says_whom_its_painter_saw_is_compared_with_the_protected_patients(tmp_path):
+    config = cem_real_dp.get_config("tiny")
+    found = Run(parse(config), None, mesh=None).list("real", "train")
+    for patient, known in (("another", False), (found.infos[0].patient_id, True)):
+        place = tmp_path / f"{known}.json"
+        made = (made_image(found.infos[0]),)
+        coco.write_coco(place, made, found.classes, "made", seen_patients=[patients.patient_hash(patient)])
+        config.data.mammo.spec = f"coco:{place}"
+        config.stages.private.public = ("mammo",)
+        if not known:
+            check(config, "private")
+            continue
+        with refused("'mammo'", patient, where="private.init_from"):
+            check(config, "private")
+
+
+def made_image(info):
+    return replace(info, image_id="made", patient_id="made", file_name="made.png", split="train", meta={})
+
+
+def test_a_source_may_not_be_made_from_what_is_not_there():
+    config = private_swin.get_config("tiny,published")
+    for names in (("nobody",), ("published",)):
+        config.data.published.made_from = names
+        with refused(names[0], where="config.data.published.made_from"):
+            parse(config)

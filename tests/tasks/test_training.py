@@ -83,6 +83,16 @@ def test_promises_of_earlier_trainings_stay_with_the_weights(run, tmp_path):
     assert second.sentence() in said and f"epsilon {both:.3g} " in said
 
 
+def test_the_promise_of_a_painter_stays_with_what_learns_from_its_images(run, tmp_path):
+    first, second = promised(10), promised(20)
+    before = {key: value for key, value in asdict(first).items() if key != "exposed"}  # of an earlier version
+    write_model(tmp_path / "inpainter" / "model", privacy=before)
+    assert kept(run, "real")[1].inherited == ()
+    assert kept(run, "synthetic")[1].inherited == (first,)
+    theirs = write_model(tmp_path / "theirs", privacy=asdict(second))
+    assert kept(run, "mixed", init_from=theirs)[1].inherited == (second, first)
+
+
 @pytest.mark.parametrize("other", [{"unit": "image"}, {"known_seed": 1}])
 def test_promises_to_others_or_nobody_are_not_added_up(other):
     statements = [promised(10, **other), promised(10)]

@@ -113,10 +113,11 @@ def list_source(
 ) -> ImageSource:
     """The images of a split (""; of all splits) that `spec` asks for. No image is decoded.
 
-    In this order: patients are read from file names (`patient_pattern`), splits are drawn (`split_shares`), the split
-    and the conditions are applied, boxes are set aside (`ignore_over`) and cleaned, and `patients` or a `train_share`
-    are drawn by `seed`, for the split "train" alone. They are drawn before unreadable images are known: with
-    on_error="skip", a patient without any readable image still counts.
+    In this order: patients are read from file names (`patient_pattern`), made images without a split become training
+    images (`made_from`), splits are drawn (`split_shares`), the split and the conditions are applied, boxes are set
+    aside (`ignore_over`) and cleaned, and `patients` or a `train_share` are drawn by `seed`, for the split "train"
+    alone. They are drawn before unreadable images are known: with on_error="skip", a patient without any readable image
+    still counts.
 
     name: of the source in the configuration; it becomes the source's own. Default: the place of the data.
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
@@ -143,6 +144,8 @@ def list_source(
     source = kind.open(spec, "" if spec.split_shares else split, progress)
     if spec.patient_pattern:
         source = replace(source, infos=patients.from_file_names(source.infos, spec.patient_pattern, source.name))
+    if spec.made_from:
+        source = replace(source, infos=tuple(replace(info, split=info.split or "train") for info in source.infos))
     if spec.split_shares:
         source = replace(source, infos=draw_splits(source.infos, spec.split_shares, where=source.name))
     checks.check_no_patient_in_two_splits(source.infos, where=source.name)

@@ -73,6 +73,12 @@ class SourceSpec:
         "Slices of volumes (bcs_dbt:, phantom_volumes:): central, near:K (within K slices of a lesion's own) or all.",
     )
 
+    made_from: tuple[str, ...] = _field(
+        (),
+        "Of images that a program made which does not say whom it has seen: the data sources whose training patients "
+        "it has learned from, without protecting them. Images that name no split are training images then.",
+    )
+
     def __post_init__(self) -> None:
         check(self)
         if not re.fullmatch("central|all|near:[0-9]{1,3}", self.slices):

@@ -48,7 +48,7 @@ from elk_jax.tasks.classification.search import Choice, Fitted
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary
-from elk_jax.weights import model_folder
+from elk_jax.weights import classifiers, model_folder
 
 DRAWS = "draws.safetensors"
 """The linear heads of all draws of the noise. Of a private one the first alone is published: all of them promise
@@ -76,6 +76,9 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
     small."""
     where = f"stage {stage.name}"
     _check_kind(stage, recipe)
+    if stage.network:
+        _check_network(run, stage, recipe, names)
+        recipe = recipe.on(str(run.model_folder(stage.network)))
     if not recipe.combinations():
         todo = "set config.RECIPE.features.NAME.weights, or let search.features name others"
         raise UserError("none of the features of search.features is there", where=f"config.{stage.recipe}", todo=todo)
@@ -85,7 +88,9 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
     listed = train.check_classes(run, stage, recipe, names)
     if stage.is_private and stage.unit == "patient" and "train" in listed:
         train.check_named(listed["train"], f"{where}.unit")
-    check_unseen(recipe, listed, stage.is_private)
+    private.check_start(run, stage, recipe)
+    own = {run.model_folder(stage.network)} if stage.exposed and stage.network else set()
+    check_unseen(recipe, listed, stage.is_private, said=own)
 
 
 def check_scattering(recipe: FrozenRecipe, name: str) -> None:
@@ -102,6 +107,16 @@ def check_places(run: Run, stage: TrainStage, public: Sequence[str]) -> None:
         if twin := places.get(run.spec(name).spec):
             what = f"'{name}' is the training data '{twin}', and would publish what it shows of them"
             raise UserError(what, where=f"stage {stage.name}.public", todo="name a data source of public images")
+
+
+def _check_network(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collection[str]) -> None:
+    where = f"config.stages.{stage.name}.network"
+    if not any(isinstance(one, NetworkFeatures) and not one.weights for one in recipe.features.values()):
+        todo = f"give config.{stage.recipe}.features one of a network without weights, or leave network empty"
+        raise UserError("no features for the network", where=where, todo=todo)
+    folder = run.model_folder(stage.network)
+    if stage.network not in names and classifiers.network_of(model_folder.read(folder)) is None:
+        raise UserError(f"not a network: {folder}", where=where, todo="name a stage that trains one")
 
 
 def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
@@ -122,16 +137,18 @@ def _check_kind(stage: FitHeadStage, recipe: HeadRecipe) -> None:
         raise UserError(what, where=f"{where}.public", todo="leave it empty")
 
 
-def check_unseen(recipe: FrozenRecipe, listed: Mapping[str, ImageSource], private: bool) -> None:
+def check_unseen(
+    recipe: FrozenRecipe, listed: Mapping[str, ImageSource], is_private: bool, said: Collection[Path] = ()
+) -> None:
     """UserError for a network that has seen a patient: it leaks them where they are private, and flatters the
-    validation. listed: by split."""
+    validation. listed: by split. said: networks of which the stage says that they expose the patients."""
     for one in recipe.used().values():
         if not isinstance(one, NetworkFeatures):
             continue
         seen = model_folder.seen_patients(Path(one.weights))
         for split, source in listed.items():
             known = patients.among(patients.named(source.infos), seen)
-            if known and (split == "val" or private):
+            if known and (split == "val" or (is_private and Path(one.weights) not in said)):
                 what = f"the network was trained on the patient {known[0]} of the split '{split}'"
                 raise UserError(what, where=one.weights, todo="take weights of other patients")
 
@@ -144,6 +161,8 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
 
     The main process works alone: noise that processes draw themselves would differ.
     """
+    if stage.network:
+        recipe = recipe.on(str(run.model_folder(stage.network)))
     training, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
     public = [run.open(name, "") for name in stage.public]
     check_both_classes(image_labels(training), training, "train")  # of made images, first seen here
@@ -271,15 +290,18 @@ def _trained(
         of_mean, of_steps = found.noise
         ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, steps)), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
-        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger)
+        exposed = private.exposure(run, stage, recipe)
+        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger, exposed)
     else:
         seen = frozenset(map(patients.patient_hash, patients.named(training.infos))) | training.seen_patients
     chosen = parts.only(choice.features)
-    inherited: tuple[Statement, ...] = ()
+    seen |= private.painters_saw(run, stage.train_on)
+    inherited = private.promises_before(run, stage)
     for one in chosen.features.values():
         if isinstance(one, NetworkFeatures):
             seen |= model_folder.seen_patients(Path(one.weights))
-            inherited += model_folder.promises(Path(one.weights))
+            if not stage.network or Path(one.weights) != run.model_folder(stage.network):
+                inherited += model_folder.promises(Path(one.weights))
     of_positive = probability(head.log_odds(validation.features))
     predicted = model.predictions(of_positive, validation.source, validation.labels, recipe.positive)
     points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]

@@ -77,7 +77,13 @@ def frozen(recipe: FrozenRecipe) -> Frozen:
 
 
 def _network(settings: NetworkFeatures) -> FrozenNetwork:
-    config, params = classifiers.load(Path(settings.weights))
+    folder = Path(settings.weights)
+    if model_folder.architecture_of(folder) == NETWORK:  # that was trained here
+        trained = load(folder)
+        assert isinstance(trained, TrainedNetwork)
+        config, params = trained.description.model, trained.params
+    else:
+        config, params = classifiers.load(folder)
     image = jax.ShapeDtypeStruct((1, settings.size, settings.size, 1), jnp.float32)
     count = len(jax.eval_shape(partial(NETWORKS[config.name].features, config), params, image))
     if max(settings.stages, default=1) > count:

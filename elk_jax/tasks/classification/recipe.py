@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from elk_jax.backbones import networks, swin
@@ -183,6 +183,11 @@ class HeadRecipe(DecisionRecipe, FrozenRecipe):
                     todo = f"choose from {', '.join(self.features)}, or join some by +"
                     raise UserError(f"no features '{name}'", where="search.features", todo=todo)
 
+    def on(self, network: str) -> HeadRecipe:
+        """The recipe with a model folder for all features of networks that name none."""
+        filled = {n: one if is_there(one) else replace(one, weights=network) for n, one in self.features.items()}
+        return replace(self, features=filled)
+
     def used(self) -> dict[str, Any]:
         """The features that the search tries, by name; those of networks without weights are left out."""
         wanted = {name for text in self.search.features for name in text.split("+")}
@@ -204,21 +209,25 @@ def is_there(features: Any) -> bool:
 class FitHeadStage(TrainStage):
     """Fit a head on frozen features; a linear one privately or not. Leaves RUN/STAGE/model.
 
+    network: an earlier train stage of networks, or a model folder: the network of all features without weights of their
+    own; "": there is none.
     public: data sources of other people's images, all their splits together: the features of a linear head are whitened
     by them.
     epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
     a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
-    the head is not private.
+    the head is not private. exposed: as of a private training (`PrivateTrainStage`).
     """
 
     kind: Literal["fit"] = "fit"
     task: Literal["classification"] = "classification"
     recipe: str = "head"
+    network: str = ""
     public: tuple[str, ...] = ()
     epsilon: Annotated[float, AtLeast(0)] = 0.0
     delta: Annotated[float, DELTA] = 1e-4
     unit: Unit = "patient"
     known_seed: Seed | None = None
+    exposed: bool = False
 
     def __post_init__(self) -> None:
         if self.name and self.init_from:
@@ -238,6 +247,9 @@ class FitHeadStage(TrainStage):
 
     def data(self) -> tuple[Data, ...]:
         return *super().data(), *(Data(name, "") for name in self.public)
+
+    def named_models(self) -> Mapping[str, str]:
+        return {"network": self.network} if self.network else {}
 
 
 ADAMW = OptimizerConfig(name="adamw", weight_decay=0.05, clip_norm=1.0)

@@ -325,4 +325,6 @@ def protection_words(promise: Statement | None) -> str:
     if promise is None:
         return "without privacy"
     said = f"epsilon {promise.epsilon:.3g}, per {promise.ledger.unit}"
-    return said if promise.private else "not private: known noise"
+    if not promise.private:
+        return "not private: known noise"
+    return f"not private: {said}, of the last training alone" if promise.exposed else said

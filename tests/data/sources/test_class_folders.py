@@ -121,3 +121,13 @@ def test_other_files_and_damaged_images(at, tmp_path):
     skipping = open_source(spec, "train", on_error="skip")
     assert len(skipping) == len(source) - 1
     assert [name for name, _ in skipping.skipped] == ["train/benign/Thumbs.db", "train/benign/broken.png"]
+
+
+def test_made_images_without_a_split_are_for_training(at):
+    names = ("benign/1.png", "malignant/2.png")
+    with refused("train", where=""):
+        list_source(at(names), "train")
+    made = list_source(at(names, made_from=("patches",)), "train")
+    assert [info.split for info in made.infos] == ["train", "train"]
+    with refused("train (2)", where=""):
+        list_source(at(names, made_from=("patches",)), "test")

@@ -1,0 +1,177 @@
+"""Synthetic patches, then privacy: a generator, a network that learns from its patches, private training on real ones.
+
+  python launch/train.py --config=configs/private_swin.py                     generated patches, minutes on 2 CPU cores
+  python launch/train.py --config=configs/private_swin.py:cpu,published \\
+      --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
+      --config.data.published.spec=folders:/data/synthetic \\
+      --config.data.public.spec=coco:/data/mammograms/lesions.json \\
+      --config.stages.first.init_from=weights/lite0                           EfficientNet-Lite0, minutes on 2 CPU cores
+  python launch/train.py --config=configs/private_swin.py:paper \\
+      --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
+      --config.stages.first.init_from=weights/swin_t                          Swin-T, as published, a GPU
+The chain: `gan` learns from the patches, `samples` are drawn from it, `first` is a network that learns from these with
+all its layers, and the stages behind it train the layer of the classes on the real patches: without privacy, and with
+an epsilon each. In `cpu` such a layer is a linear head on frozen features of `first`, whitened by `public`, images of
+other people, and `first` trains its coarse stages alone.
+
+The generator has seen the protected patients, as the published one has, so that no epsilon holds for the whole chain;
+the private stages are `exposed`, and their models and reports say so. Behind a generator that protects them, or one of
+other people's patches (--config.stages.samples.model=DIR), set exposed=False of these stages, and it is checked.
+
+Variants: tiny (tests), quick (default), cpu (real patches on 2 cores), paper; what `first` learns from: synthetic
+(default), real, mixed (both), nothing (there is no `first`; the last training starts from public weights: in `cpu`
+those of head.features.lite0.weights, else init_from of its stages); what the last training learns from beside real
+patches: beside (synthetic ones too), alone (synthetic ones only, without privacy: nobody is in them); and published,
+patches of another program in place of those of `gan`.
+Published (CBIS-DDSM test split, epsilon per image of the last training, delta 1e-4): AUROC 0.661, 0.677, 0.688, 0.697,
+0.712 at epsilon 1, 6, 12, 20, 60, and 0.639 of `first`. The whole table: configs/private_table.py.
+"""
+
+from typing import Any
+
+from configs import mcgan, variants
+from configs.private_head import CROPS, PHANTOMS
+from configs.recipes.gan import gan
+from configs.recipes.network import HEAD_ONLY, network
+from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.privacy.settings import Privacy
+from elk_jax.tasks.classification.recipe import (
+    EvaluateClassifiersStage,
+    FitHeadStage,
+    HeadRecipe,
+    NetworkFeatures,
+    ScatteringFeatures,
+    Search,
+    TrainClassifierStage,
+)
+from elk_jax.tasks.generation.recipe import SampleStage, TrainGeneratorStage
+
+SIZES = ("quick", "tiny", "cpu", "paper")
+LEARNED = ("synthetic", "real", "mixed", "nothing")
+"""What the first network learns from."""
+LAST = ("beside", "alone")
+"""Where synthetic patches are in the last training."""
+EPSILONS = {"tiny": (6,), "quick": (1, 6, 60), "cpu": (1, 6, 12, 20, 60), "paper": (1, 6, 12, 20, 60)}
+DELTA = 1e-4
+OPEN = "without_privacy"
+PER_CLASS = {**mcgan.PER_CLASS, "cpu": 750}
+"""Variant -> drawn patches of a class."""
+PUBLISHED = {1: 0.661, 6: 0.677, 12: 0.688, 20: 0.697, 60: 0.712}
+WORK = "Osuala et al. 2024, of the last training alone"
+
+
+def get_config(variant=None):
+    size, extras = variants.parse(variant, (*LEARNED, *LAST, "published"), SIZES, rivals=(LEARNED, LAST))
+    learned = next(iter(extras & set(LEARNED)), "synthetic")
+    last = next(iter(extras & set(LAST)), "")
+    made = "published" if "published" in extras else "samples"
+    read = {"synthetic": (made,), "real": ("patches",), "mixed": ("patches", made), "nothing": ()}[learned]
+    taught, drawn = bool(read), made == "samples" and (made in read or bool(last))
+    data = {"patches": SourceSpec(patches(size, seed=5))}
+    recipes: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
+    if made in read or last:
+        data[made] = stand_in(size) if made == "published" else SourceSpec("stage:samples")
+    if drawn:
+        recipes["gan"] = generator(size)
+        stages["gan"] = TrainGeneratorStage(train_on=("patches",), validate_on="patches")
+        stages["samples"] = SampleStage(model="gan", per_class=PER_CLASS[size])
+    if taught:
+        recipes["first"] = first(size, read)
+        stages["first"] = TrainClassifierStage(train_on=read, validate_on="patches", recipe="first")
+    shown = {"beside": ("patches", made), "alone": (made,), "": ("patches",)}[last]
+    common: dict[str, Any] = {"train_on": shown, "validate_on": "patches"}
+    budgets = {OPEN: 0.0} | ({} if last == "alone" else {f"epsilon_{e}": float(e) for e in EPSILONS[size]})
+    for name, epsilon in budgets.items():
+        exposed = epsilon > 0 and (taught or bool(last))
+        if size == "cpu":
+            network = "first" if taught else ""
+            stages[name] = FitHeadStage(
+                **common, network=network, public=("public",), epsilon=epsilon, unit="image", exposed=exposed
+            )
+        else:
+            recipes[name] = last_layer(size, epsilon, taught)
+            start = "first" if taught else ""
+            stages[name] = TrainClassifierStage(**common, init_from=start, recipe=name, exposed=exposed)
+    if size == "cpu":
+        recipes["head"] = head(taught)
+        data["public"] = SourceSpec(patches(size, seed=6))
+    stages["evaluate"] = EvaluateClassifiersStage(
+        models=tuple(name for name in stages if name not in ("gan", "samples")),
+        on="patches",
+        published=tuple((WORK, float(e), auroc) for e, auroc in PUBLISHED.items()) if size in ("cpu", "paper") else (),
+        bootstrap=200 if size == "tiny" else 2000,
+    )
+    return variants.experiment("private_swin", data={"on_error": "stop", **data}, **recipes, stages=stages)
+
+
+# ---- Data ------------------------------------------------------------------------------------------------------------
+
+
+def patches(size, seed):
+    """The embedded patches at the size of a variant."""
+    pixels, count = PHANTOMS["quick" if size == "cpu" else size]
+    return f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed={seed}"
+
+
+def stand_in(size):
+    """In the place of patches that another program has made of the training patients, until their place is given."""
+    return SourceSpec(patches(size, seed=9), made_from=("patches",))
+
+
+# ---- Recipes ---------------------------------------------------------------------------------------------------------
+
+
+def generator(size):
+    """The recipe of the generator."""
+    if size != "cpu":
+        return gan(size)
+    return variants.merge(gan("quick"), {"steps": 600})
+
+
+def first(size, read):
+    """The recipe of the network that learns from synthetic patches."""
+    if size != "cpu":
+        recipe = network(size)
+        if size == "paper":  # 300 epochs of 1,104 real patches, 3,000 synthetic ones, or both
+            count = (1104 if "patches" in read else 0) + (3000 if set(read) - {"patches"} else 0)
+            recipe["steps"] = 300 * count // 128
+        return recipe
+    changes = {
+        "size": 128,
+        "test_symmetries": False,
+        "steps": 60,
+        "images": {"batch_size": 32},
+        "schedule": {"warmup_steps": 10},
+        "ema_decay": 0.9,
+        "eval_every": 20,
+        "checkpoint_every": 60,
+    }
+    return variants.merge(network("small"), changes)
+
+
+def last_layer(size, epsilon, frozen):
+    """The recipe of a last training by steps. frozen: whether the layer of the classes alone is trained."""
+    recipe = network(size)
+    recipe["model"]["drop_path"] = 0.0
+    if frozen or size == "paper":
+        recipe["optimizer"]["frozen"] = HEAD_ONLY
+    if size == "quick" and frozen:  # that of all layers hardly moves a new one
+        variants.merge(recipe, {"schedule": {"base": 3e-3}})
+    if size == "paper":
+        recipe["steps"] = 2700
+        recipe["images"]["batch_size"] = 123
+    if epsilon:
+        accountant: Any = "rdp" if size == "paper" else "pld"
+        recipe["privacy"] = variants.settings(
+            Privacy(epsilon=epsilon, delta=DELTA, unit="image", accountant=accountant)
+        )
+    return recipe
+
+
+def head(taught):
+    """The recipe of a linear head on frozen features: of `first`, or of public weights and scattering."""
+    settings = Search(features=("first",) if taught else ("lite0", "scattering"), components=(32, 96), draws=3)
+    features = {"lite0": NetworkFeatures(size=128), "scattering": ScatteringFeatures()}
+    own = {"first": NetworkFeatures(size=128)} if taught else {}
+    return HeadRecipe(centre=CROPS, features=own | features, search=settings, draws=5)
