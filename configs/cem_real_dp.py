@@ -5,10 +5,11 @@
       --config.data.real.spec=coco:/data/cem/cem.json --config.data.held_out.spec=coco:/data/cem/cem.json \\
       --config.stages.private.init_from=weights/public \\
       --config.private.privacy.epsilon=8 "--config.stages.evaluate.models=('private',)"
-A detector is trained on public mammograms of other people, without privacy. From its weights three start on
-contrast-enhanced mammograms: `private`; `same_layers`, which trains the same few layers without privacy; and `open`,
-which trains all layers without privacy. The report compares them, and says which share of the gain of fine-tuning the
-private one keeps. Weights that have seen the protected patients are refused.
+A detector is trained without privacy on what is public: mammograms of other people, and simulated contrast-enhanced
+ones, whose lesions are plain blobs. From its weights three start on contrast-enhanced mammograms: `private`, which
+trains scales, biases and output layers; `same_layers`, which trains the same without privacy; and `open`, which trains
+all layers without privacy. The report compares them, and says which share of the gain of fine-tuning the private one
+keeps. Weights that have seen the protected patients are refused.
 In `private`, `loader.batch_size` is the expected number of patients in a batch; privacy: elk_jax/privacy/settings.py.
 Variants: tiny (tests), quick (default), small, paper; and half.
 """
@@ -34,7 +35,8 @@ MICRO_BATCH = {"tiny": 1, "quick": 4}
 def get_config(variant=None):
     size, extras = variants.parse(variant, ("half",))
     pixels, count = PHANTOMS[size]
-    phantom, others = f"phantom:size={pixels},lesions=realistic", min(count, OTHERS)
+    size_of, others = f"phantom:size={pixels}", min(count, OTHERS)
+    phantom = f"{size_of},lesions=realistic"
     privacy = Privacy(epsilon=EPSILON, delta=DELTA, images=1, micro_batch=MICRO_BATCH.get(size, 16))
     fine_tuned = TrainDetectorStage(train_on=("real",), validate_on="held_out", init_from="public")
     return variants.experiment(
@@ -42,6 +44,7 @@ def get_config(variant=None):
         data={
             "on_error": "stop",
             "mammo": SourceSpec(f"{phantom},count={others},seed=3,modality=low_energy"),
+            "simulated": SourceSpec(f"{size_of},lesions=blobs,count={others},seed=7"),
             "real": SourceSpec(f"{phantom},count={count},seed=1"),  # the training split
             "held_out": SourceSpec(f"{phantom},count={others},seed=5"),  # the others; of your own data the same file
         },
@@ -49,7 +52,7 @@ def get_config(variant=None):
         same_layers=private_detector(size, extras, None),
         private=private_detector(size, extras, privacy),
         stages={
-            "public": TrainDetectorStage(train_on=("mammo",), validate_on="mammo"),
+            "public": TrainDetectorStage(train_on=("mammo", "simulated"), validate_on="simulated"),
             "private": replace(fine_tuned, recipe="private"),
             "same_layers": replace(fine_tuned, recipe="same_layers"),
             "open": fine_tuned,

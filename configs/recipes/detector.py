@@ -206,9 +206,9 @@ def published() -> dict[str, Any]:
 
 # ---- For private training --------------------------------------------------------------------------------------------
 
-HEADS = (r"^(?!rpn/|box_head/(fc2|class_logits|box_deltas)/)",)
-"""Parameters that are frozen where what follows the features alone is trained: noise grows with the root of their
-number. The first dense layer, which has most parameters of a box head, stays as well."""
+ALL_BUT_FEW = (r"^(?!.*/(scale|bias)$|rpn/(objectness|deltas)/|box_head/(class_logits|box_deltas)/)",)
+"""Parameters that are frozen where scales, biases and output layers alone are trained: noise grows with the root of the
+number of trained ones, and these reach every layer."""
 
 
 def detector_for_privacy(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -250,17 +250,20 @@ def small_images() -> dict[str, Any]:
 
 
 def private_detector(size: str, extras: frozenset[str], privacy: Privacy | None) -> dict[str, Any]:
-    """The recipe that fine-tunes the heads privately, or without privacy."""
+    """The recipe that fine-tunes few parameters of every layer privately, or without privacy.
+
+    Few parameters change little with the rates of all layers, so theirs are higher.
+    """
     recipe = detector_for_privacy(size, extras)
-    merge(recipe, {"optimizer": {"frozen": HEADS, "multipliers": ()}})
+    merge(recipe, {"optimizer": {"frozen": ALL_BUT_FEW, "multipliers": ()}})
     if privacy is None:
-        return recipe
+        return merge(recipe, {"schedule": {"base": 5e-3}}) if size == "quick" else recipe
     changes = {
-        # of patients; a gradient is mostly noise, so momentum and averages of many steps
+        # of patients; few steps with many of them, so that the mean of their gradients is larger than its noise
         "loader": {"batch_size": {"tiny": 2, "quick": 200}.get(size, 32), "lesion_share": None},
-        "steps": {"tiny": 4, "quick": 40}.get(size, 60),
-        "optimizer": settings(OptimizerConfig(name="sgd", weight_decay=0.0, frozen=HEADS)),
-        "schedule": settings(WarmupCosine(base=0.05, warmup_steps=1 if size == "tiny" else 4)),
+        "steps": 4 if size == "tiny" else 60,
+        "optimizer": settings(OptimizerConfig(name="adamw", b2=0.99, weight_decay=0.0, frozen=ALL_BUT_FEW)),
+        "schedule": settings(WarmupCosine(base=0.01, warmup_steps=1 if size == "tiny" else 3)),
         "ema_decay": 0.9,
         "log_every": 2,
         "checkpoint_every": 2 if size == "tiny" else 20,
