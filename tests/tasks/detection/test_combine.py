@@ -20,7 +20,7 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import detectors
-from elk_jax.evaluation import detections
+from elk_jax.evaluation import detections, operating
 from elk_jax.evaluation.detections import Detections
 from elk_jax.evaluation.evaluate import evaluate_detections
 from elk_jax.evaluation.fusion import fuse_boxes
@@ -118,8 +118,10 @@ def test_fusion_and_thresholds_are_chosen_on_the_validation_split(ran, spec):
     found = predict.detect_with(model.load(folder_of(ran)), validation, make_mesh(), 0.02)
     expected = evaluate_detections(detections.above(found, 0.02), score_floor=0.02, resamples=0)
     assert tried[summary["same"]] == pytest.approx(expected["mean_sensitivity"]["value"])
-    points = [(point.false_positives_per_image, point.threshold) for point in description.operating_points]
-    assert points == [(point["rate"], point["threshold"]) for point in expected["operating_points"]]
+    choice = operating.choose(detections.above(found, 0.02), score_floor=0.02, resamples=0)
+    thresholds = lambda points: {point.false_positives_per_image: point.threshold for point in points}
+    assert thresholds(description.operating_points) == pytest.approx(thresholds(choice.points))
+    assert description.chosen_on.images == choice.on.images > 0
     page = (folder / "report.html").read_text()
     assert "<h2>Ensembles</h2>" in page and "real_1 alone" in page and "1, 2." in page
 
