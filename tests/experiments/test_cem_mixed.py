@@ -14,6 +14,7 @@ from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.evaluation import operating
 from elk_jax.evaluation.evaluate import evaluate_detections, scalars
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.tasks import find_model
@@ -110,10 +111,9 @@ def test_training_validates_as_testing_tests(mixed):
     assert any(chosen.values()) and scalars(evaluation) == pytest.approx(chosen, abs=1e-6)
     # operating points are of the detector as it will be used: with the mirrored views
     results = detect_with(trained, validation, make_mesh(), recipe.score_floor)
-    points = trained.description.operating_points
-    saved = [(p.false_positives_per_image, p.threshold) for p in points]
-    evaluation = evaluate_detections(results, score_floor=recipe.score_floor, resamples=0)
-    assert saved == [(p["rate"], p["threshold"]) for p in evaluation["operating_points"]]
+    choice = operating.choose(results, score_floor=recipe.score_floor, resamples=0)
+    thresholds = lambda points: {point.false_positives_per_image: point.threshold for point in points}
+    assert thresholds(trained.description.operating_points) == pytest.approx(thresholds(choice.points))
 
 
 def test_predictions_evaluated_from_their_file_give_the_same_numbers(mixed, tmp_path):
