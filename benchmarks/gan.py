@@ -75,6 +75,7 @@ def benchmark(options: argparse.Namespace, python: str) -> dict[str, Any]:
     batch = {
         "image": rng.random((count, options.size, options.size, 1), np.float32),
         "label": np.arange(count, dtype=np.int32) % 2,
+        "valid": np.ones(count, bool),
     }
     ours = Program(adversarial(trainable(config), recipe, mesh), mesh, batch)
     accelerator = jax.default_backend() != "cpu"

@@ -117,9 +117,11 @@ def test_a_budget_that_does_not_fit_is_refused_before_training(tmp_path, setting
 def test_weights_that_have_seen_the_protected_patients_are_refused(tmp_path):
     config = config_with()
     first = config.stages.translator.copy_and_resolve_references()
-    first.name = "first"
+    first.name, first.recipe = "first", "open"
     config.stages.translator.init_from = "first"
     with config.unlocked():
+        config.open = config.bridge.copy_and_resolve_references()
+        config.open.privacy = None
         config.stages = ConfigDict({"first": first, **config.stages}, sort_keys=False)
     with refused("'first'", "pairs", where="config.stages.translator.init_from"):
         run_experiment(config, tmp_path / "run")
