@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from elk_jax.tasks import folds
 from elk_jax.tasks.run import Experiment
-from elk_jax.tasks.stages import TrainStage
+from elk_jax.tasks.stages import Stage, TrainStage
 
 
 def of_stage(experiment: Experiment, name: str, bare: bool = False) -> list[tuple[str, bool]]:
@@ -42,10 +42,26 @@ def of_model(experiment: Experiment, model: str, bare: bool = False) -> list[tup
     return of_stage(experiment, model, bare) if model in experiment.stages else [(model, True)]
 
 
-def painters(experiment: Experiment, sources: tuple[str, ...]) -> list[str]:
-    """The models that made the images of data sources, of those that a stage of the experiment writes."""
-    written = [experiment.stages[experiment.writers[name]] for name in sources if name in experiment.writers]
-    return list(dict.fromkeys(model for stage in written for model in stage.named_models().values()))
+def models_behind(experiment: Experiment, stage: Stage) -> list[str]:
+    """The models that a stage starts from, and those of the experiment that made its images, public ones too.
+
+    Without those behind another of them, which it accounts for.
+    """
+    found = _next_models(experiment, stage)
+    further = {other for one in found for other in _all_models(experiment, one)}
+    return [one for one in found if one not in further]
+
+
+def _next_models(experiment: Experiment, stage: Stage) -> list[str]:
+    sources = (*stage.origin().sources, *getattr(stage, "public", ()))
+    writers = [experiment.stages[experiment.writers[name]] for name in sources if name in experiment.writers]
+    return list(dict.fromkeys(model for one in (stage, *writers) for model in one.named_models().values()))
+
+
+def _all_models(experiment: Experiment, model: str) -> set[str]:
+    """Those behind a model; none where it is a folder from outside the run."""
+    found = _next_models(experiment, experiment.stages[model]) if model in experiment.stages else []
+    return set(found).union(*(_all_models(experiment, one) for one in found))
 
 
 def training_sources(experiment: Experiment, name: str) -> list[str]:

@@ -210,8 +210,7 @@ def exposure(run: Run, stage: TrainStage, recipe: Any) -> str:
 
 def promises_before(run: Run, stage: TrainStage) -> tuple[Statement, ...]:
     """What the private trainings behind the weights and the made images of a stage have promised."""
-    models = (*stage.named_models().values(), *origins.painters(run.experiment, stage.origin().sources))
-    folders = dict.fromkeys(run.model_folder(name) for name in models)
+    folders = dict.fromkeys(run.model_folder(name) for name in origins.models_behind(run.experiment, stage))
     return tuple(promise for folder in folders for promise in model_folder.promises(folder))
 
 

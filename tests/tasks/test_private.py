@@ -9,7 +9,7 @@ import pytest
 from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, inpaint_cem, private_generator, private_head, private_swin
 from elk_jax.data.sources import coco, patients
 from elk_jax.experiments.parse import parse
-from elk_jax.tasks import private
+from elk_jax.tasks import origins, private
 from elk_jax.tasks.generation.recipe import TrainGeneratorStage
 from elk_jax.tasks.run import Run
 from tests.refusals import refused
@@ -165,6 +165,40 @@ def test_a_generator_that_protects_the_patients_exposes_nobody(monkeypatch):
     check(chain("tiny"), "epsilon_6")
     with refused("'patches', the training data", where="init_from"):  # what a network has seen beside its patches
         check(chain("tiny,mixed"), "epsilon_6")
+
+
+@pytest.mark.parametrize(
+    "variant, stage, behind",
+    [
+        ("tiny", "first", ["gan"]),
+        ("tiny,beside", "epsilon_6", ["first"]),  # `first` learned from patches of `gan`, and accounts for it
+        ("tiny,nothing,beside", "epsilon_6", ["gan"]),
+        ("cpu", "epsilon_6", ["first"]),
+    ],
+)
+def test_the_promise_of_a_generator_counts_once(variant, stage, behind):
+    experiment = parse(chain(variant))
+    assert origins.models_behind(experiment, experiment.stages[stage]) == behind
+
+
+@pytest.mark.parametrize("name", ["epsilon_1", "epsilon_1_head"])
+def test_public_images_bring_their_promise(name):
+    """A pool shows them, and a head is whitened by them."""
+    config = private_generator.get_config("tiny")
+    config.stages[name].public = ("epsilon_10_samples",)
+    experiment = parse(config)
+    assert "epsilon_10" in origins.models_behind(experiment, experiment.stages[name])
+
+
+def test_a_pool_of_patches_that_the_protected_patients_are_behind_is_refused():
+    """Of images without patients, too."""
+    config = private_generator.get_config("tiny")
+    config.data.patches.patient_pattern = ""
+    config.stages.epsilon_1.update({"unit": "image", "public": ("public", "epsilon_10_samples")})
+    check(config, "epsilon_1")
+    config.stages.epsilon_1.public = ("public", "without_privacy_samples")
+    with refused("'without_privacy_samples'", "'patches', the training data", where="stages.epsilon_1.public"):
+        check(config, "epsilon_1")
 
 
 def test_a_set_that_says_whom_its_painter_saw_is_compared_with_the_protected_patients(tmp_path):

@@ -49,13 +49,14 @@ TINY = 1e-12
 
 
 def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collection[str]) -> None:
-    """UserError for images without a class, classes without images, public images of private patients, units that
-    nobody names, weights that have seen patients, and patches that are too small."""
+    """UserError for images without a class, classes without images, public images of private patients or of what has
+    learned from them, units that nobody names, weights that have seen patients, and patches that are too small."""
     if not recipe.used():
         todo = f"set config.{stage.recipe}.features.NAME.weights, or name others"
         raise UserError("none of the features is there", where=f"config.{stage.recipe}.features", todo=todo)
     heads.check_scattering(recipe, stage.recipe)
     heads.check_places(run, stage, stage.public)
+    private.check_start(run, stage, recipe)
     listed = {"train": run.list(stage.train_on, "train"), "val": run.list(stage.validate_on, "val")}
     for split, source in listed.items():
         _check_classes(source, split)
@@ -127,8 +128,8 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
 
     # ---- The model -------------------------------------------------------------------------------------------------
     promise: Statement | None = None
-    seen = shown
-    inherited: tuple[Statement, ...] = ()
+    seen = shown | private.painters_saw(run, stage.origin().sources)
+    inherited = private.promises_before(run, stage)
     for one in recipe.used().values():
         if isinstance(one, NetworkFeatures):
             seen |= model_folder.seen_patients(Path(one.weights))

@@ -372,6 +372,21 @@ def test_public_images_that_were_made_of_private_patients_are_refused(folders, t
         run_one(config, tmp_path)
 
 
+def test_an_open_generator_of_private_patients_is_refused_before_it_is_trained(folders, tmp_path, cheap_features):
+    """The patches of a private generator are not, and its promise is composed with that of what learns from them."""
+    config = experiment(folders)
+    config.stages.epsilon_1.public = ("public", "without_privacy_samples")
+    with refused("'without_privacy_samples'", "'patches'", where="config.stages.epsilon_1.public"):
+        run_experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "without_privacy").exists()
+    config.stages.epsilon_1.public = ("public", "epsilon_10_samples")
+    run_experiment(config, tmp_path / "run", stages=["epsilon_10", "epsilon_10_samples", "epsilon_1"])
+    trained = model.load(tmp_path / "run" / "epsilon_1" / "model").description.trained
+    assert [round(one.epsilon, 2) for one in trained.promises] == [10, 1]
+    noise = [one.ledger.phases[0].noise_multiplier for one in trained.promises]
+    assert noise[0] < noise[1] and "2 private trainings" in trained.sentence()
+
+
 def test_patients_that_nobody_names_are_refused(folders, tmp_path):
     config = experiment(folders)
     config.data.patches.patient_pattern = ""
