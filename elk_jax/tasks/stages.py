@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from elk_jax.errors import UserError
-from elk_jax.fields import NOT_EMPTY
+from elk_jax.fields import NOT_EMPTY, AtLeast
+from elk_jax.privacy.accounting import DELTA, Unit
+from elk_jax.randomness import Seed
 
 
 class Data(NamedTuple):
@@ -139,6 +141,35 @@ class PrivateTrainStage(TrainStage):
     def origin(self) -> Origin:
         sources, models = super().origin()
         return Origin(sources + self.public, models)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitStage(TrainStage):
+    """Fit a model at once, privately or not.
+
+    public: data sources of other people's images, all their splits together, which need no protection.
+    epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
+    a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
+    the model is not private.
+    """
+
+    kind: Literal["fit"] = "fit"
+    public: tuple[str, ...] = ()
+    epsilon: Annotated[float, AtLeast(0)] = 0.0
+    delta: Annotated[float, DELTA] = 1e-4
+    unit: Unit = "patient"
+    known_seed: Seed | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether noise protects the training data."""
+        return self.epsilon > 0
+
+    def protects(self, recipe: Any) -> bool:
+        return self.is_private
+
+    def data(self) -> tuple[Data, ...]:
+        return *super().data(), *(Data(name, "") for name in self.public)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,7 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.thresholds import rule_from_text
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, NOT_EMPTY, SHARE, SIDE, AtLeast, ByName, Checked, Range
-from elk_jax.privacy.accounting import DELTA, Unit
-from elk_jax.randomness import Seed
-from elk_jax.tasks.stages import CombineStage, Data, EvaluateModelsStage, PrivateTrainStage, TrainStage
+from elk_jax.tasks.stages import CombineStage, EvaluateModelsStage, FitStage, PrivateTrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.schedules import Schedule, WarmupCosine
@@ -206,27 +204,18 @@ def is_there(features: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitHeadStage(TrainStage):
+class FitHeadStage(FitStage):
     """Fit a head on frozen features; a linear one privately or not. Leaves RUN/STAGE/model.
 
     network: an earlier train stage of networks, or a model folder: the network of all features without weights of their
     own; "": there is none.
-    public: data sources of other people's images, all their splits together: the features of a linear head are whitened
-    by them.
-    epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
-    a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
-    the head is not private. exposed: as of a private training (`PrivateTrainStage`).
+    public: by their images the features of a linear head are whitened. exposed: as of a private training
+    (`PrivateTrainStage`).
     """
 
-    kind: Literal["fit"] = "fit"
     task: Literal["classification"] = "classification"
     recipe: str = "head"
     network: str = ""
-    public: tuple[str, ...] = ()
-    epsilon: Annotated[float, AtLeast(0)] = 0.0
-    delta: Annotated[float, DELTA] = 1e-4
-    unit: Unit = "patient"
-    known_seed: Seed | None = None
     exposed: bool = False
 
     def __post_init__(self) -> None:
@@ -236,17 +225,6 @@ class FitHeadStage(TrainStage):
             if self.is_private and name in self.train_on:
                 what = f"'{name}' is the training data, and the whitening would publish its statistics"
                 raise UserError(what, where="public", todo="name a data source of public images")
-
-    @property
-    def is_private(self) -> bool:
-        """Whether noise protects the training data."""
-        return self.epsilon > 0
-
-    def protects(self, recipe: Any) -> bool:
-        return self.is_private
-
-    def data(self) -> tuple[Data, ...]:
-        return *super().data(), *(Data(name, "") for name in self.public)
 
     def named_models(self) -> Mapping[str, str]:
         return {"network": self.network} if self.network else {}

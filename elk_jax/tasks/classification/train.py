@@ -29,7 +29,7 @@ from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.model import NetworkDescription, TrainedNetwork
 from elk_jax.tasks.classification.recipe import DecisionRecipe, NetworkRecipe, TrainClassifierStage
-from elk_jax.tasks.private import Learned, Public
+from elk_jax.tasks.labelled import openly, privately
 from elk_jax.tasks.run import Fold, Run, skipped_images
 from elk_jax.tasks.sampling import host_share
 from elk_jax.tasks.stages import TrainStage
@@ -140,7 +140,10 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     check_both_classes(images.labels, found, "train")  # of images that an earlier stage has made, first seen here
     findings = copies(run, stage, recipe.size)
     network = model.trainable(recipe.model, recipe.label_smoothing)
-    learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, network, images)
+    if recipe.privacy:
+        learned = privately(run, stage, recipe, network, images, recipe.images)
+    else:
+        learned = openly(run, stage, images, recipe.images)
 
     # ---- Train ---------------------------------------------------------------------------------------------------
     initial = None
@@ -184,39 +187,6 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         "promise": trained.sentence(),
         **training.outcome(result),
     }
-
-
-def _openly(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, network: Model, images: Labelled) -> Learned:
-    """Every image once an epoch."""
-    counts = class_counts(images.source)
-    run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}")
-    stream = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
-    return private.openly(run, stage, stream, counts)
-
-
-def _privately(
-    run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe, network: Model, images: Labelled
-) -> Learned:
-    """Batches of units, with public images beside them where there are some."""
-    settings, public = recipe.images, None
-    if stage.public:
-        data = run.open(stage.public, "train")
-        private.check_classes(stage, images.source.classes, data.classes)
-        beside = Labelled(data, image_labels(data), recipe.size)
-        make = labelled.shuffled(beside, settings, run.seed, jax.process_index(), jax.process_count())
-        public = Public(data, make, class_counts(data), beside.records())
-    return private.privately(
-        run,
-        stage,
-        recipe,
-        network,
-        example=labelled.Augmented(images, settings),
-        infos=images.source.infos,
-        batch_size=settings.batch_size,
-        reading=settings,
-        public=public,
-        identity=images.records(),
-    )
 
 
 def _validating(

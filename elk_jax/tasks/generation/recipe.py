@@ -12,10 +12,8 @@ from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, SHARE, AtLeast, ByName, Checke
 from elk_jax.gan.augment import Augmentation
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective
-from elk_jax.privacy.accounting import DELTA, Unit
-from elk_jax.randomness import Seed
 from elk_jax.tasks.classification.recipe import FrozenRecipe, HeadRecipe
-from elk_jax.tasks.stages import Data, EvaluateStage, Origin, PrivateTrainStage, SynthesizeStage, TrainStage
+from elk_jax.tasks.stages import Data, EvaluateStage, FitStage, Origin, PrivateTrainStage, SynthesizeStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import AdversarialRecipe
 from elk_jax.training.schedules import Constant, Schedule
@@ -144,23 +142,15 @@ class PoolRecipe(FrozenRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitPoolStage(TrainStage):
+class FitPoolStage(FitStage):
     """Weight public patches so that they are like the private ones of every class. Leaves RUN/STAGE/model, a generator.
 
-    public: data sources of other people's images, all their splits together: what is drawn are patches of them.
-    epsilon: of differential privacy at `delta`; 0: without privacy. unit: what it protects, one image or all images of
-    a patient. known_seed: take the noise from this number, for tests: whoever knows it can subtract the noise, so that
-    the generator is not private.
+    public: what is drawn are patches of their images.
     """
 
-    kind: Literal["fit"] = "fit"
     task: Literal["generation"] = "generation"
     recipe: str = "pool"
-    public: tuple[str, ...] = ()
     epsilon: Annotated[float, AtLeast(0)] = 1.0
-    delta: Annotated[float, DELTA] = 1e-4
-    unit: Unit = "patient"
-    known_seed: Seed | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -174,17 +164,6 @@ class FitPoolStage(TrainStage):
             if name in self.train_on:
                 what = f"'{name}' is the training data, whose patches would be published"
                 raise UserError(what, where="public", todo="name data sources of public images")
-
-    @property
-    def is_private(self) -> bool:
-        """Whether noise protects the training data."""
-        return self.epsilon > 0
-
-    def protects(self, recipe: Any) -> bool:
-        return self.is_private
-
-    def data(self) -> tuple[Data, ...]:
-        return *super().data(), *(Data(name, "") for name in self.public)
 
     def origin(self) -> Origin:
         sources, models = super().origin()

@@ -6,7 +6,7 @@ Shapes: N images, Q classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import jax
 import numpy as np
@@ -24,10 +24,10 @@ from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling, training
 from elk_jax.tasks.generation.model import ARCHITECTURE, Description, check_names, trainable
 from elk_jax.tasks.generation.recipe import GenerationRecipe, TrainGeneratorStage
-from elk_jax.tasks.private import Learned, Public
+from elk_jax.tasks.labelled import openly, privately
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary, Workload
-from elk_jax.training.model import GENERATOR, Game, Params
+from elk_jax.training.model import GENERATOR, Params
 from elk_jax.training.step.private_adversarial import judge
 from elk_jax.weights import model_folder
 
@@ -102,7 +102,11 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
     shapes = jax.eval_shape(game.init, jax.random.key(0))
     sizes = ", ".join(f"{player} {training.parameter_count(shapes[player]):,}" for player in shapes)
     run.say(f"  parameters: {sizes}")
-    learned = (_privately if recipe.privacy else _openly)(run, stage, recipe, game, images)
+    if recipe.privacy:
+        seeing = judge(game, game.init(jax.random.key(run.seed))[GENERATOR])
+        learned = privately(run, stage, recipe, seeing, images, recipe.images)
+    else:
+        learned = openly(run, stage, images, recipe.images)
 
     # ---- Train ---------------------------------------------------------------------------------------------------
     sample = sampling.compile_sampler(game, run.mesh)
@@ -136,38 +140,6 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
         "skipped": skipped_images(*([] if withheld else [found]), validation),
         **training.outcome(result),
     }
-
-
-def _openly(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, game: Game, images: Labelled) -> Learned:
-    """Every patch once an epoch."""
-    counts = class_counts(images.source)
-    run.say(f"  train {', '.join(f'{value} {key}' for key, value in counts.items())}")
-    batches = labelled.train_batches(images, recipe.images, run.seed, jax.process_index(), jax.process_count())
-    return private.openly(run, stage, batches, counts)
-
-
-def _privately(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, game: Game, images: Labelled) -> Learned:
-    """Batches of units for every update of the discriminator, with public patches beside them where there are some."""
-    settings, public = recipe.images, None
-    part = replace(settings, batch_size=settings.batch_size // recipe.ratio)
-    if stage.public:
-        data = run.open(stage.public, "train")
-        private.check_classes(stage, images.source.classes, data.classes)
-        beside = Labelled(data, image_labels(data), recipe.model.size)
-        make = labelled.shuffled(beside, part, run.seed, jax.process_index(), jax.process_count())
-        public = Public(data, make, class_counts(data), beside.records())
-    return private.privately(
-        run,
-        stage,
-        recipe,
-        judge(game, game.init(jax.random.key(run.seed))[GENERATOR]),
-        example=labelled.Augmented(images, settings),
-        infos=images.source.infos,
-        batch_size=part.batch_size,
-        reading=settings,
-        public=public,
-        identity=images.records(),
-    )
 
 
 def workload(stage: TrainGeneratorStage, recipe: GenerationRecipe, batch_size: int | None) -> Workload:
