@@ -21,8 +21,8 @@ other people's patches (--config.stages.samples.model=DIR), set exposed=False of
 Variants: tiny (tests), quick (default), cpu (real patches on 2 cores), paper; what `first` learns from: synthetic
 (default), real, mixed (both), nothing (there is no `first`; the last training starts from public weights: in `cpu`
 those of head.features.lite0.weights, else init_from of its stages); what the last training learns from beside real
-patches: beside (synthetic ones too), alone (synthetic ones only, without privacy: nobody is in them); and published,
-patches of another program in place of those of `gan`.
+patches: beside (synthetic ones too), alone (synthetic ones only, without noise: no promise); and published, patches of
+another program in place of those of `gan`.
 Published (CBIS-DDSM test split, epsilon per image of the last training, delta 1e-4): AUROC 0.661, 0.677, 0.688, 0.697,
 0.712 at epsilon 1, 6, 12, 20, 60, and 0.639 of `first`. The whole table: configs/private_table.py.
 """

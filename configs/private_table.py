@@ -123,7 +123,7 @@ def of_cpu() -> list[Row]:
             "synthetic alone",
             public,
             values(PUBLISHED["synthetic alone"]),
-            "no noise: nobody is in the patches",
+            "no noise and no promise: the generator of the patches is not private",
             config=config("cpu,nothing,alone,published"),
         ),
         Row("synthetic, then real", {}, values(PUBLISHED["synthetic, then real"]), "published patches", config=chain),

@@ -18,7 +18,7 @@ def of_stage(experiment: Experiment, name: str, bare: bool = False) -> list[tupl
     if bare and isinstance(stage, TrainStage) and stage.protects(experiment.recipe_of(stage)):
         guarded = stage.train_on
     sources = [source for source in origin.sources if source not in guarded]
-    # made images are no secret of a stage that protects the images of `train_on`
+    # a stage does not hide what is behind made images, though it protects the images of `train_on`
     found = [place for source in sources for place in of_source(experiment, source, bare)]
     found += [place for source in guarded for place in behind(experiment, source, bare)]
     return found + [place for model in origin.models for place in of_model(experiment, model, bare)]

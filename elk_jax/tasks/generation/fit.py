@@ -204,11 +204,12 @@ def weigh(
     noise: see `phases`; 0 is not private. origin: of the noise. names: of the classes. where: of the settings, for
     errors. UserError for more neighbours than patches, and a class for which no patch has enough votes.
     """
+    from scipy import special  # takes seconds
+
     if isinstance(settings, Guidance):
         odds = _log_odds(settings, data, pool, noise, origin)
         scores = settings.contrast * (odds - odds.mean()) / max(float(odds.std()), TINY)
-        weights = np.exp([sign * scores - np.abs(scores).max() for sign in (-1.0, 1.0)])
-        return np.asarray(weights / weights.sum(1, keepdims=True))
+        return np.stack([special.softmax(sign * scores) for sign in (-1.0, 1.0)])
     rng, of_units = origin.generator(Purpose.RELEASE), {"classes": data.classes, "num_units": data.num_units}
     data, pool = data._replace(features=unit(data.features)), unit(pool)
     if isinstance(settings, Means):

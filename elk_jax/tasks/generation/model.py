@@ -197,7 +197,7 @@ def _load_pool(params: Params, content: model_folder.Content, folder: Path) -> T
     model_folder.check_fits(params, shapes, folder)
     for name, weights in zip(description.classes, params["weights"]):
         if not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
-            what = f"the weights of the class {name} are no weights"
+            what = f"the weights of the class {name} are not numbers of 0 or more"
             raise UserError(what, where=folder, todo="write the folder again")
     return Trained(params, description)
 

@@ -32,8 +32,6 @@ GENERATORS = ["without_privacy", "epsilon_10", "epsilon_1"]
 PUBLIC = 120
 QUIET = secret.known(0)
 """Of noise that a multiplier of 0 takes away."""
-QUIET = secret.known(0)
-"""Of noise that a multiplier of 0 takes away."""
 
 
 def sorted_means(parts, name, images):
@@ -181,6 +179,10 @@ def test_guidance_follows_a_classifier_of_the_private_images():
     assert scores.std() == pytest.approx(0.7, rel=1e-4)
     noisy = fit.weigh(Guidance(contrast=0.7), data, pool, 5.0, secret.known(1), ("a", "b"), "guidance")
     assert np.abs(noisy - weights).max() > 0.01
+    # one patch in 40 of the other kind: all scores of one class are small beside the largest of the other
+    skewed = np.eye(3)[np.zeros(40, int)] * np.where(np.arange(40) == 7, -1, 1)[:, None]
+    steep = fit.weigh(Guidance(contrast=200), data, skewed, 0.0, QUIET, ("a", "b"), "guidance")
+    np.testing.assert_allclose(steep, np.where(np.arange(40) == 7, [[1], [0]], [[0], [1 / 39]]), atol=1e-9)
 
 
 def test_every_release_costs_what_its_noise_says():
