@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -72,13 +73,25 @@ def folders(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def fitted(folders, tmp_path_factory):
     """(run folder, summaries) of the experiment, whose entropy was MARKER."""
-    run, patch = tmp_path_factory.mktemp("run"), pytest.MonkeyPatch()
-    patch.setattr(model, "_compute", cheap)
-    patch.setattr("os.urandom", lambda size: (MARKER * size)[:size])
-    try:
-        return run, run_experiment(experiment(folders), run)
-    finally:
-        patch.undo()
+    return run_marked(experiment(folders), tmp_path_factory.mktemp("run"), cheap)
+
+
+def run_marked(config, run: Path, features: Callable) -> tuple[Path, dict]:
+    """(run folder, summaries) of a configuration, with these features and MARKER as the entropy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_compute", features)
+        patch.setattr("os.urandom", lambda size: (MARKER * size)[:size])
+        return run, run_experiment(config, run)
+
+
+def assert_unmarked(run: Path) -> None:
+    """MARKER is in no file of a run, as bytes, in hexadecimal or as the words of a seed."""
+    words = [str(word) for word in np.frombuffer(MARKER, np.uint32)]
+    found = [path for path in run.rglob("*") if path.is_file()]
+    assert len(found) > 10
+    for path in found:
+        content = path.read_bytes()
+        assert not any(one in content for one in (MARKER, MARKER.hex().encode(), *map(str.encode, words))), path
 
 
 @pytest.fixture

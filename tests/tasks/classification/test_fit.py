@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from elk_jax.privacy import accounting
 from elk_jax.tasks.classification import fit, model, search, train
 from elk_jax.weights import model_folder
 from tests.refusals import refused
-from tests.tasks.classification.conftest import COUNTS, MARKER, experiment
+from tests.tasks.classification.conftest import COUNTS, assert_unmarked, experiment
 
 
 def test_heads_learn_and_noise_costs(fitted):
@@ -62,11 +61,7 @@ def test_nothing_that_is_published_says_who_was_in_the_training_data(fitted):
 
 
 def test_the_seed_of_the_noise_is_in_no_file(fitted):
-    run, _ = fitted
-    words = [str(word) for word in np.frombuffer(MARKER, np.uint32)]
-    for path in filter(os.path.isfile, run.rglob("*")):
-        content = path.read_bytes()
-        assert not any(one in content for one in (MARKER, MARKER.hex().encode(), *map(str.encode, words))), path
+    assert_unmarked(fitted[0])
 
 
 def test_private_files_are_their_owners(fitted):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import cv2
 import dp_accounting
@@ -26,7 +25,7 @@ from elk_jax.tasks.generation.recipe import Guidance, Means, SampleSettings, Vot
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 from tests.refusals import refused
-from tests.tasks.classification.conftest import COUNTS, MARKER, SIZE, write_patches
+from tests.tasks.classification.conftest import COUNTS, SIZE, assert_unmarked, run_marked, write_patches
 
 GENERATORS = ["without_privacy", "epsilon_10", "epsilon_1"]
 PUBLIC = 120
@@ -74,13 +73,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def fitted(folders, tmp_path_factory):
     """(run folder, summaries) of the experiment, whose entropy was MARKER."""
-    run, patch = tmp_path_factory.mktemp("run"), pytest.MonkeyPatch()
-    patch.setattr(classifiers, "_compute", sorted_means)
-    patch.setattr("os.urandom", lambda size: (MARKER * size)[:size])
-    try:
-        return run, run_experiment(experiment(folders), run)
-    finally:
-        patch.undo()
+    return run_marked(experiment(folders), tmp_path_factory.mktemp("run"), sorted_means)
 
 
 @pytest.fixture
@@ -255,11 +248,7 @@ def test_nothing_that_is_published_says_who_was_in_the_training_data(fitted):
 
 
 def test_the_seed_of_the_noise_is_in_no_file(fitted):
-    run, _ = fitted
-    words = [str(word) for word in np.frombuffer(MARKER, np.uint32)]
-    for path in filter(os.path.isfile, run.rglob("*")):
-        content = path.read_bytes()
-        assert not any(one in content for one in (MARKER, MARKER.hex().encode(), *map(str.encode, words))), path
+    assert_unmarked(fitted[0])
 
 
 def test_a_known_seed_repeats_the_noise_and_is_not_private(folders, tmp_path, cheap_features):
