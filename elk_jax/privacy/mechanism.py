@@ -145,7 +145,10 @@ def plan(privacy: Privacy, units: int, batch_size: int, steps: int, releases: in
     rate, noise = batch_size / units, privacy.noise_multiplier
     if noise is None:
         assert privacy.epsilon is not None  # Privacy checks it
-        noise = accounting.noise_for(privacy.epsilon, privacy.delta, rate, steps * releases, privacy.accountant)
+        try:
+            noise = accounting.noise_for(privacy.epsilon, privacy.delta, rate, steps * releases, privacy.accountant)
+        except UserError as error:
+            raise error.within("privacy") from error
     elif privacy.epsilon is not None:
         steps = _affordable(privacy, privacy.epsilon, rate, noise, steps, releases)
     found = Mechanism(privacy, units, batch_size, noise, steps, releases)

@@ -19,13 +19,13 @@ from elk_jax.data.sources import patients
 from elk_jax.data.sources.open import drawn
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
-from elk_jax.privacy import mechanism, secret
+from elk_jax.privacy import accounting, mechanism, secret
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.privacy.secret import Secret
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import origins
 from elk_jax.tasks.run import Experiment, Opened, Run, is_main
-from elk_jax.tasks.stages import PrivateTrainStage, Stage, TrainStage
+from elk_jax.tasks.stages import FitStage, PrivateTrainStage, Stage, TrainStage
 from elk_jax.tasks.task import Workload
 from elk_jax.training.checkpoint import kept_secret
 from elk_jax.training.model import Model
@@ -200,6 +200,19 @@ def check_start(run: Run, stage: TrainStage, recipe: Any) -> None:
         if hasattr(stage, "exposed"):
             todo += f"; or set config.stages.{stage.name}.exposed=True, and no epsilon holds for the whole chain"
         raise UserError(one.what + one.proof, where=where, todo=todo)
+
+
+def noise_of(stage: FitStage) -> float:
+    """The noise multiplier with which one full batch spends the budget of a stage; 0 without privacy.
+
+    UserError for a budget that needs almost no noise.
+    """
+    if not stage.is_private:
+        return 0.0
+    try:
+        return accounting.noise_for(stage.epsilon, stage.delta, sampling_rate=1.0, steps=1)
+    except UserError as error:
+        raise error.within(f"config.stages.{stage.name}") from error
 
 
 def exposure(run: Run, stage: TrainStage, recipe: Any) -> str:

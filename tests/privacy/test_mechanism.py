@@ -79,6 +79,8 @@ def test_batches_larger_than_the_data_and_counts_that_spend_everything_are_refus
     with refused(51, 50, where="batch_size"):
         plan(Privacy(epsilon=1.0), 50, 51, 10)
     adaptive = Privacy(noise_multiplier=1.0, clipping=Adaptive(count_noise=0.05))
+    with refused("1e+09", where="privacy.epsilon"):
+        plan(Privacy(epsilon=1e9, delta=1e-5), 50, 10, 30)
     with refused("0.125", where="privacy.clipping.count_noise"):
         plan(adaptive, 100, 4, 10)
     assert math.isfinite(plan(adaptive, 100, 20, 10).gradient_noise)

@@ -89,6 +89,7 @@ def check_fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe, names: Collecti
     if stage.is_private and stage.unit == "patient" and "train" in listed:
         train.check_named(listed["train"], f"{where}.unit")
     private.check_start(run, stage, recipe)
+    private.noise_of(stage)
     own = {run.model_folder(stage.network)} if stage.exposed and stage.network else set()
     check_unseen(recipe, listed, stage.is_private, said=own)
 

@@ -22,10 +22,10 @@ from elk_jax.features.whitening import Whitening
 from elk_jax.heads import folds, kernel, linear
 from elk_jax.heads.heads import Head
 from elk_jax.heads.linear import Linear
-from elk_jax.privacy import accounting
 from elk_jax.privacy import head as descent
 from elk_jax.progress import LONG, Progress
 from elk_jax.randomness import Purpose
+from elk_jax.tasks import private
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, KernelSearch, Search
 
@@ -105,14 +105,12 @@ class Problem:
         """Noise multipliers (of the mean, of each step) with the epsilon of the stage; 0 without privacy."""
         if not self.stage.is_private:
             return 0.0, 0.0
-        together = accounting.gaussian_noise_multiplier(self.stage.epsilon, self.stage.delta)
-        return descent.split_noise(together, self.recipe.mean_share, steps)
+        return descent.split_noise(private.noise_of(self.stage), self.recipe.mean_share, steps)
 
     def fit(self, training: np.ndarray, validation: np.ndarray, choices: Sequence[Choice], key: jax.Array) -> Drawn:
         """Heads with every one of the settings, by one draw of the noise, from whitened features [N, D]."""
         of_mean, of_steps = jax.random.split(key)
-        private = self.stage.is_private
-        clip = self.recipe.mean_clip * training.shape[1] ** 0.5 if private else UNBOUNDED
+        clip = self.recipe.mean_clip * training.shape[1] ** 0.5 if self.stage.is_private else UNBOUNDED
         units, noise = self.units.astype(np.int32), self.noise(choices[0].steps)[0]
         mean = np.asarray(descent.private_mean(training, units, clip, noise, of_mean, num_units=self.num_units))
         inputs = linear.inputs(training, mean)
@@ -120,7 +118,7 @@ class Problem:
         descents = descent.Descent(
             learning_rate=column([one.learning_rate for one in choices]),
             steps=jnp.asarray([one.steps for one in choices], jnp.int32),
-            clip_norm=column([self.recipe.clip_norm if private else UNBOUNDED] * len(choices)),
+            clip_norm=column([self.recipe.clip_norm if self.stage.is_private else UNBOUNDED] * len(choices)),
             noise_multiplier=column([self.noise(one.steps)[1] for one in choices]),
             l2=column([one.l2 for one in choices]),
             averaged=column([one.averaged for one in choices]),

@@ -57,6 +57,7 @@ def check_fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe, names: Collecti
     heads.check_scattering(recipe, stage.recipe)
     heads.check_places(run, stage, stage.public)
     private.check_start(run, stage, recipe)
+    private.noise_of(stage)
     listed = {"train": run.list(stage.train_on, "train"), "val": run.list(stage.validate_on, "val")}
     for split, source in listed.items():
         _check_classes(source, split)
@@ -121,7 +122,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     private_side = Private(of_training, labels, group, count, len(training.classes))
 
     # ---- Release ---------------------------------------------------------------------------------------------------
-    noise = accounting.gaussian_noise_multiplier(stage.epsilon, stage.delta) if stage.is_private else 0.0
+    noise = private.noise_of(stage)
     origin = secret.fresh() if stage.known_seed is None else secret.known(stage.known_seed)
     where = f"config.{stage.recipe}.release"
     weights = weigh(recipe.release, private_side, of_pool, noise, origin, training.classes, where)

@@ -342,6 +342,15 @@ def test_a_classifier_of_three_classes_is_refused(folders, tmp_path):
         run_one(config, tmp_path)
 
 
+@pytest.mark.parametrize("stage", ["epsilon_10", "real"])
+def test_a_budget_that_needs_no_noise_is_refused_before_anything_runs(folders, tmp_path, stage):
+    config = experiment(folders)
+    config.stages[stage].epsilon = 1e9
+    with refused("1e+09", where=f"config.stages.{stage}.epsilon"):
+        run_experiment(config, tmp_path / "run", stages=[stage])
+    assert not (tmp_path / "run" / "features").exists()
+
+
 def test_public_images_of_private_patients_are_refused(folders, tmp_path):
     config = experiment(folders)
     config.data.public.spec = f"folders:{folders / 'patches'}/"
