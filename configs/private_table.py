@@ -127,7 +127,7 @@ def of_cpu() -> list[Row]:
             config=config("cpu,nothing,alone,published"),
         ),
         Row("synthetic, then real", {}, values(PUBLISHED["synthetic, then real"]), "published patches", config=chain),
-        Row("our synthetic, then real", {}, note="patches of a generator of our own", config=config("cpu")),
+        Row("our synthetic, then real", {}, note="patches of our generator", config=config("cpu")),
         Row(
             "control: rate not tuned",
             public | slow,
@@ -184,7 +184,7 @@ def of_paper() -> list[Row]:
             config=config("paper,nothing,alone,published"),
         ),
         Row("synthetic, then real", start("first"), values(PUBLISHED["synthetic, then real"]), config=published),
-        Row("our synthetic, then real", start("first"), note="a generator of our own", config=config("paper")),
+        Row("our synthetic, then real", start("first"), note="our generator", config=config("paper")),
         Row(
             "control: tuned rate",
             start(*models) | all_of(**quicker),

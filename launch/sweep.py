@@ -15,7 +15,7 @@ A list is for settings that are not a product: a Python file with ROWS, a tuple 
 JSON file with objects of the same fields:
   [{"name": "ours", "overrides": {"detector.steps": 100}, "published": {"mean_sensitivity": 0.71}, "note": ""},
    {"name": "theirs", "not_run": "needs a GPU", "published": {"mean_sensitivity": 0.69}}]
-A row with a reason not to run it, not_run, stands in the table only. A row may have a configuration of its own,
+A row with a reason not to run it, not_run, stands in the table only. A row may change another configuration,
 {"config": "configs/cem_mixed.py:small"}, which takes those of the given --config.KEY=VALUE whose keys it has. A value
 that is published of one model of an evaluation has its name before it, {"mixed/mean_sensitivity": 0.74}. Rows with a
 number on an axis, {"at": 16, "axis": "shift, pixels", "line": "with tolerance"}, are drawn over it too, and so is a

@@ -16,7 +16,7 @@ class Mechanism:
     """Every step draws each of `units` with the probability `sampling_rate`, and adds noise to the clipped sum.
 
     batch_size: expected units of a batch. noise_multiplier: standard deviation of the noise of a step over what one
-    unit can change. steps: that are allowed. releases: noisy sums of a step, each of units of its own draw.
+    unit can change. steps: that are allowed. releases: noisy sums of a step, each of units that are drawn anew.
     """
 
     privacy: Privacy

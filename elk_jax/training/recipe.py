@@ -52,7 +52,7 @@ class TrainingRecipe:
 
     @property
     def releases(self) -> int:
-        """Noisy gradients of a private step, each of a batch of its own."""
+        """Noisy gradients of a private step, each of a separate batch."""
         return 1
 
 

@@ -29,7 +29,7 @@ from elk_jax.training.step.step import Protection, Step
 
 
 def judge(game: Game, generator: Params = None) -> Model:
-    """The discriminator as a model of its own, which a private step can train.
+    """The discriminator as a separate model, which a private step can train.
 
     Its constants are those of the game, and the params of the generator, which makes an example beside each real one.
     """
