@@ -33,8 +33,8 @@ LONGEST = 80
 class Row:
     """One row of a table of settings, as plain data.
 
-    name: in the table. overrides: dotted key of the configuration -> value. config: FILE[:VARIANT], the
-    configuration that it changes in place of that of the sweep. published: metric -> value of a paper, to stand beside the row's own;
+    name: in the table. overrides: dotted key of the configuration -> value. config: FILE[:VARIANT], the configuration
+    that it changes in place of that of the sweep. published: metric -> value of a paper, to stand beside the row's own;
     a metric is named as in the table, such as "mean_sensitivity", or "MODEL/mean_sensitivity" where it is of one model.
     note: printed with the row. not_run: why the row is not run here, such as "needs a GPU"; it is printed with its
     published values only.
