@@ -124,7 +124,9 @@ def in_words(statements: Sequence[Statement]) -> str:
     if exposed is not None and last.private:
         return exposed.sentence()
     epsilon = together(statements)
-    if epsilon is None:
+    if last.private and not all(one.private for one in statements):
+        both = "Who is in one whose noise has a known seed is not protected."
+    elif epsilon is None:
         both = "Who is in several of them is protected less, by an amount that is not accounted for here."
     else:
         delta = max(one.delta for one in statements)

@@ -72,7 +72,10 @@ def test_no_epsilon_holds_for_a_chain_that_is_exposed():
     assert together([fine, fine]) > 2 and together([fine, exposed]) is None
     for statements in ([exposed], [exposed, fine], [fine, exposed]):
         assert in_words(statements) == said
-    assert in_words([exposed, found.statement(30, False)]).startswith("Of 2 private trainings")
+    open_noise = found.statement(30, False)
+    assert in_words([exposed, open_noise]).startswith("Of 2 private trainings")
+    assert "known seed is not protected" in in_words([open_noise, fine])
+    assert "with epsilon" not in in_words([open_noise, fine]).partition("Not counted")[2]
 
 
 def test_batches_larger_than_the_data_and_counts_that_spend_everything_are_refused():
