@@ -125,7 +125,7 @@ def in_words(statements: Sequence[Statement]) -> str:
         return exposed.sentence()
     epsilon = together(statements)
     if last.private and not all(one.private for one in statements):
-        both = "Who is in one whose noise has a known seed is not protected."
+        both = "Who is in one whose noise has a known seed is not protected: what it tells is not accounted for here."
     elif epsilon is None:
         both = "Who is in several of them is protected less, by an amount that is not accounted for here."
     else:
