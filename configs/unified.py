@@ -17,7 +17,7 @@ that are not registered), hints (a learned regressor between maps), outputs (wha
 --config.borrow.best_metric=mean_sensitivity). --config.borrow.tolerance=1: for pairs that are slightly misaligned.
 --config.stages.borrowed.init_from: where B starts, sm; empty for C. --config.borrow.tap and --config.fused.model.tap:
 pyramid or backbone. docs/unified.md says what the paper leaves open.
-Variants beside the size (quick, tiny, small, paper): scarce (sm has a recipe of its own, few, for
+Variants beside the size (quick, tiny, small, paper): scarce (sm has its own recipe, few, for
 configs/unified_scarce.py), tuned (the trunks are trained on, at a tenth of the rate), half,
 lite0, swin: these start from weights, --config.stages.STAGE.init_from=DIR of sm, ffdm and sm_again, and own and other
 of dropout. Pairs: data_prep/paired_images.py.

@@ -11,7 +11,7 @@ Lines, by the trunks of unified, of which the first gives the heads that it star
   B, A          it starts as B with the heads of C, which know more than those of A
   C, A          C itself, shown SM, in the place of B: what its weights bring without the similarity
 Compare unified with capacity, whose second trunk knows the few alone. B and C, shown SM, are evaluated alone as well.
-The page draws every metric over the share. scarce: A has a recipe of its own (--config.few.steps=200).
+The page draws every metric over the share. scarce: A has its own recipe (--config.few.steps=200).
 For real pairs, a file with: from configs.unified_scarce import rows; ROWS = rows("partner", rate=3e-4)
 """
 

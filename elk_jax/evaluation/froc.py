@@ -9,7 +9,7 @@ The rule is ELK's (Montoya-del-Angel et al., Deep-Breath 2024, and the repositor
   or its centre is inside).
 
 With a criterion of regions (`hits.regions`) these take the place of lesions, and a prediction on a region that is found
-is no false positive either.
+is not a false positive either.
 
 Only predictions and lesions of the same class are matched. The curve has a point for every distinct score. Predictions
 of equal score enter together, which makes the curve independent of the order of images. It starts at (0, 0), is read

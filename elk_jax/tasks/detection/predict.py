@@ -125,23 +125,6 @@ def detect(
         return detections.join_batches(source.infos, outputs(host_batches), score_floor)
 
 
-def detect_view(
-    predictor: Predictor,
-    params: Params,
-    seen: View,
-    config: LoaderConfig,
-    mesh: Mesh,
-    score_floor: float = 0.0,
-    flips: Sequence[str] = (),
-    progress: bool = True,
-) -> list[ImageResult]:
-    """Detections and truth in the pixels of the whole images.
-
-    flips: mirrored views, whose detections are fused with those of the images as they are.
-    """
-    return together(detect_views(predictor, params, seen, config, mesh, score_floor, flips, progress), score_floor)
-
-
 def detect_views(
     predictor: Predictor,
     params: Params,
@@ -152,7 +135,10 @@ def detect_views(
     flips: Sequence[str] = (),
     progress: bool = True,
 ) -> list[list[ImageResult]]:
-    """As `detect_view`, for each view on its own: first the images as they are, then `flips`."""
+    """Detections and truth in the pixels of the whole images: of the images as they are, then of each view in `flips`.
+
+    `together` fuses them.
+    """
     find = lambda source: detect(predictor, params, source, config, mesh, score_floor, progress)
     views = [find(seen.source), *(_unflipped(find(flipped(seen.source, flip)), flip) for flip in flips)]
     return views if seen.windows is None else [_uncut(view, seen.whole, seen.windows) for view in views]
@@ -194,7 +180,8 @@ def detect_with(
     seen = view(source, description.input.crop_to_breast)
     config = input_of(description.input, seen.source.infos)
     flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
-    return detect_view(predictor, placed, seen, config, mesh, score_floor, flips)
+    views = detect_views(predictor, placed, seen, config, mesh, score_floor, flips)
+    return together(views, score_floor)
 
 
 MemberViews = Sequence[Sequence[Sequence[ImageResult]]]

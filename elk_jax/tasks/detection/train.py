@@ -244,7 +244,8 @@ def train_with(
     else:
         chosen_on = "its own training images" if held_out else chosen_on
         best = of_detector(result.best_params)
-        results = predict.detect_view(predictor, best, seen, test_loader, run.mesh, floor, flips)
+        views = predict.detect_views(predictor, best, seen, test_loader, run.mesh, floor, flips)
+        results = predict.together(views, floor)
     choice = operating.choose(results, score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)
     if choice.warning:
         run.say(f"  warning: {choice.warning}")

@@ -269,7 +269,7 @@ def test_an_input_at_another_scale():
     fixed = model.Input(True, Resize(short_sides=(100,), max_long_side=150, stretch=(50, 60)), ((64, 96),), ())
     found = model.at_scale(fixed, 1.5)
     assert (found.resize.short_sides, found.resize.max_long_side, found.resize.stretch) == ((150,), 225, (75, 90))
-    assert found.buckets == ((96, 160),)  # 144 is no multiple of 32
+    assert found.buckets == ((96, 160),)  # 144 is not a multiple of 32
     assert model.at_scale(fixed, 1.0) == fixed
     fitted = model.Input(True, Resize(jitter=(1.0, 1.0)), ((64, 32), (32, 32)), ("horizontal",))
     assert model.at_scale(fitted, 0.5) == replace(fitted, buckets=((32, 32),))

@@ -58,7 +58,7 @@ def test_a_detector_sees_the_breast_and_answers_in_the_whole_image(source, monke
 
     found = Detections(np.array([[1.0, 2.0, 11.0, 12.0]]), np.array([0.9]), np.array([0]))
     monkeypatch.setattr(predict, "detect", lambda *arguments: join(view.source.infos, {"1": found}))
-    (result,) = predict.detect_view(None, None, view, None, None)
+    (result,) = predict.together(predict.detect_views(None, None, view, None, None), 0.0)
     np.testing.assert_array_equal(result.boxes, [[29, 10, 39, 20]])
     np.testing.assert_array_equal(result.gt_boxes, source.infos[0].boxes)
     assert (result.width, result.height) == (100, 60)
@@ -75,9 +75,11 @@ def test_mirrored_views_are_brought_back_and_fused(source, monkeypatch):
 
     monkeypatch.setattr(predict, "detect", detect_left)
     view = predict.view(source, crop_to_breast=False)
-    (plain,) = predict.detect_view(None, None, view, None, None)
-    (mirrored,) = predict.detect_view(None, None, view, None, None, flips=("horizontal",))
-    (both,) = predict.detect_view(None, None, view, None, None, flips=("horizontal", "vertical", "both"))
+    (plain,) = predict.together(predict.detect_views(None, None, view, None, None), 0.0)
+    (mirrored,) = predict.together(predict.detect_views(None, None, view, None, None, flips=("horizontal",)), 0.0)
+    (both,) = predict.together(
+        predict.detect_views(None, None, view, None, None, flips=("horizontal", "vertical", "both")), 0.0
+    )
     x0, y0, x1, y1 = BREAST
     np.testing.assert_array_equal(plain.boxes, [[x0, y0, 50, y1]])
     assert mirrored.boxes[0].tolist() == [x0, y0, 50, y1] and mirrored.scores[0] == pytest.approx(0.4)
