@@ -30,7 +30,7 @@ from elk_jax.fields import SHARE, AtLeast
 PROMISED = (0.25, *RATES)
 """False positives per image of the operating points of a model."""
 MAIN = 1.0
-"""The rate by which it is judged whether the images suffice."""
+"""The rate whose threshold is used where none is given, and by which it is judged whether the images suffice."""
 TOLERATED = 4 / 3
 """Factor by which false positives on other patients may miss what the threshold promises, either way."""
 NORMAL = 1.96

@@ -9,8 +9,8 @@ from elk_jax import files
 from elk_jax.data.sources.source import counted, summary
 from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections, operating
 from elk_jax.evaluation import evaluate as metrics
+from elk_jax.evaluation import operating
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.tasks.detection import model, predict
 from elk_jax.tasks.detection.evaluate import reads_pairs
@@ -71,7 +71,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
         evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
         return metrics.scalars(evaluation).get(recipe.best_metric, 0.0)
 
-    fused = lambda views, weights, same: detections.above(predict.fuse_members(views, weights, same), floor)
+    fused = lambda views, weights, same: predict.fuse_members(views, weights, same, floor)
     tried = {same: value(fused(views, weights, same)) for same in stage.same}
     same = max(tried, key=lambda same: round(tried[same], 9))  # of equal ones, but for rounding, the first
     alone = [value(fused([own], [1.0], same)) for own in views]

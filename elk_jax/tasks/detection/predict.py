@@ -27,7 +27,7 @@ from elk_jax.data.sources.source import ImageSource, with_images
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.detection import detectors
 from elk_jax.errors import UserError
-from elk_jax.evaluation import detections, fusion
+from elk_jax.evaluation import detections, fusion, operating
 from elk_jax.evaluation.detections import Detections, ImageResult, join
 from elk_jax.evaluation.operating import OperatingPoint
 from elk_jax.fields import SHARE
@@ -47,8 +47,6 @@ from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
 
-CHOSEN_RATE = 1.0
-"""False positives per image, on the validation split, of the threshold that is used when none is given."""
 COLOUR = (64, 196, 255)  # BGR
 
 Predictor = Callable[[Params, Mapping[str, jax.Array]], dict[str, Any]]
@@ -162,7 +160,8 @@ def detect_with(
     """
     if isinstance(trained, Ensemble):
         scales, weights, same = trained.description.scales, trained.description.weights, trained.description.same
-        return fuse_members(members_views(trained.members, scales, source, mesh, score_floor, flips), weights, same)
+        views = members_views(trained.members, scales, source, mesh, score_floor, flips)
+        return fuse_members(views, weights, same, score_floor)
     detector, params, description = trained
     if description.classes != source.classes:
         raise UserError(
@@ -205,10 +204,13 @@ def members_views(
     return [[at(member, scale) for scale in scales] for member in members]
 
 
-def fuse_members(views: MemberViews, weights: Sequence[float], same: float) -> list[ImageResult]:
-    """The fused boxes; every scale of a member has the weight of the member."""
+def fuse_members(views: MemberViews, weights: Sequence[float], same: float, score_floor: float) -> list[ImageResult]:
+    """The fused boxes that score at least `score_floor`; every scale of a member has the weight of the member.
+
+    A box that few members find scores less than in each of them.
+    """
     each = [weight for weight, own in zip(weights, views, strict=True) for _ in own]
-    return fusion.fuse([results for own in views for results in own], same, each)
+    return detections.above(fusion.fuse([results for own in views for results in own], same, each), score_floor)
 
 
 def input_of(entry: Input, infos: Sequence[ImageInfo]) -> LoaderConfig:
@@ -256,7 +258,7 @@ def _uncut(
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """threshold: score from which a box is a finding; None: the operating point of CHOSEN_RATE. score_floor: boxes
+    """threshold: score from which a box is a finding; None: the operating point of `operating.MAIN`. score_floor: boxes
     that score less are not written. pictures: write a picture of every image. volumes: the inputs are volumes of
     slices. volume_rule: how detections of their slices become findings."""
 
@@ -305,7 +307,7 @@ def _picture_name(index: int, info: ImageInfo) -> str:
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:
     """The operating point that training saved with the model; 0.5 where the model found nothing in validation."""
     for point in points:
-        if point.false_positives_per_image == CHOSEN_RATE and point.threshold is not None:
+        if point.false_positives_per_image == operating.MAIN and point.threshold is not None:
             return point.threshold
     return 0.5
 

@@ -107,6 +107,27 @@ def test_an_ensemble_fuses_what_its_members_find_at_every_scale_and_needs_no_oth
         np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-6)
 
 
+def test_fused_boxes_below_the_score_floor_are_left_out():
+    """A box that one of two members finds has half its score, so that it can fall below the floor of both."""
+    both, alone, high = [0, 0, 10, 10], [40, 40, 50, 50], [20, 20, 30, 30]
+    first = found_in_an_image([both, high, alone], [0.4, 0.06, 0.03])
+    second = found_in_an_image([both], [0.2])
+    (fused,) = predict.fuse_members([[[first]], [[second]]], (1.0, 1.0), 0.5, score_floor=0.02)
+    np.testing.assert_allclose(fused.scores, [0.3, 0.03])
+    np.testing.assert_allclose(fused.boxes, [both, high])
+    (fused,) = predict.fuse_members([[[first]], [[second]]], (1.0, 1.0), 0.5, score_floor=0.0)
+    np.testing.assert_allclose(fused.scores, [0.3, 0.03, 0.015])
+
+
+def found_in_an_image(boxes, scores):
+    none = np.zeros((0, 4))
+    return detections.ImageResult(
+        image_id="a", patient_id="p", width=64, height=64,
+        gt_boxes=none, gt_labels=np.zeros(0, int), gt_ignore=np.zeros(0, bool),
+        boxes=np.array(boxes, float), scores=np.array(scores), labels=np.zeros(len(scores), int),
+    )  # fmt: skip
+
+
 def test_fusion_and_thresholds_are_chosen_on_the_validation_split(ran, spec):
     folder, summaries = ran
     summary, description = summaries["ensemble"], model.load(folder_of(ran)).description
