@@ -18,7 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from tests.experiments import toy_task  # noqa: E402
 from tests.experiments.checks import PATIENTS, stand_in  # noqa: E402
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """The toy task among the tasks."""
+    monkeypatch.setitem(TASKS, "toy", toy_task.TASK)
 
 
 @pytest.fixture

@@ -41,11 +41,6 @@ def small(count: int = 3):
     return config
 
 
-@pytest.fixture
-def toy(monkeypatch):
-    monkeypatch.setitem(TASKS, "toy", toy_task.TASK)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("folds") / "whole"

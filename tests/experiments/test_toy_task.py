@@ -21,11 +21,6 @@ from tests.refusals import refused
 CONFIG = "tests/experiments/toy_task.py"
 
 
-@pytest.fixture
-def toy(monkeypatch):
-    monkeypatch.setitem(TASKS, "toy", toy_task.TASK)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A run that nothing interrupted, and its report, by the real entry point."""
