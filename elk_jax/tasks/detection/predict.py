@@ -160,8 +160,8 @@ def detect_with(
     """
     if isinstance(trained, Ensemble):
         scales, weights, same = trained.description.scales, trained.description.weights, trained.description.same
-        views = members_views(trained.members, scales, source, mesh, score_floor, flips)
-        return fuse_members(views, weights, same, score_floor)
+        of_members = members_views(trained.members, scales, source, mesh, score_floor, flips)
+        return fuse_members(of_members, weights, same, score_floor)
     detector, params, description = trained
     if description.classes != source.classes:
         raise UserError(
