@@ -20,7 +20,7 @@ from elk_jax.data.paste import MAX_PASTED
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.transforms import Example
 from elk_jax.errors import UserError
-from elk_jax.fields import SHARE, AtLeast
+from elk_jax.fields import ABOVE_ZERO, SHARE, AtLeast
 from elk_jax.images.schema import Batch, ImageInfo
 from elk_jax.randomness import Purpose, generator
 
@@ -36,6 +36,8 @@ class LoaderConfig(Reading):
     buckets: canvases (height, width); () chooses one that holds every image, sides a multiple of 32.
     max_boxes: M, padded lesions per image; 0 finds it from the source (a multiple of 8).
     lesion_share: of an epoch's images, those with lesions; None: as they come. For training only.
+    small_share: of those, the ones with a lesion whose side (root of its area) is below `small_side`, a share of the
+        longer side of the image; None: as they come. For training only.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 4
@@ -46,6 +48,8 @@ class LoaderConfig(Reading):
     )
     max_boxes: Annotated[int, AtLeast(0)] = 0
     lesion_share: Annotated[float, SHARE] | None = 0.75
+    small_share: Annotated[float, SHARE] | None = None
+    small_side: Annotated[float, ABOVE_ZERO, SHARE] = mixing.SMALL_SIDE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +92,8 @@ def mixed(
     augmentation = config.augmentation
     canvases = config.buckets or choose_buckets(source.infos, config.resize, augmentation)
     buckets = assign_buckets(source.infos, canvases, config.resize, augmentation)
-    strata = mixing.plan_strata(source.infos, buckets, config.batch_size, weights, config.lesion_share)
+    shares = (config.lesion_share, config.small_share, config.small_side)
+    strata = mixing.plan_strata(source.infos, buckets, config.batch_size, weights, *shares)
     donors = np.flatnonzero([info.has_lesions for info in source.infos])
     examples = _TrainExamples(source, config, canvases, strata, donors, seed)
     rows = host_rows(config.batch_size, process_index, process_count)

@@ -19,10 +19,14 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, random_order
 
+SMALL_SIDE = 0.08
+"""Of a small lesion, as a share of the image's longer side: 40 of 512 px."""
+
 
 @dataclass(frozen=True)
 class Stratum:
-    """Records that are drawn equally often: of one source, with or without lesions, of one bucket."""
+    """Records that are drawn equally often: of one source, one bucket, and one kind (without lesions, with large ones
+    only, with a small one)."""
 
     positions: np.ndarray  # [n] in the source
     bucket: int
@@ -46,29 +50,36 @@ def plan_strata(
     batch_size: int,
     weights: Sequence[float] = (),
     lesion_share: float | None = None,
+    small_share: float | None = None,
+    small_side: float = SMALL_SIDE,
 ) -> tuple[Stratum, ...]:
     """Divide the records into strata and say how often each is drawn in an epoch of about len(infos) draws.
 
     weights: share of the draws for each of the mixed sources (`info.source`), on any scale; () draws by size.
     lesion_share: share of the draws, within each source, that shows a lesion (ignore boxes do not count); None: as
-    they come. The draws of a bucket are rounded up to whole batches. UserError for weights that do not fit the sources.
+    they come. small_share: of those, the share that shows a small one (`shows_small`); None: as they come. The draws of
+    a bucket are rounded up to whole batches. UserError for weights that do not fit the sources.
     """
     if len(infos) == 0:
         raise UserError("the source has no image to train on")
     sources = np.array([info.source for info in infos])
     lesion = np.array([info.has_lesions for info in infos])
+    small = np.array([small_share is not None and shows_small(info, small_side) for info in infos])
     check_weights(weights, int(sources.max()) + 1)
     groups: list[tuple[np.ndarray, int, float]] = []
     for source in np.unique(sources):
-        source_share = weights[source] / sum(weights) if weights else float((sources == source).mean())
-        for with_lesion in (False, True):
-            group = (sources == source) & (lesion == with_lesion)
-            share = group.sum() / (sources == source).sum()
-            if lesion_share is not None and 0 < share < 1:
-                share = lesion_share if with_lesion else 1 - lesion_share
+        of_source = sources == source
+        source_share = weights[source] / sum(weights) if weights else float(of_source.mean())
+        with_lesion = _share(of_source, lesion, lesion_share)
+        with_small = _share(of_source & lesion, small, small_share)
+        for group, of_kind in (
+            (of_source & ~lesion, 1 - with_lesion),
+            (of_source & lesion & ~small, with_lesion * (1 - with_small)),
+            (of_source & lesion & small, with_lesion * with_small),
+        ):
             for bucket in np.unique(buckets[group]):
                 positions = np.flatnonzero(group & (buckets == bucket))
-                groups.append((positions, int(bucket), source_share * share * len(positions) / group.sum()))
+                groups.append((positions, int(bucket), source_share * of_kind * len(positions) / group.sum()))
     groups = [group for group in groups if group[2] > 0]
     strata = []
     for bucket in sorted({group[1] for group in groups}):
@@ -78,6 +89,19 @@ def plan_strata(
         draws = largest_remainder(share, batches * batch_size, at_least=int(len(members) <= batches * batch_size))
         strata += [Stratum(positions, bucket, int(n)) for (positions, _, _), n in zip(members, draws) if n > 0]
     return tuple(strata)
+
+
+def shows_small(info: ImageInfo, side: float) -> bool:
+    """Whether a lesion of the image is small: the root of its area is below this share of the image's longer side."""
+    boxes = info.boxes[~info.ignore]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return bool((np.sqrt(areas) < side * max(info.width, info.height)).any())
+
+
+def _share(group: np.ndarray, kind: np.ndarray, wanted: float | None) -> float:
+    """Share of a group's draws that are of a kind: as wanted, where the group has both kinds; else as they come."""
+    found = float(kind[group].mean()) if group.any() else 0.0
+    return found if wanted is None or found in (0.0, 1.0) else wanted
 
 
 def check_weights(weights: Sequence[float], sources: int) -> None:

@@ -73,9 +73,10 @@ class DetectionRecipe(TrainingRecipe):
         if not loader.max_boxes:
             what = "the most lesions of a protected image would set the size of batches"
             raise UserError(what, where="loader.max_boxes", todo="give a number that no image exceeds, such as 16")
-        if loader.lesion_share is not None:
-            what = f"lesion_share is {loader.lesion_share:g}, but every unit is drawn with the same probability"
-            raise UserError(what, where="loader.lesion_share", todo="set it to None in a private training")
+        for name in ("lesion_share", "small_share"):
+            if (share := getattr(loader, name)) is not None:
+                what = f"{name} is {share:g}, but every unit is drawn with the same probability"
+                raise UserError(what, where=f"loader.{name}", todo="set it to None in a private training")
         if loader.augmentation.copy_paste:
             what = "lesions pasted from other patients would let protected patients meet in one gradient"
             raise UserError(what, where="loader.augmentation.copy_paste", todo="set it to 0 in a private training")
@@ -83,7 +84,12 @@ class DetectionRecipe(TrainingRecipe):
     def test_loader(self) -> LoaderConfig:
         """The canvases and batch size of training, the fixed size of testing, nothing random."""
         return replace(
-            self.loader, resize=self.test_resize, augmentation=NO_AUGMENTATION, lesion_share=None, max_boxes=0
+            self.loader,
+            resize=self.test_resize,
+            augmentation=NO_AUGMENTATION,
+            lesion_share=None,
+            small_share=None,
+            max_boxes=0,
         )
 
 

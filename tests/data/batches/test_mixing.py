@@ -70,6 +70,30 @@ def test_lesion_share(infos, share):
     assert shown == pytest.approx(share, abs=0.05)
 
 
+@pytest.mark.parametrize(("lesion_share", "small_share"), [(None, 0.25), (0.5, 0.8), (1.0, 1.0)])
+def test_small_share(make_info, lesion_share, small_share):
+    """Of 64 px, a lesion of 5 px is small at a side of 0.08 (5.12 px), one of 6 px is not; ignore boxes are neither."""
+    small, large, both = [[0, 0, 5, 5]], [[0, 0, 6, 6]], [[0, 0, 4, 4], [10, 10, 40, 40]]
+    infos = [make_info(n, box, 48, 64) for n, box in enumerate([small, both, *[large] * 6, *[[]] * 4])]
+    infos.append(make_info(12, [[0, 0, 4, 4], [9, 9, 30, 30]], 48, 64, ignore=[True, False]))
+    strata = mixing.plan_strata(infos, np.zeros(13, int), 1, lesion_share=lesion_share, small_share=small_share)
+    _, counts = draws(strata, 1, epochs=30)
+    with_lesion = {p: n for p, n in counts.items() if infos[p].has_lesions}
+    shown = sum(n for p, n in with_lesion.items() if p < 2) / sum(with_lesion.values())
+    assert shown == pytest.approx(small_share, abs=0.06)
+    expected = 9 / 13 if lesion_share is None else lesion_share
+    assert sum(with_lesion.values()) / sum(counts.values()) == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("side", [0.01, 1.0])
+def test_small_share_where_all_lesions_are_of_one_kind(infos, side):
+    """Then they are drawn as they come."""
+    shares = {"lesion_share": 0.5, "small_share": 0.9, "small_side": side}
+    strata = mixing.plan_strata(infos, np.zeros(21, int), 1, **shares)
+    usual = mixing.plan_strata(infos, np.zeros(21, int), 1, lesion_share=0.5)
+    assert [stratum.draws for stratum in strata] == [stratum.draws for stratum in usual]
+
+
 @pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0, 2), (0.1, 0.9)])
 def test_mixing_weights(infos, weights):
     strata = mixing.plan_strata(infos, np.array([0] * 17 + [1] * 4), 1, weights=weights)

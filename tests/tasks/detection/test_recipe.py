@@ -66,11 +66,12 @@ def test_a_recipe_serves_several_mixes():
 
 
 def test_testing_takes_nothing_random_from_the_training():
-    loader = LoaderConfig(batch_size=4, buckets=((64, 32),), lesion_share=0.7, max_boxes=9)
+    loader = LoaderConfig(batch_size=4, buckets=((64, 32),), lesion_share=0.7, small_share=0.6, max_boxes=9)
     recipe = DetectionRecipe(loader=loader, optimizer=ADAMW)
     found = recipe.test_loader()
     assert (found.resize, found.augmentation) == (FIT, NO_AUGMENTATION)
-    assert (found.batch_size, found.buckets, found.lesion_share, found.max_boxes) == (4, ((64, 32),), None, 0)
+    assert (found.batch_size, found.buckets, found.max_boxes) == (4, ((64, 32),), 0)
+    assert found.lesion_share is None and found.small_share is None
 
 
 def test_a_metric_to_choose_by_is_one_that_is_measured():
@@ -104,6 +105,7 @@ PRIVATE = DetectionRecipe(
         ("loader.buckets", {"buckets": ((64, 64), (64, 32))}),
         ("loader.max_boxes", {"max_boxes": 0}),
         ("loader.lesion_share", {"lesion_share": 0.5}),
+        ("loader.small_share", {"small_share": 0.5}),
         ("loader.augmentation.copy_paste", {"augmentation": Augmentation(copy_paste=0.5)}),
         ("accumulate", {"accumulate": 2}),
     ],
