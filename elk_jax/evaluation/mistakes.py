@@ -9,6 +9,7 @@ Shapes: K predictions, N lesions (or regions) of one class of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from elk_jax.evaluation import froc
 from elk_jax.evaluation.detections import ImageResult
 from elk_jax.evaluation.hits import ELK_RULE, Criterion
-from elk_jax.images.boxes import area, iou
+from elk_jax.images.boxes import area, iou, relative_side
 
 REPEATED = 0.5
 """IoU from which a false positive repeats a better one."""
@@ -36,6 +37,8 @@ MISSES = {
     "nothing": "no box",
 }
 """Kinds of missed lesions, in words; each is of the first kind that fits."""
+SIDES = (0.0, 0.05, 0.08, 0.16, 0.3, 1.0)
+"""Limits between the sizes of lesions (`boxes.relative_side`): of 512 px, 26, 41, 82 and 154."""
 
 
 def mistakes(
@@ -87,10 +90,28 @@ def _misses(one: froc.Matches, threshold: float) -> list[str]:
     return [str(kind) for kind in kinds[found < threshold]]
 
 
+def found_by_size(
+    results: Sequence[ImageResult], criterion: Criterion = ELK_RULE, threshold: float = 0.0
+) -> list[dict[str, Any]]:
+    """Of the lesions, or regions, of each size: [{"sides": [low, high), "lesions": n, "found": n}], by SIDES."""
+    sides, found = [np.zeros(0)], [np.zeros(0, bool)]
+    for result in results:
+        for one in froc.match(result, criterion):
+            sides.append(relative_side(one.truth, result.width, result.height))
+            found.append(one.found >= threshold)
+    hit, size = np.concatenate(found), np.searchsorted(SIDES[1:-1], np.concatenate(sides), side="right")
+    return [
+        {"sides": [low, high], "lesions": int((size == k).sum()), "found": int(hit[size == k].sum())}
+        for k, (low, high) in enumerate(pairwise(SIDES))
+    ]
+
+
 def at_rate(
     results: Sequence[ImageResult], criterion: Criterion, rate: float, threshold: float | None
 ) -> dict[str, Any]:
-    """`mistakes` at the operating point of `rate` false positives per image, with both numbers; {} without one."""
+    """`mistakes` and `found_by_size` ("by_size") at the operating point of `rate` false positives per image, with both
+    numbers; {} without one."""
     if threshold is None:
         return {}
-    return {"rate": rate, "threshold": threshold, **mistakes(results, criterion, threshold)}
+    by_size = found_by_size(results, criterion, threshold)
+    return {"rate": rate, "threshold": threshold, "by_size": by_size, **mistakes(results, criterion, threshold)}

@@ -13,6 +13,11 @@ def area(boxes: np.ndarray) -> np.ndarray:
     return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None), axis=-1)
 
 
+def relative_side(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Sizes [N] of boxes [N, 4]: the root of the area, as a share of the image's longer side."""
+    return np.sqrt(area(boxes)) / max(width, height)
+
+
 def within_a_pixel(boxes: np.ndarray) -> np.ndarray:
     """Which of boxes [N, 4] start in the first pixel and are no larger: shares of the image rather than pixels [N]."""
     return (boxes[:, :2] <= 1).all(axis=1) & (boxes[:, 2:] - boxes[:, :2] <= 1).all(axis=1)

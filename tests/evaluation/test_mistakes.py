@@ -1,10 +1,12 @@
 """The kinds of false positives and misses, by hand."""
 
+from itertools import pairwise
+
 import pytest
 
 from elk_jax.evaluation import froc
 from elk_jax.evaluation.hits import centre_in_box, iou_at_least, regions
-from elk_jax.evaluation.mistakes import FALSE_POSITIVES, MISSES, at_rate, mistakes
+from elk_jax.evaluation.mistakes import FALSE_POSITIVES, MISSES, SIDES, at_rate, found_by_size, mistakes
 
 LESION, OTHER = [0, 0, 100, 100], [200, 200, 300, 300]
 INSIDE = [0, 0, 40, 50]  # IoU 0.2 with LESION
@@ -84,3 +86,18 @@ def test_without_an_operating_point_there_is_nothing(make):
     results = [make("1", [LESION], [FAR], [0.9])]
     assert at_rate(results, iou_at_least(0.3), 1.0, None) == {}
     assert at_rate(results, iou_at_least(0.3), 1.0, 0.4)["false_positives"]["elsewhere"] == 1
+
+
+def test_found_by_size(make):
+    """Of 400 px: 19 px are 0.0475, 20 px 0.05, 128 x 32 px 0.16 (64 px), 200 px 0.5. Ignored lesions do not count."""
+    lesions = [[0, 0, 19, 19], [100, 0, 120, 20], [0, 100, 128, 132], [200, 200, 400, 400], [300, 0, 310, 10]]
+    results = [
+        make("1", lesions, [lesions[1], lesions[2], lesions[3]], [0.9, 0.5, 0.4], ignore=[False] * 4 + [True]),
+        make("2", [[0, 0, 10, 10]]),
+    ]
+    found = found_by_size(results, threshold=0.5)
+    assert [one["sides"] for one in found] == [[low, high] for low, high in pairwise(SIDES)]
+    assert [(one["found"], one["lesions"]) for one in found] == [(0, 2), (1, 1), (0, 0), (1, 1), (0, 1)]
+    misses = mistakes(results, threshold=0.5)["misses"]
+    assert sum(one["lesions"] - one["found"] for one in found) == sum(misses.values())
+    assert found_by_size([]) == found_by_size([make("1")]) and not any(one["lesions"] for one in found_by_size([]))

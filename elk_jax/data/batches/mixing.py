@@ -16,6 +16,7 @@ import numpy as np
 from elk_jax.data.batches.shuffle import Shuffle, batch_count, filled_rows
 from elk_jax.data.sources.splits import largest_remainder
 from elk_jax.errors import UserError
+from elk_jax.images.boxes import relative_side
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, random_order
 
@@ -92,10 +93,8 @@ def plan_strata(
 
 
 def shows_small(info: ImageInfo, side: float) -> bool:
-    """Whether a lesion of the image is small: the root of its area is below this share of the image's longer side."""
-    boxes = info.boxes[~info.ignore]
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return bool((np.sqrt(areas) < side * max(info.width, info.height)).any())
+    """Whether a lesion of the image is small: its `boxes.relative_side` is below `side`."""
+    return bool((relative_side(info.boxes[~info.ignore], info.width, info.height) < side).any())
 
 
 def _share(group: np.ndarray, kind: np.ndarray, wanted: float | None) -> float:

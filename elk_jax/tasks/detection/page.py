@@ -254,12 +254,30 @@ def mistakes_section(evaluations: Evaluations) -> Section:
         rows += [
             html.row([html.text(said), *(str(one[key][k]) for one in known.values())]) for k, said in kinds.items()
         ]
+    sizes = [one.get("by_size", ()) for one in known.values()]  # none in evaluations of earlier versions
+    if all(sizes):
+        rows.append(html.row(["Found lesions, by size", *(_found(of_model) for of_model in sizes)], style="main"))
+        for k, size in enumerate(sizes[0]):
+            if any(of_model[k]["lesions"] for of_model in sizes):
+                low, high = size["sides"]
+                said = (
+                    f"{low:.0%} to {high:.0%} of the longer side of the image"
+                    if low
+                    else f"below {high:.0%} of the longer side of the image"
+                )
+                rows.append(html.row([said, *(_found([of_model[k]]) for of_model in sizes)]))
     (rate,) = {one["rate"] for one in known.values()}
     note = (
         f"At {rate:g} false positive per image. A box lies on a lesion where their IoU is at least {ON_LESION:g} or "
-        "its centre is in the lesion's box. Boxes on lesions are lost to how lumps are grouped and boxes are drawn."
+        "its centre is in the lesion's box. Boxes on lesions are lost to how lumps are grouped and boxes are drawn. "
+        "The size of a lesion is the root of the area of its box."
     )
     return Section("Mistakes", html.table(head, rows), note)
+
+
+def _found(sizes: Sequence[dict[str, Any]]) -> str:
+    """`3 of 9`, of all the given sizes."""
+    return f"{sum(one['found'] for one in sizes)} of {sum(one['lesions'] for one in sizes)}"
 
 
 def _written(criterion: str) -> str:

@@ -167,4 +167,5 @@ def test_several_criteria_and_mistakes_are_shown_of_each_model():
     assert numbers["on a missed lesion, no larger than it"] == [1, 0]
     assert numbers["False positives"] == [1, 0] and numbers["Missed lesions"] == [1, 0]
     assert numbers["a box lies on it"] == [1, 0]
+    assert re.findall(r">(\d of \d)<", rows["16% to 30% of the longer side of the image"]) == ["3 of 4", "4 of 4"]
     assert build_report(report)
