@@ -19,7 +19,8 @@ from elk_jax.training.schedules import WarmupCosine, WarmupMultistep
 def detector(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The recipe of a detector: model, input, augmentation, optimisation, evaluation."""
     recipe = settings(DetectionRecipe(model=quick_model()))
-    merge(recipe, {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}[size])
+    quick = {} if extras & ONE_STAGE.keys() else small_images()  # of 128 px, where lesions are smaller than their cells
+    merge(recipe, {"quick": quick, "tiny": tiny(), "small": small(), "paper": published()}[size])
     for name in extras & ONE_STAGE.keys():
         merge(recipe, {**ONE_STAGE[name](size, recipe["model"]), "plan_anchors": False})
     for name in extras & BACKBONES.keys():
@@ -74,6 +75,32 @@ def tiny() -> dict[str, Any]:
         "choose_score_floor": 0.0,
         "bootstrap": 50,
     }  # fmt: skip
+
+
+def small_images() -> dict[str, Any]:
+    """A network for images of 128 px, of which two CPU cores read thousands in minutes.
+
+    On the embedded data it finds more after these steps than one for 256 px after the fewer steps of the same time.
+    """
+    return {
+        "model": {
+            "backbone": {"width": 16, "norm_groups": 8},
+            "fpn_channels": 32,
+            "box_fc_width": 128,
+            "roi_samples": 32,
+            "rpn_pre_nms_train": 128,
+            "rpn_pre_nms_test": 128,
+            "rpn_post_nms_train": 64,
+            "rpn_post_nms_test": 64,
+        },
+        "loader": {"batch_size": 8, "buckets": ((128, 96),)},
+        "steps": 1200,
+        "schedule": {"base": 1e-3},
+        "ema_decay": 0.99,
+        "log_every": 20,
+        "checkpoint_every": 300,
+        "eval_every": 300,
+    }
 
 
 def small() -> dict[str, Any]:
@@ -221,32 +248,9 @@ def detector_for_privacy(size: str, extras: frozenset[str] = frozenset()) -> dic
         "model": {"anchor_sizes": tuple((round(finest * ratio**level, 1),) for level in range(5))},
         "plan_anchors": False,
         "loader": {"buckets": (canvas,), "max_boxes": 16},
+        **({"eval_every": 0} if size == "quick" else {}),
     }
-    merge(recipe, changes)
-    return merge(recipe, small_images()) if size == "quick" else recipe
-
-
-def small_images() -> dict[str, Any]:
-    """A network for images of 128 px, of which two CPU cores read thousands in minutes."""
-    return {
-        "model": {
-            "backbone": {"width": 16, "norm_groups": 8},
-            "fpn_channels": 32,
-            "box_fc_width": 128,
-            "roi_samples": 32,
-            "rpn_pre_nms_train": 128,
-            "rpn_pre_nms_test": 128,
-            "rpn_post_nms_train": 64,
-            "rpn_post_nms_test": 64,
-        },
-        "loader": {"batch_size": 8},
-        "steps": 1200,
-        "schedule": {"base": 1e-3},
-        "ema_decay": 0.99,
-        "log_every": 20,
-        "checkpoint_every": 300,
-        "eval_every": 0,
-    }
+    return merge(recipe, changes)
 
 
 def private_detector(size: str, extras: frozenset[str], privacy: Privacy | None) -> dict[str, Any]:
