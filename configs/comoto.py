@@ -18,10 +18,11 @@ One teacher serves several students: configs/comoto.py:student --config.stages.s
 Without a teacher: configs/comoto.py:student --config.distill.mode=none --config.stages.student.init_from=DIR.
 published repeats the published configuration for comparison, with its preprocessing and batch norms; what still
 differs, configs/recipes/distillation.py says. It starts from a ResNet-50 of ImageNet that is read as if for grey
-values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_scale=255; with the word deep files have
-16 bits, and count to 65535, of which 65520 and more are infinite as float16. Where images name no split,
---config.data.dbt.split_shares=0.7,0.1,0.2 deals patients out as published. A student has 50 epochs of a tenth of the
-images; of more of them, --config.distill.student_length is to be more.
+values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_scale=255. With the word deep files have
+16 bits: both count to 65535, and what is 65520 or more is infinite as float16. Where images name no split,
+--config.data.dbt.split_shares=0.7,0.1,0.2 deals patients out as published; of bcs_dbt:DIR,
+--config.data.dbt.where='class=benign|cancer' leaves the volumes without boxes out. A student has 50 epochs of a tenth
+of the images; with more of them, --config.distill.student_length is to be more.
 Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
 from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin, deep.
 Many settings: configs/comoto_table.py.

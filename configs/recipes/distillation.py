@@ -55,7 +55,8 @@ def published(white: int) -> dict[str, Any]:
     """The published configuration: 1024 x 2048 px whatever the aspect, then torchvision's resize to 666 x 1333, on a
     canvas of 672 x 1344; anchors in px of that. Boxes are drawn as ellipses in whole px, and come back of those of
     1024 x 2048. One map, of 32 px a cell; points in the frame of 1024 x 2048. Slices of whole volumes have 8 bits from
-    their own darkest to their own brightest pixel. white: the largest number in the files, which are read as float16.
+    their own darkest to their own brightest pixel. Only images with lesions are trained on. white: the largest number
+    in the files, which are read as float16.
 
     Still other than published:
 
@@ -81,7 +82,7 @@ def published(white: int) -> dict[str, Any]:
             "buckets": ((1344, 672),),
             "resize": resize,
             "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.0, "gain": 0.0, "gamma": 0.0},
-            "lesion_share": None,
+            "lesion_share": 1.0,
             "threads": 8,
         },
         "test_resize": resize,
