@@ -66,7 +66,8 @@ def published(white: int) -> dict[str, Any]:
       lost ones counted as nothing; mammograms are evaluated by lesions, not by matched detections.
     - The slices of a volume are read under its window before each gets its own range; theirs were stored values. At
       most 300 findings of a volume are kept.
-    - All images count up to one white. Of files of 8 and of 16 bits together, each would count up to its own.
+    - All files count up to one white. Of files of 8 and of 16 bits together, each would count up to its own. Whole
+      volumes do: their slices have 8 bits and are nearly black to a detector of 16.
     - Batches are whole, where the last of an epoch was smaller; the share of images is rounded, not cut off; the
       lengths of epochs are estimates (EPOCH, STUDENT_EPOCH), and those of validation and patients' splits chance.
     """

@@ -16,6 +16,8 @@ def test_a_slice_has_256_steps_from_its_darkest_to_its_brightest_pixel():
     found = own_range(np.float32([[0.5, 0.625], [0.75, 1.0]])[..., None])
     assert (found * 255).ravel().tolist() == pytest.approx([0, 63, 127, 255])  # 63.75 and 127.5 are cut off
     assert found.shape == (2, 2, 1) and found.dtype == np.float32
+    deep = own_range(np.float32([[0.5, 0.625], [0.75, 1.0]])[..., None], white=65535)
+    assert (deep * 65535).ravel().tolist() == pytest.approx([0, 63, 127, 255])
 
 
 def test_a_slice_of_one_grey_is_black():
@@ -41,6 +43,7 @@ def test_a_source_is_read_so_where_asked():
     infos = tuple(ImageInfo(f"{k}", "p", 4, 3, *none, volume="v", slice=k) for k in range(2))
     source = ImageSource("s", ("lesion",), infos, READ.__getitem__)
     assert slices_in(source, "window") is source
+    np.testing.assert_array_equal(slices_in(source, "own", 4095)[1].image, own_range(READ[1], 4095))
     own = pickle.loads(pickle.dumps(slices_in(source, "own")))  # worker processes are sent it
     for k in range(2):
         np.testing.assert_array_equal(own[k].image, own_range(READ[k]))

@@ -178,7 +178,7 @@ def detect_with(
         raise UserError(what, where=source.name, todo="evaluate it on pairs (partner), or choose another --stage")
     source = with_images(source, detector.tested_images)
     if whole_volumes:
-        source = slices_in(source, description.input.slice_greys)
+        source = slices_in(source, description.input.slice_greys, description.input.resize.float16_white or 255)
     model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, description.input.crop_to_breast)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from threading import Lock
 from types import SimpleNamespace
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from elk_jax import files
+from elk_jax.data import half_precision
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.slice_greys import SliceGreys, slices_in
 from elk_jax.data.sources.open import open_source
@@ -67,9 +69,10 @@ def trained(monkeypatch):
     one = toy_detector.detector(toy_detector.ToyConfig(width=4))
     params, loader = one.init(jax.random.key(0)), LoaderConfig(buckets=((64, 64),))
 
-    def of(slice_greys: SliceGreys) -> Trained:
+    def of(slice_greys: SliceGreys, white: int = 0) -> Trained:
         choice = Choice((OperatingPoint(1.0, 0.5),), ChosenOn())
-        return Trained(one, params, describe(one, ("lesion",), loader, True, (), choice, slice_greys=slice_greys))
+        tested = replace(loader, resize=replace(loader.resize, float16_white=white))
+        return Trained(one, params, describe(one, ("lesion",), tested, False, (), choice, slice_greys=slice_greys))
 
     return of
 
@@ -146,6 +149,15 @@ def test_whole_volumes_are_seen_in_the_greys_that_the_model_folder_names(folder,
     (of_own,), (of_other,) = members
     assert [one.scores.tolist() for one in of_other] == [one.scores.tolist() for one in images]
     assert [one.scores.tolist() for one in of_own] != [one.scores.tolist() for one in images]
+
+
+def test_slices_have_eight_bits_also_where_the_files_of_the_training_had_sixteen(folder, trained, caplog, monkeypatch):
+    """In which white would be infinite."""
+    monkeypatch.setattr(half_precision, "_WARNED", Lock())
+    source = open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all"), "train")
+    one = volumes_of(source)[:1]
+    found, _ = volumes.detect_volumes(trained("own", 65535), one, make_mesh(), volumes.RULES["comoto"])
+    assert not caplog.text and np.isfinite(found[0].scores).all() and len(found[0].scores)
 
 
 def test_prediction_and_evaluation_of_volumes_read_the_greys_of_the_model_folder(folder, trained, tmp_path):
