@@ -62,14 +62,16 @@ def published(white: int) -> dict[str, Any]:
 
     - All lesions of an image are in one record, so that none is background. Images without a lesion, or of which every
       box was lost, are left out of the points, where they gave NaN. A box that MONAI refuses is cut.
-    - Metrics are of the boxes as they are annotated, where those of the validation images were ellipses too, so that
-      lost ones counted as nothing; mammograms are evaluated by lesions, not by matched detections.
+    - Metrics are of the boxes as they are annotated, where those of the validation images were ellipses too, and lost
+      ones counted as nothing. Mammograms are evaluated by their lesions, which were the matched detections alone, and
+      a volume counts once, which counted as often as it had boxes.
     - The slices of a volume are read under its window before each gets its own range; theirs were stored values. At
       most 300 findings of a volume are kept.
     - All files count up to one white. Of files of 8 and of 16 bits together, each would count up to its own. Whole
       volumes do: their slices have 8 bits and are nearly black to a detector of 16.
-    - Batches are whole, where the last of an epoch was smaller; the share of images is rounded, not cut off; the
-      lengths of epochs are estimates (EPOCH, STUDENT_EPOCH), and those of validation and patients' splits chance.
+    - Batches are whole, where the last of an epoch was smaller. The share of images is rounded, not cut off. Lengths
+      of epochs are estimates (EPOCH, STUDENT_EPOCH). Splits and draws are of another random generator.
+    - The stages scratch and joint are not published; they have the steps of the teacher.
     """
     resize = {**TWICE, "float16_white": white}
     return {
