@@ -7,6 +7,8 @@
   python launch/train.py --config=configs/comoto.py:published --config.data.mammo.spec=coco:/data/mammo.json \\
       --config.data.dbt.spec=coco:/data/dbt.json --config.stages.teacher.init_from=weights/imagenet
                                                                                the published configuration, on a GPU
+  python launch/predict.py --workdir=RUN --stage=student --volumes --volume_rule=comoto --score_floor=0.05 ...
+                                                                               what it finds in volumes, as published
 Stages: a teacher learns from all mammograms, with point alignment unless --config.distill.intra_align=false. A student
 starts from its weights and learns from slices, and from the teacher by --config.distill.mode: lesion, image, classwise
 (the teacher sees its mammograms); pkd, fgd, cwd, hints, outputs (it sees the slices); pretraining (its weights alone);
@@ -16,10 +18,13 @@ One teacher serves several students: configs/comoto.py:student --config.stages.s
 Without a teacher: configs/comoto.py:student --config.distill.mode=none --config.stages.student.init_from=DIR.
 published repeats the published configuration for comparison, with its preprocessing and batch norms; what still
 differs, configs/recipes/distillation.py says. It starts from a ResNet-50 of ImageNet that is read as if for grey
-values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_scale=255. Where images name no split,
---config.data.dbt.split_shares=0.7,0.1,0.2 deals patients out as published.
+values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_scale=255. With the word deep files have
+16 bits: both count to 65535, and what is 65520 or more is infinite as float16. Where images name no split,
+--config.data.dbt.split_shares=0.7,0.1,0.2 deals patients out as published; of bcs_dbt:DIR,
+--config.data.dbt.where='class=benign|cancer' leaves the volumes without boxes out. A student has 50 epochs of a tenth
+of the images; with more of them, --config.distill.student_length is to be more.
 Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
-from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin.
+from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin, deep.
 Many settings: configs/comoto_table.py.
 Published: 7 points of mean sensitivity more than pretraining and image-level distillation, with 10 % of the images.
 """
@@ -38,10 +43,12 @@ SIZES = ("tiny", "quick", "small", "published")
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, ("student", "baselines", "volumes", *variants.BACKBONES), SIZES)
+    size, extras = variants.parse(variant, ("student", "baselines", "volumes", "deep", *variants.BACKBONES), SIZES)
     published = size == "published"
     if published and (other := extras & set(variants.BACKBONES)):
         raise ValueError(f"'published' and '{min(other)}' exclude each other")
+    if "deep" in extras and not published:
+        raise ValueError(f"'{size}' and 'deep' exclude each other: it is of 'published'")
     data = "paper" if published else size
     few: dict[str, Any] = {"train_share_of": "images"} if published else {}
     slices: dict[str, Any] = {"train_on": ("dbt",), "validate_on": "dbt"}

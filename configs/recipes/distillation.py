@@ -13,8 +13,10 @@ from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.schedules import WarmupMultistep
 
 EPOCH = 450
-"""Steps of an epoch of the teacher, if its data have 3,600 images in batches of 8; their number is not published. The
-student, whose data are fewer, gets as many steps here."""
+"""Steps of an epoch of the teacher, if its data have 3,600 images in batches of 8; their number is not published."""
+STUDENT_EPOCH = 3
+"""Steps of an epoch of the student: 275 volumes of BCS-DBT's training and validation splits have boxes, in as many
+slices or a few more; a tenth of 70 % of these are about 20 images."""
 
 
 TWICE = {
@@ -24,37 +26,54 @@ TWICE = {
     "jitter": (),
     "rounding": "down",
     "pixels": "linear",
+    "boxes": "ellipses",
 }
-"""MONAI's resize, then that of torchvision's detectors."""
+"""MONAI's resize of images and of boxes as masks, then that of torchvision's detectors."""
 
 
 def distillation(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The recipe of teacher and student. published: that of CoMoTo's code."""
     if size == "published":
-        return merge(settings(DistillationRecipe(model=published_model())), published())
+        white = 65535 if "deep" in extras else 255
+        return merge(settings(DistillationRecipe(model=published_model(white))), published(white))
     recipe = settings(DistillationRecipe())
     merge(recipe, detector(size, extras | {"retinanet"}))
     return recipe
 
 
-def published_model():
+def published_model(white: int):
     """torchvision's RetinaNet on the last map of a ResNet-50, 303.7 million parameters in its heads.
 
     As published, batch norms read the batch, and the mean and spread of ImageNet, which are of [0, 1], are applied to
-    grey values of 0 to 255, so that the input reaches (255 - 0.406) / 0.225, about 1130.
+    the numbers of the files, from 0 to `white`: of 255 the input reaches (255 - 0.406) / 0.225, about 1130.
     """
-    return plain(backbone=ResNetConfig(norm="batch_bn", num_classes=0, pixel_scale=255.0), background="first")
+    backbone = ResNetConfig(norm="batch_bn", num_classes=0, pixel_scale=float(white))
+    return plain(backbone=backbone, background="first")
 
 
-def published() -> dict[str, Any]:
+def published(white: int) -> dict[str, Any]:
     """The published configuration: 1024 x 2048 px whatever the aspect, then torchvision's resize to 666 x 1333, on a
-    canvas of 672 x 1344; anchors in px of that. One map, of 32 px a cell; points in the frame of 1024 x 2048.
+    canvas of 672 x 1344; anchors in px of that. Boxes are drawn as ellipses in whole px, and come back of those of
+    1024 x 2048. One map, of 32 px a cell; points in the frame of 1024 x 2048. Slices of whole volumes have 8 bits from
+    their own darkest to their own brightest pixel. Only images with lesions are trained on. white: the largest number
+    in the files, which are read as float16.
 
-    Still other than published: boxes are scaled as they are, where the original draws each as an ellipse in whole px,
-    resizes that and takes its bounds; images are float32, not float16, and 16-bit files count from 0 to 255 too; all
-    lesions of an image are in one record, so that none is background; images without a lesion are left out of the
-    points, where they gave NaN; the slices of a test volume share one window, where each had its own.
+    Still other than published:
+
+    - All lesions of an image are in one record, so that none is background. Images without a lesion, or of which every
+      box was lost, are left out of the points, where they gave NaN. A box that MONAI refuses is cut.
+    - Metrics are of the boxes as they are annotated, where those of the validation images were ellipses too, and lost
+      ones counted as nothing. Mammograms are evaluated by their lesions, which were the matched detections alone, and
+      a volume counts once, which counted as often as it had boxes.
+    - The slices of a volume are read under its window before each gets its own range; theirs were stored values. At
+      most 300 findings of a volume are kept.
+    - All files count up to one white. Of files of 8 and of 16 bits together, each would count up to its own. Whole
+      volumes do: their slices have 8 bits and are nearly black to a detector of 16.
+    - Batches are whole, where the last of an epoch was smaller. The share of images is rounded, not cut off. Lengths
+      of epochs are estimates (EPOCH, STUDENT_EPOCH). Splits and draws are of another random generator.
+    - The stages scratch and joint are not published; they have the steps of the teacher.
     """
+    resize = {**TWICE, "float16_white": white}
     return {
         "plan_anchors": False,
         "crop_to_breast": False,
@@ -64,18 +83,20 @@ def published() -> dict[str, Any]:
         "loader": {
             "batch_size": 8,
             "buckets": ((1344, 672),),
-            "resize": TWICE,
+            "resize": resize,
             "augmentation": {"horizontal_flip": 0.5, "vertical_flip": 0.0, "gain": 0.0, "gamma": 0.0},
-            "lesion_share": None,
+            "lesion_share": 1.0,
             "threads": 8,
         },
-        "test_resize": TWICE,
+        "test_resize": resize,
+        "slice_greys": "own",
         "score_floor": 0.05,
         "choose_score_floor": 0.05,
         "normalised": False,
         "steps": 50 * EPOCH,
+        "student_length": STUDENT_EPOCH / EPOCH,
         "optimizer": settings(OptimizerConfig(name="sgd", weight_decay=0.0)),
-        "schedule": settings(WarmupMultistep(base=5e-5, warmup_steps=0, milestones=(30 * EPOCH,))),
+        "schedule": settings(WarmupMultistep(base=5e-5, warmup_steps=0, milestones=(30 / 50,))),
         "log_every": 50,
         "checkpoint_every": 2 * EPOCH,
         "eval_every": EPOCH,

@@ -15,8 +15,10 @@ from typing import Annotated
 
 import numpy as np
 
+from elk_jax.data.half_precision import in_half_precision
 from elk_jax.data.paste import paste_lesions
 from elk_jax.data.transforms import (
+    Boxes,
     Example,
     Pixels,
     Rounding,
@@ -47,6 +49,8 @@ class Resize:
     stretch: (height, width) that every image gets before that, whatever its own; (): it keeps its own.
     rounding, pixels: how the size in whole px is found, and how it is filled. A pixel is interpolated once, with
         `stretch` twice.
+    boxes: how they follow the stretch.
+    float16_white: the number that white is in the files of the images, which are read as float16; 0: they are not.
     """
 
     short_sides: tuple[Annotated[int, AtLeast(1)], ...] = ()
@@ -55,9 +59,14 @@ class Resize:
     stretch: tuple[()] | tuple[Annotated[int, SIDE], Annotated[int, SIDE]] = ()
     rounding: Rounding = "nearest"
     pixels: Pixels = "mean"
+    boxes: Boxes = "scaled"
+    float16_white: Annotated[int, Between(0, 65535)] = 0
 
     def __post_init__(self) -> None:
         check(self)
+        if self.boxes == "ellipses" and not self.stretch:
+            what = "boxes are drawn into images of one size, and none is given"
+            raise UserError(what, where="boxes", todo="give stretch=(height, width), or boxes=scaled")
         if bool(self.short_sides) == bool(self.jitter):
             found = f"short_sides is {self.short_sides} and jitter is {self.jitter}"
             raise UserError(found, where="short_sides", todo="give one of them, and () for the other")
@@ -126,7 +135,7 @@ def augment(
     donor: Record | None = None,
 ) -> Example:
     """One random training example that fits `canvas` (height, width); `donor` gives lesions to copy-paste."""
-    example = example_of(record)
+    example = _read(record, resize)
     if donor is not None and rng.random() < augmentation.copy_paste:
         example = paste_lesions(example, donor, rng)
     if rng.random() < augmentation.rotate90:
@@ -135,7 +144,7 @@ def augment(
         angle = rng.uniform(-augmentation.rotation, augmentation.rotation)
         example = rotate(example, angle, augmentation.min_visible)
 
-    example = resize_to(example, resize.stretched(example.image.shape[:2]), resize.pixels)
+    example = _stretched(example, resize)
     size = example.image.shape[:2]
     if resize.jitter:
         drawn = math.exp(rng.uniform(math.log(resize.jitter[0]), math.log(resize.jitter[1])))
@@ -167,6 +176,16 @@ def _other_greys(image: np.ndarray, augmentation: Augmentation, rng: np.random.G
 
 def resize_only(record: Record, resize: Resize, canvas: tuple[int, int]) -> Example:
     """Without randomness, for evaluation: the last of `short_sides`, or with jitter what fits the canvas."""
-    size = resize.stretched(record.image.shape[:2])
-    example = resize_to(example_of(record), size, resize.pixels)
+    example = _stretched(_read(record, resize), resize)
+    size = example.image.shape[:2]
     return resize_to(example, resize.size(size, resize.scale(size, canvas), canvas), resize.pixels)
+
+
+def _read(record: Record, resize: Resize) -> Example:
+    """The record, in the precision in which it is resized."""
+    white, example = resize.float16_white, example_of(record)
+    return replace(example, image=in_half_precision(example.image, white, record.info.title)) if white else example
+
+
+def _stretched(example: Example, resize: Resize) -> Example:
+    return resize_to(example, resize.stretched(example.image.shape[:2]), resize.pixels, resize.boxes)

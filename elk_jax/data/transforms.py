@@ -21,6 +21,8 @@ Rounding = Literal["nearest", "down"]
 """Of the sides of a resized image, as a setting (`scaled_size`)."""
 Pixels = Literal["mean", "linear"]
 """How a resized image is read, as a setting (`resize_to`)."""
+Boxes = Literal["scaled", "ellipses"]
+"""How boxes follow an image that is resized, as a setting (`resize_to`)."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,18 @@ def crop(example: Example, window: tuple[int, int, int, int], min_visible: float
     return _clip_boxes(example, min_visible)
 
 
-def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean") -> Example:
+def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean", boxes_are: Boxes = "scaled") -> Example:
     """Resize to (height, width); corners stay aligned.
 
     mean: the mean over the area of a pixel where both sides shrink, else linear. linear: always between the nearest
     four pixels, which leaves out most of them where an image shrinks much (PyTorch's bilinear, not antialiased).
+    ellipses: boxes become whole pixels, and may be lost (`redrawn`), also where the image has this size already.
     """
     height, width = example.image.shape[:2]
+    if boxes_are == "ellipses":
+        boxes, seen = redrawn(example.boxes, (height, width), size)
+        resized = resize_to(example, size, pixels)
+        return replace(resized, boxes=boxes[seen], labels=example.labels[seen], ignore=example.ignore[seen])
     if size == (height, width):
         return example
     shrinks = size[0] <= height and size[1] <= width
@@ -115,6 +122,39 @@ def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean") 
     boxes = (example.boxes * np.array([x, y, x, y])).astype(np.float32)
     scale = (example.scale[0] * x, example.scale[1] * y)
     return replace(example, image=_with_images(image), boxes=boxes, scale=scale)
+
+
+def redrawn(boxes: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(boxes [N, 4] as they come back from masks that are resized with the image, [N] bool: what has come back).
+
+    The way of MONAI 1.3.0 (`BoxToMask` with ellipses, `Resize` of masks, `MaskToBox`): a box [N, 4], cut off to whole
+    pixels of an image of `size` (height, width), is the ellipse inscribed in it, which is a circle squeezed by leaving
+    out rows and columns; of the pixels of `new_size` each shows the one at its top left; the bounds of what is seen
+    are the new box. An ellipse between those pixels is lost. A box that leaves the image, which MONAI refuses, is cut.
+    """
+    found = np.zeros((len(boxes), 4), np.float32)
+    limits = np.array([*size[::-1], *size[::-1]])
+    whole = np.clip(np.trunc(boxes).astype(int), 0, limits).tolist()
+    shown = [_nearest(old, new) for old, new in zip(size[::-1], new_size[::-1])]  # of columns, of rows
+    for number, (x0, y0, x1, y1) in enumerate(whole):
+        longest = max(x1 - x0, y1 - y0)
+        places, squares = [], []
+        for pixels, first, last in zip(shown, (x0, y0), (x1, y1)):
+            own = np.flatnonzero((pixels >= first) & (pixels < last))
+            squeezed = _nearest(longest, last - first)[pixels[own] - first] if len(own) else own
+            places.append(own)
+            squares.append((squeezed - (longest - 1) / 2) ** 2)
+        inside = squares[0][:, None] + squares[1] <= (longest / 2) ** 2
+        columns, rows = places[0][inside.any(1)], places[1][inside.any(0)]
+        if len(columns):
+            found[number] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return found, found[:, 2] > 0
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Of `new` pixels in place of `old` ones, which old one each shows: as PyTorch's "nearest", in float32."""
+    places = np.floor(np.arange(new, dtype=np.float32) * (np.float32(old) / np.float32(new)))
+    return np.minimum(places.astype(int), old - 1)
 
 
 def flip(example: Example, direction: str) -> Example:

@@ -89,12 +89,18 @@ def published_cells(boxes: jax.Array, grid: Grid, count: Count) -> jax.Array:
     Corners are scaled by the ratio of the widths on both axes, truncated, and kept within the map; a middle is the
     whole half of the sum of two corners.
     """
-    (h, w), (_, width) = grid
+    (h, w), _ = grid
     last = jnp.array([w - 1, h - 1, w - 1, h - 1])
-    corners = jnp.clip(jnp.trunc(at_least_float32(boxes) * (w / width)).astype(jnp.int32), 0, last)
+    corners = jnp.clip(_truncated(boxes, grid), 0, last)
     low, high = corners[..., None, :2], corners[..., None, 2:]
     layout = LAYOUTS[count]
     return jnp.where(layout == 0.0, low, jnp.where(layout == 1.0, high, (low + high) // 2))
+
+
+def _truncated(boxes: jax.Array, grid: Grid) -> jax.Array:
+    """Corners [..., 4] int32 of boxes [..., 4] in cells, as published: a side at the end of the map is beyond it."""
+    (_, w), (_, width) = grid
+    return jnp.trunc(at_least_float32(boxes) * (w / width)).astype(jnp.int32)
 
 
 def distinct_share(boxes: jax.Array, valid: jax.Array, grid: Grid, count: Count) -> jax.Array:
@@ -125,10 +131,11 @@ def cells_outside(boxes: jax.Array, valid: jax.Array, grid: Grid) -> jax.Array:
 def published_outside(boxes: jax.Array, valid: jax.Array, grid: Grid) -> jax.Array:
     """[B, h, w] bool: as the published code excludes cells, from a box's first cell up to before its last.
 
-    A box that begins and ends in the same row or column of cells excludes none.
+    A box that begins and ends in the same row or column of cells excludes none; one that reaches the end of the map
+    excludes the cells there too.
     """
-    low, high = jnp.moveaxis(published_cells(boxes, grid, 4)[..., (0, 3), :], -2, 0)  # top left, bottom right
-    (h, w), _ = grid
+    corners, ((h, w), _) = _truncated(boxes, grid), grid
+    low, high = corners[..., :2], corners[..., 2:]
     y = (jnp.arange(h) >= low[..., 1:]) & (jnp.arange(h) < high[..., 1:])
     x = (jnp.arange(w) >= low[..., :1]) & (jnp.arange(w) < high[..., :1])
     return ~(y[..., :, None] & x[..., None, :] & valid[..., None, None]).any(1)

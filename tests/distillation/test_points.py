@@ -72,7 +72,10 @@ def test_cells_outside_of_boxes():
     boxes, valid = batch([8, 16, 24, 32], [40, 20, 41, 21])
     found = points.cells_outside(boxes, valid, GRID)[0]
     assert sorted(map(tuple, np.argwhere(~np.asarray(found)).tolist())) == [(1, 1), (1, 2), (1, 5)]
-    published = points.published_outside(boxes, valid, GRID)[0]  # r = 1/8: y 2..4 clipped to 3; the thin one: none
+    published = points.published_outside(boxes, valid, GRID)[0]  # r = 1/8: x 1..3, y 2..4; the thin one: none
+    assert sorted(map(tuple, np.argwhere(~np.asarray(published)).tolist())) == [(2, 1), (2, 2), (3, 1), (3, 2)]
+    low, _ = batch([8, 16, 24, 31], [40, 20, 41, 21])  # one pixel less: it ends before the last row
+    published = points.published_outside(low, valid, GRID)[0]
     assert sorted(map(tuple, np.argwhere(~np.asarray(published)).tolist())) == [(2, 1), (2, 2)]
     assert points.cells_outside(boxes, valid & False, GRID).all()
 

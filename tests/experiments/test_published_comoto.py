@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -30,6 +32,27 @@ def record(height: int, width: int) -> Record:
     boxes = np.array([[10, 20, 30, 60]], np.float32)
     info = ImageInfo("a", "p", height, width, boxes, np.zeros(1, np.int32), np.zeros(1, bool))
     return Record(info, np.full((height, width, 1), 1.0, np.float32))
+
+
+def test_a_student_has_50_epochs_of_its_own_few_images(experiment, recipe):
+    teacher, student = (experiment.stages[name].paced(recipe) for name in ("teacher", "student"))
+    assert teacher == recipe and student.loader.batch_size == 8
+    epoch = math.ceil(0.1 * 0.7 * 275 / 8)  # 275 volumes of the training and validation splits have boxes
+    assert (student.steps, student.eval_every) == (50 * epoch, epoch)
+    rate = schedules.build(student.schedule, student.steps)
+    assert [float(rate(epoch * one)) for one in (0, 29, 30, 49)] == pytest.approx([5e-5, 5e-5, 5e-6, 5e-6])
+
+
+def test_images_boxes_and_slices_are_read_as_published(recipe):
+    for resize in (recipe.loader.resize, recipe.test_loader().resize):
+        assert (resize.stretch, resize.boxes, resize.pixels) == ((2048, 1024), "ellipses", "linear")
+        assert resize.float16_white == recipe.model.backbone.pixel_scale == 255
+    assert recipe.slice_greys == "own"
+    deep = parse(comoto.get_config("published,deep")).recipes["distill"]
+    assert deep.loader.resize.float16_white == deep.test_resize.float16_white == 65535
+    assert deep.model.backbone.pixel_scale == 65535 and deep.slice_greys == "own"
+    with pytest.raises(ValueError, match=r"small.*deep"):
+        comoto.get_config("small,deep")
 
 
 @pytest.mark.parametrize("size", [(300, 200), (100, 400), (3328, 2560)])
@@ -67,6 +90,8 @@ def test_the_training_is_the_published_one(experiment, recipe):
     assert (recipe.mode, recipe.points, recipe.stride, recipe.sampling) == ("lesion", 9, 32, "cell")
     assert (recipe.normalised, recipe.weight, recipe.temperature) == (False, None, None)  # alpha 2, T 4
     assert (recipe.align_weight, recipe.negatives, recipe.best_metric) == (2, "anywhere", "ap10_50")
-    assert recipe.student_rate == 1 and recipe.distill_from == 0
+    assert recipe.student_rate == 1 and recipe.distill_from == 0 and recipe.ema_decay == 0 and recipe.accumulate == 1
     dbt = experiment.data["dbt"]
     assert (dbt.train_share, dbt.train_share_of, dbt.slices) == (0.1, "images", "central")
+    volumes = parse(comoto.get_config("published,volumes")).stages["volumes"]
+    assert (volumes.volume_rule, volumes.metric) == ("comoto", "dbtex") and recipe.score_floor == 0.05

@@ -17,6 +17,7 @@ from elk_jax.data.augment import Resize
 from elk_jax.data.batches.buckets import MULTIPLE, Canvases
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import Flip
+from elk_jax.data.slice_greys import SliceGreys
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
@@ -34,7 +35,10 @@ Weight = Annotated[float, ABOVE_ZERO]
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
 """What model folders of earlier versions lack."""
 LATER = {
-    "input": {"resize": {"stretch": (), "rounding": "nearest", "pixels": "mean"}},
+    "input": {
+        "resize": {"stretch": (), "rounding": "nearest", "pixels": "mean", "boxes": "scaled", "float16_white": 0},
+        "slice_greys": "window",
+    },
     "chosen_on": asdict(ChosenOn()),
 }
 """What any model folder may lack."""
@@ -76,12 +80,13 @@ def trainable(detector: Detector, per_image: bool = False) -> Model:
 
 @dataclass(frozen=True)
 class Input:
-    """How images come into the detector. flips: mirrored views to detect in as well."""
+    """How images come into the detector. flips: mirrored views to detect in as well. slice_greys: of whole volumes."""
 
     crop_to_breast: bool
     resize: Resize
     buckets: Canvases
     flips: tuple[Flip, ...]
+    slice_greys: SliceGreys = "window"
 
 
 @dataclass(frozen=True)
@@ -164,13 +169,14 @@ def describe(
     flips: Sequence[Flip],
     choice: Choice,
     trained: model_folder.Training | None = None,
+    slice_greys: SliceGreys = "window",
 ) -> Description:
     """The description of a detector, with its operating points."""
     return Description(
         architecture=detector.name,
         model=detector.config,
         classes=tuple(classes),
-        input=Input(crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips)),
+        input=Input(crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips), slice_greys),
         operating_points=choice.points,
         trained=trained,
         chosen_on=choice.on,

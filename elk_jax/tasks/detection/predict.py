@@ -22,6 +22,7 @@ from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import assign_buckets
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import flip_boxes, flipped
+from elk_jax.data.slice_greys import slices_in
 from elk_jax.data.sources import folder as image_files
 from elk_jax.data.sources.source import ImageSource, with_images
 from elk_jax.data.sources.spec import SourceSpec
@@ -153,14 +154,16 @@ def detect_with(
     mesh: Mesh,
     score_floor: float = 0.0,
     flips: Sequence[str] | None = None,
+    whole_volumes: bool = False,
 ) -> list[ImageResult]:
     """Run a trained detector over a source, at the input size it was trained for, or an ensemble of several.
 
-    flips: mirrored views to detect in as well; None for those of its training.
+    flips: mirrored views to detect in as well; None for those of its training. whole_volumes: the images are slices of
+    volumes, in the grey values that a detector was given for these (`Input.slice_greys`).
     """
     if isinstance(trained, Ensemble):
         scales, weights, same = trained.description.scales, trained.description.weights, trained.description.same
-        of_members = members_views(trained.members, scales, source, mesh, score_floor, flips)
+        of_members = members_views(trained.members, scales, source, mesh, score_floor, flips, whole_volumes)
         return fuse_members(of_members, weights, same, score_floor)
     detector, params, description = trained
     if description.classes != source.classes:
@@ -174,6 +177,8 @@ def detect_with(
         what = f"the detector reads {detector.tested_images} images of a breast, and there is one"
         raise UserError(what, where=source.name, todo="evaluate it on pairs (partner), or choose another --stage")
     source = with_images(source, detector.tested_images)
+    if whole_volumes:
+        source = slices_in(source, description.input.slice_greys, description.input.resize.float16_white or 255)
     model = trainable(detectors.build(replace(detector.config, score_floor=score_floor)))
     predictor, placed = compile_predictor(model, mesh), meshes.place(params, mesh)
     seen = view(source, description.input.crop_to_breast)
@@ -194,12 +199,13 @@ def members_views(
     mesh: Mesh,
     score_floor: float = 0.0,
     flips: Sequence[str] | None = None,
+    whole_volumes: bool = False,
 ) -> MemberViews:
-    """What each detector of an ensemble finds at each scale of its input."""
+    """What each detector of an ensemble finds at each scale of its input. whole_volumes: as of `detect_with`."""
 
     def at(member: Trained, scale: float) -> list[ImageResult]:
         scaled = replace(member.description, input=at_scale(member.description.input, scale))
-        return detect_with(member._replace(description=scaled), source, mesh, score_floor, flips)
+        return detect_with(member._replace(description=scaled), source, mesh, score_floor, flips, whole_volumes)
 
     return [[at(member, scale) for scale in scales] for member in members]
 

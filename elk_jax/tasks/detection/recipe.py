@@ -9,6 +9,7 @@ from elk_jax.data.augment import NO_AUGMENTATION, Resize
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.batches.mixing import check_weights
 from elk_jax.data.flips import Flip
+from elk_jax.data.slice_greys import SliceGreys
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import has_anchors
 from elk_jax.detection.volumes import Rule
@@ -36,7 +37,7 @@ class DetectionRecipe(TrainingRecipe):
         ratios. False: those of `model`.
     crop_to_breast: cut the air beside the breast away first.
     test_resize: size of the images in testing, in the canvases of `loader`. test_flips: mirrored views to detect in as
-        well; the detections are fused. Checkpoints are chosen without them.
+        well; the detections are fused. Checkpoints are chosen without them. slice_greys: of whole volumes, in testing.
     best_metric: of the validation split, chooses the checkpoint. choose_score_floor: detections that score less are
         dropped while choosing; score_floor: in testing.
     bootstrap: resamples of patients for the intervals; 0: no intervals.
@@ -51,6 +52,7 @@ class DetectionRecipe(TrainingRecipe):
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     test_resize: Resize = FIT
     test_flips: tuple[Flip, ...] = ()
+    slice_greys: SliceGreys = "window"
     best_metric: Annotated[str, OneOf(METRIC_NAMES)] = "mean_sensitivity"
     score_floor: Annotated[float, SHARE] = 0.01
     choose_score_floor: Annotated[float, SHARE] = 0.1

@@ -252,7 +252,7 @@ def train_with(
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
         crop = recipe.crop_to_breast
-        description = describe(detector, source.classes, test_loader, crop, flips, choice, trained)
+        description = describe(detector, source.classes, test_loader, crop, flips, choice, trained, recipe.slice_greys)
         model_folder.save_params(run.folder / stage.name / "model", of_detector(params), description)
     if not held_out:
         value = result.best_metrics.get(recipe.best_metric)

@@ -71,7 +71,7 @@ def detect_volumes(
             raise UserError(what, where=volume.infos[0].file_name, todo="choose all slices of the volumes")
     seen = [_without_ends(volume, rule.margin) for volume in volumes]
     source = predict.without_truth(as_source(seen, trained.description.classes))
-    results = predict.detect_with(trained, source, mesh, score_floor, flips)
+    results = predict.detect_with(trained, source, mesh, score_floor, flips, whole_volumes=True)
     most = max(len(result.scores) for result in results)
     per_slice = max(1, -(-most // DETECTIONS_STEP)) * DETECTIONS_STEP
     found, start = [], 0

@@ -51,7 +51,9 @@ class DistillationRecipe(DetectionRecipe):
     pyramid's fine levels this loss rules all others (`lesions.lskd`).
     detection_weight: of detection; 0: the student learns of its teacher alone, and its heads stay as they are, but in
     the mode `outputs`. distill_from: the first step with the loss of the mode, from 0. student_rate: factor on the
-    learning rate of students, which start from a trained detector.
+    learning rate of students, which start from a trained detector. student_length: factor on their steps, and on those
+    between their evaluations, checkpoints and log lines, where an epoch of their few images is shorter; of a schedule,
+    shares of the steps go with it.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
     pixels per cell; the others read all levels. tap: which levels: those of the pyramid, or of the backbone below it.
     temperature: of `lesion`, `image`, `classwise`, `cwd`, `contrastive` and `outputs`; None: as published. tolerance:
@@ -67,6 +69,7 @@ class DistillationRecipe(DetectionRecipe):
     detection_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     distill_from: Annotated[int, AtLeast(0)] = 0
     student_rate: Annotated[float, ABOVE_ZERO] = 1.0
+    student_length: Annotated[float, ABOVE_ZERO] = 1.0
     points: Count = 9
     sampling: Sampling = "bilinear"
     stride: Annotated[int, AtLeast(1)] = 8
@@ -104,6 +107,7 @@ OF_STUDENTS = (
     "detection_weight",
     "distill_from",
     "student_rate",
+    "student_length",
     "tap",
     "temperature",
     "tolerance",
@@ -156,9 +160,14 @@ class TrainDistilledStage(TrainDetectorStage):
         return replace(recipe, **changes)
 
     def paced(self, recipe: DistillationRecipe) -> DistillationRecipe:
-        """The recipe with the learning rate of this stage."""
-        factor = recipe.student_rate if self.role == "student" else 1.0
-        return replace(recipe, schedule=replace(recipe.schedule, base=factor * recipe.schedule.base))
+        """The recipe with the learning rate and the steps of this stage."""
+        if self.role == "teacher":
+            return recipe
+        every = ("steps", "eval_every", "checkpoint_every", "log_every")
+        found = {name: getattr(recipe, name) for name in every}
+        counts: Any = {name: count and max(1, round(recipe.student_length * count)) for name, count in found.items()}
+        schedule = replace(recipe.schedule, base=recipe.student_rate * recipe.schedule.base)
+        return replace(recipe, schedule=schedule, **counts)
 
     def starting(self, recipe: DistillationRecipe) -> TrainDistilledStage:
         """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher, unless

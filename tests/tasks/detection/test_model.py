@@ -65,6 +65,7 @@ def test_a_folder_of_something_else_is_refused(folder):
         (lambda c: c["input"].pop("flips"), "input.flips"),
         (lambda c: c["input"].update(flips=["sideways"]), "input.flips"),
         (lambda c: c["input"].update(flip=[]), "input.flip"),
+        (lambda c: c["input"].update(slice_greys="mine"), "input.slice_greys"),
         (lambda c: c["input"].update(crop_to_breast="yes"), "input.crop_to_breast"),
         (lambda c: c["input"].update(buckets=[[10**6, 10**6]]), "input.buckets"),
         (lambda c: c["input"]["resize"].pop("max_long_side"), "input.resize.max_long_side"),
@@ -117,12 +118,14 @@ def test_a_folder_of_an_earlier_version_is_read(folder):
     assert description.input == detector_folder.Input(False, LOADER.resize, ((64, 96),), ())
 
 
-def test_a_folder_may_lack_how_images_are_stretched(folder):
+def test_a_folder_may_lack_how_images_are_stretched_and_slices_scaled(folder):
     written = files.read_json(folder / "model.json")
-    for name in ("stretch", "rounding", "pixels"):
+    for name in ("stretch", "rounding", "pixels", "boxes", "float16_white"):
         del written["input"]["resize"][name]
+    del written["input"]["slice_greys"]
     files.write_json(folder / "model.json", written)
-    assert detector_folder.load(folder).description.input.resize == LOADER.resize
+    found = detector_folder.load(folder).description.input
+    assert found.resize == LOADER.resize and found.slice_greys == "window"
 
 
 # ---- As a model to train -------------------------------------------------------------------------------------------

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from threading import Lock
 from types import SimpleNamespace
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from elk_jax import files
+from elk_jax.data import half_precision
+from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.slice_greys import SliceGreys, slices_in
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import volumes_of
+from elk_jax.detection import detectors
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.detections import Detections, join
-from elk_jax.evaluation.operating import OperatingPoint
+from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
 from elk_jax.experiments.needs import check_needs
 from elk_jax.sweeps import results as sweeps
 from elk_jax.tasks.detection import evaluate, predict, report, volumes
-from elk_jax.tasks.detection.model import Trained
+from elk_jax.tasks.detection.model import Trained, describe
 from elk_jax.tasks.detection.recipe import DetectionRecipe, EvaluateDetectorsStage
 from elk_jax.tasks.run import Experiment, MeshSettings, Run
+from elk_jax.training.mesh import make_mesh
+from elk_jax.weights import model_folder
 from tests.data.sources import dbt_files
+from tests.detection import toy_detector
 from tests.refusals import refused
 
 
@@ -38,7 +47,8 @@ def model(monkeypatch, tmp_path):
     monkeypatch.setattr(volumes, "load", lambda folder: Trained(None, None, description))
     monkeypatch.setattr(volumes, "patients_seen", lambda *arguments: ["a note"])
 
-    def detect_with(trained, source, mesh, score_floor=0.0, flips=None):
+    def detect_with(trained, source, mesh, score_floor=0.0, flips=None, whole_volumes=False):
+        assert whole_volumes
         found = {}
         for position, info in enumerate(source.infos):
             assert not len(info.boxes)
@@ -50,6 +60,21 @@ def model(monkeypatch, tmp_path):
 
     monkeypatch.setattr(predict, "detect_with", detect_with)
     return tmp_path / "model"
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """slice_greys -> a detector that nothing has trained, with them."""
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    one = toy_detector.detector(toy_detector.ToyConfig(width=4))
+    params, loader = one.init(jax.random.key(0)), LoaderConfig(buckets=((64, 64),))
+
+    def of(slice_greys: SliceGreys, white: int = 0) -> Trained:
+        choice = Choice((OperatingPoint(1.0, 0.5),), ChosenOn())
+        tested = replace(loader, resize=replace(loader.resize, float16_white=white))
+        return Trained(one, params, describe(one, ("lesion",), tested, False, (), choice, slice_greys=slice_greys))
+
+    return of
 
 
 def run(folder, output, model=None, split="train", data=None, **settings):
@@ -103,6 +128,62 @@ def test_detections_of_slices_are_written_on_demand_and_can_be_evaluated_as_imag
                 model=chosen.pop("model"), data=SourceSpec(f"bcs_dbt:{folder}"), split="train", on_error="stop",
                 output=tmp_path / "none", settings=evaluate.EvaluateSettings(**chosen),
             )  # fmt: skip
+
+
+def test_whole_volumes_are_seen_in_the_greys_that_the_model_folder_names(folder, trained, tmp_path):
+    """As they are seen where the slices themselves are changed; images of a source of slices are not."""
+    mesh, own = make_mesh(), trained("own")
+    source = predict.without_truth(open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all"), "train"))
+    changed = slices_in(source, "own")
+    found, expected, plain = (
+        volumes.detect_volumes(one, volumes_of(of), mesh, volumes.RULES["comoto"])
+        for one, of in ((own, source), (trained("window"), changed), (trained("window"), source))
+    )
+    scores = [np.concatenate([one.scores for one in by_slice]) for _, by_slice in (found, expected, plain)]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert len(scores[0]) and scores[0].tolist() != scores[2].tolist()
+    for one, other in zip(found[0], expected[0], strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+    images = predict.detect_with(own, source, mesh)
+    members = predict.members_views([own, trained("window")], (1.0,), source, mesh, whole_volumes=True)
+    (of_own,), (of_other,) = members
+    assert [one.scores.tolist() for one in of_other] == [one.scores.tolist() for one in images]
+    assert [one.scores.tolist() for one in of_own] != [one.scores.tolist() for one in images]
+
+
+def test_slices_have_eight_bits_also_where_the_files_of_the_training_had_sixteen(folder, trained, caplog, monkeypatch):
+    """In which white would be infinite."""
+    monkeypatch.setattr(half_precision, "_WARNED", Lock())
+    source = open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all"), "train")
+    one = volumes_of(source)[:1]
+    found, _ = volumes.detect_volumes(trained("own", 65535), one, make_mesh(), volumes.RULES["comoto"])
+    assert not caplog.text and np.isfinite(found[0].scores).all() and len(found[0].scores)
+
+
+def test_prediction_and_evaluation_of_volumes_read_the_greys_of_the_model_folder(folder, trained, tmp_path):
+    """Slices that are nearly black, in which nothing but their own range shows anything."""
+    stack = tmp_path / "stack"
+    stack.mkdir()
+    for k in range(3):
+        image = np.random.default_rng(k).integers(10, 30, (40, 60), dtype=np.uint8)
+        cv2.imwrite(str(stack / f"{k}.png"), image)
+        bright = ((image - image.min()).astype(np.float32) / np.ptp(image) * 255).astype(np.uint8)
+        cv2.imwrite(str(files.make_folder(tmp_path / "bright") / f"{k}.png"), bright)
+    written = {}
+    for greys, place in (("own", "stack"), ("window", "bright"), ("window", "stack")):
+        model_folder.save_params(tmp_path / greys, trained(greys).params, trained(greys).description)
+        volumes.predict_inputs(
+            model=tmp_path / greys, inputs=[str(tmp_path / place)], decoding=SourceSpec(), on_error="stop",
+            output=tmp_path / "out", settings=predict.PredictSettings(volumes=True, pictures=False),
+        )  # fmt: skip
+        entries = json.loads((tmp_path / "out" / "findings.json").read_text())
+        written[greys, place] = [(one["slice"], one["box_xyxy"], one["score"]) for one in entries]
+    assert written["own", "stack"] == written["window", "bright"] != written["window", "stack"]
+    results = []
+    for greys in ("own", "window"):
+        run(folder, tmp_path / f"of_{greys}", tmp_path / greys, by_slice=True)
+        results.append(json.loads((tmp_path / f"of_{greys}" / "predictions.json").read_text()))
+    assert results[0] != results[1]
 
 
 def test_slices_at_the_ends_are_not_looked_at_by_the_published_rule(folder, model, tmp_path):

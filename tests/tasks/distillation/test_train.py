@@ -24,6 +24,8 @@ from elk_jax.tasks.distillation import train
 from elk_jax.tasks.distillation.recipe import TrainDistilledStage
 from elk_jax.tasks.distillation.train import TwoStreams, check_start, check_teacher, size_warning, workload
 from elk_jax.tasks.run import Run
+from elk_jax.training import schedules
+from elk_jax.training.schedules import WarmupMultistep
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from tests.detection import toy_detector
@@ -234,6 +236,23 @@ def test_a_student_may_have_a_rate_of_its_own(finished, toy, tmp_path):
     recipe, stages = experiment.recipes["distill"], experiment.stages
     assert stages["teacher"].paced(recipe) == recipe
     assert stages["teacher"].relevant(recipe) == stages["teacher"].relevant(replace(recipe, student_rate=1.0))
+
+
+def test_a_student_may_have_fewer_steps_and_looks_as_often(finished):
+    experiment = parse(small_config())
+    schedule = WarmupMultistep(base=1.0, warmup_steps=0, milestones=(0.5,))
+    recipe = replace(
+        experiment.recipes["distill"], steps=60, eval_every=20, checkpoint_every=0, log_every=4, schedule=schedule,
+        student_length=0.1,
+    )  # fmt: skip
+    teacher, student = (experiment.stages[name] for name in ("teacher", "student"))
+    assert teacher.paced(recipe) == recipe
+    assert teacher.relevant(recipe) == teacher.relevant(replace(recipe, student_length=1.0))
+    assert student.relevant(recipe) != student.relevant(replace(recipe, student_length=1.0))
+    paced = student.paced(recipe)
+    assert (paced.steps, paced.eval_every, paced.checkpoint_every, paced.log_every) == (6, 2, 0, 1)
+    rate = schedules.build(paced.schedule, paced.steps)
+    assert [float(rate(step)) for step in (2, 3)] == pytest.approx([1.0, 0.1])
 
 
 def test_statistics_of_a_batch_are_refused_where_privacy_is_wanted():
