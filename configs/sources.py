@@ -6,10 +6,19 @@ PHANTOMS = {"tiny": (128, 24), "quick": (256, 400), "small": (512, 400), "paper"
 """Variant -> (pixels of a side, images)."""
 
 
+SCARCE = 3
+"""Patients with lesions of the embedded data whose detector painted lesions help: with 4 it is as good as with 60."""
+
+
 def phantom(size: str, lesions: str, seed: int, modality: str = "subtracted") -> str:
     """The embedded data set at the size of a variant."""
     pixels, count = PHANTOMS[size]
     return f"phantom:size={pixels},count={count},lesions={lesions},seed={seed},modality={modality}"
+
+
+def healthy(size: str, seed: int) -> str:
+    """Embedded breasts without lesions, to paint on."""
+    return f"{phantom(size, 'realistic', seed)},healthy_fraction=1.0"
 
 
 VOLUMES = {"tiny": (64, 24), "quick": (256, 240), "small": (512, 240), "paper": (1024, 400)}
@@ -24,4 +33,4 @@ def phantom_volumes(size: str, seed: int, modality: str = "dbt") -> str:
 
 def few(size: str, extras: frozenset[str]) -> int:
     """Training patients of the few-shot variant: ELK's 26, fewer where the embedded data is small; else 0, all."""
-    return (2 if size == "tiny" else 26 if size == "paper" else 8) if "fewshot" in extras else 0
+    return {"tiny": 2, "quick": SCARCE, "small": 8, "paper": 26}[size] if "fewshot" in extras else 0

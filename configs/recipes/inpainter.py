@@ -14,14 +14,16 @@ from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.training.schedules import Constant
 
 
-def inpainter(size: str, private: bool = False) -> dict[str, Any]:
-    """The recipe of a lesion inpainter.
+def inpainter(size: str, private: bool = False, scarce: bool = False) -> dict[str, Any]:
+    """The recipe of a lesion inpainter. scarce: of a few lesions, which fewer steps show often enough.
 
     A small model in pixel space, trained from scratch; `paper`: Stable Diffusion 1.5 inpainting, fine-tuned as
     published, which init_from brings (launch/import_weights.py --format=diffusers).
     """
     changes = {"quick": {}, "tiny": tiny(), "small": small(), "paper": published()}
     recipe = merge(settings(InpaintingRecipe()), changes[size])
+    if scarce:
+        merge(recipe, {"steps": 800, "eval_every": 400, "checkpoint_every": 400})
     return recipe | {"privacy": settings(Privacy(epsilon=8.0))} if private else recipe
 
 
@@ -65,20 +67,23 @@ def published() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def painting_stages(size: str, extras: frozenset[str]) -> dict[str, Any]:
+def painting_stages(size: str, extras: frozenset[str], scarce: bool = False) -> dict[str, Any]:
     """Stages that lead from the source `real` to the source `synthetic` ('stage:lesions'): train, paint, compare.
 
-    `paper` pastes whole windows, as published; the others only the lesion, with a soft border and grain. `private`
-    paints into the source `canvases`, and compares with validation lesions: no stage shows a protected image.
+    scarce: many times as many lesions as there are, painted into the source `canvases`. `paper` pastes whole windows,
+    as published; the others only the lesion, with a soft border and grain. `private` paints into the source `canvases`,
+    and compares with validation lesions: no stage shows a protected image.
     """
     private = "private" in extras
+    times = 2 if "double" in extras else 1
     return {
         "inpainter": TrainInpainterStage(train_on=("real",), validate_on="real"),
         "lesions": PaintStage(
             model="inpainter",
-            canvases="canvases" if private else "real",
+            canvases="canvases" if private or scarce else "real",
             share_of="canvases" if private else "real",
-            share=2.0 if "double" in extras else 1.0,
+            share=float(times),
+            count=240 * times if scarce else 0,
             area="medium" if "medium" in extras else "free",
             whole_window=size == "paper",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from configs import cem_mixed, cem_real, inpaint_cem
 from elk_jax.detection.faster_rcnn_config import FasterRCNNConfig
@@ -48,6 +49,14 @@ def test_image_files_of_every_stage_are_there(ran, coco, tmp_path):
     config.data.on_error = "skip"  # the stage that reads it says what it skips
     run_experiment(config, tmp_path / "run")
     assert ran == ["real", "evaluate"]
+
+
+@pytest.mark.parametrize("experiment, variant", [(cem_mixed, "quick"), (inpaint_cem, "private")])
+def test_lesions_in_files_are_not_painted_into_phantoms(ran, coco, tmp_path, experiment, variant):
+    config = experiment.get_config(variant)
+    config.data.real.spec, config.data.real.patients = coco("real"), 0
+    assert_refused(config, tmp_path / "run", "'real'", "drawn", where="config.data.canvases.spec")
+    assert ran == []
 
 
 def test_lesions_are_compared_by_a_detector(ran, coco, tmp_path):

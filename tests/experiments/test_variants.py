@@ -147,7 +147,23 @@ def test_variants_of_the_painted_lesions():
     for variant, share, area in (("tiny", 1, "free"), ("tiny,double", 2, "free"), ("medium,fewshot", 1, "medium")):
         config = cem_mixed.get_config(variant)
         assert (config.stages.lesions.share, config.stages.lesions.area) == (share, area)
-    assert config.data.real.patients == 8
+    assert (config.data.real.patients, config.stages.lesions.canvases, config.stages.lesions.count) == (
+        3,
+        "canvases",
+        240,
+    )
+    assert cem_mixed.get_config("double").stages.lesions.count == 480
+
+
+def test_the_embedded_data_of_painted_lesions_are_scarce():
+    """Few patients with lesions in quick alone; others paint into the images themselves, by their number of lesions."""
+    scarce = cem_mixed.get_config()
+    assert scarce == cem_mixed.get_config("fewshot") and "healthy_fraction=1.0" in scarce.data.canvases.spec
+    assert scarce.stages.mixed.weights == (0.5, 0.5)
+    for size in ("tiny", "small", "paper"):
+        config = cem_mixed.get_config(size)
+        assert (config.data.real.patients, config.data.canvases.spec, config.stages.mixed.weights) == (0, "", ())
+        assert (config.stages.lesions.canvases, config.stages.lesions.count) == ("real", 0)
 
 
 def test_the_paper_variant_is_the_published_recipe():

@@ -14,7 +14,7 @@ TASK = Task(
             workload=train.workload,
             recipe=recipe.InpaintingRecipe,
         ),
-        "synthesize": StageKind(recipe.PaintStage, synthesize.synthesize),
+        "synthesize": StageKind(recipe.PaintStage, synthesize.synthesize, synthesize.check_start),
     },
     report=report.part,
     architectures=(model.ARCHITECTURE,),

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import source as sources
-from elk_jax.data.sources.open import open_source
+from elk_jax.data.sources.open import drawn, open_source
 from elk_jax.data.sources.source import ImageSource, counted, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.diffusion import inpainter
@@ -41,6 +41,7 @@ from elk_jax.tasks import sampling
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.recipe import LoraConfig, PaintSettings, PaintStage
 from elk_jax.tasks.run import SYNTHETIC, Run, is_main, meet, new_console, skipped_images
+from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -61,6 +62,18 @@ class Planned:
     breast: np.ndarray  # [H, W] bool, without the canvas's own lesions
     image: np.ndarray  # [S, S] float32
     mask: np.ndarray  # [S, S] bool
+
+
+def check_start(run: Run, stage: PaintStage, recipe: None, names: Collection[str]) -> None:
+    """UserError where an inpainter that learns from files would paint their lesions into drawn breasts."""
+    trained = run.experiment.stages.get(stage.model)
+    if not isinstance(trained, TrainStage) or drawn(run.spec(stage.canvases)) is None:
+        return
+    for name in trained.train_on:
+        if drawn(run.spec(name)) is None:
+            todo = "give healthy images of your own, or take a variant for images of your own, such as small"
+            where = f"config.data.{stage.canvases}.spec"
+            raise UserError(f"lesions of '{name}' would be painted into drawn breasts", where=where, todo=todo)
 
 
 def synthesize(run: Run, stage: PaintStage, recipe: None) -> Summary:
