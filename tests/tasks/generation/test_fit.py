@@ -119,6 +119,20 @@ def test_a_classifier_of_drawn_patches_alone_knows_real_ones(fitted):
     assert auroc("without_privacy_head") > 0.9 and auroc("epsilon_10_head") > 0.8 and auroc("real") > 0.9
 
 
+def test_every_set_is_judged_by_its_classes_and_by_radiomics(fitted):
+    """Beside public classes, which say nothing, and on the validation split alone: no report tells of training
+    patches."""
+    run, _ = fitted
+    fidelity = lambda name: files.read_object(run / f"{name}_fidelity" / "real" / "evaluation.json")["auroc"]["value"]
+    assert min(fidelity("without_privacy"), fidelity("epsilon_10")) > 0.9 and abs(fidelity("public_only") - 0.5) < 0.2
+    for name in (*GENERATORS, "public_only"):
+        looks = files.read_object(run / f"{name}_looks" / "evaluation.json")
+        assert looks["split"] == "val" and looks["classes"]["all"]["real"] == 2 * COUNTS["val"]
+        assert set(looks["classes"]["benign"]["frd"]) == {"v0", "v1"}
+    said = (run / "report.html").read_text()
+    assert said.count("Fréchet radiomics distance") == 4 and "FRD v1 (ln d²)" in said
+
+
 def test_a_drawn_patch_follows_the_weights():
     """By a pool of two patches, of which one class has the first alone and the other both, three to one."""
     pool = np.stack([np.zeros((2, 2, 1)), np.ones((2, 2, 1))]).astype(np.float32)
