@@ -292,17 +292,14 @@ def _trained(
         ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, steps)), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
         exposed = private.exposure(run, stage, recipe)
-        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger, exposed)
+        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger, exposed).named()
     else:
         seen = frozenset(map(patients.patient_hash, patients.named(training.infos))) | training.seen_patients
     chosen = parts.only(choice.features)
     seen |= private.painters_saw(run, stage.train_on)
-    inherited = private.promises_before(run, stage)
-    for one in chosen.features.values():
-        if isinstance(one, NetworkFeatures):
-            seen |= model_folder.seen_patients(Path(one.weights))
-            if not stage.network or Path(one.weights) != run.model_folder(stage.network):
-                inherited += model_folder.promises(Path(one.weights))
+    networks = [Path(one.weights) for one in chosen.features.values() if isinstance(one, NetworkFeatures)]
+    seen = seen.union(*map(model_folder.seen_patients, networks))
+    inherited = private.promises_before(run, stage, networks)
     of_positive = probability(head.log_odds(validation.features))
     predicted = model.predictions(of_positive, validation.source, validation.labels, recipe.positive)
     points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]

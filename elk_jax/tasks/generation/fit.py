@@ -132,15 +132,13 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     # ---- The model -------------------------------------------------------------------------------------------------
     promise: Statement | None = None
     seen = shown | private.painters_saw(run, stage.origin().sources)
-    inherited = private.promises_before(run, stage)
-    for one in recipe.used().values():
-        if isinstance(one, NetworkFeatures):
-            seen |= model_folder.seen_patients(Path(one.weights))
-            inherited += model_folder.promises(Path(one.weights))
+    networks = [Path(one.weights) for one in recipe.used().values() if isinstance(one, NetworkFeatures)]
+    seen = seen.union(*map(model_folder.seen_patients, networks))
+    inherited = private.promises_before(run, stage, networks)
     if stage.is_private:
         ledger = Ledger(phases(recipe.release, noise), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
-        promise = Statement(not origin.known, spent, stage.delta, "pld", ledger)
+        promise = Statement(not origin.known, spent, stage.delta, "pld", ledger).named()
     else:
         seen |= _seen(training)
     trained = model_folder.Training(1, (*stage.train_on, *stage.public), "", tuple(sorted(seen)), promise, inherited)
