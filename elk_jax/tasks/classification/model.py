@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -84,12 +84,19 @@ def _network(settings: NetworkFeatures) -> FrozenNetwork:
         config, params = trained.description.model, trained.params
     else:
         config, params = classifiers.load(folder)
-    image = jax.ShapeDtypeStruct((1, settings.size, settings.size, 1), jnp.float32)
-    count = len(jax.eval_shape(partial(NETWORKS[config.name].features, config), params, image))
+    count = _map_count(config, settings.size)
     if max(settings.stages, default=1) > count:
         what = f"no stage {max(settings.stages)}: the network has {count}"
         raise UserError(what, where=settings.weights, todo=f"let the features' stages be from 1 to {count}")
     return FrozenNetwork(config, params, _hash(params))
+
+
+@lru_cache(maxsize=32)
+def _map_count(config: Any, size: int) -> int:
+    """How many maps a network has of images of this side."""
+    network, image = NETWORKS[config.name], jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    params = jax.eval_shape(partial(network.init, config), jax.random.key(0))
+    return len(jax.eval_shape(partial(network.features, config), params, image))
 
 
 def _hash(params: Params) -> str:
@@ -267,8 +274,7 @@ def _check_fits(params: Params, description: Description, folder: Path) -> None:
     """UserError unless the parameters have the shapes that the description, and each other, ask for."""
     shapes = HEADS[description.architecture].shapes(model_folder.flatten(params), description.features)
     for name, config in description.networks.items():
-        own = model_folder.shapes_of(partial(NETWORKS[config.name].init, config))
-        shapes |= {f"networks/{name}/{path}": shape for path, shape in own.items()}
+        shapes |= {f"networks/{name}/{path}": shape for path, shape in classifiers.shapes(config).items()}
     model_folder.check_fits(params, shapes, folder)
 
 
