@@ -9,8 +9,11 @@ people with boxes, that nobody has to protect: what is drawn are patches of them
 Features of a frozen network are optional: pool.features.lite0.weights and head.features.lite0.weights. Each
 generator is judged by a head on frozen features that is fitted on its drawn patches alone. `public_only` is the same
 without anything private: a head on `labelled`, patches whose classes are public; `real` the same on the private patches
-themselves, without privacy. Variants: tiny (tests), quick (default), small (the published crops: 128 px, lesions off
-centre); and votes, which releases votes for the most alike patches instead of mean features.
+themselves, without privacy. `NAME_looks` compare each set, and `labelled`, with the validation split, by radiomics too;
+`NAME_fidelity` ask `real` whether their classes hold. None of them reads a training patch, but `real` is not private:
+leave it and what asks it out (--stages) where its scores would tell too much. Variants: tiny (tests), quick (default),
+small (the published crops: 128 px, lesions off centre); and votes, which releases votes for the most alike patches
+instead of mean features.
 """
 
 from dataclasses import replace
@@ -19,7 +22,7 @@ from configs import private_head, variants
 from configs.private_head import PHANTOMS
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage
-from elk_jax.tasks.generation.recipe import FitPoolStage, Means, PoolRecipe, SampleStage, Votes
+from elk_jax.tasks.generation.recipe import EvaluateSamplesStage, FitPoolStage, Means, PoolRecipe, SampleStage, Votes
 from elk_jax.tasks.stages import Stage
 
 BUDGETS = {"without_privacy": 0.0, "epsilon_10": 10.0, "epsilon_1": 1.0}
@@ -57,6 +60,13 @@ def get_config(variant=None):
     fits = {"public_only": "labelled", **judged, "real": "patches"}
     for name, source in fits.items():
         stages[name] = FitHeadStage(train_on=(source,), validate_on="patches", public=("public", "labelled"))
+    resamples = 200 if size == "tiny" else 2000
+    sets = {name.removesuffix("_head"): source for name, source in fits.items() if name != "real"}
+    for name, source in sets.items():
+        stages[f"{name}_looks"] = EvaluateSamplesStage(on="patches", split="val", synthetic=source, frd=("v0", "v1"))
+        stages[f"{name}_fidelity"] = EvaluateClassifiersStage(
+            models=("real",), on=source, split="", bootstrap=resamples
+        )
     return variants.experiment(
         "private_generator",
         data={
@@ -70,8 +80,6 @@ def get_config(variant=None):
         head=head,
         stages={
             **stages,
-            "evaluate": EvaluateClassifiersStage(
-                models=tuple(fits), on="patches", bootstrap=200 if size == "tiny" else 2000
-            ),
+            "evaluate": EvaluateClassifiersStage(models=tuple(fits), on="patches", bootstrap=resamples),
         },
     )

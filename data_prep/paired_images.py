@@ -46,7 +46,7 @@ from elk_jax.data.registration import Agreement, Alignment
 from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import DECODING, encode_png
 from elk_jax.data.sources.open import open_source
-from elk_jax.data.sources.source import ImageSource, summary
+from elk_jax.data.sources.source import ImageSource, promises_of, summary
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
@@ -99,7 +99,8 @@ def main(argv: list[str]) -> None:
             )
         description = f"{flags.second} in the frame of {flags.first}"
         seen = first.seen_patients | second.seen_patients
-        write_coco(built / INDEX, infos, first.classes, description, seen_patients=seen)
+        promises = promises_of([first, second])
+        write_coco(built / INDEX, infos, first.classes, description, seen_patients=seen, promises=promises)
         counts = summarised(flags, matches, results)
         write_json(built / SUMMARY, counts)
     splits = ", ".join(f"{split or 'no split'} {count['images']}" for split, count in counts["splits"].items())

@@ -7,7 +7,8 @@ Every distance stands beside that of real images from each other: half of the re
 synthetic ones, or against the other half, in ten random draws. Measured are the Frechet radiomics distances v0 and v1
 of frd-score 1.0.1 (v1_log: with the Laplacians that it leaves out of images), with --network the Frechet distance (FID)
 and the kernel distance (KID) of the features of a network, shares of power at the finest frequencies, and how well the
-features tell the sets apart.
+features tell the sets apart. With --regions=boxes or masks the radiomics are of the lesions alone: of all boxes of an
+image, or of its file in the folder masks/ beside a COCO file; an image without any is taken whole.
 
 Prints the table; writes comparison.json and report.html, with a map of the images, the features that differ most, and
 pictures. --network is a model folder, of launch/import_weights.py or of a classifier trained here; several are
@@ -39,11 +40,17 @@ COUNT = flags.DEFINE_integer(
 )
 PAPER_LOG = flags.DEFINE_bool("paper_log", False, "FRD v1 as ln d, as the paper writes it; frd-score reports ln d².")
 BY_CLASS = flags.DEFINE_bool("by_class", False, "Compare each class by itself too.")
+REGIONS = flags.DEFINE_enum(
+    "regions",
+    "images",
+    ["images", "boxes", "masks"],
+    "Where radiomics look: in whole images, in the boxes of lesions, or in masks/NAME.png beside the COCO file.",
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the random draws.", lower_bound=0, upper_bound=WORD - 1)
 ON_ERROR = source_flags.define_on_error()
 OUTPUT = flags.DEFINE_string("output", "comparison", "Folder for comparison.json and report.html.")
 
-OWN = (FRD, COUNT, PAPER_LOG, BY_CLASS, SEED)
+OWN = (FRD, COUNT, PAPER_LOG, BY_CLASS, REGIONS, SEED)
 
 
 def main() -> None:
@@ -69,6 +76,7 @@ def main() -> None:
             split.value,
             most=most,
             seed=settings.seed,
+            regions=settings.regions,
             on_error=ON_ERROR.value,
             progress=progress_bar(f"  reading {which}"),
         )

@@ -46,7 +46,7 @@ ALLOWED = {  # folder or module of elk_jax -> what else of elk_jax it may import
     "distances": COMMON | {"data", "evaluation", "reporting", "backbones", "weights", "host_memory"},
     "planning": COMMON | {"experiments", "tasks", "programs", "training", "reporting", "privacy"},
     "experiments": COMMON | {"tasks", "data", "training", "reporting", "weights"},
-    "sweeps": COMMON | {"experiments", "tasks", "evaluation", "reporting"},
+    "sweeps": COMMON | {"experiments", "tasks", "evaluation", "reporting", "features"},
 }
 NEVER = {
     "torch",

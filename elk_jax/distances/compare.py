@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from elk_jax.distances.network import Pooled
-from elk_jax.distances.sets import ImageSet, at, check_apart, common_classes, copies, of_class
+from elk_jax.distances.sets import ImageSet, Regions, at, check_apart, common_classes, copies, of_class
 from elk_jax.errors import UserError
 from elk_jax.evaluation import frd, frechet, radiomics, radiomics_table, spectrum
 from elk_jax.evaluation.radiomics_table import Table
@@ -34,13 +34,16 @@ class Settings(Checked):
     """What is compared.
 
     frd: versions of the Frechet radiomics distance. count: images of a set at most; 0: all that fit, half the real ones
-    at most. paper_log: half the logarithm, as the formula of the paper has it. by_class: also each class by itself.
+    at most. paper_log: half the logarithm, as the formula of the paper has it. by_class: also each class by
+    itself. regions: where radiomics look, in whole images, or in the boxes or the masks of lesions; an image without
+    any is taken whole.
     """
 
     frd: tuple[Kind, ...] = ("v0", "v1")
     count: Annotated[int, AtLeast(0)] = 0
     paper_log: bool = False
     by_class: bool = False
+    regions: Regions = "images"
     seed: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self) -> None:
@@ -174,7 +177,8 @@ def _spaces(real: ImageSet, synthetic: ImageSet, settings: Settings, networks: S
     def of_version(one: ImageSet, which: str, kind: str) -> Table:
         grey = [image * 255.0 for image in one.images]
         progress = bar(f"  features {kind}, {which}")
-        return radiomics_table.table(grey, radiomics_table.FEATURE_SETS[kind], progress=progress, titles=one.titles)
+        features = radiomics_table.FEATURE_SETS[kind]
+        return radiomics_table.table(grey, features, one.regions or None, progress=progress, titles=one.titles)
 
     def of_network(one: ImageSet, which: str, network: Pooled) -> np.ndarray:
         return network.features(one.images, bar(f"  {network.name}, {which}"))
@@ -336,6 +340,9 @@ def _said_of_images(real: ImageSet, synthetic: ImageSet) -> list[str]:
     elif len(sizes[0]) > 1:
         notes.append(f"images have {_written(sizes[0])}: texture depends on the size of a pixel")
     for one, which in ((real, "real"), (synthetic, "synthetic")):
+        if one.regions:
+            inside = sum(region is not None for region in one.regions)
+            notes.append(f"radiomics look at the lesions of {inside} of {len(one)} {which} images, at the others whole")
         repeated = copies(one)
         if repeated:
             images = "1 image is a copy" if repeated == 1 else f"{repeated} images are copies"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from elk_jax import host_memory
+from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.source import ImageSource, subset
 from elk_jax.data.sources.spec import OnError, SourceSpec
 from elk_jax.errors import UserError
+from elk_jax.images.schema import ImageInfo
+from elk_jax.images.windows import box_mask
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
@@ -20,9 +25,16 @@ MOST_MEMORY = 0.25
 """Share of the machine's memory for the images of a set: both sets are in memory, and one again in other units."""
 
 
+Regions = Literal["images", "boxes", "masks"]
+"""Where radiomics look: in whole images, in the boxes of lesions, or in their masks."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """N images [H, W] float32 in [0, 1] of any sizes, with what is known of each. classes: "" where it has none."""
+    """N images [H, W] float32 in [0, 1] of any sizes, with what is known of each. classes: "" where it has none.
+
+    regions: bool [H, W], where radiomics look; None: everywhere. () for all images whole.
+    """
 
     name: str
     images: tuple[np.ndarray, ...]
@@ -30,6 +42,7 @@ class ImageSet:
     patients: tuple[str, ...]
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
+    regions: tuple[np.ndarray | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,13 +58,16 @@ def read(
     *,
     most: int = 0,
     seed: int = 0,
+    regions: Regions = "images",
     on_error: OnError = "stop",
     progress: ProgressBar = no_bar,
 ) -> ImageSet:
     """The images of a split of a source ("": of all); of more than `most`, that many drawn by the seed (0: all).
 
-    UserError as `open_source`, for a source of pairs, and for images that would take more than MOST_MEMORY.
+    UserError as `open_source`, for a source of pairs or without masks that are asked for, and for images that would
+    take more than MOST_MEMORY.
     """
+    masks = _mask_folder(spec) if regions == "masks" else None
     source = open_source(spec, split, on_error=on_error, cache_bytes=0)
     if source.images != 1:
         raise UserError("pairs of images", where=source.name, todo="leave `partner` out")
@@ -71,7 +87,29 @@ def read(
         tuple(info.patient_id for info in infos),
         _classes(source),
         source.skipped,
+        () if regions == "images" else tuple(_region(info, masks) for info in infos),
     )
+
+
+def _mask_folder(spec: SourceSpec) -> Path:
+    """`masks/` beside a COCO file, where the programs that paint lesions write them. UserError where there is none."""
+    folder = Path(spec.place).parent / "masks"
+    if spec.kind != "coco" or not folder.is_dir():
+        todo = "give coco:FILE.json with a folder masks/ beside it, or take the boxes"
+        raise UserError("no masks of the images", where=spec.spec, todo=todo)
+    return folder
+
+
+def _region(info: ImageInfo, masks: Path | None) -> np.ndarray | None:
+    """The lesions of an image [H, W] bool: its mask, where there is a file of the image's name, else all its boxes;
+    None for an image with neither, and one that its boxes cover."""
+    if masks is not None and (path := masks / info.file_name).is_file():
+        return np.asarray(decode_image(path)[0][..., 0] > 0)
+    boxes = info.boxes[~info.ignore]
+    if not len(boxes):
+        return None
+    region = np.logical_or.reduce([box_mask(box, info.height, info.width) for box in boxes])
+    return None if region.all() else region
 
 
 def _classes(source: ImageSource) -> tuple[str, ...]:

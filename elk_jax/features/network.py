@@ -6,14 +6,17 @@ Shapes: N images, H W their size, h w that of a map, C its channels, F features 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Taps = Callable[[jax.Array], Sequence[jax.Array]]
-"""Images [B, H, W, 1] in [0, 1] -> maps [B, h, w, C] of a network: it resizes and normalises them itself."""
+Taps = Callable[[Any, jax.Array], Sequence[jax.Array]]
+"""(parameters, images [B, H, W, 1] in [0, 1]) -> maps [B, h, w, C] of a network: it resizes and normalises them itself.
+
+It is hashed: equal ones share a compiled program."""
 
 Mirror = tuple[bool, bool]
 """Whether rows and columns are mirrored."""
@@ -29,28 +32,36 @@ class Window(NamedTuple):
 
 
 def features(
-    taps: Taps, images: np.ndarray, window: Window, mirrors: Sequence[Mirror] = MIRRORS, batch_size: int = 16
+    taps: Taps,
+    params: Any,
+    images: np.ndarray,
+    window: Window,
+    mirrors: tuple[Mirror, ...] = MIRRORS,
+    batch_size: int = 16,
 ) -> list[np.ndarray]:
     """Per map of `taps`: [N, 4 C] float32 of images [N, H, W, 1], the means over the mirrored views of `statistics`.
 
-    The window stays on the lesion in every view. One compilation; N may be 0.
+    The window stays on the lesion in every view. One compilation for all sets of images of a size; N may be 0.
     """
-
-    @jax.jit
-    def of_batch(batch: jax.Array) -> list[jax.Array]:
-        views = []
-        for mirror in mirrors:
-            axes = tuple(axis for axis, mirrored in zip((1, 2), mirror) if mirrored)
-            views.append([statistics(jnp.flip(found, axes), window) for found in taps(jnp.flip(batch, axes))])
-        return [sum(of_views) / len(mirrors) for of_views in zip(*views)]
-
+    params = jax.device_put(params)
     found = []
     for start in range(0, max(len(images), 1), batch_size):
         batch = np.asarray(images[start : start + batch_size], np.float32)
         rows = len(batch)
         padded = np.pad(batch, [(0, batch_size - rows), (0, 0), (0, 0), (0, 0)])
-        found.append([np.asarray(part)[:rows] for part in of_batch(padded)])
+        found.append([np.asarray(part)[:rows] for part in _of_batch(taps, window, mirrors, params, padded)])
     return [np.concatenate(parts) for parts in zip(*found)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _of_batch(
+    taps: Taps, window: Window, mirrors: tuple[Mirror, ...], params: Any, batch: jax.Array
+) -> list[jax.Array]:
+    views = []
+    for mirror in mirrors:
+        axes = tuple(axis for axis, mirrored in zip((1, 2), mirror) if mirrored)
+        views.append([statistics(jnp.flip(found, axes), window) for found in taps(params, jnp.flip(batch, axes))])
+    return [sum(of_views) / len(mirrors) for of_views in zip(*views)]
 
 
 def statistics(found: jax.Array, window: Window) -> jax.Array:

@@ -17,6 +17,9 @@ import safetensors.numpy
 
 from elk_jax import files
 
+FOLDER = "features"
+"""Of a run: the features of its images, which are private as these are."""
+PATTERN = "*.safetensors"
 NAME, KEY, HASH = "features", "key", "sha256"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from elk_jax.errors import UserError
 from elk_jax.privacy import accounting
@@ -68,7 +69,8 @@ class Statement:
 
     private: False where the seed of the noise is known. epsilon: of the ledger, at delta, by the accountant. exposed:
     what the training has used that learned from the same patients without protecting them, as half a sentence: then the
-    epsilon is of the training alone, and nobody has that of the whole chain.
+    epsilon is of the training alone, and nobody has that of the whole chain. identity: a random number that no other
+    training has, so that one that stands behind several models or sets is counted once (`once`); "" where it has none.
     """
 
     private: bool
@@ -77,6 +79,12 @@ class Statement:
     accountant: Accountant
     ledger: Ledger
     exposed: str = ""
+    identity: str = ""
+
+    def named(self) -> Statement:
+        """With an identity of its own, as what a training leaves has it; without one where the noise is known, so that
+        the training can be repeated."""
+        return replace(self, identity=secrets.token_hex(16)) if self.private else self
 
     @property
     def holds(self) -> bool:
@@ -101,6 +109,17 @@ class Statement:
             f"(adjacency: {self.ledger.adjacency}; {accounted}). Not counted: the choice of settings, other "
             "trainings on the same data, and the validation data."
         )
+
+
+def once(statements: Iterable[Statement]) -> tuple[Statement, ...]:
+    """The promises without repetitions of one training, which is behind several models or sets. In order.
+
+    One without an identity is counted each time: the bound is too large then, and holds.
+    """
+    found: dict[object, Statement] = {}
+    for number, one in enumerate(statements):
+        found.setdefault(one.identity or number, one)
+    return tuple(found.values())
 
 
 def together(statements: Sequence[Statement]) -> float | None:

@@ -26,6 +26,7 @@ from elk_jax.errors import UserError
 from elk_jax.experiments import resume
 from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import parse, plain
+from elk_jax.features import store
 from elk_jax.randomness import check_seed
 from elk_jax.sweeps.settings import Row
 from elk_jax.tasks.run import Experiment
@@ -177,6 +178,21 @@ def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
                 _copy_stage(other.folder / name, run.folder / name)
                 taken.append(name)
     return taken
+
+
+def take_features(plan: Plan, run: PlannedRun) -> int:
+    """Copy into a run folder the frozen features that other runs of the sweep have; returns how many files.
+
+    They are named by what they follow from, pixels, weights and settings: the run reads those that are its own.
+    """
+    folder, count = run.folder / store.FOLDER, 0
+    for other in plan.runs:
+        for path in sorted((other.folder / store.FOLDER).glob(store.PATTERN)) if other is not run else ():
+            if not (folder / path.name).exists():
+                files.make_folder(folder)
+                files.write_private(folder / path.name, files.read_bytes(path))
+                count += 1
+    return count
 
 
 def _is_made(place: Path, run: PlannedRun) -> bool:

@@ -80,6 +80,7 @@ def run_one(plan: Plan, place: str) -> None:
     files.make_folder(run.folder)
     with files.locked(run.folder):
         taken = plans.take_finished(plan, run)
+        plans.take_features(plan, run)
     if taken:
         new_console().print(f"taken from another run of the sweep: stage {', '.join(taken)}")
     run_experiment(run.config, run.folder)

@@ -25,7 +25,7 @@ from elk_jax.privacy.secret import Secret
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import origins
 from elk_jax.tasks.run import Experiment, Opened, Run, is_main
-from elk_jax.tasks.stages import FitStage, PrivateTrainStage, Stage, TrainStage
+from elk_jax.tasks.stages import Data, FitStage, PrivateTrainStage, Stage, TrainStage
 from elk_jax.tasks.task import Workload
 from elk_jax.training.checkpoint import kept_secret
 from elk_jax.training.model import Model
@@ -221,10 +221,30 @@ def exposure(run: Run, stage: TrainStage, recipe: Any) -> str:
     return next((one.what for one in _exposures(run, stage, recipe)), "")
 
 
-def promises_before(run: Run, stage: TrainStage) -> tuple[Statement, ...]:
-    """What the private trainings behind the weights and the made images of a stage have promised."""
-    folders = dict.fromkeys(run.model_folder(name) for name in origins.models_behind(run.experiment, stage))
-    return tuple(promise for folder in folders for promise in model_folder.promises(folder))
+def promises_before(run: Run, stage: TrainStage, networks: Sequence[Path] = ()) -> tuple[Statement, ...]:
+    """What the private trainings behind the weights and the made images of a stage have promised, each once.
+
+    The images are those of this run's stages, and sets that say what is behind them. networks: further model folders.
+    """
+    named = [run.model_folder(name) for name in origins.models_behind(run.experiment, stage)]
+    folders = dict.fromkeys([*named, *networks])
+    sets = [run.list(*place).promises or () for place in _shown(run, stage)]
+    return mechanism.once(promise for own in (*sets, *map(model_folder.promises, folders)) for promise in own)
+
+
+def _shown(run: Run, stage: Stage) -> list[Data]:
+    """The data that a stage learns from or paints in, public ones too, and those behind what a stage of the run makes
+    of others; as far as their annotations are there."""
+    sources, writers = {*stage.origin().sources, *getattr(stage, "public", ())}, run.experiment.writers
+    found: list[Data] = []
+    for place in stage.data():
+        if place.source not in sources or place == stage.held_out():
+            continue
+        if place.source in writers:
+            found += _shown(run, run.experiment.stages[writers[place.source]])
+        elif run.is_listed(place.source):
+            found.append(place)
+    return found
 
 
 def painters_saw(run: Run, sources: Sequence[str]) -> frozenset[str]:
@@ -249,6 +269,11 @@ def _exposures(run: Run, stage: TrainStage, recipe: Any) -> Iterator[_Exposure]:
     if not stage.protects(recipe):
         return
     experiment = run.experiment
+    for place in _shown(run, stage):
+        if run.list(*place).promises is None:
+            what = f"the images '{place.source}' promise privacy in words, and do not say what is spent"
+            setting = "train_on" if place.source in stage.train_on else "public"
+            yield _Exposure(what, "", setting, "draw them again, with launch/synthesize.py")
     own = {source: _by_key(run, source) for source in stage.train_on if source not in experiment.writers}
     for source in stage.train_on:
         if source in experiment.writers:

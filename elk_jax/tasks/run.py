@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, Protocol
 import jax
 from jax.experimental import multihost_utils
 
+from elk_jax.data.patches import resized
 from elk_jax.data.sources import folds, patients
+from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.open import check_readable, drawn, list_source
 from elk_jax.data.sources.source import ImageSource, concatenate, with_images
 from elk_jax.data.sources.spec import SourceSpec
@@ -21,6 +23,7 @@ from elk_jax.output import Console
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Seed
 from elk_jax.tasks.stages import Data, Stage
+from elk_jax.threads import map_in_threads
 from elk_jax.weights import model_folder
 
 SYNTHETIC = "synthetic.json"
@@ -118,6 +121,7 @@ class Run:
     fold: Fold | None = None
     _listed: dict[Data, ImageSource] = field(default_factory=dict, repr=False)
     _opened: dict[tuple[Data, int], ImageSource] = field(default_factory=dict, repr=False)
+    _hashes: dict[tuple[str, str, str, int], str] = field(default_factory=dict, repr=False)
 
     @property
     def seed(self) -> int:
@@ -148,6 +152,16 @@ class Run:
         """
         opened = lambda place: self._open(place, images)
         return _joined([self._dealt(Data(name, split), opened) for name in _names(sources)])
+
+    def pixel_hashes(self, source: str, split: str, size: int) -> Sequence[str]:
+        """The hash of every image of a split, scaled to `size`; each image is decoded and hashed once per run."""
+        found = self.open(source, split)
+        keys = [(source, info.split, info.image_id, size) for info in found.infos]
+        left = [position for position, key in enumerate(keys) if key not in self._hashes]
+        hash_of = lambda position: pixel_hash(resized(found[left[position]].image, size))
+        hashes = map_in_threads(hash_of, len(left), progress_bar("  comparing"))
+        self._hashes.update(zip([keys[position] for position in left], hashes))
+        return [self._hashes[key] for key in keys]
 
     def with_all_patients(self) -> Run:
         """The same run, in which no patient is held out."""

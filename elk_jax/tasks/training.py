@@ -166,7 +166,7 @@ def kept_weights(
     seen |= painters_saw(run, sources)
     if protection is not None:
         exposed = exposure(run, stage, recipe)
-        promise = protection.mechanism.statement(last[1], not protection.secret.known, exposed)
+        promise = protection.mechanism.statement(last[1], not protection.secret.known, exposed).named()
     inherited = promises_before(run, stage)
     trained = model_folder.Training(step, sources, stage.init_from, tuple(sorted(seen)), promise, inherited)
     return meshes.on_host(params, run.mesh), trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -82,7 +82,7 @@ def convert_resnet(
 
 def _converted(found: convert.Understood, ignore: Sequence[str]) -> Classifier:
     convert.check_used(ignore, found.tensors, "--ignore")
-    params, name_map = convert.convert(found.tensors, found.format, _shapes(found.model), ignore=ignore)
+    params, name_map = convert.convert(found.tensors, found.format, shapes(found.model), ignore=ignore)
     return Classifier(params, found.model, name_map)
 
 
@@ -136,7 +136,7 @@ def load(folder: str | os.PathLike) -> tuple[Any, model_folder.Params]:
         todo = "name a folder of launch/import_weights.py --model=..."
         raise UserError(f"the weights are of '{content.architecture}', not a classifier's", where=folder, todo=todo)
     model = stored(content).model
-    model_folder.check_fits(params, _shapes(model), folder)
+    model_folder.check_fits(params, shapes(model), folder)
     return model, params
 
 
@@ -191,5 +191,7 @@ def _digits(value: float | Sequence[float]) -> str:
     return f"{value:g}"
 
 
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=32)
+def shapes(model: Any) -> Mapping[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of a network; traced once for equal settings."""
     return model_folder.shapes_of(partial(NETWORKS[model.name].init, model))

@@ -25,7 +25,7 @@ import safetensors.numpy
 from elk_jax import fields, files
 from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast
-from elk_jax.privacy.mechanism import Statement, in_words
+from elk_jax.privacy.mechanism import Statement, in_words, once
 from elk_jax.weights.reading import read_safetensors
 
 PARAMS = "params.safetensors"
@@ -77,7 +77,7 @@ def of_members(members: Sequence[Training | None]) -> Training:
     known = [one for one in members if one is not None]
     on = dict.fromkeys(name for one in known for name in one.on)
     seen = frozenset[str]().union(*(one.patients for one in known))
-    promised = tuple(promise for one in known for promise in one.promises)
+    promised = once(promise for one in known for promise in one.promises)
     return Training(0, tuple(on), "", tuple(sorted(seen)), None, promised)
 
 
@@ -127,10 +127,10 @@ class Content:
             # users may take the patients out before they publish a model; privacy came after other entries
             later = {"patients": (), "privacy": None, "inherited": ()}
             given = {**later, **known} if isinstance(known, Mapping) else known
-            if isinstance(given, dict):  # as did what a promise says of a chain
-                given["privacy"] = _with_exposed(given["privacy"])
+            if isinstance(given, dict):  # as did what a promise says of a chain, and its identity
+                given["privacy"] = _with_later(given["privacy"])
                 if isinstance(given["inherited"], Sequence):
-                    given["inherited"] = [_with_exposed(one) for one in given["inherited"]]
+                    given["inherited"] = [_with_later(one) for one in given["inherited"]]
             return fields.build(Training, given, "trained", complete=self.whole)
 
     def build(
@@ -287,8 +287,8 @@ def _within(file: Path) -> Iterator[None]:
         raise UserError(error.what, where=f"{file}: {error.where}", todo=error.todo) from error
 
 
-def _with_exposed(promise: Any) -> Any:
-    return {"exposed": "", **promise} if isinstance(promise, Mapping) else promise
+def _with_later(promise: Any) -> Any:
+    return {"exposed": "", "identity": "", **promise} if isinstance(promise, Mapping) else promise
 
 
 def _known(kind: type, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -222,3 +222,15 @@ def test_the_terminal_has_them_too(found, capsys):
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
     assert written(value) == text
+
+
+def test_radiomics_look_inside_regions_alone():
+    """What differs outside of them is not seen, and the page says how many images are looked at so."""
+    left = np.zeros((16, 16), bool)
+    left[:, :8] = True
+    hidden = replace(ROUGH, images=tuple(np.where(left, a, b) for a, b in zip(OTHER.images, ROUGH.images)))
+    inside = lambda one: replace(one, regions=(left,) * len(one))
+    near = compare(inside(REAL), inside(hidden), V0)
+    assert named(near, "FRD v0").synthetic == named(compare(inside(REAL), inside(OTHER), V0), "FRD v0").synthetic
+    assert named(compare(REAL, hidden, V0), "FRD v0").ratio > 3 * named(near, "FRD v0").ratio
+    assert "radiomics look at the lesions of 10 of 10 synthetic images, at the others whole" in near.notes

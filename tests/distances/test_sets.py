@@ -1,3 +1,5 @@
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import pytest
 from elk_jax import host_memory
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.distances import sets
+from elk_jax.evaluation import radiomics_table
 from tests.golden import textures
 from tests.refusals import refused
 
@@ -63,3 +66,33 @@ def test_more_than_fits_memory_is_refused_before_it_is_read(folder, monkeypatch)
     with refused("8 images", "--count", where=str(folder)):
         sets.read(spec, "")
     assert len(sets.read(spec, "", most=3)) == 3
+
+
+def test_regions_of_lesions(tmp_path):
+    """A mask, where there is one; else all boxes, those to ignore left out; else the whole image."""
+    boxes = {"a.png": [[1, 2, 4, 3]], "b.png": [[0, 0, 2, 2], [6, 7, 3, 2]], "c.png": [], "d.png": [[0, 0, 12, 10]]}
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for number, (name, given) in enumerate(boxes.items(), start=1):
+        cv2.imwrite(str(tmp_path / "images" / name), textures.image("rough", 10, 12, number))
+        images.append({"id": number, "file_name": name, "width": 12, "height": 10})
+        annotations += [{"image_id": number, "category_id": 1, "bbox": box} for box in given]
+    annotations.append({"image_id": 3, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 1})
+    annotations = [one | {"id": number} for number, one in enumerate(annotations)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "mass"}]}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    spec = SourceSpec(f"coco:{tmp_path / 'set.json'}")
+    assert sets.read(spec, "").regions == ()
+    a, b, c, d = sets.read(spec, "", regions="boxes").regions
+    expected = np.zeros((2, 10, 12), bool)
+    expected[0, 2:5, 1:5] = expected[1, :2, :2] = expected[1, 7:9, 6:9] = True
+    np.testing.assert_array_equal([a, b], expected)
+    assert c is None and d is None
+    with refused("masks", where=spec.spec):
+        sets.read(spec, "", regions="masks")
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "a.png"), 255 * np.tri(10, 12, dtype=np.uint8))
+    found = sets.read(spec, "", regions="masks")
+    np.testing.assert_array_equal(found.regions[:2], [np.tri(10, 12, dtype=bool), expected[1]])
+    table = radiomics_table.table([255 * found.images[0]], radiomics_table.V0, found.regions[:1])
+    assert table.values[0, table.names.index("shape2D_PixelSurface")] == np.tri(10, 12).sum()

@@ -249,6 +249,7 @@ PATCHES = "phantom_patches:size=64,count=12,"
         (["--network={}/none"], ["none"]),
         (["--inception={}/none.pth"], ["none.pth"]),
         (["--output=README.md"], ["README.md", "folder"]),
+        (["--regions=masks"], ["masks", "phantom_patches"]),
         ([f"--real={PATCHES}seed=1"], ["both"]),
         (["--by_class", f"--synthetic={PATCHES}seed=1,where=x"], ["where"]),
     ],
@@ -262,7 +263,7 @@ def test_sets_that_cannot_be_compared_end_in_one_line(quick_start, tmp_path, arg
 
 def test_sets_are_compared(quick_start, tmp_path):
     sources = f"--real={PATCHES}seed=0", f"--synthetic={PATCHES}seed=1"
-    done = quick_start("compare_sets", *sources, "--count=5", f"--output={tmp_path}/out")
+    done = quick_start("compare_sets", *sources, "--count=5", "--regions=boxes", f"--output={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert "FRD v1" in done.stdout and f"page: {tmp_path}/out/report.html" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison.json", "report.html"}

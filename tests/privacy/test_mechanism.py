@@ -7,7 +7,7 @@ import pytest
 
 from elk_jax import fields
 from elk_jax.privacy.accounting import gaussian_epsilon, gaussian_noise_multiplier
-from elk_jax.privacy.mechanism import Mechanism, in_words, plan, together
+from elk_jax.privacy.mechanism import Mechanism, in_words, once, plan, together
 from elk_jax.privacy.settings import Adaptive, Flat, Normalised, Privacy
 from tests.refusals import refused
 
@@ -113,3 +113,16 @@ def test_settings_come_from_a_configuration():
 def test_impossible_settings_are_refused(wrong, where):
     with refused(where=where):
         fields.build(Privacy, wrong)
+
+
+def test_a_training_behind_several_models_is_counted_once():
+    """Full batches of Gaussian noise compose to one of all their steps: the first training, then two that follow it."""
+    found = plan(Privacy(noise_multiplier=5.0, delta=1e-5), steps=4, **FULL)
+    first, left, right = (found.statement(steps, True).named() for steps in (4, 3, 3))
+    assert len({first.identity, left.identity, right.identity} - {""}) == 3
+    assert once([first, left, first, right]) == (first, left, right)
+    assert together(once([first, left, first, right])) == pytest.approx(gaussian_epsilon(5.0, 1e-5, 10), rel=1e-3)
+    nameless = found.statement(4, True)
+    assert once([nameless, first, nameless]) == (nameless, first, nameless), "nobody knows that they are one training"
+    known = found.statement(4, False)
+    assert known.named() == known, "who knows the noise can repeat the training, to the bit"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from elk_jax import files
 from elk_jax.experiments import resume
+from elk_jax.features import store
 from elk_jax.sweeps import plan as plans
 from elk_jax.sweeps.plan import plan
 from elk_jax.sweeps.settings import Row
@@ -150,3 +152,16 @@ def test_what_read_other_weights_is_not_taken(tmp_path):
     assert plans.take_finished(found, second) == []
     files.write_text(second.folder / "train" / "model" / "params", "weights")
     assert plans.take_finished(found, second) == ["evaluate"]
+
+
+def test_frozen_features_of_other_runs_are_taken(tmp_path):
+    """A run computes no features that another run of the sweep has, and its own stay as they are."""
+    low, low43, *_ = (found := planned(tmp_path, THRESHOLDS)).runs
+    place = lambda run: run.folder / store.FOLDER
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    store.kept(place(low), "a" * 64, lambda: values)
+    store.kept(place(low43), "b" * 64, lambda: -values)
+    assert plans.take_features(found, low43) == 1 and plans.take_features(found, low43) == 0
+    np.testing.assert_array_equal(store.kept(place(low43), "a" * 64, lambda: values * np.nan), values)
+    np.testing.assert_array_equal(store.kept(place(low43), "b" * 64, lambda: values * np.nan), -values)
+    assert {path.stat().st_mode & 0o777 for path in place(low43).iterdir()} == {0o600}

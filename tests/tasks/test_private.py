@@ -9,6 +9,8 @@ import pytest
 from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, inpaint_cem, private_generator, private_head, private_swin
 from elk_jax.data.sources import coco, patients
 from elk_jax.experiments.parse import parse
+from elk_jax.privacy.accounting import Ledger, Phase
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.tasks import origins, private
 from elk_jax.tasks.generation.recipe import TrainGeneratorStage
 from elk_jax.tasks.run import Run
@@ -215,6 +217,18 @@ def test_a_set_that_says_whom_its_painter_saw_is_compared_with_the_protected_pat
             continue
         with refused("'mammo'", patient, where="private.init_from"):
             check(config, "private")
+
+
+def test_the_ledger_of_canvases_goes_through_what_is_painted_in_them(tmp_path):
+    """Also where the painting stage of the run has not run yet; each training behind the canvases counts once."""
+    config = cem_mixed.get_config("tiny")
+    found = Run(parse(config), None, mesh=None).list("real", "train")
+    promises = [Statement(True, 2.0, 1e-5, "pld", Ledger((Phase(1.0, 3.0, 1),), "patient")).named() for _ in range(2)]
+    coco.write_coco(tmp_path / "made.json", [made_image(found.infos[0])], found.classes, promises=promises)
+    config.data.canvases.spec, config.stages.lesions.canvases = f"coco:{tmp_path / 'made.json'}", "canvases"
+    run = Run(parse(config), tmp_path, mesh=None)
+    behind = lambda name: private.promises_before(run, run.experiment.stages[name])
+    assert behind("synthetic") == behind("mixed") == tuple(promises) and behind("real") == ()
 
 
 def made_image(info):

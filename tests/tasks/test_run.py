@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
 import pytest
 
 from elk_jax import files
+from elk_jax.data.sources.duplicates import pixel_hash, pixel_hashes
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.privacy.mechanism import Mechanism
 from elk_jax.privacy.settings import Privacy
+from elk_jax.tasks import run as tasks_run
 from elk_jax.tasks.inpainting.recipe import PaintStage, TrainInpainterStage
-from elk_jax.tasks.run import SYNTHETIC, Experiment, MeshSettings, Run, patients_seen
+from elk_jax.tasks.run import SYNTHETIC, Experiment, Fold, MeshSettings, Run, patients_seen
 from tests.refusals import refused
 
 
@@ -69,6 +71,20 @@ def test_an_unreadable_image_stops_or_is_skipped_when_opened_and_not_when_listed
         run.open("real", "test")
     lenient = run_on(tmp_path, "skip", real=SourceSpec(coco))
     assert opened(lenient, "test") == ["7"] and [image for image, _ in lenient.open("real", "test").skipped] == ["6"]
+
+
+def test_an_image_is_hashed_once_in_a_run(coco, tmp_path, monkeypatch):
+    """Of any fold, and by any stage; another size is another hash."""
+    for i in range(8):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((8, 8), 25 * (i % 7), np.uint8))
+    run, calls = run_on(tmp_path, real=SourceSpec(coco)), []
+    monkeypatch.setattr(tasks_run, "pixel_hash", lambda image: calls.append(1) or pixel_hash(image))
+    train, test = run.pixel_hashes("real", "train", 8), run.pixel_hashes("real", "test", 8)
+    assert train == pixel_hashes(run.open("real", "train")) and test[1] == train[0] != test[0]
+    assert run.pixel_hashes("real", "train", 8) == train and len(calls) == 8
+    fold = replace(run, fold=Fold("other", 1, 2, frozenset(f"P{i}" for i in range(3, 8))))
+    assert fold.pixel_hashes("real", "train", 8) == train[:3] and len(calls) == 8
+    assert run.pixel_hashes("real", "test", 4) != test and len(calls) == 10
 
 
 def test_a_source_that_is_not_set_is_named(tmp_path):

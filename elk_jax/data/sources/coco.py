@@ -13,12 +13,13 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from elk_jax import fields
 from elk_jax.data.sources.checks import check_unique, checked_box
 from elk_jax.data.sources.decode import decoding_of_partner, files_reader
 from elk_jax.data.sources.patients import unnamed
@@ -28,11 +29,13 @@ from elk_jax.errors import UserError
 from elk_jax.files import read_json, write_json
 from elk_jax.images.names import checked_text, is_plain, whole_number
 from elk_jax.images.schema import ImageInfo
+from elk_jax.privacy.mechanism import Statement, in_words
 from elk_jax.threads import ProgressBar, no_bar
 
 LARGEST_SIDE = 1 << 24
 """Pixels of an image up to which float32 tells any two apart."""
 
+UNKNOWN = "The private trainings behind these images do not say what they spend."
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
 
 
@@ -41,12 +44,14 @@ class CocoFile(NamedTuple):
 
     infos: its images, in the order of the file. classes: their names. category_ids: their ids, in the same order.
     seen_patients: hashes (`patients.patient_hash`) of the patients that the model behind painted images has seen.
+    promises: as of an `ImageSource`.
     """
 
     infos: tuple[ImageInfo, ...]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     seen_patients: frozenset[str]
+    promises: tuple[Statement, ...] | None
 
 
 def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar) -> ImageSource:
@@ -59,6 +64,7 @@ def open_coco(spec: SourceSpec, split: str = "", progress: ProgressBar = no_bar)
         infos=content.infos,
         read=files_reader(image_folder(path), content.infos, spec, where=path),
         seen_patients=content.seen_patients,
+        promises=content.promises,
         category_ids=content.category_ids,
     )
     if not spec.partner:
@@ -146,7 +152,8 @@ def read_coco(path: str | Path) -> CocoFile:
     infos = tuple(
         _info(entries[key], of_image, label_of, f"{path}, image {key}") for key, of_image in annotations.items()
     )
-    return CocoFile(infos, classes, tuple(label_of), _seen_patients(content.get("info"), path))
+    info = content.get("info")
+    return CocoFile(infos, classes, tuple(label_of), _seen_patients(info, path), _promises(info, path))
 
 
 def _categories(categories: list[dict], path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
@@ -212,6 +219,18 @@ def _seen_patients(info: Any, path: Path) -> frozenset[str]:
     return frozenset(seen)
 
 
+def _promises(info: Any, path: Path) -> tuple[Statement, ...] | None:
+    """The ledgers in a file's `info`; None where there is a promise in words alone, as earlier versions wrote it."""
+    if not isinstance(info, dict):
+        return ()
+    given = info.get("promises")
+    if given is None:
+        return None if info.get("promise") else ()
+    if not isinstance(given, list):
+        raise UserError(f"promises is {given!r:.40}", where=f"{path}, info", todo="draw the set again")
+    return tuple(fields.build(Statement, one, f"{path}, info.promises[{n}]") for n, one in enumerate(given))
+
+
 def image_folder(path: str | Path) -> Path:
     """Where the images of a COCO file lie: `images/` beside it if that exists, else beside it."""
     folder = Path(path).parent / "images"
@@ -225,15 +244,18 @@ def write_coco(
     description: str = "",
     licence: str = "",
     seen_patients: Collection[str] = (),
+    promises: Sequence[Statement] | None = (),
     promise: str = "",
 ) -> None:
     """Write a COCO file atomically; the caller writes the images, to `images/` beside it.
 
     Image ids are kept where all are whole numbers, else they are numbers from 1 in the order of `infos`. `meta`
     fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
-    seen_patients: hashes of the patients that a model behind these images has seen. promise: what protects others.
+    seen_patients: hashes of the patients that a model behind these images has seen. promises: what protects others, as
+    of an `ImageSource`; promise: the same in words, which follow from `promises` unless they are given.
     """
     infos = list(infos)
+    said = promise or in_words(promises or ()) or (UNKNOWN if promises is None else "")
     whole = all(info.image_id.isdecimal() for info in infos)
     ids = [int(info.image_id) if whole else number for number, info in enumerate(infos, start=1)]
     check_unique(ids, "image id", path)
@@ -263,7 +285,8 @@ def write_coco(
     content = {
         "info": {"description": description}
         | ({"seen_patients": sorted(seen_patients)} if seen_patients else {})
-        | ({"promise": promise} if promise else {}),
+        | ({"promise": said} if said else {})
+        | ({"promises": [asdict(one) for one in promises]} if promises else {}),
         "licenses": [{"id": 1, "name": licence}] if licence else [],
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(classes)],
     }

@@ -13,6 +13,7 @@ import numpy as np
 from elk_jax.data.sources import checks
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo, Record
+from elk_jax.privacy.mechanism import Statement, once
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
@@ -29,6 +30,8 @@ class ImageSource:
 
     skipped: (image id, reason) of the unreadable images that were left out.
     seen_patients: of painted images, hashes (`patients.patient_hash`) of the patients that their painter has seen.
+    promises: of the private trainings behind images that a program made; None where they promise something and do not
+    say what it spends, so that it cannot be composed.
     category_ids: the id that a COCO file gives to each class, in label order; None where classes have no ids.
     mixed: names of the sources that it mixes, by `ImageInfo.source`; () for one that mixes none.
     partner: of pairs, reads the second image; boxes and everything known belong to the first. None for single images.
@@ -40,6 +43,7 @@ class ImageSource:
     read: Read
     skipped: tuple[tuple[str, str], ...] = ()
     seen_patients: frozenset[str] = frozenset()
+    promises: tuple[Statement, ...] | None = ()
     category_ids: tuple[int, ...] | None = None
     mixed: tuple[str, ...] = ()
     partner: Read | None = None
@@ -133,10 +137,17 @@ def concatenate(sources: Sequence[ImageSource]) -> ImageSource:
         read=partial(read_part, tuple(source.read for source in sources), places),
         skipped=tuple(entry for source in sources for entry in source.skipped),
         seen_patients=frozenset().union(*(source.seen_patients for source in sources)),
+        promises=promises_of(sources),
         mixed=tuple(source.name for source in sources),
         category_ids=ids.pop() if len(ids) == 1 else None,
         partner=partial(read_part, partners, places) if partners else None,
     )
+
+
+def promises_of(sources: Sequence[ImageSource]) -> tuple[Statement, ...] | None:
+    """Of the private trainings behind several sources, each once; None as of one source."""
+    known = [source.promises for source in sources if source.promises is not None]
+    return once(promise for own in known for promise in own) if len(known) == len(sources) else None
 
 
 def paired(first: ImageSource, second: Read) -> ImageSource:

@@ -10,9 +10,9 @@ from elk_jax.data.sources import patients
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.errors import UserError
 from elk_jax.evaluation import thresholds
+from elk_jax.features import store
 from elk_jax.privacy.mechanism import together
 from elk_jax.tasks.classification import model
-from elk_jax.tasks.classification.fit import FEATURES
 from elk_jax.tasks.classification.recipe import CombineClassifiersStage
 from elk_jax.tasks.classification.train import protection_words
 from elk_jax.tasks.run import Run, skipped_images
@@ -55,7 +55,8 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         contains=next(filter(None, contained), ""),
     )
     labels = image_labels(validation)
-    scores = model.MeanOfClassifiers(tuple(members), description).probabilities(validation, run.folder / FEATURES)[0]
+    mean = model.MeanOfClassifiers(tuple(members), description)
+    scores = mean.probabilities(validation, run.folder / store.FOLDER)[0]
     predicted = model.predictions(scores, validation, labels, first.positive)
     rules = map(thresholds.rule_from_text, stage.rules)
     points = tuple(thresholds.choose(predicted, first.positive, rule) for rule in rules)

@@ -30,11 +30,12 @@ from elk_jax.evaluation.classification import (
     evaluate_classification,
 )
 from elk_jax.evaluation.predictions import Predictions, read_predictions, write_predictions
+from elk_jax.features import store
 from elk_jax.progress import progress_bar
 from elk_jax.reporting.report import write_report
 from elk_jax.reporting.run import RunRecord, run_report
 from elk_jax.tasks.classification import model, report
-from elk_jax.tasks.classification.fit import FEATURES, with_draws
+from elk_jax.tasks.classification.fit import with_draws
 from elk_jax.tasks.classification.model import ARCHITECTURES, Trained, load
 from elk_jax.tasks.classification.page import ClassificationRun, Evaluated, classification_part, terminal_table
 from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage
@@ -68,7 +69,7 @@ def evaluate(run: Run, stage: EvaluateClassifiersStage, recipe: None) -> Summary
     found: dict[str, Evaluation] = {}
     trained = {name: with_draws(model.load(run.folder / name / "model"), run.folder / name) for name in stage.models}
     for name, one in trained.items():
-        found[name] = measure(one, source, stage.bootstrap, run.folder / FEATURES)
+        found[name] = measure(one, source, stage.bootstrap, run.folder / store.FOLDER)
     comparisons = compare(trained, found, stage.bootstrap)
     for name in found:
         _write(files.make_folder(folder / name), found[name], trained[name], source)

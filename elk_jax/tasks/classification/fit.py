@@ -24,7 +24,7 @@ from elk_jax.data.sources.labels import check_both_classes, class_counts, image_
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
 from elk_jax.evaluation import calibration, thresholds
-from elk_jax.features import scattering
+from elk_jax.features import scattering, store
 from elk_jax.heads import kernel
 from elk_jax.heads.heads import Head, architecture_of, probability
 from elk_jax.heads.kernel import Kernel
@@ -55,8 +55,6 @@ DRAWS = "draws.safetensors"
 less."""
 OF_A_DRAW = ("mean", "weights", "bias")
 """Fields of a linear head that differ between draws."""
-FEATURES = "features"
-"""Folder of the run with the features of its images, which are private as these are."""
 
 
 class Labelled(NamedTuple):
@@ -174,22 +172,24 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
     if not run.is_main:
         return {}
     folder = files.make_folder(run.folder / stage.name)
-    images = [model.patches_of(source, recipe.size) for source in (training, validation)]
+    shown = [model.patches_of(run.open(name, "train"), recipe.size) for name in stage.train_on]
     cuttings = [
         patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
         for one in public
     ]
     findings = train.copies(run, stage, recipe.size)
     if stage.is_private:
-        check_public(np.concatenate(cuttings), images[0], stage.name)
-    parts, shelf = model.frozen(recipe), run.folder / FEATURES
-    public_features = model.frozen_features(parts, np.concatenate(cuttings), shelf) if public else {}
+        check_public(np.concatenate(cuttings), np.concatenate(shown), stage.name)
+    parts, shelf = model.frozen(recipe), run.folder / store.FOLDER
+    public_features = model.features_of_sets(parts, cuttings, shelf) if public else {}
+    of_val = [model.patches_of(validation, recipe.size)]
     learned, val = (
-        Labelled(source, image_labels(source), model.frozen_features(parts, of, shelf))
-        for source, of in zip((training, validation), images)
+        Labelled(source, image_labels(source), model.features_of_sets(parts, of, shelf))
+        for source, of in ((training, shown), (validation, of_val))
     )
     own = training.classes.index(recipe.positive)
-    problem = search.Problem(learned.labels == own, val.labels == own, units, count, stage, recipe)
+    noise = private.noise_of(stage)
+    problem = search.Problem(learned.labels == own, val.labels == own, units, count, noise, stage, recipe)
     if isinstance(recipe.search, Search):
         found = search.linear_head(problem, recipe.search, learned.features, val.features, public_features)
     else:
@@ -292,17 +292,14 @@ def _trained(
         ledger = Ledger((Phase(1.0, of_mean, 1), Phase(1.0, of_steps, steps)), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
         exposed = private.exposure(run, stage, recipe)
-        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger, exposed)
+        promise = Statement(stage.known_seed is None, spent, stage.delta, "pld", ledger, exposed).named()
     else:
         seen = frozenset(map(patients.patient_hash, patients.named(training.infos))) | training.seen_patients
     chosen = parts.only(choice.features)
     seen |= private.painters_saw(run, stage.train_on)
-    inherited = private.promises_before(run, stage)
-    for one in chosen.features.values():
-        if isinstance(one, NetworkFeatures):
-            seen |= model_folder.seen_patients(Path(one.weights))
-            if not stage.network or Path(one.weights) != run.model_folder(stage.network):
-                inherited += model_folder.promises(Path(one.weights))
+    networks = [Path(one.weights) for one in chosen.features.values() if isinstance(one, NetworkFeatures)]
+    seen = seen.union(*map(model_folder.seen_patients, networks))
+    inherited = private.promises_before(run, stage, networks)
     of_positive = probability(head.log_odds(validation.features))
     predicted = model.predictions(of_positive, validation.source, validation.labels, recipe.positive)
     points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]

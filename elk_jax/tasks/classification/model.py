@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -84,12 +84,19 @@ def _network(settings: NetworkFeatures) -> FrozenNetwork:
         config, params = trained.description.model, trained.params
     else:
         config, params = classifiers.load(folder)
-    image = jax.ShapeDtypeStruct((1, settings.size, settings.size, 1), jnp.float32)
-    count = len(jax.eval_shape(partial(NETWORKS[config.name].features, config), params, image))
+    count = _map_count(config, settings.size)
     if max(settings.stages, default=1) > count:
         what = f"no stage {max(settings.stages)}: the network has {count}"
         raise UserError(what, where=settings.weights, todo=f"let the features' stages be from 1 to {count}")
     return FrozenNetwork(config, params, _hash(params))
+
+
+@lru_cache(maxsize=32)
+def _map_count(config: Any, size: int) -> int:
+    """How many maps a network has of images of this side."""
+    network, image = NETWORKS[config.name], jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    params = jax.eval_shape(partial(network.init, config), jax.random.key(0))
+    return len(jax.eval_shape(partial(network.features, config), params, image))
 
 
 def _hash(params: Params) -> str:
@@ -105,6 +112,12 @@ def _hash(params: Params) -> str:
 def hashes_of(images: np.ndarray) -> list[str]:
     """The hash of every patch of [N, S, S, 1]."""
     return [pixel_hash(image) for image in images]
+
+
+def features_of_sets(parts: Frozen, sets: Sequence[np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """`frozen_features` of several sets of patches together. Each is kept by itself, for whatever reads it too."""
+    found = [frozen_features(parts, images, folder) for images in sets]
+    return {name: np.concatenate([one[name] for one in found]) for name in parts.features}
 
 
 def frozen_features(parts: Frozen, images: np.ndarray, folder: Path | None = None) -> dict[str, np.ndarray]:
@@ -140,47 +153,61 @@ def scattering_features(settings: ScatteringFeatures, images: np.ndarray, centre
 
     Source: Bruna and Mallat 2013; the averages over the symmetries of the square are free (`scattering.invariants`).
     """
-    size, scales = images.shape[1], settings.scales
-    bank = scattering.filters(size, size, scales, settings.orientations)
-    whole = (np.arange(WHOLE_WINDOWS) + 0.5) * size / WHOLE_WINDOWS - 0.5
-    grid = settings.spacing * (np.arange(settings.windows) - (settings.windows - 1) / 2)
-    rows, columns = (np.concatenate([whole, share * size - 0.5 + grid]) for share in centre)
-
-    @jax.jit
-    def of_batch(batch: jax.Array, bank: scattering.Filters) -> jax.Array:
-        found = scattering.coefficients(batch, bank, rows, columns, scales)
-        everywhere = [part[..., :WHOLE_WINDOWS, :WHOLE_WINDOWS].mean((-2, -1), keepdims=True) for part in found]
-        about = [part[..., WHOLE_WINDOWS:, WHOLE_WINDOWS:] for part in found]
-        logs = (
-            scattering.Coefficients(*(jnp.log(jnp.maximum(part, 0) + settings.floor) for part in parts))
-            for parts in (everywhere, about)
-        )
-        return jnp.concatenate([scattering.invariants(one) for one in logs], axis=-1)
-
+    size = images.shape[1]
+    bank = scattering.filters(size, size, settings.scales, settings.orientations)
     found = []
     with Progress("  scattering", len(images), unit="image", patience=LONG) as bar:
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH, ..., 0]
             padded = np.pad(batch, [(0, BATCH - len(batch)), (0, 0), (0, 0)])
-            found.append(np.asarray(of_batch(padded, bank))[: len(batch)])
+            found.append(np.asarray(_scattered(settings, centre, padded, bank))[: len(batch)])
             bar.update(start + len(batch))
     return np.concatenate(found)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scattered(
+    settings: ScatteringFeatures, centre: tuple[float, float], batch: jax.Array, bank: scattering.Filters
+) -> jax.Array:
+    """As `scattering_features`, of a batch [B, S, S]; one program for all sets of patches of a size."""
+    size = batch.shape[1]
+    whole = (np.arange(WHOLE_WINDOWS) + 0.5) * size / WHOLE_WINDOWS - 0.5
+    grid = settings.spacing * (np.arange(settings.windows) - (settings.windows - 1) / 2)
+    rows, columns = (np.concatenate([whole, share * size - 0.5 + grid]) for share in centre)
+    found = scattering.coefficients(batch, bank, rows, columns, settings.scales)
+    everywhere = [part[..., :WHOLE_WINDOWS, :WHOLE_WINDOWS].mean((-2, -1), keepdims=True) for part in found]
+    about = [part[..., WHOLE_WINDOWS:, WHOLE_WINDOWS:] for part in found]
+    logs = (
+        scattering.Coefficients(*(jnp.log(jnp.maximum(part, 0) + settings.floor) for part in parts))
+        for parts in (everywhere, about)
+    )
+    return jnp.concatenate([scattering.invariants(one) for one in logs], axis=-1)
 
 
 def network_features(
     settings: NetworkFeatures, trained: FrozenNetwork, images: np.ndarray, centre: tuple[float, float]
 ) -> np.ndarray:
     """Statistics [N, F] of a network's maps of patches [N, S, S, 1]; see `features.network`."""
+    taps, window = Maps(trained.config, settings.size, settings.stages), network.Window(*centre, settings.deviation)
+    return np.concatenate(network.features(taps, trained.params, images, window, batch_size=BATCH), axis=-1)
 
-    def taps(batch: jax.Array) -> Sequence[jax.Array]:
-        shape = (len(batch), settings.size, settings.size, batch.shape[-1])
-        maps = NETWORKS[trained.config.name].features(
-            trained.config, trained.params, jax.image.resize(batch, shape, "bilinear")
-        )
-        return [maps[stage - 1] for stage in settings.stages] if settings.stages else maps[-LAST:]
 
-    window = network.Window(*centre, settings.deviation)
-    return np.concatenate(network.features(taps, images, window, batch_size=BATCH), axis=-1)
+@dataclass(frozen=True)
+class Maps:
+    """The maps of a network at some stages, the last ones where none are named: `features.network.Taps`.
+
+    config: of the network. size: in pixels, to which images are scaled.
+    """
+
+    config: Any
+    size: int
+    stages: tuple[int, ...]
+
+    def __call__(self, params: Params, batch: jax.Array) -> Sequence[jax.Array]:
+        shape = (len(batch), self.size, self.size, batch.shape[-1])
+        images = jax.image.resize(batch, shape, "bilinear")
+        maps = NETWORKS[self.config.name].features(self.config, params, images)
+        return [maps[stage - 1] for stage in self.stages] if self.stages else maps[-LAST:]
 
 
 # ---- Folder of a head ------------------------------------------------------------------------------------------------
@@ -247,8 +274,7 @@ def _check_fits(params: Params, description: Description, folder: Path) -> None:
     """UserError unless the parameters have the shapes that the description, and each other, ask for."""
     shapes = HEADS[description.architecture].shapes(model_folder.flatten(params), description.features)
     for name, config in description.networks.items():
-        own = model_folder.shapes_of(partial(NETWORKS[config.name].init, config))
-        shapes |= {f"networks/{name}/{path}": shape for path, shape in own.items()}
+        shapes |= {f"networks/{name}/{path}": shape for path, shape in classifiers.shapes(config).items()}
     model_folder.check_fits(params, shapes, folder)
 
 

@@ -25,7 +25,6 @@ from elk_jax.heads.linear import Linear
 from elk_jax.privacy import head as descent
 from elk_jax.progress import LONG, Progress
 from elk_jax.randomness import Purpose
-from elk_jax.tasks import private
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.recipe import FitHeadStage, HeadRecipe, KernelSearch, Search
 
@@ -91,13 +90,15 @@ class Drawn(NamedTuple):
 class Problem:
     """What every setting of the search has in common. truth: of the training [N], val_truth: of the validation images.
 
-    units: of privacy, of every training image [N], numbered from 0 to num_units - 1.
+    units: of privacy, of every training image [N], numbered from 0 to num_units - 1. full_noise: the multiplier with
+    which one full batch spends the budget; 0 without privacy.
     """
 
     truth: np.ndarray
     val_truth: np.ndarray
     units: np.ndarray
     num_units: int
+    full_noise: float
     stage: FitHeadStage
     recipe: HeadRecipe
 
@@ -105,7 +106,7 @@ class Problem:
         """Noise multipliers (of the mean, of each step) with the epsilon of the stage; 0 without privacy."""
         if not self.stage.is_private:
             return 0.0, 0.0
-        return descent.split_noise(private.noise_of(self.stage), self.recipe.mean_share, steps)
+        return descent.split_noise(self.full_noise, self.recipe.mean_share, steps)
 
     def fit(self, training: np.ndarray, validation: np.ndarray, choices: Sequence[Choice], key: jax.Array) -> Drawn:
         """Heads with every one of the settings, by one draw of the noise, from whitened features [N, D]."""

@@ -14,9 +14,7 @@ import numpy as np
 
 from elk_jax.data.batches import labelled, poisson
 from elk_jax.data.batches.labelled import Labelled
-from elk_jax.data.patches import resized
 from elk_jax.data.sources import duplicates, patients
-from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.labels import check_both_classes, class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.errors import UserError
@@ -24,7 +22,6 @@ from elk_jax.evaluation import predictions, thresholds
 from elk_jax.evaluation.predictions import Predictions
 from elk_jax.privacy.accounting import Unit
 from elk_jax.privacy.mechanism import Statement
-from elk_jax.progress import progress_bar
 from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.model import NetworkDescription, TrainedNetwork
@@ -32,9 +29,8 @@ from elk_jax.tasks.classification.recipe import DecisionRecipe, NetworkRecipe, T
 from elk_jax.tasks.labelled import openly, privately
 from elk_jax.tasks.run import Fold, Run, skipped_images
 from elk_jax.tasks.sampling import host_share
-from elk_jax.tasks.stages import TrainStage
+from elk_jax.tasks.stages import Data, TrainStage
 from elk_jax.tasks.task import Summary, Workload
-from elk_jax.threads import map_in_threads
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
 from elk_jax.training.model import Model, Params
@@ -276,13 +272,12 @@ def copies(run: Run, stage: TrainStage, size: int) -> list[str]:
 
     They are printed. size: to which the images are scaled before they are compared.
     """
-    splits = [run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")]
+    places = [*(Data(name, "train") for name in stage.train_on), Data(stage.validate_on, "val")]
     for name in dict.fromkeys((*stage.train_on, stage.validate_on)):
         others = {info.split for info in run.list(name, "").infos} - {"train", "val", ""}
-        splits += [run.open(name, split) for split in sorted(others)]
-    everything = concatenate(splits)
-    hash_of = lambda position: pixel_hash(resized(everything[position].image, size))
-    hashes = map_in_threads(hash_of, len(everything), progress_bar("  comparing"))
+        places += [Data(name, split) for split in sorted(others)]
+    everything = concatenate([run.open(*place) for place in places])
+    hashes = [one for place in places for one in run.pixel_hashes(*place, size)]
     classes = [everything.classes[label] for label in image_labels(everything)]
     found = duplicates.notes(duplicates.find(everything.infos, hashes, classes), everything.infos, classes)
     for line in found:

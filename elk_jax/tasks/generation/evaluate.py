@@ -5,7 +5,7 @@ Any set is synthetic that the stage names so: of a stage, of launch/synthesize.p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
-from elk_jax.evaluation import appearance, spectrum
+from elk_jax.evaluation import appearance, frd, frechet, radiomics_table, spectrum
+from elk_jax.evaluation.radiomics_table import Table
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.spread import spread
@@ -76,7 +77,15 @@ def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
         "split": stage.split,
         "synthetic": stage.synthetic,
         "size": size,
-        "classes": compare(pictures["real"], labels["real"], pictures["made"], labels["made"], run.seed),
+        "classes": compare(
+            pictures["real"],
+            labels["real"],
+            pictures["made"],
+            labels["made"],
+            run.seed,
+            tuple(dict.fromkeys(stage.frd)),
+            [info.patient_id for info in real.infos],
+        ),
     }
     if run.is_main:
         _write_pictures(run, stage, pictures, labels)
@@ -93,17 +102,59 @@ def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
 
 
 def compare(
-    real: np.ndarray, real_labels: np.ndarray, made: np.ndarray, made_labels: np.ndarray, seed: int = 0
+    real: np.ndarray,
+    real_labels: np.ndarray,
+    made: np.ndarray,
+    made_labels: np.ndarray,
+    seed: int = 0,
+    frd_kinds: Sequence[str] = (),
+    patients: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measures of all patches, and of each class that both sets have. Patches [N, S, S] with their classes by name.
 
     `distance` is between equally many real and made patches, `reference` between halves of the real ones, each as large
-    as a set in `distance`; None for too few.
+    as a set in `distance`; None for too few. `frd`: the same by radiomics, with halves by patient, by version.
+    patients: of the real patches; None: each its own.
     """
-    found = {ALL: _measures(real, made, seed)}
+    owners = np.arange(len(real)).astype(str) if patients is None else np.asarray(patients)
+    tables = {kind: [_table(kind, one, which) for one, which in ((real, "real"), (made, "made"))] for kind in frd_kinds}
+
+    def measured(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+        by_kind = {}
+        for kind, (real_table, made_table) in tables.items():
+            by_kind[kind] = _radiomics(kind, _rows(real_table, ours), _rows(made_table, theirs), owners[ours], seed)
+        return _measures(real[ours], made[theirs], seed) | ({"frd": by_kind} if tables else {})
+
+    found = {ALL: measured(*(np.ones(len(one), bool) for one in (real, made)))}
     for name in sorted(set(real_labels) & set(made_labels)):
-        found[str(name)] = _measures(real[real_labels == name], made[made_labels == name], seed)
+        found[str(name)] = measured(real_labels == name, made_labels == name)
     return found
+
+
+def _table(kind: str, pictures: np.ndarray, which: str) -> Table:
+    grey = [picture * 255.0 for picture in pictures]
+    return radiomics_table.table(grey, radiomics_table.FEATURE_SETS[kind], progress=progress_bar(f"  {kind}, {which}"))
+
+
+def _rows(table: Table, chosen: np.ndarray) -> Table:
+    return table._replace(values=table.values[chosen])
+
+
+def _radiomics(kind: str, real: Table, made: Table, patients: np.ndarray, seed: int) -> dict[str, Any]:
+    """Means over random halves of the real patches by patient: of as many made ones from one half (`made`), of the
+    other half from it (`real`). None where there are too few. images: of a half; features: that are compared."""
+    recipe = frd.RECIPES[kind]
+    ours, theirs = (np.flatnonzero(frd.defined(one, recipe)) for one in (real, made))
+    drawn = frechet.draws(patients[ours].tolist(), len(theirs), seed)
+    apart = [frd.distance(_rows(real, ours[d.one]), _rows(made, theirs[d.synthetic]), recipe) for d in drawn]
+    within = [frd.distance(_rows(real, ours[d.one]), _rows(real, ours[d.other]), recipe) for d in drawn]
+    mean = lambda values: None if not values or None in values else float(np.mean(values))
+    return {
+        "made": mean([one.value for one in apart]),
+        "real": mean([one.value for one in within]),
+        "images": min((one.second for one in apart), default=0),
+        "features": min((one.features for one in apart), default=0),
+    }
 
 
 def _measures(real: np.ndarray, made: np.ndarray, seed: int) -> dict[str, Any]:

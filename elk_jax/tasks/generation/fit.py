@@ -23,7 +23,7 @@ from elk_jax.data.sources import patients
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.errors import UserError
-from elk_jax.features import tilt, whitening
+from elk_jax.features import store, tilt, whitening
 from elk_jax.heads import linear
 from elk_jax.privacy import accounting, release, secret
 from elk_jax.privacy import head as descent
@@ -108,15 +108,17 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
         return {}
 
     # ---- Features --------------------------------------------------------------------------------------------------
-    pool = np.concatenate(
-        [patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
-         for one in public]
-    )  # fmt: skip
-    images = [classifiers.patches_of(source, recipe.size) for source in (training, validation)]
-    heads.check_public(pool, images[0], stage.name)
-    parts, shelf = classifiers.frozen(recipe), run.folder / heads.FEATURES
+    cuttings = [
+        patches.around_boxes(one, recipe.size, recipe.cutting, recipe.centre, progress_bar("  reading"))
+        for one in public
+    ]
+    pool = np.concatenate(cuttings)
+    own = [classifiers.patches_of(run.open(name, "train"), recipe.size) for name in stage.train_on]
+    of_val = [classifiers.patches_of(validation, recipe.size)]
+    heads.check_public(pool, np.concatenate(own), stage.name)
+    parts, shelf = classifiers.frozen(recipe), run.folder / store.FOLDER
     of_pool, of_training, of_validation = _whitened(
-        [classifiers.frozen_features(parts, one, shelf) for one in (pool, *images)], recipe, stage
+        [classifiers.features_of_sets(parts, one, shelf) for one in (cuttings, own, of_val)], recipe, stage
     )
     labels, val_labels = image_labels(training), image_labels(validation)
     private_side = Private(of_training, labels, group, count, len(training.classes))
@@ -130,15 +132,13 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     # ---- The model -------------------------------------------------------------------------------------------------
     promise: Statement | None = None
     seen = shown | private.painters_saw(run, stage.origin().sources)
-    inherited = private.promises_before(run, stage)
-    for one in recipe.used().values():
-        if isinstance(one, NetworkFeatures):
-            seen |= model_folder.seen_patients(Path(one.weights))
-            inherited += model_folder.promises(Path(one.weights))
+    networks = [Path(one.weights) for one in recipe.used().values() if isinstance(one, NetworkFeatures)]
+    seen = seen.union(*map(model_folder.seen_patients, networks))
+    inherited = private.promises_before(run, stage, networks)
     if stage.is_private:
         ledger = Ledger(phases(recipe.release, noise), stage.unit)
         spent = accounting.epsilon_of(ledger.phases, stage.delta)
-        promise = Statement(not origin.known, spent, stage.delta, "pld", ledger)
+        promise = Statement(not origin.known, spent, stage.delta, "pld", ledger).named()
     else:
         seen |= _seen(training)
     trained = model_folder.Training(1, (*stage.train_on, *stage.public), "", tuple(sorted(seen)), promise, inherited)

@@ -68,10 +68,16 @@ def verdict(one: Compared) -> str:
     found = one.evaluation["classes"]["all"]
     if found["distance"] is None:
         return ""
-    return (
-        f"Patches of {one.evaluation['synthetic']}: distance {html.number(found['distance'], 2)} from real ones, "
-        f"{html.number(found['reference'], 2)} between real ones."
-    )
+    said = [
+        f"distance {html.number(found['distance'], 2)} from real ones, {html.number(found['reference'], 2)} between "
+        "real ones"
+    ]
+    for kind, of_kind in found.get("frd", {}).items():
+        if of_kind["made"] is not None:
+            said.append(
+                f"{_FRD[kind]} {html.number(of_kind['made'], 2)}, {html.number(of_kind['real'], 2)} between real ones"
+            )
+    return f"Patches of {one.evaluation['synthetic']}: {'; '.join(said)}."
 
 
 def rows_of(evaluation: Evaluation) -> list[tuple[str, ...]]:
@@ -89,10 +95,31 @@ def rows_of(evaluation: Evaluation) -> list[tuple[str, ...]]:
 HEAD = ("Class", "Made", "Real", "Distance", "Real to real", "Checkerboard", "of real", "Fine waves", "of real")
 
 
+_FRD = {"v0": "FRD v0", "v1": "FRD v1 (ln d²)"}
+FRD_HEAD = ("Fréchet radiomics distance", "Class", "Made", "Real to real", "Images", "Features")
+FRD_NOTE = (
+    "Means over random halves of the real patches by patient. With fewer images than features a distance is too large: "
+    "only that of real patches, in sets as large, says by how much."
+)
+
+
+def frd_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """Cells by version and class: radiomics distance of made patches, its reference, images of a set, features."""
+    rows = []
+    for name, found in evaluation["classes"].items():
+        for kind, one in found.get("frd", {}).items():
+            cells = [html.number(one[key], 2) for key in ("made", "real")]
+            rows.append((_FRD[kind], name, *cells, f"{one['images']}", f"{one['features']}"))
+    return sorted(rows, key=lambda row: row[0])
+
+
 def samples_section(one: Compared, named: bool = False) -> Section:
     """The table of all measures, and patches of every class."""
     evaluation = one.evaluation
     parts = [html.table(HEAD, [html.row([html.text(cell) for cell in cells]) for cells in rows_of(evaluation)])]
+    if radiomics := frd_rows(evaluation):
+        cells = [html.row([*map(html.text, row)], numeric_from=2) for row in radiomics]
+        parts.append(f"<h3>Radiomics</h3>{html.table(FRD_HEAD, cells, numeric_from=2)}{html.paragraph(FRD_NOTE)}")
     for name, grid in one.grids.items():
         parts.append(f"<h3>{html.text(name)}</h3>{_picture(name, grid)}")
     note = (
@@ -136,8 +163,14 @@ def samples_table(evaluation: Evaluation) -> Table:
     table = named_table(f"{evaluation['synthetic']} against the {evaluation['split']} split of {evaluation['on']}", "")
     for words in HEAD[1:]:
         table.add_column(words, justify="right")
+    radiomics = frd_rows(evaluation)
+    kinds = list(dict.fromkeys(row[0] for row in radiomics))
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+        table.add_column("of real", justify="right")
     for name, *cells in rows_of(evaluation):
-        table.add_row(name_cell(name), *cells)
+        found = {row[0]: row[2:4] for row in radiomics if row[1] == name}
+        table.add_row(name_cell(name), *cells, *(cell for kind in kinds for cell in found[kind]))
     return table
 
 

@@ -188,11 +188,15 @@ class SampleStage(SampleSettings, SynthesizeStage):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSamplesStage(EvaluateStage):
-    """Compare the patches of the source `synthetic`, by whatever program, with the real ones of one split of `on`."""
+    """Compare the patches of the source `synthetic`, by whatever program, with the real ones of one split of `on`.
+
+    frd: versions of the Frechet radiomics distance to measure, v0 or v1 (`evaluation.frd`); () for none.
+    """
 
     task: Literal["generation"] = "generation"
     split: str = "train"
     synthetic: str
+    frd: tuple[Literal["v0", "v1"], ...] = ()
 
     def data(self) -> tuple[Data, ...]:
         return *super().data(), Data(self.synthetic, "")

@@ -113,6 +113,7 @@ def sample(
                 known,
                 "Patches drawn by a generator",
                 seen_patients=model_folder.seen_patients(model),
+                promises=model_folder.promises(model),
                 promise=model_folder.promise(model),
             )
     return {known[label]: per_class for label in chosen}

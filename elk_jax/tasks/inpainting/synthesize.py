@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from elk_jax.errors import UserError
 from elk_jax.images.breast import breast_mask
 from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import Window, blocked_by, box_mask, cut, shifted, widened
+from elk_jax.privacy.mechanism import Statement, once
 from elk_jax.progress import Progress, progress_bar
 from elk_jax.randomness import Purpose, generator
 from elk_jax.synthesis import canvases as healthy
@@ -184,7 +185,8 @@ def paint_lesions(
                         _write(output, plan, picture, description, begun)
                 bar.update(bar.done + len(chosen))
         if is_main():
-            _finish(output, canvases, count, canvases.seen_patients | model_folder.seen_patients(model))
+            seen = canvases.seen_patients | model_folder.seen_patients(model)
+            _finish(output, canvases, count, seen, _promises(canvases, model))
 
 
 def _of_training_or_error(canvases: ImageSource) -> None:
@@ -250,7 +252,18 @@ def _write(
     files.write_json(output / "provenance" / f"{plan.name}.json", record)
 
 
-def _finish(output: Path, canvases: ImageSource, count: int, seen_patients: Collection[str]) -> None:
+def _promises(canvases: ImageSource, model: Path) -> tuple[Statement, ...] | None:
+    """Of the private trainings behind the canvases and the model, as of an `ImageSource`."""
+    return None if canvases.promises is None else once((*canvases.promises, *model_folder.promises(model)))
+
+
+def _finish(
+    output: Path,
+    canvases: ImageSource,
+    count: int,
+    seen_patients: Collection[str],
+    promises: Sequence[Statement] | None,
+) -> None:
     """The COCO file of all that was painted: the new lesion, and what the canvas had."""
     infos, by_id = [], {info.image_id: info for info in canvases.infos}
     for index in range(count):
@@ -258,7 +271,9 @@ def _finish(output: Path, canvases: ImageSource, count: int, seen_patients: Coll
         record = files.read_object(output / "provenance" / f"{name}.json", *PROVENANCE)
         infos.append(_info(name, by_id[record["canvas"]], record))
     description = "Synthetic lesions in real breasts"
-    coco.write_coco(output / SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients)
+    coco.write_coco(
+        output / SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients, promises=promises
+    )
 
 
 def _info(name: str, canvas: ImageInfo, record: dict[str, Any]) -> ImageInfo:

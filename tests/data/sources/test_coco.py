@@ -5,9 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from elk_jax.data.sources.coco import read_coco, write_coco
+from elk_jax.data.sources.coco import open_coco, read_coco, write_coco
 from elk_jax.data.sources.patients import named
+from elk_jax.data.sources.source import concatenate
+from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
+from elk_jax.files import read_json
+from elk_jax.images.schema import ImageInfo
+from elk_jax.privacy.accounting import Ledger, Phase
+from elk_jax.privacy.mechanism import Statement
 from tests.refusals import refused
 
 
@@ -18,8 +24,9 @@ def test_reads_boxes_labels_and_fields(coco_folder):
             {"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 60.4, 3], "iscrowd": 1}
         )
 
-    infos, classes, category_ids, seen_patients = read_coco(coco_folder(change))
+    infos, classes, category_ids, seen_patients, promises = read_coco(coco_folder(change))
     assert (classes, category_ids) == (("calcification", "mass"), (1, 3)) and seen_patients == frozenset()
+    assert promises == ()
     assert infos[0].boxes.tolist() == [[5, 6, 26, 16], [0, 0, 60, 3]]  # an overhang below a pixel is clipped
     assert infos[0].labels.tolist() == [1, 0]
     assert infos[0].ignore.tolist() == [False, True]
@@ -100,6 +107,8 @@ def set_box(box):
         (set_box([0, 6, 1e-30, 1e-30]), ["empty", "annotation 13"]),
         (lambda c: c.update(info={"seen_patients": "abc"}), ["seen_patients", "info"]),
         (lambda c: c.update(info={"seen_patients": [["a"]]}), ["seen_patients", "info"]),
+        (lambda c: c.update(info={"promises": "private"}), ["promises", "info"]),
+        (lambda c: c.update(info={"promises": [{"epsilon": 1.0}]}), ["info.promises[0].private", "missing"]),
         (lambda c: c["images"][1].update(slice=0, volume_slices=0), ["slice 0", "volume_slices is 0", "image 2"]),
         (lambda c: c["images"][1].update(slice=9, volume_slices=9), ["slice 9", "from 0", "image 2"]),
         (lambda c: c["images"][1].update(slice=1, volume_slices="three"), ["'three'", "image 2"]),
@@ -271,3 +280,23 @@ def test_a_volume_without_a_slice_is_refused(coco_folder, fields):
 def test_patients_that_a_painter_has_seen_are_read_from_sets_of_earlier_versions_too(coco_folder, key):
     path = coco_folder(lambda content: content.update(info={key: ["a1", "b2"]}))
     assert read_coco(path).seen_patients == {"a1", "b2"}
+
+
+def test_promises_go_with_the_images(tmp_path):
+    """Written, read, and joined: a training behind two sets is named once, and one in words alone is not known."""
+    first, second = (
+        Statement(True, 1.0, 1e-5, "pld", Ledger((Phase(1.0, noise, 3),), "patient")).named() for noise in (4.0, 5.0)
+    )
+    info = ImageInfo(
+        "1", "P", 8, 8, np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), file_name="1.png"
+    )
+    sets = {"one": {"promises": (first, second)}, "two": {"promises": (first,)}, "words": {"promise": "Private."}}
+    sets |= {"lost": {"promises": None}, "none": {}}
+    for name, given in sets.items():
+        write_coco(tmp_path / f"{name}.json", [info], ["lesion"], **given)
+    opened = {name: open_coco(SourceSpec(f"coco:{tmp_path / f'{name}.json'}")) for name in sets}
+    found = {name: one.promises for name, one in opened.items()}
+    assert found == {"one": (first, second), "two": (first,), "words": None, "lost": None, "none": ()}
+    assert "epsilon" in read_json(tmp_path / "one.json")["info"]["promise"]
+    both = lambda *names: concatenate([opened[name] for name in names]).promises
+    assert both("two", "one", "none") == (first, second) and both("one", "words") is None

@@ -10,11 +10,13 @@ from configs import mcgan
 from elk_jax import files
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.distances.compare import Settings, compare
+from elk_jax.distances.sets import ImageSet
 from elk_jax.experiments import report
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.generation import evaluate
-from elk_jax.tasks.generation.page import rows_of, verdict
+from elk_jax.tasks.generation.page import frd_rows, rows_of, verdict
 from elk_jax.tasks.generation.report import compared
 from elk_jax.tasks.run import Run
 from tests.refusals import refused
@@ -75,6 +77,34 @@ def test_equal_sets_are_as_far_apart_as_halves_and_others_further():
         assert found[name]["distance"] == pytest.approx(found[name]["reference"], rel=0.3)
         assert other[name]["distance"] > 3 * other[name]["reference"]
     assert found["a"]["real"] == 40
+
+
+def image_set(which, pictures, patients=()) -> ImageSet:
+    titles = tuple(f"{which} {number}" for number in range(len(pictures)))
+    return ImageSet(which, tuple(pictures), titles, tuple(patients) or titles, titles)
+
+
+@pytest.mark.parametrize("kind, title", [("v0", "FRD v0"), ("v1", "FRD v1 (ln d²)")])
+def test_radiomics_are_those_of_the_comparison_of_sets(kind, title):
+    """The same halves by patient; the comparison of sets is held against frd-score by its own tests."""
+    names, patients = np.array(["a", "b"]).repeat(8), [str(i // 2) for i in range(16)]
+    real, made = noise(16, 0).astype(np.float32), 0.7 * noise(14, 1).astype(np.float32)
+    found = evaluate.compare(real, names, made, names[1:-1], 3, (kind,), patients)
+    for name, ours, theirs in (("all", 16, 14), ("a", 8, 7)):
+        sets = image_set("real", real[:ours], patients[:ours]), image_set("made", made[:theirs])
+        expected, one = compare(*sets, Settings(frd=(kind,), seed=3)).measures[0], found[name]["frd"][kind]
+        assert one["made"] == pytest.approx(expected.synthetic.mean, rel=1e-6)
+        assert one["real"] == pytest.approx(expected.real.mean, rel=1e-6)
+        assert (one["images"], one["features"]) == (expected.images, expected.features)
+    assert frd_rows({"classes": found})[0][:2] == (title, "all")
+
+
+def test_constant_patches_have_no_radiomics():
+    found = evaluate.compare(
+        noise(4, 0), np.array(["a"] * 4), np.full((4, 16, 16), 0.5), np.array(["a"] * 4), 0, ("v1",)
+    )
+    assert found["all"]["frd"]["v1"] == {"made": None, "real": None, "images": 0, "features": 0}
+    assert frd_rows({"classes": found})[0][2:4] == ("–", "–")
 
 
 def test_a_class_of_one_set_alone_has_no_row():

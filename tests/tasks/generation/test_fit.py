@@ -18,7 +18,7 @@ from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.privacy import accounting, secret
+from elk_jax.privacy import accounting, mechanism, secret
 from elk_jax.tasks.classification import model as classifiers
 from elk_jax.tasks.generation import fit, model, page, synthesize
 from elk_jax.tasks.generation.recipe import Guidance, Means, SampleSettings, Votes
@@ -117,6 +117,20 @@ def test_a_classifier_of_drawn_patches_alone_knows_real_ones(fitted):
     run, _ = fitted
     auroc = lambda name: files.read_object(run / "evaluate" / name / "evaluation.json")["auroc"]["value"]
     assert auroc("without_privacy_head") > 0.9 and auroc("epsilon_10_head") > 0.8 and auroc("real") > 0.9
+
+
+def test_every_set_is_judged_by_its_classes_and_by_radiomics(fitted):
+    """Beside public classes, which say nothing, and on the validation split alone: no report tells of training
+    patches."""
+    run, _ = fitted
+    fidelity = lambda name: files.read_object(run / f"{name}_fidelity" / "real" / "evaluation.json")["auroc"]["value"]
+    assert min(fidelity("without_privacy"), fidelity("epsilon_10")) > 0.9 and abs(fidelity("public_only") - 0.5) < 0.2
+    for name in (*GENERATORS, "public_only"):
+        looks = files.read_object(run / f"{name}_looks" / "evaluation.json")
+        assert looks["split"] == "val" and looks["classes"]["all"]["real"] == 2 * COUNTS["val"]
+        assert set(looks["classes"]["benign"]["frd"]) == {"v0", "v1"}
+    said = (run / "report.html").read_text()
+    assert said.count("Fréchet radiomics distance") == 4 and "FRD v1 (ln d²)" in said
 
 
 def test_a_drawn_patch_follows_the_weights():
@@ -385,6 +399,41 @@ def test_an_open_generator_of_private_patients_is_refused_before_it_is_trained(f
     assert [round(one.epsilon, 2) for one in trained.promises] == [10, 1]
     noise = [one.ledger.phases[0].noise_multiplier for one in trained.promises]
     assert noise[0] < noise[1] and "2 private trainings" in trained.sentence()
+
+
+def test_a_private_set_of_another_run_is_composed_and_its_generator_counts_once(folders, tmp_path, fitted):
+    """Two sets of one generator spend what it has spent. The oracle composes the two releases by itself."""
+    run, _ = fitted
+    sets = [run / "epsilon_10_samples" / "synthetic.json", tmp_path / "more" / "synthetic.json"]
+    settings, mesh = SampleSettings(), meshes.make_mesh()
+    synthesize.sample(run / "epsilon_10" / "model", 8, sets[1].parent, settings, 7, mesh)
+    config = experiment(folders)
+    for name, path in zip(("public", "labelled"), sets):
+        config.data[name].spec = f"coco:{path}"
+    run_experiment(config, tmp_path / "run", stages=["epsilon_1"])
+    trained = model.load(tmp_path / "run" / "epsilon_1" / "model").description.trained
+    assert [round(one.epsilon, 2) for one in trained.promises] == [10, 1]
+    assert len({one.identity for one in trained.promises} - {""}) == 2
+    events = [dp_accounting.GaussianDpEvent(phase.noise_multiplier)
+              for one in trained.promises for phase in one.ledger.phases for _ in range(phase.steps)]  # fmt: skip
+    accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    expected = accountant.compose(dp_accounting.ComposedDpEvent(events)).get_epsilon(1e-4)
+    assert mechanism.together(trained.promises) == pytest.approx(expected, rel=1e-3) and expected > 10
+    assert f"epsilon {expected:.3g}" in trained.sentence()
+
+
+def test_a_set_that_does_not_say_what_it_spends_is_refused(folders, tmp_path, fitted):
+    """Sets of earlier versions promise privacy in words alone."""
+    run, _ = fitted
+    content = files.read_object(run / "epsilon_10_samples" / "synthetic.json")
+    del content["info"]["promises"]
+    files.write_json(files.make_folder(tmp_path / "old") / "synthetic.json", content)
+    (tmp_path / "old" / "images").symlink_to(run / "epsilon_10_samples" / "images")
+    config = experiment(folders)
+    config.data.public.spec = f"coco:{tmp_path / 'old' / 'synthetic.json'}"
+    with refused("'public'", "in words", "synthesize.py", where="config.stages.epsilon_1.public"):
+        run_experiment(config, tmp_path / "run", stages=["epsilon_1"])
+    run_experiment(config, tmp_path / "open", stages=["public_only"])
 
 
 def test_patients_that_nobody_names_are_refused(folders, tmp_path):

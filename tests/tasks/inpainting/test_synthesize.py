@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 
 import cv2
 import jax
@@ -24,6 +25,8 @@ from elk_jax.diffusion.schedule import make_schedule
 from elk_jax.diffusion.unet import WITHOUT, UNetConfig
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
+from elk_jax.privacy.accounting import Ledger, Phase
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.synthesis.placement import AreaRule
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting import synthesize
@@ -258,14 +261,17 @@ def test_canvases_are_annotated_as_the_training_images_are(trained, deep, tmp_pa
         {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
         for i, box in enumerate([[10, 62, 60, 20], [20, 70, 6, 6], [21, 71, 4, 4]], start=1)
     ]  # a region of the breast, a lesion in it, and that lesion once more
-    content["info"] = {"seen_patients": ["of the painter before"]}  # that had painted on these canvases
+    before = Statement(True, 2.0, 1e-5, "pld", Ledger((Phase(1.0, 3.0, 1),), "patient")).named()
+    # of the painter that had painted on these canvases
+    content["info"] = {"seen_patients": ["of the painter before"], "promises": [asdict(before)]}
     files.write_json(deep / "doubles.json", content)
     for output, settings in (("as_they_are", {}), ("cleaned", {"clean_boxes": True, "ignore_over": 0.1})):
         paint(trained, SourceSpec(f"coco:{deep / 'doubles.json'}", **settings), tmp_path / output)
     (whole,), (cleaned,) = (coco.read_coco(tmp_path / o / SYNTHETIC)[0] for o in ("as_they_are", "cleaned"))
     assert len(whole.boxes) == 4 and not whole.ignore.any()
     seen = {"of the painter before"} | model_folder.seen_patients(trained)
-    assert coco.read_coco(tmp_path / "cleaned" / SYNTHETIC).seen_patients == seen
+    painted = coco.read_coco(tmp_path / "cleaned" / SYNTHETIC)
+    assert painted.seen_patients == seen and painted.promises == (before,)
     np.testing.assert_array_equal(cleaned.boxes[1:], [[10, 62, 70, 82], [20, 70, 26, 76]])
     assert cleaned.ignore.tolist() == [False, True, False]
     with refused("images", where=tmp_path / "cleaned"):
