@@ -24,8 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from elk_jax import files
-from elk_jax.experiments import checks, report, resume
-from elk_jax.experiments.needs import check_needs
+from elk_jax.experiments import checks, needs, report, resume
 from elk_jax.experiments.parse import kind_of, parse, plain
 from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Run, meet
@@ -46,7 +45,7 @@ def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str
     folder = Path(workdir)
     experiment = parse(config, stages, folder)
     chosen = [stage for name, stage in experiment.stages.items() if stages is None or name in stages]
-    check_needs(experiment, chosen)
+    needs.check_needs(experiment, chosen)
     resume.check_experiment(experiment, folder)
     run = Run(experiment, folder, meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp))
     repeat = stages is not None
@@ -100,7 +99,8 @@ def _run_stage(run: Run, stage: Stage, repeat: bool) -> None:
     if warning := private.unprotected(run.experiment, stage):
         run.say(f"  warning: {warning}")
     started = time.time()
-    summary = folds.train(run, stage, run.experiment.recipe_of(stage), kind_of(stage).run)
+    pairs = {need.data for need in needs.of_stage(run.experiment, stage) if need.of == "pairs"}
+    summary = folds.train(run, stage, run.experiment.recipe_of(stage), kind_of(stage).run, pairs)
     if run.is_main:
         seconds = time.time() - started + summary.get("seconds_before", 0.0)
         written = {"results": resume.results(folder)} if stage.kind == "evaluate" else {}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from elk_jax.planning.plan import Efficiency, Plan, efficiencies
-from elk_jax.planning.tables import facts, headline, part_rows
+from elk_jax.planning.tables import facts, headline, length, part_rows
 from elk_jax.reporting import html
 from elk_jax.reporting.figures import Series, line_chart
 from elk_jax.reporting.report import Report, Section
@@ -32,10 +32,11 @@ def page(plan: Plan) -> Report:
         title = f"Parts of the {program.what}, {program.shape}"
         sections.append(Section(title, html.table(head, rows), f"On {first.slice.name}, on each chip."))
     assumed = f" Assumed: {'; '.join(plan.assumed)}." if plan.assumed else ""
+    trainings = f" {length(plan)}." if plan.steps else ""
     return Report(
         title=f"{plan.experiment}: {plan.stage}",
         kicker="elk_jax plan",
-        summary=f"{headline(plan, first)}.{assumed}",
+        summary=f"{headline(plan, first)}.{trainings}{assumed}",
         facts={"chip": first.slice.chip.name, "its speed": first.slice.chip.source},
         sections=sections,
         footer="Times are lower bounds: arithmetic, memory and links at their published speed.",

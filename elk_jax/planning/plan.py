@@ -28,7 +28,7 @@ from elk_jax.programs.account import Account, account
 from elk_jax.programs.memory import Memory, memory
 from elk_jax.programs.roofline import Bound
 from elk_jax.programs.topology import Slice
-from elk_jax.tasks import private
+from elk_jax.tasks import folds, private
 from elk_jax.tasks.run import Experiment
 from elk_jax.tasks.stages import PrivateTrainStage, Stage, TrainStage
 from elk_jax.tasks.task import Workload
@@ -99,13 +99,24 @@ class SlicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage on one or more slices. batch: examples a chip. assumed: what only data and weights could say."""
+    """A stage on one or more slices. batch: examples a chip. assumed: what only data and weights could say.
+
+    steps: of a training by the recipe. folds: trainings of a cross-validation before the one whose model is kept,
+    which has no more steps than each of them.
+    """
 
     experiment: str
     stage: str
     batch: int
     assumed: tuple[str, ...]
     slices: tuple[SlicePlan, ...]
+    steps: int = 0
+    folds: int = 0
+
+    @property
+    def all_steps(self) -> int:
+        """The most steps that the stage takes, in all its trainings."""
+        return (self.folds + 1) * self.steps
 
 
 class Efficiency(NamedTuple):
@@ -160,7 +171,9 @@ def plan(
         first = not planned
         one = compiler.plan(batch, shapes, (STEP, PREDICTION) if first else (STEP,))
         planned.append(replace(one, largest_batch=compiler.largest(one, batch)) if largest and first else one)
-    return Plan(experiment.name, chosen.name, batch, assumed, tuple(planned))
+    recipe = experiment.recipe_of(chosen)
+    steps, dealt = recipe.steps, folds.count_of(chosen, recipe)
+    return Plan(experiment.name, chosen.name, batch, assumed, tuple(planned), steps, dealt)
 
 
 def efficiencies(plan: Plan) -> list[Efficiency]:

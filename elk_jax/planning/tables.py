@@ -33,6 +33,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Tables of all that was found."""
     for sentence in plan.assumed:
         console.print(f"assumed: {sentence}")
+    if plan.steps:
+        console.print(length(plan))
     for one in plan.slices:
         console.print()
         console.print(headline(plan, one))
@@ -59,6 +61,21 @@ def headline(plan: Plan, one: SlicePlan) -> str:
             f"; at most about {one.largest_batch} examples a chip fit" if one.largest_batch else "; not even one fits"
         )
     return text
+
+
+def length(plan: Plan) -> str:
+    """How many trainings and steps the stage has, in a line, with the least time of them on the first slice."""
+    said = f"{plan.steps} steps"
+    if plan.folds:
+        said = (
+            f"{plan.folds + 1} trainings: {plan.folds} folds of {plan.steps} steps, then one on all patients of as many "
+            f"at most, {plan.all_steps} in all"
+        )
+    steps = plan.slices[0].steps
+    if not steps:
+        return said
+    seconds = plan.all_steps * steps[0].bound.exposed
+    return f"{said}; at {duration(steps[0].bound.exposed)} a step {duration(seconds)}, without evaluations"
 
 
 def parts(read: Account) -> list[tuple[str, Total]]:

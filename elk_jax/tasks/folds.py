@@ -15,21 +15,25 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from elk_jax import files
 from elk_jax.data.sources import folds as dealing
+from elk_jax.data.sources.duplicates import pixel_hashes
 from elk_jax.errors import UserError
+from elk_jax.progress import progress_bar
 from elk_jax.tasks.run import Fold, Run, meet
-from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.tasks.stages import Data, Stage, TrainStage
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.writer import read_metrics
 
-CURVE, FINISHED, CHOSEN, PREDICTED = "curve.json", "finished.json", "folds.json", "held_out"
-"""Of a fold: its curve, its summary, written last, and its predictions by step. Of the stage: what was chosen."""
+CURVE, FINISHED, PREDICTED = "curve.json", "finished.json", "held_out"
+"""Of a fold: its curve, its summary, written last, and its predictions by step."""
+IMAGES, CHOSEN = "images.json", "folds.json"
+"""Of the stage: which images the folds are trained on, and what was chosen."""
 
 
 FOLDERS = "fold_*"
@@ -41,17 +45,24 @@ def count_of(stage: Stage, recipe: Any) -> int:
     return recipe.folds if isinstance(stage, TrainStage) and isinstance(recipe, TrainingRecipe) else 0
 
 
-def train(run: Run, stage: Any, recipe: Any, work: Callable[[Run, Any, Any], dict[str, Any]]) -> dict[str, Any]:
+def train(
+    run: Run,
+    stage: Any,
+    recipe: Any,
+    work: Callable[[Run, Any, Any], dict[str, Any]],
+    pairs: Collection[Data] = (),
+) -> dict[str, Any]:
     """The summary of a train stage, which trains every fold first where its recipe has `folds`.
 
-    work: trains one model, as `StageKind.run`. A fold that is finished is not repeated; one that was interrupted is
-    resumed.
+    work: trains one model, as `StageKind.run`. pairs: data of which the stage reads both images. A fold that is
+    finished is not repeated; one that was interrupted is resumed.
     """
     count = count_of(stage, recipe)
     if not count:
         return work(run, stage, recipe)
     where = f"config.{stage.recipe}.folds"
     parts = dealing.deal(_whole(run, stage), count, run.seed, where)
+    _check_images(run, stage, pairs)
     sizes = sorted(map(len, parts))
     run.say(f"  {count} folds of {sum(sizes)} patients, {sizes[0]} to {sizes[-1]} in each")
     seconds = 0.0
@@ -90,15 +101,10 @@ def _whole(run: Run, stage: TrainStage) -> Sequence[Any]:
 def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Callable) -> float:
     """Train one fold, unless it is finished; returns the seconds that it took in earlier attempts."""
     folder = run.folder / stage.name
-    data = _digest(run, stage)
     assert run.fold is not None
     if (folder / FINISHED).exists():
-        known = files.read_object(folder / FINISHED, "data", "seconds")
-        if known["data"] != data:
-            todo = f"remove {folder.parent} to train the stage again, or name another --workdir"
-            raise UserError("the data have changed since this fold was trained", where=folder, todo=todo)
         run.say(f"  fold {run.fold.number} of {run.fold.count}: finished before, not repeated")
-        return float(known["seconds"])
+        return float(files.read_object(folder / FINISHED, "seconds")["seconds"])
     meet(f"{stage.name}: looked")
     run.say(f"  fold {run.fold.number} of {run.fold.count}: {len(run.fold.held_out)} patients held out")
     started = time.time()
@@ -106,16 +112,36 @@ def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Calla
     before = summary.get("seconds_before", 0.0)
     if run.is_main:
         seconds = time.time() - started + before
-        files.write_json(folder / FINISHED, {"summary": summary, "data": data, "seconds": round(seconds, 1)})
+        files.write_json(folder / FINISHED, {"summary": summary, "seconds": round(seconds, 1)})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes it any more
     meet(f"{stage.name}: finished")
     return before
 
 
-def _digest(run: Run, stage: TrainStage) -> str:
-    """What tells the images of a fold from others."""
-    splits = run.list(stage.train_on, "train"), run.list(stage.validate_on, "val")
-    found = [[[i.image_id, i.patient_id, i.boxes.tolist(), i.labels.tolist()] for i in one.infos] for one in splits]
+def _check_images(run: Run, stage: TrainStage, pairs: Collection[Data]) -> None:
+    """Keep which images the folds are trained on; UserError where some were begun on others, under whatever name."""
+    folder = run.folder / stage.name
+    now, path = _digest(run, stage, pairs), folder / IMAGES
+    known = files.read_object(path).get("digest") if path.is_file() else None
+    begun = any(any(folder.glob(f"{FOLDERS}/{what}")) for what in (FINISHED, "checkpoints/[0-9]*"))
+    if begun and known != now:
+        todo = f"restore them, remove {folder} to train the stage again, or name another --workdir"
+        raise UserError("the images have changed since folds were trained here", where=folder, todo=todo)
+    meet(f"{stage.name}: images compared")
+    if run.is_main:
+        files.write_json(path, {"digest": now})
+
+
+def _digest(run: Run, stage: TrainStage, pairs: Collection[Data]) -> str:
+    """What tells the images of a stage from others: pixels, patients, boxes and classes. Every image is decoded."""
+    found = []
+    for place in stage.data():
+        source = run.open(place.source, place.split, 2 if place in pairs else 1)
+        bar = progress_bar(f"  comparing the images of {place.source}")
+        found += [
+            [pixels, i.image_id, i.patient_id, i.boxes.tolist(), i.labels.tolist(), i.ignore.tolist()]
+            for pixels, i in zip(pixel_hashes(source, bar), source.infos)
+        ]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 

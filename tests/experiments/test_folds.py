@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import statistics
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -155,6 +157,29 @@ def test_killed_folds_are_resumed_and_finished_ones_kept(whole, toy, tmp_path, m
     )
     assert same("fold_2/model") and same("fold_3/model") and same("model")
     assert summary(run)["folds"] == summary(whole)["folds"]
+
+
+def test_folds_are_not_kept_where_an_image_has_changed(toy, coco, tmp_path):
+    """One grey value of one image, under the same name, patient and boxes; finished folds, then one that was killed."""
+    patients = {"train": ("A", "B", "C"), "val": ("D", "E"), "test": ("F",)}
+    config, run = on_files(toy_task, real=coco("real", patients, lesions=("train",))), tmp_path / "run"
+    config.toy.folds, config.toy.steps, config.toy.eval_every, config.toy.checkpoint_every = 2, 2, 1, 1
+    run_experiment(config, run)
+    (run / "train" / "finished.json").unlink()
+    path = str(tmp_path / "images" / "1.png")
+    before = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+    after = before.copy()
+    after[5, 7] += 1
+    cv2.imwrite(path, after)
+    with refused("images have changed", where=run / "train"):
+        run_experiment(config, run)
+    for number in (1, 2):
+        (run / "train" / f"fold_{number}" / "finished.json").unlink()
+        (run / "train" / f"fold_{number}" / "checkpoints" / "1").mkdir(parents=True)
+    with refused("images have changed", where=run / "train"):
+        run_experiment(config, run)
+    shutil.rmtree(run / "train")
+    run_experiment(config, run)
 
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------

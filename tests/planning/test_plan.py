@@ -15,6 +15,7 @@ from configs import variants
 from elk_jax.experiments.parse import parse
 from elk_jax.output import Console
 from elk_jax.planning import folder, tables
+from elk_jax.planning.page import page
 from elk_jax.planning.plan import PREDICTION, STEP, Plan, Refused, _Compiler, _train_stage, efficiencies, plan
 from elk_jax.privacy.settings import Privacy
 from elk_jax.programs import chips, libtpu, roofline, topology
@@ -69,8 +70,21 @@ def test_a_plan_here_compiles_measures_and_is_shown(tmp_path):
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["slices"][0]["programs"][0]["memory"]["parameters"] == weights
     assert written["slices"][0]["chip"]["links"] is None  # JSON has no infinity
-    page = (tmp_path / "plan.html").read_text()
-    assert all(word in page for word in ("elk_jax plan", "toys: train", "Parts of the prediction", "no noise"))
+    shown = (tmp_path / "plan.html").read_text()
+    assert all(word in shown for word in ("elk_jax plan", "toys: train", "Parts of the prediction", "no noise"))
+
+
+def test_a_plan_counts_the_trainings_of_folds():
+    """40 steps of three folds and of the last training: 160, of which each takes the least time of a step."""
+    found = plan(config(toy__folds=3, toy__steps=40), "", ["here"])
+    assert (found.folds, found.steps, found.all_steps) == (3, 40, 160)
+    written = folder.as_json(found)
+    assert (written["folds"], written["steps"], written["steps_in_all"]) == (3, 40, 160)
+    seconds = tables.duration(160 * found.slices[0].steps[0].bound.exposed)
+    assert all(word in tables.length(found) for word in ("4 trainings", "3 folds", "160", seconds))
+    assert tables.length(found) in page(found).summary
+    alone = replace(found, folds=0)
+    assert alone.all_steps == 40 and "fold" not in tables.length(alone)
 
 
 @dataclass(frozen=True, kw_only=True)
