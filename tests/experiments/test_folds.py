@@ -162,8 +162,9 @@ def test_killed_folds_are_resumed_and_finished_ones_kept(whole, toy, tmp_path, m
 def test_folds_are_not_kept_where_an_image_has_changed(toy, coco, tmp_path):
     """One grey value of one image, under the same name, patient and boxes; finished folds, then one that was killed."""
     patients = {"train": ("A", "B", "C"), "val": ("D", "E"), "test": ("F",)}
-    config, run = on_files(toy_task, real=coco("real", patients, lesions=("train",))), tmp_path / "run"
-    config.toy.folds, config.toy.steps, config.toy.eval_every, config.toy.checkpoint_every = 2, 2, 1, 1
+    config, run = small(2), tmp_path / "run"
+    config.data.real.spec = coco("real", patients)
+    config.toy.steps, config.toy.eval_every = 2, 1
     run_experiment(config, run)
     (run / "train" / "finished.json").unlink()
     path = str(tmp_path / "images" / "1.png")
