@@ -32,7 +32,11 @@ THRESHOLD = flags.DEFINE_float(
     "threshold", None, "Score from which a box is drawn and marked in the CSV.", lower_bound=0, upper_bound=1
 )
 FLOOR = flags.DEFINE_float(
-    "score_floor", 0.01, "Predictions that score less are not written at all.", lower_bound=0, upper_bound=1
+    "score_floor",
+    0.01,
+    "Predictions that score less are not written at all, of an ensemble fused ones.",
+    lower_bound=0,
+    upper_bound=1,
 )
 DECODING = source_flags.define_decoding()
 PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")

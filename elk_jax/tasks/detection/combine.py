@@ -88,6 +88,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
         operating_points=choice.points,
         trained=trained,
         chosen_on=choice.on,
+        score_floor=floor,
     )
     if run.is_main:
         folder = files.make_folder(run.folder / stage.name)

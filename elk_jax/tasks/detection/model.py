@@ -127,7 +127,9 @@ class EnsembleDescription:
 
     hashes: SHA-256 of the parameters of each member's own folder, "" of a folder that has none. scales: factors on the
     size of the input; each member looks at all of them, with its own mirrored views. weights: of the members, above 0.
-    same: IoU from which boxes of members are of one lesion. operating_points: of the fused boxes.
+    same: IoU from which boxes of members are of one lesion. score_floor: boxes of a member that score less are not
+    fused, so that fused boxes are those that `same` and the thresholds were chosen with; None in folders of earlier
+    versions, which fuse what whoever asks wants to see. operating_points: of the fused boxes.
     """
 
     architecture: str
@@ -140,6 +142,7 @@ class EnsembleDescription:
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
     chosen_on: ChosenOn = field(default_factory=ChosenOn)
+    score_floor: Annotated[float, SHARE] | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -217,7 +220,7 @@ def save_ensemble(folder: Path, params: Sequence[Params], description: EnsembleD
 
 
 def _load_ensemble(params: Params, content: model_folder.Content, folder: Path) -> Ensemble:
-    description = content.build(EnsembleDescription)
+    description = content.build(EnsembleDescription, later={"score_floor": None})
     members = []
     found = model_folder.split_members(params, len(description.members), folder)
     for one, entries in zip(found, description.members):

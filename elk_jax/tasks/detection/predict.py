@@ -158,13 +158,15 @@ def detect_with(
 ) -> list[ImageResult]:
     """Run a trained detector over a source, at the input size it was trained for, or an ensemble of several.
 
-    flips: mirrored views to detect in as well; None for those of its training. whole_volumes: the images are slices of
-    volumes, in the grey values that a detector was given for these (`Input.slice_greys`).
+    score_floor: boxes that score less are left out, of an ensemble fused ones. flips: mirrored views to detect in as
+    well; None for those of its training. whole_volumes: the images are slices of volumes, in the grey values that a
+    detector was given for these (`Input.slice_greys`).
     """
     if isinstance(trained, Ensemble):
-        scales, weights, same = trained.description.scales, trained.description.weights, trained.description.same
-        of_members = members_views(trained.members, scales, source, mesh, score_floor, flips, whole_volumes)
-        return fuse_members(of_members, weights, same, score_floor)
+        how = trained.description
+        floor = score_floor if how.score_floor is None else how.score_floor
+        of_members = members_views(trained.members, how.scales, source, mesh, floor, flips, whole_volumes)
+        return fuse_members(of_members, how.weights, how.same, score_floor)
     detector, params, description = trained
     if description.classes != source.classes:
         raise UserError(

@@ -107,6 +107,36 @@ def test_an_ensemble_fuses_what_its_members_find_at_every_scale_and_needs_no_oth
         np.testing.assert_allclose(result.scores, expected.scores, rtol=1e-6)
 
 
+def test_the_floor_of_who_asks_leaves_fused_boxes_out_and_changes_none(ran, spec, monkeypatch):
+    """A floor of 0.1 before the fusion would take the weak box from the mean: 0.2 instead of (0.4 * 2 + 0.05) / 3."""
+    source, ensemble, asked = open_source(spec, "val"), model.load(folder_of(ran)), []
+    assert ensemble.description.score_floor == 0.02
+    box = [0, 0, 10, 10]
+
+    def found(members, scales, source, mesh, score_floor, flips):
+        asked.append(score_floor)
+        first, second = found_in_an_image([box], [0.4]), found_in_an_image([box, [40, 40, 50, 50]], [0.05, 0.09])
+        return [[[first]], [[second]]]
+
+    monkeypatch.setattr(predict, "members_views", found)
+    (all_of_them,) = predict.detect_with(ensemble, source, None, 0.0)
+    (fused,) = predict.detect_with(ensemble, source, None, 0.1)
+    np.testing.assert_allclose(all_of_them.scores, [(0.4 * 2 + 0.05) / 3, 0.09 / 3])
+    np.testing.assert_allclose(fused.scores, [(0.4 * 2 + 0.05) / 3])
+    assert asked == [0.02, 0.02]
+    earlier = ensemble._replace(description=replace(ensemble.description, score_floor=None))
+    predict.detect_with(earlier, source, None, 0.1)
+    assert asked[-1] == 0.1
+
+
+def test_an_ensemble_of_an_earlier_version_names_no_floor(ran, tmp_path):
+    own = shutil.copytree(folder_of(ran), tmp_path / "model")
+    entries = files.read_object(own / "model.json")
+    del entries["score_floor"]
+    files.write_json(own / "model.json", entries)
+    assert model.load(own).description.score_floor is None
+
+
 def test_fused_boxes_below_the_score_floor_are_left_out():
     """A box that one of two members finds has half its score, so that it can fall below the floor of both."""
     both, alone, high = [0, 0, 10, 10], [40, 40, 50, 50], [20, 20, 30, 30]
