@@ -68,8 +68,8 @@ def length(plan: Plan) -> str:
     said = f"{plan.steps} steps"
     if plan.folds:
         said = (
-            f"{plan.folds + 1} trainings: {plan.folds} folds of {plan.steps} steps, then one on all patients of as many "
-            f"at most, {plan.all_steps} in all"
+            f"{plan.folds + 1} trainings: {plan.folds} folds of {plan.steps} steps, then one on all patients "
+            f"of as many at most, {plan.all_steps} in all"
         )
     steps = plan.slices[0].steps
     if not steps:

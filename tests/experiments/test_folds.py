@@ -295,7 +295,7 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
 
 
 def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(detected):
-    chosen = files.read_object(detected / "evaluate" / "real" / "evaluation.json")["chosen"]
+    chosen = files.read_object(detected / "evaluate" / "real" / "evaluation.json")["own_thresholds"]
     assert [point["promised"] for point in chosen["points"]] == list(operating.PROMISED)
     assert chosen["on"].startswith("2 folds: ") and "patients" in chosen["warning"]
     page = (detected / "report.html").read_text()

@@ -105,7 +105,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     for model in stage.subjects:
         evaluations[model] = metrics.evaluate_detections(results[model], **how)
         if model in loaded:
-            evaluations[model]["chosen"] = promises_kept(
+            evaluations[model]["own_thresholds"] = promises_kept(
                 loaded[model].description, results[model], criterion, floor, recipe.bootstrap
             )
         if run.is_main:
@@ -171,7 +171,9 @@ def promises_kept(
     resamples: int,
 ) -> dict[str, Any]:
     """What the thresholds of a model do on other images than those they were chosen on, for evaluation.json and the
-    report: {"on", "warning", "points": of `operating.kept`, beside those of the model}."""
+    report: {"on", "warning", "points": of `operating.kept`, each beside what the model says of it, "in_model"}.
+
+    `operating_points` of an evaluation are others: of thresholds that were chosen on the evaluated images."""
     points = [asdict(point) for point in description.operating_points if point.threshold is not None]
     found = operating.kept(
         results, description.operating_points, criterion=criterion, score_floor=floor, resamples=resamples
@@ -179,7 +181,7 @@ def promises_kept(
     return {
         "on": description.chosen_on.counted,
         "warning": operating.doubt(description.operating_points, description.chosen_on),
-        "points": [{"chosen": point, **one} for point, one in zip(points, found)],
+        "points": [{"in_model": point, **one} for point, one in zip(points, found)],
     }
 
 
@@ -294,7 +296,7 @@ def evaluate_source(
     evaluation["notes"] += notes
     if model is not None:
         own = loaded[subject].description
-        evaluation["chosen"] = promises_kept(own, results, criterion, settings.score_floor, settings.bootstrap)
+        evaluation["own_thresholds"] = promises_kept(own, results, criterion, settings.score_floor, settings.bootstrap)
     evaluations, comparisons = {name: evaluation}, {}
     if other is not None:
         theirs, notes = found[other]

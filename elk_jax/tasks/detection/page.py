@@ -299,18 +299,22 @@ def operating_points_section(evaluations: Evaluations) -> Section:
     return Section("Operating points", html.table(head, rows), note)
 
 
+EARLIER = "chosen"
+"""What evaluations of earlier versions call the thresholds of the model, and what its model.json says of each."""
+
+
 def promises_section(evaluations: Evaluations) -> list[Section]:
     """For every model: the thresholds that its training chose, and what they do here; nothing without them."""
     head = ["FP per image, promised", "Score threshold", "Sensitivity, promised", "FP per image", "Sensitivity"]
     rows, notes = [], []
     for index, (name, evaluation) in enumerate(evaluations.items()):
-        chosen = evaluation.get("chosen", {})
+        chosen = evaluation.get("own_thresholds") or evaluation.get(EARLIER, {})
         points = chosen.get("points", ())
         if not points:
             continue
         rows.append(html.group_row(f"{name}, chosen on {chosen['on']}", len(head), index))
         for point in points:
-            own = point["chosen"]
+            own = point.get("in_model") or point[EARLIER]
             bounds = lambda prefix, own=own: {end: own[f"{prefix}{end}"] for end in ("low", "high")}
             cells = [
                 html.estimate_cell({"value": point["promised"], **bounds("rate_")}, 2),

@@ -68,14 +68,20 @@ def test_undefined_metrics_and_missing_comparisons(run):
     assert "None" not in page and "nan" not in page
 
 
-def test_thresholds_are_shown_with_what_they_promise_and_what_comes(run):
+@pytest.mark.parametrize(
+    "names", [("own_thresholds", "in_model"), ("chosen", "chosen")], ids=["now", "earlier version"]
+)
+def test_thresholds_are_shown_with_what_they_promise_and_what_comes(run, names):
+    of_evaluation, of_point = names
     one = {"value": 1.4, "low": 0.9, "high": 2.1}
     found = {"value": 0.7, "low": 0.6, "high": 0.8}
     own = dataclasses.asdict(OperatingPoint(1.0, 0.31, 0.25, 0.4, 0.55, 1.85, 0.77, 0.66, 0.88))
-    point = {"chosen": own, "promised": 1.0, "threshold": 0.31, "false_positives_per_image": one, "sensitivity": found}
+    point = {of_point: own, "promised": 1.0, "threshold": 0.31, "false_positives_per_image": one, "sensitivity": found}
     chosen = {"on": "4 folds: 269 lesions", "warning": "About <99> patients would do.", "points": [point]}
     assert promises_section(run.evaluated[0].evaluations) == []
-    (section,) = promises_section({"real": {**run.evaluated[0].evaluations["real"], "chosen": chosen}, "other": {}})
+    (section,) = promises_section(
+        {"real": {**run.evaluated[0].evaluations["real"], of_evaluation: chosen}, "other": {}}
+    )
     for words in (
         "0.55 – 1.85",
         "<b>0.310</b>",
