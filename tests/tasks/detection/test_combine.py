@@ -113,7 +113,7 @@ def test_the_floor_of_who_asks_leaves_fused_boxes_out_and_changes_none(ran, spec
     assert ensemble.description.score_floor == 0.02
     box = [0, 0, 10, 10]
 
-    def found(members, scales, source, mesh, score_floor, flips):
+    def found(members, scales, source, mesh, score_floor, *others):
         asked.append(score_floor)
         first, second = found_in_an_image([box], [0.4]), found_in_an_image([box, [40, 40, 50, 50]], [0.05, 0.09])
         return [[[first]], [[second]]]
