@@ -18,7 +18,7 @@ LESION = [10, 10, 50, 50]
 
 @pytest.fixture
 def data(tmp_path):
-    """Two images of each of 12 patients: 4 train, 4 val, 4 test; of every second patient one is no mass."""
+    """Two images of each of 12 patients: 4 train, 4 val, 4 test; of every second patient one is not a mass."""
     images = [
         {"id": n, "file_name": f"{n}.png", "width": 100, "height": 100, "patient_id": f"P{n // 2}",
          "split": ("train", "val", "test")[n // 2 % 3], "is_mass": n % 4 != 3}
