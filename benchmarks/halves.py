@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         divide(Path(options.data), options.where, Path(options.output), options.seed)
         return
     runs = dict(read_setting(text, options.model) for text in options.settings)
+    if len(runs) < len(options.settings):
+        raise UserError("two settings have the same name", todo="give each setting its own name")
     print(json.dumps(compare(runs, options.resamples), allow_nan=False))
 
 
@@ -63,7 +65,10 @@ def divide(data: Path, where: str, output: Path, seed: int) -> None:
     infos = [info for info in source.infos if info.split in ("train", "val")]
     content = files.read_object(data, "images", "annotations")
     given = {info.image_id: info.patient_id for info in infos}
-    for name, trains in zip(HALVES, deal(infos, len(HALVES), seed, data), strict=True):
+    paths = [output / f"{name}.json" for name in HALVES]
+    for path in filter(Path.exists, paths):
+        raise UserError("the file exists already", where=path, todo="remove it, or name another folder")
+    for path, trains in zip(paths, deal(infos, len(HALVES), seed, data), strict=True):
         images = [
             {**image, "split": "train" if given[str(image["id"])] in trains else "val"}
             for image in content["images"]
@@ -71,9 +76,6 @@ def divide(data: Path, where: str, output: Path, seed: int) -> None:
         ]
         kept = {image["id"] for image in images}
         annotations = [entry for entry in content["annotations"] if entry["image_id"] in kept]
-        path = output / f"{name}.json"
-        if path.exists():
-            raise UserError("the file exists already", where=path, todo="remove it, or name another folder")
         output.mkdir(parents=True, exist_ok=True)
         files.write_json(path, {**content, "images": images, "annotations": annotations})
         print(f"{path}: {len(trains)} of {len(set(given.values()))} patients train")

@@ -22,7 +22,7 @@ values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_sc
 16 bits: both count to 65535, and what is 65520 or more is infinite as float16. Where images name no split,
 --config.data.dbt.split_shares=0.7,0.1,0.2 deals patients out as published; of bcs_dbt:DIR,
 --config.data.dbt.where='class=benign|cancer' leaves the volumes without boxes out. A student has 50 epochs of a tenth
-of the images; with more of them, --config.distill.student_length is to be more.
+of the images; with more images, give a larger --config.distill.student_length.
 Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
 from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin, deep.
 Many settings: configs/comoto_table.py.

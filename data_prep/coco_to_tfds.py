@@ -40,7 +40,10 @@ def main(argv: list[str]) -> None:
     flags = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", flags.name):
         raise UserError(f"{flags.name!r} is not a valid name", where="--name", todo="use lower-case letters, digits, _")
-    infos, classes, *_ = read_coco(flags.input)
+    infos, classes, _, seen, promises = read_coco(flags.input)
+    if seen or promises != ():
+        what = "the images are of a model that has learned from patients, and TFDS has no place to say of whom"
+        raise UserError(what, where=flags.input, todo="read the COCO file itself, as coco:FILE")
     folder = image_folder(flags.input)
     options = {}
     for info in infos:

@@ -32,7 +32,7 @@ from elk_jax.data.sources.coco import write_coco
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.pairs import PARTNER
-from elk_jax.data.sources.source import ImageSource
+from elk_jax.data.sources.source import ImageSource, promises_of
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError, run_main
 from elk_jax.files import make_folder, write_bytes, write_json
@@ -83,7 +83,8 @@ def main(argv: list[str]) -> None:
                 todo="check the images of a pair: they must show the same breast with the same orientation",
             )
         description = "Registered pairs of low-energy and subtracted tiles"
-        write_coco(built / INDEX, infos, subtracted.classes, description)
+        seen, promises = low.seen_patients | subtracted.seen_patients, promises_of([low, subtracted])
+        write_coco(built / INDEX, infos, subtracted.classes, description, seen_patients=seen, promises=promises)
         summary = summarised(flags, subtracted, pairs, alone, results)
         write_json(built / SUMMARY, summary)
     counts = ", ".join(f"{split or 'no split'} {count}" for split, count in summary["tiles"].items())

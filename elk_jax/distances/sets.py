@@ -73,6 +73,8 @@ def read(
         raise UserError("pairs of images", where=source.name, todo="leave `partner` out")
     if most and len(source) > most:
         source = subset(source, sorted(random_order(len(source), seed, Purpose.PATIENTS)[:most].tolist()))
+    if masks is not None and not any((masks / info.file_name).is_file() for info in source.infos):
+        raise UserError("no mask has the name of an image", where=masks, todo="name them so, or take the boxes")
     needed = 4 * sum(info.width * info.height for info in source.infos)
     held = MOST_MEMORY * host_memory.installed()
     if needed > held:

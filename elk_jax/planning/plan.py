@@ -171,9 +171,9 @@ def plan(
         first = not planned
         one = compiler.plan(batch, shapes, (STEP, PREDICTION) if first else (STEP,))
         planned.append(replace(one, largest_batch=compiler.largest(one, batch)) if largest and first else one)
-    recipe = experiment.recipe_of(chosen)
-    steps, dealt = recipe.steps, folds.count_of(chosen, recipe)
-    return Plan(experiment.name, chosen.name, batch, assumed, tuple(planned), steps, dealt)
+    recipe = chosen.paced(experiment.recipe_of(chosen))
+    dealt = folds.count_of(chosen, recipe)
+    return Plan(experiment.name, chosen.name, batch, assumed, tuple(planned), recipe.steps, dealt)
 
 
 def efficiencies(plan: Plan) -> list[Efficiency]:

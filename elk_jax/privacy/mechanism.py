@@ -82,8 +82,8 @@ class Statement:
     identity: str = ""
 
     def named(self) -> Statement:
-        """With an identity of its own, as what a training leaves has it; without one where the noise is known, so that
-        the training can be repeated."""
+        """With a new identity, as a finished training has it; without one where the noise is known, so that the
+        training can be repeated."""
         return replace(self, identity=secrets.token_hex(16)) if self.private else self
 
     @property

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from elk_jax.data.patches import resized
 from elk_jax.data.sources import folds, patients
+from elk_jax.data.sources.coco import SYNTHETIC
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.open import check_readable, drawn, list_source
 from elk_jax.data.sources.source import ImageSource, concatenate, with_images
@@ -25,9 +26,6 @@ from elk_jax.randomness import Seed
 from elk_jax.tasks.stages import Data, Stage
 from elk_jax.threads import map_in_threads
 from elk_jax.weights import model_folder
-
-SYNTHETIC = "synthetic.json"
-"""The COCO file that a synthesis stage writes, with its images beside it."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,10 @@ class TrainStage(Stage):
         """Whether the training hides whose images of `train_on` it has seen. recipe: of the stage."""
         return getattr(recipe, "privacy", None) is not None
 
+    def paced(self, recipe: Any) -> Any:
+        """The recipe with the learning rate and the steps of this stage, where it has its own."""
+        return recipe
+
     def origin(self) -> Origin:
         return Origin(self.train_on, tuple(self.named_models().values()))
 

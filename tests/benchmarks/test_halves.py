@@ -18,7 +18,7 @@ LESION = [10, 10, 50, 50]
 
 @pytest.fixture
 def data(tmp_path):
-    """Two images of each of 12 patients: 4 train, 4 val, 4 test; of every second patient one is no mass."""
+    """Two images of each of 12 patients: 4 train, 4 val, 4 test; of every second patient one is not a mass."""
     images = [
         {"id": n, "file_name": f"{n}.png", "width": 100, "height": 100, "patient_id": f"P{n // 2}",
          "split": ("train", "val", "test")[n // 2 % 3], "is_mass": n % 4 != 3}
@@ -43,8 +43,10 @@ def test_divide(data, tmp_path):
     written = files.read_object(tmp_path / "out" / "first.json", "images", "annotations")
     assert all(image["is_mass"] for image in written["images"])
     assert {entry["image_id"] for entry in written["annotations"]} == {image["id"] for image in written["images"]}
-    with refused("exists", where="first.json"):
+    (tmp_path / "out" / "first.json").unlink()
+    with refused("exists", where="second.json"):
         halves.main(["divide", f"--data={data}", f"--output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out" / "first.json").exists()
 
 
 def write_run(folder, results):
@@ -79,5 +81,7 @@ def test_compare(tmp_path, capsys):
     assert [one["found"] for one in found["all"]["by_size"]] == [0, 0, 8, 0, 0]
     with refused("patient a0", where="base_a"):
         halves.main(["compare", f"base={runs['a']},{runs['a']}"])
+    with refused("same name"):
+        halves.main(["compare", f"base={runs['a']}", f"base={runs['b']}"])
     with refused("NAME=RUN"):
         halves.main(["compare", str(runs["a"])])

@@ -10,7 +10,7 @@ from pair_sets import phantom, warped, write_set
 from elk_jax.data.sources import pairs
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.files import read_json
+from elk_jax.files import read_json, write_json
 from tests.refusals import refused
 
 TILE = 64
@@ -82,6 +82,15 @@ def test_the_same_again_and_a_full_folder_is_refused(sets, built, tmp_path):
         assert (tmp_path / "again" / path.relative_to(built)).read_bytes() == path.read_bytes()
     with refused("empty", "--overwrite", where=tmp_path / "again"):
         prepare(sets, tmp_path / "again", f"--tile={TILE}")
+
+
+def test_what_is_behind_the_images_goes_with_the_tiles(tmp_path):
+    sets = [write_set(tmp_path / name, kind, 1) for name, kind in (("l", "low_energy"), ("s", "subtracted"))]
+    for path, info in zip(sets, ({"seen_patients": ["a"]}, {"seen_patients": ["b"], "promise": "Private."})):
+        write_json(path, read_json(path) | {"info": info})
+    prepare(sets, tmp_path / "out", f"--tile={TILE}")
+    found = open_source(SourceSpec(f"coco:{tmp_path / 'out' / 'tiles.json'}"))
+    assert found.seen_patients == {"a", "b"} and found.promises is None
 
 
 def test_sets_that_are_no_pairs_are_refused(sets, tmp_path):

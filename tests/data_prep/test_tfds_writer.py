@@ -132,6 +132,9 @@ def test_coco_to_tfds_reports_what_is_wrong(tmp_path):
     (tmp_path / "in" / "images" / "i1.png").write_bytes(b"no image")
     with refused("PNG", where="i1.png"):
         coco_to_tfds.main([f"--input={path}", out])
+    write_coco(path, INFOS, ("mass", "other"), seen_patients=["ab"])
+    with refused("TFDS", where=path):
+        coco_to_tfds.main([f"--input={path}", out])
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

@@ -91,6 +91,8 @@ def test_regions_of_lesions(tmp_path):
     with refused("masks", where=spec.spec):
         sets.read(spec, "", regions="masks")
     (tmp_path / "masks").mkdir()
+    with refused("name of an image", where=tmp_path / "masks"):
+        sets.read(spec, "", regions="masks")
     cv2.imwrite(str(tmp_path / "masks" / "a.png"), 255 * np.tri(10, 12, dtype=np.uint8))
     found = sets.read(spec, "", regions="masks")
     np.testing.assert_array_equal(found.regions[:2], [np.tri(10, 12, dtype=bool), expected[1]])

@@ -87,6 +87,13 @@ def test_a_plan_counts_the_trainings_of_folds():
     assert alone.all_steps == 40 and "fold" not in tables.length(alone)
 
 
+def test_a_plan_counts_the_steps_of_the_stage(monkeypatch):
+    """A student may take fewer steps than its recipe says."""
+    shorter = lambda stage, recipe: replace(recipe, steps=recipe.steps // 10)
+    monkeypatch.setattr(toy_task.TrainToyStage, "paced", shorter)
+    assert plan(config(toy__steps=40), "", ["here"]).steps == 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrivateToyStage(toy_task.TrainToyStage, PrivateTrainStage):
     """The toy as a task that trains in units."""

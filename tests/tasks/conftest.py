@@ -12,7 +12,7 @@ from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.inpainting.recipe import InpaintingRecipe, PaintStage, TrainInpainterStage
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
-from elk_jax.tasks.run import SYNTHETIC, Experiment, MeshSettings, Run
+from elk_jax.tasks.run import Experiment, MeshSettings, Run
 
 SIDE = 48
 
@@ -35,7 +35,7 @@ def painted_run(tmp_path) -> Run:
     write_set(tmp_path / "data", "real.json", reals, 60)
     where = {"box": [20, 20, 30, 32], "window": [8, 10, 40, 42]}
     painted = [info(f"{i:06d}", [where["box"]], canvas=canvas, **where) for i, canvas in enumerate("231")]
-    write_set(tmp_path / "lesions", SYNTHETIC, painted, 90)
+    write_set(tmp_path / "lesions", coco.SYNTHETIC, painted, 90)
 
     train = files.make_folder(tmp_path / "inpainter")
     files.write_text(train / "metrics.jsonl", '{"step": 5, "train/loss": 0.5}\n{"step": 5, "eval/loss": 0.4}\n')

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from elk_jax import files
+from elk_jax.data.sources.coco import SYNTHETIC
 from elk_jax.data.sources.duplicates import pixel_hash, pixel_hashes
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
@@ -17,7 +18,7 @@ from elk_jax.privacy.mechanism import Mechanism
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks import run as tasks_run
 from elk_jax.tasks.inpainting.recipe import PaintStage, TrainInpainterStage
-from elk_jax.tasks.run import SYNTHETIC, Experiment, Fold, MeshSettings, Run, patients_seen
+from elk_jax.tasks.run import Experiment, Fold, MeshSettings, Run, patients_seen
 from tests.refusals import refused
 
 

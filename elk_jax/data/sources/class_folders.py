@@ -2,7 +2,7 @@
 
 The classes are the names of their folders, sorted. Every image has one box, the whole image, of the class of its
 folder, which is its field `class` too. An image is its own patient, unless `SourceSpec.patient_pattern` finds one in
-its name.
+its name. What is known of the models behind drawn images goes with them (`coco.behind_folder`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from elk_jax.data.sources.coco import behind_folder
 from elk_jax.data.sources.decode import files_reader, image_size
 from elk_jax.data.sources.folder import find_images
 from elk_jax.data.sources.source import ImageSource
@@ -43,7 +44,16 @@ def open_class_folders(spec: SourceSpec, split: str = "", progress: ProgressBar 
     infos = tuple(_info(name, size, classes) for name, size in zip(names, sizes))
     left = [path.relative_to(folder) for path in others]
     skipped = tuple((name.as_posix(), "not an image") for name in left if _is_beside(name, depth, split))
-    return ImageSource(str(folder), classes, infos, files_reader(folder, infos, spec, where=folder), skipped)
+    behind = behind_folder(folder)
+    return ImageSource(
+        str(folder),
+        classes,
+        infos,
+        files_reader(folder, infos, spec, where=folder),
+        skipped,
+        behind.seen_patients,
+        behind.promises,
+    )
 
 
 def _depth(names: Sequence[Path], folder: Path) -> int:

@@ -35,8 +35,20 @@ from elk_jax.threads import ProgressBar, no_bar
 LARGEST_SIDE = 1 << 24
 """Pixels of an image up to which float32 tells any two apart."""
 
+IMAGES = "images"
+"""The folder of the images, beside a COCO file."""
+SYNTHETIC = "synthetic.json"
+"""The COCO file of images that a program made; they lie in `images/` beside it."""
+
 UNKNOWN = "The private trainings behind these images do not say what they spend."
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "patient_id", "split", "volume", "slice"}
+
+
+class Behind(NamedTuple):
+    """What a file says of the models behind its images; both as of an `ImageSource`."""
+
+    seen_patients: frozenset[str] = frozenset()
+    promises: tuple[Statement, ...] | None = ()
 
 
 class CocoFile(NamedTuple):
@@ -152,8 +164,14 @@ def read_coco(path: str | Path) -> CocoFile:
     infos = tuple(
         _info(entries[key], of_image, label_of, f"{path}, image {key}") for key, of_image in annotations.items()
     )
-    info = content.get("info")
-    return CocoFile(infos, classes, tuple(label_of), _seen_patients(info, path), _promises(info, path))
+    return CocoFile(infos, classes, tuple(label_of), *_behind(content, path))
+
+
+def behind_folder(folder: Path) -> Behind:
+    """Of the images in a folder: what `synthetic.json` says, where it lies in the folder or beside its `images/`."""
+    place = folder.resolve()
+    path = (place.parent if place.name == IMAGES else place) / SYNTHETIC
+    return _behind(read_json(path), path) if path.is_file() else Behind()
 
 
 def _categories(categories: list[dict], path: Path) -> tuple[tuple[str, ...], dict[int, int]]:
@@ -209,6 +227,11 @@ def _not_repeated(annotations: list[dict]) -> list[dict]:
     return [annotation for annotation in annotations if of_entry(annotation) == str(annotation["image_id"])]
 
 
+def _behind(content: Any, path: Path) -> Behind:
+    info = content.get("info") if isinstance(content, dict) else None
+    return Behind(_seen_patients(info, path), _promises(info, path))
+
+
 def _seen_patients(info: Any, path: Path) -> frozenset[str]:
     """The hashes in a file's `info`; sets painted by earlier versions call them `learned_from`."""
     if not isinstance(info, dict):
@@ -224,7 +247,7 @@ def _promises(info: Any, path: Path) -> tuple[Statement, ...] | None:
     if not isinstance(info, dict):
         return ()
     given = info.get("promises")
-    if given is None:
+    if given in (None, []):
         return None if info.get("promise") else ()
     if not isinstance(given, list):
         raise UserError(f"promises is {given!r:.40}", where=f"{path}, info", todo="draw the set again")
@@ -233,7 +256,7 @@ def _promises(info: Any, path: Path) -> tuple[Statement, ...] | None:
 
 def image_folder(path: str | Path) -> Path:
     """Where the images of a COCO file lie: `images/` beside it if that exists, else beside it."""
-    folder = Path(path).parent / "images"
+    folder = Path(path).parent / IMAGES
     return folder if folder.is_dir() else folder.parent
 
 
@@ -245,17 +268,16 @@ def write_coco(
     licence: str = "",
     seen_patients: Collection[str] = (),
     promises: Sequence[Statement] | None = (),
-    promise: str = "",
 ) -> None:
     """Write a COCO file atomically; the caller writes the images, to `images/` beside it.
 
     Image ids are kept where all are whole numbers, else they are numbers from 1 in the order of `infos`. `meta`
     fields that JSON can hold go into the image entries. Boxes are rounded to 0.001 px.
     seen_patients: hashes of the patients that a model behind these images has seen. promises: what protects others, as
-    of an `ImageSource`; promise: the same in words, which follow from `promises` unless they are given.
+    of an `ImageSource`; they are written in words too.
     """
     infos = list(infos)
-    said = promise or in_words(promises or ()) or (UNKNOWN if promises is None else "")
+    said = UNKNOWN if promises is None else in_words(promises)
     whole = all(info.image_id.isdecimal() for info in infos)
     ids = [int(info.image_id) if whole else number for number, info in enumerate(infos, start=1)]
     check_unique(ids, "image id", path)

@@ -115,7 +115,7 @@ def hashes_of(images: np.ndarray) -> list[str]:
 
 
 def features_of_sets(parts: Frozen, sets: Sequence[np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-    """`frozen_features` of several sets of patches together. Each is kept by itself, for whatever reads it too."""
+    """`frozen_features` of several sets of patches together. Each is kept separately, for others to read."""
     found = [frozen_features(parts, images, folder) for images in sets]
     return {name: np.concatenate([one[name] for one in found]) for name in parts.features}
 

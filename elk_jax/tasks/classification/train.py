@@ -272,6 +272,7 @@ def copies(run: Run, stage: TrainStage, size: int) -> list[str]:
 
     They are printed. size: to which the images are scaled before they are compared.
     """
+    run = replace(run, fold=None)  # the training after the folds has every image in both splits
     places = [*(Data(name, "train") for name in stage.train_on), Data(stage.validate_on, "val")]
     for name in dict.fromkeys((*stage.train_on, stage.validate_on)):
         others = {info.split for info in run.list(name, "").infos} - {"train", "val", ""}

@@ -92,12 +92,20 @@ class DistillationRecipe(DetectionRecipe):
         if not self.detection_weight and self.mode != "outputs" and self.best_metric != SIMILARITY:
             what = "a student that does not learn to detect is not chosen by its detections"
             raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
+        steps = self.of_student(self.steps)
+        if self.distill_from >= steps and self.mode not in ("pretraining", "none"):
+            what = f"the mode {self.mode} would begin at step {self.distill_from} of {steps}"
+            raise UserError(what, where="distill_from", todo="give a step of the student's training")
         defaults = {one.name: one.default for one in fields(self)}
         for name, modes in READ_BY.items():
             if getattr(self, name) != defaults[name] and self.mode not in modes:
                 what = f"{name} is {getattr(self, name):g}, which the mode {self.mode} does not read"
                 raise UserError(what, where=name, todo=f"leave it out; it is of {', '.join(modes)}")
         super().__post_init__()
+
+    def of_student(self, steps: int) -> int:
+        """So many steps as a student takes them; 0 stays 0."""
+        return steps and max(1, round(self.student_length * steps))
 
 
 OF_STUDENTS = (
@@ -164,10 +172,9 @@ class TrainDistilledStage(TrainDetectorStage):
         if self.role == "teacher":
             return recipe
         every = ("steps", "eval_every", "checkpoint_every", "log_every")
-        found = {name: getattr(recipe, name) for name in every}
-        counts: Any = {name: count and max(1, round(recipe.student_length * count)) for name, count in found.items()}
+        counts: Any = {name: recipe.of_student(getattr(recipe, name)) for name in every}
         schedule = replace(recipe.schedule, base=recipe.student_rate * recipe.schedule.base)
-        return replace(recipe, schedule=schedule, **counts)
+        return replace(recipe, schedule=schedule, student_rate=1.0, student_length=1.0, **counts)
 
     def starting(self, recipe: DistillationRecipe) -> TrainDistilledStage:
         """The stage with the weights that it starts from as `init_from`: a student's are those of its teacher, unless

@@ -26,7 +26,7 @@ from elk_jax.tasks import sampling
 from elk_jax.tasks.generation.model import load
 from elk_jax.tasks.generation.recipe import SampleSettings, SampleStage
 from elk_jax.tasks.generation.train import drawn
-from elk_jax.tasks.run import SYNTHETIC, Run, is_main, meet, new_console
+from elk_jax.tasks.run import Run, is_main, meet, new_console
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
@@ -62,7 +62,7 @@ def synthesize_files(*, model: Path, count: int, output: Path, seed: int, settin
     counts = sample(model, count, output, settings, seed, meshes.make_mesh())
     named = ", ".join(f"{value} {name}" for name, value in counts.items())
     console = new_console()
-    console.print(f"{named}: {output / SYNTHETIC}, and the folders of {output / 'images'}")
+    console.print(f"{named}: {output / coco.SYNTHETIC}, and the folders of {output / 'images'}")
     if promise := model_folder.promise(model):
         console.print(promise)
 
@@ -108,13 +108,12 @@ def sample(
         if is_main():
             infos = [_info(known, label, number, description.size, seed) for label, number in places]
             coco.write_coco(
-                output / SYNTHETIC,
+                output / coco.SYNTHETIC,
                 infos,
                 known,
                 "Patches drawn by a generator",
                 seen_patients=model_folder.seen_patients(model),
                 promises=model_folder.promises(model),
-                promise=model_folder.promise(model),
             )
     return {known[label]: per_class for label in chosen}
 

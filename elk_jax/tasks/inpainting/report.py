@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from elk_jax.data.sources.coco import SYNTHETIC
 from elk_jax.data.sources.open import list_source
 from elk_jax.data.sources.source import ImageSource
 from elk_jax.data.sources.spec import SourceSpec
@@ -21,7 +22,7 @@ from elk_jax.synthesis.closeups import fitting_lesions, lesion_closeup
 from elk_jax.tasks import private
 from elk_jax.tasks.inpainting.page import InpaintingRun, PaintedSet, Progress, Step, inpainting_part
 from elk_jax.tasks.inpainting.recipe import PaintStage
-from elk_jax.tasks.run import SYNTHETIC, Run
+from elk_jax.tasks.run import Run
 from elk_jax.tasks.sampling import saved_grids
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.training.writer import read_metrics

@@ -41,7 +41,7 @@ from elk_jax.synthesis.placement import Placement, plan_placement
 from elk_jax.tasks import sampling
 from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting.recipe import LoraConfig, PaintSettings, PaintStage
-from elk_jax.tasks.run import SYNTHETIC, Run, is_main, meet, new_console, skipped_images
+from elk_jax.tasks.run import Run, is_main, meet, new_console, skipped_images
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.tasks.task import Summary
 from elk_jax.training import mesh as meshes
@@ -110,7 +110,7 @@ def synthesize_source(
     for image_id, reason in source.skipped:
         say(f"skipped image {image_id}: {reason}")
     paint_lesions(model, source, count, output, settings, seed, meshes.make_mesh())
-    say(f"{count} synthetic lesions: {output / SYNTHETIC}")
+    say(f"{count} synthetic lesions: {output / coco.SYNTHETIC}")
 
 
 def paint_lesions(
@@ -272,7 +272,7 @@ def _finish(
         infos.append(_info(name, by_id[record["canvas"]], record))
     description = "Synthetic lesions in real breasts"
     coco.write_coco(
-        output / SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients, promises=promises
+        output / coco.SYNTHETIC, infos, canvases.classes, description, seen_patients=seen_patients, promises=promises
     )
 
 

@@ -8,8 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
+from elk_jax.data.sources.coco import SYNTHETIC, behind_folder, write_coco
 from elk_jax.data.sources.open import list_source, open_source
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.privacy.accounting import Ledger, Phase
+from elk_jax.privacy.mechanism import Statement
 from tests.refusals import refused
 
 NAMES = ("train/benign/P_01_a.png", "train/benign/P_02_a.png", "train/malignant/P_02_b.png", "test/malignant/P_3.png")
@@ -41,6 +44,25 @@ def test_every_image_is_one_box_of_the_class_of_its_folder(at):
     last = source[2]
     assert last.info.labels.tolist() == [1] and last.info.boxes.tolist() == [[0, 0, 8, 4]]
     assert last.image.shape == (4, 8, 1) and last.image.max() == pytest.approx(20 / 255)
+
+
+def test_what_is_behind_drawn_images_goes_with_them(tmp_path):
+    """Read as folders, a drawn set has still seen the patients of its generator, and promises what that promised."""
+    for folder in ("images/benign", "images/malignant", "images/other/benign"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("images/benign/0.png", "images/malignant/0.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((4, 4), np.uint8))
+    promise = Statement(True, 1.0, 1e-5, "pld", Ledger((Phase(1.0, 4.0, 3),), "patient"), identity="a")
+    write_coco(tmp_path / SYNTHETIC, [], ["benign"], seen_patients=["ab"], promises=[promise])
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for place in ("", "images", "link", "images/../images"):
+        found = list_source(SourceSpec(f"folders:{tmp_path / place}"))
+        assert len(found) == 2 and found.seen_patients == {"ab"} and found.promises == (promise,), place
+    elsewhere = tmp_path / "images" / "other" / "benign"
+    assert behind_folder(elsewhere) == (frozenset(), ()), "of images without such a file nothing is known"
+    (tmp_path / SYNTHETIC).write_text("{")
+    with refused("JSON", where=SYNTHETIC):
+        list_source(SourceSpec(f"folders:{tmp_path / 'images'}"))
 
 
 def test_every_setting_of_a_source_holds(at):

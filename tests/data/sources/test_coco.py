@@ -10,7 +10,7 @@ from elk_jax.data.sources.patients import named
 from elk_jax.data.sources.source import concatenate
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
-from elk_jax.files import read_json
+from elk_jax.files import read_json, write_json
 from elk_jax.images.schema import ImageInfo
 from elk_jax.privacy.accounting import Ledger, Phase
 from elk_jax.privacy.mechanism import Statement
@@ -290,13 +290,15 @@ def test_promises_go_with_the_images(tmp_path):
     info = ImageInfo(
         "1", "P", 8, 8, np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), file_name="1.png"
     )
-    sets = {"one": {"promises": (first, second)}, "two": {"promises": (first,)}, "words": {"promise": "Private."}}
-    sets |= {"lost": {"promises": None}, "none": {}}
+    sets = {"one": (first, second), "two": (first,), "words": (), "empty": (), "lost": None, "none": ()}
     for name, given in sets.items():
-        write_coco(tmp_path / f"{name}.json", [info], ["lesion"], **given)
+        write_coco(tmp_path / f"{name}.json", [info], ["lesion"], promises=given)
+    for name, said in (("words", {}), ("empty", {"promises": []})):  # of earlier versions, or of other programs
+        content = read_json(tmp_path / f"{name}.json")
+        write_json(tmp_path / f"{name}.json", content | {"info": {"promise": "Private."} | said})
     opened = {name: open_coco(SourceSpec(f"coco:{tmp_path / f'{name}.json'}")) for name in sets}
     found = {name: one.promises for name, one in opened.items()}
-    assert found == {"one": (first, second), "two": (first,), "words": None, "lost": None, "none": ()}
+    assert found == sets | {"words": None, "empty": None}
     assert "epsilon" in read_json(tmp_path / "one.json")["info"]["promise"]
     both = lambda *names: concatenate([opened[name] for name in names]).promises
     assert both("two", "one", "none") == (first, second) and both("one", "words") is None

@@ -125,6 +125,7 @@ def test_thresholds_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(
     last = model.load(tmp_path / "network" / "model").description
     assert sorted(both.image_ids) == sorted(info.image_id for info in pool.infos)
     assert last.trained.step == found["folds"]["step"] == config.network.steps
+    assert found["notes"] == [], "the last training has all images in both splits, and they are not copies"
     for point in last.operating_points:
         again = thresholds.choose(both, last.positive, thresholds.rule_from_text(point.rule), "2 folds")
         assert point.chosen_on == "2 folds" and point.threshold == pytest.approx(again.threshold, abs=1e-5)

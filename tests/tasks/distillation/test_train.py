@@ -238,7 +238,7 @@ def test_a_student_may_have_a_rate_of_its_own(finished, toy, tmp_path):
     assert stages["teacher"].relevant(recipe) == stages["teacher"].relevant(replace(recipe, student_rate=1.0))
 
 
-def test_a_student_may_have_fewer_steps_and_looks_as_often(finished):
+def test_a_student_may_have_fewer_steps_and_looks_as_often(toy):
     experiment = parse(small_config())
     schedule = WarmupMultistep(base=1.0, warmup_steps=0, milestones=(0.5,))
     recipe = replace(
@@ -251,8 +251,12 @@ def test_a_student_may_have_fewer_steps_and_looks_as_often(finished):
     assert student.relevant(recipe) != student.relevant(replace(recipe, student_length=1.0))
     paced = student.paced(recipe)
     assert (paced.steps, paced.eval_every, paced.checkpoint_every, paced.log_every) == (6, 2, 0, 1)
+    assert student.paced(paced) == paced
     rate = schedules.build(paced.schedule, paced.steps)
     assert [float(rate(step)) for step in (2, 3)] == pytest.approx([1.0, 0.1])
+    assert replace(recipe, distill_from=5).distill_from == 5
+    with refused("step 6 of 6", where="distill_from"):
+        replace(recipe, distill_from=6)
 
 
 def test_statistics_of_a_batch_are_refused_where_privacy_is_wanted():

@@ -32,7 +32,7 @@ from elk_jax.tasks.inpainting import model as inpainters
 from elk_jax.tasks.inpainting import synthesize
 from elk_jax.tasks.inpainting.model import Inpainter
 from elk_jax.tasks.inpainting.recipe import PaintSettings
-from elk_jax.tasks.run import SYNTHETIC, Run
+from elk_jax.tasks.run import Run
 from elk_jax.training.mesh import make_mesh
 from elk_jax.weights import model_folder
 from tests.refusals import refused
@@ -110,7 +110,7 @@ def test_what_is_painted_has_the_depth_of_its_canvas(model, mixed, tmp_path):
     paint(model, spec, tmp_path / "out", count=4)
     names = {1: "eight.png", 2: "sixteen.png"}
     seen = []
-    for info in coco.read_coco(tmp_path / "out" / SYNTHETIC)[0]:
+    for info in coco.read_coco(tmp_path / "out" / coco.SYNTHETIC)[0]:
         canvas = cv2.imread(str(folder / "images" / names[int(info.meta["canvas"])]), cv2.IMREAD_UNCHANGED)
         painted = cv2.imread(str(tmp_path / "out" / "images" / info.file_name), cv2.IMREAD_UNCHANGED)
         seen.append(painted.dtype)
@@ -148,7 +148,7 @@ def trained(run):
 
 
 def test_what_was_painted_is_a_data_source(run, trained):
-    source = open_source(SourceSpec(f"coco:{run / 'lesions' / SYNTHETIC}"), "train")
+    source = open_source(SourceSpec(f"coco:{run / 'lesions' / coco.SYNTHETIC}"), "train")
     assert source.seen_patients == model_folder.seen_patients(trained) != frozenset()
     canvases = open_source(SourceSpec(inpaint_cem.get_config("tiny").data.real.spec), "train")
     by_id = {info.image_id: i for i, info in enumerate(canvases.infos)}
@@ -201,13 +201,13 @@ def test_an_interrupted_synthesis_is_resumed(run, tmp_path):
     for name in ("000001", "000004"):  # as after a crash: the record is written last
         (lesions / "provenance" / f"{name}.json").unlink()
         (lesions / "images" / f"{name}.png").write_bytes(b"half")
-    (lesions / SYNTHETIC).unlink()
+    (lesions / coco.SYNTHETIC).unlink()
     (lesions / "finished.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (lesions / "provenance").iterdir()}
     run_experiment(tiny(), copy, stages=["inpainter", "lesions"])
     assert {path.name: path.read_bytes() for path in (lesions / "images").iterdir()} == whole
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    assert len(coco.read_coco(lesions / SYNTHETIC)[0]) == COUNT
+    assert len(coco.read_coco(lesions / coco.SYNTHETIC)[0]) == COUNT
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_another_seed_another_set_and_other_settings_are_refused(trained, phanto
     with refused("grain", "True", "False", where=tmp_path / "0"):
         paint(trained, phantoms, tmp_path / "0", count=2, grain=False)
     paint(trained, phantoms, tmp_path / "0", count=3)  # more of the same set
-    assert len(coco.read_coco(tmp_path / "0" / SYNTHETIC)[0]) == 3
+    assert len(coco.read_coco(tmp_path / "0" / coco.SYNTHETIC)[0]) == 3
 
 
 @pytest.fixture(scope="module")
@@ -267,10 +267,10 @@ def test_canvases_are_annotated_as_the_training_images_are(trained, deep, tmp_pa
     files.write_json(deep / "doubles.json", content)
     for output, settings in (("as_they_are", {}), ("cleaned", {"clean_boxes": True, "ignore_over": 0.1})):
         paint(trained, SourceSpec(f"coco:{deep / 'doubles.json'}", **settings), tmp_path / output)
-    (whole,), (cleaned,) = (coco.read_coco(tmp_path / o / SYNTHETIC)[0] for o in ("as_they_are", "cleaned"))
+    (whole,), (cleaned,) = (coco.read_coco(tmp_path / o / coco.SYNTHETIC)[0] for o in ("as_they_are", "cleaned"))
     assert len(whole.boxes) == 4 and not whole.ignore.any()
     seen = {"of the painter before"} | model_folder.seen_patients(trained)
-    painted = coco.read_coco(tmp_path / "cleaned" / SYNTHETIC)
+    painted = coco.read_coco(tmp_path / "cleaned" / coco.SYNTHETIC)
     assert painted.seen_patients == seen and painted.promises == (before,)
     np.testing.assert_array_equal(cleaned.boxes[1:], [[10, 62, 70, 82], [20, 70, 26, 76]])
     assert cleaned.ignore.tolist() == [False, True, False]
