@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up .venv and run the main experiment on the embedded data set: no download, about 16 minutes on 2 busy CPU cores.
+# Set up .venv and run the main experiment on the embedded data set: no download, about 9 minutes on 2 free CPU cores.
 #   bash launch/quickstart.sh [WORKDIR] [more flags of launch/train.py]
 set -euo pipefail
 cd "$(dirname "$0")/.."
