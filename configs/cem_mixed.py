@@ -27,12 +27,12 @@ from elk_jax.tasks.detection.recipe import EvaluateDetectorsStage, TrainDetector
 def get_config(variant=None):
     size, extras = variants.parse(variant, (*variants.PAINTING_EXTRAS, *variants.DETECTORS))
     scarce = size == "quick"
-    few_patients = few(size, extras | {"fewshot"} if scarce else extras)
+    extras |= {"fewshot"} if scarce else set()
     return variants.experiment(
         "cem_mixed",
         data={
             "on_error": "stop",
-            "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few_patients),
+            "real": SourceSpec(phantom(size, "realistic", seed=1), patients=few(size, extras)),
             "synthetic": SourceSpec("stage:lesions"),
             # healthy images to paint on: with stages.lesions.canvases=canvases
             "canvases": SourceSpec(healthy(size, seed=2) if scarce else ""),

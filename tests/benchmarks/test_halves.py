@@ -10,6 +10,7 @@ from elk_jax.data.sources.open import list_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation.detections import write_results
 from elk_jax.evaluation.truth import write_truth
+from elk_jax.images.schema import ImageInfo
 from tests.evaluation.conftest import make_result
 from tests.refusals import refused
 
@@ -58,8 +59,6 @@ def write_run(folder, results):
 
 
 def one_info(result):
-    from elk_jax.images.schema import ImageInfo
-
     size = (result.width, result.height, result.gt_boxes, result.gt_labels, result.gt_ignore)
     return ImageInfo(result.image_id, result.patient_id, *size)
 
