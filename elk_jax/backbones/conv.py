@@ -6,6 +6,7 @@ Shapes: B batch, H W C; k kernel size. Kernels are [k, k, C_in, C_out].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -29,6 +30,13 @@ Padding = Literal["symmetric", "same"]
 (TensorFlow's SAME). The maps are equally large; with a stride, other pixels are read."""
 
 
+Edges = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros above and below a map, and left and right of it."""
+NO_EDGES: Edges = ((0, 0), (0, 0))
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+"""Of maps, kernels and results."""
+
 BAND, BANDS = 2**17, 32
 """Size of the map of an image above which a CPU computes weight gradients in bands of rows of this size; and at most so
 many bands of a map, each of which is compiled."""
@@ -49,7 +57,13 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding 
     """
     if kernel.shape[0] == 1:
         return matrix_product(x[:, ::stride, ::stride], kernel[0, 0])
-    return split_by_images(_spatial(split_by_images(x), kernel, stride, padding))
+    rows, columns = (margins(padding, size, kernel.shape[0], stride) for size in x.shape[1:3])
+    return convolve_within(x, kernel, stride, (rows, columns))
+
+
+def convolve_within(x: jax.Array, kernel: jax.Array, stride: int = 1, edges: Edges = NO_EDGES) -> jax.Array:
+    """`convolve` with these zeros around the map. Its gradients are computed as the platform does it best."""
+    return split_by_images(_spatial(split_by_images(x), kernel, stride, edges))
 
 
 def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = None, **options: Any) -> jax.Array:
@@ -63,75 +77,100 @@ def matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any = Non
     return split_by_images(flat.reshape(*x.shape[:-1], kernel.shape[-1]))
 
 
-def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, pad_rows: bool = True) -> jax.Array:
-    rows, columns = (margins(padding, size, kernel.shape[0], stride) for size in x.shape[1:3])
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=(rows if pad_rows else (0, 0), columns),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+def _plain(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), edges, dimension_numbers=LAYOUT)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _spatial(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """`_plain` with a weight gradient chosen for the platform."""
-    return _plain(x, kernel, stride, padding)
+def _spatial(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges) -> jax.Array:
+    """`_plain` with gradients that are chosen for the platform."""
+    return _plain(x, kernel, stride, edges)
 
 
-def _spatial_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
-    return _plain(x, kernel, stride, padding), (x, kernel)
+def _spatial_forward(x: jax.Array, kernel: jax.Array, stride: int, edges: Edges):
+    return _plain(x, kernel, stride, edges), (x, kernel)
 
 
-def _spatial_backward(stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
-    x, kernel = saved
-    (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, stride, padding), x)(gradient)
-    whole = partial(
-        weight_gradient,
-        like=jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
-        stride=stride,
-        rows=gradient.shape[1],
-        padding=padding,
-    )
-    row = max(math.prod(x.shape[2:]), math.prod(gradient.shape[2:]))
-    if row * x.shape[1] <= BAND:
-        return of_x, whole(x, gradient)
-    in_bands = partial(whole, rows=max(BAND // row, -(-gradient.shape[1] // BANDS)))
-    return of_x, lax.platform_dependent(x, gradient, cpu=in_bands, default=whole)
-
-
-def weight_gradient(
-    x: jax.Array,
-    gradient: jax.Array,
-    *,
-    like: jax.ShapeDtypeStruct,
-    stride: int,
-    rows: int,
-    padding: Padding = "symmetric",
-) -> jax.Array:
-    """Gradient of a kernel of the shape of `like` [k, k, C_in, C_out], over bands of `rows` rows of `gradient`.
-
-    gradient: [B, H', W', C_out]. XLA's CPU convolution of two large maps exceeds the caches; bands are two to three
-    times faster.
-    """
-    k, height = like.shape[0], gradient.shape[1]
-    if rows >= height:
-        return jax.linear_transpose(lambda kernel: _plain(x, kernel, stride, padding), like)(gradient)[0]
-    padded = jnp.pad(x, ((0, 0), margins(padding, x.shape[1], k, stride), (0, 0), (0, 0)))
-    total = jnp.zeros(like.shape, like.dtype)
-    for first in range(0, height, rows):
-        some = gradient[:, first : first + rows]
-        below = stride * (first + some.shape[1] - 1) + k
-        band = padded[:, stride * first : below]
-        of_band = jax.linear_transpose(
-            lambda kernel, band=band: _plain(band, kernel, stride, padding, pad_rows=False), like
-        )
-        total += of_band(some)[0]
-    return total
+def _spatial_backward(stride: int, edges: Edges, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    forms = {"cpu": gradients_in_plain_layout, "default": transposed_gradients}
+    chosen = {name: partial(form, stride=stride, edges=edges) for name, form in forms.items()}
+    return lax.platform_dependent(*saved, gradient, **chosen)
 
 
 _spatial.defvjp(_spatial_forward, _spatial_backward)
+
+
+def transposed_gradients(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, stride: int, edges: Edges
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of the map and of the kernel, as JAX derives them."""
+    (of_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, stride, edges), x)(gradient)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel, stride, edges), kernel)(gradient)
+    return of_x, of_kernel
+
+
+def gradients_in_plain_layout(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array, *, stride: int, edges: Edges
+) -> tuple[jax.Array, jax.Array]:
+    """`transposed_gradients`, both as convolutions of maps [B, H, W, C] with kernels [k, k, C_in, C_out].
+
+    XLA's CPU convolution is fast in this layout alone. It brings others into it, but not those in the body of a loop,
+    which are up to 20 times slower there.
+    """
+    row, height = max(math.prod(x.shape[2:]), math.prod(gradient.shape[2:])), gradient.shape[1]
+    rows = height if row * x.shape[1] <= BAND else max(BAND // row, -(-height // BANDS))
+    of_kernel = weight_gradient(x, gradient, kernel.shape[0], stride=stride, edges=edges, rows=rows)
+    return map_gradient(kernel, gradient, x.shape[1:3], stride=stride, edges=edges), of_kernel
+
+
+def map_gradient(
+    kernel: jax.Array, gradient: jax.Array, size: Sequence[int], *, stride: int, edges: Edges
+) -> jax.Array:
+    """Gradient of a map of `size` H, W: a spread `gradient` [B, H', W', C_out], convolved with the turned kernel."""
+    k = kernel.shape[0]
+    before = [k - 1 - first for first, _ in edges]
+    behind = [
+        pixels + k - 1 - start - (stride * (given - 1) + 1)
+        for pixels, start, given in zip(size, before, gradient.shape[1:3], strict=True)
+    ]
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    return lax.conv_general_dilated(
+        gradient,
+        turned,
+        (1, 1),
+        tuple(zip(before, behind)),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=LAYOUT,
+    )
+
+
+def weight_gradient(
+    x: jax.Array, gradient: jax.Array, kernel_size: int, *, stride: int, edges: Edges, rows: int
+) -> jax.Array:
+    """Gradient of a kernel [k, k, C_in, C_out], a sum over bands of `rows` rows of `gradient` [B, H', W', C_out].
+
+    It is the convolution of the map with a spread gradient, for which images and channels change places. Two large
+    maps exceed the caches of a CPU: bands are two to three times faster.
+    """
+    (above, _), (left, _) = edges
+    height, width = gradient.shape[1:3]
+    right = stride * (width - 1) + kernel_size - x.shape[2] - left
+    images_last = x.transpose(3, 1, 2, 0)
+    total = jnp.zeros((), x.dtype)
+    for first in range(0, height, rows):
+        band = gradient[:, first : first + rows].transpose(1, 2, 0, 3)
+        start = stride * first - above
+        end = start + stride * (len(band) - 1) + kernel_size
+        top, bottom = max(start, 0), min(end, x.shape[1])  # the rows that the map has of those that the band sees
+        total += lax.conv_general_dilated(
+            images_last[:, top:bottom],
+            band,
+            (1, 1),
+            ((top - start, end - bottom), (left, right)),
+            rhs_dilation=(stride, stride),
+            dimension_numbers=LAYOUT,
+        )
+    return total.transpose(1, 2, 0, 3)
 
 
 class ConvNorm(nn.Module):

@@ -139,7 +139,7 @@ class Block(nn.Module):
         for i in range(self.layers):
             x = _resnet(self.config, self.features, f"resnets_{i}")(x)
         if self.change == "down":
-            return Downsample((0, 1), jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
+            return Downsample("same", jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
         return Upsample(jnp.dtype(self.config.dtype), name="upsamplers_0")(x) if self.change == "up" else x
 
 

@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from elk_jax.backbones.ambient import split_by_images
-from elk_jax.backbones.conv import ConvNorm, matrix_product
+from elk_jax.backbones.conv import ConvNorm, Padding, matrix_product
 from elk_jax.backbones.norms import GroupNorm, param_dtype
 
 lecun_normal = nn.initializers.lecun_normal()
@@ -24,10 +23,16 @@ zeros = nn.initializers.zeros
 
 
 def conv(
-    features: int, dtype: Any, name: str | None, kernel_size: int = 3, kernel_init: Any = lecun_normal
+    features: int,
+    dtype: Any,
+    name: str | None,
+    kernel_size: int = 3,
+    kernel_init: Any = lecun_normal,
+    stride: int = 1,
+    padding: Padding = "symmetric",
 ) -> ConvNorm:
-    """A convolution of stride 1 that keeps height and width: kernel, bias. name None: use the attribute in `setup`."""
-    return ConvNorm(features, kernel_size, kernel_init=kernel_init, dtype=dtype, name=name)
+    """A convolution that divides height and width by `stride`: kernel, bias. name None: the attribute in `setup`."""
+    return ConvNorm(features, kernel_size, stride, kernel_init=kernel_init, padding=padding, dtype=dtype, name=name)
 
 
 def dense(features: int, dtype: Any, name: str, bias: bool = True, kernel_init: Any = lecun_normal) -> nn.Dense:
@@ -75,25 +80,15 @@ class ResnetBlock(nn.Module):
 class Downsample(nn.Module):
     """3x3 convolution of stride 2: [B, H, W, C] -> [B, H/2, W/2, C], for even H and W.
 
-    padding: number of zeros (before, after) the rows and columns; (1, 1) in the U-Net, (0, 1) in the autoencoder.
+    padding: "symmetric" in the U-Net, "same" in the autoencoder.
     """
 
-    padding: tuple[int, int]
+    padding: Padding
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        convolution = nn.Conv(
-            x.shape[-1],
-            (3, 3),
-            2,
-            [self.padding] * 2,
-            dtype=self.dtype,
-            param_dtype=param_dtype(self.dtype),
-            kernel_init=lecun_normal,
-            name="conv",
-        )
-        return split_by_images(convolution(split_by_images(x)))
+        return conv(x.shape[-1], self.dtype, "conv", stride=2, padding=self.padding)(x)
 
 
 class Upsample(nn.Module):

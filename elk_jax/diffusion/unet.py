@@ -216,7 +216,7 @@ class DownBlock(nn.Module):
                 x = _transformer(self.config, self.heads, f"attentions_{i}")(x, text)
             skips.append(x)
         if not self.last:
-            x = Downsample((1, 1), jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
+            x = Downsample("symmetric", jnp.dtype(self.config.dtype), name="downsamplers_0")(x)
             skips.append(x)
         return x, tuple(skips)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from elk_jax.backbones.ambient import split_by_images
+from elk_jax.backbones.conv import convolve_within
 from elk_jax.precision import at_least_float32
 
 SUMS = (((1, 0, 0), (1, 1, 0)), ((0, 1, 1), (0, 0, 1)))
@@ -29,7 +29,7 @@ def halved(x: jax.Array, kernel: jax.Array) -> jax.Array:
     half, margin = k // 2, k // 2 - 1
     x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     folded = kernel.reshape(half, 2, half, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    return _dense(space_to_depth(x), folded.reshape(half, half, 4 * channels, features))
+    return convolve_within(space_to_depth(x), folded.reshape(half, half, 4 * channels, features))
 
 
 def doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -96,17 +96,9 @@ def _phases(x: jax.Array, kernels: jax.Array) -> jax.Array:
     features = kernels.shape[-1]
     kernel = kernels.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, channels, 4 * features)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    found = _dense(padded, kernel).reshape(b, h + 1, w + 1, 2, 2, features)
+    found = convolve_within(padded, kernel).reshape(b, h + 1, w + 1, 2, 2, features)
     rows = [
         jnp.stack([found[:, p : p + h, q : q + w, p, q] for q in (0, 1)], axis=3).reshape(b, h, 2 * w, features)
         for p in (0, 1)
     ]
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, features)
-
-
-def _dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of stride 1 without padding."""
-    found = lax.conv_general_dilated(
-        split_by_images(x), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return split_by_images(found)

@@ -1,11 +1,23 @@
 """The convolution against plain loops, values and gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elk_jax.backbones.conv import BAND, BANDS, ConvNorm, convolve, matrix_product, weight_gradient
+from elk_jax.backbones.conv import (
+    BAND,
+    BANDS,
+    ConvNorm,
+    convolve,
+    convolve_within,
+    gradients_in_plain_layout,
+    matrix_product,
+    transposed_gradients,
+    weight_gradient,
+)
 
 
 def plain(x, kernel, stride):
@@ -29,18 +41,46 @@ def test_convolution_pads_like_torch(size, kernel_size, stride):
     np.testing.assert_allclose(layer.apply({"params": params}, x)[0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kernel_size", "stride", "rows"), [(3, 1, 2), (3, 1, 9), (3, 2, 2), (7, 2, 3)])
-def test_weight_gradient_in_bands_is_that_of_the_whole(kernel_size, stride, rows):
+@pytest.mark.parametrize("size", [(9, 8), (8, 9)])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "edges"),
+    [
+        (3, 1, ((1, 1), (1, 1))),
+        (3, 2, ((1, 1), (1, 1))),
+        (3, 2, ((0, 1), (0, 1))),  # as TensorFlow pads even sizes
+        (7, 2, ((3, 3), (3, 3))),
+        (2, 1, ((0, 0), (0, 0))),
+        (5, 3, ((2, 1), (0, 2))),  # the last pixels are not read
+    ],
+)
+@pytest.mark.parametrize("rows", [2, 9])
+def test_gradients_in_plain_layout_are_those_that_jax_derives(size, kernel_size, stride, edges, rows):
+    """Also those of the kernel that are summed over bands of some rows."""
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 9, 8, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 4))
+    settings = {"stride": stride, "edges": edges}
     with jax.enable_x64(True):
-        y, pull = jax.vjp(lambda kernel: convolve(jnp.asarray(x), kernel, stride), jnp.asarray(kernel))
-        gradient = jnp.asarray(rng.normal(size=y.shape))
-        like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
-        banded = weight_gradient(jnp.asarray(x), gradient, like=like, stride=stride, rows=rows)
-        np.testing.assert_allclose(banded, pull(gradient)[0], rtol=1e-10, atol=1e-10)
-        # The convolution is linear in its kernel: <gradient, y(kernel)> = <gradient of the kernel, kernel>.
-        np.testing.assert_allclose((gradient * y).sum(), (banded * kernel).sum(), rtol=1e-10)
+        x, kernel = (
+            jnp.asarray(rng.normal(size=(2, *size, 3))),
+            jnp.asarray(rng.normal(size=(kernel_size,) * 2 + (3, 4))),
+        )
+        gradient = jnp.asarray(rng.normal(size=convolve_within(x, kernel, stride, edges).shape))
+        of_x, of_kernel = transposed_gradients(x, kernel, gradient, **settings)
+        found = gradients_in_plain_layout(x, kernel, gradient, **settings)
+        banded = weight_gradient(x, gradient, kernel_size, rows=rows, **settings)
+    np.testing.assert_allclose(found[0], of_x, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(found[1], of_kernel, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(banded, of_kernel, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_in_a_loop_have_the_fast_layout(stride):
+    """XLA's CPU compiler does not change the layout of convolutions there."""
+    x, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((4, 2, 8, 8, 3), (3, 3, 3, 5)))
+    loss = lambda kernel, x: jnp.sin(convolve(x, kernel, stride)).sum()
+    each = jax.jit(lambda kernel, x: jax.lax.map(lambda one: jax.grad(loss, (0, 1))(kernel, one), x))
+    text = each.lower(kernel, x).as_text()
+    layouts = re.findall(r"stablehlo.convolution.*dim_numbers = (.*?), window", text)
+    assert len(layouts) == 3 and set(layouts) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
 
 
 def test_a_large_map_has_a_limited_number_of_bands():
@@ -48,8 +88,8 @@ def test_a_large_map_has_a_limited_number_of_bands():
     rows, columns = 3 * BANDS + 1, BAND // 4
     x, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, rows, columns, 4), (3, 3, 4, 4)))
     text = str(jax.make_jaxpr(lambda x, kernel, gradient: jax.vjp(convolve, x, kernel)[1](gradient))(x, kernel, x))
-    # Bands of 4 rows; the convolution itself, the gradient of the map, and that of the kernel for other platforms.
-    assert text.count("conv_general_dilated[") == -(-rows // 4) + 3
+    # Bands of 4 rows; the convolution itself, the gradient of the map, and both gradients for other platforms.
+    assert text.count("conv_general_dilated[") == -(-rows // 4) + 4
 
 
 def test_gradients_of_large_maps_under_jit_and_per_example():
