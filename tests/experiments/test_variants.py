@@ -57,7 +57,7 @@ def test_teacher_and_student_are_one_detector(variant):
         comoto.get_config("half,published")
 
 
-@pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper"])
+@pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper", "many", "small,half,many"])
 def test_a_private_detector_and_those_without_privacy_are_comparable(variant):
     found = parse(cem_real_dp.get_config(variant)).recipes
     assert found["detector"].model == found["same_layers"].model == found["private"].model
