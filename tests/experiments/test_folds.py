@@ -23,7 +23,7 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.experiments.patients import check_folds
 from elk_jax.tasks import TASKS, folds, training
-from elk_jax.tasks.detection import predict
+from elk_jax.tasks.detection import predict, train
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.folds import Curve
 from elk_jax.tasks.run import Run
@@ -247,11 +247,14 @@ def test_a_model_of_folds_is_not_judged_on_the_validation_split(ran, coco, tmp_p
 
 
 def of_detector():
-    """Two folds of a toy detector that looks at mirrored views; one evaluation, at the end."""
+    """Two folds of a toy detector that looks at mirrored views, fused in two ways; one evaluation, at the end."""
     config = cem_real.get_config("tiny")
     with config.unlocked():
         config.detector.model = ConfigDict(dataclasses.asdict(toy_detector.ToyConfig(width=4)))
     config.detector.test_flips, config.detector.folds, config.detector.eval_every = ("horizontal",), 2, 0
+    config.detector.test_same, config.detector.best_metric = (0.5, 0.3), "ap10"
+    config.detector.update(steps=80, checkpoint_every=80)
+    config.detector.schedule.update(base=0.01, warmup_steps=5)  # what finds nothing is fused alike by any rule
     return config
 
 
@@ -270,21 +273,31 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
     experiment = parse(of_detector())
     run, recipe = Run(experiment, detected, meshes.make_mesh()), experiment.recipes["detector"]
     whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
-    by_views: dict[str, list[ImageResult]] = {"as they are": [], "as they are+horizontal": []}
+    ways = {
+        "as they are": ((), 0.5),
+        "as they are+horizontal, one lesion from IoU 0.5": (("horizontal",), 0.5),
+        "as they are+horizontal, one lesion from IoU 0.3": (("horizontal",), 0.3),
+    }
+    by_views: dict[str, list[ImageResult]] = {name: [] for name in ways}
     for number in (1, 2):
         fold = load(detected / "real" / f"fold_{number}" / "model")
         unseen = {
             i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in fold.description.trained.patients
         }
         theirs = dealing.of_patients(whole, unseen)
-        for (_, results), flips in zip(by_views.items(), ((), ("horizontal",))):
-            results += predict.detect_with(fold, theirs, run.mesh, recipe.score_floor, flips)
+        for name, (flips, same) in ways.items():
+            entry = dataclasses.replace(fold.description.input, same=same)
+            looking = fold._replace(description=dataclasses.replace(fold.description, input=entry))
+            by_views[name] += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor, flips)
     assert sorted(r.image_id for r in by_views["as they are"]) == sorted(i.image_id for i in whole.infos)
     model = load(detected / "real" / "model").description
     summary = files.read_object(detected / "real" / "finished.json")["summary"]
     assert list(summary["views"]) == list(by_views)
+    measured = {name: train.score_of(results, recipe) for name, results in by_views.items()}
+    assert summary["views"] == {name: pytest.approx(value, abs=1e-6) for name, value in measured.items()}
     best = max(summary["views"], key=lambda name: summary["views"][name])
-    assert model.input.flips == tuple(best.split("+")[1:])
+    assert len(set(measured.values())) == 3
+    assert summary["way"] == best and (model.input.flips, model.input.same) == ways[best]
     choice = operating.choose(
         by_views[best], score_floor=recipe.score_floor, resamples=recipe.bootstrap, data="2 folds"
     )
@@ -300,3 +313,4 @@ def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(dete
     assert chosen["on"].startswith("2 folds: ") and "patients" in chosen["warning"]
     page = (detected / "report.html").read_text()
     assert "Thresholds of the models" in page and "Cross-validation: real" in page
+    assert "Views together" in page and "one lesion from IoU 0.3" in page and "on 2 folds" in page

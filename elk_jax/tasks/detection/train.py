@@ -17,6 +17,7 @@ from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.flips import Flip
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary, with_images
 from elk_jax.detection import anchors, detectors
@@ -231,34 +232,32 @@ def train_with(
     )
 
     # ---- The model with its operating points -------------------------------------------------------------------
-    floor, chosen_on, by_views = recipe.score_floor, operating.VALIDATION, dict[str, float]()
-    if held_out and learning.detects:
+    floor, by_folds = recipe.score_floor, bool(held_out) and learning.detects
+    if by_folds:
         assert run.fold is not None
         chosen_on, views = run.fold.in_words, read_views(held_out, validation.infos, len(flips) + 1)
-        by_views = {
-            "+".join(("as they are", *flips[:count])): score_of(views[: count + 1], recipe)
-            for count in range(len(flips) + 1)
-        }
-        flips = flips[: list(by_views.values()).index(max(by_views.values()))]
-        results = predict.together(views[: len(flips) + 1], floor)
     else:
-        chosen_on = "its own training images" if held_out else chosen_on
+        chosen_on = "its own training images" if held_out else operating.VALIDATION
         best = of_detector(result.best_params)
         views = predict.detect_views(predictor, best, seen, test_loader, run.mesh, floor, flips)
-        results = predict.together(views, floor)
-    choice = operating.choose(results, score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)
+    ways = ways_to_look(flips, recipe.test_same[:1] if held_out and not by_folds else recipe.test_same, fewer=by_folds)
+    best_way, by_views = choose_way(ways, views, recipe)
+    way = ways[best_way]
+    choice = operating.choose(way.together(views, floor), score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)
     if choice.warning:
         run.say(f"  warning: {choice.warning}")
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
         crop = recipe.crop_to_breast
-        description = describe(detector, source.classes, test_loader, crop, flips, choice, trained, recipe.slice_greys)
+        description = describe(
+            detector, source.classes, test_loader, crop, way.flips, choice, trained, recipe.slice_greys, way.same
+        )
         model_folder.save_params(run.folder / stage.name / "model", of_detector(params), description)
     if not held_out:
         value = result.best_metrics.get(recipe.best_metric)
         written = "not measured" if value is None else f"{value:.3f}"
         run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
-    for name, value in by_views.items() if len(by_views) > 1 else ():
+    for name, value in by_views.items():
         run.say(f"  views {name}: {recipe.best_metric} {value:.3f} on {chosen_on}")
     withheld = private.is_withheld(run.experiment, stage)
     return {
@@ -267,10 +266,46 @@ def train_with(
         "draws_per_epoch": {} if withheld else dict(learning.draws_per_epoch),
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **({"before": before} if before else {}),
-        **({"views": by_views} if by_views else {}),
+        **(
+            {"views": by_views, "way": best_way, "metric": recipe.best_metric, "chosen_on": chosen_on}
+            if by_views
+            else {}
+        ),
         "warning": choice.warning,
         **training.outcome(result),
     }
+
+
+class Way(NamedTuple):
+    """How a detector looks: in which mirrored views, and the IoU from which their boxes are of one lesion."""
+
+    flips: tuple[Flip, ...]
+    same: float
+
+    def together(self, views: Sequence[list[ImageResult]], score_floor: float) -> list[ImageResult]:
+        """The detections of the first of `views`: of the images as they are, then of mirrored ones in their order."""
+        return predict.together(views[: len(self.flips) + 1], score_floor, self.same)
+
+
+def ways_to_look(flips: tuple[Flip, ...], same: Sequence[float], fewer: bool) -> dict[str, Way]:
+    """The ways that are tried, by their names. fewer: with fewer than all mirrored views, and without any, too."""
+    found = {}
+    for count in range(0 if fewer else len(flips), len(flips) + 1):
+        name = "+".join(("as they are", *flips[:count]))
+        for one in dict.fromkeys(same if count else same[:1]):
+            among = f", one lesion from IoU {one:g}" if count and len(same) > 1 else ""
+            found[name + among] = Way(flips[:count], one)
+    return found
+
+
+def choose_way(
+    ways: Mapping[str, Way], views: Sequence[list[ImageResult]], recipe: DetectionRecipe
+) -> tuple[str, dict[str, float]]:
+    """(the best way by the metric that chooses checkpoints, of equal ones the first; the value of each, {} of one)."""
+    if len(ways) == 1:
+        return next(iter(ways)), {}
+    values = {name: score_of(way.together(views, recipe.score_floor), recipe) for name, way in ways.items()}
+    return max(values, key=lambda name: round(values[name], 9)), values
 
 
 def write_views(folder: Path, views: Sequence[Sequence[ImageResult]]) -> None:
@@ -289,9 +324,8 @@ def read_views(folders: Sequence[Path], infos: Sequence[ImageInfo], views: int) 
     return found
 
 
-def score_of(views: Sequence[list[ImageResult]], recipe: DetectionRecipe) -> float:
-    """The metric that chooses checkpoints, of several views together."""
-    results = predict.together(views, recipe.score_floor)
+def score_of(results: Sequence[ImageResult], recipe: DetectionRecipe) -> float:
+    """The metric that chooses checkpoints."""
     scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0))
     return scores.get(recipe.best_metric, 0.0)
 
