@@ -52,8 +52,8 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-def summary(run: Path) -> dict:
-    return files.read_object(run / "train" / "finished.json")["summary"]
+def summary(run: Path, stage: str = "train") -> dict:
+    return files.read_object(run / stage / "finished.json")["summary"]
 
 
 # ---- The number of steps ---------------------------------------------------------------------------------------------
@@ -291,13 +291,13 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
             by_views[name] += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor, flips)
     assert sorted(r.image_id for r in by_views["as they are"]) == sorted(i.image_id for i in whole.infos)
     model = load(detected / "real" / "model").description
-    summary = files.read_object(detected / "real" / "finished.json")["summary"]
-    assert list(summary["views"]) == list(by_views)
+    found = summary(detected, "real")
+    assert list(found["views"]) == list(by_views)
     measured = {name: train.score_of(results, recipe) for name, results in by_views.items()}
-    assert summary["views"] == {name: pytest.approx(value, abs=1e-6) for name, value in measured.items()}
-    best = max(summary["views"], key=lambda name: summary["views"][name])
+    assert found["views"] == {name: pytest.approx(value, abs=1e-6) for name, value in measured.items()}
+    best = max(found["views"], key=lambda name: found["views"][name])
     assert len(set(measured.values())) == 3
-    assert summary["way"] == best and (model.input.flips, model.input.same) == ways[best]
+    assert found["way"] == best and (model.input.flips, model.input.same) == ways[best]
     choice = operating.choose(
         by_views[best], score_floor=recipe.score_floor, resamples=recipe.bootstrap, data="2 folds"
     )
@@ -314,3 +314,63 @@ def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(dete
     page = (detected / "report.html").read_text()
     assert "Thresholds of the models" in page and "Cross-validation: real" in page
     assert "Views together" in page and "one lesion from IoU 0.3" in page and "on 2 folds" in page
+
+
+# ---- The folds as an ensemble ----------------------------------------------------------------------------------------
+
+
+def of_ensemble():
+    """As `of_detector`, with evaluations at several steps, whose folds are the model."""
+    config = of_detector()
+    config.detector.refit, config.detector.eval_every, config.detector.checkpoint_every = False, 20, 20
+    return config
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+        folder = tmp_path_factory.mktemp("joined") / "run"
+        run_experiment(of_ensemble(), folder)
+    return folder
+
+
+def test_every_patient_is_judged_by_the_member_that_has_not_seen_it(joined, monkeypatch):
+    """The members of the model folder, run again on the patients that each does not know, give its thresholds."""
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    experiment = parse(of_ensemble())
+    run, recipe = Run(experiment, joined, meshes.make_mesh()), experiment.recipes["detector"]
+    whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
+    ensemble = load(joined / "real" / "model")
+    seen = [set(member.description.trained.patients) for member in ensemble.members]
+    everyone = {patient_hash(info.patient_id) for info in whole.infos}
+    assert set(ensemble.description.trained.patients) == everyone == seen[0] | seen[1] and not seen[0] >= everyone
+    results = []
+    for member, known in zip(ensemble.members, seen):
+        theirs = dealing.of_patients(
+            whole, {i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in known}
+        )
+        results += predict.detect_with(member, theirs, run.mesh, recipe.score_floor)
+    assert sorted(r.image_id for r in results) == sorted(i.image_id for i in whole.infos)
+    choice = operating.choose(results, score_floor=recipe.score_floor, resamples=recipe.bootstrap)
+    assert any(point.threshold > recipe.score_floor for point in choice.points)
+    for own, again in zip(ensemble.description.operating_points, choice.points):
+        assert own.threshold == pytest.approx(again.threshold, abs=1e-4)
+    best = max(summary(joined, "real")["views"].values())
+    assert train.score_of(results, recipe) == pytest.approx(best, abs=1e-6)
+    assert ensemble.description.same == ensemble.members[0].description.input.same
+
+
+def test_members_are_as_they_were_at_the_chosen_step(joined):
+    found = summary(joined, "real")
+    step = found["folds"]["step"]
+    kept = sorted(joined.glob("real/fold_*/held_out/*/model"))
+    assert [path.parent.name for path in kept] == [str(step)] * 2
+    ensemble, description = model_folder.load_params(joined / "real" / "model")
+    assert [one["trained"]["step"] for one in description.entries["members"]] == [step] * 2
+    for number, path in enumerate(kept):
+        alone = model_folder.flatten(model_folder.load_params(path)[0])
+        member = model_folder.flatten(ensemble["members"][str(number)])
+        assert alone.keys() == member.keys() and all(np.array_equal(alone[name], member[name]) for name in alone)
+    page = (joined / "report.html").read_text()
+    assert "members of the model" in page and "2 folds, by the member that had not seen them" in page

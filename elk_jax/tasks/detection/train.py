@@ -26,12 +26,13 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, operating
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.operating import Choice
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import describe, stored, trainable
+from elk_jax.tasks.detection.model import Description, describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Experiment, Run, skipped_images
@@ -202,6 +203,10 @@ def train_with(
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
     predictor = predict.compile_predictor(trainable(detector), run.mesh)
 
+    def described(trained: model_folder.Training, way: Way, choice: Choice) -> Description:
+        crop, greys = recipe.crop_to_breast, recipe.slice_greys
+        return describe(detector, source.classes, test_loader, crop, way.flips, choice, trained, greys, way.same)
+
     def evaluate_params(params: Params, step: int) -> dict[str, float]:
         floor, scores = recipe.choose_score_floor, dict[str, float]()
         if learning.detects:
@@ -210,6 +215,8 @@ def train_with(
             results = predict.detect_views(predictor, found, seen, test_loader, run.mesh, lowest, views, progress=False)
             if place and run.is_main:
                 write_views(place, results)
+            as_member = lambda trained: described(trained, Way(flips, recipe.test_same[0]), Choice())
+            training.keep_member(run, stage, recipe, found, step, source, as_member)
             scores = metrics.scalars(metrics.evaluate_detections(results[0], score_floor=floor, resamples=0))
         further = learning.measure(params) if learning.measure else {}
         # before the first hit a metric is not defined: nothing was found
@@ -248,17 +255,13 @@ def train_with(
         run.say(f"  warning: {choice.warning}")
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
-        crop = recipe.crop_to_breast
-        description = describe(
-            detector, source.classes, test_loader, crop, way.flips, choice, trained, recipe.slice_greys, way.same
-        )
-        model_folder.save_params(run.folder / stage.name / "model", of_detector(params), description)
+        folder = run.folder / stage.name / "model"
+        model_folder.save_params(folder, of_detector(params), described(trained, way, choice))
     if not held_out:
         value = result.best_metrics.get(recipe.best_metric)
         written = "not measured" if value is None else f"{value:.3f}"
         run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
-    for name, value in by_views.items():
-        run.say(f"  views {name}: {recipe.best_metric} {value:.3f} on {chosen_on}")
+    say_views(run, recipe, by_views, chosen_on)
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
@@ -266,11 +269,7 @@ def train_with(
         "draws_per_epoch": {} if withheld else dict(learning.draws_per_epoch),
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **({"before": before} if before else {}),
-        **(
-            {"views": by_views, "way": best_way, "metric": recipe.best_metric, "chosen_on": chosen_on}
-            if by_views
-            else {}
-        ),
+        **views_chosen(recipe, best_way, by_views, chosen_on),
         "warning": choice.warning,
         **training.outcome(result),
     }
@@ -306,6 +305,17 @@ def choose_way(
         return next(iter(ways)), {}
     values = {name: score_of(way.together(views, recipe.score_floor), recipe) for name, way in ways.items()}
     return max(values, key=lambda name: round(values[name], 9)), values
+
+
+def say_views(run: Run, recipe: DetectionRecipe, values: Mapping[str, float], on: str) -> None:
+    """Print the value of each way to look. on: what they were measured on, in words."""
+    for name, value in values.items():
+        run.say(f"  views {name}: {recipe.best_metric} {value:.3f} on {on}")
+
+
+def views_chosen(recipe: DetectionRecipe, chosen: str, values: Mapping[str, float], on: str) -> Summary:
+    """The entries of a summary on how the detector looks; {} where there was nothing to choose."""
+    return {"views": values, "way": chosen, "metric": recipe.best_metric, "chosen_on": on} if values else {}
 
 
 def write_views(folder: Path, views: Sequence[Sequence[ImageResult]]) -> None:
