@@ -36,6 +36,8 @@ CURVE, FINISHED, PREDICTED = "curve.json", "finished.json", "held_out"
 """Of a fold: its curve, its summary, written last, and its predictions by step."""
 MEMBER = "model"
 """Beside the predictions of a fold at a step: the model that made them, where the folds become an ensemble."""
+UNSEEN = "by the member that had not seen them"
+"""How an ensemble of folds is judged: the patients of each fold."""
 IMAGES, CHOSEN = "images.json", "folds.json"
 """Of the stage: which images the folds are trained on, and what was chosen."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cem_real, cem_real_dp
+from configs import cem_ensemble, cem_real, cem_real_dp
 from elk_jax import files
 from elk_jax.data.sources import folds as dealing
 from elk_jax.data.sources.patients import patient_hash
@@ -203,6 +203,21 @@ def test_folds_that_cannot_be_are_refused(ran, coco, tmp_path):
     assert_refused(apart, tmp_path / "run", "'real'", "not trained on", where="config.detector.folds")
 
 
+def test_an_ensemble_that_cannot_be_is_refused(ran, toy, coco, tmp_path):
+    config = on_files(cem_real, real=coco("real"))
+    config.detector.refit = False
+    assert_refused(config, tmp_path / "run", "no folds", where="config.detector.refit")
+    config.detector.folds = 2
+    config.stages.tuned = ConfigDict({**config.stages.real.to_dict(), "init_from": "real"})
+    assert_refused(config, tmp_path / "run", "'real'", "ensemble", where="config.stages.tuned.init_from")
+    config = small()
+    config.toy.refit = False
+    assert_refused(config, tmp_path / "run", "toy", "no ensemble", where="config.toy.refit")
+    config = on_files(cem_ensemble, real=coco("real"))
+    config.detector.folds, config.detector.refit = 2, False
+    assert_refused(config, tmp_path / "run", "real is an ensemble", where="config.stages.ensemble.members[0]")
+
+
 def test_patients_that_another_stage_protects_are_not_chosen_on():
     config = cem_real_dp.get_config("tiny")
     config.stages.same_layers.validate_on, config.same_layers.folds = "real", 2
@@ -359,6 +374,16 @@ def test_every_patient_is_judged_by_the_member_that_has_not_seen_it(joined, monk
     best = max(summary(joined, "real")["views"].values())
     assert train.score_of(results, recipe) == pytest.approx(best, abs=1e-6)
     assert ensemble.description.same == ensemble.members[0].description.input.same
+
+
+def test_a_member_that_is_gone_is_named(joined, monkeypatch, tmp_path):
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    run = shutil.copytree(joined, tmp_path / "run")
+    (run / "real" / "finished.json").unlink()
+    (member,) = run.glob("real/fold_2/held_out/*/model")
+    shutil.rmtree(member)
+    with refused("gone", run / "real" / "fold_2", where=member):
+        run_experiment(of_ensemble(), run, ["real"])
 
 
 def test_members_are_as_they_were_at_the_chosen_step(joined):

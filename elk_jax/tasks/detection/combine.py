@@ -125,7 +125,7 @@ def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> 
     folders = folds.members(run, stage)
     members = [model.load_one(folder) for folder in folders]
     validation = run.open(stage.validate_on, "val", members[0].tested_images)
-    on = f"{run.fold.in_words}, by the member that had not seen them"
+    on = f"{run.fold.in_words}, {folds.UNSEEN}"
     run.say(f"  {len(members)} detectors; {run.fold.in_words} {counted(validation.infos)}")
     flips, floor = members[0].description.input.flips, recipe.score_floor
     views = read_views(folds.to_read(run, stage), validation.infos, len(flips) + 1)
