@@ -97,7 +97,7 @@ def join_folds(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> 
     run.say(f"  mean of {len(members)} classifiers, the {run.fold.in_words}")
     predicted, on = said_by_folds(folds.to_read(run, stage)), f"{run.fold.in_words}, {folds.UNSEEN}"
     rules = map(thresholds.rule_from_text, recipe.rules)
-    first = members[0].description
+    first, trained = members[0].description, model_folder.of_members([content.training for _, content in read])
     description = model.MeanDescription(
         architecture=model.MEAN,
         classes=first.classes,
@@ -105,7 +105,7 @@ def join_folds(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> 
         mean="log_odds",
         members=tuple(content.entries for _, content in read),
         operating_points=tuple(thresholds.choose(predicted, first.positive, rule, on) for rule in rules),
-        trained=model_folder.of_members([content.training for _, content in read]),
+        trained=trained,
     )
     if run.is_main:
         own = files.make_folder(run.folder / stage.name)
@@ -120,7 +120,7 @@ def join_folds(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> 
         "unnamed": not patients.named(validation.infos),
         "epsilon": 0.0,
         "protection": protection_words(None),
-        "promise": "",
+        "promise": trained.sentence(),
         "parameters": sum(training.parameter_count(params) for params, _ in read),
         "best_step": run.fold.steps,
     }
