@@ -337,7 +337,7 @@ def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(dete
 def of_ensemble():
     """As `of_detector`, with evaluations at several steps, whose folds are the model."""
     config = of_detector()
-    config.detector.refit, config.detector.eval_every, config.detector.checkpoint_every = False, 20, 20
+    config.detector.update(refit=False, steps=40, eval_every=10, checkpoint_every=10)
     return config
 
 
@@ -389,6 +389,7 @@ def test_a_member_that_is_gone_is_named(joined, monkeypatch, tmp_path):
 def test_members_are_as_they_were_at_the_chosen_step(joined):
     found = summary(joined, "real")
     step = found["folds"]["step"]
+    assert step < 40, "the weights of the last step would pass for those of the chosen one"
     kept = sorted(joined.glob("real/fold_*/held_out/*/model"))
     assert [path.parent.name for path in kept] == [str(step)] * 2
     ensemble, description = model_folder.load_params(joined / "real" / "model")
