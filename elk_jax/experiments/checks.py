@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.open import drawn
+from elk_jax.errors import UserError
 from elk_jax.experiments import needs, patients
 from elk_jax.experiments.parse import kind_of
 from elk_jax.experiments.patients import Look
+from elk_jax.tasks import folds
 from elk_jax.tasks.run import Experiment, Run
-from elk_jax.tasks.stages import Stage
+from elk_jax.tasks.stages import Stage, TrainStage
 from elk_jax.weights import model_folder
 
 
@@ -46,7 +48,14 @@ def _check_files(run: Run, source: str, split: str, images: int = 1) -> None:
 
 
 def _check_weights(run: Run, stage: Stage, names: Sequence[str]) -> None:
-    """The models that a stage reads are there, or are trained before it."""
+    """The models that a stage reads are there, or are trained before it; a training starts from single ones."""
+    for setting, model in stage.named_models().items():
+        before = run.experiment.stages.get(model)
+        joined = before is not None and folds.makes_ensemble(before, run.experiment.recipe_of(before))
+        if joined and isinstance(stage, TrainStage):
+            what = f"'{model}' will be an ensemble of folds, and stage {stage.name} reads one model"
+            todo = "give it refit=True, or name another"
+            raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
     folders = {model: run.folder / model / "model" for model in stage.trained()}
     folders |= {model: run.model_folder(model) for model in stage.named_models().values()}
     for model, folder in folders.items():

@@ -101,8 +101,8 @@ class SlicePlan:
 class Plan:
     """A stage on one or more slices. batch: examples a chip. assumed: what only data and weights could say.
 
-    steps: of a training by the recipe. folds: trainings of a cross-validation before the one whose model is kept,
-    which has no more steps than each of them.
+    steps: of a training by the recipe. folds: trainings of a cross-validation. refit: whether another follows, of no
+    more steps than each of them, whose model is kept.
     """
 
     experiment: str
@@ -112,11 +112,12 @@ class Plan:
     slices: tuple[SlicePlan, ...]
     steps: int = 0
     folds: int = 0
+    refit: bool = True
 
     @property
     def all_steps(self) -> int:
         """The most steps that the stage takes, in all its trainings."""
-        return (self.folds + 1) * self.steps
+        return (self.folds + self.refit) * self.steps
 
 
 class Efficiency(NamedTuple):
@@ -173,7 +174,8 @@ def plan(
         planned.append(replace(one, largest_batch=compiler.largest(one, batch)) if largest and first else one)
     recipe = chosen.paced(experiment.recipe_of(chosen))
     dealt = folds.count_of(chosen, recipe)
-    return Plan(experiment.name, chosen.name, batch, assumed, tuple(planned), recipe.steps, dealt)
+    refit = not folds.makes_ensemble(chosen, recipe)
+    return Plan(experiment.name, chosen.name, batch, assumed, tuple(planned), recipe.steps, dealt, refit)
 
 
 def efficiencies(plan: Plan) -> list[Efficiency]:

@@ -66,7 +66,9 @@ def headline(plan: Plan, one: SlicePlan) -> str:
 def length(plan: Plan) -> str:
     """How many trainings and steps the stage has, in a line, with the least time of them on the first slice."""
     said = f"{plan.steps} steps"
-    if plan.folds:
+    if plan.folds and not plan.refit:
+        said = f"{plan.folds} folds of {plan.steps} steps, which are the model together, {plan.all_steps} in all"
+    elif plan.folds:
         said = (
             f"{plan.folds + 1} trainings: {plan.folds} folds of {plan.steps} steps, then one on all patients "
             f"of as many at most, {plan.all_steps} in all"

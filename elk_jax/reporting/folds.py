@@ -30,9 +30,16 @@ def folds_section(name: str, found: Mapping[str, Any]) -> Section:
     )
     head = ["", "Patients held out", f"{metric[:1].upper()}{metric[1:]} at step {step}", "At the fold's own best step"]
     names = ["mean", *(f"fold {number}" for number in range(1, count + 1))]
+    then = ", for which the model was then trained on all patients."
+    if not found.get("refit", True):  # not of earlier versions
+        then = (
+            ": the folds there are the members of the model. Its thresholds are those of single members, each on "
+            "patients that it had not seen. Together the members score less where they disagree, so that fewer false "
+            "positives, and fewer lesions, come than the thresholds promise."
+        )
     note = (
         f"The patients of training and validation in {count} folds; each validates a model that the others trained. "
-        f"The dashed line marks the chosen number, {step} steps, for which the model was then trained on all patients. "
+        f"The dashed line marks the chosen number, {step} steps{then} "
         "The last column, which looks for each fold's best step on the fold itself, promises too much."
     )
     return Section(

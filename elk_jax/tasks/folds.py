@@ -3,8 +3,9 @@
 The patients of the training and validation splits of `validate_on` are dealt out to folds. Each fold is a training of
 its own, by the loop and with the evaluations of any other, in RUN/STAGE/fold_K: its patients validate, the others
 train. The number of steps is the best one by the mean of their curves. Then the stage trains on all of these patients
-for so many steps, without validation; what a task chooses beside, such as thresholds, it chooses on the predictions
-that the folds made at that step of the patients they had not seen (`held_out`).
+for so many steps, without validation, or the folds as they were at that step are the members of an ensemble (`refit` of
+the recipe). What a task chooses beside, such as thresholds, it chooses on the predictions that the folds made at that
+step of the patients they had not seen (`held_out`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ from elk_jax.tasks.run import Fold, Run, meet
 from elk_jax.tasks.stages import Data, Stage, TrainStage
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.writer import read_metrics
+from elk_jax.weights.model_folder import CONFIG
 
 CURVE, FINISHED, PREDICTED = "curve.json", "finished.json", "held_out"
 """Of a fold: its curve, its summary, written last, and its predictions by step."""
+MEMBER = "model"
+"""Beside the predictions of a fold at a step: the model that made them, where the folds become an ensemble."""
+UNSEEN = "by the member that had not seen them"
+"""How an ensemble of folds is judged: the patients of each fold."""
 IMAGES, CHOSEN = "images.json", "folds.json"
 """Of the stage: which images the folds are trained on, and what was chosen."""
 
@@ -50,12 +56,13 @@ def train(
     stage: Any,
     recipe: Any,
     work: Callable[[Run, Any, Any], dict[str, Any]],
+    join: Callable[[Run, Any, Any], dict[str, Any]] | None = None,
     pairs: Collection[Data] = (),
 ) -> dict[str, Any]:
     """The summary of a train stage, which trains every fold first where its recipe has `folds`.
 
-    work: trains one model, as `StageKind.run`. pairs: data of which the stage reads both images. A fold that is
-    finished is not repeated; one that was interrupted is resumed.
+    work, join: train one model, and make one of the folds, as `StageKind.run` and `StageKind.join`. pairs: data of
+    which the stage reads both images. A fold that is finished is not repeated; one that was interrupted is resumed.
     """
     count = count_of(stage, recipe)
     if not count:
@@ -74,10 +81,12 @@ def train(
     run.say(f"  {chosen.in_words}")
     everyone = frozenset().union(*parts)
     last = Fold(stage.validate_on, 0, count, everyone, chosen.step)
-    summary = work(replace(run, fold=last), stage, recipe)
-    found = chosen.as_json(curves, list(map(len, parts)))
+    make = work if recipe.refit or join is None else join
+    summary = make(replace(run, fold=last), stage, recipe)
+    found = chosen.as_json(curves, list(map(len, parts))) | {"refit": recipe.refit}
     if run.is_main:
         files.write_json(run.folder / stage.name / CHOSEN, found)
+        _drop_members(run.folder / stage.name, chosen.step)
     return {
         **summary,
         "data": {last.in_words if name == "validation" else name: n for name, n in summary.get("data", {}).items()},
@@ -85,6 +94,11 @@ def train(
         "folds": found,
         "seconds_before": summary.get("seconds_before", 0.0) + seconds,
     }
+
+
+def makes_ensemble(stage: Stage, recipe: Any) -> bool:
+    """Whether the folds of a stage are its model."""
+    return bool(count_of(stage, recipe)) and not recipe.refit
 
 
 def folder_name(number: int) -> str:
@@ -116,6 +130,13 @@ def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Calla
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nothing resumes it any more
     meet(f"{stage.name}: finished")
     return before
+
+
+def _drop_members(folder: Path, step: int) -> None:
+    """Remove what folds have kept for an ensemble at other steps than the chosen one."""
+    for path in folder.glob(f"{FOLDERS}/{PREDICTED}/*/{MEMBER}"):
+        if path.parent.name != str(step):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_images(run: Run, stage: TrainStage, pairs: Collection[Data]) -> None:
@@ -250,3 +271,13 @@ def to_read(run: Run, stage: TrainStage) -> list[Path]:
         return []
     names = [folder_name(number) for number in range(1, run.fold.count + 1)]
     return [run.folder / stage.name / name / PREDICTED / str(run.fold.steps) for name in names]
+
+
+def members(run: Run, stage: TrainStage) -> list[Path]:
+    """The model folders of the folds at the chosen step, of which an ensemble is made. UserError where one is gone."""
+    found = [place / MEMBER for place in to_read(run, stage)]
+    for folder in found:
+        if not (folder / CONFIG).is_file():
+            todo = f"remove {folder.parents[2]} to train that fold again"
+            raise UserError("the model of a fold is gone", where=folder, todo=todo)
+    return found

@@ -16,6 +16,7 @@ from elk_jax.data.batches.stream import Stream
 from elk_jax.data.sources import patients
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.tasks import folds
 from elk_jax.tasks.private import exposure, painters_saw, promises_before
 from elk_jax.tasks.run import Opened, Run
@@ -155,21 +156,49 @@ def kept_weights(
     Of a private training what it promises is kept, and not its patients: whose data are in it is what it hides. Those
     of its public data are kept. For all processes to call: each may hold a part of the parameters.
     """
-    recipe, last = run.experiment.recipe_of(stage), (result.params, int(result.state.step))
+    last = (result.params, int(result.state.step))
     params, step = (result.best_params, result.best_step) if choose == "best" else last
-    open_data = [*([] if protection else [data]), *([] if public is None else [public])]
+    open_data, promise = [*([] if protection else [data]), *([] if public is None else [public])], None
+    if protection is not None:
+        exposed = exposure(run, stage, run.experiment.recipe_of(stage))
+        promise = protection.mechanism.statement(last[1], not protection.secret.known, exposed).named()
+    return meshes.on_host(params, run.mesh), history(run, stage, step, open_data, promise)
+
+
+def history(
+    run: Run, stage: TrainStage, step: int, open_data: Sequence[Opened], promise: Statement | None = None
+) -> model_folder.Training:
+    """How the weights of a train stage came about. open_data: whose patients are no secret."""
     seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
     seen = seen.union(*(one.seen_patients for one in open_data))
     before = [run.model_folder(name) for name in dict.fromkeys(stage.named_models().values())]
     seen = seen.union(*(model_folder.seen_patients(folder) for folder in before))
-    sources, promise = stage.origin().sources, None
+    sources = stage.origin().sources
     seen |= painters_saw(run, sources)
-    if protection is not None:
-        exposed = exposure(run, stage, recipe)
-        promise = protection.mechanism.statement(last[1], not protection.secret.known, exposed).named()
     inherited = promises_before(run, stage)
-    trained = model_folder.Training(step, sources, stage.init_from, tuple(sorted(seen)), promise, inherited)
-    return meshes.on_host(params, run.mesh), trained
+    return model_folder.Training(step, sources, stage.init_from, tuple(sorted(seen)), promise, inherited)
+
+
+def keep_member(
+    run: Run,
+    stage: TrainStage,
+    recipe: TrainingRecipe,
+    params: Params,
+    step: int,
+    data: Opened,
+    describe: Callable[[model_folder.Training], Any],
+) -> None:
+    """Write what a fold has learned up to a step as a model folder, where the folds are to be an ensemble: at which of
+    the steps, is known once all folds are trained. For all processes to call.
+
+    describe: how the weights came about -> the description of the model.
+    """
+    place = folds.to_write(run, stage, step)
+    if place is None or recipe.refit:
+        return
+    weights = meshes.on_host(params, run.mesh)
+    if run.is_main:
+        model_folder.save_params(place / folds.MEMBER, weights, describe(history(run, stage, step, [data])))
 
 
 def outcome(result: TrainResult) -> dict[str, Any]:

@@ -24,8 +24,8 @@ class TrainingRecipe:
     ema_decay: of the smoothed parameters, which are then the ones that are evaluated and kept; 0 for none.
     checkpoint_every, eval_every: in steps; 0: only at the end. folds: of a cross-validation over the patients of the
     training and validation splits, by which the steps and thresholds are chosen before the model is trained on all of
-    them; 0: the validation split alone chooses. privacy: of the training data; None: they are not
-    protected.
+    them; 0: the validation split alone chooses. refit: False: the folds together are the model, an ensemble, and
+    nothing is trained after them. privacy: of the training data; None: they are not protected.
     """
 
     steps: Annotated[int, AtLeast(1)] = 300
@@ -37,11 +37,15 @@ class TrainingRecipe:
     checkpoint_every: Annotated[int, AtLeast(0)] = 100
     eval_every: Annotated[int, AtLeast(0)] = 100
     folds: Annotated[int, Between(0, MOST_FOLDS)] = 0
+    refit: bool = True
     privacy: Privacy | None = None
 
     def __post_init__(self) -> None:
         if self.folds == 1:
             raise UserError("one fold leaves no patient to train on", where="folds", todo="give 2 at least, or 0")
+        if not self.refit and not self.folds:
+            what = "refit is False, and there are no folds that could be the model"
+            raise UserError(what, where="refit", todo="set folds, or refit=True")
         if self.privacy is not None and self.folds:
             what = f"folds is {self.folds} in a private training, whose promise counts no choice on protected patients"
             raise UserError(what, where="folds", todo="set it to 0, and choose on other people's data")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cem_real, cem_real_dp
+from configs import cem_ensemble, cem_real, cem_real_dp
 from elk_jax import files
 from elk_jax.data.sources import folds as dealing
 from elk_jax.data.sources.patients import patient_hash
@@ -23,7 +23,7 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.experiments.patients import check_folds
 from elk_jax.tasks import TASKS, folds, training
-from elk_jax.tasks.detection import predict
+from elk_jax.tasks.detection import predict, train
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.folds import Curve
 from elk_jax.tasks.run import Run
@@ -52,8 +52,8 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-def summary(run: Path) -> dict:
-    return files.read_object(run / "train" / "finished.json")["summary"]
+def summary(run: Path, stage: str = "train") -> dict:
+    return files.read_object(run / stage / "finished.json")["summary"]
 
 
 # ---- The number of steps ---------------------------------------------------------------------------------------------
@@ -203,6 +203,21 @@ def test_folds_that_cannot_be_are_refused(ran, coco, tmp_path):
     assert_refused(apart, tmp_path / "run", "'real'", "not trained on", where="config.detector.folds")
 
 
+def test_an_ensemble_that_cannot_be_is_refused(ran, toy, coco, tmp_path):
+    config = on_files(cem_real, real=coco("real"))
+    config.detector.refit = False
+    assert_refused(config, tmp_path / "run", "no folds", where="config.detector.refit")
+    config.detector.folds = 2
+    config.stages.tuned = ConfigDict({**config.stages.real.to_dict(), "init_from": "real"})
+    assert_refused(config, tmp_path / "run", "'real'", "ensemble", where="config.stages.tuned.init_from")
+    config = small()
+    config.toy.refit = False
+    assert_refused(config, tmp_path / "run", "toy", "no ensemble", where="config.toy.refit")
+    config = on_files(cem_ensemble, real=coco("real"))
+    config.detector.folds, config.detector.refit = 2, False
+    assert_refused(config, tmp_path / "run", "real is an ensemble", where="config.stages.ensemble.members[0]")
+
+
 def test_patients_that_another_stage_protects_are_not_chosen_on():
     config = cem_real_dp.get_config("tiny")
     config.stages.same_layers.validate_on, config.same_layers.folds = "real", 2
@@ -247,11 +262,14 @@ def test_a_model_of_folds_is_not_judged_on_the_validation_split(ran, coco, tmp_p
 
 
 def of_detector():
-    """Two folds of a toy detector that looks at mirrored views; one evaluation, at the end."""
+    """Two folds of a toy detector that looks at mirrored views, fused in two ways; one evaluation, at the end."""
     config = cem_real.get_config("tiny")
     with config.unlocked():
         config.detector.model = ConfigDict(dataclasses.asdict(toy_detector.ToyConfig(width=4)))
     config.detector.test_flips, config.detector.folds, config.detector.eval_every = ("horizontal",), 2, 0
+    config.detector.test_same, config.detector.best_metric = (0.5, 0.3), "ap10"
+    config.detector.update(steps=80, checkpoint_every=80)
+    config.detector.schedule.update(base=0.01, warmup_steps=5)  # what finds nothing is fused alike by any rule
     return config
 
 
@@ -270,21 +288,31 @@ def test_operating_points_are_chosen_on_what_folds_say_of_patients_they_have_not
     experiment = parse(of_detector())
     run, recipe = Run(experiment, detected, meshes.make_mesh()), experiment.recipes["detector"]
     whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
-    by_views: dict[str, list[ImageResult]] = {"as they are": [], "as they are+horizontal": []}
+    ways = {
+        "as they are": ((), 0.5),
+        "as they are+horizontal, one lesion from IoU 0.5": (("horizontal",), 0.5),
+        "as they are+horizontal, one lesion from IoU 0.3": (("horizontal",), 0.3),
+    }
+    by_views: dict[str, list[ImageResult]] = {name: [] for name in ways}
     for number in (1, 2):
         fold = load(detected / "real" / f"fold_{number}" / "model")
         unseen = {
             i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in fold.description.trained.patients
         }
         theirs = dealing.of_patients(whole, unseen)
-        for (_, results), flips in zip(by_views.items(), ((), ("horizontal",))):
-            results += predict.detect_with(fold, theirs, run.mesh, recipe.score_floor, flips)
+        for name, (flips, same) in ways.items():
+            entry = dataclasses.replace(fold.description.input, same=same)
+            looking = fold._replace(description=dataclasses.replace(fold.description, input=entry))
+            by_views[name] += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor, flips)
     assert sorted(r.image_id for r in by_views["as they are"]) == sorted(i.image_id for i in whole.infos)
     model = load(detected / "real" / "model").description
-    summary = files.read_object(detected / "real" / "finished.json")["summary"]
-    assert list(summary["views"]) == list(by_views)
-    best = max(summary["views"], key=lambda name: summary["views"][name])
-    assert model.input.flips == tuple(best.split("+")[1:])
+    found = summary(detected, "real")
+    assert list(found["views"]) == list(by_views)
+    measured = {name: train.score_of(results, recipe) for name, results in by_views.items()}
+    assert found["views"] == {name: pytest.approx(value, abs=1e-6) for name, value in measured.items()}
+    best = max(found["views"], key=lambda name: found["views"][name])
+    assert len(set(measured.values())) == 3
+    assert found["way"] == best and (model.input.flips, model.input.same) == ways[best]
     choice = operating.choose(
         by_views[best], score_floor=recipe.score_floor, resamples=recipe.bootstrap, data="2 folds"
     )
@@ -300,3 +328,75 @@ def test_the_evaluation_shows_whether_the_thresholds_keep_what_they_promise(dete
     assert chosen["on"].startswith("2 folds: ") and "patients" in chosen["warning"]
     page = (detected / "report.html").read_text()
     assert "Thresholds of the models" in page and "Cross-validation: real" in page
+    assert "Views together" in page and "one lesion from IoU 0.3" in page and "on 2 folds" in page
+
+
+# ---- The folds as an ensemble ----------------------------------------------------------------------------------------
+
+
+def of_ensemble():
+    """As `of_detector`, with evaluations at several steps, whose folds are the model."""
+    config = of_detector()
+    config.detector.update(refit=False, steps=40, eval_every=10, checkpoint_every=10)
+    return config
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+        folder = tmp_path_factory.mktemp("joined") / "run"
+        run_experiment(of_ensemble(), folder)
+    return folder
+
+
+def test_every_patient_is_judged_by_the_member_that_has_not_seen_it(joined, monkeypatch):
+    """The members of the model folder, run again on the patients that each does not know, give its thresholds."""
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    experiment = parse(of_ensemble())
+    run, recipe = Run(experiment, joined, meshes.make_mesh()), experiment.recipes["detector"]
+    whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
+    ensemble = load(joined / "real" / "model")
+    seen = [set(member.description.trained.patients) for member in ensemble.members]
+    everyone = {patient_hash(info.patient_id) for info in whole.infos}
+    assert set(ensemble.description.trained.patients) == everyone == seen[0] | seen[1] and not seen[0] >= everyone
+    results = []
+    for member, known in zip(ensemble.members, seen):
+        theirs = dealing.of_patients(
+            whole, {i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in known}
+        )
+        results += predict.detect_with(member, theirs, run.mesh, recipe.score_floor)
+    assert sorted(r.image_id for r in results) == sorted(i.image_id for i in whole.infos)
+    choice = operating.choose(results, score_floor=recipe.score_floor, resamples=recipe.bootstrap)
+    assert any(point.threshold > recipe.score_floor for point in choice.points)
+    for own, again in zip(ensemble.description.operating_points, choice.points):
+        assert own.threshold == pytest.approx(again.threshold, abs=1e-4)
+    best = max(summary(joined, "real")["views"].values())
+    assert train.score_of(results, recipe) == pytest.approx(best, abs=1e-6)
+    assert ensemble.description.same == ensemble.members[0].description.input.same
+
+
+def test_a_member_that_is_gone_is_named(joined, monkeypatch, tmp_path):
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    run = shutil.copytree(joined, tmp_path / "run")
+    (run / "real" / "finished.json").unlink()
+    (member,) = run.glob("real/fold_2/held_out/*/model")
+    shutil.rmtree(member)
+    with refused("gone", run / "real" / "fold_2", where=member):
+        run_experiment(of_ensemble(), run, ["real"])
+
+
+def test_members_are_as_they_were_at_the_chosen_step(joined):
+    found = summary(joined, "real")
+    step = found["folds"]["step"]
+    assert step < 40, "the weights of the last step would pass for those of the chosen one"
+    kept = sorted(joined.glob("real/fold_*/held_out/*/model"))
+    assert [path.parent.name for path in kept] == [str(step)] * 2
+    ensemble, description = model_folder.load_params(joined / "real" / "model")
+    assert [one["trained"]["step"] for one in description.entries["members"]] == [step] * 2
+    for number, path in enumerate(kept):
+        alone = model_folder.flatten(model_folder.load_params(path)[0])
+        member = model_folder.flatten(ensemble["members"][str(number)])
+        assert alone.keys() == member.keys() and all(np.array_equal(alone[name], member[name]) for name in alone)
+    page = (joined / "report.html").read_text()
+    assert "members of the model" in page and "2 folds, by the member that had not seen them" in page

@@ -83,6 +83,8 @@ def test_a_plan_counts_the_trainings_of_folds():
     seconds = tables.duration(160 * found.slices[0].steps[0].bound.exposed)
     assert all(word in tables.length(found) for word in ("4 trainings", "3 folds", "160", seconds))
     assert tables.length(found) in page(found).summary
+    joined = replace(found, refit=False)
+    assert joined.all_steps == 120 and all(word in tables.length(joined) for word in ("3 folds", "120"))
     alone = replace(found, folds=0)
     assert alone.all_steps == 40 and "fold" not in tables.length(alone)
 

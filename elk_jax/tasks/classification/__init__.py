@@ -13,6 +13,7 @@ TASK = Task(
             train.check_train,
             learns_classes=True,
             workload=train.workload,
+            join=combine.join_folds,
             recipe=recipe.NetworkRecipe,
         ),
         "combine": StageKind(recipe.CombineClassifiersStage, combine.combine, combine.check_combine),

@@ -1,4 +1,4 @@
-"""Make one classifier of several, the mean of what they say. The stage leaves `model/`, which holds all of them."""
+"""Make one classifier of several, the mean of what they say. A stage leaves `model/`, which holds all of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import thresholds
 from elk_jax.features import store
 from elk_jax.privacy.mechanism import together
+from elk_jax.tasks import folds, training
 from elk_jax.tasks.classification import model
-from elk_jax.tasks.classification.recipe import CombineClassifiersStage
-from elk_jax.tasks.classification.train import protection_words
+from elk_jax.tasks.classification.recipe import CombineClassifiersStage, NetworkRecipe, TrainClassifierStage
+from elk_jax.tasks.classification.train import protection_words, said_by_folds
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
@@ -79,4 +80,47 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         "members": list(stage.members),
         "mean": stage.mean,
         "auroc": [auroc],
+    }
+
+
+def join_folds(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summary:
+    """Write `<stage>/model/`, the mean of the stage's folds (`tasks.folds`), of their log odds.
+
+    Each patient was seen by all members but one. What this one said chooses the thresholds: they are those of a single
+    member.
+    """
+    assert run.fold is not None
+    folders = folds.members(run, stage)
+    read = [model_folder.load_params(folder) for folder in folders]
+    members = [model.of(params, content, folder) for (params, content), folder in zip(read, folders)]
+    validation = run.open(stage.validate_on, "val")
+    run.say(f"  mean of {len(members)} classifiers, the {run.fold.in_words}")
+    predicted, on = said_by_folds(folds.to_read(run, stage)), f"{run.fold.in_words}, {folds.UNSEEN}"
+    rules = map(thresholds.rule_from_text, recipe.rules)
+    first, trained = members[0].description, model_folder.of_members([content.training for _, content in read])
+    description = model.MeanDescription(
+        architecture=model.MEAN,
+        classes=first.classes,
+        positive=first.positive,
+        mean="log_odds",
+        members=tuple(content.entries for _, content in read),
+        operating_points=tuple(thresholds.choose(predicted, first.positive, rule, on) for rule in rules),
+        trained=trained,
+    )
+    if run.is_main:
+        own = files.make_folder(run.folder / stage.name)
+        model.save_mean(own / "model", [params for params, _ in read], description)
+    return {
+        "kind": "train",
+        "data": {"validation": class_counts(validation)},
+        "units": {},
+        "skipped": skipped_images(validation),
+        "notes": [],
+        "withheld": False,
+        "unnamed": not patients.named(validation.infos),
+        "epsilon": 0.0,
+        "protection": protection_words(None),
+        "promise": trained.sentence(),
+        "parameters": sum(training.parameter_count(params) for params, _ in read),
+        "best_step": run.fold.steps,
     }

@@ -155,7 +155,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         network,
         learned.batches,
         initial=initial,
-        evaluate=_validating(run, stage, network, of_val, recipe),
+        evaluate=_validating(run, stage, network, of_val, recipe, found),
         best_metric="auroc",
         settings=asdict(recipe.model) | {"size": recipe.size, "label_smoothing": recipe.label_smoothing},
         validation=validation.infos,
@@ -186,10 +186,10 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
 
 
 def _validating(
-    run: Run, stage: TrainClassifierStage, network: Model, images: Labelled, recipe: NetworkRecipe
+    run: Run, stage: TrainClassifierStage, network: Model, images: Labelled, recipe: NetworkRecipe, data: ImageSource
 ) -> Callable[[Params, int], dict[str, float]]:
     """AUROC, and the mean cross entropy without smoothing, on the validation images. A fold keeps what it says of
-    them, as in testing."""
+    them, as in testing. data: of the training."""
     mesh = run.mesh
     predict = prediction.on_mesh(network, mesh, ("valid",))
     constants = meshes.place_constants(network.constants, mesh)
@@ -201,6 +201,9 @@ def _validating(
             answer, echo = jax.device_get(predict(params, constants, meshes.put_batch(host_share(batch), mesh)))
             found.append(answer["probability"][echo["valid"]])
         probability = np.concatenate(found).astype(np.float64)
+        training.keep_member(
+            run, stage, recipe, params, step, data, lambda trained: _description(recipe, images.source, trained)
+        )
         if (place := folds.to_write(run, stage, step)) is not None:
             tested = _predicted(meshes.on_host(params, mesh), recipe, images)
             if run.is_main:
@@ -236,6 +239,11 @@ def _predicted(params: Params, recipe: NetworkRecipe, images: Labelled) -> Predi
     return model.predictions(probability, source, images.labels, recipe.positive)
 
 
+def said_by_folds(places: Sequence[Path]) -> Predictions:
+    """What all folds said of the patients that they had not seen. places: `folds.to_read`."""
+    return predictions.joined([predictions.read_predictions(place / PREDICTED) for place in places])
+
+
 def _described(
     params: Params,
     recipe: NetworkRecipe,
@@ -249,7 +257,7 @@ def _described(
     description, on = _description(recipe, images.source, trained), "validation"
     if held_out and fold is not None:
         on = fold.in_words
-        predicted = predictions.joined([predictions.read_predictions(place / PREDICTED) for place in held_out])
+        predicted = said_by_folds(held_out)
     else:
         predicted = _predicted(params, recipe, images)
     rules = map(thresholds.rule_from_text, recipe.rules)

@@ -14,6 +14,7 @@ TASK = Task(
             needs_lesions=("train",),
             learns_classes=True,
             workload=train.workload,
+            join=combine.join_folds,
             recipe=recipe.DetectionRecipe,
         ),
         "combine": StageKind(

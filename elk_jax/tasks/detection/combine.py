@@ -1,9 +1,9 @@
-"""Make one detector of several: an ensemble, whose boxes are fused. The stage leaves `model/`, which holds them all."""
+"""Make one detector of several: an ensemble, whose boxes are fused. A stage leaves `model/`, which holds them all."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from elk_jax import files
 from elk_jax.data.sources.source import counted, summary
@@ -12,11 +12,12 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation import operating
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.tasks import folds, training
 from elk_jax.tasks.detection import model, predict
 from elk_jax.tasks.detection.evaluate import reads_pairs
 from elk_jax.tasks.detection.model import EnsembleDescription
-from elk_jax.tasks.detection.recipe import CombineDetectorsStage, DetectionRecipe
-from elk_jax.tasks.detection.train import say_skipped
+from elk_jax.tasks.detection.recipe import CombineDetectorsStage, DetectionRecipe, TrainDetectorStage
+from elk_jax.tasks.detection.train import choose_way, read_views, say_skipped, say_views, views_chosen, ways_to_look
 from elk_jax.tasks.run import Experiment, Run, skipped_images
 from elk_jax.tasks.stages import CombineStage, Need
 from elk_jax.tasks.task import Summary
@@ -39,7 +40,8 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
         folder = run.model_folder(name)
         written = before is None or name not in names
         kind = model_folder.architecture_of(folder) if written else ""
-        if isinstance(before, CombineStage) or kind == model.ENSEMBLE:
+        joined = before is not None and folds.makes_ensemble(before, run.experiment.recipe_of(before))
+        if isinstance(before, CombineStage) or joined or kind == model.ENSEMBLE:
             raise UserError(f"{name} is an ensemble itself", where=where, todo="name its members instead")
         of_detectors = before is None or isinstance(run.experiment.recipe_of(before), DetectionRecipe)
         if not of_detectors or (written and kind not in DETECTORS):
@@ -110,6 +112,56 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
         "metric": recipe.best_metric,
         "alone": alone,
         "promise": said,
+    }
+
+
+def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:
+    """Write `<stage>/model/`, the ensemble of the stage's folds (`tasks.folds`).
+
+    Each patient was seen by all members but one. What this one found chooses the mirrored views and the IoU by which
+    boxes are fused, of views and of members alike, and the operating points: they are those of a single member.
+    """
+    assert run.fold is not None
+    folders = folds.members(run, stage)
+    members = [model.load_one(folder) for folder in folders]
+    validation = run.open(stage.validate_on, "val", members[0].tested_images)
+    on = f"{run.fold.in_words}, {folds.UNSEEN}"
+    run.say(f"  {len(members)} detectors; {run.fold.in_words} {counted(validation.infos)}")
+    flips, floor = members[0].description.input.flips, recipe.score_floor
+    views = read_views(folds.to_read(run, stage), validation.infos, len(flips) + 1)
+    ways = ways_to_look(flips, recipe.test_same, fewer=True)
+    best_way, by_views = choose_way(ways, views, recipe)
+    way = ways[best_way]
+    choice = operating.choose(way.together(views, floor), score_floor=floor, resamples=recipe.bootstrap, data=on)
+    looking = [replace(one.description.input, flips=way.flips, same=way.same) for one in members]
+    described = [replace(one.description, input=entry) for one, entry in zip(members, looking)]
+    description = EnsembleDescription(
+        architecture=model.ENSEMBLE,
+        classes=members[0].description.classes,
+        members=tuple(map(asdict, described)),
+        hashes=tuple(model_folder.read(folder).hash for folder in folders),
+        scales=(1.0,),
+        weights=(1.0,) * len(members),
+        same=way.same,
+        operating_points=choice.points,
+        trained=model_folder.of_members([one.trained for one in described]),
+        chosen_on=choice.on,
+        score_floor=floor,
+    )
+    if run.is_main:
+        own = files.make_folder(run.folder / stage.name)
+        model.save_ensemble(own / "model", [one.params for one in members], description)
+    say_views(run, recipe, by_views, on)
+    if choice.warning:
+        run.say(f"  warning: {choice.warning}")
+    return {
+        "kind": "train",
+        "data": {"validation": summary(validation.infos)},
+        "skipped": skipped_images(validation),
+        **views_chosen(recipe, best_way, by_views, on),
+        "warning": choice.warning,
+        "parameters": sum(training.parameter_count(one.params) for one in members),
+        "best_step": run.fold.steps,
     }
 
 

@@ -21,8 +21,9 @@ from elk_jax.data.slice_greys import SliceGreys
 from elk_jax.detection import detectors
 from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
+from elk_jax.evaluation import fusion
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
-from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, SHARE, SIDE, Between, ByName, check
+from elk_jax.fields import ABOVE_ZERO, NOT_EMPTY, SHARE, SIDE, Between, ByName, Range, check
 from elk_jax.training.model import Batch, Constants, MapImages, Metrics, Model, Params
 from elk_jax.weights import model_folder
 from elk_jax.weights.detectors import Imported
@@ -31,6 +32,8 @@ ENSEMBLE = "ensemble_of_detectors"
 ARCHITECTURES = (*detectors.DETECTORS, ENSEMBLE)
 Scales = Annotated[tuple[Annotated[float, Between(0.25, 4)], ...], NOT_EMPTY]
 """A setting: factors on the size of a detector's input."""
+Same = Annotated[float, Range(0, 1, above=True)]
+"""A setting: the IoU from which boxes of several views or members are of one lesion."""
 Weight = Annotated[float, ABOVE_ZERO]
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
 """What model folders of earlier versions lack."""
@@ -38,6 +41,7 @@ LATER = {
     "input": {
         "resize": {"stretch": (), "rounding": "nearest", "pixels": "mean", "boxes": "scaled", "float16_white": 0},
         "slice_greys": "window",
+        "same": fusion.SAME,
     },
     "chosen_on": asdict(ChosenOn()),
 }
@@ -80,13 +84,15 @@ def trainable(detector: Detector, per_image: bool = False) -> Model:
 
 @dataclass(frozen=True)
 class Input:
-    """How images come into the detector. flips: mirrored views to detect in as well. slice_greys: of whole volumes."""
+    """How images come into the detector. flips: mirrored views to detect in as well. slice_greys: of whole volumes.
+    same: IoU from which boxes of several views are of one lesion."""
 
     crop_to_breast: bool
     resize: Resize
     buckets: Canvases
     flips: tuple[Flip, ...]
     slice_greys: SliceGreys = "window"
+    same: Same = fusion.SAME
 
 
 @dataclass(frozen=True)
@@ -173,13 +179,14 @@ def describe(
     choice: Choice,
     trained: model_folder.Training | None = None,
     slice_greys: SliceGreys = "window",
+    same: float = fusion.SAME,
 ) -> Description:
     """The description of a detector, with its operating points."""
     return Description(
         architecture=detector.name,
         model=detector.config,
         classes=tuple(classes),
-        input=Input(crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips), slice_greys),
+        input=Input(crop_to_breast, test_loader.resize, test_loader.buckets, tuple(flips), slice_greys, same),
         operating_points=choice.points,
         trained=trained,
         chosen_on=choice.on,

@@ -74,6 +74,7 @@ class DetectionRun:
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # lines of metrics.jsonl
     chosen_steps: Mapping[str, int] = field(default_factory=dict)  # by model: the step of the saved weights
     combined: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of ensembles
+    views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # summaries of trainings
     promises: Mapping[str, str] = field(default_factory=dict)  # by privately trained model
 
 
@@ -95,6 +96,7 @@ def detection_part(run: DetectionRun) -> Part:
         verdicts.append(f"{one.on}: {words}" if many else words)
     if run.combined:
         sections.append(ensembles_section(run.combined))
+    sections += views_sections(run.views)
     if any(run.histories.values()):
         first = run.evaluated[0].evaluations if run.evaluated else {}
         colours = {name: index for index, name in enumerate({**first, **run.histories})}
@@ -355,6 +357,24 @@ def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
         "Weighted boxes of all members. The validation split has chosen the fusion, so that these numbers are too good."
     )
     return Section("Ensembles", html.table(head, rows) + said, note)
+
+
+def views_sections(trained: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """How each detector looks, where ways to look were compared. trained: summaries by stage."""
+    rows, head = [], ["Views", "Value"]
+    for name, summary in trained.items():
+        if "metric" not in summary:
+            continue
+        title = f"{name}: {metric_label(summary['metric'])} on {summary['chosen_on']}"
+        rows.append(html.group_row(title, len(head)))
+        for way, value in summary["views"].items():
+            style = "main" if way == summary["way"] else ""
+            rows.append(html.row([html.text(way), html.number(value)], style=style))
+    note = (
+        "Images as they are and mirrored, with the IoU from which boxes of several views are of one lesion. The best, "
+        "which the model has, is chosen by these numbers, so that its own is too good."
+    )
+    return [Section("Views together", html.table(head, rows), note)] if rows else []
 
 
 def gallery_section(pictures: Pictures) -> Section:

@@ -143,9 +143,11 @@ def detect_views(
     return views if seen.windows is None else [_uncut(view, seen.whole, seen.windows) for view in views]
 
 
-def together(views: Sequence[list[ImageResult]], score_floor: float) -> list[ImageResult]:
-    """The detections of several views of the same images, fused."""
-    return views[0] if len(views) == 1 else detections.above(fusion.fuse(views), score_floor)
+def together(views: Sequence[list[ImageResult]], score_floor: float, same: float = fusion.SAME) -> list[ImageResult]:
+    """The detections of several views of the same images, fused; those of one view are left as they are.
+
+    same: IoU from which boxes are of one lesion."""
+    return views[0] if len(views) == 1 else detections.above(fusion.fuse(views, same), score_floor)
 
 
 def detect_with(
@@ -187,7 +189,7 @@ def detect_with(
     config = input_of(description.input, seen.source.infos)
     flips = tuple(dict.fromkeys(description.input.flips if flips is None else flips))
     views = detect_views(predictor, placed, seen, config, mesh, score_floor, flips)
-    return together(views, score_floor)
+    return together(views, score_floor, description.input.same)
 
 
 MemberViews = Sequence[Sequence[Sequence[ImageResult]]]

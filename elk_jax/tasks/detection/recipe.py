@@ -14,11 +14,12 @@ from elk_jax.detection import detectors
 from elk_jax.detection.detector import has_anchors
 from elk_jax.detection.volumes import Rule
 from elk_jax.errors import UserError
+from elk_jax.evaluation import fusion
 from elk_jax.evaluation.bootstrap import Resamples
 from elk_jax.evaluation.evaluate import METRIC_NAMES
 from elk_jax.evaluation.hits import criterion_from_text
-from elk_jax.fields import NOT_EMPTY, SHARE, AtLeast, ByName, OneOf, Range
-from elk_jax.tasks.detection.model import Scales, Weight
+from elk_jax.fields import NOT_EMPTY, SHARE, AtLeast, ByName, OneOf
+from elk_jax.tasks.detection.model import Same, Scales, Weight
 from elk_jax.tasks.stages import CombineStage, EvaluateModelsStage, PrivateTrainStage
 from elk_jax.training.recipe import TrainingRecipe
 
@@ -37,7 +38,9 @@ class DetectionRecipe(TrainingRecipe):
         ratios. False: those of `model`.
     crop_to_breast: cut the air beside the breast away first.
     test_resize: size of the images in testing, in the canvases of `loader`. test_flips: mirrored views to detect in as
-        well; the detections are fused. Checkpoints are chosen without them. slice_greys: of whole volumes, in testing.
+        well; the detections are fused. Checkpoints are chosen without them. test_same: IoUs to try, from which boxes of
+        several views are of one lesion; best_metric chooses, on the folds or the validation split, and of equally good
+        ones the first is taken. slice_greys: of whole volumes, in testing.
     best_metric: of the validation split, chooses the checkpoint. choose_score_floor: detections that score less are
         dropped while choosing; score_floor: in testing.
     bootstrap: resamples of patients for the intervals; 0: no intervals.
@@ -52,6 +55,7 @@ class DetectionRecipe(TrainingRecipe):
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     test_resize: Resize = FIT
     test_flips: tuple[Flip, ...] = ()
+    test_same: Annotated[tuple[Same, ...], NOT_EMPTY] = (fusion.SAME,)
     slice_greys: SliceGreys = "window"
     best_metric: Annotated[str, OneOf(METRIC_NAMES)] = "mean_sensitivity"
     score_floor: Annotated[float, SHARE] = 0.01
@@ -60,6 +64,10 @@ class DetectionRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.test_same) > 1 and not self.test_flips:
+            what = f"{len(self.test_same)} IoUs to fuse boxes by, and one view"
+            todo = "name mirrored views by test_flips, or leave it out"
+            raise UserError(what, where="test_same", todo=todo)
         if self.privacy is not None:
             self._check_private()
 
@@ -126,7 +134,7 @@ class CombineDetectorsStage(CombineStage):
     recipe: str = "detector"
     scales: Scales = (1.0,)
     weights: tuple[Weight, ...] = ()
-    same: Annotated[tuple[Annotated[float, Range(0, 1, above=True)], ...], NOT_EMPTY] = (0.4, 0.3, 0.5)
+    same: Annotated[tuple[Same, ...], NOT_EMPTY] = (0.4, 0.3, 0.5)
 
     def __post_init__(self) -> None:
         if self.weights and len(self.weights) != len(self.members):

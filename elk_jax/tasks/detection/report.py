@@ -39,6 +39,7 @@ def part(run: Run, summaries: Mapping[str, Any]) -> Part:
             histories={name: read_metrics(run.folder / name / "metrics.jsonl") for name in trained},
             chosen_steps={name: s["best_step"] for name, s in trained.items()},
             combined={name: s for name, s in summaries.items() if s["kind"] == "combine"},
+            views=trained,
             promises={name: said for name in trained if (said := promise(run.folder / name / "model"))},
         )
     )

@@ -17,6 +17,7 @@ from elk_jax.data import breast
 from elk_jax.data.batches import detection as batches
 from elk_jax.data.batches.buckets import MULTIPLE, assign_buckets, choose_buckets
 from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.data.flips import Flip
 from elk_jax.data.sources import checks
 from elk_jax.data.sources.source import ImageSource, counted, summary, with_images
 from elk_jax.detection import anchors, detectors
@@ -25,12 +26,13 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import detections, operating
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.evaluation.operating import Choice
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import describe, stored, trainable
+from elk_jax.tasks.detection.model import Description, describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Experiment, Run, skipped_images
@@ -201,6 +203,10 @@ def train_with(
     # ---- Train, choosing the checkpoint on the validation split ------------------------------------------------
     predictor = predict.compile_predictor(trainable(detector), run.mesh)
 
+    def described(trained: model_folder.Training, way: Way, choice: Choice) -> Description:
+        crop, greys = recipe.crop_to_breast, recipe.slice_greys
+        return describe(detector, source.classes, test_loader, crop, way.flips, choice, trained, greys, way.same)
+
     def evaluate_params(params: Params, step: int) -> dict[str, float]:
         floor, scores = recipe.choose_score_floor, dict[str, float]()
         if learning.detects:
@@ -209,6 +215,8 @@ def train_with(
             results = predict.detect_views(predictor, found, seen, test_loader, run.mesh, lowest, views, progress=False)
             if place and run.is_main:
                 write_views(place, results)
+            as_member = lambda trained: described(trained, Way(flips, recipe.test_same[0]), Choice())
+            training.keep_member(run, stage, recipe, found, step, source, as_member)
             scores = metrics.scalars(metrics.evaluate_detections(results[0], score_floor=floor, resamples=0))
         further = learning.measure(params) if learning.measure else {}
         # before the first hit a metric is not defined: nothing was found
@@ -231,35 +239,29 @@ def train_with(
     )
 
     # ---- The model with its operating points -------------------------------------------------------------------
-    floor, chosen_on, by_views = recipe.score_floor, operating.VALIDATION, dict[str, float]()
-    if held_out and learning.detects:
+    floor, by_folds = recipe.score_floor, bool(held_out) and learning.detects
+    if by_folds:
         assert run.fold is not None
         chosen_on, views = run.fold.in_words, read_views(held_out, validation.infos, len(flips) + 1)
-        by_views = {
-            "+".join(("as they are", *flips[:count])): score_of(views[: count + 1], recipe)
-            for count in range(len(flips) + 1)
-        }
-        flips = flips[: list(by_views.values()).index(max(by_views.values()))]
-        results = predict.together(views[: len(flips) + 1], floor)
     else:
-        chosen_on = "its own training images" if held_out else chosen_on
+        chosen_on = "its own training images" if held_out else operating.VALIDATION
         best = of_detector(result.best_params)
         views = predict.detect_views(predictor, best, seen, test_loader, run.mesh, floor, flips)
-        results = predict.together(views, floor)
-    choice = operating.choose(results, score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)
+    ways = ways_to_look(flips, recipe.test_same[:1] if held_out and not by_folds else recipe.test_same, fewer=by_folds)
+    best_way, by_views = choose_way(ways, views, recipe)
+    way = ways[best_way]
+    choice = operating.choose(way.together(views, floor), score_floor=floor, resamples=recipe.bootstrap, data=chosen_on)
     if choice.warning:
         run.say(f"  warning: {choice.warning}")
     params, trained = training.kept_weights(run, stage, result, "best", source, learned.protection, learned.public)
     if run.is_main:
-        crop = recipe.crop_to_breast
-        description = describe(detector, source.classes, test_loader, crop, flips, choice, trained, recipe.slice_greys)
-        model_folder.save_params(run.folder / stage.name / "model", of_detector(params), description)
+        folder = run.folder / stage.name / "model"
+        model_folder.save_params(folder, of_detector(params), described(trained, way, choice))
     if not held_out:
         value = result.best_metrics.get(recipe.best_metric)
         written = "not measured" if value is None else f"{value:.3f}"
         run.say(f"  best checkpoint: step {result.best_step}, {recipe.best_metric} {written} on validation")
-    for name, value in by_views.items() if len(by_views) > 1 else ():
-        run.say(f"  views {name}: {recipe.best_metric} {value:.3f} on {chosen_on}")
+    say_views(run, recipe, by_views, chosen_on)
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
@@ -267,10 +269,53 @@ def train_with(
         "draws_per_epoch": {} if withheld else dict(learning.draws_per_epoch),
         "skipped": skipped_images(*([] if withheld else [source]), validation),
         **({"before": before} if before else {}),
-        **({"views": by_views} if by_views else {}),
+        **views_chosen(recipe, best_way, by_views, chosen_on),
         "warning": choice.warning,
         **training.outcome(result),
     }
+
+
+class Way(NamedTuple):
+    """How a detector looks: in which mirrored views, and the IoU from which their boxes are of one lesion."""
+
+    flips: tuple[Flip, ...]
+    same: float
+
+    def together(self, views: Sequence[list[ImageResult]], score_floor: float) -> list[ImageResult]:
+        """The detections of the first of `views`: of the images as they are, then of mirrored ones in their order."""
+        return predict.together(views[: len(self.flips) + 1], score_floor, self.same)
+
+
+def ways_to_look(flips: tuple[Flip, ...], same: Sequence[float], fewer: bool) -> dict[str, Way]:
+    """The ways that are tried, by their names. fewer: with fewer than all mirrored views, and without any, too."""
+    found = {}
+    for count in range(0 if fewer else len(flips), len(flips) + 1):
+        name = "+".join(("as they are", *flips[:count]))
+        for one in dict.fromkeys(same if count else same[:1]):
+            among = f", one lesion from IoU {one:g}" if count and len(same) > 1 else ""
+            found[name + among] = Way(flips[:count], one)
+    return found
+
+
+def choose_way(
+    ways: Mapping[str, Way], views: Sequence[list[ImageResult]], recipe: DetectionRecipe
+) -> tuple[str, dict[str, float]]:
+    """(the best way by the metric that chooses checkpoints, of equal ones the first; the value of each, {} of one)."""
+    if len(ways) == 1:
+        return next(iter(ways)), {}
+    values = {name: score_of(way.together(views, recipe.score_floor), recipe) for name, way in ways.items()}
+    return max(values, key=lambda name: round(values[name], 9)), values
+
+
+def say_views(run: Run, recipe: DetectionRecipe, values: Mapping[str, float], on: str) -> None:
+    """Print the value of each way to look. on: what they were measured on, in words."""
+    for name, value in values.items():
+        run.say(f"  views {name}: {recipe.best_metric} {value:.3f} on {on}")
+
+
+def views_chosen(recipe: DetectionRecipe, chosen: str, values: Mapping[str, float], on: str) -> Summary:
+    """The entries of a summary on how the detector looks; {} where there was nothing to choose."""
+    return {"views": values, "way": chosen, "metric": recipe.best_metric, "chosen_on": on} if values else {}
 
 
 def write_views(folder: Path, views: Sequence[Sequence[ImageResult]]) -> None:
@@ -289,9 +334,8 @@ def read_views(folders: Sequence[Path], infos: Sequence[ImageInfo], views: int) 
     return found
 
 
-def score_of(views: Sequence[list[ImageResult]], recipe: DetectionRecipe) -> float:
-    """The metric that chooses checkpoints, of several views together."""
-    results = predict.together(views, recipe.score_floor)
+def score_of(results: Sequence[ImageResult], recipe: DetectionRecipe) -> float:
+    """The metric that chooses checkpoints."""
     scores = metrics.scalars(metrics.evaluate_detections(results, score_floor=recipe.score_floor, resamples=0))
     return scores.get(recipe.best_metric, 0.0)
 

@@ -131,6 +131,30 @@ def test_thresholds_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(
         assert point.chosen_on == "2 folds" and point.threshold == pytest.approx(again.threshold, abs=1e-5)
 
 
+def test_the_folds_are_a_mean_whose_thresholds_are_those_of_single_members(tmp_path):
+    """Each member of the model folder, asked again of the patients that it has not seen, gives the thresholds."""
+    config = swin_real.get_config("tiny")
+    config.network.update(folds=2, refit=False, eval_every=1)
+    found = run_experiment(config, tmp_path, ["network"])
+    mean = model.load(tmp_path / "network" / "model")
+    spec, step = parse(config).data["patches"], found["network"]["folds"]["step"]
+    pool, parts = pooled(open_source(spec, "train"), open_source(spec, "val")), []
+    for own in mean.members:
+        seen = own.description.trained.patients
+        theirs = of_patients(pool, {i.patient_id for i in pool.infos if patient_hash(i.patient_id) not in seen})
+        labels = np.array([info.labels[0] for info in theirs.infos])
+        parts.append(model.predictions(own.probabilities(theirs)[0], theirs, labels, own.description.positive))
+        assert own.description.trained.step == step
+    both, last = joined(parts), mean.description
+    assert sorted(both.image_ids) == sorted(info.image_id for info in pool.infos)
+    for point in last.operating_points:
+        again = thresholds.choose(both, last.positive, thresholds.rule_from_text(point.rule))
+        assert point.threshold == pytest.approx(again.threshold, abs=1e-5) and "had not seen" in point.chosen_on
+    assert set(last.trained.patients) == {patient_hash(info.patient_id) for info in pool.infos}
+    assert len(list(tmp_path.glob("network/fold_*/held_out/*/model"))) == 2 and config.network.steps > 1
+    assert "members of the model" in (tmp_path / "report.html").read_text()
+
+
 def test_files_are_classified_as_their_source_is(plain_run, tmp_path, folders):
     folder = plain_run[0] / "network" / "model"
     place = folders / "patches"

@@ -19,7 +19,9 @@ from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.faster_rcnn import FasterRCNNConfig
 from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks.detection import train
+from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.weights import classifiers, model_folder
+from tests.evaluation.conftest import make_result
 from tests.models import save_imported
 from tests.refusals import refused
 
@@ -267,3 +269,38 @@ def test_anchor_sizes_of_a_fixed_short_side():
     )
     ((size,),) = train.planned_anchor_sizes(infos, config, levels=1)
     assert size == pytest.approx((20 * 15) ** 0.5, abs=0.01)  # the geometric middle of 20 and 15 px
+
+
+# ---- How it looks ----------------------------------------------------------------------------------------------------
+
+
+def test_the_views_and_the_iou_that_fuses_them_are_chosen_by_the_metric_of_checkpoints():
+    """By hand: two lesions. The mirrored view alone finds the second; its box of the first has an IoU of 0.45 with the
+    other one. Apart, it is a false positive that scores more than the second lesion."""
+    lesion, half, other = [0, 0, 100, 100], [0, 0, 100, 45], [200, 200, 260, 260]
+    views = [
+        [make_result("a", [lesion], [lesion], [0.9]), make_result("b", [other])],
+        [make_result("a", [lesion], [half], [0.8]), make_result("b", [other], [other], [0.6])],
+    ]
+    same = (0.5, 0.4, 0.3, 0.4)
+    recipe = fields.build(DetectionRecipe, {"best_metric": "ap30", "test_flips": ("vertical",), "test_same": same}, "x")
+    ways = train.ways_to_look(recipe.test_flips, recipe.test_same, fewer=True)
+    name, values = train.choose_way(ways, views, recipe)
+    found = {(way.flips, way.same): values[name] for name, way in ways.items()}
+    assert found == {
+        ((), 0.5): pytest.approx(51 / 101),
+        (("vertical",), 0.5): pytest.approx((51 + 50 * 2 / 3) / 101),
+        (("vertical",), 0.4): pytest.approx(1.0),
+        (("vertical",), 0.3): pytest.approx(1.0),
+    }
+    assert ways[name] == train.Way(("vertical",), 0.4)
+    np.testing.assert_allclose(ways[name].together(views, 0.01)[0].scores, [0.85])
+    everything = train.ways_to_look(recipe.test_flips, recipe.test_same, fewer=False)
+    assert [way.same for way in everything.values()] == [0.5, 0.4, 0.3]
+    (only,) = train.ways_to_look(recipe.test_flips, (0.4,), fewer=False)
+    assert only == "as they are+vertical" and train.choose_way({only: 0}, views, recipe) == (only, {})
+
+
+def test_one_view_has_nothing_to_fuse():
+    with refused("2 IoUs", "test_flips", where="config.detector.test_same"):
+        fields.build(DetectionRecipe, {"test_same": (0.5, 0.4)}, "config.detector")
