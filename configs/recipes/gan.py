@@ -44,7 +44,7 @@ def quick() -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """For hundreds of real patches: 64 px, half of the published width. Not trained yet."""
+    """For hundreds of real patches: 64 px, half of the published width. It has not learned them yet (generation.md)."""
     return {
         **for_few_patches(64),
         "steps": 20000,
