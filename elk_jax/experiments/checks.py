@@ -13,7 +13,7 @@ from elk_jax.experiments.parse import kind_of
 from elk_jax.experiments.patients import Look
 from elk_jax.tasks import folds
 from elk_jax.tasks.run import Experiment, Run
-from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.tasks.stages import CombineStage, Stage
 from elk_jax.weights import model_folder
 
 
@@ -48,13 +48,16 @@ def _check_files(run: Run, source: str, split: str, images: int = 1) -> None:
 
 
 def _check_weights(run: Run, stage: Stage, names: Sequence[str]) -> None:
-    """The models that a stage reads are there, or are trained before it; a training starts from single ones."""
+    """The models that a stage reads are there, or are trained before it; only an evaluation, or a stage that
+    combines models, can read an ensemble."""
     for setting, model in stage.named_models().items():
         before = run.experiment.stages.get(model)
-        joined = before is not None and folds.makes_ensemble(before, run.experiment.recipe_of(before))
-        if joined and isinstance(stage, TrainStage):
-            what = f"'{model}' will be an ensemble of folds, and stage {stage.name} reads one model"
-            todo = "give it refit=True, or name another"
+        if before is None or isinstance(stage, CombineStage):  # the check of the latter says which members fit
+            continue
+        combines = isinstance(before, CombineStage)
+        if combines or folds.makes_ensemble(before, run.experiment.recipe_of(before)):
+            what = f"'{model}' will be an ensemble, and stage {stage.name} reads one model"
+            todo = "name one of its members" if combines else "set refit=True in its recipe, or name another"
             raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
     folders = {model: run.folder / model / "model" for model in stage.trained()}
     folders |= {model: run.model_folder(model) for model in stage.named_models().values()}

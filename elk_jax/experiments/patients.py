@@ -66,12 +66,12 @@ def check_apart(experiment: Experiment, stage: Stage, look: Look) -> None:
 def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     """Refuse folds that would not hold patients out: of data that are not trained on, or whose patients are known to
     models and painted images that the stage starts from, or protected by another stage; and of fewer patients than
-    folds. An ensemble of folds is refused where the task makes none."""
+    folds. An ensemble of folds is refused where the task cannot make one."""
     count = folds.count_of(stage, experiment.recipe_of(stage))
     if not count or not isinstance(stage, TrainStage):
         return
     if folds.makes_ensemble(stage, experiment.recipe_of(stage)) and kind_of(stage).join is None:
-        what = f"the models of stage {stage.name} ({stage.task}) make no ensemble"
+        what = f"the models of stage {stage.name} ({stage.task}) cannot be joined to an ensemble"
         raise UserError(what, where=f"config.{stage.recipe}.refit", todo="leave it at True")
     where, source = f"config.{stage.recipe}.folds", stage.validate_on
     if source not in stage.train_on:

@@ -61,8 +61,8 @@ class StageKind:
     without a lesion are refused ("train", "val"). learns_classes: the model is evaluated on the classes of its training
     data. workload: (stage, recipe, batch size, None for the recipe's) -> what a train stage computes, for
     launch/plan.py.
-    join: (run, stage, recipe) -> the summary of an ensemble of the stage's folds (`tasks.folds.to_read`), of which it
-    makes the stage's model; None where the models of the kind are none.
+    join: (run, stage, recipe) -> the summary of an ensemble of the stage's folds (`tasks.folds.to_read`), which is
+    then the stage's model; None where such models cannot be joined.
     recipe: the dataclass of the recipe that the stage names; None where it reads none.
     statistics: of an evaluation: (folder of the finished stage, stage, recipe) -> by model, its metrics as a function
     of patient weights, named as in <model>/evaluation.json, with "/" between keys; None where only these are kept.

@@ -26,6 +26,7 @@ from elk_jax.tasks import TASKS, folds, training
 from elk_jax.tasks.detection import predict, train
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.folds import Curve
+from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.tasks.run import Run
 from elk_jax.training import mesh as meshes
 from elk_jax.training.writer import read_metrics
@@ -210,10 +211,17 @@ def test_an_ensemble_that_cannot_be_is_refused(ran, toy, coco, tmp_path):
     config.detector.folds = 2
     config.stages.tuned = ConfigDict({**config.stages.real.to_dict(), "init_from": "real"})
     assert_refused(config, tmp_path / "run", "'real'", "ensemble", where="config.stages.tuned.init_from")
+    del config.stages["tuned"]
+    quality = LesionQualityStage(on="real", synthetic="real", features="real")
+    config.stages.quality = ConfigDict(dataclasses.asdict(quality))
+    assert_refused(config, tmp_path / "run", "'real'", "quality", where="config.stages.quality.features")
     config = small()
     config.toy.refit = False
-    assert_refused(config, tmp_path / "run", "toy", "no ensemble", where="config.toy.refit")
+    assert_refused(config, tmp_path / "run", "toy", "ensemble", where="config.toy.refit")
     config = on_files(cem_ensemble, real=coco("real"))
+    config.stages.tuned = ConfigDict({**config.stages.real.to_dict(), "init_from": "ensemble"})
+    assert_refused(config, tmp_path / "run", "'ensemble'", "members", where="config.stages.tuned.init_from")
+    del config.stages["tuned"]
     config.detector.folds, config.detector.refit = 2, False
     assert_refused(config, tmp_path / "run", "real is an ensemble", where="config.stages.ensemble.members[0]")
 
