@@ -239,8 +239,8 @@ number of trained ones, and these reach every layer."""
 
 
 ALL_BUT_SOME = (r"^(?!.*/(scale|bias)$|rpn/|box_head/(fc2|class_logits|box_deltas)/|backbone/(stem|res2|res3)|fpn/)",)
-"""The same, but that an eighth of all parameters are trained, which suffice for all that fine-tuning gains. Their noise
-is five times as long, so that it needs many patients."""
+"""The same with more layers: an eighth of all parameters are trained, which is enough for all that fine-tuning gains.
+The norm of their noise is five times as large, so they need many patients."""
 
 
 def detector_for_privacy(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
