@@ -33,9 +33,9 @@ def folds_section(name: str, found: Mapping[str, Any]) -> Section:
     then = ", for which the model was then trained on all patients."
     if not found.get("refit", True):  # not of earlier versions
         then = (
-            ": the folds there are the members of the model. Its thresholds are those of single members, each on "
-            "patients that it had not seen. Together the members score less where they disagree, so that fewer false "
-            "positives, and fewer lesions, come than the thresholds promise."
+            ": the folds, as they were then, are the members of the model. Its thresholds are those of single members, "
+            "each on patients that it had not seen. No patient is left on whom all members could be judged together, "
+            "so the thresholds may not keep what they promise: members that disagree give less extreme scores."
         )
     note = (
         f"The patients of training and validation in {count} folds; each validates a model that the others trained. "
