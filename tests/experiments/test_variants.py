@@ -161,7 +161,7 @@ def test_the_embedded_data_of_painted_lesions_are_scarce():
     """Few patients with lesions in quick alone; others paint into the images themselves, by their number of lesions."""
     scarce = cem_mixed.get_config()
     assert scarce == cem_mixed.get_config("fewshot") and "healthy_fraction=1.0" in scarce.data.canvases.spec
-    assert scarce.stages.mixed.weights == (0.5, 0.5)
+    assert scarce.stages.mixed.weights == (0.8, 0.2)
     for size in ("tiny", "small", "paper"):
         config = cem_mixed.get_config(size)
         assert (config.data.real.patients, config.data.canvases.spec, config.stages.mixed.weights) == (0, "", ())
