@@ -11,7 +11,7 @@ compares them on real test images. Other people's synthetic images: --config.dat
 numbers): "--config.stages.mixed.weights=(0.8,0.2)". Variants beside the size: fewshot, medium, double,
 retinanet, efficientdet, half, lite0, swin.
 The embedded data of `quick` are scarce: three patients with lesions, and sixty without, into whom 240 lesions are
-painted; four real images are drawn to a painted one. Take `small` or `paper` for your own images.
+painted; the mix has four real images for each painted one. Take `small` or `paper` for your own images.
 Published (CDD-CESM test split, chosen by sensitivity): mean sensitivity real 0.71, synthetic alone 0.58 to 0.62,
 real + 100 % synthetic 0.74, real + 200 % 0.72, real + medium area 0.70.
 """

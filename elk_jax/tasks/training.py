@@ -168,7 +168,7 @@ def kept_weights(
 def history(
     run: Run, stage: TrainStage, step: int, open_data: Sequence[Opened], promise: Statement | None = None
 ) -> model_folder.Training:
-    """How the weights of a train stage came about. open_data: whose patients are no secret."""
+    """How the weights of a train stage came about. open_data: data whose patients are not secret."""
     seen = {patients.patient_hash(patient) for one in open_data for patient in patients.named(one.infos)}
     seen = seen.union(*(one.seen_patients for one in open_data))
     before = [run.model_folder(name) for name in dict.fromkeys(stage.named_models().values())]
