@@ -44,7 +44,7 @@ class TrainingRecipe:
         if self.folds == 1:
             raise UserError("one fold leaves no patient to train on", where="folds", todo="give 2 at least, or 0")
         if not self.refit and not self.folds:
-            what = "refit is False without folds, of which an ensemble is made"
+            what = "refit is False with no folds to make an ensemble of"
             raise UserError(what, where="refit", todo="set folds, or refit=True")
         if self.privacy is not None and self.folds:
             what = f"folds is {self.folds} in a private training, whose promise counts no choice on protected patients"
