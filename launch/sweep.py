@@ -24,8 +24,8 @@ product with one key of numbers.
 Every setting runs with the same seeds, config.seed and those after it. The seed of a phantom is its own. Each run is an
 ordinary run folder, WORKDIR/runs/SETTING/seed-N, made by its own process; --jobs of them run at once and share the
 cores. A stage that has the same settings, seed and inputs in several runs is made once. Rerun the same command to
-resume: finished runs are not repeated, interrupted ones continue from their checkpoints. More settings and seeds may be
-added. A run that fails does not stop the others.
+resume: finished runs are not repeated, interrupted ones continue from their checkpoints. More settings, seeds and
+stages (--stages) may be added. A run that fails does not stop the others.
 
 At the end: table.csv, table.json and report.html, with the mean over the seeds, the deviation of one seed, 95 %
 intervals by resampling patients and seeds, and the difference of each setting to --against, on the same patients and
@@ -60,6 +60,7 @@ METRICS = flags.DEFINE_list("metrics", [], "Metrics shown first. Default: the fi
 BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 2000, "Resamples for the intervals, 0 for none.", lower_bound=0, upper_bound=100_000
 )
+STAGES = flags.DEFINE_list("stages", None, "Run only these stages of every setting. Default: all.")
 RUN = flags.DEFINE_string("run", None, "Do only this run, SETTING/seed-N, in this process: one of them on a cluster.")
 
 
@@ -85,7 +86,7 @@ def main() -> None:
         rows = (settings.Row(config.name),)
     baselines = settings.baselines(rows, AGAINST.value, values)
     own = {row.config: command_line.other_config(row.config) for row in rows if row.config and not row.not_run}
-    planned = plan(config, rows, SEEDS.value, folder, own)
+    planned = plan(config, rows, SEEDS.value, folder, own, STAGES.value)
     if RUN.value:
         run_one(planned, RUN.value)
         return

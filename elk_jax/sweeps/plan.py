@@ -38,13 +38,15 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """One setting with one seed. config: the whole configuration. folder: of the run."""
+    """One setting with one seed. config: the whole configuration. folder: of the run. stages: of the experiment, those
+    that the sweep runs."""
 
     row: Row
     seed: int
     config: ConfigDict
     experiment: Experiment
     folder: Path
+    stages: tuple[Stage, ...]
 
     @property
     def name(self) -> str:
@@ -56,9 +58,9 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every stage and the report are written, of this configuration."""
+        """Whether the report and every stage that the sweep runs are written, of this configuration."""
         written = self.folder / "config.json"
-        ends = [self.folder / REPORT, *(self.folder / name / resume.FINISHED for name in self.experiment.stages)]
+        ends = [self.folder / REPORT, *(self.folder / stage.name / resume.FINISHED for stage in self.stages)]
         if not written.is_file() or not all(end.is_file() for end in ends):
             return False
         return files.read_json(written) == json.loads(json.dumps(plain(self.config)))
@@ -69,7 +71,7 @@ class PlannedRun:
         found: dict[str, str] = {}
         for stage in self.experiment.stages.values():
             found[stage.name] = _identity(self.experiment, stage, found)
-        return found
+        return {stage.name: found[stage.name] for stage in self.stages}
 
 
 @dataclass(frozen=True)
@@ -93,32 +95,40 @@ class Plan:
 
 
 def plan(
-    base: ConfigDict, rows: Sequence[Row], seeds: int, folder: Path, configs: Mapping[str, ConfigDict] | None = None
+    base: ConfigDict,
+    rows: Sequence[Row],
+    seeds: int,
+    folder: Path,
+    configs: Mapping[str, ConfigDict] | None = None,
+    stages: Sequence[str] | None = None,
 ) -> Plan:
     """Check every setting with every seed, before any of them runs.
 
     base: the configuration that the rows change. seeds: how many, from `config.seed` on. configs: those of rows that
-    have their own, by `Row.config`. UserError, with the row, for a key or value that cannot be; for a row that sets the
-    seed.
+    have their own, by `Row.config`. stages: those that run; all when None. UserError, with the row, for a key, value or
+    stage that cannot be; for a row that sets the seed; for a stage that reads one that does not run.
     """
     if seeds < 1:
         raise UserError(f"{seeds} seeds", where="--seeds", todo="give 1 or more")
     _check_varied(rows)
     first = parse(base).seed
-    chosen = tuple(first + number for number in range(seeds))
-    for seed in chosen:
+    numbers = tuple(first + number for number in range(seeds))
+    for seed in numbers:
         check_seed(seed)
     runs = []
     for row in rows:
         if row.not_run:
             continue
-        for seed in chosen:
+        for seed in numbers:
             own = (configs or {})[row.config] if row.config else base
             config = changed(own, row.overrides, f"row '{row.name}'")
             config.seed = seed
             place = folder / "runs" / row.folder / f"seed-{seed}"
-            runs.append(PlannedRun(row, seed, config, _parsed(config, row), place))
-    return Plan(folder, base, tuple(rows), chosen, _ordered(runs))
+            experiment = _parsed(config, row, stages)
+            chosen = _chosen(experiment, stages)
+            _check_read(experiment, chosen, place)
+            runs.append(PlannedRun(row, seed, config, experiment, place, chosen))
+    return Plan(folder, base, tuple(rows), numbers, _ordered(runs))
 
 
 def changed(base: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
@@ -214,15 +224,34 @@ def _copy_stage(source: Path, place: Path) -> None:
 
 def _identity(experiment: Experiment, stage: Stage, earlier: Mapping[str, str]) -> str:
     """earlier: identities of the stages before it. What a stage reads of them is a part of its own."""
-    read = [*stage.trained(), *stage.named_models().values()]
-    read += [writer for data in stage.data() if (writer := experiment.writers.get(data.source))]
     follows = {
         "settings": resume.settings(experiment, stage),
         "mesh": [experiment.mesh.data, experiment.mesh.fsdp],
         "on_error": experiment.on_error,
-        "reads": {name: earlier[name] for name in read if name in earlier},
+        "reads": {name: earlier[name] for name in _read(experiment, stage) if name in earlier},
     }
     return hashlib.sha256(json.dumps(follows, sort_keys=True).encode()).hexdigest()
+
+
+def _read(experiment: Experiment, stage: Stage) -> list[str]:
+    """What a stage reads: the models, and the stages that make its images."""
+    models = [*stage.trained(), *stage.named_models().values()]
+    return models + [writer for data in stage.data() if (writer := experiment.writers.get(data.source))]
+
+
+def _chosen(experiment: Experiment, stages: Sequence[str] | None) -> tuple[Stage, ...]:
+    return tuple(stage for name, stage in experiment.stages.items() if stages is None or name in stages)
+
+
+def _check_read(experiment: Experiment, chosen: Sequence[Stage], folder: Path) -> None:
+    """UserError for a chosen stage that reads one that is neither chosen nor finished in the run folder."""
+    for stage in chosen:
+        for other in _read(experiment, stage):
+            missing = other in experiment.stages and experiment.stages[other] not in chosen
+            if missing and not (folder / other / resume.FINISHED).is_file():
+                what = f"stage {stage.name} reads the stage {other}, which is not to be run"
+                names = ",".join(one.name for one in chosen)
+                raise UserError(what, where=f"--stages={names}", todo=f"name {other} too")
 
 
 def _ordered(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
@@ -246,10 +275,10 @@ def _check_varied(rows: Sequence[Row]) -> None:
             )
 
 
-def _parsed(config: ConfigDict, row: Row) -> Experiment:
+def _parsed(config: ConfigDict, row: Row, stages: Sequence[str] | None) -> Experiment:
     try:
-        experiment = parse(config)
-        check_needs(experiment, experiment.stages.values())
+        experiment = parse(config, stages)
+        check_needs(experiment, _chosen(experiment, stages))
         return experiment
     except UserError as error:
         raise UserError(f"setting {row.name}: {error.what}", where=error.where, todo=error.todo) from error

@@ -148,7 +148,7 @@ def check_references(plan: Plan, references: Sequence[str], where: str) -> None:
 def _comparing(plan: Plan) -> Iterator[EvaluateModelsStage]:
     """The evaluations of several models, of all runs."""
     for run in plan.runs:
-        for stage in run.experiment.stages.values():
+        for stage in run.stages:
             if isinstance(stage, EvaluateModelsStage) and len(stage.subjects) > 1:
                 yield stage
 
@@ -231,7 +231,7 @@ def _entry(
 
 def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
     """Of the finished evaluation stages of a run."""
-    for stage in run.experiment.stages.values():
+    for stage in run.stages:
         folder = run.folder / stage.name
         if not isinstance(stage, EvaluateStage) or not (folder / resume.FINISHED).is_file():
             continue

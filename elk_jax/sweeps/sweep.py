@@ -83,7 +83,8 @@ def run_one(plan: Plan, place: str) -> None:
         plans.take_features(plan, run)
     if taken:
         new_console().print(f"taken from another run of the sweep: stage {', '.join(taken)}")
-    run_experiment(run.config, run.folder)
+    every = len(run.stages) == len(run.experiment.stages)
+    run_experiment(run.config, run.folder, None if every else [stage.name for stage in run.stages])
 
 
 def _jobs(plan: Plan, left: Sequence[PlannedRun], command: Sequence[str]) -> list[Job]:
@@ -128,7 +129,7 @@ def _seconds(plan: Plan) -> float:
 
 
 def _stage_seconds(run: PlannedRun) -> dict[str, float]:
-    ends = {stage: run.folder / stage / resume.FINISHED for stage in run.experiment.stages}
+    ends = {stage.name: run.folder / stage.name / resume.FINISHED for stage in run.stages}
     return {stage: files.read_object(end, "seconds")["seconds"] for stage, end in ends.items() if end.is_file()}
 
 

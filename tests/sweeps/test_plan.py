@@ -7,6 +7,7 @@ import pytest
 
 from elk_jax import files
 from elk_jax.experiments import resume
+from elk_jax.experiments.parse import plain
 from elk_jax.features import store
 from elk_jax.sweeps import plan as plans
 from elk_jax.sweeps.plan import plan
@@ -111,6 +112,26 @@ def test_runs_that_take_a_stage_wait_for_the_one_that_makes_it(tmp_path):
     names = [(run.row.name, run.seed) for run in found.runs]
     assert names == [("low", 42), ("low", 43), ("few", 42), ("few", 43), ("high", 42), ("high", 43)]
     assert [found.before(run) for run in found.runs] == [(), (), (), (), (0,), (1,)]
+
+
+def test_some_stages_alone(tmp_path):
+    """The others are not run, and not asked for. What an evaluation reads is run, or was."""
+    trained = plan(toy_task.get_config(), THRESHOLDS, 1, tmp_path, stages=["train"])
+    low, high = trained.runs
+    assert list(low.identities) == list(high.identities) == ["train"] and trained.before(high) == (0,)
+    with refused("evaluate", "train", where="--stages=evaluate"):
+        plan(toy_task.get_config(), THRESHOLDS, 1, tmp_path, stages=["evaluate"])
+    with refused("low", "'painting'", where="--stages=painting"):
+        plan(toy_task.get_config(), THRESHOLDS, 1, tmp_path, stages=["painting"])
+    for run in trained.runs:
+        assert not run.is_finished
+        made(run, "train")
+        files.write_json(run.folder / "config.json", plain(run.config))
+        files.write_text(run.folder / "report.html", "")
+        assert run.is_finished
+    again = plan(toy_task.get_config(), THRESHOLDS, 1, tmp_path, stages=["evaluate"])
+    assert [[stage.name for stage in run.stages] for run in again.runs] == [["evaluate"]] * 2
+    assert not any(run.is_finished for run in again.runs)
 
 
 def made(run, stage: str, weights: str = "") -> None:
