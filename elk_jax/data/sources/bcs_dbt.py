@@ -201,6 +201,9 @@ def _entry(
             what = f"a box of {width:g} x {height:g} px in slice {position:g} of {count:g}"
             raise UserError(what, where=place, todo="correct the row")
         corners.append([x, y, x + width, y + height])
+        if counts and count != counts[0]:
+            what = f"VolumeSlices is {count:g}, and {counts[0]} in another row of the volume"
+            raise UserError(what, where=place, todo="correct one of the rows")
         at.append(int(position))
         counts.append(int(count))
     found = tuple(path[2][name] for name in PATHS if path[2][name]) if path else ()

@@ -30,10 +30,14 @@ from elk_jax.images.schema import ImageInfo
 
 @dataclass(frozen=True)
 class Volume:
-    """The slices of a volume that are there, by position. `read(k)` is the image of `infos[k]`."""
+    """The slices of a volume that are there, by position. `read(k)` is the image of `infos[k]`.
+
+    instance: the UID of its DICOM file, "" for others.
+    """
 
     infos: tuple[ImageInfo, ...]
     read: Read
+    instance: str = ""
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -142,7 +146,8 @@ def dicom_volume(path: Path, spec: SourceSpec = AS_STORED, *, view: str = "", na
     patient = own.pop("patient_id") or name or str(path)
     meta: dict[str, Any] = {**own, "view": view.lower() or own["view"], "volume_slices": int(header.NumberOfFrames)}
     infos = blank_slices(name or str(path), patient, (int(header.Columns), int(header.Rows)), str(path), meta)
-    return Volume(infos, OrientedFrames(path, spec, len(infos), view[:1].upper()))
+    instance = str(header.get("SOPInstanceUID") or "").strip()
+    return Volume(infos, OrientedFrames(path, spec, len(infos), view[:1].upper()), instance)
 
 
 def blank_slices(
@@ -156,25 +161,26 @@ def blank_slices(
     )
 
 
-def slice_folder(folder: Path, spec: SourceSpec) -> Volume:
+def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path] | None = None) -> Volume:
     """A folder of image files, one a slice, by their names (numbers in them count as numbers).
 
-    UserError for one file, files of different sizes, and of different bits a pixel: one window shows the volume.
+    paths: of the slices; None for all images in and below the folder. UserError for one file, files of different sizes,
+    and of different bits a pixel, which reading a slice finds: one window shows the volume.
     """
-    paths = sorted(find_images([folder])[0], key=lambda path: _natural(path.relative_to(folder).as_posix()))
+    paths = find_images([folder])[0] if paths is None else paths
+    paths = sorted(paths, key=lambda path: _natural(path.relative_to(folder).as_posix()))
     if len(paths) < 2:
         raise UserError("one image: a volume has several slices", where=folder, todo="give the image itself")
     sizes = [image_size(path) for path in paths]
     if odd := next((path for path, size in zip(paths, sizes) if size != sizes[0]), None):
         what = f"slices of different sizes: {paths[0].name} and {odd.name}"
         raise UserError(what, where=folder, todo="put each volume into its own folder")
-    bits = [decode_as(spec, path)[1]["bits"] for path in (paths[0], paths[-1])]
-    if bits[0] != bits[1]:
-        what = f"{paths[0].name} has {bits[0]} bits a pixel, {paths[-1].name} has {bits[1]}"
-        raise UserError(what, where=folder, todo="export all slices of a volume in the same way")
+    bits = decode_as(spec, paths[0])[1]["bits"]
+    read = partial(_read_slice, tuple(paths), spec, bits)
+    read(len(paths) - 1)
     infos = blank_slices(str(folder), str(folder), sizes[0], "", {"volume_slices": len(paths)})
     infos = tuple(replace(info, file_name=str(path)) for info, path in zip(infos, paths))
-    return Volume(infos, partial(_read_slice, tuple(paths), spec))
+    return Volume(infos, read)
 
 
 def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tuple[tuple[Path, str], ...]]:
@@ -200,7 +206,7 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
             skipped.append((path, "a DICOM file of one frame, not a volume"))
     for folder, images in folders.items():
         if len(images) > 1:
-            volumes.append(slice_folder(folder, spec))
+            volumes.append(slice_folder(folder, spec, images))
         else:
             skipped += [(path, "one image, not a volume") for path in images]
     if not volumes:
@@ -214,8 +220,14 @@ def _is_dicom(path: Path) -> bool:
         return path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX))
 
 
-def _read_slice(paths: tuple[Path, ...], spec: SourceSpec, position: int) -> np.ndarray:
-    return decode_as(spec, paths[position])[0]
+def _read_slice(paths: tuple[Path, ...], spec: SourceSpec, bits: int, position: int) -> np.ndarray:
+    """bits: a pixel, of all slices."""
+    path = paths[position]
+    image, meta = decode_as(spec, path)
+    if meta["bits"] != bits:
+        what = f"{paths[0].name} has {bits} bits a pixel, {path.name} has {meta['bits']}"
+        raise UserError(what, where=path.parent, todo="export all slices of a volume in the same way")
+    return image
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

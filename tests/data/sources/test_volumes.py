@@ -163,6 +163,27 @@ def test_a_folder_of_slices_is_ordered_by_number(tmp_path):
         slice_folder(tmp_path, SourceSpec())
 
 
+def test_a_slice_of_other_bits_is_refused_wherever_it_lies(tmp_path):
+    for k in range(3):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((6, 5), 100, np.uint8 if k != 1 else np.uint16))
+    volume = slice_folder(tmp_path, SourceSpec())
+    with refused(8, 16, "1.png", where=tmp_path):
+        volume.read(1)
+
+
+def test_images_below_a_volume_are_not_its_slices(tmp_path):
+    for name in ("0.png", "1.png", "below/0.png", "below/1.png", "below/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((6, 5), np.uint8))
+    (tmp_path / "volume.dcm").write_bytes(volume_bytes())
+    volumes, _ = find_volumes(tmp_path, SourceSpec())
+    assert {volume.name: len(volume) for volume in volumes} == {
+        str(tmp_path / "volume.dcm"): 12,
+        str(tmp_path): 2,
+        str(tmp_path / "below"): 3,
+    }
+
+
 def test_volumes_are_found_in_folders(tmp_path, folder):
     volumes, skipped = find_volumes(folder, SourceSpec())
     assert len(volumes) == 6 and {str(path)[-4:] for path, _ in skipped} == {".csv"}
@@ -203,6 +224,7 @@ def copy_file(folder):
         (change("*boxes-train*", ",0,3,5", ",0,12,5"), [12, "slice"]),
         (change("*boxes-train*", ",0,3,5,", ",0,3,45,"), ["outside"]),
         (change("*boxes-train*", "benign,0,12", "benign,0,13"), [13, 12]),
+        (change("*boxes-train*", "4,4,benign,0,12", "4,4,benign,0,40"), [12, 40]),
         (change("*boxes-train*", "VolumeSlices", "Slices"), ["neither", "VolumeSlices"]),
         (change("*labels-train*", "StudyUID", "Study"), ["StudyUID", "column"]),
         (change("*labels-train*", "PatientID,StudyUID,View,", "PatientID;StudyUID;View;"), ["commas"]),
