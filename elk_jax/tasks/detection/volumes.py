@@ -339,6 +339,7 @@ def predict_volumes(
     pairs = [find_volumes(Path(entry), decoding) for entry in inputs]
     by_name = {volume.name: volume for volumes, _ in pairs for volume in volumes}
     volumes = list(by_name.values())
+    notes = _of_one_view(volumes)
     trained = load(model)
     files.check_writable(output)
     points = trained.description.operating_points
@@ -353,9 +354,30 @@ def predict_volumes(
         if settings.pictures:
             write_report(output / "report.html", findings_page(volumes, found, threshold))
     report_skipped([], [(str(path), reason) for _, skipped in pairs for path, reason in skipped])
+    for note in notes:
+        new_console().print(f"note: {note}")
     count = sum(int((one.scores >= threshold).sum()) for one in found)
     new_console().print(f"{count} findings at or above {threshold:.3f} in {len(volumes)} volumes: {output}")
     return results
+
+
+def _of_one_view(volumes: Sequence[Volume]) -> list[str]:
+    """A line for volumes of one study and view, which no row of the challenge's file can tell apart.
+
+    UserError for two files of one volume, whose findings would count twice.
+    """
+    of_view: dict[tuple[str, str], Volume] = {}
+    of_instance: dict[str, Volume] = {}
+    notes = []
+    for volume in volumes:
+        if volume.instance and (other := of_instance.setdefault(volume.instance, volume)) is not volume:
+            what = f"two files for one volume: {other.infos[0].file_name} and {volume.infos[0].file_name}"
+            raise UserError(what, where=f"SOPInstanceUID {volume.instance}", todo="keep one of them")
+        if (other := of_view.setdefault((volume.study, volume.view), volume)) is not volume:
+            both = f"{other.infos[0].file_name} and {volume.infos[0].file_name}"
+            name = f"the study {volume.study} and the view '{volume.view}'"
+            notes.append(f"two volumes of {name}, {both}: findings.csv does not tell them apart, findings.json does")
+    return notes
 
 
 def _entries(volume: Volume, found: VolumeDetections, classes: Sequence[str], threshold: float) -> list[dict[str, Any]]:

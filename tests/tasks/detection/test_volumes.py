@@ -32,6 +32,7 @@ from elk_jax.tasks.run import Experiment, MeshSettings, Run
 from elk_jax.training.mesh import make_mesh
 from elk_jax.weights import model_folder
 from tests.data.sources import dbt_files
+from tests.data.sources.dicom_files import make
 from tests.detection import toy_detector
 from tests.refusals import refused
 
@@ -289,3 +290,23 @@ def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path)
     assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 2 * 7
     with refused("skip", where="--on_error"):
         volumes.predict_inputs(inputs=[str(stack)], on_error="skip", **how)
+
+
+def test_two_files_of_one_volume_are_refused_and_two_volumes_of_one_view_are_named(tmp_path, model, capsys):
+    of = {"StudyInstanceUID": "1.2.3", "ImageLaterality": "L", "ViewPosition": "CC"}
+    dark = np.zeros((3, 64, 48), np.uint16)
+    data = [make(dark, bits=16, SharedFunctionalGroupsSequence=dbt_files.GROUPS, **of) for _ in range(2)]
+    for name, one in (("a", data[0]), ("b", data[1]), ("c", data[0])):
+        (tmp_path / f"{name}.dcm").write_bytes(one)
+    how = {
+        "model": model,
+        "decoding": SourceSpec(),
+        "output": tmp_path / "out",
+        "settings": predict.PredictSettings(volumes=True),
+    }
+    with refused("two files", "a.dcm", "c.dcm"):
+        volumes.predict_volumes(inputs=[str(tmp_path / "a.dcm"), str(tmp_path / "c.dcm")], **how)
+    assert not (tmp_path / "out").exists()
+    volumes.predict_volumes(inputs=[str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm")], **how)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "two volumes of the study 1.2.3 and the view 'lcc'" in printed
