@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from elk_jax.data.sources.open import may_be_slices
+from elk_jax.data.sources.open import check_partner, may_be_slices
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
@@ -35,6 +35,7 @@ def _check_pairs(need: Need, spec: SourceSpec) -> None:
         what, where = f"{need.why}, and {name} has single images", f"config.data.{name}.partner"
         todo = "name the field of the partner's file, or the modality of a phantom"
         raise UserError(what, where=where, todo=todo)
+    check_partner(spec)
 
 
 def _check_volumes(experiment: Experiment, need: Need, spec: SourceSpec) -> None:

@@ -51,7 +51,8 @@ class Kind:
     in_memory: the source holds its decoded images, so that they need no cache.
     of_volumes: place -> whether it has whole volumes, of which `SourceSpec.slices` chooses.
     of_slices: its images may say which volume they are slices of.
-    of_pairs: its images may have partners (`SourceSpec.partner`).
+    check_partner: UserError for a `SourceSpec.partner` that its images cannot have, as far as that is known without its
+        annotations; None where they have none.
     drawn: what is known of a source without drawing it; None where opening it draws nothing.
     """
 
@@ -60,26 +61,26 @@ class Kind:
     in_memory: bool = False
     of_volumes: Callable[[str], bool] = lambda place: False
     of_slices: bool = False
-    of_pairs: bool = False
+    check_partner: Callable[[SourceSpec], None] | None = None
     drawn: Drawn | None = None
 
 
 KINDS = {
-    "coco": Kind(coco.open_coco, image_folder=coco.image_folder, of_slices=True, of_pairs=True),
+    "coco": Kind(coco.open_coco, image_folder=coco.image_folder, of_slices=True, check_partner=lambda spec: None),
     "bcs_dbt": Kind(open_bcs_dbt, of_volumes=lambda place: True),
     "folders": Kind(class_folders.open_class_folders, image_folder=Path),
     "tfds": Kind(open_tfds, of_slices=True),
     "phantom": Kind(
         phantom.open_phantom,
         in_memory=True,
-        of_pairs=True,
+        check_partner=phantom.check_partner,
         drawn=Drawn(phantom_sets.CLASSES, phantom.patients),
     ),
     "phantom_volumes": Kind(
         phantom_volumes.open_phantom_volumes,
         in_memory=True,
         of_volumes=phantom_volumes.has_slices,
-        of_pairs=True,
+        check_partner=phantom_volumes.check_partner,
         drawn=Drawn(phantom_sets.CLASSES, phantom_volumes.patients),
     ),
     "phantom_patches": Kind(open_phantom_patches, in_memory=True),
@@ -100,6 +101,18 @@ def has_volumes(spec: SourceSpec) -> bool:
 def may_be_slices(spec: SourceSpec) -> bool:
     """Whether a source may have slices of volumes, as far as that is known without its annotations."""
     return has_volumes(spec) or (spec.kind in KINDS and KINDS[spec.kind].of_slices)
+
+
+def check_partner(spec: SourceSpec) -> None:
+    """UserError for a partner that the images of a source cannot have. Nothing is opened."""
+    if not spec.partner or spec.kind not in KINDS:
+        return
+    check = KINDS[spec.kind].check_partner
+    if check is None:
+        known = ", ".join(f"{name}:" for name, one in KINDS.items() if one.check_partner is not None)
+        what = f"partner={spec.partner} of a source without pairs"
+        raise UserError(what, where=spec.spec, todo=f"leave it out, or give one of {known}")
+    check(spec)
 
 
 def list_source(
@@ -137,10 +150,7 @@ def list_source(
     if spec.slices != CENTRAL and not has_volumes(spec):
         todo = "leave it out: `slices` chooses among those of bcs_dbt: and phantom_volumes:"
         raise UserError(f"slices={spec.slices} of images: {spec.spec} has no slices", where=spec.spec, todo=todo)
-    if spec.partner and not kind.of_pairs:
-        known = ", ".join(f"{name}:" for name, one in KINDS.items() if one.of_pairs)
-        what = f"partner={spec.partner} of a source without pairs"
-        raise UserError(what, where=spec.spec, todo=f"leave it out, or give one of {known}")
+    check_partner(spec)
     source = kind.open(spec, "" if spec.split_shares else split, progress)
     if spec.patient_pattern:
         source = replace(source, infos=patients.from_file_names(source.infos, spec.patient_pattern, source.name))

@@ -36,8 +36,13 @@ def open_phantom(spec: SourceSpec, split: str = "", progress: ProgressBar = no_b
     source = ImageSource(f"phantom:{spec.place}", phantom_sets.CLASSES, infos, read)
     if not spec.partner:
         return source
-    phantom_sets.check_partner(spec, parse_options(spec.place).modality, MODALITIES)
+    check_partner(spec)
     return paired(source, read_phantom(f"{spec.place},modality={spec.partner}", split, progress)[1])
+
+
+def check_partner(spec: SourceSpec) -> None:
+    """UserError for a partner that these phantoms do not have, and for a bad option."""
+    phantom_sets.check_partner(spec, parse_options(spec.place).modality, MODALITIES)
 
 
 def read_phantom(options: str, split: str = "", progress: ProgressBar = no_bar) -> tuple[tuple[ImageInfo, ...], Read]:

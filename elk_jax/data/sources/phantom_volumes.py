@@ -51,9 +51,14 @@ def open_phantom_volumes(spec: SourceSpec, split: str = "", progress: ProgressBa
     options = parse_options(spec.place)
     if not spec.partner:
         return _draw_all(spec, options, (options.modality,), split, progress)[0]
-    phantom_sets.check_partner(spec, options.modality, OF_VIEWS)
+    check_partner(spec)
     first, second = _draw_all(spec, options, (options.modality, spec.partner), split, progress)
     return paired(first, second.read)
+
+
+def check_partner(spec: SourceSpec) -> None:
+    """UserError for a partner that these images do not have, and for a bad option."""
+    phantom_sets.check_partner(spec, parse_options(spec.place).modality, OF_VIEWS)
 
 
 def has_slices(options: str) -> bool:

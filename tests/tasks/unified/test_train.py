@@ -198,6 +198,7 @@ def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
     "stage, changes, where, words",
     [
         ("borrowed", {"data.pairs.partner": ""}, "config.data.pairs.partner", ("partner", "pairs")),
+        ("borrowed", {"data.pairs.partner": "other"}, "partner", ("other", "mammogram")),
         ("base_ub", {"data.pairs.partner": ""}, "config.data.pairs.partner", ("pairs",)),
         ("base_ub", {"stages.base_ub.validate_on": "sm"}, "config.data.sm.partner", ("pairs",)),
         ("evaluate", {"stages.evaluate.on": "sm"}, "config.data.sm.partner", ("base_ub",)),
