@@ -96,7 +96,7 @@ def torchvision_v2(**changes: Any) -> RetinaNetConfig:
 
 
 def plain(**changes: Any) -> RetinaNetConfig:
-    """On C5 alone, with five sizes of anchors in every cell, as in CoMoTo (Alhussein et al. 2024), and `changes`."""
+    """On C5 alone, with five sizes of anchors in every cell, as in CoMoTo (Alberb et al. 2024), and `changes`."""
     settings: dict[str, Any] = {
         "fpn": False,
         "anchor_sizes": ((32.0, 64.0, 128.0, 256.0, 512.0),),
