@@ -8,8 +8,9 @@
 The model is a detector, or an ensemble of several (configs/cem_ensemble.py). Writes findings.json (boxes in each
 file's own pixels, with scores), findings.csv, and one picture per image with the boxes that reach the threshold. Every
 frame of a multi-frame DICOM file (tomosynthesis) is an image, and the findings name it. With --volumes it is one
-volume, and so is a folder of slices: findings.csv has the columns of the DBTex challenge, and report.html shows every
-finding in its best slice and along z. docs/dicom.md says how files are read, and which are left out or refused.
+volume, and so is a folder of slices; --input=bcs_dbt:DIR takes the volumes that the tables of paths in DIR name.
+findings.csv has the columns of the DBTex challenge, and report.html shows every finding in its best slice and along z.
+docs/dicom.md says how files are read, and which are left out or refused.
 
 Without --threshold the pictures use the operating point of one false positive per image that the training chose, on its
 validation split or by folds. With a translator: what launch/translate.py does. With a classifier: predictions.json and

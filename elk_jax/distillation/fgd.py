@@ -88,7 +88,8 @@ def attention(features: jax.Array, temperature: float, there: jax.Array) -> tupl
 def masks(boxes: jax.Array, valid: jax.Array, grid: Grid, there: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(inside [B, h, w]: 1 / cells of the smallest box there, else 0; outside: 1 / their number where no box is).
 
-    there [B, h, w] bool: cells that count; both are 0 in others.
+    there [B, h, w] bool: cells that count; both are 0 in others. A box has the cells that it touches, where the
+    published code has one more row and column.
     """
     (h, w), (height, width) = grid
     x0, y0, x1, y1 = jnp.moveaxis(at_least_float32(boxes) * jnp.array([w / width, h / height] * 2), -1, 0)

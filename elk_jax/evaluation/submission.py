@@ -21,6 +21,7 @@ KEY = ("PatientID", "StudyUID", "View")
 ROUNDING = 1.0
 """Slices by which a finding may reach out of its volume."""
 NUMBERS = ("X", "Width", "Y", "Height", "Z", "Depth", "Score")
+NO_DEPTH = -1
 
 
 def text(results: Sequence[VolumeResult]) -> str:
@@ -62,10 +63,14 @@ def read(path: str | os.PathLike, truths: Sequence[VolumeTruth]) -> list[VolumeR
 
 
 def _numbers(row: Mapping[str, str], slices: int, where: str) -> list[float]:
-    """x0, y0, x1, y1, first, depth, score. slices: of the volume; 0 where this is not known."""
+    """x0, y0, x1, y1, first, depth, score. slices: of the volume; 0 where this is not known.
+
+    A Depth of -1 says that no depth was predicted, and counts as the challenge counts it: the centre is Z - 0.5.
+    """
     x, width, y, height, first, depth, score = (files.number(row, name, where) for name in NUMBERS)
-    if min(width, height, depth) < 0:
-        raise UserError("Width, Height and Depth may not be negative", where=where, todo="correct the row")
+    if min(width, height) < 0 or (depth < 0 and depth != NO_DEPTH):
+        what = f"Width, Height and Depth may not be negative, but a Depth of {NO_DEPTH}"
+        raise UserError(what, where=where, todo="correct the row")
     if first < -ROUNDING or (slices and first + depth > slices - 1 + ROUNDING):
         what = f"slices {first:g} to {first + depth:g} of a volume of {slices or 'any number of'} slices"
         raise UserError(what, where=where, todo="count slices from 0, and correct the row")
@@ -77,5 +82,5 @@ def _detections(rows: list[list[float]]) -> VolumeDetections:
         return no_detections()
     values = np.array(rows)
     first, depth = values[:, 4], values[:, 5]
-    best = np.rint(first + depth / 2).astype(int)
+    best = np.rint(first + np.maximum(depth, 0) / 2).astype(int)
     return VolumeDetections(values[:, :4], first, depth, best, values[:, 6], np.zeros(len(rows), int))

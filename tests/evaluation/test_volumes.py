@@ -57,6 +57,8 @@ LESION = (500, 500, 20, 20, 20)  # its centre is 510, 510; half of its diagonal 
         ([LESION], 40, (500, 500, 20, 20, 29, 4), -1),  # its centre is 31
         ([LESION], 40, (500, 500, 20, 20, 26, 8), 0),  # 30
         ([LESION], 40, (500, 500, 20, 20, 10, 0), 0),
+        ([LESION], 40, (500, 500, 20, 20, 30, -1), 0),  # no depth: its centre is 29.5
+        ([LESION], 40, (500, 500, 20, 20, 31, -1), -1),  # 30.5
         ([LESION], 41, (500, 500, 20, 20, 30, 0.5), 0),  # 10.25 of an odd number of slices
         ([LESION], 41, (500, 500, 20, 20, 30, 0.6), -1),
         ([LESION, (560, 500, 20, 20, 20)], 40, (535, 500, 20, 20, 20, 0), 1),  # between two: the nearer
@@ -211,7 +213,7 @@ HEADER = "PatientID,StudyUID,View,X,Width,Y,Height,Z,Depth,Score\n"
         (HEADER + "P7,S1,lcc,1,1,1,1,1,0,0.5\n", ["P1", "P7"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,1,1,1,1,0,nan\n", ["Score"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,-1,1,1,1,0,0.5\n", ["negative"], ", line 2"),
-        (HEADER + "P1,S1,lcc,1,1,1,1,1,-1,0.5\n", ["Depth", "negative"], ", line 2"),
+        (HEADER + "P1,S1,lcc,1,1,1,1,1,-2,0.5\n", ["Depth", "negative"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,1,1,1,-3,0,0.5\n", ["slices -3"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,1,1,1,1,0,0.5\nP1,S1,lcc,1,1,1,1,20,21,0.5\n", [41, "from 0"], ", line 3"),
         (HEADER + "P1,S1,lcc,1,1,1\n", [6, 10], ", line 2"),

@@ -47,7 +47,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One volume of the tables. slices: 0 where no box says how many it has."""
+    """One volume of the tables. kind: "" without a label. slices: 0 where no box says how many it has."""
 
     patient_id: str
     study: str
@@ -71,8 +71,6 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
     UserError: no table of a kind, a volume twice, a study of two patients, a box or path of a volume that no label
     names, bad numbers.
     """
-    if not folder.is_dir():
-        raise UserError("no such folder", where=f"bcs_dbt:{folder}", todo="give bcs_dbt:DIR")
     labels = dict(_unique(_rows(folder, LABELS), "labels"))
     patient_of: dict[str, str] = {}
     for (patient, study, _), (_, where, _) in labels.items():
@@ -99,15 +97,29 @@ def open_bcs_dbt(spec: SourceSpec, split: str = "", progress: ProgressBar = no_b
 
     UserError as in `read_entries` and `dicom_volume`, and for volumes whose file is missing or is there twice.
     """
+    entries = read_entries(Path(spec.place), split)
+    return as_source(_open_all(entries, spec, progress), CLASSES, spec.spec)
+
+
+def open_unlabelled(spec: SourceSpec) -> list[Volume]:
+    """The whole volumes that the tables of paths name; those of labels and boxes are not read, and need not be there.
+
+    UserError as in `open_bcs_dbt`.
+    """
+    named = _unique(_rows(Path(spec.place), PATHS), "paths")
+    none = np.zeros((0, 4), np.float32), np.zeros(0, int)
+    entries = [Entry(*key, split, "", *none, 0, _places(row)) for key, (split, _, row) in named]
+    return _open_all(entries, replace(spec, slices="all"))
+
+
+def _open_all(entries: list[Entry], spec: SourceSpec, progress: ProgressBar = no_bar) -> list[Volume]:
     folder = Path(spec.place)
-    entries = read_entries(folder, split)
     places = [_file_of(entry, folder) for entry in entries]
     if missing := [entry.name for entry, place in zip(entries, places) if place is None]:
         what = f"{len(missing)} of {len(entries)} volumes have no file; the first is {missing[0]}"
         todo = "fetch them, or take their rows out of the tables"
         raise UserError(what, where=spec.spec, todo=todo)
-    opened = partial(_opened, entries, places, spec)
-    return as_source(map_in_threads(opened, len(entries), progress), CLASSES, spec.spec)
+    return map_in_threads(partial(_opened, entries, places, spec), len(entries), progress)
 
 
 def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, position: int) -> Volume:
@@ -131,6 +143,8 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
 
 def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, str, Mapping[str, str]]]:
     """(volume, split, place for errors, row) of the tables with these columns."""
+    if not folder.is_dir():
+        raise UserError("no such folder", where=f"bcs_dbt:{folder}", todo="give bcs_dbt:DIR")
     tables = [path for path, names in _tables(folder).items() if {*KEY, *columns} <= names]
     if not tables:
         what = f"no table with the columns {', '.join((*KEY, *columns))}"
@@ -194,7 +208,9 @@ def _entry(
     if len(kinds) != 1:
         what = f"{' and '.join(kinds) or 'none'} of {', '.join(LABELS)} is 1"
         raise UserError(what, where=where, todo="mark one of them")
-    corners, at, counts = [], [], []
+    corners: list[list[float]] = []
+    at: list[int] = []
+    counts: list[int] = []
     for place, row in boxes:
         position, x, y, width, height, count = (files.number(row, name, place) for name in BOX)
         if min(width, height) <= 0 or not 0 <= position < count or int(position) != position:
@@ -206,9 +222,14 @@ def _entry(
             raise UserError(what, where=place, todo="correct one of the rows")
         at.append(int(position))
         counts.append(int(count))
-    found = tuple(path[2][name] for name in PATHS if path[2][name]) if path else ()
+    found = _places(path[2]) if path else ()
     boxes_of = np.array(corners, np.float32).reshape(-1, 4)
     return Entry(*key, split, kinds[0], boxes_of, np.array(at, int), counts[0] if counts else 0, found)
+
+
+def _places(row: Mapping[str, str]) -> tuple[str, ...]:
+    """Where the file of a volume may be, by its row of the table of paths."""
+    return tuple(row[name] for name in PATHS if row[name])
 
 
 def _file_of(entry: Entry, folder: Path) -> Path | None:

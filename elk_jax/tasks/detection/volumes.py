@@ -334,9 +334,10 @@ def predict_volumes(
 ) -> list[VolumeResult]:
     """Write findings.csv (the challenge's columns), findings.json and report.html into `output`.
 
-    inputs: DICOM files of several frames, folders of slices, and folders of such.
+    inputs: DICOM files of several frames, folders of slices, folders of such, and `bcs_dbt:DIR`, whose tables name the
+    volumes and say how they hang.
     """
-    pairs = [find_volumes(Path(entry), decoding) for entry in inputs]
+    pairs = [_find_volumes(entry, decoding) for entry in inputs]
     by_name = {volume.name: volume for volumes, _ in pairs for volume in volumes}
     volumes = list(by_name.values())
     notes = _of_one_view(volumes)
@@ -359,6 +360,12 @@ def predict_volumes(
     count = sum(int((one.scores >= threshold).sum()) for one in found)
     new_console().print(f"{count} findings at or above {threshold:.3f} in {len(volumes)} volumes: {output}")
     return results
+
+
+def _find_volumes(entry: str, decoding: SourceSpec) -> tuple[Sequence[Volume], Sequence[tuple[Path, str]]]:
+    """(volumes, skipped files with the reason) of an input."""
+    spec = replace(decoding, spec=entry)
+    return (bcs_dbt.open_unlabelled(spec), ()) if spec.kind == "bcs_dbt" else find_volumes(Path(entry), decoding)
 
 
 def _of_one_view(volumes: Sequence[Volume]) -> list[str]:

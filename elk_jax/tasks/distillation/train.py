@@ -267,8 +267,10 @@ def check_teacher(teacher: Detector, student: Detector, folder: Any) -> None:
     """UserError unless the maps of a teacher can be compared with those of the student, and start it."""
     kinds = [_words(one) for one in (teacher, student)]
     if kinds[0] != kinds[1]:
-        todo = f"name a teacher that is a {kinds[1]}, or set the student's model to that of the teacher"
-        raise UserError(f"the teacher is a {kinds[0]}, the student a {kinds[1]}", where=folder, todo=todo)
+        todo = f"name a teacher of the kind {kinds[1]}, or set the student's model to that of the teacher"
+        raise UserError(
+            f"the kind of the teacher is {kinds[0]}, that of the student {kinds[1]}", where=folder, todo=todo
+        )
     if teacher.strides != student.strides:
         levels = [", ".join(map(str, one.strides)) for one in (teacher, student)]
         what = f"the teacher has levels of {levels[0]} pixels per cell, the student of {levels[1]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from threading import Lock
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from elk_jax.detection import detectors
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.detections import Detections, join
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
+from elk_jax.evaluation.volumes import evaluate_volumes
 from elk_jax.experiments.needs import check_needs
 from elk_jax.sweeps import results as sweeps
 from elk_jax.tasks.detection import evaluate, predict, report, volumes
@@ -290,6 +292,25 @@ def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path)
     assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 2 * 7
     with refused("skip", where="--on_error"):
         volumes.predict_inputs(inputs=[str(stack)], on_error="skip", **how)
+
+
+def test_a_collection_without_labels_gives_the_file_that_the_challenge_takes(folder, model, tmp_path):
+    """Its volumes hang as their views say, and its rows have the names of the tables: judged beside the boxes, all
+    lesions are found."""
+    blind = tmp_path / "blind"
+    shutil.copytree(folder, blind, ignore=shutil.ignore_patterns("*labels*", "*boxes*"))
+    how = {"model": model, "decoding": SourceSpec(), "settings": predict.PredictSettings(volumes=True)}
+    volumes.predict_volumes(inputs=[f"bcs_dbt:{blind}"], output=tmp_path / "out", **how)
+    truths = [volumes.truth_of(one) for one in volumes_of(open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all")))]
+    found = submission.read(tmp_path / "out" / "findings.csv", truths)
+    assert sum(len(one.found.scores) for one in found) == len(dbt_files.BOXES)
+    assert evaluate_volumes(found, resamples=0)["metrics"]["mean_sensitivity_positive"]["value"] == 1
+    next(blind.rglob("*.dcm")).unlink()
+    with refused("1 of 6 volumes have no file", where=f"bcs_dbt:{blind}"):
+        volumes.predict_volumes(inputs=[f"bcs_dbt:{blind}"], output=tmp_path / "again", **how)
+    with refused("no such folder", where=f"bcs_dbt:{tmp_path / 'none'}"):
+        volumes.predict_volumes(inputs=[f"bcs_dbt:{tmp_path / 'none'}"], output=tmp_path / "again", **how)
+    assert not (tmp_path / "again").exists()
 
 
 def test_two_files_of_one_volume_are_refused_and_two_volumes_of_one_view_are_named(tmp_path, model, capsys):
