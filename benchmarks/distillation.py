@@ -132,7 +132,7 @@ def compiled(
     canvas = batch["image"].shape[1:3]
     placed = meshes.put_batch({**batch, "distilled": np.ones(len(batch["valid"]), bool), "beside": dict(batch)}, mesh)
     alone = meshes.put_batch(dict(batch), mesh)
-    recipe = lambda mode: DistillationRecipe(model=config, mode=mode)
+    recipe = lambda mode: DistillationRecipe(model=config, mode=mode, stride=8)
     steps = {PLAIN: (trainable(own), alone), ALIGNED: (aligning(own, recipe("lesion")), alone)}
     steps |= {mode: (learning(own, own, weights, recipe(mode), canvas), placed) for mode in modes}
     teacher = meshes.place_constants(weights, mesh)

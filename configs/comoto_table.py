@@ -40,6 +40,16 @@ COMPARED: tuple[tuple[str, dict[str, Any], str], ...] = (
 """(name, settings, note), each with few slices and with all."""
 
 ABLATED = (
+    Row(
+        "few,pretraining without ImPA",
+        {"distill.mode": "pretraining", "distill.intra_align": False, "data.dbt.train_share": FEW},
+        note="what aligning the teacher's lesions costs or gains by itself",
+    ),
+    Row(
+        "few,lesion,8 px a cell",
+        {"distill.mode": "lesion", "distill.stride": 8, "data.dbt.train_share": FEW},
+        note="the finest level of the pyramid, for LsKD and ImPA; the default has the published 32 px",
+    ),
     Row("few,lesion,5 points", {"distill.mode": "lesion", "distill.points": 5, "data.dbt.train_share": FEW}),
     Row("few,lesion,4 points", {"distill.mode": "lesion", "distill.points": 4, "data.dbt.train_share": FEW}),
     Row(

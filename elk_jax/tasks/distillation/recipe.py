@@ -55,10 +55,11 @@ class DistillationRecipe(DetectionRecipe):
     between their evaluations, checkpoints and log lines, where an epoch of their few images is shorter; of a schedule,
     shares of the steps go with it.
     points, sampling: of a lesion, for `lesion` and `intra_align`. stride: of the level that these and `image` read, in
-    pixels per cell; the others read all levels. tap: which levels: those of the pyramid, or of the backbone below it.
-    temperature: of `lesion`, `image`, `classwise`, `cwd`, `contrastive` and `outputs`; None: as published. tolerance:
-    cells by which the maps of `mse` and `sigmoid_l2` may be displaced. confidence: of `outputs`: probability from which
-    on the teacher's box is a target; None: 0.3.
+    pixels per cell, 32 as published; the others read all levels. On the finest level of a pyramid, which finds small
+    lesions, `intra_align` can cost a teacher half of what it finds (docs/results.md). tap: which levels: those of the
+    pyramid, or of the backbone below it. temperature: of `lesion`, `image`, `classwise`, `cwd`, `contrastive` and
+    `outputs`; None: as published. tolerance: cells by which the maps of `mse` and `sigmoid_l2` may be displaced.
+    confidence: of `outputs`: probability from which on the teacher's box is a target; None: 0.3.
     intra_align: the teacher learns that lesions resemble each other and not what lies beside them (ImPA), by
     align_weight. negatives: what lies beside; breast: cells of the breast; anywhere: air and padding too.
     """
@@ -72,7 +73,7 @@ class DistillationRecipe(DetectionRecipe):
     student_length: Annotated[float, ABOVE_ZERO] = 1.0
     points: Count = 9
     sampling: Sampling = "bilinear"
-    stride: Annotated[int, AtLeast(1)] = 8
+    stride: Annotated[int, AtLeast(1)] = 32
     tap: TapName = "pyramid"
     temperature: Annotated[float, ABOVE_ZERO] | None = None
     tolerance: Annotated[int, Between(0, 8)] = 0

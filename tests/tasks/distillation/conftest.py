@@ -20,6 +20,7 @@ def small_config(mode: str = "lesion") -> ConfigDict:
     config.distill.test_flips = ()
     config.distill.mode = mode
     config.distill.distill_from = 1
+    config.distill.stride = 8  # its only level
     for name in ("mammo", "dbt"):
         config.data[name].spec = config.data[name].spec.replace("count=24", "count=12,slices=5")
     config.distill.loader.buckets = ((64, 64),)

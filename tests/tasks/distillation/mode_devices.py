@@ -36,9 +36,10 @@ def everything() -> Model:
     double = lambda tree: jax.tree.map(lambda x: x.astype("float64"), tree)
     teacher = double(jax.jit(own.init)(jax.random.key(7)))
     students = {
-        mode: learning(own, own, teacher, DistillationRecipe(model=CONFIG, mode=mode), (SIDE, SIDE)) for mode in TRIED
+        mode: learning(own, own, teacher, DistillationRecipe(model=CONFIG, mode=mode, stride=8), (SIDE, SIDE))
+        for mode in TRIED
     }
-    aligned = aligning(own, DistillationRecipe(model=CONFIG, points=4))
+    aligned = aligning(own, DistillationRecipe(model=CONFIG, points=4, stride=8))
 
     def init(rng):
         found = {mode: one.init(rng) for mode, one in students.items()}
