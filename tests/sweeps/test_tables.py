@@ -46,7 +46,7 @@ def test_what_students_alone_read_takes_no_other_teacher(planned):
     teachers = defaultdict(set)
     for run in planned.runs:
         recipe = run.experiment.recipes["distill"]
-        read = recipe.intra_align, recipe.points, recipe.sampling
+        read = recipe.intra_align, recipe.points, recipe.sampling, recipe.stride
         teachers[read].add(run.identities["teacher"])
-    assert {len(found) for found in teachers.values()} == {1} and len(teachers) == 5
+    assert {len(found) for found in teachers.values()} == {1} and len(teachers) == 6
     assert len({run.identities["student"] for run in planned.runs}) == len(planned.runs)
