@@ -95,7 +95,8 @@ def learned_section(trained: Mapping[str, Trained]) -> Section:
     note = (
         "Before the training, or at its first log line, and at the last one. A distillation loss that falls while it "
         "stays as it was without its learned map is learned by the map, not by the student. Where the points of a "
-        "lesion share a few cells, there is little to align: choose a finer level (stride). Maps of different breasts "
+        "lesion share a few cells, there is little to compare between them: a finer level (stride) tells them apart, "
+        "but aligning the teacher there can cost much of what it finds. Maps of different breasts "
         "resemble each other too; what a student has learned of the partners is the difference."
     )
     return Section("What the student learned of the teacher", html.table(head, rows), note)
