@@ -71,8 +71,9 @@ def _numbers(row: Mapping[str, str], slices: int, where: str) -> list[float]:
     if min(width, height) < 0 or (depth < 0 and depth != NO_DEPTH):
         what = f"Width, Height and Depth may not be negative, but a Depth of {NO_DEPTH}"
         raise UserError(what, where=where, todo="correct the row")
-    if first < -ROUNDING or (slices and first + depth > slices - 1 + ROUNDING):
-        what = f"slices {first:g} to {first + depth:g} of a volume of {slices or 'any number of'} slices"
+    last = first + max(depth, 0)
+    if first < -ROUNDING or (slices and last > slices - 1 + ROUNDING):
+        what = f"slices {first:g} to {last:g} of a volume of {slices or 'any number of'} slices"
         raise UserError(what, where=where, todo="count slices from 0, and correct the row")
     return [x, y, x + width, y + height, first, depth, score]
 

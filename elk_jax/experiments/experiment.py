@@ -35,11 +35,14 @@ PACKAGES = ("elk_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 """Whose versions a run folder keeps."""
 
 
-def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
+def run_experiment(
+    config: ConfigDict, workdir: str | Path, stages: Sequence[str] | None = None, *, repeat: bool = True
+) -> dict[str, Any]:
     """Run an experiment's stages in order and write the report.
 
     config: see configs/. workdir: the run folder, made when absent; an interrupted run in it is resumed.
-    stages: names of the stages to run; all when None. Named evaluation stages are repeated even when finished.
+    stages: names of the stages to run; all when None. Named evaluation stages are repeated even when finished,
+        unless `repeat` is False.
     Returns the summaries of all stages that are finished, by stage name. Raises UserError for what the user can mend.
     """
     folder = Path(workdir)
@@ -48,7 +51,7 @@ def run_experiment(config: ConfigDict, workdir: str | Path, stages: Sequence[str
     needs.check_needs(experiment, chosen)
     resume.check_experiment(experiment, folder)
     run = Run(experiment, folder, meshes.make_mesh(experiment.mesh.data, experiment.mesh.fsdp))
-    repeat = stages is not None
+    repeat = repeat and stages is not None
     for stage in chosen:
         resume.check_settings(run, stage)
     for stage in experiment.stages.values():

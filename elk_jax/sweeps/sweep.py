@@ -81,10 +81,11 @@ def run_one(plan: Plan, place: str) -> None:
     with files.locked(run.folder):
         taken = plans.take_finished(plan, run)
         plans.take_features(plan, run)
+        (run.folder / plans.REPORT).unlink(missing_ok=True)  # of fewer stages
     if taken:
         new_console().print(f"taken from another run of the sweep: stage {', '.join(taken)}")
     every = len(run.stages) == len(run.experiment.stages)
-    run_experiment(run.config, run.folder, None if every else [stage.name for stage in run.stages])
+    run_experiment(run.config, run.folder, None if every else [stage.name for stage in run.stages], repeat=False)
 
 
 def _jobs(plan: Plan, left: Sequence[PlannedRun], command: Sequence[str]) -> list[Job]:

@@ -214,6 +214,7 @@ HEADER = "PatientID,StudyUID,View,X,Width,Y,Height,Z,Depth,Score\n"
         (HEADER + "P1,S1,lcc,1,1,1,1,1,0,nan\n", ["Score"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,-1,1,1,1,0,0.5\n", ["negative"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,1,1,1,1,-2,0.5\n", ["Depth", "negative"], ", line 2"),
+        (HEADER + "P1,S1,lcc,1,1,1,1,41,-1,0.5\n", ["slices 41"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,1,1,1,-3,0,0.5\n", ["slices -3"], ", line 2"),
         (HEADER + "P1,S1,lcc,1,1,1,1,1,0,0.5\nP1,S1,lcc,1,1,1,1,20,21,0.5\n", [41, "from 0"], ", line 3"),
         (HEADER + "P1,S1,lcc,1,1,1\n", [6, 10], ", line 2"),
