@@ -60,7 +60,7 @@ ABLATED = (
     Row(
         "few,lesion,with scale",
         {"distill.mode": "lesion", "distill.normalised": False, "data.dbt.train_share": FEW},
-        note="features as they are, as published: on a fine level this loss rules that of detection",
+        note="features as they are, as published: what this loss weighs depends on the level and the network",
     ),
     Row(
         "few,lesion,a third of the rate",

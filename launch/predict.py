@@ -41,7 +41,9 @@ FLOOR = flags.DEFINE_float(
 )
 DECODING = source_flags.define_decoding()
 PICTURES = flags.DEFINE_bool("pictures", True, "Write the pictures.")
-VOLUMES = flags.DEFINE_bool("volumes", False, "The inputs are tomosynthesis volumes: DICOM files or folders of slices.")
+VOLUMES = flags.DEFINE_bool(
+    "volumes", False, "The inputs are tomosynthesis volumes: DICOM files, folders of slices, or bcs_dbt:DIR."
+)
 VOLUME_RULE = flags.DEFINE_enum(
     "volume_rule", "group", ["group", "comoto"], "How detections of slices become findings of a volume."
 )

@@ -126,7 +126,7 @@ def plan(
             place = folder / "runs" / row.folder / f"seed-{seed}"
             experiment = _parsed(config, row, stages)
             chosen = _chosen(experiment, stages)
-            _check_read(experiment, chosen, place)
+            _check_read(experiment, chosen, place, f"{row.name}, seed {seed}")
             runs.append(PlannedRun(row, seed, config, experiment, place, chosen))
     return Plan(folder, base, tuple(rows), numbers, _ordered(runs))
 
@@ -243,13 +243,13 @@ def _chosen(experiment: Experiment, stages: Sequence[str] | None) -> tuple[Stage
     return tuple(stage for name, stage in experiment.stages.items() if stages is None or name in stages)
 
 
-def _check_read(experiment: Experiment, chosen: Sequence[Stage], folder: Path) -> None:
+def _check_read(experiment: Experiment, chosen: Sequence[Stage], folder: Path, run: str) -> None:
     """UserError for a chosen stage that reads one that is neither chosen nor finished in the run folder."""
     for stage in chosen:
         for other in _read(experiment, stage):
             missing = other in experiment.stages and experiment.stages[other] not in chosen
             if missing and not (folder / other / resume.FINISHED).is_file():
-                what = f"stage {stage.name} reads the stage {other}, which is not to be run"
+                what = f"{run}: stage {stage.name} reads the stage {other}, which is not to be run"
                 names = ",".join(one.name for one in chosen)
                 raise UserError(what, where=f"--stages={names}", todo=f"name {other} too")
 

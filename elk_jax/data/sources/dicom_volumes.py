@@ -82,7 +82,7 @@ def check_volume(header: Dataset, name: object) -> None:
     with dicom.errors_of(name):
         frames = int(header.get("NumberOfFrames") or 1)
         if frames < 2:
-            raise UserError("one frame: a volume has several", todo="give it as an image, without --volumes")
+            raise UserError("one frame: a volume has several", todo="give it as an image, not as a volume")
         windows = [_window(attributes_of_frame(header, frame)) for frame in range(frames)]
     if windows[0] is None:
         what = "no functional groups with a window, by which its slices could be shown alike"
