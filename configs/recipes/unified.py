@@ -15,7 +15,18 @@ TRUNKS = "^(own|other)/"
 
 def single(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
     """An EfficientDet of one image."""
-    return detector(size, extras | {"efficientdet"})
+    recipe = detector(size, extras | {"efficientdet"})
+    return merge(recipe, lighter()) if size == "quick" else recipe
+
+
+def lighter() -> dict[str, Any]:
+    """A narrower pyramid, fewer steps and evaluations: an experiment of this regime trains eight networks in minutes."""
+    return {
+        "model": {"channels": 64, "cells": 2, "head_convs": 2},
+        "steps": 240,
+        "checkpoint_every": 120,
+        "eval_every": 120,
+    }
 
 
 def borrowing(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class PlannedRun:
     def is_finished(self) -> bool:
         """Whether the report and every stage that the sweep runs are written, of this configuration."""
         written = self.folder / "config.json"
-        ends = [self.folder / REPORT, *(self.folder / stage.name / resume.FINISHED for stage in self.stages)]
-        if not written.is_file() or not all(end.is_file() for end in ends):
+        unfinished = [stage for stage in self.stages if stage.name not in self.finished]
+        if unfinished or not written.is_file() or not (self.folder / REPORT).is_file():
             return False
         return files.read_json(written) == json.loads(json.dumps(plain(self.config)))
 
@@ -71,7 +71,18 @@ class PlannedRun:
         found: dict[str, str] = {}
         for stage in self.experiment.stages.values():
             found[stage.name] = _identity(self.experiment, stage, found)
-        return {stage.name: found[stage.name] for stage in self.stages}
+        return found
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The identities of the stages that the sweep runs."""
+        return {stage.name: self.identities[stage.name] for stage in self.stages}
+
+    @property
+    def finished(self) -> dict[str, Path]:
+        """Stage -> its end, of all finished stages of the experiment: an earlier call may have run others."""
+        ends = {name: self.folder / name / resume.FINISHED for name in self.experiment.stages}
+        return {name: end for name, end in ends.items() if end.is_file()}
 
 
 @dataclass(frozen=True)
@@ -89,9 +100,9 @@ class Plan:
         """Positions of the runs that make a stage which this one takes from them."""
         makers: dict[str, int] = {}
         for position, other in enumerate(self.runs):
-            for identity in other.identities.values():
+            for identity in other.made.values():
                 makers.setdefault(identity, position)
-        return tuple(sorted({makers[key] for key in run.identities.values()} - {self.runs.index(run)}))
+        return tuple(sorted({makers[key] for key in run.made.values()} - {self.runs.index(run)}))
 
 
 def plan(
@@ -181,7 +192,7 @@ def take_finished(plan: Plan, run: PlannedRun) -> list[str]:
     they read: the run itself would take them for its own. Their checkpoints stay behind: a finished stage needs none.
     """
     taken = []
-    for name, identity in run.identities.items():
+    for name, identity in run.made.items():
         for other in plan.runs:
             same = other is not run and other.identities.get(name) == identity
             if same and not (run.folder / name).exists() and _is_made(other.folder / name, run):
@@ -260,7 +271,7 @@ def _ordered(runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
     first: list[PlannedRun] = []
     later: list[PlannedRun] = []
     for run in runs:
-        own = set(run.identities.values())
+        own = set(run.made.values())
         (later if own & seen else first).append(run)
         seen |= own
     return (*first, *later)

@@ -20,7 +20,6 @@ from elk_jax.errors import UserError
 from elk_jax.evaluation import seeds
 from elk_jax.evaluation.bootstrap import PatientStatistic
 from elk_jax.evaluation.seeds import Measured, Resampling
-from elk_jax.experiments import resume
 from elk_jax.experiments.parse import kind_of
 from elk_jax.sweeps.plan import Plan, PlannedRun
 from elk_jax.sweeps.settings import Row
@@ -148,7 +147,7 @@ def check_references(plan: Plan, references: Sequence[str], where: str) -> None:
 def _comparing(plan: Plan) -> Iterator[EvaluateModelsStage]:
     """The evaluations of several models, of all runs."""
     for run in plan.runs:
-        for stage in run.stages:
+        for stage in run.experiment.stages.values():
             if isinstance(stage, EvaluateModelsStage) and len(stage.subjects) > 1:
                 yield stage
 
@@ -231,9 +230,9 @@ def _entry(
 
 def _evaluations(run: PlannedRun) -> Iterator[tuple[Place, _Evaluated]]:
     """Of the finished evaluation stages of a run."""
-    for stage in run.stages:
-        folder = run.folder / stage.name
-        if not isinstance(stage, EvaluateStage) or not (folder / resume.FINISHED).is_file():
+    for name in run.finished:
+        stage, folder = run.experiment.stages[name], run.folder / name
+        if not isinstance(stage, EvaluateStage):
             continue
         statistics: Mapping[str, PatientStatistic] = {}
         kind = kind_of(stage)

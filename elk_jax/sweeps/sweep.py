@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from elk_jax import files
 from elk_jax.errors import UserError
-from elk_jax.experiments import resume
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import plain
 from elk_jax.reporting import html
@@ -130,8 +129,7 @@ def _seconds(plan: Plan) -> float:
 
 
 def _stage_seconds(run: PlannedRun) -> dict[str, float]:
-    ends = {stage.name: run.folder / stage.name / resume.FINISHED for stage in run.stages}
-    return {stage: files.read_object(end, "seconds")["seconds"] for stage, end in ends.items() if end.is_file()}
+    return {stage: files.read_object(end, "seconds")["seconds"] for stage, end in run.finished.items()}
 
 
 def own_command() -> tuple[str, ...]:

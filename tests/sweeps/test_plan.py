@@ -118,7 +118,7 @@ def test_some_stages_alone(tmp_path):
     """The others are not run, and not asked for. What an evaluation reads is run, or was."""
     trained = plan(toy_task.get_config(), THRESHOLDS, 1, tmp_path, stages=["train"])
     low, high = trained.runs
-    assert list(low.identities) == list(high.identities) == ["train"] and trained.before(high) == (0,)
+    assert list(low.made) == list(high.made) == ["train"] and trained.before(high) == (0,)
     with refused("evaluate", "train", where="--stages=evaluate"):
         plan(toy_task.get_config(), THRESHOLDS, 1, tmp_path, stages=["evaluate"])
     with refused("low", "'painting'", where="--stages=painting"):
@@ -130,6 +130,7 @@ def test_some_stages_alone(tmp_path):
         files.write_text(run.folder / "report.html", "")
         assert run.is_finished
     again = plan(toy_task.get_config(), THRESHOLDS, 1, tmp_path, stages=["evaluate"])
+    assert list(again.runs[0].finished) == ["train"], "of an earlier call"
     assert [[stage.name for stage in run.stages] for run in again.runs] == [["evaluate"]] * 2
     assert not any(run.is_finished for run in again.runs)
 

@@ -101,6 +101,12 @@ def test_runs_that_are_missing_are_left_out(sweep):
     assert better.difference["value"] == pytest.approx(0.1)
 
 
+def test_evaluations_of_an_earlier_call_stay_in_the_table(sweep):
+    write(sweep)
+    again = plan(toy_task.get_config(), ROWS, 2, sweep.folder, stages=["train"])
+    assert collect(again, BASELINES, 100).metrics == collect(sweep, BASELINES, 100).metrics != {}
+
+
 def test_no_run_at_all(sweep):
     found = collect(sweep, BASELINES, 300)
     assert found.metrics == {} and page.records(found) == [] and page.chosen_metrics(found, ["auroc"]) == {}

@@ -58,6 +58,17 @@ def test_a_killed_sweep_resumes_and_ends_in_a_table(tmp_path):
     assert (folder / "report.html").read_text() == before
 
 
+def test_a_copied_evaluation_is_not_repeated_where_stages_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("elk_jax.sweeps.sweep.end_with_starter", lambda: None)
+    rows = (Row("one", {}), Row("two", {}))
+    both = plan(toy_task.get_config(), rows, 1, tmp_path, stages=["train", "evaluate"])
+    ends = {}
+    for row in rows:
+        run_one(both, f"{row.name}/seed-42")
+        ends[row.name] = (tmp_path / "runs" / row.name / "seed-42/evaluate/finished.json").read_text()
+    assert ends["one"] == ends["two"], "with the time that it took"
+
+
 def test_runs_that_fail_are_listed_and_the_others_counted(tmp_path, capsys):
     found = plan(toy_task.get_config(), ROWS, 2, tmp_path)
     failing = (sys.executable, "-c", "import sys; sys.exit('error: no such image (a.png)')")

@@ -161,16 +161,13 @@ def blank_slices(
     )
 
 
-def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path] | None = None) -> Volume:
+def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path]) -> Volume:
     """A folder of image files, one a slice, by their names (numbers in them count as numbers).
 
-    paths: of the slices; None for all images in and below the folder. UserError for one file, files of different sizes,
-    and of different bits a pixel, which reading a slice finds: one window shows the volume.
+    paths: of two slices or more, in any order. UserError for files of different sizes, and of different bits a pixel,
+    which reading a slice finds: one window shows the volume.
     """
-    paths = find_images([folder])[0] if paths is None else paths
-    paths = sorted(paths, key=lambda path: _natural(path.relative_to(folder).as_posix()))
-    if len(paths) < 2:
-        raise UserError("one image: a volume has several slices", where=folder, todo="give the image itself")
+    paths = sorted(paths, key=lambda path: _natural(path.name))
     sizes = [image_size(path) for path in paths]
     if odd := next((path for path, size in zip(paths, sizes) if size != sizes[0]), None):
         what = f"slices of different sizes: {paths[0].name} and {odd.name}"

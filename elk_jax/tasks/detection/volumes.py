@@ -338,8 +338,7 @@ def predict_volumes(
     volumes and say how they hang.
     """
     pairs = [_find_volumes(entry, decoding) for entry in inputs]
-    by_name = {volume.name: volume for volumes, _ in pairs for volume in volumes}
-    volumes = list(by_name.values())
+    volumes = _each_once([volume for found, _ in pairs for volume in found])
     notes = _of_one_view(volumes)
     trained = load(model)
     files.check_writable(output)
@@ -366,6 +365,11 @@ def _find_volumes(entry: str, decoding: SourceSpec) -> tuple[Sequence[Volume], S
     """(volumes, skipped files with the reason) of an input."""
     spec = replace(decoding, spec=entry)
     return (bcs_dbt.open_unlabelled(spec), ()) if spec.kind == "bcs_dbt" else find_volumes(Path(entry), decoding)
+
+
+def _each_once(volumes: Sequence[Volume]) -> list[Volume]:
+    """Without those that were given before: of the same files, however their paths are spelled."""
+    return list({Path(volume.infos[0].file_name).resolve(): volume for volume in reversed(volumes)}.values())[::-1]
 
 
 def _of_one_view(volumes: Sequence[Volume]) -> list[str]:

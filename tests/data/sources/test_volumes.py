@@ -156,17 +156,17 @@ def test_a_compressed_volume_without_a_decoder_names_the_package(tmp_path):
 def test_a_folder_of_slices_is_ordered_by_number(tmp_path):
     for k in (10, 2, 1):
         cv2.imwrite(str(tmp_path / f"slice_{k}.png"), np.full((6, 5), 10 * k, np.uint8))
-    volume = slice_folder(tmp_path, SourceSpec())
+    volume = slice_folder(tmp_path, SourceSpec(), list(tmp_path.iterdir()))
     assert [round(float(volume.read(k).max() * 255)) for k in range(3)] == [10, 20, 100]
     cv2.imwrite(str(tmp_path / "slice_3.png"), np.zeros((7, 5), np.uint8))
     with refused("sizes", "slice_3.png", where=tmp_path):
-        slice_folder(tmp_path, SourceSpec())
+        slice_folder(tmp_path, SourceSpec(), list(tmp_path.iterdir()))
 
 
 def test_a_slice_of_other_bits_is_refused_wherever_it_lies(tmp_path):
     for k in range(3):
         cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((6, 5), 100, np.uint8 if k != 1 else np.uint16))
-    volume = slice_folder(tmp_path, SourceSpec())
+    volume = slice_folder(tmp_path, SourceSpec(), list(tmp_path.iterdir()))
     with refused(8, 16, "1.png", where=tmp_path):
         volume.read(1)
 

@@ -332,3 +332,16 @@ def test_two_files_of_one_volume_are_refused_and_two_volumes_of_one_view_are_nam
     volumes.predict_volumes(inputs=[str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm")], **how)
     printed = " ".join(capsys.readouterr().out.split())
     assert "two volumes of the study 1.2.3 and the view 'lcc'" in printed
+
+
+def test_a_volume_that_is_given_twice_counts_once(tmp_path, model):
+    volume = make(np.zeros((3, 64, 48), np.uint16), bits=16, SharedFunctionalGroupsSequence=dbt_files.GROUPS)
+    (tmp_path / "a.dcm").write_bytes(volume)
+    slices = tmp_path / "slices"
+    slices.mkdir()
+    for k in range(2):
+        cv2.imwrite(str(slices / f"{k}.png"), np.full((64, 48), 10 * k, np.uint8))
+    twice = [tmp_path / "a.dcm", slices / ".." / "a.dcm", slices, tmp_path / "." / "slices" / ".." / "slices"]
+    how = {"model": model, "decoding": SourceSpec(), "settings": predict.PredictSettings(volumes=True)}
+    results = volumes.predict_volumes(inputs=[*map(str, twice)], output=tmp_path / "out", **how)
+    assert [result.truth.slices for result in results] == [3, 2]
