@@ -16,32 +16,19 @@ of the discriminator are clipped and noised, and drawn patches are compared with
 `classifier` is not private: leave it out, with `fidelity` and `held_out`, where its scores would tell too much.
 """
 
-from dataclasses import replace
-
-from configs import private_head, variants
-from configs.private_head import PHANTOMS
+from configs import variants
+from configs.recipes.drawn import drawn_and_judged, head, patches_and_samples
 from configs.recipes.gan import gan, protected
-from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.gan.objectives import LeastSquares, Wasserstein
-from elk_jax.tasks.classification.recipe import (
-    EvaluateClassifiersStage,
-    FitHeadStage,
-    KernelSearch,
-    ScatteringFeatures,
-)
-from elk_jax.tasks.generation.recipe import EvaluateSamplesStage, SampleStage, TrainGeneratorStage
-from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
+from elk_jax.tasks.generation.recipe import TrainGeneratorStage
 
 UPSAMPLING = ("transposed", "resize")
 OBJECTIVES = {"lsgan": LeastSquares(), "wgan": Wasserstein()}
 EXTRAS = (*UPSAMPLING, *OBJECTIVES, "private")
-PER_CLASS = {"tiny": 6, "quick": 100, "small": 500, "paper": 1500}
-"""Variant -> drawn patches of a class."""
 
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, EXTRAS, rivals=(UPSAMPLING, tuple(OBJECTIVES)))
-    pixels, count = PHANTOMS[size]
     recipe = gan(size)
     for word in extras & set(UPSAMPLING):
         recipe["model"]["upsampling"] = word
@@ -52,36 +39,16 @@ def get_config(variant=None):
     private = "private" in extras
     if private:
         recipe = variants.merge(recipe, protected(size))
-    beside = "val" if private else "train"
-    resamples = 200 if size == "tiny" else 2000
     return variants.experiment(
         "mcgan",
-        data={
-            "on_error": "stop",
-            "patches": SourceSpec(f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1,seed=5"),
-            "samples": SourceSpec("stage:samples"),
-        },
+        data=patches_and_samples(size),
         gan=recipe,
         head=head(size),
         stages={
             "gan": TrainGeneratorStage(train_on=("patches",), validate_on="patches"),
-            "samples": SampleStage(model="gan", per_class=PER_CLASS[size]),
-            "looks": EvaluateSamplesStage(on="patches", split=beside, synthetic="samples"),
-            "quality": LesionQualityStage(
-                on="patches", split=beside, synthetic="samples", synthetic_split="", repeated=not private
-            ),
-            "classifier": FitHeadStage(train_on=("patches",), validate_on="patches"),
-            "fidelity": EvaluateClassifiersStage(models=("classifier",), on="samples", split="", bootstrap=resamples),
-            "held_out": EvaluateClassifiersStage(models=("classifier",), on="patches", bootstrap=resamples),
+            **drawn_and_judged("gan", size, private),
         },
     )
-
-
-def head(size):
-    """The recipe of the classifier: a kernel head on scattering coefficients, which looks at both classes alike."""
-    base = private_head.head(size)
-    scattering = {name: one for name, one in base.features.items() if isinstance(one, ScatteringFeatures)}
-    return replace(base, features=scattering, search=KernelSearch())
 
 
 WGAN = {

@@ -21,16 +21,18 @@ other people's patches (--config.stages.samples.model=DIR), set exposed=False of
 Variants: tiny (tests), quick (default), cpu (real patches on 2 cores), paper; what `first` learns from: synthetic
 (default), real, mixed (both), nothing (there is no `first`; the last training starts from public weights: in `cpu`
 those of head.features.lite0.weights, else init_from of its stages); what the last training learns from beside real
-patches: beside (synthetic ones too), alone (synthetic ones only, without noise: no promise); and published, patches of
-another program in place of those of `gan`.
+patches: beside (synthetic ones too), alone (synthetic ones only, without noise: no promise); and what makes patches in
+place of `gan`: denoiser (configs/patch_denoiser.py), or published, for patches of another program.
 Published (CBIS-DDSM test split, epsilon per image of the last training, delta 1e-4): AUROC 0.661, 0.677, 0.688, 0.697,
 0.712 at epsilon 1, 6, 12, 20, 60, and 0.639 of `first`. The whole table: configs/private_table.py.
 """
 
 from typing import Any
 
-from configs import mcgan, variants
+from configs import variants
 from configs.private_head import CROPS, PHANTOMS
+from configs.recipes.denoiser import denoiser
+from configs.recipes.drawn import PER_CLASS as DRAWN
 from configs.recipes.gan import gan
 from configs.recipes.network import HEAD_ONLY, network
 from elk_jax.data.sources.spec import SourceSpec
@@ -44,6 +46,7 @@ from elk_jax.tasks.classification.recipe import (
     Search,
     TrainClassifierStage,
 )
+from elk_jax.tasks.denoising.recipe import TrainDenoiserStage
 from elk_jax.tasks.generation.recipe import SampleStage, TrainGeneratorStage
 
 SIZES = ("quick", "tiny", "cpu", "paper")
@@ -51,17 +54,19 @@ LEARNED = ("synthetic", "real", "mixed", "nothing")
 """What the first network learns from."""
 LAST = ("beside", "alone")
 """Where synthetic patches are in the last training."""
+OTHERS = ("published", "denoiser")
+"""What makes synthetic patches in place of the GAN."""
 EPSILONS = {"tiny": (6,), "quick": (1, 6, 60), "cpu": (1, 6, 12, 20, 60), "paper": (1, 6, 12, 20, 60)}
 DELTA = 1e-4
 OPEN = "without_privacy"
-PER_CLASS = {**mcgan.PER_CLASS, "cpu": 750}
+PER_CLASS = {**DRAWN, "cpu": 750}
 """Variant -> drawn patches of a class."""
 PUBLISHED = {1: 0.661, 6: 0.677, 12: 0.688, 20: 0.697, 60: 0.712}
 WORK = "Osuala et al. 2024, of the last training alone"
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, (*LEARNED, *LAST, "published"), SIZES, rivals=(LEARNED, LAST))
+    size, extras = variants.parse(variant, (*LEARNED, *LAST, *OTHERS), SIZES, rivals=(LEARNED, LAST, OTHERS))
     learned = next(iter(extras & set(LEARNED)), "synthetic")
     last = next(iter(extras & set(LAST)), "")
     made = "published" if "published" in extras else "samples"
@@ -73,9 +78,10 @@ def get_config(variant=None):
     if made in read or last:
         data[made] = stand_in(size) if made == "published" else SourceSpec("stage:samples")
     if drawn:
-        recipes["gan"] = generator(size)
-        stages["gan"] = TrainGeneratorStage(train_on=("patches",), validate_on="patches")
-        stages["samples"] = SampleStage(model="gan", per_class=PER_CLASS[size])
+        kind = "denoiser" if "denoiser" in extras else "gan"
+        recipes[kind], stage = generator(size, kind)
+        stages[kind] = stage(train_on=("patches",), validate_on="patches")
+        stages["samples"] = SampleStage(model=kind, per_class=PER_CLASS[size])
     if taught:
         recipes["first"] = first(size, read)
         stages["first"] = TrainClassifierStage(train_on=read, validate_on="patches", recipe="first")
@@ -97,7 +103,7 @@ def get_config(variant=None):
         recipes["head"] = head(taught)
         data["public"] = SourceSpec(patches(size, seed=6))
     stages["evaluate"] = EvaluateClassifiersStage(
-        models=tuple(name for name in stages if name not in ("gan", "samples")),
+        models=tuple(name for name in stages if name not in ("gan", "denoiser", "samples")),
         on="patches",
         published=tuple((WORK, float(e), auroc) for e, auroc in PUBLISHED.items()) if size in ("cpu", "paper") else (),
         bootstrap=200 if size == "tiny" else 2000,
@@ -122,11 +128,11 @@ def stand_in(size):
 # ---- Recipes ---------------------------------------------------------------------------------------------------------
 
 
-def generator(size):
-    """The recipe of the generator."""
-    if size != "cpu":
-        return gan(size)
-    return variants.merge(gan("quick"), {"steps": 600})
+def generator(size, kind):
+    """(recipe, stage) of the generator."""
+    recipe, stage = {"gan": (gan, TrainGeneratorStage), "denoiser": (denoiser, TrainDenoiserStage)}[kind]
+    found = recipe("quick" if size == "cpu" else size)
+    return variants.merge(found, {"steps": 600}) if size == "cpu" else found, stage
 
 
 def first(size, read):

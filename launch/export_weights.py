@@ -48,7 +48,9 @@ def export_generator(model: Path, output: Path, model_id: str) -> None:
     params, description = load(model)
     if not isinstance(description, Description):
         todo = "name the model folder of a generator that was trained against a discriminator"
-        raise UserError("weighted patches, which medigan has no package for", where=model, todo=todo)
+        raise UserError(
+            f"a model of '{description.architecture}', which has no package for medigan", where=model, todo=todo
+        )
     promise = model_folder.promise(model)
     medigan.export_folder(params, description.model, description.classes, output, model_id, promise)
 

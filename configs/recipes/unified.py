@@ -20,7 +20,7 @@ def single(size: str, extras: frozenset[str] = frozenset()) -> dict[str, Any]:
 
 
 def lighter() -> dict[str, Any]:
-    """A narrower pyramid, fewer steps and evaluations: an experiment of this regime trains eight networks in minutes."""
+    """A narrower pyramid and fewer steps: an experiment of this regime trains eight networks in minutes."""
     return {
         "model": {"channels": 64, "cells": 2, "head_convs": 2},
         "steps": 240,

@@ -6,6 +6,7 @@ from pathlib import Path
 from elk_jax.errors import UserError
 from elk_jax.tasks import (
     classification,
+    denoising,
     detection,
     distillation,
     generation,
@@ -26,6 +27,7 @@ TASKS: dict[str, Task] = {
         lesion_quality.TASK,
         inpainting.TASK,
         translation.TASK,
+        denoising.TASK,
         generation.TASK,
         classification.TASK,
     )

@@ -1,7 +1,9 @@
-"""Shared parts of the diffusion tasks: a network in pixel space, pictures drawn from seeds, a reproducible loss."""
+"""Shared parts of the diffusion tasks: a network in pixel space, its noise, pictures drawn from seeds, a reproducible
+loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,8 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from elk_jax.diffusion.samplers import SamplerConfig, plan
+from elk_jax.diffusion.schedule import Schedule, make_schedule
 from elk_jax.diffusion.unet import UNetConfig
-from elk_jax.fields import SIDE
+from elk_jax.errors import UserError
+from elk_jax.fields import SIDE, check
 from elk_jax.spread import spread
 from elk_jax.training import mesh as meshes
 from elk_jax.training import prediction
@@ -25,7 +30,7 @@ VALIDATION_DRAWS = 4
 
 @dataclass(frozen=True)
 class PixelNetwork:
-    """A U-Net on patches of pixels, without text. size: side of the picture. patch: pixels of one place of the U-Net,
+    """A U-Net on patches of pixels. size: side of the picture. patch: pixels of one place of the U-Net,
     in each direction. The others are fields of `UNetConfig`."""
 
     size: Annotated[int, SIDE] = 64
@@ -36,18 +41,55 @@ class PixelNetwork:
     attention_head_dim: int | tuple[int, ...] = 4
     norm_num_groups: int = 16
 
-    def unet(self, inputs: int, others: int = 0, **changes: Any) -> UNetConfig:
-        """The network that takes `inputs` patches and `others` channels beside them, and answers one patch."""
+    def unet(self, inputs: int, others: int = 0, text: int | None = None, **changes: Any) -> UNetConfig:
+        """The network that takes `inputs` patches and `others` channels beside them, and answers one patch.
+
+        text: channels of a text; None for a network without text.
+        """
         own = {field.name: getattr(self, field.name) for field in fields(PixelNetwork)}
         size, patch = own.pop("size"), own.pop("patch")
         return UNetConfig(
             sample_size=size // patch,
             in_channels=inputs * patch**2 + others,
             out_channels=patch**2,
-            cross_attention_dim=None,
+            cross_attention_dim=text,
             **own,
             **changes,
         )
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """A noise schedule (`diffusion.schedule.make_schedule`). A model that init_from brings keeps its own."""
+
+    name: str = "cosine"
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: str = "x0"
+    zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        return make_schedule(**vars(self))
+
+
+def settings_of(noise: Schedule) -> NoiseSettings:
+    """The settings that make the same schedule again."""
+    return NoiseSettings(**{field.name: getattr(noise, field.name) for field in fields(NoiseSettings)})
+
+
+def check_drawing(noise: Schedule, sampler: SamplerConfig, guidance: float) -> None:
+    """Raise UserError where nothing can be drawn: more steps than the noise has, a guidance that is not a strength."""
+    try:
+        plan(noise, sampler)
+    except UserError as error:
+        raise error.within("sampler") from error
+    if not 0 <= guidance < math.inf:
+        raise UserError(f"guidance is {guidance}", where="guidance", todo="give 0 or more; 1 for none")
 
 
 Sampler = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]

@@ -22,7 +22,7 @@ from tests.refusals import refused
 VARIANTS = [
     ",".join(filter(None, words))
     for words in itertools.product(
-        private_swin.SIZES, private_swin.LEARNED, ("", *private_swin.LAST), ("", "published")
+        private_swin.SIZES, private_swin.LEARNED, ("", *private_swin.LAST), ("", *private_swin.OTHERS)
     )
 ]
 
@@ -39,7 +39,8 @@ def test_every_variant_is_well_formed():
         last = {"beside": {"patches", made}, "alone": {made}}.get(words[2] if len(words) > 2 else "", {"patches"})
         assert set(stages["without_privacy"].train_on) == last, variant
         used = made in read | last
-        assert ("gan" in stages) == (used and made == "samples"), variant
+        learner, other = ("denoiser", "gan") if "denoiser" in words else ("gan", "denoiser")
+        assert (learner in stages) == (used and made == "samples") and other not in stages, variant
         guarded = [stage for name, stage in stages.items() if name.startswith("epsilon_")]
         assert len(guarded) == (0 if "alone" in words else len(private_swin.EPSILONS[words[0]])), variant
         assert all(stage.exposed == (bool(read) or made in last) for stage in guarded), variant
@@ -47,7 +48,7 @@ def test_every_variant_is_well_formed():
 
 
 def test_words_that_exclude_each_other():
-    for variant in ("real,nothing", "beside,alone", "tiny,cpu"):
+    for variant in ("real,nothing", "beside,alone", "tiny,cpu", "published,denoiser"):
         with pytest.raises(ValueError, match="exclude"):
             private_swin.get_config(variant)
 

@@ -33,6 +33,7 @@ def workload(experiment: str, variant: str, stage: str, batch: int | None = None
                                                         ("bridge_le_to_cem", "tiny", "translator"),
                                                         ("mcgan", "tiny", "gan"),
                                                         ("mcgan", "tiny,wgan", "gan"),
+                                                        ("patch_denoiser", "tiny", "denoiser"),
                                                         ("swin_real", "tiny", "network")])  # fmt: skip
 def test_the_step_and_the_prediction_take_the_blank_batches(experiment, variant, stage):
     """They are traced, not compiled: nothing that a real batch has is missing."""
@@ -52,6 +53,7 @@ def test_the_step_and_the_prediction_take_the_blank_batches(experiment, variant,
                          [("bridge_le_to_cem", "tiny,private", "translator", 0.5),
                           ("inpaint_cem", "tiny,private", "inpainter", 0.0),
                           ("mcgan", "tiny,private", "gan", 0.5),
+                          ("patch_denoiser", "tiny,private", "denoiser", 0.5),
                           ("swin_dp", "tiny", "network", 0.0)])  # fmt: skip
 def test_a_private_step_takes_units(experiment, variant, stage, public):
     """Every device has whole micro-batches, and as many units as are expected; the loss sees all examples of one."""
@@ -74,7 +76,7 @@ def test_a_private_step_takes_units(experiment, variant, stage, public):
 
 def test_every_train_stage_can_be_planned():
     experiments = "cem_real", "cem_mixed", "cem_synthetic", "inpaint_cem", "bridge_le_to_cem", "mammo_pretrain"
-    for experiment in (*experiments, "swin_real", "swin_dp", "comoto", "unified", "mcgan"):
+    for experiment in (*experiments, "swin_real", "swin_dp", "comoto", "unified", "mcgan", "patch_denoiser"):
         parsed = parse(importlib.import_module(f"configs.{experiment}").get_config("tiny"))
         trained = [stage for stage in parsed.stages.values() if stage.kind == "train"]
         assert trained and all(kind_of(stage).workload for stage in trained), experiment

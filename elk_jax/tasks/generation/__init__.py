@@ -1,4 +1,5 @@
-"""Generation: patches by class, drawn by a generator that is trained against a discriminator, or from a public pool."""
+"""Generation: patches by class, drawn by a generator that is trained against a discriminator, by a denoiser, or from a
+public pool."""
 
 from elk_jax.tasks.generation import evaluate, fit, model, recipe, report, synthesize, train
 from elk_jax.tasks.task import Action, StageKind, Task
@@ -18,7 +19,7 @@ TASK = Task(
         "evaluate": StageKind(recipe.EvaluateSamplesStage, evaluate.evaluate, evaluate.check_sources),
     },
     report=report.part,
-    architectures=(model.ARCHITECTURE, model.POOL),
+    architectures=(model.ARCHITECTURE, model.DENOISER, model.POOL),
     model="generator",
     builds_on=("classification",),
     synthesize=Action(synthesize.synthesize_files, recipe.SampleSettings),

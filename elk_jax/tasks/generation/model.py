@@ -1,4 +1,5 @@
-"""Generators as folders: one that was trained against a discriminator, as a game to train; and weighted patches.
+"""Generators as folders: one that was trained against a discriminator, as a game to train; one that was trained to
+denoise, as a model to train; and weighted patches.
 
 Shapes: B batch, S side of a patch, Q classes, M patches of a pool.
 """
@@ -15,6 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.diffusion import patches
+from elk_jax.diffusion.patches import DenoiserConfig
+from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.diffusion.schedule import Schedule
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, SIDE
 from elk_jax.gan import networks, objectives
@@ -22,10 +27,11 @@ from elk_jax.gan.augment import Augmentation, augmented
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective, Wasserstein
 from elk_jax.tasks import sampling
-from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Metrics, Params
+from elk_jax.tasks.sampling import NoiseSettings, check_drawing
+from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Metrics, Model, Params
 from elk_jax.weights import model_folder
 
-ARCHITECTURE, POOL = "gan", "weighted_patches"
+ARCHITECTURE, DENOISER, POOL = "gan", "patch_denoiser", "weighted_patches"
 MIDDLE = 0.5
 PUBLISHED, UNCHANGED = NonSaturating(), Augmentation()
 
@@ -102,6 +108,36 @@ def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
+class Denoiser:
+    """Everything that drawing by denoising needs beside the parameters. guidance: see `diffusion.patches.generate`."""
+
+    model: DenoiserConfig
+    noise: Schedule
+    sampler: SamplerConfig
+    guidance: float
+
+    def __post_init__(self) -> None:
+        check_drawing(self.noise, self.sampler, self.guidance)
+
+
+def denoising(parts: Denoiser, gamma: float = 0.0, hidden: float = 0.1) -> Model:
+    """A denoiser for the training loop, of the same batches as `trainable`, with the same `predict`.
+
+    gamma, hidden: as in `diffusion.patches.loss`.
+    """
+
+    def predict(params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
+        keys = sampling.keys_of(batch["seed"])
+        settings = parts.noise, parts.sampler, parts.guidance
+        return {"image": patches.generate(parts.model, params, batch["label"], keys, *settings)}
+
+    def loss(params: Params, constants: Constants, batch: Mapping[str, jax.Array], rng: Any, map_images: Any) -> Any:
+        return patches.loss(parts.model, params, batch, rng, parts.noise, gamma, hidden), {}
+
+    return Model(init=partial(patches.init, parts.model), loss=loss, predict=predict, per_example=True)
+
+
+@dataclass(frozen=True)
 class Description:
     """The content of `model.json`. classes: by name, in the order of the generator's labels."""
 
@@ -118,6 +154,29 @@ class Description:
     def predict(self, params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
         """See `trainable`."""
         return trainable(self.model).predict(params, constants, batch, map_images)
+
+
+@dataclass(frozen=True)
+class DenoiserDescription:
+    """The content of `model.json` of a denoiser. classes: as of the others. sampler, guidance: how it draws."""
+
+    architecture: str
+    model: DenoiserConfig
+    noise: NoiseSettings
+    sampler: SamplerConfig
+    guidance: float
+    classes: tuple[str, ...]
+    trained: model_folder.Training | None = None
+
+    @property
+    def size(self) -> int:
+        """S of its patches."""
+        return self.model.size
+
+    def predict(self, params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
+        """See `denoising`."""
+        parts = Denoiser(self.model, self.noise.schedule(), self.sampler, self.guidance)
+        return denoising(parts).predict(params, constants, batch, map_images)
 
 
 @dataclass(frozen=True)
@@ -154,7 +213,7 @@ class Trained(NamedTuple):
     """A generator's model folder, read."""
 
     params: Params
-    description: Description | PoolDescription
+    description: Description | DenoiserDescription | PoolDescription
 
     @property
     def constants(self) -> Constants:
@@ -172,19 +231,22 @@ def load(folder: Path) -> Trained:
     params, content = model_folder.load_params(folder)
     if content.architecture == POOL:
         return _load_pool(params, content, folder)
-    if content.architecture != ARCHITECTURE:
+    if content.architecture == ARCHITECTURE:
+        description: Description | DenoiserDescription = content.build(Description)
+        init: Any = networks.init_generator
+    elif content.architecture == DENOISER:
+        description, init = content.build(DenoiserDescription), patches.init
+    else:
         raise UserError(
             f"a model of '{content.architecture}', not a generator",
             where=folder,
-            todo="name the model folder of a generation stage: RUN/STAGE/model",
+            todo="name the model folder of a stage that trains a generator: RUN/STAGE/model",
         )
-    description = content.build(Description)
     check_names(description.classes, folder)
     if len(description.classes) != description.model.classes:
         what = f"{len(description.classes)} names of {description.model.classes} classes"
         raise UserError(what, where=folder, todo="write the folder again")
-    shapes = model_folder.shapes_of(partial(networks.init_generator, description.model))
-    model_folder.check_fits(params, shapes, folder)
+    model_folder.check_fits(params, model_folder.shapes_of(partial(init, description.model)), folder)
     return Trained(params, description)
 
 

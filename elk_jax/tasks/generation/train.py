@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,6 @@ from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource, subset
 from elk_jax.errors import UserError
 from elk_jax.evaluation import appearance, spectrum
-from elk_jax.gan.networks import GanConfig
 from elk_jax.progress import progress_bar
 from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling, training
@@ -26,8 +26,9 @@ from elk_jax.tasks.generation.model import ARCHITECTURE, Description, check_name
 from elk_jax.tasks.generation.recipe import GenerationRecipe, TrainGeneratorStage
 from elk_jax.tasks.labelled import openly, privately
 from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.stages import PrivateTrainStage
 from elk_jax.tasks.task import Summary, Workload
-from elk_jax.training.model import GENERATOR, Params
+from elk_jax.training.model import GENERATOR, Game, Model, Params
 from elk_jax.training.step.private_adversarial import judge
 from elk_jax.weights import model_folder
 
@@ -38,14 +39,21 @@ LEAST = 2
 
 
 def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, names: Collection[str]) -> None:
+    """See `check_data`."""
+    check_data(run, stage, recipe, trainable(recipe.model, recipe.objective, recipe.augmentation))
+
+
+def check_data(run: Run, stage: PrivateTrainStage, recipe: Any, model: Model | Game) -> None:
     """UserError for images without a class, classes without images, sizes that differ, and units of a private training
-    that nobody names or that its public images show."""
+    that nobody names or that its public images show.
+
+    recipe: of a generator, with a `model` of so many `classes`, and `mixed_sizes`.
+    """
     private.check_public(stage, recipe)
     train = run.list(stage.train_on, "train")
-    check_classes(train, recipe.model, f"config.{stage.recipe}.model.classes")
+    check_classes(train, recipe.model.classes, f"config.{stage.recipe}.model.classes")
     private.check_start(run, stage, recipe)
-    game = trainable(recipe.model, recipe.objective, recipe.augmentation)
-    training.check_private(stage, recipe, game, train.infos)
+    training.check_private(stage, recipe, model, train.infos)
     validation = run.list(stage.validate_on, "val")
     if len(validation) < LEAST:
         what = f"{len(validation)} validation images to compare with"
@@ -59,12 +67,12 @@ def check_train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe, 
             check_sizes(source, f"config.{stage.recipe}.mixed_sizes")
 
 
-def check_classes(source: ImageSource, model: GanConfig, where: str) -> None:
-    """UserError unless every image of the source has one class, and every class an image."""
+def check_classes(source: ImageSource, classes: int, where: str) -> None:
+    """UserError unless every image of the source has one of so many classes, and every class an image."""
     check_names(source.classes, source.name)
     counts = np.bincount(image_labels(source), minlength=len(source.classes))
-    if model.classes != len(source.classes):
-        what = f"{model.classes} in the model, and the data have {', '.join(source.classes)}"
+    if classes != len(source.classes):
+        what = f"{classes} in the model, and the data have {', '.join(source.classes)}"
         raise UserError(what, where=where, todo=f"set {len(source.classes)}")
     for name, count in zip(source.classes, counts):
         if not count:
@@ -118,7 +126,7 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
         learned.batches,
         initial=None,
         evaluate=_validating(sample, of_val, recipe, run.seed),
-        draw=_drawing(sample, config, run.seed),
+        draw=drawing(sample, config.classes, run.seed),
         best_metric="distance",
         best_mode="min",
         settings={name: asdict(getattr(recipe, name)) for name in ("model", "objective", "augmentation")},
@@ -173,13 +181,13 @@ def _validating(
     return evaluate
 
 
-def _drawing(sample: Sampler, config: GanConfig, seed: int) -> Callable[[Params, int], dict[str, np.ndarray]]:
+def drawing(sample: Sampler, classes: int, seed: int) -> Callable[[Params, int], dict[str, np.ndarray]]:
     """A row of patches of each class, always from the same noise, which is the same for all classes."""
     numbers = np.arange(SHOWN)
 
     def draw(params: Params, step: int) -> dict[str, np.ndarray]:
         rows: list[np.ndarray] = []
-        for label in range(config.classes):
+        for label in range(classes):
             made = drawn(sample, params, np.full(SHOWN, label, np.int32), numbers, seed, SHOWN)
             rows.append(made[..., None])
         return {"made": sampling.grid(rows)}

@@ -22,7 +22,8 @@ from elk_jax.errors import UserError
 from elk_jax.fields import AtLeast
 from elk_jax.synthesis.placement import AreaRule
 from elk_jax.tasks import sampling
-from elk_jax.tasks.inpainting.recipe import LoraConfig, NoiseSettings, check_drawing
+from elk_jax.tasks.inpainting.recipe import LoraConfig
+from elk_jax.tasks.sampling import NoiseSettings, check_drawing, settings_of
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
@@ -219,11 +220,6 @@ def describe(
         parts=networks,
         trained=trained,
     )
-
-
-def settings_of(noise: Schedule) -> NoiseSettings:
-    """The settings that make the same schedule again."""
-    return NoiseSettings(**{field.name: getattr(noise, field.name) for field in dataclasses.fields(NoiseSettings)})
 
 
 def load(folder: Path) -> Trained:

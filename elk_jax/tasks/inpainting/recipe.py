@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -10,13 +9,12 @@ from elk_jax.data.batches.crops import CloseupConfig
 from elk_jax.diffusion import lora
 from elk_jax.diffusion.attention import Implementation
 from elk_jax.diffusion.inpainter import InpainterConfig, LossConfig
-from elk_jax.diffusion.samplers import SamplerConfig, plan
-from elk_jax.diffusion.schedule import Schedule, make_schedule
+from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, AtLeast, Checked, OneOf, check
 from elk_jax.precision import DTYPES
 from elk_jax.synthesis.placement import AREAS
-from elk_jax.tasks.sampling import PixelNetwork
+from elk_jax.tasks.sampling import NoiseSettings, PixelNetwork, check_drawing
 from elk_jax.tasks.stages import Data, Origin, PrivateTrainStage, SynthesizeStage
 from elk_jax.training.optimizer import OptimizerConfig, compile_pattern
 from elk_jax.training.recipe import TrainingRecipe
@@ -62,25 +60,6 @@ class Prompts:
     lesion: str = "a mammogram with a mass lesion"
     tissue: str = "a mammogram"
     negative: str = ""
-
-
-@dataclass(frozen=True)
-class NoiseSettings:
-    """A noise schedule (`diffusion.schedule.make_schedule`). A model that init_from brings keeps its own."""
-
-    name: str = "cosine"
-    steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    prediction: str = "x0"
-    zero_terminal_snr: bool = False
-
-    def __post_init__(self) -> None:
-        check(self)
-        self.schedule()
-
-    def schedule(self) -> Schedule:
-        return make_schedule(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -145,16 +124,6 @@ class InpaintingRecipe(TrainingRecipe):
             todo = "set it to 0: a private training draws a new window of every lesion in every step"
             raise UserError("no windows are cached in a private training", where="cached_windows", todo=todo)
         check_drawing(self.noise.schedule(), self.sampler, self.guidance)
-
-
-def check_drawing(noise: Schedule, sampler: SamplerConfig, guidance: float) -> None:
-    """Raise UserError where nothing can be drawn: more steps than the noise has, a guidance that is not a strength."""
-    try:
-        plan(noise, sampler)
-    except UserError as error:
-        raise error.within("sampler") from error
-    if not 0 <= guidance < math.inf:
-        raise UserError(f"guidance is {guidance}", where="guidance", todo="give 0 or more; 1 for none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,86 @@
+"""The settings of denoising: the recipe of a denoiser of patches by class, and the stage that trains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from elk_jax.data.batches.labelled import LabelledConfig
+from elk_jax.diffusion.patches import DenoiserConfig
+from elk_jax.diffusion.samplers import SamplerConfig
+from elk_jax.fields import BELOW_ONE, SHARE, AtLeast, check
+from elk_jax.tasks.sampling import NoiseSettings, PixelNetwork, check_drawing
+from elk_jax.tasks.stages import PrivateTrainStage
+from elk_jax.training.optimizer import OptimizerConfig
+from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.training.schedules import Schedule, WarmupCosine
+
+
+@dataclass(frozen=True)
+class PatchNetwork(PixelNetwork):
+    """A denoiser of patches. classes: of the data. embedding: channels that tell the class."""
+
+    size: Annotated[int, AtLeast(1)] = 128
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D")
+    block_out_channels: tuple[int, ...] = (48, 96, 144)
+    classes: Annotated[int, AtLeast(1)] = 2
+    embedding: Annotated[int, AtLeast(1)] = 64
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.config((1.0,) * self.patch**2)
+
+    def config(self, deviations: tuple[float, ...]) -> DenoiserConfig:
+        """The model of blocks whose waves have these deviations."""
+        network = self.unet(inputs=1, text=self.embedding, dtype=self.dtype, remat=self.remat)
+        return DenoiserConfig(network, deviations, self.size, self.patch, self.classes)
+
+
+NOISE = NoiseSettings(prediction="v", zero_terminal_snr=True)
+SAMPLER = SamplerConfig(name="ddim", steps=50, spacing="trailing", eta=1.0)
+ADAMW = OptimizerConfig(name="adamw", weight_decay=0.0, clip_norm=1.0)
+COSINE = WarmupCosine(base=5e-4, warmup_steps=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingRecipe(TrainingRecipe):
+    """How a denoiser of patches by class is trained, and how it draws.
+
+    gamma: of the weights by signal-to-noise ratio (`losses.min_snr_weight`); 0: none.
+    hidden: share of examples whose class is not told, without which there is no guidance. guidance: strength of
+    classifier-free guidance; 1 for none. images, mixed_sizes: as of a generator that is trained against a
+    discriminator. validation_images: real patches on which the loss is measured; 0: all. choose: the checkpoint to
+    keep, the last, or the best by that loss.
+    """
+
+    model: PatchNetwork = field(default_factory=PatchNetwork)
+    noise: NoiseSettings = NOISE
+    gamma: Annotated[float, AtLeast(0)] = 0.0
+    hidden: Annotated[float, SHARE] = 0.1
+    sampler: SamplerConfig = SAMPLER
+    guidance: Annotated[float, AtLeast(0)] = 1.0
+    images: LabelledConfig = field(default_factory=lambda: LabelledConfig(transpose=0.0))
+    mixed_sizes: bool = False
+    steps: Annotated[int, AtLeast(1)] = 2000
+    optimizer: OptimizerConfig = ADAMW
+    schedule: Schedule = COSINE
+    ema_decay: Annotated[float, BELOW_ONE] = 0.999
+    log_every: Annotated[int, AtLeast(1)] = 20
+    checkpoint_every: Annotated[int, AtLeast(0)] = 500
+    eval_every: Annotated[int, AtLeast(0)] = 500
+    validation_images: Annotated[int, AtLeast(0)] = 128
+    choose: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDenoiserStage(PrivateTrainStage):
+    """Train a denoiser on patches of the training split, which have one class each. init_from: another denoiser."""
+
+    task: Literal["denoising"] = "denoising"
+    recipe: str = "denoiser"

@@ -1,0 +1,133 @@
+"""Train a denoiser of patches by class. The stage leaves `model/` (generation), and `pictures/` of its progress.
+
+Shapes: N images, Q classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+
+import jax
+import numpy as np
+
+from elk_jax.data.batches import labelled
+from elk_jax.data.batches.labelled import Labelled
+from elk_jax.data.sources.labels import class_counts, image_labels
+from elk_jax.data.sources.source import subset
+from elk_jax.diffusion import patches
+from elk_jax.errors import UserError
+from elk_jax.spread import spread
+from elk_jax.tasks import private, sampling, training
+from elk_jax.tasks.denoising.recipe import DenoisingRecipe, TrainDenoiserStage
+from elk_jax.tasks.generation.model import DENOISER, Denoiser, DenoiserDescription, denoising, load
+from elk_jax.tasks.generation.train import check_data, drawing
+from elk_jax.tasks.labelled import openly, privately
+from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.task import Summary, Workload
+from elk_jax.training.model import Model, Params
+from elk_jax.weights import model_folder
+
+MEASURED = 256
+"""Images whose waves are measured."""
+LEAST_DEVIATION = 1e-3
+
+
+def check_start(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe, names: Collection[str]) -> None:
+    """UserError for data that a generator cannot learn from (`generation.train.check_data`), and other weights."""
+    check_data(run, stage, recipe, trainable(recipe))
+    if stage.init_from and stage.init_from not in names:
+        initial(run, stage, recipe)
+
+
+def trainable(recipe: DenoisingRecipe, deviations: tuple[float, ...] = ()) -> Model:
+    """The model of a recipe. deviations: of the waves of its blocks; () where their values do not matter."""
+    config = recipe.model.config(deviations or (1.0,) * recipe.model.patch**2)
+    parts = Denoiser(config, recipe.noise.schedule(), recipe.sampler, recipe.guidance)
+    return denoising(parts, recipe.gamma, recipe.hidden)
+
+
+def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tuple[Params, tuple[float, ...]]:
+    """(weights, deviations of waves) of the denoiser that the stage starts from. UserError for one that gives its
+    weights another meaning."""
+    folder = run.model_folder(stage.init_from)
+    params, before = load(folder)
+    if not isinstance(before, DenoiserDescription):
+        what, todo = f"a model of '{before.architecture}', not a denoiser", "name a folder of this stage, or none"
+        raise UserError(what, where=folder, todo=todo)
+    model_folder.check_same(before.model, recipe.model, ("patch", "classes"), folder, stage.recipe)
+    model_folder.check_same(before.noise, recipe.noise, ("prediction",), folder, f"{stage.recipe}.noise")
+    shapes = jax.eval_shape(trainable(recipe).init, jax.random.key(0))
+    return model_folder.restore_into(shapes, params, where=folder), before.model.deviations
+
+
+def measure_deviations(images: Labelled, patch: int) -> tuple[float, ...]:
+    """[p p]: of the waves of blocks, over images spread over the collection; at least a part of a grey value."""
+    square, count = np.zeros(patch**2), 0
+    for index in spread(len(images), MEASURED):
+        found = np.asarray(patches.waves(images.example(index)["image"][None], patch), np.float64)
+        square += np.square(found).mean(axis=(0, 1, 2))
+        count += 1
+    return tuple(round(float(value), 6) for value in np.maximum(np.sqrt(square / count), LEAST_DEVIATION))
+
+
+def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summary:
+    """Train a denoiser and write `<stage>/model/`."""
+    # ---- Data ----------------------------------------------------------------------------------------------------
+    found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
+    images = Labelled(found, image_labels(found), recipe.model.size)
+    few = subset(validation, spread(len(validation), recipe.validation_images or len(validation)))
+    of_val = Labelled(few, image_labels(few), recipe.model.size)
+    if stage.init_from:
+        run.say(f"  starts from {run.model_folder(stage.init_from)}")
+        weights, deviations = initial(run, stage, recipe)
+    else:  # a private training publishes nothing of its patches but the number of units
+        weights, deviations = None, measure_deviations(of_val if recipe.privacy else images, recipe.model.patch)
+    config, model = recipe.model.config(deviations), trainable(recipe, deviations)
+    count = training.parameter_count(jax.eval_shape(model.init, jax.random.key(0)))
+    run.say(f"  parameters: {count:,}")
+    if recipe.privacy:
+        learned = privately(run, stage, recipe, model, images, recipe.images)
+    else:
+        learned = openly(run, stage, images, recipe.images)
+
+    # ---- Train ---------------------------------------------------------------------------------------------------
+    result = training.train(
+        run,
+        stage,
+        recipe,
+        model,
+        learned.batches,
+        initial=weights,
+        evaluate=sampling.fixed_loss(model, list(labelled.eval_batches(of_val, recipe.images)), run.mesh),
+        draw=drawing(sampling.compile_sampler(model, run.mesh), config.classes, run.seed),
+        best_metric="loss",
+        best_mode="min",
+        settings={"model": asdict(config), "noise": asdict(recipe.noise)},
+        validation=few.infos,
+        protection=learned.protection,
+    )
+
+    # ---- The model -----------------------------------------------------------------------------------------------
+    params, trained = training.kept_weights(
+        run, stage, result, recipe.choose, found, learned.protection, learned.public
+    )
+    if run.is_main:
+        parts = config, recipe.noise, recipe.sampler, recipe.guidance
+        description = DenoiserDescription(DENOISER, *parts, tuple(found.classes), trained)
+        model_folder.save_params(run.folder / stage.name / "model", params, description)
+    withheld = private.is_withheld(run.experiment, stage)
+    return {
+        "kind": "train",
+        "data": {**learned.counts, "validation": class_counts(few)},
+        "skipped": skipped_images(*([] if withheld else [found]), validation),
+        **training.outcome(result),
+    }
+
+
+def workload(stage: TrainDenoiserStage, recipe: DenoisingRecipe, batch_size: int | None) -> Workload:
+    """The training of a denoiser."""
+    count, size = batch_size or recipe.images.batch_size, recipe.model.size
+    drawn = {"label": np.zeros(count, np.int32), "seed": sampling.seeds(0, range(count))}
+    name = f"{size}x{size}"
+    return Workload(trainable(recipe), count, {name: {**labelled.blank_batch(count, size)}}, {name: drawn})

@@ -1,0 +1,149 @@
+"""From patches of two classes to a denoiser and patches drawn by it, through the real stages at a tiny size."""
+
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from configs import mcgan, patch_denoiser
+from elk_jax import files
+from elk_jax.data.patches import resized
+from elk_jax.data.sources.open import open_source
+from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
+from elk_jax.tasks import TASKS, find_model
+from elk_jax.tasks.generation import model as generators
+from elk_jax.training.writer import read_metrics
+from elk_jax.weights import model_folder
+from tests.refusals import refused
+from tests.tasks.generation.test_train import write
+
+STAGES = ["denoiser", "samples", "looks"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("denoiser")
+    run_experiment(patch_denoiser.get_config("tiny"), folder, stages=STAGES)
+    return folder
+
+
+def test_training_leaves_curves_pictures_a_denoiser_and_patches(run):
+    keys = {key for line in read_metrics(run / "denoiser" / "metrics.jsonl") for key in line}
+    assert {"train/loss", "eval/loss"} <= keys
+    pictures = [cv2.imread(str(run / "denoiser" / "pictures" / f"made-{step:06d}.png")) for step in (3, 6)]
+    assert {picture.shape[:2] for picture in pictures} == {(2 * 16, 8 * 16)}
+    trained = generators.load(run / "denoiser" / "model")
+    assert trained.description.architecture == "patch_denoiser" and trained.description.trained.step == 6
+    assert trained.description.classes == ("benign", "malignant") and trained.description.size == 16
+    assert set(trained.params) == {"unet", "classes"} and trained.params["classes"].shape == (3, 8)
+    assert find_model(run, None, lambda task: task.synthesize is not None)[1] is TASKS["generation"]
+    drawn = files.read_object(run / "samples" / "synthetic.json")
+    assert len(drawn["images"]) == 12 and drawn["categories"][1]["name"] == "malignant"
+    page = (run / "report.html").read_text()
+    assert "Progress of the generator" in page and "Denoisers of patches" in page
+
+
+def test_waves_are_as_strong_as_in_the_training_patches(run):
+    """Of blocks of two pixels: the mean, and differences across, down and both."""
+    kept = generators.load(run / "denoiser" / "model").description.model.deviations
+    source = open_source(parse(patch_denoiser.get_config("tiny")).data["patches"], "train")
+    pixels = np.stack([resized(record.image, 16)[..., 0] for record in source]).reshape(-1, 8, 2, 8, 2) - 0.5
+    down, across = (np.diff(pixels, axis=axis) for axis in (2, 4))
+    mean = pixels.sum((2, 4)) / 2
+    found = mean, across.sum(2) / 2, down.sum(4) / 2, np.diff(down, axis=4) / 2
+    np.testing.assert_allclose(kept, [np.sqrt((one**2).mean()) for one in found], rtol=1e-3)
+
+
+def test_an_interrupted_training_is_resumed_to_the_bit(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(copy / "denoiser" / "checkpoints" / "6")
+    shutil.rmtree(copy / "denoiser" / "model")
+    (copy / "denoiser" / "finished.json").unlink()
+    run_experiment(patch_denoiser.get_config("tiny"), copy, stages=["denoiser"])
+    whole, again = (model_folder.flatten(generators.load(one / "denoiser" / "model").params) for one in (run, copy))
+    for name, leaf in whole.items():
+        np.testing.assert_array_equal(again[name], leaf, err_msg=name)
+
+
+def test_a_denoiser_learns_what_its_classes_look_like(tmp_path):
+    """Dark patches and bright ones, each with a little noise."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name, grey in (("benign", 70), ("malignant", 170)):
+            folder = files.make_folder(tmp_path / "data" / split / name)
+            for number in range(16):
+                cv2.imwrite(str(folder / f"{number}.png"), rng.normal(grey, 8, (16, 16)).clip(0, 255).astype(np.uint8))
+    config = patch_denoiser.get_config("tiny")
+    config.data.patches.spec = f"folders:{tmp_path / 'data'}"
+    config.denoiser.update({"steps": 150, "eval_every": 0, "checkpoint_every": 0, "ema_decay": 0.9})
+    config.denoiser.schedule.update({"base": 3e-3, "warmup_steps": 5})
+    config.denoiser.sampler.steps = 20
+    run_experiment(config, tmp_path / "run", stages=["denoiser", "samples"])
+    means = {
+        name: [cv2.imread(str(path), 0).mean() for path in sorted((tmp_path / "run/samples/images" / name).glob("*"))]
+        for name in ("benign", "malignant")
+    }
+    assert len(means["benign"]) == len(means["malignant"]) == 6
+    assert np.abs(np.array(means["benign"]) - 70).max() < 25 and np.abs(np.array(means["malignant"]) - 170).max() < 25
+
+
+def start(folder, weights, **model):
+    config = patch_denoiser.get_config("tiny")
+    config.stages.denoiser.init_from = str(weights)
+    config.denoiser.model.update(model)
+    config.denoiser.update({"steps": 1, "eval_every": 0, "checkpoint_every": 0})
+    config.denoiser.optimizer.clip_norm = 1e-9
+    run_experiment(config, folder, stages=["denoiser"])
+
+
+def test_a_training_may_start_from_another_denoiser(run, tmp_path):
+    before = run / "denoiser" / "model"
+    start(tmp_path / "run", before)
+    whole, again = (generators.load(folder).params for folder in (before, tmp_path / "run/denoiser/model"))
+    for name, leaf in model_folder.flatten(whole).items():
+        np.testing.assert_allclose(model_folder.flatten(again)[name], leaf, atol=2e-3, err_msg=name)
+    kept = [
+        generators.load(folder).description.model.deviations for folder in (before, tmp_path / "run/denoiser/model")
+    ]
+    assert kept[0] == kept[1]
+
+
+def test_other_weights_are_refused_before_the_start(run, tmp_path):
+    gan = tmp_path / "gan"
+    config = mcgan.get_config("tiny")
+    config.gan.update({"steps": 1, "eval_every": 0, "checkpoint_every": 0})
+    run_experiment(config, gan, stages=["gan"])
+    with refused("'gan'", "not a denoiser", where=gan / "gan" / "model"):
+        start(tmp_path / "run", gan / "gan" / "model")
+    with refused("patch", 2, 4):
+        start(tmp_path / "run", run / "denoiser" / "model", patch=4)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_a_generator_cannot_learn_from_are_refused(tmp_path):
+    config = patch_denoiser.get_config("tiny")
+    config.data.patches.spec = f"folders:{write(tmp_path / 'data', classes=('a', 'b', 'c'))}"
+    with refused("a, b, c", 3, where="config.denoiser.model.classes"):
+        run_experiment(config, tmp_path / "run", stages=["denoiser"])
+
+
+def test_settings_that_cannot_draw_are_refused():
+    config = patch_denoiser.get_config("tiny")
+    config.denoiser.sampler.steps = 2000
+    with refused(2000, 1000, where="config.denoiser.sampler.steps"):
+        parse(config)
+
+
+def test_a_private_training_says_what_it_promises(tmp_path):
+    config = patch_denoiser.get_config("tiny,private")
+    config.denoiser.privacy.update({"epsilon": None, "noise_multiplier": 1.0, "accountant": "rdp", "images": 2})
+    run_experiment(config, tmp_path, stages=["denoiser", "samples"])
+    trained = generators.load(tmp_path / "denoiser" / "model").description.trained
+    (phase,) = trained.privacy.ledger.phases
+    assert trained.privacy.private and phase.steps == 6 and trained.patients == ()
+    info = files.read_object(tmp_path / "samples" / "synthetic.json")["info"]
+    assert info["promise"] == trained.privacy.sentence() and "seen_patients" not in info
