@@ -9,7 +9,7 @@
   python launch/train.py --config=configs/private_swin.py:paper \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.stages.first.init_from=weights/swin_t                          Swin-T, as published, a GPU
-The chain: `gan` learns from the patches, `samples` are drawn from it, `first` is a network that learns from these with
+The chain: `gan` (or `denoiser`) learns from the patches, `samples` are drawn from it, `first` is a network that learns from these with
 all its layers, and the stages behind it train the layer of the classes on the real patches: without privacy, and with
 an epsilon each. In `cpu` such a layer is a linear head on frozen features of `first`, whitened by `public`, images of
 other people, and `first` trains its coarse stages alone.

@@ -49,7 +49,7 @@ def export_generator(model: Path, output: Path, model_id: str) -> None:
     if not isinstance(description, Description):
         todo = "name the model folder of a generator that was trained against a discriminator"
         raise UserError(
-            f"a model of '{description.architecture}', which has no package for medigan", where=model, todo=todo
+            f"a model of '{description.architecture}', for which medigan has no package", where=model, todo=todo
         )
     promise = model_folder.promise(model)
     medigan.export_folder(params, description.model, description.classes, output, model_id, promise)

@@ -60,7 +60,11 @@ METRICS = flags.DEFINE_list("metrics", [], "Metrics shown first. Default: the fi
 BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 2000, "Resamples for the intervals, 0 for none.", lower_bound=0, upper_bound=100_000
 )
-STAGES = flags.DEFINE_list("stages", None, "Run only these stages of every setting. Default: all.")
+STAGES = flags.DEFINE_list(
+    "stages",
+    None,
+    "Run only these stages of every setting. Default: all. Results of other finished stages stay in the table.",
+)
 RUN = flags.DEFINE_string("run", None, "Do only this run, SETTING/seed-N, in this process: one of them on a cluster.")
 
 

@@ -13,7 +13,7 @@ EPSILON, DELTA = 10.0, 1e-4
 
 def denoiser(size: str) -> dict[str, Any]:
     """The recipe of a denoiser."""
-    changes = {"quick": quick(), "tiny": tiny(), "small": small(), "paper": published()}
+    changes = {"quick": quick(), "tiny": tiny(), "small": small(), "paper": large()}
     return merge(settings(DenoisingRecipe()), changes[size])
 
 
@@ -63,9 +63,8 @@ def small() -> dict[str, Any]:
     }
 
 
-def published() -> dict[str, Any]:
-    """For a GPU. Nothing of this kind is published for these patches: the widths are those of small networks for
-    images of this size (Nichol and Dhariwal 2021, arXiv:2102.09672)."""
+def large() -> dict[str, Any]:
+    """For a GPU; not tried yet. Nothing of this kind is published for these patches."""
     return {
         "model": {
             "block_out_channels": (128, 256, 384),

@@ -31,21 +31,30 @@ from elk_jax.diffusion.samplers import SamplerConfig, classifier_free, sample
 from elk_jax.diffusion.schedule import Schedule
 from elk_jax.diffusion.unet import UNet2DCondition, UNetConfig
 from elk_jax.errors import UserError
-from elk_jax.fields import ABOVE_ZERO, SIDE, AtLeast, check
+from elk_jax.fields import ABOVE_ZERO, SHARE, SIDE, AtLeast, check
 
 Params = Any
 
-MIDDLE = 0.5
-"""The grey value in the middle of the range."""
 EMBEDDING = "classes"
 
 
 @dataclass(frozen=True)
+class Strengths:
+    """How strong waves are in real patches. mean: grey value. deviations: of the p^2 waves of a block (`waves`)."""
+
+    mean: Annotated[float, SHARE]
+    deviations: tuple[Annotated[float, ABOVE_ZERO], ...]
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class DenoiserConfig:
-    """The parts of a model. deviations: of the p^2 waves of a block (`waves`). size: S. patch: p. classes: Q."""
+    """The parts of a model. size: S. patch: p. classes: Q."""
 
     unet: UNetConfig
-    deviations: tuple[Annotated[float, ABOVE_ZERO], ...]
+    strengths: Strengths
     size: Annotated[int, SIDE] = 128
     patch: Annotated[int, SIDE] = 4
     classes: Annotated[int, AtLeast(1)] = 2
@@ -61,9 +70,9 @@ class DenoiserConfig:
             if given != depth:
                 what = f"the U-Net has {given} {name.replace('_', ' ')}, blocks of {self.patch} px have {depth}"
                 raise UserError(what, where=f"unet.{name}", todo=f"use {depth}")
-        if len(self.deviations) != depth:
-            what = f"{len(self.deviations)} deviations of {depth} waves"
-            raise UserError(what, where="deviations", todo=f"give {depth}")
+        given = len(self.strengths.deviations)
+        if given != depth:
+            raise UserError(f"{given} deviations of {depth} waves", where="strengths.deviations", todo=f"give {depth}")
         if self.unet.cross_attention_dim is None:
             what = "the U-Net takes no text, so that nothing tells it the class"
             raise UserError(what, where="unet.cross_attention_dim", todo="give a number of channels")
@@ -87,12 +96,13 @@ def loss(
 ) -> jax.Array:
     """The loss of a batch: `image` [B, S, S, 1] in [0, 1], `label` [B], `valid` [B].
 
-    gamma: of the weights by signal-to-noise ratio, 0 for none. hidden: share of examples whose class is not told.
+    gamma: of the weights by signal-to-noise ratio, 0 for none; of a noise that ends in pure noise the last times, where
+    drawing starts, then have hardly any weight. hidden: share of examples whose class is not told.
     """
     of_time, of_noise, of_class = jax.random.split(rng, 3)
     valid = batch["valid"]
-    image = jnp.where(valid[:, None, None, None], batch["image"], MIDDLE)  # no gradient of padding, even of NaN
-    x0 = waves(image, config.patch) / jnp.asarray(config.deviations, image.dtype)
+    image = jnp.where(valid[:, None, None, None], batch["image"], 0)  # no gradient of padding, even of NaN
+    x0 = waves(image - config.strengths.mean, config.patch) / jnp.asarray(config.strengths.deviations, image.dtype)
     t = jax.random.randint(of_time, x0.shape[:1], 0, noise.steps)
     drawn = losses.draw_noise(of_noise, x0.shape, dtype=x0.dtype.type)
     label = jnp.where(jax.random.bernoulli(of_class, hidden, t.shape), config.classes, batch["label"])
@@ -123,27 +133,29 @@ def generate(
     )
     side = config.size // config.patch
     found = sample(denoise, noise, sampler, (len(label), side, side, config.patch**2), keys)
-    return jnp.clip(pixels(found * jnp.asarray(config.deviations, found.dtype), config.patch), 0, 1)
+    image = pixels(found * jnp.asarray(config.strengths.deviations, found.dtype), config.patch)
+    return jnp.clip(image + config.strengths.mean, 0, 1)
 
 
 def waves(image: jax.Array, patch: int) -> jax.Array:
-    """[B, S, S, 1] -> [B, h, h, p p]: the orthonormal cosine transform of every block, relative to the middle grey.
+    """[B, S, S, 1] -> [B, h, h, p p]: the orthonormal cosine transform of every block.
 
-    Channel (i, j) = i p + j has i half-waves down the block, and j across it.
+    Channel (i, j) = i p + j has i half-waves down the block, and j across it. It is computed in all bits, since the
+    finest waves are hundreds of times smaller than the first.
     """
-    return to_patches(image - MIDDLE, patch) @ _basis(patch).astype(image.dtype)
+    return jnp.matmul(to_patches(image, patch), basis(patch).astype(image.dtype), precision="highest")
 
 
 def pixels(found: jax.Array, patch: int) -> jax.Array:
     """Inverse of `waves`."""
-    return from_patches(found @ _basis(patch).T.astype(found.dtype), patch) + MIDDLE
+    return from_patches(jnp.matmul(found, basis(patch).T.astype(found.dtype), precision="highest"), patch)
 
 
-def _basis(patch: int) -> np.ndarray:
-    """[p p, p p]: a column for each wave."""
+def basis(patch: int) -> np.ndarray:
+    """[p p, p p] float64: a column for each wave of a block."""
     places = np.arange(patch)
-    rows = np.cos(np.pi / patch * (places + 0.5)[None] * places[:, None])
-    rows *= np.where(places == 0, np.sqrt(1 / patch), np.sqrt(2 / patch))[:, None]
+    rows = np.cos(np.pi / patch * np.outer(places, places + 0.5))
+    rows *= np.where(places == 0, np.sqrt(1 / patch), np.sqrt(2 / patch)).reshape(-1, 1)
     return np.einsum("iy,jx->yxij", rows, rows).reshape(patch**2, patch**2)
 
 

@@ -80,9 +80,17 @@ class PlannedRun:
 
     @property
     def finished(self) -> dict[str, Path]:
-        """Stage -> its end, of all finished stages of the experiment: an earlier call may have run others."""
+        """Stage -> its end, of all finished stages of the experiment: an earlier call may have run others.
+
+        Those that this call does not run count if they depend on what they would depend on now.
+        """
         ends = {name: self.folder / name / resume.FINISHED for name in self.experiment.stages}
-        return {name: end for name, end in ends.items() if end.is_file()}
+        chosen = {stage.name for stage in self.stages}
+        return {
+            name: end
+            for name, end in ends.items()
+            if end.is_file() and (name in chosen or _is_made(self.folder / name, self))
+        }
 
 
 @dataclass(frozen=True)

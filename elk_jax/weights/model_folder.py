@@ -361,19 +361,19 @@ def check_fits(params: Params, shapes: Mapping[str, tuple[int, ...]], where: obj
         raise UserError(error.what, where=where, todo=todo) from error
 
 
-def check_same(before: Any, now: Any, fields: Collection[str], where: Path, recipe: str) -> None:
+def check_same(before: Any, now: Any, fields: Collection[str], where: Path, section: str) -> None:
     """UserError for the first of `fields` that a training would change in the model whose weights it starts from.
 
     before, now: the settings of the model of the weights and of the recipe, dataclasses; a field that only one of them
     has is not compared. fields: dotted names, of sections too. where: the folder of the weights. The error lists all
-    settings to change, of the recipe's name.
+    settings to change. section: of the configuration, where these are, such as "detector.model".
     """
     old, new = (flatten(dataclasses.asdict(model)) for model in (before, now))
     wanted = tuple(f"{field}/".replace(".", "/") for field in fields)
     differing = [key for key in new if key in old and f"{key}/".startswith(wanted) and old[key] != new[key]]
     if differing:
         named = {key: key.replace("/", ".") for key in differing}
-        settings = [f"--config.{recipe}.model.{named[key]}={shlex.quote(str(old[key]))}" for key in differing]
+        settings = [f"--config.{section}.{named[key]}={shlex.quote(str(old[key]))}" for key in differing]
         first = differing[0]
         what = f"the weights were trained with {named[first]} {old[first]!r}, the recipe has {new[first]!r}"
         raise UserError(what, where=where, todo=f"set {' '.join(settings)}")

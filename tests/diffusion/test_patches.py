@@ -11,7 +11,7 @@ import pytest
 from scipy.fft import dctn
 
 from elk_jax.diffusion import patches
-from elk_jax.diffusion.patches import DenoiserConfig
+from elk_jax.diffusion.patches import DenoiserConfig, Strengths
 from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.diffusion.schedule import make_schedule
 from elk_jax.diffusion.unet import UNetConfig
@@ -21,8 +21,8 @@ UNET = UNetConfig(
     in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D",), block_out_channels=(4,),
     layers_per_block=1, attention_head_dim=1, cross_attention_dim=3, norm_num_groups=2,
 )  # fmt: skip
-DEVIATIONS = (0.5, 0.2, 0.1, 0.05)
-CONFIG = DenoiserConfig(UNET, DEVIATIONS, size=8, patch=2, classes=2)
+DEVIATIONS, MEAN = (0.5, 0.2, 0.1, 0.05), 0.4
+CONFIG = DenoiserConfig(UNET, Strengths(MEAN, DEVIATIONS), size=8, patch=2, classes=2)
 NOISE = make_schedule("cosine", 1000, prediction="v", zero_terminal_snr=True)
 DDIM = SamplerConfig(name="ddim", steps=5, spacing="trailing", eta=1.0)
 
@@ -40,13 +40,13 @@ def batch():
 
 def blocks(image):
     """[B, 8, 8, 1] -> [B, 4, 4, 4]: cosine waves of each block, by SciPy, over their deviations."""
-    by_block = (np.asarray(image, np.float64) - 0.5).reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4)
+    by_block = (np.asarray(image, np.float64) - MEAN).reshape(-1, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4)
     return dctn(by_block, axes=(-2, -1), norm="ortho").reshape(-1, 4, 4, 4) / DEVIATIONS
 
 
 def test_waves_are_those_of_scipy_and_go_back_to_pixels():
     image = batch()["image"]
-    np.testing.assert_allclose(patches.waves(image, 2) / jnp.array(DEVIATIONS), blocks(image), atol=1e-5)
+    np.testing.assert_allclose(patches.waves(image - MEAN, 2) / jnp.array(DEVIATIONS), blocks(image), atol=1e-5)
     np.testing.assert_allclose(patches.pixels(patches.waves(image, 4), 4), image, atol=1e-6)
 
 
@@ -130,8 +130,7 @@ def test_a_patch_follows_from_its_own_key_and_class(params):
     "settings, words, where",
     [
         ({"size": 9}, (9, 2), "size"),
-        ({"deviations": (1.0,)}, (1, 4), "deviations"),
-        ({"deviations": (1.0, 1.0, 1.0, 0.0)}, (0,), "deviations"),
+        ({"strengths": Strengths(0.5, (1.0,))}, (1, 4), "strengths.deviations"),
         ({"patch": 4}, (4, 16), "unet.in_channels"),
         ({"unet": dataclasses.replace(UNET, out_channels=1)}, (1, 4), "unet.out_channels"),
         ({"unet": dataclasses.replace(UNET, cross_attention_dim=None)}, ("class",), "unet.cross_attention_dim"),
@@ -140,3 +139,8 @@ def test_a_patch_follows_from_its_own_key_and_class(params):
 def test_parts_that_do_not_fit_are_refused(settings, words, where):
     with refused(*words, where=where):
         dataclasses.replace(CONFIG, **settings)
+
+
+def test_a_wave_without_strength_is_refused():
+    with refused(0.0, where="deviations"):
+        Strengths(0.5, (1.0, 0.0))

@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from elk_jax import files
+from elk_jax.experiments import resume
 from elk_jax.reporting.report import build_report
 from elk_jax.sweeps import page
 from elk_jax.sweeps.plan import plan
@@ -64,6 +65,9 @@ def write(sweep, leave_out=()):
         files.write_json(folder / "evaluation.json", {"train": found, "counts": 3})
         files.write_json(folder / "scores.json", scores)
         files.write_json(folder / "finished.json", {"summary": {}, "seconds": 1.0})
+        own = run.experiment.stages["evaluate"]
+        depends = resume.settings(run.experiment, own) | resume.inputs(run.experiment, run.folder, own)
+        files.write_json(folder / "config.json", depends)
 
 
 BASELINES = {"<better>": "plain"}
@@ -105,6 +109,10 @@ def test_evaluations_of_an_earlier_call_stay_in_the_table(sweep):
     write(sweep)
     again = plan(toy_task.get_config(), ROWS, 2, sweep.folder, stages=["train"])
     assert collect(again, BASELINES, 100).metrics == collect(sweep, BASELINES, 100).metrics != {}
+    other = toy_task.get_config()
+    other.stages.evaluate.threshold = 0.9
+    changed = plan(other, ROWS, 2, sweep.folder, stages=["train"])
+    assert collect(changed, BASELINES, 100).metrics == {}, "they are of other settings"
 
 
 def test_no_run_at_all(sweep):

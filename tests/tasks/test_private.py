@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from configs import bridge_le_to_cem, cem_mixed, cem_real_dp, inpaint_cem, private_generator, private_head, private_swin
+from configs import (
+    bridge_le_to_cem,
+    cem_mixed,
+    cem_real_dp,
+    inpaint_cem,
+    patch_denoiser,
+    private_generator,
+    private_head,
+    private_swin,
+)
 from elk_jax.data.sources import coco, patients
 from elk_jax.experiments.parse import parse
 from elk_jax.privacy.accounting import Ledger, Phase
@@ -31,6 +40,7 @@ def test_without_a_private_stage_nothing_is_withheld():
     "config, protects, bare",
     [
         (bridge_le_to_cem.get_config("tiny,private"), ["translator"], []),
+        (patch_denoiser.get_config("tiny,private"), ["denoiser"], ["classifier"]),
         (cem_real_dp.get_config("tiny"), ["private"], ["same_layers", "open"]),
         (private_head.get_config("tiny"), ["epsilon_60", "epsilon_6", "epsilon_1"], ["without_privacy"]),
         (private_generator.get_config("tiny"), ["epsilon_10", "epsilon_1"], ["without_privacy", "real"]),
@@ -173,6 +183,7 @@ def test_a_generator_that_protects_the_patients_exposes_nobody(monkeypatch):
     "variant, stage, behind",
     [
         ("tiny", "first", ["gan"]),
+        ("tiny,denoiser", "first", ["denoiser"]),
         ("tiny,beside", "epsilon_6", ["first"]),  # `first` learned from patches of `gan`, and accounts for it
         ("tiny,nothing,beside", "epsilon_6", ["gan"]),
         ("cpu", "epsilon_6", ["first"]),

@@ -149,15 +149,15 @@ class Other:
 
 
 def test_weights_are_not_trained_under_other_settings(tmp_path):
-    model_folder.check_same(Model(size=4), Model(), ("mean", "scale"), tmp_path, "painter")
-    model_folder.check_same(Other(), Model(), ("mean", "flip"), tmp_path, "painter")  # no field in common
+    model_folder.check_same(Model(size=4), Model(), ("mean", "scale"), tmp_path, "painter.model")
+    model_folder.check_same(Other(), Model(), ("mean", "flip"), tmp_path, "painter.model")  # no field in common
     with pytest.raises(UserError) as error:
         before = Model(mean=(4.0, 5.0), scale=1.0)
-        model_folder.check_same(before, Model(), ("mean", "scale", "size"), tmp_path, "painter")
+        model_folder.check_same(before, Model(), ("mean", "scale", "size"), tmp_path, "painter.model")
     assert error.value.where == str(tmp_path) and "mean (4.0, 5.0)" in error.value.what
     assert error.value.todo == "set --config.painter.model.mean='(4.0, 5.0)' --config.painter.model.scale=1.0"
     with pytest.raises(UserError) as error:
-        model_folder.check_same(Other(), Model(), ("scale",), tmp_path, "painter")
+        model_folder.check_same(Other(), Model(), ("scale",), tmp_path, "painter.model")
     assert error.value.todo == "set --config.painter.model.scale=5.0"
 
 

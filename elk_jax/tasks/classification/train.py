@@ -121,7 +121,7 @@ def _start(
         params, free = model.without_class_layers(params), list(FREE)
         drop = [f"^{name}/" for name in model.CLASS_LAYERS]
     conventions = [field.name for field in fields(recipe.model) if field.name not in free]
-    model_folder.check_same(before, recipe.model, conventions, folder, stage.recipe)
+    model_folder.check_same(before, recipe.model, conventions, folder, f"{stage.recipe}.model")
     return model_folder.restore_into(fresh, params, drop, where=folder)
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from elk_jax.data.batches.labelled import LabelledConfig
-from elk_jax.diffusion.patches import DenoiserConfig
+from elk_jax.diffusion.patches import DenoiserConfig, Strengths
 from elk_jax.diffusion.samplers import SamplerConfig
-from elk_jax.fields import BELOW_ONE, SHARE, AtLeast, check
+from elk_jax.errors import UserError
+from elk_jax.fields import BELOW_ONE, SIDE, AtLeast, Between, check
 from elk_jax.tasks.sampling import NoiseSettings, PixelNetwork, check_drawing
 from elk_jax.tasks.stages import PrivateTrainStage
 from elk_jax.training.optimizer import OptimizerConfig
@@ -20,22 +21,27 @@ from elk_jax.training.schedules import Schedule, WarmupCosine
 class PatchNetwork(PixelNetwork):
     """A denoiser of patches. classes: of the data. embedding: channels that tell the class."""
 
-    size: Annotated[int, AtLeast(1)] = 128
+    size: Annotated[int, SIDE] = 128
     down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D")
     block_out_channels: tuple[int, ...] = (48, 96, 144)
     classes: Annotated[int, AtLeast(1)] = 2
-    embedding: Annotated[int, AtLeast(1)] = 64
+    embedding: Annotated[int, Between(1, 1 << 16)] = 64
     dtype: str = "float32"
     remat: bool = False
 
     def __post_init__(self) -> None:
         check(self)
-        self.config((1.0,) * self.patch**2)
+        if self.size % self.patch:
+            raise UserError(
+                f"blocks of {self.patch} px in a patch of {self.size}", where="patch", todo="give a divisor"
+            )
+        self.config()
 
-    def config(self, deviations: tuple[float, ...]) -> DenoiserConfig:
-        """The model of blocks whose waves have these deviations."""
+    def config(self, strengths: Strengths | None = None) -> DenoiserConfig:
+        """The model. strengths: of the waves of its blocks; None where their values do not matter."""
         network = self.unet(inputs=1, text=self.embedding, dtype=self.dtype, remat=self.remat)
-        return DenoiserConfig(network, deviations, self.size, self.patch, self.classes)
+        any_others = Strengths(0.5, (1.0,) * self.patch**2)
+        return DenoiserConfig(network, strengths or any_others, self.size, self.patch, self.classes)
 
 
 NOISE = NoiseSettings(prediction="v", zero_terminal_snr=True)
@@ -58,7 +64,7 @@ class DenoisingRecipe(TrainingRecipe):
     model: PatchNetwork = field(default_factory=PatchNetwork)
     noise: NoiseSettings = NOISE
     gamma: Annotated[float, AtLeast(0)] = 0.0
-    hidden: Annotated[float, SHARE] = 0.1
+    hidden: Annotated[float, BELOW_ONE] = 0.1
     sampler: SamplerConfig = SAMPLER
     guidance: Annotated[float, AtLeast(0)] = 1.0
     images: LabelledConfig = field(default_factory=lambda: LabelledConfig(transpose=0.0))
@@ -76,6 +82,9 @@ class DenoisingRecipe(TrainingRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_drawing(self.noise.schedule(), self.sampler, self.guidance)
+        if self.guidance != 1 and not self.hidden:
+            what = f"guidance is {self.guidance}, and hidden 0: nothing teaches what patches of no class are"
+            raise UserError(what, where="hidden", todo="give a share such as 0.1, or set guidance=1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from elk_jax.data.batches.labelled import Labelled
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.source import subset
 from elk_jax.diffusion import patches
+from elk_jax.diffusion.patches import Strengths
 from elk_jax.errors import UserError
 from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling, training
@@ -31,6 +32,9 @@ from elk_jax.weights import model_folder
 MEASURED = 256
 """Images whose waves are measured."""
 LEAST_DEVIATION = 1e-3
+"""Of a wave: a quarter of a grey level of 255, as in uniform images."""
+CONVENTIONS = ("attention_head_dim", "norm_num_groups", "norm_eps")
+"""Settings of a U-Net that no shape shows."""
 
 
 def check_start(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe, names: Collection[str]) -> None:
@@ -40,35 +44,37 @@ def check_start(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe, na
         initial(run, stage, recipe)
 
 
-def trainable(recipe: DenoisingRecipe, deviations: tuple[float, ...] = ()) -> Model:
-    """The model of a recipe. deviations: of the waves of its blocks; () where their values do not matter."""
-    config = recipe.model.config(deviations or (1.0,) * recipe.model.patch**2)
-    parts = Denoiser(config, recipe.noise.schedule(), recipe.sampler, recipe.guidance)
+def trainable(recipe: DenoisingRecipe, strengths: Strengths | None = None) -> Model:
+    """The model of a recipe. strengths: as of `PatchNetwork.config`."""
+    parts = Denoiser(recipe.model.config(strengths), recipe.noise.schedule(), recipe.sampler, recipe.guidance)
     return denoising(parts, recipe.gamma, recipe.hidden)
 
 
-def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tuple[Params, tuple[float, ...]]:
-    """(weights, deviations of waves) of the denoiser that the stage starts from. UserError for one that gives its
+def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tuple[Params, Strengths]:
+    """(weights, strengths of waves) of the denoiser that the stage starts from. UserError where the recipe gives its
     weights another meaning."""
     folder = run.model_folder(stage.init_from)
     params, before = load(folder)
     if not isinstance(before, DenoiserDescription):
         what, todo = f"a model of '{before.architecture}', not a denoiser", "name a folder of this stage, or none"
         raise UserError(what, where=folder, todo=todo)
-    model_folder.check_same(before.model, recipe.model, ("patch", "classes"), folder, stage.recipe)
-    model_folder.check_same(before.noise, recipe.noise, ("prediction",), folder, f"{stage.recipe}.noise")
+    section, network = f"{stage.recipe}.model", recipe.model.config().unet
+    model_folder.check_same(before.model, recipe.model, ("patch", "classes"), folder, section)
+    model_folder.check_same(before.model.unet, network, CONVENTIONS, folder, section)
+    model_folder.check_same(before.noise, recipe.noise, ("prediction", "steps"), folder, f"{stage.recipe}.noise")
     shapes = jax.eval_shape(trainable(recipe).init, jax.random.key(0))
-    return model_folder.restore_into(shapes, params, where=folder), before.model.deviations
+    return model_folder.restore_into(shapes, params, where=folder), before.model.strengths
 
 
-def measure_deviations(images: Labelled, patch: int) -> tuple[float, ...]:
-    """[p p]: of the waves of blocks, over images spread over the collection; at least a part of a grey value."""
-    square, count = np.zeros(patch**2), 0
-    for index in spread(len(images), MEASURED):
-        found = np.asarray(patches.waves(images.example(index)["image"][None], patch), np.float64)
-        square += np.square(found).mean(axis=(0, 1, 2))
-        count += 1
-    return tuple(round(float(value), 6) for value in np.maximum(np.sqrt(square / count), LEAST_DEVIATION))
+def measure_strengths(images: Labelled, patch: int) -> Strengths:
+    """Of the waves of blocks, over images spread over the collection."""
+    some = np.stack([images.example(index)["image"] for index in spread(len(images), MEASURED)])
+    mean = float(some.mean(dtype=np.float64))
+    side = images.size // patch
+    blocks = (some - mean).reshape(-1, side, patch, side, patch).transpose(0, 1, 3, 2, 4)
+    found = blocks.reshape(-1, side, side, patch**2) @ patches.basis(patch)
+    deviations = np.maximum(np.sqrt(np.square(found).mean(axis=(0, 1, 2))), LEAST_DEVIATION)
+    return Strengths(round(mean, 6), tuple(round(float(value), 6) for value in deviations))
 
 
 def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summary:
@@ -80,10 +86,10 @@ def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summa
     of_val = Labelled(few, image_labels(few), recipe.model.size)
     if stage.init_from:
         run.say(f"  starts from {run.model_folder(stage.init_from)}")
-        weights, deviations = initial(run, stage, recipe)
+        weights, strengths = initial(run, stage, recipe)
     else:  # a private training publishes nothing of its patches but the number of units
-        weights, deviations = None, measure_deviations(of_val if recipe.privacy else images, recipe.model.patch)
-    config, model = recipe.model.config(deviations), trainable(recipe, deviations)
+        weights, strengths = None, measure_strengths(of_val if recipe.privacy else images, recipe.model.patch)
+    config, model = recipe.model.config(strengths), trainable(recipe, strengths)
     count = training.parameter_count(jax.eval_shape(model.init, jax.random.key(0)))
     run.say(f"  parameters: {count:,}")
     if recipe.privacy:

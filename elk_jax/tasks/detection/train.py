@@ -448,5 +448,5 @@ def from_weights(folder: Path, fresh: Params, detector: Detector, recipe: str) -
         before = described.model
     given, wanted = model_folder.flatten(loaded), model_folder.flatten(fresh)
     taken = [name for name, leaf in wanted.items() if name in given and given[name].shape == leaf.shape]
-    model_folder.check_same(before, detector.config, detector.settled_by(taken), folder, recipe)
+    model_folder.check_same(before, detector.config, detector.settled_by(taken), folder, f"{recipe}.model")
     return params

@@ -368,8 +368,11 @@ def _find_volumes(entry: str, decoding: SourceSpec) -> tuple[Sequence[Volume], S
 
 
 def _each_once(volumes: Sequence[Volume]) -> list[Volume]:
-    """Without those that were given before: of the same files, however their paths are spelled."""
-    return list({Path(volume.infos[0].file_name).resolve(): volume for volume in reversed(volumes)}.values())[::-1]
+    """Each volume once, as it was given first, however the path that it is called by is spelled."""
+    found: dict[Path, Volume] = {}
+    for volume in volumes:
+        found.setdefault(Path(volume.name).resolve(), volume)
+    return list(found.values())
 
 
 def _of_one_view(volumes: Sequence[Volume]) -> list[str]:

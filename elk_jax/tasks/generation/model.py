@@ -168,6 +168,9 @@ class DenoiserDescription:
     classes: tuple[str, ...]
     trained: model_folder.Training | None = None
 
+    def __post_init__(self) -> None:
+        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
+
     @property
     def size(self) -> int:
         """S of its patches."""

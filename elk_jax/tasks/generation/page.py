@@ -19,7 +19,14 @@ from elk_jax.reporting.tables import name_cell, named_table
 Evaluation = Mapping[str, Any]
 """The content of evaluation.json (evaluate.py)."""
 
-CURVES = ("train/loss", "train/discriminator_loss", "train/real_score", "train/made_score", "eval/distance")
+CURVES = (
+    "train/loss",
+    "train/discriminator_loss",
+    "train/real_score",
+    "train/made_score",
+    "eval/distance",
+    "eval/loss",
+)
 """Charts that are not folded."""
 
 

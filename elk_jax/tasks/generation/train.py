@@ -47,7 +47,7 @@ def check_data(run: Run, stage: PrivateTrainStage, recipe: Any, model: Model | G
     """UserError for images without a class, classes without images, sizes that differ, and units of a private training
     that nobody names or that its public images show.
 
-    recipe: of a generator, with a `model` of so many `classes`, and `mixed_sizes`.
+    recipe: has `mixed_sizes`, and a `model` with `classes`.
     """
     private.check_public(stage, recipe)
     train = run.list(stage.train_on, "train")
@@ -56,7 +56,7 @@ def check_data(run: Run, stage: PrivateTrainStage, recipe: Any, model: Model | G
     training.check_private(stage, recipe, model, train.infos)
     validation = run.list(stage.validate_on, "val")
     if len(validation) < LEAST:
-        what = f"{len(validation)} validation images to compare with"
+        what = f"{len(validation)} validation images"
         raise UserError(what, where=f"{stage.validate_on}, split 'val'", todo=f"give {LEAST} at least")
     if validation.classes != train.classes:
         what = f"{', '.join(train.classes)} to train on, {', '.join(validation.classes)} to validate on"

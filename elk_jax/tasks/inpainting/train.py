@@ -89,7 +89,7 @@ def train(run: Run, stage: TrainInpainterStage, recipe: InpaintingRecipe) -> Sum
         draw=_drawing(placed, shown, run.seed, run.mesh),
         best_metric="loss",
         best_mode="min",
-        settings=[dataclasses.asdict(parts.model), dataclasses.asdict(inpainters.settings_of(parts.noise))],
+        settings=[dataclasses.asdict(parts.model), dataclasses.asdict(sampling.settings_of(parts.noise))],
         validation=validation.infos,
         protection=learned.protection,
     )

@@ -90,7 +90,7 @@ def train(run: Run, stage: TrainTranslatorStage, recipe: TranslationRecipe) -> S
         run.say(f"  starts from {folder}")
         before = load(folder)
         conventions = ("patch", "condition", "answer", "bridge")
-        model_folder.check_same(before.parts.model, config, conventions, folder, stage.recipe)
+        model_folder.check_same(before.parts.model, config, conventions, folder, f"{stage.recipe}.model")
         initial = model_folder.restore_into(shapes, before.params, where=folder)
     result = training.train(
         run,

@@ -58,7 +58,7 @@ def _check_planned(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, na
     if differing := detection.differing_layer(planned, member):
         raise UserError(f"{name} will be another network than the trunks: its {differing}", where=place, todo=SAME)
     conventions = member.settled_by(model_folder.shapes_of(member.init))
-    model_folder.check_same(planned.config, member.config, conventions, place, stage.recipe)
+    model_folder.check_same(planned.config, member.config, conventions, place, f"{stage.recipe}.model")
 
 
 def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> None:

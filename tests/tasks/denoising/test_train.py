@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from configs import mcgan, patch_denoiser
 from elk_jax import files
+from elk_jax.data.batches import labelled
 from elk_jax.data.patches import resized
 from elk_jax.data.sources.open import open_source
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks import TASKS, find_model
+from elk_jax.tasks.denoising import train
 from elk_jax.tasks.generation import model as generators
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
@@ -47,15 +50,24 @@ def test_training_leaves_curves_pictures_a_denoiser_and_patches(run):
     assert "Progress of the generator" in page and "Denoisers of patches" in page
 
 
-def test_waves_are_as_strong_as_in_the_training_patches(run):
-    """Of blocks of two pixels: the mean, and differences across, down and both."""
-    kept = generators.load(run / "denoiser" / "model").description.model.deviations
-    source = open_source(parse(patch_denoiser.get_config("tiny")).data["patches"], "train")
-    pixels = np.stack([resized(record.image, 16)[..., 0] for record in source]).reshape(-1, 8, 2, 8, 2) - 0.5
+def strengths_of(split: str):
+    """(mean, deviations) of the embedded patches: of blocks of two pixels, the mean, and differences across, down and
+    both."""
+    source = open_source(parse(patch_denoiser.get_config("tiny")).data["patches"], split)
+    images = np.stack([resized(record.image, 16)[..., 0] for record in source])
+    pixels = (images - images.mean()).reshape(-1, 8, 2, 8, 2)
     down, across = (np.diff(pixels, axis=axis) for axis in (2, 4))
-    mean = pixels.sum((2, 4)) / 2
-    found = mean, across.sum(2) / 2, down.sum(4) / 2, np.diff(down, axis=4) / 2
-    np.testing.assert_allclose(kept, [np.sqrt((one**2).mean()) for one in found], rtol=1e-3)
+    found = pixels.sum((2, 4)) / 2, across.sum(2) / 2, down.sum(4) / 2, np.diff(down, axis=4) / 2
+    return images.mean(), [one.std() for one in found]
+
+
+def test_waves_are_as_strong_as_in_the_training_patches(run):
+    kept, (mean, deviations) = (
+        generators.load(run / "denoiser" / "model").description.model.strengths,
+        strengths_of("train"),
+    )
+    assert kept.mean == pytest.approx(mean, abs=1e-5)
+    np.testing.assert_allclose(kept.deviations, deviations, rtol=1e-2)
 
 
 def test_an_interrupted_training_is_resumed_to_the_bit(run, tmp_path):
@@ -106,9 +118,7 @@ def test_a_training_may_start_from_another_denoiser(run, tmp_path):
     whole, again = (generators.load(folder).params for folder in (before, tmp_path / "run/denoiser/model"))
     for name, leaf in model_folder.flatten(whole).items():
         np.testing.assert_allclose(model_folder.flatten(again)[name], leaf, atol=2e-3, err_msg=name)
-    kept = [
-        generators.load(folder).description.model.deviations for folder in (before, tmp_path / "run/denoiser/model")
-    ]
+    kept = [generators.load(folder).description.model.strengths for folder in (before, tmp_path / "run/denoiser/model")]
     assert kept[0] == kept[1]
 
 
@@ -119,8 +129,15 @@ def test_other_weights_are_refused_before_the_start(run, tmp_path):
     run_experiment(config, gan, stages=["gan"])
     with refused("'gan'", "not a denoiser", where=gan / "gan" / "model"):
         start(tmp_path / "run", gan / "gan" / "model")
-    with refused("patch", 2, 4):
-        start(tmp_path / "run", run / "denoiser" / "model", patch=4)
+    before = run / "denoiser" / "model"
+    with refused("patch", 2, 4, "--config.denoiser.model.patch=2", where=before):
+        start(tmp_path / "run", before, patch=4)
+    with refused("norm_num_groups", 4, 2, where=before):
+        start(tmp_path / "run", before, norm_num_groups=2)
+    config = patch_denoiser.get_config("tiny")
+    config.stages.denoiser.init_from, config.denoiser.noise.steps = str(before), 500
+    with refused("--config.denoiser.noise.steps=1000", where=before):
+        run_experiment(config, tmp_path / "run", stages=["denoiser"])
     assert not (tmp_path / "run").exists()
 
 
@@ -136,6 +153,10 @@ def test_settings_that_cannot_draw_are_refused():
     config.denoiser.sampler.steps = 2000
     with refused(2000, 1000, where="config.denoiser.sampler.steps"):
         parse(config)
+    config = patch_denoiser.get_config("tiny")
+    config.denoiser.update({"guidance": 2.0, "hidden": 0.0})
+    with refused("guidance", "2.0", where="config.denoiser.hidden"):
+        parse(config)
 
 
 def test_a_private_training_says_what_it_promises(tmp_path):
@@ -145,5 +166,35 @@ def test_a_private_training_says_what_it_promises(tmp_path):
     trained = generators.load(tmp_path / "denoiser" / "model").description.trained
     (phase,) = trained.privacy.ledger.phases
     assert trained.privacy.private and phase.steps == 6 and trained.patients == ()
+    described = generators.load(tmp_path / "denoiser" / "model").description.model.strengths
+    of_val, of_train = strengths_of("val"), strengths_of("train")
+    assert described.mean == pytest.approx(of_val[0], abs=1e-5) != pytest.approx(of_train[0], abs=1e-5)
+    np.testing.assert_allclose(described.deviations, of_val[1], rtol=1e-2)
+    summary = files.read_object(tmp_path / "denoiser" / "finished.json")["summary"]
+    assert summary["data"]["train"].keys() == {"units"}
+    keys = {key for line in read_metrics(tmp_path / "denoiser" / "metrics.jsonl") for key in line}
+    assert "eval/loss" in keys and "train/loss" not in keys
     info = files.read_object(tmp_path / "samples" / "synthetic.json")["info"]
     assert info["promise"] == trained.privacy.sentence() and "seen_patients" not in info
+
+
+def test_a_folder_that_cannot_draw_is_refused_before_anything_is_written(run, tmp_path):
+    folder = shutil.copytree(run / "denoiser" / "model", tmp_path / "model")
+    content = files.read_object(folder / "model.json")
+    sampler = {**content["sampler"], "steps": 2000}
+    for change, where in (({"guidance": -3.0}, "guidance"), ({"sampler": sampler}, "sampler.steps")):
+        files.write_json(folder / "model.json", {**content, **change})
+        with refused(str(folder), where=f"model.json: {where}"):
+            generators.load(folder)
+
+
+@pytest.mark.parametrize("size", ["quick", "small", "paper"])
+def test_the_networks_of_every_size(size):
+    """Those of `paper` compute in bfloat16; the loss is float32."""
+    recipe = parse(patch_denoiser.get_config(size)).recipes["denoiser"]
+    model = train.trainable(recipe)
+    batch = labelled.blank_batch(2, recipe.model.size)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    loss, _ = jax.eval_shape(lambda p, b: model.loss(p, {}, b, jax.random.key(0), None), params, batch)
+    assert (loss.shape, loss.dtype) == ((), np.float32)
+    assert recipe.model.dtype == ("bfloat16" if size == "paper" else "float32")

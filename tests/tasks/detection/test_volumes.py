@@ -345,3 +345,10 @@ def test_a_volume_that_is_given_twice_counts_once(tmp_path, model):
     how = {"model": model, "decoding": SourceSpec(), "settings": predict.PredictSettings(volumes=True)}
     results = volumes.predict_volumes(inputs=[*map(str, twice)], output=tmp_path / "out", **how)
     assert [result.truth.slices for result in results] == [3, 2]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for k in range(3):
+        (linked / f"{k}.png").symlink_to(slices / f"{k % 2}.png")
+    ordered = [str(place) for place in (slices, tmp_path / "a.dcm", slices, linked)]
+    results = volumes.predict_volumes(inputs=ordered, output=tmp_path / "again", **how)
+    assert [result.truth.slices for result in results] == [2, 3, 3], "a folder that links to slices is another volume"
