@@ -9,10 +9,10 @@
   python launch/train.py --config=configs/private_swin.py:paper \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)" \\
       --config.stages.first.init_from=weights/swin_t                          Swin-T, as published, a GPU
-The chain: `gan` (or `denoiser`) learns from the patches, `samples` are drawn from it, `first` is a network that learns from these with
-all its layers, and the stages behind it train the layer of the classes on the real patches: without privacy, and with
-an epsilon each. In `cpu` such a layer is a linear head on frozen features of `first`, whitened by `public`, images of
-other people, and `first` trains its coarse stages alone.
+The chain: `gan` (or `denoiser`) learns from the patches, `samples` are drawn from it, `first` is a network that learns
+from these with all its layers, and the stages behind it train the layer of the classes on the real patches: without
+privacy, and with an epsilon each. In `cpu` such a layer is a linear head on frozen features of `first`, whitened by
+`public`, images of other people, and `first` trains its coarse stages alone.
 
 The generator has seen the protected patients, as the published one has, so that no epsilon holds for the whole chain;
 the private stages are `exposed`, and their models and reports say so. Behind a generator that protects them, or one of

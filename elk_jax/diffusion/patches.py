@@ -154,8 +154,8 @@ def pixels(found: jax.Array, patch: int) -> jax.Array:
 def basis(patch: int) -> np.ndarray:
     """[p p, p p] float64: a column for each wave of a block."""
     places = np.arange(patch)
-    rows = np.cos(np.pi / patch * np.outer(places, places + 0.5))
-    rows *= np.where(places == 0, np.sqrt(1 / patch), np.sqrt(2 / patch)).reshape(-1, 1)
+    length = np.where(places == 0, 1 / patch, 2 / patch)
+    rows: np.ndarray = np.cos(np.pi / patch * np.outer(places, places + 0.5)) * np.sqrt(length[:, np.newaxis])
     return np.einsum("iy,jx->yxij", rows, rows).reshape(patch**2, patch**2)
 
 
