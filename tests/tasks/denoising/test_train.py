@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_draw_is_refused_before_anything_is_written(run, tm
     sampler = {**content["sampler"], "steps": 2000}
     for change, where in (({"guidance": -3.0}, "guidance"), ({"sampler": sampler}, "sampler.steps")):
         files.write_json(folder / "model.json", {**content, **change})
-        with refused(str(folder), where=f"model.json: {where}"):
+        with refused("give", where=f"model.json: {where}"):
             generators.load(folder)
 
 
