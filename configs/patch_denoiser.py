@@ -3,7 +3,7 @@
   python launch/train.py --config=configs/patch_denoiser.py                   generated patches, minutes on 2 CPU cores
   python launch/train.py --config=configs/patch_denoiser.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
-                                                                              128 px, hours on 2 CPU cores
+                                                                              128 px, 90 minutes on 2 CPU cores
   python launch/train.py --config=configs/patch_denoiser.py:paper ...         128 px, a GPU
 A U-Net learns to remove noise from patches, and draws them from noise alone. The loss is that of a regression, without
 an opponent. What follows is the same as for the GAN:
