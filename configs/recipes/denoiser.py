@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from configs.recipes.gan import DELTA, EPSILON
 from configs.variants import merge, settings
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.denoising.recipe import DenoisingRecipe
-
-EPSILON, DELTA = 10.0, 1e-4
 
 
 def denoiser(size: str) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def two_levels(side: int, channels: tuple[int, int]) -> dict[str, Any]:
 
 
 def small() -> dict[str, Any]:
-    """For hundreds of real patches of 128 px: an hour and a half on two cores."""
+    """For hundreds of real patches of 128 px: more than an hour on two cores."""
     return {
         "model": {"block_out_channels": (40, 80, 120), "norm_num_groups": 8},
         "schedule": {"base": 1e-3},

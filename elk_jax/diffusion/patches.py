@@ -97,7 +97,7 @@ def loss(
     """The loss of a batch: `image` [B, S, S, 1] in [0, 1], `label` [B], `valid` [B].
 
     gamma: of the weights by signal-to-noise ratio, 0 for none; of a noise that ends in pure noise the last times, where
-    drawing starts, then have hardly any weight. hidden: share of examples whose class is not told.
+    drawing starts, then have hardly any weight. hidden: share of examples whose class the network does not see.
     """
     of_time, of_noise, of_class = jax.random.split(rng, 3)
     valid = batch["valid"]

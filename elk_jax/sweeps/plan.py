@@ -60,7 +60,7 @@ class PlannedRun:
     def is_finished(self) -> bool:
         """Whether the report and every stage that the sweep runs are written, of this configuration."""
         written = self.folder / "config.json"
-        unfinished = [stage for stage in self.stages if stage.name not in self.finished]
+        unfinished = {stage.name for stage in self.stages} - self.finished.keys()
         if unfinished or not written.is_file() or not (self.folder / REPORT).is_file():
             return False
         return files.read_json(written) == json.loads(json.dumps(plain(self.config)))

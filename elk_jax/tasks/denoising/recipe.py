@@ -54,11 +54,10 @@ COSINE = WarmupCosine(base=5e-4, warmup_steps=100)
 class DenoisingRecipe(TrainingRecipe):
     """How a denoiser of patches by class is trained, and how it draws.
 
-    gamma: of the weights by signal-to-noise ratio (`losses.min_snr_weight`); 0: none.
-    hidden: share of examples whose class is not told, without which there is no guidance. guidance: strength of
-    classifier-free guidance; 1 for none. images, mixed_sizes: as of a generator that is trained against a
-    discriminator. validation_images: real patches on which the loss is measured; 0: all. choose: the checkpoint to
-    keep, the last, or the best by that loss.
+    gamma: of the weights by signal-to-noise ratio (`losses.min_snr_weight`); 0: none. hidden: share of examples whose
+    class the network does not see; guidance needs some. guidance: strength of classifier-free guidance; 1: none.
+    images, mixed_sizes: as of a generator that is trained against a discriminator. validation_images: real patches on
+    which the loss is measured; 0: all. choose: the checkpoint to keep, the last, or the best by that loss.
     """
 
     model: PatchNetwork = field(default_factory=PatchNetwork)

@@ -46,7 +46,7 @@ def check_start(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe, na
 
 def trainable(recipe: DenoisingRecipe, strengths: Strengths | None = None) -> Model:
     """The model of a recipe. strengths: as of `PatchNetwork.config`."""
-    parts = Denoiser(recipe.model.config(strengths), recipe.noise.schedule(), recipe.sampler, recipe.guidance)
+    parts = Denoiser(recipe.model.config(strengths), recipe.noise, recipe.sampler, recipe.guidance)
     return denoising(parts, recipe.gamma, recipe.hidden)
 
 
@@ -120,7 +120,7 @@ def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summa
     )
     if run.is_main:
         parts = config, recipe.noise, recipe.sampler, recipe.guidance
-        description = DenoiserDescription(DENOISER, *parts, tuple(found.classes), trained)
+        description = DenoiserDescription(*parts, DENOISER, tuple(found.classes), trained)
         model_folder.save_params(run.folder / stage.name / "model", params, description)
     withheld = private.is_withheld(run.experiment, stage)
     return {

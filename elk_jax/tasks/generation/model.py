@@ -19,7 +19,6 @@ import numpy as np
 from elk_jax.diffusion import patches
 from elk_jax.diffusion.patches import DenoiserConfig
 from elk_jax.diffusion.samplers import SamplerConfig
-from elk_jax.diffusion.schedule import Schedule
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, SIDE
 from elk_jax.gan import networks, objectives
@@ -112,12 +111,12 @@ class Denoiser:
     """Everything that drawing by denoising needs beside the parameters. guidance: see `diffusion.patches.generate`."""
 
     model: DenoiserConfig
-    noise: Schedule
+    noise: NoiseSettings
     sampler: SamplerConfig
     guidance: float
 
     def __post_init__(self) -> None:
-        check_drawing(self.noise, self.sampler, self.guidance)
+        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
 
 
 def denoising(parts: Denoiser, gamma: float = 0.0, hidden: float = 0.1) -> Model:
@@ -126,13 +125,15 @@ def denoising(parts: Denoiser, gamma: float = 0.0, hidden: float = 0.1) -> Model
     gamma, hidden: as in `diffusion.patches.loss`.
     """
 
+    noise = parts.noise.schedule()
+
     def predict(params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
         keys = sampling.keys_of(batch["seed"])
-        settings = parts.noise, parts.sampler, parts.guidance
+        settings = noise, parts.sampler, parts.guidance
         return {"image": patches.generate(parts.model, params, batch["label"], keys, *settings)}
 
     def loss(params: Params, constants: Constants, batch: Mapping[str, jax.Array], rng: Any, map_images: Any) -> Any:
-        return patches.loss(parts.model, params, batch, rng, parts.noise, gamma, hidden), {}
+        return patches.loss(parts.model, params, batch, rng, noise, gamma, hidden), {}
 
     return Model(init=partial(patches.init, parts.model), loss=loss, predict=predict, per_example=True)
 
@@ -157,19 +158,12 @@ class Description:
 
 
 @dataclass(frozen=True)
-class DenoiserDescription:
-    """The content of `model.json` of a denoiser. classes: as of the others. sampler, guidance: how it draws."""
+class DenoiserDescription(Denoiser):
+    """The content of `model.json` of a denoiser. classes: as of the others."""
 
     architecture: str
-    model: DenoiserConfig
-    noise: NoiseSettings
-    sampler: SamplerConfig
-    guidance: float
     classes: tuple[str, ...]
     trained: model_folder.Training | None = None
-
-    def __post_init__(self) -> None:
-        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
 
     @property
     def size(self) -> int:
@@ -178,8 +172,7 @@ class DenoiserDescription:
 
     def predict(self, params: Params, constants: Constants, batch: Mapping[str, jax.Array], map_images: Any) -> dict:
         """See `denoising`."""
-        parts = Denoiser(self.model, self.noise.schedule(), self.sampler, self.guidance)
-        return denoising(parts).predict(params, constants, batch, map_images)
+        return denoising(self).predict(params, constants, batch, map_images)
 
 
 @dataclass(frozen=True)
