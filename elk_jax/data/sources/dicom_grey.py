@@ -28,6 +28,7 @@ _ALONE = """
     ImagerPixelSpacing PixelSpacing EstimatedRadiographicMagnificationFactor FrameLaterality ImageLaterality Laterality
     ViewPosition ViewCodeSequence BitsAllocated BitsStored PixelRepresentation PhotometricInterpretation
     SmallestImagePixelValue LargestImagePixelValue PixelAspectRatio PresentationLUTSequence
+    ImagePositionPatient ImageOrientationPatient SliceLocation
 """
 _UNITS = (
     _MODALITY,

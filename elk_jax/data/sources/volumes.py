@@ -20,7 +20,7 @@ import numpy as np
 from elk_jax import files
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import DICOM_SUFFIXES, decode_as, image_size
-from elk_jax.data.sources.dicom_volumes import OrientedFrames, check_volume, described
+from elk_jax.data.sources.dicom_volumes import OrientedFrames, SliceFile, check_volume, described, series_of, slice_file
 from elk_jax.data.sources.folder import AS_STORED, find_images
 from elk_jax.data.sources.source import ImageSource, Read, read_at, read_part
 from elk_jax.data.sources.spec import SourceSpec
@@ -180,27 +180,42 @@ def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path]) -> Volum
     return Volume(infos, read)
 
 
+def dicom_series(slices: Sequence[SliceFile], spec: SourceSpec) -> Volume:
+    """Slices of a series, of `series_of`. The volume is called by the path of its first slice; it is read as stored."""
+    first = slices[0]
+    meta: dict[str, Any] = {**first.meta, "volume_slices": len(slices)}
+    patient = meta.pop("patient_id") or str(first.path)
+    paths = tuple(one.path for one in slices)
+    infos = blank_slices(str(first.path), patient, first.alike["size"], "", meta)
+    infos = tuple(replace(info, file_name=str(path)) for info, path in zip(infos, paths))
+    return Volume(infos, partial(_read_slice, paths, spec, first.alike["bits"]), first.instance)
+
+
 def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tuple[tuple[Path, str], ...]]:
     """(volumes, skipped files with the reason) of a DICOM file of several frames, a folder of slices, or a folder of
-    such files and folders.
+    such files and folders. Slices are images, or the DICOM files of a series.
 
-    UserError where there is none.
+    UserError where there is none, and for damaged files: a volume may lack a slice.
     """
     if not entry.is_dir():
         return (dicom_volume(entry, spec),), ()
     paths, others = find_images([entry])
     skipped = [(path, "not an image") for path in others]
     volumes, folders = [], defaultdict(list)
+    single = []
     for path in paths:
         if not _is_dicom(path):
             folders[path.parent].append(path)
             continue
         with files.open_regular(path) as file:
-            frames = dicom.count_frames(file)
-        if frames > 1:
+            header = dicom.header(file, path)
+        if int(header.get("NumberOfFrames") or 1) > 1:
             volumes.append(dicom_volume(path, spec))
         else:
-            skipped.append((path, "a DICOM file of one frame, not a volume"))
+            single.append(slice_file(header, path))
+    series, alone = series_of(single)
+    volumes += [dicom_series(slices, spec) for slices in series]
+    skipped += alone
     for folder, images in folders.items():
         if len(images) > 1:
             volumes.append(slice_folder(folder, spec, images))
