@@ -14,7 +14,8 @@ the training. Then: python launch/train.py --config=configs/cem_mixed.py \\
   python launch/synthesize.py --workdir=runs/mcgan --count=1500 --classes=malignant --output=drawn_malignant
 
 A generator writes --count patches of every class: synthetic.json (COCO), and images/CLASS/NUMBER.png, which is a source
-folders:drawn/images. synthesis.json says by which weights they were drawn.
+folders:drawn/images. synthesis.json says by which weights they were drawn. A denoiser draws as its training said,
+unless --guidance=2 or --sampler_steps=100 says otherwise.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ SEED = flags.DEFINE_integer("seed", 0, "Another seed, another set.", lower_bound
 BATCH = flags.DEFINE_integer("batch_size", 8, "Images made at once.", lower_bound=1)
 LESION_FREE = flags.DEFINE_bool("lesion_free", False, "Only canvases without lesions; else windows clear of them.")
 WHOLE_WINDOW = flags.DEFINE_bool("whole_window", False, "Paste the whole window, not the lesion with a soft border.")
+GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "Of a denoiser: away from patches of no class; 1 for none.", lower_bound=0
+)
+STEPS = flags.DEFINE_integer("sampler_steps", None, "Of a denoiser: steps in which it draws.", lower_bound=1)
 CLASSES = flags.DEFINE_list("classes", None, "Draw these classes only.")
 GRAIN = flags.DEFINE_bool("grain", True, "Give lesions that are smoother than the tissue around them its grain.")
 ON_ERROR = source_flags.define_on_error()
 
 
-OWN = (AREA, BATCH, LESION_FREE, WHOLE_WINDOW, GRAIN, CLASSES)
+OWN = (AREA, BATCH, LESION_FREE, WHOLE_WINDOW, GRAIN, CLASSES, GUIDANCE, STEPS)
 """Flags that only one of the tasks has."""
 
 

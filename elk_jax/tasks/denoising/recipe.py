@@ -10,7 +10,7 @@ from elk_jax.diffusion.patches import DenoiserConfig, Strengths
 from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import BELOW_ONE, SIDE, AtLeast, Between, check
-from elk_jax.tasks.sampling import NoiseSettings, PixelNetwork, check_drawing
+from elk_jax.tasks.sampling import NoiseSettings, PixelNetwork, check_drawing, check_hidden
 from elk_jax.tasks.stages import PrivateTrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
@@ -81,9 +81,7 @@ class DenoisingRecipe(TrainingRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_drawing(self.noise.schedule(), self.sampler, self.guidance)
-        if self.guidance != 1 and not self.hidden:
-            what = f"guidance is {self.guidance}, and hidden 0: nothing teaches what patches of no class are"
-            raise UserError(what, where="hidden", todo="give a share such as 0.1, or set guidance=1")
+        check_hidden(self.guidance, self.hidden)
 
 
 @dataclass(frozen=True, kw_only=True)

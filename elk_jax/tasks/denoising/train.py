@@ -46,8 +46,8 @@ def check_start(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe, na
 
 def trainable(recipe: DenoisingRecipe, strengths: Strengths | None = None) -> Model:
     """The model of a recipe. strengths: as of `PatchNetwork.config`."""
-    parts = Denoiser(recipe.model.config(strengths), recipe.noise, recipe.sampler, recipe.guidance)
-    return denoising(parts, recipe.gamma, recipe.hidden)
+    config = recipe.model.config(strengths)
+    return denoising(Denoiser(config, recipe.noise, recipe.sampler, recipe.guidance, recipe.hidden), recipe.gamma)
 
 
 def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tuple[Params, Strengths]:
@@ -119,7 +119,7 @@ def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summa
         run, stage, result, recipe.choose, found, learned.protection, learned.public
     )
     if run.is_main:
-        parts = config, recipe.noise, recipe.sampler, recipe.guidance
+        parts = config, recipe.noise, recipe.sampler, recipe.guidance, recipe.hidden
         description = DenoiserDescription(*parts, DENOISER, tuple(found.classes), trained)
         model_folder.save_params(run.folder / stage.name / "model", params, description)
     withheld = private.is_withheld(run.experiment, stage)

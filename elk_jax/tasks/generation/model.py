@@ -26,7 +26,7 @@ from elk_jax.gan.augment import Augmentation, augmented
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective, Wasserstein
 from elk_jax.tasks import sampling
-from elk_jax.tasks.sampling import NoiseSettings, check_drawing
+from elk_jax.tasks.sampling import NoiseSettings, check_drawing, check_hidden
 from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Metrics, Model, Params
 from elk_jax.weights import model_folder
 
@@ -108,21 +108,26 @@ def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Everything that drawing by denoising needs beside the parameters. guidance: see `diffusion.patches.generate`."""
+    """Everything that drawing by denoising needs beside the parameters. guidance: see `diffusion.patches.generate`.
+
+    hidden: share of examples whose class the network does not see in training (`diffusion.patches.loss`).
+    """
 
     model: DenoiserConfig
     noise: NoiseSettings
     sampler: SamplerConfig
     guidance: float
+    hidden: float
 
     def __post_init__(self) -> None:
         check_drawing(self.noise.schedule(), self.sampler, self.guidance)
+        check_hidden(self.guidance, self.hidden)
 
 
-def denoising(parts: Denoiser, gamma: float = 0.0, hidden: float = 0.1) -> Model:
+def denoising(parts: Denoiser, gamma: float = 0.0) -> Model:
     """A denoiser for the training loop, of the same batches as `trainable`, with the same `predict`.
 
-    gamma, hidden: as in `diffusion.patches.loss`.
+    gamma: as in `diffusion.patches.loss`.
     """
 
     noise = parts.noise.schedule()
@@ -133,7 +138,7 @@ def denoising(parts: Denoiser, gamma: float = 0.0, hidden: float = 0.1) -> Model
         return {"image": patches.generate(parts.model, params, batch["label"], keys, *settings)}
 
     def loss(params: Params, constants: Constants, batch: Mapping[str, jax.Array], rng: Any, map_images: Any) -> Any:
-        return patches.loss(parts.model, params, batch, rng, noise, gamma, hidden), {}
+        return patches.loss(parts.model, params, batch, rng, noise, gamma, parts.hidden), {}
 
     return Model(init=partial(patches.init, parts.model), loss=loss, predict=predict, per_example=True)
 

@@ -172,10 +172,15 @@ class FitPoolStage(FitStage):
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What is drawn. classes: by name; () for all. batch_size: patches drawn at once."""
+    """What is drawn. classes: by name; () for all. batch_size: patches drawn at once.
+
+    guidance, sampler_steps: how a denoiser draws, in place of what its training said; None leaves that.
+    """
 
     classes: tuple[str, ...] = ()
     batch_size: Annotated[int, AtLeast(1)] = 64
+    guidance: Annotated[float, AtLeast(0)] | None = None
+    sampler_steps: Annotated[int, AtLeast(1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress
 from elk_jax.tasks import sampling
-from elk_jax.tasks.generation.model import load
+from elk_jax.tasks.generation.model import DenoiserDescription, Trained, load
 from elk_jax.tasks.generation.recipe import SampleSettings, SampleStage
 from elk_jax.tasks.generation.train import drawn
 from elk_jax.tasks.run import Run, is_main, meet, new_console
@@ -33,13 +33,16 @@ from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
 
 SETTINGS = "synthesis.json"
+OF_DENOISERS = ("guidance", "sampler_steps")
+"""Fields of `SampleSettings` that only a denoiser has."""
 
 
 def check_classes(run: Run, stage: SampleStage, recipe: None, names: Collection[str]) -> None:
     """UserError for a class that the generator will not know, before it is trained."""
     known: Sequence[str] = ()
     if stage.model not in names:
-        known = load(run.model_folder(stage.model)).description.classes
+        folder = run.model_folder(stage.model)
+        known = drawing(folder, settings_of(stage)).description.classes
     else:
         trainer = run.experiment.stages[stage.model]
         assert isinstance(trainer, TrainStage)  # the parser checks it
@@ -51,10 +54,15 @@ def check_classes(run: Run, stage: SampleStage, recipe: None, names: Collection[
 
 def synthesize(run: Run, stage: SampleStage, recipe: None) -> Summary:
     """Draw `per_class` patches of each class into `<stage>/`."""
-    settings = SampleSettings(stage.classes, stage.batch_size)
+    settings = settings_of(stage)
     model, output = run.model_folder(stage.model), run.folder / stage.name
     counts = sample(model, stage.per_class, output, settings, run.seed, run.mesh)
     return {"kind": "synthesize", "counts": counts, "model": stage.model, "skipped": []}
+
+
+def settings_of(stage: SampleStage) -> SampleSettings:
+    """What a stage draws."""
+    return SampleSettings(**{field.name: getattr(stage, field.name) for field in fields(SampleSettings)})
 
 
 def synthesize_files(*, model: Path, count: int, output: Path, seed: int, settings: SampleSettings) -> None:
@@ -72,17 +80,19 @@ def sample(
 ) -> dict[str, int]:
     """Write the patches; returns how many of each class. model: a generator's model folder.
 
-    UserError for a class that the generator does not know, and a folder that was begun with other settings.
+    UserError for a class that the generator does not know, settings that it does not have, and a folder that was begun
+    with other settings.
     """
     if per_class < 1:
         raise UserError(f"{per_class} patches of a class", where="count", todo="give 1 or more")
-    trained = load(model)
+    trained = drawing(model, settings)
     params, description = trained
     known = description.classes
     _check_known(settings.classes, known)
     chosen = [label for label, name in enumerate(known) if name in (settings.classes or known)]
     places = [(label, number) for label in chosen for number in range(per_class)]
     begun = {"model": files.fingerprint(model), "seed": seed, "classes": [known[label] for label in chosen]}
+    begun |= {name: getattr(settings, name) for name in OF_DENOISERS}
     with files.locked(files.make_folder(output)) if is_main() else contextlib.nullcontext():
         if is_main():
             _begin(output, begun | {"trained": _trained(description.trained)}, tuple(begun))
@@ -116,6 +126,24 @@ def sample(
                 promises=model_folder.promises(model),
             )
     return {known[label]: per_class for label in chosen}
+
+
+def drawing(model: Path, settings: SampleSettings) -> Trained:
+    """A generator that draws as the settings say. UserError for one to which they do not apply."""
+    trained = load(model)
+    given = {name: value for name in OF_DENOISERS if (value := getattr(settings, name)) is not None}
+    if not given:
+        return trained
+    description = trained.description
+    if not isinstance(description, DenoiserDescription):
+        what = f"{' and '.join(given)} of a model of '{description.architecture}', which does not denoise"
+        raise UserError(what, where=model, todo="leave it out")
+    guidance = given.get("guidance", description.guidance)
+    sampler = replace(description.sampler, steps=given.get("sampler_steps", description.sampler.steps))
+    try:
+        return trained._replace(description=replace(description, guidance=guidance, sampler=sampler))
+    except UserError as error:
+        raise UserError(error.what, where=model, todo=error.todo) from error
 
 
 def _name(classes: tuple[str, ...], label: int, number: int) -> str:

@@ -19,6 +19,9 @@ from elk_jax.experiments.parse import parse
 from elk_jax.tasks import TASKS, find_model
 from elk_jax.tasks.denoising import train
 from elk_jax.tasks.generation import model as generators
+from elk_jax.tasks.generation import synthesize
+from elk_jax.tasks.generation.recipe import SampleSettings
+from elk_jax.training import mesh as meshes
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
 from tests.refusals import refused
@@ -176,6 +179,53 @@ def test_a_private_training_says_what_it_promises(tmp_path):
     assert "eval/loss" in keys and "train/loss" not in keys
     info = files.read_object(tmp_path / "samples" / "synthetic.json")["info"]
     assert info["promise"] == trained.privacy.sentence() and "seen_patients" not in info
+
+
+def draw(model, output, **settings):
+    synthesize.sample(model, 2, output, SampleSettings(**settings), 42, meshes.make_mesh())
+    names = [f"{name}/{number:06d}.png" for name in ("benign", "malignant") for number in range(2)]
+    return np.stack([cv2.imread(str(output / "images" / name), cv2.IMREAD_UNCHANGED) for name in names]).astype(int)
+
+
+def test_a_trained_denoiser_draws_with_another_guidance_and_other_steps(run, tmp_path):
+    """With guidance 0 the class does not matter; a stage and a folder draw the same. Classes, of which six steps teach
+    little, are told loudly."""
+    params, description = generators.load(run / "denoiser" / "model")
+    model = tmp_path / "model"
+    model_folder.save_params(model, params | {"classes": 1e4 * params["classes"]}, description)
+    of_stage = draw(model, tmp_path / "plain")
+    assert (of_stage == draw(model, tmp_path / "said", guidance=1.0, sampler_steps=3)).all()
+    assert (of_stage != draw(model, tmp_path / "guided", guidance=3.0)).any()
+    assert (of_stage != draw(model, tmp_path / "finer", sampler_steps=6)).any()
+    seeds = {"seed": np.full((2, 2), 7, np.uint32), "label": np.array([0, 1], np.int32)}
+    made = [
+        np.asarray(one.predict(one.params, {}, seeds, None)["image"])
+        for guidance in (0.0, 3.0)
+        for one in [synthesize.drawing(model, SampleSettings(guidance=guidance))]
+    ]
+    np.testing.assert_allclose(made[0][0], made[0][1], atol=1e-5)
+    assert np.abs(made[1][0] - made[1][1]).max() > 1e-3
+    config = patch_denoiser.get_config("tiny")
+    config.stages.samples.update({"model": str(model), "guidance": 3.0, "per_class": 2})
+    run_experiment(config, tmp_path / "run", stages=["samples"])
+    name = "images/malignant/000001.png"
+    assert (tmp_path / "run" / "samples" / name).read_bytes() == (tmp_path / "guided" / name).read_bytes()
+
+
+def test_a_set_that_was_begun_with_another_guidance_is_not_mixed(run, tmp_path):
+    draw(run / "denoiser" / "model", tmp_path / "set", guidance=2.0)
+    with refused("guidance", "2.0", where=tmp_path / "set"):
+        draw(run / "denoiser" / "model", tmp_path / "set")
+
+
+def test_drawing_that_a_denoiser_cannot_do_is_refused(run, tmp_path):
+    folder = shutil.copytree(run / "denoiser" / "model", tmp_path / "model")
+    with refused(2000, 1000, where=folder):
+        draw(folder, tmp_path / "out", sampler_steps=2000)
+    files.write_json(folder / "model.json", files.read_object(folder / "model.json") | {"hidden": 0.0})
+    with refused("guidance", "hidden", where=folder):
+        draw(folder, tmp_path / "out", guidance=2.0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_draw_is_refused_before_anything_is_written(run, tmp_path):

@@ -65,6 +65,11 @@ def test_a_patch_follows_from_seed_class_and_number(run, tmp_path):
     assert (pixels(run / "samples", "benign/000000.png") != pixels(run / "samples", "benign/000001.png")).any()
 
 
+def test_a_generator_without_steps_takes_no_settings_of_them(run, tmp_path):
+    with refused("guidance and sampler_steps", "denoise", where=run / "gan" / "model"):
+        draw(run, tmp_path / "out", 1, guidance=2.0, sampler_steps=5)
+
+
 def test_an_interrupted_set_is_resumed_and_a_set_grows(run, tmp_path, monkeypatch):
     output = shutil.copytree(run / "samples", tmp_path / "samples")
     lost = output / "images" / "benign" / "000002.png"
