@@ -13,18 +13,16 @@ import numpy as np
 
 from elk_jax.data.batches import labelled
 from elk_jax.data.batches.labelled import Labelled
-from elk_jax.data.sources.labels import class_counts, image_labels
-from elk_jax.data.sources.source import subset
 from elk_jax.diffusion import patches
 from elk_jax.diffusion.patches import Strengths
 from elk_jax.errors import UserError
 from elk_jax.spread import spread
-from elk_jax.tasks import private, sampling, training
+from elk_jax.tasks import sampling, training
 from elk_jax.tasks.denoising.recipe import DenoisingRecipe, TrainDenoiserStage
 from elk_jax.tasks.generation.model import DENOISER, Denoiser, DenoiserDescription, denoising, load
-from elk_jax.tasks.generation.train import check_data, drawing
+from elk_jax.tasks.generation.train import check_data, drawing, open_patches, summary
 from elk_jax.tasks.labelled import openly, privately
-from elk_jax.tasks.run import Run, skipped_images
+from elk_jax.tasks.run import Run
 from elk_jax.tasks.task import Summary, Workload
 from elk_jax.training.model import Model, Params
 from elk_jax.weights import model_folder
@@ -80,10 +78,7 @@ def measure_strengths(images: Labelled, patch: int) -> Strengths:
 def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summary:
     """Train a denoiser and write `<stage>/model/`."""
     # ---- Data ----------------------------------------------------------------------------------------------------
-    found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
-    images = Labelled(found, image_labels(found), recipe.model.size)
-    few = subset(validation, spread(len(validation), recipe.validation_images or len(validation)))
-    of_val = Labelled(few, image_labels(few), recipe.model.size)
+    images, of_val = open_patches(run, stage, recipe.model.size, recipe.validation_images)
     if stage.init_from:
         run.say(f"  starts from {run.model_folder(stage.init_from)}")
         weights, strengths = initial(run, stage, recipe)
@@ -110,25 +105,19 @@ def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summa
         best_metric="loss",
         best_mode="min",
         settings={"model": asdict(config), "noise": asdict(recipe.noise)},
-        validation=few.infos,
+        validation=of_val.source.infos,
         protection=learned.protection,
     )
 
     # ---- The model -----------------------------------------------------------------------------------------------
     params, trained = training.kept_weights(
-        run, stage, result, recipe.choose, found, learned.protection, learned.public
+        run, stage, result, recipe.choose, images.source, learned.protection, learned.public
     )
     if run.is_main:
         parts = config, recipe.noise, recipe.sampler, recipe.guidance, recipe.hidden
-        description = DenoiserDescription(*parts, DENOISER, tuple(found.classes), trained)
+        description = DenoiserDescription(*parts, DENOISER, tuple(images.source.classes), trained)
         model_folder.save_params(run.folder / stage.name / "model", params, description)
-    withheld = private.is_withheld(run.experiment, stage)
-    return {
-        "kind": "train",
-        "data": {**learned.counts, "validation": class_counts(few)},
-        "skipped": skipped_images(*([] if withheld else [found]), validation),
-        **training.outcome(result),
-    }
+    return summary(run, stage, learned, images, of_val) | training.outcome(result)
 
 
 def workload(stage: TrainDenoiserStage, recipe: DenoisingRecipe, batch_size: int | None) -> Workload:

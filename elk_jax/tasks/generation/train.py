@@ -25,6 +25,7 @@ from elk_jax.tasks import private, sampling, training
 from elk_jax.tasks.generation.model import ARCHITECTURE, Description, check_names, trainable
 from elk_jax.tasks.generation.recipe import GenerationRecipe, TrainGeneratorStage
 from elk_jax.tasks.labelled import openly, privately
+from elk_jax.tasks.private import Learned
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.stages import PrivateTrainStage
 from elk_jax.tasks.task import Summary, Workload
@@ -102,10 +103,7 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
     """Train a generator and write `<stage>/model/`."""
     # ---- Data ----------------------------------------------------------------------------------------------------
     config = recipe.model
-    found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
-    images = Labelled(found, image_labels(found), config.size)
-    few = subset(validation, spread(len(validation), recipe.validation_images or len(validation)))
-    of_val = Labelled(few, image_labels(few), config.size)
+    images, of_val = open_patches(run, stage, config.size, recipe.validation_images)
     game = trainable(config, recipe.objective, recipe.augmentation)
     shapes = jax.eval_shape(game.init, jax.random.key(0))
     sizes = ", ".join(f"{player} {training.parameter_count(shapes[player]):,}" for player in shapes)
@@ -130,23 +128,35 @@ def train(run: Run, stage: TrainGeneratorStage, recipe: GenerationRecipe) -> Sum
         best_metric="distance",
         best_mode="min",
         settings={name: asdict(getattr(recipe, name)) for name in ("model", "objective", "augmentation")},
-        validation=few.infos,
+        validation=of_val.source.infos,
         protection=learned.protection,
     )
 
     # ---- The model -----------------------------------------------------------------------------------------------
     params, trained = training.kept_weights(
-        run, stage, result, recipe.choose, found, learned.protection, learned.public
+        run, stage, result, recipe.choose, images.source, learned.protection, learned.public
     )
     if run.is_main:
-        description = Description(ARCHITECTURE, config, tuple(found.classes), trained)
+        description = Description(ARCHITECTURE, config, tuple(images.source.classes), trained)
         model_folder.save_params(run.folder / stage.name / "model", params, description)
-    withheld = private.is_withheld(run.experiment, stage)
+    return summary(run, stage, learned, images, of_val) | training.outcome(result)
+
+
+def open_patches(run: Run, stage: PrivateTrainStage, size: int, validated: int) -> tuple[Labelled, Labelled]:
+    """(training patches, validation patches on which progress is measured) of `size`. validated: how many, spread over
+    the split; 0: all."""
+    found, validation = run.open(stage.train_on, "train"), run.open(stage.validate_on, "val")
+    few = subset(validation, spread(len(validation), validated or len(validation)))
+    return Labelled(found, image_labels(found), size), Labelled(few, image_labels(few), size)
+
+
+def summary(run: Run, stage: PrivateTrainStage, learned: Learned, images: Labelled, of_val: Labelled) -> Summary:
+    """What a generator was trained and validated on, without what a private training withholds."""
+    shown = [of_val.source] if private.is_withheld(run.experiment, stage) else [images.source, of_val.source]
     return {
         "kind": "train",
-        "data": {**learned.counts, "validation": class_counts(few)},
-        "skipped": skipped_images(*([] if withheld else [found]), validation),
-        **training.outcome(result),
+        "data": {**learned.counts, "validation": class_counts(of_val.source)},
+        "skipped": skipped_images(*shown),
     }
 
 
