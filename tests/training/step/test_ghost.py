@@ -14,6 +14,8 @@ from elk_jax.backbones.conv import convolve
 from elk_jax.diffusion import translator
 from elk_jax.privacy.settings import Flat, Normalised
 from elk_jax.tasks.classification.model import trainable
+from elk_jax.tasks.denoising.recipe import DenoisingRecipe, PatchNetwork
+from elk_jax.tasks.denoising.train import trainable as denoiser
 from elk_jax.tasks.translation.recipe import TranslatorModel
 from elk_jax.training.model import Model
 from elk_jax.training.recipe import TrainingRecipe
@@ -167,7 +169,18 @@ def translator_network():
     return model, {name: noise(3, EXAMPLES, 16, 16, 1, seed=i) for i, name in enumerate(("low_energy", "subtracted"))}
 
 
-@pytest.mark.parametrize("network", [swin_network, efficientnet_network, translator_network])
+def denoiser_network():
+    """Classes are a table of which every example takes a row, for some of them that of no class."""
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "block_out_channels": (8,)}
+    network = PatchNetwork(
+        size=16, patch=2, dtype="float64", norm_num_groups=4, attention_head_dim=4, embedding=4, **blocks
+    )
+    images = noise(3, EXAMPLES, 16, 16, 1) / 4 + 0.5
+    examples = {"image": images, "label": np.arange(3 * EXAMPLES).reshape(3, EXAMPLES) % 2}
+    return denoiser(DenoisingRecipe(model=network, hidden=0.5)), examples
+
+
+@pytest.mark.parametrize("network", [swin_network, efficientnet_network, translator_network, denoiser_network])
 def test_networks_equal_a_loop_over_units(network):
     """All parameters are random; those that the network freezes have no gradient. One example of a unit is missing."""
     model, examples = network()
