@@ -362,7 +362,7 @@ SYNTHESIZE_SETTINGS = {
     "--nograin": ("grain", False),
 }
 TRANSLATE_SETTINGS = {"--seed=3": ("seed", 3), "--batch_size=2": ("batch_size", 2)}
-OF_OTHERS = {"synthesize": ("--classes",)}
+OF_OTHERS = {"synthesize": ("--classes", "--guidance", "--sampler_steps")}
 """Flags of a script that models of another task take."""
 TRANSLATE = "elk_jax.tasks.translation.predict.translate_files"
 
@@ -399,9 +399,10 @@ def test_every_flag_arrives(quick_start, model, script, architecture, function, 
 
 
 def test_a_generator_takes_no_canvases(quick_start, model):
-    folder, given = model("gan"), ("--count=7", "--output=out", "--seed=3", "--batch_size=2", "--classes=benign")
+    own = ("--batch_size=2", "--classes=benign", "--guidance=2", "--sampler_steps=9")
+    folder, given = model("gan"), ("--count=7", "--output=out", "--seed=3", *own)
     done = quick_start("synthesize", f"--workdir={folder}", *given, instead="generation.synthesize")
-    settings = {"batch_size": 2, "classes": ["benign"]}
+    settings = {"batch_size": 2, "classes": ["benign"], "guidance": 2.0, "sampler_steps": 9}
     expected = {"model": str(folder), "count": 7, "output": "out", "seed": 3, "settings": settings}
     assert json.loads(done.stdout) == [[], expected], done.stderr
     for other in ("--area=medium", "--canvases=coco:a.json", "--split=val", "--on_error=skip"):
