@@ -186,7 +186,7 @@ def _decode(
     if frame is not None and not 0 <= frame < frames:
         raise UserError(f"no frame {frame}: the file has {frames}", todo=f"choose 0 to {frames - 1}")
     attributes = attributes_of_frame(dataset, frame or 0)
-    what, todo = _problem(dataset, attributes)
+    what, todo = problem(dataset, attributes)
     if what:
         raise UserError(what, todo=todo)
     a_pixel = -(-dataset.BitsAllocated // 8) + np.dtype(np.float64).itemsize  # stored, and in the pipeline
@@ -262,7 +262,7 @@ def _other_object(dataset: Dataset) -> str:
     return "" if "Image Storage" in uid.name else uid.name
 
 
-def _problem(dataset: Dataset, attributes: Dataset) -> tuple[str, str]:
+def problem(dataset: Dataset, attributes: Dataset) -> tuple[str, str]:
     """Why the pixels of a frame cannot be shown as one grey image, and what to do; ("", "") where they can.
 
     attributes: of the frame.

@@ -28,7 +28,7 @@ _ALONE = """
     ImagerPixelSpacing PixelSpacing EstimatedRadiographicMagnificationFactor FrameLaterality ImageLaterality Laterality
     ViewPosition ViewCodeSequence BitsAllocated BitsStored PixelRepresentation PhotometricInterpretation
     SmallestImagePixelValue LargestImagePixelValue PixelAspectRatio PresentationLUTSequence
-    ImagePositionPatient ImageOrientationPatient SliceLocation
+    ImagePositionPatient ImageOrientationPatient SliceLocation SliceThickness
 """
 _UNITS = (
     _MODALITY,
@@ -110,6 +110,25 @@ def presented(
         raise UserError(f"the {voi} of the header shows all pixels {shade}", todo=_HEADER)
     image[hidden] = 0
     return image, voi
+
+
+def grey_scale(attributes: Dataset) -> tuple[Any, ...] | None:
+    """What makes grey values of the stored values of a frame, so that frames can be compared; None without a window or
+    a table, since their grey values then depend on their pixels."""
+
+    def table(key: str) -> tuple[Any, ...] | None:
+        items = attributes.get(key)
+        found = _table(items[0], attributes, -np.inf, np.inf) if items else None
+        return found and (found.entries.tobytes(), found.first, found.white)
+
+    voi = table("VOILUTSequence")
+    if voi is None and _has(attributes, "WindowCenter"):
+        function = str(attributes.get("VOILUTFunction") or "LINEAR").strip().upper()
+        voi = first_number(attributes, "WindowCenter"), first_number(attributes, "WindowWidth"), function
+    if voi is None:
+        return None
+    modality = table("ModalityLUTSequence") or _rescale(attributes)
+    return modality, voi, table("PresentationLUTSequence"), attributes.get("PixelRepresentation")
 
 
 def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:

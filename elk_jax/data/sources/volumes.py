@@ -1,7 +1,8 @@
 """Tomosynthesis volumes: slices of one breast, in order, read one by one.
 
 Shapes: H, W size of a slice in pixels; S slices of a volume. Slices are [H, W, 1] float32 in [0, 1] under one window
-for the whole volume. `dicom_volume` and `slice_folder` make a volume of files, `volumes_of` finds those of a source.
+for the whole volume. `dicom_volume`, `dicom_series` and `slice_folder` make a volume of files, `volumes_of` finds those
+of a source.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import numpy as np
 from elk_jax import files
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import DICOM_SUFFIXES, decode_as, image_size
-from elk_jax.data.sources.dicom_volumes import OrientedFrames, SliceFile, check_volume, described, series_of, slice_file
+from elk_jax.data.sources.dicom_grey import first_number
+from elk_jax.data.sources.dicom_series import SliceFile, series_of, slice_file
+from elk_jax.data.sources.dicom_volumes import OrientedFrames, check_volume, described
 from elk_jax.data.sources.folder import AS_STORED, find_images
 from elk_jax.data.sources.source import ImageSource, Read, read_at, read_part
 from elk_jax.data.sources.spec import SourceSpec
@@ -32,7 +35,7 @@ from elk_jax.images.schema import ImageInfo
 class Volume:
     """The slices of a volume that are there, by position. `read(k)` is the image of `infos[k]`.
 
-    instance: the UID of its DICOM file, "" for others.
+    instance: the UID of its DICOM file, of a series of the first slice; "" for others.
     """
 
     infos: tuple[ImageInfo, ...]
@@ -209,7 +212,9 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
             continue
         with files.open_regular(path) as file:
             header = dicom.header(file, path)
-        if int(header.get("NumberOfFrames") or 1) > 1:
+        with dicom.errors_of(path):
+            frames = first_number(header, "NumberOfFrames") or 1
+        if frames > 1:
             volumes.append(dicom_volume(path, spec))
         else:
             single.append(slice_file(header, path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -170,110 +169,6 @@ def test_a_slice_of_other_bits_is_refused_wherever_it_lies(tmp_path):
     volume = slice_folder(tmp_path, SourceSpec(), list(tmp_path.iterdir()))
     with refused(8, 16, "1.png", where=tmp_path):
         volume.read(1)
-
-
-def series_file(path, k, number=None, **attributes):
-    """A slice of 6 x 5 px whose grey value is 100 k, at k mm."""
-    path.parent.mkdir(exist_ok=True, parents=True)
-    place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [3, 4, k]}
-    whose = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2", "ImageLaterality": "L", "ViewPosition": "CC"}
-    described = {"InstanceNumber": k + 1 if number is None else number, **whose, **place, **WINDOW, **attributes}
-    path.write_bytes(make(np.full((6, 5), 100 * k, np.uint16), bits=16, **described))
-
-
-def shown(volume):
-    return [round(float(volume.read(k).max() * 10)) for k in range(len(volume))]
-
-
-NOWHERE = {"ImagePositionPatient": [], "ImageOrientationPatient": []}
-
-
-@pytest.mark.parametrize(
-    "numbers, attributes, wanted",
-    [
-        ([1, 2, 3, 4], {}, [0, 1, 2, 3]),
-        ([4, 3, 2, 1], {}, [3, 2, 1, 0]),  # counted from the other side
-        ([2, 3, 1, 7], {}, [0, 1, 2, 3]),  # positions are more than numbers
-        (["", "", "", ""], {}, [0, 1, 2, 3]),
-        ([2, 4, 1, 3], NOWHERE, [2, 0, 3, 1]),
-    ],
-    ids=["both", "from the other side", "numbers of something else", "positions alone", "numbers alone"],
-)
-def test_a_series_of_files_is_a_volume_in_the_order_of_its_positions(tmp_path, numbers, attributes, wanted):
-    for k, number in enumerate(numbers):
-        series_file(tmp_path / f"IM{3 - k}", k, number, **attributes)  # names say nothing
-    (volume,), skipped = find_volumes(tmp_path, SourceSpec())
-    assert shown(volume) == wanted and not skipped
-    assert (volume.study, volume.view, volume.patient_id, volume.slices) == ("1.2", "lcc", "P7", 4)
-    assert [Path(info.file_name).name for info in volume.infos] == [f"IM{3 - k}" for k in wanted]
-
-
-def test_positions_count_along_the_normal_of_oblique_slices(tmp_path):
-    """An MLO: slices lie along (0, -sin, cos), and their z alone would do the reverse of what y does."""
-    normal = np.array([0, -0.8, 0.6])
-    for k in range(3):
-        place = [str(value) for value in (2 - k) * normal + [7, 0.6 * k, 0.8 * k]]
-        series_file(
-            tmp_path / f"{k}.dcm",
-            k,
-            "",
-            ImageOrientationPatient=[1, 0, 0, 0, 0.6, 0.8],
-            ImagePositionPatient=[value[:16] for value in place],
-        )
-    (volume,), _ = find_volumes(tmp_path, SourceSpec())
-    assert shown(volume) == [2, 1, 0]
-
-
-def test_a_folder_with_the_series_of_an_examination(tmp_path, caplog):
-    """Two views in one folder, a synthetic view and mammograms beside them, and a slice that was lost."""
-    for k in (0, 1, 3):
-        series_file(tmp_path / f"a{k}.dcm", k)
-        series_file(tmp_path / f"b{k}.dcm", k, ViewPosition="MLO")
-    series_file(tmp_path / "synthetic.dcm", 9, **NOWHERE)
-    for view in ("CC", "MLO"):
-        series_file(tmp_path / f"mammogram_{view}.dcm", 5, SeriesInstanceUID="1.2.4", ViewPosition=view, **NOWHERE)
-    with caplog.at_level(logging.WARNING):
-        volumes, skipped = find_volumes(tmp_path, SourceSpec())
-    assert {volume.view: shown(volume) for volume in volumes} == {"lcc": [0, 1, 3], "lmlo": [0, 1, 3]}
-    assert {path.name for path, _ in skipped} == {"synthetic.dcm", "mammogram_CC.dcm", "mammogram_MLO.dcm"}
-    assert "missing" in caplog.text and len({volume.name for volume in volumes}) == 2
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"WindowCenter": 501}, ["window", "0.dcm", "1.dcm"]),
-        ({"PhotometricInterpretation": "MONOCHROME1"}, ["PhotometricInterpretation"]),
-        ({"PatientID": "P8"}, ["patient"]),
-        ({"ImagePositionPatient": [3, 4, 0]}, ["one place", "0.dcm", "1.dcm"]),
-        ({"Columns": 6, "Rows": 5}, ["size"]),
-        ({"RescaleIntercept": -3, "RescaleSlope": 1}, ["window"]),
-    ],
-    ids=["window", "inverted", "patient", "twice", "size", "rescaled"],
-)
-def test_slices_of_a_series_that_do_not_belong_together_are_refused(tmp_path, change, words):
-    for k in range(3):
-        series_file(tmp_path / f"{k}.dcm", k, **(change if k == 1 else {}))
-    with refused(*words, where=tmp_path):
-        find_volumes(tmp_path, SourceSpec())
-
-
-def test_a_series_without_order_or_window_is_refused(tmp_path):
-    for k in range(2):
-        series_file(tmp_path / "order" / f"{k}.dcm", k, 1, **NOWHERE)
-        series_file(tmp_path / "window" / f"{k}.dcm", k, WindowCenter=[], WindowWidth=[])
-    with refused("one place", "InstanceNumber", where=tmp_path / "order"):
-        find_volumes(tmp_path / "order", SourceSpec())
-    with refused("no window", where=tmp_path / "window" / "0.dcm"):
-        find_volumes(tmp_path / "window", SourceSpec())
-
-
-def test_a_damaged_slice_is_not_left_out(tmp_path):
-    for k in range(3):
-        series_file(tmp_path / f"{k}.dcm", k)
-    (tmp_path / "1.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:200])
-    with refused(where=tmp_path / "1.dcm"):
-        find_volumes(tmp_path, SourceSpec())
 
 
 def test_images_below_a_volume_are_not_its_slices(tmp_path):
