@@ -11,7 +11,7 @@ RUN/samples/images is a folder of drawn patches by class, RUN/samples/synthetic.
 `quality`, `fidelity` and `held_out` say how real they are. Variants: tiny (tests), quick (default), small, paper; and
 private. How it draws is set with the training: --config.denoiser.guidance=2 leads away from patches of no class, and
 --config.denoiser.sampler.steps=100 takes steps half as large, in twice the time. A trained one draws otherwise by
---config.stages.samples.guidance=2 and --config.stages.samples.sampler_steps=100.
+launch/synthesize.py --guidance=2 --sampler_steps=100.
 With `private` the gradients are clipped and noised (privacy: elk_jax/privacy/settings.py), and drawn patches are
 compared with the validation split; --config.stages.denoiser.init_from=DIR starts from a denoiser of public patches. The
 stage `classifier` is not private: leave it out, with `fidelity` and `held_out`, where its scores would tell too much.

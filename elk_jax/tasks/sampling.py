@@ -92,13 +92,6 @@ def check_drawing(noise: Schedule, sampler: SamplerConfig, guidance: float) -> N
         raise UserError(f"guidance is {guidance}", where="guidance", todo="give 0 or more; 1 for none")
 
 
-def check_hidden(guidance: float, hidden: float) -> None:
-    """Raise UserError for guidance away from examples of no class, which a training that hid none did not have."""
-    if guidance != 1 and not hidden:
-        what = f"guidance is {guidance}, and hidden 0: nothing teaches what patches of no class are"
-        raise UserError(what, where="hidden", todo="train with a share such as 0.1, or set guidance=1")
-
-
 Sampler = Callable[[Params, Mapping[str, np.ndarray]], np.ndarray]
 
 

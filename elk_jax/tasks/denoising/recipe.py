@@ -10,7 +10,8 @@ from elk_jax.diffusion.patches import DenoiserConfig, Strengths
 from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import BELOW_ONE, SIDE, AtLeast, Between, check
-from elk_jax.tasks.sampling import NoiseSettings, PixelNetwork, check_drawing, check_hidden
+from elk_jax.tasks.generation.recipe import Drawing
+from elk_jax.tasks.sampling import NoiseSettings, PixelNetwork
 from elk_jax.tasks.stages import PrivateTrainStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
@@ -51,13 +52,13 @@ COSINE = WarmupCosine(base=5e-4, warmup_steps=100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingRecipe(TrainingRecipe):
+class DenoisingRecipe(TrainingRecipe, Drawing):
     """How a denoiser of patches by class is trained, and how it draws.
 
-    gamma: of the weights by signal-to-noise ratio (`losses.min_snr_weight`); 0: none. hidden: share of examples whose
-    class the network does not see; guidance needs some. guidance: strength of classifier-free guidance; 1: none.
-    images, mixed_sizes: as of a generator that is trained against a discriminator. validation_images: real patches on
-    which the loss is measured; 0: all. choose: the checkpoint to keep, the last, or the best by that loss.
+    gamma: of the weights by signal-to-noise ratio (`losses.min_snr_weight`); 0: none. noise, sampler, guidance, hidden:
+    see `Drawing`. images, mixed_sizes: as of a generator that is trained against a discriminator. validation_images:
+    real patches on which the loss is measured; 0: all. choose: the checkpoint to keep, the last, or the best by that
+    loss.
     """
 
     model: PatchNetwork = field(default_factory=PatchNetwork)
@@ -79,9 +80,8 @@ class DenoisingRecipe(TrainingRecipe):
     choose: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
-        check_hidden(self.guidance, self.hidden)
+        TrainingRecipe.__post_init__(self)
+        Drawing.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ Shapes: N images, Q classes.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from elk_jax.spread import spread
 from elk_jax.tasks import sampling, training
 from elk_jax.tasks.denoising.recipe import DenoisingRecipe, TrainDenoiserStage
 from elk_jax.tasks.generation.model import DENOISER, Denoiser, DenoiserDescription, denoising, load
+from elk_jax.tasks.generation.recipe import Drawing
 from elk_jax.tasks.generation.train import check_data, drawing, open_patches, summary
 from elk_jax.tasks.labelled import openly, privately
 from elk_jax.tasks.run import Run
@@ -44,8 +46,12 @@ def check_start(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe, na
 
 def trainable(recipe: DenoisingRecipe, strengths: Strengths | None = None) -> Model:
     """The model of a recipe. strengths: as of `PatchNetwork.config`."""
-    config = recipe.model.config(strengths)
-    return denoising(Denoiser(config, recipe.noise, recipe.sampler, recipe.guidance, recipe.hidden), recipe.gamma)
+    return denoising(Denoiser(model=recipe.model.config(strengths), **drawing_of(recipe)), recipe.gamma)
+
+
+def drawing_of(recipe: DenoisingRecipe) -> dict[str, Any]:
+    """The fields of `Drawing` by name."""
+    return {field.name: getattr(recipe, field.name) for field in fields(Drawing)}
 
 
 def initial(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> tuple[Params, Strengths]:
@@ -114,8 +120,13 @@ def train(run: Run, stage: TrainDenoiserStage, recipe: DenoisingRecipe) -> Summa
         run, stage, result, recipe.choose, images.source, learned.protection, learned.public
     )
     if run.is_main:
-        parts = config, recipe.noise, recipe.sampler, recipe.guidance, recipe.hidden
-        description = DenoiserDescription(*parts, DENOISER, tuple(images.source.classes), trained)
+        description = DenoiserDescription(
+            architecture=DENOISER,
+            model=config,
+            classes=tuple(images.source.classes),
+            trained=trained,
+            **drawing_of(recipe),
+        )
         model_folder.save_params(run.folder / stage.name / "model", params, description)
     return summary(run, stage, learned, images, of_val) | training.outcome(result)
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from elk_jax.diffusion import patches
 from elk_jax.diffusion.patches import DenoiserConfig
-from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import SHARE, SIDE
 from elk_jax.gan import networks, objectives
@@ -26,12 +25,14 @@ from elk_jax.gan.augment import Augmentation, augmented
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective, Wasserstein
 from elk_jax.tasks import sampling
-from elk_jax.tasks.sampling import NoiseSettings, check_drawing, check_hidden
+from elk_jax.tasks.generation.recipe import Drawing
 from elk_jax.training.model import DISCRIMINATOR, GENERATOR, Constants, Game, Metrics, Model, Params
 from elk_jax.weights import model_folder
 
 ARCHITECTURE, DENOISER, POOL = "gan", "patch_denoiser", "weighted_patches"
 MIDDLE = 0.5
+HIDDEN = 0.1
+"""Of denoisers whose folders do not say it: the default of the recipe when these were written."""
 PUBLISHED, UNCHANGED = NonSaturating(), Augmentation()
 
 
@@ -106,22 +107,11 @@ def _in_turns(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])
 
 
-@dataclass(frozen=True)
-class Denoiser:
-    """Everything that drawing by denoising needs beside the parameters. guidance: see `diffusion.patches.generate`.
-
-    hidden: share of examples whose class the network does not see in training (`diffusion.patches.loss`).
-    """
+@dataclass(frozen=True, kw_only=True)
+class Denoiser(Drawing):
+    """Everything that drawing by denoising needs beside the parameters."""
 
     model: DenoiserConfig
-    noise: NoiseSettings
-    sampler: SamplerConfig
-    guidance: float
-    hidden: float
-
-    def __post_init__(self) -> None:
-        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
-        check_hidden(self.guidance, self.hidden)
 
 
 def denoising(parts: Denoiser, gamma: float = 0.0) -> Model:
@@ -162,7 +152,7 @@ class Description:
         return trainable(self.model).predict(params, constants, batch, map_images)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoiserDescription(Denoiser):
     """The content of `model.json` of a denoiser. classes: as of the others."""
 
@@ -236,7 +226,7 @@ def load(folder: Path) -> Trained:
         description: Description | DenoiserDescription = content.build(Description)
         init: Any = networks.init_generator
     elif content.architecture == DENOISER:
-        description, init = content.build(DenoiserDescription), patches.init
+        description, init = content.build(DenoiserDescription, later={"hidden": HIDDEN}), patches.init
     else:
         raise UserError(
             f"a model of '{content.architecture}', not a generator",

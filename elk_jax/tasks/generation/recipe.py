@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self
 
 from elk_jax.data.batches.labelled import LabelledConfig
+from elk_jax.diffusion.samplers import SamplerConfig
 from elk_jax.errors import UserError
 from elk_jax.fields import ABOVE_ZERO, BELOW_ONE, SHARE, AtLeast, ByName, Checked, Range
 from elk_jax.gan.augment import Augmentation
 from elk_jax.gan.networks import GanConfig
 from elk_jax.gan.objectives import NonSaturating, Objective
 from elk_jax.tasks.classification.recipe import FrozenRecipe, HeadRecipe
+from elk_jax.tasks.sampling import NoiseSettings, check_drawing
 from elk_jax.tasks.stages import Data, EvaluateStage, FitStage, Origin, PrivateTrainStage, SynthesizeStage
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import AdversarialRecipe
@@ -168,6 +170,31 @@ class FitPoolStage(FitStage):
     def origin(self) -> Origin:
         sources, models = super().origin()
         return Origin(sources + self.public, models)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a denoiser draws. noise, sampler: from noise to a patch. guidance: strength of classifier-free guidance, away
+    from patches of no class; 1: none. hidden: share of examples whose class it did not see in training: they teach what
+    patches of no class are.
+    """
+
+    noise: NoiseSettings
+    sampler: SamplerConfig
+    guidance: Annotated[float, AtLeast(0)]
+    hidden: Annotated[float, BELOW_ONE]
+
+    def __post_init__(self) -> None:
+        check_drawing(self.noise.schedule(), self.sampler, self.guidance)
+        if self.guidance != 1 and not self.hidden:
+            what = f"guidance is {self.guidance}, and hidden 0: nothing teaches what patches of no class are"
+            raise UserError(what, where="hidden", todo="train with a share such as 0.1, or set guidance=1")
+
+    def changed(self, settings: SampleSettings) -> Self:
+        """The same, but for what the settings say. UserError where nothing can be drawn so."""
+        guidance = self.guidance if settings.guidance is None else settings.guidance
+        sampler = replace(self.sampler, steps=settings.sampler_steps or self.sampler.steps)
+        return replace(self, guidance=guidance, sampler=sampler)
 
 
 @dataclass(frozen=True)

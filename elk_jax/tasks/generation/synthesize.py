@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -23,8 +24,8 @@ from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.progress import Progress
 from elk_jax.tasks import sampling
-from elk_jax.tasks.generation.model import DenoiserDescription, Trained, load
-from elk_jax.tasks.generation.recipe import SampleSettings, SampleStage
+from elk_jax.tasks.generation.model import Trained, load
+from elk_jax.tasks.generation.recipe import Drawing, SampleSettings, SampleStage
 from elk_jax.tasks.generation.train import drawn
 from elk_jax.tasks.run import Run, is_main, meet, new_console
 from elk_jax.tasks.stages import TrainStage
@@ -40,16 +41,18 @@ OF_DENOISERS = ("guidance", "sampler_steps")
 def check_classes(run: Run, stage: SampleStage, recipe: None, names: Collection[str]) -> None:
     """UserError for a class that the generator will not know, before it is trained."""
     known: Sequence[str] = ()
+    settings, where = settings_of(stage), f"config.stages.{stage.name}"
     if stage.model not in names:
         folder = run.model_folder(stage.model)
-        known = drawing(folder, settings_of(stage)).description.classes
+        known = drawing(folder, settings).description.classes
     else:
         trainer = run.experiment.stages[stage.model]
         assert isinstance(trainer, TrainStage)  # the parser checks it
+        _changed(run.experiment.recipe_of(trainer), settings, where)
         if all(map(run.is_listed, trainer.train_on)):
             known = run.list(trainer.train_on, "train").classes
     if known:
-        _check_known(stage.classes, known, f"config.stages.{stage.name}.classes")
+        _check_known(stage.classes, known, f"{where}.classes")
 
 
 def synthesize(run: Run, stage: SampleStage, recipe: None) -> Summary:
@@ -92,10 +95,10 @@ def sample(
     chosen = [label for label, name in enumerate(known) if name in (settings.classes or known)]
     places = [(label, number) for label in chosen for number in range(per_class)]
     begun = {"model": files.fingerprint(model), "seed": seed, "classes": [known[label] for label in chosen]}
-    begun |= {name: getattr(settings, name) for name in OF_DENOISERS}
+    begun |= _given(settings)
     with files.locked(files.make_folder(output)) if is_main() else contextlib.nullcontext():
         if is_main():
-            _begin(output, begun | {"trained": _trained(description.trained)}, tuple(begun))
+            _begin(output, begun | {"trained": _trained(description.trained)}, (*begun, *OF_DENOISERS))
             _check_others(output / "images", {_name(known, *place) for place in places})
             for label in chosen:
                 files.make_folder(output / "images" / known[label])
@@ -131,19 +134,26 @@ def sample(
 def drawing(model: Path, settings: SampleSettings) -> Trained:
     """A generator that draws as the settings say. UserError for one to which they do not apply."""
     trained = load(model)
-    given = {name: value for name in OF_DENOISERS if (value := getattr(settings, name)) is not None}
+    return trained._replace(description=_changed(trained.description, settings, model))
+
+
+def _changed(how: Any, settings: SampleSettings, where: object) -> Any:
+    """A recipe or description that draws as the settings say. UserError for one to which they do not apply."""
+    given = _given(settings)
     if not given:
-        return trained
-    description = trained.description
-    if not isinstance(description, DenoiserDescription):
-        what = f"{' and '.join(given)} of a model of '{description.architecture}', which does not denoise"
-        raise UserError(what, where=model, todo="leave it out")
-    guidance = given.get("guidance", description.guidance)
-    sampler = replace(description.sampler, steps=given.get("sampler_steps", description.sampler.steps))
+        return how
+    if not isinstance(how, Drawing):
+        what = f"{' and '.join(given)} of a generator that does not denoise"
+        raise UserError(what, where=where, todo="leave it out")
     try:
-        return trained._replace(description=replace(description, guidance=guidance, sampler=sampler))
+        return how.changed(settings)
     except UserError as error:
-        raise UserError(error.what, where=model, todo=error.todo) from error
+        raise UserError(error.what, where=where, todo=error.todo) from error
+
+
+def _given(settings: SampleSettings) -> dict[str, Any]:
+    """What is said of denoisers, by name."""
+    return {name: value for name in OF_DENOISERS if (value := getattr(settings, name)) is not None}
 
 
 def _name(classes: tuple[str, ...], label: int, number: int) -> str:
@@ -163,11 +173,11 @@ def _begin(output: Path, settings: dict, fixed: tuple[str, ...]) -> None:
     if before.exists():
         known = files.read_object(before)
         for key in fixed:
-            if known.get(key) != settings[key]:
+            if known.get(key) != settings.get(key):
                 raise UserError(
-                    f"sampling was begun here with {key} {known.get(key)!r}, and is {settings[key]!r} now",
+                    f"sampling was begun here with {key} {known.get(key)!r}, and is {settings.get(key)!r} now",
                     where=output,
-                    todo="name another --output, or remove the folder",
+                    todo="name another folder, or remove this one",
                 )
     files.write_json(before, settings)
 

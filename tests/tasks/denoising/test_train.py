@@ -212,6 +212,35 @@ def test_a_trained_denoiser_draws_with_another_guidance_and_other_steps(run, tmp
     assert (tmp_path / "run" / "samples" / name).read_bytes() == (tmp_path / "guided" / name).read_bytes()
 
 
+def test_folders_that_do_not_say_what_was_hidden_are_read(run, tmp_path):
+    folder = shutil.copytree(run / "denoiser" / "model", tmp_path / "model")
+    content = files.read_object(folder / "model.json")
+    assert content.pop("hidden") == 0.1
+    files.write_json(folder / "model.json", content)
+    assert generators.load(folder).description.hidden == 0.1
+
+
+def test_a_set_that_says_nothing_of_denoisers_is_that_of_any_generator(run):
+    """So that sets that were drawn before these settings existed count as unchanged."""
+    assert not {"guidance", "sampler_steps"} & files.read_object(run / "samples" / "synthesis.json").keys()
+
+
+@pytest.mark.parametrize(
+    "changes, settings, words",
+    [
+        ({}, {"sampler_steps": 5000}, [5000, 1000]),
+        ({"hidden": 0.0}, {"guidance": 2.0}, ["guidance", "hidden"]),
+    ],
+)
+def test_what_a_stage_cannot_draw_is_refused_before_the_training(tmp_path, changes, settings, words):
+    config = patch_denoiser.get_config("tiny")
+    config.denoiser.update(changes)
+    config.stages.samples.update(settings)
+    with refused(*words, where="config.stages.samples"):
+        run_experiment(config, tmp_path / "run", stages=["denoiser", "samples"])
+    assert not (tmp_path / "run" / "denoiser").exists()
+
+
 def test_a_set_that_was_begun_with_another_guidance_is_not_mixed(run, tmp_path):
     draw(run / "denoiser" / "model", tmp_path / "set", guidance=2.0)
     with refused("guidance", "2.0", where=tmp_path / "set"):

@@ -70,6 +70,14 @@ def test_a_generator_without_steps_takes_no_settings_of_them(run, tmp_path):
         draw(run, tmp_path / "out", 1, guidance=2.0, sampler_steps=5)
 
 
+def test_settings_of_a_denoiser_are_refused_before_another_generator_is_trained(tmp_path):
+    config = mcgan.get_config("tiny")
+    config.stages.samples.guidance = 2.0
+    with refused("guidance", "denoise", where="config.stages.samples"):
+        run_experiment(config, tmp_path / "run", stages=["gan", "samples"])
+    assert not (tmp_path / "run" / "gan").exists()
+
+
 def test_an_interrupted_set_is_resumed_and_a_set_grows(run, tmp_path, monkeypatch):
     output = shutil.copytree(run / "samples", tmp_path / "samples")
     lost = output / "images" / "benign" / "000002.png"
