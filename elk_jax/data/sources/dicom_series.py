@@ -119,9 +119,9 @@ def series_of(files: Sequence[SliceFile]) -> tuple[list[tuple[SliceFile, ...]], 
         if not one.is_beside:
             groups[one.series].append(one)
     for group in groups.values():
-        reasons = _why_skipped(group)
-        skipped += reasons
-        if slices := [one for one in group if one.path not in dict(reasons)]:
+        reasons = dict(_why_skipped(group))
+        skipped += reasons.items()
+        if slices := [one for one in group if one.path not in reasons]:
             volumes.append(_checked(slices))
     return volumes, skipped
 
