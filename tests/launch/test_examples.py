@@ -22,8 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PLACES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted((ROOT / "configs").glob("*.py"))]
 PLACES += [path for path in sorted((ROOT / "launch").iterdir()) if path.suffix in (".py", ".sh", ".yaml")]
 COMMAND = re.compile(r"--config=configs/\w+\.py:paper\S*(?: --[\w.]+=\S+)*")
-PHANTOMS = {"coco": "phantom:size=64,count=12", "folders": "phantom_patches:size=128,count=60"}
-"""Embedded data in place of a user's, by their kind."""
+PHANTOMS = {"coco": "phantom:size=64,count=12"} | dict.fromkeys(
+    ("folders", "phantom_patches"), "phantom_patches:size=128,count=60"
+)
+"""Little embedded data in place of a recipe's own or a user's, by their kind."""
 
 
 def commands(path: Path) -> list[str]:

@@ -53,10 +53,7 @@ def decode_image(
 
     UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
     """
-    stored = _stored(source, name, frame, bit_depth)
-    if stored.pixels.dtype == np.float32:
-        return stored.pixels[..., None], stored.meta
-    return _grey_values(stored, _white(stored, bit_depth, _label(source, name)))[..., None], stored.meta
+    return _alone(*_decoded(source, name, frame, bit_depth), _label(source, name))
 
 
 def decode_pixels(
@@ -68,7 +65,7 @@ def decode_pixels(
     """
     stored = _stored(source, name, frame, bit_depth)
     if stored.pixels.dtype == np.float32:
-        return stored.pixels, stored.meta
+        return _alone(stored.pixels, stored.meta, _label(source, name))
     white, full = _white(stored, bit_depth, _label(source, name)), np.iinfo(stored.pixels.dtype).max
     if white == full and not stored.white_is_zero:
         return stored.pixels, stored.meta
@@ -92,6 +89,28 @@ def decode_as(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """`decode_image` of a file of a data source, with what its settings say of its files."""
     return decode_image(source, name=name, frame=frame, bit_depth=spec.bit_depth)
+
+
+def slice_reader(
+    spec: SourceSpec, places: Sequence[tuple[Path, int | None]]
+) -> Callable[[int], tuple[np.ndarray, dict[str, Any]]]:
+    """Position -> `decode_as` of a slice of a volume, of the file and frame at its place.
+
+    One window shows the volume, so that of an end slice of air it may show nothing; the middle one it must show.
+    """
+    return partial(_read_slice, spec, tuple(places))
+
+
+def _read_slice(
+    spec: SourceSpec, places: tuple[tuple[Path, int | None], ...], position: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A function of the module, which worker processes can be sent."""
+    path, frame = places[position]
+    image, meta = _decoded(path, "", frame, spec.bit_depth)
+    if meta.get("all"):
+        path, frame = places[len(places) // 2]
+        _alone(*_decoded(path, "", frame, spec.bit_depth), path)
+    return image, meta
 
 
 def decoding_of_partner(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
@@ -120,6 +139,24 @@ def _read_file(places: Sequence[tuple[Path, int, int | None]], position: int) ->
     """A function of the module, which worker processes can be sent."""
     path, bit_depth, frame = places[position]
     return decode_image(path, bit_depth=bit_depth, frame=frame)[0]
+
+
+def _decoded(
+    source: str | os.PathLike | bytes, name: object, frame: int | None, bit_depth: int | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """`decode_image` also where the window of the header shows nothing."""
+    stored = _stored(source, name, frame, bit_depth)
+    if stored.pixels.dtype == np.float32:
+        return stored.pixels[..., None], stored.meta
+    return _grey_values(stored, _white(stored, bit_depth, _label(source, name)))[..., None], stored.meta
+
+
+def _alone(image: np.ndarray, meta: dict[str, Any], where: object) -> tuple[np.ndarray, dict[str, Any]]:
+    """UserError where the window of the header shows nothing of a single image: it is not of these pixels."""
+    if shade := meta.get("all"):
+        what = f"the {meta['voi']} of the header shows all pixels {shade}"
+        raise UserError(what, where=where, todo="repair the DICOM header, or export the image again")
+    return image, meta
 
 
 def _stored(source: str | os.PathLike | bytes, name: object, frame: int | None, bit_depth: int | None) -> Stored:

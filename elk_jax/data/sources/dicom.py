@@ -67,7 +67,8 @@ def decode(
 
     The header's dict: `format` "dicom"; `bits` stored; `pixel_spacing` (row, column) mm in the breast plane,
     or None; `laterality` "L", "R" or None; `laterality_header` what the header says; `view` "CC", "MLO", ... or "";
-    `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied.
+    `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied; `all` "black" or
+    "white" where that shows different values all so, else "".
 
     UserError: damaged, without pixels, not a grey image for presentation, a missing decoder (naming the package to
     install), no such frame, far larger than the file.
@@ -196,7 +197,7 @@ def _decode(
     else:
         _check_length(dataset)
     stored, words = _stored_values(pixels, dataset, frame or 0)
-    image, voi = presented(stored, words, attributes, bit_depth, name)
+    image, voi, shade = presented(stored, words, attributes, bit_depth, name)
 
     of_header = header_laterality(attributes)
     return np.ascontiguousarray(image, np.float32), {
@@ -210,6 +211,7 @@ def _decode(
         "frames": frames,
         "photometric": _word(dataset, "PhotometricInterpretation"),
         "voi": voi,
+        "all": shade,
     }
 
 

@@ -82,8 +82,9 @@ def attributes_of_frame(dataset: Dataset, frame: int) -> Dataset:
 
 def presented(
     stored: np.ndarray, words: np.ndarray, attributes: Dataset, bit_depth: int | None, name: object
-) -> tuple[np.ndarray, str]:
-    """Stored values [H, W] -> grey values [H, W] in [0, 1], 1 is white, and which of "lut", "window", "full" it was.
+) -> tuple[np.ndarray, str, str]:
+    """Stored values [H, W] -> grey values [H, W] in [0, 1], 1 is white, which of "lut", "window", "full" it was, and
+    "black" or "white" where that shows different values all so, else "".
 
     words: the values with the bits beyond BitsStored, in which padding may be written. attributes: of
     `attributes_of_frame`. bit_depth: significant bits of 16-bit values without a window. name: of the file, for the
@@ -105,11 +106,10 @@ def presented(
         low, high = _ends_after_modality(attributes, black_and_white)
         image, voi = np.clip((values.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1), "full"
     image = _presentation(image, attributes)
-    if voi != "full" and image[seen].size and image[seen].min() == image[seen].max() and np.ptp(stored[seen]):
-        shade = "white" if image[seen].flat[0] > 0.5 else "black"
-        raise UserError(f"the {voi} of the header shows all pixels {shade}", todo=_HEADER)
+    is_flat = voi != "full" and image[seen].size and image[seen].min() == image[seen].max() and np.ptp(stored[seen])
+    shade = ("white" if image[seen].flat[0] > 0.5 else "black") if is_flat else ""
     image[hidden] = 0
-    return image, voi
+    return image, voi, shade
 
 
 def grey_scale(attributes: Dataset) -> tuple[Any, ...] | None:

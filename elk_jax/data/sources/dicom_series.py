@@ -1,9 +1,9 @@
 """DICOM files of one frame: which of them are the slices of a volume, and in which order.
 
-A volume are the files of one series, side, view and thickness. Their order is that of their positions along the normal
-of their planes, else of SliceLocation, else of InstanceNumber: the first of these that all files have, and that tells
-them apart. Mammograms have no positions, so a series without them is a volume only if it says that it is of one. Views
-that are made of a volume, scouts and projections are not slices, and neither is what cannot be shown.
+A volume are the files of one series, side, view, thickness and acquisition. Their order is that of their positions
+along the normal of their planes, else of SliceLocation, else of InstanceNumber: the first of these that all files have,
+and that tells them apart. Mammograms have no positions, so a series without them is a volume only if it says that it is
+of one. Views that are made of a volume, scouts and projections are not slices, and neither is what cannot be shown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import BreastTomosynthesisImageStorage, CTImageStorage, EnhancedCTImageStorage
+from pydicom.uid import (
+    BreastTomosynthesisImageStorage,
+    CTImageStorage,
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalMammographyXRayImageStorageForProcessing,
+    EnhancedCTImageStorage,
+)
 
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.dicom_grey import attributes_of_frame, grey_scale
@@ -30,8 +36,16 @@ NO_SLICES = ("GENERATED_2D", "TOMO_PROJ", "TOMO_SCOUT", "LOCALIZER")
 OF_VOLUMES = ("TOMOSYNTHESIS", "TOMO", "VOLUME")
 """Words of ImageType of slices, where the object is not of one of CLASSES."""
 CLASSES = (BreastTomosynthesisImageStorage, CTImageStorage, EnhancedCTImageStorage)
+MAMMOGRAMS = (
+    DigitalMammographyXRayImageStorageForPresentation,
+    DigitalMammographyXRayImageStorageForProcessing,
+)
 PARALLEL = 1e-3
-"""Most that the components of the normals of two slices differ by."""
+"""Most that the direction cosines of the rows and columns of two slices differ by."""
+ASIDE = 1.0
+"""Most that the first pixels of two slices lie apart within the plane, in mm."""
+NEAR = 0.1
+"""Step between two slices, as a share of the middle one, below which they are at one place."""
 UNEVEN = 1.5
 """Largest step between slices, as a multiple of the smallest, beyond which some seem to be missing."""
 ALONE = "a DICOM file of one frame, not a volume"
@@ -41,14 +55,16 @@ ALONE = "a DICOM file of one frame, not a volume"
 class SliceFile:
     """What the header of a DICOM file of one frame says of its place in a volume.
 
-    series: what the slices of a volume have in common. alike: what they must agree in; a series that does not is
-    refused. is_beside: a view or projection that lies beside the slices. of_volume: the object says that it is part of
-    one. plane: ([3] unit normal, [3] position in mm) or None. location: SliceLocation. number: InstanceNumber. problem:
-    why it cannot be shown, and what to do; "" where it can. meta: of `described`.
+    series: what the slices of a volume have in common. acquisition: by which the volumes of a series are told apart.
+    alike: what they must agree in; a series that does not is refused. is_beside: a view or projection that lies beside
+    the slices. of_volume: the object says that it is part of one. plane: None or ([2, 3] unit vectors of rows and
+    columns, [3] position in mm). location: SliceLocation, where it is not a mammogram's. number: InstanceNumber.
+    problem: why it cannot be shown, and what to do; "" where it can. meta: of `described`.
     """
 
     path: Path
     series: tuple[Any, ...]
+    acquisition: tuple[str, str]
     alike: dict[str, Any]
     is_beside: bool
     of_volume: bool
@@ -76,6 +92,8 @@ def slice_file(header: Dataset, path: Path) -> SliceFile:
         problem, greys = dicom.problem(header, attributes), None
         if header.get("Rows") is None or header.get("Columns") is None:  # cut off: it may be a slice, of any series
             raise UserError(problem[0], todo=problem[1])
+        of_volume = header.get("SOPClassUID") in CLASSES or not words.isdisjoint(OF_VOLUMES)
+        has_location = of_volume or header.get("SOPClassUID") not in MAMMOGRAMS
         if not problem[0]:
             try:
                 greys = grey_scale(attributes)
@@ -86,19 +104,21 @@ def slice_file(header: Dataset, path: Path) -> SliceFile:
             series=(
                 (uid,) if uid else (str(path.parent), *whose.values()),
                 meta["view"],
-                _finite(attributes.get("SliceThickness"), 1),
+                _short(_finite(attributes.get("SliceThickness"), 1)),
             ),
+            acquisition=(str(header.get("FrameOfReferenceUID") or ""), str(header.get("AcquisitionNumber") or "")),
             alike={
                 **whose,
                 "size": (header.get("Columns"), header.get("Rows")),
                 "bits": header.get("BitsStored") or header.get("BitsAllocated"),
                 "PhotometricInterpretation": str(header.get("PhotometricInterpretation") or ""),
                 "window": greys,
+                "PixelSpacing": meta["pixel_spacing"] and tuple(map(_short, meta["pixel_spacing"])),
             },
             is_beside=not words.isdisjoint(NO_SLICES),
-            of_volume=header.get("SOPClassUID") in CLASSES or not words.isdisjoint(OF_VOLUMES),
+            of_volume=of_volume,
             plane=_plane(attributes),
-            location=_finite(attributes.get("SliceLocation"), 1),
+            location=_finite(attributes.get("SliceLocation"), 1) if has_location else None,
             number=_finite(header.get("InstanceNumber"), 1),
             problem=problem,
             instance=str(header.get("SOPInstanceUID") or "").strip(),
@@ -118,12 +138,39 @@ def series_of(files: Sequence[SliceFile]) -> tuple[list[tuple[SliceFile, ...]], 
     for one in files:
         if not one.is_beside:
             groups[one.series].append(one)
-    for group in groups.values():
+    for group in itertools.chain.from_iterable(map(_acquisitions, groups.values())):
         reasons = dict(_why_skipped(group))
         skipped += reasons.items()
         if slices := [one for one in group if one.path not in reasons]:
             volumes.append(_checked(slices))
+    _check_views(volumes)
     return volumes, skipped
+
+
+def _acquisitions(group: Sequence[SliceFile]) -> list[list[SliceFile]]:
+    """A series by its acquisitions, if each has several files; some scanners number every slice."""
+    parts: dict[tuple[str, str], list[SliceFile]] = defaultdict(list)
+    for one in group:
+        parts[one.acquisition].append(one)
+    return list(parts.values()) if all(len(part) > 1 for part in parts.values()) else [list(group)]
+
+
+def _check_views(volumes: Sequence[Sequence[SliceFile]]) -> None:
+    """UserError where some slices of a series name their side and view and others do not: they may be one volume."""
+    views: dict[Any, dict[str, SliceFile]] = defaultdict(dict)
+    for first, *_ in volumes:
+        views[first.series[0]].setdefault(first.meta["view"], first)
+    for named in views.values():
+        for view, one in named.items():
+            if other := next((name for name in named if _is_part(view, name)), None):
+                what = f"slices of one series with {view or 'no view'} and with {other}: {one.path.name} and "
+                todo = "complete Laterality and ViewPosition, or put each volume into a series of its own"
+                raise UserError(what + named[other].path.name, where=one.path.parent, todo=todo)
+
+
+def _is_part(view: str, other: str) -> bool:
+    """Whether a view lacks a side or a position of another: "" or "cc" of "lcc"."""
+    return view != other and view in other and (len(view) < 2 or not other.startswith(view))
 
 
 def _why_skipped(group: Sequence[SliceFile]) -> list[tuple[Path, str]]:
@@ -157,12 +204,13 @@ def _checked(slices: Sequence[SliceFile]) -> tuple[SliceFile, ...]:
             raise UserError(what, where=one.path, todo="export the series with WindowCenter and WindowWidth")
         if differing := next((key for key, value in one.alike.items() if value != first.alike[key]), None):
             what = f"slices of one series and view differ in {differing}: {first.path.name} and {one.path.name}"
-            raise UserError(what, where=first.path.parent, todo="put each volume into its own folder, exported alike")
-    places = _places(slices)
+            raise UserError(what, where=first.path.parent, todo="export the series again, all slices alike")
+    places, are_numbers = _places(slices)
     ordered = [slices[position] for position in np.argsort(places, kind="stable")]
     steps = np.diff(np.sort(places))
+    least = 0.0 if are_numbers else NEAR * np.median(steps)
     for (one, other), step in zip(itertools.pairwise(ordered), steps):
-        if step == 0:
+        if step <= least:
             what = f"slices of one series and view at one place: {one.path.name} and {other.path.name}"
             raise UserError(what, where=one.path.parent, todo="keep one of the files of a slice")
     if steps.max() > UNEVEN * steps.min():
@@ -176,22 +224,25 @@ def _checked(slices: Sequence[SliceFile]) -> tuple[SliceFile, ...]:
     return tuple(ordered)
 
 
-def _places(slices: Sequence[SliceFile]) -> np.ndarray:
-    """[S]: where the slices lie, by the first of the three ways that all have and that tells them apart."""
+def _places(slices: Sequence[SliceFile]) -> tuple[np.ndarray, bool]:
+    """[S]: where the slices lie, by the first of the three ways that all have and that tells them apart; whether these
+    are numbers, not mm."""
     planes = [one.plane for one in slices if one.plane is not None]
     if len(planes) == len(slices):
-        normal = planes[0][0]
-        for one, (own, _) in zip(slices, planes):
-            if np.abs(own - normal).max() > PARALLEL:
-                what = f"slices of one series and view are not parallel: {slices[0].path.name} and {one.path.name}"
-                raise UserError(what, where=one.path.parent, todo="put each volume into its own folder")
-        along = np.round([position @ normal for _, position in planes], 4)
+        axes, origin = planes[0]
+        for one, (own, position) in zip(slices, planes):
+            is_turned = np.abs(own - axes).max() > PARALLEL
+            if is_turned or np.abs(axes @ (position - origin)).max() > ASIDE:
+                how = "are not parallel, or one is turned" if is_turned else "do not lie above each other"
+                what = f"slices of one series and view {how}: {slices[0].path.name} and {one.path.name}"
+                raise UserError(what, where=one.path.parent, todo="take out what is not of the volume")
+        along = np.round([position @ np.cross(*axes) for _, position in planes], 4)
         if np.ptp(along):
-            return along
-    for found in ([one.location for one in slices], [one.number for one in slices]):
-        values = np.array([value for value in found if value is not None])
+            return along, False
+    for key in ("location", "number"):
+        values = np.array([value for one in slices if (value := getattr(one, key)) is not None])
         if len(values) == len(slices) and np.ptp(values):
-            return values
+            return values, key == "number"
     what = f"the order of the {len(slices)} slices of a series is not known"
     todo = "export it with ImagePositionPatient and ImageOrientationPatient, or InstanceNumber, of every slice"
     raise UserError(what, where=slices[0].path, todo=todo)
@@ -202,9 +253,15 @@ def _plane(attributes: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
     axes = _finite(attributes.get("ImageOrientationPatient"), 6)
     if position is None or axes is None:
         return None
-    normal = np.cross(axes[:3], axes[3:])
-    length = np.linalg.norm(normal)
-    return (normal / length, position) if length > PARALLEL else None
+    rows, columns = axes.reshape(2, 3)
+    if np.linalg.norm(np.cross(rows, columns)) <= PARALLEL:
+        return None
+    return np.stack([one / np.linalg.norm(one) for one in (rows, columns)]), position
+
+
+def _short(value: float | None) -> float | None:
+    """Of three digits: what differs by less is written in another way."""
+    return None if value is None else float(f"{value:.3g}")
 
 
 def _finite(value: Any, count: int) -> Any:

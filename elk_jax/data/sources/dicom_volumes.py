@@ -20,7 +20,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from elk_jax.data.sources import dicom
-from elk_jax.data.sources.decode import decode_as
+from elk_jax.data.sources.decode import slice_reader
 from elk_jax.data.sources.dicom_grey import attributes_of_frame, grey_scale
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
@@ -39,7 +39,7 @@ class OrientedFrames:
 
     def __init__(self, path: Path, spec: SourceSpec, frames: int, side: str):
         self.path, self.spec, self.frames, self.side = path, spec, frames, side
-        self._lock = Lock()
+        self._lock, self._decoded = Lock(), slice_reader(spec, [(path, frame) for frame in range(frames)])
 
     def __call__(self, frame: int) -> np.ndarray:
         image = self._stored(frame)
@@ -66,7 +66,7 @@ class OrientedFrames:
         return shown != self.side
 
     def _stored(self, frame: int) -> np.ndarray:
-        return decode_as(self.spec, self.path, frame=frame)[0][..., 0]
+        return self._decoded(frame)[0][..., 0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OrientedFrames, (self.path, self.spec, self.frames, self.side)

@@ -20,7 +20,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.sources import dicom
-from elk_jax.data.sources.decode import DICOM_SUFFIXES, decode_as, image_size
+from elk_jax.data.sources.decode import DICOM_SUFFIXES, decode_as, image_size, slice_reader
 from elk_jax.data.sources.dicom_grey import first_number
 from elk_jax.data.sources.dicom_series import SliceFile, series_of, slice_file
 from elk_jax.data.sources.dicom_volumes import OrientedFrames, check_volume, described
@@ -240,7 +240,7 @@ def _is_dicom(path: Path) -> bool:
 def _read_slice(paths: tuple[Path, ...], spec: SourceSpec, bits: int, position: int) -> np.ndarray:
     """bits: a pixel, of all slices."""
     path = paths[position]
-    image, meta = decode_as(spec, path)
+    image, meta = slice_reader(spec, [(path, None) for path in paths])(position)
     if meta["bits"] != bits:
         what = f"{paths[0].name} has {bits} bits a pixel, {path.name} has {meta['bits']}"
         raise UserError(what, where=path.parent, todo="export all slices of a volume in the same way")

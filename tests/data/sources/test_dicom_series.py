@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.dataelem import DataElement
-from pydicom.uid import BreastTomosynthesisImageStorage
+from pydicom.uid import BreastTomosynthesisImageStorage, SecondaryCaptureImageStorage
 
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import find_volumes
@@ -29,7 +29,9 @@ def write(path, k, number=None, **attributes):
     place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [3, 4, k]}
     whose = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2", "ImageLaterality": "L", "ViewPosition": "CC"}
     described = {"InstanceNumber": k + 1 if number is None else number, **whose, **place, **WINDOW, **attributes}
-    path.write_bytes(make(np.full((6, 5), 100 * k, np.uint16), bits=16, **described))
+    pixels = np.full((6, 5), 100 * k, np.uint16)
+    pixels[0, 0] += 1  # they are not all equal
+    path.write_bytes(make(pixels, bits=16, **described))
 
 
 def shown(volume):
@@ -76,18 +78,18 @@ def test_a_series_of_files_is_a_volume_in_the_order_of_its_positions(tmp_path, n
 
 
 def test_positions_count_along_the_normal_of_oblique_slices(tmp_path):
-    """An MLO: slices lie along (0, -sin, cos), and their z alone would do the reverse of what y does."""
-    normal = np.array([0, -0.8, 0.6])
-    axes = {"ImageOrientationPatient": [1, 0, 0, 0, 0.6, 0.8]}
+    """An MLO: slices lie along (0, -cos, -sin), so that z falls from the first to the last."""
+    normal = np.array([0, -0.8, -0.6])
+    axes = {"ImageOrientationPatient": [1, 0, 0, 0, -0.6, 0.8]}
     for k in range(3):
-        place = [str(value)[:16] for value in (2 - k) * normal + [7, 0.6 * k, 0.8 * k]]
+        place = [f"{value:.10g}" for value in (2 - k) * normal + [7, 3, 4]]
         write(tmp_path / f"{k}.dcm", k, "", ImagePositionPatient=place, **axes)
     assert found(tmp_path)[0] == [[2, 1, 0]]
 
 
 def test_the_location_orders_slices_without_a_plane(tmp_path):
     for k, location in enumerate((30, 10, 20)):
-        write(tmp_path / f"{k}.dcm", k, "", SliceLocation=location, **NOWHERE)
+        write(tmp_path / f"{k}.dcm", k, "", SOPClassUID=SecondaryCaptureImageStorage, SliceLocation=location, **NOWHERE)
     assert found(tmp_path)[0] == [[1, 2, 0]]
 
 
@@ -108,14 +110,20 @@ def test_places_of_functional_groups_count(tmp_path):
     [
         ({1: {"ImageOrientationPatient": [1, 0, 0, 0, -1, 0]}}, ["parallel", "0.dcm", "1.dcm"]),
         ({1: {"ImageOrientationPatient": [1, 0, 0, 0, 0, 1]}}, ["parallel"]),
+        ({1: {"ImageOrientationPatient": [-1, 0, 0, 0, -1, 0]}}, ["turned", "0.dcm", "1.dcm"]),
+        ({2: {"ImagePositionPatient": [53, 4, 2]}}, ["above", "0.dcm", "2.dcm"]),
         ({1: {"ImagePositionPatient": [3, 4, 0]}}, ["one place", "0.dcm", "1.dcm"]),
+        ({1: {"ImagePositionPatient": [3, 4, 0.004]}}, ["one place", "0.dcm", "1.dcm"]),
         ({k: BY_NUMBER | {"InstanceNumber": 1} for k in range(4)}, ["order", "InstanceNumber"]),
         ({k: BY_NUMBER | {"InstanceNumber": max(k, 1)} for k in range(4)}, ["one place", "0.dcm", "1.dcm"]),
         ({k: BY_NUMBER | ({"InstanceNumber": ""} if k == 3 else {}) for k in range(4)}, ["order", "InstanceNumber"]),
         ({k: TOMO | (NOWHERE if k else {}) for k in range(4)}, ["without a position", "0.dcm", "1.dcm"]),
     ],
-    ids=["upside down", "another plane", "twice", "one number", "a number twice", "a number missing", "few positions"],
-)
+    ids=[
+        "upside down", "another plane", "turned", "aside", "twice", "nearly twice", "one number", "a number twice",
+        "a number missing", "few positions",
+    ],
+)  # fmt: skip
 def test_slices_whose_order_is_not_known_are_refused(tmp_path, changes, words):
     for k in range(4):
         write(tmp_path / f"{k}.dcm", k, **changes.get(k, {}))
@@ -163,6 +171,7 @@ BESIDE = {
     "other windows": [MAMMOGRAM, MAMMOGRAM | {"WindowCenter": 300}],
     "no window": [MAMMOGRAM | NO_WINDOW, MAMMOGRAM | NO_WINDOW],
     "no series": [NOWHERE | {"SeriesInstanceUID": []}, NOWHERE | {"SeriesInstanceUID": [], "PatientID": "P8"}],
+    "mammograms with a location": [MAMMOGRAM | {"SliceLocation": 1}, MAMMOGRAM | {"SliceLocation": 2}],
     "positions of zeros": [MAMMOGRAM | {"ImagePositionPatient": [0, 0, 0], "SliceLocation": 0}] * 2,
     "raw projections": [{"SeriesInstanceUID": "1.2.8", "PresentationIntentType": "FOR PROCESSING"}] * 2,
     "projections": [BY_NUMBER | {"SeriesInstanceUID": "1.2.8", "ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ"]}] * 2,
@@ -196,6 +205,36 @@ def test_slabs_and_thin_slices_of_a_series_are_two_volumes(tmp_path):
     for k in range(4):
         write(tmp_path / f"{k}.dcm", k, SliceThickness=1 if k % 2 else 10)
     assert sorted(found(tmp_path)[0]) == [[0, 2], [1, 3]]
+
+
+def test_a_thickness_is_written_with_any_number_of_digits(tmp_path):
+    for k in range(4):
+        write(tmp_path / f"{k}.dcm", k, SliceThickness=1 if k % 2 else "1.0001")
+    assert found(tmp_path)[0] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("key, values", [("AcquisitionNumber", [1, 2]), ("FrameOfReferenceUID", ["1.2.5", "1.2.6"])])
+@pytest.mark.parametrize("place", [{}, BY_NUMBER], ids=["by position", "by number"])
+def test_two_acquisitions_of_a_series_are_two_volumes(tmp_path, key, values, place):
+    """Their slices lie between each other, or their numbers go on."""
+    for k in range(6):
+        z = {} if place else {"ImagePositionPatient": [3, 4, k % 3 + 0.5 * (k // 3)]}
+        write(tmp_path / f"{k}.dcm", k, **place, **z, **{key: values[k // 3]})
+    assert sorted(found(tmp_path)[0]) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_slices_that_are_numbered_as_acquisitions_are_one_volume(tmp_path):
+    for k in range(3):
+        write(tmp_path / f"{k}.dcm", k, AcquisitionNumber=k)
+    assert found(tmp_path)[0] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("lacking", [{"ViewPosition": []}, {"ImageLaterality": []}])
+def test_a_series_of_which_half_names_its_view_is_refused(tmp_path, lacking):
+    for k in range(4):
+        write(tmp_path / f"{k}.dcm", k, **(lacking if k % 2 else {}))
+    with refused("lcc", "0.dcm", "1.dcm", where=tmp_path):
+        find_volumes(tmp_path, SourceSpec())
 
 
 def test_a_series_in_several_folders_is_one_volume(tmp_path):
@@ -236,13 +275,15 @@ def table(shift):
         ({"Columns": 6, "Rows": 5}, ["size"]),
         ({"RescaleIntercept": -3, "RescaleSlope": 1}, ["window"]),
         ({"VOILUTFunction": "SIGMOID"}, ["window"]),
+        ({"PixelSpacing": [0.1, 0.1]}, ["PixelSpacing"]),
         ({"VOILUTSequence": table(0)}, ["window"]),
         ({"PixelRepresentation": 1}, ["window"]),
         (NO_WINDOW, ["no window"]),
         ({"PresentationIntentType": "FOR PROCESSING"}, ["FOR PROCESSING"]),
     ],
     ids=[
-        "window", "inverted", "patient", "study", "size", "rescaled", "function", "table", "signed", "no window", "raw",
+        "window", "inverted", "patient", "study", "size", "rescaled", "function", "spacing", "table", "signed",
+        "no window", "raw",
     ],
 )  # fmt: skip
 def test_slices_of_a_series_that_do_not_belong_together_are_refused(tmp_path, change, words):
@@ -267,6 +308,19 @@ def test_one_window_may_be_written_in_two_ways(tmp_path):
     for k, way in enumerate(ways):
         write(tmp_path / f"{k}.dcm", k, **way)
     assert found(tmp_path)[0] == [[0, 1]]
+
+
+def test_the_window_of_a_volume_may_show_nothing_of_its_ends(tmp_path):
+    """The first slice is air below the window; in the middle a window that shows nothing is not that of the volume."""
+    for name, center in (("good", 200), ("bad", 900)):
+        for k in range(5):
+            write(
+                tmp_path / name / f"{k}.dcm", k, WindowCenter=center, WindowWidth=200, SeriesInstanceUID=f"1.{center}"
+            )
+    good, bad = (find_volumes(tmp_path / name, SourceSpec())[0][0] for name in ("good", "bad"))
+    assert shown(good) == [0, 0, 5, 10, 10]
+    with refused("black", where="2.dcm"):
+        bad.read(0)
 
 
 @pytest.mark.parametrize("frames", ["x", "1\\1"])

@@ -13,6 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLSLossless
 
 from elk_jax.data.sources.bcs_dbt import read_entries
+from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import dicom_volume, find_volumes, slice_folder, volumes_of
@@ -91,6 +92,20 @@ def test_a_doubtful_side_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         dicom_volume(tmp_path / "a.dcm", view="lcc").read(0)
     assert "doubtful" in caplog.text and "a.dcm" in caplog.text
+
+
+def test_a_window_may_show_nothing_of_end_frames(tmp_path):
+    frames = np.stack([np.full((6, 5), 100 * k, np.uint16) for k in range(5)])
+    frames[:, 0, 0] += 1
+    for name, center in (("good", 200), ("bad", 900)):
+        data = make(frames, bits=16, WindowCenter=center, WindowWidth=200)
+        (tmp_path / f"{name}.dcm").write_bytes(data)
+    good, bad = (dicom_volume(tmp_path / f"{name}.dcm") for name in ("good", "bad"))
+    assert [round(float(good.read(k).max() * 10)) for k in range(5)] == [0, 0, 5, 10, 10]
+    with refused("black", where="bad.dcm"):
+        bad.read(0)
+    with refused("black"):
+        decode_image(tmp_path / "good.dcm", frame=0)
 
 
 def volume_bytes(frames=None, **attributes):
