@@ -11,8 +11,9 @@ trains scales, biases and output layers; `same_layers`, which trains the same wi
 all layers without privacy. The report compares them, and says which share of the gain of fine-tuning the private one
 keeps. Weights that have seen the protected patients are refused.
 In `private`, `loader.batch_size` is the expected number of patients in a batch; privacy: elk_jax/privacy/settings.py.
-Variants: tiny (tests), quick (default), small, paper; half; and many, of quick alone: with ten times the patients, an
-eighth of all parameters can be trained in spite of the noise (an hour on 2 CPU cores).
+Variants: tiny (tests), quick (default), small, paper; half; retinanet, efficientdet; and many, of quick alone, with
+the Faster R-CNN: with ten times the patients, an eighth of all parameters can be trained in spite of the noise (an hour
+on 2 CPU cores).
 """
 
 from dataclasses import replace
@@ -36,7 +37,8 @@ MICRO_BATCH = {"tiny": 1, "quick": 4}
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, ("half", "many"))
+    rivals = (*variants.RIVALS, ("many", *variants.KINDS))
+    size, extras = variants.parse(variant, ("half", "many", *variants.KINDS), rivals=rivals)
     pixels, count = PHANTOMS[size]
     many = "many" in extras
     if many and size != "quick":

@@ -233,7 +233,9 @@ def published() -> dict[str, Any]:
 
 # ---- For private training --------------------------------------------------------------------------------------------
 
-ALL_BUT_FEW = (r"^(?!.*/(scale|bias)$|rpn/(objectness|deltas)/|box_head/(class_logits|box_deltas)/)",)
+OUTPUTS = r"rpn/(objectness|deltas)/|box_head/(class_logits|box_deltas|deltas)/|class_head/logits/"
+"""Of the Faster R-CNN, and of detectors of one stage."""
+ALL_BUT_FEW = (rf"^(?!.*/(scale|bias)$|{OUTPUTS})",)
 """Parameters that are frozen where scales, biases and output layers alone are trained: noise grows with the root of the
 number of trained ones, and these reach every layer."""
 
@@ -249,8 +251,9 @@ def detector_for_privacy(size: str, extras: frozenset[str] = frozenset()) -> dic
     finest = {"tiny": 8.0, "quick": 5.0, "small": 14.0, "paper": 32.0}[size]
     ratio = 2.0 if size == "paper" else 1.6
     canvas = {"small": (448, 304) if "half" in extras else (384, 256), "paper": (1344, 1344)}.get(size, (128, 96))
+    sizes = {"anchor_sizes": tuple((round(finest * ratio**level, 1),) for level in range(5))}
     changes = {
-        "model": {"anchor_sizes": tuple((round(finest * ratio**level, 1),) for level in range(5))},
+        "model": {} if extras & ONE_STAGE.keys() else sizes,  # whose anchors are those of their strides
         "plan_anchors": False,
         "loader": {"buckets": (canvas,), "max_boxes": 16},
         **({"eval_every": 0} if size == "quick" else {}),

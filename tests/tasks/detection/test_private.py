@@ -5,9 +5,11 @@ With the toy of the tests in place of a Faster R-CNN, which compiles in a tenth 
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import asdict
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -17,6 +19,7 @@ from elk_jax import files
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.detection import detectors
 from elk_jax.experiments.experiment import run_experiment
+from elk_jax.experiments.parse import parse
 from elk_jax.privacy.accounting import epsilon_of
 from elk_jax.tasks.detection import model as folders
 from elk_jax.tasks.detection.evaluate import references
@@ -170,3 +173,29 @@ def test_weights_that_have_seen_the_protected_patients_are_refused(private_run, 
         config.stages.private.init_from = str(seen)
         run_experiment(config, tmp_path / "run", stages=["private"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "kernels"),
+    [
+        ("", {"rpn/objectness", "rpn/deltas", "box_head/class_logits", "box_head/box_deltas"}),
+        (",retinanet", {"class_head/logits", "box_head/deltas"}),
+        (",efficientdet", {"class_head/logits", "box_head/deltas"}),
+    ],
+)
+def test_every_detector_is_fine_tuned_in_its_scales_biases_and_output_layers(extra, kernels):
+    recipe = parse(cem_real_dp.get_config(f"tiny{extra}")).recipes["private"]
+    detector = detectors.build(recipe.model)
+    names = model_folder.flatten(jax.eval_shape(detector.init, jax.random.key(0)))
+    trained = [name for name in names if not any(re.search(one, name) for one in recipe.optimizer.frozen)]
+    outputs = {name for name in trained if not name.endswith(("/scale", "/bias"))}
+    assert {"/".join(name.split("/")[:2]) for name in outputs} == kernels
+    assert outputs == {name for name in names if name.startswith(tuple(kernels)) and not name.endswith("/bias")}
+    assert {name for name in names if name.endswith(("/scale", "/bias"))} <= {*trained}
+    assert not recipe.plan_anchors, "anchors follow from no data"
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "efficientdet"])
+def test_many_is_of_the_faster_rcnn(kind):
+    with pytest.raises(ValueError, match=f"many.*{kind}.*exclude"):
+        cem_real_dp.get_config(f"quick,many,{kind}")
