@@ -24,7 +24,8 @@ values of 0 to 255: launch/import_weights.py --format=torchvision --set=pixel_sc
 --config.data.dbt.where='class=benign|cancer' leaves the volumes without boxes out. A student has 50 epochs of a tenth
 of the images; with more images, give a larger --config.distill.student_length.
 Variants beside the size (tiny, quick, small, published): student (no teacher is trained), baselines (also a student
-from random weights, and one detector of both sets), volumes (they are evaluated too), half, lite0, swin, deep.
+from random weights, and one detector of both sets), volumes (they are evaluated too), deep; half, lite0, swin (other
+backbones); faster_rcnn, efficientdet (other detectors; the anchors of a Faster R-CNN are those of its proposals).
 Many settings: configs/comoto_table.py.
 Published: 7 points of mean sensitivity more than pretraining and image-level distillation, with 10 % of the images.
 """
@@ -40,12 +41,17 @@ from elk_jax.tasks.distillation.recipe import TrainDistilledStage
 from elk_jax.tasks.stages import Stage
 
 SIZES = ("tiny", "quick", "small", "published")
+DETECTORS = ("faster_rcnn", "efficientdet")
+"""In place of the RetinaNet."""
+OF_PUBLISHED = (*DETECTORS, *variants.BACKBONES)
+"""Words that change what is published."""
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, ("student", "baselines", "volumes", "deep", *variants.BACKBONES), SIZES)
+    words = ("student", "baselines", "volumes", "deep", *OF_PUBLISHED)
+    size, extras = variants.parse(variant, words, SIZES, rivals=(DETECTORS, variants.BACKBONES))
     published = size == "published"
-    if published and (other := extras & set(variants.BACKBONES)):
+    if published and (other := extras & set(OF_PUBLISHED)):
         raise ValueError(f"'published' and '{min(other)}' exclude each other")
     if "deep" in extras and not published:
         raise ValueError(f"'{size}' and 'deep' exclude each other: it is of 'published'")

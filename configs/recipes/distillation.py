@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from configs.recipes.detector import detector
+from configs.recipes.detector import detector, quick_model
 from configs.variants import merge, settings
 from elk_jax.backbones.resnet import ResNetConfig
 from elk_jax.detection.retinanet_config import plain
@@ -37,8 +37,13 @@ def distillation(size: str, extras: frozenset[str] = frozenset()) -> dict[str, A
         white = 65535 if "deep" in extras else 255
         return merge(settings(DistillationRecipe(model=published_model(white))), published(white))
     recipe = settings(DistillationRecipe())
+    if "faster_rcnn" not in extras:
+        return merge(recipe, detector(size, extras | (extras & {"efficientdet"} or {"retinanet"})))
+    if size != "quick":
+        return merge(recipe, detector(size, extras))
+    # With the input and the steps of the other detectors: slices of 256 px have lesions that are too small at 128.
     merge(recipe, detector(size, extras | {"retinanet"}))
-    return recipe
+    return merge(recipe, {"model": settings(quick_model()), "plan_anchors": True})
 
 
 def published_model(white: int):

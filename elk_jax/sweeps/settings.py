@@ -36,7 +36,8 @@ class Row:
     name: in the table. overrides: dotted key of the configuration -> value. config: FILE[:VARIANT], the configuration
     that it changes in place of that of the sweep. published: metric -> value of a paper, to stand beside the row's own;
     a metric is named as in the table, such as "mean_sensitivity", or "MODEL/mean_sensitivity" where it is of one model.
-    note: printed with the row. not_run: why the row is not run here, such as "needs a GPU"; it is printed with its
+    against: the name of the row that it is compared with unless `--against` says otherwise; "" for the first that is
+    run. note: printed with the row. not_run: why the row is not run here, such as "needs a GPU"; it is printed with its
     published values only.
     """
 
@@ -44,6 +45,7 @@ class Row:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    against: str = ""
     not_run: str = ""
     at: float | None = None
     axis: str = ""
@@ -143,7 +145,8 @@ def read_rows(path: Path, variant: str = "") -> tuple[Row, ...]:
 
 
 def checked(rows: Sequence[Row], where: str) -> tuple[Row, ...]:
-    """The rows. UserError for none that is run, two of one name, and two with the same values."""
+    """The rows. UserError for none that is run, two of one name, two with the same values, and one that is compared
+    with no row that is run."""
     running = [row for row in rows if not row.not_run]
     if not running:
         raise UserError("no setting to run", where=where, todo="give at least one row without not_run")
@@ -151,6 +154,10 @@ def checked(rows: Sequence[Row], where: str) -> tuple[Row, ...]:
     for row in rows:
         if names.count(row.name) > 1:
             raise UserError(f"two rows are called '{row.name}'", where=where, todo="give each its own name")
+    for row in running:
+        if row.against and row.against not in [one.name for one in running]:
+            what = f"'{row.name}' is compared with '{row.against}', which is not run"
+            raise UserError(what, where=where, todo="name a row without not_run")
     for row, other in itertools.combinations(running, 2):
         if row.config == other.config and _normal(row.overrides) == _normal(other.overrides):
             what = f"'{row.name}' and '{other.name}' are the same setting"
@@ -162,11 +169,13 @@ def baselines(rows: Sequence[Row], against: str, values: Values) -> dict[str, st
     """Name of each row -> that of the row it is compared with, for all rows but those that are compared with.
 
     against: the name of a row; or KEY=VALUE,... of a product: each row is compared with the one that has these values
-    and all others as its own; "" for the first row that is run. values: as of `product`. UserError for what names no
-    row.
+    and all others as its own; "" for the row that each names itself, else the first that is run. values: as of
+    `product`. UserError for what names no row.
     """
     running = [row for row in rows if not row.not_run]
-    against = against or running[0].name
+    if not against:
+        found = {row.name: row.against or running[0].name for row in running}
+        return {name: other for name, other in found.items() if name != other}
     if any(row.name == against for row in running):
         return {row.name: against for row in running if row.name != against}
     wanted = _assigned(against, values)

@@ -42,22 +42,39 @@ def test_every_variant_of_every_experiment_is_well_formed(name, variant):
     json.dumps(plain(config))
 
 
-@pytest.mark.parametrize("variant", [None, "tiny,baselines", "small,half", "published"])
+@pytest.mark.parametrize(
+    "variant",
+    [None, "tiny,baselines", "small,half", "published", "faster_rcnn", "small,efficientdet", "tiny,faster_rcnn"],
+)
 def test_teacher_and_student_are_one_detector(variant):
     config = comoto.get_config(variant)
     found = parse(config)
     model, stages = found.recipes["distill"].model, found.stages
     assert found.recipe_of(stages["teacher"]) is found.recipe_of(stages["student"])
     assert found.recipes["distill"].stride in model.strides and stages["student"].teacher == "teacher"
-    assert (variant == "published") == (not model.fpn) and found.data["dbt"].train_share < 1
+    kinds = {"faster_rcnn", "efficientdet"} & {*(variant or "").split(",")} or {"retinanet"}
+    assert (
+        {model.name} == kinds
+        and (variant == "published") == (not getattr(model, "fpn", True))
+        and found.data["dbt"].train_share < 1
+    )
     assert ("joint" in stages) == ("baselines" in (variant or "").split(","))
     with pytest.raises(ValueError, match=r"paper.*published"):
         comoto.get_config("paper")
     with pytest.raises(ValueError, match=r"published.*half"):  # whose network is its own
         comoto.get_config("half,published")
+    with pytest.raises(ValueError, match=r"efficientdet.*faster_rcnn"):
+        comoto.get_config("efficientdet,faster_rcnn")
 
 
-@pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper", "many", "half,many"])
+def test_other_detectors_of_comoto_have_the_input_and_the_steps_of_the_retinanet():
+    one, *others = (parse(comoto.get_config(kind)).recipes["distill"] for kind in ("", "faster_rcnn", "efficientdet"))
+    for other in others:
+        assert (other.loader.buckets, other.steps) == (one.loader.buckets, one.steps)
+        assert other.model.backbone == one.model.backbone
+
+
+@pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper", "many", "half,many", "retinanet"])
 def test_a_private_detector_and_those_without_privacy_are_comparable(variant):
     found = parse(cem_real_dp.get_config(variant)).recipes
     assert found["detector"].model == found["same_layers"].model == found["private"].model

@@ -124,6 +124,14 @@ def test_a_row_that_is_not_run_is_no_baseline():
         baselines(rows, "theirs", {})
 
 
+def test_a_row_may_name_the_one_that_it_is_compared_with():
+    rows = [Row(name, {"x": k}, against=other) for k, (name, other) in enumerate([("a", ""), ("b", ""), ("c", "b")])]
+    assert baselines(checked(rows, "list"), "", {}) == {"b": "a", "c": "b"}
+    assert baselines(rows, "a", {}) == {"b": "a", "c": "a"}, "--against goes before"
+    with refused("'c'", "'b'", where="list"):
+        checked([rows[0], Row("b", not_run="needs a GPU"), rows[2]], "list")
+
+
 def test_lists_are_python_or_json(tmp_path):
     entry = {"name": "ours", "overrides": {"a.b": 2}, "published": {"auroc": 0.7}, "note": "per image"}
     entry |= {"at": 16, "axis": "shift, pixels", "line": "<tolerant>"}

@@ -31,8 +31,19 @@ def test_every_mode_stands_in_the_table_with_few_slices_and_with_all(planned):
     assert found == {share: set(get_args(Mode)) - OF_PAIRS for share in (0.1, 1.0)}
     absent = [row for row in planned.rows if row.not_run]
     assert absent and not any(row.overrides for row in absent)
+
+
+def test_every_student_is_compared_with_pretraining_by_the_same_teacher(planned):
     compared = baselines(planned.rows, "", {})
-    assert set(compared.values()) == {"few,pretraining"} and len(compared) == len(planned.runs) - 1
+    assert len(compared) == len(planned.runs) - 1
+    runs = {run.row.name: run.experiment for run in planned.runs}
+    for name, other in compared.items():
+        recipe, reference = (runs[one].recipes["distill"] for one in (name, other))
+        assert reference.mode == "pretraining"
+        if name.count(",") == 1 and "pretraining" not in name:
+            assert runs[name].data["dbt"].train_share == runs[other].data["dbt"].train_share
+            assert recipe.intra_align == reference.intra_align or recipe.mode == "none"
+    assert compared["all,pretraining"] == "few,pretraining"
 
 
 def test_every_way_to_distil_may_start(planned):

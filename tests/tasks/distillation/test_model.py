@@ -55,9 +55,9 @@ def some_batch(seed: int, lesions: bool = True):
 
 
 @cache
-def student(mode: str):
+def student(mode: str, stages: int = 1):
     recipe = DistillationRecipe(model=CONFIG, mode=mode, stride=8)
-    own = detector()
+    own = replace(detector(), stages=stages)
     return learning(own, own, jax.jit(own.init)(jax.random.key(7)), recipe, (SIDE, SIDE))
 
 
@@ -92,6 +92,19 @@ def test_a_mode_adds_its_weighted_loss_and_reaches_the_backbone(mode):
         mode in ("lesion", "image", "fgd", "contrastive", "hints")
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_detector_of_two_stages_is_taught_with_the_constants_that_are_published_for_it():
+    """PKD: 6 in place of 10. FGD: a twentieth, but a tenth of the attentions and of the relation."""
+    for mode, factor, shares in (("pkd", 0.6, {}), ("fgd", 1, {"inside": 20, "outside": 20, "attention": 10})):
+        one, two = (student(mode, stages) for stages in (1, 2))
+        params = jax.jit(one.init)(jax.random.key(1))
+        (value, terms, _), (own_value, own_terms, _) = (measure(found, params, both()) for found in (one, two))
+        for name, share in shares.items():
+            assert own_terms[f"fgd_{name}"] == pytest.approx(float(terms[f"fgd_{name}"]) / share, rel=1e-4)
+        taught, own = value - terms["loss_detection"], own_value - own_terms["loss_detection"]
+        if mode == "pkd":
+            assert own == pytest.approx(float(factor * taught), rel=1e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)
