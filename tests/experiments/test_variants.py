@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from configs import cem_mixed, cem_real, cem_real_dp, cem_synthetic, comoto, inpaint_cem, mammo_pretrain, variants
 from elk_jax.backbones.networks import NETWORKS
+from elk_jax.detection import detectors
 from elk_jax.detection.anchors import pyramid_anchors
 from elk_jax.detection.boxes import iou
 from elk_jax.experiments.parse import parse, plain
@@ -42,22 +43,19 @@ def test_every_variant_of_every_experiment_is_well_formed(name, variant):
     json.dumps(plain(config))
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [None, "tiny,baselines", "small,half", "published", "faster_rcnn", "small,efficientdet", "tiny,faster_rcnn"],
-)
+COMOTO = [None, "tiny,baselines", "small,half", "published", "faster_rcnn", "small,efficientdet", "tiny,faster_rcnn"]
+
+
+@pytest.mark.parametrize("variant", COMOTO)
 def test_teacher_and_student_are_one_detector(variant):
     config = comoto.get_config(variant)
     found = parse(config)
-    model, stages = found.recipes["distill"].model, found.stages
+    recipe, stages = found.recipes["distill"], found.stages
     assert found.recipe_of(stages["teacher"]) is found.recipe_of(stages["student"])
-    assert found.recipes["distill"].stride in model.strides and stages["student"].teacher == "teacher"
+    assert recipe.stride in detectors.build(recipe.model).strides and stages["student"].teacher == "teacher"
     kinds = {"faster_rcnn", "efficientdet"} & {*(variant or "").split(",")} or {"retinanet"}
-    assert (
-        {model.name} == kinds
-        and (variant == "published") == (not getattr(model, "fpn", True))
-        and found.data["dbt"].train_share < 1
-    )
+    assert {recipe.model.name} == kinds and found.data["dbt"].train_share < 1
+    assert (variant == "published") == (not getattr(recipe.model, "fpn", True))
     assert ("joint" in stages) == ("baselines" in (variant or "").split(","))
     with pytest.raises(ValueError, match=r"paper.*published"):
         comoto.get_config("paper")
