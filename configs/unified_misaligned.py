@@ -6,7 +6,8 @@ The mammogram is moved by up to SHIFTS pixels of an image 1024 high, and scaled 
 random, as by another compression; the synthetic one stays. The similarity compares cell with cell (mse), the best of
 the neighbouring cells (tolerance), or images as a whole (contrastive). The page draws every metric over the shift. The
 gain of the regime is the distance between the charts of unified and capacity, which no shift changes.
-For another variant, a file with: from configs.unified_misaligned import rows; ROWS = rows("small")
+For another variant, a file with: from configs.unified_misaligned import embedded, rows;
+ROWS = rows(embedded("small"))
 Real pairs are misplaced by data_prep/paired_images.py --shift=PX --zoom=SHARE.
 """
 
@@ -31,22 +32,27 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def rows(size: str = "quick") -> tuple[Row, ...]:
-    """Every loss at every shift, for a size of configs/variants.py."""
+def embedded(size: str) -> str:
+    """The tomosynthesis of configs/unified.py at a size of configs/variants.py, without its modality."""
+    return phantom_volumes(size, SEED, "").removesuffix(",modality=")
+
+
+def rows(volumes: str = embedded("quick")) -> tuple[Row, ...]:
+    """Every loss at every shift of the mammograms of `volumes`."""
     return tuple(
-        Row(f"{loss}, {shift}", {**misplaced(size, shift), **changes}, at=shift, axis=AXIS, line=loss)
+        Row(f"{loss}, {shift}", {**misplaced(volumes, shift), **changes}, at=shift, axis=AXIS, line=loss)
         for loss, changes in LOSSES.items()
         for shift in SHIFTS
     )
 
 
-def misplaced(size: str, shift: int) -> dict[str, Any]:
+def misplaced(volumes: str, shift: int) -> dict[str, Any]:
     """The sources with a moved mammogram."""
     zoom = MOST_ZOOM * shift / max(SHIFTS)
     ending = f",shift={shift},zoom={zoom:g}" if shift else ""
     return {
-        "data.pairs.spec": phantom_volumes(size, SEED, "synthetic_2d") + ending,
-        "data.ffdm.spec": phantom_volumes(size, SEED, "mammogram") + ending,
+        "data.pairs.spec": f"{volumes},modality=synthetic_2d{ending}",
+        "data.ffdm.spec": f"{volumes},modality=mammogram{ending}",
     }
 
 

@@ -60,7 +60,7 @@ def test_settings_share_what_they_do_not_change(tmp_path):
 
 def test_misaligned_pairs(tmp_path):
     """Every loss at every shift; without one, the sources are those of the experiment itself."""
-    rows = checked(unified_misaligned.rows("tiny"), "table")
+    rows = checked(unified_misaligned.rows(unified_misaligned.embedded("tiny")), "table")
     found, experiments = planned(rows, tmp_path)
     assert len(rows) == len(unified_misaligned.LOSSES) * len(unified_misaligned.SHIFTS)
     assert {row.axis for row in rows} == {unified_misaligned.AXIS}
