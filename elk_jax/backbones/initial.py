@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,11 +17,13 @@ def draw_params(model: nn.Module, rng: jax.Array, *inputs: Any, method: str = "_
 
     It is jitted, so that XLA drops the forward pass and compiles only the random numbers. These come from the "rbg"
     generator, seeded by `rng` (of any kind): it takes a third of threefry's compile time for the many arrays of a
-    network. The numbers do not depend on the sharding, but may depend on the kind of device.
+    network. The numbers do not depend on the sharding, but may depend on the kind of device. Equal models are traced
+    once in a process, since a training asks for shapes before it asks for numbers.
     """
+    return _draw(model, method, rng, *inputs)
 
-    def draw(rng: jax.Array) -> Any:
-        key = jax.random.wrap_key_data(jax.random.bits(rng, (4,), jnp.uint32), impl="unsafe_rbg")
-        return model.init(key, *inputs, method=method)["params"]
 
-    return jax.jit(draw)(rng)
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(model: nn.Module, method: str, rng: jax.Array, *inputs: Any) -> Any:
+    key = jax.random.wrap_key_data(jax.random.bits(rng, (4,), jnp.uint32), impl="unsafe_rbg")
+    return model.init(key, *inputs, method=method)["params"]

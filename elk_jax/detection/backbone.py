@@ -6,7 +6,6 @@ Shapes: B batch, H W canvas, C channels; the map of a stride s is [B, ceil(H/s),
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +34,7 @@ def draw(config: Any, rest: nn.Module, strides: Sequence[int], rng: jax.Array) -
     """Fresh parameters of a detector (see `draw_params`): `backbone`, and those of `rest`, which takes its maps."""
     backbone = {"backbone": NETWORKS[config.name].init(config, rng)["backbone"]}
     batch = {"image": jnp.zeros((1, 32, 32, len(config.pixel_mean))), "image_size": jnp.full((1, 2), 32.0)}
-    maps = jax.eval_shape(partial(stages, config, strides=strides), backbone, batch)
+    maps = _traced_once.eval_shape(config, backbone, batch, strides=tuple(strides))
     return {**backbone, **draw_params(rest, rng, tuple(jnp.zeros(one.shape, one.dtype) for one in maps))}
 
 
@@ -47,6 +46,9 @@ def stages(
     maps = network.features(config, params, batch["image"], rng, batch["image_size"])
     by_stride = dict(zip(network.strides(config), maps))
     return tuple(by_stride[stride] for stride in strides)
+
+
+_traced_once = jax.jit(stages, static_argnames=("config", "strides"))
 
 
 def frozen(config: Any) -> tuple[str, ...]:

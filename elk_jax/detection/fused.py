@@ -146,10 +146,13 @@ def shares_of_other(params: Params) -> dict[str, float]:
     return {name: share(layer["kernel"]) for name, layer in params.get("join", {}).items()}
 
 
+_traced_once = jax.jit(trunk, static_argnames="config")
+
+
 def _maps(config: FusedConfig, member: Params) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of the maps of a trunk, of a small image."""
     batch = {"image": jnp.zeros((1, 64, 64, 1)), "image_size": jnp.full((1, 2), 64.0)}
-    return jax.eval_shape(partial(trunk, config), member, batch)
+    return _traced_once.eval_shape(config, member, batch)
 
 
 def _of_trunks(pattern: str) -> str:
