@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # These variables reach the processes that tests start, too. With XLA's defaults: JAX_DISABLE_MOST_OPTIMIZATIONS=0
 # XLA_FLAGS= bash launch/test.sh
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+gc.set_threshold(100_000, 50, 50)  # else a sixth of the time of tracing is collection
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 import pytest  # noqa: E402
