@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, config_flags
 from elk_jax.experiments.checks import check_inputs
 from elk_jax.experiments.parse import kind_of, parse
 from elk_jax.programs import topology
+from elk_jax.sweeps.plan import plan
+from elk_jax.sweeps.settings import read_rows
 from elk_jax.tasks.run import Run
 from elk_jax.training.mesh import make_mesh
 from tests.models import EARLIER, save_earlier
@@ -97,3 +99,19 @@ def test_the_batch_is_divisible_by_the_devices_of_several_machines(name, counts,
     assert devices > 1 and config.detector.loader.batch_size % devices == 0
     more = config.detector.loader.batch_size / single.detector.loader.batch_size
     assert config.detector.schedule.base == pytest.approx(more * single.detector.schedule.base)
+
+
+def documented_lists() -> list:
+    """(the configuration of the last sweep before it, the text) of every list of settings in docs/results.md."""
+    page = (ROOT / "docs" / "results.md").read_text()
+    blocks = [block for block in re.finditer(r"```python\n(.*?)```", page, re.DOTALL) if "ROWS" in block[1]]
+    configs = [re.findall(r"sweep\.py --config=(\S+)", page[: block.start()])[-1] for block in blocks]
+    return [pytest.param(config, block[1], id=config) for config, block in zip(configs, blocks)]
+
+
+@pytest.mark.parametrize(("config", "text"), documented_lists())
+def test_a_documented_list_has_settings_that_there_are(config, text, tmp_path, monkeypatch):
+    (tmp_path / "rows.py").write_text(text)
+    rows = read_rows(tmp_path / "rows.py")
+    experiment = parsed(f"--config={config}", monkeypatch).config
+    assert len(plan(experiment, rows, 1, tmp_path / "run").runs) == len(rows) > 2

@@ -62,8 +62,7 @@ def check_examples(model: Model, examples: Mapping[str, Any]) -> None:
     compiled = traced.lower().compile()  # it runs four times
     gradient = lambda *pair: jax.device_get(compiled(params, _pair(*pair)))
     straight, crossed = (
-        jax.tree.map(np.add, gradient(*one), gradient(*other))
-        for one, other in (((a, b), (c, d)), ((a, d), (c, b)))
+        jax.tree.map(np.add, gradient(*one), gradient(*other)) for one, other in (((a, b), (c, d)), ((a, d), (c, b)))
     )
     difference = _norm(jax.tree.map(np.subtract, straight, crossed))
     if not difference <= COUPLED * _norm(straight):  # NaN tells nothing
