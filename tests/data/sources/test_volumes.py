@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import tracemalloc
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGLSLossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 
 from elk_jax.data.sources.bcs_dbt import read_entries
 from elk_jax.data.sources.decode import decode_image
@@ -156,14 +159,51 @@ def test_a_window_at_the_top_level_or_repeated_by_frame_is_one_window(tmp_path):
     np.testing.assert_array_equal(images[0], images[2])
 
 
+def compress(path, syntax, frames):
+    """Put encoded frames into a file."""
+    dataset = dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate(frames)
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+
+
+def jpeg_2000(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG2000", irreversible=False, no_jp2=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("bits", [16, 10], ids=["16 bits", "10 of 16 bits"])
+def test_a_volume_in_jpeg_2000_has_the_pixels_of_the_uncompressed_one(tmp_path, bits):
+    """Frame by frame. A stream of 16 bits may hold values of fewer, as the header says."""
+    frames = pixels(next(iter(VOLUMES)))
+    for name in ("plain", "small"):
+        data = make(frames, bits=bits, SharedFunctionalGroupsSequence=GROUPS)
+        (tmp_path / f"{name}.dcm").write_bytes(data)
+    compress(tmp_path / "small.dcm", JPEG2000Lossless, [jpeg_2000(frame) for frame in frames])
+    plain, small = (dicom_volume(tmp_path / f"{name}.dcm", view="lcc") for name in ("plain", "small"))
+    assert len(small) == len(frames) and (tmp_path / "small.dcm").stat().st_size < frames.nbytes
+    for k in (0, 3, 11):
+        np.testing.assert_array_equal(small.read(k), plain.read(k))
+
+
+def test_of_a_volume_the_frame_that_is_read_is_in_memory_alone(tmp_path):
+    """Opening a volume of 200 MB and reading one frame of 2 MB takes a few frames of memory."""
+    path = tmp_path / "large.dcm"
+    path.write_bytes(make(np.full((100, 1024, 1024), 600, np.uint16), bits=16, SharedFunctionalGroupsSequence=GROUPS))
+    assert path.stat().st_size > 200e6
+    tracemalloc.start()
+    assert dicom_volume(path).read(60).shape == (1024, 1024, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
+
+
 def test_a_compressed_volume_without_a_decoder_names_the_package(tmp_path):
     path = tmp_path / "a.dcm"
     path.write_bytes(volume_bytes())
-    dataset = dcmread(path)
-    dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
-    dataset.PixelData = encapsulate([b"\xff\xd8" + bytes(20)] * 12)
-    dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(path)
+    compress(path, JPEGLSLossless, [b"\xff\xd8" + bytes(20)] * 12)
     with refused("JPEG-LS", "pip install pyjpegls", where=path):
         dicom_volume(path).read(0)
 
