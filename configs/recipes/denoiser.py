@@ -19,7 +19,12 @@ def denoiser(size: str) -> dict[str, Any]:
 def tiny() -> dict[str, Any]:
     """For tests."""
     return {
-        "model": {**two_levels(16, (8, 16)), "embedding": 8, "attention_head_dim": 2, "norm_num_groups": 4},
+        "model": {
+            **blocks(16, 8),
+            "embedding": 8,
+            "attention_head_dim": 2,
+            "norm_num_groups": 4,
+        },
         "sampler": {"steps": 3},
         "images": {"batch_size": 8, "transpose": 0.5},
         "steps": 6,
@@ -34,7 +39,7 @@ def tiny() -> dict[str, Any]:
 def quick() -> dict[str, Any]:
     """Patches of 32 px, in minutes on two cores."""
     return {
-        "model": {**two_levels(32, (32, 64)), "norm_num_groups": 8},
+        "model": {**blocks(32, 32, 64), "norm_num_groups": 8},
         "images": {"batch_size": 32, "transpose": 0.5},
         "schedule": {"base": 1e-3},
         "steps": 2000,
@@ -42,13 +47,14 @@ def quick() -> dict[str, Any]:
     }
 
 
-def two_levels(side: int, channels: tuple[int, int]) -> dict[str, Any]:
-    """Blocks of 2 px, so that a position sees the grain; attention on the coarser of two levels."""
+def blocks(side: int, *channels: int) -> dict[str, Any]:
+    """Blocks of 2 px, so that a position sees the grain; attention on the coarsest level."""
+    plain = ("DownBlock2D",) * (len(channels) - 1)
     return {
         "size": side,
         "patch": 2,
         "block_out_channels": channels,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "down_block_types": (*plain, "CrossAttnDownBlock2D"),
     }
 
 

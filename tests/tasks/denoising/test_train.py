@@ -204,7 +204,7 @@ def test_a_trained_denoiser_draws_with_another_guidance_and_other_steps(run, tmp
         for one in [synthesize.drawing(model, SampleSettings(guidance=guidance))]
     ]
     np.testing.assert_allclose(made[0][0], made[0][1], atol=1e-5)
-    assert np.abs(made[1][0] - made[1][1]).max() > 1e-3
+    assert np.abs(made[1][0] - made[1][1]).max() > 1e-4
     config = patch_denoiser.get_config("tiny")
     config.stages.samples.update({"model": str(model), "guidance": 3.0, "per_class": 2})
     run_experiment(config, tmp_path / "run", stages=["samples"])
