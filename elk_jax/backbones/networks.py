@@ -52,6 +52,7 @@ NETWORKS = {
     "resnet": _network(resnet, resnet.ResNetConfig, statistics=resnet.statistics),
     "efficientnet": _network(efficientnet, efficientnet.EfficientNetConfig),
     "swin": _network(swin, swin.SwinConfig),
+    "monai_swin": _network(swin, swin.MonaiSwinConfig),
 }
 """By `name` of the settings. A new kind of network is a line here."""
 

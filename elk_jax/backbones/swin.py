@@ -3,8 +3,8 @@
 Shapes: B batch, H W input size, C channels; stage l (2..5) is C_l [B, ceil(H/2^l), ceil(W/2^l), C]. In a block: h w
 size of the map, G windows of an image, T = window * window tokens of each, N heads, D channels of a head. Q classes.
 
-Parameters: backbone/patches, /patches_norm, /merge{3..5}/norm and /reduction, /res{2..5}_{block}/norm1, /attention,
-/norm2, /mlp1 and /mlp2; norm; hidden, where there is such a layer; classifier.
+Parameters: backbone/patches, /patches_norm, /merge{3..5}/norm and /reduction (3..6 of MONAI),
+/res{2..5}_{block}/norm1, /attention, /norm2, /mlp1 and /mlp2; norm; hidden, where there is such a layer; classifier.
 Maps of any size are padded on the right and below: to whole patches, to whole windows, to pairs of tokens.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -67,6 +67,8 @@ class SwinConfig:
     pixel_std: tuple[float, ...] = IMAGENET_STD
     dtype: Annotated[str, OneOf(DTYPES)] = "float32"
 
+    is_monai: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         check(self)
         for name in ("depths", "heads"):
@@ -82,6 +84,17 @@ class SwinConfig:
     def width(self, stage: int) -> int:
         """Channels of a stage, from 0."""
         return self.embed * 2**stage
+
+
+@dataclass(frozen=True)
+class MonaiSwinConfig(SwinConfig):
+    """MONAI's SwinTransformer: a stage ends with its merge, and its map is that behind the merge, at twice the stride
+    and the width, normalised without parameters. Tokens are not normalised at the start."""
+
+    name: Literal["monai_swin"] = "monai_swin"  # type: ignore[assignment]
+    patch: Annotated[int, AtLeast(1)] = 2
+
+    is_monai: ClassVar[bool] = True
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -131,12 +144,15 @@ def logits(config: SwinConfig, params: Params, images: jax.Array, rng: jax.Array
 def frozen(config: SwinConfig) -> tuple[str, ...]:
     """Regular expressions of the parameters that are not trained."""
     names = ["patches|patches_norm", *(f"merge{stage}|res{stage}_\\d+" for stage in range(2, 2 + STAGES))]
+    if config.is_monai:  # whose merges are the ends of stages
+        names = ["patches", *(f"res{stage}_\\d+|merge{stage + 1}" for stage in range(2, 2 + STAGES))]
     return tuple(f"^backbone/({name})/" for name in names[: config.frozen_stages])
 
 
 def strides(config: SwinConfig) -> tuple[int, ...]:
     """Pixels per cell of every map of `features`."""
-    return tuple(config.patch * 2**stage for stage in range(STAGES))
+    first = 1 if config.is_monai else 0
+    return tuple(config.patch * 2 ** (first + stage) for stage in range(STAGES))
 
 
 def conventions(config: SwinConfig) -> dict[str, str]:
@@ -145,7 +161,8 @@ def conventions(config: SwinConfig) -> dict[str, str]:
 
 
 class Swin(nn.Module):
-    """Normalised image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32, for patches of 4.
+    """Normalised image [B, H, W, C_in] -> (C2, C3, C4, C5) at strides 4, 8, 16, 32, for patches of 4 (of MONAI of
+    2).
 
     rng: of the dropped residual branches; None drops none. A branch is dropped for each image by itself.
     """
@@ -158,10 +175,11 @@ class Swin(nn.Module):
         image = image.astype(config.dtype)
         rates = np.linspace(0, config.drop_path, sum(config.depths))
         make_block = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
-        x = layer_norm(config, "patches_norm")(Patches(config, name="patches")(image))
+        x = Patches(config, name="patches")(image)
+        x = x if config.is_monai else layer_norm(config, "patches_norm")(x)
         stages, number = [], 0
         for stage in range(STAGES):
-            if stage:
+            if stage and not config.is_monai:
                 x = Merge(config, name=f"merge{stage + 2}")(x)
             for i in range(config.depths[stage]):
                 trained = stage + 1 >= config.frozen_stages
@@ -170,7 +188,9 @@ class Swin(nn.Module):
                 block = make_block(config, config.heads[stage], shift, name=f"res{stage + 2}_{i}")
                 x = block(x, key, float(rates[number]))
                 number += 1
-            stages.append(x)
+            if config.is_monai:
+                x = Merge(config, name=f"merge{stage + 3}")(x)
+            stages.append(layer_norm(config, None, use_scale=False, use_bias=False)(x) if config.is_monai else x)
         return tuple(stages)
 
 
@@ -321,10 +341,12 @@ def dense(config: SwinConfig, features: int, **options: Any) -> nn.Dense:
     )
 
 
-def layer_norm(config: SwinConfig, name: str) -> nn.LayerNorm:
+def layer_norm(config: SwinConfig, name: str | None, **options: Any) -> nn.LayerNorm:
     """Statistics in float32 or wider."""
     stored = param_dtype(config.dtype)
-    return nn.LayerNorm(epsilon=EPS, dtype=config.dtype, param_dtype=stored, use_fast_variance=False, name=name)
+    return nn.LayerNorm(
+        epsilon=EPS, dtype=config.dtype, param_dtype=stored, use_fast_variance=False, name=name, **options
+    )
 
 
 class Classifier(nn.Module):

@@ -2,16 +2,21 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import comoto
 from elk_jax.backbones import swin
 from elk_jax.backbones.pixels import normalise
-from elk_jax.backbones.swin import Classifier, Swin, SwinConfig
+from elk_jax.backbones.swin import Classifier, MonaiSwinConfig, Swin, SwinConfig
+from elk_jax.detection import detectors
+from elk_jax.experiments.parse import parse
 from elk_jax.weights import model_folder
+from tests.golden import seeded
 from tests.refusals import refused
 
 SMALL = {
@@ -44,6 +49,35 @@ def test_stages_of_any_size(size):
     stages, _ = jax.eval_shape(Swin(CONFIG).init_with_output, jax.random.key(0), image)
     wanted = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (4, 8, 16, 32)]
     assert [stage.shape for stage in stages] == [(1, *hw, 8 * 2**i) for i, hw in enumerate(wanted)]
+
+
+MONAI = {
+    "embed": 6, "depths": (2, 2, 2, 2), "heads": (1, 2, 2, 4), "window": 3,
+    "num_classes": 0,
+}  # fmt: skip
+
+
+def test_the_maps_of_monai_are_those_of_its_swin_transformer():
+    """`tests/golden/make_monai_swin.py`, which seeds the same parameters by their names."""
+    config, images = MonaiSwinConfig(**MONAI), seeded.uniform("monai images", (2, 128, 160, 3), -1, 1)
+    shapes = model_folder.flatten(jax.eval_shape(partial(swin.init, config), jax.random.key(0))["backbone"])
+    params = model_folder.nest({name: seeded.parameter(name, leaf.shape) for name, leaf in shapes.items()})
+    maps = jax.jit(Swin(config).apply)({"params": params}, images)
+    wanted = np.load(Path(seeded.__file__).parent / "monai_swin.npz")
+    assert len(maps) == len(wanted.files) == 4 and not any("patches_norm" in name for name in params)
+    for own, name in zip(maps, wanted.files):
+        np.testing.assert_allclose(own[:, :, ::7], wanted[name], rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+def test_the_last_map_of_monai_can_be_the_only_one_of_a_detector():
+    detector = detectors.build(parse(comoto.get_config("published,swin")).recipes["distill"].model)
+    shapes = model_folder.shapes_of(detector.init)
+    count = lambda part: sum(int(np.prod(shape)) for name, shape in shapes.items() if name.startswith(part))
+    assert (
+        detector.strides == (32,) and count("class_head") + count("box_head") == 24_359_130
+    )  # published: 24.4 million
+    stages = [re.findall(r"res(\d)|merge(\d)", name) for name in swin.frozen(MonaiSwinConfig(**MONAI, frozen_stages=2))]
+    assert stages == [[], [("2", ""), ("", "3")]]
 
 
 def test_windows_split_and_join():

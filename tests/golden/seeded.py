@@ -154,3 +154,11 @@ def swin_tensors(shapes):
 def efficientnet_images():
     """Two colour images [2, 62, 45, 3] in [0, 1]."""
     return uniform("efficientnet images", (2, 62, 45, 3), 0, 1)
+
+
+def parameter(name, shape):
+    """The parameter of a network of elk_jax with this name: kernels [in, out] by their inputs, scales near 1."""
+    if name.endswith("scale"):
+        return uniform(name, shape, 0.6, 1.4)
+    bound = (3 / shape[0]) ** 0.5 if name.endswith("kernel") else 0.2
+    return uniform(name, shape, -bound, bound)
