@@ -158,7 +158,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     for model in stage.models:
         trained = load(run.folder / model / "model")
         results, _ = measured(trained, volumes, run.mesh, stage.volume_rule, recipe.score_floor)
-        evaluations[model] = evaluated(results, volumes, recipe.bootstrap)
+        evaluations[model] = evaluated(results, volumes, recipe.bootstrap, stage.volume_rule)
         statistics[model] = VolumeStatistic(results)
         if run.is_main:
             _write(files.make_folder(folder / model), evaluations[model], results)
@@ -173,7 +173,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         files.write_json(folder / "comparisons.json", comparisons)
         for model, evaluation in evaluations.items():
             run.console.print(_table(evaluation, f"{model} on the {stage.split} split of {stage.on}"))
-    for note in size_notes(volumes):
+    for note in evaluations[first]["notes"]:
         run.say(f"  note: {note}")
     return {
         "kind": "evaluate",
@@ -192,9 +192,10 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage) -> dict[str, Patient
     return {model: bootstrap.Prefixed(statistic, "metrics/") for model, statistic in found.items()}
 
 
-def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamples: int) -> dict[str, Any]:
-    """The content of evaluation.json. volumes: their slices, where they are at hand."""
-    return evaluate_volumes(results, resamples=resamples) | {"notes": size_notes(volumes)}
+def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamples: int, rule: Rule) -> dict[str, Any]:
+    """The content of evaluation.json. volumes: their slices, where they are at hand, found by `rule`."""
+    notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin)]
+    return evaluate_volumes(results, resamples=resamples) | {"notes": notes}
 
 
 def _write(folder: Path, evaluation: dict[str, Any], results: Sequence[VolumeResult]) -> None:
@@ -238,7 +239,7 @@ def evaluate_dbtex(
         trained = load(model)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
         results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
-    evaluation = evaluated(results, volumes, resamples)
+    evaluation = evaluated(results, volumes, resamples, rule)
     notes = evaluation["notes"] = [*notes, *evaluation["notes"]]
     place = f"{split or 'every'} split of {data.spec}"
     with files.locked(files.make_folder(output)):
@@ -265,6 +266,16 @@ def size_notes(volumes: Sequence[Volume]) -> list[str]:
         f"slices are {min(heights)} px high: the metric counts a hit within {LEAST_DISTANCE:.0f} px, as fits those of "
         "the challenge, about 2,400 px high; of smaller ones it says little"
     ]
+
+
+def end_notes(volumes: Sequence[Volume], margin: int) -> list[str]:
+    """A line where lesions lie in slices at either end that are not looked at: they may be missed for that alone."""
+    at = [(volume, slice) for volume in volumes for slice in volume.lesions()[1] if len(volume) > 2 * margin]
+    ends = sum(not margin <= slice < len(volume) - margin for volume, slice in at)
+    if not ends:
+        return []
+    whole = sum(len(volume.lesions()[1]) for volume in volumes)
+    return [f"{ends} of {whole} lesions lie in the {margin} slices at either end, in which this rule does not look"]
 
 
 def _opened(data: SourceSpec, split: str, on_error: OnError) -> ImageSource:

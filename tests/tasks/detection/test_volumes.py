@@ -193,6 +193,9 @@ def test_slices_at_the_ends_are_not_looked_at_by_the_published_rule(folder, mode
     found = run(folder, tmp_path / "out", model, volume_rule="comoto")
     assert found["detections"] == 3  # of slices 3, 8, 5, 6, 6 those from 4 to 7
     assert found["metrics"]["mean_sensitivity_positive"]["value"] == pytest.approx(3 / 5)
+    assert any("2 of 5 lesions" in note and "4 slices" in note for note in found["notes"])
+    everywhere = run(folder, tmp_path / "all", model)
+    assert not any("at either end" in note for note in everywhere["notes"])
 
 
 def test_what_the_metric_has_no_use_for_is_refused(folder, model, tmp_path):
