@@ -6,13 +6,14 @@ The mammogram is moved by up to SHIFTS pixels of an image 1024 high, and scaled 
 random, as by another compression; the synthetic one stays. The similarity compares cell with cell (mse), the best of
 the neighbouring cells (tolerance), or images as a whole (contrastive). The page draws every metric over the shift. The
 gain of the regime is the distance between the charts of unified and capacity, which no shift changes.
-For another variant, a file with: from configs.unified_misaligned import embedded, rows;
-ROWS = rows(embedded("small"))
+For another variant, a file with: ROWS = rows(partial(phantom_volumes, "small", SEED))
 Real pairs are misplaced by data_prep/paired_images.py --shift=PX --zoom=SHARE.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from configs.sources import phantom_volumes
@@ -32,13 +33,11 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def embedded(size: str) -> str:
-    """The tomosynthesis of configs/unified.py at a size of configs/variants.py, without its modality."""
-    return phantom_volumes(size, SEED, "").removesuffix(",modality=")
+QUICK = partial(phantom_volumes, "quick", SEED)
 
 
-def rows(volumes: str = embedded("quick")) -> tuple[Row, ...]:
-    """Every loss at every shift of the mammograms of `volumes`."""
+def rows(volumes: Callable[[str], str] = QUICK) -> tuple[Row, ...]:
+    """Every loss at every shift of the mammograms. volumes: modality -> source."""
     return tuple(
         Row(f"{loss}, {shift}", {**misplaced(volumes, shift), **changes}, at=shift, axis=AXIS, line=loss)
         for loss, changes in LOSSES.items()
@@ -46,13 +45,13 @@ def rows(volumes: str = embedded("quick")) -> tuple[Row, ...]:
     )
 
 
-def misplaced(volumes: str, shift: int) -> dict[str, Any]:
+def misplaced(volumes: Callable[[str], str], shift: int) -> dict[str, Any]:
     """The sources with a moved mammogram."""
     zoom = MOST_ZOOM * shift / max(SHIFTS)
     ending = f",shift={shift},zoom={zoom:g}" if shift else ""
     return {
-        "data.pairs.spec": f"{volumes},modality=synthetic_2d{ending}",
-        "data.ffdm.spec": f"{volumes},modality=mammogram{ending}",
+        "data.pairs.spec": volumes("synthetic_2d") + ending,
+        "data.ffdm.spec": volumes("mammogram") + ending,
     }
 
 

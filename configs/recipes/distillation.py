@@ -46,7 +46,8 @@ def distillation(size: str, extras: frozenset[str] = frozenset()) -> dict[str, A
         return merge(recipe, detector(size, extras))
     # With the input and the steps of the other detectors: slices of 256 px have lesions that are too small at 128.
     merge(recipe, detector(size, extras | {"retinanet"}))
-    return merge(recipe, {"model": settings(quick_model()), "plan_anchors": True})
+    model = settings(quick_model()) | {"backbone": recipe["model"]["backbone"]}
+    return merge(recipe, {"model": model, "plan_anchors": True})
 
 
 def published_model(white: int):

@@ -70,6 +70,7 @@ def test_other_detectors_of_comoto_have_the_input_and_the_steps_of_the_retinanet
     for other in others:
         assert (other.loader.buckets, other.steps) == (one.loader.buckets, one.steps)
         assert other.model.backbone == one.model.backbone
+    assert parse(comoto.get_config("faster_rcnn,lite0")).recipes["distill"].model.backbone.name == "efficientnet"
 
 
 @pytest.mark.parametrize("variant", [None, "tiny", "small", "small,half", "paper", "many", "half,many", "retinanet"])

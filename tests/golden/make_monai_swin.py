@@ -3,7 +3,7 @@
     python tests/golden/make_monai_swin.py
 
 Made with monai 1.6.1 and torch 2.14.1 on a CPU. Weights are seeded by their names in elk_jax, and put into MONAI's
-layers here. The sizes of the maps are no multiples of a window, which MONAI pads as well.
+layers here. The sizes of the maps are not multiples of a window: MONAI pads them as well.
 """
 
 from pathlib import Path

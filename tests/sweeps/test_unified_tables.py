@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from configs import unified, unified_misaligned, unified_scarce
+from configs import sources, unified, unified_misaligned, unified_scarce
 from elk_jax.data.sources import phantom_volumes
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.sweeps.plan import plan
@@ -60,7 +61,7 @@ def test_settings_share_what_they_do_not_change(tmp_path):
 
 def test_misaligned_pairs(tmp_path):
     """Every loss at every shift; without one, the sources are those of the experiment itself."""
-    rows = checked(unified_misaligned.rows(unified_misaligned.embedded("tiny")), "table")
+    rows = checked(unified_misaligned.rows(partial(sources.phantom_volumes, "tiny", unified_misaligned.SEED)), "table")
     found, experiments = planned(rows, tmp_path)
     assert len(rows) == len(unified_misaligned.LOSSES) * len(unified_misaligned.SHIFTS)
     assert {row.axis for row in rows} == {unified_misaligned.AXIS}

@@ -53,7 +53,7 @@ def decode_image(
 
     UserError: missing, unreadable, truncated, not an image, not finite, or a value above 2**bit_depth - 1.
     """
-    return _alone(*_decoded(source, name, frame, bit_depth), _label(source, name))
+    return _not_blank(*_decoded(source, name, frame, bit_depth), _label(source, name))
 
 
 def decode_pixels(
@@ -65,7 +65,7 @@ def decode_pixels(
     """
     stored = _stored(source, name, frame, bit_depth)
     if stored.pixels.dtype == np.float32:
-        return _alone(stored.pixels, stored.meta, _label(source, name))
+        return _not_blank(stored.pixels, stored.meta, _label(source, name))
     white, full = _white(stored, bit_depth, _label(source, name)), np.iinfo(stored.pixels.dtype).max
     if white == full and not stored.white_is_zero:
         return stored.pixels, stored.meta
@@ -107,9 +107,9 @@ def _read_slice(
     """A function of the module, which worker processes can be sent."""
     path, frame = places[position]
     image, meta = _decoded(path, "", frame, spec.bit_depth)
-    if meta.get("all"):
+    if meta.get("blank"):
         path, frame = places[len(places) // 2]
-        _alone(*_decoded(path, "", frame, spec.bit_depth), path)
+        _not_blank(*_decoded(path, "", frame, spec.bit_depth), path)
     return image, meta
 
 
@@ -151,9 +151,9 @@ def _decoded(
     return _grey_values(stored, _white(stored, bit_depth, _label(source, name)))[..., None], stored.meta
 
 
-def _alone(image: np.ndarray, meta: dict[str, Any], where: object) -> tuple[np.ndarray, dict[str, Any]]:
+def _not_blank(image: np.ndarray, meta: dict[str, Any], where: object) -> tuple[np.ndarray, dict[str, Any]]:
     """UserError where the window of the header shows nothing of a single image: it is not of these pixels."""
-    if shade := meta.get("all"):
+    if shade := meta.get("blank"):
         what = f"the {meta['voi']} of the header shows all pixels {shade}"
         raise UserError(what, where=where, todo="repair the DICOM header, or export the image again")
     return image, meta

@@ -67,7 +67,7 @@ def decode(
 
     The header's dict: `format` "dicom"; `bits` stored; `pixel_spacing` (row, column) mm in the breast plane,
     or None; `laterality` "L", "R" or None; `laterality_header` what the header says; `view` "CC", "MLO", ... or "";
-    `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied; `all` "black" or
+    `patient_id`; `frames` F; `photometric`; `voi` which of "lut", "window" or "full" was applied; `blank` "black" or
     "white" where that shows different values all so, else "".
 
     UserError: damaged, without pixels, not a grey image for presentation, a missing decoder (naming the package to
@@ -211,7 +211,7 @@ def _decode(
         "frames": frames,
         "photometric": _word(dataset, "PhotometricInterpretation"),
         "voi": voi,
-        "all": shade,
+        "blank": shade,
     }
 
 

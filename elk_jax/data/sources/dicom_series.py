@@ -1,6 +1,6 @@
 """DICOM files of one frame: which of them are the slices of a volume, and in which order.
 
-A volume are the files of one series, side, view, thickness and acquisition. Their order is that of their positions
+A volume has the files of one series, side, view, thickness and acquisition. Their order is that of their positions
 along the normal of their planes, else of SliceLocation, else of InstanceNumber: the first of these that all files have,
 and that tells them apart. Mammograms have no positions, so a series without them is a volume only if it says that it is
 of one. Views that are made of a volume, scouts and projections are not slices, and neither is what cannot be shown.
@@ -164,7 +164,7 @@ def _check_views(volumes: Sequence[Sequence[SliceFile]]) -> None:
         for view, one in named.items():
             if other := next((name for name in named if _is_part(view, name)), None):
                 what = f"slices of one series with {view or 'no view'} and with {other}: {one.path.name} and "
-                todo = "complete Laterality and ViewPosition, or put each volume into a series of its own"
+                todo = "complete Laterality and ViewPosition, or give each volume its own series"
                 raise UserError(what + named[other].path.name, where=one.path.parent, todo=todo)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -176,7 +176,7 @@ def slice_folder(folder: Path, spec: SourceSpec, paths: Sequence[Path]) -> Volum
         what = f"slices of different sizes: {paths[0].name} and {odd.name}"
         raise UserError(what, where=folder, todo="put each volume into its own folder")
     bits = decode_as(spec, paths[0])[1]["bits"]
-    read = partial(_read_slice, tuple(paths), spec, bits)
+    read = _slices_of(paths, spec, bits)
     read(len(paths) - 1)
     infos = blank_slices(str(folder), str(folder), sizes[0], "", {"volume_slices": len(paths)})
     infos = tuple(replace(info, file_name=str(path)) for info, path in zip(infos, paths))
@@ -191,7 +191,7 @@ def dicom_series(slices: Sequence[SliceFile], spec: SourceSpec) -> Volume:
     paths = tuple(one.path for one in slices)
     infos = blank_slices(str(first.path), patient, first.alike["size"], "", meta)
     infos = tuple(replace(info, file_name=str(path)) for info, path in zip(infos, paths))
-    return Volume(infos, partial(_read_slice, paths, spec, first.alike["bits"]), first.instance)
+    return Volume(infos, _slices_of(paths, spec, first.alike["bits"]), first.instance)
 
 
 def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tuple[tuple[Path, str], ...]]:
@@ -237,10 +237,15 @@ def _is_dicom(path: Path) -> bool:
         return path.suffix.lower() in DICOM_SUFFIXES or dicom.looks_like_dicom(file.read(dicom.PREFIX))
 
 
-def _read_slice(paths: tuple[Path, ...], spec: SourceSpec, bits: int, position: int) -> np.ndarray:
-    """bits: a pixel, of all slices."""
-    path = paths[position]
-    image, meta = slice_reader(spec, [(path, None) for path in paths])(position)
+def _slices_of(paths: Sequence[Path], spec: SourceSpec, bits: int) -> Read:
+    """The slices of files of one frame. bits: a pixel, of all of them."""
+    return partial(_read_slice, tuple(paths), bits, slice_reader(spec, [(path, None) for path in paths]))
+
+
+def _read_slice(
+    paths: tuple[Path, ...], bits: int, decoded: Callable[[int], tuple[np.ndarray, dict[str, Any]]], position: int
+) -> np.ndarray:
+    path, (image, meta) = paths[position], decoded(position)
     if meta["bits"] != bits:
         what = f"{paths[0].name} has {bits} bits a pixel, {path.name} has {meta['bits']}"
         raise UserError(what, where=path.parent, todo="export all slices of a volume in the same way")

@@ -81,7 +81,7 @@ def _perturbed(model: Model) -> Any:
 
 
 def _norm(tree: Any) -> float:
-    return float(np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(tree))))
+    return float(np.linalg.norm([np.linalg.norm(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _random_example(examples: Mapping[str, Any], seed: int) -> dict[str, Any]:
