@@ -1,0 +1,115 @@
+"""Detectors as programs: what they answer, what runs them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs.recipes.detector import detector as recipe_of
+from elk_jax import fields
+from elk_jax.data.augment import Resize
+from elk_jax.data.batches.detection import LoaderConfig
+from elk_jax.detection import detectors
+from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
+from elk_jax.output import Console
+from elk_jax.tasks.detection import export, model
+from elk_jax.tasks.detection.recipe import DetectionRecipe
+from elk_jax.weights import model_folder
+from tests.refusals import refused
+
+CANVAS, OTHER = (96, 64), (64, 96)
+LOADER = LoaderConfig(resize=Resize(jitter=(1.0, 1.0)), buckets=(CANVAS, OTHER))
+CHOICE = Choice((OperatingPoint(1.0, 0.4, sensitivity=0.5),), ChosenOn("validation", 9, 20, 30, 40))
+ALONE = """
+import json, sys, jax, numpy as np
+assert not any(name.startswith("elk_jax") for name in sys.modules)
+program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+with np.load(sys.argv[2]) as given:
+    found = program.call(given["image"], given["image_size"])
+print(json.dumps([np.asarray(one).tolist() for one in found]))
+"""
+
+
+def detector_of(kind):
+    recipe = recipe_of("tiny", frozenset({kind} - {"faster_rcnn"}))
+    built = fields.build(DetectionRecipe, {"model": {**recipe["model"], "score_floor": 0.0}}, "recipe")
+    return detectors.build(built.model)
+
+
+def save(folder, kind, loader=LOADER):
+    detector = detector_of(kind)
+    params = jax.jit(detector.init)(jax.random.key(0))
+    description = model.describe(detector, ("lesion",), loader, True, ("horizontal",), CHOICE)
+    model_folder.save_params(folder, jax.device_get(params), description)
+    return detector, params
+
+
+@pytest.fixture
+def batch():
+    """Two images of a canvas, one of which fills half of it."""
+    image = np.random.default_rng(0).random((2, *CANVAS, 1), np.float32)
+    image[1, CANVAS[0] // 2 :] = 0
+    return {"image": image, "image_size": np.array([CANVAS, (CANVAS[0] // 2, CANVAS[1])], np.float32)}
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "efficientdet"])
+def test_a_program_answers_as_the_detector(kind, batch, tmp_path):
+    detector, params = save(tmp_path / "model", kind)
+    exported = export.program(model.load_one(tmp_path / "model"), CANVAS)
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    found = jax.export.deserialize(exported.serialize()).call(batch["image"], batch["image_size"])
+    wanted = jax.jit(detector.predict)(params, {**batch, "valid": np.ones(2, bool)})
+    assert wanted["valid"].any(1).all()
+    for name, own in zip(export.OUTPUTS, found, strict=True):
+        np.testing.assert_allclose(own, wanted[name], rtol=1e-5, atol=1e-4, err_msg=name)
+
+
+def test_a_folder_runs_without_elk_jax(batch, tmp_path):
+    detector, params = save(tmp_path / "model", "retinanet")
+    folder = export.export_folder(tmp_path / "model", tmp_path / "exported", Console(quiet=True))
+    about = json.loads((folder / export.SETTINGS).read_text())
+    assert about["programs"] == {
+        f"detector_{height}x{width}.bin": {"image": ["b", height, width, 1], "image_size": ["b", 2]}
+        for height, width in (CANVAS, OTHER)
+    }
+    assert about["classes"] == ["lesion"] and about["input"]["crop_to_breast"] is True
+    assert about["operating_points"][0]["threshold"] == 0.4 and about["outputs"] == list(export.OUTPUTS)
+    np.savez(tmp_path / "batch.npz", image=batch["image"][:1], image_size=batch["image_size"][:1])
+    program = folder / "detector_{}x{}.bin".format(*CANVAS)
+    command = [sys.executable, "-c", ALONE, str(program), str(tmp_path / "batch.npz")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one = {name: value[:1] for name, value in batch.items()} | {"valid": np.ones(1, bool)}
+    wanted = jax.jit(detector.predict)(params, one)
+    for name, own in zip(export.OUTPUTS, json.loads(done.stdout), strict=True):
+        np.testing.assert_allclose(own, wanted[name], rtol=1e-5, atol=1e-4, err_msg=name)
+
+
+def test_nothing_is_written_over_or_half(tmp_path, monkeypatch):
+    save(tmp_path / "model", "retinanet", LoaderConfig(resize=LOADER.resize, buckets=(CANVAS,)))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with refused("not empty", where=tmp_path / "full"):
+        export.export_folder(tmp_path / "model", tmp_path / "full")
+
+    def fails(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(export, "program", fails)
+    with pytest.raises(RuntimeError):
+        export.export_folder(tmp_path / "model", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_are_not_those_of_the_settings_are_refused(tmp_path):
+    detector, params = save(tmp_path / "model", "retinanet")
+    description = model.describe(detector, ("lesion",), LOADER, True, (), CHOICE)
+    model_folder.save_params(tmp_path / "other", {"backbone": params["backbone"]}, description)
+    with refused(where=tmp_path / "other"):
+        export.export_folder(tmp_path / "other", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
