@@ -37,36 +37,14 @@ def main() -> None:
     from elk_jax.weights import model_folder, stable_diffusion
 
     architecture = model_folder.architecture_of(model)
-    kinds = (name for name in ("generation", "detection") if architecture in TASKS[name].architectures)
-    kind = next(kinds, "diffusers")
-    if DTYPE.present and kind != "diffusers":
-        raise UserError(f"of a {TASKS[kind].model}, numbers keep their type", where="--dtype", todo="leave it out")
-    if kind == "generation":
-        export_generator(Path(model), Path(output), command_line.required(MODEL_ID, "00101_MCGAN_MASSES"))
-        return
+    for task in TASKS.values():
+        if task.export is not None and architecture in task.architectures:
+            settings = command_line.settings(task.export.settings, (DTYPE, MODEL_ID), task.model)
+            task.export.run(model=Path(model), output=Path(output), settings=settings)
+            return
     if MODEL_ID.present:
         raise UserError("only a generator has an id in medigan", where="--model_id", todo="leave it out")
-    if kind == "detection":
-        from elk_jax.tasks.detection import export
-
-        export.export_folder(model, output)
-        return
     stable_diffusion.export_folder(model, output, DTYPE.value)
-
-
-def export_generator(model: Path, output: Path, model_id: str) -> None:
-    """Write a generator's package for medigan."""
-    from elk_jax.tasks.generation.model import Description, load
-    from elk_jax.weights import medigan, model_folder
-
-    params, description = load(model)
-    if not isinstance(description, Description):
-        todo = "name the model folder of a generator that was trained against a discriminator"
-        raise UserError(
-            f"a model of '{description.architecture}', for which medigan has no package", where=model, todo=todo
-        )
-    promise = model_folder.promise(model)
-    medigan.export_folder(params, description.model, description.classes, output, model_id, promise)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class Action:
     Prediction: run(model, inputs, decoding, on_error, output, settings), with inputs image files and folders, and
     decoding a SourceSpec with the settings of their decoding.
     Synthesis: run(model, count, output, seed, settings); if `on_images`, also canvases, a SourceSpec, split, on_error.
+    Export: run(model, output, settings).
     All are called by keyword.
     """
 
@@ -104,8 +105,8 @@ class Task:
     finished stages by name) -> its part of the page.
     architectures: of its models, as model.json names them. model: what to call one in a message.
     builds_on: names of tasks that it may import: their models are its own, or it looks at images as they do.
-    evaluate, predict, synthesize: what the scripts of launch/ with these names do with its models; None where they do
-    nothing.
+    evaluate, predict, synthesize, export: what the scripts of launch/ with these names do with its models; None where
+    they do nothing.
     """
 
     name: str
@@ -117,3 +118,4 @@ class Task:
     evaluate: Action | None = None
     predict: Action | None = None
     synthesize: Action | None = None
+    export: Action | None = None

@@ -472,8 +472,7 @@ def test_the_flags_of_weights_arrive(quick_start, model):
 
 def test_a_detector_is_exported_as_it_is(quick_start, model):
     given = (f"--model={model('retinanet')}", "--output=theirs")
-    done = quick_start("export_weights", *given, instead="elk_jax.tasks.detection.export.export_folder")
-    assert json.loads(done.stdout)[0][1:] == ["theirs"], done.stderr
+    assert_one_line(quick_start("export_weights", *given), "no model")  # it is read
     assert_one_line(quick_start("export_weights", *given, "--dtype=float16"), "(--dtype)")
     assert_one_line(quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES"), "(--model_id)")
 

@@ -19,8 +19,8 @@ from tests.refusals import refused
 
 PACKAGE = Path(__file__).resolve().parents[2] / "elk_jax"
 MODULES = {
-    "recipe", "model", "train", "fit", "search", "combine", "evaluate", "synthesize", "predict", "report", "page",
-    "volumes", "volumes_page",
+    "recipe", "model", "train", "fit", "search", "combine", "evaluate", "synthesize", "predict", "export", "report",
+    "page", "volumes", "volumes_page",
 }  # fmt: skip
 KINDS = {
     "train": TrainStage,

@@ -1,6 +1,6 @@
 """Detection: a detector learns lesions with boxes, and is evaluated by FROC and AP."""
 
-from elk_jax.tasks.detection import combine, evaluate, model, predict, recipe, report, train, volumes
+from elk_jax.tasks.detection import combine, evaluate, export, model, predict, recipe, report, train, volumes
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
@@ -38,4 +38,5 @@ TASK = Task(
     model="detector",
     evaluate=Action(evaluate.evaluate_source, evaluate.EvaluateSettings),
     predict=Action(volumes.predict_inputs, predict.PredictSettings),
+    export=Action(export.export_folder, export.ExportSettings),
 )

@@ -8,9 +8,8 @@ Shape legend: B images, any number of them; I images of a breast (2 for pairs); 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,11 @@ OUTPUTS = ("boxes", "scores", "labels", "valid")
 """Of a program, in their order."""
 
 
+@dataclass(frozen=True)
+class ExportSettings:
+    """A detector has none of its own."""
+
+
 def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
     """(image [B, H, W, I] float32 in [0, 1], image_size [B, 2] float32) -> OUTPUTS.
 
@@ -53,23 +57,25 @@ def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFOR
     return export.export(jax.jit(detect), platforms=platforms)(*given)
 
 
-def export_folder(model: str | os.PathLike, output: str | os.PathLike, console: Console | None = None) -> Path:
+def export_folder(
+    model: Path, output: Path, settings: ExportSettings = ExportSettings(), console: Console | None = None
+) -> Path:
     """Write the programs of a detector's model folder into a new or empty folder.
 
     UserError for an ensemble, for a folder of another kind, and for an output that has something in it.
     """
-    console, folder = console or Console(), Path(output)
-    trained = load_one(Path(model))
+    console = console or Console()
+    trained = load_one(model)
     model_folder.check_fits(trained.params, model_folder.shapes_of(trained.detector.init), model)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError("the folder is not empty", where=folder, todo="name a new one")
+    if output.exists() and any(output.iterdir()):
+        raise UserError("the folder is not empty", where=output, todo="name a new one")
     description, programs = trained.description, {}
     made = {"detector_{}x{}.bin".format(*canvas): program(trained, canvas) for canvas in description.input.buckets}
-    files.make_folder(folder)
+    files.make_folder(output)
     for name, one in made.items():
-        files.write_bytes(folder / name, bytes(one.serialize()))
+        files.write_bytes(output / name, bytes(one.serialize()))
         programs[name] = {key: _shape(given) for key, given in zip(INPUTS, one.in_avals)}
-        console.print(f"wrote {folder / name}")
+        console.print(f"wrote {output / name}")
     about = {
         "programs": programs,
         "outputs": OUTPUTS,
@@ -78,16 +84,16 @@ def export_folder(model: str | os.PathLike, output: str | os.PathLike, console: 
         "classes": description.classes,
         "input": asdict(description.input),
         "operating_points": [asdict(point) for point in description.operating_points],
-        "promise": model_folder.promise(Path(model)),
+        "promise": model_folder.promise(model),
         "jax": jax.__version__,
     }
-    files.write_json(folder / SETTINGS, about)
-    console.print(f"wrote {folder / SETTINGS}: inputs, outputs, classes, operating points")
+    files.write_json(output / SETTINGS, about)
+    console.print(f"wrote {output / SETTINGS}: inputs, outputs, classes, operating points")
     if views := description.input.flips:
         console.print(
             f"note: launch/predict.py looks at mirrored views too ({', '.join(views)}), and fuses their boxes"
         )
-    return folder
+    return output
 
 
 def _shape(given: Any) -> list[int | str]:

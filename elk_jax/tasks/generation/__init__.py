@@ -1,7 +1,7 @@
 """Generation: patches by class, drawn by a generator that is trained against a discriminator, by a denoiser, or from a
 public pool."""
 
-from elk_jax.tasks.generation import evaluate, fit, model, recipe, report, synthesize, train
+from elk_jax.tasks.generation import evaluate, export, fit, model, recipe, report, synthesize, train
 from elk_jax.tasks.task import Action, StageKind, Task
 
 TASK = Task(
@@ -23,4 +23,5 @@ TASK = Task(
     model="generator",
     builds_on=("classification",),
     synthesize=Action(synthesize.synthesize_files, recipe.SampleSettings),
+    export=Action(export.export_folder, export.ExportSettings),
 )

@@ -71,7 +71,7 @@ def test_a_program_answers_as_the_detector(kind, batch, tmp_path):
 
 def test_a_folder_runs_without_elk_jax(batch, tmp_path):
     detector, params = save(tmp_path / "model", "retinanet")
-    folder = export.export_folder(tmp_path / "model", tmp_path / "exported", Console(quiet=True))
+    folder = export.export_folder(tmp_path / "model", tmp_path / "exported", console=Console(quiet=True))
     about = json.loads((folder / export.SETTINGS).read_text())
     assert about["programs"] == {
         f"detector_{height}x{width}.bin": {"image": ["b", height, width, 1], "image_size": ["b", 2]}

@@ -1,0 +1,33 @@
+"""A trained generator as a package of medigan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from elk_jax.errors import UserError
+from elk_jax.tasks.generation.model import Description, load
+from elk_jax.weights import medigan, model_folder
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """model_id: of the generator in medigan, which UserError misses."""
+
+    model_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.model_id:
+            what = "a generator is exported for medigan, where it has an id"
+            raise UserError(what, where="model_id", todo="give one: 00101_MCGAN_MASSES")
+
+
+def export_folder(model: Path, output: Path, settings: ExportSettings) -> None:
+    """Write a generator's package for medigan into a new or empty folder. UserError for a generator of another kind."""
+    params, description = load(model)
+    if not isinstance(description, Description):
+        todo = "name the model folder of a generator that was trained against a discriminator"
+        what = f"a model of '{description.architecture}', for which medigan has no package"
+        raise UserError(what, where=model, todo=todo)
+    promise = model_folder.promise(model)
+    medigan.export_folder(params, description.model, description.classes, output, settings.model_id, promise)
