@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="384x256", help="canvas, HEIGHTxWIDTH")
     parser.add_argument("--batch", type=int, default=2, help="images of the student, and of the teacher")
+    parser.add_argument(
+        "--stride", type=int, default=32, help="pixels per cell of the level that lesion and image read"
+    )
     parser.add_argument("--modes", default=",".join(MODES), help="of configs/comoto.py, joined by commas")
     parser.add_argument("--tiny", action="store_true", help="a few channels, for tests")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds; each times every program once")
@@ -61,6 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
                         help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)
     modes = options.modes.split(",")
+    levels = detectors.build(network("tiny" if options.tiny else "small")).strides
+    if options.stride not in levels:
+        todo = f"choose from {', '.join(map(str, levels))}"
+        raise UserError(f"no level has {options.stride} pixels per cell", where="--stride", todo=todo)
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UserError(f"no mode '{unknown[0]}'", where="--modes", todo=f"choose from {', '.join(MODES)}")
     host_memory.keep_freed()  # as in the launch scripts
@@ -68,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = benchmark(
         network("tiny" if options.tiny else "small"),
         modes,
+        stride=options.stride,
         size=workload.parse_size(options.size),
         batch_size=options.batch,
         repetitions=options.repetitions,
@@ -87,6 +95,7 @@ def benchmark(
     config: Any,
     modes: Sequence[str],
     *,
+    stride: int,
     size: tuple[int, int],
     batch_size: int,
     repetitions: int,
@@ -95,7 +104,7 @@ def benchmark(
 ) -> dict[str, Any]:
     mesh, own = meshes.make_mesh(), detectors.build(config)
     data = workload.phantom_data(size, batch_size, threads=2)
-    programs, compile_seconds = compiled(own, config, modes, data.batch, mesh)
+    programs, compile_seconds = compiled(own, config, modes, stride, data.batch, mesh)
     calls = {name: measure.calls_for(call, least_seconds) for name, call in programs.items()}
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(repetitions):
@@ -104,7 +113,13 @@ def benchmark(
     ratios = {mode: measure.ratios(times[mode], parts(times, mode)) for mode in modes}
     aligned = measure.ratios(times[ALIGNED], times[PLAIN])
     return {
-        "settings": {"model": config.name, "size": list(size), "batch": batch_size, "modes": list(modes)},
+        "settings": {
+            "model": config.name,
+            "size": list(size),
+            "batch": batch_size,
+            "modes": list(modes),
+            "stride": stride,
+        },
         "seconds": {name: measure.spread(values) for name, values in times.items()},
         "distilled_over_parts": ratios,
         "aligned_over_plain": aligned,
@@ -125,14 +140,14 @@ def parts(times: Mapping[str, Sequence[float]], mode: str) -> list[float]:
 
 
 def compiled(
-    own: Detector, config: Any, modes: Sequence[str], batch: Mapping[str, np.ndarray], mesh: Any
+    own: Detector, config: Any, modes: Sequence[str], stride: int, batch: Mapping[str, np.ndarray], mesh: Any
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """(programs by name, each a call that returns without waiting; seconds to compile each)."""
     weights = jax.jit(own.init)(jax.random.key(1))
     canvas = batch["image"].shape[1:3]
     placed = meshes.put_batch({**batch, "distilled": np.ones(len(batch["valid"]), bool), "beside": dict(batch)}, mesh)
     alone = meshes.put_batch(dict(batch), mesh)
-    recipe = lambda mode: DistillationRecipe(model=config, mode=mode, stride=8)
+    recipe = lambda mode: DistillationRecipe(model=config, mode=mode, stride=stride)
     steps = {PLAIN: (trainable(own), alone), ALIGNED: (aligning(own, recipe("lesion")), alone)}
     steps |= {mode: (learning(own, own, weights, recipe(mode), canvas), placed) for mode in modes}
     teacher = meshes.place_constants(weights, mesh)

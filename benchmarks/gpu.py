@@ -50,7 +50,11 @@ TINY_DETECTOR = ("--tiny", "--size=64x64", "--batch=2", *SHORT)
 TINY_UNET = ("--model=tiny", "--size=32", "--batch=2", *SHORT)
 PARTS = (
     Part("detector", "detector.py", (*DETECTOR, "--batch=8"), (*TINY_DETECTOR, "--loop_steps=1"), 420, "torchvision"),
+    Part("retinanet", "detector.py", (*DETECTOR, "--batch=8", "--detector=retinanet_v2"),
+         (*TINY_DETECTOR, "--loop_steps=0", "--detector=retinanet_v2"), 420, "torchvision"),
     Part("kernels", "kernels.py", (*DETECTOR, "--batch=8"), TINY_DETECTOR, 300),
+    Part("distillation", "distillation.py", ("--size=1024x512", "--batch=8", "--modes=lesion,pkd,fgd,outputs"),
+         ("--tiny", "--size=64x64", "--batch=2", "--stride=8", "--modes=lesion", *SHORT), 300),
     Part("attention", "attention.py", SD15, TINY_UNET, 180),
     Part("training", "diffusion.py", (*SD15, "--remat", "--only=train"),
          (*TINY_UNET, "--only=train"), 480, "diffusers"),

@@ -16,7 +16,7 @@ def test_a_step_that_distils_is_compared_with_its_parts(monkeypatch):
 
     monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
     config, modes = toy_detector.ToyConfig(width=4), ["lesion", "pkd"]
-    how = {"size": (64, 64), "batch_size": 2, "repetitions": 2, "least_seconds": 0.01, "clock": "wall"}
+    how = {"stride": 8, "size": (64, 64), "batch_size": 2, "repetitions": 2, "least_seconds": 0.01, "clock": "wall"}
     result = distillation.benchmark(config, modes, **how)
     seconds = {name: entry["median"] for name, entry in result["seconds"].items()}
     assert seconds.keys() == {*modes, distillation.PLAIN, distillation.MAPS, distillation.ALIGNED}

@@ -40,10 +40,11 @@ def test_every_part_works_on_a_cpu(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(gpu, "run", in_this_process)
     output = tmp_path / "gpu.json"
-    gpu.main(["--dry-run", f"--output={output}"])
+    tried = [part.name for part in gpu.PARTS if part.name != "retinanet"]  # of test_detector.py
+    gpu.main(["--dry-run", f"--parts={','.join(tried)}", f"--output={output}"])
     parts = json.loads(output.read_text())["parts"]
     results = {name: part["result"] for name, part in parts.items()}
-    assert list(results) == [part.name for part in gpu.PARTS]
+    assert list(results) == tried
     for result in results.values():
         assert result["peak_memory_bytes"] > 0 and "jax" in result["versions"]
     assert results["detector"]["train"]["seconds"]["min"] > 0

@@ -43,11 +43,12 @@ def test_it_is_chosen_by_its_name(config, tmp_path: Path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_a_one_stage_detector_takes_the_place_of_a_faster_rcnn(tmp_path: Path):
+def test_a_one_stage_detector_takes_the_place_of_a_faster_rcnn(tmp_path: Path, capsys):
     """The variant of every experiment that trains detectors: mirrored views, evaluation and report come with it."""
     config = cem_real.get_config("tiny,efficientdet")
     assert config.detector.test_flips
     run_experiment(config, tmp_path / "run")
+    assert "compilations of the step" not in capsys.readouterr().err  # one for the only canvas
     trained = load(tmp_path / "run" / "real" / "model")
     assert trained.detector.name == "efficientdet" and trained.description.operating_points
     assert trained.detector.config.anchor_sizes == config.detector.model.anchor_sizes

@@ -1,4 +1,5 @@
-"""Five training steps of a tiny Faster R-CNN on several devices: run as a program, it writes what it saw as JSON.
+"""Five training steps of a tiny Faster R-CNN on several devices, and losses of the detectors of one stage: run as a
+program, it writes what it saw as JSON.
 
 python -m tests.training.detector_devices OUT              on 8 simulated devices
 python -m tests.training.detector_devices OUT I PORT       as process I of 2, with 1 device each
@@ -9,13 +10,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from elk_jax.backbones import resnet
-from elk_jax.detection import faster_rcnn
+from elk_jax.detection import detectors, faster_rcnn
 from elk_jax.detection.detector import Detector
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
+from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model
 from elk_jax.training.optimizer import OptimizerConfig
@@ -27,6 +31,7 @@ from elk_jax.weights.model_folder import flatten
 from tests.training import hlo
 
 STEPS, BATCH, SIZE = 5, 8, 64
+ONE_STAGE = ("retinanet", "efficientdet")
 RECIPE = TrainingRecipe(optimizer=OptimizerConfig(name="sgd", weight_decay=0.0), schedule=Constant(base=0.02))
 
 
@@ -101,6 +106,29 @@ def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
     return {"metrics": seen, "gathers": gathers, "collectives": len(hlo.collectives(update.as_text()))}
 
 
+def one_stage(name: str) -> Detector:
+    """Another detector on the same network, whose loss has a normaliser of its own."""
+    shared = {"num_classes": 2, "backbone": detector("float64").config.backbone, "head_convs": 1}
+    sizes = tuple((2.0 * stride,) for stride in (8, 16, 32, 64, 128))
+    if name == "retinanet":
+        config: Any = RetinaNetConfig(**shared, fpn_channels=8, anchor_sizes=sizes)
+    else:
+        config = EfficientDetConfig(**shared, channels=8, cells=1, anchor_sizes=sizes, norm="none")
+    return detectors.build(config)
+
+
+def losses(name: str, mesh) -> dict[str, float]:
+    """The terms of the loss of one batch, in float64."""
+    net, first = one_stage(name), meshes.put_batch(batch(0, "float64"), mesh)
+    params = meshes.place(jax.tree.map(lambda x: x.astype("float64"), net.init(jax.random.key(0))), mesh)
+
+    def of_batch(params, batch):
+        value, terms = net.loss(params, batch, jax.random.key(1), meshes.shard_map_images(mesh))
+        return {"loss": value, **terms}
+
+    return {key: float(value) for key, value in jax.jit(meshes.traced_on(mesh, of_batch))(params, first).items()}
+
+
 def of_statistics(params) -> float:
     """The L2 norm of the running statistics."""
     names = {name: leaf for name, leaf in flatten(params).items() if name.endswith(("norm/mean", "norm/var"))}
@@ -124,6 +152,10 @@ def main() -> None:
         jax.config.update("jax_enable_x64", dtype == "float64")
         for name, mesh in layouts.items():
             seen[f"{dtype}-{name}"] = run(mesh, dtype, rows)
+    if len(sys.argv) == 2:
+        jax.config.update("jax_enable_x64", True)
+        for detector_name in ONE_STAGE:
+            seen[detector_name] = {name: losses(detector_name, mesh) for name, mesh in layouts.items()}
     if jax.process_index() == 0:
         (out / "seen.json").write_text(json.dumps(seen))
 

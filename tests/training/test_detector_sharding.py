@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests import processes
+from tests.training.detector_devices import ONE_STAGE
 
 DEVICES = ("-m", "tests.training.detector_devices")
 LOSSES = ("statistics", "loss", "loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box")
@@ -60,3 +61,10 @@ def test_no_collective_gathers_activations_anchors_or_proposals(seen, dtype):
 
 def test_nothing_is_gathered_from_another_process(two):
     assert two["float64-two"]["collectives"] > 0 and two["float64-two"]["gathers"] == []
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_the_loss_of_a_batch_is_that_of_one_device(seen, name):
+    """Its normaliser is of the whole batch, also where devices have one lesion, none or a filler."""
+    one, eight = seen[name]["one"], seen[name]["eight"]
+    assert eight == pytest.approx(one, rel=1e-9, abs=0) and all(value > 0 for value in one.values())

@@ -106,6 +106,17 @@ def test_a_denoiser_learns_what_its_classes_look_like(tmp_path):
     assert np.abs(np.array(means["benign"]) - 70).max() < 25 and np.abs(np.array(means["malignant"]) - 170).max() < 25
 
 
+def test_the_best_checkpoint_is_kept_where_that_is_asked_for(run, tmp_path):
+    """The better of two evaluations."""
+    config = patch_denoiser.get_config("tiny")
+    config.denoiser.choose = "best"
+    run_experiment(config, tmp_path, stages=["denoiser"])
+    lines = read_metrics(tmp_path / "denoiser" / "metrics.jsonl")
+    losses = {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
+    kept = generators.load(tmp_path / "denoiser" / "model").description.trained
+    assert len(losses) > 1 and kept.step == min(losses, key=losses.get)
+
+
 def start(folder, weights, **model):
     config = patch_denoiser.get_config("tiny")
     config.stages.denoiser.init_from = str(weights)
@@ -179,6 +190,10 @@ def test_a_private_training_says_what_it_promises(tmp_path):
     assert "eval/loss" in keys and "train/loss" not in keys
     info = files.read_object(tmp_path / "samples" / "synthetic.json")["info"]
     assert info["promise"] == trained.privacy.sentence() and "seen_patients" not in info
+
+    start(tmp_path / "again", tmp_path / "denoiser" / "model")  # without privacy: who taught the weights is still told
+    again = generators.load(tmp_path / "again" / "denoiser" / "model").description.trained
+    assert again.inherited == (trained.privacy,) and again.privacy is None
 
 
 def draw(model, output, **settings):

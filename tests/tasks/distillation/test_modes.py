@@ -25,6 +25,8 @@ from tests import processes
 from tests.tasks.distillation.conftest import small_config
 from tests.tasks.distillation.test_train import leaves
 
+RECOMPILED = "compilations of the step"
+"""The training loop's warning (tests/training/test_loop.py) that a shape was compiled for more than once."""
 DEVICES = ("-m", "tests.tasks.distillation.mode_devices")
 
 
@@ -54,8 +56,9 @@ def last(lines, key):
 
 
 @pytest.mark.parametrize("mode", ["image", "pkd", "fgd", "cwd", "hints"])
-def test_a_mode_changes_what_the_student_becomes(finished, alone, tmp_path, mode):
+def test_a_mode_changes_what_the_student_becomes(finished, alone, tmp_path, mode, capsys):
     own, lines = taught(finished, tmp_path, mode)
+    assert RECOMPILED not in capsys.readouterr().err
     assert differ(own, alone)
     total = last(lines, "loss_detection") + MODES[mode].weight * last(lines, "loss_distillation")
     assert last(lines, "loss") == pytest.approx(total, rel=1e-4) and last(lines, "loss_distillation") > 0
@@ -83,7 +86,7 @@ def test_a_teacher_without_alignment_is_a_plain_detector(finished, toy, tmp_path
 
 
 @pytest.mark.parametrize("mode", ["classwise", "outputs"])
-def test_the_anchors_of_a_retinanet_with_live_norms_learn_of_those_of_the_teacher(toy, tmp_path, mode):
+def test_the_anchors_of_a_retinanet_with_live_norms_learn_of_those_of_the_teacher(toy, tmp_path, mode, capsys):
     config = small_config(mode)
     network = ResNetConfig(depth=18, width=2, norm="batch_bn", num_classes=0, pixel_mean=(0.4,), pixel_std=(0.3,))
     with config.unlocked():
@@ -95,6 +98,7 @@ def test_the_anchors_of_a_retinanet_with_live_norms_learn_of_those_of_the_teache
     save_params(teacher, jax.device_get(jax.jit(own.init)(jax.random.key(0))), described)
     config.stages.student.teacher = str(teacher)
     run_experiment(config, tmp_path / "run", stages=["student"])
+    assert RECOMPILED not in capsys.readouterr().err
     student = load(tmp_path / "run" / "student" / "model")
     assert student.detector.name == "retinanet"
     followed = np.asarray(student.params["backbone"]["stem"]["conv"]["norm"]["var"])
