@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="cpu: processor time of all threads, for a busy CPU")  # fmt: skip
     options = parser.parse_args(arguments)
     modes = options.modes.split(",")
-    levels = detectors.build(network("tiny" if options.tiny else "small")).strides
+    config = network("tiny" if options.tiny else "small")
+    levels = detectors.build(config).strides
     if options.stride not in levels:
         todo = f"choose from {', '.join(map(str, levels))}"
         raise UserError(f"no level has {options.stride} pixels per cell", where="--stride", todo=todo)
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     host_memory.keep_freed()  # as in the launch scripts
     jax.config.update("jax_enable_compilation_cache", options.tiny)
     result = benchmark(
-        network("tiny" if options.tiny else "small"),
+        config,
         modes,
         stride=options.stride,
         size=workload.parse_size(options.size),

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import socket
 import stat
 import tempfile
@@ -62,6 +63,33 @@ def check_writable(path: str | os.PathLike) -> None:
         raise UserError("a file, not a folder", where=there, todo="choose another folder") from error
     except OSError as error:
         raise from_os_error(error, path) from error
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike, last: str) -> Iterator[Path]:
+    """A place to write the content of a new or empty folder, which comes to it when the block ends: `last` as the last.
+
+    So a folder with the file `last` is complete, and after an error nothing remains of it. UserError for a folder that
+    has something in it, but for what a killed program left of this.
+    """
+    folder = Path(path)
+    made = not folder.exists()
+    place = make_folder(folder) / PARTIAL
+    if any(found != place for found in folder.iterdir()):
+        raise UserError("the folder is not empty", where=folder, todo="give a new one")
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        yield make_folder(place)
+        for written in sorted(place.iterdir(), key=lambda one: one.name == last):
+            written.rename(folder / written.name)
+        place.rmdir()
+    except BaseException as error:
+        shutil.rmtree(place, ignore_errors=True)
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise from_os_error(error, folder) from error
+        raise
 
 
 def check_name(path: str | os.PathLike) -> None:

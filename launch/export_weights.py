@@ -7,9 +7,9 @@ diffusers, a generator for medigan.
   python launch/export_weights.py --model=runs/mcgan/gan/model --output=exported --model_id=00101_MCGAN_MASSES
 
 A detector becomes a program for each canvas of its input (StableHLO, for CPU, CUDA and TPU, any number of images),
-which JAX runs without elk_jax: jax.export.deserialize(file.read()).call(image, image_size); detector.json says what
-goes in and comes out. With diffusers: StableDiffusionInpaintPipeline.from_pretrained("exported"); or, in the folder
-`exported` with medigan: Generators().generate(model_id="00101_MCGAN_MASSES", num_samples=10, condition="malignant"). A
+which needs jax and flatbuffers alone: jax.export.deserialize(file.read()).call(image, image_size); detector.json says
+what goes in and comes out. With diffusers: StableDiffusionInpaintPipeline.from_pretrained("exported"). With medigan, in
+the folder `exported`: Generators().generate(model_id="00101_MCGAN_MASSES", num_samples=10, condition="malignant"); a
 generator is drawn from with NumPy alone.
 """
 
@@ -22,12 +22,14 @@ from absl import flags
 
 from elk_jax.errors import UserError
 
-MODEL = flags.DEFINE_string("model", None, "Model folder: params.safetensors, model.json; vocab.json, merges.txt.")
+MODEL = flags.DEFINE_string(
+    "model", None, "Model folder: params.safetensors and model.json; of Stable Diffusion also the tokenizer."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder to write; new or empty.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "float16"], "Of Stable Diffusion: type of the numbers; float32 keeps them exact."
 )
-MODEL_ID = flags.DEFINE_string("model_id", None, "Of a generator in medigan, such as 00101_MCGAN_MASSES.")
+MODEL_ID = flags.DEFINE_string("model_id", None, "Of a generator: its id in medigan, such as 00101_MCGAN_MASSES.")
 
 
 def main() -> None:

@@ -105,8 +105,8 @@ class Task:
     finished stages by name) -> its part of the page.
     architectures: of its models, as model.json names them. model: what to call one in a message.
     builds_on: names of tasks that it may import: their models are its own, or it looks at images as they do.
-    evaluate, predict, synthesize, export: what the scripts of launch/ with these names do with its models; None where
-    they do nothing.
+    evaluate, predict, synthesize, export: what the scripts of launch/ with these names (export: export_weights.py) do
+    with its models; None where they do nothing.
     """
 
     name: str

@@ -28,6 +28,8 @@ from elk_jax.training.timing import Timer
 from elk_jax.training.window import Window
 from elk_jax.training.writer import Writer
 
+RECOMPILED = "compilations of the step for"
+"""In the warning that a shape of batches was compiled for more than once."""
 IN_FLIGHT = 2
 """Steps handed to the device ahead of the host: enough to hide the host, few enough to bound the memory of batches."""
 
@@ -191,7 +193,7 @@ def train(
                     with timer.spending("compile"):
                         compiled[key] = program.update.lower(state, constants, placed).compile()
                     if len(compiled) > buckets:
-                        bar.say(f"warning: {len(compiled)} compilations of the step for {buckets} batch shape(s)")
+                        bar.say(f"warning: {len(compiled)} {RECOMPILED} {buckets} batch shape(s)")
                 state, metrics = compiled[key](state, constants, placed)
                 window.add(number, metrics)
                 timer.count(len(jax.tree.leaves(placed)[0]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,12 @@ import numpy as np
 import safetensors.numpy
 
 from elk_jax import files
-from elk_jax.errors import UserError, from_os_error
+from elk_jax.errors import UserError
 from elk_jax.weights import model_folder, reading
 from elk_jax.weights.diffusers import PARTS, to_tensors
 from elk_jax.weights.tokenizer import Tokenizer, read_tokenizer, write_tokenizer
 
 INDEX = "model_index.json"
-PARTIAL = ".partial"
 TEXT_TO_IMAGE, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 KNOWN = (TEXT_TO_IMAGE, INPAINT, "StableDiffusionInpaintPipelineLegacy", "StableDiffusionImg2ImgPipeline")
 _STEMS = {
@@ -151,27 +149,11 @@ def write_pipeline(
     """Write a folder that diffusers loads. params: PARTS -> nested dict; configs: PARTS and 'scheduler' -> JSON.
 
     dtype: 'float32' (exact) or 'float16', of the stored numbers. Raises UserError if the folder is not empty, or a
-    number exceeds float16. Everything is first written into a subfolder PARTIAL, and model_index.json is moved out of
-    it last: a folder with that file is complete, and after an error nothing remains.
+    number exceeds float16. A folder with model_index.json is complete, and after an error nothing remains.
     """
     folder = Path(folder)
-    made = not folder.exists()
-    partial = files.make_folder(folder) / PARTIAL
-    if any(path != partial for path in folder.iterdir()):
-        raise UserError("the folder is not empty", where=folder, todo="give a new one")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed export
-    try:
-        _write_parts(files.make_folder(partial), params, configs, tokenizer, dtype)
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == INDEX):
-            path.rename(folder / path.name)
-        partial.rmdir()
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise from_os_error(error, folder) from error
-        raise
+    with files.whole_folder(folder, last=INDEX) as place:
+        _write_parts(place, params, configs, tokenizer, dtype)
     return folder
 
 

@@ -41,17 +41,16 @@ def export_folder(
     if not MODEL_ID.fullmatch(model_id):
         todo = "give five digits and a name, 13 to 30 characters: 00101_MCGAN_MASSES"
         raise UserError(f"'{model_id}' is not an id of medigan", where="model_id", todo=todo)
-    if any(files.make_folder(output).iterdir()):
-        raise UserError("the folder is not empty", where=output, todo="name a new one")
-    package = files.make_folder(output / "models" / model_id / PACKAGE)
     flat = {name: np.asarray(value, np.float32) for name, value in flatten(params).items()}
     settings = {**asdict(config), "classes": list(classes)}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **flat, **{medigan_package.CONFIG: np.array(json.dumps(settings))})
-    files.write_bytes(package / f"{PACKAGE}.npz", buffer.getvalue())
-    files.write_text(package / "__init__.py", files.read_text(medigan_package.__file__))
-    files.make_folder(output / "config")
-    files.write_json(output / "config" / "global.json", {model_id: entry(config, classes, model_id, promise)})
+    with files.whole_folder(output, last="config") as place:
+        package = files.make_folder(place / "models" / model_id / PACKAGE)
+        files.write_bytes(package / f"{PACKAGE}.npz", buffer.getvalue())
+        files.write_text(package / "__init__.py", files.read_text(medigan_package.__file__))
+        files.make_folder(place / "config")
+        files.write_json(place / "config" / "global.json", {model_id: entry(config, classes, model_id, promise)})
 
 
 def entry(config: GanConfig, classes: Sequence[str], model_id: str, promise: str) -> dict[str, Any]:

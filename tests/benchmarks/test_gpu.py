@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import gpu, real_images
+from benchmarks import detector, gpu, real_images
 from tests.refusals import refused
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
@@ -40,7 +41,7 @@ def test_every_part_works_on_a_cpu(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(gpu, "run", in_this_process)
     output = tmp_path / "gpu.json"
-    tried = [part.name for part in gpu.PARTS if part.name != "retinanet"]  # of test_detector.py
+    tried = [part.name for part in gpu.PARTS if part.name != "retinanet"]  # another detector of a script that is run
     gpu.main(["--dry-run", f"--parts={','.join(tried)}", f"--output={output}"])
     parts = json.loads(output.read_text())["parts"]
     results = {name: part["result"] for name, part in parts.items()}
@@ -55,6 +56,17 @@ def test_every_part_works_on_a_cpu(tmp_path, monkeypatch, capsys):
     assert results["training"]["first_loss"] > 0 and "sampling" not in results["training"]
     assert results["sampling"]["sampling"]["seconds"]["min"] > 0 and "train" not in results["sampling"]
     assert results["real_images"]["evaluation"]["counts"]["images"] > 0
+
+
+def test_a_retinanet_is_measured_as_the_other_detector():
+    of = {part.name: part for part in gpu.PARTS}
+    for way in ("full", "tiny"):
+        options = [vars(detector.parse(list(getattr(of[name], way)))) for name in ("detector", "retinanet")]
+        differ = {key for key in options[0] if options[0][key] != options[1][key]}
+        assert (
+            differ - {"loop_steps"} == {"detector"}
+            and detector.configure(SimpleNamespace(**options[1])).name == "retinanet"
+        )
 
 
 def test_real_images_are_found_in_a_folder(tmp_path):

@@ -473,8 +473,8 @@ def test_the_flags_of_weights_arrive(quick_start, model):
 def test_a_detector_is_exported_as_it_is(quick_start, model):
     given = (f"--model={model('retinanet')}", "--output=theirs")
     assert_one_line(quick_start("export_weights", *given), "no model")  # it is read
-    assert_one_line(quick_start("export_weights", *given, "--dtype=float16"), "(--dtype)")
-    assert_one_line(quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES"), "(--model_id)")
+    assert_one_line(quick_start("export_weights", *given, "--dtype=float16"), "(--dtype)", "detector")
+    assert_one_line(quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES"), "(--model_id)", "detector")
 
 
 def test_a_generator_is_exported_with_an_id(quick_start, model):

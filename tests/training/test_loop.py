@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from elk_jax.training.checkpoint import load_state
-from elk_jax.training.loop import Evaluation
+from elk_jax.training.loop import RECOMPILED, Evaluation
 from elk_jax.training.model import Model
 from elk_jax.training.schedules import Constant
 from elk_jax.training.state import evaluation_params
@@ -220,7 +220,7 @@ def test_more_batch_shapes_than_announced_are_reported(tmp_path, capsys):
             return super().__next__()
 
     assert toy.train(tmp_path / "a", batches=Growing(), steps=4).compilations == 2
-    assert "warning: 2 compilations of the step for 1 batch shape(s)" in capsys.readouterr().err
+    assert f"warning: 2 {RECOMPILED} 1 batch shape(s)" in capsys.readouterr().err
     assert toy.train(tmp_path / "b", batches=Growing(), steps=4, buckets=2).compilations == 2
     assert "warning" not in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 """A trained detector as programs that JAX runs without elk_jax, one for each canvas of its input (StableHLO).
 
-  OUTPUT/detector.json                  what goes in and comes out, classes, input, operating points
   OUTPUT/detector_HEIGHTxWIDTH.bin      jax.export.deserialize(...).call(image, image_size), weights included
+  OUTPUT/detector.json                  what goes in and comes out, classes, input, thresholds; it is written last
 
 Shape legend: B images, any number of them; I images of a breast (2 for pairs); K detections; H W of the canvas.
 """
@@ -23,10 +23,11 @@ from elk_jax.data.batches.buckets import Canvas
 from elk_jax.errors import UserError
 from elk_jax.output import Console
 from elk_jax.tasks.detection.model import Trained, load_one
+from elk_jax.tasks.run import new_console
 from elk_jax.weights import model_folder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""Which a program runs on, without being made anew."""
+"""A program runs on each of these."""
 SETTINGS = "detector.json"
 INPUTS = ("image", "image_size")
 OUTPUTS = ("boxes", "scores", "labels", "valid")
@@ -35,14 +36,45 @@ OUTPUTS = ("boxes", "scores", "labels", "valid")
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """A detector has none of its own."""
+    """No settings: a detector is exported as it is."""
+
+
+def export_folder(
+    model: Path, output: Path, settings: ExportSettings = ExportSettings(), console: Console | None = None
+) -> None:
+    """Write the programs of a detector's model folder into a new or empty folder.
+
+    UserError for an ensemble, for a folder of another kind, for parameters that do not fit its settings, for a detector
+    without canvases of its own, and for an output that has something in it. After an error nothing is written.
+    """
+    console = console or new_console()
+    trained = load_one(model)
+    description = trained.description
+    model_folder.check_fits(trained.params, model_folder.shapes_of(trained.detector.init), model)
+    if not description.input.buckets:
+        what = "the detector has no canvas of its own: it takes one from its images"
+        raise UserError(what, where=f"{model / model_folder.CONFIG}: input.buckets", todo="train with loader.buckets")
+    with files.whole_folder(output, last=SETTINGS) as place:
+        shapes = {}
+        for canvas in description.input.buckets:
+            name = "detector_{}x{}.bin".format(*canvas)
+            made = program(trained, canvas)
+            files.write_bytes(place / name, bytes(made.serialize()))
+            shapes[name] = {key: _shape(given) for key, given in zip(INPUTS, made.in_avals)}
+        files.write_json(place / SETTINGS, about(trained, shapes, model_folder.promise(model)))
+    for name in (*shapes, SETTINGS):
+        console.print(f"wrote {output / name}")
+    if views := description.input.flips:
+        what = f"the image and its mirrored views ({', '.join(views)})"
+        console.print(f"note: thresholds are of the fused boxes of {what}; a program sees one image: choose them anew")
 
 
 def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
     """(image [B, H, W, I] float32 in [0, 1], image_size [B, 2] float32) -> OUTPUTS.
 
-    image: 0 right of and below what is of the image, of image_size (height, width). boxes [B, K, 4] float32 xyxy in px
-    of it, scores [B, K] float32, best first, labels [B, K] int32 of the classes, valid [B, K] bool.
+    image_size: (height, width) in px of each image within the canvas, which is 0 right of and below it. boxes
+    [B, K, 4] float32 xyxy in px of the canvas, scores [B, K] float32, best first, labels [B, K] int32, the number of a
+    class, valid [B, K] bool: the others are fillers.
     """
     detector, params, _ = trained
 
@@ -57,43 +89,24 @@ def program(trained: Trained, canvas: Canvas, platforms: Sequence[str] = PLATFOR
     return export.export(jax.jit(detect), platforms=platforms)(*given)
 
 
-def export_folder(
-    model: Path, output: Path, settings: ExportSettings = ExportSettings(), console: Console | None = None
-) -> Path:
-    """Write the programs of a detector's model folder into a new or empty folder.
-
-    UserError for an ensemble, for a folder of another kind, and for an output that has something in it.
-    """
-    console = console or Console()
-    trained = load_one(model)
-    model_folder.check_fits(trained.params, model_folder.shapes_of(trained.detector.init), model)
-    if output.exists() and any(output.iterdir()):
-        raise UserError("the folder is not empty", where=output, todo="name a new one")
-    description, programs = trained.description, {}
-    made = {"detector_{}x{}.bin".format(*canvas): program(trained, canvas) for canvas in description.input.buckets}
-    files.make_folder(output)
-    for name, one in made.items():
-        files.write_bytes(output / name, bytes(one.serialize()))
-        programs[name] = {key: _shape(given) for key, given in zip(INPUTS, one.in_avals)}
-        console.print(f"wrote {output / name}")
-    about = {
-        "programs": programs,
+def about(trained: Trained, shapes: dict[str, Any], privacy: str) -> dict[str, Any]:
+    """The content of SETTINGS. shapes: of the inputs of each program. privacy: what the training promises, in words."""
+    _, _, description = trained
+    return {
+        "programs": shapes,
         "outputs": OUTPUTS,
         "platforms": PLATFORMS,
-        "detector": trained.detector.name,
+        "jax": jax.__version__,
+        "detector": description.architecture,
         "classes": description.classes,
         "input": asdict(description.input),
-        "operating_points": [asdict(point) for point in description.operating_points],
-        "promise": model_folder.promise(model),
-        "jax": jax.__version__,
+        "thresholds": {
+            "of_the_fused_boxes_of": ["image", *description.input.flips],
+            "points": [asdict(point) for point in description.operating_points],
+            "chosen_on": asdict(description.chosen_on),
+        },
+        "privacy": privacy,
     }
-    files.write_json(output / SETTINGS, about)
-    console.print(f"wrote {output / SETTINGS}: inputs, outputs, classes, operating points")
-    if views := description.input.flips:
-        console.print(
-            f"note: launch/predict.py looks at mirrored views too ({', '.join(views)}), and fuses their boxes"
-        )
-    return output
 
 
 def _shape(given: Any) -> list[int | str]:

@@ -12,7 +12,7 @@ from elk_jax.weights import medigan, model_folder
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """model_id: of the generator in medigan, which UserError misses."""
+    """model_id: the generator's id in medigan. UserError where it is empty."""
 
     model_id: str = ""
 
@@ -23,7 +23,10 @@ class ExportSettings:
 
 
 def export_folder(model: Path, output: Path, settings: ExportSettings) -> None:
-    """Write a generator's package for medigan into a new or empty folder. UserError for a generator of another kind."""
+    """Write a generator's package for medigan into a new or empty folder.
+
+    UserError for a generator of another kind, and as `medigan.export_folder`.
+    """
     params, description = load(model)
     if not isinstance(description, Description):
         todo = "name the model folder of a generator that was trained against a discriminator"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,12 +15,14 @@ from configs.recipes.detector import detector as recipe_of
 from elk_jax import fields
 from elk_jax.data.augment import Resize
 from elk_jax.data.batches.detection import LoaderConfig
-from elk_jax.detection import detectors
+from elk_jax.detection import detectors, fused
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
 from elk_jax.output import Console
 from elk_jax.tasks.detection import export, model
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.weights import model_folder
+from tests.detection.test_fused import config as fused_config
+from tests.detection.test_fused import members
 from tests.refusals import refused
 
 CANVAS, OTHER = (96, 64), (64, 96)
@@ -27,10 +30,9 @@ LOADER = LoaderConfig(resize=Resize(jitter=(1.0, 1.0)), buckets=(CANVAS, OTHER))
 CHOICE = Choice((OperatingPoint(1.0, 0.4, sensitivity=0.5),), ChosenOn("validation", 9, 20, 30, 40))
 ALONE = """
 import json, sys, jax, numpy as np
+with open(sys.argv[1], "rb") as file, np.load(sys.argv[2]) as given:
+    found = jax.export.deserialize(file.read()).call(given["image"], given["image_size"])
 assert not any(name.startswith("elk_jax") for name in sys.modules)
-program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
-with np.load(sys.argv[2]) as given:
-    found = program.call(given["image"], given["image_size"])
 print(json.dumps([np.asarray(one).tolist() for one in found]))
 """
 
@@ -71,14 +73,17 @@ def test_a_program_answers_as_the_detector(kind, batch, tmp_path):
 
 def test_a_folder_runs_without_elk_jax(batch, tmp_path):
     detector, params = save(tmp_path / "model", "retinanet")
-    folder = export.export_folder(tmp_path / "model", tmp_path / "exported", console=Console(quiet=True))
+    folder, console = tmp_path / "exported", Console(record=True, quiet=True)
+    export.export_folder(tmp_path / "model", folder, console=console)
     about = json.loads((folder / export.SETTINGS).read_text())
     assert about["programs"] == {
         f"detector_{height}x{width}.bin": {"image": ["b", height, width, 1], "image_size": ["b", 2]}
         for height, width in (CANVAS, OTHER)
     }
     assert about["classes"] == ["lesion"] and about["input"]["crop_to_breast"] is True
-    assert about["operating_points"][0]["threshold"] == 0.4 and about["outputs"] == list(export.OUTPUTS)
+    assert about["thresholds"]["points"][0]["threshold"] == 0.4 and about["outputs"] == list(export.OUTPUTS)
+    assert about["thresholds"]["of_the_fused_boxes_of"] == ["image", "horizontal"]
+    assert about["thresholds"]["chosen_on"]["patients"] == 9
     np.savez(tmp_path / "batch.npz", image=batch["image"][:1], image_size=batch["image_size"][:1])
     program = folder / "detector_{}x{}.bin".format(*CANVAS)
     command = [sys.executable, "-c", ALONE, str(program), str(tmp_path / "batch.npz")]
@@ -90,26 +95,54 @@ def test_a_folder_runs_without_elk_jax(batch, tmp_path):
         np.testing.assert_allclose(own, wanted[name], rtol=1e-5, atol=1e-4, err_msg=name)
 
 
-def test_nothing_is_written_over_or_half(tmp_path, monkeypatch):
+def test_a_detector_of_pairs_takes_both_images():
+    config = fused_config(second="partner")
+    trained = model.Trained(detectors.build(config), fused.from_members(config, *members()), None)
+    exported = export.program(trained, CANVAS, ("cpu",))
+    assert exported.in_avals[0].shape[1:] == (*CANVAS, 2)
+
+
+# ---- Refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The folder of a model that says little and is exported at once."""
     save(tmp_path / "model", "retinanet", LoaderConfig(resize=LOADER.resize, buckets=(CANVAS,)))
+    return tmp_path / "model"
+
+
+def test_what_is_there_is_not_written_over(small, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with refused("not empty", where=tmp_path / "full"):
-        export.export_folder(tmp_path / "model", tmp_path / "full")
+        export.export_folder(small, tmp_path / "full")
+    with refused("a file, not a folder", where=tmp_path / "full" / "mine"):
+        export.export_folder(small, tmp_path / "full" / "mine")
 
+
+def test_after_an_error_nothing_is_written(small, tmp_path, monkeypatch):
     def fails(*_):
-        raise RuntimeError
+        raise OSError(28, "no space")
 
-    monkeypatch.setattr(export, "program", fails)
-    with pytest.raises(RuntimeError):
+    monkeypatch.setattr(export, "program", lambda *_: SimpleNamespace(serialize=lambda: b"whole", in_avals=()))
+    monkeypatch.setattr(export.files, "write_json", fails)
+    with refused("disk is full", where=tmp_path / "new"):
+        export.export_folder(small, tmp_path / "new", console=Console(quiet=True))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_detector_without_a_canvas_is_refused(tmp_path):
+    save(tmp_path / "model", "retinanet", LoaderConfig(resize=Resize(short_sides=(64,), jitter=()), buckets=()))
+    with refused("canvas", where="model.json: input.buckets"):
         export.export_folder(tmp_path / "model", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_weights_that_are_not_those_of_the_settings_are_refused(tmp_path):
-    detector, params = save(tmp_path / "model", "retinanet")
+    detector = detector_of("retinanet")
     description = model.describe(detector, ("lesion",), LOADER, True, (), CHOICE)
-    model_folder.save_params(tmp_path / "other", {"backbone": params["backbone"]}, description)
+    model_folder.save_params(tmp_path / "other", {"backbone": np.ones(2, np.float32)}, description)
     with refused(where=tmp_path / "other"):
         export.export_folder(tmp_path / "other", tmp_path / "new")
     assert not (tmp_path / "new").exists()

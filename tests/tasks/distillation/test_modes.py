@@ -19,14 +19,13 @@ from elk_jax.experiments.parse import parse
 from elk_jax.tasks.detection import train as detection
 from elk_jax.tasks.detection.model import describe, load
 from elk_jax.tasks.distillation.model import MODES
+from elk_jax.training.loop import RECOMPILED
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import save_params
 from tests import processes
 from tests.tasks.distillation.conftest import small_config
 from tests.tasks.distillation.test_train import leaves
 
-RECOMPILED = "compilations of the step"
-"""The training loop's warning (tests/training/test_loop.py) that a shape was compiled for more than once."""
 DEVICES = ("-m", "tests.tasks.distillation.mode_devices")
 
 
