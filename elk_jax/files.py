@@ -67,10 +67,10 @@ def check_writable(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike, last: str) -> Iterator[Path]:
-    """A place to write the content of a new or empty folder, which comes to it when the block ends: `last` as the last.
+    """A place to write the content of a new or empty folder; what is there when the block ends moves into the folder.
 
-    So a folder with the file `last` is complete, and after an error nothing remains of it. UserError for a folder that
-    has something in it, but for what a killed program left of this.
+    last: the name of what moves last, so that a folder that has it is complete. After an error nothing remains.
+    UserError for a folder with something in it, except for a place that a killed program left.
     """
     folder = Path(path)
     made = not folder.exists()
@@ -84,9 +84,8 @@ def whole_folder(path: str | os.PathLike, last: str) -> Iterator[Path]:
             written.rename(folder / written.name)
         place.rmdir()
     except BaseException as error:
-        shutil.rmtree(place, ignore_errors=True)
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)
+        for written in (folder,) if made else tuple(folder.iterdir()):  # it was empty
+            shutil.rmtree(written, ignore_errors=True) if written.is_dir() else written.unlink()
         if isinstance(error, OSError):
             raise from_os_error(error, folder) from error
         raise

@@ -1,4 +1,4 @@
-"""Write a trained or imported model for other programs: a detector as a program of its own, Stable Diffusion for
+"""Write a trained or imported model for other programs: a detector for JAX (StableHLO), Stable Diffusion for
 diffusers, a generator for medigan.
 
   python launch/export_weights.py --model=runs/cem_mixed/mixed/model --output=exported

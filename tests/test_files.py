@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -221,3 +222,52 @@ def test_a_name_of_other_bytes_is_written_as_text(tmp_path):
     assert (tmp_path / name).read_text(encoding="utf-8") == "file,br\\udce4st.png"
     files.write_json(tmp_path / "a.json", {"file": name})
     assert files.read_json(tmp_path / "a.json") == {"file": name} and files.fingerprint(tmp_path)
+
+
+# ---- A folder, whole or not at all -----------------------------------------------------------------------------------
+
+
+def write_two(folder):
+    with files.whole_folder(folder, last="index") as place:
+        (place / "index").write_text("all")
+        (place / "part").mkdir()
+        (place / "part" / "weights").write_text("1")
+        assert [path.name for path in folder.iterdir()] == [place.name]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_is_written_whole(tmp_path, there):
+    folder = tmp_path / "out"
+    if there:  # as a killed program leaves it
+        (folder / files.PARTIAL / "half").mkdir(parents=True)
+    write_two(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["index", "part"]
+    with refused("not empty", where=folder):
+        write_two(folder)
+    assert (folder / "part" / "weights").read_text() == "1"
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("failing", ["index", "weights"])
+def test_of_a_folder_that_cannot_be_written_nothing_remains(tmp_path, monkeypatch, there, failing):
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+    rename, write = Path.rename, Path.write_text
+
+    def moved(path, target):
+        if path.name == failing:  # the last: the other has moved
+            assert (folder / "part").is_dir()
+            raise OSError(errno.ENOSPC, "full")
+        return rename(path, target)
+
+    def written(path, text):
+        if path.name == failing != "index":
+            raise OSError(errno.ENOSPC, "full")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "rename", moved)
+    monkeypatch.setattr(Path, "write_text", written)
+    with refused("disk is full", where=folder):
+        write_two(folder)
+    assert list(folder.iterdir()) == [] if there else not folder.exists()

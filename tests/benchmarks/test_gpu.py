@@ -63,10 +63,8 @@ def test_a_retinanet_is_measured_as_the_other_detector():
     for way in ("full", "tiny"):
         options = [vars(detector.parse(list(getattr(of[name], way)))) for name in ("detector", "retinanet")]
         differ = {key for key in options[0] if options[0][key] != options[1][key]}
-        assert (
-            differ - {"loop_steps"} == {"detector"}
-            and detector.configure(SimpleNamespace(**options[1])).name == "retinanet"
-        )
+        assert differ - {"loop_steps"} == {"detector"}
+        assert detector.configure(SimpleNamespace(**options[1])).name == "retinanet"
 
 
 def test_real_images_are_found_in_a_folder(tmp_path):

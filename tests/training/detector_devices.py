@@ -107,7 +107,7 @@ def run(mesh, dtype: str, rows: slice = slice(None)) -> dict:
 
 
 def one_stage(name: str) -> Detector:
-    """Another detector on the same network, whose loss has a normaliser of its own."""
+    """Another detector on the same network, with its own normaliser of the loss."""
     shared = {"num_classes": 2, "backbone": detector("float64").config.backbone, "head_convs": 1}
     sizes = tuple((2.0 * stride,) for stride in (8, 16, 32, 64, 128))
     if name == "retinanet":

@@ -45,14 +45,14 @@ def export_folder(
     """Write the programs of a detector's model folder into a new or empty folder.
 
     UserError for an ensemble, for a folder of another kind, for parameters that do not fit its settings, for a detector
-    without canvases of its own, and for an output that has something in it. After an error nothing is written.
+    that names no canvas, and for an output that has something in it. After an error nothing is written.
     """
     console = console or new_console()
     trained = load_one(model)
     description = trained.description
     model_folder.check_fits(trained.params, model_folder.shapes_of(trained.detector.init), model)
     if not description.input.buckets:
-        what = "the detector has no canvas of its own: it takes one from its images"
+        what = "the detector names no canvas: it takes one from its images"
         raise UserError(what, where=f"{model / model_folder.CONFIG}: input.buckets", todo="train with loader.buckets")
     with files.whole_folder(output, last=SETTINGS) as place:
         shapes = {}

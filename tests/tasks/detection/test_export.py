@@ -73,8 +73,8 @@ def test_a_program_answers_as_the_detector(kind, batch, tmp_path):
 
 def test_a_folder_runs_without_elk_jax(batch, tmp_path):
     detector, params = save(tmp_path / "model", "retinanet")
-    folder, console = tmp_path / "exported", Console(record=True, quiet=True)
-    export.export_folder(tmp_path / "model", folder, console=console)
+    folder = tmp_path / "exported"
+    export.export_folder(tmp_path / "model", folder, console=Console(quiet=True))
     about = json.loads((folder / export.SETTINGS).read_text())
     assert about["programs"] == {
         f"detector_{height}x{width}.bin": {"image": ["b", height, width, 1], "image_size": ["b", 2]}
