@@ -50,6 +50,7 @@ MADE_OF = (
     Row("concat", CONCAT, note="both maps to wider heads, which start afresh"),
     Row("without B", {"stages.unified.other": "sm"}, note="A twice: the further steps alone"),
     Row("without A", {"stages.unified.own": "borrowed"}, note="B twice"),
+    Row("others' partners", {"data.pairs.shuffled_partners": True}, note="pairs of two patients, for B and the bound"),
 )
 
 ABSENT = (Row("classwise", not_run="needs no pairs: configs/comoto.py, mode classwise"),)

@@ -301,6 +301,7 @@ def model(tmp_path_factory):
 SOURCE = {
     "--split_shares=0.7,0.15,0.15": ("split_shares", [0.7, 0.15, 0.15]),
     "--partner=other": ("partner", "other"),
+    "--shuffled_partners": ("shuffled_partners", True),
     "--slices=near:2": ("slices", "near:2"),
     "--bit_depth=12": ("bit_depth", 12),
     r"--patient_pattern=P_(\d+)": ("patient_pattern", r"P_(\d+)"),

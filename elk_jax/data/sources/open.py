@@ -16,6 +16,7 @@ from elk_jax.data.sources import checks, class_folders, coco, patients, phantom,
 from elk_jax.data.sources.bcs_dbt import open_bcs_dbt
 from elk_jax.data.sources.cleaning import clean_info, ignore_large
 from elk_jax.data.sources.phantom_patches import open_phantom_patches
+from elk_jax.data.sources.shuffled_partners import shuffle_partners
 from elk_jax.data.sources.source import (
     CACHE_BYTES,
     ImageSource,
@@ -128,9 +129,9 @@ def list_source(
 
     In this order: patients are read from file names (`patient_pattern`), made images without a split become training
     images (`made_from`), splits are drawn (`split_shares`), the split and the conditions are applied, boxes are set
-    aside (`ignore_over`) and cleaned, and `patients` or a `train_share` are drawn by `seed`, for the split "train"
-    alone. They are drawn before unreadable images are known: with on_error="skip", a patient without any readable image
-    still counts.
+    aside (`ignore_over`) and cleaned, `patients` or a `train_share` are drawn by `seed`, for the split "train" alone,
+    and partners are exchanged among the images that remain (`shuffled_partners`). Patients are drawn before unreadable
+    images are known: with on_error="skip", a patient without any readable image still counts.
 
     name: of the source in the configuration; it becomes the source's own. Default: the place of the data.
     cache_bytes: memory for decoded images that are read again (`cached`); 0: none.
@@ -171,6 +172,8 @@ def list_source(
         source = fewshot(source, spec.patients, seed)
     if spec.train_share < 1 and split == "train":
         source = share_of(source, spec.train_share, spec.train_share_of, seed)
+    if spec.shuffled_partners:
+        source = shuffle_partners(source, seed)
     if cache_bytes and not kind.in_memory:
         source = cached(source, cache_bytes)
     return replace(source, name=name) if name else source

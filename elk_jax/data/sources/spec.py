@@ -67,6 +67,10 @@ class SourceSpec:
         "A second image of every breast, pixel by pixel in the frame of the first: the field of COCO images that names "
         "its file, or the modality of a phantom; empty: none.",
     )
+    shuffled_partners: bool = _field(
+        False,
+        "A control: beside each image stands the partner of another patient, drawn by the seed, resized to its size.",
+    )
 
     slices: str = _field(
         CENTRAL,
@@ -92,6 +96,9 @@ class SourceSpec:
         if self.patients and self.train_share < 1:
             what = f"patients is {self.patients} and train_share {self.train_share:g}"
             raise UserError(what, where="train_share", todo="set one of the two: patients=0 or train_share=1")
+        if self.shuffled_partners and not self.partner:
+            todo = "set partner too: the field that names the file of the second image, or a modality"
+            raise UserError("images without partners cannot exchange them", where="shuffled_partners", todo=todo)
         _check_pattern(self.patient_pattern)
         parse_where(self.where, "where")
         self.conditions("train")

@@ -245,3 +245,61 @@ def test_a_partner_of_another_patient_or_split_is_named(folder):
     spec = folder(lambda content: content["images"][1].update(patient_id="P1", split="test"))
     with refused("train", "test", where="image 1 (1.png)"):
         open_source(spec, "train")
+
+
+def _of_patients(folder, patients):
+    """The COCO pairs of `folder` with one image more for each name in `patients`, of other sizes and grey values."""
+
+    def change(content):
+        content["images"], content["annotations"] = [], []
+        for number, patient in enumerate(patients):
+            height, width = 40 + 2 * number, 24 + number
+            for name, grey in ((f"n{number}.png", 10 * number), (f"n{number}_other.png", 100 + 10 * number)):
+                (folder.folder / "images" / name).write_bytes(encode_png(np.full((height, width), grey, np.uint8)))
+            entry = {"id": number + 1, "file_name": f"n{number}.png", "partner": f"n{number}_other.png"}
+            content["images"].append(
+                {**entry, "patient_id": patient, "width": width, "height": height, "split": "train"}
+            )
+
+    return replace(folder(change), shuffled_partners=True)
+
+
+@pytest.mark.parametrize("patients", ["ABCD", "AABBBC", "AAABCD", "AB"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shuffled_partners_are_those_of_other_patients(folder, patients, seed):
+    pairs = list_source(_of_patients(folder, patients), "train", seed=seed)
+    shown = [round(float(pairs[i].image[..., 1].mean()) * 255 - 100) // 10 for i in range(len(pairs))]
+    assert sorted(shown) == list(range(len(patients)))
+    assert all(patients[i] != patients[other] for i, other in enumerate(shown))
+    for position, info in enumerate(pairs.infos):
+        assert pairs[position].image.shape == (info.height, info.width, 2)
+        assert np.allclose(pairs[position].image[..., 0] * 255, 10 * position)
+    again = list_source(_of_patients(folder, patients), "train", seed=seed)
+    assert np.array_equal(again[0].image, pairs[0].image)
+
+
+def test_shuffled_partners_follow_the_seed_and_the_chosen_patients(folder):
+    spec = _of_patients(folder, "ABCDEFGH")
+    shown = lambda source: [float(source[i].image[0, 0, 1]) for i in range(len(source))]
+    assert len({tuple(shown(list_source(spec, "train", seed=seed))) for seed in range(4)}) > 1
+    few = list_source(replace(spec, patients=3), "train", seed=1)
+    own = one_of(list_source(replace(spec, patients=3, shuffled_partners=False), "train", seed=1), 1)
+    assert sorted(shown(few)) == sorted(float(own[i].image[0, 0, 0]) for i in range(3))
+
+
+def test_partners_that_cannot_be_exchanged_are_named(folder):
+    with refused("'A'", "3 of 5", "more patients", where="shuffled_partners"):
+        list_source(_of_patients(folder, "AAABC"), "train")
+    with refused("partner", where="shuffled_partners"):
+        SourceSpec("phantom:size=64,count=12", shuffled_partners=True)
+
+
+def test_shuffled_phantoms_show_another_breast():
+    spec = SourceSpec("phantom:size=64,count=40", partner="low_energy")
+
+    def likeness(pairs):
+        images = [pairs[position].image for position in range(len(pairs))]
+        return [np.corrcoef(image[..., 0].ravel(), image[..., 1].ravel())[0, 1] for image in images]
+
+    own, others = (likeness(open_source(one, "val")) for one in (spec, replace(spec, shuffled_partners=True)))
+    assert np.median(own) > max(others)
