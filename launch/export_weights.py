@@ -46,6 +46,9 @@ def main() -> None:
             return
     if MODEL_ID.present:
         raise UserError("only a generator has an id in medigan", where="--model_id", todo="leave it out")
+    if architecture not in (stable_diffusion.ARCHITECTURE, *TASKS["inpainting"].architectures):
+        todo = "give a detector, a generator of patches, Stable Diffusion, or an inpainter that started from it"
+        raise UserError(f"a model of type {architecture} has no export", where=model, todo=todo)
     stable_diffusion.export_folder(model, output, DTYPE.value)
 
 

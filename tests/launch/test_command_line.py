@@ -478,6 +478,11 @@ def test_a_detector_is_exported_as_it_is(quick_start, model):
     assert_one_line(quick_start("export_weights", *given, "--model_id=00101_MCGAN_MASSES"), "(--model_id)", "detector")
 
 
+def test_what_has_no_export_is_named(quick_start, model):
+    done = quick_start("export_weights", f"--model={model('translator')}", "--output=theirs")
+    assert_one_line(done, "translator", "detector", "Stable Diffusion")
+
+
 def test_a_generator_is_exported_with_an_id(quick_start, model):
     given = (f"--model={model('gan')}", "--output=theirs")
     assert_one_line(quick_start("export_weights", *given), "--model_id")
