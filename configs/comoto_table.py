@@ -21,7 +21,13 @@ START = ""
 """What a student without a teacher starts from: a model folder, or random weights."""
 FEW, ALL = 0.1, 1.0
 """Shares of the training slices: published is 0.1 of the images; here of the patients."""
-UNTAUGHT = {"distill.mode": "none", "stages.student.init_from": START}
+UNTAUGHT = {
+    "distill.mode": "none",
+    "stages.student.init_from": START,
+    "stages.student.teacher": "",
+    "stages.student.beside": (),
+}
+"""A student that has seen neither teacher nor mammograms, and is said to come from neither."""
 PLAIN = "pretraining without ImPA"
 AGAINST = {"pretraining": "", PLAIN: "pretraining", "image": PLAIN, "lesion without ImPA": PLAIN}
 """What settings are compared with, so that both have the same teacher; others with pretraining. "": the first row."""

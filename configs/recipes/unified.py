@@ -43,6 +43,8 @@ def fused(size: str, extras: frozenset[str] = frozenset(), **model: Any) -> dict
     merge(recipe, {"schedule": {"base": recipe["schedule"]["base"] / 6}})
     if "tuned" in extras:  # the trunks follow, slowly
         return merge(recipe, {"optimizer": {"frozen": (), "multipliers": ((TRUNKS, 0.1),)}})
+    if "drop_path" in recipe["model"]["backbone"]:  # what follows the trunks sees their maps as in testing
+        merge(recipe, {"model": {"backbone": {"drop_path": 0.0}}})
     return merge(halved(recipe), {"optimizer": {"frozen": (TRUNKS,), "multipliers": ()}})
 
 

@@ -18,29 +18,34 @@ from elk_jax.weights import timm
 from elk_jax.weights.convert import Format, Layout, Rule, Understood, as_is, layer, norm, oihw_to_hwio, sizes
 from elk_jax.weights.reading import Tensors
 
-NAMES = r"(tf_)?efficientdet_(d\d|d7x|lite\d|lite3x)(_ap)?"
+NAMES = (
+    "efficientdet_(d[0-5]|lite0)",
+    "tf_efficientdet_(d[0-7]|d7x|lite[0-4]|lite3x)",
+    "tf_efficientdet_(d[0-5])_ap",
+)
+SYMMETRIC = ("d0", "d1", "d2", "d3")
+"""Of the names without `tf_`, those whose pyramid and heads pad as PyTorch does; of all of these the backbone does."""
 IGNORED = (r".*\.num_batches_tracked",)
 FIRST = 3
 
 
 def understand(tensors: Tensors, name: str, changes: Mapping[str, Any]) -> Understood:
     """The detector `name` of effdet in a file, with `changes`. UserError for others. Classes are the file's."""
-    match = re.fullmatch(NAMES, name)
-    if match is None or match[2] not in VARIANTS:
+    match = next(filter(None, (re.fullmatch(pattern, name) for pattern in NAMES)), None)
+    if match is None:
         todo = "name it as in tf_efficientdet_d0"
         raise UserError(f"effdet has no EfficientDet '{name}' of the kinds read here", where="--model", todo=todo)
-    model = configure(match[1] or "", match[2], bool(match[3]), tensors)
+    model = configure(match[1], name.startswith("tf_"), name.endswith("_ap"), tensors)
     ours = fields.as_dict(changes.get("backbone", {}), "model.backbone")
     settings = {**vars(model), **changes, "backbone": {**vars(model.backbone), **ours}}
     model = fields.build(EfficientDetConfig, settings, "model")
     return Understood(tensors, model, format_of(model))
 
 
-def configure(prefix: str, variant: str, adversarial: bool, tensors: Tensors) -> EfficientDetConfig:
-    """The conventions of a name: `tf_` is of TensorFlow, `_ap` of its adversarial training."""
+def configure(variant: str, ported: bool, adversarial: bool, tensors: Tensors) -> EfficientDetConfig:
+    """The conventions of a name: `tf_`, ported, is of TensorFlow, `_ap` of its adversarial training."""
     published = efficientdet_config.named(variant)
     lite = variant.startswith("lite")
-    ported = bool(prefix)
     half = ported and (lite or adversarial)
     network: dict[str, Any] = {"padding": "same", "norm_eps": 1e-3, "norm": "affine_bn"}
     if not ported:
@@ -60,7 +65,7 @@ def configure(prefix: str, variant: str, adversarial: bool, tensors: Tensors) ->
         "anchor_sizes": efficientdet_config.octaves(scale, published.levels),
         "fusion": fusion,
         "norm": "affine_bn",
-        "padding": "same" if ported or lite else "symmetric",
+        "padding": "symmetric" if not ported and variant in SYMMETRIC else "same",
         "biases": "class_net.conv_rep.0.conv_pw.bias" in tensors,
         "num_classes": sizes(tensors, "class_net.predict.conv_pw.weight", 4)[0] // anchors,
     }

@@ -138,7 +138,7 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
     for k in chosen:
         info, _ = with_lesions(volume.infos[k], entry.boxes, entry.at, spec.slices)
         infos.append(replace(info, patient_id=entry.patient_id, split=entry.split, meta=info.meta | fields))
-    return Volume(tuple(infos), partial(read_at, volume.read, tuple(chosen)))
+    return Volume(tuple(infos), partial(read_at, volume.read, tuple(chosen)), volume.instance)
 
 
 def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, str, Mapping[str, str]]]:
@@ -153,7 +153,11 @@ def _rows(folder: Path, columns: tuple[str, ...]) -> Iterator[tuple[Key, str, st
         words = re.findall("[a-z]+", path.stem.lower())
         split = next((_SPLITS[word] for word in words if word in _SPLITS), "")
         for where, row in files.read_table(path, (*KEY, *columns)):
-            yield (row["PatientID"], row["StudyUID"], row["View"].lower()), split, where, row
+            view = row["View"].lower()
+            if not view.startswith(("l", "r")):
+                todo = "write the side first, as in lcc or rmlo: a volume is turned so that it shows that breast"
+                raise UserError(f"View is {row['View']!r}", where=where, todo=todo)
+            yield (row["PatientID"], row["StudyUID"], view), split, where, row
 
 
 def _tables(folder: Path) -> dict[Path, set[str]]:

@@ -65,6 +65,7 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
     fresh = jax.eval_shape(detector.init, jax.random.key(0))
     training.check_private(stage, recipe, trainable(detector, per_image=True))
     training.check_frozen(stage, recipe, fresh, detector.frozen)
+    _check_whole_branches(detector, recipe, fresh, f"config.{stage.recipe}.model.backbone.drop_path")
     try:
         optimizers.build(recipe.optimizer, optax.constant_schedule(1.0), fresh, detector.frozen, detector.statistics)
     except UserError as error:
@@ -73,6 +74,24 @@ def check_start(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe, na
         flat = model_folder.flatten(fresh)
         layers = {path: shape for path, shape in flat.items() if not re.search(detector.class_layers, path)}
         from_weights(run.model_folder(stage.init_from), model_folder.nest(layers), detector, stage.recipe)
+
+
+def _check_whole_branches(detector: Detector, recipe: DetectionRecipe, fresh: Params, where: str) -> None:
+    """UserError where a backbone that the optimiser leaves as it is would drop branches: what is trained behind it
+    would learn from maps that no prediction sees. (Stages that the backbone itself freezes drop none.)"""
+    rate = getattr(getattr(detector.config, "backbone", None), "drop_path", 0.0)
+    if not rate:
+        return
+    kept = lambda name, patterns: any(re.search(pattern, name) for pattern in patterns)
+    trunks: dict[str, list[str]] = {}
+    for name in model_folder.flatten(fresh):
+        before, backbone, _ = name.partition("backbone/")
+        if backbone and not kept(name, detector.frozen):
+            trunks.setdefault(before + backbone, []).append(name)
+    for trunk, names in trunks.items():
+        if all(kept(name, recipe.optimizer.frozen) for name in names):
+            what = f"{trunk}* is frozen, and drop_path={rate:g} would drop branches of it in training"
+            raise UserError(what, where=where, todo="set it to 0")
 
 
 def needs(experiment: Experiment, stage: TrainDetectorStage, recipe: DetectionRecipe) -> list[Need]:

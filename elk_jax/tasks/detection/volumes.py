@@ -379,10 +379,13 @@ def _find_volumes(entry: str, decoding: SourceSpec) -> tuple[Sequence[Volume], S
 
 
 def _each_once(volumes: Sequence[Volume]) -> list[Volume]:
-    """Each volume once, as it was given first, however the path that it is called by is spelled."""
-    found: dict[Path, Volume] = {}
+    """Each volume once, as it was given first, however the path that it is called by is spelled.
+
+    Volumes of two files that tables call by one name are two: `_of_one_view` judges them.
+    """
+    found: dict[tuple[Path, Path], Volume] = {}
     for volume in volumes:
-        found.setdefault(Path(volume.name).resolve(), volume)
+        found.setdefault((Path(volume.name).resolve(), Path(volume.infos[0].file_name).resolve()), volume)
     return list(found.values())
 
 

@@ -39,6 +39,9 @@ CONFIDENT = 0.3
 """Probability from which on a teacher's box is a target, unless the recipe gives another."""
 HARD_NEGATIVES = 100
 """Anchors of an image that stand for the background in class-wise distillation."""
+PKD_LEVELS = 4
+"""Levels of a pyramid, from the finest on, whose maps PKD compares (mmrazor's `pkd_fpn_*`); the coarsest of a P3 to P7
+have too few cells for a correlation."""
 
 
 class Side(NamedTuple):
@@ -125,7 +128,7 @@ def classwise(
 def pkd(
     teacher: Side, student: Side, _: Params, recipe: DistillationRecipe, __: MapImages
 ) -> tuple[jax.Array, Metrics]:
-    pairs = _levels(teacher, student)
+    pairs = _levels(teacher, student)[:PKD_LEVELS]
     return jnp.stack([maps.normalised_mse(*pair) for pair in pairs]).sum(), _alike(pairs)
 
 
@@ -330,11 +333,14 @@ def _breast(side: Side, level: jax.Array) -> jax.Array:
 def aligning(detector: Detector, recipe: DistillationRecipe) -> Model:
     """A teacher that learns intra-modal point alignment beside detection (Alberb et al. 2024)."""
 
+    tap = detector.tap(recipe.tap)
+
     def loss(params: Params, constants: Constants, batch: Batch, rng: jax.Array, map_images: MapImages):
         for_features, for_loss, for_points = jax.random.split(rng, 3)
-        pyramid = detector.features(params, batch, for_features)
+        mapped = tap.maps(params, batch, for_features)
+        pyramid = tap.pyramid(params, mapped)
         value, terms = detector.loss_from_features(params, pyramid, batch, for_loss, map_images)
-        side = Side(detector, params, pyramid, batch, detector.strides)
+        side = Side(detector, params, mapped, batch, tap.strides)
         beside = points_beside(side, recipe, for_points, map_images)
         pull, push = lesions.impa(lesion_points(side, recipe), beside)
         added = {"align_pull": pull, "align_push": push, "distinct_cells": _distinct(side, recipe)}

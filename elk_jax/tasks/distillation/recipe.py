@@ -117,7 +117,6 @@ OF_STUDENTS = (
     "distill_from",
     "student_rate",
     "student_length",
-    "tap",
     "temperature",
     "tolerance",
     "confidence",

@@ -59,7 +59,7 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
         what = f"stage {stage.name} has no teacher that sees partners, so that nothing is similar"
         raise UserError(what, where=f"{place}.best_metric", todo="choose a metric of detection")
     mode = MODES.get(recipe.mode) if stage.role == "student" else None
-    strides = detector.tap(recipe.tap).strides if stage.role == "student" else detector.strides
+    strides = detector.tap(recipe.tap).strides
     reads_level = recipe.mode in ("lesion", "image") if stage.role == "student" else recipe.intra_align
     if reads_level and recipe.stride not in strides:
         what = f"the detector has no level of {recipe.stride} pixels per cell"

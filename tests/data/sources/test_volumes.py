@@ -287,6 +287,7 @@ def copy_file(folder):
         (lambda folder: next(folder.glob("*boxes-train*")).write_text(""), ["without a line"]),
         (lambda folder: next(folder.glob("*boxes-train*")).write_text("\r\n"), ["without a line"]),
         (change("*labels-train*", "DBT-P2,DBT-S2", "DBT-P2,DBT-S1"), ["DBT-S1", "DBT-P1", "DBT-P2"]),
+        (change("*labels-train*", "rcc", "cc"), ["View", "'cc'", "rmlo"]),
         (copy_file, ["two files", "1-1.dcm"]),
         (lambda folder: next(folder.rglob("000000.dcm")).unlink(), ["no file", "DBT-P"]),
         (lambda folder: next(folder.glob("*labels-train*")).rename(folder / "labels.txt"), ["label"]),

@@ -309,6 +309,8 @@ def test_a_collection_without_labels_gives_the_file_that_the_challenge_takes(fol
     assert sum(len(one.found.scores) for one in found) == len(dbt_files.BOXES)
     assert "DBT-P3,DBT-S3,rmlo,30,10,8,12,6,0," in (tmp_path / "out" / "findings.csv").read_text()
     assert evaluate_volumes(found, resamples=0)["metrics"]["mean_sensitivity_positive"]["value"] == 1
+    with refused("two files", str(blind), str(folder)):  # of other folders, by the same names
+        volumes.predict_volumes(inputs=[f"bcs_dbt:{folder}", f"bcs_dbt:{blind}"], output=tmp_path / "again", **how)
     next(blind.rglob("*.dcm")).unlink()
     with refused("1 of 6 volumes have no file", where=f"bcs_dbt:{blind}"):
         volumes.predict_volumes(inputs=[f"bcs_dbt:{blind}"], output=tmp_path / "again", **how)
