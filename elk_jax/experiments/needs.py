@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from elk_jax.data.sources.open import check_partner, may_be_slices
+from elk_jax.data.sources.open import check_partner, drawn, may_be_slices
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
@@ -36,6 +36,10 @@ def _check_pairs(need: Need, spec: SourceSpec) -> None:
         todo = "name the field of the partner's file, or the modality of a phantom"
         raise UserError(what, where=where, todo=todo)
     check_partner(spec)
+    phantom = drawn(spec) if spec.shuffled_partners else None
+    if phantom is not None and len(phantom.patients(spec.place, need.data.split)) < 2:
+        what = f"the split '{need.data.split}' of {name} has one patient, whose images cannot stand beside another's"
+        raise UserError(what, where=f"config.data.{name}.shuffled_partners", todo="draw more breasts: count=40")
 
 
 def _check_volumes(experiment: Experiment, need: Need, spec: SourceSpec) -> None:

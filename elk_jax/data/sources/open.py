@@ -173,7 +173,7 @@ def list_source(
     if spec.train_share < 1 and split == "train":
         source = share_of(source, spec.train_share, spec.train_share_of, seed)
     if spec.shuffled_partners:
-        source = shuffle_partners(source, seed)
+        source = shuffle_partners(source, seed, f"config.data.{name}.shuffled_partners" if name else "")
     if cache_bytes and not kind.in_memory:
         source = cached(source, cache_bytes)
     return replace(source, name=name) if name else source

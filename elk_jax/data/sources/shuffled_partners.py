@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,38 +16,53 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, random_order
 
 
-def shuffle_partners(pairs: ImageSource, seed: int = 0) -> ImageSource:
-    """The pairs with their partners exchanged: each stands once beside an image of another patient, in its size.
+def shuffle_partners(pairs: ImageSource, seed: int = 0, where: str = "") -> ImageSource:
+    """The pairs with their partners exchanged: each stands once beside an image of another patient, in its size; of the
+    same side and view where the images name theirs and enough patients have it.
 
-    UserError where one patient has more than half of the images, so that no such exchange exists.
+    where: the setting, for the UserError where one patient has more than half of the images: no such exchange exists.
     """
     assert pairs.partner is not None
-    others = partial(read_at, pairs.partner, _of_another_patient(pairs.infos, seed, pairs.name))
+    others = partial(read_at, pairs.partner, _of_another_patient(pairs.infos, seed, where or pairs.name))
     return replace(pairs, partner=partial(_read_in_size, others, pairs.infos))
 
 
-def _of_another_patient(infos: tuple[ImageInfo, ...], seed: int, where: str) -> tuple[int, ...]:
-    """For each image the position of one of another patient; every position once.
-
-    With the images of each patient side by side, the image as many places on as the largest patient has images is of
-    another one.
-    """
-    counts = Counter(info.patient_id for info in infos)
-    patient, step = counts.most_common(1)[0]
-    if 2 * step > len(infos):
+def _of_another_patient(infos: Sequence[ImageInfo], seed: int, where: str) -> tuple[int, ...]:
+    """For each image the position of one of another patient; every position once."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for position, info in enumerate(infos):
+        alike.setdefault((str(info.meta.get("laterality")), str(info.meta.get("view"))), []).append(position)
+    patient = lambda position: infos[position].patient_id
+    can_exchange = lambda positions: 2 * _largest(map(patient, positions))[1] <= len(positions)
+    groups = [group for group in alike.values() if can_exchange(group)]
+    rest = [position for group in alike.values() if not can_exchange(group) for position in group]
+    if rest and not can_exchange(rest):
+        groups, rest = [], list(range(len(infos)))
+    if rest and not can_exchange(rest):
+        name, count = _largest(map(patient, rest))
         raise UserError(
-            f"patient {patient!r} has {step} of {len(infos)} images, which is more than half",
-            where=f"{where}, shuffled_partners",
-            todo="use images of more patients, so that every image can be shown with that of another",
+            f"patient {name!r} has {count} of {len(rest)} images, which is more than half",
+            where=where,
+            todo="use images of more patients, so that each can be shown with that of another",
         )
-    names = sorted(counts)
-    place = {names[position]: at for at, position in enumerate(random_order(len(names), seed, Purpose.PARTNERS))}
-    order = sorted(range(len(infos)), key=lambda position: place[infos[position].patient_id])
-    partner_of = {position: order[(at + step) % len(order)] for at, position in enumerate(order)}
+    names = sorted({info.patient_id for info in infos})
+    place = {names[number]: at for at, number in enumerate(random_order(len(names), seed, Purpose.PARTNERS))}
+    partner_of: dict[int, int] = {}
+    for group in filter(None, (*groups, rest)):
+        # With the images of each patient side by side, the one as many places on as the largest patient has images is
+        # of another patient.
+        order = sorted(group, key=lambda position: place[patient(position)])
+        step = _largest(map(patient, order))[1]
+        partner_of |= {position: order[(at + step) % len(order)] for at, position in enumerate(order)}
     return tuple(partner_of[position] for position in range(len(infos)))
 
 
-def _read_in_size(read: Read, infos: tuple[ImageInfo, ...], position: int) -> np.ndarray:
+def _largest(names: Iterable[str]) -> tuple[str, int]:
+    """(patient, images) of the one who has most."""
+    return Counter(names).most_common(1)[0]
+
+
+def _read_in_size(read: Read, infos: Sequence[ImageInfo], position: int) -> np.ndarray:
     """The image [H, W, 1], resized to the width and height of `infos[position]`."""
     image, size = read(position), (infos[position].width, infos[position].height)
     if image.shape[1::-1] == size:

@@ -12,12 +12,13 @@ from elk_jax.data.augment import Augmentation, Resize, augment, resize_only
 from elk_jax.data.batches.detection import LoaderConfig, blank_batch, eval_batches, train_batches
 from elk_jax.data.breast import crop_to_breast
 from elk_jax.data.flips import flipped
+from elk_jax.data.sources import shuffled_partners
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.open import list_source, open_source
 from elk_jax.data.sources.source import cached, concatenate, one_of, subset, with_images
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.files import write_json
-from elk_jax.images.schema import Record
+from elk_jax.images.schema import ImageInfo, Record
 from tests.refusals import refused
 
 CANVAS = (48, 32)
@@ -288,10 +289,24 @@ def test_shuffled_partners_follow_the_seed_and_the_chosen_patients(folder):
 
 
 def test_partners_that_cannot_be_exchanged_are_named(folder):
-    with refused("'A'", "3 of 5", "more patients", where="shuffled_partners"):
-        list_source(_of_patients(folder, "AAABC"), "train")
+    with refused("'A'", "3 of 5", "more patients", where="config.data.pairs.shuffled_partners"):
+        list_source(_of_patients(folder, "AAABC"), "train", name="pairs")
     with refused("partner", where="shuffled_partners"):
         SourceSpec("phantom:size=64,count=12", shuffled_partners=True)
+
+
+def test_partners_are_exchanged_among_images_of_one_side_and_view():
+    """As far as they can be: the image of a view that one patient alone has stands beside one of another view."""
+    views = ["L CC", "R CC", "L CC", "R CC", "L CC", "L MLO", "R MLO"]
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    infos = [
+        ImageInfo(str(number), patient, 4, 4, *none, meta=dict(zip(("laterality", "view"), view.split())))
+        for number, (patient, view) in enumerate(zip("ABBAACB", views))
+    ]
+    shown = shuffled_partners._of_another_patient(infos, 3, "")
+    assert sorted(shown) == list(range(7))
+    assert all(infos[own].patient_id != infos[other].patient_id for own, other in enumerate(shown))
+    assert (shown[1], shown[3]) == (3, 1), "of L CC patient A has two of three; of either MLO there is one image"
 
 
 def test_shuffled_phantoms_show_another_breast():

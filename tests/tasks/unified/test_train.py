@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from configs import unified
 from elk_jax import files
 from elk_jax.data.sources import phantom_volumes
 from elk_jax.data.sources.decode import encode_png
@@ -216,6 +217,13 @@ def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
         ("unified", {"detector.model.activation": "relu6"}, "config.detector.model", ("activation", "relu6")),
         ("borrowed", {"detector.model.channels": 16}, "config.detector.model", (16, "student")),
         ("unified", {"stages.unified.recipe": "detector"}, "config.detector.model.name", ("one trunk", "fused")),
+        (
+            "unified",
+            {"fused.privacy": {"epsilon": 8.0, "delta": 1e-5}, "fused.loader.lesion_share": None},
+            "config.fused.privacy",
+            ("fused",),
+        ),
+        ("base_ub", {"data.pairs.shuffled_partners": True}, "config.data.pairs.shuffled_partners", ("one patient",)),
     ],
 )
 def test_what_is_missing_is_named(stage, changes, where, words):
@@ -229,6 +237,18 @@ def test_what_is_missing_is_named(stage, changes, where, words):
     function = {"evaluate": check_evaluation, "borrowed": check_student}.get(stage, check_start)
     with refused(*words, where=where):
         check(config, stage, function)
+
+
+def test_frozen_trunks_drop_no_branch():
+    """What follows them would learn from maps that no prediction sees. Trunks that learn, drop some."""
+    config = unified.get_config("tiny,lite0")
+    assert config.detector.model.backbone.drop_path == config.dropout.model.backbone.drop_path == 0.2
+    check(config, "unified", check_start)
+    config.fused.model.backbone.drop_path = 0.2
+    with refused("backbone/", "0.2", where="config.fused.model.backbone.drop_path"):
+        check(config, "unified", check_start)
+    config.fused.optimizer.frozen = ("^own/fpn/",)
+    check(config, "unified", check_start)
 
 
 def test_a_member_of_other_settings_is_refused(finished):
