@@ -16,6 +16,7 @@ from elk_jax.backbones import resnet
 from elk_jax.detection import detectors, faster_rcnn_config
 from elk_jax.detection.detector import Anchored
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
+from elk_jax.distillation import lesions
 from elk_jax.experiments.parse import parse
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.detection.recipe import FIT
@@ -264,3 +265,97 @@ def test_a_student_of_pairs_sees_the_first_image_and_its_teacher_the_second():
     assert not np.allclose(seen[None][0], seen[0][0]) and not np.allclose(seen[None][0], seen[1][0])
     assert np.array_equal(seen[None][1], seen[0][1]) and not np.allclose(seen[None][1], seen[1][1]), "the teacher: 1"
     assert np.array_equal(seen[None][2], seen[1][2]) and not np.allclose(seen[None][2], seen[0][2]), "the student: 0"
+
+
+LEVELS = (32, 16, 8, 4, 2)
+"""Sides of the maps of a pyramid of five levels, as of P3 to P7."""
+
+
+def of_maps(seed: int, batch) -> model.Side:
+    """A side with random maps of five levels."""
+    drawn = jax.random.normal(jax.random.key(seed), (2, sum(side * side for side in LEVELS), 3))
+    split = np.cumsum([side * side for side in LEVELS])[:-1]
+    maps = tuple(one.reshape(2, side, side, 3) for one, side in zip(jnp.split(drawn, split, axis=1), LEVELS))
+    return model.Side(detector(), {}, maps, batch, tuple(SIDE // side for side in LEVELS))
+
+
+def changed(side: model.Side, level: int, where=slice(None)) -> model.Side:
+    maps = list(side.pyramid)
+    maps[level] = maps[level].at[:, where].multiply(-2.0)
+    return side._replace(pyramid=tuple(maps))
+
+
+@pytest.mark.parametrize(("mode", "coarsest_counts"), [("pkd", False), ("cwd", True), ("mse", True)])
+def test_pkd_compares_the_four_finest_levels_and_other_losses_all(mode, coarsest_counts):
+    recipe, batch = DistillationRecipe(model=CONFIG, mode=mode), some_batch(0)
+    teacher, student = of_maps(1, batch), of_maps(2, batch)
+    measured = lambda side: float(MODES[mode].loss(side, student, {}, recipe, jax.vmap)[0])
+    for level in range(4):
+        assert measured(changed(teacher, level)) != pytest.approx(measured(teacher), rel=1e-4)
+    assert (measured(changed(teacher, 4)) != pytest.approx(measured(teacher), rel=1e-4)) == coarsest_counts
+
+
+@pytest.mark.parametrize("mode", ["mse", "sigmoid_l2", "pkd", "cwd"])
+def test_what_maps_say_of_air_does_not_count(mode):
+    """The upper half of the images is air. (FGD weighs lesions and what is around them.)"""
+    recipe, batch = DistillationRecipe(model=CONFIG, mode=mode), some_batch(0)
+    batch["image"] = batch["image"].clip(0.1).at[:, : SIDE // 2].set(0)
+    teacher, student = of_maps(1, batch), of_maps(2, batch)
+
+    def measured(where):
+        side = teacher
+        for level, size in enumerate(LEVELS[:4]):
+            side = changed(side, level, where(size))
+        return float(MODES[mode].loss(side, student, {}, recipe, jax.vmap)[0])
+
+    unchanged = measured(lambda size: slice(0, 0))
+    assert measured(lambda size: slice(0, size // 2)) == pytest.approx(unchanged, rel=1e-5)
+    assert measured(lambda size: slice(size // 2, size)) != pytest.approx(unchanged, rel=1e-3)
+
+
+def test_settings_of_a_loss_reach_it():
+    """The weight in place of the mode's; the temperature and the confidence inside of it."""
+    params = jax.jit(student("lesion").init)(jax.random.key(1))
+    own = detector()
+
+    def terms(mode, **settings):
+        recipe = DistillationRecipe(model=CONFIG, mode=mode, stride=8, **settings)
+        found = learning(own, own, student(mode).constants["teacher"], recipe, (SIDE, SIDE))
+        value, more = jax.jit(lambda p, batch: found.loss(p, found.constants, batch, jax.random.key(0), jax.vmap))(
+            {**params, **({LEARNED: params[LEARNED]} if mode == "lesion" else {})}, both()
+        )
+        return float(value - more["loss_detection"]), float(more["loss_distillation"])
+
+    published, distilled = terms("lesion")
+    assert published == pytest.approx(MODES["lesion"].weight * distilled, rel=1e-4)
+    assert terms("lesion", weight=0.25) == pytest.approx((0.25 * distilled, distilled), rel=1e-4)
+    batch, weights = both(), student("lesion").constants["teacher"]
+    sides = [
+        model.Side(own, one, own.features(one, seen), seen, own.strides)
+        for one, seen in ((weights, batch["beside"]), (of_detector(params), batch))
+    ]
+    recipe = DistillationRecipe(model=CONFIG, mode="lesion", stride=8)
+    read = [model.lesion_points(side, recipe) for side in sides]
+    for temperature in (1.0, 16.0):
+        expected = lesions.lskd(*read, params[LEARNED], temperature, recipe.normalised)
+        assert terms("lesion", temperature=temperature)[1] == pytest.approx(float(expected), rel=1e-4)
+    everywhere, nowhere = (terms("outputs", confidence=value)[1] for value in (1e-6, 1.0))
+    assert everywhere > nowhere > 0, "boxes are compared where the teacher is confident, classes everywhere"
+
+
+def test_a_teacher_is_aligned_on_the_maps_that_its_students_read():
+    """Of the tap 'backbone' alignment does not reach the pyramid."""
+    network = resnet.ResNetConfig(num_classes=0, depth=18, width=8, norm="none", pixel_mean=(0.5,), pixel_std=(0.25,))
+    config = RetinaNetConfig(backbone=network, fpn_channels=8, head_convs=1)
+    own, batch = detectors.build(config), {**some_batch(0), "image_size": jnp.full((2, 2), float(SIDE))}
+    params = jax.jit(own.init)(jax.random.key(0))
+
+    def reached(tap, weight):
+        recipe = DistillationRecipe(model=config, stride=16, points=4, align_weight=weight, tap=tap)
+        loss = partial(aligning(own, recipe).loss, map_images=jax.vmap)
+        return flatten(jax.jit(jax.grad(lambda p: loss(p, {}, batch, jax.random.key(0))[0]))(params))
+
+    for tap in ("pyramid", "backbone"):
+        with_it, without = reached(tap, 1.0), reached(tap, 0.0)
+        moved = {name.split("/")[0] for name in with_it if not np.allclose(with_it[name], without[name], atol=1e-7)}
+        assert moved == ({"backbone", "fpn"} if tap == "pyramid" else {"backbone"})
