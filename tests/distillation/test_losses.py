@@ -81,11 +81,16 @@ def test_without_normalisation_the_loss_grows_with_the_square_of_the_scale_of_fe
     assert normal == pytest.approx([1 - r, 1 - r], rel=0.02)
 
 
-def test_image_level_is_the_same_over_all_cells():
-    t, s, valid = some(0, 2, 2, 3, 4), some(1, 2, 2, 3, 4), jnp.ones(2, bool)
-    learned = lesions.identity_map(6)
-    flat = lesions.lskd(points(t.reshape(2, 6, 4)), points(s.reshape(2, 6, 4)), learned, T)
-    assert lesions.image_level(t, s, learned, T, valid, valid) == pytest.approx(float(flat))
+def test_image_level_compares_all_cells_of_the_mean_maps():
+    """The cells of a map, row by row, of the mean of the images that count; the published layer maps them together."""
+    t, s = np.asarray(some(0, 2, 2, 3, 4)), np.asarray(some(1, 3, 2, 3, 4))
+    learned = lesions.init_map(jax.random.key(2), 6)
+    of_channels = lambda x: np.array([[x[:, y, z, c].mean() for y in range(2) for z in range(3)] for c in range(4)])
+    mapped = of_channels(s[[0, 2]]) @ np.asarray(learned["kernel"]) + np.asarray(learned["bias"])
+    p, q = scipy.special.softmax(of_channels(t) / T, 1), scipy.special.softmax(mapped / T, 1)
+    expected = T**2 * np.mean([scipy.stats.entropy(a, b) for a, b in zip(p, q)])
+    counts = jnp.ones(2, bool), jnp.array([True, False, True])
+    assert lesions.image_level(jnp.asarray(t), jnp.asarray(s), learned, T, *counts) == pytest.approx(expected, rel=1e-5)
 
 
 def test_impa_by_hand():
@@ -190,6 +195,31 @@ def test_fgd_against_loops():
     one = call(counts=jnp.array([True, False]))
     assert one["inside"] == pytest.approx(weights.alpha * expected[0, 0], rel=1e-4)
     assert all(value == 0 for value in call(counts=jnp.zeros(2, bool)).values())
+
+
+def published_relation(params, x):
+    """A GcBlock of one image [h, w, C]: softmax pooling, a layer, LayerNorm, ReLU, a layer, added to every cell."""
+    one = {name: np.asarray(value, float) for name, value in params.items()}
+    cells = x.reshape(-1, x.shape[-1])
+    context = scipy.special.softmax(cells @ one["pool"]) @ cells
+    hidden = context @ one["squeeze"] + one["squeeze_bias"]
+    normal = (hidden - hidden.mean()) / np.sqrt(((hidden - hidden.mean()) ** 2).mean() + 1e-5)
+    return x + np.maximum(normal * one["scale"] + one["shift"], 0) @ one["expand"] + one["expand_bias"]
+
+
+def test_the_relations_of_fgd_against_loops():
+    t, s = np.asarray(some(0, 2, 4, 6, 6)), np.asarray(some(1, 2, 4, 6, 6))
+    start = fgd.init_relation(jax.random.key(0), 6)
+    learned = {
+        who: {name: some(10 * place + k, *value.shape) for k, (name, value) in enumerate(start.items())}
+        for place, who in enumerate(("teacher", "student"))
+    }
+    found = fgd.of_level(t, s, jnp.zeros((2, 1, 4)), jnp.zeros((2, 1), bool), jnp.ones(2, bool), learned, (32, 48))
+    differ = [
+        published_relation(learned["teacher"], a) - published_relation(learned["student"], b) for a, b in zip(t, s)
+    ]
+    expected = np.mean([(one**2).sum() for one in differ]) * fgd.PUBLISHED_CANVAS / (32 * 48)
+    assert found["relation"] == pytest.approx(fgd.Weights().relation * expected, rel=1e-4)
 
 
 def test_images_may_be_displaced_by_the_tolerance():

@@ -2,7 +2,7 @@
 
     python tests/golden/make_efficientdet.py
 
-Made with torch 2.13.0, timm 1.0.31 and effdet 0.4.1 on a CPU.
+Made with effdet 0.4.1 and timm 1.0.31 on a CPU, and with the torch that each file names.
 """
 
 import json
@@ -20,7 +20,7 @@ from effdet.loss import loss_fn
 
 FOLDER = Path(__file__).parent
 SQUARE = (256, 256)  # the canvas in multiples of 128, without which its strides are fractions
-NAMES = ("tf_efficientdet_d0", "efficientdet_lite0")
+NAMES = ("tf_efficientdet_d0", "efficientdet_lite0", "efficientdet_d0", "tf_efficientdet_lite0")
 CELLS, CONVS = 2, 2  # fewer than published: the first cell, those behind it, and the heads are all here
 CANDIDATES, DETECTIONS = 3000, 20
 GAINS = [

@@ -7,11 +7,14 @@ with the scripts that made them. Tolerances are about ten times what was seen (f
 import math
 import re
 
+import numpy as np
 import pytest
 
 from elk_jax.detection import retinanet
 from elk_jax.detection.faster_rcnn import detectron2, torchvision, torchvision_v2
+from elk_jax.weights import effdet
 from elk_jax.weights.detectors import parameter_shapes
+from tests.refusals import refused
 
 TOLERANCES = {
     "c5": 2e-4,  # features are of size 1 to 10
@@ -93,14 +96,18 @@ EFFICIENTDET = {
 }
 
 
-@pytest.mark.parametrize("name", ["tf_efficientdet_d0", "efficientdet_lite0"])
+@pytest.mark.parametrize(
+    "name", ["tf_efficientdet_d0", "efficientdet_d0", "tf_efficientdet_lite0", "efficientdet_lite0"]
+)
 def test_efficientdet_is_that_of_effdet(name, compare, seeded):
     """Both fusions, paddings and activations, with biases beside norms and without, norms repeat first."""
     worst, imported = compare.efficientdet_with_reference(name, seeded)
     print(name, {key: float(f"{value:.2g}") for key, value in worst.items()})
     assert set(worst) == set(EFFICIENTDET)
+    # With these weights PyTorch's own float32 differs from its float64 by 7e-5 of the largest feature; else by 1e-6.
+    looser = 4 if name == "tf_efficientdet_lite0" else 1
     for key, tolerance in EFFICIENTDET.items():
-        assert worst[key] <= tolerance, (key, worst[key])
+        assert worst[key] <= looser * tolerance, (key, worst[key])
     assert not imported.name_map.filled and imported.model.num_classes == seeded.NUM_CLASSES
 
 
@@ -124,3 +131,30 @@ def test_parameter_counts(name, compare):
         assert _count(shapes, norms=False) == 41_755_286
     else:
         assert facts["parameters_with_91_classes"] == 43_712_278
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "behind"),
+    [
+        ("efficientdet_d1", "symmetric", "symmetric"),
+        ("efficientdet_d4", "symmetric", "same"),
+        ("efficientdet_d5", "symmetric", "same"),
+        ("efficientdet_lite0", "symmetric", "same"),
+        ("tf_efficientdet_d4", "same", "same"),
+        ("tf_efficientdet_d5_ap", "same", "same"),
+        ("tf_efficientdet_lite3x", "same", "same"),
+    ],
+)
+def test_paddings_of_effdets_names(name, backbone, behind):
+    """Of effdet's own D4 and D5 pyramid and heads pad as TensorFlow does: their `pad_type` was left at its default."""
+    logits = {"class_net.predict.conv_pw.weight": np.zeros((9 * 2, 64, 1, 1), np.float32)}
+    model = effdet.understand(logits, name, {}).model
+    assert (model.backbone.padding, model.padding) == (backbone, behind)
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientdet_d6", "efficientdet_lite3", "tf_efficientdet_lite0_ap", "tf_efficientdet_d7x_ap", "d0"]
+)
+def test_names_that_effdet_does_not_have_are_refused(name):
+    with refused(name, where="--model"):
+        effdet.understand({}, name, {})
