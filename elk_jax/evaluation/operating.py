@@ -33,6 +33,8 @@ MAIN = 1.0
 """The rate whose threshold is used where none is given, and by which it is judged whether the images suffice."""
 TOLERATED = 4 / 3
 """Factor by which false positives on other patients may miss what the threshold promises, either way."""
+LEAST_PATIENTS, LEAST_LESIONS = 20, 20
+"""With fewer, thresholds are always doubted: the spread of so few patients is itself too narrow (docs/results.md)."""
 NORMAL = 1.96
 """Half the width of an interval of 95 %, in standard deviations."""
 
@@ -46,7 +48,8 @@ class OperatingPoint:
     threshold: the score from which on so many false positives come on the images that it was chosen on, with the
     interval `low` to `high`; None where there were no predictions. rate_low, rate_high: the false positives an image
     that may come instead, as the choice depends on the patients that were at hand. sensitivity: there, at the
-    threshold.
+    threshold. rate: the false positives an image there, which are fewer than promised where the detector makes no more;
+    None in folders of earlier versions.
     """
 
     false_positives_per_image: Annotated[float, AtLeast(0)]
@@ -58,6 +61,7 @@ class OperatingPoint:
     sensitivity: Annotated[float, SHARE] | None = None
     sensitivity_low: Annotated[float, SHARE] | None = None
     sensitivity_high: Annotated[float, SHARE] | None = None
+    rate: Annotated[float, AtLeast(0)] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,45 @@ class Choice:
 
 
 def doubt(points: Sequence[OperatingPoint], on: ChosenOn) -> str:
-    """As `Choice.warning`."""
+    """As `Choice.warning`. Where nothing is known of the spread over patients, that is said too."""
+    if not on.data:  # a folder of an earlier version, or one without thresholds
+        return "It is not known on which images the thresholds were chosen." if points else ""
     if not on.images:
-        return f"The thresholds are chosen on {on.data or 'no images'}, where no image has a lesion."
+        return f"The thresholds are chosen on {on.data}, where no image has a lesion."
     main = next((p for p in points if p.false_positives_per_image == MAIN), None)
-    if main is None or main.rate_low is None or main.rate_high is None or on.patients_needed <= on.patients:
+    if main is None:
+        return ""
+    if main.threshold is None:
+        return f"There are no thresholds: nothing was predicted on {on.counted}."
+    return " ".join(filter(None, (_falls_short(main, on), _too_few(main, on))))
+
+
+def _falls_short(main: OperatingPoint, on: ChosenOn) -> str:
+    if main.rate is None or main.rate * TOLERATED >= main.false_positives_per_image:
         return ""
     return (
-        f"The thresholds are chosen on few images ({on.counted}): at the one for {MAIN:g} false positive an image, "
-        f"{main.rate_low:.2f} to {main.rate_high:.2f} may come on other patients. About {on.patients_needed} patients "
-        f"with lesions would keep that within {1 / TOLERATED:.2f} to {TOLERATED:.2f}."
+        f"All predictions together make {main.rate:.2f} false positives an image on {on.data}: the threshold for "
+        f"{MAIN:g} promises more than came, and how many come on other patients it does not limit."
     )
+
+
+def _too_few(main: OperatingPoint, on: ChosenOn) -> str:
+    few = f"The thresholds are chosen on few images ({on.counted})"
+    spread = main.rate_low is not None and main.rate_high is not None
+    if spread and on.patients_needed > on.patients:
+        return (
+            f"{few}: at the one for {MAIN:g} false positive an image, {main.rate_low:.2f} to {main.rate_high:.2f} may "
+            f"come on other patients. About {max(on.patients_needed, LEAST_PATIENTS)} patients with lesions would keep "
+            f"that within {1 / TOLERATED:.2f} to {TOLERATED:.2f}."
+        )
+    if on.patients < LEAST_PATIENTS or on.lesions < LEAST_LESIONS:
+        return (
+            f"{few}: from fewer than {LEAST_PATIENTS} patients or {LEAST_LESIONS} lesions it cannot be told how many "
+            "false positives may come on other patients."
+        )
+    if not spread:
+        return f"How many false positives may come on other patients is not known: none of {on.counted} were resampled."
+    return ""
 
 
 @dataclass(frozen=True)
@@ -179,9 +211,13 @@ def choose(
                 **_named("rate", bootstrap.interval(actual[:, column], 0.0)),
                 sensitivity=whole,
                 **_named("sensitivity", bootstrap.interval(sensitivity, whole)),
+                rate=float((scores.wrong >= own[column]).sum() / scores.images.sum()),
             )
         )
-    needed = _needed(actual[:, list(rates).index(MAIN)], scores.patients) if MAIN in rates else 0
+    main = next((column for column, rate in enumerate(rates) if rate == MAIN), None)
+    # thresholds at the floor cannot spread, so that they say nothing of the patients that it takes
+    known = main is not None and (points[main].rate or 0) >= MAIN
+    needed = _needed(actual[:, main], scores.patients) if known else 0
     return Choice(tuple(points), ChosenOn(**{**vars(on), "patients_needed": needed}))
 
 

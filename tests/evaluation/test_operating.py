@@ -34,7 +34,7 @@ def test_thresholds_by_hand(make):
 
 def test_nothing_predicted_has_no_threshold_and_false_positives_alone_have_one(make):
     empty = operating.choose([make("a", [HIT])])
-    assert {point.threshold for point in empty.points} == {None} and not empty.warning
+    assert {point.threshold for point in empty.points} == {None} and "no thresholds" in empty.warning
     assert operating.choose([make("a", [], [MISS], [0.5])]).warning.endswith("where no image has a lesion.")
     wrong = operating.choose([make("a", [HIT], [MISS, MISS], [0.5, 0.4])], rates=(1.0, 2.0))
     assert [(p.threshold, p.sensitivity) for p in wrong.points] == [(0.5, 0.0), (0.4, 0.0)]
@@ -87,6 +87,32 @@ def test_few_patients_are_warned_of_and_the_same_number_is_said_to_suffice_with_
     assert few.on.patients_needed > 10 and not many.warning and many.on.patients_needed < 150
     assert str(few.on.patients_needed) in few.warning and "10 patients" in few.warning
     assert few.on.patients_needed == pytest.approx(many.on.patients_needed, rel=0.7)
+
+
+def test_few_patients_are_warned_of_also_where_nothing_spreads(make):
+    """Three patients with one false positive between them: the threshold lies at the floor in every resample."""
+    results = [
+        make(str(i), [HIT], [HIT, MISS][: 1 + (i == 0)], [0.9, 0.5][: 1 + (i == 0)], patient=str(i)) for i in range(3)
+    ]
+    found = operating.choose(results, resamples=50)
+    main = next(point for point in found.points if point.false_positives_per_image == 1)
+    assert main.rate == pytest.approx(1 / 3) and found.on.patients_needed == 0
+    assert "0.33" in found.warning and "few images" in found.warning and "3 patients" in found.warning
+
+
+def test_one_patient_and_no_resamples_are_warned_of():
+    rng = np.random.default_rng(3)
+    assert "1 patients" in operating.choose(simulated(1, rng), resamples=50).warning
+    many = simulated(operating.LEAST_PATIENTS, rng)
+    assert "few images" in operating.choose(many[: operating.LEAST_LESIONS - 1], resamples=0).warning
+    unknown = operating.choose(many, resamples=0).warning
+    assert "not known" in unknown and "resampled" in unknown
+
+
+def test_thresholds_of_unknown_images_are_named_and_no_thresholds_are_not():
+    assert "not known" in operating.doubt([OperatingPoint(1.0, 0.5)], ChosenOn()) and not operating.doubt(
+        (), ChosenOn()
+    )
 
 
 def test_kept_by_hand(make):

@@ -227,7 +227,7 @@ def save_ensemble(folder: Path, params: Sequence[Params], description: EnsembleD
 
 
 def _load_ensemble(params: Params, content: model_folder.Content, folder: Path) -> Ensemble:
-    description = content.build(EnsembleDescription, later={"score_floor": None})
+    description = _present(content).build(EnsembleDescription, later={"score_floor": None})
     members = []
     found = model_folder.split_members(params, len(description.members), folder)
     for one, entries in zip(found, description.members):

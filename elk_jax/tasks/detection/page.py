@@ -312,6 +312,8 @@ def promises_section(evaluations: Evaluations) -> list[Section]:
     for index, (name, evaluation) in enumerate(evaluations.items()):
         chosen = evaluation.get("own_thresholds") or evaluation.get(EARLIER, {})
         points = chosen.get("points", ())
+        if warning := chosen.get("warning"):
+            notes.append(html.paragraph(f"Warning: {name}: {warning}", "soft small"))
         if not points:
             continue
         rows.append(html.group_row(f"{name}, chosen on {chosen['on']}", len(head), index))
@@ -326,15 +328,14 @@ def promises_section(evaluations: Evaluations) -> list[Section]:
                 html.estimate_cell(point["sensitivity"]),
             ]
             rows.append(html.row(cells))
-        if chosen["warning"]:
-            notes.append(html.paragraph(f"Warning: {name}: {chosen['warning']}", "soft small"))
-    if not rows:
+    if not rows and not notes:
         return []
     note = (
         "Thresholds of the training, and what they do on these images. The interval of what is promised: what may come "
         "on other patients, as the thresholds depend on those they were chosen on."
     )
-    return [Section("Thresholds of the models", html.table(head, rows) + "".join(notes), note)]
+    table = html.table(head, rows) if rows else ""
+    return [Section("Thresholds of the models", table + "".join(notes), note if rows else "")]
 
 
 def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:

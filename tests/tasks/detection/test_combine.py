@@ -129,10 +129,12 @@ def test_the_floor_of_who_asks_leaves_fused_boxes_out_and_changes_none(ran, spec
     assert asked[-1] == 0.1
 
 
-def test_an_ensemble_of_an_earlier_version_names_no_floor(ran, tmp_path):
+def test_an_ensemble_of_an_earlier_version_names_no_floor_and_no_rates_of_its_thresholds(ran, tmp_path):
     own = shutil.copytree(folder_of(ran), tmp_path / "model")
     entries = files.read_object(own / "model.json")
     del entries["score_floor"]
+    for point in entries["operating_points"]:
+        del point["rate"]
     files.write_json(own / "model.json", entries)
     assert model.load(own).description.score_floor is None
 

@@ -94,6 +94,12 @@ def test_thresholds_are_shown_with_what_they_promise_and_what_comes(run, names):
     assert "other" not in section.html
 
 
+def test_a_model_without_a_threshold_is_warned_of_in_the_report():
+    chosen = {"on": "validation: 9 lesions", "warning": "There are no <thresholds>.", "points": []}
+    (section,) = promises_section({"real": {"own_thresholds": chosen}})
+    assert "real: There are no &lt;thresholds&gt;" in section.html and "table" not in section.html
+
+
 def test_every_evaluation_is_shown_under_its_own_name(run):
     (first,) = run.evaluated
     second = Evaluated("val split of clinic", {"mixed": first.evaluations["mixed"]})
