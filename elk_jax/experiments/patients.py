@@ -65,7 +65,8 @@ def check_apart(experiment: Experiment, stage: Stage, look: Look) -> None:
 
 def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     """Refuse folds that would not hold patients out: of data that are not trained on, or whose patients are known to
-    models and painted images that the stage starts from, or protected by another stage; and of fewer patients than
+    models and painted images that the stage starts from, or protected by another stage, or shown as partners of others;
+    folds of a part of the training split, which would train on the whole validation split; and of fewer patients than
     folds. An ensemble of folds is refused where the task cannot make one."""
     count = folds.count_of(stage, experiment.recipe_of(stage))
     if not count or not isinstance(stage, TrainStage):
@@ -83,6 +84,7 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     if experiment.data[source].train_where:
         todo = f"set data.{source}.where instead"
         raise UserError("train_where chooses other images to train on than to validate on", where=where, todo=todo)
+    _check_whole(experiment, stage, where)
     splits = [look(source, split) for split in ("train", "val")]
     known = {patient for split in splits for patient, _ in split.patients}
     if len(known) < count:
@@ -109,6 +111,21 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     for one in stage.train_on:
         if one not in experiment.writers:
             refuse(patients.among(named, look(one, "train").seen_patients), f"the painter of '{one}'")
+
+
+def _check_whole(experiment: Experiment, stage: TrainStage, where: str) -> None:
+    """Refuse settings of data that are drawn, or exchanged, before patients are dealt out to folds."""
+    source = stage.validate_on
+    for name, default in (("patients", 0), ("train_share", 1.0)):
+        if (given := getattr(experiment.data[source], name)) != default:
+            what = f"{name}={given:g} is of the training split alone: folds would train on its patients and on all of"
+            todo = f"set data.{source}.{name} to {default:g}, or {where} to 0"
+            raise UserError(f"{what} the validation split of '{source}'", where=where, todo=todo)
+    for one in stage.train_on:
+        if experiment.data[one].shuffled_partners:
+            what = f"images of '{one}' stand beside partners of other patients, who may be held out"
+            todo = f"set data.{one}.shuffled_partners to False, or {where} to 0"
+            raise UserError(what, where=where, todo=todo)
 
 
 def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -> None:

@@ -204,6 +204,23 @@ def test_folds_that_cannot_be_are_refused(ran, coco, tmp_path):
     assert_refused(apart, tmp_path / "run", "'real'", "not trained on", where="config.detector.folds")
 
 
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"patients": 2}, ("patients=2", "data.real.patients")),
+        ({"train_share": 0.5}, ("train_share=0.5", "data.real.train_share")),
+        ({"partner": "other", "shuffled_partners": True}, ("partners", "data.real.shuffled_partners")),
+    ],
+)
+def test_folds_of_drawn_patients_and_of_exchanged_partners_are_refused(settings, words):
+    config = on_files(cem_real, real="coco:real.json")
+    config.detector.folds = 2
+    config.data.real.update(settings)
+    experiment = parse(config)
+    with refused(*words, where="config.detector.folds"):
+        check_folds(experiment, experiment.stages["real"], lambda source, split: None)
+
+
 def test_an_ensemble_that_cannot_be_is_refused(ran, toy, coco, tmp_path):
     config = on_files(cem_real, real=coco("real"))
     config.detector.refit = False
