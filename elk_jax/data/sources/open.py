@@ -183,6 +183,7 @@ def open_source(
     spec: SourceSpec,
     split: str = "",
     *,
+    seed: int = 0,
     on_error: OnError = "stop",
     cache_bytes: int = CACHE_BYTES,
     progress: ProgressBar = no_bar,
@@ -190,7 +191,7 @@ def open_source(
 ) -> ImageSource:
     """`list_source`, then `check_readable`; see there for the arguments. images: of a record that are wanted; None for
     those that there are."""
-    source = list_source(spec, split, cache_bytes=cache_bytes, progress=progress)
+    source = list_source(spec, split, seed=seed, cache_bytes=cache_bytes, progress=progress)
     wanted = source if images is None else with_images(source, images)
     return check_readable(wanted, spec, on_error, progress)
 

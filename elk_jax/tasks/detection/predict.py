@@ -263,6 +263,9 @@ def _uncut(
     return join(infos, found)
 
 
+UNCHOSEN = 0.5
+"""The threshold of a model that has none."""
+
 # ---- Over image files ----------------------------------------------------------------------------------------------
 
 
@@ -304,6 +307,7 @@ def predict_files(
             files.write_bytes(path, cv2.imencode(".png", drawn)[1].tobytes())
     report_skipped(not_images, source.skipped)
     count = sum(int((r.scores >= threshold).sum()) for r in results)
+    say_unchosen(description.operating_points, settings)
     say = f"{count} findings at or above {threshold:.3f} in {len(results)} images: {output}"
     new_console().print(say)
     return results
@@ -315,11 +319,20 @@ def _picture_name(index: int, info: ImageInfo) -> str:
 
 
 def chosen_threshold(points: Sequence[OperatingPoint]) -> float:
-    """The operating point that training saved with the model; 0.5 where the model found nothing in validation."""
-    for point in points:
-        if point.false_positives_per_image == operating.MAIN and point.threshold is not None:
-            return point.threshold
-    return 0.5
+    """The operating point that training saved with the model; UNCHOSEN where the model found nothing in validation."""
+    saved = _saved_threshold(points)
+    return UNCHOSEN if saved is None else saved
+
+
+def say_unchosen(points: Sequence[OperatingPoint], settings: PredictSettings) -> None:
+    """Print a line where findings follow from UNCHOSEN, which nothing has chosen."""
+    if settings.threshold is None and _saved_threshold(points) is None:
+        what = f"the model has no threshold for {operating.MAIN:g} false positive an image"
+        new_console().print(f"note: {what}: findings score {UNCHOSEN:g} at least; choose another by --threshold")
+
+
+def _saved_threshold(points: Sequence[OperatingPoint]) -> float | None:
+    return next((one.threshold for one in points if one.false_positives_per_image == operating.MAIN), None)
 
 
 def draw(image: np.ndarray, result: ImageResult, threshold: float) -> np.ndarray:

@@ -152,7 +152,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
     Leaves `<model>/evaluation.json`, `<model>/volumes.json`, `<model>/submission.csv` and `comparisons.json`.
     """
     folder = run.folder / stage.name
-    volumes = volumes_of(_opened(run.spec(stage.on), stage.split, run.experiment.on_error))
+    volumes = volumes_of(_opened(run.spec(stage.on), stage.split, run.experiment.on_error, run.seed))
     run.say(f"  {stage.split} {len(volumes)} volumes, {sum(map(len, volumes))} slices")
     evaluations, statistics = {}, {}
     for model in stage.models:
@@ -278,13 +278,14 @@ def end_notes(volumes: Sequence[Volume], margin: int) -> list[str]:
     return [f"{ends} of {whole} lesions lie in the {margin} slices at either end, in which this rule does not look"]
 
 
-def _opened(data: SourceSpec, split: str, on_error: OnError) -> ImageSource:
-    """The slices of whole volumes, which are not kept in memory."""
+def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> ImageSource:
+    """The slices of whole volumes, which are not kept in memory. seed: of the run, by which patients are drawn."""
     _check_stops(on_error, "on_error")
     if data.partner:
         raise UserError("a volume has no partner", where=f"partner={data.partner}", todo="leave it out")
     whole = replace(data, slices="all") if has_volumes(data) else data
-    return open_source(whole, split, on_error=on_error, cache_bytes=0, progress=progress_bar("  opening"))
+    bar = progress_bar("  opening")
+    return open_source(whole, split, seed=seed, on_error=on_error, cache_bytes=0, progress=bar)
 
 
 def _check_stops(on_error: OnError, where: str) -> None:
@@ -367,6 +368,7 @@ def predict_volumes(
     report_skipped([], [(str(path), reason) for _, skipped in pairs for path, reason in skipped])
     for note in notes:
         new_console().print(f"note: {note}")
+    predict.say_unchosen(points, settings)
     count = sum(int((one.scores >= threshold).sum()) for one in found)
     new_console().print(f"{count} findings at or above {threshold:.3f} in {len(volumes)} volumes: {output}")
     return results

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from elk_jax import files
 from elk_jax.data.sources import coco
 from elk_jax.data.sources import open as opening
 from elk_jax.data.sources.open import check_readable, list_source, open_source
@@ -54,6 +55,40 @@ def test_what_chooses_training_images_leaves_the_other_splits_alone(at):
     assert ids(open_source(at(where="birads=5", train_where="is_mass=true"), "train")) == ["1", "3"]
     with refused(3, where="data.json"):
         open_source(at(patients=3), "train")
+
+
+def test_a_share_of_the_training_split_is_of_whole_patients_or_of_images(tmp_path):
+    """Of 20 training patients with three images each, and two patients of each of the other splits."""
+    patients = [(f"p{n:02}", "train" if n < 20 else "val" if n < 22 else "test") for n in range(24)]
+    images = [
+        {"id": 3 * n + k, "file_name": f"{n}_{k}.png", "width": 9, "height": 9, "split": split, "patient_id": patient}
+        for n, (patient, split) in enumerate(patients)
+        for k in range(3)
+    ]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "mass"}]}
+    files.write_json(tmp_path / "data.json", content)
+
+    def drawn(split, seed=0, **settings):
+        infos = list_source(SourceSpec(f"coco:{tmp_path / 'data.json'}", **settings), split, seed=seed).infos
+        return Counter(info.patient_id for info in infos), {info.image_id for info in infos}
+
+    some, images_of = drawn("train", train_share=0.25)
+    assert len(some) == 5 and set(some.values()) == {3}
+    assert len(drawn("train", train_share=0.01)[0]) == 1
+    assert images_of < drawn("train", train_share=0.5)[1]
+    assert images_of != drawn("train", seed=1, train_share=0.25)[1]
+    of_images, chosen = drawn("train", train_share=0.25, train_share_of="images")
+    assert len(chosen) == 15 and len(of_images) > 5
+    assert chosen < drawn("train", train_share=0.5, train_share_of="images")[1]
+    for split in ("val", "test"):
+        for of in ("patients", "images"):
+            assert drawn(split, train_share=0.25, train_share_of=of) == drawn(split) and len(drawn(split)[1]) == 6
+
+
+def test_a_source_is_opened_with_the_patients_that_its_seed_draws(at):
+    few = at(patients=1, where="is_mass=true")
+    for seed in range(4):
+        assert ids(open_source(few, "train", seed=seed)) == ids(list_source(few, "train", seed=seed))
 
 
 def test_boxes_are_set_aside_before_they_are_cleaned(at):

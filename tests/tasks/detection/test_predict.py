@@ -170,6 +170,17 @@ def test_findings_of_files_are_written_and_drawn(found, capsys):
     assert "1 findings at or above 0.500 in 1 images" in printed and "notes.txt" in printed
 
 
+def test_a_model_without_a_threshold_is_said_to_have_none(found, monkeypatch, capsys):
+    found()
+    assert "no threshold" not in capsys.readouterr().out
+    description = SimpleNamespace(classes=("lesion",), operating_points=(OperatingPoint(1.0, None),))
+    monkeypatch.setattr(predict, "load", lambda folder: Trained(None, None, description))
+    found()
+    assert "no threshold" in (printed := capsys.readouterr().out) and "0.5" in printed
+    found(threshold=0.3)
+    assert "no threshold" not in capsys.readouterr().out
+
+
 def test_findings_name_the_frame_of_a_volume(found, tmp_path):
     (tmp_path / "a.png").unlink()
     (tmp_path / "volume.dcm").write_bytes(dicom_file(np.stack([np.full((60, 100), 9, np.uint16)] * 2)))

@@ -21,6 +21,7 @@ from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import volumes_of
 from elk_jax.detection import detectors
+from elk_jax.errors import UserError
 from elk_jax.evaluation import submission
 from elk_jax.evaluation.detections import Detections, join
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
@@ -201,6 +202,10 @@ def test_slices_at_the_ends_are_not_looked_at_by_the_published_rule(folder, mode
 def test_what_the_metric_has_no_use_for_is_refused(folder, model, tmp_path):
     with refused("criterion", where="--criterion"):
         run(folder, tmp_path / "out", model, criterion="centre_in_box")
+    with refused("volumes", where="--volume_rule"):
+        run(folder, tmp_path / "out", predictions="a.csv", volume_rule="comoto")
+    with refused("no model", where="--flips"):
+        run(folder, tmp_path / "out", predictions="a.csv", flips=("horizontal",))
     with refused("all volumes", where=f"bcs_dbt:{folder}"):
         data = SourceSpec(f"bcs_dbt:{folder}", where="class=normal")
         run(folder, tmp_path / "out", predictions="a.csv", data=data)
@@ -234,6 +239,20 @@ def test_a_stage_measures_as_the_launch_script_does_and_compares_with_the_first_
     assert {name: float(value[0]) for name, value in values.items()} == pytest.approx(sweeps.values(found))
     section = report.part(run_, {"volumes": summary}).sections[0]
     assert section.html.count("0.600") == 2 * len(values) and "train split of dbt" in section.title
+
+
+def test_a_stage_draws_the_patients_of_its_run(tmp_path, monkeypatch):
+    seeds = []
+
+    def opened(spec, split, *, seed=0, **how):
+        seeds.append(seed)
+        raise UserError("enough")
+
+    monkeypatch.setattr(volumes, "open_source", opened)
+    run_, stage = of_stage(tmp_path, SourceSpec(VOLUMES, train_share=0.5), models=("a",))
+    with refused("enough"):
+        evaluate.evaluate(run_, stage, DetectionRecipe())
+    assert seeds == [run_.seed] == [1]
 
 
 def test_a_stage_refuses_what_are_no_whole_volumes_before_it_starts(tmp_path):
