@@ -23,7 +23,7 @@ from elk_jax.evaluation import detections, fusion, operating
 from elk_jax.evaluation import evaluate as metrics
 from elk_jax.evaluation.bootstrap import PatientStatistic, Resamples
 from elk_jax.evaluation.detections import ImageResult
-from elk_jax.evaluation.hits import Criterion, criterion_from_text
+from elk_jax.evaluation.hits import criterion_from_text
 from elk_jax.evaluation.truth import read_measured, write_truth
 from elk_jax.fields import SHARE, check
 from elk_jax.progress import progress_bar
@@ -106,7 +106,7 @@ def evaluate(run: Run, stage: EvaluateDetectorsStage, recipe: DetectionRecipe) -
         evaluations[model] = metrics.evaluate_detections(results[model], **how)
         if model in loaded:
             evaluations[model]["own_thresholds"] = promises_kept(
-                loaded[model].description, results[model], criterion, floor, recipe.bootstrap
+                loaded[model].description, results[model], floor, recipe.bootstrap
             )
         if run.is_main:
             place = files.make_folder(folder / model)
@@ -166,23 +166,31 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage, recipe: DetectionRec
 def promises_kept(
     description: Description | EnsembleDescription,
     results: Sequence[ImageResult],
-    criterion: Criterion,
     floor: float,
     resamples: int,
 ) -> dict[str, Any]:
     """What the thresholds of a model do on other images than those they were chosen on, for evaluation.json and the
     report: {"on", "warning", "points": of `operating.kept`, each beside what the model says of it, "in_model"}.
 
+    What counts as found is what the thresholds were chosen by (`operating.choose`), whatever the evaluation counts.
     `operating_points` of an evaluation are others: of thresholds that were chosen on the evaluated images."""
     points = [asdict(point) for point in description.operating_points if point.threshold is not None]
-    found = operating.kept(
-        results, description.operating_points, criterion=criterion, score_floor=floor, resamples=resamples
-    )
+    found = operating.kept(results, description.operating_points, score_floor=floor, resamples=resamples)
     return {
         "on": description.chosen_on.counted,
         "warning": operating.doubt(description.operating_points, description.chosen_on),
         "points": [{"in_model": point, **one} for point, one in zip(points, found)],
     }
+
+
+def flips_notes(trained: Trained | Ensemble, flips: Sequence[Flip] | None) -> list[str]:
+    """A line where a model looks at other mirrored views than its thresholds were chosen with."""
+    if flips is None:
+        return []
+    members = trained.members if isinstance(trained, Ensemble) else (trained,)
+    if all(set(one.description.input.flips) == set(flips) for one in members):
+        return []
+    return ["the thresholds of the model were chosen with other mirrored views than --flips: they promise nothing here"]
 
 
 def references(
@@ -264,6 +272,7 @@ def evaluate_source(
     if settings.by_slice and (settings.metric != "dbtex" or model is None):
         what = "detections of slices are written where a model looks at volumes"
         raise UserError(what, where="--by_slice", todo="give a model and --metric=dbtex, or leave it out")
+    _check_looked(model, settings)
     if settings.metric == "dbtex":
         return _evaluate_volumes(model, data, split, on_error, output, settings)
     subject = Subject(Path(settings.predictions), False) if model is None else Subject(model, True)
@@ -296,7 +305,8 @@ def evaluate_source(
     evaluation["notes"] += notes
     if model is not None:
         own = loaded[subject].description
-        evaluation["own_thresholds"] = promises_kept(own, results, criterion, settings.score_floor, settings.bootstrap)
+        evaluation["own_thresholds"] = promises_kept(own, results, settings.score_floor, settings.bootstrap)
+        evaluation["notes"] += flips_notes(loaded[subject], settings.flips)
     evaluations, comparisons = {name: evaluation}, {}
     if other is not None:
         theirs, notes = found[other]
@@ -322,6 +332,17 @@ def evaluate_source(
         console.print(f"note: {note}")
     console.print(f"report: {output / 'report.html'}")
     return evaluation
+
+
+def _check_looked(model: Path | None, settings: EvaluateSettings) -> None:
+    """UserError for settings of how a model looks, where none does."""
+    if settings.volume_rule != EvaluateSettings().volume_rule and (settings.metric != "dbtex" or model is None):
+        what = "a rule for volumes, and no model looks at volumes"
+        raise UserError(what, where="--volume_rule", todo="give a model and --metric=dbtex, or leave it out")
+    looks = model is not None or (settings.against and Path(settings.against).is_dir())
+    if settings.flips is not None and not looks:
+        what = "mirrored views, and no model looks at them"
+        raise UserError(what, where="--flips", todo="give a model, or leave it out")
 
 
 def _evaluate_volumes(

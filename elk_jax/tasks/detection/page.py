@@ -331,7 +331,8 @@ def promises_section(evaluations: Evaluations) -> list[Section]:
     if not rows and not notes:
         return []
     note = (
-        "Thresholds of the training, and what they do on these images. The interval of what is promised: what may come "
+        "Thresholds of the training, and what they do on these images, where a hit is an IoU of at least 0.3, as when "
+        "they were chosen. The interval of what is promised: what may come "
         "on other patients, as the thresholds depend on those they were chosen on."
     )
     table = html.table(head, rows) if rows else ""

@@ -13,7 +13,7 @@ from elk_jax import files
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.evaluation import detections
-from elk_jax.evaluation.operating import ChosenOn
+from elk_jax.evaluation.operating import ChosenOn, OperatingPoint
 from elk_jax.tasks.detection import evaluate, predict
 from elk_jax.tasks.detection.evaluate import EvaluateSettings
 from elk_jax.tasks.detection.model import Trained
@@ -125,6 +125,46 @@ def test_what_cannot_be_compared_is_refused(coco, tmp_path):
     with refused("no such file", where="gone.json"):
         evaluated(coco, tmp_path, predictions=own, against=str(tmp_path / "gone.json"))
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_how_a_model_looks_are_refused_where_none_does(coco, tmp_path):
+    own = results(tmp_path / "own.json", {10: 0.9})
+    with refused("volumes", where="--volume_rule"):
+        evaluated(coco, tmp_path, model=tmp_path / "model", volume_rule="comoto")
+    with refused("volumes", where="--volume_rule"):
+        evaluated(coco, tmp_path, predictions=own, volume_rule="comoto")
+    with refused("no model", where="--flips"):
+        evaluated(coco, tmp_path, predictions=own, flips=("horizontal",))
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Promises --------------------------------------------------------------------------------------------------------
+
+
+def test_promises_are_measured_as_thresholds_are_chosen_and_other_views_are_noted(coco, tmp_path, monkeypatch):
+    """Boxes with the right centre and an IoU of a sixteenth are hits of this evaluation, and none of the thresholds."""
+    points = {"operating_points": (OperatingPoint(1.0, 0.5),), "chosen_on": ChosenOn("validation", 1, 1, 1)}
+    description = SimpleNamespace(
+        classes=("mass", "calcification"), input=SimpleNamespace(flips=("vertical",)), **points
+    )
+    monkeypatch.setattr(evaluate, "load", lambda folder: Trained(OF_ONE_IMAGE, None, description))
+
+    def detect_with(trained, source, *arguments):
+        found = {}
+        for info in source.infos:
+            (x0, y0, x1, y1), width, height = info.boxes[0], *(info.boxes[0][2:] - info.boxes[0][:2]) * 3 / 8
+            box = np.array([[x0 + width, y0 + height, x1 - width, y1 - height]])
+            found[info.image_id] = detections.Detections(box, np.array([0.9]), info.labels)
+        return detections.join(source.infos, found)
+
+    monkeypatch.setattr(predict, "detect_with", detect_with)
+    ask = {"model": tmp_path / "model", "criterion": "centre_in_box"}
+    evaluation = evaluated(coco, tmp_path, **ask)
+    (kept,) = evaluation["own_thresholds"]["points"]
+    assert evaluation["mean_sensitivity"]["value"] == 1.0 and kept["sensitivity"]["value"] == 0.0
+    for flips, noted in ((None, False), (("vertical",), False), ((), True)):
+        notes = evaluated(coco, tmp_path, flips=flips, **ask)["notes"]
+        assert any("--flips" in note for note in notes) == noted
 
 
 # ---- Patients --------------------------------------------------------------------------------------------------------
