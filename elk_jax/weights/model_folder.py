@@ -34,6 +34,8 @@ CONFIG = "model.json"
 FORMAT = 2
 """Of folders as they are written now: with a hash of the parameters, and without gaps."""
 HASH = "params_sha256"
+PROMISE = "promise"
+"""What the private trainings of a model promise together, as a sentence for readers: `trained` is what counts."""
 MARK = "elk_jax_format"
 """In the header of the parameters: without its format, a model.json does not pass for one of an earlier version."""
 
@@ -162,11 +164,14 @@ def save_params(folder: str | os.PathLike, params: Params, description: Any, *, 
     flat = {name: np.array(leaf, np.float32, order="C") for name, leaf in flatten(params).items()}
     entries = description if isinstance(description, Mapping) else dataclasses.asdict(description)
     content = safetensors.numpy.save(flat, metadata={MARK: str(FORMAT)})
+    described = Content(folder / CONFIG, entries, hashlib.sha256(content).hexdigest())
+    said = described.training.sentence() if described.training else ""
+    words = {PROMISE: said} if said else {}
     with files.locked(folder):
         (folder / CONFIG).unlink(missing_ok=True)
         write = files.write_private if private else files.write_bytes
         write(folder / PARAMS, content)
-        files.write_json(folder / CONFIG, {"format": FORMAT, HASH: hashlib.sha256(content).hexdigest(), **entries})
+        files.write_json(folder / CONFIG, {"format": FORMAT, HASH: described.hash, **words, **entries})
 
 
 def load_params(folder: str | os.PathLike) -> tuple[Params, Content]:
@@ -207,7 +212,7 @@ def read(folder: str | os.PathLike) -> Content:
     if not known or not isinstance(known, str):
         what = f"{HASH} is {known!r}"
         raise UserError(what, where=f"{file}: {HASH}", todo=f"give the SHA-256 of {PARAMS}, or write the folder again")
-    rest = {name: value for name, value in entries.items() if name not in ("format", HASH)}
+    rest = {name: value for name, value in entries.items() if name not in ("format", HASH, PROMISE)}
     return Content(file, rest, known)
 
 

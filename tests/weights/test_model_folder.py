@@ -8,6 +8,8 @@ import pytest
 
 from elk_jax import files
 from elk_jax.errors import UserError
+from elk_jax.privacy.accounting import Ledger, Phase
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.weights import model_folder
 from tests.models import save_earlier
 from tests.refusals import refused
@@ -43,6 +45,18 @@ def test_save_twice_leaves_the_second(tmp_path):
     params, content = model_folder.load_params(tmp_path)
     assert set(params) == {"b"} and content.entries == {"n": 2}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "params.safetensors"]
+
+
+def test_a_model_json_says_in_a_sentence_what_is_promised(tmp_path):
+    made = [Statement(True, 2.0, 1e-5, "pld", Ledger((Phase(1.0, noise, 1),), "patient")) for noise in (2.0, 3.0)]
+    trained = model_folder.Training(7, privacy=made[1], inherited=(made[0],))
+    described = {"architecture": "x", "trained": dataclasses.asdict(trained)}
+    model_folder.save_params(tmp_path, {}, described)
+    assert files.read_object(tmp_path / model_folder.CONFIG)[model_folder.PROMISE] == trained.sentence()
+    content = model_folder.read(tmp_path)
+    assert content.training == trained and content.entries.keys() == described.keys()
+    model_folder.save_params(tmp_path, {}, described | {"trained": dataclasses.asdict(model_folder.Training(7))})
+    assert model_folder.PROMISE not in files.read_object(tmp_path / model_folder.CONFIG)
 
 
 @pytest.mark.parametrize("place", [8, 100, -9, -1])  # in the header, and in the numbers
