@@ -275,13 +275,16 @@ def _exposures(run: Run, stage: TrainStage, recipe: Any) -> Iterator[_Exposure]:
             setting = "train_on" if place.source in stage.train_on else "public"
             yield _Exposure(what, "", setting, "draw them again, with launch/synthesize.py")
     own = {source: _by_key(run, source) for source in stage.train_on if source not in experiment.writers}
+    elsewhere = "name it in public, if others' images alone are behind it"
     for source in stage.train_on:
         if source in experiment.writers:
             what = f"'{source}' is made by stage {experiment.writers[source]}: its images show more than their patients"
-            yield _Exposure(what, "", "train_on", "name it in public, if others' images alone are behind it")
-        else:
-            behind = origins.behind(experiment, source, bare=True)
-            yield from _known(run, own, behind, f"the images '{source}'", "train_on", "leave it out")
+            yield _Exposure(what, "", "train_on", elsewhere)
+            continue
+        behind = origins.behind(experiment, source, bare=True)
+        yield from _known(run, own, behind, f"the images '{source}'", "train_on", "leave it out")
+        if whose := _made_of(run, source):
+            yield _Exposure(f"the images '{source}' are made of {whose}", "", "train_on", elsewhere)
     for setting, name in stage.named_models().items():
         behind = origins.of_model(experiment, name, bare=True)
         todo = "start from weights of other people's images"
@@ -338,6 +341,13 @@ def _patients(run: Run, source: str) -> Collection[str]:
     if phantom and not spec.patient_pattern:
         return phantom.patients(spec.place, "train")
     return patients.named(run.list(source, "train").infos) if run.is_listed(source) else ()
+
+
+def _made_of(run: Run, source: str) -> str:
+    """Of what a program has made the images of a source without protection, in words; "" for those that nobody made,
+    and for those of a private generator."""
+    named, seen = run.spec(source).made_from, _painter_saw(run, source)
+    return " and ".join(f"'{name}'" for name in named) or ("those of patients whom their file names" if seen else "")
 
 
 def _painter_saw(run: Run, source: str) -> frozenset[str]:
