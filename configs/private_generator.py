@@ -39,16 +39,9 @@ def get_config(variant=None):
     size, extras = variants.parse(variant, tuple(RELEASES), rivals=(tuple(RELEASES),))
     pixels, count = PHANTOMS[size]
     spec = f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1"
-    head = private_head.head(size)
-    pool = PoolRecipe(
-        size=head.size,
-        centre=head.centre,
-        cutting=head.cutting,
-        features=head.features,
-        components=COMPONENTS.get(size, PoolRecipe().components),
-    )
+    recipe, head = pool(size), private_head.head(size)
     for word in extras:
-        pool = replace(pool, release=RELEASES[word])
+        recipe = replace(recipe, release=RELEASES[word])
     stages: dict[str, Stage] = {}
     judged = {}
     for name, epsilon in BUDGETS.items():
@@ -76,10 +69,22 @@ def get_config(variant=None):
             "labelled": SourceSpec(f"{spec},seed=7"),
             **{samples: SourceSpec(f"stage:{samples}") for samples in judged.values()},
         },
-        pool=pool,
+        pool=recipe,
         head=head,
         stages={
             **stages,
             "evaluate": EvaluateClassifiersStage(models=tuple(fits), on="patches", bootstrap=resamples),
         },
+    )
+
+
+def pool(size):
+    """The recipe of a weighted pool of public patches, at the size of a variant."""
+    head = private_head.head(size)
+    return PoolRecipe(
+        size=head.size,
+        centre=head.centre,
+        cutting=head.cutting,
+        features=head.features,
+        components=COMPONENTS.get(size, PoolRecipe().components),
     )

@@ -16,26 +16,32 @@ privacy, and with an epsilon each. In `cpu` such a layer is a linear head on fro
 
 The generator has seen the protected patients, as the published one has, so that no epsilon holds for the whole chain;
 the private stages are `exposed`, and their models and reports say so. Behind a generator that protects them, or one of
-other people's patches (--config.stages.samples.model=DIR), set exposed=False of these stages, and it is checked.
+other people's patches (--config.stages.samples.model=DIR), set exposed=False of these stages, and it is checked. The
+promises of both have one epsilon together where both protect the same unit. Here that is an image, as published; the
+generators of this project protect patients, and so does all of the variant `protected`.
 
 Variants: tiny (tests), quick (default), cpu (real patches on 2 cores), paper; what `first` learns from: synthetic
 (default), real, mixed (both), nothing (there is no `first`; the last training starts from public weights: in `cpu`
 those of head.features.lite0.weights, else init_from of its stages); what the last training learns from beside real
-patches: beside (synthetic ones too), alone (synthetic ones only, without noise: no promise); and what makes patches in
-place of `gan`: denoiser (configs/patch_denoiser.py), or published, for patches of another program.
+patches: beside (synthetic ones too), alone (synthetic ones only; noise on them protects nobody); and where synthetic
+patches are from in place of `gan`: denoiser (configs/patch_denoiser.py); published, for patches of another program;
+drawn, for those of an earlier run (launch/synthesize.py, --config.data.drawn.spec=coco:DIR/synthetic.json); and
+protected, for a generator that protects the patients, patches of `public` that are weighted by what the real ones say
+once (`pool`, configs/private_generator.py).
 Published (CBIS-DDSM test split, epsilon per image of the last training, delta 1e-4): AUROC 0.661, 0.677, 0.688, 0.697,
 0.712 at epsilon 1, 6, 12, 20, 60, and 0.639 of `first`. The whole table: configs/private_table.py.
 """
 
 from typing import Any
 
-from configs import variants
+from configs import private_generator, variants
 from configs.private_head import CROPS, PHANTOMS
 from configs.recipes.denoiser import denoiser
 from configs.recipes.drawn import PER_CLASS as DRAWN
 from configs.recipes.gan import gan
-from configs.recipes.network import HEAD_ONLY, network
+from configs.recipes.network import FULL, HEAD_ONLY, network, published_steps
 from elk_jax.data.sources.spec import SourceSpec
+from elk_jax.privacy.accounting import Unit
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.classification.recipe import (
     EvaluateClassifiersStage,
@@ -47,63 +53,73 @@ from elk_jax.tasks.classification.recipe import (
     TrainClassifierStage,
 )
 from elk_jax.tasks.denoising.recipe import TrainDenoiserStage
-from elk_jax.tasks.generation.recipe import SampleStage, TrainGeneratorStage
+from elk_jax.tasks.generation.recipe import FitPoolStage, SampleStage, TrainGeneratorStage
 
 SIZES = ("quick", "tiny", "cpu", "paper")
 LEARNED = ("synthetic", "real", "mixed", "nothing")
 """What the first network learns from."""
 LAST = ("beside", "alone")
 """Where synthetic patches are in the last training."""
-OTHERS = ("published", "denoiser")
-"""What makes synthetic patches in place of the GAN."""
+OTHERS = ("published", "drawn", "denoiser", "protected")
+"""Where synthetic patches are from in place of the GAN."""
+READY = ("published", "drawn")
+"""Those of them that are not made in the run."""
+UNPROTECTED = ("real", "mixed", "nothing", *LAST)
+"""Words with which something else has seen the patients, or no patches are made."""
+RIVALS = (LEARNED, LAST, OTHERS, *(("protected", word) for word in UNPROTECTED))
 EPSILONS = {"tiny": (6,), "quick": (1, 6, 60), "cpu": (1, 6, 12, 20, 60), "paper": (1, 6, 12, 20, 60)}
+ALONE = (6, 60)
+"""Published budgets of the last training on synthetic patches alone, of those of a variant."""
+OF_POOL = 1.0
+"""Epsilon of the generator that protects the patients, alone."""
 DELTA = 1e-4
 OPEN = "without_privacy"
-PER_CLASS = {**DRAWN, "cpu": 750}
-"""Variant -> drawn patches of a class."""
+PER_CLASS = {**DRAWN, "cpu": DRAWN["paper"]}
+"""Variant -> drawn patches of a class; as many as are published where the patches may be real."""
 PUBLISHED = {1: 0.661, 6: 0.677, 12: 0.688, 20: 0.697, 60: 0.712}
 WORK = "Osuala et al. 2024, of the last training alone"
 
 
 def get_config(variant=None):
-    size, extras = variants.parse(variant, (*LEARNED, *LAST, *OTHERS), SIZES, rivals=(LEARNED, LAST, OTHERS))
+    size, extras = variants.parse(variant, (*LEARNED, *LAST, *OTHERS), SIZES, rivals=RIVALS)
     learned = next(iter(extras & set(LEARNED)), "synthetic")
     last = next(iter(extras & set(LAST)), "")
-    made = "published" if "published" in extras else "samples"
+    made = next(iter(extras & set(READY)), "samples")
+    unit: Unit = "patient" if "protected" in extras else "image"
     read = {"synthetic": (made,), "real": ("patches",), "mixed": ("patches", made), "nothing": ()}[learned]
     taught, drawn = bool(read), made == "samples" and (made in read or bool(last))
     data = {"patches": SourceSpec(patches(size, seed=5))}
     recipes: dict[str, Any] = {}
     stages: dict[str, Any] = {}
     if made in read or last:
-        data[made] = stand_in(size) if made == "published" else SourceSpec("stage:samples")
+        data[made] = {"published": stand_in(size), "drawn": ready()}.get(made, SourceSpec("stage:samples"))
+    if size == "cpu" or unit == "patient":
+        data["public"] = SourceSpec(patches(size, seed=6))
     if drawn:
-        kind = "denoiser" if "denoiser" in extras else "gan"
-        recipes[kind], stage = generator(size, kind)
-        stages[kind] = stage(train_on=("patches",), validate_on="patches")
+        kind = {"denoiser": "denoiser", "protected": "pool"}.get(next(iter(extras & set(OTHERS)), ""), "gan")
+        recipes[kind], stages[kind] = generator(size, kind)
         stages["samples"] = SampleStage(model=kind, per_class=PER_CLASS[size])
     if taught:
         recipes["first"] = first(size, read)
         stages["first"] = TrainClassifierStage(train_on=read, validate_on="patches", recipe="first")
     shown = {"beside": ("patches", made), "alone": (made,), "": ("patches",)}[last]
     common: dict[str, Any] = {"train_on": shown, "validate_on": "patches"}
-    budgets = {OPEN: 0.0} | ({} if last == "alone" else {f"epsilon_{e}": float(e) for e in EPSILONS[size]})
-    for name, epsilon in budgets.items():
-        exposed = epsilon > 0 and (taught or bool(last))
+    spent = [e for e in EPSILONS[size] if last != "alone" or e in ALONE]
+    for name, epsilon in {OPEN: 0.0, **{f"epsilon_{e}": float(e) for e in spent}}.items():
+        exposed = epsilon > 0 and (taught or bool(last)) and unit == "image"
         if size == "cpu":
             network = "first" if taught else ""
             stages[name] = FitHeadStage(
-                **common, network=network, public=("public",), epsilon=epsilon, unit="image", exposed=exposed
+                **common, network=network, public=("public",), epsilon=epsilon, unit=unit, exposed=exposed
             )
         else:
-            recipes[name] = last_layer(size, epsilon, taught)
+            recipes[name] = last_layer(size, epsilon, taught, published_count(shown), unit)
             start = "first" if taught else ""
             stages[name] = TrainClassifierStage(**common, init_from=start, recipe=name, exposed=exposed)
     if size == "cpu":
         recipes["head"] = head(taught)
-        data["public"] = SourceSpec(patches(size, seed=6))
     stages["evaluate"] = EvaluateClassifiersStage(
-        models=tuple(name for name in stages if name not in ("gan", "denoiser", "samples")),
+        models=tuple(name for name in stages if name not in ("gan", "denoiser", "pool", "samples")),
         on="patches",
         published=tuple((WORK, float(e), auroc) for e, auroc in PUBLISHED.items()) if size in ("cpu", "paper") else (),
         bootstrap=200 if size == "tiny" else 2000,
@@ -125,23 +141,36 @@ def stand_in(size):
     return SourceSpec(patches(size, seed=9), made_from=("patches",))
 
 
+def ready():
+    """Patches of an earlier run. What their generator saw is taken as unprotected: set made_from=() where it is not."""
+    return SourceSpec("coco:drawn/synthetic.json", made_from=("patches",))
+
+
+def published_count(names):
+    """Published patches of the data sources: 1,104 real ones, 3,000 synthetic ones."""
+    return (1104 if "patches" in names else 0) + (3000 if set(names) - {"patches"} else 0)
+
+
 # ---- Recipes ---------------------------------------------------------------------------------------------------------
 
 
 def generator(size, kind):
     """(recipe, stage) of the generator."""
-    recipe, stage = {"gan": (gan, TrainGeneratorStage), "denoiser": (denoiser, TrainDenoiserStage)}[kind]
-    found = recipe("quick" if size == "cpu" else size)
-    return variants.merge(found, {"steps": 600}) if size == "cpu" else found, stage
+    common: dict[str, Any] = {"train_on": ("patches",), "validate_on": "patches"}
+    if kind == "pool":
+        recipe = private_generator.pool("small" if size == "cpu" else size)
+        return recipe, FitPoolStage(**common, public=("public",), epsilon=OF_POOL, delta=DELTA)
+    of_kind, stage = {"gan": (gan, TrainGeneratorStage), "denoiser": (denoiser, TrainDenoiserStage)}[kind]
+    found = of_kind("quick" if size == "cpu" else size)
+    return variants.merge(found, {"steps": 600}) if size == "cpu" else found, stage(**common)
 
 
 def first(size, read):
     """The recipe of the network that learns from synthetic patches."""
     if size != "cpu":
         recipe = network(size)
-        if size == "paper":  # 300 epochs of 1,104 real patches, 3,000 synthetic ones, or both
-            count = (1104 if "patches" in read else 0) + (3000 if set(read) - {"patches"} else 0)
-            recipe["steps"] = 300 * count // 128
+        if size == "paper":
+            recipe["steps"] = published_steps(published_count(read))
         return recipe
     changes = {
         "size": 128,
@@ -156,8 +185,9 @@ def first(size, read):
     return variants.merge(network("small"), changes)
 
 
-def last_layer(size, epsilon, frozen):
-    """The recipe of a last training by steps. frozen: whether the layer of the classes alone is trained."""
+def last_layer(size, epsilon, frozen, count, unit):
+    """The recipe of a last training by steps. frozen: whether the layer of the classes alone is trained. count:
+    published patches that it learns from. unit: whom it protects."""
     recipe = network(size)
     recipe["model"]["drop_path"] = 0.0
     if frozen or size == "paper":
@@ -165,13 +195,11 @@ def last_layer(size, epsilon, frozen):
     if size == "quick" and frozen:  # that of all layers hardly moves a new one
         variants.merge(recipe, {"schedule": {"base": 3e-3}})
     if size == "paper":
-        recipe["steps"] = 2700
-        recipe["images"]["batch_size"] = 123
+        recipe["steps"] = published_steps(count)
+        recipe["images"]["batch_size"] = round(count / -(-count // FULL))  # 9, 24 or 33 batches are an epoch
     if epsilon:
         accountant: Any = "rdp" if size == "paper" else "pld"
-        recipe["privacy"] = variants.settings(
-            Privacy(epsilon=epsilon, delta=DELTA, unit="image", accountant=accountant)
-        )
+        recipe["privacy"] = variants.settings(Privacy(epsilon=epsilon, delta=DELTA, unit=unit, accountant=accountant))
     return recipe
 
 

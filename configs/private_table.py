@@ -10,7 +10,11 @@
 A row is what the networks learn from; an evaluated model is a budget, `without_privacy`, `epsilon_1` to `epsilon_60`,
 or `first`, the network that learned from synthetic patches. In `paper`, rows without a first network start from SWIN.
 Variants: tiny (tests), cpu (a linear head on a frozen EfficientNet-Lite0 in place of the layer of the classes of a
-Swin-T), paper.
+Swin-T), paper. "Our" patches are those of the generator that each such row trains; behind a comma stands a ready set
+that is read in its place: --list=configs/private_table.py:cpu,coco:drawn/synthetic.json (launch/synthesize.py
+--count=1500: as many as are published).
+Rates are tuned by the reader: of the rows of several rates, the one counts, at each epsilon, whose network has the
+largest validation AUROC ("Networks" in the report of a run). The epsilons do not count that choice.
 
 Published (Osuala et al. 2024, CBIS-DDSM test split, mean of three seeds; epsilon of the last training alone, per image,
 delta 1e-4). Average precision is that of benign as the positive class.
@@ -18,9 +22,11 @@ delta 1e-4). Average precision is that of benign as the positive class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from configs import private_swin
+from configs.recipes.network import HIDDEN, published_steps
 from elk_jax.sweeps.settings import Row
 
 SWIN = "weights/swin_t"
@@ -79,15 +85,32 @@ ODD: dict[str, Values] = {
 
 
 def get_rows(variant: str = "cpu") -> tuple[Row, ...]:
-    """The rows of a variant."""
+    """The rows of a variant, SIZE or SIZE,SPEC. SPEC: a ready data source of our patches."""
+    size, _, spec = variant.partition(",")
     rows = {"": of_cpu, "cpu": of_cpu, "tiny": of_tiny, "paper": of_paper}
-    if variant not in rows:
-        raise ValueError(f"no variant '{variant}'; choose from tiny, cpu, paper")
-    return (*rows[variant](), *odd())
+    if size not in rows:
+        raise ValueError(f"no variant '{size}'; choose from tiny, cpu, paper")
+    return (*rows[size](spec), *odd())
 
 
 def config(words: str) -> str:
     return f"configs/private_swin.py:{words}"
+
+
+def our(size: str, spec: str, settings: dict[str, Any], alone: dict[str, Any]) -> list[Row]:
+    """The rows of our own patches. settings: of the whole chain. alone: of a network that learns from nothing else."""
+    if spec:
+        word, source, what = "drawn", {"data.drawn.spec": spec}, f"patches of {spec}"
+    else:
+        recipe, _ = private_swin.generator(size, "gan")
+        side, steps = recipe["model"]["size"], recipe["steps"]
+        word, source, what = "", {}, f"patches of {side} px of our GAN, {steps:,} steps; published ones have 128 px"
+        what += f"; {2 * private_swin.PER_CLASS[size]:,} are drawn"
+    words = lambda *some: config(",".join(filter(None, (size, *some, word))))
+    return [
+        Row("our synthetic alone", alone | source, note=what, config=words("nothing", "alone")),
+        Row("our synthetic, then real", settings | source, note=what, config=words()),
+    ]
 
 
 def values(published: Values) -> dict[str, float]:
@@ -104,7 +127,7 @@ def odd() -> list[Row]:
 # ---- On two cores ----------------------------------------------------------------------------------------------------
 
 
-def of_cpu() -> list[Row]:
+def of_cpu(spec: str) -> list[Row]:
     """Linear heads on frozen features. Each is a full-batch descent with 30 steps: with the same epsilon, heads on any
     of the data have the same steps and the same noise."""
     public = {"head.search.features": ("lite0",)}
@@ -123,11 +146,11 @@ def of_cpu() -> list[Row]:
             "synthetic alone",
             public,
             values(PUBLISHED["synthetic alone"]),
-            "no noise and no promise: the generator of the patches is not private",
+            "the generator of the patches is not private, and noise on them protects nobody",
             config=config("cpu,nothing,alone,published"),
         ),
         Row("synthetic, then real", {}, values(PUBLISHED["synthetic, then real"]), "published patches", config=chain),
-        Row("our synthetic, then real", {}, note="patches of our generator", config=config("cpu")),
+        *our("cpu", spec, {}, public),
         Row(
             "control: rate not tuned",
             public | slow,
@@ -154,59 +177,85 @@ unlike the published one, which starts from random weights, it does not stay at 
 # ---- As published ----------------------------------------------------------------------------------------------------
 
 
-def of_paper() -> list[Row]:
-    """Swin-T, the layer of the classes in the last training; and controls with its steps and noise."""
+def of_paper(spec: str) -> list[Row]:
+    """Swin-T, the layers of the classes in the last training; and controls with its steps and noise.
+
+    As published, these are two where the network behind them is that of ImageNet, and one in a chain.
+    """
     names = [f"epsilon_{e}" for e in private_swin.EPSILONS["paper"]]
     models = (private_swin.OPEN, *names)
-
-    def all_of(**settings: Any) -> dict[str, Any]:
-        """Settings of all last trainings. Keys are of their recipes."""
-        return {f"{name}.{key.replace('__', '.')}": value for name in models for key, value in settings.items()}
+    of_alone = (private_swin.OPEN, *(f"epsilon_{e}" for e in private_swin.ALONE))
 
     def start(*stages: str) -> dict[str, Any]:
         return {f"stages.{name}.init_from": SWIN for name in stages}
 
-    longer = {"steps": 9900}  # 300 epochs of 4,104 patches
-    quicker = {"schedule__base": 2e-3}
-    bare, published = config("paper,nothing"), config("paper,published")
+    linear, bare = start(*models), config("paper,nothing")
+    two = linear | of_all(models, "model.hidden", HIDDEN)
+    alone = start(*of_alone) | of_all(of_alone, "model.hidden", HIDDEN)
+    longer = {f"{name}.steps": published_steps(4104) for name in models}
+    real = values(PUBLISHED["real"])
     return [
-        Row("real", start(*models), values(PUBLISHED["real"]), "linear layer", config=bare),
+        Row("real", two, real, config=bare),
         Row(
             "real + synthetic",
-            start(*models) | all_of(**longer),
+            two,
             values(PUBLISHED["real + synthetic"]),
             config=config("paper,nothing,beside,published"),
         ),
         Row(
             "synthetic alone",
-            start(private_swin.OPEN),
+            alone,
             values(PUBLISHED["synthetic alone"]),
+            "the generator of the patches is not private, and noise on them protects nobody",
             config=config("paper,nothing,alone,published"),
         ),
-        Row("synthetic, then real", start("first"), values(PUBLISHED["synthetic, then real"]), config=published),
-        Row("our synthetic, then real", start("first"), note="our generator", config=config("paper")),
         Row(
-            "control: tuned rate",
-            start(*models) | all_of(**quicker),
-            values(TUNED),
-            "real alone; published: exploratory runs",
-            config=bare,
+            "synthetic, then real",
+            start("first"),
+            values(PUBLISHED["synthetic, then real"]),
+            "linear layer",
+            config=config("paper,published"),
         ),
-        Row(
-            "control: equal steps",
-            start(*models) | all_of(**longer),
-            values(PUBLISHED["real"]),
-            "real alone, with the steps of real + synthetic",
-            config=bare,
-        ),
+        *our("paper", spec, start("first"), alone),
+        Row("control: linear layer", linear, real, "real alone, at the published rate", config=bare),
+        *tuned("two layers", two, models, values(TUNED)),
+        *tuned("linear layer", linear, models, {}),
+        Row("control: equal steps", two | longer, real, "real alone, with the steps of real + synthetic", config=bare),
         Row(
             "control: equal noise",
-            start(*models) | {f"{n}.privacy.noise_multiplier": z for n, z in zip(names, NOISE)} | unbounded(names),
-            values(PUBLISHED["real"]),
+            two | {f"{n}.privacy.noise_multiplier": z for n, z in zip(names, NOISE)} | unbounded(names),
+            real,
             "real alone, its steps, with the noise of real + synthetic: a larger epsilon than its model's name says",
             config=bare,
         ),
     ]
+
+
+EXPLORED = 2e-3
+"""The rate of exploratory runs with another protocol (`TUNED`)."""
+RATES = (2e-4, EXPLORED, 2e-2)
+"""Beside the published 1e-5."""
+
+
+def tuned(name: str, settings: dict[str, Any], models: Sequence[str], explored: dict[str, float]) -> list[Row]:
+    """Controls on real patches alone, a row for each rate. name: of the head. explored: published at the rate
+    EXPLORED."""
+    return [
+        Row(
+            f"control: {name}, rate {rate:g}",
+            settings | of_all(models, "schedule.base", rate),
+            explored if rate == EXPLORED else {},
+            "real alone; at each epsilon the rate with the best validation counts"
+            + ("; published: exploratory runs" if explored and rate == EXPLORED else ""),
+            config=config("paper,nothing"),
+        )
+        for rate in RATES
+    ]
+
+
+def of_all(models: Sequence[str], key: str, value: Any) -> dict[str, Any]:
+    """A setting of the recipes of all models."""
+    return {f"{name}.{key}": value for name in models}
 
 
 NOISE = (10.63, 2.34, 1.45, 1.08, 0.68)
@@ -220,10 +269,11 @@ def unbounded(names: list[str]) -> dict[str, Any]:
 # ---- For tests -------------------------------------------------------------------------------------------------------
 
 
-def of_tiny() -> list[Row]:
+def of_tiny(spec: str) -> list[Row]:
     chain = values(PUBLISHED["synthetic, then real"])
     return [
         Row("real", {}, values(PUBLISHED["real"]), config=config("tiny,nothing")),
         Row("synthetic, then real", {}, chain, config=config("tiny,published")),
+        *our("tiny", spec, {}, {}),
         Row("Swin-T: synthetic, then real", {}, chain, not_run=NO_GPU),
     ]

@@ -10,7 +10,8 @@
 The patches are DIR/SPLIT/CLASS/FILE, or any source whose images have one class each. Weights: launch/import_weights.py;
 without them a network starts from random numbers. Variants: tiny (tests), quick (default), small, paper; and head,
 which trains the linear classifier alone and needs weights.
-Published (CBIS-DDSM test split, Swin-T from ImageNet): AUROC 0.825, and 0.778 with the head alone.
+Published (CBIS-DDSM test split, Swin-T from ImageNet): AUROC 0.825, and 0.778 with a head alone that has two layers
+(paper,head with --config.network.model.hidden=384).
 """
 
 from configs import variants

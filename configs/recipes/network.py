@@ -12,6 +12,10 @@ from elk_jax.training.schedules import Constant
 
 HEAD_ONLY = (r"^(?!hidden/|classifier/)",)
 """Parameters that are frozen where the layers of the classes alone are trained."""
+HIDDEN = 384
+"""Width of the published head of a frozen Swin-T: 768-384-2, 296,066 parameters. The linear one has 1,538."""
+FULL = 128
+"""Patches of a published batch."""
 
 
 def network(size: str) -> dict[str, Any]:
@@ -64,13 +68,19 @@ def fine_tuned() -> dict[str, Any]:
 
 
 def published() -> dict[str, Any]:
-    """300 epochs of 1,104 patches in batches of 128 at a constant rate."""
+    """300 epochs of 1,104 patches at a constant rate."""
     return {
         "label_smoothing": 0.1,
-        "images": {"batch_size": 128, "threads": 8},
-        "steps": 2588,
+        "images": {"batch_size": FULL, "threads": 8},
+        "steps": published_steps(1104),
         "optimizer": {"clip_norm": 0.0, "weight_decay": 1e-8},
         "schedule": settings(Constant(base=1e-5)),
         "checkpoint_every": 100,
         "eval_every": 50,
     }
+
+
+def published_steps(count: int) -> int:
+    """Of 300 epochs of `count` patches. The last batch of a published epoch has the patches that are left; here all
+    batches are full, so that as many steps see a few patches more."""
+    return 300 * -(-count // FULL)

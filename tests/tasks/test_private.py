@@ -11,6 +11,7 @@ from configs import (
     cem_mixed,
     cem_real_dp,
     inpaint_cem,
+    mcgan,
     patch_denoiser,
     private_generator,
     private_head,
@@ -21,7 +22,6 @@ from elk_jax.experiments.parse import parse
 from elk_jax.privacy.accounting import Ledger, Phase
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.tasks import origins, private
-from elk_jax.tasks.generation.recipe import TrainGeneratorStage
 from elk_jax.tasks.run import Run
 from tests.refusals import refused
 
@@ -155,6 +155,23 @@ def test_made_images_among_the_protected_ones_do_not_pass_unsaid(variant, what):
     assert what in exposure(chain(f"tiny,nothing,{variant}", exposed=True))
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_noise_on_made_images_does_not_protect_whom_they_are_made_of(tmp_path, named):
+    """Whether the configuration says so, or their file; nor where no image of these is beside them."""
+    config = private_swin.get_config("tiny,nothing,alone,published")
+    found = Run(parse(config), None, mesh=None).list("patches", "train")
+    made = [replace(info, image_id=f"m{n}", patient_id="") for n, info in enumerate(found.infos)]
+    seen = [] if named else [patients.patient_hash(found.infos[0].patient_id)]
+    coco.write_coco(tmp_path / "made.json", made, found.classes, "made", seen_patients=seen)
+    config.data.published.spec = f"coco:{tmp_path / 'made.json'}"
+    config.data.published.made_from = ("patches",) if named else ()
+    what = "'published' are made of " + ("'patches'" if named else "those of patients whom their file names")
+    assert exposure(config) == f"the images {what}"
+    config.stages.epsilon_6.exposed = False
+    with refused(what, where="stages.epsilon_6.train_on"):
+        check(config, "epsilon_6")
+
+
 def test_images_of_a_program_that_has_seen_others_expose_nobody():
     config = chain("tiny,published")
     config.data.published.made_from = ()
@@ -172,11 +189,17 @@ def test_what_a_private_training_has_learned_is_composed_and_not_refused():
         check(config, "again")
 
 
-def test_a_generator_that_protects_the_patients_exposes_nobody(monkeypatch):
-    monkeypatch.setattr(TrainGeneratorStage, "protects", lambda self, recipe: True)
-    check(chain("tiny"), "epsilon_6")
+def test_a_generator_that_protects_the_patients_exposes_nobody():
+    check(private_swin.get_config("tiny,protected"), "epsilon_6")
+    check(behind_private_gan("tiny"), "epsilon_6")
     with refused("'patches', the training data", where="init_from"):  # what a network has seen beside its patches
-        check(chain("tiny,mixed"), "epsilon_6")
+        check(behind_private_gan("tiny,mixed"), "epsilon_6")
+
+
+def behind_private_gan(variant: str):
+    config = chain(variant)
+    config.gan = mcgan.get_config("tiny,private").gan
+    return config
 
 
 @pytest.mark.parametrize(
@@ -184,6 +207,7 @@ def test_a_generator_that_protects_the_patients_exposes_nobody(monkeypatch):
     [
         ("tiny", "first", ["gan"]),
         ("tiny,denoiser", "first", ["denoiser"]),
+        ("tiny,protected", "first", ["pool"]),
         ("tiny,beside", "epsilon_6", ["first"]),  # `first` learned from patches of `gan`, and accounts for it
         ("tiny,nothing,beside", "epsilon_6", ["gan"]),
         ("cpu", "epsilon_6", ["first"]),
