@@ -38,7 +38,7 @@ def get_config(variant=None):
             recipe = variants.merge(recipe, WGAN | {"images": {"batch_size": 5 * (4 if size == "tiny" else 16)}})
     private = "private" in extras
     if private:
-        recipe = variants.merge(recipe, protected(size))
+        recipe = variants.merge(recipe, protected(size, recipe["objective"]["name"]))
     return variants.experiment(
         "mcgan",
         data=patches_and_samples(size),

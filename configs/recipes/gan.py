@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from configs.variants import merge, settings
+from elk_jax.gan.objectives import NonSaturating
 from elk_jax.privacy.settings import Privacy
 from elk_jax.tasks.generation.recipe import GenerationRecipe
 
@@ -82,14 +83,16 @@ def published() -> dict[str, Any]:
     }
 
 
-def protected(size: str) -> dict[str, Any]:
-    """What changes where the discriminator descends privately.
+def protected(size: str, objective: str) -> dict[str, Any]:
+    """What changes where the discriminator descends privately. objective: the name of the recipe's.
 
     paper: as in the configuration that Osuala et al. 2024 released, but that it protects patients, not images: 3,000
-    epochs of 1,104 patches, plain targets.
+    epochs of 1,104 patches, plain targets, which only the published objective has.
     """
     privacy = Privacy(epsilon=PUBLISHED_EPSILON if size == "paper" else EPSILON, delta=DELTA)
     changes: dict[str, Any] = {"privacy": settings(privacy)}
     if size == "paper":
-        changes |= {"steps": 207_000, "objective": {"name": "non_saturating", "real": (1.0, 1.0)}}
+        changes["steps"] = 207_000
+    if size == "paper" and objective == NonSaturating.name:
+        changes["objective"] = settings(NonSaturating(real=(1.0, 1.0)))
     return changes

@@ -235,3 +235,17 @@ def test_the_published_private_variant():
     assert found.objective == NonSaturating(real=(1.0, 1.0))
     assert (found.privacy.epsilon, found.privacy.delta, found.privacy.clipping) == (100, 1e-4, Flat(clip_norm=1.0))
     assert found.privacy.unit == "patient"
+
+
+@pytest.mark.parametrize(
+    ("words", "objective", "ratio", "batch"),
+    [
+        ("", NonSaturating(real=(1.0, 1.0)), 2, 16),
+        (",lsgan", LeastSquares(), 2, 16),
+        (",wgan", Wasserstein(), 5, 80),
+    ],
+)
+def test_a_private_variant_keeps_its_objective(words, objective, ratio, batch):
+    found = parse(mcgan.get_config(f"paper,private{words}")).recipes["gan"]
+    assert (found.objective, found.ratio, found.images.batch_size) == (objective, ratio, batch)
+    assert found.privacy.epsilon == 100
