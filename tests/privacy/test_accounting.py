@@ -62,6 +62,13 @@ def test_loss_distributions_need_the_known_noise(noise, epsilon):
     assert epsilon_of([Phase(1 / 9, noise, 2700)], 1e-4) == pytest.approx(epsilon, rel=0.003)
 
 
+def test_the_noise_of_the_published_private_generator():
+    """As docs/generation.md has it: batches of 8 of 1,104 patches, 414,000 updates, epsilon 100 at delta 1e-4."""
+    rate, steps = 8 / 1104, 414_000
+    assert noise_for(100, 1e-4, rate, steps, "rdp") == pytest.approx(0.732, abs=5e-4)
+    assert epsilon_of([Phase(rate, 0.7204, steps)], 1e-4, "pld") == pytest.approx(100, rel=1e-3)
+
+
 def test_an_epsilon_by_both_accountants():
     phases = [Phase(0.064, 1.1, 1000)]
     assert epsilon_of(phases, 1e-5) == pytest.approx(12.288, abs=0.003)
