@@ -124,6 +124,16 @@ def is_withheld(experiment: Experiment, stage: Stage) -> bool:
     return bool(_protected_data(experiment, stage))
 
 
+def check_described(experiment: Experiment, stage: Stage, setting: str, todo: str) -> None:
+    """UserError for a stage whose results describe all images that it reads, where another stage protects some.
+
+    setting: of the stage, by which it reads training images. todo: as of a UserError.
+    """
+    for source, by in _protected_data(experiment, stage).items():
+        what = f"a comparison would describe training images of '{source}', which stage {by} protects"
+        raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
+
+
 def unprotected(experiment: Experiment, stage: Stage) -> str:
     """What is to be said of a stage that reads training images which another one protects; "" for any other."""
     protects = isinstance(stage, TrainStage) and stage.protects(experiment.recipe_of(stage))

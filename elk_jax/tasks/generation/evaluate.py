@@ -21,7 +21,7 @@ from elk_jax.evaluation.radiomics_table import Table
 from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.spread import spread
-from elk_jax.tasks import sampling
+from elk_jax.tasks import private, sampling
 from elk_jax.tasks.generation.page import samples_table
 from elk_jax.tasks.generation.recipe import EvaluateSamplesStage
 from elk_jax.tasks.generation.train import LEAST, SHOWN, check_sizes
@@ -32,7 +32,8 @@ ALL = "all"
 
 
 def check_sources(run: Run, stage: EvaluateSamplesStage, recipe: None, names: Collection[str]) -> None:
-    """UserError for images without a class, of several sizes, or of other classes than the real ones."""
+    """UserError for images without a class, of several sizes, of other classes than the real ones, or protected."""
+    private.check_described(run.experiment, stage, "split", "compare with another split, such as val")
     listed = [run.list(name, split) for name, split in stage.data() if run.is_listed(name)]
     for source in listed:
         check_source(source)

@@ -27,6 +27,7 @@ from elk_jax.images.schema import ImageInfo
 from elk_jax.images.windows import box_mask, covered, cut
 from elk_jax.progress import Progress
 from elk_jax.synthesis.closeups import box_patch, fitting_lesions
+from elk_jax.tasks import private
 from elk_jax.tasks.lesion_quality.page import quality_table
 from elk_jax.tasks.lesion_quality.recipe import LesionQualityStage
 from elk_jax.tasks.run import Run, skipped_images
@@ -66,7 +67,10 @@ class Lesions:
 
 
 def check_start(run: Run, stage: LesionQualityStage, recipe: None, names: Collection[str]) -> None:
-    """Raise UserError where the model that the lesions are compared by is not a detector."""
+    """UserError for protected lesions, and where the model that the lesions are compared by is not a detector."""
+    setting = "split" if stage.split in ("train", "") else "repeated"
+    todo = "compare with another split, such as val, and set repeated=False"
+    private.check_described(run.experiment, stage, setting, todo)
     if stage.features and stage.features not in names:
         folder = run.model_folder(stage.features)
         detectors.check_stored(model_folder.architecture_of(folder), folder)

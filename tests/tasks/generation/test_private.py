@@ -200,6 +200,24 @@ def start(folder, config):
     run_experiment(config, folder, stages=["gan"])
 
 
+@pytest.mark.parametrize(
+    ("stage", "setting", "value"),
+    [
+        ("looks", "split", "train"),
+        ("looks", "split", ""),
+        ("quality", "split", "train"),
+        ("quality", "repeated", True),
+    ],
+)
+def test_a_comparison_with_protected_patches_is_refused(tmp_path, stage, setting, value):
+    """Its counts, pictures and measures would describe them."""
+    config = config_with()
+    config.stages[stage][setting] = value
+    with refused("'patches'", "stage gan", where=f"config.stages.{stage}.{setting}"):
+        run_experiment(config, tmp_path / "run", stages=["gan", "samples", stage])
+    assert not (tmp_path / "run").exists()
+
+
 def test_patches_that_name_no_patient_are_refused_where_patients_are_protected(tmp_path):
     config = config_with()
     config.data.patches.spec = f"folders:{write(tmp_path / 'data')}"
