@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from elk_jax import host_memory
+from elk_jax.data.sources import duplicates
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.duplicates import pixel_hash
 from elk_jax.data.sources.open import open_source
@@ -125,16 +126,8 @@ def _classes(source: ImageSource) -> tuple[str, ...]:
 
 def check_apart(real: ImageSet, synthetic: ImageSet) -> None:
     """UserError where an image is in both sets: the distance would measure the copies."""
-    seen = {pixel_hash(image[..., None]): title for image, title in zip(real.images, real.titles)}
-    shared = [
-        (seen[key], title)
-        for image, title in zip(synthetic.images, synthetic.titles)
-        if (key := pixel_hash(image[..., None])) in seen
-    ]
-    if shared:
-        many = "1 image is" if len(shared) == 1 else f"{len(shared)} images are"
-        what = f"{many} in both sets, for example {shared[0][1]} as {shared[0][0]}"
-        raise UserError(what, where=synthetic.name, todo="compare sets that share no image")
+    first, second = ([(pixel_hash(i[..., None]), t) for i, t in zip(s.images, s.titles)] for s in (real, synthetic))
+    duplicates.check_apart(first, second, synthetic.name)
 
 
 def copies(one: ImageSet) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from elk_jax.data.sources.patients import patient_key
 from elk_jax.data.sources.source import ImageSource
+from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
@@ -41,6 +42,19 @@ def pixel_hash(image: np.ndarray) -> str:
 def pixel_hashes(source: ImageSource, progress: ProgressBar = no_bar) -> list[str]:
     """The hash of every image of a source; decodes all. UserError for an image that cannot be read."""
     return map_in_threads(lambda position: pixel_hash(source[position].image), len(source), progress)
+
+
+def check_apart(first: Sequence[tuple[str, str]], second: Sequence[tuple[str, str]], where: object) -> None:
+    """UserError where an image is in both of two sets that are compared: the distance would measure the copies.
+
+    first, second: (hash, title) of every image. where: of the second set.
+    """
+    seen = dict(first)
+    shared = [(seen[key], title) for key, title in second if key in seen]
+    if shared:
+        many = "1 image is" if len(shared) == 1 else f"{len(shared)} images are"
+        what = f"{many} in both sets, for example {shared[0][1]} as {shared[0][0]}"
+        raise UserError(what, where=where, todo="compare sets that share no image")
 
 
 def find(infos: Sequence[ImageInfo], hashes: Sequence[str], classes: Sequence[str]) -> Duplicates:

@@ -12,6 +12,7 @@ import numpy as np
 
 from elk_jax import files
 from elk_jax.data.patches import whole_images
+from elk_jax.data.sources import duplicates
 from elk_jax.data.sources.decode import encode_png
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.data.sources.source import ImageSource
@@ -22,7 +23,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, random_order
 from elk_jax.spread import spread
 from elk_jax.tasks import private, sampling
-from elk_jax.tasks.generation.page import samples_table
+from elk_jax.tasks.generation.page import notes_of, samples_table
 from elk_jax.tasks.generation.recipe import EvaluateSamplesStage
 from elk_jax.tasks.generation.train import LEAST, SHOWN, check_sizes
 from elk_jax.tasks.run import Run, skipped_images
@@ -64,12 +65,17 @@ def check_same(real: ImageSource, made: ImageSource) -> None:
 
 
 def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
-    """Compare the patches of one source with the real ones of another."""
+    """Compare the patches of one source with the real ones of another. UserError for a patch that is in both."""
     real, made = run.open(stage.on, stage.split), run.open(stage.synthetic, "")
     for source in (real, made):
         check_source(source)
     check_same(real, made)
     size = min(max(info.width for info in source.infos) for source in (real, made))
+    first, second = (
+        list(zip(run.pixel_hashes(*place, size), [info.title for info in source.infos]))
+        for source, place in ((real, (stage.on, stage.split)), (made, (stage.synthetic, "")))
+    )
+    duplicates.check_apart(first, second, made.name)
     pictures = {name: whole_images(one, size, progress_bar(f"  {name}"))[..., 0] for name, one in
                 (("real", real), ("made", made))}  # fmt: skip
     labels = {name: np.array(one.classes)[image_labels(one)] for name, one in (("real", real), ("made", made))}
@@ -92,6 +98,8 @@ def evaluate(run: Run, stage: EvaluateSamplesStage, recipe: None) -> Summary:
         _write_pictures(run, stage, pictures, labels)
         files.write_json(run.folder / stage.name / "evaluation.json", evaluation)
         run.console.print(samples_table(evaluation))
+        for note in notes_of(evaluation):
+            run.say(f"  {note}")
     return {
         "kind": "evaluate",
         "on": stage.on,
@@ -114,21 +122,23 @@ def compare(
     """Measures of all patches, and of each class that both sets have. Patches [N, S, S] with their classes by name.
 
     `distance` is between equally many real and made patches, `reference` between halves of the real ones, each as large
-    as a set in `distance`; None for too few. `frd`: the same by radiomics, with halves by patient, by version.
+    as a set in `distance`; None for too few. `frd`: the same by radiomics, with halves by patient, by version; `note`
+    says why a distance is None that there are enough patches for.
     patients: of the real patches; None: each its own.
     """
     owners = np.arange(len(real)).astype(str) if patients is None else np.asarray(patients)
     tables = {kind: [_table(kind, one, which) for one, which in ((real, "real"), (made, "made"))] for kind in frd_kinds}
 
-    def measured(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    def measured(name: str, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
         by_kind = {}
         for kind, (real_table, made_table) in tables.items():
-            by_kind[kind] = _radiomics(kind, _rows(real_table, ours), _rows(made_table, theirs), owners[ours], seed)
+            sides = _rows(real_table, ours), _rows(made_table, theirs)
+            by_kind[kind] = _radiomics(name, kind, *sides, owners[ours], seed)
         return _measures(real[ours], made[theirs], seed) | ({"frd": by_kind} if tables else {})
 
-    found = {ALL: measured(*(np.ones(len(one), bool) for one in (real, made)))}
+    found = {ALL: measured(ALL, *(np.ones(len(one), bool) for one in (real, made)))}
     for name in sorted(set(real_labels) & set(made_labels)):
-        found[str(name)] = measured(real_labels == name, made_labels == name)
+        found[str(name)] = measured(str(name), real_labels == name, made_labels == name)
     return found
 
 
@@ -141,21 +151,40 @@ def _rows(table: Table, chosen: np.ndarray) -> Table:
     return table._replace(values=table.values[chosen])
 
 
-def _radiomics(kind: str, real: Table, made: Table, patients: np.ndarray, seed: int) -> dict[str, Any]:
+def _radiomics(name: str, kind: str, real: Table, made: Table, patients: np.ndarray, seed: int) -> dict[str, Any]:
     """Means over random halves of the real patches by patient: of as many made ones from one half (`made`), of the
-    other half from it (`real`). None where there are too few. images: of a half; features: that are compared."""
+    other half from it (`real`). None where there are too few, or a half has no distance, as one of copies: `note` says
+    of which class (`name`) and version. images: of a half; features: that are compared."""
     recipe = frd.RECIPES[kind]
     ours, theirs = (np.flatnonzero(frd.defined(one, recipe)) for one in (real, made))
+    faults: list[str] = []
+
+    def distance(first: Table, second: Table) -> frd.Distance | None:
+        try:
+            return frd.distance(first, second, recipe)
+        except UserError as error:
+            faults.append(error.what)
+            return None
+
     drawn = frechet.draws(patients[ours].tolist(), len(theirs), seed)
-    apart = [frd.distance(_rows(real, ours[d.one]), _rows(made, theirs[d.synthetic]), recipe) for d in drawn]
-    within = [frd.distance(_rows(real, ours[d.one]), _rows(real, ours[d.other]), recipe) for d in drawn]
-    mean = lambda values: None if not values or None in values else float(np.mean(values))
+    apart = [distance(_rows(real, ours[d.one]), _rows(made, theirs[d.synthetic])) for d in drawn]
+    within = [distance(_rows(real, ours[d.one]), _rows(real, ours[d.other])) for d in drawn]
+    known = [one for one in apart if one is not None]
+    what = f"class {name}, FRD {kind}: {len(faults)} of {2 * len(drawn)} comparisons of halves have no distance"
     return {
-        "made": mean([one.value for one in apart]),
-        "real": mean([one.value for one in within]),
-        "images": min((one.second for one in apart), default=0),
-        "features": min((one.features for one in apart), default=0),
+        "made": _mean(apart),
+        "real": _mean(within),
+        "images": min((one.second for one in known), default=0),
+        "features": min((one.features for one in known), default=0),
+        "note": f"{what}: {faults[0]}" if faults else "",
     }
+
+
+def _mean(found: Sequence[frd.Distance | None]) -> float | None:
+    """Of the distances; None where there are none, or not all of them."""
+    values = [None if one is None else one.value for one in found]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _measures(real: np.ndarray, made: np.ndarray, seed: int) -> dict[str, Any]:

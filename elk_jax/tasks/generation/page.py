@@ -120,6 +120,12 @@ def frd_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
     return sorted(rows, key=lambda row: row[0])
 
 
+def notes_of(evaluation: Evaluation) -> list[str]:
+    """Why radiomics distances are missing. Comparisons of earlier versions have no notes."""
+    found = evaluation["classes"].values()
+    return [note for one in found for kind in one.get("frd", {}).values() if (note := kind.get("note"))]
+
+
 def samples_section(one: Compared, named: bool = False) -> Section:
     """The table of all measures, and patches of every class."""
     evaluation = one.evaluation
@@ -127,6 +133,7 @@ def samples_section(one: Compared, named: bool = False) -> Section:
     if radiomics := frd_rows(evaluation):
         cells = [html.row([*map(html.text, row)], numeric_from=2) for row in radiomics]
         parts.append(f"<h3>Radiomics</h3>{html.table(FRD_HEAD, cells, numeric_from=2)}{html.paragraph(FRD_NOTE)}")
+        parts += [html.paragraph(f"Note: {note}.", "soft small") for note in notes_of(evaluation)]
     for name, grid in one.grids.items():
         parts.append(f"<h3>{html.text(name)}</h3>{_picture(name, grid)}")
     note = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from elk_jax.experiments import report
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
 from elk_jax.tasks.generation import evaluate
-from elk_jax.tasks.generation.page import frd_rows, rows_of, verdict
+from elk_jax.tasks.generation.page import Compared, frd_rows, notes_of, rows_of, samples_section, verdict
 from elk_jax.tasks.generation.report import compared
 from elk_jax.tasks.run import Run
 from tests.refusals import refused
@@ -56,7 +58,7 @@ def test_the_report_shows_curves_progress_and_patches(run):
 def test_a_set_of_another_program_is_measured_by_the_same_stages(tmp_path):
     """Folders of classes, without splits."""
     config = mcgan.get_config("tiny")
-    made = write(tmp_path / "made", splits=("",))
+    made = write(tmp_path / "made", splits=("",), seed=1)
     config.data.patches.spec, config.data.samples.spec = f"folders:{write(tmp_path / 'real')}", f"folders:{made}"
     found = run_experiment(config, tmp_path / "run", stages=["looks", "quality"])
     assert found["looks"]["synthetic"] == found["quality"]["synthetic"] == "samples"
@@ -103,8 +105,35 @@ def test_constant_patches_have_no_radiomics():
     found = evaluate.compare(
         noise(4, 0), np.array(["a"] * 4), np.full((4, 16, 16), 0.5), np.array(["a"] * 4), 0, ("v1",)
     )
-    assert found["all"]["frd"]["v1"] == {"made": None, "real": None, "images": 0, "features": 0}
+    assert found["all"]["frd"]["v1"] == {"made": None, "real": None, "images": 0, "features": 0, "note": ""}
     assert frd_rows({"classes": found})[0][2:4] == ("–", "–")
+
+
+def test_halves_of_copies_cost_their_own_distance_alone():
+    """A class of three patches that are copies, and one other: a half of copies has features that do not vary."""
+    names = np.array(["a", "b"]).repeat([12, 4])
+    real = noise(16, 0)
+    real[12:15] = real[12]
+    found = evaluate.compare(real, names, noise(16, 1), names, 0, ("v0", "v1"))
+    one = found["b"]["frd"]["v1"]
+    assert one["made"] is None and one["real"] is None
+    assert "class b" in one["note"] and "v1" in one["note"]
+    assert found["b"]["distance"] > 0 and found["b"]["frd"]["v0"]["made"] > 0
+    for name in ("a", "all"):
+        assert found[name]["frd"]["v1"]["made"] is not None and not found[name]["frd"]["v1"]["note"]
+    assert notes_of({"classes": found}) == [one["note"]]
+    section = samples_section(Compared({"classes": found, "size": 16, "split": "val", "on": "x", "synthetic": "y"}))
+    assert one["note"] in section.html
+
+
+def test_sets_that_share_a_patch_are_refused(tmp_path):
+    """Under whatever name; the same is refused by the comparison of sets."""
+    config = mcgan.get_config("tiny")
+    real, made = write(tmp_path / "real"), write(tmp_path / "made", splits=("",), seed=1)
+    shutil.copy(real / "train" / "benign" / "1.png", made / "malignant" / "copy.png")
+    config.data.patches.spec, config.data.samples.spec = f"folders:{real}", f"folders:{made}"
+    with refused("1 image is in both", "copy", where="samples"):
+        run_experiment(config, tmp_path / "run", stages=["looks"])
 
 
 def test_a_class_of_one_set_alone_has_no_row():

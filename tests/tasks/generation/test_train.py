@@ -75,9 +75,9 @@ def test_the_other_objectives_train(tmp_path, variant):
 # ---- Data that are refused -------------------------------------------------------------------------------------------
 
 
-def write(folder, sizes=((16, 16),), classes=("benign", "malignant"), splits=("train", "val")):
+def write(folder, sizes=((16, 16),), classes=("benign", "malignant"), splits=("train", "val"), seed=0):
     """DIR/SPLIT/CLASS/NUMBER.png, of these sizes in turn."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for split in splits:
         for name in classes:
             (folder / split / name).mkdir(parents=True, exist_ok=True)
