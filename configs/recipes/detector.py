@@ -150,7 +150,9 @@ def efficient_det(size: str, two_stages: dict[str, Any]) -> dict[str, Any]:
         network = efficientnet.named(
             "b0", head=False, num_classes=0, norm="affine_bn", dtype="bfloat16", frozen_stages=2
         )
-        return spared(network, settings(efficientdet_config.named("d0", norm="affine_bn")))
+        changes = spared(network, settings(efficientdet_config.named("d0", norm="affine_bn")))
+        # In multiples of 128, without which effdet's strides are fractions and ours are not.
+        return merge(changes, {"loader": {"buckets": ((896, 896), (1408, 896), (896, 1408))}})
     sizes = efficientdet_config.octaves(2**0.5, len(PYRAMID))
     depth = 1 if size == "tiny" else 3
     config = EfficientDetConfig(channels=two_stages["fpn_channels"], cells=depth, head_convs=depth, anchor_sizes=sizes)

@@ -234,3 +234,10 @@ def test_an_impossible_value_of_such_a_key_is_refused():
     config.detector.loader.lesion_share = "half"
     with refused("'half'", where="config.detector.loader.lesion_share"):
         parse(config)
+
+
+def test_the_canvases_of_a_published_efficientdet_are_whole_cells_of_its_coarsest_level():
+    loader = cem_real.get_config("paper,efficientdet").detector.loader
+    short, long = max(loader.resize.short_sides), loader.resize.max_long_side
+    assert all(side % 128 == 0 for canvas in loader.buckets for side in canvas)
+    assert any(height >= long and width >= short for height, width in loader.buckets), "an upright mammogram"
