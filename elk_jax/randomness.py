@@ -55,7 +55,6 @@ class Purpose(Enum):
     UNPAIRED = (20,)  # the seed of a second stream of images beside the first
     MISPLACED_PAIR = 21, "pair"  # of data_prep
     PARTNERS = (22,)  # the order of patients whose partners are exchanged
-    RELEASE = (24,)  # of the secret of a private generator: its noise
     CANVAS_ORDER = 1, "epoch"
     PLACEMENT = 2, "lesion"
     # of a phantom data set

@@ -11,6 +11,8 @@ Whatever is made of the released sums costs nothing more.
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 BOUND = 1.0
@@ -65,15 +67,16 @@ def votes(
     return found / np.where(norms > 0, norms, 1.0)
 
 
-def released(contributions: np.ndarray, noise_multiplier: float, rng: np.random.Generator) -> np.ndarray:
-    """Sum [...] of the contributions [U, ...] of all units, each clipped to the norm 1, with noise of a SECRET `rng`.
+def released(contributions: np.ndarray, noise_multiplier: float, key: jax.Array) -> np.ndarray:
+    """Sum [...] of the contributions [U, ...] of all units, each clipped to the norm 1, with noise of a SECRET `key`.
 
-    Whoever knows its seed can subtract the noise: take it from `secret.fresh`. A unit whose contribution is not finite
-    adds nothing. noise_multiplier: deviation of the noise; 0 is not private.
+    Whoever knows it can subtract the noise: take `noise_key` of `secret.fresh`. It draws one release: a second one with
+    the same key has the same noise. A unit whose contribution is not finite adds nothing. noise_multiplier: deviation
+    of the noise; 0 is not private.
     """
     flat = contributions.reshape(len(contributions), -1)
     flat = flat[np.isfinite(flat).all(1)]
     norms = np.sqrt((flat**2).sum(1, keepdims=True))
     total = (flat / np.maximum(norms / BOUND, 1.0)).sum(0)
-    noise = noise_multiplier * BOUND * rng.standard_normal(len(total))
+    noise = noise_multiplier * BOUND * np.asarray(jax.random.normal(key, total.shape, jnp.float32), np.float64)
     return np.asarray((total + noise).reshape(contributions.shape[1:]))

@@ -4,8 +4,8 @@ Whoever knows it subtracts the noise. It comes from the operating system, is kep
 which only their owner can read, and nowhere else: not in a configuration, a model, a metric or a report. Programs get
 it as an argument, since compiled programs, with their constants, are cached on disk.
 
-Noise is drawn by JAX's Threefry, whose keys have 64 bits, in float32. Attacks on the rounding of floating-point noise
-(Mironov 2012) are not defended against.
+All noise is drawn by JAX's Threefry, whose keys have 64 bits, in float32; which units are in a batch by NumPy's PCG64,
+from words of their own. Attacks on the rounding of floating-point noise (Mironov 2012) are not defended against.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 
 from elk_jax.errors import UserError
 from elk_jax.randomness import Purpose
 
+NOISE_GENERATOR = "threefry2x32"
+"""Of the noise, whatever JAX draws other numbers by: the quicker ones are not made to be unpredictable."""
 WORDS = 8
 """Of 32 bits: two for the noise, two for the draws of the loss, four for batches and augmentations."""
 
@@ -32,6 +35,10 @@ class Secret:
     def keys(self) -> np.ndarray:
         """For the device, [2, 2] uint32: data of the key of the noise, and of that of the loss."""
         return np.asarray(self.words[:4], np.uint32).reshape(2, 2)
+
+    def noise_key(self) -> jax.Array:
+        """The key of the noise, for what is released at once."""
+        return jax.random.wrap_key_data(self.keys()[0], impl=NOISE_GENERATOR)
 
     def generator(self, purpose: Purpose, *indices: int) -> np.random.Generator:
         """A random stream on the host; see `randomness.generator`."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dp_accounting
+import jax
 import numpy as np
 import pytest
 
 from elk_jax.features.whitening import unit_norm
 from elk_jax.privacy import accounting, release, secret
-from elk_jax.randomness import Purpose
 
 N, D, U, Q, M = 30, 4, 9, 2, 12
 
@@ -72,7 +72,7 @@ def test_one_patient_moves_the_sum_by_at_most_one(data, kind):
     features = np.where(alike[:, None], features[0], features)
     labels = np.where(alike, labels[0], labels)
     found = contributions(kind, features, labels, units)
-    quiet = np.random.default_rng(0)
+    quiet = secret.known(0).noise_key()
     whole = release.released(found, 0.0, quiet)
     moves = []
     for unit in range(U):
@@ -84,7 +84,7 @@ def test_one_patient_moves_the_sum_by_at_most_one(data, kind):
 
 def test_a_patient_that_says_too_much_is_clipped_and_one_of_nans_says_nothing():
     said = np.array([[3.0, 4.0], [0.3, 0.4], [np.nan, 1.0], [np.inf, 0.0]])
-    np.testing.assert_allclose(release.released(said, 0.0, np.random.default_rng(0)), [0.9, 1.2])
+    np.testing.assert_allclose(release.released(said, 0.0, secret.known(0).noise_key()), [0.9, 1.2])
 
 
 def test_the_noise_has_the_deviation_that_epsilon_asks_for():
@@ -95,14 +95,23 @@ def test_the_noise_has_the_deviation_that_epsilon_asks_for():
     accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_SPECIAL, 1e-4)
     accountant.compose(dp_accounting.GaussianDpEvent(noise))
     assert accountant.get_epsilon(delta) == pytest.approx(epsilon, rel=2e-3)
-    rng = secret.known(3).generator(Purpose.RELEASE)
-    found = release.released(np.zeros((2, 2, 20_000)), noise, rng)
+    found = release.released(np.zeros((2, 2, 20_000)), noise, secret.known(3).noise_key())
     assert found.std() == pytest.approx(noise, rel=0.02) and abs(found.mean()) < 0.05 * noise
     assert abs(np.corrcoef(found[0], found[1])[0, 1]) < 0.03
 
 
+def test_the_noise_is_that_of_threefry_whatever_jax_draws_by():
+    """From the first two words of the secret, which draw nothing else."""
+    one = secret.known(5)
+    key = jax.random.wrap_key_data(np.array(one.words[:2], np.uint32), impl="threefry2x32")
+    with jax.default_prng_impl("unsafe_rbg"):
+        found = release.released(np.ones((1, 2, 3)), 2.0, one.noise_key())
+    expected = 1 / np.sqrt(6) + 2.0 * np.asarray(jax.random.normal(key, (6,))).reshape(2, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_fresh_noise_is_never_the_same():
     zero = np.zeros((1, 8))
-    drawn = [release.released(zero, 1.0, secret.fresh().generator(Purpose.RELEASE)) for _ in range(2)]
-    again = [release.released(zero, 1.0, secret.known(1).generator(Purpose.RELEASE)) for _ in range(2)]
+    drawn = [release.released(zero, 1.0, secret.fresh().noise_key()) for _ in range(2)]
+    again = [release.released(zero, 1.0, secret.known(1).noise_key()) for _ in range(2)]
     assert (drawn[0] != drawn[1]).all() and (again[0] == again[1]).all()

@@ -23,6 +23,7 @@ from elk_jax.heads import folds, kernel, linear
 from elk_jax.heads.heads import Head
 from elk_jax.heads.linear import Linear
 from elk_jax.privacy import head as descent
+from elk_jax.privacy.secret import NOISE_GENERATOR
 from elk_jax.progress import LONG, Progress
 from elk_jax.randomness import Purpose
 from elk_jax.tasks.classification import model
@@ -216,7 +217,7 @@ def noise_keys(count: int, known_seed: int | None, purpose: int) -> jax.Array:
         words = np.frombuffer(os.urandom(8 * count), np.uint32)
     else:
         words = np.random.SeedSequence([known_seed, purpose]).generate_state(2 * count).astype(np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(words.reshape(count, 2)), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(words.reshape(count, 2)), impl=NOISE_GENERATOR)
 
 
 def _whitening(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from elk_jax.data import patches
@@ -31,7 +30,6 @@ from elk_jax.privacy.accounting import Ledger, Phase
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.privacy.secret import Secret
 from elk_jax.progress import progress_bar
-from elk_jax.randomness import Purpose
 from elk_jax.tasks import private
 from elk_jax.tasks.classification import fit as heads
 from elk_jax.tasks.classification import model as classifiers
@@ -211,12 +209,12 @@ def weigh(
         odds = _log_odds(settings, data, pool, noise, origin)
         scores = settings.contrast * (odds - odds.mean()) / max(float(odds.std()), TINY)
         return np.stack([special.softmax(sign * scores) for sign in (-1.0, 1.0)])
-    rng, of_units = origin.generator(Purpose.RELEASE), {"classes": data.classes, "num_units": data.num_units}
+    key, of_units = origin.noise_key(), {"classes": data.classes, "num_units": data.num_units}
     data, pool = data._replace(features=unit(data.features)), unit(pool)
     if isinstance(settings, Means):
         scale = settings.count_scale
         said = release.class_features(data.features, data.labels, data.units, count_scale=scale, **of_units)
-        means = release.class_means(release.released(said, noise, rng), scale)
+        means = release.class_means(release.released(said, noise, key), scale)
         middle, own = means.mean(0), pool.mean(0)
         wanted = own + settings.shift * (middle - own) + settings.contrast * (means - middle)
         return np.exp([tilt.tilted(pool, one, settings.penalty) for one in wanted])
@@ -226,7 +224,7 @@ def weigh(
         raise UserError(what, where=f"{where}.neighbours", todo="give fewer, or more public images")
     chosen = release.nearest(data.features, pool, settings.neighbours)
     said = release.votes(chosen, data.labels, data.units, pool=len(pool), **of_units)
-    found = release.released(said, noise, rng)
+    found = release.released(said, noise, key)
     kept = np.where(found > settings.threshold * noise, found, 0.0)
     for name, row in zip(names, kept):
         if not row.any():
@@ -241,8 +239,7 @@ def _log_odds(settings: Guidance, data: Private, pool: np.ndarray, noise: float,
     mean_clip, clip = search.UNBOUNDED, search.UNBOUNDED
     if noise:
         mean_clip, clip = settings.mean_clip * pool.shape[1] ** 0.5, settings.clip_norm
-    key = jax.random.wrap_key_data(jnp.asarray(origin.keys()[0]), impl="threefry2x32")
-    first, second = jax.random.split(key)
+    first, second = jax.random.split(origin.noise_key())
     features, group, count = data.features.astype(np.float32), data.units.astype(np.int32), data.num_units
     mean = np.asarray(descent.private_mean(features, group, mean_clip, of_mean, first, num_units=count))
     steps = settings.steps

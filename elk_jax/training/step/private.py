@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from elk_jax.errors import UserError
+from elk_jax.privacy.secret import NOISE_GENERATOR
 from elk_jax.privacy.settings import Adaptive
 from elk_jax.training import mesh as meshes
 from elk_jax.training import state as states
@@ -33,8 +34,6 @@ from elk_jax.training.step.separable import check_model
 from elk_jax.training.step.step import Protection, Step
 from elk_jax.turns import expected_turns
 
-GENERATOR = "threefry2x32"
-"""Of the noise, whatever JAX draws other numbers by: the quicker ones are not made to be unpredictable."""
 CLIPPED_SUMS = {"per_example": per_example.clipped_sum, "ghost": ghost.clipped_sum}
 """Two ways to the same sum, by the name of the setting."""
 
@@ -98,7 +97,7 @@ def private(model: Model, recipe: TrainingRecipe, protection: Protection, mesh: 
     def update(state: TrainState, constants: Constants, batch: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         check_rows(len(batch["unit"]), mesh.size, micro_batch)
         noise_key, loss_key = (
-            jax.random.fold_in(jax.random.wrap_key_data(data, impl=GENERATOR), state.step)
+            jax.random.fold_in(jax.random.wrap_key_data(data, impl=NOISE_GENERATOR), state.step)
             for data in constants["secret"]
         )
         gradient_key, count_key = jax.random.split(noise_key)
