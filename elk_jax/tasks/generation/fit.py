@@ -10,7 +10,7 @@ Shapes: N private images, M patches of the pool, S their side, Q classes, D feat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,11 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     noise = private.noise_of(stage)
     origin = secret.fresh() if stage.known_seed is None else secret.known(stage.known_seed)
     where = f"config.{stage.recipe}.release"
-    weights = weigh(recipe.release, private_side, of_pool, noise, origin, training.classes, where)
+    weights, unvoted = weigh(recipe.release, private_side, of_pool, noise, origin, where)
+    notes = [
+        f"no public patch has enough votes for the class {training.classes[label]}: all have equal weights"
+        for label in unvoted
+    ]
 
     # ---- The model -------------------------------------------------------------------------------------------------
     promise: Statement | None = None
@@ -149,6 +153,8 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
     auroc = _auroc(weights @ unit(of_pool), unit(of_validation), val_labels)
     even = ", ".join(f"{value:.0f} {name}" for name, value in effective.items())
     run.say(f"  {len(pool)} public patches; weighted as {even} would be that count alike")
+    for note in notes:
+        run.say(f"  {note}")
     if auroc is not None:
         run.say(f"  validation AUROC of the difference between the classes' means: {auroc:.3f}")
     sentence = trained.sentence()
@@ -171,6 +177,7 @@ def fit(run: Run, stage: FitPoolStage, recipe: PoolRecipe) -> Summary:
         "pool": len(pool),
         "effective": effective,
         "auroc": auroc,
+        "notes": notes,
     }
 
 
@@ -195,20 +202,26 @@ def phases(settings: Any, noise: float) -> tuple[Phase, ...]:
     return Phase(1.0, of_mean, 1), Phase(1.0, of_steps, settings.steps)
 
 
-def weigh(
-    settings: Any, data: Private, pool: np.ndarray, noise: float, origin: Secret, names: Sequence[str], where: str
-) -> np.ndarray:
-    """Weights [Q, M] of public patches with whitened features [M, D], each class's of sum 1, from one release.
+class Weighted(NamedTuple):
+    """weights: [Q, M] of public patches, each class's of sum 1. unvoted: classes for which no patch had enough votes,
+    and all patches have equal weights."""
 
-    noise: see `phases`; 0 is not private. origin: of the noise. names: of the classes. where: of the settings, for
-    errors. UserError for more neighbours than patches, and a class for which no patch has enough votes.
+    weights: np.ndarray
+    unvoted: tuple[int, ...] = ()
+
+
+def weigh(settings: Any, data: Private, pool: np.ndarray, noise: float, origin: Secret, where: str) -> Weighted:
+    """Weights of public patches with whitened features [M, D], from one release.
+
+    noise: see `phases`; 0 is not private. origin: of the noise. where: of the settings, for errors. UserError for more
+    neighbours than patches. Nothing raises one after the release, which is spent: another attempt would spend another.
     """
     from scipy import special  # takes seconds
 
     if isinstance(settings, Guidance):
         odds = _log_odds(settings, data, pool, noise, origin)
         scores = settings.contrast * (odds - odds.mean()) / max(float(odds.std()), TINY)
-        return np.stack([special.softmax(sign * scores) for sign in (-1.0, 1.0)])
+        return Weighted(np.stack([special.softmax(sign * scores) for sign in (-1.0, 1.0)]))
     key, of_units = origin.noise_key(), {"classes": data.classes, "num_units": data.num_units}
     data, pool = data._replace(features=unit(data.features)), unit(pool)
     if isinstance(settings, Means):
@@ -217,7 +230,7 @@ def weigh(
         means = release.class_means(release.released(said, noise, key), scale)
         middle, own = means.mean(0), pool.mean(0)
         wanted = own + settings.shift * (middle - own) + settings.contrast * (means - middle)
-        return np.exp([tilt.tilted(pool, one, settings.penalty) for one in wanted])
+        return Weighted(np.exp([tilt.tilted(pool, one, settings.penalty) for one in wanted]))
     assert isinstance(settings, Votes)
     if settings.neighbours > len(pool):
         what = f"votes for {settings.neighbours} patches each, and there are {len(pool)} public ones"
@@ -226,11 +239,9 @@ def weigh(
     said = release.votes(chosen, data.labels, data.units, pool=len(pool), **of_units)
     found = release.released(said, noise, key)
     kept = np.where(found > settings.threshold * noise, found, 0.0)
-    for name, row in zip(names, kept):
-        if not row.any():
-            what = f"no public patch has enough votes for the class {name}"
-            raise UserError(what, where=f"{where}.threshold", todo="give a smaller one, or more neighbours")
-    return np.asarray(kept / kept.sum(1, keepdims=True))
+    unvoted = np.flatnonzero(~kept.any(1))
+    kept[unvoted] = 1.0
+    return Weighted(kept / kept.sum(1, keepdims=True), tuple(unvoted.tolist()))
 
 
 def _log_odds(settings: Guidance, data: Private, pool: np.ndarray, noise: float, origin: Secret) -> np.ndarray:

@@ -157,6 +157,11 @@ def pools_section(pools: Mapping[str, Mapping[str, Any]]) -> Section:
     said = "".join(
         html.paragraph(f"{name}: {summary['promise']}") for name, summary in pools.items() if summary["promise"]
     )
+    said += "".join(
+        html.paragraph(f"Note on {name}: {note}.", "soft small")
+        for name, summary in pools.items()
+        for note in summary.get("notes", ())  # earlier versions have none
+    )
     note = (
         "Patches are drawn from public ones, by weights that follow from one release of what the private ones say of "
         "them. As even as: how many patches of equal weight would scatter a mean as much. AUROC: of validation images "

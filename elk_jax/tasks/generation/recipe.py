@@ -119,7 +119,7 @@ class Votes(Checked):
     Evolution (Lin et al. 2024, arXiv:2305.15560) over a large pool. Weights are the votes.
 
     neighbours: for how many public patches a private one votes. threshold: of a patch with fewer votes the weight is 0;
-    in deviations of the noise.
+    in deviations of the noise. A class for which no patch has as many has equal weights: what is released is spent.
     """
 
     name: Literal["votes"] = "votes"

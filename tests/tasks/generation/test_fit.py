@@ -167,8 +167,19 @@ def test_votes_alone_give_the_weights():
     """Three patients of class 0 vote for the patch at theirs, one of class 1 for its own; nothing below a vote."""
     pool = np.eye(3)
     data = fit.Private(pool[[0, 0, 1, 2]], np.array([0, 0, 0, 1]), np.arange(4), 4, 2)
-    weights = fit.weigh(Votes(neighbours=1, threshold=0.0), data, pool, 0.0, QUIET, ("a", "b"), "votes")
+    weights, _ = fit.weigh(Votes(neighbours=1, threshold=0.0), data, pool, 0.0, QUIET, "votes")
     np.testing.assert_allclose(weights, [[2 / 3, 1 / 3, 0], [0, 0, 1]])
+
+
+def test_a_class_without_enough_votes_has_equal_weights():
+    """The release is spent: another attempt would add one that no ledger counts."""
+    data = fit.Private(np.eye(3)[[0, 0, 1]], np.array([0, 0, 1]), np.arange(3), 3, 2)
+    found = fit.weigh(Votes(neighbours=1, threshold=1e9), data, np.eye(3), 1e-3, QUIET, "votes")
+    np.testing.assert_allclose(found.weights, np.full((2, 3), 1 / 3))
+    assert found.unvoted == (0, 1)
+    some = fit.weigh(Votes(neighbours=1, threshold=1500.0), data, np.eye(3), 1e-3, QUIET, "votes")
+    np.testing.assert_allclose(some.weights, [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+    assert some.unvoted == (1,)
 
 
 def test_guidance_follows_a_classifier_of_the_private_images():
@@ -179,16 +190,16 @@ def test_guidance_follows_a_classifier_of_the_private_images():
     data = fit.Private(features, labels, np.arange(60), 60, 2)
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     pool = np.stack([np.cos(angles), np.sin(angles), np.zeros(40)], axis=1)
-    weights = fit.weigh(Guidance(contrast=0.7), data, pool, 0.0, QUIET, ("a", "b"), "guidance")
+    weights, _ = fit.weigh(Guidance(contrast=0.7), data, pool, 0.0, QUIET, "guidance")
     np.testing.assert_allclose(weights.sum(1), 1)
     scores = np.log(weights[1] / weights[0]) / 2  # contrast times the standardised log odds, up to a constant
     assert np.corrcoef(scores, pool[:, 0])[0, 1] > 0.95
     assert scores.std() == pytest.approx(0.7, rel=1e-4)
-    noisy = fit.weigh(Guidance(contrast=0.7), data, pool, 5.0, secret.known(1), ("a", "b"), "guidance")
+    noisy, _ = fit.weigh(Guidance(contrast=0.7), data, pool, 5.0, secret.known(1), "guidance")
     assert np.abs(noisy - weights).max() > 0.01
     # one patch in 40 of the other kind: all scores of one class are small beside the largest of the other
     skewed = np.eye(3)[np.zeros(40, int)] * np.where(np.arange(40) == 7, -1, 1)[:, None]
-    steep = fit.weigh(Guidance(contrast=200), data, skewed, 0.0, QUIET, ("a", "b"), "guidance")
+    steep, _ = fit.weigh(Guidance(contrast=200), data, skewed, 0.0, QUIET, "guidance")
     np.testing.assert_allclose(steep, np.where(np.arange(40) == 7, [[1], [0]], [[0], [1 / 39]]), atol=1e-9)
 
 
@@ -207,7 +218,7 @@ def test_contrast_enlarges_the_difference_between_classes_and_shift_moves_both()
     data = fit.Private(features, np.array([0, 0, 1, 1]), np.arange(4), 4, 2)
 
     def means(**settings):
-        weights = fit.weigh(Means(penalty=1e-4, **settings), data, pool, 0.0, QUIET, ("a", "b"), "means")
+        weights, _ = fit.weigh(Means(penalty=1e-4, **settings), data, pool, 0.0, QUIET, "means")
         np.testing.assert_allclose(weights.sum(1), 1)
         return weights @ pool
 
@@ -295,6 +306,17 @@ def test_votes_go_through_the_same_stages(folders, tmp_path, cheap_features):
     weights = model.load(tmp_path / "epsilon_10" / "model").params["weights"]
     assert (weights == 0).any() and np.allclose(weights.sum(1), 1)
     assert json.loads((tmp_path / "epsilon_10" / "finished.json").read_text())["summary"]["release"] == "votes"
+
+
+def test_a_release_without_votes_is_finished_and_said(folders, tmp_path, cheap_features, capsys):
+    config = experiment(folders, "tiny,votes", known_seed=1)
+    config.pool.release.update({"neighbours": 4, "threshold": 1e9})
+    (summary,) = run_experiment(config, tmp_path, stages=["epsilon_10"]).values()
+    assert [name in note for name, note in zip(("benign", "malignant"), summary["notes"])] == [True, True]
+    trained = model.load(tmp_path / "epsilon_10" / "model").description.trained
+    assert len(trained.privacy.ledger.phases) == 1
+    for said in (capsys.readouterr().out, page_of(tmp_path)):
+        assert "votes for the class malignant" in said
 
 
 def test_a_command_draws_from_it(fitted, tmp_path):
@@ -452,12 +474,6 @@ def test_fewer_patches_than_votes_or_components_are_refused(folders, tmp_path, c
     config.pool.components = 5
     with refused(5, 4, where="stage epsilon_10.public"):
         run_one(config, tmp_path / "other")
-
-
-def test_a_class_without_enough_votes_is_refused():
-    data = fit.Private(np.eye(2), np.array([0, 1]), np.arange(2), 2, 2)
-    with refused("class a", where="votes.threshold"):
-        fit.weigh(Votes(neighbours=1, threshold=1e9), data, np.eye(2), 1.0, QUIET, ("a", "b"), "votes")
 
 
 def test_a_damaged_pool_is_refused(tmp_path):
