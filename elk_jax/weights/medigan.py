@@ -23,7 +23,7 @@ from elk_jax import files
 from elk_jax.errors import UserError
 from elk_jax.gan.networks import GanConfig
 from elk_jax.weights import medigan_package
-from elk_jax.weights.model_folder import Params, flatten
+from elk_jax.weights.model_folder import Params, Training, flatten
 
 PACKAGE = "generator"
 MODEL_ID = re.compile(r"\d{5}_\w{7,24}")
@@ -31,11 +31,16 @@ MODEL_ID = re.compile(r"\d{5}_\w{7,24}")
 
 
 def export_folder(
-    params: Params, config: GanConfig, classes: Sequence[str], output: Path, model_id: str, promise: str = ""
+    params: Params,
+    config: GanConfig,
+    classes: Sequence[str],
+    output: Path,
+    model_id: str,
+    trained: Training | None = None,
 ) -> None:
     """Write a generator's package and medigan's configuration into a new or empty folder.
 
-    promise: what private training promises, in words.
+    trained: how it came about; None: no training here has made it.
     UserError for an id that medigan does not accept, and for a folder that has something in it.
     """
     if not MODEL_ID.fullmatch(model_id):
@@ -50,11 +55,14 @@ def export_folder(
         files.write_bytes(package / f"{PACKAGE}.npz", buffer.getvalue())
         files.write_text(package / "__init__.py", files.read_text(medigan_package.__file__))
         files.make_folder(place / "config")
-        files.write_json(place / "config" / "global.json", {model_id: entry(config, classes, model_id, promise)})
+        files.write_json(place / "config" / "global.json", {model_id: entry(config, classes, model_id, trained)})
 
 
-def entry(config: GanConfig, classes: Sequence[str], model_id: str, promise: str) -> dict[str, Any]:
-    """What medigan's configuration says of a model."""
+def entry(config: GanConfig, classes: Sequence[str], model_id: str, trained: Training | None) -> dict[str, Any]:
+    """What medigan's configuration says of a model: what protects its patients, in words, and beside what medigan
+    knows of a description the `seen_patients` and `promises` of a COCO file (`data.sources.coco`), if there are any."""
+    seen = {"seen_patients": list(trained.patients)} if trained and trained.patients else {}
+    promises = {"promises": [asdict(one) for one in trained.promises]} if trained and trained.promises else {}
     return {
         "execution": {
             "package_name": PACKAGE,
@@ -90,7 +98,7 @@ def entry(config: GanConfig, classes: Sequence[str], model_id: str, promise: str
             "type": "GAN",
             "license": "",
             "dataset_type": "",
-            "privacy": promise,
+            "privacy": protection(trained),
             "tags": ["mammography", "MCGAN", *classes],
             "year": "",
         },
@@ -104,5 +112,14 @@ def entry(config: GanConfig, classes: Sequence[str], model_id: str, promise: str
             "doi": [],
             "inspired_by": "Osuala et al. 2024, arXiv:2407.12669",
             "comment": "",
+            **seen,
+            **promises,
         },
     }
+
+
+def protection(trained: Training | None) -> str:
+    """What protects the patients that a generator has seen, in words; never empty, which would pass for no risk."""
+    if trained is None:
+        return "Not private: nothing is known of its training."
+    return trained.sentence() or "Not private: the patients whose images it was trained on are not protected."

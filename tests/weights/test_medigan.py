@@ -15,9 +15,13 @@ import jax
 import numpy as np
 import pytest
 
+from elk_jax.data.sources.coco import SYNTHETIC, behind_folder
 from elk_jax.gan import networks
 from elk_jax.gan.networks import GanConfig
+from elk_jax.privacy.accounting import Ledger, Phase
+from elk_jax.privacy.mechanism import Statement
 from elk_jax.weights import medigan, medigan_package
+from elk_jax.weights.model_folder import Training
 from tests.refusals import refused
 
 MODEL_ID, CLASSES = "00101_MCGAN_TEST", ("benign", "malignant")
@@ -111,6 +115,33 @@ def test_the_package_needs_numpy_alone(exported):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.stdout == "3\n", done.stderr
+
+
+def said_of(folder):
+    """(privacy, description) of the exported entry."""
+    found = json.loads((folder / "config" / "global.json").read_text())[MODEL_ID]
+    return found["selection"]["privacy"], found["description"]
+
+
+def test_the_entry_says_whom_the_generator_has_seen_and_what_protects_them(exported, tmp_path):
+    """As a COCO file of drawn patches does; the hashes and ledgers are read back from one."""
+    folder, config, params = exported
+    privacy, description = said_of(folder)
+    assert "Not private" in privacy and not {"seen_patients", "promises"} & description.keys()
+    ledger = Ledger((Phase(0.1, 2.0, 5),), "patient")
+    promise = Statement(True, 3.0, 1e-4, "rdp", ledger, identity="a" * 32)
+    for name, trained in (
+        ("open", Training(1, ("a",), "", ("h1", "h2"))),
+        ("own", Training(1, ("a",), privacy=promise)),
+    ):
+        medigan.export_folder(params, config, CLASSES, tmp_path / name, MODEL_ID, trained)
+        privacy, description = said_of(tmp_path / name)
+        info = {key: description[key] for key in ("seen_patients", "promises") if key in description}
+        coco = {"info": info, "images": [], "annotations": [], "categories": []}
+        (tmp_path / name / SYNTHETIC).write_text(json.dumps(coco))
+        behind = behind_folder(tmp_path / name / "images")
+        assert behind.seen_patients == set(trained.patients) and behind.promises == trained.promises
+        assert privacy == promise.sentence() if trained.privacy else "Not private" in privacy
 
 
 @pytest.mark.parametrize("norm", ["none", "pixel"])

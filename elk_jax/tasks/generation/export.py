@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elk_jax.errors import UserError
 from elk_jax.tasks.generation.model import Description, load
-from elk_jax.weights import medigan, model_folder
+from elk_jax.weights import medigan
 
 
 @dataclass(frozen=True)
@@ -32,5 +32,5 @@ def export_folder(model: Path, output: Path, settings: ExportSettings) -> None:
         todo = "name the model folder of a generator that was trained against a discriminator"
         what = f"a model of '{description.architecture}', for which medigan has no package"
         raise UserError(what, where=model, todo=todo)
-    promise = model_folder.promise(model)
-    medigan.export_folder(params, description.model, description.classes, output, settings.model_id, promise)
+    about = description.model, description.classes
+    medigan.export_folder(params, *about, output, settings.model_id, description.trained)

@@ -13,8 +13,8 @@ from elk_jax import files
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.experiments.experiment import run_experiment
+from elk_jax.tasks.generation import export, synthesize
 from elk_jax.tasks.generation import model as generators
-from elk_jax.tasks.generation import synthesize
 from elk_jax.tasks.generation.recipe import SampleSettings
 from elk_jax.training import mesh as meshes
 from elk_jax.weights import model_folder
@@ -153,3 +153,10 @@ def test_the_folder_of_another_model_is_refused(run, tmp_path):
     model_folder.save_params(tmp_path / "gan" / "model", {"a": np.zeros(1)}, {"architecture": "inpainter"})
     with refused("'inpainter'", "generator", where=tmp_path / "gan" / "model"):
         draw(tmp_path, tmp_path / "out", 1)
+
+
+def test_an_exported_generator_says_whom_it_has_seen(run, tmp_path):
+    export.export_folder(run / "gan" / "model", tmp_path / "out", export.ExportSettings("00101_MCGAN_TEST"))
+    (entry,) = files.read_object(tmp_path / "out" / "config" / "global.json").values()
+    assert set(entry["description"]["seen_patients"]) == model_folder.seen_patients(run / "gan" / "model")
+    assert "Not private" in entry["selection"]["privacy"]
