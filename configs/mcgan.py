@@ -1,6 +1,7 @@
 """MCGAN: a generator of patches by class (benign, malignant), patches drawn from it, and how real they look.
 
-  python launch/train.py --config=configs/mcgan.py                            generated patches, minutes on 2 CPU cores
+  python launch/train.py --config=configs/mcgan.py                            generated patches; 46 minutes once,
+                                                                              on 2 busy CPU cores (generation.md)
   python launch/train.py --config=configs/mcgan.py:small \\
       --config.data.patches.spec=folders:/data/patches "--config.data.patches.patient_pattern=P_(\\d+)"
                                                                               64 px, for hundreds of patches

@@ -34,7 +34,7 @@ def tiny() -> dict[str, Any]:
 
 
 def quick() -> dict[str, Any]:
-    """Patches of 32 px, in minutes on two cores."""
+    """Patches of 32 px: 2,000 steps, each of 0.15 s of processor time when they were measured (generation.md)."""
     return {
         **for_few_patches(32),
         "steps": 2000,
