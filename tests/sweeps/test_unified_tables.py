@@ -18,9 +18,9 @@ from tests.refusals import refused
 CONFIGS = Path(unified.__file__).parent
 
 
-def planned(rows, folder):
+def planned(rows, folder, size="tiny"):
     """(plan, name of the row -> its experiment)."""
-    found = plan(unified.get_config("tiny"), rows, 1, folder)
+    found = plan(unified.get_config(size), rows, 1, folder)
     return found, {run.row.name: run.experiment for run in found.runs}
 
 
@@ -32,7 +32,7 @@ def made_anew(found, row, first):
 
 def test_what_the_unified_regime_is_made_of(tmp_path):
     rows = read_rows(CONFIGS / "unified_table.py")
-    found, experiments = planned(rows, tmp_path)
+    found, experiments = planned(rows, tmp_path, "quick")  # tiny has one patient in validation: no partner to exchange
     assert len(experiments) == len([row for row in rows if not row.not_run]) == len(found.runs)
     modes = {one.recipes["borrow"].mode for one in experiments.values()}
     assert modes == {name for name, mode in MODES.items() if mode.reads == "same"}
@@ -51,11 +51,12 @@ def test_what_the_unified_regime_is_made_of(tmp_path):
 
 
 def test_settings_share_what_they_do_not_change(tmp_path):
-    found, _ = planned(read_rows(CONFIGS / "unified_table.py"), tmp_path)
+    found, _ = planned(read_rows(CONFIGS / "unified_table.py"), tmp_path, "quick")
     of_b = {"borrowed", "unified", "evaluate"}
     assert made_anew(found, "pkd", "mse") == of_b and made_anew(found, "mse, B from C", "mse") == of_b
     assert made_anew(found, "without B", "mse") == {"unified", "evaluate"}
     assert made_anew(found, "tuned trunks", "mse") == {"unified", "capacity", "evaluate"}
+    assert made_anew(found, "others' partners", "mse") == of_b | {"base_ub", "dropout"}
     assert made_anew(found, "backbone", "mse") == of_b | {"base_ub", "capacity"}
 
 
