@@ -132,7 +132,8 @@ def _too_few(main: OperatingPoint, on: ChosenOn) -> str:
             "false positives may come on other patients."
         )
     if not spread:
-        return f"How many false positives may come on other patients is not known: none of {on.counted} were resampled."
+        unknown = "How many false positives may come on other patients is not known"
+        return f"{unknown}: patients were not resampled ({on.counted})."
     return ""
 
 

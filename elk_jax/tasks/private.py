@@ -124,12 +124,15 @@ def is_withheld(experiment: Experiment, stage: Stage) -> bool:
     return bool(_protected_data(experiment, stage))
 
 
-def check_described(experiment: Experiment, stage: Stage, setting: str, todo: str) -> None:
+def check_described(experiment: Experiment, stage: Stage, real: str, setting: str, todo: str) -> None:
     """UserError for a stage whose results describe all images that it reads, where another stage protects some.
 
-    setting: of the stage, by which it reads training images. todo: as of a UserError.
+    real: the data source that made images are compared with; the made ones are not asked about. setting: of the stage,
+    by which it reads training images. todo: as of a UserError.
     """
     for source, by in _protected_data(experiment, stage).items():
+        if source != real:
+            continue
         what = f"a comparison would describe training images of '{source}', which stage {by} protects"
         raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
 
@@ -198,11 +201,16 @@ def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
 
 
 def check_start(run: Run, stage: TrainStage, recipe: Any) -> None:
-    """UserError for a private training whose patients are known elsewhere, unless it says so itself (`exposed`): to its
+    """UserError for a private training of pairs of two patients (`shuffled_partners`), and for one whose patients are
+    known elsewhere, unless it says so itself (`exposed`): to its
     initial weights, to its public data, or to what made its images. What those say of them is not accounted for.
 
     Phantoms are not drawn to find their patients.
     """
+    for source in stage.train_on if stage.protects(recipe) else ():
+        if run.experiment.data[source].shuffled_partners:
+            what = "an image stands beside one of another patient, so that no unit is one patient's"
+            raise UserError(what, where=f"config.data.{source}.shuffled_partners", todo="set it to False")
     if getattr(stage, "exposed", False):
         return
     for one in _exposures(run, stage, recipe):

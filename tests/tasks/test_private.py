@@ -276,3 +276,15 @@ def test_a_source_may_not_be_made_from_what_is_not_there():
         config.data.published.made_from = names
         with refused(names[0], where="config.data.published.made_from"):
             parse(config)
+
+
+def test_pairs_of_two_patients_are_not_trained_on_privately():
+    """Also where the chain is exposed: the image of one patient is in the unit of another."""
+    experiment = parse(cem_real_dp.get_config("tiny"))
+    name = next(key for key, one in experiment.stages.items() if getattr(experiment.recipe_of(one), "privacy", None))
+    stage = experiment.stages[name]
+    source = stage.train_on[0]
+    pairs = replace(experiment.data[source], partner="low_energy", shuffled_partners=True)
+    changed = replace(experiment, data={**experiment.data, source: pairs})
+    with refused("another patient", where=f"config.data.{source}.shuffled_partners"):
+        private.check_start(Run(changed, None, mesh=None), stage, changed.recipe_of(stage))

@@ -34,7 +34,7 @@ ALL = "all"
 
 def check_sources(run: Run, stage: EvaluateSamplesStage, recipe: None, names: Collection[str]) -> None:
     """UserError for images without a class, of several sizes, of other classes than the real ones, or protected."""
-    private.check_described(run.experiment, stage, "split", "compare with another split, such as val")
+    private.check_described(run.experiment, stage, stage.on, "split", "compare with another split, such as val")
     listed = [run.list(name, split) for name, split in stage.data() if run.is_listed(name)]
     for source in listed:
         check_source(source)

@@ -70,7 +70,7 @@ def check_start(run: Run, stage: LesionQualityStage, recipe: None, names: Collec
     """UserError for protected lesions, and where the model that the lesions are compared by is not a detector."""
     setting = "split" if stage.split in ("train", "") else "repeated"
     todo = "compare with another split, such as val, and set repeated=False"
-    private.check_described(run.experiment, stage, setting, todo)
+    private.check_described(run.experiment, stage, stage.on, setting, todo)
     if stage.features and stage.features not in names:
         folder = run.model_folder(stage.features)
         detectors.check_stored(model_folder.architecture_of(folder), folder)
