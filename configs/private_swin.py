@@ -142,7 +142,8 @@ def stand_in(size):
 
 
 def ready():
-    """Patches of an earlier run. What their generator saw is taken as unprotected: set made_from=() where it is not."""
+    """Patches of an earlier run, which count as made of `patches` without protection. If their generator was private,
+    or saw other people only, set made_from=()."""
     return SourceSpec("coco:drawn/synthetic.json", made_from=("patches",))
 
 

@@ -5,7 +5,8 @@
       --config.data.pairs.spec=coco:/data/pairs.json --config.data.pairs.partner=partner
 Each setting is compared with the first, the regime of the paper as far as it is known. Every run has the detector of
 one image (sm), the upper bound (base_ub) and the control of two equal trunks (capacity) beside it; they are trained
-once per seed, unless a setting changes them.
+once per seed, unless a setting changes them. Data need two patients in every split ("others' partners"), which `tiny`
+has not.
 
 Published (Sharma et al. 2024): better than either image alone, near the upper bound; no number, no ablation. The losses
 and the starts are those of its relatives: hallucination (Hoffman et al. 2016) for sigmoid_l2 from C, distillation of

@@ -115,13 +115,20 @@ def resize_to(example: Example, size: tuple[int, int], pixels: Pixels = "mean", 
         return replace(resized, boxes=boxes[seen], labels=example.labels[seen], ignore=example.ignore[seen])
     if size == (height, width):
         return example
-    shrinks = size[0] <= height and size[1] <= width
-    method = cv2.INTER_AREA if shrinks and pixels == "mean" else cv2.INTER_LINEAR
-    image = cv2.resize(np.ascontiguousarray(example.image), size[::-1], interpolation=method)
+    image = resized_pixels(example.image, size, pixels)
     x, y = size[1] / width, size[0] / height
     boxes = (example.boxes * np.array([x, y, x, y])).astype(np.float32)
     scale = (example.scale[0] * x, example.scale[1] * y)
-    return replace(example, image=_with_images(image), boxes=boxes, scale=scale)
+    return replace(example, image=image, boxes=boxes, scale=scale)
+
+
+def resized_pixels(image: np.ndarray, size: tuple[int, int], pixels: Pixels = "mean") -> np.ndarray:
+    """An image [H, W, I] in another (height, width), as `resize_to` reads its pixels."""
+    if image.shape[:2] == size:
+        return image
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks and pixels == "mean" else cv2.INTER_LINEAR
+    return _with_images(cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=method))
 
 
 def redrawn(boxes: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -90,7 +90,7 @@ class Choice:
 
     @property
     def warning(self) -> str:
-        """What is to be said where the patients are too few, as a sentence; "" where they suffice."""
+        """What is to be said against the thresholds, in sentences; "" for nothing."""
         return doubt(self.points, self.on)
 
 
@@ -104,7 +104,7 @@ def doubt(points: Sequence[OperatingPoint], on: ChosenOn) -> str:
     if main is None:
         return ""
     if main.threshold is None:
-        return f"There are no thresholds: nothing was predicted on {on.counted}."
+        return f"No threshold could be chosen: the detector predicted nothing on {on.counted}."
     return " ".join(filter(None, (_falls_short(main, on), _too_few(main, on))))
 
 
@@ -112,8 +112,9 @@ def _falls_short(main: OperatingPoint, on: ChosenOn) -> str:
     if main.rate is None or main.rate * TOLERATED >= main.false_positives_per_image:
         return ""
     return (
-        f"All predictions together make {main.rate:.2f} false positives an image on {on.data}: the threshold for "
-        f"{MAIN:g} promises more than came, and how many come on other patients it does not limit."
+        f"All predictions together make {main.rate:.2f} false positives an image on {on.data}, fewer than the "
+        f"{MAIN:g} promised. The threshold is the least score kept, so it does not limit how many come on other "
+        "patients."
     )
 
 

@@ -36,10 +36,15 @@ def _check_pairs(need: Need, spec: SourceSpec) -> None:
         todo = "name the field of the partner's file, or the modality of a phantom"
         raise UserError(what, where=where, todo=todo)
     check_partner(spec)
-    phantom = drawn(spec) if spec.shuffled_partners else None
-    if phantom is not None and len(phantom.patients(spec.place, need.data.split)) < 2:
-        what = f"the split '{need.data.split}' of {name} has one patient, whose images cannot stand beside another's"
-        raise UserError(what, where=f"config.data.{name}.shuffled_partners", todo="draw more breasts: count=40")
+    if spec.shuffled_partners and (phantom := drawn(spec)) is not None:
+        split = need.data.split
+        count = len(phantom.patients(spec.place, split))
+        if split == "train":
+            count = spec.patients or (count if spec.train_share_of == "images" else round(spec.train_share * count))
+        if count < 2:
+            what = f"the split '{split}' of {name} has one patient, whose images cannot stand beside another's"
+            todo = "use more: a larger count of the phantom, patients or train_share"
+            raise UserError(what, where=f"config.data.{name}.shuffled_partners", todo=todo)
 
 
 def _check_volumes(experiment: Experiment, need: Need, spec: SourceSpec) -> None:

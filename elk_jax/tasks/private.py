@@ -130,10 +130,8 @@ def check_described(experiment: Experiment, stage: Stage, real: str, setting: st
     real: the data source that made images are compared with; the made ones are not asked about. setting: of the stage,
     by which it reads training images. todo: as of a UserError.
     """
-    for source, by in _protected_data(experiment, stage).items():
-        if source != real:
-            continue
-        what = f"a comparison would describe training images of '{source}', which stage {by} protects"
+    if by := _protected_data(experiment, stage).get(real):
+        what = f"a comparison would describe training images of '{real}', which stage {by} protects"
         raise UserError(what, where=f"config.stages.{stage.name}.{setting}", todo=todo)
 
 
@@ -202,8 +200,8 @@ def check_public(stage: PrivateTrainStage, recipe: TrainingRecipe) -> None:
 
 def check_start(run: Run, stage: TrainStage, recipe: Any) -> None:
     """UserError for a private training of pairs of two patients (`shuffled_partners`), and for one whose patients are
-    known elsewhere, unless it says so itself (`exposed`): to its
-    initial weights, to its public data, or to what made its images. What those say of them is not accounted for.
+    known elsewhere, unless it says so itself (`exposed`): to its initial weights, to its public data, or to what made
+    its images. What those say of them is not accounted for.
 
     Phantoms are not drawn to find their patients.
     """

@@ -34,7 +34,7 @@ def test_thresholds_by_hand(make):
 
 def test_nothing_predicted_has_no_threshold_and_false_positives_alone_have_one(make):
     empty = operating.choose([make("a", [HIT])])
-    assert {point.threshold for point in empty.points} == {None} and "no thresholds" in empty.warning
+    assert {point.threshold for point in empty.points} == {None} and "No threshold" in empty.warning
     assert operating.choose([make("a", [], [MISS], [0.5])]).warning.endswith("where no image has a lesion.")
     wrong = operating.choose([make("a", [HIT], [MISS, MISS], [0.5, 0.4])], rates=(1.0, 2.0))
     assert [(p.threshold, p.sensitivity) for p in wrong.points] == [(0.5, 0.0), (0.4, 0.0)]

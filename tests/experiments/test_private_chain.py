@@ -29,7 +29,7 @@ VARIANTS = [
     for words in itertools.product(
         private_swin.SIZES, private_swin.LEARNED, ("", *private_swin.LAST), ("", *private_swin.OTHERS)
     )
-    if not {"protected"} <= set(words) or not set(words) & set(private_swin.UNPROTECTED)
+    if "protected" not in words or not set(words) & set(private_swin.UNPROTECTED)
 ]
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import cv2
 import numpy as np
 
+from elk_jax.data.sources.patients import named, patient_key
 from elk_jax.data.sources.source import ImageSource, Read, read_at
+from elk_jax.data.transforms import resized_pixels
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, random_order
@@ -20,7 +21,8 @@ def shuffle_partners(pairs: ImageSource, seed: int = 0, where: str = "") -> Imag
     """The pairs with their partners exchanged: each stands once beside an image of another patient, in its size; of the
     same side and view where the images name theirs and enough patients have it.
 
-    where: the setting, for the UserError where one patient has more than half of the images: no such exchange exists.
+    where: the setting, for the UserError where images name no patient, and where one patient has more than half of
+    them: no such exchange exists.
     """
     assert pairs.partner is not None
     others = partial(read_at, pairs.partner, _of_another_patient(pairs.infos, seed, where or pairs.name))
@@ -29,23 +31,30 @@ def shuffle_partners(pairs: ImageSource, seed: int = 0, where: str = "") -> Imag
 
 def _of_another_patient(infos: Sequence[ImageInfo], seed: int, where: str) -> tuple[int, ...]:
     """For each image the position of one of another patient; every position once."""
+    if unnamed := [info for info in infos if not named([info])]:
+        raise UserError(
+            f"image {unnamed[0].image_id} names no patient, so that its own may be taken for another",
+            where=where,
+            todo="name the patients: patient_id of the images, or patient_pattern",
+        )
     alike: dict[tuple[str, str], list[int]] = {}
     for position, info in enumerate(infos):
         alike.setdefault((str(info.meta.get("laterality")), str(info.meta.get("view"))), []).append(position)
-    patient = lambda position: infos[position].patient_id
+    patient = lambda position: patient_key(infos[position].patient_id)
     can_exchange = lambda positions: 2 * _largest(map(patient, positions))[1] <= len(positions)
     groups = [group for group in alike.values() if can_exchange(group)]
     rest = [position for group in alike.values() if not can_exchange(group) for position in group]
     if rest and not can_exchange(rest):
         groups, rest = [], list(range(len(infos)))
     if rest and not can_exchange(rest):
-        name, count = _largest(map(patient, rest))
+        key, count = _largest(map(patient, rest))
+        name = next(info.patient_id for info in infos if patient_key(info.patient_id) == key)
         raise UserError(
             f"patient {name!r} has {count} of {len(rest)} images, which is more than half",
             where=where,
             todo="use images of more patients, so that each can be shown with that of another",
         )
-    names = sorted({info.patient_id for info in infos})
+    names = sorted(set(map(patient, range(len(infos)))))
     place = {names[number]: at for at, number in enumerate(random_order(len(names), seed, Purpose.PARTNERS))}
     partner_of: dict[int, int] = {}
     for group in filter(None, (*groups, rest)):
@@ -64,8 +73,4 @@ def _largest(names: Iterable[str]) -> tuple[str, int]:
 
 def _read_in_size(read: Read, infos: Sequence[ImageInfo], position: int) -> np.ndarray:
     """The image [H, W, 1], resized to the width and height of `infos[position]`."""
-    image, size = read(position), (infos[position].width, infos[position].height)
-    if image.shape[1::-1] == size:
-        return image
-    shrinks = size[0] <= image.shape[1] and size[1] <= image.shape[0]
-    return cv2.resize(image[..., 0], size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)[..., None]
+    return resized_pixels(read(position), (infos[position].height, infos[position].width))

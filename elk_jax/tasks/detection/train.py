@@ -91,7 +91,7 @@ def _check_whole_branches(detector: Detector, recipe: DetectionRecipe, fresh: Pa
     for trunk, names in trunks.items():
         if all(kept(name, recipe.optimizer.frozen) for name in names):
             what = f"{trunk}* is frozen, and drop_path={rate:g} would drop branches of it in training"
-            raise UserError(what, where=where, todo="set it to 0")
+            raise UserError(what, where=where, todo="set it to 0, or train the backbone (optimizer.frozen)")
 
 
 def needs(experiment: Experiment, stage: TrainDetectorStage, recipe: DetectionRecipe) -> list[Need]:

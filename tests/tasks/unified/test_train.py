@@ -223,7 +223,22 @@ def check(config, stage, function, names=("sm", "ffdm", "borrowed", "unified")):
             "config.fused.privacy",
             ("fused",),
         ),
-        ("base_ub", {"data.pairs.shuffled_partners": True}, "config.data.pairs.shuffled_partners", ("one patient",)),
+        (
+            "base_ub",
+            {"data.pairs.shuffled_partners": True},
+            "config.data.pairs.shuffled_partners",
+            ("'train'", "one patient"),
+        ),
+        (
+            "base_ub",
+            {
+                "data.pairs.spec": "phantom_volumes:size=64,count=40,seed=7,modality=synthetic_2d",
+                "data.pairs.shuffled_partners": True,
+                "data.pairs.patients": 1,
+            },
+            "config.data.pairs.shuffled_partners",
+            ("'train'", "one patient"),
+        ),
     ],
 )
 def test_what_is_missing_is_named(stage, changes, where, words):
