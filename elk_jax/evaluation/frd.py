@@ -68,16 +68,20 @@ class Distance:
     notes: tuple[str, ...] = ()
 
 
+class Undefined(UserError):
+    """Two sets have no distance: too few images with features, or none of the features varies."""
+
+
 def distance(first: Table, second: Table, recipe: Recipe = V1) -> Distance:
     """The distance of the second set from the first, the reference.
 
-    UserError for tables of other features, fewer than two images with all features, and no feature left.
+    UserError for tables of other features; `Undefined` for fewer than two images with all features, or no feature left.
     """
     if first.names != second.names:
         raise UserError("features of two kinds", where="features", todo="measure both sets with one kind of features")
     (a, b), kept, notes = scaled(first, second, recipe)
     if not kept.any():
-        raise UserError("no feature varies", where="features", todo="give images that differ from each other")
+        raise Undefined("no feature varies", where="features", todo="give images that differ from each other")
     notes += _warnings(_base(first, second, recipe), first.names, kept, len(a), len(b))
     squared = float(((a.mean(0) - b.mean(0)) ** 2).sum()) if recipe.means_only else frechet.frechet_distance(a, b)
     value: float | None = squared
@@ -100,7 +104,7 @@ def defined(table: Table, recipe: Recipe) -> np.ndarray:
 def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, list[str]]:
     """Both tables scaled, [N, K] and [M, K]; which features they still have, [F] bool; notes on what was left out.
 
-    UserError for fewer than two images of a set with all features.
+    `Undefined` for fewer than two images of a set with all features.
     """
     notes: list[str] = []
     values = []
@@ -112,7 +116,7 @@ def scaled(first: Table, second: Table, recipe: Recipe) -> tuple[tuple[np.ndarra
         one = table.values[whole].astype(np.float32 if recipe.strict else np.float64)
         if len(one) < 2:
             what = f"{len(one)} image{'' if len(one) == 1 else 's'} with defined features in the {which} set"
-            raise UserError(what, where="images", todo="a distribution needs two at least")
+            raise Undefined(what, where="images", todo="a distribution needs two at least")
         values.append(one)
     bases = {"first": (values[0],) * 2, "joint": (np.concatenate(values),) * 2, "own": tuple(values)}[recipe.reference]
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -162,7 +162,7 @@ def _radiomics(name: str, kind: str, real: Table, made: Table, patients: np.ndar
     def distance(first: Table, second: Table) -> frd.Distance | None:
         try:
             return frd.distance(first, second, recipe)
-        except UserError as error:
+        except frd.Undefined as error:
             faults.append(error.what)
             return None
 

@@ -14,6 +14,7 @@ from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.distances.compare import Settings, compare
 from elk_jax.distances.sets import ImageSet
+from elk_jax.errors import UserError
 from elk_jax.experiments import report
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
@@ -124,6 +125,16 @@ def test_halves_of_copies_cost_their_own_distance_alone():
     assert notes_of({"classes": found}) == [one["note"]]
     section = samples_section(Compared({"classes": found, "size": 16, "split": "val", "on": "x", "synthetic": "y"}))
     assert one["note"] in section.html
+
+
+def test_a_fault_of_the_tables_is_no_missing_distance(monkeypatch):
+    def other_features(*_):
+        raise UserError("features of two kinds", where="features")
+
+    monkeypatch.setattr(evaluate.frd, "distance", other_features)
+    names = np.array(["a"] * 8)
+    with refused("two kinds", where="features"):
+        evaluate.compare(noise(8, 0), names, noise(8, 1), names, 0, ("v0",))
 
 
 def test_sets_that_share_a_patch_are_refused(tmp_path):
