@@ -28,9 +28,12 @@ def inpainter(size: str, private: bool = False, scarce: bool = False) -> dict[st
 
 
 def tiny() -> dict[str, Any]:
-    """For tests."""
+    """For tests: attention in the middle alone, as that of the denoiser."""
     return {
-        "model": {"size": 32, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 2},
+        "model": {
+            "size": 32, "down_block_types": ("DownBlock2D",), "block_out_channels": (8,), "norm_num_groups": 4,
+            "attention_head_dim": 2,
+        },
         "sampler": {"steps": 2},
         "closeups": {"window": 48, "batch_size": 4},
         "steps": 4,
@@ -39,7 +42,7 @@ def tiny() -> dict[str, Any]:
         "log_every": 2,
         "checkpoint_every": 2,
         "eval_every": 2,
-    }
+    }  # fmt: skip
 
 
 def small() -> dict[str, Any]:
