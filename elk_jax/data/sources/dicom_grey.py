@@ -8,11 +8,13 @@ every attribute. Errors are UserErrors without a place: `dicom.decode` adds the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
@@ -30,16 +32,19 @@ _ALONE = """
     SmallestImagePixelValue LargestImagePixelValue PixelAspectRatio PresentationLUTSequence
     ImagePositionPatient ImageOrientationPatient SliceLocation SliceThickness
 """
-_UNITS = (
-    _MODALITY,
-    _VOI,
-    ("PixelPaddingValue", "PixelPaddingRangeLimit"),
-    ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
-    ("ShutterShape", *_EDGES, *_CIRCLE, _CORNERS),
-    *((key,) for key in _ALONE.split()),
-)
-"""The attributes that are read. Those of one tuple come from one place: the window of a frame does not mix with the
-function or the table of another."""
+_UNITS = {
+    unit: frozenset(map(tag_for_keyword, unit))
+    for unit in (
+        _MODALITY,
+        _VOI,
+        ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+        ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+        ("ShutterShape", *_EDGES, *_CIRCLE, _CORNERS),
+        *((key,) for key in _ALONE.split()),
+    )
+}
+"""The attributes that are read, with their tags. Those of one tuple come from one place: the window of a frame does not
+mix with the function or the table of another."""
 _FAR = 1 << 15
 """Pixels up to which OpenCV draws."""
 _HEADER = "repair the DICOM header, or export the image again"
@@ -65,19 +70,31 @@ def attributes_of_frame(dataset: Dataset, frame: int) -> Dataset:
 
     An empty value or item counts as missing. UserError where the file has no functional groups for this frame.
     """
+    return next(attributes_of_frames(dataset, [frame]))
+
+
+def attributes_of_frames(dataset: Dataset, frames: Iterable[int]) -> Iterator[Dataset]:
+    """`attributes_of_frame` of each frame; what all frames share is looked up once."""
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    if own and frame >= len(own):
-        raise UserError(f"functional groups of {len(own)} frames, none of frame {frame}", todo=_HEADER)
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    flat = Dataset()
-    flat.file_meta = dataset.file_meta  # holds the byte order of the look-up tables
-    places = [*_macros(own[frame : frame + 1]), *_macros(shared[:1]), dataset]
-    for unit in _UNITS:
-        place = next((place for place in places if _says(place, unit)), Dataset())
-        for key in unit:
-            if _has(place, key):
-                flat[key] = place[key]
-    return flat
+    for_all = [*_macros(shared[:1]), dataset]
+    common: dict[tuple[str, ...], list[DataElement]] = {}
+    for frame in frames:
+        if own and frame >= len(own):
+            raise UserError(f"functional groups of {len(own)} frames, none of frame {frame}", todo=_HEADER)
+        macros = list(_macros(own[frame : frame + 1]))
+        said = frozenset().union(*(place.keys() for place in macros))
+        flat = Dataset()
+        flat.file_meta = dataset.file_meta  # holds the byte order of the look-up tables
+        for unit, tags in _UNITS.items():
+            found = None if said.isdisjoint(tags) else _elements(macros, unit)
+            if found is None:
+                if unit not in common:
+                    common[unit] = _elements(for_all, unit) or []
+                found = common[unit]
+            for element in found:
+                flat.add(element)
+        yield flat
 
 
 def presented(
@@ -195,6 +212,12 @@ def _has(place: Dataset, key: str) -> bool:
 
 def _is(value: Any) -> bool:
     return value is not None and value != ""
+
+
+def _elements(places: Iterable[Dataset], unit: tuple[str, ...]) -> list[DataElement] | None:
+    """The attributes of a unit at the first place that has what it needs; None where no place does."""
+    place = next((place for place in places if _says(place, unit)), None)
+    return None if place is None else [place[key] for key in unit if _has(place, key)]
 
 
 def _says(place: Dataset, unit: tuple[str, ...]) -> bool:

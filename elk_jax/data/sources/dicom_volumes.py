@@ -21,7 +21,7 @@ from pydicom.dataset import Dataset
 
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import slice_reader
-from elk_jax.data.sources.dicom_grey import attributes_of_frame, grey_scale
+from elk_jax.data.sources.dicom_grey import attributes_of_frame, attributes_of_frames, grey_scale
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 
@@ -82,7 +82,7 @@ def check_volume(header: Dataset, name: object) -> None:
         frames = int(header.get("NumberOfFrames") or 1)
         if frames < 2:
             raise UserError("one frame: a volume has several", todo="give it as an image, or the folder of its series")
-        windows = [grey_scale(attributes_of_frame(header, frame)) for frame in range(frames)]
+        windows = [grey_scale(attributes) for attributes in attributes_of_frames(header, range(frames))]
     if windows[0] is None:
         what = "no functional groups with a window, by which its slices could be shown alike"
         todo = "fetch the file again, or export it with SharedFunctionalGroupsSequence"

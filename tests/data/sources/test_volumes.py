@@ -15,6 +15,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 
+from elk_jax.data.sources import dicom_grey
 from elk_jax.data.sources.bcs_dbt import read_entries
 from elk_jax.data.sources.decode import decode_image
 from elk_jax.data.sources.open import open_source
@@ -157,6 +158,25 @@ def test_a_window_at_the_top_level_or_repeated_by_frame_is_one_window(tmp_path):
         images.append(dicom_volume(tmp_path / f"{number}.dcm").read(3))
     np.testing.assert_array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[0], images[2])
+
+
+def test_what_all_frames_share_is_looked_up_once(tmp_path, monkeypatch):
+    """A header with groups of 60 frames says what one without them says, and one more frame costs little."""
+    frames = np.zeros((60, 4, 4), np.uint16)
+    own = [item(PlanePositionSequence=[item(ImagePositionPatient=[0, 0, k])]) for k in range(len(frames))]
+    own[7].FrameVOILUTSequence = [item(**WINDOW)]
+    path, asked, says = tmp_path / "a.dcm", [], dicom_grey._says
+    monkeypatch.setattr(dicom_grey, "_says", lambda place, unit: asked.append(unit) or says(place, unit))
+    volumes = []
+    for groups in ({}, {"PerFrameFunctionalGroupsSequence": own}):
+        asked.clear()
+        path.write_bytes(volume_bytes(frames, ImageLaterality="L", ViewPosition="CC", **groups))
+        volumes.append(dicom_volume(path))
+    plain, with_groups = ([(info.image_id, info.patient_id, info.meta) for info in one.infos] for one in volumes)
+    assert plain == with_groups and len(plain) == 60
+    assert volumes[1].view == "lcc" and volumes[1].infos[59].meta["pixel_spacing"] == (0.1, 0.1)
+    np.testing.assert_array_equal(volumes[1].read(7), volumes[1].read(8))
+    assert asked.count(("ImagePositionPatient",)) >= 60 > asked.count(("PixelSpacing",))
 
 
 def compress(path, syntax, frames):
