@@ -83,10 +83,11 @@ def hits(truth: VolumeTruth, found: VolumeDetections) -> np.ndarray:
     """
     if not len(truth.boxes):
         return np.full(len(found.scores), -1)
+    lesions = np.asarray(truth.boxes, float)
     centre = (found.boxes[:, None, :2] + found.boxes[:, None, 2:]) / 2
-    plane = np.linalg.norm(centre - (truth.boxes[None, :, :2] + truth.boxes[None, :, 2:]) / 2, axis=-1)  # [K, N]
+    plane = np.linalg.norm(centre - (lesions[None, :, :2] + lesions[None, :, 2:]) / 2, axis=-1)  # [K, N]
     along = np.abs((found.first + found.depth / 2)[:, None] - truth.at[None])
-    size = truth.boxes[:, 2:] - truth.boxes[:, :2]
+    size = lesions[:, 2:] - lesions[:, :2]
     allowed = np.maximum(np.linalg.norm(size, axis=-1) / 2, LEAST_DISTANCE)
     inside = (plane <= allowed) & (along <= truth.slices * DEPTH_SHARE)
     nearest = np.where(inside, np.hypot(plane, along), np.inf).argmin(axis=1)

@@ -131,13 +131,16 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
         raise UserError(what, where=path, todo="fetch the file again, or correct the table")
     width, height = volume.infos[0].width, volume.infos[0].height
     corners = [checks.checked_box(box, width, height, f"{spec.spec}, volume {entry.name}") for box in entry.boxes]
-    entry = replace(entry, boxes=np.array(corners, np.float32).reshape(-1, 4))
+    clipped = np.array(corners, np.float32).reshape(-1, 4)
     chosen = chosen_slices(len(volume), entry.at, spec.slices)
     fields = {"study_uid": entry.study, "class": entry.kind}
     infos = []
     for k in chosen:
-        info, _ = with_lesions(volume.infos[k], entry.boxes, entry.at, spec.slices)
-        infos.append(replace(info, patient_id=entry.patient_id, split=entry.split, meta=info.meta | fields))
+        info, seen = with_lesions(volume.infos[k], clipped, entry.at, spec.slices)
+        # The published evaluation does not clip, and the centre of a clipped box lies elsewhere.
+        as_marked = {"lesion_boxes": entry.boxes[seen].tolist()} if (clipped != entry.boxes)[seen].any() else {}
+        meta = info.meta | fields | as_marked
+        infos.append(replace(info, patient_id=entry.patient_id, split=entry.split, meta=meta))
     return Volume(tuple(infos), partial(read_at, volume.read, tuple(chosen)), volume.instance)
 
 

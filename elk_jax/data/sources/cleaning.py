@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from elk_jax.data.sources.slices import OF_BOXES
 from elk_jax.images.boxes import area, iou
 from elk_jax.images.schema import ImageInfo
 
@@ -43,9 +44,15 @@ def ignore_large(info: ImageInfo, share: float) -> ImageInfo:
 
 
 def clean_info(info: ImageInfo) -> ImageInfo:
-    """Clean the boxes of one image, separately for each class; ignore boxes stay, and drop no other."""
+    """Clean the boxes of one image, separately for each class; ignore boxes stay, and drop no other.
+
+    Fields with an entry for each box (`slices.OF_BOXES`) lose those of the boxes that go.
+    """
     keep = info.ignore.copy()
     for label in np.unique(info.labels):
         group = np.flatnonzero((info.labels == label) & ~info.ignore)
         keep[group] = keep_clean_boxes(info.boxes[group])
-    return replace(info, boxes=info.boxes[keep], labels=info.labels[keep], ignore=info.ignore[keep])
+    lists = {name: info.meta[name] for name in OF_BOXES if len(info.meta.get(name, ())) == len(keep)}
+    left = {name: [one for one, stays in zip(values, keep) if stays] for name, values in lists.items()}
+    meta = info.meta | left
+    return replace(info, boxes=info.boxes[keep], labels=info.labels[keep], ignore=info.ignore[keep], meta=meta)

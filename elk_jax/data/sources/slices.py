@@ -14,6 +14,10 @@ from elk_jax.images.schema import ImageInfo
 IGNORED_SHARE = 0.25
 """Of a volume's slices, within which a lesion may be seen beside its own slice: no background there."""
 
+OF_BOXES = ("lesion_slices", "lesion_boxes")
+"""Fields of a slice that are lists with an entry for each of its boxes: the own slice of the lesion, and the box as it
+was marked, where it is another."""
+
 
 def chosen_slices(count: int, at: np.ndarray, which: str) -> list[int]:
     """Positions of slices by `SourceSpec.slices`; a volume without lesions has the middle one instead of theirs.

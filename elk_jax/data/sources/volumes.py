@@ -74,12 +74,13 @@ class Volume:
         """([N, 4] boxes, [N] slices): a lesion counts once, in its own slice.
 
         Where images have a list `lesion_slices`, the own slice of the lesion of each box, boxes in other slices are not
-        counted; else every box that is not to be ignored is a lesion.
+        counted; else every box that is not to be ignored is a lesion. Where they have a list `lesion_boxes`, these are
+        the lesions as they were marked, which may leave the slice: its boxes are clipped.
         """
         boxes, at = [np.zeros((0, 4))], []
         for info in self.infos:
             own = np.asarray(info.meta.get("lesion_slices", [info.slice] * len(info.boxes))) == info.slice
-            chosen = info.boxes[own & ~info.ignore]
+            chosen = np.asarray(info.meta.get("lesion_boxes", info.boxes), float).reshape(-1, 4)[own & ~info.ignore]
             boxes.append(chosen)
             at += [info.slice] * len(chosen)
         return np.concatenate(boxes), np.array(at, int)

@@ -27,6 +27,11 @@ BOXES = [  # patient, study, view, slice, x, y, width, height; in the turned sli
     ("DBT-P3", "DBT-S3", "rmlo", 6, 30, 8, 10, 12),
     ("DBT-P4", "DBT-S4", "lcc2", 2, 4, 40, 6, 6),
 ]
+COLUMNS = {
+    "labels": "PatientID,StudyUID,View,Normal,Actionable,Benign,Cancer",
+    "boxes": "PatientID,StudyUID,View,Subject,Slice,X,Y,Width,Height,Class,AD,VolumeSlices",
+    "file-paths": "PatientID,StudyUID,View,descriptive_path,classic_path",
+}
 
 
 def pixels(key: tuple[str, str, str]) -> np.ndarray:
@@ -66,12 +71,22 @@ def write(folder: Path, **changes) -> Path:
             if tuple(box[:3]) == key:
                 rest = ",".join(map(str, box[3:]))
                 rows.setdefault((split, "boxes"), []).append(f"{name},0,{rest},benign,0,{SHAPE[0]}")
-    columns = {
-        "labels": "PatientID,StudyUID,View,Normal,Actionable,Benign,Cancer",
-        "boxes": "PatientID,StudyUID,View,Subject,Slice,X,Y,Width,Height,Class,AD,VolumeSlices",
-        "file-paths": "PatientID,StudyUID,View,descriptive_path,classic_path",
-    }
     for (split, kind), lines in rows.items():
         name = f"BCS-DBT-{kind}-{split}-v2.csv" if split == "train" else f"BCS-DBT {kind}-{split}-PHASE 2.csv"
-        (folder / name).write_text("\n".join([columns[kind], *lines, ""]))
+        (folder / name).write_text("\n".join([COLUMNS[kind], *lines, ""]))
+    return folder
+
+
+def write_one(folder: Path, frames: np.ndarray, boxes: list[tuple[float, ...]]) -> Path:
+    """A collection of one left breast in the split test. frames: [F, H, W]. boxes: slice, x, y, width, height."""
+    folder.mkdir()
+    (folder / "1-1.dcm").write_bytes(make(frames, bits=16, SharedFunctionalGroupsSequence=GROUPS))
+    name = "DBT-P1,DBT-S1,lcc"
+    rows = {
+        "labels": [f"{name},0,0,1,0"],
+        "boxes": [f"{name},0,{','.join(map(str, box))},benign,0,{len(frames)}" for box in boxes],
+        "file-paths": [f"{name},1-1.dcm,1-1.dcm"],
+    }
+    for kind, lines in rows.items():
+        (folder / f"BCS-DBT-{kind}-test-v2.csv").write_text("\n".join([COLUMNS[kind], *lines, ""]))
     return folder

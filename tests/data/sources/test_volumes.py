@@ -76,6 +76,16 @@ def test_slices_that_train(folder, slices, wanted):
     assert [info.slice for info in volumes_of(opened(folder, slices, "test"))[1].infos if info.slice == 6] == [6]
 
 
+def test_boxes_that_are_cleaned_away_leave_with_what_is_said_of_them(tmp_path):
+    marked = [(1, -1, 2, 20, 20), (1, 2, 3, 5, 5), (3, 4, 2, 10, 9)]  # the second lies in the first
+    folder = dbt_files.write_one(tmp_path / "dbt", np.full((5, 32, 32), 300, np.uint16), marked)
+    source = open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all", clean_boxes=True), "test")
+    (volume,) = volumes_of(source)
+    boxes, at = volume.lesions()
+    assert boxes.tolist() == [[-1, 2, 19, 22], [4, 2, 14, 11]] and at.tolist() == [1, 3]
+    assert source.infos[1].boxes.tolist() == [[0, 2, 19, 22]]
+
+
 def test_splits_and_classes_are_those_of_the_tables(folder):
     assert len(read_entries(folder, "train")) == 4 and len(read_entries(folder, "test")) == 2
     source = open_source(SourceSpec(f"bcs_dbt:{folder}", where="class=normal"), "test")

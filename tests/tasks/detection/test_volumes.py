@@ -106,6 +106,21 @@ def test_all_lesions_of_the_volumes_are_found_and_the_file_gives_the_same_figure
     assert "DBT-P3,DBT-S3,rmlo,30,10,8,12,6,0," in "\n".join(rows)
 
 
+@pytest.mark.parametrize("left, wanted", [(-1, 0.5), (0, 1.0)], ids=["leaves the slice", "inside"])
+def test_a_box_counts_as_it_is_marked_for_a_model_and_for_a_file(tmp_path, model, left, wanted):
+    """Two lesions of 10 px: one at the left edge, 100.5 or 99.5 px from what is bright, one bright itself. Clipped,
+    the centre of a box that leaves the slice by a pixel lies 100 px from it."""
+    frames = np.zeros((2, 16, 640), np.uint16)
+    frames[:, :, 0], frames[0, 2:10, 100:109], frames[0, 2:10, 500:510] = 300, 900, 900
+    folder = dbt_files.write_one(tmp_path / "dbt", frames, [(0, left, 2, 10, 8), (0, 500, 2, 10, 8)])
+    found = run(folder, tmp_path / "out", model, split="test")
+    again = run(folder, tmp_path / "again", predictions=str(tmp_path / "out" / "submission.csv"), split="test")
+    assert again["metrics"] == found["metrics"]
+    assert found["metrics"]["mean_sensitivity_positive"]["value"] == wanted
+    source = open_source(SourceSpec(f"bcs_dbt:{folder}"), "test")
+    assert source.infos[0].boxes.min() == 0  # what a detector learns from lies in the slice
+
+
 def test_detections_of_slices_are_written_on_demand_and_can_be_evaluated_as_images(folder, model, tmp_path):
     run(folder, tmp_path / "out", model)
     assert not (tmp_path / "out" / "predictions.json").exists()
