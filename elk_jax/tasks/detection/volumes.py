@@ -228,14 +228,17 @@ def evaluate_dbtex(
     files.check_writable(output)
     notes: list[str] = []
     volumes: tuple[Volume, ...] = ()
+    shown: tuple[Volume, ...] = ()
     in_slices: list[ImageResult] = []
     categories: Sequence[int] | None = None
     if model is None and predictions is not None:
-        results = submission.read(predictions, _truths(data, split, on_error))
+        truths, volumes = _truths(data, split, on_error)
+        results = submission.read(predictions, truths)
     else:
         assert model is not None
         source = _opened(data, split, on_error)
         volumes, categories = volumes_of(source), source.category_ids
+        shown = volumes
         trained = load(model)
         notes = patients_seen(model.name, model, [info for volume in volumes for info in volume.infos])
         results, in_slices = measured(trained, volumes, meshes.make_mesh(), rule, score_floor, flips)
@@ -247,7 +250,7 @@ def evaluate_dbtex(
         if by_slice:
             detections.write_results(output / "predictions.json", in_slices, categories)
         write_report(
-            output / "report.html", evaluation_page(str(model or predictions), place, evaluation, results, volumes)
+            output / "report.html", evaluation_page(str(model or predictions), place, evaluation, results, shown)
         )
     console = new_console()
     console.print(_table(evaluation, place))
@@ -294,17 +297,20 @@ def _check_stops(on_error: OnError, where: str) -> None:
         raise UserError("volumes are read while they are looked at: none can be skipped", where=where, todo=todo)
 
 
-def _truths(data: SourceSpec, split: str, on_error: OnError) -> list[VolumeTruth]:
-    """The volumes that predictions made elsewhere are of. Of BCS-DBT the tables are read alone."""
+def _truths(data: SourceSpec, split: str, on_error: OnError) -> tuple[list[VolumeTruth], tuple[Volume, ...]]:
+    """The truth that predictions made elsewhere are judged by, and its volumes; none of BCS-DBT, whose tables are read
+    alone."""
     if data.kind != "bcs_dbt":
-        return [truth_of(volume) for volume in volumes_of(_opened(data, split, on_error))]
+        volumes = volumes_of(_opened(data, split, on_error))
+        return [truth_of(volume) for volume in volumes], volumes
     if data != SourceSpec(data.spec):
         todo = "leave conditions and other settings out"
         raise UserError("predictions are evaluated on all volumes of the tables", where=data.spec, todo=todo)
     entries = bcs_dbt.read_entries(Path(data.place), split)
     if not entries:
         raise UserError(f"no volume in split '{split}'", where=data.spec, todo="choose another split")
-    return [VolumeTruth(one.patient_id, one.study, one.view, one.slices, one.boxes, one.at) for one in entries]
+    truths = [VolumeTruth(one.patient_id, one.study, one.view, one.slices, one.boxes, one.at) for one in entries]
+    return truths, ()
 
 
 def _table(evaluation: dict[str, Any], place: str) -> Table:

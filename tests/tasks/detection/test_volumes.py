@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from elk_jax import files
 from elk_jax.data import half_precision
+from elk_jax.data.augment import Resize
 from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.slice_greys import SliceGreys, slices_in
 from elk_jax.data.sources.open import open_source
@@ -119,6 +121,58 @@ def test_a_box_counts_as_it_is_marked_for_a_model_and_for_a_file(tmp_path, model
     assert found["metrics"]["mean_sensitivity_positive"]["value"] == wanted
     source = open_source(SourceSpec(f"bcs_dbt:{folder}"), "test")
     assert source.infos[0].boxes.min() == 0  # what a detector learns from lies in the slice
+
+
+def bright_box(params, pyramid, batch, map_images):
+    """Detections [B, 1]: the box around all bright pixels of what the network sees."""
+    bright = pyramid[0][..., 0] > 0.85
+
+    def ends(axis):
+        there = bright.any(axis)
+        return there.argmax(1), there.shape[1] - there[:, ::-1].argmax(1)
+
+    (x0, x1), (y0, y1) = ends(1), ends(2)
+    boxes, found = jnp.stack([x0, y0, x1, y1], -1)[:, None].astype(jnp.float32), bright.any((1, 2))[:, None]
+    return {"boxes": boxes, "scores": 0.9 * found, "labels": jnp.zeros_like(found, jnp.int32), "valid": found}
+
+
+@pytest.mark.parametrize(
+    "canvas, resize",
+    [((240, 200), Resize(jitter=(1.0, 1.0))), ((240, 500), Resize(jitter=(1.0, 1.0), stretch=(240, 500)))],
+    ids=["a fifth", "a fifth of the height, half of the width"],
+)
+def test_the_metric_is_in_pixels_of_the_slice_whatever_the_network_sees(tmp_path, monkeypatch, capsys, canvas, resize):
+    """A slice of 1000 x 1200 px with a bright box around (330, 420). The radius is 100 px, or half of a diagonal of
+    500 px, of the slice: of the network's pixels all would be hits."""
+    config, loader = toy_detector.ToyConfig(width=4), LoaderConfig(buckets=(canvas,), resize=resize)
+    one = replace(toy_detector.detector(config), features=lambda params, batch, rng=None: (batch["image"],))
+    one = replace(one, predict_from_features=bright_box)
+    monkeypatch.setitem(detectors.DETECTORS, "toy", detectors.Kind(toy_detector.ToyConfig, lambda config: one))
+    choice = Choice((OperatingPoint(1.0, 0.5),), ChosenOn())
+    model_folder.save_params(
+        tmp_path / "m", one.init(jax.random.key(0)), describe(one, ("lesion",), loader, False, (), choice)
+    )
+    frames = np.zeros((2, 1200, 1000), np.uint16)
+    frames[:, :, 0], frames[0, 400:440, 300:360] = 300, 900
+    lesions = {(420, 410, 20, 20): 1, (421, 410, 20, 20): 0, (430, 220, 300, 400): 1, (431, 220, 300, 400): 0}
+    for number, (lesion, wanted) in enumerate(lesions.items()):
+        folder = dbt_files.write_one(tmp_path / str(number), frames, [(0, *lesion)])
+        found = run(folder, folder / "out", tmp_path / "m", split="test")
+        rows = (folder / "out" / "submission.csv").read_text().splitlines()
+        assert len(rows) == 2 and rows[1].startswith("DBT-P1,DBT-S1,lcc,300,60,400,40,0,0,")
+        again = run(folder, folder / "again", predictions=str(folder / "out" / "submission.csv"), split="test")
+        assert again["metrics"] == found["metrics"] and not found["notes"]
+        assert found["metrics"]["mean_sensitivity_positive"]["value"] == wanted
+
+
+def test_small_slices_are_said_to_be_small_for_a_file_too_where_they_are_at_hand(tmp_path, folder, model):
+    """The tables of BCS-DBT do not say how large slices are."""
+    data = SourceSpec("phantom_volumes:size=64,count=12,slices=3")
+    path = tmp_path / "none.csv"
+    path.write_text(",".join((*submission.KEY, *submission.NUMBERS)) + "\n")
+    found = run(folder, tmp_path / "out", predictions=str(path), data=data, split="test")
+    assert any("64 px" in note for note in found["notes"])
+    assert not run(folder, tmp_path / "tables", predictions=str(path))["notes"]
 
 
 def test_detections_of_slices_are_written_on_demand_and_can_be_evaluated_as_images(folder, model, tmp_path):
