@@ -1,20 +1,25 @@
-"""The comparison of CoMoTo as a table for launch/sweep.py: every way to distil, ablations, baselines.
+"""The comparison of CoMoTo as a table for launch/sweep.py: ways to distil, ablations, baselines, detectors, backbones.
 
   python launch/sweep.py --config=configs/comoto.py:small --list=configs/comoto_table.py --seeds=5 \\
       --workdir=runs/comoto --config.data.mammo.spec=coco:/data/mammo.json --config.data.dbt.spec=coco:/data/dbt.json
+Variants: the size of --config, by default small, for the rows of other networks: --list=configs/comoto_table.py:quick;
+published, for a GPU, has the published networks.
 Each setting is compared with pretraining on as many slices (few, all), by the same teacher: one without ImPA, as
 published, for image and LsKD alone, else one with it. Settings that only the student reads share a teacher.
-With a teacher from weights (--config.stages.teacher.init_from), copy the table and give START the same ones.
+With a teacher from weights (--config.stages.teacher.init_from), copy the table and give START the same ones, and
+other networks theirs (STARTS).
 
 Published (Alberb et al. 2024): lesion, with ImPA, has 7 points of mean sensitivity more than pretraining and
-image-level distillation with 10 % of the images. The other values of its tables are not known here. Those of
-the rivals are of COCO: AP of a RetinaNet with ResNet-50 that a ResNeXt-101 teaches, 37.4 without, its teacher 41.0.
+image-level distillation with 10 % of the images. The other values of its tables, those of other detectors and
+backbones too, are not known here. Those of the rivals are of COCO: AP of a RetinaNet with ResNet-50 that a ResNeXt-101
+teaches, 37.4 without, its teacher 41.0.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from configs.comoto import SIZES
 from elk_jax.sweeps.settings import Row
 
 START = ""
@@ -79,9 +84,32 @@ ABLATED = (
     ),
 )
 
+NOT_OF_PUBLISHED = ("few,lesion,8 px a cell", "few,lesion,cells", "few,lesion,with scale", "few,lesion,images")
+"""Rows of ABLATED that `published` has already, or cannot have: its one map has 32 px a cell."""
+
+Network = tuple[str, str, dict[str, Any], str]
+"""(name, word of the variant, settings, note)."""
+OTHERS: tuple[Network, ...] = (
+    ("Faster R-CNN", "faster_rcnn", {}, "published detector; here with a pyramid"),
+    ("EfficientDet", "efficientdet", {}, "none of the published detectors"),
+    ("ResNet-34", "", {"distill.model.backbone.depth": 34}, "published backbone; the table's own is a ResNet-18"),
+    ("half a ResNet-50", "half", {}, "half the width of the published backbone"),
+    ("Lite0", "lite0", {}, "none of the published backbones"),
+    ("Swin-T", "swin", {}, "published is a smaller Swin, with one map"),
+)
+PUBLISHED: tuple[Network, ...] = (
+    ("ResNet-18", "", {"distill.model.backbone.depth": 18}, "one map of 512 channels, 19.3 M parameters in the heads"),
+    ("ResNet-34", "", {"distill.model.backbone.depth": 34}, "one map of 512 channels, 19.3 M parameters in the heads"),
+    ("Swin", "swin", {}, "one map of 576 channels, 24.4 M parameters in the heads; as published from random weights"),
+)
+"""Beside RESNET_50, which is the configuration `published` itself."""
+RESNET_50: Network = ("ResNet-50", "", {}, "one map of 2048 channels, 303.7 M parameters in the heads")
+STARTS: dict[str, str] = {}
+"""Name of a network -> what its teacher starts from: a model folder. Others start from random weights."""
+NO_GPU = "needs a GPU: --config=configs/comoto.py:published --list=configs/comoto_table.py:published"
+
 ABSENT = (
     Row("few,lesion,1 point", not_run="the loss is 0: softmax of one point"),
-    Row("few,lesion,Faster R-CNN", not_run="run it as its own sweep: --config=configs/comoto.py:small,faster_rcnn"),
     Row("few,mgd", not_run="no masked generation in elk_jax", note="published on COCO: 41.0"),
     Row("few,ld", not_run="needs edges as distributions (GFL), which no detector here has"),
     Row("few,crosskd", not_run="needs half of a teacher's head", note="published on COCO, another teacher: 39.7"),
@@ -100,4 +128,28 @@ def compared(name: str, share: float) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-ROWS = (*compared("few", FEW), *compared("all", ALL), *ABLATED, *ABSENT)
+def networks(size: str, chosen: tuple[Network, ...]) -> list[Row]:
+    """Pretraining and LsKD with other detectors and backbones, each pair with a teacher of its own."""
+    rows = []
+    for name, word, own, note in chosen:
+        settings = {**own, "data.dbt.train_share": FEW, "stages.teacher.init_from": STARTS.get(name, "")}
+        config = f"configs/comoto.py:{size},{word}" if word else f"configs/comoto.py:{size}"
+        for mode in ("pretraining", "lesion"):
+            against = "few,pretraining" if mode == "pretraining" else f"few,pretraining,{name}"
+            changes = {"distill.mode": mode, **settings}
+            rows.append(Row(f"few,{mode},{name}", changes, note=note, against=against, config=config))
+    return rows
+
+
+def get_rows(variant: str = "") -> tuple[Row, ...]:
+    """The rows for a size of configs/comoto.py."""
+    size = variant or "small"
+    if size not in SIZES:
+        raise ValueError(f"no variant '{size}'; choose from {', '.join(SIZES)}")
+    common = (*compared("few", FEW), *compared("all", ALL))
+    if size == "published":
+        ablated = [row for row in ABLATED if row.name not in NOT_OF_PUBLISHED]
+        why = "`published` has RetinaNets: --config=configs/comoto.py:small"
+        return (*common, *ablated, *networks(size, PUBLISHED), Row("few,lesion,Faster R-CNN", not_run=why), *ABSENT)
+    absent = [Row(f"published: {name}", note=note, not_run=NO_GPU) for name, _, _, note in (RESNET_50, *PUBLISHED)]
+    return (*common, *ABLATED, *networks(size, OTHERS), *absent, *ABSENT)
