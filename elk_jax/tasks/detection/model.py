@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from elk_jax.data.batches.detection import LoaderConfig
 from elk_jax.data.flips import Flip
 from elk_jax.data.slice_greys import SliceGreys
 from elk_jax.detection import detectors
-from elk_jax.detection.detector import Detector
+from elk_jax.detection.detector import Detector, TapName
 from elk_jax.errors import UserError
 from elk_jax.evaluation import fusion
 from elk_jax.evaluation.operating import Choice, ChosenOn, OperatingPoint
@@ -35,6 +35,8 @@ Scales = Annotated[tuple[Annotated[float, Between(0.25, 4)], ...], NOT_EMPTY]
 Same = Annotated[float, Range(0, 1, above=True)]
 """A setting: the IoU from which boxes of several views or members are of one lesion."""
 Weight = Annotated[float, ABOVE_ZERO]
+LearnedMaps = Literal["", TapName]
+"""Maps that a detector has learned alone; "" for none."""
 EARLIER = {**detectors.EARLIER, "input": {"crop_to_breast": False, "flips": ()}}
 """What model folders of earlier versions lack."""
 LATER = {
@@ -44,6 +46,7 @@ LATER = {
         "same": fusion.SAME,
     },
     "chosen_on": asdict(ChosenOn()),
+    "learned_maps": "",
 }
 """What any model folder may lack."""
 POINT = {one.name: one.default for one in fields(OperatingPoint) if one.default is not MISSING}
@@ -98,7 +101,8 @@ class Input:
 @dataclass(frozen=True)
 class Description:
     """The content of `model.json`. model: the settings of the detector. chosen_on: what its operating
-    points were chosen on."""
+    points were chosen on. learned_maps: of one that has learned to resemble another, and not to detect, the maps that
+    it has learned; "" for all others."""
 
     architecture: str
     model: Annotated[Any, ByName(detectors.kinds)]
@@ -107,6 +111,7 @@ class Description:
     operating_points: tuple[OperatingPoint, ...]
     trained: model_folder.Training | None = None
     chosen_on: ChosenOn = field(default_factory=ChosenOn)
+    learned_maps: LearnedMaps = ""
 
     def __post_init__(self) -> None:
         if len(self.classes) != self.model.num_classes:
@@ -180,6 +185,7 @@ def describe(
     trained: model_folder.Training | None = None,
     slice_greys: SliceGreys = "window",
     same: float = fusion.SAME,
+    learned_maps: LearnedMaps = "",
 ) -> Description:
     """The description of a detector, with its operating points."""
     return Description(
@@ -190,6 +196,7 @@ def describe(
         operating_points=choice.points,
         trained=trained,
         chosen_on=choice.on,
+        learned_maps=learned_maps,
     )
 
 
@@ -274,6 +281,11 @@ def stored(content: model_folder.Content) -> Description | Imported:
     if "source" in content.entries:
         return _present(content).build(Imported, detectors.EARLIER)
     return _present(content).build(Description, EARLIER, LATER)
+
+
+def learned_maps(folder: Path) -> str:
+    """`Description.learned_maps` of a model folder, "" where it does not say. UserError for another folder."""
+    return str(model_folder.read(folder).entries.get("learned_maps") or "")
 
 
 def _present(content: model_folder.Content) -> model_folder.Content:

@@ -32,7 +32,7 @@ from elk_jax.progress import progress_bar
 from elk_jax.randomness import Purpose, generator
 from elk_jax.tasks import folds, private, training
 from elk_jax.tasks.detection import predict
-from elk_jax.tasks.detection.model import Description, describe, stored, trainable
+from elk_jax.tasks.detection.model import Description, LearnedMaps, describe, stored, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.private import Learned, Public
 from elk_jax.tasks.run import Experiment, Run, skipped_images
@@ -114,7 +114,8 @@ class Learning(NamedTuple):
     model: its parameters may have more than the detector's. learned: its batches. initial: parameters to start from;
     None: fresh ones. of_detector: parameters of the model -> those of the detector, which are evaluated and kept.
     draws_per_epoch: by kind of image. canvases: shapes of batches. measure: parameters of the model -> further metrics
-    of the validation data. detects: whether its detections are measured while it is trained.
+    of the validation data. detects: whether its detections are measured while it is trained. learned_maps: as of
+    `Description`.
     """
 
     model: Model
@@ -125,6 +126,7 @@ class Learning(NamedTuple):
     canvases: int = 1
     measure: Callable[[Params], dict[str, float]] | None = None
     detects: bool = True
+    learned_maps: LearnedMaps = ""
 
 
 Prepare = Callable[[Run, Any, Any, Detector, ImageSource], Learning]
@@ -224,7 +226,10 @@ def train_with(
 
     def described(trained: model_folder.Training, way: Way, choice: Choice) -> Description:
         crop, greys = recipe.crop_to_breast, recipe.slice_greys
-        return describe(detector, source.classes, test_loader, crop, way.flips, choice, trained, greys, way.same)
+        return describe(
+            detector, source.classes, test_loader, crop, way.flips, choice, trained, greys, way.same,
+            learning.learned_maps,
+        )  # fmt: skip
 
     def evaluate_params(params: Params, step: int) -> dict[str, float]:
         floor, scores = recipe.choose_score_floor, dict[str, float]()

@@ -199,6 +199,7 @@ def _distilled(
         canvases=len(own.canvases) * (len(beside.canvases) if beside else 1),
         measure=_likeness(run, stage, recipe, detector, teacher) if stage.partner else None,
         detects=recipe.detection_weight > 0 or recipe.mode == "outputs",
+        learned_maps="" if recipe.detection_weight else recipe.tap,
     )
 
 

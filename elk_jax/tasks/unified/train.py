@@ -17,6 +17,7 @@ from elk_jax.detection.detector import Detector
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import train as detection
+from elk_jax.tasks.detection.model import learned_maps
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.tasks.detection.train import Learning
 from elk_jax.tasks.run import Run
@@ -62,16 +63,19 @@ def _check_planned(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, na
 
 
 def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> None:
-    """UserError where a member has learned other maps than those that are joined."""
+    """UserError where a member has learned other maps than those that are joined: a stage, or the model of a folder
+    by its description."""
     for setting, name in stage.members.items():
         before = run.experiment.stages.get(name)
-        learned: Any = None if before is None else run.experiment.recipe_of(before)
-        tap = getattr(learned, "tap", "") if getattr(learned, "detection_weight", 1.0) == 0 else ""
-        if before is None or tap in ("", recipe.model.tap):
-            continue
-        what = f"the {setting} trunk, {name}, learns maps of the {tap}, and those of the {recipe.model.tap} are joined"
-        todo = f"set it and config.{before.recipe}.tap to the same"
-        raise UserError(what, where=f"config.{stage.recipe}.model.tap", todo=todo)
+        if before is None:
+            tap, todo = learned_maps(run.model_folder(name)), "set it to these, or name another model"
+        else:
+            learned: Any = run.experiment.recipe_of(before)
+            tap = getattr(learned, "tap", "") if getattr(learned, "detection_weight", 1.0) == 0 else ""
+            todo = f"set it and config.{before.recipe}.tap to the same"
+        if tap not in ("", recipe.model.tap):
+            what = f"the {setting} trunk, {name}, learns maps of the {tap}, and those of the {recipe.model.tap} are"
+            raise UserError(f"{what} joined", where=f"config.{stage.recipe}.model.tap", todo=todo)
 
 
 def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:

@@ -266,6 +266,27 @@ def test_frozen_trunks_drop_no_branch():
     check(config, "unified", check_start)
 
 
+def test_a_folder_says_which_maps_its_model_has_learned(finished, tmp_path):
+    """As B does, which does not detect; A learned to detect, and any of its maps may be joined. A folder that was
+    written before folders said so is taken as it is."""
+    said = {name: load(finished / name / "model").description.learned_maps for name in ("sm", "ffdm", "borrowed")}
+    assert said == {"sm": "", "ffdm": "", "borrowed": "pyramid"}
+    config = small_config()
+    config.stages.unified.other = str(finished / "borrowed" / "model")
+    check(config, "unified", check_start)
+    config.fused.model.tap = "backbone"
+    with refused("other", "borrowed", "pyramid", "backbone", where="config.fused.model.tap"):
+        check(config, "unified", check_start)
+    config.stages.unified.own = config.stages.unified.other = str(finished / "sm" / "model")
+    check(config, "unified", check_start)
+    silent = shutil.copytree(finished / "borrowed" / "model", tmp_path / "silent")
+    entries = files.read_json(silent / "model.json")
+    files.write_json(silent / "model.json", {key: one for key, one in entries.items() if key != "learned_maps"})
+    config.stages.unified.other = str(silent)
+    check(config, "unified", check_start)
+    assert load(silent).description.learned_maps == ""
+
+
 def test_a_member_of_other_settings_is_refused(finished):
     config = small_config()
     config.stages.unified.other = str(finished / "borrowed" / "model")
