@@ -75,6 +75,10 @@ def test_misaligned_pairs(tmp_path):
         assert data["pairs"].partner == "mammogram" and data["sm"].spec == base.sm.spec
         assert (data["pairs"].spec == base.pairs.spec) == (data["ffdm"].spec == base.ffdm.spec) == (row.at == 0)
         assert experiments[row.name].recipes["borrow"].tolerance == (row.line == "tolerance of one cell")
+    whole = {"sm", "borrowed", "unified", "capacity", "base_ub"}
+    assert all(whole <= set(one.stages["evaluate"].models) for one in experiments.values())
+    of_b = unified_misaligned.rows(evaluated=())
+    assert not any("stages.evaluate.models" in row.overrides for row in of_b)
     unmoved = {"sm", "sm_again", "capacity"}
     assert not made_anew(found, "mse, 64", "mse, 0") & unmoved
     assert made_anew(found, "contrastive, 16", "mse, 16") == {"borrowed", "unified", "evaluate"}
