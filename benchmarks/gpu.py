@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".gpu"
-TORCH = ("torch", "torchvision", "diffusers", "opacus", "safetensors", "numpy")
+TORCH = ("torch", "torchvision", "effdet", "diffusers", "opacus", "safetensors", "numpy")
 """What the other side of a comparison needs."""
 CUDA_13 = 580
 """Major version of the first driver for CUDA 13."""
@@ -46,6 +46,7 @@ class Part:
 SD15 = ("--model=sd15", "--size=512", "--batch=8", "--dtype=bfloat16")
 SHORT = ("--repetitions=1", "--least_seconds=0.001")
 DETECTOR = ("--size=800x1333", "--depth=50", "--dtype=bfloat16")
+WHOLE_CELLS = ("--detector=efficientdet", "--size=768x1280")  # multiples of the coarsest level's 128 px a cell
 TINY_DETECTOR = ("--tiny", "--size=64x64", "--batch=2", *SHORT)
 TINY_UNET = ("--model=tiny", "--size=32", "--batch=2", *SHORT)
 PARTS = (
@@ -63,6 +64,8 @@ PARTS = (
          ("--variant=tiny",), 480, data=True),
     Part("retinanet", "detector.py", (*DETECTOR, "--batch=8", "--detector=retinanet_v2"),
          (*TINY_DETECTOR, "--loop_steps=0", "--detector=retinanet_v2"), 420, "torchvision"),
+    Part("efficientdet", "detector.py", (*WHOLE_CELLS, "--batch=8", "--dtype=bfloat16", "--variant=d0"),
+         ("--detector=efficientdet", "--tiny", "--size=128x128", "--batch=2", *SHORT, "--loop_steps=0"), 420, "effdet"),
     Part("distillation", "distillation.py", ("--size=1024x512", "--batch=8", "--modes=lesion,pkd,fgd,outputs"),
          ("--tiny", "--size=64x64", "--batch=2", "--stride=8", "--modes=lesion", *SHORT), 300),
 )  # fmt: skip

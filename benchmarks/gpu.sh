@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh --parts=detector,kernels --minutes=9      some parts; the file keeps those measured before
 #   bash benchmarks/gpu.sh --dry-run                                 all of it on a CPU, tiny: does it work?
 # It needs any Python 3.11 or newer ($PYTHON, else python3), and makes its own environments in .gpu/: elk_jax with CUDA
-# by the driver, and torch, torchvision and diffusers. Without a network give those that are there:
+# by the driver, and torch, torchvision, effdet and diffusers. Without a network give those that are there:
 #   bash benchmarks/gpu.sh --python=PATH --torch_python=PATH
 # benchmarks/README.md explains the parts.
 set -euo pipefail

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import detector, gpu, real_images
+from benchmarks import detector, gpu, real_images, workload
 from tests.refusals import refused
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
@@ -41,7 +41,8 @@ def test_every_part_works_on_a_cpu(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(gpu, "run", in_this_process)
     output = tmp_path / "gpu.json"
-    tried = [part.name for part in gpu.PARTS if part.name != "retinanet"]  # another detector of a script that is run
+    others = ("retinanet", "efficientdet")  # other detectors of a script that is run
+    tried = [part.name for part in gpu.PARTS if part.name not in others]
     gpu.main(["--dry-run", f"--parts={','.join(tried)}", f"--output={output}"])
     parts = json.loads(output.read_text())["parts"]
     results = {name: part["result"] for name, part in parts.items()}
@@ -65,6 +66,17 @@ def test_a_retinanet_is_measured_as_the_other_detector():
         differ = {key for key in options[0] if options[0][key] != options[1][key]}
         assert differ - {"loop_steps"} == {"detector"}
         assert detector.configure(SimpleNamespace(**options[1])).name == "retinanet"
+
+
+def test_an_efficientdet_is_measured_beside_effdet_on_whole_cells():
+    (part,) = (part for part in gpu.PARTS if part.name == "efficientdet")
+    for way in ("full", "tiny"):
+        options = detector.parse(list(getattr(part, way)))
+        config = detector.configure(options)
+        assert part.script == "detector.py" and config.name == "efficientdet" and options.variant == "d0"
+        assert part.torch == detector.library(config) and part.torch in gpu.TORCH
+        assert all(side % config.strides[-1] == 0 for side in workload.parse_size(options.size))
+    assert detector.parse(list(part.full)).dtype == "bfloat16"
 
 
 def test_real_images_are_found_in_a_folder(tmp_path):
