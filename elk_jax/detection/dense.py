@@ -131,9 +131,9 @@ def image_losses(
     c, all_anchors = config, jnp.asarray(all_anchors)
     matches = match(all_anchors, gt_boxes, gt_valid, gt_ignore, low=c.iou_low, high=c.iou_high, allow_low_quality=True)
     positive = matches.labels == POSITIVE
-    classes = jnp.take(gt_labels, matches.gt_index, mode="clip") + (c.background == "first")
+    classes = lanes.spread(gt_labels, matches.gt_index) + (c.background == "first")
     # Where there is no lesion the anchor itself is the target: finite deltas, weight 0.
-    target = jnp.where(positive[:, None], jnp.take(gt_boxes, matches.gt_index, axis=0, mode="clip"), all_anchors)
+    target = jnp.where(positive[:, None], lanes.spread(gt_boxes, matches.gt_index), all_anchors)
     if c.box_loss == "giou":
         box = giou_loss(box_ops.decode(deltas, all_anchors, c.box_weights), target)
     else:
@@ -152,9 +152,10 @@ def losses(
     """(images that count [B] bool, the sums [B] of every image of a batch)."""
     counts = batch.get("valid", jnp.ones(len(batch["image"]), bool))
     all_anchors = np.concatenate(anchors(config, *batch["image"].shape[1:3]))
+    of_cell = len(config.anchor_sizes[0]) * len(config.anchor_ratios)
 
     def of_image(logits: Any, deltas: Any, *truth: jax.Array) -> ImageLosses:
-        return image_losses(config, jnp.concatenate(logits), lanes.concatenate(deltas), all_anchors, *truth)
+        return image_losses(config, jnp.concatenate(logits), lanes.by_columns(deltas, of_cell), all_anchors, *truth)
 
     truth = (batch[key] for key in ("gt_boxes", "gt_labels", "gt_valid", "gt_ignore"))
     return counts, map_images(of_image)(found.logits, found.deltas, *truth)

@@ -6,6 +6,8 @@ it. As [N / 32, 128] it takes what it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +17,30 @@ LANES = 128
 def concatenate(tables: list[jax.Array]) -> jax.Array:
     """[N_1 + N_2 + ..., n] from tables [N_i, n], as one long row meanwhile."""
     return jnp.concatenate([table.reshape(-1) for table in tables]).reshape(-1, tables[0].shape[-1])
+
+
+def by_columns(tables: Sequence[jax.Array], each: int) -> jax.Array:
+    """As `concatenate`, of tables [N_i, n] where `each` rows are the channels of one cell of a map.
+
+    Column after column: what reads columns, as the coder of boxes, never sees a table of rows.
+    """
+    width = tables[0].shape[-1]
+    maps = [table.reshape(-1, each * width) for table in tables]
+    columns = [jnp.concatenate([cells[:, i::width].reshape(-1) for cells in maps]) for i in range(width)]
+    return jnp.stack(columns, -1)
+
+
+def spread(table: jax.Array, index: jax.Array) -> jax.Array:
+    """table[index] for a short table [M, n] or [M], as of lesions, and a long index [N] int: [N, n] or [N].
+
+    By comparison, column after column, since a gather makes a table of rows. Indices are in [0, M); without rows: 0.
+    """
+    chosen = index == jnp.arange(len(table), dtype=index.dtype)[:, None]  # [M, N]: the long axis lies in lanes
+
+    def column(values: jax.Array) -> jax.Array:
+        return jnp.where(chosen, values[:, None], 0).sum(0, dtype=table.dtype)
+
+    return column(table) if table.ndim == 1 else jnp.stack([column(values) for values in table.T], -1)
 
 
 def take(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -22,3 +22,30 @@ def test_rows_and_their_gradients_are_those_of_plain_indexing(count):
 def test_tables_follow_each_other():
     tables = [jnp.arange(8.0).reshape(2, 4), jnp.arange(12.0).reshape(3, 4)]
     np.testing.assert_array_equal(lanes.concatenate(tables), np.concatenate(tables))
+
+
+def test_tables_of_cells_follow_each_other_column_by_column():
+    random = np.random.default_rng(0)
+    tables = [random.normal(size=(cells * 3, 4)).astype(np.float32) for cells in (4, 1, 2)]
+    tables[0][1] = np.nan, np.inf, -1, 0
+    np.testing.assert_array_equal(lanes.by_columns([jnp.asarray(x) for x in tables], 3), np.concatenate(tables))
+    weights = random.normal(size=(21, 4)).astype(np.float32)
+    gradients = jax.grad(lambda tables: (lanes.by_columns(tables, 3) * weights).sum())(
+        [jnp.ones(x.shape) for x in tables]
+    )
+    np.testing.assert_array_equal(np.concatenate(gradients), weights)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3,), (1, 4)])
+def test_rows_of_a_short_table_are_those_of_plain_indexing(shape):
+    """What is not finite stays in its own row; types are kept."""
+    random = np.random.default_rng(0)
+    index = random.integers(0, shape[0], 9).astype(np.int32)
+    for kind in (np.float32, np.int32):
+        table = random.integers(-9, 9, shape).astype(kind)
+        if kind == np.float32:
+            table[0] = np.nan
+        found = lanes.spread(jnp.asarray(table), index)
+        assert found.dtype == kind
+        np.testing.assert_array_equal(found, table[index])
+    assert not np.any(lanes.spread(jnp.zeros((0, *shape[1:])), index))

@@ -1,4 +1,5 @@
-"""A training step of a small detector, and ROIAlign alone, compiled for four chips of a TPU."""
+"""A training step of a small detector, of what one-stage detectors have behind a backbone, and ROIAlign alone, compiled
+for four chips of a TPU."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ import pytest
 from elk_jax.backbones import resnet
 from elk_jax.data.batches.detection import blank_batch
 from elk_jax.detection import detectors, faster_rcnn_config
+from elk_jax.detection.efficientdet_config import EfficientDetConfig
+from elk_jax.detection.retinanet_config import RetinaNetConfig
 from elk_jax.detection.roi_align import multilevel_roi_align
 from elk_jax.programs import hlo
 from elk_jax.programs.account import account_of
 from elk_jax.programs.parts import part_of
 from elk_jax.tasks.detection.model import trainable
 from elk_jax.training import mesh as meshes
+from elk_jax.training.model import Model
 from elk_jax.training.optimizer import OptimizerConfig
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.step.gradient import gradient
@@ -32,45 +36,106 @@ CONFIG = faster_rcnn_config.detectron2(
     fpn_channels=64, box_fc_width=128, roi_samples=64, rpn_pre_nms_train=128, rpn_post_nms_train=64,
 )  # fmt: skip
 FROZEN = (r"backbone/(stem|res2|res3|res4)",)  # fewer convolutions to compile
-RECIPE = TrainingRecipe(optimizer=OptimizerConfig(name="sgd", momentum=0.9, frozen=FROZEN))
+ONE_STAGE = {
+    "retinanet": RetinaNetConfig(backbone=CONFIG.backbone, fpn_channels=64, head_convs=1),
+    "efficientdet": EfficientDetConfig(backbone=CONFIG.backbone, channels=64, cells=1, head_convs=1),
+}
+
+
+def step_of(model, frozen=(), **more):
+    """(shapes of the state, the text of the program) of a model and blank images. more: entries of the batch."""
+    mesh = tpu_mesh()
+    optimizer = OptimizerConfig(name="sgd", momentum=0.9, frozen=frozen)
+    program = on_mesh(gradient(model, TrainingRecipe(optimizer=optimizer), mesh), mesh)
+    sharding = meshes.batch_sharding(mesh)
+    blank = {**blank_batch(4, (256, 256), 8), **more}
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), blank)
+    return program.state, compiled(program.update.lower(program.state, {}, batch)).as_text()
 
 
 @pytest.fixture(scope="module")
 def step():
-    """(shapes of the state, the text of the program)"""
-    mesh = tpu_mesh()
-    program = on_mesh(gradient(trainable(detectors.build(CONFIG)), RECIPE, mesh), mesh)
-    sharding = meshes.batch_sharding(mesh)
-    blank = blank_batch(4, (256, 256), 8)
-    batch = {key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for key, x in blank.items()}
-    return program.state, compiled(program.update.lower(program.state, {}, batch)).as_text()
+    return step_of(trainable(detectors.build(CONFIG)), FROZEN)
 
 
-def test_images_stay_on_their_chip_and_the_state_is_donated(step):
+@pytest.fixture(scope="module", params=ONE_STAGE)
+def one_stage(request):
+    """`step_of` a detector without its backbone, whose maps are given."""
+    detector = detectors.build(ONE_STAGE[request.param])
+
+    def init(rng):
+        return {name: part for name, part in detector.init(rng).items() if name != "backbone"}
+
+    def loss(params, constants, batch, rng, map_images):
+        pyramid = detector.backbone.pyramid(params, batch["maps"])
+        return detector.loss_from_features(params, pyramid, batch, rng, map_images)
+
+    maps = [
+        jax.ShapeDtypeStruct((4, 256 // stride, 256 // stride, 8 * stride), jnp.bfloat16)
+        for stride in detector.config.stages
+    ]
+    return step_of(Model(init, loss, None, per_example=False), maps=maps)
+
+
+def check_placement(step):
+    """Images stay on their chip, and the state is donated."""
     state, text = step
     assert gathers(text) == []
     aliases = text[text.index("input_output_alias=") :].split("entry_computation_layout")[0]
     assert len(re.findall(r"(?:may|must)-alias", aliases)) == len(jax.tree.leaves(state))
 
 
-def test_convolutions_are_of_bfloat16(step):
-    kinds = [
+def kinds_of_convolutions(text, *parts):
+    """The types of the two factors of every convolution of these parts of the model."""
+    return [
         {x.outputs[0].dtype for x in computation.inputs(instruction)}
-        for computation in hlo.parse(step[1])
+        for computation in hlo.parse(text)
         for instruction in computation.instructions.values()
-        if instruction.opcode == "convolution" and part_of(instruction.op_name).path[:1] == ("backbone",)
+        if instruction.opcode == "convolution" and part_of(instruction.op_name).path[0] in parts
     ]
+
+
+def test_images_stay_on_their_chip_and_the_state_is_donated(step):
+    check_placement(step)
+
+
+def test_convolutions_are_of_bfloat16(step):
+    kinds = kinds_of_convolutions(step[1], "backbone")
     assert len(kinds) > 20 and all(found == {"bf16"} for found in kinds)
 
 
-def test_what_the_chips_exchange_is_the_gradient_and_a_few_numbers(step):
+def check_exchange(step, frozen, times=1):
+    """The chips exchange the gradient and a few numbers. times: how often it may be, at most."""
     state, text = step
     read = account_of(hlo.parse(text), 4)
     (((kind, group), total),) = read.collectives().items()
     flat = model_folder.flatten(state.params)
-    count = sum(leaf.size for name, leaf in flat.items() if not re.search(FROZEN[0], name))
+    count = sum(leaf.size for name, leaf in flat.items() if not any(re.search(one, name) for one in frozen))
     assert (kind, group) == ("all-reduce", 4)
-    assert 2 * count <= total.bytes <= 4 * count  # in the format of the layers: bfloat16, of the last two float32
+    assert (
+        2 * count <= total.bytes <= 4 * times * count
+    )  # in the format of the layers: bfloat16, of the last two float32
+
+
+def test_what_the_chips_exchange_is_the_gradient_and_a_few_numbers(step):
+    check_exchange(step, FROZEN)
+
+
+def test_one_stage_detectors_keep_to_their_chip_and_to_bfloat16(one_stage):
+    check_placement(one_stage)
+    check_exchange(one_stage, (), times=3)  # of the heads, a part for each of five levels
+    kinds = kinds_of_convolutions(one_stage[1], "fpn", "class_head", "box_head")
+    assert len(kinds) > 20 and all(found == {"bf16"} for found in kinds)
+
+
+def test_losses_of_all_anchors_read_no_table_of_rows(one_stage):
+    """A table [A, 4] would be padded to 128 lanes: 6 MB for these 12,276 anchors, and moved several times."""
+    module = hlo.parse(one_stage[1])
+    opcodes = {instruction.opcode for computation in module for instruction in computation.instructions.values()}
+    assert not {"gather", "scatter", "sort", "while", "conditional"} & opcodes
+    read = account_of(module, 4)
+    assert not read.unknown_loops and 0 < read.share("losses") < 0.08
+    assert read.layout_copies < 0.27 * read.total.bytes
 
 
 def test_regions_are_pooled_by_tiles(step):
