@@ -52,6 +52,8 @@ MOST = 100_000
 Resamples = Annotated[int, Between(0, MOST)]
 """A setting: how many resamples of patients; 0 for no intervals."""
 
+LEAST_PATIENTS = 20
+"""With fewer, intervals are doubted: the spread of so few patients is itself too narrow (docs/results.md)."""
 LEVEL = 0.95
 CHUNK = 250  # resamples processed at once: limits the memory for large data sets
 
@@ -60,6 +62,11 @@ def draw_weights(patients: int, resamples: int, seed: int) -> np.ndarray:
     """Patient weights [R, P] of `resamples` draws with replacement; rows sum to P. Deterministic for a seed."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(patients, np.full(patients, 1.0 / patients), size=resamples).astype(np.float32)
+
+
+def weights_of(patients: int, resamples: int, seed: int) -> np.ndarray:
+    """As `draw_weights`; [0, P] with fewer than two patients, whose draws say nothing."""
+    return draw_weights(patients, resamples, seed) if patients > 1 else np.zeros((0, patients), np.float32)
 
 
 def check(resamples: object, seed: object) -> None:
@@ -135,9 +142,8 @@ def interval(draws: np.ndarray | None, value: float | None) -> Estimate:
 
 
 def _draw(statistic: Statistic, patients: int, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    if patients < 2 or resamples < 1:
-        return {}
-    return evaluate(statistic, draw_weights(patients, resamples, seed))
+    weights = weights_of(patients, resamples, seed)
+    return evaluate(statistic, weights) if len(weights) else {}
 
 
 def two_sided(draws: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from elk_jax.evaluation import bootstrap, calibration, roc
 from elk_jax.evaluation.delong import compare_delong, delong
 from elk_jax.evaluation.froc import sensitivity_at
 from elk_jax.evaluation.predictions import Predictions, aligned
-from elk_jax.evaluation.thresholds import HALF, OperatingPoint, called
+from elk_jax.evaluation.thresholds import HALF, OperatingPoint, called, doubt
 
 TARGETS = (0.9, 0.95)
 """Specificities at which sensitivity is read, and sensitivities at which specificity is."""
@@ -111,7 +111,8 @@ def evaluate_classification(
     auroc, auroc_delong (and its "error"), brier, cross_entropy, calibration_error, calibration_slope,
     calibration_intercept; average_precision {class: ..., other class: ...}, each of them as the positive one;
     sensitivity_at_specificity and specificity_at_sensitivity {"0.9": ...}.
-    operating_points: [{threshold, rule, chosen_on, there, and the metrics of `thresholds.called`}].
+    operating_points: [{the fields of `thresholds.OperatingPoint`, and the metrics of `thresholds.called`}]; warning:
+    what is to be said against them, or "".
     Besides: curve {false_positive_rate, sensitivity, band_at, low, high}; reliability [{low, high, images, probability,
     share}]; histogram {edges, counts: {class: [...]}}; counts, notes, and the settings of the evaluation.
 
@@ -132,6 +133,7 @@ def evaluate_classification(
         **metrics,
         "auroc_delong": delong(predictions, positive),
         "operating_points": _operating_points(points, estimates),
+        "warning": doubt(points),
         "curve": _curve(statistic, resamples, seed),
         "reliability": _reliability(statistic, resamples, seed),
         "histogram": _histogram(predictions, positive),

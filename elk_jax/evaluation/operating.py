@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from elk_jax.evaluation import bootstrap
+from elk_jax.evaluation.bootstrap import LEAST_PATIENTS
 from elk_jax.evaluation.detections import ImageResult, above, checked
 from elk_jax.evaluation.evaluate import RATES
 from elk_jax.evaluation.froc import image_scores, ratio
@@ -33,8 +34,8 @@ MAIN = 1.0
 """The rate whose threshold is used where none is given, and by which it is judged whether the images suffice."""
 TOLERATED = 4 / 3
 """Factor by which false positives on other patients may miss what the threshold promises, either way."""
-LEAST_PATIENTS, LEAST_LESIONS = 20, 20
-"""With fewer, thresholds are always doubted: the spread of so few patients is itself too narrow (docs/results.md)."""
+LEAST_LESIONS = 20
+"""With fewer, or of fewer than `bootstrap.LEAST_PATIENTS`, thresholds are always doubted."""
 NORMAL = 1.96
 """Half the width of an interval of 95 %, in standard deviations."""
 
@@ -194,12 +195,9 @@ def choose(
     if not scores.predictions:
         return Choice(tuple(OperatingPoint(false_positives_per_image=rate, threshold=None) for rate in rates), on)
     own = _thresholds(scores, np.ones((1, scores.patients)), rates, score_floor)[0]
-    drawn, actual = np.zeros((0, len(rates))), np.zeros((0, len(rates)))
-    weights = np.zeros((0, scores.patients))
-    if resamples and scores.patients > 1:
-        weights = bootstrap.draw_weights(scores.patients, resamples, seed)
-        drawn = _thresholds(scores, weights, rates, score_floor)
-        actual = np.searchsorted(-scores.wrong, -drawn, side="right") / scores.images.sum()
+    weights = bootstrap.weights_of(scores.patients, resamples, seed)
+    drawn = _thresholds(scores, weights, rates, score_floor)
+    actual = np.searchsorted(-scores.wrong, -drawn, side="right") / scores.images.sum()
     points = []
     for column, rate in enumerate(rates):
         found = (scores.found >= own[column]).astype(float)
@@ -272,9 +270,7 @@ def kept(
     """
     scores = _scores(above(checked(results), score_floor), criterion)
     whole = np.ones((1, max(1, scores.patients)))
-    weights = np.zeros((0, scores.patients))
-    if resamples and scores.patients > 1:
-        weights = bootstrap.draw_weights(scores.patients, resamples, seed)
+    weights = bootstrap.weights_of(scores.patients, resamples, seed)
     found = []
     for point in points:
         if point.threshold is None:

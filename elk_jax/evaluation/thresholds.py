@@ -2,22 +2,23 @@
 
 A threshold is chosen on predictions of one split, and applied to another.
 
-Shapes: N images, R weightings of the images, J distinct scores.
+Shapes: N images, P patients, R weightings of them, J distinct scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
 
 from elk_jax.errors import UserError
-from elk_jax.evaluation import roc
+from elk_jax.evaluation import bootstrap, roc
 from elk_jax.evaluation.froc import ratio
 from elk_jax.evaluation.predictions import Predictions
-from elk_jax.fields import SHARE, Checked
+from elk_jax.evaluation.roc import Corners
+from elk_jax.fields import SHARE, AtLeast, Checked
 
 Aim = Literal["youden", "accuracy", "f1", "sensitivity", "specificity"]
 WITH_TARGET = ("sensitivity", "specificity")
@@ -58,49 +59,169 @@ def rule_from_text(text: str) -> Rule:
 
 
 @dataclass(frozen=True)
+class ChosenOn:
+    """How many images a threshold was chosen on, and of how many patients; a patient may have images of both kinds."""
+
+    positives: Annotated[int, AtLeast(0)] = 0
+    negatives: Annotated[int, AtLeast(0)] = 0
+    patients_of_positives: Annotated[int, AtLeast(0)] = 0
+    patients_of_negatives: Annotated[int, AtLeast(0)] = 0
+
+    @property
+    def counted(self) -> str:
+        """In words."""
+        return (
+            f"{self.positives} positive images of {self.patients_of_positives} patients, {self.negatives} negative "
+            f"ones of {self.patients_of_negatives}"
+        )
+
+
+@dataclass(frozen=True)
 class OperatingPoint(Checked):
     """A threshold, the rule that chose it, and the data that it was chosen on; "" for a threshold that is given.
 
     there: what `called` says of those data, so that a report shows what the threshold promised.
+    low, high: of the threshold, and intervals: of what is in `there`, {"low", "high"} by name; of 95 % over patients,
+    None where these were not resampled. That of a target (`Rule`) is what may come on other patients instead, as the
+    choice depends on those that were at hand; of all others, what comes where the threshold is fixed.
+    on: the images; None for a threshold that is given, and in folders of earlier versions.
     """
 
     threshold: float
     rule: str = ""
     chosen_on: str = ""
     there: Mapping[str, float | None] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    intervals: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    on: ChosenOn | None = None
 
 
 HALF = OperatingPoint(0.5)
 """The more probable of two classes."""
 
 
-def choose(predictions: Predictions, positive: str, rule: Rule, chosen_on: str = "validation") -> OperatingPoint:
+def by_rules(
+    predictions: Predictions, positive: str, rules: Sequence[str], chosen_on: str = "validation"
+) -> tuple[OperatingPoint, ...]:
+    """`choose` by each of some rules, as texts."""
+    return tuple(choose(predictions, positive, rule_from_text(rule), chosen_on) for rule in rules)
+
+
+def choose(
+    predictions: Predictions,
+    positive: str,
+    rule: Rule,
+    chosen_on: str = "validation",
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> OperatingPoint:
     """The operating point that `rule` chooses on `predictions`, usually of a validation split.
 
     Its threshold is one of the scores, or the next number above them, where it is best to call no image positive.
+    resamples: of patients, for the intervals; 0 for none.
     UserError unless there are images of the class `positive` and of others.
     """
     truth, scores = predictions.truth(positive, chosen_on), predictions.scores(positive)
+    patients, row_of = np.unique(np.array(predictions.patient_ids), return_inverse=True)
     ranking = roc.rank(scores, truth)
-    found = roc.corners(ranking, np.ones((1, len(truth))))
-    true, false = found.true[0], found.false[0]
-    positives, negatives = true[-1], false[-1]
-    goodness = {
-        "youden": true / positives - false / negatives,
-        "accuracy": true - false,
-        "f1": 2 * true / (true + false + positives),
-    }
-    if rule.aim == "sensitivity":
-        corner = int(np.flatnonzero(true >= (rule.target or 0) * positives - roc.EXACT)[0])
-    elif rule.aim == "specificity":
-        corner = int(np.flatnonzero(false <= (1 - (rule.target or 0)) * negatives + roc.EXACT)[-1])
-    else:
-        value = goodness[rule.aim]
-        corner = int(np.flatnonzero(value >= value.max() - 1e-12)[-1])
-    threshold = float(np.nextafter(ranking.scores[0], np.inf) if corner == 0 else ranking.scores[corner - 1])
+    levels = np.append(np.nextafter(ranking.scores[0], np.inf), ranking.scores)
+    whole = roc.corners(ranking, np.ones((1, len(truth))))
+    threshold = float(levels[_corner(whole, rule)[0]])
     there = called(scores, truth, threshold, np.ones((1, len(truth))))
+    targets = {"sensitivity": whole.sensitivity[0], "specificity": 1 - whole.false_positive_rate[0]}
+
+    def drawn(weights: np.ndarray) -> dict[str, np.ndarray]:
+        of_images = np.asarray(weights, float)[:, row_of]
+        found = roc.corners(ranking, of_images)
+        corner, defined = _corner(found, rule), (found.positives * found.negatives)[:, 0] > 0
+        values = called(scores, truth, threshold, of_images) | {"threshold": levels[corner]}
+        if rule.target is not None:
+            values[rule.aim] = targets[rule.aim][corner]
+        return {name: np.where(defined, value, np.nan) for name, value in values.items()}
+
     values = {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in there.items()}
-    return OperatingPoint(threshold, rule.name, chosen_on, values)
+    weights = bootstrap.weights_of(len(patients), resamples, seed)
+    draws = bootstrap.evaluate(drawn, weights) if len(weights) else {}
+    return OperatingPoint(
+        threshold,
+        rule.name,
+        chosen_on,
+        values,
+        **bootstrap.interval(draws.get("threshold"), threshold),
+        intervals={name: bootstrap.interval(draws.get(name), value) for name, value in values.items()},
+        on=ChosenOn(
+            positives=int(truth.sum()),
+            negatives=int((~truth).sum()),
+            patients_of_positives=len(set(row_of[truth])),
+            patients_of_negatives=len(set(row_of[~truth])),
+        ),
+    )
+
+
+def _corner(found: Corners, rule: Rule) -> np.ndarray:
+    """The corner [R] that a rule chooses in each weighting: 0 calls no image positive, j those of the j highest scores.
+
+    Of corners with the same images, where a weighting leaves some out, the first: its score is one that was drawn.
+    """
+    true, false, total = found.true, found.false, found.true + found.false
+    if rule.aim == "sensitivity":
+        good = true >= (rule.target or 0) * found.positives - roc.EXACT
+        last = good.argmax(1)
+    else:
+        if rule.aim == "specificity":
+            good = false <= (1 - (rule.target or 0)) * found.negatives + roc.EXACT
+        else:
+            value = {
+                "youden": ratio(true, found.positives) - ratio(false, found.negatives),
+                "accuracy": true - false,
+                "f1": ratio(2 * true, true + false + found.positives),
+            }[rule.aim]
+            good = value >= value.max(1, keepdims=True) - 1e-12
+        last = good.shape[1] - 1 - good[:, ::-1].argmax(1)
+    return (total >= np.take_along_axis(total, last[:, None], 1) - roc.EXACT).argmax(1)
+
+
+def doubt(points: Sequence[OperatingPoint]) -> str:
+    """What is to be said against thresholds that were chosen on the same images, in sentences; "" for nothing."""
+    ruled = [point for point in points if point.rule]
+    if not ruled:
+        return ""
+    first = ruled[0]
+    if first.on is None:
+        return "On how many patients the thresholds were chosen is not known."
+    return " ".join(filter(None, (_too_few(first, first.on), *map(_at_an_end, ruled))))
+
+
+def _too_few(point: OperatingPoint, on: ChosenOn) -> str:
+    if min(on.patients_of_positives, on.patients_of_negatives) < bootstrap.LEAST_PATIENTS:
+        return (
+            f"The thresholds are chosen on few patients ({point.chosen_on}: {on.counted}): from fewer than "
+            f"{bootstrap.LEAST_PATIENTS} of either kind it cannot be told what they are right about on others."
+        )
+    if point.low is None:
+        what = "What the thresholds are right about on other patients is not known"
+        return f"{what}: patients were not resampled ({point.chosen_on}: {on.counted})."
+    return ""
+
+
+def _at_an_end(point: OperatingPoint) -> str:
+    """Where a threshold parts nothing."""
+    both = point.there.get("sensitivity"), point.there.get("specificity")
+    if both == (1.0, 0.0):
+        return (
+            f"By {point.rule} every image is called positive: its threshold is the lowest score on {point.chosen_on}."
+        )
+    if both == (0.0, 1.0):
+        return f"By {point.rule} no image is called positive: its threshold is above all scores on {point.chosen_on}."
+    return ""
+
+
+def in_words(points: Sequence[OperatingPoint]) -> str:
+    """Rules, their thresholds and the intervals of these: "youden 0.412 (0.300 to 0.550), ..."."""
+    bounds = lambda one: "" if one.low is None else f" ({one.low:.3f} to {one.high:.3f})"
+    return ", ".join(f"{one.rule} {one.threshold:.3f}{bounds(one)}" for one in points)
 
 
 def called(scores: np.ndarray, truth: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:

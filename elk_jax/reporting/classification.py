@@ -39,6 +39,7 @@ GROUPS = {  # metric with a key -> words around the key
 }
 ORDER = (MAIN, "auroc_delong", *GROUPS, *(name for name in WORDS if not name.startswith("auroc")))
 RULES = {"youden": "Youden's index", "accuracy": "best accuracy", "f1": "best F1", "": "given"}
+NO_BOUNDS: Mapping[str, float | None] = {"low": None, "high": None}
 POINT_METRICS = {
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
@@ -123,21 +124,29 @@ def roc_section(evaluations: Evaluations) -> Section:
 
 def operating_points_section(evaluations: Evaluations) -> Section:
     """For every model and rule: the threshold, what it gave where it was chosen, and what it gives here."""
-    head = ["Threshold by", "Threshold", "Sens., spec. where chosen", *POINT_METRICS.values()]
-    rows = []
+    promises = ("sensitivity", "specificity")
+    head = ["Threshold by", "Threshold", *(f"{one[:4].title()}. where chosen" for one in promises)]
+    head += POINT_METRICS.values()
+    rows, warnings = [], []
     for index, (name, evaluation) in enumerate(evaluations.items()):
         rows.append(html.group_row(name, len(head), index))
         for point in evaluation["operating_points"]:
-            there = point["there"]
-            promised = [html.number(there.get(key), 2) for key in ("sensitivity", "specificity")] if there else []
-            cells = [html.text(rule_label(point)), html.number(point["threshold"]), ", ".join(promised)]
+            bounds = {end: point.get(end) for end in ("low", "high")}  # which those of earlier versions lack
+            cells = [html.text(rule_label(point)), html.estimate_cell({"value": point["threshold"], **bounds})]
+            for key in promises:
+                promised = {"value": point["there"].get(key), **point.get("intervals", {}).get(key, NO_BOUNDS)}
+                cells.append(html.estimate_cell(promised, 2))
             cells += [html.estimate_cell(point[key], 2) for key in POINT_METRICS]
             rows.append(html.row(cells))
+        if warning := evaluation.get("warning"):
+            warnings.append(html.paragraph(f"Warning: {name}: {warning}", "soft small"))
     note = (
         f"An image is called {_first(evaluations)['positive']} where its score is at least the threshold; this is the "
-        "positive class of sensitivity, precision and F1. Intervals do not include the choice of the threshold."
+        "positive class of sensitivity, precision and F1. Where chosen: with what may come on other patients, of a "
+        "target also because the threshold depends on those it was chosen on. Other intervals do not include the "
+        "choice of the threshold."
     )
-    return Section("Operating points", html.table(head, rows), note)
+    return Section("Operating points", html.table(head, rows) + "".join(warnings), note)
 
 
 def calibration_section(evaluations: Evaluations) -> Section:

@@ -135,6 +135,14 @@ class Content:
                     given["inherited"] = [_with_later(one) for one in given["inherited"]]
             return fields.build(Training, given, "trained", complete=self.whole)
 
+    def filled(self, name: str, later: Mapping[str, Any]) -> Content:
+        """The same content, in which every entry of the list `name` has what it may lack, as it is in `later`."""
+        found = self.entries.get(name)
+        if not isinstance(found, list):
+            return self
+        entries = [{**later, **one} if isinstance(one, Mapping) else one for one in found]
+        return dataclasses.replace(self, entries={**self.entries, name: entries})
+
     def build(
         self, kind: type[T], earlier: Mapping[str, Any] | None = None, later: Mapping[str, Any] | None = None
     ) -> T:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from elk_jax.evaluation import roc
+from elk_jax.evaluation.bootstrap import draw_weights
 from elk_jax.evaluation.classification import (
     ClassificationStatistic,
     compare_classification,
@@ -15,7 +16,7 @@ from elk_jax.evaluation.classification import (
 )
 from elk_jax.evaluation.evaluate import scalars
 from elk_jax.evaluation.predictions import by_patient
-from elk_jax.evaluation.thresholds import HALF, OperatingPoint, Rule, choose, rule_from_text
+from elk_jax.evaluation.thresholds import HALF, ChosenOn, OperatingPoint, Rule, choose, doubt, rule_from_text
 from tests.refusals import refused
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "classification.json").read_text())
@@ -219,6 +220,51 @@ def test_choice_of_a_threshold(rule, threshold, classified):
 def test_rare_positives_may_be_best_left_out(classified):
     validation = classified([0.8, 0.5, 0.4, 0.3, 0.2], [0, 0, 1, 0, 0])
     assert choose(validation, "malignant", Rule("accuracy")).threshold == np.nextafter(0.8, 1)
+
+
+@pytest.mark.parametrize("rule", ["youden", "accuracy", "f1", "sensitivity:0.8", "specificity:0.8"])
+def test_intervals_are_those_of_resampled_patients(rule, random_classified, classified):
+    """Each resample as a data set of its own, patients drawn twice under two names."""
+    whole, of = random_classified(4, images_of_a_patient=2), rule_from_text(rule)
+    point = choose(whole, "malignant", of, resamples=80, seed=5)
+    patients, scores = sorted(set(whole.patient_ids)), whole.scores("malignant")
+    drawn = []
+    for weights in draw_weights(len(patients), 80, 5).astype(int):
+        times = [weights[patients.index(patient)] for patient in whole.patient_ids]
+        names = [f"{patient} {copy}" for patient, n in zip(whole.patient_ids, times) for copy in range(n)]
+        again = classified(np.repeat(scores, times), np.repeat(whole.labels, times), names)
+        drawn.append((again, choose(again, "malignant", of, resamples=0).threshold))
+    between = lambda values: pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-6)
+    assert [point.low, point.high] == between([threshold for _, threshold in drawn]) and point.low < point.high
+    for name in ("sensitivity", "specificity"):
+        if name == of.aim:  # what comes on the same patients by a threshold of others
+            sets = [(whole, threshold) for _, threshold in drawn]
+        else:
+            sets = [(one, point.threshold) for one, _ in drawn]
+        found = [of_images(one, points=[OperatingPoint(at)])[f"at_threshold/0/{name}"] for one, at in sets]
+        assert list(point.intervals[name].values()) == between(found)
+    assert choose(whole, "malignant", of, resamples=0).low is None
+
+
+def test_few_patients_of_either_kind_are_warned_of(classified):
+    truth = np.arange(60) % 3 == 0
+    scores = np.linspace(0, 0.5, 60) + 0.2 * truth
+    point = choose(classified(scores, truth, [f"p{i}" for i in range(60)]), "malignant", Rule())
+    assert doubt([point]) == "" and point.on == ChosenOn(20, 40, 20, 40)
+    few = choose(classified(scores, truth, [f"p{i // 4}" for i in range(60)]), "malignant", Rule(), "val")
+    assert few.on == ChosenOn(20, 40, 15, 15) and all(word in doubt([few]) for word in ("few", "val", "15 patients"))
+    rare = choose(classified(scores, np.arange(60) < 19, [f"p{i}" for i in range(60)]), "malignant", Rule())
+    assert "19 positive images of 19 patients, 41" in doubt([rare])
+    unknown = choose(classified(scores, truth, [f"p{i}" for i in range(60)]), "malignant", Rule(), resamples=0)
+    assert "not resampled" in doubt([unknown]) and "not known" in doubt([OperatingPoint(0.5, "youden")])
+    assert doubt([HALF]) == ""
+
+
+def test_a_threshold_at_an_end_of_the_scores_is_warned_of(classified):
+    equal = classified(np.full(60, 0.3), np.arange(60) % 2)
+    points = [choose(equal, "malignant", rule_from_text(rule)) for rule in ("sensitivity:0.9", "specificity:0.9")]
+    assert "sensitivity:0.9 every image" in doubt(points) and "specificity:0.9 no image" in doubt(points)
+    assert evaluate_classification(equal, positive="malignant", points=points, resamples=0)["warning"] == doubt(points)
 
 
 def test_confident_errors(classified):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.operating_points import actual, false_positives, simulated
-from elk_jax.evaluation import froc, operating
+from elk_jax.evaluation import bootstrap, froc, operating
 from elk_jax.evaluation.hits import ELK_RULE
 from elk_jax.evaluation.operating import ChosenOn, OperatingPoint
 
@@ -103,7 +103,7 @@ def test_few_patients_are_warned_of_also_where_nothing_spreads(make):
 def test_one_patient_and_no_resamples_are_warned_of():
     rng = np.random.default_rng(3)
     assert "1 patients" in operating.choose(simulated(1, rng), resamples=50).warning
-    many = simulated(operating.LEAST_PATIENTS, rng)
+    many = simulated(bootstrap.LEAST_PATIENTS, rng)
     assert "few images" in operating.choose(many[: operating.LEAST_LESIONS - 1], resamples=0).warning
     unknown = operating.choose(many, resamples=0).warning
     assert "not known" in unknown and "resampled" in unknown

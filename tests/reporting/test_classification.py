@@ -12,6 +12,7 @@ from elk_jax.evaluation.classification import compare_classification, confident_
 from elk_jax.evaluation.predictions import Predictions
 from elk_jax.evaluation.thresholds import choose, rule_from_text
 from elk_jax.reporting import classification as page
+from elk_jax.reporting import html
 from elk_jax.reporting.report import Report, build_report
 
 RULES = ("youden", "specificity:0.9")
@@ -87,8 +88,28 @@ def test_operating_points_say_where_they_were_chosen(models):
     point = evaluations["one"]["operating_points"][1]
     assert section.html.count("specificity ≥ 0.9, validation") == 3
     assert f"{point['threshold']:.3f}" in section.html
-    assert f"{point['there']['sensitivity']:.2f}, {point['there']['specificity']:.2f}" in section.html
+    places = [(point["threshold"], point, 3)]
+    places += [(point["there"][name], point["intervals"][name], 2) for name in ("sensitivity", "specificity")]
+    for value, bounds, digits in places:
+        assert (
+            html.estimate_cell({"value": value, "low": bounds["low"], "high": bounds["high"]}, digits) in section.html
+        )
+    assert "Warning" not in section.html
     assert page.rule_label({"rule": "", "chosen_on": ""}) == "given"
+
+
+def test_what_is_said_against_thresholds_is_shown_with_their_model(models):
+    evaluations = {name: {**one, "warning": "Few <patients>."} for name, one in models[0].items()}
+    section = page.operating_points_section(evaluations)
+    assert section.html.count("Warning: ") == 3 and "&lt;two&gt;: Few &lt;patients&gt;." in section.html
+
+
+def test_operating_points_of_an_earlier_version_have_no_intervals_where_they_were_chosen(models):
+    one, later = models[0]["one"], ("low", "high", "intervals", "on")
+    points = [{k: v for k, v in point.items() if k not in later} for point in one["operating_points"]]
+    earlier = {key: value for key, value in one.items() if key != "warning"} | {"operating_points": points}
+    section = page.operating_points_section({"one": earlier})
+    assert f"<b>{points[0]['threshold']:.3f}</b></td>" in section.html and "Warning" not in section.html
 
 
 def test_histograms_of_every_model_with_its_classes(models):

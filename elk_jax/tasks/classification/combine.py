@@ -15,7 +15,7 @@ from elk_jax.privacy.mechanism import together
 from elk_jax.tasks import folds, training
 from elk_jax.tasks.classification import model
 from elk_jax.tasks.classification.recipe import CombineClassifiersStage, NetworkRecipe, TrainClassifierStage
-from elk_jax.tasks.classification.train import protection_words, said_by_folds
+from elk_jax.tasks.classification.train import protection_words, said_by_folds, say_thresholds
 from elk_jax.tasks.run import Run, skipped_images
 from elk_jax.tasks.task import Summary
 from elk_jax.weights import model_folder
@@ -59,18 +59,19 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
     mean = model.MeanOfClassifiers(tuple(members), description)
     scores = mean.probabilities(validation, run.folder / store.FOLDER)[0]
     predicted = model.predictions(scores, validation, labels, first.positive)
-    rules = map(thresholds.rule_from_text, stage.rules)
-    points = tuple(thresholds.choose(predicted, first.positive, rule) for rule in rules)
+    points = thresholds.by_rules(predicted, first.positive, stage.rules)
     folder = files.make_folder(run.folder / stage.name)
     model.save_mean(folder / "model", [params for params, _ in read], replace(description, operating_points=points))
     auroc = model.auroc(scores, labels == validation.classes.index(first.positive))
     run.say(f"  mean of {len(members)} classifiers; validation AUROC {auroc:.3f}")
+    warning = say_thresholds(run, points)
     return {
         "kind": "combine",
         "data": {"validation": class_counts(validation)},
         "units": {},
         "skipped": skipped_images(validation),
         "notes": [],
+        "warning": warning,
         "withheld": False,
         "unnamed": not patients.named(validation.infos),
         "epsilon": epsilon or 0.0,
@@ -96,26 +97,28 @@ def join_folds(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> 
     validation = run.open(stage.validate_on, "val")
     run.say(f"  mean of {len(members)} classifiers, the {run.fold.in_words}")
     predicted, on = said_by_folds(folds.to_read(run, stage)), f"{run.fold.in_words}, {folds.UNSEEN}"
-    rules = map(thresholds.rule_from_text, recipe.rules)
     first, trained = members[0].description, model_folder.of_members([content.training for _, content in read])
+    points = thresholds.by_rules(predicted, first.positive, recipe.rules, on)
     description = model.MeanDescription(
         architecture=model.MEAN,
         classes=first.classes,
         positive=first.positive,
         mean="log_odds",
         members=tuple(content.entries for _, content in read),
-        operating_points=tuple(thresholds.choose(predicted, first.positive, rule, on) for rule in rules),
+        operating_points=points,
         trained=trained,
     )
     if run.is_main:
         own = files.make_folder(run.folder / stage.name)
         model.save_mean(own / "model", [params for params, _ in read], description)
+    warning = say_thresholds(run, points)
     return {
         "kind": "train",
         "data": {"validation": class_counts(validation)},
         "units": {},
         "skipped": skipped_images(validation),
         "notes": [],
+        "warning": warning,
         "withheld": False,
         "unnamed": not patients.named(validation.infos),
         "epsilon": 0.0,

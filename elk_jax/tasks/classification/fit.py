@@ -204,6 +204,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
         files.write_private(folder / DRAWS, safetensors.numpy.save(_draws(calibrated)))
     within = "" if found.within is None else f", {found.within:.3f} by cross-validation"
     run.say(f"  {found.choice}; validation AUROC {_spread(found.aurocs)}{within}")
+    warning = train.say_thresholds(run, trained.description.operating_points)
     if trained.description.contains:
         run.say(f"  the model folder has {trained.description.contains}")
     made = trained.description.trained
@@ -226,6 +227,7 @@ def fit(run: Run, stage: FitHeadStage, recipe: HeadRecipe) -> Summary:
         "units": {f"{stage.unit}s": count} if stage.is_private else {},
         "skipped": skipped_images(validation) if withheld else skipped_images(training, validation),
         "notes": [] if withheld else findings,
+        "warning": warning,
         "withheld": withheld,
         "contains": trained.description.contains,
         "unnamed": not patients.named(validation.infos),
@@ -302,7 +304,6 @@ def _trained(
     inherited = private.promises_before(run, stage, networks)
     of_positive = probability(head.log_odds(validation.features))
     predicted = model.predictions(of_positive, validation.source, validation.labels, recipe.positive)
-    points = [thresholds.choose(predicted, recipe.positive, thresholds.rule_from_text(rule)) for rule in recipe.rules]
     nameless = {
         n: replace(one, weights="") if isinstance(one, NetworkFeatures) else one for n, one in chosen.features.items()
     }
@@ -314,7 +315,7 @@ def _trained(
         centre=recipe.centre,
         features=nameless,
         networks={name: one.config for name, one in chosen.networks.items()},
-        operating_points=tuple(points),
+        operating_points=thresholds.by_rules(predicted, recipe.positive, recipe.rules),
         trained=model_folder.Training(steps, tuple(stage.train_on), "", tuple(sorted(seen)), promise, inherited),
         contains="the features of its training images, as private as these" if _keeps_images(head) else "",
     )

@@ -39,6 +39,8 @@ from elk_jax.weights import classifiers, model_folder
 NETWORK, MEAN = classifiers.TRAINED, "mean_of_classifiers"
 ARCHITECTURES = (*HEADS, NETWORK, MEAN)
 """A network, the mean of several classifiers, and all kinds of heads."""
+POINT: Mapping[str, Any] = {"low": None, "high": None, "intervals": {}, "on": None}
+"""What the operating points of any model folder may lack."""
 BATCH = 16
 """Patches whose features, or probabilities, are computed at once."""
 WHOLE_WINDOWS = 8
@@ -451,6 +453,7 @@ def load(folder: Path) -> Trained:
 
 def of(params: Params, content: model_folder.Content, folder: Path) -> Trained:
     """A classifier from the content of its folder. UserError as `load`."""
+    content = content.filled("operating_points", POINT)
     if content.architecture in HEADS:
         return _load_head(params, content, folder)
     if content.architecture == NETWORK:

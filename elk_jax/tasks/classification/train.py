@@ -20,6 +20,7 @@ from elk_jax.data.sources.source import ImageSource, concatenate
 from elk_jax.errors import UserError
 from elk_jax.evaluation import predictions, thresholds
 from elk_jax.evaluation.predictions import Predictions
+from elk_jax.evaluation.thresholds import OperatingPoint
 from elk_jax.privacy.accounting import Unit
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.tasks import folds, private, training
@@ -166,9 +167,11 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
     params, trained = training.kept_weights(
         run, stage, result, recipe.choose, found, learned.protection, learned.public
     )
+    warning = ""
     if run.is_main:
         description = _described(params, recipe, of_val, trained, run.fold, folds.to_read(run, stage))
         model_folder.save_params(run.folder / stage.name / "model", params, description)
+        warning = say_thresholds(run, description.operating_points)
     withheld = private.is_withheld(run.experiment, stage)
     return {
         "kind": "train",
@@ -176,6 +179,7 @@ def train(run: Run, stage: TrainClassifierStage, recipe: NetworkRecipe) -> Summa
         "units": {f"{recipe.privacy.unit}s": learned.counts["train"]["units"]} if recipe.privacy else {},
         "skipped": skipped_images(*([] if withheld else [found]), validation),
         "notes": [] if withheld else findings,
+        "warning": warning,
         "withheld": withheld,
         "unnamed": not patients.named(validation.infos),
         "epsilon": 0.0 if recipe.privacy is None else recipe.privacy.epsilon,
@@ -260,9 +264,7 @@ def _described(
         predicted = said_by_folds(held_out)
     else:
         predicted = _predicted(params, recipe, images)
-    rules = map(thresholds.rule_from_text, recipe.rules)
-    points = tuple(thresholds.choose(predicted, recipe.positive, rule, on) for rule in rules)
-    return replace(description, operating_points=points)
+    return replace(description, operating_points=thresholds.by_rules(predicted, recipe.positive, recipe.rules, on))
 
 
 def workload(stage: TrainClassifierStage, recipe: NetworkRecipe, batch_size: int | None) -> Workload:
@@ -292,6 +294,15 @@ def copies(run: Run, stage: TrainStage, size: int) -> list[str]:
     for line in found:
         run.say(f"  note: {line}")
     return found
+
+
+def say_thresholds(run: Run, points: Sequence[OperatingPoint]) -> str:
+    """Print the thresholds of a model with their intervals, and what is to be said against them, which is returned."""
+    warning = thresholds.doubt(points)
+    run.say(f"  thresholds: {thresholds.in_words(points)}")
+    if warning:
+        run.say(f"  warning: {warning}")
+    return warning
 
 
 def protection_words(promise: Statement | None) -> str:

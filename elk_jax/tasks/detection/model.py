@@ -290,7 +290,4 @@ def learned_maps(folder: Path) -> str:
 
 def _present(content: model_folder.Content) -> model_folder.Content:
     model = {"model": detectors.in_present_form(content.entries["model"])} if "model" in content.entries else {}
-    points = content.entries.get("operating_points")
-    if isinstance(points, list):
-        model["operating_points"] = [{**POINT, **point} if isinstance(point, Mapping) else point for point in points]
-    return replace(content, entries={**content.entries, **model})
+    return replace(content, entries={**content.entries, **model}).filled("operating_points", POINT)

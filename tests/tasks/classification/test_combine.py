@@ -68,6 +68,12 @@ def test_a_folder_says_that_it_has_features_of_training_images(combined):
     modes = {name: (run / name / "model" / "params.safetensors").stat().st_mode & 0o777 for name in summaries}
     assert modes["gaussian"] == modes["mean"] == 0o600 != modes["linear"]
     page = (run / "report.html").read_text()
+    for name in summaries:  # heads and their mean warn alike of few patients
+        assert "few patients" in combined[1][name]["warning"] and f"Warning: {name}: " in page
+        assert all(
+            point.on and point.low is not None
+            for point in model.load(run / name / "model").description.operating_points
+        )
     assert gaussian.description.contains in page and "Kernel ridge regression" in page
     known = frozenset(patient_hash(str(701 + number)) for number in range(COUNTS["train"]))
     assert model_folder.seen_patients(run / "gaussian" / "model") == known

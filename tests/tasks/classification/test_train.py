@@ -19,7 +19,7 @@ from elk_jax.data.sources.folds import of_patients, pooled
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.patients import patient_hash
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.evaluation import thresholds
+from elk_jax.evaluation import bootstrap, thresholds
 from elk_jax.evaluation.predictions import joined, read_predictions
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
@@ -107,6 +107,37 @@ def test_it_is_evaluated_and_predicts_as_in_the_stage(plain_run, tmp_path):
         assert f"<h2>{title}</h2>" in page
 
 
+def test_thresholds_have_intervals_over_patients_in_the_model_the_log_and_the_report(tmp_path, capsys):
+    """The model, asked again, gives them; the few patients of the validation split are warned of."""
+    found = run_experiment(swin_real.get_config("tiny"), tmp_path)["network"]
+    trained, validation = model.load(tmp_path / "network" / "model"), open_source(PATCHES, "val")
+    own, labels = trained.description, np.array([info.labels[0] for info in validation.infos])
+    said = model.predictions(trained.probabilities(validation)[0], validation, labels, own.positive)
+    again = thresholds.by_rules(said, own.positive, [point.rule for point in own.operating_points])
+    people = len({info.patient_id for info in validation.infos})
+    for point, other in zip(own.operating_points, again, strict=True):
+        assert (point.low, point.high) == pytest.approx((other.low, other.high), abs=1e-5)
+        assert point.low <= point.high and point.on == other.on
+        assert point.intervals["sensitivity"]["high"] is not None
+        assert 0 < point.on.patients_of_positives <= people < bootstrap.LEAST_PATIENTS
+    told = capsys.readouterr().out
+    assert f"thresholds: {thresholds.in_words(own.operating_points)}" in told
+    assert f"warning: {found['warning']}" in told and "few patients" in found["warning"]
+    evaluation = files.read_object(tmp_path / "evaluate" / "network" / "evaluation.json")
+    assert evaluation["warning"] == found["warning"] and evaluation["operating_points"][0]["on"]["positives"] > 0
+    assert f"Warning: network: {found['warning']}" in (tmp_path / "report.html").read_text()
+
+
+def test_thresholds_of_an_earlier_version_are_read_without_intervals(plain_run, tmp_path):
+    params, content = model_folder.load_params(plain_run[0] / "network" / "model")
+    points = [{k: v for k, v in one.items() if k in ("threshold", "rule", "chosen_on", "there")}
+              for one in content.entries["operating_points"]]  # fmt: skip
+    model_folder.save_params(tmp_path, params, {**content.entries, "operating_points": points})
+    own = model.load(tmp_path).description.operating_points
+    assert [point.threshold for point in own] == [point["threshold"] for point in points]
+    assert all(point.low is None and point.on is None for point in own) and "not known" in thresholds.doubt(own)
+
+
 def test_thresholds_are_chosen_on_what_folds_say_of_patients_they_have_not_seen(tmp_path):
     """The model of each fold, asked again, gives the thresholds of the last one."""
     config = swin_real.get_config("tiny")
@@ -174,6 +205,10 @@ def test_a_private_network_says_what_it_promises_and_nothing_of_its_patients(pri
     assert promise.private and promise.epsilon <= 6 and promise.ledger.unit == "patient"
     assert description.trained.patients == () and summary["units"] == {"patients": 9}
     assert summary["data"]["train"] == {"units": 9} and summary["notes"] == [] and summary["withheld"]
+    for point in description.operating_points:  # of validation images, which nothing protects, and of no others
+        validating = summary["data"]["validation"]
+        assert point.chosen_on == "validation" and point.on.positives == validating["malignant"]
+        assert point.on.positives + point.on.negatives == validating["images"]
     keys = {key for line in read_metrics(folder / "network" / "metrics.jsonl") for key in line}
     assert not {"train/loss", "train/accuracy"} & keys and "eval/auroc" in keys
     page = (folder / "report.html").read_text()
