@@ -90,7 +90,7 @@ class DistillationRecipe(DetectionRecipe):
         if not self.detection_weight and self.mode in ("pretraining", "none"):
             what = f"the mode {self.mode} has no loss but that of detection"
             raise UserError(what, where="detection_weight", todo="give a number above 0, or choose another mode")
-        if not self.detection_weight and self.mode != "outputs" and self.best_metric != SIMILARITY:
+        if not self.detects and self.best_metric != SIMILARITY:
             what = "a student that does not learn to detect is not chosen by its detections"
             raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
         steps = self.of_student(self.steps)
@@ -103,6 +103,11 @@ class DistillationRecipe(DetectionRecipe):
                 what = f"{name} is {getattr(self, name):g}, which the mode {self.mode} does not read"
                 raise UserError(what, where=name, todo=f"leave it out; it is of {', '.join(modes)}")
         super().__post_init__()
+
+    @property
+    def detects(self) -> bool:
+        """Whether a student learns to detect."""
+        return self.detection_weight > 0 or self.mode == "outputs"
 
     def of_student(self, steps: int) -> int:
         """So many steps as a student takes them; 0 stays 0."""

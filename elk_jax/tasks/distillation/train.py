@@ -21,7 +21,9 @@ from elk_jax.detection.detector import Detector
 from elk_jax.errors import UserError
 from elk_jax.images.schema import ImageInfo
 from elk_jax.randomness import Purpose, generator
+from elk_jax.tasks import folds
 from elk_jax.tasks.detection import train as detection
+from elk_jax.tasks.detection.combine import join_folds
 from elk_jax.tasks.detection.model import Input, Trained, load_one
 from elk_jax.tasks.detection.predict import view
 from elk_jax.tasks.detection.train import Learning
@@ -52,7 +54,10 @@ def check_start(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe
     names: stages that will run; the weights of one of them are not there yet.
     """
     place, detector = f"config.{stage.recipe}", _detector(recipe)
-    if not recipe.detection_weight and not stage.partner and recipe.mode != "outputs":
+    if stage.role == "student" and not recipe.detects and folds.makes_ensemble(stage, recipe):
+        what = f"stage {stage.name} does not learn to detect, so that no fold finds what an ensemble is chosen by"
+        raise UserError(what, where=f"{place}.refit", todo="leave it at True, or give a detection_weight above 0")
+    if not recipe.detects and not stage.partner:
         what = "a student that does not learn to detect is chosen by its likeness to the teacher of its partners"
         raise UserError(what, where=f"{place}.detection_weight", todo="give a number above 0, or set partner=True")
     if recipe.best_metric == SIMILARITY and not stage.partner:
@@ -142,7 +147,17 @@ def train(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> S
     found = detection.train_with(run, stage.starting(recipe), stage.paced(recipe), prepare, images)
     for warning in likeness_warnings(found.get("before", {}), found["best"]):
         run.say(f"  warning: {warning}")
-    return {**found, "role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}
+    return {**found, **_told(stage, recipe)}
+
+
+def join(run: Run, stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:
+    """Write `<stage>/model/`, the ensemble of the stage's folds."""
+    return {**join_folds(run, stage, recipe), **_told(stage, recipe)}
+
+
+def _told(stage: TrainDistilledStage, recipe: DistillationRecipe) -> Summary:
+    """What the summary of a stage says beside that of a detector."""
+    return {"role": stage.role, "mode": recipe.mode, "intra_align": recipe.intra_align}
 
 
 def _teacher(
@@ -198,7 +213,7 @@ def _distilled(
         of_detector=of_detector,
         canvases=len(own.canvases) * (len(beside.canvases) if beside else 1),
         measure=_likeness(run, stage, recipe, detector, teacher) if stage.partner else None,
-        detects=recipe.detection_weight > 0 or recipe.mode == "outputs",
+        detects=recipe.detects,
         learned_maps="" if recipe.detection_weight else recipe.tap,
     )
 

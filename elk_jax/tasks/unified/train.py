@@ -17,6 +17,7 @@ from elk_jax.detection.detector import Detector
 from elk_jax.detection.fused_config import FusedConfig
 from elk_jax.errors import UserError
 from elk_jax.tasks.detection import train as detection
+from elk_jax.tasks.detection.combine import join_folds
 from elk_jax.tasks.detection.model import learned_maps
 from elk_jax.tasks.detection.recipe import DetectionRecipe
 from elk_jax.tasks.detection.train import Learning
@@ -80,7 +81,16 @@ def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> No
 
 def train(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
     """Train one detector and write `<stage>/model/`."""
-    found = detection.train_with(run, stage, recipe, _prepare)
+    return _told(run, stage, recipe, detection.train_with(run, stage, recipe, _prepare))
+
+
+def join(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> Summary:
+    """Write `<stage>/model/`, the ensemble of the stage's folds."""
+    return _told(run, stage, recipe, join_folds(run, stage, recipe))
+
+
+def _told(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe, found: Summary) -> Summary:
+    """The summary of a detector, with what is fused. An ensemble, which has several joining layers, names no shares."""
     shares = {}
     if run.is_main:
         params, _ = model_folder.load_params(run.folder / stage.name / "model")

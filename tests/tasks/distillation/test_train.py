@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import unified
 from elk_jax import files
 from elk_jax.backbones.resnet import ResNetConfig
+from elk_jax.data.sources.patients import patient_hash
 from elk_jax.detection import detectors
 from elk_jax.detection.retinanet_config import RetinaNetConfig, plain
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
-from elk_jax.tasks import training
+from elk_jax.tasks import folds, training
 from elk_jax.tasks.detection.model import load, trainable
 from elk_jax.tasks.detection.recipe import DetectionRecipe, TrainDetectorStage
 from elk_jax.tasks.distillation import train
@@ -64,6 +66,31 @@ def test_the_terms_of_both_trainings_are_logged(finished):
     last = lines["student"][-1] if "train/loss" in lines["student"][-1] else lines["student"][-2]
     total = last["train/loss_detection"] + 2 * last["train/loss_distillation"]
     assert last["train/loss"] == pytest.approx(total, rel=1e-4) and last["train/loss_distillation"] > 0
+
+
+def test_the_folds_of_a_student_are_an_ensemble_judged_by_who_has_not_seen_a_patient(finished, tmp_path):
+    """The teacher and the images beside are of other patients, and those of the student are dealt out."""
+    config = small_config()
+    config.data.dbt.train_share, config.stages.student.teacher = 1.0, str(finished / "teacher" / "model")
+    config.distill.update(folds=2, refit=False, steps=2, eval_every=0, checkpoint_every=0)
+    found = run_experiment(config, tmp_path, ["student", "evaluate"])["student"]
+    run = Run(parse(config), tmp_path, mesh=None)
+    pool = {patient_hash(i.patient_id) for split in ("train", "val") for i in run.list("dbt", split).infos}
+    of_teacher = set(load(finished / "teacher" / "model").description.trained.patients)
+    ensemble = load(tmp_path / "student" / "model")
+    seen = [set(member.description.trained.patients) - of_teacher for member in ensemble.members]
+    assert len(seen) == 2 and seen[0] | seen[1] == pool and not seen[0] & seen[1]
+    assert ensemble.description.chosen_on.data == f"2 folds, {folds.UNSEEN}"
+    assert (found["role"], found["mode"], found["folds"]["step"]) == ("student", "lesion", 2)
+    assert (tmp_path / "evaluate" / "student" / "evaluation.json").is_file()
+    assert "members of the model" in (tmp_path / "report.html").read_text()
+
+
+def test_a_student_that_does_not_learn_to_detect_is_no_ensemble(tmp_path):
+    config = unified.get_config("tiny")
+    config.borrow.update(folds=2, refit=False)
+    with refused("borrowed", "detect", where="config.borrow.refit"):
+        run_experiment(config, tmp_path / "run")
 
 
 def test_a_student_is_resumed_to_the_bit_with_both_streams(finished, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,12 +21,13 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.needs import check_needs
 from elk_jax.experiments.parse import parse
 from elk_jax.planning.plan import plan
+from elk_jax.tasks import TASKS, folds
 from elk_jax.tasks.detection.evaluate import check_start as check_evaluation
 from elk_jax.tasks.detection.model import load
 from elk_jax.tasks.detection.train import seed_of
 from elk_jax.tasks.distillation.train import apart
 from elk_jax.tasks.distillation.train import check_start as check_student
-from elk_jax.tasks.run import Run
+from elk_jax.tasks.run import Fold, Run
 from elk_jax.tasks.unified.recipe import TrainFusedStage
 from elk_jax.tasks.unified.train import check_start
 from elk_jax.training.writer import read_metrics
@@ -108,6 +110,28 @@ def test_all_are_evaluated_on_the_same_images(finished):
     page = (finished / "report.html").read_text()
     for words in ("What is fused", "sm and borrowed", "the image and its partner", "Similarity of the maps", "sm+ffdm"):
         assert words in page
+
+
+def test_the_folds_of_a_fused_detector_are_an_ensemble(finished, tmp_path):
+    """Of two folds that found nothing: the same detector of pairs twice."""
+    config = small_config("dropout")
+    config.data.sm.spec = config.data.ffdm.spec = ""
+    config.dropout.update(folds=2, refit=False)
+    experiment = parse(config)
+    stage, recipe = experiment.stages["dropout"], experiment.recipes["dropout"]
+    run = Run(experiment, tmp_path, mesh=None)
+    pool = {info.patient_id for split in ("train", "val") for info in run.list("pairs", split).infos}
+    for number in (1, 2):
+        place = tmp_path / "dropout" / f"fold_{number}" / folds.PREDICTED / "2"
+        shutil.copytree(finished / "base_ub" / "model", place / folds.MEMBER)
+        files.write_json(place / "view_0.json", [])
+    last = replace(run, fold=Fold("pairs", 0, 2, frozenset(pool), steps=2))
+    found = TASKS["unified"].stages["train"].join(last, stage, recipe)
+    ensemble = load(tmp_path / "dropout" / "model")
+    assert [member.description.architecture for member in ensemble.members] == ["fused"] * 2
+    assert ensemble.tested_images == 2 and "had not seen" in ensemble.description.chosen_on.data
+    assert (found["second"], found["drop"], found["best_step"]) == (recipe.model.second, recipe.model.drop, 2)
+    assert found["shares_of_other"] == {} and found["members"] == {}, "every member has shares of its own"
 
 
 def test_the_third_stage_reads_no_partner(finished, tmp_path, monkeypatch):
