@@ -67,7 +67,8 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     """Refuse folds that would not hold patients out: of data that are not trained on, or whose patients are known to
     models and painted images that the stage starts from, or protected by another stage, or shown as partners of others;
     folds of a part of the training split, which would train on the whole validation split; and of fewer patients than
-    folds. An ensemble of folds is refused where the task cannot make one."""
+    folds. An ensemble of folds is refused where the task cannot make one. Painted images name the patients of their
+    canvases, and are held out with them."""
     count = folds.count_of(stage, experiment.recipe_of(stage))
     if not count or not isinstance(stage, TrainStage):
         return
@@ -100,7 +101,7 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
 
     behind = {f"'{one}'": origins.of_model(experiment, one) for one in stage.origin().models}
     painted = [one for one in stage.train_on if one in experiment.writers]
-    behind |= {f"the stage that made '{one}'": origins.of_source(experiment, one) for one in painted}
+    behind |= {f"the stage that made '{one}'": origins.of_painter(experiment, one) for one in painted}
     for of, places in behind.items():
         for place, is_folder in places:
             if is_folder:

@@ -37,6 +37,14 @@ def behind(experiment: Experiment, source: str, bare: bool = False) -> list[tupl
     return [place for other in experiment.data[source].made_from for place in of_source(experiment, other, bare)]
 
 
+def of_painter(experiment: Experiment, source: str) -> list[tuple[str, bool]]:
+    """As `of_source`, of the models that made a data source, and of what stands behind its canvases: without the
+    patients of these, whom the painted images name."""
+    origin = experiment.stages[experiment.writers[source]].origin()
+    found = [place for model in origin.models for place in of_model(experiment, model)]
+    return found + [place for canvases in origin.sources for place in behind(experiment, canvases)]
+
+
 def of_model(experiment: Experiment, model: str, bare: bool = False) -> list[tuple[str, bool]]:
     """As `of_stage`, of a model: a stage, or a model folder from outside the run."""
     return of_stage(experiment, model, bare) if model in experiment.stages else [(model, True)]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import (
     bridge_le_to_cem,
@@ -21,6 +25,10 @@ from configs import (
     unified,
 )
 from elk_jax import files
+from elk_jax.data.sources import coco
+from elk_jax.data.sources.decode import encode_png
+from elk_jax.data.sources.patients import patient_hash
+from elk_jax.detection import detectors
 from elk_jax.experiments import report
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
@@ -28,6 +36,8 @@ from elk_jax.tasks import TASKS, folds
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.stages import TrainStage
 from elk_jax.training.recipe import TrainingRecipe
+from elk_jax.weights import model_folder
+from tests.detection import toy_detector
 from tests.experiments.checks import assert_refused, stand_in
 
 ACCEPTED = {
@@ -91,6 +101,71 @@ def test_folds_of_every_task_hold_each_patient_out_once(task, tmp_path, monkeypa
         assert not first[1] & first[2] and not second[1] & second[2]
         assert first[2] | second[2] == pool and not first[2] & second[2] and first[2] and second[2]
         assert last[0].is_last and last[0].steps == 2 and pool <= last[1] and not test & last[1]
+
+
+def painting(config, learns_from: str):
+    """The stages of `cem_mixed` that paint, and the detector of both, with two folds; an inpainter of these images."""
+    with config.unlocked():
+        for name in set(config.stages) - {"inpainter", "lesions", "mixed"}:
+            del config.stages[name]
+    config.stages.inpainter.update(train_on=(learns_from,), validate_on=learns_from)
+    config.detector.update(folds=2, steps=2, eval_every=0, checkpoint_every=0, test_flips=())
+    return config
+
+
+def test_painted_images_are_held_out_with_the_patient_of_their_canvas(tmp_path, monkeypatch):
+    """An inpainter of other patients, and a detector of real and painted images, by the real loop."""
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    config = painting(cem_mixed.get_config("tiny"), "canvases")
+    config.data.canvases.spec = config.data.real.spec.replace("seed=1", "seed=9")
+    with config.unlocked():
+        config.detector.model = ConfigDict(dataclasses.asdict(toy_detector.ToyConfig(width=4)))
+
+    def paint(run: Run, stage, recipe):
+        canvases, folder = run.open(stage.canvases, "train"), run.folder / stage.name
+        files.make_folder(folder / "images")
+        infos = [
+            dataclasses.replace(one, image_id=f"p{i}", file_name=f"p{i}.png") for i, one in enumerate(canvases.infos)
+        ]
+        for position, info in enumerate(infos):
+            pixels = np.round(canvases[position].image[..., 0] * 255).astype(np.uint8)
+            files.write_bytes(folder / "images" / info.file_name, encode_png(pixels))
+        coco.write_coco(folder / coco.SYNTHETIC, infos, canvases.classes)
+        return {"kind": "synthesize"}
+
+    def learn(run: Run, stage, recipe):
+        files.write_json(files.make_folder(run.folder / stage.name / "model") / "model.json", {})
+        return {"kind": "train"}
+
+    stand_in(monkeypatch, "inpainting", "synthesize", paint)
+    stand_in(monkeypatch, "inpainting", "train", learn)
+    monkeypatch.setattr(report, "write", lambda run, summaries: "nowhere")
+    found = run_experiment(config, tmp_path)["mixed"]
+    run = Run(parse(config), tmp_path, mesh=None)
+    real = {
+        split: [patient_hash(info.patient_id) for info in run.list("real", split).infos] for split in ("train", "val")
+    }
+    seen = [set(model_folder.seen_patients(tmp_path / "mixed" / f"fold_{number}" / "model")) for number in (1, 2)]
+    assert seen[0] | seen[1] == {*real["train"], *real["val"]} and not seen[0] & seen[1]
+    for number, known in enumerate(seen, start=1):  # every image of the training split was painted on once
+        counts = files.read_object(tmp_path / "mixed" / f"fold_{number}" / "finished.json")["summary"]["data"]
+        times = sum(one in known for one in 2 * real["train"] + real["val"])
+        assert counts["train"]["images"] == times and counts["validation"]["images"] < len(real["train"] + real["val"])
+    assert found["data"]["train"]["images"] == 2 * len(real["train"]) + len(real["val"])
+
+
+def test_painted_images_of_an_inpainter_that_knows_the_patients_are_refused(tmp_path):
+    config = painting(cem_mixed.get_config("tiny"), "real")
+    assert_refused(config, tmp_path / "run", "'synthetic'", "no fold", where="config.detector.folds")
+
+
+@pytest.mark.parametrize("task", sorted(ACCEPTED.keys() - {"denoising"}))
+def test_public_images_and_folds_exclude_each_other(task, tmp_path):
+    """Only the loss of a private training reads public images, and a private training has no folds."""
+    config, _, (stage, *_) = folded(task)
+    with config.unlocked():
+        config.stages[stage].public = (config.stages[stage].validate_on,)
+    assert_refused(config, tmp_path / "run", "public", where=f"stages.{stage}.public")
 
 
 @pytest.mark.parametrize("task", sorted(ACCEPTED.keys() - JOINED))
