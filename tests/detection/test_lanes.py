@@ -48,4 +48,8 @@ def test_rows_of_a_short_table_are_those_of_plain_indexing(shape):
         found = lanes.spread(jnp.asarray(table), index)
         assert found.dtype == kind
         np.testing.assert_array_equal(found, table[index])
+        columns = [jnp.asarray(values) for values in np.atleast_2d(table.T)]
+        compared = lanes._compared(columns, jnp.asarray(index))  # as on a TPU
+        assert {values.dtype for values in compared} == {np.dtype(kind)}
+        np.testing.assert_array_equal(np.stack(compared, -1).reshape(found.shape), table[index])
     assert not np.any(lanes.spread(jnp.zeros((0, *shape[1:])), index))
