@@ -1,9 +1,9 @@
 """The comparison of CoMoTo as a table for launch/sweep.py: ways to distil, ablations, baselines, detectors, backbones.
 
-  python launch/sweep.py --config=configs/comoto.py:small --list=configs/comoto_table.py --seeds=5 \\
+  python launch/sweep.py --config=configs/comoto.py:small --list=configs/comoto_table.py:small --seeds=5 \\
       --workdir=runs/comoto --config.data.mammo.spec=coco:/data/mammo.json --config.data.dbt.spec=coco:/data/dbt.json
-Variants: the size of --config, by default small, for the rows of other networks: --list=configs/comoto_table.py:quick;
-published, for a GPU, has the published networks.
+Variants: the size of --config, for the rows of other networks, which are left out without one; published, for a GPU,
+has the published networks.
 Each setting is compared with pretraining on as many slices (few, all), by the same teacher: one without ImPA, as
 published, for image and LsKD alone, else one with it. Settings that only the student reads share a teacher.
 With a teacher from weights (--config.stages.teacher.init_from), copy the table and give START the same ones, and
@@ -106,6 +106,7 @@ PUBLISHED: tuple[Network, ...] = (
 RESNET_50: Network = ("ResNet-50", "", {}, "one map of 2048 channels, 303.7 M parameters in the heads")
 STARTS: dict[str, str] = {}
 """Name of a network -> what its teacher starts from: a model folder. Others start from random weights."""
+NO_SIZE = "has the size of --config, which the list has to name: --list=configs/comoto_table.py:small"
 NO_GPU = "needs a GPU: --config=configs/comoto.py:published --list=configs/comoto_table.py:published"
 
 ABSENT = (
@@ -142,11 +143,14 @@ def networks(size: str, chosen: tuple[Network, ...]) -> list[Row]:
 
 
 def get_rows(variant: str = "") -> tuple[Row, ...]:
-    """The rows for a size of configs/comoto.py."""
-    size = variant or "small"
-    if size not in SIZES:
+    """The rows for a size of configs/comoto.py; "" for those of any size, without other networks."""
+    size = variant
+    if size and size not in SIZES:
         raise ValueError(f"no variant '{size}'; choose from {', '.join(SIZES)}")
     common = (*compared("few", FEW), *compared("all", ALL))
+    if not size:
+        others = [Row(f"few,lesion,{name}", note=note, not_run=NO_SIZE) for name, _, _, note in OTHERS]
+        return (*common, *ABLATED, *others, *ABSENT)
     if size == "published":
         ablated = [row for row in ABLATED if row.name not in NOT_OF_PUBLISHED]
         why = "`published` has RetinaNets: --config=configs/comoto.py:small"

@@ -53,7 +53,8 @@ Resamples = Annotated[int, Between(0, MOST)]
 """A setting: how many resamples of patients; 0 for no intervals."""
 
 LEAST_PATIENTS = 20
-"""With fewer, intervals are doubted: the spread of so few patients is itself too narrow (docs/results.md)."""
+"""With fewer, intervals are doubted: the spread of so few patients is itself too narrow (measured of thresholds of
+detectors, docs/results.md)."""
 LEVEL = 0.95
 CHUNK = 250  # resamples processed at once: limits the memory for large data sets
 

@@ -83,7 +83,8 @@ class OperatingPoint(Checked):
     there: what `called` says of those data, so that a report shows what the threshold promised.
     low, high: of the threshold, and intervals: of what is in `there`, {"low", "high"} by name; of 95 % over patients,
     None where these were not resampled. That of a target (`Rule`) is what may come on other patients instead, as the
-    choice depends on those that were at hand; of all others, what comes where the threshold is fixed.
+    choice depends on those that were at hand; of all others, what comes where the threshold is fixed, which is too good
+    for the threshold was chosen to be good there.
     on: the images; None for a threshold that is given, and in folders of earlier versions.
     """
 
@@ -189,25 +190,24 @@ def doubt(points: Sequence[OperatingPoint]) -> str:
     if not ruled:
         return ""
     first = ruled[0]
-    if first.on is None:
-        return "On how many patients the thresholds were chosen is not known."
-    return " ".join(filter(None, (_too_few(first, first.on), *map(_at_an_end, ruled))))
+    few = _too_few(first, first.on) if first.on else "On how many patients the thresholds were chosen is not known."
+    return " ".join(filter(None, (few, *map(_at_an_end, ruled))))
 
 
 def _too_few(point: OperatingPoint, on: ChosenOn) -> str:
     if min(on.patients_of_positives, on.patients_of_negatives) < bootstrap.LEAST_PATIENTS:
         return (
-            f"The thresholds are chosen on few patients ({point.chosen_on}: {on.counted}): from fewer than "
-            f"{bootstrap.LEAST_PATIENTS} of either kind it cannot be told what they are right about on others."
+            f"The thresholds are chosen on few patients ({point.chosen_on}: {on.counted}): with fewer than "
+            f"{bootstrap.LEAST_PATIENTS} of one kind, sensitivity and specificity on other patients cannot be told."
         )
     if point.low is None:
-        what = "What the thresholds are right about on other patients is not known"
+        what = "Sensitivity and specificity on other patients are not known"
         return f"{what}: patients were not resampled ({point.chosen_on}: {on.counted})."
     return ""
 
 
 def _at_an_end(point: OperatingPoint) -> str:
-    """Where a threshold parts nothing."""
+    """Where a threshold separates nothing, or everything."""
     both = point.there.get("sensitivity"), point.there.get("specificity")
     if both == (1.0, 0.0):
         return (
@@ -215,6 +215,8 @@ def _at_an_end(point: OperatingPoint) -> str:
         )
     if both == (0.0, 1.0):
         return f"By {point.rule} no image is called positive: its threshold is above all scores on {point.chosen_on}."
+    if both == (1.0, 1.0):
+        return f"By {point.rule} no image is wrong on {point.chosen_on}: no interval tells how many are on others."
     return ""
 
 

@@ -94,6 +94,10 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
     named = frozenset().union(*(split.named for split in splits))
     keys = {patients.patient_key(patient) for patient in named}
 
+    def known_of(place: str, split: str) -> list[str]:
+        seen = {patients.patient_key(patient): patient for patient in look(place, split).named}
+        return [seen[key] for key in sorted(seen.keys() & keys)]
+
     def refuse(both: Sequence[str], of: str) -> None:
         if both:
             what = f"patient {both[0]} is known to {of}, so that no fold of stage {stage.name} holds it out"
@@ -107,8 +111,9 @@ def check_folds(experiment: Experiment, stage: Stage, look: Look) -> None:
             if is_folder:
                 refuse(patients.among(named, model_folder.seen_patients(Path(place))), of)
             else:
-                seen = {patients.patient_key(patient): patient for patient in look(place, "train").named}
-                refuse([seen[key] for key in sorted(seen.keys() & keys)], of)
+                refuse(known_of(place, "train"), of)
+    for place in origins.refitted_on(experiment, stage.name):
+        refuse(known_of(place, "val"), "folds of a model behind it")
     for one in stage.train_on:
         if one not in experiment.writers:
             refuse(patients.among(named, look(one, "train").seen_patients), f"the painter of '{one}'")

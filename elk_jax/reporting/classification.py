@@ -135,16 +135,16 @@ def operating_points_section(evaluations: Evaluations) -> Section:
             cells = [html.text(rule_label(point)), html.estimate_cell({"value": point["threshold"], **bounds})]
             for key in promises:
                 promised = {"value": point["there"].get(key), **point.get("intervals", {}).get(key, NO_BOUNDS)}
-                cells.append(html.estimate_cell(promised, 2))
+                cells.append(html.estimate_cell(promised, 2) if point["there"] else html.text(""))
             cells += [html.estimate_cell(point[key], 2) for key in POINT_METRICS]
             rows.append(html.row(cells))
         if warning := evaluation.get("warning"):
             warnings.append(html.paragraph(f"Warning: {name}: {warning}", "soft small"))
     note = (
         f"An image is called {_first(evaluations)['positive']} where its score is at least the threshold; this is the "
-        "positive class of sensitivity, precision and F1. Where chosen: with what may come on other patients, of a "
-        "target also because the threshold depends on those it was chosen on. Other intervals do not include the "
-        "choice of the threshold."
+        "positive class of sensitivity, precision and F1. Intervals where it was chosen: of a target, what thresholds "
+        "give that are chosen on resamples of the patients. All others hold the threshold as it is; those where it was "
+        "chosen are too good, since it was chosen to be so."
     )
     return Section("Operating points", html.table(head, rows) + "".join(warnings), note)
 

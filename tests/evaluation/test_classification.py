@@ -265,6 +265,10 @@ def test_a_threshold_at_an_end_of_the_scores_is_warned_of(classified):
     points = [choose(equal, "malignant", rule_from_text(rule)) for rule in ("sensitivity:0.9", "specificity:0.9")]
     assert "sensitivity:0.9 every image" in doubt(points) and "specificity:0.9 no image" in doubt(points)
     assert evaluate_classification(equal, positive="malignant", points=points, resamples=0)["warning"] == doubt(points)
+    apart = choose(classified(np.arange(60) / 60, np.arange(60) >= 30), "malignant", Rule())
+    assert "youden no image is wrong" in doubt([apart])
+    earlier = OperatingPoint(0.1, "youden", "validation", {"sensitivity": 1.0, "specificity": 0.0})
+    assert "not known" in doubt([earlier]) and "every image" in doubt([earlier])
 
 
 def test_confident_errors(classified):

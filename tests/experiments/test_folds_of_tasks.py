@@ -32,6 +32,7 @@ from elk_jax.detection import detectors
 from elk_jax.experiments import report
 from elk_jax.experiments.experiment import run_experiment
 from elk_jax.experiments.parse import parse
+from elk_jax.experiments.patients import Listed, check_folds
 from elk_jax.tasks import TASKS, folds
 from elk_jax.tasks.run import Run
 from elk_jax.tasks.stages import TrainStage
@@ -39,6 +40,7 @@ from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.weights import model_folder
 from tests.detection import toy_detector
 from tests.experiments.checks import assert_refused, stand_in
+from tests.refusals import refused
 
 ACCEPTED = {
     "detection": (cem_real, "detector"),
@@ -159,9 +161,24 @@ def test_painted_images_of_an_inpainter_that_knows_the_patients_are_refused(tmp_
     assert_refused(config, tmp_path / "run", "'synthetic'", "no fold", where="config.detector.folds")
 
 
+def test_an_inpainter_with_folds_of_its_own_knows_its_validation_patients_too(tmp_path):
+    """It trains on them in the end: here they are those of the detector's training split."""
+    config = painting(cem_mixed.get_config("tiny"), "canvases")
+    config.data.canvases.spec = config.data.real.spec.replace("seed=1", "seed=9")
+    config.inpainter.update(folds=2)
+    experiment = parse(config)
+
+    def look(source: str, split: str) -> Listed:
+        known = {"canvases": {"train": "XY", "val": "AZ"}, "real": {"train": "ABC", "val": "DE"}}[source][split]
+        return Listed(("lesion",), frozenset((one, split) for one in known), frozenset(known), None)
+
+    with refused("patient A", "no fold", where="config.detector.folds"):
+        check_folds(experiment, experiment.stages["mixed"], look)
+
+
 @pytest.mark.parametrize("task", sorted(ACCEPTED.keys() - {"denoising"}))
-def test_public_images_and_folds_exclude_each_other(task, tmp_path):
-    """Only the loss of a private training reads public images, and a private training has no folds."""
+def test_public_images_of_a_training_without_privacy_are_refused(task, tmp_path):
+    """So they never meet folds, which a private training does not have."""
     config, _, (stage, *_) = folded(task)
     with config.unlocked():
         config.stages[stage].public = (config.stages[stage].validate_on,)

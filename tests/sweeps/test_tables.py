@@ -99,5 +99,10 @@ def test_every_row_is_an_experiment_of_its_size(size):
         strides = {run.experiment.recipes["distill"].model.strides for run in found.runs}
         backbones = {run.experiment.recipes["distill"].model.backbone.name for run in found.runs}
         assert strides == {(32,)} and backbones == {"resnet", "monai_swin"}
+    if size == "small":  # without a size the rows of other networks are left out, and say so
+        unsized = of_size("", size)
+        absent = {row.name for row in unsized.rows if row.not_run}
+        assert absent >= {f"few,lesion,{name}" for name, *_ in comoto_table.OTHERS}
+        assert not any(run.row.config for run in unsized.runs) and len(unsized.runs) > 20
     with refused("no variant 'large'", where="comoto_table.py"):
         read_rows(Path(comoto_table.__file__), "large")

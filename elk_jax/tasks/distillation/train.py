@@ -214,7 +214,7 @@ def _distilled(
         canvases=len(own.canvases) * (len(beside.canvases) if beside else 1),
         measure=_likeness(run, stage, recipe, detector, teacher) if stage.partner else None,
         detects=recipe.detects,
-        learned_maps="" if recipe.detection_weight else recipe.tap,
+        learned_maps="" if recipe.detects else recipe.tap,
     )
 
 

@@ -72,7 +72,7 @@ def _check_taps(run: Run, stage: TrainFusedStage, recipe: DetectionRecipe) -> No
             tap, todo = learned_maps(run.model_folder(name)), "set it to these, or name another model"
         else:
             learned: Any = run.experiment.recipe_of(before)
-            tap = getattr(learned, "tap", "") if getattr(learned, "detection_weight", 1.0) == 0 else ""
+            tap = "" if getattr(learned, "detects", True) else learned.tap
             todo = f"set it and config.{before.recipe}.tap to the same"
         if tap not in ("", recipe.model.tap):
             what = f"the {setting} trunk, {name}, learns maps of the {tap}, and those of the {recipe.model.tap} are"
