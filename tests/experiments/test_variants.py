@@ -212,7 +212,7 @@ def test_wrong_references_are_named():
         ("detector.loader.lesion_share", 0.25),
         ("detector.schedule.warmup_steps", 0.1),
         ("inpainter.sampler.lambda_min", None),
-        ("inpainter.model.attention_head_dim", (2, 4)),
+        ("inpainter.model.attention_head_dim", (2,)),
     ],
 )
 def test_a_key_of_several_types_takes_each_on_the_command_line(key, value):
