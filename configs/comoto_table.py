@@ -130,7 +130,7 @@ def compared(name: str, share: float) -> tuple[Row, ...]:
 
 
 def networks(size: str, chosen: tuple[Network, ...]) -> list[Row]:
-    """Pretraining and LsKD with other detectors and backbones, each pair with a teacher of its own."""
+    """Pretraining and LsKD with other detectors and backbones, each pair with its own teacher."""
     rows = []
     for name, word, own, note in chosen:
         settings = {**own, "data.dbt.train_share": FEW, "stages.teacher.init_from": STARTS.get(name, "")}

@@ -224,7 +224,7 @@ def test_rare_positives_may_be_best_left_out(classified):
 
 @pytest.mark.parametrize("rule", ["youden", "accuracy", "f1", "sensitivity:0.8", "specificity:0.8"])
 def test_intervals_are_those_of_resampled_patients(rule, random_classified, classified):
-    """Each resample as a data set of its own, patients drawn twice under two names."""
+    """Each resample as its own data set, patients drawn twice under two names."""
     whole, of = random_classified(4, images_of_a_patient=2), rule_from_text(rule)
     point = choose(whole, "malignant", of, resamples=80, seed=5)
     patients, scores = sorted(set(whole.patient_ids)), whole.scores("malignant")

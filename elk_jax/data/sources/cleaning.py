@@ -52,7 +52,7 @@ def clean_info(info: ImageInfo) -> ImageInfo:
     for label in np.unique(info.labels):
         group = np.flatnonzero((info.labels == label) & ~info.ignore)
         keep[group] = keep_clean_boxes(info.boxes[group])
-    lists = {name: info.meta[name] for name in OF_BOXES if len(info.meta.get(name, ())) == len(keep)}
+    lists = {name: info.meta[name] for name in OF_BOXES if name in info.meta}
     left = {name: [one for one, stays in zip(values, keep) if stays] for name, values in lists.items()}
     meta = info.meta | left
     return replace(info, boxes=info.boxes[keep], labels=info.labels[keep], ignore=info.ignore[keep], meta=meta)

@@ -80,7 +80,7 @@ def batch():
 @pytest.fixture(scope="module")
 def loop(request):
     """(detector, params, sum of the gradients of the units clipped at a bound, the bound): one image after another,
-    each in a batch of its own."""
+    each in its own batch."""
     detector = detectors.build(KINDS[request.param])
     params = jax.device_get(jax.jit(detector.init)(jax.random.key(0)))
     fixed, trained = params["backbone"], {name: part for name, part in params.items() if name != "backbone"}

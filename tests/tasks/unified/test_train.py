@@ -78,6 +78,8 @@ def test_b_learns_by_hints_and_by_what_c_says(finished, tmp_path, mode, metric):
     lines = read_metrics(tmp_path / "borrowed" / "metrics.jsonl")
     logged = {key for line in lines for key in line}
     assert "eval/similarity" in logged and ("eval/mean_sensitivity" in logged) == (mode == "outputs")
+    maps = load(tmp_path / "borrowed" / "model").description.learned_maps
+    assert maps == ("" if mode == "outputs" else "pyramid"), "by outputs it learns to detect"
 
 
 def test_neighbours_are_of_different_patients():
@@ -131,7 +133,7 @@ def test_the_folds_of_a_fused_detector_are_an_ensemble(finished, tmp_path):
     assert [member.description.architecture for member in ensemble.members] == ["fused"] * 2
     assert ensemble.tested_images == 2 and "had not seen" in ensemble.description.chosen_on.data
     assert (found["second"], found["drop"], found["best_step"]) == (recipe.model.second, recipe.model.drop, 2)
-    assert found["shares_of_other"] == {} and found["members"] == {}, "every member has shares of its own"
+    assert found["shares_of_other"] == {} and found["members"] == {}, "every member has its own shares"
 
 
 def test_the_third_stage_reads_no_partner(finished, tmp_path, monkeypatch):
