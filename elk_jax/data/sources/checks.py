@@ -5,17 +5,20 @@ Shapes: N boxes of one image; H, W image size in pixels.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elk_jax.data.sources.patients import named, patient_key
+from elk_jax.data.sources.slices import OF_BOXES
 from elk_jax.errors import UserError
 from elk_jax.images.boxes import area, within_a_pixel
-from elk_jax.images.names import look
+from elk_jax.images.names import look, whole_number
 from elk_jax.images.schema import ImageInfo
 
 ROUNDING = 1.0
@@ -132,3 +135,26 @@ def no_lesions(split: str, where: object) -> UserError:
         where=where,
         todo="check the annotations and which images are chosen (split, where; ignored boxes do not count)",
     )
+
+
+def checked_lists(meta: dict[str, Any], boxes: int, where: str) -> dict[str, Any]:
+    """The further fields of an image, without those of `slices.OF_BOXES` that are None (unknown).
+
+    UserError where one of those has no slice, or no four corners, for each of its boxes.
+    """
+    given = {name: meta[name] for name in OF_BOXES if meta.get(name) is not None}
+    for name, values in given.items():
+        entry_is_right = _is_slice if name == "lesion_slices" else _is_corners
+        if not isinstance(values, list) or len(values) != boxes or not all(map(entry_is_right, values)):
+            what, todo = f"{name} has no entry for each of {boxes} boxes", "correct it, or leave it out"
+            raise UserError(what, where=where, todo=todo)
+    return {name: value for name, value in meta.items() if name not in OF_BOXES or name in given}
+
+
+def _is_slice(entry: object) -> bool:
+    return whole_number(entry) is not None
+
+
+def _is_corners(entry: object) -> bool:
+    numbers = entry if isinstance(entry, list) else []
+    return len(numbers) == 4 and all(type(one) in (int, float) and math.isfinite(one) for one in numbers)

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elk_jax import fields
-from elk_jax.data.sources.checks import check_unique, checked_box
+from elk_jax.data.sources.checks import check_unique, checked_box, checked_lists
 from elk_jax.data.sources.decode import decoding_of_partner, files_reader
 from elk_jax.data.sources.patients import unnamed
-from elk_jax.data.sources.slices import OF_BOXES
 from elk_jax.data.sources.source import ImageSource, paired
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
@@ -339,10 +338,6 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
         entry = f"{where} ({image['file_name']}), annotation {annotation['id']}"
         boxes[row] = checked_box(_xyxy(annotation, entry), width, height, entry)
         ignore[row] = _flag(annotation, "iscrowd", entry) | _flag(annotation, "ignore", entry)
-    for name in OF_BOXES:
-        if name in image and not _of_boxes(name, image[name], len(annotations)):
-            what, todo = f"{name} has no entry for each of {len(annotations)} boxes", "correct it, or leave it out"
-            raise UserError(what, where=where, todo=todo)
     image_id, place = _id(image, "id", where), _place_in_volume(image, where)
     own = unnamed(image_id, place.get("volume", ""), image["file_name"], image.get("frame"))
     return ImageInfo(
@@ -356,18 +351,8 @@ def _info(image: dict, annotations: list[dict], label_of: dict[int, int], where:
         split=checked_text(image.get("split"), "split", where),
         file_name=image["file_name"],
         **place,
-        meta={key: value for key, value in image.items() if key not in _IMAGE_FIELDS},
+        meta=checked_lists({key: value for key, value in image.items() if key not in _IMAGE_FIELDS}, len(boxes), where),
     )
-
-
-def _of_boxes(name: str, values: object, boxes: int) -> bool:
-    """Whether a field of `slices.OF_BOXES` has what it should: a slice, or four corners, for each box."""
-    if not isinstance(values, list) or len(values) != boxes:
-        return False
-    if name == "lesion_slices":
-        return all(whole_number(one) is not None for one in values)
-    corners = [corner for one in values if isinstance(one, list) and len(one) == 4 for corner in one]
-    return len(corners) == 4 * boxes and all(type(one) in (int, float) and math.isfinite(one) for one in corners)
 
 
 def _place_in_volume(image: dict, where: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from elk_jax.data.sources.checks import check_unique, checked_box
+from elk_jax.data.sources.checks import check_unique, checked_box, checked_lists
 from elk_jax.data.sources.decode import decode_as
 from elk_jax.data.sources.patients import unnamed
 from elk_jax.data.sources.source import ImageSource
@@ -129,7 +129,7 @@ def _info(record: dict[str, Any], split: str, folder: str, classes: int) -> Imag
         file_name=_plain(record.get("file_name", "")),
         volume=volume,
         slice=int(record.get("slice", -1)),
-        meta={key: _plain(value) for key, value in record.items() if key not in _FIXED},
+        meta=checked_lists({k: _plain(value) for k, value in record.items() if k not in _FIXED}, len(boxes), where),
     )
 
 

@@ -13,7 +13,7 @@ from elk_jax.data.batches.detection import LoaderConfig, eval_batches  # noqa: E
 from elk_jax.data.sources.decode import encode_png  # noqa: E402
 from elk_jax.data.sources.open import open_source  # noqa: E402
 from elk_jax.data.sources.spec import SourceSpec  # noqa: E402
-from elk_jax.data.sources.tfds import example, features  # noqa: E402
+from elk_jax.data.sources.tfds import _info, example, features  # noqa: E402
 from tests.refusals import refused  # noqa: E402
 
 
@@ -120,3 +120,15 @@ def test_a_patient_in_two_splits(tmp_path, collection, make_info):
     folder = build(tmp_path, infos, pixels, 8)
     with refused("P0", where=folder):
         open_source(SourceSpec(f"tfds:{folder}"), "train")
+
+
+@pytest.mark.parametrize("value", [3, [1, 2], [0.5]])
+def test_a_list_of_boxes_has_an_entry_for_each(value):
+    record = {
+        "image_id": "8", "patient_id": "P8", "width": 32, "height": 32, "lesion_boxes": float("nan"),
+        "objects": {"bbox": np.array([[1, 2, 9, 12]]), "label": np.array([0]), "ignore": np.array([0])},
+    }  # fmt: skip
+    right = _info({**record, "lesion_slices": np.array([4])}, "val", "FOLDER", 1)
+    assert right.meta == {"lesion_slices": [4]}, "unknown is none"
+    with refused("lesion_slices", "1 boxes", where="FOLDER, split val, image 8"):
+        _info({**record, "lesion_slices": np.array(value)}, "val", "FOLDER", 1)
