@@ -21,7 +21,7 @@ from dataclasses import replace
 from configs import private_head, variants
 from configs.private_head import PHANTOMS
 from elk_jax.data.sources.spec import SourceSpec
-from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage
+from elk_jax.tasks.classification.recipe import EvaluateClassifiersStage, FitHeadStage, HeadRecipe
 from elk_jax.tasks.generation.recipe import EvaluateSamplesStage, FitPoolStage, Means, PoolRecipe, SampleStage, Votes
 from elk_jax.tasks.stages import Stage
 
@@ -37,9 +37,8 @@ COMPONENTS = {"tiny": 8, "quick": 16}
 
 def get_config(variant=None):
     size, extras = variants.parse(variant, tuple(RELEASES), rivals=(tuple(RELEASES),))
-    pixels, count = PHANTOMS[size]
-    spec = f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1"
     recipe, head = pool(size), private_head.head(size)
+    spec = phantoms(size, head)
     for word in extras:
         recipe = replace(recipe, release=RELEASES[word])
     stages: dict[str, Stage] = {}
@@ -76,6 +75,16 @@ def get_config(variant=None):
             "evaluate": EvaluateClassifiersStage(models=tuple(fits), on="patches", bootstrap=resamples),
         },
     )
+
+
+def phantoms(size, head):
+    """Embedded patches, with the lesion where a recipe cuts it."""
+    pixels, count = PHANTOMS[size]
+    spec = f"phantom_patches:size={pixels},count={count},healthy_fraction=0.1"
+    if head.centre == HeadRecipe().centre:
+        return spec
+    (row, column), cutting = head.centre, head.cutting
+    return f"{spec},side={head.size},margin={cutting.margin},least={cutting.least},row={row},column={column}"
 
 
 def pool(size):

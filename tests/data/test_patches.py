@@ -71,3 +71,26 @@ def test_generated_patches_have_two_classes_by_the_form_of_the_lesion():
     malignant = ("irregular", "spiculated", "clustered")
     assert kinds and all((name == "malignant") == (kind in malignant) for kind, name in kinds)
     assert source[0].image.shape == (64, 64, 1) and source[0].info.boxes.tolist() == [[0, 0, 64, 64]]
+
+
+def test_generated_patches_have_the_lesion_where_the_options_say():
+    breasts = "size=128,count=12,healthy_fraction=0.0,seed=3"
+    centre = (0.6875, 0.5625)
+    source = open_source(
+        SourceSpec(f"phantom_patches:{breasts},side=40,margin=1.35,least=40,row={centre[0]},column={centre[1]}"),
+        "train",
+    )
+    theirs = patches.around_boxes(open_source(SourceSpec(f"phantom:{breasts}"), "train"), 40, Cutting(1.35, 40), centre)
+    ours = patches.whole_images(source, 40)
+    assert len(ours) == len(theirs) > 0
+    np.testing.assert_allclose(ours, theirs, atol=0.51 / 255)
+    middle = patches.whole_images(open_source(SourceSpec(f"phantom_patches:{breasts},side=40"), "train"), 40)
+    assert np.abs(middle - ours).mean() > 0.01
+
+
+@pytest.mark.parametrize(
+    "option, said", [("row=1.5", "row"), ("side=2", "side"), ("margin=0", "margin"), ("rows=1", "rows=1")]
+)
+def test_an_impossible_option_of_generated_patches_is_refused(option, said):
+    with refused(said):
+        open_source(SourceSpec(f"phantom_patches:size=64,count=12,{option}"), "train")

@@ -19,6 +19,8 @@ from elk_jax.synthesis.phantom import PhantomConfig, sample
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 MODALITIES = ("subtracted", "low_energy")
+WITHOUT = ("square",)
+"""Fields of `PhantomConfig` that are no options."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,13 @@ def read_phantom(options: str, split: str = "", progress: ProgressBar = no_bar) 
 
     progress: shows how far the drawing is.
     """
-    chosen = parse_options(options)
-    jobs = phantom_sets.jobs(chosen, split, f"phantom:{options}")
-    drawn = map_in_threads(lambda position: _draw(chosen, *jobs[position]), len(jobs), progress)
+    return draw(parse_options(options), split, f"phantom:{options}", progress)
+
+
+def draw(options: PhantomOptions, split: str, where: str, progress: ProgressBar) -> tuple[tuple[ImageInfo, ...], Read]:
+    """As `read_phantom`. where: the source, for errors."""
+    jobs = phantom_sets.jobs(options, split, where)
+    drawn = map_in_threads(lambda position: _draw(options, *jobs[position]), len(jobs), progress)
     infos = tuple(info for info, _ in drawn)
     return infos, partial(phantom_sets.read_grey, tuple(image for _, image in drawn))
 
@@ -64,7 +70,7 @@ def patients(options: str, split: str = "") -> dict[str, str]:
 
 def parse_options(text: str) -> PhantomOptions:
     """`size=256,seed=3` -> options. UserError that names the key and what is known."""
-    return phantom_sets.parse(text, PhantomOptions, "phantom", MODALITIES, without=("square",))
+    return phantom_sets.parse(text, PhantomOptions, "phantom", MODALITIES, without=WITHOUT)
 
 
 def _draw(options: PhantomOptions, split: str, index: int) -> tuple[ImageInfo, np.ndarray]:
