@@ -319,9 +319,12 @@ def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str)
         return what, f"{right}, else correct PhotometricInterpretation"
     if "PresentationLUTSequence" in attributes and photometric == "MONOCHROME1":
         return "PresentationLUTSequence of a MONOCHROME1 image", "export it as MONOCHROME2"
-    aspect = attributes.get("PixelAspectRatio") or (1, 1)
+    aspect, square = attributes.get("PixelAspectRatio") or (1, 1), "export the image with square pixels"
     if isinstance(aspect, str | int) or len(aspect) != 2 or not math.isclose(*map(float, aspect), rel_tol=_ASPECT):
-        return f"the pixels are not square (PixelAspectRatio {aspect})", "export the image with square pixels"
+        return f"the pixels are not square (PixelAspectRatio {aspect})", square
+    spacing = pixel_spacing(attributes)  # files that say it have no PixelAspectRatio (PS3.3 C.7.6.3.1.7)
+    if spacing and not math.isclose(*spacing, rel_tol=_ASPECT):
+        return f"the pixels are not square: {spacing[0]:g} mm high, {spacing[1]:g} mm wide", square
     if _word(dataset, "RecommendedViewingMode") == "SUB":
         return "an image that is to be shown after a subtraction of masks", "export the subtracted image"
     if _word(dataset, "PixelPresentation") not in ("", "MONOCHROME"):

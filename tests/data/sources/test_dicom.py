@@ -142,7 +142,7 @@ def test_functional_groups_shared_and_per_frame():
     frames = np.stack([RAMP, RAMP])
     shared = item(
         FrameVOILUTSequence=[item(WindowCenter=1000, WindowWidth=2000, VOILUTFunction="LINEAR_EXACT")],
-        PixelMeasuresSequence=[item(PixelSpacing=[0.1, 0.2])],
+        PixelMeasuresSequence=[item(PixelSpacing=[0.1, 0.1005])],
         FrameAnatomySequence=[item(FrameLaterality="R")],
     )
     own = item(FrameVOILUTSequence=[item(WindowCenter=3000, WindowWidth=2000, VOILUTFunction="LINEAR_EXACT")])
@@ -155,7 +155,7 @@ def test_functional_groups_shared_and_per_frame():
     second, _ = dicom.decode(data, frame=1)
     np.testing.assert_allclose(first, np.clip(RAMP / 2000, 0, 1), atol=1e-6)
     np.testing.assert_allclose(second, np.clip((RAMP - 2000.0) / 2000, 0, 1), atol=1e-6)
-    assert meta["pixel_spacing"] == (0.1, 0.2) and meta["laterality_header"] == "R" and meta["frames"] == 2
+    assert meta["pixel_spacing"] == (0.1, 0.1005) and meta["laterality_header"] == "R" and meta["frames"] == 2
 
 
 class Counted(io.BytesIO):
@@ -279,9 +279,9 @@ def test_padding_is_black():
 @pytest.mark.parametrize(
     ("attributes", "spacing"),
     [
-        ({"PixelSpacing": [0.07, 0.08]}, (0.07, 0.08)),
+        ({"PixelSpacing": [0.07, 0.0705]}, (0.07, 0.0705)),
         ({"ImagerPixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
-        ({"ImagerPixelSpacing": [0.1, 0.12], "EstimatedRadiographicMagnificationFactor": 2}, (0.05, 0.06)),
+        ({"ImagerPixelSpacing": [0.1, 0.1008], "EstimatedRadiographicMagnificationFactor": 2}, (0.05, 0.0504)),
         ({"PixelSpacing": [0.07, 0.07], "ImagerPixelSpacing": [0.1, 0.1]}, (0.07, 0.07)),
         ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
         ({"PixelSpacing": []}, None),

@@ -210,7 +210,7 @@ HONOURED = {
 """Attributes: (file, what its second or only frame must look like), or several."""
 
 OF_META = {
-    "PixelSpacing": ({"PixelSpacing": [0.07, 0.08]}, "pixel_spacing", (0.07, 0.08)),
+    "PixelSpacing": ({"PixelSpacing": [0.07, 0.0705]}, "pixel_spacing", (0.07, 0.0705)),
     "ImagerPixelSpacing": ({"ImagerPixelSpacing": [0.1, 0.1]}, "pixel_spacing", (0.1, 0.1)),
     "EstimatedRadiographicMagnificationFactor": (
         {"ImagerPixelSpacing": [0.1, 0.1], "EstimatedRadiographicMagnificationFactor": 2},
@@ -218,9 +218,9 @@ OF_META = {
         (0.05, 0.05),
     ),
     "PixelMeasuresSequence": (
-        {"SharedFunctionalGroupsSequence": [item(PixelMeasuresSequence=[item(PixelSpacing=[0.1, 0.2])])]},
+        {"SharedFunctionalGroupsSequence": [item(PixelMeasuresSequence=[item(PixelSpacing=[0.1, 0.1005])])]},
         "pixel_spacing",
-        (0.1, 0.2),
+        (0.1, 0.1005),
     ),
     "FrameAnatomySequence FrameLaterality": (
         {"SharedFunctionalGroupsSequence": [item(FrameAnatomySequence=[item(FrameLaterality="R")])]},
@@ -252,6 +252,11 @@ REFUSED = {
     "HighBit": [(make(HighBit=9), "9"), (make(HighBit=16), "16")],
     "PixelRepresentation": (make(PixelRepresentation=2), "2"),
     "PixelAspectRatio": (make(PixelAspectRatio=["2", "1"]), "square"),
+    "PixelSpacing": [
+        (make(PixelSpacing=[0.1, 0.2]), "square"),
+        (make(SharedFunctionalGroupsSequence=[item(PixelMeasuresSequence=[item(PixelSpacing=[0.07, 0.08])])]), "0.08"),
+    ],
+    "ImagerPixelSpacing": (make(ImagerPixelSpacing=[0.1, 0.12]), "square"),
     "PixelDataProviderURL": (make(PixelData=None, PixelDataProviderURL="http://pacs/1"), "server"),
     "RescaleSlope": [(make(RescaleSlope=0, RescaleIntercept=5), "RescaleSlope")],
     "WindowWidth": [
