@@ -42,6 +42,8 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _ITEM, _DELIMITER, _UNDEFINED = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD), 0xFFFFFFFF
 """Tags and length of encapsulated pixel data (PS3.5 A.4)."""
 _CHUNK = 1 << 20
+_LEAST_FRAME = 8
+"""Bytes that a frame takes in a file, at least."""
 _RLE_MOST = 64
 """Times that RLE makes a frame smaller, at most: 2 bytes stand for 128."""
 _ASPECT = 0.01
@@ -93,9 +95,7 @@ def decode_frame(
         start, size = file.tell(), file.seek(0, io.SEEK_END)
         if start < size:
             _check_object(dataset, True)
-            syntax = UID(dataset.file_meta.TransferSyntaxUID)
-            known = syntax.is_transfer_syntax and not syntax.is_private
-            if known and _pixels_are_complete(file, start, size, dataset):
+            if _pixels_are_complete(file, start, size, dataset):
                 file.seek(start)
                 return _decode(dataset, file, budget, name, frame, bit_depth)
     file.seek(0)
@@ -120,7 +120,7 @@ def count_frames(file: BinaryIO) -> int:
         with errors_of(""):
             size = file.seek(0, io.SEEK_END)
             frames = int(_read(file, budget_for(size, ""), stop_before_pixels=True).get("NumberOfFrames") or 1)
-            return max(1, min(frames, size // 8))
+            return max(1, min(frames, size // _LEAST_FRAME))
     except UserError:
         return 1
 
@@ -133,11 +133,31 @@ def size(file: BinaryIO, name: object) -> tuple[int, int]:
 
 
 def header(file: BinaryIO, name: object) -> Dataset:
-    """All that a DICOM file says before its pixels."""
+    """All that a DICOM file says before its pixels. UserError also for more frames than the file has room for."""
     with errors_of(name):
-        dataset = _read(file, budget_for(file.seek(0, io.SEEK_END), name), stop_before_pixels=True)
+        size = file.seek(0, io.SEEK_END)
+        dataset = _read(file, budget_for(size, name), stop_before_pixels=True)
         _check_object(dataset, True)
+        if (frames := first_number(dataset, "NumberOfFrames") or 1) > max(1, size // _LEAST_FRAME):
+            what = f"the header says {frames:.0f} frames, for which a file of {size} bytes has no room"
+            raise UserError(what, todo="fetch the file again, or repair NumberOfFrames")
         return dataset
+
+
+def volume_header(file: BinaryIO, name: object) -> Dataset:
+    """The header of a file of several frames. UserError also where these cannot be shown, and for a file that is cut
+    off: found now, and not when the volumes before it have been looked at."""
+    dataset = header(file, name)
+    with errors_of(name):
+        what, todo = problem(dataset, attributes_of_frame(dataset, 0))
+        if what:
+            raise UserError(what, todo=todo)
+        _check_decoder(UID(dataset.file_meta.TransferSyntaxUID))
+        start = file.tell()
+        if not _pixels_are_complete(file, start, file.seek(0, io.SEEK_END), dataset):  # or deflated, or mislabelled
+            file.seek(0)
+            decode(file.read(), name=name, frame=int(dataset.get("NumberOfFrames") or 1) - 1)
+    return dataset
 
 
 @contextmanager
@@ -333,11 +353,14 @@ def _problem_of_display(dataset: Dataset, attributes: Dataset, photometric: str)
 
 
 def _pixels_are_complete(file: BinaryIO, start: int, size: int, dataset: Dataset) -> bool:
-    """Whether the element with the pixels, from byte `start` on, ends before the file does."""
+    """Whether the element with the pixels, from byte `start` on, ends before the file does; False where that is not
+    known."""
+    syntax = UID(dataset.file_meta.TransferSyntaxUID)
+    if start >= size or syntax.is_private or not syntax.is_transfer_syntax:
+        return False
     sizes = [dataset.get(key) for key in ("Rows", "Columns", "BitsAllocated")]
     if not all(isinstance(size, int) for size in sizes):
         return False
-    syntax = UID(dataset.file_meta.TransferSyntaxUID)
     file.seek(start)
     header = file.read(8 if syntax.is_implicit_VR else 12)
     position, end = start + len(header), 0
@@ -410,23 +433,16 @@ def _rle_length(encoded: bytes) -> int:
 def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """[H, W] integers (or floats) as stored, of one frame, and the words that they are written in."""
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
-        todo = "convert the file to an uncompressed transfer syntax"
-        raise UserError(f"transfer syntax {syntax.name} is not supported", todo=todo) from error
-    package = _decoder_package(syntax)
-    missing = UserError(f"no decoder for {syntax.name} is installed", todo=f"run: pip install {package}")
-    if not decoder.is_available:
-        raise missing
+    _check_decoder(syntax)
     by_bits = not syntax.is_compressed or syntax == RLELossless  # other decoders put values where they belong
     options: dict[str, Any] = {"correct_unused_bits": False} if by_bits else {}
     try:
         stored = pixel_array(pixels, index=frame, transfer_syntax_uid=syntax, **options)
     except (RuntimeError, NotImplementedError) as error:
         if syntax.is_compressed and "plugin" in str(error) and "does not support" in str(error):
-            raise missing from error
-        todo = "fetch the file again" + f", or try another decoder: pip install {package}" * syntax.is_compressed
+            raise _no_decoder(syntax) from error
+        other = f", or try another decoder: pip install {_decoder_package(syntax)}"
+        todo = "fetch the file again" + other * syntax.is_compressed
         raise UserError(f"damaged or unsupported pixel data: {error}", todo=todo) from error
     except Exception as error:
         cut = "less than expected" in str(error) or "length of the pixel data" in str(error)
@@ -437,6 +453,21 @@ def _stored_values(pixels: Dataset | BinaryIO, dataset: Dataset, frame: int) -> 
     if not np.isfinite(stored).all():
         raise UserError("pixel values are NaN or infinite", todo="export the image again")
     return (significant(stored, dataset) if by_bits and stored.dtype.kind != "f" else stored), stored
+
+
+def _check_decoder(syntax: UID) -> None:
+    """UserError unless a decoder for a transfer syntax is installed."""
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        todo = "convert the file to an uncompressed transfer syntax"
+        raise UserError(f"transfer syntax {syntax.name} is not supported", todo=todo) from error
+    if not decoder.is_available:
+        raise _no_decoder(syntax)
+
+
+def _no_decoder(syntax: UID) -> UserError:
+    return UserError(f"no decoder for {syntax.name} is installed", todo=f"run: pip install {_decoder_package(syntax)}")
 
 
 def _decoder_package(syntax: UID) -> str:

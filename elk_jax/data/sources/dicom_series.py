@@ -28,11 +28,9 @@ from pydicom.uid import (
 
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.dicom_grey import attributes_of_frame, grey_scale
-from elk_jax.data.sources.dicom_volumes import described
+from elk_jax.data.sources.dicom_volumes import BESIDE, described, image_type, lies_beside
 from elk_jax.errors import UserError
 
-NO_SLICES = ("GENERATED_2D", "TOMO_PROJ", "TOMO_SCOUT", "LOCALIZER")
-"""Words of ImageType of images that lie beside the slices of a volume."""
 OF_VOLUMES = ("TOMOSYNTHESIS", "TOMO", "VOLUME")
 """Words of ImageType of slices, where the object is not of one of CLASSES."""
 CLASSES = (BreastTomosynthesisImageStorage, CTImageStorage, EnhancedCTImageStorage)
@@ -87,12 +85,10 @@ def slice_file(header: Dataset, path: Path) -> SliceFile:
         attributes, meta = attributes_of_frame(header, 0), described(header)
         whose = {"patient": meta["patient_id"], "study": meta["study_uid"]}
         uid = str(header.get("SeriesInstanceUID") or "")
-        kind = header.get("ImageType")
-        words = {str(word).strip().upper() for word in ([kind] if isinstance(kind, str) else kind or [])}
         problem, greys = dicom.problem(header, attributes), None
         if header.get("Rows") is None or header.get("Columns") is None:  # cut off: it may be a slice, of any series
             raise UserError(problem[0], todo=problem[1])
-        of_volume = header.get("SOPClassUID") in CLASSES or not words.isdisjoint(OF_VOLUMES)
+        of_volume = header.get("SOPClassUID") in CLASSES or not image_type(header).isdisjoint(OF_VOLUMES)
         has_location = of_volume or header.get("SOPClassUID") not in MAMMOGRAMS
         if not problem[0]:
             try:
@@ -115,7 +111,7 @@ def slice_file(header: Dataset, path: Path) -> SliceFile:
                 "window": greys,
                 "PixelSpacing": meta["pixel_spacing"] and tuple(map(_short, meta["pixel_spacing"])),
             },
-            is_beside=not words.isdisjoint(NO_SLICES),
+            is_beside=lies_beside(header),
             of_volume=of_volume,
             plane=_plane(attributes),
             location=_finite(attributes.get("SliceLocation"), 1) if has_location else None,
@@ -134,7 +130,7 @@ def series_of(files: Sequence[SliceFile]) -> tuple[list[tuple[SliceFile, ...]], 
     """
     groups: dict[tuple[Any, ...], list[SliceFile]] = defaultdict(list)
     volumes: list[tuple[SliceFile, ...]] = []
-    skipped = [(one.path, "a view, a scout or a projection beside the slices") for one in files if one.is_beside]
+    skipped = [(one.path, BESIDE) for one in files if one.is_beside]
     for one in files:
         if not one.is_beside:
             groups[one.series].append(one)

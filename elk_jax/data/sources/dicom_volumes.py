@@ -18,6 +18,10 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    BreastProjectionXRayImageStorageForPresentation,
+    BreastProjectionXRayImageStorageForProcessing,
+)
 
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import slice_reader
@@ -25,6 +29,10 @@ from elk_jax.data.sources.dicom_grey import attributes_of_frame, attributes_of_f
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
 
+NO_SLICES = ("GENERATED_2D", "TOMO_PROJ", "TOMO_SCOUT", "LOCALIZER")
+"""Words of ImageType of images that lie beside the slices of a volume."""
+PROJECTIONS = (BreastProjectionXRayImageStorageForPresentation, BreastProjectionXRayImageStorageForProcessing)
+BESIDE = "a view, a scout or projections beside the slices"
 FRAMES_THAT_DECIDE = 3
 """Middle frames by which the side of the breast is found."""
 NEAR_TIE = 0.1
@@ -72,8 +80,20 @@ class OrientedFrames:
         return OrientedFrames, (self.path, self.spec, self.frames, self.side)
 
 
+def image_type(header: Dataset) -> set[str]:
+    """The words of ImageType."""
+    kind = header.get("ImageType")
+    return {str(word).strip().upper() for word in ([kind] if isinstance(kind, str) else kind or [])}
+
+
+def lies_beside(header: Dataset) -> bool:
+    """Whether the images of a file lie beside the slices of a volume: views that are made of it, scouts and the
+    projections that it is made of."""
+    return not image_type(header).isdisjoint(NO_SLICES) or header.get("SOPClassUID") in PROJECTIONS
+
+
 def check_volume(header: Dataset, name: object) -> None:
-    """UserError unless a file holds several frames that one window shows.
+    """UserError unless a file holds several slices that one window shows.
 
     That is the window, or the table, of the shared functional groups, or of the top level. One frame, no window at all
     and windows that differ by frame are refused.
@@ -82,6 +102,8 @@ def check_volume(header: Dataset, name: object) -> None:
         frames = int(header.get("NumberOfFrames") or 1)
         if frames < 2:
             raise UserError("one frame: a volume has several", todo="give it as an image, or the folder of its series")
+        if lies_beside(header):
+            raise UserError(f"{BESIDE}: no volume", todo="give the file of the slices")
         windows = [grey_scale(attributes) for attributes in attributes_of_frames(header, range(frames))]
     if windows[0] is None:
         what = "no functional groups with a window, by which its slices could be shown alike"

@@ -21,9 +21,9 @@ import numpy as np
 from elk_jax import files
 from elk_jax.data.sources import dicom
 from elk_jax.data.sources.decode import DICOM_SUFFIXES, decode_as, image_size, slice_reader
-from elk_jax.data.sources.dicom_grey import first_number
+from elk_jax.data.sources.dicom_grey import attributes_of_frame, first_number
 from elk_jax.data.sources.dicom_series import SliceFile, series_of, slice_file
-from elk_jax.data.sources.dicom_volumes import OrientedFrames, check_volume, described
+from elk_jax.data.sources.dicom_volumes import BESIDE, OrientedFrames, check_volume, described, lies_beside
 from elk_jax.data.sources.folder import AS_STORED, find_images
 from elk_jax.data.sources.source import ImageSource, Read, read_at, read_part
 from elk_jax.data.sources.spec import SourceSpec
@@ -141,10 +141,10 @@ def dicom_volume(path: Path, spec: SourceSpec = AS_STORED, *, view: str = "", na
     spec: how files are decoded.
     view: of which breast it is, "lcc", "rmlo", ...; then the volume is turned by 180 degrees where its pixels show
         another side (`dicom_volumes`). "" leaves it as stored, and takes the view from the header.
-    name: of the volume; its path by default. UserError as in `check_volume`, and for damaged files.
+    name: of the volume; its path by default. UserError as in `check_volume` and `dicom.volume_header`.
     """
     with files.open_regular(path) as file:
-        header = dicom.header(file, path)
+        header = dicom.volume_header(file, path)
     check_volume(header, path)
     own = described(header)
     patient = own.pop("patient_id") or name or str(path)
@@ -215,7 +215,10 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
             header = dicom.header(file, path)
         with dicom.errors_of(path):
             frames = first_number(header, "NumberOfFrames") or 1
-        if frames > 1:
+            hidden, _ = dicom.problem(header, attributes_of_frame(header, 0)) if frames > 1 else ("", "")
+        if frames > 1 and (hidden or lies_beside(header)):
+            skipped.append((path, hidden or BESIDE))
+        elif frames > 1:
             volumes.append(dicom_volume(path, spec))
         else:
             single.append(slice_file(header, path))
@@ -228,8 +231,11 @@ def find_volumes(entry: Path, spec: SourceSpec) -> tuple[tuple[Volume, ...], tup
         else:
             skipped += [(path, "one image, not a volume") for path in images]
     if not volumes:
-        todo = "give DICOM files of several frames, or folders of slices"
-        raise UserError("no volume in the folder", where=entry, todo=todo)
+        what, todo = "no volume in the folder", "give DICOM files of several frames, or folders of slices"
+        if skipped:
+            path, reason = next((one for one in skipped if one[0] not in others), skipped[0])
+            what += f": {len(skipped)} files are skipped, such as {path.name}: {reason}"
+        raise UserError(what, where=entry, todo=todo)
     return tuple(volumes), tuple(skipped)
 
 

@@ -18,6 +18,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 from elk_jax.data.sources import dicom_grey
 from elk_jax.data.sources.bcs_dbt import read_entries
 from elk_jax.data.sources.decode import decode_image
+from elk_jax.data.sources.dicom_volumes import PROJECTIONS
 from elk_jax.data.sources.open import open_source
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import dicom_volume, find_volumes, slice_folder, volumes_of
@@ -145,8 +146,18 @@ def windows(*centres):
             ["functional groups", 2],
         ),
         (b"no DICOM file", []),
+        (volume_bytes(NumberOfFrames=2_000_000_000), [2_000_000_000, "room"]),
+        (volume_bytes()[:-1], ["truncated"]),
+        (volume_bytes(NumberOfFrames=13), ["truncated"]),
+        (volume_bytes(NumberOfFrames=11), [11, 12]),
+        (volume_bytes(PhotometricInterpretation="RGB"), ["RGB"]),
+        (volume_bytes(SOPClassUID=PROJECTIONS[0]), ["projections"]),
+        (volume_bytes(ImageType=["DERIVED", "PRIMARY", "TOMO_PROJ"]), ["projections"]),
     ],
-    ids=["one frame", "no groups", "windows differ", "too few groups", "damaged"],
+    ids=[
+        *("one frame", "no groups", "windows differ", "too few groups", "damaged", "huge", "cut off", "more frames"),
+        *("fewer frames", "colour", "projections", "type of projections"),
+    ],
 )
 def test_files_that_are_no_volume_are_refused(tmp_path, data, words):
     path = tmp_path / "a.dcm"
@@ -231,11 +242,22 @@ def test_of_a_volume_the_frame_that_is_read_is_in_memory_alone(tmp_path):
 
 
 def test_a_compressed_volume_without_a_decoder_names_the_package(tmp_path):
+    """As soon as it is found, not when the volumes before it have been looked at."""
     path = tmp_path / "a.dcm"
     path.write_bytes(volume_bytes())
     compress(path, JPEGLSLossless, [b"\xff\xd8" + bytes(20)] * 12)
     with refused("JPEG-LS", "pip install pyjpegls", where=path):
-        dicom_volume(path).read(0)
+        dicom_volume(path)
+
+
+def test_a_compressed_volume_that_is_cut_off_is_refused_when_it_is_found(tmp_path):
+    path = tmp_path / "a.dcm"
+    path.write_bytes(make(pixels(next(iter(VOLUMES))), bits=16, SharedFunctionalGroupsSequence=GROUPS))
+    compress(path, JPEG2000Lossless, [jpeg_2000(frame) for frame in pixels(next(iter(VOLUMES)))])
+    assert len(dicom_volume(path)) == 12
+    path.write_bytes(path.read_bytes()[:-200])
+    with refused(where=path):
+        dicom_volume(path)
 
 
 def test_a_folder_of_slices_is_ordered_by_number(tmp_path):
@@ -274,8 +296,23 @@ def test_volumes_are_found_in_folders(tmp_path, folder):
     assert len(volumes) == 6 and {str(path)[-4:] for path, _ in skipped} == {".csv"}
     assert {len(volume) for volume in volumes} == {12}
     (tmp_path / "one.dcm").write_bytes(make())
-    with refused("no volume", where=tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with refused("no volume", 2, "one.dcm", "one frame", where=tmp_path):
         find_volumes(tmp_path, SourceSpec())
+
+
+def test_projections_and_raw_frames_beside_a_volume_are_skipped(tmp_path):
+    """Such as those of the exam that the volume was made of: what is found in them is not found in the volume."""
+    (tmp_path / "volume.dcm").write_bytes(volume_bytes())
+    (tmp_path / "shown.dcm").write_bytes(volume_bytes(SOPClassUID=PROJECTIONS[0]))
+    (tmp_path / "raw.dcm").write_bytes(volume_bytes(SOPClassUID=PROJECTIONS[1]))
+    (tmp_path / "named.dcm").write_bytes(volume_bytes(ImageType=["DERIVED", "PRIMARY", "TOMO_PROJ"]))
+    (tmp_path / "processing.dcm").write_bytes(volume_bytes(PresentationIntentType="FOR PROCESSING"))
+    volumes, skipped = find_volumes(tmp_path, SourceSpec())
+    assert [volume.name for volume in volumes] == [str(tmp_path / "volume.dcm")]
+    reasons = {path.stem: reason for path, reason in skipped}
+    assert reasons.keys() == {"shown", "raw", "named", "processing"}
+    assert "projections" in reasons["shown"] and "FOR PROCESSING" in reasons["processing"]
 
 
 def test_slices_of_two_files_for_one_volume_are_refused(folder):
