@@ -260,7 +260,7 @@ def read_text(path: str | os.PathLike) -> str:
 def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """(place for errors, row) of a CSV file that has these columns, and perhaps others; blanks around values are cut.
 
-    UserError for a missing column, a row that is cut off, and a file that is no such table.
+    UserError for a column that is missing or there twice, a row that is cut off, and a file that is no such table.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     try:
@@ -271,6 +271,8 @@ def read_table(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[tupl
     if missing := [name for name in columns if name not in names]:
         todo = f"give a table with the columns {', '.join(columns)}"
         raise UserError(f"no column {', '.join(missing)}", where=path, todo=todo)
+    if twice := next((name for name in columns if names.count(name) > 1), None):
+        raise UserError(f"two columns are called {twice}", where=path, todo="keep one of them")
     for number_of_line, line in lines[1:]:
         where = f"{path}, line {number_of_line}"
         if len(line) != len(names):

@@ -208,6 +208,7 @@ HEADER = "PatientID,StudyUID,View,X,Width,Y,Height,Z,Depth,Score\n"
     "content, words, line",
     [
         (HEADER.replace("Depth,", ""), ["Depth"], ""),
+        (HEADER.strip() + ",X\nP1,S1,lcc,1,1,1,1,1,0,0.5,700\n", ["two columns", "X"], ""),
         (HEADER + "P1,S9,lcc,1,1,1,1,1,0,0.5\n", ["S9"], ", line 2"),
         (HEADER + "P1,S1,rcc,1,1,1,1,1,0,0.5\n", ["rcc"], ", line 2"),
         (HEADER + "P7,S1,lcc,1,1,1,1,1,0,0.5\n", ["P1", "P7"], ", line 2"),

@@ -349,6 +349,7 @@ def copy_file(folder):
         (change("*boxes-train*", "4,4,benign,0,12", "4,4,benign,0,40"), [12, 40]),
         (change("*boxes-train*", "VolumeSlices", "Slices"), ["neither", "VolumeSlices"]),
         (change("*labels-train*", "StudyUID", "Study"), ["StudyUID", "column"]),
+        (change("*boxes-train*", "Class,AD", "X,AD"), ["two columns", "X"]),
         (change("*labels-train*", "PatientID,StudyUID,View,", "PatientID;StudyUID;View;"), ["commas"]),
         (change("*labels-train*", "PatientID,StudyUID,View,", '"PatientID";"StudyUID";"View";'), ["commas"]),
         (lambda folder: next(folder.glob("*boxes-train*")).write_text(""), ["without a line"]),
