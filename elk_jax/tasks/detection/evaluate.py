@@ -354,6 +354,9 @@ def _evaluate_volumes(
         if getattr(settings, name) != getattr(plain, name):
             what = f"--{name} is of images, not of volumes"
             raise UserError(what, where=f"--{name}", todo="leave it out, or leave --metric out")
+    if model is None and settings.score_floor != plain.score_floor:
+        what = "all rows of a CSV file count, whatever they score, as in the challenge"
+        raise UserError(what, where="--score_floor", todo="leave it out, or remove the rows")
     return volumes.evaluate_dbtex(
         model=model,
         predictions=Path(settings.predictions) if model is None else None,

@@ -281,6 +281,11 @@ class PredictSettings:
     volumes: bool = False
     volume_rule: Literal["group", "comoto"] = "group"
 
+    def __post_init__(self) -> None:
+        if self.volume_rule != "group" and not self.volumes:
+            what = "a rule for volumes, and the inputs are images"
+            raise UserError(what, where="volume_rule", todo="give --volumes too, or leave it out")
+
 
 def predict_files(
     *, model: Path, inputs: Sequence[str], decoding: SourceSpec, on_error: str, output: Path, settings: PredictSettings

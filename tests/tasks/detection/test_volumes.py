@@ -275,6 +275,8 @@ def test_what_the_metric_has_no_use_for_is_refused(folder, model, tmp_path):
         run(folder, tmp_path / "out", predictions="a.csv", volume_rule="comoto")
     with refused("no model", where="--flips"):
         run(folder, tmp_path / "out", predictions="a.csv", flips=("horizontal",))
+    with refused("all rows", where="--score_floor"):
+        run(folder, tmp_path / "out", predictions="a.csv", score_floor=0.5)
     with refused("all volumes", where=f"bcs_dbt:{folder}"):
         data = SourceSpec(f"bcs_dbt:{folder}", where="class=normal")
         run(folder, tmp_path / "out", predictions="a.csv", data=data)
@@ -383,6 +385,12 @@ def test_findings_in_files_are_written_with_their_pages(folder, model, tmp_path)
     assert (tmp_path / "out" / "report.html").read_text().count("<figure>") == 2 * 7
     with refused("skip", where="--on_error"):
         volumes.predict_inputs(inputs=[str(stack)], on_error="skip", **how)
+
+
+def test_a_rule_for_volumes_is_refused_where_the_inputs_are_images():
+    with refused("--volumes", where="volume_rule"):
+        predict.PredictSettings(volume_rule="comoto")
+    assert predict.PredictSettings(volume_rule="comoto", volumes=True).volume_rule == "comoto"
 
 
 def test_a_collection_without_labels_gives_the_file_that_the_challenge_takes(folder, model, tmp_path):
