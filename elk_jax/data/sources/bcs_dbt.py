@@ -68,8 +68,8 @@ class Entry:
 def read_entries(folder: Path, split: str = "") -> list[Entry]:
     """The volumes of the tables in a folder, by the rows of the labels; no DICOM file is opened.
 
-    UserError: no table of a kind, a volume twice, a study of two patients, a box or path of a volume that no label
-    names, bad numbers.
+    UserError: no table of a kind, a volume or a box twice, a study of two patients, a box or path of a volume that no
+    label names, bad numbers.
     """
     labels = dict(_unique(_rows(folder, LABELS), "labels"))
     patient_of: dict[str, str] = {}
@@ -224,6 +224,9 @@ def _entry(
             what = f"a box of {width:g} x {height:g} px in slice {position:g} of {count:g}"
             raise UserError(what, where=place, todo="correct the row")
         corners.append([x, y, x + width, y + height])
+        if (corners[-1], position) in zip(corners[:-1], at):  # no finding could hit the second of them
+            what = f"the box in slice {position:g} of the volume {' '.join(key)} is there twice"
+            raise UserError(what, where=place, todo="remove one of the rows")
         if counts and count != counts[0]:
             what = f"VolumeSlices is {count:g}, and {counts[0]} in another row of the volume"
             raise UserError(what, where=place, todo="correct one of the rows")

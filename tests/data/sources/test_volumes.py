@@ -350,6 +350,7 @@ def copy_file(folder):
         (change("*boxes-train*", "VolumeSlices", "Slices"), ["neither", "VolumeSlices"]),
         (change("*labels-train*", "StudyUID", "Study"), ["StudyUID", "column"]),
         (change("*boxes-train*", "Class,AD", "X,AD"), ["two columns", "X"]),
+        (change("*boxes-train*", "8,20,30,4,4", "3,5,10,8,6"), ["twice", "slice 3", "DBT-S1"]),
         (change("*labels-train*", "PatientID,StudyUID,View,", "PatientID;StudyUID;View;"), ["commas"]),
         (change("*labels-train*", "PatientID,StudyUID,View,", '"PatientID";"StudyUID";"View";'), ["commas"]),
         (lambda folder: next(folder.glob("*boxes-train*")).write_text(""), ["without a line"]),
