@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from elk_jax.detection.detector import TapName
 from elk_jax.distillation.points import Count, Sampling
@@ -33,7 +33,12 @@ SIMILARITY = "similarity"
 """Of a student's maps and those of the teacher that sees the partners, on the validation split."""
 
 
+WITHOUT_LOSS = ("pretraining", "none")
+"""Modes of which the student learns to detect alone."""
+_WITH_LOSS = tuple(mode for mode in get_args(Mode) if mode not in WITHOUT_LOSS)
 READ_BY = {
+    "weight": _WITH_LOSS,
+    "detection_weight": _WITH_LOSS,
     "temperature": ("lesion", "image", "classwise", "cwd", "contrastive", "outputs"),
     "tolerance": ("mse", "sigmoid_l2"),
     "confidence": ("outputs",),
@@ -87,14 +92,14 @@ class DistillationRecipe(DetectionRecipe):
         if self.privacy is not None:
             what = "the losses of distillation are means over the images of a batch, which meet in them"
             raise UserError(what, where="privacy", todo="set it to None; a detection stage trains privately")
-        if not self.detection_weight and self.mode in ("pretraining", "none"):
+        if not self.detection_weight and self.mode in WITHOUT_LOSS:
             what = f"the mode {self.mode} has no loss but that of detection"
             raise UserError(what, where="detection_weight", todo="give a number above 0, or choose another mode")
         if not self.detects and self.best_metric != SIMILARITY:
             what = "a student that does not learn to detect is not chosen by its detections"
             raise UserError(what, where="best_metric", todo=f"set best_metric={SIMILARITY}")
         steps = self.of_student(self.steps)
-        if self.distill_from >= steps and self.mode not in ("pretraining", "none"):
+        if self.distill_from >= steps and self.mode not in WITHOUT_LOSS:
             what = f"the mode {self.mode} would begin at step {self.distill_from} of {steps}"
             raise UserError(what, where="distill_from", todo="give a step of the student's training")
         defaults = {one.name: one.default for one in fields(self)}

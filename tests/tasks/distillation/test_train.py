@@ -148,6 +148,14 @@ def check(config: ConfigDict, stage: str = "student", names=("teacher", "student
         ({"distill.mode": "classwise"}, "config.distill.mode", ("toy", "anchors")),
         ({"distill.mode": "image", "distill.loader.buckets": ((64, 64), (64, 96))}, "config.distill.loader.buckets",
          ("image", "2")),
+        ({"distill.points": 1}, "config.distill.points", ("lesion", "0")),
+        ({"distill.mode": "contrastive", "distill.loader.batch_size": 1}, "config.distill.loader.batch_size",
+         ("contrastive", "2")),
+        ({"distill.mode": "contrastive", "distill.loader.batch_size": 4, "distill.accumulate": 4},
+         "config.distill.loader.batch_size", ("contrastive", "8")),
+        *(({"distill.mode": mode, f"distill.{name}": value}, f"config.distill.{name}", (mode, "lesion"))
+          for mode in ("pretraining", "none")
+          for name, value in (("weight", 5.0), ("detection_weight", 2.0))),
     ],
 )  # fmt: skip
 def test_what_a_mode_lacks_is_named(toy, changes, where, words):
@@ -160,6 +168,14 @@ def test_what_a_mode_lacks_is_named(toy, changes, where, words):
         part[name] = value
     with refused(*words, where=where):
         check(config)
+
+
+def test_one_point_is_enough_to_align_a_teacher(toy):
+    """Its lesions are drawn together by the vector of that point; a student of another mode reads none."""
+    config = small_config("pkd")
+    config.distill.points = 1
+    check(config, "teacher")
+    check(config)
 
 
 def test_a_teacher_of_other_classes_is_refused_before_anything_is_trained(finished, tmp_path):
