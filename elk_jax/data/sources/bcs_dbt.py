@@ -224,7 +224,7 @@ def _entry(
             what = f"a box of {width:g} x {height:g} px in slice {position:g} of {count:g}"
             raise UserError(what, where=place, todo="correct the row")
         corners.append([x, y, x + width, y + height])
-        if (corners[-1], position) in zip(corners[:-1], at):  # no finding could hit the second of them
+        if (corners[-1], int(position)) in zip(corners[:-1], at):  # no finding could hit the second of them
             what = f"the box in slice {position:g} of the volume {' '.join(key)} is there twice"
             raise UserError(what, where=place, todo="remove one of the rows")
         if counts and count != counts[0]:
