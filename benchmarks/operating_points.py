@@ -4,7 +4,8 @@
 
 Patients are simulated: they differ in how many false positives they have and in how high those score, as people do.
 Beside the rule of `elk_jax/evaluation/operating.py` stands the one before it, the lowest score of a found lesion that
-keeps the rate.
+keeps the rate. Then: how often the 95 % intervals of the model folder hold the false positives an image and the
+sensitivity that come, and how far the sensitivity where the threshold was chosen is too good.
 """
 
 from __future__ import annotations
@@ -63,6 +64,22 @@ def actual(fresh: tuple[np.ndarray, int], threshold: float | None) -> float:
     return np.nan if threshold is None else (len(scores) - np.searchsorted(scores, threshold)) / images
 
 
+def sensitivity(results: list[ImageResult], threshold: float | None) -> float:
+    """The share of the lesions of `simulated` images that score at least a threshold; NaN without one."""
+    return np.nan if threshold is None else float(np.mean([result.scores[0] >= threshold for result in results]))
+
+
+def held(point: operating.OperatingPoint, rate: float, found: float) -> tuple[float, float, float]:
+    """(1 where the interval of the rate holds what comes, the same of the sensitivity, how far the latter is too good);
+    rate, found: what comes."""
+    inside = lambda low, value, high: np.nan if low is None else float(low <= value <= high)
+    return (
+        inside(point.rate_low, rate, point.rate_high),
+        inside(point.sensitivity_low, found, point.sensitivity_high),
+        np.nan if point.sensitivity is None else point.sensitivity - found,
+    )
+
+
 def described(found: np.ndarray) -> str:
     """found: what came, as a share of what was promised."""
     found = found[np.isfinite(found)]
@@ -77,22 +94,31 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400)
     flags = parser.parse_args()
     rng = np.random.default_rng(0)
-    fresh = false_positives(simulated(FRESH, rng))
+    others = simulated(FRESH, rng)
+    fresh = false_positives(others)
     for patients in flags.patients:
         by_rule: dict[str, list[list[float]]] = {"of lesions": [], "of false positives": []}
-        needed = []
+        needed, intervals = [], []
         for _ in range(flags.trials):
             results = simulated(patients, rng)
             counts = froc.count(results, ELK_RULE)
             thresholds = [froc.threshold_at(counts, rate) for rate in RATES]
             choice = operating.choose(results, rates=RATES, resamples=200)
             needed.append(choice.on.patients_needed)
+            intervals.append(
+                [held(p, actual(fresh, p.threshold), sensitivity(others, p.threshold)) for p in choice.points]
+            )
             chosen = {"of lesions": thresholds, "of false positives": [point.threshold for point in choice.points]}
             for rule, own in chosen.items():
                 by_rule[rule].append([actual(fresh, t) / rate for t, rate in zip(own, RATES)])
         for rule, found in by_rule.items():
             for column, rate in enumerate(RATES):
                 print(f"{patients} patients, {rate:g} an image, scores {rule}: {described(np.array(found)[:, column])}")
+        for rate, (of_rate, of_sensitivity, too_good) in zip(RATES, np.nanmean(intervals, axis=0)):
+            print(
+                f"{patients} patients, {rate:g} an image: intervals hold the rate {of_rate:.0%} and the sensitivity "
+                f"{of_sensitivity:.0%}, which is too good by {too_good:+.3f}"
+            )
         print(f"{patients} patients: {np.median(needed):.0f} needed, by the median trial")
 
 

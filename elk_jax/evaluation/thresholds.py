@@ -67,6 +67,11 @@ class ChosenOn:
     patients_of_positives: Annotated[int, AtLeast(0)] = 0
     patients_of_negatives: Annotated[int, AtLeast(0)] = 0
 
+    def patients_for(self, measure: str) -> int:
+        """The patients that a measure of `called` rests on: of one kind, or of the rarer one."""
+        kinds = {"sensitivity": self.patients_of_positives, "specificity": self.patients_of_negatives}
+        return kinds.get(measure, min(kinds.values()))
+
     @property
     def counted(self) -> str:
         """In words."""
@@ -80,11 +85,11 @@ class ChosenOn:
 class OperatingPoint(Checked):
     """A threshold, the rule that chose it, and the data that it was chosen on; "" for a threshold that is given.
 
-    there: what `called` says of those data, so that a report shows what the threshold promised.
-    low, high: of the threshold, and intervals: of what is in `there`, {"low", "high"} by name; of 95 % over patients,
-    None where these were not resampled. That of a target (`Rule`) is what may come on other patients instead, as the
-    choice depends on those that were at hand; of all others, what comes where the threshold is fixed, which is too good
-    for the threshold was chosen to be good there.
+    there: what `called` says of those data, which is too good, since the threshold was chosen to be good there.
+    low, high: 95 % interval of the threshold over patients; None where these were not resampled.
+    intervals: what comes on other patients instead, {"value", "low", "high"} for each of `there`, with the choice in it
+    (`bootstrap.on_others`); {} where patients were not resampled. Those of some earlier folders have no "value": there
+    the threshold is fixed.
     on: the images; None for a threshold that is given, and in folders of earlier versions.
     """
 
@@ -129,42 +134,50 @@ def choose(
     ranking = roc.rank(scores, truth)
     levels = np.append(np.nextafter(ranking.scores[0], np.inf), ranking.scores)
     whole = roc.corners(ranking, np.ones((1, len(truth))))
-    threshold = float(levels[_corner(whole, rule)[0]])
-    there = called(scores, truth, threshold, np.ones((1, len(truth))))
-    targets = {"sensitivity": whole.sensitivity[0], "specificity": 1 - whole.false_positive_rate[0]}
+    corner = chosen_corner(whole, rule)
+    values = {name: _number(value[0]) for name, value in at_corner(whole, corner).items()}
+    on = ChosenOn(
+        positives=int(truth.sum()),
+        negatives=int((~truth).sum()),
+        patients_of_positives=len(set(row_of[truth])),
+        patients_of_negatives=len(set(row_of[~truth])),
+    )
 
-    def drawn(weights: np.ndarray) -> dict[str, np.ndarray]:
-        of_images = np.asarray(weights, float)[:, row_of]
-        found = roc.corners(ranking, of_images)
-        corner, defined = _corner(found, rule), (found.positives * found.negatives)[:, 0] > 0
-        values = called(scores, truth, threshold, of_images) | {"threshold": levels[corner]}
-        if rule.target is not None:
-            values[rule.aim] = targets[rule.aim][corner]
-        return {name: np.where(defined, value, np.nan) for name, value in values.items()}
+    def chosen_again(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = roc.corners(ranking, np.asarray(weights, float)[:, row_of])
+        again, defined = chosen_corner(found, rule), (found.positives * found.negatives)[:, 0] > 0
+        there = {f"there/{name}": value for name, value in at_corner(found, again).items()}
+        transferred = {f"transferred/{name}": value for name, value in at_corner(whole, again).items()}
+        drawn = there | transferred | {"threshold": levels[again]}
+        return {name: np.where(defined, value, np.nan) for name, value in drawn.items()}
 
-    values = {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in there.items()}
-    weights = bootstrap.weights_of(len(patients), resamples, seed)
-    draws = bootstrap.evaluate(drawn, weights) if len(weights) else {}
+    threshold, weights = float(levels[corner[0]]), bootstrap.weights_of(len(patients), resamples, seed)
+    draws = bootstrap.evaluate(chosen_again, weights) if len(weights) else {}
+
+    def expected(name: str, value: float | None) -> bootstrap.Estimate:
+        there, transferred = draws[f"there/{name}"], draws[f"transferred/{name}"]
+        return bootstrap.on_others(value, there, transferred, on.patients_for(name))
+
     return OperatingPoint(
         threshold,
         rule.name,
         chosen_on,
         values,
         **bootstrap.interval(draws.get("threshold"), threshold),
-        intervals={name: bootstrap.interval(draws.get(name), value) for name, value in values.items()},
-        on=ChosenOn(
-            positives=int(truth.sum()),
-            negatives=int((~truth).sum()),
-            patients_of_positives=len(set(row_of[truth])),
-            patients_of_negatives=len(set(row_of[~truth])),
-        ),
+        intervals={name: expected(name, value) for name, value in values.items()} if draws else {},
+        on=on,
     )
 
 
-def _corner(found: Corners, rule: Rule) -> np.ndarray:
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def chosen_corner(found: Corners, rule: Rule) -> np.ndarray:
     """The corner [R] that a rule chooses in each weighting: 0 calls no image positive, j those of the j highest scores.
 
     Of corners with the same images, where a weighting leaves some out, the first: its score is one that was drawn.
+    Where no image is called positive, the last: the threshold is next above those that were drawn.
     """
     true, false, total = found.true, found.false, found.true + found.false
     if rule.aim == "sensitivity":
@@ -181,7 +194,9 @@ def _corner(found: Corners, rule: Rule) -> np.ndarray:
             }[rule.aim]
             good = value >= value.max(1, keepdims=True) - 1e-12
         last = good.shape[1] - 1 - good[:, ::-1].argmax(1)
-    return (total >= np.take_along_axis(total, last[:, None], 1) - roc.EXACT).argmax(1)
+    chosen = np.take_along_axis(total, last[:, None], 1)
+    alike = np.abs(total - chosen) <= roc.EXACT
+    return np.where(chosen[:, 0] > roc.EXACT, alike.argmax(1), alike.shape[1] - 1 - alike[:, ::-1].argmax(1))
 
 
 def doubt(points: Sequence[OperatingPoint]) -> str:
@@ -198,7 +213,7 @@ def _too_few(point: OperatingPoint, on: ChosenOn) -> str:
     if min(on.patients_of_positives, on.patients_of_negatives) < bootstrap.LEAST_PATIENTS:
         return (
             f"The thresholds are chosen on few patients ({point.chosen_on}: {on.counted}): with fewer than "
-            f"{bootstrap.LEAST_PATIENTS} of one kind, sensitivity and specificity on other patients cannot be told."
+            f"{bootstrap.LEAST_PATIENTS} of one kind, sensitivity and specificity on other patients are hardly known."
         )
     if point.low is None:
         what = "Sensitivity and specificity on other patients are not known"
@@ -234,15 +249,28 @@ def called(scores: np.ndarray, truth: np.ndarray, threshold: float, weights: np.
     found.
     """
     positive = scores >= threshold
-    counts = [
-        weights @ chosen for chosen in (positive & truth, positive & ~truth, ~positive & truth, ~positive & ~truth)
-    ]
-    true, false, missed, rejected = (count.astype(float) for count in counts)
-    sensitivity, specificity = ratio(true, true + missed), ratio(rejected, rejected + false)
+    true, false = (weights @ (positive & kind) for kind in (truth, ~truth))
+    return _measures(true, false, weights @ truth, weights @ ~truth)
+
+
+def at_corner(found: Corners, corner: np.ndarray) -> dict[str, np.ndarray]:
+    """As `called`, at a corner [R] of each weighting; or at several corners of one."""
+    rows = np.arange(len(corner)) if len(found.true) == len(corner) else 0
+    kinds = found.positives[:, 0], found.negatives[:, 0]
+    return _measures(found.true[rows, corner], found.false[rows, corner], *kinds)
+
+
+def _measures(
+    true: np.ndarray, false: np.ndarray, positives: np.ndarray, negatives: np.ndarray
+) -> dict[str, np.ndarray]:
+    """`called` from the weights of images: called positive rightly, and wrongly; and of all of either kind."""
+    true, false, positives, negatives = (np.asarray(count, float) for count in (true, false, positives, negatives))
+    missed, rejected = positives - true, negatives - false
+    sensitivity, specificity = ratio(true, positives), ratio(rejected, negatives)
     return {
-        "accuracy": ratio(true + rejected, true + false + missed + rejected),
+        "accuracy": ratio(true + rejected, positives + negatives),
         "balanced_accuracy": (sensitivity + specificity) / 2,
-        "f1": np.where(true + missed > 0, ratio(2 * true, 2 * true + false + missed), np.nan),
+        "f1": np.where(positives > 0, ratio(2 * true, true + false + positives), np.nan),
         "sensitivity": sensitivity,
         "specificity": specificity,
         "precision": ratio(true, true + false),

@@ -39,7 +39,6 @@ GROUPS = {  # metric with a key -> words around the key
 }
 ORDER = (MAIN, "auroc_delong", *GROUPS, *(name for name in WORDS if not name.startswith("auroc")))
 RULES = {"youden": "Youden's index", "accuracy": "best accuracy", "f1": "best F1", "": "given"}
-NO_BOUNDS: Mapping[str, float | None] = {"low": None, "high": None}
 POINT_METRICS = {
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
@@ -123,9 +122,11 @@ def roc_section(evaluations: Evaluations) -> Section:
 
 
 def operating_points_section(evaluations: Evaluations) -> Section:
-    """For every model and rule: the threshold, what it gave where it was chosen, and what it gives here."""
+    """For every model and rule: the threshold, what it gave where it was chosen, what that lets expect, and what it
+    gives here."""
     promises = ("sensitivity", "specificity")
-    head = ["Threshold by", "Threshold", *(f"{one[:4].title()}. where chosen" for one in promises)]
+    head = ["Threshold by", "Threshold"]
+    head += [f"{one[:4].title()}. {what}" for one in promises for what in ("where chosen", "expected")]
     head += POINT_METRICS.values()
     rows, warnings = [], []
     for index, (name, evaluation) in enumerate(evaluations.items()):
@@ -134,19 +135,25 @@ def operating_points_section(evaluations: Evaluations) -> Section:
             bounds = {end: point.get(end) for end in ("low", "high")}  # which those of earlier versions lack
             cells = [html.text(rule_label(point)), html.estimate_cell({"value": point["threshold"], **bounds})]
             for key in promises:
-                promised = {"value": point["there"].get(key), **point.get("intervals", {}).get(key, NO_BOUNDS)}
-                cells.append(html.estimate_cell(promised, 2) if point["there"] else html.text(""))
+                cells.append(html.number(point["there"].get(key), 2) if point["there"] else html.text(""))
+                cells.append(_expected_cell(point.get("intervals", {}).get(key, {})))
             cells += [html.estimate_cell(point[key], 2) for key in POINT_METRICS]
             rows.append(html.row(cells))
         if warning := evaluation.get("warning"):
             warnings.append(html.paragraph(f"Warning: {name}: {warning}", "soft small"))
     note = (
         f"An image is called {_first(evaluations)['positive']} where its score is at least the threshold; this is the "
-        "positive class of sensitivity, precision and F1. Intervals where it was chosen: of a target, what thresholds "
-        "give that are chosen on resamples of the patients. All others hold the threshold as it is; those where it was "
-        "chosen are too good, since it was chosen to be so."
+        "positive class of sensitivity, precision and F1. What it gives where it was chosen is too good, since it was "
+        "chosen to be so. Expected on other patients is that value less its optimism, with an interval in which the "
+        "choice varies with the patients: thresholds are chosen on resamples of the patients, and tried on all of "
+        "them. The values on these images hold the threshold as it is; it was chosen on others."
     )
     return Section("Operating points", html.table(head, rows) + "".join(warnings), note)
+
+
+def _expected_cell(expected: Mapping[str, float | None]) -> str:
+    """Empty where nothing is expected, as in folders of earlier versions."""
+    return html.estimate_cell(expected, 2) if expected.get("value") is not None else html.text("")
 
 
 def calibration_section(evaluations: Evaluations) -> Section:

@@ -78,6 +78,25 @@ def test_bands_are_the_intervals_of_every_place():
     assert bootstrap.bands(pair, 1, resamples=100) == bootstrap.bands(pair, 5, resamples=0) == {}
 
 
+def test_what_comes_on_others_by_hand():
+    """Angles of 0.25, 0.5 and 0.75 are 30, 45 and 60 degrees: errors of 15 and 0 degrees, and one without a value."""
+    there, tried = np.array([0.5, 0.25, np.nan]), np.array([0.25, 0.25, 0.5])
+    found = bootstrap.on_others(0.75, there, tried, 3)
+    half = 4.302653 * 15 / np.sqrt(2)  # Student's t of two degrees of freedom
+    degrees = lambda angle: np.sin(np.radians(np.clip(angle, 0, 90))) ** 2
+    assert found == pytest.approx({"value": degrees(52.5), "low": degrees(52.5 - half), "high": 1.0}, abs=1e-6)
+    many = bootstrap.on_others(0.75, there, tried, 100_000)
+    assert many["low"] == pytest.approx(degrees(52.5 - 1.959988 * 15 / np.sqrt(2)), abs=1e-6)
+
+
+def test_what_comes_on_others_is_not_known_where_nothing_tells():
+    one, two = np.array([0.5, np.nan]), np.array([0.5, 0.25])
+    nothing = {"value": None, "low": None, "high": None}
+    assert bootstrap.on_others(None, two, two, 9) == bootstrap.on_others(0.5, two, two / 2, 1) == nothing
+    assert bootstrap.on_others(0.5, one, two, 9) == bootstrap.on_others(0.5, one[:0], two[:0], 9) == nothing
+    assert bootstrap.on_others(1.0, two, two, 9) == {"value": 1.0, "low": None, "high": None}  # no resample errs
+
+
 def test_equal_runs_have_no_difference():
     statistic = proportion([1, 0, 1, 1], [1, 1, 2, 1])
     assert bootstrap.compare(statistic, statistic, 4)["share"] == {

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.classifier_thresholds import others, simulated
 from elk_jax.evaluation import roc
-from elk_jax.evaluation.bootstrap import draw_weights
+from elk_jax.evaluation.bootstrap import draw_weights, on_others
 from elk_jax.evaluation.classification import (
     ClassificationStatistic,
     compare_classification,
@@ -223,27 +224,59 @@ def test_rare_positives_may_be_best_left_out(classified):
 
 
 @pytest.mark.parametrize("rule", ["youden", "accuracy", "f1", "sensitivity:0.8", "specificity:0.8"])
-def test_intervals_are_those_of_resampled_patients(rule, random_classified, classified):
-    """Each resample as its own data set, patients drawn twice under two names."""
+def test_expected_values_hold_the_choice(rule, random_classified, classified):
+    """Each resample as its own data set, patients drawn twice under two names: a threshold is chosen on it, and tried
+    on the whole sample."""
     whole, of = random_classified(4, images_of_a_patient=2), rule_from_text(rule)
-    point = choose(whole, "malignant", of, resamples=80, seed=5)
+    point = choose(whole, "malignant", of, resamples=40, seed=5)
     patients, scores = sorted(set(whole.patient_ids)), whole.scores("malignant")
     drawn = []
-    for weights in draw_weights(len(patients), 80, 5).astype(int):
+    for weights in draw_weights(len(patients), 40, 5).astype(int):
         times = [weights[patients.index(patient)] for patient in whole.patient_ids]
         names = [f"{patient} {copy}" for patient, n in zip(whole.patient_ids, times) for copy in range(n)]
         again = classified(np.repeat(scores, times), np.repeat(whole.labels, times), names)
-        drawn.append((again, choose(again, "malignant", of, resamples=0).threshold))
-    between = lambda values: pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-6)
-    assert [point.low, point.high] == between([threshold for _, threshold in drawn]) and point.low < point.high
-    for name in ("sensitivity", "specificity"):
-        if name == of.aim:  # what comes on the same patients by a threshold of others
-            sets = [(whole, threshold) for _, threshold in drawn]
-        else:
-            sets = [(one, point.threshold) for one, _ in drawn]
-        found = [of_images(one, points=[OperatingPoint(at)])[f"at_threshold/0/{name}"] for one, at in sets]
-        assert list(point.intervals[name].values()) == between(found)
-    assert choose(whole, "malignant", of, resamples=0).low is None
+        drawn.append(choose(again, "malignant", of, resamples=0))
+    thresholds = np.quantile([one.threshold for one in drawn], [0.025, 0.975])
+    assert [point.low, point.high] == pytest.approx(thresholds, abs=1e-6) and point.low < point.high
+    kinds = {"sensitivity": point.on.patients_of_positives, "specificity": point.on.patients_of_negatives}
+    assert set(point.intervals) == set(point.there) and kinds["sensitivity"] != kinds["specificity"]
+    for name, value in point.there.items():
+        there = np.array([one.there[name] for one in drawn], float)
+        tried = [of_images(whole, points=[OperatingPoint(one.threshold)])[f"at_threshold/0/{name}"] for one in drawn]
+        expected = on_others(value, there, np.array(tried), kinds.get(name, min(kinds.values())))
+        assert point.intervals[name] == pytest.approx(expected, abs=1e-6)
+    assert choose(whole, "malignant", of, resamples=0).intervals == {}
+
+
+def test_expected_values_hold_on_fresh_patients_where_those_of_a_fixed_threshold_do_not():
+    """Youden's index, 15 simulated patients at a time, of 95 % intervals. The optimism is gone, but for a third."""
+    rng, rule = np.random.default_rng(0), Rule("youden")
+    fresh = simulated(1500, 0.6, 1.4, rng)
+    held, too_good = {"expected": 0, "fixed": 0}, []
+    for _ in range(60):
+        few = simulated(15, 0.6, 1.4, rng)
+        point = choose(few, "malignant", rule, resamples=100)
+        comes = of_images(fresh, points=[point])["at_threshold/0/balanced_accuracy"]
+        expected = point.intervals["balanced_accuracy"]
+        low, high = others(few, rule, point.threshold, 100, 0)["fixed"]["balanced_accuracy"]
+        held["expected"] += expected["low"] <= comes <= expected["high"]
+        held["fixed"] += low <= comes <= high
+        too_good.append([point.there["balanced_accuracy"] - comes, expected["value"] - comes])
+    before, after = np.mean(too_good, axis=0)
+    assert held["expected"] >= 0.9 * 60 > held["fixed"] + 3 and abs(after) < before / 3
+
+
+def test_where_a_kind_has_one_patient_its_share_on_others_is_not_known(classified):
+    """Its images are always drawn together; the other kind has enough."""
+    truth = np.arange(40) < 3
+    patients = ["ill"] * 3 + [f"p{i}" for i in range(37)]
+    scores = np.linspace(0.2, 0.7, 40)[::-1] + 0.2 * np.sin(np.arange(40))
+    found = choose(classified(scores, truth, patients), "malignant", Rule("specificity", 0.8)).intervals
+    nothing = {"value": None, "low": None, "high": None}
+    assert found["sensitivity"] == found["f1"] == nothing
+    assert found["specificity"]["low"] < found["specificity"]["value"] < found["specificity"]["high"]
+    alone = choose(classified(scores, truth, ["one"] * 40), "malignant", Rule())
+    assert alone.intervals == {} and alone.low is None
 
 
 def test_few_patients_of_either_kind_are_warned_of(classified):

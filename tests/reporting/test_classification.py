@@ -88,12 +88,11 @@ def test_operating_points_say_where_they_were_chosen(models):
     point = evaluations["one"]["operating_points"][1]
     assert section.html.count("specificity ≥ 0.9, validation") == 3
     assert f"{point['threshold']:.3f}" in section.html
-    places = [(point["threshold"], point, 3)]
-    places += [(point["there"][name], point["intervals"][name], 2) for name in ("sensitivity", "specificity")]
-    for value, bounds, digits in places:
-        assert (
-            html.estimate_cell({"value": value, "low": bounds["low"], "high": bounds["high"]}, digits) in section.html
-        )
+    bounds = {"value": point["threshold"], "low": point["low"], "high": point["high"]}
+    assert html.estimate_cell(bounds) in section.html
+    for name in ("sensitivity", "specificity"):
+        own = f'<td class="n">{point["there"][name]:.2f}</td>'
+        assert own + f'<td class="n">{html.estimate_cell(point["intervals"][name], 2)}</td>' in section.html
     assert "Warning" not in section.html
     assert page.rule_label({"rule": "", "chosen_on": ""}) == "given"
 
@@ -104,12 +103,17 @@ def test_what_is_said_against_thresholds_is_shown_with_their_model(models):
     assert section.html.count("Warning: ") == 3 and "&lt;two&gt;: Few &lt;patients&gt;." in section.html
 
 
-def test_operating_points_of_an_earlier_version_have_no_intervals_where_they_were_chosen(models):
+def test_operating_points_of_earlier_versions_promise_nothing_for_others(models):
+    """Of a first one without any intervals, and of a second whose intervals hold the threshold as it is."""
     one, later = models[0]["one"], ("low", "high", "intervals", "on")
     points = [{k: v for k, v in point.items() if k not in later} for point in one["operating_points"]]
-    earlier = {key: value for key, value in one.items() if key != "warning"} | {"operating_points": points}
-    section = page.operating_points_section({"one": earlier})
-    assert f"<b>{points[0]['threshold']:.3f}</b></td>" in section.html and "Warning" not in section.html
+    fixed = {name: {"low": 0.123, "high": 0.987} for name in ("sensitivity", "specificity")}
+    for point in (points, [{**one, "intervals": fixed} for one in points]):
+        earlier = {key: value for key, value in one.items() if key != "warning"} | {"operating_points": point}
+        section = page.operating_points_section({"one": earlier})
+        assert f"<b>{points[0]['threshold']:.3f}</b></td>" in section.html and "Warning" not in section.html
+        assert f'<td class="n">{points[0]["there"]["sensitivity"]:.2f}</td><td' in section.html
+        assert "0.12" not in section.html and "0.99" not in section.html
 
 
 def test_histograms_of_every_model_with_its_classes(models):
