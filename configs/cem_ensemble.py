@@ -7,7 +7,8 @@
       "--config.stages.ensemble.scales=(1.0,1.25)"                             of detectors that are trained already
 The members differ in their weights at the start and in their batches (`repetition`). Detectors of any architectures and
 of any runs can be members, if they have the same classes; of a single one, boxes that overlap are merged. The
-validation split chooses from which IoU on two boxes are of one lesion, and the operating points of the fused boxes.
+validation split chooses from which IoU on two boxes are of one lesion, and the operating points of the fused boxes;
+with --config.detector.folds=5, the predictions of all patients outside the test split by folds that had not seen them.
 Variants: as of configs/cem_real.py.
 """
 

@@ -16,7 +16,7 @@ from elk_jax.errors import UserError
 from elk_jax.experiments.parse import kind_of
 from elk_jax.tasks import folds, origins, private
 from elk_jax.tasks.run import Experiment, Run
-from elk_jax.tasks.stages import Stage, TrainStage
+from elk_jax.tasks.stages import CombineStage, Stage, TrainStage
 from elk_jax.weights import model_folder
 
 
@@ -154,7 +154,10 @@ def _check_apart(experiment: Experiment, stage: Stage, model: str, look: Look) -
 
     trainer = experiment.stages[model]
     seen = [(source, "train") for source in origins.training_sources(experiment, model)]
-    seen += [(source, "val") for source in origins.refitted_on(experiment, model)]
+    refitted = origins.refitted_on(experiment, model)
+    if isinstance(stage, CombineStage) and folds.dealt_alike(experiment, stage):
+        refitted = [source for source in refitted if source != on]  # every fold has held out whom it judges
+    seen += [(source, "val") for source in refitted]
     if model != stage.name:
         seen += [(source, "val") for source in origins.dealt(experiment, model)]
     for source, part in seen:

@@ -26,8 +26,8 @@ from elk_jax.data.sources import folds as dealing
 from elk_jax.data.sources.duplicates import pixel_hashes
 from elk_jax.errors import UserError
 from elk_jax.progress import progress_bar
-from elk_jax.tasks.run import Fold, Run, meet
-from elk_jax.tasks.stages import Data, Stage, TrainStage
+from elk_jax.tasks.run import Experiment, Fold, Run, meet
+from elk_jax.tasks.stages import CombineStage, Data, Stage, TrainStage
 from elk_jax.training.recipe import TrainingRecipe
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights.model_folder import CONFIG
@@ -106,10 +106,14 @@ def folder_name(number: int) -> str:
     return FOLDERS.replace("*", str(number))
 
 
+def of_everyone(run: Run, source: str, count: int = 1) -> Run:
+    """The same run, in which all patients of a data source outside its test split validate: `count` folds of them."""
+    return replace(run, fold=Fold(source, 0, count, frozenset(), 1))
+
+
 def _whole(run: Run, stage: TrainStage) -> Sequence[Any]:
     """The images of all patients outside the test split."""
-    whole = replace(run, fold=Fold(stage.validate_on, 0, 1, frozenset(), 1))
-    return whole.list(stage.validate_on, "val").infos
+    return of_everyone(run, stage.validate_on).list(stage.validate_on, "val").infos
 
 
 def _train_fold(run: Run, stage: TrainStage, recipe: TrainingRecipe, work: Callable) -> float:
@@ -281,3 +285,39 @@ def members(run: Run, stage: TrainStage) -> list[Path]:
             todo = f"remove {folder.parents[2]} to train that fold again"
             raise UserError("the model of a fold is gone", where=folder, todo=todo)
     return found
+
+
+# ---- Members of other stages -----------------------------------------------------------------------------------------
+
+
+def dealt_alike(experiment: Experiment, stage: CombineStage) -> int:
+    """The folds of the members of a stage that combines models, where these choose on its patients; 0 where no member
+    has any.
+
+    All members have as many, so that they deal the patients out alike (`dealing.deal`): whom one holds out, all do, and
+    what the members choose together, they choose on what their folds predict (`held_out`). UserError where they differ.
+    """
+    where, counts = f"config.stages.{stage.name}.members", dict[str, int]()
+    for number, name in enumerate(stage.members):
+        one = experiment.stages.get(name)
+        alike = one is not None and one.held_out() == stage.held_out()
+        counts[name] = count_of(one, experiment.recipe_of(one)) if one and alike else 0
+        if one and alike and makes_ensemble(one, experiment.recipe_of(one)):
+            todo = "set refit=True in its recipe"
+            raise UserError(f"{name} is an ensemble of its folds", where=f"{where}[{number}]", todo=todo)
+    (first, most), *others = sorted(counts.items(), key=lambda one: -one[1])
+    for name, count in others:
+        if count != most:
+            what = f"{first} has {most} folds of '{stage.validate_on}', and {name} has {count or 'none'}"
+            todo = "give all members as many, by one recipe, so that no member knows whom another holds out"
+            raise UserError(what, where=where, todo=todo)
+    return most
+
+
+def held_out(run: Run, name: str) -> list[Path]:
+    """Where the folds of a finished stage left their predictions at the step that they chose, as `to_read`."""
+    stage = run.experiment.stages[name]
+    assert isinstance(stage, TrainStage)
+    step = int(files.read_object(run.folder / name / CHOSEN, "step")["step"])
+    count = count_of(stage, run.experiment.recipe_of(stage))
+    return to_read(replace(run, fold=Fold(stage.validate_on, 0, count, frozenset(), step)), stage)

@@ -425,3 +425,93 @@ def test_members_are_as_they_were_at_the_chosen_step(joined):
         assert alone.keys() == member.keys() and all(np.array_equal(alone[name], member[name]) for name in alone)
     page = (joined / "report.html").read_text()
     assert "members of the model" in page and "2 folds, by the member that had not seen them" in page
+
+
+# ---- Detectors with folds, together ----------------------------------------------------------------------------------
+
+
+def of_several():
+    """Two detectors as in `of_detector`, which look at views of their own choice, and their ensemble."""
+    config = cem_ensemble.get_config("tiny")
+    with config.unlocked():
+        config.detector = ConfigDict(of_detector().detector.to_dict())
+        config.other = ConfigDict(config.detector.to_dict())
+        config.other.update(steps=60, test_flips=(), test_same=(0.5,))
+    config.stages.real_1.recipe = "other"
+    config.stages.ensemble.weights = (2.0, 1.0)
+    return config
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+        folder = tmp_path_factory.mktemp("several") / "run"
+        run_experiment(of_several(), folder)
+    return folder
+
+
+def test_an_ensemble_is_chosen_by_what_all_members_find_of_patients_that_none_has_seen(several, monkeypatch):
+    """The folds of each member, run again on the patients that they do not know, and fused."""
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    experiment = parse(of_several())
+    run, recipe = Run(experiment, several, meshes.make_mesh()), experiment.recipes["detector"]
+    whole = dealing.pooled(run.open("real", "train"), run.open("real", "val"))
+    by_member: list[list[ImageResult]] = []
+    for name in ("real", "real_1"):
+        looks, results = load(several / name / "model").description.input, []
+        for number in (1, 2):
+            fold = load(several / name / f"fold_{number}" / "model")
+            known = fold.description.trained.patients
+            theirs = dealing.of_patients(
+                whole, {i.patient_id for i in whole.infos if patient_hash(i.patient_id) not in known}
+            )
+            entry = dataclasses.replace(fold.description.input, flips=looks.flips, same=looks.same)
+            looking = fold._replace(description=dataclasses.replace(fold.description, input=entry))
+            results += predict.detect_with(looking, theirs, run.mesh, recipe.score_floor)
+        assert sorted(r.image_id for r in results) == sorted(i.image_id for i in whole.infos)
+        by_member.append(sorted(results, key=lambda result: result.image_id))
+    fused = lambda same: predict.fuse_members([[one] for one in by_member], (2.0, 1.0), same, recipe.score_floor)
+    found, ensemble = summary(several, "ensemble"), load(several / "ensemble" / "model").description
+    measured = {same: train.score_of(fused(same), recipe) for same in (0.4, 0.3, 0.5)}
+    assert [value for _, value in found["tried"]] == pytest.approx(list(measured.values()), abs=1e-6)
+    assert ensemble.same == max(measured, key=measured.__getitem__) and max(measured.values()) > 0
+    choice = operating.choose(fused(ensemble.same), score_floor=recipe.score_floor, resamples=0, data="2 folds")
+    assert any(point.threshold > recipe.score_floor for point in choice.points)
+    for own, again in zip(ensemble.operating_points, choice.points):
+        assert own.threshold == pytest.approx(again.threshold, abs=1e-4)
+    assert ensemble.chosen_on == dataclasses.replace(choice.on, patients_needed=ensemble.chosen_on.patients_needed)
+    assert found["chosen_on"] == "2 folds" and "ensemble, chosen on 2 folds" in (several / "report.html").read_text()
+
+
+def test_what_folds_predict_is_read_at_the_step_that_their_stage_chose(tmp_path, monkeypatch):
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    run = Run(parse(of_several()), tmp_path, mesh=None)
+    files.write_json(files.make_folder(tmp_path / "real") / folds.CHOSEN, {"step": 40})
+    places = [tmp_path / "real" / f"fold_{number}" / "held_out" / "40" for number in (1, 2)]
+    assert folds.held_out(run, "real") == places
+
+
+def test_an_ensemble_of_detectors_with_folds_is_not_judged_on_their_validation_split(several, toy, monkeypatch):
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    config = of_several()
+    config.stages.evaluate.update(split="val", models=("ensemble",))
+    assert_refused(config, several, "'val'", "ensemble", where="stage evaluate")
+
+
+@pytest.mark.parametrize(
+    "change, where, words",
+    [
+        ({"other.folds": 3}, "members", ("real_1 has 3 folds", "real has 2")),
+        ({"other.folds": 0}, "members", ("real has 2 folds", "real_1 has none")),
+        ({"other.refit": False}, "members[1]", ("real_1 is an ensemble", "refit=True")),
+        ({"stages.ensemble.scales": (1.0, 1.25)}, "scales", ("folds", "(1.0, 1.25)")),
+    ],
+)
+def test_members_of_different_folds_and_scales_without_predictions_are_refused(
+    change, where, words, toy, monkeypatch, tmp_path
+):
+    monkeypatch.setitem(detectors.DETECTORS, "toy", toy_detector.KIND)
+    config = of_several()
+    config.update_from_flattened_dict(change)
+    assert_refused(config, tmp_path / "run", *words, where=f"config.stages.ensemble.{where}")

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from configs import (
     bridge_le_to_cem,
-    cem_ensemble,
     cem_mixed,
     cem_real,
     cem_real_dp,
@@ -195,7 +194,6 @@ def test_folds_that_are_no_ensemble_are_refused(task, tmp_path):
 @pytest.mark.parametrize(
     "module, recipe, where, words",
     [
-        (cem_ensemble, "detector", "stage ensemble", ("'val'", "'real'")),
         (cem_mixed, "inpainter", "stage synthetic", ("'val'", "'real'")),
         (cem_synthetic, "detector", "config.detector.folds", ("'real'", "not trained on")),
         (cem_real_dp, "private", "config.private.folds", ("private",)),

@@ -9,7 +9,7 @@ from elk_jax import files
 from elk_jax.data.sources import patients
 from elk_jax.data.sources.labels import class_counts, image_labels
 from elk_jax.errors import UserError
-from elk_jax.evaluation import thresholds
+from elk_jax.evaluation import ensembles, thresholds
 from elk_jax.features import store
 from elk_jax.privacy.mechanism import together
 from elk_jax.tasks import folds, training
@@ -22,7 +22,8 @@ from elk_jax.weights import model_folder
 
 
 def check_combine(run: Run, stage: CombineClassifiersStage, recipe: None, names: Collection[str]) -> None:
-    """UserError for a member that is not a classifier, as far as the members are there yet."""
+    """UserError for members of different folds, and for one that is not a classifier, as far as they are there yet."""
+    folds.dealt_alike(run.experiment, stage)
     for number, name in enumerate(stage.members):
         folder = run.model_folder(name)
         if name not in names and model_folder.architecture_of(folder) not in model.ARCHITECTURES:
@@ -31,8 +32,12 @@ def check_combine(run: Run, stage: CombineClassifiersStage, recipe: None, names:
 
 
 def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
-    """Write `<stage>/model/`, with thresholds for the mean on the validation split."""
-    validation = run.open(stage.validate_on, "val")
+    """Write `<stage>/model/`, with thresholds for the mean on the validation split; on what the folds of the members
+    said of the patients they had not seen, where these have folds."""
+    count = folds.dealt_alike(run.experiment, stage)
+    seeing = folds.of_everyone(run, stage.validate_on, count) if count else run
+    on = seeing.fold.in_words if seeing.fold else "validation"
+    validation = seeing.open(stage.validate_on, "val")
     if not run.is_main:
         return {}
     folders = [run.model_folder(name) for name in stage.members]
@@ -55,19 +60,23 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         trained=trained,
         contains=next(filter(None, contained), ""),
     )
-    labels = image_labels(validation)
-    mean = model.MeanOfClassifiers(tuple(members), description)
-    scores = mean.probabilities(validation, run.folder / store.FOLDER)[0]
-    predicted = model.predictions(scores, validation, labels, first.positive)
-    points = thresholds.by_rules(predicted, first.positive, stage.rules)
+    if count:
+        mean_of = ensembles.mean_of_probabilities if stage.mean == "probabilities" else ensembles.mean_of_logits
+        predicted = mean_of([said_by_folds(folds.held_out(run, name)) for name in stage.members])
+    else:
+        scores = model.MeanOfClassifiers(tuple(members), description).probabilities(
+            validation, run.folder / store.FOLDER
+        )
+        predicted = model.predictions(scores[0], validation, image_labels(validation), first.positive)
+    points = thresholds.by_rules(predicted, first.positive, stage.rules, on)
     folder = files.make_folder(run.folder / stage.name)
     model.save_mean(folder / "model", [params for params, _ in read], replace(description, operating_points=points))
-    auroc = model.auroc(scores, labels == validation.classes.index(first.positive))
-    run.say(f"  mean of {len(members)} classifiers; validation AUROC {auroc:.3f}")
+    auroc = model.auroc(predicted.scores(first.positive), predicted.truth(first.positive))
+    run.say(f"  mean of {len(members)} classifiers; AUROC {auroc:.3f} on {on}")
     warning = say_thresholds(run, points)
     return {
         "kind": "combine",
-        "data": {"validation": class_counts(validation)},
+        "data": {on: class_counts(validation)},
         "units": {},
         "skipped": skipped_images(validation),
         "notes": [],
@@ -78,6 +87,7 @@ def combine(run: Run, stage: CombineClassifiersStage, recipe: None) -> Summary:
         "protection": f"epsilon {epsilon:.3g}, all members together" if epsilon else protection_words(None),
         "promise": trained.sentence(),
         "contains": description.contains,
+        "chosen_on": on,
         "members": list(stage.members),
         "mean": stage.mean,
         "auroc": [auroc],

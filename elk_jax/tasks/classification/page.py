@@ -147,11 +147,13 @@ def means_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
     rows = []
     for name, summary in combined.items():
         of = f"{summary['mean'].replace('_', ' ')} of {', '.join(summary['members'])}"
-        rows.append(html.row([html.text(name), html.text(of), mean_and_deviation(summary["auroc"])], numeric_from=2))
-    head = ["Mean", "Of", "Validation AUROC"]
-    note = "The validation split has chosen the settings of the members, so that the AUROC is too good."
+        on = summary.get("chosen_on", "validation")  # of earlier versions
+        cells = [html.text(name), html.text(of), html.text(on), mean_and_deviation(summary["auroc"])]
+        rows.append(html.row(cells, numeric_from=3))
+    head = ["Mean", "Of", "On", "AUROC"]
+    note = "The settings of the members were chosen on the same patients, so that the AUROC is too good."
     promises = {name: summary["promise"] for name, summary in combined.items() if summary["promise"]}
-    table = html.table(head, rows, numeric_from=2)
+    table = html.table(head, rows, numeric_from=3)
     return Section("Means of classifiers", table + _said(promises) + _contained(combined), note)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from elk_jax import files
 from elk_jax.data.sources.source import counted, summary
 from elk_jax.detection.detectors import DETECTORS
 from elk_jax.errors import UserError
+from elk_jax.evaluation import detections, operating
 from elk_jax.evaluation import evaluate as metrics
-from elk_jax.evaluation import operating
 from elk_jax.evaluation.detections import ImageResult
+from elk_jax.images.schema import ImageInfo
 from elk_jax.tasks import folds, training
 from elk_jax.tasks.detection import model, predict
 from elk_jax.tasks.detection.evaluate import reads_pairs
@@ -32,8 +34,10 @@ def needs(experiment: Experiment, stage: CombineDetectorsStage, recipe: Detectio
 
 
 def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe, names: Collection[str]) -> None:
-    """UserError for a member that is an ensemble or no detector, and, as far as they are there yet, for members of
-    different classes and for scales that are too large."""
+    """UserError for a member that is an ensemble or no detector, for members of different folds, for scales at which
+    folds have not looked, and, as far as members are there yet, for those of different classes and for scales that are
+    too large."""
+    count = folds.dealt_alike(run.experiment, stage)
     known: list[model.Trained] = []
     for number, name in enumerate(stage.members):
         where, before = f"config.stages.{stage.name}.members[{number}]", run.experiment.stages.get(name)
@@ -55,19 +59,31 @@ def check_combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecip
                 model.at_scale(known[-1].description.input, scale)
         except UserError as error:
             raise error if error.where != "scales" else error.within(f"config.stages.{stage.name}") from error
+    if count and set(stage.scales) != {1.0}:
+        what = f"the folds of the members have looked at one scale of their input, and not at {stage.scales}"
+        where = f"config.stages.{stage.name}.scales"
+        raise UserError(what, where=where, todo="set it to (1.0,), or the folds of the members to 0")
 
 
 def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> Summary:
-    """Write `<stage>/model/`, with the IoU of the fusion and the operating points chosen on the validation split."""
+    """Write `<stage>/model/`, with the IoU of the fusion and the operating points chosen on the validation split; on
+    what the folds of the members found of the patients they had not seen, where these have folds."""
     folders = [run.model_folder(name) for name in stage.members]
     members = [model.load_one(folder) for folder in folders]
     for folder, member in zip(folders, members):
         model.check_alike(member.description, members[0].description, folder)
-    validation = run.open(stage.validate_on, "val", max(member.tested_images for member in members))
-    run.say(f"  {len(members)} detectors; validation {counted(validation.infos)}")
-    say_skipped(run, validation)
     floor, weights = recipe.score_floor, stage.weights or (1.0,) * len(members)
-    views = predict.members_views(members, stage.scales, validation, run.mesh, floor)
+    images, count = max(member.tested_images for member in members), folds.dealt_alike(run.experiment, stage)
+    seeing = folds.of_everyone(run, stage.validate_on, count) if count else run
+    on = seeing.fold.in_words if seeing.fold else operating.VALIDATION
+    validation = seeing.open(stage.validate_on, "val", images)
+    run.say(f"  {len(members)} detectors; {on} {counted(validation.infos)}")
+    say_skipped(run, validation)
+    if count:
+        found = lambda name, member: found_by_folds(folds.held_out(run, name), member, validation.infos, floor)
+        views: predict.MemberViews = [[found(name, member)] for name, member in zip(stage.members, members)]
+    else:
+        views = predict.members_views(members, stage.scales, validation, run.mesh, floor)
 
     def value(results: list[ImageResult]) -> float:
         evaluation = metrics.evaluate_detections(results, score_floor=floor, resamples=0)
@@ -77,7 +93,7 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
     tried = {same: value(fused(views, weights, same)) for same in stage.same}
     same = max(tried, key=lambda same: round(tried[same], 9))  # of equal ones, but for rounding, the first
     alone = [value(fused([own], [1.0], same)) for own in views]
-    choice = operating.choose(fused(views, weights, same), score_floor=floor, resamples=recipe.bootstrap)
+    choice = operating.choose(fused(views, weights, same), score_floor=floor, resamples=recipe.bootstrap, data=on)
     trained = model_folder.of_members([member.description.trained for member in members])
     description = EnsembleDescription(
         architecture=model.ENSEMBLE,
@@ -95,15 +111,16 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
     if run.is_main:
         folder = files.make_folder(run.folder / stage.name)
         model.save_ensemble(folder / "model", [member.params for member in members], description)
-    run.say(f"  boxes are of one lesion from IoU {same:g}; {recipe.best_metric} {tried[same]:.3f} on validation")
+    run.say(f"  boxes are of one lesion from IoU {same:g}; {recipe.best_metric} {tried[same]:.3f} on {on}")
     if choice.warning:
         run.say(f"  warning: {choice.warning}")
     if said := promised([member.description.trained for member in members]):
         run.say(f"  {said}")
     return {
         "kind": "combine",
-        "data": {"validation": summary(validation.infos)},
+        "data": {on: summary(validation.infos)},
         "skipped": skipped_images(validation),
+        "chosen_on": on,
         "members": list(stage.members),
         "scales": list(stage.scales),
         "weights": list(weights),
@@ -113,6 +130,21 @@ def combine(run: Run, stage: CombineDetectorsStage, recipe: DetectionRecipe) -> 
         "alone": alone,
         "promise": said,
     }
+
+
+def found_by_folds(
+    places: Sequence[Path], member: model.Trained, infos: Sequence[ImageInfo], floor: float
+) -> list[ImageResult]:
+    """What the folds of a detector found of the patients they had not seen, in the views by which the detector looks.
+
+    places: where they left it (`folds.held_out`). infos: all of their images. floor: of the scores of boxes.
+    """
+    own = member.description
+    if own.learned_maps:
+        what = "a member has not learned to detect, so that its folds found nothing"
+        raise UserError(what, where=places[0].parent, todo="leave it out, or give it a detection_weight above 0")
+    views = read_views(places, infos, len(own.input.flips) + 1)
+    return predict.together([detections.above(view, floor) for view in views], floor, own.input.same)
 
 
 def join_folds(run: Run, stage: TrainDetectorStage, recipe: DetectionRecipe) -> Summary:

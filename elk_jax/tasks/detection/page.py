@@ -341,10 +341,11 @@ def promises_section(evaluations: Evaluations) -> list[Section]:
 
 def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
     """What each ensemble is of, and how its fusion was chosen."""
-    head = ["Ensemble", "Weight", "On validation"]
+    head = ["Ensemble", "Weight", "Value"]
     rows, said = [], ""
     for name, summary in combined.items():
-        rows.append(html.group_row(name, len(head)))
+        on = summary.get("chosen_on", "validation")  # of earlier versions
+        rows.append(html.group_row(f"{name}, chosen on {on}", len(head)))
         for member, weight, value in zip(summary["members"], summary["weights"], summary["alone"]):
             rows.append(html.row([html.text(f"{member} alone"), f"{weight:g}", html.number(value)]))
         for same, value in summary["tried"]:
@@ -356,7 +357,8 @@ def ensembles_section(combined: Mapping[str, Mapping[str, Any]]) -> Section:
         )
         said += html.paragraph(f"{name}: {summary['promise']}") if summary["promise"] else ""
     note = (
-        "Weighted boxes of all members. The validation split has chosen the fusion, so that these numbers are too good."
+        "Weighted boxes of all members. The fusion is chosen by these numbers, so that they are too good. On folds, "
+        "each member is judged by what it found of patients before it was trained on them."
     )
     return Section("Ensembles", html.table(head, rows) + said, note)
 

@@ -27,7 +27,7 @@ from elk_jax.fields import build
 from elk_jax.tasks.classification import evaluate, model, predict, train
 from elk_jax.tasks.classification.evaluate import EvaluateSettings
 from elk_jax.tasks.classification.predict import PredictSettings
-from elk_jax.tasks.classification.recipe import NetworkRecipe, TrainClassifierStage
+from elk_jax.tasks.classification.recipe import CombineClassifiersStage, NetworkRecipe, TrainClassifierStage
 from elk_jax.tasks.run import Run
 from elk_jax.training.writer import read_metrics
 from elk_jax.weights import model_folder
@@ -184,6 +184,45 @@ def test_the_folds_are_a_mean_whose_thresholds_are_those_of_single_members(tmp_p
     assert set(last.trained.patients) == {patient_hash(info.patient_id) for info in pool.infos}
     assert len(list(tmp_path.glob("network/fold_*/held_out/*/model"))) == 2 and config.network.steps > 1
     assert "members of the model" in (tmp_path / "report.html").read_text()
+
+
+def test_thresholds_of_a_mean_are_chosen_on_what_the_folds_of_its_members_say(tmp_path):
+    """Two networks deal the patients out alike: the mean of the folds that do not know a patient, asked again."""
+    config = swin_real.get_config("tiny")
+    config.network.update(folds=2, eval_every=0)
+    with config.unlocked():
+        config.other = ConfigDict(config.network.to_dict())
+        config.other.steps = 2 * config.network.steps
+        config.stages.other = ConfigDict({**config.stages.network.to_dict(), "recipe": "other"})
+        del config.stages["evaluate"]
+        mean = CombineClassifiersStage(members=("network", "other"), validate_on="patches", rules=("youden",))
+        config.stages.mean = ConfigDict(dataclasses.asdict(mean))
+    found = run_experiment(config, tmp_path)["mean"]
+    spec = parse(config).data["patches"]
+    pool, by_member = pooled(open_source(spec, "train"), open_source(spec, "val")), []
+    for name in ("network", "other"):
+        parts = []
+        for fold in (1, 2):
+            own = model.load(tmp_path / name / f"fold_{fold}" / "model")
+            seen = own.description.trained.patients
+            theirs = of_patients(pool, {i.patient_id for i in pool.infos if patient_hash(i.patient_id) not in seen})
+            labels = np.array([info.labels[0] for info in theirs.infos])
+            parts.append(model.predictions(own.probabilities(theirs)[0], theirs, labels, own.description.positive))
+        by_member.append(joined(parts))
+    assert by_member[0].image_ids == by_member[1].image_ids and len(by_member[0]) == len(pool.infos)
+    odds = [np.log(one.probabilities / (1 - one.probabilities)) for one in by_member]
+    both = dataclasses.replace(by_member[0], probabilities=1 / (1 + np.exp(-np.mean(odds, axis=0))))
+    (point,) = model.load(tmp_path / "mean" / "model").description.operating_points
+    again = thresholds.choose(both, "malignant", thresholds.Rule(), "2 folds")
+    assert point.threshold == pytest.approx(again.threshold, abs=1e-5) and point.on == again.on
+    assert point.chosen_on == found["chosen_on"] == "2 folds" and list(found["data"]) == ["2 folds"]
+    assert "<td>2 folds</td>" in (tmp_path / "report.html").read_text()
+    config.other.folds = 0
+    with refused("2 folds", "other has none", where="config.stages.mean.members"):
+        run_experiment(config, tmp_path / "again")
+    config.other.update(folds=2, refit=False)
+    with refused("other is an ensemble", "refit=True", where="config.stages.mean.members[1]"):
+        run_experiment(config, tmp_path / "again")
 
 
 def test_files_are_classified_as_their_source_is(plain_run, tmp_path, folders):

@@ -28,7 +28,7 @@ from elk_jax.experiments.experiment import run_experiment
 from elk_jax.privacy.accounting import Ledger, Phase, epsilon_of
 from elk_jax.privacy.mechanism import Statement
 from elk_jax.tasks.detection import model, predict
-from elk_jax.tasks.detection.combine import promised
+from elk_jax.tasks.detection.combine import found_by_folds, promised
 from elk_jax.tasks.detection.evaluate import EvaluateSettings, evaluate_source
 from elk_jax.tasks.detection.train import from_weights
 from elk_jax.training.mesh import make_mesh
@@ -286,6 +286,13 @@ def test_members_that_are_no_detectors_or_know_other_classes_are_refused(ran, tm
     config.stages.ensemble.members = (str(folder_of(ran, "real_1")), str(tmp_path / "classes"))
     with refused("mass", "lesion", where=tmp_path / "classes"):
         run_experiment(config, tmp_path / "run")
+
+
+def test_the_folds_of_a_member_that_does_not_detect_found_nothing(ran, tmp_path):
+    member = model.load_one(folder_of(ran, "real"))
+    member = member._replace(description=replace(member.description, learned_maps="backbone"))
+    with refused("not learned", "detection_weight", where=tmp_path):
+        found_by_folds([tmp_path / "10"], member, (), 0.0)
 
 
 def test_an_input_that_would_be_too_large_is_refused(ran, tmp_path):
