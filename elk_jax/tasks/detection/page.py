@@ -297,7 +297,10 @@ def operating_points_section(evaluations: Evaluations) -> Section:
             for key in ("false_positives_per_image", "false_positives_per_lesion_free_image"):
                 cells.append(html.estimate_cell(point[key], 2))
             rows.append(html.row(cells))
-    note = "The lowest score of a found lesion that keeps the rate, chosen on these same images."
+    note = (
+        "The lowest score of a found lesion that keeps the rate, chosen on these same images. Intervals hold it as it "
+        "is; those of the sensitivity at a rate, in the results, read the curve of every resample."
+    )
     return Section("Operating points", html.table(head, rows), note)
 
 
