@@ -40,13 +40,13 @@ def check_examples(model: Model, examples: Mapping[str, Any]) -> None:
     """UserError for a loss in which examples meet after all, or which maps its images over devices by itself.
 
     examples: arrays [B, ...] as in a batch of the model, or their shapes; their values are not read. The loss is tried
-    on random numbers. For a sum f(a) + f(b), the gradients of (a, b) and (c, d) together are those of (a, d) and (c, b)
-    together, whatever the loss draws for its first and its second example; with normalisation over the batch, say, they
-    are not.
+    on four made examples (`trial_example`). For a sum f(a) + f(b), the gradients of (a, b) and (c, d) together are
+    those of (a, d) and (c, b) together, whatever the loss draws for its first and its second example; with
+    normalisation over the batch, say, they are not, as a differs from c, and b from d, in all that may be counted.
     """
     check_model(model)
     params = _perturbed(model)
-    a, b, c, d = (_random_example(examples, seed) for seed in range(4))
+    a, b, c, d = (trial_example(examples, number) for number in range(4))
     key = jax.random.key(0)
 
     def loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -84,15 +84,48 @@ def _norm(tree: Any) -> float:
     return float(np.linalg.norm([np.linalg.norm(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _random_example(examples: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """One example, [1, ...]."""
-    rng = np.random.default_rng(seed)
+def trial_example(examples: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """One of four examples, [1, ...], on which a loss is tried.
+
+    Numbers of the first two are mostly near 0, of the last two mostly near 1: equal means, areas and classes would hide
+    a loss that divides by them. Lesions, named as in `images.schema.Batch`, are boxes in the image, of class 0, which
+    every detector has: none in the first image, one in the second, as many as it has room for in the third, an even
+    number up to half of these in the fourth. The first and the last also have a region as large as the image that is
+    ignored: it leaves no negatives, with which samplers would fill up to equal numbers. With room for one box they have
+    the region alone.
+    """
+    rng, power = np.random.default_rng(number), (3, 3, 1 / 3, 1 / 3)[number]
 
     def drawn(x: Any) -> np.ndarray:
         shape, dtype = (1, *x.shape[1:]), np.dtype(x.dtype)
-        return (rng.random(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
+        values = (rng.random(shape) if shape[1:] else np.full(shape, 0.5)) ** power
+        return (values if dtype.kind == "f" else values >= 0.5).astype(dtype)
 
-    return {name: np.ones(1, bool) if name == "valid" else jax.tree.map(drawn, x) for name, x in examples.items()}
+    example = {name: jax.tree.map(drawn, x) for name, x in examples.items()}
+    if "valid" in example:
+        example["valid"] = np.ones(1, bool)
+    if "gt_boxes" in example:
+        example |= _lesions(rng, number, example["image"].shape[1:3], example["gt_boxes"].shape[1])
+    return example
+
+
+def _lesions(rng: np.random.Generator, number: int, canvas: tuple[int, int], most: int) -> dict[str, np.ndarray]:
+    """The lesions of `trial_example`, and the size of the image that they lie in."""
+    size = np.floor(rng.uniform(0.75, 1, 2) * canvas)  # (height, width)
+    sides = rng.uniform(0.125, 0.5, (most, 2)) * size
+    corners = rng.random((most, 2)) * (size - sides)
+    boxes = np.concatenate([corners[:, ::-1], (corners + sides)[:, ::-1]], axis=1)
+    slots = np.arange(most)
+    valid = slots < (0, 1, most, most // 4 * 2)[number]
+    ignore = (slots == most - 1) & (number in (0, 3))
+    boxes[ignore] = (0, 0, size[1], size[0])
+    return {
+        "image_size": size[None].astype(np.float32),
+        "gt_boxes": boxes[None].astype(np.float32),
+        "gt_labels": np.zeros((1, most), np.int32),
+        "gt_valid": (valid | ignore)[None],
+        "gt_ignore": ignore[None],
+    }
 
 
 def _pair(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
