@@ -18,6 +18,11 @@ def relative_side(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.sqrt(area(boxes)) / max(width, height)
 
 
+def clipped(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The parts of boxes [N, 4] in an image; those that lie outside have no area."""
+    return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
+
+
 def within_a_pixel(boxes: np.ndarray) -> np.ndarray:
     """Which of boxes [N, 4] start in the first pixel and are no larger: shares of the image rather than pixels [N]."""
     return (boxes[:, :2] <= 1).all(axis=1) & (boxes[:, 2:] - boxes[:, :2] <= 1).all(axis=1)

@@ -11,12 +11,18 @@ slices that hang as the view says (`dicom_volumes`). One class, `lesion`; condit
 (normal, actionable, benign, cancer), `study_uid` and `view`. Actionable volumes have no boxes, and their lesions were
 never biopsied: they count as volumes without lesions, as in the challenge.
 
+The boxes of the tables are the lesions, also those that leave their slices: the challenge's evaluation takes them as
+they are written, and so does ours, from the tables (`read_entries`) and from slices (`Volume.lesions`). Detectors learn
+the part of a box in its slice. Where no part is, nobody knows where the lesion is: its slices are ignored as a whole.
+A line tells of boxes that leave their slices (`checks.boxes_outside`).
+
 Source: Buda et al., JAMA Netw Open 2021, e2119100; The Cancer Imaging Archive, doi 10.7937/E4WT-CD02.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +38,7 @@ from elk_jax.data.sources.source import ImageSource, read_at
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.data.sources.volumes import Volume, as_source, dicom_volume
 from elk_jax.errors import UserError
+from elk_jax.images import boxes as box_ops
 from elk_jax.threads import ProgressBar, map_in_threads, no_bar
 
 CLASSES = ("lesion",)
@@ -69,7 +76,7 @@ def read_entries(folder: Path, split: str = "") -> list[Entry]:
     """The volumes of the tables in a folder, by the rows of the labels; no DICOM file is opened.
 
     UserError: no table of a kind, a volume or a box twice, a study of two patients, a box or path of a volume that no
-    label names, bad numbers.
+    label names, bad numbers, a box without an area or in shares of the slice.
     """
     labels = dict(_unique(_rows(folder, LABELS), "labels"))
     patient_of: dict[str, str] = {}
@@ -98,7 +105,11 @@ def open_bcs_dbt(spec: SourceSpec, split: str = "", progress: ProgressBar = no_b
     UserError as in `read_entries` and `dicom_volume`, and for volumes whose file is missing or is there twice.
     """
     entries = read_entries(Path(spec.place), split)
-    return as_source(_open_all(entries, spec, progress), CLASSES, spec.spec)
+    volumes = _open_all(entries, spec, progress)
+    marked = [(volume.name, entry.boxes, volume.size) for volume, entry in zip(volumes, entries)]
+    if line := checks.boxes_outside(marked):
+        logging.getLogger(__name__).warning("%s: %s", spec.spec, line)
+    return as_source(volumes, CLASSES, spec.spec)
 
 
 def open_unlabelled(spec: SourceSpec) -> list[Volume]:
@@ -130,17 +141,19 @@ def _opened(entries: list[Entry], places: list[Path | None], spec: SourceSpec, p
         what = f"{len(volume)} frames, the table says VolumeSlices {entry.slices}"
         raise UserError(what, where=path, todo="fetch the file again, or correct the table")
     width, height = volume.infos[0].width, volume.infos[0].height
-    corners = [checks.checked_box(box, width, height, f"{spec.spec}, volume {entry.name}") for box in entry.boxes]
-    clipped = np.array(corners, np.float32).reshape(-1, 4)
+    parts = box_ops.clipped(entry.boxes, width, height)
+    unseen = box_ops.area(parts) == 0
+    parts[unseen] = (0, 0, width, height)
     chosen = chosen_slices(len(volume), entry.at, spec.slices)
     fields = {"study_uid": entry.study, "class": entry.kind}
     infos = []
     for k in chosen:
-        info, seen = with_lesions(volume.infos[k], clipped, entry.at, spec.slices)
-        # The published evaluation does not clip, and the centre of a clipped box lies elsewhere.
-        as_marked = {"lesion_boxes": entry.boxes[seen].tolist()} if (clipped != entry.boxes)[seen].any() else {}
-        meta = info.meta | fields | as_marked
-        infos.append(replace(info, patient_id=entry.patient_id, split=entry.split, meta=meta))
+        info, seen = with_lesions(volume.infos[k], parts, entry.at, spec.slices)
+        meta = info.meta | fields
+        if (parts != entry.boxes)[seen].any():
+            meta["lesion_boxes"] = entry.boxes[seen].tolist()
+        ignore = info.ignore | unseen[seen]
+        infos.append(replace(info, patient_id=entry.patient_id, split=entry.split, ignore=ignore, meta=meta))
     return Volume(tuple(infos), partial(read_at, volume.read, tuple(chosen)), volume.instance)
 
 
@@ -227,6 +240,12 @@ def _entry(
         if (corners[-1], int(position)) in zip(corners[:-1], at):  # no finding could hit the second of them
             what = f"the box in slice {position:g} of the volume {' '.join(key)} is there twice"
             raise UserError(what, where=place, todo="remove one of the rows")
+        box = np.array(corners[-1:], np.float32)
+        if not box_ops.area(box)[0] > 0 or box_ops.within_a_pixel(box)[0]:
+            what = f"a box of {width:g} x {height:g} px at ({x:g}, {y:g})"
+            raise UserError(
+                what, where=place, todo="give pixels, if these are shares of the slice; else correct the row"
+            )
         if counts and count != counts[0]:
             what = f"VolumeSlices is {count:g}, and {counts[0]} in another row of the volume"
             raise UserError(what, where=place, todo="correct one of the rows")

@@ -55,6 +55,27 @@ def checked_box(box: Sequence[float], width: int, height: int, where: str) -> np
     return box32
 
 
+def boxes_outside(volumes: Iterable[tuple[str, np.ndarray, tuple[float, float]]]) -> str:
+    """A line on boxes that leave their slices by more than rounding does; "" where none does.
+
+    volumes: name, boxes [N, 4] as they were marked, (width, height) of the slices. Not an error: the evaluation of the
+    challenge, whose boxes they are, counts them.
+    """
+    found, total = [], 0
+    for name, boxes, (width, height) in volumes:
+        total += len(boxes)
+        sides = np.concatenate([-boxes[:, :2], boxes[:, 2:] - (width, height)], axis=1).max(axis=1, initial=-math.inf)
+        found += [(name, box) for box in boxes[sides > ROUNDING]]
+    if not found:
+        return ""
+    name, box = found[0]
+    corners = ", ".join(f"{side:g}" for side in box)
+    return (
+        f"{len(found)} of {total} boxes leave their slices by more than {ROUNDING:g} px, the first ({corners}) in "
+        f"{name}: they count as they are marked; detectors learn the part inside"
+    )
+
+
 def check_pixels(image: np.ndarray, width: int, height: int, where: object) -> None:
     """UserError unless `image` is [height, width, 1], finite and within [0, 1]."""
     if image.shape[:2] != (height, width):

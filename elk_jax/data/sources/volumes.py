@@ -28,6 +28,7 @@ from elk_jax.data.sources.folder import AS_STORED, find_images
 from elk_jax.data.sources.source import ImageSource, Read, read_at, read_part
 from elk_jax.data.sources.spec import SourceSpec
 from elk_jax.errors import UserError
+from elk_jax.images import boxes as box_ops
 from elk_jax.images.schema import ImageInfo
 
 
@@ -66,6 +67,11 @@ class Volume:
         return str(self.infos[0].meta.get("view") or "").lower()
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of its slices."""
+        return self.infos[0].width, self.infos[0].height
+
+    @property
     def slices(self) -> int:
         """Slices of the whole volume, of which some may be left out here."""
         return int(self.infos[0].meta.get("volume_slices") or max(info.slice for info in self.infos) + 1)
@@ -75,12 +81,15 @@ class Volume:
 
         Where images have a list `lesion_slices`, the own slice of the lesion of each box, boxes in other slices are not
         counted; else every box that is not to be ignored is a lesion. Where they have a list `lesion_boxes`, these are
-        the lesions as they were marked, which may leave the slice: its boxes are clipped.
+        the lesions as they were marked, which may leave the slice: its boxes are their parts in it. One that was marked
+        outside as a whole is a lesion as well: its slice is ignored, as nobody knows where it is.
         """
         boxes, at = [np.zeros((0, 4))], []
         for info in self.infos:
             own = np.asarray(info.meta.get("lesion_slices", [info.slice] * len(info.boxes))) == info.slice
-            chosen = np.asarray(info.meta.get("lesion_boxes", info.boxes), float).reshape(-1, 4)[own & ~info.ignore]
+            marked = np.asarray(info.meta.get("lesion_boxes", info.boxes), float).reshape(-1, 4)
+            unseen = box_ops.area(box_ops.clipped(marked, info.width, info.height)) == 0
+            chosen = marked[own & (unseen | ~info.ignore)]
             boxes.append(chosen)
             at += [info.slice] * len(chosen)
         return np.concatenate(boxes), np.array(at, int)

@@ -5,6 +5,7 @@ Shapes: S slices of a volume, padded to a multiple of SLICES_STEP; K detections 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from elk_jax import files
-from elk_jax.data.sources import bcs_dbt
+from elk_jax.data.sources import bcs_dbt, checks
 from elk_jax.data.sources.open import has_volumes, open_source
 from elk_jax.data.sources.source import ImageSource, read_at, summary
 from elk_jax.data.sources.spec import OnError, SourceSpec
@@ -48,6 +49,8 @@ from elk_jax.training import mesh as meshes
 SLICES_STEP, DETECTIONS_STEP = 16, 16
 """Volumes of similar numbers share one compilation."""
 RESULTS = "volumes.json"
+UNKNOWN = (math.inf, math.inf)
+"""(width, height) of slices that were not read."""
 FULL_HEIGHT = 1000
 """Pixels of a slice from which on the distances of the DBTex metric, which are pixels, are a small part of it."""
 
@@ -194,7 +197,8 @@ def statistics(folder: Path, stage: EvaluateDetectorsStage) -> dict[str, Patient
 
 def evaluated(results: Sequence[VolumeResult], volumes: Sequence[Volume], resamples: int, rule: Rule) -> dict[str, Any]:
     """The content of evaluation.json. volumes: their slices, where they are at hand, found by `rule`."""
-    notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin)]
+    truths = [result.truth for result in results]
+    notes = [*size_notes(volumes), *end_notes(volumes, RULES[rule].margin), *outside_notes(truths, volumes)]
     return evaluate_volumes(results, resamples=resamples) | {"notes": notes}
 
 
@@ -279,6 +283,14 @@ def end_notes(volumes: Sequence[Volume], margin: int) -> list[str]:
         return []
     whole = sum(len(volume.lesions()[1]) for volume in volumes)
     return [f"{ends} of {whole} lesions lie in the {margin} slices at either end, in which this rule does not look"]
+
+
+def outside_notes(truths: Sequence[VolumeTruth], volumes: Sequence[Volume]) -> list[str]:
+    """Lines where lesions leave their slices, as tables may be wrong, and where nobody can see it."""
+    sizes = {(volume.study, volume.view): volume.size for volume in volumes}
+    line = checks.boxes_outside((" ".join(one.key), one.boxes, sizes.get(one.key, UNKNOWN)) for one in truths)
+    unread = "the slices were not read: a box that leaves them to the right or below is not seen"
+    return [note for note in (line, "" if volumes else unread) if note]
 
 
 def _opened(data: SourceSpec, split: str, on_error: OnError, seed: int = 0) -> ImageSource:

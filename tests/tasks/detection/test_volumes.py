@@ -123,6 +123,49 @@ def test_a_box_counts_as_it_is_marked_for_a_model_and_for_a_file(tmp_path, model
     assert source.infos[0].boxes.min() == 0  # what a detector learns from lies in the slice
 
 
+LEAVES, OUTSIDE = (0, -3, 2, 10, 8), (1, 700, 2, 10, 8)
+"""Slice, x, y, width, height of boxes that begin 3 px left of slices 640 px wide, and 60 px to the right of them."""
+
+
+def test_boxes_outside_their_slices_count_for_a_model_and_for_a_file(tmp_path, model, caplog):
+    """As in the challenge, which looks at no slice: what is bright lies 1.5 px, 0 and 90 px from the centres of the
+    boxes, within 100 px. Each way says that the table may be wrong, as far as it can see."""
+    frames = np.zeros((2, 16, 640), np.uint16)
+    frames[:, :, 0], frames[0, 2:10, :7], frames[0, 2:10, 300:310], frames[1, 2:10, 610:620] = 300, 900, 900, 900
+    folder = dbt_files.write_one(tmp_path / "dbt", frames, [LEAVES, (0, 300, 2, 10, 8), OUTSIDE])
+    found = run(folder, tmp_path / "out", model, split="test")
+    assert caplog.text.count("2 of 3 boxes") == 1 and "(-3, 2, 7, 10)" in caplog.text
+    again = run(folder, tmp_path / "again", predictions=str(tmp_path / "out" / "submission.csv"), split="test")
+    assert again["metrics"] == found["metrics"] and again["lesions"] == found["lesions"] == 3
+    assert found["metrics"]["mean_sensitivity_positive"]["value"] == 1.0
+    assert any("2 of 3 boxes" in note for note in found["notes"])
+    assert any("1 of 3 boxes" in note for note in again["notes"])
+    assert any("not read" in note for note in again["notes"]) and not any("not read" in n for n in found["notes"])
+
+
+def test_a_detector_learns_nothing_where_a_lesion_is_marked_outside(tmp_path):
+    frames = np.zeros((8, 16, 640), np.uint16)
+    frames[:, :, 0] = 300
+    folder = dbt_files.write_one(tmp_path / "dbt", frames, [LEAVES, OUTSIDE])
+    source = open_source(SourceSpec(f"bcs_dbt:{folder}", slices="all"), "test")
+    whole, part = [0, 0, 640, 16], [0, 2, 7, 10]
+    assert [info.boxes.tolist() for info in source.infos] == [[part, whole]] * 3 + [[whole]] + [[]] * 4
+    assert [info.ignore.tolist() for info in source.infos[:4]] == [[False, True], [True, True], [True, True], [True]]
+    boxes, at = volumes_of(source)[0].lesions()
+    assert boxes.tolist() == [[-3, 2, 7, 10], [700, 2, 710, 10]] and at.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("box", [(0, 5, 2, 0, 8), (0, 5, 2, 10, -1), (0, 0.25, 0.25, 0.5, 0.5), (0, 1e9, 2, 1e-3, 8)])
+def test_a_box_without_an_area_or_in_shares_is_refused_for_a_model_and_for_a_file(tmp_path, model, box):
+    frames = np.zeros((2, 16, 64), np.uint16)
+    folder = dbt_files.write_one(tmp_path / "dbt", frames, [(0, 20, 2, 10, 8), box])
+    row = f"{folder / 'BCS-DBT-boxes-test-v2.csv'}, line 3"
+    for way in ({"model": model}, {"predictions": "a.csv"}):
+        with refused(f"{box[3]:g} x {box[4]:g} px", where=row):
+            run(folder, tmp_path / "out", split="test", **way)
+    assert not (tmp_path / "out").exists()
+
+
 def bright_box(params, pyramid, batch, map_images):
     """Detections [B, 1]: the box around all bright pixels of what the network sees."""
     bright = pyramid[0][..., 0] > 0.85
@@ -172,7 +215,8 @@ def test_small_slices_are_said_to_be_small_for_a_file_too_where_they_are_at_hand
     path.write_text(",".join((*submission.KEY, *submission.NUMBERS)) + "\n")
     found = run(folder, tmp_path / "out", predictions=str(path), data=data, split="test")
     assert any("64 px" in note for note in found["notes"])
-    assert not run(folder, tmp_path / "tables", predictions=str(path))["notes"]
+    (unread,) = run(folder, tmp_path / "tables", predictions=str(path))["notes"]
+    assert "not read" in unread
 
 
 def test_detections_of_slices_are_written_on_demand_and_can_be_evaluated_as_images(folder, model, tmp_path):
