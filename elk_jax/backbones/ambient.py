@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.sharding import PartitionSpec as P
 
@@ -27,3 +30,15 @@ def split_by_images(x: jax.Array) -> jax.Array:
     if spec is None or jax.sharding.get_abstract_mesh().size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def with_one_gradient(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Any:
+    """`function(params, inputs)`, of arrays [B, ...] and image by image, that uses its parameters several times.
+
+    Each device adds up the gradient of all uses for its own images; then the devices exchange the sum. The compiler
+    would exchange the gradient of each use, and add up afterwards.
+    """
+    spec = batch_spec(len(jax.tree.leaves(inputs)[0]))
+    if spec is None or jax.sharding.get_abstract_mesh().size == 1:
+        return function(params, inputs)
+    return jax.shard_map(function, in_specs=(P(), spec), out_specs=spec, check_vma=False)(params, inputs)

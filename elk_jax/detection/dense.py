@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.backbones.ambient import with_one_gradient
 from elk_jax.detection import backbone, lanes
 from elk_jax.detection import boxes as box_ops
 from elk_jax.detection.anchors import pyramid_anchors
@@ -47,6 +48,8 @@ class ImageLosses(NamedTuple):
     positives: jax.Array
 
 
+HEADS = ("class_head", "box_head")
+"""Their parameters, which all levels share."""
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 """(model, params, pyramid, batch, rng, map_images) -> (loss, metrics)."""
 
@@ -90,7 +93,12 @@ def levels(model: Any, params: Params, maps: Sequence[jax.Array]) -> Pyramid:
 
 def outputs(model: Any, params: Params, pyramid: Sequence[jax.Array]) -> Outputs:
     """Class logits and box deltas per level."""
-    return _apply(model, params, "outputs", pyramid)
+
+    def heads(params: Params, levels: Sequence[jax.Array]) -> Any:
+        return _apply(model, params, "outputs", levels)
+
+    found: Outputs = with_one_gradient(heads, {name: params[name] for name in HEADS}, tuple(pyramid))
+    return found
 
 
 def _apply(model: Any, params: Params, method: str, inputs: Any) -> Any:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elk_jax.backbones.ambient import with_one_gradient
 from elk_jax.backbones.fpn import FPN
 from elk_jax.backbones.norms import frozen_patterns, norm_from_name
 from elk_jax.detection import backbone, lanes
@@ -158,7 +159,12 @@ def features(model: FasterRCNN, params: Params, batch: Batch, rng: jax.Array | N
 
 def rpn_outputs(model: FasterRCNN, params: Params, pyramid: Sequence[jax.Array]) -> RPNOutputs:
     """Objectness logits [B, A_l] and deltas [B, A_l, 4] per level."""
-    return _apply(model, params, lambda network, levels: network.rpn(levels), pyramid)
+
+    def head(params: Params, levels: Sequence[jax.Array]) -> Any:
+        return _apply(model, params, lambda network, levels: network.rpn(levels), levels)
+
+    found: RPNOutputs = with_one_gradient(head, {"rpn": params["rpn"]}, tuple(pyramid))
+    return found
 
 
 def box_outputs(model: FasterRCNN, params: Params, regions: jax.Array) -> BoxOutputs:

@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from elk_jax.backbones import resnet
 from elk_jax.detection import detectors, faster_rcnn
 from elk_jax.detection.detector import Detector
 from elk_jax.detection.efficientdet_config import EfficientDetConfig
 from elk_jax.detection.retinanet_config import RetinaNetConfig
+from elk_jax.programs.account import account
 from elk_jax.training import mesh as meshes
 from elk_jax.training.model import Model
 from elk_jax.training.optimizer import OptimizerConfig
@@ -129,6 +131,34 @@ def losses(name: str, mesh) -> dict[str, float]:
     return {key: float(value) for key, value in jax.jit(meshes.traced_on(mesh, of_batch))(params, first).items()}
 
 
+def exchange(name: str, mesh) -> dict[str, Any]:
+    """The gradient of what is behind the backbone, in float64: its norm by part, its bytes, and those that devices
+    exchange."""
+    net, maps = one_stage(name), []
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: x.astype("float64"), net.init(jax.random.key(0)))
+    own = meshes.place({part: leaf for part, leaf in params.items() if part != "backbone"}, mesh)
+    for number, one in enumerate(jax.eval_shape(net.backbone.maps, shapes, batch(0, "float64"))):
+        maps.append(np.random.default_rng(number).normal(size=one.shape))
+
+    def loss(own, maps, batch):
+        pyramid = net.backbone.pyramid(own, tuple(maps))
+        return net.loss_from_features(own, pyramid, batch, jax.random.key(1), meshes.shard_map_images(mesh))[0]
+
+    inputs = meshes.put_batch({"maps": maps}, mesh)["maps"], meshes.put_batch(batch(0, "float64"), mesh)
+    compiled = (
+        jax.jit(meshes.traced_on(mesh, jax.grad(loss)), out_shardings=meshes.replicated(mesh))
+        .lower(own, *inputs)
+        .compile()
+    )
+    found = account(compiled, mesh.size).collectives()
+    return {
+        "norms": {part: float(optax.tree.norm(leaves)) for part, leaves in compiled(own, *inputs).items()},
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(own)),
+        "exchanged": {kind: moved.bytes for (kind, _), moved in found.items()},
+    }
+
+
 def of_statistics(params) -> float:
     """The L2 norm of the running statistics."""
     names = {name: leaf for name, leaf in flatten(params).items() if name.endswith(("norm/mean", "norm/var"))}
@@ -156,6 +186,7 @@ def main() -> None:
         jax.config.update("jax_enable_x64", True)
         for detector_name in ONE_STAGE:
             seen[detector_name] = {name: losses(detector_name, mesh) for name, mesh in layouts.items()}
+            seen[f"{detector_name}-exchange"] = {name: exchange(detector_name, mesh) for name, mesh in layouts.items()}
     if jax.process_index() == 0:
         (out / "seen.json").write_text(json.dumps(seen))
 

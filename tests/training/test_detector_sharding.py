@@ -68,3 +68,13 @@ def test_the_loss_of_a_batch_is_that_of_one_device(seen, name):
     """Its normaliser is of the whole batch, also where devices have one lesion, none or a filler."""
     one, eight = seen[name]["one"], seen[name]["eight"]
     assert eight == pytest.approx(one, rel=1e-9, abs=0) and all(value > 0 for value in one.values())
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_heads_of_all_levels_exchange_their_gradient_once(seen, name):
+    """Not once a level: what eight devices exchange has the size of the parameters, and a few numbers of the loss."""
+    one, eight = seen[f"{name}-exchange"]["one"], seen[f"{name}-exchange"]["eight"]
+    assert one["exchanged"] == {} and set(eight["exchanged"]) == {"all-reduce"}
+    assert 0 <= eight["exchanged"]["all-reduce"] - eight["bytes"] <= 64
+    assert set(one["norms"]) == {"fpn", "class_head", "box_head"} and all(norm > 0 for norm in one["norms"].values())
+    assert eight["norms"] == pytest.approx(one["norms"], rel=1e-9, abs=0)
